@@ -1,0 +1,140 @@
+"""A plan as the machine walks it: steps by number, dependencies, levels, and what each step is.
+
+Levels are those of `graphlib`: 1 + the highest level among the dependencies, roots 0. Inside a level
+steps stand in the plan's order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+
+from longshore.orchestration.operations import Operation, Retry, Undo, find
+from longshore.orchestration.plan import Plan, Step
+
+
+def find_cycle(plan: Plan) -> list[str] | None:
+    """The steps of one cycle, first and last the same; or None."""
+    graph = {name: [d for d in step.after if d in plan.steps] for name, step in plan.steps.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(reversed(error.args[1]))
+    return None
+
+
+@dataclass(frozen=True)
+class CompiledStep:
+    """One step, with everything that does not depend on the run."""
+
+    index: int
+    name: str
+    step: Step
+    operation: Operation
+    level: int
+    needs: tuple[int, ...]
+    needed_by: tuple[int, ...]
+
+    @property
+    def always(self) -> bool:
+        return self.step.always
+
+    @cached_property
+    def read_only(self) -> bool:
+        return self.operation.is_read_only(self.step.with_)
+
+    @cached_property
+    def repeatable(self) -> bool:
+        """Whether an attempt that vanished may be done again."""
+        return self.read_only or self.operation.repeatable(self.step.with_)
+
+    @cached_property
+    def has_undo(self) -> bool:
+        """Whether there is something to run in order to take it back."""
+        if self.step.undo is None:
+            return self.operation.undo is not Undo.NONE
+        return self.step.undo != "none"
+
+    @property
+    def queue(self) -> str:
+        return self.operation.queue
+
+    @cached_property
+    def undo_queue(self) -> str:
+        """Undo work has a queue of its own, consumed first, so that new work cannot hold it up."""
+        undo = self.step.undo
+        operation = self.operation if undo is None or undo == "none" else find(undo.op)
+        return f"{operation.queue}.undo"
+
+
+class CompiledPlan:
+    """The plan by numbers. The plan must be free of problems."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        names = list(plan.steps)
+        index = {name: i for i, name in enumerate(names)}
+        graph = {name: step.after for name, step in plan.steps.items()}
+        level: dict[str, int] = {}
+        for name in TopologicalSorter(graph).static_order():
+            level[name] = 1 + max((level[d] for d in graph[name]), default=-1)
+        needed_by: list[list[int]] = [[] for _ in names]
+        for name in names:
+            for dependency in graph[name]:
+                needed_by[index[dependency]].append(index[name])
+        self.index = index
+        self.steps = tuple(
+            CompiledStep(
+                index=i,
+                name=name,
+                step=plan.steps[name],
+                operation=find(plan.steps[name].op),
+                level=level[name],
+                needs=tuple(index[d] for d in graph[name]),
+                needed_by=tuple(needed_by[i]),
+            )
+            for i, name in enumerate(names)
+        )
+        by_level: dict[int, list[int]] = {}
+        for step in self.steps:
+            by_level.setdefault(step.level, []).append(step.index)
+        self.levels = tuple(tuple(by_level[n]) for n in range(len(by_level)))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def stops(self, index: int) -> bool:
+        """Whether a final failure of this step ends the run. A failing `always` step never does."""
+        step = self.steps[index]
+        return not step.always and (step.step.on_error or self.plan.on_error) == "stop"
+
+    def retry_policy(self, index: int) -> Retry:
+        """The step's own policy, else the plan's, else the operation's."""
+        step = self.steps[index]
+        return step.step.retry or self.plan.retry or step.operation.retry
+
+    def may_chain(self, index: int) -> bool:
+        """Whether the step can be a link of a chain: nothing about it has to be decided when its turn comes."""
+        step = self.steps[index]
+        return len(self.levels[step.level]) == 1 and not step.always
+
+    def chain_from(self, index: int, at_most: int) -> tuple[int, ...]:
+        """The step and the single steps of the levels that follow it, as far as they can be linked."""
+        links = [index]
+        for level in self.levels[self.steps[index].level + 1 :]:
+            if len(links) == at_most or len(level) != 1 or not self.may_chain(level[0]):
+                break
+            links.append(level[0])
+        return tuple(links) if self.may_chain(index) else (index,)
+
+    def upstream(self, index: int) -> frozenset[int]:
+        """Every step that this one comes after, directly or not."""
+        seen: set[int] = set()
+        stack = list(self.steps[index].needs)
+        while stack:
+            i = stack.pop()
+            if i not in seen:
+                seen.add(i)
+                stack.extend(self.steps[i].needs)
+        return frozenset(seen)

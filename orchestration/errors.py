@@ -1,0 +1,167 @@
+"""Every error of Longshore, under one root.
+
+    LongshoreError                    exit code 1
+    ├── UsageError                    exit code 2: what was asked for makes no sense
+    │   ├── PlanError                 a plan that cannot be run, with step and line
+    │   ├── ParamsError               values that do not fit the plan's `params`
+    │   ├── UnknownName               no such plan, run, step or operation
+    │   ├── RunConflict               the run id is taken by another plan
+    │   └── ConfigError               settings, a missing program or package
+    ├── StoreUnavailable              Redis does not answer
+    ├── RunFailed                     a run ended badly; carries the report and its exit code
+    ├── WaitTimeout                   the run goes on, the waiting ended
+    └── OperationError                an operation failed on a worker
+        ├── Transient                 may pass: it is tried again
+        ├── Unsuccessful              it was done and did not work: tried again where the plan says so
+        ├── Preflight                 failed before anything was touched
+        ├── StepTimeout               the attempt ran out of its time
+        └── StepCancelled             the run asked its running steps to stop
+
+Each error says what happened, where, and what to do next; `exit_code` is what the command line
+returns for it, through any wrapping (`exit_code_of`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+class LongshoreError(Exception):
+    """Root of all errors. `remedy` is one sentence that says what to do next."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.remedy}" if self.remedy else self.message
+
+
+class UsageError(LongshoreError):
+    """What was asked for cannot be done as it was asked."""
+
+    exit_code = 2
+
+
+class Problem:
+    """One thing that is wrong with a plan: what, in which step, at which line of its file.
+
+    `path` leads to it inside the plan (`("steps", "pull", "with")`); the reader of a file turns it
+    into a line.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        step: str | None = None,
+        line: int | None = None,
+        path: tuple[str | int, ...] = (),
+    ) -> None:
+        self.message = message
+        self.step = step
+        self.line = line
+        self.path = path
+
+    def __str__(self) -> str:
+        where = [f"line {self.line}"] if self.line else []
+        where += [f"step {self.step!r}"] if self.step else []
+        return f"{', '.join(where)}: {self.message}" if where else self.message
+
+    def __repr__(self) -> str:
+        return f"Problem({str(self)!r})"
+
+
+class PlanError(UsageError):
+    """A plan that cannot be run. `problems` holds all that was found, the message names the first."""
+
+    def __init__(self, problems: list[Problem] | str, *, source: str = "") -> None:
+        found = [Problem(problems)] if isinstance(problems, str) else problems
+        more = f" (and {len(found) - 1} more: longshore plan validate)" if len(found) > 1 else ""
+        where = f"{source}: " if source else ""
+        super().__init__(f"{where}{found[0]}{more}")
+        self.problems = found
+        self.source = source
+
+
+class ParamsError(UsageError):
+    """Values that do not fit the plan's `params`."""
+
+
+class UnknownName(UsageError):
+    """No such plan, run, step or operation."""
+
+
+class RunConflict(UsageError):
+    """The run id belongs to a run of another plan or with other parameters."""
+
+
+class ConfigError(UsageError):
+    """Settings that contradict each other, or a program or package that is missing."""
+
+
+class StoreUnavailable(LongshoreError):
+    """Redis does not answer, or refuses to write."""
+
+
+class WaitTimeout(LongshoreError):
+    """Waiting ended before the run did. The run goes on."""
+
+
+class RunFailed(LongshoreError):
+    """A run that did not end as asked; `report` is complete all the same."""
+
+    def __init__(self, message: str, *, report: Any, exit_code: int) -> None:
+        super().__init__(message)
+        self.report = report
+        self.exit_code = exit_code
+
+
+class OperationError(LongshoreError):
+    """An operation failed. Permanent unless it is `Transient`; its effect is unknown unless `Preflight`."""
+
+    def __init__(self, message: str, *, remedy: str = "", data: dict[str, Any] | None = None) -> None:
+        super().__init__(message, remedy=remedy)
+        self.data = data or {}
+
+
+class Transient(OperationError):
+    """An error that can pass: the engine is busy, a registry is away. The step's policy tries it again."""
+
+
+class Unsuccessful(OperationError):
+    """Done, and not with success: an exit code. Tried again only where step or plan has a policy."""
+
+
+class Preflight(OperationError):
+    """Failed before anything was touched, so that there is nothing to undo."""
+
+
+class StepTimeout(OperationError):
+    """The attempt ran out of its time."""
+
+
+class StepCancelled(OperationError):
+    """The run asked its running steps to stop, and this one did."""
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and everything it was raised from, outermost first."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code an error stands for, however often it was wrapped."""
+    for link in chain(error):
+        if isinstance(link, LongshoreError):
+            return link.exit_code
+    return 1

@@ -1,0 +1,23 @@
+"""The transitions of a run, one Lua script each.
+
+Every script gets the four keys of a run's record (`RunKeys.record`) and is put behind `prelude.lua`.
+Its header is its contract.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+
+@cache
+def source(name: str) -> str:
+    """The text of a script with its prelude."""
+    folder = files(__name__)
+    return folder.joinpath("prelude.lua").read_text() + folder.joinpath(f"{name}.lua").read_text()
+
+
+def names() -> list[str]:
+    """All scripts, sorted."""
+    found = (entry.name for entry in files(__name__).iterdir())
+    return sorted(n.removesuffix(".lua") for n in found if n.endswith(".lua") and n != "prelude.lua")

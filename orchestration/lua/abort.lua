@@ -1,0 +1,15 @@
+-- End a run before its end: nothing new is claimed from now on.
+--
+-- FROM     running
+-- ARGV[1]  cause  ARGV[2]  error  ARGV[3]  actor  ARGV[4]  '1' to keep what was done
+-- RETURNS  1 done, 0 it is not running
+-- EVENTS   run_aborting
+if redis.call('HGET', run, 'state') ~= 'running' then
+  return 0
+end
+redis.call('HSET', run, 'state', 'aborting', 'cause', ARGV[1], 'err', ARGV[2])
+if ARGV[4] == '1' then
+  redis.call('HSET', run, 'keep', 1)
+end
+emit('run_aborting', 'cause', ARGV[1], 'actor', ARGV[3])
+return 1

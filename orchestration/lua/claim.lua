@@ -1,0 +1,39 @@
+-- Claim a step, or its undo, for one attempt.
+--
+-- FROM     ready or retrying, in a run that is running or finishing (forward) or undoing (backward)
+-- ARGV[1]  index    ARGV[2]  '' forward, 'u' backward    ARGV[3]  owner, unique to this delivery
+-- ARGV[4]  task id  ARGV[5]  lease ms
+-- RETURNS  {'ok', fence, attempt, rendered, the step's rendered, before, outcome, first started ms}
+--          or {'no', why}
+-- EVENTS   step_started | undo_started
+local i, p, owner = ARGV[1], ARGV[2], ARGV[3]
+local state = redis.call('HGET', run, 'state')
+if p == '' and state ~= 'running' and state ~= 'finishing' then
+  return {'no', 'run ' .. (state or 'gone')}
+end
+if p == 'u' and state ~= 'undoing' then
+  return {'no', 'run ' .. (state or 'gone')}
+end
+local status, fence, not_before, held = unpack(redis.call('HMGET', steps,
+  p .. 's:' .. i, p .. 'f:' .. i, p .. 'n:' .. i, p .. 'w:' .. i))
+local busy = p == '' and 'running' or 'undoing'
+-- The same delivery asks again where the answer to its first call was lost.
+if not (status == busy and held == owner) then
+  if status ~= 'ready' and status ~= 'retrying' then
+    return {'no', status or 'pending'}
+  end
+  if status == 'retrying' and tonumber(not_before or 0) > now + 50 then
+    return {'no', 'early'}
+  end
+  -- Grows with every claim, and does not repeat even if Redis lost its last writes.
+  fence = string.format('%.0f', math.max((tonumber(fence) or 0) + 1, clock[1] * 1000000 + clock[2]))
+  local attempt = redis.call('HINCRBY', steps, p .. 'a:' .. i, 1)
+  redis.call('HSETNX', steps, p .. 'b:' .. i, now)
+  local ids = redis.call('HGET', steps, p .. 't:' .. i)
+  redis.call('HSET', steps, p .. 's:' .. i, busy, p .. 'f:' .. i, fence, p .. 'w:' .. i, owner,
+             p .. 't:' .. i, (ids and ids .. ' ' or '') .. ARGV[4])
+  emit(p == '' and 'step_started' or 'undo_started', 'step', i, 'attempt', attempt, 'owner', owner)
+end
+redis.call('ZADD', leases, now + tonumber(ARGV[5]), p .. i)
+local r = redis.call('HMGET', steps, p .. 'a:' .. i, p .. 'r:' .. i, 'r:' .. i, 'j:' .. i, 'o:' .. i, p .. 'b:' .. i)
+return {'ok', fence, r[1], r[2] or '', r[3] or '', r[4] or '', r[5] or '', r[6]}

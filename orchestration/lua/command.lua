@@ -1,0 +1,53 @@
+-- Carry out what somebody asked of a run, once.
+--
+-- FROM     cancel: pending or running; undo: a resting state
+-- ARGV[1]  id of the command in the commands' stream  ARGV[2]  kind  ARGV[3]  actor  ARGV[4]  reason
+-- ARGV[5]  '1' to keep what was done (cancel)  ARGV[6]  level above the highest (undo), then the indices
+--          whose undo failed and is to be tried again
+-- RETURNS  'done', 'old' it was handled before, or a sentence that says why nothing was done
+-- EVENTS   command, and what follows from it
+local last = redis.call('HGET', run, 'cmd')
+local function number(id)
+  local ms, seq = string.match(id, '(%d+)-(%d+)')
+  return tonumber(ms), tonumber(seq)
+end
+if last then
+  local a, b = number(last)
+  local c, d = number(ARGV[1])
+  if c < a or (c == a and d <= b) then
+    return 'old'
+  end
+end
+redis.call('HSET', run, 'cmd', ARGV[1])
+local state = redis.call('HGET', run, 'state')
+emit('command', 'kind', ARGV[2], 'actor', ARGV[3], 'reason', ARGV[4])
+if ARGV[2] == 'cancel' then
+  if state == 'pending' then
+    redis.call('HSET', run, 'state', 'failed', 'cause', 'cancel', 'err', ARGV[4], 'ended', now)
+    emit('run_ended', 'state', 'failed', 'cause', 'cancel')
+    return 'done'
+  end
+  if state ~= 'running' then
+    return 'the run is ' .. state
+  end
+  redis.call('HSET', run, 'state', 'aborting', 'cause', 'cancel', 'err', ARGV[4])
+  if ARGV[5] == '1' then
+    redis.call('HSET', run, 'keep', 1)
+  end
+  emit('run_aborting', 'cause', 'cancel', 'actor', ARGV[3])
+  return 'done'
+end
+if ARGV[2] == 'undo' then
+  if state ~= 'succeeded' and state ~= 'partial' and state ~= 'failed' and state ~= 'undo_failed' then
+    return 'the run is ' .. state
+  end
+  for n = 7, #ARGV do
+    redis.call('HDEL', steps, 'us:' .. ARGV[n], 'un:' .. ARGV[n], 'ua:' .. ARGV[n], 'ux:' .. ARGV[n])
+  end
+  redis.call('HSET', run, 'state', 'undoing', 'ulevel', ARGV[6], 'left', 0)
+  redis.call('HSETNX', run, 'cause', 'operator')
+  redis.call('HDEL', run, 'ended', 'undo_deadline', 'keep')
+  emit('run_undoing')
+  return 'done'
+end
+return 'no such command: ' .. ARGV[2]

@@ -1,0 +1,23 @@
+-- While a run is ending: cancel what was dispatched and not claimed. An always step waits for its turn.
+--
+-- FROM     ready or retrying, in a run that is aborting
+-- ARGV     index, '1' if it is an always step, for each
+-- RETURNS  1 when nothing runs any more, else 0
+-- EVENTS   step_ended (cancelled) for each
+if redis.call('HGET', run, 'state') ~= 'aborting' then
+  return 0
+end
+for n = 1, #ARGV, 2 do
+  local i = ARGV[n]
+  local status = redis.call('HGET', steps, 's:' .. i)
+  if status == 'ready' or status == 'retrying' then
+    redis.call('HINCRBY', run, 'left', -1)
+    if ARGV[n + 1] == '1' then
+      redis.call('HDEL', steps, 's:' .. i)
+    else
+      redis.call('HSET', steps, 's:' .. i, 'cancelled', 'y:' .. i, 'the run was ended before it began', 'e:' .. i, now)
+      emit('step_ended', 'step', i, 'status', 'cancelled', 'error', '')
+    end
+  end
+end
+return can_advance('aborting')

@@ -1,0 +1,18 @@
+-- End a run for good.
+--
+-- FROM     the state that the caller decided from, with nothing of its batch left and nothing running
+-- ARGV[1]  state it comes from  ARGV[2]  state it ends in, then the indices of steps that were never run
+-- RETURNS  1 done, 0 somebody else was first
+-- EVENTS   run_ended
+if redis.call('HGET', run, 'state') ~= ARGV[1] or redis.call('ZCARD', leases) > 0 then
+  return 0
+end
+if ARGV[1] ~= 'aborting' and tonumber(redis.call('HGET', run, 'left')) > 0 then
+  return 0
+end
+for n = 3, #ARGV do
+  redis.call('HSET', steps, 's:' .. ARGV[n], 'not_run')
+end
+redis.call('HSET', run, 'state', ARGV[2], 'left', 0, 'ended', now)
+emit('run_ended', 'state', ARGV[2], 'cause', redis.call('HGET', run, 'cause') or '')
+return 1

@@ -1,0 +1,17 @@
+-- Keep what an attempt rendered, and what its undo will need, before it acts. The first one counts.
+--
+-- FROM     an attempt that holds the step's current fence
+-- ARGV[1]  index  ARGV[2]  '' or 'u'  ARGV[3]  fence  ARGV[4]  rendered JSON or ''  ARGV[5]  before JSON or ''
+-- RETURNS  1 kept, 0 the attempt has lost its step
+-- EVENTS   none: nothing has happened yet
+local i, p = ARGV[1], ARGV[2]
+if redis.call('HGET', steps, p .. 'f:' .. i) ~= ARGV[3] or not redis.call('ZSCORE', leases, p .. i) then
+  return 0
+end
+if ARGV[4] ~= '' then
+  redis.call('HSETNX', steps, p .. 'r:' .. i, ARGV[4])
+end
+if ARGV[5] ~= '' then
+  redis.call('HSETNX', steps, p .. 'j:' .. i, ARGV[5])
+end
+return 1

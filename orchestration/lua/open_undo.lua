@@ -1,0 +1,32 @@
+-- Go down to a level of the undo: its steps become ready to be taken back, or are named as not undoable.
+--
+-- FROM     aborting with nothing running, or undoing with nothing of the former level left
+-- ARGV[1]  state it comes from      ARGV[2]  undo level it comes from
+-- ARGV[3]  undo level it goes to    ARGV[4]  grace ms      ARGV[5]  ms that the whole undo may take
+-- ARGV[6]  number of steps to take back, then their indices, then index, reason for each that cannot be
+-- RETURNS  1 done, 0 somebody else was first
+-- EVENTS   run_undoing (from aborting), undo_level_started, undo_impossible for each
+local state, level = unpack(redis.call('HMGET', run, 'state', 'ulevel'))
+if state ~= ARGV[1] or (level or '') ~= ARGV[2] then
+  return 0
+end
+if state == 'aborting' then
+  if redis.call('ZCARD', leases) > 0 then
+    return 0
+  end
+  redis.call('HSET', run, 'undo_deadline', now + tonumber(ARGV[5]))
+  emit('run_undoing')
+elseif tonumber(redis.call('HGET', run, 'left')) > 0 then
+  return 0
+end
+local ready = tonumber(ARGV[6])
+redis.call('HSET', run, 'state', 'undoing', 'ulevel', ARGV[3], 'left', ready)
+emit('undo_level_started', 'level', ARGV[3], 'steps', table.concat(ARGV, ' ', 7, 6 + ready))
+for n = 7, 6 + ready do
+  dispatched('u', ARGV[n], tonumber(ARGV[4]))
+end
+for n = 7 + ready, #ARGV, 2 do
+  redis.call('HSET', steps, 'us:' .. ARGV[n], 'not_undoable', 'uy:' .. ARGV[n], ARGV[n + 1])
+  emit('undo_impossible', 'step', ARGV[n], 'reason', ARGV[n + 1])
+end
+return 1

@@ -1,0 +1,24 @@
+-- Which of these steps need a message again: dispatched, not claimed, and their last message overdue.
+--
+-- FROM     ready or retrying, with no message under way
+-- ARGV[1]  '' or 'u'  ARGV[2]  grace ms, doubled each time up to ten minutes  ARGV[3]  ms from first
+--          dispatch to claim before it counts as refused, then the indices
+-- RETURNS  {index or '!' .. index, …}: to be sent, or waited too long for
+-- EVENTS   message_resent for each
+local p, found = ARGV[1], {}
+for n = 4, #ARGV do
+  local i = ARGV[n]
+  local status, sent, due, not_before, times = unpack(redis.call('HMGET', steps,
+    p .. 's:' .. i, p .. 'q:' .. i, p .. 'd:' .. i, p .. 'n:' .. i, p .. 'x:' .. i))
+  if status == 'ready' or status == 'retrying' then
+    if now - tonumber(sent) >= tonumber(ARGV[3]) then
+      found[#found + 1] = '!' .. i
+    elseif tonumber(due) <= now and tonumber(not_before or 0) <= now then
+      local again = redis.call('HINCRBY', steps, p .. 'x:' .. i, 1)
+      redis.call('HSET', steps, p .. 'd:' .. i, now + math.min(600000, tonumber(ARGV[2]) * 2 ^ math.min(again, 20)))
+      emit('message_resent', 'step', i, 'undo', p, 'times', again)
+      found[#found + 1] = i
+    end
+  end
+end
+return found

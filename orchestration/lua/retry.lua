@@ -1,0 +1,27 @@
+-- Note that an attempt failed in a way that can pass, and when the next one may come.
+--
+-- FROM     running (undoing) under the fence given; not while the run is ending
+-- ARGV[1]  index  ARGV[2]  '' or 'u'  ARGV[3]  fence  ARGV[4]  delay ms  ARGV[5]  grace ms  ARGV[6]  error
+-- RETURNS  1 noted, 0 the attempt has lost its step, -1 the run is ending: record a failure instead
+-- EVENTS   step_retrying | undo_retrying
+local i, p = ARGV[1], ARGV[2]
+local status, fence = unpack(redis.call('HMGET', steps, p .. 's:' .. i, p .. 'f:' .. i))
+if fence ~= ARGV[3] then
+  return 0
+end
+if status == 'retrying' then
+  return 1
+end
+if status ~= (p == '' and 'running' or 'undoing') then
+  return 0
+end
+if p == '' and redis.call('HGET', run, 'state') == 'aborting' then
+  return -1
+end
+local due = now + tonumber(ARGV[4])
+redis.call('HSET', steps, p .. 's:' .. i, 'retrying', p .. 'n:' .. i, due, p .. 'd:' .. i, due + tonumber(ARGV[5]),
+           p .. 'q:' .. i, due)
+redis.call('ZREM', leases, p .. i)
+emit(p == '' and 'step_retrying' or 'undo_retrying', 'step', i, 'error', ARGV[6], 'delay_ms', ARGV[4],
+     'attempt', redis.call('HGET', steps, p .. 'a:' .. i))
+return 1

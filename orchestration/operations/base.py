@@ -1,0 +1,138 @@
+"""What an operation is: its name, its parameters, its result and its promises.
+
+Only schemas live here, so that a plan can be checked where no Docker is. The doing is in
+`longshore.tasks`, one implementation an operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from longshore.orchestration.durations import Duration
+from longshore.orchestration.errors import UnknownName
+
+
+class Params(BaseModel):
+    """Base of an operation's parameters: an unknown one is an error, and none changes later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Result(BaseModel):
+    """Base of an operation's result data."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Kind(StrEnum):
+    """What a second call does."""
+
+    #: Looks only; never `changed`.
+    READ_ONLY = "read_only"
+    #: Brings about a state: the second call says `unchanged`.
+    CONVERGES = "converges"
+    #: Does it each time.
+    ACTS = "acts"
+
+
+class Undo(StrEnum):
+    """How much of its effect an operation can take back by itself."""
+
+    FULL = "full"
+    PARTIAL = "partial"
+    NONE = "none"
+
+
+class Retry(BaseModel):
+    """When an attempt that failed is tried again.
+
+    `attempts` counts all tries. The delay doubles from `initial` to at most `maximum`; with `jitter`
+    it lies between half and the whole of that. An `initial` of 0 tries again at once.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    attempts: int = Field(default=4, ge=1, le=100)
+    initial: Duration = 1.0
+    maximum: Duration = 30.0
+    jitter: bool = True
+
+    def delay(self, attempt: int, chance: float) -> float:
+        """Seconds to wait after attempt number `attempt` (from 1); `chance` in [0, 1) is the dice."""
+        full = min(self.initial * 2.0 ** min(attempt - 1, 60), self.maximum)
+        return full * (0.5 + 0.5 * chance) if self.jitter else full
+
+    def worst_case(self) -> float:
+        """Seconds spent waiting if every try but the last fails."""
+        return sum(self.delay(n, 1.0) for n in range(1, self.attempts))
+
+
+#: For operations whose errors do not pass by waiting.
+NO_RETRY = Retry(attempts=1, initial=0.0, maximum=0.0, jitter=False)
+
+
+def _always(_params: dict[str, Any]) -> bool:
+    return True
+
+
+def _never(_params: dict[str, Any]) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Operation:
+    """The schema of one kind of work.
+
+    `repeatable` and `looks_only` are asked with the step's raw `with`, before it is rendered:
+    whether an attempt that vanished may simply be done again (because the operation recognises
+    what it did), and whether these parameters make it one that changes nothing.
+    """
+
+    name: str
+    params: type[Params]
+    result: type[BaseModel]
+    queue: str
+    kind: Kind
+    undo: Undo
+    summary: str
+    #: Applied to errors that can pass, where neither step nor plan has a policy.
+    retry: Retry = field(default_factory=Retry)
+    repeatable: Callable[[dict[str, Any]], bool] = _always
+    looks_only: Callable[[dict[str, Any]], bool] = _never
+
+    def is_read_only(self, params: dict[str, Any]) -> bool:
+        """Whether a step with these parameters cannot change anything."""
+        return self.kind is Kind.READ_ONLY or self.looks_only(params)
+
+
+_REGISTRY: dict[str, Operation] = {}
+
+
+def register(operation: Operation) -> Operation:
+    """Make an operation known by its name. The same name twice is a programming error."""
+    if operation.name in _REGISTRY:
+        raise ValueError(f"operation {operation.name!r} is registered twice")
+    _REGISTRY[operation.name] = operation
+    return operation
+
+
+def find(name: str) -> Operation:
+    """The operation of that name; UnknownName otherwise, with the nearest known ones."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only on the way to an error
+
+    operation = _REGISTRY.get(name)
+    if operation is None:
+        near = get_close_matches(name, _REGISTRY, n=2)
+        remedy = f"did you mean {' or '.join(near)}?" if near else "longshore ops ls shows all"
+        raise UnknownName(f"unknown operation {name!r}", remedy=remedy)
+    return operation
+
+
+def all_operations() -> dict[str, Operation]:
+    """Every known operation by name, sorted."""
+    return dict(sorted(_REGISTRY.items()))

@@ -1,0 +1,30 @@
+"""Does what it is told and nothing else: for rehearsals, examples and benchmarks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from longshore.orchestration.durations import Duration
+from longshore.orchestration.operations.base import Kind, Operation, Params, Result, Undo, register
+
+
+class NoopParams(Params):
+    """`fail` makes it fail, with that text if it is one."""
+
+    sleep: Duration = 0.0
+    fail: bool | str = False
+    changed: bool = True
+    data: dict[str, Any] = {}
+
+
+NOOP = register(
+    Operation(
+        name="noop.execute",
+        params=NoopParams,
+        result=Result,
+        queue="noop",
+        kind=Kind.ACTS,
+        undo=Undo.FULL,
+        summary="Do nothing: sleep, fail, say changed and give data as told",
+    )
+)

@@ -1,0 +1,109 @@
+"""A plan's typed inputs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
+
+from longshore.orchestration.errors import ParamsError
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "list": (list,),
+    "object": (dict,),
+}
+_PYTHON = {str: "string", int: "integer", float: "number", bool: "boolean", list: "list", dict: "object"}
+
+
+class Param(BaseModel):
+    """One input: its type, and what values it may have.
+
+    `min` and `max` bound a number, or the length of a text or list. Without a `default` it is required.
+    In YAML the type alone will do (`tag: string`), in Python the Python type (`{"tag": str}`).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["string", "integer", "number", "boolean", "list", "object"] = "string"
+    description: str = ""
+    default: Any = None
+    enum: list[Any] | None = None
+    pattern: str | None = None
+    min: float | None = None
+    max: float | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        # A default of null is something else than no default.
+        return {key: value for key, value in handler(self).items() if key in self.model_fields_set or key == "type"}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        if isinstance(value, type) and value in _PYTHON:
+            return {"type": _PYTHON[value]}
+        return {"type": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Param:
+        if self.pattern is not None:
+            try:
+                re.compile(self.pattern)
+            except re.error as error:
+                raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from None
+        if self.default is not None and (problem := self.problem(self.default)):
+            raise ValueError(f"its default {problem}")
+        return self
+
+    def problem(self, value: Any) -> str | None:
+        """What is wrong with a value, or None."""
+        if not isinstance(value, _TYPES[self.type]) or (isinstance(value, bool) and self.type != "boolean"):
+            return f"must be of type {self.type}, not {value!r}"
+        if self.enum is not None and value not in self.enum:
+            return f"must be one of {', '.join(map(str, self.enum))}, not {value!r}"
+        if self.pattern is not None and not re.fullmatch(self.pattern, str(value)):
+            return f"must match {self.pattern}, not {value!r}"
+        size = len(value) if isinstance(value, str | list | dict) else value
+        what = "length" if isinstance(value, str | list | dict) else "value"
+        if self.min is not None and size < self.min:
+            return f"must have a {what} of at least {self.min:g}, not {value!r}"
+        if self.max is not None and size > self.max:
+            return f"must have a {what} of at most {self.max:g}, not {value!r}"
+        return None
+
+    def parse(self, text: str) -> Any:
+        """A value from the command line, where everything is text."""
+        if self.type == "string":
+            return text
+        if self.type == "boolean" and text.lower() in {"true", "yes", "on", "1", "false", "no", "off", "0"}:
+            return text.lower() in {"true", "yes", "on", "1"}
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
+
+def resolve(declared: Mapping[str, Param], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a run: what was given, then defaults. ParamsError names the first that does not fit."""
+    for name in given:
+        if name not in declared:
+            known = ", ".join(declared) or "none"
+            raise ParamsError(f"unknown parameter {name!r}", remedy=f"the plan has: {known}")
+    values: dict[str, Any] = {}
+    for name, param in declared.items():
+        if name in given:
+            if problem := param.problem(given[name]):
+                raise ParamsError(f"parameter {name!r} {problem}")
+            values[name] = given[name]
+        elif "default" in param.model_fields_set:
+            values[name] = param.default
+        else:
+            raise ParamsError(f"parameter {name!r} is missing", remedy=f"give it with -p {name}=…")
+    return values

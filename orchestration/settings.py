@@ -1,0 +1,131 @@
+"""Settings: flag > `LONGSHORE_*` environment > file > default."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+    YamlConfigSettingsSource,
+)
+
+from longshore.orchestration.durations import Duration
+from longshore.orchestration.errors import ConfigError
+
+#: A plan with more steps is refused: its record would no longer fit into one script's work.
+MAX_STEPS = 10_000
+#: Bytes of a plan with its parameters and files, as stored.
+MAX_PLAN_BYTES = 32 * 1024 * 1024
+#: Bytes of one local file that a plan carries.
+MAX_FILE_BYTES = 1024 * 1024
+#: Bytes of one step's recorded data; larger data is an error of the step.
+MAX_DATA_BYTES = 256 * 1024
+
+
+def _state_home() -> Path:
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "longshore"
+
+
+class Settings(BaseSettings):
+    """Everything that a deployment may set. Names in the environment: `LONGSHORE_REDIS_URL`, …"""
+
+    model_config = SettingsConfigDict(env_prefix="LONGSHORE_", extra="ignore", frozen=True)
+
+    #: Without one, an embedded server is started and kept in the state folder.
+    redis_url: str | None = None
+    #: Prefix of every key and queue, so that two installations on one Redis do not meet.
+    namespace: str = Field(default="longshore", pattern=r"^[A-Za-z0-9_-]{1,32}$")
+    state_dir: Path = Field(default_factory=_state_home)
+    #: Folders in which plans are found by name, separated by `:`.
+    plans: str = ""
+    #: Modules with own operations, imported by client and worker, separated by commas.
+    imports: str = ""
+    #: Who does it, on every event; the OS user if left out.
+    actor: str | None = None
+
+    #: A worker that is silent for so long has lost its step.
+    lease: Duration = 15.0
+    #: How often each worker looks for what is due. About the precision of a long retry delay.
+    sweep_interval: Duration = 1.0
+    #: From dispatch to claim; then the step fails, because nobody does this work.
+    claim_timeout: Duration = 600.0
+    #: An attempt's time where the step says none.
+    step_timeout: Duration = 3600.0
+    #: The whole of a run's undo.
+    undo_timeout: Duration = 3600.0
+    #: How long a client waits for Redis before it gives up with one clear error.
+    connect_timeout: Duration = 5.0
+    #: An embedded server with nothing to do ends after this time.
+    idle_timeout: Duration = 20.0
+    #: Processes of the embedded worker.
+    concurrency: int = Field(default_factory=lambda: max(4, os.cpu_count() or 1), ge=1, le=256)
+
+    @field_validator("state_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings]
+        config = os.environ.get("LONGSHORE_CONFIG")
+        if config:
+            path = Path(config)
+            if not path.is_file():
+                raise ConfigError(f"no such configuration file: {config}")
+            if path.suffix == ".toml":
+                sources.append(TomlConfigSettingsSource(settings_cls, path))
+            else:
+                sources.append(YamlConfigSettingsSource(settings_cls, path))
+        return tuple(sources)
+
+    @property
+    def embedded_socket(self) -> Path:
+        """Where the embedded server listens."""
+        return self.state_dir / "redis.sock"
+
+    def url(self) -> str:
+        """The Redis that is used, embedded or not."""
+        return self.redis_url or f"unix://{self.embedded_socket}"
+
+    def broker_url(self) -> str:
+        """The same server, as kombu spells it."""
+        url = self.url()
+        return f"redis+socket://{url.removeprefix('unix://')}" if url.startswith("unix://") else url
+
+    def broker_prefix(self) -> str:
+        """Before every key of the broker's, in any name space but the default one."""
+        return "" if self.namespace == "longshore" else f"{self.namespace}:"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from file, environment and the given overrides; ConfigError names what is wrong."""
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "configuration"
+        raise ConfigError(
+            f"setting {name}: {first['msg']}", remedy=f"set LONGSHORE_{name.upper()} or the file's {name}"
+        ) from error
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The process's settings, read once."""
+    return load_settings()

@@ -1,0 +1,413 @@
+"""The saga's record in Redis. Each method that changes it is one script, atomic, and safe to repeat."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from longshore.orchestration import lua
+from longshore.orchestration.errors import ConfigError, StoreUnavailable
+from longshore.orchestration.keys import Field, Keys
+from longshore.orchestration.saga import RunRecord, StepRecord
+from longshore.orchestration.settings import Settings, get_settings
+from longshore.orchestration.states import Cause, RunState, StepState, UndoState
+
+if TYPE_CHECKING:
+    import redis
+    from redis.commands.core import Script
+
+#: Of the record; a worker that meets a newer one leaves it alone.
+SCHEMA_VERSION = 1
+#: How often a step's worker may be lost before the step is given up.
+MAX_LOST = 3
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A claimed attempt."""
+
+    fence: str
+    attempt: int
+    #: JSON as journalled by an earlier attempt, '' where there was none.
+    rendered: str
+    step_rendered: str
+    before: str
+    outcome: str
+    first_started: int
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What became of an outcome."""
+
+    accepted: bool
+    #: The run can go on now: somebody has to advance it.
+    advance: bool
+
+
+def connect(settings: Settings) -> redis.Redis:
+    """A client of the saga's Redis. Nothing is sent yet.
+
+    Commands are tried again after a lost connection, so a script may be applied twice: each of ours
+    can be.
+    """
+    import redis  # noqa: PLC0415 - 0.2 s that `longshore --help` need not pay
+    from redis.backoff import ExponentialWithJitterBackoff  # noqa: PLC0415
+    from redis.retry import Retry  # noqa: PLC0415
+
+    try:
+        return redis.Redis.from_url(
+            settings.url(),
+            decode_responses=True,
+            socket_connect_timeout=settings.connect_timeout,
+            socket_timeout=30.0,
+            health_check_interval=15,
+            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 8),
+        )
+    except ValueError as error:
+        raise ConfigError(f"the Redis URL is no URL: {error}", remedy="redis://host:6379/0") from None
+
+
+def actor(settings: Settings) -> str:
+    """Who does it: the setting, else the OS user."""
+    if settings.actor:
+        return settings.actor
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+class Store:
+    """One installation's runs. Raises StoreUnavailable where Redis does not answer."""
+
+    def __init__(self, settings: Settings | None = None, client: redis.Redis | None = None) -> None:
+        self.settings = settings or get_settings()
+        self.keys = Keys(self.settings.namespace)
+        self.client = client if client is not None else connect(self.settings)
+        self._scripts: dict[str, Script] = {}
+
+    @cached_property
+    def _errors(self) -> tuple[type[Exception], ...]:
+        import redis  # noqa: PLC0415 - see connect
+
+        return (redis.ConnectionError, redis.TimeoutError, redis.ResponseError)
+
+    def _run(self, name: str, run_id: str, *args: object) -> Any:
+        script = self._scripts.get(name)
+        if script is None:
+            script = self._scripts[name] = self.client.register_script(lua.source(name))
+        return self._call(script, keys=self.keys.of(run_id).record(), args=list(args))
+
+    def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except self._errors as error:
+            raise StoreUnavailable(
+                f"Redis at {self._shown_url()}: {error}", remedy="is it up, and LONGSHORE_REDIS_URL right?"
+            ) from error
+
+    def _shown_url(self) -> str:
+        """Without a password."""
+        url = self.settings.url()
+        scheme, _, rest = url.partition("://")
+        return f"{scheme}://{rest.rpartition('@')[2]}"
+
+    # --- what clients write ---------------------------------------------------------------------
+
+    def request(self, run_id: str, body: str) -> str | None:
+        """Put down that a run is wanted, once. Returns the request that was there before, if any.
+
+        The inbox comes first: a request that nobody knows of would never be looked at.
+        """
+        key = self.keys.of(run_id).request
+        self._call(self.client.zadd, self.keys.inbox, {run_id: 0}, nx=True)
+        return self._call(self.client.set, key, body, nx=True, get=True)  # type: ignore[no-any-return]
+
+    def command(self, run_id: str, kind: str, *, reason: str = "", keep: bool = False) -> None:
+        """Put down what is asked of a run."""
+        fields: dict[Any, Any] = {
+            "kind": kind,
+            "actor": actor(self.settings),
+            "reason": reason,
+            "keep": "1" if keep else "",
+        }
+        self._call(self.client.xadd, self.keys.of(run_id).commands, fields)
+        self._call(self.client.zadd, self.keys.inbox, {run_id: 0}, nx=True)
+
+    def commands(self, run_id: str) -> list[tuple[str, dict[str, str]]]:
+        return self._call(self.client.xrange, self.keys.of(run_id).commands)  # type: ignore[no-any-return]
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def body(self, run_id: str) -> dict[str, Any] | None:
+        """The request as it was written, or None."""
+        text = self._call(self.client.get, self.keys.of(run_id).request)
+        return json.loads(text) if text else None
+
+    def fields(self, run_id: str) -> dict[str, str]:
+        """The run's own fields; empty for a run that has not begun."""
+        return self._call(self.client.hgetall, self.keys.of(run_id).run)  # type: ignore[no-any-return]
+
+    def state(self, run_id: str) -> str | None:
+        return self._call(self.client.hget, self.keys.of(run_id).run, "state")  # type: ignore[no-any-return]
+
+    def now(self) -> int:
+        """ms of Redis's clock."""
+        seconds, micros = self._call(self.client.time)
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def look(self, run_id: str) -> tuple[dict[str, str], list[tuple[str, dict[str, str]]], int]:
+        """The run's fields, what was asked of it, and the time, in one round trip."""
+        keys = self.keys.of(run_id)
+        pipe = self.client.pipeline(transaction=False)
+        pipe.hgetall(keys.run)
+        pipe.xrange(keys.commands)
+        pipe.time()
+        fields, commands, (seconds, micros) = self._call(pipe.execute)
+        return fields, commands, int(seconds) * 1000 + int(micros) // 1000
+
+    def step_records(self, run_id: str, indices: Sequence[int]) -> dict[int, StepRecord]:
+        """What the reducer needs to know of these steps."""
+        kinds = (Field.STATUS, Field.ATTEMPTS, f"u{Field.STATUS}", Field.REASON, Field.NO_EFFECT)
+        rows = self.step_fields(run_id, indices, kinds)
+        return {
+            i: StepRecord(
+                status=StepState(status or "pending"),
+                attempts=int(attempts or 0),
+                undo=UndoState(undo) if undo else None,
+                reason=reason or "",
+                no_effect=bool(no_effect),
+            )
+            for i, (status, attempts, undo, reason, no_effect) in rows.items()
+        }
+
+    def step_fields(
+        self, run_id: str, indices: Sequence[int], kinds: Sequence[str]
+    ) -> dict[int, tuple[str | None, ...]]:
+        """The same fields of many steps."""
+        if not indices:
+            return {}
+        names = [f"{kind}:{i}" for i in indices for kind in kinds]
+        values = self._call(self.client.hmget, self.keys.of(run_id).steps, names)
+        width = len(kinds)
+        return {i: tuple(values[n * width : (n + 1) * width]) for n, i in enumerate(indices)}
+
+    def everything(self, run_id: str) -> tuple[dict[str, str], dict[str, str]]:
+        """The run's fields and its steps' fields."""
+        keys = self.keys.of(run_id)
+        pipe = self.client.pipeline(transaction=False)
+        pipe.hgetall(keys.run)
+        pipe.hgetall(keys.steps)
+        run, steps = self._call(pipe.execute)
+        return run, steps
+
+    def expired(self, run_id: str, now: int) -> list[str]:
+        """Attempts whose lease has run out: `<index>` or `u<index>`."""
+        return self._call(self.client.zrangebyscore, self.keys.of(run_id).leases, 0, now)  # type: ignore[no-any-return]
+
+    def read_events(
+        self, run_id: str, after: str = "0-0", *, block_ms: int | None = None, count: int = 1000
+    ) -> list[tuple[str, dict[str, str]]]:
+        """Events after a cursor; with `block_ms`, waits so long for the first."""
+        found = self._call(
+            self.client.xread, {self.keys.of(run_id).events: after}, count=count, block=block_ms
+        )
+        return found[0][1] if found else []
+
+    def runs(self, limit: int = 50) -> list[str]:
+        """The latest runs, newest first, requests that no worker has seen yet before them."""
+        pipe = self.client.pipeline(transaction=False)
+        pipe.zrange(self.keys.inbox, 0, limit)
+        pipe.zrevrange(self.keys.runs, 0, limit - 1)
+        waiting, known = self._call(pipe.execute)
+        return list(dict.fromkeys([*waiting, *known]))[:limit]
+
+    # --- transitions ------------------------------------------------------------------------------
+
+    def create(self, run_id: str, fields: Mapping[str, object], now: int) -> bool:
+        """Begin the record; False if it is there. The indices first: a run in none would be lost."""
+        self.look_at(run_id, now + _ms(self.settings.lease))
+        self._call(self.client.zadd, self.keys.runs, {run_id: now}, nx=True)
+        pairs = [part for pair in fields.items() for part in pair]
+        return bool(self._run("create", run_id, *pairs))
+
+    def open_level(
+        self, run_id: str, run: RunRecord, state: RunState, level: int, ready: Sequence[int], skipped: Mapping[int, str]
+    ) -> bool:
+        flat = [part for pair in skipped.items() for part in pair]
+        args = (run.state, run.level, state, level, _ms(self.settings.lease), len(ready), *ready, *flat)
+        return bool(self._run("open_level", run_id, *args))
+
+    def open_undo(
+        self, run_id: str, run: RunRecord, level: int, ready: Sequence[int], impossible: Mapping[int, str]
+    ) -> bool:
+        flat = [part for pair in impossible.items() for part in pair]
+        came_from = "" if run.undo_level is None else run.undo_level
+        grace, limit = _ms(self.settings.lease), _ms(self.settings.undo_timeout)
+        args = (run.state, came_from, level, grace, limit, len(ready), *ready, *flat)
+        return bool(self._run("open_undo", run_id, *args))
+
+    def abort(self, run_id: str, cause: Cause, error: str, who: str = "", *, keep: bool = False) -> bool:
+        return bool(self._run("abort", run_id, cause, error, who, "1" if keep else ""))
+
+    def drain(self, run_id: str, steps: Iterable[tuple[int, bool]]) -> bool:
+        """Cancel what was dispatched and not claimed; pairs of step and whether it is an always step."""
+        flat: list[object] = []
+        for index, always in steps:
+            flat += [index, "1" if always else ""]
+        return bool(self._run("drain", run_id, *flat))
+
+    def finish(self, run_id: str, came_from: RunState, state: RunState, not_run: Sequence[int]) -> bool:
+        return bool(self._run("finish", run_id, came_from, state, *not_run))
+
+    def carry_out(
+        self, run_id: str, command_id: str, command: Mapping[str, str], levels: int, failed_undos: Sequence[int]
+    ) -> str:
+        return self._run(  # type: ignore[no-any-return]
+            "command", run_id, command_id, command.get("kind", ""), command.get("actor", ""),
+            command.get("reason", ""), command.get("keep", ""), levels, *failed_undos,
+        )  # fmt: skip
+
+    def claim(self, run_id: str, index: int, side: str, owner: str, task_id: str) -> Grant | str:
+        """The attempt, or why there is none."""
+        got = self._run("claim", run_id, index, side, owner, task_id, _ms(self.settings.lease))
+        if got[0] != "ok":
+            return str(got[1])
+        fence, attempt, rendered, step_rendered, before, outcome, started = got[1:]
+        return Grant(fence, int(attempt), rendered, step_rendered, before, outcome, int(started))
+
+    def journal(self, run_id: str, index: int, side: str, fence: str, rendered: str, before: str) -> bool:
+        """Keep what is needed to undo, before anything is done. False: the step is another attempt's now."""
+        return bool(self._run("journal", run_id, index, side, fence, rendered, before))
+
+    def complete(
+        self,
+        run_id: str,
+        index: int,
+        side: str,
+        fence: str,
+        status: str,
+        outcome: str,
+        *,
+        error: str = "",
+        no_effect: bool = False,
+        stops: bool = False,
+        next_link: int | None = None,
+    ) -> Recorded:
+        """Record an outcome; without a fence, that of a step that nobody has claimed."""
+        code, advance = self._run(
+            "complete", run_id, index, side, fence, status, outcome, "1" if no_effect else "",
+            "1" if stops else "", error, "" if next_link is None else next_link, _ms(self.settings.lease),
+        )  # fmt: skip
+        return Recorded(code != "stale", str(advance) == "1")
+
+    def retry(self, run_id: str, index: int, side: str, fence: str, delay: float, grace: float, error: str) -> int:
+        """1 noted, 0 the step is another attempt's now, -1 the run is ending."""
+        return int(self._run("retry", run_id, index, side, fence, _ms(delay), _ms(grace), error))
+
+    def renew(self, run_id: str, attempts: Iterable[tuple[str, str]]) -> int:
+        flat = [part for pair in attempts for part in pair]
+        return int(self._run("renew", run_id, _ms(self.settings.lease), *flat))
+
+    def expire(self, run_id: str, index: int, side: str, *, repeatable: bool) -> str:
+        return str(self._run("expire", run_id, index, side, "1" if repeatable else "", MAX_LOST))
+
+    def resend(self, run_id: str, side: str, indices: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Steps that need a message again, and steps that have waited too long for a worker."""
+        if not indices:
+            return [], []
+        grace, limit = _ms(self.settings.lease), _ms(self.settings.claim_timeout)
+        found = [str(item) for item in self._run("resend", run_id, side, grace, limit, *indices)]
+        return [int(i) for i in found if i[0] != "!"], [int(i[1:]) for i in found if i[0] == "!"]
+
+    # --- the indices: hints for the sweeper -------------------------------------------------------
+
+    def look_at(self, run_id: str, when: int, *, sooner: bool = False) -> None:
+        """Have the sweeper look at a live run at that time, ms (`sooner`: at the latest)."""
+        self._call(self.client.zadd, self.keys.live, {run_id: when}, lt=sooner)
+
+    def due(self, lease: float) -> list[str]:
+        """Live runs to be looked at now; the next sweeper will see them a lease later."""
+        now = self.now()
+        found = self._call(self.client.zrangebyscore, self.keys.live, 0, now, start=0, num=100)
+        if found:
+            self._call(self.client.zadd, self.keys.live, {run: now + _ms(lease) for run in found}, xx=True)
+        return found  # type: ignore[no-any-return]
+
+    def waiting(self) -> list[str]:
+        """Runs in the inbox."""
+        return self._call(self.client.zrange, self.keys.inbox, 0, 99)  # type: ignore[no-any-return]
+
+    def seen(self, run_id: str) -> None:
+        self._call(self.client.zrem, self.keys.inbox, run_id)
+
+    def at_rest(self, run_id: str) -> None:
+        self._call(self.client.zrem, self.keys.live, run_id)
+
+    def live_count(self) -> int:
+        """Runs that are live or waiting to begin."""
+        pipe = self.client.pipeline(transaction=False)
+        pipe.zcard(self.keys.live)
+        pipe.zcard(self.keys.inbox)
+        live, waiting = self._call(pipe.execute)
+        return int(live) + int(waiting)
+
+    # --- output of steps --------------------------------------------------------------------------
+
+    def add_log(self, run_id: str, index: int, lines: Sequence[str]) -> None:
+        """Keep what a step printed: the last thousand lines."""
+        key = self.keys.of(run_id).log(index)
+        pipe = self.client.pipeline(transaction=False)
+        for line in lines:
+            pipe.xadd(key, {"line": line}, maxlen=1000, approximate=True)
+        self._call(pipe.execute)
+
+    def log(self, run_id: str, index: int) -> Iterator[str]:
+        for _, entry in self._call(self.client.xrange, self.keys.of(run_id).log(index)):
+            yield entry["line"]
+
+    # --- dry runs ---------------------------------------------------------------------------------
+
+    def put_probe(self, probe_id: str, body: str, seconds: float) -> None:
+        self._call(self.client.set, self.keys.probe(probe_id), body, px=_ms(seconds))
+
+    def probe(self, probe_id: str) -> dict[str, Any] | None:
+        text = self._call(self.client.get, self.keys.probe(probe_id))
+        return json.loads(text) if text else None
+
+    def answer(self, probe_id: str, body: str, seconds: float) -> None:
+        pipe = self.client.pipeline()
+        pipe.rpush(self.keys.answers(probe_id), body)
+        pipe.pexpire(self.keys.answers(probe_id), _ms(seconds))
+        self._call(pipe.execute)
+
+    def next_answer(self, probe_id: str, seconds: float) -> dict[str, Any] | None:
+        got = self._call(self.client.blpop, [self.keys.answers(probe_id)], timeout=seconds)
+        return json.loads(got[1]) if got else None
+
+    def drop_probe(self, probe_id: str) -> None:
+        self._call(self.client.delete, self.keys.probe(probe_id), self.keys.answers(probe_id))
+
+
+def run_record(fields: Mapping[str, str], now: int) -> RunRecord:
+    """The reducer's view of the run's fields."""
+    return RunRecord(
+        state=RunState(fields["state"]),
+        level=int(fields["level"]),
+        undo_level=int(fields["ulevel"]) if "ulevel" in fields else None,
+        left=int(fields.get("left", 0)),
+        keep=bool(fields.get("keep")),
+        cause=Cause(fields["cause"]) if fields.get("cause") else None,
+        now=now,
+        deadline=int(fields["deadline"]) if fields.get("deadline") else None,
+        undo_deadline=int(fields["undo_deadline"]) if fields.get("undo_deadline") else None,
+    )

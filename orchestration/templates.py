@@ -1,0 +1,132 @@
+"""Jinja2 in parameters: found, checked and rendered.
+
+A value that is one lone `{{ expression }}` becomes the object itself; any other text with templates
+becomes text, and is never parsed back into a type: `"1.10"` stays text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+import jinja2.meta
+from jinja2 import nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+#: What a template may name.
+ROOTS = frozenset({"params", "steps", "run", "host"})
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701 - the output is parameters, not HTML
+
+
+class TemplateProblem(Exception):  # noqa: N818 - it is told as a Problem of the plan
+    """A template that cannot be parsed, names what does not exist, or does not render."""
+
+
+@dataclass(frozen=True)
+class References:
+    """What a value's templates look at: parameters, steps, and names that are neither."""
+
+    params: frozenset[str] = frozenset()
+    steps: frozenset[str] = frozenset()
+    unknown: frozenset[str] = frozenset()
+
+    def __or__(self, other: References) -> References:
+        return References(self.params | other.params, self.steps | other.steps, self.unknown | other.unknown)
+
+
+def is_template(text: str) -> bool:
+    """Whether the text has anything for Jinja2 in it."""
+    return "{{" in text or "{%" in text or "{#" in text
+
+
+def has_template(value: Any) -> bool:
+    """Whether a value has a template anywhere inside."""
+    return any(is_template(text) for text in _texts(value))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield str(key)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def references(value: Any, roots: frozenset[str] = ROOTS) -> References:
+    """Everything that the templates inside a value refer to; what is not in `roots` is unknown.
+
+    Raises TemplateProblem for a broken one.
+    """
+    found = References()
+    for text in _texts(value):
+        if is_template(text):
+            found |= _references(text)
+    return References(found.params, found.steps, found.unknown - roots)
+
+
+@lru_cache(maxsize=4096)
+def _references(text: str) -> References:
+    try:
+        tree = _ENVIRONMENT.parse(text)
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateProblem(f"broken template {text!r}: {error.message}") from None
+    params, steps = set(), set()
+    for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
+        if isinstance(node.node, nodes.Name):
+            if isinstance(node, nodes.Getattr):
+                name: Any = node.attr
+            else:
+                name = node.arg.value if isinstance(node.arg, nodes.Const) else None
+            if node.node.name == "params" and isinstance(name, str):
+                params.add(name)
+            elif node.node.name == "steps" and isinstance(name, str):
+                steps.add(name)
+    names = jinja2.meta.find_undeclared_variables(tree)
+    return References(frozenset(params), frozenset(steps), frozenset(names))
+
+
+def render(value: Any, scope: Mapping[str, Any]) -> Any:
+    """The value with every template rendered. Raises TemplateProblem where something is missing."""
+    if isinstance(value, str):
+        return _render_text(value, scope) if is_template(value) else value
+    if isinstance(value, Mapping):
+        return {str(render(key, scope)): render(item, scope) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [render(item, scope) for item in value]
+    return value
+
+
+def _render_text(text: str, scope: Mapping[str, Any]) -> Any:
+    try:
+        lone = _lone_expression(text)
+        if lone is None:
+            return _ENVIRONMENT.from_string(text).render(**scope)
+        result = _ENVIRONMENT.compile_expression(lone, undefined_to_none=False)(**scope)
+    except jinja2.UndefinedError as error:
+        raise TemplateProblem(f"{text!r}: {error.message}") from None
+    except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, LookupError) as error:
+        raise TemplateProblem(f"{text!r}: {error}") from None
+    if isinstance(result, jinja2.Undefined):
+        raise TemplateProblem(f"{text!r}: there is no such value")
+    return result
+
+
+@lru_cache(maxsize=4096)
+def _lone_expression(text: str) -> str | None:
+    """The expression's own text if the whole value is one `{{ … }}`."""
+    stripped = text.strip()
+    if not (stripped.startswith("{{") and stripped.endswith("}}")):
+        return None
+    tokens = list(_ENVIRONMENT.lex(stripped))
+    begins = [kind for _, kind, _ in tokens if kind in {"variable_begin", "block_begin", "comment_begin"}]
+    if begins != ["variable_begin"] or tokens[0][1] != "variable_begin" or tokens[-1][1] != "variable_end":
+        return None
+    return "".join(part for _, _, part in tokens[1:-1])

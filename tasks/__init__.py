@@ -1,0 +1,1 @@
+"""The doing: Celery tasks, and the implementations of the operations, one module a family."""

@@ -1,0 +1,256 @@
+"""Compose by its own program: what a project's files say, and the changes that only it can make."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longshore.orchestration.errors import OperationError, Preflight, Transient
+from longshore.orchestration.operations.compose import ProjectParams
+from longshore.tasks import process
+from longshore.tasks.engine import Engine
+from longshore.tasks.operation import Context
+
+PROJECT = "com.docker.compose.project"
+#: Where Docker itself looks for its plugins. Called directly, the plugin is twice as fast, and a killed
+#: worker takes it along: through `docker` it would be a grandchild, and go on.
+_PLUGIN_FOLDERS = (
+    "/usr/local/lib/docker/cli-plugins",
+    "/usr/local/libexec/docker/cli-plugins",
+    "/usr/lib/docker/cli-plugins",
+    "/usr/libexec/docker/cli-plugins",
+)
+#: Given to Compose out of the worker's environment. None of COMPOSE_*: they would change what a plan means.
+_PASSED = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "DOCKER_CONFIG",
+    "DOCKER_CERT_PATH",
+    "DOCKER_TLS_VERIFY",
+    "XDG_RUNTIME_DIR",
+)
+_PASSED_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+_LIMIT = 8 * 1024 * 1024
+_UNSET = re.compile(r'The \\?"([^"\\]+)\\?" variable is not set')
+_PROGRESS = re.compile(r"\s*(Container|Network|Volume|Image) ")
+#: These pass by waiting; the first because Compose races with its own cleaning up after a crash.
+_PASSING = (
+    "is already in use by container",
+    "cannot connect to the docker daemon",
+    "connection refused",
+    "connection reset",
+    "no such host",
+    "i/o timeout",
+    "tls handshake timeout",
+    "toomanyrequests",
+    "unexpected eof",
+    "already in progress",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files that make a project."""
+
+    project: str | None = None
+    directory: str | None = None
+    files: tuple[str, ...] = ()
+    env_files: tuple[str, ...] = ()
+    profiles: tuple[str, ...] = ()
+
+    def options(self) -> list[str]:
+        said = ["--project-name", self.project] if self.project else []
+        said += ["--project-directory", self.directory] if self.directory else []
+        for option, values in (
+            ("--file", self.files),
+            ("--env-file", self.env_files),
+            ("--profile", self.profiles),
+        ):
+            said += [word for value in values for word in (option, value)]
+        return said
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A project's configuration with nothing left open. `text` may hold secrets."""
+
+    project: str
+    text: str
+    services: dict[str, dict[str, Any]]
+    hashes: dict[str, str]
+    source: Source = field(default_factory=Source)
+
+    def image(self, service: str) -> str:
+        return str(self.services[service].get("image") or f"{self.project}-{service}")
+
+    def replicas(self, service: str) -> int:
+        said = self.services[service]
+        deploy = said.get("deploy") or {}
+        return int(deploy.get("replicas", said.get("scale", 1)))
+
+    def with_dependencies(self, names: list[str]) -> list[str]:
+        """The services and, before them, what they depend on; all if none is named."""
+        found: dict[str, None] = {}
+
+        def add(name: str) -> None:
+            if name not in found and name in self.services:
+                for other in self.services[name].get("depends_on") or {}:
+                    add(other)
+                found[name] = None
+
+        for name in names or self.services:
+            add(name)
+        return list(found)
+
+    def jobs(self) -> set[str]:
+        """Services that are meant to end: another one waits for their end."""
+        return {
+            name
+            for said in self.services.values()
+            for name, how in (said.get("depends_on") or {}).items()
+            if how.get("condition") == "service_completed_successfully"
+        }
+
+
+def source_of(params: ProjectParams, recorded: Source | None) -> Source:
+    """The files that the parameters name, else those that the project's containers were made from."""
+    if params.project_dir is None and not params.files:
+        if recorded is None:
+            raise Preflight(
+                f"nothing is known of project {params.project!r}", remedy="give project_dir as well"
+            )
+        return recorded
+    directory = params.project_dir
+
+    def absolute(paths: list[str]) -> tuple[str, ...]:
+        return tuple(os.path.join(directory or "/", path) for path in paths)
+
+    files, env_files = absolute(params.files), absolute(params.env_file)
+    return Source(params.project, directory, files, env_files, tuple(params.profiles))
+
+
+class Compose:
+    """Compose for one attempt: cancelled with it, on the same engine."""
+
+    def __init__(self, ctx: Context, docker: Engine) -> None:
+        self._ctx = ctx
+        self._url = docker.url
+
+    def resolve(self, source: Source, services: list[str] | None = None) -> Resolved:
+        """What the files say. Preflight if they are wrong, or leave a variable open.
+
+        A service that is named is there also if its profile is not asked for.
+        """
+        every = Source(source.project, source.directory, source.files, source.env_files, ("*",))
+        try:
+            done = self._run(every if services else source, "config", "--format", "json")
+            said = json.loads(done.stdout)
+            found = said["name"], said.get("services") or {}
+            hashes = self._run(
+                Source(found[0], source.directory, ("-",), (), ("*",)),
+                "config",
+                "--hash",
+                "*",
+                stdin=done.stdout,
+            )
+        except Transient:
+            raise
+        except OperationError as error:
+            raise Preflight(error.message, remedy=error.remedy) from error
+        unset = _UNSET.findall(done.stderr)
+        if unset:
+            names = ", ".join(dict.fromkeys(unset))
+            raise Preflight(
+                f"project {found[0]}: not set: {names}", remedy="set them in .env or the step's env_file"
+            )
+        unknown = [name for name in services or [] if name not in found[1]]
+        if unknown:
+            raise Preflight(
+                f"project {found[0]} has no service {unknown[0]!r}, but {', '.join(sorted(found[1]))}"
+            )
+        pairs = (line.split() for line in hashes.stdout.splitlines() if line.strip())
+        return Resolved(found[0], done.stdout, found[1], {name: digest for name, digest in pairs}, source)
+
+    def up(self, source: Source, services: list[str], options: list[str]) -> None:
+        words = ["up", "--detach", "--no-build", "--pull", "never", *options, *services]
+        try:
+            self._run(source, *words)
+        except Transient as error:
+            # After a crash in the middle of a replacement the first try clears up, and fails.
+            if "already in use" not in error.message:
+                raise
+            self._ctx.sleep(0.5)
+            self._run(source, *words)
+
+    def create(self, source: Source, services: list[str], scale: dict[str, int]) -> None:
+        """Make containers as the files say, replacing those that differ; start none."""
+        words = [word for name, count in scale.items() for word in ("--scale", f"{name}={count}")]
+        self._run(source, "create", "--no-build", "--pull", "never", *words, *services)
+
+    def pull(self, source: Source, services: list[str], policy: str) -> None:
+        words = ["--policy", policy] if policy == "missing" else []
+        self._run(source, "pull", "--quiet", *words, *services)
+
+    def stop(self, project: str, services: list[str], grace: float | None) -> None:
+        words = [] if grace is None else ["--timeout", str(round(grace))]
+        self._run(Source(project), "stop", *words, *services)
+
+    def down(self, source: Source, grace: float | None, *, orphans: bool) -> None:
+        words = [] if grace is None else ["--timeout", str(round(grace))]
+        self._run(source, "down", *words, *(["--remove-orphans"] if orphans else []))
+
+    def _run(self, source: Source, *words: str, stdin: str | None = None) -> process.Completed:
+        env = {name: os.environ[name] for name in _PASSED + _PASSED_PROXIES if name in os.environ}
+        env |= {"DOCKER_HOST": self._url, "COMPOSE_MENU": "false"}
+        done = process.run(
+            [*_program(), "--ansi", "never", *source.options(), *words],
+            # Without files of its own Compose would take those that happen to lie in the worker's folder.
+            cwd=source.directory or "/",
+            env=env,
+            stdin=None if stdin is None else stdin.encode(),
+            check=self._ctx.check,
+            limit=_LIMIT,
+        )
+        if done.exit_code:
+            raise _classified(words[0], done)
+        if done.truncated:
+            raise OperationError(f"compose {words[0]} said more than {_LIMIT} bytes")
+        return done
+
+
+def _program() -> list[str]:
+    own = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker") / "cli-plugins"
+    for folder in (str(own), *_PLUGIN_FOLDERS):
+        plugin = os.path.join(folder, "docker-compose")
+        if os.access(plugin, os.X_OK):
+            return [plugin]
+    return ["docker", "compose"]
+
+
+def _classified(verb: str, done: process.Completed) -> OperationError:
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip() and not _PROGRESS.match(line)]
+    lines = [line for line in lines if "level=warning" not in line]
+    # "Error response from daemon:" and its like are said last.
+    said = lines[-1] if lines else f"exit code {done.exit_code}"
+    said = re.sub(r"^(Error response from daemon|Error|error):\s*", "", said)
+    low = said.lower()
+    what = f"compose {verb}: {said}"
+    if any(text in low for text in _PASSING) or done.exit_code == 130:
+        return Transient(what)
+    if "is not a docker command" in low or "unknown command: docker compose" in low:
+        return Preflight(
+            "Docker Compose is not installed", remedy="install the plugin docker-compose, 2.20 or newer"
+        )
+    remedy = ""
+    if "no such image" in low or "not found: manifest" in low or done.exit_code == 18:
+        remedy = "pull or build the image in a step before"
+    elif "ambiguous" in low:
+        remedy = "two networks have that name (docker network ls): remove one"
+    elif "port is already allocated" in low or "address already in use" in low:
+        remedy = "stop what holds the port, or choose another"
+    return OperationError(what, remedy=remedy)

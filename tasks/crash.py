@@ -1,0 +1,43 @@
+"""Labelled points at which a process can be made to die, to try what follows from it.
+
+`LONGSHORE_CRASH_AT=<point>` kills the process, as `kill -9` would, the first time that it gets there;
+`LONGSHORE_CRASH_AT=<point>:<file>` only while that file does not exist, which it then makes, so that
+a restarted worker gets past. Without the variable a point costs one look at a dictionary.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+#: In the order of a step's life: claim → effect → record → advance → dispatch, forward and backward.
+POINTS = (
+    "step.claimed",
+    "step.journalled",
+    "step.acted",
+    "step.recorded",
+    "undo.claimed",
+    "undo.acted",
+    "undo.recorded",
+    "advance.created",
+    "advance.decided",
+    "advance.applied",
+    "advance.dispatched",
+)
+
+
+def point(name: str) -> None:
+    """Die here, if that is what the environment asks for."""
+    asked = os.environ.get("LONGSHORE_CRASH_AT")
+    if not asked:
+        return
+    wanted, _, marker = asked.partition(":")
+    if wanted != name:
+        return
+    if marker:
+        try:
+            Path(marker).touch(exist_ok=False)
+        except FileExistsError:
+            return
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,260 @@
+"""Moves runs on: reads the record, asks the reducer, applies its answer, sends the messages.
+
+`advance` may be called by anybody, at any time, any number of times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+
+from celery import Celery
+
+from longshore.orchestration import saga
+from longshore.orchestration.canvas import STEP, UNDO, Canvas
+from longshore.orchestration.compiled import CompiledPlan
+from longshore.orchestration.keys import Field
+from longshore.orchestration.saga import RunRecord, StepRecord
+from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
+from longshore.orchestration.store import SCHEMA_VERSION, Store, run_record
+from longshore.tasks.crash import point
+from longshore.tasks.plans import Loaded, NotOurs, Plans
+
+log = logging.getLogger(__name__)
+
+#: A request whose writer died between inbox and request is forgotten after this time, ms.
+_ORPHAN_MS = 60_000
+
+
+class Driver:
+    """Advances and sweeps the runs of one installation."""
+
+    def __init__(self, app: Celery, store: Store, plans: Plans) -> None:
+        self.app = app
+        self.store = store
+        self.plans = plans
+
+    def advance(self, run_id: str, *, thorough: bool = False) -> RunState | None:
+        """Take the run as far as it goes now; returns its state, None where there is no such run.
+
+        `thorough` also looks for messages and workers that were lost: the sweeper's part.
+        """
+        loaded = self.plans.get(run_id)
+        fields, commands, now = self.store.look(run_id)
+        if not fields:
+            self._create(run_id, loaded, now)
+            fields, commands, now = self.store.look(run_id)
+        if int(fields.get("v", 0)) > SCHEMA_VERSION:
+            raise NotOurs(f"run {run_id} was begun by a newer version", remedy="upgrade this worker")
+        if self._carry_out(run_id, loaded.plan, fields, commands):
+            # A run that was at rest may live again.
+            self.store.look_at(run_id, now + round(1000 * self.store.settings.lease))
+            fields, commands, now = self.store.look(run_id)
+        if thorough:
+            self._expire(run_id, loaded.plan, RunState(fields["state"]), now)
+            fields, commands, now = self.store.look(run_id)
+        run = self._decide_until_it_waits(run_id, loaded.plan, run_record(fields, now))
+        self.store.seen(run_id)
+        if run.state in TERMINAL:
+            self._rest(run_id)
+            return run.state
+        if thorough:
+            self._resend(run_id, loaded.plan, run)
+        if run.deadline is not None and run.state is RunState.RUNNING:
+            self.store.look_at(run_id, run.deadline, sooner=True)
+        return run.state
+
+    def _rest(self, run_id: str) -> None:
+        """Take a run that has ended out of the index of the live ones, unless it was reopened meanwhile."""
+        self.store.at_rest(run_id)
+        state = self.store.state(run_id)
+        if state and RunState(state) not in TERMINAL:
+            self.store.look_at(run_id, self.store.now())
+
+    def sweep(self) -> int:
+        """Look at every run that is due or waiting; returns how many."""
+        found = dict.fromkeys([*self.store.waiting(), *self.store.due(self.store.settings.lease)])
+        for run_id in found:
+            try:
+                self.advance(run_id, thorough=True)
+            except NotOurs as error:
+                log.debug("%s", error)
+                self._forget_orphan(run_id)
+            except Exception:  # one damaged run must not keep the others from being looked at
+                log.exception("run %s cannot be advanced", run_id)
+        return len(found)
+
+    # --- beginning and commands -------------------------------------------------------------------
+
+    def _create(self, run_id: str, loaded: Loaded, now: int) -> None:
+        plan = loaded.plan.plan
+        fields: dict[str, object] = {
+            "v": SCHEMA_VERSION,
+            "plan": plan.name,
+            "digest": loaded.digest,
+            "steps": len(loaded.plan),
+            "actor": loaded.actor,
+        }
+        if plan.timeout is not None:
+            fields["timeout"] = round(plan.timeout * 1000)
+        if plan.on_failure == "keep":
+            fields["keep"] = "1"
+        self.store.create(run_id, fields, now)
+        point("advance.created")
+
+    def _carry_out(
+        self, run_id: str, plan: CompiledPlan, fields: dict[str, str], commands: list[tuple[str, dict[str, str]]]
+    ) -> bool:
+        """Do what people asked of the run since last time."""
+        done = False
+        for command_id, command in commands:
+            if _order(command_id) <= _order(fields.get("cmd", "0-0")):
+                continue
+            failed: list[int] = []
+            if command.get("kind") == "undo":
+                records = self.store.step_records(run_id, range(len(plan)))
+                failed = [i for i, record in records.items() if record.undo is UndoState.UNDO_FAILED]
+            answer = self.store.carry_out(run_id, command_id, command, len(plan.levels), failed)
+            log.info("run %s: %s: %s", run_id, command.get("kind"), answer)
+            done = True
+        return done
+
+    def _forget_orphan(self, run_id: str) -> None:
+        """An inbox entry without a request: its client died in between, and was promised nothing."""
+        client = self.store.client
+        score = client.zscore(self.store.keys.inbox, run_id)
+        now = self.store.now()
+        if score == 0:
+            client.zadd(self.store.keys.inbox, {run_id: now}, xx=True)
+        elif score is not None and now - float(score) > _ORPHAN_MS:
+            self.store.seen(run_id)
+
+    # --- forward and backward ---------------------------------------------------------------------
+
+    def _decide_until_it_waits(self, run_id: str, plan: CompiledPlan, run: RunRecord) -> RunRecord:
+        canvas = Canvas(self.app, run_id)
+        while True:
+            records = self.store.step_records(run_id, saga.wanted(plan, run))
+            transition = saga.decide(plan, run, records)
+            if transition is None:
+                return run
+            point("advance.decided")
+            applied = self._apply(run_id, plan, run, records, transition)
+            point("advance.applied")
+            if applied:
+                self._dispatch(canvas, plan, transition)
+            fields, _, now = self.store.look(run_id)
+            after = run_record(fields, now)
+            if not applied and (after.state, after.level, after.undo_level, after.left) == (
+                run.state,
+                run.level,
+                run.undo_level,
+                run.left,
+            ):
+                return after  # refused, and nothing has moved: what it waits for is under way
+            run = after
+
+    def _apply(
+        self,
+        run_id: str,
+        plan: CompiledPlan,
+        run: RunRecord,
+        records: dict[int, StepRecord],
+        transition: saga.Transition,
+    ) -> bool:
+        match transition:
+            case saga.OpenLevel(state, level, ready, skipped):
+                return self.store.open_level(run_id, run, state, level, ready, skipped)
+            case saga.OpenUndo(level, ready, impossible):
+                return self.store.open_undo(run_id, run, level, ready, impossible)
+            case saga.Abort(cause, error):
+                return self.store.abort(run_id, cause, error)
+            case saga.Drain(steps):
+                self.store.drain(run_id, ((i, plan.steps[i].always) for i in steps))
+                return True
+            case saga.GiveUpUndo(steps):
+                for i in steps:
+                    self._give_up(run_id, plan, i, "u", "the undo ran out of its time")
+                return True
+            case saga.Finish(state, not_run):
+                return self.store.finish(run_id, run.state, state, not_run)
+
+    def _dispatch(self, canvas: Canvas, plan: CompiledPlan, transition: saga.Transition) -> None:
+        """Send what the transition made ready. If this is lost, the sweeper sends it."""
+        match transition:
+            case saga.OpenLevel(state, _, ready, _) if ready:
+                canvas.send_level(plan, ready, may_chain=state is RunState.RUNNING)
+            case saga.OpenUndo(_, ready, _) if ready:
+                canvas.send_undo(plan, ready)
+            case _:
+                return
+        point("advance.dispatched")
+
+    # --- what was lost ----------------------------------------------------------------------------
+
+    def _expire(self, run_id: str, plan: CompiledPlan, state: RunState, now: int) -> None:
+        """Attempts whose worker has not renewed its lease."""
+        for member in self.store.expired(run_id, now):
+            side = "u" if member.startswith("u") else ""
+            index = int(member.removeprefix("u"))
+            step = plan.steps[index]
+            # Every undo can be repeated; forward it is the operation that says so.
+            repeatable = bool(side) or step.repeatable
+            verdict = self.store.expire(run_id, index, side, repeatable=repeatable)
+            if verdict == "unknown":
+                if step.always and state is RunState.ABORTING:
+                    continue  # drained with the others, it has its turn when the run finishes
+                why = "its worker was lost" + (" again and again" if repeatable and state is not RunState.ABORTING else "")
+                self._give_up(run_id, plan, index, side, why, unknown=True)
+
+    def _give_up(
+        self, run_id: str, plan: CompiledPlan, index: int, side: str, why: str, *, unknown: bool = False
+    ) -> None:
+        """Record the end of a step that no attempt will bring about."""
+        if side:
+            status: str = UndoState.UNDO_FAILED
+        else:
+            status = StepState.UNKNOWN if unknown else StepState.FAILED
+        outcome = json.dumps({"error": why}, ensure_ascii=False)
+        self.store.complete(
+            run_id, index, side, "", status, outcome, error=why, stops=not side and plan.stops(index)
+        )
+
+    def _resend(self, run_id: str, plan: CompiledPlan, run: RunRecord) -> None:
+        """Messages that were lost, and retries whose time has come: sent singly."""
+        if run.left <= 0:
+            return
+        undoing = run.state is RunState.UNDOING
+        level = run.undo_level if undoing else run.level
+        if level is None or run.state is RunState.ABORTING:
+            return
+        side, task = ("u", UNDO) if undoing else ("", STEP)
+        again, refused = self.store.resend(run_id, side, plan.levels[level])
+        canvas = Canvas(self.app, run_id)
+        for index in again:
+            canvas.send_single(task, plan, index)
+        for index in refused:
+            queue = plan.steps[index].undo_queue if undoing else plan.steps[index].queue
+            limit = self.store.settings.claim_timeout
+            self._give_up(run_id, plan, index, side, f"no worker of the queue {queue} took it within {limit:g} s")
+        waits = self._next_retry(run_id, side, plan.levels[level])
+        if waits is not None:
+            self.store.look_at(run_id, waits, sooner=True)
+        if refused:
+            canvas.send_advance(plan.plan.name)
+
+    def _next_retry(self, run_id: str, side: str, indices: tuple[int, ...]) -> int | None:
+        """When the next parked retry is due, ms."""
+        rows = self.store.step_fields(run_id, indices, (f"{side}{Field.STATUS}", f"{side}{Field.NOT_BEFORE}"))
+        times = [int(due) for status, due in rows.values() if status == "retrying" and due]
+        return min(times, default=None)
+
+
+def _order(stream_id: str) -> tuple[int, int]:
+    """Stream ids compare as numbers, not as text."""
+    with contextlib.suppress(ValueError):
+        ms, _, number = stream_id.partition("-")
+        return int(ms), int(number or 0)
+    return 0, 0
+

@@ -1,0 +1,213 @@
+"""The Docker engine as the operations see it: a small port, where it is, and what its errors mean."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from longshore.orchestration.errors import OperationError, Transient
+
+DEFAULT_URL = "unix:///var/run/docker.sock"
+#: What the engine says for "never".
+_NEVER = "0001-01-01"
+#: The engine answers 500 for these as well, and they do not pass by waiting.
+_PERMANENT = (
+    "port is already allocated",
+    "address already in use",
+    "no basic auth credentials",
+    "unauthorized",
+    "denied",
+    "no matching manifest",
+    "no space left",
+    "runtime create failed",
+    "invalid",
+    "not a directory",
+    "is not supported",
+)
+
+
+class NotThere(OperationError):
+    """404: the thing, or something that it needs, does not exist."""
+
+
+class Conflict(OperationError):
+    """409: the name is taken, or the state does not allow it."""
+
+
+class EngineTimeout(Transient):
+    """The engine was asked and did not answer in time. It may still do it."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """What is asked of a container, out of the engine's long answer."""
+
+    id: str
+    name: str
+    image: str
+    image_id: str
+    labels: dict[str, str] = field(default_factory=dict)
+    status: str = ""
+    running: bool = False
+    paused: bool = False
+    restarting: bool = False
+    health: str | None = None
+    exit_code: int | None = None
+    oom_killed: bool = False
+    error: str = ""
+    started_at: str | None = None
+    finished_at: str | None = None
+    restart_count: int = 0
+    restart_policy: dict[str, Any] = field(default_factory=dict)
+    auto_remove: bool = False
+    stop_timeout: int | None = None
+    networks: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Container:
+        state, config, host = raw["State"], raw["Config"], raw["HostConfig"]
+        health = (state.get("Health") or {}).get("Status")
+        return cls(
+            id=raw["Id"],
+            name=raw["Name"].removeprefix("/"),
+            image=config["Image"],
+            image_id=raw["Image"],
+            labels=dict(config.get("Labels") or {}),
+            status=state["Status"],
+            running=bool(state["Running"]),
+            paused=bool(state["Paused"]),
+            restarting=bool(state["Restarting"]),
+            health=None if health == "none" else health,
+            exit_code=state["ExitCode"],
+            oom_killed=bool(state["OOMKilled"]),
+            error=state["Error"],
+            started_at=_time(state["StartedAt"]),
+            finished_at=_time(state["FinishedAt"]),
+            restart_count=raw.get("RestartCount", 0),
+            restart_policy=dict(host.get("RestartPolicy") or {"Name": "no", "MaximumRetryCount": 0}),
+            auto_remove=bool(host.get("AutoRemove")),
+            stop_timeout=config.get("StopTimeout"),
+            networks=tuple((raw.get("NetworkSettings") or {}).get("Networks") or ()),
+        )
+
+
+@dataclass(frozen=True)
+class Output:
+    """The end of what a container said."""
+
+    stdout: str = ""
+    stderr: str = ""
+    truncated: bool = False
+
+
+class Engine(Protocol):
+    """What the operations ask of an engine. Missing things are None or False, never an error of a read."""
+
+    url: str
+
+    def inspect(self, container: str) -> Container | None: ...
+    def containers(self, labels: Mapping[str, str]) -> list[Container]: ...
+    def create(self, name: str, body: Mapping[str, Any]) -> tuple[str, list[str]]: ...
+    def start(self, container: str) -> bool: ...
+    def stop(self, container: str, grace: float | None = None) -> bool: ...
+    def pause(self, container: str) -> None: ...
+    def rename(self, container: str, name: str) -> None: ...
+    def set_restart(self, container: str, policy: Mapping[str, Any]) -> None: ...
+    def remove(self, container: str) -> bool: ...
+    def logs(self, container: str, limit: int) -> Output: ...
+    def image_id(self, ref: str) -> str | None: ...
+    def tag(self, image_id: str, ref: str) -> None: ...
+    def untag(self, ref: str) -> bool: ...
+    def networks(self, labels: Mapping[str, str]) -> dict[str, str]: ...
+    def connect(self, network: str, container: str, aliases: list[str]) -> None: ...
+    def remove_network(self, network: str) -> bool: ...
+    def volumes(self, labels: Mapping[str, str]) -> list[str]: ...
+    def remove_volume(self, name: str) -> bool: ...
+    def close(self) -> None: ...
+
+
+def _time(text: str) -> str | None:
+    return None if text.startswith(_NEVER) else text
+
+
+def engine_url() -> str:
+    """Where the engine is: LONGSHORE_DOCKER_HOST, DOCKER_HOST, the chosen context, the usual socket.
+
+    A context that does not exist is an error; the SDK would quietly take the default engine instead.
+    """
+    url = os.environ.get("LONGSHORE_DOCKER_HOST") or os.environ.get("DOCKER_HOST")
+    if url:
+        return url
+    folder = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+    name = os.environ.get("DOCKER_CONTEXT") or _json(folder / "config.json").get("currentContext")
+    if not name or name == "default":
+        return DEFAULT_URL
+    meta = folder / "contexts" / "meta" / hashlib.sha256(name.encode()).hexdigest() / "meta.json"
+    host = ((_json(meta).get("Endpoints") or {}).get("docker") or {}).get("Host")
+    if not host:
+        remedy = "set DOCKER_HOST, or make it with docker context create"
+        raise OperationError(f"there is no Docker context {name!r}", remedy=remedy)
+    return str(host)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+_clients = threading.local()
+
+
+def engine() -> Engine:
+    """The engine. One client a process, made after the fork; a thread of its own has one of its own."""
+    url = engine_url()
+    key = (os.getpid(), url)
+    if getattr(_clients, "key", None) != key:
+        _clients.client = _factory(url)
+        _clients.key = key
+    client: Engine = _clients.client
+    return client
+
+
+def close_engine() -> None:
+    """Close this thread's client, if it has one."""
+    client = _clients.__dict__.pop("client", None)
+    if client is not None and _clients.__dict__.pop("key")[0] == os.getpid():
+        client.close()
+
+
+def _docker_engine(url: str) -> Engine:
+    from longshore.tasks.engine_client import DockerEngine  # noqa: PLC0415 - only where there is one
+
+    return DockerEngine(url)
+
+
+_factory: Callable[[str], Engine] = _docker_engine
+
+
+def use_engines(factory: Callable[[str], Engine]) -> None:
+    """Let `engine()` make its clients so, from the URL."""
+    global _factory  # noqa: PLW0603 - the one seam for a fake
+    _factory = factory
+    close_engine()
+
+
+def classified(status: int, message: str) -> OperationError:
+    """The error for an engine's answer: which may pass and which may not."""
+    low = message.lower()
+    if status == 404:
+        return NotThere(message)
+    if status == 409:
+        return Transient(message) if "already in progress" in low else Conflict(message)
+    if status >= 500 and not any(text in low for text in _PERMANENT):
+        return Transient(message)
+    return OperationError(message)

