@@ -9,7 +9,7 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 PYTEST_ARGS ?=
 
 BIN := .venv/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 WITH_SERVERS := PATH="$(CURDIR)/$(BIN):$$PATH" tests/machine/with-servers
 
 # What pip downloads stays in the checkout too, unless the person has chosen a place for it.

@@ -37,7 +37,12 @@ def producer(settings: Settings) -> Celery:
             "socket_timeout": 30,
             "global_keyprefix": settings.broker_prefix(),
         },
-        task_publish_retry_policy={"max_retries": 2, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5},
+        task_publish_retry_policy={
+            "max_retries": 2,
+            "interval_start": 0,
+            "interval_step": 0.2,
+            "interval_max": 0.5,
+        },
         task_send_sent_event=True,
     )
     return app

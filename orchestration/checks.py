@@ -34,7 +34,9 @@ def _whole(plan: Plan) -> Iterator[Problem]:
     if not plan.steps:
         yield Problem("the plan has no steps", path=("steps",))
     if len(plan.steps) > MAX_STEPS:
-        yield Problem(f"{len(plan.steps)} steps are more than the {MAX_STEPS} that a plan may have", path=("steps",))
+        yield Problem(
+            f"{len(plan.steps)} steps are more than the {MAX_STEPS} that a plan may have", path=("steps",)
+        )
         return
     for name, step in plan.steps.items():
         at: tuple[str | int, ...] = ("steps", name)
@@ -44,7 +46,11 @@ def _whole(plan: Plan) -> Iterator[Problem]:
             if dependency not in plan.steps:
                 near = get_close_matches(dependency, plan.steps, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                yield Problem(f"comes after {dependency!r}, which is not in the plan{hint}", step=name, path=(*at, "after"))
+                yield Problem(
+                    f"comes after {dependency!r}, which is not in the plan{hint}",
+                    step=name,
+                    path=(*at, "after"),
+                )
     if cycle := find_cycle(plan):
         yield Problem(
             f"the steps wait for each other: {' → '.join(cycle)}",
@@ -73,7 +79,9 @@ def _step(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
         roots = templates.ROOTS | {"data", "before"}
         yield from _operation(plan, name, step.undo.op, step.undo.with_, undo_at, roots)
         if step.always:
-            yield Problem("an always step is never undone, so its undo would never run", step=name, path=undo_at)
+            yield Problem(
+                "an always step is never undone, so its undo would never run", step=name, path=undo_at
+            )
 
 
 def _operation(
@@ -89,7 +97,9 @@ def _operation(
     except UnknownName as error:
         yield Problem(str(error), step=name, path=(*at, "op"))
         return
-    yield from (Problem(text, step=name, path=(*at, *where)) for text, where in _parameters(operation, params))
+    yield from (
+        Problem(text, step=name, path=(*at, *where)) for text, where in _parameters(operation, params)
+    )
     for key, value in params.items():
         where = (*at, "with", key)
         try:
@@ -99,14 +109,18 @@ def _operation(
             continue
         for unknown in sorted(refers.unknown):
             yield Problem(
-                f"{key}: the template names {unknown!r}; it may use {', '.join(sorted(roots))}", step=name, path=where
+                f"{key}: the template names {unknown!r}; it may use {', '.join(sorted(roots))}",
+                step=name,
+                path=where,
             )
         for param in sorted(refers.params - plan.params.keys()):
             yield Problem(f"{key}: the plan has no parameter {param!r}", step=name, path=where)
         # A plan of many steps with few templates must not pay for every step's ancestors.
         upstream = _upstream(plan, name) | ({name} if "data" in roots else set()) if refers.steps else set()
         for other in sorted(refers.steps - upstream):
-            why = "which does not come before this step" if other in plan.steps else "which is not in the plan"
+            why = (
+                "which does not come before this step" if other in plan.steps else "which is not in the plan"
+            )
             yield Problem(f"{key}: the template looks at step {other!r}, {why}", step=name, path=where)
 
 

@@ -42,7 +42,11 @@ class Param(BaseModel):
     @model_serializer(mode="wrap")
     def _as_written(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         # A default of null is something else than no default.
-        return {key: value for key, value in handler(self).items() if key in self.model_fields_set or key == "type"}
+        return {
+            key: value
+            for key, value in handler(self).items()
+            if key in self.model_fields_set or key == "type"
+        }
 
     @model_validator(mode="before")
     @classmethod

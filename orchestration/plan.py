@@ -9,7 +9,15 @@ from functools import cache
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticUndefined
 
 from longshore.orchestration.durations import Duration, parse_duration
@@ -37,7 +45,9 @@ def _none_or_spec(value: Any) -> Any:
 class _Model(BaseModel):
     """Written out, only what differs from the default is there: a round trip loses and adds nothing."""
 
-    model_config = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+    model_config = ConfigDict(
+        extra="forbid", validate_by_name=True, validate_by_alias=True, serialize_by_alias=True
+    )
 
     @model_serializer(mode="wrap")
     def _only_what_differs(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:

@@ -213,5 +213,4 @@ def _iso(ms: int | None) -> str | None:
     if ms is None:
         return None
 
-
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")

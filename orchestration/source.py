@@ -68,7 +68,9 @@ class _Document:
             if key == "<<":
                 raise PlanError([Problem("merge keys are not supported", line=line)], source=self.source)
             if key in seen:
-                what = "there are two steps of this name" if path == ("steps",) else f"{key!r} stands here twice"
+                what = (
+                    "there are two steps of this name" if path == ("steps",) else f"{key!r} stands here twice"
+                )
                 step = str(key) if path == ("steps",) else (str(path[1]) if len(path) > 1 else None)
                 raise PlanError([Problem(what, step=step, line=line)], source=self.source)
             seen.add(key)
@@ -121,7 +123,11 @@ def _unique(found: list[Problem]) -> list[Problem]:
 
 
 def _from_pydantic(item: Any, document: _Document) -> Problem:
-    path: _Path = tuple(part for part in item["loc"] if not (isinstance(part, str) and part.startswith(("function-", "UndoSpec", "literal["))))
+    path: _Path = tuple(
+        part
+        for part in item["loc"]
+        if not (isinstance(part, str) and part.startswith(("function-", "UndoSpec", "literal[")))
+    )
     step = str(path[1]) if len(path) > 1 and path[0] == "steps" else None
     inside = [str(part) for part in (path[2:] if step else path)]
     if item["type"] == "extra_forbidden":
@@ -142,7 +148,9 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise PlanError(f"cannot be read: {error.strerror}", source=str(path)) from None
     if len(data) > MAX_PLAN_BYTES:
-        raise PlanError(f"{len(data)} bytes are more than the {MAX_PLAN_BYTES} that a plan may have", source=str(path))
+        raise PlanError(
+            f"{len(data)} bytes are more than the {MAX_PLAN_BYTES} that a plan may have", source=str(path)
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

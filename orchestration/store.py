@@ -241,7 +241,13 @@ class Store:
         return bool(self._run("create", run_id, *pairs))
 
     def open_level(
-        self, run_id: str, run: RunRecord, state: RunState, level: int, ready: Sequence[int], skipped: Mapping[int, str]
+        self,
+        run_id: str,
+        run: RunRecord,
+        state: RunState,
+        level: int,
+        ready: Sequence[int],
+        skipped: Mapping[int, str],
     ) -> bool:
         flat = [part for pair in skipped.items() for part in pair]
         args = (run.state, run.level, state, level, _ms(self.settings.lease), len(ready), *ready, *flat)
@@ -270,7 +276,12 @@ class Store:
         return bool(self._run("finish", run_id, came_from, state, *not_run))
 
     def carry_out(
-        self, run_id: str, command_id: str, command: Mapping[str, str], levels: int, failed_undos: Sequence[int]
+        self,
+        run_id: str,
+        command_id: str,
+        command: Mapping[str, str],
+        levels: int,
+        failed_undos: Sequence[int],
     ) -> str:
         return self._run(  # type: ignore[no-any-return]
             "command", run_id, command_id, command.get("kind", ""), command.get("actor", ""),
@@ -310,7 +321,9 @@ class Store:
         )  # fmt: skip
         return Recorded(code != "stale", str(advance) == "1")
 
-    def retry(self, run_id: str, index: int, side: str, fence: str, delay: float, grace: float, error: str) -> int:
+    def retry(
+        self, run_id: str, index: int, side: str, fence: str, delay: float, grace: float, error: str
+    ) -> int:
         """1 noted, 0 the step is another attempt's now, -1 the run is ending."""
         return int(self._run("retry", run_id, index, side, fence, _ms(delay), _ms(grace), error))
 

@@ -19,7 +19,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 #: What a template may name.
 ROOTS = frozenset({"params", "steps", "run", "host"})
 
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701 - the output is parameters, not HTML
+_ENVIRONMENT = ImmutableSandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
+)  # noqa: S701 - the output is parameters, not HTML
 
 
 class TemplateProblem(Exception):  # noqa: N818 - it is told as a Problem of the plan

@@ -75,7 +75,8 @@ class _Command(Implementation[Any]):
         if done.exit_code not in params.ok_codes:
             said = (done.stderr.strip() or done.stdout.strip()).splitlines()
             raise Unsuccessful(
-                f"{_argv(params)[0]} ended with exit code {done.exit_code}" + (f": {said[-1][:200]}" if said else ""),
+                f"{_argv(params)[0]} ended with exit code {done.exit_code}"
+                + (f": {said[-1][:200]}" if said else ""),
                 data=data,
             )
         return Outcome(changed=params.changes, data=data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,39 +142,23 @@ class Compose:
         self._url = docker.url
 
     def resolve(self, source: Source, services: list[str] | None = None) -> Resolved:
-        """What the files say. Preflight if they are wrong, or leave a variable open.
+        """What the files say. An error, if they are wrong or leave a variable open.
 
         A service that is named is there also if its profile is not asked for.
         """
-        every = Source(source.project, source.directory, source.files, source.env_files, ("*",))
-        try:
-            done = self._run(every if services else source, "config", "--format", "json")
-            said = json.loads(done.stdout)
-            found = said["name"], said.get("services") or {}
-            hashes = self._run(
-                Source(found[0], source.directory, ("-",), (), ("*",)),
-                "config",
-                "--hash",
-                "*",
-                stdin=done.stdout,
-            )
-        except Transient:
-            raise
-        except OperationError as error:
-            raise Preflight(error.message, remedy=error.remedy) from error
-        unset = _UNSET.findall(done.stderr)
-        if unset:
-            names = ", ".join(dict.fromkeys(unset))
-            raise Preflight(
-                f"project {found[0]}: not set: {names}", remedy="set them in .env or the step's env_file"
-            )
-        unknown = [name for name in services or [] if name not in found[1]]
-        if unknown:
-            raise Preflight(
-                f"project {found[0]} has no service {unknown[0]!r}, but {', '.join(sorted(found[1]))}"
-            )
-        pairs = (line.split() for line in hashes.stdout.splitlines() if line.strip())
-        return Resolved(found[0], done.stdout, found[1], {name: digest for name, digest in pairs}, source)
+        every = replace(source, profiles=("*",))
+        done = self._run(every if services else source, "config", "--format", "json")
+        said = json.loads(done.stdout)
+        project, known = said["name"], said.get("services") or {}
+        for name in services or []:
+            if name not in known:
+                remedy = f"it has {', '.join(sorted(known))}"
+                raise self._unfit(f"project {project} has no service {name!r}", remedy)
+        # The hash of the files themselves leaves out what they include; that of the outcome is the label's.
+        itself = Source(project, source.directory, ("-",), (), ("*",))
+        listed = self._run(itself, "config", "--hash", "*", stdin=done.stdout).stdout
+        hashes = dict(line.split() for line in listed.splitlines() if line.strip())
+        return Resolved(project, done.stdout, known, hashes, source)
 
     def up(self, source: Source, services: list[str], options: list[str]) -> None:
         words = ["up", "--detach", "--no-build", "--pull", "never", *options, *services]
@@ -205,22 +189,35 @@ class Compose:
         self._run(source, "down", *words, *(["--remove-orphans"] if orphans else []))
 
     def _run(self, source: Source, *words: str, stdin: str | None = None) -> process.Completed:
-        env = {name: os.environ[name] for name in _PASSED + _PASSED_PROXIES if name in os.environ}
+        env = {name: os.environ[name] for name in _PASSED if name in os.environ}
         env |= {"DOCKER_HOST": self._url, "COMPOSE_MENU": "false"}
-        done = process.run(
-            [*_program(), "--ansi", "never", *source.options(), *words],
-            # Without files of its own Compose would take those that happen to lie in the worker's folder.
-            cwd=source.directory or "/",
-            env=env,
-            stdin=None if stdin is None else stdin.encode(),
-            check=self._ctx.check,
-            limit=_LIMIT,
-        )
+        try:
+            done = process.run(
+                [*_program(), "--ansi", "never", *source.options(), *words],
+                # Without files of its own Compose would take those that lie in the worker's folder.
+                cwd=source.directory or "/",
+                env=env,
+                stdin=None if stdin is None else stdin.encode(),
+                check=self._ctx.check,
+                limit=_LIMIT,
+            )
+        except Preflight as error:
+            raise self._unfit(error.message, error.remedy) from error
+        unset = dict.fromkeys(_UNSET.findall(done.stderr))
+        if unset and words[0] == "config":
+            what = f"the project's files use what is not set: {', '.join(unset)}"
+            raise self._unfit(what, "set it in .env or in the step's env_file")
         if done.exit_code:
-            raise _classified(words[0], done)
+            failure = _classified(words[0], done)
+            looks_only = words[0] == "config" and not isinstance(failure, Transient)
+            raise self._unfit(failure.message, failure.remedy) if looks_only else failure
         if done.truncated:
             raise OperationError(f"compose {words[0]} said more than {_LIMIT} bytes")
         return done
+
+    def _unfit(self, what: str, remedy: str) -> OperationError:
+        """Before the first effect nothing has to be undone; a second attempt cannot know."""
+        return (Preflight if self._ctx.attempt == 1 else OperationError)(what, remedy=remedy)
 
 
 def _program() -> list[str]:

@@ -1,19 +1,22 @@
-"""What is there of a Compose project: read from the engine, compared, ordered, and watched until it is well."""
+"""What is there of a Compose project: read from the engine, compared, ordered, watched until it is well."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from longshore.orchestration.errors import OperationError
 from longshore.tasks.compose_cli import PROJECT, Resolved
-from longshore.tasks.engine import Container, Engine
+from longshore.tasks.engine import Container, Engine, close_engine, engine
 from longshore.tasks.operation import Context
 
 _LABEL = "com.docker.compose."
 _LOOK = 0.2
+#: Conditions of `depends_on` that more than a start fulfils.
+_AWAITED = {"service_healthy", "service_completed_successfully"}
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,8 @@ def containers(docker: Engine, project: str) -> list[Container]:
 
 
 def members(docker: Engine, project: str) -> list[Member]:
-    return sorted(
-        (Member.of(one) for one in containers(docker, project)), key=lambda member: (*member.key, member.name)
-    )
+    found = (Member.of(container) for container in containers(docker, project))
+    return sorted(found, key=lambda member: (*member.key, member.name))
 
 
 def fingerprint(found: Iterable[Member]) -> list[tuple[str, int, str, str, bool]]:
@@ -87,22 +89,33 @@ def fingerprint(found: Iterable[Member]) -> list[tuple[str, int, str, str, bool]
 
 
 def in_order(found: Iterable[Member]) -> list[list[Member]]:
-    """Levels: each depends only on what stands before it. A circle, which Compose refuses, ends the last."""
-    left = (
-        {service: [m for m in found if m.service == service] for service in {m.service for m in found}}
-        if (found := list(found))
-        else {}
-    )
+    """Levels: each depends only on what stands before it."""
+    left: dict[str, list[Member]] = {}
+    for member in found:
+        left.setdefault(member.service, []).append(member)
     levels: list[list[Member]] = []
     while left:
-        free = [
-            name
-            for name, group in left.items()
-            if not any(d in left and d != name for m in group for d in m.depends_on)
-        ]
-        names = sorted(free or left)
-        levels.append([member for name in names for member in left.pop(name)])
+        free = [name for name, group in left.items() if not _waits_for(group) & (left.keys() - {name})]
+        levels.append([member for name in sorted(free or left) for member in left.pop(name)])
     return levels
+
+
+def _waits_for(group: list[Member]) -> set[str]:
+    return {name for member in group for name in member.depends_on}
+
+
+def stop_in_order(found: Iterable[Member]) -> None:
+    """Stop these, dependents first; those of one level at once, for each may take its whole grace."""
+
+    def stop(member: Member) -> None:
+        try:
+            engine().stop(member.id)  # a client of this thread's own
+        finally:
+            close_engine()
+
+    for level in reversed(in_order(found)):
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            list(pool.map(stop, level))
 
 
 def jobs(found: Iterable[Member]) -> set[str]:
@@ -198,17 +211,14 @@ class Gate:
 
 def start_in_order(gate: Gate, wanted: list[Member], everything: list[Member]) -> list[str]:
     """Start these where they do not run, dependencies first, waiting for the conditions of dependents."""
-    started = []
+    started: list[str] = []
     conditions: dict[str, set[str]] = {}
     for member in everything:
         for name, condition in member.depends_on.items():
             conditions.setdefault(name, set()).add(condition)
     for level in in_order(wanted):
-        for member in level:
-            if gate.docker.start(member.id):
-                started.append(member.name)
-        waited = {"service_healthy", "service_completed_successfully"}
-        held = {member.service for member in level if conditions.get(member.service, set()) & waited}
+        started += [member.name for member in level if not member.running and gate.docker.start(member.id)]
+        held = {member.service for member in level if conditions.get(member.service, set()) & _AWAITED}
         if held:
             gate.wait(held)
     return started

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight, Transient
@@ -21,6 +22,8 @@ ATTEMPT = "longshore.attempt"
 
 #: Networks of the engine that are modes: they take neither aliases nor a second network.
 _MODES = {"host", "none"}
+#: Seconds in which a container that is being made, or removed, by another call comes to light.
+_NAME_TAKEN = 3.0
 _LIMITED_LOGS = {"json-file", "local"}
 
 
@@ -100,9 +103,11 @@ def make(
 def _of_that_name(
     engine: Engine, ctx: Context, name: str, spec: str, *, kind: str, error: Conflict
 ) -> Container:
-    container = engine.inspect(name)
-    if container is None:
-        raise Transient(f"the name {name} is still being given up: {error.message}") from error
+    end = time.monotonic() + _NAME_TAKEN
+    while (container := engine.inspect(name)) is None:
+        if time.monotonic() >= end:
+            raise Transient(f"the name {name} is taken, but by nobody: {error.message}") from error
+        ctx.sleep(0.05)  # between the name's reservation and the container's being there
     labels = container.labels
     if (
         labels.get(SPEC) == spec

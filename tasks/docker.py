@@ -1,4 +1,4 @@
-"""`docker.*`: containers, one at a time."""
+"""`docker.create`, `start`, `stop`, `remove` and `inspect`: containers, one at a time."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from longshore.orchestration.operations.docker import (
     StopParams,
 )
 from longshore.tasks import container_spec as spec
+from longshore.tasks import docker_run  # noqa: F401 - the sixth is known with these
 from longshore.tasks.engine import Conflict, Container, Engine, engine
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements
 

@@ -104,7 +104,11 @@ class Driver:
         point("advance.created")
 
     def _carry_out(
-        self, run_id: str, plan: CompiledPlan, fields: dict[str, str], commands: list[tuple[str, dict[str, str]]]
+        self,
+        run_id: str,
+        plan: CompiledPlan,
+        fields: dict[str, str],
+        commands: list[tuple[str, dict[str, str]]],
     ) -> bool:
         """Do what people asked of the run since last time."""
         done = False
@@ -205,7 +209,9 @@ class Driver:
             if verdict == "unknown":
                 if step.always and state is RunState.ABORTING:
                     continue  # drained with the others, it has its turn when the run finishes
-                why = "its worker was lost" + (" again and again" if repeatable and state is not RunState.ABORTING else "")
+                why = "its worker was lost" + (
+                    " again and again" if repeatable and state is not RunState.ABORTING else ""
+                )
                 self._give_up(run_id, plan, index, side, why, unknown=True)
 
     def _give_up(
@@ -237,7 +243,9 @@ class Driver:
         for index in refused:
             queue = plan.steps[index].undo_queue if undoing else plan.steps[index].queue
             limit = self.store.settings.claim_timeout
-            self._give_up(run_id, plan, index, side, f"no worker of the queue {queue} took it within {limit:g} s")
+            self._give_up(
+                run_id, plan, index, side, f"no worker of the queue {queue} took it within {limit:g} s"
+            )
         waits = self._next_retry(run_id, side, plan.levels[level])
         if waits is not None:
             self.store.look_at(run_id, waits, sooner=True)
@@ -257,4 +265,3 @@ def _order(stream_id: str) -> tuple[int, int]:
         ms, _, number = stream_id.partition("-")
         return int(ms), int(number or 0)
     return 0, 0
-

@@ -92,7 +92,9 @@ def _content(ctx: Context, params: DeployParams) -> bytes:
         except (jinja2.TemplateError, UnicodeDecodeError) as error:
             raise Preflight(f"the template of {params.path} does not render: {error}") from error
     if len(data) > _CONTENT_LIMIT:
-        raise Preflight(f"{params.path}: {len(data)} bytes are more than the {_CONTENT_LIMIT} that a plan carries")
+        raise Preflight(
+            f"{params.path}: {len(data)} bytes are more than the {_CONTENT_LIMIT} that a plan carries"
+        )
     return data
 
 
@@ -128,7 +130,9 @@ def _write(ctx: Context, path: Path, data: bytes, state: _State) -> None:
     except PermissionError as error:
         raise Preflight(f"{path}: permission denied", remedy="run the worker as a user that may") from error
     except OSError as error:
-        raise (Transient if error.errno in {5, 28} else OperationError)(f"{path}: {error.strerror}") from error
+        raise (Transient if error.errno in {5, 28} else OperationError)(
+            f"{path}: {error.strerror}"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -194,7 +198,12 @@ class Deploy(Implementation[DeployParams]):
             except OSError as error:
                 raise Preflight(f"{path.parent}: {error.strerror}") from error
             _write(ctx, path, data, wanted)
-        result = {"path": str(path), "sha256": wanted.sha256, "size": wanted.size, "mode": f"{wanted.mode:04o}"}
+        result = {
+            "path": str(path),
+            "sha256": wanted.sha256,
+            "size": wanted.size,
+            "mode": f"{wanted.mode:04o}",
+        }
         return Outcome(changed=wanted != was, data=result | {"uid": wanted.uid, "gid": wanted.gid})
 
     def predict(self, ctx: Context, params: DeployParams) -> Prediction:
@@ -212,7 +221,10 @@ class Deploy(Implementation[DeployParams]):
             for what, differs in (
                 (f"content {now.sha256[:12]} → {wanted.sha256[:12]}", now.sha256 != wanted.sha256),
                 (f"mode {now.mode:04o} → {wanted.mode:04o}", now.mode != wanted.mode),
-                (f"owner {now.uid}:{now.gid} → {wanted.uid}:{wanted.gid}", (now.uid, now.gid) != (wanted.uid, wanted.gid)),
+                (
+                    f"owner {now.uid}:{now.gid} → {wanted.uid}:{wanted.gid}",
+                    (now.uid, now.gid) != (wanted.uid, wanted.gid),
+                ),
             )
             if differs
         ]
@@ -265,4 +277,3 @@ class Deploy(Implementation[DeployParams]):
 def _wanted_sha(ctx: Context, params: DeployParams) -> str:
     """What `act` would have written, where nothing was recorded."""
     return _sha(_content(ctx, params))
-

@@ -61,7 +61,9 @@ class Plans:
             raise NotOurs(f"run {run_id} was started by a newer version", remedy="upgrade this worker")
         loaded = self.load(body)
         if not hmac.compare_digest(loaded.digest, str(body["digest"])):
-            raise NotOurs(f"run {run_id}: its plan does not match its digest", remedy="somebody wrote to Redis")
+            raise NotOurs(
+                f"run {run_id}: its plan does not match its digest", remedy="somebody wrote to Redis"
+            )
         return loaded
 
     @staticmethod
@@ -70,4 +72,3 @@ class Plans:
         plan = Plan.model_validate(body["plan"])
         digest = plan.digest(body["params"], body["files"])
         return Loaded(CompiledPlan(plan), body["params"], body["files"], digest, str(body.get("actor", "")))
-

@@ -371,7 +371,9 @@ def _json(value: Any) -> str:
 
 
 def _with_rendered(grant: Grant, rendered: str) -> Grant:
-    return Grant(grant.fence, grant.attempt, rendered, rendered, grant.before, grant.outcome, grant.first_started)
+    return Grant(
+        grant.fence, grant.attempt, rendered, rendered, grant.before, grant.outcome, grant.first_started
+    )
 
 
 def render_params(raw: dict[str, Any], scope: dict[str, Any]) -> dict[str, Any]:
@@ -388,4 +390,6 @@ def validate_params(model: type[Params], values: dict[str, Any]) -> Params:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise Preflight(f"parameter {where}: {plain(first['msg'])}" if where else plain(first["msg"])) from None
+        raise Preflight(
+            f"parameter {where}: {plain(first['msg'])}" if where else plain(first["msg"])
+        ) from None

@@ -30,7 +30,8 @@ def get(server: Callable[[], T]) -> T:
     try:
         return server()
     except servers.MissingError as missing:
-        require(str(missing))
+        reason = str(missing)
+    require(reason)
 
 
 @dataclass(frozen=True)

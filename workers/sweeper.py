@@ -35,7 +35,9 @@ class Sweeper(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def start(self, worker: Any) -> None:
         self._stop.clear()
-        self._thread = threading.Thread(target=self._loop, args=(worker,), name="longshore-sweeper", daemon=True)
+        self._thread = threading.Thread(
+            target=self._loop, args=(worker,), name="longshore-sweeper", daemon=True
+        )
         self._thread.start()
 
     def stop(self, worker: Any) -> None:  # noqa: ARG002 - bootsteps' signature

@@ -71,7 +71,10 @@ class UpParams(ProjectParams):
 
 
 class DownParams(ProjectParams):
-    """Containers and networks go; volumes and images stay. Only a whole project can go down."""
+    """Containers and networks go; volumes and images stay. Only a whole project can go down.
+
+    With `remove_orphans`, containers go as well of which the files tell nothing any more.
+    """
 
     remove_orphans: bool = False
     grace: Duration | None = None
@@ -94,6 +97,7 @@ class StartParams(ProjectParams):
     """What was made and does not run is started, dependencies first; nothing is made."""
 
     healthy_deadline: Duration = 60.0
+    min_healthy_time: Duration = 1.0
 
 
 class ContainerState(Result):

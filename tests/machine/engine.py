@@ -67,15 +67,18 @@ class Engine:
         fcntl.flock(self.lock, fcntl.LOCK_EX)  # two runs in one checkout take turns
         self.made = [path for path in OUTSIDE if not Path(path).exists()] + self._end_killed_run()
         self._save()
-        if not Path("/sys/class/net", self.bridge).exists():
+        if not output("ip", "link", "show", self.bridge):
             run("ip", "link", "add", self.bridge, "type", "bridge")
         self._let_bridges_pass()
+        temporary = self.home / "tmp"  # containerd writes its stacks there when it is slow to come up
+        temporary.mkdir(exist_ok=True)
         with self.log.open("wb") as log:
             self.holder = subprocess.Popen(
                 [*HOLDER, "sh", "-c", INIT, "dockerd", *self._options()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env={**os.environ, "TMPDIR": str(temporary)},
                 start_new_session=True,  # Ctrl-C is for the tests: they still need the engine to clean up
             )
         self._save()
@@ -179,7 +182,7 @@ class Engine:
             time.sleep(0.02)
 
     def _take_back(self) -> None:
-        if Path("/sys/class/net", self.bridge).exists():
+        if output("ip", "link", "show", self.bridge):
             run("ip", "link", "delete", self.bridge)
         self._drop_rule()
         for root in [Path("/sys/fs/cgroup") / self.name, *Path("/sys/fs/cgroup").glob(f"*/{self.name}")]:
@@ -191,7 +194,8 @@ class Engine:
             else:
                 Path(path).unlink(missing_ok=True)
         remove_sockets(self.sockets)
-        shutil.rmtree(self.home / "data", ignore_errors=True)
+        for folder in ("data", "tmp"):
+            shutil.rmtree(self.home / folder, ignore_errors=True)
         self.state.unlink(missing_ok=True)
 
 

@@ -1,0 +1,317 @@
+"""How an application starts runs and looks after them.
+
+The client writes a request and sends one message by name; everything else is the workers'.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from longshore.orchestration import embedded, events, report, templates
+from longshore.orchestration.canvas import PROBE, Canvas, producer
+from longshore.orchestration.compiled import CompiledPlan
+from longshore.orchestration.errors import (
+    ConfigError,
+    PlanError,
+    Problem,
+    RunConflict,
+    RunFailed,
+    StoreUnavailable,
+    UnknownName,
+    UsageError,
+    WaitTimeout,
+)
+from longshore.orchestration.events import Event
+from longshore.orchestration.params import resolve
+from longshore.orchestration.plan import Plan
+from longshore.orchestration.report import Report
+from longshore.orchestration.settings import MAX_FILE_BYTES, MAX_PLAN_BYTES, Settings, get_settings
+from longshore.orchestration.source import load
+from longshore.orchestration.states import TERMINAL, RunState
+from longshore.orchestration.store import SCHEMA_VERSION, Store, actor
+
+RUN_ID = re.compile(r"[A-Za-z0-9._@-]{1,128}")
+_PROBE_SECONDS = 60.0
+
+
+class Client:
+    """Starts and finds runs.
+
+    Without a Redis URL in the settings an embedded server with a worker is started for this user, once,
+    and outlives the process. An application's Celery app may lend its connection (`app=`); its broker
+    must be the Redis of the settings.
+    """
+
+    def __init__(self, settings: Settings | None = None, *, app: Celery | None = None) -> None:
+        self.settings = settings or get_settings()
+        if app is not None and app.conf.broker_url not in {None, self.settings.broker_url()}:
+            raise ConfigError(
+                "the application's broker is another one than Longshore's",
+                remedy="set LONGSHORE_REDIS_URL to the same Redis",
+            )
+        self._ready()
+        self.store = Store(self.settings)
+
+    def _ready(self) -> None:
+        """The embedded server ends when it was idle; whoever comes back starts it again."""
+        if self.settings.redis_url is None:
+            embedded.ensure(self.settings)
+
+    @cached_property
+    def _producer(self) -> Celery:
+        return producer(self.settings)
+
+    # --- starting ---------------------------------------------------------------------------------
+
+    def start(
+        self,
+        plan: Plan | str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        run_id: str | None = None,
+    ) -> Run:
+        """Have a plan run; returns at once.
+
+        The same `run_id` with the same plan and parameters gives the run that is there
+        (`Run.attached`); with others it raises RunConflict. Raises PlanError, ParamsError, UnknownName
+        before anything is stored, StoreUnavailable where Redis does not answer in time.
+        """
+        self._ready()
+        run_id = run_id if run_id is not None else _new_run_id(plan if isinstance(plan, str) else plan.name)
+        if not RUN_ID.fullmatch(run_id):
+            raise UsageError(f"run id {run_id!r} must match {RUN_ID.pattern}")
+        body = self._body(load(plan) if isinstance(plan, str) else plan, params or {})
+        compiled = CompiledPlan(Plan.model_validate(body["plan"]))
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        if len(text.encode()) > MAX_PLAN_BYTES:
+            raise PlanError(f"the plan with its files is larger than {MAX_PLAN_BYTES} bytes")
+        there = self.store.request(run_id, text)
+        if there is not None:
+            if json.loads(there)["digest"] != body["digest"]:
+                raise RunConflict(
+                    f"run {run_id!r} is there already, of another plan or with other parameters",
+                    remedy=f"choose another run id, or look at it: longshore runs show {run_id}",
+                )
+            return Run(self, run_id, compiled, attached=True)
+        try:
+            Canvas(self._producer, run_id).send_start(compiled.plan.name)
+        except OperationalError as error:
+            # The request is stored: the first sweep begins the run.
+            raise StoreUnavailable(
+                f"run {run_id} is stored, but its first message could not be sent: {error}",
+                remedy=f"it begins when a worker sweeps: longshore runs watch {run_id}",
+            ) from error
+        return Run(self, run_id, compiled)
+
+    def _body(self, plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The request as it is stored: the normalised plan, its parameters, the files that it names."""
+        plan.check()
+        params = resolve(plan.params, given)
+        files = _local_files(plan, params)
+        return {
+            "v": SCHEMA_VERSION,
+            "plan": plan.to_dict(),
+            "params": params,
+            "files": files,
+            "digest": plan.digest(params, files),
+            "actor": actor(self.settings),
+        }
+
+    # --- finding ----------------------------------------------------------------------------------
+
+    def get(self, run_id: str) -> Run:
+        """A run by its id; UnknownName if there is none."""
+        self._ready()
+        body = self.store.body(run_id)
+        if body is None:
+            raise UnknownName(f"no run {run_id!r}", remedy="longshore runs ls shows the latest")
+        return Run(self, run_id, CompiledPlan(Plan.model_validate(body["plan"])), attached=True)
+
+    def runs(self, limit: int = 50) -> list[Run]:
+        """The latest runs, newest first."""
+        found = []
+        for run_id in self.store.runs(limit):
+            try:
+                found.append(self.get(run_id))
+            except UnknownName:
+                continue
+        return found
+
+    # --- rehearsing -------------------------------------------------------------------------------
+
+    def dry_run(self, plan: Plan | str, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """What each step would do, in the order of the levels; nothing is changed.
+
+        Each entry: `step, op, level, host, action, changed, undo, impossible`. The workers of each step's
+        queue are asked; what they need lies in Redis under a name of its own, and is taken away again.
+        Raises WaitTimeout where nobody answers for a queue.
+        """
+        self._ready()
+        checked = load(plan) if isinstance(plan, str) else plan
+        body = self._body(checked, params or {})
+        compiled = CompiledPlan(checked)
+        probe_id = uuid4().hex
+        self.store.put_probe(probe_id, json.dumps(body, ensure_ascii=False), _PROBE_SECONDS)
+        try:
+            self._ask(probe_id, compiled)
+            answers = self._answers(probe_id, compiled)
+        finally:
+            self.store.drop_probe(probe_id)
+        return [
+            {"step": compiled.steps[i].name, "op": compiled.steps[i].operation.name, "level": level}
+            | {key: answers[i][key] for key in ("host", "action", "changed", "undo", "impossible")}
+            for level, members in enumerate(compiled.levels)
+            for i in members
+        ]
+
+    def _ask(self, probe_id: str, plan: CompiledPlan) -> None:
+        for step in plan.steps:
+            self._producer.signature(
+                PROBE,
+                args=(probe_id, step.index),
+                options={
+                    "queue": step.queue,
+                    "expires": _PROBE_SECONDS,
+                    "shadow": f"{plan.plan.name}.{step.name} (dry run)",
+                    "argsrepr": f"({step.name!r},)",
+                },
+            ).apply_async()
+
+    def _answers(self, probe_id: str, plan: CompiledPlan) -> dict[int, dict[str, Any]]:
+        answers: dict[int, dict[str, Any]] = {}
+        until = time.monotonic() + _PROBE_SECONDS
+        while len(answers) < len(plan):
+            answer = self.store.next_answer(probe_id, 1.0)
+            if answer is not None:
+                answers[answer["index"]] = answer
+            elif time.monotonic() > until:
+                silent = sorted({s.queue for s in plan.steps if s.index not in answers})
+                raise WaitTimeout(
+                    f"no worker answered for: {', '.join(silent)}", remedy="start one: longshore worker"
+                )
+        return answers
+
+
+class Run:
+    """One run, as a client sees it. `attached` where it was there before."""
+
+    def __init__(self, client: Client, run_id: str, plan: CompiledPlan, *, attached: bool = False) -> None:
+        self.client = client
+        self.id = run_id
+        self.plan = plan
+        self.attached = attached
+
+    def __repr__(self) -> str:
+        return f"Run({self.id!r})"
+
+    def state(self) -> RunState:
+        return RunState(self.client.store.state(self.id) or RunState.PENDING)
+
+    def report(self) -> Report:
+        """How it stands; complete when it has ended."""
+        store = self.client.store
+        run, steps = store.everything(self.id)
+        return report.build(self.id, self.plan, run, steps, store.now())
+
+    def events(self, after: str = "0-0") -> list[Event]:
+        """What happened so far, after a cursor."""
+        return events.read(self.client.store, self.id, self.plan, after)
+
+    def watch(self, after: str = "0-0") -> Iterator[Event]:
+        """Events as they come, until the run rests. Reading changes nothing."""
+        for event in events.follow(self.client.store, self.id, self.plan, after):
+            if event is not None:
+                yield event
+            # An event says that it ended; without one, the state does: a watcher may come late.
+            if (event is None or event.name == "run_ended") and self.state() in TERMINAL:
+                yield from self.events(event.id) if event is not None else ()
+                return
+
+    def wait(self, timeout: float | None = None, *, check: bool = False) -> Report:
+        """The report, once the run rests. Raises WaitTimeout after `timeout` seconds; the run goes on.
+
+        With `check`, raises RunFailed unless everything went as asked.
+        """
+        store = self.client.store
+        until = None if timeout is None else time.monotonic() + timeout
+        cursor = "$"
+        while self.state() not in TERMINAL:
+            left = 2.0 if until is None else min(2.0, until - time.monotonic())
+            if left <= 0:
+                raise WaitTimeout(
+                    f"run {self.id} has not ended in {timeout:g} s",
+                    remedy=f"it goes on: longshore runs watch {self.id}",
+                )
+            store.read_events(self.id, cursor, block_ms=max(1, round(left * 1000)), count=1)
+        done = self.report()
+        if check and done.exit_code:
+            what = done.error.message if done.error else done.summary
+            raise RunFailed(
+                f"run {self.id} ended {done.state}: {what}", report=done, exit_code=done.exit_code
+            )
+        return done
+
+    def cancel(self, reason: str = "", *, keep: bool = False) -> None:
+        """Ask for its end: nothing new begins, what runs is asked to stop, and what was done is undone
+        (`keep`: stays). Returns at once.
+        """
+        self._command("cancel", reason, keep=keep)
+
+    def undo(self, reason: str = "") -> None:
+        """Ask that a run that rests be taken back, or that a failed undo be tried again. Returns at once."""
+        self._command("undo", reason)
+
+    def _command(self, kind: str, reason: str, *, keep: bool = False) -> None:
+        self.client.store.command(self.id, kind, reason=reason, keep=keep)
+        try:
+            Canvas(self.client._producer, self.id).send_advance(self.plan.plan.name)  # noqa: SLF001 - one module
+        except OperationalError as error:
+            raise StoreUnavailable(
+                f"the {kind} of run {self.id} is stored, but its message could not be sent: {error}",
+                remedy="it is carried out when a worker sweeps",
+            ) from error
+
+
+def _new_run_id(name: str) -> str:
+    stem = re.sub(r"[^A-Za-z0-9._@-]", "-", Path(name).stem if "/" in name else name)[:80] or "run"
+    return f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:6]}"
+
+
+def _local_files(plan: Plan, params: dict[str, Any]) -> dict[str, str]:
+    """The contents of the local files that steps name as `source`, base64, by the path written in the plan."""
+    found: dict[str, str] = {}
+    for name, step in plan.steps.items():
+        source = step.with_.get("source")
+        if step.op != "file.deploy.execute" or not isinstance(source, str):
+            continue
+        path = ("steps", name, "with", "source")
+        try:
+            rendered = str(templates.render(source, {"params": params}))
+        except templates.TemplateProblem as error:
+            raise PlanError([Problem(f"source may only use params: {error}", step=name, path=path)]) from None
+        try:
+            data = (Path(plan._base_dir) / rendered).read_bytes()  # noqa: SLF001 - see Plan
+        except OSError as error:
+            raise PlanError([Problem(f"source {rendered}: {error.strerror}", step=name, path=path)]) from None
+        if len(data) > MAX_FILE_BYTES:
+            raise PlanError(
+                [
+                    Problem(
+                        f"source {rendered} has {len(data)} bytes; at most {MAX_FILE_BYTES} can be carried",
+                        step=name,
+                    )
+                ]
+            )
+        found[rendered] = base64.b64encode(data).decode("ascii")
+    return found

@@ -1,0 +1,116 @@
+"""The embedded default, seen from a client: make sure that the user's own server and worker are up.
+
+One supervisor a state folder owns both (`longshore.workers.embedded`). It is a process of its own, so
+that runs outlive the command that started them, and it ends when it has nothing to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from longshore.orchestration.errors import ConfigError, StoreUnavailable
+from longshore.orchestration.settings import Settings
+
+SUPERVISOR = "longshore.workers.embedded"
+#: Seconds for the server to answer.
+_PATIENCE = 20.0
+
+
+def ensure(settings: Settings) -> None:
+    """Return when the embedded server answers; start its supervisor if there is none."""
+    folder = settings.state_dir
+    if is_up(settings):
+        touch(folder)
+        return
+    if importlib.util.find_spec(SUPERVISOR) is None:
+        raise ConfigError("there is no worker in this installation", remedy="set LONGSHORE_REDIS_URL")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    log_path = folder / "supervisor.log"
+    until = time.monotonic() + _PATIENCE
+    process: subprocess.Popen[bytes] | None = None
+    while time.monotonic() < until:
+        if is_up(settings):
+            touch(folder)
+            return
+        # Whoever loses the race for the lock ends at once; the loop then finds the winner's server.
+        if process is None or process.poll() is not None:
+            if process is not None and process.returncode not in {0, None}:
+                raise StoreUnavailable(
+                    f"the embedded server did not start: {last_line(log_path)}", remedy=f"see {log_path}"
+                )
+            if process is not None and _locked(folder):
+                time.sleep(0.05)
+                continue
+            with log_path.open("ab") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", SUPERVISOR],
+                    env=os.environ | {"LONGSHORE_STATE_DIR": str(folder)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    cwd="/",
+                )
+        time.sleep(0.05)
+    raise StoreUnavailable(
+        f"the embedded server did not answer: {last_line(log_path)}", remedy=f"see {log_path}"
+    )
+
+
+def is_up(settings: Settings) -> bool:
+    """Whether the server answers."""
+    if not settings.embedded_socket.exists():
+        return False
+    import redis  # noqa: PLC0415 - 0.2 s that `longshore --help` need not pay
+
+    client = redis.Redis(unix_socket_path=str(settings.embedded_socket), socket_timeout=1.0, retry=None)
+    try:
+        # An ending supervisor still has its server: a client must not begin with it.
+        return bool(client.ping()) and not (settings.state_dir / "ending").exists()
+    except (redis.RedisError, OSError):
+        return False
+    finally:
+        client.close()
+
+
+def touch(folder: Path) -> None:
+    """Say that somebody is there: the supervisor's idle time begins anew."""
+    with contextlib.suppress(OSError):
+        (folder / "used").touch()
+
+
+def supervisor_pid(folder: Path) -> int | None:
+    """The supervisor's process id, if one holds the folder."""
+    if not _locked(folder):
+        return None
+    try:
+        return int((folder / "supervisor.lock").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _locked(folder: Path) -> bool:
+    try:
+        with (folder / "supervisor.lock").open("a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def last_line(path: Path) -> str:
+    """The last thing that a log says."""
+    try:
+        lines = path.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        return "nothing is known"
+    return lines[-1] if lines else "nothing is known"

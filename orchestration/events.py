@@ -1,0 +1,55 @@
+"""What happens in a run, in order: the run's own stream, read by whoever watches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from longshore.orchestration.compiled import CompiledPlan
+from longshore.orchestration.store import Store
+
+#: Seconds that one read waits before it looks whether the run has ended.
+_BLOCK = 2.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """One transition. `id` is its place in the stream, `at` ms of Redis's clock.
+
+    `fields` are its own: `step` is the step's name, `steps` names, `attempt`, `status`, `error`, …
+    """
+
+    id: str
+    name: str
+    at: int
+    fields: Mapping[str, str]
+
+    @property
+    def step(self) -> str | None:
+        return self.fields.get("step")
+
+
+def read(store: Store, run_id: str, plan: CompiledPlan, after: str = "0-0") -> list[Event]:
+    """What there is after a cursor."""
+    return [_event(plan, *entry) for entry in store.read_events(run_id, after)]
+
+
+def follow(store: Store, run_id: str, plan: CompiledPlan, after: str = "0-0") -> Iterator[Event | None]:
+    """Events as they come, for ever; None whenever there was none for two seconds."""
+    while True:
+        entries = store.read_events(run_id, after, block_ms=round(_BLOCK * 1000))
+        if not entries:
+            yield None
+        for stream_id, fields in entries:
+            after = stream_id
+            yield _event(plan, stream_id, fields)
+
+
+def _event(plan: CompiledPlan, stream_id: str, fields: dict[str, str]) -> Event:
+    """The stream holds the numbers of steps; people see names."""
+    shown = {key: value for key, value in fields.items() if key not in {"event", "at"}}
+    if shown.get("step"):
+        shown["step"] = plan.steps[int(shown["step"])].name
+    if "steps" in shown:
+        shown["steps"] = " ".join(plan.steps[int(i)].name for i in shown["steps"].split())
+    return Event(stream_id, fields["event"], int(float(fields["at"])), shown)

@@ -1,0 +1,165 @@
+"""A step as its runner treats it, without the run; and a machine that is clean afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from docker.errors import NotFound
+
+from longshore.orchestration.operations import find
+from longshore.orchestration.settings import get_settings
+from longshore.tasks import compose as compose_tasks
+from longshore.tasks import docker as docker_tasks
+from longshore.tasks.engine import close_engine
+from longshore.tasks.operation import Context, Outcome, Prediction, implementation
+from tests.servers import engine_url
+
+if TYPE_CHECKING:
+    import docker
+
+assert compose_tasks
+assert docker_tasks
+
+
+class Step:
+    """One step of one run. `before` is read once, and travels through JSON as it does in a run."""
+
+    def __init__(self, operation: str, run_id: str, context: dict[str, Any], said: dict[str, Any]) -> None:
+        self.operation = implementation(operation)
+        self.params = find(operation).params.model_validate(said)
+        self.context = context
+        self.ctx = Context(run_id=run_id, step="step", plan="plan", **context)
+        self._before: dict[str, Any] | None = None
+        self.outcome: Outcome | None = None
+
+    def again(self, attempt: int = 2, **context: Any) -> Step:
+        """The same step at a later attempt, with what the first one journalled."""
+        other = Step.__new__(Step)
+        other.__dict__ = dict(self.__dict__)
+        changed = self.context | context | {"attempt": attempt}
+        other.ctx = Context(run_id=self.ctx.run_id, step="step", plan="plan", **changed)
+        return other
+
+    @property
+    def before(self) -> dict[str, Any]:
+        if self._before is None:
+            self._before = json.loads(json.dumps(self.operation.before(self.ctx, self.params)))
+        return self._before
+
+    def act(self) -> Outcome:
+        outcome = self.operation.act(self.ctx, self.params, self.before)
+        self.outcome = Outcome(outcome.changed, json.loads(json.dumps(outcome.data)))
+        self.operation.operation.result.model_validate(self.outcome.data)
+        return self.outcome
+
+    def act_at_once(self, times: int = 2) -> list[Outcome]:
+        """The same delivery, several times at the same moment."""
+        before = self.before
+
+        def deliver(_: int) -> Outcome:
+            try:
+                return self.operation.act(self.ctx, self.params, before)
+            finally:
+                close_engine()
+
+        with ThreadPoolExecutor(times) as pool:
+            outcomes = list(pool.map(deliver, range(times)))
+        self.outcome = outcomes[0]
+        return outcomes
+
+    def predict(self) -> Prediction:
+        return self.operation.predict(self.ctx, self.params)
+
+    def undo(self) -> Outcome:
+        data = self.outcome.data if self.outcome else None
+        return self.operation.undo(self.ctx, self.params, self.before, data)
+
+
+MakeStep = Callable[..., Step]
+
+
+@pytest.fixture(autouse=True)
+def state_dir(engine: docker.APIClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    folder = tmp_path / "state"
+    monkeypatch.setenv("LONGSHORE_STATE_DIR", str(folder))
+    monkeypatch.setenv("LONGSHORE_DOCKER_HOST", engine_url())
+    get_settings.cache_clear()
+    yield folder
+    get_settings.cache_clear()
+    close_engine()
+
+
+@pytest.fixture
+def step(engine: docker.APIClient) -> Iterator[MakeStep]:
+    """Makes steps, each of a run of its own; what they leave on the engine is removed."""
+    prefix = f"lst-{uuid.uuid4().hex[:8]}"
+    made = 0
+
+    def make(operation: str, context: dict[str, Any] | None = None, **said: Any) -> Step:
+        nonlocal made
+        made += 1
+        return Step(operation, f"{prefix}-{made}", context or {}, said)
+
+    yield make
+    for container in engine.containers(all=True):
+        if container["Labels"].get("longshore.run", "").startswith(prefix):
+            engine.remove_container(container["Id"], force=True, v=True)
+    for volume in engine.volumes()["Volumes"] or []:
+        if (volume["Labels"] or {}).get("longshore.op", "").startswith(prefix):
+            engine.remove_volume(volume["Name"])
+    for image in engine.images():
+        for tag in image["RepoTags"] or []:
+            if prefix in tag:
+                engine.remove_image(tag, noprune=True)
+
+
+@pytest.fixture
+def machine(engine: docker.APIClient) -> Callable[[], dict[str, Any]]:
+    """What there is on the engine, seen from outside."""
+
+    def look() -> dict[str, Any]:
+        containers = {}
+        for row in engine.containers(all=True):
+            with contextlib.suppress(NotFound):  # somebody else's may go while we look
+                raw = engine.inspect_container(row["Id"])
+                state = raw["State"]
+                said = (raw["Name"], state["Running"], state["Paused"], raw["Image"])
+                containers[row["Id"]] = (*said, str(raw["HostConfig"]["RestartPolicy"]))
+        networks = [network["Name"] for network in engine.networks()]
+        volumes = [volume["Name"] for volume in engine.volumes()["Volumes"] or []]
+        tags = [f"{tag} {image['Id']}" for image in engine.images() for tag in image["RepoTags"] or []]
+        return {
+            "containers": {key: said for key, said in containers.items() if "lst-" in said[0]},
+            "names": sorted(name for name in [*networks, *volumes, *tags] if "lst-" in name),
+        }
+
+    return look
+
+
+@pytest.fixture
+def container(engine: docker.APIClient) -> Iterator[Callable[..., str]]:
+    """Makes containers as somebody else would."""
+    names: list[str] = []
+
+    def make(*command: str, start: bool = True, **host: Any) -> str:
+        name = f"lst-{uuid.uuid4().hex[:8]}"
+        config = engine.create_host_config(**({"init": True} | host))
+        made = engine.create_container(
+            "longshore-test:1", list(command) or ["sleep", "600"], name=name, host_config=config
+        )
+        names.append(made["Id"])
+        if start:
+            engine.start(made["Id"])
+        return name
+
+    yield make
+    for made in names:
+        with contextlib.suppress(NotFound):
+            engine.remove_container(made, force=True, v=True)
