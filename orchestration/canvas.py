@@ -43,7 +43,6 @@ def producer(settings: Settings) -> Celery:
             "interval_step": 0.2,
             "interval_max": 0.5,
         },
-        task_send_sent_event=True,
     )
     return app
 

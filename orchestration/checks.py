@@ -34,9 +34,7 @@ def _whole(plan: Plan) -> Iterator[Problem]:
     if not plan.steps:
         yield Problem("the plan has no steps", path=("steps",))
     if len(plan.steps) > MAX_STEPS:
-        yield Problem(
-            f"{len(plan.steps)} steps are more than the {MAX_STEPS} that a plan may have", path=("steps",)
-        )
+        yield Problem(f"{len(plan.steps)} steps are more than the {MAX_STEPS} that a plan may have", path=("steps",))
         return
     for name, step in plan.steps.items():
         at: tuple[str | int, ...] = ("steps", name)
@@ -79,9 +77,7 @@ def _step(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
         roots = templates.ROOTS | {"data", "before"}
         yield from _operation(plan, name, step.undo.op, step.undo.with_, undo_at, roots)
         if step.always:
-            yield Problem(
-                "an always step is never undone, so its undo would never run", step=name, path=undo_at
-            )
+            yield Problem("an always step is never undone, so its undo would never run", step=name, path=undo_at)
 
 
 def _operation(
@@ -97,9 +93,7 @@ def _operation(
     except UnknownName as error:
         yield Problem(str(error), step=name, path=(*at, "op"))
         return
-    yield from (
-        Problem(text, step=name, path=(*at, *where)) for text, where in _parameters(operation, params)
-    )
+    yield from (Problem(text, step=name, path=(*at, *where)) for text, where in _parameters(operation, params))
     for key, value in params.items():
         where = (*at, "with", key)
         try:
@@ -118,9 +112,7 @@ def _operation(
         # A plan of many steps with few templates must not pay for every step's ancestors.
         upstream = _upstream(plan, name) | ({name} if "data" in roots else set()) if refers.steps else set()
         for other in sorted(refers.steps - upstream):
-            why = (
-                "which does not come before this step" if other in plan.steps else "which is not in the plan"
-            )
+            why = "which does not come before this step" if other in plan.steps else "which is not in the plan"
             yield Problem(f"{key}: the template looks at step {other!r}, {why}", step=name, path=where)
 
 
@@ -151,7 +143,7 @@ def validation_error(model: type[Params], params: dict[str, Any]) -> ValidationE
 
 
 def _field_error(field: FieldInfo, value: Any) -> ValidationError | None:
-    kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation  # type: ignore[index]
+    kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
     try:
         TypeAdapter(kind).validate_python(value)
     except ValidationError as error:

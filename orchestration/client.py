@@ -197,9 +197,7 @@ class Client:
                 answers[answer["index"]] = answer
             elif time.monotonic() > until:
                 silent = sorted({s.queue for s in plan.steps if s.index not in answers})
-                raise WaitTimeout(
-                    f"no worker answered for: {', '.join(silent)}", remedy="start one: longshore worker"
-                )
+                raise WaitTimeout(f"no worker answered for: {', '.join(silent)}", remedy="start one: longshore worker")
         return answers
 
 
@@ -257,30 +255,53 @@ class Run:
         done = self.report()
         if check and done.exit_code:
             what = done.error.message if done.error else done.summary
-            raise RunFailed(
-                f"run {self.id} ended {done.state}: {what}", report=done, exit_code=done.exit_code
-            )
+            raise RunFailed(f"run {self.id} ended {done.state}: {what}", report=done, exit_code=done.exit_code)
         return done
 
-    def cancel(self, reason: str = "", *, keep: bool = False) -> None:
+    def log(self, step: str) -> Iterator[str]:
+        """What a step printed: its last thousand lines. UnknownName for a step that the plan does not have."""
+        if step not in self.plan.index:
+            raise UnknownName(f"run {self.id} has no step {step!r}", remedy=f"it has {', '.join(self.plan.index)}")
+        return self.client.store.log(self.id, self.plan.index[step])
+
+    def cancel(self, reason: str = "", *, keep: bool = False) -> str:
         """Ask for its end: nothing new begins, what runs is asked to stop, and what was done is undone
-        (`keep`: stays). Returns at once.
+        (`keep`: stays). Returns at once, with the command's id for `answer`.
         """
-        self._command("cancel", reason, keep=keep)
+        return self._command("cancel", reason, keep=keep)
 
-    def undo(self, reason: str = "") -> None:
-        """Ask that a run that rests be taken back, or that a failed undo be tried again. Returns at once."""
-        self._command("undo", reason)
+    def undo(self, reason: str = "") -> str:
+        """Ask that a run that rests be taken back, or that a failed undo be tried again. Returns at once,
+        with the command's id for `answer`.
+        """
+        return self._command("undo", reason)
 
-    def _command(self, kind: str, reason: str, *, keep: bool = False) -> None:
-        self.client.store.command(self.id, kind, reason=reason, keep=keep)
+    def answer(self, command_id: str, timeout: float = 30.0) -> str:
+        """What became of a command: `done`, or why nothing was done. WaitTimeout if no worker took it."""
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            fields = self.client.store.fields(self.id)
+            if _stream_order(fields.get("cmd", "0-0")) >= _stream_order(command_id):
+                return fields.get("answer", "done")
+            time.sleep(0.05)
+        raise WaitTimeout("no worker has taken the command yet", remedy="it is kept; start one: longshore worker")
+
+    def _command(self, kind: str, reason: str, *, keep: bool = False) -> str:
+        command_id = self.client.store.command(self.id, kind, reason=reason, keep=keep)
         try:
-            Canvas(self.client._producer, self.id).send_advance(self.plan.plan.name)  # noqa: SLF001 - one module
+            Canvas(self.client._producer, self.id).send_advance(self.plan.plan.name)
         except OperationalError as error:
             raise StoreUnavailable(
                 f"the {kind} of run {self.id} is stored, but its message could not be sent: {error}",
                 remedy="it is carried out when a worker sweeps",
             ) from error
+        return command_id
+
+
+def _stream_order(stream_id: str) -> tuple[int, int]:
+    """Ids of a stream compare as numbers."""
+    ms, _, number = stream_id.partition("-")
+    return int(ms), int(number or 0)
 
 
 def _new_run_id(name: str) -> str:
@@ -301,7 +322,7 @@ def _local_files(plan: Plan, params: dict[str, Any]) -> dict[str, str]:
         except templates.TemplateProblem as error:
             raise PlanError([Problem(f"source may only use params: {error}", step=name, path=path)]) from None
         try:
-            data = (Path(plan._base_dir) / rendered).read_bytes()  # noqa: SLF001 - see Plan
+            data = (Path(plan._base_dir) / rendered).read_bytes()
         except OSError as error:
             raise PlanError([Problem(f"source {rendered}: {error.strerror}", step=name, path=path)]) from None
         if len(data) > MAX_FILE_BYTES:

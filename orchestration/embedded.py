@@ -59,9 +59,7 @@ def ensure(settings: Settings) -> None:
                     cwd="/",
                 )
         time.sleep(0.05)
-    raise StoreUnavailable(
-        f"the embedded server did not answer: {last_line(log_path)}", remedy=f"see {log_path}"
-    )
+    raise StoreUnavailable(f"the embedded server did not answer: {last_line(log_path)}", remedy=f"see {log_path}")
 
 
 def is_up(settings: Settings) -> bool:
@@ -70,7 +68,7 @@ def is_up(settings: Settings) -> bool:
         return False
     import redis  # noqa: PLC0415 - 0.2 s that `longshore --help` need not pay
 
-    client = redis.Redis(unix_socket_path=str(settings.embedded_socket), socket_timeout=1.0, retry=None)
+    client = redis.Redis(unix_socket_path=str(settings.embedded_socket), socket_timeout=1.0)
     try:
         # An ending supervisor still has its server: a client must not begin with it.
         return bool(client.ping()) and not (settings.state_dir / "ending").exists()

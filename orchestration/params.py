@@ -42,11 +42,7 @@ class Param(BaseModel):
     @model_serializer(mode="wrap")
     def _as_written(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         # A default of null is something else than no default.
-        return {
-            key: value
-            for key, value in handler(self).items()
-            if key in self.model_fields_set or key == "type"
-        }
+        return {key: value for key, value in handler(self).items() if key in self.model_fields_set or key == "type"}
 
     @model_validator(mode="before")
     @classmethod
@@ -74,8 +70,8 @@ class Param(BaseModel):
             return f"must be one of {', '.join(map(str, self.enum))}, not {value!r}"
         if self.pattern is not None and not re.fullmatch(self.pattern, str(value)):
             return f"must match {self.pattern}, not {value!r}"
-        size = len(value) if isinstance(value, str | list | dict) else value
-        what = "length" if isinstance(value, str | list | dict) else "value"
+        size: Any = len(value) if isinstance(value, str | list | dict) else value
+        what = "value" if size is value else "length"
         if self.min is not None and size < self.min:
             return f"must have a {what} of at least {self.min:g}, not {value!r}"
         if self.max is not None and size > self.max:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from functools import cache
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -45,9 +46,7 @@ def _none_or_spec(value: Any) -> Any:
 class _Model(BaseModel):
     """Written out, only what differs from the default is there: a round trip loses and adds nothing."""
 
-    model_config = ConfigDict(
-        extra="forbid", validate_by_name=True, validate_by_alias=True, serialize_by_alias=True
-    )
+    model_config = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
 
     @model_serializer(mode="wrap")
     def _only_what_differs(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
@@ -115,7 +114,7 @@ class Plan(_Model):
     def _in_order(self) -> Self:
         if self.sequential and self.steps:
             names = list(self.steps)
-            for before, name in zip(names, names[1:], strict=False):
+            for before, name in pairwise(names):
                 step = self.steps[name]
                 if before not in step.after:
                     self.steps[name] = step.model_copy(update={"after": [*step.after, before]})
@@ -134,7 +133,7 @@ class Plan(_Model):
     @staticmethod
     def chain(*steps: StepHandle) -> None:
         """Make each step come after the one before it."""
-        for before, step in zip(steps, steps[1:], strict=False):
+        for before, step in pairwise(steps):
             step.after(before)
 
     # --- data -------------------------------------------------------------------------------------

@@ -95,9 +95,7 @@ class Report(_Part):
         raise KeyError(name)
 
 
-def build(
-    run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mapping[str, str], now: int
-) -> Report:
+def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mapping[str, str], now: int) -> Report:
     """The report of a run from its record; empty fields are a run that has not begun. `now` in ms."""
     state = RunState(run.get("state", "pending"))
     records: dict[int, StepRecord] = {}
@@ -130,9 +128,7 @@ def build(
     )
 
 
-def _exit_code(
-    plan: CompiledPlan, state: RunState, records: Mapping[int, StepRecord], left: list[int]
-) -> int:
+def _exit_code(plan: CompiledPlan, state: RunState, records: Mapping[int, StepRecord], left: list[int]) -> int:
     """0 all as asked, 3 something stands or is left over, 1 failed and nothing does (SEMANTICS 6)."""
     always_failed = any(records[s.index].status in STEP_BAD for s in plan.steps if s.always)
     if left or always_failed or state in {RunState.PARTIAL, RunState.UNDO_FAILED}:

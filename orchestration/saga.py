@@ -257,14 +257,14 @@ def left_over(plan: CompiledPlan, state: RunState, steps: Mapping[int, StepRecor
     found = []
     for step in plan.steps:
         record = steps[step.index]
-        if record.undo is UndoState.UNDO_FAILED:
-            found.append(step.index)
-        elif record.undo is UndoState.NOT_UNDOABLE and record.status is not StepState.FAILED:
-            found.append(step.index)
-        elif (
-            state in {RunState.PARTIAL, RunState.FAILED}
-            and record.status in {StepState.CHANGED, StepState.UNKNOWN}
-            and not step.always
+        if (
+            record.undo is UndoState.UNDO_FAILED
+            or (record.undo is UndoState.NOT_UNDOABLE and record.status is not StepState.FAILED)
+            or (
+                state in {RunState.PARTIAL, RunState.FAILED}
+                and record.status in {StepState.CHANGED, StepState.UNKNOWN}
+                and not step.always
+            )
         ):
             found.append(step.index)
     return found

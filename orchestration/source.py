@@ -68,9 +68,7 @@ class _Document:
             if key == "<<":
                 raise PlanError([Problem("merge keys are not supported", line=line)], source=self.source)
             if key in seen:
-                what = (
-                    "there are two steps of this name" if path == ("steps",) else f"{key!r} stands here twice"
-                )
+                what = "there are two steps of this name" if path == ("steps",) else f"{key!r} stands here twice"
                 step = str(key) if path == ("steps",) else (str(path[1]) if len(path) > 1 else None)
                 raise PlanError([Problem(what, step=step, line=line)], source=self.source)
             seen.add(key)
@@ -83,7 +81,7 @@ class _Document:
         if node.tag == "tag:yaml.org,2002:str":
             return node.value
         try:
-            value = self._loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+            value = self._loader.construct_object(node, deep=True)
         except (yaml.YAMLError, ValueError, OverflowError) as error:
             line = node.start_mark.line + 1
             what = str(getattr(error, "problem", None) or error)
@@ -148,9 +146,7 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise PlanError(f"cannot be read: {error.strerror}", source=str(path)) from None
     if len(data) > MAX_PLAN_BYTES:
-        raise PlanError(
-            f"{len(data)} bytes are more than the {MAX_PLAN_BYTES} that a plan may have", source=str(path)
-        )
+        raise PlanError(f"{len(data)} bytes are more than the {MAX_PLAN_BYTES} that a plan may have", source=str(path))
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -184,7 +180,7 @@ def load(name: str) -> Plan:
         offered = entry.load()
         plan = offered if isinstance(offered, Plan) else offered()
         plan.check()
-        return plan  # type: ignore[no-any-return]
+        return plan
     known = ", ".join(stored()) or "none"
     raise UnknownName(
         f"no plan {name!r}: neither a file nor a stored plan",
@@ -194,7 +190,7 @@ def load(name: str) -> Plan:
 
 def _load_file(path: Path) -> Plan:
     plan = parse(read_text(path), source=str(path))
-    plan._base_dir = str(path.parent)  # noqa: SLF001 - where its sources are is the file's, not the data's
+    plan._base_dir = str(path.parent)
     return plan
 
 

@@ -132,16 +132,17 @@ class Store:
         self._call(self.client.zadd, self.keys.inbox, {run_id: 0}, nx=True)
         return self._call(self.client.set, key, body, nx=True, get=True)  # type: ignore[no-any-return]
 
-    def command(self, run_id: str, kind: str, *, reason: str = "", keep: bool = False) -> None:
-        """Put down what is asked of a run."""
+    def command(self, run_id: str, kind: str, *, reason: str = "", keep: bool = False) -> str:
+        """Put down what is asked of a run; returns the command's id."""
         fields: dict[Any, Any] = {
             "kind": kind,
             "actor": actor(self.settings),
             "reason": reason,
             "keep": "1" if keep else "",
         }
-        self._call(self.client.xadd, self.keys.of(run_id).commands, fields)
+        command_id = self._call(self.client.xadd, self.keys.of(run_id).commands, fields)
         self._call(self.client.zadd, self.keys.inbox, {run_id: 0}, nx=True)
+        return str(command_id)
 
     def commands(self, run_id: str) -> list[tuple[str, dict[str, str]]]:
         return self._call(self.client.xrange, self.keys.of(run_id).commands)  # type: ignore[no-any-return]
@@ -218,9 +219,7 @@ class Store:
         self, run_id: str, after: str = "0-0", *, block_ms: int | None = None, count: int = 1000
     ) -> list[tuple[str, dict[str, str]]]:
         """Events after a cursor; with `block_ms`, waits so long for the first."""
-        found = self._call(
-            self.client.xread, {self.keys.of(run_id).events: after}, count=count, block=block_ms
-        )
+        found = self._call(self.client.xread, {self.keys.of(run_id).events: after}, count=count, block=block_ms)
         return found[0][1] if found else []
 
     def runs(self, limit: int = 50) -> list[str]:
@@ -321,9 +320,7 @@ class Store:
         )  # fmt: skip
         return Recorded(code != "stale", str(advance) == "1")
 
-    def retry(
-        self, run_id: str, index: int, side: str, fence: str, delay: float, grace: float, error: str
-    ) -> int:
+    def retry(self, run_id: str, index: int, side: str, fence: str, delay: float, grace: float, error: str) -> int:
         """1 noted, 0 the step is another attempt's now, -1 the run is ending."""
         return int(self._run("retry", run_id, index, side, fence, _ms(delay), _ms(grace), error))
 

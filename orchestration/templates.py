@@ -21,10 +21,10 @@ ROOTS = frozenset({"params", "steps", "run", "host"})
 
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
-)  # noqa: S701 - the output is parameters, not HTML
+)
 
 
-class TemplateProblem(Exception):  # noqa: N818 - it is told as a Problem of the plan
+class TemplateProblem(Exception):
     """A template that cannot be parsed, names what does not exist, or does not render."""
 
 
@@ -80,19 +80,15 @@ def _references(text: str) -> References:
         tree = _ENVIRONMENT.parse(text)
     except jinja2.TemplateSyntaxError as error:
         raise TemplateProblem(f"broken template {text!r}: {error.message}") from None
-    params, steps = set(), set()
-    for node in tree.find_all((nodes.Getattr, nodes.Getitem)):
-        if isinstance(node.node, nodes.Name):
-            if isinstance(node, nodes.Getattr):
-                name: Any = node.attr
-            else:
-                name = node.arg.value if isinstance(node.arg, nodes.Const) else None
-            if node.node.name == "params" and isinstance(name, str):
-                params.add(name)
-            elif node.node.name == "steps" and isinstance(name, str):
-                steps.add(name)
+    named: dict[str, set[str]] = {"params": set(), "steps": set()}
+    for attribute in tree.find_all(nodes.Getattr):
+        if isinstance(attribute.node, nodes.Name) and attribute.node.name in named:
+            named[attribute.node.name].add(attribute.attr)
+    for item in tree.find_all(nodes.Getitem):
+        if isinstance(item.node, nodes.Name) and item.node.name in named and isinstance(item.arg, nodes.Const):
+            named[item.node.name].add(str(item.arg.value))
     names = jinja2.meta.find_undeclared_variables(tree)
-    return References(frozenset(params), frozenset(steps), frozenset(names))
+    return References(frozenset(named["params"]), frozenset(named["steps"]), frozenset(names))
 
 
 def render(value: Any, scope: Mapping[str, Any]) -> Any:

@@ -70,13 +70,12 @@ class _Command(Implementation[Any]):
             "duration_ms": done.duration_ms,
             "truncated": done.truncated,
         }
-        for line in (done.stdout + done.stderr).splitlines():
-            ctx.log(line)
+        if done.stdout or done.stderr:
+            ctx.log(done.stdout + done.stderr)
         if done.exit_code not in params.ok_codes:
             said = (done.stderr.strip() or done.stdout.strip()).splitlines()
             raise Unsuccessful(
-                f"{_argv(params)[0]} ended with exit code {done.exit_code}"
-                + (f": {said[-1][:200]}" if said else ""),
+                f"{_argv(params)[0]} ended with exit code {done.exit_code}" + (f": {said[-1][:200]}" if said else ""),
                 data=data,
             )
         return Outcome(changed=params.changes, data=data)
@@ -88,9 +87,7 @@ class _Command(Implementation[Any]):
             return Prediction(f"would run, unless its check ends with 0: {_shown(params)}", changed=None)
         return Prediction(f"would run: {_shown(params)}", changed=params.changes)
 
-    def undo(
-        self, ctx: Context, params: _Params, before: dict[str, Any], data: dict[str, Any] | None
-    ) -> Outcome:
+    def undo(self, ctx: Context, params: _Params, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         raise OperationError("a command cannot be taken back by itself", remedy="give the step an undo")
 
 

@@ -24,9 +24,7 @@ def _former(
     return revisions.former(ctx, Compose(ctx, docker), found, recorded, likely)
 
 
-def _keep_former(
-    ctx: Context, docker: Engine, project: str, found: list[Member], likely: Resolved | None
-) -> bool:
+def _keep_former(ctx: Context, docker: Engine, project: str, found: list[Member], likely: Resolved | None) -> bool:
     """Keep the configuration that the containers were made from, for the undo."""
     was = _former(ctx, docker, project, found, likely)
     if was is not None:
@@ -98,16 +96,10 @@ class Up(Implementation[UpParams]):
         mine = [member for member in found if member.service in {*services, *orphans}]
         if mine:
             known = _former(ctx, docker, project, mine, target)
-            undo = (
-                "bring back the former configuration and images"
-                if known
-                else "none: " + _UNKNOWN.format(project)
-            )
+            undo = "bring back the former configuration and images" if known else "none: " + _UNKNOWN.format(project)
         return Prediction(f"would bring up {project} ({listed})", undo=undo)
 
-    def undo(
-        self, ctx: Context, params: UpParams, before: dict[str, Any], data: dict[str, Any] | None
-    ) -> Outcome:
+    def undo(self, ctx: Context, params: UpParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), before["project"]
         with alone(ctx, docker, project):
             known = revisions.load(revisions.path_of(ctx, project, "after"))
@@ -123,9 +115,7 @@ class Up(Implementation[UpParams]):
         return sorted({member.service for member in found if member.service not in target.services})
 
     @staticmethod
-    def _images(
-        ctx: Context, docker: Engine, params: UpParams, before: dict[str, Any], target: Resolved
-    ) -> None:
+    def _images(ctx: Context, docker: Engine, params: UpParams, before: dict[str, Any], target: Resolved) -> None:
         """All images are here before anything is stopped."""
         services = target.with_dependencies(params.services)
         refs = dict.fromkeys(map(target.image, services))
@@ -194,13 +184,9 @@ class Down(Implementation[DownParams]):
             return Prediction(f"project {project} has no containers", changed=changed)
         known = _former(ctx, docker, project, found, resolved)
         undo = "make the containers again, with the same volumes, and start those that ran"
-        return Prediction(
-            f"would remove {names(found)}", undo=undo if known else "none: " + _UNKNOWN.format(project)
-        )
+        return Prediction(f"would remove {names(found)}", undo=undo if known else "none: " + _UNKNOWN.format(project))
 
-    def undo(
-        self, ctx: Context, params: DownParams, before: dict[str, Any], data: dict[str, Any] | None
-    ) -> Outcome:
+    def undo(self, ctx: Context, params: DownParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), before["project"]
         if not before["containers"]:
             return Outcome(changed=False)

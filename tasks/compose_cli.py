@@ -121,9 +121,7 @@ def source_of(params: ProjectParams, recorded: Source | None) -> Source:
     """The files that the parameters name, else those that the project's containers were made from."""
     if params.project_dir is None and not params.files:
         if recorded is None:
-            raise Preflight(
-                f"nothing is known of project {params.project!r}", remedy="give project_dir as well"
-            )
+            raise Preflight(f"nothing is known of project {params.project!r}", remedy="give project_dir as well")
         return recorded
     directory = params.project_dir
 
@@ -240,9 +238,7 @@ def _classified(verb: str, done: process.Completed) -> OperationError:
     if any(text in low for text in _PASSING) or done.exit_code == 130:
         return Transient(what)
     if "is not a docker command" in low or "unknown command: docker compose" in low:
-        return Preflight(
-            "Docker Compose is not installed", remedy="install the plugin docker-compose, 2.20 or newer"
-        )
+        return Preflight("Docker Compose is not installed", remedy="install the plugin docker-compose, 2.20 or newer")
     remedy = ""
     if "no such image" in low or "not found: manifest" in low or done.exit_code == 18:
         remedy = "pull or build the image in a step before"

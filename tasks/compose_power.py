@@ -28,9 +28,7 @@ def _heirs(was: list[Member], now: list[Member]) -> dict[str, Member]:
     found = {member.id: member for member in now}
     for member in was:
         if member.id not in found:
-            same = [
-                o for o in now if (o.key, o.hash, o.image_id) == (member.key, member.hash, member.image_id)
-            ]
+            same = [o for o in now if (o.key, o.hash, o.image_id) == (member.key, member.hash, member.image_id)]
             found |= {member.id: same[0]} if same else {}
     return found
 
@@ -53,9 +51,7 @@ class Stop(Implementation[StopParams]):
             ids = {member.id for member in was}
             running = [member for member in members(docker, project) if member.running and member.id in ids]
             if running:
-                Compose(ctx, docker).stop(
-                    project, sorted({member.service for member in running}), params.grace
-                )
+                Compose(ctx, docker).stop(project, sorted({member.service for member in running}), params.grace)
             still = {member.id for member in members(docker, project) if member.running}
         stopped = [member.name for member in was if member.running and member.id not in still]
         if any(member.id in still for member in was):
@@ -77,9 +73,7 @@ class Stop(Implementation[StopParams]):
             return Prediction(f"nothing of it runs in project {project}", changed=changed)
         return Prediction(f"would stop {names(running)}", undo=f"start {names(running)}")
 
-    def undo(
-        self, ctx: Context, params: StopParams, before: dict[str, Any], data: dict[str, Any] | None
-    ) -> Outcome:
+    def undo(self, ctx: Context, params: StopParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), before["project"]
         was = [member for member in members_of(before) if member.running]
         with alone(ctx, docker, project):
@@ -147,9 +141,7 @@ class Start(Implementation[StartParams]):
             return Prediction(f"all of it runs in project {project}", changed=changed)
         return Prediction(f"would start {names(wanted)}", undo=f"stop {names(wanted)}")
 
-    def undo(
-        self, ctx: Context, params: StartParams, before: dict[str, Any], data: dict[str, Any] | None
-    ) -> Outcome:
+    def undo(self, ctx: Context, params: StartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), before["project"]
         idle = [member for member in members_of(before) if not member.running]
         with alone(ctx, docker, project):
@@ -170,9 +162,7 @@ class Start(Implementation[StartParams]):
         """The services with what they depend on, without the jobs that have ended well."""
         wanted = set(services) or {member.service for member in found}
         while True:
-            more = {
-                name for member in found if member.service in wanted for name in member.depends_on
-            } - wanted
+            more = {name for member in found if member.service in wanted for name in member.depends_on} - wanted
             if not more:
                 break
             wanted |= more

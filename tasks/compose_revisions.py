@@ -62,9 +62,7 @@ def recorded_source(project: str, found: Iterable[Container]) -> Source | None:
     """The files that the newest container says it was made from; those of a revision lead to its own."""
     for container in sorted(found, key=lambda one: one.started_at or "", reverse=True):
         labels = container.labels
-        files = [
-            name for name in labels.get(f"{PROJECT}.config_files", "").split(",") if name not in {"", "-"}
-        ]
+        files = [name for name in labels.get(f"{PROJECT}.config_files", "").split(",") if name not in {"", "-"}]
         if not files:
             continue
         first = Path(files[0])
@@ -92,9 +90,7 @@ def former(
         return None
 
     def fits(resolved: Resolved | None) -> bool:
-        return resolved is not None and all(
-            resolved.hashes.get(name) == digest for name, digest in wanted.items()
-        )
+        return resolved is not None and all(resolved.hashes.get(name) == digest for name, digest in wanted.items())
 
     for resolved in likely:
         if fits(resolved):
@@ -126,9 +122,7 @@ def keep_images(ctx: Context, docker: Engine, project: str, image_ids: Iterable[
         try:
             docker.tag(image_id, keep_tag(ctx, project, image_id))
         except NotThere:
-            ctx.log(
-                f"image {image_id} is gone already, only its containers are left: they cannot be made again"
-            )
+            ctx.log(f"image {image_id} is gone already, only its containers are left: they cannot be made again")
 
 
 def restore(

@@ -188,9 +188,7 @@ class Gate:
         if member.status == "restarting":
             return f"{member.name} keeps restarting (exit code {member.exit_code})"
         if not member.running:
-            hint = (
-                "" if member.exit_code else "; a service that is meant to end needs another that waits for it"
-            )
+            hint = "" if member.exit_code else "; a service that is meant to end needs another that waits for it"
             raise self._ill(member, f"ended with {member.exit_code}{hint}")
         if member.health is not None:
             if member.health == "unhealthy":

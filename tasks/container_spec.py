@@ -50,9 +50,7 @@ def image_of(engine: Engine, image: str) -> str:
     """The image's id. A missing one is never fetched here."""
     found = engine.image_id(image)
     if found is None:
-        raise Preflight(
-            f"image {image!r} is not on the Docker host", remedy="pull or build it in a step before"
-        )
+        raise Preflight(f"image {image!r} is not on the Docker host", remedy="pull or build it in a step before")
     return found
 
 
@@ -100,20 +98,14 @@ def make(
     return container, warnings
 
 
-def _of_that_name(
-    engine: Engine, ctx: Context, name: str, spec: str, *, kind: str, error: Conflict
-) -> Container:
+def _of_that_name(engine: Engine, ctx: Context, name: str, spec: str, *, kind: str, error: Conflict) -> Container:
     end = time.monotonic() + _NAME_TAKEN
     while (container := engine.inspect(name)) is None:
         if time.monotonic() >= end:
             raise Transient(f"the name {name} is taken, but by nobody: {error.message}") from error
         ctx.sleep(0.05)  # between the name's reservation and the container's being there
     labels = container.labels
-    if (
-        labels.get(SPEC) == spec
-        and labels.get(KIND) == kind
-        and (kind == "create" or labels[OP] == ctx.op_id)
-    ):
+    if labels.get(SPEC) == spec and labels.get(KIND) == kind and (kind == "create" or labels[OP] == ctx.op_id):
         return container
     raise Preflight(
         f"the name {name} belongs to another container ({container.id[:12]}, {container.image})",

@@ -114,9 +114,7 @@ class Create(Implementation[CreateParams]):
         if image_id is None:
             what = f"image {params.image!r} is not on the Docker host"
             if ctx.has_upstream:
-                return Prediction(
-                    f"would make container {name}; {what} yet", changed=None, undo=f"remove {name}"
-                )
+                return Prediction(f"would make container {name}; {what} yet", changed=None, undo=f"remove {name}")
             return Prediction(f"would fail: {what}", changed=False, impossible=what)
         if container is None:
             return Prediction(f"would make container {name} from {params.image}", undo=f"remove {name}")
@@ -127,9 +125,7 @@ class Create(Implementation[CreateParams]):
         what = f"the name {name} belongs to another container"
         return Prediction(f"would fail: {what}", changed=False, impossible=what)
 
-    def undo(
-        self, ctx: Context, params: CreateParams, before: dict[str, Any], data: dict[str, Any] | None
-    ) -> Outcome:
+    def undo(self, ctx: Context, params: CreateParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, name = engine(), spec.name_of(ctx, params)
         for container in spec.own(docker, ctx):
             if container.name != name:
@@ -145,13 +141,9 @@ class Start(Implementation[StartParams]):
     def before(self, ctx: Context, params: StartParams) -> dict[str, Any]:
         container = _there(engine(), params.container)
         if container.paused:
-            raise Preflight(
-                f"container {container.name} is paused", remedy=f"docker unpause {container.name}"
-            )
+            raise Preflight(f"container {container.name} is paused", remedy=f"docker unpause {container.name}")
         if container.labels.get(spec.KIND) == "run":
-            raise Preflight(
-                f"container {container.name} ran once, for another step, and is not started again"
-            )
+            raise Preflight(f"container {container.name} ran once, for another step, and is not started again")
         return _Was.of(container)
 
     def act(self, ctx: Context, params: StartParams, before: dict[str, Any]) -> Outcome:
@@ -173,9 +165,7 @@ class Start(Implementation[StartParams]):
             return Prediction(f"container {container.name} is running", changed=False)
         impossible = None
         if container.paused or container.labels.get(spec.KIND) == "run":
-            impossible = (
-                f"container {container.name} is {'paused' if container.paused else 'a run that has ended'}"
-            )
+            impossible = f"container {container.name} is {'paused' if container.paused else 'a run that has ended'}"
         return Prediction(
             f"would start {container.name}",
             changed=impossible is None,
@@ -183,9 +173,7 @@ class Start(Implementation[StartParams]):
             impossible=impossible,
         )
 
-    def undo(
-        self, ctx: Context, params: StartParams, before: dict[str, Any], data: dict[str, Any] | None
-    ) -> Outcome:
+    def undo(self, ctx: Context, params: StartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, was = engine(), _Was(**before)
         container = was.now(docker)
         if was.running or container is None or not container.running:
@@ -228,13 +216,9 @@ class Stop(Implementation[StopParams]):
         if not container.running:
             return Prediction(f"container {container.name} is not running", changed=False)
         impossible = f"container {container.name} was made with --rm" if container.auto_remove else None
-        return Prediction(
-            f"would stop {container.name}", undo=f"start {container.name}", impossible=impossible
-        )
+        return Prediction(f"would stop {container.name}", undo=f"start {container.name}", impossible=impossible)
 
-    def undo(
-        self, ctx: Context, params: StopParams, before: dict[str, Any], data: dict[str, Any] | None
-    ) -> Outcome:
+    def undo(self, ctx: Context, params: StopParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, was = engine(), _Was(**before)
         if not was.running:
             return Outcome(changed=False)
@@ -253,9 +237,7 @@ class Remove(Implementation[RemoveParams]):
         if container is None:
             return {}
         if container.running and not params.force:
-            raise Preflight(
-                f"container {container.name} is running", remedy="stop it first, or say force: true"
-            )
+            raise Preflight(f"container {container.name} is running", remedy="stop it first, or say force: true")
         _stoppable(container)
         return _Was.of(container)
 
@@ -291,9 +273,7 @@ class Remove(Implementation[RemoveParams]):
         undo = f"give {container.name} its name back" + (" and start it" if container.running else "")
         return Prediction(f"would {verb} {container.name}", undo=undo, impossible=impossible)
 
-    def undo(
-        self, ctx: Context, params: RemoveParams, before: dict[str, Any], data: dict[str, Any] | None
-    ) -> Outcome:
+    def undo(self, ctx: Context, params: RemoveParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         if not before:
             return Outcome(changed=False)
         docker, was = engine(), _Was(**before)
@@ -306,9 +286,7 @@ class Remove(Implementation[RemoveParams]):
                 docker.rename(was.id, was.name)
             except Conflict as error:
                 what = f"the name {was.name} was given to another container meanwhile"
-                raise OperationError(
-                    what, remedy="remove or rename that one, then resume the undo"
-                ) from error
+                raise OperationError(what, remedy="remove or rename that one, then resume the undo") from error
             changed = True
         elif container.name != was.name:
             raise OperationError(f"container {was.name} was renamed to {container.name} by somebody else")
@@ -362,7 +340,5 @@ class Inspect(Implementation[InspectParams]):
     def predict(self, ctx: Context, params: InspectParams) -> Prediction:
         return Prediction(f"would look at container {params.container}", changed=False)
 
-    def undo(
-        self, ctx: Context, params: InspectParams, before: dict[str, Any], data: dict[str, Any] | None
-    ) -> Outcome:
+    def undo(self, ctx: Context, params: InspectParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         return Outcome(changed=False)

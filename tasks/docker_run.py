@@ -62,9 +62,7 @@ class Run(Implementation[RunParams]):
         command = " ".join([*(params.entrypoint or []), *(params.command or [])])
         return Prediction(f"would run {params.image} {command}".rstrip(), undo=undo)
 
-    def undo(
-        self, ctx: Context, params: RunParams, before: dict[str, Any], data: dict[str, Any] | None
-    ) -> Outcome:
+    def undo(self, ctx: Context, params: RunParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         removed, left = spec.take_away(engine(), ctx, grace=params.grace)
         return Outcome(changed=removed, data={"left_volumes": left} if left else {})
 

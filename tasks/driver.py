@@ -223,9 +223,7 @@ class Driver:
         else:
             status = StepState.UNKNOWN if unknown else StepState.FAILED
         outcome = json.dumps({"error": why}, ensure_ascii=False)
-        self.store.complete(
-            run_id, index, side, "", status, outcome, error=why, stops=not side and plan.stops(index)
-        )
+        self.store.complete(run_id, index, side, "", status, outcome, error=why, stops=not side and plan.stops(index))
 
     def _resend(self, run_id: str, plan: CompiledPlan, run: RunRecord) -> None:
         """Messages that were lost, and retries whose time has come: sent singly."""
@@ -243,9 +241,7 @@ class Driver:
         for index in refused:
             queue = plan.steps[index].undo_queue if undoing else plan.steps[index].queue
             limit = self.store.settings.claim_timeout
-            self._give_up(
-                run_id, plan, index, side, f"no worker of the queue {queue} took it within {limit:g} s"
-            )
+            self._give_up(run_id, plan, index, side, f"no worker of the queue {queue} took it within {limit:g} s")
         waits = self._next_retry(run_id, side, plan.levels[level])
         if waits is not None:
             self.store.look_at(run_id, waits, sooner=True)

@@ -31,9 +31,10 @@ class DockerEngine:
             try:
                 import docker  # noqa: PLC0415 - an extra; and nothing else of Longshore needs it
             except ImportError as error:
-                raise OperationError(
-                    "the Docker SDK is missing", remedy="pip install 'longshore[docker]'"
-                ) from error
+                raise OperationError("the Docker SDK is missing", remedy="pip install 'longshore[docker]'") from error
+            path = self.url.removeprefix("unix://")
+            if path != self.url and not os.path.exists(path):
+                raise self._away(FileNotFoundError(path))
             try:
                 self._made = docker.APIClient(
                     base_url=self.url, version="auto", timeout=int(_CALL_TIMEOUT), tls=_tls(self.url)
@@ -81,9 +82,7 @@ class DockerEngine:
             grace = found.stop_timeout if found and found.stop_timeout is not None else _STOP_TIMEOUT
         path = f"/containers/{_quoted(container)}/stop"
         try:
-            return bool(
-                self._call("POST", path, params=params, timeout=grace + _CALL_TIMEOUT).status_code == 204
-            )
+            return bool(self._call("POST", path, params=params, timeout=grace + _CALL_TIMEOUT).status_code == 204)
         except EngineTimeout:
             found = self.inspect(container)
             if found is not None and found.running:
@@ -203,9 +202,7 @@ class DockerEngine:
             url = f"{api.base_url}/v{api.api_version}{path}"
             response = api.request(method, url, params=params, json=body, timeout=timeout, stream=stream)
         except Timeout as error:
-            raise EngineTimeout(
-                f"the Docker engine at {self.url} did not answer {method} {path} in time"
-            ) from error
+            raise EngineTimeout(f"the Docker engine at {self.url} did not answer {method} {path} in time") from error
         except RequestException as error:
             raise self._away(error) from error
         if response.status_code >= 400:

@@ -92,9 +92,7 @@ def _content(ctx: Context, params: DeployParams) -> bytes:
         except (jinja2.TemplateError, UnicodeDecodeError) as error:
             raise Preflight(f"the template of {params.path} does not render: {error}") from error
     if len(data) > _CONTENT_LIMIT:
-        raise Preflight(
-            f"{params.path}: {len(data)} bytes are more than the {_CONTENT_LIMIT} that a plan carries"
-        )
+        raise Preflight(f"{params.path}: {len(data)} bytes are more than the {_CONTENT_LIMIT} that a plan carries")
     return data
 
 
@@ -130,9 +128,7 @@ def _write(ctx: Context, path: Path, data: bytes, state: _State) -> None:
     except PermissionError as error:
         raise Preflight(f"{path}: permission denied", remedy="run the worker as a user that may") from error
     except OSError as error:
-        raise (Transient if error.errno in {5, 28} else OperationError)(
-            f"{path}: {error.strerror}"
-        ) from error
+        raise (Transient if error.errno in {5, 28} else OperationError)(f"{path}: {error.strerror}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -230,9 +226,7 @@ class Deploy(Implementation[DeployParams]):
         ]
         return Prediction(f"would change {path}: {', '.join(parts)}", undo=f"restore {now.sha256[:12]}")
 
-    def undo(
-        self, ctx: Context, params: DeployParams, before: dict[str, Any], data: dict[str, Any] | None
-    ) -> Outcome:
+    def undo(self, ctx: Context, params: DeployParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         path = Path(params.path)
         was = _State(**before["file"]) if before.get("file") else None
         found = _read(path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -61,7 +63,7 @@ def _next_link(rest: Any) -> int | None:
     """The step that Celery will send once this one has succeeded: the last of what is left of the chain."""
     if not rest:
         return None
-    args = rest[-1].get("args") or ()
+    args: Sequence[Any] = rest[-1].get("args") or []
     return int(args[1]) if len(args) > 1 else None
 
 
@@ -74,13 +76,14 @@ def _carry_out(task: SagaTask, attempt: Attempt, *, forward: bool) -> None:
     except TryAgain as again:
         if again.parked:
             # Redis holds it until its time; Celery is told that it is a retry, and sends nothing.
-            raise Retry(again.error, exc=AttemptFailed(again.error), when=again.delay) from None
+            due = datetime.now(UTC) + timedelta(seconds=again.delay)
+            raise Retry(again.error, exc=AttemptFailed(again.error), when=due) from None
         raise task.retry(exc=AttemptFailed(again.error), countdown=again.delay, max_retries=None) from None
     except AttemptFailed as failed:
         ended: Recorded | None = getattr(failed, "recorded", None)
-        task.request.longshore_advance = _target(attempt) if ended is None or ended.advance else None
+        task.request.update(longshore_advance=_target(attempt) if ended is None or ended.advance else None)
         raise AttemptFailed(str(failed)) from None
-    task.request.longshore_advance = _target(attempt) if recorded.advance else None
+    task.request.update(longshore_advance=_target(attempt) if recorded.advance else None)
 
 
 def _target(attempt: Attempt) -> tuple[str, str]:
@@ -109,8 +112,8 @@ def advance(self: SagaTask, run_id: str) -> None:
         raise Ignore(str(error)) from None
 
 
-@shared_task(name=PROBE, base=SagaTask, bind=True)
-def probe(self: SagaTask, probe_id: str, index: int) -> None:
+@shared_task(name=PROBE, base=SagaTask)
+def probe(probe_id: str, index: int) -> None:
     """Say what a step would do, from reads only. Its answer and its plan vanish by themselves."""
     store, _ = store_and_plans()
     body = store.probe(probe_id)

@@ -25,7 +25,5 @@ class Noop(Implementation[NoopParams]):
             return Prediction("would fail, as told", changed=False)
         return Prediction("would do nothing", changed=params.changed, undo="nothing to take back")
 
-    def undo(
-        self, ctx: Context, params: NoopParams, before: dict[str, Any], data: dict[str, Any] | None
-    ) -> Outcome:
+    def undo(self, ctx: Context, params: NoopParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         return Outcome(changed=False)

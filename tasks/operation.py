@@ -58,7 +58,7 @@ class Context:
     has_upstream: bool = False
     asked_to_stop: Callable[[], bool] = lambda: False
     log: Callable[[str], None] = lambda _text: None
-    files: Callable[[str], bytes] = lambda path: _no_file(path)
+    files: Callable[[str], bytes] = field(default_factory=lambda: _no_file)
 
     @property
     def op_id(self) -> str:
@@ -101,7 +101,7 @@ class Implementation(Generic[P]):
 
     operation: Operation
 
-    def before(self, ctx: Context, params: P) -> dict[str, Any]:  # noqa: ARG002
+    def before(self, ctx: Context, params: P) -> dict[str, Any]:
         """Read what `undo` will need, JSON. It is journalled before `act`, once."""
         return {}
 

@@ -61,9 +61,7 @@ class Plans:
             raise NotOurs(f"run {run_id} was started by a newer version", remedy="upgrade this worker")
         loaded = self.load(body)
         if not hmac.compare_digest(loaded.digest, str(body["digest"])):
-            raise NotOurs(
-                f"run {run_id}: its plan does not match its digest", remedy="somebody wrote to Redis"
-            )
+            raise NotOurs(f"run {run_id}: its plan does not match its digest", remedy="somebody wrote to Redis")
         return loaded
 
     @staticmethod

@@ -11,7 +11,7 @@ from longshore.orchestration.operations import Undo
 from longshore.orchestration.plan import UndoSpec
 from longshore.tasks.operation import Context, Prediction, implementation
 from longshore.tasks.plans import Loaded, Plans
-from longshore.tasks.runner import render_params, validate_params, hostname
+from longshore.tasks.runner import hostname, render_params, validate_params
 
 
 def probe_step(body: dict[str, Any], index: int) -> dict[str, Any]:
@@ -24,9 +24,7 @@ def probe_step(body: dict[str, Any], index: int) -> dict[str, Any]:
     except LongshoreError as error:
         # Before anything has run, what an earlier step will bring is missing; that is no proof.
         certain = not step.needs
-        prediction = Prediction(
-            f"cannot be told: {error}", changed=None, impossible=str(error) if certain else None
-        )
+        prediction = Prediction(f"cannot be told: {error}", changed=None, impossible=str(error) if certain else None)
     undo = prediction.undo
     if isinstance(step.step.undo, UndoSpec):
         undo = f"run {step.step.undo.op}"

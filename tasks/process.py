@@ -65,10 +65,8 @@ def _signal_group(process: subprocess.Popen[bytes], sig: int) -> None:
 def _end(process: subprocess.Popen[bytes], grace: float) -> None:
     """TERM, grace, KILL: to the whole group, children of the program too."""
     _signal_group(process, signal.SIGTERM)
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(grace)
-    except subprocess.TimeoutExpired:
-        pass
     _signal_group(process, signal.SIGKILL)
     process.wait()
 

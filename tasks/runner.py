@@ -54,15 +54,15 @@ _STOP_POLL = 0.5
 _RECORD_PATIENCE = 900.0
 
 
-class Refused(Exception):  # noqa: N818 - no error: another delivery has the step, or had it
+class Refused(Exception):
     """The claim was refused."""
 
 
-class AttemptFailed(Exception):  # noqa: N818 - Celery shows this name
+class AttemptFailed(Exception):
     """The step's final failure, recorded; raised so that its Celery task is a failed one."""
 
 
-class TryAgain(Exception):  # noqa: N818 - control flow
+class TryAgain(Exception):
     """The attempt failed in a way that can pass. `delay` seconds; parked ones are sent by the sweeper."""
 
     def __init__(self, delay: float, *, parked: bool, error: str) -> None:
@@ -133,9 +133,7 @@ class Attempt:
         if before is None:
             before = {} if self.step.read_only else done.before(context, params)
             if rendered or before or self._keeps_journal(done):
-                journalled = self.store.journal(
-                    self.run_id, self.index, "", grant.fence, rendered, _json(before)
-                )
+                journalled = self.store.journal(self.run_id, self.index, "", grant.fence, rendered, _json(before))
                 if not journalled:
                     raise Refused("the step is another attempt's now")
         point("step.journalled")
@@ -314,9 +312,16 @@ class Attempt:
             deadline=time.monotonic() + timeout,
             has_upstream=bool(self.step.needs),
             asked_to_stop=self._asked_to_stop(),
-            log=lambda text: None,
+            log=self._log,
             files=self.loaded.file,
         )
+
+    def _log(self, text: str) -> None:
+        """Keep what the step prints; its output is not worth failing for."""
+        try:
+            self.store.add_log(self.run_id, self.index, text.splitlines())
+        except StoreUnavailable:
+            log.debug("run %s step %s: its output is not kept, Redis is away", self.run_id, self.step.name)
 
     def _asked_to_stop(self) -> Callable[[], bool]:
         """Whether the run is ending; asks Redis now and then, and goes on where that does not answer."""
@@ -352,9 +357,7 @@ class Attempt:
 
     def _if_stale(self, recorded: Recorded) -> None:
         if not recorded.accepted:
-            log.warning(
-                "run %s step %s: the outcome of a lost attempt was refused", self.run_id, self.step.name
-            )
+            log.warning("run %s step %s: the outcome of a lost attempt was refused", self.run_id, self.step.name)
             raise Refused("the step is another attempt's now")
 
 
@@ -371,9 +374,7 @@ def _json(value: Any) -> str:
 
 
 def _with_rendered(grant: Grant, rendered: str) -> Grant:
-    return Grant(
-        grant.fence, grant.attempt, rendered, rendered, grant.before, grant.outcome, grant.first_started
-    )
+    return Grant(grant.fence, grant.attempt, rendered, rendered, grant.before, grant.outcome, grant.first_started)
 
 
 def render_params(raw: dict[str, Any], scope: dict[str, Any]) -> dict[str, Any]:
@@ -390,6 +391,4 @@ def validate_params(model: type[Params], values: dict[str, Any]) -> Params:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise Preflight(
-            f"parameter {where}: {plain(first['msg'])}" if where else plain(first["msg"])
-        ) from None
+        raise Preflight(f"parameter {where}: {plain(first['msg'])}" if where else plain(first["msg"])) from None

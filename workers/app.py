@@ -23,7 +23,7 @@ def make_app(settings: Settings) -> Celery:
 def _import_operations(settings: Settings) -> None:
     """The catalogue's implementations, and the application's own operations."""
     importlib.import_module("longshore.tasks.messages")
-    for module in ("noop", "command", "file"):
+    for module in ("noop", "command", "file", "docker", "compose"):
         importlib.import_module(f"longshore.tasks.{module}")
     for entry in importlib.metadata.entry_points(group="longshore.operations"):
         entry.load()

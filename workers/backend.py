@@ -10,17 +10,18 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from celery import states
+from celery import Celery, states
 from celery.backends.base import DisabledBackend
-from celery.canvas import maybe_signature
 
 from longshore.orchestration.canvas import Canvas
 
 log = logging.getLogger(__name__)
 
 
-class SagaBackend(DisabledBackend):  # type: ignore[misc]
+class SagaBackend(DisabledBackend):
     """For Longshore's own tasks; other tasks of the same app have no results here."""
+
+    app: Celery  # set by the base class
 
     def ensure_chords_allowed(self) -> None:
         """They are: the record counts them."""
@@ -52,8 +53,6 @@ class SagaBackend(DisabledBackend):  # type: ignore[misc]
         state: str = states.FAILURE,
     ) -> None:
         self._go_on(request)
-        if request is not None and call_errbacks and request.errbacks:
-            self._call_task_errbacks(request, exc, traceback)
 
     def _go_on(self, request: Any) -> None:
         """Publish the chord's body, or an advance of its own, if this outcome lets the run go on."""
@@ -64,7 +63,7 @@ class SagaBackend(DisabledBackend):  # type: ignore[misc]
         try:
             if request.chord:
                 # Its own parent is the run, not the header task that happened to end last.
-                maybe_signature(request.chord, app=self.app).apply_async(root_id=run_id, parent_id=run_id)
+                self.app.signature(request.chord).apply_async(root_id=run_id, parent_id=run_id)
             else:
                 Canvas(self.app, run_id).send_advance(plan_name)
         except Exception:  # the sweeper sends what this could not

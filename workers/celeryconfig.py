@@ -66,8 +66,9 @@ task_default_queue = "control"
 worker_soft_shutdown_timeout = 7
 # A leak in a library that an operation uses ends here.
 worker_max_tasks_per_child = 10_000
-# Flower turns workers' events on while it is there; what was sent before must be known from the start.
-task_send_sent_event = True
+# Flower turns workers' events on while it is there, and learns of a task when a worker receives it:
+# an event for each message sent would double the cost of sending.
+task_send_sent_event = False
 worker_send_task_events = False
 # An application's own logging is left alone.
 worker_hijack_root_logger = False

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from kombu import Queue
 from kombu.utils.scheduling import round_robin_cycle
 
@@ -23,15 +26,15 @@ def all_queues() -> list[Queue]:
     return [Queue(name, routing_key=name) for name in names()]
 
 
-class UndoFirst(round_robin_cycle):  # type: ignore[misc]
+class UndoFirst(round_robin_cycle):  # type: ignore[type-arg]
     """Control work, then what is to be taken back, then new work in turn.
 
     kombu's `priority` order would let the first family starve the others.
     """
 
-    def consume(self, n: int) -> list[str]:
-        queues: list[str] = super().consume(n)
-        return sorted(queues, key=_rank)
+    def consume(self, n: int) -> Iterator[Any]:
+        """The next `n` queues to ask, in that order."""
+        return iter(sorted(super().consume(n), key=_rank))
 
 
 def _rank(queue: str) -> int:

@@ -23,7 +23,7 @@ from longshore.tasks.plans import Plans
 log = logging.getLogger(__name__)
 
 
-class Sweeper(bootsteps.StartStopStep):  # type: ignore[misc]
+class Sweeper(bootsteps.StartStopStep):
     """One thread a worker."""
 
     requires = ("celery.worker.components:Pool",)
@@ -35,17 +35,16 @@ class Sweeper(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def start(self, worker: Any) -> None:
         self._stop.clear()
-        self._thread = threading.Thread(
-            target=self._loop, args=(worker,), name="longshore-sweeper", daemon=True
-        )
+        self._thread = threading.Thread(target=self._loop, args=(worker,), name="longshore-sweeper", daemon=True)
         self._thread.start()
 
-    def stop(self, worker: Any) -> None:  # noqa: ARG002 - bootsteps' signature
+    def stop(self, worker: Any) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(5.0)
 
-    terminate = stop
+    def terminate(self, worker: Any) -> None:
+        self.stop(worker)
 
     def _loop(self, worker: Any) -> None:
         store = Store()

@@ -5,6 +5,7 @@
 -- ARGV[5]  '1' to keep what was done (cancel)  ARGV[6]  level above the highest (undo), then the indices
 --          whose undo failed and is to be tried again
 -- RETURNS  'done', 'old' it was handled before, or a sentence that says why nothing was done
+--          (the run's field `answer` has it too)
 -- EVENTS   command, and what follows from it
 local last = redis.call('HGET', run, 'cmd')
 local function number(id)
@@ -18,28 +19,31 @@ if last then
     return 'old'
   end
 end
-redis.call('HSET', run, 'cmd', ARGV[1])
+local function answer(text)
+  redis.call('HSET', run, 'cmd', ARGV[1], 'answer', text)
+  return text
+end
 local state = redis.call('HGET', run, 'state')
 emit('command', 'kind', ARGV[2], 'actor', ARGV[3], 'reason', ARGV[4])
 if ARGV[2] == 'cancel' then
   if state == 'pending' then
     redis.call('HSET', run, 'state', 'failed', 'cause', 'cancel', 'err', ARGV[4], 'ended', now)
     emit('run_ended', 'state', 'failed', 'cause', 'cancel')
-    return 'done'
+    return answer('done')
   end
   if state ~= 'running' then
-    return 'the run is ' .. state
+    return answer('the run is ' .. state)
   end
   redis.call('HSET', run, 'state', 'aborting', 'cause', 'cancel', 'err', ARGV[4])
   if ARGV[5] == '1' then
     redis.call('HSET', run, 'keep', 1)
   end
   emit('run_aborting', 'cause', 'cancel', 'actor', ARGV[3])
-  return 'done'
+  return answer('done')
 end
 if ARGV[2] == 'undo' then
   if state ~= 'succeeded' and state ~= 'partial' and state ~= 'failed' and state ~= 'undo_failed' then
-    return 'the run is ' .. state
+    return answer('the run is ' .. state)
   end
   for n = 7, #ARGV do
     redis.call('HDEL', steps, 'us:' .. ARGV[n], 'un:' .. ARGV[n], 'ua:' .. ARGV[n], 'ux:' .. ARGV[n])
@@ -48,6 +52,6 @@ if ARGV[2] == 'undo' then
   redis.call('HSETNX', run, 'cause', 'operator')
   redis.call('HDEL', run, 'ended', 'undo_deadline', 'keep')
   emit('run_undoing')
-  return 'done'
+  return answer('done')
 end
-return 'no such command: ' .. ARGV[2]
+return answer('no such command: ' .. ARGV[2])

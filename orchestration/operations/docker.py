@@ -292,21 +292,15 @@ class RunResult(Result):
     finished_at: str | None = None
 
 
-def _operation(
-    verb: str, params: type[Params], result: type[Result], summary: str, **promises: Any
-) -> Operation:
+def _operation(verb: str, params: type[Params], result: type[Result], summary: str, **promises: Any) -> Operation:
     return register(
-        Operation(
-            name=f"docker.{verb}", params=params, result=result, queue="docker", summary=summary, **promises
-        )
+        Operation(name=f"docker.{verb}", params=params, result=result, queue="docker", summary=summary, **promises)
     )
 
 
 _CONVERGES: dict[str, Any] = {"kind": Kind.CONVERGES, "undo": Undo.FULL}
 
-CREATE = _operation(
-    "create.execute", CreateParams, CreateResult, "Make a container, not started", **_CONVERGES
-)
+CREATE = _operation("create.execute", CreateParams, CreateResult, "Make a container, not started", **_CONVERGES)
 START = _operation("start.execute", StartParams, ContainerResult, "Start a container", **_CONVERGES)
 STOP = _operation("stop.execute", StopParams, StopResult, "Stop a container", **_CONVERGES)
 REMOVE = _operation("remove.execute", RemoveParams, RemoveResult, "Remove a container", **_CONVERGES)

@@ -83,9 +83,7 @@ def test_create_without_a_name_is_called_after_its_step(step: MakeStep, engine: 
     assert create.act().data["name"] == f"longshore-{create.ctx.op_id}"
 
 
-def test_a_delivery_of_create_that_comes_twice_makes_one_container(
-    engine: docker.APIClient, step: MakeStep
-) -> None:
+def test_a_delivery_of_create_that_comes_twice_makes_one_container(engine: docker.APIClient, step: MakeStep) -> None:
     create = step("docker.create.execute", image=IMAGE)
 
     outcomes = create.act_at_once(6)
@@ -358,9 +356,7 @@ def test_the_undo_of_a_remove_that_stopped_half_way_heals_it(
 # --- inspect ------------------------------------------------------------------------------------------
 
 
-def test_inspect_agrees_with_the_engine(
-    engine: docker.APIClient, step: MakeStep, container: MakeContainer
-) -> None:
+def test_inspect_agrees_with_the_engine(engine: docker.APIClient, step: MakeStep, container: MakeContainer) -> None:
     name = container("sh", "-c", "exit 3")
     engine.wait(name)
     outcome = step("docker.inspect.get", container=name).act()
@@ -380,9 +376,7 @@ def test_inspect_of_nothing_is_an_answer(step: MakeStep) -> None:
 # --- run ----------------------------------------------------------------------------------------------
 
 
-def test_run_runs_once_however_often_it_is_delivered(
-    engine: docker.APIClient, step: MakeStep, machine: Look
-) -> None:
+def test_run_runs_once_however_often_it_is_delivered(engine: docker.APIClient, step: MakeStep, machine: Look) -> None:
     was = machine()
     run = step(
         "docker.run.execute",
@@ -462,9 +456,7 @@ def test_a_run_that_is_cancelled_stops_within_two_seconds(engine: docker.APIClie
 
 
 def test_the_output_of_a_run_is_bounded(step: MakeStep) -> None:
-    run = step(
-        "docker.run.execute", image=IMAGE, command=["sh", "-c", "yes 0123456789 | head -c 300000; echo end"]
-    )
+    run = step("docker.run.execute", image=IMAGE, command=["sh", "-c", "yes 0123456789 | head -c 300000; echo end"])
     data = run.act().data
     assert len(data["stdout"]) == 64 * 1024
     assert data["stdout"].endswith("end\n")

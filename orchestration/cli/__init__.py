@@ -1,0 +1,1 @@
+"""The command line: click groups over the client; nothing is decided here."""

@@ -1,0 +1,151 @@
+"""What all commands share: the global options, wherever they stand, and output."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from longshore.orchestration.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from longshore.orchestration.client import Client
+    from longshore.orchestration.plan import Plan
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class Options:
+    """The global options of one call."""
+
+    output: str = "text"
+    dry_run: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    @property
+    def json(self) -> bool:
+        return self.output == "json"
+
+    def console(self, *, error: bool = False) -> Console:
+        """Where people read. Progress goes to stderr when stdout is for a program."""
+        from rich.console import Console  # noqa: PLC0415 - 70 ms that --help need not pay
+
+        return Console(stderr=error or self.json, quiet=self.quiet and not error, highlight=False, soft_wrap=True)
+
+    def show(self, value: Any) -> None:
+        """Print data as JSON."""
+        click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def current() -> Options:
+    """The options of the command that runs."""
+    return click.get_current_context().ensure_object(Options)
+
+
+def _remember(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def callback(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
+        if value:
+            setattr(ctx.find_root().ensure_object(Options), name, value)
+
+    return callback
+
+
+def _set_config(_ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+    _set_environment("LONGSHORE_CONFIG", value)
+
+
+def _set_actor(_ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+    _set_environment("LONGSHORE_ACTOR", value)
+
+
+def _set_environment(name: str, value: str | None) -> None:
+    """A flag comes before the environment, also in the processes that are started from here."""
+    import os  # noqa: PLC0415 - beside its only use
+
+    if value:
+        os.environ[name] = value
+
+
+def global_options(function: F) -> F:
+    """Add the global options to a command; they may stand before or after its name."""
+    for names, settings in _GLOBAL:
+        function = click.option(*names, expose_value=False, **settings)(function)
+    return function
+
+
+_GLOBAL: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+    (
+        ("-v", "--verbose"),
+        {"is_flag": True, "callback": _remember("verbose"), "help": "Say more; show tracebacks."},
+    ),
+    (("-q", "--quiet"), {"is_flag": True, "callback": _remember("quiet"), "help": "Print errors only."}),
+    (
+        ("--dry-run",),
+        {"is_flag": True, "callback": _remember("dry_run"), "help": "Change nothing; say what would happen."},
+    ),
+    (
+        ("-o", "--output"),
+        {"type": click.Choice(["text", "json"]), "callback": _remember("output"), "help": "Form of the output."},
+    ),
+    (
+        ("--config",),
+        {"metavar": "FILE", "is_eager": True, "callback": _set_config, "help": "Settings, YAML or TOML."},
+    ),
+    (("--actor",), {"metavar": "NAME", "callback": _set_actor, "help": "Who does it, on every event."}),
+)
+
+
+def command(group: click.Group, name: str | None = None) -> Callable[[F], click.Command]:
+    """Add a command with the global options to a group."""
+
+    def add(function: F) -> click.Command:
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        return group.command(name)(global_options(run))
+
+    return add
+
+
+def client() -> Client:
+    """A client for this call."""
+    from longshore.orchestration.client import Client  # noqa: PLC0415 - celery and redis are slow to import
+
+    return Client()
+
+
+def load_plan(name: str) -> Plan:
+    from longshore.orchestration.source import load  # noqa: PLC0415 - pydantic is slow to import
+
+    return load(name)
+
+
+def read_params(plan: Plan, pairs: tuple[str, ...], file: str | None) -> dict[str, Any]:
+    """Parameters from a file, then from `-p name=value`, which win."""
+    from pathlib import Path  # noqa: PLC0415 - beside its only use
+
+    from longshore.orchestration.source import read_mapping  # noqa: PLC0415 - see load_plan
+
+    values = read_mapping(Path(file)) if file else {}
+    for pair in pairs:
+        name, sign, text = pair.partition("=")
+        if not sign or not name:
+            raise UsageError(f"-p {pair!r} is not name=value")
+        values[name] = plan.params[name].parse(text) if name in plan.params else text
+    return values
+
+
+def leave(code: int) -> None:
+    """End the command with that exit code."""
+    sys.stdout.flush()
+    click.get_current_context().exit(code)

@@ -1,0 +1,93 @@
+"""`longshore worker` and `longshore dev`: the running parts.
+
+They are programs of their own: the command line does not load what workers need.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import click
+
+from longshore.orchestration.cli.common import current, global_options
+from longshore.orchestration.errors import ConfigError
+
+
+@click.command()
+@click.option(
+    "-Q",
+    "--queues",
+    metavar="NAMES",
+    help="Only these queues, separated by commas; their undo comes with them.",
+)
+@click.option("-c", "--concurrency", type=click.IntRange(1, 1024), help="Processes; one a CPU if left out.")
+@click.option("-n", "--name", metavar="NAME", default="worker", help="The node's name on this host.")
+@click.option("--loglevel", default="INFO", show_default=True)
+@global_options
+def worker(queues: str | None, concurrency: int | None, name: str, loglevel: str) -> None:
+    """Start a worker in the foreground: celery -A longshore.workers worker."""
+    from longshore.orchestration.settings import get_settings  # noqa: PLC0415 - pydantic is slow to import
+
+    if get_settings().redis_url is None:
+        raise ConfigError(
+            "there is no LONGSHORE_REDIS_URL",
+            remedy="set it, or use longshore dev, which brings its own Redis",
+        )
+    arguments = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "longshore.workers",
+        "worker",
+        "-n",
+        f"{name}@%h",
+        "-l",
+        loglevel,
+    ]
+    if queues:
+        arguments += ["-Q", ",".join(_with_undo(queues))]
+    if concurrency:
+        arguments += ["-c", str(concurrency)]
+    if current().dry_run:
+        click.echo(f"would run: {' '.join(arguments)}")
+        return
+    os.execv(sys.executable, arguments)  # noqa: S606 - the worker takes this process's place and signals
+
+
+def _with_undo(queues: str) -> list[str]:
+    names: list[str] = []
+    for name in filter(None, (part.strip() for part in queues.split(","))):
+        names += [name] if name == "control" or name.endswith(".undo") else [f"{name}.undo", name]
+    return list(dict.fromkeys(names))
+
+
+@click.command()
+@global_options
+def dev() -> None:
+    """A Redis and a worker of your own, in the foreground; nothing has to be set up."""
+    from longshore.orchestration import embedded  # noqa: PLC0415 - see worker
+    from longshore.orchestration.settings import get_settings  # noqa: PLC0415
+
+    settings = get_settings()
+    if settings.redis_url is not None:
+        raise ConfigError("LONGSHORE_REDIS_URL is set", remedy="unset it for longshore dev, or start longshore worker")
+    if current().dry_run:
+        click.echo(f"would start a server and a worker, with their state in {settings.state_dir}")
+        return
+    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if pid := embedded.supervisor_pid(settings.state_dir):
+        click.echo(f"they run already (process {pid}), with their state in {settings.state_dir}")
+        return
+    click.echo(f"server and worker run until Ctrl-C; their state and logs are in {settings.state_dir}")
+    click.echo("in another terminal: longshore run PLAN, longshore runs ls")
+    process = subprocess.Popen([sys.executable, "-m", embedded.SUPERVISOR, "--for-ever"])
+    while True:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            click.echo("stopping: the step under way ends first", err=True)
+            continue
+        raise SystemExit(code)

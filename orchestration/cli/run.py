@@ -1,0 +1,98 @@
+"""`longshore run PLAN`: start, watch, report."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from longshore.orchestration.cli.common import client, current, global_options, leave, load_plan, read_params
+
+if TYPE_CHECKING:
+    from longshore.orchestration.client import Run
+
+#: A second Ctrl-C within so many seconds cancels the run.
+_SECOND_THOUGHT = 2.0
+
+
+@click.command()
+@click.argument("plan")
+@click.option("-p", "--param", "pairs", multiple=True, metavar="NAME=VALUE", help="A parameter of the plan.")
+@click.option("--params", "file", metavar="FILE", help="Parameters from a YAML or JSON file.")
+@click.option("--run-id", metavar="ID", help="The same id with the same plan attaches to the run that is there.")
+@click.option("--detach", is_flag=True, help="Print the run's id and leave it running.")
+@global_options
+def run(plan: str, pairs: tuple[str, ...], file: str | None, run_id: str | None, detach: bool) -> None:
+    """Start PLAN (a file, or the name of a stored plan) and watch it to its end."""
+    options = current()
+    loaded = load_plan(plan)
+    params = read_params(loaded, pairs, file)
+    if options.dry_run:
+        return leave(rehearse(loaded, params))
+    started = client().start(loaded, params, run_id=run_id)
+    console = options.console()
+    if started.attached:
+        console.print(f"run {started.id} is there already; nothing was started", style="yellow")
+    if detach:
+        if options.json:
+            options.show({"run_id": started.id, "attached": started.attached})
+        else:
+            click.echo(started.id)
+        return None
+    return leave(watch_to_end(started))
+
+
+def rehearse(plan: Any, params: dict[str, Any]) -> int:
+    """Show what a run would do; 1 if it is certain to fail."""
+    options = current()
+    answers = client().dry_run(plan, params)
+    impossible = [answer for answer in answers if answer["impossible"]]
+    if options.json:
+        options.show({"dry_run": True, "plan": plan.name, "possible": not impossible, "steps": answers})
+        return 1 if impossible else 0
+    console = options.console()
+    console.print(f"dry run of {plan.name}: nothing is changed", style="bold")
+    for answer in answers:
+        word = {True: "changes", False: "unchanged", None: "not known yet"}[answer["changed"]]
+        console.print(
+            f"level {answer['level']}  {answer['step']} [{answer['op']}] on {answer['host']}: {word}",
+            markup=False,
+        )
+        console.print(f"    {answer['action']}", markup=False)
+        if answer["impossible"]:
+            console.print(f"    cannot succeed: {answer['impossible']}", style="red", markup=False)
+        console.print(f"    undo: {answer['undo'] or 'not known yet'}", style="dim", markup=False)
+    return 1 if impossible else 0
+
+
+def watch_to_end(run: Run) -> int:
+    """Watch, print the report, and give the run's exit code. Ctrl-C leaves the run going."""
+    from longshore.orchestration import live  # noqa: PLC0415 - rich is slow to import
+
+    options = current()
+    console = options.console()
+    try:
+        report = run.wait() if options.quiet else live.watch(run, console)
+    except KeyboardInterrupt:
+        return _left(run)
+    if options.json:
+        click.echo(report.model_dump_json(indent=2))
+    else:
+        console.print(live.closing(report))
+    return report.exit_code or 0
+
+
+def _left(run: Run) -> int:
+    """The watcher leaves; asked twice, the run is cancelled."""
+    click.echo(
+        f"\nrun {run.id} goes on; watch it again: longshore runs watch {run.id}"
+        f"\nCtrl-C again within {_SECOND_THOUGHT:g} seconds cancels it",
+        err=True,
+    )
+    try:
+        time.sleep(_SECOND_THOUGHT)
+    except KeyboardInterrupt:
+        run.cancel("Ctrl-C twice")
+        click.echo(f"cancelling; watch it: longshore runs watch {run.id}", err=True)
+    return 130

@@ -1,0 +1,128 @@
+"""`longshore runs …`: what ran, what runs, and what is to be done about it."""
+
+from __future__ import annotations
+
+import click
+
+from longshore.orchestration.cli.common import client, command, current, leave
+from longshore.orchestration.cli.run import watch_to_end
+
+
+@click.group("runs")
+def runs_group() -> None:
+    """List, show, watch, cancel and undo runs."""
+
+
+@command(runs_group, "ls")
+@click.option("-n", "--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+def ls(limit: int) -> None:
+    """The latest runs, newest first."""
+    options = current()
+    reports = [run.report() for run in client().runs(limit)]
+    if options.json:
+        options.show([r.model_dump(mode="json", exclude={"steps"}) for r in reports])
+        return
+    from rich.table import Table  # noqa: PLC0415 - slow to import
+
+    table = Table("run", "plan", "state", "started", "took", "summary", box=None, header_style="bold", pad_edge=False)
+    for report in reports:
+        took = f"{report.duration_s:.1f} s" if report.duration_s is not None else ""
+        table.add_row(report.run_id, report.plan, report.state, (report.started_at or "")[:19], took, report.summary)
+    options.console().print(table if reports else "no runs")
+
+
+@command(runs_group, "show")
+@click.argument("run")
+def show(run: str) -> None:
+    """A run's report; ends with the run's exit code."""
+    from longshore.orchestration import live  # noqa: PLC0415 - rich is slow to import
+
+    options = current()
+    report = client().get(run).report()
+    if options.json:
+        click.echo(report.model_dump_json(indent=2))
+    else:
+        options.console().print(live.tree(report))
+        options.console().print(live.closing(report))
+    leave(report.exit_code or 0)
+
+
+@command(runs_group, "watch")
+@click.argument("run")
+def watch(run: str) -> None:
+    """Watch a run to its end; ends with the run's exit code."""
+    leave(watch_to_end(client().get(run)))
+
+
+@command(runs_group, "events")
+@click.argument("run")
+def events(run: str) -> None:
+    """Everything that happened in a run, in order."""
+    options = current()
+    found = client().get(run).events()
+    if options.json:
+        options.show([{"id": e.id, "event": e.name, "at": e.at, **e.fields} for e in found])
+        return
+    begin = found[0].at if found else 0
+    for event in found:
+        facts = " ".join(f"{key}={value}" for key, value in event.fields.items() if value and key != "ver")
+        click.echo(f"{(event.at - begin) / 1000:9.3f}  {event.name:20} {facts}")
+
+
+@command(runs_group, "logs")
+@click.argument("run")
+@click.argument("step")
+def logs(run: str, step: str) -> None:
+    """What a step printed: its last thousand lines."""
+    for line in client().get(run).log(step):
+        click.echo(line)
+
+
+@command(runs_group, "cancel")
+@click.argument("run")
+@click.option("--reason", default="", help="Kept in the run's events.")
+@click.option("--keep", is_flag=True, help="Leave what was done as it is; nothing is undone.")
+@click.option("--detach", is_flag=True, help="Do not wait for its end.")
+def cancel(run: str, reason: str, keep: bool, detach: bool) -> None:
+    """End a run: nothing new begins, and what was done is taken back."""
+    found = client().get(run)
+    if current().dry_run:
+        undone = "what was done stays" if keep else "what was done is undone"
+        click.echo(f"would cancel run {run}, which is {found.state()}; {undone}")
+        return
+    leave(_carried_out(found.id, found.cancel(reason, keep=keep), detach=detach))
+
+
+@command(runs_group, "undo")
+@click.argument("run")
+@click.option("--reason", default="", help="Kept in the run's events.")
+@click.option("--detach", is_flag=True, help="Do not wait for its end.")
+def undo(run: str, reason: str, detach: bool) -> None:
+    """Take back a run that has ended, or try a failed undo again."""
+    found = client().get(run)
+    if current().dry_run:
+        report = found.report()
+        names = [s.name for s in report.steps if s.changed and (s.undo is None or s.undo.status == "undo_failed")]
+        click.echo(f"would undo, in reverse: {', '.join(reversed(names)) or 'nothing'}")
+        return
+    leave(_carried_out(found.id, found.undo(reason), detach=detach))
+
+
+def _carried_out(run_id: str, command_id: str, *, detach: bool) -> int:
+    """0 if it was done as asked, 1 if it could not be, 3 if something is left over."""
+    from longshore.orchestration import live  # noqa: PLC0415 - rich is slow to import
+
+    options = current()
+    run = client().get(run_id)
+    answer = run.answer(command_id)
+    if answer != "done":
+        click.echo(f"error: nothing was done: {answer}", err=True)
+        return 1
+    if detach:
+        return 0
+    report = run.wait() if options.quiet else live.watch(run, options.console())
+    if options.json:
+        click.echo(report.model_dump_json(indent=2))
+    else:
+        options.console().print(live.closing(report))
+    return 3 if report.exit_code == 3 else 0

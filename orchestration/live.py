@@ -1,0 +1,119 @@
+"""A run as it goes, on a terminal: a tree of levels and steps, then the undo as it happens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+from rich.tree import Tree
+
+from longshore.orchestration.client import Run
+from longshore.orchestration.report import Report, StepReport
+from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
+
+_STYLES = {
+    StepState.PENDING: "dim",
+    StepState.READY: "cyan",
+    StepState.RUNNING: "bold cyan",
+    StepState.RETRYING: "yellow",
+    StepState.CHANGED: "green",
+    StepState.UNCHANGED: "dim green",
+    StepState.FAILED: "bold red",
+    StepState.UNKNOWN: "bold magenta",
+    StepState.SKIPPED: "dim",
+    StepState.CANCELLED: "dim yellow",
+    StepState.NOT_RUN: "dim",
+}
+_UNDO_STYLES = {
+    UndoState.UNDONE: "blue",
+    UndoState.UNDO_FAILED: "bold red",
+    UndoState.NOT_UNDOABLE: "magenta",
+}
+#: Wider levels are shown by their numbers.
+_SHOWN = 24
+
+
+def watch(run: Run, console: Console) -> Report:
+    """Show the run until it rests; returns its report. Interrupting it does not touch the run."""
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=8, transient=False) as live:
+            for report in _reports(run):
+                live.update(tree(report))
+            return report
+    return _lines(run, console)
+
+
+def _reports(run: Run) -> Iterator[Report]:
+    """A fresh report whenever something has happened, at most ten a second."""
+    yield (report := run.report())
+    while not report.ended:
+        run.client.store.read_events(run.id, "$", block_ms=500, count=1)
+        time.sleep(0.1)
+        yield (report := run.report())
+
+
+def _lines(run: Run, console: Console) -> Report:
+    """One line an event, where there is no terminal to draw on."""
+    for event in run.watch():
+        parts = [
+            event.fields[key]
+            for key in ("step", "steps", "status", "state", "reason", "error")
+            if event.fields.get(key)
+        ]
+        console.print(
+            Text(f"{event.name.replace('_', ' ')}: {' '.join(parts)}" if parts else event.name.replace("_", " "))
+        )
+    return run.report()
+
+
+def tree(report: Report) -> Tree:
+    """The run as a tree."""
+    style = "red" if report.state not in {RunState.SUCCEEDED, RunState.RUNNING, RunState.PENDING} else "bold"
+    took = f"  {report.duration_s:.1f} s" if report.duration_s is not None else ""
+    root = Tree(Text.assemble((f"{report.plan} ", "bold"), (report.run_id, "dim"), "  ", (report.state, style), took))
+    levels: dict[int, list[StepReport]] = {}
+    for step in report.steps:
+        levels.setdefault(step.level, []).append(step)
+    for level, steps in levels.items():
+        branch = root.add(Text(f"level {level}", style="dim"))
+        for step in steps[:_SHOWN]:
+            branch.add(_step(step))
+        if len(steps) > _SHOWN:
+            rest = steps[_SHOWN:]
+            ended = sum(step.duration_s is not None for step in rest)
+            branch.add(Text(f"… and {len(rest)} more, {ended} of them ended", style="dim"))
+    return root
+
+
+def _step(step: StepReport) -> Text:
+    line = Text.assemble((step.name, "bold" if step.status is StepState.RUNNING else ""), " ", (step.op, "dim"), "  ")
+    line.append(step.status, _STYLES[step.status])
+    if step.attempts > 1:
+        line.append(f"  attempt {step.attempts}", "yellow")
+    if step.duration_s is not None:
+        line.append(f"  {step.duration_s:.2f} s", "dim")
+    if step.reason:
+        line.append(f"  {step.reason}", "dim")
+    if step.error:
+        line.append(f"  {step.error}", "red")
+    if step.undo:
+        line.append(f"  ↩ {step.undo.status}", _UNDO_STYLES.get(step.undo.status, "cyan"))
+        if step.undo.error:
+            line.append(f"  {step.undo.error}", "red")
+    return line
+
+
+def closing(report: Report) -> Group:
+    """The last lines: what became of it, and what to do next."""
+    lines = [Text(f"{report.state}: {report.summary}", style="green" if report.exit_code == 0 else "bold red")]
+    if report.error:
+        where = f"step {report.error.step}: " if report.error.step else ""
+        lines.append(Text(f"{where}{report.error.message}"))
+    if report.left_over:
+        lines.append(Text(f"left over: {', '.join(report.left_over)}", style="bold magenta"))
+    if report.state in TERMINAL and report.exit_code:
+        lines.append(Text(f"look at it: longshore runs show {report.run_id}", style="dim"))
+    return Group(*lines)
