@@ -11,6 +11,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from longshore.orchestration.client import Run
+from longshore.orchestration.events import Event
 from longshore.orchestration.report import Report, StepReport
 from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
 
@@ -56,17 +57,46 @@ def _reports(run: Run) -> Iterator[Report]:
 
 
 def _lines(run: Run, console: Console) -> Report:
-    """One line an event, where there is no terminal to draw on."""
+    """A line for what matters, where there is no terminal to draw on."""
     for event in run.watch():
-        parts = [
-            event.fields[key]
-            for key in ("step", "steps", "status", "state", "reason", "error")
-            if event.fields.get(key)
-        ]
-        console.print(
-            Text(f"{event.name.replace('_', ' ')}: {' '.join(parts)}" if parts else event.name.replace("_", " "))
-        )
+        if line := _line(event):
+            console.print(line)
     return run.report()
+
+
+def _line(event: Event) -> Text | None:
+    fields = event.fields
+    error = f": {fields['error']}" if fields.get("error") else ""
+    match event.name:
+        case "level_started":
+            return Text(f"level {fields['level']}: {fields['steps'].replace(' ', ', ') or 'nothing to run'}")
+        case "undo_level_started":
+            return Text(f"undo of level {fields['level']}: {fields['steps'].replace(' ', ', ') or 'nothing to run'}")
+        case "step_ended":
+            return Text.assemble(
+                "  ", f"{fields['step']} ", (fields["status"], _STYLES[StepState(fields["status"])]), error
+            )
+        case "undo_ended":
+            return Text(f"  ↩ {fields['step']} {fields['status']}{error}")
+        case "step_retrying" | "undo_retrying":
+            delay = int(fields["delay_ms"]) / 1000
+            return Text(
+                f"  {fields['step']} attempt {fields['attempt']} failed, again in {delay:.1f} s{error}", "yellow"
+            )
+        case "step_skipped" | "undo_impossible":
+            what = "skipped" if event.name == "step_skipped" else "cannot be undone"
+            return Text(f"  {fields['step']} {what}: {fields['reason']}")
+        case "lease_lost":
+            return Text(f"  {fields['step']}: its worker was lost", "yellow")
+        case "run_aborting":
+            where = f" in {fields['step']}" if fields.get("step") else ""
+            return Text(f"ending the run: {fields['cause']}{where}", "bold")
+        case "run_undoing":
+            return Text("taking back what was done", "bold")
+        case "run_finishing":
+            return Text("the steps that always run", "bold")
+        case _:
+            return None
 
 
 def tree(report: Report) -> Tree:

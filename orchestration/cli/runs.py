@@ -24,11 +24,16 @@ def ls(limit: int) -> None:
         return
     from rich.table import Table  # noqa: PLC0415 - slow to import
 
+    console = options.console()
+    if not console.is_terminal:
+        console.width = 200  # for grep, not for a screen
     table = Table("run", "plan", "state", "started", "took", "summary", box=None, header_style="bold", pad_edge=False)
     for report in reports:
         took = f"{report.duration_s:.1f} s" if report.duration_s is not None else ""
         table.add_row(report.run_id, report.plan, report.state, (report.started_at or "")[:19], took, report.summary)
-    options.console().print(table if reports else "no runs")
+    for column in table.columns[:3]:
+        column.no_wrap = True
+    console.print(table if reports else "no runs")
 
 
 @command(runs_group, "show")

@@ -1,0 +1,5 @@
+"""`python -m longshore.orchestration.cli`."""
+
+from longshore.orchestration.cli.main import main
+
+main()
