@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery, Signature, chain, chord, group
+from celery.app.amqp import Queues
+from kombu import Queue
 
 from longshore.orchestration.compiled import CompiledPlan
 from longshore.orchestration.settings import Settings
@@ -26,10 +28,19 @@ CONTROL = "control"
 CHAIN_LINKS = 8
 
 
+class _WorkersQueues(Queues):
+    """Queues of the exchange that the workers have bound: naming one leaves no key of its own in Redis."""
+
+    def new_missing(self, name: str) -> Queue:
+        return Queue(name, routing_key=name)
+
+
 def producer(settings: Settings) -> Celery:
     """An app that only sends: it knows no task, and is nobody's current app."""
     app = Celery("longshore-client", broker=settings.broker_url(), set_as_current=False)
+    app.amqp.queues_cls = _WorkersQueues
     app.conf.update(
+        task_default_queue=CONTROL,
         task_ignore_result=True,
         broker_connection_timeout=settings.connect_timeout,
         broker_transport_options={

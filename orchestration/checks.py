@@ -29,7 +29,7 @@ def problems(plan: Plan) -> list[Problem]:
 
 
 def _whole(plan: Plan) -> Iterator[Problem]:
-    if not re.match(NAME, plan.name):
+    if not re.fullmatch(NAME, plan.name):
         yield Problem(f"the plan's name {plan.name!r} must match {NAME}", path=("name",))
     if not plan.steps:
         yield Problem("the plan has no steps", path=("steps",))
@@ -38,7 +38,7 @@ def _whole(plan: Plan) -> Iterator[Problem]:
         return
     for name, step in plan.steps.items():
         at: tuple[str | int, ...] = ("steps", name)
-        if not re.match(NAME, name):
+        if not re.fullmatch(NAME, name):
             yield Problem(f"the name must match {NAME}", step=name, path=at)
         for dependency in step.after:
             if dependency not in plan.steps:

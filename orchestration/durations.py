@@ -22,7 +22,7 @@ def parse_duration(value: Any) -> float:
     text = str(value).strip()
     match = _PATTERN.fullmatch(text)
     if match:
-        return float(match[1]) * _UNITS[match[2]]
+        return parse_duration(float(match[1]) * _UNITS[match[2]])
     try:
         return parse_duration(float(text))
     except ValueError:
@@ -32,7 +32,7 @@ def parse_duration(value: Any) -> float:
 def format_duration(seconds: float) -> str:
     """The shortest exact form: 90 → `90s`, 600 → `10m`, 0.25 → `250ms`."""
     for unit, size in (("h", 3600.0), ("m", 60.0), ("s", 1.0), ("ms", 0.001)):
-        amount = round(seconds / size, 6)
+        amount = round(seconds / size, 9)
         if amount >= 1 and amount == int(amount):
             return f"{int(amount)}{unit}"
     return repr(float(seconds)) if seconds else "0s"

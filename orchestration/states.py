@@ -111,3 +111,12 @@ UNDO_FINAL = frozenset({UndoState.UNDONE, UndoState.UNDO_FAILED, UndoState.NOT_U
 def may_follow(before: RunState, after: RunState) -> bool:
     """Whether a run may go from one state to the other."""
     return after in TRANSITIONS[before]
+
+
+def diagram() -> str:
+    """The machine of a run as a Mermaid state diagram; `docs/states.md` holds it."""
+    lines = ["stateDiagram-v2", "    [*] --> pending"]
+    for before, followers in TRANSITIONS.items():
+        lines += [f"    {before} --> {after}" for after in RunState if after in followers]
+    lines += [f"    {state} --> [*]" for state in RunState if state in TERMINAL]
+    return "\n".join(lines)

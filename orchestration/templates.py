@@ -6,8 +6,10 @@ becomes text, and is never parsed back into a type: `"1.10"` stays text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
@@ -112,9 +114,22 @@ def _render_text(text: str, scope: Mapping[str, Any]) -> Any:
         raise TemplateProblem(f"{text!r}: {error.message}") from None
     except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, LookupError) as error:
         raise TemplateProblem(f"{text!r}: {error}") from None
-    if isinstance(result, jinja2.Undefined):
+    return _as_data(result, text)
+
+
+def _as_data(value: Any, text: str) -> Any:
+    """What an expression gave, if it is data: JSON's types and nothing else."""
+    if isinstance(value, jinja2.Undefined):
         raise TemplateProblem(f"{text!r}: there is no such value")
-    return result
+    if value is None or isinstance(value, bool | int | str):
+        return str(value) if isinstance(value, StrEnum) else value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _as_data(item, text) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_data(item, text) for item in value]
+    raise TemplateProblem(f"{text!r}: it gives no data but a {type(value).__name__}")
 
 
 @lru_cache(maxsize=4096)

@@ -52,6 +52,9 @@ broker_transport_options = {
     "socket_connect_timeout": 5,
     "socket_keepalive": True,
     "health_check_interval": 10,
+    # A message's priority is the queue it is in; Celery's four steps would make four lists a queue, and
+    # every read would wait on all of them.
+    "priority_steps": [0],
     # Control work and undo before new work.
     "queue_order_strategy": "longshore.workers.queues:UndoFirst",
     # Two installations on one Redis do not meet.

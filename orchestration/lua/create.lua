@@ -1,5 +1,6 @@
 -- Begin the record of a run, once.
 --
+-- FROM       nothing: there is no record of the run
 -- ARGV[1..]  field, value, … of the run's hash
 -- RETURNS    1 created, 0 it was there already
 -- EVENTS     run_created
