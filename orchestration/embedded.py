@@ -42,9 +42,10 @@ def ensure(settings: Settings) -> None:
         # Whoever loses the race for the lock ends at once; the loop then finds the winner's server.
         if process is None or process.poll() is not None:
             if process is not None and process.returncode not in {0, None}:
-                raise StoreUnavailable(
-                    f"the embedded server did not start: {last_line(log_path)}", remedy=f"see {log_path}"
-                )
+                said = last_line(log_path).removeprefix("longshore: ")
+                if process.returncode == ConfigError.exit_code:
+                    raise ConfigError(said)
+                raise StoreUnavailable(f"the embedded server did not start: {said}", remedy=f"see {log_path}")
             if process is not None and _locked(folder):
                 time.sleep(0.05)
                 continue

@@ -29,6 +29,8 @@ if not (status == busy and held == owner) then
   fence = string.format('%.0f', math.max((tonumber(fence) or 0) + 1, clock[1] * 1000000 + clock[2]))
   local attempt = redis.call('HINCRBY', steps, p .. 'a:' .. i, 1)
   redis.call('HSETNX', steps, p .. 'b:' .. i, now)
+  -- A message arrived: those of the next attempt are counted anew, or a lost one would wait longer each time.
+  redis.call('HDEL', steps, p .. 'x:' .. i)
   local ids = redis.call('HGET', steps, p .. 't:' .. i)
   redis.call('HSET', steps, p .. 's:' .. i, busy, p .. 'f:' .. i, fence, p .. 'w:' .. i, owner,
              p .. 't:' .. i, (ids and ids .. ' ' or '') .. ARGV[4])

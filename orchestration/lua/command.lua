@@ -28,6 +28,9 @@ emit('command', 'kind', ARGV[2], 'actor', ARGV[3], 'reason', ARGV[4])
 if ARGV[2] == 'cancel' then
   if state == 'pending' then
     redis.call('HSET', run, 'state', 'failed', 'cause', 'cancel', 'err', ARGV[4], 'ended', now)
+    for i = 0, tonumber(redis.call('HGET', run, 'steps')) - 1 do
+      redis.call('HSET', steps, 's:' .. i, 'not_run')
+    end
     emit('run_ended', 'state', 'failed', 'cause', 'cancel')
     return answer('done')
   end
@@ -46,7 +49,8 @@ if ARGV[2] == 'undo' then
     return answer('the run is ' .. state)
   end
   for n = 7, #ARGV do
-    redis.call('HDEL', steps, 'us:' .. ARGV[n], 'un:' .. ARGV[n], 'ua:' .. ARGV[n], 'ux:' .. ARGV[n])
+    redis.call('HDEL', steps, 'us:' .. ARGV[n], 'un:' .. ARGV[n], 'ua:' .. ARGV[n], 'ux:' .. ARGV[n],
+               'ul:' .. ARGV[n])
   end
   redis.call('HSET', run, 'state', 'undoing', 'ulevel', ARGV[6], 'left', 0)
   redis.call('HSETNX', run, 'cause', 'operator')

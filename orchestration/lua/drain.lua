@@ -1,9 +1,10 @@
 -- While a run is ending: cancel what was dispatched and not claimed. An always step waits for its turn.
+-- A step whose attempt was lost may have happened: that is unknown, whatever its repetition might have said.
 --
 -- FROM     ready or retrying, in a run that is aborting
 -- ARGV     index, '1' if it is an always step, for each
 -- RETURNS  1 when nothing runs any more, else 0
--- EVENTS   step_ended (cancelled) for each
+-- EVENTS   step_ended (cancelled, unknown) for each
 if redis.call('HGET', run, 'state') ~= 'aborting' then
   return 0
 end
@@ -15,8 +16,15 @@ for n = 1, #ARGV, 2 do
     if ARGV[n + 1] == '1' then
       redis.call('HDEL', steps, 's:' .. i)
     else
-      redis.call('HSET', steps, 's:' .. i, 'cancelled', 'y:' .. i, 'the run was ended before it began', 'e:' .. i, now)
-      emit('step_ended', 'step', i, 'status', 'cancelled', 'error', '')
+      local final, why = 'cancelled', 'the run was ended before it began'
+      if redis.call('HEXISTS', steps, 'a:' .. i) == 1 then
+        why = 'the run was ended before it was tried again'
+        if status == 'ready' then
+          final, why = 'unknown', 'its worker was lost, and ' .. why
+        end
+      end
+      redis.call('HSET', steps, 's:' .. i, final, 'y:' .. i, why, 'e:' .. i, now)
+      emit('step_ended', 'step', i, 'status', final, 'error', '')
     end
   end
 end

@@ -14,12 +14,13 @@ if state == 'aborting' then
   if redis.call('ZCARD', leases) > 0 then
     return 0
   end
-  redis.call('HSET', run, 'undo_deadline', now + tonumber(ARGV[5]))
   emit('run_undoing')
 elseif tonumber(redis.call('HGET', run, 'left')) > 0 then
   return 0
 end
 local ready = tonumber(ARGV[6])
+-- From its first level on; an undo that an operator asked for begins here with `undoing`.
+redis.call('HSETNX', run, 'undo_deadline', now + tonumber(ARGV[5]))
 redis.call('HSET', run, 'state', 'undoing', 'ulevel', ARGV[3], 'left', ready)
 emit('undo_level_started', 'level', ARGV[3], 'steps', table.concat(ARGV, ' ', 7, 6 + ready))
 for n = 7, 6 + ready do
