@@ -16,7 +16,7 @@ from celery.app.amqp import Queues
 from kombu import Queue
 
 from longshore.orchestration.compiled import CompiledPlan
-from longshore.orchestration.settings import Settings
+from longshore.orchestration.settings import Settings, get_settings
 
 STEP = "longshore.step"
 UNDO = "longshore.undo"
@@ -26,6 +26,8 @@ PROBE = "longshore.probe"
 CONTROL = "control"
 #: Links of one chain: each message carries those that follow it, so their number is bounded.
 CHAIN_LINKS = 8
+#: Seconds after a step's own time limit: then its process is interrupted, and then it is killed.
+SOFT_GRACE, HARD_GRACE = 5.0, 30.0
 
 
 class _WorkersQueues(Queues):
@@ -90,6 +92,9 @@ class Canvas:
         else:
             queue, shadow = step.queue, name
         options = self._options(queue, shadow, f"({self.run_id!r}, {step.name!r})")
+        # An attempt watches its own time; these end one that is stuck where it cannot.
+        limit = step.step.timeout or get_settings().step_timeout
+        options |= {"soft_time_limit": limit + SOFT_GRACE, "time_limit": limit + HARD_GRACE}
         return self.app.signature(task, args=(self.run_id, index), immutable=True, options=options)
 
     def send_start(self, plan_name: str) -> None:

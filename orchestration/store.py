@@ -53,7 +53,7 @@ class Recorded:
     advance: bool
 
 
-def connect(settings: Settings) -> redis.Redis:
+def connect(settings: Settings, tries: int = 3) -> redis.Redis:
     """A client of the saga's Redis. Nothing is sent yet.
 
     Commands are tried again after a lost connection, so a script may be applied twice: each of ours
@@ -70,7 +70,7 @@ def connect(settings: Settings) -> redis.Redis:
             socket_connect_timeout=settings.connect_timeout,
             socket_timeout=30.0,
             health_check_interval=15,
-            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 8),
+            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), tries),
         )
     except ValueError as error:
         raise ConfigError(f"the Redis URL is no URL: {error}", remedy="redis://host:6379/0") from None

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from longshore.orchestration import templates
 from longshore.orchestration.checks import plain
 from longshore.orchestration.compiled import CompiledPlan, CompiledStep
+from longshore.orchestration.durations import format_duration
 from longshore.orchestration.errors import (
     LongshoreError,
     OperationError,
@@ -108,10 +109,11 @@ class Attempt:
         began = time.monotonic()
         try:
             outcome = self._act(grant)
+        except (StepTimeout, SoftTimeLimitExceeded):
+            limit = format_duration(self._step_timeout())
+            return self._failed(grant, StepTimeout(f"ran out of its time of {limit}"), began)
         except OperationError as error:
             return self._failed(grant, error, began)
-        except SoftTimeLimitExceeded:
-            return self._failed(grant, StepTimeout("ran out of its time"), began)
         except Exception as error:  # an operation's own mistake must not lose the step
             log.exception("step %s of run %s", self.step.name, self.run_id)
             return self._failed(grant, OperationError(f"{type(error).__name__}: {error}"), began)

@@ -74,10 +74,10 @@ def renew(store: Store, node: str) -> None:
     """Extend the leases of all attempts that this worker's processes are at, a call a run."""
     running: dict[str, list[tuple[str, str]]] = {}
     for request in tuple(worker_state.active_requests):
-        if request.name not in {STEP, UNDO} or len(request.args or ()) < 2:
+        if request.type not in {STEP, UNDO} or len(request.args or ()) < 2:
             continue
         run_id, index = request.args[0], request.args[1]
-        side = "u" if request.name == UNDO else ""
+        side = "u" if request.type == UNDO else ""
         running.setdefault(str(run_id), []).append((f"{side}{index}", f"{request.id}@{node}/"))
     for run_id, attempts in running.items():
         store.renew(run_id, attempts)
