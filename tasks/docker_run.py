@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient
+from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient, Unsuccessful
 from longshore.orchestration.operations.docker import RUN, RunParams
 from longshore.tasks import container_spec as spec
 from longshore.tasks.engine import Container, Engine, engine
@@ -46,7 +46,7 @@ class Run(Implementation[RunParams]):
         why = "was killed for want of memory" if container.oom_killed else f"ended with {container.exit_code}"
         said = (data["stderr"] or data["stdout"]).strip().splitlines()[-1:]
         what = f"container {data['name']} {why}" + (f": {said[0]}" if said else "")
-        raise OperationError(what, data=data)
+        raise Unsuccessful(what, data=data)
 
     def predict(self, ctx: Context, params: RunParams) -> Prediction:
         name = spec.name_of(ctx, params)

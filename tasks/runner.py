@@ -109,9 +109,10 @@ class Attempt:
         began = time.monotonic()
         try:
             outcome = self._act(grant)
-        except (StepTimeout, SoftTimeLimitExceeded):
-            limit = format_duration(self._step_timeout())
-            return self._failed(grant, StepTimeout(f"ran out of its time of {limit}"), began)
+        except StepTimeout as error:
+            return self._failed(grant, self._too_long(error.message, error.data), began)
+        except SoftTimeLimitExceeded:
+            return self._failed(grant, self._too_long("ran out of its time", {}), began)
         except OperationError as error:
             return self._failed(grant, error, began)
         except Exception as error:  # an operation's own mistake must not lose the step
@@ -180,6 +181,9 @@ class Attempt:
             "run": {"id": self.run_id, "name": self.plan.plan.name},
             "host": {"name": hostname(), "labels": {}, "facts": {}},
         }
+
+    def _too_long(self, message: str, data: dict[str, Any]) -> StepTimeout:
+        return StepTimeout(f"{message} ({format_duration(self._step_timeout())})", data=data)
 
     def _step_timeout(self) -> float:
         return self.step.step.timeout or self.store.settings.step_timeout
