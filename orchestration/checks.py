@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -93,8 +94,13 @@ def _operation(
     except UnknownName as error:
         yield Problem(str(error), step=name, path=(*at, "op"))
         return
+    try:
+        json.dumps(params, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        yield Problem(f"its parameters are not what JSON can hold: {error}", step=name, path=(*at, "with"))
+        return
     yield from (Problem(text, step=name, path=(*at, *where)) for text, where in _parameters(operation, params))
-    for key, value in params.items():
+    for key, value in operation.templated(params).items():
         where = (*at, "with", key)
         try:
             refers = templates.references(value, roots)
@@ -118,9 +124,10 @@ def _operation(
 
 def _parameters(operation: Operation, params: dict[str, Any]) -> Iterator[tuple[str, tuple[str | int, ...]]]:
     """Check what is written; a value with a template in it is checked when it is rendered."""
-    if not templates.has_template(params):
+    if not templates.has_template(operation.templated(params)):
         yield from _messages(operation, validation_error(operation.params, params))
         return
+    literal = operation.literal(params)
     fields = operation.params.model_fields
     for name in params.keys() - fields.keys():
         yield f"{operation.name} has no parameter {name!r}; it has {', '.join(fields)}", ("with", name)
@@ -128,7 +135,7 @@ def _parameters(operation: Operation, params: dict[str, Any]) -> Iterator[tuple[
         if name not in params:
             if field.is_required():
                 yield f"{operation.name} needs the parameter {name!r}", ("with",)
-        elif not templates.has_template(params[name]):
+        elif name in literal or not templates.has_template(params[name]):
             error = _field_error(field, params[name])
             yield from _messages(operation, error, (name,))
 

@@ -125,6 +125,9 @@ class CompiledPlan:
         for level in self.levels[self.steps[index].level + 1 :]:
             if len(links) == at_most or len(level) != 1 or not self.may_chain(level[0]):
                 break
+            # What the first link comes after went well; any other step may have failed without ending the run.
+            if not set(self.steps[level[0]].needs) <= {*links, *self.steps[index].needs}:
+                break
             links.append(level[0])
         return tuple(links) if self.may_chain(index) else (index,)
 

@@ -70,7 +70,8 @@ class Problem:
     def __str__(self) -> str:
         where = [f"line {self.line}"] if self.line else []
         where += [f"step {self.step!r}"] if self.step else []
-        return f"{', '.join(where)}: {self.message}" if where else self.message
+        text = f"{', '.join(where)}: {self.message}" if where else self.message
+        return " ".join(text.split())  # one line, whatever a file has put into a name
 
     def __repr__(self) -> str:
         return f"Problem({str(self)!r})"

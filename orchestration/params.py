@@ -8,7 +8,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_serializer, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from longshore.orchestration.errors import ParamsError
 
@@ -32,13 +34,17 @@ class Param(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    type: Literal["string", "integer", "number", "boolean", "list", "object"] = "string"
-    description: str = ""
-    default: Any = None
-    enum: list[Any] | None = None
-    pattern: str | None = None
-    min: float | None = None
-    max: float | None = None
+    type: Literal["string", "integer", "number", "boolean", "list", "object"] = Field("string", description="Its type")
+    description: str = Field("", description="For people")
+    default: Any = Field(None, description="The value where none is given")
+    enum: list[Any] | None = Field(None, description="The values that it may have")
+    pattern: str | None = Field(None, description="A regular expression that the whole text must match")
+    min: float | None = Field(None, description="The least number, or length")
+    max: float | None = Field(None, description="The greatest number, or length")
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [{"enum": list(_TYPES)}, handler(core)]}
 
     @model_serializer(mode="wrap")
     def _as_written(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:

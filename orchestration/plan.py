@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    WithJsonSchema,
     model_serializer,
     model_validator,
 )
@@ -28,6 +29,8 @@ from longshore.orchestration.params import Param
 
 #: Names of steps and plans. They stand in keys, file names and container names.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+_NAMES = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
 
 OnError = Literal["stop", "continue"]
 OnFailure = Literal["undo", "keep"]
@@ -71,38 +74,41 @@ def _defaults(model: type[BaseModel]) -> dict[str, tuple[str, Any]]:
 class UndoSpec(_Model):
     """An undo of the plan's own: an operation, with parameters that may use the step's `data` and `before`."""
 
-    op: str
-    with_: dict[str, Any] = Field(default_factory=dict, alias="with")
+    op: str = Field(description="The operation")
+    with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="Its parameters")
 
 
 class Step(_Model):
     """A node of the plan."""
 
-    op: str
-    with_: dict[str, Any] = Field(default_factory=dict, alias="with")
-    after: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
-    retry: Retry | None = None
-    on_error: OnError | None = None
-    timeout: Duration | None = None
-    #: `none` says that there is nothing to take back, although it changes something.
-    undo: Annotated[UndoSpec | Literal["none"] | None, BeforeValidator(_none_or_spec)] = None
-    always: bool = False
-    description: str = ""
+    op: str = Field(description="The operation, e.g. compose.up.execute")
+    with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="The operation's parameters")
+    after: Annotated[list[str], BeforeValidator(_as_list), _NAMES] = Field(
+        default_factory=list, description="The steps that must have ended before"
+    )
+    retry: Retry | None = Field(None, description="When a failed attempt is tried again")
+    on_error: OnError | None = Field(None, description="stop ends the run, continue goes on without what depends on it")
+    timeout: Duration | None = Field(None, description="Time of one attempt")
+    undo: Annotated[UndoSpec | Literal["none"] | None, BeforeValidator(_none_or_spec)] = Field(
+        None, description="How to take it back; none says that there is nothing to take back"
+    )
+    always: bool = Field(default=False, description="Runs however the run ends")
+    description: str = Field("", description="For people")
 
 
 class Plan(_Model):
     """The whole procedure. `check()` says whether it can be run."""
 
-    name: str
-    description: str = ""
-    labels: dict[str, str] = Field(default_factory=dict)
-    params: dict[str, Param] = Field(default_factory=dict)
-    on_error: OnError = "stop"
-    on_failure: OnFailure = "undo"
-    sequential: bool = False
-    retry: Retry | None = None
-    timeout: Duration | None = None
-    steps: dict[str, Step] = Field(default_factory=dict)
+    name: str = Field(description="The plan's name")
+    description: str = Field("", description="For people")
+    labels: dict[str, str] = Field(default_factory=dict, description="For people and for searching")
+    params: dict[str, Param] = Field(default_factory=dict, description="Typed inputs")
+    on_error: OnError = Field("stop", description="What a step's final failure does, unless the step says otherwise")
+    on_failure: OnFailure = Field("undo", description="Whether a run that is ended is taken back or kept as it is")
+    sequential: bool = Field(default=False, description="Each step comes after the one before it")
+    retry: Retry | None = Field(None, description="When failed attempts are tried again, for all steps")
+    timeout: Duration | None = Field(None, description="Time of the whole run; running out of it is a failure")
+    steps: dict[str, Step] = Field(default_factory=dict, description="The steps by name")
 
     #: Folder that a step's relative `source` is found in.
     _base_dir: str = PrivateAttr(default=".")
@@ -146,11 +152,17 @@ class Plan(_Model):
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=2)
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        data = self.to_dict()
+        # PyYAML takes these for the end of a line, and writes them as they are.
+        fragile = set("\x85\u2028\u2029\ufeff").intersection(json.dumps(data, ensure_ascii=False))
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=not fragile)
 
     def digest(self, params: Mapping[str, Any], files: Mapping[str, str]) -> str:
         """What makes two starts the same: the normalised plan, its parameters, its files' contents."""
-        body = json.dumps([self.to_dict(), dict(params), dict(files)], sort_keys=True, ensure_ascii=False)
+        data = self.to_dict()
+        # The order of the steps is their numbering.
+        order = list(data.get("steps", {}))
+        body = json.dumps([data, order, dict(params), dict(files)], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(body.encode()).hexdigest()
 
     def __eq__(self, other: object) -> bool:

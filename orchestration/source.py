@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import yaml
+import yaml.reader
 from pydantic import ValidationError
 
 from longshore.orchestration.checks import plain, problems
@@ -25,67 +27,113 @@ _SUFFIXES = (".yaml", ".yml", ".json")
 _MAX_NODES = 2_000_000
 
 
+#: Levels of a file; a plan has about ten.
+_MAX_DEPTH = 64
+_SCALARS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp"))
+
+
 class _Document:
     """A parsed file and where each part of it stands."""
 
     def __init__(self, text: str, source: str) -> None:
         self.source = source
         self.lines: dict[_Path, int] = {}
+        self._text = text
         self._nodes = 0
         self._loader = yaml.SafeLoader("")
         try:
-            root = yaml.compose(text, Loader=_LOADER)
+            self.data = self._from_yaml()
+        except PlanError:
+            # JSON is read as YAML for the sake of the lines; where the two differ, JSON counts.
+            self.data = self._from_json()
+            if self.data is None:
+                raise
+        else:
+            self.data = self._from_json() or self.data
+
+    def _from_json(self) -> Any:
+        """The text as JSON; None if it is not JSON, or names something twice."""
+        if not self._text.lstrip().startswith("{"):
+            return None
+        try:
+            return json.loads(self._text, object_pairs_hook=_once, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            return None
+
+    def _from_yaml(self) -> Any:
+        try:
+            self._measure()
+            root = yaml.compose(self._text, Loader=_LOADER)
         except yaml.YAMLError as error:
             raise self._broken(error) from None
-        except RecursionError:
-            raise PlanError("it is nested too deeply", source=source) from None
-        self.data = None if root is None else self._build(root, ())
+        return None if root is None else self._build(root, ())
+
+    def _measure(self) -> None:
+        """Refuse what is nested too deeply before it is built: the builder calls itself."""
+        depth = 0
+        for event in yaml.parse(self._text, Loader=_LOADER):
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+                if depth > _MAX_DEPTH:
+                    line = event.start_mark.line + 1 if event.start_mark else None
+                    raise self._problem("it is nested too deeply", line)
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
 
     def _broken(self, error: yaml.YAMLError) -> PlanError:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
         line = mark.line + 1 if mark is not None else None
-        return PlanError([Problem(f"this is not YAML: {what}", line=line)], source=self.source)
+        if isinstance(error, yaml.reader.ReaderError):
+            line = self._text.count("\n", 0, error.position) + 1
+            what = f"the character #x{ord(str(error.character)):04x} is not allowed"
+        return self._problem(f"this is not YAML: {what}", line)
+
+    def _problem(self, message: str, line: int | None, step: str | None = None) -> PlanError:
+        return PlanError([Problem(message, step=step, line=line)], source=self.source)
 
     def _build(self, node: yaml.Node, path: _Path) -> Any:
         self._nodes += 1
-        if self._nodes > _MAX_NODES or len(path) > 64:
-            raise PlanError("its aliases or nesting make it too large", source=self.source)
-        self.lines.setdefault(path, node.start_mark.line + 1)
-        if isinstance(node, yaml.MappingNode):
+        line = node.start_mark.line + 1
+        if self._nodes > _MAX_NODES or len(path) > _MAX_DEPTH:
+            raise self._problem("its aliases make it too large", line)
+        self.lines.setdefault(path, line)
+        if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
             return dict(self._items(node, path))
-        if isinstance(node, yaml.SequenceNode):
+        if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
             return [self._build(item, (*path, i)) for i, item in enumerate(node.value)]
-        return self._scalar(node)
+        if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
+            return self._scalar(node)
+        raise self._problem(f"the tag {node.tag} is not allowed", line, _step_of(path))
 
-    def _items(self, node: yaml.MappingNode, path: _Path) -> Iterator[tuple[Any, Any]]:
-        seen: set[Any] = set()
+    def _items(self, node: yaml.MappingNode, path: _Path) -> Iterator[tuple[str, Any]]:
+        seen: set[str] = set()
         for key_node, value_node in node.value:
-            key = self._scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
             line = key_node.start_mark.line + 1
-            if not isinstance(key, Hashable) or key is None:
-                raise PlanError([Problem("a key must be a word", line=line)], source=self.source)
-            if key == "<<":
-                raise PlanError([Problem("merge keys are not supported", line=line)], source=self.source)
-            if key in seen:
-                what = "there are two steps of this name" if path == ("steps",) else f"{key!r} stands here twice"
-                step = str(key) if path == ("steps",) else (str(path[1]) if len(path) > 1 else None)
-                raise PlanError([Problem(what, step=step, line=line)], source=self.source)
-            seen.add(key)
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:null":
+                raise self._problem("a key must be a word", line, _step_of(path))
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                raise self._problem("merge keys are not supported", line, _step_of(path))
             # A step named 1 or on is text all the same.
-            name = key if isinstance(key, str) else str(key_node.value)
+            name = str(key_node.value)
+            if name in seen:
+                if path == ("steps",):
+                    raise self._problem("there are two steps of this name", line, name)
+                raise self._problem(f"{name!r} stands here twice", line, _step_of(path))
+            seen.add(name)
             self.lines[(*path, name)] = line
             yield name, self._build(value_node, (*path, name))
 
-    def _scalar(self, node: yaml.Node) -> Any:
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
         if node.tag == "tag:yaml.org,2002:str":
             return node.value
         try:
             value = self._loader.construct_object(node, deep=True)
         except (yaml.YAMLError, ValueError, OverflowError) as error:
-            line = node.start_mark.line + 1
             what = str(getattr(error, "problem", None) or error)
-            raise PlanError([Problem(what, line=line)], source=self.source) from None
+            raise self._problem(what, node.start_mark.line + 1) from None
+        if isinstance(value, float) and not math.isfinite(value):
+            raise self._problem(f"{node.value} is not a number that JSON has", node.start_mark.line + 1)
         # Dates are the one scalar of YAML that JSON does not have.
         return value if isinstance(value, str | int | float | bool | type(None)) else str(node.value)
 
@@ -95,6 +143,21 @@ class _Document:
             if path[:end] in self.lines:
                 return self.lines[path[:end]]
         return None
+
+
+def _step_of(path: _Path) -> str | None:
+    return str(path[1]) if len(path) > 1 and path[0] == "steps" else None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def parse(text: str, *, source: str = "plan") -> Plan:
@@ -120,13 +183,14 @@ def _unique(found: list[Problem]) -> list[Problem]:
     return list({problem.path: problem for problem in reversed(found)}.values())[::-1]
 
 
+#: What pydantic puts between the parts of a place: names of types, not of anything in the file.
+_INSIDE = ("function-", "UndoSpec", "literal[")
+
+
 def _from_pydantic(item: Any, document: _Document) -> Problem:
-    path: _Path = tuple(
-        part
-        for part in item["loc"]
-        if not (isinstance(part, str) and part.startswith(("function-", "UndoSpec", "literal[")))
-    )
-    step = str(path[1]) if len(path) > 1 and path[0] == "steps" else None
+    loc = item["loc"]
+    path: _Path = (*loc[:2], *(part for part in loc[2:] if not str(part).startswith(_INSIDE)))
+    step = _step_of(path)
     inside = [str(part) for part in (path[2:] if step else path)]
     if item["type"] == "extra_forbidden":
         message = f"unknown field {inside[-1]!r}" if inside else "unknown field"

@@ -119,7 +119,7 @@ class Store:
         """Without a password."""
         url = self.settings.url()
         scheme, _, rest = url.partition("://")
-        return f"{scheme}://{rest.rpartition('@')[2]}"
+        return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
 
     # --- what clients write ---------------------------------------------------------------------
 

@@ -21,9 +21,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 #: What a template may name.
 ROOTS = frozenset({"params", "steps", "run", "host"})
 
-_ENVIRONMENT = ImmutableSandboxedEnvironment(
-    undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
-)
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """A key comes before a method: `params.items` is the parameter, if there is one of that name."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, Mapping) and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+
+_ENVIRONMENT = _Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
 
 
 class TemplateProblem(Exception):

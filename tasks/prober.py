@@ -18,7 +18,8 @@ def probe_step(body: dict[str, Any], index: int) -> dict[str, Any]:
     """The answer of one step: what it would do, whether that changes something, what its undo would be."""
     loaded = Plans.load(body)
     step = loaded.plan.steps[index]
-    unknown = sorted(templates.references(step.step.with_).steps)
+    templated = step.operation.templated(step.step.with_)
+    unknown = sorted(templates.references(templated).steps)
     try:
         prediction = _predict(loaded, index, unknown)
     except LongshoreError as error:
@@ -57,7 +58,8 @@ def _predict(loaded: Loaded, index: int, unknown: list[str]) -> Prediction:
         "run": {"id": "dry-run", "name": loaded.plan.plan.name},
         "host": {"name": hostname(), "labels": {}, "facts": {}},
     }
-    params = validate_params(step.operation.params, render_params(raw, scope))
+    templated = step.operation.templated(raw)
+    params = validate_params(step.operation.params, raw | render_params(templated, scope))
     context = Context(
         run_id="dry-run",
         step=step.name,

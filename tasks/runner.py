@@ -156,9 +156,10 @@ class Attempt:
         model = self.step.operation.params
         if grant.rendered:
             return validate_params(model, json.loads(grant.rendered)), ""
-        if not templates.has_template(raw):
+        templated = self.step.operation.templated(raw)
+        if not templates.has_template(templated):
             return validate_params(model, raw), ""
-        rendered = render_params(raw, self._scope(raw))
+        rendered = raw | render_params(templated, self._scope(templated))
         return validate_params(model, rendered), _json(rendered)
 
     def _scope(self, raw: Any) -> dict[str, Any]:
@@ -265,8 +266,9 @@ class Attempt:
         if grant.rendered:
             rendered = json.loads(grant.rendered)
         else:
-            scope = self._scope(undo.with_) | {"data": data, "before": before}
-            rendered = render_params(undo.with_, scope)
+            templated = operation.templated(undo.with_)
+            scope = self._scope(templated) | {"data": data, "before": before}
+            rendered = undo.with_ | render_params(templated, scope)
         params = validate_params(operation.params, rendered)
         context.step = f"{self.step.name}.undo"
         done = implementation(operation.name)

@@ -31,6 +31,7 @@ class Sweeper(bootsteps.StartStopStep):
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         self._stop = threading.Event()
+        self._leaving = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self, worker: Any) -> None:
@@ -39,12 +40,13 @@ class Sweeper(bootsteps.StartStopStep):
         self._thread.start()
 
     def stop(self, worker: Any) -> None:
+        """Sweep no more. A warm stop now waits for the steps under way: their leases are renewed to the end."""
+        self._leaving.set()
+
+    def terminate(self, worker: Any) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(5.0)
-
-    def terminate(self, worker: Any) -> None:
-        self.stop(worker)
 
     def _loop(self, worker: Any) -> None:
         store = Store()
@@ -59,7 +61,8 @@ class Sweeper(bootsteps.StartStopStep):
                 if next_renewal <= 0:
                     renew(store, worker.hostname)
                     next_renewal = lease / 3
-                driver.sweep()
+                if not self._leaving.is_set():
+                    driver.sweep()
                 silent = False
             except StoreUnavailable as error:
                 if not silent:

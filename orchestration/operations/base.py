@@ -57,10 +57,10 @@ class Retry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    attempts: int = Field(default=4, ge=1, le=100)
-    initial: Duration = 1.0
-    maximum: Duration = 30.0
-    jitter: bool = True
+    attempts: int = Field(default=4, ge=1, le=100, description="All tries, the first included")
+    initial: Duration = Field(1.0, description="The first wait; it doubles each time")
+    maximum: Duration = Field(30.0, description="The longest wait")
+    jitter: bool = Field(default=True, description="Between half and the whole of the wait")
 
     def delay(self, attempt: int, chance: float) -> float:
         """Seconds to wait after attempt number `attempt` (from 1); `chance` in [0, 1) is the dice."""
@@ -103,7 +103,14 @@ class Operation:
     #: Applied to errors that can pass, where neither step nor plan has a policy.
     retry: Retry = field(default_factory=Retry)
     repeatable: Callable[[dict[str, Any]], bool] = _always
+    #: The parameters that are no templates of the plan's: the operation has its own use for the braces.
+    literal: Callable[[dict[str, Any]], frozenset[str]] = lambda _params: frozenset()
     looks_only: Callable[[dict[str, Any]], bool] = _never
+
+    def templated(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The parameters that the plan's templates are looked for in."""
+        literal = self.literal(params)
+        return {name: value for name, value in params.items() if name not in literal} if literal else params
 
     def is_read_only(self, params: dict[str, Any]) -> bool:
         """Whether a step with these parameters cannot change anything."""

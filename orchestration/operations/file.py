@@ -48,6 +48,8 @@ DEPLOY = register(
         queue="file",
         kind=Kind.CONVERGES,
         undo=Undo.FULL,
+        # Over `vars` alone, and rendered when the file is written.
+        literal=lambda params: frozenset({"content"}) if params.get("template") is True else frozenset(),
         summary="Put a file in place: content, mode and owner",
         retry=NO_RETRY,
     )
