@@ -31,7 +31,11 @@ class Event:
 
 def read(store: Store, run_id: str, plan: CompiledPlan, after: str = "0-0") -> list[Event]:
     """What there is after a cursor."""
-    return [_event(plan, *entry) for entry in store.read_events(run_id, after)]
+    found: list[Event] = []
+    while entries := store.read_events(run_id, after):
+        found += [_event(plan, *entry) for entry in entries]
+        after = entries[-1][0]
+    return found
 
 
 def follow(store: Store, run_id: str, plan: CompiledPlan, after: str = "0-0") -> Iterator[Event | None]:

@@ -85,8 +85,9 @@ class _Document:
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
         line = mark.line + 1 if mark is not None else None
         if isinstance(error, yaml.reader.ReaderError):
-            line = self._text.count("\n", 0, error.position) + 1
-            what = f"the character #x{ord(str(error.character)):04x} is not allowed"
+            # Its position is one of bytes or of characters, as the parser is C's or Python's.
+            line = self._text.count("\n", 0, self._text.find(chr(error.character))) + 1
+            what = f"the character #x{error.character:04x} is not allowed"
         return self._problem(f"this is not YAML: {what}", line)
 
     def _problem(self, message: str, line: int | None, step: str | None = None) -> PlanError:

@@ -1,0 +1,1 @@
+"""Everything together: clients, real prefork workers and a real Redis."""

@@ -1,0 +1,293 @@
+"""The parts of an installation as processes of their own, without pytest."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import redis
+
+from longshore.orchestration import Client, Plan, Run, Settings
+from longshore.orchestration.canvas import producer
+
+T = TypeVar("T")
+
+LONGSHORE = str(Path(sys.executable).with_name("longshore"))
+#: Generous: other tests may have the machine's cores at the same time.
+PATIENCE = 60.0
+_WORKER = [sys.executable, "-m", "celery", "-A", "longshore.workers", "worker"]
+_WORKER += ["--loglevel", "INFO", "--without-gossip", "--without-mingle"]
+
+
+def wait_for(what: str, look: Callable[[], T | None], timeout: float = PATIENCE) -> T:
+    """The first answer that is true."""
+    until = time.monotonic() + timeout
+    while True:
+        found = look()
+        if found:
+            return found
+        if time.monotonic() >= until:
+            raise AssertionError(f"waited {timeout:g} s in vain for: {what}")
+        time.sleep(0.05)
+
+
+def let_interrupts_in() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def processes_that_know(text: str) -> dict[int, str]:
+    """The command lines, by pid, of live processes with this text in their environment or command line."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            command = (folder / "cmdline").read_bytes()
+            if text.encode() in command + (folder / "environ").read_bytes():
+                found[int(folder.name)] = command.replace(b"\0", b" ").decode(errors="replace")
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there that has not ended; one that nobody has buried yet has."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+class Worker:
+    """A prefork worker. `name` is unique in its installation, `arguments` are Celery's."""
+
+    def __init__(self, installation: Installation, name: str, *arguments: str, **environment: str) -> None:
+        self.installation = installation
+        self.node = f"{name}@{installation.namespace}"
+        self.log = installation.folder / f"{name}.log"
+        self._command = [*_WORKER, "--hostname", self.node, *arguments]
+        self._environment = installation.environment | environment
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Worker:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start it in a process group of its own. Only from the main thread: it ends with that."""
+        guard = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+        with self.log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [*guard, *self._command],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                cwd=self.installation.folder,
+            )
+        if wait:
+            self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Return when it answers."""
+        app = producer(self.installation.settings)
+        with app.connection_for_write() as connection:
+
+            def answers() -> bool:
+                if not self.running:
+                    raise AssertionError(f"{self.node} did not start:\n{self.log.read_text(errors='replace')[-4000:]}")
+                # It is not asked before it can answer, for each question is work for the machine.
+                if b" ready." not in self.log.read_bytes():
+                    return False
+                return bool(app.control.ping(destination=[self.node], timeout=2.0, connection=connection, limit=1))
+
+            wait_for(f"{self.node} to answer", answers)
+        app.close()
+
+    def keep_alive(self) -> None:
+        """Start it again if it has died, as whatever runs workers does."""
+        if not self.running:
+            self._end_group(signal.SIGKILL)
+            self.start(wait=False)
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Reach every one of its processes."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
+    def kill(self) -> None:
+        """End all of its processes, as a machine that loses its power does."""
+        self._end_group(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """SIGTERM to the main process, which lets its steps end; SIGKILL to all where that takes long."""
+        process = self._process
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(15.0)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+        self._end_group(signal.SIGKILL)
+
+    def _end_group(self, number: signal.Signals) -> None:
+        self.signal_group(number)
+        if self._process is not None:
+            self._process.wait(15.0)
+        self._process = None
+
+
+@dataclass
+class Installation:
+    """A name space on a Redis with a state folder, and what its clients and workers are given."""
+
+    redis_url: str
+    folder: Path
+    namespace: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:8]}")
+    #: Settings of clients and workers.
+    options: dict[str, str] = field(default_factory=dict)
+    workers: list[Worker] = field(default_factory=list)
+    _clients: list[Client] = field(default_factory=list)
+    _redis: redis.Redis | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """This process's, without what is meant for another Longshore."""
+        mine = {name: value for name, value in os.environ.items() if not name.startswith("LONGSHORE_")}
+        given = {
+            "redis_url": self.redis_url,
+            "namespace": self.namespace,
+            "state_dir": str(self.folder / "state"),
+            "actor": "tester",
+        }
+        return mine | {f"LONGSHORE_{name.upper()}": value for name, value in (given | self.options).items()}
+
+    @property
+    def settings(self) -> Settings:
+        given: dict[str, Any] = {"redis_url": self.redis_url, "namespace": self.namespace, "actor": "tester"}
+        return Settings(**given, state_dir=self.folder / "state", **self.options)
+
+    @property
+    def redis(self) -> redis.Redis:
+        """A client of its Redis that decodes nothing."""
+        if self._redis is None:
+            self._redis = redis.Redis.from_url(self.redis_url)
+        return self._redis
+
+    def client(self) -> Client:
+        client = Client(self.settings)
+        self._clients.append(client)
+        return client
+
+    def worker(self, name: str, *arguments: str, **environment: str) -> Worker:
+        """A worker that is not started yet."""
+        worker = Worker(self, name, *arguments, **environment)
+        self.workers.append(worker)
+        return worker
+
+    def at(self, node: str) -> Worker:
+        """The worker of that node name."""
+        return next(worker for worker in self.workers if worker.node == node)
+
+    def run(self, plan: Plan | str, run_id: str | None = None, **params: Any) -> Run:
+        """Start a plan, given as an object or as YAML."""
+        from longshore.orchestration import parse
+
+        client = self._clients[0] if self._clients else self.client()
+        return client.start(parse(plan) if isinstance(plan, str) else plan, params, run_id=run_id)
+
+    def popen(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """`longshore …`, under way."""
+        return subprocess.Popen(
+            [LONGSHORE, *arguments],
+            env=self.environment | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.folder,
+            preexec_fn=let_interrupts_in,  # noqa: PLW1509 - it only sets a signal
+        )
+
+    def longshore(self, *arguments: str, timeout: float = PATIENCE, **environment: str) -> Said:
+        """`longshore …`, to its end."""
+        return said(self.popen(*arguments, **environment), timeout)
+
+    def queue(self, name: str) -> list[bytes]:
+        """The messages that wait in a queue, the next one first."""
+        return list(reversed(self.redis.lrange(self.queue_key(name), 0, -1)))
+
+    def queue_key(self, name: str) -> str:
+        return f"{self.settings.broker_prefix()}{name}"
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+        for client in self._clients:
+            client.store.client.close()
+            client._producer.close()
+        if self._redis is not None:
+            self._redis.close()
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def said(process: subprocess.Popen[str], timeout: float = PATIENCE) -> Said:
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"{process.args} did not end in {timeout:g} s\n{out}\n{err}") from None
+    return Said(process.returncode, out, err)
+
+
+def tree(folder: Path) -> dict[str, tuple[Any, ...]]:
+    """Everything in a folder: kind, mode, owner, bytes."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for path in sorted(folder.rglob("*")):
+        info = path.lstat()
+        content = path.read_bytes() if path.is_file() else None
+        found[str(path.relative_to(folder))] = (oct(info.st_mode), info.st_uid, info.st_gid, content)
+    return found
+
+
+def lines(path: Path) -> Sequence[str]:
+    """The lines of a file; none where there is no file."""
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def names(run: Run, event: str) -> list[str]:
+    """The steps that an event was about, in order."""
+    return [found.step for found in run.events() if found.name == event and found.step]

@@ -1,0 +1,273 @@
+"""The library in an application's process, and two installations that share a Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from celery import Celery
+
+from longshore.orchestration import Client, ConfigError, Plan, PlanError, RunConflict, UnknownName, WaitTimeout
+from tests import servers
+from tests.integration.conftest import MakeInstallation
+from tests.integration.processes import PATIENCE, Installation, lines, names
+
+APPLICATION = """
+import logging, sys
+
+class Heard(logging.Handler):
+    def emit(self, record):
+        if record.name.split(".")[0] == "longshore":
+            print("heard:", record.levelname, record.getMessage(), file=sys.stderr)
+
+logging.basicConfig(level=logging.DEBUG, handlers=[Heard()])
+
+from longshore.orchestration import Client, Plan, RunFailed
+
+client = Client()
+plan = Plan("silent")
+first = plan.step("first", "noop.execute", data={"x": 1})
+plan.step("second", "noop.execute", sleep=0.3).after(first)
+client.dry_run(plan)
+run = client.start(plan, run_id="silent")
+events = [event.name for event in run.watch()]
+report = run.wait(timeout=30, check=True)
+again = client.start(plan, run_id="silent")
+assert again.attached
+failing = Plan("silent-failure")
+failing.step("only", "noop.execute", fail=True)
+try:
+    client.start(failing).wait(timeout=30, check=True)
+except RunFailed as failed:
+    assert failed.exit_code == 1
+else:
+    raise SystemExit("it did not fail")
+long = Plan("silent-cancel")
+long.step("only", "noop.execute", sleep=30)
+run = client.start(long)
+run.answer(run.cancel())
+run.wait(timeout=30)
+assert events[0] == "run_created" and events[-1] == "run_ended", events
+"""
+
+
+def test_the_library_prints_nothing_and_logs_nothing_below_warning(workers: Installation) -> None:
+    # when
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", APPLICATION],
+        env=workers.environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+    # then
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_two_name_spaces_on_one_redis_do_not_meet(
+    workers: Installation, client: Client, install: MakeInstallation, tmp_path: Path
+) -> None:
+    # given
+    other = install()
+    other.worker("other", "--concurrency", "1").start()
+
+    def plan(name: str) -> Plan:
+        made = Plan("same")
+        made.step("only", "command.shell.execute", command=f"echo $LONGSHORE_RUN_ID by {name} >> {tmp_path}/log")
+        return made
+
+    # when the same run id is used in both
+    here = client.start(plan("here"), run_id="same-id")
+    there = other.run(plan("there"), "same-id")
+    reports = [here.wait(PATIENCE), there.wait(PATIENCE)]
+
+    # then each has its own run, done by its own worker
+    assert not here.attached
+    assert not there.attached
+    assert [report.exit_code for report in reports] == [0, 0]
+    assert sorted(lines(tmp_path / "log")) == ["same-id by here", "same-id by there"]
+    assert [run.id for run in other.client().runs()] == ["same-id"]
+    node = next(event for event in there.events() if event.name == "step_started").fields["owner"]
+    assert f"other@{other.namespace}/" in node
+    with pytest.raises(UnknownName):
+        other.client().get("silent")
+    # and every key of the one begins with its name
+    mine = [key for key in other.redis.scan_iter() if b"{same-id}" in key]
+    assert {key.partition(b":")[0] for key in mine} == {b"longshore", other.namespace.encode()}
+
+
+def test_a_dry_run_where_no_worker_listens_says_for_which_queue(install: MakeInstallation) -> None:
+    # given
+    nobody = install()
+    plan = Plan("unheard")
+    plan.step("only", "noop.execute")
+    client = nobody.client()
+
+    # when
+    def impatient() -> None:
+        import longshore.orchestration.client as module
+
+        before, module._PROBE_SECONDS = module._PROBE_SECONDS, 1.0
+        try:
+            client.dry_run(plan)
+        finally:
+            module._PROBE_SECONDS = before
+
+    # then
+    with pytest.raises(WaitTimeout, match=r"no worker answered for: noop.*longshore worker"):
+        impatient()
+
+
+def test_waiting_may_end_before_the_run_does(client: Client) -> None:
+    # given
+    plan = Plan("patience")
+    plan.step("only", "noop.execute", sleep=1.5)
+    run = client.start(plan)
+
+    # when
+    with pytest.raises(WaitTimeout, match=rf"runs watch {run.id}"):
+        run.wait(0.3)
+
+    # then
+    assert run.wait(PATIENCE).exit_code == 0
+
+
+def test_wait_returns_as_soon_as_the_run_has_ended(client: Client) -> None:
+    # given
+    plan = Plan("prompt")
+    plan.step("only", "noop.execute", sleep=0.5)
+
+    # when
+    slowest = 0.0
+    for _ in range(3):
+        run = client.start(plan)
+        run.wait(PATIENCE)
+        ended = next(event for event in run.events() if event.name == "run_ended")
+        slowest = max(slowest, client.store.now() - ended.at)
+
+    # then
+    assert slowest < 1000
+
+
+def test_events_come_in_order_to_several_watchers_at_once(client: Client) -> None:
+    # given
+    plan = Plan("watched")
+    first = plan.step("first", "noop.execute", sleep=0.3)
+    plan.step("second", "noop.execute").after(first)
+    run = client.start(plan)
+    seen: list[list[str]] = [[], []]
+
+    def watch(heard: list[str]) -> None:
+        heard += [event.id for event in client.get(run.id).watch()]
+
+    # when
+    watchers = [threading.Thread(target=watch, args=(heard,)) for heard in seen]
+    for watcher in watchers:
+        watcher.start()
+    for watcher in watchers:
+        watcher.join(PATIENCE)
+
+    # then
+    everything = [event.id for event in run.events()]
+    assert seen == [everything, everything]
+    assert [event.name for event in run.events()][-1] == "run_ended"
+
+
+def test_all_events_of_a_large_run_are_there(install: MakeInstallation) -> None:
+    # given a worker with a lease as in production, for the steps will wait for each other
+    large = install(options={"lease": "15s"})
+    large.worker("large", "--concurrency", "2").start()
+    plan = Plan("large")
+    for number in range(510):
+        plan.step(f"s{number}", "noop.execute")
+
+    # when
+    run = large.run(plan)
+    run.wait(PATIENCE)
+
+    # then
+    assert len(names(run, "step_ended")) == 510
+    assert run.events()[-1].name == "run_ended"
+    assert len(large.longshore("runs", "events", run.id, "-o", "json").json) == len(run.events())
+
+
+def test_an_application_lends_its_celery_app_only_with_the_same_broker(workers: Installation) -> None:
+    # given
+    same = Celery("application", broker=workers.settings.broker_url(), set_as_current=False)
+    other = Celery("application", broker="redis://elsewhere:6379/0", set_as_current=False)
+
+    # then
+    assert Client(workers.settings, app=same).runs() is not None
+    with pytest.raises(ConfigError):
+        Client(workers.settings, app=other)
+
+
+def test_a_redis_that_is_not_there_is_one_clear_error_within_seconds(install: MakeInstallation) -> None:
+    # given
+
+    nowhere = install()
+    nowhere.redis_url = f"redis://:s3cret-word@127.0.0.1:{servers.free_port()}/0"
+    plan = nowhere.folder / "plan.yaml"
+    plan.write_text("name: p\nsteps: {a: {op: noop.execute}}\n")
+
+    # when
+    began = time.monotonic()
+    said = nowhere.longshore("run", str(plan))
+
+    # then
+    assert time.monotonic() - began < 15.0
+    assert said.code == 1
+    assert len(said.err.splitlines()) == 1
+    assert "LONGSHORE_REDIS_URL" in said.err
+    assert "s3cret-word" not in said.err
+
+
+def test_a_run_that_is_refused_leaves_nothing_in_redis(workers: Installation, client: Client) -> None:
+    # given
+    plan = Plan("bad")
+    plan.step("only", "noop.execute", sleep="soon")
+    before = set(workers.redis.keys())
+
+    # when
+    with pytest.raises(PlanError, match="only"):
+        client.start(plan)
+
+    # then
+    assert set(workers.redis.keys()) == before
+
+
+def test_the_same_id_from_python_is_the_same_run_and_another_plan_is_refused(client: Client) -> None:
+    # given
+    plan, other = Plan("one"), Plan("other")
+    for made in (plan, other):
+        made.step("only", "noop.execute")
+    client.start(plan, run_id="from-python").wait(PATIENCE)
+
+    # then
+    assert client.start(plan, run_id="from-python").attached
+    with pytest.raises(RunConflict) as refused:
+        client.start(other, run_id="from-python")
+    assert refused.value.exit_code == 2
+
+
+def test_a_client_works_in_an_event_loop_by_a_thread(workers: Installation) -> None:
+    # given
+    client = workers.client()
+    plan = Plan("loop")
+    plan.step("only", "noop.execute")
+
+    # when
+    async def main() -> int | None:
+        run = await asyncio.to_thread(client.start, plan)
+        return (await asyncio.to_thread(run.wait, PATIENCE)).exit_code
+
+    # then
+    assert asyncio.run(main()) == 0

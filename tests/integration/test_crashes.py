@@ -1,0 +1,169 @@
+"""A process that dies at the worst moments, each of them once: the run ends right all the same.
+
+Every case has a name space and a worker of its own, and all of them run at the same time: they mostly
+wait for leases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longshore.orchestration import Plan, Run
+from longshore.tasks.crash import POINTS
+from tests.integration.conftest import MakeInstallation
+from tests.integration.processes import PATIENCE, Installation, Worker, lines, names, tree, wait_for
+
+#: Where a run that goes well comes by, after its first step has begun.
+FORWARD = [point for point in POINTS if not point.startswith("undo.")]
+#: Where one comes by that fails and is taken back, from its last step on.
+BACKWARD = [point for point in POINTS if point != "advance.created"]
+CASES = [*((point, "forward") for point in FORWARD), *((point, "backward") for point in BACKWARD)]
+
+
+def arming(marker: Path) -> str:
+    """A command that lets the next process that comes by the point die; once, also if it is that process."""
+    return f"if [ ! -e {marker}.armed ]; then touch {marker}.armed; rm {marker}; fi"
+
+
+def forward(home: Path, marker: Path) -> Plan:
+    """A chain of two links, a chord, and a tail; the first link arms the crash."""
+    plan = Plan("forward")
+    arm = plan.step("arm", "command.shell.execute", command=arming(marker), changes=False)
+    link = plan.step("link", "file.deploy.execute", path=f"{home}/link.conf", content="new").after(arm)
+    left = plan.step("left", "file.deploy.execute", path=f"{home}/left.conf", content="new").after(link)
+    once = f"echo once >> {home}/once"
+    right = plan.step("right", "command.shell.execute", command=once, creates=f"{home}/once").after(link)
+    plan.step("tail", "file.deploy.execute", path=f"{home}/made/tail.conf", content="new").after(left, right)
+    return plan
+
+
+def backward(home: Path, marker: Path) -> Plan:
+    """Two levels that do something, and a step that arms the crash and fails; then what must always run."""
+    plan = Plan("backward")
+    first = plan.step("first", "file.deploy.execute", path=f"{home}/made/first.conf", content="new")
+    left = plan.step("left", "file.deploy.execute", path=f"{home}/left.conf", content="new").after(first)
+    right = plan.step("right", "file.deploy.execute", path=f"{home}/right.conf", content="as it was", mode="0600")
+    right.after(first)
+    fail = plan.step("fail", "command.shell.execute", command=f"{arming(marker)}; exit 1", changes=False)
+    fail.after(left, right)
+    plan.step("always", "file.deploy.execute", path=f"{home}/always.conf", content="new").after(fail).always()
+    return plan
+
+
+@dataclass
+class Case:
+    home: Path
+    marker: Path
+    before: dict[str, tuple[Any, ...]]
+    worker: Worker
+    run: Run
+
+
+@pytest.fixture(scope="module")
+def cases(
+    module_installation: MakeInstallation, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, str], Case]:
+    """All of them, under way."""
+    made = {}
+    for point, way in CASES:
+        folder = tmp_path_factory.mktemp("case")
+        home, marker = folder / "home", folder / "crashed"
+        home.mkdir()
+        for name in ("link", "left", "right"):
+            (home / f"{name}.conf").write_text("as it was")
+        # At the very beginning there is nobody who could arm it.
+        (Path(f"{marker}.armed") if point == "advance.created" else marker).touch()
+        where = module_installation()
+        crash = {"LONGSHORE_CRASH_AT": f"{point}:{marker}"}
+        worker = where.worker(f"{way}-{point}", "--concurrency", "1", **crash)
+        worker.start(wait=False)
+        plan = forward if way == "forward" else backward
+        before = tree(home)
+        made[point, way] = Case(home, marker, before, worker, where.run(plan(home, marker)))
+    return made
+
+
+def to_its_end(case: Case) -> None:
+    """Wait for the run, and start its worker again whenever that is gone."""
+
+    def ended() -> bool:
+        case.worker.keep_alive()
+        return case.run.report().ended
+
+    wait_for(f"the end of {case.run}", ended, 2 * PATIENCE)
+    assert case.marker.exists(), "it never came by that point"
+
+
+def installation_of(case: Case) -> Installation:
+    return case.worker.installation
+
+
+@pytest.mark.parametrize("point", FORWARD)
+def test_a_run_that_goes_well_survives_a_crash_at(point: str, cases: dict[tuple[str, str], Case]) -> None:
+    # given
+    case = cases[point, "forward"]
+
+    # when
+    to_its_end(case)
+
+    # then
+    report = case.run.report()
+    assert (report.state, report.exit_code, report.left_over) == ("succeeded", 0, [])
+    assert {s.name: s.status for s in report.steps} == {
+        "arm": "unchanged",
+        "link": "changed",
+        "left": "changed",
+        "right": "changed",
+        "tail": "changed",
+    }
+    assert all(1 <= step.attempts <= 2 for step in report.steps)
+    assert sum(step.attempts - 1 for step in report.steps) == len(names(case.run, "lease_lost"))
+    assert lines(case.home / "once") == ["once"]
+    assert sorted(names(case.run, "step_ended")) == ["arm", "left", "link", "right", "tail"]
+    for file in ("link.conf", "left.conf", "made/tail.conf"):
+        assert (case.home / file).read_text() == "new"
+    assert_at_rest(case)
+
+
+@pytest.mark.parametrize("point", BACKWARD)
+def test_a_run_that_is_taken_back_survives_a_crash_at(point: str, cases: dict[tuple[str, str], Case]) -> None:
+    # given
+    case = cases[point, "backward"]
+
+    # when
+    to_its_end(case)
+
+    # then
+    report = case.run.report()
+    assert (report.state, report.exit_code, report.left_over) == ("undone", 1, [])
+    undone = {step.name: step.undo.status for step in report.steps if step.undo}
+    assert undone == {"first": "undone", "left": "undone", "right": "undone"}
+    assert report.step("fail").status in {"failed", "unknown"}
+    assert report.step("always").status == "changed"
+    now = tree(case.home)
+    assert now.pop("always.conf")[3] == b"new"
+    assert now == case.before
+    assert sorted(names(case.run, "undo_ended")) == ["first", "left", "right"]
+    assert names(case.run, "undo_ended")[-1] == "first"
+    assert_at_rest(case)
+
+
+def assert_at_rest(case: Case) -> None:
+    """Nothing of the run is left in what the sweepers look at."""
+    installation = installation_of(case)
+    keys = case.run.client.store.keys
+    at_rest: Callable[[], bool] = lambda: (  # noqa: E731 - a sentence about one thing
+        installation.redis.zscore(keys.live, case.run.id) is None
+        and installation.redis.zscore(keys.inbox, case.run.id) is None
+        and installation.redis.zcard(keys.of(case.run.id).leases) == 0
+    )
+    wait_for("the indices to be clean", at_rest, 15.0)
+
+
+def test_every_labelled_point_is_tried() -> None:
+    assert {point for point, _ in CASES} == set(POINTS)

@@ -1,0 +1,255 @@
+"""Ctrl-C leaves a run going, whoever owns its workers; and the embedded default cleans up behind itself."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.processes import Installation, Said, lines, processes_that_know, said, tree, wait_for
+
+PLAN = """\
+name: slow
+steps:
+  before:
+    op: command.shell.execute
+    with: {{command: "echo before >> {log}"}}
+    undo: {{op: command.shell.execute, with: {{command: "echo taken back >> {log}"}}}}
+  sleep: {{op: noop.execute, with: {{sleep: {sleep}}}, after: [before]}}
+  after: {{op: command.shell.execute, with: {{command: "echo after >> {log}; exit {code}"}}, after: [sleep]}}
+"""
+
+
+def write(folder: Path, sleep: float, code: int = 0) -> tuple[Path, Path]:
+    """The plan's file, and the file in which its steps leave a line."""
+    log, plan = folder / "log", folder / "plan.yaml"
+    plan.write_text(PLAN.format(log=log, sleep=sleep, code=code))
+    return plan, log
+
+
+def interrupt_once_it_sleeps(process: subprocess.Popen[str], log: Path) -> float:
+    """Ctrl-C; returns when it was."""
+    wait_for("the first step", lambda: lines(log))
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    return time.monotonic()
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (1, 1)])
+def test_ctrl_c_leaves_the_run_going_and_runs_watch_ends_with_its_exit_code(
+    workers: Installation, tmp_path: Path, code: int, expected: int
+) -> None:
+    # given
+    plan, log = write(tmp_path, 4.0, code)
+    run_id = f"left-alone-{code}"
+    process = workers.popen("run", str(plan), "--run-id", run_id)
+
+    # when
+    interrupt_once_it_sleeps(process, log)
+    left = said(process)
+
+    # then
+    assert left.code not in {0, 1, 2, 3}
+    assert f"run {run_id} goes on" in left.err
+    assert f"longshore runs watch {run_id}" in left.err
+    assert "Traceback" not in left.err
+    watched = workers.longshore("runs", "watch", run_id, "-o", "json")
+    assert watched.code == expected
+    assert watched.json["state"] == ("undone" if code else "succeeded")
+    assert lines(log) == ["before", "after", *(["taken back"] if code else [])]
+    assert workers.longshore("runs", "show", run_id).code == expected
+
+
+def test_ctrl_c_twice_within_two_seconds_cancels_the_run(workers: Installation, tmp_path: Path) -> None:
+    # given
+    plan, log = write(tmp_path, 30.0)
+    process = workers.popen("run", str(plan), "--run-id", "second-thought")
+
+    # when
+    began = interrupt_once_it_sleeps(process, log)
+    time.sleep(0.7)
+    process.send_signal(signal.SIGINT)
+    left = said(process)
+
+    # then
+    assert left.code not in {0, 1, 2, 3}
+    assert "cancel" in left.err
+    watched = workers.longshore("runs", "watch", "second-thought", "-o", "json")
+    assert time.monotonic() - began < 15.0
+    assert watched.code == 1
+    assert (watched.json["state"], watched.json["cause"]) == ("undone", "cancel")
+    assert lines(log) == ["before", "taken back"]
+
+
+def test_a_second_ctrl_c_after_two_seconds_finds_nobody(workers: Installation, tmp_path: Path) -> None:
+    # given
+    plan, log = write(tmp_path, 3.0)
+    process = workers.popen("run", str(plan), "--run-id", "too-late")
+
+    # when
+    began = interrupt_once_it_sleeps(process, log)
+    said(process)
+
+    # then the command itself has ended by then
+    assert time.monotonic() - began < 6.0
+    assert workers.longshore("runs", "watch", "too-late").code == 0
+
+
+def test_a_quiet_run_can_be_left_too(workers: Installation, tmp_path: Path) -> None:
+    # given
+    plan, log = write(tmp_path, 3.0)
+    process = workers.popen("run", str(plan), "--run-id", "left-quietly", "--quiet")
+
+    # when
+    interrupt_once_it_sleeps(process, log)
+    left = said(process)
+
+    # then
+    assert "longshore runs watch left-quietly" in left.err
+    assert workers.longshore("runs", "watch", "left-quietly").code == 0
+
+
+def test_detach_prints_the_id_and_nothing_waits(workers: Installation, tmp_path: Path) -> None:
+    # given
+    plan, _ = write(tmp_path, 2.0)
+
+    # when
+    began = time.monotonic()
+    started = workers.longshore("run", str(plan), "--detach")
+
+    # then
+    assert time.monotonic() - began < 30.0
+    assert started.code == 0
+    (run_id,) = started.out.splitlines()
+    assert workers.longshore("runs", "watch", run_id).code == 0
+
+
+# --- the embedded default ---------------------------------------------------------------------------
+
+
+class Embedded(Installation):
+    """No Redis is set up: the first command brings its own."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        env = super().environment
+        del env["LONGSHORE_REDIS_URL"], env["LONGSHORE_NAMESPACE"]
+        return env
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    def processes(self) -> dict[int, str]:
+        return processes_that_know(str(self.state))
+
+    def wait_until_gone(self) -> None:
+        wait_for(f"an end of {self.processes()}", lambda: not self.processes(), timeout=40.0)
+
+
+@pytest.fixture
+def embedded(short_folder: Path) -> Iterator[Embedded]:
+    options = {"idle_timeout": "3s", "concurrency": "2", "lease": "1s"}
+    made = Embedded("", short_folder, options=options)
+    try:
+        yield made
+    finally:
+        for pid in made.processes():
+            subprocess.run(["kill", "-KILL", str(pid)], check=False)
+
+
+def test_the_embedded_default_outlives_ctrl_c_ends_when_idle_and_remembers(embedded: Embedded, tmp_path: Path) -> None:
+    # given a run that takes longer than the idle time
+    plan, log = write(tmp_path, 6.0)
+    process = embedded.popen("run", str(plan), "--run-id", "alone")
+
+    # when
+    interrupt_once_it_sleeps(process, log)
+    left = said(process)
+
+    # then
+    assert "longshore runs watch alone" in left.err
+    watched = embedded.longshore("runs", "watch", "alone", "-o", "json")
+    assert watched.code == 0, watched.err
+    assert watched.json["state"] == "succeeded"
+    assert lines(log) == ["before", "after"]
+
+    # when nobody comes by any more
+    embedded.wait_until_gone()
+
+    # then a later command finds the run, and leaves nothing behind either
+    listed = embedded.longshore("runs", "ls", "-o", "json")
+    assert [(run["run_id"], run["state"]) for run in listed.json] == [("alone", "succeeded")]
+    embedded.wait_until_gone()
+    assert not (embedded.state / "redis.sock").exists()
+    assert {path.name for path in embedded.folder.iterdir()} == {"state"}
+
+
+def test_with_the_embedded_default_too_ctrl_c_twice_cancels(embedded: Embedded, tmp_path: Path) -> None:
+    # given
+    plan, log = write(tmp_path, 60.0)
+    process = embedded.popen("run", str(plan), "--run-id", "regretted")
+
+    # when
+    interrupt_once_it_sleeps(process, log)
+    time.sleep(0.7)
+    process.send_signal(signal.SIGINT)
+    said(process)
+
+    # then
+    shown: Said = embedded.longshore("runs", "watch", "regretted", "-o", "json")
+    assert (shown.code, shown.json["cause"], shown.json["state"]) == (1, "cancel", "undone")
+    assert lines(log) == ["before", "taken back"]
+    embedded.wait_until_gone()
+
+
+def test_the_embedded_default_survives_a_kill_of_everything(embedded: Embedded, tmp_path: Path) -> None:
+    # given a run in mid-step
+    plan, log = write(tmp_path, 3.0)
+    started = embedded.longshore("run", str(plan), "--run-id", "unplugged", "--detach")
+    assert started.code == 0, started.err
+    wait_for("the first step", lambda: lines(log))
+
+    # when the machine loses its power
+    for pid in embedded.processes():
+        subprocess.run(["kill", "-KILL", str(pid)], check=False)
+    embedded.wait_until_gone()
+
+    # then the next command brings the run to its end
+    watched = embedded.longshore("runs", "watch", "unplugged", "-o", "json")
+    assert watched.code == 0, watched.err
+    assert [step["attempts"] for step in watched.json["steps"]] == [1, 2, 1]
+    assert lines(log) == ["before", "after"]
+    embedded.wait_until_gone()
+
+
+def test_four_commands_at_once_share_one_embedded_server(embedded: Embedded, tmp_path: Path) -> None:
+    # given
+    plan, log = write(tmp_path, 0.0)
+
+    # when
+    started = [embedded.popen("run", str(plan), "--run-id", f"number-{n}") for n in range(4)]
+    ended = [said(process) for process in started]
+
+    # then
+    assert [one.code for one in ended] == [0] * 4, [one.err for one in ended]
+    servers = [command for command in embedded.processes().values() if "server" in command.split()[0]]
+    assert len(servers) == 1
+    assert sorted(lines(log)) == ["after"] * 4 + ["before"] * 4
+    embedded.wait_until_gone()
+
+
+def test_looking_at_nothing_leaves_the_machine_as_it_is(embedded: Embedded) -> None:
+    # when
+    said_version = embedded.longshore("--version")
+    said_help = embedded.longshore("run", "--help")
+
+    # then
+    assert (said_version.code, said_help.code) == (0, 0)
+    assert tree(embedded.folder) == {}
+    assert embedded.processes() == {}

@@ -1,0 +1,227 @@
+"""A worker that is killed, or stands still, in the middle of a step: found by its lease, within seconds."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from longshore.orchestration import Event, Plan, Run, StepState
+from tests.integration.conftest import MakeInstallation
+from tests.integration.processes import PATIENCE, Installation, Worker, alive, lines, names, wait_for
+
+
+@pytest.fixture(scope="module")
+def pair(module_installation: MakeInstallation) -> Installation:
+    """Two workers that do the same."""
+    made = module_installation()
+    for name in ("one", "two"):
+        made.worker(name, "--concurrency", "2").start(wait=False)
+    return made
+
+
+@pytest.fixture
+def fleet(pair: Installation) -> Installation:
+    """Both are up."""
+    for worker in pair.workers:
+        worker.keep_alive()
+    for worker in pair.workers:
+        worker.wait_until_ready()
+    return pair
+
+
+def worker_of(fleet: Installation, run: Run, step: str, event: str = "step_started") -> Worker:
+    """The worker that has claimed the step."""
+
+    def started() -> Event | None:
+        return next((found for found in run.events() if found.name == event and found.step == step), None)
+
+    owner = wait_for(f"{event} of {step}", started).fields["owner"]
+    return fleet.at(owner.partition("@")[2].partition("/")[0])
+
+
+def once_slow(folder: Path, seconds: float = 60.0) -> str:
+    """A command that takes long the first time, and leaves its pid; the second time it is quick."""
+    return (
+        f"echo try >> {folder}/tries; if [ ! -e {folder}/pid ]; then echo $$ > {folder}/pid; sleep {seconds}; fi; "
+        f"touch {folder}/done"
+    )
+
+
+def pid_in(folder: Path) -> int:
+    return int(wait_for("the command's pid", lambda: "".join(lines(folder / "pid"))))
+
+
+def test_a_step_that_can_be_repeated_is_done_again_by_another_worker(fleet: Installation, tmp_path: Path) -> None:
+    # given
+    plan = Plan("survivor")
+    work = plan.step("work", "command.shell.execute", command=once_slow(tmp_path), creates=str(tmp_path / "done"))
+    plan.step("after", "noop.execute").after(work)
+    run = fleet.run(plan)
+    pid = pid_in(tmp_path)
+
+    # when
+    victim = worker_of(fleet, run, "work")
+    victim.kill()
+    killed = time.monotonic()
+    report = run.wait(PATIENCE)
+
+    # then
+    assert report.exit_code == 0
+    assert (report.step("work").attempts, report.step("after").attempts) == (2, 1)
+    assert names(run, "lease_lost") == ["work"]
+    assert names(run, "step_ended") == ["work", "after"]
+    assert lines(tmp_path / "tries") == ["try", "try"]
+    # and what the killed worker had started is not at work any more
+    assert not alive(pid)
+    assert time.monotonic() - killed < 20.0
+
+
+def test_a_command_that_cannot_be_repeated_is_unknown_and_the_others_are_undone(
+    fleet: Installation, tmp_path: Path
+) -> None:
+    # given
+    conf = tmp_path / "app.conf"
+    conf.write_text("as it was")
+    plan = Plan("half-way")
+    first = plan.step("first", "file.deploy.execute", path=str(conf), content="new")
+    risky = plan.step("risky", "command.exec.execute", argv=["sh", "-c", once_slow(tmp_path)]).after(first)
+    plan.step("last", "noop.execute").after(risky)
+    plan.step("lights-on", "command.shell.execute", command=f"touch {tmp_path}/lights").after("last").always()
+    run = fleet.run(plan)
+    pid_in(tmp_path)
+
+    # when
+    worker_of(fleet, run, "risky").kill()
+    report = run.wait(PATIENCE)
+
+    # then
+    assert report.step("risky").status is StepState.UNKNOWN
+    assert report.step("risky").attempts == 1
+    assert lines(tmp_path / "tries") == ["try"]
+    assert report.step("first").undo is not None
+    assert report.step("first").undo.status == "undone"
+    assert conf.read_text() == "as it was"
+    assert report.step("last").status is StepState.NOT_RUN
+    assert (report.state, report.left_over, report.exit_code) == ("undone", ["risky"], 3)
+    # and what must always run, ran
+    assert report.step("lights-on").status is StepState.CHANGED
+    assert (tmp_path / "lights").exists()
+
+
+def test_an_unknown_step_with_an_undo_is_taken_back(fleet: Installation, tmp_path: Path) -> None:
+    # given
+    plan = Plan("half-way")
+    plan.step("risky", "command.shell.execute", command=once_slow(tmp_path)).undo(
+        "command.shell.execute", command=f"echo back >> {tmp_path}/tries"
+    )
+    run = fleet.run(plan)
+    pid_in(tmp_path)
+
+    # when
+    worker_of(fleet, run, "risky").kill()
+    report = run.wait(PATIENCE)
+
+    # then
+    assert report.step("risky").status is StepState.UNKNOWN
+    assert (report.state, report.left_over, report.exit_code) == ("undone", [], 1)
+    assert lines(tmp_path / "tries") == ["try", "back"]
+
+
+def test_an_undo_whose_worker_is_killed_is_done_by_another(fleet: Installation, tmp_path: Path) -> None:
+    # given
+    plan = Plan("back-and-forth")
+    first = plan.step("first", "noop.execute").undo("command.shell.execute", command=once_slow(tmp_path))
+    plan.step("last", "noop.execute", fail=True).after(first)
+    run = fleet.run(plan)
+    pid_in(tmp_path)
+
+    # when
+    worker_of(fleet, run, "first", "undo_started").kill()
+    report = run.wait(PATIENCE)
+
+    # then
+    undo = report.step("first").undo
+    assert undo is not None
+    assert (undo.status, undo.attempts) == ("undone", 2)
+    assert (report.state, report.exit_code) == ("undone", 1)
+    assert lines(tmp_path / "tries") == ["try", "try"]
+
+
+def test_what_a_worker_says_that_woke_up_too_late_is_refused(fleet: Installation, tmp_path: Path) -> None:
+    # given
+    plan = Plan("sleeper")
+    plan.step("work", "noop.execute", sleep=3.0)
+    run = fleet.run(plan)
+    sleeper = worker_of(fleet, run, "work")
+
+    # when it stands still for longer than its lease
+    sleeper.signal_group(signal.SIGSTOP)
+    try:
+        wait_for("the lease to be lost", lambda: names(run, "lease_lost"))
+        wait_for("another attempt", lambda: len(names(run, "step_started")) == 2)
+    finally:
+        sleeper.signal_group(signal.SIGCONT)
+    report = run.wait(PATIENCE)
+    wait_for("the sleeper's outcome", lambda: b"refused" in sleeper.log.read_bytes())
+
+    # then
+    assert (report.exit_code, report.step("work").attempts) == (0, 2)
+    assert names(run, "step_ended") == ["work"]
+
+
+def test_a_step_that_kills_its_worker_each_time_is_given_up(fleet: Installation, tmp_path: Path) -> None:
+    # given a poisonous step: its command kills the process that started it, and can be repeated
+    poison = f"echo try >> {tmp_path}/tries; kill -9 $PPID; sleep 60"
+    plan = Plan("poison")
+    plan.step("work", "command.shell.execute", command=poison, creates=str(tmp_path / "done"))
+    plan.step("good", "noop.execute")
+
+    # when
+    run = fleet.run(plan)
+    report = run.wait(PATIENCE)
+
+    # then
+    assert report.step("work").status is StepState.UNKNOWN
+    assert report.step("work").error is not None
+    assert "lost" in report.step("work").error
+    assert len(lines(tmp_path / "tries")) == 3
+    assert (report.state, report.left_over, report.exit_code) == ("undone", ["work"], 3)
+
+
+def test_when_all_workers_were_killed_the_next_one_goes_on(fleet: Installation, tmp_path: Path) -> None:
+    # given
+    plan = Plan("blackout")
+    work = plan.step("work", "command.shell.execute", command=once_slow(tmp_path), creates=str(tmp_path / "done"))
+    plan.step("after", "noop.execute").after(work)
+    run = fleet.run(plan)
+    pid = pid_in(tmp_path)
+
+    # when
+    for worker in fleet.workers:
+        worker.kill()
+    assert run.state() == "running"
+    fleet.workers[0].start()
+    report = run.wait(PATIENCE)
+
+    # then
+    assert (report.exit_code, report.step("work").attempts) == (0, 2)
+    assert not alive(pid)
+
+
+def test_a_worker_told_to_stop_ends_its_step_first(fleet: Installation, tmp_path: Path) -> None:
+    # given
+    plan = Plan("manners")
+    plan.step("work", "noop.execute", sleep=2.5)
+    run = fleet.run(plan)
+    worker = worker_of(fleet, run, "work")
+
+    # when
+    worker.stop()
+
+    # then
+    report = run.wait(PATIENCE)
+    assert (report.exit_code, report.step("work").attempts) == (0, 1)
+    assert names(run, "lease_lost") == []

@@ -1,0 +1,240 @@
+"""A plan that nobody has seen before: run, taken back, rehearsed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import MakeInstallation
+from tests.integration.processes import Installation, tree
+
+PLAN = """\
+name: diamond
+params:
+  text: {{type: string}}
+steps:
+  begin:
+    op: file.deploy.execute
+    with: {{path: "{home}/new/deep/begin.conf", content: "{{{{ params.text }}}}", mode: "0600"}}
+  left:
+    op: file.deploy.execute
+    with: {{path: "{home}/left.conf", content: "left of {{{{ steps.begin.data.sha256 }}}}"}}
+    after: [begin]
+  right:
+    op: file.deploy.execute
+    with: {{path: "{home}/right.conf", content: "right\\n", mode: "0640"}}
+    after: [begin]
+  join:
+    op: command.exec.execute
+    with: {{argv: [cp, left.conf, joined.conf], cwd: "{home}"}}
+    undo: {{op: command.exec.execute, with: {{argv: [rm, -f, joined.conf], cwd: "{home}"}}}}
+    after: [left, right]
+  end:
+    op: command.exec.execute
+    with: {{argv: [test, -e, {wanted}], cwd: "{home}", changes: false}}
+    after: [join]
+"""
+
+
+def as_root() -> bool:
+    return os.geteuid() == 0
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A machine's folder, with a file to be overwritten and one to get another mode."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    left, right = folder / "left.conf", folder / "right.conf"
+    left.write_bytes(b"\x00 as it was\r\n\xff")
+    left.chmod(0o751)
+    right.write_text("right\n")
+    right.chmod(0o604)
+    if as_root():
+        os.chown(left, 4321, 1234)
+    return folder
+
+
+@pytest.fixture
+def plan(home: Path) -> Path:
+    return write(home, "joined.conf")
+
+
+@pytest.fixture
+def failing_plan(home: Path) -> Path:
+    return write(home, "what-nobody-made")
+
+
+def write(home: Path, wanted: str) -> Path:
+    file = home.parent / "plan.yaml"
+    file.write_text(PLAN.format(home=home, wanted=wanted))
+    return file
+
+
+def by_name(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {step.get("name", step.get("step")): step for step in report["steps"]}
+
+
+def test_a_diamond_with_a_tail_runs_and_the_report_tells_of_every_step(
+    workers: Installation, plan: Path, home: Path
+) -> None:
+    # when
+    said = workers.longshore("run", str(plan), "-p", "text=hello", "-o", "json")
+
+    # then
+    assert said.code == 0, said.err
+    report = said.json
+    steps = by_name(report)
+    assert {name: step["level"] for name, step in steps.items()} == {
+        "begin": 0,
+        "left": 1,
+        "right": 1,
+        "join": 2,
+        "end": 3,
+    }
+    assert {name: step["status"] for name, step in steps.items()} == {
+        "begin": "changed",
+        "left": "changed",
+        "right": "changed",
+        "join": "changed",
+        "end": "unchanged",
+    }
+    assert all(step["attempts"] == 1 for step in steps.values())
+    assert all(0 <= step["duration_s"] < report["duration_s"] for step in steps.values())
+    assert all(len(step["task_ids"]) == 1 for step in steps.values())
+    assert all(step["undo"] is None for step in steps.values())
+    assert (report["state"], report["exit_code"], report["left_over"]) == ("succeeded", 0, [])
+    assert report["summary"] == "5 steps, 4 changed, 1 unchanged"
+    assert (home / "new/deep/begin.conf").read_text() == "hello"
+    assert (home / "left.conf").read_text() == f"left of {steps['begin']['data']['sha256']}"
+    assert (home / "joined.conf").read_bytes() == (home / "left.conf").read_bytes()
+    found = tree(home)
+    assert found["new/deep/begin.conf"][0] == oct(0o100600)
+    assert found["right.conf"][0] == oct(0o100640)
+    if as_root():
+        assert found["left.conf"][1:3] == (4321, 1234)
+
+
+def test_the_same_plan_again_changes_nothing(workers: Installation, plan: Path, home: Path) -> None:
+    # given
+    assert workers.longshore("run", str(plan), "-p", "text=hello").code == 0
+    before = tree(home)
+
+    # when
+    said = workers.longshore("run", str(plan), "-p", "text=hello", "-o", "json")
+
+    # then
+    assert tree(home) == before
+    steps = by_name(said.json)
+    assert [steps[name]["changed"] for name in ("begin", "left", "right")] == [False] * 3
+
+
+def test_when_the_last_step_fails_everything_is_as_before_byte_for_byte(
+    workers: Installation, failing_plan: Path, home: Path
+) -> None:
+    # given
+    before = tree(home)
+
+    # when
+    said = workers.longshore("run", str(failing_plan), "-p", "text=hello", "-o", "json")
+
+    # then
+    assert said.code == 1, said.err
+    assert tree(home) == before
+    report = said.json
+    assert (report["state"], report["cause"], report["left_over"]) == ("undone", "failure", [])
+    assert report["error"]["step"] == "end"
+    undone = {name: step["undo"] and step["undo"]["status"] for name, step in by_name(report).items()}
+    assert undone == {"begin": "undone", "left": "undone", "right": "undone", "join": "undone", "end": None}
+    assert all(s["undo"]["attempts"] == 1 and s["undo"]["duration_s"] >= 0 for s in report["steps"] if s["undo"])
+
+
+def test_steps_are_undone_in_reverse_each_level_after_the_one_above_it(
+    workers: Installation, failing_plan: Path
+) -> None:
+    # given
+    run_id = workers.longshore("run", str(failing_plan), "-p", "text=x", "-o", "json").json["run_id"]
+
+    # when
+    events = workers.longshore("runs", "events", run_id, "-o", "json").json
+
+    # then
+    undo = [(event["event"], event.get("step")) for event in events if event["event"].startswith("undo_")]
+    story = [what for what in undo if what[0] != "undo_level_started"]
+    assert story[:2] == [("undo_started", "join"), ("undo_ended", "join")]
+    assert sorted(story[2:6]) == sorted(
+        (event, step) for event in ("undo_started", "undo_ended") for step in ("left", "right")
+    )
+    assert story[6:] == [("undo_started", "begin"), ("undo_ended", "begin")]
+    levels = [(e["level"], e["steps"]) for e in events if e["event"] == "undo_level_started"]
+    assert levels == [("2", "join"), ("1", "left right"), ("0", "begin")]
+
+
+def test_a_dry_run_says_what_and_how_back_and_touches_nothing(workers: Installation, plan: Path, home: Path) -> None:
+    # given
+    before, files = redis_of(workers), tree(home)
+
+    # when
+    said = workers.longshore("run", str(plan), "-p", "text=hello", "--dry-run")
+    data = workers.longshore("--dry-run", "run", str(plan), "-p", "text=hello", "-o", "json")
+
+    # then
+    assert (said.code, data.code) == (0, 0), said.err + data.err
+    assert tree(home) == files
+    assert redis_of(workers) == before
+    steps = by_name(data.json)
+    assert list(steps) == ["begin", "left", "right", "join", "end"]
+    for step in steps.values():
+        assert step["action"] in said.out
+        assert f"undo: {step['undo'] or 'not known yet'}" in said.out
+    assert "create" in steps["begin"]["action"]
+    assert f"remove {home}/new/deep/begin.conf" in steps["begin"]["undo"]
+    assert "known after step begin" in steps["left"]["action"]
+    assert "0604" in steps["right"]["action"]
+    assert "0640" in steps["right"]["action"]
+    assert "restore" in steps["right"]["undo"]
+    assert "cp left.conf joined.conf" in steps["join"]["action"]
+    assert "command.exec.execute" in steps["join"]["undo"]
+
+
+def test_the_first_dry_run_of_all_leaves_no_key_in_redis(install: MakeInstallation, plan: Path) -> None:
+    # given a Redis in which the queues of this installation were never used
+    fresh = install()
+    fresh.worker("only", "--concurrency", "1").start()
+    before = redis_of(fresh)
+
+    # when
+    said = fresh.longshore("run", str(plan), "-p", "text=hello", "--dry-run")
+
+    # then
+    assert said.code == 0, said.err
+    assert redis_of(fresh) == before
+
+
+def test_a_dry_run_of_what_cannot_work_ends_with_1(workers: Installation, tmp_path: Path) -> None:
+    # given
+    (tmp_path / "file").touch()
+    plan = tmp_path / "plan.yaml"
+    step = f"op: file.deploy.execute, with: {{path: {tmp_path}/file/below, content: x}}"
+    plan.write_text(f"name: impossible\nsteps:\n  deploy: {{{step}}}\n")
+
+    # when
+    said = workers.longshore("run", str(plan), "--dry-run", "-o", "json")
+
+    # then
+    assert said.code == 1
+    assert said.json["possible"] is False
+    assert "a part of the path is a file" in by_name(said.json)["deploy"]["impossible"]
+
+
+def redis_of(installation: Installation) -> dict[bytes, Any]:
+    """Every key of the installation with its value, without how the workers' remote control is wired."""
+    client = installation.redis
+    prefix = b"" if installation.namespace == "longshore" else f"{installation.namespace}:".encode()
+    wiring = (b"pidbox", b"celeryev", b"_kombu.binding_deadlines")
+    keys = [key for key in client.scan_iter(prefix + b"*") if not any(word in key for word in wiring)]
+    # A set's members have no order of their own.
+    return {key: client.smembers(key) if client.type(key) == b"set" else client.dump(key) for key in keys}

@@ -1,0 +1,1 @@
+"""The wheel, and what somebody gets who installs it."""

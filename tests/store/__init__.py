@@ -1,0 +1,1 @@
+"""The record in Redis: scripts, reducer and driver on a real server."""

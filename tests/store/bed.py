@@ -1,0 +1,172 @@
+"""A run's record on a real server, and the scripts on it, with a clock that can be put forward."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from longshore.orchestration.keys import RunKeys
+from longshore.orchestration.saga import RunRecord
+from longshore.orchestration.settings import Settings
+from longshore.orchestration.states import RunState
+from longshore.orchestration.store import Grant, Recorded, Store, run_record
+
+LEASE = 10.0
+#: Fields of the steps' hash that are times which something waits for; an undo's have a `u` before them.
+_TIMES = frozenset({"q", "d", "n", "uq", "ud", "un"})
+_numbers = itertools.count(1)
+
+
+def settings_for(url: str, **more: Any) -> Settings:
+    values: dict[str, Any] = {"redis_url": url, "namespace": "bed", "lease": LEASE, "actor": "ann"}
+    return Settings(**values | more)
+
+
+class Bed:
+    """One run. Methods named like a script call it as the workers do; `put` lays a state of affairs."""
+
+    def __init__(self, url: str, *, store: Store | None = None, run_id: str = "", **settings: Any) -> None:
+        self.store = store if store is not None else Store(settings_for(url, **settings))
+        self.redis: Any = self.store.client
+        self.run_id = run_id or f"run-{next(_numbers)}"
+
+    def close(self) -> None:
+        self.redis.close()
+
+    @property
+    def keys(self) -> RunKeys:
+        return self.store.keys.of(self.run_id)
+
+    # --- the record ---------------------------------------------------------------------------------
+
+    def run(self, field: str) -> str | None:
+        return self.redis.hget(self.keys.run, field)  # type: ignore[no-any-return]
+
+    def step(self, field: str) -> str | None:
+        """A field of the steps' hash, as `s:0`."""
+        return self.redis.hget(self.keys.steps, field)  # type: ignore[no-any-return]
+
+    def leases(self) -> dict[str, float]:
+        return dict(self.redis.zrange(self.keys.leases, 0, -1, withscores=True))
+
+    def events(self, name: str = "") -> list[dict[str, str]]:
+        entries = self.redis.xrange(self.keys.events)
+        return [fields for _, fields in entries if not name or fields["event"] == name]
+
+    def dump(self) -> tuple[Any, ...]:
+        return self.redis.hgetall(self.keys.run), self.redis.hgetall(self.keys.steps), self.leases(), self.events()
+
+    def record(self) -> RunRecord:
+        return run_record(self.store.fields(self.run_id), self.store.now())
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """What is done inside leaves the record as it is, to the last field."""
+        before = self.dump()
+        yield
+        assert self.dump() == before
+
+    @contextmanager
+    def emits(self, *names: str) -> Iterator[list[dict[str, str]]]:
+        """What is done inside writes just these events, each a version of its own."""
+        before = len(self.events())
+        found: list[dict[str, str]] = []
+        yield found
+        found += self.events()[before:]
+        assert [event["event"] for event in found] == list(names)
+        assert [int(event["ver"]) for event in found] == [before + n + 1 for n in range(len(names))]
+        assert int(self.run("ver") or 0) == before + len(names)
+
+    # --- a state of affairs -------------------------------------------------------------------------
+
+    def put(self, *, steps: Mapping[str, object] | None = None, **run: object) -> None:
+        """Write fields of the run, and of the steps' hash, past the scripts."""
+        if run:
+            self.redis.hset(self.keys.run, mapping={name: str(value) for name, value in run.items()})
+        if steps:
+            self.redis.hset(self.keys.steps, mapping={name: str(value) for name, value in steps.items()})
+
+    def lay(self, state: str = "running", *, left: int = 1, level: int = 0, **run: Any) -> None:
+        """A run in that state, as if it had come there."""
+        self.create()
+        self.put(state=state, left=left, level=level, **run)
+
+    def begin(self, *ready: int, skipped: Mapping[int, str] | None = None) -> None:
+        """A run whose first level has been opened."""
+        self.create()
+        assert self.open_level(RunState.RUNNING, 0, ready or (0,), skipped or {})
+
+    def age(self, seconds: float) -> None:
+        """Let time pass for all that this run waits for."""
+        ms = round(seconds * 1000)
+        pipe = self.redis.pipeline()
+        for name in self.redis.hkeys(self.keys.steps):
+            if name.partition(":")[0] in _TIMES:
+                pipe.hincrby(self.keys.steps, name, -ms)
+        for name in ("deadline", "undo_deadline"):
+            if self.run(name):
+                pipe.hincrby(self.keys.run, name, -ms)
+        for member in self.leases():
+            pipe.zincrby(self.keys.leases, -ms, member)
+        if self.redis.zscore(self.store.keys.live, self.run_id) is not None:
+            pipe.zincrby(self.store.keys.live, -ms, self.run_id)
+        pipe.execute()
+
+    def end_lease(self, member: str) -> None:
+        """The worker of that attempt has been silent for too long."""
+        self.redis.zadd(self.keys.leases, {member: self.store.now() - 1}, xx=True)
+
+    # --- the scripts --------------------------------------------------------------------------------
+
+    def script(self, name: str, *args: object) -> Any:
+        """One script with arguments of the test's own."""
+        return self.store._run(name, self.run_id, *args)
+
+    def create(self, **fields: object) -> bool:
+        values: dict[str, object] = {"v": 1, "plan": "p", "digest": "d", "steps": 3, "actor": "ann"}
+        return self.store.create(self.run_id, values | fields, self.store.now())
+
+    def open_level(
+        self,
+        state: RunState,
+        level: int,
+        ready: Sequence[int],
+        skipped: Mapping[int, str] | None = None,
+        *,
+        seen: RunRecord | None = None,
+    ) -> bool:
+        """`seen` is the record that it was decided from; the present one if left out."""
+        return self.store.open_level(self.run_id, seen or self.record(), state, level, ready, skipped or {})
+
+    def open_undo(
+        self,
+        level: int,
+        ready: Sequence[int],
+        impossible: Mapping[int, str] | None = None,
+        *,
+        seen: RunRecord | None = None,
+    ) -> bool:
+        return self.store.open_undo(self.run_id, seen or self.record(), level, ready, impossible or {})
+
+    def claim(self, index: int = 0, side: str = "", owner: str = "task@one/1", task: str = "task") -> Grant:
+        grant = self.ask(index, side, owner, task)
+        assert isinstance(grant, Grant), grant
+        return grant
+
+    def ask(self, index: int = 0, side: str = "", owner: str = "task@one/1", task: str = "task") -> Grant | str:
+        """A claim that may be refused."""
+        return self.store.claim(self.run_id, index, side, owner, task)
+
+    def complete(self, index: int, fence: str, status: str = "changed", *, side: str = "", **more: Any) -> Recorded:
+        return self.store.complete(self.run_id, index, side, fence, status, more.pop("outcome", "{}"), **more)
+
+    def retry(self, index: int, fence: str, delay: float = 0, *, side: str = "", grace: float = LEASE) -> int:
+        return self.store.retry(self.run_id, index, side, fence, delay, grace, "busy")
+
+    def journal(self, index: int, fence: str, rendered: str = "", before: str = "", *, side: str = "") -> bool:
+        return self.store.journal(self.run_id, index, side, fence, rendered, before)
+
+    def expire(self, index: int = 0, side: str = "", *, repeatable: bool = True) -> str:
+        return self.store.expire(self.run_id, index, side, repeatable=repeatable)

@@ -1,0 +1,417 @@
+"""A world without Celery around the real record: messages in a list, workers that stop anywhere, a target.
+
+It keeps a log of its own of what was granted and of what was done to the target, so that the record
+can be judged by something that did not write it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from longshore.orchestration.canvas import ADVANCE, CHAIN_LINKS, STEP, UNDO
+from longshore.orchestration.compiled import CompiledPlan
+from longshore.orchestration.plan import Plan
+from longshore.orchestration.saga import DEPENDENCY_FAILED
+from longshore.orchestration.states import STEP_BAD, STEP_GOOD, STEP_IN_FLIGHT, UNDO_FINAL, StepState
+from longshore.orchestration.store import Grant, Recorded, Store
+from longshore.tasks.driver import Driver
+from longshore.tasks.plans import Plans
+from tests.store.bed import Bed, settings_for
+
+#: Tries of a step and of an undo, as the runner has them for errors that pass.
+TRIES = {"": 4, "u": 6}
+FORWARD = ("changed", "unchanged", "half", "failed", "preflight", "busy", "busy-half", "parked", "stopped")
+BACKWARD = ("undone", "undone", "busy", "parked", "failed")
+_numbers = itertools.count(1)
+
+
+class DriverDied(BaseException):
+    """The process that advanced a run was killed."""
+
+
+@dataclass(frozen=True)
+class Message:
+    task: str
+    index: int = -1
+    #: The links that follow it in its chain.
+    rest: tuple[int, ...] = ()
+
+
+class Line(list[Message]):
+    """The broker: messages under way, and all that were ever sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[Message] = []
+        #: Messages that the driver still manages to send before it dies.
+        self.dies_after: int | None = None
+
+    def send(self, message: Message) -> None:
+        if self.dies_after is not None:
+            if self.dies_after == 0:
+                raise DriverDied
+            self.dies_after -= 1
+        self.append(message)
+        self.sent.append(message)
+
+
+class LineCanvas:
+    """In place of `Canvas`: the same messages, into a `Line`."""
+
+    def __init__(self, app: Any, run_id: str) -> None:
+        self.line: Line = app
+
+    def send_advance(self, plan_name: str) -> None:
+        self.line.send(Message(ADVANCE))
+
+    def send_level(self, plan: CompiledPlan, indices: Sequence[int], *, may_chain: bool) -> None:
+        if len(indices) > 1 or not may_chain:
+            for index in indices:
+                self.send_single(STEP, plan, index)
+        else:
+            first, *rest = plan.chain_from(indices[0], CHAIN_LINKS)
+            self.line.send(Message(STEP, first, tuple(rest)))
+
+    def send_undo(self, plan: CompiledPlan, indices: Sequence[int]) -> None:
+        for index in indices:
+            self.send_single(UNDO, plan, index)
+
+    def send_single(self, task: str, plan: CompiledPlan, index: int) -> None:
+        self.line.send(Message(task, index))
+
+
+class Fragile(Store):
+    """The driver's store: at one of its next calls the process dies, or others get a turn."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._countdown = -1
+        self._fault: Callable[[], None] | None = None
+        self._verdict_out = False
+
+    def break_at(self, call: int, fault: Callable[[], None]) -> None:
+        self._countdown, self._fault = call, fault
+
+    def mend(self) -> None:
+        self._fault = None
+
+    def _run(self, name: str, run_id: str, *args: object) -> Any:
+        answer = super()._run(name, run_id, *args)
+        # Between this verdict and its record is a gap that has a test of its own.
+        self._verdict_out = name == "expire" and answer == "unknown"
+        return answer
+
+    def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._fault is not None and not self._verdict_out:
+            if self._countdown == 0:
+                fault, self._fault = self._fault, None
+                fault()
+            self._countdown -= 1
+        return super()._call(function, *args, **kwargs)
+
+
+@dataclass
+class Target:
+    """What the steps act on. The receipt beside each effect refuses whoever comes with an older fence."""
+
+    present: set[int] = field(default_factory=set)
+    receipts: dict[int, int] = field(default_factory=dict)
+    #: Real changes only: (index, "applied" or "taken back", fence).
+    log: list[tuple[int, str, int]] = field(default_factory=list)
+
+    def touch(self, index: int, fence: int) -> bool:
+        if fence < self.receipts.get(index, 0):
+            return False
+        self.receipts[index] = fence
+        return True
+
+    def apply(self, index: int, fence: int) -> None:
+        if index not in self.present:
+            self.present.add(index)
+            self.log.append((index, "applied", fence))
+
+    def take_back(self, index: int, fence: int) -> None:
+        if index in self.present:
+            self.present.remove(index)
+            self.log.append((index, "taken back", fence))
+
+    def count(self, index: int, what: str) -> int:
+        return sum(1 for i, did, _ in self.log if (i, did) == (index, what))
+
+
+@dataclass
+class Work:
+    """One delivery at work, in a worker that may stop after any of its calls."""
+
+    side: str
+    index: int
+    owner: str
+    grant: Grant
+    rest: tuple[int, ...]
+    journalled: bool = False
+    #: What it will report, once it has acted: how it ended, as in FORWARD and BACKWARD.
+    ended: str = ""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.side, self.index
+
+    @property
+    def fence(self) -> int:
+        return int(self.grant.fence)
+
+
+class World:
+    """One run, its messages, its workers and its target."""
+
+    def __init__(self, url: str, plan: Plan, client: Any, **settings: Any) -> None:
+        plan.check()
+        self.plan = CompiledPlan(plan)
+        # A name space of its own: no sweeper of another world comes by.
+        own = {"namespace": f"world-{next(_numbers)}", "claim_timeout": 1e9, "undo_timeout": 1e9}
+        values = settings_for(url, **own | settings)
+        self.store = Store(values, client)
+        self.driver_store = Fragile(values, client)
+        self.bed = Bed(url, store=self.store)
+        self.run_id = self.bed.run_id
+        self.line = Line()
+        self.driver = self.new_driver(self.driver_store)
+        self.other_driver = self.new_driver(self.store)
+        self.target = Target()
+        self.works: list[Work] = []
+        #: Who holds each step, by what was granted, given back and taken away.
+        self.holders: dict[tuple[str, int], str] = {}
+        self.grants: list[Work] = []
+        self._seen_event = "0-0"
+        self.events: list[dict[str, str]] = []
+        self._owners = 0
+
+    def new_driver(self, store: Store) -> Driver:
+        return Driver(self.line, store, Plans(store))  # type: ignore[arg-type]
+
+    def request(self) -> None:
+        params: dict[str, Any] = {}
+        body = {"v": 1, "plan": self.plan.plan.to_dict(), "params": params, "files": {}, "actor": "ann"}
+        body["digest"] = self.plan.plan.digest(params, {})
+        assert self.store.request(self.run_id, json.dumps(body)) is None
+        self.line.send(Message(ADVANCE))
+
+    # --- the log ------------------------------------------------------------------------------------
+
+    def sync(self) -> list[dict[str, str]]:
+        """Read what has happened since last time; a lost lease takes its step from its holder."""
+        entries = self.store.read_events(self.run_id, self._seen_event, count=10_000)
+        for self._seen_event, fields in entries:
+            self.events.append(fields)
+            if fields["event"] == "lease_lost":
+                key = (fields["undo"], int(fields["step"]))
+                assert self.holders.pop(key) == fields["owner"]
+        return [fields for _, fields in entries]
+
+    def holds(self, work: Work) -> bool:
+        self.sync()
+        return self.holders.get(work.key) == work.owner
+
+    # --- messages -----------------------------------------------------------------------------------
+
+    def deliver(self, message: Message, *, worker: int = 0, asks_twice: bool = False) -> Work | None:
+        """Hand a message to a worker; the attempt, where it was given one."""
+        if message.task == ADVANCE:
+            self.driver.advance(self.run_id)
+            return None
+        side = "u" if message.task == UNDO else ""
+        self._owners += 1
+        owner = f"task-{self._owners}@{worker}/x"
+        grant = self.store.claim(self.run_id, message.index, side, owner, f"task-{self._owners}")
+        if isinstance(grant, str):
+            return None
+        if asks_twice:
+            assert self.store.claim(self.run_id, message.index, side, owner, f"task-{self._owners}") == grant
+        work = Work(side, message.index, owner, grant, message.rest)
+        self._check_grant(work)
+        self.holders[work.key] = owner
+        self.grants.append(work)
+        self.works.append(work)
+        return work
+
+    def _check_grant(self, work: Work) -> None:
+        self.sync()
+        assert work.key not in self.holders, "I3: two attempts hold one step"
+        earlier = [other.fence for other in self.grants if other.index == work.index]
+        assert work.fence > max(earlier, default=0), "I3: a fence that does not grow"
+        records = self.store.step_records(self.run_id, range(len(self.plan)))
+        state = self.store.state(self.run_id)
+        step = self.plan.steps[work.index]
+        if work.side:
+            assert state == "undoing"
+            for other in self.plan.steps:
+                record = records[other.index]
+                assert record.status not in STEP_IN_FLIGHT, "I6: undone while something runs"
+                if other.level > step.level and self.must_be_undone(other.index):
+                    assert record.undo in UNDO_FINAL, "I6: undone before what was built on it"
+            assert self.must_be_undone(work.index)
+            return
+        assert state in {"running", "finishing"}, "I5"
+        assert step.always or state == "running", "I5"
+        if not step.always:
+            for d in step.needs:
+                good = records[d].status in STEP_GOOD or records[d].status is StepState.SKIPPED
+                assert good or self.plan.steps[d].always, "I5: begun after a failure"
+                assert records[d].reason != DEPENDENCY_FAILED, "I5: begun after a failure"
+                assert records[d].status not in STEP_BAD, "I5: begun after a failure"
+        if not step.repeatable and not step.always:
+            lost = [e for e in self.events if e["event"] == "lease_lost" and not e["undo"]]
+            assert all(int(e["step"]) != work.index for e in lost), "what is unknown was repeated"
+
+    def must_be_undone(self, index: int) -> bool:
+        """By the log: it was given to an attempt, and none has shown that it did nothing."""
+        step = self.plan.steps[index]
+        if step.always or step.read_only or not step.has_undo:
+            return False
+        fields = self.store.step_fields(self.run_id, [index], ("s", "z"))[index]
+        granted = any(work.index == index and not work.side for work in self.grants)
+        return granted and fields[0] != "unchanged" and not fields[1]
+
+    # --- workers ------------------------------------------------------------------------------------
+
+    def go_on(self, work: Work, how: str, *, dies: bool = False, twice: bool = False) -> None:
+        """The next thing that this attempt does: journal, act, or report."""
+        if not work.journalled:
+            held = self.holds(work)
+            assert self.store.journal(self.run_id, work.index, work.side, work.grant.fence, "", "{}") == held
+            work.journalled = True
+            if not held:
+                self.works.remove(work)
+        elif not work.ended:
+            self._act(work, how)
+        else:
+            self.works.remove(work)
+            (self._report_undo if work.side else self._report)(work, dies=dies, twice=twice)
+
+    def finish(self, work: Work, how: str) -> None:
+        while work in self.works:
+            self.go_on(work, how)
+
+    def _act(self, work: Work, how: str) -> None:
+        i, step = work.index, self.plan.steps[work.index]
+        ways = BACKWARD if work.side else FORWARD
+        work.ended = how if how in ways else ways[0]
+        if work.ended == "stopped" and self.store.state(self.run_id) != "aborting":
+            work.ended = "changed"
+        if work.ended == "preflight" or (step.read_only and not work.side):
+            return
+        if not self.target.touch(i, work.fence):
+            assert not self.holds(work), "I9: the holder of a step was refused by its target"
+            work.ended = "failed"
+            return
+        if work.side:
+            if work.ended == "undone":
+                self.target.take_back(i, work.fence)
+        elif work.ended == "unchanged" and i in self.target.present:
+            work.ended = "changed"  # an earlier attempt's doing, which was never recorded
+        elif work.ended in {"changed", "half", "busy-half"}:
+            self.target.apply(i, work.fence)
+
+    def _report(self, work: Work, *, dies: bool, twice: bool) -> None:
+        step = self.plan.steps[work.index]
+        if work.ended in {"busy", "busy-half", "parked"}:
+            if work.grant.attempt < TRIES[""] and self._again(work, dies=dies, twice=twice):
+                return
+            work.ended = "failed"
+        status = {"changed": "changed", "unchanged": "unchanged", "stopped": "cancelled"}.get(work.ended, "failed")
+        if step.read_only and status == "changed":
+            status = "unchanged"
+        more: dict[str, Any] = {"stops": self.plan.stops(work.index)}
+        if status in {"changed", "unchanged"}:
+            more = {"next_link": work.rest[0] if work.rest else None}
+        elif work.ended == "preflight":
+            more["no_effect"] = work.grant.attempt == 1
+        recorded = self._complete(work, status, twice=twice, **more)
+        if dies or not recorded.accepted:
+            return
+        if recorded.advance:
+            self.line.send(Message(ADVANCE))
+        if work.rest and status in {"changed", "unchanged"}:
+            self.line.send(Message(STEP, work.rest[0], work.rest[1:]))
+
+    def _report_undo(self, work: Work, *, dies: bool, twice: bool) -> None:
+        if work.ended in {"busy", "parked"}:
+            if work.grant.attempt < TRIES["u"] and self._again(work, dies=dies, twice=twice):
+                return
+            work.ended = "failed"
+        recorded = self._complete(work, "undone" if work.ended == "undone" else "undo_failed", twice=twice)
+        if recorded.accepted and recorded.advance and not dies:
+            self.line.send(Message(ADVANCE))
+
+    def _complete(self, work: Work, status: str, *, twice: bool, **more: Any) -> Recorded:
+        held = self.holds(work)
+        before = self.bed.dump()
+
+        def tell() -> Recorded:
+            return self.store.complete(self.run_id, work.index, work.side, work.grant.fence, status, "{}", **more)
+
+        recorded = tell()
+        new = self.sync()
+        assert recorded.accepted == held, "I4: an outcome counts if its attempt holds the step"
+        if not held:
+            assert self.bed.dump() == before, "I14: a lost attempt moved the run"
+            return recorded
+        assert sum(event["event"] in {"step_ended", "undo_ended"} for event in new) == 1, "I4"
+        del self.holders[work.key]
+        if twice:
+            after = self.bed.dump()
+            assert tell().accepted
+            assert self.bed.dump() == after, "I4: an outcome was counted twice"
+        return recorded
+
+    def _again(self, work: Work, *, dies: bool, twice: bool) -> bool:
+        """Whether the attempt is over: noted as a retry, or not its own any more."""
+        parked = work.ended == "parked"
+        delay = 30.0 if parked else 0.0
+        held = self.holds(work)
+        answers = [
+            self.store.retry(self.run_id, work.index, work.side, work.grant.fence, delay, 0 if parked else 10, "busy")
+            for _ in range(2 if twice else 1)
+        ]
+        assert len(set(answers)) == 1
+        if answers[0] == -1:
+            return False
+        assert answers[0] == held
+        if held:
+            del self.holders[work.key]
+            if parked:
+                self.store.look_at(self.run_id, self.store.now() + round(delay * 1000), sooner=True)
+            elif not dies:
+                self.line.send(Message(UNDO if work.side else STEP, work.index, work.rest))
+        return True
+
+    def silence(self, work: Work) -> None:
+        """Its worker does not renew the lease any more, whatever it goes on to do."""
+        if self.holds(work):
+            self.bed.end_lease(f"{work.side}{work.index}")
+
+    def renew(self, worker: int) -> None:
+        mine = [work for work in self.works if f"@{worker}/" in work.owner]
+        asked = [(f"{work.side}{work.index}", work.owner.partition("/")[0] + "/") for work in mine]
+        self.store.renew(self.run_id, asked)
+
+    def settle(self, rounds: int = 40) -> None:
+        """No more faults: sweep, deliver and do until the run rests."""
+        for _ in range(rounds):
+            self.bed.age(601)
+            self.driver.sweep()
+            while self.line:
+                work = self.deliver(self.line.pop(0))
+                if work is not None:
+                    self.finish(work, "undone" if work.side else "changed")
+            if self.rests():
+                return
+        raise AssertionError(f"I13: it does not come to rest: {self.bed.dump()[:3]}")
+
+    def rests(self) -> bool:
+        """It is in no index of the sweeper's any more."""
+        return self.store.live_count() == 0

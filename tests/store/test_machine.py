@@ -1,0 +1,374 @@
+"""The whole machine under faults, judged by a log that is not its own.
+
+Real scripts, reducer and driver; messages lost, doubled and late; workers and drivers that die anywhere;
+leases that end; cancels and undos at any time. After each move the invariants of `facts/reliability.md`
+§5.8 must hold; at the end the faults stop, and the run has to come to rest with nothing left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, ClassVar
+
+import pytest
+import redis
+from hypothesis import HealthCheck, event, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from longshore.orchestration import report
+from longshore.orchestration.plan import Plan, Step
+from longshore.orchestration.states import (
+    STEP_FINAL,
+    STEP_IN_FLIGHT,
+    TERMINAL,
+    UNDO_FINAL,
+    RunState,
+    StepState,
+    UndoState,
+    may_follow,
+)
+from longshore.tasks import driver
+from tests.servers import RedisServer
+from tests.store.sim import BACKWARD, FORWARD, DriverDied, LineCanvas, Message, Work, World
+
+pytestmark = pytest.mark.store
+
+#: Kinds of steps: what they do to the target, whether they may be repeated and taken back.
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {"op": "noop.execute"},
+    "kept": {"op": "noop.execute", "undo": "none"},
+    "once": {"op": "command.shell.execute", "with": {"command": "x"}},
+    "once-undone": {
+        "op": "command.shell.execute",
+        "with": {"command": "x"},
+        "undo": {"op": "command.shell.execute", "with": {"command": "y"}},
+    },
+    "looks": {"op": "command.shell.execute", "with": {"command": "x", "changes": False}},
+}
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    """A few steps in any order of dependence, with all the ways in which a failure can be taken."""
+    plan = Plan("p", on_failure=draw(st.sampled_from(["undo", "undo", "keep"])))
+    if draw(st.integers(0, 3)) == 3:
+        plan.timeout = 200.0
+    for n in range(draw(st.integers(1, 6))):
+        kind = draw(st.sampled_from(["full", *KINDS]))
+        always = kind != "once-undone" and draw(st.integers(0, 4)) == 4
+        after = [f"s{d}" for d in range(n) if draw(st.booleans())]
+        on_error = draw(st.sampled_from([None, None, "continue"]))
+        plan.steps[f"s{n}"] = Step.model_validate(
+            KINDS[kind] | {"after": after, "always": always, "on_error": on_error}
+        )
+    return plan
+
+
+numbers = st.integers(0, 1000)
+forward = st.sampled_from(FORWARD)
+backward = st.sampled_from(BACKWARD)
+
+
+class Saga(RuleBasedStateMachine):
+    """One run, two workers, sweepers."""
+
+    url: ClassVar[str]
+    client: ClassVar[redis.Redis]
+
+    @initialize(plan=plans())
+    def start(self, plan: Plan) -> None:
+        self.world = World(self.url, plan, self.client)
+        self.world.request()
+        self.rested: RunState | None = None
+        self.final: dict[str, str] = {}
+        self.versions = 0
+        self.states: list[RunState] = []
+        self.undos_asked = 0
+
+    # --- messages -----------------------------------------------------------------------------------
+
+    def pick(self, n: int) -> Message:
+        return self.world.line[n % len(self.world.line)]
+
+    def work(self, n: int) -> Work:
+        return self.world.works[n % len(self.world.works)]
+
+    @precondition(lambda self: self.world.line)
+    @rule(n=numbers, doubled=st.booleans(), worker=st.integers(0, 1), asks_twice=st.booleans())
+    def deliver(self, n: int, doubled: bool, worker: int, asks_twice: bool) -> None:
+        message = self.pick(n)
+        if not doubled:
+            self.world.line.remove(message)
+        self.world.deliver(message, worker=worker, asks_twice=asks_twice)
+
+    @precondition(lambda self: self.world.line)
+    @rule(n=numbers, how=forward, back=backward)
+    def deliver_and_do(self, n: int, how: str, back: str) -> None:
+        """A whole attempt without a break, so that runs get on."""
+        message = self.pick(n)
+        self.world.line.remove(message)
+        work = self.world.deliver(message)
+        if work is not None:
+            self.world.finish(work, back if work.side else how)
+
+    @precondition(lambda self: self.world.line)
+    @rule()
+    def deliver_all(self) -> None:
+        """All goes well for a while."""
+        for _ in range(len(self.world.line)):
+            work = self.world.deliver(self.world.line.pop(0))
+            if work is not None:
+                self.world.finish(work, "undone" if work.side else "changed")
+
+    @precondition(lambda self: self.world.line)
+    @rule(n=numbers)
+    def lose(self, n: int) -> None:
+        self.world.line.remove(self.pick(n))
+
+    @precondition(lambda self: self.world.line.sent)
+    @rule(n=numbers)
+    def deliver_late(self, n: int) -> None:
+        """A message that was delivered, or lost, long ago."""
+        self.world.deliver(self.world.line.sent[n % len(self.world.line.sent)])
+
+    # --- workers ------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.world.works)
+    @rule(n=numbers, how=forward, back=backward, dies=st.booleans(), twice=st.booleans())
+    def go_on(self, n: int, how: str, back: str, dies: bool, twice: bool) -> None:
+        work = self.work(n)
+        self.world.go_on(work, back if work.side else how, dies=dies, twice=twice)
+
+    @precondition(lambda self: self.world.works)
+    @rule(n=numbers)
+    def crash(self, n: int) -> None:
+        self.world.works.remove(self.work(n))
+
+    @precondition(lambda self: self.world.works)
+    @rule(n=numbers)
+    def fall_silent(self, n: int) -> None:
+        """Its lease ends; it may wake up at any time and go on."""
+        self.world.silence(self.work(n))
+
+    @rule(worker=st.integers(0, 1))
+    def renew(self, worker: int) -> None:
+        self.world.renew(worker)
+
+    @rule(seconds=st.sampled_from([4, 11, 31, 90]))
+    def time_passes(self, seconds: int) -> None:
+        self.world.bed.age(seconds)
+
+    # --- whoever advances the run -------------------------------------------------------------------
+
+    @rule()
+    def sweep(self) -> None:
+        self.world.driver.sweep()
+
+    # As it reopens a run that rests, a sweeper must not die yet: that is a defect with a test of its own.
+    @precondition(lambda self: self.rested is None)
+    @rule(call=st.integers(0, 25))
+    def a_sweeper_dies(self, call: int) -> None:
+        def die() -> None:
+            raise DriverDied
+
+        self.world.bed.age(11)
+        self.broken(call, die)
+
+    @rule(sends=st.integers(0, 2))
+    def a_sweeper_dies_while_it_sends(self, sends: int) -> None:
+        self.world.bed.age(11)
+        self.world.line.dies_after = sends
+        try:
+            self.world.driver.sweep()
+        except DriverDied:
+            event("a driver died while it sent")
+        finally:
+            self.world.line.dies_after = None
+
+    @rule(call=st.integers(0, 25), what=st.sampled_from(["sweep", "deliver", "work"]), n=numbers, how=forward)
+    def a_sweeper_is_interrupted(self, call: int, what: str, n: int, how: str) -> None:
+        """Between two of its calls another process gets its turn."""
+
+        def others() -> None:
+            event(f"interrupted by {what}")
+            if what == "sweep":
+                self.world.other_driver.sweep()
+            elif what == "deliver" and self.world.line:
+                self.world.deliver(self.pick(n))
+            elif self.world.works:
+                self.world.finish(self.work(n), how)
+
+        self.world.bed.age(11)
+        self.broken(call, others)
+
+    def broken(self, call: int, fault: Any) -> None:
+        self.world.driver_store.break_at(call, fault)
+        try:
+            self.world.driver.sweep()
+        except DriverDied:
+            event("a driver died")
+        finally:
+            self.world.driver_store.mend()
+
+    # --- people -------------------------------------------------------------------------------------
+
+    @rule(keep=st.booleans(), message=st.booleans(), chance=st.integers(0, 3))
+    def cancel(self, keep: bool, message: bool, chance: int) -> None:
+        if chance == 0:
+            self.ask("cancel", message=message, keep=keep)
+
+    @rule(message=st.booleans())
+    def undo(self, message: bool) -> None:
+        if self.rested is not None or not message:
+            self.ask("undo", message=message)
+
+    def ask(self, kind: str, *, message: bool, keep: bool = False) -> None:
+        self.world.store.command(self.world.run_id, kind, keep=keep)
+        if message:
+            self.world.line.send(Message("longshore.advance"))
+
+    # --- what must hold after each move -------------------------------------------------------------
+
+    @invariant()
+    def the_record_is_sound(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        self.world.sync()
+        run, steps = self.world.store.everything(self.world.run_id)
+        if not run:
+            assert self.world.run_id in self.world.store.waiting(), "I12"
+            return
+        self.versions_are_events(run)
+        self.counts_are_true(run, steps)
+        self.what_has_ended_stays(run, steps)
+        self.somebody_looks_after_it(run)
+
+    def versions_are_events(self, run: dict[str, str]) -> None:
+        events = self.world.events
+        assert [int(entry["ver"]) for entry in events] == list(range(1, len(events) + 1)), "I2"
+        assert int(run["ver"]) == len(events) >= self.versions, "I2"
+        for entry in events[self.versions :]:
+            name = entry["event"]
+            state = {"run_created": "pending", "run_started": "running", "run_ended": entry.get("state")}.get(name)
+            if state is None and name in {"run_aborting", "run_undoing", "run_finishing"}:
+                state = name.removeprefix("run_")
+            if state is not None:
+                if self.states:
+                    assert may_follow(self.states[-1], RunState(state)), f"{self.states} → {state}"
+                self.states.append(RunState(state))
+        self.versions = len(events)
+        assert self.states[-1] == run["state"]
+
+    def counts_are_true(self, run: dict[str, str], steps: dict[str, str]) -> None:
+        side = "u" if run["state"] == "undoing" else ""
+        in_flight = [steps.get(f"{side}s:{i}") for i in range(len(self.world.plan))]
+        flying = STEP_IN_FLIGHT | {UndoState.UNDOING}
+        assert int(run["left"]) == sum(status in flying for status in in_flight), "I10"
+        started = [entry for entry in self.world.events if entry["event"] == "step_started"]
+        attempts = sum(int(steps.get(f"a:{i}", 0)) for i in range(len(self.world.plan)))
+        assert attempts == len(started) == sum(not work.side for work in self.world.grants), "I11"
+        undone = [entry for entry in self.world.events if entry["event"] == "undo_started"]
+        assert len(undone) == sum(bool(work.side) for work in self.world.grants), "I11"
+        held = {f"{side}{index}" for side, index in self.world.holders}
+        assert set(self.world.bed.leases()) == held, "I3"
+
+    def what_has_ended_stays(self, run: dict[str, str], steps: dict[str, str]) -> None:
+        reopened = sum(entry["event"] == "run_undoing" for entry in self.world.events)
+        if self.rested is not None and reopened == self.undos_asked:
+            assert run["state"] == self.rested, "I1"
+        self.rested = RunState(run["state"]) if run["state"] in TERMINAL else None
+        self.undos_asked = reopened
+        for name, was in self.final.items():
+            assert steps.get(name) == was or was == UndoState.UNDO_FAILED, f"I1: {name} was {was}"
+        final = STEP_FINAL | UNDO_FINAL
+        self.final = {k: v for k, v in steps.items() if k.partition(":")[0] in {"s", "us"} and v in final}
+        if self.rested is not None:
+            assert not self.world.bed.leases()
+            assert all(steps.get(f"s:{i}") in STEP_FINAL for i in range(len(self.world.plan))), "a step did not end"
+
+    def somebody_looks_after_it(self, run: dict[str, str]) -> None:
+        waits = self.world.run_id in self.world.store.waiting()
+        live = self.client.zscore(self.world.store.keys.live, self.world.run_id) is not None
+        assert live or waits or run["state"] in TERMINAL, "I12: a live run that nobody looks at"
+        asked = self.world.store.commands(self.world.run_id)
+        if asked and asked[-1][0] != run.get("cmd"):
+            assert live or waits, "I12: a command that nobody will see"
+
+    # --- the end ------------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        if not hasattr(self, "world") or sys.exc_info()[0] is not None:
+            return  # what failed has been told; the log does not fit the record any more
+        world = self.world
+        if self.versions % 2:
+            world.line.clear()
+        sleepers = list(world.works)
+        world.settle()
+        self.the_record_is_sound()
+        self.it_ended_well()
+        # Whoever was silent all the time wakes up now, and every message comes once more.
+        before = world.bed.dump()
+        for work in sleepers:
+            world.finish(work, "undone" if work.side else "changed")
+        for message in dict.fromkeys(world.line.sent):
+            assert world.deliver(message) is None
+        assert world.bed.dump() == before, "I1: a run that rests was moved"
+        self.it_ended_well()
+        event(f"ended {self.rested}")
+        event(f"steps granted: {min(len(world.grants), 12)}")
+
+    def it_ended_well(self) -> None:
+        world = self.world
+        run, steps = world.store.everything(world.run_id)
+        told = report.build(world.run_id, world.plan, run, steps, world.store.now())
+        state = told.state
+        assert state in TERMINAL
+        assert told.exit_code is not None
+        never_began = not any(e["event"] == "run_started" for e in world.events)
+        for step in world.plan.steps:
+            i, status, undo = step.index, steps[f"s:{step.index}"], steps.get(f"us:{step.index}")
+            applied, taken_back = world.target.count(i, "applied"), world.target.count(i, "taken back")
+            assert applied <= 1, "it was done twice"
+            assert taken_back <= applied
+            assert (i in world.target.present) == (applied > taken_back)
+            stands = i in world.target.present
+            if step.always:
+                assert undo is None, "an always step was undone"
+                assert never_began or int(steps.get(f"a:{i}", 0)) >= 1, "an always step did not run"
+                continue
+            if status == StepState.CHANGED and not step.read_only:
+                assert applied == 1
+            if undo == UndoState.UNDONE:
+                assert not stands, "I8: an effect was left of what is undone"
+            if state is RunState.UNDONE and stands:
+                assert undo == UndoState.NOT_UNDOABLE or step.step.undo == "none", "I8"
+            if state is RunState.UNDONE and world.must_be_undone(i):
+                assert undo == UndoState.UNDONE, "I8: it was begun, and not taken back"
+            if state is RunState.SUCCEEDED:
+                assert undo is None
+                assert status in {StepState.CHANGED, StepState.UNCHANGED}, "I7"
+                assert stands == (status == StepState.CHANGED and not step.read_only), "I7"
+            named = step.name in told.left_over or step.step.undo == "none" or state is RunState.SUCCEEDED
+            if stands and status in {StepState.CHANGED, StepState.UNKNOWN}:
+                assert named, f"{step.name} stands, and nobody is told"
+
+
+@pytest.fixture(autouse=True)
+def machine_server(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    redis_server.flush()
+    monkeypatch.setattr(driver, "Canvas", LineCanvas)
+    Saga.url = redis_server.url
+    Saga.client = redis_server.client()
+
+
+TestSaga: Any = Saga.TestCase
+TestSaga.settings = settings(
+    max_examples=int(os.environ.get("LONGSHORE_MACHINE_EXAMPLES", "60")),
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=False,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+)

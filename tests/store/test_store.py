@@ -1,0 +1,495 @@
+"""What clients write and read, the sweeper's indices, and Redis being away."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from longshore.orchestration import lua
+from longshore.orchestration.errors import ConfigError, StoreUnavailable
+from longshore.orchestration.states import RunState, StepState, UndoState
+from longshore.orchestration.store import Grant, Store
+from tests.servers import RedisServer, free_port
+from tests.store.bed import LEASE, Bed, settings_for
+
+pytestmark = pytest.mark.store
+
+
+@pytest.fixture
+def server(redis_server: RedisServer) -> RedisServer:
+    redis_server.flush()
+    return redis_server
+
+
+@pytest.fixture
+def store(bed: Bed) -> Store:
+    return bed.store
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[..., Store]]:
+    """Stores with settings of the test's own."""
+    made: list[Any] = []
+
+    def make(url: str, **settings: Any) -> Store:
+        store = Store(settings_for(url, **settings))
+        made.append(store.client)
+        return store
+
+    yield make
+    for client in made:
+        client.close()
+
+
+# --- requests and commands ------------------------------------------------------------------------------
+
+
+def test_a_request_is_put_down_once_and_waits_in_the_inbox(store: Store) -> None:
+    assert store.request("r1", '{"first":1}') is None
+    assert store.request("r1", '{"second":2}') == '{"first":1}'
+
+    assert store.body("r1") == {"first": 1}
+    assert store.waiting() == ["r1"]
+    assert (store.state("r1"), store.fields("r1")) == (None, {})
+
+
+def test_of_clients_that_ask_at_once_one_is_the_first(server: RedisServer, connect: Callable[..., Store]) -> None:
+    stores = [connect(server.url) for _ in range(8)]
+    answers: list[str | None] = []
+    start = threading.Barrier(len(stores))
+
+    def ask(n: int, store: Store) -> None:
+        start.wait()
+        answers.append(store.request("r1", json.dumps(n)))
+
+    threads = [threading.Thread(target=ask, args=pair) for pair in enumerate(stores)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert answers.count(None) == 1
+    assert {answer for answer in answers if answer is not None} == {json.dumps(stores[0].body("r1"))}
+
+
+def test_a_client_that_dies_on_the_way_leaves_no_request_that_nobody_knows_of(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise redis.ConnectionError("killed")
+
+    monkeypatch.setattr(store.client, "set", die)
+    with pytest.raises(StoreUnavailable):
+        store.request("r1", "{}")
+
+    assert store.waiting() == ["r1"]
+    assert store.body("r1") is None
+
+
+def test_a_command_is_kept_in_order_and_put_into_the_inbox(store: Store) -> None:
+    first = store.command("r1", "cancel", reason="why", keep=True)
+    second = store.command("r1", "undo")
+
+    assert store.commands("r1") == [
+        (first, {"kind": "cancel", "actor": "ann", "reason": "why", "keep": "1"}),
+        (second, {"kind": "undo", "actor": "ann", "reason": "", "keep": ""}),
+    ]
+    assert store.waiting() == ["r1"]
+    store.seen("r1")
+    assert store.waiting() == []
+
+
+# --- reading --------------------------------------------------------------------------------------------
+
+
+def test_one_look_shows_the_run_what_was_asked_of_it_and_the_time(bed: Bed) -> None:
+    assert bed.store.look("nobody")[:2] == ({}, [])
+    bed.begin(0)
+    asked = bed.store.command(bed.run_id, "cancel")
+
+    fields, commands, now = bed.store.look(bed.run_id)
+
+    assert fields == bed.store.fields(bed.run_id)
+    assert fields["state"] == bed.store.state(bed.run_id) == "running"
+    assert [command_id for command_id, _ in commands] == [asked]
+    assert abs(now - bed.store.now()) < 5000
+
+
+def test_steps_are_read_as_the_reducer_wants_them(bed: Bed) -> None:
+    bed.begin(0, 1, skipped={2: "dependency failed"})
+    bed.claim(0)
+    bed.complete(0, bed.step("f:0") or "", "failed", no_effect=True)
+    bed.put(steps={"us:0": "undo_failed"})
+
+    records = bed.store.step_records(bed.run_id, [0, 1, 2, 3])
+
+    assert [record.status for record in records.values()] == [
+        *(StepState.FAILED, StepState.READY, StepState.SKIPPED, StepState.PENDING),
+    ]
+    assert [record.attempts for record in records.values()] == [1, 0, 0, 0]
+    assert (records[0].undo, records[1].undo) == (UndoState.UNDO_FAILED, None)
+    assert (records[0].no_effect, records[1].no_effect) == (True, False)
+    assert records[2].reason == "dependency failed"
+    assert bed.store.step_records(bed.run_id, []) == {}
+
+
+def test_everything_is_the_two_hashes(bed: Bed) -> None:
+    bed.begin(0)
+    assert bed.store.everything(bed.run_id) == bed.dump()[:2]
+    assert bed.store.everything("nobody") == ({}, {})
+
+
+def test_events_are_read_after_a_cursor(bed: Bed) -> None:
+    bed.begin(0)
+    entries = bed.store.read_events(bed.run_id)
+
+    assert [fields["event"] for _, fields in entries] == ["run_created", "run_started", "level_started"]
+    assert bed.store.read_events(bed.run_id, entries[0][0]) == entries[1:]
+    assert bed.store.read_events(bed.run_id, entries[-1][0], block_ms=1) == []
+    assert bed.store.read_events(bed.run_id, count=1) == entries[:1]
+
+
+def test_a_reader_is_woken_by_the_next_event(bed: Bed, server: RedisServer) -> None:
+    bed.begin(0)
+    cursor = bed.store.read_events(bed.run_id)[-1][0]
+    timer = threading.Timer(0.1, lambda: Bed(server.url, run_id=bed.run_id).claim(0))
+    timer.start()
+    began = time.monotonic()
+
+    entries = bed.store.read_events(bed.run_id, cursor, block_ms=10_000)
+
+    timer.join()
+    assert [fields["event"] for _, fields in entries] == ["step_started"]
+    assert time.monotonic() - began < 5
+
+
+# --- the indices ----------------------------------------------------------------------------------------
+
+
+def test_runs_are_told_newest_first_and_those_that_wait_before_them(store: Store) -> None:
+    for n, run_id in enumerate(["old", "middle", "new"]):
+        store.create(run_id, {"plan": "p"}, 1000 + n)
+    store.request("waits", "{}")
+    store.request("old", "{}")
+
+    assert sorted(store.runs()[:2]) == ["old", "waits"]
+    assert store.runs()[2:] == ["new", "middle"]
+    assert len(store.runs(limit=1)) == 1
+    assert len(store.runs(limit=3)) == 3
+    store.seen("waits")
+    store.seen("old")
+    assert store.runs(limit=2) == ["new", "middle"]
+
+
+def test_a_run_is_in_the_indices_before_it_is_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker may die at any point: a record that no index knows of would never be looked at."""
+    whole = store._run
+
+    def die(name: str, *args: object) -> object:
+        raise StoreUnavailable("killed")
+
+    monkeypatch.setattr(store, "_run", die)
+    with pytest.raises(StoreUnavailable):
+        store.create("r1", {"plan": "p"}, store.now())
+
+    assert store.state("r1") is None
+    assert store.runs() == ["r1"]
+    assert store.live_count() == 1
+    monkeypatch.setattr(store, "_run", whole)
+    assert store.create("r1", {"plan": "p"}, store.now())
+
+
+def test_a_live_run_is_due_once_a_lease(store: Store) -> None:
+    now = store.now()
+    store.look_at("later", now + 60_000)
+    store.look_at("due", now - 1)
+
+    assert store.due(LEASE) == ["due"]
+    assert store.due(LEASE) == []
+
+    score = store.client.zscore(store.keys.live, "due")
+    assert now + LEASE * 1000 <= float(str(score)) <= now + LEASE * 1000 + 5000
+    store.at_rest("due")
+    store.at_rest("due")
+    assert store.live_count() == 1
+
+
+def test_a_look_can_only_be_had_sooner(store: Store) -> None:
+    store.look_at("r1", 5000, sooner=True)
+    store.look_at("r1", 9000, sooner=True)
+    assert store.client.zscore(store.keys.live, "r1") == 5000
+    store.look_at("r1", 3000, sooner=True)
+    assert store.client.zscore(store.keys.live, "r1") == 3000
+    store.look_at("r1", 9000)
+    assert store.client.zscore(store.keys.live, "r1") == 9000
+
+
+def test_a_run_that_came_to_rest_meanwhile_is_not_put_back(store: Store) -> None:
+    """`due` pushes what it found; what another sweeper has taken out in between must stay out."""
+    store.look_at("r1", 0)
+    found = store.client.zrangebyscore
+
+    def then_rest(*args: Any, **kwargs: Any) -> Any:
+        result = found(*args, **kwargs)
+        store.at_rest("r1")
+        return result
+
+    store.client.zrangebyscore = then_rest  # type: ignore[method-assign]
+    store.due(LEASE)
+    assert store.live_count() == 0
+
+
+def test_more_runs_than_one_sweep_takes_are_all_looked_at(store: Store) -> None:
+    for n in range(250):
+        store.look_at(f"r{n}", n)
+
+    seen = [run_id for _ in range(4) for run_id in store.due(LEASE)]
+
+    assert sorted(seen) == sorted(f"r{n}" for n in range(250))
+
+
+def test_expired_attempts_are_told_by_their_members(bed: Bed) -> None:
+    bed.begin(0, 1)
+    bed.claim(0)
+    bed.claim(1)
+    bed.end_lease("1")
+    assert bed.store.expired(bed.run_id, bed.store.now()) == ["1"]
+
+
+# --- output and probes ----------------------------------------------------------------------------------
+
+
+def test_the_output_of_a_step_is_its_last_thousand_lines(store: Store) -> None:
+    store.add_log("r1", 0, [f"line {n}" for n in range(3000)])
+    store.add_log("r1", 0, ["the end"])
+    store.add_log("r1", 1, [])
+
+    lines = list(store.log("r1", 0))
+
+    assert 1000 <= len(lines) < 1200
+    assert lines[-2:] == ["line 2999", "the end"]
+    assert list(store.log("r1", 1)) == []
+
+
+def test_a_probe_vanishes_by_itself(store: Store) -> None:
+    store.put_probe("p1", '{"a":1}', 0.05)
+    store.answer("p1", '{"index":0}', 0.05)
+    assert store.probe("p1") == {"a": 1}
+
+    time.sleep(0.1)
+
+    assert store.probe("p1") is None
+    assert store.client.keys("*") == []
+
+
+def test_a_probe_is_taken_away_by_who_asked(store: Store) -> None:
+    store.put_probe("p1", "{}", 60)
+    store.answer("p1", '{"index":0}', 60)
+    store.answer("p1", '{"index":1}', 60)
+
+    assert store.next_answer("p1", 1.0) == {"index": 0}
+    store.drop_probe("p1")
+
+    assert store.next_answer("p1", 0.05) is None
+    assert store.client.keys("*") == []
+
+
+# --- name spaces ----------------------------------------------------------------------------------------
+
+
+def test_two_installations_on_one_redis_do_not_meet(server: RedisServer, connect: Callable[..., Store]) -> None:
+    ours, theirs = connect(server.url), connect(server.url, namespace="other")
+    ours.request("r1", '{"ours":1}')
+    bed = Bed(server.url, store=ours, run_id="r1")
+    bed.begin(0)
+    ours.command("r1", "cancel")
+    ours.put_probe("p1", "{}", 60)
+    ours.answer("p1", "{}", 60)
+    ours.add_log("r1", 0, ["line"])
+
+    assert theirs.runs() == theirs.waiting() == theirs.due(LEASE) == []
+    assert (theirs.body("r1"), theirs.probe("p1"), theirs.next_answer("p1", 0.05)) == (None, None, None)
+    assert (theirs.live_count(), theirs.look("r1")[:2], list(theirs.log("r1", 0))) == (0, ({}, []), [])
+    assert theirs.request("r1", '{"theirs":2}') is None
+    assert ours.body("r1") == {"ours": 1}
+    names = [str(key) for key in ours.client.keys("*")]
+    assert all(name.startswith(("bed:", "other:")) for name in names)
+
+
+# --- Redis is away --------------------------------------------------------------------------------------
+
+
+def one_line(error: StoreUnavailable) -> str:
+    text = str(error)
+    assert "\n" not in text
+    assert "Traceback" not in text
+    return text
+
+
+def test_a_server_that_is_down_is_one_clear_line_within_the_time_limit(connect: Callable[..., Store]) -> None:
+    store = connect(f"redis://:hidden@127.0.0.1:{free_port()}/0", connect_timeout=5.0)
+    began = time.monotonic()
+
+    with pytest.raises(StoreUnavailable) as caught:
+        store.request("r1", "{}")
+
+    assert time.monotonic() - began < 5.0
+    text = one_line(caught.value)
+    assert "redis://127.0.0.1" in text
+    assert "LONGSHORE_REDIS_URL" in text
+    assert "refused" in text
+    assert "hidden" not in text
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://user:hidden@{}", "redis://{}?password=hidden", "redis://{}?db=1&password=hidden"]
+)
+def test_no_password_is_shown(connect: Callable[..., Store], url: str) -> None:
+    store = connect(url.format("127.0.0.1:1/0"))
+    assert "hidden" not in store._shown_url()
+    assert store._shown_url().startswith("redis://127.0.0.1:1/0")
+
+
+@contextlib.contextmanager
+def silent_server() -> Iterator[int]:
+    """A port that accepts and never says a word, as a stopped or overloaded server does."""
+    with socket.create_server(("127.0.0.1", free_port()), backlog=64) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.xfail(
+    strict=True, reason="connect: nine tries of 30 s (socket_timeout) each, whatever connect_timeout says"
+)
+def test_a_server_that_does_not_answer_is_given_up_within_the_time_limit(connect: Callable[..., Store]) -> None:
+    raised: list[StoreUnavailable] = []
+
+    def ask(patient: Store) -> None:
+        try:
+            patient.state("r1")
+        except StoreUnavailable as error:
+            raised.append(error)
+
+    with silent_server() as port:
+        asked = connect(f"redis://127.0.0.1:{port}/0", connect_timeout=0.5)
+        thread = threading.Thread(target=ask, args=(asked,), daemon=True)
+        thread.start()
+        thread.join(timeout=3.0)
+        given_up = list(raised)
+    thread.join(timeout=10.0)
+    assert given_up
+
+
+def test_a_wrong_password_is_one_clear_line(server: RedisServer, connect: Callable[..., Store]) -> None:
+    store = connect(server.url.replace("redis://", "redis://nobody:hidden@"))
+    with pytest.raises(StoreUnavailable, match="invalid username-password") as caught:
+        store.state("r1")
+    assert "hidden" not in one_line(caught.value)
+
+
+def test_a_url_that_is_none_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"no URL.*redis://host:6379/0"):
+        Store(settings_for("http://example.org"))
+
+
+@contextlib.contextmanager
+def full(bed: Bed) -> Iterator[None]:
+    """A server whose memory is used up, and that evicts nothing."""
+    bed.redis.config_set("maxmemory-policy", "noeviction")
+    bed.redis.config_set("maxmemory", "1")
+    try:
+        yield
+    finally:
+        bed.redis.config_set("maxmemory", "0")
+
+
+def test_a_server_that_refuses_to_write_is_one_clear_line(bed: Bed) -> None:
+    writes: list[Callable[[], object]] = [
+        lambda: bed.store.request("r1", "{}"),
+        lambda: bed.store.command("r1", "cancel"),
+        lambda: bed.store.put_probe("p1", "{}", 60),
+        lambda: bed.store.add_log("r1", 0, ["line"]),
+        lambda: bed.store.look_at("r1", 0),
+    ]
+    with full(bed):
+        for write in writes:
+            began = time.monotonic()
+            with pytest.raises(StoreUnavailable, match="maxmemory") as caught:
+                write()
+            assert time.monotonic() - began < 1.0
+            assert "redis://127.0.0.1" in one_line(caught.value)
+        assert bed.store.runs() == []  # it can still be read
+        assert bed.redis.keys("*") == []
+
+
+#: Arguments with which each script writes, in a run that is as `lay_for` leaves it.
+WRITES: dict[str, tuple[str, tuple[object, ...]]] = {
+    "abort": ("running", ("cancel", "", "", "")),
+    "claim": ("running", (0, "", "owner", "task", 1000)),
+    "command": ("running", ("1-1", "cancel", "eve", "", "", 1)),
+    "complete": ("running", (1, "", "77", "failed", "{}", "", "1", "", "", 1000)),
+    "create": ("", ("plan", "p")),
+    "drain": ("aborting", (0, "")),
+    "expire": ("running", (1, "", "1", 3)),
+    "finish": ("running", ("running", "failed", 2)),
+    "journal": ("running", (1, "", "77", "r", "b")),
+    "open_level": ("running", ("running", 0, "running", 1, 1000, 1, 2)),
+    "open_undo": ("aborting", ("aborting", "", 0, 1000, 1000, 1, 0)),
+    "renew": ("running", (99_000, "1", "own")),
+    "resend": ("running", ("", 1000, 600_000, 0)),
+    "retry": ("running", (1, "", "77", 0, 1000, "busy")),
+}
+
+
+@pytest.mark.parametrize("name", lua.names())
+def test_a_script_that_may_not_write_changes_nothing_and_works_afterwards(bed: Bed, name: str) -> None:
+    state, args = WRITES[name]
+    if state:
+        bed.lay(state, left=0, steps={"s:0": "ready", "s:1": "running", "f:1": "77", "w:1": "owner", "a:1": 1})
+        bed.put(steps={"q:0": bed.store.now(), "d:0": 0})
+    if name not in {"finish", "open_undo"}:  # these wait for what runs
+        bed.redis.zadd(bed.keys.leases, {"1": 1})
+    before = bed.dump()
+
+    with full(bed):
+        with pytest.raises(StoreUnavailable, match="maxmemory"):
+            bed.script(name, *args)
+        assert bed.dump() == before
+
+    bed.script(name, *args)
+    assert bed.dump() != before
+
+
+# --- a crash of Redis -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_server(redis_server: RedisServer) -> Iterator[RedisServer]:
+    """A server that the test may kill."""
+    with RedisServer("--appendfsync", "always") as server:
+        yield server
+
+
+def test_the_record_survives_a_kill_of_redis(own_server: RedisServer) -> None:
+    bed = Bed(own_server.url)
+    bed.begin(0, 1)
+    grant = bed.claim(0)
+    bed.journal(0, grant.fence, "r", "b")
+    before = bed.dump()
+
+    own_server.restart(signal.SIGKILL)
+
+    assert bed.dump() == before
+    assert bed.claim(0) == Grant(grant.fence, 1, "r", "r", "b", "", grant.first_started)
+    assert bed.complete(0, grant.fence).accepted
+    assert bed.claim(1).attempt == 1
+    assert bed.run("state") == RunState.RUNNING
+    bed.close()

@@ -1,0 +1,37 @@
+"""Each test has settings of its own, from nothing but the defaults, and a Redis URL that nobody may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from longshore.orchestration.settings import get_settings
+
+settings.register_profile(
+    "unit",
+    deadline=None,
+    max_examples=80,
+    # A build that nothing was changed in must not fail; laptops look further each time.
+    derandomize=os.environ.get("CI", "").lower() not in {"", "0", "false"},
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("unit")
+
+#: Port 1 answers nobody: what needs a server by mistake fails at once.
+NOWHERE = "redis://127.0.0.1:1/0"
+
+
+@pytest.fixture(autouse=True)
+def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in list(os.environ):
+        if name.startswith("LONGSHORE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("LONGSHORE_REDIS_URL", NOWHERE)
+    monkeypatch.setenv("LONGSHORE_STATE_DIR", str(tmp_path / "state"))
+    get_settings.cache_clear()
+    yield
+    get_settings.cache_clear()

