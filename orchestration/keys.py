@@ -10,6 +10,8 @@
     {ns}:inbox           zset    runs with a request that no worker has seen yet; by clients
     {ns}:live            zset    live runs → when to look at them next, ms
     {ns}:runs            zset    all runs → when they were created, ms
+    {ns}:tick            string  when a sweeper last was at work, ms
+    {ns}:pause           string  until when no lease is judged, ms
     {ns}:probe:<id>      string  a dry run's plan; a minute, deleted by its reader
     {ns}:answers:<id>    list    what workers found for it; likewise
 
@@ -115,6 +117,14 @@ class Keys:
     @property
     def runs(self) -> str:
         return f"{self.namespace}:runs"
+
+    @property
+    def tick(self) -> str:
+        return f"{self.namespace}:tick"
+
+    @property
+    def pause(self) -> str:
+        return f"{self.namespace}:pause"
 
     def probe(self, probe_id: str) -> str:
         return f"{self.namespace}:probe:{probe_id}"

@@ -51,6 +51,8 @@ class RunRecord:
     now: int = 0
     deadline: int | None = None
     undo_deadline: int | None = None
+    #: Grows with each command that reopens it.
+    epoch: int = 0
 
 
 @dataclass(frozen=True)

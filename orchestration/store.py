@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 #: How often a step's worker may be lost before the step is given up.
 MAX_LOST = 3
+#: Times that a command is sent again over a new connection before the caller is told.
+_TRIES = 2
+#: Seconds that a read may wait on the server.
+_LONGEST_BLOCK = 2.0
 
 
 def _ms(seconds: float) -> int:
@@ -53,7 +58,17 @@ class Recorded:
     advance: bool
 
 
-def connect(settings: Settings, tries: int = 3) -> redis.Redis:
+@dataclass(frozen=True)
+class Look:
+    """A run as it was found: its fields, what was asked of it, the time, its mark in the inbox."""
+
+    fields: dict[str, str]
+    commands: list[tuple[str, dict[str, str]]]
+    now: int
+    inbox: float | None
+
+
+def connect(settings: Settings) -> redis.Redis:
     """A client of the saga's Redis. Nothing is sent yet.
 
     Commands are tried again after a lost connection, so a script may be applied twice: each of ours
@@ -68,9 +83,10 @@ def connect(settings: Settings, tries: int = 3) -> redis.Redis:
             settings.url(),
             decode_responses=True,
             socket_connect_timeout=settings.connect_timeout,
-            socket_timeout=30.0,
+            # Longer than any read that waits for something to happen.
+            socket_timeout=max(_LONGEST_BLOCK + 1.0, settings.connect_timeout),
             health_check_interval=15,
-            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), tries),
+            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES),
         )
     except ValueError as error:
         raise ConfigError(f"the Redis URL is no URL: {error}", remedy="redis://host:6379/0") from None
@@ -129,7 +145,7 @@ class Store:
         The inbox comes first: a request that nobody knows of would never be looked at.
         """
         key = self.keys.of(run_id).request
-        self._call(self.client.zadd, self.keys.inbox, {run_id: 0}, nx=True)
+        self._call(self.client.zincrby, self.keys.inbox, 1, run_id)
         return self._call(self.client.set, key, body, nx=True, get=True)  # type: ignore[no-any-return]
 
     def command(self, run_id: str, kind: str, *, reason: str = "", keep: bool = False) -> str:
@@ -141,7 +157,7 @@ class Store:
             "keep": "1" if keep else "",
         }
         command_id = self._call(self.client.xadd, self.keys.of(run_id).commands, fields)
-        self._call(self.client.zadd, self.keys.inbox, {run_id: 0}, nx=True)
+        self._call(self.client.zincrby, self.keys.inbox, 1, run_id)
         return str(command_id)
 
     def commands(self, run_id: str) -> list[tuple[str, dict[str, str]]]:
@@ -166,15 +182,17 @@ class Store:
         seconds, micros = self._call(self.client.time)
         return int(seconds) * 1000 + int(micros) // 1000
 
-    def look(self, run_id: str) -> tuple[dict[str, str], list[tuple[str, dict[str, str]]], int]:
-        """The run's fields, what was asked of it, and the time, in one round trip."""
+    def look(self, run_id: str) -> Look:
+        """All that is needed to decide about a run, in one round trip."""
         keys = self.keys.of(run_id)
         pipe = self.client.pipeline(transaction=False)
+        # The inbox first: what is asked for after this is not taken for seen.
+        pipe.zscore(self.keys.inbox, run_id)
         pipe.hgetall(keys.run)
         pipe.xrange(keys.commands)
         pipe.time()
-        fields, commands, (seconds, micros) = self._call(pipe.execute)
-        return fields, commands, int(seconds) * 1000 + int(micros) // 1000
+        inbox, fields, commands, (seconds, micros) = self._call(pipe.execute)
+        return Look(fields, commands, int(seconds) * 1000 + int(micros) // 1000, inbox)
 
     def step_records(self, run_id: str, indices: Sequence[int]) -> dict[int, StepRecord]:
         """What the reducer needs to know of these steps."""
@@ -249,7 +267,7 @@ class Store:
         skipped: Mapping[int, str],
     ) -> bool:
         flat = [part for pair in skipped.items() for part in pair]
-        args = (run.state, run.level, state, level, _ms(self.settings.lease), len(ready), *ready, *flat)
+        args = (run.state, run.level, state, level, _ms(self.settings.lease), len(ready), *ready, *flat, run.epoch)
         return bool(self._run("open_level", run_id, *args))
 
     def open_undo(
@@ -258,7 +276,7 @@ class Store:
         flat = [part for pair in impossible.items() for part in pair]
         came_from = "" if run.undo_level is None else run.undo_level
         grace, limit = _ms(self.settings.lease), _ms(self.settings.undo_timeout)
-        args = (run.state, came_from, level, grace, limit, len(ready), *ready, *flat)
+        args = (run.state, came_from, level, grace, limit, len(ready), *ready, *flat, run.epoch)
         return bool(self._run("open_undo", run_id, *args))
 
     def abort(self, run_id: str, cause: Cause, error: str, who: str = "", *, keep: bool = False) -> bool:
@@ -271,8 +289,8 @@ class Store:
             flat += [index, "1" if always else ""]
         return bool(self._run("drain", run_id, *flat))
 
-    def finish(self, run_id: str, came_from: RunState, state: RunState, not_run: Sequence[int]) -> bool:
-        return bool(self._run("finish", run_id, came_from, state, *not_run))
+    def finish(self, run_id: str, came_from: RunState, state: RunState, not_run: Sequence[int], epoch: int = 0) -> bool:
+        return bool(self._run("finish", run_id, came_from, state, epoch, *not_run))
 
     def carry_out(
         self,
@@ -328,8 +346,24 @@ class Store:
         flat = [part for pair in attempts for part in pair]
         return int(self._run("renew", run_id, _ms(self.settings.lease), *flat))
 
-    def expire(self, run_id: str, index: int, side: str, *, repeatable: bool) -> str:
-        return str(self._run("expire", run_id, index, side, "1" if repeatable else "", MAX_LOST))
+    def expire(
+        self,
+        run_id: str,
+        index: int,
+        side: str,
+        *,
+        repeatable: bool,
+        stops: bool = False,
+        always: bool = False,
+    ) -> str:
+        """Take a step from an attempt that has lost its lease: `again`, `unknown`, or `no`: it is alive."""
+        why = "its worker was lost" + (f" {MAX_LOST} times, or as the run was ended" if repeatable else "")
+        return str(
+            self._run(
+                "expire", run_id, index, side, "1" if repeatable else "", MAX_LOST,
+                json.dumps({"error": why}), why, "1" if stops else "", "1" if always else "",
+            )
+        )  # fmt: skip
 
     def resend(self, run_id: str, side: str, indices: Sequence[int]) -> tuple[list[int], list[int]]:
         """Steps that need a message again, and steps that have waited too long for a worker."""
@@ -357,8 +391,31 @@ class Store:
         """Runs in the inbox."""
         return self._call(self.client.zrange, self.keys.inbox, 0, 99)  # type: ignore[no-any-return]
 
-    def seen(self, run_id: str) -> None:
-        self._call(self.client.zrem, self.keys.inbox, run_id)
+    def seen(self, run_id: str, mark: float) -> None:
+        """Take a run out of the inbox, unless something new was asked since its mark was read."""
+        import redis  # noqa: PLC0415 - see connect
+
+        with self.client.pipeline() as pipe, contextlib.suppress(redis.WatchError):
+            self._call(pipe.watch, self.keys.inbox)
+            if self._call(pipe.zscore, self.keys.inbox, run_id) == mark:
+                pipe.multi()
+                pipe.zrem(self.keys.inbox, run_id)
+                self._call(pipe.execute)
+
+    def leases_count(self) -> bool:
+        """Whether leases may be judged. After a time in which nobody swept (Redis was away, or its clock
+        jumped) every worker gets one whole lease to renew first (SEMANTICS 24).
+        """
+        now, lease = self.now(), _ms(self.settings.lease)
+        pipe = self.client.pipeline()
+        pipe.get(self.keys.tick)
+        pipe.set(self.keys.tick, now)
+        pipe.get(self.keys.pause)
+        before, _, pause = self._call(pipe.execute)
+        if before is not None and abs(now - int(before)) > lease:
+            self._call(self.client.set, self.keys.pause, now + lease, px=lease)
+            return False
+        return pause is None or int(pause) <= now
 
     def at_rest(self, run_id: str) -> None:
         self._call(self.client.zrem, self.keys.live, run_id)
@@ -420,4 +477,5 @@ def run_record(fields: Mapping[str, str], now: int) -> RunRecord:
         now=now,
         deadline=int(fields["deadline"]) if fields.get("deadline") else None,
         undo_deadline=int(fields["undo_deadline"]) if fields.get("undo_deadline") else None,
+        epoch=int(fields.get("epoch", 0)),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import time
 
 from celery import Celery
 
@@ -17,14 +18,14 @@ from longshore.orchestration.compiled import CompiledPlan
 from longshore.orchestration.keys import Field
 from longshore.orchestration.saga import RunRecord, StepRecord
 from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
-from longshore.orchestration.store import SCHEMA_VERSION, Store, run_record
+from longshore.orchestration.store import SCHEMA_VERSION, Look, Store, run_record
 from longshore.tasks.crash import point
 from longshore.tasks.plans import Loaded, NotOurs, Plans
 
 log = logging.getLogger(__name__)
 
-#: A request whose writer died between inbox and request is forgotten after this time, ms.
-_ORPHAN_MS = 60_000
+#: Seconds after which a request whose writer died between inbox and request is forgotten.
+_ORPHAN = 60.0
 
 
 class Driver:
@@ -34,6 +35,10 @@ class Driver:
         self.app = app
         self.store = store
         self.plans = plans
+        #: Whether a lease that has run out means anything now.
+        self.judging = True
+        #: Runs in the inbox without a request, and since when.
+        self._orphans: dict[str, float] = {}
 
     def advance(self, run_id: str, *, thorough: bool = False) -> RunState | None:
         """Take the run as far as it goes now; returns its state, None where there is no such run.
@@ -41,21 +46,21 @@ class Driver:
         `thorough` also looks for messages and workers that were lost: the sweeper's part.
         """
         loaded = self.plans.get(run_id)
-        fields, commands, now = self.store.look(run_id)
-        if not fields:
-            self._create(run_id, loaded, now)
-            fields, commands, now = self.store.look(run_id)
-        if int(fields.get("v", 0)) > SCHEMA_VERSION:
+        found = self.store.look(run_id)
+        mark = found.inbox
+        if not found.fields:
+            self._create(run_id, loaded, found.now)
+            found = self.store.look(run_id)
+        if int(found.fields.get("v", 0)) > SCHEMA_VERSION:
             raise NotOurs(f"run {run_id} was begun by a newer version", remedy="upgrade this worker")
-        if self._carry_out(run_id, loaded.plan, fields, commands):
-            # A run that was at rest may live again.
-            self.store.look_at(run_id, now + round(1000 * self.store.settings.lease))
-            fields, commands, now = self.store.look(run_id)
-        if thorough:
-            self._expire(run_id, loaded.plan, RunState(fields["state"]), now)
-            fields, commands, now = self.store.look(run_id)
-        run = self._decide_until_it_waits(run_id, loaded.plan, run_record(fields, now))
-        self.store.seen(run_id)
+        if self._carry_out(run_id, loaded.plan, found):
+            found = self.store.look(run_id)
+        if thorough and self.judging:
+            self._expire(run_id, loaded.plan, found.now)
+            found = self.store.look(run_id)
+        run = self._decide_until_it_waits(run_id, loaded.plan, run_record(found.fields, found.now))
+        if mark is not None:
+            self.store.seen(run_id, mark)
         if run.state in TERMINAL:
             self._rest(run_id)
             return run.state
@@ -74,6 +79,7 @@ class Driver:
 
     def sweep(self) -> int:
         """Look at every run that is due or waiting; returns how many."""
+        self.judging = self.store.leases_count()
         found = dict.fromkeys([*self.store.waiting(), *self.store.due(self.store.settings.lease)])
         for run_id in found:
             try:
@@ -103,18 +109,14 @@ class Driver:
         self.store.create(run_id, fields, now)
         point("advance.created")
 
-    def _carry_out(
-        self,
-        run_id: str,
-        plan: CompiledPlan,
-        fields: dict[str, str],
-        commands: list[tuple[str, dict[str, str]]],
-    ) -> bool:
+    def _carry_out(self, run_id: str, plan: CompiledPlan, found: Look) -> bool:
         """Do what people asked of the run since last time."""
         done = False
-        for command_id, command in commands:
-            if _order(command_id) <= _order(fields.get("cmd", "0-0")):
+        for command_id, command in found.commands:
+            if _order(command_id) <= _order(found.fields.get("cmd", "0-0")):
                 continue
+            # A run that was at rest may live again: the index comes before the record.
+            self.store.look_at(run_id, found.now + round(1000 * self.store.settings.lease))
             failed: list[int] = []
             if command.get("kind") == "undo":
                 records = self.store.step_records(run_id, range(len(plan)))
@@ -126,13 +128,11 @@ class Driver:
 
     def _forget_orphan(self, run_id: str) -> None:
         """An inbox entry without a request: its client died in between, and was promised nothing."""
-        client = self.store.client
-        score = client.zscore(self.store.keys.inbox, run_id)
-        now = self.store.now()
-        if score == 0:
-            client.zadd(self.store.keys.inbox, {run_id: now}, xx=True)
-        elif score is not None and now - float(score) > _ORPHAN_MS:
-            self.store.seen(run_id)
+        mark = self.store.look(run_id).inbox
+        if mark is None or time.monotonic() - self._orphans.setdefault(run_id, time.monotonic()) < _ORPHAN:
+            return
+        self.store.seen(run_id, mark)
+        del self._orphans[run_id]
 
     # --- forward and backward ---------------------------------------------------------------------
 
@@ -148,8 +148,8 @@ class Driver:
             point("advance.applied")
             if applied:
                 self._dispatch(canvas, plan, transition)
-            fields, _, now = self.store.look(run_id)
-            after = run_record(fields, now)
+            seen = self.store.look(run_id)
+            after = run_record(seen.fields, seen.now)
             if not applied and (after.state, after.level, after.undo_level, after.left) == (
                 run.state,
                 run.level,
@@ -182,7 +182,7 @@ class Driver:
                     self._give_up(run_id, plan, i, "u", "the undo ran out of its time")
                 return True
             case saga.Finish(state, not_run):
-                return self.store.finish(run_id, run.state, state, not_run)
+                return self.store.finish(run_id, run.state, state, not_run, run.epoch)
 
     def _dispatch(self, canvas: Canvas, plan: CompiledPlan, transition: saga.Transition) -> None:
         """Send what the transition made ready. If this is lost, the sweeper sends it."""
@@ -197,31 +197,24 @@ class Driver:
 
     # --- what was lost ----------------------------------------------------------------------------
 
-    def _expire(self, run_id: str, plan: CompiledPlan, state: RunState, now: int) -> None:
+    def _expire(self, run_id: str, plan: CompiledPlan, now: int) -> None:
         """Attempts whose worker has not renewed its lease."""
         for member in self.store.expired(run_id, now):
             side = "u" if member.startswith("u") else ""
-            index = int(member.removeprefix("u"))
-            step = plan.steps[index]
-            # Every undo can be repeated; forward it is the operation that says so.
-            repeatable = bool(side) or step.repeatable
-            verdict = self.store.expire(run_id, index, side, repeatable=repeatable)
-            if verdict == "unknown":
-                if step.always and state is RunState.ABORTING:
-                    continue  # drained with the others, it has its turn when the run finishes
-                why = "its worker was lost" + (
-                    " again and again" if repeatable and state is not RunState.ABORTING else ""
-                )
-                self._give_up(run_id, plan, index, side, why, unknown=True)
+            step = plan.steps[int(member.removeprefix("u"))]
+            self.store.expire(
+                run_id,
+                step.index,
+                side,
+                # Every undo can be repeated; forward it is the operation that says so.
+                repeatable=bool(side) or step.repeatable,
+                stops=not side and plan.stops(step.index),
+                always=not side and step.always,
+            )
 
-    def _give_up(
-        self, run_id: str, plan: CompiledPlan, index: int, side: str, why: str, *, unknown: bool = False
-    ) -> None:
+    def _give_up(self, run_id: str, plan: CompiledPlan, index: int, side: str, why: str) -> None:
         """Record the end of a step that no attempt will bring about."""
-        if side:
-            status: str = UndoState.UNDO_FAILED
-        else:
-            status = StepState.UNKNOWN if unknown else StepState.FAILED
+        status = UndoState.UNDO_FAILED if side else StepState.FAILED
         outcome = json.dumps({"error": why}, ensure_ascii=False)
         self.store.complete(run_id, index, side, "", status, outcome, error=why, stops=not side and plan.stops(index))
 

@@ -53,6 +53,7 @@ if ARGV[2] == 'undo' then
                'ul:' .. ARGV[n])
   end
   redis.call('HSET', run, 'state', 'undoing', 'ulevel', ARGV[6], 'left', 0)
+  redis.call('HINCRBY', run, 'epoch', 1)
   redis.call('HSETNX', run, 'cause', 'operator')
   redis.call('HDEL', run, 'ended', 'undo_deadline', 'keep')
   emit('run_undoing')

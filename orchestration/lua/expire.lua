@@ -1,9 +1,11 @@
--- Take a step away from an attempt whose lease has run out.
+-- Take a step away from an attempt whose lease has run out: it is done again, or its outcome is unknown.
 --
 -- FROM     running (undoing) with a lease that ended before now
 -- ARGV[1]  index  ARGV[2]  '' or 'u'  ARGV[3]  '1' if it may be done again  ARGV[4]  how often at most
--- RETURNS  'again' it is ready once more, 'unknown' it must be recorded as such, 'no' the lease is alive
--- EVENTS   lease_lost
+-- ARGV[5]  outcome JSON if it is unknown  ARGV[6]  its error  ARGV[7]  '1' if that ends the run
+-- ARGV[8]  '1' for an always step: while the run is ending it waits for its turn
+-- RETURNS  'again' it is, or will be, ready once more; 'unknown' it is recorded as such; 'no' the lease is alive
+-- EVENTS   lease_lost, step_ended | undo_ended, run_aborting
 local i, p = ARGV[1], ARGV[2]
 local ends = redis.call('ZSCORE', leases, p .. i)
 if not ends or tonumber(ends) > now then
@@ -13,11 +15,25 @@ local lost = redis.call('HINCRBY', steps, p .. 'l:' .. i, 1)
 emit('lease_lost', 'step', i, 'undo', p, 'owner', redis.call('HGET', steps, p .. 'w:' .. i) or '', 'lost', lost)
 -- A new fence: whatever the lost attempt still says is refused.
 local fence = tonumber(redis.call('HGET', steps, p .. 'f:' .. i) or 0)
-redis.call('HSET', steps, p .. 'f:' .. i, string.format('%.0f', math.max(fence + 1, clock[1] * 1000000 + clock[2])),
-           p .. 's:' .. i, 'ready', p .. 'd:' .. i, 0, p .. 'q:' .. i, now)
+redis.call('HSET', steps, p .. 'f:' .. i, string.format('%.0f', math.max(fence + 1, clock[1] * 1000000 + clock[2])))
 redis.call('ZREM', leases, p .. i)
 local state = redis.call('HGET', run, 'state')
-if ARGV[3] == '1' and lost < tonumber(ARGV[4]) and state ~= 'aborting' then
-  return 'again'
+if ARGV[3] == '1' and lost < tonumber(ARGV[4]) then
+  if state ~= 'aborting' then
+    redis.call('HSET', steps, p .. 's:' .. i, 'ready', p .. 'd:' .. i, 0, p .. 'q:' .. i, now)
+    return 'again'
+  elseif ARGV[8] == '1' then
+    redis.call('HDEL', steps, 's:' .. i)
+    redis.call('HINCRBY', run, 'left', -1)
+    return 'again'
+  end
+end
+local status = p == '' and 'unknown' or 'undo_failed'
+redis.call('HSET', steps, p .. 's:' .. i, status, p .. 'o:' .. i, ARGV[5], p .. 'e:' .. i, now)
+redis.call('HINCRBY', run, 'left', -1)
+emit(p == '' and 'step_ended' or 'undo_ended', 'step', i, 'status', status, 'error', ARGV[6])
+if ARGV[7] == '1' and state == 'running' then
+  redis.call('HSET', run, 'state', 'aborting', 'cause', 'failure', 'err_step', i, 'err', ARGV[6])
+  emit('run_aborting', 'cause', 'failure', 'step', i)
 end
 return 'unknown'

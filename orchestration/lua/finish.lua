@@ -1,16 +1,21 @@
 -- End a run for good.
 --
 -- FROM     the state that the caller decided from, with nothing of its batch left and nothing running
--- ARGV[1]  state it comes from  ARGV[2]  state it ends in, then the indices of steps that were never run
+-- ARGV[1]  state it comes from  ARGV[2]  state it ends in  ARGV[3]  the run's epoch, then the indices of
+--          steps that were never run
 -- RETURNS  1 done, 0 somebody else was first
 -- EVENTS   run_ended
 if redis.call('HGET', run, 'state') ~= ARGV[1] or redis.call('ZCARD', leases) > 0 then
   return 0
 end
+-- A run that was reopened since is in the same state, and another one.
+if (redis.call('HGET', run, 'epoch') or '0') ~= ARGV[3] then
+  return 0
+end
 if ARGV[1] ~= 'aborting' and tonumber(redis.call('HGET', run, 'left')) > 0 then
   return 0
 end
-for n = 3, #ARGV do
+for n = 4, #ARGV do
   redis.call('HSET', steps, 's:' .. ARGV[n], 'not_run')
 end
 redis.call('HSET', run, 'state', ARGV[2], 'left', 0, 'ended', now)

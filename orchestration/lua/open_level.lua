@@ -4,11 +4,11 @@
 -- ARGV[1]  state it comes from      ARGV[2]  level it comes from
 -- ARGV[3]  state it goes to         ARGV[4]  level it goes to
 -- ARGV[5]  grace ms                 ARGV[6]  number of ready steps, then their indices,
---          then index, reason for each skipped step
+--          then index, reason for each skipped step, then the run's epoch
 -- RETURNS  1 done, 0 somebody else was first
 -- EVENTS   run_started (from pending), level_started, step_skipped for each
-local state, level = unpack(redis.call('HMGET', run, 'state', 'level'))
-if state ~= ARGV[1] or level ~= ARGV[2] then
+local state, level, epoch = unpack(redis.call('HMGET', run, 'state', 'level', 'epoch'))
+if state ~= ARGV[1] or level ~= ARGV[2] or (epoch or '0') ~= ARGV[#ARGV] then
   return 0
 end
 if state ~= 'aborting' and tonumber(redis.call('HGET', run, 'left')) > 0 then
@@ -29,7 +29,7 @@ emit('level_started', 'level', ARGV[4], 'steps', table.concat(ARGV, ' ', 7, 6 + 
 for n = 7, 6 + ready do
   dispatched('', ARGV[n], tonumber(ARGV[5]))
 end
-for n = 7 + ready, #ARGV, 2 do
+for n = 7 + ready, #ARGV - 1, 2 do
   redis.call('HSET', steps, 's:' .. ARGV[n], 'skipped', 'y:' .. ARGV[n], ARGV[n + 1])
   emit('step_skipped', 'step', ARGV[n], 'reason', ARGV[n + 1])
 end

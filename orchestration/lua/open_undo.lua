@@ -3,11 +3,12 @@
 -- FROM     aborting with nothing running, or undoing with nothing of the former level left
 -- ARGV[1]  state it comes from      ARGV[2]  undo level it comes from
 -- ARGV[3]  undo level it goes to    ARGV[4]  grace ms      ARGV[5]  ms that the whole undo may take
--- ARGV[6]  number of steps to take back, then their indices, then index, reason for each that cannot be
+-- ARGV[6]  number of steps to take back, then their indices, then index, reason for each that cannot be,
+--          then the run's epoch
 -- RETURNS  1 done, 0 somebody else was first
 -- EVENTS   run_undoing (from aborting), undo_level_started, undo_impossible for each
-local state, level = unpack(redis.call('HMGET', run, 'state', 'ulevel'))
-if state ~= ARGV[1] or (level or '') ~= ARGV[2] then
+local state, level, epoch = unpack(redis.call('HMGET', run, 'state', 'ulevel', 'epoch'))
+if state ~= ARGV[1] or (level or '') ~= ARGV[2] or (epoch or '0') ~= ARGV[#ARGV] then
   return 0
 end
 if state == 'aborting' then
@@ -26,7 +27,7 @@ emit('undo_level_started', 'level', ARGV[3], 'steps', table.concat(ARGV, ' ', 7,
 for n = 7, 6 + ready do
   dispatched('u', ARGV[n], tonumber(ARGV[4]))
 end
-for n = 7 + ready, #ARGV, 2 do
+for n = 7 + ready, #ARGV - 1, 2 do
   redis.call('HSET', steps, 'us:' .. ARGV[n], 'not_undoable', 'uy:' .. ARGV[n], ARGV[n + 1])
   emit('undo_impossible', 'step', ARGV[n], 'reason', ARGV[n + 1])
 end

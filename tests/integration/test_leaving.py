@@ -40,29 +40,36 @@ def interrupt_once_it_sleeps(process: subprocess.Popen[str], log: Path) -> float
     return time.monotonic()
 
 
-@pytest.mark.parametrize(("code", "expected"), [(0, 0), (1, 1)])
 def test_ctrl_c_leaves_the_run_going_and_runs_watch_ends_with_its_exit_code(
-    workers: Installation, tmp_path: Path, code: int, expected: int
+    workers: Installation, tmp_path: Path
 ) -> None:
-    # given
-    plan, log = write(tmp_path, 4.0, code)
-    run_id = f"left-alone-{code}"
-    process = workers.popen("run", str(plan), "--run-id", run_id)
+    # given one run that will succeed, and one that will fail and says little
+    started = []
+    for code in (0, 1):
+        folder = tmp_path / str(code)
+        folder.mkdir()
+        plan, log = write(folder, 4.0, code)
+        more = ["--quiet"] if code else []
+        started.append((workers.popen("run", str(plan), "--run-id", f"left-alone-{code}", *more), log))
 
     # when
-    interrupt_once_it_sleeps(process, log)
-    left = said(process)
+    for process, log in started:
+        interrupt_once_it_sleeps(process, log)
+    left = [said(process) for process, _ in started]
 
     # then
-    assert left.code not in {0, 1, 2, 3}
-    assert f"run {run_id} goes on" in left.err
-    assert f"longshore runs watch {run_id}" in left.err
-    assert "Traceback" not in left.err
-    watched = workers.longshore("runs", "watch", run_id, "-o", "json")
-    assert watched.code == expected
-    assert watched.json["state"] == ("undone" if code else "succeeded")
-    assert lines(log) == ["before", "after", *(["taken back"] if code else [])]
-    assert workers.longshore("runs", "show", run_id).code == expected
+    for code, one in enumerate(left):
+        assert one.code not in {0, 1, 2, 3}
+        assert f"run left-alone-{code} goes on" in one.err
+        assert f"longshore runs watch left-alone-{code}" in one.err
+        assert "Traceback" not in one.err
+    # and they are picked up while they go on
+    watching = [workers.popen("runs", "watch", f"left-alone-{code}", "-o", "json") for code in (0, 1)]
+    watched = [said(process) for process in watching]
+    assert [one.code for one in watched] == [0, 1]
+    assert [one.json["state"] for one in watched] == ["succeeded", "undone"]
+    assert [lines(log) for _, log in started] == [["before", "after"], ["before", "after", "taken back"]]
+    assert workers.longshore("runs", "show", "left-alone-1").code == 1
 
 
 def test_ctrl_c_twice_within_two_seconds_cancels_the_run(workers: Installation, tmp_path: Path) -> None:
@@ -86,45 +93,16 @@ def test_ctrl_c_twice_within_two_seconds_cancels_the_run(workers: Installation, 
     assert lines(log) == ["before", "taken back"]
 
 
-def test_a_second_ctrl_c_after_two_seconds_finds_nobody(workers: Installation, tmp_path: Path) -> None:
-    # given
-    plan, log = write(tmp_path, 3.0)
-    process = workers.popen("run", str(plan), "--run-id", "too-late")
-
-    # when
-    began = interrupt_once_it_sleeps(process, log)
-    said(process)
-
-    # then the command itself has ended by then
-    assert time.monotonic() - began < 6.0
-    assert workers.longshore("runs", "watch", "too-late").code == 0
-
-
-def test_a_quiet_run_can_be_left_too(workers: Installation, tmp_path: Path) -> None:
-    # given
-    plan, log = write(tmp_path, 3.0)
-    process = workers.popen("run", str(plan), "--run-id", "left-quietly", "--quiet")
-
-    # when
-    interrupt_once_it_sleeps(process, log)
-    left = said(process)
-
-    # then
-    assert "longshore runs watch left-quietly" in left.err
-    assert workers.longshore("runs", "watch", "left-quietly").code == 0
-
-
 def test_detach_prints_the_id_and_nothing_waits(workers: Installation, tmp_path: Path) -> None:
     # given
-    plan, _ = write(tmp_path, 2.0)
+    plan, log = write(tmp_path, 2.5)
 
     # when
-    began = time.monotonic()
     started = workers.longshore("run", str(plan), "--detach")
 
     # then
-    assert time.monotonic() - began < 30.0
     assert started.code == 0
+    assert "after" not in lines(log)
     (run_id,) = started.out.splitlines()
     assert workers.longshore("runs", "watch", run_id).code == 0
 
@@ -154,7 +132,7 @@ class Embedded(Installation):
 
 @pytest.fixture
 def embedded(short_folder: Path) -> Iterator[Embedded]:
-    options = {"idle_timeout": "3s", "concurrency": "2", "lease": "1s"}
+    options = {"idle_timeout": "2s", "concurrency": "2", "lease": "1s"}
     made = Embedded("", short_folder, options=options)
     try:
         yield made
@@ -165,7 +143,7 @@ def embedded(short_folder: Path) -> Iterator[Embedded]:
 
 def test_the_embedded_default_outlives_ctrl_c_ends_when_idle_and_remembers(embedded: Embedded, tmp_path: Path) -> None:
     # given a run that takes longer than the idle time
-    plan, log = write(tmp_path, 6.0)
+    plan, log = write(tmp_path, 5.0)
     process = embedded.popen("run", str(plan), "--run-id", "alone")
 
     # when
@@ -205,12 +183,11 @@ def test_with_the_embedded_default_too_ctrl_c_twice_cancels(embedded: Embedded, 
     shown: Said = embedded.longshore("runs", "watch", "regretted", "-o", "json")
     assert (shown.code, shown.json["cause"], shown.json["state"]) == (1, "cancel", "undone")
     assert lines(log) == ["before", "taken back"]
-    embedded.wait_until_gone()
 
 
 def test_the_embedded_default_survives_a_kill_of_everything(embedded: Embedded, tmp_path: Path) -> None:
     # given a run in mid-step
-    plan, log = write(tmp_path, 3.0)
+    plan, log = write(tmp_path, 2.0)
     started = embedded.longshore("run", str(plan), "--run-id", "unplugged", "--detach")
     assert started.code == 0, started.err
     wait_for("the first step", lambda: lines(log))
@@ -225,7 +202,6 @@ def test_the_embedded_default_survives_a_kill_of_everything(embedded: Embedded, 
     assert watched.code == 0, watched.err
     assert [step["attempts"] for step in watched.json["steps"]] == [1, 2, 1]
     assert lines(log) == ["before", "after"]
-    embedded.wait_until_gone()
 
 
 def test_four_commands_at_once_share_one_embedded_server(embedded: Embedded, tmp_path: Path) -> None:
@@ -241,7 +217,6 @@ def test_four_commands_at_once_share_one_embedded_server(embedded: Embedded, tmp
     servers = [command for command in embedded.processes().values() if "server" in command.split()[0]]
     assert len(servers) == 1
     assert sorted(lines(log)) == ["after"] * 4 + ["before"] * 4
-    embedded.wait_until_gone()
 
 
 def test_looking_at_nothing_leaves_the_machine_as_it_is(embedded: Embedded) -> None:

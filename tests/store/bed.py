@@ -7,16 +7,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from longshore.orchestration.keys import RunKeys
 from longshore.orchestration.saga import RunRecord
 from longshore.orchestration.settings import Settings
-from longshore.orchestration.states import RunState
+from longshore.orchestration.states import RunState, StepState, UndoState
 from longshore.orchestration.store import Grant, Recorded, Store, run_record
 
 LEASE = 10.0
 #: Fields of the steps' hash that are times which something waits for; an undo's have a `u` before them.
 _TIMES = frozenset({"q", "d", "n", "uq", "ud", "un"})
 _numbers = itertools.count(1)
+
+SIDES = pytest.mark.parametrize("side", ["", "u"], ids=["forward", "backward"])
+#: Side and status of every step that nobody may claim.
+NOT_CLAIMABLE = [
+    *(("", status) for status in StepState if status not in {"pending", "ready", "retrying"}),
+    *(("u", status) for status in UndoState if status not in {"ready", "retrying"}),
+]
+
+
+def busy(side: str) -> str:
+    """What both a step and its run are while an attempt is at work on that side."""
+    return "undoing" if side else "running"
 
 
 def settings_for(url: str, **more: Any) -> Settings:
@@ -92,6 +106,13 @@ class Bed:
         """A run in that state, as if it had come there."""
         self.create()
         self.put(state=state, left=left, level=level, **run)
+
+    def dispatch(self, side: str, *, left: int = 1, status: str = "ready") -> None:
+        """A run in which step 0 has been dispatched just now, forward or backward."""
+        self.lay(busy(side), left=left, ulevel=0)
+        sent = self.store.now()
+        due = round(sent + LEASE * 1000)
+        self.put(steps={f"{side}s:0": status, f"{side}q:0": sent, f"{side}d:0": due, f"{side}n:0": 0})
 
     def begin(self, *ready: int, skipped: Mapping[int, str] | None = None) -> None:
         """A run whose first level has been opened."""

@@ -1,33 +1,16 @@
-"""The scripts that one attempt calls, and those that take a step away from it."""
+"""The scripts that one attempt calls: claim, journal, complete, retry."""
 
 from __future__ import annotations
 
 import pytest
 
-from longshore.orchestration.states import RunState, StepState, UndoState
-from longshore.orchestration.store import MAX_LOST, Grant, Recorded
-from tests.store.bed import LEASE, Bed
+from longshore.orchestration.states import RunState
+from longshore.orchestration.store import Grant, Recorded
+from tests.store.bed import LEASE, NOT_CLAIMABLE, SIDES, Bed, busy
 
 pytestmark = pytest.mark.store
 
 R = RunState
-SIDES = pytest.mark.parametrize("side", ["", "u"], ids=["forward", "backward"])
-NOT_CLAIMABLE = [
-    *(("", status) for status in StepState if status not in {"pending", "ready", "retrying"}),
-    *(("u", status) for status in UndoState if status not in {"ready", "retrying"}),
-]
-
-
-def busy(side: str) -> str:
-    return "undoing" if side else "running"
-
-
-def lay(bed: Bed, side: str, *, left: int = 1, status: str = "ready") -> None:
-    """A run in which step 0 has been dispatched, forward or backward."""
-    bed.lay(busy(side), left=left, ulevel=0)
-    sent = bed.store.now()
-    due = round(sent + LEASE * 1000)
-    bed.put(steps={f"{side}s:0": status, f"{side}q:0": sent, f"{side}d:0": due, f"{side}n:0": 0})
 
 
 # --- claim ----------------------------------------------------------------------------------------------
@@ -35,7 +18,7 @@ def lay(bed: Bed, side: str, *, left: int = 1, status: str = "ready") -> None:
 
 @SIDES
 def test_a_claim_gives_the_step_to_one_attempt(bed: Bed, side: str) -> None:
-    lay(bed, side)
+    bed.dispatch(side)
     now = bed.store.now()
 
     with bed.emits("undo_started" if side else "step_started") as events:
@@ -51,7 +34,7 @@ def test_a_claim_gives_the_step_to_one_attempt(bed: Bed, side: str) -> None:
 
 
 def test_an_always_step_is_claimed_while_the_run_finishes(bed: Bed) -> None:
-    lay(bed, "")
+    bed.dispatch("")
     bed.put(state="finishing")
     assert bed.claim(0).attempt == 1
 
@@ -64,7 +47,7 @@ def test_an_always_step_is_claimed_while_the_run_finishes(bed: Bed) -> None:
     ],
 )
 def test_nothing_is_claimed_in_a_run_of_another_state(bed: Bed, side: str, state: RunState) -> None:
-    lay(bed, side)
+    bed.dispatch(side)
     bed.put(state=state)
 
     with bed.unchanged():
@@ -79,7 +62,7 @@ def test_nothing_is_claimed_in_a_run_that_is_not_there(bed: Bed, side: str) -> N
 
 @pytest.mark.parametrize(("side", "status"), NOT_CLAIMABLE)
 def test_a_step_that_is_not_dispatched_is_not_claimed(bed: Bed, side: str, status: str) -> None:
-    lay(bed, side, status=status)
+    bed.dispatch(side, status=status)
 
     with bed.unchanged():
         assert bed.ask(0, side) == status
@@ -95,7 +78,7 @@ def test_a_step_that_was_never_dispatched_is_not_claimed(bed: Bed, side: str) ->
 
 @SIDES
 def test_the_same_delivery_that_asks_again_has_the_same_grant(bed: Bed, side: str) -> None:
-    lay(bed, side)
+    bed.dispatch(side)
     grant = bed.claim(0, side)
     bed.age(5)
 
@@ -109,7 +92,7 @@ def test_the_same_delivery_that_asks_again_has_the_same_grant(bed: Bed, side: st
 
 @SIDES
 def test_another_delivery_is_refused_while_the_first_is_at_work(bed: Bed, side: str) -> None:
-    lay(bed, side)
+    bed.dispatch(side)
     bed.claim(0, side, "first@one/1")
 
     with bed.unchanged():
@@ -118,14 +101,14 @@ def test_another_delivery_is_refused_while_the_first_is_at_work(bed: Bed, side: 
 
 @SIDES
 def test_a_delivery_does_not_get_back_what_it_has_given_up(bed: Bed, side: str) -> None:
-    lay(bed, side)
+    bed.dispatch(side)
     bed.retry(0, bed.claim(0, side, "first@one/1").fence, delay=60, side=side)
     assert bed.ask(0, side, "first@one/1") == "early"
 
 
 @SIDES
 def test_a_retry_is_not_claimed_before_its_time(bed: Bed, side: str) -> None:
-    lay(bed, side)
+    bed.dispatch(side)
     bed.retry(0, bed.claim(0, side).fence, delay=60, side=side)
 
     with bed.unchanged():
@@ -139,7 +122,7 @@ def test_a_retry_is_not_claimed_before_its_time(bed: Bed, side: str) -> None:
 
 @SIDES
 def test_fences_grow_with_every_claim(bed: Bed, side: str) -> None:
-    lay(bed, side)
+    bed.dispatch(side)
     fences = []
     for n in range(20):
         grant = bed.claim(0, side, f"owner-{n}")
@@ -151,7 +134,7 @@ def test_fences_grow_with_every_claim(bed: Bed, side: str) -> None:
 @SIDES
 def test_a_fence_is_larger_than_one_that_redis_has_forgotten(bed: Bed, side: str) -> None:
     """A crash of Redis takes its last writes with it; what had been granted must not be granted again."""
-    lay(bed, side)
+    bed.dispatch(side)
     before = int(bed.claim(0, side).fence)
     bed.redis.hdel(bed.keys.steps, f"{side}f:0", f"{side}w:0", f"{side}a:0")
     bed.put(steps={f"{side}s:0": "ready"})
@@ -161,7 +144,7 @@ def test_a_fence_is_larger_than_one_that_redis_has_forgotten(bed: Bed, side: str
 
 @SIDES
 def test_a_fence_grows_also_where_the_clock_went_back(bed: Bed, side: str) -> None:
-    lay(bed, side)
+    bed.dispatch(side)
     ahead = (bed.store.now() + 3_600_000) * 1000
     bed.put(steps={f"{side}f:0": ahead})
 
@@ -169,15 +152,15 @@ def test_a_fence_grows_also_where_the_clock_went_back(bed: Bed, side: str) -> No
 
 
 def test_a_fence_of_an_undo_is_larger_than_that_of_what_it_takes_back(bed: Bed) -> None:
-    lay(bed, "")
+    bed.dispatch("")
     forward = bed.claim(0)
     bed.complete(0, forward.fence)
-    lay(bed, "u")
+    bed.dispatch("u")
     assert int(bed.claim(0, "u").fence) > int(forward.fence)
 
 
 def test_a_later_attempt_is_given_what_the_first_one_wrote_down(bed: Bed) -> None:
-    lay(bed, "")
+    bed.dispatch("")
     first = bed.claim(0, task="t1")
     bed.journal(0, first.fence, '{"a":1}', '{"was":2}')
     bed.end_lease("0")
@@ -191,11 +174,11 @@ def test_a_later_attempt_is_given_what_the_first_one_wrote_down(bed: Bed) -> Non
 
 
 def test_an_undo_is_given_what_the_step_wrote_down_and_recorded(bed: Bed) -> None:
-    lay(bed, "")
+    bed.dispatch("")
     first = bed.claim(0)
     bed.journal(0, first.fence, '{"a":1}', '{"was":2}')
     bed.complete(0, first.fence, outcome='{"data":3}')
-    lay(bed, "u")
+    bed.dispatch("u")
     tried = bed.claim(0, "u")
     assert (tried.rendered, tried.step_rendered) == ("", '{"a":1}')
     bed.journal(0, tried.fence, '{"undo":4}', side="u")
@@ -211,7 +194,7 @@ def test_an_undo_is_given_what_the_step_wrote_down_and_recorded(bed: Bed) -> Non
 
 @SIDES
 def test_the_journal_keeps_what_came_first(bed: Bed, side: str) -> None:
-    lay(bed, side)
+    bed.dispatch(side)
     fence = bed.claim(0, side).fence
 
     with bed.emits():
@@ -222,7 +205,7 @@ def test_the_journal_keeps_what_came_first(bed: Bed, side: str) -> None:
 
 
 def test_the_journal_has_no_empty_entries(bed: Bed) -> None:
-    lay(bed, "")
+    bed.dispatch("")
     fence = bed.claim(0).fence
 
     with bed.unchanged():
@@ -233,7 +216,7 @@ def test_the_journal_has_no_empty_entries(bed: Bed) -> None:
 
 @SIDES
 def test_an_attempt_that_has_lost_its_step_writes_nothing_down(bed: Bed, side: str) -> None:
-    lay(bed, side)
+    bed.dispatch(side)
     lost = bed.claim(0, side)
     bed.end_lease(f"{side}0")
     bed.expire(0, side)
@@ -247,7 +230,7 @@ def test_an_attempt_that_has_lost_its_step_writes_nothing_down(bed: Bed, side: s
 
 @SIDES
 def test_an_attempt_that_has_ended_writes_nothing_down(bed: Bed, side: str) -> None:
-    lay(bed, side)
+    bed.dispatch(side)
     fence = bed.claim(0, side).fence
     bed.retry(0, fence, side=side)
 
@@ -266,7 +249,7 @@ def test_an_attempt_that_has_ended_writes_nothing_down(bed: Bed, side: str) -> N
     ],
 )
 def test_complete_records_an_outcome(bed: Bed, side: str, status: str) -> None:
-    lay(bed, side, left=2)
+    bed.dispatch(side, left=2)
     fence = bed.claim(0, side).fence
 
     with bed.emits("undo_ended" if side else "step_ended") as events:
@@ -282,19 +265,19 @@ def test_complete_records_an_outcome(bed: Bed, side: str, status: str) -> None:
 
 @SIDES
 def test_the_last_outcome_of_a_level_lets_the_run_go_on(bed: Bed, side: str) -> None:
-    lay(bed, side, left=1)
+    bed.dispatch(side, left=1)
     assert bed.complete(0, bed.claim(0, side).fence, side=side).advance
 
 
 def test_an_outcome_can_prove_that_nothing_was_touched(bed: Bed) -> None:
-    lay(bed, "")
+    bed.dispatch("")
     bed.complete(0, bed.claim(0).fence, "failed", no_effect=True)
     assert bed.store.step_records(bed.run_id, [0])[0].no_effect
 
 
 @pytest.mark.parametrize("status", ["failed", "unknown"])
 def test_a_failure_that_stops_ends_the_run(bed: Bed, status: str) -> None:
-    lay(bed, "", left=2)
+    bed.dispatch("", left=2)
     fence = bed.claim(0).fence
 
     with bed.emits("step_ended", "run_aborting") as events:
@@ -310,7 +293,7 @@ def test_a_failure_that_stops_ends_the_run(bed: Bed, status: str) -> None:
 
 @pytest.mark.parametrize("status", ["failed", "unknown"])
 def test_a_failure_that_is_tolerated_does_not(bed: Bed, status: str) -> None:
-    lay(bed, "", left=2)
+    bed.dispatch("", left=2)
 
     with bed.emits("step_started", "step_ended"):
         bed.complete(0, bed.claim(0).fence, status, stops=False)
@@ -320,14 +303,14 @@ def test_a_failure_that_is_tolerated_does_not(bed: Bed, status: str) -> None:
 
 @pytest.mark.parametrize("status", ["changed", "unchanged", "cancelled"])
 def test_only_a_bad_outcome_stops(bed: Bed, status: str) -> None:
-    lay(bed, "", left=2)
+    bed.dispatch("", left=2)
     bed.complete(0, bed.claim(0).fence, status, stops=True)
     assert bed.run("state") == R.RUNNING
 
 
 @pytest.mark.parametrize("state", [R.ABORTING, R.FINISHING])
 def test_a_failure_ends_no_run_that_is_ending_already(bed: Bed, state: RunState) -> None:
-    lay(bed, "")
+    bed.dispatch("")
     fence = bed.claim(0).fence
     bed.put(state=state, cause="cancel", err="first")
 
@@ -348,7 +331,7 @@ def test_while_a_run_ends_it_goes_on_when_nothing_runs(bed: Bed) -> None:
 
 @SIDES
 def test_an_outcome_of_another_attempt_is_refused(bed: Bed, side: str) -> None:
-    lay(bed, side)
+    bed.dispatch(side)
     fence = bed.claim(0, side).fence
 
     for stale in (str(int(fence) - 1), str(int(fence) + 1), "0", f"{fence}0"):
@@ -358,7 +341,7 @@ def test_an_outcome_of_another_attempt_is_refused(bed: Bed, side: str) -> None:
 
 @SIDES
 def test_an_attempt_whose_lease_was_taken_does_not_end_the_run(bed: Bed, side: str) -> None:
-    lay(bed, side)
+    bed.dispatch(side)
     lost = bed.claim(0, side)
     bed.end_lease(f"{side}0")
     bed.expire(0, side)
@@ -374,7 +357,7 @@ def test_an_attempt_whose_lease_was_taken_does_not_end_the_run(bed: Bed, side: s
 @SIDES
 @pytest.mark.parametrize("left", [1, 2])
 def test_an_outcome_that_is_told_twice_counts_once_and_has_the_same_answer(bed: Bed, side: str, left: int) -> None:
-    lay(bed, side, left=left)
+    bed.dispatch(side, left=left)
     fence = bed.claim(0, side).fence
     first = bed.complete(0, fence, "undone" if side else "changed", side=side)
 
@@ -385,7 +368,7 @@ def test_an_outcome_that_is_told_twice_counts_once_and_has_the_same_answer(bed: 
 
 
 def test_a_failure_that_is_told_twice_lets_the_run_go_on_twice(bed: Bed) -> None:
-    lay(bed, "", left=2)
+    bed.dispatch("", left=2)
     fence = bed.claim(0).fence
     first = bed.complete(0, fence, "failed", stops=True)
 
@@ -395,7 +378,7 @@ def test_a_failure_that_is_told_twice_lets_the_run_go_on_twice(bed: Bed) -> None
 
 @SIDES
 def test_the_end_of_an_attempt_that_was_noted_as_a_retry_is_not_its_outcome(bed: Bed, side: str) -> None:
-    lay(bed, side)
+    bed.dispatch(side)
     fence = bed.claim(0, side).fence
     bed.retry(0, fence, delay=60, side=side)
 
@@ -406,7 +389,7 @@ def test_the_end_of_an_attempt_that_was_noted_as_a_retry_is_not_its_outcome(bed:
 @SIDES
 @pytest.mark.parametrize("status", ["ready", "retrying"])
 def test_without_a_fence_it_is_the_end_of_what_nobody_has_claimed(bed: Bed, side: str, status: str) -> None:
-    lay(bed, side, left=1, status=status)
+    bed.dispatch(side, left=1, status=status)
 
     with bed.emits("undo_ended" if side else "step_ended"):
         assert bed.complete(0, "", "undo_failed" if side else "failed", side=side) == Recorded(True, True)
@@ -416,7 +399,7 @@ def test_without_a_fence_it_is_the_end_of_what_nobody_has_claimed(bed: Bed, side
 
 @pytest.mark.parametrize(("side", "status"), NOT_CLAIMABLE)
 def test_without_a_fence_nothing_else_is_ended(bed: Bed, side: str, status: str) -> None:
-    lay(bed, side, status=status)
+    bed.dispatch(side, status=status)
 
     with bed.unchanged():
         assert not bed.complete(0, "", "failed", side=side, stops=True).accepted
@@ -471,7 +454,7 @@ def test_no_link_follows_in_a_run_that_is_ending(bed: Bed, state: RunState) -> N
 
 @SIDES
 def test_a_retry_puts_the_step_back_until_its_time(bed: Bed, side: str) -> None:
-    lay(bed, side)
+    bed.dispatch(side)
     fence = bed.claim(0, side).fence
     now = bed.store.now()
 
@@ -488,7 +471,7 @@ def test_a_retry_puts_the_step_back_until_its_time(bed: Bed, side: str) -> None:
 
 @SIDES
 def test_a_retry_that_is_told_twice_is_noted_once(bed: Bed, side: str) -> None:
-    lay(bed, side)
+    bed.dispatch(side)
     fence = bed.claim(0, side).fence
     bed.retry(0, fence, delay=60, side=side)
 
@@ -498,7 +481,7 @@ def test_a_retry_that_is_told_twice_is_noted_once(bed: Bed, side: str) -> None:
 
 @SIDES
 def test_an_attempt_that_has_lost_its_step_cannot_put_it_back(bed: Bed, side: str) -> None:
-    lay(bed, side)
+    bed.dispatch(side)
     lost = bed.claim(0, side)
     bed.end_lease(f"{side}0")
     bed.expire(0, side)
@@ -515,7 +498,7 @@ def test_an_attempt_that_has_lost_its_step_cannot_put_it_back(bed: Bed, side: st
 
 @pytest.mark.parametrize(("side", "status"), [pair for pair in NOT_CLAIMABLE if pair[1] != busy(pair[0])])
 def test_what_has_ended_is_not_tried_again(bed: Bed, side: str, status: str) -> None:
-    lay(bed, side)
+    bed.dispatch(side)
     fence = bed.claim(0, side).fence
     bed.put(steps={f"{side}s:0": status})
 
@@ -524,7 +507,7 @@ def test_what_has_ended_is_not_tried_again(bed: Bed, side: str, status: str) -> 
 
 
 def test_while_the_run_is_ending_there_is_no_retry(bed: Bed) -> None:
-    lay(bed, "")
+    bed.dispatch("")
     fence = bed.claim(0).fence
     bed.put(state="aborting")
 

@@ -482,7 +482,6 @@ def test_a_run_ends_once(bed: Bed) -> None:
         assert not bed.store.finish(bed.run_id, R.RUNNING, R.SUCCEEDED, [])
 
 
-@pytest.mark.xfail(strict=True, reason="the scripts compare state and level, which come back after an undo command")
 def test_what_was_decided_before_a_run_was_reopened_does_not_end_it(bed: Bed) -> None:
     """SEMANTICS 7: a command that reopens a run has an epoch of its own."""
     bed.lay("undoing", left=0, ulevel=0)

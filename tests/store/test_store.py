@@ -366,9 +366,6 @@ def silent_server() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="connect: nine tries of 30 s (socket_timeout) each, whatever connect_timeout says"
-)
 def test_a_server_that_does_not_answer_is_given_up_within_the_time_limit(connect: Callable[..., Store]) -> None:
     raised: list[StoreUnavailable] = []
 

@@ -14,7 +14,7 @@ from longshore.orchestration.settings import get_settings
 settings.register_profile(
     "unit",
     deadline=None,
-    max_examples=80,
+    max_examples=50,
     # A build that nothing was changed in must not fail; laptops look further each time.
     derandomize=os.environ.get("CI", "").lower() not in {"", "0", "false"},
     suppress_health_check=[HealthCheck.too_slow],

@@ -130,8 +130,7 @@ def plans(draw: st.DrawFn) -> Plan:
     steps: dict[str, dict[str, Any]] = {}
     for name, after in graph.items():
         step = draw(st.sampled_from([_noop, _command, _file]))(draw)
-        if after or draw(st.booleans()):
-            step["after"] = after
+        step["after"] = after
         extras: dict[str, st.SearchStrategy[Any]] = {
             "on_error": st.sampled_from(["stop", "continue"]),
             "timeout": durations,

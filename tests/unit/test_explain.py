@@ -96,7 +96,7 @@ def test_a_retry_without_a_delay_is_told_so(retries: int, says: str) -> None:
     assert says in told(plan)[4]
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(plans())
 def test_any_plan_is_explained_with_each_of_its_steps(plan: Plan) -> None:
     text = explain(compiled(plan))

@@ -84,7 +84,7 @@ def boxes_of(drawn: str) -> list[tuple[float, float]]:
     return [(float(rect.get("x", 0)), float(rect.get("y", 0))) for rect in picture(drawn).iter(f"{SVG}rect")]
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(graphs(max_steps=12))
 def test_no_two_boxes_of_a_picture_overlap_and_edges_go_down(edges: dict[str, list[str]]) -> None:
     plan = compiled(of_edges(edges))
@@ -98,7 +98,7 @@ def test_no_two_boxes_of_a_picture_overlap_and_edges_go_down(edges: dict[str, li
         assert all(abs(x - other) >= 190 or y != below for other, below in places[n + 1 :])
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(plans(), st.data())
 def test_any_plan_can_be_drawn_in_every_form_in_any_state(plan: Plan, data: st.DataObject) -> None:
     whole = compiled(plan)

@@ -115,7 +115,7 @@ def test_the_schema_tells_of_every_field_what_it_is_for() -> None:
     assert undescribed == []
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(plans())
 def test_the_schema_accepts_every_plan_as_it_is_written(plan: Plan) -> None:
     made = schema()

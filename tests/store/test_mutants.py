@@ -1,0 +1,597 @@
+"""Each guard in a script is needed: without it, a scenario that is told here goes wrong.
+
+A mutant is a script with one guard replaced. Its check must hold with the script as it is, and fail with
+the mutant; a mutant that no check tells apart is a guard that nothing tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from longshore.orchestration import lua
+from longshore.orchestration.states import Cause, RunState
+from tests.servers import RedisServer
+from tests.store.bed import LEASE, Bed
+
+pytestmark = pytest.mark.store
+
+Check = Callable[[Bed], None]
+R = RunState
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old` stands once in the script, and becomes `new`."""
+
+    script: str
+    old: str
+    new: str
+    check: Check
+
+    def __str__(self) -> str:
+        return f"{self.script}-{self.check.__name__}"
+
+
+# --- the checks -----------------------------------------------------------------------------------------
+
+
+def the_outcome_of_a_lost_attempt_does_not_count(bed: Bed) -> None:
+    bed.begin(0)
+    lost = bed.claim(0, owner="first")
+    bed.end_lease("0")
+    bed.expire(0)
+    bed.claim(0, owner="second")
+
+    assert not bed.complete(0, lost.fence, "failed", stops=True).accepted
+    assert bed.run("state") == R.RUNNING
+    assert bed.step("s:0") == "running"
+
+
+def an_outcome_counts_once(bed: Bed) -> None:
+    bed.begin(0, 1)
+    fence = bed.claim(0).fence
+    bed.complete(0, fence)
+    bed.complete(0, fence)
+    assert bed.run("left") == "1"
+
+
+def a_step_that_is_at_work_is_not_ended_by_the_sweeper(bed: Bed) -> None:
+    """`resend` has told that it waited too long; a worker claims it just then."""
+    bed.begin(0)
+    bed.claim(0)
+    assert not bed.complete(0, "", "failed", stops=True).accepted
+    assert bed.step("s:0") == "running"
+
+
+def a_failure_does_not_end_a_run_that_undoes(bed: Bed) -> None:
+    """While undoing, the state must not fall back to aborting."""
+    bed.begin(0)
+    fence = bed.claim(0).fence
+    bed.put(state="finishing")
+    bed.complete(0, fence, "failed", stops=True)
+    assert bed.run("state") == R.FINISHING
+
+
+def the_next_link_is_not_opened_after_a_failure(bed: Bed) -> None:
+    bed.begin(0)
+    bed.complete(0, bed.claim(0).fence, "failed", next_link=1)
+    assert bed.step("s:1") is None
+
+
+def the_next_link_is_not_opened_while_the_run_is_ending(bed: Bed) -> None:
+    bed.begin(0)
+    fence = bed.claim(0).fence
+    bed.store.abort(bed.run_id, Cause.CANCEL, "")
+    bed.complete(0, fence, next_link=1)
+    assert bed.step("s:1") is None
+
+
+def the_next_link_waits_for_its_siblings(bed: Bed) -> None:
+    bed.begin(0, 2)
+    bed.complete(0, bed.claim(0).fence, next_link=1)
+    assert bed.step("s:1") is None
+
+
+def what_has_ended_is_not_done_again(bed: Bed) -> None:
+    bed.begin(0)
+    bed.complete(0, bed.claim(0).fence)
+    assert isinstance(bed.ask(0, owner="doubled"), str)
+
+
+def nothing_begins_in_a_run_that_is_ending(bed: Bed) -> None:
+    bed.begin(0)
+    bed.store.abort(bed.run_id, Cause.CANCEL, "")
+    assert isinstance(bed.ask(0), str)
+
+
+def nothing_is_taken_back_in_a_run_that_does_not_undo(bed: Bed) -> None:
+    bed.lay("undoing", ulevel=0, steps={"us:0": "ready"})
+    bed.put(state="finishing")
+    assert isinstance(bed.ask(0, "u"), str)
+
+
+def a_retry_waits_for_its_time(bed: Bed) -> None:
+    bed.begin(0)
+    bed.retry(0, bed.claim(0).fence, delay=60)
+    assert isinstance(bed.ask(0, owner="early"), str)
+
+
+def the_same_delivery_has_its_grant_again(bed: Bed) -> None:
+    bed.begin(0)
+    grant = bed.claim(0)
+    assert bed.ask(0) == grant
+    assert bed.step("a:0") == "1"
+
+
+def only_the_same_delivery_has_its_grant_again(bed: Bed) -> None:
+    bed.begin(0)
+    bed.claim(0, owner="first")
+    assert isinstance(bed.ask(0, owner="second"), str)
+
+
+def a_fence_is_not_granted_twice_though_redis_forgot_it(bed: Bed) -> None:
+    bed.begin(0)
+    before = int(bed.claim(0).fence)
+    bed.redis.hdel(bed.keys.steps, "f:0")
+    bed.put(steps={"s:0": "ready"})
+    assert int(bed.claim(0, owner="other").fence) > before
+
+
+def a_fence_grows_though_the_clock_went_back(bed: Bed) -> None:
+    bed.begin(0)
+    ahead = (bed.store.now() + 3_600_000) * 1000
+    bed.put(steps={"f:0": ahead})
+    assert int(bed.claim(0).fence) > ahead
+
+
+def a_living_attempt_keeps_its_step(bed: Bed) -> None:
+    bed.begin(0)
+    bed.claim(0)
+    assert bed.expire(0) == "no"
+    assert bed.step("s:0") == "running"
+
+
+def a_lost_attempt_is_fenced_off_at_once(bed: Bed) -> None:
+    """Also before anybody else has claimed the step."""
+    bed.begin(0)
+    lost = bed.claim(0)
+    bed.end_lease("0")
+    bed.expire(0)
+    assert not bed.journal(0, lost.fence, "r", "b")
+    assert bed.retry(0, lost.fence) == 0
+    assert not bed.complete(0, lost.fence).accepted
+
+
+def a_step_that_kills_its_workers_is_given_up(bed: Bed) -> None:
+    bed.begin(0)
+    for n in range(10):
+        bed.claim(0, owner=f"owner-{n}")
+        bed.end_lease("0")
+        if bed.expire(0) == "unknown":
+            return
+    raise AssertionError("it goes on for ever")
+
+
+def what_must_not_be_repeated_is_not(bed: Bed) -> None:
+    bed.begin(0)
+    bed.claim(0)
+    bed.end_lease("0")
+    assert bed.expire(0, repeatable=False) == "unknown"
+
+
+def a_level_waits_for_the_one_before(bed: Bed) -> None:
+    bed.begin(0)
+    assert not bed.open_level(R.RUNNING, 1, [1])
+
+
+def no_level_is_opened_in_a_run_that_was_cancelled_meanwhile(bed: Bed) -> None:
+    bed.lay("running", left=0)
+    seen = bed.record()
+    bed.store.abort(bed.run_id, Cause.CANCEL, "")
+    assert not bed.open_level(R.RUNNING, 1, [1], seen=seen)
+
+
+def a_level_is_not_opened_once_more(bed: Bed) -> None:
+    bed.lay("running", left=0, level=0)
+    seen = bed.record()
+    assert bed.open_level(R.RUNNING, 1, [], seen=seen)
+    assert not bed.open_level(R.RUNNING, 1, [], seen=seen)
+
+
+def the_always_steps_wait_for_what_runs(bed: Bed) -> None:
+    bed.begin(0)
+    bed.claim(0)
+    bed.store.abort(bed.run_id, Cause.CANCEL, "")
+    assert not bed.open_level(R.FINISHING, 1, [1])
+
+
+def the_undo_waits_for_what_runs(bed: Bed) -> None:
+    bed.begin(0)
+    bed.claim(0)
+    bed.store.abort(bed.run_id, Cause.CANCEL, "")
+    assert not bed.open_undo(0, [0])
+
+
+def an_undo_level_waits_for_the_one_above(bed: Bed) -> None:
+    bed.lay("undoing", left=1, ulevel=1)
+    assert not bed.open_undo(0, [0])
+
+
+def an_undo_level_is_opened_once(bed: Bed) -> None:
+    bed.lay("undoing", left=0, ulevel=2)
+    seen = bed.record()
+    assert bed.open_undo(1, [], seen=seen)
+    assert not bed.open_undo(1, [], seen=seen)
+
+
+def a_run_does_not_end_while_something_runs(bed: Bed) -> None:
+    bed.begin(0)
+    bed.claim(0)
+    bed.store.abort(bed.run_id, Cause.CANCEL, "")
+    assert not bed.store.finish(bed.run_id, R.ABORTING, R.UNDONE, [])
+
+
+def a_run_does_not_end_while_something_is_left(bed: Bed) -> None:
+    bed.begin(0)
+    assert not bed.store.finish(bed.run_id, R.RUNNING, R.SUCCEEDED, [])
+
+
+def a_run_ends_from_where_it_was_decided(bed: Bed) -> None:
+    bed.lay("undoing", left=0)
+    assert not bed.store.finish(bed.run_id, R.RUNNING, R.SUCCEEDED, [])
+
+
+def a_lease_is_renewed_by_its_owner_alone(bed: Bed) -> None:
+    bed.begin(0)
+    bed.claim(0, owner="task-1@one/x")
+    before = bed.leases()
+    bed.store.renew(bed.run_id, [("0", "task-1@two/")])
+    assert bed.leases() == before
+
+
+def a_lease_that_was_taken_is_not_renewed(bed: Bed) -> None:
+    bed.begin(0)
+    bed.claim(0, owner="task-1@one/x")
+    bed.end_lease("0")
+    bed.expire(0)
+    assert bed.store.renew(bed.run_id, [("0", "task-1@one/")]) == 0
+    assert bed.leases() == {}
+
+
+def a_command_is_carried_out_once(bed: Bed) -> None:
+    bed.lay("undo_failed")
+    command = {"kind": "undo"}
+    bed.store.carry_out(bed.run_id, "1-1", command, 2, [0])
+    assert bed.store.finish(bed.run_id, R.UNDOING, R.UNDO_FAILED, [])
+    assert bed.store.carry_out(bed.run_id, "1-1", command, 2, [0]) == "old"
+    assert bed.run("state") == R.UNDO_FAILED
+
+
+def commands_of_one_millisecond_have_an_order(bed: Bed) -> None:
+    bed.lay("running")
+    bed.store.carry_out(bed.run_id, "1-10", {"kind": "none"}, 2, [])
+    assert bed.store.carry_out(bed.run_id, "1-9", {"kind": "cancel"}, 2, []) == "old"
+
+
+def what_is_undone_is_not_undone_again(bed: Bed) -> None:
+    bed.lay("undone", left=0)
+    bed.store.carry_out(bed.run_id, "1-1", {"kind": "undo"}, 2, [])
+    assert bed.run("state") == R.UNDONE
+
+
+def a_cancel_does_not_touch_a_run_that_has_ended(bed: Bed) -> None:
+    bed.lay("succeeded", left=0)
+    bed.store.carry_out(bed.run_id, "1-1", {"kind": "cancel"}, 2, [])
+    assert bed.run("state") == R.SUCCEEDED
+
+
+def an_abort_does_not_touch_a_run_that_has_ended(bed: Bed) -> None:
+    bed.lay("succeeded", left=0)
+    bed.store.abort(bed.run_id, Cause.DEADLINE, "")
+    assert bed.run("state") == R.SUCCEEDED
+
+
+def the_journal_keeps_what_came_first(bed: Bed) -> None:
+    """A second attempt would find what the first one did, and take that for the state before."""
+    bed.begin(0)
+    fence = bed.claim(0).fence
+    bed.journal(0, fence, "rendered", "before")
+    bed.journal(0, fence, "later", "later")
+    assert (bed.step("r:0"), bed.step("j:0")) == ("rendered", "before")
+
+
+def an_attempt_that_lost_its_step_writes_nothing_down(bed: Bed) -> None:
+    bed.begin(0)
+    lost = bed.claim(0, owner="first")
+    bed.end_lease("0")
+    bed.expire(0)
+    bed.claim(0, owner="second")
+    assert not bed.journal(0, lost.fence, "r", "b")
+
+
+def an_attempt_that_has_ended_writes_nothing_down(bed: Bed) -> None:
+    bed.begin(0)
+    fence = bed.claim(0).fence
+    bed.retry(0, fence, delay=60)
+    assert not bed.journal(0, fence, "r", "b")
+
+
+def an_attempt_that_lost_its_step_does_not_put_it_back(bed: Bed) -> None:
+    bed.begin(0)
+    lost = bed.claim(0, owner="first")
+    bed.end_lease("0")
+    bed.expire(0)
+    bed.claim(0, owner="second")
+    assert bed.retry(0, lost.fence) == 0
+    assert bed.step("s:0") == "running"
+
+
+def there_is_no_retry_in_a_run_that_is_ending(bed: Bed) -> None:
+    bed.begin(0)
+    fence = bed.claim(0).fence
+    bed.store.abort(bed.run_id, Cause.CANCEL, "")
+    assert bed.retry(0, fence) == -1
+
+
+def what_has_ended_is_not_put_back(bed: Bed) -> None:
+    bed.begin(0, 1)
+    fence = bed.claim(0).fence
+    bed.complete(0, fence)
+    assert bed.retry(0, fence) == 0
+    assert bed.step("s:0") == "changed"
+
+
+def a_message_under_way_is_not_doubled(bed: Bed) -> None:
+    bed.begin(0)
+    assert bed.store.resend(bed.run_id, "", [0]) == ([], [])
+
+
+def a_parked_retry_is_not_sent_early(bed: Bed) -> None:
+    bed.begin(0)
+    bed.retry(0, bed.claim(0).fence, delay=60, grace=-50)
+    bed.age(LEASE + 2)
+    assert bed.store.resend(bed.run_id, "", [0]) == ([], [])
+
+
+def no_message_is_sent_for_a_step_at_work(bed: Bed) -> None:
+    bed.begin(0)
+    bed.claim(0)
+    bed.age(LEASE + 1)
+    assert bed.store.resend(bed.run_id, "", [0]) == ([], [])
+
+
+def drain_cancels_nothing_in_a_run_that_goes_on(bed: Bed) -> None:
+    bed.begin(0)
+    bed.store.drain(bed.run_id, [(0, False)])
+    assert bed.step("s:0") == "ready"
+
+
+def drain_leaves_what_runs_alone(bed: Bed) -> None:
+    bed.begin(0)
+    bed.claim(0)
+    bed.store.abort(bed.run_id, Cause.CANCEL, "")
+    bed.store.drain(bed.run_id, [(0, False)])
+    assert bed.step("s:0") == "running"
+
+
+def drain_leaves_an_always_step_its_turn(bed: Bed) -> None:
+    bed.begin(0)
+    bed.store.abort(bed.run_id, Cause.CANCEL, "")
+    bed.store.drain(bed.run_id, [(0, True)])
+    assert bed.step("s:0") is None
+
+
+def what_was_lost_is_not_called_cancelled(bed: Bed) -> None:
+    bed.begin(0)
+    bed.claim(0)
+    bed.end_lease("0")
+    bed.expire(0)
+    bed.store.abort(bed.run_id, Cause.CANCEL, "")
+    bed.store.drain(bed.run_id, [(0, False)])
+    assert bed.step("s:0") == "unknown"
+
+
+def a_run_is_created_once(bed: Bed) -> None:
+    bed.begin(0)
+    bed.create()
+    assert bed.run("state") == R.RUNNING
+
+
+# --- the table ------------------------------------------------------------------------------------------
+
+NEVER = "false"
+MUTANTS = [
+    Mutant("complete", "held ~= fence", NEVER, the_outcome_of_a_lost_attempt_does_not_count),
+    Mutant("complete", "if was ~= busy then", "if false then", an_outcome_counts_once),
+    Mutant(
+        "complete",
+        "elseif was ~= 'ready' and was ~= 'retrying' then",
+        "elseif false then",
+        a_step_that_is_at_work_is_not_ended_by_the_sweeper,
+    ),
+    Mutant(
+        "complete",
+        "ARGV[7] == '1' and state == 'running' and",
+        "ARGV[7] == '1' and",
+        a_failure_does_not_end_a_run_that_undoes,
+    ),
+    Mutant(
+        "complete",
+        "and (status == 'changed' or status == 'unchanged')",
+        "",
+        the_next_link_is_not_opened_after_a_failure,
+    ),
+    Mutant(
+        "complete",
+        "left <= 0 and state == 'running'",
+        "left <= 0",
+        the_next_link_is_not_opened_while_the_run_is_ending,
+    ),
+    Mutant("complete", "and left <= 0 and state", "and state", the_next_link_waits_for_its_siblings),
+    Mutant(
+        "claim", "if status ~= 'ready' and status ~= 'retrying' then", "if false then", what_has_ended_is_not_done_again
+    ),
+    Mutant(
+        "claim",
+        "p == '' and state ~= 'running' and state ~= 'finishing'",
+        NEVER,
+        nothing_begins_in_a_run_that_is_ending,
+    ),
+    Mutant("claim", "p == 'u' and state ~= 'undoing'", NEVER, nothing_is_taken_back_in_a_run_that_does_not_undo),
+    Mutant("claim", "status == 'retrying' and tonumber", "false and tonumber", a_retry_waits_for_its_time),
+    Mutant("claim", "status == busy and held == owner", NEVER, the_same_delivery_has_its_grant_again),
+    Mutant("claim", "status == busy and held == owner", "status == busy", only_the_same_delivery_has_its_grant_again),
+    Mutant(
+        "claim",
+        "math.max((tonumber(fence) or 0) + 1, clock[1] * 1000000 + clock[2])",
+        "(tonumber(fence) or 0) + 1",
+        a_fence_is_not_granted_twice_though_redis_forgot_it,
+    ),
+    Mutant(
+        "claim",
+        "math.max((tonumber(fence) or 0) + 1, clock[1] * 1000000 + clock[2])",
+        "clock[1] * 1000000 + clock[2]",
+        a_fence_grows_though_the_clock_went_back,
+    ),
+    Mutant("expire", "or tonumber(ends) > now", "", a_living_attempt_keeps_its_step),
+    Mutant(
+        "expire",
+        "string.format('%.0f', math.max(fence + 1, clock[1] * 1000000 + clock[2]))",
+        "string.format('%.0f', fence)",
+        a_lost_attempt_is_fenced_off_at_once,
+    ),
+    Mutant("expire", "and lost < tonumber(ARGV[4])", "", a_step_that_kills_its_workers_is_given_up),
+    Mutant("expire", "ARGV[3] == '1' and", "", what_must_not_be_repeated_is_not),
+    Mutant("open_level", "state ~= 'aborting' and tonumber", "false and tonumber", a_level_waits_for_the_one_before),
+    Mutant("open_level", "state ~= ARGV[1] or", "", no_level_is_opened_in_a_run_that_was_cancelled_meanwhile),
+    Mutant("open_level", "or level ~= ARGV[2]", "", a_level_is_not_opened_once_more),
+    Mutant("open_level", "redis.call('ZCARD', leases) > 0", NEVER, the_always_steps_wait_for_what_runs),
+    Mutant("open_undo", "redis.call('ZCARD', leases) > 0", NEVER, the_undo_waits_for_what_runs),
+    Mutant(
+        "open_undo",
+        "tonumber(redis.call('HGET', run, 'left')) > 0",
+        NEVER,
+        an_undo_level_waits_for_the_one_above,
+    ),
+    Mutant("open_undo", "or (level or '') ~= ARGV[2]", "", an_undo_level_is_opened_once),
+    Mutant("finish", "or redis.call('ZCARD', leases) > 0", "", a_run_does_not_end_while_something_runs),
+    Mutant(
+        "finish", "ARGV[1] ~= 'aborting' and tonumber", "false and tonumber", a_run_does_not_end_while_something_is_left
+    ),
+    Mutant("finish", "redis.call('HGET', run, 'state') ~= ARGV[1] or", "", a_run_ends_from_where_it_was_decided),
+    Mutant("renew", "string.sub(owner, 1, #who) == who and", "", a_lease_is_renewed_by_its_owner_alone),
+    Mutant(
+        "renew",
+        "and redis.call('ZSCORE', leases, member) then\n    redis.call('ZADD', leases, 'XX', 'GT',",
+        "then\n    redis.call('ZADD', leases,",
+        a_lease_that_was_taken_is_not_renewed,
+    ),
+    Mutant("command", "c < a or (c == a and d <= b)", NEVER, a_command_is_carried_out_once),
+    Mutant("command", "c == a and d <= b", "c == a and d == b", commands_of_one_millisecond_have_an_order),
+    Mutant(
+        "command",
+        "if state ~= 'succeeded' and state ~= 'partial' and state ~= 'failed' and state ~= 'undo_failed' then",
+        "if false then",
+        what_is_undone_is_not_undone_again,
+    ),
+    Mutant("command", "if state ~= 'running' then", "if false then", a_cancel_does_not_touch_a_run_that_has_ended),
+    Mutant(
+        "abort", "redis.call('HGET', run, 'state') ~= 'running'", NEVER, an_abort_does_not_touch_a_run_that_has_ended
+    ),
+    Mutant(
+        "journal",
+        "redis.call('HSETNX', steps, p .. 'j:' .. i, ARGV[5])",
+        "redis.call('HSET', steps, p .. 'j:' .. i, ARGV[5])",
+        the_journal_keeps_what_came_first,
+    ),
+    Mutant(
+        "journal",
+        "redis.call('HSETNX', steps, p .. 'r:' .. i, ARGV[4])",
+        "redis.call('HSET', steps, p .. 'r:' .. i, ARGV[4])",
+        the_journal_keeps_what_came_first,
+    ),
+    Mutant(
+        "journal",
+        "redis.call('HGET', steps, p .. 'f:' .. i) ~= ARGV[3] or",
+        "",
+        an_attempt_that_lost_its_step_writes_nothing_down,
+    ),
+    Mutant(
+        "journal",
+        "or not redis.call('ZSCORE', leases, p .. i)",
+        "",
+        an_attempt_that_has_ended_writes_nothing_down,
+    ),
+    Mutant("retry", "if fence ~= ARGV[3] then", "if false then", an_attempt_that_lost_its_step_does_not_put_it_back),
+    Mutant(
+        "retry",
+        "p == '' and redis.call('HGET', run, 'state') == 'aborting'",
+        NEVER,
+        there_is_no_retry_in_a_run_that_is_ending,
+    ),
+    Mutant(
+        "retry",
+        "if status ~= (p == '' and 'running' or 'undoing') then",
+        "if false then",
+        what_has_ended_is_not_put_back,
+    ),
+    Mutant("resend", "tonumber(due) <= now and", "", a_message_under_way_is_not_doubled),
+    Mutant("resend", "and tonumber(not_before or 0) <= now", "", a_parked_retry_is_not_sent_early),
+    Mutant(
+        "resend",
+        "if status == 'ready' or status == 'retrying' then",
+        "if true then",
+        no_message_is_sent_for_a_step_at_work,
+    ),
+    Mutant(
+        "drain", "redis.call('HGET', run, 'state') ~= 'aborting'", NEVER, drain_cancels_nothing_in_a_run_that_goes_on
+    ),
+    Mutant("drain", "if status == 'ready' or status == 'retrying' then", "if true then", drain_leaves_what_runs_alone),
+    Mutant("drain", "if ARGV[n + 1] == '1' then", "if false then", drain_leaves_an_always_step_its_turn),
+    Mutant(
+        "drain", "        if status == 'ready' then", "        if false then", what_was_lost_is_not_called_cancelled
+    ),
+    Mutant("create", "redis.call('EXISTS', run) == 1", NEVER, a_run_is_created_once),
+]
+
+
+@pytest.fixture(scope="module")
+def url(redis_server: RedisServer) -> str:
+    redis_server.flush()
+    return redis_server.url
+
+
+@pytest.fixture
+def make_bed(url: str) -> Iterator[Callable[[], Bed]]:
+    made: list[Bed] = []
+
+    def make() -> Bed:
+        made.append(Bed(url))
+        return made[-1]
+
+    yield make
+    for bed in made:
+        bed.close()
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+def test_a_script_without_this_guard_is_found_out(
+    mutant: Mutant, make_bed: Callable[[], Bed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = lua.source
+    own = whole(mutant.script)
+    assert own.count(mutant.old) == 1, f"{mutant.script}.lua does not have just once: {mutant.old}"
+
+    mutant.check(make_bed())
+
+    changed = own.replace(mutant.old, mutant.new)
+    monkeypatch.setattr(lua, "source", lambda name: changed if name == mutant.script else whole(name))
+    with pytest.raises(AssertionError):
+        mutant.check(make_bed())
+
+
+def test_every_script_has_a_mutant() -> None:
+    assert {mutant.script for mutant in MUTANTS} == set(lua.names())
