@@ -68,8 +68,12 @@ def is_up(settings: Settings) -> bool:
     if not settings.embedded_socket.exists():
         return False
     import redis  # noqa: PLC0415 - 0.2 s that `longshore --help` need not pay
+    from redis.backoff import NoBackoff  # noqa: PLC0415
+    from redis.retry import Retry  # noqa: PLC0415
 
-    client = redis.Redis(unix_socket_path=str(settings.embedded_socket), socket_timeout=1.0)
+    # A killed server leaves its socket: the client's own retries would wait ten seconds for it.
+    once = Retry(NoBackoff(), 0)
+    client = redis.Redis(unix_socket_path=str(settings.embedded_socket), socket_timeout=1.0, retry=once)
     try:
         # An ending supervisor still has its server: a client must not begin with it.
         return bool(client.ping()) and not (settings.state_dir / "ending").exists()

@@ -40,6 +40,17 @@ class LongshoreError(Exception):
     def __str__(self) -> str:
         return f"{self.message}: {self.remedy}" if self.remedy else self.message
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Keyword-only arguments are not in `args`, from which exceptions are copied between processes.
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[LongshoreError], args: tuple[Any, ...], state: dict[str, Any]) -> LongshoreError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
 
 class UsageError(LongshoreError):
     """What was asked for cannot be done as it was asked."""
@@ -153,11 +164,16 @@ class StepCancelled(OperationError):
 def chain(error: BaseException) -> Iterator[BaseException]:
     """The error and everything it was raised from, outermost first."""
     seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
+            continue
         seen.add(id(current))
         yield current
-        current = current.__cause__ or current.__context__
+        waiting.append(current.__cause__ or current.__context__)
+        if isinstance(current, BaseExceptionGroup):
+            waiting += reversed(current.exceptions)
 
 
 def exit_code_of(error: BaseException) -> int:

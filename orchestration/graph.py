@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
+from html import escape as escape_html
 
 from longshore.orchestration.compiled import CompiledPlan, CompiledStep
 from longshore.orchestration.report import Report
@@ -26,6 +26,17 @@ _COLOURS = {
     "undo_failed": ("#fca5a5", "#7f1d1d"),
 }
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 190, 46, 28, 44, 20
+
+
+def escape(text: str) -> str:
+    """For XML, which has no control characters but three."""
+    return escape_html(
+        "".join(
+            c
+            for c in text
+            if c in "\t\n\r" or (c >= " " and not 0xD800 <= ord(c) <= 0xDFFF and c not in "\ufffe\uffff")
+        )
+    )
 
 
 def states_of(report: Report | None) -> dict[str, str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
@@ -37,7 +39,7 @@ def _state_home() -> Path:
 class Settings(BaseSettings):
     """Everything that a deployment may set. Names in the environment: `LONGSHORE_REDIS_URL`, …"""
 
-    model_config = SettingsConfigDict(env_prefix="LONGSHORE_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="LONGSHORE_", env_ignore_empty=True, extra="forbid", frozen=True)
 
     #: Without one, an embedded server is started and kept in the state folder.
     redis_url: str | None = None
@@ -88,10 +90,12 @@ class Settings(BaseSettings):
             path = Path(config)
             if not path.is_file():
                 raise ConfigError(f"no such configuration file: {config}")
-            if path.suffix == ".toml":
-                sources.append(TomlConfigSettingsSource(settings_cls, path))
-            else:
-                sources.append(YamlConfigSettingsSource(settings_cls, path))
+            kind = TomlConfigSettingsSource if path.suffix == ".toml" else YamlConfigSettingsSource
+            try:
+                sources.append(kind(settings_cls, path))
+            except (yaml.YAMLError, tomllib.TOMLDecodeError, OSError, ValueError, TypeError) as error:
+                what = " ".join(str(error).split())
+                raise ConfigError(f"the configuration file {config} cannot be read: {what}") from error
         return tuple(sources)
 
     @property

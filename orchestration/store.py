@@ -26,7 +26,7 @@ SCHEMA_VERSION = 1
 #: How often a step's worker may be lost before the step is given up.
 MAX_LOST = 3
 #: Times that a command is sent again over a new connection before the caller is told.
-_TRIES = 2
+_TRIES = 1
 #: Seconds that a read may wait on the server.
 _LONGEST_BLOCK = 2.0
 

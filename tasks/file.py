@@ -51,10 +51,11 @@ def _read(path: Path) -> tuple[_State, bytes] | None:
         raise Preflight(f"{path}: permission denied", remedy="run the worker as a user that may") from error
     except OSError as error:
         raise Preflight(f"{path} is a link or cannot be read: {error.strerror}") from error
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(fd)
+        raise Preflight(f"{path} is there and is not a regular file")
     with os.fdopen(fd, "rb") as file:
-        info = os.fstat(file.fileno())
-        if not stat.S_ISREG(info.st_mode):
-            raise Preflight(f"{path} is there and is not a regular file")
         data = file.read()
     state = _State(_sha(data), len(data), stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
     return state, data
@@ -89,7 +90,7 @@ def _content(ctx: Context, params: DeployParams) -> bytes:
         env = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
         try:
             data = env.from_string(data.decode()).render(**params.vars).encode()
-        except (jinja2.TemplateError, UnicodeDecodeError) as error:
+        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise Preflight(f"the template of {params.path} does not render: {error}") from error
     if len(data) > _CONTENT_LIMIT:
         raise Preflight(f"{params.path}: {len(data)} bytes are more than the {_CONTENT_LIMIT} that a plan carries")
@@ -169,6 +170,15 @@ def _made_directories(path: Path) -> list[str]:
     return missing
 
 
+def _remove_empty(made: list[str]) -> None:
+    """Innermost first, as long as nothing else is in them."""
+    for directory in reversed(made):
+        try:
+            Path(directory).rmdir()
+        except OSError:
+            break
+
+
 @implements(DEPLOY)
 class Deploy(Implementation[DeployParams]):
     """Compares what is on disk, not what was deployed last, so that drift is repaired."""
@@ -193,7 +203,11 @@ class Deploy(Implementation[DeployParams]):
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise Preflight(f"{path.parent}: {error.strerror}") from error
-            _write(ctx, path, data, wanted)
+            try:
+                _write(ctx, path, data, wanted)
+            except Preflight:
+                _remove_empty(before["made"])  # so that nothing was touched indeed
+                raise
         result = {
             "path": str(path),
             "sha256": wanted.sha256,
@@ -257,11 +271,7 @@ class Deploy(Implementation[DeployParams]):
     @staticmethod
     def _tidy(ctx: Context, before: dict[str, Any]) -> None:
         """Remove the directories made for the file, unless something else is in them now."""
-        for directory in reversed(before.get("made", [])):
-            try:
-                Path(directory).rmdir()
-            except OSError:
-                break
+        _remove_empty(before.get("made", []))
         backup = _backup_path(ctx)
         with contextlib.suppress(OSError):
             backup.unlink()

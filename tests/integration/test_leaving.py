@@ -200,7 +200,9 @@ def test_the_embedded_default_survives_a_kill_of_everything(embedded: Embedded, 
     # then the next command brings the run to its end
     watched = embedded.longshore("runs", "watch", "unplugged", "-o", "json")
     assert watched.code == 0, watched.err
-    assert [step["attempts"] for step in watched.json["steps"]] == [1, 2, 1]
+    before, sleep, after = (step["attempts"] for step in watched.json["steps"])
+    assert (before, after) == (1, 1)
+    assert sleep in {1, 2}  # the message may have been lost before it was claimed
     assert lines(log) == ["before", "after"]
 
 

@@ -158,7 +158,7 @@ def test_a_command_that_comes_while_its_run_is_looked_at_is_not_lost(world: Call
 
     def look_and_be_asked(run_id: str) -> Any:
         found = looks(run_id)
-        if len(run.store.commands(run.run_id)) == 1 and found[0].get("cmd"):
+        if len(run.store.commands(run.run_id)) == 1 and found.fields.get("cmd"):
             run.store.command(run.run_id, "undo")
         return found
 

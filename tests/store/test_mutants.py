@@ -265,7 +265,7 @@ def a_command_is_carried_out_once(bed: Bed) -> None:
     bed.lay("undo_failed")
     command = {"kind": "undo"}
     bed.store.carry_out(bed.run_id, "1-1", command, 2, [0])
-    assert bed.store.finish(bed.run_id, R.UNDOING, R.UNDO_FAILED, [])
+    assert bed.store.finish(bed.run_id, R.UNDOING, R.UNDO_FAILED, [], epoch=1)
     assert bed.store.carry_out(bed.run_id, "1-1", command, 2, [0]) == "old"
     assert bed.run("state") == R.UNDO_FAILED
 

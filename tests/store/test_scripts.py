@@ -78,7 +78,7 @@ def live_a_whole_life(bed: Bed) -> None:
     bed.store.carry_out(bed.run_id, "1-1", {"kind": "undo", "actor": "eve"}, 1, [0])
     bed.open_undo(0, [0])
     bed.complete(0, bed.claim(0, "u").fence, "undone", side="u")
-    bed.store.finish(bed.run_id, R.UNDOING, R.UNDONE, [])
+    bed.store.finish(bed.run_id, R.UNDOING, R.UNDONE, [], epoch=1)
 
 
 def test_every_transition_is_one_version_and_one_event(bed: Bed) -> None:
