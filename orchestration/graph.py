@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from html import escape as escape_html
 
@@ -9,6 +10,7 @@ from longshore.orchestration.compiled import CompiledPlan, CompiledStep
 from longshore.orchestration.report import Report
 from longshore.orchestration.states import StepState, UndoState
 
+_NOT_XML = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
 #: Fill and stroke by state; pairs that differ in lightness too, for eyes that do not see the colour.
 _COLOURS = {
     "pending": ("#f3f4f6", "#6b7280"),
@@ -30,13 +32,7 @@ _WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 190, 46, 28, 44, 20
 
 def escape(text: str) -> str:
     """For XML, which has no control characters but three."""
-    return escape_html(
-        "".join(
-            c
-            for c in text
-            if c in "\t\n\r" or (c >= " " and not 0xD800 <= ord(c) <= 0xDFFF and c not in "\ufffe\uffff")
-        )
-    )
+    return escape_html(_NOT_XML.sub("", text))
 
 
 def states_of(report: Report | None) -> dict[str, str]:

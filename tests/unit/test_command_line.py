@@ -304,10 +304,6 @@ def test_celery_has_the_commands_too(capsys: Captured) -> None:
     assert "no plan 'nope'" in one_line(capsys)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="orchestration/__init__.py imports the client, and so celery, for `longshore --help` too (0.5 s of 0.7)",
-)
 def test_help_does_not_load_what_only_running_needs() -> None:
     code = (
         "import sys\n"

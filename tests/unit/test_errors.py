@@ -93,9 +93,6 @@ def test_errors_that_were_raised_from_each_other_do_not_make_a_circle() -> None:
     assert exit_code_of(one) == 1
 
 
-@pytest.mark.xfail(
-    strict=True, reason="errors.py chain: does not look into an ExceptionGroup, as asyncio's TaskGroup raises"
-)
 def test_an_error_keeps_its_exit_code_in_a_group() -> None:
     assert exit_code_of(ExceptionGroup("several", [ValueError("x"), PlanError("y")])) == 2
 
@@ -109,9 +106,6 @@ def test_an_error_keeps_its_exit_code_in_a_group() -> None:
         Transient("a", remedy="b", data={"x": 1}),
         pytest.param(
             RunFailed("a", report={"state": "undone"}, exit_code=3),
-            marks=pytest.mark.xfail(
-                strict=True, raises=TypeError, reason="errors.py RunFailed: keyword-only arguments cannot be unpickled"
-            ),
         ),
     ],
     ids=lambda value: type(value).__name__,

@@ -190,16 +190,10 @@ def test_without_a_word_content_is_no_template(host: Path) -> None:
         pytest.param(
             "{{ port / 0 }}",
             "does not render",
-            marks=pytest.mark.xfail(
-                strict=True, reason="tasks/file.py _content: only TemplateError counts, not ZeroDivisionError"
-            ),
         ),
         pytest.param(
             "{{ port + 'x' }}",
             "does not render",
-            marks=pytest.mark.xfail(
-                strict=True, reason="tasks/file.py _content: only TemplateError counts, not TypeError"
-            ),
         ),
     ],
 )
@@ -258,11 +252,6 @@ def listen(path: Path) -> None:
         pytest.param(
             lambda path: path.mkdir(),
             id="folder",
-            marks=pytest.mark.xfail(
-                strict=True,
-                raises=IsADirectoryError,
-                reason="tasks/file.py _read: os.fdopen refuses a folder before fstat is asked; the descriptor leaks",
-            ),
         ),
     ],
 )
@@ -506,10 +495,6 @@ def test_a_write_that_fails_leaves_the_file_as_it_was_and_nothing_beside_it(
     assert seen(host) == was
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="tasks/file.py act: makes folders, then fails as Preflight, which is never undone: the folders stay",
-)
 def test_a_failure_that_says_it_had_no_effect_has_had_none(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # given: a worker that may not give files away
     step = deploy(host / "a" / "b" / "app.conf", owner=os.geteuid() + 1)

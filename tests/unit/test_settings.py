@@ -93,9 +93,6 @@ def test_a_wrong_setting_in_a_file_is_named(tmp_path: Path, monkeypatch: pytest.
         load_settings()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="settings.py load_settings: a file that cannot be parsed is an error of the parser's"
-)
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -119,9 +116,6 @@ def test_a_file_that_cannot_be_read_is_a_wrong_configuration(
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.xfail(
-    strict=True, reason="settings.py Settings: a misspelt setting in a file is passed over (extra='ignore')"
-)
 def test_a_setting_that_does_not_exist_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config(monkeypatch, tmp_path / "c.yaml", "leese: 3s\n")
 
@@ -129,10 +123,6 @@ def test_a_setting_that_does_not_exist_is_told(tmp_path: Path, monkeypatch: pyte
         load_settings()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="settings.py: LONGSHORE_REDIS_URL= is neither a URL nor none, so no server is started (env_ignore_empty)",
-)
 def test_a_variable_that_is_empty_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("REDIS_URL", "ACTOR", "CONCURRENCY"):
         monkeypatch.setenv(f"LONGSHORE_{name}", "")
