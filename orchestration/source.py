@@ -32,6 +32,10 @@ _MAX_DEPTH = 64
 _SCALARS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp"))
 
 
+class _TooDeepError(PlanError):
+    """No reader of anything should go on with it."""
+
+
 class _Document:
     """A parsed file and where each part of it stands."""
 
@@ -43,6 +47,8 @@ class _Document:
         self._loader = yaml.SafeLoader("")
         try:
             self.data = self._from_yaml()
+        except _TooDeepError:
+            raise
         except PlanError:
             # JSON is read as YAML for the sake of the lines; where the two differ, JSON counts.
             self.data = self._from_json()
@@ -56,7 +62,9 @@ class _Document:
         if not self._text.lstrip().startswith("{"):
             return None
         try:
-            return json.loads(self._text, object_pairs_hook=_once, parse_constant=_no_constant)
+            data = json.loads(self._text, object_pairs_hook=_once, parse_constant=_no_constant)
+            json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is no text
+            return data
         except (ValueError, RecursionError):
             return None
 
@@ -76,7 +84,7 @@ class _Document:
                 depth += 1
                 if depth > _MAX_DEPTH:
                     line = event.start_mark.line + 1 if event.start_mark else None
-                    raise self._problem("it is nested too deeply", line)
+                    raise _TooDeepError([Problem("it is nested too deeply", line=line)], source=self.source)
             elif isinstance(event, yaml.CollectionEndEvent):
                 depth -= 1
 
@@ -104,7 +112,7 @@ class _Document:
         if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
             return [self._build(item, (*path, i)) for i, item in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
-            return self._scalar(node)
+            return self._scalar(node, path)
         raise self._problem(f"the tag {node.tag} is not allowed", line, _step_of(path))
 
     def _items(self, node: yaml.MappingNode, path: _Path) -> Iterator[tuple[str, Any]]:
@@ -125,16 +133,17 @@ class _Document:
             self.lines[(*path, name)] = line
             yield name, self._build(value_node, (*path, name))
 
-    def _scalar(self, node: yaml.ScalarNode) -> Any:
+    def _scalar(self, node: yaml.ScalarNode, path: _Path) -> Any:
         if node.tag == "tag:yaml.org,2002:str":
             return node.value
         try:
             value = self._loader.construct_object(node, deep=True)
         except (yaml.YAMLError, ValueError, OverflowError) as error:
             what = str(getattr(error, "problem", None) or error)
-            raise self._problem(what, node.start_mark.line + 1) from None
+            raise self._problem(what, node.start_mark.line + 1, _step_of(path)) from None
         if isinstance(value, float) and not math.isfinite(value):
-            raise self._problem(f"{node.value} is not a number that JSON has", node.start_mark.line + 1)
+            what = f"{node.value} is not a number that JSON has"
+            raise self._problem(what, node.start_mark.line + 1, _step_of(path))
         # Dates are the one scalar of YAML that JSON does not have.
         return value if isinstance(value, str | int | float | bool | type(None)) else str(node.value)
 

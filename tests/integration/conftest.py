@@ -65,9 +65,9 @@ def _close(installation: Installation) -> None:
 @pytest.fixture(scope="package")
 def workers(redis_server: servers.RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """An installation in the default name space, with a worker for everything. For tests that kill nothing."""
-    server = tmp_path_factory.mktemp("everyday")
-    options = {"docker_host": f"unix://{server / 'engine.sock'}"}
-    made = _make(redis_server, server, {"namespace": "longshore", "options": options})
+    folder = tmp_path_factory.mktemp("everyday")
+    engine = f"unix://{folder / 'engine.sock'}"
+    made = _make(redis_server, folder, {"namespace": "longshore", "docker_host": engine})
     try:
         made.worker("everyday", "--concurrency", "2", "--task-events").start()
         yield made

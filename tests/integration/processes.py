@@ -166,6 +166,8 @@ class Installation:
     namespace: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:8]}")
     #: Settings of clients and workers.
     options: dict[str, str] = field(default_factory=dict)
+    #: Where its workers look for the Docker engine.
+    docker_host: str = ""
     workers: list[Worker] = field(default_factory=list)
     _clients: list[Client] = field(default_factory=list)
     _redis: redis.Redis | None = None
@@ -180,6 +182,8 @@ class Installation:
             "state_dir": str(self.folder / "state"),
             "actor": "tester",
         }
+        if self.docker_host:
+            given["docker_host"] = self.docker_host
         return mine | {f"LONGSHORE_{name.upper()}": value for name, value in (given | self.options).items()}
 
     @property

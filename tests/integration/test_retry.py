@@ -117,7 +117,7 @@ def socket(workers: Installation) -> Iterator[Path]:
 
 
 def engine_socket(installation: Installation) -> Path:
-    return Path(installation.options["docker_host"].removeprefix("unix://"))
+    return Path(installation.docker_host.removeprefix("unix://"))
 
 
 def appears(after: float, make: Callable[[], Any]) -> threading.Timer:
@@ -156,7 +156,7 @@ def test_the_real_engine_away_for_three_seconds_does_the_work_when_it_is_back(
 ) -> None:
     # given a worker of its own: one remembers which version its engine speaks
     real = servers.engine_url().removeprefix("unix://")
-    patient = install(options={"docker_host": f"unix://{short_folder / 'engine'}"})
+    patient = install(docker_host=f"unix://{short_folder / 'engine'}")
     patient.worker("patient", "--concurrency", "1", "--task-events").start()
 
     label = {"label": "longshore.run=patient-again"}

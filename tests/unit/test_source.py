@@ -167,21 +167,6 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
     ),
 }
 
-NO_STEP = "source.py _scalar: does not know the way to itself, so the step is not named (_step_of)"
-#: What the product does not refuse yet.
-NOT_REFUSED = {
-    "deep nesting in JSON": "source.py _Document: refused as YAML, JSON is read instead, and cannot be written again",
-    "half a character in JSON": "source.py _Document: refused as YAML, JSON is read instead; nothing can encode it",
-}
-#: That, and what it refuses with other words.
-DEFECTS: dict[str, str] = NOT_REFUSED | {
-    "a value that is no number": NO_STEP,
-    "a value without end": NO_STEP,
-    "a duration that never ends": NO_STEP,
-    "a sleep that is no number": NO_STEP,
-    "no date": NO_STEP,
-}
-
 
 def told(error: PlanError) -> None:
     """Every refusal is a usage error of one line."""
@@ -190,12 +175,7 @@ def told(error: PlanError) -> None:
 
 
 def bad() -> list[Any]:
-    return [
-        pytest.param(
-            *row, id=name, marks=pytest.mark.xfail(strict=True, reason=DEFECTS[name]) if name in DEFECTS else ()
-        )
-        for name, row in BAD.items()
-    ]
+    return [pytest.param(*row, id=name) for name, row in BAD.items()]
 
 
 @pytest.mark.parametrize(("text", "step", "line", "says"), bad())
