@@ -189,7 +189,7 @@ class Installation:
     @property
     def settings(self) -> Settings:
         given: dict[str, Any] = {"redis_url": self.redis_url, "namespace": self.namespace, "actor": "tester"}
-        return Settings(**given, state_dir=self.folder / "state", **self.options)
+        return Settings(**(given | {"state_dir": self.folder / "state"} | self.options))
 
     @property
     def redis(self) -> redis.Redis:
@@ -239,7 +239,8 @@ class Installation:
 
     def queue(self, name: str) -> list[bytes]:
         """The messages that wait in a queue, the next one first."""
-        return list(reversed(self.redis.lrange(self.queue_key(name), 0, -1)))
+        waiting: Any = self.redis.lrange(self.queue_key(name), 0, -1)
+        return list(reversed(waiting))
 
     def queue_key(self, name: str) -> str:
         return f"{self.settings.broker_prefix()}{name}"
@@ -273,7 +274,7 @@ def said(process: subprocess.Popen[str], timeout: float = PATIENCE) -> Said:
     except subprocess.TimeoutExpired:
         process.kill()
         out, err = process.communicate()
-        raise AssertionError(f"{process.args} did not end in {timeout:g} s\n{out}\n{err}") from None
+        raise AssertionError(f"{process.args!r} did not end in {timeout:g} s\n{out}\n{err}") from None
     return Said(process.returncode, out, err)
 
 

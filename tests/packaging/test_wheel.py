@@ -66,7 +66,16 @@ def clean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clean") / "venv"
     call(sys.executable, "-m", "venv", "--without-pip", folder)
     # Byte code is made when it is needed: most of what is installed never is.
-    pip = [sys.executable, "-m", "pip", "--python", folder / "bin/python", "install", "--quiet", "--no-compile"]
+    pip: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        folder / "bin/python",
+        "install",
+        "--quiet",
+        "--no-compile",
+    ]
     call(*pip, wheel, cwd=folder)
     return folder / "bin"
 
@@ -231,7 +240,7 @@ def test_a_users_mypy_sees_the_types(clean: Path, tmp_path: Path) -> None:
     )
 
     # when
-    mypy = [sys.executable, "-m", "mypy", "--strict", "--python-executable", clean / "python"]
+    mypy: list[str | Path] = [sys.executable, "-m", "mypy", "--strict", "--python-executable", clean / "python"]
     done = run(*mypy, "--cache-dir", tmp_path / "cache", code, cwd=tmp_path)
 
     # then both mistakes are found, and nothing else

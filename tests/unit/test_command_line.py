@@ -15,7 +15,7 @@ from longshore.orchestration.cli.common import read_params
 from longshore.orchestration.cli.main import call, celery_plugin
 from longshore.orchestration.plan import Plan
 from tests.unit.plans import diamond
-from tests.unit.test_source import BAD, NOT_REFUSED
+from tests.unit.test_source import BAD
 
 Captured = pytest.CaptureFixture[str]
 
@@ -135,7 +135,7 @@ def test_a_stored_plan_is_looked_at_by_its_name(plan: str, monkeypatch: pytest.M
 
 
 #: Each bad plan with `run`, and each that is not a large one with a command that only looks.
-CALLS = [("run", name) for name in BAD if name not in NOT_REFUSED]
+CALLS = [("run", name) for name in BAD]
 CALLS += [("plan levels", name) for command, name in CALLS if len(BAD[name][0]) < 10_000]
 
 

@@ -26,7 +26,7 @@ def test_every_point_is_in_the_code_and_every_point_in_the_code_is_in_the_list()
     assert len(set(crash.POINTS)) == len(crash.POINTS)
 
 
-@pytest.mark.parametrize("asked", [None, "", "nothing.of.that.name", "step.acted:", "undo.claimed"])
+@pytest.mark.parametrize("asked", [None, "", "nothing.of.that.name", "step.acted:", "undo.claimed", "step"])
 def test_nothing_happens_where_nothing_is_asked_for(asked: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     def kill(pid: int, number: int) -> None:
         raise AssertionError(f"kill {pid} {number}")

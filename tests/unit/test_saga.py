@@ -391,6 +391,8 @@ def promises(run: Simulation) -> None:
         what_was_done_is_told(run, step, record)
         what_was_done_is_taken_back_or_named(run, step, record)
     assert run.state in fitting_ends(run)
+    if run.cause is Cause.FAILURE:  # and never because of an always step
+        assert any(record.status in STEP_BAD and run.plan.stops(step.index) and not step.always for step, record in of)
     assert left_over(run.plan, run.state, {i: record.record() for i, record in enumerate(run.steps)}) == [
         step.index for step, record in of if stands(run, step, record)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,12 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
         2,
         "it is nested too deeply",
     ),
+    "a duplicate step in JSON": (
+        '{"name": "p", "steps": {\n"a": {"op": "noop.execute"},\n"a": {"op": "noop.execute"}}}',
+        "a",
+        3,
+        "there are two steps of this name",
+    ),
     "half a character in JSON": (
         '{"name": "p",\n"description": "\\ud800", "steps": {"a": {"op": "noop.execute"}}}',
         None,
@@ -260,6 +267,20 @@ def test_json_is_read_with_its_lines_too() -> None:
     assert plan.name == "p"
     told(caught.value)
     assert caught.value.problems[0].line == 4
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="source.py _no_constant: what json.dumps makes of NaN is no JSON, so it is read as YAML's text 'NaN'",
+)
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_json_does_not_have_is_not_read_as_text(number: float) -> None:
+    plan = {"name": "p", "steps": {"a": {"op": "noop.execute", "with": {"data": {"x": number}}}}}
+
+    with pytest.raises(PlanError) as caught:
+        parse(json.dumps(plan))
+
+    told(caught.value)
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
