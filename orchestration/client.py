@@ -41,7 +41,8 @@ from longshore.orchestration.source import load
 from longshore.orchestration.states import TERMINAL, RunState
 from longshore.orchestration.store import SCHEMA_VERSION, Store, actor
 
-RUN_ID = re.compile(r"[A-Za-z0-9._@-]{1,128}")
+#: It becomes a part of keys and of file names.
+RUN_ID = re.compile(r"(?!\.\.?$)[A-Za-z0-9._@-]{1,128}")
 _PROBE_SECONDS = 60.0
 
 

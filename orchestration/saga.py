@@ -107,6 +107,7 @@ class Finish:
 Transition = OpenLevel | OpenUndo | Abort | Drain | GiveUpUndo | Finish
 
 _QUEUED = frozenset({StepState.READY, StepState.RETRYING})
+_STOPPED_HALF_WAY = frozenset({StepState.FAILED, StepState.CANCELLED})
 _UNDO_QUEUED = frozenset({UndoState.READY, UndoState.RETRYING})
 
 
@@ -251,8 +252,8 @@ def _bad_end(run: RunRecord, steps: Mapping[int, StepRecord]) -> RunState:
 def left_over(plan: CompiledPlan, state: RunState, steps: Mapping[int, StepRecord]) -> list[int]:
     """Steps whose effect stands although the run did not succeed.
 
-    A failed step without an undo is told of in its own record and not here: it is known to have
-    failed, not to have changed something.
+    A failed or cancelled step without an undo is told of in its own record and not here: it is known
+    to have stopped, not to have changed something.
     """
     if state is RunState.SUCCEEDED:
         return []
@@ -261,7 +262,7 @@ def left_over(plan: CompiledPlan, state: RunState, steps: Mapping[int, StepRecor
         record = steps[step.index]
         if (
             record.undo is UndoState.UNDO_FAILED
-            or (record.undo is UndoState.NOT_UNDOABLE and record.status is not StepState.FAILED)
+            or (record.undo is UndoState.NOT_UNDOABLE and record.status not in _STOPPED_HALF_WAY)
             or (
                 state in {RunState.PARTIAL, RunState.FAILED}
                 and record.status in {StepState.CHANGED, StepState.UNKNOWN}

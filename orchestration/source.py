@@ -24,12 +24,16 @@ _Path = tuple[str | int, ...]
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SUFFIXES = (".yaml", ".yml", ".json")
 #: Nodes after aliases are followed; a bomb of aliases grows far beyond any real plan.
-_MAX_NODES = 2_000_000
+_MAX_NODES = 500_000
 
 
 #: Levels of a file; a plan has about ten.
 _MAX_DEPTH = 64
 _SCALARS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp"))
+
+
+class _NotJsonError(PlanError):
+    """JSON, but for what its readers make of it beyond the standard."""
 
 
 class _TooDeepError(PlanError):
@@ -65,6 +69,8 @@ class _Document:
             data = json.loads(self._text, object_pairs_hook=_once, parse_constant=_no_constant)
             json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is no text
             return data
+        except _NotJsonError as error:
+            raise PlanError(error.problems, source=self.source) from None
         except (ValueError, RecursionError):
             return None
 
@@ -167,7 +173,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    raise _NotJsonError(f"{name} is not a number that JSON has")
 
 
 def parse(text: str, *, source: str = "plan") -> Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,11 @@ _LONGEST_BLOCK = 2.0
 
 def _ms(seconds: float) -> int:
     return round(seconds * 1000)
+
+
+def _mark() -> int:
+    """Of an entry in the inbox. No two are the same, or a slow sweeper would take a later entry for what it saw."""
+    return secrets.randbits(52)
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,7 @@ class Store:
         The inbox comes first: a request that nobody knows of would never be looked at.
         """
         key = self.keys.of(run_id).request
-        self._call(self.client.zincrby, self.keys.inbox, 1, run_id)
+        self._call(self.client.zadd, self.keys.inbox, {run_id: _mark()})
         return self._call(self.client.set, key, body, nx=True, get=True)  # type: ignore[no-any-return]
 
     def command(self, run_id: str, kind: str, *, reason: str = "", keep: bool = False) -> str:
@@ -157,7 +163,7 @@ class Store:
             "keep": "1" if keep else "",
         }
         command_id = self._call(self.client.xadd, self.keys.of(run_id).commands, fields)
-        self._call(self.client.zincrby, self.keys.inbox, 1, run_id)
+        self._call(self.client.zadd, self.keys.inbox, {run_id: _mark()})
         return str(command_id)
 
     def commands(self, run_id: str) -> list[tuple[str, dict[str, str]]]:
@@ -338,9 +344,21 @@ class Store:
         )  # fmt: skip
         return Recorded(code != "stale", str(advance) == "1")
 
-    def retry(self, run_id: str, index: int, side: str, fence: str, delay: float, grace: float, error: str) -> int:
+    def retry(
+        self,
+        run_id: str,
+        index: int,
+        side: str,
+        fence: str,
+        delay: float,
+        grace: float,
+        error: str,
+        *,
+        always: bool = False,
+    ) -> int:
         """1 noted, 0 the step is another attempt's now, -1 the run is ending."""
-        return int(self._run("retry", run_id, index, side, fence, _ms(delay), _ms(grace), error))
+        times = (_ms(delay), _ms(grace))
+        return int(self._run("retry", run_id, index, side, fence, *times, error, "1" if always else ""))
 
     def renew(self, run_id: str, attempts: Iterable[tuple[str, str]]) -> int:
         flat = [part for pair in attempts for part in pair]
@@ -407,15 +425,12 @@ class Store:
         jumped) every worker gets one whole lease to renew first (SEMANTICS 24).
         """
         now, lease = self.now(), _ms(self.settings.lease)
-        pipe = self.client.pipeline()
-        pipe.get(self.keys.tick)
-        pipe.set(self.keys.tick, now)
-        pipe.get(self.keys.pause)
-        before, _, pause = self._call(pipe.execute)
-        if before is not None and abs(now - int(before)) > lease:
+        before, pause = self._call(self.client.mget, self.keys.tick, self.keys.pause)
+        gap = before is not None and abs(now - int(before)) > lease
+        if gap:  # the pause first: whoever finds the new tick must find it too
             self._call(self.client.set, self.keys.pause, now + lease, px=lease)
-            return False
-        return pause is None or int(pause) <= now
+        self._call(self.client.set, self.keys.tick, now)
+        return not gap and (pause is None or int(pause) <= now)
 
     def at_rest(self, run_id: str) -> None:
         self._call(self.client.zrem, self.keys.live, run_id)

@@ -143,7 +143,7 @@ def _as_data(value: Any, text: str) -> Any:
 @lru_cache(maxsize=4096)
 def _lone_expression(text: str) -> str | None:
     """The expression's own text if the whole value is one `{{ … }}`."""
-    stripped = text.strip()
+    stripped = text.strip(" ")  # a line's end is text, as in a block of YAML
     if not (stripped.startswith("{{") and stripped.endswith("}}")):
         return None
     tokens = list(_ENVIRONMENT.lex(stripped))

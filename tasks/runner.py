@@ -302,7 +302,8 @@ class Attempt:
         settings = self.store.settings
         parked = delay > LONGEST_COUNTDOWN
         grace = 0.0 if parked else settings.lease
-        noted = self.store.retry(self.run_id, self.index, side, grant.fence, delay, grace, str(error)[:500])
+        text, always = str(error)[:500], self.step.always
+        noted = self.store.retry(self.run_id, self.index, side, grant.fence, delay, grace, text, always=always)
         if noted == 0:
             raise Refused("the step is another attempt's now")
         if noted == 1:

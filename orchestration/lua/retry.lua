@@ -2,6 +2,7 @@
 --
 -- FROM     running (undoing) under the fence given; not while the run is ending
 -- ARGV[1]  index  ARGV[2]  '' or 'u'  ARGV[3]  fence  ARGV[4]  delay ms  ARGV[5]  grace ms  ARGV[6]  error
+-- ARGV[7]  '1' for an always step, which has its turn also when the run is ending
 -- RETURNS  1 noted, 0 the attempt has lost its step, -1 the run is ending: record a failure instead
 -- EVENTS   step_retrying | undo_retrying
 local i, p = ARGV[1], ARGV[2]
@@ -15,7 +16,7 @@ end
 if status ~= (p == '' and 'running' or 'undoing') then
   return 0
 end
-if p == '' and redis.call('HGET', run, 'state') == 'aborting' then
+if p == '' and ARGV[7] ~= '1' and redis.call('HGET', run, 'state') == 'aborting' then
   return -1
 end
 local due = now + tonumber(ARGV[4])

@@ -189,5 +189,5 @@ class Bed:
     def journal(self, index: int, fence: str, rendered: str = "", before: str = "", *, side: str = "") -> bool:
         return self.store.journal(self.run_id, index, side, fence, rendered, before)
 
-    def expire(self, index: int = 0, side: str = "", *, repeatable: bool = True) -> str:
-        return self.store.expire(self.run_id, index, side, repeatable=repeatable)
+    def expire(self, index: int = 0, side: str = "", *, repeatable: bool = True, **more: bool) -> str:
+        return self.store.expire(self.run_id, index, side, repeatable=repeatable, **more)

@@ -120,6 +120,17 @@ def test_a_retry_is_not_claimed_before_its_time(bed: Bed, side: str) -> None:
     assert bed.claim(0, side, "other").attempt == 2
 
 
+def test_an_always_step_whose_retry_was_drained_need_not_wait_for_its_time(bed: Bed) -> None:
+    bed.dispatch("")
+    bed.retry(0, bed.claim(0).fence, delay=600)
+    bed.put(state="aborting")
+    bed.store.drain(bed.run_id, [(0, True)])
+
+    assert bed.open_level(R.FINISHING, 0, [0])
+
+    assert bed.claim(0, owner="other").attempt == 2
+
+
 @SIDES
 def test_fences_grow_with_every_claim(bed: Bed, side: str) -> None:
     bed.dispatch(side)

@@ -72,7 +72,7 @@ def test_an_advance_that_was_lost_is_made_up_for(world: Callable[..., World]) ->
     do(lost, 0)
     lost.line.clear()
 
-    lost.bed.age(11)
+    lost.age(11)
     lost.driver.sweep()
 
     assert lost.store.state(lost.run_id) == RunState.SUCCEEDED
@@ -83,7 +83,7 @@ def test_a_step_that_no_worker_takes_fails_and_says_so(world: Callable[..., Worl
     alone = world(plan_of("a"), claim_timeout=600.0)
     alone.driver.sweep()
 
-    alone.bed.age(601)
+    alone.age(601)
     alone.driver.sweep()
 
     assert alone.bed.step("s:0") == "failed"
@@ -99,7 +99,7 @@ def test_an_undo_that_takes_too_long_is_given_up_and_named(world: Callable[..., 
     do(slow, 0, "undone", "u")
     slow.line.clear()
 
-    slow.bed.age(61)
+    slow.age(61)
     slow.driver.sweep()
 
     assert slow.store.state(slow.run_id) == RunState.UNDO_FAILED
@@ -211,7 +211,7 @@ def test_an_always_step_that_is_lost_as_its_run_is_cancelled_runs_again(world: C
     run.driver_store.commands = list  # type: ignore[assignment,method-assign]
     run.driver._carry_out = lambda *_: False  # type: ignore[method-assign]
     run.driver_store.expire = cancelled_meanwhile  # type: ignore[method-assign]
-    run.bed.age(11)
+    run.age(11)
     run.driver.sweep()
     run.settle()
 

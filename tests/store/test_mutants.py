@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from longshore.orchestration import lua
+from longshore.orchestration.saga import RunRecord
 from longshore.orchestration.states import Cause, RunState
 from tests.servers import RedisServer
 from tests.store.bed import LEASE, Bed
@@ -180,6 +181,56 @@ def what_must_not_be_repeated_is_not(bed: Bed) -> None:
     bed.claim(0)
     bed.end_lease("0")
     assert bed.expire(0, repeatable=False) == "unknown"
+
+
+def a_loss_ends_a_run_that_runs_alone(bed: Bed) -> None:
+    bed.begin(0)
+    bed.claim(0)
+    bed.put(state="finishing")
+    bed.end_lease("0")
+    bed.expire(0, repeatable=False, stops=True)
+    assert bed.run("state") == R.FINISHING
+
+
+def what_is_lost_in_a_run_that_is_ending_is_not_repeated(bed: Bed) -> None:
+    bed.begin(0)
+    bed.claim(0)
+    bed.store.abort(bed.run_id, Cause.CANCEL, "")
+    bed.end_lease("0")
+    assert bed.expire(0) == "unknown"
+
+
+def an_always_step_that_is_lost_has_its_turn(bed: Bed) -> None:
+    bed.begin(0)
+    bed.claim(0)
+    bed.store.abort(bed.run_id, Cause.CANCEL, "")
+    bed.end_lease("0")
+    assert bed.expire(0, always=True) == "again"
+    assert bed.step("s:0") is None
+
+
+def reopen(bed: Bed) -> RunRecord:
+    """The record of before; state, level and what is left are the same afterwards."""
+    bed.lay("undoing", left=0, ulevel=2)
+    seen = bed.record()
+    bed.store.finish(bed.run_id, R.UNDOING, R.UNDO_FAILED, [])
+    bed.store.carry_out(bed.run_id, "1-1", {"kind": "undo"}, 2, [])
+    return seen
+
+
+def a_run_that_was_reopened_is_not_ended_by_what_was_decided_before(bed: Bed) -> None:
+    seen = reopen(bed)
+    assert not bed.store.finish(bed.run_id, R.UNDOING, R.UNDO_FAILED, [], seen.epoch)
+
+
+def a_run_that_was_reopened_is_not_undone_by_what_was_decided_before(bed: Bed) -> None:
+    seen = reopen(bed)
+    assert not bed.open_undo(1, [1], seen=seen)
+
+
+def a_run_that_was_reopened_is_not_finished_by_what_was_decided_before(bed: Bed) -> None:
+    seen = reopen(bed)
+    assert not bed.open_level(R.FINISHING, 1, [1], seen=seen)
 
 
 def a_level_waits_for_the_one_before(bed: Bed) -> None:
@@ -465,6 +516,29 @@ MUTANTS = [
     ),
     Mutant("expire", "and lost < tonumber(ARGV[4])", "", a_step_that_kills_its_workers_is_given_up),
     Mutant("expire", "ARGV[3] == '1' and", "", what_must_not_be_repeated_is_not),
+    Mutant("expire", "ARGV[7] == '1' and state == 'running'", "ARGV[7] == '1'", a_loss_ends_a_run_that_runs_alone),
+    Mutant(
+        "expire", "if state ~= 'aborting' then", "if true then", what_is_lost_in_a_run_that_is_ending_is_not_repeated
+    ),
+    Mutant("expire", "elseif ARGV[8] == '1' then", "elseif false then", an_always_step_that_is_lost_has_its_turn),
+    Mutant(
+        "open_level",
+        "or (epoch or '0') ~= ARGV[#ARGV]",
+        "",
+        a_run_that_was_reopened_is_not_finished_by_what_was_decided_before,
+    ),
+    Mutant(
+        "open_undo",
+        "or (epoch or '0') ~= ARGV[#ARGV]",
+        "",
+        a_run_that_was_reopened_is_not_undone_by_what_was_decided_before,
+    ),
+    Mutant(
+        "finish",
+        "(redis.call('HGET', run, 'epoch') or '0') ~= ARGV[3]",
+        NEVER,
+        a_run_that_was_reopened_is_not_ended_by_what_was_decided_before,
+    ),
     Mutant("open_level", "state ~= 'aborting' and tonumber", "false and tonumber", a_level_waits_for_the_one_before),
     Mutant("open_level", "state ~= ARGV[1] or", "", no_level_is_opened_in_a_run_that_was_cancelled_meanwhile),
     Mutant("open_level", "or level ~= ARGV[2]", "", a_level_is_not_opened_once_more),

@@ -482,16 +482,27 @@ def test_a_run_ends_once(bed: Bed) -> None:
         assert not bed.store.finish(bed.run_id, R.RUNNING, R.SUCCEEDED, [])
 
 
-def test_what_was_decided_before_a_run_was_reopened_does_not_end_it(bed: Bed) -> None:
-    """SEMANTICS 7: a command that reopens a run has an epoch of its own."""
-    bed.lay("undoing", left=0, ulevel=0)
+@pytest.fixture
+def reopened(bed: Bed) -> tuple[Bed, RunRecord]:
+    """A run that has come back to the state that a slow process had decided from."""
+    bed.lay("undoing", left=0, ulevel=1)
+    slow = bed.record()
     assert bed.store.finish(bed.run_id, R.UNDOING, R.UNDO_FAILED, [])
     bed.store.carry_out(bed.run_id, "1-1", {"kind": "undo"}, 1, [0])
+    return bed, slow
 
-    # Another process had decided the same end, and wakes up only now.
-    bed.store.finish(bed.run_id, R.UNDOING, R.UNDO_FAILED, [])
 
-    assert bed.run("state") == R.UNDOING
+def test_what_was_decided_before_a_run_was_reopened_moves_it_no_more(reopened: tuple[Bed, RunRecord]) -> None:
+    """SEMANTICS 7: a command that reopens a run has an epoch of its own."""
+    bed, slow = reopened
+
+    with bed.unchanged():
+        assert not bed.open_undo(0, [0], seen=slow)
+        assert not bed.open_level(R.FINISHING, 0, [0], seen=slow)
+        assert not bed.store.finish(bed.run_id, R.UNDOING, R.UNDO_FAILED, [], slow.epoch)
+
+    assert bed.record().epoch == slow.epoch + 1
+    assert bed.open_undo(0, [0])
 
 
 # --- command --------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from longshore.orchestration.store import MAX_LOST
-from tests.store.bed import LEASE, NOT_CLAIMABLE, SIDES, Bed
+from tests.store.bed import LEASE, NOT_CLAIMABLE, SIDES, Bed, busy
 
 pytestmark = pytest.mark.store
 
@@ -112,10 +112,33 @@ def test_a_step_is_taken_away_once(bed: Bed, side: str) -> None:
 
 @SIDES
 def test_what_must_not_be_repeated_is_unknown(bed: Bed, side: str) -> None:
+    bed.dispatch(side, left=2)
+    grant = bed.claim(0, side)
+    bed.end_lease(f"{side}0")
+
+    with bed.emits("lease_lost", "undo_ended" if side else "step_ended") as events:
+        assert bed.expire(0, side, repeatable=False) == "unknown"
+
+    final = "undo_failed" if side else "unknown"
+    assert (bed.step(f"{side}s:0"), bed.run("left"), bed.leases()) == (final, "1", {})
+    assert bed.step(f"{side}o:0") == '{"error": "its worker was lost"}'
+    assert bed.step(f"{side}e:0")
+    assert (events[1]["status"], events[1]["error"]) == (final, "its worker was lost")
+    assert not bed.complete(0, grant.fence, side=side).accepted
+    assert bed.run("state") == busy(side)
+
+
+@SIDES
+def test_what_is_unknown_is_not_begun_again(bed: Bed, side: str) -> None:
+    """SEMANTICS 14, whatever messages there still are."""
     bed.dispatch(side)
     bed.claim(0, side)
     bed.end_lease(f"{side}0")
-    assert bed.expire(0, side, repeatable=False) == "unknown"
+    bed.expire(0, side, repeatable=False)
+
+    with bed.unchanged():
+        assert bed.store.resend(bed.run_id, side, [0]) == ([], [])
+        assert isinstance(bed.ask(0, side, "other"), str)
 
 
 @SIDES
@@ -127,27 +150,73 @@ def test_a_step_that_kills_its_workers_is_given_up(bed: Bed, side: str) -> None:
         bed.end_lease(f"{side}0")
         verdicts.append(bed.expire(0, side))
     assert verdicts == ["again"] * (MAX_LOST - 1) + ["unknown"]
+    assert "3 times" in str(bed.step(f"{side}o:0"))
+
+
+def test_a_loss_for_good_ends_the_run_where_a_failure_would(bed: Bed) -> None:
+    bed.dispatch("", left=2)
+    bed.claim(0)
+    bed.end_lease("0")
+
+    with bed.emits("lease_lost", "step_ended", "run_aborting"):
+        bed.expire(0, repeatable=False, stops=True)
+
+    assert (bed.run("state"), bed.run("cause"), bed.run("err_step")) == ("aborting", "failure", "0")
+    assert bed.run("err") == "its worker was lost"
+
+
+@pytest.mark.parametrize("state", ["aborting", "finishing"])
+def test_a_loss_for_good_ends_no_run_that_is_ending_already(bed: Bed, state: str) -> None:
+    bed.dispatch("")
+    bed.claim(0)
+    bed.end_lease("0")
+    bed.put(state=state, cause="cancel")
+
+    with bed.emits("lease_lost", "step_ended"):
+        bed.expire(0, repeatable=False, stops=True)
+
+    assert (bed.run("state"), bed.run("cause")) == (state, "cancel")
 
 
 def test_a_step_that_is_lost_while_the_run_is_ending_is_not_repeated(bed: Bed) -> None:
+    bed.dispatch("", left=2)
+    bed.claim(0)
+    bed.put(state="aborting")
+    bed.end_lease("0")
+
+    assert bed.expire(0) == "unknown"
+
+    assert (bed.step("s:0"), bed.run("left")) == ("unknown", "1")
+
+
+def test_an_always_step_that_is_lost_while_the_run_is_ending_waits_for_its_turn(bed: Bed) -> None:
     bed.dispatch("")
     bed.claim(0)
     bed.put(state="aborting")
     bed.end_lease("0")
-    assert bed.expire(0) == "unknown"
+
+    with bed.emits("lease_lost"):
+        assert bed.expire(0, always=True) == "again"
+
+    assert (bed.step("s:0"), bed.run("left"), bed.leases()) == (None, "0", {})
 
 
-@SIDES
-def test_a_step_that_was_lost_for_good_is_not_claimed_again(bed: Bed, side: str) -> None:
-    """SEMANTICS 14: between the verdict and its record there may be a message, or the driver's death."""
-    bed.dispatch(side)
-    bed.claim(0, side)
-    bed.end_lease(f"{side}0")
-    assert bed.expire(0, side, repeatable=False) == "unknown"
+def test_an_always_step_that_must_not_be_repeated_is_unknown_all_the_same(bed: Bed) -> None:
+    bed.dispatch("")
+    bed.claim(0)
+    bed.put(state="aborting")
+    bed.end_lease("0")
+    assert bed.expire(0, repeatable=False, always=True) == "unknown"
 
-    bed.age(600)
-    bed.store.resend(bed.run_id, side, [0])
-    assert isinstance(bed.ask(0, side, "other"), str)
+
+@pytest.mark.parametrize("state", ["running", "finishing"])
+def test_an_always_step_that_is_lost_in_a_run_that_goes_on_is_ready_again(bed: Bed, state: str) -> None:
+    bed.dispatch("")
+    bed.claim(0)
+    bed.put(state=state)
+    bed.end_lease("0")
+    assert bed.expire(0, always=True) == "again"
+    assert (bed.step("s:0"), bed.run("left")) == ("ready", "1")
 
 
 # --- resend ---------------------------------------------------------------------------------------------
