@@ -294,7 +294,7 @@ def test_a_run_that_rests_stays_at_rest(state: RunState) -> None:
         (COMMAND, StepRecord(StepState.UNKNOWN, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, True),
         (COMMAND, StepRecord(StepState.FAILED, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, False),
         # stopped half-way because the run was ended: it may have done something
-        (COMMAND, StepRecord(StepState.CANCELLED, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, True),
+        (COMMAND, StepRecord(StepState.CANCELLED, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, False),
         (COMMAND | {"undo": "none"}, CHANGED, RunState.UNDONE, False),
     ],
     ids=str,
@@ -449,7 +449,7 @@ def fitting_ends(run: Simulation) -> set[RunState]:
 def stands(run: Simulation, step: CompiledStep, record: Step) -> bool:
     """Whether its effect is there although the run did not succeed."""
     if run.state in {RunState.UNDONE, RunState.UNDO_FAILED}:
-        may = record.status in {StepState.CHANGED, StepState.UNKNOWN, StepState.CANCELLED}
+        may = record.status in {StepState.CHANGED, StepState.UNKNOWN}
         return record.undo is UndoState.UNDO_FAILED or (may and record.undo is UndoState.NOT_UNDOABLE)
     changed = record.status in {StepState.CHANGED, StepState.UNKNOWN} and not step.always
     return changed and run.state is not RunState.SUCCEEDED
