@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 LONGSHORE = str(Path(sys.executable).with_name("longshore"))
 #: Generous: other tests may have the machine's cores at the same time.
-PATIENCE = 60.0
+PATIENCE = 90.0
 _WORKER = [sys.executable, "-m", "celery", "-A", "longshore.workers", "worker"]
 _WORKER += ["--loglevel", "INFO", "--without-gossip", "--without-mingle"]
 

@@ -183,8 +183,10 @@ class Bed:
     def complete(self, index: int, fence: str, status: str = "changed", *, side: str = "", **more: Any) -> Recorded:
         return self.store.complete(self.run_id, index, side, fence, status, more.pop("outcome", "{}"), **more)
 
-    def retry(self, index: int, fence: str, delay: float = 0, *, side: str = "", grace: float = LEASE) -> int:
-        return self.store.retry(self.run_id, index, side, fence, delay, grace, "busy")
+    def retry(
+        self, index: int, fence: str, delay: float = 0, *, side: str = "", grace: float = LEASE, always: bool = False
+    ) -> int:
+        return self.store.retry(self.run_id, index, side, fence, delay, grace, "busy", always=always)
 
     def journal(self, index: int, fence: str, rendered: str = "", before: str = "", *, side: str = "") -> bool:
         return self.store.journal(self.run_id, index, side, fence, rendered, before)

@@ -371,8 +371,10 @@ class World:
         parked = work.ended == "parked"
         delay = 30.0 if parked else 0.0
         held = self.holds(work)
+        times = (delay, 0.0 if parked else 10.0)
+        always = not work.side and self.plan.steps[work.index].always
         answers = [
-            self.store.retry(self.run_id, work.index, work.side, work.grant.fence, delay, 0 if parked else 10, "busy")
+            self.store.retry(self.run_id, work.index, work.side, work.grant.fence, *times, "busy", always=always)
             for _ in range(2 if twice else 1)
         ]
         assert len(set(answers)) == 1

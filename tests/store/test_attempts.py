@@ -524,3 +524,14 @@ def test_while_the_run_is_ending_there_is_no_retry(bed: Bed) -> None:
 
     with bed.unchanged():
         assert bed.retry(0, fence) == -1
+
+
+def test_an_always_step_has_its_retry_also_while_the_run_is_ending(bed: Bed) -> None:
+    bed.dispatch("")
+    fence = bed.claim(0).fence
+    bed.put(state="aborting")
+
+    with bed.emits("step_retrying"):
+        assert bed.retry(0, fence, always=True) == 1
+
+    assert (bed.step("s:0"), bed.run("left")) == ("retrying", "1")

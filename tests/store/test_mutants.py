@@ -387,6 +387,13 @@ def there_is_no_retry_in_a_run_that_is_ending(bed: Bed) -> None:
     assert bed.retry(0, fence) == -1
 
 
+def an_always_step_has_its_retry_in_a_run_that_is_ending(bed: Bed) -> None:
+    bed.begin(0)
+    fence = bed.claim(0).fence
+    bed.store.abort(bed.run_id, Cause.CANCEL, "")
+    assert bed.retry(0, fence, always=True) == 1
+
+
 def what_has_ended_is_not_put_back(bed: Bed) -> None:
     bed.begin(0, 1)
     fence = bed.claim(0).fence
@@ -602,7 +609,7 @@ MUTANTS = [
     Mutant("retry", "if fence ~= ARGV[3] then", "if false then", an_attempt_that_lost_its_step_does_not_put_it_back),
     Mutant(
         "retry",
-        "p == '' and redis.call('HGET', run, 'state') == 'aborting'",
+        "p == '' and ARGV[7] ~= '1' and redis.call('HGET', run, 'state') == 'aborting'",
         NEVER,
         there_is_no_retry_in_a_run_that_is_ending,
     ),
@@ -612,6 +619,7 @@ MUTANTS = [
         "if false then",
         what_has_ended_is_not_put_back,
     ),
+    Mutant("retry", "ARGV[7] ~= '1' and ", "", an_always_step_has_its_retry_in_a_run_that_is_ending),
     Mutant("resend", "tonumber(due) <= now and", "", a_message_under_way_is_not_doubled),
     Mutant("resend", "and tonumber(not_before or 0) <= now", "", a_parked_retry_is_not_sent_early),
     Mutant(

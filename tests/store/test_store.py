@@ -504,7 +504,7 @@ WRITES: dict[str, tuple[str, tuple[object, ...]]] = {
     "open_undo": ("aborting", ("aborting", "", 0, 1000, 1000, 1, 0, 0)),
     "renew": ("running", (99_000, "1", "own")),
     "resend": ("running", ("", 1000, 600_000, 0)),
-    "retry": ("running", (1, "", "77", 0, 1000, "busy")),
+    "retry": ("running", (1, "", "77", 0, 1000, "busy", "")),
 }
 
 
