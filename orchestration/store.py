@@ -426,7 +426,8 @@ class Store:
         """
         now, lease = self.now(), _ms(self.settings.lease)
         before, pause = self._call(self.client.mget, self.keys.tick, self.keys.pause)
-        gap = before is not None and abs(now - int(before)) > lease
+        # Leases are renewed every third of their length: two thirds of silence can end one.
+        gap = before is not None and abs(now - int(before)) > lease // 2
         if gap:  # the pause first: whoever finds the new tick must find it too
             self._call(self.client.set, self.keys.pause, now + lease, px=lease)
         self._call(self.client.set, self.keys.tick, now)

@@ -79,6 +79,8 @@ class Driver:
 
     def sweep(self) -> int:
         """Look at every run that is due or waiting; returns how many."""
+        if not self.store.live_count():
+            return 0  # an installation at rest is not written to
         self.judging = self.store.leases_count()
         found = dict.fromkeys([*self.store.waiting(), *self.store.due(self.store.settings.lease)])
         for run_id in found:

@@ -290,7 +290,6 @@ def test_leases_count_only_while_somebody_sweeps(store: Store) -> None:
     assert 0 < store.client.pttl(store.keys.pause) <= lease
 
 
-@pytest.mark.xfail(strict=True, reason="leases_count sees a gap from a whole lease on; two thirds end leases")
 def test_an_outage_that_is_long_enough_to_end_leases_is_a_gap(store: Store) -> None:
     """Workers renew every third of a lease, so what they hold ends two thirds of a lease after Redis went."""
     store.client.set(store.keys.tick, store.now() - round(0.8 * LEASE * 1000))
