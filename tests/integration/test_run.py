@@ -231,11 +231,10 @@ def test_a_dry_run_of_what_cannot_work_ends_with_1(workers: Installation, tmp_pa
 
 
 def redis_of(installation: Installation) -> dict[bytes, Any]:
-    """Every key of the installation with its value, but for the workers' own: their clock, their remote control."""
+    """Every key of the installation with its value, but for how the workers' remote control is wired."""
     client = installation.redis
     prefix = b"" if installation.namespace == "longshore" else f"{installation.namespace}:".encode()
     wiring = (b"pidbox", b"celeryev", b"_kombu.binding_deadlines")
     keys = [key for key in client.scan_iter(prefix + b"*") if not any(word in key for word in wiring)]
-    keys = [key for key in keys if not key.endswith(b":tick")]
     # A set's members have no order of their own.
     return {key: client.smembers(key) if client.type(key) == b"set" else client.dump(key) for key in keys}
