@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longshore.orchestration.client import Client, Run
+    from longshore.orchestration.context import Context, Prediction
     from longshore.orchestration.errors import (
         ConfigError,
+        DecodeError,
         LongshoreError,
         OperationError,
         ParamsError,
         PlanError,
+        Preflight,
         RunConflict,
         RunFailed,
+        StepCancelled,
         StoreUnavailable,
         Transient,
         UnknownName,
@@ -26,10 +30,15 @@ if TYPE_CHECKING:
         exit_code_of,
     )
     from longshore.orchestration.events import Event
+    from longshore.orchestration.expressions import E
+    from longshore.orchestration.functions import operation
+    from longshore.orchestration.guards import OnlyIf
+    from longshore.orchestration.hooks import Hooks
     from longshore.orchestration.operations import Retry
     from longshore.orchestration.params import Param
-    from longshore.orchestration.plan import Plan, Step
+    from longshore.orchestration.plan import Plan, Step, When
     from longshore.orchestration.report import Report, StepReport
+    from longshore.orchestration.results import HostResult, Result
     from longshore.orchestration.settings import Settings
     from longshore.orchestration.source import load, parse
     from longshore.orchestration.states import RunState, StepState, UndoState
@@ -37,14 +46,23 @@ if TYPE_CHECKING:
 __all__ = [
     "Client",
     "ConfigError",
+    "Context",
+    "DecodeError",
+    "E",
     "Event",
+    "Hooks",
+    "HostResult",
     "LongshoreError",
+    "OnlyIf",
     "OperationError",
     "Param",
     "ParamsError",
     "Plan",
     "PlanError",
+    "Prediction",
+    "Preflight",
     "Report",
+    "Result",
     "Retry",
     "Run",
     "RunConflict",
@@ -52,6 +70,7 @@ __all__ = [
     "RunState",
     "Settings",
     "Step",
+    "StepCancelled",
     "StepReport",
     "StepState",
     "StoreUnavailable",
@@ -60,22 +79,33 @@ __all__ = [
     "UnknownName",
     "UsageError",
     "WaitTimeout",
+    "When",
     "exit_code_of",
     "load",
+    "operation",
     "parse",
 ]
 
 _HOMES = {
     "Client": "client",
     "ConfigError": "errors",
+    "Context": "context",
+    "DecodeError": "errors",
+    "E": "expressions",
     "Event": "events",
+    "Hooks": "hooks",
+    "HostResult": "results",
     "LongshoreError": "errors",
+    "OnlyIf": "guards",
     "OperationError": "errors",
     "Param": "params",
     "ParamsError": "errors",
     "Plan": "plan",
     "PlanError": "errors",
+    "Prediction": "context",
+    "Preflight": "errors",
     "Report": "report",
+    "Result": "results",
     "Retry": "operations",
     "Run": "client",
     "RunConflict": "errors",
@@ -83,6 +113,7 @@ _HOMES = {
     "RunState": "states",
     "Settings": "settings",
     "Step": "plan",
+    "StepCancelled": "errors",
     "StepReport": "report",
     "StepState": "states",
     "StoreUnavailable": "errors",
@@ -91,8 +122,10 @@ _HOMES = {
     "UnknownName": "errors",
     "UsageError": "errors",
     "WaitTimeout": "errors",
+    "When": "plan",
     "exit_code_of": "errors",
     "load": "source",
+    "operation": "functions",
     "parse": "source",
 }
 

@@ -12,11 +12,12 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from longshore.orchestration import templates
-from longshore.orchestration.compiled import find_cycle
-from longshore.orchestration.errors import Problem, UnknownName
-from longshore.orchestration.operations import Operation, Params, find
+from longshore.orchestration.compiled import CompiledPlan, find_cycle
+from longshore.orchestration.errors import LongshoreError, Problem, UnknownName
+from longshore.orchestration.guards import LOOKS_AT_FAILURE
+from longshore.orchestration.operations import Operation, Params, Waits, all_operations, celery, find, subplan
 from longshore.orchestration.plan import NAME, Plan, Step, UndoSpec
-from longshore.orchestration.settings import MAX_STEPS
+from longshore.orchestration.settings import MAX_STEPS, MAX_UNITS
 
 
 def problems(plan: Plan) -> list[Problem]:
@@ -26,7 +27,7 @@ def problems(plan: Plan) -> list[Problem]:
         return found  # levels, and so what is upstream, have no meaning yet
     for name, step in plan.steps.items():
         found += _step(plan, name, step)
-    return found
+    return found + list(_points_of_no_return(plan))
 
 
 def _whole(plan: Plan) -> Iterator[Problem]:
@@ -72,13 +73,141 @@ def _upstream(plan: Plan, name: str) -> set[str]:
 
 def _step(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
     at = ("steps", name)
-    yield from _operation(plan, name, step.op, step.with_, at)
+    item = {"item"} if step.foreach is not None else set()
+    yield from _operation(plan, name, step.op, step.with_, at, templates.ROOTS | item)
+    yield from _guards(plan, name, step)
+    yield from _fan_out(plan, name, step)
+    if step.op == subplan.RUN.name:
+        yield from _sub_plan(plan, name, step)
+    if step.op == celery.CELERY.name and step.timeout is None:
+        yield Problem(
+            "an application's task needs a timeout: without one, a lost task would be waited for for ever",
+            step=name,
+            path=at,
+        )
     if isinstance(step.undo, UndoSpec):
         undo_at = (*at, "undo")
-        roots = templates.ROOTS | {"data", "before"}
+        roots = templates.ROOTS | {"data", "before"} | item
         yield from _operation(plan, name, step.undo.op, step.undo.with_, undo_at, roots)
         if step.always:
             yield Problem("an always step is never undone, so its undo would never run", step=name, path=undo_at)
+
+
+def _guards(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
+    for condition in step.when:
+        yield from _template(plan, name, "when", templates.braced(condition.if_), ("steps", name, "when"))
+    at_failure = [word for word in step.only_if if word in LOOKS_AT_FAILURE]
+    if at_failure and step.after and not step.always and not any(_may_fail(plan, d) for d in step.after):
+        yield Problem(
+            f"only_if: {at_failure[0]} can never hold: each step before it ends the run when it fails; "
+            "give one of them on_error: continue",
+            step=name,
+            path=("steps", name, "only_if"),
+        )
+
+
+def _may_fail(plan: Plan, name: str) -> bool:
+    """Whether the run can go on after something of the step has failed."""
+    step = plan.steps[name]
+    return step.always or step.tolerate is not None or (step.on_error or plan.on_error) == "continue"
+
+
+def _fan_out(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
+    at = ("steps", name)
+    target = step.target or plan.target
+    if isinstance(step.foreach, str) and not templates.is_template(step.foreach):
+        yield Problem("foreach: it is neither a list nor a template that gives one", step=name, path=(*at, "foreach"))
+    if step.foreach is not None:
+        yield from _template(plan, name, "foreach", step.foreach, (*at, "foreach"))
+    yield from _template(plan, name, "target", target, (*at, "target") if step.target else ("target",))
+    if isinstance(step.foreach, list) and len(step.foreach) > MAX_UNITS:
+        yield Problem(f"foreach: more than {MAX_UNITS} items", step=name, path=(*at, "foreach"))
+    many = step.foreach is not None or target == "_all"
+    if step.max_parallel is not None and not many:
+        yield Problem(
+            "max_parallel is for a step with a foreach or several hosts", step=name, path=(*at, "max_parallel")
+        )
+    operation = all_operations().get(step.op)
+    if many and operation is not None and operation.waits is Waits.RUN and target == "_all":
+        yield Problem("a sub-plan runs once, not on each host", step=name, path=at)
+
+
+def _points_of_no_return(plan: Plan) -> Iterator[Problem]:
+    points = [name for name, step in plan.steps.items() if step.irreversible]
+    if not points:
+        return
+    compiled = CompiledPlan(plan) if not any(step.op not in all_operations() for step in plan.steps.values()) else None
+    for name in points if compiled else ():
+        assert compiled is not None  # noqa: S101 - for the type checker
+        point = compiled.steps[compiled.index[name]]
+        at = ("steps", name, "irreversible")
+        others = [compiled.steps[i].name for i in compiled.levels[point.level] if i != point.index]
+        if others:
+            yield Problem(
+                f"it is irreversible, and so must be alone in its level; {', '.join(others)} would run beside it",
+                step=name,
+                path=at,
+            )
+        if point.step.undo not in {None, "none"}:
+            yield Problem("it is irreversible, so its undo would never run", step=name, path=at)
+        for step in compiled.steps:
+            if step.level > point.level and isinstance(step.step.undo, UndoSpec):
+                yield Problem(
+                    f"it comes after {name!r}, the point of no return, so its undo would never run",
+                    step=step.name,
+                    path=("steps", step.name, "undo"),
+                )
+
+
+def _sub_plan(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
+    """The other plan must be one that can be run, with these parameters as far as they are known."""
+    from longshore.orchestration import subplans  # noqa: PLC0415 - it reads plans, which are checked here
+
+    at = ("steps", name, "with", "plan")
+    try:
+        child = subplans.resolve(plan, step.with_.get("plan"))
+    except LongshoreError as error:
+        yield Problem(f"its plan: {error}", step=name, path=at)
+        return
+    given = step.with_.get("params", {})
+    if isinstance(given, dict):
+        for key in sorted(given.keys() - child.params.keys()):
+            yield Problem(f"the plan {child.name!r} has no parameter {key!r}", step=name, path=at)
+        for key, param in child.params.items():
+            if param.required and key not in given:
+                yield Problem(f"the plan {child.name!r} needs the parameter {key!r}", step=name, path=at)
+
+
+def _template(
+    plan: Plan,
+    name: str,
+    what: str,
+    value: Any,
+    where: tuple[str | int, ...],
+    roots: frozenset[str] | set[str] = templates.ROOTS,
+    *,
+    own: bool = False,
+) -> Iterator[Problem]:
+    """Whether a value's templates look only at what there is."""
+    try:
+        refers = templates.references(value, frozenset(roots))
+    except templates.TemplateProblem as error:
+        yield Problem(str(error), step=name, path=where)
+        return
+    for unknown in sorted(refers.unknown):
+        hint = "; item is there in the parameters of a step with a foreach" if unknown == "item" else ""
+        yield Problem(
+            f"{what}: the template names {unknown!r}; it may use {', '.join(sorted(roots))}{hint}",
+            step=name,
+            path=where,
+        )
+    for param in sorted(refers.params - plan.params.keys()):
+        yield Problem(f"{what}: the plan has no parameter {param!r}", step=name, path=where)
+    # A plan of many steps with few templates must not pay for every step's ancestors.
+    upstream = _upstream(plan, name) | ({name} if own else set()) if refers.steps else set()
+    for other in sorted(refers.steps - upstream):
+        why = "which does not come before this step" if other in plan.steps else "which is not in the plan"
+        yield Problem(f"{what}: the template looks at step {other!r}, {why}", step=name, path=where)
 
 
 def _operation(
@@ -87,7 +216,7 @@ def _operation(
     op: str,
     params: dict[str, Any],
     at: tuple[str | int, ...],
-    roots: frozenset[str] = templates.ROOTS,
+    roots: frozenset[str] | set[str] = templates.ROOTS,
 ) -> Iterator[Problem]:
     try:
         operation = find(op)
@@ -101,25 +230,7 @@ def _operation(
         return
     yield from (Problem(text, step=name, path=(*at, *where)) for text, where in _parameters(operation, params))
     for key, value in operation.templated(params).items():
-        where = (*at, "with", key)
-        try:
-            refers = templates.references(value, roots)
-        except templates.TemplateProblem as error:
-            yield Problem(str(error), step=name, path=where)
-            continue
-        for unknown in sorted(refers.unknown):
-            yield Problem(
-                f"{key}: the template names {unknown!r}; it may use {', '.join(sorted(roots))}",
-                step=name,
-                path=where,
-            )
-        for param in sorted(refers.params - plan.params.keys()):
-            yield Problem(f"{key}: the plan has no parameter {param!r}", step=name, path=where)
-        # A plan of many steps with few templates must not pay for every step's ancestors.
-        upstream = _upstream(plan, name) | ({name} if "data" in roots else set()) if refers.steps else set()
-        for other in sorted(refers.steps - upstream):
-            why = "which does not come before this step" if other in plan.steps else "which is not in the plan"
-            yield Problem(f"{key}: the template looks at step {other!r}, {why}", step=name, path=where)
+        yield from _template(plan, name, key, value, (*at, "with", key), roots, own="data" in roots)
 
 
 def _parameters(operation: Operation, params: dict[str, Any]) -> Iterator[tuple[str, tuple[str | int, ...]]]:

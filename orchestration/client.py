@@ -18,9 +18,9 @@ from uuid import uuid4
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from longshore.orchestration import embedded, events, report, templates
+from longshore.orchestration import embedded, events, report, subplans, templates
 from longshore.orchestration.canvas import PROBE, Canvas, producer
-from longshore.orchestration.compiled import CompiledPlan
+from longshore.orchestration.compiled import CompiledPlan, StepId
 from longshore.orchestration.errors import (
     ConfigError,
     PlanError,
@@ -33,6 +33,7 @@ from longshore.orchestration.errors import (
     WaitTimeout,
 )
 from longshore.orchestration.events import Event
+from longshore.orchestration.hooks import Hooks, Teller
 from longshore.orchestration.params import resolve
 from longshore.orchestration.plan import Plan
 from longshore.orchestration.report import Report
@@ -104,7 +105,7 @@ class Client:
                     f"run {run_id!r} is there already, of another plan or with other parameters",
                     remedy=f"choose another run id, or look at it: longshore runs show {run_id}",
                 )
-            return Run(self, run_id, compiled, attached=True)
+            return self._hooked(Run(self, run_id, compiled, attached=True), plan)
         try:
             Canvas(self._producer, run_id).send_start(compiled.plan.name)
         except OperationalError as error:
@@ -113,13 +114,18 @@ class Client:
                 f"run {run_id} is stored, but its first message could not be sent: {error}",
                 remedy=f"it begins when a worker sweeps: longshore runs watch {run_id}",
             ) from error
-        return Run(self, run_id, compiled)
+        return self._hooked(Run(self, run_id, compiled), plan)
+
+    @staticmethod
+    def _hooked(run: Run, plan: Plan | str) -> Run:
+        run._hooks = plan._hooks if isinstance(plan, Plan) else None
+        return run
 
     def _body(self, plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
         """The request as it is stored: the normalised plan, its parameters, the files that it names."""
         plan.check()
         params = resolve(plan.params, given)
-        files = _local_files(plan, params)
+        files = _local_files(plan, params) | subplans.pinned(plan, _local_files)
         return {
             "v": SCHEMA_VERSION,
             "plan": plan.to_dict(),
@@ -210,6 +216,8 @@ class Run:
         self.id = run_id
         self.plan = plan
         self.attached = attached
+        #: Those of the plan, where this process has it as an object.
+        self._hooks: Hooks | None = None
 
     def __repr__(self) -> str:
         return f"Run({self.id!r})"
@@ -227,8 +235,18 @@ class Run:
         """What happened so far, after a cursor."""
         return events.read(self.client.store, self.id, self.plan, after)
 
-    def watch(self, after: str = "0-0") -> Iterator[Event]:
-        """Events as they come, until the run rests. Reading changes nothing."""
+    def watch(self, after: str = "0-0", *, hooks: Hooks | None = None) -> Iterator[Event]:
+        """Events as they come, until the run rests. Reading changes nothing.
+
+        `hooks`, and those of the plan that the run was started with, are called as their events come, each
+        once and in order, from `after` on.
+        """
+        watcher = _Watcher(self, hooks, after)
+        for event in self._watch(after):
+            watcher.tell(event)
+            yield event
+
+    def _watch(self, after: str) -> Iterator[Event]:
         for event in events.follow(self.client.store, self.id, self.plan, after):
             if event is not None:
                 yield event
@@ -237,11 +255,14 @@ class Run:
                 yield from self.events(event.id) if event is not None else ()
                 return
 
-    def wait(self, timeout: float | None = None, *, check: bool = False) -> Report:
+    def wait(self, timeout: float | None = None, *, check: bool = False, hooks: Hooks | None = None) -> Report:
         """The report, once the run rests. Raises WaitTimeout after `timeout` seconds; the run goes on.
 
-        With `check`, raises RunFailed unless everything went as asked.
+        With `check`, raises RunFailed unless everything went as asked. `hooks` as for `watch`.
         """
+        watcher = None
+        if hooks is not None or self._hooks is not None:
+            watcher = _Watcher(self, hooks)
         store = self.client.store
         until = None if timeout is None else time.monotonic() + timeout
         cursor = "$"
@@ -252,7 +273,13 @@ class Run:
                     f"run {self.id} has not ended in {timeout:g} s",
                     remedy=f"it goes on: longshore runs watch {self.id}",
                 )
-            store.read_events(self.id, cursor, block_ms=max(1, round(left * 1000)), count=1)
+            if watcher is not None:
+                watcher.tell_what_is_new()
+            store.read_events(
+                self.id, watcher.cursor if watcher else cursor, block_ms=max(1, round(left * 1000)), count=1
+            )
+        if watcher is not None:
+            watcher.tell_what_is_new()
         done = self.report()
         if check and done.exit_code:
             what = done.error.message if done.error else done.summary
@@ -261,9 +288,7 @@ class Run:
 
     def log(self, step: str) -> Iterator[str]:
         """What a step printed: its last thousand lines. UnknownName for a step that the plan does not have."""
-        if step not in self.plan.index:
-            raise UnknownName(f"run {self.id} has no step {step!r}", remedy=f"it has {', '.join(self.plan.index)}")
-        return self.client.store.log(self.id, self.plan.index[step])
+        return self.client.store.log(self.id, self._id_of(step))
 
     def cancel(self, reason: str = "", *, keep: bool = False) -> str:
         """Ask for its end: nothing new begins, what runs is asked to stop, and what was done is undone
@@ -277,6 +302,24 @@ class Run:
         """
         return self._command("undo", reason)
 
+    def approve(self, step: str, note: str = "") -> str:
+        """Say that a step that waits for an approval may go on. Returns at once, with the command's id for
+        `answer`. UnknownName for a step that the plan does not have.
+        """
+        return self._command("approve", note, step=self._id_of(step))
+
+    def reject(self, step: str, note: str = "") -> str:
+        """The opposite: the step fails, and with it what depends on it."""
+        return self._command("reject", note, step=self._id_of(step))
+
+    def _id_of(self, step: str) -> StepId:
+        try:
+            return self.plan.id_of(step)
+        except KeyError:
+            raise UnknownName(
+                f"run {self.id} has no step {step!r}", remedy=f"it has {', '.join(self.plan.index)}"
+            ) from None
+
     def answer(self, command_id: str, timeout: float = 30.0) -> str:
         """What became of a command: `done`, or why nothing was done. WaitTimeout if no worker took it."""
         until = time.monotonic() + timeout
@@ -287,8 +330,8 @@ class Run:
             time.sleep(0.05)
         raise WaitTimeout("no worker has taken the command yet", remedy="it is kept; start one: longshore worker")
 
-    def _command(self, kind: str, reason: str, *, keep: bool = False) -> str:
-        command_id = self.client.store.command(self.id, kind, reason=reason, keep=keep)
+    def _command(self, kind: str, reason: str, *, keep: bool = False, step: StepId | None = None) -> str:
+        command_id = self.client.store.command(self.id, kind, reason=reason, keep=keep, step=step)
         try:
             Canvas(self.client._producer, self.id).send_advance(self.plan.plan.name)
         except OperationalError as error:
@@ -297,6 +340,31 @@ class Run:
                 remedy="it is carried out when a worker sweeps",
             ) from error
         return command_id
+
+
+class _Watcher:
+    """Tells hooks of what is new, once each and in order."""
+
+    def __init__(self, run: Run, hooks: Hooks | None, after: str = "0-0") -> None:
+        self._run = run
+        self._told = [each for each in (run._hooks, hooks) if each is not None]
+        self._tellers = [Teller(run.client.store, run.id, run.plan) for _ in self._told]
+        self.cursor = after
+        # What came before the cursor is taken note of, and not told again.
+        earlier = run.events() if self._told and after != "0-0" else []
+        for event in earlier:
+            if _stream_order(event.id) <= _stream_order(after):
+                for teller in self._tellers:
+                    teller.note(event)
+
+    def tell(self, event: Event) -> None:
+        for teller, hooks in zip(self._tellers, self._told, strict=True):
+            teller.tell(event, hooks)
+        self.cursor = event.id
+
+    def tell_what_is_new(self) -> None:
+        for event in self._run.events(self.cursor):
+            self.tell(event)
 
 
 def _stream_order(stream_id: str) -> tuple[int, int]:

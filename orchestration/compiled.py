@@ -10,8 +10,29 @@ from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 
-from longshore.orchestration.operations import Operation, Retry, Undo, find
+from longshore.orchestration import templates
+from longshore.orchestration.guards import LOOKS_AT_FAILURE
+from longshore.orchestration.operations import Operation, Retry, Undo, Waits, find
 from longshore.orchestration.plan import Plan, Step
+
+#: A step by its index, or a unit of one that was fanned out as `<index>.<unit>`.
+StepId = int | str
+
+
+def index_of(step_id: StepId) -> int:
+    """The step that an id is of."""
+    return step_id if isinstance(step_id, int) else int(step_id.partition(".")[0])
+
+
+def unit_of(step_id: StepId) -> int | None:
+    """The unit that an id is of; None for a step."""
+    unit = "" if isinstance(step_id, int) else step_id.partition(".")[2]
+    return int(unit) if unit else None
+
+
+def as_id(text: str) -> StepId:
+    """An id as the record has it."""
+    return text if "." in text else int(text)
 
 
 def find_cycle(plan: Plan) -> list[str] | None:
@@ -35,6 +56,8 @@ class CompiledStep:
     level: int
     needs: tuple[int, ...]
     needed_by: tuple[int, ...]
+    #: Where it runs: its own target, else the plan's.
+    target: str = "_any"
 
     @property
     def always(self) -> bool:
@@ -56,16 +79,59 @@ class CompiledStep:
             return self.operation.undo is not Undo.NONE
         return self.step.undo != "none"
 
+    @cached_property
+    def guarded(self) -> bool:
+        """Whether it has to be decided, when its turn comes, that it runs."""
+        return bool(self.step.when or self.step.only_if)
+
+    @cached_property
+    def looks_at_failure(self) -> bool:
+        """Whether a failed dependency is no reason to skip it: a guard of its own looks at that."""
+        return any(word in LOOKS_AT_FAILURE for word in self.step.only_if) or any(
+            templates.reads_outcome(templates.braced(condition.if_)) for condition in self.step.when
+        )
+
+    @cached_property
+    def fans_out(self) -> bool:
+        """Whether it may have several units: items, hosts or both."""
+        return self.step.foreach is not None or self.target == "_all"
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether nothing about it has to be decided when its turn comes."""
+        return not self.guarded and not self.fans_out and self.target == "_any"
+
+    @property
+    def waits(self) -> Waits:
+        return self.operation.waits
+
     @property
     def queue(self) -> str:
         return self.operation.queue
 
+    def queue_at(self, host: str) -> str:
+        """Its queue, on one host where it has to be that one."""
+        return at_host(self.operation.queue, host)
+
     @cached_property
     def undo_queue(self) -> str:
+        return self.undo_queue_at("")
+
+    def undo_queue_at(self, host: str) -> str:
         """Undo work has a queue of its own, consumed first, so that new work cannot hold it up."""
         undo = self.step.undo
         operation = self.operation if undo is None or undo == "none" else find(undo.op)
-        return f"{operation.queue}.undo"
+        queue = at_host(operation.queue, host)
+        return queue if queue == CONTROL else f"{queue}.undo"
+
+
+#: The queue of short work that every installation has a worker for.
+CONTROL = "control"
+
+
+def at_host(queue: str, host: str) -> str:
+    """The queue of one host. Control work is nobody's in particular."""
+    return f"{queue}@{host}" if host and queue != CONTROL else queue
 
 
 class CompiledPlan:
@@ -93,6 +159,7 @@ class CompiledPlan:
                 level=level[name],
                 needs=tuple(index[d] for d in graph[name]),
                 needed_by=tuple(needed_by[i]),
+                target=plan.steps[name].target or plan.target,
             )
             for i, name in enumerate(names)
         )
@@ -117,7 +184,8 @@ class CompiledPlan:
     def may_chain(self, index: int) -> bool:
         """Whether the step can be a link of a chain: nothing about it has to be decided when its turn comes."""
         step = self.steps[index]
-        return len(self.levels[step.level]) == 1 and not step.always
+        alone = len(self.levels[step.level]) == 1
+        return alone and not step.always and step.plain and step.waits is Waits.NOTHING
 
     def chain_from(self, index: int, at_most: int) -> tuple[int, ...]:
         """The step and the single steps of the levels that follow it, as far as they can be linked."""
@@ -130,6 +198,21 @@ class CompiledPlan:
                 break
             links.append(level[0])
         return tuple(links) if self.may_chain(index) else (index,)
+
+    def name_of(self, step_id: StepId) -> str:
+        """As people see it: `copy`, or `copy[17]` for a unit."""
+        unit = unit_of(step_id)
+        name = self.steps[index_of(step_id)].name
+        return name if unit is None else f"{name}[{unit}]"
+
+    def id_of(self, name: str) -> StepId:
+        """The other way round; KeyError if there is no such step."""
+        if name in self.index:
+            return self.index[name]
+        stem, bracket, unit = name.rpartition("[")
+        if not bracket or not unit.endswith("]") or not unit[:-1].isdigit():
+            raise KeyError(name)
+        return f"{self.index[stem]}.{unit[:-1]}"
 
     def upstream(self, index: int) -> frozenset[int]:
         """Every step that this one comes after, directly or not."""

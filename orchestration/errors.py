@@ -9,6 +9,7 @@
     │   └── ConfigError               settings, a missing program or package
     ├── StoreUnavailable              Redis does not answer
     ├── RunFailed                     a run ended badly; carries the report and its exit code
+    ├── DecodeError                   a step's data is not of the type that was asked for
     ├── WaitTimeout                   the run goes on, the waiting ended
     └── OperationError                an operation failed on a worker
         ├── Transient                 may pass: it is tried again
@@ -118,6 +119,10 @@ class ConfigError(UsageError):
 
 class StoreUnavailable(LongshoreError):
     """Redis does not answer, or refuses to write."""
+
+
+class DecodeError(LongshoreError):
+    """There is no such step, or its data does not fit the type."""
 
 
 class WaitTimeout(LongshoreError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from longshore.orchestration.compiled import CompiledPlan
+from longshore.orchestration.compiled import CompiledPlan, as_id
 from longshore.orchestration.store import Store
 
 #: Seconds that one read waits before it looks whether the run has ended.
@@ -16,7 +16,7 @@ _BLOCK = 2.0
 class Event:
     """One transition. `id` is its place in the stream, `at` ms of Redis's clock.
 
-    `fields` are its own: `step` is the step's name, `steps` names, `attempt`, `status`, `error`, …
+    `fields` are its own: `step` is the step's name (`copy[17]` for an item of it), `steps` names, `attempt`, `status`, `error`, …
     """
 
     id: str
@@ -53,7 +53,7 @@ def _event(plan: CompiledPlan, stream_id: str, fields: dict[str, str]) -> Event:
     """The stream holds the numbers of steps; people see names."""
     shown = {key: value for key, value in fields.items() if key not in {"event", "at"}}
     if shown.get("step"):
-        shown["step"] = plan.steps[int(shown["step"])].name
+        shown["step"] = plan.name_of(as_id(shown["step"]))
     if "steps" in shown:
-        shown["steps"] = " ".join(plan.steps[int(i)].name for i in shown["steps"].split())
+        shown["steps"] = " ".join(plan.name_of(as_id(i)) for i in shown["steps"].split())
     return Event(stream_id, fields["event"], int(float(fields["at"])), shown)

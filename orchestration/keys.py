@@ -3,15 +3,19 @@
     {ns}:{run}:request   string  the plan, its parameters and files; written once, by the client
     {ns}:{run}:commands  stream  cancel, undo, …: what people ask of the run; by clients
     {ns}:{run}:run       hash    the run's state; by control workers and step workers, as all below
-    {ns}:{run}:steps     hash    per step `<field>:<index>`, see `Field`
+    {ns}:{run}:steps     hash    per step `<field>:<id>`, see `Field`
     {ns}:{run}:leases    zset    attempt → when its lease ends, ms of Redis's clock
     {ns}:{run}:events    stream  everything that happened, in order
-    {ns}:{run}:log:<i>   stream  what step i printed, capped
+    {ns}:{run}:waits     zset    what is parked → until when at most, ms
+    {ns}:{run}:log:<id>  stream  what a step or unit printed, capped
+    {ns}:{run}:data:…    string  a result that is too large for the steps' hash
     {ns}:inbox           zset    runs with a request that no worker has seen yet; by clients
     {ns}:live            zset    live runs → when to look at them next, ms
     {ns}:runs            zset    all runs → when they were created, ms
     {ns}:tick            string  when a sweeper last was at work, ms
     {ns}:pause           string  until when no lease is judged, ms
+    {ns}:hosts           set     the hosts that ever had a worker
+    {ns}:host:<name>     string  there while a worker of the host is alive; expires by itself
     {ns}:probe:<id>      string  a dry run's plan; a minute, deleted by its reader
     {ns}:answers:<id>    list    what workers found for it; likewise
 
@@ -26,7 +30,10 @@ from enum import StrEnum
 
 
 class Field(StrEnum):
-    """Fields of the steps' hash, each followed by `:<index>`; an undo's own have a `u` before them."""
+    """Fields of the steps' hash, each followed by `:<id>`; an undo's own have a `u` before them.
+
+    The id is a step's index, or `<index>.<unit>` for a unit of a step that was fanned out.
+    """
 
     STATUS = "s"
     #: Token of the latest attempt; grows with every claim, and never repeats.
@@ -53,6 +60,29 @@ class Field(StrEnum):
     REASON = "y"
     #: Set where the outcome proves that there was no effect.
     NO_EFFECT = "z"
+    #: Set where it was skipped because of what failed before it.
+    TAINTED = "v"
+    #: The host that it was sent to, and the item of a `foreach`, JSON.
+    HOST = "h"
+    ITEM = "i"
+    #: What it waits for while it is parked, JSON; and who decided what, when, with which note.
+    PARKED = "p"
+    DECISION = "dk"
+    DECIDED_BY = "dw"
+    NOTE = "dn"
+    DECIDED_AT = "dt"
+    #: Part of the name of the key that holds its data.
+    DATA_KEY = "da"
+    #: Of a step that was fanned out: its units, how many were dispatched, how many are not final, how many
+    #: ended in which way, how many may fail, and why the first of those did.
+    UNITS = "g"
+    UNITS_SENT = "m"
+    UNITS_LEFT = "k"
+    UNITS_FAILED = "kf"
+    UNITS_CHANGED = "kc"
+    UNITS_CANCELLED = "kx"
+    TOLERATED = "kt"
+    ERROR = "er"
 
 
 @dataclass(frozen=True)
@@ -89,12 +119,19 @@ class RunKeys:
     def events(self) -> str:
         return self._key("events")
 
-    def log(self, index: int) -> str:
-        return self._key(f"log:{index}")
+    @property
+    def waits(self) -> str:
+        return self._key("waits")
+
+    def log(self, step_id: int | str) -> str:
+        return self._key(f"log:{step_id}")
+
+    def data(self, name: str) -> str:
+        return self._key(f"data:{name}")
 
     def record(self) -> list[str]:
         """What every transition script is given, in the order that they expect."""
-        return [self.run, self.steps, self.leases, self.events]
+        return [self.run, self.steps, self.leases, self.events, self.waits]
 
 
 @dataclass(frozen=True)
@@ -125,6 +162,13 @@ class Keys:
     @property
     def pause(self) -> str:
         return f"{self.namespace}:pause"
+
+    @property
+    def hosts(self) -> str:
+        return f"{self.namespace}:hosts"
+
+    def host(self, name: str) -> str:
+        return f"{self.namespace}:host:{name}"
 
     def probe(self, probe_id: str) -> str:
         return f"{self.namespace}:probe:{probe_id}"

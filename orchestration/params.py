@@ -69,6 +69,10 @@ class Param(BaseModel):
             raise ValueError(f"its default {problem}")
         return self
 
+    @property
+    def required(self) -> bool:
+        return "default" not in self.model_fields_set
+
     def problem(self, value: Any) -> str | None:
         """What is wrong with a value, or None."""
         if not isinstance(value, _TYPES[self.type]) or (isinstance(value, bool) and self.type != "boolean"):
@@ -111,7 +115,7 @@ def resolve(declared: Mapping[str, Param], given: Mapping[str, Any]) -> dict[str
             if problem := param.problem(given[name]):
                 raise ParamsError(f"parameter {name!r} {problem}")
             values[name] = given[name]
-        elif "default" in param.model_fields_set:
+        elif not param.required:
             values[name] = param.default
         else:
             raise ParamsError(f"parameter {name!r} is missing", remedy=f"give it with -p {name}=…")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     PrivateAttr,
     WithJsonSchema,
     model_serializer,
@@ -22,15 +23,35 @@ from pydantic import (
 )
 from pydantic_core import PydanticUndefined
 
-from longshore.orchestration.durations import Duration, parse_duration
+from longshore.orchestration.durations import Duration, format_duration, parse_duration
 from longshore.orchestration.errors import PlanError, Problem
+from longshore.orchestration.expressions import Expression, as_data, as_text, of_step
+from longshore.orchestration.guards import OnlyIf
 from longshore.orchestration.operations import Retry
 from longshore.orchestration.params import Param
+
+if TYPE_CHECKING:
+    from celery import Signature
+
+    from longshore.orchestration.hooks import Hooks
 
 #: Names of steps and plans. They stand in keys, file names and container names.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 _NAMES = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
+
+_GUARDS = WithJsonSchema(
+    {
+        "anyOf": [
+            {"enum": [str(word) for word in OnlyIf]},
+            {"type": "array", "items": {"enum": [str(word) for word in OnlyIf]}},
+        ]
+    }
+)
+#: `_any` worker, each host (`_all`), or a host by its name.
+TARGET = r"^(_any|_all|[A-Za-z0-9][A-Za-z0-9._-]{0,63}|.*\{\{.*\}\}.*)$"
+#: A number of items or hosts, or a part of them.
+TOLERATE = r"^(\d+|\d{1,2}(\.\d+)?%|100%)$"
 
 OnError = Literal["stop", "continue"]
 OnFailure = Literal["undo", "keep"]
@@ -44,6 +65,22 @@ def _none_or_spec(value: Any) -> Any:
     if isinstance(value, str) and value != "none":
         raise ValueError("must be 'none', or an operation with its parameters")
     return value
+
+
+def _as_tolerance(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _as_conditions(value: Any) -> Any:
+    """`when` is one expression, one with a reason, or several: they are kept as a list of both."""
+    given = value if isinstance(value, list) else [value]
+    return [{"if": as_text(one)} if isinstance(one, str | Expression) else one for one in given]
+
+
+def _shortest(conditions: list[When]) -> Any:
+    """The form that people write."""
+    short = [condition.if_ if not condition.reason else condition.model_dump() for condition in conditions]
+    return short[0] if len(short) == 1 else short
 
 
 class _Model(BaseModel):
@@ -78,6 +115,24 @@ class UndoSpec(_Model):
     with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="Its parameters")
 
 
+class When(_Model):
+    """A condition, and the reason that a report gives where it does not hold."""
+
+    if_: Annotated[str, Field(min_length=1)] = Field(alias="if", description="A Jinja2 expression, without braces")
+    reason: str = Field("", description="Why the step is skipped where it is false")
+
+
+_WHEN = WithJsonSchema(
+    {
+        "anyOf": [
+            {"type": "string"},
+            {"type": "object", "properties": {"if": {"type": "string"}, "reason": {"type": "string"}}},
+            {"type": "array"},
+        ]
+    }
+)
+
+
 class Step(_Model):
     """A node of the plan."""
 
@@ -86,6 +141,24 @@ class Step(_Model):
     after: Annotated[list[str], BeforeValidator(_as_list), _NAMES] = Field(
         default_factory=list, description="The steps that must have ended before"
     )
+    when: Annotated[list[When], BeforeValidator(_as_conditions), PlainSerializer(_shortest), _WHEN] = Field(
+        default_factory=list, description="Expressions that must hold, else the step is skipped"
+    )
+    only_if: Annotated[list[OnlyIf], BeforeValidator(_as_list), _GUARDS] = Field(
+        default_factory=list, description="What the steps before it must have done, else the step is skipped"
+    )
+    foreach: list[Any] | str | None = Field(
+        None, description="A list, or an expression that gives one: the step is done for each item at the same time"
+    )
+    target: Annotated[str, Field(pattern=TARGET)] | None = Field(
+        None, description="_any worker, _all hosts, or one host by its name"
+    )
+    tolerate: Annotated[str, BeforeValidator(_as_tolerance), Field(pattern=TOLERATE)] | None = Field(
+        None, description="How many of its items or hosts may fail: 2, or 10%"
+    )
+    max_parallel: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="How many of its items or hosts are at work at once"
+    )
     retry: Retry | None = Field(None, description="When a failed attempt is tried again")
     on_error: OnError | None = Field(None, description="stop ends the run, continue goes on without what depends on it")
     timeout: Duration | None = Field(None, description="Time of one attempt")
@@ -93,6 +166,9 @@ class Step(_Model):
         None, description="How to take it back; none says that there is nothing to take back"
     )
     always: bool = Field(default=False, description="Runs however the run ends")
+    irreversible: bool = Field(
+        default=False, description="The point of no return: once it has succeeded, the run only goes forward"
+    )
     description: str = Field("", description="For people")
 
 
@@ -105,6 +181,7 @@ class Plan(_Model):
     params: dict[str, Param] = Field(default_factory=dict, description="Typed inputs")
     on_error: OnError = Field("stop", description="What a step's final failure does, unless the step says otherwise")
     on_failure: OnFailure = Field("undo", description="Whether a run that is ended is taken back or kept as it is")
+    target: Annotated[str, Field(pattern=TARGET)] = Field("_any", description="Where its steps run")
     sequential: bool = Field(default=False, description="Each step comes after the one before it")
     retry: Retry | None = Field(None, description="When failed attempts are tried again, for all steps")
     timeout: Duration | None = Field(None, description="Time of the whole run; running out of it is a failure")
@@ -112,9 +189,12 @@ class Plan(_Model):
 
     #: Folder that a step's relative `source` is found in.
     _base_dir: str = PrivateAttr(default=".")
+    #: What is called as the run goes, in the process that watches it; code, and so no part of the data.
+    _hooks: Hooks | None = PrivateAttr(default=None)
 
-    def __init__(self, name: str | None = None, /, **data: Any) -> None:
+    def __init__(self, name: str | None = None, /, *, hooks: Hooks | None = None, **data: Any) -> None:
         super().__init__(**({"name": name} if name is not None else {}), **data)
+        self._hooks = hooks
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -133,8 +213,44 @@ class Plan(_Model):
         if name in self.steps:
             raise PlanError([Problem("there is a step of this name already", step=name)])
         after = [list(self.steps)[-1]] if self.sequential and self.steps else []
-        self.steps[name] = Step(op=op, with_=params, after=after)
+        self.steps[name] = Step(op=op, with_=as_data(params), after=after)
         return StepHandle(self, name)
+
+    def run_plan(self, name: str, plan: Plan | str, params: Mapping[str, Any] | None = None, /) -> StepHandle:
+        """Add a step that runs another plan as a child: a plan, the name of a stored one, or its file."""
+        inline = plan.to_dict() if isinstance(plan, Plan) else plan
+        given = {"params": dict(params)} if params else {}
+        return self.step(name, "plan.run.execute", plan=inline, **given)
+
+    def approval(
+        self,
+        name: str,
+        message: str = "",
+        /,
+        *,
+        timeout: float | str | None = None,
+        on_timeout: Literal["fail", "approve"] = "fail",
+    ) -> StepHandle:
+        """Add a step that waits for a person: `longshore runs approve RUN STEP`."""
+        given: dict[str, Any] = {"message": message} if message else {}
+        if timeout is not None:
+            given["timeout"] = format_duration(parse_duration(timeout))
+        if on_timeout != "fail":
+            given["on_timeout"] = on_timeout
+        return self.step(name, "approval.wait.execute", **given)
+
+    def celery(
+        self, name: str, signature: Signature[Any], /, *, timeout: float | str, undo: Signature[Any] | None = None
+    ) -> StepHandle:
+        """Add an existing Celery task as a step, run by its application's own workers, unchanged.
+
+        `undo` is the signature that takes it back. `timeout` (an attempt's) is needed: a task that does not
+        say how it ended in that time is `unknown`. See `longshore.orchestration.operations.celery`.
+        """
+        from longshore.orchestration.operations.celery import CELERY, as_params  # noqa: PLC0415 - only here
+
+        step = self.step(name, CELERY.name, **as_params(signature)).timeout(timeout)
+        return step.undo(CELERY.name, **as_params(undo)) if undo is not None else step
 
     @staticmethod
     def chain(*steps: StepHandle) -> None:
@@ -187,8 +303,93 @@ class StepHandle:
         self.name = name
 
     def _set(self, **changes: Any) -> Self:
-        self.plan.steps[self.name] = self.plan.steps[self.name].model_copy(update=changes)
+        step = self.plan.steps[self.name]
+        written = {key: getattr(step, key) for key in type(step).model_fields} | changes
+        self.plan.steps[self.name] = Step.model_validate(written)
         return self
+
+    # --- what the step leaves, for the parameters and guards of others ------------------------------
+
+    @property
+    def status(self) -> Expression:
+        return of_step(self.name).status
+
+    @property
+    def changed(self) -> Expression:
+        return of_step(self.name).changed
+
+    @property
+    def data(self) -> Expression:
+        return of_step(self.name).data
+
+    @property
+    def error(self) -> Expression:
+        return of_step(self.name).error
+
+    @property
+    def hosts(self) -> Expression:
+        return of_step(self.name).hosts
+
+    @property
+    def items(self) -> Expression:
+        return of_step(self.name).items
+
+    # --- guards ---------------------------------------------------------------------------------
+
+    def when(self, condition: Expression | str, *, reason: str = "") -> Self:
+        """Run only if this holds, too; `reason` is the report's, where it does not."""
+        known = self.plan.steps[self.name].when
+        return self._set(when=[*known, When(if_=as_text(condition), reason=reason)])
+
+    def only_if(self, *conditions: OnlyIf | str) -> Self:
+        """Run only if the steps directly before it did this, too (`changed`, `failed`, …)."""
+        known = self.plan.steps[self.name].only_if
+        return self._set(only_if=[*known, *(word for word in conditions if word not in known)])
+
+    def only_if_changed(self) -> Self:
+        return self.only_if(OnlyIf.CHANGED)
+
+    def only_if_all_changed(self) -> Self:
+        return self.only_if(OnlyIf.ALL_CHANGED)
+
+    def only_if_failed(self) -> Self:
+        return self.only_if(OnlyIf.FAILED)
+
+    def only_if_any_host_failed(self) -> Self:
+        return self.only_if(OnlyIf.ANY_HOST_FAILED)
+
+    def only_if_all_hosts_failed(self) -> Self:
+        return self.only_if(OnlyIf.ALL_HOSTS_FAILED)
+
+    def only_if_any_host_changed(self) -> Self:
+        return self.only_if(OnlyIf.ANY_HOST_CHANGED)
+
+    def only_if_all_hosts_changed(self) -> Self:
+        return self.only_if(OnlyIf.ALL_HOSTS_CHANGED)
+
+    def only_if_any_host_skipped(self) -> Self:
+        return self.only_if(OnlyIf.ANY_HOST_SKIPPED)
+
+    # --- where, how often, and for what -----------------------------------------------------------
+
+    def foreach(self, items: list[Any] | Expression | str) -> Self:
+        """Do it for each item, at the same time; `item` is the item in its parameters."""
+        return self._set(foreach=as_data(items))
+
+    def target(self, target: str | Expression) -> Self:
+        """`_any` worker, `_all` hosts, or one host by its name."""
+        return self._set(target=str(target))
+
+    def tolerate(self, number: int | str) -> Self:
+        """So many of its items or hosts may fail: 2, or "10%"."""
+        return self._set(tolerate=number)
+
+    def max_parallel(self, number: int) -> Self:
+        return self._set(max_parallel=number)
+
+    def irreversible(self) -> Self:
+        """The point of no return."""
+        return self._set(irreversible=True)
 
     def after(self, *steps: StepHandle | str) -> Self:
         """Run after these, too."""
@@ -216,13 +417,17 @@ class StepHandle:
     def on_error(self, policy: OnError) -> Self:
         return self._set(on_error=policy)
 
+    def continue_on_error(self) -> Self:
+        """Go on without what depends on it."""
+        return self.on_error("continue")
+
     def timeout(self, duration: float | str) -> Self:
         """Per attempt."""
         return self._set(timeout=parse_duration(duration))
 
     def undo(self, op: str, /, **params: Any) -> Self:
         """Take it back with this operation; `undo("none")` says that nothing is to be taken back."""
-        return self._set(undo="none" if op == "none" else UndoSpec(op=op, with_=params))
+        return self._set(undo="none" if op == "none" else UndoSpec(op=op, with_=as_data(params)))
 
     def always(self) -> Self:
         """Run it however the run ends."""

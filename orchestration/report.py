@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from longshore.orchestration import saga
-from longshore.orchestration.compiled import CompiledPlan
+from longshore.orchestration import guards, results, saga
+from longshore.orchestration.compiled import CompiledPlan, StepId
+from longshore.orchestration.errors import DecodeError
 from longshore.orchestration.keys import Field
 from longshore.orchestration.saga import StepRecord
-from longshore.orchestration.states import STEP_BAD, TERMINAL, Cause, RunState, StepState, UndoState
+from longshore.orchestration.states import STEP_BAD, TERMINAL, UNDO_FINAL, Cause, RunState, StepState, UndoState
+
+if TYPE_CHECKING:
+    from longshore.orchestration.store import Store
+
+T = TypeVar("T")
 
 
 class _Part(BaseModel):
@@ -47,9 +54,33 @@ class HostReport(_Part):
     error: str | None = None
     data: dict[str, Any] = {}
 
+    def decode(self, model: type[T]) -> T:
+        """The host's data as that type. DecodeError if it does not fit."""
+        return results.decode(model, self.data, f"host {self.host!r}")
+
+
+class ItemReport(_Part):
+    """What a step did for one item of its `foreach`, or on one of its hosts."""
+
+    item: Any = None
+    host: str | None = None
+    status: StepState
+    changed: bool
+    attempts: int = 0
+    duration_s: float | None = None
+    task_ids: list[str] = []
+    undo: UndoReport | None = None
+    reason: str | None = None
+    error: str | None = None
+    data: dict[str, Any] = {}
+
 
 class StepReport(_Part):
-    """One step. `duration_s` from its first claim to its outcome, waits between attempts included."""
+    """One step. `duration_s` from its first claim to its outcome, waits between attempts included.
+
+    Of a step that was fanned out: `items` has its parts in their order, and `data` is
+    `{"results": [...]}`, the data of each.
+    """
 
     name: str
     op: str
@@ -64,6 +95,16 @@ class StepReport(_Part):
     error: str | None = None
     data: dict[str, Any] = {}
     hosts: list[HostReport] = []
+    items: list[ItemReport] = []
+
+    def decode(self, model: type[T]) -> T:
+        """Its data as that type; of a step on several hosts, the first host's. DecodeError if it does not fit."""
+        data = self.data if self.data or not self.hosts else self.hosts[0].data
+        return results.decode(model, data, f"step {self.name!r}")
+
+    def failures(self) -> list[ItemReport]:
+        """The items that failed, tolerated or not."""
+        return [item for item in self.items if item.status in guards.FAILED]
 
 
 class Report(_Part):
@@ -93,6 +134,19 @@ class Report(_Part):
             if step.name == name:
                 return step
         raise KeyError(name)
+
+    def decode(self, name: str, model: type[T]) -> T:
+        """One step's data as that type. DecodeError if there is no such step, or it does not fit."""
+        try:
+            return self.step(name).decode(model)
+        except KeyError:
+            raise DecodeError(f"no result for {name!r}", remedy=f"run {self.run_id} has no such step") from None
+
+
+def read(store: Store, run_id: str, plan: CompiledPlan, indices: Sequence[int]) -> dict[int, StepReport]:
+    """Some steps of a run as they stand, without reading the others."""
+    fields = store.steps_hash(run_id, indices)
+    return {i: _step(plan, i, fields)[1] for i in indices}
 
 
 def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mapping[str, str], now: int) -> Report:
@@ -124,11 +178,11 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
         actor=run.get("actor", ""),
         error=error,
         steps=reports,
-        left_over=[plan.steps[i].name for i in left],
+        left_over=[plan.name_of(i) for i in left],
     )
 
 
-def _exit_code(plan: CompiledPlan, state: RunState, records: Mapping[int, StepRecord], left: list[int]) -> int:
+def _exit_code(plan: CompiledPlan, state: RunState, records: Mapping[int, StepRecord], left: Sequence[StepId]) -> int:
     """0 all as asked, 3 something stands or is left over, 1 failed and nothing does (SEMANTICS 6)."""
     always_failed = any(records[s.index].status in STEP_BAD for s in plan.steps if s.always)
     if left or always_failed or state in {RunState.PARTIAL, RunState.UNDO_FAILED}:
@@ -138,11 +192,51 @@ def _exit_code(plan: CompiledPlan, state: RunState, records: Mapping[int, StepRe
 
 def _step(plan: CompiledPlan, index: int, fields: Mapping[str, str]) -> tuple[StepRecord, StepReport]:
     step = plan.steps[index]
+    units = [_unit(fields, f"{index}.{n}") for n in range(int(fields.get(f"{Field.UNITS}:{index}", 0)))]
+    record, done = _unit(fields, index)
+    hosts, data, error = done.hosts, done.part.data, done.part.error
+    if units:
+        hosts = _by_host(units)
+        # Hosts without items: each has its own data, and the step has none.
+        data = {"results": [unit.part.data for _, unit in units]} if step.step.foreach is not None else {}
+        error = fields.get(f"{Field.ERROR}:{index}")
+        record = replace(record, units=tuple(unit for unit, _ in units))
+    report = StepReport(
+        name=step.name,
+        op=step.operation.name,
+        level=step.level,
+        status=record.status,
+        changed=record.status is StepState.CHANGED or done.changed or any(unit.part.changed for _, unit in units),
+        attempts=record.attempts,
+        duration_s=done.part.duration_s,
+        task_ids=done.part.task_ids or [task for _, unit in units for task in unit.part.task_ids],
+        undo=_undo_of([unit.part.undo for _, unit in units if unit.part.undo]) if units else done.part.undo,
+        reason=done.part.reason,
+        error=error,
+        data=data,
+        hosts=hosts,
+        items=[unit.part for _, unit in units],
+    )
+    return record, report
 
+
+@dataclass(frozen=True)
+class _Done:
+    """What the record has of a step or a unit."""
+
+    part: ItemReport
+    hosts: list[HostReport]
+    #: Said by a step that failed all the same.
+    changed: bool
+
+
+def _unit(fields: Mapping[str, str], step_id: StepId) -> tuple[StepRecord, _Done]:
     def get(kind: str) -> str | None:
-        return fields.get(f"{kind}:{index}")
+        return fields.get(f"{kind}:{step_id}")
 
     outcome = json.loads(get(Field.OUTCOME) or "{}")
+    if (large := get("data")) is not None:
+        outcome["data"] = json.loads(large)
     status = StepState(get(Field.STATUS) or "pending")
     undo = _undo(get)
     record = StepRecord(
@@ -151,14 +245,12 @@ def _step(plan: CompiledPlan, index: int, fields: Mapping[str, str]) -> tuple[St
         undo=undo.status if undo else None,
         reason=get(Field.REASON) or "",
         no_effect=bool(get(Field.NO_EFFECT)),
+        tainted=bool(get(Field.TAINTED)),
     )
-    error, data = outcome.get("error"), outcome.get("data", {})
-    changed = status is StepState.CHANGED
-    host = outcome.get("host")
-    report = StepReport(
-        name=step.name,
-        op=step.operation.name,
-        level=step.level,
+    changed = status is StepState.CHANGED or bool(outcome.get("changed"))
+    part = ItemReport(
+        item=json.loads(get(Field.ITEM) or "null"),
+        host=outcome.get("host") or get(Field.HOST) or None,
         status=status,
         changed=changed,
         attempts=record.attempts,
@@ -166,11 +258,52 @@ def _step(plan: CompiledPlan, index: int, fields: Mapping[str, str]) -> tuple[St
         task_ids=(get(Field.TASK_IDS) or "").split(),
         undo=undo,
         reason=record.reason or None,
-        error=error,
-        data=data,
-        hosts=[HostReport(host=host, status=status, changed=changed, error=error, data=data)] if host else [],
+        error=outcome.get("error"),
+        data=outcome.get("data", {}),
     )
-    return record, report
+    own = [HostReport.model_validate(host) for host in outcome.get("hosts", [])]
+    if not own and outcome.get("host"):
+        own = [_host(part)]
+    return record, _Done(part, own, changed)
+
+
+def _host(part: ItemReport) -> HostReport:
+    return HostReport(host=part.host or "", status=part.status, changed=part.changed, error=part.error, data=part.data)
+
+
+def _by_host(units: Sequence[tuple[StepRecord, _Done]]) -> list[HostReport]:
+    """One entry a host, in the order in which they first come: its worst status, and whether any item changed it."""
+    found: dict[str, list[HostReport]] = {}
+    for _, unit in units:
+        for host in unit.hosts or ([_host(unit.part)] if unit.part.host else []):
+            found.setdefault(host.host, []).append(host)
+    return [_worst(parts) for parts in found.values()]
+
+
+#: The later, the worse.
+_BADNESS = [
+    StepState.UNCHANGED, StepState.SKIPPED, StepState.CHANGED, StepState.CANCELLED, StepState.UNKNOWN, StepState.FAILED,
+]  # fmt: skip
+
+
+def _worst(parts: list[HostReport]) -> HostReport:
+    worst = max(parts, key=lambda part: _BADNESS.index(part.status) if part.status in _BADNESS else -1)
+    return worst.model_copy(update={"changed": any(part.changed for part in parts)})
+
+
+def _undo_of(undos: list[UndoReport]) -> UndoReport | None:
+    """How taking back the parts of a step went, as one: the worst of them."""
+    if not undos:
+        return None
+    order = [UndoState.UNDO_FAILED, UndoState.NOT_UNDOABLE, *(s for s in UndoState if s not in UNDO_FINAL)]
+    status = next((s for s in order if any(undo.status is s for undo in undos)), UndoState.UNDONE)
+    return UndoReport(
+        status=status,
+        error=next((undo.error for undo in undos if undo.status is status and undo.error), None),
+        attempts=max(undo.attempts for undo in undos),
+        duration_s=max((undo.duration_s for undo in undos if undo.duration_s is not None), default=None),
+        task_ids=[task for undo in undos for task in undo.task_ids],
+    )
 
 
 def _undo(get: Any) -> UndoReport | None:

@@ -7,10 +7,12 @@ the run is still where it was decided from, so that asking twice does no harm.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
-from longshore.orchestration.compiled import CompiledPlan, CompiledStep
+from longshore.orchestration.compiled import CompiledPlan, CompiledStep, StepId
+from longshore.orchestration.guards import RUNS, Verdict
+from longshore.orchestration.operations import Waits
 from longshore.orchestration.states import (
     STEP_BAD,
     STEP_GOOD,
@@ -35,6 +37,24 @@ class StepRecord:
     reason: str = ""
     #: Its outcome proves that nothing was touched.
     no_effect: bool = False
+    #: It was skipped, and something before it had failed: so what comes after it is skipped, too.
+    tainted: bool = False
+    #: Of a step that was fanned out; only where `wanted` says that they are needed.
+    units: tuple[StepRecord, ...] = ()
+
+    @property
+    def breaks(self) -> bool:
+        """Whether what depends on it is skipped for that."""
+        return self.status in STEP_BAD or self.tainted
+
+
+#: What becomes of a step whose turn has come and whose dependencies are no obstacle: its guards, its units.
+Gate = Callable[[int], Verdict]
+
+
+def open_gate(_index: int) -> Verdict:
+    """For steps without guards, items or hosts."""
+    return RUNS
 
 
 @dataclass(frozen=True)
@@ -57,12 +77,21 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class OpenLevel:
-    """Steps become ready, or are skipped with a reason."""
+    """Steps become ready, are skipped with a reason, have failed already, or are fanned out."""
 
     state: RunState
     level: int
     ready: tuple[int, ...]
     skipped: dict[int, str] = field(default_factory=dict)
+    #: Of those that are skipped: something before them had failed.
+    tainted: frozenset[int] = frozenset()
+    #: Why a step cannot even begin.
+    failed: dict[int, str] = field(default_factory=dict)
+    fanned: dict[int, Verdict] = field(default_factory=dict)
+    #: The hosts of those of the ready ones that are for one.
+    hosts: dict[int, str] = field(default_factory=dict)
+    #: The failed step that ends the run.
+    stopped_by: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,8 +99,8 @@ class OpenUndo:
     """Steps become ready to be taken back, or are named as not undoable."""
 
     level: int
-    ready: tuple[int, ...]
-    impossible: dict[int, str] = field(default_factory=dict)
+    ready: tuple[StepId, ...]
+    impossible: dict[StepId, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,16 +113,16 @@ class Abort:
 
 @dataclass(frozen=True)
 class Drain:
-    """What was dispatched and not claimed is cancelled."""
+    """What was dispatched and not claimed, was held back, or waits for a person, is cancelled."""
 
-    steps: tuple[int, ...]
+    steps: tuple[StepId, ...]
 
 
 @dataclass(frozen=True)
 class GiveUpUndo:
     """The undo ran out of its time: what has not begun will not."""
 
-    steps: tuple[int, ...]
+    steps: tuple[StepId, ...]
 
 
 @dataclass(frozen=True)
@@ -108,7 +137,9 @@ Transition = OpenLevel | OpenUndo | Abort | Drain | GiveUpUndo | Finish
 
 _QUEUED = frozenset({StepState.READY, StepState.RETRYING})
 _STOPPED_HALF_WAY = frozenset({StepState.FAILED, StepState.CANCELLED})
-_UNDO_QUEUED = frozenset({UndoState.READY, UndoState.RETRYING})
+_UNDO_QUEUED = frozenset({UndoState.READY, UndoState.RETRYING, UndoState.WAITING})
+#: Not final, and not cancelled by a word.
+_AT_WORK = frozenset({StepState.RUNNING, StepState.WAITING})
 
 
 def wanted(plan: CompiledPlan, run: RunRecord) -> tuple[int, ...]:
@@ -126,46 +157,75 @@ def wanted(plan: CompiledPlan, run: RunRecord) -> tuple[int, ...]:
     return tuple(range(len(plan)))
 
 
-def decide(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord]) -> Transition | None:
-    """The next transition, or None while the run has to wait for what is under way."""
+def wants_units(run: RunRecord) -> bool:
+    """Whether `decide` looks at the units of steps: not while the run goes forward, when they are counted."""
+    return run.state not in {RunState.PENDING, RunState.RUNNING}
+
+
+def decide(
+    plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Gate = open_gate
+) -> Transition | None:
+    """The next transition, or None while the run has to wait for what is under way.
+
+    `gate` is asked about steps that would begin now.
+    """
     match run.state:
         case RunState.PENDING:
-            return _next_level(plan, run, steps)
+            return _next_level(plan, run, steps, gate)
         case RunState.RUNNING:
             if run.deadline is not None and run.now >= run.deadline:
                 return Abort(Cause.DEADLINE, "the run ran out of its time")
-            return None if run.left > 0 else _next_level(plan, run, steps)
+            return None if run.left > 0 else _next_level(plan, run, steps, gate)
         case RunState.ABORTING:
-            return _while_aborting(plan, run, steps)
+            return _while_aborting(plan, run, steps, gate)
         case RunState.UNDOING:
-            return _while_undoing(plan, run, steps)
+            return _while_undoing(plan, run, steps, gate)
         case RunState.FINISHING:
-            return None if run.left > 0 else _always_or_end(plan, run, steps)
+            return None if run.left > 0 else _always_or_end(plan, run, steps, gate)
         case _:
             return None
 
 
-def _next_level(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord]) -> Transition:
+def _next_level(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Gate) -> Transition:
     following = run.level + 1
     if following == len(plan.levels):
         return Finish(_good_end(plan, steps), ())
-    ready, skipped = [], {}
-    for i in plan.levels[following]:
-        if reason := _skip_reason(plan.steps[i], steps):
-            skipped[i] = reason
+    return _open(plan, RunState.RUNNING, following, plan.levels[following], steps, gate)
+
+
+def _open(
+    plan: CompiledPlan,
+    state: RunState,
+    level: int,
+    members: tuple[int, ...],
+    steps: Mapping[int, StepRecord],
+    gate: Gate,
+) -> OpenLevel:
+    """What becomes of each step of a level: in the order of a step, its dependencies first, then its guards."""
+    opened = OpenLevel(state, level, ())
+    ready: list[int] = []
+    tainted: set[int] = set()
+    for i in members:
+        broken = state is RunState.RUNNING and any(steps[d].breaks for d in plan.steps[i].needs)
+        if broken and not plan.steps[i].always and not plan.steps[i].looks_at_failure:
+            opened.skipped[i] = DEPENDENCY_FAILED
+            tainted.add(i)
+            continue
+        verdict = gate(i)
+        if verdict.skip:
+            opened.skipped[i] = verdict.skip
+            if broken:
+                tainted.add(i)
+        elif verdict.fail:
+            opened.failed[i] = verdict.fail
+        elif verdict.units is not None:
+            opened.fanned[i] = verdict
         else:
             ready.append(i)
-    return OpenLevel(RunState.RUNNING, following, tuple(ready), skipped)
-
-
-def _skip_reason(step: CompiledStep, steps: Mapping[int, StepRecord]) -> str | None:
-    if step.always:
-        return None
-    for dependency in step.needs:
-        record = steps[dependency]
-        if record.status in STEP_BAD or record.reason == DEPENDENCY_FAILED:
-            return DEPENDENCY_FAILED
-    return None
+            if verdict.host:
+                opened.hosts[i] = verdict.host
+    stopped_by = next((i for i in opened.failed if state is RunState.RUNNING and plan.stops(i)), None)
+    return replace(opened, ready=tuple(ready), tainted=frozenset(tainted), stopped_by=stopped_by)
 
 
 def _good_end(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> RunState:
@@ -176,36 +236,64 @@ def _good_end(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> RunState:
     return RunState.PARTIAL if good else RunState.FAILED
 
 
-def _while_aborting(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord]) -> Transition | None:
-    queued = tuple(i for i in range(len(plan)) if steps[i].status in _QUEUED)
+def _leaves(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> Iterator[tuple[StepId, CompiledStep, StepRecord]]:
+    """What is done and undone: each step, or each unit of one that was fanned out."""
+    for step in plan.steps:
+        record = steps[step.index]
+        if record.units:
+            for n, unit in enumerate(record.units):
+                yield f"{step.index}.{n}", step, unit
+        else:
+            yield step.index, step, record
+
+
+def _while_aborting(
+    plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Gate
+) -> Transition | None:
+    queued = tuple(i for i, step, leaf in _leaves(plan, steps) if _can_be_cancelled(i, step, leaf))
     if queued:
         return Drain(queued)
-    if any(steps[i].status is StepState.RUNNING for i in range(len(plan))):
+    if any(leaf.status in _AT_WORK for _, _, leaf in _leaves(plan, steps)):
         return None
-    if not run.keep and (undo := _open_undo(plan, steps, len(plan.levels))):
+    if not run.keep and not _past_return(plan, steps) and (undo := _open_undo(plan, steps, len(plan.levels))):
         return undo
-    return _always_or_end(plan, run, steps)
+    return _always_or_end(plan, run, steps, gate)
 
 
-def _while_undoing(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord]) -> Transition | None:
+def _can_be_cancelled(leaf_id: StepId, step: CompiledStep, leaf: StepRecord) -> bool:
+    """Dispatched and not claimed; held back, but for an always step's; or waiting for a person."""
+    held_back = leaf.status is StepState.PENDING and isinstance(leaf_id, str) and not step.always
+    parked = leaf.status is StepState.WAITING and step.waits is Waits.PERSON
+    return leaf.status in _QUEUED or held_back or parked
+
+
+def _past_return(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> bool:
+    """Whether the point of no return was passed: what was done stays."""
+    return any(step.step.irreversible and steps[step.index].status in STEP_GOOD for step in plan.steps)
+
+
+def _while_undoing(
+    plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Gate
+) -> Transition | None:
     if run.left > 0:
         if run.undo_deadline is not None and run.now >= run.undo_deadline:
-            late = tuple(i for i in range(len(plan)) if steps[i].undo in _UNDO_QUEUED)
+            late = tuple(i for i, _, leaf in _leaves(plan, steps) if leaf.undo in _UNDO_QUEUED)
             return GiveUpUndo(late) if late else None
         return None
     top = len(plan.levels) if run.undo_level is None else run.undo_level
-    return _open_undo(plan, steps, top) or _always_or_end(plan, run, steps)
+    return _open_undo(plan, steps, top) or _always_or_end(plan, run, steps, gate)
 
 
 def _open_undo(plan: CompiledPlan, steps: Mapping[int, StepRecord], below: int) -> OpenUndo | None:
     """The highest level under `below` in which something has to be taken back."""
-    for level in range(below - 1, -1, -1):
-        todo = [i for i in plan.levels[level] if _may_have_acted(plan.steps[i], steps[i])]
-        ready = tuple(i for i in todo if plan.steps[i].has_undo)
+    todo: dict[int, list[tuple[StepId, CompiledStep, StepRecord]]] = {}
+    for leaf in _leaves(plan, steps):
+        if leaf[1].level < below and _may_have_acted(leaf[1], leaf[2]):
+            todo.setdefault(leaf[1].level, []).append(leaf)
+    for level in sorted(todo, reverse=True):
+        ready = tuple(i for i, step, _ in todo[level] if step.has_undo)
         impossible = {
-            i: _why_impossible(steps[i])
-            for i in todo
-            if not plan.steps[i].has_undo and plan.steps[i].step.undo != "none"
+            i: _why_impossible(leaf) for i, step, leaf in todo[level] if not step.has_undo and step.step.undo != "none"
         }
         if ready or impossible:
             return OpenUndo(level, ready, impossible)
@@ -232,34 +320,39 @@ def _why_impossible(record: StepRecord) -> str:
     return "it failed, and what it did until then has no undo"
 
 
-def _always_or_end(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord]) -> Transition:
+def _always_or_end(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Gate) -> Transition:
     """After the abort and the undo: the `always` steps that were not reached, level by level, then the end."""
     for level, members in enumerate(plan.levels):
-        pending = tuple(i for i in members if plan.steps[i].always and steps[i].status is StepState.PENDING)
+        pending = tuple(i for i in members if plan.steps[i].always and _not_reached(steps[i]))
         if pending:
-            return OpenLevel(RunState.FINISHING, level, pending)
+            return _open(plan, RunState.FINISHING, level, pending, steps, gate)
     not_run = tuple(i for i in range(len(plan)) if steps[i].status is StepState.PENDING)
-    return Finish(_bad_end(run, steps), not_run)
+    return Finish(_bad_end(plan, run, steps), not_run)
 
 
-def _bad_end(run: RunRecord, steps: Mapping[int, StepRecord]) -> RunState:
-    if run.keep:
+def _not_reached(record: StepRecord) -> bool:
+    """A step that has not begun, or that was fanned out and then interrupted by the abort."""
+    return record.status is StepState.PENDING or any(unit.status is StepState.PENDING for unit in record.units)
+
+
+def _bad_end(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord]) -> RunState:
+    # An undo that somebody asked for afterwards takes back what it can.
+    if run.keep or (_past_return(plan, steps) and run.undo_level is None):
         return RunState.FAILED
-    failed = any(record.undo is UndoState.UNDO_FAILED for record in steps.values())
+    failed = any(leaf.undo is UndoState.UNDO_FAILED for _, _, leaf in _leaves(plan, steps))
     return RunState.UNDO_FAILED if failed else RunState.UNDONE
 
 
-def left_over(plan: CompiledPlan, state: RunState, steps: Mapping[int, StepRecord]) -> list[int]:
-    """Steps whose effect stands although the run did not succeed.
+def left_over(plan: CompiledPlan, state: RunState, steps: Mapping[int, StepRecord]) -> list[StepId]:
+    """Steps and units whose effect stands although the run did not succeed.
 
     A failed or cancelled step without an undo is told of in its own record and not here: it is known
     to have stopped, not to have changed something.
     """
     if state is RunState.SUCCEEDED:
         return []
-    found = []
-    for step in plan.steps:
-        record = steps[step.index]
+    found: list[StepId] = []
+    for leaf_id, step, record in _leaves(plan, steps):
         if (
             record.undo is UndoState.UNDO_FAILED
             or (record.undo is UndoState.NOT_UNDOABLE and record.status not in _STOPPED_HALF_WAY)
@@ -269,5 +362,5 @@ def left_over(plan: CompiledPlan, state: RunState, steps: Mapping[int, StepRecor
                 and not step.always
             )
         ):
-            found.append(step.index)
+            found.append(leaf_id)
     return found

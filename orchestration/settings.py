@@ -28,7 +28,11 @@ MAX_PLAN_BYTES = 32 * 1024 * 1024
 #: Bytes of one local file that a plan carries.
 MAX_FILE_BYTES = 1024 * 1024
 #: Bytes of one step's recorded data; larger data is an error of the step.
-MAX_DATA_BYTES = 256 * 1024
+MAX_DATA_BYTES = 4 * 1024 * 1024
+#: Bytes above which a step's data has a key of its own, which is read only where it is wanted.
+LARGE_DATA_BYTES = 64 * 1024
+#: Units of one step: items, hosts, or their product.
+MAX_UNITS = 10_000
 
 
 def _state_home() -> Path:
@@ -53,6 +57,8 @@ class Settings(BaseSettings):
     #: Who does it, on every event; the OS user if left out.
     actor: str | None = None
 
+    #: This host's name, where it is not the one in the worker's node name (`worker@HOST`).
+    host: str = ""
     #: A worker that is silent for so long has lost its step.
     lease: Duration = 15.0
     #: How often each worker looks for what is due. About the precision of a long retry delay.

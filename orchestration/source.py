@@ -176,8 +176,11 @@ def _no_constant(name: str) -> None:
     raise _NotJsonError(f"{name} is not a number that JSON has")
 
 
-def parse(text: str, *, source: str = "plan") -> Plan:
-    """A plan from YAML or JSON text (JSON is YAML). PlanError has every problem with its line."""
+def parse(text: str, *, source: str = "plan", base_dir: str = ".", check: bool = True) -> Plan:
+    """A plan from YAML or JSON text (JSON is YAML). PlanError has every problem with its line.
+
+    `base_dir` is the folder that its relative paths are found in.
+    """
     document = _Document(text, source)
     if not isinstance(document.data, dict):
         raise PlanError("it is empty" if document.data is None else "it is not a mapping", source=source)
@@ -186,7 +189,8 @@ def parse(text: str, *, source: str = "plan") -> Plan:
     except ValidationError as error:
         found = [_from_pydantic(item, document) for item in error.errors()]
         raise PlanError(_unique(found), source=source) from None
-    found = problems(plan)
+    plan._base_dir = base_dir
+    found = problems(plan) if check else []
     for problem in found:
         problem.line = document.line(problem.path)
     if found:
@@ -242,7 +246,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return data
 
 
-def load(name: str) -> Plan:
+def load(name: str, *, check: bool = True) -> Plan:
     """A plan by its file, or by its name in the folders of `LONGSHORE_PLANS` and in packages.
 
     A package offers a plan by an entry point of the group `longshore.plans`: a Plan, or a function
@@ -250,16 +254,17 @@ def load(name: str) -> Plan:
     """
     path = Path(name)
     if path.is_file() or path.suffix in _SUFFIXES or os.sep in name:
-        return _load_file(path)
+        return _load_file(path, check=check)
     folders = [Path(folder) for folder in get_settings().plans.split(os.pathsep) if folder]
     for folder in folders:
         for suffix in _SUFFIXES:
             if (folder / f"{name}{suffix}").is_file():
-                return _load_file(folder / f"{name}{suffix}")
+                return _load_file(folder / f"{name}{suffix}", check=check)
     for entry in entry_points(group="longshore.plans", name=name):
         offered = entry.load()
         plan = offered if isinstance(offered, Plan) else offered()
-        plan.check()
+        if check:
+            plan.check()
         return plan
     known = ", ".join(stored()) or "none"
     raise UnknownName(
@@ -268,10 +273,8 @@ def load(name: str) -> Plan:
     )
 
 
-def _load_file(path: Path) -> Plan:
-    plan = parse(read_text(path), source=str(path))
-    plan._base_dir = str(path.parent)
-    return plan
+def _load_file(path: Path, *, check: bool) -> Plan:
+    return parse(read_text(path), source=str(path), base_dir=str(path.parent), check=check)
 
 
 def stored() -> list[str]:

@@ -35,6 +35,8 @@ class StepState(StrEnum):
     RUNNING = "running"
     #: An attempt failed in a way that can pass; the next one waits for its time.
     RETRYING = "retrying"
+    #: Parked, without a worker: for a person, another run, somebody's task.
+    WAITING = "waiting"
     CHANGED = "changed"
     UNCHANGED = "unchanged"
     FAILED = "failed"
@@ -51,6 +53,7 @@ class UndoState(StrEnum):
     READY = "ready"
     UNDOING = "undoing"
     RETRYING = "retrying"
+    WAITING = "waiting"
     UNDONE = "undone"
     UNDO_FAILED = "undo_failed"
     NOT_UNDOABLE = "not_undoable"
@@ -103,7 +106,7 @@ STEP_GOOD = frozenset({StepState.CHANGED, StepState.UNCHANGED})
 #: Final states that stop what depends on them.
 STEP_BAD = frozenset({StepState.FAILED, StepState.UNKNOWN, StepState.CANCELLED})
 #: Dispatched and not final.
-STEP_IN_FLIGHT = frozenset({StepState.READY, StepState.RUNNING, StepState.RETRYING})
+STEP_IN_FLIGHT = frozenset({StepState.READY, StepState.RUNNING, StepState.RETRYING, StepState.WAITING})
 
 UNDO_FINAL = frozenset({UndoState.UNDONE, UndoState.UNDO_FAILED, UndoState.NOT_UNDOABLE})
 

@@ -6,16 +6,18 @@ import contextlib
 import getpass
 import json
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from longshore.orchestration import lua
+from longshore.orchestration.compiled import StepId, as_id
 from longshore.orchestration.errors import ConfigError, StoreUnavailable
+from longshore.orchestration.guards import Verdict
 from longshore.orchestration.keys import Field, Keys
 from longshore.orchestration.saga import RunRecord, StepRecord
-from longshore.orchestration.settings import Settings, get_settings
+from longshore.orchestration.settings import LARGE_DATA_BYTES, Settings, get_settings
 from longshore.orchestration.states import Cause, RunState, StepState, UndoState
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ class Grant:
     before: str
     outcome: str
     first_started: int
+    #: JSON of the item that a unit of a `foreach` is for.
+    item: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class Recorded:
     accepted: bool
     #: The run can go on now: somebody has to advance it.
     advance: bool
+    #: A unit that was held back, and needs its message now.
+    next_unit: StepId | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,8 @@ class Look:
     commands: list[tuple[str, dict[str, str]]]
     now: int
     inbox: float | None
+    #: What is parked, `<id>` or `u<id>`, and until when at most, ms.
+    waits: dict[str, int]
 
 
 def connect(settings: Settings) -> redis.Redis:
@@ -154,14 +162,18 @@ class Store:
         self._call(self.client.zadd, self.keys.inbox, {run_id: _mark()})
         return self._call(self.client.set, key, body, nx=True, get=True)  # type: ignore[no-any-return]
 
-    def command(self, run_id: str, kind: str, *, reason: str = "", keep: bool = False) -> str:
-        """Put down what is asked of a run; returns the command's id."""
+    def command(
+        self, run_id: str, kind: str, *, reason: str = "", keep: bool = False, step: StepId | None = None
+    ) -> str:
+        """Put down what is asked of a run, or of a step of it; returns the command's id."""
         fields: dict[Any, Any] = {
             "kind": kind,
             "actor": actor(self.settings),
             "reason": reason,
             "keep": "1" if keep else "",
         }
+        if step is not None:
+            fields["step"] = step
         command_id = self._call(self.client.xadd, self.keys.of(run_id).commands, fields)
         self._call(self.client.zadd, self.keys.inbox, {run_id: _mark()})
         return str(command_id)
@@ -196,44 +208,76 @@ class Store:
         pipe.zscore(self.keys.inbox, run_id)
         pipe.hgetall(keys.run)
         pipe.xrange(keys.commands)
+        pipe.zrange(keys.waits, 0, -1, withscores=True)
         pipe.time()
-        inbox, fields, commands, (seconds, micros) = self._call(pipe.execute)
-        return Look(fields, commands, int(seconds) * 1000 + int(micros) // 1000, inbox)
+        inbox, fields, commands, waits, (seconds, micros) = self._call(pipe.execute)
+        parked = {str(member): int(until) for member, until in waits}
+        return Look(fields, commands, int(seconds) * 1000 + int(micros) // 1000, inbox, parked)
 
-    def step_records(self, run_id: str, indices: Sequence[int]) -> dict[int, StepRecord]:
-        """What the reducer needs to know of these steps."""
-        kinds = (Field.STATUS, Field.ATTEMPTS, f"u{Field.STATUS}", Field.REASON, Field.NO_EFFECT)
-        rows = self.step_fields(run_id, indices, kinds)
+    def step_records(self, run_id: str, indices: Sequence[int], *, units: bool = True) -> dict[int, StepRecord]:
+        """What the reducer needs to know of these steps; with `units`, also of theirs."""
+        counts = self.units(run_id, indices) if units else {}
+        rows = self.step_fields(run_id, [*indices, *_ids(counts)], _RECORD)
         return {
-            i: StepRecord(
-                status=StepState(status or "pending"),
-                attempts=int(attempts or 0),
-                undo=UndoState(undo) if undo else None,
-                reason=reason or "",
-                no_effect=bool(no_effect),
-            )
-            for i, (status, attempts, undo, reason, no_effect) in rows.items()
+            i: replace(_record(rows[i]), units=tuple(_record(rows[f"{i}.{n}"]) for n in range(counts.get(i, 0))))
+            for i in indices
         }
 
+    def units(self, run_id: str, indices: Sequence[int]) -> dict[int, int]:
+        """How many units each of these steps has: those that were fanned out."""
+        rows = self.step_fields(run_id, indices, (Field.UNITS,))
+        return {i: int(rows[i][0] or 0) for i in indices if rows[i][0]}
+
+    def expanded(self, run_id: str, indices: Sequence[int]) -> list[StepId]:
+        """These steps, and in place of one that was fanned out its units."""
+        counts = self.units(run_id, indices)
+        return [leaf for i in indices for leaf in ([f"{i}.{n}" for n in range(counts[i])] if i in counts else [i])]
+
     def step_fields(
-        self, run_id: str, indices: Sequence[int], kinds: Sequence[str]
-    ) -> dict[int, tuple[str | None, ...]]:
-        """The same fields of many steps."""
-        if not indices:
+        self, run_id: str, ids: Sequence[StepId], kinds: Sequence[str]
+    ) -> dict[StepId, tuple[str | None, ...]]:
+        """The same fields of many steps or units."""
+        if not ids:
             return {}
-        names = [f"{kind}:{i}" for i in indices for kind in kinds]
+        names = [f"{kind}:{i}" for i in ids for kind in kinds]
         values = self._call(self.client.hmget, self.keys.of(run_id).steps, names)
         width = len(kinds)
-        return {i: tuple(values[n * width : (n + 1) * width]) for n, i in enumerate(indices)}
+        return {i: tuple(values[n * width : (n + 1) * width]) for n, i in enumerate(ids)}
+
+    def first(self, run_id: str, name: str) -> bool:
+        """Whether this call is the first of that name for the run."""
+        return bool(self._call(self.client.hsetnx, self.keys.of(run_id).steps, name, 1))
+
+    def steps_hash(self, run_id: str, indices: Sequence[int]) -> dict[str, str]:
+        """All fields of some steps and of their units, and what is kept apart from them."""
+        return self.steps_of(run_id, [*indices, *_ids(self.units(run_id, indices))])
+
+    def steps_of(self, run_id: str, ids: Sequence[StepId]) -> dict[str, str]:
+        """All fields of some steps or units, and what is kept apart from them."""
+        kinds = [*Field, *(f"u{kind}" for kind in Field)]
+        found: dict[str, str] = {}
+        for i, row in self.step_fields(run_id, ids, kinds).items():
+            found |= {f"{kind}:{i}": value for kind, value in zip(kinds, row, strict=True) if value is not None}
+        return found | self._large(run_id, found)
 
     def everything(self, run_id: str) -> tuple[dict[str, str], dict[str, str]]:
-        """The run's fields and its steps' fields."""
+        """The run's fields and its steps' fields, with what is kept apart from them."""
         keys = self.keys.of(run_id)
         pipe = self.client.pipeline(transaction=False)
         pipe.hgetall(keys.run)
         pipe.hgetall(keys.steps)
         run, steps = self._call(pipe.execute)
-        return run, steps
+        return run, steps | self._large(run_id, steps)
+
+    def _large(self, run_id: str, steps: Mapping[str, str]) -> dict[str, str]:
+        """Results that are kept in keys of their own, each as `data:<id>`."""
+        keys = self.keys.of(run_id)
+        prefix = f"{Field.DATA_KEY}:"
+        named = {name.removeprefix(prefix): value for name, value in steps.items() if name.startswith(prefix)}
+        if not named:
+            return {}
+        texts = self._call(self.client.mget, [keys.data(value) for value in named.values()])
+        return {f"data:{i}": text for i, text in zip(named, texts, strict=True) if text is not None}
 
     def expired(self, run_id: str, now: int) -> list[str]:
         """Attempts whose lease has run out: `<index>` or `u<index>`."""
@@ -271,13 +315,30 @@ class Store:
         level: int,
         ready: Sequence[int],
         skipped: Mapping[int, str],
+        *,
+        hosts: Mapping[int, str] | None = None,
+        tainted: Collection[int] = (),
+        failed: Mapping[int, str] | None = None,
+        fanned: Mapping[int, Verdict] | None = None,
+        stopped_by: int | None = None,
     ) -> bool:
-        flat = [part for pair in skipped.items() for part in pair]
-        args = (run.state, run.level, state, level, _ms(self.settings.lease), len(ready), *ready, *flat, run.epoch)
-        return bool(self._run("open_level", run_id, *args))
+        flat: list[object] = []
+        for i in ready:
+            flat += ["r", i, (hosts or {}).get(i, "")]
+        for i, reason in skipped.items():
+            flat += ["s", i, reason, "1" if i in tainted else ""]
+        for i, error in (failed or {}).items():
+            flat += ["f", i, json.dumps({"error": error}, ensure_ascii=False), error]
+        for i, verdict in (fanned or {}).items():
+            units = verdict.units or ()
+            flat += ["x", i, len(units), verdict.at_once or len(units), verdict.tolerated]
+            flat += [part for unit in units for part in (unit.item, unit.host)]
+        stop = "" if stopped_by is None else stopped_by
+        args = (run.state, run.level, state, level, _ms(self.settings.lease), run.epoch, stop)
+        return bool(self._run("open_level", run_id, *args, *flat))
 
     def open_undo(
-        self, run_id: str, run: RunRecord, level: int, ready: Sequence[int], impossible: Mapping[int, str]
+        self, run_id: str, run: RunRecord, level: int, ready: Sequence[StepId], impossible: Mapping[StepId, str]
     ) -> bool:
         flat = [part for pair in impossible.items() for part in pair]
         came_from = "" if run.undo_level is None else run.undo_level
@@ -288,7 +349,7 @@ class Store:
     def abort(self, run_id: str, cause: Cause, error: str, who: str = "", *, keep: bool = False) -> bool:
         return bool(self._run("abort", run_id, cause, error, who, "1" if keep else ""))
 
-    def drain(self, run_id: str, steps: Iterable[tuple[int, bool]]) -> bool:
+    def drain(self, run_id: str, steps: Iterable[tuple[StepId, bool]]) -> bool:
         """Cancel what was dispatched and not claimed; pairs of step and whether it is an always step."""
         flat: list[object] = []
         for index, always in steps:
@@ -304,50 +365,68 @@ class Store:
         command_id: str,
         command: Mapping[str, str],
         levels: int,
-        failed_undos: Sequence[int],
+        ids: Sequence[StepId],
     ) -> str:
+        """Do what was asked for. `ids`: the failed undos to be tried again, or the step that was decided on."""
         return self._run(  # type: ignore[no-any-return]
             "command", run_id, command_id, command.get("kind", ""), command.get("actor", ""),
-            command.get("reason", ""), command.get("keep", ""), levels, *failed_undos,
+            command.get("reason", ""), command.get("keep", ""), levels, *ids,
         )  # fmt: skip
 
-    def claim(self, run_id: str, index: int, side: str, owner: str, task_id: str) -> Grant | str:
+    def claim(self, run_id: str, step_id: StepId, side: str, owner: str, task_id: str) -> Grant | str:
         """The attempt, or why there is none."""
-        got = self._run("claim", run_id, index, side, owner, task_id, _ms(self.settings.lease))
+        got = self._run("claim", run_id, step_id, side, owner, task_id, _ms(self.settings.lease))
         if got[0] != "ok":
             return str(got[1])
-        fence, attempt, rendered, step_rendered, before, outcome, started = got[1:]
-        return Grant(fence, int(attempt), rendered, step_rendered, before, outcome, int(started))
+        fence, attempt, rendered, step_rendered, before, outcome, started, item = got[1:]
+        return Grant(fence, int(attempt), rendered, step_rendered, before, outcome, int(started), item)
 
-    def journal(self, run_id: str, index: int, side: str, fence: str, rendered: str, before: str) -> bool:
+    def journal(self, run_id: str, step_id: StepId, side: str, fence: str, rendered: str, before: str) -> bool:
         """Keep what is needed to undo, before anything is done. False: the step is another attempt's now."""
-        return bool(self._run("journal", run_id, index, side, fence, rendered, before))
+        return bool(self._run("journal", run_id, step_id, side, fence, rendered, before))
 
     def complete(
         self,
         run_id: str,
-        index: int,
+        step_id: StepId,
         side: str,
         fence: str,
         status: str,
         outcome: str,
         *,
+        data: str = "",
         error: str = "",
         no_effect: bool = False,
         stops: bool = False,
         next_link: int | None = None,
     ) -> Recorded:
-        """Record an outcome; without a fence, that of a step that nobody has claimed."""
-        code, advance = self._run(
-            "complete", run_id, index, side, fence, status, outcome, "1" if no_effect else "",
-            "1" if stops else "", error, "" if next_link is None else next_link, _ms(self.settings.lease),
+        """Record an outcome; without a fence, that of a step that nobody has claimed, or that is parked.
+
+        `data`, JSON, is a part of the outcome that is kept in a key of its own where it is large.
+        """
+        apart = ""
+        if len(data) > LARGE_DATA_BYTES:
+            # Before the record that names it; an attempt that is refused leaves a key that only it knew.
+            apart = f"{side}{step_id}:{fence}"
+            self._call(self.client.set, self.keys.of(run_id).data(apart), data)
+        elif data:
+            outcome = f'{outcome[:-1]}{"," if outcome != "{}" else ""}"data":{data}}}'
+        code, advance, held_back = self._run(
+            "complete", run_id, step_id, side, fence, status, outcome, "1" if no_effect else "",
+            "1" if stops else "", error, "" if next_link is None else next_link, _ms(self.settings.lease), apart,
         )  # fmt: skip
-        return Recorded(code != "stale", str(advance) == "1")
+        if code == "stale" and apart:
+            self._call(self.client.delete, self.keys.of(run_id).data(apart))
+        return Recorded(code != "stale", str(advance) == "1", as_id(held_back) if held_back else None)
+
+    def park(self, run_id: str, step_id: StepId, side: str, fence: str, seconds: float, info: str, what: str) -> bool:
+        """Let go of a step that waits for something else than a worker. False: it is another attempt's now."""
+        return bool(self._run("park", run_id, step_id, side, fence, _ms(seconds), info, what))
 
     def retry(
         self,
         run_id: str,
-        index: int,
+        step_id: StepId,
         side: str,
         fence: str,
         delay: float,
@@ -358,7 +437,7 @@ class Store:
     ) -> int:
         """1 noted, 0 the step is another attempt's now, -1 the run is ending."""
         times = (_ms(delay), _ms(grace))
-        return int(self._run("retry", run_id, index, side, fence, *times, error, "1" if always else ""))
+        return int(self._run("retry", run_id, step_id, side, fence, *times, error, "1" if always else ""))
 
     def renew(self, run_id: str, attempts: Iterable[tuple[str, str]]) -> int:
         flat = [part for pair in attempts for part in pair]
@@ -367,29 +446,31 @@ class Store:
     def expire(
         self,
         run_id: str,
-        index: int,
+        step_id: StepId,
         side: str,
         *,
         repeatable: bool,
         stops: bool = False,
         always: bool = False,
-    ) -> str:
-        """Take a step from an attempt that has lost its lease: `again`, `unknown`, or `no`: it is alive."""
-        why = "its worker was lost" + (f" {MAX_LOST} times, or as the run was ended" if repeatable else "")
-        return str(
-            self._run(
-                "expire", run_id, index, side, "1" if repeatable else "", MAX_LOST,
-                json.dumps({"error": why}), why, "1" if stops else "", "1" if always else "",
-            )
-        )  # fmt: skip
+    ) -> tuple[str, StepId | None]:
+        """Take a step from an attempt that has lost its lease: `again`, `unknown`, or `no`: it is alive.
 
-    def resend(self, run_id: str, side: str, indices: Sequence[int]) -> tuple[list[int], list[int]]:
+        With it, a unit that was held back, and needs its message now.
+        """
+        why = "its worker was lost" + (f" {MAX_LOST} times, or as the run was ended" if repeatable else "")
+        code, held_back = self._run(
+            "expire", run_id, step_id, side, "1" if repeatable else "", MAX_LOST, json.dumps({"error": why}), why,
+            "1" if stops else "", "1" if always else "", _ms(self.settings.lease),
+        )  # fmt: skip
+        return str(code), as_id(held_back) if held_back else None
+
+    def resend(self, run_id: str, side: str, ids: Sequence[StepId]) -> tuple[list[StepId], list[StepId]]:
         """Steps that need a message again, and steps that have waited too long for a worker."""
-        if not indices:
+        if not ids:
             return [], []
         grace, limit = _ms(self.settings.lease), _ms(self.settings.claim_timeout)
-        found = [str(item) for item in self._run("resend", run_id, side, grace, limit, *indices)]
-        return [int(i) for i in found if i[0] != "!"], [int(i[1:]) for i in found if i[0] == "!"]
+        found = [str(item) for item in self._run("resend", run_id, side, grace, limit, *ids)]
+        return [as_id(i) for i in found if i[0] != "!"], [as_id(i[1:]) for i in found if i[0] == "!"]
 
     # --- the indices: hints for the sweeper -------------------------------------------------------
 
@@ -444,18 +525,43 @@ class Store:
         live, waiting = self._call(pipe.execute)
         return int(live) + int(waiting)
 
+    def told(self, run_id: str, event_id: str | None = None) -> str:
+        """Up to which event the workers' hooks have been told; with an event, notes that."""
+        key = self.keys.of(run_id).run
+        if event_id is not None:
+            self._call(self.client.hset, key, "told", event_id)
+            return event_id
+        return self._call(self.client.hget, key, "told") or "0-0"
+
+    # --- hosts ------------------------------------------------------------------------------------
+
+    def here(self, host: str, seconds: float) -> None:
+        """Say that a host has a live worker. The entry expires by itself; the name stays known."""
+        pipe = self.client.pipeline(transaction=False)
+        pipe.sadd(self.keys.hosts, host)
+        pipe.set(self.keys.host(host), "{}", px=_ms(seconds))
+        self._call(pipe.execute)
+
+    def hosts(self) -> dict[str, bool]:
+        """Every host that ever had a worker, by name, and whether it has one now."""
+        names = sorted(self._call(self.client.smembers, self.keys.hosts))
+        if not names:
+            return {}
+        alive = self._call(self.client.mget, [self.keys.host(name) for name in names])
+        return {name: value is not None for name, value in zip(names, alive, strict=True)}
+
     # --- output of steps --------------------------------------------------------------------------
 
-    def add_log(self, run_id: str, index: int, lines: Sequence[str]) -> None:
+    def add_log(self, run_id: str, step_id: StepId, lines: Sequence[str]) -> None:
         """Keep what a step printed: the last thousand lines."""
-        key = self.keys.of(run_id).log(index)
+        key = self.keys.of(run_id).log(step_id)
         pipe = self.client.pipeline(transaction=False)
         for line in lines:
             pipe.xadd(key, {"line": line}, maxlen=1000, approximate=True)
         self._call(pipe.execute)
 
-    def log(self, run_id: str, index: int) -> Iterator[str]:
-        for _, entry in self._call(self.client.xrange, self.keys.of(run_id).log(index)):
+    def log(self, run_id: str, step_id: StepId) -> Iterator[str]:
+        for _, entry in self._call(self.client.xrange, self.keys.of(run_id).log(step_id)):
             yield entry["line"]
 
     # --- dry runs ---------------------------------------------------------------------------------
@@ -479,6 +585,28 @@ class Store:
 
     def drop_probe(self, probe_id: str) -> None:
         self._call(self.client.delete, self.keys.probe(probe_id), self.keys.answers(probe_id))
+
+
+#: What the reducer looks at.
+_RECORD = (
+    Field.STATUS, Field.ATTEMPTS, f"u{Field.STATUS}", Field.REASON, Field.NO_EFFECT, Field.TAINTED,
+)  # fmt: skip
+
+
+def _record(row: tuple[str | None, ...]) -> StepRecord:
+    status, attempts, undo, reason, no_effect, tainted = row
+    return StepRecord(
+        status=StepState(status or "pending"),
+        attempts=int(attempts or 0),
+        undo=UndoState(undo) if undo else None,
+        reason=reason or "",
+        no_effect=bool(no_effect),
+        tainted=bool(tainted),
+    )
+
+
+def _ids(units: Mapping[int, int]) -> list[StepId]:
+    return [f"{i}.{n}" for i, count in units.items() for n in range(count)]
 
 
 def run_record(fields: Mapping[str, str], now: int) -> RunRecord:

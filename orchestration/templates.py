@@ -84,12 +84,16 @@ def references(value: Any, roots: frozenset[str] = ROOTS) -> References:
     return References(found.params, found.steps, found.unknown - roots)
 
 
-@lru_cache(maxsize=4096)
-def _references(text: str) -> References:
+def _parse(text: str) -> nodes.Template:
     try:
-        tree = _ENVIRONMENT.parse(text)
+        return _ENVIRONMENT.parse(text)
     except jinja2.TemplateSyntaxError as error:
         raise TemplateProblem(f"broken template {text!r}: {error.message}") from None
+
+
+@lru_cache(maxsize=4096)
+def _references(text: str) -> References:
+    tree = _parse(text)
     named: dict[str, set[str]] = {"params": set(), "steps": set()}
     for attribute in tree.find_all(nodes.Getattr):
         if isinstance(attribute.node, nodes.Name) and attribute.node.name in named:
@@ -99,6 +103,36 @@ def _references(text: str) -> References:
             named[item.node.name].add(str(item.arg.value))
     names = jinja2.meta.find_undeclared_variables(tree)
     return References(frozenset(named["params"]), frozenset(named["steps"]), frozenset(names))
+
+
+def reads_outcome(text: str) -> bool:
+    """Whether an expression looks at how a step ended: its `.status` or `.error`."""
+    tree = _parse(text)
+    names = {item.attr for item in tree.find_all(nodes.Getattr) if _is_step(item.node)}
+    for item in tree.find_all(nodes.Getitem):
+        if _is_step(item.node) and isinstance(item.arg, nodes.Const):
+            names.add(str(item.arg.value))
+    return bool(names & {"status", "error"})
+
+
+def _is_step(node: nodes.Node) -> bool:
+    """Whether it is `steps.x` or `steps['x']`."""
+    return (
+        isinstance(node, nodes.Getattr | nodes.Getitem)
+        and isinstance(node.node, nodes.Name)
+        and (node.node.name == "steps")
+    )
+
+
+def braced(expression: str) -> str:
+    """An expression as a template of its own, unless it is one."""
+    return expression if is_template(expression) else f"{{{{ {expression} }}}}"
+
+
+def truth(expression: str, scope: Mapping[str, Any]) -> bool:
+    """Whether a condition holds. Raises TemplateProblem where something is missing."""
+    value = _render_text(braced(expression), scope)
+    return bool(value)
 
 
 def render(value: Any, scope: Mapping[str, Any]) -> Any:

@@ -17,6 +17,7 @@ POINTS = (
     "step.journalled",
     "step.acted",
     "step.recorded",
+    "step.parked",
     "undo.claimed",
     "undo.acted",
     "undo.recorded",

@@ -9,18 +9,24 @@ import contextlib
 import json
 import logging
 import time
+from collections.abc import Mapping, Sequence
 
 from celery import Celery
 
 from longshore.orchestration import saga
 from longshore.orchestration.canvas import STEP, UNDO, Canvas
-from longshore.orchestration.compiled import CompiledPlan
+from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of
+from longshore.orchestration.guards import Verdict
 from longshore.orchestration.keys import Field
 from longshore.orchestration.saga import RunRecord, StepRecord
 from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
 from longshore.orchestration.store import SCHEMA_VERSION, Look, Store, run_record
 from longshore.tasks.crash import point
+from longshore.tasks.gate import Gate
+from longshore.tasks.herald import Herald
+from longshore.tasks.parked import Parked
 from longshore.tasks.plans import Loaded, NotOurs, Plans
+from longshore.tasks.waiting import MakeCanvas
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +37,12 @@ _ORPHAN = 60.0
 class Driver:
     """Advances and sweeps the runs of one installation."""
 
-    def __init__(self, app: Celery, store: Store, plans: Plans) -> None:
-        self.app = app
+    def __init__(self, app: Celery, store: Store, plans: Plans, canvas: MakeCanvas | None = None) -> None:
         self.store = store
         self.plans = plans
+        self.canvas = canvas or (lambda run_id, hosts: Canvas(app, run_id, hosts))
+        self.parked = Parked(store, plans, self.canvas)
+        self.herald = Herald(store)
         #: Whether a lease that has run out means anything now.
         self.judging = True
         #: Runs in the inbox without a request, and since when.
@@ -58,12 +66,28 @@ class Driver:
         if thorough and self.judging:
             self._expire(run_id, loaded.plan, found.now)
             found = self.store.look(run_id)
-        run = self._decide_until_it_waits(run_id, loaded.plan, run_record(found.fields, found.now))
+        run = run_record(found.fields, found.now)
+        waits = found.waits
+        while True:
+            if waits and self.parked.settle(run_id, loaded, run, waits, found.now):
+                found = self.store.look(run_id)
+                run = run_record(found.fields, found.now)
+            before = run.state
+            run = self._decide_until_it_waits(run_id, loaded, run)
+            if run.state is before or not waits:
+                break
+            # The state has changed: what is parked may have to hear of that.
+            found = self.store.look(run_id)
+            run, waits = run_record(found.fields, found.now), found.waits
         if mark is not None:
             self.store.seen(run_id, mark)
+        self.herald.tell(run_id, loaded.plan)
         if run.state in TERMINAL:
+            self.parked.tell_parent(run_id, found.fields | {"state": run.state})
             self._rest(run_id)
             return run.state
+        if waits:
+            self.store.look_at(run_id, min(waits.values()), sooner=True)
         if thorough:
             self._resend(run_id, loaded.plan, run)
         if run.deadline is not None and run.state is RunState.RUNNING:
@@ -86,8 +110,7 @@ class Driver:
         for run_id in found:
             try:
                 self.advance(run_id, thorough=True)
-            except NotOurs as error:
-                log.debug("%s", error)
+            except NotOurs:
                 self._forget_orphan(run_id)
             except Exception:  # one damaged run must not keep the others from being looked at
                 log.exception("run %s cannot be advanced", run_id)
@@ -104,6 +127,8 @@ class Driver:
             "steps": len(loaded.plan),
             "actor": loaded.actor,
         }
+        if loaded.parent:
+            fields["parent"] = json.dumps(loaded.parent)
         if plan.timeout is not None:
             fields["timeout"] = round(plan.timeout * 1000)
         if plan.on_failure == "keep":
@@ -119,14 +144,19 @@ class Driver:
                 continue
             # A run that was at rest may live again: the index comes before the record.
             self.store.look_at(run_id, found.now + round(1000 * self.store.settings.lease))
-            failed: list[int] = []
+            ids: list[StepId] = []
             if command.get("kind") == "undo":
-                records = self.store.step_records(run_id, range(len(plan)))
-                failed = [i for i, record in records.items() if record.undo is UndoState.UNDO_FAILED]
-            answer = self.store.carry_out(run_id, command_id, command, len(plan.levels), failed)
-            log.info("run %s: %s: %s", run_id, command.get("kind"), answer)
+                ids = self._failed_undos(run_id, plan)
+            elif command.get("step"):
+                ids = [as_id(command["step"])]
+            self.store.carry_out(run_id, command_id, command, len(plan.levels), ids)
             done = True
         return done
+
+    def _failed_undos(self, run_id: str, plan: CompiledPlan) -> list[StepId]:
+        leaves = self.store.expanded(run_id, range(len(plan)))
+        rows = self.store.step_fields(run_id, leaves, (f"u{Field.STATUS}",))
+        return [i for i, (status,) in rows.items() if status == UndoState.UNDO_FAILED]
 
     def _forget_orphan(self, run_id: str) -> None:
         """An inbox entry without a request: its client died in between, and was promised nothing."""
@@ -138,18 +168,18 @@ class Driver:
 
     # --- forward and backward ---------------------------------------------------------------------
 
-    def _decide_until_it_waits(self, run_id: str, plan: CompiledPlan, run: RunRecord) -> RunRecord:
-        canvas = Canvas(self.app, run_id)
+    def _decide_until_it_waits(self, run_id: str, loaded: Loaded, run: RunRecord) -> RunRecord:
+        plan = loaded.plan
         while True:
-            records = self.store.step_records(run_id, saga.wanted(plan, run))
-            transition = saga.decide(plan, run, records)
+            records = self.store.step_records(run_id, saga.wanted(plan, run), units=saga.wants_units(run))
+            transition = saga.decide(plan, run, records, Gate(self.store, loaded, run_id))
             if transition is None:
                 return run
             point("advance.decided")
             applied = self._apply(run_id, plan, run, records, transition)
             point("advance.applied")
             if applied:
-                self._dispatch(canvas, plan, transition)
+                self._dispatch(run_id, plan, transition)
             seen = self.store.look(run_id)
             after = run_record(seen.fields, seen.now)
             if not applied and (after.state, after.level, after.undo_level, after.left) == (
@@ -171,13 +201,16 @@ class Driver:
     ) -> bool:
         match transition:
             case saga.OpenLevel(state, level, ready, skipped):
-                return self.store.open_level(run_id, run, state, level, ready, skipped)
+                return self.store.open_level(
+                    run_id, run, state, level, ready, skipped, hosts=transition.hosts, tainted=transition.tainted,
+                    failed=transition.failed, fanned=transition.fanned, stopped_by=transition.stopped_by,
+                )  # fmt: skip
             case saga.OpenUndo(level, ready, impossible):
                 return self.store.open_undo(run_id, run, level, ready, impossible)
             case saga.Abort(cause, error):
                 return self.store.abort(run_id, cause, error)
             case saga.Drain(steps):
-                self.store.drain(run_id, ((i, plan.steps[i].always) for i in steps))
+                self.store.drain(run_id, ((i, plan.steps[index_of(i)].always) for i in steps))
                 return True
             case saga.GiveUpUndo(steps):
                 for i in steps:
@@ -186,16 +219,36 @@ class Driver:
             case saga.Finish(state, not_run):
                 return self.store.finish(run_id, run.state, state, not_run, run.epoch)
 
-    def _dispatch(self, canvas: Canvas, plan: CompiledPlan, transition: saga.Transition) -> None:
+    def _dispatch(self, run_id: str, plan: CompiledPlan, transition: saga.Transition) -> None:
         """Send what the transition made ready. If this is lost, the sweeper sends it."""
         match transition:
-            case saga.OpenLevel(state, _, ready, _) if ready:
-                canvas.send_level(plan, ready, may_chain=state is RunState.RUNNING)
-            case saga.OpenUndo(_, ready, _) if ready:
-                canvas.send_undo(plan, ready)
+            case saga.OpenLevel(state, _, ready, _) if transition.stopped_by is None:
+                leaves: list[StepId] = [*ready, *self._first_units(run_id, transition.fanned)]
+                if leaves:
+                    hosts = self._hosts(run_id, plan, leaves) if transition.hosts or transition.fanned else {}
+                    self.canvas(run_id, hosts).send_level(plan, leaves, may_chain=state is RunState.RUNNING)
+            case saga.OpenUndo(_, undone, _) if undone:
+                self.canvas(run_id, self._hosts(run_id, plan, undone)).send_undo(plan, undone)
             case _:
                 return
         point("advance.dispatched")
+
+    def _first_units(self, run_id: str, fanned: Mapping[int, Verdict]) -> list[StepId]:
+        """Of steps that were just fanned out, the units that were not held back."""
+        leaves = self.store.expanded(run_id, tuple(fanned)) if fanned else []
+        rows = self.store.step_fields(run_id, leaves, (Field.STATUS,))
+        return [i for i, (status,) in rows.items() if status == StepState.READY]
+
+    def _hosts(self, run_id: str, plan: CompiledPlan, ids: Sequence[StepId]) -> dict[StepId, str]:
+        """Where those go that are for one host."""
+        bound = [i for i in ids if plan.steps[index_of(i)].target != "_any"]
+        rows = self.store.step_fields(run_id, bound, (Field.HOST,))
+        return {i: host for i, (host,) in rows.items() if host}
+
+    def _send_next(self, run_id: str, plan: CompiledPlan, unit: StepId | None) -> None:
+        """A unit that was held back has its turn."""
+        if unit is not None:
+            self.canvas(run_id, self._hosts(run_id, plan, [unit])).send_single(STEP, plan, unit)
 
     # --- what was lost ----------------------------------------------------------------------------
 
@@ -203,22 +256,26 @@ class Driver:
         """Attempts whose worker has not renewed its lease."""
         for member in self.store.expired(run_id, now):
             side = "u" if member.startswith("u") else ""
-            step = plan.steps[int(member.removeprefix("u"))]
-            self.store.expire(
+            step_id = as_id(member.removeprefix("u"))
+            step = plan.steps[index_of(step_id)]
+            _, following = self.store.expire(
                 run_id,
-                step.index,
+                step_id,
                 side,
                 # Every undo can be repeated; forward it is the operation that says so.
                 repeatable=bool(side) or step.repeatable,
                 stops=not side and plan.stops(step.index),
                 always=not side and step.always,
             )
+            self._send_next(run_id, plan, following)
 
-    def _give_up(self, run_id: str, plan: CompiledPlan, index: int, side: str, why: str) -> None:
+    def _give_up(self, run_id: str, plan: CompiledPlan, step_id: StepId, side: str, why: str) -> None:
         """Record the end of a step that no attempt will bring about."""
         status = UndoState.UNDO_FAILED if side else StepState.FAILED
         outcome = json.dumps({"error": why}, ensure_ascii=False)
-        self.store.complete(run_id, index, side, "", status, outcome, error=why, stops=not side and plan.stops(index))
+        stops = not side and plan.stops(index_of(step_id))
+        recorded = self.store.complete(run_id, step_id, side, "", status, outcome, error=why, stops=stops)
+        self._send_next(run_id, plan, recorded.next_unit)
 
     def _resend(self, run_id: str, plan: CompiledPlan, run: RunRecord) -> None:
         """Messages that were lost, and retries whose time has come: sent singly."""
@@ -229,23 +286,26 @@ class Driver:
         if level is None or run.state is RunState.ABORTING:
             return
         side, task = ("u", UNDO) if undoing else ("", STEP)
-        again, refused = self.store.resend(run_id, side, plan.levels[level])
-        canvas = Canvas(self.app, run_id)
-        for index in again:
-            canvas.send_single(task, plan, index)
-        for index in refused:
-            queue = plan.steps[index].undo_queue if undoing else plan.steps[index].queue
+        leaves = self.store.expanded(run_id, plan.levels[level])
+        again, refused = self.store.resend(run_id, side, leaves)
+        hosts = self._hosts(run_id, plan, [*again, *refused])
+        canvas = self.canvas(run_id, hosts)
+        for step_id in again:
+            canvas.send_single(task, plan, step_id)
+        for step_id in refused:
+            step, host = plan.steps[index_of(step_id)], hosts.get(step_id, "")
+            queue = step.undo_queue_at(host) if undoing else step.queue_at(host)
             limit = self.store.settings.claim_timeout
-            self._give_up(run_id, plan, index, side, f"no worker of the queue {queue} took it within {limit:g} s")
-        waits = self._next_retry(run_id, side, plan.levels[level])
+            self._give_up(run_id, plan, step_id, side, f"no worker of the queue {queue} took it within {limit:g} s")
+        waits = self._next_retry(run_id, side, leaves)
         if waits is not None:
             self.store.look_at(run_id, waits, sooner=True)
         if refused:
             canvas.send_advance(plan.plan.name)
 
-    def _next_retry(self, run_id: str, side: str, indices: tuple[int, ...]) -> int | None:
+    def _next_retry(self, run_id: str, side: str, ids: Sequence[StepId]) -> int | None:
         """When the next parked retry is due, ms."""
-        rows = self.store.step_fields(run_id, indices, (f"{side}{Field.STATUS}", f"{side}{Field.NOT_BEFORE}"))
+        rows = self.store.step_fields(run_id, ids, (f"{side}{Field.STATUS}", f"{side}{Field.NOT_BEFORE}"))
         times = [int(due) for status, due in rows.values() if status == "retrying" and due]
         return min(times, default=None)
 

@@ -18,6 +18,15 @@ _CALL_TIMEOUT = 60.0
 _STOP_TIMEOUT = 10.0
 
 
+def raw_client(url: str) -> Any:
+    """docker-py's own client, for functions of an application's."""
+    try:
+        import docker  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise OperationError("the Docker SDK is missing", remedy="pip install 'longshore[docker]'") from error
+    return docker.DockerClient(base_url=url, version="auto", timeout=int(_CALL_TIMEOUT), tls=_tls(url))
+
+
 class DockerEngine:
     """The engine over docker-py's low-level client, whose version is negotiated at the first call."""
 

@@ -6,19 +6,23 @@ import json
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 from celery import Task, shared_task
 from celery.exceptions import Ignore, Retry
 
-from longshore.orchestration.canvas import ADVANCE, PROBE, STEP, UNDO
+from longshore.orchestration.canvas import ADVANCE, PROBE, STEP, TASK_ENDED, UNDO, Canvas
+from longshore.orchestration.compiled import StepId
 from longshore.orchestration.errors import StoreUnavailable
+from longshore.orchestration.keys import Field
 from longshore.orchestration.store import Recorded, Store
 from longshore.tasks.driver import Driver
+from longshore.tasks.parked import NotYet
 from longshore.tasks.plans import NotOurs, Plans
 from longshore.tasks.prober import probe_step
-from longshore.tasks.runner import Attempt, AttemptFailed, Refused, TryAgain
+from longshore.tasks.runner import Attempt, AttemptFailed, IsParked, Refused, TryAgain, hostname
 
 _here: dict[int, tuple[Store, Plans]] = {}
 
@@ -47,7 +51,7 @@ class SagaTask(Task):  # type: ignore[type-arg]
     throws = (AttemptFailed,)
 
 
-def _attempt(task: SagaTask, run_id: str, index: int) -> Attempt:
+def _attempt(task: SagaTask, run_id: str, step_id: StepId) -> Attempt:
     store, plans = store_and_plans()
     request = task.request
     try:
@@ -56,7 +60,11 @@ def _attempt(task: SagaTask, run_id: str, index: int) -> Attempt:
         raise Ignore(str(error)) from None
     # Unique to this delivery, so that only its own repeated claim is answered again.
     owner = f"{request.id}@{request.hostname}/{uuid4().hex[:8]}"
-    return Attempt(store, loaded, run_id, index, owner, str(request.id), _next_link(request.chain))
+    canvas = partial(Canvas, task.app)
+    host = hostname(str(request.hostname or ""))
+    return Attempt(
+        store, loaded, run_id, step_id, owner, str(request.id), canvas, host, next_link=_next_link(request.chain)
+    )
 
 
 def _next_link(rest: Any) -> int | None:
@@ -73,6 +81,10 @@ def _carry_out(task: SagaTask, attempt: Attempt, *, forward: bool) -> None:
         recorded: Recorded = attempt.forward() if forward else attempt.backward()
     except Refused as why:
         raise Ignore(str(why)) from None
+    except IsParked as what:
+        # What it waits for may have happened already: the record is looked at once more.
+        attempt.canvas(attempt.run_id, None).send_advance(attempt.plan.plan.name)
+        raise Ignore(str(what)) from None
     except TryAgain as again:
         if again.parked:
             # Redis holds it until its time; Celery is told that it is a retry, and sends nothing.
@@ -82,8 +94,19 @@ def _carry_out(task: SagaTask, attempt: Attempt, *, forward: bool) -> None:
     except AttemptFailed as failed:
         ended: Recorded | None = getattr(failed, "recorded", None)
         task.request.update(longshore_advance=_target(attempt) if ended is None or ended.advance else None)
+        _send_next(attempt, ended)
         raise AttemptFailed(str(failed)) from None
     task.request.update(longshore_advance=_target(attempt) if recorded.advance else None)
+    _send_next(attempt, recorded)
+
+
+def _send_next(attempt: Attempt, recorded: Recorded | None) -> None:
+    """A unit that was held back has its turn. If this is lost, the sweeper sends it."""
+    if recorded is not None and recorded.next_unit is not None:
+        unit = recorded.next_unit
+        rows = attempt.store.step_fields(attempt.run_id, [unit], (Field.HOST,))
+        host = rows[unit][0] if attempt.step.target != "_any" else None
+        attempt.canvas(attempt.run_id, {unit: host} if host else None).send_single(STEP, attempt.plan, unit)
 
 
 def _target(attempt: Attempt) -> tuple[str, str]:
@@ -91,15 +114,15 @@ def _target(attempt: Attempt) -> tuple[str, str]:
 
 
 @shared_task(name=STEP, base=SagaTask, bind=True)
-def step(self: SagaTask, run_id: str, index: int) -> None:
-    """One step of a run."""
-    _carry_out(self, _attempt(self, run_id, index), forward=True)
+def step(self: SagaTask, run_id: str, step_id: StepId) -> None:
+    """One step of a run, or one unit of it."""
+    _carry_out(self, _attempt(self, run_id, step_id), forward=True)
 
 
 @shared_task(name=UNDO, base=SagaTask, bind=True)
-def undo(self: SagaTask, run_id: str, index: int) -> None:
-    """Take one step of a run back."""
-    _carry_out(self, _attempt(self, run_id, index), forward=False)
+def undo(self: SagaTask, run_id: str, step_id: StepId) -> None:
+    """Take one step of a run, or one unit of it, back."""
+    _carry_out(self, _attempt(self, run_id, step_id), forward=False)
 
 
 @shared_task(name=ADVANCE, base=SagaTask, bind=True)
@@ -112,12 +135,26 @@ def advance(self: SagaTask, run_id: str) -> None:
         raise Ignore(str(error)) from None
 
 
-@shared_task(name=PROBE, base=SagaTask)
-def probe(probe_id: str, index: int) -> None:
+@shared_task(name=TASK_ENDED, base=SagaTask, bind=True)
+def task_ended(self: SagaTask, result: Any, run_id: str, step_id: StepId, side: str, fence: str, ok: bool) -> None:
+    """An application's own task has ended: its result, or the id of the one that failed."""
+    store, plans = store_and_plans()
+    driver = Driver(self.app, store, plans)
+    try:
+        if driver.parked.task_ended(result, run_id, step_id, side, fence, ok=ok):
+            driver.advance(run_id)
+    except NotYet:
+        raise self.retry(countdown=0.3, max_retries=100) from None
+    except NotOurs as error:
+        raise Ignore(str(error)) from None
+
+
+@shared_task(name=PROBE, base=SagaTask, bind=True)
+def probe(self: SagaTask, probe_id: str, index: int) -> None:
     """Say what a step would do, from reads only. Its answer and its plan vanish by themselves."""
     store, _ = store_and_plans()
     body = store.probe(probe_id)
     if body is None:
         raise Ignore("nobody waits for it any more")
-    answer = probe_step(body, index)
+    answer = probe_step(body, index, hostname(str(self.request.hostname or "")))
     store.answer(probe_id, json.dumps(answer, ensure_ascii=False), 60.0)

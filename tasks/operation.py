@@ -6,90 +6,14 @@ acts, then its outcome is recorded. `undo` gets what was journalled and what was
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from longshore.orchestration.errors import StepCancelled, StepTimeout, UnknownName
-from longshore.orchestration.operations import Operation, Params
+from longshore.orchestration.context import Context, Outcome, Prediction
+from longshore.orchestration.errors import UnknownName
+from longshore.orchestration.operations import Operation, Params, find
 
 P = TypeVar("P", bound=Params)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What an attempt did. `data` must be JSON."""
-
-    changed: bool
-    data: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a real run would do, as read from the machine now.
-
-    `changed` is None where it cannot be known yet. `impossible` says why a run would certainly fail.
-    """
-
-    action: str
-    changed: bool | None = True
-    undo: str | None = None
-    impossible: str | None = None
-
-
-@dataclass
-class Context:
-    """What an attempt may know and ask.
-
-    `op_id` (`<run>.<step>`) is the same at every attempt and delivery, so that effects can carry it.
-    `deadline` is on the clock of `time.monotonic`. `asked_to_stop` is cheap to call often.
-    `files` gives the content of a local file that the plan carries, by the path written in it.
-    """
-
-    run_id: str
-    step: str
-    plan: str
-    attempt: int = 1
-    fence: int = 0
-    deadline: float | None = None
-    dry_run: bool = False
-    #: Whether a step before this one may still change what is found now.
-    has_upstream: bool = False
-    asked_to_stop: Callable[[], bool] = lambda: False
-    log: Callable[[str], None] = lambda _text: None
-    files: Callable[[str], bytes] = field(default_factory=lambda: _no_file)
-
-    @property
-    def op_id(self) -> str:
-        return f"{self.run_id}.{self.step}"
-
-    def remaining(self, at_most: float) -> float:
-        """Seconds left for this attempt, and not more than `at_most`."""
-        if self.deadline is None:
-            return at_most
-        return max(0.0, min(at_most, self.deadline - time.monotonic()))
-
-    def check(self) -> None:
-        """Raise StepTimeout or StepCancelled if the attempt should end now."""
-        if self.deadline is not None and time.monotonic() >= self.deadline:
-            raise StepTimeout("ran out of its time")
-        if self.asked_to_stop():
-            raise StepCancelled("stopped because the run is being ended")
-
-    def sleep(self, seconds: float) -> None:
-        """Sleep, but wake up for a cancel or the deadline, and raise then."""
-        end = time.monotonic() + seconds
-        while True:
-            self.check()
-            left = end - time.monotonic()
-            if left <= 0:
-                return
-            time.sleep(min(left, 0.2))
-
-
-def _no_file(path: str) -> bytes:
-    raise FileNotFoundError(path)
 
 
 class Implementation(Generic[P]):
@@ -137,7 +61,14 @@ def implements(operation: Operation) -> Callable[[type[Implementation[P]]], type
 
 def implementation(name: str) -> Implementation[Any]:
     """The implementation of an operation; UnknownName if this worker has none."""
-    try:
-        return _IMPLEMENTATIONS[name]
-    except KeyError:
-        raise UnknownName(f"this worker cannot do {name!r}") from None
+    done = _IMPLEMENTATIONS.get(name)
+    if done is None and (function := find(name).function) is not None:
+        from longshore.tasks.functions import FunctionImplementation  # noqa: PLC0415 - it is one of these
+
+        done = _IMPLEMENTATIONS[name] = FunctionImplementation(find(name), function)
+    if done is None:
+        raise UnknownName(f"this worker cannot do {name!r}")
+    return done
+
+
+__all__ = ["Context", "Implementation", "Outcome", "Prediction", "implementation", "implements"]

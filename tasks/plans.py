@@ -29,6 +29,8 @@ class Loaded:
     contents: dict[str, str]
     digest: str
     actor: str
+    #: The run and step that this run is a child of.
+    parent: dict[str, Any] | None = None
 
     def file(self, path: str) -> bytes:
         return base64.b64decode(self.contents[path])
@@ -69,4 +71,6 @@ class Plans:
         """A request's body, checked by schema."""
         plan = Plan.model_validate(body["plan"])
         digest = plan.digest(body["params"], body["files"])
-        return Loaded(CompiledPlan(plan), body["params"], body["files"], digest, str(body.get("actor", "")))
+        return Loaded(
+            CompiledPlan(plan), body["params"], body["files"], digest, str(body.get("actor", "")), body.get("parent")
+        )

@@ -11,17 +11,17 @@ from longshore.orchestration.operations import Undo
 from longshore.orchestration.plan import UndoSpec
 from longshore.tasks.operation import Context, Prediction, implementation
 from longshore.tasks.plans import Loaded, Plans
-from longshore.tasks.runner import hostname, render_params, validate_params
+from longshore.tasks.runner import render_params, validate_params
 
 
-def probe_step(body: dict[str, Any], index: int) -> dict[str, Any]:
+def probe_step(body: dict[str, Any], index: int, host: str) -> dict[str, Any]:
     """The answer of one step: what it would do, whether that changes something, what its undo would be."""
     loaded = Plans.load(body)
     step = loaded.plan.steps[index]
     templated = step.operation.templated(step.step.with_)
     unknown = sorted(templates.references(templated).steps)
     try:
-        prediction = _predict(loaded, index, unknown)
+        prediction = _predict(loaded, index, unknown, host)
     except LongshoreError as error:
         # Before anything has run, what an earlier step will bring is missing; that is no proof.
         certain = not step.needs
@@ -35,7 +35,7 @@ def probe_step(body: dict[str, Any], index: int) -> dict[str, Any]:
         undo = "none: it would stand"
     return {
         "index": index,
-        "host": hostname(),
+        "host": host,
         "action": prediction.action,
         "changed": prediction.changed,
         "undo": undo if prediction.changed is not False else "nothing to take back",
@@ -43,7 +43,7 @@ def probe_step(body: dict[str, Any], index: int) -> dict[str, Any]:
     }
 
 
-def _predict(loaded: Loaded, index: int, unknown: list[str]) -> Prediction:
+def _predict(loaded: Loaded, index: int, unknown: list[str], host: str) -> Prediction:
     step = loaded.plan.steps[index]
     raw = step.step.with_
     if unknown:
@@ -56,7 +56,7 @@ def _predict(loaded: Loaded, index: int, unknown: list[str]) -> Prediction:
         "params": loaded.params,
         "steps": {},
         "run": {"id": "dry-run", "name": loaded.plan.plan.name},
-        "host": {"name": hostname(), "labels": {}, "facts": {}},
+        "host": {"name": host, "labels": {}, "facts": {}},
     }
     templated = step.operation.templated(raw)
     params = validate_params(step.operation.params, raw | render_params(templated, scope))

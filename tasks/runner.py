@@ -11,17 +11,17 @@ import logging
 import random
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
 from pydantic import ValidationError
 
-from longshore.orchestration import templates
+from longshore.orchestration import report, templates
 from longshore.orchestration.checks import plain
-from longshore.orchestration.compiled import CompiledPlan, CompiledStep
+from longshore.orchestration.compiled import CompiledPlan, CompiledStep, StepId, index_of, unit_of
+from longshore.orchestration.context import HostFacts
 from longshore.orchestration.durations import format_duration
 from longshore.orchestration.errors import (
     LongshoreError,
@@ -36,12 +36,16 @@ from longshore.orchestration.errors import (
 from longshore.orchestration.keys import Field
 from longshore.orchestration.operations import Params, Retry, find
 from longshore.orchestration.plan import UndoSpec
-from longshore.orchestration.settings import MAX_DATA_BYTES
-from longshore.orchestration.states import RunState, StepState, UndoState
+from longshore.orchestration.report import StepReport
+from longshore.orchestration.settings import MAX_DATA_BYTES, get_settings
+from longshore.orchestration.states import STEP_GOOD, RunState, StepState, UndoState
 from longshore.orchestration.store import Grant, Recorded, Store
 from longshore.tasks.crash import point
+from longshore.tasks.gate import tolerated
 from longshore.tasks.operation import Context, Implementation, Outcome, implementation
 from longshore.tasks.plans import Loaded
+from longshore.tasks.scope import scope
+from longshore.tasks.waiting import MakeCanvas, Parking, Place, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -73,28 +77,39 @@ class TryAgain(Exception):
         self.error = error
 
 
-@lru_cache(maxsize=1)
-def hostname() -> str:
-    """The host that a step ran on, as the report names it."""
-    return socket.gethostname()
+class IsParked(Exception):
+    """The step waits for something else than a worker: the delivery is done, its outcome comes later."""
+
+
+def hostname(node: str = "") -> str:
+    """The host that a step ran on, as the report names it: as it was set, else as the worker's node name says."""
+    return get_settings().host or node.partition("@")[2] or socket.gethostname()
 
 
 @dataclass
 class Attempt:
-    """What is known of one delivery of one step."""
+    """What is known of one delivery of one step, or of one unit of it."""
 
     store: Store
     loaded: Loaded
     run_id: str
-    index: int
+    step_id: StepId
     owner: str
     task_id: str
+    #: For what an operation sends that is parked.
+    canvas: MakeCanvas
+    host: str = ""
+    _side: str = ""
     #: The link that follows it in its chain, if any.
     next_link: int | None = None
 
     @property
     def plan(self) -> CompiledPlan:
         return self.loaded.plan
+
+    @property
+    def index(self) -> int:
+        return index_of(self.step_id)
 
     @property
     def step(self) -> CompiledStep:
@@ -115,15 +130,17 @@ class Attempt:
             return self._failed(grant, self._too_long("ran out of its time", {}), began)
         except OperationError as error:
             return self._failed(grant, error, began)
+        except (Refused, IsParked):
+            raise
         except Exception as error:  # an operation's own mistake must not lose the step
             log.exception("step %s of run %s", self.step.name, self.run_id)
             return self._failed(grant, OperationError(f"{type(error).__name__}: {error}"), began)
         point("step.acted")
         status = StepState.CHANGED if outcome.changed and not self.step.read_only else StepState.UNCHANGED
-        body: dict[str, Any] = {"host": hostname(), "s": round(time.monotonic() - began, 4)}
-        if outcome.data:
-            body["data"] = outcome.data
-        recorded = self._record("", grant, status, body, next_link=self.next_link)
+        body: dict[str, Any] = {"host": self.host, "s": round(time.monotonic() - began, 4)}
+        if outcome.hosts:
+            body["hosts"] = [host.as_record() for host in outcome.hosts]
+        recorded = self._record("", grant, status, body, outcome.data, next_link=self.next_link)
         point("step.recorded")
         self._if_stale(recorded)
         return recorded
@@ -136,19 +153,51 @@ class Attempt:
         if before is None:
             before = {} if self.step.read_only else done.before(context, params)
             if rendered or before or self._keeps_journal(done):
-                journalled = self.store.journal(self.run_id, self.index, "", grant.fence, rendered, _json(before))
+                journalled = self.store.journal(self.run_id, self.step_id, "", grant.fence, rendered, _json(before))
                 if not journalled:
                     raise Refused("the step is another attempt's now")
         point("step.journalled")
+        if isinstance(done, Waiting):
+            self._park(grant, "", done.park(self._place(grant, ""), params))
         outcome = done.act(context, params, before)
         size = len(_json(outcome.data)) if outcome.data else 0
         if size > MAX_DATA_BYTES:
-            raise OperationError(f"its result of {size} bytes is larger than {MAX_DATA_BYTES}")
+            raise OperationError(f"its result of {size} bytes is larger than the {MAX_DATA_BYTES} that a step may have")
+        self._check_hosts(outcome)
         return outcome
+
+    def _check_hosts(self, outcome: Outcome) -> None:
+        """A step on several hosts fails when more of them failed than is tolerated."""
+        bad = [host for host in outcome.hosts if host.as_record()["status"] == "failed"]
+        if len(bad) > tolerated(self.step.step.tolerate, len(outcome.hosts)):
+            text = f"{len(bad)} of {len(outcome.hosts)} hosts failed; the first: {bad[0].host}: {bad[0].error}"
+            raise _HostsFailed(text, outcome)
+
+    def _place(self, grant: Grant, side: str) -> Place:
+        return Place(
+            store=self.store,
+            canvas=self.canvas,
+            loaded=self.loaded,
+            run_id=self.run_id,
+            step_id=self.step_id,
+            side=side,
+            attempt=grant.attempt,
+            fence=grant.fence,
+            timeout=self.step.step.timeout,
+        )
+
+    def _park(self, grant: Grant, side: str, parking: Parking) -> None:
+        """Let go of the step; raises IsParked."""
+        info = _json(parking.info)
+        if not self.store.park(self.run_id, self.step_id, side, grant.fence, parking.seconds, info, parking.what):
+            raise Refused("the step is another attempt's now")
+        point("step.parked")
+        raise IsParked(parking.what)
 
     def _keeps_journal(self, done: Implementation[Any]) -> bool:
         """An operation that reads nothing before it acts leaves no trace of having begun."""
-        return not self.step.read_only and type(done).before is not Implementation.before
+        own = getattr(done, "keeps_journal", type(done).before is not Implementation.before)
+        return bool(own) and not self.step.read_only
 
     def _params(self, grant: Grant) -> tuple[Params, str]:
         """The parameters as rendered at the first claim, and their JSON where it is to be journalled."""
@@ -159,29 +208,13 @@ class Attempt:
         templated = self.step.operation.templated(raw)
         if not templates.has_template(templated):
             return validate_params(model, raw), ""
-        rendered = raw | render_params(templated, self._scope(templated))
+        rendered = raw | render_params(templated, self._scope(templated, grant))
         return validate_params(model, rendered), _json(rendered)
 
-    def _scope(self, raw: Any) -> dict[str, Any]:
+    def _scope(self, raw: Any, grant: Grant) -> dict[str, Any]:
         """What templates may look at; only the steps that they name are read."""
-        names = sorted(templates.references(raw).steps)
-        indices = [self.plan.index[name] for name in names if name in self.plan.index]
-        rows = self.store.step_fields(self.run_id, indices, (Field.STATUS, Field.OUTCOME))
-        steps = {}
-        for i, (status, outcome) in rows.items():
-            body = json.loads(outcome) if outcome else {}
-            steps[self.plan.steps[i].name] = {
-                "status": status or StepState.PENDING,
-                "changed": status == StepState.CHANGED,
-                "data": body.get("data", {}),
-                "error": body.get("error"),
-            }
-        return {
-            "params": self.loaded.params,
-            "steps": steps,
-            "run": {"id": self.run_id, "name": self.plan.plan.name},
-            "host": {"name": hostname(), "labels": {}, "facts": {}},
-        }
+        found = scope(self.store, self.loaded, self.run_id, raw, self.host)
+        return found | ({"item": json.loads(grant.item)} if grant.item else {})
 
     def _too_long(self, message: str, data: dict[str, Any]) -> StepTimeout:
         return StepTimeout(f"{message} ({format_duration(self._step_timeout())})", data=data)
@@ -199,16 +232,19 @@ class Attempt:
             self._again(grant, "", policy, error)
         body: dict[str, Any] = {
             "error": str(error),
-            "host": hostname(),
+            "host": self.host,
             "s": round(time.monotonic() - began, 4),
         }
-        if error.data:
-            body["data"] = error.data
+        data = error.data
+        if isinstance(error, _HostsFailed):
+            body |= {"changed": error.outcome.changed, "hosts": [host.as_record() for host in error.outcome.hosts]}
+            data = error.outcome.data
         recorded = self._record(
             "",
             grant,
             StepState.CANCELLED if cancelled else StepState.FAILED,
             body,
+            data,
             # A later attempt cannot speak for the ones before it.
             no_effect=isinstance(error, Preflight) and grant.attempt == 1,
             stops=self.plan.stops(self.index),
@@ -221,61 +257,75 @@ class Attempt:
 
     def backward(self) -> Recorded:
         """Take the step back. Raises Refused, TryAgain, AttemptFailed."""
+        self._side = "u"
         grant = self._claim("u")
         point("undo.claimed")
         began = time.monotonic()
         try:
-            undone = self._undo(grant)
+            self._undo(grant)
         except OperationError as error:
             if isinstance(error, Transient) and grant.attempt < UNDO_RETRY.attempts:
                 self._again(grant, "u", UNDO_RETRY, error)
             return self._end_undo(grant, UndoState.UNDO_FAILED, began, str(error))
         except SoftTimeLimitExceeded:
             return self._end_undo(grant, UndoState.UNDO_FAILED, began, "ran out of its time")
+        except (Refused, IsParked):
+            raise
         except Exception as error:  # see forward
             log.exception("undo of step %s of run %s", self.step.name, self.run_id)
             return self._end_undo(grant, UndoState.UNDO_FAILED, began, f"{type(error).__name__}: {error}")
         point("undo.acted")
-        log.debug("undo of %s: %s", self.step.name, "undone" if undone else "nothing to undo")
         return self._end_undo(grant, UndoState.UNDONE, began, "")
 
-    def _undo(self, grant: Grant) -> bool:
-        """Whether there was something to take back."""
+    def _undo(self, grant: Grant) -> None:
+        """Take the step back, if there is something to take back."""
         step = self.step
-        outcome = json.loads(grant.outcome) if grant.outcome else {}
-        data = outcome.get("data") if self._was_done() else None
+        status, data, info = self._left_behind()
         done = implementation(step.operation.name)
         if not grant.before and self._keeps_journal(done):
-            return False  # its journal comes before its act: it never began
+            return  # its journal comes before its act: it never began
         before = json.loads(grant.before) if grant.before else {}
         context = self._context(grant, self._step_timeout())
         if isinstance(step.step.undo, UndoSpec):
-            return self._own_undo(grant, context, step.step.undo, before, outcome.get("data") or {})
+            self._own_undo(grant, context, step.step.undo, before, data)
+            return
         params, _ = self._params(_with_rendered(grant, grant.step_rendered))
-        return done.undo(context, params, before, data).changed
+        if isinstance(done, Waiting):
+            parking = done.park_undo(self._place(grant, "u"), params, info)
+            if parking is not None:
+                self._park(grant, "u", parking)
+            return
+        done.undo(context, params, before, data if status in STEP_GOOD else None)
 
-    def _was_done(self) -> bool:
-        rows = self.store.step_fields(self.run_id, [self.index], (Field.STATUS,))
-        return rows[self.index][0] in {StepState.CHANGED, StepState.UNCHANGED}
+    def _left_behind(self) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """How the step ended, the data that it recorded, and what it was parked for."""
+        fields = self.store.steps_of(self.run_id, [self.step_id])
+        outcome = json.loads(fields.get(f"{Field.OUTCOME}:{self.step_id}") or "{}")
+        large = fields.get(f"data:{self.step_id}")
+        data = json.loads(large) if large else outcome.get("data") or {}
+        info = json.loads(fields.get(f"{Field.PARKED}:{self.step_id}") or "{}")
+        return fields.get(f"{Field.STATUS}:{self.step_id}", ""), data, info
 
     def _own_undo(
         self, grant: Grant, context: Context, undo: UndoSpec, before: dict[str, Any], data: dict[str, Any]
-    ) -> bool:
+    ) -> None:
         """The undo that the plan gives: an operation of its own, rendered with what the step left."""
         operation = find(undo.op)
         if grant.rendered:
             rendered = json.loads(grant.rendered)
         else:
             templated = operation.templated(undo.with_)
-            scope = self._scope(templated) | {"data": data, "before": before}
-            rendered = undo.with_ | render_params(templated, scope)
+            known = self._scope(templated, grant) | {"data": data, "before": before}
+            rendered = undo.with_ | render_params(templated, known)
         params = validate_params(operation.params, rendered)
         context.step = f"{self.step.name}.undo"
         done = implementation(operation.name)
         own_before = done.before(context, params)
-        if not self.store.journal(self.run_id, self.index, "u", grant.fence, _json(rendered), ""):
+        if not self.store.journal(self.run_id, self.step_id, "u", grant.fence, _json(rendered), ""):
             raise Refused("the undo is another attempt's now")
-        return done.act(context, params, own_before).changed
+        if isinstance(done, Waiting):
+            self._park(grant, "u", done.park(self._place(grant, "u"), params))
+        done.act(context, params, own_before)
 
     def _end_undo(self, grant: Grant, status: UndoState, began: float, error: str) -> Recorded:
         body: dict[str, Any] = {"s": round(time.monotonic() - began, 4)}
@@ -291,7 +341,7 @@ class Attempt:
     # --- both -----------------------------------------------------------------------------------
 
     def _claim(self, side: str) -> Grant:
-        grant = self.store.claim(self.run_id, self.index, side, self.owner, self.task_id)
+        grant = self.store.claim(self.run_id, self.step_id, side, self.owner, self.task_id)
         if isinstance(grant, str):
             raise Refused(grant)
         return grant
@@ -303,7 +353,7 @@ class Attempt:
         parked = delay > LONGEST_COUNTDOWN
         grace = 0.0 if parked else settings.lease
         text, always = str(error)[:500], self.step.always
-        noted = self.store.retry(self.run_id, self.index, side, grant.fence, delay, grace, text, always=always)
+        noted = self.store.retry(self.run_id, self.step_id, side, grant.fence, delay, grace, text, always=always)
         if noted == 0:
             raise Refused("the step is another attempt's now")
         if noted == 1:
@@ -318,19 +368,32 @@ class Attempt:
             plan=self.plan.plan.name,
             attempt=grant.attempt,
             fence=int(grant.fence),
+            unit=unit_of(self.step_id),
+            item=json.loads(grant.item) if grant.item else None,
+            host=HostFacts(self.host),
             deadline=time.monotonic() + timeout,
             has_upstream=bool(self.step.needs),
             asked_to_stop=self._asked_to_stop(),
             log=self._log,
+            renew=self._renew,
+            results=_Upstream(self),
             files=self.loaded.file,
+            make_engine=_engine,
         )
+
+    def _renew(self) -> bool:
+        """Extend this attempt's own lease; False where the step is another attempt's."""
+        try:
+            return self.store.renew(self.run_id, [(f"{self._side}{self.step_id}", self.owner)]) > 0
+        except StoreUnavailable:
+            return True  # the lease decides
 
     def _log(self, text: str) -> None:
         """Keep what the step prints; its output is not worth failing for."""
         try:
-            self.store.add_log(self.run_id, self.index, text.splitlines())
+            self.store.add_log(self.run_id, self.step_id, text.splitlines())
         except StoreUnavailable:
-            log.debug("run %s step %s: its output is not kept, Redis is away", self.run_id, self.step.name)
+            return
 
     def _asked_to_stop(self) -> Callable[[], bool]:
         """Whether the run is ending; asks Redis now and then, and goes on where that does not answer."""
@@ -344,20 +407,29 @@ class Attempt:
                 try:
                     stop = self.store.state(self.run_id) == RunState.ABORTING
                 except LongshoreError:
-                    log.debug("run %s: Redis does not say whether to stop", self.run_id)
+                    return stop  # Redis does not say
             return stop
 
         return ask
 
-    def _record(self, side: str, grant: Grant, status: str, body: dict[str, Any], **more: Any) -> Recorded:
+    def _record(
+        self,
+        side: str,
+        grant: Grant,
+        status: str,
+        body: dict[str, Any],
+        data: dict[str, Any] | None = None,
+        **more: Any,
+    ) -> Recorded:
         """Record an outcome; while Redis is away, wait for it: what was done must not be lost."""
         error = str(body.get("error", ""))[:500]
         patience = time.monotonic() + _RECORD_PATIENCE
         while True:
             try:
                 return self.store.complete(
-                    self.run_id, self.index, side, grant.fence, status, _json(body), error=error, **more
-                )
+                    self.run_id, self.step_id, side, grant.fence, status, _json(body),
+                    data=_json(data) if data else "", error=error, **more,
+                )  # fmt: skip
             except StoreUnavailable:
                 if time.monotonic() >= patience:
                     raise
@@ -368,6 +440,39 @@ class Attempt:
         if not recorded.accepted:
             log.warning("run %s step %s: the outcome of a lost attempt was refused", self.run_id, self.step.name)
             raise Refused("the step is another attempt's now")
+
+
+class _HostsFailed(OperationError):
+    """Too many hosts failed; what the others did is kept."""
+
+    def __init__(self, message: str, outcome: Outcome) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+
+class _Upstream(Mapping[str, StepReport]):
+    """The steps before one, read when they are asked for."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._names = {attempt.plan.steps[i].name: i for i in sorted(attempt.plan.upstream(attempt.index))}
+
+    def __getitem__(self, name: str) -> StepReport:
+        index = self._names[name]
+        return report.read(self._attempt.store, self._attempt.run_id, self._attempt.plan, [index])[index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _engine() -> Any:
+    from longshore.tasks.engine import engine_url  # noqa: PLC0415 - docker is an extra
+    from longshore.tasks.engine_client import raw_client  # noqa: PLC0415
+
+    return raw_client(engine_url())
 
 
 class _Ended(AttemptFailed):
@@ -383,7 +488,9 @@ def _json(value: Any) -> str:
 
 
 def _with_rendered(grant: Grant, rendered: str) -> Grant:
-    return Grant(grant.fence, grant.attempt, rendered, rendered, grant.before, grant.outcome, grant.first_started)
+    return Grant(
+        grant.fence, grant.attempt, rendered, rendered, grant.before, grant.outcome, grant.first_started, grant.item
+    )
 
 
 def render_params(raw: dict[str, Any], scope: dict[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+from typing import Any
 
 from celery import Celery
+from celery.signals import celeryd_after_setup
+from kombu import Queue
 
 from longshore.orchestration.settings import Settings, get_settings
+from longshore.tasks.runner import hostname
+from longshore.workers.queues import at_this_host
 from longshore.workers.sweeper import Sweeper
 
 
@@ -23,12 +28,20 @@ def make_app(settings: Settings) -> Celery:
 def _import_operations(settings: Settings) -> None:
     """The catalogue's implementations, and the application's own operations."""
     importlib.import_module("longshore.tasks.messages")
-    for module in ("noop", "command", "file", "docker", "compose"):
+    for module in ("noop", "command", "file", "docker", "compose", "waiting"):
         importlib.import_module(f"longshore.tasks.{module}")
     for entry in importlib.metadata.entry_points(group="longshore.operations"):
         entry.load()
     for name in filter(None, (part.strip() for part in settings.imports.split(","))):
         importlib.import_module(name)
+
+
+@celeryd_after_setup.connect
+def _consume_this_hosts_queues(sender: str, instance: Any, **_: Any) -> None:
+    """Beside each queue that the worker was given, the one that is this host's alone."""
+    queues = instance.app.amqp.queues
+    for name in at_this_host(list(queues.consume_from), hostname(sender)):
+        queues.select_add(Queue(name, routing_key=name))
 
 
 app = make_app(get_settings())

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from kombu import Queue
 from kombu.utils.scheduling import round_robin_cycle
 
-from longshore.orchestration.canvas import CONTROL
+from longshore.orchestration.compiled import CONTROL
 from longshore.orchestration.operations import all_operations
 
 #: Families that have a queue although this version has no operation of theirs: own ones may.
-FAMILIES = ("docker", "compose", "cache", "command", "file", "network", "node", "noop")
+FAMILIES = ("docker", "compose", "cache", "command", "file", "network", "node", "noop", "functions")
 
 
 def names() -> list[str]:
     """Every queue's plain name: control, each family's undo, each family."""
-    families = list(dict.fromkeys([*FAMILIES, *(op.queue for op in all_operations().values())]))
+    known = dict.fromkeys([*FAMILIES, *(op.queue for op in all_operations().values())])
+    families = [family for family in known if family != CONTROL]
     return [CONTROL, *(f"{family}.undo" for family in families), *families]
+
+
+def at_this_host(queues: Iterable[str], host: str) -> list[str]:
+    """For each of a worker's queues the one of its host alone: `docker@web1`, `docker@web1.undo`."""
+    found = []
+    for queue in queues:
+        family, undo = queue.removesuffix(".undo"), ".undo" if queue.endswith(".undo") else ""
+        if family != CONTROL and "@" not in family:
+            found.append(f"{family}@{host}{undo}")
+    return found
 
 
 def all_queues() -> list[Queue]:

@@ -19,6 +19,7 @@ from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.store import Store
 from longshore.tasks.driver import Driver
 from longshore.tasks.plans import Plans
+from longshore.tasks.runner import hostname
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ class Sweeper(bootsteps.StartStopStep):
                 next_renewal -= pause
                 if next_renewal <= 0:
                     renew(store, worker.hostname)
+                    # Long enough to outlive two that come late.
+                    store.here(hostname(worker.hostname), 3 * lease)
                     next_renewal = lease / 3
                 if not self._leaving.is_set():
                     driver.sweep()

@@ -24,9 +24,10 @@ from longshore.orchestration.errors import ConfigError
 )
 @click.option("-c", "--concurrency", type=click.IntRange(1, 1024), help="Processes; one a CPU if left out.")
 @click.option("-n", "--name", metavar="NAME", default="worker", help="The node's name on this host.")
+@click.option("--host", metavar="HOST", help="This host's name; the machine's if left out.")
 @click.option("--loglevel", default="INFO", show_default=True)
 @global_options
-def worker(queues: str | None, concurrency: int | None, name: str, loglevel: str) -> None:
+def worker(queues: str | None, concurrency: int | None, name: str, host: str | None, loglevel: str) -> None:
     """Start a worker in the foreground: celery -A longshore.workers worker."""
     from longshore.orchestration.settings import get_settings  # noqa: PLC0415 - pydantic is slow to import
 
@@ -43,7 +44,7 @@ def worker(queues: str | None, concurrency: int | None, name: str, loglevel: str
         "longshore.workers",
         "worker",
         "-n",
-        f"{name}@%h",
+        f"{name}@{host or get_settings().host or '%h'}",
         "-l",
         loglevel,
     ]
@@ -54,6 +55,8 @@ def worker(queues: str | None, concurrency: int | None, name: str, loglevel: str
     if current().dry_run:
         click.echo(f"would run: {' '.join(arguments)}")
         return
+    if host:
+        os.environ["LONGSHORE_HOST"] = host
     os.execv(sys.executable, arguments)  # noqa: S606 - the worker takes this process's place and signals
 
 

@@ -10,7 +10,7 @@ from longshore.orchestration.cli.run import watch_to_end
 
 @click.group("runs")
 def runs_group() -> None:
-    """List, show, watch, cancel and undo runs."""
+    """List, show, watch, approve, cancel and undo runs."""
 
 
 @command(runs_group, "ls")
@@ -111,6 +111,25 @@ def undo(run: str, reason: str, detach: bool) -> None:
         click.echo(f"would undo, in reverse: {', '.join(reversed(names)) or 'nothing'}")
         return
     leave(_carried_out(found.id, found.undo(reason), detach=detach))
+
+
+@command(runs_group, "approve")
+@click.argument("run")
+@click.argument("step")
+@click.option("--reject", is_flag=True, help="Refuse it: the step fails.")
+@click.option("--note", default="", help="Kept in the run's events, with who and when.")
+def approve(run: str, step: str, reject: bool, note: str) -> None:
+    """Decide on a step that waits for a person."""
+    found = client().get(run)
+    if current().dry_run:
+        click.echo(f"would {'reject' if reject else 'approve'} step {step} of run {run}")
+        return
+    answer = found.answer(found.reject(step, note) if reject else found.approve(step, note))
+    if answer != "done":
+        click.echo(f"error: nothing was done: {answer}", err=True)
+        leave(1)
+    if not current().quiet:
+        click.echo(f"{'rejected' if reject else 'approved'}: step {step} of run {run}")
 
 
 def _carried_out(run_id: str, command_id: str, *, detach: bool) -> int:

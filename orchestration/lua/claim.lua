@@ -1,11 +1,12 @@
 -- Claim a step, or its undo, for one attempt.
 --
 -- FROM     ready or retrying, in a run that is running or finishing (forward) or undoing (backward)
--- ARGV[1]  index    ARGV[2]  '' forward, 'u' backward    ARGV[3]  owner, unique to this delivery
+-- ARGV[1]  id       ARGV[2]  '' forward, 'u' backward    ARGV[3]  owner, unique to this delivery
 -- ARGV[4]  task id  ARGV[5]  lease ms
--- RETURNS  {'ok', fence, attempt, rendered, the step's rendered, before, outcome, first started ms}
+-- RETURNS  {'ok', fence, attempt, rendered, the step's rendered, before, outcome, first started ms,
+--           item}
 --          or {'no', why}
--- EVENTS   step_started | undo_started
+-- EVENTS   step_started | item_started | undo_started
 local i, p, owner = ARGV[1], ARGV[2], ARGV[3]
 local state = redis.call('HGET', run, 'state')
 if p == '' and state ~= 'running' and state ~= 'finishing' then
@@ -34,8 +35,9 @@ if not (status == busy and held == owner) then
   local ids = redis.call('HGET', steps, p .. 't:' .. i)
   redis.call('HSET', steps, p .. 's:' .. i, busy, p .. 'f:' .. i, fence, p .. 'w:' .. i, owner,
              p .. 't:' .. i, (ids and ids .. ' ' or '') .. ARGV[4])
-  emit(p == '' and 'step_started' or 'undo_started', 'step', i, 'attempt', attempt, 'owner', owner)
+  emit(kind(p, i) .. 'started', 'step', i, 'attempt', attempt, 'owner', owner)
 end
 redis.call('ZADD', leases, now + tonumber(ARGV[5]), p .. i)
-local r = redis.call('HMGET', steps, p .. 'a:' .. i, p .. 'r:' .. i, 'r:' .. i, 'j:' .. i, 'o:' .. i, p .. 'b:' .. i)
-return {'ok', fence, r[1], r[2] or '', r[3] or '', r[4] or '', r[5] or '', r[6]}
+local r = redis.call('HMGET', steps, p .. 'a:' .. i, p .. 'r:' .. i, 'r:' .. i, 'j:' .. i, 'o:' .. i, p .. 'b:' .. i,
+                     'i:' .. i)
+return {'ok', fence, r[1], r[2] or '', r[3] or '', r[4] or '', r[5] or '', r[6], r[7] or ''}

@@ -1,9 +1,9 @@
 -- Carry out what somebody asked of a run, once.
 --
--- FROM     cancel: pending or running; undo: a resting state
+-- FROM     cancel: pending or running; undo: a resting state; approve, reject: a step that waits for a person
 -- ARGV[1]  id of the command in the commands' stream  ARGV[2]  kind  ARGV[3]  actor  ARGV[4]  reason
--- ARGV[5]  '1' to keep what was done (cancel)  ARGV[6]  level above the highest (undo), then the indices
---          whose undo failed and is to be tried again
+-- ARGV[5]  '1' to keep what was done (cancel)  ARGV[6]  level above the highest (undo), then the ids
+--          whose undo failed and is to be tried again; or the id that is approved or rejected
 -- RETURNS  'done', 'old' it was handled before, or a sentence that says why nothing was done
 --          (the run's field `answer` has it too)
 -- EVENTS   command, and what follows from it
@@ -24,7 +24,8 @@ local function answer(text)
   return text
 end
 local state = redis.call('HGET', run, 'state')
-emit('command', 'kind', ARGV[2], 'actor', ARGV[3], 'reason', ARGV[4])
+emit('command', 'kind', ARGV[2], 'actor', ARGV[3], 'reason', ARGV[4], 'step',
+     (ARGV[2] == 'approve' or ARGV[2] == 'reject') and ARGV[7] or '')
 if ARGV[2] == 'cancel' then
   if state == 'pending' then
     redis.call('HSET', run, 'state', 'failed', 'cause', 'cancel', 'err', ARGV[4], 'ended', now)
@@ -57,6 +58,19 @@ if ARGV[2] == 'undo' then
   redis.call('HSETNX', run, 'cause', 'operator')
   redis.call('HDEL', run, 'ended', 'undo_deadline', 'keep')
   emit('run_undoing')
+  return answer('done')
+end
+if ARGV[2] == 'approve' or ARGV[2] == 'reject' then
+  local id = ARGV[7] or ''
+  if redis.call('HGET', steps, 's:' .. id) ~= 'waiting' then
+    return answer('the step does not wait for an approval: it is ' ..
+                  (redis.call('HGET', steps, 's:' .. id) or 'pending'))
+  end
+  -- The first decision counts; the driver records the outcome that follows from it.
+  if redis.call('HSETNX', steps, 'dk:' .. id, ARGV[2]) == 0 then
+    return answer('somebody else has decided: ' .. redis.call('HGET', steps, 'dk:' .. id))
+  end
+  redis.call('HSET', steps, 'dw:' .. id, ARGV[3], 'dn:' .. id, ARGV[4], 'dt:' .. id, now)
   return answer('done')
 end
 return answer('no such command: ' .. ARGV[2])

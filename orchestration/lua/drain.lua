@@ -1,30 +1,36 @@
 -- While a run is ending: cancel what was dispatched and not claimed. An always step waits for its turn.
 -- A step whose attempt was lost may have happened: that is unknown, whatever its repetition might have said.
 --
--- FROM     ready or retrying, in a run that is aborting
--- ARGV     index, '1' if it is an always step, for each
+-- FROM     ready, retrying, or waiting for a person; a unit that was held back; in a run that is aborting
+-- ARGV     id, '1' if it is an always step, for each
 -- RETURNS  1 when nothing runs any more, else 0
--- EVENTS   step_ended (cancelled, unknown) for each
+-- EVENTS   step_ended | item_ended (cancelled, unknown) for each
 if redis.call('HGET', run, 'state') ~= 'aborting' then
   return 0
 end
 for n = 1, #ARGV, 2 do
   local i = ARGV[n]
   local status = redis.call('HGET', steps, 's:' .. i)
-  if status == 'ready' or status == 'retrying' then
-    redis.call('HINCRBY', run, 'left', -1)
+  local held_back = not status and whole_of(i)
+  if status == 'ready' or status == 'retrying' or status == 'waiting' or held_back then
     if ARGV[n + 1] == '1' then
       redis.call('HDEL', steps, 's:' .. i)
+      if not whole_of(i) then
+        redis.call('HINCRBY', run, 'left', -1)
+      end
     else
       local final, why = 'cancelled', 'the run was ended before it began'
-      if redis.call('HEXISTS', steps, 'a:' .. i) == 1 then
+      if status == 'waiting' then
+        why = 'the run was ended while it waited'
+      elseif redis.call('HEXISTS', steps, 'a:' .. i) == 1 then
         why = 'the run was ended before it was tried again'
         if status == 'ready' then
           final, why = 'unknown', 'its worker was lost, and ' .. why
         end
       end
       redis.call('HSET', steps, 's:' .. i, final, 'y:' .. i, why, 'e:' .. i, now)
-      emit('step_ended', 'step', i, 'status', final, 'error', '')
+      redis.call('ZREM', waits, i)
+      ended('', i, final, final == 'unknown' and why or '')
     end
   end
 end

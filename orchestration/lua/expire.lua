@@ -1,15 +1,16 @@
 -- Take a step away from an attempt whose lease has run out: it is done again, or its outcome is unknown.
 --
 -- FROM     running (undoing) with a lease that ended before now
--- ARGV[1]  index  ARGV[2]  '' or 'u'  ARGV[3]  '1' if it may be done again  ARGV[4]  how often at most
+-- ARGV[1]  id  ARGV[2]  '' or 'u'  ARGV[3]  '1' if it may be done again  ARGV[4]  how often at most
 -- ARGV[5]  outcome JSON if it is unknown  ARGV[6]  its error  ARGV[7]  '1' if that ends the run
--- ARGV[8]  '1' for an always step: while the run is ending it waits for its turn
--- RETURNS  'again' it is, or will be, ready once more; 'unknown' it is recorded as such; 'no' the lease is alive
--- EVENTS   lease_lost, step_ended | undo_ended, run_aborting
+-- ARGV[8]  '1' for an always step: while the run is ending it waits for its turn  ARGV[9]  grace ms
+-- RETURNS  {what, next unit}: 'again' it is, or will be, ready once more; 'unknown' it is recorded as such;
+--          'no' the lease is alive. The next unit was held back and needs its message
+-- EVENTS   lease_lost, step_ended | item_ended | undo_ended, run_aborting
 local i, p = ARGV[1], ARGV[2]
 local ends = redis.call('ZSCORE', leases, p .. i)
 if not ends or tonumber(ends) > now then
-  return 'no'
+  return {'no', ''}
 end
 local lost = redis.call('HINCRBY', steps, p .. 'l:' .. i, 1)
 emit('lease_lost', 'step', i, 'undo', p, 'owner', redis.call('HGET', steps, p .. 'w:' .. i) or '', 'lost', lost)
@@ -21,19 +22,22 @@ local state = redis.call('HGET', run, 'state')
 if ARGV[3] == '1' and lost < tonumber(ARGV[4]) then
   if state ~= 'aborting' then
     redis.call('HSET', steps, p .. 's:' .. i, 'ready', p .. 'd:' .. i, 0, p .. 'q:' .. i, now)
-    return 'again'
+    return {'again', ''}
   elseif ARGV[8] == '1' then
     redis.call('HDEL', steps, 's:' .. i)
-    redis.call('HINCRBY', run, 'left', -1)
-    return 'again'
+    if not whole_of(i) then
+      redis.call('HINCRBY', run, 'left', -1)
+    end
+    return {'again', ''}
   end
 end
 local status = p == '' and 'unknown' or 'undo_failed'
 redis.call('HSET', steps, p .. 's:' .. i, status, p .. 'o:' .. i, ARGV[5], p .. 'e:' .. i, now)
-redis.call('HINCRBY', run, 'left', -1)
-emit(p == '' and 'step_ended' or 'undo_ended', 'step', i, 'status', status, 'error', ARGV[6])
-if ARGV[7] == '1' and state == 'running' then
-  redis.call('HSET', run, 'state', 'aborting', 'cause', 'failure', 'err_step', i, 'err', ARGV[6])
-  emit('run_aborting', 'cause', 'failure', 'step', i)
+local total, err = ended(p, i, status, ARGV[6])
+if not total then
+  return {'unknown', next_unit(i, tonumber(ARGV[9]))}
 end
-return 'unknown'
+if ARGV[7] == '1' and state == 'running' and (total == 'failed' or total == 'unknown') then
+  stop(i, err)
+end
+return {'unknown', ''}

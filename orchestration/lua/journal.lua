@@ -1,7 +1,7 @@
 -- Keep what an attempt rendered, and what its undo will need, before it acts. The first one counts.
 --
 -- FROM     an attempt that holds the step's current fence
--- ARGV[1]  index  ARGV[2]  '' or 'u'  ARGV[3]  fence  ARGV[4]  rendered JSON or ''  ARGV[5]  before JSON or ''
+-- ARGV[1]  id  ARGV[2]  '' or 'u'  ARGV[3]  fence  ARGV[4]  rendered JSON or ''  ARGV[5]  before JSON or ''
 -- RETURNS  1 kept, 0 the attempt has lost its step
 -- EVENTS   none: nothing has happened yet
 local i, p = ARGV[1], ARGV[2]

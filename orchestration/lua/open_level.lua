@@ -1,14 +1,20 @@
--- Go on to a level: its steps become ready or are skipped.
+-- Go on to a level: its steps become ready, are fanned out, are skipped, or have failed already.
 --
 -- FROM     the state and level that the caller decided from, with nothing of that batch left
 -- ARGV[1]  state it comes from      ARGV[2]  level it comes from
 -- ARGV[3]  state it goes to         ARGV[4]  level it goes to
--- ARGV[5]  grace ms                 ARGV[6]  number of ready steps, then their indices,
---          then index, reason for each skipped step, then the run's epoch
+-- ARGV[5]  grace ms                 ARGV[6]  the run's epoch
+-- ARGV[7]  index of the step whose failure ends the run, or ''
+--          then for each step one of
+--            'r', index, host or ''                           it becomes ready
+--            's', index, reason, '1' if for a dependency      it is skipped
+--            'f', index, outcome JSON, error                  it has failed before it began
+--            'x', index, units, at once, tolerated, then item JSON, host for each unit
 -- RETURNS  1 done, 0 somebody else was first
--- EVENTS   run_started (from pending), level_started, step_skipped for each
+-- EVENTS   run_started (from pending), level_started, step_skipped, step_ended (failed), step_started
+--          (fanned out), run_aborting
 local state, level, epoch = unpack(redis.call('HMGET', run, 'state', 'level', 'epoch'))
-if state ~= ARGV[1] or level ~= ARGV[2] or (epoch or '0') ~= ARGV[#ARGV] then
+if state ~= ARGV[1] or level ~= ARGV[2] or (epoch or '0') ~= ARGV[6] then
   return 0
 end
 if state ~= 'aborting' and tonumber(redis.call('HGET', run, 'left')) > 0 then
@@ -17,20 +23,78 @@ end
 if state == 'aborting' and redis.call('ZCARD', leases) > 0 then
   return 0
 end
-local ready = tonumber(ARGV[6])
-redis.call('HSET', run, 'state', ARGV[3], 'level', ARGV[4], 'left', ready)
+local grace, left, begun, later = tonumber(ARGV[5]), 0, {}, {}
+
+-- Units are ready as many as may be at once; the others are held back. Those of a step that goes on where an
+-- abort has stopped it are all ready.
+local function fan_out(i, units, at_once, tolerated, first)
+  local known = redis.call('HGET', steps, 'g:' .. i)
+  local open = 0
+  for u = 0, tonumber(known or units) - 1 do
+    local id = i .. '.' .. u
+    if known then
+      local status = redis.call('HGET', steps, 's:' .. id)
+      if not status then
+        dispatched('', id, grace)
+        open = open + 1
+      end
+    else
+      redis.call('HSET', steps, 'i:' .. id, ARGV[first + 2 * u], 'h:' .. id, ARGV[first + 2 * u + 1])
+      if u < at_once then
+        dispatched('', id, grace)
+      end
+    end
+  end
+  if known then
+    redis.call('HSET', steps, 'k:' .. i, open, 'm:' .. i, known)
+  else
+    redis.call('HSET', steps, 'g:' .. i, units, 'm:' .. i, math.min(at_once, units), 'k:' .. i, units,
+               'kt:' .. i, tolerated, 's:' .. i, 'running', 'a:' .. i, 1, 'b:' .. i, now)
+  end
+end
+
+local n = 8
+while n <= #ARGV do
+  local what, i = ARGV[n], ARGV[n + 1]
+  if what == 'r' then
+    dispatched('', i, grace)
+    if ARGV[n + 2] ~= '' then
+      redis.call('HSET', steps, 'h:' .. i, ARGV[n + 2])
+    end
+    begun[#begun + 1], left, n = i, left + 1, n + 3
+  elseif what == 's' then
+    redis.call('HSET', steps, 's:' .. i, 'skipped', 'y:' .. i, ARGV[n + 2])
+    if ARGV[n + 3] == '1' then
+      redis.call('HSET', steps, 'v:' .. i, 1)
+    end
+    later[#later + 1] = {'step_skipped', 'step', i, 'reason', ARGV[n + 2]}
+    n = n + 4
+  elseif what == 'f' then
+    redis.call('HSET', steps, 's:' .. i, 'failed', 'o:' .. i, ARGV[n + 2], 'e:' .. i, now)
+    later[#later + 1] = {'step_ended', 'step', i, 'status', 'failed', 'error', ARGV[n + 3]}
+    if i == ARGV[7] then
+      later.err = ARGV[n + 3]
+    end
+    n = n + 4
+  else
+    local units = tonumber(ARGV[n + 2])
+    fan_out(i, units, tonumber(ARGV[n + 3]), ARGV[n + 4], n + 5)
+    later[#later + 1] = {'step_started', 'step', i, 'attempt', 1, 'items', units}
+    begun[#begun + 1], left, n = i, left + 1, n + 5 + 2 * units
+  end
+end
+redis.call('HSET', run, 'state', ARGV[3], 'level', ARGV[4], 'left', left)
 if state == 'pending' then
   redis.call('HSET', run, 'started', now)
   emit('run_started')
 elseif state ~= ARGV[3] then
   emit('run_' .. ARGV[3])
 end
-emit('level_started', 'level', ARGV[4], 'steps', table.concat(ARGV, ' ', 7, 6 + ready))
-for n = 7, 6 + ready do
-  dispatched('', ARGV[n], tonumber(ARGV[5]))
+emit('level_started', 'level', ARGV[4], 'steps', table.concat(begun, ' '))
+for _, event in ipairs(later) do
+  emit(unpack(event))
 end
-for n = 7 + ready, #ARGV - 1, 2 do
-  redis.call('HSET', steps, 's:' .. ARGV[n], 'skipped', 'y:' .. ARGV[n], ARGV[n + 1])
-  emit('step_skipped', 'step', ARGV[n], 'reason', ARGV[n + 1])
+if ARGV[7] ~= '' then
+  stop(ARGV[7], later.err)
 end
 return 1

@@ -3,7 +3,7 @@
 -- FROM     aborting with nothing running, or undoing with nothing of the former level left
 -- ARGV[1]  state it comes from      ARGV[2]  undo level it comes from
 -- ARGV[3]  undo level it goes to    ARGV[4]  grace ms      ARGV[5]  ms that the whole undo may take
--- ARGV[6]  number of steps to take back, then their indices, then index, reason for each that cannot be,
+-- ARGV[6]  number of steps to take back, then their ids, then id, reason for each that cannot be,
 --          then the run's epoch
 -- RETURNS  1 done, 0 somebody else was first
 -- EVENTS   run_undoing (from aborting), undo_level_started, undo_impossible for each

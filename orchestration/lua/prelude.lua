@@ -1,10 +1,13 @@
 -- Before every script: its keys, Redis's clock, and the one way to write an event.
 --
+-- A step is named by its index, a unit of a step that was fanned out by `<index>.<unit>`.
+--
 -- KEYS[1] run     hash    state, level, left, …
--- KEYS[2] steps   hash    <field>:<index>; an undo's fields have a u before them
--- KEYS[3] leases  zset    <index> or u<index> → when the lease ends, ms
+-- KEYS[2] steps   hash    <field>:<id>; an undo's fields have a u before them
+-- KEYS[3] leases  zset    <id> or u<id> → when the lease ends, ms
 -- KEYS[4] events  stream  everything that happened
-local run, steps, leases, events = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+-- KEYS[5] waits   zset    <id> or u<id> of what is parked → until when at most, ms
+local run, steps, leases, events, waits = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
@@ -15,9 +18,9 @@ local function emit(name, ...)
 end
 
 -- A step that was just dispatched: its message counts as under way for `grace` ms.
-local function dispatched(prefix, index, grace)
-  redis.call('HSET', steps, prefix .. 's:' .. index, 'ready', prefix .. 'q:' .. index, now,
-             prefix .. 'd:' .. index, now + grace)
+local function dispatched(prefix, id, grace)
+  redis.call('HSET', steps, prefix .. 's:' .. id, 'ready', prefix .. 'q:' .. id, now,
+             prefix .. 'd:' .. id, now + grace)
 end
 
 -- Whether the run can go on now: nothing of the batch is left, or, while it is ending, nothing runs.
@@ -26,4 +29,74 @@ local function can_advance(state)
     return redis.call('ZCARD', leases) == 0 and 1 or 0
   end
   return tonumber(redis.call('HGET', run, 'left') or 0) <= 0 and 1 or 0
+end
+
+-- The step that a unit belongs to; nil for a step.
+local function whole_of(id)
+  return string.match(id, '^(%d+)%.%d+$')
+end
+
+-- What an event about a step, a unit or an undo is called.
+local function kind(prefix, id)
+  return prefix == 'u' and 'undo_' or whole_of(id) and 'item_' or 'step_'
+end
+
+-- Count a final step, unit or undo, and write its event. Returns the status and the error of the whole step;
+-- nil while other units of it go on.
+local function ended(prefix, id, status, err)
+  emit(kind(prefix, id) .. 'ended', 'step', id, 'status', status, 'error', err)
+  local step = prefix == '' and whole_of(id)
+  if not step then
+    redis.call('HINCRBY', run, 'left', -1)
+    return status, err
+  end
+  local bad = status == 'failed' or status == 'unknown'
+  local counter = bad and 'kf:' or status == 'changed' and 'kc:' or status == 'cancelled' and 'kx:' or nil
+  if counter then
+    redis.call('HINCRBY', steps, counter .. step, 1)
+  end
+  if bad then
+    redis.call('HSETNX', steps, 'er:' .. step, err)
+  end
+  if redis.call('HINCRBY', steps, 'k:' .. step, -1) > 0 then
+    return nil
+  end
+  local all, failed, changed, cancelled, tolerated, first = unpack(redis.call('HMGET', steps,
+    'g:' .. step, 'kf:' .. step, 'kc:' .. step, 'kx:' .. step, 'kt:' .. step, 'er:' .. step))
+  failed = tonumber(failed or 0)
+  local total, text = 'unchanged', ''
+  if failed > 0 then
+    text = failed .. ' of ' .. all .. ' failed; the first: ' .. first
+    redis.call('HSET', steps, 'er:' .. step, text)
+  end
+  if failed > tonumber(tolerated) then
+    total = 'failed'
+  elseif cancelled then
+    total = 'cancelled'
+  elseif changed then
+    total = 'changed'
+  end
+  redis.call('HSET', steps, 's:' .. step, total, 'e:' .. step, now)
+  emit('step_ended', 'step', step, 'status', total, 'error', text)
+  redis.call('HINCRBY', run, 'left', -1)
+  return total, text
+end
+
+-- After a unit has ended: the next one that was held back is dispatched. Returns its id, or ''.
+local function next_unit(id, grace)
+  local step = whole_of(id)
+  local all, sent = unpack(redis.call('HMGET', steps, 'g:' .. step, 'm:' .. step))
+  local state = redis.call('HGET', run, 'state')
+  if tonumber(sent) >= tonumber(all) or (state ~= 'running' and state ~= 'finishing') then
+    return ''
+  end
+  redis.call('HINCRBY', steps, 'm:' .. step, 1)
+  dispatched('', step .. '.' .. sent, grace)
+  return step .. '.' .. sent
+end
+
+-- A failure that ends the run.
+local function stop(id, err)
+  redis.call('HSET', run, 'state', 'aborting', 'cause', 'failure', 'err_step', whole_of(id) or id, 'err', err)
+  emit('run_aborting', 'cause', 'failure', 'step', whole_of(id) or id)
 end

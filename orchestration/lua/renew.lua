@@ -1,13 +1,13 @@
 -- Renew leases of attempts that a worker is still at.
 --
 -- FROM     an attempt whose owner begins with the name given
--- ARGV[1]  lease ms, then <index> or u<index>, beginning of its owner, for each
+-- ARGV[1]  lease ms, then <id> or u<id>, beginning of its owner, for each
 -- RETURNS  how many were renewed
 -- EVENTS   none
 local renewed = 0
 for n = 2, #ARGV, 2 do
   local member, who = ARGV[n], ARGV[n + 1]
-  local p, i = string.match(member, '^(u?)(%d+)$')
+  local p, i = string.match(member, '^(u?)([%d.]+)$')
   local owner = redis.call('HGET', steps, p .. 'w:' .. i)
   if owner and string.sub(owner, 1, #who) == who and redis.call('ZSCORE', leases, member) then
     redis.call('ZADD', leases, 'XX', 'GT', now + tonumber(ARGV[1]), member)

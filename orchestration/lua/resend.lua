@@ -2,8 +2,8 @@
 --
 -- FROM     ready or retrying, with no message under way
 -- ARGV[1]  '' or 'u'  ARGV[2]  grace ms, doubled each time up to ten minutes  ARGV[3]  ms from first
---          dispatch to claim before it counts as refused, then the indices
--- RETURNS  {index or '!' .. index, …}: to be sent, or waited too long for
+--          dispatch to claim before it counts as refused, then the ids
+-- RETURNS  {id or '!' .. id, …}: to be sent, or waited too long for
 -- EVENTS   message_resent for each
 local p, found = ARGV[1], {}
 for n = 4, #ARGV do

@@ -1,10 +1,10 @@
 -- Note that an attempt failed in a way that can pass, and when the next one may come.
 --
--- FROM     running (undoing) under the fence given; not while the run is ending
--- ARGV[1]  index  ARGV[2]  '' or 'u'  ARGV[3]  fence  ARGV[4]  delay ms  ARGV[5]  grace ms  ARGV[6]  error
+-- FROM     running (undoing) or waiting under the fence given; not while the run is ending
+-- ARGV[1]  id  ARGV[2]  '' or 'u'  ARGV[3]  fence  ARGV[4]  delay ms  ARGV[5]  grace ms  ARGV[6]  error
 -- ARGV[7]  '1' for an always step, which has its turn also when the run is ending
 -- RETURNS  1 noted, 0 the attempt has lost its step, -1 the run is ending: record a failure instead
--- EVENTS   step_retrying | undo_retrying
+-- EVENTS   step_retrying | item_retrying | undo_retrying
 local i, p = ARGV[1], ARGV[2]
 local status, fence = unpack(redis.call('HMGET', steps, p .. 's:' .. i, p .. 'f:' .. i))
 if fence ~= ARGV[3] then
@@ -13,7 +13,7 @@ end
 if status == 'retrying' then
   return 1
 end
-if status ~= (p == '' and 'running' or 'undoing') then
+if status ~= 'waiting' and status ~= (p == '' and 'running' or 'undoing') then
   return 0
 end
 if p == '' and ARGV[7] ~= '1' and redis.call('HGET', run, 'state') == 'aborting' then
@@ -23,6 +23,7 @@ local due = now + tonumber(ARGV[4])
 redis.call('HSET', steps, p .. 's:' .. i, 'retrying', p .. 'n:' .. i, due, p .. 'd:' .. i, due + tonumber(ARGV[5]),
            p .. 'q:' .. i, due)
 redis.call('ZREM', leases, p .. i)
-emit(p == '' and 'step_retrying' or 'undo_retrying', 'step', i, 'error', ARGV[6], 'delay_ms', ARGV[4],
+redis.call('ZREM', waits, p .. i)
+emit(kind(p, i) .. 'retrying', 'step', i, 'error', ARGV[6], 'delay_ms', ARGV[4],
      'attempt', redis.call('HGET', steps, p .. 'a:' .. i))
 return 1

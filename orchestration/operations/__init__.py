@@ -1,6 +1,6 @@
 """The catalogue of operations: names, parameters, results and promises, without their doing."""
 
-from longshore.orchestration.operations import command, compose, docker, file, noop
+from longshore.orchestration.operations import approval, celery, command, compose, docker, file, noop, subplan
 from longshore.orchestration.operations.base import (
     NO_RETRY,
     Kind,
@@ -9,6 +9,7 @@ from longshore.orchestration.operations.base import (
     Result,
     Retry,
     Undo,
+    Waits,
     all_operations,
     find,
     register,
@@ -22,7 +23,10 @@ __all__ = [
     "Result",
     "Retry",
     "Undo",
+    "Waits",
     "all_operations",
+    "approval",
+    "celery",
     "command",
     "compose",
     "docker",
@@ -30,4 +34,5 @@ __all__ = [
     "find",
     "noop",
     "register",
+    "subplan",
 ]

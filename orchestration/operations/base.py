@@ -48,6 +48,18 @@ class Undo(StrEnum):
     NONE = "none"
 
 
+class Waits(StrEnum):
+    """What a step is parked for, without a worker."""
+
+    NOTHING = ""
+    #: A person's decision.
+    PERSON = "person"
+    #: The end of a child run.
+    RUN = "run"
+    #: The end of a Celery task of somebody else's.
+    TASK = "task"
+
+
 class Retry(BaseModel):
     """When an attempt that failed is tried again.
 
@@ -106,6 +118,9 @@ class Operation:
     #: The parameters that are no templates of the plan's: the operation has its own use for the braces.
     literal: Callable[[dict[str, Any]], frozenset[str]] = lambda _params: frozenset()
     looks_only: Callable[[dict[str, Any]], bool] = _never
+    waits: Waits = Waits.NOTHING
+    #: Of an application's own: what does it (`longshore.orchestration.functions`).
+    function: Any = None
 
     def templated(self, params: dict[str, Any]) -> dict[str, Any]:
         """The parameters that the plan's templates are looked for in."""

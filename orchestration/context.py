@@ -1,0 +1,137 @@
+"""What an operation may know and ask while it is at work, and what it says when it has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from longshore.orchestration.errors import StepCancelled, StepTimeout
+from longshore.orchestration.results import HostResult
+
+if TYPE_CHECKING:
+    from longshore.orchestration.report import StepReport
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an attempt did. `data` must be JSON. With `hosts`, the step fails if too many of them did."""
+
+    changed: bool
+    data: dict[str, Any] = field(default_factory=dict)
+    hosts: list[HostResult] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a real run would do, as read from the machine now.
+
+    `changed` is None where it cannot be known yet. `impossible` says why a run would certainly fail.
+    """
+
+    action: str
+    changed: bool | None = True
+    undo: str | None = None
+    impossible: str | None = None
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """The host that an attempt runs on."""
+
+    name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Context:
+    """What an attempt may know and ask.
+
+    `op_id` (`<run>.<step>`, and the item's number where there is one) is the same at every attempt and
+    delivery: it is the idempotency key that effects and calls to others can carry. `fence` grows with every
+    attempt. `deadline` is on the clock of `time.monotonic`. `asked_to_stop` is cheap to call often.
+    `results` are the steps before this one, by name, read when they are asked for. `files` gives the content
+    of a local file that the plan carries, by the path written in it.
+    """
+
+    run_id: str
+    step: str
+    plan: str
+    attempt: int = 1
+    fence: int = 0
+    #: The number of its item or host, where the step was fanned out; and the item itself.
+    unit: int | None = None
+    item: Any = None
+    host: HostFacts = field(default_factory=HostFacts)
+    deadline: float | None = None
+    dry_run: bool = False
+    #: Whether a step before this one may still change what is found now.
+    has_upstream: bool = False
+    asked_to_stop: Callable[[], bool] = lambda: False
+    log: Callable[[str], None] = lambda _text: None
+    renew: Callable[[], bool] = lambda: True
+    results: Mapping[str, StepReport] = field(default_factory=dict)
+    files: Callable[[str], bytes] = field(default_factory=lambda: _no_file)
+    make_engine: Callable[[], Any] = field(default_factory=lambda: _no_engine)
+
+    @property
+    def op_id(self) -> str:
+        whole = f"{self.run_id}.{self.step}"
+        return whole if self.unit is None else f"{whole}.{self.unit}"
+
+    @property
+    def idempotency_key(self) -> str:
+        return self.op_id
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the run is being ended, so that the step should stop; or out of its time."""
+        return self.asked_to_stop() or (self.deadline is not None and time.monotonic() >= self.deadline)
+
+    @property
+    def engine(self) -> Any:
+        """The Docker engine of this host: a `docker.DockerClient`. ConfigError without `longshore[docker]`."""
+        return self.make_engine()
+
+    def heartbeat(self, note: str = "") -> None:
+        """Say that it is alive: renew the lease, and log a note. Raises StepCancelled or StepTimeout if it
+        should end, also when the step has become another attempt's.
+        """
+        if note:
+            self.log(note)
+        self.check()
+        if not self.renew():
+            raise StepCancelled("the step is another attempt's now")
+
+    def remaining(self, at_most: float) -> float:
+        """Seconds left for this attempt, and not more than `at_most`."""
+        if self.deadline is None:
+            return at_most
+        return max(0.0, min(at_most, self.deadline - time.monotonic()))
+
+    def check(self) -> None:
+        """Raise StepTimeout or StepCancelled if the attempt should end now."""
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            raise StepTimeout("ran out of its time")
+        if self.asked_to_stop():
+            raise StepCancelled("stopped because the run is being ended")
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, but wake up for a cancel or the deadline, and raise then."""
+        end = time.monotonic() + seconds
+        while True:
+            self.check()
+            left = end - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(min(left, 0.2))
+
+
+def _no_file(path: str) -> bytes:
+    raise FileNotFoundError(path)
+
+
+def _no_engine() -> Any:
+    raise RuntimeError("there is no engine in this context")

@@ -1,0 +1,23 @@
+-- Let go of a step that waits for something else than a worker: a person, another run, somebody's task.
+--
+-- FROM     running (undoing) under the fence given
+-- ARGV[1]  id  ARGV[2]  '' or 'u'  ARGV[3]  fence  ARGV[4]  ms that it may wait  ARGV[5]  what it waits for, JSON
+-- ARGV[6]  the same for people
+-- RETURNS  1 parked, 0 the attempt has lost its step
+-- EVENTS   step_waiting | item_waiting | undo_waiting
+local i, p = ARGV[1], ARGV[2]
+local status, fence = unpack(redis.call('HMGET', steps, p .. 's:' .. i, p .. 'f:' .. i))
+if fence ~= ARGV[3] then
+  return 0
+end
+if status == 'waiting' then
+  return 1
+end
+if status ~= (p == '' and 'running' or 'undoing') then
+  return 0
+end
+redis.call('HSET', steps, p .. 's:' .. i, 'waiting', p .. 'p:' .. i, ARGV[5])
+redis.call('ZREM', leases, p .. i)
+redis.call('ZADD', waits, now + tonumber(ARGV[4]), p .. i)
+emit(kind(p, i) .. 'waiting', 'step', i, 'for', ARGV[6], 'until', now + tonumber(ARGV[4]))
+return 1

@@ -1,0 +1,168 @@
+"""Operations that begin something and then wait without a worker: a person, a child run, somebody's task.
+
+`park` begins it and says what is waited for; how it ends is `longshore.tasks.parked`'s part.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from longshore.orchestration import subplans
+from longshore.orchestration.canvas import Canvas
+from longshore.orchestration.compiled import CompiledPlan, StepId, index_of
+from longshore.orchestration.durations import format_duration
+from longshore.orchestration.errors import LongshoreError, OperationError, Preflight
+from longshore.orchestration.operations import Params
+from longshore.orchestration.operations.approval import APPROVAL, ApprovalParams
+from longshore.orchestration.operations.celery import CELERY, TaskParams
+from longshore.orchestration.operations.subplan import RUN, RunParams
+from longshore.orchestration.params import resolve
+from longshore.orchestration.plan import Plan
+from longshore.orchestration.store import SCHEMA_VERSION, Store
+from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements
+from longshore.tasks.plans import Loaded
+
+P = TypeVar("P", bound=Params)
+
+#: Seconds that are as good as for ever: the child run has its own time.
+FOR_EVER = 10 * 365 * 86_400.0
+
+MakeCanvas = Callable[[str, Mapping[StepId, str] | None], Canvas]
+
+
+@dataclass(frozen=True)
+class Parking:
+    """How long it is waited for at most, seconds; for what, as JSON holds it and as people read it."""
+
+    seconds: float
+    info: dict[str, Any]
+    what: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which attempt it is that waits, and what it may use to begin."""
+
+    store: Store
+    canvas: MakeCanvas
+    loaded: Loaded
+    run_id: str
+    step_id: StepId
+    side: str
+    attempt: int
+    fence: str
+    timeout: float | None
+
+    @property
+    def plan(self) -> CompiledPlan:
+        return self.loaded.plan
+
+    @property
+    def name(self) -> str:
+        """Of the step, or of a unit, as ids have it."""
+        return self.plan.name_of(self.step_id).replace("[", ".").removesuffix("]")
+
+
+class Waiting(Implementation[P], Generic[P]):
+    """An operation that is parked."""
+
+    def park(self, place: Place, params: P) -> Parking:
+        """Begin it. A second call for the same attempt must begin nothing twice."""
+        raise NotImplementedError
+
+    def park_undo(self, place: Place, params: P, info: dict[str, Any]) -> Parking | None:
+        """Begin to take it back; None where there is nothing to take back."""
+        raise NotImplementedError
+
+    def act(self, ctx: Context, params: P, before: dict[str, Any]) -> Outcome:
+        raise OperationError("it waits for something and cannot be done by itself")
+
+
+@implements(APPROVAL)
+class Approval(Waiting[ApprovalParams]):
+    """A decision of a person's: `longshore runs approve RUN STEP [--reject]`."""
+
+    def park(self, place: Place, params: ApprovalParams) -> Parking:
+        seconds = params.timeout if place.timeout is None else min(place.timeout, params.timeout)
+        info = {"on_timeout": params.on_timeout, "seconds": seconds}
+        return Parking(seconds, info, f"an approval{f': {params.message}' if params.message else ''}")
+
+    def predict(self, ctx: Context, params: ApprovalParams) -> Prediction:
+        return Prediction(f"would wait for an approval, at most {format_duration(params.timeout)}", changed=False)
+
+
+@implements(RUN)
+class SubPlan(Waiting[RunParams]):
+    """A child run."""
+
+    def park(self, place: Place, params: RunParams) -> Parking:
+        child_id = child_run(place.run_id, place.name)
+        plan, body = _child(place.loaded, place.plan.steps[index_of(place.step_id)].name, params)
+        body["parent"] = {"run": place.run_id, "step": place.step_id}
+        there = place.store.request(child_id, json.dumps(body, ensure_ascii=False, separators=(",", ":")))
+        if there is not None and json.loads(there)["digest"] != body["digest"]:
+            raise OperationError(f"the child's run id {child_id} is taken by another plan")
+        place.canvas(child_id, None).send_start(plan.name)
+        return Parking(place.timeout or FOR_EVER, {"child": child_id}, f"run {child_id}")
+
+    def park_undo(self, place: Place, params: RunParams, info: dict[str, Any]) -> Parking | None:
+        child_id = str(info["child"]) if info else child_run(place.run_id, place.name)
+        fields = place.store.fields(child_id)
+        if not fields and place.store.body(child_id) is None:
+            return None
+        epoch = int(fields.get("epoch", 0))
+        if fields.get("state") != "undone":
+            place.store.command(child_id, "undo", reason=f"run {place.run_id} is taken back")
+            place.canvas(child_id, None).send_advance(fields.get("plan", child_id))
+        seconds = place.store.settings.undo_timeout
+        return Parking(seconds, {"child": child_id, "epoch": epoch}, f"the undo of run {child_id}")
+
+    def predict(self, ctx: Context, params: RunParams) -> Prediction:
+        name = params.plan if isinstance(params.plan, str) else params.plan.get("name", "")
+        return Prediction(f"would run the plan {name}", changed=None, undo="what its run did")
+
+
+def child_run(run_id: str, name: str) -> str:
+    """The id of a child: the parent's and the step's, shortened where it would be too long for an id."""
+    plain = f"{run_id}.{name}"
+    if len(plain) <= 128:
+        return plain
+    return f"{plain[:111]}-{hashlib.sha256(plain.encode()).hexdigest()[:16]}"
+
+
+def _child(loaded: Loaded, step: str, params: RunParams) -> tuple[Plan, dict[str, Any]]:
+    """The child's plan as it was when the parent was started, and its request."""
+    kept = json.loads(base64.b64decode(loaded.contents[subplans.key(step)]))
+    plan = Plan.model_validate(kept["plan"])
+    try:
+        values = resolve(plan.params, params.params)
+    except LongshoreError as error:
+        raise Preflight(str(error)) from None
+    return plan, {
+        "v": SCHEMA_VERSION,
+        "plan": kept["plan"],
+        "params": values,
+        "files": kept["files"],
+        "digest": plan.digest(values, kept["files"]),
+        "actor": loaded.actor,
+    }
+
+
+@implements(CELERY)
+class ForeignTask(Waiting[TaskParams]):
+    """An application's task, sent to the application's workers with a word to send when it has ended."""
+
+    def park(self, place: Place, params: TaskParams) -> Parking:
+        task_id = f"{place.run_id}.{place.name}{'.undo' if place.side else ''}.{place.attempt}"
+        told = (place.run_id, place.step_id, place.side, place.fence)
+        place.canvas(place.run_id, None).send_task(params.task, params.args, params.kwargs, params.queue, task_id, told)
+        seconds = place.timeout or place.store.settings.step_timeout
+        return Parking(seconds, {"task": task_id, "seconds": seconds}, f"task {params.task}")
+
+    def predict(self, ctx: Context, params: TaskParams) -> Prediction:
+        return Prediction(f"would send the task {params.task} to the queue {params.queue}", changed=None)
