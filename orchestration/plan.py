@@ -15,13 +15,15 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     PlainSerializer,
     PrivateAttr,
     WithJsonSchema,
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticUndefined
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticUndefined
 
 from longshore.orchestration.durations import Duration, format_duration, parse_duration
 from longshore.orchestration.errors import PlanError, Problem
@@ -121,16 +123,18 @@ class When(_Model):
     if_: Annotated[str, Field(min_length=1)] = Field(alias="if", description="A Jinja2 expression, without braces")
     reason: str = Field("", description="Why the step is skipped where it is false")
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string"}, handler(core)]}
 
-_WHEN = WithJsonSchema(
-    {
-        "anyOf": [
-            {"type": "string"},
-            {"type": "object", "properties": {"if": {"type": "string"}, "reason": {"type": "string"}}},
-            {"type": "array"},
-        ]
-    }
-)
+
+class _OneOrSeveral:
+    """In the schema of a list field: one alone will do."""
+
+    @staticmethod
+    def __get_pydantic_json_schema__(core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        several = handler(core)
+        return {"anyOf": [several["items"], several]}
 
 
 class Step(_Model):
@@ -141,7 +145,7 @@ class Step(_Model):
     after: Annotated[list[str], BeforeValidator(_as_list), _NAMES] = Field(
         default_factory=list, description="The steps that must have ended before"
     )
-    when: Annotated[list[When], BeforeValidator(_as_conditions), PlainSerializer(_shortest), _WHEN] = Field(
+    when: Annotated[list[When], BeforeValidator(_as_conditions), PlainSerializer(_shortest), _OneOrSeveral()] = Field(
         default_factory=list, description="Expressions that must hold, else the step is skipped"
     )
     only_if: Annotated[list[OnlyIf], BeforeValidator(_as_list), _GUARDS] = Field(

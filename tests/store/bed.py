@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from longshore.orchestration.compiled import StepId
+from longshore.orchestration.guards import Unit, Verdict
 from longshore.orchestration.keys import RunKeys
 from longshore.orchestration.saga import RunRecord
 from longshore.orchestration.settings import Settings
@@ -171,25 +173,38 @@ class Bed:
     ) -> bool:
         return self.store.open_undo(self.run_id, seen or self.record(), level, ready, impossible or {})
 
-    def claim(self, index: int = 0, side: str = "", owner: str = "task@one/1", task: str = "task") -> Grant:
+    def fan_out(self, units: int, *, at_once: int = 0, tolerated: int = 0, state: RunState = RunState.RUNNING) -> None:
+        """A run whose step 0 has been fanned out, into items 0, 1, …"""
+        self.create()
+        verdict = Verdict(units=tuple(Unit(str(n)) for n in range(units)), at_once=at_once, tolerated=tolerated)
+        seen = self.record()
+        assert self.store.open_level(self.run_id, seen, state, 0, (), {}, fanned={0: verdict})
+
+    def park(self, index: StepId, fence: str, seconds: float = 60.0, *, side: str = "") -> bool:
+        return self.store.park(self.run_id, index, side, fence, seconds, '{"on_timeout":"fail"}', "an approval")
+
+    def waits(self) -> dict[str, float]:
+        return dict(self.redis.zrange(self.keys.waits, 0, -1, withscores=True))
+
+    def claim(self, index: StepId = 0, side: str = "", owner: str = "task@one/1", task: str = "task") -> Grant:
         grant = self.ask(index, side, owner, task)
         assert isinstance(grant, Grant), grant
         return grant
 
-    def ask(self, index: int = 0, side: str = "", owner: str = "task@one/1", task: str = "task") -> Grant | str:
+    def ask(self, index: StepId = 0, side: str = "", owner: str = "task@one/1", task: str = "task") -> Grant | str:
         """A claim that may be refused."""
         return self.store.claim(self.run_id, index, side, owner, task)
 
-    def complete(self, index: int, fence: str, status: str = "changed", *, side: str = "", **more: Any) -> Recorded:
+    def complete(self, index: StepId, fence: str, status: str = "changed", *, side: str = "", **more: Any) -> Recorded:
         return self.store.complete(self.run_id, index, side, fence, status, more.pop("outcome", "{}"), **more)
 
     def retry(
-        self, index: int, fence: str, delay: float = 0, *, side: str = "", grace: float = LEASE, always: bool = False
+        self, index: StepId, fence: str, delay: float = 0, *, side: str = "", grace: float = LEASE, always: bool = False
     ) -> int:
         return self.store.retry(self.run_id, index, side, fence, delay, grace, "busy", always=always)
 
     def journal(self, index: int, fence: str, rendered: str = "", before: str = "", *, side: str = "") -> bool:
         return self.store.journal(self.run_id, index, side, fence, rendered, before)
 
-    def expire(self, index: int = 0, side: str = "", *, repeatable: bool = True, **more: bool) -> str:
-        return self.store.expire(self.run_id, index, side, repeatable=repeatable, **more)
+    def expire(self, index: StepId = 0, side: str = "", *, repeatable: bool = True, **more: bool) -> str:
+        return self.store.expire(self.run_id, index, side, repeatable=repeatable, **more)[0]

@@ -62,7 +62,7 @@ class Line(list[Message]):
 class LineCanvas:
     """In place of `Canvas`: the same messages, into a `Line`."""
 
-    def __init__(self, app: Any, run_id: str) -> None:
+    def __init__(self, app: Any, run_id: str, hosts: Any = None) -> None:
         self.line: Line = app
 
     def send_advance(self, plan_name: str) -> None:

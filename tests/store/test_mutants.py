@@ -461,12 +461,68 @@ def a_run_is_created_once(bed: Bed) -> None:
 # --- the table ------------------------------------------------------------------------------------------
 
 NEVER = "false"
+
+
+def a_lost_attempt_parks_nothing(bed: Bed) -> None:
+    bed.begin(0)
+    lost = bed.claim(0, owner="first")
+    bed.end_lease("0")
+    bed.expire(0)
+    bed.claim(0, owner="second")
+    bed.park(0, lost.fence)
+    assert bed.step("s:0") == "running"
+
+
+def what_has_ended_is_not_parked(bed: Bed) -> None:
+    bed.begin(0)
+    fence = bed.claim(0).fence
+    bed.complete(0, fence)
+    bed.park(0, fence)
+    assert bed.step("s:0") == "changed"
+
+
+def the_first_decision_counts(bed: Bed) -> None:
+    bed.begin(0)
+    bed.park(0, bed.claim(0).fence)
+    bed.script("command", "1-1", "approve", "ann", "", "", 1, 0)
+    bed.script("command", "2-1", "reject", "eve", "", "", 1, 0)
+    assert (bed.step("dk:0"), bed.step("dw:0")) == ("approve", "ann")
+
+
+def only_what_waits_is_decided(bed: Bed) -> None:
+    bed.begin(0)
+    bed.script("command", "1-1", "approve", "ann", "", "", 1, 0)
+    assert bed.step("dk:0") is None
+
+
+def units_are_held_back(bed: Bed) -> None:
+    bed.fan_out(3, at_once=1)
+    assert [bed.step(f"s:0.{n}") for n in range(3)] == ["ready", None, None]
+
+
+def a_unit_that_has_ended_is_not_done_again(bed: Bed) -> None:
+    """An always step that was interrupted by an abort goes on with what is left of it."""
+    bed.fan_out(2)
+    bed.complete("0.0", bed.claim("0.0").fence)
+    bed.store.abort(bed.run_id, Cause.CANCEL, "")
+    bed.store.drain(bed.run_id, [("0.1", True)])
+    bed.fan_out(2, state=RunState.FINISHING)
+    assert (bed.step("s:0.0"), bed.step("s:0.1"), bed.step("k:0")) == ("changed", "ready", "1")
+
+
+def drain_cancels_what_was_held_back(bed: Bed) -> None:
+    bed.fan_out(2, at_once=1)
+    bed.store.abort(bed.run_id, Cause.CANCEL, "")
+    bed.store.drain(bed.run_id, [("0.0", False), ("0.1", False)])
+    assert bed.step("s:0") == "cancelled"
+
+
 MUTANTS = [
     Mutant("complete", "held ~= fence", NEVER, the_outcome_of_a_lost_attempt_does_not_count),
-    Mutant("complete", "if was ~= busy then", "if false then", an_outcome_counts_once),
+    Mutant("complete", "if was ~= busy and was ~= 'waiting' then", "if false then", an_outcome_counts_once),
     Mutant(
         "complete",
-        "elseif was ~= 'ready' and was ~= 'retrying' then",
+        "elseif was ~= 'ready' and was ~= 'retrying' and was ~= 'waiting' then",
         "elseif false then",
         a_step_that_is_at_work_is_not_ended_by_the_sweeper,
     ),
@@ -530,7 +586,7 @@ MUTANTS = [
     Mutant("expire", "elseif ARGV[8] == '1' then", "elseif false then", an_always_step_that_is_lost_has_its_turn),
     Mutant(
         "open_level",
-        "or (epoch or '0') ~= ARGV[#ARGV]",
+        "or (epoch or '0') ~= ARGV[6]",
         "",
         a_run_that_was_reopened_is_not_finished_by_what_was_decided_before,
     ),
@@ -615,7 +671,7 @@ MUTANTS = [
     ),
     Mutant(
         "retry",
-        "if status ~= (p == '' and 'running' or 'undoing') then",
+        "if status ~= 'waiting' and status ~= (p == '' and 'running' or 'undoing') then",
         "if false then",
         what_has_ended_is_not_put_back,
     ),
@@ -631,12 +687,36 @@ MUTANTS = [
     Mutant(
         "drain", "redis.call('HGET', run, 'state') ~= 'aborting'", NEVER, drain_cancels_nothing_in_a_run_that_goes_on
     ),
-    Mutant("drain", "if status == 'ready' or status == 'retrying' then", "if true then", drain_leaves_what_runs_alone),
+    Mutant(
+        "drain",
+        "if status == 'ready' or status == 'retrying' or status == 'waiting' or held_back then",
+        "if true then",
+        drain_leaves_what_runs_alone,
+    ),
     Mutant("drain", "if ARGV[n + 1] == '1' then", "if false then", drain_leaves_an_always_step_its_turn),
     Mutant(
         "drain", "        if status == 'ready' then", "        if false then", what_was_lost_is_not_called_cancelled
     ),
     Mutant("create", "redis.call('EXISTS', run) == 1", NEVER, a_run_is_created_once),
+    Mutant("park", "if fence ~= ARGV[3] then", "if false then", a_lost_attempt_parks_nothing),
+    Mutant(
+        "park", "if status ~= (p == '' and 'running' or 'undoing') then", "if false then", what_has_ended_is_not_parked
+    ),
+    Mutant("command", "redis.call('HSETNX', steps, 'dk:' .. id, ARGV[2]) == 0", "false", the_first_decision_counts),
+    Mutant(
+        "command",
+        "if redis.call('HGET', steps, 's:' .. id) ~= 'waiting' then",
+        "if false then",
+        only_what_waits_is_decided,
+    ),
+    Mutant("open_level", "if u < at_once then", "if true then", units_are_held_back),
+    Mutant("open_level", "      if not status then", "      if true then", a_unit_that_has_ended_is_not_done_again),
+    Mutant(
+        "drain",
+        "local held_back = not status and whole_of(i)",
+        "local held_back = false",
+        drain_cancels_what_was_held_back,
+    ),
 ]
 
 

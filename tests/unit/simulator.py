@@ -40,13 +40,14 @@ class Step:
     undo: UndoState | None = None
     reason: str = ""
     no_effect: bool = False
+    tainted: bool = False
     lost: int = 0
     undo_lost: int = 0
     #: The step that Celery sends when this one went well.
     next_link: int | None = None
 
     def record(self) -> StepRecord:
-        return StepRecord(self.status, self.attempts, self.undo, self.reason, self.no_effect)
+        return StepRecord(self.status, self.attempts, self.undo, self.reason, self.no_effect, self.tainted)
 
 
 @dataclass
@@ -109,7 +110,7 @@ class Simulation:
         assert len(self.transitions) <= self.bound(), "the run does not end"
         match transition:
             case saga.OpenLevel(state, level, ready, skipped):
-                self._open(state, level, ready, skipped)
+                self._open(state, level, ready, skipped, transition.tainted)
             case saga.OpenUndo(level, ready, impossible):
                 self._open_undo(level, ready, impossible)
             case saga.Abort(cause, _):
@@ -155,7 +156,9 @@ class Simulation:
         self.steps[i].status = StepState.READY
         self.history.append(("ready", i))
 
-    def _open(self, state: RunState, level: int, ready: tuple[int, ...], skipped: dict[int, str]) -> None:
+    def _open(
+        self, state: RunState, level: int, ready: tuple[int, ...], skipped: dict[int, str], tainted: frozenset[int]
+    ) -> None:
         assert self.state is RunState.ABORTING or self.left <= 0
         assert self._nothing_runs()
         assert state in {RunState.RUNNING, RunState.FINISHING}
@@ -168,6 +171,7 @@ class Simulation:
         for i, reason in skipped.items():
             assert not self.plan.steps[i].always
             self.steps[i].status, self.steps[i].reason = StepState.SKIPPED, reason
+            self.steps[i].tainted = i in tainted
         for i in ready:
             self._ready(i)
         if state is RunState.RUNNING and len(ready) == 1:

@@ -51,20 +51,28 @@ def test_a_run_of_any_name_does_not_meet_the_indices(namespace: str, run_id: str
 def test_scripts_get_the_record_in_their_own_order() -> None:
     keys = Keys("ns").of("r")
 
-    assert keys.record() == ["ns:{r}:run", "ns:{r}:steps", "ns:{r}:leases", "ns:{r}:events"]
+    assert keys.record() == ["ns:{r}:run", "ns:{r}:steps", "ns:{r}:leases", "ns:{r}:events", "ns:{r}:waits"]
 
 
 def test_every_key_stands_in_the_list_at_the_head_of_the_module() -> None:
     keys = Keys("{ns}")
     made = [key.replace("{r}", "{run}") for key in all_of(keys.of("r"))]
-    made = [key.replace("log:0", "log:<i>").replace("log:10", "log:<i>") for key in made]
-    made += [keys.inbox, keys.live, keys.runs, keys.probe("<id>"), keys.answers("<id>")]
+    made = [key.replace("log:0", "log:<id>").replace("log:10", "log:<id>") for key in made]
+    made += [
+        keys.inbox,
+        keys.live,
+        keys.runs,
+        keys.probe("<id>"),
+        keys.answers("<id>"),
+        keys.hosts,
+        keys.host("<name>"),
+    ]
 
     assert all(f"    {key} " in str(module.__doc__) for key in made)
 
 
 def test_fields_of_a_step_are_short_differ_and_leave_the_u_to_the_undo() -> None:
     assert len(set(Field)) == len(Field.__members__)
-    assert all(len(field) == 1 for field in Field)
-    assert "u" not in set(Field)
+    assert all(len(field) <= 2 for field in Field)
+    assert not any(field.startswith("u") for field in Field)
     assert all(f'{name} = "' in inspect.getsource(Field) for name in Field.__members__)

@@ -85,7 +85,7 @@ def test_a_script_stands_behind_the_prelude() -> None:
 
     for name in lua.names():
         assert lua.source(name) == prelude + (FOLDER / f"{name}.lua").read_text()
-    for number, key in enumerate(("run", "steps", "leases", "events"), start=1):
+    for number, key in enumerate(("run", "steps", "leases", "events", "waits"), start=1):
         assert re.search(rf"^-- KEYS\[{number}\] {key}\b", prelude, re.MULTILINE)
 
 
@@ -102,5 +102,5 @@ def test_scripts_use_only_fields_that_the_keys_module_names() -> None:
     fields = set(keys.Field)
 
     for name in [*lua.names(), "prelude"]:
-        used = set(re.findall(r"'u?([a-z]):'", body(name)))
+        used = set(re.findall(r"'u?([a-z]{1,2}):'", body(name)))
         assert used <= fields, name

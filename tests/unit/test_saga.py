@@ -88,11 +88,11 @@ def test_what_depends_on_a_bad_step_is_skipped_and_so_is_what_depends_on_that(ba
     steps = recorded(plan, a=StepRecord(bad, attempts=1), b=CHANGED)
 
     first = decide(plan, RunRecord(RunState.RUNNING, level=0), steps)
-    steps |= {2: StepRecord(StepState.SKIPPED, reason=DEPENDENCY_FAILED), 3: CHANGED}
+    steps |= {2: StepRecord(StepState.SKIPPED, reason=DEPENDENCY_FAILED, tainted=True), 3: CHANGED}
     second = decide(plan, RunRecord(RunState.RUNNING, level=1), steps)
 
-    assert first == saga.OpenLevel(RunState.RUNNING, 1, (3,), {2: "dependency failed"})
-    assert second == saga.OpenLevel(RunState.RUNNING, 2, (), {4: "dependency failed"})
+    assert first == saga.OpenLevel(RunState.RUNNING, 1, (3,), {2: "dependency failed"}, frozenset({2}))
+    assert second == saga.OpenLevel(RunState.RUNNING, 2, (), {4: "dependency failed"}, frozenset({4}))
 
 
 def test_a_step_that_was_skipped_for_another_reason_stops_nothing() -> None:
@@ -121,7 +121,7 @@ def test_an_always_step_runs_in_its_place_whatever_became_of_what_it_comes_after
         (CHANGED, FAILED, RunState.PARTIAL),
         (StepRecord(StepState.UNCHANGED, 1), StepRecord(StepState.UNKNOWN, 1), RunState.PARTIAL),
         (FAILED, FAILED, RunState.FAILED),
-        (FAILED, StepRecord(StepState.SKIPPED, reason=DEPENDENCY_FAILED), RunState.FAILED),
+        (FAILED, StepRecord(StepState.SKIPPED, reason=DEPENDENCY_FAILED, tainted=True), RunState.FAILED),
     ],
 )
 def test_a_run_that_was_not_aborted_ends_by_what_its_steps_became(

@@ -82,7 +82,12 @@ def test_a_step_is_final_or_not_and_what_is_final_is_good_bad_or_was_not_run() -
     assert not STEP_FINAL & STEP_IN_FLIGHT
     assert not STEP_GOOD & STEP_BAD
     assert {StepState.SKIPPED, StepState.NOT_RUN} == STEP_FINAL - STEP_GOOD - STEP_BAD
-    assert set(UndoState) - UNDO_FINAL == {UndoState.READY, UndoState.UNDOING, UndoState.RETRYING}
+    assert set(UndoState) - UNDO_FINAL == {
+        UndoState.READY,
+        UndoState.UNDOING,
+        UndoState.RETRYING,
+        UndoState.WAITING,
+    }
 
 
 def test_states_are_written_as_they_are_named() -> None:
