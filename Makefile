@@ -35,7 +35,7 @@ test-env: .venv/.test-env ## make .venv with all that the tests need as well
 
 .venv/.env: pyproject.toml .venv/.files
 	@echo "installing Longshore into .venv"
-	@$(PIP_INSTALL) -e '.[docker,embedded,flower]'
+	@$(PIP_INSTALL) -e '.[docker,embedded,flower,testing]'
 	@touch $@
 
 # The environment of the tests holds the other one, so both are up to date afterwards.

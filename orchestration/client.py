@@ -5,7 +5,6 @@ The client writes a request and sends one message by name; everything else is th
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import time
@@ -18,13 +17,12 @@ from uuid import uuid4
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from longshore.orchestration import embedded, events, report, subplans, templates
+from longshore.orchestration import embedded, events, report
 from longshore.orchestration.canvas import PROBE, Canvas, producer
 from longshore.orchestration.compiled import CompiledPlan, StepId
 from longshore.orchestration.errors import (
     ConfigError,
     PlanError,
-    Problem,
     RunConflict,
     RunFailed,
     StoreUnavailable,
@@ -34,13 +32,13 @@ from longshore.orchestration.errors import (
 )
 from longshore.orchestration.events import Event
 from longshore.orchestration.hooks import Hooks, Teller
-from longshore.orchestration.params import resolve
 from longshore.orchestration.plan import Plan
 from longshore.orchestration.report import Report
-from longshore.orchestration.settings import MAX_FILE_BYTES, MAX_PLAN_BYTES, Settings, get_settings
+from longshore.orchestration.request import request_body
+from longshore.orchestration.settings import MAX_PLAN_BYTES, Settings, get_settings
 from longshore.orchestration.source import load
 from longshore.orchestration.states import TERMINAL, RunState
-from longshore.orchestration.store import SCHEMA_VERSION, Store, actor
+from longshore.orchestration.store import Store, actor
 
 #: It becomes a part of keys and of file names.
 RUN_ID = re.compile(r"(?!\.\.?$)[A-Za-z0-9._@-]{1,128}")
@@ -93,7 +91,7 @@ class Client:
         run_id = run_id if run_id is not None else _new_run_id(plan if isinstance(plan, str) else plan.name)
         if not RUN_ID.fullmatch(run_id):
             raise UsageError(f"run id {run_id!r} must match {RUN_ID.pattern}")
-        body = self._body(load(plan) if isinstance(plan, str) else plan, params or {})
+        body = request_body(load(plan) if isinstance(plan, str) else plan, params or {}, actor(self.settings))
         compiled = CompiledPlan(Plan.model_validate(body["plan"]))
         text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
         if len(text.encode()) > MAX_PLAN_BYTES:
@@ -120,20 +118,6 @@ class Client:
     def _hooked(run: Run, plan: Plan | str) -> Run:
         run._hooks = plan._hooks if isinstance(plan, Plan) else None
         return run
-
-    def _body(self, plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The request as it is stored: the normalised plan, its parameters, the files that it names."""
-        plan.check()
-        params = resolve(plan.params, given)
-        files = _local_files(plan, params) | subplans.pinned(plan, _local_files)
-        return {
-            "v": SCHEMA_VERSION,
-            "plan": plan.to_dict(),
-            "params": params,
-            "files": files,
-            "digest": plan.digest(params, files),
-            "actor": actor(self.settings),
-        }
 
     # --- finding ----------------------------------------------------------------------------------
 
@@ -166,7 +150,7 @@ class Client:
         """
         self._ready()
         checked = load(plan) if isinstance(plan, str) else plan
-        body = self._body(checked, params or {})
+        body = request_body(checked, params or {}, actor(self.settings))
         compiled = CompiledPlan(checked)
         probe_id = uuid4().hex
         self.store.put_probe(probe_id, json.dumps(body, ensure_ascii=False), _PROBE_SECONDS)
@@ -376,32 +360,3 @@ def _stream_order(stream_id: str) -> tuple[int, int]:
 def _new_run_id(name: str) -> str:
     stem = re.sub(r"[^A-Za-z0-9._@-]", "-", Path(name).stem if "/" in name else name)[:80] or "run"
     return f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:6]}"
-
-
-def _local_files(plan: Plan, params: dict[str, Any]) -> dict[str, str]:
-    """The contents of the local files that steps name as `source`, base64, by the path written in the plan."""
-    found: dict[str, str] = {}
-    for name, step in plan.steps.items():
-        source = step.with_.get("source")
-        if step.op != "file.deploy.execute" or not isinstance(source, str):
-            continue
-        path = ("steps", name, "with", "source")
-        try:
-            rendered = str(templates.render(source, {"params": params}))
-        except templates.TemplateProblem as error:
-            raise PlanError([Problem(f"source may only use params: {error}", step=name, path=path)]) from None
-        try:
-            data = (Path(plan._base_dir) / rendered).read_bytes()
-        except OSError as error:
-            raise PlanError([Problem(f"source {rendered}: {error.strerror}", step=name, path=path)]) from None
-        if len(data) > MAX_FILE_BYTES:
-            raise PlanError(
-                [
-                    Problem(
-                        f"source {rendered} has {len(data)} bytes; at most {MAX_FILE_BYTES} can be carried",
-                        step=name,
-                    )
-                ]
-            )
-        found[rendered] = base64.b64encode(data).decode("ascii")
-    return found

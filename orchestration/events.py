@@ -16,7 +16,8 @@ _BLOCK = 2.0
 class Event:
     """One transition. `id` is its place in the stream, `at` ms of Redis's clock.
 
-    `fields` are its own: `step` is the step's name (`copy[17]` for an item of it), `steps` names, `attempt`, `status`, `error`, …
+    `fields` are its own: `step` is the step's name (`copy[17]` for an item of it), `steps` names, `attempt`,
+    `status`, `error`, …
     """
 
     id: str

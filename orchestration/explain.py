@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from longshore.orchestration.compiled import CompiledPlan, CompiledStep
-from longshore.orchestration.durations import format_duration
-from longshore.orchestration.operations import Retry
+from longshore.orchestration.durations import format_duration, parse_duration
+from longshore.orchestration.operations import Retry, Waits
+from longshore.orchestration.operations.approval import ApprovalParams
 from longshore.orchestration.plan import UndoSpec
 from longshore.orchestration.settings import get_settings
 
@@ -14,32 +15,74 @@ def explain(plan: CompiledPlan) -> str:
     lines = [f"Plan {plan.plan.name}: {len(plan)} steps, {len(plan.levels)} levels"]
     if plan.plan.description:
         lines.append(plan.plan.description)
+    if plan.plan.timeout is not None:
+        lines.append(f"The whole run may take {format_duration(plan.plan.timeout)}")
     for level, members in enumerate(plan.levels):
         lines += ["", f"Level {level}: {_canvas(plan, level)}"]
         for i in members:
             lines += _step(plan, plan.steps[i])
+    path, longest = critical_path(plan)
+    lines += ["", f"Critical path, at most {format_duration(round(longest, 3))}: {' → '.join(path)}"]
     lines += ["", "Undo, if a step fails:", *_undo(plan)]
     return "\n".join(lines)
 
 
+def worst_case(plan: CompiledPlan, index: int) -> float:
+    """Seconds that a step may take if every try but the last runs out of its time, waits included.
+
+    A step with items counts once: how many there will be is not known.
+    """
+    policy = plan.retry_policy(index)
+    return policy.attempts * _timeout(plan.steps[index]) + policy.worst_case()
+
+
+def critical_path(plan: CompiledPlan) -> tuple[list[str], float]:
+    """The steps that bound the run, one a level because a level waits for the one before, and their worst case."""
+    longest = [max(members, key=lambda i: worst_case(plan, i)) for members in plan.levels]
+    return [plan.steps[i].name for i in longest], sum(worst_case(plan, i) for i in longest)
+
+
+def _timeout(step: CompiledStep) -> float:
+    if step.waits is Waits.PERSON and step.step.timeout is None:
+        return parse_duration(step.step.with_.get("timeout", ApprovalParams().timeout))
+    return step.step.timeout or get_settings().step_timeout
+
+
 def _canvas(plan: CompiledPlan, level: int) -> str:
     members = plan.levels[level]
-    return "one step" if len(members) == 1 else f"{len(members)} steps in parallel, one chord"
+    if len(members) > 1:
+        return f"{len(members)} steps in parallel, one chord"
+    return "one step, its items in one chord" if plan.steps[members[0]].fans_out else "one step"
 
 
 def _step(plan: CompiledPlan, step: CompiledStep) -> list[str]:
     after = f" after {', '.join(plan.steps[i].name for i in step.needs)}" if step.needs else ""
-    timeout = step.step.timeout or get_settings().step_timeout
     facts = [
-        f"queue {step.queue}",
-        f"at most {format_duration(timeout)} an attempt",
+        f"queue {step.queue}" + (f" on {step.target}" if step.target != "_any" else ""),
+        f"at most {format_duration(_timeout(step))} an attempt",
         _retry(plan.retry_policy(step.index)),
     ]
+    facts += guards_of(step)
+    if step.step.foreach is not None:
+        items = step.step.foreach
+        facts.append(f"for each of {items if isinstance(items, str) else f'{len(items)} items'}")
+    if step.step.max_parallel is not None:
+        facts.append(f"{step.step.max_parallel} at once")
+    if step.step.tolerate is not None:
+        facts.append(f"{step.step.tolerate} may fail")
     if step.always:
         facts.append("always runs, however the run ends")
     elif not plan.stops(step.index):
         facts.append("the run goes on if it fails")
+    if step.step.irreversible:
+        facts.append("the point of no return: once it has succeeded, nothing is taken back")
     return [f"  {step.name}: {step.operation.name}{after}", f"      {'; '.join(facts)}"]
+
+
+def guards_of(step: CompiledStep) -> list[str]:
+    """What must hold for the step to run, in words."""
+    words = [f"only if {str(condition).replace('_', ' ')}" for condition in step.step.only_if]
+    return words + [f"when {guard.if_}" for guard in step.step.when]
 
 
 def _retry(policy: Retry) -> str:

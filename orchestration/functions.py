@@ -102,9 +102,10 @@ def operation(
     Its parameters are the step's, checked by pydantic; one that is annotated as Context, or is named `ctx`,
     gets the context. It returns a Result, a mapping, a model, a dataclass, or nothing; what it raises fails
     the step. `read_only` says that it changes nothing, `idempotent` that a second call with the
-    same `ctx.idempotency_key` does no harm: only such a one is called again when its worker was lost. Errors of the types in `retry_on`
-    can pass and are tried again, as `retry` says. `undo` names the operation that takes it back: its
-    parameters are looked for by their names in what was recorded, in `before`, and in the step's parameters.
+    same `ctx.idempotency_key` does no harm: only such a one is called again when its worker was lost. Errors
+    of the types in `retry_on` can pass and are tried again, as `retry` says. `undo` names the operation that
+    takes it back: its parameters are looked for by their names in what was recorded, in `before`, and in the
+    step's parameters.
     """
 
     def make(function: Callable[P, R]) -> OwnOperation[P, R]:

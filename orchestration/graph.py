@@ -17,6 +17,7 @@ _COLOURS = {
     "ready": ("#e0f2fe", "#0284c7"),
     "running": ("#bae6fd", "#0369a1"),
     "retrying": ("#fef3c7", "#b45309"),
+    "waiting": ("#fef9c3", "#a16207"),
     "changed": ("#dcfce7", "#15803d"),
     "unchanged": ("#f0fdf4", "#4d7c0f"),
     "failed": ("#fecaca", "#b91c1c"),
@@ -60,7 +61,10 @@ def text(plan: CompiledPlan, states: Mapping[str, str] | None = None) -> str:
 
 
 def _flags(step: CompiledStep) -> str:
-    flags = ["always"] if step.always else []
+    flags = [f"only-if-{condition}".replace("_", "-") for condition in step.step.only_if]
+    flags += ["when"] * bool(step.step.when) + ["for each"] * (step.step.foreach is not None)
+    flags += [f"on {step.target}"] * (step.target != "_any") + ["irreversible"] * step.step.irreversible
+    flags += ["always"] if step.always else []
     return f" ({', '.join(flags)})" if flags else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 
@@ -20,6 +21,7 @@ _STYLES = {
     StepState.READY: "cyan",
     StepState.RUNNING: "bold cyan",
     StepState.RETRYING: "yellow",
+    StepState.WAITING: "yellow",
     StepState.CHANGED: "green",
     StepState.UNCHANGED: "dim green",
     StepState.FAILED: "bold red",
@@ -72,13 +74,17 @@ def _line(event: Event) -> Text | None:
             return Text(f"level {fields['level']}: {fields['steps'].replace(' ', ', ') or 'nothing to run'}")
         case "undo_level_started":
             return Text(f"undo of level {fields['level']}: {fields['steps'].replace(' ', ', ') or 'nothing to run'}")
+        case "step_waiting":
+            return Text(f"  {fields['step']} waits for {fields['for']}", "yellow")
+        case "item_ended" if fields["status"] in {"failed", "unknown"}:
+            return Text(f"  {fields['step']} {fields['status']}{error}", "red")
         case "step_ended":
             return Text.assemble(
                 "  ", f"{fields['step']} ", (fields["status"], _STYLES[StepState(fields["status"])]), error
             )
         case "undo_ended":
             return Text(f"  ↩ {fields['step']} {fields['status']}{error}")
-        case "step_retrying" | "undo_retrying":
+        case "step_retrying" | "item_retrying" | "undo_retrying":
             delay = int(fields["delay_ms"]) / 1000
             return Text(
                 f"  {fields['step']} attempt {fields['attempt']} failed, again in {delay:.1f} s{error}", "yellow"
@@ -110,7 +116,10 @@ def tree(report: Report) -> Tree:
     for level, steps in levels.items():
         branch = root.add(Text(f"level {level}", style="dim"))
         for step in steps[:_SHOWN]:
-            branch.add(_step(step))
+            node = branch.add(_step(step))
+            for item in step.failures()[:_SHOWN]:
+                what = json.dumps(item.item, ensure_ascii=False) if item.item is not None else item.host
+                node.add(Text(f"{what}  {item.status}  {item.error or ''}", style="red"))
         if len(steps) > _SHOWN:
             rest = steps[_SHOWN:]
             ended = sum(step.duration_s is not None for step in rest)
@@ -121,6 +130,9 @@ def tree(report: Report) -> Tree:
 def _step(step: StepReport) -> Text:
     line = Text.assemble((step.name, "bold" if step.status is StepState.RUNNING else ""), " ", (step.op, "dim"), "  ")
     line.append(step.status, _STYLES[step.status])
+    if len(step.items) > 1:
+        ended = sum(item.duration_s is not None for item in step.items)
+        line.append(f"  {ended} of {len(step.items)}", "dim")
     if step.attempts > 1:
         line.append(f"  attempt {step.attempts}", "yellow")
     if step.duration_s is not None:

@@ -115,6 +115,30 @@ def reads_outcome(text: str) -> bool:
     return bool(names & {"status", "error"})
 
 
+def paths(value: Any) -> list[tuple[str, ...]]:
+    """The ways to the values that templates read: `("steps", "pull", "data", "image")`, each in full."""
+    found: list[tuple[str, ...]] = []
+    for text in _texts(value):
+        if is_template(text):
+            found += [path for node in _parse(text).find_all((nodes.Getattr, nodes.Getitem)) if (path := _path(node))]
+    # A part of the way to another value is no value of its own.
+    parts = {path[:end] for path in found for end in range(1, len(path))}
+    return list(dict.fromkeys(path for path in found if path not in parts))
+
+
+def _path(node: nodes.Node) -> tuple[str, ...]:
+    """`steps.a.data['b']` as its words; empty where a part is not written out."""
+    if isinstance(node, nodes.Name):
+        return (node.name,)
+    if isinstance(node, nodes.Getattr):
+        before, word = _path(node.node), node.attr
+    elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str):
+        before, word = _path(node.node), node.arg.value
+    else:
+        return ()
+    return (*before, word) if before else ()
+
+
 def _is_step(node: nodes.Node) -> bool:
     """Whether it is `steps.x` or `steps['x']`."""
     return (

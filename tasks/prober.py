@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
-from longshore.orchestration import templates
+from longshore.orchestration import guards, templates
 from longshore.orchestration.errors import LongshoreError
 from longshore.orchestration.operations import Undo
 from longshore.orchestration.plan import UndoSpec
 from longshore.tasks.operation import Context, Prediction, implementation
 from longshore.tasks.plans import Loaded, Plans
 from longshore.tasks.runner import render_params, validate_params
+from longshore.tasks.scope import of_steps
 
 
 def probe_step(body: dict[str, Any], index: int, host: str) -> dict[str, Any]:
@@ -21,7 +23,7 @@ def probe_step(body: dict[str, Any], index: int, host: str) -> dict[str, Any]:
     templated = step.operation.templated(step.step.with_)
     unknown = sorted(templates.references(templated).steps)
     try:
-        prediction = _predict(loaded, index, unknown, host)
+        prediction = _guarded(loaded, index, _predict(loaded, index, unknown, host), host)
     except LongshoreError as error:
         # Before anything has run, what an earlier step will bring is missing; that is no proof.
         certain = not step.needs
@@ -43,6 +45,27 @@ def probe_step(body: dict[str, Any], index: int, host: str) -> dict[str, Any]:
     }
 
 
+def _guarded(loaded: Loaded, index: int, prediction: Prediction, host: str) -> Prediction:
+    """A guard that looks only at what is known now is decided; any other is what the step depends on."""
+    step = loaded.plan.steps[index]
+    depends = [f"only_if {condition}" for condition in step.step.only_if]
+    for guard in step.step.when:
+        expression = templates.braced(guard.if_)
+        if templates.references(expression).steps:
+            depends.append(f"when {guard.if_}")
+        elif not templates.truth(expression, of_steps(loaded, "dry-run", {}, host)):
+            why = guard.reason or guards.WHEN_FALSE
+            return Prediction(f"would be skipped: {why}", changed=False)
+    if not depends:
+        return prediction
+    return replace(
+        prediction,
+        action=f"{prediction.action}; depends on {', '.join(depends)}",
+        changed=None if prediction.changed else prediction.changed,
+        impossible=None,
+    )
+
+
 def _predict(loaded: Loaded, index: int, unknown: list[str], host: str) -> Prediction:
     step = loaded.plan.steps[index]
     raw = step.step.with_
@@ -52,13 +75,10 @@ def _predict(loaded: Loaded, index: int, unknown: list[str], host: str) -> Predi
             f"would run {step.operation.name} with {shown}; values are known after step {', '.join(unknown)}",
             changed=None,
         )
-    scope = {
-        "params": loaded.params,
-        "steps": {},
-        "run": {"id": "dry-run", "name": loaded.plan.plan.name},
-        "host": {"name": host, "labels": {}, "facts": {}},
-    }
+    scope = of_steps(loaded, "dry-run", {}, host)
     templated = step.operation.templated(raw)
+    if step.step.foreach is not None:
+        return _for_each(loaded, index, scope)
     params = validate_params(step.operation.params, raw | render_params(templated, scope))
     context = Context(
         run_id="dry-run",
@@ -69,3 +89,18 @@ def _predict(loaded: Loaded, index: int, unknown: list[str], host: str) -> Predi
         files=loaded.file,
     )
     return implementation(step.operation.name).predict(context, params)
+
+
+def _for_each(loaded: Loaded, index: int, scope: dict[str, Any]) -> Prediction:
+    step = loaded.plan.steps[index]
+    if before := sorted(templates.references(step.step.foreach).steps):
+        action = f"would run {step.operation.name} for each item; they are known after step {', '.join(before)}"
+        return Prediction(action, changed=None)
+    items = templates.render(step.step.foreach, scope)
+    if not isinstance(items, list):
+        what = f"foreach: it gives no list but a {type(items).__name__}"
+        return Prediction(f"would fail: {what}", changed=False, impossible=what)
+    if not items:
+        return Prediction("would be skipped: foreach: the list is empty", changed=False)
+    shown = ", ".join(map(str, items[:3])) + (", …" if len(items) > 3 else "")
+    return Prediction(f"would run {step.operation.name} for {len(items)} items: {shown}", changed=None)

@@ -115,6 +115,10 @@ class Attempt:
     def step(self) -> CompiledStep:
         return self.plan.steps[self.index]
 
+    def _doing(self, operation: str) -> Implementation[Any]:
+        """How an operation is carried out."""
+        return implementation(operation)
+
     # --- forward ------------------------------------------------------------------------------
 
     def forward(self) -> Recorded:
@@ -147,7 +151,7 @@ class Attempt:
 
     def _act(self, grant: Grant) -> Outcome:
         context = self._context(grant, self._step_timeout())
-        done: Implementation[Any] = implementation(self.step.operation.name)
+        done: Implementation[Any] = self._doing(self.step.operation.name)
         params, rendered = self._params(grant)
         before = json.loads(grant.before) if grant.before else None
         if before is None:
@@ -281,7 +285,7 @@ class Attempt:
         """Take the step back, if there is something to take back."""
         step = self.step
         status, data, info = self._left_behind()
-        done = implementation(step.operation.name)
+        done = self._doing(step.operation.name)
         if not grant.before and self._keeps_journal(done):
             return  # its journal comes before its act: it never began
         before = json.loads(grant.before) if grant.before else {}
@@ -319,7 +323,7 @@ class Attempt:
             rendered = undo.with_ | render_params(templated, known)
         params = validate_params(operation.params, rendered)
         context.step = f"{self.step.name}.undo"
-        done = implementation(operation.name)
+        done = self._doing(operation.name)
         own_before = done.before(context, params)
         if not self.store.journal(self.run_id, self.step_id, "u", grant.fence, _json(rendered), ""):
             raise Refused("the undo is another attempt's now")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from longshore.orchestration.cli.common import command, current, leave, load_plan
+from longshore.orchestration.cli.common import command, current, leave, load_plan, read_params
 from longshore.orchestration.errors import PlanError
+
+if TYPE_CHECKING:
+    from longshore.orchestration.report import Report
 
 
 @click.group("plan")
 def plan_group() -> None:
-    """Check, explain and draw a plan."""
+    """Check, explain, rehearse and draw a plan."""
 
 
 @command(plan_group, "validate")
@@ -82,6 +87,42 @@ def graph(plan: str, form: str) -> None:
     from longshore.orchestration.graph import FORMATS  # noqa: PLC0415
 
     click.echo(FORMATS[form](CompiledPlan(load_plan(plan))))
+
+
+@command(plan_group, "rehearse")
+@click.argument("plan")
+@click.option("-p", "--param", "pairs", multiple=True, metavar="NAME=VALUE", help="A parameter of the plan.")
+@click.option("--params", "file", metavar="FILE", help="Parameters from a YAML or JSON file.")
+def rehearse(plan: str, pairs: tuple[str, ...], file: str | None) -> None:
+    """Fail each step of PLAN in turn, in memory, and show how each such run would end.
+
+    Nothing is touched: the steps are pretended. Ends with 3 if a run would leave something standing.
+    """
+    from importlib import import_module  # noqa: PLC0415 - slow to import
+
+    checked = load_plan(plan)
+    rehearsal = import_module("longshore.orchestration.testing").rehearse
+    found = list(rehearsal(checked, read_params(checked, pairs, file)))
+    if current().json:
+        current().show([{"fails": each.step, **each.report.model_dump(mode="json")} for each in found])
+    else:
+        for each in found:
+            _tell(each.step, each.report)
+    leave(3 if any(each.report.exit_code == 3 for each in found[1:]) else 0)
+
+
+def _tell(failed: str | None, report: Report) -> None:
+    undone = [step.name for step in report.steps if step.undo and step.undo.status == "undone"]
+    what = "all goes well" if failed is None else f"{failed} fails"
+    parts = [f"{what}: {report.state}, exit code {report.exit_code}"]
+    parts += [f"undone: {', '.join(reversed(undone))}"] if undone else []
+    parts += [f"left over: {', '.join(report.left_over)}"] if report.left_over else []
+    for step in report.steps:
+        if step.undo and step.undo.status == "undo_failed":
+            parts.append(f"the undo of {step.name} fails: {step.undo.error}")
+    if failed is None and report.error:
+        parts.append(f"{f'step {report.error.step}: ' if report.error.step else ''}{report.error.message}")
+    click.echo("; ".join(parts))
 
 
 @command(plan_group, "schema")

@@ -1,0 +1,62 @@
+"""What is stored of a run before anything else: its plan, its inputs, and everything that it will need."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from longshore.orchestration import subplans, templates
+from longshore.orchestration.errors import PlanError, Problem
+from longshore.orchestration.params import resolve
+from longshore.orchestration.plan import Plan
+from longshore.orchestration.settings import MAX_FILE_BYTES
+from longshore.orchestration.store import SCHEMA_VERSION
+
+
+def request_body(plan: Plan, given: Mapping[str, Any], who: str) -> dict[str, Any]:
+    """The request as it is stored: the normalised plan, its parameters, the files and plans that it names.
+
+    Raises PlanError, ParamsError.
+    """
+    plan.check()
+    params = resolve(plan.params, given)
+    files = _local_files(plan, params) | subplans.pinned(plan, _local_files)
+    return {
+        "v": SCHEMA_VERSION,
+        "plan": plan.to_dict(),
+        "params": params,
+        "files": files,
+        "digest": plan.digest(params, files),
+        "actor": who,
+    }
+
+
+def _local_files(plan: Plan, params: dict[str, Any]) -> dict[str, str]:
+    """The contents of the local files that steps name as `source`, base64, by the path written in the plan."""
+    found: dict[str, str] = {}
+    for name, step in plan.steps.items():
+        source = step.with_.get("source")
+        if step.op != "file.deploy.execute" or not isinstance(source, str):
+            continue
+        path = ("steps", name, "with", "source")
+        try:
+            rendered = str(templates.render(source, {"params": params}))
+        except templates.TemplateProblem as error:
+            raise PlanError([Problem(f"source may only use params: {error}", step=name, path=path)]) from None
+        try:
+            data = (Path(plan._base_dir) / rendered).read_bytes()
+        except OSError as error:
+            raise PlanError([Problem(f"source {rendered}: {error.strerror}", step=name, path=path)]) from None
+        if len(data) > MAX_FILE_BYTES:
+            raise PlanError(
+                [
+                    Problem(
+                        f"source {rendered} has {len(data)} bytes; at most {MAX_FILE_BYTES} can be carried",
+                        step=name,
+                    )
+                ]
+            )
+        found[rendered] = base64.b64encode(data).decode("ascii")
+    return found
