@@ -249,8 +249,11 @@ class Run:
             watcher = _Watcher(self, hooks)
         store = self.client.store
         until = None if timeout is None else time.monotonic() + timeout
-        cursor = "$"
-        while self.state() not in TERMINAL:
+        while True:
+            # Before the state: what happens after it was looked at must wake the reader.
+            newest = store.newest_event(self.id)
+            if self.state() in TERMINAL:
+                break
             left = 2.0 if until is None else min(2.0, until - time.monotonic())
             if left <= 0:
                 raise WaitTimeout(
@@ -259,9 +262,7 @@ class Run:
                 )
             if watcher is not None:
                 watcher.tell_what_is_new()
-            store.read_events(
-                self.id, watcher.cursor if watcher else cursor, block_ms=max(1, round(left * 1000)), count=1
-            )
+            store.read_events(self.id, newest, block_ms=max(1, round(left * 1000)), count=1)
         if watcher is not None:
             watcher.tell_what_is_new()
         done = self.report()

@@ -12,7 +12,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from longshore.orchestration import templates
 from longshore.orchestration.guards import LOOKS_AT_FAILURE
-from longshore.orchestration.operations import Operation, Retry, Undo, Waits, find
+from longshore.orchestration.operations import Operation, Retry, Waits, find
 from longshore.orchestration.plan import Plan, Step
 
 #: A step by its index, or a unit of one that was fanned out as `<index>.<unit>`.
@@ -76,7 +76,7 @@ class CompiledStep:
     def has_undo(self) -> bool:
         """Whether there is something to run in order to take it back."""
         if self.step.undo is None:
-            return self.operation.undo is not Undo.NONE
+            return self.operation.takes_back
         return self.step.undo != "none"
 
     @cached_property

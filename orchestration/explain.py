@@ -111,4 +111,6 @@ def _undo_of(step: CompiledStep) -> str:
         return f"{step.step.undo.op} on queue {step.undo_queue}"
     if not step.has_undo:
         return "WARNING: it has no undo; what it changed would stand (give it an undo, or undo: none)"
+    if step.operation.function is not None:
+        return f"its own undo on queue {step.undo_queue}"
     return f"{step.operation.undo} undo by {step.operation.name} on queue {step.undo_queue}"

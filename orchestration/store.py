@@ -290,6 +290,11 @@ class Store:
         found = self._call(self.client.xread, {self.keys.of(run_id).events: after}, count=count, block=block_ms)
         return found[0][1] if found else []
 
+    def newest_event(self, run_id: str) -> str:
+        """Its id, as a cursor; that of the beginning where there is none."""
+        found = self._call(self.client.xrevrange, self.keys.of(run_id).events, count=1)
+        return str(found[0][0]) if found else "0-0"
+
     def runs(self, limit: int = 50) -> list[str]:
         """The latest runs, newest first, requests that no worker has seen yet before them."""
         pipe = self.client.pipeline(transaction=False)

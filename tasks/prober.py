@@ -8,7 +8,6 @@ from typing import Any
 
 from longshore.orchestration import guards, templates
 from longshore.orchestration.errors import LongshoreError
-from longshore.orchestration.operations import Undo
 from longshore.orchestration.plan import UndoSpec
 from longshore.tasks.operation import Context, Prediction, implementation
 from longshore.tasks.plans import Loaded, Plans
@@ -33,7 +32,7 @@ def probe_step(body: dict[str, Any], index: int, host: str) -> dict[str, Any]:
         undo = f"run {step.step.undo.op}"
     elif step.step.undo == "none" or step.read_only:
         undo = "nothing to take back"
-    elif step.operation.undo is Undo.NONE:
+    elif not step.operation.takes_back:
         undo = "none: it would stand"
     return {
         "index": index,

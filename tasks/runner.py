@@ -144,7 +144,9 @@ class Attempt:
         body: dict[str, Any] = {"host": self.host, "s": round(time.monotonic() - began, 4)}
         if outcome.hosts:
             body["hosts"] = [host.as_record() for host in outcome.hosts]
-        recorded = self._record("", grant, status, body, outcome.data, next_link=self.next_link)
+        # The last unit to end, whichever it is, ends the step; and too many of the others may have failed.
+        stops = self.plan.stops(self.index)
+        recorded = self._record("", grant, status, body, outcome.data, next_link=self.next_link, stops=stops)
         point("step.recorded")
         self._if_stale(recorded)
         return recorded

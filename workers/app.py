@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from typing import Any
 
 from celery import Celery
 from celery.signals import celeryd_after_setup
 from kombu import Queue
 
-from longshore.orchestration.settings import Settings, get_settings
+from longshore.orchestration.operations.base import load_own
 from longshore.tasks.runner import hostname
 from longshore.workers.queues import at_this_host
 from longshore.workers.sweeper import Sweeper
 
 
-def make_app(settings: Settings) -> Celery:
+def make_app() -> Celery:
     """The app of an installation, with all tasks."""
     app = Celery("longshore")
     app.config_from_object("longshore.workers.celeryconfig")
     app.steps["worker"].add(Sweeper)
-    _import_operations(settings)
+    _import_operations()
     return app
 
 
-def _import_operations(settings: Settings) -> None:
+def _import_operations() -> None:
     """The catalogue's implementations, and the application's own operations."""
     importlib.import_module("longshore.tasks.messages")
     for module in ("noop", "command", "file", "docker", "compose", "waiting"):
         importlib.import_module(f"longshore.tasks.{module}")
-    for entry in importlib.metadata.entry_points(group="longshore.operations"):
-        entry.load()
-    for name in filter(None, (part.strip() for part in settings.imports.split(","))):
-        importlib.import_module(name)
+    load_own()
 
 
 @celeryd_after_setup.connect
@@ -44,4 +40,4 @@ def _consume_this_hosts_queues(sender: str, instance: Any, **_: Any) -> None:
         queues.select_add(Queue(name, routing_key=name))
 
 
-app = make_app(get_settings())
+app = make_app()

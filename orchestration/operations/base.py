@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache, partial
+from importlib.metadata import entry_points
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from longshore.orchestration.durations import Duration
-from longshore.orchestration.errors import UnknownName
+from longshore.orchestration.errors import ConfigError, UnknownName
+from longshore.orchestration.settings import get_settings
 
 
 class Params(BaseModel):
@@ -122,6 +125,11 @@ class Operation:
     #: Of an application's own: what does it (`longshore.orchestration.functions`).
     function: Any = None
 
+    @property
+    def takes_back(self) -> bool:
+        """Whether it has an undo of its own."""
+        return self.undo is not Undo.NONE or getattr(self.function, "undo", None) is not None
+
     def templated(self, params: dict[str, Any]) -> dict[str, Any]:
         """The parameters that the plan's templates are looked for in."""
         literal = self.literal(params)
@@ -149,12 +157,39 @@ def find(name: str) -> Operation:
 
     operation = _REGISTRY.get(name)
     if operation is None:
+        load_own()
+        operation = _REGISTRY.get(name)
+    if operation is None:
         near = get_close_matches(name, _REGISTRY, n=2)
-        remedy = f"did you mean {' or '.join(near)}?" if near else "longshore ops ls shows all"
+        remedy = f"did you mean {' or '.join(near)}?" if near else "own operations come with LONGSHORE_IMPORTS"
         raise UnknownName(f"unknown operation {name!r}", remedy=remedy)
     return operation
 
 
+@cache
+def load_own() -> None:
+    """Import what brings operations of an application's own: the entry points `longshore.operations`, and the
+    modules of the setting `imports`, found from the working directory as well. ConfigError names one that fails.
+    """
+    from celery.utils.imports import import_from_cwd  # noqa: PLC0415 - only where there is something to import
+
+    for entry in entry_points(group="longshore.operations"):
+        _import(f"entry point {entry.name}", entry.load)
+    for name in filter(None, (part.strip() for part in get_settings().imports.split(","))):
+        _import(f"module {name}", partial(import_from_cwd, name))
+
+
+def _import(what: str, load: Callable[[], object]) -> None:
+    try:
+        load()
+    except Exception as error:
+        raise ConfigError(
+            f"{what}, which brings operations, cannot be imported: {type(error).__name__}: {error}",
+            remedy="see LONGSHORE_IMPORTS",
+        ) from error
+
+
 def all_operations() -> dict[str, Operation]:
     """Every known operation by name, sorted."""
+    load_own()
     return dict(sorted(_REGISTRY.items()))

@@ -187,6 +187,11 @@ class Installation:
         return mine | {f"LONGSHORE_{name.upper()}": value for name, value in (given | self.options).items()}
 
     @property
+    def pythonpath(self) -> str:
+        """Where workers find the modules of these tests."""
+        return str(Path(__file__).resolve().parents[2])
+
+    @property
     def settings(self) -> Settings:
         given: dict[str, Any] = {"redis_url": self.redis_url, "namespace": self.namespace, "actor": "tester"}
         return Settings(**(given | {"state_dir": self.folder / "state"} | self.options))

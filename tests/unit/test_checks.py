@@ -82,7 +82,7 @@ def test_ten_thousand_steps_are_allowed_and_one_more_is_not() -> None:
         ("noop.execut", "did you mean noop.execute"),
         ("docker.strat.execute", "docker.start.execute"),
         ("compose.up", "did you mean compose.up.execute"),
-        ("zzz", "longshore ops ls shows all"),
+        ("zzz", "own operations come with LONGSHORE_IMPORTS"),
     ],
 )
 def test_an_unknown_operation_is_told_with_the_nearest_ones(op: str, near: str) -> None:

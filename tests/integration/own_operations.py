@@ -1,0 +1,105 @@
+"""An application's own operations, as its workers import them."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from longshore.orchestration import Context, HostResult, Prediction, Result, operation
+
+
+class Bill(BaseModel):
+    customer: str
+    amount: int
+
+
+@dataclasses.dataclass
+class Count:
+    number: int
+
+
+@operation("own.hosts", read_only=True)
+def hosts(answers: dict[str, str]) -> Result:
+    """One answer a host: changed, unchanged, skipped, or what failed."""
+
+    def answer(item: tuple[str, str]) -> HostResult:
+        host, said = item
+        if said == "skipped":
+            return HostResult(host, status="skipped")
+        if said in {"changed", "unchanged"}:
+            return HostResult(host, changed=said == "changed", data={"host": host})
+        return HostResult(host, error=said)
+
+    return Result.from_hosts(answers.items(), answer)
+
+
+@operation("own.touch", undo="own.untouch", idempotent=True)
+def touch(ctx: Context, path: Path, text: str = "") -> dict[str, Any]:
+    path.write_text(text or ctx.idempotency_key)
+    return {"path": str(path), "key": ctx.idempotency_key}
+
+
+@operation("own.untouch")
+def untouch(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+@operation("own.charge", queue="billing", retry_on=(ConnectionError,))
+def charge(ctx: Context, bill: Bill, ledger: Path, away: int = 0) -> Bill:
+    """Charge it; the bank is away so many times first."""
+    with ledger.open("a") as file:
+        file.write(f"try {ctx.attempt}\n")
+    if ctx.attempt <= away:
+        raise ConnectionError("the bank is away")
+    with ledger.open("a") as file:
+        file.write(f"charge {bill.amount}\n")
+    return bill
+
+
+@charge.before
+def balance(ledger: Path) -> dict[str, Any]:
+    return {"lines": len(ledger.read_text().splitlines()) if ledger.exists() else 0}
+
+
+@charge.undo
+def refund(ctx: Context, ledger: Path, before: dict[str, Any], data: dict[str, Any] | None) -> None:
+    with ledger.open("a") as file:
+        file.write(f"refund {(data or {}).get('amount')} since line {before['lines']}\n")
+
+
+@charge.predict
+def foretell(bill: Bill) -> Prediction:
+    return Prediction(f"would charge {bill.amount}")
+
+
+@operation("own.sum", read_only=True)
+def total(ctx: Context, steps: list[str]) -> Count:
+    """Adds up what steps before it charged."""
+    return Count(sum(ctx.results[name].decode(Bill).amount for name in steps))
+
+
+@operation("own.large", read_only=True)
+def large(size: int) -> dict[str, Any]:
+    return {"text": "x" * size}
+
+
+@operation("own.returns")
+def returns(what: str) -> Any:
+    """Whatever a function may give back."""
+    if what == "raise":
+        raise ZeroDivisionError("by a mistake")
+    return {"nothing": None, "false": False, "list": [1, 2], "model": Bill(customer="ann", amount=1)}.get(
+        what, object()
+    )
+
+
+@operation("own.patient")
+def patient(ctx: Context, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        ctx.heartbeat("still here")
+        time.sleep(0.05)

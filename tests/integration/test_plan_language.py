@@ -1,0 +1,695 @@
+"""The whole language, through real workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longshore.orchestration import DecodeError, E, Event, Hooks, Plan, Report, StepReport, WaitTimeout, parse
+from longshore.orchestration.settings import LARGE_DATA_BYTES, MAX_DATA_BYTES
+from tests.integration import own_operations
+from tests.integration.conftest import MakeInstallation
+from tests.integration.own_operations import Bill
+from tests.integration.processes import Installation, lines, names, wait_for
+
+
+@pytest.fixture(scope="module")
+def shop(module_installation: MakeInstallation) -> Iterator[Installation]:
+    made = module_installation(options={"imports": "tests.integration.own_operations"})
+    made.worker("shop", "-c", "4", PYTHONPATH=made.pythonpath).start()
+    return made
+
+
+def run(shop: Installation, plan: Plan, **params: Any) -> Report:
+    return shop.run(plan, **params).wait(timeout=90)
+
+
+def statuses(report: Report) -> dict[str, str]:
+    return {step.name: str(step.status) for step in report.steps}
+
+
+# --- every field -----------------------------------------------------------------------------------------
+
+WHOLE = """
+name: whole
+description: Every field of the language
+labels: {team: blue}
+params:
+  folder: {type: string, description: Where, pattern: "/.*"}
+  count: {type: integer, default: 3, min: 1, max: 9}
+  kind: {type: string, default: big, enum: [big, small]}
+on_error: continue
+on_failure: keep
+target: _any
+retry: {attempts: 2, initial: 50ms, maximum: 100ms, jitter: false}
+timeout: 5m
+steps:
+  list:
+    op: noop.execute
+    with: {data: {names: [a, b, c]}, changed: false}
+    description: What there is
+  copy:
+    op: file.deploy.execute
+    with: {path: "{{ params.folder }}/{{ item }}", content: "{{ item }} of {{ params.count }}\\n"}
+    after: list
+    foreach: "{{ steps.list.data.names }}"
+    max_parallel: 2
+    tolerate: 10%
+    timeout: 30s
+  look:
+    op: command.exec.execute
+    with: {argv: [cat, "{{ steps.copy.items[0].data.path }}"], changes: false}
+    after: [copy]
+    only_if: [changed, any_host_changed]
+    when: ["steps.copy.status == 'changed'", {if: "params.kind == 'big'", reason: only big ones}]
+    target: _any
+  small:
+    op: noop.execute
+    after: list
+    when: {if: "params.kind == 'small'", reason: only small ones}
+  flaky:
+    op: noop.execute
+    with: {fail: it never works}
+    after: look
+    on_error: continue
+    retry: {attempts: 3, initial: 0}
+    undo: {op: noop.execute, with: {data: {was: "{{ data.x | default('nothing') }}"}}}
+  repair:
+    op: noop.execute
+    after: flaky
+    only_if: failed
+    undo: none
+  publish:
+    op: noop.execute
+    after: repair
+    irreversible: true
+    undo: none
+  tidy:
+    op: noop.execute
+    after: publish
+    always: true
+"""
+
+
+def whole() -> Plan:
+    plan = Plan(
+        "whole",
+        description="Every field of the language",
+        labels={"team": "blue"},
+        params={
+            "folder": {"type": "string", "description": "Where", "pattern": "/.*"},
+            "count": {"type": "integer", "default": 3, "min": 1, "max": 9},
+            "kind": {"type": "string", "default": "big", "enum": ["big", "small"]},
+        },
+        on_error="continue",
+        on_failure="keep",
+        target="_any",
+        retry={"attempts": 2, "initial": 0.05, "maximum": 0.1, "jitter": False},
+        timeout="5m",
+    )
+    names_ = plan.step("list", "noop.execute", data={"names": ["a", "b", "c"]}, changed=False).describe("What there is")
+    copy = plan.step(
+        "copy", "file.deploy.execute", path=f"{E.params.folder}/{E.item}", content=f"{E.item} of {E.params.count}\n"
+    )
+    copy.after(names_).foreach(names_.data.names).max_parallel(2).tolerate("10%").timeout("30s")
+    look = plan.step("look", "command.exec.execute", argv=["cat", copy.items[0].data.path], changes=False).after(copy)
+    look.only_if_changed().only_if_any_host_changed().target("_any")
+    look.when("steps.copy.status == 'changed'").when("params.kind == 'big'", reason="only big ones")
+    plan.step("small", "noop.execute").after(names_).when("params.kind == 'small'", reason="only small ones")
+    flaky = plan.step("flaky", "noop.execute", fail="it never works").after(look).continue_on_error().retry(2)
+    flaky.undo("noop.execute", data={"was": "{{ data.x | default('nothing') }}"})
+    repair = plan.step("repair", "noop.execute").after(flaky).only_if_failed().undo("none")
+    publish = plan.step("publish", "noop.execute").after(repair).irreversible().undo("none")
+    plan.step("tidy", "noop.execute").after(publish).always()
+    return plan
+
+
+def test_every_field_in_yaml_and_in_python_is_one_plan_and_runs(shop: Installation, tmp_path: Path) -> None:
+    written = parse(WHOLE)
+    assert written == whole()
+    assert parse(written.to_yaml()) == written == parse(written.to_json())
+
+    report = run(shop, written, folder=str(tmp_path))
+
+    assert [(s.name, s.status, s.changed, s.attempts, s.reason, s.error, s.level) for s in report.steps] == [
+        ("list", "unchanged", False, 1, None, None, 0),
+        ("copy", "changed", True, 1, None, None, 1),
+        ("look", "unchanged", False, 1, None, None, 2),
+        ("small", "skipped", False, 0, "only small ones", None, 1),
+        ("flaky", "failed", False, 3, None, "it never works", 3),
+        ("repair", "changed", True, 1, None, None, 4),
+        ("publish", "changed", True, 1, None, None, 5),
+        ("tidy", "changed", True, 1, None, None, 6),
+    ]
+    assert report.step("look").data["stdout"] == "a of 3\n"
+    assert [item.item for item in report.step("copy").items] == ["a", "b", "c"]
+    assert [item["path"] for item in report.step("copy").data["results"]] == [f"{tmp_path}/{n}" for n in "abc"]
+    assert (report.state, report.exit_code, report.left_over) == (
+        "partial",
+        3,
+        ["copy[0]", "copy[1]", "copy[2]", "repair", "publish"],
+    )
+    assert report.summary == "8 steps, 4 changed, 2 unchanged, 1 failed, 1 skipped"
+
+
+# --- policies --------------------------------------------------------------------------------------------
+
+
+def test_continue_goes_on_beside_the_failure_and_recovers(shop: Installation) -> None:
+    plan = Plan("continue", on_error="continue")
+    plan.step("boom", "noop.execute", fail=True)
+    plan.step("child", "noop.execute").after("boom")
+    plan.step("grandchild", "noop.execute").after("child")
+    plan.step("recover", "noop.execute").after("boom").only_if_failed()
+    plan.step("other", "noop.execute")
+    plan.step("other2", "noop.execute").after("other")
+
+    report = run(shop, plan)
+
+    assert statuses(report) == {
+        "boom": "failed", "child": "skipped", "grandchild": "skipped", "recover": "changed", "other": "changed",
+        "other2": "changed",
+    }  # fmt: skip
+    assert {report.step(name).reason for name in ("child", "grandchild")} == {"dependency failed"}
+    assert (report.state, report.exit_code) == ("partial", 3)
+
+
+@pytest.mark.parametrize(("failures", "status", "state"), [(3, "changed", "succeeded"), (5, "failed", "partial")])
+def test_retry_counts_waits_and_tells(
+    shop: Installation, tmp_path: Path, failures: int, status: str, state: str
+) -> None:
+    """`retry` and what a final failure means are independent of each other."""
+    plan = parse(
+        f"""
+        name: retry
+        on_error: continue
+        retry: {{attempts: 4, initial: 100ms, maximum: 300ms}}
+        steps:
+          flaky:
+            op: own.charge
+            with: {{bill: {{customer: ann, amount: 5}}, ledger: {tmp_path}/ledger, away: {failures}}}
+          other: {{op: noop.execute}}
+        """
+    )
+    told: list[tuple[str, int, str]] = []
+    started = shop.run(plan)
+
+    report = started.wait(timeout=60, hooks=Hooks(on_retry=lambda *args: told.append(args)))
+
+    assert (report.step("flaky").status, report.step("flaky").attempts, report.state) == (status, 4, state)
+    assert told == [("flaky", n, "ConnectionError: the bank is away") for n in (1, 2, 3)]
+    waits = [int(event.fields["delay_ms"]) for event in started.events() if event.name == "step_retrying"]
+    for wait, full in zip(waits, (100, 200, 300), strict=True):
+        assert full / 2 <= wait <= full
+
+
+def test_retry_without_backoff_is_immediate(shop: Installation, tmp_path: Path) -> None:
+    plan = Plan("retry")
+    bill = {"customer": "ann", "amount": 5}
+    plan.step("flaky", "own.charge", bill=bill, ledger=str(tmp_path / "l"), away=2).retry(2)
+    started = shop.run(plan)
+
+    assert started.wait(timeout=60).step("flaky").attempts == 3
+    assert [e.fields["delay_ms"] for e in started.events() if e.name == "step_retrying"] == ["0", "0"]
+
+
+def test_a_failing_always_step_is_told_of_and_stops_no_other(shop: Installation) -> None:
+    plan = Plan("always")
+    plan.step("boom", "noop.execute", fail=True)
+    plan.step("bad", "noop.execute", fail=True).after("boom").always()
+    plan.step("good", "noop.execute").after("bad").always()
+
+    report = run(shop, plan)
+
+    assert statuses(report) == {"boom": "failed", "bad": "failed", "good": "changed"}
+    assert (report.state, report.exit_code) == ("undone", 3)
+
+
+def test_past_the_point_of_no_return_the_run_only_goes_forward(shop: Installation, tmp_path: Path) -> None:
+    plan = Plan("point")
+    plan.step("before", "file.deploy.execute", path=str(tmp_path / "f"), content="x")
+    plan.step("point", "noop.execute").after("before").irreversible().undo("none")
+    plan.step("boom", "noop.execute", fail=True).after("point")
+
+    report = run(shop, plan)
+
+    assert (report.state, report.exit_code) == ("failed", 3)
+    assert (tmp_path / "f").exists()
+    assert report.step("before").undo is None
+
+
+# --- items -----------------------------------------------------------------------------------------------
+
+
+def thousand(tolerate: str) -> Plan:
+    plan = Plan("thousand")
+    numbers = plan.step("numbers", "noop.execute", data={"all": list(range(1000))}, changed=False)
+    fail = "{{ 'it is ' ~ item if item in (5, 500, 999) else false }}"
+    each = plan.step("each", "noop.execute", data={"n": E.item}, fail=fail)
+    each.after(numbers).foreach(numbers.data.all).tolerate(tolerate)
+    return plan
+
+
+def test_a_thousand_items_of_which_one_percent_may_fail(shop: Installation) -> None:
+    report = run(shop, thousand("1%"))
+
+    each = report.step("each")
+    assert (each.status, report.state, report.exit_code) == ("changed", "succeeded", 0)
+    assert [(item.item, item.error) for item in each.failures()] == [(n, f"it is {n}") for n in (5, 500, 999)]
+    assert [data.get("n") for data in each.data["results"]] == [None if n in {5, 500, 999} else n for n in range(1000)]
+    assert each.error is not None
+    assert each.error.startswith("3 of 1000 failed; the first: it is ")
+
+
+def test_a_thousand_items_of_which_none_may_fail_are_all_undone(shop: Installation) -> None:
+    report = run(shop, thousand("0"))
+
+    each = report.step("each")
+    assert (each.status, report.state, report.exit_code) == ("failed", "undone", 1)
+    assert {str(item.undo.status) for item in each.items if item.undo} == {"undone"}
+    assert all(item.undo for item in each.items if item.attempts)
+
+
+def test_items_are_held_back_and_each_is_undone_by_itself(shop: Installation, tmp_path: Path) -> None:
+    plan = Plan("items")
+    each = plan.step("each", "own.touch", path=f"{tmp_path}/{E.item.name}", text=E.item.text)
+    each.foreach([{"name": n, "text": n * 2} for n in "abcd"]).max_parallel(1)
+    plan.step("boom", "noop.execute", fail="{{ not params.good }}").after(each)
+    plan.params["good"] = parse("name: x\nparams: {good: boolean}\nsteps: {a: {op: noop.execute}}").params["good"]
+
+    good = shop.run(plan, good=True)
+    assert good.wait(timeout=60).state == "succeeded"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {n: n * 2 for n in "abcd"}
+    events = [event for event in good.events() if event.name in {"item_started", "item_ended"}]
+    assert [event.name for event in events] == ["item_started", "item_ended"] * 4, "one after the other"
+
+    bad = shop.run(plan, good=False)
+    assert bad.wait(timeout=60).state == "undone"
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(names(bad, "undo_ended"))[1:] == [f"each[{n}]" for n in range(4)]
+
+
+def test_an_empty_list_is_skipped_with_a_reason(shop: Installation) -> None:
+    plan = Plan("empty")
+    none = plan.step("none", "noop.execute", data={"all": []})
+    plan.step("each", "noop.execute").after(none).foreach(none.data.all)
+    plan.step("after", "noop.execute").after("each")
+
+    report = run(shop, plan)
+
+    assert report.step("each").reason == "foreach: the list is empty"
+    assert statuses(report)["after"] == "changed"
+
+
+def test_what_is_no_list_fails_the_step(shop: Installation) -> None:
+    plan = Plan("no-list")
+    a = plan.step("a", "noop.execute", data={"all": "abc"})
+    plan.step("each", "noop.execute").after(a).foreach(a.data.all)
+
+    assert run(shop, plan).step("each").error == "foreach: it gives no list but a str"
+
+
+# --- results ---------------------------------------------------------------------------------------------
+
+
+def test_results_keep_their_types_and_become_models_again(shop: Installation, tmp_path: Path) -> None:
+    plan = Plan("types")
+    a = plan.step("a", "noop.execute", data={"n": 3, "t": "1.10", "l": [1, {"x": None}], "b": True})
+    plan.step("b", "noop.execute", data={"same": a.data, "n": a.data.n, "text": f"{a.data.n} of {a.data.t}"}).after(a)
+    plan.step("c", "own.charge", bill={"customer": "ann", "amount": a.data.n}, ledger=f"{tmp_path}/l").after(a)
+
+    report = run(shop, plan)
+
+    assert report.step("b").data == {
+        "same": {"n": 3, "t": "1.10", "l": [1, {"x": None}], "b": True}, "n": 3, "text": "3 of 1.10",
+    }  # fmt: skip
+    assert report.decode("c", Bill) == Bill(customer="ann", amount=3)
+    with pytest.raises(DecodeError, match="no result for 'zzz'"):
+        report.decode("zzz", Bill)
+    with pytest.raises(DecodeError, match="the data of step 'a' is no Bill: customer"):
+        report.step("a").decode(Bill)
+
+
+def test_a_large_result_is_kept_apart_and_one_that_is_too_large_is_an_error(shop: Installation) -> None:
+    plan = Plan("large", on_error="continue")
+    plan.step("large", "own.large", size=LARGE_DATA_BYTES * 10)
+    plan.step("length", "noop.execute", data={"n": "{{ steps.large.data.text | length }}"}).after("large")
+    plan.step("huge", "own.large", size=MAX_DATA_BYTES)
+    started = shop.run(plan)
+
+    report = started.wait(timeout=60)
+
+    assert len(report.step("large").data["text"]) == LARGE_DATA_BYTES * 10
+    assert report.step("length").data == {"n": LARGE_DATA_BYTES * 10}
+    assert f"is larger than the {MAX_DATA_BYTES}" in (report.step("huge").error or "")
+    keys = started.client.store.keys.of(started.id)
+    assert shop.redis.memory_usage(keys.steps) < LARGE_DATA_BYTES
+
+
+# --- own operations --------------------------------------------------------------------------------------
+
+
+def test_an_own_operation_journals_is_retried_undone_and_foretold(shop: Installation, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger"
+    ledger.write_text("was\n")
+    plan = Plan("own")
+    bill = {"customer": "ann", "amount": 5}
+    plan.step("charge", "own.charge", bill=bill, ledger=str(ledger), away=1)
+    plan.step("touch", "own.touch", path=str(tmp_path / "touched")).after("charge")
+    plan.step("boom", "noop.execute", fail=True).after("touch")
+
+    (rehearsed, *_) = shop.client().dry_run(plan)
+    assert (rehearsed["action"], rehearsed["changed"]) == ("would charge 5", True)
+
+    report = run(shop, plan)
+
+    assert lines(ledger) == ["was", "try 1", "try 2", "charge 5", "refund 5 since line 1"]
+    assert report.step("touch").data["key"] == f"{report.run_id}.touch"
+    assert not (tmp_path / "touched").exists(), "undone by the operation that it names"
+    assert report.state == "undone"
+
+
+def test_own_parameters_are_checked_before_anything_is_stored(shop: Installation) -> None:
+    plan = Plan("own")
+    plan.step("charge", "own.charge", bill={"customer": "ann", "amount": "much"}, ledger="/tmp/x")
+    with pytest.raises(Exception, match=r"step 'charge': bill.amount: Input should be a valid integer"):
+        shop.run(plan)
+
+
+def test_an_own_operation_hears_of_a_cancel_at_its_heartbeat(shop: Installation) -> None:
+    plan = Plan("own")
+    plan.step("patient", "own.patient", seconds=60)
+    started = shop.run(plan)
+    wait_for("the step", lambda: names(started, "step_started"))
+    started.cancel()
+
+    report = started.wait(timeout=30)
+
+    assert report.step("patient").status == "cancelled"
+    assert "still here" in list(started.log("patient"))
+
+
+# --- an application's own Celery tasks ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("results", ["", "yes"])
+def test_a_saga_over_plain_celery_tasks_survives_its_second_task_failing(
+    shop: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: str
+) -> None:
+    prefix = shop.settings.broker_prefix()
+    environment = {
+        "BANK_BROKER": shop.redis_url, "BANK_LEDGER": str(tmp_path / "ledger"), "BANK_PREFIX": prefix,
+        "BANK_RESULTS": results, "PYTHONPATH": shop.pythonpath,
+    }  # fmt: skip
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    sys.modules.pop("tests.integration.bank", None)
+    from tests.integration import bank
+
+    command = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "tests.integration.bank",
+        "worker",
+        "-Q",
+        "celery,shipping",
+        "-c",
+        "1",
+    ]
+    with (tmp_path / "bank.log").open("wb") as log:
+        worker = subprocess.Popen(command, env=os.environ | environment, cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        plan = Plan("order")
+        plan.celery("charge", bank.charge.s(42), undo=bank.refund.s(42), timeout=30)
+        ship = plan.celery("ship", bank.ship.s("o-1", fails=True), undo=bank.fetch_back.s("o-1"), timeout=30)
+        ship.after("charge")
+        assert Plan.model_validate(plan.to_dict()) == plan
+
+        report = run(shop, plan)
+
+        assert (report.state, report.exit_code) == ("undone", 1), (tmp_path / "bank.log").read_text()
+        assert report.step("charge").data == {"charged": 42}
+        assert report.step("ship").status == "failed"
+        expected = "RuntimeError: no lorry" if results else "the task failed"
+        assert expected in (report.step("ship").error or "")
+        assert lines(tmp_path / "ledger") == ["charge 42", "ship o-1", "fetch back o-1", "refund 42"]
+
+        good = Plan("good")
+        good.celery("ship", bank.ship.s("o-2"), timeout=30)
+        assert run(shop, good).step("ship").data == {"result": "o-2"}
+    finally:
+        worker.terminate()
+        worker.wait(20)
+        bank.app.close()
+
+
+def test_a_celery_task_that_nobody_hears_of_is_unknown_at_its_timeout(shop: Installation) -> None:
+    plan = parse(
+        """
+        name: lost
+        steps:
+          lost: {op: celery.task.execute, with: {task: nobody.knows, queue: nowhere}, timeout: 1s}
+        """
+    )
+    report = run(shop, plan)
+
+    assert report.step("lost").status == "unknown"
+    assert "no word of the task's end within 1s" in (report.step("lost").error or "")
+    assert (report.exit_code, report.left_over) == (3, ["lost"])
+
+
+# --- a pause for a person ----------------------------------------------------------------------------------
+
+
+def asking(**approval: Any) -> Plan:
+    plan = Plan("asking")
+    before = plan.step("before", "noop.execute")
+    ask = plan.approval("ask", "go on?", **approval).after(before)
+    plan.step("after", "noop.execute", data={"by": ask.data.by}).after(ask)
+    return plan
+
+
+def waits(started: Any) -> bool:
+    return started.report().step("ask").status == "waiting"
+
+
+def test_an_approval_goes_on_with_who_when_and_note(shop: Installation) -> None:
+    started = shop.run(asking())
+    wait_for("the approval", lambda: waits(started))
+
+    said = shop.longshore("runs", "approve", started.id, "ask", "--note", "looks good", "--actor", "ann")
+
+    assert (said.code, said.err) == (0, "")
+    report = started.wait(timeout=30)
+    assert report.state == "succeeded"
+    assert report.step("after").data == {"by": "ann"}
+    assert report.step("ask").data["note"] == "looks good"
+    (command,) = [event for event in started.events() if event.name == "command"]
+    assert (command.fields["kind"], command.fields["actor"], command.fields["reason"], command.step) == (
+        "approve", "ann", "looks good", "ask",
+    )  # fmt: skip
+
+
+def test_an_approval_that_is_rejected_takes_the_run_back(shop: Installation) -> None:
+    started = shop.run(asking())
+    wait_for("the approval", lambda: waits(started))
+
+    assert shop.longshore("runs", "approve", started.id, "ask", "--reject", "--note", "not today").code == 0
+
+    report = started.wait(timeout=30)
+    assert (report.state, report.exit_code) == ("undone", 1)
+    assert report.step("ask").error == "rejected by tester: not today"
+    assert report.step("before").undo is not None
+
+
+@pytest.mark.parametrize(("on_timeout", "state"), [("fail", "undone"), ("approve", "succeeded")])
+def test_an_approval_that_nobody_gives_does_as_its_policy_says(shop: Installation, on_timeout: Any, state: str) -> None:
+    report = shop.run(asking(timeout="500ms", on_timeout=on_timeout)).wait(timeout=30)
+
+    assert report.state == state
+    if state == "undone":
+        assert report.step("ask").error == "nobody approved it within 500ms"
+
+
+def test_only_what_waits_can_be_approved_and_only_once(shop: Installation) -> None:
+    started = shop.run(asking())
+    wait_for("the approval", lambda: waits(started))
+    other = started.answer(started.approve("after"))
+    assert other == "the step does not wait for an approval: it is pending"
+    started.answer(started.reject("ask"))
+    started.wait(timeout=30)
+    assert "it is failed" in started.answer(started.approve("ask"))
+    assert shop.longshore("runs", "approve", started.id, "zzz").code == 2
+
+
+def test_a_hundred_waiting_approvals_hold_no_worker(shop: Installation) -> None:
+    runs = [shop.run(asking(), run_id=f"wait-{n}") for n in range(100)]
+    wait_for("all of them", lambda: all(waits(each) for each in runs))
+
+    plan = Plan("meanwhile")
+    plan.step("a", "noop.execute")
+    began = time.monotonic()
+    assert run(shop, plan).state == "succeeded"
+    assert time.monotonic() - began < 15
+
+    for each in runs:
+        each.cancel()
+    assert {str(each.wait(timeout=90).state) for each in runs} == {"undone"}
+    assert runs[0].report().step("ask").reason == "the run was ended while it waited"
+
+
+# --- plans in plans ----------------------------------------------------------------------------------------
+
+
+def child(folder: Path, *, fails: bool = False, sleep: str = "0s") -> Plan:
+    plan = Plan("child", params={"name": str})
+    plan.step("touch", "own.touch", path=f"{folder}/{E.params.name}")
+    plan.step("sleep", "noop.execute", sleep=sleep).after("touch")
+    plan.step("end", "noop.execute", fail=fails).after("sleep")
+    return plan
+
+
+def test_a_plan_runs_in_a_plan_with_an_id_of_its_own(shop: Installation, tmp_path: Path) -> None:
+    plan = Plan("parent")
+    sub = plan.run_plan("sub", child(tmp_path), {"name": "x"})
+    plan.step("after", "noop.execute", data={"path": sub.data.steps.touch.path}).after(sub)
+    started = shop.run(plan, run_id="parent-1")
+
+    report = started.wait(timeout=60)
+
+    assert report.state == "succeeded"
+    assert report.step("sub").data["run_id"] == "parent-1.sub"
+    assert report.step("after").data["path"] == f"{tmp_path}/x"
+    assert started.client.get("parent-1.sub").report().state == "succeeded"
+
+
+def test_the_failure_of_a_child_is_the_parents_and_the_undo_of_the_parent_is_the_childs(
+    shop: Installation, tmp_path: Path
+) -> None:
+    plan = Plan("parent")
+    plan.run_plan("good", child(tmp_path), {"name": "good"})
+    plan.run_plan("bad", child(tmp_path, fails=True), {"name": "bad"}).after("good")
+    started = shop.run(plan, run_id="parent-2")
+
+    report = started.wait(timeout=60)
+
+    assert (report.state, report.exit_code) == ("undone", 1)
+    assert report.step("bad").error == "run parent-2.bad ended undone: step end: told to fail"
+    assert {str(started.client.get(f"parent-2.{name}").report().state) for name in ("good", "bad")} == {"undone"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cancelling_the_parent_cancels_the_child(shop: Installation, tmp_path: Path) -> None:
+    plan = Plan("parent")
+    plan.run_plan("sub", child(tmp_path, sleep="60s"), {"name": "x"})
+    started = shop.run(plan, run_id="parent-3")
+    wait_for("the file", lambda: (tmp_path / "x").exists())
+    started.cancel("enough")
+
+    report = started.wait(timeout=60)
+
+    assert (report.state, report.step("sub").status) == ("undone", "cancelled")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_stored_plan_is_pinned_to_the_run_that_was_started_with_it(shop: Installation, tmp_path: Path) -> None:
+    (tmp_path / "child.yaml").write_text(child(tmp_path).to_yaml())
+    (tmp_path / "parent.yaml").write_text(
+        "name: parent\nsteps:\n  ask: {op: approval.wait.execute}\n"
+        "  sub: {op: plan.run.execute, with: {plan: child.yaml, params: {name: pinned}}, after: ask}\n"
+    )
+    from longshore.orchestration import load
+
+    started = shop.run(load(str(tmp_path / "parent.yaml")))
+    wait_for("the approval", lambda: started.report().step("ask").status == "waiting")
+    for name in ("child.yaml", "parent.yaml"):
+        (tmp_path / name).write_text("name: other\nsteps: {other: {op: noop.execute}}\n")
+    started.approve("ask")
+
+    assert started.wait(timeout=60).state == "succeeded"
+    assert (tmp_path / "pinned").exists()
+
+
+# --- hooks -------------------------------------------------------------------------------------------------
+
+
+def test_the_nine_hooks_are_called_in_order_with_what_they_are_given(shop: Installation) -> None:
+    told: list[tuple[str, Any]] = []
+
+    def note(name: str) -> Any:
+        return lambda *args: told.append((name, tuple(short(each) for each in args)))
+
+    def short(value: Any) -> Any:
+        if isinstance(value, StepReport):
+            return value.name, str(value.undo.status if value.undo else value.status)
+        if isinstance(value, list):
+            return [short(item) for item in value]
+        return value if isinstance(value, str | int | bool) else type(value).__name__
+
+    plan = Plan("hooks", hooks=Hooks(before_plan=note("own_before_plan")))
+    plan.step("a", "noop.execute")
+    plan.step("skipped", "noop.execute").when("false")
+    plan.step("boom", "noop.execute", fail=True).after("a").retry(1)
+    hooks = Hooks(**{name: note(name) for name in (
+        "before_plan", "after_plan", "before_level", "after_level", "before_step", "after_step", "on_retry",
+        "on_skip", "on_undo",
+    )})  # fmt: skip
+    started = shop.run(plan)
+
+    events = list(started.watch(hooks=hooks))
+
+    assert [(name, args) for name, args in told if name != "own_before_plan"] == [
+        ("before_plan", ("PlanSummary",)),
+        ("before_level", (0, ["a", "skipped"], True)),
+        ("on_skip", ("skipped", "when: guard returned false")),
+        ("after_step", (("skipped", "skipped"),)),
+        ("before_step", ("a",)),
+        ("after_step", (told[5 + 1][1][0],)),
+        ("after_level", (0, told[6 + 1][1][1])),
+        ("before_level", (1, ["boom"], False)),
+        ("before_step", ("boom",)),
+        ("on_retry", ("boom", 1, "told to fail")),
+        ("after_step", (told[10 + 1][1][0],)),
+        ("after_level", (1, told[11 + 1][1][1])),
+        ("on_undo", (("boom", "undone"),)),
+        ("on_undo", (("a", "undone"),)),
+        ("after_plan", ("Report",)),
+    ]
+    assert [name for name, _ in told].count("own_before_plan") == 1
+    assert isinstance(events[0], Event)
+
+    later: list[str] = []
+    cursor = next(event.id for event in events if event.name == "step_ended")
+    for _ in started.watch(cursor, hooks=Hooks(before_step=later.append)):
+        pass
+    assert later == ["boom"], "from the cursor on"
+
+
+def test_waiting_can_time_out_and_the_hooks_were_told_so_far(shop: Installation) -> None:
+    told: list[str] = []
+    started = shop.run(asking())
+    with pytest.raises(WaitTimeout):
+        started.wait(timeout=2, hooks=Hooks(before_step=told.append))
+    started.cancel()
+    started.wait(timeout=30)
+    assert told == ["before", "ask"]
+
+
+def test_the_report_is_json_as_the_design_says(shop: Installation) -> None:
+    plan = Plan("json")
+    plan.step("each", "noop.execute", data={"i": E.item}).foreach([1, 2])
+    data = json.loads(run(shop, plan).model_dump_json())
+    (step,) = data["steps"]
+    assert [item["item"] for item in step["items"]] == [1, 2]
+    assert step["hosts"][0]["status"] == "changed"
+    assert own_operations is not None

@@ -1,0 +1,252 @@
+"""Where the field's orchestrators say one thing and do another: what holds here, through real workers."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longshore.orchestration import Plan, PlanError, Report
+from tests.integration import own_operations
+from tests.integration.conftest import MakeInstallation
+from tests.integration.processes import Installation, lines
+
+
+@pytest.fixture(scope="module")
+def shop(module_installation: MakeInstallation) -> Iterator[Installation]:
+    made = module_installation(options={"imports": "tests.integration.own_operations"})
+    made.worker("shop", "-c", "4", PYTHONPATH=made.pythonpath).start()
+    return made
+
+
+def run(shop: Installation, plan: Plan, **params: Any) -> Report:
+    return shop.run(plan, **params).wait(timeout=60)
+
+
+def statuses(report: Report) -> dict[str, str]:
+    return {step.name: str(step.status) for step in report.steps}
+
+
+def test_trap_1_stop_is_fail_fast(shop: Installation) -> None:
+    """A running sibling that reacts ends early; nothing of the next level runs; no step is missing."""
+    plan = Plan("fast")
+    plan.step("boom", "noop.execute", fail=True, sleep="200ms")
+    plan.step("long", "command.exec.execute", argv=["sleep", "50"], changes=False)
+    plan.step("after", "noop.execute").after("long")
+    began = time.monotonic()
+
+    report = run(shop, plan)
+
+    assert time.monotonic() - began < 20
+    assert statuses(report) == {"boom": "failed", "long": "cancelled", "after": "not_run"}
+
+
+def test_trap_1_siblings_that_had_not_started_are_cancelled(shop: Installation) -> None:
+    plan = Plan("queue")
+    plan.step("boom", "noop.execute", fail=True)
+    for n in range(12):
+        plan.step(f"s{n}", "noop.execute", sleep="2s")
+
+    report = run(shop, plan)
+
+    found = [str(step.status) for step in report.steps[1:]]
+    assert set(found) == {"cancelled"}
+    assert sum(step.attempts == 0 for step in report.steps) >= 8, "most had not been claimed"
+    assert report.summary.startswith("13 steps, 1 failed, 12 cancelled")
+
+
+def test_trap_2_one_failed_host_fails_the_step_and_an_exit_code_fails_it_too(shop: Installation) -> None:
+    plan = Plan("levels", on_error="continue")
+    plan.step("hosts", "own.hosts", answers={"a": "changed", "b": "broken"})
+    plan.step("all_hosts", "own.hosts", answers={"a": "broken", "b": "broken"})
+    plan.step("command", "command.exec.execute", argv=["false"])
+    plan.step("again", "command.exec.execute", argv=["false"]).retry(1)
+    plan.step("expected", "command.exec.execute", argv=["false"], ok_codes=[0, 1])
+
+    report = run(shop, plan)
+
+    assert statuses(report) == {
+        "hosts": "failed", "all_hosts": "failed", "command": "failed", "again": "failed", "expected": "changed",
+    }  # fmt: skip
+    assert report.step("hosts").error == "1 of 2 hosts failed; the first: b: broken"
+    assert [(h.host, h.status, h.changed) for h in report.step("hosts").hosts] == [
+        ("a", "changed", True), ("b", "failed", False),
+    ]  # fmt: skip
+    assert report.step("command").attempts == 1
+    assert report.step("again").attempts == 2
+
+
+def test_trap_3_a_guard_does_not_let_a_step_by_a_failure(shop: Installation) -> None:
+    """Neither the guarded step runs, nor what comes after a step that its guard has skipped."""
+    plan = Plan("taint", on_error="continue")
+    failed = plan.step("failed", "noop.execute", fail=True)
+    plan.step("plain_when", "noop.execute").after(failed).when("true")
+    skipped = plan.step("skipped", "noop.execute").after(failed).when(failed.status == "changed")
+    plan.step("grandchild", "noop.execute").after(skipped)
+    plan.step("unrelated", "noop.execute")
+
+    report = run(shop, plan)
+
+    assert [(step.name, step.status, step.reason) for step in report.steps[1:]] == [
+        ("plain_when", "skipped", "dependency failed"),
+        ("skipped", "skipped", "when: guard returned false"),
+        ("grandchild", "skipped", "dependency failed"),
+        ("unrelated", "changed", None),
+    ]
+
+
+def test_trap_4_a_recovery_step_that_could_never_run_is_a_mistake_in_the_plan() -> None:
+    plan = Plan("never")
+    plan.step("a", "noop.execute")
+    plan.step("recover", "noop.execute").after("a").only_if_failed()
+
+    with pytest.raises(PlanError, match=r"only_if: failed can never hold.*on_error: continue"):
+        plan.check()
+
+    plan.steps["a"] = plan.steps["a"].model_copy(update={"on_error": "continue"})
+    plan.check()
+
+
+def test_trap_5_guards_are_anded_and_none_overwrites_another(shop: Installation) -> None:
+    plan = Plan("and", on_error="continue")
+    a = plan.step("a", "noop.execute")
+    b = plan.step("b", "noop.execute", changed=False)
+    plan.step("both", "noop.execute").after(a, b).only_if_changed().only_if_all_changed().when("true").when("true")
+    plan.step("late", "noop.execute").after(a).when("true").when("false", reason="the second one").only_if_changed()
+
+    report = run(shop, plan)
+
+    assert report.step("both").reason == "only-if-all-changed: not all dependencies changed"
+    assert report.step("late").reason == "the second one"
+
+
+def test_trap_6_a_plain_clean_up_is_skipped_and_an_always_step_is_not(shop: Installation) -> None:
+    plan = Plan("cleanup", on_error="continue")
+    plan.step("exec", "noop.execute", fail=True)
+    plan.step("plain", "noop.execute").after("exec")
+    plan.step("cleanup", "noop.execute").after("exec").always()
+
+    assert statuses(run(shop, plan)) == {"exec": "failed", "plain": "skipped", "cleanup": "changed"}
+
+
+def test_trap_7_a_failed_dependency_comes_before_only_if_changed(shop: Installation) -> None:
+    plan = Plan("order", on_error="continue")
+    plan.step("half", "own.hosts", answers={"a": "changed", "b": "broken"})
+    plan.step("next", "noop.execute").after("half").only_if_changed()
+    plan.step("told", "noop.execute").after("half").only_if("changed", "failed")
+
+    report = run(shop, plan)
+
+    assert report.step("half").changed, "what was changed before it failed is not forgotten"
+    assert report.step("next").reason == "dependency failed"
+    assert report.step("told").status == "changed"
+
+
+def test_trap_8_a_file_that_differs_is_deployed_and_no_conflict(shop: Installation, tmp_path: Path) -> None:
+    for n in range(2):
+        plan = Plan("file")
+        plan.step("file", "file.deploy.execute", path=str(tmp_path / "f"), content=f"{n}\n")
+        assert run(shop, plan).step("file").status == "changed"
+    assert (tmp_path / "f").read_text() == "1\n"
+
+
+def test_trap_9_what_was_told_failed_is_not_done_again(shop: Installation, tmp_path: Path) -> None:
+    plan = Plan("once")
+    plan.step("act", "command.shell.execute", command=f"echo done >> {tmp_path}/acts; exit 3")
+
+    report = run(shop, plan)
+    time.sleep(2.5)  # more than two leases
+
+    assert report.step("act").status == "failed"
+    assert lines(tmp_path / "acts") == ["done"]
+
+
+def test_trap_10_a_cancel_between_levels_stops_the_run(shop: Installation, tmp_path: Path) -> None:
+    plan = Plan("cancel")
+    for n in range(20):
+        plan.step(f"s{n}", "noop.execute", sleep="200ms").after(*([f"s{n - 1}"] if n else []))
+    started = shop.run(plan)
+    time.sleep(1.0)
+    started.cancel("enough")
+
+    report = started.wait(timeout=60)
+
+    assert report.cause == "cancel"
+    assert report.step("s19").status == "not_run"
+    assert report.state == "undone"
+
+
+@pytest.mark.parametrize(
+    ("what", "status"), [("nothing", "changed"), ("false", "unchanged"), ("list", "changed"), ("model", "changed")]
+)
+def test_trap_11_a_function_may_give_back_nothing(shop: Installation, what: str, status: str) -> None:
+    plan = Plan("returns")
+    plan.step("f", "own.returns", what=what).undo("none")
+
+    step = run(shop, plan).step("f")
+
+    assert (step.status, step.error) == (status, None)
+    assert step.data == {"list": {"result": [1, 2]}, "model": {"customer": "ann", "amount": 1}}.get(what, {})
+
+
+@pytest.mark.parametrize(("what", "said"), [("raise", "ZeroDivisionError: by a mistake"), ("object", "JSON")])
+def test_trap_11_a_function_that_goes_wrong_fails_its_step_alone(shop: Installation, what: str, said: str) -> None:
+    plan = Plan("returns", on_error="continue")
+    plan.step("f", "own.returns", what=what)
+    plan.step("g", "noop.execute")
+
+    report = run(shop, plan)
+
+    assert said in (report.step("f").error or "")
+    assert report.step("g").status == "changed"
+
+
+def test_trap_12_results_are_read_from_the_record_and_a_name_belongs_to_one_step(
+    shop: Installation, tmp_path: Path
+) -> None:
+    plan = Plan("names")
+    for n in range(4):
+        bill = {"customer": "ann", "amount": n}
+        plan.step(f"c{n}", "own.charge", bill=bill, ledger=str(tmp_path / f"{n}"))
+    plan.step("sum", "own.sum", steps=["c0", "c1", "c2", "c3"]).after("c0", "c1", "c2", "c3")
+    with pytest.raises(PlanError, match="a step of this name"):
+        plan.step("sum", "noop.execute")
+
+    assert run(shop, plan).step("sum").decode(own_operations.Count).number == 6
+
+
+def test_trap_13_a_step_of_any_worker_has_one_host(shop: Installation) -> None:
+    plan = Plan("any")
+    plan.step("a", "noop.execute")
+    assert [host.status for host in run(shop, plan).step("a").hosts] == ["changed"]
+
+
+def test_trap_14_an_empty_command_is_a_mistake_in_the_plan() -> None:
+    plan = Plan("empty")
+    plan.step("a", "command.shell.execute", command="")
+    with pytest.raises(PlanError, match=r"step 'a'.*command"):
+        plan.check()
+
+
+def test_the_library_says_nothing_below_warning_in_a_whole_run(
+    shop: Installation, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    plan = Plan("silent", on_error="continue")
+    plan.step("a", "noop.execute", fail=True).retry(1)
+    plan.step("b", "noop.execute").after("a").only_if_failed()
+
+    run(shop, plan)
+
+    assert [record for record in caplog.records if record.name.startswith("longshore")] == []
+    assert capsys.readouterr() == ("", "")
+    worker = shop.workers[0].log.read_text()
+    assert not [
+        line
+        for line in worker.splitlines()
+        if "longshore." in line and ("DEBUG" in line or "INFO" in line) and "Task " not in line and "  . " not in line
+    ]
