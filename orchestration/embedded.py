@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from longshore.orchestration.errors import ConfigError, StoreUnavailable
 from longshore.orchestration.settings import Settings
 
 SUPERVISOR = "longshore.workers.embedded"
+#: In the state folder: the modules that the worker has to import, and those that it was started with.
+IMPORTS, LEARNED = "imports.json", "imports.learned"
 #: Seconds for the server to answer.
 _PATIENCE = 20.0
 
@@ -26,8 +29,10 @@ _PATIENCE = 20.0
 def ensure(settings: Settings) -> None:
     """Return when the embedded server answers; start its supervisor if there is none."""
     folder = settings.state_dir
+    told = _teach(settings)
     if is_up(settings):
         touch(folder)
+        _wait_until_learned(folder, told)
         return
     if importlib.util.find_spec(SUPERVISOR) is None:
         raise ConfigError("there is no worker in this installation", remedy="set LONGSHORE_REDIS_URL")
@@ -38,6 +43,7 @@ def ensure(settings: Settings) -> None:
     while time.monotonic() < until:
         if is_up(settings):
             touch(folder)
+            _wait_until_learned(folder, told)
             return
         # Whoever loses the race for the lock ends at once; the loop then finds the winner's server.
         if process is None or process.poll() is not None:
@@ -52,7 +58,8 @@ def ensure(settings: Settings) -> None:
             with log_path.open("ab") as log:
                 process = subprocess.Popen(
                     [sys.executable, "-m", SUPERVISOR],
-                    env=os.environ | {"LONGSHORE_STATE_DIR": str(folder)},
+                    # What the worker has to import is in the note, with where it is found.
+                    env=os.environ | {"LONGSHORE_STATE_DIR": str(folder), "LONGSHORE_IMPORTS": ""},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -61,6 +68,53 @@ def ensure(settings: Settings) -> None:
                 )
         time.sleep(0.05)
     raise StoreUnavailable(f"the embedded server did not answer: {last_line(log_path)}", remedy=f"see {log_path}")
+
+
+def _teach(settings: Settings) -> str:
+    """Put down which modules of the caller's the worker has to import, from where, and of which age.
+
+    The supervisor starts its worker again when that changes. Returns what it has to have read by then.
+    """
+    names = [name for part in settings.imports.split(",") if (name := part.strip())]
+    if not names:
+        return ""
+    note = settings.state_dir / IMPORTS
+    before = note.read_text() if note.exists() else "{}"
+    known = json.loads(before)
+    for name in names:
+        known[name] = {"path": os.getcwd(), "age": _age(name)}
+    text = json.dumps(known, sort_keys=True)
+    if text != before:
+        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        new = note.with_name(f"{IMPORTS}.{os.getpid()}")
+        new.write_text(text)
+        new.replace(note)
+    return text
+
+
+def _age(module: str) -> float:
+    """Of a module's file, if it can be found from here."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        sys.path.insert(0, os.getcwd())
+        try:
+            spec = importlib.util.find_spec(module)
+        finally:
+            sys.path.pop(0)
+        if spec is not None and spec.origin:
+            return os.stat(spec.origin).st_mtime
+    return 0.0
+
+
+def _wait_until_learned(folder: Path, told: str) -> None:
+    """A step that only the new worker can do must not meet the old one."""
+    until = time.monotonic() + _PATIENCE
+    learned = folder / LEARNED
+    while told and time.monotonic() < until:
+        with contextlib.suppress(OSError):
+            # Somebody else may have asked for more meanwhile.
+            if json.loads(told).items() <= json.loads(learned.read_text()).items():
+                return
+        time.sleep(0.05)
 
 
 def is_up(settings: Settings) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longshore.orchestration.compiled import CompiledPlan
-from longshore.orchestration.errors import LongshoreError
+from longshore.orchestration.errors import LongshoreError, UnknownName
 from longshore.orchestration.plan import Plan
 from longshore.orchestration.store import SCHEMA_VERSION, Store
 
@@ -61,7 +61,10 @@ class Plans:
             raise NotOurs(f"run {run_id}: there is no plan of it in Redis")
         if body.get("v", 0) > SCHEMA_VERSION:
             raise NotOurs(f"run {run_id} was started by a newer version", remedy="upgrade this worker")
-        loaded = self.load(body)
+        try:
+            loaded = self.load(body)
+        except UnknownName as error:
+            raise NotOurs(f"run {run_id}: {error}", remedy="start a worker that knows it (LONGSHORE_IMPORTS)") from None
         if not hmac.compare_digest(loaded.digest, str(body["digest"])):
             raise NotOurs(f"run {run_id}: its plan does not match its digest", remedy="somebody wrote to Redis")
         return loaded

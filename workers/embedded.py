@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from longshore.orchestration.embedded import IMPORTS, LEARNED
 from longshore.orchestration.errors import ConfigError, LongshoreError, StoreUnavailable, exit_code_of
 from longshore.orchestration.settings import Settings, get_settings
 from longshore.orchestration.store import Store
@@ -97,6 +98,8 @@ class Supervisor:
         self.stopping = False
         self._server: subprocess.Popen[bytes] | None = None
         self._worker: subprocess.Popen[bytes] | None = None
+        #: The imports that the worker was started with.
+        self._learned = ""
 
     def run(self, *, for_ever: bool = False) -> None:
         """Serve until idle, or until told to stop."""
@@ -160,24 +163,43 @@ class Supervisor:
                 return
 
     def _start_worker(self, log: IO[bytes]) -> None:
+        text = self._imports()
+        wanted = json.loads(text or "{}")
+        own = [name for name in self.settings.imports.split(",") if name]
+        paths = [entry["path"] for entry in wanted.values()] + [os.getcwd()] * bool(own)
+        paths += filter(None, [os.environ.get("PYTHONPATH")])
+        environment = os.environ | {
+            "LONGSHORE_STATE_DIR": str(self.folder),
+            "LONGSHORE_IMPORTS": ",".join(dict.fromkeys([*own, *wanted])),
+            "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        }
         self._worker = subprocess.Popen(
             [
                 sys.executable, "-m", "celery", "-A", "longshore.workers", "worker",
                 "--concurrency", str(self.settings.concurrency), "--loglevel", "INFO",
                 "--without-gossip", "--without-mingle", "--hostname", "embedded@%h",
             ],
-            env=os.environ | {"LONGSHORE_STATE_DIR": str(self.folder)},
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
             cwd="/",
         )  # fmt: skip
+        (self.folder / LEARNED).write_text(text or "{}")
+        self._learned = text
+
+    def _imports(self) -> str:
+        """Which modules of its clients the worker has to import."""
+        note = self.folder / IMPORTS
+        return note.read_text() if note.exists() else ""
 
     def _watch(self, store: Store, *, for_ever: bool) -> None:
         began = time.time()
         with (self.folder / "worker.log").open("ab") as log:
             while not self.stopping:
+                if self._imports() != self._learned:
+                    self._end_worker()
                 if self._worker is None or self._worker.poll() is not None:
                     self._start_worker(log)
                 if self._server is not None and self._server.poll() is not None:
@@ -195,7 +217,15 @@ class Supervisor:
         return store.live_count() == 0
 
     def _end(self) -> None:
-        """The worker first, gently: a step under way ends."""
+        self._end_worker()
+        if self._server is not None and self._server.poll() is None:
+            self._server.send_signal(signal.SIGTERM)
+            self._server.wait(30.0)
+        self.settings.embedded_socket.unlink(missing_ok=True)
+        (self.folder / "server.pid").unlink(missing_ok=True)
+
+    def _end_worker(self) -> None:
+        """Gently: a step under way ends."""
         if self._worker is not None and self._worker.poll() is None:
             self._worker.send_signal(signal.SIGTERM)
             try:
@@ -203,11 +233,6 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 os.killpg(self._worker.pid, signal.SIGKILL)
                 self._worker.wait()
-        if self._server is not None and self._server.poll() is None:
-            self._server.send_signal(signal.SIGTERM)
-            self._server.wait(30.0)
-        self.settings.embedded_socket.unlink(missing_ok=True)
-        (self.folder / "server.pid").unlink(missing_ok=True)
 
 
 def main() -> int:

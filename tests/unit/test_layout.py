@@ -152,3 +152,14 @@ def test_a_registry_would_be_seen() -> None:
         assert REGISTRY.search(f"image: {image}")
     for image in ("redis:7", "shop:{{ params.tag }}", "the registry is away", "team/shop:1"):
         assert not REGISTRY.search(f"image: {image}")
+
+
+def test_the_table_of_guards_is_the_one_in_the_documents() -> None:
+    from longshore.orchestration.guards import REASONS, WHEN_FALSE, OnlyIf
+
+    text = (ROOT / "docs" / "guards.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")][1:]
+
+    assert [row.split("`")[1] for row in rows] == list(OnlyIf)
+    assert all(row.endswith(f"| {REASONS[guard]} |") for row, guard in zip(rows, OnlyIf, strict=True))
+    assert f"{WHEN_FALSE}." in text

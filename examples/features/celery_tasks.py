@@ -1,0 +1,12 @@
+"""Existing Celery tasks as a saga: run by their application's own worker, undone by tasks of its own."""
+
+import bank
+
+from longshore.orchestration import Client, Plan
+
+plan = Plan("celery-tasks")
+charge = plan.celery("charge", bank.charge.s(42), undo=bank.refund.s(42), timeout="1m")
+ship = plan.celery("ship", bank.ship.s("o-1"), undo=bank.fetch_back.s("o-1"), timeout="1m").after(charge)
+
+report = Client().start(plan).wait(timeout=60)
+print(report.state, [(step.name, str(step.status), str(step.undo.status)) for step in report.steps])

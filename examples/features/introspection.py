@@ -1,0 +1,27 @@
+"""A plan can be looked at before it runs: what is wrong with it, its levels, what it would do, how it could end."""
+
+from longshore.orchestration import Plan, PlanError
+from longshore.orchestration.compiled import CompiledPlan
+from longshore.orchestration.explain import explain
+from longshore.orchestration.graph import text
+from longshore.orchestration.testing import rehearse
+
+broken = Plan("broken")
+broken.step("a", "noop.execute", sleeep=1).after("b")
+broken.step("b", "no.such.operation").after("a")
+try:
+    broken.check()
+except PlanError as error:
+    print(*error.problems, sep="\n")
+
+plan = Plan("introspection")
+pull = plan.step("pull", "noop.execute").retry(2, initial="1s")
+stop = plan.step("stop", "docker.stop.execute", container="shop").after(pull)
+plan.step("migrate", "command.exec.execute", argv=["migrate", "up"]).after(stop).undo("none")
+plan.step("start", "docker.start.execute", container="shop").after("migrate").always()
+compiled = CompiledPlan(plan)
+print([[compiled.steps[i].name for i in level] for level in compiled.levels])
+print(text(compiled))
+print(explain(compiled))
+for each in rehearse(plan):
+    print(each.step or "nothing fails", each.report.state, each.report.exit_code)

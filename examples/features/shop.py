@@ -1,0 +1,48 @@
+"""Operations of an application's own. The worker imports this module: LONGSHORE_IMPORTS=shop."""
+
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from longshore.orchestration import Context, HostResult, Prediction, Result, operation
+
+
+class Order(BaseModel):
+    number: str
+    amount: int
+
+
+class Bank(Exception):
+    """The bank is away."""
+
+
+@operation("shop.charge", idempotent=True, retry_on=(Bank,))
+def charge(ctx: Context, order: Order, ledger: Path) -> Result:
+    """The key is the same at every attempt, so a bank that knows it charges once."""
+    if ctx.idempotency_key not in (ledger.read_text() if ledger.exists() else ""):
+        with ledger.open("a") as file:
+            file.write(f"charge {order.number} {order.amount} {ctx.idempotency_key}\n")
+    return Result(data={"number": order.number, "amount": order.amount})
+
+
+@charge.undo
+def refund(order: Order, ledger: Path) -> None:
+    with ledger.open("a") as file:
+        file.write(f"refund {order.number}\n")
+
+
+@charge.predict
+def would_charge(order: Order) -> Prediction:
+    return Prediction(f"would charge {order.amount}", undo="refund it")
+
+
+@operation("shop.total", read_only=True)
+def total(ctx: Context) -> dict[str, int]:
+    """What the steps before this one have charged."""
+    return {"total": sum(step.decode(Order).amount for step in ctx.results.values() if step.data)}
+
+
+@operation("shop.health", read_only=True)
+def health(hosts: list[str]) -> Result:
+    """One answer a host; the step fails if a host did, unless the plan tolerates it."""
+    return Result.from_hosts(hosts, lambda host: HostResult(host, error="no answer" if host == "db1" else None))

@@ -1,0 +1,196 @@
+"""Each example does what it is there to show; the README has a line for each."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longshore.orchestration import embedded
+from tests.servers import RedisServer
+
+ROOT = Path(__file__).resolve().parents[2]
+FEATURES = ROOT / "examples" / "features"
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """An embedded default of these tests' own, ended afterwards."""
+    folder = tmp_path_factory.mktemp("s")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("LONGSHORE_")}
+    env |= {"LONGSHORE_STATE_DIR": str(folder), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"}
+    yield env | {"LONGSHORE_IMPORTS": "shop"}
+    if pid := embedded.supervisor_pid(folder):
+        os.kill(pid, 15)
+        while embedded.supervisor_pid(folder):
+            time.sleep(0.05)
+
+
+def done(env: dict[str, str], *arguments: str) -> tuple[int, str]:
+    command = [sys.executable, *arguments] if arguments[0].endswith(".py") else ["longshore", *arguments]
+    ran = subprocess.run(command, cwd=FEATURES, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert "Traceback" not in ran.stderr, ran.stderr
+    return ran.returncode, ran.stdout
+
+
+def report(env: dict[str, str], plan: str, folder: Path | None = None) -> dict[str, Any]:
+    given = ["-p", f"folder={folder}"] if folder else []
+    _, out = done(env, "run", plan, *given, "-o", "json")
+    return json.loads(out)  # type: ignore[no-any-return]
+
+
+def steps(found: dict[str, Any]) -> dict[str, str]:
+    return {step["name"]: step["status"] for step in found["steps"]}
+
+
+def test_basic(environment: dict[str, str], tmp_path: Path) -> None:
+    found = report(environment, "basic.yaml", tmp_path)
+    assert (found["exit_code"], steps(found)) == (0, {"make": "changed", "page": "changed", "check": "unchanged"})
+    assert (tmp_path / "site" / "index.html").read_text() == "<h1>open</h1>\n"
+
+
+def test_functions(environment: dict[str, str], tmp_path: Path) -> None:
+    assert done(environment, "functions.py", str(tmp_path)) == (0, "succeeded 42 o-1\n")
+
+
+def test_parallel(environment: dict[str, str]) -> None:
+    found = report(environment, "parallel.yaml")
+    assert [step["level"] for step in found["steps"]] == [0, 1, 1, 1, 2]
+    assert found["state"] == "succeeded"
+
+
+def test_guards(environment: dict[str, str]) -> None:
+    _, out = done(environment, "guards.py")
+    assert "production clean changed" in out
+    assert "production restart changed" in out
+    assert "staging restart skipped only in production" in out
+
+
+def test_only_if_changed(environment: dict[str, str], tmp_path: Path) -> None:
+    assert steps(report(environment, "only-if-changed.yaml", tmp_path)) == {"config": "changed", "restart": "changed"}
+    second = report(environment, "only-if-changed.yaml", tmp_path)
+    assert steps(second) == {"config": "unchanged", "restart": "skipped"}
+    assert second["steps"][1]["reason"] == "no dependencies changed"
+
+
+def test_hooks(environment: dict[str, str]) -> None:
+    _, out = done(environment, "hooks.py")
+    assert out.splitlines() == [
+        "hooks: 3 steps",
+        "level 0: first",
+        "  first begins",
+        "  first changed",
+        "level 1: second",
+        "  second begins",
+        "  second attempt 1: no",
+        "  second failed",
+        "  second undone",
+        "  first undone",
+        "undone: 3 steps, 1 changed, 1 failed, 1 not_run; 2 undone",
+    ]
+
+
+def test_error_strategies(environment: dict[str, str]) -> None:
+    found = report(environment, "error-strategies.yaml")
+    assert (found["state"], found["exit_code"]) == ("partial", 3)
+    assert steps(found) == {"optional": "failed", "needs-it": "skipped", "needed": "changed", "end": "changed"}
+
+
+def test_failure_recovery(environment: dict[str, str]) -> None:
+    found = report(environment, "failure-recovery.yaml")
+    assert steps(found) == {"migrate": "failed", "report": "changed", "release-lock": "changed"}
+    assert found["steps"][1]["data"] == {"text": "the table is locked"}
+
+
+def test_retry(environment: dict[str, str], tmp_path: Path) -> None:
+    (step,) = report(environment, "retry.yaml", tmp_path)["steps"]
+    assert (step["status"], step["attempts"]) == ("changed", 3)
+
+
+def test_fan_out(environment: dict[str, str], tmp_path: Path) -> None:
+    found = report(environment, "fan-out.yaml", tmp_path)
+    assert (found["exit_code"], steps(found)["write"]) == (0, "changed")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["db1", "web1", "web2", "web3"]
+    assert found["steps"][2]["data"] == {"written": 4}
+
+
+def test_results(environment: dict[str, str]) -> None:
+    _, out = done(environment, "results.py")
+    assert out.splitlines() == [
+        "number='o-7' amount=42",
+        "{'amount': 42, 'text': 'order o-7'}",
+        "[('web1', 'unchanged'), ('db1', 'failed')]",
+        "the data of step 'used' is no Order: number: Field required",
+    ]
+
+
+def test_introspection(environment: dict[str, str]) -> None:
+    code, out = done(environment, "introspection.py")
+    assert code == 0
+    assert "step 'a': the steps wait for each other: a → b → a" in out
+    assert "[['pull'], ['stop'], ['migrate'], ['start']]" in out
+    assert "migrate undone 1" in out
+
+
+def test_own_operations(environment: dict[str, str], tmp_path: Path) -> None:
+    assert done(environment, "own_operations.py", str(tmp_path)) == (0, "undone undone ['charge', 'refund']\n")
+
+
+def test_approval(environment: dict[str, str]) -> None:
+    assert done(environment, "run", "approval.yaml", "--run-id", "ask-1", "--detach")[0] == 0
+    until = time.monotonic() + 60
+    while done(environment, "runs", "approve", "ask-1", "ask", "--note", "go", "--actor", "ann")[0] != 0:
+        assert time.monotonic() < until
+    code, out = done(environment, "runs", "watch", "ask-1", "-o", "json")
+    assert (code, json.loads(out)["steps"][2]["data"]) == (0, {"by": "ann", "note": "go"})
+
+
+def test_sub_plan(environment: dict[str, str], tmp_path: Path) -> None:
+    found = report(environment, "sub-plan.yaml", tmp_path)
+    assert found["steps"][1]["data"] == {"page": f"{tmp_path}/site/index.html"}
+    assert found["steps"][0]["data"]["run_id"] == f"{found['run_id']}.site"
+
+
+def test_celery_tasks(environment: dict[str, str], redis_server: RedisServer, tmp_path: Path) -> None:
+    env = environment | {
+        "LONGSHORE_REDIS_URL": redis_server.url,
+        "BANK_BROKER": redis_server.url,
+        "BANK_LEDGER": str(tmp_path / "ledger"),
+    }
+    apps = {"bank": FEATURES, "longshore.workers": tmp_path}
+    workers = []
+    for app, folder in apps.items():
+        with (tmp_path / f"{app}.log").open("wb") as log:
+            command = [sys.executable, "-m", "celery", "-A", app, "worker", "-c", "1", "-n", f"{app}@%h"]
+            own = env | ({"PYTHONPATH": str(FEATURES)} if app != "bank" else {})
+            workers.append(subprocess.Popen(command, cwd=folder, env=own, stdout=log, stderr=log))
+    try:
+        code, out = done(env, "celery_tasks.py")
+        assert (code, out) == (0, "undone [('charge', 'changed', 'undone'), ('ship', 'failed', 'undone')]\n")
+        assert (tmp_path / "ledger").read_text().split("\n") == [
+            "charge 42",
+            "ship o-1",
+            "fetch back o-1",
+            "refund 42",
+            "",
+        ]
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.wait(30)
+
+
+@pytest.mark.parametrize("path", sorted(FEATURES.iterdir()), ids=lambda path: path.name)
+def test_the_readme_has_a_line_for_each(path: Path) -> None:
+    if path.name not in {"__pycache__", "shop.py", "bank.py"}:
+        assert f"[{path.name}](examples/features/{path.name})" in (ROOT / "README.md").read_text()
