@@ -49,7 +49,7 @@ class HostFacts:
 class Context:
     """What an attempt may know and ask.
 
-    `op_id` (`<run>.<step>`, and the item's number where there is one) is the same at every attempt and
+    `op_id` (`<run>.<step>`, and `@<number>` for an item or host) is the same at every attempt and
     delivery: it is the idempotency key that effects and calls to others can carry. `fence` grows with every
     attempt. `deadline` is on the clock of `time.monotonic`. `asked_to_stop` is cheap to call often.
     `results` are the steps before this one, by name, read when they are asked for. `files` gives the content
@@ -78,8 +78,12 @@ class Context:
 
     @property
     def op_id(self) -> str:
-        whole = f"{self.run_id}.{self.step}"
-        return whole if self.unit is None else f"{whole}.{self.unit}"
+        return f"{self.run_id}.{self.part}"
+
+    @property
+    def part(self) -> str:
+        """The step, or the item of it; no name has an @."""
+        return self.step if self.unit is None else f"{self.step}@{self.unit}"
 
     @property
     def idempotency_key(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from longshore.orchestration.compiled import CompiledPlan, CompiledStep
 from longshore.orchestration.durations import format_duration, parse_duration
 from longshore.orchestration.operations import Retry, Waits
@@ -22,7 +24,7 @@ def explain(plan: CompiledPlan) -> str:
         for i in members:
             lines += _step(plan, plan.steps[i])
     path, longest = critical_path(plan)
-    lines += ["", f"Critical path, at most {format_duration(round(longest, 3))}: {' → '.join(path)}"]
+    lines += ["", f"Critical path, at most {_about(longest)}: {' → '.join(path)}"]
     lines += ["", "Undo, if a step fails:", *_undo(plan)]
     return "\n".join(lines)
 
@@ -40,6 +42,15 @@ def critical_path(plan: CompiledPlan) -> tuple[list[str], float]:
     """The steps that bound the run, one a level because a level waits for the one before, and their worst case."""
     longest = [max(members, key=lambda i: worst_case(plan, i)) for members in plan.levels]
     return [plan.steps[i].name for i in longest], sum(worst_case(plan, i) for i in longest)
+
+
+def _about(seconds: float) -> str:
+    """To the minute, where it is long."""
+    minutes = math.ceil(seconds / 60)
+    if minutes < 100:
+        return format_duration(round(seconds, 3))
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes}m" if minutes else f"{hours}h"
 
 
 def _timeout(step: CompiledStep) -> float:

@@ -28,7 +28,7 @@ def _shown(params: _Params) -> str:
 
 def _environment(ctx: Context, params: _Params) -> dict[str, str]:
     env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    env |= {"LONGSHORE_RUN_ID": ctx.run_id, "LONGSHORE_STEP": ctx.step, "LONGSHORE_ATTEMPT": str(ctx.attempt)}
+    env |= {"LONGSHORE_RUN_ID": ctx.run_id, "LONGSHORE_STEP": ctx.part, "LONGSHORE_ATTEMPT": str(ctx.attempt)}
     return env | params.env
 
 

@@ -145,7 +145,7 @@ def _sync_directory(path: Path) -> None:
 
 def _backup_path(ctx: Context) -> Path:
     """Bytes that were there before stay on the host, readable by the worker only."""
-    return get_settings().state_dir / "backups" / ctx.run_id / f"{ctx.step}.bytes"
+    return get_settings().state_dir / "backups" / ctx.run_id / f"{ctx.part}.bytes"
 
 
 def _keep(ctx: Context, data: bytes) -> None:

@@ -324,7 +324,7 @@ class Attempt:
             known = self._scope(templated, grant) | {"data": data, "before": before}
             rendered = undo.with_ | render_params(templated, known)
         params = validate_params(operation.params, rendered)
-        context.step = f"{self.step.name}.undo"
+        context.step = f"{self.step.name}@undo"
         done = self._doing(operation.name)
         own_before = done.before(context, params)
         if not self.store.journal(self.run_id, self.step_id, "u", grant.fence, _json(rendered), ""):

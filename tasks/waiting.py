@@ -65,7 +65,7 @@ class Place:
     @property
     def name(self) -> str:
         """Of the step, or of a unit, as ids have it."""
-        return self.plan.name_of(self.step_id).replace("[", ".").removesuffix("]")
+        return self.plan.name_of(self.step_id).replace("[", "@").removesuffix("]")
 
 
 class Waiting(Implementation[P], Generic[P]):
@@ -158,7 +158,7 @@ class ForeignTask(Waiting[TaskParams]):
     """An application's task, sent to the application's workers with a word to send when it has ended."""
 
     def park(self, place: Place, params: TaskParams) -> Parking:
-        task_id = f"{place.run_id}.{place.name}{'.undo' if place.side else ''}.{place.attempt}"
+        task_id = f"{place.run_id}.{place.name}{'@undo' if place.side else ''}.{place.attempt}"
         told = (place.run_id, place.step_id, place.side, place.fence)
         place.canvas(place.run_id, None).send_task(params.task, params.args, params.kwargs, params.queue, task_id, told)
         seconds = place.timeout or place.store.settings.step_timeout

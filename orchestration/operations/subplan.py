@@ -10,7 +10,7 @@ from longshore.orchestration.operations.base import NO_RETRY, Kind, Operation, P
 class RunParams(Params):
     """`plan` is a plan written out, a stored one's name, or a file's path from the folder of this plan's file.
 
-    It is read when the run is started, and kept with it. The child's id is `<run>.<step>`.
+    It is read when the run is started, and kept with it. The child's id is `<run>.<step>`, and `@<number>` for an item.
     """
 
     plan: str | dict[str, Any]

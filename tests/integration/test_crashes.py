@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from longshore.orchestration import Plan, Run
+from longshore.orchestration import E, Plan, Run
 from longshore.tasks.crash import POINTS
 from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import PATIENCE, Installation, Worker, lines, names, tree, wait_for
@@ -38,7 +38,11 @@ def forward(home: Path, marker: Path) -> Plan:
     left = plan.step("left", "file.deploy.execute", path=f"{home}/left.conf", content="new").after(link)
     once = f"echo once >> {home}/once"
     right = plan.step("right", "command.shell.execute", command=once, creates=f"{home}/once").after(link)
-    plan.step("tail", "file.deploy.execute", path=f"{home}/made/tail.conf", content="new").after(left, right)
+    # Items that are held back, and a person who lets it pass: what is parked, and goes on without a worker.
+    each = plan.step("each", "file.deploy.execute", path=f"{home}/made/{E.item}.conf", content="new")
+    each.after(left, right).foreach(["a", "b"]).max_parallel(1)
+    ask = plan.approval("ask", timeout="100ms", on_timeout="approve").after(each)
+    plan.step("tail", "file.deploy.execute", path=f"{home}/made/tail.conf", content="new").after(ask)
     return plan
 
 
@@ -46,12 +50,14 @@ def backward(home: Path, marker: Path) -> Plan:
     """Two levels that do something, and a step that arms the crash and fails; then what must always run."""
     plan = Plan("backward")
     first = plan.step("first", "file.deploy.execute", path=f"{home}/made/first.conf", content="new")
-    left = plan.step("left", "file.deploy.execute", path=f"{home}/left.conf", content="new").after(first)
+    left = plan.step("left", "file.deploy.execute", path=f"{home}/{E.item}.conf", content="new").after(first)
+    left.foreach(["left", "made/other"])
     right = plan.step("right", "file.deploy.execute", path=f"{home}/right.conf", content="as it was", mode="0600")
     right.after(first)
     fail = plan.step("fail", "command.shell.execute", command=f"{arming(marker)}; exit 1", changes=False)
     fail.after(left, right)
-    plan.step("always", "file.deploy.execute", path=f"{home}/always.conf", content="new").after(fail).always()
+    bye = plan.approval("bye", timeout="100ms", on_timeout="approve").after(fail).always()
+    plan.step("always", "file.deploy.execute", path=f"{home}/always.conf", content="new").after(bye).always()
     return plan
 
 
@@ -119,13 +125,16 @@ def test_a_run_that_goes_well_survives_a_crash_at(point: str, cases: dict[tuple[
         "link": "changed",
         "left": "changed",
         "right": "changed",
+        "each": "changed",
+        "ask": "unchanged",
         "tail": "changed",
     }
-    assert all(1 <= step.attempts <= 2 for step in report.steps)
-    assert sum(step.attempts - 1 for step in report.steps) == len(names(case.run, "lease_lost"))
+    attempts = [part.attempts for step in report.steps for part in step.items or [step]]
+    assert all(1 <= number <= 2 for number in attempts)
+    assert sum(number - 1 for number in attempts) == len(names(case.run, "lease_lost"))
     assert lines(case.home / "once") == ["once"]
-    assert sorted(names(case.run, "step_ended")) == ["arm", "left", "link", "right", "tail"]
-    for file in ("link.conf", "left.conf", "made/tail.conf"):
+    assert sorted(names(case.run, "step_ended")) == ["arm", "ask", "each", "left", "link", "right", "tail"]
+    for file in ("link.conf", "left.conf", "made/a.conf", "made/b.conf", "made/tail.conf"):
         assert (case.home / file).read_text() == "new"
     assert_at_rest(case)
 
@@ -140,7 +149,7 @@ def test_a_run_that_is_taken_back_survives_a_crash_at(point: str, cases: dict[tu
 
     # then
     report = case.run.report()
-    assert (report.state, report.exit_code, report.left_over) == ("undone", 1, [])
+    assert (report.state, report.exit_code, report.left_over) == ("undone", 1, []), report
     undone = {step.name: step.undo.status for step in report.steps if step.undo}
     assert undone == {"first": "undone", "left": "undone", "right": "undone"}
     assert report.step("fail").status in {"failed", "unknown"}
@@ -148,7 +157,7 @@ def test_a_run_that_is_taken_back_survives_a_crash_at(point: str, cases: dict[tu
     now = tree(case.home)
     assert now.pop("always.conf")[3] == b"new"
     assert now == case.before
-    assert sorted(names(case.run, "undo_ended")) == ["first", "left", "right"]
+    assert sorted(names(case.run, "undo_ended")) == ["first", "left[0]", "left[1]", "right"]
     assert names(case.run, "undo_ended")[-1] == "first"
     assert_at_rest(case)
 

@@ -593,7 +593,7 @@ def test_cancelling_the_parent_cancels_the_child(shop: Installation, tmp_path: P
     plan = Plan("parent")
     plan.run_plan("sub", child(tmp_path, sleep="60s"), {"name": "x"})
     started = shop.run(plan, run_id="parent-3")
-    wait_for("the file", lambda: (tmp_path / "x").exists())
+    wait_for("the file", (tmp_path / "x").exists)
     started.cancel("enough")
 
     report = started.wait(timeout=60)
@@ -627,7 +627,10 @@ def test_the_nine_hooks_are_called_in_order_with_what_they_are_given(shop: Insta
     told: list[tuple[str, Any]] = []
 
     def note(name: str) -> Any:
-        return lambda *args: told.append((name, tuple(short(each) for each in args)))
+        def hook(*args: Any) -> None:
+            told.append((name, tuple(short(each) for each in args)))
+
+        return hook
 
     def short(value: Any) -> Any:
         if isinstance(value, StepReport):

@@ -51,6 +51,8 @@ def test_order_queues_limits_and_retries_are_told() -> None:
         "  sweep: command.exec.execute after tell",
         "      queue command; at most 10m an attempt; up to 3 tries, waiting at most 3s in all",
         "",
+        "Critical path, at most 16h 31m: build → test → ship → tell → sweep",
+        "",
         "Undo, if a step fails:",
         "  sweep: WARNING: it has no undo; what it changed would stand (give it an undo, or undo: none)",
         "  tell: full undo by noop.execute on queue noop.undo",
@@ -74,6 +76,26 @@ def test_what_cannot_be_taken_back_is_warned_of_and_the_rest_is_told_apart() -> 
     assert line_of(plan, "none") == "nothing to take back, the plan says"
     assert line_of(plan, "own") == "file.deploy.execute on queue file.undo"
     assert line_of(plan, "last") == "never undone (always)"
+
+
+def test_guards_items_and_limits_are_told() -> None:
+    plan = Plan("p", on_error="continue", timeout="1h")
+    a = plan.step("a", "noop.execute")
+    b = plan.step("b", "noop.execute").after(a).foreach(a.data.all).max_parallel(3).tolerate("5%").target("web1")
+    b.only_if_any_host_changed().when(a.changed)
+    plan.approval("ask", timeout="10m").after(b)
+    plan.step("point", "noop.execute").irreversible().after("ask")
+
+    text = explain(compiled(plan))
+
+    assert "The whole run may take 1h" in text
+    assert (
+        "queue noop on web1; at most 1h an attempt; up to 4 tries, waiting at most 7s in all; only if any host" in text
+    )
+    assert "changed; when steps.a.changed; for each of {{ steps.a.data.all }}; 3 at once; 5% may fail; the run" in text
+    assert "Level 1: one step, its items in one chord" in text
+    assert "queue control; at most 10m an attempt; tried once" in text
+    assert "the point of no return: once it has succeeded, nothing is taken back" in text
 
 
 def test_what_goes_on_after_a_failure_is_told() -> None:
