@@ -23,11 +23,13 @@ from longshore.orchestration.settings import MAX_STEPS, MAX_UNITS
 def problems(plan: Plan) -> list[Problem]:
     """All that is wrong, in the order of the file; empty for a plan that can be run."""
     found = list(_whole(plan))
-    if found:
-        return found  # levels, and so what is upstream, have no meaning yet
+    if len(plan.steps) > MAX_STEPS:
+        return found
+    in_order = not found
     for name, step in plan.steps.items():
         found += _step(plan, name, step)
-    return found + list(_points_of_no_return(plan))
+    # Without an order of the steps there are no levels.
+    return found + (list(_points_of_no_return(plan)) if in_order else [])
 
 
 def _whole(plan: Plan) -> Iterator[Problem]:
@@ -65,7 +67,7 @@ def _upstream(plan: Plan, name: str) -> set[str]:
     stack = list(plan.steps[name].after)
     while stack:
         current = stack.pop()
-        if current not in seen:
+        if current not in seen and current in plan.steps:
             seen.add(current)
             stack += plan.steps[current].after
     return seen
@@ -108,7 +110,9 @@ def _guards(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
 
 def _may_fail(plan: Plan, name: str) -> bool:
     """Whether the run can go on after something of the step has failed."""
-    step = plan.steps[name]
+    step = plan.steps.get(name)
+    if step is None:
+        return True  # that it is not there is told elsewhere
     return step.always or step.tolerate is not None or (step.on_error or plan.on_error) == "continue"
 
 

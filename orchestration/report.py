@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -257,7 +257,7 @@ def _unit(fields: Mapping[str, str], step_id: StepId) -> tuple[StepRecord, _Done
         duration_s=_span(get(Field.STARTED), get(Field.ENDED)),
         task_ids=(get(Field.TASK_IDS) or "").split(),
         undo=undo,
-        reason=record.reason or None,
+        reason=_waits_for(get) if status is StepState.WAITING else record.reason or None,
         error=outcome.get("error"),
         data=outcome.get("data", {}),
     )
@@ -265,6 +265,11 @@ def _unit(fields: Mapping[str, str], step_id: StepId) -> tuple[StepRecord, _Done
     if not own and outcome.get("host"):
         own = [_host(part)]
     return record, _Done(part, own, changed)
+
+
+def _waits_for(get: Callable[[str], str | None]) -> str | None:
+    what = json.loads(get(Field.PARKED) or "{}").get("what")
+    return f"waits for {what}" if what else None
 
 
 def _host(part: ItemReport) -> HostReport:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from copy import deepcopy
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,7 @@ def parse(text: str, *, source: str = "plan", base_dir: str = ".", check: bool =
         plan = Plan.model_validate(document.data)
     except ValidationError as error:
         found = [_from_pydantic(item, document) for item in error.errors()]
+        found += _besides(document, error) if check else []
         raise PlanError(_unique(found), source=source) from None
     plan._base_dir = base_dir
     found = problems(plan) if check else []
@@ -196,6 +198,30 @@ def parse(text: str, *, source: str = "plan", base_dir: str = ".", check: bool =
     if found:
         raise PlanError(found, source=source)
     return plan
+
+
+def _besides(document: _Document, error: ValidationError) -> list[Problem]:
+    """What else is wrong with a plan whose only mistakes so far are fields that it may not have."""
+    data = deepcopy(document.data)
+    for item in error.errors():
+        if item["type"] != "extra_forbidden":
+            return []
+        *way, last = item["loc"]
+        place: Any = data
+        for part in way:
+            if isinstance(place, dict) and part not in place:
+                continue  # the name of a type, not a place
+            place = place[part]
+        if not isinstance(place, dict):
+            return []
+        place.pop(last, None)
+    try:
+        found = problems(Plan.model_validate(data))
+    except ValidationError:
+        return []
+    for problem in found:
+        problem.line = document.line(problem.path)
+    return found
 
 
 def _unique(found: list[Problem]) -> list[Problem]:

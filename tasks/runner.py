@@ -194,7 +194,7 @@ class Attempt:
 
     def _park(self, grant: Grant, side: str, parking: Parking) -> None:
         """Let go of the step; raises IsParked."""
-        info = _json(parking.info)
+        info = _json(parking.info | {"what": parking.what})
         if not self.store.park(self.run_id, self.step_id, side, grant.fence, parking.seconds, info, parking.what):
             raise Refused("the step is another attempt's now")
         point("step.parked")

@@ -76,6 +76,8 @@ def test_every_problem_of_a_bad_plan_is_told_on_a_line_of_its_own(broken: str, c
     assert err.splitlines() == [
         f"error: {broken}: line 7, step 'test': comes after 'biuld', which is not in the plan; did you mean 'build'?",
         f"error: {broken}: line 8, step 'lint': comes after 'biuld', which is not in the plan; did you mean 'build'?",
+        f"error: {broken}: line 9, step 'ship': unknown operation 'command.exec': did you mean command.exec.execute or "
+        "command.shell.execute?",
     ]
 
 
@@ -84,7 +86,11 @@ def test_problems_are_data_where_a_program_reads_them(broken: str, capsys: Captu
 
     told = json.loads(capsys.readouterr().out)
     assert told["valid"] is False
-    assert [(problem["step"], problem["line"]) for problem in told["problems"]] == [("test", 7), ("lint", 8)]
+    assert [(problem["step"], problem["line"]) for problem in told["problems"]] == [
+        ("test", 7),
+        ("lint", 8),
+        ("ship", 9),
+    ]
 
 
 def test_levels_are_printed(plan: str, capsys: Captured) -> None:

@@ -414,3 +414,32 @@ def test_a_file_of_parameters_is_one_mapping(tmp_path: Path) -> None:
         with pytest.raises(PlanError, match=says) as caught:
             read_mapping(path)
         told(caught.value)
+
+
+def test_everything_that_is_wrong_is_told_at_once() -> None:
+    text = """
+    name: bad
+    typo: 1
+    steps:
+      a: {op: noop.execute, with: {sleeep: 1}, after: nowhere, wen: x}
+      b: {op: noop.exec, after: a, foreach: abc, max_parallel: 2}
+      c: {op: noop.execute, after: b, only_if: failed}
+      d: {op: noop.execute, with: {data: "{{ steps.z.data }}"}, when: "params.x ==", max_parallel: 3}
+    """
+    with pytest.raises(PlanError) as caught:
+        parse(text)
+
+    told = [str(problem) for problem in caught.value.problems]
+    for part in (
+        "line 3: unknown field 'typo'",
+        "step 'a': unknown field 'wen'",
+        "step 'a': comes after 'nowhere'",
+        "step 'a': noop.execute has no parameter 'sleeep'",
+        "step 'b': unknown operation 'noop.exec'",
+        "step 'b': foreach: it is neither a list nor a template",
+        "step 'c': only_if: failed can never hold",
+        "step 'd': data: the template looks at step 'z'",
+        "step 'd': broken template",
+        "step 'd': max_parallel is for a step with a foreach or several hosts",
+    ):
+        assert any(part in line for line in told), (part, told)
