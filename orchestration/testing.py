@@ -24,8 +24,8 @@ _HOMES = {
     "Bench": "bench",
     "Done": "bench",
     "MemoryEngine": "engine_memory",
-    "Rehearsed": "bench",
-    "rehearse": "bench",
+    "Rehearsed": "rehearsal",
+    "rehearse": "rehearsal",
 }
 
 

@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from longshore.orchestration import events, lua, report, templates
+from longshore.orchestration import events, lua, report
 from longshore.orchestration.canvas import ADVANCE, CHAIN_LINKS, STEP, UNDO, Canvas
 from longshore.orchestration.compiled import CompiledPlan, StepId, index_of
 from longshore.orchestration.errors import ConfigError, OperationError, StepTimeout, Unsuccessful
 from longshore.orchestration.events import Event
 from longshore.orchestration.hooks import Hooks, Teller
 from longshore.orchestration.operations import Operation, Params, find
-from longshore.orchestration.plan import Plan, UndoSpec
+from longshore.orchestration.plan import Plan
 from longshore.orchestration.report import Report
 from longshore.orchestration.request import request_body
 from longshore.orchestration.settings import Settings
@@ -29,6 +29,7 @@ from longshore.tasks import docker, engine, file, noop, waiting  # noqa: F401 - 
 from longshore.tasks.driver import Driver
 from longshore.tasks.engine_memory import MemoryEngine
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implementation
+from longshore.tasks.placeholders import placeholders
 from longshore.tasks.plans import NotOurs, Plans
 from longshore.tasks.runner import Attempt, AttemptFailed, IsParked, Refused, TryAgain
 from longshore.tasks.waiting import Waiting
@@ -443,57 +444,3 @@ class _BenchAttempt(Attempt):
         if isinstance(done, Waiting) and self.bench.scripts.get(self.step.name):
             return _Staged(self.bench, find(operation), None)
         return done
-
-
-# --- rehearsing -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rehearsed:
-    """How a run would end in which that step fails; None is the run in which all goes well."""
-
-    step: str | None
-    report: Report
-
-
-def rehearse(plan: Plan, params: Mapping[str, Any] | None = None) -> Iterator[Rehearsed]:
-    """The run in which all goes well, then one for each step, in which that step fails."""
-    for step in [None, *plan.steps]:
-        bench = Bench(pretend=True)
-        for name, made in plan.steps.items():
-            if made.op == "approval.wait.execute":
-                bench.approve(name)
-        if step is not None:
-            bench.fail(step, OperationError("fails, in this rehearsal"))
-        yield Rehearsed(step, bench.run(plan, params, run_id="rehearsal"))
-
-
-def placeholders(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Per step data, and what it journals, of the shape that templates look for."""
-    data: dict[str, dict[str, Any]] = {}
-    before: dict[str, dict[str, Any]] = {}
-    for own, step in plan.steps.items():
-        lists = templates.paths(step.foreach) if step.foreach is not None else []
-        texts = [step.with_, [templates.braced(guard.if_) for guard in step.when]]
-        if isinstance(step.undo, UndoSpec):
-            texts.append(step.undo.with_)
-        for path in [*lists, *templates.paths(texts)]:
-            match path:
-                case ("steps", name, "data", *rest) if rest:
-                    _fill(data.setdefault(name, {}), rest, f"{name}-{rest[-1]}", is_list=path in lists)
-                case ("data", *rest) if rest:
-                    _fill(data.setdefault(own, {}), rest, f"{own}-{rest[-1]}", is_list=False)
-                case ("before", *rest) if rest:
-                    _fill(before.setdefault(own, {}), rest, f"{own}-{rest[-1]}", is_list=False)
-                case _:
-                    pass
-    return data, before
-
-
-def _fill(data: dict[str, Any], path: Sequence[str], text: str, *, is_list: bool) -> None:
-    for part in path[:-1]:
-        inner = data.setdefault(part, {})
-        if not isinstance(inner, dict):
-            return
-        data = inner
-    data.setdefault(path[-1], [f"{text}-1", f"{text}-2"] if is_list else text)

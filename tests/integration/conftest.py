@@ -113,6 +113,14 @@ def module_installation(
         _close(installation)
 
 
+@pytest.fixture(scope="module")
+def shop(module_installation: MakeInstallation) -> Installation:
+    """An installation whose worker knows the operations of `own_operations`."""
+    made = module_installation(options={"imports": "tests.integration.own_operations"})
+    made.worker("shop", "-c", "4", PYTHONPATH=made.pythonpath).start()
+    return made
+
+
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
     """A folder whose path leaves room for a socket's name."""

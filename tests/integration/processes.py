@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import redis
 
-from longshore.orchestration import Client, Plan, Run, Settings
+from longshore.orchestration import Client, Plan, Report, Run, Settings
 from longshore.orchestration.canvas import producer
 
 T = TypeVar("T")
@@ -296,6 +296,15 @@ def tree(folder: Path) -> dict[str, tuple[Any, ...]]:
 def lines(path: Path) -> Sequence[str]:
     """The lines of a file; none where there is no file."""
     return path.read_text().splitlines() if path.exists() else []
+
+
+def report_of(installation: Installation, plan: Plan, **params: Any) -> Report:
+    """A plan run to its end."""
+    return installation.run(plan, **params).wait(timeout=PATIENCE)
+
+
+def statuses(report: Report) -> dict[str, str]:
+    return {step.name: str(step.status) for step in report.steps}
 
 
 def names(run: Run, event: str) -> list[str]:

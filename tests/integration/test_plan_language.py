@@ -7,34 +7,17 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from longshore.orchestration import DecodeError, E, Event, Hooks, Plan, Report, StepReport, WaitTimeout, parse
+from longshore.orchestration import DecodeError, E, Event, Hooks, Plan, StepReport, WaitTimeout, parse
 from longshore.orchestration.settings import LARGE_DATA_BYTES, MAX_DATA_BYTES
 from tests.integration import own_operations
-from tests.integration.conftest import MakeInstallation
 from tests.integration.own_operations import Bill
-from tests.integration.processes import Installation, lines, names, wait_for
-
-
-@pytest.fixture(scope="module")
-def shop(module_installation: MakeInstallation) -> Iterator[Installation]:
-    made = module_installation(options={"imports": "tests.integration.own_operations"})
-    made.worker("shop", "-c", "4", PYTHONPATH=made.pythonpath).start()
-    return made
-
-
-def run(shop: Installation, plan: Plan, **params: Any) -> Report:
-    return shop.run(plan, **params).wait(timeout=90)
-
-
-def statuses(report: Report) -> dict[str, str]:
-    return {step.name: str(step.status) for step in report.steps}
-
+from tests.integration.processes import Installation, lines, names, statuses, wait_for
+from tests.integration.processes import report_of as run
 
 # --- every field -----------------------------------------------------------------------------------------
 

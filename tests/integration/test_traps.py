@@ -4,31 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from longshore.orchestration import Plan, PlanError, Report
+from longshore.orchestration import Plan, PlanError
 from tests.integration import own_operations
-from tests.integration.conftest import MakeInstallation
-from tests.integration.processes import Installation, lines
-
-
-@pytest.fixture(scope="module")
-def shop(module_installation: MakeInstallation) -> Iterator[Installation]:
-    made = module_installation(options={"imports": "tests.integration.own_operations"})
-    made.worker("shop", "-c", "4", PYTHONPATH=made.pythonpath).start()
-    return made
-
-
-def run(shop: Installation, plan: Plan, **params: Any) -> Report:
-    return shop.run(plan, **params).wait(timeout=60)
-
-
-def statuses(report: Report) -> dict[str, str]:
-    return {step.name: str(step.status) for step in report.steps}
+from tests.integration.processes import Installation, lines, statuses
+from tests.integration.processes import report_of as run
 
 
 def test_trap_1_stop_is_fail_fast(shop: Installation) -> None:
