@@ -79,6 +79,12 @@ def _step(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
     yield from _operation(plan, name, step.op, step.with_, at, templates.ROOTS | item)
     yield from _guards(plan, name, step)
     yield from _fan_out(plan, name, step)
+    operation = all_operations().get(step.op)
+    if operation is not None and operation.waits in {Waits.PERSON, Waits.RUN} and step.retry is not None:
+        yield Problem(f"{step.op} is not tried again, so it has no retry", step=name, path=(*at, "retry"))
+    undo_by = getattr(operation.function, "undo_by", None) if operation is not None else None
+    if undo_by is not None and undo_by not in all_operations():
+        yield Problem(f"the undo of {step.op} is the unknown operation {undo_by!r}", step=name, path=(*at, "op"))
     if step.op == subplan.RUN.name:
         yield from _sub_plan(plan, name, step)
     if step.op == celery.CELERY.name and step.timeout is None:
@@ -91,13 +97,19 @@ def _step(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
         undo_at = (*at, "undo")
         roots = templates.ROOTS | {"data", "before"} | item
         yield from _operation(plan, name, step.undo.op, step.undo.with_, undo_at, roots)
+        undo = all_operations().get(step.undo.op)
+        if undo is not None and undo.waits in {Waits.PERSON, Waits.RUN}:
+            yield Problem(f"{undo.name} cannot be an undo: give one that acts by itself", step=name, path=undo_at)
         if step.always:
             yield Problem("an always step is never undone, so its undo would never run", step=name, path=undo_at)
 
 
 def _guards(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
     for condition in step.when:
-        yield from _template(plan, name, "when", templates.braced(condition.if_), ("steps", name, "when"))
+        where = ("steps", name, "when")
+        expression = templates.braced(condition.if_)
+        yield from _template(plan, name, "when", expression, where)
+        yield from _condition(plan, name, expression, where)
     at_failure = [word for word in step.only_if if word in LOOKS_AT_FAILURE]
     if at_failure and step.after and not step.always and not any(_may_fail(plan, d) for d in step.after):
         yield Problem(
@@ -105,6 +117,26 @@ def _guards(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
             "give one of them on_error: continue",
             step=name,
             path=("steps", name, "only_if"),
+        )
+
+
+def _condition(plan: Plan, name: str, expression: str, where: tuple[str, ...]) -> Iterator[Problem]:
+    """A condition that always has the same answer is a mistake."""
+    try:
+        lone, failed = templates.is_lone(expression), templates.looks_for_failure_of(expression)
+    except templates.TemplateProblem:
+        return  # told already
+    if not lone:
+        yield Problem(
+            f"when: {expression!r} is text, and text is true: write the condition without braces",
+            step=name,
+            path=where,
+        )
+    if failed is not None and failed in plan.steps and not plan.steps[name].always and not _may_fail(plan, failed):
+        yield Problem(
+            f"when: it can never hold: step {failed!r} ends the run when it fails; give it on_error: continue",
+            step=name,
+            path=where,
         )
 
 
@@ -121,6 +153,12 @@ def _fan_out(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
     target = step.target or plan.target
     if isinstance(step.foreach, str) and not templates.is_template(step.foreach):
         yield Problem("foreach: it is neither a list nor a template that gives one", step=name, path=(*at, "foreach"))
+    elif isinstance(step.foreach, str) and not _is_lone(step.foreach):
+        yield Problem("foreach: it can only give text, not a list: write one {{ expression }}", step=name, path=at)
+    try:
+        json.dumps(step.foreach, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        yield Problem(f"foreach: its items are not what JSON can hold: {error}", step=name, path=(*at, "foreach"))
     if step.foreach is not None:
         yield from _template(plan, name, "foreach", step.foreach, (*at, "foreach"))
     yield from _template(plan, name, "target", target, (*at, "target") if step.target else ("target",))
@@ -134,6 +172,13 @@ def _fan_out(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
     operation = all_operations().get(step.op)
     if many and operation is not None and operation.waits is Waits.RUN and target == "_all":
         yield Problem("a sub-plan runs once, not on each host", step=name, path=at)
+
+
+def _is_lone(text: str) -> bool:
+    try:
+        return templates.is_lone(text)
+    except templates.TemplateProblem:
+        return True  # broken, which is told elsewhere
 
 
 def _points_of_no_return(plan: Plan) -> Iterator[Problem]:
@@ -152,7 +197,9 @@ def _points_of_no_return(plan: Plan) -> Iterator[Problem]:
                 step=name,
                 path=at,
             )
-        if point.step.undo not in {None, "none"}:
+        if point.always:
+            yield Problem("it is irreversible, and so cannot be an always step", step=name, path=at)
+        if isinstance(point.step.undo, UndoSpec):
             yield Problem("it is irreversible, so its undo would never run", step=name, path=at)
         for step in compiled.steps:
             if step.level > point.level and isinstance(step.step.undo, UndoSpec):

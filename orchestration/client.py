@@ -17,7 +17,7 @@ from uuid import uuid4
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from longshore.orchestration import embedded, events, report
+from longshore.orchestration import embedded, events, report, templates
 from longshore.orchestration.canvas import PROBE, Canvas, producer
 from longshore.orchestration.compiled import CompiledPlan, StepId
 from longshore.orchestration.errors import (
@@ -127,7 +127,8 @@ class Client:
         body = self.store.body(run_id)
         if body is None:
             raise UnknownName(f"no run {run_id!r}", remedy="longshore runs ls shows the latest")
-        return Run(self, run_id, CompiledPlan(Plan.model_validate(body["plan"])), attached=True)
+        plan = CompiledPlan(Plan.model_validate(body["plan"]), lenient=True)
+        return Run(self, run_id, plan, attached=True)
 
     def runs(self, limit: int = 50) -> list[Run]:
         """The latest runs, newest first."""
@@ -154,40 +155,70 @@ class Client:
         compiled = CompiledPlan(checked)
         probe_id = uuid4().hex
         self.store.put_probe(probe_id, json.dumps(body, ensure_ascii=False), _PROBE_SECONDS)
+        asked, answers = self._where(compiled, body["params"])
         try:
-            self._ask(probe_id, compiled)
-            answers = self._answers(probe_id, compiled)
+            for index, queue in asked:
+                self._ask(probe_id, compiled, index, queue)
+            answers += self._answers(probe_id, compiled, asked)
         finally:
             self.store.drop_probe(probe_id)
+        answers.sort(key=lambda answer: (compiled.steps[answer["index"]].level, answer["index"], answer["host"]))
         return [
-            {"step": compiled.steps[i].name, "op": compiled.steps[i].operation.name, "level": level}
-            | {key: answers[i][key] for key in ("host", "action", "changed", "undo", "impossible")}
-            for level, members in enumerate(compiled.levels)
-            for i in members
+            {"step": step.name, "op": step.operation.name, "level": step.level}
+            | {key: answer[key] for key in ("host", "action", "changed", "undo", "impossible")}
+            for answer in answers
+            for step in [compiled.steps[answer["index"]]]
         ]
 
-    def _ask(self, probe_id: str, plan: CompiledPlan) -> None:
+    def _where(
+        self, plan: CompiledPlan, params: Mapping[str, Any]
+    ) -> tuple[list[tuple[int, str]], list[dict[str, Any]]]:
+        """Which queue is asked for which step, one for each of its hosts; and what is known without asking."""
+        asked: list[tuple[int, str]] = []
+        known: list[dict[str, Any]] = []
+        hosts = self.store.hosts()
+        alive = [host for host, lives in hosts.items() if lives]
         for step in plan.steps:
-            self._producer.signature(
-                PROBE,
-                args=(probe_id, step.index),
-                options={
-                    "queue": step.queue,
-                    "expires": _PROBE_SECONDS,
-                    "shadow": f"{plan.plan.name}.{step.name} (dry run)",
-                    "argsrepr": f"({step.name!r},)",
-                },
-            ).apply_async()
+            try:
+                target = str(templates.render(step.target, {"params": dict(params)}))
+            except templates.TemplateProblem:
+                target = "_any"  # known when its turn comes
+            if target == "_any":
+                asked.append((step.index, step.queue))
+            elif target == "_all" or target in alive:
+                asked += [(step.index, step.queue_at(host)) for host in (alive if target == "_all" else [target])]
+            if target != "_any" and not any(index == step.index for index, _ in asked):
+                what = "no host has a worker" if target == "_all" else f"no host {target!r} has a worker now"
+                known.append(
+                    {"index": step.index, "host": target, "action": f"would fail: {what}", "changed": False}
+                    | {"undo": "nothing to take back", "impossible": what}
+                )
+        return asked, known
 
-    def _answers(self, probe_id: str, plan: CompiledPlan) -> dict[int, dict[str, Any]]:
-        answers: dict[int, dict[str, Any]] = {}
+    def _ask(self, probe_id: str, plan: CompiledPlan, index: int, queue: str) -> None:
+        step = plan.steps[index]
+        self._producer.signature(
+            PROBE,
+            args=(probe_id, index),
+            options={
+                "queue": queue,
+                "expires": _PROBE_SECONDS,
+                "shadow": f"{plan.plan.name}.{step.name} (dry run)",
+                "argsrepr": f"({step.name!r},)",
+            },
+        ).apply_async()
+
+    def _answers(self, probe_id: str, plan: CompiledPlan, asked: list[tuple[int, str]]) -> list[dict[str, Any]]:
+        """One for each question. Raises WaitTimeout where a queue stays silent."""
+        answers: list[dict[str, Any]] = []
         until = time.monotonic() + _PROBE_SECONDS
-        while len(answers) < len(plan):
+        while len(answers) < len(asked):
             answer = self.store.next_answer(probe_id, 1.0)
             if answer is not None:
-                answers[answer["index"]] = answer
+                answers.append(answer)
             elif time.monotonic() > until:
-                silent = sorted({s.queue for s in plan.steps if s.index not in answers})
+                told = {answer["index"] for answer in answers}
+                silent = sorted({queue for index, queue in asked if index not in told})
                 raise WaitTimeout(f"no worker answered for: {', '.join(silent)}", remedy="start one: longshore worker")
         return answers
 

@@ -11,8 +11,9 @@ from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 
 from longshore.orchestration import templates
+from longshore.orchestration.errors import UnknownName
 from longshore.orchestration.guards import LOOKS_AT_FAILURE
-from longshore.orchestration.operations import Operation, Retry, Waits, find
+from longshore.orchestration.operations import NO_RETRY, Kind, Operation, Params, Result, Retry, Undo, Waits, find
 from longshore.orchestration.plan import Plan, Step
 
 #: A step by its index, or a unit of one that was fanned out as `<index>.<unit>`.
@@ -33,6 +34,13 @@ def unit_of(step_id: StepId) -> int | None:
 def as_id(text: str) -> StepId:
     """An id as the record has it."""
     return text if "." in text else int(text)
+
+
+def _unknown(name: str) -> Operation:
+    try:
+        return find(name)
+    except UnknownName:
+        return Operation(name, Params, Result, "unknown", Kind.ACTS, Undo.NONE, "not known here")
 
 
 def find_cycle(plan: Plan) -> list[str] | None:
@@ -135,9 +143,13 @@ def at_host(queue: str, host: str) -> str:
 
 
 class CompiledPlan:
-    """The plan by numbers. The plan must be free of problems."""
+    """The plan by numbers. The plan must be free of problems.
 
-    def __init__(self, plan: Plan) -> None:
+    `lenient` takes operations that are not known here for what they say of themselves: for looking at a run, not
+    for doing it.
+    """
+
+    def __init__(self, plan: Plan, *, lenient: bool = False) -> None:
         self.plan = plan
         names = list(plan.steps)
         index = {name: i for i, name in enumerate(names)}
@@ -155,7 +167,7 @@ class CompiledPlan:
                 index=i,
                 name=name,
                 step=plan.steps[name],
-                operation=find(plan.steps[name].op),
+                operation=_unknown(plan.steps[name].op) if lenient else find(plan.steps[name].op),
                 level=level[name],
                 needs=tuple(index[d] for d in graph[name]),
                 needed_by=tuple(needed_by[i]),
@@ -177,8 +189,12 @@ class CompiledPlan:
         return not step.always and (step.step.on_error or self.plan.on_error) == "stop"
 
     def retry_policy(self, index: int) -> Retry:
-        """The step's own policy, else the plan's, else the operation's."""
+        """The step's own policy, else the plan's, else the operation's. What waits for a person or a run is not
+        tried again.
+        """
         step = self.steps[index]
+        if step.waits in {Waits.PERSON, Waits.RUN}:
+            return NO_RETRY
         return step.step.retry or self.plan.retry or step.operation.retry
 
     def may_chain(self, index: int) -> bool:

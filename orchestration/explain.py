@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from longshore.orchestration import templates
 from longshore.orchestration.compiled import CompiledPlan, CompiledStep
 from longshore.orchestration.durations import format_duration, parse_duration
 from longshore.orchestration.operations import Retry, Waits
@@ -55,7 +56,10 @@ def _about(seconds: float) -> str:
 
 def _timeout(step: CompiledStep) -> float:
     if step.waits is Waits.PERSON and step.step.timeout is None:
-        return parse_duration(step.step.with_.get("timeout", ApprovalParams().timeout))
+        given = step.step.with_.get("timeout", ApprovalParams().timeout)
+        return ApprovalParams().timeout if templates.has_template(given) else parse_duration(given)
+    if step.waits is Waits.RUN and step.step.timeout is None:
+        return 0.0  # the other plan's own time
     return step.step.timeout or get_settings().step_timeout
 
 
@@ -70,7 +74,7 @@ def _step(plan: CompiledPlan, step: CompiledStep) -> list[str]:
     after = f" after {', '.join(plan.steps[i].name for i in step.needs)}" if step.needs else ""
     facts = [
         f"queue {step.queue}" + (f" on {step.target}" if step.target != "_any" else ""),
-        f"at most {format_duration(_timeout(step))} an attempt",
+        f"at most {format_duration(_timeout(step))} an attempt" if _timeout(step) else "as long as its own run takes",
         _retry(plan.retry_policy(step.index)),
     ]
     facts += guards_of(step)

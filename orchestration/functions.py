@@ -25,6 +25,8 @@ from longshore.orchestration.operations import Result as AnyResult
 P = ParamSpec("P")
 R = TypeVar("R")
 
+#: What the functions that are added to an operation are given, and what pydantic's models have.
+_TAKEN = frozenset({"before", "data", "model_config"})
 #: The queue of functions that name none.
 QUEUE = "functions"
 
@@ -155,6 +157,8 @@ def _params(name: str, function: Callable[..., Any], context: str | None) -> typ
             continue
         if parameter.kind not in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}:
             raise ConfigError(f"operation {name!r}: its parameters need names, *args and **kwargs have none")
+        if parameter.name in _TAKEN:
+            raise ConfigError(f"operation {name!r}: a parameter cannot be called {parameter.name!r}")
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[parameter.name] = (hints.get(parameter.name, Any), default)
     title = "".join(part.capitalize() for part in name.replace("-", ".").replace("_", ".").split("."))

@@ -87,6 +87,8 @@ class Teller:
     level: int | None = None
     #: Steps that `before_step` was called for.
     begun: set[str] = field(default_factory=set)
+    #: Of each step the parts that are still to be taken back.
+    undoing: dict[str, set[str]] = field(default_factory=dict)
 
     def tell(self, event: Event, hooks: Hooks) -> None:
         """Call what the event means."""
@@ -102,7 +104,7 @@ class Teller:
     def calls(self, event: Event) -> Iterator[tuple[str, Callable[[], tuple[Any, ...]]]]:
         """The hooks that an event calls; what they are given is read only if it is asked for."""
         step = event.step or ""
-        whole = step.partition("[")[0] if step not in self.plan.index else step
+        whole = self._whole(step)
         match event.name:
             case "run_started":
                 yield "before_plan", lambda: (self._summary(),)
@@ -124,8 +126,15 @@ class Teller:
                 yield "after_step", lambda: (self._step(whole),)
             case "step_ended":
                 yield "after_step", lambda: (self._step(whole),)
+            case "undo_level_started":
+                for part in event.fields["steps"].split():
+                    self.undoing.setdefault(self._whole(part), set()).add(part)
             case "undo_ended" | "undo_impossible":
-                yield "on_undo", lambda: (self._step(whole),)
+                left = self.undoing.get(whole, set())
+                left.discard(step)
+                # A step with items is told of once: when the last of them has been taken back.
+                if not left and (event.name == "undo_ended" or whole not in self.undoing):
+                    yield "on_undo", lambda: (self._step(whole),)
             case "run_aborting" | "run_undoing" | "run_finishing":
                 if event.name != "run_aborting":
                     yield from self._end_level()
@@ -134,6 +143,9 @@ class Teller:
                 yield "after_plan", lambda: (self._report(),)
             case _:
                 return
+
+    def _whole(self, part: str) -> str:
+        return part if part in self.plan.index else part.partition("[")[0]
 
     def _end_level(self) -> Iterator[tuple[str, Callable[[], tuple[Any, ...]]]]:
         if self.level is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import pairwise
@@ -70,13 +71,30 @@ def _none_or_spec(value: Any) -> Any:
 
 
 def _as_tolerance(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if text is not None and (not isinstance(text, str) or not re.fullmatch(TOLERATE, text)):
+        raise ValueError("must be a number of items or hosts, or a part of them: 2, or 10%")
+    return text
+
+
+def _as_target(value: Any) -> Any:
+    if value is not None and (not isinstance(value, str) or not re.fullmatch(TARGET, value)):
+        raise ValueError("must be _any, _all, or a host's name")
+    return value
 
 
 def _as_conditions(value: Any) -> Any:
     """`when` is one expression, one with a reason, or several: they are kept as a list of both."""
     given = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, str | Expression | Mapping | When) for one in given):
+        raise ValueError("must be an expression, as text")
     return [{"if": as_text(one)} if isinstance(one, str | Expression) else one for one in given]
+
+
+def _as_items(value: Any) -> Any:
+    if value is not None and not isinstance(value, list | str):
+        raise ValueError("must be a list, or a template that gives one")
+    return value
 
 
 def _shortest(conditions: list[When]) -> Any:
@@ -151,13 +169,13 @@ class Step(_Model):
     only_if: Annotated[list[OnlyIf], BeforeValidator(_as_list), _GUARDS] = Field(
         default_factory=list, description="What the steps before it must have done, else the step is skipped"
     )
-    foreach: list[Any] | str | None = Field(
+    foreach: Annotated[list[Any] | str | None, BeforeValidator(_as_items)] = Field(
         None, description="A list, or an expression that gives one: the step is done for each item at the same time"
     )
-    target: Annotated[str, Field(pattern=TARGET)] | None = Field(
+    target: Annotated[str | None, BeforeValidator(_as_target)] = Field(
         None, description="_any worker, _all hosts, or one host by its name"
     )
-    tolerate: Annotated[str, BeforeValidator(_as_tolerance), Field(pattern=TOLERATE)] | None = Field(
+    tolerate: Annotated[str | None, BeforeValidator(_as_tolerance)] = Field(
         None, description="How many of its items or hosts may fail: 2, or 10%"
     )
     max_parallel: Annotated[int, Field(ge=1)] | None = Field(
@@ -185,7 +203,7 @@ class Plan(_Model):
     params: dict[str, Param] = Field(default_factory=dict, description="Typed inputs")
     on_error: OnError = Field("stop", description="What a step's final failure does, unless the step says otherwise")
     on_failure: OnFailure = Field("undo", description="Whether a run that is ended is taken back or kept as it is")
-    target: Annotated[str, Field(pattern=TARGET)] = Field("_any", description="Where its steps run")
+    target: Annotated[str, BeforeValidator(_as_target)] = Field("_any", description="Where its steps run")
     sequential: bool = Field(default=False, description="Each step comes after the one before it")
     retry: Retry | None = Field(None, description="When failed attempts are tried again, for all steps")
     timeout: Duration | None = Field(None, description="Time of the whole run; running out of it is a failure")

@@ -164,8 +164,10 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
     if run.get("err") or run.get("err_step"):
         name = plan.steps[int(run["err_step"])].name if run.get("err_step") else None
         error = ErrorReport(step=name, message=run.get("err", ""))
-    else:
+    elif state is not RunState.SUCCEEDED:
         error = next((ErrorReport(step=s.name, message=s.error) for s in reports if s.error), None)
+    if error is None and state is RunState.PENDING and run.get("held"):
+        error = ErrorReport(message=run["held"])
     return Report(
         run_id=run_id,
         plan=plan.plan.name,
@@ -195,6 +197,8 @@ def _step(plan: CompiledPlan, index: int, fields: Mapping[str, str]) -> tuple[St
     units = [_unit(fields, f"{index}.{n}") for n in range(int(fields.get(f"{Field.UNITS}:{index}", 0)))]
     record, done = _unit(fields, index)
     hosts, data, error = done.hosts, done.part.data, done.part.error
+    if step.step.foreach is not None:
+        data = {"results": []}
     if units:
         hosts = _by_host(units)
         # Hosts without items: each has its own data, and the step has none.
@@ -235,8 +239,7 @@ def _unit(fields: Mapping[str, str], step_id: StepId) -> tuple[StepRecord, _Done
         return fields.get(f"{kind}:{step_id}")
 
     outcome = json.loads(get(Field.OUTCOME) or "{}")
-    if (large := get("data")) is not None:
-        outcome["data"] = json.loads(large)
+    outcome |= json.loads(get("bulk") or "{}")
     status = StepState(get(Field.STATUS) or "pending")
     undo = _undo(get)
     record = StepRecord(

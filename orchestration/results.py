@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
@@ -32,10 +32,16 @@ class HostResult:
     status: HostStatus | None = None
 
     def as_record(self) -> dict[str, Any]:
+        """As JSON holds it. OperationError for what a report could not read."""
         implied = "failed" if self.error else "changed" if self.changed else "unchanged"
-        record = {"host": self.host, "status": self.status or implied, "changed": self.changed}
+        status = self.status or implied
+        if not isinstance(self.host, str) or not self.host:
+            raise OperationError(f"a host's result has the name {self.host!r}, which is no name of a host")
+        if status not in get_args(HostStatus):
+            raise OperationError(f"host {self.host!r}: {status!r} is none of {', '.join(get_args(HostStatus))}")
+        record = {"host": self.host, "status": status, "changed": bool(self.changed)}
         if self.error:
-            record["error"] = self.error
+            record["error"] = str(self.error)
         if self.data is not None:
             record["data"] = as_mapping(self.data)
         return record

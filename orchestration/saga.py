@@ -135,6 +135,7 @@ class Finish:
 
 Transition = OpenLevel | OpenUndo | Abort | Drain | GiveUpUndo | Finish
 
+_IRREVERSIBLE = "it is irreversible"
 _QUEUED = frozenset({StepState.READY, StepState.RETRYING})
 _STOPPED_HALF_WAY = frozenset({StepState.FAILED, StepState.CANCELLED})
 _UNDO_QUEUED = frozenset({UndoState.READY, UndoState.RETRYING, UndoState.WAITING})
@@ -255,7 +256,7 @@ def _while_aborting(
         return Drain(queued)
     if any(leaf.status in _AT_WORK for _, _, leaf in _leaves(plan, steps)):
         return None
-    if not run.keep and not _past_return(plan, steps) and (undo := _open_undo(plan, steps, len(plan.levels))):
+    if not run.keep and not past_return(plan, steps) and (undo := _open_undo(plan, steps, len(plan.levels))):
         return undo
     return _always_or_end(plan, run, steps, gate)
 
@@ -267,9 +268,9 @@ def _can_be_cancelled(leaf_id: StepId, step: CompiledStep, leaf: StepRecord) -> 
     return leaf.status in _QUEUED or held_back or parked
 
 
-def _past_return(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> bool:
+def past_return(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> bool:
     """Whether the point of no return was passed: what was done stays."""
-    return any(step.step.irreversible and steps[step.index].status in STEP_GOOD for step in plan.steps)
+    return any(_is_point(step, steps[step.index]) for step in plan.steps)
 
 
 def _while_undoing(
@@ -291,13 +292,19 @@ def _open_undo(plan: CompiledPlan, steps: Mapping[int, StepRecord], below: int) 
         if leaf[1].level < below and _may_have_acted(leaf[1], leaf[2]):
             todo.setdefault(leaf[1].level, []).append(leaf)
     for level in sorted(todo, reverse=True):
-        ready = tuple(i for i, step, _ in todo[level] if step.has_undo)
+        ready = tuple(i for i, step, leaf in todo[level] if step.has_undo and not _is_point(step, leaf))
         impossible = {
-            i: _why_impossible(leaf) for i, step, leaf in todo[level] if not step.has_undo and step.step.undo != "none"
+            i: _IRREVERSIBLE if _is_point(step, leaf) else _why_impossible(leaf)
+            for i, step, leaf in todo[level]
+            if _is_point(step, leaf) or (not step.has_undo and step.step.undo != "none")
         }
         if ready or impossible:
             return OpenUndo(level, ready, impossible)
     return None
+
+
+def _is_point(step: CompiledStep, record: StepRecord) -> bool:
+    return step.step.irreversible and record.status in STEP_GOOD
 
 
 def _may_have_acted(step: CompiledStep, record: StepRecord) -> bool:
@@ -337,7 +344,7 @@ def _not_reached(record: StepRecord) -> bool:
 
 def _bad_end(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord]) -> RunState:
     # An undo that somebody asked for afterwards takes back what it can.
-    if run.keep or (_past_return(plan, steps) and run.undo_level is None):
+    if run.keep or (past_return(plan, steps) and run.undo_level is None):
         return RunState.FAILED
     failed = any(leaf.undo is UndoState.UNDO_FAILED for _, _, leaf in _leaves(plan, steps))
     return RunState.UNDO_FAILED if failed else RunState.UNDONE

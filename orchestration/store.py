@@ -244,9 +244,12 @@ class Store:
         width = len(kinds)
         return {i: tuple(values[n * width : (n + 1) * width]) for n, i in enumerate(ids)}
 
-    def first(self, run_id: str, name: str) -> bool:
-        """Whether this call is the first of that name for the run."""
-        return bool(self._call(self.client.hsetnx, self.keys.of(run_id).steps, name, 1))
+    def noted(self, run_id: str, name: str) -> bool:
+        """Whether something was noted of the run's steps."""
+        return bool(self._call(self.client.hexists, self.keys.of(run_id).steps, name))
+
+    def note(self, run_id: str, name: str) -> None:
+        self._call(self.client.hset, self.keys.of(run_id).steps, name, 1)
 
     def steps_hash(self, run_id: str, indices: Sequence[int]) -> dict[str, str]:
         """All fields of some steps and of their units, and what is kept apart from them."""
@@ -270,14 +273,14 @@ class Store:
         return run, steps | self._large(run_id, steps)
 
     def _large(self, run_id: str, steps: Mapping[str, str]) -> dict[str, str]:
-        """Results that are kept in keys of their own, each as `data:<id>`."""
+        """What is kept in keys of its own, each as `bulk:<id>`."""
         keys = self.keys.of(run_id)
         prefix = f"{Field.DATA_KEY}:"
         named = {name.removeprefix(prefix): value for name, value in steps.items() if name.startswith(prefix)}
         if not named:
             return {}
         texts = self._call(self.client.mget, [keys.data(value) for value in named.values()])
-        return {f"data:{i}": text for i, text in zip(named, texts, strict=True) if text is not None}
+        return {f"bulk:{i}": text for i, text in zip(named, texts, strict=True) if text is not None}
 
     def expired(self, run_id: str, now: int) -> list[str]:
         """Attempts whose lease has run out: `<index>` or `u<index>`."""
@@ -399,7 +402,7 @@ class Store:
         status: str,
         outcome: str,
         *,
-        data: str = "",
+        bulk: str = "",
         error: str = "",
         no_effect: bool = False,
         stops: bool = False,
@@ -407,15 +410,15 @@ class Store:
     ) -> Recorded:
         """Record an outcome; without a fence, that of a step that nobody has claimed, or that is parked.
 
-        `data`, JSON, is a part of the outcome that is kept in a key of its own where it is large.
+        `bulk` is more of the outcome, a JSON object, that is kept in a key of its own where it is large.
         """
         apart = ""
-        if len(data) > LARGE_DATA_BYTES:
+        if len(bulk) > LARGE_DATA_BYTES:
             # Before the record that names it; an attempt that is refused leaves a key that only it knew.
             apart = f"{side}{step_id}:{fence}"
-            self._call(self.client.set, self.keys.of(run_id).data(apart), data)
-        elif data:
-            outcome = f'{outcome[:-1]}{"," if outcome != "{}" else ""}"data":{data}}}'
+            self._call(self.client.set, self.keys.of(run_id).data(apart), bulk)
+        elif bulk:
+            outcome = f"{outcome[:-1]}{',' if outcome != '{}' else ''}{bulk[1:]}"
         code, advance, held_back = self._run(
             "complete", run_id, step_id, side, fence, status, outcome, "1" if no_effect else "",
             "1" if stops else "", error, "" if next_link is None else next_link, _ms(self.settings.lease), apart,
@@ -537,6 +540,10 @@ class Store:
             self._call(self.client.hset, key, "told", event_id)
             return event_id
         return self._call(self.client.hget, key, "told") or "0-0"
+
+    def hold(self, run_id: str, why: str) -> None:
+        """Say why a run does not begin."""
+        self._call(self.client.hset, self.keys.of(run_id).run, "held", why)
 
     # --- hosts ------------------------------------------------------------------------------------
 

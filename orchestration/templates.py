@@ -153,6 +153,24 @@ def braced(expression: str) -> str:
     return expression if is_template(expression) else f"{{{{ {expression} }}}}"
 
 
+def is_lone(text: str) -> bool:
+    """Whether a value is one expression, and so gives an object, not text."""
+    return _lone_expression(text) is not None
+
+
+def looks_for_failure_of(expression: str) -> str | None:
+    """The step of which a condition is just `steps.x.status == 'failed'`; None for any other."""
+    output = _parse(expression).body
+    if len(output) != 1 or not isinstance(output[0], nodes.Output) or len(output[0].nodes) != 1:
+        return None
+    compared = output[0].nodes[0]
+    if not isinstance(compared, nodes.Compare) or len(compared.ops) != 1 or compared.ops[0].op != "eq":
+        return None
+    path, word = _path(compared.expr), compared.ops[0].expr
+    fails = isinstance(word, nodes.Const) and word.value in {"failed", "unknown"}
+    return path[1] if fails and len(path) == 3 and path[0] == "steps" and path[2] == "status" else None
+
+
 def truth(expression: str, scope: Mapping[str, Any]) -> bool:
     """Whether a condition holds. Raises TemplateProblem where something is missing."""
     value = _render_text(braced(expression), scope)
@@ -178,7 +196,7 @@ def _render_text(text: str, scope: Mapping[str, Any]) -> Any:
         result = _ENVIRONMENT.compile_expression(lone, undefined_to_none=False)(**scope)
     except jinja2.UndefinedError as error:
         raise TemplateProblem(f"{text!r}: {error.message}") from None
-    except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, LookupError) as error:
+    except Exception as error:  # noqa: BLE001 - a filter may raise anything
         raise TemplateProblem(f"{text!r}: {error}") from None
     return _as_data(result, text)
 

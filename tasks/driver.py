@@ -18,14 +18,15 @@ from longshore.orchestration.canvas import STEP, UNDO, Canvas
 from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of
 from longshore.orchestration.guards import Verdict
 from longshore.orchestration.keys import Field
+from longshore.orchestration.operations import Waits
 from longshore.orchestration.saga import RunRecord, StepRecord
 from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
 from longshore.orchestration.store import SCHEMA_VERSION, Look, Store, run_record
 from longshore.tasks.crash import point
 from longshore.tasks.gate import Gate
 from longshore.tasks.herald import Herald
-from longshore.tasks.parked import Parked
-from longshore.tasks.plans import Loaded, NotOurs, Plans
+from longshore.tasks.parked import PAST_RETURN, Parked
+from longshore.tasks.plans import Loaded, NotOurs, Plans, UnknownOperation
 from longshore.tasks.waiting import MakeCanvas
 
 log = logging.getLogger(__name__)
@@ -110,6 +111,8 @@ class Driver:
         for run_id in found:
             try:
                 self.advance(run_id, thorough=True)
+            except UnknownOperation as error:
+                self._leave(run_id, error)
             except NotOurs:
                 self._forget_orphan(run_id)
             except Exception:  # one damaged run must not keep the others from being looked at
@@ -149,14 +152,43 @@ class Driver:
                 ids = self._failed_undos(run_id, plan)
             elif command.get("step"):
                 ids = [as_id(command["step"])]
-            self.store.carry_out(run_id, command_id, command, len(plan.levels), ids)
+            refused = self._refusal(run_id, plan, command, ids)
+            asked = {"kind": "refuse", "actor": command.get("actor", ""), "reason": refused} if refused else command
+            self.store.carry_out(run_id, command_id, asked, len(plan.levels), ids)
             done = True
         return done
+
+    def _refusal(self, run_id: str, plan: CompiledPlan, command: Mapping[str, str], ids: list[StepId]) -> str:
+        """Why a command makes no sense for this plan; '' where it may."""
+        kind = command.get("kind")
+        if kind in {"approve", "reject"} and ids and plan.steps[index_of(ids[0])].waits is not Waits.PERSON:
+            return "the step does not wait for an approval"
+        if kind == "undo":
+            points = [step.index for step in plan.steps if step.step.irreversible]
+            if points and saga.past_return(plan, self.store.step_records(run_id, range(len(plan)), units=False)):
+                return PAST_RETURN
+        return ""
 
     def _failed_undos(self, run_id: str, plan: CompiledPlan) -> list[StepId]:
         leaves = self.store.expanded(run_id, range(len(plan)))
         rows = self.store.step_fields(run_id, leaves, (f"u{Field.STATUS}",))
         return [i for i, (status,) in rows.items() if status == UndoState.UNDO_FAILED]
+
+    def _leave(self, run_id: str, why: UnknownOperation) -> None:
+        """A run that this worker cannot do: the record says why it waits, and it can be cancelled as long as no
+        other worker has begun it.
+        """
+        found = self.store.look(run_id)
+        if not found.fields:
+            self._create(run_id, why.loaded, found.now)
+            found = self.store.look(run_id)
+        if found.fields.get("state") != RunState.PENDING:
+            return
+        self.store.hold(run_id, str(why))
+        cancels = [(command_id, command) for command_id, command in found.commands if command.get("kind") == "cancel"]
+        for command_id, command in cancels[:1]:
+            self.store.carry_out(run_id, command_id, command, 0, [])
+            self._rest(run_id)
 
     def _forget_orphan(self, run_id: str) -> None:
         """An inbox entry without a request: its client died in between, and was promised nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -63,7 +64,9 @@ class FunctionImplementation(Implementation[Params]):
                 f"its undo {name} needs {where}, which the step did not record: {plain(first['msg'])}"
             ) from None
         done = implementation(name)
-        return done.act(ctx, values, done.before(ctx, values))
+        # Another key: whoever knows the act by its key must not take this for a repetition of it.
+        own = replace(ctx, step=f"{ctx.step}@undo")
+        return done.act(own, values, done.before(own, values))
 
     def _call(self, function: Callable[..., Any], ctx: Context, params: Params, **more: Any) -> Any:
         """Call it with what it names."""
@@ -79,6 +82,8 @@ class FunctionImplementation(Implementation[Params]):
             return function(**given)
         except self._functions.retry_on as error:
             raise Transient(f"{type(error).__name__}: {error}") from error
+        except SystemExit as error:
+            raise OperationError(f"it wanted to end the process: SystemExit({error})") from error
 
     def _outcome(self, value: Any) -> Outcome:
         """What the function gave back, as it is recorded."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from longshore.orchestration import guards, report, templates
 from longshore.orchestration.compiled import CompiledStep
+from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.guards import RUNS, Unit, Verdict
 from longshore.orchestration.report import StepReport
 from longshore.orchestration.settings import MAX_UNITS
@@ -40,6 +41,10 @@ class Gate:
             return self._parts(step)
         except _Impossible as error:
             return Verdict(fail=str(error))
+        except StoreUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a plan's own expression does, its run must end
+            return Verdict(fail=f"it cannot begin: {type(error).__name__}: {error}")
 
     # --- guards -----------------------------------------------------------------------------------
 
@@ -97,6 +102,8 @@ class Gate:
 
     def _targets(self, step: CompiledStep) -> list[str]:
         target = self._render(step.target, "target")
+        if not isinstance(target, str):
+            raise _Impossible(f"target: it gives no name of a host but a {type(target).__name__}")
         if target == "_any":
             return [""]
         if self._hosts is None:

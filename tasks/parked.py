@@ -24,6 +24,10 @@ from longshore.tasks.waiting import MakeCanvas
 _BUSY = frozenset({str(StepState.RUNNING), str(UndoState.UNDOING)})
 
 
+#: Why a run is not taken back.
+PAST_RETURN = "it is past its point of no return, and only goes forward"
+
+
 class NotYet(Exception):
     """The step is not parked yet: its worker is about to."""
 
@@ -65,12 +69,14 @@ class Parked:
         return self._task_failed(str(result), run_id, step_id, side, fence, loaded, int(attempts or 1))
 
     def _task_succeeded(self, result: Any, run_id: str, step_id: StepId, side: str, fence: str, loaded: Loaded) -> bool:
-        data = json.dumps(as_mapping(result), ensure_ascii=False) if result is not None else ""
-        if len(data) > MAX_DATA_BYTES:
-            error = f"its result of {len(data)} bytes is larger than {MAX_DATA_BYTES}"
+        if side:
+            return self.end(run_id, loaded, step_id, side, fence, UndoState.UNDONE)
+        data = as_mapping(result) if result is not None else None
+        size = len(json.dumps(data))
+        if size > MAX_DATA_BYTES:
+            error = f"its result of {size} bytes is larger than {MAX_DATA_BYTES}"
             return self.end(run_id, loaded, step_id, side, fence, StepState.FAILED, error=error)
-        status = UndoState.UNDONE if side else StepState.CHANGED
-        return self.end(run_id, loaded, step_id, side, fence, status, data=data)
+        return self.end(run_id, loaded, step_id, side, fence, StepState.CHANGED, data=data)
 
     def _task_failed(
         self, task_id: str, run_id: str, step_id: StepId, side: str, fence: str, loaded: Loaded, attempts: int
@@ -108,14 +114,15 @@ class Parked:
         status: str,
         *,
         error: str = "",
-        data: str = "",
+        data: Any = None,
         no_effect: bool = False,
     ) -> bool:
         """Record an outcome; whether the run can go on."""
         plan, index = loaded.plan, index_of(step_id)
         outcome = json.dumps({"error": error} if error else {}, ensure_ascii=False)
+        bulk = json.dumps({"data": data}, ensure_ascii=False) if data else ""
         recorded = self.store.complete(
-            run_id, step_id, side, fence, status, outcome, data=data, error=error[:500], no_effect=no_effect,
+            run_id, step_id, side, fence, status, outcome, bulk=bulk, error=error[:500], no_effect=no_effect,
             stops=not side and plan.stops(index),
         )  # fmt: skip
         if recorded.next_unit is not None:
@@ -137,11 +144,19 @@ class _Wait:
         self.step_id = step_id
         self.side = side
         self.late = late
+        self.fence = ""
         self.step = loaded.plan.steps[index_of(step_id)]
 
     def settle(self) -> bool:
-        kinds = (f"{self.side}{Field.PARKED}", Field.DECISION, Field.DECIDED_BY, Field.NOTE, Field.DECIDED_AT)
-        info, *decision = self.store.step_fields(self.run_id, [self.step_id], kinds)[self.step_id]
+        kinds = (
+            f"{self.side}{Field.STATUS}", f"{self.side}{Field.FENCE}", f"{self.side}{Field.PARKED}",
+            Field.DECISION, Field.DECIDED_BY, Field.NOTE, Field.DECIDED_AT,
+        )  # fmt: skip
+        status, fence, info, *decision = self.store.step_fields(self.run_id, [self.step_id], kinds)[self.step_id]
+        if status != StepState.WAITING:
+            return False
+        # Of the attempt that waits: one that was interrupted meanwhile, and has its turn again, has another.
+        self.fence = fence or ""
         known = json.loads(info or "{}")
         if "child" in known:
             return self._child(known)
@@ -152,10 +167,10 @@ class _Wait:
         return False
 
     def _end(self, status: str, *, error: str = "", data: Any = None, no_effect: bool = False) -> bool:
-        text = json.dumps(data, ensure_ascii=False) if data else ""
         return self.parked.end(
-            self.run_id, self.loaded, self.step_id, self.side, "", status, error=error, data=text, no_effect=no_effect
-        )
+            self.run_id, self.loaded, self.step_id, self.side, self.fence, status, error=error, data=data,
+            no_effect=no_effect,
+        )  # fmt: skip
 
     def _decision(self, info: dict[str, Any], decision: str, by: str, note: str, at: str) -> bool:
         said = f"{f': {note}' if note else ''}"
@@ -180,16 +195,25 @@ class _Wait:
         fields = self.store.fields(child_id)
         state = RunState(fields.get("state", "pending"))
         if self.side:
-            return self._child_undone(child_id, state, int(fields.get("epoch", 0)), int(info["epoch"]))
+            return self._child_undone(child_id, state, fields, int(info.get("epoch", 0)))
         if state in TERMINAL:
             return self._child_ended(child_id, state)
         # Only an abort of the parent's, or the end of the step's time, ends a child.
         aborting = self.run.state is RunState.ABORTING and not self.step.always
-        if (aborting or self.late) and self.store.first(self.run_id, f"pc:{self.step_id}"):
+        if aborting or self.late:
             why = "its parent is being ended" if aborting else "the step's time ran out"
-            self.store.command(child_id, "cancel", reason=why, keep=aborting and self.run.keep)
-            self.parked.canvas(child_id, None).send_advance(fields.get("plan", child_id))
+            self._ask(child_id, "cancel", why, fields, keep=aborting and self.run.keep)
         return False
+
+    def _ask(self, child_id: str, kind: str, why: str, fields: dict[str, str], *, keep: bool = False) -> None:
+        """Ask something of the child, once for each state that it answers from. Noted after it was asked: to ask
+        twice does no harm.
+        """
+        mark = f"pc:{self.step_id}:{kind}:{fields.get('state', '')}:{fields.get('cmd', '')}"
+        if not self.store.noted(self.run_id, mark):
+            self.store.command(child_id, kind, reason=why, keep=keep)
+            self.parked.canvas(child_id, None).send_advance(fields.get("plan", child_id))
+            self.store.note(self.run_id, mark)
 
     def _report(self, child_id: str) -> report.Report:
         run, steps = self.store.everything(child_id)
@@ -214,14 +238,19 @@ class _Wait:
         why = "ran out of its time" if self.late else why
         return self._end(StepState.FAILED, data=data, error=f"run {child_id} ended {state}: {why}")
 
-    def _child_undone(self, child_id: str, state: RunState, epoch: int, asked_at: int) -> bool:
+    def _child_undone(self, child_id: str, state: RunState, fields: dict[str, str], asked_at: int) -> bool:
+        why = f"run {self.run_id} is taken back"
         if state is RunState.UNDONE:
             left = self._report(child_id).left_over
             if not left:
                 return self._end(UndoState.UNDONE)
             return self._end(UndoState.UNDO_FAILED, error=f"left over in run {child_id}: {', '.join(left)}")
-        if state is RunState.UNDO_FAILED and epoch > asked_at:
+        if state is RunState.UNDO_FAILED and int(fields.get("epoch", 0)) > asked_at:
             return self._end(UndoState.UNDO_FAILED, error=f"the undo of run {child_id} failed")
+        if state in TERMINAL and fields.get("answer") == PAST_RETURN:
+            return self._end(UndoState.UNDO_FAILED, error=f"run {child_id}: {PAST_RETURN}")
         if self.late:
             return self._end(UndoState.UNDO_FAILED, error=f"run {child_id} was not undone in time")
+        # One that is still under way, because its parent's worker died as it was begun, is ended first.
+        self._ask(child_id, "undo" if state in TERMINAL else "cancel", why, fields)
         return False

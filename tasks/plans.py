@@ -36,6 +36,14 @@ class Loaded:
         return base64.b64decode(self.contents[path])
 
 
+class UnknownOperation(NotOurs):
+    """A run with an operation that this worker does not know; another may."""
+
+    def __init__(self, message: str, loaded: Loaded) -> None:
+        super().__init__(message, remedy="start a worker with LONGSHORE_IMPORTS")
+        self.loaded = loaded
+
+
 class Plans:
     """A small cache over the requests in Redis."""
 
@@ -64,16 +72,22 @@ class Plans:
         try:
             loaded = self.load(body)
         except UnknownName as error:
-            raise NotOurs(f"run {run_id}: {error}", remedy="start a worker that knows it (LONGSHORE_IMPORTS)") from None
+            text = f"no worker that knows it has come by: {error.message}"
+            raise UnknownOperation(text, self.load(body, lenient=True)) from None
         if not hmac.compare_digest(loaded.digest, str(body["digest"])):
             raise NotOurs(f"run {run_id}: its plan does not match its digest", remedy="somebody wrote to Redis")
         return loaded
 
     @staticmethod
-    def load(body: dict[str, Any]) -> Loaded:
-        """A request's body, checked by schema."""
+    def load(body: dict[str, Any], *, lenient: bool = False) -> Loaded:
+        """A request's body, checked by schema. `lenient` passes operations that are not known here."""
         plan = Plan.model_validate(body["plan"])
         digest = plan.digest(body["params"], body["files"])
         return Loaded(
-            CompiledPlan(plan), body["params"], body["files"], digest, str(body.get("actor", "")), body.get("parent")
+            CompiledPlan(plan, lenient=lenient),
+            body["params"],
+            body["files"],
+            digest,
+            str(body.get("actor", "")),
+            body.get("parent"),
         )

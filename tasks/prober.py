@@ -23,10 +23,12 @@ def probe_step(body: dict[str, Any], index: int, host: str) -> dict[str, Any]:
     unknown = sorted(templates.references(templated).steps)
     try:
         prediction = _guarded(loaded, index, _predict(loaded, index, unknown, host), host)
-    except LongshoreError as error:
+    except (LongshoreError, templates.TemplateProblem) as error:
         # Before anything has run, what an earlier step will bring is missing; that is no proof.
         certain = not step.needs
         prediction = Prediction(f"cannot be told: {error}", changed=None, impossible=str(error) if certain else None)
+    except Exception as error:  # noqa: BLE001 - somebody waits for the answer
+        prediction = Prediction(f"cannot be told: {type(error).__name__}: {error}", changed=None)
     undo = prediction.undo
     if isinstance(step.step.undo, UndoSpec):
         undo = f"run {step.step.undo.op}"

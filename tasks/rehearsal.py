@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from longshore.orchestration.errors import OperationError
-from longshore.orchestration.operations.approval import APPROVAL
 from longshore.orchestration.plan import Plan
 from longshore.orchestration.report import Report
 from longshore.tasks.bench import Bench
@@ -24,10 +23,9 @@ class Rehearsed:
 def rehearse(plan: Plan, params: Mapping[str, Any] | None = None) -> Iterator[Rehearsed]:
     """The run in which all goes well, then one for each step, in which that step fails."""
     for step in [None, *plan.steps]:
-        bench = Bench(pretend=True)
-        for name, made in plan.steps.items():
-            if made.op == APPROVAL.name:
-                bench.approve(name)
+        targets = {step.target for step in plan.steps.values()} | {plan.target}
+        hosts = sorted(name for name in targets if name and name[0] != "_" and "{" not in name)
+        bench = Bench(hosts=hosts or ("bench",), pretend=True, approve_all=True)
         if step is not None:
             bench.fail(step, OperationError("fails, in this rehearsal"))
         yield Rehearsed(step, bench.run(plan, params, run_id="rehearsal"))

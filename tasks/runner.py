@@ -142,11 +142,9 @@ class Attempt:
         point("step.acted")
         status = StepState.CHANGED if outcome.changed and not self.step.read_only else StepState.UNCHANGED
         body: dict[str, Any] = {"host": self.host, "s": round(time.monotonic() - began, 4)}
-        if outcome.hosts:
-            body["hosts"] = [host.as_record() for host in outcome.hosts]
         # The last unit to end, whichever it is, ends the step; and too many of the others may have failed.
         stops = self.plan.stops(self.index)
-        recorded = self._record("", grant, status, body, outcome.data, next_link=self.next_link, stops=stops)
+        recorded = self._record("", grant, status, body, bulk_of(outcome), next_link=self.next_link, stops=stops)
         point("step.recorded")
         self._if_stale(recorded)
         return recorded
@@ -166,7 +164,7 @@ class Attempt:
         if isinstance(done, Waiting):
             self._park(grant, "", done.park(self._place(grant, ""), params))
         outcome = done.act(context, params, before)
-        size = len(_json(outcome.data)) if outcome.data else 0
+        size = len(bulk_of(outcome))
         if size > MAX_DATA_BYTES:
             raise OperationError(f"its result of {size} bytes is larger than the {MAX_DATA_BYTES} that a step may have")
         self._check_hosts(outcome)
@@ -174,9 +172,11 @@ class Attempt:
 
     def _check_hosts(self, outcome: Outcome) -> None:
         """A step on several hosts fails when more of them failed than is tolerated."""
-        bad = [host for host in outcome.hosts if host.as_record()["status"] == "failed"]
+        bad = [record for record in (host.as_record() for host in outcome.hosts) if record["status"] == "failed"]
         if len(bad) > tolerated(self.step.step.tolerate, len(outcome.hosts)):
-            text = f"{len(bad)} of {len(outcome.hosts)} hosts failed; the first: {bad[0].host}: {bad[0].error}"
+            text = (
+                f"{len(bad)} of {len(outcome.hosts)} hosts failed; the first: {bad[0]['host']}: {bad[0].get('error')}"
+            )
             raise _HostsFailed(text, outcome)
 
     def _place(self, grant: Grant, side: str) -> Place:
@@ -241,16 +241,16 @@ class Attempt:
             "host": self.host,
             "s": round(time.monotonic() - began, 4),
         }
-        data = error.data
+        bulk = _json({"data": error.data}) if error.data else ""
         if isinstance(error, _HostsFailed):
-            body |= {"changed": error.outcome.changed, "hosts": [host.as_record() for host in error.outcome.hosts]}
-            data = error.outcome.data
+            body["changed"] = error.outcome.changed
+            bulk = bulk_of(error.outcome)
         recorded = self._record(
             "",
             grant,
             StepState.CANCELLED if cancelled else StepState.FAILED,
             body,
-            data,
+            bulk,
             # A later attempt cannot speak for the ones before it.
             no_effect=isinstance(error, Preflight) and grant.attempt == 1,
             stops=self.plan.stops(self.index),
@@ -307,8 +307,8 @@ class Attempt:
         """How the step ended, the data that it recorded, and what it was parked for."""
         fields = self.store.steps_of(self.run_id, [self.step_id])
         outcome = json.loads(fields.get(f"{Field.OUTCOME}:{self.step_id}") or "{}")
-        large = fields.get(f"data:{self.step_id}")
-        data = json.loads(large) if large else outcome.get("data") or {}
+        outcome |= json.loads(fields.get(f"bulk:{self.step_id}") or "{}")
+        data = outcome.get("data") or {}
         info = json.loads(fields.get(f"{Field.PARKED}:{self.step_id}") or "{}")
         return fields.get(f"{Field.STATUS}:{self.step_id}", ""), data, info
 
@@ -424,17 +424,17 @@ class Attempt:
         grant: Grant,
         status: str,
         body: dict[str, Any],
-        data: dict[str, Any] | None = None,
+        bulk: str = "",
         **more: Any,
     ) -> Recorded:
         """Record an outcome; while Redis is away, wait for it: what was done must not be lost."""
-        error = str(body.get("error", ""))[:500]
+        error = str(body.get("error", ""))[:500].encode("utf-8", "replace").decode()
         patience = time.monotonic() + _RECORD_PATIENCE
         while True:
             try:
                 return self.store.complete(
                     self.run_id, self.step_id, side, grant.fence, status, _json(body),
-                    data=_json(data) if data else "", error=error, **more,
+                    bulk=bulk, error=error, **more,
                 )  # fmt: skip
             except StoreUnavailable:
                 if time.monotonic() >= patience:
@@ -490,7 +490,20 @@ class _Ended(AttemptFailed):
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """As Redis can have it: half a surrogate pair, which is no text, becomes a question mark."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace").decode()
+
+
+def bulk_of(outcome: Outcome) -> str:
+    """What an outcome may have much of, as JSON; '' where it has nothing. OperationError for what is no JSON."""
+    bulk: dict[str, Any] = {"data": outcome.data} if outcome.data else {}
+    if outcome.hosts:
+        bulk["hosts"] = [host.as_record() for host in outcome.hosts]
+    try:
+        return _json(bulk) if bulk else ""
+    except (TypeError, ValueError, RecursionError) as error:
+        raise OperationError(f"its result is not what JSON can hold: {error}") from None
 
 
 def _with_rendered(grant: Grant, rendered: str) -> Grant:

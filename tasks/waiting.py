@@ -115,10 +115,8 @@ class SubPlan(Waiting[RunParams]):
         fields = place.store.fields(child_id)
         if not fields and place.store.body(child_id) is None:
             return None
+        # What is asked of the child is asked once this is parked, and again by whoever finds it so.
         epoch = int(fields.get("epoch", 0))
-        if fields.get("state") != "undone":
-            place.store.command(child_id, "undo", reason=f"run {place.run_id} is taken back")
-            place.canvas(child_id, None).send_advance(fields.get("plan", child_id))
         seconds = place.store.settings.undo_timeout
         return Parking(seconds, {"child": child_id, "epoch": epoch}, f"the undo of run {child_id}")
 

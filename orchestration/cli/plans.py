@@ -96,7 +96,8 @@ def graph(plan: str, form: str) -> None:
 def rehearse(plan: str, pairs: tuple[str, ...], file: str | None) -> None:
     """Fail each step of PLAN in turn, in memory, and show how each such run would end.
 
-    Nothing is touched: the steps are pretended. Ends with 3 if a run would leave something standing.
+    Nothing is touched: the steps are pretended. Ends as the run in which all goes well, or with 3 if another would
+    leave something standing.
     """
     from importlib import import_module  # noqa: PLC0415 - slow to import
 
@@ -108,7 +109,8 @@ def rehearse(plan: str, pairs: tuple[str, ...], file: str | None) -> None:
     else:
         for each in found:
             _tell(each.step, each.report)
-    leave(3 if any(each.report.exit_code == 3 for each in found[1:]) else 0)
+    good, *others = found
+    leave(good.report.exit_code or (3 if any(each.report.exit_code == 3 for each in others) else 0))
 
 
 def _tell(failed: str | None, report: Report) -> None:

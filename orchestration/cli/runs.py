@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from longshore.orchestration.cli.common import client, command, current, leave
 from longshore.orchestration.cli.run import watch_to_end
+
+if TYPE_CHECKING:
+    from longshore.orchestration.client import Run
+    from longshore.orchestration.report import Report
 
 
 @click.group("runs")
@@ -18,7 +24,7 @@ def runs_group() -> None:
 def ls(limit: int) -> None:
     """The latest runs, newest first."""
     options = current()
-    reports = [run.report() for run in client().runs(limit)]
+    reports = [report for run in client().runs(limit) if (report := _readable(run)) is not None]
     if options.json:
         options.show([r.model_dump(mode="json", exclude={"steps"}) for r in reports])
         return
@@ -34,6 +40,15 @@ def ls(limit: int) -> None:
     for column in table.columns[:3]:
         column.no_wrap = True
     console.print(table if reports else "no runs")
+
+
+def _readable(run: Run) -> Report | None:
+    """One run that cannot be read must not keep the others from being listed."""
+    try:
+        return run.report()
+    except ValueError as error:
+        click.echo(f"error: run {run.id} cannot be read: {' '.join(str(error).split())[:200]}", err=True)
+        return None
 
 
 @command(runs_group, "show")

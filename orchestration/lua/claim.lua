@@ -35,6 +35,7 @@ if not (status == busy and held == owner) then
   local ids = redis.call('HGET', steps, p .. 't:' .. i)
   redis.call('HSET', steps, p .. 's:' .. i, busy, p .. 'f:' .. i, fence, p .. 'w:' .. i, owner,
              p .. 't:' .. i, (ids and ids .. ' ' or '') .. ARGV[4])
+  redis.call('HSET', run, 'claimed', now)
   emit(kind(p, i) .. 'started', 'step', i, 'attempt', attempt, 'owner', owner)
 end
 redis.call('ZADD', leases, now + tonumber(ARGV[5]), p .. i)

@@ -1,6 +1,6 @@
 -- Carry out what somebody asked of a run, once.
 --
--- FROM     cancel: pending or running; undo: a resting state; approve, reject: a step that waits for a person
+-- FROM     refuse: any, for the reason given; cancel: pending or running; undo: a resting state; approve, reject: a step that waits for a person
 -- ARGV[1]  id of the command in the commands' stream  ARGV[2]  kind  ARGV[3]  actor  ARGV[4]  reason
 -- ARGV[5]  '1' to keep what was done (cancel)  ARGV[6]  level above the highest (undo), then the ids
 --          whose undo failed and is to be tried again; or the id that is approved or rejected
@@ -72,5 +72,8 @@ if ARGV[2] == 'approve' or ARGV[2] == 'reject' then
   end
   redis.call('HSET', steps, 'dw:' .. id, ARGV[3], 'dn:' .. id, ARGV[4], 'dt:' .. id, now)
   return answer('done')
+end
+if ARGV[2] == 'refuse' then
+  return answer(ARGV[4])
 end
 return answer('no such command: ' .. ARGV[2])

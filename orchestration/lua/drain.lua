@@ -14,7 +14,8 @@ for n = 1, #ARGV, 2 do
   local held_back = not status and whole_of(i)
   if status == 'ready' or status == 'retrying' or status == 'waiting' or held_back then
     if ARGV[n + 1] == '1' then
-      redis.call('HDEL', steps, 's:' .. i)
+      redis.call('HDEL', steps, 's:' .. i, 'dk:' .. i)
+      redis.call('ZREM', waits, i)
       if not whole_of(i) then
         redis.call('HINCRBY', run, 'left', -1)
       end

@@ -25,18 +25,21 @@ if state == 'aborting' and redis.call('ZCARD', leases) > 0 then
 end
 local grace, left, begun, later = tonumber(ARGV[5]), 0, {}, {}
 
--- Units are ready as many as may be at once; the others are held back. Those of a step that goes on where an
--- abort has stopped it are all ready.
+-- Units are ready as many as may be at once; the others are held back. A step that goes on where an abort has
+-- stopped it does so with the units that have not ended.
 local function fan_out(i, units, at_once, tolerated, first)
   local known = redis.call('HGET', steps, 'g:' .. i)
-  local open = 0
+  local open, sent = 0, 0
   for u = 0, tonumber(known or units) - 1 do
     local id = i .. '.' .. u
     if known then
       local status = redis.call('HGET', steps, 's:' .. id)
       if not status then
-        dispatched('', id, grace)
         open = open + 1
+        if open <= at_once then
+          dispatched('', id, grace)
+          sent = u + 1
+        end
       end
     else
       redis.call('HSET', steps, 'i:' .. id, ARGV[first + 2 * u], 'h:' .. id, ARGV[first + 2 * u + 1])
@@ -46,7 +49,7 @@ local function fan_out(i, units, at_once, tolerated, first)
     end
   end
   if known then
-    redis.call('HSET', steps, 'k:' .. i, open, 'm:' .. i, known)
+    redis.call('HSET', steps, 'k:' .. i, open, 'm:' .. i, sent)
   else
     redis.call('HSET', steps, 'g:' .. i, units, 'm:' .. i, math.min(at_once, units), 'k:' .. i, units,
                'kt:' .. i, tolerated, 's:' .. i, 'running', 'a:' .. i, 1, 'b:' .. i, now)

@@ -90,9 +90,17 @@ local function next_unit(id, grace)
   if tonumber(sent) >= tonumber(all) or (state ~= 'running' and state ~= 'finishing') then
     return ''
   end
-  redis.call('HINCRBY', steps, 'm:' .. step, 1)
-  dispatched('', step .. '.' .. sent, grace)
-  return step .. '.' .. sent
+  -- Of a step that goes on after an interruption some have ended already.
+  local u = tonumber(sent)
+  while u < tonumber(all) and redis.call('HEXISTS', steps, 's:' .. step .. '.' .. u) == 1 do
+    u = u + 1
+  end
+  redis.call('HSET', steps, 'm:' .. step, u + 1)
+  if u >= tonumber(all) then
+    return ''
+  end
+  dispatched('', step .. '.' .. u, grace)
+  return step .. '.' .. u
 end
 
 -- A failure that ends the run.

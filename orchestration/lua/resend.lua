@@ -2,16 +2,18 @@
 --
 -- FROM     ready or retrying, with no message under way
 -- ARGV[1]  '' or 'u'  ARGV[2]  grace ms, doubled each time up to ten minutes  ARGV[3]  ms from first
---          dispatch to claim before it counts as refused, then the ids
+--          dispatch, or the run's last claim, before it counts as refused, then the ids
 -- RETURNS  {id or '!' .. id, …}: to be sent, or waited too long for
 -- EVENTS   message_resent for each
 local p, found = ARGV[1], {}
+-- Whoever waits while workers are at this run's other steps is not refused by them.
+local claimed = tonumber(redis.call('HGET', run, 'claimed') or 0)
 for n = 4, #ARGV do
   local i = ARGV[n]
   local status, sent, due, not_before, times = unpack(redis.call('HMGET', steps,
     p .. 's:' .. i, p .. 'q:' .. i, p .. 'd:' .. i, p .. 'n:' .. i, p .. 'x:' .. i))
   if status == 'ready' or status == 'retrying' then
-    if now - tonumber(sent) >= tonumber(ARGV[3]) then
+    if now - math.max(tonumber(sent), claimed) >= tonumber(ARGV[3]) then
       found[#found + 1] = '!' .. i
     elseif tonumber(due) <= now and tonumber(not_before or 0) <= now then
       local again = redis.call('HINCRBY', steps, p .. 'x:' .. i, 1)

@@ -178,7 +178,9 @@ print(json.dumps({
 def test_the_workers_are_there_for_celery_without_docker(clean: Path, env: dict[str, str], tmp_path: Path) -> None:
     code = "from longshore.workers import app; print(sorted(t for t in app.tasks if t.startswith('longshore.')))"
     out = call(clean / "python", "-c", code, env=env, cwd=tmp_path)
-    assert out == "['longshore.advance', 'longshore.probe', 'longshore.step', 'longshore.undo']\n"
+    assert (
+        out == "['longshore.advance', 'longshore.probe', 'longshore.step', 'longshore.task_ended', 'longshore.undo']\n"
+    )
 
 
 def test_a_plan_is_checked_where_there_is_no_docker(clean: Path, env: dict[str, str], tmp_path: Path) -> None:
