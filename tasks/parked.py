@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import random
 from typing import Any
 
 from longshore.orchestration import report
 from longshore.orchestration.compiled import StepId, as_id, index_of
 from longshore.orchestration.durations import format_duration
+from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.keys import Field
 from longshore.orchestration.operations import Waits
 from longshore.orchestration.results import as_mapping
@@ -19,6 +21,8 @@ from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoSt
 from longshore.orchestration.store import Store
 from longshore.tasks.plans import Loaded, Plans
 from longshore.tasks.waiting import MakeCanvas
+
+log = logging.getLogger(__name__)
 
 #: States of a step or an undo that has been claimed and is not parked yet.
 _BUSY = frozenset({str(StepState.RUNNING), str(UndoState.UNDOING)})
@@ -47,7 +51,12 @@ class Parked:
             side = "u" if member.startswith("u") else ""
             step_id = as_id(member.removeprefix("u"))
             wait = _Wait(self, run_id, loaded, run, step_id, side, until <= now)
-            done |= wait.settle()
+            try:
+                done |= wait.settle()
+            except StoreUnavailable:
+                raise
+            except Exception:  # one that cannot be settled must not hold up the run: its time limits still count
+                log.exception("run %s: what %s waits for cannot be told", run_id, member)
         return done
 
     def tell_parent(self, run_id: str, fields: dict[str, str]) -> None:

@@ -152,6 +152,21 @@ def test_a_step_runs_on_the_host_that_it_is_for_and_is_undone_there(two_hosts: I
     assert report.state == "undone"
 
 
+def test_a_dry_run_asks_the_hosts_that_a_run_would_act_on(two_hosts: Installation) -> None:
+    plan = Plan("dry", params={"where": str})
+    plan.step("all", "noop.execute").target("_all")
+    plan.step("one", "noop.execute").target(E.params.where).after("all")
+    plan.step("guarded", "noop.execute").after("one").when("steps.one.changed")
+
+    found = two_hosts.client().dry_run(plan, {"where": "web2"})
+
+    asked = [(answer["step"], answer["host"]) for answer in found[:3]]
+    assert asked == [("all", "web1"), ("all", "web2"), ("one", "web2")]
+    assert found[3]["action"].endswith("depends on when steps.one.changed")
+    (lost,) = [one for one in two_hosts.client().dry_run(plan, {"where": "web9"}) if one["impossible"]]
+    assert (lost["step"], lost["impossible"]) == ("one", "no host 'web9' has a worker now")
+
+
 def test_an_unknown_host_is_an_error_and_no_wait(two_hosts: Installation) -> None:
     plan = Plan("nowhere")
     plan.step("a", "noop.execute").target("web9")

@@ -305,7 +305,7 @@ def test_resend_looks_at_many_steps_at_once(bed: Bed) -> None:
     bed.begin(0, 1, 2, 3)
     bed.claim(1)
     bed.age(LEASE + 1)
-    bed.put(steps={"q:3": 0, "d:2": bed.store.now() + 5000})
+    bed.put(steps={"q:3": 0, "d:2": bed.store.now() + 5000}, claimed=0)
 
     assert bed.store.resend(bed.run_id, "", [0, 1, 2, 3]) == ([0], [3])
     assert bed.store.resend(bed.run_id, "", []) == ([], [])

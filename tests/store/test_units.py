@@ -120,17 +120,36 @@ def test_a_step_can_fail_before_it_begins_and_end_its_run(bed: Bed) -> None:
 
 def test_large_data_is_kept_apart_and_found_again(bed: Bed) -> None:
     bed.begin(0)
-    text = f'{{"text":"{"x" * LARGE_DATA_BYTES}"}}'
-    bed.complete(0, bed.claim(0).fence, data=text)
+    text = f'{{"data":{{"text":"{"x" * LARGE_DATA_BYTES}"}}}}'
+    bed.complete(0, bed.claim(0).fence, bulk=text)
 
     assert len(bed.step("o:0") or "") < 100
-    assert bed.store.steps_hash(bed.run_id, [0])["data:0"] == text
-    assert bed.store.everything(bed.run_id)[1]["data:0"] == text
+    assert bed.store.steps_hash(bed.run_id, [0])["bulk:0"] == text
+    assert bed.store.everything(bed.run_id)[1]["bulk:0"] == text
+
+
+def test_what_is_not_large_is_a_part_of_the_outcome(bed: Bed) -> None:
+    bed.begin(0, 1)
+    bed.complete(0, bed.claim(0).fence, outcome='{"s":1}', bulk='{"data":{"n":2}}')
+    bed.complete(1, bed.claim(1).fence, bulk='{"data":{"n":2}}')
+    assert [bed.step("o:0"), bed.step("o:1")] == ['{"s":1,"data":{"n":2}}', '{"data":{"n":2}}']
+
+
+def test_what_waits_while_others_are_claimed_is_not_refused(bed: Bed) -> None:
+    """Nor is it, once they have not been for as long as the limit says."""
+    bed.fan_out(2)
+    limit = bed.store.settings.claim_timeout
+    bed.age(limit + 1)
+    bed.claim("0.0")
+    assert bed.store.resend(bed.run_id, "", ["0.1"])[1] == []
+    bed.age(limit + 1)
+    bed.put(claimed=bed.store.now() - round(limit * 1000) - 1)
+    assert bed.store.resend(bed.run_id, "", ["0.1"])[1] == ["0.1"]
 
 
 def test_large_data_of_a_lost_attempt_is_not_left_lying(bed: Bed) -> None:
     bed.begin(0)
     bed.claim(0)
     before = set(bed.redis.keys(f"*{bed.run_id}*"))
-    assert not bed.complete(0, "1", data="x" * (LARGE_DATA_BYTES + 1)).accepted
+    assert not bed.complete(0, "1", bulk="x" * (LARGE_DATA_BYTES + 1)).accepted
     assert set(bed.redis.keys(f"*{bed.run_id}*")) == before

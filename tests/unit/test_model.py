@@ -285,13 +285,18 @@ def reachable(drawn: list[Spec], on_error: str) -> bool:
     """The plan is refused if a failure guard can never hold."""
     names = {spec.name: spec for spec in drawn}
     family = {"failed", "any_host_failed", "all_hosts_failed"}
+
+    def may_fail(name: str) -> bool:
+        return names[name].always or names[name].items or (names[name].on_error or on_error) == "continue"
+
     return all(
-        spec.always or not spec.after or not family & set(spec.only_if) or any(
-            names[name].always or names[name].items or (names[name].on_error or on_error) == "continue"
-            for name in spec.after
+        spec.always
+        or (
+            (not spec.after or not family & set(spec.only_if) or any(map(may_fail, spec.after)))
+            and ("== 'failed'" not in spec.when or may_fail(spec.when.split(".")[1]))
         )
         for spec in drawn
-    )  # fmt: skip
+    )
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
