@@ -19,7 +19,7 @@ from pydantic import create_model
 
 from longshore.orchestration.context import Context
 from longshore.orchestration.errors import ConfigError
-from longshore.orchestration.operations import Kind, Operation, Params, Retry, Undo, register
+from longshore.orchestration.operations import BACKOFF, Kind, Operation, Params, Retry, Undo, register
 from longshore.orchestration.operations import Result as AnyResult
 
 P = ParamSpec("P")
@@ -125,7 +125,7 @@ def operation(
                 summary=summary or (function.__doc__ or name).strip().splitlines()[0],
                 repeatable=lambda _params: idempotent or functions.done is not None,
                 function=functions,
-                retry=retry or Retry(),
+                retry=retry or BACKOFF,
             )
         )
         return made

@@ -2,6 +2,7 @@
 
 from longshore.orchestration.operations import approval, celery, command, compose, docker, file, noop, subplan
 from longshore.orchestration.operations.base import (
+    BACKOFF,
     NO_RETRY,
     Kind,
     Operation,
@@ -16,6 +17,7 @@ from longshore.orchestration.operations.base import (
 )
 
 __all__ = [
+    "BACKOFF",
     "NO_RETRY",
     "Kind",
     "Operation",

@@ -7,7 +7,7 @@ Only schemas live here, so that a plan can be checked where no Docker is. The do
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, partial
 from importlib.metadata import entry_points
@@ -67,13 +67,13 @@ class Retry(BaseModel):
     """When an attempt that failed is tried again.
 
     `attempts` counts all tries. The delay doubles from `initial` to at most `maximum`; with `jitter`
-    it lies between half and the whole of that. An `initial` of 0 tries again at once.
+    it lies between half and the whole of that. Without an `initial` it is tried again at once.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     attempts: int = Field(default=4, ge=1, le=100, description="All tries, the first included")
-    initial: Duration = Field(1.0, description="The first wait; it doubles each time")
+    initial: Duration = Field(0.0, description="The first wait, which doubles each time; none if left out")
     maximum: Duration = Field(30.0, description="The longest wait")
     jitter: bool = Field(default=True, description="Between half and the whole of the wait")
 
@@ -87,6 +87,8 @@ class Retry(BaseModel):
         return sum(self.delay(n, 1.0) for n in range(1, self.attempts))
 
 
+#: For errors that can pass, where neither step nor plan has a policy.
+BACKOFF = Retry(attempts=4, initial=1.0, maximum=30.0)
 #: For operations whose errors do not pass by waiting.
 NO_RETRY = Retry(attempts=1, initial=0.0, maximum=0.0, jitter=False)
 
@@ -115,8 +117,7 @@ class Operation:
     kind: Kind
     undo: Undo
     summary: str
-    #: Applied to errors that can pass, where neither step nor plan has a policy.
-    retry: Retry = field(default_factory=Retry)
+    retry: Retry = BACKOFF
     repeatable: Callable[[dict[str, Any]], bool] = _always
     #: The parameters that are no templates of the plan's: the operation has its own use for the braces.
     literal: Callable[[dict[str, Any]], frozenset[str]] = lambda _params: frozenset()

@@ -121,3 +121,11 @@ def test_an_image_has_names(port: Engine) -> None:
     assert port.untag("lst-contract:2")
     assert port.image_id("lst-contract:2") is None
     assert not port.untag("lst-contract:2")
+
+
+def test_functions_have_the_sdks_own_client(engine: docker.APIClient) -> None:
+    from longshore.tasks.runner import _engine
+
+    client = _engine()
+    assert client.ping()
+    client.close()

@@ -15,6 +15,7 @@ import pytest
 from longshore.orchestration import DecodeError, E, Event, Hooks, Plan, StepReport, WaitTimeout, parse
 from longshore.orchestration.settings import LARGE_DATA_BYTES, MAX_DATA_BYTES
 from tests.integration import own_operations
+from tests.integration.conftest import MakeInstallation
 from tests.integration.own_operations import Bill
 from tests.integration.processes import Installation, lines, names, statuses, wait_for
 from tests.integration.processes import report_of as run
@@ -658,6 +659,33 @@ def test_the_nine_hooks_are_called_in_order_with_what_they_are_given(shop: Insta
     for _ in started.watch(cursor, hooks=Hooks(before_step=later.append)):
         pass
     assert later == ["boom"], "from the cursor on"
+
+
+def test_hooks_of_installed_packages_are_told_on_the_workers(install: MakeInstallation, tmp_path: Path) -> None:
+    """By an entry point; each event at least once, with its id, and in order."""
+    package = tmp_path / "site"
+    (package / "told-1.0.dist-info").mkdir(parents=True)
+    (package / "told-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: told\nVersion: 1.0\n")
+    (package / "told-1.0.dist-info" / "entry_points.txt").write_text("[longshore.hooks]\ntold = told:hooks\n")
+    (package / "told.py").write_text(
+        "from longshore.orchestration import Hooks\n"
+        "def note(text):\n"
+        f"    open({str(tmp_path / 'told')!r}, 'a').write(f'{{hooks.event.id}} {{text}}\\n')\n"
+        "hooks = Hooks(before_plan=lambda summary: note(f'begin {summary.run_id}'),\n"
+        "              after_step=lambda step: note(f'{step.name} {step.status}'),\n"
+        "              after_plan=lambda report: note(f'end {report.state}'))\n"
+    )
+    where = install()
+    with where.worker("told", "-c", "1", PYTHONPATH=str(package)):
+        plan = Plan("told")
+        plan.step("a", "noop.execute")
+        plan.step("b", "noop.execute").after("a")
+        run(where, plan)
+        wait_for("the last one", lambda: any("end succeeded" in line for line in lines(tmp_path / "told")))
+
+    told = list(dict.fromkeys(lines(tmp_path / "told")))
+    assert [line.split(" ", 1)[1].split()[0] for line in told] == ["begin", "a", "b", "end"]
+    assert told == sorted(told, key=lambda line: tuple(map(int, line.split()[0].split("-"))))
 
 
 def test_waiting_can_time_out_and_the_hooks_were_told_so_far(shop: Installation) -> None:

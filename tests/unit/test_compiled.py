@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longshore.orchestration import Plan, Retry
+from longshore.orchestration import Plan, Retry, parse
 from longshore.orchestration.canvas import CHAIN_LINKS
 from longshore.orchestration.compiled import CompiledPlan, find_cycle
 from longshore.orchestration.operations import find
@@ -193,7 +193,7 @@ def test_what_a_failure_means_is_the_steps_word_then_the_plans() -> None:
 
 
 def test_a_retry_policy_is_the_steps_then_the_plans_then_the_operations() -> None:
-    own, whole = Retry(attempts=7), Retry(attempts=5)
+    own, whole = Retry(attempts=7, initial=1), Retry(attempts=5)
     plan = Plan("p", retry=whole)
     plan.step("own", "noop.execute").retry(6, initial=1)
     plan.step("plan", "noop.execute")
@@ -202,3 +202,12 @@ def test_a_retry_policy_is_the_steps_then_the_plans_then_the_operations() -> Non
     assert compiled(plan).retry_policy(0) == own
     assert compiled(plan).retry_policy(1) == whole
     assert bare.retry_policy(0) == find("noop.execute").retry
+
+
+def test_a_retry_without_an_initial_wait_is_immediate_in_yaml_and_in_python_alike() -> None:
+    written = parse("name: p\nsteps: {a: {op: noop.execute, retry: {attempts: 3}}}")
+    plan = Plan("p")
+    plan.step("a", "noop.execute").retry(2)
+
+    assert written == plan
+    assert compiled(plan).retry_policy(0).worst_case() == 0
