@@ -9,6 +9,7 @@ import random
 from typing import Any
 
 from longshore.orchestration import report
+from longshore.orchestration.canvas import STEP
 from longshore.orchestration.compiled import StepId, as_id, index_of
 from longshore.orchestration.durations import format_duration
 from longshore.orchestration.errors import StoreUnavailable
@@ -135,7 +136,7 @@ class Parked:
             stops=not side and plan.stops(index),
         )  # fmt: skip
         if recorded.next_unit is not None:
-            self.canvas(run_id, None).send_single("longshore.step", plan, recorded.next_unit)
+            self.canvas(run_id, None).send_single(STEP, plan, recorded.next_unit)
         return recorded.accepted
 
 
