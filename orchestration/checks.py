@@ -15,7 +15,7 @@ from longshore.orchestration import templates
 from longshore.orchestration.compiled import CompiledPlan, find_cycle
 from longshore.orchestration.errors import LongshoreError, Problem, UnknownName
 from longshore.orchestration.guards import LOOKS_AT_FAILURE
-from longshore.orchestration.operations import Operation, Params, Waits, all_operations, celery, find, subplan
+from longshore.orchestration.operations import Operation, Params, Waits, celery, find, known, subplan
 from longshore.orchestration.plan import NAME, Plan, Step, UndoSpec
 from longshore.orchestration.settings import MAX_STEPS, MAX_UNITS
 
@@ -79,11 +79,11 @@ def _step(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
     yield from _operation(plan, name, step.op, step.with_, at, templates.ROOTS | item)
     yield from _guards(plan, name, step)
     yield from _fan_out(plan, name, step)
-    operation = all_operations().get(step.op)
+    operation = known(step.op)
     if operation is not None and operation.waits in {Waits.PERSON, Waits.RUN} and step.retry is not None:
         yield Problem(f"{step.op} is not tried again, so it has no retry", step=name, path=(*at, "retry"))
     undo_by = getattr(operation.function, "undo_by", None) if operation is not None else None
-    if undo_by is not None and undo_by not in all_operations():
+    if undo_by is not None and known(undo_by) is None:
         yield Problem(f"the undo of {step.op} is the unknown operation {undo_by!r}", step=name, path=(*at, "op"))
     if step.op == subplan.RUN.name:
         yield from _sub_plan(plan, name, step)
@@ -97,7 +97,7 @@ def _step(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
         undo_at = (*at, "undo")
         roots = templates.ROOTS | {"data", "before"} | item
         yield from _operation(plan, name, step.undo.op, step.undo.with_, undo_at, roots)
-        undo = all_operations().get(step.undo.op)
+        undo = known(step.undo.op)
         if undo is not None and undo.waits in {Waits.PERSON, Waits.RUN}:
             yield Problem(f"{undo.name} cannot be an undo: give one that acts by itself", step=name, path=undo_at)
         if step.always:
@@ -169,7 +169,7 @@ def _fan_out(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
         yield Problem(
             "max_parallel is for a step with a foreach or several hosts", step=name, path=(*at, "max_parallel")
         )
-    operation = all_operations().get(step.op)
+    operation = known(step.op)
     if many and operation is not None and operation.waits is Waits.RUN and target == "_all":
         yield Problem("a sub-plan runs once, not on each host", step=name, path=at)
 
@@ -185,9 +185,8 @@ def _points_of_no_return(plan: Plan) -> Iterator[Problem]:
     points = [name for name, step in plan.steps.items() if step.irreversible]
     if not points:
         return
-    compiled = CompiledPlan(plan) if not any(step.op not in all_operations() for step in plan.steps.values()) else None
-    for name in points if compiled else ():
-        assert compiled is not None  # noqa: S101 - for the type checker
+    compiled = CompiledPlan(plan, lenient=True)
+    for name in points:
         point = compiled.steps[compiled.index[name]]
         at = ("steps", name, "irreversible")
         others = [compiled.steps[i].name for i in compiled.levels[point.level] if i != point.index]

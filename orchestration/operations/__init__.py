@@ -13,6 +13,7 @@ from longshore.orchestration.operations.base import (
     Waits,
     all_operations,
     find,
+    known,
     register,
 )
 
@@ -34,6 +35,7 @@ __all__ = [
     "docker",
     "file",
     "find",
+    "known",
     "noop",
     "register",
     "subplan",

@@ -167,6 +167,14 @@ def find(name: str) -> Operation:
     return operation
 
 
+def known(name: str) -> Operation | None:
+    """The operation of that name, if it is known here."""
+    try:
+        return find(name)
+    except UnknownName:
+        return None
+
+
 @cache
 def load_own() -> None:
     """Import what brings operations of an application's own: the entry points `longshore.operations`, and the
