@@ -108,6 +108,11 @@ def _guards(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
     for condition in step.when:
         where = ("steps", name, "when")
         expression = templates.braced(condition.if_)
+        try:
+            templates.references(expression)
+        except templates.TemplateProblem as error:
+            yield Problem(f"when: {condition.if_!r} is no expression: {error.why}", step=name, path=where)
+            continue
         yield from _template(plan, name, "when", expression, where)
         yield from _condition(plan, name, expression, where)
     at_failure = [word for word in step.only_if if word in LOOKS_AT_FAILURE]
@@ -152,7 +157,9 @@ def _fan_out(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
     at = ("steps", name)
     target = step.target or plan.target
     if isinstance(step.foreach, str) and not templates.is_template(step.foreach):
-        yield Problem("foreach: it is neither a list nor a template that gives one", step=name, path=(*at, "foreach"))
+        yield Problem(
+            "foreach: it is neither a list nor a template that gives one, {{ … }}", step=name, path=(*at, "foreach")
+        )
     elif isinstance(step.foreach, str) and not _is_lone(step.foreach):
         yield Problem("foreach: it can only give text, not a list: write one {{ expression }}", step=name, path=at)
     try:

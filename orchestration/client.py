@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 from celery import Celery
@@ -55,7 +56,11 @@ class Client:
 
     def __init__(self, settings: Settings | None = None, *, app: Celery | None = None) -> None:
         self.settings = settings or get_settings()
-        if app is not None and app.conf.broker_url not in {None, self.settings.broker_url()}:
+        if (
+            app is not None
+            and app.conf.broker_url
+            and not _same_server(app.conf.broker_url, self.settings.broker_url())
+        ):
             raise ConfigError(
                 "the application's broker is another one than Longshore's",
                 remedy="set LONGSHORE_REDIS_URL to the same Redis",
@@ -234,6 +239,10 @@ class Run:
         #: Those of the plan, where this process has it as an object.
         self._hooks: Hooks | None = None
 
+    @property
+    def run_id(self) -> str:
+        return self.id
+
     def __repr__(self) -> str:
         return f"Run({self.id!r})"
 
@@ -287,8 +296,9 @@ class Run:
                 break
             left = 2.0 if until is None else min(2.0, until - time.monotonic())
             if left <= 0:
+                why = self.report().error
                 raise WaitTimeout(
-                    f"run {self.id} has not ended in {timeout:g} s",
+                    f"run {self.id} has not ended in {timeout:g} s{f' ({why.message})' if why else ''}",
                     remedy=f"it goes on: longshore runs watch {self.id}",
                 )
             if watcher is not None:
@@ -356,6 +366,18 @@ class Run:
                 remedy="it is carried out when a worker sweeps",
             ) from error
         return command_id
+
+
+def _same_server(one: str, other: str) -> bool:
+    """Whether two URLs are of the same database, however they are written."""
+
+    def parts(url: str) -> tuple[str, int, str]:
+        found = urlsplit(url)
+        host = {"localhost": "127.0.0.1"}.get(found.hostname or "", found.hostname or "")
+        path = found.path.strip("/")
+        return host, found.port or 6379, path or ("" if "socket" in found.scheme else "0")
+
+    return one == other or parts(one) == parts(other)
 
 
 class _Watcher:

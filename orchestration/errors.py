@@ -89,14 +89,19 @@ class Problem:
         return f"Problem({str(self)!r})"
 
 
+#: Problems that one line may tell of.
+_TOLD = 5
+
+
 class PlanError(UsageError):
-    """A plan that cannot be run. `problems` holds all that was found, the message names the first."""
+    """A plan that cannot be run. `problems` holds all that was found, the message names the first of them."""
 
     def __init__(self, problems: list[Problem] | str, *, source: str = "") -> None:
         found = [Problem(problems)] if isinstance(problems, str) else problems
         more = f" (and {len(found) - 1} more: longshore plan validate)" if len(found) > 1 else ""
-        where = f"{source}: " if source else ""
-        super().__init__(f"{where}{found[0]}{more}")
+        # A plan that was built in Python has no file that could be validated: all of it is told here.
+        first = "; ".join(map(str, found[:_TOLD])) + (f"; and {len(found) - _TOLD} more" if len(found) > _TOLD else "")
+        super().__init__(f"{source}: {found[0]}{more}" if source else first)
         self.problems = found
         self.source = source
 

@@ -13,6 +13,7 @@ from rich.tree import Tree
 
 from longshore.orchestration.client import Run
 from longshore.orchestration.events import Event
+from longshore.orchestration.guards import FAILED
 from longshore.orchestration.report import Report, StepReport
 from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
 
@@ -120,6 +121,12 @@ def tree(report: Report) -> Tree:
             for item in step.failures()[:_SHOWN]:
                 what = json.dumps(item.item, ensure_ascii=False) if item.item is not None else item.host
                 node.add(Text(f"{what}  {item.status}  {item.error or ''}", style="red"))
+            for host in step.hosts if not step.items and len(step.hosts) > 1 else ():
+                if host.status in FAILED:
+                    node.add(Text(f"{host.host}  {host.status}  {host.error or ''}", style="red"))
+            for n, item in enumerate(step.items[:_SHOWN]):
+                if item.status is StepState.WAITING:
+                    node.add(Text(f"{step.name}[{n}]  {item.reason or ''}", style="yellow"))
         if len(steps) > _SHOWN:
             rest = steps[_SHOWN:]
             ended = sum(step.duration_s is not None for step in rest)
@@ -148,12 +155,19 @@ def _step(step: StepReport) -> Text:
     return line
 
 
+def _named(report: Report, step: StepReport) -> bool:
+    return report.error is not None and report.error.step == step.name
+
+
 def closing(report: Report) -> Group:
     """The last lines: what became of it, and what to do next."""
     lines = [Text(f"{report.state}: {report.summary}", style="green" if report.exit_code == 0 else "bold red")]
     if report.error:
         where = f"step {report.error.step}: " if report.error.step else ""
         lines.append(Text(f"{where}{report.error.message}"))
+    if report.exit_code == 3:
+        others = [step for step in report.steps if step.error and step.status in FAILED and not _named(report, step)]
+        lines += [Text(f"step {step.name}: {step.error}") for step in others]
     if report.left_over:
         lines.append(Text(f"left over: {', '.join(report.left_over)}", style="bold magenta"))
     if report.state in TERMINAL and report.exit_code:

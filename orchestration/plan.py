@@ -19,6 +19,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     PlainSerializer,
     PrivateAttr,
+    ValidationError,
     WithJsonSchema,
     model_serializer,
     model_validator,
@@ -170,7 +171,7 @@ class Step(_Model):
         default_factory=list, description="What the steps before it must have done, else the step is skipped"
     )
     foreach: Annotated[list[Any] | str | None, BeforeValidator(_as_items)] = Field(
-        None, description="A list, or an expression that gives one: the step is done for each item at the same time"
+        None, description="A list, or a {{ template }} that gives one: the step is done for each item at the same time"
     )
     target: Annotated[str | None, BeforeValidator(_as_target)] = Field(
         None, description="_any worker, _all hosts, or one host by its name"
@@ -183,7 +184,7 @@ class Step(_Model):
     )
     retry: Retry | None = Field(None, description="When a failed attempt is tried again")
     on_error: OnError | None = Field(None, description="stop ends the run, continue goes on without what depends on it")
-    timeout: Duration | None = Field(None, description="Time of one attempt")
+    timeout: Annotated[Duration, Field(gt=0)] | None = Field(None, description="Time of one attempt")
     undo: Annotated[UndoSpec | Literal["none"] | None, BeforeValidator(_none_or_spec)] = Field(
         None, description="How to take it back; none says that there is nothing to take back"
     )
@@ -206,7 +207,9 @@ class Plan(_Model):
     target: Annotated[str, BeforeValidator(_as_target)] = Field("_any", description="Where its steps run")
     sequential: bool = Field(default=False, description="Each step comes after the one before it")
     retry: Retry | None = Field(None, description="When failed attempts are tried again, for all steps")
-    timeout: Duration | None = Field(None, description="Time of the whole run; running out of it is a failure")
+    timeout: Annotated[Duration, Field(gt=0)] | None = Field(
+        None, description="Time of the whole run; running out of it is a failure"
+    )
     steps: dict[str, Step] = Field(default_factory=dict, description="The steps by name")
 
     #: Folder that a step's relative `source` is found in.
@@ -271,8 +274,9 @@ class Plan(_Model):
         """
         from longshore.orchestration.operations.celery import CELERY, as_params  # noqa: PLC0415 - only here
 
+        back = as_params(undo) if undo is not None else None
         step = self.step(name, CELERY.name, **as_params(signature)).timeout(timeout)
-        return step.undo(CELERY.name, **as_params(undo)) if undo is not None else step
+        return step.undo(CELERY.name, **back) if back is not None else step
 
     @staticmethod
     def chain(*steps: StepHandle) -> None:
@@ -327,7 +331,12 @@ class StepHandle:
     def _set(self, **changes: Any) -> Self:
         step = self.plan.steps[self.name]
         written = {key: getattr(step, key) for key in type(step).model_fields} | changes
-        self.plan.steps[self.name] = Step.model_validate(written)
+        try:
+            self.plan.steps[self.name] = Step.model_validate(written)
+        except ValidationError as error:
+            item = error.errors()[0]
+            where, why = ".".join(map(str, item["loc"][:1])), item["msg"].removeprefix("Value error, ")
+            raise PlanError([Problem(f"{where}: {why}", step=self.name)]) from None
         return self
 
     # --- what the step leaves, for the parameters and guards of others ------------------------------
@@ -428,12 +437,7 @@ class StepHandle:
         jitter: bool = True,
     ) -> Self:
         """Try again up to `retries` times after the first try; without `initial`, at once."""
-        policy = Retry(
-            attempts=retries + 1,
-            initial=parse_duration(initial),
-            maximum=parse_duration(maximum),
-            jitter=jitter,
-        )
+        policy = {"attempts": retries + 1, "initial": initial, "maximum": maximum, "jitter": jitter}
         return self._set(retry=policy)
 
     def on_error(self, policy: OnError) -> Self:
@@ -445,7 +449,7 @@ class StepHandle:
 
     def timeout(self, duration: float | str) -> Self:
         """Per attempt."""
-        return self._set(timeout=parse_duration(duration))
+        return self._set(timeout=duration)
 
     def undo(self, op: str, /, **params: Any) -> Self:
         """Take it back with this operation; `undo("none")` says that nothing is to be taken back."""

@@ -201,23 +201,23 @@ def parse(text: str, *, source: str = "plan", base_dir: str = ".", check: bool =
 
 
 def _besides(document: _Document, error: ValidationError) -> list[Problem]:
-    """What else is wrong with a plan whose only mistakes so far are fields that it may not have."""
+    """What else is wrong with a plan, the values left out that are told of already."""
     data = deepcopy(document.data)
     for item in error.errors():
-        if item["type"] != "extra_forbidden":
-            return []
-        *way, last = item["loc"]
         place: Any = data
-        for part in way:
-            if isinstance(place, dict) and part not in place:
-                continue  # the name of a type, not a place
-            place = place[part]
-        if not isinstance(place, dict):
-            return []
-        place.pop(last, None)
+        # The last part that is a place in the file: types and keys that are missing are none.
+        for part in item["loc"]:
+            if not isinstance(place, dict) or part not in place:
+                break
+            inner = place[part]
+            if isinstance(inner, dict) and part != item["loc"][-1]:
+                place = inner
+                continue
+            del place[part]
+            break
     try:
         found = problems(Plan.model_validate(data))
-    except ValidationError:
+    except (ValidationError, PlanError):
         return []
     for problem in found:
         problem.line = document.line(problem.path)

@@ -35,7 +35,11 @@ _ENVIRONMENT = _Environment(undefined=jinja2.StrictUndefined, keep_trailing_newl
 
 
 class TemplateProblem(Exception):
-    """A template that cannot be parsed, names what does not exist, or does not render."""
+    """A template that cannot be parsed, names what does not exist, or does not render. `why` is without its text."""
+
+    def __init__(self, message: str, why: str = "") -> None:
+        super().__init__(message)
+        self.why = why or message
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def _parse(text: str) -> nodes.Template:
     try:
         return _ENVIRONMENT.parse(text)
     except jinja2.TemplateSyntaxError as error:
-        raise TemplateProblem(f"broken template {text!r}: {error.message}") from None
+        raise TemplateProblem(f"broken template {text!r}: {error.message}", str(error.message)) from None
 
 
 @lru_cache(maxsize=4096)

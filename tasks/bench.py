@@ -10,15 +10,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any
 
-from longshore.orchestration import events, lua, report
+from longshore.orchestration import events, lua, report, subplans
 from longshore.orchestration.canvas import ADVANCE, CHAIN_LINKS, STEP, UNDO, Canvas
 from longshore.orchestration.compiled import CompiledPlan, StepId, index_of
-from longshore.orchestration.errors import ConfigError, OperationError, StepTimeout, Unsuccessful
+from longshore.orchestration.errors import ConfigError, OperationError, StepTimeout, UnknownName, Unsuccessful
 from longshore.orchestration.events import Event
 from longshore.orchestration.hooks import Hooks, Teller
 from longshore.orchestration.operations import Operation, Params, Waits, find
+from longshore.orchestration.operations.subplan import RUN
 from longshore.orchestration.plan import Plan
 from longshore.orchestration.report import Report
 from longshore.orchestration.request import request_body
@@ -289,6 +291,7 @@ class Bench:
         hooks: Hooks | None = None,
     ) -> Report:
         """Run a plan to its end; PlanError, ParamsError as `Client.start`. AssertionError if it stands still."""
+        self._known(plan)
         run_id = run_id or f"{plan.name}-{next(self._numbers)}"
         for host in self.hosts:
             self.store.here(host, 1e9)
@@ -303,6 +306,18 @@ class Bench:
             for event in self.events(run_id):
                 teller.tell(event, each)
         return self.report(run_id)
+
+    def _known(self, plan: Plan) -> None:
+        """What is to happen to a step that is not there would never happen, and the test would prove nothing."""
+        names = set(_names(plan))
+        for name in [*self.scripts, *self.undo_scripts, *self._decisions]:
+            step = name if name in names else name.partition("[")[0]
+            if step not in names and "@undo" not in step:
+                near = get_close_matches(step, names, n=1)
+                raise UnknownName(
+                    f"the bench was told of a step {step!r}, which is not in the plan",
+                    remedy=f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(names))}",
+                )
 
     def report(self, run_id: str) -> Report:
         run, steps = self.store.everything(run_id)
@@ -442,6 +457,14 @@ class Bench:
             before = done.before(context, values)
             json.dumps(before)
             return Done(self, op, values, context, before, done.act(context, values, before))
+
+
+def _names(plan: Plan) -> Iterator[str]:
+    """Of its steps, and of those of its sub-plans."""
+    for name, step in plan.steps.items():
+        yield name
+        if step.op == RUN.name and "plan" in step.with_:
+            yield from _names(subplans.resolve(plan, step.with_["plan"]))
 
 
 @dataclass

@@ -15,7 +15,7 @@ from celery import Celery
 
 from longshore.orchestration import saga
 from longshore.orchestration.canvas import STEP, UNDO, Canvas
-from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of
+from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of, unit_of
 from longshore.orchestration.guards import Verdict
 from longshore.orchestration.keys import Field
 from longshore.orchestration.operations import Waits
@@ -163,6 +163,11 @@ class Driver:
         kind = command.get("kind")
         if kind in {"approve", "reject"} and ids and plan.steps[index_of(ids[0])].waits is not Waits.PERSON:
             return "the step does not wait for an approval"
+        if kind in {"approve", "reject"} and ids and (count := self.store.units(run_id, [index_of(ids[0])])):
+            number, last = unit_of(ids[0]), count[index_of(ids[0])] - 1
+            if number is None or number > last:
+                name = plan.steps[index_of(ids[0])].name
+                return f"the step has items: name one, {name}[0] to {name}[{last}]"
         if kind == "undo":
             points = [step.index for step in plan.steps if step.step.irreversible]
             if points and saga.past_return(plan, self.store.step_records(run_id, range(len(plan)), units=False)):

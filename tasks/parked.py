@@ -107,8 +107,10 @@ class Parked:
 
     def _why(self, task_id: str) -> str:
         """Celery tells us only that it failed; its result backend, where that is this Redis, knows why."""
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-            kept = json.loads(self.store.client.get(f"celery-task-meta-{task_id}") or "")
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, StopIteration):
+            prefixes = dict.fromkeys(["", self.store.settings.broker_prefix()])
+            found = self.store.client.mget([f"{prefix}celery-task-meta-{task_id}" for prefix in prefixes])
+            kept = json.loads(next(text for text in found if text))
             words = kept["result"]["exc_message"]
             text = ", ".join(map(str, words)) if isinstance(words, list) else str(words)
             return f"{kept['result']['exc_type']}: {text}"
@@ -197,7 +199,8 @@ class _Wait:
     def _task(self, info: dict[str, Any]) -> bool:
         if not self.late:
             return False
-        error = f"no word of the task's end within {format_duration(float(info['seconds']))} (task {info['task']})"
+        error = f"no word of the task's end within {format_duration(float(info['seconds']))} (task {info['task']}): "
+        error += "is a worker of its application there, with the same Redis and key prefix?"
         return self._end(UndoState.UNDO_FAILED if self.side else StepState.UNKNOWN, error=error)
 
     def _child(self, info: dict[str, Any]) -> bool:

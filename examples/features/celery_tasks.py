@@ -9,4 +9,4 @@ charge = plan.celery("charge", bank.charge.s(42), undo=bank.refund.s(42), timeou
 ship = plan.celery("ship", bank.ship.s("o-1"), undo=bank.fetch_back.s("o-1"), timeout="1m").after(charge)
 
 report = Client().start(plan).wait(timeout=60)
-print(report.state, [(step.name, str(step.status), str(step.undo.status)) for step in report.steps])
+print(report.state, [(step.name, str(step.status), step.undo and str(step.undo.status)) for step in report.steps])

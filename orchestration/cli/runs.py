@@ -62,7 +62,10 @@ def show(run: str) -> None:
     if options.json:
         click.echo(report.model_dump_json(indent=2))
     else:
-        options.console().print(live.tree(report))
+        console = options.console()
+        if not console.is_terminal:
+            console.width = 1000  # for a pipe, not for a screen
+        console.print(live.tree(report), soft_wrap=False)
         options.console().print(live.closing(report))
     leave(report.exit_code or 0)
 

@@ -24,8 +24,24 @@ local function answer(text)
   return text
 end
 local state = redis.call('HGET', run, 'state')
-emit('command', 'kind', ARGV[2], 'actor', ARGV[3], 'reason', ARGV[4], 'step',
-     (ARGV[2] == 'approve' or ARGV[2] == 'reject') and ARGV[7] or '')
+-- What was not decided must not stand in the events as if it had been.
+if ARGV[2] == 'approve' or ARGV[2] == 'reject' then
+  local id, why = ARGV[7] or '', nil
+  local status = redis.call('HGET', steps, 's:' .. id) or 'pending'
+  if status ~= 'waiting' then
+    why = 'the step does not wait for an approval: it is ' .. status
+  elseif redis.call('HSETNX', steps, 'dk:' .. id, ARGV[2]) == 0 then
+    why = 'somebody else has decided: ' .. redis.call('HGET', steps, 'dk:' .. id)
+  end
+  emit('command', 'kind', why and 'refuse' or ARGV[2], 'actor', ARGV[3], 'reason', why or ARGV[4], 'step', id)
+  if why then
+    return answer(why)
+  end
+  -- The driver records the outcome that follows from it.
+  redis.call('HSET', steps, 'dw:' .. id, ARGV[3], 'dn:' .. id, ARGV[4], 'dt:' .. id, now)
+  return answer('done')
+end
+emit('command', 'kind', ARGV[2], 'actor', ARGV[3], 'reason', ARGV[4])
 if ARGV[2] == 'cancel' then
   if state == 'pending' then
     redis.call('HSET', run, 'state', 'failed', 'cause', 'cancel', 'err', ARGV[4], 'ended', now)
@@ -58,19 +74,6 @@ if ARGV[2] == 'undo' then
   redis.call('HSETNX', run, 'cause', 'operator')
   redis.call('HDEL', run, 'ended', 'undo_deadline', 'keep')
   emit('run_undoing')
-  return answer('done')
-end
-if ARGV[2] == 'approve' or ARGV[2] == 'reject' then
-  local id = ARGV[7] or ''
-  if redis.call('HGET', steps, 's:' .. id) ~= 'waiting' then
-    return answer('the step does not wait for an approval: it is ' ..
-                  (redis.call('HGET', steps, 's:' .. id) or 'pending'))
-  end
-  -- The first decision counts; the driver records the outcome that follows from it.
-  if redis.call('HSETNX', steps, 'dk:' .. id, ARGV[2]) == 0 then
-    return answer('somebody else has decided: ' .. redis.call('HGET', steps, 'dk:' .. id))
-  end
-  redis.call('HSET', steps, 'dw:' .. id, ARGV[3], 'dn:' .. id, ARGV[4], 'dt:' .. id, now)
   return answer('done')
 end
 if ARGV[2] == 'refuse' then

@@ -46,9 +46,18 @@ CELERY = register(
 
 
 def as_params(signature: Signature[Any]) -> dict[str, Any]:
-    """A signature as parameters: its task, arguments and queue. UsageError for a chain, group or chord."""
-    if not isinstance(signature, dict) or signature.get("subtask_type"):
+    """A signature as parameters: its task, arguments and queue. UsageError for what is no single task, and for
+    options that would be lost on the way.
+    """
+    if not isinstance(signature, dict):
+        raise UsageError(f"{signature!r} is no signature", remedy="give one, as task.s(42) makes it")
+    if signature.get("subtask_type"):
         raise UsageError("a step is one task's signature", remedy="give each task of a canvas a step of its own")
+    if lost := sorted(key for key, value in signature.options.items() if key not in _CARRIED and value is not None):
+        raise UsageError(
+            f"the signature of {signature.task} has {', '.join(lost)}, which a step does not carry",
+            remedy="what comes after it is a step of its own; times and retries are the step's",
+        )
     params: dict[str, Any] = {"task": signature.task}
     if signature.args:
         params["args"] = list(signature.args)
@@ -59,9 +68,16 @@ def as_params(signature: Signature[Any]) -> dict[str, Any]:
     return params
 
 
+#: Options of a signature that say where it goes; its id is the step's own.
+_CARRIED = frozenset({"queue", "routing_key", "exchange", "task_id", "immutable"})
+
+
 def _queue(signature: Signature[Any]) -> str:
-    """As the application's own routes say."""
+    """As the task itself, the signature and the application's routes say."""
     app = signature.app
-    routed = app.amqp.router.route(dict(signature.options), str(signature.task), signature.args, signature.kwargs)
+    task: Any = app.tasks.get(str(signature.task))
+    own = {key: value for key, value in (task._get_exec_options() if task else {}).items() if value is not None}
+    options = own | dict(signature.options)
+    routed = app.amqp.router.route(options, str(signature.task), signature.args, signature.kwargs)
     queue = routed.get("queue") or app.conf.task_default_queue
     return str(getattr(queue, "name", queue))

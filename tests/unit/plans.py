@@ -133,7 +133,7 @@ def plans(draw: st.DrawFn) -> Plan:
         step["after"] = after
         extras: dict[str, st.SearchStrategy[Any]] = {
             "on_error": st.sampled_from(["stop", "continue"]),
-            "timeout": durations,
+            "timeout": durations.filter(bool),
             "retry": retries,
             "always": st.booleans(),
             "description": texts,
@@ -153,7 +153,7 @@ def plans(draw: st.DrawFn) -> Plan:
                 "on_error": st.sampled_from(["stop", "continue"]),
                 "on_failure": st.sampled_from(["undo", "keep"]),
                 "retry": retries,
-                "timeout": durations,
+                "timeout": durations.filter(bool),
             },
         )
     )

@@ -140,7 +140,9 @@ def test_a_problem_says_where(problem: Problem, text: str) -> None:
 def test_the_first_problem_is_told_and_the_others_are_counted() -> None:
     error = PlanError([Problem("one"), Problem("two"), Problem("three")])
 
-    assert str(error) == "one (and 2 more: longshore plan validate)"
+    assert str(error) == "one; two; three"
+    assert str(PlanError(error.problems, source="p.yaml")) == "p.yaml: one (and 2 more: longshore plan validate)"
+    assert str(PlanError([Problem(str(n)) for n in range(7)])) == "0; 1; 2; 3; 4; and 2 more"
     assert [problem.message for problem in error.problems] == ["one", "two", "three"]
 
 

@@ -439,7 +439,7 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
         "step 'b': foreach: it is neither a list nor a template",
         "step 'c': only_if: failed can never hold",
         "step 'd': data: the template looks at step 'z'",
-        "step 'd': broken template",
+        "step 'd': when: 'params.x ==' is no expression",
         "step 'd': max_parallel is for a step with a foreach or several hosts",
     ):
         assert any(part in line for line in told), (part, told)
