@@ -375,7 +375,7 @@ def _same_server(one: str, other: str) -> bool:
         found = urlsplit(url)
         host = {"localhost": "127.0.0.1"}.get(found.hostname or "", found.hostname or "")
         path = found.path.strip("/")
-        return host, found.port or 6379, path or ("" if "socket" in found.scheme else "0")
+        return f"{found.scheme} {host}", found.port or 6379, path or ("" if "socket" in found.scheme else "0")
 
     return one == other or parts(one) == parts(other)
 

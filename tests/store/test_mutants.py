@@ -705,7 +705,7 @@ MUTANTS = [
     Mutant("command", "redis.call('HSETNX', steps, 'dk:' .. id, ARGV[2]) == 0", "false", the_first_decision_counts),
     Mutant(
         "command",
-        "if redis.call('HGET', steps, 's:' .. id) ~= 'waiting' then",
+        "  if status ~= 'waiting' then",
         "if false then",
         only_what_waits_is_decided,
     ),
