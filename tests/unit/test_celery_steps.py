@@ -23,9 +23,9 @@ def app() -> Celery:
     def echo(n: int) -> int:
         return n
 
-    made.task(name="plain")(echo)
-    made.task(name="routed")(echo)
-    made.task(name="own", queue="special")(echo)
+    made.task(name="plain", shared=False)(echo)
+    made.task(name="routed", shared=False)(echo)
+    made.task(name="own", queue="special", shared=False)(echo)
     return made
 
 
