@@ -127,16 +127,13 @@ def _guards(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
 
 def _condition(plan: Plan, name: str, expression: str, where: tuple[str, ...]) -> Iterator[Problem]:
     """A condition that always has the same answer is a mistake."""
-    try:
-        lone, failed = templates.is_lone(expression), templates.looks_for_failure_of(expression)
-    except templates.TemplateProblem:
-        return  # told already
-    if not lone:
+    if not templates.is_lone(expression):
         yield Problem(
             f"when: {expression!r} is text, and text is true: write the condition without braces",
             step=name,
             path=where,
         )
+    failed = templates.looks_for_failure_of(expression)
     if failed is not None and failed in plan.steps and not plan.steps[name].always and not _may_fail(plan, failed):
         yield Problem(
             f"when: it can never hold: step {failed!r} ends the run when it fails; give it on_error: continue",

@@ -23,6 +23,7 @@ from longshore.orchestration.saga import RunRecord, StepRecord
 from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
 from longshore.orchestration.store import SCHEMA_VERSION, Look, Store, run_record
 from longshore.tasks.crash import point
+from longshore.tasks.dispatch import hosts_of, send_next
 from longshore.tasks.gate import Gate
 from longshore.tasks.herald import Herald
 from longshore.tasks.parked import PAST_RETURN, Parked
@@ -262,10 +263,10 @@ class Driver:
             case saga.OpenLevel(state, _, ready, _) if transition.stopped_by is None:
                 leaves: list[StepId] = [*ready, *self._first_units(run_id, transition.fanned)]
                 if leaves:
-                    hosts = self._hosts(run_id, plan, leaves) if transition.hosts or transition.fanned else {}
+                    hosts = hosts_of(self.store, run_id, plan, leaves) if transition.hosts or transition.fanned else {}
                     self.canvas(run_id, hosts).send_level(plan, leaves, may_chain=state is RunState.RUNNING)
             case saga.OpenUndo(_, undone, _) if undone:
-                self.canvas(run_id, self._hosts(run_id, plan, undone)).send_undo(plan, undone)
+                self.canvas(run_id, hosts_of(self.store, run_id, plan, undone)).send_undo(plan, undone)
             case _:
                 return
         point("advance.dispatched")
@@ -275,17 +276,6 @@ class Driver:
         leaves = self.store.expanded(run_id, tuple(fanned)) if fanned else []
         rows = self.store.step_fields(run_id, leaves, (Field.STATUS,))
         return [i for i, (status,) in rows.items() if status == StepState.READY]
-
-    def _hosts(self, run_id: str, plan: CompiledPlan, ids: Sequence[StepId]) -> dict[StepId, str]:
-        """Where those go that are for one host."""
-        bound = [i for i in ids if plan.steps[index_of(i)].target != "_any"]
-        rows = self.store.step_fields(run_id, bound, (Field.HOST,))
-        return {i: host for i, (host,) in rows.items() if host}
-
-    def _send_next(self, run_id: str, plan: CompiledPlan, unit: StepId | None) -> None:
-        """A unit that was held back has its turn."""
-        if unit is not None:
-            self.canvas(run_id, self._hosts(run_id, plan, [unit])).send_single(STEP, plan, unit)
 
     # --- what was lost ----------------------------------------------------------------------------
 
@@ -304,7 +294,7 @@ class Driver:
                 stops=not side and plan.stops(step.index),
                 always=not side and step.always,
             )
-            self._send_next(run_id, plan, following)
+            send_next(self.store, self.canvas, run_id, plan, following)
 
     def _give_up(self, run_id: str, plan: CompiledPlan, step_id: StepId, side: str, why: str) -> None:
         """Record the end of a step that no attempt will bring about."""
@@ -312,7 +302,7 @@ class Driver:
         outcome = json.dumps({"error": why}, ensure_ascii=False)
         stops = not side and plan.stops(index_of(step_id))
         recorded = self.store.complete(run_id, step_id, side, "", status, outcome, error=why, stops=stops)
-        self._send_next(run_id, plan, recorded.next_unit)
+        send_next(self.store, self.canvas, run_id, plan, recorded.next_unit)
 
     def _resend(self, run_id: str, plan: CompiledPlan, run: RunRecord) -> None:
         """Messages that were lost, and retries whose time has come: sent singly."""
@@ -325,7 +315,7 @@ class Driver:
         side, task = ("u", UNDO) if undoing else ("", STEP)
         leaves = self.store.expanded(run_id, plan.levels[level])
         again, refused = self.store.resend(run_id, side, leaves)
-        hosts = self._hosts(run_id, plan, [*again, *refused])
+        hosts = hosts_of(self.store, run_id, plan, [*again, *refused])
         canvas = self.canvas(run_id, hosts)
         for step_id in again:
             canvas.send_single(task, plan, step_id)

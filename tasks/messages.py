@@ -16,8 +16,8 @@ from celery.exceptions import Ignore, Retry
 from longshore.orchestration.canvas import ADVANCE, PROBE, STEP, TASK_ENDED, UNDO, Canvas
 from longshore.orchestration.compiled import StepId
 from longshore.orchestration.errors import StoreUnavailable
-from longshore.orchestration.keys import Field
 from longshore.orchestration.store import Recorded, Store
+from longshore.tasks.dispatch import send_next
 from longshore.tasks.driver import Driver
 from longshore.tasks.parked import NotYet
 from longshore.tasks.plans import NotOurs, Plans
@@ -101,12 +101,8 @@ def _carry_out(task: SagaTask, attempt: Attempt, *, forward: bool) -> None:
 
 
 def _send_next(attempt: Attempt, recorded: Recorded | None) -> None:
-    """A unit that was held back has its turn. If this is lost, the sweeper sends it."""
-    if recorded is not None and recorded.next_unit is not None:
-        unit = recorded.next_unit
-        rows = attempt.store.step_fields(attempt.run_id, [unit], (Field.HOST,))
-        host = rows[unit][0] if attempt.step.target != "_any" else None
-        attempt.canvas(attempt.run_id, {unit: host} if host else None).send_single(STEP, attempt.plan, unit)
+    if recorded is not None:
+        send_next(attempt.store, attempt.canvas, attempt.run_id, attempt.plan, recorded.next_unit)
 
 
 def _target(attempt: Attempt) -> tuple[str, str]:

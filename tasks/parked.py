@@ -9,7 +9,6 @@ import random
 from typing import Any
 
 from longshore.orchestration import report
-from longshore.orchestration.canvas import STEP
 from longshore.orchestration.compiled import StepId, as_id, index_of
 from longshore.orchestration.durations import format_duration
 from longshore.orchestration.errors import StoreUnavailable
@@ -20,6 +19,7 @@ from longshore.orchestration.saga import RunRecord
 from longshore.orchestration.settings import MAX_DATA_BYTES
 from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
 from longshore.orchestration.store import Store
+from longshore.tasks.dispatch import send_next
 from longshore.tasks.plans import Loaded, Plans
 from longshore.tasks.waiting import MakeCanvas
 
@@ -137,8 +137,7 @@ class Parked:
             run_id, step_id, side, fence, status, outcome, bulk=bulk, error=error[:500], no_effect=no_effect,
             stops=not side and plan.stops(index),
         )  # fmt: skip
-        if recorded.next_unit is not None:
-            self.canvas(run_id, None).send_single(STEP, plan, recorded.next_unit)
+        send_next(self.store, self.canvas, run_id, plan, recorded.next_unit)
         return recorded.accepted
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from longshore.orchestration.operations import base
 from longshore.orchestration.settings import get_settings
+from longshore.tasks import operation as doing
 
 settings.register_profile(
     "unit",
@@ -35,3 +38,14 @@ def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     get_settings.cache_clear()
     yield
     get_settings.cache_clear()
+
+
+@pytest.fixture
+def own_registry() -> Iterator[None]:
+    """What a test makes known is forgotten after it."""
+    registries: list[dict[str, Any]] = [base._REGISTRY, doing._IMPLEMENTATIONS]
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, known in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(known)

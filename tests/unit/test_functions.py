@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from longshore.orchestration import Context, Plan, PlanError, Prediction, Result, operation
 from longshore.orchestration.errors import ConfigError
-from longshore.orchestration.operations import Kind, base, find
+from longshore.orchestration.operations import Kind, find
 from longshore.orchestration.testing import Bench
-from longshore.tasks import operation as doing
 
-
-@pytest.fixture(autouse=True)
-def known_here() -> Iterator[None]:
-    """What a test makes known is forgotten after it."""
-    registries: list[dict[str, Any]] = [base._REGISTRY, doing._IMPLEMENTATIONS]
-    before = [dict(registry) for registry in registries]
-    yield
-    for registry, known in zip(registries, before, strict=True):
-        registry.clear()
-        registry.update(known)
+pytestmark = pytest.mark.usefixtures("own_registry")
 
 
 def test_the_signature_is_the_parameters() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,8 @@ from longshore.orchestration.compiled import CompiledPlan
 from longshore.orchestration.operations import base
 from longshore.orchestration.settings import MAX_DATA_BYTES
 from longshore.orchestration.testing import Bench
-from longshore.tasks import operation as doing
 
-
-@pytest.fixture(autouse=True)
-def known_here() -> Iterator[None]:
-    """What a test makes known is forgotten after it."""
-    registries: list[dict[str, Any]] = [base._REGISTRY, doing._IMPLEMENTATIONS]
-    before = [dict(registry) for registry in registries]
-    yield
-    for registry, known in zip(registries, before, strict=True):
-        registry.clear()
-        registry.update(known)
+pytestmark = pytest.mark.usefixtures("own_registry")
 
 
 def child(*, fails: bool = False, irreversible: bool = False) -> Plan:
