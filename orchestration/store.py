@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import json
-import secrets
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from longshore.orchestration import lua
 from longshore.orchestration.compiled import StepId, as_id
-from longshore.orchestration.errors import ConfigError, StoreUnavailable
+from longshore.orchestration.connection import milliseconds as _ms
 from longshore.orchestration.guards import Verdict
-from longshore.orchestration.keys import Field, Keys
+from longshore.orchestration.indices import Indices, mark
+from longshore.orchestration.keys import Field
 from longshore.orchestration.saga import RunRecord, StepRecord
-from longshore.orchestration.settings import LARGE_DATA_BYTES, Settings, get_settings
+from longshore.orchestration.settings import LARGE_DATA_BYTES, Settings
+from longshore.orchestration.shelf import Shelf
 from longshore.orchestration.states import Cause, RunState, StepState, UndoState
 
 if TYPE_CHECKING:
-    import redis
     from redis.commands.core import Script
 
 #: Of the record; a worker that meets a newer one leaves it alone.
 SCHEMA_VERSION = 1
 #: How often a step's worker may be lost before the step is given up.
 MAX_LOST = 3
-#: Times that a command is sent again over a new connection before the caller is told.
-_TRIES = 1
-#: Seconds that a read may wait on the server.
-_LONGEST_BLOCK = 2.0
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)
-
-
-def _mark() -> int:
-    """Of an entry in the inbox. No two are the same, or a slow sweeper would take a later entry for what it saw."""
-    return secrets.randbits(52)
 
 
 @dataclass(frozen=True)
@@ -82,30 +68,6 @@ class Look:
     waits: dict[str, int]
 
 
-def connect(settings: Settings) -> redis.Redis:
-    """A client of the saga's Redis. Nothing is sent yet.
-
-    Commands are tried again after a lost connection, so a script may be applied twice: each of ours
-    can be.
-    """
-    import redis  # noqa: PLC0415 - 0.2 s that `longshore --help` need not pay
-    from redis.backoff import ExponentialWithJitterBackoff  # noqa: PLC0415
-    from redis.retry import Retry  # noqa: PLC0415
-
-    try:
-        return redis.Redis.from_url(
-            settings.url(),
-            decode_responses=True,
-            socket_connect_timeout=settings.connect_timeout,
-            # Longer than any read that waits for something to happen.
-            socket_timeout=max(_LONGEST_BLOCK + 1.0, settings.connect_timeout),
-            health_check_interval=15,
-            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES),
-        )
-    except ValueError as error:
-        raise ConfigError(f"the Redis URL is no URL: {error}", remedy="redis://host:6379/0") from None
-
-
 def actor(settings: Settings) -> str:
     """Who does it: the setting, else the OS user."""
     if settings.actor:
@@ -116,40 +78,18 @@ def actor(settings: Settings) -> str:
         return "unknown"
 
 
-class Store:
+class Store(Indices, Shelf):
     """One installation's runs. Raises StoreUnavailable where Redis does not answer."""
 
-    def __init__(self, settings: Settings | None = None, client: redis.Redis | None = None) -> None:
-        self.settings = settings or get_settings()
-        self.keys = Keys(self.settings.namespace)
-        self.client = client if client is not None else connect(self.settings)
-        self._scripts: dict[str, Script] = {}
-
     @cached_property
-    def _errors(self) -> tuple[type[Exception], ...]:
-        import redis  # noqa: PLC0415 - see connect
-
-        return (redis.ConnectionError, redis.TimeoutError, redis.ResponseError)
+    def _scripts(self) -> dict[str, Script]:
+        return {}
 
     def _run(self, name: str, run_id: str, *args: object) -> Any:
         script = self._scripts.get(name)
         if script is None:
             script = self._scripts[name] = self.client.register_script(lua.source(name))
         return self._call(script, keys=self.keys.of(run_id).record(), args=list(args))
-
-    def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except self._errors as error:
-            raise StoreUnavailable(
-                f"Redis at {self._shown_url()}: {error}", remedy="is it up, and LONGSHORE_REDIS_URL right?"
-            ) from error
-
-    def _shown_url(self) -> str:
-        """Without a password."""
-        url = self.settings.url()
-        scheme, _, rest = url.partition("://")
-        return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
 
     # --- what clients write ---------------------------------------------------------------------
 
@@ -159,7 +99,7 @@ class Store:
         The inbox comes first: a request that nobody knows of would never be looked at.
         """
         key = self.keys.of(run_id).request
-        self._call(self.client.zadd, self.keys.inbox, {run_id: _mark()})
+        self._call(self.client.zadd, self.keys.inbox, {run_id: mark()})
         return self._call(self.client.set, key, body, nx=True, get=True)  # type: ignore[no-any-return]
 
     def command(
@@ -175,7 +115,7 @@ class Store:
         if step is not None:
             fields["step"] = step
         command_id = self._call(self.client.xadd, self.keys.of(run_id).commands, fields)
-        self._call(self.client.zadd, self.keys.inbox, {run_id: _mark()})
+        self._call(self.client.zadd, self.keys.inbox, {run_id: mark()})
         return str(command_id)
 
     def commands(self, run_id: str) -> list[tuple[str, dict[str, str]]]:
@@ -194,11 +134,6 @@ class Store:
 
     def state(self, run_id: str) -> str | None:
         return self._call(self.client.hget, self.keys.of(run_id).run, "state")  # type: ignore[no-any-return]
-
-    def now(self) -> int:
-        """ms of Redis's clock."""
-        seconds, micros = self._call(self.client.time)
-        return int(seconds) * 1000 + int(micros) // 1000
 
     def look(self, run_id: str) -> Look:
         """All that is needed to decide about a run, in one round trip."""
@@ -297,14 +232,6 @@ class Store:
         """Its id, as a cursor; that of the beginning where there is none."""
         found = self._call(self.client.xrevrange, self.keys.of(run_id).events, count=1)
         return str(found[0][0]) if found else "0-0"
-
-    def runs(self, limit: int = 50) -> list[str]:
-        """The latest runs, newest first, requests that no worker has seen yet before them."""
-        pipe = self.client.pipeline(transaction=False)
-        pipe.zrange(self.keys.inbox, 0, limit)
-        pipe.zrevrange(self.keys.runs, 0, limit - 1)
-        waiting, known = self._call(pipe.execute)
-        return list(dict.fromkeys([*waiting, *known]))[:limit]
 
     # --- transitions ------------------------------------------------------------------------------
 
@@ -480,59 +407,6 @@ class Store:
         found = [str(item) for item in self._run("resend", run_id, side, grace, limit, *ids)]
         return [as_id(i) for i in found if i[0] != "!"], [as_id(i[1:]) for i in found if i[0] == "!"]
 
-    # --- the indices: hints for the sweeper -------------------------------------------------------
-
-    def look_at(self, run_id: str, when: int, *, sooner: bool = False) -> None:
-        """Have the sweeper look at a live run at that time, ms (`sooner`: at the latest)."""
-        self._call(self.client.zadd, self.keys.live, {run_id: when}, lt=sooner)
-
-    def due(self, lease: float) -> list[str]:
-        """Live runs to be looked at now; the next sweeper will see them a lease later."""
-        now = self.now()
-        found = self._call(self.client.zrangebyscore, self.keys.live, 0, now, start=0, num=100)
-        if found:
-            self._call(self.client.zadd, self.keys.live, {run: now + _ms(lease) for run in found}, xx=True)
-        return found  # type: ignore[no-any-return]
-
-    def waiting(self) -> list[str]:
-        """Runs in the inbox."""
-        return self._call(self.client.zrange, self.keys.inbox, 0, 99)  # type: ignore[no-any-return]
-
-    def seen(self, run_id: str, mark: float) -> None:
-        """Take a run out of the inbox, unless something new was asked since its mark was read."""
-        import redis  # noqa: PLC0415 - see connect
-
-        with self.client.pipeline() as pipe, contextlib.suppress(redis.WatchError):
-            self._call(pipe.watch, self.keys.inbox)
-            if self._call(pipe.zscore, self.keys.inbox, run_id) == mark:
-                pipe.multi()
-                pipe.zrem(self.keys.inbox, run_id)
-                self._call(pipe.execute)
-
-    def leases_count(self) -> bool:
-        """Whether leases may be judged. After a time in which nobody swept (Redis was away, or its clock
-        jumped) every worker gets one whole lease to renew first (SEMANTICS 24).
-        """
-        now, lease = self.now(), _ms(self.settings.lease)
-        before, pause = self._call(self.client.mget, self.keys.tick, self.keys.pause)
-        # Leases are renewed every third of their length: two thirds of silence can end one.
-        gap = before is not None and abs(now - int(before)) > lease // 2
-        if gap:  # the pause first: whoever finds the new tick must find it too
-            self._call(self.client.set, self.keys.pause, now + lease, px=lease)
-        self._call(self.client.set, self.keys.tick, now)
-        return not gap and (pause is None or int(pause) <= now)
-
-    def at_rest(self, run_id: str) -> None:
-        self._call(self.client.zrem, self.keys.live, run_id)
-
-    def live_count(self) -> int:
-        """Runs that are live or waiting to begin."""
-        pipe = self.client.pipeline(transaction=False)
-        pipe.zcard(self.keys.live)
-        pipe.zcard(self.keys.inbox)
-        live, waiting = self._call(pipe.execute)
-        return int(live) + int(waiting)
-
     def told(self, run_id: str, event_id: str | None = None) -> str:
         """Up to which event the workers' hooks have been told; with an event, notes that."""
         key = self.keys.of(run_id).run
@@ -544,59 +418,6 @@ class Store:
     def hold(self, run_id: str, why: str) -> None:
         """Say why a run does not begin."""
         self._call(self.client.hset, self.keys.of(run_id).run, "held", why)
-
-    # --- hosts ------------------------------------------------------------------------------------
-
-    def here(self, host: str, seconds: float) -> None:
-        """Say that a host has a live worker. The entry expires by itself; the name stays known."""
-        pipe = self.client.pipeline(transaction=False)
-        pipe.sadd(self.keys.hosts, host)
-        pipe.set(self.keys.host(host), "{}", px=_ms(seconds))
-        self._call(pipe.execute)
-
-    def hosts(self) -> dict[str, bool]:
-        """Every host that ever had a worker, by name, and whether it has one now."""
-        names = sorted(self._call(self.client.smembers, self.keys.hosts))
-        if not names:
-            return {}
-        alive = self._call(self.client.mget, [self.keys.host(name) for name in names])
-        return {name: value is not None for name, value in zip(names, alive, strict=True)}
-
-    # --- output of steps --------------------------------------------------------------------------
-
-    def add_log(self, run_id: str, step_id: StepId, lines: Sequence[str]) -> None:
-        """Keep what a step printed: the last thousand lines."""
-        key = self.keys.of(run_id).log(step_id)
-        pipe = self.client.pipeline(transaction=False)
-        for line in lines:
-            pipe.xadd(key, {"line": line}, maxlen=1000, approximate=True)
-        self._call(pipe.execute)
-
-    def log(self, run_id: str, step_id: StepId) -> Iterator[str]:
-        for _, entry in self._call(self.client.xrange, self.keys.of(run_id).log(step_id)):
-            yield entry["line"]
-
-    # --- dry runs ---------------------------------------------------------------------------------
-
-    def put_probe(self, probe_id: str, body: str, seconds: float) -> None:
-        self._call(self.client.set, self.keys.probe(probe_id), body, px=_ms(seconds))
-
-    def probe(self, probe_id: str) -> dict[str, Any] | None:
-        text = self._call(self.client.get, self.keys.probe(probe_id))
-        return json.loads(text) if text else None
-
-    def answer(self, probe_id: str, body: str, seconds: float) -> None:
-        pipe = self.client.pipeline()
-        pipe.rpush(self.keys.answers(probe_id), body)
-        pipe.pexpire(self.keys.answers(probe_id), _ms(seconds))
-        self._call(pipe.execute)
-
-    def next_answer(self, probe_id: str, seconds: float) -> dict[str, Any] | None:
-        got = self._call(self.client.blpop, [self.keys.answers(probe_id)], timeout=seconds)
-        return json.loads(got[1]) if got else None
-
-    def drop_probe(self, probe_id: str) -> None:
-        self._call(self.client.delete, self.keys.probe(probe_id), self.keys.answers(probe_id))
 
 
 #: What the reducer looks at.

@@ -1,0 +1,80 @@
+"""One connection to the saga's Redis, and its one error."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from longshore.orchestration.errors import ConfigError, StoreUnavailable
+from longshore.orchestration.keys import Keys
+from longshore.orchestration.settings import Settings, get_settings
+
+if TYPE_CHECKING:
+    import redis
+
+#: Times that a command is sent again over a new connection before the caller is told.
+_TRIES = 1
+#: Seconds that a read may wait on the server.
+_LONGEST_BLOCK = 2.0
+
+
+def milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def connect(settings: Settings) -> redis.Redis:
+    """A client of the saga's Redis. Nothing is sent yet.
+
+    Commands are tried again after a lost connection, so a script may be applied twice: each of ours
+    can be.
+    """
+    import redis  # noqa: PLC0415 - 0.2 s that `longshore --help` need not pay
+    from redis.backoff import ExponentialWithJitterBackoff  # noqa: PLC0415
+    from redis.retry import Retry  # noqa: PLC0415
+
+    try:
+        return redis.Redis.from_url(
+            settings.url(),
+            decode_responses=True,
+            socket_connect_timeout=settings.connect_timeout,
+            # Longer than any read that waits for something to happen.
+            socket_timeout=max(_LONGEST_BLOCK + 1.0, settings.connect_timeout),
+            health_check_interval=15,
+            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES),
+        )
+    except ValueError as error:
+        raise ConfigError(f"the Redis URL is no URL: {error}", remedy="redis://host:6379/0") from None
+
+
+class Connection:
+    """One installation's keys on its Redis. Raises StoreUnavailable where that does not answer."""
+
+    def __init__(self, settings: Settings | None = None, client: redis.Redis | None = None) -> None:
+        self.settings = settings or get_settings()
+        self.keys = Keys(self.settings.namespace)
+        self.client = client if client is not None else connect(self.settings)
+
+    @cached_property
+    def _errors(self) -> tuple[type[Exception], ...]:
+        import redis  # noqa: PLC0415 - see connect
+
+        return (redis.ConnectionError, redis.TimeoutError, redis.ResponseError)
+
+    def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except self._errors as error:
+            raise StoreUnavailable(
+                f"Redis at {self._shown_url()}: {error}", remedy="is it up, and LONGSHORE_REDIS_URL right?"
+            ) from error
+
+    def _shown_url(self) -> str:
+        """Without a password."""
+        url = self.settings.url()
+        scheme, _, rest = url.partition("://")
+        return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
+
+    def now(self) -> int:
+        """ms of Redis's clock."""
+        seconds, micros = self._call(self.client.time)
+        return int(seconds) * 1000 + int(micros) // 1000

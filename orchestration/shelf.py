@@ -1,0 +1,68 @@
+"""What is no part of a run's record: hosts, what steps printed, dry runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from longshore.orchestration.compiled import StepId
+from longshore.orchestration.connection import Connection
+from longshore.orchestration.connection import milliseconds as _ms
+
+
+class Shelf(Connection):
+    """Plain commands, no scripts."""
+
+    # --- hosts ------------------------------------------------------------------------------------
+
+    def here(self, host: str, seconds: float) -> None:
+        """Say that a host has a live worker. The entry expires by itself; the name stays known."""
+        pipe = self.client.pipeline(transaction=False)
+        pipe.sadd(self.keys.hosts, host)
+        pipe.set(self.keys.host(host), "{}", px=_ms(seconds))
+        self._call(pipe.execute)
+
+    def hosts(self) -> dict[str, bool]:
+        """Every host that ever had a worker, by name, and whether it has one now."""
+        names = sorted(self._call(self.client.smembers, self.keys.hosts))
+        if not names:
+            return {}
+        alive = self._call(self.client.mget, [self.keys.host(name) for name in names])
+        return {name: value is not None for name, value in zip(names, alive, strict=True)}
+
+    # --- output of steps --------------------------------------------------------------------------
+
+    def add_log(self, run_id: str, step_id: StepId, lines: Sequence[str]) -> None:
+        """Keep what a step printed: the last thousand lines."""
+        key = self.keys.of(run_id).log(step_id)
+        pipe = self.client.pipeline(transaction=False)
+        for line in lines:
+            pipe.xadd(key, {"line": line}, maxlen=1000, approximate=True)
+        self._call(pipe.execute)
+
+    def log(self, run_id: str, step_id: StepId) -> Iterator[str]:
+        for _, entry in self._call(self.client.xrange, self.keys.of(run_id).log(step_id)):
+            yield entry["line"]
+
+    # --- dry runs ---------------------------------------------------------------------------------
+
+    def put_probe(self, probe_id: str, body: str, seconds: float) -> None:
+        self._call(self.client.set, self.keys.probe(probe_id), body, px=_ms(seconds))
+
+    def probe(self, probe_id: str) -> dict[str, Any] | None:
+        text = self._call(self.client.get, self.keys.probe(probe_id))
+        return json.loads(text) if text else None
+
+    def answer(self, probe_id: str, body: str, seconds: float) -> None:
+        pipe = self.client.pipeline()
+        pipe.rpush(self.keys.answers(probe_id), body)
+        pipe.pexpire(self.keys.answers(probe_id), _ms(seconds))
+        self._call(pipe.execute)
+
+    def next_answer(self, probe_id: str, seconds: float) -> dict[str, Any] | None:
+        got = self._call(self.client.blpop, [self.keys.answers(probe_id)], timeout=seconds)
+        return json.loads(got[1]) if got else None
+
+    def drop_probe(self, probe_id: str) -> None:
+        self._call(self.client.delete, self.keys.probe(probe_id), self.keys.answers(probe_id))
