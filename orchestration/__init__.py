@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from longshore.orchestration.client import Client, Run
     from longshore.orchestration.context import Context, Prediction
     from longshore.orchestration.errors import (
+        Blocked,
         ConfigError,
         DecodeError,
+        Delayed,
         LongshoreError,
         OperationError,
         ParamsError,
@@ -44,10 +46,12 @@ if TYPE_CHECKING:
     from longshore.orchestration.states import RunState, StepState, UndoState
 
 __all__ = [
+    "Blocked",
     "Client",
     "ConfigError",
     "Context",
     "DecodeError",
+    "Delayed",
     "E",
     "Event",
     "Hooks",
@@ -87,10 +91,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Blocked": "errors",
     "Client": "client",
     "ConfigError": "errors",
     "Context": "context",
     "DecodeError": "errors",
+    "Delayed": "errors",
     "E": "expressions",
     "Event": "events",
     "Hooks": "hooks",

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -39,8 +39,10 @@ from longshore.orchestration.request import request_body
 from longshore.orchestration.settings import MAX_PLAN_BYTES, Settings, get_settings
 from longshore.orchestration.source import load
 from longshore.orchestration.states import TERMINAL, RunState
-from longshore.orchestration.store import Store, actor
+from longshore.orchestration.store import Store, actor, stream_order
 
+#: What may be said of a step that nobody else knows more of.
+Resolution = Literal["done", "skip", "undone", "abandon"]
 #: It becomes a part of keys and of file names.
 RUN_ID = re.compile(r"(?!\.\.?$)[A-Za-z0-9._@-]{1,128}")
 _PROBE_SECONDS = 60.0
@@ -328,6 +330,21 @@ class Run:
         """
         return self._command("undo", reason)
 
+    def resume(self, reason: str = "") -> str:
+        """Ask that it go on: from where it is suspended, from the first step that is not done (`failed`,
+        `partial`), or with the undos that failed (`undo_failed`). Returns at once, with the command's id for
+        `answer`.
+        """
+        return self._command("resume", reason)
+
+    def resolve(self, step: str, word: Resolution, note: str = "") -> str:
+        """Say what became of a step, as one who knows better: `done` (it happened), `skip` (go on as if it were
+        not needed), `undone` (taken back by hand, or it never happened), `abandon` (leave it as it is, and name
+        it). Returns at once, with the command's id for `answer`. UnknownName for a step that the plan does not
+        have.
+        """
+        return self._command("resolve", note, step=self._id_of(step), resolved_as=word)
+
     def approve(self, step: str, note: str = "") -> str:
         """Say that a step that waits for an approval may go on. Returns at once, with the command's id for
         `answer`. UnknownName for a step that the plan does not have.
@@ -351,13 +368,17 @@ class Run:
         until = time.monotonic() + timeout
         while time.monotonic() < until:
             fields = self.client.store.fields(self.id)
-            if _stream_order(fields.get("cmd", "0-0")) >= _stream_order(command_id):
+            if stream_order(fields.get("cmd", "0-0")) >= stream_order(command_id):
                 return fields.get("answer", "done")
             time.sleep(0.05)
         raise WaitTimeout("no worker has taken the command yet", remedy="it is kept; start one: longshore worker")
 
-    def _command(self, kind: str, reason: str, *, keep: bool = False, step: StepId | None = None) -> str:
-        command_id = self.client.store.command(self.id, kind, reason=reason, keep=keep, step=step)
+    def _command(
+        self, kind: str, reason: str, *, keep: bool = False, step: StepId | None = None, resolved_as: str = ""
+    ) -> str:
+        command_id = self.client.store.command(
+            self.id, kind, reason=reason, keep=keep, step=step, resolved_as=resolved_as
+        )
         try:
             Canvas(self.client._producer, self.id).send_advance(self.plan.plan.name)
         except OperationalError as error:
@@ -391,7 +412,7 @@ class _Watcher:
         # What came before the cursor is taken note of, and not told again.
         earlier = run.events() if self._told and after != "0-0" else []
         for event in earlier:
-            if _stream_order(event.id) <= _stream_order(after):
+            if stream_order(event.id) <= stream_order(after):
                 for teller in self._tellers:
                     teller.note(event)
 
@@ -403,12 +424,6 @@ class _Watcher:
     def tell_what_is_new(self) -> None:
         for event in self._run.events(self.cursor):
             self.tell(event)
-
-
-def _stream_order(stream_id: str) -> tuple[int, int]:
-    """Ids of a stream compare as numbers."""
-    ms, _, number = stream_id.partition("-")
-    return int(ms), int(number or 0)
 
 
 def _new_run_id(name: str) -> str:

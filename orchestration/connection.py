@@ -60,7 +60,7 @@ class Connection:
 
         return (redis.ConnectionError, redis.TimeoutError, redis.ResponseError)
 
-    def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
         except self._errors as error:
@@ -76,5 +76,5 @@ class Connection:
 
     def now(self) -> int:
         """ms of Redis's clock."""
-        seconds, micros = self._call(self.client.time)
+        seconds, micros = self.call(self.client.time)
         return int(seconds) * 1000 + int(micros) // 1000

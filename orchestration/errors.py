@@ -14,6 +14,8 @@
     └── OperationError                an operation failed on a worker
         ├── Transient                 may pass: it is tried again
         ├── Unsuccessful              it was done and did not work: tried again where the plan says so
+        ├── Delayed                   not known yet how it ended: it is asked again
+        ├── Blocked                   its service is down: its breaker opens, the run is suspended
         ├── Preflight                 failed before anything was touched
         ├── StepTimeout               the attempt ran out of its time
         └── StepCancelled             the run asked its running steps to stop
@@ -157,6 +159,29 @@ class Transient(OperationError):
 
 class Unsuccessful(OperationError):
     """Done, and not with success: an exit code. Tried again only where step or plan has a policy."""
+
+
+class Delayed(OperationError):
+    """It was begun, and it is not known yet how it ended: it is asked again, until the step's time is over.
+
+    Asking is to call the operation once more, with the same idempotency key; one that has a `done` answers by
+    that. `after` is when, in seconds; the setting `slow_retry` where it is left out. It uses up no attempt.
+    """
+
+    def __init__(self, message: str = "not known yet", *, after: float | None = None, remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.after = after
+
+
+class Blocked(OperationError):
+    """Nothing was done, because the service is down: its breaker opens, and the run waits until it is back.
+
+    `service` is its name, the one that the operation declares where it is left out. It uses up no attempt.
+    """
+
+    def __init__(self, message: str = "it does not answer", *, service: str = "", remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.service = service
 
 
 class Preflight(OperationError):

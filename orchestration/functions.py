@@ -97,6 +97,7 @@ def operation(
     idempotent: bool = False,
     retry: Retry | None = None,
     retry_on: tuple[type[BaseException], ...] = (),
+    service: str = "",
     summary: str = "",
 ) -> Callable[[Callable[P, R]], OwnOperation[P, R]]:
     """Make a function an operation of that name.
@@ -107,7 +108,8 @@ def operation(
     same `ctx.idempotency_key` does no harm: only such a one is called again when its worker was lost. Errors
     of the types in `retry_on` can pass and are tried again, as `retry` says. `undo` names the operation that
     takes it back: its parameters are looked for by their names in what was recorded, in `before`, and in the
-    step's parameters.
+    step's parameters. `service` names what it needs (`{host}` in it is the host that it runs on): one that is
+    found down, by a `Blocked`, is left alone, and whoever needs it waits.
     """
 
     def make(function: Callable[P, R]) -> OwnOperation[P, R]:
@@ -124,6 +126,7 @@ def operation(
                 undo=Undo.FULL if undo else Undo.NONE,
                 summary=summary or (function.__doc__ or name).strip().splitlines()[0],
                 repeatable=lambda _params: idempotent or functions.done is not None,
+                service=service,
                 function=functions,
                 retry=retry or BACKOFF,
             )

@@ -22,56 +22,60 @@ class Indices(Connection):
         pipe = self.client.pipeline(transaction=False)
         pipe.zrange(self.keys.inbox, 0, limit)
         pipe.zrevrange(self.keys.runs, 0, limit - 1)
-        waiting, known = self._call(pipe.execute)
+        waiting, known = self.call(pipe.execute)
         return list(dict.fromkeys([*waiting, *known]))[:limit]
 
     def look_at(self, run_id: str, when: int, *, sooner: bool = False) -> None:
         """Have the sweeper look at a live run at that time, ms (`sooner`: at the latest)."""
-        self._call(self.client.zadd, self.keys.live, {run_id: when}, lt=sooner)
+        self.call(self.client.zadd, self.keys.live, {run_id: when}, lt=sooner)
 
     def due(self, lease: float) -> list[str]:
         """Live runs to be looked at now; the next sweeper will see them a lease later."""
         now = self.now()
-        found = self._call(self.client.zrangebyscore, self.keys.live, 0, now, start=0, num=100)
+        found = self.call(self.client.zrangebyscore, self.keys.live, 0, now, start=0, num=100)
         if found:
-            self._call(self.client.zadd, self.keys.live, {run: now + _ms(lease) for run in found}, xx=True)
+            self.call(self.client.zadd, self.keys.live, {run: now + _ms(lease) for run in found}, xx=True)
         return found  # type: ignore[no-any-return]
 
     def waiting(self) -> list[str]:
         """Runs in the inbox."""
-        return self._call(self.client.zrange, self.keys.inbox, 0, 99)  # type: ignore[no-any-return]
+        return self.call(self.client.zrange, self.keys.inbox, 0, 99)  # type: ignore[no-any-return]
 
     def seen(self, run_id: str, mark: float) -> None:
         """Take a run out of the inbox, unless something new was asked since its mark was read."""
         import redis  # noqa: PLC0415 - see connect
 
         with self.client.pipeline() as pipe, contextlib.suppress(redis.WatchError):
-            self._call(pipe.watch, self.keys.inbox)
-            if self._call(pipe.zscore, self.keys.inbox, run_id) == mark:
+            self.call(pipe.watch, self.keys.inbox)
+            if self.call(pipe.zscore, self.keys.inbox, run_id) == mark:
                 pipe.multi()
                 pipe.zrem(self.keys.inbox, run_id)
-                self._call(pipe.execute)
+                self.call(pipe.execute)
 
     def leases_count(self) -> bool:
         """Whether leases may be judged. After a time in which nobody swept (Redis was away, or its clock
         jumped) every worker gets one whole lease to renew first (SEMANTICS 24).
         """
         now, lease = self.now(), _ms(self.settings.lease)
-        before, pause = self._call(self.client.mget, self.keys.tick, self.keys.pause)
+        before, pause = self.call(self.client.mget, self.keys.tick, self.keys.pause)
         # Leases are renewed every third of their length: two thirds of silence can end one.
         gap = before is not None and abs(now - int(before)) > lease // 2
         if gap:  # the pause first: whoever finds the new tick must find it too
-            self._call(self.client.set, self.keys.pause, now + lease, px=lease)
-        self._call(self.client.set, self.keys.tick, now)
+            self.call(self.client.set, self.keys.pause, now + lease, px=lease)
+        self.call(self.client.set, self.keys.tick, now)
         return not gap and (pause is None or int(pause) <= now)
 
+    def take_up(self, run_id: str) -> None:
+        """A run that rests may be wanted again: it does not expire now."""
+        self.call(self.client.zrem, self.keys.ended, run_id)
+
     def at_rest(self, run_id: str) -> None:
-        self._call(self.client.zrem, self.keys.live, run_id)
+        self.call(self.client.zrem, self.keys.live, run_id)
 
     def live_count(self) -> int:
         """Runs that are live or waiting to begin."""
         pipe = self.client.pipeline(transaction=False)
         pipe.zcard(self.keys.live)
         pipe.zcard(self.keys.inbox)
-        live, waiting = self._call(pipe.execute)
+        live, waiting = self.call(pipe.execute)
         return int(live) + int(waiting)

@@ -12,10 +12,15 @@
     {ns}:inbox           zset    runs with a request that no worker has seen yet; by clients
     {ns}:live            zset    live runs → when to look at them next, ms
     {ns}:runs            zset    all runs → when they were created, ms
+    {ns}:ended           zset    runs that rest → since when, ms
     {ns}:tick            string  when a sweeper last was at work, ms
     {ns}:pause           string  until when no lease is judged, ms
     {ns}:hosts           set     the hosts that ever had a worker
     {ns}:host:<name>     string  there while a worker of the host is alive; expires by itself
+    {ns}:breakers        set     services that are down
+    {ns}:breaker:<name>  hash    why one of them is, since when, until when it is left alone
+    {ns}:probing:<name>  string  the run that may try it; expires by itself
+    {ns}:blocked:<name>  set     the runs that wait for it
     {ns}:probe:<id>      string  a dry run's plan; a minute, deleted by its reader
     {ns}:answers:<id>    list    what workers found for it; likewise
 
@@ -73,11 +78,17 @@ class Field(StrEnum):
     DECIDED_AT = "dt"
     #: Part of the name of the key that holds its data.
     DATA_KEY = "da"
+    #: The service that it found down.
+    SERVICE = "sv"
     #: Of a step that was fanned out: its units, how many were dispatched, how many are not final, how many
     #: ended in which way, how many may fail, and why the first of those did.
     UNITS = "g"
     UNITS_SENT = "m"
     UNITS_LEFT = "k"
+    #: Since when it has been asked after, because its outcome was not known yet; ms.
+    DELAYED = "ds"
+    #: Attempts that do not count for its retries: before it was begun anew, or in vain because of a service.
+    UNCOUNTED = "ab"
     UNITS_FAILED = "kf"
     UNITS_CHANGED = "kc"
     UNITS_CANCELLED = "kx"
@@ -156,6 +167,10 @@ class Keys:
         return f"{self.namespace}:runs"
 
     @property
+    def ended(self) -> str:
+        return f"{self.namespace}:ended"
+
+    @property
     def tick(self) -> str:
         return f"{self.namespace}:tick"
 
@@ -169,6 +184,19 @@ class Keys:
 
     def host(self, name: str) -> str:
         return f"{self.namespace}:host:{name}"
+
+    @property
+    def breakers(self) -> str:
+        return f"{self.namespace}:breakers"
+
+    def breaker(self, service: str) -> str:
+        return f"{self.namespace}:breaker:{service}"
+
+    def probing(self, service: str) -> str:
+        return f"{self.namespace}:probing:{service}"
+
+    def blocked(self, service: str) -> str:
+        return f"{self.namespace}:blocked:{service}"
 
     def probe(self, probe_id: str) -> str:
         return f"{self.namespace}:probe:{probe_id}"

@@ -59,6 +59,7 @@ TOLERATE = r"^(\d+|\d{1,2}(\.\d+)?%|100%)$"
 
 OnError = Literal["stop", "continue"]
 OnFailure = Literal["undo", "keep"]
+OnUnknown = Literal["fail", "ask"]
 
 
 def _as_list(value: Any) -> Any:
@@ -204,6 +205,9 @@ class Plan(_Model):
     params: dict[str, Param] = Field(default_factory=dict, description="Typed inputs")
     on_error: OnError = Field("stop", description="What a step's final failure does, unless the step says otherwise")
     on_failure: OnFailure = Field("undo", description="Whether a run that is ended is taken back or kept as it is")
+    on_unknown: OnUnknown = Field(
+        "fail", description="Whether a step that may have happened counts as failed, or a person is asked about it"
+    )
     target: Annotated[str, BeforeValidator(_as_target)] = Field("_any", description="Where its steps run")
     sequential: bool = Field(default=False, description="Each step comes after the one before it")
     retry: Retry | None = Field(None, description="When failed attempts are tried again, for all steps")

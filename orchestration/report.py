@@ -166,7 +166,7 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
         error = ErrorReport(step=name, message=run.get("err", ""))
     elif state is not RunState.SUCCEEDED:
         error = next((ErrorReport(step=s.name, message=s.error) for s in reports if s.error), None)
-    if error is None and state is RunState.PENDING and run.get("held"):
+    if run.get("held") and (state is RunState.SUSPENDED or (error is None and state is RunState.PENDING)):
         error = ErrorReport(message=run["held"])
     return Report(
         run_id=run_id,

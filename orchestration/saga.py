@@ -73,6 +73,8 @@ class RunRecord:
     undo_deadline: int | None = None
     #: Grows with each command that reopens it.
     epoch: int = 0
+    #: Where it is suspended.
+    was: RunState | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,11 @@ class GiveUpUndo:
 
 
 @dataclass(frozen=True)
+class Lift:
+    """A suspended run goes on: what it waits for has taken too long."""
+
+
+@dataclass(frozen=True)
 class Finish:
     """The run ends; `not_run` were never reached."""
 
@@ -133,7 +140,7 @@ class Finish:
     not_run: tuple[int, ...]
 
 
-Transition = OpenLevel | OpenUndo | Abort | Drain | GiveUpUndo | Finish
+Transition = OpenLevel | OpenUndo | Abort | Drain | GiveUpUndo | Lift | Finish
 
 _IRREVERSIBLE = "it is irreversible"
 _QUEUED = frozenset({StepState.READY, StepState.RETRYING})
@@ -149,6 +156,8 @@ def wanted(plan: CompiledPlan, run: RunRecord) -> tuple[int, ...]:
     Going forward that is the next level and what it depends on, so that a level's cost does not grow
     with the plan.
     """
+    if run.state is RunState.SUSPENDED:
+        return ()
     following = run.level + 1
     if run.state in {RunState.PENDING, RunState.RUNNING} and following < len(plan.levels):
         if run.state is RunState.RUNNING and run.left > 0:
@@ -177,6 +186,8 @@ def decide(
             if run.deadline is not None and run.now >= run.deadline:
                 return Abort(Cause.DEADLINE, "the run ran out of its time")
             return None if run.left > 0 else _next_level(plan, run, steps, gate)
+        case RunState.SUSPENDED:
+            return _while_suspended(run)
         case RunState.ABORTING:
             return _while_aborting(plan, run, steps, gate)
         case RunState.UNDOING:
@@ -187,11 +198,22 @@ def decide(
             return None
 
 
+def _while_suspended(run: RunRecord) -> Transition | None:
+    """The run's clock does not stop."""
+    if run.was is RunState.RUNNING and run.deadline is not None and run.now >= run.deadline:
+        return Abort(Cause.DEADLINE, "the run ran out of its time")
+    if run.was is RunState.UNDOING and run.undo_deadline is not None and run.now >= run.undo_deadline:
+        return Lift()
+    return None
+
+
 def _next_level(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Gate) -> Transition:
     following = run.level + 1
     if following == len(plan.levels):
         return Finish(_good_end(plan, steps), ())
-    return _open(plan, RunState.RUNNING, following, plan.levels[following], steps, gate)
+    # In a run that was resumed, some of them are done.
+    members = tuple(i for i in plan.levels[following] if steps[i].status is StepState.PENDING)
+    return _open(plan, RunState.RUNNING, following, members, steps, gate)
 
 
 def _open(
@@ -350,6 +372,39 @@ def _bad_end(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord]
     return RunState.UNDO_FAILED if failed else RunState.UNDONE
 
 
+@dataclass(frozen=True)
+class Again:
+    """What begins anew when a run is resumed, and the level that it goes on after."""
+
+    level: int
+    steps: tuple[StepId, ...]
+
+
+def resumed(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> Again:
+    """From the first step that is not done: each that did not end well or was not reached, what was skipped after
+    one of those, and their `always` steps. Of a step that was fanned out, the parts that are not done.
+    """
+    again: list[StepId] = []
+    anew: set[int] = set()
+    for level in plan.levels:
+        for i in level:
+            record, before = steps[i], any(d in anew for d in plan.steps[i].needs)
+            done = record.status in STEP_GOOD or (record.status is StepState.SKIPPED and not record.tainted)
+            stale = before and (record.status is StepState.SKIPPED or plan.steps[i].always)
+            if done and not stale:
+                # What was decided after it is decided anew all the same.
+                if before:
+                    anew.add(i)
+                continue
+            anew.add(i)
+            again.append(i)
+            # Those that went well are done, but for an always step's: that is done anew as a whole.
+            redone = [n for n, unit in enumerate(record.units) if unit.status not in STEP_GOOD or plan.steps[i].always]
+            again += [f"{i}.{n}" for n in redone]
+    first = min((plan.steps[i].level for i in again if isinstance(i, int)), default=len(plan.levels))
+    return Again(first - 1, tuple(again))
+
+
 def left_over(plan: CompiledPlan, state: RunState, steps: Mapping[int, StepRecord]) -> list[StepId]:
     """Steps and units whose effect stands although the run did not succeed.
 
@@ -366,6 +421,7 @@ def left_over(plan: CompiledPlan, state: RunState, steps: Mapping[int, StepRecor
             or (
                 state in {RunState.PARTIAL, RunState.FAILED}
                 and record.status in {StepState.CHANGED, StepState.UNKNOWN}
+                and record.undo is not UndoState.UNDONE
                 and not step.always
             )
         ):

@@ -6,7 +6,7 @@ import os
 import tomllib
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
@@ -67,6 +67,19 @@ class Settings(BaseSettings):
     claim_timeout: Duration = 600.0
     #: An attempt's time where the step says none.
     step_timeout: Duration = 3600.0
+    #: How often a step's worker may be lost before the step is given up.
+    max_lost: int = Field(default=3, ge=1, le=1000)
+    #: How long a person may think about a step that may have happened (`on_unknown: ask`).
+    ask_timeout: Duration = 86_400.0
+    #: How long a service that is down is left alone before one run may try it; and an operation that does not
+    #: know yet how it ended.
+    slow_retry: Duration = 30.0
+    #: How long the other runs wait once it is back.
+    fast_retry: Duration = 0.0
+    #: Over how long they are spread, so that they do not all come at once.
+    retry_spread: Duration = 2.0
+    #: What becomes of new runs that need a service that is down.
+    on_blocked: Literal["queue", "refuse"] = "queue"
     #: The whole of a run's undo.
     undo_timeout: Duration = 3600.0
     #: How long a client waits for Redis before it gives up with one clear error.

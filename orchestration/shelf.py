@@ -21,14 +21,14 @@ class Shelf(Connection):
         pipe = self.client.pipeline(transaction=False)
         pipe.sadd(self.keys.hosts, host)
         pipe.set(self.keys.host(host), "{}", px=_ms(seconds))
-        self._call(pipe.execute)
+        self.call(pipe.execute)
 
     def hosts(self) -> dict[str, bool]:
         """Every host that ever had a worker, by name, and whether it has one now."""
-        names = sorted(self._call(self.client.smembers, self.keys.hosts))
+        names = sorted(self.call(self.client.smembers, self.keys.hosts))
         if not names:
             return {}
-        alive = self._call(self.client.mget, [self.keys.host(name) for name in names])
+        alive = self.call(self.client.mget, [self.keys.host(name) for name in names])
         return {name: value is not None for name, value in zip(names, alive, strict=True)}
 
     # --- output of steps --------------------------------------------------------------------------
@@ -39,30 +39,30 @@ class Shelf(Connection):
         pipe = self.client.pipeline(transaction=False)
         for line in lines:
             pipe.xadd(key, {"line": line}, maxlen=1000, approximate=True)
-        self._call(pipe.execute)
+        self.call(pipe.execute)
 
     def log(self, run_id: str, step_id: StepId) -> Iterator[str]:
-        for _, entry in self._call(self.client.xrange, self.keys.of(run_id).log(step_id)):
+        for _, entry in self.call(self.client.xrange, self.keys.of(run_id).log(step_id)):
             yield entry["line"]
 
     # --- dry runs ---------------------------------------------------------------------------------
 
     def put_probe(self, probe_id: str, body: str, seconds: float) -> None:
-        self._call(self.client.set, self.keys.probe(probe_id), body, px=_ms(seconds))
+        self.call(self.client.set, self.keys.probe(probe_id), body, px=_ms(seconds))
 
     def probe(self, probe_id: str) -> dict[str, Any] | None:
-        text = self._call(self.client.get, self.keys.probe(probe_id))
+        text = self.call(self.client.get, self.keys.probe(probe_id))
         return json.loads(text) if text else None
 
     def answer(self, probe_id: str, body: str, seconds: float) -> None:
         pipe = self.client.pipeline()
         pipe.rpush(self.keys.answers(probe_id), body)
         pipe.pexpire(self.keys.answers(probe_id), _ms(seconds))
-        self._call(pipe.execute)
+        self.call(pipe.execute)
 
     def next_answer(self, probe_id: str, seconds: float) -> dict[str, Any] | None:
-        got = self._call(self.client.blpop, [self.keys.answers(probe_id)], timeout=seconds)
+        got = self.call(self.client.blpop, [self.keys.answers(probe_id)], timeout=seconds)
         return json.loads(got[1]) if got else None
 
     def drop_probe(self, probe_id: str) -> None:
-        self._call(self.client.delete, self.keys.probe(probe_id), self.keys.answers(probe_id))
+        self.call(self.client.delete, self.keys.probe(probe_id), self.keys.answers(probe_id))

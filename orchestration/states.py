@@ -17,6 +17,9 @@ class RunState(StrEnum):
     #: Nothing new is claimed; what runs is awaited.
     ABORTING = "aborting"
     UNDOING = "undoing"
+    #: Held where it was: a service is down, a person is asked, or Redis has lost what it knew. Nothing new is
+    #: claimed.
+    SUSPENDED = "suspended"
     #: The `always` steps that were not reached.
     FINISHING = "finishing"
     SUCCEEDED = "succeeded"
@@ -72,14 +75,15 @@ _R = RunState
 
 TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     _R.PENDING: frozenset({_R.RUNNING, _R.FINISHING, _R.FAILED}),
-    _R.RUNNING: frozenset({_R.ABORTING, _R.SUCCEEDED, _R.PARTIAL, _R.FAILED}),
-    _R.ABORTING: frozenset({_R.UNDOING, _R.FINISHING, _R.FAILED, _R.UNDONE, _R.UNDO_FAILED}),
-    _R.UNDOING: frozenset({_R.FINISHING, _R.UNDONE, _R.UNDO_FAILED}),
+    _R.RUNNING: frozenset({_R.SUSPENDED, _R.ABORTING, _R.SUCCEEDED, _R.PARTIAL, _R.FAILED}),
+    _R.ABORTING: frozenset({_R.SUSPENDED, _R.UNDOING, _R.FINISHING, _R.FAILED, _R.UNDONE, _R.UNDO_FAILED}),
+    _R.UNDOING: frozenset({_R.SUSPENDED, _R.FINISHING, _R.UNDONE, _R.UNDO_FAILED}),
+    _R.SUSPENDED: frozenset({_R.RUNNING, _R.ABORTING, _R.UNDOING}),
     _R.FINISHING: frozenset({_R.UNDONE, _R.UNDO_FAILED, _R.FAILED}),
     # Resting states are reopened only by an operator's command.
     _R.SUCCEEDED: frozenset({_R.UNDOING}),
-    _R.PARTIAL: frozenset({_R.UNDOING}),
-    _R.FAILED: frozenset({_R.UNDOING}),
+    _R.PARTIAL: frozenset({_R.RUNNING, _R.UNDOING}),
+    _R.FAILED: frozenset({_R.RUNNING, _R.UNDOING}),
     _R.UNDONE: frozenset(),
     _R.UNDO_FAILED: frozenset({_R.UNDOING}),
 }

@@ -15,7 +15,7 @@ from longshore.orchestration.connection import milliseconds as _ms
 from longshore.orchestration.guards import Verdict
 from longshore.orchestration.indices import Indices, mark
 from longshore.orchestration.keys import Field
-from longshore.orchestration.saga import RunRecord, StepRecord
+from longshore.orchestration.saga import Again, RunRecord, StepRecord
 from longshore.orchestration.settings import LARGE_DATA_BYTES, Settings
 from longshore.orchestration.shelf import Shelf
 from longshore.orchestration.states import Cause, RunState, StepState, UndoState
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 #: Of the record; a worker that meets a newer one leaves it alone.
 SCHEMA_VERSION = 1
-#: How often a step's worker may be lost before the step is given up.
-MAX_LOST = 3
+#: What a person is asked about a step that may have happened.
+_ASKED = "a word on whether it happened"
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,12 @@ class Grant:
     first_started: int
     #: JSON of the item that a unit of a `foreach` is for.
     item: str = ""
+    #: Attempts that count for its retries, this one included: not those before the run was resumed, nor those in vain.
+    tries: int = 1
+    #: Of the run: grows with each transition.
+    version: int = 0
+    #: That an earlier attempt found down.
+    service: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,12 @@ class Look:
     waits: dict[str, int]
 
 
+def stream_order(stream_id: str) -> tuple[int, int]:
+    """Ids of a stream compare as numbers, not as text; whatever is no id comes first."""
+    ms, _, number = stream_id.partition("-")
+    return (int(ms), int(number or 0)) if ms.isdigit() and (number or "0").isdigit() else (0, 0)
+
+
 def actor(settings: Settings) -> str:
     """Who does it: the setting, else the OS user."""
     if settings.actor:
@@ -89,7 +101,7 @@ class Store(Indices, Shelf):
         script = self._scripts.get(name)
         if script is None:
             script = self._scripts[name] = self.client.register_script(lua.source(name))
-        return self._call(script, keys=self.keys.of(run_id).record(), args=list(args))
+        return self.call(script, keys=self.keys.of(run_id).record(), args=list(args))
 
     # --- what clients write ---------------------------------------------------------------------
 
@@ -99,11 +111,18 @@ class Store(Indices, Shelf):
         The inbox comes first: a request that nobody knows of would never be looked at.
         """
         key = self.keys.of(run_id).request
-        self._call(self.client.zadd, self.keys.inbox, {run_id: mark()})
-        return self._call(self.client.set, key, body, nx=True, get=True)  # type: ignore[no-any-return]
+        self.call(self.client.zadd, self.keys.inbox, {run_id: mark()})
+        return self.call(self.client.set, key, body, nx=True, get=True)  # type: ignore[no-any-return]
 
     def command(
-        self, run_id: str, kind: str, *, reason: str = "", keep: bool = False, step: StepId | None = None
+        self,
+        run_id: str,
+        kind: str,
+        *,
+        reason: str = "",
+        keep: bool = False,
+        step: StepId | None = None,
+        resolved_as: str = "",
     ) -> str:
         """Put down what is asked of a run, or of a step of it; returns the command's id."""
         fields: dict[Any, Any] = {
@@ -114,26 +133,28 @@ class Store(Indices, Shelf):
         }
         if step is not None:
             fields["step"] = step
-        command_id = self._call(self.client.xadd, self.keys.of(run_id).commands, fields)
-        self._call(self.client.zadd, self.keys.inbox, {run_id: mark()})
+        if resolved_as:
+            fields["as"] = resolved_as
+        command_id = self.call(self.client.xadd, self.keys.of(run_id).commands, fields)
+        self.call(self.client.zadd, self.keys.inbox, {run_id: mark()})
         return str(command_id)
 
     def commands(self, run_id: str) -> list[tuple[str, dict[str, str]]]:
-        return self._call(self.client.xrange, self.keys.of(run_id).commands)  # type: ignore[no-any-return]
+        return self.call(self.client.xrange, self.keys.of(run_id).commands)  # type: ignore[no-any-return]
 
     # --- reading ----------------------------------------------------------------------------------
 
     def body(self, run_id: str) -> dict[str, Any] | None:
         """The request as it was written, or None."""
-        text = self._call(self.client.get, self.keys.of(run_id).request)
+        text = self.call(self.client.get, self.keys.of(run_id).request)
         return json.loads(text) if text else None
 
     def fields(self, run_id: str) -> dict[str, str]:
         """The run's own fields; empty for a run that has not begun."""
-        return self._call(self.client.hgetall, self.keys.of(run_id).run)  # type: ignore[no-any-return]
+        return self.call(self.client.hgetall, self.keys.of(run_id).run)  # type: ignore[no-any-return]
 
     def state(self, run_id: str) -> str | None:
-        return self._call(self.client.hget, self.keys.of(run_id).run, "state")  # type: ignore[no-any-return]
+        return self.call(self.client.hget, self.keys.of(run_id).run, "state")  # type: ignore[no-any-return]
 
     def look(self, run_id: str) -> Look:
         """All that is needed to decide about a run, in one round trip."""
@@ -145,7 +166,7 @@ class Store(Indices, Shelf):
         pipe.xrange(keys.commands)
         pipe.zrange(keys.waits, 0, -1, withscores=True)
         pipe.time()
-        inbox, fields, commands, waits, (seconds, micros) = self._call(pipe.execute)
+        inbox, fields, commands, waits, (seconds, micros) = self.call(pipe.execute)
         parked = {str(member): int(until) for member, until in waits}
         return Look(fields, commands, int(seconds) * 1000 + int(micros) // 1000, inbox, parked)
 
@@ -175,16 +196,16 @@ class Store(Indices, Shelf):
         if not ids:
             return {}
         names = [f"{kind}:{i}" for i in ids for kind in kinds]
-        values = self._call(self.client.hmget, self.keys.of(run_id).steps, names)
+        values = self.call(self.client.hmget, self.keys.of(run_id).steps, names)
         width = len(kinds)
         return {i: tuple(values[n * width : (n + 1) * width]) for n, i in enumerate(ids)}
 
     def noted(self, run_id: str, name: str) -> bool:
         """Whether something was noted of the run's steps."""
-        return bool(self._call(self.client.hexists, self.keys.of(run_id).steps, name))
+        return bool(self.call(self.client.hexists, self.keys.of(run_id).steps, name))
 
     def note(self, run_id: str, name: str) -> None:
-        self._call(self.client.hset, self.keys.of(run_id).steps, name, 1)
+        self.call(self.client.hset, self.keys.of(run_id).steps, name, 1)
 
     def steps_hash(self, run_id: str, indices: Sequence[int]) -> dict[str, str]:
         """All fields of some steps and of their units, and what is kept apart from them."""
@@ -204,7 +225,7 @@ class Store(Indices, Shelf):
         pipe = self.client.pipeline(transaction=False)
         pipe.hgetall(keys.run)
         pipe.hgetall(keys.steps)
-        run, steps = self._call(pipe.execute)
+        run, steps = self.call(pipe.execute)
         return run, steps | self._large(run_id, steps)
 
     def _large(self, run_id: str, steps: Mapping[str, str]) -> dict[str, str]:
@@ -214,23 +235,23 @@ class Store(Indices, Shelf):
         named = {name.removeprefix(prefix): value for name, value in steps.items() if name.startswith(prefix)}
         if not named:
             return {}
-        texts = self._call(self.client.mget, [keys.data(value) for value in named.values()])
+        texts = self.call(self.client.mget, [keys.data(value) for value in named.values()])
         return {f"bulk:{i}": text for i, text in zip(named, texts, strict=True) if text is not None}
 
     def expired(self, run_id: str, now: int) -> list[str]:
         """Attempts whose lease has run out: `<index>` or `u<index>`."""
-        return self._call(self.client.zrangebyscore, self.keys.of(run_id).leases, 0, now)  # type: ignore[no-any-return]
+        return self.call(self.client.zrangebyscore, self.keys.of(run_id).leases, 0, now)  # type: ignore[no-any-return]
 
     def read_events(
         self, run_id: str, after: str = "0-0", *, block_ms: int | None = None, count: int = 1000
     ) -> list[tuple[str, dict[str, str]]]:
         """Events after a cursor; with `block_ms`, waits so long for the first."""
-        found = self._call(self.client.xread, {self.keys.of(run_id).events: after}, count=count, block=block_ms)
+        found = self.call(self.client.xread, {self.keys.of(run_id).events: after}, count=count, block=block_ms)
         return found[0][1] if found else []
 
     def newest_event(self, run_id: str) -> str:
         """Its id, as a cursor; that of the beginning where there is none."""
-        found = self._call(self.client.xrevrange, self.keys.of(run_id).events, count=1)
+        found = self.call(self.client.xrevrange, self.keys.of(run_id).events, count=1)
         return str(found[0][0]) if found else "0-0"
 
     # --- transitions ------------------------------------------------------------------------------
@@ -238,7 +259,7 @@ class Store(Indices, Shelf):
     def create(self, run_id: str, fields: Mapping[str, object], now: int) -> bool:
         """Begin the record; False if it is there. The indices first: a run in none would be lost."""
         self.look_at(run_id, now + _ms(self.settings.lease))
-        self._call(self.client.zadd, self.keys.runs, {run_id: now}, nx=True)
+        self.call(self.client.zadd, self.keys.runs, {run_id: now}, nx=True)
         pairs = [part for pair in fields.items() for part in pair]
         return bool(self._run("create", run_id, *pairs))
 
@@ -308,13 +329,42 @@ class Store(Indices, Shelf):
             command.get("reason", ""), command.get("keep", ""), levels, *ids,
         )  # fmt: skip
 
-    def claim(self, run_id: str, step_id: StepId, side: str, owner: str, task_id: str) -> Grant | str:
-        """The attempt, or why there is none."""
-        got = self._run("claim", run_id, step_id, side, owner, task_id, _ms(self.settings.lease))
+    def reopen(
+        self, run_id: str, command_id: str, command: Mapping[str, str], epoch: int, again: Again, *, keep: bool
+    ) -> str:
+        """Have a run that rests go on; what became of the command."""
+        who, why = command.get("actor", ""), command.get("reason", "")
+        args = (command_id, who, why, epoch, again.level, "1" if keep else "", *again.steps)
+        return str(self._run("reopen", run_id, *args))
+
+    def resolve(self, run_id: str, command_id: str, command: Mapping[str, str], step_id: StepId) -> str:
+        """Take a person's word for what became of a step; what became of the command."""
+        who, note = command.get("actor", ""), command.get("reason", "")
+        return str(self._run("resolve", run_id, command_id, who, note, command.get("as", ""), step_id))
+
+    def suspend(
+        self, run_id: str, what: str, why: str, epoch: int | None = None, *, service: str = "", version: int = 0
+    ) -> bool:
+        """Hold a run where it is. `version`: it had come so far once, and Redis has lost that."""
+        return bool(self._run("suspend", run_id, what, why, service, "" if epoch is None else epoch, version or ""))
+
+    def unsuspend(self, run_id: str, what: str, epoch: int, side: str, ids: Sequence[StepId]) -> bool:
+        """Let a run go on that was suspended for that; `ids`: what it had dispatched."""
+        return bool(self._run("unsuspend", run_id, what, epoch, side, *ids))
+
+    def claim(
+        self, run_id: str, step_id: StepId, side: str, owner: str, task_id: str, *, always: bool = False
+    ) -> Grant | str:
+        """The attempt, or why there is none. An always step has its turn in a suspended run, too."""
+        lease = _ms(self.settings.lease)
+        got = self._run("claim", run_id, step_id, side, owner, task_id, lease, "1" if always else "")
         if got[0] != "ok":
             return str(got[1])
-        fence, attempt, rendered, step_rendered, before, outcome, started, item = got[1:]
-        return Grant(fence, int(attempt), rendered, step_rendered, before, outcome, int(started), item)
+        fence, attempt, rendered, step_rendered, before, outcome, started, item, tries, version, service = got[1:]
+        return Grant(
+            fence, int(attempt), rendered, step_rendered, before, outcome, int(started), item, int(tries),
+            int(version), service,
+        )  # fmt: skip
 
     def journal(self, run_id: str, step_id: StepId, side: str, fence: str, rendered: str, before: str) -> bool:
         """Keep what is needed to undo, before anything is done. False: the step is another attempt's now."""
@@ -343,7 +393,7 @@ class Store(Indices, Shelf):
         if len(bulk) > LARGE_DATA_BYTES:
             # Before the record that names it; an attempt that is refused leaves a key that only it knew.
             apart = f"{side}{step_id}:{fence}"
-            self._call(self.client.set, self.keys.of(run_id).data(apart), bulk)
+            self.call(self.client.set, self.keys.of(run_id).data(apart), bulk)
         elif bulk:
             outcome = f"{outcome[:-1]}{',' if outcome != '{}' else ''}{bulk[1:]}"
         code, advance, held_back = self._run(
@@ -351,7 +401,7 @@ class Store(Indices, Shelf):
             "1" if stops else "", error, "" if next_link is None else next_link, _ms(self.settings.lease), apart,
         )  # fmt: skip
         if code == "stale" and apart:
-            self._call(self.client.delete, self.keys.of(run_id).data(apart))
+            self.call(self.client.delete, self.keys.of(run_id).data(apart))
         return Recorded(code != "stale", str(advance) == "1", as_id(held_back) if held_back else None)
 
     def park(self, run_id: str, step_id: StepId, side: str, fence: str, seconds: float, info: str, what: str) -> bool:
@@ -369,10 +419,16 @@ class Store(Indices, Shelf):
         error: str,
         *,
         always: bool = False,
+        counts: bool = True,
+        ask_for: float | None = None,
+        service: str = "",
     ) -> int:
-        """1 noted, 0 the step is another attempt's now, -1 the run is ending."""
+        """1 noted, 0 the step is another attempt's now, -1 the run is ending, -2 it was asked after for `ask_for`
+        seconds in vain. An attempt that does not count is none of those that a policy allows.
+        """
         times = (_ms(delay), _ms(grace))
-        return int(self._run("retry", run_id, step_id, side, fence, *times, error, "1" if always else ""))
+        more = ("1" if always else "", "" if counts else "1", "" if ask_for is None else _ms(ask_for), service)
+        return int(self._run("retry", run_id, step_id, side, fence, *times, error, *more))
 
     def renew(self, run_id: str, attempts: Iterable[tuple[str, str]]) -> int:
         flat = [part for pair in attempts for part in pair]
@@ -387,15 +443,19 @@ class Store(Indices, Shelf):
         repeatable: bool,
         stops: bool = False,
         always: bool = False,
+        ask_for: float | None = None,
     ) -> tuple[str, StepId | None]:
-        """Take a step from an attempt that has lost its lease: `again`, `unknown`, or `no`: it is alive.
+        """Take a step from an attempt that has lost its lease: `again`, `unknown`, `asked` (a person has `ask_for`
+        seconds to say whether it happened), or `no`: it is alive.
 
         With it, a unit that was held back, and needs its message now.
         """
-        why = "its worker was lost" + (f" {MAX_LOST} times, or as the run was ended" if repeatable else "")
+        at_most = self.settings.max_lost
+        why = "its worker was lost" + (f" {at_most} times, or as the run was ended" if repeatable else "")
         code, held_back = self._run(
-            "expire", run_id, step_id, side, "1" if repeatable else "", MAX_LOST, json.dumps({"error": why}), why,
+            "expire", run_id, step_id, side, "1" if repeatable else "", at_most, json.dumps({"error": why}), why,
             "1" if stops else "", "1" if always else "", _ms(self.settings.lease),
+            "" if ask_for is None else _ms(ask_for), json.dumps({"unknown": why, "what": _ASKED}),
         )  # fmt: skip
         return str(code), as_id(held_back) if held_back else None
 
@@ -411,13 +471,13 @@ class Store(Indices, Shelf):
         """Up to which event the workers' hooks have been told; with an event, notes that."""
         key = self.keys.of(run_id).run
         if event_id is not None:
-            self._call(self.client.hset, key, "told", event_id)
+            self.call(self.client.hset, key, "told", event_id)
             return event_id
-        return self._call(self.client.hget, key, "told") or "0-0"
+        return self.call(self.client.hget, key, "told") or "0-0"
 
     def hold(self, run_id: str, why: str) -> None:
         """Say why a run does not begin."""
-        self._call(self.client.hset, self.keys.of(run_id).run, "held", why)
+        self.call(self.client.hset, self.keys.of(run_id).run, "held", why)
 
 
 #: What the reducer looks at.
@@ -455,4 +515,5 @@ def run_record(fields: Mapping[str, str], now: int) -> RunRecord:
         deadline=int(fields["deadline"]) if fields.get("deadline") else None,
         undo_deadline=int(fields["undo_deadline"]) if fields.get("undo_deadline") else None,
         epoch=int(fields.get("epoch", 0)),
+        was=RunState(fields["was"]) if fields.get("was") else None,
     )

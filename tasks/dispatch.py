@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from longshore.orchestration.canvas import STEP
 from longshore.orchestration.compiled import CompiledPlan, StepId, index_of
 from longshore.orchestration.keys import Field
+from longshore.orchestration.saga import RunRecord
+from longshore.orchestration.states import RunState
 from longshore.orchestration.store import Store
 from longshore.tasks.waiting import MakeCanvas
 
@@ -22,3 +24,12 @@ def send_next(store: Store, canvas: MakeCanvas, run_id: str, plan: CompiledPlan,
     """A unit that was held back has its turn. If its message is lost, the sweeper sends it."""
     if unit is not None:
         canvas(run_id, hosts_of(store, run_id, plan, [unit])).send_single(STEP, plan, unit)
+
+
+def in_flight(store: Store, run_id: str, plan: CompiledPlan, run: RunRecord) -> tuple[str, list[StepId]]:
+    """The side and the steps of a run's present batch."""
+    undoing = RunState.UNDOING in {run.state, run.was}
+    level = run.undo_level if undoing else run.level
+    if level is None or not 0 <= level < len(plan.levels):
+        return "", []
+    return "u" if undoing else "", store.expanded(run_id, plan.levels[level])

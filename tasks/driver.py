@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import time
@@ -14,20 +13,22 @@ from collections.abc import Mapping, Sequence
 from celery import Celery
 
 from longshore.orchestration import saga
+from longshore.orchestration.breakers import Breakers
 from longshore.orchestration.canvas import STEP, UNDO, Canvas
-from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of, unit_of
+from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of
 from longshore.orchestration.guards import Verdict
 from longshore.orchestration.keys import Field
-from longshore.orchestration.operations import Waits
 from longshore.orchestration.saga import RunRecord, StepRecord
 from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
-from longshore.orchestration.store import SCHEMA_VERSION, Look, Store, run_record
+from longshore.orchestration.store import SCHEMA_VERSION, Store, run_record
+from longshore.tasks.commands import Commands
 from longshore.tasks.crash import point
-from longshore.tasks.dispatch import hosts_of, send_next
+from longshore.tasks.dispatch import hosts_of, in_flight, send_next
 from longshore.tasks.gate import Gate
 from longshore.tasks.herald import Herald
-from longshore.tasks.parked import PAST_RETURN, Parked
+from longshore.tasks.parked import Parked
 from longshore.tasks.plans import Loaded, NotOurs, Plans, UnknownOperation
+from longshore.tasks.suspension import lift_if_it_can
 from longshore.tasks.waiting import MakeCanvas
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class Driver:
         self.canvas = canvas or (lambda run_id, hosts: Canvas(app, run_id, hosts))
         self.parked = Parked(store, plans, self.canvas)
         self.herald = Herald(store)
+        self.commands = Commands(store)
+        self.breakers = Breakers(store)
         #: Whether a lease that has run out means anything now.
         self.judging = True
         #: Runs in the inbox without a request, and since when.
@@ -63,12 +66,16 @@ class Driver:
             found = self.store.look(run_id)
         if int(found.fields.get("v", 0)) > SCHEMA_VERSION:
             raise NotOurs(f"run {run_id} was begun by a newer version", remedy="upgrade this worker")
-        if self._carry_out(run_id, loaded.plan, found):
+        if self.commands.carry_out(run_id, loaded.plan, found):
             found = self.store.look(run_id)
         if thorough and self.judging:
             self._expire(run_id, loaded.plan, found.now)
             found = self.store.look(run_id)
         run = run_record(found.fields, found.now)
+        if lift_if_it_can(self.store, self.breakers, run_id, loaded.plan, run, found):
+            found = self.store.look(run_id)
+            run = run_record(found.fields, found.now)
+            thorough = True  # what it had dispatched is due now
         waits = found.waits
         while True:
             if waits and self.parked.settle(run_id, loaded, run, waits, found.now):
@@ -140,46 +147,6 @@ class Driver:
         self.store.create(run_id, fields, now)
         point("advance.created")
 
-    def _carry_out(self, run_id: str, plan: CompiledPlan, found: Look) -> bool:
-        """Do what people asked of the run since last time."""
-        done = False
-        for command_id, command in found.commands:
-            if _order(command_id) <= _order(found.fields.get("cmd", "0-0")):
-                continue
-            # A run that was at rest may live again: the index comes before the record.
-            self.store.look_at(run_id, found.now + round(1000 * self.store.settings.lease))
-            ids: list[StepId] = []
-            if command.get("kind") == "undo":
-                ids = self._failed_undos(run_id, plan)
-            elif command.get("step"):
-                ids = [as_id(command["step"])]
-            refused = self._refusal(run_id, plan, command, ids)
-            asked = {"kind": "refuse", "actor": command.get("actor", ""), "reason": refused} if refused else command
-            self.store.carry_out(run_id, command_id, asked, len(plan.levels), ids)
-            done = True
-        return done
-
-    def _refusal(self, run_id: str, plan: CompiledPlan, command: Mapping[str, str], ids: list[StepId]) -> str:
-        """Why a command makes no sense for this plan; '' where it may."""
-        kind = command.get("kind")
-        if kind in {"approve", "reject"} and ids and plan.steps[index_of(ids[0])].waits is not Waits.PERSON:
-            return "the step does not wait for an approval"
-        if kind in {"approve", "reject"} and ids and (count := self.store.units(run_id, [index_of(ids[0])])):
-            number, last = unit_of(ids[0]), count[index_of(ids[0])] - 1
-            if number is None or number > last:
-                name = plan.steps[index_of(ids[0])].name
-                return f"the step has items: name one, {name}[0] to {name}[{last}]"
-        if kind == "undo":
-            points = [step.index for step in plan.steps if step.step.irreversible]
-            if points and saga.past_return(plan, self.store.step_records(run_id, range(len(plan)), units=False)):
-                return PAST_RETURN
-        return ""
-
-    def _failed_undos(self, run_id: str, plan: CompiledPlan) -> list[StepId]:
-        leaves = self.store.expanded(run_id, range(len(plan)))
-        rows = self.store.step_fields(run_id, leaves, (f"u{Field.STATUS}",))
-        return [i for i, (status,) in rows.items() if status == UndoState.UNDO_FAILED]
-
     def _leave(self, run_id: str, why: UnknownOperation) -> None:
         """A run that this worker cannot do: the record says why it waits, and it can be cancelled as long as no
         other worker has begun it.
@@ -217,7 +184,7 @@ class Driver:
             applied = self._apply(run_id, plan, run, records, transition)
             point("advance.applied")
             if applied:
-                self._dispatch(run_id, plan, transition)
+                self._dispatch(run_id, plan, transition, may_chain=run.epoch == 0)
             seen = self.store.look(run_id)
             after = run_record(seen.fields, seen.now)
             if not applied and (after.state, after.level, after.undo_level, after.left) == (
@@ -250,6 +217,8 @@ class Driver:
             case saga.Drain(steps):
                 self.store.drain(run_id, ((i, plan.steps[index_of(i)].always) for i in steps))
                 return True
+            case saga.Lift():
+                return self._lift(run_id, plan, run)
             case saga.GiveUpUndo(steps):
                 for i in steps:
                     self._give_up(run_id, plan, i, "u", "the undo ran out of its time")
@@ -257,14 +226,22 @@ class Driver:
             case saga.Finish(state, not_run):
                 return self.store.finish(run_id, run.state, state, not_run, run.epoch)
 
-    def _dispatch(self, run_id: str, plan: CompiledPlan, transition: saga.Transition) -> None:
+    def _lift(self, run_id: str, plan: CompiledPlan, run: RunRecord) -> bool:
+        """Let a suspended run go on."""
+        side, ids = in_flight(self.store, run_id, plan, run)
+        hold = self.store.fields(run_id).get("hold", "")
+        return self.store.unsuspend(run_id, hold, run.epoch, side, ids)
+
+    def _dispatch(self, run_id: str, plan: CompiledPlan, transition: saga.Transition, *, may_chain: bool) -> None:
         """Send what the transition made ready. If this is lost, the sweeper sends it."""
         match transition:
             case saga.OpenLevel(state, _, ready, _) if transition.stopped_by is None:
                 leaves: list[StepId] = [*ready, *self._first_units(run_id, transition.fanned)]
                 if leaves:
                     hosts = hosts_of(self.store, run_id, plan, leaves) if transition.hosts or transition.fanned else {}
-                    self.canvas(run_id, hosts).send_level(plan, leaves, may_chain=state is RunState.RUNNING)
+                    self.canvas(run_id, hosts).send_level(
+                        plan, leaves, may_chain=may_chain and state is RunState.RUNNING
+                    )
             case saga.OpenUndo(_, undone, _) if undone:
                 self.canvas(run_id, hosts_of(self.store, run_id, plan, undone)).send_undo(plan, undone)
             case _:
@@ -281,6 +258,7 @@ class Driver:
 
     def _expire(self, run_id: str, plan: CompiledPlan, now: int) -> None:
         """Attempts whose worker has not renewed its lease."""
+        ask_for = self.store.settings.ask_timeout if plan.plan.on_unknown == "ask" else None
         for member in self.store.expired(run_id, now):
             side = "u" if member.startswith("u") else ""
             step_id = as_id(member.removeprefix("u"))
@@ -293,6 +271,7 @@ class Driver:
                 repeatable=bool(side) or step.repeatable,
                 stops=not side and plan.stops(step.index),
                 always=not side and step.always,
+                ask_for=ask_for,
             )
             send_next(self.store, self.canvas, run_id, plan, following)
 
@@ -310,7 +289,7 @@ class Driver:
             return
         undoing = run.state is RunState.UNDOING
         level = run.undo_level if undoing else run.level
-        if level is None or run.state is RunState.ABORTING:
+        if level is None or run.state in {RunState.ABORTING, RunState.SUSPENDED}:
             return
         side, task = ("u", UNDO) if undoing else ("", STEP)
         leaves = self.store.expanded(run_id, plan.levels[level])
@@ -335,11 +314,3 @@ class Driver:
         rows = self.store.step_fields(run_id, ids, (f"{side}{Field.STATUS}", f"{side}{Field.NOT_BEFORE}"))
         times = [int(due) for status, due in rows.values() if status == "retrying" and due]
         return min(times, default=None)
-
-
-def _order(stream_id: str) -> tuple[int, int]:
-    """Stream ids compare as numbers, not as text."""
-    with contextlib.suppress(ValueError):
-        ms, _, number = stream_id.partition("-")
-        return int(ms), int(number or 0)
-    return 0, 0

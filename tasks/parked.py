@@ -19,7 +19,8 @@ from longshore.orchestration.saga import RunRecord
 from longshore.orchestration.settings import MAX_DATA_BYTES
 from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
 from longshore.orchestration.store import Store
-from longshore.tasks.dispatch import send_next
+from longshore.tasks.commands import PAST_RETURN
+from longshore.tasks.dispatch import in_flight, send_next
 from longshore.tasks.plans import Loaded, Plans
 from longshore.tasks.waiting import MakeCanvas
 
@@ -27,10 +28,6 @@ log = logging.getLogger(__name__)
 
 #: States of a step or an undo that has been claimed and is not parked yet.
 _BUSY = frozenset({str(StepState.RUNNING), str(UndoState.UNDOING)})
-
-
-#: Why a run is not taken back.
-PAST_RETURN = "it is past its point of no return, and only goes forward"
 
 
 class NotYet(Exception):
@@ -173,6 +170,8 @@ class _Wait:
             return self._child(known)
         if "task" in known:
             return self._task(known)
+        if "unknown" in known:
+            return self._word(known, decision[0] or "", decision[1] or "", decision[2] or "")
         if self.step.waits is Waits.PERSON:
             return self._decision(known, *(part or "" for part in decision))
         return False
@@ -194,6 +193,31 @@ class _Wait:
             error = f"nobody approved it within {format_duration(float(info.get('seconds', 0)))}"
             return self._end(StepState.FAILED, error=error, no_effect=True)
         return False
+
+    def _word(self, info: dict[str, Any], word: str, by: str, note: str) -> bool:
+        """Somebody has said what became of a step whose worker was lost; or nobody did in time."""
+        if not word and not self.late and self.run.state is not RunState.ABORTING:
+            return False
+        said = f"{word} by {by}{f': {note}' if note else ''}"
+        if word == "done":
+            done = self._end(StepState.CHANGED)
+        elif word == "skip":
+            done = self._end(StepState.SKIPPED, error=said)
+        elif word == "undone":
+            done = self._end(StepState.FAILED, error=said, no_effect=True)
+        else:
+            done = self._end(StepState.UNKNOWN, error=said if word else str(info["unknown"]))
+        self._go_on()
+        return done
+
+    def _go_on(self) -> None:
+        """The run that was suspended for a word goes on, unless it waits for another."""
+        waits = self.store.look(self.run_id).waits
+        kinds = (Field.STATUS, Field.PARKED)
+        rows = self.store.step_fields(self.run_id, [as_id(member) for member in waits if member[0] != "u"], kinds)
+        if not any(status == StepState.WAITING and '"unknown"' in (info or "") for status, info in rows.values()):
+            side, ids = in_flight(self.store, self.run_id, self.loaded.plan, self.run)
+            self.store.unsuspend(self.run_id, "unknown", self.run.epoch, side, ids)
 
     def _task(self, info: dict[str, Any]) -> bool:
         if not self.late:

@@ -12,18 +12,22 @@ import random
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
 from pydantic import ValidationError
 
 from longshore.orchestration import report, templates
+from longshore.orchestration.breakers import Breakers, Verdict
 from longshore.orchestration.checks import plain
 from longshore.orchestration.compiled import CompiledPlan, CompiledStep, StepId, index_of, unit_of
 from longshore.orchestration.context import HostFacts
 from longshore.orchestration.durations import format_duration
 from longshore.orchestration.errors import (
+    Blocked,
+    Delayed,
     LongshoreError,
     OperationError,
     Preflight,
@@ -34,7 +38,8 @@ from longshore.orchestration.errors import (
     Unsuccessful,
 )
 from longshore.orchestration.keys import Field
-from longshore.orchestration.operations import Params, Retry, find
+from longshore.orchestration.operations import Operation, Params, Retry, find
+from longshore.orchestration.operations.base import service_of
 from longshore.orchestration.plan import UndoSpec
 from longshore.orchestration.report import StepReport
 from longshore.orchestration.settings import MAX_DATA_BYTES, get_settings
@@ -123,6 +128,7 @@ class Attempt:
 
     def forward(self) -> Recorded:
         """Do the step. Raises Refused, TryAgain, AttemptFailed."""
+        self._wait_for_service("")
         grant = self._claim("")
         point("step.claimed")
         began = time.monotonic()
@@ -147,6 +153,7 @@ class Attempt:
         recorded = self._record("", grant, status, body, bulk_of(outcome), next_link=self.next_link, stops=stops)
         point("step.recorded")
         self._if_stale(recorded)
+        self._it_answers(grant)
         return recorded
 
     def _act(self, grant: Grant) -> Outcome:
@@ -230,11 +237,14 @@ class Attempt:
 
     def _failed(self, grant: Grant, error: OperationError, began: float) -> Recorded:
         """Try again where that can help, else record the failure."""
+        self._ask_again(grant, "", error)
         policy = self.plan.retry_policy(self.index)
         explicit = self.step.step.retry is not None or self.plan.plan.retry is not None
-        passes = isinstance(error, Transient) or (explicit and isinstance(error, Unsuccessful))
+        passes = isinstance(error, Transient | Blocked) or (explicit and isinstance(error, Unsuccessful))
         cancelled = isinstance(error, StepCancelled)
-        if passes and grant.attempt < policy.attempts:
+        # Asked after in vain, or until the run was ended: it may have happened.
+        unknown = isinstance(error, Delayed)
+        if passes and grant.tries < policy.attempts:
             self._again(grant, "", policy, error)
         body: dict[str, Any] = {
             "error": str(error),
@@ -248,11 +258,11 @@ class Attempt:
         recorded = self._record(
             "",
             grant,
-            StepState.CANCELLED if cancelled else StepState.FAILED,
+            StepState.CANCELLED if cancelled else StepState.UNKNOWN if unknown else StepState.FAILED,
             body,
             bulk,
             # A later attempt cannot speak for the ones before it.
-            no_effect=isinstance(error, Preflight) and grant.attempt == 1,
+            no_effect=isinstance(error, Preflight | Blocked) and grant.attempt == 1,
             stops=self.plan.stops(self.index),
         )
         point("step.recorded")
@@ -264,13 +274,15 @@ class Attempt:
     def backward(self) -> Recorded:
         """Take the step back. Raises Refused, TryAgain, AttemptFailed."""
         self._side = "u"
+        self._wait_for_service("u")
         grant = self._claim("u")
         point("undo.claimed")
         began = time.monotonic()
         try:
             self._undo(grant)
         except OperationError as error:
-            if isinstance(error, Transient) and grant.attempt < UNDO_RETRY.attempts:
+            self._ask_again(grant, "u", error)
+            if isinstance(error, Transient) and grant.tries < UNDO_RETRY.attempts:
                 self._again(grant, "u", UNDO_RETRY, error)
             return self._end_undo(grant, UndoState.UNDO_FAILED, began, str(error))
         except SoftTimeLimitExceeded:
@@ -342,19 +354,22 @@ class Attempt:
         self._if_stale(recorded)
         if error:
             raise _Ended(recorded, error)
+        self._it_answers(grant)
         return recorded
 
     # --- both -----------------------------------------------------------------------------------
 
     def _claim(self, side: str) -> Grant:
-        grant = self.store.claim(self.run_id, self.step_id, side, self.owner, self.task_id)
+        grant = self.store.claim(
+            self.run_id, self.step_id, side, self.owner, self.task_id, always=not side and self.step.always
+        )
         if isinstance(grant, str):
             raise Refused(grant)
         return grant
 
     def _again(self, grant: Grant, side: str, policy: Retry, error: OperationError) -> None:
         """Note the retry and raise TryAgain; return where the run is ending, so that it is a failure."""
-        delay = policy.delay(grant.attempt, random.random())  # noqa: S311 - jitter
+        delay = policy.delay(grant.tries, random.random())  # noqa: S311 - jitter
         settings = self.store.settings
         parked = delay > LONGEST_COUNTDOWN
         grace = 0.0 if parked else settings.lease
@@ -366,6 +381,87 @@ class Attempt:
             if parked:
                 self.store.look_at(self.run_id, self.store.now() + round(delay * 1000), sooner=True)
             raise TryAgain(delay, parked=parked, error=str(error))
+
+    # --- services that are down, and outcomes that are not known yet ------------------------------
+
+    def _service(self, grant: Grant | None = None) -> str:
+        found = grant.service if grant is not None else ""
+        return found or service_of(self._operation(), self.host)
+
+    def _operation(self) -> Operation:
+        """What is carried out: backward, it may be the plan's own."""
+        undo = self.step.step.undo
+        return find(undo.op) if self._side and isinstance(undo, UndoSpec) else self.step.operation
+
+    def _wait_for_service(self, side: str) -> None:
+        """Leave the step where it is while the service that it needs is down; raises Refused."""
+        service = self._service()
+        if not service or (self.step.always and not side):
+            return
+        verdict = self._breakers.ask(service, self.run_id)
+        if not verdict.allowed:
+            self._suspend(service, verdict)
+            raise Refused(verdict.why)
+
+    def _suspend(self, service: str, verdict: Verdict) -> None:
+        self.store.suspend(self.run_id, "breaker", verdict.why, service=service)
+        self._breakers.wait(service, self.run_id)
+        self.store.look_at(self.run_id, verdict.until, sooner=True)
+
+    def _ask_again(self, grant: Grant, side: str, error: OperationError) -> None:
+        """What is blocked or delayed comes again, and uses up no attempt: raises TryAgain. Returns for any other
+        error, and where the run is ending.
+        """
+        if isinstance(error, Delayed):
+            self._it_answers(grant)
+            slow = self.store.settings.slow_retry * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+            delay = slow if error.after is None else max(0.0, error.after)
+            self._once_more(grant, side, delay, error, ask_for=self._step_timeout())
+        service = self._service(grant)
+        if isinstance(error, Blocked) and not (self.step.always and not side):
+            service = error.service or service or self._operation().name
+            verdict = self._breakers.trip(service, str(error), self.run_id)
+            delay = max(0, verdict.until - self.store.now()) / 1000
+            try:
+                self._once_more(grant, side, delay, error, service=service)
+            finally:
+                self._suspend(service, verdict)
+        if isinstance(error, Blocked | Delayed):
+            return
+        if not isinstance(error, Transient | StepTimeout | StepCancelled):
+            self._it_answers(grant)
+
+    def _once_more(
+        self,
+        grant: Grant,
+        side: str,
+        delay: float,
+        error: OperationError,
+        *,
+        ask_for: float | None = None,
+        service: str = "",
+    ) -> None:
+        """Park the step, its attempt not counted, and raise TryAgain; return where the run is ending, and where it
+        was asked after for too long.
+        """
+        noted = self.store.retry(
+            self.run_id, self.step_id, side, grant.fence, delay, 0.0, str(error)[:500],
+            always=self.step.always, counts=False, ask_for=ask_for, service=service,
+        )  # fmt: skip
+        if noted == 0:
+            raise Refused("the step is another attempt's now")
+        if noted == 1:
+            self.store.look_at(self.run_id, self.store.now() + round(delay * 1000), sooner=True)
+            raise TryAgain(delay, parked=True, error=str(error))
+
+    def _it_answers(self, grant: Grant) -> None:
+        """The service was there: whoever waits for it may go on."""
+        if service := self._service(grant):
+            self._breakers.close(service)
+
+    @cached_property
+    def _breakers(self) -> Breakers:
+        return Breakers(self.store)
 
     def _context(self, grant: Grant, timeout: float) -> Context:
         return Context(
@@ -507,9 +603,7 @@ def bulk_of(outcome: Outcome) -> str:
 
 
 def _with_rendered(grant: Grant, rendered: str) -> Grant:
-    return Grant(
-        grant.fence, grant.attempt, rendered, rendered, grant.before, grant.outcome, grant.first_started, grant.item
-    )
+    return replace(grant, rendered=rendered, step_rendered=rendered)
 
 
 def render_params(raw: dict[str, Any], scope: dict[str, Any]) -> dict[str, Any]:

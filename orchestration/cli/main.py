@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import click
 
+from longshore.orchestration.cli.breakers import breaker_group
 from longshore.orchestration.cli.common import Options, current, global_options
 from longshore.orchestration.cli.parts import dev, worker
 from longshore.orchestration.cli.plans import plan_group
@@ -23,7 +24,7 @@ def cli() -> None:
     """Run plans of many steps on Celery, and take them back when they fail."""
 
 
-for part in (run, plan_group, runs_group, worker, dev):
+for part in (run, plan_group, runs_group, breaker_group, worker, dev):
     cli.add_command(part)
 
 

@@ -10,13 +10,13 @@ from longshore.orchestration.cli.common import client, command, current, leave
 from longshore.orchestration.cli.run import watch_to_end
 
 if TYPE_CHECKING:
-    from longshore.orchestration.client import Run
+    from longshore.orchestration.client import Resolution, Run
     from longshore.orchestration.report import Report
 
 
 @click.group("runs")
 def runs_group() -> None:
-    """List, show, watch, approve, cancel and undo runs."""
+    """List, show and watch runs; cancel, resume, undo, approve and resolve."""
 
 
 @command(runs_group, "ls")
@@ -129,6 +129,71 @@ def undo(run: str, reason: str, detach: bool) -> None:
         click.echo(f"would undo, in reverse: {', '.join(reversed(names)) or 'nothing'}")
         return
     leave(_carried_out(found.id, found.undo(reason), detach=detach))
+
+
+@command(runs_group, "resume")
+@click.argument("run")
+@click.option("--reason", default="", help="Kept in the run's events.")
+@click.option("--detach", is_flag=True, help="Do not wait for its end.")
+def resume(run: str, reason: str, detach: bool) -> None:
+    """Have a run go on: where it is suspended, from the first step that is not done, or with a failed undo."""
+    from longshore.orchestration import live  # noqa: PLC0415 - rich is slow to import
+
+    found, options = client().get(run), current()
+    if options.dry_run:
+        click.echo(f"would resume run {run}, which is {found.state()}{_what_is_next(found)}")
+        return
+    if not _asked(found, found.resume(reason)):
+        leave(1)
+    if detach:
+        return
+    report = found.wait() if options.quiet else live.watch(found, options.console())
+    if options.json:
+        click.echo(report.model_dump_json(indent=2))
+    else:
+        options.console().print(live.closing(report))
+    leave(report.exit_code or 0)
+
+
+def _what_is_next(run: Run) -> str:
+    """What a resume would do anew."""
+    from longshore.orchestration import saga  # noqa: PLC0415 - only here
+
+    if run.state() not in {"failed", "partial"}:
+        return ""
+    records = run.client.store.step_records(run.id, range(len(run.plan)))
+    again = saga.resumed(run.plan, records)
+    return f"; it would do {', '.join(run.plan.name_of(i) for i in again.steps) or 'nothing'}"
+
+
+@command(runs_group, "resolve")
+@click.argument("run")
+@click.argument("step")
+@click.option("--done", "word", flag_value="done", help="It happened.")
+@click.option("--skip", "word", flag_value="skip", help="Go on as if it were not needed.")
+@click.option("--undone", "word", flag_value="undone", help="It was taken back by hand, or never happened.")
+@click.option("--abandon", "word", flag_value="abandon", help="Leave it as it is; it is named as left over.")
+@click.option("--note", default="", help="Kept in the run's events, with who and when.")
+def resolve(run: str, step: str, word: Resolution | None, note: str) -> None:
+    """Say what became of a step, as one who knows better."""
+    if word is None:
+        raise click.UsageError("say what became of it: --done, --skip, --undone or --abandon")
+    found, options = client().get(run), current()
+    if options.dry_run:
+        click.echo(f"would resolve step {step} of run {run}, which is {found.state()}: {word}")
+        return
+    if not _asked(found, found.resolve(step, word, note)):
+        leave(1)
+    if not options.quiet:
+        click.echo(f"{word}: step {step} of run {run}, which is {found.state()}")
+
+
+def _asked(run: Run, command_id: str) -> bool:
+    """Whether a command was carried out; why it was not goes to stderr."""
+    answer = run.answer(command_id)
+    if answer != "done":
+        click.echo(f"error: nothing was done: {answer}", err=True)
+    return answer == "done"
 
 
 @command(runs_group, "approve")

@@ -1,13 +1,14 @@
 -- End a run before its end: nothing new is claimed from now on.
 --
--- FROM     running
+-- FROM     running, also where it is suspended
 -- ARGV[1]  cause  ARGV[2]  error  ARGV[3]  actor  ARGV[4]  '1' to keep what was done
 -- RETURNS  1 done, 0 it is not running
 -- EVENTS   run_aborting
-if redis.call('HGET', run, 'state') ~= 'running' then
+if doing() ~= 'running' then
   return 0
 end
 redis.call('HSET', run, 'state', 'aborting', 'cause', ARGV[1], 'err', ARGV[2])
+lift()
 if ARGV[4] == '1' then
   redis.call('HSET', run, 'keep', 1)
 end

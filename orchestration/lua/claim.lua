@@ -1,14 +1,15 @@
 -- Claim a step, or its undo, for one attempt.
 --
--- FROM     ready or retrying, in a run that is running or finishing (forward) or undoing (backward)
+-- FROM     ready or retrying, in a run that is running or finishing (forward) or undoing (backward); an always
+--          step also in a run that is suspended there
 -- ARGV[1]  id       ARGV[2]  '' forward, 'u' backward    ARGV[3]  owner, unique to this delivery
--- ARGV[4]  task id  ARGV[5]  lease ms
+-- ARGV[4]  task id  ARGV[5]  lease ms  ARGV[6]  '1' for an always step
 -- RETURNS  {'ok', fence, attempt, rendered, the step's rendered, before, outcome, first started ms,
---           item}
+--           item, tries since it was reopened, version of the run, service that it found down}
 --          or {'no', why}
 -- EVENTS   step_started | item_started | undo_started
 local i, p, owner = ARGV[1], ARGV[2], ARGV[3]
-local state = redis.call('HGET', run, 'state')
+local state = ARGV[6] == '1' and doing() or redis.call('HGET', run, 'state')
 if p == '' and state ~= 'running' and state ~= 'finishing' then
   return {'no', 'run ' .. (state or 'gone')}
 end
@@ -26,8 +27,10 @@ if not (status == busy and held == owner) then
   if status == 'retrying' and tonumber(not_before or 0) > now + 50 then
     return {'no', 'early'}
   end
-  -- Grows with every claim, and does not repeat even if Redis lost its last writes.
-  fence = string.format('%.0f', math.max((tonumber(fence) or 0) + 1, clock[1] * 1000000 + clock[2]))
+  -- Grows with every claim, forward or backward, and does not repeat even if Redis lost its last writes.
+  local other = redis.call('HGET', steps, (p == '' and 'u' or '') .. 'f:' .. i)
+  local highest = math.max(tonumber(fence) or 0, tonumber(other) or 0)
+  fence = string.format('%.0f', math.max(highest + 1, clock[1] * 1000000 + clock[2]))
   local attempt = redis.call('HINCRBY', steps, p .. 'a:' .. i, 1)
   redis.call('HSETNX', steps, p .. 'b:' .. i, now)
   -- A message arrived: those of the next attempt are counted anew, or a lost one would wait longer each time.
@@ -40,5 +43,6 @@ if not (status == busy and held == owner) then
 end
 redis.call('ZADD', leases, now + tonumber(ARGV[5]), p .. i)
 local r = redis.call('HMGET', steps, p .. 'a:' .. i, p .. 'r:' .. i, 'r:' .. i, 'j:' .. i, 'o:' .. i, p .. 'b:' .. i,
-                     'i:' .. i)
-return {'ok', fence, r[1], r[2] or '', r[3] or '', r[4] or '', r[5] or '', r[6], r[7] or ''}
+                     'i:' .. i, p .. 'ab:' .. i, p .. 'sv:' .. i)
+return {'ok', fence, r[1], r[2] or '', r[3] or '', r[4] or '', r[5] or '', r[6], r[7] or '', r[1] - (r[8] or 0),
+        redis.call('HGET', run, 'ver'), r[9] or ''}

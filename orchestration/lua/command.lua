@@ -1,27 +1,14 @@
 -- Carry out what somebody asked of a run, once.
 --
--- FROM     refuse: any, for the reason given; cancel: pending or running; undo: a resting state; approve, reject: a step that waits for a person
+-- FROM     refuse: any, for the reason given; resumed: any, it goes on already; cancel: pending, or running, also where it is suspended; undo: a resting state; approve, reject: a step that waits for a person
 -- ARGV[1]  id of the command in the commands' stream  ARGV[2]  kind  ARGV[3]  actor  ARGV[4]  reason
 -- ARGV[5]  '1' to keep what was done (cancel)  ARGV[6]  level above the highest (undo), then the ids
 --          whose undo failed and is to be tried again; or the id that is approved or rejected
 -- RETURNS  'done', 'old' it was handled before, or a sentence that says why nothing was done
 --          (the run's field `answer` has it too)
 -- EVENTS   command, and what follows from it
-local last = redis.call('HGET', run, 'cmd')
-local function number(id)
-  local ms, seq = string.match(id, '(%d+)-(%d+)')
-  return tonumber(ms), tonumber(seq)
-end
-if last then
-  local a, b = number(last)
-  local c, d = number(ARGV[1])
-  if c < a or (c == a and d <= b) then
-    return 'old'
-  end
-end
-local function answer(text)
-  redis.call('HSET', run, 'cmd', ARGV[1], 'answer', text)
-  return text
+if handled(ARGV[1]) then
+  return 'old'
 end
 local state = redis.call('HGET', run, 'state')
 -- What was not decided must not stand in the events as if it had been.
@@ -35,11 +22,11 @@ if ARGV[2] == 'approve' or ARGV[2] == 'reject' then
   end
   emit('command', 'kind', why and 'refuse' or ARGV[2], 'actor', ARGV[3], 'reason', why or ARGV[4], 'step', id)
   if why then
-    return answer(why)
+    return answer(ARGV[1], why)
   end
   -- The driver records the outcome that follows from it.
   redis.call('HSET', steps, 'dw:' .. id, ARGV[3], 'dn:' .. id, ARGV[4], 'dt:' .. id, now)
-  return answer('done')
+  return answer(ARGV[1], 'done')
 end
 emit('command', 'kind', ARGV[2], 'actor', ARGV[3], 'reason', ARGV[4])
 if ARGV[2] == 'cancel' then
@@ -49,34 +36,38 @@ if ARGV[2] == 'cancel' then
       redis.call('HSET', steps, 's:' .. i, 'not_run')
     end
     emit('run_ended', 'state', 'failed', 'cause', 'cancel')
-    return answer('done')
+    return answer(ARGV[1], 'done')
   end
-  if state ~= 'running' then
-    return answer('the run is ' .. state)
+  if doing() ~= 'running' then
+    return answer(ARGV[1], 'the run is ' .. state)
   end
   redis.call('HSET', run, 'state', 'aborting', 'cause', 'cancel', 'err', ARGV[4])
+  lift()
   if ARGV[5] == '1' then
     redis.call('HSET', run, 'keep', 1)
   end
   emit('run_aborting', 'cause', 'cancel', 'actor', ARGV[3])
-  return answer('done')
+  return answer(ARGV[1], 'done')
 end
 if ARGV[2] == 'undo' then
   if state ~= 'succeeded' and state ~= 'partial' and state ~= 'failed' and state ~= 'undo_failed' then
-    return answer('the run is ' .. state)
+    return answer(ARGV[1], 'the run is ' .. state)
   end
   for n = 7, #ARGV do
     redis.call('HDEL', steps, 'us:' .. ARGV[n], 'un:' .. ARGV[n], 'ua:' .. ARGV[n], 'ux:' .. ARGV[n],
-               'ul:' .. ARGV[n])
+               'ul:' .. ARGV[n], 'uab:' .. ARGV[n], 'uds:' .. ARGV[n])
   end
   redis.call('HSET', run, 'state', 'undoing', 'ulevel', ARGV[6], 'left', 0)
   redis.call('HINCRBY', run, 'epoch', 1)
   redis.call('HSETNX', run, 'cause', 'operator')
   redis.call('HDEL', run, 'ended', 'undo_deadline', 'keep')
   emit('run_undoing')
-  return answer('done')
+  return answer(ARGV[1], 'done')
+end
+if ARGV[2] == 'resumed' then
+  return answer(ARGV[1], 'done')
 end
 if ARGV[2] == 'refuse' then
-  return answer(ARGV[4])
+  return answer(ARGV[1], ARGV[4])
 end
-return answer('no such command: ' .. ARGV[2])
+return answer(ARGV[1], 'no such command: ' .. ARGV[2])

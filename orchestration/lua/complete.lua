@@ -36,7 +36,7 @@ local total, err = ended(p, i, status, ARGV[8])
 if not total then
   return {'ok', can_advance(state), next_unit(i, tonumber(ARGV[10]))}
 end
-if ARGV[7] == '1' and state == 'running' and (total == 'failed' or total == 'unknown') then
+if ARGV[7] == '1' and doing() == 'running' and (total == 'failed' or total == 'unknown') then
   stop(i, err)
   return {'ok', 1, ''}
 end

@@ -25,8 +25,8 @@ for n = 1, #ARGV, 2 do
         why = 'the run was ended while it waited'
       elseif redis.call('HEXISTS', steps, 'a:' .. i) == 1 then
         why = 'the run was ended before it was tried again'
-        if status == 'ready' then
-          final, why = 'unknown', 'its worker was lost, and ' .. why
+        if status == 'ready' or redis.call('HEXISTS', steps, 'ds:' .. i) == 1 then
+          final, why = 'unknown', (status == 'ready' and 'its worker was lost' or 'it was not known yet how it ended') .. ', and ' .. why
         end
       end
       redis.call('HSET', steps, 's:' .. i, final, 'y:' .. i, why, 'e:' .. i, now)

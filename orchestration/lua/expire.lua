@@ -4,9 +4,10 @@
 -- ARGV[1]  id  ARGV[2]  '' or 'u'  ARGV[3]  '1' if it may be done again  ARGV[4]  how often at most
 -- ARGV[5]  outcome JSON if it is unknown  ARGV[6]  its error  ARGV[7]  '1' if that ends the run
 -- ARGV[8]  '1' for an always step: while the run is ending it waits for its turn  ARGV[9]  grace ms
+-- ARGV[10] ms that a person may be asked whether it happened, '' if nobody is  ARGV[11] what is asked, JSON
 -- RETURNS  {what, next unit}: 'again' it is, or will be, ready once more; 'unknown' it is recorded as such;
---          'no' the lease is alive. The next unit was held back and needs its message
--- EVENTS   lease_lost, step_ended | item_ended | undo_ended, run_aborting
+--          'asked' it waits for a person, and the run is suspended; 'no' the lease is alive. The next unit was held back and needs its message
+-- EVENTS   lease_lost, step_waiting | item_waiting, run_suspended, step_ended | item_ended | undo_ended, run_aborting
 local i, p = ARGV[1], ARGV[2]
 local ends = redis.call('ZSCORE', leases, p .. i)
 if not ends or tonumber(ends) > now then
@@ -18,7 +19,7 @@ emit('lease_lost', 'step', i, 'undo', p, 'owner', redis.call('HGET', steps, p ..
 local fence = tonumber(redis.call('HGET', steps, p .. 'f:' .. i) or 0)
 redis.call('HSET', steps, p .. 'f:' .. i, string.format('%.0f', math.max(fence + 1, clock[1] * 1000000 + clock[2])))
 redis.call('ZREM', leases, p .. i)
-local state = redis.call('HGET', run, 'state')
+local state = doing()
 if ARGV[3] == '1' and lost < tonumber(ARGV[4]) then
   if state ~= 'aborting' then
     redis.call('HSET', steps, p .. 's:' .. i, 'ready', p .. 'd:' .. i, 0, p .. 'q:' .. i, now)
@@ -30,6 +31,13 @@ if ARGV[3] == '1' and lost < tonumber(ARGV[4]) then
     end
     return {'again', ''}
   end
+end
+if ARGV[10] ~= '' and p == '' and state == 'running' then
+  redis.call('HSET', steps, 's:' .. i, 'waiting', 'p:' .. i, ARGV[11])
+  redis.call('ZADD', waits, now + tonumber(ARGV[10]), i)
+  emit(kind(p, i) .. 'waiting', 'step', i, 'for', 'a word on whether it happened', 'until', now + tonumber(ARGV[10]))
+  suspend('unknown', ARGV[6], '')
+  return {'asked', ''}
 end
 local status = p == '' and 'unknown' or 'undo_failed'
 redis.call('HSET', steps, p .. 's:' .. i, status, p .. 'o:' .. i, ARGV[5], p .. 'e:' .. i, now)

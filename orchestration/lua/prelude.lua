@@ -23,6 +23,48 @@ local function dispatched(prefix, id, grace)
              prefix .. 'd:' .. id, now + grace)
 end
 
+-- What the run is doing, also while it is suspended.
+local function doing()
+  local state, was = unpack(redis.call('HMGET', run, 'state', 'was'))
+  if state == 'suspended' then
+    return was
+  end
+  return state
+end
+
+-- A command is carried out once: those up to `cmd` have been.
+local function handled(id)
+  local last = redis.call('HGET', run, 'cmd')
+  if not last then
+    return false
+  end
+  local a, b = string.match(last, '(%d+)-(%d+)')
+  local c, d = string.match(id, '(%d+)-(%d+)')
+  a, b, c, d = tonumber(a), tonumber(b), tonumber(c), tonumber(d)
+  return c < a or (c == a and d <= b)
+end
+
+-- Note that a command was handled, and what became of it.
+local function answer(id, text)
+  redis.call('HSET', run, 'cmd', id, 'answer', text)
+  return text
+end
+
+-- The run goes on where it was suspended, or is ended.
+local function lift()
+  redis.call('HDEL', run, 'was', 'held', 'hold', 'service')
+end
+
+-- Hold the run where it is: nothing new is claimed until somebody, or the end of `what`, lets it go on.
+local function suspend(what, why, service)
+  local state = redis.call('HGET', run, 'state')
+  if state ~= 'suspended' then
+    redis.call('HSET', run, 'state', 'suspended', 'was', state)
+  end
+  redis.call('HSET', run, 'hold', what, 'held', why, 'service', service)
+  emit('run_suspended', 'for', what, 'error', why)
+end
+
 -- Whether the run can go on now: nothing of the batch is left, or, while it is ending, nothing runs.
 local function can_advance(state)
   if state == 'aborting' then
@@ -86,7 +128,7 @@ end
 local function next_unit(id, grace)
   local step = whole_of(id)
   local all, sent = unpack(redis.call('HMGET', steps, 'g:' .. step, 'm:' .. step))
-  local state = redis.call('HGET', run, 'state')
+  local state = doing()
   if tonumber(sent) >= tonumber(all) or (state ~= 'running' and state ~= 'finishing') then
     return ''
   end
@@ -106,5 +148,6 @@ end
 -- A failure that ends the run.
 local function stop(id, err)
   redis.call('HSET', run, 'state', 'aborting', 'cause', 'failure', 'err_step', whole_of(id) or id, 'err', err)
+  lift()
   emit('run_aborting', 'cause', 'failure', 'step', whole_of(id) or id)
 end

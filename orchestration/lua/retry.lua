@@ -3,7 +3,11 @@
 -- FROM     running (undoing) or waiting under the fence given; not while the run is ending
 -- ARGV[1]  id  ARGV[2]  '' or 'u'  ARGV[3]  fence  ARGV[4]  delay ms  ARGV[5]  grace ms  ARGV[6]  error
 -- ARGV[7]  '1' for an always step, which has its turn also when the run is ending
--- RETURNS  1 noted, 0 the attempt has lost its step, -1 the run is ending: record a failure instead
+-- ARGV[8]  '1' if the attempt does not count: nothing could be done, or is known of it yet
+-- ARGV[9]  ms that it may be asked again after what is not known yet, '' if that is not why
+-- ARGV[10] the service that it found down, or ''
+-- RETURNS  1 noted, 0 the attempt has lost its step, -1 the run is ending: record a failure instead,
+--          -2 it has been asked for so long that it is unknown
 -- EVENTS   step_retrying | item_retrying | undo_retrying
 local i, p = ARGV[1], ARGV[2]
 local status, fence = unpack(redis.call('HMGET', steps, p .. 's:' .. i, p .. 'f:' .. i))
@@ -16,10 +20,22 @@ end
 if status ~= 'waiting' and status ~= (p == '' and 'running' or 'undoing') then
   return 0
 end
-if p == '' and ARGV[7] ~= '1' and redis.call('HGET', run, 'state') == 'aborting' then
+if p == '' and ARGV[7] ~= '1' and doing() == 'aborting' then
   return -1
 end
 local due = now + tonumber(ARGV[4])
+if ARGV[9] ~= '' then
+  redis.call('HSETNX', steps, p .. 'ds:' .. i, now)
+  if due - tonumber(redis.call('HGET', steps, p .. 'ds:' .. i)) > tonumber(ARGV[9]) then
+    return -2
+  end
+end
+if ARGV[10] ~= '' then
+  redis.call('HSET', steps, p .. 'sv:' .. i, ARGV[10])
+end
+if ARGV[8] == '1' then
+  redis.call('HINCRBY', steps, p .. 'ab:' .. i, 1)
+end
 redis.call('HSET', steps, p .. 's:' .. i, 'retrying', p .. 'n:' .. i, due, p .. 'd:' .. i, due + tonumber(ARGV[5]),
            p .. 'q:' .. i, due)
 redis.call('ZREM', leases, p .. i)

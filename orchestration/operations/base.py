@@ -123,6 +123,8 @@ class Operation:
     literal: Callable[[dict[str, Any]], frozenset[str]] = lambda _params: frozenset()
     looks_only: Callable[[dict[str, Any]], bool] = _never
     waits: Waits = Waits.NOTHING
+    #: The service that it needs, `{host}` for the host that it runs on: while that is down it is not tried.
+    service: str = ""
     #: Of an application's own: what does it (`longshore.orchestration.functions`).
     function: Any = None
 
@@ -139,6 +141,13 @@ class Operation:
     def is_read_only(self, params: dict[str, Any]) -> bool:
         """Whether a step with these parameters cannot change anything."""
         return self.kind is Kind.READ_ONLY or self.looks_only(params)
+
+
+def service_of(operation: Operation, host: str) -> str:
+    """The service that an operation needs there; '' where it names none, or one of a host that is not known."""
+    if not host and "{host}" in operation.service:
+        return ""
+    return operation.service.replace("{host}", host)
 
 
 _REGISTRY: dict[str, Operation] = {}

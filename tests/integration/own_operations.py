@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from longshore.orchestration import Context, HostResult, Prediction, Result, operation
+from longshore.orchestration import Blocked, Context, Delayed, HostResult, Prediction, Result, operation
 
 
 class Bill(BaseModel):
@@ -103,3 +103,37 @@ def patient(ctx: Context, seconds: float) -> None:
     while time.monotonic() < until:
         ctx.heartbeat("still here")
         time.sleep(0.05)
+
+
+@operation("own.bill", service="billing", idempotent=True)
+def bill(ctx: Context, folder: Path) -> dict[str, Any]:
+    """Fails while the service is down: a file says so."""
+    with (folder / "calls").open("a") as calls:
+        calls.write(f"{time.time():.3f} {ctx.run_id}\n")
+    if (folder / "down").exists():
+        raise Blocked("connection refused")
+    return {"attempt": ctx.attempt}
+
+
+@operation("own.unbill", service="billing", idempotent=True)
+def unbill(folder: Path) -> None:
+    if (folder / "down").exists():
+        raise Blocked("connection refused")
+    (folder / "unbilled").touch()
+
+
+@operation("own.undeclared", idempotent=True)
+def undeclared(folder: Path) -> None:
+    """It says only when it is asked which service it needs."""
+    if (folder / "down").exists():
+        raise Blocked("connection refused", service="paging")
+
+
+@operation("own.slow_order", idempotent=True)
+def slow_order(ctx: Context, folder: Path) -> dict[str, Any]:
+    """Accepted at once, known later."""
+    with (folder / "asked").open("a") as asked:
+        asked.write(f"{ctx.idempotency_key}\n")
+    if not (folder / "known").exists():
+        raise Delayed("accepted, not known yet", after=0.3)
+    return {"order": 7}

@@ -206,5 +206,5 @@ class Bed:
     def journal(self, index: int, fence: str, rendered: str = "", before: str = "", *, side: str = "") -> bool:
         return self.store.journal(self.run_id, index, side, fence, rendered, before)
 
-    def expire(self, index: StepId = 0, side: str = "", *, repeatable: bool = True, **more: bool) -> str:
+    def expire(self, index: StepId = 0, side: str = "", *, repeatable: bool = True, **more: Any) -> str:
         return self.store.expire(self.run_id, index, side, repeatable=repeatable, **more)[0]

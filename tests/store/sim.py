@@ -98,13 +98,13 @@ class Fragile(Store):
     def mend(self) -> None:
         self._fault = None
 
-    def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         if self._fault is not None:
             if self._countdown == 0:
                 fault, self._fault = self._fault, None
                 fault()
             self._countdown -= 1
-        return super()._call(function, *args, **kwargs)
+        return super().call(function, *args, **kwargs)
 
 
 @dataclass

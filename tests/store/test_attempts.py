@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from longshore.orchestration.states import RunState
-from longshore.orchestration.store import Grant, Recorded
+from longshore.orchestration.store import Recorded
 from tests.store.bed import LEASE, NOT_CLAIMABLE, SIDES, Bed, busy
 
 pytestmark = pytest.mark.store
@@ -197,7 +197,9 @@ def test_an_undo_is_given_what_the_step_wrote_down_and_recorded(bed: Bed) -> Non
 
     undo = bed.claim(0, "u", "other")
 
-    assert undo == Grant(undo.fence, 2, '{"undo":4}', '{"a":1}', '{"was":2}', '{"data":3}', undo.first_started)
+    assert (undo.attempt, undo.tries) == (2, 2)
+    assert (undo.rendered, undo.step_rendered, undo.before) == ('{"undo":4}', '{"a":1}', '{"was":2}')
+    assert undo.outcome == '{"data":3}'
 
 
 # --- journal --------------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import pytest
 
 from longshore.orchestration import lua
-from longshore.orchestration.saga import RunRecord
+from longshore.orchestration.saga import Again, RunRecord
 from longshore.orchestration.states import Cause, RunState
+from longshore.orchestration.store import Grant
 from tests.servers import RedisServer
 from tests.store.bed import LEASE, Bed
 
@@ -458,6 +459,212 @@ def a_run_is_created_once(bed: Bed) -> None:
     assert bed.run("state") == R.RUNNING
 
 
+def an_undo_is_fenced_off_from_what_it_takes_back(bed: Bed) -> None:
+    """What an undo leaves at its target refuses the forward attempt that wakes up after it."""
+    bed.begin(0)
+    ahead = (bed.store.now() + 3_600_000) * 1000
+    bed.put(state="undoing", steps={"f:0": ahead, "us:0": "ready"})
+    assert int(bed.claim(0, "u").fence) > ahead
+
+
+def suspended(bed: Bed, was: str = "running") -> None:
+    """Step 0 has been claimed, step 1 has not."""
+    bed.begin(0, 1)
+    bed.claim(0)
+    bed.put(state=was)
+    assert bed.store.suspend(bed.run_id, "breaker", "it is down", 0, service="billing")
+
+
+def an_always_step_has_its_turn_in_a_suspended_run(bed: Bed) -> None:
+    suspended(bed)
+    assert isinstance(bed.store.claim(bed.run_id, 1, "", "o", "t", always=True), Grant)
+
+
+def nothing_else_begins_in_a_suspended_run(bed: Bed) -> None:
+    suspended(bed)
+    assert isinstance(bed.ask(1), str)
+
+
+def a_failure_ends_a_run_that_is_suspended(bed: Bed) -> None:
+    suspended(bed)
+    bed.complete(0, str(bed.step("f:0")), "failed", stops=True)
+    assert (bed.run("state"), bed.run("was")) == ("aborting", None)
+
+
+def a_suspended_run_can_be_ended(bed: Bed) -> None:
+    suspended(bed)
+    assert bed.store.abort(bed.run_id, Cause.DEADLINE, "")
+    assert (bed.run("state"), bed.run("was")) == ("aborting", None)
+
+
+def nobody_is_asked_while_the_run_is_ending(bed: Bed) -> None:
+    bed.begin(0)
+    bed.claim(0)
+    bed.store.abort(bed.run_id, Cause.CANCEL, "")
+    bed.end_lease("0")
+    assert bed.expire(0, repeatable=False, ask_for=60.0) == "unknown"
+
+
+def a_person_is_asked_about_what_may_have_happened(bed: Bed) -> None:
+    bed.begin(0)
+    bed.claim(0)
+    bed.end_lease("0")
+    assert bed.expire(0, repeatable=False, ask_for=60.0) == "asked"
+    assert (bed.step("s:0"), bed.run("state"), bed.run("was")) == ("waiting", "suspended", "running")
+
+
+def an_attempt_in_vain_does_not_count(bed: Bed) -> None:
+    bed.begin(0)
+    bed.store.retry(bed.run_id, 0, "", bed.claim(0).fence, 0, 0, "down", counts=False)
+    again = bed.claim(0, owner="second")
+    assert (again.attempt, again.tries) == (2, 1)
+
+
+def it_is_not_asked_for_ever(bed: Bed) -> None:
+    bed.begin(0)
+    assert bed.store.retry(bed.run_id, 0, "", bed.claim(0).fence, 0, 0, "not yet", ask_for=10.0) == 1
+    again = bed.claim(0, owner="second")
+    assert bed.store.retry(bed.run_id, 0, "", again.fence, 11.0, 0, "not yet", ask_for=10.0) == -2
+    assert bed.step("s:0") == "running"
+
+
+def what_is_not_known_yet_is_not_called_cancelled(bed: Bed) -> None:
+    bed.begin(0)
+    bed.store.retry(bed.run_id, 0, "", bed.claim(0).fence, 60, 0, "not yet", ask_for=3600.0)
+    bed.store.abort(bed.run_id, Cause.CANCEL, "")
+    bed.store.drain(bed.run_id, [(0, False)])
+    assert bed.step("s:0") == "unknown"
+
+
+def only_the_run_that_was_seen_is_suspended(bed: Bed) -> None:
+    bed.begin(0)
+    bed.put(epoch=1)
+    assert not bed.store.suspend(bed.run_id, "breaker", "it is down", 0)
+
+
+def what_rests_or_finishes_is_not_suspended(bed: Bed) -> None:
+    bed.begin(0)
+    for state in ("pending", "finishing", "failed", "undone"):
+        bed.put(state=state)
+        assert not bed.store.suspend(bed.run_id, "breaker", "it is down", 0)
+
+
+def what_waits_for_a_person_is_not_lifted_by_a_service(bed: Bed) -> None:
+    bed.begin(0)
+    bed.claim(0)
+    bed.end_lease("0")
+    bed.expire(0, repeatable=False, ask_for=60.0)
+    bed.store.suspend(bed.run_id, "breaker", "it is down", 0)
+    assert not bed.store.unsuspend(bed.run_id, "breaker", 0, "", [])
+    assert bed.run("state") == R.SUSPENDED
+
+
+def a_lost_version_is_not_reached_again(bed: Bed) -> None:
+    bed.begin(0)
+    assert bed.store.suspend(bed.run_id, "regressed", "writes were lost", 0, version=100)
+    assert int(bed.run("ver") or 0) > 100
+
+
+def a_loss_suspends_a_run_once(bed: Bed) -> None:
+    bed.begin(0)
+    bed.put(ver=100)
+    assert not bed.store.suspend(bed.run_id, "regressed", "writes were lost", 0, version=100)
+
+
+def what_goes_on_is_not_lifted_again(bed: Bed) -> None:
+    bed.begin(0)
+    bed.put(was="undoing", hold="breaker")
+    assert not bed.store.unsuspend(bed.run_id, "breaker", 0, "", [])
+
+
+def only_the_run_that_was_seen_goes_on(bed: Bed) -> None:
+    suspended(bed)
+    bed.put(epoch=1)
+    assert not bed.store.unsuspend(bed.run_id, "breaker", 0, "", [])
+
+
+def what_runs_is_left_alone_when_a_run_goes_on(bed: Bed) -> None:
+    suspended(bed)
+    sent = bed.step("q:0")
+    bed.put(steps={"q:0": "1"})
+    assert bed.store.unsuspend(bed.run_id, "breaker", 0, "", [0, 1])
+    assert sent is not None
+    assert bed.step("q:0") == "1"
+    assert (bed.step("d:1"), bed.run("state")) == ("0", "running")
+
+
+def failed(bed: Bed) -> None:
+    bed.begin(0)
+    bed.complete(0, bed.claim(0).fence, "failed")
+    assert bed.store.finish(bed.run_id, R.RUNNING, R.FAILED, [1, 2])
+
+
+def reopen_it(bed: Bed, command_id: str = "1-1", epoch: int = 0) -> str:
+    return bed.store.reopen(bed.run_id, command_id, {"actor": "ann"}, epoch, Again(-1, (0, 1, 2)), keep=False)
+
+
+def only_what_failed_begins_anew(bed: Bed) -> None:
+    failed(bed)
+    bed.put(state="succeeded")
+    assert reopen_it(bed) != "done"
+    assert bed.run("state") == R.SUCCEEDED
+
+
+def a_run_is_not_reopened_from_what_was_seen_before(bed: Bed) -> None:
+    failed(bed)
+    bed.put(epoch=1)
+    assert reopen_it(bed) != "done"
+
+
+def a_resume_is_carried_out_once(bed: Bed) -> None:
+    failed(bed)
+    assert reopen_it(bed) == "done"
+    assert (bed.run("state"), bed.step("s:0"), bed.step("ab:0")) == ("running", None, "1")
+    bed.put(state="failed", epoch=0)
+    assert reopen_it(bed) == "old"
+
+
+def say(bed: Bed, word: str, command_id: str = "1-1", index: int = 0) -> str:
+    return bed.store.resolve(bed.run_id, command_id, {"actor": "ann", "as": word}, index)
+
+
+def a_word_is_carried_out_once(bed: Bed) -> None:
+    failed(bed)
+    assert say(bed, "done") == "done"
+    assert bed.step("s:0") == "changed"
+    bed.put(steps={"s:0": "failed"})
+    assert say(bed, "done") == "old"
+
+
+def the_first_word_counts(bed: Bed) -> None:
+    a_person_is_asked_about_what_may_have_happened(bed)
+    assert say(bed, "done") == "done"
+    assert say(bed, "undone", "2-1") != "done"
+    assert (bed.step("dk:0"), bed.step("dw:0")) == ("done", "ann")
+
+
+def a_step_at_work_is_not_resolved(bed: Bed) -> None:
+    bed.begin(0)
+    bed.claim(0)
+    bed.put(steps={"us:0": "undo_failed"})
+    assert say(bed, "undone") != "done"
+    assert bed.step("us:0") == "undo_failed"
+
+
+def what_is_done_is_not_resolved(bed: Bed) -> None:
+    failed(bed)
+    bed.put(steps={"s:0": "unchanged"})
+    assert say(bed, "skip") != "done"
+    assert bed.step("s:0") == "unchanged"
+
+
+def what_was_taken_back_is_not_resolved(bed: Bed) -> None:
+    failed(bed)
+    bed.put(state="undone", steps={"us:0": "undone"})
+    assert say(bed, "abandon") != "done"
+    assert bed.step("us:0") == "undone"
+
+
 # --- the table ------------------------------------------------------------------------------------------
 
 NEVER = "false"
@@ -528,7 +735,7 @@ MUTANTS = [
     ),
     Mutant(
         "complete",
-        "ARGV[7] == '1' and state == 'running' and",
+        "ARGV[7] == '1' and doing() == 'running' and",
         "ARGV[7] == '1' and",
         a_failure_does_not_end_a_run_that_undoes,
     ),
@@ -560,15 +767,83 @@ MUTANTS = [
     Mutant("claim", "status == busy and held == owner", "status == busy", only_the_same_delivery_has_its_grant_again),
     Mutant(
         "claim",
-        "math.max((tonumber(fence) or 0) + 1, clock[1] * 1000000 + clock[2])",
-        "(tonumber(fence) or 0) + 1",
+        "math.max(highest + 1, clock[1] * 1000000 + clock[2])",
+        "highest + 1",
         a_fence_is_not_granted_twice_though_redis_forgot_it,
     ),
     Mutant(
         "claim",
-        "math.max((tonumber(fence) or 0) + 1, clock[1] * 1000000 + clock[2])",
+        "math.max(highest + 1, clock[1] * 1000000 + clock[2])",
         "clock[1] * 1000000 + clock[2]",
         a_fence_grows_though_the_clock_went_back,
+    ),
+    Mutant(
+        "claim",
+        "math.max(tonumber(fence) or 0, tonumber(other) or 0)",
+        "tonumber(fence) or 0",
+        an_undo_is_fenced_off_from_what_it_takes_back,
+    ),
+    Mutant("claim", "ARGV[6] == '1' and doing() or", "", an_always_step_has_its_turn_in_a_suspended_run),
+    Mutant("claim", "ARGV[6] == '1' and doing() or", "doing() or", nothing_else_begins_in_a_suspended_run),
+    Mutant("complete", "doing() == 'running'", "state == 'running'", a_failure_ends_a_run_that_is_suspended),
+    Mutant(
+        "abort",
+        "if doing() ~= 'running' then",
+        "if redis.call('HGET', run, 'state') ~= 'running' then",
+        a_suspended_run_can_be_ended,
+    ),
+    Mutant(
+        "expire",
+        "ARGV[10] ~= '' and p == '' and state == 'running'",
+        "ARGV[10] ~= '' and p == ''",
+        nobody_is_asked_while_the_run_is_ending,
+    ),
+    Mutant("expire", "if ARGV[10] ~= '' and", "if false and", a_person_is_asked_about_what_may_have_happened),
+    Mutant("retry", "if ARGV[8] == '1' then", "if false then", an_attempt_in_vain_does_not_count),
+    Mutant("retry", "> tonumber(ARGV[9]) then", "< 0 then", it_is_not_asked_for_ever),
+    Mutant(
+        "drain", "or redis.call('HEXISTS', steps, 'ds:' .. i) == 1", "", what_is_not_known_yet_is_not_called_cancelled
+    ),
+    Mutant("suspend", "ARGV[4] ~= '' and (epoch or '0') ~= ARGV[4]", NEVER, only_the_run_that_was_seen_is_suspended),
+    Mutant(
+        "suspend",
+        "if state ~= 'running' and state ~= 'aborting' and state ~= 'undoing' and state ~= 'suspended' then",
+        "if false then",
+        what_rests_or_finishes_is_not_suspended,
+    ),
+    Mutant(
+        "suspend",
+        "if state == 'suspended' and ARGV[1] == 'breaker' then",
+        "if false then",
+        what_waits_for_a_person_is_not_lifted_by_a_service,
+    ),
+    Mutant("suspend", "< tonumber(ARGV[5]) then", "< 0 then", a_lost_version_is_not_reached_again),
+    Mutant(
+        "suspend", "elseif ARGV[5] ~= '' then\n  return 0", "elseif false then\n  return 0", a_loss_suspends_a_run_once
+    ),
+    Mutant("unsuspend", "hold ~= ARGV[1] or", "", what_waits_for_a_person_is_not_lifted_by_a_service),
+    Mutant("unsuspend", "state ~= 'suspended' or", "", what_goes_on_is_not_lifted_again),
+    Mutant("unsuspend", "or (epoch or '0') ~= ARGV[2]", "", only_the_run_that_was_seen_goes_on),
+    Mutant(
+        "unsuspend",
+        "if status == 'ready' or status == 'retrying' then",
+        "if true then",
+        what_runs_is_left_alone_when_a_run_goes_on,
+    ),
+    Mutant("reopen", "(state ~= 'failed' and state ~= 'partial') or", "", only_what_failed_begins_anew),
+    Mutant("reopen", "or (epoch or '0') ~= ARGV[4]", "", a_run_is_not_reopened_from_what_was_seen_before),
+    Mutant("reopen", "if handled(ARGV[1]) then", "if false then", a_resume_is_carried_out_once),
+    Mutant("resolve", "if handled(ARGV[1]) then", "if false then", a_word_is_carried_out_once),
+    Mutant("resolve", "redis.call('HSETNX', steps, 'dk:' .. i, what) == 0", NEVER, the_first_word_counts),
+    Mutant("resolve", "elseif not resting then", "elseif false then", a_step_at_work_is_not_resolved),
+    Mutant(
+        "resolve", "  elseif status == 'changed' or status == 'unchanged' or", "  elseif", what_is_done_is_not_resolved
+    ),
+    Mutant(
+        "resolve",
+        "elseif undo ~= 'undo_failed' and undo ~= 'not_undoable' and",
+        "elseif false and",
+        what_was_taken_back_is_not_resolved,
     ),
     Mutant("expire", "or tonumber(ends) > now", "", a_living_attempt_keeps_its_step),
     Mutant(
@@ -626,7 +901,7 @@ MUTANTS = [
         "then\n    redis.call('ZADD', leases,",
         a_lease_that_was_taken_is_not_renewed,
     ),
-    Mutant("command", "c < a or (c == a and d <= b)", NEVER, a_command_is_carried_out_once),
+    Mutant("command", "if handled(ARGV[1]) then", "if false then", a_command_is_carried_out_once),
     Mutant("command", "c == a and d <= b", "c == a and d == b", commands_of_one_millisecond_have_an_order),
     Mutant(
         "command",
@@ -634,10 +909,8 @@ MUTANTS = [
         "if false then",
         what_is_undone_is_not_undone_again,
     ),
-    Mutant("command", "if state ~= 'running' then", "if false then", a_cancel_does_not_touch_a_run_that_has_ended),
-    Mutant(
-        "abort", "redis.call('HGET', run, 'state') ~= 'running'", NEVER, an_abort_does_not_touch_a_run_that_has_ended
-    ),
+    Mutant("command", "if doing() ~= 'running' then", "if false then", a_cancel_does_not_touch_a_run_that_has_ended),
+    Mutant("abort", "doing() ~= 'running'", NEVER, an_abort_does_not_touch_a_run_that_has_ended),
     Mutant(
         "journal",
         "redis.call('HSETNX', steps, p .. 'j:' .. i, ARGV[5])",
@@ -665,7 +938,7 @@ MUTANTS = [
     Mutant("retry", "if fence ~= ARGV[3] then", "if false then", an_attempt_that_lost_its_step_does_not_put_it_back),
     Mutant(
         "retry",
-        "p == '' and ARGV[7] ~= '1' and redis.call('HGET', run, 'state') == 'aborting'",
+        "p == '' and ARGV[7] ~= '1' and doing() == 'aborting'",
         NEVER,
         there_is_no_retry_in_a_run_that_is_ending,
     ),
@@ -694,9 +967,7 @@ MUTANTS = [
         drain_leaves_what_runs_alone,
     ),
     Mutant("drain", "if ARGV[n + 1] == '1' then", "if false then", drain_leaves_an_always_step_its_turn),
-    Mutant(
-        "drain", "        if status == 'ready' then", "        if false then", what_was_lost_is_not_called_cancelled
-    ),
+    Mutant("drain", "        if status == 'ready' or", "        if", what_was_lost_is_not_called_cancelled),
     Mutant("create", "redis.call('EXISTS', run) == 1", NEVER, a_run_is_created_once),
     Mutant("park", "if fence ~= ARGV[3] then", "if false then", a_lost_attempt_parks_nothing),
     Mutant(

@@ -34,7 +34,7 @@ def but(*states: RunState) -> list[RunState]:
 def test_every_script_is_here() -> None:
     assert lua.names() == [
         *("abort", "claim", "command", "complete", "create", "drain", "expire", "finish", "journal"),
-        *("open_level", "open_undo", "park", "renew", "resend", "retry"),
+        *("open_level", "open_undo", "park", "renew", "reopen", "resend", "resolve", "retry", "suspend", "unsuspend"),
     ]
 
 

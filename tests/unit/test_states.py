@@ -43,9 +43,10 @@ def test_every_state_leads_to_a_state_of_rest() -> None:
     assert all(reachable(state) & TERMINAL for state in RunState)
 
 
-def test_a_run_at_rest_is_only_reopened_to_be_taken_back() -> None:
+def test_a_run_at_rest_is_only_reopened_to_be_taken_back_or_to_go_on() -> None:
     for state in TERMINAL:
-        assert TRANSITIONS[state] <= {RunState.UNDOING}
+        goes_on = {RunState.RUNNING} if state in {RunState.FAILED, RunState.PARTIAL} else set()
+        assert TRANSITIONS[state] <= {RunState.UNDOING} | goes_on
     assert TRANSITIONS[RunState.UNDONE] == frozenset()
 
 
@@ -55,12 +56,12 @@ def test_a_run_is_either_live_or_at_rest() -> None:
     assert all(TRANSITIONS[state] for state in LIVE)
 
 
-def test_no_state_follows_itself_and_nothing_comes_back_to_running() -> None:
+def test_no_state_follows_itself_and_only_what_was_resumed_comes_back_to_running() -> None:
     for state, following in TRANSITIONS.items():
         assert state not in following
-        assert (RunState.RUNNING in following) == (state is RunState.PENDING)
+        begins = {RunState.PENDING, RunState.SUSPENDED, RunState.FAILED, RunState.PARTIAL}
+        assert (RunState.RUNNING in following) == (state in begins)
         assert RunState.PENDING not in following
-    assert RunState.RUNNING not in reachable(RunState.ABORTING)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,125 @@
+"""Circuit breakers: what is known of the services that operations need, shared by all workers.
+
+A service is closed (it answers) unless somebody found it down. While it is open nobody tries it; after
+`slow_retry` one run may, as a probe; what that finds closes it or leaves it open. Kept in Redis for as long as
+it is open, so that a restart forgets nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from longshore.orchestration.store import Store
+
+#: Runs that are woken by one call.
+_AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a service may be tried now; else until when not, ms, and why."""
+
+    allowed: bool
+    until: int = 0
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Breaker:
+    """An open one. Times are ms of Redis's clock; `waiting` is how many runs wait for it."""
+
+    service: str
+    why: str
+    since: int
+    until: int
+    trips: int
+    waiting: int
+    probe: str = ""
+
+
+class Breakers:
+    """Those of one installation. Plain commands: the probe alone has to be one run's, and `SET NX` makes it so."""
+
+    def __init__(self, store: Store, chance: Callable[[], float] = random.random) -> None:
+        self._store = store
+        self._chance = chance
+
+    def _slow(self) -> int:
+        """ms until the next probe, jittered."""
+        return round(self._store.settings.slow_retry * 1000 * (0.8 + 0.4 * self._chance()))
+
+    def ask(self, service: str, run_id: str) -> Verdict:
+        """Whether this run may try the service. To be allowed while it is open is to be its probe."""
+        store, keys = self._store, self._store.keys
+        found = store.call(store.client.hgetall, keys.breaker(service))
+        if not found:
+            return Verdict(allowed=True)
+        why, until, now = f"service {service} is down: {found['why']}", int(found["until"]), store.now()
+        probe = store.call(store.client.get, keys.probing(service))
+        if probe == run_id:
+            return Verdict(allowed=True, why=why)
+        if probe is None and until <= now:
+            taken = store.call(store.client.set, keys.probing(service), run_id, nx=True, px=max(1000, self._slow()))
+            if taken:
+                return Verdict(allowed=True, why=why)
+        # A run that waits looks again when the probe must have ended.
+        return Verdict(allowed=False, until=max(until, now + min(1000, self._slow())), why=why)
+
+    def trip(self, service: str, why: str, run_id: str) -> Verdict:
+        """It was found down, by this run."""
+        store, key = self._store, self._store.keys.breaker(service)
+        now = store.now()
+        until = now + self._slow()
+        pipe = store.client.pipeline()
+        pipe.hsetnx(key, "since", now)
+        pipe.hset(key, mapping={"why": why, "until": until})
+        pipe.hincrby(key, "trips", 1)
+        pipe.delete(store.keys.probing(service))
+        pipe.sadd(store.keys.breakers, service)
+        pipe.sadd(store.keys.blocked(service), run_id)
+        store.call(pipe.execute)
+        return Verdict(allowed=False, until=until, why=f"service {service} is down: {why}")
+
+    def wait(self, service: str, run_id: str) -> None:
+        """Have this run be woken when the service is back."""
+        self._store.call(self._store.client.sadd, self._store.keys.blocked(service), run_id)
+
+    def close(self, service: str) -> bool:
+        """It answers; whether that was news. The runs that waited for it are looked at soon, spread in time."""
+        store, keys = self._store, self._store.keys
+        if not store.call(store.client.exists, keys.breaker(service)):
+            return False
+        pipe = store.client.pipeline()
+        pipe.delete(keys.breaker(service), keys.probing(service))
+        pipe.srem(keys.breakers, service)
+        store.call(pipe.execute)
+        self.wake(service)
+        return True
+
+    def wake(self, service: str) -> None:
+        """Have the runs that wait for it looked at, each at its own moment within `retry_spread`."""
+        store, settings = self._store, self._store.settings
+        now = store.now()
+        while waiting := store.call(store.client.srandmember, store.keys.blocked(service), _AT_ONCE):
+            for run_id in waiting:
+                due = now + round(1000 * (settings.fast_retry + settings.retry_spread * self._chance()))
+                store.look_at(run_id, due, sooner=True)
+            # After they were told: one that is told twice does no harm.
+            store.call(store.client.srem, store.keys.blocked(service), *waiting)
+
+    def open(self) -> list[Breaker]:
+        """Those that are open, by name."""
+        store, keys = self._store, self._store.keys
+        found = []
+        for service in sorted(store.call(store.client.smembers, keys.breakers)):
+            pipe = store.client.pipeline(transaction=False)
+            pipe.hgetall(keys.breaker(service))
+            pipe.scard(keys.blocked(service))
+            pipe.get(keys.probing(service))
+            fields, waiting, probe = store.call(pipe.execute)
+            if fields:
+                since, until, trips = int(fields["since"]), int(fields["until"]), int(fields["trips"])
+                found.append(Breaker(service, fields["why"], since, until, trips, waiting, probe or ""))
+        return found

@@ -1,0 +1,54 @@
+-- Have a run that rests go on from the first step that is not done, as somebody asked.
+--
+-- FROM     failed or partial, in the epoch given
+-- ARGV[1]  id of the command  ARGV[2]  actor  ARGV[3]  reason  ARGV[4]  epoch  ARGV[5]  level to go on after
+-- ARGV[6]  '1' if what was done is kept on a failure, then the steps and units that begin anew
+-- RETURNS  'done', 'old' it was handled before, or a sentence that says why nothing was done
+-- EVENTS   command, run_resumed
+if handled(ARGV[1]) then
+  return 'old'
+end
+local state, epoch = unpack(redis.call('HMGET', run, 'state', 'epoch'))
+if (state ~= 'failed' and state ~= 'partial') or (epoch or '0') ~= ARGV[4] then
+  emit('command', 'kind', 'refuse', 'actor', ARGV[2], 'reason', ARGV[3])
+  return answer(ARGV[1], 'the run is ' .. state)
+end
+emit('command', 'kind', 'resume', 'actor', ARGV[2], 'reason', ARGV[3])
+-- What an attempt has rendered and journalled stays: an undo goes back to before the first one.
+for n = 7, #ARGV do
+  local i = ARGV[n]
+  local tries = redis.call('HGET', steps, 'a:' .. i)
+  if tries then
+    redis.call('HSET', steps, 'ab:' .. i, tries)
+  end
+  for _, name in ipairs({'s:', 'e:', 'o:', 'y:', 'v:', 'z:', 'n:', 'x:', 'l:', 'q:', 'd:', 'p:', 'dk:', 'dw:', 'dn:',
+                         'dt:', 'da:', 'ds:', 'kf:', 'kx:', 'er:', 'us:', 'uo:', 'uy:'}) do
+    redis.call('HDEL', steps, name .. i)
+  end
+end
+for n = 7, #ARGV do
+  -- Of a step that was fanned out, the parts that changed something are those that are done.
+  local units, changed = tonumber(redis.call('HGET', steps, 'g:' .. ARGV[n]) or 0), 0
+  for u = 0, units - 1 do
+    if redis.call('HGET', steps, 's:' .. ARGV[n] .. '.' .. u) == 'changed' then
+      changed = changed + 1
+    end
+  end
+  if changed > 0 then
+    redis.call('HSET', steps, 'kc:' .. ARGV[n], changed)
+  else
+    redis.call('HDEL', steps, 'kc:' .. ARGV[n])
+  end
+end
+redis.call('HDEL', run, 'cause', 'err', 'err_step', 'ended', 'keep', 'ulevel', 'undo_deadline', 'deadline')
+redis.call('HSET', run, 'state', 'running', 'level', ARGV[5], 'left', 0)
+if ARGV[6] == '1' then
+  redis.call('HSET', run, 'keep', 1)
+end
+local timeout = tonumber(redis.call('HGET', run, 'timeout') or '')
+if timeout then
+  redis.call('HSET', run, 'deadline', now + timeout)
+end
+redis.call('HINCRBY', run, 'epoch', 1)
+emit('run_resumed', 'actor', ARGV[2])
+return answer(ARGV[1], 'done')

@@ -1,0 +1,57 @@
+-- Carry out what a person says who knows better what became of a step.
+--
+-- FROM     a step that waits for that word; in a run that rests: done and skip from a step that is not done, undone
+--          and abandon from one that was not taken back
+-- ARGV[1]  id of the command  ARGV[2]  actor  ARGV[3]  note  ARGV[4]  done, skip, undone or abandon  ARGV[5]  id
+-- RETURNS  'done', 'old' it was handled before, or a sentence that says why nothing was done
+-- EVENTS   command, step_resolved, run_undoing (to end anew without it)
+if handled(ARGV[1]) then
+  return 'old'
+end
+local what, i = ARGV[4], ARGV[5]
+local state = redis.call('HGET', run, 'state')
+local status, undo, parked, keeps = unpack(redis.call('HMGET', steps, 's:' .. i, 'us:' .. i, 'p:' .. i, 'a:' .. i))
+status = status or 'pending'
+local resting = state == 'failed' or state == 'partial' or state == 'undo_failed' or state == 'undone'
+local asked = status == 'waiting' and parked and string.find(parked, '"unknown"', 1, true)
+local why
+if asked then
+  if redis.call('HSETNX', steps, 'dk:' .. i, what) == 0 then
+    why = 'somebody else has said: ' .. redis.call('HGET', steps, 'dk:' .. i)
+  end
+elseif not resting then
+  why = 'the run is ' .. state .. ', and the step is ' .. status
+elseif what == 'done' or what == 'skip' then
+  if state ~= 'failed' and state ~= 'partial' then
+    why = 'the run is ' .. state .. ': only what is left over of it can be resolved'
+  elseif status == 'changed' or status == 'unchanged' or (status == 'skipped' and redis.call('HEXISTS', steps, 'v:' .. i) == 0) then
+    why = 'the step is ' .. status
+  end
+elseif undo ~= 'undo_failed' and undo ~= 'not_undoable' and not (keeps and not undo and what == 'undone') then
+  why = 'the step is ' .. status .. (undo and ' and ' .. undo or ' and was not to be undone')
+elseif what == 'abandon' and undo == 'not_undoable' then
+  why = 'it is left over as it is'
+end
+emit('command', 'kind', why and 'refuse' or 'resolve', 'actor', ARGV[2], 'reason', why or ARGV[3], 'step', i)
+if why then
+  return answer(ARGV[1], why)
+end
+emit('step_resolved', 'step', i, 'as', what, 'actor', ARGV[2])
+local said = what .. ' by ' .. ARGV[2] .. (ARGV[3] ~= '' and ': ' .. ARGV[3] or '')
+if asked then
+  -- The driver records the outcome that follows from it.
+  redis.call('HSET', steps, 'dw:' .. i, ARGV[2], 'dn:' .. i, ARGV[3], 'dt:' .. i, now)
+elseif what == 'done' or what == 'skip' then
+  redis.call('HDEL', steps, 'v:' .. i)
+  redis.call('HSET', steps, 's:' .. i, what == 'done' and 'changed' or 'skipped', 'y:' .. i, said, 'e:' .. i, now)
+else
+  redis.call('HDEL', steps, 'uo:' .. i)
+  redis.call('HSET', steps, 'us:' .. i, what == 'undone' and 'undone' or 'not_undoable', 'uy:' .. i, said)
+  if state == 'undo_failed' then
+    redis.call('HSET', run, 'state', 'undoing', 'ulevel', 0, 'left', 0)
+    redis.call('HINCRBY', run, 'epoch', 1)
+    redis.call('HDEL', run, 'ended')
+    emit('run_undoing')
+  end
+end
+return answer(ARGV[1], 'done')

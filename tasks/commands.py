@@ -1,0 +1,108 @@
+"""What people ask of a run, carried out: each command once, in order, in one script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from longshore.orchestration import saga
+from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of, unit_of
+from longshore.orchestration.keys import Field
+from longshore.orchestration.operations import Waits
+from longshore.orchestration.states import RunState, UndoState
+from longshore.orchestration.store import Look, Store, run_record, stream_order
+from longshore.tasks.dispatch import in_flight
+
+#: Why a run is not taken back.
+PAST_RETURN = "it is past its point of no return, and only goes forward"
+#: Said to whoever asks that a run that waits for his word go on.
+_WORD_FIRST = "it waits for a word on what became of a step: longshore runs resolve RUN STEP --done | --undone | …"
+
+
+class Commands:
+    """Reads what was asked of a run since last time, and applies it."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def carry_out(self, run_id: str, plan: CompiledPlan, found: Look) -> bool:
+        """Whether anything was asked."""
+        done = False
+        for command_id, command in found.commands:
+            if stream_order(command_id) <= stream_order(found.fields.get("cmd", "0-0")):
+                continue
+            # A run that was at rest may live again: the index comes before the record.
+            self.store.look_at(run_id, found.now + round(1000 * self.store.settings.lease))
+            self.store.take_up(run_id)
+            self._one(run_id, plan, command_id, command)
+            done = True
+        return done
+
+    def _one(self, run_id: str, plan: CompiledPlan, command_id: str, command: Mapping[str, str]) -> None:
+        kind = command.get("kind")
+        if kind == "resume":
+            self._resume(run_id, plan, command_id, command)
+            return
+        ids: list[StepId] = []
+        if kind == "undo":
+            ids = self._failed_undos(run_id, plan)
+        elif command.get("step"):
+            ids = [as_id(command["step"])]
+        if refused := self._refusal(run_id, plan, command, ids):
+            self._refuse(run_id, command_id, command, refused)
+        elif kind == "resolve" and ids:
+            self.store.resolve(run_id, command_id, command, ids[0])
+        else:
+            self.store.carry_out(run_id, command_id, command, len(plan.levels), ids)
+
+    def _refuse(self, run_id: str, command_id: str, command: Mapping[str, str], why: str) -> None:
+        asked = {"kind": "refuse", "actor": command.get("actor", ""), "reason": why}
+        self.store.carry_out(run_id, command_id, asked, 0, [])
+
+    def _resume(self, run_id: str, plan: CompiledPlan, command_id: str, command: Mapping[str, str]) -> None:
+        """Go on: from where it is suspended, with the undos that failed, or from the first step that is not done."""
+        look = self.store.look(run_id)
+        run = run_record(look.fields, look.now)
+        if run.state is RunState.UNDO_FAILED:
+            retried = {**command, "kind": "undo"}
+            self.store.carry_out(run_id, command_id, retried, len(plan.levels), self._failed_undos(run_id, plan))
+        elif run.state in {RunState.FAILED, RunState.PARTIAL}:
+            again = saga.resumed(plan, self.store.step_records(run_id, range(len(plan))))
+            self.store.reopen(
+                run_id, command_id, command, run.epoch, again, keep=plan.plan.on_failure == "keep"
+            )  # fmt: skip
+        elif run.state is not RunState.SUSPENDED:
+            self._refuse(run_id, command_id, command, f"the run is {run.state}")
+        elif look.fields.get("hold") == "unknown":
+            self._refuse(run_id, command_id, command, _WORD_FIRST)
+        else:
+            side, ids = in_flight(self.store, run_id, plan, run)
+            self.store.unsuspend(run_id, look.fields.get("hold", ""), run.epoch, side, ids)
+            self.store.carry_out(run_id, command_id, {**command, "kind": "resumed"}, 0, [])
+
+    def _refusal(self, run_id: str, plan: CompiledPlan, command: Mapping[str, str], ids: list[StepId]) -> str:
+        """Why a command makes no sense for this plan; '' where it may."""
+        kind = command.get("kind")
+        if kind in {"approve", "reject"} and ids and plan.steps[index_of(ids[0])].waits is not Waits.PERSON:
+            return "the step does not wait for an approval"
+        if kind in {"approve", "reject", "resolve"} and ids:
+            return self._wrong_part(run_id, plan, ids[0], whole=kind == "resolve")
+        if kind == "undo":
+            points = [step.index for step in plan.steps if step.step.irreversible]
+            if points and saga.past_return(plan, self.store.step_records(run_id, range(len(plan)), units=False)):
+                return PAST_RETURN
+        return ""
+
+    def _wrong_part(self, run_id: str, plan: CompiledPlan, step_id: StepId, *, whole: bool) -> str:
+        """Why this is no step, or part of one, that can be decided on by itself."""
+        count = self.store.units(run_id, [index_of(step_id)]).get(index_of(step_id))
+        number, name = unit_of(step_id), plan.steps[index_of(step_id)].name
+        if count is None:
+            return "" if number is None else f"step {name} has no items"
+        if (number is None and not whole) or (number is not None and number >= count):
+            return f"the step has items: name one, {name}[0] to {name}[{count - 1}]"
+        return ""
+
+    def _failed_undos(self, run_id: str, plan: CompiledPlan) -> list[StepId]:
+        leaves = self.store.expanded(run_id, range(len(plan)))
+        rows = self.store.step_fields(run_id, leaves, (f"u{Field.STATUS}",))
+        return [i for i, (status,) in rows.items() if status == UndoState.UNDO_FAILED]

@@ -1,0 +1,33 @@
+"""Runs that are held because a service is down, and how they go on."""
+
+from __future__ import annotations
+
+from longshore.orchestration.breakers import Breakers
+from longshore.orchestration.compiled import CompiledPlan
+from longshore.orchestration.operations.base import service_of
+from longshore.orchestration.saga import RunRecord
+from longshore.orchestration.states import RunState
+from longshore.orchestration.store import Look, Store
+from longshore.tasks.dispatch import in_flight
+
+
+def lift_if_it_can(
+    store: Store, breakers: Breakers, run_id: str, plan: CompiledPlan, run: RunRecord, found: Look
+) -> bool:
+    """Let a run go on whose service is back, or that may try whether it is; whether it does."""
+    if run.state is not RunState.SUSPENDED or found.fields.get("hold") != "breaker":
+        return False
+    service = found.fields.get("service", "")
+    verdict = breakers.ask(service, run_id)
+    if not verdict.allowed:
+        breakers.wait(service, run_id)
+        store.look_at(run_id, verdict.until, sooner=True)
+        return False
+    side, ids = in_flight(store, run_id, plan, run)
+    return store.unsuspend(run_id, "breaker", run.epoch, side, ids)
+
+
+def services(plan: CompiledPlan, host: str = "") -> list[str]:
+    """The services that a plan's operations say that they need, but for those of a host that is not known yet."""
+    found = (service_of(step.operation, host) for step in plan.steps if not step.always)
+    return sorted({service for service in found if service})

@@ -1,0 +1,336 @@
+"""Runs that are held, and how they go on: a service is down, an outcome is not known, a person is asked."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from longshore.orchestration import Plan, Run
+from longshore.orchestration.breakers import Breakers
+from tests.integration.conftest import MakeInstallation
+from tests.integration.processes import PATIENCE, Installation, Worker, lines, names, statuses, wait_for
+
+OWN = "tests.integration.own_operations"
+
+
+@pytest.fixture(scope="module")
+def shop(module_installation: MakeInstallation) -> Iterator[Installation]:
+    """A worker with operations that need services; a service that is down is tried again after a second."""
+    made = module_installation(options={"imports": OWN, "slow_retry": "1s", "retry_spread": "1s", "ask_timeout": "60s"})
+    made.worker("own", "--concurrency", "4", PYTHONPATH=made.pythonpath).start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LONGSHORE_IMPORTS", OWN)
+        patch.setenv("PYTHONPATH", made.pythonpath)
+        yield made
+
+
+def billing(folder: Path, name: str = "bill") -> Plan:
+    plan = Plan(name)
+    first = plan.step("first", "noop.execute")
+    bill = plan.step("bill", "own.bill", folder=str(folder)).after(first)
+    plan.step("last", "noop.execute").after(bill)
+    return plan
+
+
+def state_of(run: Run, state: str) -> None:
+    wait_for(f"{run.id} to be {state}", lambda: run.state() == state)
+
+
+def test_a_run_whose_service_is_down_is_suspended_and_goes_on_when_it_is_back(
+    shop: Installation, tmp_path: Path
+) -> None:
+    # given
+    (tmp_path / "down").touch()
+    run = shop.run(billing(tmp_path))
+
+    # when
+    state_of(run, "suspended")
+    told = run.report().error
+    listed = shop.longshore("breaker", "ls").out
+
+    # then it says why, and where to look
+    assert told is not None
+    assert "billing is down: connection refused" in told.message
+    assert "billing" in listed
+    assert "connection refused" in listed
+
+    # when
+    (tmp_path / "down").unlink()
+    report = run.wait(PATIENCE)
+
+    # then it went on from there, and the tries in vain used up none of its own
+    assert (report.state, report.exit_code) == ("succeeded", 0)
+    assert "run_suspended" in [event.name for event in run.events()]
+    assert names(run, "step_ended") == ["first", "bill", "last"]
+    assert shop.longshore("breaker", "ls").out == ""
+
+
+def test_while_a_service_is_down_its_steps_are_not_tried(shop: Installation, tmp_path: Path) -> None:
+    # given a breaker that one run has opened
+    (tmp_path / "down").touch()
+    first = shop.run(billing(tmp_path))
+    state_of(first, "suspended")
+
+    # when others come that need it, too
+    others = [shop.run(billing(tmp_path, f"other-{n}")) for n in range(8)]
+    time.sleep(3.0)
+
+    # then it is one probe a second or so that reaches the service, and none of theirs
+    calls = len(lines(tmp_path / "calls"))
+    assert calls <= 5, f"{calls} calls in three seconds"
+    assert all(run.state() in {"suspended", "pending", "running"} for run in others)
+    (tmp_path / "down").unlink()
+    for run in [first, *others]:
+        assert run.wait(PATIENCE).exit_code == 0
+
+
+def test_an_undo_waits_for_its_service_too(shop: Installation, tmp_path: Path) -> None:
+    # given
+    plan = Plan("back")
+    first = plan.step("first", "noop.execute").undo("own.unbill", folder=str(tmp_path))
+    plan.step("last", "noop.execute", fail=True).after(first)
+    (tmp_path / "down").touch()
+    run = shop.run(plan)
+
+    # when
+    state_of(run, "suspended")
+    (tmp_path / "down").unlink()
+    report = run.wait(PATIENCE)
+
+    # then
+    assert (report.state, report.exit_code) == ("undone", 1)
+    assert (tmp_path / "unbilled").exists()
+
+
+def test_a_service_that_is_named_only_by_its_failure_is_left_alone_too(shop: Installation, tmp_path: Path) -> None:
+    plan = Plan("page")
+    plan.step("page", "own.undeclared", folder=str(tmp_path))
+    (tmp_path / "down").touch()
+    run = shop.run(plan)
+
+    state_of(run, "suspended")
+    assert [breaker.service for breaker in Breakers(shop.client().store).open()] == ["paging"]
+    (tmp_path / "down").unlink()
+    said = shop.longshore("breaker", "reset", "paging")
+
+    assert said.code == 0, said.err
+    assert run.wait(PATIENCE).exit_code == 0
+    assert shop.longshore("breaker", "reset", "paging").code == 2
+
+
+def test_a_suspended_run_can_be_cancelled(shop: Installation, tmp_path: Path) -> None:
+    (tmp_path / "down").touch()
+    run = shop.run(billing(tmp_path))
+    state_of(run, "suspended")
+
+    said = shop.longshore("runs", "cancel", run.id)
+
+    assert said.code == 0, said.err
+    report = run.report()
+    assert (report.state, report.cause) == ("undone", "cancel")
+    assert (report.step("bill").status, report.left_over) == ("cancelled", [])
+    (tmp_path / "down").unlink()
+    Breakers(shop.client().store).close("billing")
+
+
+def test_the_clock_of_a_suspended_run_goes_on(shop: Installation, tmp_path: Path) -> None:
+    (tmp_path / "down").touch()
+    plan = billing(tmp_path)
+    plan.timeout = 3.0
+    report = shop.run(plan).wait(PATIENCE)
+
+    assert (report.state, report.cause) == ("undone", "deadline")
+    (tmp_path / "down").unlink()
+    Breakers(shop.client().store).close("billing")
+
+
+def test_an_outcome_that_is_not_known_yet_is_asked_for_again(shop: Installation, tmp_path: Path) -> None:
+    # given
+    plan = Plan("order")
+    plan.step("order", "own.slow_order", folder=str(tmp_path)).retry(0)
+    run = shop.run(plan)
+    wait_for("two questions", lambda: len(lines(tmp_path / "asked")) >= 2)
+
+    # when
+    (tmp_path / "known").touch()
+    report = run.wait(PATIENCE)
+
+    # then it was asked under one key, and no attempt was used up
+    assert (report.exit_code, report.step("order").data) == (0, {"order": 7})
+    assert len(set(lines(tmp_path / "asked"))) == 1
+
+
+def test_what_is_not_known_in_its_time_is_unknown(shop: Installation, tmp_path: Path) -> None:
+    plan = Plan("order")
+    plan.step("order", "own.slow_order", folder=str(tmp_path)).timeout(2)
+
+    report = shop.run(plan).wait(PATIENCE)
+
+    assert report.step("order").status == "unknown"
+    assert (report.left_over, report.exit_code) == (["order"], 3)
+
+
+def risky(folder: Path) -> Plan:
+    plan = Plan("risky", on_unknown="ask")
+    first = plan.step("first", "file.deploy.execute", path=f"{folder}/conf", content="new")
+    act = plan.step("act", "command.shell.execute", command=f"echo x >> {folder}/tries; sleep 60").after(first)
+    plan.step("last", "noop.execute").after(act)
+    return plan
+
+
+def asked_about(shop: Installation, worker: Worker, folder: Path) -> Run:
+    """A run whose step was at work when its worker was killed."""
+    run = shop.run(risky(folder))
+    wait_for("the command to run", lambda: lines(folder / "tries"))
+    worker.kill()
+    worker.start()
+    state_of(run, "suspended")
+    return run
+
+
+@pytest.mark.parametrize(
+    ("word", "state", "exit_code", "status"),
+    [("--done", "succeeded", 0, "changed"), ("--skip", "succeeded", 0, "skipped"),
+     ("--undone", "undone", 1, "failed"), ("--abandon", "undone", 3, "unknown")],
+)  # fmt: skip
+def test_a_person_says_what_became_of_a_step(
+    shop: Installation, tmp_path: Path, word: str, state: str, exit_code: int, status: str
+) -> None:
+    # given
+    run = asked_about(shop, shop.workers[0], tmp_path)
+    refused = shop.longshore("runs", "resume", run.id)
+    assert (refused.code, "longshore runs resolve" in refused.err) == (1, True)
+
+    # when
+    said = shop.longshore("runs", "resolve", run.id, "act", word, "--note", "looked")
+
+    # then
+    assert said.code == 0, said.err
+    report = run.wait(PATIENCE)
+    assert (report.state, report.exit_code, report.step("act").status) == (state, exit_code, status)
+    assert lines(tmp_path / "tries") == ["x"]
+    assert (tmp_path / "conf").exists() == (state == "succeeded")
+    again = shop.longshore("runs", "resolve", run.id, "act", "--done")
+    assert again.code == 1
+
+
+def test_a_cancel_answers_for_the_person(shop: Installation, tmp_path: Path) -> None:
+    run = asked_about(shop, shop.workers[0], tmp_path)
+
+    run.cancel()
+    report = run.wait(PATIENCE)
+
+    assert (report.state, report.step("act").status, report.left_over) == ("undone", "unknown", ["act"])
+
+
+def flaky(folder: Path, **more: object) -> Plan:
+    plan = Plan("flaky", **more)  # type: ignore[arg-type]
+    first = plan.step("first", "command.shell.execute", command=f"echo first >> {folder}/log")
+    middle = plan.step("middle", "command.shell.execute", command=f"test -e {folder}/ok && echo middle >> {folder}/log")
+    middle.after(first)
+    last = plan.step("last", "command.shell.execute", command=f"echo last >> {folder}/log").after(middle)
+    plan.step("up", "command.shell.execute", command=f"echo up >> {folder}/log").after(last).always()
+    return plan
+
+
+def test_a_kept_run_is_resumed_from_the_first_step_that_is_not_done(shop: Installation, tmp_path: Path) -> None:
+    # given
+    run = shop.run(flaky(tmp_path, on_failure="keep"))
+    assert run.wait(PATIENCE).state == "failed"
+    (tmp_path / "ok").touch()
+
+    # when
+    would = shop.longshore("--dry-run", "runs", "resume", run.id).out
+    said = shop.longshore("runs", "resume", run.id)
+
+    # then
+    assert "middle, last, up" in would
+    assert said.code == 0, said.err
+    assert lines(tmp_path / "log") == ["first", "up", "middle", "last", "up"]
+    report = run.report()
+    assert (report.state, report.error, report.cause) == ("succeeded", None, None)
+    assert (report.step("first").attempts, report.step("middle").attempts) == (1, 2)
+    assert shop.longshore("runs", "resume", run.id).code == 1
+
+
+def test_a_resumed_run_that_fails_again_can_be_resumed_again(shop: Installation, tmp_path: Path) -> None:
+    run = shop.run(flaky(tmp_path, on_failure="keep"))
+    run.wait(PATIENCE)
+
+    assert shop.longshore("runs", "resume", run.id).code == 3
+    (tmp_path / "ok").touch()
+    assert shop.longshore("runs", "resume", run.id).code == 0
+
+
+def test_a_step_that_was_done_by_hand_is_not_done_by_a_resume(shop: Installation, tmp_path: Path) -> None:
+    run = shop.run(flaky(tmp_path, on_failure="keep"))
+    run.wait(PATIENCE)
+
+    assert shop.longshore("runs", "resolve", run.id, "middle", "--done", "--note", "by hand").code == 0
+    assert shop.longshore("runs", "resume", run.id).code == 0
+    assert lines(tmp_path / "log") == ["first", "up", "last", "up"]
+    assert run.report().step("middle").reason == "done by tester: by hand"
+
+
+def test_of_a_step_with_items_only_those_that_failed_are_done_anew(shop: Installation, tmp_path: Path) -> None:
+    # given
+    plan = Plan("many", on_error="continue")
+    plan.step(
+        "each",
+        "command.shell.execute",
+        command=f"test {{{{ item }}}} != b -o -e {tmp_path}/ok && echo {{{{ item }}}} >> {tmp_path}/log",
+    ).foreach(["a", "b", "c"])
+    other = plan.step("other", "noop.execute")
+    plan.step("last", "noop.execute").after("each", other)
+    run = shop.run(plan)
+    assert run.wait(PATIENCE).state == "partial"
+    (tmp_path / "ok").touch()
+
+    # when
+    said = shop.longshore("runs", "resume", run.id)
+
+    # then
+    assert said.code == 0, said.err
+    assert sorted(lines(tmp_path / "log")) == ["a", "b", "c"]
+    assert statuses(run.report()) == {"each": "changed", "other": "changed", "last": "changed"}
+
+
+def test_a_failed_undo_is_tried_again_by_a_resume_or_named_as_abandoned(shop: Installation, tmp_path: Path) -> None:
+    # given
+    def run_it(name: str) -> Run:
+        plan = Plan(name)
+        first = plan.step("first", "noop.execute").undo("command.shell.execute", command=f"test -e {tmp_path}/ok")
+        plan.step("last", "noop.execute", fail=True).after(first)
+        run = shop.run(plan)
+        assert run.wait(PATIENCE).state == "undo_failed"
+        return run
+
+    again, by_hand, given_up = run_it("again"), run_it("by-hand"), run_it("given-up")
+    (tmp_path / "ok").touch()
+
+    # when
+    shop.longshore("runs", "resume", again.id)
+    shop.longshore("runs", "resolve", by_hand.id, "first", "--undone")
+    shop.longshore("runs", "resolve", given_up.id, "first", "--abandon", "--note", "it may stay")
+
+    # then
+    assert [again.wait(PATIENCE).state, again.report().exit_code] == ["undone", 1]
+    assert [by_hand.wait(PATIENCE).state, by_hand.report().exit_code] == ["undone", 1]
+    left = given_up.wait(PATIENCE)
+    assert (left.state, left.left_over, left.exit_code) == ("undone", ["first"], 3)
+
+
+def test_a_worker_that_is_killed_while_it_probes_holds_up_nobody(shop: Installation, tmp_path: Path) -> None:
+    (tmp_path / "down").touch()
+    run = shop.run(billing(tmp_path))
+    state_of(run, "suspended")
+    shop.workers[0].signal_group(signal.SIGKILL)
+    (tmp_path / "down").unlink()
+    shop.workers[0].kill()
+    shop.workers[0].start()
+
+    assert run.wait(PATIENCE).exit_code == 0
