@@ -11,6 +11,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from longshore.orchestration.compiled import CompiledPlan
+from longshore.orchestration.operations.base import service_of
 from longshore.orchestration.store import Store
 
 #: Runs that are woken by one call.
@@ -123,3 +125,9 @@ class Breakers:
                 since, until, trips = int(fields["since"]), int(fields["until"]), int(fields["trips"])
                 found.append(Breaker(service, fields["why"], since, until, trips, waiting, probe or ""))
         return found
+
+
+def services(plan: CompiledPlan, host: str = "") -> list[str]:
+    """The services that a plan's operations say that they need, but for those of a host that is not known yet."""
+    found = (service_of(step.operation, host) for step in plan.steps if not step.always)
+    return sorted({service for service in found if service})

@@ -35,6 +35,8 @@ def problems(plan: Plan) -> list[Problem]:
 def _whole(plan: Plan) -> Iterator[Problem]:
     if not re.fullmatch(NAME, plan.name):
         yield Problem(f"the plan's name {plan.name!r} must match {NAME}", path=("name",))
+    if plan.concurrency is not None:
+        yield from _template(plan, "", "concurrency", plan.concurrency.key, ("concurrency", "key"), {"params"})
     if not plan.steps:
         yield Problem("the plan has no steps", path=("steps",))
     if len(plan.steps) > MAX_STEPS:

@@ -19,6 +19,8 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from longshore.orchestration import embedded, events, report, templates
+from longshore.orchestration.admission import Admission
+from longshore.orchestration.breakers import Breakers, services
 from longshore.orchestration.canvas import PROBE, Canvas, producer
 from longshore.orchestration.compiled import CompiledPlan, StepId
 from longshore.orchestration.errors import (
@@ -26,6 +28,7 @@ from longshore.orchestration.errors import (
     PlanError,
     RunConflict,
     RunFailed,
+    ServiceDown,
     StoreUnavailable,
     UnknownName,
     UsageError,
@@ -92,7 +95,8 @@ class Client:
 
         The same `run_id` with the same plan and parameters gives the run that is there
         (`Run.attached`); with others it raises RunConflict. Raises PlanError, ParamsError, UnknownName
-        before anything is stored, StoreUnavailable where Redis does not answer in time.
+        before anything is stored, QueueFull where as many wait as may, ServiceDown where a service is and new
+        runs are refused, StoreUnavailable where Redis does not answer in time.
         """
         self._ready()
         run_id = run_id if run_id is not None else _new_run_id(plan if isinstance(plan, str) else plan.name)
@@ -100,12 +104,12 @@ class Client:
             raise UsageError(f"run id {run_id!r} must match {RUN_ID.pattern}")
         body = request_body(load(plan) if isinstance(plan, str) else plan, params or {}, actor(self.settings))
         compiled = CompiledPlan(Plan.model_validate(body["plan"]))
-        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-        if len(text.encode()) > MAX_PLAN_BYTES:
+        if len(json.dumps(body, ensure_ascii=False).encode()) > MAX_PLAN_BYTES:
             raise PlanError(f"the plan with its files is larger than {MAX_PLAN_BYTES} bytes")
-        there = self.store.request(run_id, text)
+        self._refuse_where_a_service_is_down(compiled)
+        there = Admission(self.store).submit(run_id, body)
         if there is not None:
-            if json.loads(there)["digest"] != body["digest"]:
+            if there["digest"] != body["digest"]:
                 raise RunConflict(
                     f"run {run_id!r} is there already, of another plan or with other parameters",
                     remedy=f"choose another run id, or look at it: longshore runs show {run_id}",
@@ -120,6 +124,17 @@ class Client:
                 remedy=f"it begins when a worker sweeps: longshore runs watch {run_id}",
             ) from error
         return self._hooked(Run(self, run_id, compiled), plan)
+
+    def _refuse_where_a_service_is_down(self, plan: CompiledPlan) -> None:
+        if self.settings.on_blocked != "refuse":
+            return
+        down = {breaker.service: breaker.why for breaker in Breakers(self.store).open()}
+        for service in services(plan):
+            if service in down:
+                raise ServiceDown(
+                    f"the run was not started: it needs service {service}, which is down: {down[service]}",
+                    remedy="longshore breaker ls shows since when",
+                )
 
     @staticmethod
     def _hooked(run: Run, plan: Plan | str) -> Run:
@@ -345,6 +360,12 @@ class Run:
         """
         return self._command("resolve", note, step=self._id_of(step), resolved_as=word)
 
+    def prune(self, timeout: float = 30.0) -> str:
+        """Have a run that rests forgotten, with all that is kept of it: `done`, or why it was not. Afterwards it
+        can no longer be undone. WaitTimeout if no worker took it.
+        """
+        return self.answer(self._command("prune", ""), timeout)
+
     def approve(self, step: str, note: str = "") -> str:
         """Say that a step that waits for an approval may go on. Returns at once, with the command's id for
         `answer`. UnknownName for a step that the plan does not have.
@@ -368,6 +389,8 @@ class Run:
         until = time.monotonic() + timeout
         while time.monotonic() < until:
             fields = self.client.store.fields(self.id)
+            if not fields and self.client.store.body(self.id) is None:
+                return "done"  # it was forgotten, as asked
             if stream_order(fields.get("cmd", "0-0")) >= stream_order(command_id):
                 return fields.get("answer", "done")
             time.sleep(0.05)

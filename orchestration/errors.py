@@ -8,6 +8,8 @@
     │   ├── RunConflict               the run id is taken by another plan
     │   └── ConfigError               settings, a missing program or package
     ├── StoreUnavailable              Redis does not answer
+    ├── QueueFull                 as many runs wait as may
+    ├── ServiceDown               a service that the plan needs is down, and new runs are refused
     ├── RunFailed                     a run ended badly; carries the report and its exit code
     ├── DecodeError                   a step's data is not of the type that was asked for
     ├── WaitTimeout                   the run goes on, the waiting ended
@@ -134,6 +136,14 @@ class DecodeError(LongshoreError):
 
 class WaitTimeout(LongshoreError):
     """Waiting ended before the run did. The run goes on."""
+
+
+class QueueFull(LongshoreError):
+    """As many runs wait to begin as may. Nothing was stored."""
+
+
+class ServiceDown(LongshoreError):
+    """A service that the plan needs is down, and the setting `on_blocked` refuses new runs. Nothing was stored."""
 
 
 class RunFailed(LongshoreError):

@@ -65,6 +65,19 @@ class Indices(Connection):
         self.call(self.client.set, self.keys.tick, now)
         return not gap and (pause is None or int(pause) <= now)
 
+    def rests(self, run_id: str, ended: int, *, again: bool = False) -> None:
+        """Its time to be kept begins when it ended, ms; with `again`, anew."""
+        self.call(self.client.zadd, self.keys.ended, {run_id: ended}, nx=not again)
+
+    def kept_until(self, seconds: float, at_most: int = -1) -> list[str]:
+        """Runs that have rested for so long, the eldest first."""
+        until = self.now() - _ms(seconds)
+        return list(self.call(self.client.zrangebyscore, self.keys.ended, 0, until, start=0, num=at_most))
+
+    def turn_to_tidy(self, seconds: float) -> bool:
+        """Whether nobody has tidied up for so long; whoever is told so does."""
+        return bool(self.call(self.client.set, self.keys.tidied, 1, nx=True, px=_ms(seconds)))
+
     def take_up(self, run_id: str) -> None:
         """A run that rests may be wanted again: it does not expire now."""
         self.call(self.client.zrem, self.keys.ended, run_id)

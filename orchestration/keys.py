@@ -10,9 +10,16 @@
     {ns}:{run}:log:<id>  stream  what a step or unit printed, capped
     {ns}:{run}:data:…    string  a result that is too large for the steps' hash
     {ns}:inbox           zset    runs with a request that no worker has seen yet; by clients
+    {ns}:queue           zset    runs that may not begin yet → their order
+    {ns}:known           hash    what admission knows of each run that waits or is live, JSON
+    {ns}:order           string  counter of the order in which runs were asked for
+    {ns}:admitted        zset    runs that have begun and not ended → since when, ms
+    {ns}:plan:<name>     set     those of one plan
+    {ns}:slot:<key>      set     those with one concurrency key
     {ns}:live            zset    live runs → when to look at them next, ms
     {ns}:runs            zset    all runs → when they were created, ms
     {ns}:ended           zset    runs that rest → since when, ms
+    {ns}:tidied          string  there while nobody needs to tidy up; expires by itself
     {ns}:tick            string  when a sweeper last was at work, ms
     {ns}:pause           string  until when no lease is judged, ms
     {ns}:hosts           set     the hosts that ever had a worker
@@ -159,6 +166,28 @@ class Keys:
         return f"{self.namespace}:inbox"
 
     @property
+    def queue(self) -> str:
+        return f"{self.namespace}:queue"
+
+    @property
+    def known(self) -> str:
+        return f"{self.namespace}:known"
+
+    @property
+    def order(self) -> str:
+        return f"{self.namespace}:order"
+
+    @property
+    def admitted(self) -> str:
+        return f"{self.namespace}:admitted"
+
+    def of_plan(self, name: str) -> str:
+        return f"{self.namespace}:plan:{name}"
+
+    def slot(self, key: str) -> str:
+        return f"{self.namespace}:slot:{key}"
+
+    @property
     def live(self) -> str:
         return f"{self.namespace}:live"
 
@@ -169,6 +198,10 @@ class Keys:
     @property
     def ended(self) -> str:
         return f"{self.namespace}:ended"
+
+    @property
+    def tidied(self) -> str:
+        return f"{self.namespace}:tidied"
 
     @property
     def tick(self) -> str:

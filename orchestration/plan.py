@@ -157,6 +157,17 @@ class _OneOrSeveral:
         return {"anyOf": [several["items"], several]}
 
 
+class Concurrency(_Model):
+    """Runs that must not be live at the same time, of whatever plans."""
+
+    key: str = Field(min_length=1, description="What they have in common; may use params")
+    limit: Annotated[int, Field(ge=1)] = Field(1, description="How many of them may be live")
+    on_limit: Literal["queue", "skip", "cancel_running"] = Field(
+        "queue",
+        description="What becomes of one more: it waits, it is not run, or it takes the place of those that run",
+    )
+
+
 class Step(_Model):
     """A node of the plan."""
 
@@ -214,6 +225,7 @@ class Plan(_Model):
     timeout: Annotated[Duration, Field(gt=0)] | None = Field(
         None, description="Time of the whole run; running out of it is a failure"
     )
+    concurrency: Concurrency | None = Field(None, description="Which runs must not be live at the same time")
     steps: dict[str, Step] = Field(default_factory=dict, description="The steps by name")
 
     #: Folder that a step's relative `source` is found in.

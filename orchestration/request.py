@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 from longshore.orchestration import subplans, templates
 from longshore.orchestration.errors import PlanError, Problem
 from longshore.orchestration.params import resolve
-from longshore.orchestration.plan import Plan
+from longshore.orchestration.plan import Concurrency, Plan
 from longshore.orchestration.settings import MAX_FILE_BYTES
 from longshore.orchestration.store import SCHEMA_VERSION
+
+#: Characters of a concurrency key, rendered.
+_LONGEST_KEY = 256
 
 
 def request_body(plan: Plan, given: Mapping[str, Any], who: str) -> dict[str, Any]:
@@ -23,14 +27,30 @@ def request_body(plan: Plan, given: Mapping[str, Any], who: str) -> dict[str, An
     plan.check()
     params = resolve(plan.params, given)
     files = _local_files(plan, params) | subplans.pinned(plan, _local_files)
-    return {
+    body: dict[str, Any] = {
         "v": SCHEMA_VERSION,
         "plan": plan.to_dict(),
         "params": params,
         "files": files,
         "digest": plan.digest(params, files),
         "actor": who,
+        # Two runs of one id, the first long forgotten, must not take each other's traces for their own.
+        "born": secrets.token_hex(8),
     }
+    if plan.concurrency is not None:
+        body["concurrency"] = plan.concurrency.model_dump() | {"key": _key(plan.concurrency, params)}
+    return body
+
+
+def _key(concurrency: Concurrency, params: dict[str, Any]) -> str:
+    """The key of its concurrency, rendered."""
+    try:
+        key = str(templates.render(concurrency.key, {"params": params}))
+    except templates.TemplateProblem as error:
+        raise PlanError([Problem(f"concurrency: {error}", path=("concurrency", "key"))]) from None
+    if not 0 < len(key) <= _LONGEST_KEY:
+        raise PlanError([Problem(f"concurrency: a key of {len(key)} characters", path=("concurrency", "key"))])
+    return key
 
 
 def _local_files(plan: Plan, params: dict[str, Any]) -> dict[str, str]:

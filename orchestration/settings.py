@@ -67,6 +67,11 @@ class Settings(BaseSettings):
     claim_timeout: Duration = 600.0
     #: An attempt's time where the step says none.
     step_timeout: Duration = 3600.0
+    #: How many runs may be live at once, in all and of one plan; the others wait in their order.
+    max_runs: int | None = Field(default=None, ge=1)
+    max_runs_per_plan: int | None = Field(default=None, ge=1)
+    #: How many may wait; more are refused.
+    max_queued: int = Field(default=10_000, ge=0)
     #: How often a step's worker may be lost before the step is given up.
     max_lost: int = Field(default=3, ge=1, le=1000)
     #: How long a person may think about a step that may have happened (`on_unknown: ask`).
@@ -78,6 +83,8 @@ class Settings(BaseSettings):
     fast_retry: Duration = 0.0
     #: Over how long they are spread, so that they do not all come at once.
     retry_spread: Duration = 2.0
+    #: How long a run that rests is kept, with all that its undo needs.
+    retention: Duration = 7 * 86_400.0
     #: What becomes of new runs that need a service that is down.
     on_blocked: Literal["queue", "refuse"] = "queue"
     #: The whole of a run's undo.

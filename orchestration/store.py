@@ -97,22 +97,20 @@ class Store(Indices, Shelf):
     def _scripts(self) -> dict[str, Script]:
         return {}
 
-    def _run(self, name: str, run_id: str, *args: object) -> Any:
+    def _run(self, name: str, run_id: str, *args: object, keys: Sequence[str] = ()) -> Any:
         script = self._scripts.get(name)
         if script is None:
             script = self._scripts[name] = self.client.register_script(lua.source(name))
-        return self.call(script, keys=self.keys.of(run_id).record(), args=list(args))
+        return self.call(script, keys=[*self.keys.of(run_id).record(), *keys], args=list(args))
+
+    def run_alone(self, name: str, keys: list[str], *args: object) -> Any:
+        """A script that is about no single run."""
+        script = self._scripts.get(name)
+        if script is None:
+            script = self._scripts[name] = self.client.register_script(lua.alone(name))
+        return self.call(script, keys=keys, args=list(args))
 
     # --- what clients write ---------------------------------------------------------------------
-
-    def request(self, run_id: str, body: str) -> str | None:
-        """Put down that a run is wanted, once. Returns the request that was there before, if any.
-
-        The inbox comes first: a request that nobody knows of would never be looked at.
-        """
-        key = self.keys.of(run_id).request
-        self.call(self.client.zadd, self.keys.inbox, {run_id: mark()})
-        return self.call(self.client.set, key, body, nx=True, get=True)  # type: ignore[no-any-return]
 
     def command(
         self,
@@ -466,6 +464,30 @@ class Store(Indices, Shelf):
         grace, limit = _ms(self.settings.lease), _ms(self.settings.claim_timeout)
         found = [str(item) for item in self._run("resend", run_id, side, grace, limit, *ids)]
         return [as_id(i) for i in found if i[0] != "!"], [as_id(i[1:]) for i in found if i[0] == "!"]
+
+    def parent_of(self, run_id: str) -> str:
+        """The run that it is a part of, or ''."""
+        text = self.call(self.client.hget, self.keys.of(run_id).run, "parent")
+        return str(json.loads(text)["run"]) if text else ""
+
+    def forget(self, run_id: str) -> bool:
+        """Delete a run that rests, with its request, its output and its data, in one script; whether it is gone.
+
+        The indices last: if this is interrupted, it is done again.
+        """
+        keys = self.keys.of(run_id)
+        names = self.call(self.client.hkeys, keys.steps)
+        ids = {name.partition(":")[2] for name in names if name.startswith(f"{Field.ATTEMPTS}:")}
+        bulky = [name for name in names if name.partition(":")[0].removeprefix("u") == Field.DATA_KEY]
+        apart = self.call(self.client.hmget, keys.steps, bulky) if bulky else []
+        more = [*(keys.log(i) for i in ids), *(keys.data(value) for value in apart if value)]
+        if not self._run("forget", run_id, keys=[keys.request, keys.commands, *more]):
+            return False
+        pipe = self.client.pipeline()
+        for index in (self.keys.inbox, self.keys.live, self.keys.runs, self.keys.ended):
+            pipe.zrem(index, run_id)
+        self.call(pipe.execute)
+        return True
 
     def told(self, run_id: str, event_id: str | None = None) -> str:
         """Up to which event the workers' hooks have been told; with an event, notes that."""

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from longshore.orchestration import events, lua, report, subplans
+from longshore.orchestration.admission import Admission
 from longshore.orchestration.canvas import ADVANCE, CHAIN_LINKS, STEP, UNDO, Canvas
 from longshore.orchestration.compiled import CompiledPlan, StepId, index_of
 from longshore.orchestration.errors import ConfigError, OperationError, StepTimeout, UnknownName, Unsuccessful
@@ -61,10 +62,15 @@ class MemoryStore(Store):
         self._sources: dict[str, str] = {}
         self.advance(0)
 
-    def _run(self, name: str, run_id: str, *args: object) -> Any:
+    def _run(self, name: str, run_id: str, *args: object, keys: Sequence[str] = ()) -> Any:
         if name not in self._scripts:
             self._scripts[name] = self.client.register_script(lua.source(name).replace(_TIME, _CLOCK))
-        return super()._run(name, run_id, *args)
+        return super()._run(name, run_id, *args, keys=keys)
+
+    def run_alone(self, name: str, keys: list[str], *args: object) -> Any:
+        if name not in self._scripts:
+            self._scripts[name] = self.client.register_script(lua.alone(name).replace(_TIME, _CLOCK))
+        return super().run_alone(name, keys, *args)
 
     def advance(self, seconds: float) -> None:
         """Let time pass."""
@@ -296,7 +302,7 @@ class Bench:
         for host in self.hosts:
             self.store.here(host, 1e9)
         self.pretended, self.pretended_before = placeholders(plan)
-        self.store.request(run_id, json.dumps(request_body(plan, params or {}, "bench"), ensure_ascii=False))
+        Admission(self.store).submit(run_id, request_body(plan, params or {}, "bench"))
         self._queue.append(_Message(ADVANCE, run_id))
         with self.engine_in_use():
             self._until_it_rests(run_id)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from longshore.orchestration import saga
+from longshore.orchestration.admission import Admission
 from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of, unit_of
 from longshore.orchestration.keys import Field
 from longshore.orchestration.operations import Waits
 from longshore.orchestration.states import RunState, UndoState
 from longshore.orchestration.store import Look, Store, run_record, stream_order
 from longshore.tasks.dispatch import in_flight
+from longshore.tasks.plans import Loaded, NotOurs
 
 #: Why a run is not taken back.
 PAST_RETURN = "it is past its point of no return, and only goes forward"
+#: Commands after which a run that rests may be live.
+_REOPENS = frozenset({"resume", "undo", "resolve"})
 #: Said to whoever asks that a run that waits for his word go on.
 _WORD_FIRST = "it waits for a word on what became of a step: longshore runs resolve RUN STEP --done | --undone | …"
 
@@ -21,19 +25,24 @@ _WORD_FIRST = "it waits for a word on what became of a step: longshore runs reso
 class Commands:
     """Reads what was asked of a run since last time, and applies it."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, forget: Callable[[str], bool]) -> None:
         self.store = store
+        self._forget = forget
+        self._admission = Admission(store)
 
-    def carry_out(self, run_id: str, plan: CompiledPlan, found: Look) -> bool:
-        """Whether anything was asked."""
+    def carry_out(self, run_id: str, loaded: Loaded, found: Look) -> bool:
+        """Whether anything was asked. Raises NotOurs where the run is gone after it."""
         done = False
         for command_id, command in found.commands:
             if stream_order(command_id) <= stream_order(found.fields.get("cmd", "0-0")):
                 continue
             # A run that was at rest may live again: the index comes before the record.
             self.store.look_at(run_id, found.now + round(1000 * self.store.settings.lease))
-            self.store.take_up(run_id)
-            self._one(run_id, plan, command_id, command)
+            if command.get("kind") in _REOPENS:
+                # A run that is reopened has its place again, whether there is room or not.
+                self.store.take_up(run_id)
+                self._admission.take_back_in(run_id, loaded.wanted)
+            self._one(run_id, loaded.plan, command_id, command)
             done = True
         return done
 
@@ -41,6 +50,11 @@ class Commands:
         kind = command.get("kind")
         if kind == "resume":
             self._resume(run_id, plan, command_id, command)
+            return
+        if kind == "prune":
+            if self._forget(run_id):
+                raise NotOurs(f"run {run_id} is forgotten")
+            self._refuse(run_id, command_id, command, "only a run that rests, and is no part of another, is forgotten")
             return
         ids: list[StepId] = []
         if kind == "undo":

@@ -24,6 +24,7 @@ from longshore.orchestration.store import SCHEMA_VERSION, Store, run_record
 from longshore.tasks.commands import Commands
 from longshore.tasks.crash import point
 from longshore.tasks.dispatch import hosts_of, in_flight, send_next
+from longshore.tasks.door import Door
 from longshore.tasks.gate import Gate
 from longshore.tasks.herald import Herald
 from longshore.tasks.parked import Parked
@@ -46,8 +47,9 @@ class Driver:
         self.canvas = canvas or (lambda run_id, hosts: Canvas(app, run_id, hosts))
         self.parked = Parked(store, plans, self.canvas)
         self.herald = Herald(store)
-        self.commands = Commands(store)
         self.breakers = Breakers(store)
+        self.door = Door(store, self.breakers, self.canvas)
+        self.commands = Commands(store, self.door.forget)
         #: Whether a lease that has run out means anything now.
         self.judging = True
         #: Runs in the inbox without a request, and since when.
@@ -62,11 +64,13 @@ class Driver:
         found = self.store.look(run_id)
         mark = found.inbox
         if not found.fields:
+            # It may have been forgotten since its plan was read.
+            loaded = self.plans.get(run_id, again=True)
             self._create(run_id, loaded, found.now)
             found = self.store.look(run_id)
         if int(found.fields.get("v", 0)) > SCHEMA_VERSION:
             raise NotOurs(f"run {run_id} was begun by a newer version", remedy="upgrade this worker")
-        if self.commands.carry_out(run_id, loaded.plan, found):
+        if self.commands.carry_out(run_id, loaded, found):
             found = self.store.look(run_id)
         if thorough and self.judging:
             self._expire(run_id, loaded.plan, found.now)
@@ -76,6 +80,10 @@ class Driver:
             found = self.store.look(run_id)
             run = run_record(found.fields, found.now)
             thorough = True  # what it had dispatched is due now
+        if run.state is RunState.PENDING and not self.door.may_begin(run_id, loaded, found.now):
+            if mark is not None:
+                self.store.seen(run_id, mark)
+            return run.state
         waits = found.waits
         while True:
             if waits and self.parked.settle(run_id, loaded, run, waits, found.now):
@@ -93,7 +101,7 @@ class Driver:
         self.herald.tell(run_id, loaded.plan)
         if run.state in TERMINAL:
             self.parked.tell_parent(run_id, found.fields | {"state": run.state})
-            self._rest(run_id)
+            self._rest(run_id, int(found.fields.get("ended", found.now)))
             return run.state
         if waits:
             self.store.look_at(run_id, min(waits.values()), sooner=True)
@@ -103,8 +111,9 @@ class Driver:
             self.store.look_at(run_id, run.deadline, sooner=True)
         return run.state
 
-    def _rest(self, run_id: str) -> None:
+    def _rest(self, run_id: str, ended: int) -> None:
         """Take a run that has ended out of the index of the live ones, unless it was reopened meanwhile."""
+        self.door.leave(run_id, ended)
         self.store.at_rest(run_id)
         state = self.store.state(run_id)
         if state and RunState(state) not in TERMINAL:
@@ -115,7 +124,8 @@ class Driver:
         if not self.store.live_count():
             return 0  # an installation at rest is not written to
         self.judging = self.store.leases_count()
-        found = dict.fromkeys([*self.store.waiting(), *self.store.due(self.store.settings.lease)])
+        # What was begun goes before what is new.
+        found = dict.fromkeys([*self.store.due(self.store.settings.lease), *self.store.waiting()])
         for run_id in found:
             try:
                 self.advance(run_id, thorough=True)
@@ -125,6 +135,7 @@ class Driver:
                 self._forget_orphan(run_id)
             except Exception:  # one damaged run must not keep the others from being looked at
                 log.exception("run %s cannot be advanced", run_id)
+        self.door.tidy()
         return len(found)
 
     # --- beginning and commands -------------------------------------------------------------------
@@ -161,7 +172,7 @@ class Driver:
         cancels = [(command_id, command) for command_id, command in found.commands if command.get("kind") == "cancel"]
         for command_id, command in cancels[:1]:
             self.store.carry_out(run_id, command_id, command, 0, [])
-            self._rest(run_id)
+            self._rest(run_id, found.now)
 
     def _forget_orphan(self, run_id: str) -> None:
         """An inbox entry without a request: its client died in between, and was promised nothing."""

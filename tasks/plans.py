@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import hmac
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from longshore.orchestration.admission import Wanted
 from longshore.orchestration.compiled import CompiledPlan
 from longshore.orchestration.errors import LongshoreError, UnknownName
 from longshore.orchestration.plan import Plan
@@ -31,6 +32,10 @@ class Loaded:
     actor: str
     #: The run and step that this run is a child of.
     parent: dict[str, Any] | None = None
+    #: What admission has to know.
+    wanted: Wanted = field(default_factory=lambda: Wanted(""))
+    #: No two requests have the same.
+    born: str = ""
 
     def file(self, path: str) -> bytes:
         return base64.b64decode(self.contents[path])
@@ -51,9 +56,12 @@ class Plans:
         self._store = store
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
 
-    def get(self, run_id: str) -> Loaded:
-        """Raises NotOurs where there is no such request, or it is not what its digest says."""
-        found = self._loaded.get(run_id)
+    def get(self, run_id: str, *, again: bool = False) -> Loaded:
+        """With `again`, as Redis has it now.
+
+        Raises NotOurs where there is no such request, or it is not what its digest says.
+        """
+        found = None if again else self._loaded.get(run_id)
         if found is None:
             found = self._read(run_id)
             self._loaded[run_id] = found
@@ -90,4 +98,6 @@ class Plans:
             digest,
             str(body.get("actor", "")),
             body.get("parent"),
+            Wanted.of(body),
+            str(body.get("born", "")),
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from longshore.orchestration.breakers import Breakers
 from longshore.orchestration.compiled import CompiledPlan
-from longshore.orchestration.operations.base import service_of
 from longshore.orchestration.saga import RunRecord
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store import Look, Store
@@ -25,9 +24,3 @@ def lift_if_it_can(
         return False
     side, ids = in_flight(store, run_id, plan, run)
     return store.unsuspend(run_id, "breaker", run.epoch, side, ids)
-
-
-def services(plan: CompiledPlan, host: str = "") -> list[str]:
-    """The services that a plan's operations say that they need, but for those of a host that is not known yet."""
-    found = (service_of(step.operation, host) for step in plan.steps if not step.always)
-    return sorted({service for service in found if service})

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from longshore.orchestration import subplans
+from longshore.orchestration.admission import Admission
 from longshore.orchestration.canvas import Canvas
 from longshore.orchestration.compiled import CompiledPlan, StepId, index_of
 from longshore.orchestration.durations import format_duration
@@ -104,8 +105,8 @@ class SubPlan(Waiting[RunParams]):
         child_id = child_run(place.run_id, place.name)
         plan, body = _child(place.loaded, place.plan.steps[index_of(place.step_id)].name, params)
         body["parent"] = {"run": place.run_id, "step": place.step_id}
-        there = place.store.request(child_id, json.dumps(body, ensure_ascii=False, separators=(",", ":")))
-        if there is not None and json.loads(there)["digest"] != body["digest"]:
+        there = Admission(place.store).submit(child_id, body, bounded=False)
+        if there is not None and there["digest"] != body["digest"]:
             raise OperationError(f"the child's run id {child_id} is taken by another plan")
         place.canvas(child_id, None).send_start(plan.name)
         return Parking(place.timeout or FOR_EVER, {"child": child_id}, f"run {child_id}")

@@ -8,6 +8,7 @@ import click
 
 from longshore.orchestration.cli.common import client, command, current, leave
 from longshore.orchestration.cli.run import watch_to_end
+from longshore.orchestration.durations import parse_duration
 
 if TYPE_CHECKING:
     from longshore.orchestration.client import Resolution, Run
@@ -194,6 +195,33 @@ def _asked(run: Run, command_id: str) -> bool:
     if answer != "done":
         click.echo(f"error: nothing was done: {answer}", err=True)
     return answer == "done"
+
+
+@command(runs_group, "prune")
+@click.argument("runs", nargs=-1, metavar="[RUN]…")
+@click.option("--older-than", metavar="TIME", help="Those that have rested for so long, as 7d or 12h.")
+@click.option("--plan", "plan_name", help="Only runs of this plan.")
+def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) -> None:
+    """Forget runs that rest: those named, or those older than the retention time. They cannot be undone then."""
+    options, asked = current(), client()
+    seconds = parse_duration(older_than) if older_than is not None else asked.settings.retention
+    names = list(runs) or asked.store.kept_until(seconds)
+    failed = False
+    for run_id in names:
+        found = asked.get(run_id)
+        if plan_name is not None and found.plan.plan.name != plan_name:
+            continue
+        if options.dry_run:
+            click.echo(f"would forget run {run_id}, which is {found.state()}")
+            continue
+        answer = found.prune()
+        if answer != "done":
+            failed = True
+            click.echo(f"error: run {run_id}: nothing was done: {answer}", err=True)
+        elif not options.quiet:
+            click.echo(f"forgotten: run {run_id}")
+    if failed:
+        leave(1)
 
 
 @command(runs_group, "approve")

@@ -1,6 +1,6 @@
 """The transitions of a run, one Lua script each.
 
-Every script gets the four keys of a run's record (`RunKeys.record`) and is put behind `prelude.lua`.
+Every script gets the keys of a run's record (`RunKeys.record`) and is put behind `prelude.lua`.
 Its header is its contract.
 """
 
@@ -15,6 +15,12 @@ def source(name: str) -> str:
     """The text of a script with its prelude."""
     folder = files(__name__)
     return folder.joinpath("prelude.lua").read_text() + folder.joinpath(f"{name}.lua").read_text()
+
+
+@cache
+def alone(name: str) -> str:
+    """The text of a script that is about no single run, and has no prelude."""
+    return files(__name__).joinpath("alone", f"{name}.lua").read_text()
 
 
 def names() -> list[str]:

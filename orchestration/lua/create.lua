@@ -8,9 +8,5 @@ if redis.call('EXISTS', run) == 1 then
   return 0
 end
 redis.call('HSET', run, 'state', 'pending', 'level', -1, 'left', 0, 'created', now, unpack(ARGV))
-local timeout = tonumber(redis.call('HGET', run, 'timeout') or '')
-if timeout then
-  redis.call('HSET', run, 'deadline', now + timeout)
-end
 emit('run_created', 'plan', redis.call('HGET', run, 'plan'), 'actor', redis.call('HGET', run, 'actor') or '')
 return 1

@@ -89,6 +89,12 @@ end
 redis.call('HSET', run, 'state', ARGV[3], 'level', ARGV[4], 'left', left)
 if state == 'pending' then
   redis.call('HSET', run, 'started', now)
+  -- The run's clock starts here, and does not stop.
+  local timeout = tonumber(redis.call('HGET', run, 'timeout') or '')
+  if timeout then
+    redis.call('HSET', run, 'deadline', now + timeout)
+  end
+  redis.call('HDEL', run, 'held')
   emit('run_started')
 elseif state ~= ARGV[3] then
   emit('run_' .. ARGV[3])

@@ -7,7 +7,9 @@
 -- KEYS[3] leases  zset    <id> or u<id> → when the lease ends, ms
 -- KEYS[4] events  stream  everything that happened
 -- KEYS[5] waits   zset    <id> or u<id> of what is parked → until when at most, ms
+-- KEYS[6] and on, of `forget`: what is kept apart from the record
 local run, steps, leases, events, waits = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local apart = {unpack(KEYS, 6)}
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 

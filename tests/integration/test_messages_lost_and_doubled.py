@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
 import pytest
 
 from longshore.orchestration import Plan
+from longshore.orchestration.admission import Admission
 from longshore.orchestration.request import request_body
 from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import PATIENCE, Installation, lines, names, wait_for
@@ -132,7 +132,7 @@ def test_a_run_whose_first_message_is_lost_begins_all_the_same(held: Installatio
     plan.step("only", "noop.execute")
 
     # when a client writes its request, and dies before it sends its message
-    client.store.request("unheard", json.dumps(request_body(plan, {}, "tester")))
+    Admission(client.store).submit("unheard", request_body(plan, {}, "tester"))
 
     # then the next sweep finds it
     run = client.get("unheard")

@@ -7,11 +7,11 @@ can be judged by something that did not write it.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from longshore.orchestration.admission import Admission
 from longshore.orchestration.canvas import ADVANCE, CHAIN_LINKS, STEP, UNDO
 from longshore.orchestration.compiled import CompiledPlan
 from longshore.orchestration.plan import Plan
@@ -190,7 +190,7 @@ class World:
         params: dict[str, Any] = {}
         body = {"v": 1, "plan": self.plan.plan.to_dict(), "params": params, "files": {}, "actor": "ann"}
         body["digest"] = self.plan.plan.digest(params, {})
-        assert self.store.request(self.run_id, json.dumps(body)) is None
+        assert Admission(self.store).submit(self.run_id, body) is None
         self.line.send(Message(ADVANCE))
 
     def age(self, seconds: float) -> None:

@@ -124,7 +124,8 @@ def test_an_entry_of_the_inbox_without_a_request_is_forgotten_after_a_minute(
 
 def test_a_damaged_run_does_not_keep_others_from_being_looked_at(world: Callable[..., World]) -> None:
     here = world(plan_of("a"))
-    here.store.request("0-damaged", "this is no JSON")
+    here.bed.redis.set(here.store.keys.of("0-damaged").request, "this is no JSON")
+    here.bed.redis.zadd(here.store.keys.inbox, {"0-damaged": 1})
 
     assert here.driver.sweep() == 2
 

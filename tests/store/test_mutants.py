@@ -665,6 +665,12 @@ def what_was_taken_back_is_not_resolved(bed: Bed) -> None:
     assert bed.step("us:0") == "undone"
 
 
+def a_live_run_is_not_forgotten(bed: Bed) -> None:
+    bed.begin(0)
+    assert not bed.store.forget(bed.run_id)
+    assert bed.run("state") == R.RUNNING
+
+
 # --- the table ------------------------------------------------------------------------------------------
 
 NEVER = "false"
@@ -969,6 +975,12 @@ MUTANTS = [
     Mutant("drain", "if ARGV[n + 1] == '1' then", "if false then", drain_leaves_an_always_step_its_turn),
     Mutant("drain", "        if status == 'ready' or", "        if", what_was_lost_is_not_called_cancelled),
     Mutant("create", "redis.call('EXISTS', run) == 1", NEVER, a_run_is_created_once),
+    Mutant(
+        "forget",
+        "if state and state ~= 'succeeded'",
+        "if false and state ~= 'succeeded'",
+        a_live_run_is_not_forgotten,
+    ),
     Mutant("park", "if fence ~= ARGV[3] then", "if false then", a_lost_attempt_parks_nothing),
     Mutant(
         "park", "if status ~= (p == '' and 'running' or 'undoing') then", "if false then", what_has_ended_is_not_parked

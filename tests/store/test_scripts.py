@@ -33,7 +33,7 @@ def but(*states: RunState) -> list[RunState]:
 
 def test_every_script_is_here() -> None:
     assert lua.names() == [
-        *("abort", "claim", "command", "complete", "create", "drain", "expire", "finish", "journal"),
+        *("abort", "claim", "command", "complete", "create", "drain", "expire", "finish", "forget", "journal"),
         *("open_level", "open_undo", "park", "renew", "reopen", "resend", "resolve", "retry", "suspend", "unsuspend"),
     ]
 
@@ -158,9 +158,11 @@ def test_create_begins_the_record(bed: Bed) -> None:
     assert (events[0]["plan"], events[0]["actor"]) == ("p", "ann")
 
 
-def test_create_gives_the_run_its_deadline(bed: Bed) -> None:
+def test_the_clock_of_a_run_starts_when_it_begins(bed: Bed) -> None:
     bed.create(timeout=60_000)
-    assert int(bed.run("deadline") or 0) == int(bed.run("created") or 0) + 60_000
+    assert bed.run("deadline") is None
+    bed.open_level(R.RUNNING, 0, [0])
+    assert int(bed.run("deadline") or 0) == int(bed.run("started") or 0) + 60_000
 
 
 @pytest.mark.parametrize("state", list(RunState))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import socket
 import threading
@@ -13,9 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import redis
 
-from longshore.orchestration import lua
+from longshore.orchestration.admission import Admission
 from longshore.orchestration.errors import ConfigError, StoreUnavailable
 from longshore.orchestration.states import RunState, StepState, UndoState
 from longshore.orchestration.store import Store
@@ -57,26 +55,35 @@ def take_out(store: Store, run_id: str) -> None:
     store.seen(run_id, mark)
 
 
+def body(n: int = 0) -> dict[str, Any]:
+    """Requests that can be told apart."""
+    return {"plan": {"name": "p"}, "n": n}
+
+
+def ask_for(store: Store, run_id: str, n: int = 0) -> dict[str, Any] | None:
+    return Admission(store).submit(run_id, body(n))
+
+
 # --- requests and commands ------------------------------------------------------------------------------
 
 
 def test_a_request_is_put_down_once_and_waits_in_the_inbox(store: Store) -> None:
-    assert store.request("r1", '{"first":1}') is None
-    assert store.request("r1", '{"second":2}') == '{"first":1}'
+    assert ask_for(store, "r1", 1) is None
+    assert ask_for(store, "r1", 2) == body(1)
 
-    assert store.body("r1") == {"first": 1}
+    assert store.body("r1") == body(1)
     assert store.waiting() == ["r1"]
     assert (store.state("r1"), store.fields("r1")) == (None, {})
 
 
 def test_of_clients_that_ask_at_once_one_is_the_first(server: RedisServer, connect: Callable[..., Store]) -> None:
     stores = [connect(server.url) for _ in range(8)]
-    answers: list[str | None] = []
+    answers: list[dict[str, Any] | None] = []
     start = threading.Barrier(len(stores))
 
     def ask(n: int, store: Store) -> None:
         start.wait()
-        answers.append(store.request("r1", json.dumps(n)))
+        answers.append(ask_for(store, "r1", n))
 
     threads = [threading.Thread(target=ask, args=pair) for pair in enumerate(stores)]
     for thread in threads:
@@ -85,21 +92,7 @@ def test_of_clients_that_ask_at_once_one_is_the_first(server: RedisServer, conne
         thread.join()
 
     assert answers.count(None) == 1
-    assert {answer for answer in answers if answer is not None} == {json.dumps(stores[0].body("r1"))}
-
-
-def test_a_client_that_dies_on_the_way_leaves_no_request_that_nobody_knows_of(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def die(*_: object, **__: object) -> None:
-        raise redis.ConnectionError("killed")
-
-    monkeypatch.setattr(store.client, "set", die)
-    with pytest.raises(StoreUnavailable):
-        store.request("r1", "{}")
-
-    assert store.waiting() == ["r1"]
-    assert store.body("r1") is None
+    assert all(answer == stores[0].body("r1") for answer in answers if answer is not None)
 
 
 def test_a_command_is_kept_in_order_and_put_into_the_inbox(store: Store) -> None:
@@ -187,8 +180,8 @@ def test_a_reader_is_woken_by_the_next_event(bed: Bed, server: RedisServer) -> N
 def test_runs_are_told_newest_first_and_those_that_wait_before_them(store: Store) -> None:
     for n, run_id in enumerate(["old", "middle", "new"]):
         store.create(run_id, {"plan": "p"}, 1000 + n)
-    store.request("waits", "{}")
-    store.request("old", "{}")
+    ask_for(store, "waits")
+    ask_for(store, "old")
 
     assert sorted(store.runs()[:2]) == ["old", "waits"]
     assert store.runs()[2:] == ["new", "middle"]
@@ -313,7 +306,7 @@ def test_of_sweepers_that_come_back_at_once_none_judges(server: RedisServer, con
 
 
 def test_a_run_is_not_taken_out_of_the_inbox_by_whoever_saw_it_before_something_was_asked(store: Store) -> None:
-    store.request("r1", "{}")
+    ask_for(store, "r1")
     slow = store.look("r1").inbox
     assert slow is not None
 
@@ -370,7 +363,7 @@ def test_a_probe_is_taken_away_by_who_asked(store: Store) -> None:
 
 def test_two_installations_on_one_redis_do_not_meet(server: RedisServer, connect: Callable[..., Store]) -> None:
     ours, theirs = connect(server.url), connect(server.url, namespace="other")
-    ours.request("r1", '{"ours":1}')
+    ask_for(ours, "r1", 1)
     bed = Bed(server.url, store=ours, run_id="r1")
     bed.begin(0)
     ours.command("r1", "cancel")
@@ -381,8 +374,8 @@ def test_two_installations_on_one_redis_do_not_meet(server: RedisServer, connect
     assert theirs.runs() == theirs.waiting() == theirs.due(LEASE) == []
     assert (theirs.body("r1"), theirs.probe("p1"), theirs.next_answer("p1", 0.05)) == (None, None, None)
     assert (theirs.live_count(), theirs.look("r1").fields, list(theirs.log("r1", 0))) == (0, {}, [])
-    assert theirs.request("r1", '{"theirs":2}') is None
-    assert ours.body("r1") == {"ours": 1}
+    assert ask_for(theirs, "r1", 2) is None
+    assert ours.body("r1") == body(1)
     names = [str(key) for key in ours.client.keys("*")]
     assert all(name.startswith(("bed:", "other:")) for name in names)
 
@@ -402,7 +395,7 @@ def test_a_server_that_is_down_is_one_clear_line_within_the_time_limit(connect: 
     began = time.monotonic()
 
     with pytest.raises(StoreUnavailable) as caught:
-        store.request("r1", "{}")
+        ask_for(store, "r1")
 
     assert time.monotonic() - began < 5.0
     text = one_line(caught.value)
@@ -472,7 +465,7 @@ def full(bed: Bed) -> Iterator[None]:
 
 def test_a_server_that_refuses_to_write_is_one_clear_line(bed: Bed) -> None:
     writes: list[Callable[[], object]] = [
-        lambda: bed.store.request("r1", "{}"),
+        lambda: ask_for(bed.store, "r1"),
         lambda: bed.store.command("r1", "cancel"),
         lambda: bed.store.put_probe("p1", "{}", 60),
         lambda: bed.store.add_log("r1", 0, ["line"]),
@@ -513,7 +506,7 @@ WRITES: dict[str, tuple[str, tuple[object, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", lua.names())
+@pytest.mark.parametrize("name", sorted(WRITES))
 def test_a_script_that_may_not_write_changes_nothing_and_works_afterwards(bed: Bed, name: str) -> None:
     state, args = WRITES[name]
     if state:

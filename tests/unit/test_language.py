@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -289,9 +288,10 @@ def test_a_run_with_an_operation_that_nobody_knows_can_be_read_told_of_and_cance
     plan = Plan("p")
     plan.step("a", "unit.there")
     bench = Bench()
+    from longshore.orchestration.admission import Admission
     from longshore.orchestration.request import request_body
 
-    bench.store.request("r", json.dumps(request_body(plan, {}, "me")))
+    Admission(bench.store).submit("r", request_body(plan, {}, "me"))
     del base._REGISTRY["unit.there"]
 
     bench._driver.sweep()

@@ -1,0 +1,153 @@
+"""Which runs may begin: at most so many at once, the others in the order in which they were asked for.
+
+Limits: all runs (`max_runs`), those of one plan (`max_runs_per_plan`), those with one key (`concurrency` in a
+plan). A run that is held up by its plan's limit or its key does not hold up those behind it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from longshore.orchestration.errors import QueueFull
+from longshore.orchestration.indices import mark
+from longshore.orchestration.store import Store
+
+#: Queued runs that one look goes through.
+_LOOKED_AT = 1000
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What admission has to know of a run."""
+
+    plan: str
+    key: str = ""
+    limit: int = 1
+    on_limit: str = "queue"
+    #: The run that it is a part of.
+    parent: str = ""
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any]) -> Wanted:
+        """As a request says it."""
+        shared = body.get("concurrency") or {}
+        parent = (body.get("parent") or {}).get("run", "")
+        return cls(str(body["plan"]["name"]), parent=parent, **shared)
+
+
+class Admission:
+    """The queue of an installation. Every call is safe to repeat."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def submit(self, run_id: str, body: Mapping[str, Any], *, bounded: bool = True) -> dict[str, Any] | None:
+        """Put down that a run is wanted, once; the request that was there before, if any. QueueFull stores nothing."""
+        store, keys = self._store, self._store.keys
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        at_most = store.settings.max_queued if bounded else ""
+        known = json.dumps(vars(Wanted.of(body)), ensure_ascii=False)
+        names = [keys.of(run_id).request, keys.inbox, keys.queue, keys.known, keys.order]
+        said, there = store.run_alone("submit", names, run_id, text, mark(), known, at_most)
+        if said == "full":
+            raise QueueFull(
+                f"{there} runs wait already, and no more may (max_queued)",
+                remedy="try again later, or let more run at once: LONGSHORE_MAX_RUNS",
+            )
+        return json.loads(there) if said == "there" else None
+
+    def admit(self, run_id: str, wanted: Wanted, *, anyway: bool = False) -> str:
+        """Let it begin if there is room; else what there is none in: `all`, `plan`, `key`.
+
+        `anyway`: it has begun before, and somebody has asked that it go on.
+        """
+        store, keys, settings = self._store, self._store.keys, self._store.settings
+        names = [keys.queue, keys.admitted, keys.of_plan(wanted.plan), keys.slot(wanted.key)]
+        said = store.run_alone(
+            "admit", names, run_id, settings.max_runs or "", settings.max_runs_per_plan or "",
+            wanted.limit if wanted.key else "", wanted.parent, "1" if anyway else "",
+        )  # fmt: skip
+        return "" if said == "ok" else str(said)
+
+    def take_back_in(self, run_id: str, wanted: Wanted) -> None:
+        """A run that rested is wanted again: it has its place, whether there is room or not."""
+        known = json.dumps(vars(wanted), ensure_ascii=False)
+        self._store.call(self._store.client.hset, self._store.keys.known, run_id, known)
+        self.admit(run_id, wanted, anyway=True)
+
+    def release(self, run_id: str) -> None:
+        """It has ended: its place is free."""
+        keys = self._store.keys
+        text = self._store.call(self._store.client.hget, keys.known, run_id)
+        if not text:
+            return
+        wanted = Wanted(**json.loads(text))
+        pipe = self._store.client.pipeline()
+        pipe.zrem(keys.queue, run_id)
+        pipe.hdel(keys.known, run_id)
+        pipe.zrem(keys.admitted, run_id)
+        pipe.srem(keys.of_plan(wanted.plan), run_id)
+        if wanted.key:
+            pipe.srem(keys.slot(wanted.key), run_id)
+        self._store.call(pipe.execute)
+
+    def limited(self, wanted: Wanted) -> bool:
+        """Whether anything can hold it up."""
+        return bool(self._store.settings.max_runs or self._store.settings.max_runs_per_plan or wanted.key)
+
+    def next(self) -> list[tuple[str, Wanted]]:
+        """Let those begin for whom there is room now, in their order; returns them."""
+        store, keys = self._store, self._store.keys
+        admitted: list[tuple[str, Wanted]] = []
+        waiting = store.call(store.client.zrange, keys.queue, 0, _LOOKED_AT - 1)
+        known = store.call(store.client.hmget, keys.known, waiting) if waiting else []
+        for run_id, text in zip(waiting, known, strict=True):
+            if not text:  # released just now
+                continue
+            wanted = Wanted(**json.loads(text))
+            why = self.admit(run_id, wanted)
+            if not why:
+                admitted.append((run_id, wanted))
+            elif why == "all":
+                break
+        return admitted
+
+    def is_in(self, run_id: str) -> bool:
+        """Whether it has its place."""
+        return self._store.call(self._store.client.zscore, self._store.keys.admitted, run_id) is not None
+
+    def limit_of(self, run_id: str, wanted: Wanted) -> str:
+        """What a run waits for that is not in yet; '' where it is in now, or a part of another that holds its key."""
+        store, keys = self._store, self._store.keys
+        if store.call(store.client.zscore, keys.queue, run_id) is None:
+            return self.admit(run_id, wanted)
+        if wanted.key and len(self.holders(wanted)) >= wanted.limit:
+            return "key"
+        of_plan = store.call(store.client.scard, keys.of_plan(wanted.plan))
+        return "plan" if of_plan >= (store.settings.max_runs_per_plan or of_plan + 1) else "all"
+
+    def known(self) -> list[str]:
+        """Every run that waits or has begun, and has not been released."""
+        return list(self._store.call(self._store.client.hkeys, self._store.keys.known))
+
+    def why_not(self, wanted: Wanted, limit: str) -> str:
+        """What a person is told of a run that waits."""
+        store, settings = self._store, self._store.settings
+        if limit == "key":
+            holders = ", ".join(self.holders(wanted))
+            return f"it waits for its turn: {wanted.key!r} is held by {holders or 'another run'}"
+        if limit == "plan":
+            return f"it waits for its turn: {settings.max_runs_per_plan} runs of plan {wanted.plan} are live"
+        live = store.call(store.client.zcard, store.keys.admitted)
+        return f"it waits for its turn: {live} runs are live, and {settings.max_runs} may be"
+
+    def holders(self, wanted: Wanted) -> list[str]:
+        """The runs that hold its key."""
+        return sorted(self._store.call(self._store.client.smembers, self._store.keys.slot(wanted.key)))
+
+    def admitted(self) -> list[str]:
+        """All that have a place, the eldest first."""
+        return list(self._store.call(self._store.client.zrange, self._store.keys.admitted, 0, -1))

@@ -1,0 +1,114 @@
+"""Where runs come in and go out: their turn to begin, the place that they leave, and when they are forgotten."""
+
+from __future__ import annotations
+
+import logging
+
+from longshore.orchestration.admission import Admission, Wanted
+from longshore.orchestration.breakers import Breakers, services
+from longshore.orchestration.compiled import CompiledPlan
+from longshore.orchestration.states import TERMINAL, RunState
+from longshore.orchestration.store import Store
+from longshore.tasks.plans import Loaded
+from longshore.tasks.waiting import MakeCanvas
+
+log = logging.getLogger(__name__)
+
+#: Seconds after which a run that waits is looked at although nobody has made room for it.
+_LOOK_AGAIN = 60.0
+#: Seconds between two times of tidying up, in a whole installation.
+_TIDY_EVERY = 60.0
+#: Runs that are forgotten at once.
+_FORGOTTEN = 200
+
+
+class Door:
+    """Of one installation. Every call is safe to repeat: what is lost between two of them, the sweeper finds."""
+
+    def __init__(self, store: Store, breakers: Breakers, canvas: MakeCanvas) -> None:
+        self.store = store
+        self.breakers = breakers
+        self.canvas = canvas
+        self.admission = Admission(store)
+
+    def may_begin(self, run_id: str, loaded: Loaded, now: int) -> bool:
+        """Whether a pending run has its turn; where it has not, its record says why."""
+        if self._service_is_down(run_id, loaded.plan):
+            return False
+        wanted = loaded.wanted
+        if not self.admission.limited(wanted):
+            return not self.admission.admit(run_id, wanted)
+        self.let_in()
+        if self.admission.is_in(run_id):
+            return True
+        # One that is in no queue was put down by hand; its turn is now, if there is room.
+        limit = self.admission.limit_of(run_id, wanted)
+        if not limit:
+            return True
+        why = self.admission.why_not(wanted, limit)
+        if limit == "key" and wanted.on_limit == "skip":
+            self.store.command(run_id, "cancel", reason=f"not run: {why}")
+            self.store.look_at(run_id, now)
+            return False
+        if limit == "key" and wanted.on_limit == "cancel_running":
+            self._end_the_others(run_id, wanted)
+        self.store.hold(run_id, why)
+        self.store.look_at(run_id, now + round(1000 * _LOOK_AGAIN))
+        return False
+
+    def _service_is_down(self, run_id: str, plan: CompiledPlan) -> bool:
+        for service in services(plan):
+            verdict = self.breakers.ask(service, run_id)
+            if not verdict.allowed:
+                self.store.hold(run_id, verdict.why)
+                self.breakers.wait(service, run_id)
+                self.store.look_at(run_id, verdict.until)
+                return True
+        return False
+
+    def _end_the_others(self, run_id: str, wanted: Wanted) -> None:
+        """Those that hold its key are asked to end, each once."""
+        for other in self.admission.holders(wanted):
+            note = f"cr:{other}"
+            if not self.store.noted(run_id, note):
+                self.store.command(other, "cancel", reason=f"run {run_id} takes its place")
+                self.canvas(other, None).send_advance(self.store.fields(other).get("plan", other))
+                self.store.note(run_id, note)
+
+    def let_in(self) -> None:
+        """Have those begin for whom there is room. If a message is lost, the next sweep begins them."""
+        for run_id, wanted in self.admission.next():
+            self.store.look_at(run_id, self.store.now(), sooner=True)
+            self.canvas(run_id, None).send_advance(wanted.plan)
+
+    def leave(self, run_id: str, ended: int) -> None:
+        """A run has ended: others may have its place, and its time to be kept begins."""
+        self.store.rests(run_id, ended)
+        self.admission.release(run_id)
+        self.let_in()
+
+    # --- what is over -----------------------------------------------------------------------------
+
+    def tidy(self) -> None:
+        """Now and then: forget what was kept for its time, and free what a run that is gone has left."""
+        if not self.store.turn_to_tidy(_TIDY_EVERY):
+            return
+        for run_id in self.store.kept_until(self.store.settings.retention, _FORGOTTEN):
+            self.forget(run_id)
+        for run_id in self.admission.known():
+            state = self.store.state(run_id)
+            ended = state is not None and RunState(state) in TERMINAL
+            if ended or (state is None and self.store.body(run_id) is None):
+                self.admission.release(run_id)
+        self.let_in()
+
+    def forget(self, run_id: str) -> bool:
+        """Delete a run that rests; whether it is gone. A child is kept for as long as its parent."""
+        parent = self.store.parent_of(run_id)
+        if parent and self.store.body(parent) is not None:
+            self.store.rests(run_id, self.store.now(), again=True)
+            return False
+        gone = self.store.forget(run_id)
+        if gone:
+            log.info("run %s is forgotten", run_id)
+        return gone

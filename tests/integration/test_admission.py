@@ -1,0 +1,263 @@
+"""How many runs may be live, who waits for whom, and when what has ended is forgotten."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from longshore.orchestration import Plan, Run
+from longshore.orchestration.admission import Admission
+from longshore.orchestration.errors import QueueFull, ServiceDown
+from tests.integration.conftest import MakeInstallation
+from tests.integration.processes import PATIENCE, Installation, lines, wait_for
+
+OWN = "tests.integration.own_operations"
+
+
+def sleeper(name: str, folder: Path, seconds: float = 0.5) -> Plan:
+    """It writes when it begins and when it ends."""
+    plan = Plan(name)
+    text = f"echo begin {name} >> {folder}/log; sleep {seconds}; echo end {name} >> {folder}/log"
+    plan.step("work", "command.shell.execute", command=text)
+    return plan
+
+
+def most_at_once(log: list[str]) -> int:
+    live = most = 0
+    for line in log:
+        live += 1 if line.startswith("begin") else -1
+        most = max(most, live)
+    return most
+
+
+@pytest.fixture(scope="module")
+def five(module_installation: MakeInstallation) -> Iterator[Installation]:
+    """An installation with room for five runs, and for forty that wait."""
+    made = module_installation(options={"max_runs": "5", "max_queued": "45"})
+    made.worker("five", "--concurrency", "8").start()
+    return made
+
+
+def test_no_more_runs_are_live_than_may_and_the_others_follow_in_their_order(
+    five: Installation, tmp_path: Path
+) -> None:
+    # when
+    runs = [five.run(sleeper(f"r{n:02}", tmp_path, 0.2)) for n in range(50)]
+    seen = []
+    while not all(run.report().ended for run in runs):
+        seen.append(len(Admission(five.client().store).admitted()))
+        time.sleep(0.1)
+
+    # then
+    log = list(lines(tmp_path / "log"))
+    assert max(seen) <= 5
+    assert most_at_once(log) <= 5
+    begun = [line.split()[1] for line in log if line.startswith("begin")]
+    assert all(abs(begun.index(name) - n) < 5 for n, name in enumerate(sorted(begun))), begun
+    assert {run.report().exit_code for run in runs} == {0}
+
+
+def test_a_run_that_waits_says_for_what_and_can_be_cancelled(five: Installation, tmp_path: Path) -> None:
+    # given
+    live = [five.run(sleeper(f"live{n}", tmp_path, 20.0)) for n in range(5)]
+    wait_for("five to be live", lambda: all(run.state() == "running" for run in live))
+    waiting = five.run(sleeper("waiting", tmp_path))
+
+    # then
+    told = wait_for("its reason", lambda: waiting.report().error)
+    assert "5 runs are live, and 5 may be" in told.message
+    assert waiting.state() == "pending"
+
+    # when
+    waiting.cancel()
+    assert waiting.wait(PATIENCE).state == "failed"
+    live[0].cancel()
+    after = five.run(sleeper("after", tmp_path, 0.0))
+    assert after.wait(PATIENCE).exit_code == 0
+    for run in live:
+        run.cancel()
+        run.wait(PATIENCE)
+
+
+def test_more_than_may_wait_are_refused_with_one_clear_error_and_nothing_is_stored(
+    module_installation: MakeInstallation, tmp_path: Path
+) -> None:
+    # given an installation whose workers are away
+    closed = module_installation(options={"max_runs": "1", "max_queued": "3"})
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(sleeper("p", tmp_path).to_yaml())
+    for n in range(3):
+        assert closed.longshore("run", str(plan), "--run-id", f"r{n}", "--detach").code == 0
+
+    # when
+    refused = closed.longshore("run", str(plan), "--run-id", "r3", "--detach")
+    again = closed.longshore("run", str(plan), "--run-id", "r0", "--detach")
+
+    # then
+    assert refused.code == 1
+    assert "3 runs wait already" in refused.err
+    assert len(refused.err.splitlines()) == 1
+    assert closed.client().store.body("r3") is None
+    assert again.code == 0  # it is there already
+    with pytest.raises(QueueFull):
+        closed.run(sleeper("p", tmp_path))
+
+
+def with_key(name: str, folder: Path, seconds: float = 0.5, on_limit: str = "queue", limit: int = 1) -> Plan:
+    plan = sleeper(name, folder, seconds)
+    return Plan.model_validate(
+        plan.to_dict()
+        | {"params": {"app": {"type": "string"}}}
+        | {"concurrency": {"key": "deploy-{{ params.app }}", "on_limit": on_limit, "limit": limit}}
+    )
+
+
+@pytest.fixture(scope="module")
+def open_house(module_installation: MakeInstallation) -> Iterator[Installation]:
+    made = module_installation(options={"max_runs_per_plan": "3", "retention": "1h"})
+    made.worker("open", "--concurrency", "6").start()
+    return made
+
+
+def test_two_runs_of_one_application_are_held_apart(open_house: Installation, tmp_path: Path) -> None:
+    # when
+    one = open_house.run(with_key("one", tmp_path, 2.0), app="shop")
+    two = open_house.run(with_key("two", tmp_path), app="shop")
+    other = open_house.run(with_key("other", tmp_path), app="blog")
+    told = wait_for("its reason", lambda: two.report().error)
+
+    # then
+    assert f"'deploy-shop' is held by {one.id}" in told.message
+    assert other.wait(PATIENCE).exit_code == 0
+    assert not one.report().ended
+    assert two.wait(PATIENCE).exit_code == 0
+    log = [line for line in lines(tmp_path / "log") if "other" not in line]
+    assert log == ["begin one", "end one", "begin two", "end two"]
+
+
+def test_one_more_is_not_run_where_it_would_be_skipped(open_house: Installation, tmp_path: Path) -> None:
+    one = open_house.run(with_key("one", tmp_path, 2.0), app="shop2")
+    wait_for("it to begin", lambda: one.state() == "running")
+
+    report = open_house.run(with_key("two", tmp_path, on_limit="skip"), app="shop2").wait(PATIENCE)
+
+    assert (report.state, report.exit_code, report.step("work").status) == ("failed", 1, "not_run")
+    assert report.error is not None
+    assert f"not run: it waits for its turn: 'deploy-shop2' is held by {one.id}" in report.error.message
+    one.wait(PATIENCE)
+
+
+def test_one_more_takes_the_place_of_the_one_that_runs(open_house: Installation, tmp_path: Path) -> None:
+    one = open_house.run(with_key("one", tmp_path, 60.0), app="shop3")
+    wait_for("it to begin", lambda: one.state() == "running")
+
+    two = open_house.run(with_key("two", tmp_path, on_limit="cancel_running"), app="shop3")
+
+    assert two.wait(PATIENCE).exit_code == 0
+    report = one.wait(PATIENCE)
+    assert (report.cause, report.error and report.error.message) == ("cancel", f"run {two.id} takes its place")
+
+
+def test_runs_of_one_plan_have_a_limit_of_their_own(open_house: Installation, tmp_path: Path) -> None:
+    runs = [open_house.run(sleeper("same", tmp_path)) for _ in range(6)]
+    other = open_house.run(sleeper("other", tmp_path / ".."))
+    assert other.wait(PATIENCE).exit_code == 0
+    assert all(run.wait(PATIENCE).exit_code == 0 for run in runs)
+    assert most_at_once(list(lines(tmp_path / "log"))) <= 3
+
+
+def test_a_child_has_its_place_with_its_parent(module_installation: MakeInstallation, tmp_path: Path) -> None:
+    # given room for one run
+    tight = module_installation(options={"max_runs": "1"})
+    tight.worker("tight", "--concurrency", "2").start()
+    child = Plan("child")
+    child.step("work", "noop.execute")
+    parent = Plan("parent")
+    parent.run_plan("child", child)
+
+    # then the parent's child does not wait for its parent's end
+    assert tight.run(parent).wait(PATIENCE).exit_code == 0
+
+
+def test_new_runs_that_need_a_service_that_is_down_are_queued_or_refused(
+    module_installation: MakeInstallation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given
+    shop = module_installation(options={"imports": OWN, "slow_retry": "30s", "retry_spread": "500ms"})
+    monkeypatch.setenv("LONGSHORE_IMPORTS", OWN)
+    shop.worker("own", "--concurrency", "2", PYTHONPATH=shop.pythonpath).start()
+    plan = Plan("bill")
+    plan.step("bill", "own.bill", folder=str(tmp_path))
+    (tmp_path / "down").touch()
+    first = shop.run(plan)
+    wait_for("it to be suspended", lambda: first.state() == "suspended")
+
+    # when
+    queued = shop.run(plan)
+    told = wait_for("its reason", lambda: queued.report().error)
+    refusing = shop.client()
+    refusing.settings = refusing.settings.model_copy(update={"on_blocked": "refuse"})
+
+    # then
+    assert "service billing is down" in told.message
+    assert queued.state() == "pending"
+    with pytest.raises(ServiceDown, match="needs service billing, which is down"):
+        refusing.start(plan, run_id="refused")
+    assert shop.client().store.body("refused") is None
+
+    # when
+    (tmp_path / "down").unlink()
+    assert shop.longshore("breaker", "reset", "billing", PYTHONPATH=shop.pythonpath).code == 0
+
+    # then
+    assert (first.wait(PATIENCE).exit_code, queued.wait(PATIENCE).exit_code) == (0, 0)
+
+
+# --- how long what has ended is kept --------------------------------------------------------------------
+
+
+def keys_of(installation: Installation, run: Run) -> list[bytes]:
+    return list(installation.redis.keys(f"{installation.namespace}:*{{{run.id}}}*"))
+
+
+def test_a_run_that_rests_is_forgotten_when_somebody_says_so(open_house: Installation, tmp_path: Path) -> None:
+    # given one that has ended and one that is live
+    done = open_house.run(sleeper("done", tmp_path, 0))
+    done.wait(PATIENCE)
+    live = open_house.run(sleeper("live", tmp_path, 5))
+    wait_for("it to begin", lambda: live.state() == "running")
+
+    # when
+    would = open_house.longshore("--dry-run", "runs", "prune", done.id)
+    said = open_house.longshore("runs", "prune", done.id)
+    refused = open_house.longshore("runs", "prune", live.id)
+
+    # then
+    assert f"would forget run {done.id}" in would.out
+    assert said.code == 0, said.err
+    assert keys_of(open_house, done) == []
+    assert open_house.longshore("runs", "show", done.id).code == 2
+    assert refused.code == 1
+    assert "only a run that rests" in refused.err
+    assert live.wait(PATIENCE).exit_code == 0
+
+
+def test_runs_are_forgotten_after_their_time_and_not_before(
+    module_installation: MakeInstallation, tmp_path: Path
+) -> None:
+    brief = module_installation(options={"retention": "2s"})
+    brief.worker("brief", "--concurrency", "2").start()
+    live = brief.run(sleeper("live", tmp_path, 8))
+    old = brief.run(sleeper("old", tmp_path, 0))
+    old.wait(PATIENCE)
+    assert keys_of(brief, old)
+
+    def tidied() -> bool:
+        brief.redis.delete(f"{brief.namespace}:tidied")  # once a minute is too seldom for a test
+        return not keys_of(brief, old)
+
+    wait_for("it to be forgotten", tidied)
+    assert live.wait(PATIENCE).exit_code == 0
