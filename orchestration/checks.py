@@ -259,6 +259,8 @@ def _template(
         )
     for param in sorted(refers.params - plan.params.keys()):
         yield Problem(f"{what}: the plan has no parameter {param!r}", step=name, path=where)
+    if name not in plan.steps:
+        return
     # A plan of many steps with few templates must not pay for every step's ancestors.
     upstream = _upstream(plan, name) | ({name} if own else set()) if refers.steps else set()
     for other in sorted(refers.steps - upstream):

@@ -81,6 +81,11 @@ class CompiledStep:
         return self.read_only or self.operation.repeatable(self.step.with_)
 
     @cached_property
+    def fenced(self) -> bool:
+        """Whether an attempt leaves a receipt beside what it does (`longshore.tasks.receipts`)."""
+        return not self.read_only and self.waits is Waits.NOTHING and self.operation.effect
+
+    @cached_property
     def has_undo(self) -> bool:
         """Whether there is something to run in order to take it back."""
         if self.step.undo is None:

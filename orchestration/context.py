@@ -72,6 +72,8 @@ class Context:
     asked_to_stop: Callable[[], bool] = lambda: False
     log: Callable[[str], None] = lambda _text: None
     renew: Callable[[], bool] = lambda: True
+    #: Told of a program that was started in a process group of its own, by its pid.
+    began: Callable[[int], None] = lambda _pid: None
     results: Mapping[str, StepReport] = field(default_factory=dict)
     files: Callable[[str], bytes] = field(default_factory=lambda: _no_file)
     make_engine: Callable[[], Any] = field(default_factory=lambda: _no_engine)

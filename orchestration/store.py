@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,8 @@ class Grant:
     version: int = 0
     #: That an earlier attempt found down.
     service: str = ""
+    #: The highest fence of an attempt before it, forward or backward.
+    previous: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -358,10 +360,12 @@ class Store(Indices, Shelf):
         got = self._run("claim", run_id, step_id, side, owner, task_id, lease, "1" if always else "")
         if got[0] != "ok":
             return str(got[1])
-        fence, attempt, rendered, step_rendered, before, outcome, started, item, tries, version, service = got[1:]
+        fence, attempt, rendered, step_rendered, before, outcome, started, item, tries, version, service, previous = (
+            got[1:]
+        )
         return Grant(
             fence, int(attempt), rendered, step_rendered, before, outcome, int(started), item, int(tries),
-            int(version), service,
+            int(version), service, int(previous),
         )  # fmt: skip
 
     def journal(self, run_id: str, step_id: StepId, side: str, fence: str, rendered: str, before: str) -> bool:

@@ -4,6 +4,7 @@ are not. See `longshore.orchestration.testing`.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections import deque
@@ -27,7 +28,7 @@ from longshore.orchestration.report import Report
 from longshore.orchestration.request import request_body
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.states import TERMINAL
-from longshore.orchestration.store import Look, Recorded, Store
+from longshore.orchestration.store import Grant, Look, Recorded, Store
 from longshore.tasks import docker, engine, file, noop, waiting  # noqa: F401 - they make their operations known
 from longshore.tasks.driver import Driver
 from longshore.tasks.engine_memory import MemoryEngine
@@ -476,6 +477,13 @@ def _names(plan: Plan) -> Iterator[str]:
 @dataclass
 class _BenchAttempt(Attempt):
     bench: Bench = None  # type: ignore[assignment]
+
+    @contextlib.contextmanager
+    def _receipt(self, grant: Grant, context: Context) -> Iterator[tuple[None, None]]:
+        yield None, None  # nothing is done that could be done twice
+
+    def _is_newest(self, grant: Grant) -> None:
+        """Nothing is lost in memory."""
 
     def _doing(self, operation: str) -> Implementation[Any]:
         done = self.bench.staged(operation)

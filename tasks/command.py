@@ -45,7 +45,9 @@ def _satisfied(ctx: Context, params: _Params) -> bool:
     if params.unless is None:
         return False
     argv = params.unless if isinstance(params.unless, list) else ["/bin/sh", "-c", params.unless]
-    done = process.run(argv, cwd=params.cwd, env=_environment(ctx, params), timeout=60.0, check=ctx.check)
+    done = process.run(
+        argv, cwd=params.cwd, env=_environment(ctx, params), timeout=60.0, check=ctx.check, began=ctx.began
+    )
     return done.exit_code == 0
 
 
@@ -62,6 +64,7 @@ class _Command(Implementation[Any]):
             stdin=None if params.stdin is None else params.stdin.encode(),
             timeout=params.timeout,
             check=ctx.check,
+            began=ctx.began,
         )
         data = {
             "stdout": done.stdout,

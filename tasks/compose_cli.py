@@ -197,6 +197,7 @@ class Compose:
                 env=env,
                 stdin=None if stdin is None else stdin.encode(),
                 check=self._ctx.check,
+                began=self._ctx.began,
                 limit=_LIMIT,
             )
         except Preflight as error:

@@ -28,7 +28,7 @@ from longshore.tasks.door import Door
 from longshore.tasks.gate import Gate
 from longshore.tasks.herald import Herald
 from longshore.tasks.parked import Parked
-from longshore.tasks.plans import Loaded, NotOurs, Plans, UnknownOperation
+from longshore.tasks.plans import LOST_WRITES, Loaded, NotOurs, Plans, UnknownOperation
 from longshore.tasks.suspension import lift_if_it_can
 from longshore.tasks.waiting import MakeCanvas
 
@@ -70,6 +70,10 @@ class Driver:
             found = self.store.look(run_id)
         if int(found.fields.get("v", 0)) > SCHEMA_VERSION:
             raise NotOurs(f"run {run_id} was begun by a newer version", remedy="upgrade this worker")
+        if known := self.plans.regressed(run_id, int(found.fields.get("ver", 0))):
+            why = f"{LOST_WRITES}: version {known} was seen, and now it is {found.fields.get('ver', 0)}"
+            self.store.suspend(run_id, "regressed", why, version=known)
+            found = self.store.look(run_id)
         if self.commands.carry_out(run_id, loaded, found):
             found = self.store.look(run_id)
         if thorough and self.judging:

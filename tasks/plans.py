@@ -15,6 +15,8 @@ from longshore.orchestration.plan import Plan
 from longshore.orchestration.store import SCHEMA_VERSION, Store
 
 _KEPT = 64
+#: Why a run is held whose record is older than what was seen of it.
+LOST_WRITES = "Redis has lost what it had acknowledged"
 
 
 class NotOurs(LongshoreError):
@@ -55,6 +57,8 @@ class Plans:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
+        #: The highest version of each of these runs that this process has seen.
+        self._newest: dict[str, int] = {}
 
     def get(self, run_id: str, *, again: bool = False) -> Loaded:
         """With `again`, as Redis has it now.
@@ -66,10 +70,17 @@ class Plans:
             found = self._read(run_id)
             self._loaded[run_id] = found
             while len(self._loaded) > _KEPT:
-                self._loaded.popitem(last=False)
+                dropped, _ = self._loaded.popitem(last=False)
+                self._newest.pop(dropped, None)
         else:
             self._loaded.move_to_end(run_id)
         return found
+
+    def regressed(self, run_id: str, version: int) -> int:
+        """Note how far a run has come; the version that it had come to before, where it was farther."""
+        known = self._newest.get(run_id, 0)
+        self._newest[run_id] = max(known, version)
+        return known if version < known else 0
 
     def _read(self, run_id: str) -> Loaded:
         body = self._store.body(run_id)

@@ -80,11 +80,13 @@ def run(
     timeout: float | None = None,
     grace: float = GRACE,
     check: Callable[[], None] = lambda: None,
+    began: Callable[[int], None] = lambda _pid: None,
     limit: int = OUTPUT_LIMIT,
 ) -> Completed:
     """Run to the end and return what it said.
 
-    `check` is called about five times a second; what it raises ends the program and is passed on.
+    `check` is called about five times a second; what it raises ends the program and is passed on. `began` is
+    told the program's pid, which is its group's.
     Raises Preflight where the program cannot be started, OperationError when `timeout` seconds are over.
     """
     started = time.monotonic()
@@ -106,6 +108,7 @@ def run(
         raise Preflight(f"cannot run {argv[0]}: {error}") from error
     out, err = _Tail(limit), _Tail(limit)
     try:
+        began(process.pid)
         _pump(process, stdin, out, err, started, timeout, check)
     except BaseException:
         _end(process, grace)

@@ -6,6 +6,7 @@ own fence.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import random
@@ -13,9 +14,10 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
+from billiard.process import current_process
 from celery.exceptions import SoftTimeLimitExceeded
 from pydantic import ValidationError
 
@@ -48,7 +50,8 @@ from longshore.orchestration.store import Grant, Recorded, Store
 from longshore.tasks.crash import point
 from longshore.tasks.gate import tolerated
 from longshore.tasks.operation import Context, Implementation, Outcome, implementation
-from longshore.tasks.plans import Loaded
+from longshore.tasks.plans import LOST_WRITES, Loaded
+from longshore.tasks.receipts import Ledger, Overtaken, Receipt
 from longshore.tasks.scope import scope
 from longshore.tasks.waiting import MakeCanvas, Parking, Place, Waiting
 
@@ -60,6 +63,8 @@ LONGEST_COUNTDOWN = 2.0
 UNDO_RETRY = Retry(attempts=6, initial=1.0, maximum=30.0)
 #: Seconds between two looks at whether the run is being ended.
 _STOP_POLL = 0.5
+#: Seconds that an attempt waits for one before it to let go of its target.
+_GHOST_PATIENCE = 30.0
 #: Seconds that an outcome is held while Redis is away.
 _RECORD_PATIENCE = 900.0
 
@@ -153,11 +158,22 @@ class Attempt:
         recorded = self._record("", grant, status, body, bulk_of(outcome), next_link=self.next_link, stops=stops)
         point("step.recorded")
         self._if_stale(recorded)
+        self._note_version(grant.version + 1)
         self._it_answers(grant)
         return recorded
 
     def _act(self, grant: Grant) -> Outcome:
         context = self._context(grant, self._step_timeout())
+        self._is_newest(grant)
+        with self._receipt(grant, context) as (receipt, found):
+            if found is not None:
+                return Outcome(**found)
+            outcome = self._act_on(grant, context)
+            if receipt is not None and not outcome.hosts:
+                receipt.done({"changed": outcome.changed, "data": outcome.data})
+            return outcome
+
+    def _act_on(self, grant: Grant, context: Context) -> Outcome:
         done: Implementation[Any] = self._doing(self.step.operation.name)
         params, rendered = self._params(grant)
         before = json.loads(grant.before) if grant.before else None
@@ -297,13 +313,17 @@ class Attempt:
 
     def _undo(self, grant: Grant) -> None:
         """Take the step back, if there is something to take back."""
+        context = self._context(grant, self._step_timeout())
+        with self._receipt(grant, context):
+            self._undo_by(grant, context)
+
+    def _undo_by(self, grant: Grant, context: Context) -> None:
         step = self.step
         status, data, info = self._left_behind()
         done = self._doing(step.operation.name)
         if not grant.before and self._keeps_journal(done):
             return  # its journal comes before its act: it never began
         before = json.loads(grant.before) if grant.before else {}
-        context = self._context(grant, self._step_timeout())
         if isinstance(step.step.undo, UndoSpec):
             self._own_undo(grant, context, step.step.undo, before, data)
             return
@@ -356,6 +376,61 @@ class Attempt:
             raise _Ended(recorded, error)
         self._it_answers(grant)
         return recorded
+
+    # --- at the target ------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _receipt(self, grant: Grant, context: Context) -> Iterator[tuple[Receipt | None, dict[str, Any] | None]]:
+        """Hold the step's receipt while it is done or taken back; Refused where a later attempt has been here."""
+        if not self.step.fenced:
+            yield None, None
+            return
+        receipt = self._ledger.receipt(
+            self.run_id, self.loaded.born, context.part, context.fence, self._side, alone=_prefork()
+        )
+        context.began = receipt.began
+        with contextlib.ExitStack() as stack:
+            try:
+                found = stack.enter_context(receipt.held(context.remaining(_GHOST_PATIENCE), context.check))
+            except Overtaken:
+                raise Refused("a later attempt has been here") from None
+            except OSError as error:
+                _no_receipts(error)
+                yield None, None
+                return
+            if receipt.earlier > grant.previous:
+                # Each attempt is recorded before it leaves a receipt.
+                self._hold_regressed(grant, 0, "an attempt has been here that its record knows nothing of")
+            yield receipt, found
+
+    @cached_property
+    def _ledger(self) -> Ledger:
+        settings = self.store.settings
+        return Ledger(settings.state_dir, settings.namespace)
+
+    def _is_newest(self, grant: Grant) -> None:
+        """A run whose record is older than what was seen here has lost what Redis had acknowledged: it is held, and
+        Refused is raised. Nothing was done.
+        """
+        if not self.step.fenced:
+            return
+        with contextlib.suppress(OSError):
+            known = self._ledger.version(self.run_id, self.loaded.born)
+            if grant.version < known:
+                self._hold_regressed(grant, known, f"version {known} was seen, and now it is {grant.version}")
+        self._note_version(grant.version)
+
+    def _hold_regressed(self, grant: Grant, known: int, what: str) -> None:
+        """Nothing was done yet; somebody has to look before anything is."""
+        why = f"{LOST_WRITES}: step {self.step.name}: {what}"
+        self.store.retry(self.run_id, self.step_id, self._side, grant.fence, 0.0, 0.0, why, counts=False)
+        self.store.suspend(self.run_id, "regressed", why, version=known)
+        raise Refused(why)
+
+    def _note_version(self, version: int) -> None:
+        if self.step.fenced:
+            with contextlib.suppress(OSError):
+                self._ledger.seen(self.run_id, self.loaded.born, version)
 
     # --- both -----------------------------------------------------------------------------------
 
@@ -568,6 +643,20 @@ class _Upstream(Mapping[str, StepReport]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _prefork() -> bool:
+    """Whether this process does one step at a time, and may be ended for it."""
+    return bool(getattr(current_process(), "daemon", False))
+
+
+@cache
+def _warned(text: str) -> None:
+    log.warning("%s", text)
+
+
+def _no_receipts(error: OSError) -> None:
+    _warned(f"receipts cannot be written, so a stopped worker that wakes up is not fenced off: {error}")
 
 
 def _engine() -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from typing import Any
 
 from celery import bootsteps
@@ -19,9 +20,13 @@ from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.store import Store
 from longshore.tasks.driver import Driver
 from longshore.tasks.plans import Plans
+from longshore.tasks.receipts import Ledger
 from longshore.tasks.runner import hostname
 
 log = logging.getLogger(__name__)
+
+#: Seconds between two times that this host's receipts are looked through.
+_CLEAN_EVERY = 3600.0
 
 
 class Sweeper(bootsteps.StartStopStep):
@@ -55,6 +60,7 @@ class Sweeper(bootsteps.StartStopStep):
         lease, interval = store.settings.lease, store.settings.sweep_interval
         silent = False
         next_renewal = 0.0
+        next_cleaning = 0.0
         while not self._stop.is_set():
             pause = interval * random.uniform(0.8, 1.2)  # noqa: S311 - so that workers do not sweep in step
             try:
@@ -66,6 +72,9 @@ class Sweeper(bootsteps.StartStopStep):
                     next_renewal = lease / 3
                 if not self._leaving.is_set():
                     driver.sweep()
+                if time.monotonic() >= next_cleaning:
+                    Ledger(store.settings.state_dir, store.settings.namespace).clean(2 * store.settings.retention)
+                    next_cleaning = time.monotonic() + _CLEAN_EVERY
                 silent = False
             except StoreUnavailable as error:
                 if not silent:

@@ -5,7 +5,8 @@
 -- ARGV[1]  id       ARGV[2]  '' forward, 'u' backward    ARGV[3]  owner, unique to this delivery
 -- ARGV[4]  task id  ARGV[5]  lease ms  ARGV[6]  '1' for an always step
 -- RETURNS  {'ok', fence, attempt, rendered, the step's rendered, before, outcome, first started ms,
---           item, tries since it was reopened, version of the run, service that it found down}
+--           item, tries since it was reopened, version of the run, service that it found down,
+--           highest fence before}
 --          or {'no', why}
 -- EVENTS   step_started | item_started | undo_started
 local i, p, owner = ARGV[1], ARGV[2], ARGV[3]
@@ -19,6 +20,7 @@ end
 local status, fence, not_before, held = unpack(redis.call('HMGET', steps,
   p .. 's:' .. i, p .. 'f:' .. i, p .. 'n:' .. i, p .. 'w:' .. i))
 local busy = p == '' and 'running' or 'undoing'
+local highest = tonumber(fence) or 0
 -- The same delivery asks again where the answer to its first call was lost.
 if not (status == busy and held == owner) then
   if status ~= 'ready' and status ~= 'retrying' then
@@ -29,7 +31,7 @@ if not (status == busy and held == owner) then
   end
   -- Grows with every claim, forward or backward, and does not repeat even if Redis lost its last writes.
   local other = redis.call('HGET', steps, (p == '' and 'u' or '') .. 'f:' .. i)
-  local highest = math.max(tonumber(fence) or 0, tonumber(other) or 0)
+  highest = math.max(highest, tonumber(other) or 0)
   fence = string.format('%.0f', math.max(highest + 1, clock[1] * 1000000 + clock[2]))
   local attempt = redis.call('HINCRBY', steps, p .. 'a:' .. i, 1)
   redis.call('HSETNX', steps, p .. 'b:' .. i, now)
@@ -45,4 +47,4 @@ redis.call('ZADD', leases, now + tonumber(ARGV[5]), p .. i)
 local r = redis.call('HMGET', steps, p .. 'a:' .. i, p .. 'r:' .. i, 'r:' .. i, 'j:' .. i, 'o:' .. i, p .. 'b:' .. i,
                      'i:' .. i, p .. 'ab:' .. i, p .. 'sv:' .. i)
 return {'ok', fence, r[1], r[2] or '', r[3] or '', r[4] or '', r[5] or '', r[6], r[7] or '', r[1] - (r[8] or 0),
-        redis.call('HGET', run, 'ver'), r[9] or ''}
+        redis.call('HGET', run, 'ver'), r[9] or '', string.format('%.0f', highest)}

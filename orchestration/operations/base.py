@@ -123,6 +123,8 @@ class Operation:
     literal: Callable[[dict[str, Any]], frozenset[str]] = lambda _params: frozenset()
     looks_only: Callable[[dict[str, Any]], bool] = _never
     waits: Waits = Waits.NOTHING
+    #: Whether it does anything at all outside of its worker's process.
+    effect: bool = True
     #: The service that it needs, `{host}` for the host that it runs on: while that is down it is not tried.
     service: str = ""
     #: Of an application's own: what does it (`longshore.orchestration.functions`).

@@ -25,6 +25,7 @@ NOOP = register(
         queue="noop",
         kind=Kind.ACTS,
         undo=Undo.FULL,
+        effect=False,
         summary="Do nothing: sleep, fail, say changed and give data as told",
     )
 )

@@ -785,8 +785,8 @@ MUTANTS = [
     ),
     Mutant(
         "claim",
-        "math.max(tonumber(fence) or 0, tonumber(other) or 0)",
-        "tonumber(fence) or 0",
+        "math.max(highest, tonumber(other) or 0)",
+        "highest",
         an_undo_is_fenced_off_from_what_it_takes_back,
     ),
     Mutant("claim", "ARGV[6] == '1' and doing() or", "", an_always_step_has_its_turn_in_a_suspended_run),
