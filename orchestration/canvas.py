@@ -48,7 +48,7 @@ def producer(settings: Settings) -> Celery:
         broker_transport_options={
             "socket_connect_timeout": settings.connect_timeout,
             "socket_timeout": 30,
-            "global_keyprefix": settings.broker_prefix(),
+            **settings.broker_options(),
         },
         task_publish_retry_policy={
             "max_retries": 2,

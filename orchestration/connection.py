@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.orchestration.errors import ConfigError, StoreUnavailable
 from longshore.orchestration.keys import Keys
-from longshore.orchestration.settings import Settings, get_settings
+from longshore.orchestration.settings import SENTINEL, Settings, get_settings, sentinel
 
 if TYPE_CHECKING:
     import redis
@@ -32,16 +32,22 @@ def connect(settings: Settings) -> redis.Redis:
     from redis.backoff import ExponentialWithJitterBackoff  # noqa: PLC0415
     from redis.retry import Retry  # noqa: PLC0415
 
-    try:
-        return redis.Redis.from_url(
-            settings.url(),
-            decode_responses=True,
-            socket_connect_timeout=settings.connect_timeout,
-            # Longer than any read that waits for something to happen.
-            socket_timeout=max(_LONGEST_BLOCK + 1.0, settings.connect_timeout),
-            health_check_interval=15,
-            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES),
+    options: dict[str, Any] = {
+        "decode_responses": True,
+        "socket_connect_timeout": settings.connect_timeout,
+        # Longer than any read that waits for something to happen.
+        "socket_timeout": max(_LONGEST_BLOCK + 1.0, settings.connect_timeout),
+        "health_check_interval": 15,
+        "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES),
+    }
+    if settings.url().startswith(SENTINEL):
+        found = sentinel(settings.url())
+        ask = {"socket_timeout": settings.connect_timeout, "socket_connect_timeout": settings.connect_timeout}
+        return redis.Sentinel(found.hosts, sentinel_kwargs=ask).master_for(  # type: ignore[no-untyped-call, no-any-return]
+            found.service, db=found.db, username=found.username, password=found.password, **options
         )
+    try:
+        return redis.Redis.from_url(settings.url(), **options)
     except ValueError as error:
         raise ConfigError(f"the Redis URL is no URL: {error}", remedy="redis://host:6379/0") from None
 

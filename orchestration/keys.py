@@ -22,6 +22,7 @@
     {ns}:tidied          string  there while nobody needs to tidy up; expires by itself
     {ns}:tick            string  when a sweeper last was at work, ms
     {ns}:pause           string  until when no lease is judged, ms
+    {ns}:aside           stream  messages that no worker can take, and why; capped
     {ns}:hosts           set     the hosts that ever had a worker
     {ns}:host:<name>     string  there while a worker of the host is alive; expires by itself
     {ns}:breakers        set     services that are down
@@ -210,6 +211,10 @@ class Keys:
     @property
     def pause(self) -> str:
         return f"{self.namespace}:pause"
+
+    @property
+    def aside(self) -> str:
+        return f"{self.namespace}:aside"
 
     @property
     def hosts(self) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import tomllib
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote, unquote
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
@@ -33,6 +35,46 @@ MAX_DATA_BYTES = 4 * 1024 * 1024
 LARGE_DATA_BYTES = 64 * 1024
 #: Units of one step: items, hosts, or their product.
 MAX_UNITS = 10_000
+
+
+#: A URL that names not the server but those who know which one it is.
+SENTINEL = "sentinel://"
+
+
+@dataclass(frozen=True)
+class Sentinel:
+    """`sentinel://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…]/SERVICE[/DB]`; user and password are the server's."""
+
+    hosts: tuple[tuple[str, int], ...]
+    service: str
+    db: int = 0
+    username: str | None = None
+    password: str | None = None
+
+    def broker_url(self) -> str:
+        who = ""
+        if self.password is not None:
+            who = f"{quote(self.username or '', safe='')}:{quote(self.password, safe='')}@"
+        return ";".join(f"{SENTINEL}{who}{host}:{port}/{self.db}" for host, port in self.hosts)
+
+
+def sentinel(url: str) -> Sentinel:
+    """The parts of such a URL; ConfigError names what is missing."""
+    rest, _, _ = url.removeprefix(SENTINEL).partition("?")
+    who, _, where = rest.rpartition("@")
+    places, _, path = where.partition("/")
+    service, _, db = path.partition("/")
+    user, _, password = who.partition(":")
+    hosts = [place.rpartition(":") for place in places.split(",") if place]
+    if not hosts or not service or not all(host and port.isdigit() for host, _, port in hosts):
+        raise ConfigError(
+            "the Redis URL names no sentinels, or no service of theirs",
+            remedy="sentinel://host1:26379,host2:26379/mymaster/0",
+        )
+    return Sentinel(
+        tuple((host, int(port)) for host, _, port in hosts), service, int(db or 0),
+        unquote(user) or None, unquote(password) if who else None,
+    )  # fmt: skip
 
 
 def _state_home() -> Path:
@@ -136,7 +178,14 @@ class Settings(BaseSettings):
     def broker_url(self) -> str:
         """The same server, as kombu spells it."""
         url = self.url()
+        if url.startswith(SENTINEL):
+            return sentinel(url).broker_url()
         return f"redis+socket://{url.removeprefix('unix://')}" if url.startswith("unix://") else url
+
+    def broker_options(self) -> dict[str, Any]:
+        """What kombu has to be told besides."""
+        more = {"master_name": sentinel(self.url()).service} if self.url().startswith(SENTINEL) else {}
+        return {"global_keyprefix": self.broker_prefix()} | more
 
     def broker_prefix(self) -> str:
         """Before every key of the broker's, in any name space but the default one."""

@@ -31,6 +31,17 @@ class Shelf(Connection):
         alive = self.call(self.client.mget, [self.keys.host(name) for name in names])
         return {name: value is not None for name, value in zip(names, alive, strict=True)}
 
+    # --- messages that no worker can take ---------------------------------------------------------
+
+    def put_aside(self, queue: str, message: str, why: str) -> None:
+        """Keep a message for a person: the last thousand, 64 KiB of each."""
+        entry: dict[Any, Any] = {"queue": queue, "why": why, "message": message[:65536]}
+        self.call(self.client.xadd, self.keys.aside, entry, maxlen=1000, approximate=True)
+
+    def aside(self) -> list[dict[str, str]]:
+        """What was put aside, the latest first: `queue`, `why`, `message`."""
+        return [entry for _, entry in self.call(self.client.xrevrange, self.keys.aside)]
+
     # --- output of steps --------------------------------------------------------------------------
 
     def add_log(self, run_id: str, step_id: StepId, lines: Sequence[str]) -> None:

@@ -11,12 +11,14 @@ from kombu import Queue
 
 from longshore.orchestration.operations.base import load_own
 from longshore.tasks.runner import hostname
+from longshore.workers import transport
 from longshore.workers.queues import at_this_host
 from longshore.workers.sweeper import Sweeper
 
 
 def make_app() -> Celery:
     """The app of an installation, with all tasks."""
+    transport.use()
     app = Celery("longshore")
     app.config_from_object("longshore.workers.celeryconfig")
     app.steps["worker"].add(Sweeper)

@@ -57,8 +57,8 @@ broker_transport_options = {
     "priority_steps": [0],
     # Control work and undo before new work.
     "queue_order_strategy": "longshore.workers.queues:UndoFirst",
-    # Two installations on one Redis do not meet.
-    "global_keyprefix": _settings.broker_prefix(),
+    # Two installations on one Redis do not meet; and Sentinel is asked for the server by its name.
+    **_settings.broker_options(),
 }
 
 # Everything, unless the worker is given -Q.

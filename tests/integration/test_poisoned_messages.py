@@ -1,0 +1,111 @@
+"""What nobody should have put into a queue is put aside, and kills no worker."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from typing import Any
+
+import pytest
+
+from longshore.orchestration import Plan
+from tests.integration.conftest import MakeInstallation
+from tests.integration.processes import PATIENCE, Installation, wait_for
+
+
+def message(body: Any = None, headers: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    """One as Celery sends it, but for what is given."""
+    text = json.dumps([["run", 0], {}, {}] if body is None else body)
+    known: dict[str, Any] = {"task": "longshore.step", "id": "x", "retries": 0, "timelimit": [None, None], "lang": "py"}
+    given = {name: value for name, value in (known | (headers or {})).items() if value != "none"}
+    return {
+        "body": base64.b64encode(text.encode()).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": given,
+        "properties": {
+            "body_encoding": "base64",
+            "delivery_tag": os.urandom(4).hex(),
+            "delivery_info": {"exchange": "", "routing_key": "noop"},
+            "correlation_id": "x",
+        },
+    } | more
+
+
+def properties(**changes: Any) -> dict[str, Any]:
+    made = message()["properties"] | changes
+    return {name: value for name, value in made.items() if value != "none"}
+
+
+POISON: dict[str, bytes] = {
+    name: value if isinstance(value, bytes) else json.dumps(value).encode()
+    for name, value in {
+        "no JSON": b"{nonsense",
+        "bytes": b"\xff\xfe\x00",
+        "a list": [1, 2],
+        "an empty object": {},
+        "bad base64": message(body=None) | {"body": "not base64!"},
+        "a body that is an object": message({"a": 1}),
+        "a body of two": message([[], {}]),
+        "arguments that are none": message(["x", {}, {}]),
+        "bad time limits": message(headers={"timelimit": "soon"}),
+        "bad time limits in a list": message(headers={"timelimit": ["a", "b"]}),
+        "bad stamps": message(headers={"stamped_headers": 7}),
+        "no id": message(headers={"id": "none"}),
+        "an id that is none": message(headers={"id": 7}),
+        "no task": message(headers={"task": "none"}),
+        "an unknown task": message(headers={"task": "somebody.elses"}),
+        "a task that is none": message(headers={"task": ["x"]}),
+        "pickle": message(**{"content-type": "application/x-python-serialize", "content-encoding": "binary"}),
+        "a bad time": message(headers={"eta": "tomorrow"}),
+        "a bad end": message(headers={"expires": 7}),
+        "deep": b"[" * 100_000 + b"]" * 100_000,
+        "a deep body": message() | {"body": base64.b64encode(b"[" * 100_000 + b"]" * 100_000).decode()},
+        "false gzip": message(headers={"compression": "application/x-gzip"}),
+        "no tag": message(properties=properties(delivery_tag="none")),
+        "no way": message(properties=properties(delivery_info="none")),
+        "headers that are none": message() | {"headers": None},
+        "retries that are none": message(headers={"retries": "many"}),
+    }.items()
+}
+
+
+@pytest.fixture(scope="module")
+def place(module_installation: MakeInstallation) -> Installation:
+    made = module_installation()
+    made.worker("one", "--concurrency", "2").start()
+    return made
+
+
+@pytest.mark.parametrize("queue", ["noop", "control"])
+def test_messages_that_are_none_are_put_aside_and_the_worker_goes_on(place: Installation, queue: str) -> None:
+    # given
+    worker = place.workers[0]
+    process = worker._process
+    before = len(place.client().store.aside())
+
+    # when
+    place.redis.lpush(place.queue_key(queue), *POISON.values())
+    wait_for("the queue to be empty", lambda: not place.queue(queue))
+    plan = Plan("after")
+    plan.step("a", "noop.execute")
+    report = place.run(plan).wait(PATIENCE)
+
+    # then
+    assert report.exit_code == 0
+    assert worker.running
+    assert worker._process is process
+    aside = place.client().store.aside()[: len(POISON)]
+    assert len(place.client().store.aside()) - before == len(POISON)
+    assert all(entry["why"] and entry["queue"].endswith(queue) for entry in aside)
+    # and nothing of it comes back
+    assert place.redis.hlen(f"{place.settings.broker_prefix()}unacked") == 0
+
+
+def test_a_message_of_ours_is_none_of_them(place: Installation) -> None:
+    from longshore.workers.transport import fault
+
+    good = json.dumps(message()).encode()
+    assert fault(good) == ""
+    assert all(fault(raw) for raw in POISON.values())

@@ -1,0 +1,148 @@
+"""kombu's Redis transport, with a look at every message before anything is made of it.
+
+Whoever can write to a queue can put there what kills a worker: of eighteen kinds of malformed messages, seven
+end the process, and two of those come back and end the next one. Here such a message is put aside, with the
+reason, and the worker never sees it; what it may have been a step's is sent again by the sweeper.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from celery import current_app
+from kombu.transport import TRANSPORT_ALIASES, redis
+
+from longshore.orchestration.errors import StoreUnavailable
+from longshore.orchestration.store import Store
+
+log = logging.getLogger(__name__)
+
+#: What a body is: arguments, keywords, and what else Celery sends along.
+_BODY = (list, dict, dict)
+
+
+@cache
+def _store() -> Store:
+    return Store()
+
+
+def fault(raw: bytes) -> str:
+    """What is wrong with a message; '' for one that a worker can take."""
+    try:
+        return _fault(json.loads(raw))
+    except (ValueError, RecursionError) as error:
+        return f"it is no JSON: {type(error).__name__}"
+    except (KeyError, TypeError, AttributeError) as error:
+        return f"it is no message: {type(error).__name__}: {error}"
+
+
+def _fault(message: Any) -> str:
+    if not isinstance(message, dict):
+        return f"it is a {type(message).__name__}"
+    headers, properties = message["headers"], message["properties"]
+    if not isinstance(properties["delivery_tag"], str) or not isinstance(properties["delivery_info"], dict):
+        return "it cannot be acknowledged"
+    if message.get("content-type") != "application/json" or message.get("content-encoding") != "utf-8":
+        return f"its content is {message.get('content-type')} in {message.get('content-encoding')}, not JSON in utf-8"
+    return _wrong_header(headers) or _wrong_body(message)
+
+
+def _wrong_header(headers: dict[str, Any]) -> str:
+    if headers["task"] not in current_app.tasks:
+        return f"there is no task {headers['task']!r} here"
+    if not isinstance(headers["id"], str):
+        return "its id is no text"
+    if headers.get("compression"):
+        return "it is compressed, which is not done here"
+    for name in ("root_id", "parent_id", "group"):
+        if not isinstance(headers.get(name), str | None):
+            return f"its {name} is no text"
+    if not isinstance(headers.get("retries", 0), int):
+        return "its number of retries is none"
+    limits = headers.get("timelimit") or (None, None)
+    if len(limits) != 2 or not all(isinstance(limit, int | float | None) for limit in limits):
+        return "its time limits are none"
+    for name in ("eta", "expires"):
+        if headers.get(name) is not None:
+            datetime.fromisoformat(headers[name])
+    if not isinstance(headers.get("stamped_headers"), list | None) or not isinstance(
+        headers.get("stamps"), dict | None
+    ):
+        return "its stamps are none"
+    return ""
+
+
+def _wrong_body(message: dict[str, Any]) -> str:
+    body = message["body"]
+    if message["properties"].get("body_encoding") == "base64":
+        body = base64.b64decode(body, validate=True)
+    parts = json.loads(body)
+    if not isinstance(parts, list) or len(parts) != len(_BODY):
+        return "its body is none of a task"
+    if not all(isinstance(part, kind) for part, kind in zip(parts, _BODY, strict=True)):
+        return "its body is none of a task"
+    return ""
+
+
+def put_aside(queue: str, raw: bytes, why: str) -> None:
+    """Keep a message that no worker can take, for a person."""
+    log.error("a message in queue %s is put aside: %s", queue, why)
+    try:
+        _store().put_aside(queue, raw.decode("utf-8", "replace"), why)
+    except StoreUnavailable as error:
+        log.error("and it could not be kept: %s: %r", error, raw[:2000])
+
+
+def _sifted(parse: Any) -> Any:
+    """A client's `parse_response`, which gives nothing where what came is no message."""
+
+    def parse_response(connection: Any, command_name: str, **options: Any) -> Any:
+        answer = parse(connection, command_name, **options)
+        if command_name != "BRPOP" or not answer:
+            return answer
+        queue, raw = answer
+        why = fault(raw)
+        if not why:
+            return answer
+        put_aside(queue.decode("utf-8", "replace"), raw, why)
+        return None
+
+    return parse_response
+
+
+class Channel(redis.Channel):
+    """Reads through the sieve."""
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        client = super()._create_client(asynchronous=asynchronous)  # type: ignore[misc]
+        client.parse_response = _sifted(client.parse_response)
+        return client
+
+
+class Transport(redis.Transport):
+    Channel = Channel
+
+
+class SentinelChannel(redis.SentinelChannel):
+    """The same, where Sentinel says which server it is."""
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        client = super()._create_client(asynchronous=asynchronous)  # type: ignore[misc]
+        client.parse_response = _sifted(client.parse_response)
+        return client
+
+
+class SentinelTransport(redis.SentinelTransport):
+    Channel = SentinelChannel
+
+
+def use() -> None:
+    """Have this process's apps read through it."""
+    for scheme in ("redis", "rediss", "redis+socket"):
+        TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
+    TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"
