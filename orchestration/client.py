@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from uuid import uuid4
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from longshore.orchestration import embedded, events, report, templates
+from longshore.orchestration import embedded, events, replay, report, templates
 from longshore.orchestration.admission import Admission
 from longshore.orchestration.breakers import Breakers, services
 from longshore.orchestration.canvas import PROBE, Canvas, producer
@@ -28,6 +29,7 @@ from longshore.orchestration.errors import (
     PlanError,
     RunConflict,
     RunFailed,
+    RunLost,
     ServiceDown,
     StoreUnavailable,
     UnknownName,
@@ -37,6 +39,7 @@ from longshore.orchestration.errors import (
 from longshore.orchestration.events import Event
 from longshore.orchestration.hooks import Hooks, Teller
 from longshore.orchestration.plan import Plan
+from longshore.orchestration.replay import Replay
 from longshore.orchestration.report import Report
 from longshore.orchestration.request import request_body
 from longshore.orchestration.settings import MAX_PLAN_BYTES, Settings, get_settings
@@ -162,6 +165,30 @@ class Client:
                 continue
         return found
 
+    # --- doing again ------------------------------------------------------------------------------
+
+    def replay(
+        self, *, host: str = "", service: str = "", since: datetime | None = None, run_id: str | None = None
+    ) -> tuple[Run | None, Replay]:
+        """Do again, in a run of its own, what runs had done on a host or at a service that has lost its data.
+
+        `since`: only runs created from then on. Returns that run, None where there was nothing, and what it is
+        made of: `Replay.left_out` names what cannot be done again. UsageError as `replay.collect`.
+        """
+        self._ready()
+        found = self.find_deeds(host=host, service=service, since=since)
+        try:
+            run = self.start(found.plan, found.params, run_id=run_id) if found.plan.steps else None
+        finally:
+            found.close()
+        return run, found
+
+    def find_deeds(self, *, host: str = "", service: str = "", since: datetime | None = None) -> Replay:
+        """What `replay` would do; nothing is changed. Has to be closed."""
+        return replay.collect(
+            self.store, host=host, service=service, since=round(since.timestamp() * 1000) if since else 0
+        )
+
     # --- rehearsing -------------------------------------------------------------------------------
 
     def dry_run(self, plan: Plan | str, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
@@ -266,6 +293,16 @@ class Run:
     def state(self) -> RunState:
         return RunState(self.client.store.state(self.id) or RunState.PENDING)
 
+    def _state_there(self) -> RunState:
+        """The state of a run that is waited for; RunLost where there is none any more."""
+        state = self.client.store.state(self.id)
+        if state is None and self.client.store.body(self.id) is None:
+            raise RunLost(
+                f"run {self.id} is gone: it was pruned, or Redis has lost it",
+                remedy="longshore doctor shows whether Redis keeps its data",
+            )
+        return RunState(state or RunState.PENDING)
+
     def report(self) -> Report:
         """How it stands; complete when it has ended."""
         store = self.client.store
@@ -292,14 +329,15 @@ class Run:
             if event is not None:
                 yield event
             # An event says that it ended; without one, the state does: a watcher may come late.
-            if (event is None or event.name == "run_ended") and self.state() in TERMINAL:
+            if (event is None or event.name == "run_ended") and self._state_there() in TERMINAL:
                 yield from self.events(event.id) if event is not None else ()
                 return
 
     def wait(self, timeout: float | None = None, *, check: bool = False, hooks: Hooks | None = None) -> Report:
         """The report, once the run rests. Raises WaitTimeout after `timeout` seconds; the run goes on.
 
-        With `check`, raises RunFailed unless everything went as asked. `hooks` as for `watch`.
+        RunLost where it is gone. With `check`, raises RunFailed unless everything went as asked. `hooks` as for
+        `watch`.
         """
         watcher = None
         if hooks is not None or self._hooks is not None:
@@ -309,7 +347,7 @@ class Run:
         while True:
             # Before the state: what happens after it was looked at must wake the reader.
             newest = store.newest_event(self.id)
-            if self.state() in TERMINAL:
+            if self._state_there() in TERMINAL:
                 break
             left = 2.0 if until is None else min(2.0, until - time.monotonic())
             if left <= 0:

@@ -52,6 +52,25 @@ def connect(settings: Settings) -> redis.Redis:
         raise ConfigError(f"the Redis URL is no URL: {error}", remedy="redis://host:6379/0") from None
 
 
+def _remedy(said: str) -> str:
+    """What to do about what Redis says."""
+    for word, remedy in _REMEDIES.items():
+        if word in said:
+            return remedy
+    return "is it up, and LONGSHORE_REDIS_URL right?"
+
+
+_REMEDIES = {
+    "maxmemory": "it has no memory left: raise its maxmemory, or longshore runs prune; nothing is lost",
+    "MISCONF": "it cannot write to its disk: make room there",
+    "READONLY": "it is a replica: use the address of the master, or a sentinel:// URL",
+    "NOAUTH": "put the password into LONGSHORE_REDIS_URL",
+    "WRONGPASS": "the user or password in LONGSHORE_REDIS_URL is wrong",
+    "NOPERM": "its user may not do that: see the ACL in the documentation",
+    "LOADING": "it is reading its data, and will answer soon",
+}
+
+
 class Connection:
     """One installation's keys on its Redis. Raises StoreUnavailable where that does not answer."""
 
@@ -70,11 +89,9 @@ class Connection:
         try:
             return function(*args, **kwargs)
         except self._errors as error:
-            raise StoreUnavailable(
-                f"Redis at {self._shown_url()}: {error}", remedy="is it up, and LONGSHORE_REDIS_URL right?"
-            ) from error
+            raise StoreUnavailable(f"Redis at {self.shown_url()}: {error}", remedy=_remedy(str(error))) from error
 
-    def _shown_url(self) -> str:
+    def shown_url(self) -> str:
         """Without a password."""
         url = self.settings.url()
         scheme, _, rest = url.partition("://")

@@ -10,6 +10,7 @@
     ├── StoreUnavailable              Redis does not answer
     ├── QueueFull                 as many runs wait as may
     ├── ServiceDown               a service that the plan needs is down, and new runs are refused
+    ├── RunLost                   the run is not in Redis any more
     ├── RunFailed                     a run ended badly; carries the report and its exit code
     ├── DecodeError                   a step's data is not of the type that was asked for
     ├── WaitTimeout                   the run goes on, the waiting ended
@@ -144,6 +145,10 @@ class QueueFull(LongshoreError):
 
 class ServiceDown(LongshoreError):
     """A service that the plan needs is down, and the setting `on_blocked` refuses new runs. Nothing was stored."""
+
+
+class RunLost(LongshoreError):
+    """The run was there, and is not in Redis any more: it was pruned, or Redis has lost its data."""
 
 
 class RunFailed(LongshoreError):

@@ -25,6 +25,10 @@ class Indices(Connection):
         waiting, known = self.call(pipe.execute)
         return list(dict.fromkeys([*waiting, *known]))[:limit]
 
+    def created_since(self, when: int) -> list[str]:
+        """Runs that were begun from then on, ms, the eldest first."""
+        return list(self.call(self.client.zrangebyscore, self.keys.runs, when, "+inf"))
+
     def look_at(self, run_id: str, when: int, *, sooner: bool = False) -> None:
         """Have the sweeper look at a live run at that time, ms (`sooner`: at the latest)."""
         self.call(self.client.zadd, self.keys.live, {run_id: when}, lt=sooner)

@@ -13,9 +13,11 @@ import time
 from typing import Any
 
 from celery import bootsteps
+from celery.exceptions import WorkerTerminate
 from celery.worker import state as worker_state
 
 from longshore.orchestration.canvas import STEP, UNDO
+from longshore.orchestration.doctor import eviction
 from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.store import Store
 from longshore.tasks.driver import Driver
@@ -41,6 +43,7 @@ class Sweeper(bootsteps.StartStopStep):
         self._thread: threading.Thread | None = None
 
     def start(self, worker: Any) -> None:
+        refuse_eviction(Store())
         self._stop.clear()
         self._thread = threading.Thread(target=self._loop, args=(worker,), name="longshore-sweeper", daemon=True)
         self._thread.start()
@@ -83,6 +86,16 @@ class Sweeper(bootsteps.StartStopStep):
             except Exception:  # the worker's part in recovery must outlive any single mistake
                 log.exception("the sweeper goes on after an error")
             self._stop.wait(min(pause, lease / 3))
+
+
+def refuse_eviction(store: Store) -> None:
+    """A Redis that throws acknowledged keys away is no place for a record: a worker does not start with one."""
+    try:
+        for finding in eviction(store, store.call(store.client.info, "memory")):
+            log.critical("this worker does not start: %s: %s", finding.what, finding.remedy)
+            raise WorkerTerminate(2)
+    except StoreUnavailable as error:
+        log.warning("it cannot be seen whether Redis evicts: %s", error)
 
 
 def renew(store: Store, node: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import click
@@ -9,9 +10,11 @@ import click
 from longshore.orchestration.cli.common import client, command, current, leave
 from longshore.orchestration.cli.run import watch_to_end
 from longshore.orchestration.durations import parse_duration
+from longshore.orchestration.errors import UsageError
 
 if TYPE_CHECKING:
     from longshore.orchestration.client import Resolution, Run
+    from longshore.orchestration.replay import Replay
     from longshore.orchestration.report import Report
 
 
@@ -197,6 +200,57 @@ def _asked(run: Run, command_id: str) -> bool:
     return answer == "done"
 
 
+@command(runs_group, "replay")
+@click.option("--host", default="", help="The host that has lost its data.")
+@click.option("--service", default="", help="The service that has lost its data.")
+@click.option("--since", metavar="TIME", help="Only what runs did since: 2d, or 2026-01-31T12:00.")
+@click.option("--run-id", metavar="ID", help="The id of the run that does it.")
+@click.option("--detach", is_flag=True, help="Do not wait for its end.")
+def replay(host: str, service: str, since: str | None, run_id: str | None, detach: bool) -> None:
+    """Do again what runs had done on a host, or at a service: with the recorded parameters, in their order."""
+    options, asked = current(), client()
+    if options.dry_run:
+        would = asked.find_deeds(host=host, service=service, since=_moment(since))
+        for name, step in would.plan.steps.items():
+            click.echo(f"would do again: {would.sources[name]}: {step.op}")
+        _name_what_is_left_out(would)
+        would.close()
+        return
+    run, made = asked.replay(host=host, service=service, since=_moment(since), run_id=run_id)
+    _name_what_is_left_out(made)
+    if run is None:
+        click.echo("there is nothing to do again", err=True)
+        leave(3 if made.left_out else 0)
+        return
+    if detach:
+        click.echo(run.id)
+        return
+    code = watch_to_end(run)
+    leave(code or (3 if made.left_out else 0))
+
+
+def _name_what_is_left_out(made: Replay) -> None:
+    for one in made.left_out:
+        click.echo(f"cannot be done again: {one}", err=True)
+
+
+def _span(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _moment(text: str | None) -> datetime | None:
+    """A time, or so long ago."""
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        return datetime.now(UTC) - timedelta(seconds=_span(text))
+
+
 @command(runs_group, "prune")
 @click.argument("runs", nargs=-1, metavar="[RUN]…")
 @click.option("--older-than", metavar="TIME", help="Those that have rested for so long, as 7d or 12h.")
@@ -204,7 +258,7 @@ def _asked(run: Run, command_id: str) -> bool:
 def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) -> None:
     """Forget runs that rest: those named, or those older than the retention time. They cannot be undone then."""
     options, asked = current(), client()
-    seconds = parse_duration(older_than) if older_than is not None else asked.settings.retention
+    seconds = _span(older_than) if older_than is not None else asked.settings.retention
     names = list(runs) or asked.store.kept_until(seconds)
     failed = False
     for run_id in names:

@@ -410,8 +410,8 @@ def test_a_server_that_is_down_is_one_clear_line_within_the_time_limit(connect: 
 )
 def test_no_password_is_shown(connect: Callable[..., Store], url: str) -> None:
     store = connect(url.format("127.0.0.1:1/0"))
-    assert "hidden" not in store._shown_url()
-    assert store._shown_url().startswith("redis://127.0.0.1:1/0")
+    assert "hidden" not in store.shown_url()
+    assert store.shown_url().startswith("redis://127.0.0.1:1/0")
 
 
 @contextlib.contextmanager

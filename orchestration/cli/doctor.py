@@ -1,0 +1,29 @@
+"""`longshore doctor`: whether a live installation is as it should be."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+
+from longshore.orchestration.cli.common import client, current, global_options, leave
+
+_MARKS = {"ok": "ok     ", "warning": "warning", "error": "ERROR  "}
+
+
+@click.command()
+@global_options
+def doctor() -> None:
+    """Look at Redis, the workers, and what waits for somebody; 1 where something is wrong."""
+    from longshore.orchestration.doctor import examine  # noqa: PLC0415 - see cli.common
+
+    options = current()
+    found = examine(client().store)
+    if options.json:
+        options.show([dataclasses.asdict(finding) for finding in found])
+    else:
+        for finding in found:
+            if options.quiet and finding.grade == "ok":
+                continue
+            click.echo(f"{_MARKS[finding.grade]}  {finding.what}" + (f": {finding.remedy}" if finding.remedy else ""))
+    leave(1 if any(finding.grade == "error" for finding in found) else 0)

@@ -1,0 +1,104 @@
+"""What a live installation should be, and is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from longshore.orchestration.breakers import Breakers
+from longshore.orchestration.errors import StoreUnavailable
+from longshore.orchestration.store import Store
+
+Grade = Literal["ok", "warning", "error"]
+#: Of Redis; scripts need its streams, and `SET … GET NX`.
+_OLDEST = (7, 0)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. `remedy` says what to do where it is not ok."""
+
+    what: str
+    grade: Grade
+    remedy: str = ""
+
+
+def examine(store: Store) -> list[Finding]:
+    """Everything that can be seen from here. StoreUnavailable where Redis does not answer."""
+    return [*_redis(store), *_work(store)]
+
+
+def _redis(store: Store) -> Iterator[Finding]:
+    info: dict[str, Any] = store.call(store.client.info)
+    version = str(info.get("redis_version", "0"))
+    old = tuple(int(part) for part in version.split(".")[:2]) < _OLDEST
+    yield Finding(
+        f"Redis {version} at {store.shown_url()}",
+        "error" if old else "ok",
+        f"it must be {_OLDEST[0]}.{_OLDEST[1]} or newer" if old else "",
+    )
+    yield from eviction(store, info)
+    if not int(info.get("aof_enabled", 0)):
+        yield Finding(
+            "Redis does not keep its data: appendonly is off, and a restart loses every run",
+            "warning",
+            "appendonly yes, appendfsync always",
+        )
+    elif (sync := _setting(store, "appendfsync")) not in {None, "always"}:
+        yield Finding(
+            f"Redis writes to its disk with appendfsync {sync}: a power failure can lose what was acknowledged",
+            "warning",
+            "appendfsync always; such a loss is noticed, and suspends the run",
+        )
+    else:
+        yield Finding("Redis keeps its data on disk", "ok")
+    used, most = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
+    if most and used > 0.9 * most:
+        yield Finding(
+            f"Redis uses {used * 100 // most} % of its memory", "warning", "raise maxmemory, or longshore runs prune"
+        )
+
+
+def eviction(store: Store, info: dict[str, Any]) -> Iterator[Finding]:
+    """A Redis that may throw keys away loses runs without a word."""
+    policy = str(info.get("maxmemory_policy") or _setting(store, "maxmemory-policy") or "noeviction")
+    if policy != "noeviction":
+        yield Finding(
+            f"Redis may evict what it has acknowledged: maxmemory-policy is {policy}",
+            "error",
+            "maxmemory-policy noeviction",
+        )
+
+
+def _setting(store: Store, name: str) -> str | None:
+    """A setting of the server, where its user may ask for it."""
+    try:
+        found: dict[str, str] = store.call(store.client.config_get, name)
+    except StoreUnavailable:
+        return None
+    return found.get(name)
+
+
+def _work(store: Store) -> Iterator[Finding]:
+    hosts = store.hosts()
+    alive = [name for name, lives in hosts.items() if lives]
+    if alive:
+        yield Finding(f"workers on {', '.join(alive)}", "ok")
+    else:
+        yield Finding("no worker has been seen lately", "error", "start one: longshore worker")
+    for breaker in Breakers(store).open():
+        yield Finding(
+            f"service {breaker.service} is down: {breaker.why}; {breaker.waiting} runs wait", "warning",
+            f"longshore breaker reset {breaker.service}, if it is up again",
+        )  # fmt: skip
+    aside = store.aside()
+    if aside:
+        yield Finding(
+            f"{len(aside)} messages were put aside, the latest in queue {aside[0]['queue']}: {aside[0]['why']}",
+            "warning",
+            f"look at the stream {store.keys.aside}: who writes to these queues?",
+        )
+    held = [run_id for run_id in store.runs(200) if store.state(run_id) == "suspended"]
+    if held:
+        yield Finding(f"suspended: {', '.join(held[:5])}", "warning", f"longshore runs show {held[0]}")

@@ -1,0 +1,154 @@
+"""Redis full, away, forgetful, evicting, or found by Sentinel: what is said, and what goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from longshore.orchestration import Plan, StoreUnavailable, WaitTimeout
+from longshore.orchestration.errors import RunLost
+from tests import servers
+from tests.integration.processes import PATIENCE, Installation, wait_for
+
+QUICK = {"lease": "1s", "sweep_interval": "300ms", "connect_timeout": "2s"}
+
+
+def noop(**params: object) -> Plan:
+    plan = Plan("p")
+    plan.step("a", "noop.execute", **params)
+    return plan
+
+
+@pytest.fixture
+def forgetful(redis_server: servers.RedisServer, tmp_path: Path) -> Iterator[tuple[servers.RedisServer, Installation]]:
+    """A Redis that keeps nothing, and a worker."""
+    with servers.RedisServer("--appendonly", "no", "--save", "") as server:
+        place = Installation(server.url, tmp_path, options=dict(QUICK))
+        try:
+            place.worker("one", "--concurrency", "2").start()
+            yield server, place
+        finally:
+            place.close()
+
+
+def test_after_a_restart_without_its_data_there_is_a_plain_error_and_no_hang(
+    forgetful: tuple[servers.RedisServer, Installation],
+) -> None:
+    # given
+    server, place = forgetful
+    run = place.run(noop(sleep=30))
+    wait_for("it to run", lambda: run.state() == "running")
+    doctor = place.longshore("doctor")
+
+    # when
+    server.restart(signal.SIGKILL)
+
+    # then whoever waits is told
+    with pytest.raises(RunLost, match=r"is gone.*longshore doctor"):
+        run.wait(PATIENCE)
+    shown = place.longshore("runs", "show", run.id)
+    assert (shown.code, "no run" in shown.err) == (2, True)
+    assert "does not keep its data: appendonly is off" in doctor.out
+
+    # and the worker, or the one that is started in its place, works on
+    def done() -> bool:
+        place.workers[0].keep_alive()  # kombu 5.7 may end with its Redis
+        with contextlib.suppress(WaitTimeout):
+            return place.run(noop(), run_id="after").wait(2.0).exit_code == 0
+        return False
+
+    wait_for("a run after it", done)
+
+
+def test_a_full_redis_is_one_clear_error_and_nothing_is_lost(
+    forgetful: tuple[servers.RedisServer, Installation],
+) -> None:
+    # given a run in mid-step
+    _, place = forgetful
+    run = place.run(noop(sleep=2))
+    wait_for("it to run", lambda: run.state() == "running")
+
+    # when
+    place.redis.config_set("maxmemory", "1")
+    with pytest.raises(StoreUnavailable, match=r"maxmemory.*no memory left: raise its maxmemory"):
+        place.run(noop())
+    time.sleep(4.0)
+    assert not run.report().ended
+    place.redis.config_set("maxmemory", "0")
+
+    # then its outcome waited for room
+    def ended() -> bool:
+        place.workers[0].keep_alive()
+        return run.report().ended
+
+    wait_for("its end", ended)
+    assert (run.report().exit_code, run.report().step("a").attempts) == (0, 1)
+
+
+def test_a_worker_does_not_start_with_a_redis_that_evicts(
+    forgetful: tuple[servers.RedisServer, Installation],
+) -> None:
+    _, place = forgetful
+    place.redis.config_set("maxmemory-policy", "allkeys-lru")
+
+    worker = place.worker("two", "--concurrency", "1")
+    worker.start(wait=False)
+    wait_for("it to end", lambda: not worker.running)
+
+    assert b"does not start: Redis may evict" in worker.log.read_bytes()
+    assert place.longshore("doctor").code == 1
+
+
+def test_a_start_while_redis_is_away_fails_in_its_time_with_one_clear_line(tmp_path: Path) -> None:
+    # given nobody at all, and somebody who never answers
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(1)
+        plan = tmp_path / "plan.yaml"
+        plan.write_text(noop().to_yaml())
+        for port in (1, silent.getsockname()[1]):
+            place = Installation(f"redis://127.0.0.1:{port}/0", tmp_path, options=dict(QUICK))
+            began = time.monotonic()
+            said = place.longshore("run", str(plan))
+            assert time.monotonic() - began < 30.0
+            assert said.code == 1
+            assert len(said.err.splitlines()) == 1
+            assert f"Redis at redis://127.0.0.1:{port}/0" in said.err
+
+
+def test_sentinel_says_which_redis_it_is(redis_server: servers.RedisServer, tmp_path: Path) -> None:
+    # given a sentinel that watches the server
+    with servers.RedisServer() as server:
+        port = servers.free_port()
+        conf = tmp_path / "sentinel.conf"
+        master = server.url.rpartition(":")[2].partition("/")[0]
+        conf.write_text(
+            f"port {port}\ndir {tmp_path}\nsentinel monitor shop 127.0.0.1 {master} 1\n"
+            f"sentinel down-after-milliseconds shop 1000\n"
+        )
+        process = subprocess.Popen([servers.redis_program(), str(conf), "--sentinel"], stdout=subprocess.DEVNULL)
+        place = Installation(f"sentinel://127.0.0.1:{port}/shop/0", tmp_path, options=dict(QUICK))
+        try:
+            wait_for("the sentinel", lambda: _listens(port))
+            worker = place.worker("one", "--concurrency", "1")
+            worker.start()
+
+            # then clients and workers find it
+            assert place.run(noop()).wait(PATIENCE).exit_code == 0
+            assert place.longshore("runs", "ls").code == 0
+        finally:
+            place.close()
+            process.terminate()
+            process.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,109 @@
+"""A host or a service that has lost its data is rebuilt from what runs had recorded."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from longshore.orchestration import Plan, UsageError, load
+from tests.integration.conftest import MakeInstallation
+from tests.integration.processes import PATIENCE, Installation, lines, tree
+
+OWN = "tests.integration.own_operations"
+
+
+@pytest.fixture
+def fleet(install: MakeInstallation) -> Iterator[Installation]:
+    """Two hosts."""
+    made = install(options={"imports": OWN})
+    for host in ("web1", "web2"):
+        made.worker(host, "--concurrency", "2", LONGSHORE_HOST=host, PYTHONPATH=made.pythonpath).start(wait=False)
+    for worker in made.workers:
+        worker.wait_until_ready()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LONGSHORE_IMPORTS", OWN)
+        patch.setenv("PYTHONPATH", made.pythonpath)
+        yield made
+
+
+def deploy(plan: Plan, name: str, path: Path, content: str, host: str) -> None:
+    plan.step(name, "file.deploy.execute", path=str(path), content=content).target(host)
+
+
+def test_a_host_that_was_wiped_is_rebuilt(fleet: Installation, tmp_path: Path) -> None:
+    # given what several runs did on two hosts
+    disk, other = tmp_path / "disk", tmp_path / "other"
+    disk.mkdir()
+    other.mkdir()
+    first = Plan("first", params={"version": str}, on_failure="keep")
+    deploy(first, "config", disk / "config", "version {{ params.version }}", "web1")
+    deploy(first, "elsewhere", other / "config", "web2's", "web2")
+    first.step("braces", "file.deploy.execute", path=f"{disk}/braces", content="{{ '{{ not ours }}' }}").target("web1")
+    first.step("each", "file.deploy.execute", path=f"{disk}/{{{{ item }}}}", content="{{ item }}").foreach(["a", "b"])
+    first.steps["each"] = first.steps["each"].model_copy(update={"target": "web1"})
+    guarded = first.step("made", "command.shell.execute", command=f"echo made > {disk}/made", creates=f"{disk}/made")
+    guarded.target("web1")
+    first.step("acts", "command.shell.execute", command=f"echo once >> {tmp_path}/acts").target("web1")
+    assert fleet.run(first, version="1").wait(PATIENCE).exit_code == 0
+    assert fleet.run(first, version="2").wait(PATIENCE).exit_code == 0
+    # one that was taken back
+    gone = Plan("gone")
+    deploy(gone, "temporary", disk / "temporary", "x", "web1")
+    gone.step("fail", "noop.execute", fail=True).after("temporary")
+    assert fleet.run(gone).wait(PATIENCE).state == "undone"
+    # one that carried a file
+    (tmp_path / "logo.bin").write_bytes(bytes(range(256)))
+    (tmp_path / "plan.yaml").write_text(
+        f"name: logo\nsteps:\n  logo:\n    op: file.deploy.execute\n    target: web1\n"
+        f"    with: {{path: {disk}/logo.bin, source: logo.bin}}\n"
+    )
+    assert fleet.run(load(str(tmp_path / "plan.yaml"))).wait(PATIENCE).exit_code == 0
+    (tmp_path / "logo.bin").unlink()
+    was = tree(disk)
+    assert (disk / "config").read_text() == "version 2"
+
+    # when the host is wiped clean
+    shutil.rmtree(disk)
+    disk.mkdir()
+    shutil.rmtree(other)
+    other.mkdir()
+    would = fleet.longshore("--dry-run", "runs", "replay", "--host", "web1")
+    said = fleet.longshore("runs", "replay", "--host", "web1", "--run-id", "rebuilt")
+
+    # then
+    assert "would do again: run first-" in would.out
+    assert tree(disk) == was
+    assert not list(other.iterdir()), "the other host was left alone"
+    assert said.code == 3, said.err
+    assert said.err.count("cannot be done again") == 2
+    assert "step acts: command.shell.execute does not bring about a state, but acts each time" in said.err
+    assert lines(tmp_path / "acts") == ["once", "once"]
+    # and a second time the same is done, not twice as much
+    again = fleet.longshore("--dry-run", "runs", "replay", "--host", "web1")
+    assert again.out == would.out
+
+
+def test_a_service_that_lost_its_data_is_told_again(fleet: Installation, tmp_path: Path) -> None:
+    plan = Plan("bills")
+    plan.step("bill", "own.bill", folder=str(tmp_path))
+    plan.step("other", "noop.execute")
+    for _ in range(2):
+        assert fleet.run(plan).wait(PATIENCE).exit_code == 0
+    (tmp_path / "calls").unlink()
+
+    said = fleet.longshore("runs", "replay", "--service", "billing", "--since", "1h")
+
+    assert said.code == 0, said.err
+    assert len(lines(tmp_path / "calls")) == 2
+
+
+def test_what_is_to_be_replayed_has_to_be_said(fleet: Installation) -> None:
+    assert fleet.longshore("runs", "replay").code == 2
+    with pytest.raises(UsageError):
+        fleet.client().replay(host="web1", service="billing")
+    nothing = fleet.longshore("runs", "replay", "--host", "nowhere")
+    assert (nothing.code, "nothing to do again" in nothing.err) == (0, True)
+    assert fleet.longshore("runs", "replay", "--host", "web1", "--since", "yesterday").code == 2
