@@ -156,6 +156,10 @@ class Store(Indices, Shelf):
     def state(self, run_id: str) -> str | None:
         return self.call(self.client.hget, self.keys.of(run_id).run, "state")  # type: ignore[no-any-return]
 
+    def version(self, run_id: str) -> int:
+        """How many transitions it has gone through."""
+        return int(self.call(self.client.hget, self.keys.of(run_id).run, "ver") or 0)
+
     def look(self, run_id: str) -> Look:
         """All that is needed to decide about a run, in one round trip."""
         keys = self.keys.of(run_id)

@@ -416,7 +416,8 @@ class Attempt:
             return
         with contextlib.suppress(OSError):
             known = self._ledger.version(self.run_id, self.loaded.born)
-            if grant.version < known:
+            # What runs beside it may have noted a later one since it was claimed.
+            if grant.version < known and self.store.version(self.run_id) < known:
                 self._hold_regressed(grant, known, f"version {known} was seen, and now it is {grant.version}")
         self._note_version(grant.version)
 
