@@ -131,6 +131,9 @@ class Settings(BaseSettings):
     on_blocked: Literal["queue", "refuse"] = "queue"
     #: The whole of a run's undo.
     undo_timeout: Duration = 3600.0
+    #: After which Celery delivers what was not acknowledged once more. Longer than any step: a shorter one does no
+    #: harm, but is work.
+    visibility_timeout: Duration = 86_400.0
     #: How long a client waits for Redis before it gives up with one clear error.
     connect_timeout: Duration = 5.0
     #: An embedded server with nothing to do ends after this time.

@@ -43,7 +43,7 @@ broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 broker_transport_options = {
     # Longer than any step: a shorter one delivers it twice, which does no harm here, but is work.
-    "visibility_timeout": 86_400,
+    "visibility_timeout": _settings.visibility_timeout,
     # What a dead worker held is given back 10 s after its time, not 100.
     "unacked_restore_interval": 10,
     "unacked_restore_throttle": 1,
