@@ -15,7 +15,7 @@ from longshore.orchestration.errors import QueueFull
 from longshore.orchestration.indices import mark
 from longshore.orchestration.store import Store
 
-#: Queued runs that one look goes through.
+#: Queued runs that are read at once.
 _LOOKED_AT = 1000
 
 
@@ -27,15 +27,20 @@ class Wanted:
     key: str = ""
     limit: int = 1
     on_limit: str = "queue"
-    #: The run that it is a part of.
-    parent: str = ""
+    #: The runs that it is a part of, the nearest last.
+    parents: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> Wanted:
         """As a request says it."""
         shared = body.get("concurrency") or {}
-        parent = (body.get("parent") or {}).get("run", "")
-        return cls(str(body["plan"]["name"]), parent=parent, **shared)
+        parents = tuple((body.get("parent") or {}).get("line", ()))
+        return cls(str(body["plan"]["name"]), parents=parents, **shared)
+
+    @classmethod
+    def read(cls, text: str) -> Wanted:
+        known = json.loads(text)
+        return cls(**known | {"parents": tuple(known["parents"])})
 
 
 class Admission:
@@ -50,7 +55,7 @@ class Admission:
         text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
         at_most = store.settings.max_queued if bounded else ""
         known = json.dumps(vars(Wanted.of(body)), ensure_ascii=False)
-        names = [keys.of(run_id).request, keys.inbox, keys.queue, keys.known, keys.order]
+        names = [keys.of(run_id).request, keys.inbox, keys.queue, keys.known, keys.order, keys.of(run_id).commands]
         said, there = store.run_alone("submit", names, run_id, text, mark(), known, at_most)
         if said == "full":
             raise QueueFull(
@@ -60,15 +65,15 @@ class Admission:
         return json.loads(there) if said == "there" else None
 
     def admit(self, run_id: str, wanted: Wanted, *, anyway: bool = False) -> str:
-        """Let it begin if there is room; else what there is none in: `all`, `plan`, `key`.
+        """Let it begin if there is room; else what there is none in: `all`, `plan`, `key`. `gone`: it was released.
 
         `anyway`: it has begun before, and somebody has asked that it go on.
         """
         store, keys, settings = self._store, self._store.keys, self._store.settings
-        names = [keys.queue, keys.admitted, keys.of_plan(wanted.plan), keys.slot(wanted.key)]
+        names = [keys.queue, keys.known, keys.admitted, keys.of_plan(wanted.plan), keys.slot(wanted.key)]
         said = store.run_alone(
             "admit", names, run_id, settings.max_runs or "", settings.max_runs_per_plan or "",
-            wanted.limit if wanted.key else "", wanted.parent, "1" if anyway else "",
+            wanted.limit if wanted.key else "", "1" if anyway else "", *wanted.parents,
         )  # fmt: skip
         return "" if said == "ok" else str(said)
 
@@ -78,13 +83,9 @@ class Admission:
         self._store.call(self._store.client.hset, self._store.keys.known, run_id, known)
         self.admit(run_id, wanted, anyway=True)
 
-    def release(self, run_id: str) -> None:
+    def release(self, run_id: str, wanted: Wanted) -> None:
         """It has ended: its place is free."""
         keys = self._store.keys
-        text = self._store.call(self._store.client.hget, keys.known, run_id)
-        if not text:
-            return
-        wanted = Wanted(**json.loads(text))
         pipe = self._store.client.pipeline()
         pipe.zrem(keys.queue, run_id)
         pipe.hdel(keys.known, run_id)
@@ -102,36 +103,43 @@ class Admission:
         """Let those begin for whom there is room now, in their order; returns them."""
         store, keys = self._store, self._store.keys
         admitted: list[tuple[str, Wanted]] = []
-        waiting = store.call(store.client.zrange, keys.queue, 0, _LOOKED_AT - 1)
-        known = store.call(store.client.hmget, keys.known, waiting) if waiting else []
-        for run_id, text in zip(waiting, known, strict=True):
-            if not text:  # released just now
-                continue
-            wanted = Wanted(**json.loads(text))
-            why = self.admit(run_id, wanted)
-            if not why:
-                admitted.append((run_id, wanted))
-            elif why == "all":
-                break
+        begin = 0
+        while waiting := store.call(store.client.zrange, keys.queue, begin, begin + _LOOKED_AT - 1):
+            known = store.call(store.client.hmget, keys.known, waiting)
+            for run_id, text in zip(waiting, known, strict=True):
+                if not text:  # released just now
+                    continue
+                wanted = Wanted.read(text)
+                why = self.admit(run_id, wanted)
+                if not why:
+                    admitted.append((run_id, wanted))
+                elif why == "all":
+                    return admitted
+            begin += _LOOKED_AT
         return admitted
+
+    def waits(self, run_id: str) -> bool:
+        """Whether it is in the queue."""
+        return self._store.call(self._store.client.zscore, self._store.keys.queue, run_id) is not None
 
     def is_in(self, run_id: str) -> bool:
         """Whether it has its place."""
         return self._store.call(self._store.client.zscore, self._store.keys.admitted, run_id) is not None
 
-    def limit_of(self, run_id: str, wanted: Wanted) -> str:
-        """What a run waits for that is not in yet; '' where it is in now, or a part of another that holds its key."""
+    def limit_of(self, wanted: Wanted) -> str:
+        """What a run waits for that is not in yet."""
         store, keys = self._store, self._store.keys
-        if store.call(store.client.zscore, keys.queue, run_id) is None:
-            return self.admit(run_id, wanted)
         if wanted.key and len(self.holders(wanted)) >= wanted.limit:
             return "key"
         of_plan = store.call(store.client.scard, keys.of_plan(wanted.plan))
         return "plan" if of_plan >= (store.settings.max_runs_per_plan or of_plan + 1) else "all"
 
-    def known(self) -> list[str]:
+    def known(self) -> dict[str, Wanted]:
         """Every run that waits or has begun, and has not been released."""
-        return list(self._store.call(self._store.client.hkeys, self._store.keys.known))
+        store, keys = self._store, self._store.keys
+        known = {run_id: Wanted.read(text) for run_id, text in store.call(store.client.hgetall, keys.known).items()}
+        # One that nothing is known of has been left behind by an interrupted release.
+        return {run_id: Wanted("") for run_id in self.admitted()} | known
 
     def why_not(self, wanted: Wanted, limit: str) -> str:
         """What a person is told of a run that waits."""

@@ -69,6 +69,15 @@ class Breakers:
         # A run that waits looks again when the probe must have ended.
         return Verdict(allowed=False, until=max(until, now + min(1000, self._slow())), why=why)
 
+    def is_open(self, service: str) -> bool:
+        return bool(self._store.call(self._store.client.exists, self._store.keys.breaker(service)))
+
+    def give_back(self, service: str, run_id: str) -> None:
+        """This run does not try it after all."""
+        store, key = self._store, self._store.keys.probing(service)
+        if store.call(store.client.get, key) == run_id:
+            store.call(store.client.delete, key)
+
     def trip(self, service: str, why: str, run_id: str) -> Verdict:
         """It was found down, by this run."""
         store, key = self._store, self._store.keys.breaker(service)

@@ -97,6 +97,8 @@ class Field(StrEnum):
     DELAYED = "ds"
     #: Attempts that do not count for its retries: before it was begun anew, or in vain because of a service.
     UNCOUNTED = "ab"
+    #: Those in vain because of a service: nothing was begun.
+    BLOCKED = "bl"
     UNITS_FAILED = "kf"
     UNITS_CHANGED = "kc"
     UNITS_CANCELLED = "kx"

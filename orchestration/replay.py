@@ -60,6 +60,7 @@ class _Deed:
     files: Mapping[str, str]
     host: str
     ended: int
+    timeout: float | None = None
 
 
 @dataclass
@@ -155,9 +156,12 @@ def _of_step(
         return
     rendered = fields.get(f"{Field.RENDERED}:{step_id}")
     params = json.loads(rendered) if rendered else step.step.with_
+    if not rendered and templates.has_template(step.operation.templated(params)):
+        yield LeftOut(run_id, name, "a person has said that it was done; its parameters are not known")
+        return
     ended = int(fields.get(f"{Field.ENDED}:{step_id}") or 0)
     target = fields.get(f"{Field.HOST}:{step_id}") or (there if host else "")
-    yield _Deed(run_id, name, step.operation, params, files, target, ended)
+    yield _Deed(run_id, name, step.operation, params, files, target, ended, step.step.timeout)
 
 
 def _converges(operation: Operation, params: dict[str, Any]) -> bool:
@@ -182,6 +186,8 @@ def _as_plan(deeds: list[_Deed], left_out: list[LeftOut], host: str, service: st
         }
         step = plan.step(f"s{number:05}", deed.operation.name, **given)
         step.describe(f"run {deed.run_id} step {deed.step}")
+        if deed.timeout is not None:
+            step.timeout(deed.timeout)
         if deed.host:
             step.target(deed.host)
         replay.sources[step.name] = f"run {deed.run_id} step {deed.step}"

@@ -11,7 +11,7 @@ from typing import Any
 from longshore.orchestration import subplans, templates
 from longshore.orchestration.errors import PlanError, Problem
 from longshore.orchestration.params import resolve
-from longshore.orchestration.plan import Concurrency, Plan
+from longshore.orchestration.plan import Plan
 from longshore.orchestration.settings import MAX_FILE_BYTES
 from longshore.orchestration.store import SCHEMA_VERSION
 
@@ -37,20 +37,20 @@ def request_body(plan: Plan, given: Mapping[str, Any], who: str) -> dict[str, An
         # Two runs of one id, the first long forgotten, must not take each other's traces for their own.
         "born": secrets.token_hex(8),
     }
-    if plan.concurrency is not None:
-        body["concurrency"] = plan.concurrency.model_dump() | {"key": _key(plan.concurrency, params)}
-    return body
+    return body | concurrency(plan, params)
 
 
-def _key(concurrency: Concurrency, params: dict[str, Any]) -> str:
-    """The key of its concurrency, rendered."""
+def concurrency(plan: Plan, params: dict[str, Any]) -> dict[str, Any]:
+    """What the request says of the runs that must not be live at the same time. PlanError where its key is none."""
+    if plan.concurrency is None:
+        return {}
     try:
-        key = str(templates.render(concurrency.key, {"params": params}))
+        key = str(templates.render(plan.concurrency.key, {"params": params}))
     except templates.TemplateProblem as error:
         raise PlanError([Problem(f"concurrency: {error}", path=("concurrency", "key"))]) from None
     if not 0 < len(key) <= _LONGEST_KEY:
         raise PlanError([Problem(f"concurrency: a key of {len(key)} characters", path=("concurrency", "key"))])
-    return key
+    return {"concurrency": plan.concurrency.model_dump() | {"key": key}}
 
 
 def _local_files(plan: Plan, params: dict[str, Any]) -> dict[str, str]:

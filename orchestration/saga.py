@@ -389,7 +389,7 @@ def resumed(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> Again:
     for level in plan.levels:
         for i in level:
             record, before = steps[i], any(d in anew for d in plan.steps[i].needs)
-            done = record.status in STEP_GOOD or (record.status is StepState.SKIPPED and not record.tainted)
+            done = _is_done(record)
             stale = before and (record.status is StepState.SKIPPED or plan.steps[i].always)
             if done and not stale:
                 # What was decided after it is decided anew all the same.
@@ -399,10 +399,16 @@ def resumed(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> Again:
             anew.add(i)
             again.append(i)
             # Those that went well are done, but for an always step's: that is done anew as a whole.
-            redone = [n for n, unit in enumerate(record.units) if unit.status not in STEP_GOOD or plan.steps[i].always]
+            redone = [n for n, unit in enumerate(record.units) if not _is_done(unit) or plan.steps[i].always]
             again += [f"{i}.{n}" for n in redone]
     first = min((plan.steps[i].level for i in again if isinstance(i, int)), default=len(plan.levels))
     return Again(first - 1, tuple(again))
+
+
+def _is_done(record: StepRecord) -> bool:
+    """It ended well, or was skipped for a reason of its own; and nobody has taken it back since."""
+    good = record.status in STEP_GOOD or (record.status is StepState.SKIPPED and not record.tainted)
+    return good and record.undo is not UndoState.UNDONE
 
 
 def left_over(plan: CompiledPlan, state: RunState, steps: Mapping[int, StepRecord]) -> list[StepId]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from longshore.orchestration import lua
 from longshore.orchestration.compiled import StepId, as_id
 from longshore.orchestration.connection import milliseconds as _ms
+from longshore.orchestration.errors import UnknownName
 from longshore.orchestration.guards import Verdict
 from longshore.orchestration.indices import Indices, mark
 from longshore.orchestration.keys import Field
@@ -51,6 +52,10 @@ class Grant:
     service: str = ""
     #: The highest fence of an attempt before it, forward or backward.
     previous: int = field(default=0, compare=False)
+    #: Of the run: how often it was reopened.
+    epoch: int = 0
+    #: Attempts that found its service down, so that nothing was begun.
+    blocked: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,8 @@ class Store(Indices, Shelf):
             fields["step"] = step
         if resolved_as:
             fields["as"] = resolved_as
+        if not self.call(self.client.exists, self.keys.of(run_id).request):
+            raise UnknownName(f"no run {run_id!r}", remedy="longshore runs ls shows the latest")
         command_id = self.call(self.client.xadd, self.keys.of(run_id).commands, fields)
         self.call(self.client.zadd, self.keys.inbox, {run_id: mark()})
         return str(command_id)
@@ -357,19 +364,26 @@ class Store(Indices, Shelf):
         return bool(self._run("unsuspend", run_id, what, epoch, side, *ids))
 
     def claim(
-        self, run_id: str, step_id: StepId, side: str, owner: str, task_id: str, *, always: bool = False
+        self,
+        run_id: str,
+        step_id: StepId,
+        side: str,
+        owner: str,
+        task_id: str,
+        *,
+        always: bool = False,
+        born: str = "",
     ) -> Grant | str:
         """The attempt, or why there is none. An always step has its turn in a suspended run, too."""
         lease = _ms(self.settings.lease)
-        got = self._run("claim", run_id, step_id, side, owner, task_id, lease, "1" if always else "")
+        got = self._run("claim", run_id, step_id, side, owner, task_id, lease, "1" if always else "", born)
         if got[0] != "ok":
             return str(got[1])
-        fence, attempt, rendered, step_rendered, before, outcome, started, item, tries, version, service, previous = (
-            got[1:]
-        )
+        fence, attempt, rendered, step_rendered, before, outcome, started, item, *more = got[1:]
+        tries, version, service, previous, epoch, blocked = more
         return Grant(
             fence, int(attempt), rendered, step_rendered, before, outcome, int(started), item, int(tries),
-            int(version), service, int(previous),
+            int(version), service, int(previous), int(epoch), int(blocked),
         )  # fmt: skip
 
     def journal(self, run_id: str, step_id: StepId, side: str, fence: str, rendered: str, before: str) -> bool:
@@ -478,6 +492,12 @@ class Store(Indices, Shelf):
         text = self.call(self.client.hget, self.keys.of(run_id).run, "parent")
         return str(json.loads(text)["run"]) if text else ""
 
+    def children_of(self, run_id: str) -> list[str]:
+        """The runs that are parts of it."""
+        steps = self.call(self.client.hgetall, self.keys.of(run_id).steps)
+        parked = (json.loads(value) for name, value in steps.items() if name.startswith(f"{Field.PARKED}:"))
+        return [str(info["child"]) for info in parked if "child" in info]
+
     def forget(self, run_id: str) -> bool:
         """Delete a run that rests, with its request, its output and its data, in one script; whether it is gone.
 
@@ -488,6 +508,8 @@ class Store(Indices, Shelf):
         ids = {name.partition(":")[2] for name in names if name.startswith(f"{Field.ATTEMPTS}:")}
         bulky = [name for name in names if name.partition(":")[0].removeprefix("u") == Field.DATA_KEY]
         apart = self.call(self.client.hmget, keys.steps, bulky) if bulky else []
+        for service in self.call(self.client.smembers, self.keys.breakers):
+            self.call(self.client.srem, self.keys.blocked(service), run_id)
         more = [*(keys.log(i) for i in ids), *(keys.data(value) for value in apart if value)]
         if not self._run("forget", run_id, keys=[keys.request, keys.commands, *more]):
             return False

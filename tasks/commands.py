@@ -9,8 +9,9 @@ from longshore.orchestration.admission import Admission
 from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of, unit_of
 from longshore.orchestration.keys import Field
 from longshore.orchestration.operations import Waits
-from longshore.orchestration.states import RunState, UndoState
+from longshore.orchestration.states import TERMINAL, RunState, UndoState
 from longshore.orchestration.store import Look, Store, run_record, stream_order
+from longshore.tasks.crash import point
 from longshore.tasks.dispatch import in_flight
 from longshore.tasks.plans import Loaded, NotOurs
 
@@ -38,7 +39,8 @@ class Commands:
                 continue
             # A run that was at rest may live again: the index comes before the record.
             self.store.look_at(run_id, found.now + round(1000 * self.store.settings.lease))
-            if command.get("kind") in _REOPENS:
+            resting = RunState(found.fields["state"]) in TERMINAL
+            if command.get("kind") in _REOPENS and resting:
                 # A run that is reopened has its place again, whether there is room or not.
                 self.store.take_up(run_id)
                 self._admission.take_back_in(run_id, loaded.wanted)
@@ -81,9 +83,9 @@ class Commands:
             self.store.carry_out(run_id, command_id, retried, len(plan.levels), self._failed_undos(run_id, plan))
         elif run.state in {RunState.FAILED, RunState.PARTIAL}:
             again = saga.resumed(plan, self.store.step_records(run_id, range(len(plan))))
-            self.store.reopen(
-                run_id, command_id, command, run.epoch, again, keep=plan.plan.on_failure == "keep"
-            )  # fmt: skip
+            keep = plan.plan.on_failure == "keep"
+            self.store.reopen(run_id, command_id, command, run.epoch, again, keep=keep)
+            point("run.reopened")
         elif run.state is not RunState.SUSPENDED:
             self._refuse(run_id, command_id, command, f"the run is {run.state}")
         elif look.fields.get("hold") == "unknown":

@@ -22,10 +22,15 @@ POINTS = (
     "undo.acted",
     "undo.recorded",
     "advance.created",
+    "advance.admitted",
     "advance.decided",
     "advance.applied",
     "advance.dispatched",
+    "advance.ended",
 )
+
+#: Those that only a run comes by that is held, or resumed.
+HELD_POINTS = ("step.blocked", "run.lifted", "run.reopened")
 
 
 def point(name: str) -> None:

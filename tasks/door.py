@@ -33,18 +33,17 @@ class Door:
 
     def may_begin(self, run_id: str, loaded: Loaded, now: int) -> bool:
         """Whether a pending run has its turn; where it has not, its record says why."""
-        if self._service_is_down(run_id, loaded.plan):
-            return False
-        wanted = loaded.wanted
-        if not self.admission.limited(wanted):
-            return not self.admission.admit(run_id, wanted)
-        self.let_in()
-        if self.admission.is_in(run_id):
-            return True
-        # One that is in no queue was put down by hand; its turn is now, if there is room.
-        limit = self.admission.limit_of(run_id, wanted)
+        limit = self._limit(run_id, loaded.wanted)
         if not limit:
-            return True
+            # Only who is in asks for the service: the one that may try it must be able to.
+            return not self._service_is_down(run_id, loaded.plan)
+        wanted = loaded.wanted
+        if limit == "gone":
+            # It has ended, or was put down by hand: the record says which.
+            if self.store.state(run_id) == RunState.PENDING:
+                self.admission.take_back_in(run_id, wanted)
+                self.store.look_at(run_id, now)
+            return False
         why = self.admission.why_not(wanted, limit)
         if limit == "key" and wanted.on_limit == "skip":
             self.store.command(run_id, "cancel", reason=f"not run: {why}")
@@ -56,15 +55,28 @@ class Door:
         self.store.look_at(run_id, now + round(1000 * _LOOK_AGAIN))
         return False
 
+    def _limit(self, run_id: str, wanted: Wanted) -> str:
+        """What a run waits for; '' where it is in."""
+        if wanted.parents or not self.admission.limited(wanted):
+            return self.admission.admit(run_id, wanted)
+        self.let_in()
+        if self.admission.is_in(run_id):
+            return ""
+        return self.admission.limit_of(wanted) if self.admission.waits(run_id) else "gone"
+
     def _service_is_down(self, run_id: str, plan: CompiledPlan) -> bool:
-        for service in services(plan):
-            verdict = self.breakers.ask(service, run_id)
-            if not verdict.allowed:
-                self.store.hold(run_id, verdict.why)
-                self.breakers.wait(service, run_id)
-                self.store.look_at(run_id, verdict.until)
-                return True
-        return False
+        down = [service for service in services(plan) if self.breakers.is_open(service)]
+        if not down:
+            return False
+        verdict = self.breakers.ask(down[0], run_id)
+        if verdict.allowed and len(down) == 1:
+            return False
+        # Of one that needs two nobody learns anything: it is no probe of either.
+        self.breakers.give_back(down[0], run_id)
+        self.store.hold(run_id, verdict.why)
+        self.breakers.wait(down[0], run_id)
+        self.store.look_at(run_id, max(verdict.until, self.store.now() + 1000))
+        return True
 
     def _end_the_others(self, run_id: str, wanted: Wanted) -> None:
         """Those that hold its key are asked to end, each once."""
@@ -81,10 +93,10 @@ class Door:
             self.store.look_at(run_id, self.store.now(), sooner=True)
             self.canvas(run_id, None).send_advance(wanted.plan)
 
-    def leave(self, run_id: str, ended: int) -> None:
+    def leave(self, run_id: str, wanted: Wanted, ended: int) -> None:
         """A run has ended: others may have its place, and its time to be kept begins."""
         self.store.rests(run_id, ended)
-        self.admission.release(run_id)
+        self.admission.release(run_id, wanted)
         self.let_in()
 
     # --- what is over -----------------------------------------------------------------------------
@@ -95,11 +107,11 @@ class Door:
             return
         for run_id in self.store.kept_until(self.store.settings.retention, _FORGOTTEN):
             self.forget(run_id)
-        for run_id in self.admission.known():
+        for run_id, wanted in self.admission.known().items():
             state = self.store.state(run_id)
             ended = state is not None and RunState(state) in TERMINAL
             if ended or (state is None and self.store.body(run_id) is None):
-                self.admission.release(run_id)
+                self.admission.release(run_id, wanted)
         self.let_in()
 
     def forget(self, run_id: str) -> bool:
@@ -108,7 +120,10 @@ class Door:
         if parent and self.store.body(parent) is not None:
             self.store.rests(run_id, self.store.now(), again=True)
             return False
+        children = self.store.children_of(run_id)
         gone = self.store.forget(run_id)
         if gone:
             log.info("run %s is forgotten", run_id)
+            for child in children:
+                self.forget(child)
         return gone

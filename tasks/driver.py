@@ -20,7 +20,7 @@ from longshore.orchestration.guards import Verdict
 from longshore.orchestration.keys import Field
 from longshore.orchestration.saga import RunRecord, StepRecord
 from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
-from longshore.orchestration.store import SCHEMA_VERSION, Store, run_record
+from longshore.orchestration.store import SCHEMA_VERSION, Look, Store, run_record
 from longshore.tasks.commands import Commands
 from longshore.tasks.crash import point
 from longshore.tasks.dispatch import hosts_of, in_flight, send_next
@@ -60,22 +60,7 @@ class Driver:
 
         `thorough` also looks for messages and workers that were lost: the sweeper's part.
         """
-        loaded = self.plans.get(run_id)
-        found = self.store.look(run_id)
-        mark = found.inbox
-        if not found.fields:
-            # It may have been forgotten since its plan was read.
-            loaded = self.plans.get(run_id, again=True)
-            self._create(run_id, loaded, found.now)
-            found = self.store.look(run_id)
-        if int(found.fields.get("v", 0)) > SCHEMA_VERSION:
-            raise NotOurs(f"run {run_id} was begun by a newer version", remedy="upgrade this worker")
-        if known := self.plans.regressed(run_id, int(found.fields.get("ver", 0))):
-            why = f"{LOST_WRITES}: version {known} was seen, and now it is {found.fields.get('ver', 0)}"
-            self.store.suspend(run_id, "regressed", why, version=known)
-            found = self.store.look(run_id)
-        if self.commands.carry_out(run_id, loaded, found):
-            found = self.store.look(run_id)
+        loaded, found, mark = self._look(run_id)
         if thorough and self.judging:
             self._expire(run_id, loaded.plan, found.now)
             found = self.store.look(run_id)
@@ -88,6 +73,8 @@ class Driver:
             if mark is not None:
                 self.store.seen(run_id, mark)
             return run.state
+        if run.state is RunState.PENDING:
+            point("advance.admitted")
         waits = found.waits
         while True:
             if waits and self.parked.settle(run_id, loaded, run, waits, found.now):
@@ -104,8 +91,9 @@ class Driver:
             self.store.seen(run_id, mark)
         self.herald.tell(run_id, loaded.plan)
         if run.state in TERMINAL:
+            point("advance.ended")
             self.parked.tell_parent(run_id, found.fields | {"state": run.state})
-            self._rest(run_id, int(found.fields.get("ended", found.now)))
+            self._rest(run_id, loaded, int(found.fields.get("ended", found.now)))
             return run.state
         if waits:
             self.store.look_at(run_id, min(waits.values()), sooner=True)
@@ -115,9 +103,34 @@ class Driver:
             self.store.look_at(run_id, run.deadline, sooner=True)
         return run.state
 
-    def _rest(self, run_id: str, ended: int) -> None:
+    def _look(self, run_id: str) -> tuple[Loaded, Look, float | None]:
+        """The run as it is, begun where it was not, with what people asked of it carried out; its mark in the inbox.
+
+        Raises NotOurs for a run that this worker must leave alone.
+        """
+        loaded = self.plans.get(run_id)
+        found = self.store.look(run_id)
+        mark = found.inbox
+        if not found.fields:
+            # It may have been forgotten since its plan was read.
+            loaded = self.plans.get(run_id, again=True)
+            self._create(run_id, loaded, found.now)
+            found = self.store.look(run_id)
+        if found.fields.get("born", loaded.born) != loaded.born:
+            loaded = self.plans.get(run_id, again=True)
+        if int(found.fields.get("v", 0)) > SCHEMA_VERSION:
+            raise NotOurs(f"run {run_id} was begun by a newer version", remedy="upgrade this worker")
+        if known := self.plans.regressed(run_id, int(found.fields.get("ver", 0))):
+            why = f"{LOST_WRITES}: version {known} was seen, and now it is {found.fields.get('ver', 0)}"
+            self.store.suspend(run_id, "regressed", why, version=known)
+            found = self.store.look(run_id)
+        if self.commands.carry_out(run_id, loaded, found):
+            found = self.store.look(run_id)
+        return loaded, found, mark
+
+    def _rest(self, run_id: str, loaded: Loaded, ended: int) -> None:
         """Take a run that has ended out of the index of the live ones, unless it was reopened meanwhile."""
-        self.door.leave(run_id, ended)
+        self.door.leave(run_id, loaded.wanted, ended)
         self.store.at_rest(run_id)
         state = self.store.state(run_id)
         if state and RunState(state) not in TERMINAL:
@@ -152,6 +165,7 @@ class Driver:
             "digest": loaded.digest,
             "steps": len(loaded.plan),
             "actor": loaded.actor,
+            "born": loaded.born,
         }
         if loaded.parent:
             fields["parent"] = json.dumps(loaded.parent)
@@ -176,14 +190,18 @@ class Driver:
         cancels = [(command_id, command) for command_id, command in found.commands if command.get("kind") == "cancel"]
         for command_id, command in cancels[:1]:
             self.store.carry_out(run_id, command_id, command, 0, [])
-            self._rest(run_id, found.now)
+            self._rest(run_id, why.loaded, found.now)
 
     def _forget_orphan(self, run_id: str) -> None:
         """An inbox entry without a request: its client died in between, and was promised nothing."""
         mark = self.store.look(run_id).inbox
-        if mark is None or time.monotonic() - self._orphans.setdefault(run_id, time.monotonic()) < _ORPHAN:
+        if mark is None:
+            self.store.at_rest(run_id)
+            return
+        if time.monotonic() - self._orphans.setdefault(run_id, time.monotonic()) < _ORPHAN:
             return
         self.store.seen(run_id, mark)
+        self.store.at_rest(run_id)
         del self._orphans[run_id]
 
     # --- forward and backward ---------------------------------------------------------------------
@@ -304,10 +322,15 @@ class Driver:
             return
         undoing = run.state is RunState.UNDOING
         level = run.undo_level if undoing else run.level
-        if level is None or run.state in {RunState.ABORTING, RunState.SUSPENDED}:
+        if level is None or not 0 <= level < len(plan.levels) or run.state is RunState.ABORTING:
             return
         side, task = ("u", UNDO) if undoing else ("", STEP)
-        leaves = self.store.expanded(run_id, plan.levels[level])
+        # Nothing holds an always step.
+        held = run.state is RunState.SUSPENDED
+        members = [i for i in plan.levels[level] if not held or plan.steps[i].always]
+        if not members or (held and run.was is not RunState.RUNNING):
+            return
+        leaves = self.store.expanded(run_id, members)
         again, refused = self.store.resend(run_id, side, leaves)
         hosts = hosts_of(self.store, run_id, plan, [*again, *refused])
         canvas = self.canvas(run_id, hosts)

@@ -22,7 +22,7 @@ from longshore.tasks.driver import Driver
 from longshore.tasks.parked import NotYet
 from longshore.tasks.plans import NotOurs, Plans
 from longshore.tasks.prober import probe_step
-from longshore.tasks.runner import Attempt, AttemptFailed, IsParked, Refused, TryAgain, hostname
+from longshore.tasks.runner import Attempt, AttemptFailed, IsParked, Reborn, Refused, TryAgain, hostname
 
 _here: dict[int, tuple[Store, Plans]] = {}
 
@@ -78,7 +78,13 @@ def _next_link(rest: Any) -> int | None:
 def _carry_out(task: SagaTask, attempt: Attempt, *, forward: bool) -> None:
     """Run an attempt, and tell the result backend whether the run can go on."""
     try:
-        recorded: Recorded = attempt.forward() if forward else attempt.backward()
+        try:
+            recorded: Recorded = attempt.forward() if forward else attempt.backward()
+        except Reborn:
+            # The plan that this process knows is of a run that was forgotten.
+            store_and_plans()[1].get(attempt.run_id, again=True)
+            attempt = _attempt(task, attempt.run_id, attempt.step_id)
+            recorded = attempt.forward() if forward else attempt.backward()
     except Refused as why:
         raise Ignore(str(why)) from None
     except IsParked as what:

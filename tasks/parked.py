@@ -18,7 +18,7 @@ from longshore.orchestration.results import as_mapping
 from longshore.orchestration.saga import RunRecord
 from longshore.orchestration.settings import MAX_DATA_BYTES
 from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
-from longshore.orchestration.store import Store
+from longshore.orchestration.store import Store, stream_order
 from longshore.tasks.commands import PAST_RETURN
 from longshore.tasks.dispatch import in_flight, send_next
 from longshore.tasks.plans import Loaded, Plans
@@ -232,6 +232,8 @@ class _Wait:
         state = RunState(fields.get("state", "pending"))
         if self.side:
             return self._child_undone(child_id, state, fields, int(info.get("epoch", 0)))
+        if stream_order(str(info.get("resumed", ""))) > stream_order(fields.get("cmd", "0-0")):
+            return False  # it has not heard yet that it is to go on
         if state in TERMINAL:
             return self._child_ended(child_id, state)
         # Only an abort of the parent's, or the end of the step's time, ends a child.

@@ -68,6 +68,8 @@ class Plans:
         found = None if again else self._loaded.get(run_id)
         if found is None:
             found = self._read(run_id)
+            if again and (known := self._loaded.get(run_id)) is not None and known.born != found.born:
+                self._newest.pop(run_id, None)
             self._loaded[run_id] = found
             while len(self._loaded) > _KEPT:
                 dropped, _ = self._loaded.popitem(last=False)

@@ -13,6 +13,7 @@ Nothing is synced to the disk: a power failure ends the attempts too.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -72,6 +73,8 @@ class Receipt:
     path: Path
     fence: int
     side: str
+    #: How often its run was reopened: what was done before that is not done now.
+    epoch: int = 0
     #: Whether the holder of the lock may be killed: a process that does nothing but this step.
     alone: bool = True
     #: Of the attempt that was here before.
@@ -91,7 +94,8 @@ class Receipt:
             before = self._lock(patience, check)
             self.earlier = int(before.get("fence", 0))
             self._end_groups(before)
-            found = before.get("outcome") if before.get("phase") == "done" and not self.side else None
+            mine = before.get("phase") == "done" and before.get("epoch") == self.epoch and not self.side
+            found = before.get("outcome") if mine else None
             self._write("intent" if found is None else "done", found)
             yield found if isinstance(found, dict) else None
         finally:
@@ -100,14 +104,16 @@ class Receipt:
 
     def done(self, outcome: dict[str, Any]) -> None:
         """It has happened; what is to be recorded of it."""
-        self._write("done", outcome if len(json.dumps(outcome)) <= _LARGEST else None)
+        with contextlib.suppress(OSError):  # a full disk does not make it undone
+            self._write("done", outcome if len(json.dumps(outcome)) <= _LARGEST else None)
 
     def began(self, pid: int) -> None:
         """A program was started, in a process group of its own, that must end before anybody else acts."""
         process = Process.of(pid)
         if process is not None:
             self._groups.append([process.pid, process.started, process.boot])
-            self._write("intent", None)
+            with contextlib.suppress(OSError):
+                self._write("intent", None)
 
     def _lock(self, patience: float, check: Callable[[], None]) -> dict[str, Any]:
         until = time.monotonic() + patience
@@ -157,6 +163,7 @@ class Receipt:
         body = {
             "fence": self.fence,
             "side": self.side,
+            "epoch": self.epoch,
             "phase": phase,
             "alone": self.alone,
             "process": [mine.pid, mine.started, mine.boot] if mine is not None else None,
@@ -164,8 +171,11 @@ class Receipt:
             "outcome": outcome,
         }
         text = json.dumps(body).encode()
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, text, 0)
+        was = os.pread(self._file, 2 * _LARGEST, 0)
+        if os.pwrite(self._file, text, 0) < len(text):
+            os.pwrite(self._file, was, 0)  # the room for that is there: the fence must stay readable
+            raise OSError(errno.ENOSPC, "no room for a receipt", str(self.path))
+        os.ftruncate(self._file, len(text))
 
 
 class Ledger:
@@ -177,8 +187,10 @@ class Ledger:
     def _of(self, run_id: str, born: str) -> Path:
         return self._folder / f"{run_id}~{born}"
 
-    def receipt(self, run_id: str, born: str, part: str, fence: int, side: str, *, alone: bool) -> Receipt:
-        return Receipt(self._of(run_id, born) / f"{part}.json", fence, side, alone)
+    def receipt(
+        self, run_id: str, born: str, part: str, fence: int, side: str, *, epoch: int = 0, alone: bool
+    ) -> Receipt:
+        return Receipt(self._of(run_id, born) / f"{part}.json", fence, side, epoch, alone)
 
     def version(self, run_id: str, born: str) -> int:
         """The highest version of the run that was seen here."""

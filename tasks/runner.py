@@ -73,6 +73,10 @@ class Refused(Exception):
     """The claim was refused."""
 
 
+class Reborn(Refused):
+    """The run that this attempt is of was forgotten, and there is another one of its id."""
+
+
 class AttemptFailed(Exception):
     """The step's final failure, recorded; raised so that its Celery task is a failed one."""
 
@@ -213,6 +217,7 @@ class Attempt:
             attempt=grant.attempt,
             fence=grant.fence,
             timeout=self.step.step.timeout,
+            epoch=grant.epoch,
         )
 
     def _park(self, grant: Grant, side: str, parking: Parking) -> None:
@@ -271,6 +276,8 @@ class Attempt:
         if isinstance(error, _HostsFailed):
             body["changed"] = error.outcome.changed
             bulk = bulk_of(error.outcome)
+        if unknown and self.plan.plan.on_unknown == "ask":
+            self._ask_a_person(grant, str(error))
         recorded = self._record(
             "",
             grant,
@@ -278,7 +285,7 @@ class Attempt:
             body,
             bulk,
             # A later attempt cannot speak for the ones before it.
-            no_effect=isinstance(error, Preflight | Blocked) and grant.attempt == 1,
+            no_effect=isinstance(error, Preflight | Blocked) and grant.attempt - grant.blocked == 1,
             stops=self.plan.stops(self.index),
         )
         point("step.recorded")
@@ -386,7 +393,13 @@ class Attempt:
             yield None, None
             return
         receipt = self._ledger.receipt(
-            self.run_id, self.loaded.born, context.part, context.fence, self._side, alone=_prefork()
+            self.run_id,
+            self.loaded.born,
+            context.part,
+            context.fence,
+            self._side,
+            epoch=grant.epoch,
+            alone=_prefork(),
         )
         context.began = receipt.began
         with contextlib.ExitStack() as stack:
@@ -424,8 +437,9 @@ class Attempt:
     def _hold_regressed(self, grant: Grant, known: int, what: str) -> None:
         """Nothing was done yet; somebody has to look before anything is."""
         why = f"{LOST_WRITES}: step {self.step.name}: {what}"
-        self.store.retry(self.run_id, self.step_id, self._side, grant.fence, 0.0, 0.0, why, counts=False)
+        # Held first: each transition brings its version nearer to the one that was lost.
         self.store.suspend(self.run_id, "regressed", why, version=known)
+        self.store.retry(self.run_id, self.step_id, self._side, grant.fence, 0.0, 0.0, why, counts=False)
         raise Refused(why)
 
     def _note_version(self, version: int) -> None:
@@ -437,8 +451,11 @@ class Attempt:
 
     def _claim(self, side: str) -> Grant:
         grant = self.store.claim(
-            self.run_id, self.step_id, side, self.owner, self.task_id, always=not side and self.step.always
-        )
+            self.run_id, self.step_id, side, self.owner, self.task_id,
+            always=not side and self.step.always, born=self.loaded.born,
+        )  # fmt: skip
+        if grant == "another run":
+            raise Reborn(grant)
         if isinstance(grant, str):
             raise Refused(grant)
         return grant
@@ -500,12 +517,10 @@ class Attempt:
             delay = max(0, verdict.until - self.store.now()) / 1000
             try:
                 self._once_more(grant, side, delay, error, service=service)
-            finally:
+            except TryAgain:
+                point("step.blocked")
                 self._suspend(service, verdict)
-        if isinstance(error, Blocked | Delayed):
-            return
-        if not isinstance(error, Transient | StepTimeout | StepCancelled):
-            self._it_answers(grant)
+                raise
 
     def _once_more(
         self,
@@ -529,6 +544,17 @@ class Attempt:
         if noted == 1:
             self.store.look_at(self.run_id, self.store.now() + round(delay * 1000), sooner=True)
             raise TryAgain(delay, parked=True, error=str(error))
+
+    def _ask_a_person(self, grant: Grant, why: str) -> None:
+        """Have the step wait for a word on what became of it; returns where the run is ending."""
+        if self.step.always or self.store.state(self.run_id) != RunState.RUNNING:
+            return
+        settings, text = self.store.settings, "a word on whether it happened"
+        info = _json({"unknown": why, "what": text})
+        if not self.store.park(self.run_id, self.step_id, "", grant.fence, settings.ask_timeout, info, text):
+            raise Refused("the step is another attempt's now")
+        self.store.suspend(self.run_id, "unknown", why)
+        raise IsParked(text)
 
     def _it_answers(self, grant: Grant) -> None:
         """The service was there: whoever waits for it may go on."""

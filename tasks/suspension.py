@@ -7,6 +7,7 @@ from longshore.orchestration.compiled import CompiledPlan
 from longshore.orchestration.saga import RunRecord
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store import Look, Store
+from longshore.tasks.crash import point
 from longshore.tasks.dispatch import in_flight
 
 
@@ -23,4 +24,6 @@ def lift_if_it_can(
         store.look_at(run_id, verdict.until, sooner=True)
         return False
     side, ids = in_flight(store, run_id, plan, run)
-    return store.unsuspend(run_id, "breaker", run.epoch, side, ids)
+    lifted = store.unsuspend(run_id, "breaker", run.epoch, side, ids)
+    point("run.lifted")
+    return lifted

@@ -24,6 +24,8 @@ from longshore.orchestration.operations.celery import CELERY, TaskParams
 from longshore.orchestration.operations.subplan import RUN, RunParams
 from longshore.orchestration.params import resolve
 from longshore.orchestration.plan import Plan
+from longshore.orchestration.request import concurrency
+from longshore.orchestration.states import RunState
 from longshore.orchestration.store import SCHEMA_VERSION, Store
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements
 from longshore.tasks.plans import Loaded
@@ -58,6 +60,8 @@ class Place:
     attempt: int
     fence: str
     timeout: float | None
+    #: How often the run was reopened.
+    epoch: int = 0
 
     @property
     def plan(self) -> CompiledPlan:
@@ -102,14 +106,32 @@ class SubPlan(Waiting[RunParams]):
     """A child run."""
 
     def park(self, place: Place, params: RunParams) -> Parking:
-        child_id = child_run(place.run_id, place.name)
         plan, body = _child(place.loaded, place.plan.steps[index_of(place.step_id)].name, params)
-        body["parent"] = {"run": place.run_id, "step": place.step_id}
+        body["parent"] = {
+            "run": place.run_id,
+            "step": place.step_id,
+            "line": [*place.loaded.wanted.parents, place.run_id],
+        }
+        body["born"] = f"{place.loaded.born}.{place.step_id}"
+        child_id = child_run(place.run_id, place.name)
+        state = place.store.state(child_id)
+        if place.epoch and state in {RunState.UNDONE, RunState.UNDO_FAILED}:
+            # What was taken back is done anew, in a run of its own.
+            child_id = child_run(place.run_id, f"{place.name}.{place.epoch}")
+            state = place.store.state(child_id)
         there = Admission(place.store).submit(child_id, body, bounded=False)
-        if there is not None and there["digest"] != body["digest"]:
-            raise OperationError(f"the child's run id {child_id} is taken by another plan")
+        if there is not None and (there["digest"], there.get("born")) != (body["digest"], body["born"]):
+            raise OperationError(f"the child's run id {child_id} is taken by another run")
+        info: dict[str, Any] = {"child": child_id}
+        if place.epoch and state in {RunState.FAILED, RunState.PARTIAL}:
+            info["resumed"] = self._resumed(place, child_id)
         place.canvas(child_id, None).send_start(plan.name)
-        return Parking(place.timeout or FOR_EVER, {"child": child_id}, f"run {child_id}")
+        return Parking(place.timeout or FOR_EVER, info, f"run {child_id}")
+
+    @staticmethod
+    def _resumed(place: Place, child_id: str) -> str:
+        """Ask the child to go on where it failed, as its parent does; the command's id."""
+        return place.store.command(child_id, "resume", reason=f"run {place.run_id} was resumed")
 
     def park_undo(self, place: Place, params: RunParams, info: dict[str, Any]) -> Parking | None:
         child_id = str(info["child"]) if info else child_run(place.run_id, place.name)
@@ -149,7 +171,7 @@ def _child(loaded: Loaded, step: str, params: RunParams) -> tuple[Plan, dict[str
         "files": kept["files"],
         "digest": plan.digest(values, kept["files"]),
         "actor": loaded.actor,
-    }
+    } | concurrency(plan, values)
 
 
 @implements(CELERY)

@@ -3,13 +3,17 @@
 -- FROM     ready or retrying, in a run that is running or finishing (forward) or undoing (backward); an always
 --          step also in a run that is suspended there
 -- ARGV[1]  id       ARGV[2]  '' forward, 'u' backward    ARGV[3]  owner, unique to this delivery
--- ARGV[4]  task id  ARGV[5]  lease ms  ARGV[6]  '1' for an always step
+-- ARGV[4]  task id  ARGV[5]  lease ms  ARGV[6]  '1' for an always step  ARGV[7]  what no other run of this id has
 -- RETURNS  {'ok', fence, attempt, rendered, the step's rendered, before, outcome, first started ms,
 --           item, tries since it was reopened, version of the run, service that it found down,
---           highest fence before}
+--           highest fence before, epoch, attempts in vain because of a service}
 --          or {'no', why}
 -- EVENTS   step_started | item_started | undo_started
 local i, p, owner = ARGV[1], ARGV[2], ARGV[3]
+local born = redis.call('HGET', run, 'born')
+if born and ARGV[7] ~= '' and born ~= ARGV[7] then
+  return {'no', 'another run'}
+end
 local state = ARGV[6] == '1' and doing() or redis.call('HGET', run, 'state')
 if p == '' and state ~= 'running' and state ~= 'finishing' then
   return {'no', 'run ' .. (state or 'gone')}
@@ -45,6 +49,7 @@ if not (status == busy and held == owner) then
 end
 redis.call('ZADD', leases, now + tonumber(ARGV[5]), p .. i)
 local r = redis.call('HMGET', steps, p .. 'a:' .. i, p .. 'r:' .. i, 'r:' .. i, 'j:' .. i, 'o:' .. i, p .. 'b:' .. i,
-                     'i:' .. i, p .. 'ab:' .. i, p .. 'sv:' .. i)
+                     'i:' .. i, p .. 'ab:' .. i, p .. 'sv:' .. i, p .. 'bl:' .. i)
 return {'ok', fence, r[1], r[2] or '', r[3] or '', r[4] or '', r[5] or '', r[6], r[7] or '', r[1] - (r[8] or 0),
-        redis.call('HGET', run, 'ver'), r[9] or '', string.format('%.0f', highest)}
+        redis.call('HGET', run, 'ver'), r[9] or '', string.format('%.0f', highest),
+        redis.call('HGET', run, 'epoch') or 0, r[10] or 0}

@@ -24,6 +24,10 @@ for n = 1, #ARGV, 2 do
       if status == 'waiting' then
         why = 'the run was ended while it waited'
       elseif redis.call('HEXISTS', steps, 'a:' .. i) == 1 then
+        local tried, in_vain = unpack(redis.call('HMGET', steps, 'a:' .. i, 'bl:' .. i))
+        if status == 'retrying' and tried == in_vain then
+          redis.call('HSET', steps, 'z:' .. i, 1)  -- its service was down: nothing was ever begun
+        end
         why = 'the run was ended before it was tried again'
         if status == 'ready' or redis.call('HEXISTS', steps, 'ds:' .. i) == 1 then
           final, why = 'unknown', (status == 'ready' and 'its worker was lost' or 'it was not known yet how it ended') .. ', and ' .. why

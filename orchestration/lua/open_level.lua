@@ -23,7 +23,7 @@ end
 if state == 'aborting' and redis.call('ZCARD', leases) > 0 then
   return 0
 end
-local grace, left, begun, later = tonumber(ARGV[5]), 0, {}, {}
+local grace, left, begun, later, whole = tonumber(ARGV[5]), 0, {}, {}, {}
 
 -- Units are ready as many as may be at once; the others are held back. A step that goes on where an abort has
 -- stopped it does so with the units that have not ended.
@@ -50,9 +50,11 @@ local function fan_out(i, units, at_once, tolerated, first)
   end
   if known then
     redis.call('HSET', steps, 'k:' .. i, open, 'm:' .. i, sent)
+    return open > 0
   else
     redis.call('HSET', steps, 'g:' .. i, units, 'm:' .. i, math.min(at_once, units), 'k:' .. i, units,
                'kt:' .. i, tolerated, 's:' .. i, 'running', 'a:' .. i, 1, 'b:' .. i, now)
+    return true
   end
 end
 
@@ -81,9 +83,13 @@ while n <= #ARGV do
     n = n + 4
   else
     local units = tonumber(ARGV[n + 2])
-    fan_out(i, units, tonumber(ARGV[n + 3]), ARGV[n + 4], n + 5)
-    later[#later + 1] = {'step_started', 'step', i, 'attempt', 1, 'items', units}
-    begun[#begun + 1], left, n = i, left + 1, n + 5 + 2 * units
+    if fan_out(i, units, tonumber(ARGV[n + 3]), ARGV[n + 4], n + 5) then
+      later[#later + 1] = {'step_started', 'step', i, 'attempt', 1, 'items', units}
+      begun[#begun + 1], left = i, left + 1
+    else
+      whole[#whole + 1] = i  -- somebody has said that the last of its units are done
+    end
+    n = n + 5 + 2 * units
   end
 end
 redis.call('HSET', run, 'state', ARGV[3], 'level', ARGV[4], 'left', left)
@@ -102,6 +108,9 @@ end
 emit('level_started', 'level', ARGV[4], 'steps', table.concat(begun, ' '))
 for _, event in ipairs(later) do
   emit(unpack(event))
+end
+for _, i in ipairs(whole) do
+  whole_ended(i)
 end
 if ARGV[7] ~= '' then
   stop(ARGV[7], later.err)

@@ -85,6 +85,28 @@ local function kind(prefix, id)
   return prefix == 'u' and 'undo_' or whole_of(id) and 'item_' or 'step_'
 end
 
+-- All units of a step have ended, and with them the step. Returns its status and error.
+local function whole_ended(step)
+  local all, failed, changed, cancelled, tolerated, first = unpack(redis.call('HMGET', steps,
+    'g:' .. step, 'kf:' .. step, 'kc:' .. step, 'kx:' .. step, 'kt:' .. step, 'er:' .. step))
+  failed = tonumber(failed or 0)
+  local total, text = 'unchanged', ''
+  if failed > 0 then
+    text = failed .. ' of ' .. all .. ' failed; the first: ' .. first
+    redis.call('HSET', steps, 'er:' .. step, text)
+  end
+  if failed > tonumber(tolerated) then
+    total = 'failed'
+  elseif cancelled then
+    total = 'cancelled'
+  elseif changed then
+    total = 'changed'
+  end
+  redis.call('HSET', steps, 's:' .. step, total, 'e:' .. step, now)
+  emit('step_ended', 'step', step, 'status', total, 'error', text)
+  return total, text
+end
+
 -- Count a final step, unit or undo, and write its event. Returns the status and the error of the whole step;
 -- nil while other units of it go on.
 local function ended(prefix, id, status, err)
@@ -105,25 +127,8 @@ local function ended(prefix, id, status, err)
   if redis.call('HINCRBY', steps, 'k:' .. step, -1) > 0 then
     return nil
   end
-  local all, failed, changed, cancelled, tolerated, first = unpack(redis.call('HMGET', steps,
-    'g:' .. step, 'kf:' .. step, 'kc:' .. step, 'kx:' .. step, 'kt:' .. step, 'er:' .. step))
-  failed = tonumber(failed or 0)
-  local total, text = 'unchanged', ''
-  if failed > 0 then
-    text = failed .. ' of ' .. all .. ' failed; the first: ' .. first
-    redis.call('HSET', steps, 'er:' .. step, text)
-  end
-  if failed > tonumber(tolerated) then
-    total = 'failed'
-  elseif cancelled then
-    total = 'cancelled'
-  elseif changed then
-    total = 'changed'
-  end
-  redis.call('HSET', steps, 's:' .. step, total, 'e:' .. step, now)
-  emit('step_ended', 'step', step, 'status', total, 'error', text)
   redis.call('HINCRBY', run, 'left', -1)
-  return total, text
+  return whole_ended(step)
 end
 
 -- After a unit has ended: the next one that was held back is dispatched. Returns its id, or ''.

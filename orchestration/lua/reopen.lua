@@ -21,6 +21,10 @@ for n = 7, #ARGV do
   if tries then
     redis.call('HSET', steps, 'ab:' .. i, tries)
   end
+  local apart = redis.call('HGET', steps, 'da:' .. i)
+  if apart then
+    redis.call('DEL', string.sub(run, 1, -4) .. 'data:' .. apart)
+  end
   for _, name in ipairs({'s:', 'e:', 'o:', 'y:', 'v:', 'z:', 'n:', 'x:', 'l:', 'q:', 'd:', 'p:', 'dk:', 'dw:', 'dn:',
                          'dt:', 'da:', 'ds:', 'kf:', 'kx:', 'er:', 'us:', 'uo:', 'uy:'}) do
     redis.call('HDEL', steps, name .. i)

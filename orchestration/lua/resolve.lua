@@ -41,6 +41,9 @@ local said = what .. ' by ' .. ARGV[2] .. (ARGV[3] ~= '' and ': ' .. ARGV[3] or 
 if asked then
   -- The driver records the outcome that follows from it.
   redis.call('HSET', steps, 'dw:' .. i, ARGV[2], 'dn:' .. i, ARGV[3], 'dt:' .. i, now)
+  if what == 'abandon' then
+    redis.call('HSET', steps, 'us:' .. i, 'not_undoable', 'uy:' .. i, said)
+  end
 elseif what == 'done' or what == 'skip' then
   redis.call('HDEL', steps, 'v:' .. i)
   redis.call('HSET', steps, 's:' .. i, what == 'done' and 'changed' or 'skipped', 'y:' .. i, said, 'e:' .. i, now)

@@ -32,6 +32,7 @@ if ARGV[9] ~= '' then
 end
 if ARGV[10] ~= '' then
   redis.call('HSET', steps, p .. 'sv:' .. i, ARGV[10])
+  redis.call('HINCRBY', steps, p .. 'bl:' .. i, 1)
 end
 if ARGV[8] == '1' then
   redis.call('HINCRBY', steps, p .. 'ab:' .. i, 1)

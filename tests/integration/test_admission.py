@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,8 @@ def most_at_once(log: list[str]) -> int:
 
 @pytest.fixture(scope="module")
 def five(module_installation: MakeInstallation) -> Iterator[Installation]:
-    """An installation with room for five runs, and for forty that wait."""
-    made = module_installation(options={"max_runs": "5", "max_queued": "45"})
+    """An installation with room for five runs."""
+    made = module_installation(options={"max_runs": "5"})
     made.worker("five", "--concurrency", "8").start()
     return made
 
@@ -187,6 +188,7 @@ def test_new_runs_that_need_a_service_that_is_down_are_queued_or_refused(
 ) -> None:
     # given
     shop = module_installation(options={"imports": OWN, "slow_retry": "30s", "retry_spread": "500ms"})
+    import_module(OWN)
     monkeypatch.setenv("LONGSHORE_IMPORTS", OWN)
     shop.worker("own", "--concurrency", "2", PYTHONPATH=shop.pythonpath).start()
     plan = Plan("bill")

@@ -21,7 +21,7 @@ from tests.integration.processes import PATIENCE, Installation, Worker, lines, n
 #: Where a run that goes well comes by, after its first step has begun.
 FORWARD = [point for point in POINTS if not point.startswith("undo.")]
 #: Where one comes by that fails and is taken back, from its last step on.
-BACKWARD = [point for point in POINTS if point != "advance.created"]
+BACKWARD = [point for point in POINTS if point not in {"advance.created", "advance.admitted"}]
 CASES = [*((point, "forward") for point in FORWARD), *((point, "backward") for point in BACKWARD)]
 
 
@@ -83,7 +83,7 @@ def cases(
         for name in ("link", "left", "right"):
             (home / f"{name}.conf").write_text("as it was")
         # At the very beginning there is nobody who could arm it.
-        (Path(f"{marker}.armed") if point == "advance.created" else marker).touch()
+        (Path(f"{marker}.armed") if point in {"advance.created", "advance.admitted"} else marker).touch()
         where = module_installation()
         crash = {"LONGSHORE_CRASH_AT": f"{point}:{marker}"}
         worker = where.worker(f"{way}-{point}", "--concurrency", "1", **crash)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ def fleet(install: MakeInstallation) -> Iterator[Installation]:
         made.worker(host, "--concurrency", "2", LONGSHORE_HOST=host, PYTHONPATH=made.pythonpath).start(wait=False)
     for worker in made.workers:
         worker.wait_until_ready()
+    import_module(OWN)  # its plans are checked here
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LONGSHORE_IMPORTS", OWN)
         patch.setenv("PYTHONPATH", made.pythonpath)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ def shop(module_installation: MakeInstallation) -> Iterator[Installation]:
     """A worker with operations that need services; a service that is down is tried again after a second."""
     made = module_installation(options={"imports": OWN, "slow_retry": "1s", "retry_spread": "1s", "ask_timeout": "60s"})
     made.worker("own", "--concurrency", "4", PYTHONPATH=made.pythonpath).start()
+    import_module(OWN)  # its plans are checked here
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LONGSHORE_IMPORTS", OWN)
         patch.setenv("PYTHONPATH", made.pythonpath)

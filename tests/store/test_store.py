@@ -96,6 +96,7 @@ def test_of_clients_that_ask_at_once_one_is_the_first(server: RedisServer, conne
 
 
 def test_a_command_is_kept_in_order_and_put_into_the_inbox(store: Store) -> None:
+    ask_for(store, "r1")
     first = store.command("r1", "cancel", reason="why", keep=True)
     second = store.command("r1", "undo")
 
@@ -112,6 +113,7 @@ def test_a_command_is_kept_in_order_and_put_into_the_inbox(store: Store) -> None
 
 
 def test_one_look_shows_the_run_what_was_asked_of_it_and_the_time(bed: Bed) -> None:
+    ask_for(bed.store, bed.run_id)
     nobody = bed.store.look("nobody")
     assert (nobody.fields, nobody.commands, nobody.inbox) == ({}, [], None)
     bed.begin(0)
@@ -466,11 +468,13 @@ def full(bed: Bed) -> Iterator[None]:
 def test_a_server_that_refuses_to_write_is_one_clear_line(bed: Bed) -> None:
     writes: list[Callable[[], object]] = [
         lambda: ask_for(bed.store, "r1"),
-        lambda: bed.store.command("r1", "cancel"),
+        lambda: bed.store.command("there", "cancel"),
         lambda: bed.store.put_probe("p1", "{}", 60),
         lambda: bed.store.add_log("r1", 0, ["line"]),
         lambda: bed.store.look_at("r1", 0),
     ]
+    ask_for(bed.store, "there")
+    before = sorted(bed.redis.keys("*"))
     with full(bed):
         for write in writes:
             began = time.monotonic()
@@ -478,8 +482,8 @@ def test_a_server_that_refuses_to_write_is_one_clear_line(bed: Bed) -> None:
                 write()
             assert time.monotonic() - began < 1.0
             assert "redis://127.0.0.1" in one_line(caught.value)
-        assert bed.store.runs() == []  # it can still be read
-        assert bed.redis.keys("*") == []
+        assert bed.store.runs() == ["there"]  # it can still be read
+        assert sorted(bed.redis.keys("*")) == before
 
 
 #: Arguments with which each script writes, in a run that is as `lay_for` leaves it.

@@ -62,6 +62,14 @@ def test_the_outcome_of_an_attempt_that_could_not_record_it_is_found(tmp_path: P
         assert found is not None
 
 
+def test_what_was_done_before_a_run_was_reopened_is_not_done_now(tmp_path: Path) -> None:
+    first = Receipt(tmp_path / "r", 1, "", epoch=0)
+    with first.held(1.0, nothing):
+        first.done({"changed": True, "data": {}})
+    with Receipt(tmp_path / "r", 2, "", epoch=1).held(1.0, nothing) as found:
+        assert found is None
+
+
 def test_what_was_only_begun_is_done_again(tmp_path: Path) -> None:
     with Receipt(tmp_path / "r", 1, "").held(1.0, nothing):
         pass

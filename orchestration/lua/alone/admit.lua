@@ -1,34 +1,41 @@
 -- Let a run begin, if there is room for it.
 --
--- KEYS     queue, admitted runs, those of its plan, those that hold its key
+-- KEYS     queue, what is known of runs, admitted runs, those of its plan, those that hold its key
 -- ARGV[1]  run  ARGV[2]  how many may be live, '' for any number  ARGV[3]  how many of its plan  ARGV[4]  how many
---          with its key  ARGV[5]  the run that it is a part of, or ''  ARGV[6]  '1' whether there is room or not
--- RETURNS  'ok', or what there is no room in: 'all', 'plan', 'key'
-local run, parent = ARGV[1], ARGV[5]
-if redis.call('ZSCORE', KEYS[2], run) then
+--          with its key  ARGV[5]  '1' whether there is room or not, then the runs that it is a part of
+-- RETURNS  'ok', 'gone' it was released meanwhile, or what there is no room in: 'all', 'plan', 'key'
+local run = ARGV[1]
+if redis.call('HEXISTS', KEYS[2], run) == 0 then
+  return 'gone'
+end
+local part = #ARGV > 5
+if redis.call('ZSCORE', KEYS[3], run) or (part and not redis.call('ZSCORE', KEYS[1], run)) then
   redis.call('ZREM', KEYS[1], run)
   return 'ok'
 end
+local holds = false
+for n = 6, #ARGV do
+  holds = holds or redis.call('SISMEMBER', KEYS[5], ARGV[n]) == 1
+end
 -- A run that is part of another has its place already.
-if ARGV[6] ~= '1' then
-  if ARGV[2] ~= '' and parent == '' and redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[2]) then
+if ARGV[5] ~= '1' then
+  if ARGV[2] ~= '' and not part and redis.call('ZCARD', KEYS[3]) >= tonumber(ARGV[2]) then
     return 'all'
   end
-  if ARGV[3] ~= '' and parent == '' and redis.call('SCARD', KEYS[3]) >= tonumber(ARGV[3]) then
+  if ARGV[3] ~= '' and not part and redis.call('SCARD', KEYS[4]) >= tonumber(ARGV[3]) then
     return 'plan'
   end
-  if ARGV[4] ~= '' and redis.call('SISMEMBER', KEYS[4], parent) == 0
-      and redis.call('SCARD', KEYS[4]) >= tonumber(ARGV[4]) then
+  if ARGV[4] ~= '' and not holds and redis.call('SCARD', KEYS[5]) >= tonumber(ARGV[4]) then
     return 'key'
   end
 end
 local clock = redis.call('TIME')
-if parent == '' then
-  redis.call('ZADD', KEYS[2], clock[1] * 1000 + math.floor(clock[2] / 1000), run)
-  redis.call('SADD', KEYS[3], run)
-end
-if ARGV[4] ~= '' and redis.call('SISMEMBER', KEYS[4], parent) == 0 then
+if not part then
+  redis.call('ZADD', KEYS[3], clock[1] * 1000 + math.floor(clock[2] / 1000), run)
   redis.call('SADD', KEYS[4], run)
+end
+if ARGV[4] ~= '' and not holds then
+  redis.call('SADD', KEYS[5], run)
 end
 redis.call('ZREM', KEYS[1], run)
 return 'ok'

@@ -1,6 +1,6 @@
 -- Put down that a run is wanted, once, at the end of the queue.
 --
--- KEYS     request, inbox, queue, what is known of queued runs, counter of their order
+-- KEYS     request, inbox, queue, what is known of runs, counter of their order, the run's commands
 -- ARGV[1]  run  ARGV[2]  request  ARGV[3]  mark in the inbox  ARGV[4]  what is to be known of it, JSON
 -- ARGV[5]  how many may wait, '' for any number
 -- RETURNS  {'there', the request that was there before}, {'full', how many wait}, or {'ok', ''}
@@ -14,6 +14,7 @@ if ARGV[5] ~= '' and waiting >= tonumber(ARGV[5]) then
   return {'full', waiting}
 end
 redis.call('SET', KEYS[1], ARGV[2])
+redis.call('DEL', KEYS[6])  -- what was asked of a forgotten run of this id
 redis.call('HSET', KEYS[4], ARGV[1], ARGV[4])
 redis.call('ZADD', KEYS[3], redis.call('INCR', KEYS[5]), ARGV[1])
 -- A request that nobody knows of would never be looked at.

@@ -1,0 +1,209 @@
+"""Every labelled point, for every kind of operation: a process dies there, and the run ends right all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longshore.orchestration import Plan, Run
+from longshore.orchestration.plan import StepHandle
+from longshore.tasks.crash import HELD_POINTS, POINTS
+from tests.faults.conftest import LONG, Form
+from tests.faults.deeds import deeds
+from tests.integration.processes import PATIENCE, Installation, Worker, lines, wait_for
+
+pytestmark = pytest.mark.timeout(3600)
+
+Kind = Callable[[Plan, Path], StepHandle]
+
+
+def _noop(plan: Plan, home: Path) -> StepHandle:
+    return plan.step("it", "noop.execute")
+
+
+def _guarded_command(plan: Plan, home: Path) -> StepHandle:
+    text = f"echo did >> {home}/log; touch {home}/made"
+    step = plan.step("it", "command.shell.execute", command=text, creates=f"{home}/made")
+    return step.undo("command.shell.execute", command=f"rm -f {home}/made")
+
+
+def _command(plan: Plan, home: Path) -> StepHandle:
+    step = plan.step("it", "command.shell.execute", command=f"echo did >> {home}/log")
+    return step.undo("command.shell.execute", command=f"echo undid >> {home}/undone")
+
+
+def _file(plan: Plan, home: Path) -> StepHandle:
+    return plan.step("it", "file.deploy.execute", path=f"{home}/conf", content="new")
+
+
+def _function(plan: Plan, home: Path) -> StepHandle:
+    return plan.step("it", "deed.set", folder=str(home))
+
+
+def _function_once(plan: Plan, home: Path) -> StepHandle:
+    return plan.step("it", "deed.act", folder=str(home)).undo("deed.unset", folder=str(home))
+
+
+def _items(plan: Plan, home: Path) -> StepHandle:
+    return plan.step("it", "deed.set", folder=str(home)).foreach([1, 2, 3]).max_parallel(2)
+
+
+def _approval(plan: Plan, home: Path) -> StepHandle:
+    return plan.approval("it", timeout="200ms", on_timeout="approve")
+
+
+def _child(plan: Plan, home: Path) -> StepHandle:
+    child = Plan("child")
+    child.step("inner", "file.deploy.execute", path=f"{home}/inner", content="new")
+    return plan.run_plan("it", child)
+
+
+KINDS: dict[str, Kind] = {
+    "noop": _noop,
+    "command with creates": _guarded_command,
+    "command": _command,
+    "file": _file,
+    "function, idempotent": _function,
+    "function": _function_once,
+    "items": _items,
+    "approval": _approval,
+    "child run": _child,
+}
+#: Those that may have happened once their worker is lost, and must not be repeated.
+DOUBTFUL = {"command", "function"}
+
+
+class Crasher:
+    """A worker that dies at one point, each time that it is armed."""
+
+    def __init__(self, place: Installation, folder: Path, point: str) -> None:
+        self.marker = folder / "marker"
+        self.marker.touch()
+        crash = f"{point}:{self.marker}"
+        self.worker: Worker = place.worker(f"at-{point}", "--concurrency", "1", LONGSHORE_CRASH_AT=crash)
+        self.worker.start()
+        self.place = place
+
+    def to_its_end(self, run: Run) -> Any:
+        def ended() -> bool:
+            self.worker.keep_alive()
+            return run.report().ended
+
+        wait_for(f"the end of {run.id}", ended, PATIENCE)
+        return run.report()
+
+    def arm(self) -> None:
+        self.marker.unlink(missing_ok=True)
+
+    @property
+    def crashed(self) -> bool:
+        return self.marker.exists()
+
+
+def _plan(kind: str, home: Path, marker: Path, *, fails: bool) -> Plan:
+    """It arms the crash, does its step, and then goes well or does not."""
+    plan = Plan("crash")
+    text = f"test -e {marker}.armed || {{ touch {marker}.armed; rm -f {marker}; }}"
+    armed = plan.step("arm", "command.shell.execute", command=text, changes=False)
+    step = KINDS[kind](plan, home).after(armed)
+    plan.step("fail", "noop.execute", fail=fails).after(step).undo("none")
+    plan.step("lights", "noop.execute").after("fail").always()
+    return plan
+
+
+def _wrong(kind: str, home: Path, report: Any, *, fails: bool) -> Iterator[str]:
+    status = report.step("it").status
+    doubt = kind in DOUBTFUL and status == "unknown"
+    if report.state != ("undone" if fails or doubt else "succeeded"):
+        yield f"it ended {report.state}, its step {status}: {report.error}"
+    if report.left_over:
+        yield f"left over: {report.left_over}"
+    if report.step("lights").status != "changed":
+        yield f"the always step is {report.step('lights').status}"
+    did = deeds(home, report.run_id)
+    if kind == "function" and did["did", "it"] > 1:
+        yield f"it was done {did['did', 'it']} times"
+    if kind == "command" and len(lines(home / "log")) > 1:
+        yield f"it was done {len(lines(home / 'log'))} times"
+    standing = [part for word, part in did if word == "did" and did["did", part] != did["undid", part]]
+    files = [name for name in ("conf", "made", "inner") if (home / name).exists()]
+    if (fails or doubt) and (standing or files):
+        yield f"it was taken back, and {standing or files} stand"
+
+
+@pytest.mark.skipif(not LONG, reason="only in the long form: make faults; the short one is integration/test_crashes.py")
+@pytest.mark.parametrize("point", POINTS)
+def test_a_crash_at(
+    point: str, place: Installation, tmp_path: Path, form: Form, figures: Callable[[str, Any], None]
+) -> None:
+    crasher = Crasher(place, tmp_path, point)
+    fails = point.startswith("undo.")
+    rows: dict[str, str] = {}
+    for number, kind in enumerate(KINDS):
+        if not _comes_by(point, kind):
+            continue
+        home = tmp_path / f"home{number}"
+        home.mkdir()
+        Path(f"{crasher.marker}.armed").unlink(missing_ok=True)
+        if point in {"advance.created", "advance.admitted"}:
+            crasher.arm()  # nobody could do it later
+            Path(f"{crasher.marker}.armed").touch()
+        run = place.run(_plan(kind, home, crasher.marker, fails=fails), run_id=f"{point}-{number}")
+        report = crasher.to_its_end(run)
+        wrong = list(_wrong(kind, home, report, fails=fails))
+        rows[kind] = "; ".join(wrong) or "recovered" if crasher.crashed else "it did not come by"
+    for kind, what in rows.items():
+        figures(kind, what)
+    assert set(rows.values()) == {"recovered"}
+
+
+def _comes_by(point: str, kind: str) -> bool:
+    if point == "step.parked":
+        return kind in {"approval", "child run"}
+    if point in {"step.acted", "step.recorded"}:
+        return kind not in {"approval", "child run"}
+    if point == "undo.acted":
+        # The undo of a child waits for the child's.
+        return kind not in {"approval", "child run"}
+    return not (point.startswith("undo.") and kind == "approval")
+
+
+@pytest.mark.parametrize("point", HELD_POINTS)
+def test_a_crash_of_a_run_that_is_held_at(
+    point: str, place: Installation, tmp_path: Path, figures: Callable[[str, Any], None]
+) -> None:
+    # given
+    place.options |= {"slow_retry": "1s", "retry_spread": "500ms"}
+    crasher = Crasher(place, tmp_path, point)
+    (tmp_path / "down").touch()
+    plan = Plan("held", on_failure="keep")
+    call = plan.step("call", "deed.call", folder=str(tmp_path))
+    check = plan.step("check", "command.shell.execute", command=f"test -e {tmp_path}/ok", changes=False).after(call)
+    plan.step("last", "deed.set", folder=str(tmp_path)).after(check)
+    crasher.arm()
+
+    # when it is held by a service, lifted, fails and is resumed, with a crash on the way
+    run = place.run(plan)
+
+    def held() -> bool:
+        crasher.worker.keep_alive()
+        return run.state() == "suspended" and (tmp_path / "calls").exists()
+
+    wait_for("it to be held", held)
+    (tmp_path / "down").unlink()
+    assert crasher.to_its_end(run).state == "failed"
+    (tmp_path / "ok").touch()
+    run.resume()
+
+    def resumed() -> bool:
+        crasher.worker.keep_alive()
+        return run.state() == "succeeded"
+
+    # then
+    wait_for("it to succeed", resumed)
+    assert crasher.crashed, "it did not come by"
+    assert deeds(tmp_path, run.id) == {("did", "call"): 1, ("did", "last"): 1}
+    figures(point, "recovered")
