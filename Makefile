@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench env test-env clean help FORCE
+.PHONY: demo test faults lint bench env test-env clean help FORCE
 
 # The first of these that is new enough makes the environment.
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
@@ -20,6 +20,12 @@ demo: env ## run the main job: a release that succeeds, and one that fails and i
 
 test: lint ## lint, then all tests, with real servers (PYTEST_ARGS='-k saga' for some of them)
 	@$(WITH_SERVERS) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+faults: test-env ## inject faults in the long form, about half an hour, and write docs/faults.md (LONGSHORE_FAULTS_SEED=n)
+	@rm -rf build/faults
+	@LONGSHORE_FAULTS=long $(WITH_SERVERS) --redis-only $(BIN)/python -m pytest -s tests/faults tests/unit/test_checked.py \
+	  $(PYTEST_ARGS)
+	@PYTHONPATH=. $(BIN)/python tests/faults/figures.py
 
 lint: test-env ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

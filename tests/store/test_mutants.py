@@ -1038,5 +1038,11 @@ def test_a_script_without_this_guard_is_found_out(
         mutant.check(make_bed())
 
 
+def test_the_guards_and_what_needs_them_are_in_the_documents() -> None:
+    from tests.faults.figures import PAGE, guards
+
+    assert guards() in PAGE.read_text()
+
+
 def test_every_script_has_a_mutant() -> None:
     assert {mutant.script for mutant in MUTANTS} == set(lua.names())

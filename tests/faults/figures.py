@@ -1,0 +1,63 @@
+"""Writes docs/faults.md from what `make faults` has left: the last figures, and the guards with their tests."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from tests.faults.conftest import FIGURES
+from tests.store.test_mutants import MUTANTS
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
+HEAD = """\
+# Faults, and what is left of them
+
+`make faults` injects them for real, into workers, messages, connections and Redis, prints its seed and these figures,
+and writes this page. A short form of each is part of `make test`. What the rules are held against is a log that the
+operations of these runs write themselves, outside of Redis.
+
+"""
+GUARDS = """\
+## Each guard of a script, and what goes wrong without it
+
+Every row is tried by `tests/store/test_mutants.py`: with the guard taken out of the script, the sentence is false.
+
+| script | guard | without it, it would not hold that |
+|---|---|---|
+"""
+
+
+def figures(folder: Path) -> str:
+    """A section for each test of the last long form."""
+    parts = []
+    for path in sorted(folder.glob("*.json")):
+        kept = json.loads(path.read_text())
+        rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in kept["figures"].items())
+        parts.append(f"## {kept['test'].capitalize()}\n\nSeed {kept['seed']}.\n\n| | |\n|---|---|\n{rows}\n")
+    return "\n".join(parts)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, dict):
+        value = ", ".join(f"{number} {name}" for name, number in value.items())
+    lines = [line.strip() for line in str(value).splitlines() if line.strip()]
+    return "<br>".join(f"`{line}`" for line in lines) if len(lines) > 1 else str(value).replace("|", "\\|")
+
+
+def guards() -> str:
+    """The table of the mutants."""
+    rows = []
+    for mutant in MUTANTS:
+        guard = " ".join(mutant.old.split()).replace("|", "\\|")
+        rows.append(f"| {mutant.script} | `{guard}` | {mutant.check.__name__.replace('_', ' ')} |")
+    return GUARDS + "\n".join(rows) + "\n"
+
+
+def page(measured: str) -> str:
+    return f"{HEAD}{measured}\n{guards()}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(figures(FIGURES)))
+    sys.stdout.write(f"wrote {PAGE.name}\n")
