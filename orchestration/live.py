@@ -95,6 +95,11 @@ def _line(event: Event) -> Text | None:
             return Text(f"  {fields['step']} {what}: {fields['reason']}")
         case "lease_lost":
             return Text(f"  {fields['step']}: its worker was lost", "yellow")
+        case "run_held" | "run_suspended":
+            word = "waits" if event.name == "run_held" else "suspended"
+            return Text(f"{word}{error}", "yellow")
+        case "run_resumed":
+            return Text("it goes on", "bold")
         case "run_aborting":
             where = f" in {fields['step']}" if fields.get("step") else ""
             return Text(f"ending the run: {fields['cause']}{where}", "bold")

@@ -529,7 +529,7 @@ class Store(Indices, Shelf):
 
     def hold(self, run_id: str, why: str) -> None:
         """Say why a run does not begin."""
-        self.call(self.client.hset, self.keys.of(run_id).run, "held", why)
+        self._run("hold", run_id, why)
 
 
 #: What the reducer looks at.

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.faults.conftest import FIGURES
-from tests.store.test_mutants import MUTANTS
+from tests.store.test_mutants import ALONE, MUTANTS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 HEAD = """\
@@ -48,7 +48,7 @@ def _cell(value: object) -> str:
 def guards() -> str:
     """The table of the mutants."""
     rows = []
-    for mutant in MUTANTS:
+    for mutant in [*MUTANTS, *ALONE]:
         guard = " ".join(mutant.old.split()).replace("|", "\\|")
         rows.append(f"| {mutant.script} | `{guard}` | {mutant.check.__name__.replace('_', ' ')} |")
     return GUARDS + "\n".join(rows) + "\n"

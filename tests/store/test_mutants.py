@@ -6,12 +6,15 @@ the mutant; a mutant that no check tells apart is a guard that nothing tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from longshore.orchestration import lua
+from longshore.orchestration.admission import Admission, Wanted
+from longshore.orchestration.errors import QueueFull
 from longshore.orchestration.saga import Again, RunRecord
 from longshore.orchestration.states import Cause, RunState
 from longshore.orchestration.store import Grant
@@ -671,6 +674,19 @@ def a_live_run_is_not_forgotten(bed: Bed) -> None:
     assert bed.run("state") == R.RUNNING
 
 
+def what_has_begun_is_not_held(bed: Bed) -> None:
+    bed.begin(0)
+    bed.store.hold(bed.run_id, "it waits for its turn")
+    assert bed.run("held") is None
+
+
+def why_a_run_waits_is_said_once(bed: Bed) -> None:
+    bed.create()
+    for _ in range(2):
+        bed.store.hold(bed.run_id, "it waits for its turn")
+    assert len(bed.events("run_held")) == 1
+
+
 # --- the table ------------------------------------------------------------------------------------------
 
 NEVER = "false"
@@ -975,6 +991,8 @@ MUTANTS = [
     Mutant("drain", "if ARGV[n + 1] == '1' then", "if false then", drain_leaves_an_always_step_its_turn),
     Mutant("drain", "        if status == 'ready' or", "        if", what_was_lost_is_not_called_cancelled),
     Mutant("create", "redis.call('EXISTS', run) == 1", NEVER, a_run_is_created_once),
+    Mutant("hold", "state ~= 'pending' or", "", what_has_begun_is_not_held),
+    Mutant("hold", "or held == ARGV[1]", "", why_a_run_waits_is_said_once),
     Mutant(
         "forget",
         "if state and state ~= 'succeeded'",
@@ -999,6 +1017,117 @@ MUTANTS = [
         "local held_back = not status and whole_of(i)",
         "local held_back = false",
         drain_cancels_what_was_held_back,
+    ),
+]
+
+
+# --- the scripts that are about no single run ------------------------------------------------------------
+
+
+def door(bed: Bed, **limits: int) -> Admission:
+    """The queue of an installation without any other run."""
+    bed.redis.flushall()
+    bed.store.settings = bed.store.settings.model_copy(update={"max_queued": 3, **limits})
+    return Admission(bed.store)
+
+
+def ask_for(queue: Admission, run_id: str, key: str = "", line: Sequence[str] = ()) -> Wanted:
+    body: dict[str, Any] = {"plan": {"name": "p"}, "parent": {"run": "top", "line": list(line)} if line else None}
+    if key:
+        body["concurrency"] = {"key": key, "limit": 1, "on_limit": "queue"}
+    queue.submit(run_id, body)
+    return Wanted.of(body)
+
+
+def a_run_is_put_down_once(bed: Bed) -> None:
+    queue = door(bed)
+    ask_for(queue, "a")
+    queue.admit("a", Wanted("p"))
+    ask_for(queue, "a")
+    assert not queue.waits("a")
+
+
+def no_more_wait_than_may(bed: Bed) -> None:
+    queue = door(bed)
+    for name in "abc":
+        ask_for(queue, name)
+    try:
+        ask_for(queue, "d")
+    except QueueFull:
+        return
+    raise AssertionError("a fourth was taken")
+
+
+def what_was_asked_of_a_forgotten_run_is_gone(bed: Bed) -> None:
+    queue = door(bed)
+    bed.redis.xadd(bed.store.keys.of("a").commands, {"kind": "cancel"})
+    ask_for(queue, "a")
+    assert bed.store.commands("a") == []
+
+
+def no_more_are_live_than_may(bed: Bed) -> None:
+    queue = door(bed, max_runs=1)
+    queue.admit("a", ask_for(queue, "a"))
+    assert queue.admit("b", ask_for(queue, "b")) == "all"
+
+
+def no_more_of_a_plan_are_live_than_may(bed: Bed) -> None:
+    queue = door(bed, max_runs_per_plan=1)
+    queue.admit("a", ask_for(queue, "a"))
+    assert queue.admit("b", ask_for(queue, "b")) == "plan"
+
+
+def no_more_hold_a_key_than_may(bed: Bed) -> None:
+    queue = door(bed)
+    queue.admit("a", ask_for(queue, "a", "k"))
+    assert queue.admit("b", ask_for(queue, "b", "k")) == "key"
+
+
+def a_grandchild_does_not_wait_for_the_key_of_its_grandparent(bed: Bed) -> None:
+    queue = door(bed)
+    queue.admit("top", ask_for(queue, "top", "k"))
+    assert queue.admit("low", ask_for(queue, "low", "k", ["top", "middle"])) == ""
+
+
+def a_child_takes_no_place(bed: Bed) -> None:
+    queue = door(bed, max_runs=1)
+    queue.admit("top", ask_for(queue, "top"))
+    assert queue.admit("low", ask_for(queue, "low", line=["top"])) == ""
+    assert queue.admitted() == ["top"]
+
+
+def what_was_released_gets_no_place(bed: Bed) -> None:
+    queue = door(bed)
+    wanted = ask_for(queue, "a")
+    queue.release("a", wanted)
+    queue.admit("a", wanted)
+    assert queue.admitted() == []
+
+
+def a_place_is_given_once(bed: Bed) -> None:
+    queue = door(bed, max_runs=1)
+    wanted = ask_for(queue, "a")
+    assert [queue.admit("a", wanted), queue.admit("a", wanted)] == ["", ""]
+
+
+ALONE = [
+    Mutant("submit", "if there then", "if false then", a_run_is_put_down_once),
+    Mutant("submit", "waiting >= tonumber(ARGV[5])", "false", no_more_wait_than_may),
+    Mutant("submit", "redis.call('DEL', KEYS[6])", "", what_was_asked_of_a_forgotten_run_is_gone),
+    Mutant(
+        "admit", "if redis.call('HEXISTS', KEYS[2], run) == 0 then", "if false then", what_was_released_gets_no_place
+    ),
+    Mutant("admit", "redis.call('ZSCORE', KEYS[3], run) or", "", a_place_is_given_once),
+    Mutant("admit", "redis.call('ZCARD', KEYS[3]) >= tonumber(ARGV[2])", "false", no_more_are_live_than_may),
+    Mutant("admit", "ARGV[2] ~= '' and not part and", "ARGV[2] ~= '' and", a_child_takes_no_place),
+    Mutant("admit", "if not part then", "if true then", a_child_takes_no_place),
+    Mutant("admit", "redis.call('SCARD', KEYS[4]) >= tonumber(ARGV[3])", "false", no_more_of_a_plan_are_live_than_may),
+    Mutant("admit", "redis.call('SCARD', KEYS[5]) >= tonumber(ARGV[4])", "false", no_more_hold_a_key_than_may),
+    Mutant(
+        "admit",
+        "ARGV[4] ~= '' and not holds and redis.call('SCARD'",
+        "ARGV[4] ~= '' and redis.call('SCARD'",
+        a_grandchild_does_not_wait_for_the_key_of_its_grandparent,
     ),
 ]
 
@@ -1034,6 +1163,22 @@ def test_a_script_without_this_guard_is_found_out(
 
     changed = own.replace(mutant.old, mutant.new)
     monkeypatch.setattr(lua, "source", lambda name: changed if name == mutant.script else whole(name))
+    with pytest.raises(AssertionError):
+        mutant.check(make_bed())
+
+
+@pytest.mark.parametrize("mutant", ALONE, ids=str)
+def test_a_script_about_no_single_run_without_this_guard_is_found_out(
+    mutant: Mutant, make_bed: Callable[[], Bed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = lua.alone
+    own = whole(mutant.script)
+    assert own.count(mutant.old) == 1, f"{mutant.script}.lua does not have just once: {mutant.old}"
+
+    mutant.check(make_bed())
+
+    changed = own.replace(mutant.old, mutant.new)
+    monkeypatch.setattr(lua, "alone", lambda name: changed if name == mutant.script else whole(name))
     with pytest.raises(AssertionError):
         mutant.check(make_bed())
 
