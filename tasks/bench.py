@@ -30,12 +30,13 @@ from longshore.orchestration.settings import Settings
 from longshore.orchestration.states import TERMINAL
 from longshore.orchestration.store import Grant, Look, Recorded, Store
 from longshore.tasks import docker, engine, file, noop, waiting  # noqa: F401 - they make their operations known
+from longshore.tasks.attempt import AttemptFailed, IsParked, Refused, TryAgain
 from longshore.tasks.driver import Driver
 from longshore.tasks.engine_memory import MemoryEngine
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implementation
 from longshore.tasks.placeholders import placeholders
 from longshore.tasks.plans import NotOurs, Plans
-from longshore.tasks.runner import Attempt, AttemptFailed, IsParked, Refused, TryAgain
+from longshore.tasks.runner import Attempt
 from longshore.tasks.waiting import Waiting
 
 _TIME = "redis.call('TIME')"

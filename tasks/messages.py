@@ -17,12 +17,13 @@ from longshore.orchestration.canvas import ADVANCE, PROBE, STEP, TASK_ENDED, UND
 from longshore.orchestration.compiled import StepId
 from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.store import Recorded, Store
+from longshore.tasks.attempt import AttemptFailed, IsParked, Reborn, Refused, TryAgain, hostname
 from longshore.tasks.dispatch import send_next
 from longshore.tasks.driver import Driver
 from longshore.tasks.parked import NotYet
 from longshore.tasks.plans import NotOurs, Plans
 from longshore.tasks.prober import probe_step
-from longshore.tasks.runner import Attempt, AttemptFailed, IsParked, Reborn, Refused, TryAgain, hostname
+from longshore.tasks.runner import Attempt
 
 _here: dict[int, tuple[Store, Plans]] = {}
 

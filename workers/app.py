@@ -10,7 +10,7 @@ from celery.signals import celeryd_after_setup
 from kombu import Queue
 
 from longshore.orchestration.operations.base import load_own
-from longshore.tasks.runner import hostname
+from longshore.tasks.attempt import hostname
 from longshore.workers import transport
 from longshore.workers.queues import at_this_host
 from longshore.workers.sweeper import Sweeper

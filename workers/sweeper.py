@@ -20,10 +20,10 @@ from longshore.orchestration.canvas import STEP, UNDO
 from longshore.orchestration.doctor import eviction
 from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.store import Store
+from longshore.tasks.attempt import hostname
 from longshore.tasks.driver import Driver
 from longshore.tasks.plans import Plans
 from longshore.tasks.receipts import Ledger
-from longshore.tasks.runner import hostname
 
 log = logging.getLogger(__name__)
 

@@ -124,7 +124,7 @@ def test_an_image_has_names(port: Engine) -> None:
 
 
 def test_functions_have_the_sdks_own_client(engine: docker.APIClient) -> None:
-    from longshore.tasks.runner import _engine
+    from longshore.tasks.attempt import _engine
 
     client = _engine()
     assert client.ping()
