@@ -87,6 +87,9 @@ class Commands:
             self.store.reopen(run_id, command_id, command, run.epoch, again, keep=keep)
             point("run.reopened")
         elif run.state is not RunState.SUSPENDED:
+            if run.state not in TERMINAL:
+                # It goes on by itself; should it stand still, the next sweep finds out why.
+                self.store.look_at(run_id, look.now)
             self._refuse(run_id, command_id, command, f"the run is {run.state}")
         elif look.fields.get("hold") == "unknown":
             self._refuse(run_id, command_id, command, _WORD_FIRST)
