@@ -106,6 +106,8 @@ def _sifted(parse: Any) -> Any:
         if command_name != "BRPOP" or not answer:
             return answer
         queue, raw = answer
+        if b".pidbox" in queue:  # answers to remote control: no tasks, and read by whoever has asked
+            return answer
         why = fault(raw)
         if not why:
             return answer

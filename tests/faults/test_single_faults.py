@@ -62,7 +62,7 @@ def test_a_step_longer_than_the_visibility_timeout_is_done_once(
     place: Installation, tmp_path: Path, form: Form, figures: Note
 ) -> None:
     # given
-    visible, long = form.of((2, 8), (5, 20))
+    visible, long = form.of((1, 4), (5, 20))
     place.options["visibility_timeout"] = f"{visible}s"
     for name in ("one", "two"):
         place.worker(name, "--concurrency", "2").start()
@@ -151,7 +151,7 @@ def test_a_blocked_service_holds_fifty_runs_and_lets_them_go_on_spread(
     # when they have all come to the service, or wait at the door for it
     runs = [client.start(plan, run_id=f"r{n}") for n in range(count)]
     wait_for("all of them to be held", lambda: all(run.state() in {"suspended", "pending"} for run in runs), PATIENCE)
-    time.sleep(5.0)
+    time.sleep(form.of(2.0, 10.0))
     in_vain = len(lines(folder / "calls"))
     states = Counter(str(run.state()) for run in runs)
     (folder / "down").unlink()
@@ -176,7 +176,7 @@ def test_connections_are_cut_again_and_again(
         through = f"redis://127.0.0.1:{proxy.port}/0"
         for number in range(2):
             place.worker(f"w{number}", "--concurrency", "3", LONGSHORE_REDIS_URL=through).start()
-        load = Load(place, tmp_path / "deeds", form.of(8, 60), 6).begin()
+        load = Load(place, tmp_path / "deeds", form.of(4, 60), 6).begin()
         chance, end = random.Random(form.seed), until(load)
 
         # when
@@ -207,7 +207,7 @@ def test_clients_are_killed_as_they_start_runs(place: Installation, tmp_path: Pa
     plan = tmp_path / "plan.yaml"
     plan.write_text(rules.twelve(folder, fails=False).to_yaml())
     chance = random.Random(form.seed)
-    ids = [f"r{n}" for n in range(form.of(6, 40))]
+    ids = [f"r{n}" for n in range(form.of(4, 40))]
 
     # when each is killed at some moment between its start and the end of its run
     for run_id in ids:
@@ -233,7 +233,7 @@ def test_redis_is_full_for_a_while_under_load(
 ) -> None:
     # given
     four_workers(place)
-    load = Load(place, tmp_path / "deeds", form.of(8, 60), 6).begin()
+    load = Load(place, tmp_path / "deeds", form.of(4, 60), 6).begin()
     end, times = until(load), 0
 
     # when
@@ -293,7 +293,7 @@ def test_eight_processes_command_one_run_at_random(
     context = multiprocessing.get_context("spawn")
     arguments = (settings, plan.to_dict(), "one")
     people = [
-        context.Process(target=_command_at_random, args=(*arguments, form.seed + n, form.of(8.0, 60.0)))
+        context.Process(target=_command_at_random, args=(*arguments, form.seed + n, form.of(4.0, 60.0)))
         for n in range(form.of(4, 8))
     ]
     for person in people:

@@ -40,7 +40,7 @@ def test_a_stopped_worker_does_nothing_after_its_step_was_taken_back(pair: Insta
     # given a step that would do its work in some seconds, and can be taken back
     plan = Plan("ghost")
     work = plan.step(
-        "work", "command.shell.execute", command=f"echo begun >> {tmp_path}/log; sleep 6; echo late >> {tmp_path}/log"
+        "work", "command.shell.execute", command=f"echo begun >> {tmp_path}/log; sleep 4; echo late >> {tmp_path}/log"
     )
     work.undo("command.shell.execute", command=f"echo undone >> {tmp_path}/log")
     run = pair.run(plan)
@@ -55,13 +55,13 @@ def test_a_stopped_worker_does_nothing_after_its_step_was_taken_back(pair: Insta
 
     # then
     assert (report.state, report.step("work").status) == ("undone", "unknown")
-    time.sleep(max(0.0, 7.0 - (time.monotonic() - ended)))
+    time.sleep(max(0.0, 4.5 - (time.monotonic() - ended)))
     assert lines(tmp_path / "log") == ["begun", "undone"]
 
 
 def test_a_stopped_worker_does_nothing_after_its_step_was_done_again(pair: Installation, tmp_path: Path) -> None:
     # given a step that can be repeated, and is slow only the first time
-    text = f"echo try >> {tmp_path}/log; test -e {tmp_path}/once || {{ touch {tmp_path}/once; sleep 5; }}; "
+    text = f"echo try >> {tmp_path}/log; test -e {tmp_path}/once || {{ touch {tmp_path}/once; sleep 3; }}; "
     text += f"echo done >> {tmp_path}/log; touch {tmp_path}/made"
     plan = Plan("ghost")
     plan.step("work", "command.shell.execute", command=text, creates=f"{tmp_path}/made")
@@ -73,7 +73,7 @@ def test_a_stopped_worker_does_nothing_after_its_step_was_done_again(pair: Insta
     ghost.signal_group(signal.SIGSTOP)
     report = run.wait(PATIENCE)
     ghost.signal_group(signal.SIGCONT)
-    time.sleep(6.0)
+    time.sleep(3.5)
 
     # then what it had begun was ended before the second attempt did it
     assert report.exit_code == 0

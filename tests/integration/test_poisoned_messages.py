@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -101,6 +103,17 @@ def test_messages_that_are_none_are_put_aside_and_the_worker_goes_on(place: Inst
     assert all(entry["why"] and entry["queue"].endswith(queue) for entry in aside)
     # and nothing of it comes back
     assert place.redis.hlen(f"{place.settings.broker_prefix()}unacked") == 0
+
+
+def test_a_worker_still_answers_who_asks_through_it(place: Installation) -> None:
+    """`celery inspect`, and Flower: their answers come by a queue, too."""
+    said = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "longshore.workers", "inspect", "ping", "--timeout", "10"],
+        env=place.environment, cwd=place.folder, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    assert "pong" in said.stdout, said.stdout + said.stderr
+    assert not any("pidbox" in entry["queue"] for entry in place.client().store.aside())
 
 
 def test_a_message_of_ours_is_none_of_them(place: Installation) -> None:

@@ -19,12 +19,12 @@ TRIED = {
     "a loss and a double": Faults(loss=1, double=1),
     "a crash, a loss and a failure": Faults(crash=1, loss=1, failure=1),
     "two zombies": Faults(zombie=2),
-    "a crash, a zombie and a failure": Faults(crash=1, zombie=1, failure=1),
     "a decision that comes late and a failure": Faults(stale=1, failure=1),
     "a decision that comes late and a zombie": Faults(stale=1, zombie=1),
     "a zombie and a cancel": Faults(zombie=1, cancel=1),
 }
 TRIED_LONG = {
+    "a crash, a zombie and a failure": Faults(crash=1, zombie=1, failure=1),
     "a crash, a zombie, a loss and a failure": Faults(crash=1, zombie=1, loss=1, failure=1),
     "a crash, a zombie, a double and a failure": Faults(crash=1, zombie=1, double=1, failure=1),
     "a late decision, a crash, a zombie and a failure": Faults(stale=1, crash=1, zombie=1, failure=1),
