@@ -117,26 +117,25 @@ def _sifted(parse: Any) -> Any:
     return parse_response
 
 
-class Channel(redis.Channel):
-    """Reads through the sieve."""
+class _Sifting:
+    """For a channel: its client reads through the sieve."""
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         client = super()._create_client(asynchronous=asynchronous)  # type: ignore[misc]
         client.parse_response = _sifted(client.parse_response)
         return client
+
+
+class Channel(_Sifting, redis.Channel):
+    """To one server."""
 
 
 class Transport(redis.Transport):
     Channel = Channel
 
 
-class SentinelChannel(redis.SentinelChannel):
-    """The same, where Sentinel says which server it is."""
-
-    def _create_client(self, asynchronous: bool = False) -> Any:
-        client = super()._create_client(asynchronous=asynchronous)  # type: ignore[misc]
-        client.parse_response = _sifted(client.parse_response)
-        return client
+class SentinelChannel(_Sifting, redis.SentinelChannel):
+    """To whichever server Sentinel names."""
 
 
 class SentinelTransport(redis.SentinelTransport):

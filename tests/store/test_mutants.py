@@ -1151,34 +1151,19 @@ def make_bed(url: str) -> Iterator[Callable[[], Bed]]:
         bed.close()
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+@pytest.mark.parametrize("mutant", [*MUTANTS, *ALONE], ids=str)
 def test_a_script_without_this_guard_is_found_out(
     mutant: Mutant, make_bed: Callable[[], Bed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = lua.source
+    kind = "alone" if mutant in ALONE else "source"
+    whole = getattr(lua, kind)
     own = whole(mutant.script)
     assert own.count(mutant.old) == 1, f"{mutant.script}.lua does not have just once: {mutant.old}"
 
     mutant.check(make_bed())
 
     changed = own.replace(mutant.old, mutant.new)
-    monkeypatch.setattr(lua, "source", lambda name: changed if name == mutant.script else whole(name))
-    with pytest.raises(AssertionError):
-        mutant.check(make_bed())
-
-
-@pytest.mark.parametrize("mutant", ALONE, ids=str)
-def test_a_script_about_no_single_run_without_this_guard_is_found_out(
-    mutant: Mutant, make_bed: Callable[[], Bed], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = lua.alone
-    own = whole(mutant.script)
-    assert own.count(mutant.old) == 1, f"{mutant.script}.lua does not have just once: {mutant.old}"
-
-    mutant.check(make_bed())
-
-    changed = own.replace(mutant.old, mutant.new)
-    monkeypatch.setattr(lua, "alone", lambda name: changed if name == mutant.script else whole(name))
+    monkeypatch.setattr(lua, kind, lambda name: changed if name == mutant.script else whole(name))
     with pytest.raises(AssertionError):
         mutant.check(make_bed())
 
