@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from longshore.orchestration import saga
-from longshore.orchestration.admission import Admission
+from longshore.orchestration.admission import Wanted
 from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of, unit_of
 from longshore.orchestration.keys import Field
 from longshore.orchestration.operations import Waits
@@ -26,10 +26,10 @@ _WORD_FIRST = "it waits for a word on what became of a step: longshore runs reso
 class Commands:
     """Reads what was asked of a run since last time, and applies it."""
 
-    def __init__(self, store: Store, forget: Callable[[str], bool]) -> None:
+    def __init__(self, store: Store, forget: Callable[[str], bool], come_back: Callable[[str, Wanted], None]) -> None:
         self.store = store
         self._forget = forget
-        self._admission = Admission(store)
+        self._come_back = come_back
 
     def carry_out(self, run_id: str, loaded: Loaded, found: Look) -> bool:
         """Whether anything was asked. Raises NotOurs where the run is gone after it."""
@@ -42,8 +42,7 @@ class Commands:
             resting = RunState(found.fields["state"]) in TERMINAL
             if command.get("kind") in _REOPENS and resting:
                 # A run that is reopened has its place again, whether there is room or not.
-                self.store.take_up(run_id)
-                self._admission.take_back_in(run_id, loaded.wanted)
+                self._come_back(run_id, loaded.wanted)
             self._one(run_id, loaded.plan, command_id, command)
             done = True
         return done

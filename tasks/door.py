@@ -99,6 +99,11 @@ class Door:
         self.admission.release(run_id, wanted)
         self.let_in()
 
+    def come_back(self, run_id: str, wanted: Wanted) -> None:
+        """A run that rested is live again: it has its place, whether there is room or not, and does not expire."""
+        self.store.take_up(run_id)
+        self.admission.take_back_in(run_id, wanted)
+
     # --- what is over -----------------------------------------------------------------------------
 
     def tidy(self) -> None:

@@ -49,7 +49,7 @@ class Driver:
         self.herald = Herald(store)
         self.breakers = Breakers(store)
         self.door = Door(store, self.breakers, self.canvas)
-        self.commands = Commands(store, self.door.forget)
+        self.commands = Commands(store, self.door.forget, self.door.come_back)
         #: Whether a lease that has run out means anything now.
         self.judging = True
         #: Runs in the inbox without a request, and since when.
@@ -134,12 +134,16 @@ class Driver:
         self.store.at_rest(run_id)
         state = self.store.state(run_id)
         if state and RunState(state) not in TERMINAL:
+            self.door.come_back(run_id, loaded.wanted)
             self.store.look_at(run_id, self.store.now())
 
     def sweep(self) -> int:
         """Look at every run that is due or waiting; returns how many."""
         if not self.store.live_count():
-            return 0  # an installation at rest is not written to
+            # An installation at rest is not written to, unless something has been kept for long enough.
+            if self.store.kept_until(self.store.settings.retention, 1):
+                self.door.tidy()
+            return 0
         self.judging = self.store.leases_count()
         # What was begun goes before what is new.
         found = dict.fromkeys([*self.store.due(self.store.settings.lease), *self.store.waiting()])

@@ -365,3 +365,15 @@ def test_a_process_that_knows_the_forgotten_run_does_not_take_the_new_one_for_it
     # then
     assert table.state("n") == "running"
     assert old.get("n").plan.plan.name == "second"
+
+
+def test_an_installation_at_rest_forgets_what_was_kept_for_its_time(own_registry: None) -> None:
+    table = limited(retention=5.0)
+    table.begin(kept("a"), "n")
+    table.go_on(2)
+    assert (table.state("n"), table.store.live_count()) == ("succeeded", 0)
+    table.store.client.delete(table.store.keys.tidied)  # once a minute is enough, but not for a test
+
+    table.go_on(10)
+
+    assert all_keys(table, "n") == []
