@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from redis.commands.core import Script
 
 #: Of the record; a worker that meets a newer one leaves it alone.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 #: What a person is asked about a step that may have happened.
 _ASKED = "a word on whether it happened"
 

@@ -35,7 +35,9 @@ class ComesAgain(Claimed):
         parked = delay > LONGEST_COUNTDOWN
         grace = 0.0 if parked else settings.lease
         text, always = str(error)[:500], self.step.always
-        noted = self.store.retry(self.run_id, self.step_id, side, grant.fence, delay, grace, text, always=always)
+        noted = self._patiently(
+            lambda: self.store.retry(self.run_id, self.step_id, side, grant.fence, delay, grace, text, always=always)
+        )
         if noted == 0:
             raise Refused("the step is another attempt's now")
         if noted == 1:
@@ -87,9 +89,11 @@ class ComesAgain(Claimed):
         """Park the step, its attempt not counted, and raise TryAgain; return where the run is ending, and where it
         was asked after for too long.
         """
-        noted = self.store.retry(
-            self.run_id, self.step_id, side, grant.fence, delay, 0.0, str(error)[:500],
-            always=self.step.always, counts=False, ask_for=ask_for, service=service,
+        noted = self._patiently(
+            lambda: self.store.retry(
+                self.run_id, self.step_id, side, grant.fence, delay, 0.0, str(error)[:500],
+                always=self.step.always, counts=False, ask_for=ask_for, service=service,
+            )
         )  # fmt: skip
         if noted == 0:
             raise Refused("the step is another attempt's now")

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from longshore.orchestration import report
 from longshore.orchestration.compiled import CompiledPlan, CompiledStep, StepId, index_of, unit_of
@@ -28,12 +28,16 @@ from longshore.tasks.operation import Context, Implementation, implementation
 from longshore.tasks.plans import Loaded
 from longshore.tasks.waiting import MakeCanvas, Parking, Place
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 #: Seconds between two looks at whether the run is being ended.
 _STOP_POLL = 0.5
-#: Seconds that an outcome is held while Redis is away.
-_RECORD_PATIENCE = 900.0
+#: Seconds that a claimed step waits for Redis while it is away.
+_PATIENCE = 900.0
+#: The same before it is claimed; then its message comes again.
+_CLAIM_PATIENCE = 30.0
 
 
 class Refused(Exception):
@@ -109,9 +113,13 @@ class Claimed:
         return self.step.step.timeout or self.store.settings.step_timeout
 
     def _claim(self, side: str) -> Grant:
-        grant = self.store.claim(
-            self.run_id, self.step_id, side, self.owner, self.task_id,
-            always=not side and self.step.always, born=self.loaded.born,
+        # Under the same owner: where the answer was lost, it is given again.
+        grant = self._patiently(
+            lambda: self.store.claim(
+                self.run_id, self.step_id, side, self.owner, self.task_id,
+                always=not side and self.step.always, born=self.loaded.born,
+            ),
+            _CLAIM_PATIENCE,
         )  # fmt: skip
         if grant == "another run":
             raise Reborn(grant)
@@ -130,17 +138,23 @@ class Claimed:
     ) -> Recorded:
         """Record an outcome; while Redis is away, wait for it: what was done must not be lost."""
         error = str(body.get("error", ""))[:500].encode("utf-8", "replace").decode()
-        patience = time.monotonic() + _RECORD_PATIENCE
+        text = as_json(body)
+        return self._patiently(
+            lambda: self.store.complete(
+                self.run_id, self.step_id, side, grant.fence, status, text, bulk=bulk, error=error, **more
+            )
+        )
+
+    def _patiently(self, ask: Callable[[], T], seconds: float = _PATIENCE) -> T:
+        """Ask Redis, and wait for it while it is away: a step that was claimed must not fail for that."""
+        until = time.monotonic() + seconds
         while True:
             try:
-                return self.store.complete(
-                    self.run_id, self.step_id, side, grant.fence, status, as_json(body),
-                    bulk=bulk, error=error, **more,
-                )  # fmt: skip
+                return ask()
             except StoreUnavailable:
-                if time.monotonic() >= patience:
+                if time.monotonic() >= until:
                     raise
-                log.warning("run %s step %s: Redis is away, its outcome waits", self.run_id, self.step.name)
+                log.warning("run %s step %s waits: Redis is away", self.run_id, self.step.name)
                 time.sleep(1.0)
 
     def _if_stale(self, recorded: Recorded) -> None:

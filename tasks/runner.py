@@ -25,6 +25,7 @@ from longshore.orchestration.errors import (
     Preflight,
     StepCancelled,
     StepTimeout,
+    StoreUnavailable,
     Transient,
     Unsuccessful,
 )
@@ -68,7 +69,7 @@ class Attempt(Fenced, ComesAgain):
             return self._failed(grant, self._too_long("ran out of its time", {}), began)
         except OperationError as error:
             return self._failed(grant, error, began)
-        except (Refused, IsParked):
+        except (Refused, IsParked, StoreUnavailable):
             raise
         except Exception as error:  # an operation's own mistake must not lose the step
             log.exception("step %s of run %s", self.step.name, self.run_id)
@@ -103,7 +104,10 @@ class Attempt(Fenced, ComesAgain):
         if before is None:
             before = {} if self.step.read_only else done.before(context, params)
             if rendered or before or self._keeps_journal(done):
-                journalled = self.store.journal(self.run_id, self.step_id, "", grant.fence, rendered, as_json(before))
+                text = as_json(before)
+                journalled = self._patiently(
+                    lambda: self.store.journal(self.run_id, self.step_id, "", grant.fence, rendered, text)
+                )
                 if not journalled:
                     raise Refused("the step is another attempt's now")
         point("step.journalled")
@@ -144,7 +148,7 @@ class Attempt(Fenced, ComesAgain):
 
     def _scope(self, raw: Any, grant: Grant) -> dict[str, Any]:
         """What templates may look at; only the steps that they name are read."""
-        found = scope(self.store, self.loaded, self.run_id, raw, self.host)
+        found = self._patiently(lambda: scope(self.store, self.loaded, self.run_id, raw, self.host))
         return found | ({"item": json.loads(grant.item)} if grant.item else {})
 
     def _too_long(self, message: str, data: dict[str, Any]) -> StepTimeout:
@@ -204,7 +208,7 @@ class Attempt(Fenced, ComesAgain):
             return self._end_undo(grant, UndoState.UNDO_FAILED, began, str(error))
         except SoftTimeLimitExceeded:
             return self._end_undo(grant, UndoState.UNDO_FAILED, began, "ran out of its time")
-        except (Refused, IsParked):
+        except (Refused, IsParked, StoreUnavailable):
             raise
         except Exception as error:  # see forward
             log.exception("undo of step %s of run %s", self.step.name, self.run_id)
@@ -238,7 +242,7 @@ class Attempt(Fenced, ComesAgain):
 
     def _left_behind(self) -> tuple[str, dict[str, Any], dict[str, Any]]:
         """How the step ended, the data that it recorded, and what it was parked for."""
-        fields = self.store.steps_of(self.run_id, [self.step_id])
+        fields = self._patiently(lambda: self.store.steps_of(self.run_id, [self.step_id]))
         outcome = json.loads(fields.get(f"{Field.OUTCOME}:{self.step_id}") or "{}")
         outcome |= json.loads(fields.get(f"bulk:{self.step_id}") or "{}")
         data = outcome.get("data") or {}
@@ -260,7 +264,8 @@ class Attempt(Fenced, ComesAgain):
         context.step = f"{self.step.name}@undo"
         done = self._doing(operation.name)
         own_before = done.before(context, params)
-        if not self.store.journal(self.run_id, self.step_id, "u", grant.fence, as_json(rendered), ""):
+        text = as_json(rendered)
+        if not self._patiently(lambda: self.store.journal(self.run_id, self.step_id, "u", grant.fence, text, "")):
             raise Refused("the undo is another attempt's now")
         if isinstance(done, Waiting):
             self._park(grant, "u", done.park(self._place(grant, "u"), params))
