@@ -43,13 +43,13 @@ def _redis(store: Store) -> Iterator[Finding]:
         yield Finding(
             "Redis does not keep its data: appendonly is off, and a restart loses every run",
             "warning",
-            "appendonly yes, appendfsync always",
+            "set appendonly yes and appendfsync always",
         )
     elif (sync := _setting(store, "appendfsync")) not in {None, "always"}:
         yield Finding(
             f"Redis writes to its disk with appendfsync {sync}: a power failure can lose what was acknowledged",
             "warning",
-            "appendfsync always; such a loss is noticed, and suspends the run",
+            "set appendfsync always; such a loss is noticed, and suspends the run",
         )
     else:
         yield Finding("Redis keeps its data on disk", "ok")
@@ -67,7 +67,7 @@ def eviction(store: Store, info: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(
             f"Redis may evict what it has acknowledged: maxmemory-policy is {policy}",
             "error",
-            "maxmemory-policy noeviction",
+            "set maxmemory-policy noeviction",
         )
 
 
@@ -99,6 +99,8 @@ def _work(store: Store) -> Iterator[Finding]:
             "warning",
             f"look at the stream {store.keys.aside}: who writes to these queues?",
         )
-    held = [run_id for run_id in store.runs(200) if store.state(run_id) == "suspended"]
-    if held:
-        yield Finding(f"suspended: {', '.join(held[:5])}", "warning", f"longshore runs show {held[0]}")
+    states = {run_id: store.state(run_id) for run_id in store.runs(200)}
+    for state in ("suspended", "undo_failed"):
+        found = [run_id for run_id, known in states.items() if known == state]
+        if found:
+            yield Finding(f"{state}: {', '.join(found[:5])}", "warning", f"see longshore runs show {found[0]}")

@@ -87,9 +87,8 @@ def _line(event: Event) -> Text | None:
             return Text(f"  ↩ {fields['step']} {fields['status']}{error}")
         case "step_retrying" | "item_retrying" | "undo_retrying":
             delay = int(fields["delay_ms"]) / 1000
-            return Text(
-                f"  {fields['step']} attempt {fields['attempt']} failed, again in {delay:.1f} s{error}", "yellow"
-            )
+            what = "not yet" if fields.get("in_vain") else f"attempt {fields['attempt']} failed"
+            return Text(f"  {fields['step']} {what}, again in {delay:.1f} s{error}", "yellow")
         case "step_skipped" | "undo_impossible":
             what = "skipped" if event.name == "step_skipped" else "cannot be undone"
             return Text(f"  {fields['step']} {what}: {fields['reason']}")

@@ -85,7 +85,8 @@ def collect(store: Store, *, host: str = "", service: str = "", since: int = 0) 
     UsageError where neither or both of host and service are given, or where it is more than a plan may have.
     """
     if bool(host) == bool(service):
-        raise UsageError("say what has lost its data: a host or a service", remedy="--host NAME or --service NAME")
+        both = "say one of them" if host else "say what has lost its data: a host or a service"
+        raise UsageError(both, remedy="--host NAME or --service NAME")
     deeds: list[_Deed] = []
     left_out: list[LeftOut] = []
     for run_id in store.created_since(since):

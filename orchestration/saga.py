@@ -372,6 +372,10 @@ def _bad_end(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord]
     return RunState.UNDO_FAILED if failed else RunState.UNDONE
 
 
+#: How the reason begins of a step that a person has said not to do.
+BY_HAND = "skip by "
+
+
 @dataclass(frozen=True)
 class Again:
     """What begins anew when a run is resumed, and the level that it goes on after."""
@@ -390,7 +394,8 @@ def resumed(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> Again:
         for i in level:
             record, before = steps[i], any(d in anew for d in plan.steps[i].needs)
             done = _is_done(record)
-            stale = before and (record.status is StepState.SKIPPED or plan.steps[i].always)
+            by_hand = record.reason.startswith(BY_HAND)
+            stale = before and not by_hand and (record.status is StepState.SKIPPED or plan.steps[i].always)
             if done and not stale:
                 # What was decided after it is decided anew all the same.
                 if before:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: Of the record; a worker that meets a newer one leaves it alone.
 SCHEMA_VERSION = 2
 #: What a person is asked about a step that may have happened.
-_ASKED = "a word on whether it happened"
+_ASKED = "a word on whether it happened: longshore runs resolve"
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class ComesAgain(Claimed):
         """Have the step wait for a word on what became of it; returns where the run is ending."""
         if self.step.always or self.store.state(self.run_id) != RunState.RUNNING:
             return
-        settings, text = self.store.settings, "a word on whether it happened"
+        settings, text = self.store.settings, "a word on whether it happened: longshore runs resolve"
         info = as_json({"unknown": why, "what": text})
         if not self.store.park(self.run_id, self.step_id, "", grant.fence, settings.ask_timeout, info, text):
             raise Refused("the step is another attempt's now")

@@ -43,7 +43,11 @@ class Sweeper(bootsteps.StartStopStep):
         self._thread: threading.Thread | None = None
 
     def start(self, worker: Any) -> None:
-        refuse_eviction(Store())
+        try:
+            refuse_eviction(Store())
+        except WorkerTerminate:
+            worker.exitcode = 2
+            raise
         self._stop.clear()
         self._thread = threading.Thread(target=self._loop, args=(worker,), name="longshore-sweeper", daemon=True)
         self._thread.start()

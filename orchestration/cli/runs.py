@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -11,6 +11,7 @@ from longshore.orchestration.cli.common import client, command, current, leave
 from longshore.orchestration.cli.run import watch_to_end
 from longshore.orchestration.durations import parse_duration
 from longshore.orchestration.errors import UsageError
+from longshore.orchestration.states import TERMINAL
 
 if TYPE_CHECKING:
     from longshore.orchestration.client import Resolution, Run
@@ -115,7 +116,7 @@ def cancel(run: str, reason: str, keep: bool, detach: bool) -> None:
     found = client().get(run)
     if current().dry_run:
         undone = "what was done stays" if keep else "what was done is undone"
-        click.echo(f"would cancel run {run}, which is {found.state()}; {undone}")
+        _would(found, {"pending", "running", "suspended"}, f"cancel run {run}; {undone}")
         return
     leave(_carried_out(found.id, found.cancel(reason, keep=keep), detach=detach))
 
@@ -130,7 +131,8 @@ def undo(run: str, reason: str, detach: bool) -> None:
     if current().dry_run:
         report = found.report()
         names = [s.name for s in report.steps if s.changed and (s.undo is None or s.undo.status == "undo_failed")]
-        click.echo(f"would undo, in reverse: {', '.join(reversed(names)) or 'nothing'}")
+        states = {"succeeded", "partial", "failed", "undo_failed"}
+        _would(found, states, f"undo, in reverse: {', '.join(reversed(names)) or 'nothing'}")
         return
     leave(_carried_out(found.id, found.undo(reason), detach=detach))
 
@@ -145,7 +147,7 @@ def resume(run: str, reason: str, detach: bool) -> None:
 
     found, options = client().get(run), current()
     if options.dry_run:
-        click.echo(f"would resume run {run}, which is {found.state()}{_what_is_next(found)}")
+        _would(found, {"failed", "partial", "undo_failed", "suspended"}, f"resume run {run}{_what_is_next(found)}")
         return
     if not _asked(found, found.resume(reason)):
         leave(1)
@@ -159,6 +161,16 @@ def resume(run: str, reason: str, detach: bool) -> None:
     leave(report.exit_code or 0)
 
 
+def _would(run: Run, states: set[str], what: str) -> None:
+    """What a command would do to a run that is in one of these states; 1 where it would be refused."""
+    state = run.state()
+    if state not in states:
+        click.echo(f"would be refused: run {run.id} is {state}", err=True)
+        leave(1)
+        return
+    click.echo(f"would {what} (it is {state})")
+
+
 def _what_is_next(run: Run) -> str:
     """What a resume would do anew."""
     from longshore.orchestration import saga  # noqa: PLC0415 - only here
@@ -167,21 +179,23 @@ def _what_is_next(run: Run) -> str:
         return ""
     records = run.client.store.step_records(run.id, range(len(run.plan)))
     again = saga.resumed(run.plan, records)
-    return f"; it would do {', '.join(run.plan.name_of(i) for i in again.steps) or 'nothing'}"
+    return f", and do {', '.join(run.plan.name_of(i) for i in again.steps) or 'nothing'}"
 
 
 @command(runs_group, "resolve")
 @click.argument("run")
 @click.argument("step")
-@click.option("--done", "word", flag_value="done", help="It happened.")
-@click.option("--skip", "word", flag_value="skip", help="Go on as if it were not needed.")
-@click.option("--undone", "word", flag_value="undone", help="It was taken back by hand, or never happened.")
-@click.option("--abandon", "word", flag_value="abandon", help="Leave it as it is; it is named as left over.")
+@click.option("--done", is_flag=True, help="It happened.")
+@click.option("--skip", is_flag=True, help="Go on as if it were not needed.")
+@click.option("--undone", is_flag=True, help="It was taken back by hand, or never happened.")
+@click.option("--abandon", is_flag=True, help="Leave it as it is; it is named as left over.")
 @click.option("--note", default="", help="Kept in the run's events, with who and when.")
-def resolve(run: str, step: str, word: Resolution | None, note: str) -> None:
+def resolve(run: str, step: str, note: str, **words: bool) -> None:
     """Say what became of a step, as one who knows better."""
-    if word is None:
-        raise click.UsageError("say what became of it: --done, --skip, --undone or --abandon")
+    said = [name for name, given in words.items() if given]
+    if len(said) != 1:
+        raise click.UsageError("say one thing of what became of it: --done, --skip, --undone or --abandon")
+    word = cast("Resolution", said[0])
     found, options = client().get(run), current()
     if options.dry_run:
         click.echo(f"would resolve step {step} of run {run}, which is {found.state()}: {word}")
@@ -213,6 +227,8 @@ def replay(host: str, service: str, since: str | None, run_id: str | None, detac
         would = asked.find_deeds(host=host, service=service, since=_moment(since))
         for name, step in would.plan.steps.items():
             click.echo(f"would do again: {would.sources[name]}: {step.op}")
+        if not would.plan.steps:
+            click.echo("there is nothing to do again", err=True)
         _name_what_is_left_out(would)
         would.close()
         return
@@ -259,14 +275,20 @@ def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) 
     """Forget runs that rest: those named, or those older than the retention time. They cannot be undone then."""
     options, asked = current(), client()
     seconds = _span(older_than) if older_than is not None else asked.settings.retention
-    names = list(runs) or asked.store.kept_until(seconds)
+    old = asked.store.kept_until(seconds) if older_than is not None or not runs else []
+    # Both conditions hold where both are given.
+    names = [run_id for run_id in runs or old if older_than is None or run_id in old]
     failed = False
     for run_id in names:
         found = asked.get(run_id)
         if plan_name is not None and found.plan.plan.name != plan_name:
             continue
-        if options.dry_run:
+        if options.dry_run and found.state() in TERMINAL:
             click.echo(f"would forget run {run_id}, which is {found.state()}")
+            continue
+        if options.dry_run:
+            failed = True
+            click.echo(f"would be refused: run {run_id} is {found.state()}", err=True)
             continue
         answer = found.prune()
         if answer != "done":

@@ -35,7 +35,7 @@ end
 if ARGV[10] ~= '' and p == '' and state == 'running' then
   redis.call('HSET', steps, 's:' .. i, 'waiting', 'p:' .. i, ARGV[11])
   redis.call('ZADD', waits, now + tonumber(ARGV[10]), i)
-  emit(kind(p, i) .. 'waiting', 'step', i, 'for', 'a word on whether it happened', 'until', now + tonumber(ARGV[10]))
+  emit(kind(p, i) .. 'waiting', 'step', i, 'for', 'a word on whether it happened: longshore runs resolve', 'until', now + tonumber(ARGV[10]))
   suspend('unknown', ARGV[6], '')
   return {'asked', ''}
 end

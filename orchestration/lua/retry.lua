@@ -42,5 +42,5 @@ redis.call('HSET', steps, p .. 's:' .. i, 'retrying', p .. 'n:' .. i, due, p .. 
 redis.call('ZREM', leases, p .. i)
 redis.call('ZREM', waits, p .. i)
 emit(kind(p, i) .. 'retrying', 'step', i, 'error', ARGV[6], 'delay_ms', ARGV[4],
-     'attempt', redis.call('HGET', steps, p .. 'a:' .. i))
+     'attempt', redis.call('HGET', steps, p .. 'a:' .. i), 'in_vain', ARGV[8])
 return 1

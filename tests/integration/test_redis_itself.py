@@ -101,6 +101,8 @@ def test_a_worker_does_not_start_with_a_redis_that_evicts(
     worker = place.worker("two", "--concurrency", "1")
     worker.start(wait=False)
     wait_for("it to end", lambda: not worker.running)
+    assert worker._process is not None
+    assert worker._process.returncode == 2
 
     assert b"does not start: Redis may evict" in worker.log.read_bytes()
     assert place.longshore("doctor").code == 1
