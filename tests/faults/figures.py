@@ -31,11 +31,29 @@ Every row is tried by `tests/store/test_mutants.py`: with the guard taken out of
 def figures(folder: Path) -> str:
     """A section for each test of the last long form."""
     parts = []
+    crashes: dict[str, dict[str, str]] = {}
     for path in sorted(folder.glob("*.json")):
         kept = json.loads(path.read_text())
+        kept["figures"].pop("took", None)
+        if kept["test"].startswith("a crash at"):
+            crashes[kept["test"].partition("[")[2].rstrip("]")] = kept["figures"]
+            continue
+        if kept["test"].startswith("a crash of"):
+            crashes.update({point: {"a run that is held": what} for point, what in kept["figures"].items()})
+            continue
         rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in kept["figures"].items())
         parts.append(f"## {kept['test'].capitalize()}\n\nSeed {kept['seed']}.\n\n| | |\n|---|---|\n{rows}\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, *_matrix(crashes)])
+
+
+def _matrix(crashes: dict[str, dict[str, str]]) -> list[str]:
+    """What became of each kind of step at each point; nothing where it does not come by."""
+    if not crashes:
+        return []
+    kinds = list(dict.fromkeys(kind for row in crashes.values() for kind in row))
+    rows = [f"| `{point}` | {' | '.join(row.get(kind, '') for kind in kinds)} |" for point, row in crashes.items()]
+    head = f"| a process dies at | {' | '.join(kinds)} |\n|{'---|' * (len(kinds) + 1)}"
+    return ["## Crash points\n\n" + "\n".join([head, *rows]) + "\n"]
 
 
 def _cell(value: object) -> str:
