@@ -136,7 +136,7 @@ def test_a_blocked_service_holds_fifty_runs_and_lets_them_go_on_spread(
 ) -> None:
     # given
     count = form.of(20, 50)
-    place.options |= {"slow_retry": "2s", "retry_spread": "4s"}
+    place.options |= {"slow_retry": "5s", "retry_spread": "3s"}
     for name in ("one", "two"):
         place.worker(name, "--concurrency", "4").start()
     folder = tmp_path / "deeds"
@@ -151,7 +151,7 @@ def test_a_blocked_service_holds_fifty_runs_and_lets_them_go_on_spread(
     # when they have all come to the service, or wait at the door for it
     runs = [client.start(plan, run_id=f"r{n}") for n in range(count)]
     wait_for("all of them to be held", lambda: all(run.state() in {"suspended", "pending"} for run in runs), PATIENCE)
-    time.sleep(form.of(2.0, 10.0))
+    time.sleep(form.of(1.0, 15.0))
     in_vain = len(lines(folder / "calls"))
     states = Counter(str(run.state()) for run in runs)
     (folder / "down").unlink()
@@ -164,7 +164,8 @@ def test_a_blocked_service_holds_fifty_runs_and_lets_them_go_on_spread(
     figures("calls while it was down", in_vain)
     figures("attempts burnt", sum(run.report().step("call").status != "changed" for run in runs))
     figures("calls once it was back", "\n    " + "\n    ".join(histogram(came, 0.5)))
-    assert max(came) - min(came) > 1.0
+    # Not all at once: they fall into several spans, whatever the machine's speed is.
+    assert len({int((moment - min(came)) / 0.25) for moment in came}) > 2
     assert Breakers(client.store).open() == []
 
 
