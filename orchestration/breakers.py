@@ -26,6 +26,8 @@ class Verdict:
     allowed: bool
     until: int = 0
     why: str = ""
+    #: It is allowed to find out whether the service is back.
+    probe: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,11 @@ class Breakers:
         why, until, now = f"service {service} is down: {found['why']}", int(found["until"]), store.now()
         probe = store.call(store.client.get, keys.probing(service))
         if probe == run_id:
-            return Verdict(allowed=True, why=why)
+            return Verdict(allowed=True, why=why, probe=True)
         if probe is None and until <= now:
             taken = store.call(store.client.set, keys.probing(service), run_id, nx=True, px=max(1000, self._slow()))
             if taken:
-                return Verdict(allowed=True, why=why)
+                return Verdict(allowed=True, why=why, probe=True)
         # A run that waits looks again when the probe must have ended.
         return Verdict(allowed=False, until=max(until, now + min(1000, self._slow())), why=why)
 
@@ -98,7 +100,7 @@ class Breakers:
         self._store.call(self._store.client.sadd, self._store.keys.blocked(service), run_id)
 
     def close(self, service: str) -> bool:
-        """It answers; whether that was news. The runs that waited for it are looked at soon, spread in time."""
+        """It answers; whether that was news. The runs that waited for it go on, spread over `retry_spread`."""
         store, keys = self._store, self._store.keys
         if not store.call(store.client.exists, keys.breaker(service)):
             return False
@@ -110,13 +112,12 @@ class Breakers:
         return True
 
     def wake(self, service: str) -> None:
-        """Have the runs that wait for it looked at, each at its own moment within `retry_spread`."""
+        """Have the runs that wait for it looked at, after `fast_retry`."""
         store, settings = self._store, self._store.settings
         now = store.now()
         while waiting := store.call(store.client.srandmember, store.keys.blocked(service), _AT_ONCE):
             for run_id in waiting:
-                due = now + round(1000 * (settings.fast_retry + settings.retry_spread * self._chance()))
-                store.look_at(run_id, due, sooner=True)
+                store.look_at(run_id, now + round(1000 * settings.fast_retry), sooner=True)
             # After they were told: one that is told twice does no harm.
             store.call(store.client.srem, store.keys.blocked(service), *waiting)
 

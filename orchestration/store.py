@@ -359,9 +359,11 @@ class Store(Indices, Shelf):
         """Hold a run where it is. `version`: it had come so far once, and Redis has lost that."""
         return bool(self._run("suspend", run_id, what, why, service, "" if epoch is None else epoch, version or ""))
 
-    def unsuspend(self, run_id: str, what: str, epoch: int, side: str, ids: Sequence[StepId]) -> bool:
-        """Let a run go on that was suspended for that; `ids`: what it had dispatched."""
-        return bool(self._run("unsuspend", run_id, what, epoch, side, *ids))
+    def unsuspend(
+        self, run_id: str, what: str, epoch: int, side: str, ids: Sequence[StepId], *, delay: float = 0.0
+    ) -> bool:
+        """Let a run go on that was suspended for that; `ids`: what it had dispatched, due after `delay` seconds."""
+        return bool(self._run("unsuspend", run_id, what, epoch, side, _ms(delay), *ids))
 
     def claim(
         self,

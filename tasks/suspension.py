@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from longshore.orchestration.breakers import Breakers
 from longshore.orchestration.compiled import CompiledPlan
 from longshore.orchestration.saga import RunRecord
@@ -24,6 +26,9 @@ def lift_if_it_can(
         store.look_at(run_id, verdict.until, sooner=True)
         return False
     side, ids = in_flight(store, run_id, plan, run)
-    lifted = store.unsuspend(run_id, "breaker", run.epoch, side, ids)
+    # Not all at once; the one that finds out whether it is back does so now.
+    delay = 0.0 if verdict.probe else store.settings.retry_spread * random.random()  # noqa: S311
+    lifted = store.unsuspend(run_id, "breaker", run.epoch, side, ids, delay=delay)
+    store.look_at(run_id, store.now() + round(1000 * delay), sooner=True)
     point("run.lifted")
     return lifted
