@@ -95,7 +95,7 @@ def test_runs_outlive_killed_workers_a_redis_restart_and_doubled_messages(
     # given four workers, and a plan of twelve steps of which every third run fails
     four_workers(place)
     storm = Storm(place, form.seed, own_redis)
-    load = Load(place, tmp_path / "deeds", form.of(15, 300), 12).begin()
+    load = Load(place, tmp_path / "deeds", form.of(12, 300), 12).begin()
     restarted = False
 
     def fault() -> None:
@@ -150,7 +150,7 @@ def test_a_rolling_restart_of_all_workers_under_load_costs_nothing(
 ) -> None:
     # given
     four_workers(place)
-    load = Load(place, tmp_path / "deeds", form.of(10, 100), 8).begin()
+    load = Load(place, tmp_path / "deeds", form.of(8, 100), 8).begin()
 
     # when each is asked to end, waited for and started again, over and over
     restarts = 0

@@ -252,7 +252,7 @@ def test_runs_are_forgotten_after_their_time_and_not_before(
 ) -> None:
     brief = module_installation(options={"retention": "2s"})
     brief.worker("brief", "--concurrency", "2").start()
-    live = brief.run(sleeper("live", tmp_path, 8))
+    live = brief.run(sleeper("live", tmp_path, 5))
     old = brief.run(sleeper("old", tmp_path, 0))
     old.wait(PATIENCE)
     assert keys_of(brief, old)

@@ -108,7 +108,7 @@ def test_messages_that_are_none_are_put_aside_and_the_worker_goes_on(place: Inst
 def test_a_worker_still_answers_who_asks_through_it(place: Installation) -> None:
     """`celery inspect`, and Flower: their answers come by a queue, too."""
     said = subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "longshore.workers", "inspect", "ping", "--timeout", "10"],
+        [sys.executable, "-m", "celery", "-A", "longshore.workers", "inspect", "ping", "--timeout", "3"],
         env=place.environment, cwd=place.folder, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
