@@ -158,7 +158,7 @@ def test_a_parent_that_is_resumed_has_its_child_go_on(table: Table, on_failure: 
 def service(own_registry: None) -> Iterator[dict[str, bool]]:
     up = {"up": True}
 
-    @operation("own.bill", service="billing", idempotent=True)
+    @operation("table.bill", service="billing", idempotent=True)
     def bill() -> None:
         if not up["up"]:
             raise Blocked("refused")
@@ -168,7 +168,7 @@ def service(own_registry: None) -> Iterator[dict[str, bool]]:
 
 def bill(**more: Any) -> Plan:
     plan = Plan("p", **more)
-    plan.step("s", "own.bill").undo("own.bill")
+    plan.step("s", "table.bill").undo("table.bill")
     return plan
 
 
@@ -184,14 +184,14 @@ def test_a_step_whose_service_was_down_all_the_time_is_not_taken_back(service: d
 
 
 def test_a_step_that_is_blocked_while_its_run_ends_does_not_hold_it(own_registry: None, table: Table) -> None:
-    @operation("own.ends")
+    @operation("table.ends")
     def ends() -> None:
         table.store.command("r", "cancel")
         table._driver.advance("r")
         raise Blocked("refused", service="billing")
 
     plan = Plan("p")
-    plan.step("s", "own.ends")
+    plan.step("s", "table.ends")
     table.begin(plan, "r")
     table.go_on(2)
 
@@ -218,7 +218,7 @@ def test_an_always_step_is_tried_again_in_a_suspended_run(service: dict[str, boo
     service["up"] = False
     plan = Plan("p")
     plan.step("lights", "noop.execute").always().retry(3, initial=5, jitter=False)
-    plan.step("s", "own.bill")
+    plan.step("s", "table.bill")
     table.fail("lights", times=1)
     table.begin(plan, "r")
     assert table.state("r") == "suspended"
