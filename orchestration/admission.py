@@ -37,6 +37,10 @@ class Wanted:
         parents = tuple((body.get("parent") or {}).get("line", ()))
         return cls(str(body["plan"]["name"]), parents=parents, **shared)
 
+    def text(self) -> str:
+        """As `read` reads it."""
+        return json.dumps(vars(self), ensure_ascii=False)
+
     @classmethod
     def read(cls, text: str) -> Wanted:
         known = json.loads(text)
@@ -54,9 +58,8 @@ class Admission:
         store, keys = self._store, self._store.keys
         text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
         at_most = store.settings.max_queued if bounded else ""
-        known = json.dumps(vars(Wanted.of(body)), ensure_ascii=False)
         names = [keys.of(run_id).request, keys.inbox, keys.queue, keys.known, keys.order, keys.of(run_id).commands]
-        said, there = store.run_alone("submit", names, run_id, text, mark(), known, at_most)
+        said, there = store.run_alone("submit", names, run_id, text, mark(), Wanted.of(body).text(), at_most)
         if said == "full":
             raise QueueFull(
                 f"{there} runs wait already, and no more may (max_queued)",
@@ -79,8 +82,7 @@ class Admission:
 
     def take_back_in(self, run_id: str, wanted: Wanted) -> None:
         """A run that rested is wanted again: it has its place, whether there is room or not."""
-        known = json.dumps(vars(wanted), ensure_ascii=False)
-        self._store.call(self._store.client.hset, self._store.keys.known, run_id, known)
+        self._store.call(self._store.client.hset, self._store.keys.known, run_id, wanted.text())
         self.admit(run_id, wanted, anyway=True)
 
     def release(self, run_id: str, wanted: Wanted) -> None:
@@ -137,9 +139,7 @@ class Admission:
     def known(self) -> dict[str, Wanted]:
         """Every run that waits or has begun, and has not been released."""
         store, keys = self._store, self._store.keys
-        known = {run_id: Wanted.read(text) for run_id, text in store.call(store.client.hgetall, keys.known).items()}
-        # One that nothing is known of has been left behind by an interrupted release.
-        return {run_id: Wanted("") for run_id in self.admitted()} | known
+        return {run_id: Wanted.read(text) for run_id, text in store.call(store.client.hgetall, keys.known).items()}
 
     def why_not(self, wanted: Wanted, limit: str) -> str:
         """What a person is told of a run that waits."""

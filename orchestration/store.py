@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: Of the record; a worker that meets a newer one leaves it alone.
 SCHEMA_VERSION = 2
 #: What a person is asked about a step that may have happened.
-_ASKED = "a word on whether it happened: longshore runs resolve"
+ASKED = "a word on whether it happened: longshore runs resolve"
 
 
 @dataclass(frozen=True)
@@ -477,7 +477,7 @@ class Store(Indices, Shelf):
         code, held_back = self._run(
             "expire", run_id, step_id, side, "1" if repeatable else "", at_most, json.dumps({"error": why}), why,
             "1" if stops else "", "1" if always else "", _ms(self.settings.lease),
-            "" if ask_for is None else _ms(ask_for), json.dumps({"unknown": why, "what": _ASKED}),
+            "" if ask_for is None else _ms(ask_for), json.dumps({"unknown": why, "what": ASKED}), ASKED,
         )  # fmt: skip
         return str(code), as_id(held_back) if held_back else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from functools import cached_property
 
@@ -15,11 +14,9 @@ from longshore.orchestration.errors import (
 from longshore.orchestration.operations import Retry
 from longshore.orchestration.operations.base import service_of
 from longshore.orchestration.states import RunState
-from longshore.orchestration.store import Grant
+from longshore.orchestration.store import ASKED, Grant
 from longshore.tasks.attempt import Claimed, IsParked, Refused, TryAgain, as_json
 from longshore.tasks.crash import point
-
-log = logging.getLogger(__name__)
 
 #: A shorter delay is a Celery retry with a countdown; a longer one is parked in Redis (SEMANTICS 14).
 LONGEST_COUNTDOWN = 2.0
@@ -31,19 +28,7 @@ class ComesAgain(Claimed):
     def _again(self, grant: Grant, side: str, policy: Retry, error: OperationError) -> None:
         """Note the retry and raise TryAgain; return where the run is ending, so that it is a failure."""
         delay = policy.delay(grant.tries, random.random())  # noqa: S311 - jitter
-        settings = self.store.settings
-        parked = delay > LONGEST_COUNTDOWN
-        grace = 0.0 if parked else settings.lease
-        text, always = str(error)[:500], self.step.always
-        noted = self._patiently(
-            lambda: self.store.retry(self.run_id, self.step_id, side, grant.fence, delay, grace, text, always=always)
-        )
-        if noted == 0:
-            raise Refused("the step is another attempt's now")
-        if noted == 1:
-            if parked:
-                self.store.look_at(self.run_id, self.store.now() + round(delay * 1000), sooner=True)
-            raise TryAgain(delay, parked=parked, error=str(error))
+        self._once_more(grant, side, delay, error, parked=delay > LONGEST_COUNTDOWN, counts=True)
 
     def _wait_for_service(self, side: str) -> None:
         """Leave the step where it is while the service that it needs is down; raises Refused."""
@@ -83,34 +68,37 @@ class ComesAgain(Claimed):
         delay: float,
         error: OperationError,
         *,
+        parked: bool = True,
+        counts: bool = False,
         ask_for: float | None = None,
         service: str = "",
     ) -> None:
-        """Park the step, its attempt not counted, and raise TryAgain; return where the run is ending, and where it
-        was asked after for too long.
+        """Note that it comes again and raise TryAgain; return where the run is ending, and where it was asked after
+        for too long. What is not parked is sent by Celery itself.
         """
+        grace = 0.0 if parked else self.store.settings.lease
         noted = self._patiently(
             lambda: self.store.retry(
-                self.run_id, self.step_id, side, grant.fence, delay, 0.0, str(error)[:500],
-                always=self.step.always, counts=False, ask_for=ask_for, service=service,
+                self.run_id, self.step_id, side, grant.fence, delay, grace, str(error)[:500],
+                always=self.step.always, counts=counts, ask_for=ask_for, service=service,
             )
         )  # fmt: skip
         if noted == 0:
             raise Refused("the step is another attempt's now")
         if noted == 1:
-            self.store.look_at(self.run_id, self.store.now() + round(delay * 1000), sooner=True)
-            raise TryAgain(delay, parked=True, error=str(error))
+            if parked:
+                self.store.look_at(self.run_id, self.store.now() + round(delay * 1000), sooner=True)
+            raise TryAgain(delay, parked=parked, error=str(error))
 
     def _ask_a_person(self, grant: Grant, why: str) -> None:
         """Have the step wait for a word on what became of it; returns where the run is ending."""
         if self.step.always or self.store.state(self.run_id) != RunState.RUNNING:
             return
-        settings, text = self.store.settings, "a word on whether it happened: longshore runs resolve"
-        info = as_json({"unknown": why, "what": text})
-        if not self.store.park(self.run_id, self.step_id, "", grant.fence, settings.ask_timeout, info, text):
+        info, seconds = as_json({"unknown": why, "what": ASKED}), self.store.settings.ask_timeout
+        if not self.store.park(self.run_id, self.step_id, "", grant.fence, seconds, info, ASKED):
             raise Refused("the step is another attempt's now")
         self.store.suspend(self.run_id, "unknown", why)
-        raise IsParked(text)
+        raise IsParked(ASKED)
 
     def _suspend(self, service: str, verdict: Verdict) -> None:
         self.store.suspend(self.run_id, "breaker", verdict.why, service=service)

@@ -43,11 +43,7 @@ class Sweeper(bootsteps.StartStopStep):
         self._thread: threading.Thread | None = None
 
     def start(self, worker: Any) -> None:
-        try:
-            refuse_eviction(Store())
-        except WorkerTerminate:
-            worker.exitcode = 2
-            raise
+        refuse_eviction(worker, Store())
         self._stop.clear()
         self._thread = threading.Thread(target=self._loop, args=(worker,), name="longshore-sweeper", daemon=True)
         self._thread.start()
@@ -92,12 +88,13 @@ class Sweeper(bootsteps.StartStopStep):
             self._stop.wait(min(pause, lease / 3))
 
 
-def refuse_eviction(store: Store) -> None:
+def refuse_eviction(worker: Any, store: Store) -> None:
     """A Redis that throws acknowledged keys away is no place for a record: a worker does not start with one."""
     try:
         for finding in eviction(store, store.call(store.client.info, "memory")):
             log.critical("this worker does not start: %s: %s", finding.what, finding.remedy)
-            raise WorkerTerminate(2)
+            worker.exitcode = 2
+            raise WorkerTerminate
     except StoreUnavailable as error:
         log.warning("it cannot be seen whether Redis evicts: %s", error)
 

@@ -1,6 +1,7 @@
 -- Carry out what somebody asked of a run, once.
 --
--- FROM     refuse: any, for the reason given; resumed: any, it goes on already; cancel: pending, or running, also where it is suspended; undo: a resting state; approve, reject: a step that waits for a person
+-- FROM     refuse: any, for the reason given; resumed: any, it goes on already; cancel: pending, or running, also
+--          where it is suspended; undo: a resting state; approve, reject: a step that waits for a person
 -- ARGV[1]  id of the command in the commands' stream  ARGV[2]  kind  ARGV[3]  actor  ARGV[4]  reason
 -- ARGV[5]  '1' to keep what was done (cancel)  ARGV[6]  level above the highest (undo), then the ids
 --          whose undo failed and is to be tried again; or the id that is approved or rejected

@@ -4,7 +4,7 @@
 -- ARGV[1]  id  ARGV[2]  '' or 'u'  ARGV[3]  '1' if it may be done again  ARGV[4]  how often at most
 -- ARGV[5]  outcome JSON if it is unknown  ARGV[6]  its error  ARGV[7]  '1' if that ends the run
 -- ARGV[8]  '1' for an always step: while the run is ending it waits for its turn  ARGV[9]  grace ms
--- ARGV[10] ms that a person may be asked whether it happened, '' if nobody is  ARGV[11] what is asked, JSON
+-- ARGV[10] ms that a person may be asked whether it happened, '' if nobody is  ARGV[11] what is asked, JSON  ARGV[12] the same for people
 -- RETURNS  {what, next unit}: 'again' it is, or will be, ready once more; 'unknown' it is recorded as such;
 --          'asked' it waits for a person, and the run is suspended; 'no' the lease is alive. The next unit was held back and needs its message
 -- EVENTS   lease_lost, step_waiting | item_waiting, run_suspended, step_ended | item_ended | undo_ended, run_aborting
@@ -35,7 +35,7 @@ end
 if ARGV[10] ~= '' and p == '' and state == 'running' then
   redis.call('HSET', steps, 's:' .. i, 'waiting', 'p:' .. i, ARGV[11])
   redis.call('ZADD', waits, now + tonumber(ARGV[10]), i)
-  emit(kind(p, i) .. 'waiting', 'step', i, 'for', 'a word on whether it happened: longshore runs resolve', 'until', now + tonumber(ARGV[10]))
+  emit(kind(p, i) .. 'waiting', 'step', i, 'for', ARGV[12], 'until', now + tonumber(ARGV[10]))
   suspend('unknown', ARGV[6], '')
   return {'asked', ''}
 end
