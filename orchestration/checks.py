@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from longshore.orchestration import templates
+from longshore.orchestration import secrets, templates
 from longshore.orchestration.compiled import CompiledPlan, find_cycle
 from longshore.orchestration.errors import LongshoreError, Problem, UnknownName
 from longshore.orchestration.guards import LOOKS_AT_FAILURE
@@ -79,6 +79,7 @@ def _step(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
     at = ("steps", name)
     item = {"item"} if step.foreach is not None else set()
     yield from _operation(plan, name, step.op, step.with_, at, templates.ROOTS | item)
+    yield from _inside(plan, name, step, templates.ROOTS | item)
     yield from _guards(plan, name, step)
     yield from _fan_out(plan, name, step)
     operation = known(step.op)
@@ -104,6 +105,17 @@ def _step(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
             yield Problem(f"{undo.name} cannot be an undo: give one that acts by itself", step=name, path=undo_at)
         if step.always:
             yield Problem("an always step is never undone, so its undo would never run", step=name, path=undo_at)
+
+
+def _inside(plan: Plan, name: str, step: Step, roots: frozenset[str] | set[str]) -> Iterator[Problem]:
+    if step.in_ is None:
+        return
+    where = ("steps", name, "in")
+    yield from _template(plan, name, "in", step.in_.container, where, roots)
+    for op in [step.op, *([step.undo.op] if isinstance(step.undo, UndoSpec) else [])]:
+        operation = known(op)
+        if operation is not None and not operation.inside:
+            yield Problem(f"{op} cannot be done inside a container", step=name, path=where)
 
 
 def _guards(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
@@ -243,6 +255,7 @@ def _template(
     roots: frozenset[str] | set[str] = templates.ROOTS,
     *,
     own: bool = False,
+    secret: bool = False,
 ) -> Iterator[Problem]:
     """Whether a value's templates look only at what there is."""
     try:
@@ -250,6 +263,12 @@ def _template(
     except templates.TemplateProblem as error:
         yield Problem(str(error), step=name, path=where)
         return
+    for reference in sorted(refers.secrets, key=str):
+        why = None if secret else f"{what}: secret() may not stand here: it would be seen"
+        if reference is None:
+            why = why or f"{what}: secret() takes one reference as it is written: secret('env:NAME')"
+        if why := why or secrets.problem(reference):
+            yield Problem(why, step=name, path=where)
     for unknown in sorted(refers.unknown):
         hint = "; item is there in the parameters of a step with a foreach" if unknown == "item" else ""
         yield Problem(
@@ -288,7 +307,8 @@ def _operation(
         return
     yield from (Problem(text, step=name, path=(*at, *where)) for text, where in _parameters(operation, params))
     for key, value in operation.templated(params).items():
-        yield from _template(plan, name, key, value, (*at, "with", key), roots, own="data" in roots)
+        secret = key in operation.secrets
+        yield from _template(plan, name, key, value, (*at, "with", key), roots, own="data" in roots, secret=secret)
 
 
 def _parameters(operation: Operation, params: dict[str, Any]) -> Iterator[tuple[str, tuple[str | int, ...]]]:

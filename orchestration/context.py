@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from longshore.orchestration.errors import StepCancelled, StepTimeout
 from longshore.orchestration.results import HostResult
 
 if TYPE_CHECKING:
+    from longshore.orchestration.objects import Objects
     from longshore.orchestration.report import StepReport
 
 
@@ -70,12 +72,21 @@ class Context:
     #: Whether a step before this one may still change what is found now.
     has_upstream: bool = False
     asked_to_stop: Callable[[], bool] = lambda: False
+    #: The container that it is done inside of; '' for the host itself.
+    container: str = ""
+    #: Of what is recorded; what the operation's own marks must not tell either.
+    redact: Callable[[str], str] = lambda text: text
     log: Callable[[str], None] = lambda _text: None
+    #: Told whole lines of a program's output as they come, with the stream they are of: stdout or stderr.
+    printed: Callable[[str, Sequence[str]], None] = lambda _stream, _lines: None
     renew: Callable[[], bool] = lambda: True
+    #: Hold what others share, by its name and what it is called; waits for it.
+    lock: Callable[[str, str], AbstractContextManager[None]] = lambda _name, _what: nullcontext()
     #: Told of a program that was started in a process group of its own, by its pid.
     began: Callable[[int], None] = lambda _pid: None
     results: Mapping[str, StepReport] = field(default_factory=dict)
     files: Callable[[str], bytes] = field(default_factory=lambda: _no_file)
+    objects: Callable[[], Objects] = field(default_factory=lambda: _no_objects)
     make_engine: Callable[[], Any] = field(default_factory=lambda: _no_engine)
 
     @property
@@ -137,6 +148,10 @@ class Context:
 
 def _no_file(path: str) -> bytes:
     raise FileNotFoundError(path)
+
+
+def _no_objects() -> Any:
+    raise RuntimeError("there is no object store in this context")
 
 
 def _no_engine() -> Any:

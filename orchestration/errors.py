@@ -18,6 +18,7 @@
         ├── Transient                 may pass: it is tried again
         ├── Unsuccessful              it was done and did not work: tried again where the plan says so
         ├── Delayed                   not known yet how it ended: it is asked again
+        ├── InDoubt                   it may have happened, and asking again would be to do it again
         ├── Blocked                   its service is down: its breaker opens, the run is suspended
         ├── Preflight                 failed before anything was touched
         ├── StepTimeout               the attempt ran out of its time
@@ -186,6 +187,10 @@ class Delayed(OperationError):
     def __init__(self, message: str = "not known yet", *, after: float | None = None, remedy: str = "") -> None:
         super().__init__(message, remedy=remedy)
         self.after = after
+
+
+class InDoubt(OperationError):
+    """It may have happened, and there is nobody to ask: the step ends `unknown`."""
 
 
 class Blocked(OperationError):

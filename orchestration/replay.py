@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from longshore.orchestration import templates
+from longshore.orchestration import secrets, templates
 from longshore.orchestration.compiled import CompiledPlan, CompiledStep, StepId
 from longshore.orchestration.errors import LongshoreError, UsageError
 from longshore.orchestration.keys import Field
 from longshore.orchestration.operations import Kind, Operation, Waits
 from longshore.orchestration.operations.base import service_of
 from longshore.orchestration.params import Param
-from longshore.orchestration.plan import Plan
+from longshore.orchestration.plan import INSIDE, Plan
 from longshore.orchestration.settings import MAX_STEPS
 from longshore.orchestration.states import STEP_GOOD, StepState, UndoState
 
@@ -61,6 +61,8 @@ class _Deed:
     host: str
     ended: int
     timeout: float | None = None
+    #: The container that it was done in.
+    inside: str = ""
 
 
 @dataclass
@@ -156,13 +158,20 @@ def _of_step(
             yield LeftOut(run_id, name, f"{step.operation.name} does not bring about a state, but acts each time")
         return
     rendered = fields.get(f"{Field.RENDERED}:{step_id}")
-    params = json.loads(rendered) if rendered else step.step.with_
+    params = _as_written(json.loads(rendered)) if rendered else dict(step.step.with_)
+    inside = params.pop(INSIDE, step.step.in_.container if step.step.in_ is not None else "")
     if not rendered and templates.has_template(step.operation.templated(params)):
         yield LeftOut(run_id, name, "a person has said that it was done; its parameters are not known")
         return
     ended = int(fields.get(f"{Field.ENDED}:{step_id}") or 0)
     target = fields.get(f"{Field.HOST}:{step_id}") or (there if host else "")
-    yield _Deed(run_id, name, step.operation, params, files, target, ended, step.step.timeout)
+    yield _Deed(run_id, name, step.operation, params, files, target, ended, step.step.timeout, inside)
+
+
+def _as_written(rendered: dict[str, Any]) -> dict[str, Any]:
+    """What was rendered, with secrets as references again."""
+    word = rendered.pop(secrets.WORD, "")
+    return secrets.as_template(rendered, word) if word else rendered
 
 
 def _converges(operation: Operation, params: dict[str, Any]) -> bool:
@@ -187,6 +196,8 @@ def _as_plan(deeds: list[_Deed], left_out: list[LeftOut], host: str, service: st
         }
         step = plan.step(f"s{number:05}", deed.operation.name, **given)
         step.describe(f"run {deed.run_id} step {deed.step}")
+        if deed.inside:
+            step.inside(deed.inside)
         if deed.timeout is not None:
             step.timeout(deed.timeout)
         if deed.host:
@@ -197,7 +208,7 @@ def _as_plan(deeds: list[_Deed], left_out: list[LeftOut], host: str, service: st
 
 def _as_it_is(replay: Replay, number: int, key: str, value: Any) -> Any:
     """What was rendered once is not rendered again: braces in it are its own."""
-    if not templates.has_template(value):
+    if not templates.has_template(value) or templates.references(value).secrets:
         return value
     name = f"v{number}_{key}"
     replay.plan.params[name] = Param.model_validate(type(value))

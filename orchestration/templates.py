@@ -18,6 +18,8 @@ import jinja2.meta
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+#: The function that stands for a secret, where one may stand (`longshore.orchestration.secrets`).
+SECRET = "secret"  # noqa: S105 - a name
 #: What a template may name.
 ROOTS = frozenset({"params", "steps", "run", "host"})
 
@@ -49,9 +51,16 @@ class References:
     params: frozenset[str] = frozenset()
     steps: frozenset[str] = frozenset()
     unknown: frozenset[str] = frozenset()
+    #: Arguments of `secret()`; None for one that is not written out.
+    secrets: frozenset[str | None] = frozenset()
 
     def __or__(self, other: References) -> References:
-        return References(self.params | other.params, self.steps | other.steps, self.unknown | other.unknown)
+        return References(
+            self.params | other.params,
+            self.steps | other.steps,
+            self.unknown | other.unknown,
+            self.secrets | other.secrets,
+        )
 
 
 def is_template(text: str) -> bool:
@@ -85,7 +94,7 @@ def references(value: Any, roots: frozenset[str] = ROOTS) -> References:
     for text in _texts(value):
         if is_template(text):
             found |= _references(text)
-    return References(found.params, found.steps, found.unknown - roots)
+    return References(found.params, found.steps, found.unknown - roots, found.secrets)
 
 
 def _parse(text: str) -> nodes.Template:
@@ -106,7 +115,13 @@ def _references(text: str) -> References:
         if isinstance(item.node, nodes.Name) and item.node.name in named and isinstance(item.arg, nodes.Const):
             named[item.node.name].add(str(item.arg.value))
     names = jinja2.meta.find_undeclared_variables(tree)
-    return References(frozenset(named["params"]), frozenset(named["steps"]), frozenset(names))
+    secrets: set[str | None] = set()
+    for call in tree.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Name) and call.node.name == SECRET:
+            said = call.args[0].value if len(call.args) == 1 and isinstance(call.args[0], nodes.Const) else None
+            secrets.add(str(said) if said is not None else None)
+            names.discard(SECRET)
+    return References(frozenset(named["params"]), frozenset(named["steps"]), frozenset(names), frozenset(secrets))
 
 
 def reads_outcome(text: str) -> bool:

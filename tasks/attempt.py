@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from longshore.orchestration import report
@@ -17,13 +18,17 @@ from longshore.orchestration.errors import (
     LongshoreError,
     StoreUnavailable,
 )
+from longshore.orchestration.locks import Holder, Locks
+from longshore.orchestration.objects import Objects
 from longshore.orchestration.operations import Operation, find
 from longshore.orchestration.plan import UndoSpec
 from longshore.orchestration.report import StepReport
+from longshore.orchestration.secrets import Redaction
 from longshore.orchestration.settings import get_settings
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store import Grant, Recorded, Store
 from longshore.tasks.crash import point
+from longshore.tasks.facts import facts
 from longshore.tasks.operation import Context, Implementation, implementation
 from longshore.tasks.plans import Loaded
 from longshore.tasks.waiting import MakeCanvas, Parking, Place
@@ -87,6 +92,8 @@ class Claimed:
     _side: str = ""
     #: The link that follows it in its chain, if any.
     next_link: int | None = None
+    #: The secrets that this attempt has seen.
+    redaction: Redaction = field(default_factory=Redaction)
 
     @property
     def plan(self) -> CompiledPlan:
@@ -137,8 +144,9 @@ class Claimed:
         **more: Any,
     ) -> Recorded:
         """Record an outcome; while Redis is away, wait for it: what was done must not be lost."""
-        error = str(body.get("error", ""))[:500].encode("utf-8", "replace").decode()
-        text = as_json(body)
+        told = self.redaction.data(body)
+        error = str(told.get("error", ""))[:500].encode("utf-8", "replace").decode()
+        text = as_json(told)
         return self._patiently(
             lambda: self.store.complete(
                 self.run_id, self.step_id, side, grant.fence, status, text, bulk=bulk, error=error, **more
@@ -185,7 +193,7 @@ class Claimed:
         raise IsParked(parking.what)
 
     def _context(self, grant: Grant, timeout: float) -> Context:
-        return Context(
+        context = Context(
             run_id=self.run_id,
             step=self.step.name,
             plan=self.plan.plan.name,
@@ -193,16 +201,42 @@ class Claimed:
             fence=int(grant.fence),
             unit=unit_of(self.step_id),
             item=json.loads(grant.item) if grant.item else None,
-            host=HostFacts(self.host),
+            host=HostFacts(self.host, facts=facts()),
             deadline=time.monotonic() + timeout,
             has_upstream=bool(self.step.needs),
             asked_to_stop=self._asked_to_stop(),
             log=self._log,
+            printed=self._printed,
             renew=self._renew,
             results=_Upstream(self),
             files=self.loaded.file,
+            objects=lambda: Objects(self.store),
             make_engine=_engine,
         )
+        context.lock = self._lock(grant, context)
+        return context
+
+    def _lock(self, grant: Grant, context: Context) -> Callable[[str, str], contextlib.AbstractContextManager[None]]:
+        def hold(name: str, what: str) -> contextlib.AbstractContextManager[None]:
+            return Locks(self.store).hold(
+                name,
+                what,
+                run=self.run_id,
+                step=self.step.name,
+                host=self.host,
+                why=self._operation().name,
+                fence=int(grant.fence),
+                check=context.check,
+                sleep=context.sleep,
+                waits=self._waits_for,
+            )
+
+        return hold
+
+    def _waits_for(self, other: Holder) -> None:
+        text = f"{other.what} is held by run {other.run} step {other.step} on {other.host}"
+        log.info("run %s step %s waits: %s", self.run_id, self.step.name, text)
+        self._log(f"waits: {text}")
 
     def _renew(self) -> bool:
         """Extend this attempt's own lease; False where the step is another attempt's."""
@@ -214,9 +248,14 @@ class Claimed:
     def _log(self, text: str) -> None:
         """Keep what the step prints; its output is not worth failing for."""
         try:
-            self.store.add_log(self.run_id, self.step_id, text.splitlines())
+            self.store.add_log(self.run_id, self.step_id, self.redaction.text(text).splitlines())
         except StoreUnavailable:
             return
+
+    def _printed(self, stream: str, lines: Sequence[str]) -> None:
+        with contextlib.suppress(StoreUnavailable):
+            told = [self.redaction.text(line) for line in lines]
+            self.store.add_log(self.run_id, self.step_id, told, stream)
 
     def _asked_to_stop(self) -> Callable[[], bool]:
         """Whether the run is ending; asks Redis now and then, and goes on where that does not answer."""
@@ -256,7 +295,7 @@ class _Upstream(Mapping[str, StepReport]):
 
 def _engine() -> Any:
     from longshore.tasks.engine import engine_url  # noqa: PLC0415 - docker is an extra
-    from longshore.tasks.engine_client import raw_client  # noqa: PLC0415
+    from longshore.tasks.engine.client import raw_client  # noqa: PLC0415
 
     return raw_client(engine_url())
 

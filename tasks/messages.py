@@ -159,5 +159,5 @@ def probe(self: SagaTask, probe_id: str, index: int) -> None:
     body = store.probe(probe_id)
     if body is None:
         raise Ignore("nobody waits for it any more")
-    answer = probe_step(body, index, hostname(str(self.request.hostname or "")))
+    answer = probe_step(body, index, hostname(str(self.request.hostname or "")), store)
     store.answer(probe_id, json.dumps(answer, ensure_ascii=False), 60.0)

@@ -6,35 +6,46 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from longshore.orchestration import guards, templates
+from longshore.orchestration import guards, secrets, templates
+from longshore.orchestration.context import HostFacts
 from longshore.orchestration.errors import LongshoreError
-from longshore.orchestration.plan import UndoSpec
+from longshore.orchestration.objects import Objects
+from longshore.orchestration.plan import INSIDE, UndoSpec
+from longshore.orchestration.secrets import Redaction
+from longshore.orchestration.store import Store
+from longshore.tasks.facts import facts
 from longshore.tasks.operation import Context, Prediction, implementation
 from longshore.tasks.plans import Loaded, Plans
-from longshore.tasks.runner import render_params, validate_params
+from longshore.tasks.runner import render_step, validate_params
 from longshore.tasks.scope import of_steps
 
 
-def probe_step(body: dict[str, Any], index: int, host: str) -> dict[str, Any]:
+def probe_step(body: dict[str, Any], index: int, host: str, store: Store) -> dict[str, Any]:
     """The answer of one step: what it would do, whether that changes something, what its undo would be."""
     loaded = Plans.load(body)
     step = loaded.plan.steps[index]
     templated = step.operation.templated(step.step.with_)
     unknown = sorted(templates.references(templated).steps)
+    redaction = Redaction()
     try:
-        prediction = _guarded(loaded, index, _predict(loaded, index, unknown, host), host)
+        prediction = _guarded(loaded, index, _predict(loaded, index, unknown, host, store, redaction), host)
     except (LongshoreError, templates.TemplateProblem) as error:
         # Before anything has run, what an earlier step will bring is missing; that is no proof.
         certain = not step.needs
         prediction = Prediction(f"cannot be told: {error}", changed=None, impossible=str(error) if certain else None)
     except Exception as error:  # noqa: BLE001 - somebody waits for the answer
         prediction = Prediction(f"cannot be told: {type(error).__name__}: {error}", changed=None)
+    prediction = replace(
+        prediction,
+        action=redaction.text(prediction.action),
+        impossible=redaction.text(prediction.impossible) if prediction.impossible else None,
+    )
     undo = prediction.undo
     if isinstance(step.step.undo, UndoSpec):
         undo = f"run {step.step.undo.op}"
     elif step.step.undo == "none" or step.read_only:
         undo = "nothing to take back"
-    elif not step.operation.takes_back:
+    elif not step.has_undo:
         undo = "none: it would stand"
     return {
         "index": index,
@@ -67,7 +78,9 @@ def _guarded(loaded: Loaded, index: int, prediction: Prediction, host: str) -> P
     )
 
 
-def _predict(loaded: Loaded, index: int, unknown: list[str], host: str) -> Prediction:
+def _predict(
+    loaded: Loaded, index: int, unknown: list[str], host: str, store: Store, redaction: Redaction
+) -> Prediction:
     step = loaded.plan.steps[index]
     raw = step.step.with_
     if unknown:
@@ -80,7 +93,12 @@ def _predict(loaded: Loaded, index: int, unknown: list[str], host: str) -> Predi
     templated = step.operation.templated(raw)
     if step.step.foreach is not None:
         return _for_each(loaded, index, scope)
-    params = validate_params(step.operation.params, raw | render_params(templated, scope))
+    inside = step.step.in_.container if step.step.in_ is not None else ""
+    rendered = render_step(raw, templated, inside, scope)
+    inside = rendered.pop(INSIDE, "")
+    if word := rendered.pop(secrets.WORD, ""):
+        rendered = secrets.reveal(rendered, word, redaction.values)
+    params = validate_params(step.operation.params, rendered)
     context = Context(
         run_id="dry-run",
         step=step.name,
@@ -88,6 +106,10 @@ def _predict(loaded: Loaded, index: int, unknown: list[str], host: str) -> Predi
         dry_run=True,
         has_upstream=bool(step.needs),
         files=loaded.file,
+        host=HostFacts(host, facts=facts()),
+        container=inside,
+        redact=redaction.text,
+        objects=lambda: Objects(store),
     )
     return implementation(step.operation.name).predict(context, params)
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 import logging
 import time
+import traceback
 from dataclasses import replace
 from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
 from pydantic import ValidationError
 
-from longshore.orchestration import templates
+from longshore.orchestration import secrets, templates
 from longshore.orchestration.checks import plain
 from longshore.orchestration.durations import format_duration
 from longshore.orchestration.errors import (
     Blocked,
     Delayed,
+    InDoubt,
     OperationError,
     Preflight,
     StepCancelled,
@@ -30,8 +32,8 @@ from longshore.orchestration.errors import (
     Unsuccessful,
 )
 from longshore.orchestration.keys import Field
-from longshore.orchestration.operations import Params, Retry, find
-from longshore.orchestration.plan import UndoSpec
+from longshore.orchestration.operations import Operation, Params, Retry, find
+from longshore.orchestration.plan import INSIDE, UndoSpec
 from longshore.orchestration.settings import MAX_DATA_BYTES
 from longshore.orchestration.states import STEP_GOOD, StepState, UndoState
 from longshore.orchestration.store import Grant, Recorded
@@ -61,19 +63,25 @@ class Attempt(Fenced, ComesAgain):
         grant = self._claim("")
         point("step.claimed")
         began = time.monotonic()
+        failure: OperationError
         try:
             outcome = self._act(grant)
         except StepTimeout as error:
-            return self._failed(grant, self._too_long(error.message, error.data), began)
+            failure = self._too_long(error.message, error.data)
         except SoftTimeLimitExceeded:
-            return self._failed(grant, self._too_long("ran out of its time", {}), began)
+            failure = self._too_long("ran out of its time", {})
         except OperationError as error:
-            return self._failed(grant, error, began)
+            failure = error
         except (Refused, IsParked, StoreUnavailable):
             raise
-        except Exception as error:  # an operation's own mistake must not lose the step
-            log.exception("step %s of run %s", self.step.name, self.run_id)
-            return self._failed(grant, OperationError(f"{type(error).__name__}: {error}"), began)
+        except Exception as error:  # noqa: BLE001 - an operation's own mistake must not lose the step
+            failure = self._mistake(error)
+        else:
+            return self._succeeded(grant, outcome, began)
+        # Out of reach of what it was raised from, which may tell a secret.
+        return self._failed(grant, self._told(failure), began)
+
+    def _succeeded(self, grant: Grant, outcome: Outcome, began: float) -> Recorded:
         point("step.acted")
         status = StepState.CHANGED if outcome.changed and not self.step.read_only else StepState.UNCHANGED
         body: dict[str, Any] = {"host": self.host, "s": round(time.monotonic() - began, 4)}
@@ -92,19 +100,19 @@ class Attempt(Fenced, ComesAgain):
         with self._receipt(grant, context) as (receipt, found):
             if found is not None:
                 return Outcome(**found)
-            outcome = self._act_on(grant, context)
+            outcome = self._without_secrets(self._act_on(grant, context))
             if receipt is not None and not outcome.hosts:
                 receipt.done({"changed": outcome.changed, "data": outcome.data})
             return outcome
 
     def _act_on(self, grant: Grant, context: Context) -> Outcome:
         done: Implementation[Any] = self._doing(self.step.operation.name)
-        params, rendered = self._params(grant)
+        params, rendered = self._params(grant, context)
         before = json.loads(grant.before) if grant.before else None
         if before is None:
             before = {} if self.step.read_only else done.before(context, params)
             if rendered or before or self._keeps_journal(done):
-                text = as_json(before)
+                text = as_json(self.redaction.data(before))
                 journalled = self._patiently(
                     lambda: self.store.journal(self.run_id, self.step_id, "", grant.fence, rendered, text)
                 )
@@ -134,17 +142,51 @@ class Attempt(Fenced, ComesAgain):
         own = getattr(done, "keeps_journal", type(done).before is not Implementation.before)
         return bool(own) and not self.step.read_only
 
-    def _params(self, grant: Grant) -> tuple[Params, str]:
-        """The parameters as rendered at the first claim, and their JSON where it is to be journalled."""
-        raw = self.step.step.with_
-        model = self.step.operation.params
+    def _params(self, grant: Grant, context: Context) -> tuple[Params, str]:
+        """The parameters as rendered at the first claim, and their JSON where it is to be journalled.
+
+        The context is told the container that it is done in, and what must not be told.
+        """
+        operation, raw = self.step.operation, self.step.step.with_
         if grant.rendered:
-            return validate_params(model, json.loads(grant.rendered)), ""
-        templated = self.step.operation.templated(raw)
-        if not templates.has_template(templated):
-            return validate_params(model, raw), ""
-        rendered = raw | render_params(templated, self._scope(templated, grant))
-        return validate_params(model, rendered), as_json(rendered)
+            return self._ready(operation, json.loads(grant.rendered), context), ""
+        templated = operation.templated(raw)
+        if not templates.has_template([templated, self._inside()]):
+            return self._ready(operation, raw, context), ""
+        known = self._scope([templated, self._inside()], grant)
+        rendered = render_step(raw, templated, self._inside(), known)
+        return self._ready(operation, rendered, context), as_json(rendered)
+
+    def _inside(self) -> str:
+        inside = self.step.step.in_
+        return inside.container if inside is not None else ""
+
+    def _ready(self, operation: Operation, rendered: dict[str, Any], context: Context) -> Params:
+        """What was rendered, as the operation takes it."""
+        values = dict(rendered)
+        context.container = values.pop(INSIDE, self._inside())
+        if word := values.pop(secrets.WORD, ""):
+            values = secrets.reveal(values, word, self.redaction.values)
+        context.redact = self.redaction.text
+        return validate_params(operation.params, values)
+
+    def _without_secrets(self, outcome: Outcome) -> Outcome:
+        if not self.redaction.values:
+            return outcome
+        hosts = [replace(host, error=self.redaction.text(host.error)) if host.error else host for host in outcome.hosts]
+        return Outcome(outcome.changed, self.redaction.data(outcome.data), hosts)
+
+    def _told(self, error: OperationError) -> OperationError:
+        """An error as it may be told: nothing in it, nor in what it was raised from, is a secret."""
+        if self.redaction.values:
+            secrets.no_value(error, self.redaction)
+            error.__cause__ = error.__context__ = None
+        return error
+
+    def _mistake(self, error: Exception) -> OperationError:
+        told = self.redaction.text("".join(traceback.format_exception(error)))
+        log.error("step %s of run %s\n%s", self.step.name, self.run_id, told)
+        return OperationError(f"{type(error).__name__}: {error}")
 
     def _scope(self, raw: Any, grant: Grant) -> dict[str, Any]:
         """What templates may look at; only the steps that they name are read."""
@@ -162,7 +204,7 @@ class Attempt(Fenced, ComesAgain):
         passes = isinstance(error, Transient | Blocked) or (explicit and isinstance(error, Unsuccessful))
         cancelled = isinstance(error, StepCancelled)
         # Asked after in vain, or until the run was ended: it may have happened.
-        unknown = isinstance(error, Delayed)
+        unknown = isinstance(error, Delayed | InDoubt)
         if passes and grant.tries < policy.attempts:
             self._again(grant, "", policy, error)
         body: dict[str, Any] = {
@@ -199,22 +241,25 @@ class Attempt(Fenced, ComesAgain):
         grant = self._claim("u")
         point("undo.claimed")
         began = time.monotonic()
+        failure: OperationError
         try:
             self._undo(grant)
         except OperationError as error:
-            self._ask_again(grant, "u", error)
-            if isinstance(error, Transient) and grant.tries < UNDO_RETRY.attempts:
-                self._again(grant, "u", UNDO_RETRY, error)
-            return self._end_undo(grant, UndoState.UNDO_FAILED, began, str(error))
+            failure = error
         except SoftTimeLimitExceeded:
-            return self._end_undo(grant, UndoState.UNDO_FAILED, began, "ran out of its time")
+            failure = OperationError("ran out of its time")
         except (Refused, IsParked, StoreUnavailable):
             raise
-        except Exception as error:  # see forward
-            log.exception("undo of step %s of run %s", self.step.name, self.run_id)
-            return self._end_undo(grant, UndoState.UNDO_FAILED, began, f"{type(error).__name__}: {error}")
-        point("undo.acted")
-        return self._end_undo(grant, UndoState.UNDONE, began, "")
+        except Exception as error:  # noqa: BLE001 - see forward
+            failure = self._mistake(error)
+        else:
+            point("undo.acted")
+            return self._end_undo(grant, UndoState.UNDONE, began, "")
+        failure = self._told(failure)
+        self._ask_again(grant, "u", failure)
+        if isinstance(failure, Transient) and grant.tries < UNDO_RETRY.attempts:
+            self._again(grant, "u", UNDO_RETRY, failure)
+        return self._end_undo(grant, UndoState.UNDO_FAILED, began, str(failure))
 
     def _undo(self, grant: Grant) -> None:
         """Take the step back, if there is something to take back."""
@@ -232,7 +277,7 @@ class Attempt(Fenced, ComesAgain):
         if isinstance(step.step.undo, UndoSpec):
             self._own_undo(grant, context, step.step.undo, before, data)
             return
-        params, _ = self._params(_with_rendered(grant, grant.step_rendered))
+        params, _ = self._params(_with_rendered(grant, grant.step_rendered), context)
         if isinstance(done, Waiting):
             parking = done.park_undo(self._place(grant, "u"), params, info)
             if parking is not None:
@@ -258,13 +303,13 @@ class Attempt(Fenced, ComesAgain):
             rendered = json.loads(grant.rendered)
         else:
             templated = operation.templated(undo.with_)
-            known = self._scope(templated, grant) | {"data": data, "before": before}
-            rendered = undo.with_ | render_params(templated, known)
-        params = validate_params(operation.params, rendered)
+            known = self._scope([templated, self._inside()], grant) | {"data": data, "before": before}
+            rendered = render_step(undo.with_, templated, self._inside(), known)
+        params = self._ready(operation, rendered, context)
         context.step = f"{self.step.name}@undo"
         done = self._doing(operation.name)
         own_before = done.before(context, params)
-        text = as_json(rendered)
+        text = as_json(rendered)  # with marks where secrets are
         if not self._patiently(lambda: self.store.journal(self.run_id, self.step_id, "u", grant.fence, text, "")):
             raise Refused("the undo is another attempt's now")
         if isinstance(done, Waiting):
@@ -313,6 +358,17 @@ def bulk_of(outcome: Outcome) -> str:
 
 def _with_rendered(grant: Grant, rendered: str) -> Grant:
     return replace(grant, rendered=rendered, step_rendered=rendered)
+
+
+def render_step(raw: dict[str, Any], templated: dict[str, Any], inside: str, known: dict[str, Any]) -> dict[str, Any]:
+    """The parameters with marks in the place of secrets, and what is stored beside them."""
+    marks = secrets.Marks()
+    rendered = raw | render_params(templated, known | {templates.SECRET: marks})
+    if marks.used:
+        rendered[secrets.WORD] = marks.word
+    if inside:
+        rendered[INSIDE] = render_params({INSIDE: inside}, known)[INSIDE]
+    return rendered
 
 
 def render_params(raw: dict[str, Any], scope: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,140 @@
+"""Secrets by reference: `{{ secret('env:DB_PASSWORD') }}`, or `secret('file:/run/secrets/db')`.
+
+What is rendered and stored is a mark that holds the reference; the value is read by the worker, at each attempt,
+just before the operation is called. A mark counts only with the random word that was stored beside it, so that no
+parameter and no step's data can pose as one.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
+
+from longshore.orchestration.errors import OperationError, Preflight
+
+_REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/[^\x00\n⟧]+")
+#: A shorter one would be found by chance in what a step says.
+_SHORTEST = 4
+_SHORTEST_LINE = 8
+_LARGEST = 64 * 1024
+HIDDEN = "***"
+#: Under it, the random word stands beside a step's rendered parameters; no parameter's name begins with a blank.
+WORD = " secrets"
+
+
+def problem(reference: Any) -> str | None:
+    """What is wrong with a reference as it is written; None if nothing is."""
+    if isinstance(reference, str) and _REFERENCE.fullmatch(reference):
+        return None
+    return f"secret({reference!r}): a secret is 'env:NAME' or 'file:/path'"
+
+
+class Marks:
+    """Gives a mark for each reference, while one step's parameters are rendered."""
+
+    def __init__(self) -> None:
+        self.word = uuid4().hex
+        self.used = False
+
+    def __call__(self, reference: str) -> str:
+        if why := problem(reference):
+            raise ValueError(why)
+        self.used = True
+        return f"⟦secret {self.word} {reference}⟧"
+
+
+def _mark(word: str) -> re.Pattern[str]:
+    return re.compile(rf"⟦secret {re.escape(word)} ([^⟧]*)⟧")
+
+
+def reveal(value: Any, word: str, found: set[str]) -> Any:
+    """The value with each secret in the place of its mark; what they are is added to `found`. Preflight if there
+    is none.
+    """
+    return _each(value, lambda text: _mark(word).sub(lambda mark: _read(mark[1], found), text))
+
+
+def as_template(value: Any, word: str) -> Any:
+    """The value with marks as they were written in the plan."""
+    return _each(value, lambda text: _mark(word).sub(lambda mark: f"{{{{ secret({mark[1]!r}) }}}}", text))
+
+
+def _each(value: Any, change: Any) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _each(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_each(item, change) for item in value]
+    return value
+
+
+def _read(reference: str, found: set[str]) -> str:
+    kind, _, name = reference.partition(":")
+    if kind == "env":
+        value = os.environ.get(name)
+        if value is None:
+            raise Preflight(f"secret {reference} is not set for this worker", remedy=f"start it with {name} set")
+    else:
+        try:
+            with Path(name).open("rb") as file:
+                data = file.read(_LARGEST + 1)
+            value = data.decode().removesuffix("\n")
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or "it is no text"
+            raise Preflight(f"secret {reference} cannot be read by this worker: {why}") from None
+        if len(data) > _LARGEST:
+            raise Preflight(f"secret {reference} is larger than {_LARGEST} bytes")
+    if len(value) < _SHORTEST:
+        raise Preflight(
+            f"secret {reference} has fewer than {_SHORTEST} characters, and could not be kept out of records"
+        )
+    found.add(value)
+    return value
+
+
+class Redaction:
+    """Takes secrets out of what is recorded, however they are spelled there."""
+
+    def __init__(self) -> None:
+        self.values: set[str] = set()
+
+    def text(self, text: str) -> str:
+        for spelled in self._spellings():
+            text = text.replace(spelled, HIDDEN)
+        return text
+
+    def data(self, value: Any) -> Any:
+        """The same for what will be JSON, its keys as well."""
+        if not self.values:
+            return value
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, Mapping):
+            return {self.data(key): self.data(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.data(item) for item in value]
+        return value
+
+    def _spellings(self) -> Iterable[str]:
+        found: set[str] = set()
+        for value in self.values:
+            lines = [line for line in value.splitlines() if len(line.strip()) >= _SHORTEST_LINE]
+            for one in {value, value.strip(), *lines} - {""}:
+                found |= {one, repr(one)[1:-1], json.dumps(one)[1:-1], json.dumps(one, ensure_ascii=False)[1:-1]}
+                found |= {quote(one), quote(one, safe=""), base64.b64encode(one.encode()).decode()}
+        return sorted(found, key=len, reverse=True)
+
+
+def no_value(error: OperationError, redaction: Redaction) -> OperationError:
+    """The error, with no secret in anything that it says."""
+    error.message, error.remedy = redaction.text(error.message), redaction.text(error.remedy)
+    error.data = redaction.data(error.data)
+    return error
