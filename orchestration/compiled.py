@@ -89,7 +89,7 @@ class CompiledStep:
     def has_undo(self) -> bool:
         """Whether there is something to run in order to take it back."""
         if self.step.undo is None:
-            return self.operation.takes_back
+            return self.operation.takes_back and self.operation.undoable(self.step.with_)
         return self.step.undo != "none"
 
     @cached_property

@@ -22,6 +22,10 @@
     {ns}:tidied          string  there while nobody needs to tidy up; expires by itself
     {ns}:tick            string  when a sweeper last was at work, ms
     {ns}:pause           string  until when no lease is judged, ms
+    {ns}:lock:<name>     text    who holds what others share: a project of an engine; JSON, expires by its lease
+    {ns}:locks           set     the names of locks that were held
+    {ns}:object:<name>   hash    an entry of the object store: data (base64), sha256, size, content_type, by
+    {ns}:kept-object:<run>.<step>  hash  what an entry was before that step; expires with the run
     {ns}:aside           stream  messages that no worker can take, and why; capped
     {ns}:hosts           set     the hosts that ever had a worker
     {ns}:host:<name>     string  there while a worker of the host is alive; expires by itself
@@ -221,6 +225,19 @@ class Keys:
     @property
     def hosts(self) -> str:
         return f"{self.namespace}:hosts"
+
+    def lock(self, name: str) -> str:
+        return f"{self.namespace}:lock:{name}"
+
+    @property
+    def locks(self) -> str:
+        return f"{self.namespace}:locks"
+
+    def object(self, name: str) -> str:
+        return f"{self.namespace}:object:{name}"
+
+    def kept_object(self, op_id: str) -> str:
+        return f"{self.namespace}:kept-object:{op_id}"
 
     def host(self, name: str) -> str:
         return f"{self.namespace}:host:{name}"

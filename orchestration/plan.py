@@ -54,6 +54,8 @@ _GUARDS = WithJsonSchema(
 )
 #: `_any` worker, each host (`_all`), or a host by its name.
 TARGET = r"^(_any|_all|[A-Za-z0-9][A-Za-z0-9._-]{0,63}|.*\{\{.*\}\}.*)$"
+#: Under it, the container that a step is done in stands beside its rendered parameters.
+INSIDE = " in"
 #: A number of items or hosts, or a part of them.
 TOLERATE = r"^(\d+|\d{1,2}(\.\d+)?%|100%)$"
 
@@ -168,6 +170,12 @@ class Concurrency(_Model):
     )
 
 
+class Inside(_Model):
+    """Inside of what a step is done."""
+
+    container: str = Field(min_length=1, description="A running container's name or id; may use templates")
+
+
 class Step(_Model):
     """A node of the plan."""
 
@@ -187,6 +195,9 @@ class Step(_Model):
     )
     target: Annotated[str | None, BeforeValidator(_as_target)] = Field(
         None, description="_any worker, _all hosts, or one host by its name"
+    )
+    in_: Inside | None = Field(
+        None, alias="in", description="Done inside a container: command, file, node and network operations"
     )
     tolerate: Annotated[str | None, BeforeValidator(_as_tolerance)] = Field(
         None, description="How many of its items or hosts may fail: 2, or 10%"
@@ -423,6 +434,10 @@ class StepHandle:
         """Do it for each item, at the same time; `item` is the item in its parameters."""
         return self._set(foreach=as_data(items))
 
+    def inside(self, container: str | Expression) -> Self:
+        """Do it inside a running container: command, file, node and network operations."""
+        return self._set(in_=Inside(container=str(container)))
+
     def target(self, target: str | Expression) -> Self:
         """`_any` worker, `_all` hosts, or one host by its name."""
         return self._set(target=str(target))
@@ -477,3 +492,21 @@ class StepHandle:
 
     def describe(self, text: str) -> Self:
         return self._set(description=text)
+
+
+def single(
+    operation: str,
+    params: Mapping[str, Any],
+    *,
+    target: str = "_any",
+    inside: str | None = None,
+    timeout: float | str | None = None,
+) -> Plan:
+    """A plan of one step, called after its operation."""
+    plan = Plan(operation[:64], target=target, labels={"operation": operation})
+    step = plan.step("do", operation, **params)
+    if inside is not None:
+        step.inside(inside)
+    if timeout is not None:
+        step.timeout(timeout)
+    return plan

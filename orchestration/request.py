@@ -53,12 +53,16 @@ def concurrency(plan: Plan, params: dict[str, Any]) -> dict[str, Any]:
     return {"concurrency": plan.concurrency.model_dump() | {"key": key}}
 
 
+#: The operations of which `source` is a file beside the plan.
+_CARRY = frozenset({"file.deploy.execute", "file.upload", "file.changed.get"})
+
+
 def _local_files(plan: Plan, params: dict[str, Any]) -> dict[str, str]:
     """The contents of the local files that steps name as `source`, base64, by the path written in the plan."""
     found: dict[str, str] = {}
     for name, step in plan.steps.items():
         source = step.with_.get("source")
-        if step.op != "file.deploy.execute" or not isinstance(source, str):
+        if step.op not in _CARRY or not isinstance(source, str):
             continue
         path = ("steps", name, "with", "source")
         try:

@@ -99,6 +99,13 @@ class Settings(BaseSettings):
     #: Who does it, on every event; the OS user if left out.
     actor: str | None = None
 
+    #: Folders that `file.*` may write in and that commands may be run in, separated by `:`; links do not lead out.
+    allowed_roots: str = "/"
+    #: Programs that commands may run, by name or path, with * and ?, separated by commas; any if left out.
+    allowed_commands: str = ""
+    #: Bytes of one entry of the object store.
+    max_object: int = Field(default=16 * 1024 * 1024, ge=1, le=256 * 1024 * 1024)
+
     #: This host's name, where it is not the one in the worker's node name (`worker@HOST`).
     host: str = ""
     #: A worker that is silent for so long has lost its step.

@@ -44,17 +44,20 @@ class Shelf(Connection):
 
     # --- output of steps --------------------------------------------------------------------------
 
-    def add_log(self, run_id: str, step_id: StepId, lines: Sequence[str]) -> None:
-        """Keep what a step printed: the last thousand lines."""
+    def add_log(self, run_id: str, step_id: StepId, lines: Sequence[str], stream: str = "") -> None:
+        """Keep what a step printed: the last thousand lines, with the stream that they are of."""
         key = self.keys.of(run_id).log(step_id)
         pipe = self.client.pipeline(transaction=False)
         for line in lines:
-            pipe.xadd(key, {"line": line}, maxlen=1000, approximate=True)
+            entry: dict[Any, Any] = {"line": line} | ({"stream": stream} if stream else {})
+            pipe.xadd(key, entry, maxlen=1000, approximate=True)
         self.call(pipe.execute)
 
-    def log(self, run_id: str, step_id: StepId) -> Iterator[str]:
-        for _, entry in self.call(self.client.xrange, self.keys.of(run_id).log(step_id)):
-            yield entry["line"]
+    def log(self, run_id: str, step_id: StepId, after: str = "-") -> Iterator[tuple[str, str, str]]:
+        """What a step printed since: an id to go on from, the stream (stdout, stderr, or ''), and the line."""
+        begin = after if after == "-" else f"({after}"
+        for entry_id, entry in self.call(self.client.xrange, self.keys.of(run_id).log(step_id), min=begin):
+            yield entry_id, entry.get("stream", ""), entry["line"]
 
     # --- dry runs ---------------------------------------------------------------------------------
 

@@ -1,9 +1,22 @@
 """The catalogue of operations: names, parameters, results and promises, without their doing."""
 
-from longshore.orchestration.operations import approval, celery, command, compose, docker, file, noop, subplan
+from longshore.orchestration.operations import (
+    approval,
+    celery,
+    command,
+    compose,
+    docker,
+    file,
+    network,
+    node,
+    noop,
+    subplan,
+)
 from longshore.orchestration.operations.base import (
     BACKOFF,
+    LOOKS,
     NO_RETRY,
+    About,
     Kind,
     Operation,
     Params,
@@ -19,7 +32,9 @@ from longshore.orchestration.operations.base import (
 
 __all__ = [
     "BACKOFF",
+    "LOOKS",
     "NO_RETRY",
+    "About",
     "Kind",
     "Operation",
     "Params",
@@ -36,6 +51,8 @@ __all__ = [
     "file",
     "find",
     "known",
+    "network",
+    "node",
     "noop",
     "register",
     "subplan",

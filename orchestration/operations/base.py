@@ -102,6 +102,31 @@ def _never(_params: dict[str, Any]) -> bool:
 
 
 @dataclass(frozen=True)
+class About:
+    """What a person has to know of an operation besides its parameters; each a sentence without its full stop."""
+
+    #: When it says `changed`.
+    changed: str
+    #: What its undo does.
+    undo: str
+    #: How a second delivery of the same step is recognised.
+    duplicate: str
+    #: What a dry run says.
+    dry_run: str = "compares what is there with what is wanted, and says what would be done"
+    #: Which errors are tried again.
+    retried: str = "an engine that does not answer or is busy; nothing else"
+
+
+#: Of what only looks.
+LOOKS = About(
+    changed="never: it only looks",
+    undo="nothing to take back",
+    duplicate="looks again",
+    dry_run="says what would be looked at",
+)
+
+
+@dataclass(frozen=True)
 class Operation:
     """The schema of one kind of work.
 
@@ -127,6 +152,13 @@ class Operation:
     effect: bool = True
     #: The service that it needs, `{host}` for the host that it runs on: while that is down it is not tried.
     service: str = ""
+    #: Whether, with these raw parameters, its undo can do something.
+    undoable: Callable[[dict[str, Any]], bool] = _always
+    #: The parameters in which `secret()` may stand.
+    secrets: frozenset[str] = frozenset()
+    #: Whether it can be done inside a container (`in:` of a step).
+    inside: bool = False
+    about: About | None = None
     #: Of an application's own: what does it (`longshore.orchestration.functions`).
     function: Any = None
 
@@ -172,7 +204,8 @@ def find(name: str) -> Operation:
         load_own()
         operation = _REGISTRY.get(name)
     if operation is None:
-        near = get_close_matches(name, _REGISTRY, n=2)
+        longer = [known for known in _REGISTRY if known.startswith(f"{name}.")][:2]
+        near = longer or get_close_matches(name, _REGISTRY, n=2)
         remedy = f"did you mean {' or '.join(near)}?" if near else "own operations come with LONGSHORE_IMPORTS"
         raise UnknownName(f"unknown operation {name!r}", remedy=remedy)
     return operation

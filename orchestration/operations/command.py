@@ -1,4 +1,4 @@
-"""Programs and shell commands on the worker's host."""
+"""Programs and shell commands, on the worker's host or inside a container."""
 
 from __future__ import annotations
 
@@ -7,35 +7,34 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from longshore.orchestration.durations import Duration
-from longshore.orchestration.operations.base import NO_RETRY, Kind, Operation, Params, Result, Undo, register
+from longshore.orchestration.operations.base import NO_RETRY, About, Kind, Operation, Params, Result, Undo, register
 
 
-class _CommandParams(Params):
-    """What both commands share.
+class CommandParams(Params):
+    """A program that ends with one of `ok_codes`; any other exit code is a failure."""
 
-    `changes: false` says that it only looks. `creates` names a path: if it is there, nothing is run.
-    `unless` is a command: if it ends with 0, nothing is run.
-    """
-
-    cwd: str | None = None
-    #: Given, not inherited: the command sees these and PATH, HOME, LANG, USER, TZ.
-    env: dict[str, str] = {}
-    #: Text for its standard input.
-    stdin: str | None = None
-    timeout: Duration | None = None
+    cwd: str | None = Field(None, description="Where it is run")
+    env: dict[str, str] = Field(
+        {}, description="Given, not inherited: it sees these and PATH, HOME, LANG, USER, TZ, TMPDIR, LONGSHORE_*"
+    )
+    stdin: str | None = Field(None, description="Text for its standard input")
+    timeout: Annotated[Duration, Field(gt=0)] | None = Field(
+        None, description="Then it gets TERM, grace and KILL, its children too; the step's own time if left out"
+    )
+    grace: Duration = Field(10.0, description="Between TERM and KILL")
     ok_codes: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1)] = [0]
-    changes: bool = True
-    creates: str | None = None
-    unless: str | list[str] | None = None
+    changes: bool = Field(default=True, description="false: it only looks, and has nothing to take back")
+    creates: str | None = Field(None, description="A path; if it is there, nothing is run")
+    unless: str | list[str] | None = Field(None, description="A command; if it ends with 0, nothing is run")
 
 
-class ExecParams(_CommandParams):
+class ExecParams(CommandParams):
     """An argument list; no shell sees it."""
 
-    argv: Annotated[list[str], Field(min_length=1)]
+    argv: Annotated[list[str], Field(min_length=1, description="The program and its arguments")]
 
 
-class ShellParams(_CommandParams):
+class ShellParams(CommandParams):
     """Text for `/bin/sh -c`."""
 
     command: Annotated[str, Field(min_length=1)]
@@ -51,40 +50,43 @@ class CommandResult(Result):
     truncated: bool = False
 
 
-def _looks_only(params: dict[str, Any]) -> bool:
+def looks_only(params: dict[str, Any]) -> bool:
     return params.get("changes") is False
 
 
-def _repeatable(params: dict[str, Any]) -> bool:
-    return _looks_only(params) or bool(params.get("creates")) or bool(params.get("unless"))
+def repeatable(params: dict[str, Any]) -> bool:
+    return looks_only(params) or bool(params.get("creates")) or bool(params.get("unless"))
 
 
-EXEC = register(
-    Operation(
-        name="command.exec.execute",
-        params=ExecParams,
-        result=CommandResult,
-        queue="command",
-        kind=Kind.ACTS,
-        undo=Undo.NONE,
-        summary="Run a program with an argument list",
-        retry=NO_RETRY,
-        repeatable=_repeatable,
-        looks_only=_looks_only,
-    )
+COMMAND_ABOUT = About(
+    changed="it was run, unless the step says changes: false; not where creates or unless held it back",
+    undo="none of its own: give the step one",
+    duplicate="one at a time by its receipt; one that was lost is unknown, and run again only with creates, unless "
+    "or changes: false",
+    dry_run="says what would be run, and whether creates holds it back",
+    retried="none, unless the plan says so; then an exit code as well",
 )
 
-SHELL = register(
-    Operation(
-        name="command.shell.execute",
-        params=ShellParams,
-        result=CommandResult,
-        queue="command",
-        kind=Kind.ACTS,
-        undo=Undo.NONE,
-        summary="Run a command line by /bin/sh",
-        retry=NO_RETRY,
-        repeatable=_repeatable,
-        looks_only=_looks_only,
+
+def _command(name: str, params: type[CommandParams], summary: str) -> Operation:
+    return register(
+        Operation(
+            name=name,
+            params=params,
+            result=CommandResult,
+            queue="command",
+            kind=Kind.ACTS,
+            undo=Undo.NONE,
+            summary=summary,
+            retry=NO_RETRY,
+            repeatable=repeatable,
+            looks_only=looks_only,
+            secrets=frozenset({"env", "stdin"}),
+            inside=True,
+            about=COMMAND_ABOUT,
+        )
     )
-)
+
+
+EXEC = _command("command.exec.execute", ExecParams, "Run a program with an argument list")
+SHELL = _command("command.shell.execute", ShellParams, "Run a command line by /bin/sh")

@@ -1,52 +1,28 @@
-"""Containers of a Docker engine, one at a time."""
+"""Containers of a Docker engine, one at a time: made, started, stopped, changed, removed."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from longshore.orchestration.durations import Duration
-from longshore.orchestration.operations.base import Kind, Operation, Params, Result, Undo, register
+from longshore.orchestration.operations.base import About, Kind, Params, Result, Undo
+from longshore.orchestration.operations.docker.fields import (
+    NAME,
+    OfContainer,
+    Text,
+    container_name,
+    docker_operation,
+    is_template,
+    parse_size,
+)
 
-_NAME = re.compile(r"/?[a-zA-Z0-9][a-zA-Z0-9_.-]+")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmg]?)b?", re.IGNORECASE)
 _PORT = re.compile(
     r"(?:(?:(?P<host>\[[0-9a-fA-F:]+\]|[0-9.]+):)?(?P<outer>\d*):)?(?P<inner>\d+)(?:/(?P<protocol>tcp|udp|sctp))?"
 )
 _RESTART = re.compile(r"no|always|unless-stopped|on-failure(?::\d+)?")
-
-
-def _is_template(text: str) -> bool:
-    return "{{" in text
-
-
-def _text(value: Any) -> Any:
-    """Numbers are welcome where the engine wants text; truth values are not: `yes` or `true`?"""
-    if isinstance(value, bool):
-        raise ValueError(f"{value!r} is a truth value: put it in quotes")
-    return str(value) if isinstance(value, int | float) else value
-
-
-def _container(value: str) -> str:
-    if not _is_template(value) and not _NAME.fullmatch(value):
-        raise ValueError(f"{value!r} is neither a container's name nor its id")
-    return value.removeprefix("/")
-
-
-def parse_size(value: Any) -> int:
-    """Bytes, from a number or from `512k`, `64m`, `1.5g`. Raises ValueError."""
-    if isinstance(value, bool):
-        raise ValueError(f"{value!r} is not a size (64m, 1g, or bytes)")
-    match = _SIZE.fullmatch(str(value).strip())
-    if not match:
-        raise ValueError(f"{value!r} is not a size (64m, 1g, or bytes)")
-    return int(float(match[1]) * 1024 ** "bkmg".index(match[2].lower() or "b"))
-
-
-Text = Annotated[str, BeforeValidator(_text), WithJsonSchema({"type": ["string", "number"]})]
-ContainerName = Annotated[str, Field(min_length=1), BeforeValidator(_text)]
 
 
 class Mount(Params):
@@ -73,11 +49,11 @@ class Mount(Params):
     def _fits(self) -> Mount:
         if (self.type == "tmpfs") != (self.source is None):
             raise ValueError("a tmpfs has no source" if self.source else f"a {self.type} needs a source")
-        if self.source is None or _is_template(self.source):
+        if self.source is None or is_template(self.source):
             return self
         if self.type == "bind" and not self.source.startswith("/"):
             raise ValueError(f"the path {self.source!r} is not absolute")
-        if self.type == "volume" and not _NAME.fullmatch(self.source):
+        if self.type == "volume" and not NAME.fullmatch(self.source):
             raise ValueError(f"{self.source!r} is neither an absolute path nor a volume's name")
         return self
 
@@ -107,14 +83,14 @@ class Log(Params):
     max_file: Annotated[int, Field(ge=1)] | None = 3
 
 
-class _Target(Params):
-    #: Name or id.
-    container: ContainerName
+class Health(Params):
+    """How the engine finds out whether it is well: a program inside that ends with 0."""
 
-    @field_validator("container")
-    @classmethod
-    def _valid(cls, value: str) -> str:
-        return _container(value)
+    test: Annotated[list[str], Field(min_length=1)]
+    interval: Duration = 30.0
+    timeout: Duration = 30.0
+    retries: Annotated[int, Field(ge=1)] = 3
+    start_period: Duration = 0.0
 
 
 class CreateParams(Params):
@@ -143,12 +119,14 @@ class CreateParams(Params):
     init: bool = True
     memory: Text | None = None
     cpus: Annotated[float, Field(gt=0)] | None = None
+    dns: list[str] = []
+    health: Health | None = None
     log: Log = Log()
 
     @field_validator("name")
     @classmethod
     def _name(cls, value: str | None) -> str | None:
-        return None if value is None else _container(value)
+        return None if value is None else container_name(value)
 
     @field_validator("labels")
     @classmethod
@@ -162,7 +140,7 @@ class CreateParams(Params):
     @classmethod
     def _ports(cls, value: list[str]) -> list[str]:
         for text in value:
-            if _is_template(text):
+            if is_template(text):
                 continue
             match = _PORT.fullmatch(text)
             numbers = [int(n) for n in (match["outer"], match["inner"]) if n] if match else []
@@ -174,53 +152,33 @@ class CreateParams(Params):
     @classmethod
     def _restart(cls, value: Any) -> Any:
         text = "no" if value is False else value  # YAML reads a bare no as false
-        if not isinstance(text, str) or not (_is_template(text) or _RESTART.fullmatch(text)):
+        if not isinstance(text, str) or not (is_template(text) or _RESTART.fullmatch(text)):
             raise ValueError(f"{value!r} is not no, always, unless-stopped or on-failure[:times]")
         return text
 
     @field_validator("memory")
     @classmethod
     def _memory(cls, value: str | None) -> str | None:
-        if value is not None and not _is_template(value):
+        if value is not None and not is_template(value):
             parse_size(value)
         return value
 
 
-class RunParams(CreateParams):
-    """A container that does one thing and ends; the step's timeout bounds it.
-
-    The container is made once, started once and awaited. `ok_codes` are the exit codes of success.
-    The ended container stays, labelled `longshore.kind=run`, until its undo or gc: it is the proof
-    that it ran, by which a second delivery knows not to run it again.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    ok_codes: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1)] = [0]
-    restart: Literal["no"] = "no"
-    #: Between TERM and KILL, when it is cancelled or runs out of its time.
-    grace: Duration = 10.0
-
-
-class StartParams(_Target):
+class StartParams(OfContainer):
     """A container that was made before."""
 
 
-class StopParams(_Target):
+class StopParams(OfContainer):
     """`grace` lies between TERM and KILL; without it the container's own counts, else 10 seconds."""
 
     grace: Duration | None = None
 
 
-class RemoveParams(_Target):
+class RemoveParams(OfContainer):
     """A running container is only removed with `force`, which stops it first."""
 
     force: bool = False
     grace: Duration | None = None
-
-
-class InspectParams(_Target):
-    """A container that is not there is an answer (`exists: false`), not an error."""
 
 
 class ContainerResult(Result):
@@ -257,61 +215,160 @@ class RemoveResult(Result):
     kept_as: str | None = None
 
 
-class InspectResult(Result):
-    """The normal form; `restarting` containers count as running in the engine's own words."""
+class RestartParams(OfContainer):
+    """Stopped and started again, whatever it does; one that does not run is started.
 
-    exists: bool
-    id: str | None = None
-    name: str | None = None
-    status: str | None = None
-    running: bool = False
-    health: str | None = None
-    exit_code: int | None = None
-    oom_killed: bool = False
-    started_at: str | None = None
-    finished_at: str | None = None
-    restart_count: int = 0
-    image: str | None = None
-    image_id: str | None = None
-    config_hash: str | None = None
-    labels: dict[str, str] = {}
+    What was changed in a project's files is not applied by this: that is `compose.up.execute`.
+    """
 
-
-class RunResult(Result):
-    """Output is kept up to 64 KiB a stream, its end; `truncated` says when there was more."""
-
-    id: str
-    name: str
-    image_id: str
-    exit_code: int
-    oom_killed: bool = False
-    stdout: str = ""
-    stderr: str = ""
-    truncated: bool = False
-    started_at: str | None = None
-    finished_at: str | None = None
-
-
-def _operation(verb: str, params: type[Params], result: type[Result], summary: str, **promises: Any) -> Operation:
-    return register(
-        Operation(name=f"docker.{verb}", params=params, result=result, queue="docker", summary=summary, **promises)
+    grace: Duration | None = Field(
+        None, description="Between TERM and KILL; the container's own if left out, else 10 s"
     )
 
 
-_CONVERGES: dict[str, Any] = {"kind": Kind.CONVERGES, "undo": Undo.FULL}
+class RenameParams(OfContainer):
+    """A container keeps its id; its networks know it by the new name from then on."""
 
-CREATE = _operation("create.execute", CreateParams, CreateResult, "Make a container, not started", **_CONVERGES)
-START = _operation("start.execute", StartParams, ContainerResult, "Start a container", **_CONVERGES)
-STOP = _operation("stop.execute", StopParams, StopResult, "Stop a container", **_CONVERGES)
-REMOVE = _operation("remove.execute", RemoveParams, RemoveResult, "Remove a container", **_CONVERGES)
-INSPECT = _operation(
-    "inspect.get", InspectParams, InspectResult, "Look at a container", kind=Kind.READ_ONLY, undo=Undo.NONE
+    name: str = Field(description="The new name")
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        return container_name(value)
+
+
+class RenameResult(Result):
+    """Which container it is, and what it was called."""
+
+    id: str
+    name: str
+    was: str
+
+
+class UpdateParams(OfContainer):
+    """What can be changed while it runs; what is left out stays as it is."""
+
+    restart: str | None = Field(None, description="no, always, unless-stopped or on-failure[:times]")
+    memory: Text | None = Field(None, description="The most it may use: 64m, 1g, or bytes; 0 for no limit")
+    cpus: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="How many it may use, such as 1.5; 0: no limit"
+    )
+    pids: Annotated[int, Field(ge=-1)] | None = Field(None, description="How many processes; -1 for no limit")
+
+    @field_validator("restart", mode="before")
+    @classmethod
+    def _restart(cls, value: Any) -> Any:
+        return None if value is None else CreateParams._restart(value)
+
+    @field_validator("memory")
+    @classmethod
+    def _memory(cls, value: str | None) -> str | None:
+        return CreateParams._memory(value)
+
+    @model_validator(mode="after")
+    def _something(self) -> UpdateParams:
+        if self.restart is None and self.memory is None and self.cpus is None and self.pids is None:
+            raise ValueError("give at least one of restart, memory, cpus and pids")
+        return self
+
+
+class UpdateResult(Result):
+    """What holds now; `memory` in bytes."""
+
+    id: str
+    name: str
+    restart: str
+    memory: int = 0
+    cpus: float = 0.0
+    pids: int | None = None
+
+
+_CONVERGES: dict[str, Any] = {"kind": Kind.CONVERGES, "undo": Undo.FULL}
+_FOUND_AS_WANTED = "finds it as wanted"
+
+CREATE = docker_operation(
+    "create.execute",
+    CreateParams,
+    CreateResult,
+    "Make a container, not started",
+    About(
+        changed="the container was made by this step",
+        undo="removes what this step has made; volumes in which a program may have written stay",
+        duplicate="finds the container by its label: the run, the step, and a digest of what it is made from",
+    ),
+    secrets=frozenset({"env"}),
+    **_CONVERGES,
 )
-RUN = _operation(
-    "run.execute",
-    RunParams,
-    RunResult,
-    "Run a container to its end, once",
+START = docker_operation(
+    "start.execute",
+    StartParams,
+    ContainerResult,
+    "Start a container",
+    About(
+        changed="it did not run",
+        undo="stops it, if it did not run before",
+        duplicate="it has been started since the step began, even if it has ended already",
+    ),
+    **_CONVERGES,
+)
+STOP = docker_operation(
+    "stop.execute",
+    StopParams,
+    StopResult,
+    "Stop a container",
+    About(
+        changed="it ran",
+        undo="starts it, and pauses it if it was paused; only if it ran before",
+        duplicate=_FOUND_AS_WANTED,
+    ),
+    **_CONVERGES,
+)
+RESTART = docker_operation(
+    "restart.execute",
+    RestartParams,
+    ContainerResult,
+    "Stop a container and start it again",
+    About(
+        changed="always",
+        undo="stops it, if it did not run before; starts it, if the restart left it stopped",
+        duplicate="it has been started since the step began",
+    ),
     kind=Kind.ACTS,
-    undo=Undo.PARTIAL,
+    undo=Undo.FULL,
+)
+REMOVE = docker_operation(
+    "remove.execute",
+    RemoveParams,
+    RemoveResult,
+    "Remove a container",
+    About(
+        changed="it was there",
+        undo="gives it its name back and starts it: until gc it is kept, stopped, under another name",
+        duplicate=_FOUND_AS_WANTED,
+    ),
+    **_CONVERGES,
+)
+RENAME = docker_operation(
+    "rename.execute",
+    RenameParams,
+    RenameResult,
+    "Give a container another name",
+    About(
+        changed="it had another name",
+        undo="gives it its old name back; refuses where another container has it now",
+        duplicate=_FOUND_AS_WANTED,
+    ),
+    **_CONVERGES,
+)
+UPDATE = docker_operation(
+    "update.execute",
+    UpdateParams,
+    UpdateResult,
+    "Change a container's restart policy and limits while it runs",
+    About(
+        changed="one of the values that are given was another",
+        undo="brings the former values back; refuses where somebody else has changed them since",
+        duplicate=_FOUND_AS_WANTED,
+    ),
+    **_CONVERGES,
 )

@@ -1,0 +1,5 @@
+"""The `docker.*` operations: containers, images, networks and volumes of an engine."""
+
+from longshore.orchestration.operations.docker import containers, images, looks, programs, stores
+
+__all__ = ["containers", "images", "looks", "programs", "stores"]
