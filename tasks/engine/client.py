@@ -6,14 +6,31 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from longshore.orchestration.errors import OperationError, Transient
-from longshore.tasks.engine import Conflict, Container, EngineTimeout, NotThere, Output, classified
+from longshore.tasks.engine import (
+    Check,
+    Conflict,
+    Container,
+    EngineTimeout,
+    Execution,
+    Image,
+    Login,
+    NotThere,
+    Output,
+    Said,
+    classified,
+    hijacked,
+    in_stream,
+)
+from longshore.tasks.machine.process import Tail
 
 _CALL_TIMEOUT = 60.0
+#: Without a word from a call that tells how it goes on.
+_STREAM_TIMEOUT = 600.0
 #: The engine's own grace where neither call nor container has one.
 _STOP_TIMEOUT = 10.0
 
@@ -46,7 +63,12 @@ class DockerEngine:
                 raise self._away(FileNotFoundError(path))
             try:
                 self._made = docker.APIClient(
-                    base_url=self.url, version="auto", timeout=int(_CALL_TIMEOUT), tls=_tls(self.url)
+                    base_url=self.url,
+                    version="auto",
+                    timeout=int(_CALL_TIMEOUT),
+                    tls=_tls(self.url),
+                    # The machine's own ssh knows its keys, hosts and agents; docker-py's needs another library.
+                    use_ssh_client=True,
                 )
             except Exception as error:
                 raise self._away(error) from error
@@ -56,6 +78,25 @@ class DockerEngine:
         if self._made is not None:
             self._made.close()
             self._made = None
+
+    def info(self) -> dict[str, Any]:
+        """Of the engine: its `ID`, the same for whoever reaches it, `NCPU`, and much more."""
+        found: dict[str, Any] = self._call("GET", "/info").json()
+        return found
+
+    def raw(self, container: str) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = self._get(f"/containers/{_quoted(container)}/json")
+        return found
+
+    def rows(self, filters: Mapping[str, list[str]], *, all_of_them: bool) -> list[dict[str, Any]]:
+        """One call for all: one look at each would be slower, and could miss one that has gone meanwhile."""
+        return self._get("/containers/json", all=int(all_of_them), filters=json.dumps(filters)) or []
+
+    def update(self, container: str, body: Mapping[str, Any]) -> None:
+        self._call("POST", f"/containers/{_quoted(container)}/update", body=body)
+
+    def unpause(self, container: str) -> None:
+        self._call("POST", f"/containers/{_quoted(container)}/unpause")
 
     def inspect(self, container: str) -> Container | None:
         raw = self._get(f"/containers/{_quoted(container)}/json")
@@ -127,23 +168,155 @@ class DockerEngine:
             time.sleep(0.1)
         return True
 
-    def logs(self, container: str, limit: int) -> Output:
+    def logs(self, container: str, limit: int, *, tail: int | None = None, since: float | None = None) -> Output:
         path = f"/containers/{_quoted(container)}"
         raw = self._get(f"{path}/json")
         if raw is None:
             return Output()
-        out, err = _Tail(limit), _Tail(limit)
+        out, err = Tail(limit), Tail(limit)
         try:
-            response = self._call("GET", f"{path}/logs", params={"stdout": 1, "stderr": 1}, stream=True)
+            params: dict[str, Any] = {"stdout": 1, "stderr": 1} | ({"tail": tail} if tail is not None else {})
+            params |= {"since": f"{since:.3f}"} if since is not None else {}
+            response = self._call("GET", f"{path}/logs", params=params, stream=True)
         except OperationError as error:
             if "logging driver" not in error.message.lower():
                 raise
             return Output()  # what it said went elsewhere, or nowhere
         with contextlib.closing(response):
             chunks = response.iter_content(1 << 16)
-            for kind, piece in ((1, chunk) for chunk in chunks) if raw["Config"]["Tty"] else _frames(chunks):
+            for kind, piece in ((1, chunk) for chunk in chunks) if raw["Config"]["Tty"] else hijacked.frames(chunks):
                 (err if kind == 2 else out).add(piece)
         return Output(out.text(), err.text(), out.truncated or err.truncated)
+
+    # --- programs and files inside ----------------------------------------------------------------
+
+    def create_exec(self, container: str, body: Mapping[str, Any]) -> str:
+        said = {"AttachStdout": True, "AttachStderr": True} | dict(body)
+        return str(self._call("POST", f"/containers/{_quoted(container)}/exec", body=said).json()["Id"])
+
+    def start_exec(self, execution: str, stdin: bytes | None, said: Said, check: Check) -> None:
+        """Start it and follow it to its end. What `check` raises leaves it running."""
+        headers = {"Connection": "Upgrade", "Upgrade": "tcp"}
+        body = {"Detach": False, "Tty": False}
+        response = self._call("POST", f"/exec/{execution}/start", body=body, stream=True, headers=headers)
+        try:
+            hijacked.talk(self._api._get_raw_response_socket(response), stdin, said, check)
+        finally:
+            response.close()
+
+    def execution(self, execution: str) -> Execution | None:
+        found = self._get(f"/exec/{execution}/json")
+        return None if found is None else Execution(bool(found["Running"]), found["ExitCode"], found.get("Pid") or 0)
+
+    def has_path(self, container: str, path: str) -> bool:
+        try:
+            self._call("HEAD", f"/containers/{_quoted(container)}/archive", params={"path": path})
+        except NotThere:
+            return False
+        return True
+
+    def read_archive(self, container: str, path: str, limit: int) -> bytes | None:
+        """A path as a tar archive; None if it is not there. OperationError above `limit` bytes."""
+        try:
+            response = self._call(
+                "GET", f"/containers/{_quoted(container)}/archive", params={"path": path}, stream=True
+            )
+        except NotThere:
+            if self._get(f"/containers/{_quoted(container)}/json") is None:
+                raise
+            return None
+        data = bytearray()
+        with contextlib.closing(response):
+            for chunk in response.iter_content(1 << 16):
+                data += chunk
+                if len(data) > limit + 65536:
+                    raise OperationError(f"{path} in container {container} has more than {limit} bytes")
+        return bytes(data)
+
+    def write_archive(self, container: str, folder: str, archive: bytes) -> None:
+        self._call("PUT", f"/containers/{_quoted(container)}/archive", params={"path": folder}, data=archive)
+
+    # --- images -----------------------------------------------------------------------------------
+
+    def image(self, ref: str) -> Image | None:
+        found = self._get(f"/images/{_quoted(ref)}/json")
+        if found is None:
+            return None
+        tags, digests = tuple(found.get("RepoTags") or ()), tuple(found.get("RepoDigests") or ())
+        return Image(found["Id"], tags, digests, found["Size"], found["Architecture"], found["Os"])
+
+    def pull(self, ref: str, *, login: Login | None, platform: str | None, check: Check) -> None:
+        """Fetch it. An error in the middle of the stream is an error; docker-py's own `pull` takes it for success."""
+        repository, tag = _split_ref(ref)
+        params = {"fromImage": repository, "tag": tag} | ({"platform": platform} if platform else {})
+        self._stream("POST", "/images/create", check, params=params, headers=self._credentials(ref, login))
+
+    def push(self, ref: str, *, login: Login | None, check: Check) -> None:
+        repository, tag = _split_ref(ref)
+        # Without a header the engine refuses, even where the registry asks for nobody.
+        headers = {"X-Registry-Auth": "e30="} | self._credentials(ref, login)
+        self._stream("POST", f"/images/{repository}/push", check, params={"tag": tag}, headers=headers)
+
+    def build(self, context: BinaryIO, params: Mapping[str, Any], said: Callable[[str], None], check: Check) -> str:
+        """Build from a tar archive; the image's id."""
+        built = ""
+
+        def follow(entry: dict[str, Any]) -> None:
+            nonlocal built
+            if text := entry.get("stream"):
+                said(text)
+            built = (entry.get("aux") or {}).get("ID") or built
+
+        headers = {"Content-Type": "application/x-tar"}
+        self._stream("POST", "/build", check, follow, params=params, headers=headers, data=context)
+        return built
+
+    def remote_digest(self, ref: str, *, login: Login | None) -> str:
+        """What the name means at its registry now, without fetching it."""
+        path = f"/distribution/{ref}/json"
+        found = self._call("GET", path, headers=self._credentials(ref, login)).json()
+        return str(found["Descriptor"]["digest"])
+
+    def remove_image(self, ref: str, *, force: bool) -> list[dict[str, str]]:
+        """Take the name off, and the image with its last name away: entries `Untagged` and `Deleted`."""
+        found = self._call("DELETE", f"/images/{_quoted(ref)}", params={"force": int(force)}).json()
+        return list(found or [])
+
+    def _credentials(self, ref: str, login: Login | None) -> dict[str, str]:
+        """The given ones; else those of the worker's own docker configuration for that registry."""
+        from docker import auth  # noqa: PLC0415 - see _api
+        from docker.errors import DockerException  # noqa: PLC0415
+
+        registry, _ = auth.resolve_repository_name(_split_ref(ref)[0])
+        if login is not None:
+            known = {"username": login.username, "password": login.password, "serveraddress": registry}
+            return {"X-Registry-Auth": auth.encode_header(known).decode()}
+        try:
+            found = auth.load_config().resolve_authconfig(registry)
+        except DockerException as error:
+            raise OperationError(f"the credentials for {registry} cannot be read: {error}") from error
+        return {"X-Registry-Auth": auth.encode_header(found).decode()} if found else {}
+
+    def _stream(
+        self,
+        method: str,
+        path: str,
+        check: Check,
+        follow: Callable[[dict[str, Any]], None] = lambda _entry: None,
+        **request: Any,
+    ) -> None:
+        """Follow a call that tells how it goes on; an error that is told is raised, whatever the status was."""
+
+        def begin(engine: DockerEngine) -> Any:
+            return engine._call(method, path, stream=True, timeout=_STREAM_TIMEOUT, **request)
+
+        for entry in hijacked.entries(DockerEngine(self.url), begin, check):
+            if "error" in entry or "errorDetail" in entry:
+                message = str((entry.get("errorDetail") or {}).get("message") or entry.get("error"))
+                raise in_stream(" ".join(message.split()))
+            follow(entry)
+
+    # --- names of images, networks, volumes -------------------------------------------------------
 
     def image_id(self, ref: str) -> str | None:
         found = self._get(f"/images/{_quoted(ref)}/json")
@@ -176,6 +349,21 @@ class DockerEngine:
             return False
         return True
 
+    def network(self, name: str) -> dict[str, Any] | None:
+        """By name or id; OperationError where two have the name."""
+        found: dict[str, Any] | None = self._get(f"/networks/{_quoted(name)}")
+        return found
+
+    def create_network(self, body: Mapping[str, Any]) -> str:
+        return str(self._call("POST", "/networks/create", body={"CheckDuplicate": True} | dict(body)).json()["Id"])
+
+    def volume(self, name: str) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = self._get(f"/volumes/{_quoted(name)}")
+        return found
+
+    def create_volume(self, body: Mapping[str, Any]) -> None:
+        self._call("POST", "/volumes/create", body=body)
+
     def volumes(self, labels: Mapping[str, str]) -> list[str]:
         found = self._get("/volumes", filters=_filters(labels)) or {}
         return sorted(row["Name"] for row in found.get("Volumes") or [])
@@ -203,13 +391,17 @@ class DockerEngine:
         body: Mapping[str, Any] | None = None,
         timeout: float = _CALL_TIMEOUT,
         stream: bool = False,
+        headers: Mapping[str, str] | None = None,
+        data: Any = None,
     ) -> Any:
         api = self._api
         from requests.exceptions import RequestException, Timeout  # noqa: PLC0415 - comes with docker
 
         try:
             url = f"{api.base_url}/v{api.api_version}{path}"
-            response = api.request(method, url, params=params, json=body, timeout=timeout, stream=stream)
+            response = api.request(
+                method, url, params=params, json=body, timeout=timeout, stream=stream, headers=headers, data=data
+            )
         except Timeout as error:
             raise EngineTimeout(f"the Docker engine at {self.url} did not answer {method} {path} in time") from error
         except RequestException as error:
@@ -224,37 +416,6 @@ class DockerEngine:
             return OperationError(f"permission denied at the Docker engine's {self.url}", remedy=remedy)
         remedy = "start it, or set LONGSHORE_DOCKER_HOST"
         return Transient(f"the Docker engine at {self.url} does not answer", remedy=remedy)
-
-
-class _Tail:
-    """The last `limit` bytes."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.data = bytearray()
-        self.truncated = False
-
-    def add(self, piece: bytes) -> None:
-        self.data += piece
-        if len(self.data) > self.limit:
-            self.truncated = True
-            del self.data[: len(self.data) - self.limit]
-
-    def text(self) -> str:
-        return self.data.decode("utf-8", errors="replace")
-
-
-def _frames(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """The engine's two streams in one: a byte says which (1, 2), and four give the length of what follows."""
-    held = bytearray()
-    for chunk in chunks:
-        held += chunk
-        while len(held) >= 8:
-            end = 8 + int.from_bytes(held[4:8], "big")
-            if len(held) < end:
-                break
-            yield held[0], bytes(held[8:end])
-            del held[:end]
 
 
 def _message(response: Any) -> str:

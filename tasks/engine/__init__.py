@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from longshore.orchestration.errors import OperationError, Transient
 
@@ -106,13 +106,74 @@ class Output:
     truncated: bool = False
 
 
+@dataclass(frozen=True)
+class Image:
+    """What is asked of an image."""
+
+    id: str
+    tags: tuple[str, ...] = ()
+    #: `repository@sha256:…`, from the registries that it was pulled from or pushed to.
+    digests: tuple[str, ...] = ()
+    size: int = 0
+    architecture: str = ""
+    os: str = ""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A program that was started inside a container."""
+
+    running: bool
+    exit_code: int | None
+    #: In the name space of the engine's host; 0 once it has ended.
+    pid: int = 0
+
+
+@dataclass(frozen=True)
+class Login:
+    """Who asks a registry."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+#: What is told of output as it comes: the stream (1, 2) and its bytes.
+Said = Callable[[int, bytes], None]
+#: Called about five times a second; what it raises ends the call.
+Check = Callable[[], None]
+
+
 class Engine(Protocol):
-    """What the operations ask of an engine. Missing things are None or False, never an error of a read."""
+    """What the operations ask of an engine. Missing things are None or False, never an error of a read.
+
+    Calls that may take long (pull, push, build, start_exec) are told to end by `check`.
+    """
 
     url: str
 
+    def info(self) -> dict[str, Any]: ...
     def inspect(self, container: str) -> Container | None: ...
+    def raw(self, container: str) -> dict[str, Any] | None: ...
+    def rows(self, filters: Mapping[str, list[str]], *, all_of_them: bool) -> list[dict[str, Any]]: ...
     def containers(self, labels: Mapping[str, str]) -> list[Container]: ...
+    def update(self, container: str, body: Mapping[str, Any]) -> None: ...
+    def unpause(self, container: str) -> None: ...
+    def create_exec(self, container: str, body: Mapping[str, Any]) -> str: ...
+    def start_exec(self, execution: str, stdin: bytes | None, said: Said, check: Check) -> None: ...
+    def execution(self, execution: str) -> Execution | None: ...
+    def has_path(self, container: str, path: str) -> bool: ...
+    def read_archive(self, container: str, path: str, limit: int) -> bytes | None: ...
+    def write_archive(self, container: str, folder: str, archive: bytes) -> None: ...
+    def image(self, ref: str) -> Image | None: ...
+    def pull(self, ref: str, *, login: Login | None, platform: str | None, check: Check) -> None: ...
+    def push(self, ref: str, *, login: Login | None, check: Check) -> None: ...
+    def build(self, context: BinaryIO, params: Mapping[str, Any], said: Callable[[str], None], check: Check) -> str: ...
+    def remote_digest(self, ref: str, *, login: Login | None) -> str: ...
+    def remove_image(self, ref: str, *, force: bool) -> list[dict[str, str]]: ...
+    def network(self, name: str) -> dict[str, Any] | None: ...
+    def create_network(self, body: Mapping[str, Any]) -> str: ...
+    def volume(self, name: str) -> dict[str, Any] | None: ...
+    def create_volume(self, body: Mapping[str, Any]) -> None: ...
     def create(self, name: str, body: Mapping[str, Any]) -> tuple[str, list[str]]: ...
     def start(self, container: str) -> bool: ...
     def stop(self, container: str, grace: float | None = None) -> bool: ...
@@ -120,7 +181,7 @@ class Engine(Protocol):
     def rename(self, container: str, name: str) -> None: ...
     def set_restart(self, container: str, policy: Mapping[str, Any]) -> None: ...
     def remove(self, container: str) -> bool: ...
-    def logs(self, container: str, limit: int) -> Output: ...
+    def logs(self, container: str, limit: int, *, tail: int | None = None, since: float | None = None) -> Output: ...
     def image_id(self, ref: str) -> str | None: ...
     def tag(self, image_id: str, ref: str) -> None: ...
     def untag(self, ref: str) -> bool: ...
@@ -138,6 +199,9 @@ def _time(text: str) -> str | None:
 
 def engine_url() -> str:
     """Where the engine is: LONGSHORE_DOCKER_HOST, DOCKER_HOST, the chosen context, the usual socket.
+
+    `unix://…`, `tcp://host:port` (TLS with DOCKER_TLS_VERIFY and the certificates in DOCKER_CERT_PATH), or
+    `ssh://user@host` by the machine's own ssh.
 
     A context that does not exist is an error; the SDK would quietly take the default engine instead.
     """
@@ -186,7 +250,7 @@ def close_engine() -> None:
 
 
 def _docker_engine(url: str) -> Engine:
-    from longshore.tasks.engine_client import DockerEngine  # noqa: PLC0415 - only where there is one
+    from longshore.tasks.engine.client import DockerEngine  # noqa: PLC0415 - only where there is one
 
     return DockerEngine(url)
 
@@ -211,3 +275,28 @@ def classified(status: int, message: str) -> OperationError:
     if status >= 500 and not any(text in low for text in _PERMANENT):
         return Transient(message)
     return OperationError(message)
+
+
+#: What a registry says in the middle of a download that broke off, or that it could not begin.
+_PASSING = (
+    "connection refused",
+    "connection reset",
+    "no such host",
+    "timeout",
+    "toomanyrequests",
+    "too many requests",
+    "unexpected eof",
+    "eof",
+    "temporary failure",
+    "service unavailable",
+    "blob unknown",
+    "unknown blob",
+)
+
+
+def in_stream(message: str) -> OperationError:
+    """The error for one that came after a good status: most are the registry's, and may pass."""
+    low = message.lower()
+    if any(text in low for text in ("manifest unknown", "not found", "does not exist", "unauthorized", "denied")):
+        return OperationError(message)
+    return Transient(message) if any(text in low for text in _PASSING) else OperationError(message)
