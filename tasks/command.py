@@ -1,71 +1,45 @@
-"""`command.exec.execute` and `command.shell.execute`."""
+"""`command.exec.execute` and `command.shell.execute`, and what `docker.exec` and `compose.exec` share with them."""
 
 from __future__ import annotations
 
-import os
 import shlex
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 from longshore.orchestration.errors import OperationError, Unsuccessful
-from longshore.orchestration.operations.command import EXEC, SHELL, ExecParams, ShellParams
-from longshore.tasks import process
+from longshore.orchestration.operations.command import EXEC, SHELL, CommandParams, ExecParams, ShellParams
+from longshore.tasks.machine import Machine, Program, machine_of
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements
 
-#: What a command may see of the worker's environment.
-_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "USER", "LOGNAME", "TZ", "TMPDIR")
-
-_Params = ExecParams | ShellParams
+_UNLESS_TIMEOUT = 60.0
 
 
-def _argv(params: _Params) -> list[str]:
-    return params.argv if isinstance(params, ExecParams) else ["/bin/sh", "-c", params.command]
+class Command(Implementation[Any]):
+    """One program on one machine."""
 
+    def machine(self, ctx: Context, params: Any) -> Machine:
+        return machine_of(ctx)
 
-def _shown(params: _Params) -> str:
-    return shlex.join(params.argv) if isinstance(params, ExecParams) else params.command
+    def argv(self, params: Any) -> list[str]:
+        return list(params.argv)
 
+    def shown(self, params: Any) -> str:
+        return shlex.join(self.argv(params))
 
-def _environment(ctx: Context, params: _Params) -> dict[str, str]:
-    env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    env |= {"LONGSHORE_RUN_ID": ctx.run_id, "LONGSHORE_STEP": ctx.part, "LONGSHORE_ATTEMPT": str(ctx.attempt)}
-    return env | params.env
-
-
-def _created(params: _Params) -> str | None:
-    """The path that says that nothing is to be done, if it is there."""
-    if params.creates is None:
-        return None
-    path = Path(params.cwd or ".") / params.creates
-    return str(path) if path.exists() else None
-
-
-def _satisfied(ctx: Context, params: _Params) -> bool:
-    """Whether the `unless` command ends with 0."""
-    if params.unless is None:
-        return False
-    argv = params.unless if isinstance(params.unless, list) else ["/bin/sh", "-c", params.unless]
-    done = process.run(
-        argv, cwd=params.cwd, env=_environment(ctx, params), timeout=60.0, check=ctx.check, began=ctx.began
-    )
-    return done.exit_code == 0
-
-
-class _Command(Implementation[Any]):
-    def act(self, ctx: Context, params: _Params, before: dict[str, Any]) -> Outcome:
-        if path := _created(params):
-            return Outcome(changed=False, data={"stdout": "", "stderr": "", "skipped": f"{path} is there"})
-        if _satisfied(ctx, params):
-            return Outcome(changed=False, data={"stdout": "", "stderr": "", "skipped": "unless ended with 0"})
-        done = process.run(
-            _argv(params),
+    def act(self, ctx: Context, params: CommandParams, before: dict[str, Any]) -> Outcome:
+        machine = self.machine(ctx, params)
+        if (why := _held_back(machine, params)) or (why := self._satisfied(ctx, machine, params)):
+            return Outcome(changed=False, data={"stdout": "", "stderr": "", "skipped": why})
+        program = Program(
+            argv=self.argv(params),
             cwd=params.cwd,
-            env=_environment(ctx, params),
+            env=_environment(ctx, machine, params),
             stdin=None if params.stdin is None else params.stdin.encode(),
             timeout=params.timeout,
-            check=ctx.check,
-            began=ctx.began,
+            grace=params.grace,
+            user=getattr(params, "user", None),
         )
+        done = machine.run(program)
         data = {
             "stdout": done.stdout,
             "stderr": done.stderr,
@@ -73,32 +47,59 @@ class _Command(Implementation[Any]):
             "duration_ms": done.duration_ms,
             "truncated": done.truncated,
         }
-        if done.stdout or done.stderr:
-            ctx.log(done.stdout + done.stderr)
         if done.exit_code not in params.ok_codes:
             said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-            raise Unsuccessful(
-                f"{_argv(params)[0]} ended with exit code {done.exit_code}" + (f": {said[-1][:200]}" if said else ""),
-                data=data,
-            )
+            what = f"{program.argv[0]} ended with exit code {done.exit_code}"
+            raise Unsuccessful(what + (f": {said[-1][:200]}" if said else ""), data=data)
         return Outcome(changed=params.changes, data=data)
 
-    def predict(self, ctx: Context, params: _Params) -> Prediction:
-        if path := _created(params):
-            return Prediction(f"would run nothing: {path} is there", changed=False)
+    def predict(self, ctx: Context, params: CommandParams) -> Prediction:
+        if why := _held_back(self.machine(ctx, params), params):
+            return Prediction(f"would run nothing: {why}", changed=False)
         if params.unless is not None:
-            return Prediction(f"would run, unless its check ends with 0: {_shown(params)}", changed=None)
-        return Prediction(f"would run: {_shown(params)}", changed=params.changes)
+            return Prediction(f"would run, unless its check ends with 0: {self.shown(params)}", changed=None)
+        return Prediction(f"would run: {self.shown(params)}", changed=params.changes)
 
-    def undo(self, ctx: Context, params: _Params, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+    def undo(self, ctx: Context, params: Any, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         raise OperationError("a command cannot be taken back by itself", remedy="give the step an undo")
+
+    def _satisfied(self, ctx: Context, machine: Machine, params: CommandParams) -> str:
+        """Why nothing is to be done: the `unless` command ends with 0."""
+        if params.unless is None:
+            return ""
+        argv = params.unless if isinstance(params.unless, list) else ["/bin/sh", "-c", params.unless]
+        env = _environment(ctx, machine, params)
+        done = machine.run(Program(argv, env, cwd=params.cwd, timeout=_UNLESS_TIMEOUT))
+        return "unless ended with 0" if done.exit_code == 0 else ""
+
+
+def _environment(ctx: Context, machine: Machine, params: CommandParams) -> dict[str, str]:
+    told = {"LONGSHORE_RUN_ID": ctx.run_id, "LONGSHORE_STEP": ctx.part, "LONGSHORE_ATTEMPT": str(ctx.attempt)}
+    return machine.environment() | told | params.env
+
+
+def _held_back(machine: Machine, params: CommandParams) -> str:
+    """Why nothing is to be done: the path that it would create is there."""
+    if params.creates is None:
+        return ""
+    path = str(PurePosixPath(params.cwd or ".") / params.creates)
+    return f"{path} is there" if machine.exists(path) else ""
 
 
 @implements(EXEC)
-class Exec(_Command):
+class Exec(Command):
     """Run a program with an argument list."""
+
+    def argv(self, params: ExecParams) -> list[str]:
+        return params.argv
 
 
 @implements(SHELL)
-class Shell(_Command):
+class Shell(Command):
     """Run a command line by /bin/sh."""
+
+    def argv(self, params: ShellParams) -> list[str]:
+        return ["/bin/sh", "-c", params.command]
+
+    def shown(self, params: ShellParams) -> str:
+        return params.command

@@ -1,182 +1,137 @@
-"""`file.deploy.execute`: a file's bytes, mode and owner, put in place at once and taken back exactly."""
+"""`file.*`: a file's bytes, mode and owner, put in place at once and taken back exactly; and the object store."""
 
 from __future__ import annotations
 
-import contextlib
-import grp
-import hashlib
-import os
-import pwd
-import stat
-from dataclasses import dataclass
-from pathlib import Path
+import json
 from typing import Any
 
 import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 
 from longshore.orchestration.errors import OperationError, Preflight, Transient
-from longshore.orchestration.operations.file import DEPLOY, DeployParams
+from longshore.orchestration.objects import Entry
+from longshore.orchestration.operations.file import (
+    CHANGED,
+    DEPLOY,
+    STATUS,
+    UNDEPLOY,
+    UPLOAD,
+    ChangedParams,
+    DeployParams,
+    StatusParams,
+    UndeployParams,
+    UploadParams,
+)
 from longshore.orchestration.settings import get_settings
-from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements
+from longshore.tasks.kept import Kept, write_private
+from longshore.tasks.machine import Machine, State, machine_of, sha
+from longshore.tasks.operation import Context, Implementation, Looks, Outcome, Prediction, implements
 
 _DEFAULT_MODE = 0o644
-#: A larger file belongs in an object store, not in a plan.
+#: A larger file belongs in the object store, not in a plan.
 _CONTENT_LIMIT = 1024 * 1024
 
 
-@dataclass(frozen=True)
-class _State:
-    """A file as it is: None for absent."""
-
-    sha256: str
-    size: int
-    mode: int
-    uid: int
-    gid: int
-
-    def as_json(self) -> dict[str, Any]:
-        return {"sha256": self.sha256, "size": self.size, "mode": self.mode, "uid": self.uid, "gid": self.gid}
-
-
-def _read(path: Path) -> tuple[_State, bytes] | None:
-    """The regular file at `path`, or None. Anything else there is refused."""
+def _carried(ctx: Context, source: str) -> bytes:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError as error:
-        raise Preflight(f"{path}: a part of the path is a file") from error
+        return ctx.files(source)
+    except (KeyError, FileNotFoundError):
+        raise Preflight(f"the plan carries no file {source!r}") from None
+
+
+def _fetched(url: str) -> bytes:
+    """From anywhere that fsspec knows."""
+    limit = get_settings().max_object
+    try:
+        import fsspec  # noqa: PLC0415 - an extra
+
+        with fsspec.open(url, "rb") as file:
+            data: bytes = file.read(limit + 1)
+    except ImportError as error:
+        raise Preflight(
+            f"{url}: {error}", remedy="pip install 'longshore[objects]' and what its scheme needs"
+        ) from error
+    except FileNotFoundError as error:
+        raise Preflight(f"there is nothing at {url}") from error
     except PermissionError as error:
-        raise Preflight(f"{path}: permission denied", remedy="run the worker as a user that may") from error
-    except OSError as error:
-        raise Preflight(f"{path} is a link or cannot be read: {error.strerror}") from error
-    info = os.fstat(fd)
-    if not stat.S_ISREG(info.st_mode):
-        os.close(fd)
-        raise Preflight(f"{path} is there and is not a regular file")
-    with os.fdopen(fd, "rb") as file:
-        data = file.read()
-    state = _State(_sha(data), len(data), stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid)
-    return state, data
-
-
-def _sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _id_of(name: str | int | None, kind: str) -> int | None:
-    """A user's or group's number."""
-    if name is None:
-        return None
-    text = str(name)
-    if text.isdigit():
-        return int(text)
-    try:
-        return pwd.getpwnam(text).pw_uid if kind == "user" else grp.getgrnam(text).gr_gid
-    except KeyError:
-        raise Preflight(f"no such {kind} on this host: {text}") from None
-
-
-def _content(ctx: Context, params: DeployParams) -> bytes:
-    if params.content is not None:
-        data = params.content.encode()
-    else:
-        try:
-            data = ctx.files(str(params.source))
-        except (KeyError, FileNotFoundError):
-            raise Preflight(f"the plan carries no file {params.source!r}") from None
-    if params.template:
-        env = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-        try:
-            data = env.from_string(data.decode()).render(**params.vars).encode()
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-            raise Preflight(f"the template of {params.path} does not render: {error}") from error
-    if len(data) > _CONTENT_LIMIT:
-        raise Preflight(f"{params.path}: {len(data)} bytes are more than the {_CONTENT_LIMIT} that a plan carries")
+        raise Preflight(f"{url}: permission denied") from error
+    except ValueError as error:
+        raise Preflight(f"{url}: {error}") from error
+    except Exception as error:  # each scheme has errors of its own
+        raise Transient(f"{url}: {type(error).__name__}: {error}") from error
+    if len(data) > limit:
+        raise Preflight(f"{url} has more than {limit} bytes", remedy="set LONGSHORE_MAX_OBJECT")
     return data
 
 
-def _wanted(params: DeployParams, data: bytes, now: _State | None) -> _State:
+def _content(ctx: Context, params: DeployParams) -> bytes:
+    template = bool(params.template)
+    if params.content is not None:
+        data = params.content.encode()
+    elif params.source is not None:
+        data = _carried(ctx, params.source)
+    elif "://" in str(params.object):
+        data = _fetched(str(params.object))
+    else:
+        entry = ctx.objects().need(str(params.object))
+        data = entry.data
+        template = entry.content_type == "template" if params.template is None else template
+    if params.object is None and len(data) > _CONTENT_LIMIT:
+        what = f"{params.path}: {len(data)} bytes are more than the {_CONTENT_LIMIT} that a plan carries"
+        raise Preflight(what, remedy="put it into the object store, and name that as object")
+    return _rendered(ctx, params, data) if template else data
+
+
+def _rendered(ctx: Context, params: DeployParams, data: bytes) -> bytes:
+    environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    host = {"name": ctx.host.name, "labels": dict(ctx.host.labels), "facts": dict(ctx.host.facts)}
+    known = {"host": host, "run": {"id": ctx.run_id, "name": ctx.plan}} | params.vars
+    try:
+        return environment.from_string(data.decode()).render(**known).encode()
+    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise Preflight(f"the template of {params.path} does not render: {error}") from error
+
+
+def _wanted(machine: Machine, params: DeployParams, data: bytes, now: State | None) -> State:
     mode = int(params.mode, 8) if params.mode else (now.mode if now else _DEFAULT_MODE)
-    uid, gid = _id_of(params.owner, "user"), _id_of(params.group, "group")
-    return _State(
-        sha256=_sha(data),
-        size=len(data),
-        mode=mode,
-        uid=uid if uid is not None else (now.uid if now else os.geteuid()),
-        gid=gid if gid is not None else (now.gid if now else os.getegid()),
-    )
+    uid, gid = machine.owner(params.owner, params.group)
+    own_uid, own_gid = (now.uid, now.gid) if now else machine.me()
+    return State(sha(data), len(data), mode, own_uid if uid is None else uid, own_gid if gid is None else gid)
 
 
-def _write(ctx: Context, path: Path, data: bytes, state: _State) -> None:
-    """Put the file in place: whole or not at all, also if the power fails in the middle."""
-    # The name is the attempt's own operation: a dead attempt's rest is overwritten, not left.
-    temporary = path.with_name(f".{path.name[:100]}.longshore-{_sha(ctx.op_id.encode())[:12]}")
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            if (state.uid, state.gid) != (os.geteuid(), os.getegid()):
-                os.fchown(file.fileno(), state.uid, state.gid)
-            os.fchmod(file.fileno(), state.mode)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_directory(path.parent)
-    except PermissionError as error:
-        raise Preflight(f"{path}: permission denied", remedy="run the worker as a user that may") from error
-    except OSError as error:
-        raise (Transient if error.errno in {5, 28} else OperationError)(f"{path}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+def _state_of(before: dict[str, Any]) -> State | None:
+    return State(**before["file"]) if before.get("file") else None
 
 
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+class _Deployed:
+    """What was deployed last under a path of this host, or of a container on it."""
 
+    def __init__(self, ctx: Context, path: str) -> None:
+        name = sha(f"{ctx.container}\0{path}".encode())
+        self._path = get_settings().state_dir / "deployed" / f"{name}.json"
 
-def _backup_path(ctx: Context) -> Path:
-    """Bytes that were there before stay on the host, readable by the worker only."""
-    return get_settings().state_dir / "backups" / ctx.run_id / f"{ctx.part}.bytes"
+    def note(self, ctx: Context, path: str, state: State) -> None:
+        body = {"path": path, "container": ctx.container, "run": ctx.run_id, "step": ctx.step, "file": state.as_json()}
+        write_private(self._path, json.dumps(body).encode())
 
-
-def _keep(ctx: Context, data: bytes) -> None:
-    path = _backup_path(ctx)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = path.with_suffix(".new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _made_directories(path: Path) -> list[str]:
-    """The parents that are missing, outermost first: undo removes exactly these."""
-    missing: list[str] = []
-    parent = path.parent
-    while not parent.exists():
-        missing.insert(0, str(parent))
-        parent = parent.parent
-    return missing
-
-
-def _remove_empty(made: list[str]) -> None:
-    """Innermost first, as long as nothing else is in them."""
-    for directory in reversed(made):
+    def state(self) -> State | None:
         try:
-            Path(directory).rmdir()
-        except OSError:
-            break
+            return State(**json.loads(self._path.read_text())["file"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def put_back(self, was: dict[str, Any] | None) -> None:
+        if was is None:
+            self._path.unlink(missing_ok=True)
+        else:
+            write_private(self._path, json.dumps(was).encode())
+
+    def record(self) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            return None
+        return found
 
 
 @implements(DEPLOY)
@@ -184,100 +139,210 @@ class Deploy(Implementation[DeployParams]):
     """Compares what is on disk, not what was deployed last, so that drift is repaired."""
 
     def before(self, ctx: Context, params: DeployParams) -> dict[str, Any]:
-        path = Path(params.path)
-        found = _read(path)
+        machine = machine_of(ctx)
+        found = machine.read(params.path)
+        record = {"deployed": _Deployed(ctx, params.path).record()}
         if found is None:
-            return {"file": None, "made": _made_directories(path)}
+            return {"file": None, "made": machine.missing_folders(params.path)} | record
         state, data = found
-        _keep(ctx, data)
-        return {"file": state.as_json(), "made": []}
+        Kept(ctx).keep(data)
+        return {"file": state.as_json(), "made": []} | record
 
     def act(self, ctx: Context, params: DeployParams, before: dict[str, Any]) -> Outcome:
-        path = Path(params.path)
-        was = _State(**before["file"]) if before["file"] else None
+        machine, path = machine_of(ctx), params.path
+        was = _state_of(before)
         data = _content(ctx, params)
-        wanted = _wanted(params, data, was)
-        found = _read(path)
+        wanted = _wanted(machine, params, data, was)
+        found = machine.read(path)
         if found is None or found[0] != wanted:
+            machine.make_folders(path)
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise Preflight(f"{path.parent}: {error.strerror}") from error
-            try:
-                _write(ctx, path, data, wanted)
+                machine.write(path, data, wanted)
             except Preflight:
-                _remove_empty(before["made"])  # so that nothing was touched indeed
+                machine.remove_folders(before["made"])  # so that nothing was touched indeed
                 raise
-        result = {
-            "path": str(path),
-            "sha256": wanted.sha256,
-            "size": wanted.size,
-            "mode": f"{wanted.mode:04o}",
-        }
-        return Outcome(changed=wanted != was, data=result | {"uid": wanted.uid, "gid": wanted.gid})
+        _Deployed(ctx, path).note(ctx, path, wanted)
+        result = wanted.as_json() | {"path": path, "mode": f"{wanted.mode:04o}"}
+        return Outcome(changed=wanted != was, data=result)
 
     def predict(self, ctx: Context, params: DeployParams) -> Prediction:
-        path = Path(params.path)
-        found = _read(path)
+        machine, path = machine_of(ctx), params.path
+        found = machine.read(path)
         data = _content(ctx, params)
         now = found[0] if found else None
-        wanted = _wanted(params, data, now)
+        wanted = _wanted(machine, params, data, now)
         if wanted == now:
             return Prediction(f"{path} is as it should be", changed=False)
         if now is None:
             return Prediction(f"would create {path} ({wanted.size} bytes)", undo=f"remove {path}")
-        parts = [
-            what
-            for what, differs in (
-                (f"content {now.sha256[:12]} → {wanted.sha256[:12]}", now.sha256 != wanted.sha256),
-                (f"mode {now.mode:04o} → {wanted.mode:04o}", now.mode != wanted.mode),
-                (
-                    f"owner {now.uid}:{now.gid} → {wanted.uid}:{wanted.gid}",
-                    (now.uid, now.gid) != (wanted.uid, wanted.gid),
-                ),
-            )
-            if differs
-        ]
-        return Prediction(f"would change {path}: {', '.join(parts)}", undo=f"restore {now.sha256[:12]}")
+        what = ", ".join(_differences(now, wanted))
+        return Prediction(f"would change {path}: {what}", undo=f"restore {now.sha256[:12]}")
 
     def undo(self, ctx: Context, params: DeployParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        path = Path(params.path)
-        was = _State(**before["file"]) if before.get("file") else None
-        found = _read(path)
+        machine, path, kept = machine_of(ctx), params.path, Kept(ctx)
+        was = _state_of(before)
+        found = machine.read(path)
         now = found[0] if found else None
-        if now == was:
-            self._tidy(ctx, before)
+        changed = now != was
+        if changed:
+            ours = data.get("sha256") if data else sha(_content(ctx, params))
+            if now is not None and now.sha256 not in {ours, was.sha256 if was else None}:
+                raise OperationError(
+                    f"{path} was changed by somebody else since",
+                    remedy="look at it, then longshore runs resolve --undone",
+                )
+            _bring_back(machine, path, was, kept)
+        machine.remove_folders(before.get("made", []))
+        kept.forget()
+        _Deployed(ctx, path).put_back(before.get("deployed"))
+        return Outcome(changed=changed)
+
+
+def _bring_back(machine: Machine, path: str, was: State | None, kept: Kept) -> None:
+    if was is None:
+        machine.remove(path)
+        return
+    data = kept.bytes_of(was.sha256, path)
+    machine.make_folders(path)
+    machine.write(path, data, was)
+
+
+def _differences(now: State, wanted: State) -> list[str]:
+    found = []
+    if now.sha256 != wanted.sha256:
+        found.append(f"content {now.sha256[:12]} → {wanted.sha256[:12]}")
+    if now.mode != wanted.mode:
+        found.append(f"mode {now.mode:04o} → {wanted.mode:04o}")
+    if (now.uid, now.gid) != (wanted.uid, wanted.gid):
+        found.append(f"owner {now.uid}:{now.gid} → {wanted.uid}:{wanted.gid}")
+    return found
+
+
+@implements(UNDEPLOY)
+class Undeploy(Implementation[UndeployParams]):
+    """See its schema."""
+
+    def before(self, ctx: Context, params: UndeployParams) -> dict[str, Any]:
+        found = machine_of(ctx).read(params.path)
+        if found is None:
+            return {"file": None}
+        Kept(ctx).keep(found[1])
+        return {"file": found[0].as_json()}
+
+    def act(self, ctx: Context, params: UndeployParams, before: dict[str, Any]) -> Outcome:
+        machine, was = machine_of(ctx), _state_of(before)
+        if machine.read(params.path) is not None:
+            machine.remove(params.path)
+        data = {"path": params.path, "sha256": was.sha256 if was else None}
+        return Outcome(changed=was is not None, data=data)
+
+    def predict(self, ctx: Context, params: UndeployParams) -> Prediction:
+        if machine_of(ctx).read(params.path) is None:
+            return Prediction(f"{params.path} is not there", changed=None if ctx.has_upstream else False)
+        return Prediction(f"would remove {params.path}", undo="bring it back")
+
+    def undo(
+        self, ctx: Context, params: UndeployParams, before: dict[str, Any], data: dict[str, Any] | None
+    ) -> Outcome:
+        machine, kept, was = machine_of(ctx), Kept(ctx), _state_of(before)
+        found = machine.read(params.path)
+        if was is None or (found is not None and found[0] == was):
+            kept.forget()
             return Outcome(changed=False)
-        ours = data.get("sha256") if data else _wanted_sha(ctx, params)
-        if now is not None and now.sha256 not in {ours, was.sha256 if was else None}:
-            raise OperationError(
-                f"{path} was changed by somebody else since",
-                remedy="look at it, then longshore runs resolve --undone",
-            )
-        if was is None:
-            path.unlink(missing_ok=True)
-        else:
-            try:
-                kept = _backup_path(ctx).read_bytes()
-            except FileNotFoundError as error:
-                raise OperationError(f"the bytes that {path} had are not on this host any more") from error
-            if _sha(kept) != was.sha256:
-                raise OperationError(f"the kept bytes of {path} are damaged")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(ctx, path, kept, was)
-        self._tidy(ctx, before)
+        if found is not None:
+            raise OperationError(f"there is another file at {params.path} now")
+        _bring_back(machine, params.path, was, kept)
+        kept.forget()
         return Outcome(changed=True)
 
-    @staticmethod
-    def _tidy(ctx: Context, before: dict[str, Any]) -> None:
-        """Remove the directories made for the file, unless something else is in them now."""
-        _remove_empty(before.get("made", []))
-        backup = _backup_path(ctx)
-        with contextlib.suppress(OSError):
-            backup.unlink()
-            backup.parent.rmdir()
+
+@implements(STATUS)
+class Status(Looks[StatusParams]):
+    """See its schema."""
+
+    def act(self, ctx: Context, params: StatusParams, before: dict[str, Any]) -> Outcome:
+        found = machine_of(ctx).read(params.path)
+        known = _Deployed(ctx, params.path).state()
+        data: dict[str, Any] = {"path": params.path, "status": "missing", "differs": []}
+        data |= {"sha256": found[0].sha256 if found else None, "deployed_sha256": known.sha256 if known else None}
+        if found is not None and known is not None:
+            data["differs"] = [text.split()[0] for text in _differences(known, found[0])]
+            data["status"] = "drifted" if data["differs"] else "in-sync"
+        return Outcome(changed=False, data=data)
+
+    def predict(self, ctx: Context, params: StatusParams) -> Prediction:
+        return Prediction(f"would look at {params.path}", changed=False)
 
 
-def _wanted_sha(ctx: Context, params: DeployParams) -> str:
-    """What `act` would have written, where nothing was recorded."""
-    return _sha(_content(ctx, params))
+def _given(ctx: Context, params: UploadParams | ChangedParams) -> bytes:
+    return params.content.encode() if params.content is not None else _carried(ctx, str(params.source))
+
+
+@implements(UPLOAD)
+class Upload(Implementation[UploadParams]):
+    """See its schema."""
+
+    def before(self, ctx: Context, params: UploadParams) -> dict[str, Any]:
+        found = ctx.objects().get(params.name)
+        if found is None:
+            return {"sha256": None}
+        if not params.force and found.sha256 != sha(_given(ctx, params)):
+            raise _taken(params.name)
+        ctx.objects().keep(ctx.op_id, found, get_settings().retention)
+        return {"sha256": found.sha256, "content_type": found.content_type}
+
+    def act(self, ctx: Context, params: UploadParams, before: dict[str, Any]) -> Outcome:
+        objects, entry = ctx.objects(), Entry(_given(ctx, params), params.content_type, ctx.run_id)
+        found = objects.get(params.name)
+        if found is None or (found.sha256, found.content_type) != (entry.sha256, entry.content_type):
+            if found is not None and found.sha256 != before["sha256"] and not params.force:
+                raise _taken(params.name)
+            if not objects.put(params.name, entry, was=found.sha256 if found else None):
+                raise Transient(f"object {params.name!r} was replaced by somebody else at the same moment")
+        data = {"name": params.name, "sha256": entry.sha256, "size": entry.size, "content_type": entry.content_type}
+        was = (before["sha256"], before.get("content_type"))
+        return Outcome(changed=was != (entry.sha256, entry.content_type), data=data)
+
+    def predict(self, ctx: Context, params: UploadParams) -> Prediction:
+        found = ctx.objects().get(params.name)
+        digest = sha(_given(ctx, params))
+        if found is None:
+            return Prediction(f"would store {params.name}", undo=f"take {params.name} away")
+        if (found.sha256, found.content_type) == (digest, params.content_type):
+            return Prediction(f"the store has {params.name} just so", changed=False)
+        impossible = None if params.force or found.sha256 == digest else str(_taken(params.name))
+        return Prediction(f"would replace {params.name}", undo=f"bring {found.sha256[:12]} back", impossible=impossible)
+
+    def undo(self, ctx: Context, params: UploadParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        objects, digest = ctx.objects(), sha(_given(ctx, params))
+        found = objects.get(params.name)
+        now = found.sha256 if found else None
+        was = (before["sha256"], before.get("content_type"))
+        if (now, found.content_type if found else None) == was:
+            objects.forget(ctx.op_id)
+            return Outcome(changed=False)
+        if now not in {digest, None}:
+            raise OperationError(f"object {params.name!r} was replaced by somebody else since")
+        former = objects.kept(ctx.op_id) if before["sha256"] else None
+        if not objects.put(params.name, former, was=now):
+            raise Transient(f"object {params.name!r} was replaced by somebody else at the same moment")
+        objects.forget(ctx.op_id)
+        return Outcome(changed=True)
+
+
+def _taken(name: str) -> Preflight:
+    return Preflight(f"object {name!r} is there with other bytes", remedy="choose another name, or say force: true")
+
+
+@implements(CHANGED)
+class Changed(Looks[ChangedParams]):
+    """See its schema."""
+
+    def act(self, ctx: Context, params: ChangedParams, before: dict[str, Any]) -> Outcome:
+        digest = sha(_given(ctx, params))
+        found = ctx.objects().get(params.name)
+        differs = found is None or found.sha256 != digest
+        return Outcome(changed=False, data={"name": params.name, "differs": differs, "sha256": digest})
+
+    def predict(self, ctx: Context, params: ChangedParams) -> Prediction:
+        return Prediction(f"would compare it with what the store has as {params.name}", changed=False)

@@ -45,6 +45,13 @@ class Implementation(Generic[P]):
         raise NotImplementedError
 
 
+class Looks(Implementation[P]):
+    """The doing of an operation that only looks."""
+
+    def undo(self, ctx: Context, params: P, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        return Outcome(changed=False)
+
+
 _IMPLEMENTATIONS: dict[str, Implementation[Any]] = {}
 
 
@@ -71,4 +78,4 @@ def implementation(name: str) -> Implementation[Any]:
     return done
 
 
-__all__ = ["Context", "Implementation", "Outcome", "Prediction", "implementation", "implements"]
+__all__ = ["Context", "Implementation", "Looks", "Outcome", "Prediction", "implementation", "implements"]

@@ -33,7 +33,7 @@ class Completed:
     duration_ms: int
 
 
-class _Tail:
+class Tail:
     """The last `limit` bytes of a stream."""
 
     def __init__(self, limit: int) -> None:
@@ -81,9 +81,10 @@ def run(
     grace: float = GRACE,
     check: Callable[[], None] = lambda: None,
     began: Callable[[int], None] = lambda _pid: None,
+    said: Callable[[int, bytes], None] = lambda _stream, _piece: None,
     limit: int = OUTPUT_LIMIT,
 ) -> Completed:
-    """Run to the end and return what it said.
+    """Run to the end and return what it said; `said` is told each piece as it comes, with its stream (1, 2).
 
     `check` is called about five times a second; what it raises ends the program and is passed on. `began` is
     told the program's pid, which is its group's.
@@ -106,10 +107,16 @@ def run(
         raise Preflight(what, remedy="check the path on the worker's host") from error
     except (PermissionError, NotADirectoryError, OSError, ValueError) as error:
         raise Preflight(f"cannot run {argv[0]}: {error}") from error
-    out, err = _Tail(limit), _Tail(limit)
+    out, err = Tail(limit), Tail(limit)
+    hear = {1: out, 2: err}
+
+    def heard(stream: int, piece: bytes) -> None:
+        hear[stream].add(piece)
+        said(stream, piece)
+
     try:
         began(process.pid)
-        _pump(process, stdin, out, err, started, timeout, check)
+        _pump(process, stdin, heard, started, timeout, check)
     except BaseException:
         _end(process, grace)
         raise
@@ -131,8 +138,7 @@ def run(
 def _pump(
     process: subprocess.Popen[bytes],
     stdin: bytes | None,
-    out: _Tail,
-    err: _Tail,
+    heard: Callable[[int, bytes], None],
     started: float,
     timeout: float | None,
     check: Callable[[], None],
@@ -146,9 +152,9 @@ def _pump(
     assert process.stderr is not None  # noqa: S101
     pending = memoryview(stdin or b"")
     with selectors.DefaultSelector() as selector:
-        for stream, tail in ((process.stdout, out), (process.stderr, err)):
+        for number, stream in ((1, process.stdout), (2, process.stderr)):
             os.set_blocking(stream.fileno(), False)
-            selector.register(stream, selectors.EVENT_READ, tail)
+            selector.register(stream, selectors.EVENT_READ, number)
         if process.stdin is not None:
             os.set_blocking(process.stdin.fileno(), False)
             selector.register(process.stdin, selectors.EVENT_WRITE)
@@ -174,7 +180,7 @@ def _pump(
                     continue
                 chunk = os.read(key.fd, 65536)
                 if chunk:
-                    key.data.add(chunk)
+                    heard(key.data, chunk)
                 else:
                     selector.unregister(key.fileobj)
     # The streams are closed; a program may close them early and go on.

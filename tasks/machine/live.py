@@ -1,0 +1,56 @@
+"""A program's output on its way: whole lines, told a few times a second, and never more than is kept."""
+
+from __future__ import annotations
+
+import time
+
+from longshore.tasks.operation import Context
+
+#: Seconds between two tellings.
+_PAUSE = 0.5
+#: Lines that are kept of a step; of what comes in one pause, no more are sent.
+_LINES = 1000
+#: Characters; a line without an end is told in pieces.
+_LONGEST = 8192
+_NAMES = {1: "stdout", 2: "stderr"}
+
+
+class Live:
+    """Give it to a program as `said`; `flush` when it has ended."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._held = {1: bytearray(), 2: bytearray()}
+        self._lines: list[tuple[str, str]] = []
+        self._told = time.monotonic()
+
+    def __call__(self, stream: int, piece: bytes) -> None:
+        held = self._held[stream]
+        held += piece
+        *lines, rest = bytes(held).split(b"\n")
+        while len(rest) > _LONGEST:
+            lines.append(rest[:_LONGEST])
+            rest = rest[_LONGEST:]
+        held[:] = rest
+        self._keep(stream, lines)
+        if time.monotonic() - self._told >= _PAUSE:
+            self._tell()
+
+    def flush(self) -> None:
+        for stream, held in self._held.items():
+            if held:
+                self._keep(stream, [bytes(held)])
+                held.clear()
+        self._tell()
+
+    def _keep(self, stream: int, lines: list[bytes]) -> None:
+        self._lines += [(_NAMES[stream], line.decode("utf-8", "replace")[:_LONGEST]) for line in lines[-_LINES:]]
+        del self._lines[:-_LINES]
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        while self._lines:
+            stream = self._lines[0][0]
+            count = next((n for n, (other, _) in enumerate(self._lines) if other != stream), len(self._lines))
+            self._ctx.printed(stream, [line for _, line in self._lines[:count]])
+            del self._lines[:count]
