@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient, Unsuccessful
-from longshore.orchestration.operations.docker import RUN, RunParams
-from longshore.tasks import container_spec as spec
+from longshore.orchestration.operations import Params
+from longshore.orchestration.operations.docker.programs import RUN, RunParams
+from longshore.tasks.docker import spec
 from longshore.tasks.engine import Container, Engine, engine
 from longshore.tasks.hostlock import exclusive
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements
@@ -19,25 +20,35 @@ _FAILED = "--failed-"
 _POLL = (0.02, 0.5)
 
 
-@implements(RUN)
-class Run(Implementation[RunParams]):
+class Bounded(Protocol):
+    """What the parameters of each such operation have."""
+
+    @property
+    def ok_codes(self) -> list[int]: ...
+    @property
+    def grace(self) -> float: ...
+
+
+P = TypeVar("P", bound=Params)
+
+
+class RunsOnce(Implementation[P]):
     """Once: whatever finds the container again waits for it, and never starts it a second time.
 
     Only a retry after a failure that was reported makes another one.
     """
 
-    def before(self, ctx: Context, params: RunParams) -> dict[str, Any]:
-        return {"image_id": spec.image_of(engine(), params.image)}
+    def begin(self, ctx: Context, docker: Engine, params: P, before: dict[str, Any]) -> Container:
+        """The step's container, made and started by this attempt or by one before it."""
+        raise NotImplementedError
 
-    def act(self, ctx: Context, params: RunParams, before: dict[str, Any]) -> Outcome:
+    def act(self, ctx: Context, params: Any, before: dict[str, Any]) -> Outcome:
         docker = engine()
         # Two who both see it not started would both start it, and a short one would run twice.
         with exclusive(f"run {docker.url} {ctx.op_id}", ctx.check):
             container = self._reported(docker, ctx)
             if container is None:
-                container, _ = spec.make(docker, ctx, params, before["image_id"], kind="run")
-                if container.started_at is None:
-                    docker.start(container.id)
+                container = self.begin(ctx, docker, params, before)
         container = self._wait(docker, ctx, params, container)
         data = self._data(docker, container)
         if container.exit_code in params.ok_codes and not container.oom_killed:
@@ -48,21 +59,7 @@ class Run(Implementation[RunParams]):
         what = f"container {data['name']} {why}" + (f": {said[0]}" if said else "")
         raise Unsuccessful(what, data=data)
 
-    def predict(self, ctx: Context, params: RunParams) -> Prediction:
-        name = spec.name_of(ctx, params)
-        undo = f"remove {name}; what it did stays done"
-        if engine().image_id(params.image) is None:
-            what = f"image {params.image!r} is not on the Docker host"
-            if ctx.has_upstream:
-                return Prediction(f"would run {name}; {what} yet", undo=undo)
-            return Prediction(f"would fail: {what}", changed=False, impossible=what)
-        if params.name and engine().inspect(name) is not None:
-            what = f"the name {name} belongs to another container"
-            return Prediction(f"would run {name}", undo=undo, impossible=None if ctx.has_upstream else what)
-        command = " ".join([*(params.entrypoint or []), *(params.command or [])])
-        return Prediction(f"would run {params.image} {command}".rstrip(), undo=undo)
-
-    def undo(self, ctx: Context, params: RunParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+    def undo(self, ctx: Context, params: Any, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         removed, left = spec.take_away(engine(), ctx, grace=params.grace)
         return Outcome(changed=removed, data={"left_volumes": left} if left else {})
 
@@ -73,7 +70,7 @@ class Run(Implementation[RunParams]):
         late = failed and int(failed[-1].labels[spec.ATTEMPT]) >= ctx.attempt
         return failed[-1] if late else None
 
-    def _wait(self, docker: Engine, ctx: Context, params: RunParams, container: Container) -> Container:
+    def _wait(self, docker: Engine, ctx: Context, params: Bounded, container: Container) -> Container:
         pause, longest = _POLL
         while True:
             now = docker.inspect(container.id)
@@ -119,3 +116,31 @@ class Run(Implementation[RunParams]):
             "started_at": container.started_at,
             "finished_at": container.finished_at,
         }
+
+
+@implements(RUN)
+class Run(RunsOnce[RunParams]):
+    """See its schema."""
+
+    def before(self, ctx: Context, params: RunParams) -> dict[str, Any]:
+        return {"image_id": spec.image_of(engine(), params.image)}
+
+    def begin(self, ctx: Context, docker: Engine, params: RunParams, before: dict[str, Any]) -> Container:
+        container, _ = spec.make(docker, ctx, params, before["image_id"], kind="run")
+        if container.started_at is None:
+            docker.start(container.id)
+        return container
+
+    def predict(self, ctx: Context, params: RunParams) -> Prediction:
+        name = spec.name_of(ctx, params)
+        undo = f"remove {name}; what it did stays done"
+        if engine().image_id(params.image) is None:
+            what = f"image {params.image!r} is not on the Docker host"
+            if ctx.has_upstream:
+                return Prediction(f"would run {name}; {what} yet", undo=undo)
+            return Prediction(f"would fail: {what}", changed=False, impossible=what)
+        if params.name and engine().inspect(name) is not None:
+            what = f"the name {name} belongs to another container"
+            return Prediction(f"would run {name}", undo=undo, impossible=None if ctx.has_upstream else what)
+        command = " ".join([*(params.entrypoint or []), *(params.command or [])])
+        return Prediction(f"would run {params.image} {command}".rstrip(), undo=undo)

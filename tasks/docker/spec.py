@@ -9,7 +9,8 @@ import time
 from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight, Transient
-from longshore.orchestration.operations.docker import CreateParams, Mount, parse_size
+from longshore.orchestration.operations.docker.containers import CreateParams, Health, Mount
+from longshore.orchestration.operations.docker.fields import parse_size
 from longshore.tasks.engine import Conflict, Container, Engine, NotThere
 from longshore.tasks.operation import Context
 
@@ -39,11 +40,11 @@ def name_of(ctx: Context, params: CreateParams) -> str:
     return params.name or f"longshore-{safe(ctx.op_id)}"
 
 
-def spec_of(params: CreateParams, image_id: str) -> str:
-    """One digest for all that makes a container what it is."""
+def spec_of(ctx: Context, params: CreateParams, image_id: str) -> str:
+    """One digest for all that makes a container what it is, but what its secrets are."""
     said = params.model_dump(mode="json", include=set(CreateParams.model_fields))
     text = json.dumps({"params": said, "image": image_id}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(ctx.redact(text).encode()).hexdigest()
 
 
 def image_of(engine: Engine, image: str) -> str:
@@ -75,7 +76,7 @@ def make(
     engine: Engine, ctx: Context, params: CreateParams, image_id: str, *, kind: str
 ) -> tuple[Container, list[str]]:
     """The container, made now or by whoever was quicker, in all its networks; and the engine's warnings."""
-    name, spec = name_of(ctx, params), spec_of(params, image_id)
+    name, spec = name_of(ctx, params), spec_of(ctx, params, image_id)
     warnings: list[str] = []
     container = find(engine, ctx, name, spec)
     if container is None:
@@ -125,6 +126,8 @@ def body(params: CreateParams, image: str, labels: dict[str, str]) -> dict[str, 
         host["Memory"] = parse_size(params.memory)
     if params.cpus is not None:
         host["NanoCpus"] = round(params.cpus * 1e9)
+    if params.dns:
+        host["Dns"] = params.dns
     ports = [_port(text) for text in params.ports]
     host["PortBindings"] = {}
     for inner, binding in ports:
@@ -143,12 +146,22 @@ def body(params: CreateParams, image: str, labels: dict[str, str]) -> dict[str, 
             made["NetworkingConfig"] = {"EndpointsConfig": {first.name: {"Aliases": first.aliases}}}
     plain = {"Cmd": params.command, "Entrypoint": params.entrypoint, "User": params.user}
     plain |= {"WorkingDir": params.workdir, "Hostname": params.hostname}
+    if params.health is not None:
+        made["Healthcheck"] = _health(params.health)
     return made | {key: value for key, value in plain.items() if value is not None}
 
 
 def restart_policy(text: str) -> dict[str, Any]:
     name, _, times = text.partition(":")
     return {"Name": name, "MaximumRetryCount": int(times or 0)}
+
+
+def _health(said: Health) -> dict[str, Any]:
+    """The engine counts in nanoseconds."""
+    times = {"Interval": said.interval, "Timeout": said.timeout, "StartPeriod": said.start_period}
+    return {"Test": ["CMD", *said.test], "Retries": said.retries} | {
+        key: round(value * 1e9) for key, value in times.items()
+    }
 
 
 def _log(params: CreateParams) -> dict[str, Any]:
