@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from longshore.orchestration.operations.compose import ProjectParams
-from longshore.tasks import compose_revisions as revisions
-from longshore.tasks.compose_cli import PROJECT, Compose, Resolved, Source, source_of
-from longshore.tasks.compose_state import Member, containers
+from longshore.tasks.compose import revisions
+from longshore.tasks.compose.cli import PROJECT, Compose, Resolved, Source, source_of
+from longshore.tasks.compose.state import Member, containers
 from longshore.tasks.engine import Engine
 from longshore.tasks.hostlock import exclusive
 from longshore.tasks.operation import Context, Prediction
@@ -17,9 +17,26 @@ from longshore.tasks.operation import Context, Prediction
 
 @contextlib.contextmanager
 def alone(ctx: Context, docker: Engine, project: str) -> Iterator[None]:
-    """Compose has no lock of its own, and two at once break a project."""
-    with exclusive(f"compose {docker.url} {project}", ctx.check):
+    """Compose has no lock of its own, and two at once break a project.
+
+    The one of this host is freed by the kernel when its holder dies; that in Redis counts for all hosts whose
+    workers use the same engine.
+    """
+    with (
+        exclusive(f"compose {docker.url} {project}", ctx.check),
+        ctx.lock(f"{_identity(docker)}/{project}", f"project {project}"),
+    ):
         yield
+
+
+_identities: dict[str, str] = {}
+
+
+def _identity(docker: Engine) -> str:
+    """Asked once a process."""
+    if docker.url not in _identities:
+        _identities[docker.url] = str(docker.info().get("ID") or docker.url)
+    return _identities[docker.url]
 
 
 def source_for(docker: Engine, params: ProjectParams) -> Source:
@@ -35,6 +52,13 @@ def named(ctx: Context, docker: Engine, params: ProjectParams) -> tuple[str, Res
         return params.project, None
     resolved = Compose(ctx, docker).resolve(source_for(docker, params), params.services)
     return resolved.project, resolved
+
+
+def project_of(ctx: Context, docker: Engine, params: ProjectParams) -> str:
+    """The project's name; where only its folder is given, its files are asked."""
+    if params.project is not None:
+        return params.project
+    return Compose(ctx, docker).resolve(source_for(docker, params)).project
 
 
 def snapshot(docker: Engine, project: str, found: list[Member]) -> dict[str, Any]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight, Transient
 from longshore.orchestration.operations.compose import ProjectParams
-from longshore.tasks import process
 from longshore.tasks.engine import Engine
+from longshore.tasks.machine import process
+from longshore.tasks.machine.live import Live
 from longshore.tasks.operation import Context
 
 PROJECT = "com.docker.compose.project"
@@ -36,6 +38,7 @@ _PASSED = (
 )
 _PASSED_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 _LIMIT = 8 * 1024 * 1024
+_GRACE = 1.0
 _UNSET = re.compile(r'The \\?"([^"\\]+)\\?" variable is not set')
 _PROGRESS = re.compile(r"\s*(Container|Network|Volume|Image) ")
 #: These pass by waiting; the first because Compose races with its own cleaning up after a crash.
@@ -174,9 +177,14 @@ class Compose:
         words = [word for name, count in scale.items() for word in ("--scale", f"{name}={count}")]
         self._run(source, "create", "--no-build", "--pull", "never", *words, *services)
 
-    def pull(self, source: Source, services: list[str], policy: str) -> None:
-        words = ["--policy", policy] if policy == "missing" else []
-        self._run(source, "pull", "--quiet", *words, *services)
+    def build(self, source: Source, services: list[str], options: list[str]) -> None:
+        self._run(source, "build", *options, *services, said=Live(self._ctx))
+
+    def run(self, source: Source, service: str, options: list[str], command: list[str], env: dict[str, str]) -> str:
+        """Make and start a container of a service that is on its own; its id. `env` is not seen among processes."""
+        names = [word for name in env for word in ("--env", name)]
+        words = ["run", "--detach", "--no-deps", "--no-TTY", *options, *names, service, *command]
+        return self._run(source, *words, env=env).stdout.strip().splitlines()[-1]
 
     def stop(self, project: str, services: list[str], grace: float | None) -> None:
         words = [] if grace is None else ["--timeout", str(round(grace))]
@@ -186,18 +194,28 @@ class Compose:
         words = [] if grace is None else ["--timeout", str(round(grace))]
         self._run(source, "down", *words, *(["--remove-orphans"] if orphans else []))
 
-    def _run(self, source: Source, *words: str, stdin: str | None = None) -> process.Completed:
-        env = {name: os.environ[name] for name in _PASSED if name in os.environ}
-        env |= {"DOCKER_HOST": self._url, "COMPOSE_MENU": "false"}
+    def _run(
+        self,
+        source: Source,
+        *words: str,
+        stdin: str | None = None,
+        env: Mapping[str, str] | None = None,
+        said: Callable[[int, bytes], None] = lambda _stream, _piece: None,
+    ) -> process.Completed:
+        own = {name: os.environ[name] for name in _PASSED if name in os.environ}
+        own |= {"DOCKER_HOST": self._url, "COMPOSE_MENU": "false"}
         try:
             done = process.run(
                 [*_program(), "--ansi", "never", *source.options(), *words],
                 # Without files of its own Compose would take those that lie in the worker's folder.
                 cwd=source.directory or "/",
-                env=env,
+                env={**(env or {}), **own},
                 stdin=None if stdin is None else stdin.encode(),
                 check=self._ctx.check,
                 began=self._ctx.began,
+                said=said,
+                # Whoever cancels waits for it; what it leaves half done is healed all the same.
+                grace=_GRACE,
                 limit=_LIMIT,
             )
         except Preflight as error:

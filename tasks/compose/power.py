@@ -1,14 +1,14 @@
-"""`compose.stop` and `compose.start`: nothing is made or removed."""
+"""`compose.stop`, `start` and `restart`: nothing is made or removed."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight
-from longshore.orchestration.operations.compose import START, STOP, StartParams, StopParams
-from longshore.tasks.compose_cli import Compose, Resolved
-from longshore.tasks.compose_scope import alone, failing, members_of, named, names
-from longshore.tasks.compose_state import Gate, Member, jobs, members, start_in_order, stop_in_order
+from longshore.orchestration.operations.compose import RESTART, START, STOP, RestartParams, StartParams, StopParams
+from longshore.tasks.compose.cli import Compose, Resolved
+from longshore.tasks.compose.scope import alone, failing, members_of, named, names
+from longshore.tasks.compose.state import Gate, Member, jobs, members, start_in_order, stop_in_order
 from longshore.tasks.engine import Engine, engine
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements
 
@@ -181,3 +181,59 @@ class Start(Implementation[StartParams]):
             jobs=jobs(was),
             steady=steady,
         )
+
+
+@implements(RESTART)
+class Restart(Implementation[RestartParams]):
+    """Stops and starts what ran when the step began; what was not started since is what is left to do."""
+
+    def before(self, ctx: Context, params: RestartParams) -> dict[str, Any]:
+        docker = engine()
+        project, _ = named(ctx, docker, params)
+        found = members(docker, project)
+        if lacking := _lacking(project, found, params.services):
+            raise Preflight(lacking, remedy="compose.up.execute makes it")
+        chosen = [m for m in found if m.running and (not params.services or m.service in params.services)]
+        return {"project": project, "containers": [member.as_json() for member in chosen]}
+
+    def act(self, ctx: Context, params: RestartParams, before: dict[str, Any]) -> Outcome:
+        docker, project, was = engine(), before["project"], members_of(before)
+        began = {member.id: member.started_at for member in was}
+        with alone(ctx, docker, project):
+            everything = members(docker, project)
+            mine = [member for member in everything if member.id in began]
+            if len(mine) < len(was):
+                raise OperationError(f"containers of project {project} were removed meanwhile")
+            left = [member for member in mine if member.started_at == began[member.id]]
+            services = sorted({member.service for member in left if member.running})
+            if services:
+                Compose(ctx, docker).stop(project, services, params.grace)
+            gate = Gate(ctx, docker, project, params.healthy_deadline, params.min_healthy_time, jobs(everything))
+            everything = members(docker, project)
+            start_in_order(gate, [member for member in everything if member.id in began], everything)
+            now = gate.wait({member.service for member in was})
+        restarted = [member.name for member in now if member.id in began]
+        return Outcome(changed=bool(was), data={"project": project, "restarted": restarted})
+
+    def predict(self, ctx: Context, params: RestartParams) -> Prediction:
+        docker = engine()
+        try:
+            before = self.before(ctx, params)
+        except Preflight as error:
+            return failing(ctx, "restart", str(error))
+        running = members_of(before)
+        if not running:
+            changed = None if ctx.has_upstream else False
+            return Prediction(f"nothing of it runs in project {before['project']} on {docker.url}", changed=changed)
+        return Prediction(f"would restart {names(running)}", undo="start what it left stopped")
+
+    def undo(self, ctx: Context, params: RestartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        docker, project, was = engine(), before["project"], members_of(before)
+        with alone(ctx, docker, project):
+            everything = members(docker, project)
+            heirs = _heirs(was, everything)
+            gate = Gate(ctx, docker, project, deadline=_WELL, settle=0.0)
+            started = start_in_order(gate, list(heirs.values()), everything)
+            if gone := [member for member in was if member.id not in heirs]:
+                raise OperationError(f"gone, and cannot be started again: {names(gone)}")
+        return Outcome(changed=bool(started), data={"project": project, "started": started})

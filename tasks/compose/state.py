@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from longshore.orchestration.errors import OperationError
-from longshore.tasks.compose_cli import PROJECT, Resolved
+from longshore.tasks.compose.cli import PROJECT, Resolved
 from longshore.tasks.engine import Container, Engine, close_engine, engine
 from longshore.tasks.operation import Context
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import time
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from longshore.orchestration.errors import OperationError
 from longshore.orchestration.settings import get_settings
-from longshore.tasks.compose_cli import PROJECT, Compose, Resolved, Source
-from longshore.tasks.compose_state import Gate, Member, fingerprint, members, start_in_order, stop_in_order
-from longshore.tasks.container_spec import safe
+from longshore.tasks.compose.cli import PROJECT, Compose, Resolved, Source
+from longshore.tasks.compose.state import Gate, Member, fingerprint, members, start_in_order, stop_in_order
+from longshore.tasks.docker.spec import safe
 from longshore.tasks.engine import Container, Engine, NotThere
+from longshore.tasks.kept import write_private
 from longshore.tasks.operation import Context
 
 KEEP = "longshore-keep"
@@ -34,16 +35,10 @@ def path_of(ctx: Context, project: str, when: str) -> Path:
 def save(ctx: Context, when: str, resolved: Resolved) -> Path:
     """Keep the resolved file, 0600 for it may hold secrets, and beside it what it was made from."""
     path = path_of(ctx, resolved.project, when)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     about = {"hashes": resolved.hashes, "source": asdict(resolved.source), "project": resolved.project}
     # The file that is looked for comes last.
-    for target, text in ((path.with_suffix(".json"), json.dumps(about)), (path, resolved.text)):
-        temporary = target.with_name(target.name + ".new")
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+    write_private(path.with_suffix(".json"), json.dumps(about).encode())
+    write_private(path, resolved.text.encode())
     return path
 
 
@@ -56,6 +51,79 @@ def load(path: Path) -> Resolved | None:
         return Resolved(about["project"], text, json.loads(text)["services"], about["hashes"], source)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+#: Of each project, so many revisions are kept.
+RETAINED = 5
+
+
+@dataclass(frozen=True)
+class Revision:
+    """What an `up` that went well has left: its resolved file, and what ran then."""
+
+    number: int
+    at: float
+    run: str
+    #: Per service `image`, `image_id`, `hash` and `count`.
+    services: dict[str, dict[str, Any]]
+
+    @property
+    def images(self) -> dict[str, tuple[str, str]]:
+        return {name: (said["image_id"], said["hash"]) for name, said in self.services.items()}
+
+    def path(self, project: str) -> Path:
+        return folder(project) / f"r{self.number}.yml"
+
+    def scale(self, target: Resolved) -> list[str]:
+        """For Compose, where there were more or fewer containers than the file says."""
+        return [
+            word
+            for name, said in self.services.items()
+            if name in target.services and said["count"] != target.replicas(name)
+            for word in ("--scale", f"{name}={said['count']}")
+        ]
+
+
+def images_of(found: Iterable[Member]) -> dict[str, tuple[str, str]]:
+    return {member.service: (member.image_id, member.hash) for member in found}
+
+
+def history(project: str) -> list[Revision]:
+    """Those that are kept, the latest last."""
+    try:
+        listed = json.loads((folder(project) / "history.json").read_text())
+        return [Revision(**one) for one in listed]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def note(ctx: Context, docker: Engine, target: Resolved, path: Path) -> None:
+    """Keep what runs now as a revision, unless it is the latest one; and let go of the eldest. The lock is held."""
+    project, kept = target.project, history(target.project)
+    services: dict[str, dict[str, Any]] = {}
+    for member in members(docker, project):
+        if member.service in target.services:
+            said = {"image": member.image, "image_id": member.image_id, "hash": member.hash, "count": 0}
+            services.setdefault(member.service, said)["count"] += 1
+    if not services or (kept and kept[-1].services == services):
+        return
+    revision = Revision(kept[-1].number + 1 if kept else 1, round(time.time(), 3), ctx.run_id, services)
+    for image_id in {said["image_id"] for said in services.values()}:
+        docker.tag(image_id, _revision_tag(project, revision.number, image_id))
+    for suffix in (".json", ".yml"):
+        write_private(revision.path(project).with_suffix(suffix), path.with_suffix(suffix).read_bytes())
+    kept = [*kept, revision]
+    listed = [asdict(one) for one in kept[-RETAINED:]]
+    write_private(folder(project) / "history.json", json.dumps(listed).encode())
+    for old in kept[:-RETAINED]:
+        for image_id in {said["image_id"] for said in old.services.values()}:
+            docker.untag(_revision_tag(project, old.number, image_id))
+        for suffix in (".yml", ".json"):
+            old.path(project).with_suffix(suffix).unlink(missing_ok=True)
+
+
+def _revision_tag(project: str, number: int, image_id: str) -> str:
+    return f"{KEEP}/{project.strip('_-')}:r{number}-{image_id.removeprefix('sha256:')[:12]}"
 
 
 def recorded_source(project: str, found: Iterable[Container]) -> Source | None:
