@@ -38,7 +38,7 @@ from longshore.orchestration.errors import (
 )
 from longshore.orchestration.events import Event
 from longshore.orchestration.hooks import Hooks, Teller
-from longshore.orchestration.plan import Plan
+from longshore.orchestration.plan import Plan, single
 from longshore.orchestration.replay import Replay
 from longshore.orchestration.report import Report
 from longshore.orchestration.request import request_body
@@ -52,6 +52,8 @@ Resolution = Literal["done", "skip", "undone", "abandon"]
 #: It becomes a part of keys and of file names.
 RUN_ID = re.compile(r"(?!\.\.?$)[A-Za-z0-9._@-]{1,128}")
 _PROBE_SECONDS = 60.0
+#: Between two looks at what a step has printed.
+_FOLLOW = 0.3
 
 
 class Client:
@@ -143,6 +145,23 @@ class Client:
     def _hooked(run: Run, plan: Plan | str) -> Run:
         run._hooks = plan._hooks if isinstance(plan, Plan) else None
         return run
+
+    def run_operation(
+        self,
+        operation: str,
+        /,
+        *,
+        run_id: str | None = None,
+        target: str = "_any",
+        inside: str | None = None,
+        timeout: float | str | None = None,
+        **params: Any,
+    ) -> Run:
+        """Have one operation run, as a run of one step; returns at once. Keywords are its parameters.
+
+        `inside` is a container's name. Raises as `start` does.
+        """
+        return self.start(single(operation, params, target=target, inside=inside, timeout=timeout), run_id=run_id)
 
     # --- finding ----------------------------------------------------------------------------------
 
@@ -369,7 +388,22 @@ class Run:
 
     def log(self, step: str) -> Iterator[str]:
         """What a step printed: its last thousand lines. UnknownName for a step that the plan does not have."""
-        return self.client.store.log(self.id, self._id_of(step))
+        return (line for _, line in self.output(step))
+
+    def output(self, step: str, *, follow: bool = False) -> Iterator[tuple[str, str]]:
+        """The same, each line with its stream: stdout, stderr, or '' for what the operation itself says.
+
+        `follow`: as they come, until the run rests.
+        """
+        step_id, after = self._id_of(step), "-"
+        while True:
+            rests = not follow or self.state() in TERMINAL
+            for entry, stream, line in self.client.store.log(self.id, step_id, after):
+                after = entry
+                yield stream, line
+            if rests:
+                return
+            time.sleep(_FOLLOW)
 
     def cancel(self, reason: str = "", *, keep: bool = False) -> str:
         """Ask for its end: nothing new begins, what runs is asked to stop, and what was done is undone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, cast
 
@@ -100,10 +101,14 @@ def events(run: str) -> None:
 @command(runs_group, "logs")
 @click.argument("run")
 @click.argument("step")
-def logs(run: str, step: str) -> None:
-    """What a step printed: its last thousand lines."""
-    for line in client().get(run).log(step):
-        click.echo(line)
+@click.option("-f", "--follow", is_flag=True, help="Go on as lines come, until the run rests.")
+def logs(run: str, step: str, follow: bool) -> None:
+    """What a step printed: its last thousand lines; what went to stderr goes there."""
+    for stream, line in client().get(run).output(step, follow=follow):
+        if current().json:
+            click.echo(json.dumps({"stream": stream, "line": line}, ensure_ascii=False))
+        else:
+            click.echo(line, err=stream == "stderr")
 
 
 @command(runs_group, "cancel")

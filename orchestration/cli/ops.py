@@ -1,0 +1,124 @@
+"""`longshore ops …`: the catalogue of operations, and one of them run by itself."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+
+from longshore.orchestration.cli.common import client, command, current, leave
+from longshore.orchestration.errors import UsageError
+
+_WIDE = 24
+
+
+@click.group("ops")
+def ops_group() -> None:
+    """List, show and run operations."""
+
+
+@command(ops_group, "ls")
+@click.argument("pattern", default="")
+def ls(pattern: str) -> None:
+    """All operations, or those with PATTERN in their name."""
+    from longshore.orchestration.operations import all_operations  # noqa: PLC0415 - see cli.common
+
+    found = [operation for name, operation in all_operations().items() if pattern in name]
+    if current().json:
+        named = [{"name": one.name, "summary": one.summary, "kind": str(one.kind)} for one in found]
+        current().show([row | {"undo": str(op.undo), "queue": op.queue} for row, op in zip(named, found, strict=True)])
+        return
+    for one in found:
+        click.echo(f"{one.name:<32} {one.kind!s:<10} undo {one.undo!s:<8} {one.summary}")
+
+
+@command(ops_group, "show")
+@click.argument("operation")
+def show(operation: str) -> None:
+    """What OPERATION takes, gives and promises."""
+    from longshore.orchestration.catalogue import describe  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.operations import find  # noqa: PLC0415
+
+    said = describe(find(operation))
+    if current().json:
+        current().show(said)
+        return
+    click.echo(f"{said['name']}: {said['summary']}\n{said['notes']}\n")
+    facts = {"queue": said["queue"]} | said["about"]
+    if said["inside"]:
+        facts["inside"] = "can be done inside a container (in: {container: NAME})"
+    if said["secrets"]:
+        facts["secrets"] = f"secret() may stand in {', '.join(said['secrets'])}"
+    for name, text in facts.items():
+        click.echo(f"  {name:<16} {text}")
+    for title in ("parameters", "result"):
+        click.echo(f"\n{title}" + (f": {said['result_notes']}" if title == "result" else ""))
+        for row in said[title]:
+            default = f" [{row['default']}]" if row["default"] else ""
+            described = f"  {row['description']}" if row["description"] else ""
+            click.echo(f"  {row['name']:<{_WIDE}} {row['type']}{default}{described}")
+
+
+@command(ops_group, "run")
+@click.argument("operation")
+@click.argument("params", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--target", default="_any", help="_any worker, _all hosts, or one host by its name.")
+@click.option("--in", "inside", metavar="CONTAINER", help="Do it inside a container.")
+@click.option("--timeout", metavar="DURATION", help="Of an attempt.")
+@click.option("--run-id", metavar="ID", help="The same id with the same parameters attaches to the run that is there.")
+@click.option("--detach", is_flag=True, help="Print the run's id and leave it running.")
+def run(
+    operation: str,
+    params: tuple[str, ...],
+    target: str,
+    inside: str | None,
+    timeout: str | None,
+    run_id: str | None,
+    detach: bool,
+) -> None:
+    """Run OPERATION as a run of one step.
+
+    A value that begins with [ or { is YAML; KEY.INNER sets a part of a value; a KEY that is given twice is a list.
+    """
+    from longshore.orchestration.cli.run import rehearse, watch_to_end  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.operations import find  # noqa: PLC0415
+    from longshore.orchestration.plan import single  # noqa: PLC0415
+
+    find(operation)
+    plan = single(operation, read_values(params), target=target, inside=inside, timeout=timeout)
+    if current().dry_run:
+        return leave(rehearse(plan, {}))
+    started = client().start(plan, run_id=run_id)
+    if detach:
+        click.echo(started.id)
+        return None
+    return leave(watch_to_end(started))
+
+
+def read_values(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Parameters as they are given on a command line. UsageError for what is none."""
+    import yaml  # noqa: PLC0415 - slow to import
+
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, text = pair.partition("=")
+        if not sign or not re.fullmatch(r"[A-Za-z_][\w.-]*", key):
+            raise UsageError(f"{pair!r} is not key=value")
+        value: Any = text
+        if text[:1] in {"[", "{"} and not text.startswith("{{"):
+            try:
+                value = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise UsageError(f"{key}: {text!r} is no YAML: {' '.join(str(error).split())}") from None
+        *path, last = key.split(".")
+        inner = found
+        for part in path:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise UsageError(f"{key}: {part} has a value already")
+        if last in inner:
+            before = inner[last]
+            value = [*before, value] if isinstance(before, list) else [before, value]
+        inner[last] = value
+    return found
