@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import redis
 
-from tests.machine.packages import find_busybox
+from tests.machine.packages import find_busybox, find_registry
 
 if TYPE_CHECKING:
     import docker
@@ -208,3 +208,66 @@ def remove_project(client: docker.APIClient, project: str) -> None:
         client.remove_network(network["Id"])
     for volume in client.volumes(filters=filters)["Volumes"] or []:
         client.remove_volume(volume["Name"], force=True)
+
+
+#: Who may use a registry that asks, and the password's bcrypt.
+USER, PASSWORD = "ops", "correct-horse"
+_HASH = "$2b$12$uBlsNwDcszh222sLgiaYiupFgyeow6XpajXUkrIJwWhpaf6jfFqtS"
+
+
+class Registry:
+    """An image registry on loopback, which engines take for safe. `login`: it asks who is there."""
+
+    def __init__(self, *, login: bool = False) -> None:
+        program = find_registry()
+        if program is None:
+            raise MissingError("no docker-registry here")
+        self.program = program
+        self.folder = Path(tempfile.mkdtemp(prefix="registry-"))
+        self.port = free_port()
+        self.host = f"127.0.0.1:{self.port}"
+        self._login = login
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Registry:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start(self) -> None:
+        config = f"""\
+version: 0.1
+log: {{level: error}}
+storage: {{filesystem: {{rootdirectory: {self.folder}/data}}, delete: {{enabled: true}}}}
+http: {{addr: "{self.host}"}}
+"""
+        if self._login:
+            (self.folder / "htpasswd").write_text(f"{USER}:{_HASH}\n")
+            config += f"auth: {{htpasswd: {{realm: test, path: {self.folder}/htpasswd}}}}\n"
+        (self.folder / "config.yml").write_text(config)
+        with (self.folder / "registry.log").open("ab") as out:
+            command = [str(self.program), "serve", str(self.folder / "config.yml")]
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        deadline = time.monotonic() + 20
+        while True:
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.connect(("127.0.0.1", self.port))
+                return
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise MissingError(f"the registry did not start: {last_line(self.folder / 'registry.log')}")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(timeout=20)
+            self._process = None
+
+    def break_layers(self) -> None:
+        """Lose what layers consist of: a download that has begun cannot end."""
+        for blob in (self.folder / "data").rglob("blobs/sha256/*/*/data"):
+            if blob.stat().st_size > 2000:  # manifests and configurations stay
+                blob.unlink()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from docker.errors import NotFound
+from docker.errors import APIError, NotFound
 
 from longshore.orchestration.operations import find
 from longshore.orchestration.settings import get_settings
@@ -19,6 +19,8 @@ from longshore.tasks import compose as compose_tasks
 from longshore.tasks import docker as docker_tasks
 from longshore.tasks.engine import close_engine
 from longshore.tasks.operation import Context, Outcome, Prediction, implementation
+from tests import servers
+from tests.conftest import get
 from tests.servers import engine_url
 
 if TYPE_CHECKING:
@@ -102,7 +104,7 @@ def step(engine: docker.APIClient) -> Iterator[MakeStep]:
     prefix = f"lst-{uuid.uuid4().hex[:8]}"
     made = 0
 
-    def make(operation: str, context: dict[str, Any] | None = None, **said: Any) -> Step:
+    def make(operation: str, context: dict[str, Any] | None = None, /, **said: Any) -> Step:
         nonlocal made
         made += 1
         return Step(operation, f"{prefix}-{made}", context or {}, said)
@@ -120,6 +122,44 @@ def step(engine: docker.APIClient) -> Iterator[MakeStep]:
                 engine.remove_image(tag, noprune=True)
 
 
+@pytest.fixture(scope="session")
+def registry() -> Iterator[servers.Registry]:
+    with get(servers.Registry) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def closed_registry() -> Iterator[servers.Registry]:
+    """One that asks who is there."""
+    with get(lambda: servers.Registry(login=True)) as found:
+        yield found
+
+
+@pytest.fixture
+def new_image(engine: docker.APIClient) -> Iterator[Callable[[str], str]]:
+    """Lets a name mean an image that is like no other, with a layer of its own; all such names are taken off."""
+    names: list[str] = []
+
+    def make(ref: str) -> str:
+        repository, _, tag = ref.rpartition(":")
+        made = engine.create_container("longshore-test:1", ["sh", "-c", "head -c 60000 /dev/urandom >/noise"])["Id"]
+        try:
+            engine.start(made)
+            engine.wait(made)
+            image = engine.commit(made, repository, tag)["Id"]
+        finally:
+            engine.remove_container(made)
+        names.append(repository)
+        return str(engine.inspect_image(image)["Id"])
+
+    yield make
+    for image in engine.images():
+        for tag in image["RepoTags"] or []:
+            if tag.rpartition(":")[0] in names or tag.startswith("longshore-keep/"):
+                with contextlib.suppress(APIError):
+                    engine.remove_image(tag, force=True)
+
+
 @pytest.fixture
 def machine(engine: docker.APIClient) -> Callable[[], dict[str, Any]]:
     """What there is on the engine, seen from outside."""
@@ -131,7 +171,8 @@ def machine(engine: docker.APIClient) -> Callable[[], dict[str, Any]]:
                 raw = engine.inspect_container(row["Id"])
                 state = raw["State"]
                 said = (raw["Name"], state["Running"], state["Paused"], raw["Image"])
-                containers[row["Id"]] = (*said, str(raw["HostConfig"]["RestartPolicy"]))
+                limits = (raw["HostConfig"][key] for key in ("RestartPolicy", "Memory", "NanoCpus", "PidsLimit"))
+                containers[row["Id"]] = (*said, *map(str, limits))
         networks = [network["Name"] for network in engine.networks()]
         volumes = [volume["Name"] for volume in engine.volumes()["Volumes"] or []]
         tags = [f"{tag} {image['Id']}" for image in engine.images() for tag in image["RepoTags"] or []]

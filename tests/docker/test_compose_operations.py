@@ -84,8 +84,14 @@ class Stack:
             ),
             "networks": sorted(network["Name"] for network in self.engine.networks(filters=filters)),
             "volumes": sorted(volume["Name"] for volume in self.engine.volumes(filters=filters)["Volumes"] or []),
-            "tags": sorted((t, i["Id"]) for i in images for t in i["RepoTags"] or [] if self.name in t),
+            "tags": sorted(
+                (t, i["Id"]) for i in images for t in i["RepoTags"] or [] if self.name in t and ":r" not in t
+            ),
         }
+
+    def owns(self, tag: str) -> bool:
+        """Revisions stay, also where the step that left one is undone."""
+        return self.name in tag and ":r" not in tag
 
     def containers(self) -> list[dict[str, Any]]:
         filters = {"label": f"com.docker.compose.project={self.name}"}

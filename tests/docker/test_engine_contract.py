@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from longshore.tasks.engine import Conflict, Container, Engine, NotThere, engine_url
-from longshore.tasks.engine_client import DockerEngine
-from longshore.tasks.engine_memory import MemoryEngine
+from longshore.tasks.engine.client import DockerEngine
+from longshore.tasks.engine.memory import MemoryEngine
 
 if TYPE_CHECKING:
     import docker

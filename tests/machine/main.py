@@ -66,6 +66,7 @@ def prepare(environment: dict[str, str], engine: Engine, redis_only: bool) -> No
     if not redis_only and "DOCKER_HOST" in environment:
         attempt(add_compose, environment)
         attempt(add_busybox)
+        attempt(add_registry)
 
 
 def attempt(step: Callable[P, None], *arguments: P.args, **more: P.kwargs) -> None:
@@ -128,6 +129,12 @@ def add_busybox() -> None:
     if not packages.find_busybox():
         say("fetching a static busybox")
         packages.fetch_busybox(SCRATCH, LOG)
+
+
+def add_registry() -> None:
+    if not packages.find_registry():
+        say("fetching an image registry")
+        packages.fetch_registry(SCRATCH, LOG)
 
 
 def run(command: list[str], environment: dict[str, str]) -> int:

@@ -85,6 +85,24 @@ def fetch_busybox(scratch: Path, log: Path) -> None:
     shutil.rmtree(scratch)
 
 
+def find_registry() -> Path | None:
+    """An image registry: the machine's own, or the one that was fetched."""
+    for path in map(Path, filter(None, (shutil.which("docker-registry"), str(ROOT / ".dev/docker-registry")))):
+        if path.exists():
+            return path
+    return None
+
+
+def fetch_registry(scratch: Path, log: Path) -> None:
+    """Only unpacked: installed, the package would start a service."""
+    if shutil.which("apt-get") is None:
+        raise UnavailableError("an image registry is missing, and there is no apt-get to fetch it")
+    scratch.mkdir(parents=True, exist_ok=True)
+    unpacked = unpack("docker-registry", scratch, log)
+    shutil.copy(unpacked / "usr/bin/docker-registry", ROOT / ".dev/docker-registry")
+    shutil.rmtree(scratch)
+
+
 def unpack(package: str, scratch: Path, log: Path, options: list[str] | None = None) -> Path:
     # apt-get can download without being root, but not as its own user into a person's folder.
     as_me = ["-o", "APT::Sandbox::User=root", *(options or [])]

@@ -106,8 +106,8 @@ def test_an_unknown_operation_is_told_with_the_nearest_ones(op: str, near: str) 
         ("command.exec.execute", {"argv": ["ls"], "ok_codes": [256]}, "ok_codes.0: Input should be less than or equal"),
         ("command.shell.execute", {"command": ""}, "command: String should have at least 1 character"),
         ("file.deploy.execute", {"path": "relative", "content": ""}, "path: String should match pattern"),
-        ("file.deploy.execute", {"path": "/x"}, "give one of content and source"),
-        ("file.deploy.execute", {"path": "/x", "content": "", "source": "y"}, "give one of content and source"),
+        ("file.deploy.execute", {"path": "/x"}, "give one of content, source and object"),
+        ("file.deploy.execute", {"path": "/x", "content": "", "source": "y"}, "give one of content, source and object"),
         ("file.deploy.execute", {"path": "/x", "content": "", "mode": "rw"}, "mode: String should match pattern"),
         ("file.deploy.execute", {"path": "/x", "content": "", "mode": 644}, "mode: Input should be a valid string"),
         # a template elsewhere does not keep the rest from being checked

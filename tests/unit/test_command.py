@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +119,28 @@ def test_a_command_reads_the_text_that_it_is_given() -> None:
 
 
 def test_what_a_command_prints_goes_to_the_steps_log() -> None:
-    logged: list[str] = []
+    told: list[tuple[str, list[str]]] = []
 
-    shell("echo out; echo err >&2", {"log": logged.append}).act()
-    shell("true", {"log": logged.append}).act()
+    def printed(stream: str, lines: Sequence[str]) -> None:
+        told.append((stream, list(lines)))
 
-    assert "".join(logged).splitlines() == ["out", "err"]
+    shell("echo out; sleep 0.1; echo err >&2; sleep 0.1; printf rest", {"printed": printed}).act()
+    shell("true", {"printed": printed}).act()
+
+    assert told == [("stdout", ["out"]), ("stderr", ["err"]), ("stdout", ["rest"])]
+
+
+def test_output_is_told_while_the_command_runs_and_never_more_than_is_kept() -> None:
+    told: list[tuple[float, int]] = []
+    began = time.monotonic()
+
+    def printed(_stream: str, lines: Sequence[str]) -> None:
+        told.append((time.monotonic() - began, len(lines)))
+
+    shell("echo first; sleep 1; seq 1 200000; sleep 0.6; echo last", {"printed": printed}).act()
+
+    assert told[0][0] < 1.5, "not only at the end"
+    assert max(count for _, count in told) <= 1000
 
 
 def test_a_command_that_cannot_be_started_has_had_no_effect() -> None:

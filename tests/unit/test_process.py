@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from longshore.orchestration.errors import OperationError, Preflight, StepCancelled
-from longshore.tasks import process
-from longshore.tasks.process import OUTPUT_LIMIT, Completed
+from longshore.tasks.machine import process
+from longshore.tasks.machine.process import OUTPUT_LIMIT, Completed
 
 ENV = {"PATH": os.environ["PATH"]}
 
@@ -183,7 +183,7 @@ def test_what_its_check_raises_ends_the_program_and_is_passed_on(tmp_path: Path)
 def test_a_program_dies_with_its_worker(tmp_path: Path) -> None:
     # given: a worker at work
     code = (
-        "import os\nfrom longshore.tasks import process\n"
+        "import os\nfrom longshore.tasks.machine import process\n"
         f"process.run(['/bin/sh', '-c', 'echo $$ >{tmp_path}/pid; exec sleep 60'], env=dict(os.environ))\n"
     )
     worker = os.posix_spawn(sys.executable, [sys.executable, "-c", code], os.environ)

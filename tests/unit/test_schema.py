@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from pydantic import BaseModel
 
 from longshore.orchestration import Param, Plan, Retry, Step, When, parse
-from longshore.orchestration.plan import Concurrency, UndoSpec
+from longshore.orchestration.plan import Concurrency, Inside, UndoSpec
 from longshore.orchestration.source import schema
 from tests.unit.plans import plans
 
@@ -95,7 +95,7 @@ def test_the_schema_is_one_and_says_of_which_draft() -> None:
 def test_the_schema_has_every_field_of_every_part_and_allows_no_other() -> None:
     parts = {where: rule for where, rule in rules(schema()) if "properties" in rule}
     models: dict[str, type[BaseModel]] = {"plan": Plan}
-    models |= {f"plan.{model.__name__}": model for model in (Step, UndoSpec, When, Param, Retry, Concurrency)}
+    models |= {f"plan.{model.__name__}": model for model in (Step, UndoSpec, When, Param, Retry, Concurrency, Inside)}
 
     assert parts.keys() == models.keys()
     for where, model in models.items():

@@ -1,0 +1,317 @@
+"""`docker.pull`, `push`, `build`, `tag`, `image-remove`, `digest`: against a real registry on loopback."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from longshore.orchestration.errors import OperationError, Preflight, StepCancelled, Transient
+from tests.docker.conftest import MakeStep
+from tests.servers import PASSWORD, USER, Registry
+
+if TYPE_CHECKING:
+    import docker
+
+pytestmark = pytest.mark.docker
+NewImage = Callable[[str], str]
+Look = Callable[[], dict[str, Any]]
+
+
+@pytest.fixture
+def ref(registry: Registry) -> str:
+    return f"{registry.host}/lst-{uuid.uuid4().hex[:8]}:1"
+
+
+def names(engine: docker.APIClient) -> dict[str, str]:
+    """What each name means, those that are kept for an undo as well."""
+    found = {tag: image["Id"] for image in engine.images() for tag in image["RepoTags"] or []}
+    found.pop("<none>:<none>", None)
+    return found
+
+
+def publish(engine: docker.APIClient, step: MakeStep, new_image: NewImage, ref: str) -> str:
+    """The registry has a new image under that name, and the engine has none of that name."""
+    made = new_image(ref)
+    step("docker.push.execute", image=ref).act()
+    engine.remove_image(ref, force=True)
+    return made
+
+
+def test_pull_fetches_says_unchanged_the_second_time_and_its_undo_takes_the_name_off(
+    engine: docker.APIClient, step: MakeStep, new_image: NewImage, ref: str
+) -> None:
+    image = publish(engine, step, new_image, ref)
+    was = names(engine)
+    pull = step("docker.pull.execute", image=ref)
+    foretold = pull.predict()
+    assert (foretold.changed, foretold.impossible) == (True, None)
+    assert names(engine) == was
+
+    outcome = pull.act()
+
+    assert (outcome.changed, outcome.data["image_id"], outcome.data["before_id"]) == (True, image, None)
+    assert outcome.data["digest"] in engine.inspect_image(ref)["RepoDigests"][0]
+    second = step("docker.pull.execute", image=ref)
+    assert second.predict().changed is False
+    assert not second.act().changed
+    second.undo()
+    assert names(engine)[ref] == image
+    assert pull.undo().changed
+    assert names(engine) == was
+    assert not pull.undo().changed
+
+
+def test_pull_of_a_tag_that_has_moved_keeps_the_former_image_for_its_undo(
+    engine: docker.APIClient, step: MakeStep, new_image: NewImage, ref: str
+) -> None:
+    second = publish(engine, step, new_image, ref)
+    first = new_image(ref)  # the engine has another one under that name
+    was = names(engine)
+    pull = step("docker.pull.execute", image=ref)
+
+    outcome = pull.act()
+
+    assert (outcome.data["before_id"], outcome.data["image_id"]) == (first, second)
+    engine.prune_images()
+    assert outcome.data["kept_as"] in names(engine)
+    assert pull.undo().changed
+    assert names(engine) == was
+
+
+def test_a_pull_that_breaks_off_in_the_middle_is_an_error_and_leaves_what_was(
+    engine: docker.APIClient, step: MakeStep, new_image: NewImage
+) -> None:
+    # Given a registry that has lost its layers, after the engine has an older image of that name
+    with Registry() as broken:
+        ref = f"{broken.host}/lst-broken:1"
+        publish(engine, step, new_image, ref)
+        broken.break_layers()
+        engine.prune_images()
+        old = new_image(ref)
+        pull = step("docker.pull.execute", image=ref)
+
+        # When, then: docker-py's own call gives the old image, as if all were well
+        with pytest.raises(Transient, match="lst-broken"):
+            pull.act()
+
+        assert engine.inspect_image(ref)["Id"] == old
+        pull.undo()
+        assert engine.inspect_image(ref)["Id"] == old
+        assert not [name for name in names(engine) if name.startswith("longshore-keep/images:lst-")]
+
+
+@pytest.mark.parametrize("image", ["lst-nothing:1", "{registry}/lst-nothing:1"])
+def test_an_image_that_no_registry_has_is_one_clear_error(step: MakeStep, registry: Registry, image: str) -> None:
+    pull = step("docker.pull.execute", image=image.format(registry=registry.host))
+    with pytest.raises(OperationError, match="lst-nothing") as error:
+        pull.act()
+    if "{" in image:
+        assert isinstance(error.value, Preflight)
+        assert pull.predict().impossible
+
+
+def test_a_registry_that_is_away_may_come_back(step: MakeStep) -> None:
+    pull = step("docker.pull.execute", image="127.0.0.1:1/lst-nothing:1")
+    assert pull.predict().changed is None
+    with pytest.raises(Transient):
+        pull.act()
+
+
+def test_credentials_are_asked_for_and_a_wrong_password_is_final(
+    engine: docker.APIClient, step: MakeStep, new_image: NewImage, closed_registry: Registry
+) -> None:
+    ref = f"{closed_registry.host}/lst-closed:1"
+    image = new_image(ref)
+    auth = {"username": USER, "password": PASSWORD}
+    assert step("docker.push.execute", image=ref, auth=auth).act().changed
+    assert not step("docker.push.execute", image=ref, auth=auth).act().changed
+    engine.remove_image(ref, force=True)
+
+    for wrong in (None, {"username": USER, "password": "wrong-horse"}):
+        with pytest.raises(OperationError) as error:
+            step("docker.pull.execute", image=ref, auth=wrong).act()
+        assert not isinstance(error.value, Transient), error.value
+        assert "wrong-horse" not in str(error.value)
+    assert step("docker.pull.execute", image=ref, auth=auth).act().data["image_id"] == image
+    digest = step("docker.digest.get", image=ref, auth=auth).act()
+    assert (digest.changed, digest.data["stale"]) == (False, False)
+
+
+def test_an_image_of_another_platform_is_refused(
+    engine: docker.APIClient, step: MakeStep, new_image: NewImage, ref: str
+) -> None:
+    publish(engine, step, new_image, ref)
+    was = names(engine)
+    pull = step("docker.pull.execute", image=ref, platform="linux/s390x")
+    with pytest.raises(OperationError, match=r"s390x|no match"):
+        pull.act()
+    pull.undo()
+    assert names(engine) == was
+
+
+def test_a_pull_that_is_cancelled_ends_within_two_seconds(step: MakeStep) -> None:
+    # Given a registry that accepts a call and never answers it
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        stop_at = time.monotonic() + 1
+        context = {"asked_to_stop": lambda: time.monotonic() > stop_at}
+        pull = step("docker.pull.execute", context, image=f"127.0.0.1:{port}/lst-silent:1")
+
+        with pytest.raises(StepCancelled):
+            pull.act()
+
+        assert time.monotonic() - stop_at < 2
+        pull.again(1, asked_to_stop=lambda: False).undo()
+
+
+def test_push_tells_what_the_registry_had(step: MakeStep, new_image: NewImage, ref: str) -> None:
+    new_image(ref)
+    push = step("docker.push.execute", image=ref)
+    assert push.predict().changed is True
+    first = push.act()
+    assert first.data["before"] is None
+    assert step("docker.push.execute", image=ref).predict().changed is False
+    new_image(ref)
+    assert step("docker.push.execute", image=ref).act().data["before"] == first.data["digest"]
+    with pytest.raises(OperationError):
+        push.undo()
+    with pytest.raises(Preflight, match="not on the Docker host"):
+        step("docker.push.execute", image="lst-nothing:1").act()
+
+
+def test_tag_moves_a_name_and_its_undo_moves_it_back(
+    engine: docker.APIClient, step: MakeStep, new_image: NewImage
+) -> None:
+    first, second = new_image("lst-tagged:1"), new_image("lst-tagged:2")
+    was = names(engine)
+    tag = step("docker.tag.execute", image="lst-tagged:2", name="lst-tagged:1")
+    assert tag.predict().changed is True
+    assert tag.act().data == {"name": "lst-tagged:1", "image_id": second, "before_id": first}
+    again = step("docker.tag.execute", image="lst-tagged:2", name="lst-tagged:1")
+    assert again.predict().changed is False
+    assert not again.act().changed
+    assert tag.undo().changed
+    assert names(engine) == was
+
+    fresh = step("docker.tag.execute", image="lst-tagged:2", name="lst-tagged:new")
+    fresh.act()
+    fresh.undo()
+    assert names(engine) == was
+    fresh = step("docker.tag.execute", image="lst-tagged:2", name="lst-tagged:new")
+    fresh.act()
+    engine.tag(first, "lst-tagged", "new")
+    with pytest.raises(OperationError, match="somebody else"):
+        fresh.undo()
+    with pytest.raises(Preflight):
+        step("docker.tag.execute", image="lst-nothing:1", name="lst-tagged:1").act()
+
+
+def test_image_remove_can_bring_back_an_image_that_no_registry_has(
+    engine: docker.APIClient, step: MakeStep, new_image: NewImage
+) -> None:
+    new_image("lst-removed:1")
+    was = names(engine)
+    remove = step("docker.image-remove.execute", image="lst-removed:1")
+    assert remove.predict().changed is True
+    outcome = remove.act()
+    assert outcome.data["untagged"] == ["lst-removed:1"]
+    assert "lst-removed:1" not in names(engine)
+    engine.prune_images()
+    gone = step("docker.image-remove.execute", image="lst-removed:1")
+    assert gone.predict().changed is False
+    assert not gone.act().changed
+    assert not gone.undo().changed
+
+    assert remove.undo().changed
+    assert names(engine) == was
+    assert not remove.undo().changed
+
+
+def test_an_image_that_is_used_is_removed_only_by_force(
+    engine: docker.APIClient, step: MakeStep, new_image: NewImage
+) -> None:
+    new_image("lst-used:1")
+    made = engine.create_container("lst-used:1", ["true"])["Id"]
+    try:
+        was = names(engine)
+        remove = step("docker.image-remove.execute", image="lst-used:1")
+        assert remove.predict().impossible
+        with pytest.raises(Preflight, match="is used by"):
+            remove.act()
+        forced = step("docker.image-remove.execute", image="lst-used:1", force=True)
+        assert forced.act().changed
+        engine.start(made)
+        forced.undo()
+        assert names(engine) == was
+    finally:
+        engine.remove_container(made, force=True)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    (tmp_path / "Dockerfile").write_text(
+        "FROM longshore-test:1\nARG NOTE=none\nCOPY *.txt /\nRUN echo building $NOTE\n"
+    )
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / ".dockerignore").write_text("secret.txt\n")
+    (tmp_path / "secret.txt").write_text("hidden")
+    return tmp_path
+
+
+def test_build_builds_and_its_undo_gives_the_name_back(
+    engine: docker.APIClient, step: MakeStep, new_image: NewImage, context: Path
+) -> None:
+    old = new_image("lst-built:1")
+    was = names(engine)
+    told: list[str] = []
+    said = {"image": "lst-built:1", "context": str(context), "args": {"NOTE": "it"}, "labels": {"made": "here"}}
+    build = step("docker.build.execute", {"printed": lambda _stream, lines: told.extend(lines)}, **said)
+    assert build.predict().changed is None
+
+    outcome = build.act()
+
+    assert (outcome.changed, outcome.data["before_id"]) == (True, old)
+    assert any("building it" in line for line in told)
+    made = engine.inspect_image("lst-built:1")
+    assert made["Config"]["Labels"]["made"] == "here"
+    listed = step("docker.run.execute", image="lst-built:1", command=["ls", "/"]).act().data["stdout"]
+    assert "a.txt" in listed
+    assert "secret.txt" not in listed
+    assert not step("docker.build.execute", **said).act().changed, "the cache gives the same image"
+    assert build.undo().changed
+    assert names(engine) == was
+
+
+def test_a_build_that_fails_says_why_and_changes_nothing(
+    engine: docker.APIClient, step: MakeStep, context: Path
+) -> None:
+    (context / "Dockerfile").write_text("FROM longshore-test:1\nRUN echo oh no; false\n")
+    was = names(engine)
+    build = step("docker.build.execute", image="lst-built:1", context=str(context))
+    with pytest.raises(OperationError, match=r"non-zero|code: 1") as error:
+        build.act()
+    assert "oh no" in error.value.data["output"]
+    build.undo()
+    assert names(engine) == was
+    with pytest.raises(Preflight, match="no Dockerfile"):
+        step("docker.build.execute", image="lst-built:1", context="/nowhere").act()
+
+
+def test_the_same_pull_twice_at_once_is_done_once(
+    engine: docker.APIClient, step: MakeStep, new_image: NewImage, ref: str
+) -> None:
+    image = publish(engine, step, new_image, ref)
+    was = names(engine)
+    pull = step("docker.pull.execute", image=ref)
+    outcomes = pull.act_at_once()
+    assert {outcome.data["image_id"] for outcome in outcomes} == {image}
+    assert {outcome.changed for outcome in outcomes} == {True}, "relative to what was before the step"
+    pull.undo()
+    assert names(engine) == was

@@ -1,0 +1,354 @@
+"""`docker.restart`, `rename`, `update`, `exec`, `list`, `logs`, `wait`, networks and volumes."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import ValidationError
+
+from longshore.orchestration.errors import OperationError, Preflight, StepCancelled, Unsuccessful
+from longshore.orchestration.operations import find
+from tests.docker.conftest import MakeStep
+
+if TYPE_CHECKING:
+    import docker
+
+pytestmark = pytest.mark.docker
+MakeContainer = Callable[..., str]
+Look = Callable[[], dict[str, Any]]
+
+
+def started_at(engine: docker.APIClient, name: str) -> str:
+    return str(engine.inspect_container(name)["State"]["StartedAt"])
+
+
+# --- restart, rename, update --------------------------------------------------------------------------
+
+
+def test_restart_restarts_once_however_often_it_is_delivered(
+    engine: docker.APIClient, step: MakeStep, container: MakeContainer
+) -> None:
+    name = container()
+    before = started_at(engine, name)
+    restart = step("docker.restart.execute", container=name)
+    assert restart.predict().changed is True
+    assert started_at(engine, name) == before
+    assert restart.act().changed
+    after = started_at(engine, name)
+    assert after != before
+    restart.again(2).act()
+    assert started_at(engine, name) == after
+    restart.undo()
+    assert (started_at(engine, name), engine.inspect_container(name)["State"]["Running"]) == (after, True)
+
+
+def test_a_restart_that_was_killed_after_the_stop_is_finished_or_healed(
+    engine: docker.APIClient, step: MakeStep, container: MakeContainer
+) -> None:
+    for heal in (lambda one: one.again(2).act(), lambda one: one.undo()):
+        name = container()
+        restart = step("docker.restart.execute", container=name)
+        assert restart.before["running"]
+        engine.stop(name)
+        heal(restart)
+        assert engine.inspect_container(name)["State"]["Running"]
+
+
+def test_the_undo_of_a_restart_of_what_did_not_run_stops_it(
+    step: MakeStep, container: MakeContainer, machine: Look
+) -> None:
+    name = container(start=False)
+    was = machine()
+    restart = step("docker.restart.execute", container=name)
+    restart.act()
+    assert machine() != was
+    assert restart.undo().changed
+    assert machine() == was
+
+
+def test_rename_renames_and_its_undo_gives_the_name_back(
+    step: MakeStep, container: MakeContainer, machine: Look
+) -> None:
+    name, other = container(), container()
+    was = machine()
+    rename = step("docker.rename.execute", container=name, name=f"{name}-new")
+    assert rename.predict().changed is True
+    assert machine() == was
+    assert rename.act().changed
+    again = step("docker.rename.execute", container=name, name=f"{name}-new")
+    assert again.predict().changed is False
+    assert not again.act().changed
+    assert rename.undo().changed
+    assert not rename.undo().changed
+    assert machine() == was
+    taken = step("docker.rename.execute", container=name, name=other)
+    assert taken.predict().impossible
+    with pytest.raises(Preflight, match="belongs to another"):
+        taken.act()
+
+
+def test_update_changes_what_differs_and_its_undo_brings_it_back(
+    engine: docker.APIClient, step: MakeStep, container: MakeContainer, machine: Look
+) -> None:
+    name = container()
+    was = machine()
+    said = {"container": name, "restart": "on-failure:3", "memory": "64m", "cpus": 0.5, "pids": 50}
+    update = step("docker.update.execute", **said)
+    foretold = update.predict()
+    assert foretold.changed is True
+    assert "memory 0 → 67108864" in foretold.action
+    assert machine() == was
+    outcome = update.act()
+    assert outcome.data | {"id": ""} == {
+        "id": "", "name": name, "restart": "on-failure:3", "memory": 64 * 1024 * 1024, "cpus": 0.5, "pids": 50,
+    }  # fmt: skip
+    again = step("docker.update.execute", **said)
+    assert again.predict().changed is False
+    assert not again.act().changed
+    host = engine.inspect_container(name)["HostConfig"]
+    assert host["RestartPolicy"] == {"Name": "on-failure", "MaximumRetryCount": 3}
+    smaller = step("docker.update.execute", container=name, memory="32m")
+    smaller.act()
+    smaller.undo()
+    assert engine.inspect_container(name)["HostConfig"]["Memory"] == 64 * 1024 * 1024
+    update.undo()
+    host = engine.inspect_container(name)["HostConfig"]
+    assert host["RestartPolicy"]["Name"] in {"", "no"}
+    assert step("docker.update.execute", **said).predict().changed is True
+
+
+def test_an_update_of_nothing_is_refused() -> None:
+    with pytest.raises(ValidationError, match="at least one"):
+        find("docker.update.execute").params.model_validate({"container": "web"})
+
+
+# --- exec ---------------------------------------------------------------------------------------------
+
+
+def test_exec_tells_output_apart_and_gives_the_exit_code(step: MakeStep, container: MakeContainer) -> None:
+    name = container()
+    argv = ["sh", "-c", "echo out; echo err >&2; cat; echo $GIVEN; id -u"]
+    done = step(
+        "docker.exec.execute", container=name, argv=argv, stdin="in\n", env={"GIVEN": "it"}, user="7", cwd="/bin"
+    ).act()
+    assert done.changed
+    assert (done.data["stdout"], done.data["stderr"]) == ("out\nin\nit\n7\n", "err\n")
+    with pytest.raises(Unsuccessful, match="exit code 3: why") as error:
+        step("docker.exec.execute", container=name, argv=["sh", "-c", "echo why >&2; exit 3"]).act()
+    assert error.value.data["exit_code"] == 3
+    looks = step("docker.exec.execute", container=name, argv=["true"], changes=False)
+    assert not looks.act().changed
+    there = step("docker.exec.execute", container=name, argv=["true"], creates="/bin/sh")
+    assert there.predict().changed is False
+    assert not there.act().changed
+    checked = step("docker.exec.execute", container=name, argv=["true"], unless="test -e /bin/sh")
+    assert not checked.act().changed
+
+
+def test_exec_that_cannot_begin_has_had_no_effect(step: MakeStep, container: MakeContainer) -> None:
+    with pytest.raises(Preflight, match="no container"):
+        step("docker.exec.execute", container="lst-nothing", argv=["true"]).act()
+    with pytest.raises(Preflight, match="not running"):
+        step("docker.exec.execute", container=container(start=False), argv=["true"]).act()
+    with pytest.raises(Unsuccessful, match="127"):
+        step("docker.exec.execute", container=container(), argv=["no-such-program"]).act()
+
+
+@pytest.mark.parametrize("how", ["cancel", "timeout"])
+def test_exec_that_is_ended_leaves_nothing_running(
+    engine: docker.APIClient, step: MakeStep, container: MakeContainer, how: str
+) -> None:
+    name = container()
+    stop_at = time.monotonic() + 1
+    context = {"asked_to_stop": lambda: time.monotonic() > stop_at} if how == "cancel" else {}
+    more = {"timeout": 1} if how == "timeout" else {}
+    run = step(
+        "docker.exec.execute", context, container=name, argv=["sh", "-c", "sleep 987 & sleep 987"], grace=1, **more
+    )
+    with pytest.raises(StepCancelled if how == "cancel" else OperationError):
+        run.act()
+    assert time.monotonic() - stop_at < 2
+    assert not [row for row in engine.top(name)["Processes"] if "987" in " ".join(row)]
+
+
+def test_a_gibibyte_of_output_is_bounded(step: MakeStep, container: MakeContainer) -> None:
+    run = step("docker.exec.execute", container=container(), argv=["sh", "-c", "yes | head -c 200000000; echo end"])
+    data = run.act().data
+    assert data["truncated"]
+    assert len(data["stdout"]) <= 64 * 1024
+    assert data["stdout"].endswith("end\n")
+
+
+# --- looks --------------------------------------------------------------------------------------------
+
+
+def test_list_agrees_with_the_engine_and_a_name_is_the_whole_name(
+    engine: docker.APIClient, step: MakeStep, container: MakeContainer
+) -> None:
+    name, idle = container(), container(start=False)
+    engine.rename(idle, f"{name}0")
+    rows = {row["Names"][0][1:]: row for row in engine.containers(all=True)}
+
+    def listed(**said: Any) -> dict[str, Any]:
+        outcome = step("docker.list.get", **said).act()
+        assert not outcome.changed
+        return {one["name"]: one for one in outcome.data["containers"]}
+
+    assert listed(state="all").keys() == rows.keys()
+    assert listed(state="all", name=name).keys() == {name}
+    assert name in listed()
+    assert f"{name}0" not in listed()
+    assert listed(state="stopped", name=f"{name}0")[f"{name}0"]["image_id"] == rows[f"{name}0"]["ImageID"]
+    assert listed(state="all", label={"no.such": None}) == {}
+    assert step("docker.list.get", state="all", limit=1).act().data["count"] == len(rows)
+
+
+def test_logs_gives_the_end_of_each_stream(step: MakeStep, container: MakeContainer) -> None:
+    name = container("sh", "-c", "seq 1 50; echo err >&2; sleep 600")
+    time.sleep(0.5)
+    data = step("docker.logs.get", container=name, tail=3).act().data
+    assert data["stderr"] == "err\n"
+    assert data["stdout"].endswith("50\n")
+    assert len(data["stdout"].split()) <= 3
+    assert step("docker.logs.get", container=name, max_bytes=6).act().data["truncated"]
+    assert step("docker.logs.get", container=name, since="1h").act().data["stdout"].startswith("1\n")
+    mute = container("sh", "-c", "echo x; sleep 600", log_config={"Type": "none"})
+    assert step("docker.logs.get", container=mute).act().data["stdout"] == ""
+    with pytest.raises(Preflight):
+        step("docker.logs.get", container="lst-nothing").act()
+
+
+def healthy(step: MakeStep, *test: str) -> str:
+    """A container with a health check."""
+    health = {"test": list(test), "interval": "300ms", "timeout": "2s", "retries": 2}
+    made = step("docker.create.execute", image="longshore-test:1", command=["sleep", "600"], health=health)
+    name = str(made.act().data["name"])
+    step("docker.start.execute", container=name).act()
+    return name
+
+
+def test_wait_waits_for_a_health_check(step: MakeStep) -> None:
+    good = healthy(step, "sh", "-c", "test -e /ready")
+    wait = step("docker.wait.get", container=good, healthy_deadline="10s")
+    assert "it is running" in wait.predict().action
+    with pytest.raises(OperationError, match="is unhealthy"):
+        wait.act()
+    step("docker.exec.execute", container=good, argv=["touch", "/ready"]).act()
+    deadline = time.monotonic() + 10
+    while step("docker.inspect.get", container=good).act().data["health"] != "healthy":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    data = step("docker.wait.get", container=good).act().data
+    assert (data["health"], data["restart_count"]) == ("healthy", 0)
+
+
+def test_wait_does_not_take_what_dies_a_moment_later_for_well(step: MakeStep, container: MakeContainer) -> None:
+    with pytest.raises(OperationError, match="ended with 3"):
+        step("docker.wait.get", container=container("sh", "-c", "sleep 1; exit 3"), min_healthy_time="3s").act()
+    steady = step("docker.wait.get", container=container(), min_healthy_time="1s").act()
+    assert steady.data["waited_s"] >= 1
+    crashing = container("sh", "-c", "exit 1", restart_policy={"Name": "always"})
+    with pytest.raises(OperationError, match="restart"):
+        step("docker.wait.get", container=crashing, healthy_deadline="3s", min_healthy_time="2s").act()
+
+
+def test_wait_for_an_end_does_not_take_what_never_began_for_ended(step: MakeStep, container: MakeContainer) -> None:
+    with pytest.raises(OperationError, match="has not been started"):
+        step("docker.wait.get", container=container(start=False), until="exited", healthy_deadline="1s").act()
+    ended = step("docker.wait.get", container=container("sh", "-c", "sleep 0.5"), until="exited").act()
+    assert ended.data["exit_code"] == 0
+    with pytest.raises(OperationError, match="ended with 7"):
+        step("docker.wait.get", container=container("sh", "-c", "exit 7"), until="exited").act()
+
+
+def test_a_wait_that_is_cancelled_ends_within_two_seconds(step: MakeStep, container: MakeContainer) -> None:
+    stop_at = time.monotonic() + 1
+    context = {"asked_to_stop": lambda: time.monotonic() > stop_at}
+    with pytest.raises(StepCancelled):
+        step("docker.wait.get", context, container=container(), min_healthy_time="60s").act()
+    assert time.monotonic() - stop_at < 2
+
+
+# --- networks and volumes -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def name(engine: docker.APIClient) -> Any:
+    name = f"lst-{uuid.uuid4().hex[:8]}"
+    yield name
+    for network in engine.networks(names=[name]):
+        engine.remove_network(network["Id"])
+    for volume in engine.volumes()["Volumes"] or []:
+        if volume["Name"] == name:
+            engine.remove_volume(name)
+
+
+def test_a_network_is_made_once_and_its_undo_removes_it(
+    engine: docker.APIClient, step: MakeStep, machine: Look, name: str
+) -> None:
+    was = machine()
+    create = step("docker.network-create.execute", name=name, internal=True, subnet="10.213.7.0/24", labels={"a": "b"})
+    assert create.predict().changed is True
+    assert machine() == was
+    outcomes = create.act_at_once(4)
+    assert len(engine.networks(names=[name])) == 1, "the engine itself allows two of one name"
+    assert {outcome.changed for outcome in outcomes} == {True}
+    looked = step("docker.network-inspect.get", name=name).act()
+    assert not looked.changed
+    assert (looked.data["internal"], looked.data["subnets"]) == (True, ["10.213.7.0/24"])
+    other = step("docker.network-create.execute", name=name, internal=True)
+    assert other.predict().changed is False
+    assert not other.act().changed
+    other.undo()
+    assert engine.networks(names=[name]), "another step has made it"
+    with pytest.raises(Preflight, match="internal: true"):
+        step("docker.network-create.execute", name=name).act()
+    assert create.undo().changed
+    assert machine() == was
+    assert not step("docker.network-inspect.get", name=name).act().data["exists"]
+
+
+def test_a_network_that_is_removed_can_be_made_again(
+    engine: docker.APIClient, step: MakeStep, machine: Look, name: str
+) -> None:
+    step("docker.network-create.execute", name=name, subnet="10.213.8.0/24").act()
+    was = machine()
+    remove = step("docker.network-remove.execute", name=name)
+    assert remove.predict().changed is True
+    assert remove.act().changed
+    assert not step("docker.network-remove.execute", name=name).act().changed
+    assert remove.undo().changed
+    assert machine() == was
+    assert engine.networks(names=[name])[0]["IPAM"]["Config"][0]["Subnet"] == "10.213.8.0/24"
+    used = step("docker.create.execute", image="longshore-test:1", networks=[name], command=["sleep", "600"])
+    step("docker.start.execute", container=used.act().data["name"]).act()
+    with pytest.raises(Preflight, match="is used by"):
+        step("docker.network-remove.execute", name=name).act()
+    used.undo()
+
+
+def test_a_volume_is_made_once_and_goes_only_when_that_is_said(
+    engine: docker.APIClient, step: MakeStep, machine: Look, name: str
+) -> None:
+    was = machine()
+    create = step("docker.volume-create.execute", name=name, labels={"a": "b"})
+    assert create.predict().changed is True
+    assert {outcome.changed for outcome in create.act_at_once(3)} == {True}
+    other = step("docker.volume-create.execute", name=name)
+    assert not other.act().changed
+    assert not other.undo().changed
+    assert step("docker.volume-inspect.get", name=name).act().data["labels"]["a"] == "b"
+    assert create.undo().changed
+    assert machine() == was
+
+    step("docker.volume-create.execute", name=name).act()
+    kept = step("docker.volume-remove.execute", name=name)
+    assert kept.predict().impossible
+    with pytest.raises(Preflight, match="data_loss"):
+        kept.act()
+    assert step("docker.volume-remove.execute", name=name, data_loss=True).act().changed
+    assert not step("docker.volume-remove.execute", name=name, data_loss=True).act().changed
