@@ -23,7 +23,7 @@ from typing import Any
 _HOMES = {
     "Bench": "bench",
     "Done": "bench",
-    "MemoryEngine": "engine_memory",
+    "MemoryEngine": "engine.memory",
     "Rehearsed": "rehearsal",
     "rehearse": "rehearsal",
 }

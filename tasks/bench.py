@@ -32,7 +32,7 @@ from longshore.orchestration.store import Grant, Look, Recorded, Store
 from longshore.tasks import docker, engine, file, noop, waiting  # noqa: F401 - they make their operations known
 from longshore.tasks.attempt import AttemptFailed, IsParked, Refused, TryAgain
 from longshore.tasks.driver import Driver
-from longshore.tasks.engine_memory import MemoryEngine
+from longshore.tasks.engine.memory import MemoryEngine
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implementation
 from longshore.tasks.placeholders import placeholders
 from longshore.tasks.plans import NotOurs, Plans
