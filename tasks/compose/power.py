@@ -233,7 +233,8 @@ class Restart(Implementation[RestartParams]):
             everything = members(docker, project)
             heirs = _heirs(was, everything)
             gate = Gate(ctx, docker, project, deadline=_WELL, settle=0.0)
-            started = start_in_order(gate, list(heirs.values()), everything)
+            wanted = [heirs[member.id] for member in was if member.id in heirs]
+            started = start_in_order(gate, wanted, everything)
             if gone := [member for member in was if member.id not in heirs]:
                 raise OperationError(f"gone, and cannot be started again: {names(gone)}")
         return Outcome(changed=bool(started), data={"project": project, "started": started})

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from longshore.orchestration.errors import OperationError
+from longshore.orchestration.errors import OperationError, Transient
 from longshore.orchestration.settings import get_settings
 from longshore.tasks.compose.cli import PROJECT, Compose, Resolved, Source
 from longshore.tasks.compose.state import Gate, Member, fingerprint, members, start_in_order, stop_in_order
@@ -220,7 +220,8 @@ def restore(
     _give_names_back(docker, before["refs"], was, pulled=pulled)
     left = {entry[0] for entry in set(fingerprint(now())) ^ set(fingerprint(was))}
     if left:
-        raise OperationError(f"project {project} is not as it was: {', '.join(sorted(left))}")
+        # A stop that a program had asked for before it was ended may still be under way in the engine.
+        raise Transient(f"project {project} is not as it was: {', '.join(sorted(left))}")
     for image_id in {member.image_id for member in was} | set(filter(None, before["refs"].values())):
         docker.untag(keep_tag(ctx, project, image_id))
     return done

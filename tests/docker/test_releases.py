@@ -1,0 +1,321 @@
+"""`compose.*` around a release: revisions and the way back, gates, images, programs, locks."""
+
+from __future__ import annotations
+
+import json
+import stat
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from longshore.orchestration.errors import OperationError, Preflight, StepCancelled, Transient, Unsuccessful
+from longshore.tasks.compose import revisions
+from longshore.tasks.engine import close_engine
+from tests.docker.conftest import MakeStep, Step
+from tests.docker.stack import SLEEP, Stack, stack, trio
+from tests.docker.test_images import NewImage
+from tests.servers import Registry
+
+pytestmark = pytest.mark.docker
+assert stack
+assert trio
+
+UNHEALTHY = {"healthcheck": {"test": ["CMD", "false"], "interval": "300ms", "retries": 1}}
+
+
+# --- revisions ----------------------------------------------------------------------------------------
+
+
+def test_five_revisions_are_kept_each_with_its_file_and_its_images(stack: Stack) -> None:
+    for number in range(7):
+        stack.write(web={"environment": {"TAG": str(number)}})
+        stack.up(services=["web"], grace=0).act()
+
+    kept = revisions.history(stack.name)
+    assert [revision.number for revision in kept] == [3, 4, 5, 6, 7]
+    assert all(stat.S_IMODE(revision.path(stack.name).stat().st_mode) == 0o600 for revision in kept)
+    assert not (revisions.folder(stack.name) / "r2.yml").exists()
+    tags = [tag for image in stack.engine.images() for tag in image["RepoTags"] or [] if f"{stack.name}:r" in tag]
+    assert sorted(tag.rpartition(":")[2].partition("-")[0] for tag in tags) == ["r3", "r4", "r5", "r6", "r7"]
+    stack.up(services=["web"]).act()
+    assert len(revisions.history(stack.name)) == 5, "an up that changes nothing leaves none"
+    listed = stack.step("compose.ps.get", project=stack.name).act().data
+    assert [revision["number"] for revision in listed["revisions"]] == [3, 4, 5, 6, 7]
+    assert {one["service"] for one in listed["containers"]} == {"db", "web"}
+
+
+def test_rollback_brings_back_files_and_images_and_pulls_nothing(trio: Stack) -> None:
+    # Given a release with another image and another configuration
+    trio.up().act()
+    first = trio.look()
+    trio.new_image()
+    trio.write(web={"environment": {"TAG": "2"}})
+    trio.up().act()
+    second = trio.look()
+    rollback = trio.other("rollback", min_healthy_time=0)
+    foretold = rollback.predict()
+    assert foretold.changed is True
+    assert "revision 1" in foretold.action
+    assert trio.look() == second
+
+    outcome = rollback.act()
+
+    assert outcome.changed
+    assert trio.look()["containers"] == first["containers"]
+    again = trio.other("rollback", to=1, min_healthy_time=0)
+    assert again.predict().changed is False
+    assert not again.act().changed
+    assert rollback.undo().changed
+    assert trio.look() == second
+    with pytest.raises(Preflight, match="no revision 9: it has 1, 2"):
+        trio.other("rollback", to=9).act()
+    with pytest.raises(Preflight, match="no revision of project"):
+        trio.step("compose.rollback.execute", project="lst-nothing").act()
+
+
+def test_a_release_that_never_gets_well_goes_back_by_itself_with_no_pull(trio: Stack) -> None:
+    # Given three services on their old image
+    trio.up().act()
+    was = trio.look()
+    trio.new_image()
+    trio.write(web=UNHEALTHY, jobs={"environment": {"A": "b"}})
+    up = trio.up(auto_revert=True, healthy_deadline=20)
+
+    with pytest.raises(OperationError, match=r"is unhealthy.*back at what it was") as error:
+        up.act()
+
+    assert error.value.data == {"reverted": True}
+    after = trio.look()
+    assert after["containers"] == was["containers"]
+    assert trio.running() == {"db", "web", "jobs"}
+    assert not up.undo().changed
+    assert len(revisions.history(trio.name)) == 1, "what never was well is no revision"
+
+
+def test_some_services_at_a_time_and_a_bad_one_holds_up_the_rest(trio: Stack) -> None:
+    trio.up().act()
+    ids = {row["Labels"]["com.docker.compose.service"]: row["Id"] for row in trio.containers()}
+    trio.new_image()
+    trio.write(jobs=UNHEALTHY)  # after db, and before web in the order of the file
+
+    with pytest.raises(OperationError, match="jobs"):
+        trio.up(max_parallel=1, healthy_deadline=20).act()
+
+    now = {row["Labels"]["com.docker.compose.service"]: row["Id"] for row in trio.containers()}
+    assert now["db"] != ids["db"]
+    untouched = [name for name in ("web",) if now[name] == ids[name]]
+    gated_before = [name for name in ("web",) if now[name] != ids[name]]
+    assert untouched or gated_before, "web stands before jobs or after it, and is whole either way"
+    trio.write()
+    assert trio.up(max_parallel=2).act().changed
+    assert trio.running() == {"db", "web", "jobs"}
+
+
+# --- restart ------------------------------------------------------------------------------------------
+
+
+def test_restart_restarts_what_runs_once(trio: Stack) -> None:
+    trio.up().act()
+    trio.engine.stop(trio.container("jobs"), timeout=0)
+
+    def starts() -> dict[str, str]:
+        found = (trio.engine.inspect_container(row["Id"]) for row in trio.containers())
+        return {raw["Name"]: raw["State"]["StartedAt"] for raw in found}
+
+    was, look = starts(), trio.look()
+    restart = trio.other("restart", min_healthy_time=0)
+    assert restart.predict().changed is True
+    assert starts() == was
+    outcome = restart.act()
+    assert sorted(outcome.data["restarted"]) == [trio.container("db"), trio.container("web")]
+    now = starts()
+    assert now[f"/{trio.container('jobs')}"] == was[f"/{trio.container('jobs')}"]
+    assert all(now[f"/{trio.container(name)}"] != was[f"/{trio.container(name)}"] for name in ("db", "web"))
+    restart.again(2).act()
+    assert starts() == now
+    restart.undo()
+    assert trio.look()["containers"] == look["containers"]
+
+    broken = trio.other("restart")
+    assert broken.before
+    trio.engine.stop(trio.container("web"), timeout=0)
+    broken.undo()
+    assert trio.look()["containers"] == look["containers"]
+
+
+# --- images -------------------------------------------------------------------------------------------
+
+
+def test_pull_fetches_each_image_and_its_undo_gives_the_names_back(
+    stack: Stack, registry: Registry, step: MakeStep, new_image: NewImage
+) -> None:
+    ref = f"{registry.host}/{stack.name}:1"
+    first = new_image(ref)
+    step("docker.push.execute", image=ref).act()
+    second = new_image(ref)
+    stack.write(web={"image": ref})
+    said = {"project_dir": str(stack.directory), "project": stack.name, "services": ["web"]}
+    pull = stack.step("compose.pull.execute", **said)
+    assert pull.predict().changed is True
+    assert stack.engine.inspect_image(ref)["Id"] == second
+
+    outcome = pull.act()
+
+    assert outcome.data["images"] == {ref: {"before": second, "after": first}}
+    again = stack.step("compose.pull.execute", **said)
+    assert again.predict().changed is False
+    assert not again.act().changed
+    stack.engine.prune_images()
+    assert pull.undo().changed
+    assert stack.engine.inspect_image(ref)["Id"] == second
+    registry_broken = f"{registry.host}/{stack.name}:nothing"
+    stack.write(web={"image": registry_broken})
+    with pytest.raises(OperationError, match="nothing"):
+        stack.step("compose.pull.execute", **said).act()
+
+
+def test_up_with_a_pull_brings_the_registrys_image_and_its_undo_the_former_one(
+    stack: Stack, registry: Registry, step: MakeStep, new_image: NewImage
+) -> None:
+    ref = f"{registry.host}/{stack.name}:1"
+    newer = new_image(ref)
+    step("docker.push.execute", image=ref).act()
+    older = new_image(ref)
+    stack.write(web={"image": ref}, db={"image": ref})
+    stack.up().act()
+    was = stack.look()
+    up = stack.up(pull="always")
+    assert up.act().changed
+    images = {one["service"]: one["image_id"] for one in up.outcome.data["containers"]} if up.outcome else {}
+    assert images["web"] == newer
+    assert up.undo().changed
+    assert stack.look() == was
+    assert stack.engine.inspect_image(ref)["Id"] == older
+
+
+def test_build_builds_what_has_a_build(stack: Stack) -> None:
+    (stack.directory / "Dockerfile").write_text("FROM longshore-test:1\nRUN echo built >/built\n")
+    stack.write(web={"build": ".", "image": f"{stack.name}:web"})
+    said = {"project_dir": str(stack.directory), "project": stack.name}
+    build = stack.step("compose.build.execute", **said)
+    assert build.predict().changed is None
+    outcome = build.act()
+    assert outcome.changed
+    assert list(outcome.data["images"]) == [f"{stack.name}:web"]
+    assert not stack.step("compose.build.execute", **said).act().changed
+    assert build.undo().changed
+    assert not [i for i in stack.engine.images() for tag in i["RepoTags"] or [] if tag == f"{stack.name}:web"]
+    stack.write()
+    with pytest.raises(Preflight, match="nothing to build"):
+        stack.step("compose.build.execute", **said).act()
+
+
+# --- programs -----------------------------------------------------------------------------------------
+
+
+def test_config_tells_services_and_no_values(stack: Stack) -> None:
+    stack.write(web={"environment": {"PASSWORD": "correct-horse"}})
+    outcome = stack.step("compose.config.get", project_dir=str(stack.directory), project=stack.name).act()
+    assert not outcome.changed
+    assert outcome.data["services"]["web"]["depends_on"] == ["db"]
+    assert "correct-horse" not in json.dumps(outcome.data)
+    stack.up().act()
+    hashes = {row["Labels"]["com.docker.compose.config-hash"] for row in stack.containers()}
+    assert {said["hash"] for said in outcome.data["services"].values()} == hashes
+
+
+def test_exec_finds_a_services_container(stack: Stack) -> None:
+    stack.up().act()
+    done = stack.other("exec", service="web", argv=["sh", "-c", "echo $TAG; hostname"]).act()
+    assert done.data["stdout"].startswith("1\n")
+    with pytest.raises(Unsuccessful):
+        stack.other("exec", service="web", argv=["false"]).act()
+    with pytest.raises(Preflight, match="no container 1 of service 'nothing'"):
+        stack.other("exec", service="nothing", argv=["true"]).act()
+
+
+def test_run_runs_a_service_once_with_its_volumes_and_environment(stack: Stack) -> None:
+    stack.up().act()
+    ids = stack.ids()
+    said = {
+        "project_dir": str(stack.directory),
+        "project": stack.name,
+        "service": "db",
+        "command": ["sh", "-c", "echo $GIVEN; echo x >>/data/log; cat /data/log"],
+        "env": {"GIVEN": "it"},
+    }
+    run = stack.step("compose.run.execute", **said)
+    assert run.predict().changed is True
+    outcomes = run.act_at_once(2)
+    assert {outcome.data["stdout"] for outcome in outcomes} == {"it\nx\n"}
+    assert run.again(2).act().data["stdout"] == "it\nx\n"
+    assert run.undo().changed
+    assert stack.ids() == ids
+    failing = stack.step("compose.run.execute", **said | {"command": ["sh", "-c", "echo no >&2; exit 4"]})
+    with pytest.raises(Unsuccessful, match="ended with 4: no"):
+        failing.act()
+    failing.undo()
+    with pytest.raises(OperationError, match="no service 'nothing'"):
+        stack.step("compose.run.execute", **said | {"service": "nothing"}).act()
+
+
+# --- two at once --------------------------------------------------------------------------------------
+
+
+def test_two_steps_that_bring_up_the_same_new_stack_wait_for_each_other(stack: Stack) -> None:
+    outcomes: dict[int, Any] = {}
+
+    def bring(number: int, up: Step) -> None:
+        try:
+            outcomes[number] = up.act()
+        except Exception as error:  # noqa: BLE001 - looked at below
+            outcomes[number] = error
+        finally:
+            close_engine()
+
+    ups = [stack.up(min_healthy_time=0.5) for _ in range(2)]
+    assert all(up.before for up in ups)
+    threads = [threading.Thread(target=bring, args=(number, up)) for number, up in enumerate(ups)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert not [outcome for outcome in outcomes.values() if isinstance(outcome, Exception)], outcomes
+    assert stack.running() == {"db", "web"}
+    assert len(stack.look()["networks"]) == 1
+
+
+def undo_patiently(step: Step) -> None:
+    """As a run does: what passes is tried again."""
+    for _ in range(5):
+        try:
+            step.undo()
+        except Transient:
+            time.sleep(1)
+        else:
+            return
+    step.undo()
+
+
+# --- cut off ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", [0.3, 0.8, 1.3, 2.0])
+def test_a_release_that_is_cancelled_anywhere_ends_in_time_and_is_taken_back(stack: Stack, after: float) -> None:
+    stack.write(web={"init": False})  # ignores TERM, so a replacement takes its grace
+    stack.up().act()
+    was = stack.look()
+    stack.new_image()
+    stop_at = time.monotonic() + after
+    up = stack.up(context={"asked_to_stop": lambda: time.monotonic() > stop_at}, min_healthy_time=5)
+
+    with pytest.raises((StepCancelled, Transient)):
+        up.act()
+
+    assert time.monotonic() - stop_at < 2
+    undo_patiently(up.again(1, asked_to_stop=lambda: False))
+    assert stack.look()["containers"] == was["containers"]
+    assert stack.running() == {"db", "web"}

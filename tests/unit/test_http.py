@@ -1,0 +1,283 @@
+"""`network.http.*` and `network.dns.*`, against a real server on loopback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from longshore.orchestration.errors import (
+    Blocked,
+    Delayed,
+    InDoubt,
+    OperationError,
+    Preflight,
+    StepCancelled,
+    Transient,
+    Unsuccessful,
+)
+from longshore.orchestration.operations import find
+from longshore.tasks import http, network
+from tests.unit.doing import Doing
+
+assert http
+
+
+class Service:
+    """Answers as it is told, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.codes: list[int] = []
+        self.headers: dict[str, str] = {}
+        self.body = b"well"
+        self.slow = 0.0
+        self.asked: list[dict[str, Any]] = []
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                said = {"method": self.command, "path": self.path, "headers": dict(self.headers)}
+                service.asked.append(said | {"body": self.rfile.read(length)})
+                time.sleep(service.slow)
+                code = service.codes.pop(0) if len(service.codes) > 1 else (service.codes or [200])[0]
+                self.send_response(code)
+                for name, value in service.headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(service.body)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(service.body)
+
+            do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer  # noqa: N815 - its base class says so
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its base class says so
+                return
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    service = Service()
+    thread = threading.Thread(target=service.server.serve_forever)
+    thread.start()
+    yield service
+    service.server.shutdown()
+    service.server.server_close()
+    thread.join()
+
+
+def request(service: Service, **said: Any) -> Doing:
+    return Doing("network.http.request", url=f"{service.url}/charge", **said)
+
+
+# --- a health check -----------------------------------------------------------------------------------
+
+
+def test_a_service_that_answers_as_expected_is_well(service: Service) -> None:
+    service.headers = {"Content-Type": "application/json"}
+    service.body = b'{"ok": true}'
+    get = Doing("network.http.get", url=f"{service.url}/health?x=1", headers={"X-A": "b"}, contains='"ok"')
+    assert get.predict().action == f"would ask GET {service.url}/health"
+    outcome = get.act()
+    assert (outcome.changed, outcome.data["code"], outcome.data["json"]) == (False, 200, {"ok": True})
+    assert service.asked[0]["path"] == "/health?x=1"
+    assert service.asked[0]["headers"]["X-A"] == "b"
+
+
+def test_a_service_is_asked_until_its_deadline(service: Service) -> None:
+    service.codes = [503, 503, 200]
+    waited = Doing("network.http.get", url=service.url, deadline="5s", interval="50ms")
+    assert waited.act().data["code"] == 200
+    service.codes = [503]
+    with pytest.raises(Unsuccessful, match="answered 503"):
+        Doing("network.http.get", url=service.url).act()
+    with pytest.raises(Unsuccessful, match=r"asked for 0\.3 s"):
+        Doing("network.http.get", url=service.url, deadline="300ms", interval="50ms").act()
+    service.codes = [200]
+    with pytest.raises(Unsuccessful, match="without 'ready'"):
+        Doing("network.http.get", url=service.url, contains="ready").act()
+    assert Doing("network.http.get", url=service.url, ok_codes=[200, 404]).act().data["code"] == 200
+
+
+def test_nobody_there_is_a_failure() -> None:
+    with pytest.raises(Unsuccessful, match="refused"):
+        Doing("network.http.get", url="http://127.0.0.1:1/").act()
+    with pytest.raises(ValidationError, match="not a URL"):
+        find("network.http.get").params.model_validate({"url": "ftp://x"})
+
+
+def test_a_call_that_is_cancelled_ends_at_once(service: Service) -> None:
+    service.slow = 5
+    stop_at = time.monotonic() + 0.5
+    get = Doing("network.http.get", {"asked_to_stop": lambda: time.monotonic() > stop_at}, url=service.url, timeout=30)
+    with pytest.raises(StepCancelled):
+        get.act()
+    assert time.monotonic() - stop_at < 1.5
+
+
+# --- any call -----------------------------------------------------------------------------------------
+
+
+def test_a_call_sends_its_key_and_its_payload(service: Service) -> None:
+    call = request(service, payload={"amount": 3}, headers={"Authorization": "Bearer x"})
+    assert call.act().changed
+    call.act()
+    first, second = service.asked
+    assert (first["method"], json.loads(first["body"])) == ("POST", {"amount": 3})
+    assert first["headers"]["Idempotency-Key"] == second["headers"]["Idempotency-Key"] == "r1.step"
+    assert first["headers"]["Content-Type"] == "application/json"
+    request(service, method="GET").act()
+    assert "Idempotency-Key" not in service.asked[-1]["headers"]
+    request(service, idempotency_header="X-Key", body="raw").act()
+    assert (service.asked[-1]["headers"]["X-Key"], service.asked[-1]["body"]) == ("r1.step", b"raw")
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [(202, Delayed), (503, Blocked), (429, Transient), (500, Transient), (400, Unsuccessful), (301, Unsuccessful)],
+)
+def test_what_an_answer_means(service: Service, code: int, error: type[OperationError]) -> None:
+    service.codes, service.headers = [code], {"Retry-After": "7"}
+    with pytest.raises(error, match=f"answered {code}") as raised:
+        request(service).act()
+    assert type(raised.value) is error
+    if isinstance(raised.value, Delayed):
+        assert raised.value.after == 7
+    if isinstance(raised.value, Blocked):
+        assert raised.value.service == service.url.removeprefix("http://")
+
+
+def test_what_an_answer_means_can_be_said_otherwise(service: Service) -> None:
+    service.codes = [202]
+    assert request(service, ok_codes=[202]).act().changed
+    service.codes = [208]
+    assert not request(service).act().changed
+    service.codes = [200]
+    assert not request(service, method="GET").act().changed
+
+
+def test_a_lost_answer_is_in_doubt_unless_it_may_be_sent_again(service: Service) -> None:
+    service.slow = 3
+    for said, error in (
+        ({}, InDoubt),
+        ({"idempotent": True}, Transient),
+        ({"method": "PUT"}, Transient),
+        ({"method": "PUT", "idempotent": False}, InDoubt),
+    ):
+        with pytest.raises(error):
+            request(service, timeout=0.3, **said).act()
+    nobody = Doing("network.http.request", url="http://127.0.0.1:1/")
+    with pytest.raises(Transient, match="refused"):
+        nobody.act()
+
+
+def test_the_undo_is_the_call_that_was_given(service: Service) -> None:
+    undo = {"method": "DELETE", "url": f"{service.url}/charges/{{key}}"}
+    call = request(service, undo=undo)
+    assert call.predict().undo == f"DELETE {service.url}/charges/{{key}}"
+    call.act()
+    assert call.undo().changed
+    assert service.asked[-1]["path"] == "/charges/r1.step"
+    assert service.asked[-1]["headers"]["Idempotency-Key"] == "r1.step.undo"
+    service.codes = [404]
+    assert not call.undo().changed, "what is not there is taken back"
+    service.codes = [503]
+    with pytest.raises(Transient):
+        call.undo()
+    service.codes = [400]
+    with pytest.raises(OperationError, match="answered 400"):
+        call.undo()
+    with pytest.raises(OperationError):
+        request(service).undo()
+    operation = find("network.http.request")
+    assert operation.undoable({"undo": undo})
+    assert not operation.undoable({})
+
+
+def test_calls_that_make_no_sense_are_refused() -> None:
+    for said, why in (
+        ({"payload": 1, "body": "x"}, "one of payload and body"),
+        ({"method": "GET", "undo": {"url": "http://x"}}, "nothing to undo"),
+    ):
+        with pytest.raises(ValidationError, match=why):
+            find("network.http.request").params.model_validate({"url": "http://x"} | said)
+
+
+def test_a_large_answer_is_bounded(service: Service) -> None:
+    service.body = b"x" * 200_000
+    data = request(service).act().data
+    assert (len(data["body"]), data["truncated"]) == (64 * 1024, True)
+
+
+# --- names --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def resolv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "resolv.conf"
+    path.write_text("# by hand\noptions ndots:2\nnameserver 10.0.0.1\nsearch old.lan\n")
+    monkeypatch.setattr(network, "_PATH", str(path))
+    return path
+
+
+def test_name_servers_are_changed_and_the_rest_stays(resolv: Path) -> None:
+    was = resolv.read_bytes()
+    assert Doing("network.dns.get").act().data["servers"] == ["10.0.0.1"]
+    update = Doing("network.dns.update", servers=["10.0.0.2", "10.0.0.3"])
+    assert update.predict().changed is True
+    assert resolv.read_bytes() == was
+    assert update.act().changed
+    assert resolv.read_text() == (
+        "# by hand\noptions ndots:2\nsearch old.lan\nnameserver 10.0.0.2\nnameserver 10.0.0.3\n"
+    )
+    again = Doing("network.dns.update", {"run_id": "r2"}, servers=["10.0.0.2", "10.0.0.3"])
+    assert again.predict().changed is False
+    assert not again.act().changed
+    assert update.undo().changed
+    assert resolv.read_bytes() == was
+    assert not update.undo().changed
+
+
+def test_a_file_that_somebody_has_changed_since_stays(resolv: Path) -> None:
+    update = Doing("network.dns.update", servers=["10.0.0.2"])
+    update.act()
+    resolv.write_text("nameserver 10.7.7.7\n")
+    with pytest.raises(OperationError, match="somebody else"):
+        update.undo()
+
+
+def test_a_file_that_a_program_writes_is_left_alone(resolv: Path, tmp_path: Path) -> None:
+    resolv.rename(tmp_path / "real")
+    resolv.symlink_to(tmp_path / "real")
+    with pytest.raises(Preflight, match="is a link"):
+        Doing("network.dns.update", servers=["10.0.0.2"]).act()
+
+
+@pytest.mark.parametrize("said", [{}, {"servers": ["not-an-address"]}, {"servers": [], "search_domains": []}])
+def test_an_update_that_says_nothing_is_refused(said: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        find("network.dns.update").params.model_validate(said)
+
+
+def test_ping_counts() -> None:
+    ping = Doing("network.ping.do", address="127.0.0.1", count=2)
+    if shutil.which("ping") is None:
+        with pytest.raises(Preflight, match="has no ping"):
+            ping.act()
+        return
+    data = ping.act().data
+    assert (data["packets_sent"], data["packets_received"], data["packet_loss"]) == (2, 2, 0)
+    assert data["avg_rtt_ms"] >= 0
+    with pytest.raises(OperationError):
+        Doing("network.ping.do", address="no-such-host.invalid", count=1, timeout=2).act()
