@@ -162,3 +162,9 @@ def _row(row: dict[str, str]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    from pathlib import Path
+
+    Path("docs/operations.md").write_text(page())

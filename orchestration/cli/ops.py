@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from longshore.orchestration.cli.common import client, command, current, leave
+from longshore.orchestration.cli.common import command, current
 from longshore.orchestration.errors import UsageError
 
 _WIDE = 24
@@ -81,19 +81,13 @@ def run(
 
     A value that begins with [ or { is YAML; KEY.INNER sets a part of a value; a KEY that is given twice is a list.
     """
-    from longshore.orchestration.cli.run import rehearse, watch_to_end  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.cli.run import begin  # noqa: PLC0415 - see cli.common
     from longshore.orchestration.operations import find  # noqa: PLC0415
     from longshore.orchestration.plan import single  # noqa: PLC0415
 
     find(operation)
     plan = single(operation, read_values(params), target=target, inside=inside, timeout=timeout)
-    if current().dry_run:
-        return leave(rehearse(plan, {}))
-    started = client().start(plan, run_id=run_id)
-    if detach:
-        click.echo(started.id)
-        return None
-    return leave(watch_to_end(started))
+    begin(plan, {}, run_id, detach=detach)
 
 
 def read_values(pairs: tuple[str, ...]) -> dict[str, Any]:

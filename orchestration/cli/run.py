@@ -11,6 +11,7 @@ from longshore.orchestration.cli.common import client, current, global_options, 
 
 if TYPE_CHECKING:
     from longshore.orchestration.client import Run
+    from longshore.orchestration.plan import Plan
 
 #: A second Ctrl-C within so many seconds cancels the run.
 _SECOND_THOUGHT = 2.0
@@ -25,12 +26,17 @@ _SECOND_THOUGHT = 2.0
 @global_options
 def run(plan: str, pairs: tuple[str, ...], file: str | None, run_id: str | None, detach: bool) -> None:
     """Start PLAN (a file, or the name of a stored plan) and watch it to its end."""
-    options = current()
     loaded = load_plan(plan)
     params = read_params(loaded, pairs, file)
+    return begin(loaded, params, run_id, detach=detach)
+
+
+def begin(plan: Plan, params: dict[str, Any], run_id: str | None, *, detach: bool) -> None:
+    """Start and watch, or rehearse, as the options say; ends the command."""
+    options = current()
     if options.dry_run:
-        return leave(rehearse(loaded, params))
-    started = client().start(loaded, params, run_id=run_id)
+        return leave(rehearse(plan, params))
+    started = client().start(plan, params, run_id=run_id)
     console = options.console()
     if started.attached:
         console.print(f"run {started.id} is there already; nothing was started", style="yellow")

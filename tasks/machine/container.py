@@ -54,6 +54,7 @@ class ContainerMachine:
         ends = None if program.timeout is None else started + program.timeout
 
         def check() -> None:
+            heard.live.check()
             self._ctx.check()
             if ends is not None and time.monotonic() >= ends:
                 raise OperationError(f"{program.argv[0]!r} ran out of its {program.timeout:g} s")

@@ -57,6 +57,11 @@ class HostMachine:
         if cwd is not None and not _within(os.path.realpath(cwd)):
             raise _outside(cwd)
         live = Live(self._ctx)
+
+        def check() -> None:
+            live.check()
+            self._ctx.check()
+
         try:
             return process.run(
                 program.argv,
@@ -65,7 +70,7 @@ class HostMachine:
                 stdin=program.stdin,
                 timeout=program.timeout,
                 grace=program.grace,
-                check=self._ctx.check,
+                check=check,
                 began=self._ctx.began,
                 said=live,
                 limit=program.limit,

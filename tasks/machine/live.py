@@ -16,13 +16,13 @@ _NAMES = {1: "stdout", 2: "stderr"}
 
 
 class Live:
-    """Give it to a program as `said`; `flush` when it has ended."""
+    """Give it to a program as `said`, have `check` called while it runs, and `flush` when it has ended."""
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
         self._held = {1: bytearray(), 2: bytearray()}
         self._lines: list[tuple[str, str]] = []
-        self._told = time.monotonic()
+        self._told = 0.0
 
     def __call__(self, stream: int, piece: bytes) -> None:
         held = self._held[stream]
@@ -33,7 +33,11 @@ class Live:
             rest = rest[_LONGEST:]
         held[:] = rest
         self._keep(stream, lines)
-        if time.monotonic() - self._told >= _PAUSE:
+        self.check()
+
+    def check(self) -> None:
+        """Tell what is held, if it was held for long; to be called now and then, also while nothing comes."""
+        if self._lines and time.monotonic() - self._told >= _PAUSE:
             self._tell()
 
     def flush(self) -> None:

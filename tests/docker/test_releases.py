@@ -14,7 +14,7 @@ from longshore.orchestration.errors import OperationError, Preflight, StepCancel
 from longshore.tasks.compose import revisions
 from longshore.tasks.engine import close_engine
 from tests.docker.conftest import MakeStep, Step
-from tests.docker.stack import SLEEP, Stack, stack, trio
+from tests.docker.stack import Stack, stack, trio
 from tests.docker.test_images import NewImage
 from tests.servers import Registry
 

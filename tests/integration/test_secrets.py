@@ -1,0 +1,147 @@
+"""A secret given as a reference, through real workers: nothing that can be read later holds it."""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longshore.orchestration import Plan
+from tests.integration.conftest import MakeInstallation
+from tests.integration.processes import Installation, wait_for
+
+VALUE = 'correct-"horse\\battery'
+REFERENCE = "{{ secret('env:DB_PASSWORD') }}"
+
+
+@pytest.fixture(scope="module")
+def place(module_installation: MakeInstallation) -> Installation:
+    made = module_installation()
+    made.worker("keeper", "-c", "2", "--task-events", "--loglevel", "DEBUG", DB_PASSWORD=VALUE).start()
+    return made
+
+
+def everything(place: Installation, *more: str) -> str:
+    """All that Redis has, every file of the installation, and what else was collected."""
+    found: list[str] = list(more)
+    for key in place.redis.scan_iter(count=1000):
+        kind = place.redis.type(key)
+        read: dict[bytes, Any] = {
+            b"string": lambda: place.redis.get(key),  # noqa: B023 - called at once
+            b"hash": lambda: place.redis.hgetall(key),  # noqa: B023
+            b"list": lambda: place.redis.lrange(key, 0, -1),  # noqa: B023
+            b"set": lambda: place.redis.smembers(key),  # noqa: B023
+            b"zset": lambda: place.redis.zrange(key, 0, -1),  # noqa: B023
+            b"stream": lambda: place.redis.xrange(key),  # noqa: B023
+        }[kind]()
+        found.append(f"{key!r} {read!r}")
+    found += [path.read_bytes().decode(errors="replace") for path in place.folder.rglob("*") if path.is_file()]
+    return "\n".join(found)
+
+
+def told_nowhere(place: Installation, text: str) -> None:
+    for spelled in (VALUE, repr(VALUE)[1:-1], VALUE.replace('"', '\\"'), "battery", "horse"):
+        assert spelled not in text
+    assert base64.b64encode(VALUE.encode()).decode() not in text
+
+
+def test_a_secret_is_used_and_told_nowhere(place: Installation, tmp_path: Path) -> None:
+    # Given steps that use it as environment, input and content, that print it, and that fail with it
+    plan = Plan("secret", on_failure="keep", on_error="continue")
+    shell = 'printf \'%s\' "$A" >{0}/env; cat >{0}/stdin; printf "%s\\n" "$A" | tee /dev/stderr; sleep 2'
+    plan.step(
+        "use", "command.shell.execute", command=shell.format(tmp_path), env={"A": REFERENCE}, stdin=REFERENCE
+    ).undo("none")
+    plan.step(
+        "file", "file.deploy.execute", path=f"{tmp_path}/deployed", content=f"password={REFERENCE}\n", mode="0600"
+    )
+    plan.step("fail", "command.shell.execute", command='printf "bad %s" "$A" >&2; exit 3', env={"A": REFERENCE})
+    plan.step("break", "network.http.request", url="http://127.0.0.1:1/x", headers={"A": REFERENCE}).retry(0)
+    client = place.client()
+    seen: list[str] = []
+
+    # When it runs, its processes and messages watched meanwhile
+    run = client.start(plan)
+    while not run.report().ended:
+        ps = subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout
+        seen.append(ps)
+        seen.append(everything(place))
+        time.sleep(0.2)
+    report = run.wait()
+
+    # Then it was used
+    assert (tmp_path / "env").read_text() == (tmp_path / "stdin").read_text() == VALUE
+    assert (tmp_path / "deployed").read_text() == f"password={VALUE}\n"
+    assert report.step("use").data["stdout"] == "***\n"
+    assert report.step("fail").error is not None
+    assert "bad ***" in str(report.step("fail").error)
+    # and nothing holds it
+    told = [report.model_dump_json(), *map(repr, run.events())]
+    told += [line for name in ("use", "fail") for line in run.log(name)]
+    told_nowhere(place, everything(place, *seen, *told))
+
+
+def test_a_secret_that_a_worker_lacks_is_one_clear_error(place: Installation) -> None:
+    run = place.client().run_operation(
+        "command.exec.execute", argv=["true"], env={"A": "{{ secret('env:NO_SUCH_SECRET') }}"}
+    )
+    report = run.wait()
+    assert "secret env:NO_SUCH_SECRET is not set for this worker" in str(report.steps[0].error)
+    assert report.exit_code == 1
+
+
+def test_a_dry_run_tells_it_neither(place: Installation, tmp_path: Path) -> None:
+    done = place.longshore(
+        "ops", "run", "file.deploy.execute", f"path={tmp_path}/x", f"content={REFERENCE}", "--dry-run", "-o", "json"
+    )
+    assert done.code == 0, done.err
+    assert "would create" in done.out
+    told_nowhere(place, done.out + done.err)
+
+
+def test_output_can_be_followed_while_a_step_runs(place: Installation, tmp_path: Path) -> None:
+    run = place.client().run_operation(
+        "command.shell.execute", command=f"echo first; while [ ! -e {tmp_path}/go ]; do sleep 0.1; done; echo last >&2"
+    )
+    lines = run.output("do", follow=True)
+    assert next(lines) == ("stdout", "first")
+    assert not run.report().ended
+    (tmp_path / "go").touch()
+    assert list(lines) == [("stderr", "last")]
+    shown = place.longshore("runs", "logs", run.id, "do", "-f")
+    assert (shown.out, shown.err) == ("first\n", "last\n")
+
+
+def test_one_operation_is_a_run_of_one_step(place: Installation, tmp_path: Path) -> None:
+    path = tmp_path / "one"
+    done = place.longshore("ops", "run", "file.deploy.execute", f"path={path}", "content=one", "--run-id", "only-one")
+    assert done.code == 0, done.err
+    assert path.read_text() == "one"
+    again = place.longshore("ops", "run", "file.deploy.execute", f"path={path}", "content=one", "--run-id", "only-one")
+    assert "nothing was started" in again.out
+    undone = place.longshore("runs", "undo", "only-one")
+    assert undone.code == 0, undone.out
+    assert not path.exists()
+    wrong = place.longshore("ops", "run", "file.deplo", "path=x")
+    assert (wrong.code, "did you mean file.deploy.execute" in wrong.err) == (2, True)
+    listed = place.longshore("ops", "ls", "file.")
+    assert "file.upload" in listed.out
+    assert '"parameters"' in place.longshore("ops", "show", "file.upload", "-o", "json").out
+
+
+def test_a_command_that_is_cancelled_ends_within_two_seconds(place: Installation) -> None:
+    run = place.client().run_operation("command.shell.execute", command="sleep 321 & sleep 321")
+
+    def at_work() -> bool:
+        return "sleep 321" in subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout
+
+    wait_for("it to be at work", at_work)
+    began = time.monotonic()
+    run.cancel()
+    wait_for("it to be gone", lambda: not at_work())
+    assert time.monotonic() - began < 2
+    assert run.wait().exit_code in {1, 3}

@@ -1,0 +1,126 @@
+"""Locks in Redis: one holder, known by name, freed by its lease, its release, or a later attempt of its step."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+
+from longshore.orchestration.errors import StepCancelled
+from longshore.orchestration.locks import Holder, Locks
+from longshore.orchestration.store import Store
+from tests.servers import RedisServer
+from tests.store.bed import settings_for
+
+Hold = Callable[..., AbstractContextManager[None]]
+
+
+@pytest.fixture
+def store(server: RedisServer) -> Any:
+    store = Store(settings_for(server.url, lease="1s"))
+    yield store
+    store.client.close()
+
+
+@pytest.fixture
+def hold(store: Store) -> Hold:
+    def make(run: str = "r1", step: str = "up", fence: int = 1, **more: Any) -> AbstractContextManager[None]:
+        said: dict[str, Any] = {"host": "web1", "why": "compose.up.execute", "check": lambda: None, "sleep": time.sleep}
+        return Locks(store).hold("engine/shop", "project shop", run=run, step=step, fence=fence, **said | more)
+
+    return make
+
+
+class Stopped:
+    """Gives up after a while."""
+
+    def __init__(self, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+
+    def __call__(self) -> None:
+        if time.monotonic() > self._until:
+            raise StepCancelled("enough")
+
+
+def test_who_holds_it_is_told_to_whoever_waits(store: Store, hold: Hold) -> None:
+    waited: list[Holder] = []
+    with hold():
+        (held,) = Locks(store).held()
+        assert (held.what, held.run, held.step, held.host, held.why) == (
+            "project shop", "r1", "up", "web1", "compose.up.execute",
+        )  # fmt: skip
+        assert 0 < held.left <= 1
+        assert abs(held.since - store.now()) < 2000
+        with pytest.raises(StepCancelled), hold("r2", check=Stopped(0.5), waits=waited.append):
+            pytest.fail("two hold it")
+    assert [other.run for other in waited] == ["r1"], "told once"
+    assert Locks(store).held() == []
+    with hold("r2"):
+        assert [held.run for held in Locks(store).held()] == ["r2"]
+
+
+def test_it_is_renewed_for_as_long_as_it_is_held(store: Store, hold: Hold) -> None:
+    with hold():
+        time.sleep(2.5)
+        assert [held.run for held in Locks(store).held()] == ["r1"]
+
+
+def test_one_after_the_other(hold: Hold) -> None:
+    inside, worst = 0, 0
+    guard = threading.Lock()
+
+    def work(number: int) -> None:
+        nonlocal inside, worst
+        with hold(f"r{number}"):
+            with guard:
+                inside += 1
+                worst = max(worst, inside)
+            time.sleep(0.05)
+            with guard:
+                inside -= 1
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert worst == 1
+
+
+def abandoned(store: Store, **said: Any) -> None:
+    """Somebody took it and died."""
+    holder = Holder("engine/shop", "project shop", **{"run": "r1", "step": "up", "host": "web1", "why": "x"} | said)
+    store.client.sadd(store.keys.locks, "engine/shop")
+    store.client.set(store.keys.lock("engine/shop"), holder.text(), px=60_000)
+
+
+def test_a_later_attempt_of_the_same_step_takes_over_at_once(store: Store, hold: Hold) -> None:
+    abandoned(store, fence=1, since=0)
+    began = time.monotonic()
+    with hold(fence=2):
+        assert time.monotonic() - began < 0.5
+
+
+@pytest.mark.parametrize("said", [{"fence": 3}, {"fence": 1, "step": "down"}, {"fence": 1, "run": "r9"}])
+def test_nobody_else_takes_over(store: Store, hold: Hold, said: dict[str, Any]) -> None:
+    abandoned(store, since=0, **said)
+    with pytest.raises(StepCancelled), hold(fence=2, check=Stopped(0.5)):
+        pytest.fail("two hold it")
+
+
+def test_a_holder_that_died_loses_it_after_a_lease(store: Store, hold: Hold) -> None:
+    abandoned(store, run="r9", fence=1, since=0)
+    store.client.pexpire(store.keys.lock("engine/shop"), 700)
+    with hold("r2"):
+        assert [held.run for held in Locks(store).held()] == ["r2"]
+
+
+def test_what_lapsed_meanwhile_is_not_taken_from_the_next_one(store: Store, hold: Hold) -> None:
+    with hold():
+        store.client.delete(store.keys.lock("engine/shop"))
+        abandoned(store, run="r9", fence=1, since=0)
+    assert [held.run for held in Locks(store).held()] == ["r9"]

@@ -1,0 +1,116 @@
+"""Secrets by reference: where they may stand, how they are read, and that nothing tells them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longshore.orchestration import Plan, secrets
+from longshore.orchestration.checks import problems
+from longshore.orchestration.errors import OperationError, Preflight
+from longshore.orchestration.secrets import HIDDEN, Marks, Redaction
+
+VALUE = 'pa$$"word\\1\nsecond line of it'
+
+
+def told(op: str, **params: Any) -> list[str]:
+    plan = Plan("secret")
+    plan.step("do", op, **params)
+    return [str(problem) for problem in problems(plan)]
+
+
+def test_a_secret_may_stand_where_nobody_sees_it() -> None:
+    secret = "{{ secret('env:DB_PASSWORD') }}"  # noqa: S105 - a reference
+    assert told("command.exec.execute", argv=["env"], env={"PGPASSWORD": secret}, stdin=secret) == []
+    assert told("file.deploy.execute", path="/x", content=f"password={secret}\n") == []
+    assert told("docker.pull.execute", image="x:1", auth={"username": "a", "password": secret}) == []
+    assert told("docker.run.execute", image="x:1", env={"A": "{{ secret('file:/run/secrets/db') }}"}) == []
+    assert told("network.http.request", url="http://x/", headers={"Authorization": f"Bearer {secret}"}) == []
+
+
+@pytest.mark.parametrize(
+    ("op", "params"),
+    [
+        ("command.exec.execute", {"argv": ["psql", "{{ secret('env:X') }}"]}),
+        ("command.shell.execute", {"command": "echo {{ secret('env:X') }}"}),
+        ("docker.run.execute", {"image": "x:1", "command": ["{{ secret('env:X') }}"]}),
+        ("docker.create.execute", {"image": "x:1", "labels": {"a": "{{ secret('env:X') }}"}}),
+        ("file.deploy.execute", {"path": "/{{ secret('env:X') }}", "content": ""}),
+        ("file.upload", {"name": "x", "content": "{{ secret('env:X') }}"}),
+    ],
+)
+def test_a_secret_that_would_be_seen_is_refused(op: str, params: dict[str, Any]) -> None:
+    assert any("would be seen" in text for text in told(op, **params))
+
+
+@pytest.mark.parametrize(
+    "written", ["secret('X')", "secret('env:')", "secret('file:relative')", "secret(params.x)", "secret()", "secret(1)"]
+)
+def test_a_reference_that_is_none_is_refused(written: str) -> None:
+    plan = Plan("secret", params={"x": str})
+    plan.step("do", "command.exec.execute", argv=["env"], env={"A": f"{{{{ {written} }}}}"})
+    found = [str(problem) for problem in problems(plan)]
+    assert any("secret" in text for text in found)
+
+
+@pytest.mark.parametrize("where", ["when", "target", "foreach"])
+def test_a_secret_stands_in_parameters_only(where: str) -> None:
+    plan = Plan("secret")
+    step = plan.step("do", "noop.execute")
+    text = "{{ secret('env:X') }}"
+    {"when": step.when, "target": step.target, "foreach": step.foreach}[where](text)
+    assert any("would be seen" in str(problem) for problem in problems(plan))
+
+
+def test_a_mark_counts_only_with_its_own_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "correct-horse")
+    marks, found = Marks(), set[str]()
+    mark = marks("env:TOKEN")
+    assert "correct-horse" not in mark
+    assert secrets.reveal({"a": [f"x{mark}y"]}, marks.word, found) == {"a": ["xcorrect-horsey"]}
+    assert found == {"correct-horse"}
+    forged = mark.replace(marks.word, "0" * 32)
+    assert secrets.reveal(forged, marks.word, set()) == forged
+    assert secrets.as_template(f"x{mark}", marks.word) == "x{{ secret('env:TOKEN') }}"
+
+
+def test_a_secret_that_is_not_there_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_SUCH", raising=False)
+    monkeypatch.setenv("SHORT", "abc")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x01")
+    (tmp_path / "large").write_bytes(b"x" * 70_000)
+    (tmp_path / "good").write_text("correct-horse\n")
+    marks = Marks()
+    for reference, why in (
+        ("env:NO_SUCH", "is not set"),
+        ("env:SHORT", "fewer than 4"),
+        (f"file:{tmp_path}/nothing", "No such file"),
+        (f"file:{tmp_path}/binary", "no text"),
+        (f"file:{tmp_path}/large", "larger than"),
+    ):
+        with pytest.raises(Preflight, match=why):
+            secrets.reveal(marks(reference), marks.word, set())
+    assert secrets.reveal(marks(f"file:{tmp_path}/good"), marks.word, set()) == "correct-horse"
+
+
+@given(st.text(min_size=4).filter(lambda text: text.strip() and HIDDEN not in text), st.text(), st.text())
+def test_no_spelling_of_a_secret_is_left(value: str, before: str, after: str) -> None:
+    redaction = Redaction()
+    redaction.values.add(value)
+    told = redaction.data({"a": [before + value + after], value: {"b": json.dumps(value), "c": repr(value)}})
+    text = json.dumps(told, ensure_ascii=False)
+    assert value not in told["a"][0].replace(HIDDEN, "")
+    assert json.dumps(value, ensure_ascii=False)[1:-1] not in text.replace(HIDDEN, "")
+
+
+def test_an_error_tells_nothing_either() -> None:
+    redaction = Redaction()
+    redaction.values.add(VALUE)
+    error = secrets.no_value(OperationError(f"no: {VALUE}", remedy=VALUE, data={"out": [VALUE]}), redaction)
+    assert "second line" not in f"{error} {error.data}"
+    assert redaction.text("a line of output: second line of it") == f"a line of output: {HIDDEN}"
