@@ -6,7 +6,7 @@ import shlex
 from pathlib import PurePosixPath
 from typing import Any
 
-from longshore.orchestration.errors import OperationError, Unsuccessful
+from longshore.orchestration.errors import OperationError, Preflight, Unsuccessful
 from longshore.orchestration.operations.command import EXEC, SHELL, CommandParams, ExecParams, ShellParams
 from longshore.tasks.machine import Machine, Program, machine_of
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements
@@ -39,6 +39,7 @@ class Command(Implementation[Any]):
             grace=params.grace,
             user=getattr(params, "user", None),
         )
+        machine.require(program)
         done = machine.run(program)
         data = {
             "stdout": done.stdout,
@@ -54,8 +55,13 @@ class Command(Implementation[Any]):
         return Outcome(changed=params.changes, data=data)
 
     def predict(self, ctx: Context, params: CommandParams) -> Prediction:
-        if why := _held_back(self.machine(ctx, params), params):
+        machine = self.machine(ctx, params)
+        if why := _held_back(machine, params):
             return Prediction(f"would run nothing: {why}", changed=False)
+        try:
+            machine.require(Program(self.argv(params), {}, cwd=params.cwd))
+        except Preflight as error:
+            return Prediction(f"would fail: {error}", changed=False, impossible=str(error))
         if params.unless is not None:
             return Prediction(f"would run, unless its check ends with 0: {self.shown(params)}", changed=None)
         return Prediction(f"would run: {self.shown(params)}", changed=params.changes)
@@ -69,7 +75,9 @@ class Command(Implementation[Any]):
             return ""
         argv = params.unless if isinstance(params.unless, list) else ["/bin/sh", "-c", params.unless]
         env = _environment(ctx, machine, params)
-        done = machine.run(Program(argv, env, cwd=params.cwd, timeout=_UNLESS_TIMEOUT))
+        check = Program(argv, env, cwd=params.cwd, timeout=_UNLESS_TIMEOUT)
+        machine.require(check)
+        done = machine.run(check)
         return "unless ended with 0" if done.exit_code == 0 else ""
 
 

@@ -44,6 +44,9 @@ class Machine(Protocol):
     first effect.
     """
 
+    def require(self, program: Program) -> None:
+        """Preflight where it may not be run."""
+
     def run(self, program: Program) -> Completed:
         """To its end; TERM, grace and KILL when the step is cancelled or out of its time."""
 

@@ -34,6 +34,9 @@ class ContainerMachine:
 
     # --- programs ---------------------------------------------------------------------------------
 
+    def require(self, program: Program) -> None:
+        """What may be run inside is the container's affair."""
+
     def run(self, program: Program) -> Completed:
         started = time.monotonic()
         has_shell = self._has("/bin/sh")

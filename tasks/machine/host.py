@@ -51,11 +51,12 @@ class HostMachine:
 
     # --- programs ---------------------------------------------------------------------------------
 
-    def run(self, program: Program) -> Completed:
+    def require(self, program: Program) -> None:
         require_program(program.argv)
-        cwd = program.cwd
-        if cwd is not None and not _within(os.path.realpath(cwd)):
-            raise _outside(cwd)
+        if program.cwd is not None and not _within(os.path.realpath(program.cwd)):
+            raise _outside(program.cwd)
+
+    def run(self, program: Program) -> Completed:
         live = Live(self._ctx)
 
         def check() -> None:
@@ -65,7 +66,7 @@ class HostMachine:
         try:
             return process.run(
                 program.argv,
-                cwd=cwd,
+                cwd=program.cwd,
                 env=program.env,
                 stdin=program.stdin,
                 timeout=program.timeout,

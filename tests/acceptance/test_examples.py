@@ -58,6 +58,52 @@ def test_basic(environment: dict[str, str], tmp_path: Path) -> None:
     assert (tmp_path / "site" / "index.html").read_text() == "<h1>open</h1>\n"
 
 
+def test_files(environment: dict[str, str], tmp_path: Path) -> None:
+    """On two hosts: two workers whose node names say so."""
+    worker = ["celery", "-A", "longshore.workers", "worker", "--loglevel", "WARNING", "-c", "2"]
+    socket = f"unix://{environment['LONGSHORE_STATE_DIR']}/redis.sock"
+    done(environment, "runs", "ls")  # starts the embedded server
+    hosts = [
+        subprocess.Popen(
+            [*worker, "-n", f"files@{host}"], cwd=FEATURES, env=environment | {"LONGSHORE_REDIS_URL": socket}
+        )
+        for host in ("web1", "web2")
+    ]
+    try:
+        deadline = time.monotonic() + 60
+        while not {"web1", "web2"} <= set(live_hosts(environment)):
+            assert time.monotonic() < deadline, "the hosts did not come up"
+            time.sleep(0.2)
+        found = report(environment, "files.yaml", tmp_path)
+        assert steps(found) == {"upload": "changed", "deploy": "changed", "verify": "unchanged"}
+        for host in ("web1", "web2"):
+            path = tmp_path / host / "app.conf"
+            assert path.read_text() == f"# {host}, {os.uname().machine}\nport = 8080\n"
+            assert path.stat().st_mode & 0o7777 == 0o640
+        assert {row["data"]["status"] for row in found["steps"][2]["items"]} == {"in-sync"}
+        second = report(environment, "files.yaml", tmp_path)
+        assert steps(second)["deploy"] == "unchanged"
+        (tmp_path / "web2" / "app.conf").write_text("by hand")
+        third = report(environment, "files.yaml", tmp_path)
+        assert steps(third)["deploy"] == "changed", "drift is repaired"
+    finally:
+        for host in hosts:
+            host.terminate()
+        for host in hosts:
+            host.wait(30)
+
+
+def live_hosts(env: dict[str, str]) -> list[str]:
+    from longshore.orchestration.settings import Settings
+    from longshore.orchestration.store import Store
+
+    store = Store(Settings(redis_url=f"unix://{env['LONGSHORE_STATE_DIR']}/redis.sock"))
+    try:
+        return [host for host, lives in store.hosts().items() if lives]
+    finally:
+        store.client.close()
+
+
 def test_functions(environment: dict[str, str], tmp_path: Path) -> None:
     assert done(environment, "functions.py", str(tmp_path)) == (0, "succeeded 42 o-1\n")
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import tarfile
 import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
+from longshore.orchestration.errors import OperationError, StepCancelled
 from longshore.tasks.engine import Conflict, Container, Engine, NotThere, engine_url
 from longshore.tasks.engine.client import DockerEngine
 from longshore.tasks.engine.memory import MemoryEngine
@@ -129,3 +132,192 @@ def test_functions_have_the_sdks_own_client(engine: docker.APIClient) -> None:
     client = _engine()
     assert client.ping()
     client.close()
+
+
+# --- what came later --------------------------------------------------------------------------------
+
+
+def test_rows_are_filtered_by_the_engine(port: Engine) -> None:
+    name = make(port)
+    port.start(name)
+    label = {"label": [f"lst.contract={name}"]}
+    (row,) = port.rows(label, all_of_them=False)
+    assert (row["Names"], row["State"]) == ([f"/{name}"], "running")
+    port.stop(name, 0)
+    assert port.rows(label, all_of_them=False) == []
+    assert [row["State"] for row in port.rows(label, all_of_them=True)] == ["exited"]
+    assert [row["State"] for row in port.rows(label | {"status": ["exited"]}, all_of_them=False)] == ["exited"]
+    other = make(port)
+    port.rename(other, f"{name}0")
+    found = port.rows({"name": [f"^/{name}$"]}, all_of_them=True)
+    assert [row["Names"] for row in found] == [[f"/{name}"]], "and not a part of a name"
+
+
+def test_the_long_answer_has_what_the_short_one_is_made_of(port: Engine) -> None:
+    name = make(port)
+    raw = port.raw(name)
+    assert raw is not None
+    assert Container.of(raw) == look(port, name)
+    assert port.raw("lst-nothing") is None
+
+
+def test_limits_are_changed_while_it_runs(port: Engine) -> None:
+    name = make(port)
+    port.update(name, {"RestartPolicy": {"Name": "always", "MaximumRetryCount": 0}, "PidsLimit": 40})
+    raw = port.raw(name)
+    assert raw is not None
+    assert (raw["HostConfig"]["RestartPolicy"]["Name"], raw["HostConfig"]["PidsLimit"]) == ("always", 40)
+    with pytest.raises(NotThere):
+        port.update("lst-nothing", {})
+
+
+def test_a_pause_ends_once(port: Engine) -> None:
+    name = make(port)
+    port.start(name)
+    port.pause(name)
+    port.unpause(name)
+    assert look(port, name).status == "running"
+    with pytest.raises(OperationError):
+        port.unpause(name)
+
+
+def test_a_program_inside_is_heard_and_its_end_is_known(port: Engine) -> None:
+    name = make(port)
+    with pytest.raises(Conflict, match="not running"):
+        port.create_exec(name, {"Cmd": ["true"]})
+    port.start(name)
+    heard: list[tuple[int, bytes]] = []
+    execution = port.create_exec(name, {"Cmd": ["echo", "well"]})
+    port.start_exec(execution, None, lambda stream, piece: heard.append((stream, piece)), lambda: None)
+    assert heard == [(1, b"well\n")]
+    known = port.execution(execution)
+    assert known is not None
+    assert (known.running, known.exit_code) == (False, 0)
+    fed = port.create_exec(name, {"Cmd": ["cat"], "AttachStdin": True})
+    port.start_exec(fed, b"in", lambda _stream, piece: heard.append((1, piece)), lambda: None)
+    assert heard[-1] == (1, b"in")
+    failed = port.create_exec(name, {"Cmd": ["false"]})
+    port.start_exec(failed, None, lambda _stream, _piece: None, lambda: None)
+    known = port.execution(failed)
+    assert known is not None
+    assert known.exit_code == 1
+    assert port.execution("0" * 64) is None
+
+
+def test_files_travel_as_archives(port: Engine) -> None:
+    name = make(port)
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        info = tarfile.TarInfo("note.txt")
+        info.size = 4
+        tar.addfile(info, io.BytesIO(b"well"))
+    assert not port.has_path(name, "/note.txt")
+    assert port.read_archive(name, "/note.txt", 1 << 20) is None
+    port.write_archive(name, "/", data.getvalue())
+    assert port.has_path(name, "/note.txt")
+    archive = port.read_archive(name, "/note.txt", 1 << 20)
+    assert archive is not None
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        member = tar.next()
+        assert member is not None
+        content = tar.extractfile(member)
+        assert content is not None
+        assert (member.name, content.read()) == ("note.txt", b"well")
+    with pytest.raises(NotThere):
+        port.read_archive("lst-nothing", "/note.txt", 1 << 20)
+
+
+def test_an_image_knows_its_names_and_goes_with_the_last(port: Engine) -> None:
+    image_id = port.image_id(IMAGE)
+    assert image_id is not None
+    port.tag(image_id, "lst-contract:2")
+    image = port.image("lst-contract:2")
+    assert image is not None
+    assert (image.id, {IMAGE, "lst-contract:2"} <= set(image.tags)) == (image_id, True)
+    assert port.remove_image("lst-contract:2", force=False) == [{"Untagged": "lst-contract:2"}]
+    assert port.image("lst-contract:2") is None
+    with pytest.raises(NotThere):
+        port.remove_image("lst-contract:2", force=False)
+
+
+def test_a_network_is_made_looked_at_and_removed(port: Engine) -> None:
+    name = f"lst-{uuid.uuid4().hex[:8]}"
+    made = port.create_network({"Name": name, "Driver": "bridge", "Internal": True, "Labels": {"a": "b"}})
+    found = port.network(name)
+    assert found is not None
+    assert (found["Id"], found["Driver"], found["Internal"], found["Labels"]) == (made, "bridge", True, {"a": "b"})
+    with pytest.raises(Conflict):
+        port.create_network({"Name": name, "Driver": "bridge"})
+    assert port.remove_network(made)
+    assert not port.remove_network(made)
+    assert port.network(name) is None
+
+
+def test_a_volume_is_made_once_and_what_is_there_stays_as_it_is(port: Engine) -> None:
+    name = f"lst-{uuid.uuid4().hex[:8]}"
+    for label in ("first", "second"):
+        port.create_volume({"Name": name, "Labels": {"of": label}})
+    found = port.volume(name)
+    assert found is not None
+    assert (found["Driver"], found["Labels"]) == ("local", {"of": "first"})
+    assert port.remove_volume(name)
+    assert port.volume(name) is None
+
+
+def test_the_engine_says_what_it_is(port: Engine) -> None:
+    said = port.info()
+    assert said["ID"]
+    assert said["NCPU"] > 0
+    assert said["MemTotal"] > 0
+
+
+# --- a registry -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shelf(port: Engine, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A name in a registry that the engine has no image of."""
+    name = f"lst-{uuid.uuid4().hex[:8]}:1"
+    if isinstance(port, MemoryEngine):
+        yield name
+        return
+    registry = request.getfixturevalue("registry")
+    yield f"{registry.host}/{name}"
+    with contextlib.suppress(NotThere):
+        port.remove_image(f"{registry.host}/{name}", force=True)
+
+
+def test_an_image_goes_to_a_registry_and_comes_back(port: Engine, shelf: str) -> None:
+    def nobody() -> None:
+        return
+
+    image_id = port.image_id(IMAGE)
+    assert image_id is not None
+    with pytest.raises((NotThere, OperationError)):
+        port.pull(shelf, login=None, platform=None, check=nobody)
+    with pytest.raises(OperationError):
+        port.push(shelf, login=None, check=nobody)
+    port.tag(image_id, shelf)
+    port.push(shelf, login=None, check=nobody)
+    digest = port.remote_digest(shelf, login=None)
+    image = port.image(shelf)
+    assert image is not None
+    assert any(text.endswith(f"@{digest}") for text in image.digests)
+    port.remove_image(shelf, force=False)
+    assert port.image(shelf) is None
+    port.pull(shelf, login=None, platform=None, check=nobody)
+    assert port.image_id(shelf) == image_id
+
+
+def test_what_check_raises_ends_a_long_call(port: Engine, shelf: str) -> None:
+    def stop() -> None:
+        raise StepCancelled("enough")
+
+    image_id = port.image_id(IMAGE)
+    assert image_id is not None
+    port.tag(image_id, shelf)
+    with pytest.raises(StepCancelled):
+        port.push(shelf, login=None, check=stop)
+    port.push(shelf, login=None, check=lambda: None)
+    with pytest.raises(StepCancelled):
+        port.pull(shelf, login=None, platform=None, check=stop)

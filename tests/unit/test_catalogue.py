@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +98,14 @@ def test_parameters_on_the_command_line(pairs: tuple[str, ...], values: dict[str
 def test_what_is_no_parameter_is_refused(pair: str) -> None:
     with pytest.raises(UsageError):
         read_values((pair,))
+
+
+def test_a_worker_can_do_all_of_it() -> None:
+    code = (
+        "from longshore.workers import app\n"
+        "from longshore.orchestration.operations import all_operations\n"
+        "from longshore.tasks.operation import implementation\n"
+        "for name in all_operations(): implementation(name)\n"
+        "assert app"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

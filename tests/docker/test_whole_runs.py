@@ -1,0 +1,161 @@
+"""Through real workers on a real engine: two runs at once, cancels, and workers that are killed in the middle."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longshore.orchestration import Plan, Run
+from tests.docker.stack import Stack, stack
+from tests.integration.conftest import MakeInstallation, module_installation
+from tests.integration.processes import Installation, wait_for
+from tests.servers import IMAGE, engine_url
+
+pytestmark = [pytest.mark.docker, pytest.mark.integration]
+assert stack
+assert module_installation
+
+
+@pytest.fixture(scope="module")
+def place(module_installation: MakeInstallation) -> Installation:
+    """Two hosts, in name; both talk to the one engine."""
+    made = module_installation(docker_host=engine_url(), options={"host": "web1"})
+    made.worker("one", "-c", "3").start()
+    return made
+
+
+def up(stack: Stack, **said: Any) -> Plan:
+    plan = Plan("up")
+    base = {"project_dir": str(stack.directory), "project": stack.name, "min_healthy_time": 0.5}
+    plan.step("up", "compose.up.execute", **base | said)
+    return plan
+
+
+def at_work(run: Run, step: str = "up") -> None:
+    def looks() -> bool:
+        found = run.report()
+        assert not found.ended, found
+        return found.step(step).status == "running"
+
+    wait_for(f"{step} to be at work", looks)
+
+
+def cancelled_in_time(run: Run, step: str) -> None:
+    """The step itself ends within two seconds; then it is taken back."""
+    began = time.monotonic()
+    run.cancel()
+    wait_for("the step to end", lambda: run.report().step(step).status in {"cancelled", "failed", "changed"})
+    took = time.monotonic() - began
+    assert took < 2.5, "two seconds, and what it takes to see it"
+    assert run.wait(60).state in {"undone", "failed"}
+
+
+def test_two_runs_that_bring_up_the_same_new_stack_wait_for_each_other(place: Installation, stack: Stack) -> None:
+    client = place.client()
+    one, two = client.start(up(stack)), client.start(up(stack))
+
+    reports = [one.wait(90), two.wait(90)]
+
+    assert [report.state for report in reports] == ["succeeded", "succeeded"]
+    assert sorted(report.step("up").status for report in reports) == ["changed", "unchanged"] or {
+        report.step("up").status for report in reports
+    } == {"changed"}, "relative to what was before each of them"
+    assert stack.running() == {"db", "web"}
+    assert len(stack.look()["networks"]) == 1
+    assert len(stack.containers()) == 2
+    assert place.longshore("locks", "ls", "-o", "json").json == []
+
+
+def test_a_lock_is_seen_while_it_is_held(place: Installation, stack: Stack) -> None:
+    stack.write(web={"healthcheck": {"test": ["CMD", "false"], "interval": "60s", "retries": 9}})
+    run = place.client().start(up(stack, healthy_deadline=60))
+    wait_for("it to be at work", lambda: stack.running() == {"db", "web"})
+    (held,) = place.longshore("locks", "ls", "-o", "json").json
+    assert (held["what"], held["run"], held["step"], held["why"]) == (
+        f"project {stack.name}", run.id, "up", "compose.up.execute",
+    )  # fmt: skip
+    assert f"project {stack.name}  held for" in place.longshore("locks", "ls").out
+    cancelled_in_time(run, "up")
+    assert stack.containers() == []
+    assert stack.look()["networks"] == []
+
+
+def test_long_steps_end_within_two_seconds_of_a_cancel(place: Installation) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        image = f"127.0.0.1:{silent.getsockname()[1]}/lst-silent:1"
+        for operation, said in (
+            ("docker.pull.execute", {"image": image}),
+            ("docker.run.execute", {"image": IMAGE, "command": ["sleep", "600"]}),
+            ("network.http.get", {"url": "http://127.0.0.1:1/", "deadline": "10m"}),
+        ):
+            run = place.client().run_operation(operation, **said)
+            at_work(run, "do")
+            time.sleep(0.7)
+            cancelled_in_time(run, "do")
+
+
+def test_a_release_that_never_gets_well_ends_on_the_old_images(place: Installation, stack: Stack) -> None:
+    stack.with_jobs = True
+    stack.write()
+    assert place.client().start(up(stack)).wait(90).exit_code == 0
+    was = stack.look()
+    stack.new_image()
+    stack.write(web={"healthcheck": {"test": ["CMD", "false"], "interval": "300ms", "retries": 1}})
+    release = Plan("release")
+    said = {"project_dir": str(stack.directory), "project": stack.name, "healthy_deadline": 20}
+    release.step("note", "file.deploy.execute", path=f"{stack.directory}/note", content="x")
+    release.step("up", "compose.up.execute", **said).after("note")
+
+    report = place.client().start(release).wait(120)
+
+    assert (report.state, report.exit_code, report.left_over) == ("undone", 1, [])
+    assert stack.look()["containers"] == was["containers"]
+    assert not (stack.directory / "note").exists()
+
+
+@pytest.mark.parametrize("chance", range(4))
+def test_a_worker_that_is_killed_anywhere_in_a_recreate_leaves_the_service_up(
+    place: Installation, stack: Stack, chance: int
+) -> None:
+    # Given a stack that runs, and a worker of its own for the release
+    stack.write(web={"init": False})  # ignores TERM, so that its replacement takes its time
+    assert place.client().start(up(stack)).wait(90).exit_code == 0
+    stack.new_image()
+    moment = [0.2, 0.7, 1.2, 1.8][chance] + random.random() / 3
+
+    # When
+    run = place.client().start(up(stack))
+    at_work(run)
+    time.sleep(moment)
+    place.workers[0].kill()
+    place.workers[0].start()
+    report = run.wait(120)
+
+    # Then the run has healed it or taken it back
+    assert report.state in {"succeeded", "undone"}
+    assert report.left_over == []
+    assert stack.running() == {"db", "web"}
+    assert len(stack.containers()) == 2
+    images = {stack.engine.inspect_container(row["Id"])["Image"] for row in stack.containers()}
+    assert len(images) == 1
+
+
+def test_an_undo_of_the_whole_release_by_hand(place: Installation, stack: Stack, tmp_path: Path) -> None:
+    assert place.client().start(up(stack)).wait(90).exit_code == 0
+    was = stack.look()
+    stack.new_image()
+    run = place.client().start(up(stack), run_id=f"release-{stack.name}")
+    assert run.wait(90).step("up").status == "changed"
+    assert place.longshore("runs", "undo", run.id).code == 0
+    assert stack.look()["containers"] == was["containers"]
+    shown = place.longshore("ops", "run", "compose.ps.get", f"project={stack.name}", "-o", "json").json
+    assert [revision["number"] for revision in shown["steps"][0]["data"]["revisions"]] == [1, 2]
+    back = place.longshore("ops", "run", "compose.rollback.execute", f"project={stack.name}", "to=2", "--dry-run")
+    assert "would bring" in back.out
+    assert json.dumps(stack.look()["containers"]) == json.dumps(was["containers"])
