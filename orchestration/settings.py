@@ -99,6 +99,8 @@ class Settings(BaseSettings):
     #: Who does it, on every event; the OS user if left out.
     actor: str | None = None
 
+    #: Where a worker's Docker engine is: unix://, tcp:// or ssh://. DOCKER_HOST and docker's own context if left out.
+    docker_host: str = ""
     #: Folders that `file.*` may write in and that commands may be run in, separated by `:`; links do not lead out.
     allowed_roots: str = "/"
     #: Programs that commands may run, by name or path, with * and ?, separated by commas; any if left out.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from longshore.orchestration.errors import OperationError, Transient
+from longshore.orchestration.settings import get_settings
 
 DEFAULT_URL = "unix:///var/run/docker.sock"
 #: What the engine says for "never".
@@ -205,7 +206,7 @@ def engine_url() -> str:
 
     A context that does not exist is an error; the SDK would quietly take the default engine instead.
     """
-    url = os.environ.get("LONGSHORE_DOCKER_HOST") or os.environ.get("DOCKER_HOST")
+    url = get_settings().docker_host or os.environ.get("DOCKER_HOST")
     if url:
         return url
     folder = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")

@@ -76,8 +76,7 @@ def test_every_problem_of_a_bad_plan_is_told_on_a_line_of_its_own(broken: str, c
     assert err.splitlines() == [
         f"error: {broken}: line 7, step 'test': comes after 'biuld', which is not in the plan; did you mean 'build'?",
         f"error: {broken}: line 8, step 'lint': comes after 'biuld', which is not in the plan; did you mean 'build'?",
-        f"error: {broken}: line 9, step 'ship': unknown operation 'command.exec': did you mean command.exec.execute or "
-        "command.shell.execute?",
+        f"error: {broken}: line 9, step 'ship': unknown operation 'command.exec': did you mean command.exec.execute?",
     ]
 
 
