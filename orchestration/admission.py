@@ -1,7 +1,8 @@
 """Which runs may begin: at most so many at once, the others in the order in which they were asked for.
 
 Limits: all runs (`max_runs`), those of one plan (`max_runs_per_plan`), those with one key (`concurrency` in a
-plan). A run that is held up by its plan's limit or its key does not hold up those behind it.
+plan), and one run for each project on a host that the plan names (SEMANTICS 34), from its beginning to its end, undo
+included. A run that is held up by its plan's limit, its key or a lock does not hold up those behind it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from longshore.orchestration.store import Store
 _LOOKED_AT = 1000
 
 
+def _lock(name: str) -> str:
+    """Its slot; no key of a plan begins so."""
+    return f"lock {name}"
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What admission has to know of a run."""
@@ -29,13 +35,15 @@ class Wanted:
     on_limit: str = "queue"
     #: The runs that it is a part of, the nearest last.
     parents: tuple[str, ...] = ()
+    #: What it needs for itself alone, as `host/project`, sorted.
+    locks: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> Wanted:
         """As a request says it."""
         shared = body.get("concurrency") or {}
         parents = tuple((body.get("parent") or {}).get("line", ()))
-        return cls(str(body["plan"]["name"]), parents=parents, **shared)
+        return cls(str(body["plan"]["name"]), parents=parents, locks=tuple(body.get("locks", ())), **shared)
 
     def text(self) -> str:
         """As `read` reads it."""
@@ -44,7 +52,7 @@ class Wanted:
     @classmethod
     def read(cls, text: str) -> Wanted:
         known = json.loads(text)
-        return cls(**known | {"parents": tuple(known["parents"])})
+        return cls(**known | {"parents": tuple(known["parents"]), "locks": tuple(known.get("locks", ()))})
 
 
 class Admission:
@@ -68,12 +76,14 @@ class Admission:
         return json.loads(there) if said == "there" else None
 
     def admit(self, run_id: str, wanted: Wanted, *, anyway: bool = False) -> str:
-        """Let it begin if there is room; else what there is none in: `all`, `plan`, `key`. `gone`: it was released.
+        """Let it begin if there is room; else what there is none in: `all`, `plan`, `key`, `lock`. `gone`: it was
+        released.
 
         `anyway`: it has begun before, and somebody has asked that it go on.
         """
         store, keys, settings = self._store, self._store.keys, self._store.settings
         names = [keys.queue, keys.known, keys.admitted, keys.of_plan(wanted.plan), keys.slot(wanted.key)]
+        names += [keys.slot(_lock(name)) for name in wanted.locks]
         said = store.run_alone(
             "admit", names, run_id, settings.max_runs or "", settings.max_runs_per_plan or "",
             wanted.limit if wanted.key else "", "1" if anyway else "", *wanted.parents,
@@ -95,11 +105,15 @@ class Admission:
         pipe.srem(keys.of_plan(wanted.plan), run_id)
         if wanted.key:
             pipe.srem(keys.slot(wanted.key), run_id)
+        for name in wanted.locks:
+            pipe.srem(keys.slot(_lock(name)), run_id)
         self._store.call(pipe.execute)
 
     def limited(self, wanted: Wanted) -> bool:
         """Whether anything can hold it up."""
-        return bool(self._store.settings.max_runs or self._store.settings.max_runs_per_plan or wanted.key)
+        return bool(
+            self._store.settings.max_runs or self._store.settings.max_runs_per_plan or wanted.key or wanted.locks
+        )
 
     def next(self) -> list[tuple[str, Wanted]]:
         """Let those begin for whom there is room now, in their order; returns them."""
@@ -133,6 +147,8 @@ class Admission:
         store, keys = self._store, self._store.keys
         if wanted.key and len(self.holders(wanted)) >= wanted.limit:
             return "key"
+        if any(set(self.holders_of(name)) - set(wanted.parents) for name in wanted.locks):
+            return "lock"
         of_plan = store.call(store.client.scard, keys.of_plan(wanted.plan))
         return "plan" if of_plan >= (store.settings.max_runs_per_plan or of_plan + 1) else "all"
 
@@ -147,6 +163,10 @@ class Admission:
         if limit == "key":
             holders = ", ".join(self.holders(wanted))
             return f"it waits for its turn: {wanted.key!r} is held by {holders or 'another run'}"
+        if limit == "lock":
+            held = {name: self.holders_of(name) for name in wanted.locks}
+            told = "; ".join(f"{name} is held by {', '.join(runs)}" for name, runs in held.items() if runs)
+            return f"it waits for its turn: {told or 'another run has what it needs'}"
         if limit == "plan":
             return f"it waits for its turn: {settings.max_runs_per_plan} runs of plan {wanted.plan} are live"
         live = store.call(store.client.zcard, store.keys.admitted)
@@ -155,6 +175,18 @@ class Admission:
     def holders(self, wanted: Wanted) -> list[str]:
         """The runs that hold its key."""
         return sorted(self._store.call(self._store.client.smembers, self._store.keys.slot(wanted.key)))
+
+    def holders_of(self, lock: str) -> list[str]:
+        """The runs that hold a lock: one, and what is part of it; more where an operator has reopened one."""
+        return sorted(self._store.call(self._store.client.smembers, self._store.keys.slot(_lock(lock))))
+
+    def held(self) -> list[tuple[str, str, int]]:
+        """Locks of runs: `host/project`, the run, and since when, in ms of Redis's clock."""
+        since = dict(self._store.call(self._store.client.zrange, self._store.keys.admitted, 0, -1, withscores=True))
+        known = self.known()
+        return sorted(
+            (name, run_id, int(since[run_id])) for run_id in since if run_id in known for name in known[run_id].locks
+        )
 
     def admitted(self) -> list[str]:
         """All that have a place, the eldest first."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from longshore.orchestration import subplans, templates
 from longshore.orchestration.errors import PlanError, Problem
+from longshore.orchestration.operations import known
 from longshore.orchestration.params import resolve
 from longshore.orchestration.plan import Plan
 from longshore.orchestration.settings import MAX_FILE_BYTES
@@ -37,10 +38,31 @@ def request_body(plan: Plan, given: Mapping[str, Any], who: str) -> dict[str, An
         # Two runs of one id, the first long forgotten, must not take each other's traces for their own.
         "born": secrets.token_hex(8),
     }
-    return body | concurrency(plan, params)
+    return body | shared(plan, params)
 
 
-def concurrency(plan: Plan, params: dict[str, Any]) -> dict[str, Any]:
+def shared(plan: Plan, params: dict[str, Any]) -> dict[str, Any]:
+    """What the request says of that which it shares with other runs."""
+    locks = sorted(set(_projects(plan, params)))
+    return _concurrency(plan, params) | ({"locks": locks} if locks else {})
+
+
+def _projects(plan: Plan, params: dict[str, Any]) -> Iterator[str]:
+    """The projects that its steps change on hosts that it names; others are locked by their step alone."""
+    for step in plan.steps.values():
+        target, project = step.target or plan.target, step.with_.get("project")
+        operation = known(step.op)
+        if operation is None or operation.queue != "compose" or operation.is_read_only(step.with_):
+            continue
+        try:
+            named = [str(templates.render(value, {"params": params})) for value in (target, project or "")]
+        except templates.TemplateProblem:
+            continue  # known when its turn comes
+        if named[0][:1] != "_" and named[1]:
+            yield "/".join(named)
+
+
+def _concurrency(plan: Plan, params: dict[str, Any]) -> dict[str, Any]:
     """What the request says of the runs that must not be live at the same time. PlanError where its key is none."""
     if plan.concurrency is None:
         return {}

@@ -24,7 +24,7 @@ from longshore.orchestration.operations.celery import CELERY, TaskParams
 from longshore.orchestration.operations.subplan import RUN, RunParams
 from longshore.orchestration.params import resolve
 from longshore.orchestration.plan import Plan
-from longshore.orchestration.request import concurrency
+from longshore.orchestration.request import shared
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store import SCHEMA_VERSION, Store
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements
@@ -171,7 +171,7 @@ def _child(loaded: Loaded, step: str, params: RunParams) -> tuple[Plan, dict[str
         "files": kept["files"],
         "digest": plan.digest(values, kept["files"]),
         "actor": loaded.actor,
-    } | concurrency(plan, values)
+    } | shared(plan, values)
 
 
 @implements(CELERY)

@@ -17,14 +17,18 @@ def locks_group() -> None:
 @command(locks_group, "ls")
 def ls() -> None:
     """The locks that are held; nothing where none is."""
+    from longshore.orchestration.admission import Admission  # noqa: PLC0415
     from longshore.orchestration.locks import Locks  # noqa: PLC0415 - see cli.common
 
     options, store = current(), client().store
-    found = Locks(store).held()
+    found, runs = Locks(store).held(), Admission(store).held()
     if options.json:
-        options.show([dataclasses.asdict(holder) for holder in found])
+        of_runs = [{"name": name, "what": f"project {name}", "run": run, "since": since} for name, run, since in runs]
+        options.show([dataclasses.asdict(holder) for holder in found] + of_runs)
         return
     now = store.now()
+    for name, run, since in runs:
+        click.echo(f"project {name}  held for {(now - since) / 1000:.0f} s by run {run}, to its end")
     for holder in found:
         click.echo(
             f"{holder.what}  held for {(now - holder.since) / 1000:.0f} s by run {holder.run} step {holder.step} on "

@@ -263,3 +263,40 @@ def test_runs_are_forgotten_after_their_time_and_not_before(
 
     wait_for("it to be forgotten", tidied)
     assert live.wait(PATIENCE).exit_code == 0
+
+
+def test_runs_that_name_a_project_on_a_host_are_one_after_the_other_to_their_end(
+    install: MakeInstallation, tmp_path: Path
+) -> None:
+    # Given a plan whose step on a project of a host is not even the first one; its last ones take their time
+    place = install(options={"host": "web1"})
+    place.worker("one", "-c", "4").start()
+    text = """
+name: {name}
+steps:
+  note: {{op: command.shell.execute, with: {{command: "echo {name} >> {log}; sleep 0.7; echo {name} >> {log}"}}}}
+  stop:
+    op: compose.stop.execute
+    with: {{project: {project}}}
+    target: {target}
+    after: note
+    retry: {{attempts: 1}}
+"""
+    log = tmp_path / "log"
+    first = place.run(text.format(name="first", project="shop", target="web1", log=log))
+    wait_for("it to begin", log.exists)
+
+    # When
+    second = place.run(text.format(name="second", project="shop", target="web1", log=log))
+    other = place.run(text.format(name="other", project="wiki", target="web1", log=log))
+    waits = wait_for("the reason to be told", lambda: second.report().error)
+    held = Admission(place.client().store).held()
+
+    # Then
+    assert ("web1/shop", first.id) in {(name, run) for name, run, _ in held}
+    assert f"web1/shop is held by {first.id}" in str(waits)
+    for run in (first, second, other):
+        run.wait(PATIENCE)
+    told = [line for line in log.read_text().split() if line != "other"]
+    assert told == ["first", "first", "second", "second"]
+    assert place.longshore("locks", "ls", "-o", "json").json == []

@@ -1032,8 +1032,11 @@ def door(bed: Bed, **limits: int) -> Admission:
     return Admission(bed.store)
 
 
-def ask_for(queue: Admission, run_id: str, key: str = "", line: Sequence[str] = ()) -> Wanted:
+def ask_for(
+    queue: Admission, run_id: str, key: str = "", line: Sequence[str] = (), locks: Sequence[str] = ()
+) -> Wanted:
     body: dict[str, Any] = {"plan": {"name": "p"}, "parent": {"run": "top", "line": list(line)} if line else None}
+    body["locks"] = list(locks)
     if key:
         body["concurrency"] = {"key": key, "limit": 1, "on_limit": "queue"}
     queue.submit(run_id, body)
@@ -1090,6 +1093,19 @@ def a_grandchild_does_not_wait_for_the_key_of_its_grandparent(bed: Bed) -> None:
     assert queue.admit("low", ask_for(queue, "low", "k", ["top", "middle"])) == ""
 
 
+def a_project_is_one_runs(bed: Bed) -> None:
+    queue = door(bed)
+    queue.admit("a", ask_for(queue, "a", locks=["web1/shop", "web2/shop"]))
+    assert queue.admit("b", ask_for(queue, "b", locks=["web2/shop", "web3/shop"])) == "lock"
+    assert queue.admit("c", ask_for(queue, "c", locks=["web3/shop"])) == "", "b holds nothing while it waits"
+
+
+def a_child_has_the_projects_of_its_parents(bed: Bed) -> None:
+    queue = door(bed)
+    queue.admit("top", ask_for(queue, "top", locks=["web1/shop"]))
+    assert queue.admit("low", ask_for(queue, "low", line=["top", "middle"], locks=["web1/shop"])) == ""
+
+
 def a_child_takes_no_place(bed: Bed) -> None:
     queue = door(bed, max_runs=1)
     queue.admit("top", ask_for(queue, "top"))
@@ -1124,6 +1140,14 @@ ALONE = [
     Mutant("admit", "if not part then", "if true then", a_child_takes_no_place),
     Mutant("admit", "redis.call('SCARD', KEYS[4]) >= tonumber(ARGV[3])", "false", no_more_of_a_plan_are_live_than_may),
     Mutant("admit", "redis.call('SCARD', KEYS[5]) >= tonumber(ARGV[4])", "false", no_more_hold_a_key_than_may),
+    Mutant("admit", "if others > 0 then", "if false then", a_project_is_one_runs),
+    Mutant("admit", "redis.call('SADD', KEYS[k], run)", "local _ = run", a_project_is_one_runs),
+    Mutant(
+        "admit",
+        "others = others - redis.call('SISMEMBER', KEYS[k], ARGV[n])",
+        "others = others",
+        a_child_has_the_projects_of_its_parents,
+    ),
     Mutant(
         "admit",
         "ARGV[4] ~= '' and not holds and redis.call('SCARD'",

@@ -1,9 +1,10 @@
 -- Let a run begin, if there is room for it.
 --
--- KEYS     queue, what is known of runs, admitted runs, those of its plan, those that hold its key
+-- KEYS     queue, what is known of runs, admitted runs, those of its plan, those that hold its key, then for each of
+--          its locks who holds that
 -- ARGV[1]  run  ARGV[2]  how many may be live, '' for any number  ARGV[3]  how many of its plan  ARGV[4]  how many
 --          with its key  ARGV[5]  '1' whether there is room or not, then the runs that it is a part of
--- RETURNS  'ok', 'gone' it was released meanwhile, or what there is no room in: 'all', 'plan', 'key'
+-- RETURNS  'ok', 'gone' it was released meanwhile, or what there is no room in: 'all', 'plan', 'key', 'lock'
 local run = ARGV[1]
 if redis.call('HEXISTS', KEYS[2], run) == 0 then
   return 'gone'
@@ -28,6 +29,16 @@ if ARGV[5] ~= '1' then
   if ARGV[4] ~= '' and not holds and redis.call('SCARD', KEYS[5]) >= tonumber(ARGV[4]) then
     return 'key'
   end
+  -- All of them or none: so two runs that want several never wait for each other.
+  for k = 6, #KEYS do
+    local others = redis.call('SCARD', KEYS[k])
+    for n = 6, #ARGV do
+      others = others - redis.call('SISMEMBER', KEYS[k], ARGV[n])
+    end
+    if others > 0 then
+      return 'lock'
+    end
+  end
 end
 local clock = redis.call('TIME')
 if not part then
@@ -36,6 +47,9 @@ if not part then
 end
 if ARGV[4] ~= '' and not holds then
   redis.call('SADD', KEYS[5], run)
+end
+for k = 6, #KEYS do
+  redis.call('SADD', KEYS[k], run)
 end
 redis.call('ZREM', KEYS[1], run)
 return 'ok'
