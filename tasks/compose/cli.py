@@ -35,6 +35,7 @@ _PASSED = (
     "DOCKER_CERT_PATH",
     "DOCKER_TLS_VERIFY",
     "XDG_RUNTIME_DIR",
+    "SSH_AUTH_SOCK",
 )
 _PASSED_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 _LIMIT = 8 * 1024 * 1024

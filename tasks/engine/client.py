@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
-from longshore.orchestration.errors import OperationError, Transient
+from longshore.orchestration.errors import OperationError, Preflight, Transient
 from longshore.tasks.engine import (
     Check,
     Conflict,
@@ -62,7 +63,13 @@ class DockerEngine:
             if path != self.url and not os.path.exists(path):
                 raise self._away(FileNotFoundError(path))
             try:
-                self._made = docker.APIClient(
+
+                class Client(docker.APIClient):
+                    """Asks no proxy, and trusts what it is told to: the environment's own would come first."""
+
+                    trust_env = property(lambda _self: False, lambda _self, _value: None)
+
+                self._made = Client(
                     base_url=self.url,
                     version="auto",
                     timeout=int(_CALL_TIMEOUT),
@@ -196,6 +203,9 @@ class DockerEngine:
 
     def start_exec(self, execution: str, stdin: bytes | None, said: Said, check: Check) -> None:
         """Start it and follow it to its end. What `check` raises leaves it running."""
+        if stdin is not None and self._api.base_url.startswith("https"):
+            # A TLS connection cannot be closed on one side, so the program would wait for more for ever.
+            raise Preflight("input cannot be sent to a program inside a container of an engine behind TLS")
         headers = {"Connection": "Upgrade", "Upgrade": "tcp"}
         body = {"Detach": False, "Tty": False}
         response = self._call("POST", f"/exec/{execution}/start", body=body, stream=True, headers=headers)
@@ -414,6 +424,12 @@ class DockerEngine:
         if any(isinstance(link, PermissionError) for link in _links(error)):
             remedy = "let the worker's user be in group docker"
             return OperationError(f"permission denied at the Docker engine's {self.url}", remedy=remedy)
+        if tls := next((link for link in _links(error) if isinstance(link, ssl.SSLError)), None):
+            remedy = "DOCKER_CERT_PATH holds ca.pem, cert.pem and key.pem of that engine"
+            why = tls.reason or str(tls)
+            return OperationError(
+                f"no trust between this worker and the Docker engine at {self.url}: {why}", remedy=remedy
+            )
         remedy = "start it, or set LONGSHORE_DOCKER_HOST"
         return Transient(f"the Docker engine at {self.url} does not answer", remedy=remedy)
 

@@ -44,7 +44,10 @@ def talk(raw: Any, stdin: bytes | None, said: Said, check: Check) -> None:
         nonlocal pending
         while True:
             check()
-            readable, writable, _ = select.select([connection], [connection] if pending else [], [], _TICK)
+            # What TLS has read ahead cannot be seen from outside.
+            ahead = getattr(connection, "pending", int)()
+            wait = 0 if ahead else _TICK
+            readable, writable, _ = select.select([connection], [connection] if pending else [], [], wait)
             if writable:
                 try:
                     pending = pending[connection.send(pending[:_CHUNK]) :]
@@ -52,7 +55,7 @@ def talk(raw: Any, stdin: bytes | None, said: Said, check: Check) -> None:
                     pending = pending[:0]  # it does not read on
                 if not pending:
                     _end_of_input(connection)
-            if readable:
+            if readable or ahead:
                 chunk = connection.recv(_CHUNK)
                 if not chunk:
                     return

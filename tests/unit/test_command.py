@@ -187,3 +187,17 @@ def test_a_command_is_not_taken_back_by_itself() -> None:
 
     with pytest.raises(OperationError, match="give the step an undo"):
         step.undo()
+
+
+def test_a_gibibyte_of_bytes_that_are_no_text_is_bounded() -> None:
+    told = 0
+
+    def printed(_stream: str, lines: Sequence[str]) -> None:
+        nonlocal told
+        told += len(lines)
+
+    data = shell("head -c 1073741824 /dev/zero; printf '\\377 end'", {"printed": printed}).act().data
+
+    assert data["truncated"]
+    assert len(data["stdout"]) <= 64 * 1024
+    assert data["stdout"].endswith("\ufffd end")
