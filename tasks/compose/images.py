@@ -8,7 +8,8 @@ from longshore.orchestration.errors import OperationError, Preflight
 from longshore.orchestration.operations.compose import BUILD, PULL, BuildParams, ProjectParams, PullParams
 from longshore.tasks.compose.cli import Compose, Resolved
 from longshore.tasks.compose.scope import failing, source_for
-from longshore.tasks.docker.images import fetch, give_back, keep, login_of
+from longshore.tasks.docker.images import give_back, keep
+from longshore.tasks.docker.registry import fetch, login_of
 from longshore.tasks.engine import Engine, NotThere, engine
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements
 

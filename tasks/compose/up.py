@@ -11,7 +11,7 @@ from longshore.tasks.compose.bringing import UNKNOWN, Bringing, difference, form
 from longshore.tasks.compose.cli import Compose, Resolved
 from longshore.tasks.compose.scope import alone, failing, snapshot, source_for
 from longshore.tasks.compose.state import Member, members, to_do
-from longshore.tasks.docker.images import fetch, login_of
+from longshore.tasks.docker.registry import fetch, login_of
 from longshore.tasks.engine import Engine, engine
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements
 

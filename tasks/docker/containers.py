@@ -1,4 +1,4 @@
-"""`docker.create`, `start`, `stop`, `restart`, `remove`, `rename` and `update`: containers, one at a time."""
+"""`docker.create`, `start`, `stop` and `remove`: containers, one at a time."""
 
 from __future__ import annotations
 
@@ -9,20 +9,13 @@ from longshore.orchestration.errors import OperationError, Preflight
 from longshore.orchestration.operations.docker.containers import (
     CREATE,
     REMOVE,
-    RENAME,
-    RESTART,
     START,
     STOP,
-    UPDATE,
     CreateParams,
     RemoveParams,
-    RenameParams,
-    RestartParams,
     StartParams,
     StopParams,
-    UpdateParams,
 )
-from longshore.orchestration.operations.docker.fields import parse_size
 from longshore.tasks.docker import spec
 from longshore.tasks.engine import Conflict, Container, Engine, engine
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements
@@ -31,7 +24,7 @@ COMPOSE_HASH = "com.docker.compose.config-hash"
 
 
 @dataclass(frozen=True)
-class _Was:
+class Was:
     """A container before the step."""
 
     id: str
@@ -80,7 +73,7 @@ def missing(ctx: Context, name: str, verb: str) -> Prediction:
     return Prediction(f"would fail: {what}", changed=False, impossible=what)
 
 
-def _result(container: Container) -> dict[str, Any]:
+def result(container: Container) -> dict[str, Any]:
     return {
         "id": container.id,
         "name": container.name,
@@ -89,7 +82,7 @@ def _result(container: Container) -> dict[str, Any]:
     }
 
 
-def _start_again(docker: Engine, container: Container, was: _Was) -> bool:
+def start_again(docker: Engine, container: Container, was: Was) -> bool:
     started = not container.running and docker.start(container.id)
     if was.paused and not container.paused:
         docker.pause(container.id)
@@ -148,10 +141,10 @@ class Start(Implementation[StartParams]):
             raise Preflight(f"container {container.name} is paused", remedy=f"docker unpause {container.name}")
         if container.labels.get(spec.KIND) == "run":
             raise Preflight(f"container {container.name} ran once, for another step, and is not started again")
-        return _Was.of(container)
+        return Was.of(container)
 
     def act(self, ctx: Context, params: StartParams, before: dict[str, Any]) -> Outcome:
-        docker, was = engine(), _Was(**before)
+        docker, was = engine(), Was(**before)
         container = docker.inspect(was.id)
         if container is None:
             raise OperationError(f"container {was.name} is gone")
@@ -159,7 +152,7 @@ class Start(Implementation[StartParams]):
             docker.start(was.id)
             container = docker.inspect(was.id) or container
         changed = container.started_at != was.started_at or container.running != was.running
-        return Outcome(changed=changed, data=_result(container))
+        return Outcome(changed=changed, data=result(container))
 
     def predict(self, ctx: Context, params: StartParams) -> Prediction:
         container = engine().inspect(params.container)
@@ -178,14 +171,14 @@ class Start(Implementation[StartParams]):
         )
 
     def undo(self, ctx: Context, params: StartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        docker, was = engine(), _Was(**before)
+        docker, was = engine(), Was(**before)
         container = was.now(docker)
         if was.running or container is None or not container.running:
             return Outcome(changed=False)
         return Outcome(changed=docker.stop(container.id))
 
 
-def _stoppable(container: Container) -> None:
+def stoppable(container: Container) -> None:
     if container.auto_remove:
         raise Preflight(
             f"container {container.name} was made with --rm: to stop it is to lose it",
@@ -199,18 +192,18 @@ class Stop(Implementation[StopParams]):
 
     def before(self, ctx: Context, params: StopParams) -> dict[str, Any]:
         container = there(engine(), params.container)
-        _stoppable(container)
-        return _Was.of(container)
+        stoppable(container)
+        return Was.of(container)
 
     def act(self, ctx: Context, params: StopParams, before: dict[str, Any]) -> Outcome:
-        docker, was = engine(), _Was(**before)
+        docker, was = engine(), Was(**before)
         container = docker.inspect(was.id)
         if container is None:
             raise OperationError(f"container {was.name} is gone")
         stopped = container.running and docker.stop(was.id, params.grace)
         container = docker.inspect(was.id) or container
         killed = was.running and container.exit_code == 137 and not container.oom_killed
-        data = _result(container) | {"exit_code": container.exit_code, "killed": killed}
+        data = result(container) | {"exit_code": container.exit_code, "killed": killed}
         return Outcome(changed=was.running or stopped, data=data)
 
     def predict(self, ctx: Context, params: StopParams) -> Prediction:
@@ -223,13 +216,13 @@ class Stop(Implementation[StopParams]):
         return Prediction(f"would stop {container.name}", undo=f"start {container.name}", impossible=impossible)
 
     def undo(self, ctx: Context, params: StopParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        docker, was = engine(), _Was(**before)
+        docker, was = engine(), Was(**before)
         if not was.running:
             return Outcome(changed=False)
         container = was.now(docker)
         if container is None:
             raise OperationError(f"container {was.name} is gone, and cannot be started again")
-        return Outcome(changed=_start_again(docker, container, was))
+        return Outcome(changed=start_again(docker, container, was))
 
 
 @implements(REMOVE)
@@ -242,12 +235,12 @@ class Remove(Implementation[RemoveParams]):
             return {}
         if container.running and not params.force:
             raise Preflight(f"container {container.name} is running", remedy="stop it first, or say force: true")
-        _stoppable(container)
-        return _Was.of(container)
+        stoppable(container)
+        return Was.of(container)
 
     def act(self, ctx: Context, params: RemoveParams, before: dict[str, Any]) -> Outcome:
         docker = engine()
-        was = _Was(**before) if before else None
+        was = Was(**before) if before else None
         container = docker.inspect(was.id) if was else None
         if was is None or container is None:
             return Outcome(changed=False, data={"name": params.container})
@@ -280,7 +273,7 @@ class Remove(Implementation[RemoveParams]):
     def undo(self, ctx: Context, params: RemoveParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         if not before:
             return Outcome(changed=False)
-        docker, was = engine(), _Was(**before)
+        docker, was = engine(), Was(**before)
         container = docker.inspect(was.id)
         if container is None:
             raise OperationError(f"container {was.name} is gone, and cannot be brought back")
@@ -298,11 +291,11 @@ class Remove(Implementation[RemoveParams]):
             docker.set_restart(was.id, was.restart)
             changed = True
         if was.running:
-            changed |= _start_again(docker, container, was)
+            changed |= start_again(docker, container, was)
         return Outcome(changed=changed)
 
     @staticmethod
-    def _aside(ctx: Context, was: _Was) -> str:
+    def _aside(ctx: Context, was: Was) -> str:
         return f"{was.name}--longshore-{spec.safe(ctx.op_id)}"
 
     @staticmethod
@@ -314,206 +307,3 @@ class Remove(Implementation[RemoveParams]):
             now = docker.inspect(container)
             if now is None or now.name != name:
                 raise
-
-
-@implements(RESTART)
-class Restart(Implementation[RestartParams]):
-    """A stop and a start, so that a later attempt goes on where the first one was."""
-
-    def before(self, ctx: Context, params: RestartParams) -> dict[str, Any]:
-        container = there(engine(), params.container)
-        if container.paused:
-            raise Preflight(f"container {container.name} is paused", remedy=f"docker unpause {container.name}")
-        if container.labels.get(spec.KIND) == "run":
-            raise Preflight(f"container {container.name} ran once, for another step, and is not started again")
-        _stoppable(container)
-        return _Was.of(container)
-
-    def act(self, ctx: Context, params: RestartParams, before: dict[str, Any]) -> Outcome:
-        docker, was = engine(), _Was(**before)
-        container = docker.inspect(was.id)
-        if container is None:
-            raise OperationError(f"container {was.name} is gone")
-        if container.started_at == was.started_at:
-            if container.running:
-                docker.stop(was.id, params.grace)
-            docker.start(was.id)
-        elif not container.running and was.running:
-            docker.start(was.id)
-        return Outcome(changed=True, data=_result(docker.inspect(was.id) or container))
-
-    def predict(self, ctx: Context, params: RestartParams) -> Prediction:
-        container = engine().inspect(params.container)
-        if container is None:
-            return missing(ctx, params.container, "restart")
-        verb = "restart" if container.running else "start"
-        impossible = f"container {container.name} is paused" if container.paused else None
-        return Prediction(f"would {verb} {container.name}", undo="nothing, if it runs again", impossible=impossible)
-
-    def undo(self, ctx: Context, params: RestartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        docker, was = engine(), _Was(**before)
-        container = was.now(docker)
-        if container is None:
-            raise OperationError(f"container {was.name} is gone")
-        if was.running:
-            return Outcome(changed=_start_again(docker, container, was))
-        return Outcome(changed=container.running and docker.stop(container.id))
-
-
-@implements(RENAME)
-class Rename(Implementation[RenameParams]):
-    """See its schema."""
-
-    def before(self, ctx: Context, params: RenameParams) -> dict[str, Any]:
-        docker = engine()
-        container = docker.inspect(params.container) or there(docker, params.name)
-        other = docker.inspect(params.name)
-        if other is not None and other.id != container.id:
-            raise Preflight(f"the name {params.name} belongs to another container ({other.id[:12]})")
-        return {"id": container.id, "name": container.name}
-
-    def act(self, ctx: Context, params: RenameParams, before: dict[str, Any]) -> Outcome:
-        docker = engine()
-        container = docker.inspect(before["id"])
-        if container is None:
-            raise OperationError(f"container {before['name']} is gone")
-        if container.name != params.name:
-            _renamed(docker, container.id, params.name)
-        data = {"id": before["id"], "name": params.name, "was": before["name"]}
-        return Outcome(changed=before["name"] != params.name, data=data)
-
-    def predict(self, ctx: Context, params: RenameParams) -> Prediction:
-        docker = engine()
-        container, other = docker.inspect(params.container), docker.inspect(params.name)
-        if container is None and other is None:
-            return missing(ctx, params.container, "rename")
-        if container is None or (other is not None and other.id == container.id):
-            return Prediction(f"it is called {params.name}", changed=False)
-        impossible = (
-            None if other is None or ctx.has_upstream else f"the name {params.name} belongs to another container"
-        )
-        return Prediction(
-            f"would rename {container.name} to {params.name}", undo=f"call it {container.name}", impossible=impossible
-        )
-
-    def undo(self, ctx: Context, params: RenameParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        docker = engine()
-        container = docker.inspect(before["id"])
-        if container is None:
-            raise OperationError(f"container {before['name']} is gone")
-        if container.name == before["name"]:
-            return Outcome(changed=False)
-        if container.name != params.name:
-            raise OperationError(f"container {before['name']} was renamed to {container.name} by somebody else")
-        _renamed(docker, container.id, before["name"])
-        return Outcome(changed=True)
-
-
-def _renamed(docker: Engine, container: str, name: str) -> None:
-    try:
-        docker.rename(container, name)
-    except Conflict as error:
-        raise OperationError(f"the name {name} was given to another container meanwhile: {error.message}") from error
-
-
-def _all_cpus(docker: Engine) -> int:
-    return int(docker.info()["NCPU"]) * 1_000_000_000
-
-
-def _all_memory(docker: Engine) -> int:
-    return int(docker.info()["MemTotal"])
-
-
-def _limit(value: int, everything: int) -> int:
-    """0 for none, and for as much as there is, which is the same."""
-    return value if 0 < value < everything else 0
-
-
-@implements(UPDATE)
-class Update(Implementation[UpdateParams]):
-    """See its schema."""
-
-    def before(self, ctx: Context, params: UpdateParams) -> dict[str, Any]:
-        container = there(engine(), params.container)
-        return {"id": container.id, "name": container.name, "was": self._now(engine(), container.id)}
-
-    def act(self, ctx: Context, params: UpdateParams, before: dict[str, Any]) -> Outcome:
-        docker = engine()
-        wanted = before["was"] | self._wanted(params)
-        if self._now(docker, before["id"]) != wanted:
-            docker.update(before["id"], self._body(wanted, before["was"]))
-        now = self._now(docker, before["id"])
-        wrong = sorted(key for key in wanted if now[key] != wanted[key])
-        if wrong:
-            raise OperationError(f"the engine did not change {', '.join(wrong)} of {before['name']}")
-        return Outcome(changed=wanted != before["was"], data=self._data(before, now))
-
-    def predict(self, ctx: Context, params: UpdateParams) -> Prediction:
-        container = engine().inspect(params.container)
-        if container is None:
-            return missing(ctx, params.container, "update")
-        now = self._now(engine(), container.id)
-        differs = {key: value for key, value in self._wanted(params).items() if now[key] != value}
-        if not differs:
-            return Prediction(f"container {container.name} is as it should be", changed=False)
-        what = ", ".join(f"{key} {now[key]} → {value}" for key, value in differs.items())
-        return Prediction(f"would change {container.name}: {what}", undo="bring the former values back")
-
-    def undo(self, ctx: Context, params: UpdateParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        docker, was = engine(), before["was"]
-        if docker.inspect(before["id"]) is None:
-            raise OperationError(f"container {before['name']} is gone")
-        now, wanted = self._now(docker, before["id"]), self._wanted(params)
-        foreign = [key for key in wanted if now[key] not in {was[key], wanted[key]}]
-        if foreign:
-            raise OperationError(f"{', '.join(foreign)} of {before['name']} was changed by somebody else since")
-        if all(now[key] == was[key] for key in wanted):
-            return Outcome(changed=False)
-        docker.update(before["id"], self._body(now | {key: was[key] for key in wanted}, now))
-        return Outcome(changed=True)
-
-    @staticmethod
-    def _now(docker: Engine, container: str) -> dict[str, Any]:
-        raw = docker.raw(container)
-        if raw is None:
-            raise OperationError(f"container {container} is gone")
-        host = raw["HostConfig"]
-        policy = host.get("RestartPolicy") or {}
-        times = policy.get("MaximumRetryCount") or 0
-        return {
-            "restart": (policy.get("Name") or "no") + (f":{times}" if times else ""),
-            "memory": _limit(host.get("Memory") or 0, _all_memory(docker)),
-            "cpus": _limit(host.get("NanoCpus") or 0, _all_cpus(docker)),
-            "pids": host.get("PidsLimit") if (host.get("PidsLimit") or 0) > 0 else -1,
-        }
-
-    @staticmethod
-    def _wanted(params: UpdateParams) -> dict[str, Any]:
-        said = {
-            "restart": params.restart,
-            "memory": None if params.memory is None else _limit(parse_size(params.memory), _all_memory(engine())),
-            "cpus": None if params.cpus is None else _limit(round(params.cpus * 1e9), _all_cpus(engine())),
-            "pids": params.pids if params.pids != 0 else -1,
-        }
-        return {key: value for key, value in said.items() if value is not None}
-
-    @staticmethod
-    def _body(wanted: dict[str, Any], was: dict[str, Any]) -> dict[str, Any]:
-        """Only what differs. The engine takes 0 for "as it is", so no limit is one that is as large as can be."""
-        body: dict[str, Any] = {}
-        if wanted["restart"] != was["restart"]:
-            body["RestartPolicy"] = spec.restart_policy(wanted["restart"])
-        if wanted["memory"] != was["memory"]:
-            # Twice the memory with swap is what the engine itself gives at creation.
-            memory = wanted["memory"] or _all_memory(engine())
-            body |= {"Memory": memory, "MemorySwap": 2 * memory}
-        if wanted["cpus"] != was["cpus"]:
-            body["NanoCpus"] = wanted["cpus"] or _all_cpus(engine())
-        if wanted["pids"] != was["pids"]:
-            body["PidsLimit"] = wanted["pids"]
-        return body
-
-    @staticmethod
-    def _data(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-        said = {"id": before["id"], "name": before["name"], "restart": now["restart"], "memory": now["memory"]}
-        return said | {"cpus": now["cpus"] / 1e9, "pids": now["pids"] if now["pids"] > 0 else None}

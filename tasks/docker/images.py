@@ -1,4 +1,4 @@
-"""`docker.pull`, `push`, `build`, `tag`, `image-remove` and `digest`: what the names of images mean."""
+"""`docker.build`, `tag` and `image-remove`: what the names of images mean, and what they meant before."""
 
 from __future__ import annotations
 
@@ -9,23 +9,16 @@ from typing import Any, BinaryIO, cast
 from longshore.orchestration.errors import OperationError, Preflight, StepCancelled, StepTimeout, Transient
 from longshore.orchestration.operations.docker.images import (
     BUILD,
-    DIGEST,
     IMAGE_REMOVE,
-    PULL,
-    PUSH,
     TAG,
     BuildParams,
-    DigestParams,
     ImageRemoveParams,
-    OfRegistry,
-    PullParams,
-    PushParams,
     TagParams,
 )
 from longshore.tasks.docker.spec import safe
-from longshore.tasks.engine import Engine, Image, Login, NotThere, engine
+from longshore.tasks.engine import Engine, Image, NotThere, engine
 from longshore.tasks.machine.live import Live
-from longshore.tasks.operation import Context, Implementation, Looks, Outcome, Prediction, implements
+from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements
 
 _KEEP = "longshore-keep/images"
 
@@ -34,37 +27,7 @@ def keep_name(ctx: Context, image_id: str) -> str:
     return f"{_KEEP}:{safe(ctx.op_id)}-{image_id.removeprefix('sha256:')[:12]}"
 
 
-def login_of(params: Any) -> Login | None:
-    return None if params.auth is None else Login(params.auth.username, params.auth.password)
-
-
-def _digest_of(image: Image, ref: str) -> str | None:
-    """The one of the repository that the name is in."""
-    repository = ref.partition("@")[0]
-    head, colon, tag = repository.rpartition(":")
-    repository = head if colon and "/" not in tag else repository
-    return next((text.partition("@")[2] for text in image.digests if text.partition("@")[0] == repository), None)
-
-
-def fetch(ctx: Context, docker: Engine, ref: str, login: Login | None, platform: str | None = None) -> Image:
-    """Pull it, and be sure that it is what was asked for. What an error leaves is what was there before."""
-    try:
-        docker.pull(ref, login=login, platform=platform, check=ctx.check)
-    except NotThere as error:
-        raise _first(ctx, f"image {ref}: {error.message}", "is its name right?") from None
-    except (StepCancelled, StepTimeout):
-        raise
-    except Transient as error:
-        raise Transient(f"image {ref}: {error.message}") from None
-    except OperationError as error:
-        raise _first(ctx, f"image {ref}: {error.message}", error.remedy) from None
-    image = docker.image(ref)
-    if image is None:
-        raise OperationError(f"image {ref} was fetched, and is not there")
-    return image
-
-
-def _first(ctx: Context, what: str, remedy: str) -> OperationError:
+def first(ctx: Context, what: str, remedy: str) -> OperationError:
     """A second attempt proves nothing: the first may have gone further."""
     return (Preflight if ctx.attempt == 1 else OperationError)(what, remedy=remedy)
 
@@ -117,126 +80,24 @@ def give_back(ctx: Context, docker: Engine, ref: str, image_id: str | None, ours
     return changed
 
 
-@implements(PULL)
-class Pull(Named):
-    """The stream is read to its end: docker-py's own takes a download that broke off for a success."""
-
-    def act(self, ctx: Context, params: PullParams, before: dict[str, Any]) -> Outcome:
-        docker, was = engine(), before["image_id"]
-        image = docker.image(params.image)
-        kept = None
-        if image is None or params.policy == "always":
-            kept = keep(ctx, docker, was)
-            image = fetch(ctx, docker, params.image, login_of(params), params.platform)
-        if params.platform is not None:
-            self._check(ctx, docker, params, image, was)
-        changed = image.id != was
-        if not changed and was is not None:
-            docker.untag(keep_name(ctx, was))
-            kept = None
-        data = {"image": params.image, "image_id": image.id, "before_id": was, "size": image.size, "kept_as": kept}
-        return Outcome(changed=changed, data=data | {"digest": _digest_of(image, params.image)})
-
-    def predict(self, ctx: Context, params: PullParams) -> Prediction:
-        docker = engine()
-        image = docker.image(params.image)
-        undo = f"let {params.image} mean {image.id[7:19]}" if image else f"take the name {params.image} off"
-        if image is not None and params.policy == "missing":
-            return Prediction(f"{params.image} is there", changed=False)
-        try:
-            remote = docker.remote_digest(params.image, login=login_of(params))
-        except NotThere as error:
-            return _impossible(ctx, f"{params.image}: {error.message}")
-        except OperationError as error:
-            what = f"would fetch {params.image}; its registry cannot be asked: {error.message}"
-            return Prediction(what, changed=None, undo=undo)
-        if image is not None and any(text.endswith(f"@{remote}") for text in image.digests):
-            return Prediction(f"{params.image} is what its registry has", changed=None if ctx.has_upstream else False)
-        return Prediction(f"would fetch {params.image} ({remote[7:19]})", undo=undo)
-
-    @staticmethod
-    def _check(ctx: Context, docker: Engine, params: PullParams, image: Image, was: str | None) -> None:
-        """An engine may give an image of another platform without a word."""
-        wanted = str(params.platform).split("/")
-        if [image.os, image.architecture] == wanted[:2]:
-            return
-        give_back(ctx, docker, params.image, was, image.id)
-        raise OperationError(f"image {params.image} is for {image.os}/{image.architecture}, not for {params.platform}")
-
-
-def _impossible(ctx: Context, why: str) -> Prediction:
+def impossible(ctx: Context, why: str) -> Prediction:
     if ctx.has_upstream:
         return Prediction(f"would fail, unless an earlier step changes this: {why}", changed=None)
     return Prediction(f"would fail: {why}", changed=False, impossible=why)
 
 
-def _lacking(ctx: Context, ref: str, verb: str) -> Prediction:
+def lacking(ctx: Context, ref: str, verb: str) -> Prediction:
     if ctx.has_upstream:
         return Prediction(f"would {verb} {ref}, which is not there yet", changed=None)
     what = f"image {ref!r} is not on the Docker host"
     return Prediction(f"would fail: {what}", changed=False, impossible=what)
 
 
-def _need(docker: Engine, ref: str) -> Image:
+def need(docker: Engine, ref: str) -> Image:
     found = docker.image(ref)
     if found is None:
         raise Preflight(f"image {ref!r} is not on the Docker host", remedy="pull or build it in a step before")
     return found
-
-
-def _remote(docker: Engine, params: OfRegistry) -> str | None:
-    """The registry's digest; None where it has nothing under that name, or does not tell."""
-    try:
-        return docker.remote_digest(params.image, login=login_of(params))
-    except Transient:
-        raise
-    except OperationError:
-        return None
-
-
-@implements(PUSH)
-class Push(Implementation[PushParams]):
-    """See its schema."""
-
-    def before(self, ctx: Context, params: PushParams) -> dict[str, Any]:
-        image = _need(engine(), params.image)
-        return {"image_id": image.id, "remote": _remote(engine(), params)}
-
-    def act(self, ctx: Context, params: PushParams, before: dict[str, Any]) -> Outcome:
-        docker = engine()
-        image = _need(docker, params.image)
-        if not self._is_there(image, _remote(docker, params)):
-            try:
-                docker.push(params.image, login=login_of(params), check=ctx.check)
-            except (StepCancelled, StepTimeout):
-                raise
-            except Transient as error:
-                raise Transient(f"image {params.image}: {error.message}") from None
-            except OperationError as error:
-                raise OperationError(f"image {params.image}: {error.message}") from None
-        digest = _remote(docker, params)
-        data = {"image": params.image, "image_id": image.id, "digest": digest, "before": before["remote"]}
-        return Outcome(changed=digest != before["remote"], data=data)
-
-    def predict(self, ctx: Context, params: PushParams) -> Prediction:
-        docker = engine()
-        image = docker.image(params.image)
-        if image is None:
-            return _lacking(ctx, params.image, "send")
-        try:
-            remote = _remote(docker, params)
-        except Transient as error:
-            return Prediction(f"would send {params.image}; its registry cannot be asked: {error.message}", changed=None)
-        if self._is_there(image, remote):
-            return Prediction(f"the registry has {params.image} just so", changed=None if ctx.has_upstream else False)
-        return Prediction(f"would send {params.image}")
-
-    def undo(self, ctx: Context, params: PushParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        raise OperationError("a registry does not take back what it was sent", remedy="give the step an undo")
-
-    @staticmethod
-    def _is_there(image: Image, remote: str | None) -> bool:
-        return remote is not None and any(text.endswith(f"@{remote}") for text in image.digests)
 
 
 @implements(BUILD)
@@ -277,7 +138,7 @@ class Build(Named):
 
     def predict(self, ctx: Context, params: BuildParams) -> Prediction:
         if not (Path(params.context) / params.dockerfile).is_file():
-            return _impossible(ctx, f"there is no {params.dockerfile} in {params.context}")
+            return impossible(ctx, f"there is no {params.dockerfile} in {params.context}")
         undo = "let the name mean what it means now, or take it off"
         return Prediction(f"would build {params.image} from {params.context}", changed=None, undo=undo)
 
@@ -287,7 +148,7 @@ def _archive(ctx: Context, params: BuildParams) -> BinaryIO:
 
     root = Path(params.context)
     if not (root / params.dockerfile).is_file():
-        raise _first(ctx, f"there is no {params.dockerfile} in {params.context}", "")
+        raise first(ctx, f"there is no {params.dockerfile} in {params.context}", "")
     ignore = root / ".dockerignore"
     lines = ignore.read_text().splitlines() if ignore.is_file() else []
     excluded = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
@@ -318,7 +179,7 @@ class Tag(Named):
         return params.name
 
     def before(self, ctx: Context, params: TagParams) -> dict[str, Any]:
-        return note(engine(), params.name) | {"wanted": _need(engine(), params.image).id}
+        return note(engine(), params.name) | {"wanted": need(engine(), params.image).id}
 
     def act(self, ctx: Context, params: TagParams, before: dict[str, Any]) -> Outcome:
         docker, was, wanted = engine(), before["image_id"], before["wanted"]
@@ -331,7 +192,7 @@ class Tag(Named):
         docker = engine()
         wanted, now = docker.image_id(params.image), docker.image_id(params.name)
         if wanted is None:
-            return _lacking(ctx, params.image, "name")
+            return lacking(ctx, params.image, "name")
         if wanted == now:
             return Prediction(f"{params.name} means {params.image}", changed=None if ctx.has_upstream else False)
         undo = f"take {params.name} off" if now is None else f"let {params.name} mean {now[7:19]}"
@@ -375,7 +236,7 @@ class ImageRemove(Implementation[ImageRemoveParams]):
             if not params.force:
                 self._unused(docker, image, [params.image])
         except Preflight as error:
-            return _impossible(ctx, error.message)
+            return impossible(ctx, error.message)
         return Prediction(f"would remove {params.image} ({image.size} bytes)", undo="give it its name back")
 
     def undo(
@@ -407,22 +268,3 @@ class ImageRemove(Implementation[ImageRemoveParams]):
         if users:
             names = ", ".join(sorted(str(row["Names"][0]).removeprefix("/") for row in users))
             raise Preflight(f"image {', '.join(tags) or image.id} is used by {names}", remedy="or say force: true")
-
-
-@implements(DIGEST)
-class Digest(Looks[DigestParams]):
-    """See its schema."""
-
-    def act(self, ctx: Context, params: DigestParams, before: dict[str, Any]) -> Outcome:
-        docker = engine()
-        try:
-            remote = docker.remote_digest(params.image, login=login_of(params))
-        except NotThere as error:
-            raise OperationError(f"image {params.image}: {error.message}") from None
-        image = docker.image(params.image)
-        local = [text.partition("@")[2] for text in image.digests] if image else []
-        data = {"image": params.image, "digest": remote, "local": local}
-        return Outcome(changed=False, data=data | {"stale": remote not in local if image else None})
-
-    def predict(self, ctx: Context, params: DigestParams) -> Prediction:
-        return Prediction(f"would ask the registry what {params.image} means", changed=False)

@@ -86,7 +86,7 @@ def test_a_stop_that_takes_longer_than_the_client_waits_is_looked_at_and_not_rep
     port = DockerEngine(engine_url())
     try:
         assert port.info()
-        monkeypatch.setattr("longshore.tasks.engine.client._CALL_TIMEOUT", -2.0)  # one second less than it takes
+        monkeypatch.setattr("longshore.tasks.engine.client.CALL_TIMEOUT", -2.0)  # one second less than it takes
         with pytest.raises(Transient, match="did not answer"):
             port.stop(name, 3)
         deadline = time.monotonic() + 10

@@ -1,0 +1,170 @@
+"""`docker.pull`, `push` and `digest`: what an engine and a registry give each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient
+from longshore.orchestration.operations.docker.images import (
+    DIGEST,
+    PULL,
+    PUSH,
+    DigestParams,
+    OfRegistry,
+    PullParams,
+    PushParams,
+)
+from longshore.tasks.docker.images import Named, first, give_back, impossible, keep, keep_name, lacking, need
+from longshore.tasks.engine import Engine, Image, Login, NotThere, engine
+from longshore.tasks.operation import Context, Implementation, Looks, Outcome, Prediction, implements
+
+
+def login_of(params: Any) -> Login | None:
+    return None if params.auth is None else Login(params.auth.username, params.auth.password)
+
+
+def _digest_of(image: Image, ref: str) -> str | None:
+    """The one of the repository that the name is in."""
+    repository = ref.partition("@")[0]
+    head, colon, tag = repository.rpartition(":")
+    repository = head if colon and "/" not in tag else repository
+    return next((text.partition("@")[2] for text in image.digests if text.partition("@")[0] == repository), None)
+
+
+def fetch(ctx: Context, docker: Engine, ref: str, login: Login | None, platform: str | None = None) -> Image:
+    """Pull it, and be sure that it is what was asked for. What an error leaves is what was there before."""
+    try:
+        docker.pull(ref, login=login, platform=platform, check=ctx.check)
+    except NotThere as error:
+        raise first(ctx, f"image {ref}: {error.message}", "is its name right?") from None
+    except (StepCancelled, StepTimeout):
+        raise
+    except Transient as error:
+        raise Transient(f"image {ref}: {error.message}") from None
+    except OperationError as error:
+        raise first(ctx, f"image {ref}: {error.message}", error.remedy) from None
+    image = docker.image(ref)
+    if image is None:
+        raise OperationError(f"image {ref} was fetched, and is not there")
+    return image
+
+
+@implements(PULL)
+class Pull(Named):
+    """The stream is read to its end: docker-py's own takes a download that broke off for a success."""
+
+    def act(self, ctx: Context, params: PullParams, before: dict[str, Any]) -> Outcome:
+        docker, was = engine(), before["image_id"]
+        image = docker.image(params.image)
+        kept = None
+        if image is None or params.policy == "always":
+            kept = keep(ctx, docker, was)
+            image = fetch(ctx, docker, params.image, login_of(params), params.platform)
+        if params.platform is not None:
+            self._check(ctx, docker, params, image, was)
+        changed = image.id != was
+        if not changed and was is not None:
+            docker.untag(keep_name(ctx, was))
+            kept = None
+        data = {"image": params.image, "image_id": image.id, "before_id": was, "size": image.size, "kept_as": kept}
+        return Outcome(changed=changed, data=data | {"digest": _digest_of(image, params.image)})
+
+    def predict(self, ctx: Context, params: PullParams) -> Prediction:
+        docker = engine()
+        image = docker.image(params.image)
+        undo = f"let {params.image} mean {image.id[7:19]}" if image else f"take the name {params.image} off"
+        if image is not None and params.policy == "missing":
+            return Prediction(f"{params.image} is there", changed=False)
+        try:
+            remote = docker.remote_digest(params.image, login=login_of(params))
+        except NotThere as error:
+            return impossible(ctx, f"{params.image}: {error.message}")
+        except OperationError as error:
+            what = f"would fetch {params.image}; its registry cannot be asked: {error.message}"
+            return Prediction(what, changed=None, undo=undo)
+        if image is not None and any(text.endswith(f"@{remote}") for text in image.digests):
+            return Prediction(f"{params.image} is what its registry has", changed=None if ctx.has_upstream else False)
+        return Prediction(f"would fetch {params.image} ({remote[7:19]})", undo=undo)
+
+    @staticmethod
+    def _check(ctx: Context, docker: Engine, params: PullParams, image: Image, was: str | None) -> None:
+        """An engine may give an image of another platform without a word."""
+        wanted = str(params.platform).split("/")
+        if [image.os, image.architecture] == wanted[:2]:
+            return
+        give_back(ctx, docker, params.image, was, image.id)
+        raise OperationError(f"image {params.image} is for {image.os}/{image.architecture}, not for {params.platform}")
+
+
+def _remote(docker: Engine, params: OfRegistry) -> str | None:
+    """The registry's digest; None where it has nothing under that name, or does not tell."""
+    try:
+        return docker.remote_digest(params.image, login=login_of(params))
+    except Transient:
+        raise
+    except OperationError:
+        return None
+
+
+@implements(PUSH)
+class Push(Implementation[PushParams]):
+    """See its schema."""
+
+    def before(self, ctx: Context, params: PushParams) -> dict[str, Any]:
+        image = need(engine(), params.image)
+        return {"image_id": image.id, "remote": _remote(engine(), params)}
+
+    def act(self, ctx: Context, params: PushParams, before: dict[str, Any]) -> Outcome:
+        docker = engine()
+        image = need(docker, params.image)
+        if not self._is_there(image, _remote(docker, params)):
+            try:
+                docker.push(params.image, login=login_of(params), check=ctx.check)
+            except (StepCancelled, StepTimeout):
+                raise
+            except Transient as error:
+                raise Transient(f"image {params.image}: {error.message}") from None
+            except OperationError as error:
+                raise OperationError(f"image {params.image}: {error.message}") from None
+        digest = _remote(docker, params)
+        data = {"image": params.image, "image_id": image.id, "digest": digest, "before": before["remote"]}
+        return Outcome(changed=digest != before["remote"], data=data)
+
+    def predict(self, ctx: Context, params: PushParams) -> Prediction:
+        docker = engine()
+        image = docker.image(params.image)
+        if image is None:
+            return lacking(ctx, params.image, "send")
+        try:
+            remote = _remote(docker, params)
+        except Transient as error:
+            return Prediction(f"would send {params.image}; its registry cannot be asked: {error.message}", changed=None)
+        if self._is_there(image, remote):
+            return Prediction(f"the registry has {params.image} just so", changed=None if ctx.has_upstream else False)
+        return Prediction(f"would send {params.image}")
+
+    def undo(self, ctx: Context, params: PushParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        raise OperationError("a registry does not take back what it was sent", remedy="give the step an undo")
+
+    @staticmethod
+    def _is_there(image: Image, remote: str | None) -> bool:
+        return remote is not None and any(text.endswith(f"@{remote}") for text in image.digests)
+
+
+@implements(DIGEST)
+class Digest(Looks[DigestParams]):
+    """See its schema."""
+
+    def act(self, ctx: Context, params: DigestParams, before: dict[str, Any]) -> Outcome:
+        docker = engine()
+        try:
+            remote = docker.remote_digest(params.image, login=login_of(params))
+        except NotThere as error:
+            raise OperationError(f"image {params.image}: {error.message}") from None
+        image = docker.image(params.image)
+        local = [text.partition("@")[2] for text in image.digests] if image else []
+        data = {"image": params.image, "digest": remote, "local": local}
+        return Outcome(changed=False, data=data | {"stale": remote not in local if image else None})
+
+    def predict(self, ctx: Context, params: DigestParams) -> Prediction:
+        return Prediction(f"would ask the registry what {params.image} means", changed=False)

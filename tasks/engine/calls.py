@@ -1,0 +1,171 @@
+"""One call of a real engine: docker-py's low-level client, its version negotiated, its errors told apart.
+
+Nothing else imports docker.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from longshore.orchestration.errors import OperationError, Transient
+from longshore.tasks.engine import Check, EngineTimeout, NotThere, classified, hijacked, in_stream
+
+#: Seconds for a call that takes no time of its own.
+CALL_TIMEOUT = 60.0
+#: Without a word from a call that tells how it goes on.
+_STREAM_TIMEOUT = 600.0
+
+
+def raw_client(url: str) -> Any:
+    """docker-py's own client, for functions of an application's."""
+    try:
+        import docker  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise OperationError("the Docker SDK is missing", remedy="pip install 'longshore[docker]'") from error
+    return docker.DockerClient(base_url=url, version="auto", timeout=int(CALL_TIMEOUT), tls=_tls(url))
+
+
+class Calls:
+    """What reaches the engine."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._made: Any = None
+
+    @property
+    def _api(self) -> Any:
+        if self._made is None:
+            try:
+                import docker  # noqa: PLC0415 - an extra; and nothing else of Longshore needs it
+            except ImportError as error:
+                raise OperationError("the Docker SDK is missing", remedy="pip install 'longshore[docker]'") from error
+            path = self.url.removeprefix("unix://")
+            if path != self.url and not os.path.exists(path):
+                raise self._away(FileNotFoundError(path))
+            try:
+
+                class Client(docker.APIClient):
+                    """Asks no proxy, and trusts what it is told to: the environment's own would come first."""
+
+                    trust_env = property(lambda _self: False, lambda _self, _value: None)
+
+                self._made = Client(
+                    base_url=self.url,
+                    version="auto",
+                    timeout=int(CALL_TIMEOUT),
+                    tls=_tls(self.url),
+                    # The machine's own ssh knows its keys, hosts and agents; docker-py's needs another library.
+                    use_ssh_client=True,
+                )
+            except Exception as error:
+                raise self._away(error) from error
+        return self._made
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()
+            self._made = None
+
+    def _get(self, path: str, **params: Any) -> Any:
+        try:
+            return self._call("GET", path, params=params).json()
+        except NotThere:
+            return None
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
+        timeout: float = CALL_TIMEOUT,
+        stream: bool = False,
+        headers: Mapping[str, str] | None = None,
+        data: Any = None,
+    ) -> Any:
+        api = self._api
+        from requests.exceptions import RequestException, Timeout  # noqa: PLC0415 - comes with docker
+
+        try:
+            url = f"{api.base_url}/v{api.api_version}{path}"
+            response = api.request(
+                method, url, params=params, json=body, timeout=timeout, stream=stream, headers=headers, data=data
+            )
+        except Timeout as error:
+            raise EngineTimeout(f"the Docker engine at {self.url} did not answer {method} {path} in time") from error
+        except RequestException as error:
+            raise self._away(error) from error
+        if response.status_code >= 400:
+            raise classified(response.status_code, _message(response))
+        return response
+
+    def _away(self, error: BaseException) -> OperationError:
+        if any(isinstance(link, PermissionError) for link in _links(error)):
+            remedy = "let the worker's user be in group docker"
+            return OperationError(f"permission denied at the Docker engine's {self.url}", remedy=remedy)
+        if tls := next((link for link in _links(error) if isinstance(link, ssl.SSLError)), None):
+            remedy = "DOCKER_CERT_PATH holds ca.pem, cert.pem and key.pem of that engine"
+            why = tls.reason or str(tls)
+            return OperationError(
+                f"no trust between this worker and the Docker engine at {self.url}: {why}", remedy=remedy
+            )
+        remedy = "start it, or set LONGSHORE_DOCKER_HOST"
+        return Transient(f"the Docker engine at {self.url} does not answer", remedy=remedy)
+
+    def _stream(
+        self,
+        method: str,
+        path: str,
+        check: Check,
+        follow: Callable[[dict[str, Any]], None] = lambda _entry: None,
+        **request: Any,
+    ) -> None:
+        """Follow a call that tells how it goes on; an error that is told is raised, whatever the status was."""
+
+        def begin(engine: Calls) -> Any:
+            return engine._call(method, path, stream=True, timeout=_STREAM_TIMEOUT, **request)
+
+        for entry in hijacked.entries(type(self)(self.url), begin, check):
+            if "error" in entry or "errorDetail" in entry:
+                message = str((entry.get("errorDetail") or {}).get("message") or entry.get("error"))
+                raise in_stream(" ".join(message.split()))
+            follow(entry)
+
+
+def _message(response: Any) -> str:
+    try:
+        text = response.json()["message"]
+    except (ValueError, KeyError, TypeError):
+        text = response.text
+    return " ".join(str(text).split()) or f"the Docker engine answered {response.status_code}"
+
+
+def _links(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, and what requests and urllib3 put into its arguments."""
+    todo: list[BaseException] = [error]
+    for _ in range(20):
+        if not todo:
+            return
+        link = todo.pop()
+        yield link
+        inner = [link.__cause__, link.__context__, getattr(link, "reason", None), *link.args]
+        todo += [item for item in inner if isinstance(item, BaseException)]
+
+
+def _tls(url: str) -> Any:
+    folder = os.environ.get("DOCKER_CERT_PATH")
+    if not os.environ.get("DOCKER_TLS_VERIFY") or not folder or not url.startswith("tcp://"):
+        return False
+    from docker.tls import TLSConfig  # noqa: PLC0415 - see _api
+
+    certificate = (os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem"))
+    return TLSConfig(client_cert=certificate, ca_cert=os.path.join(folder, "ca.pem"), verify=True)
+
+
+def quoted(text: str) -> str:
+    return quote(text, safe="")
