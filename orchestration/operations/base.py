@@ -204,7 +204,7 @@ def find(name: str) -> Operation:
         load_own()
         operation = _REGISTRY.get(name)
     if operation is None:
-        longer = [known for known in _REGISTRY if known.startswith(f"{name}.")][:2]
+        longer = [known for known in _REGISTRY if known.startswith(name)][:2]
         near = longer or get_close_matches(name, _REGISTRY, n=2)
         remedy = f"did you mean {' or '.join(near)}?" if near else "own operations come with LONGSHORE_IMPORTS"
         raise UnknownName(f"unknown operation {name!r}", remedy=remedy)

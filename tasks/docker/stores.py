@@ -24,6 +24,47 @@ from longshore.tasks.hostlock import exclusive
 from longshore.tasks.operation import Context, Implementation, Looks, Outcome, Prediction, implements
 
 
+class _Made(Implementation[Any]):
+    """What has a name on the engine, and is made only where it is not there."""
+
+    kind = ""
+
+    def find(self, docker: Engine, name: str) -> dict[str, Any] | None:
+        raise NotImplementedError
+
+    def unlike(self, params: Any, found: dict[str, Any]) -> str:
+        """What is there has otherwise; '' if nothing."""
+        raise NotImplementedError
+
+    def users(self, docker: Engine, found: dict[str, Any]) -> list[str]:
+        raise NotImplementedError
+
+    def remove(self, docker: Engine, found: dict[str, Any]) -> bool:
+        raise NotImplementedError
+
+    def predict(self, ctx: Context, params: Any) -> Prediction:
+        found = self.find(engine(), params.name)
+        if found is None:
+            return Prediction(f"would make {self.kind} {params.name}", undo=f"remove {params.name}")
+        if (why := self.unlike(params, found)) and not ctx.has_upstream:
+            what = f"{self.kind} {params.name} is there with {why}"
+            return Prediction(f"would fail: {what}", changed=False, impossible=what)
+        return Prediction(f"{self.kind} {params.name} is there", changed=None if ctx.has_upstream else False)
+
+    def undo(self, ctx: Context, params: Any, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        docker = engine()
+        found = self.find(docker, params.name)
+        if found is None or not _ours(found, ctx):
+            return Outcome(changed=False)
+        if users := self.users(docker, found):
+            raise OperationError(f"{self.kind} {params.name} is used by {', '.join(users)}")
+        return Outcome(changed=self.remove(docker, found))
+
+
+def _ours(found: dict[str, Any], ctx: Context) -> bool:
+    return (found.get("Labels") or {}).get(OP) == ctx.op_id
+
+
 def _network(found: dict[str, Any] | None, name: str) -> dict[str, Any]:
     if found is None:
         return {"exists": False, "name": name}
@@ -59,8 +100,22 @@ def _unlike(params: NetworkCreateParams, found: dict[str, Any]) -> str:
 
 
 @implements(NETWORK_CREATE)
-class NetworkCreate(Implementation[NetworkCreateParams]):
+class NetworkCreate(_Made):
     """The engine allows two networks of one name; so it is looked for under a lock."""
+
+    kind = "network"
+
+    def find(self, docker: Engine, name: str) -> dict[str, Any] | None:
+        return docker.network(name)
+
+    def unlike(self, params: NetworkCreateParams, found: dict[str, Any]) -> str:
+        return _unlike(params, found)
+
+    def users(self, docker: Engine, found: dict[str, Any]) -> list[str]:
+        return list(_network(found, "")["containers"])
+
+    def remove(self, docker: Engine, found: dict[str, Any]) -> bool:
+        return docker.remove_network(found["Id"])
 
     def before(self, ctx: Context, params: NetworkCreateParams) -> dict[str, Any]:
         found = engine().network(params.name)
@@ -84,31 +139,6 @@ class NetworkCreate(Implementation[NetworkCreateParams]):
         if why := _unlike(params, found):
             raise OperationError(f"network {params.name} is there with {why}")
         return Outcome(changed=before["id"] is None and _ours(found, ctx), data=_network(found, params.name))
-
-    def predict(self, ctx: Context, params: NetworkCreateParams) -> Prediction:
-        found = engine().network(params.name)
-        if found is None:
-            return Prediction(f"would make network {params.name}", undo=f"remove {params.name}")
-        if (why := _unlike(params, found)) and not ctx.has_upstream:
-            what = f"network {params.name} is there with {why}"
-            return Prediction(f"would fail: {what}", changed=False, impossible=what)
-        return Prediction(f"network {params.name} is there", changed=None if ctx.has_upstream else False)
-
-    def undo(
-        self, ctx: Context, params: NetworkCreateParams, before: dict[str, Any], data: dict[str, Any] | None
-    ) -> Outcome:
-        docker = engine()
-        found = docker.network(params.name)
-        if found is None or not _ours(found, ctx):
-            return Outcome(changed=False)
-        users = _network(found, params.name)["containers"]
-        if users:
-            raise OperationError(f"network {params.name} is used by {', '.join(users)}")
-        return Outcome(changed=docker.remove_network(found["Id"]))
-
-
-def _ours(found: dict[str, Any], ctx: Context) -> bool:
-    return (found.get("Labels") or {}).get(OP) == ctx.op_id
 
 
 @implements(NETWORK_REMOVE)
@@ -186,8 +216,22 @@ def _users(docker: Engine, name: str) -> list[str]:
 
 
 @implements(VOLUME_CREATE)
-class VolumeCreate(Implementation[VolumeCreateParams]):
+class VolumeCreate(_Made):
     """The engine makes one of a name only once; what is there already it leaves as it is, without a word."""
+
+    kind = "volume"
+
+    def find(self, docker: Engine, name: str) -> dict[str, Any] | None:
+        return docker.volume(name)
+
+    def unlike(self, params: VolumeCreateParams, found: dict[str, Any]) -> str:
+        return _other(params, found)
+
+    def users(self, docker: Engine, found: dict[str, Any]) -> list[str]:
+        return _users(docker, found["Name"])
+
+    def remove(self, docker: Engine, found: dict[str, Any]) -> bool:
+        return docker.remove_volume(found["Name"])
 
     def before(self, ctx: Context, params: VolumeCreateParams) -> dict[str, Any]:
         found = engine().volume(params.name)
@@ -205,26 +249,6 @@ class VolumeCreate(Implementation[VolumeCreateParams]):
         if why := _other(params, found):
             raise OperationError(f"volume {params.name} is there with {why}")
         return Outcome(changed=not before["exists"] and _ours(found, ctx), data=_volume(found, params.name))
-
-    def predict(self, ctx: Context, params: VolumeCreateParams) -> Prediction:
-        found = engine().volume(params.name)
-        if found is None:
-            return Prediction(f"would make volume {params.name}", undo=f"remove {params.name}")
-        if (why := _other(params, found)) and not ctx.has_upstream:
-            what = f"volume {params.name} is there with {why}"
-            return Prediction(f"would fail: {what}", changed=False, impossible=what)
-        return Prediction(f"volume {params.name} is there", changed=None if ctx.has_upstream else False)
-
-    def undo(
-        self, ctx: Context, params: VolumeCreateParams, before: dict[str, Any], data: dict[str, Any] | None
-    ) -> Outcome:
-        docker = engine()
-        found = docker.volume(params.name)
-        if found is None or not _ours(found, ctx):
-            return Outcome(changed=False)
-        if users := _users(docker, params.name):
-            raise OperationError(f"volume {params.name} is used by {', '.join(users)}")
-        return Outcome(changed=docker.remove_volume(params.name))
 
 
 @implements(VOLUME_REMOVE)

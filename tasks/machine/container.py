@@ -20,6 +20,8 @@ from longshore.tasks.operation import Context
 _TELLS_ITS_ID = ["/bin/sh", "-c", 'echo "$$"; exec "$@"', "longshore"]
 #: Seconds between two looks at whether it has ended.
 _LOOK = 0.1
+#: Seconds in which a program that tells its process id has told it.
+_BEGINS = 2.0
 _FILE_LIMIT = 64 * 1024 * 1024
 _SMALL = 1024 * 1024
 
@@ -58,6 +60,8 @@ class ContainerMachine:
 
         def check() -> None:
             heard.live.check()
+            if has_shell and not heard.pid and time.monotonic() < started + _BEGINS:
+                return  # nobody could end it yet
             self._ctx.check()
             if ends is not None and time.monotonic() >= ends:
                 raise OperationError(f"{program.argv[0]!r} ran out of its {program.timeout:g} s")

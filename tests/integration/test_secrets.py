@@ -30,6 +30,8 @@ def everything(place: Installation, *more: str) -> str:
     found: list[str] = list(more)
     for key in place.redis.scan_iter(count=1000):
         kind = place.redis.type(key)
+        if kind == b"none":  # it has gone meanwhile
+            continue
         read: dict[bytes, Any] = {
             b"string": lambda: place.redis.get(key),  # noqa: B023 - called at once
             b"hash": lambda: place.redis.hgetall(key),  # noqa: B023
