@@ -44,12 +44,8 @@ class Bringing:
     before: dict[str, Any]
     target: Resolved
 
-    def bring(
-        self, source: Source, named: list[str], options: list[str], *, also: bool = False, pulled: bool = False
-    ) -> list[Member]:
-        """The members in scope, all well. `also`: there is more to do than `to_do` knows. `pulled`: names of images
-        were moved, which auto_revert takes back.
-        """
+    def bring(self, source: Source, named: list[str], options: list[str], *, also: bool = False) -> list[Member]:
+        """The members in scope, all well. `also`: there is more to do than `to_do` knows."""
         project, was = self.before["project"], members_of(self.before)
         services = self.target.with_dependencies(named)
         gate = Gate(
@@ -72,7 +68,7 @@ class Bringing:
         except OperationError as error:
             if not self.params.auto_revert:
                 raise
-            self._revert(error, pulled=pulled)
+            self._revert(error)
         scope = self.before["services"]
         return [member for member in members(self.docker, project) if member.service in scope]
 
@@ -88,12 +84,12 @@ class Bringing:
             compose.up(source, wave, [*options, "--no-deps"])
             gate.wait(wave)
 
-    def _revert(self, error: OperationError, *, pulled: bool) -> None:
+    def _revert(self, error: OperationError) -> None:
         """Bring it back at once; the step has failed all the same."""
         project = self.before["project"]
         self.ctx.log(f"{error.message}: project {project} goes back to what it was")
         try:
-            revisions.restore(self.ctx, self.docker, self.before, known=self.target, pulled=pulled)
+            revisions.restore(self.ctx, self.docker, self.before, known=[self.target])
         except (StepCancelled, StepTimeout):
             raise
         except OperationError as failure:

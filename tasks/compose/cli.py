@@ -88,11 +88,15 @@ class Resolved:
     services: dict[str, dict[str, Any]]
     hashes: dict[str, str]
     source: Source = field(default_factory=Source)
+    #: Where there are to be others than the files say.
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     def image(self, service: str) -> str:
         return str(self.services[service].get("image") or f"{self.project}-{service}")
 
     def replicas(self, service: str) -> int:
+        if service in self.counts:
+            return self.counts[service]
         said = self.services[service]
         deploy = said.get("deploy") or {}
         return int(deploy.get("replicas", said.get("scale", 1)))
@@ -162,6 +166,10 @@ class Compose:
         hashes = dict(line.split() for line in listed.splitlines() if line.strip())
         return Resolved(project, done.stdout, known, hashes, source)
 
+    def services(self, source: Source) -> set[str]:
+        """All that the files tell of, those of profiles that are not asked for as well."""
+        return set(self._run(replace(source, profiles=("*",)), "config", "--services").stdout.split())
+
     def up(self, source: Source, services: list[str], options: list[str]) -> None:
         words = ["up", "--detach", "--no-build", "--pull", "never", *options, *services]
         try:
@@ -181,11 +189,9 @@ class Compose:
     def build(self, source: Source, services: list[str], options: list[str]) -> None:
         self._run(source, "build", *options, *services, said=Live(self._ctx))
 
-    def run(self, source: Source, service: str, options: list[str], command: list[str], env: dict[str, str]) -> str:
-        """Make and start a container of a service that is on its own; its id. `env` is not seen among processes."""
-        names = [word for name in env for word in ("--env", name)]
-        words = ["run", "--detach", "--no-deps", "--no-TTY", *options, *names, service, *command]
-        return self._run(source, *words, env=env).stdout.strip().splitlines()[-1]
+    def run(self, source: Source, service: str, options: list[str], command: list[str]) -> None:
+        """Make and start a container of a service that is on its own."""
+        self._run(source, "run", "--detach", "--no-deps", "--no-TTY", *options, service, *command)
 
     def stop(self, project: str, services: list[str], grace: float | None) -> None:
         words = [] if grace is None else ["--timeout", str(round(grace))]
@@ -200,7 +206,6 @@ class Compose:
         source: Source,
         *words: str,
         stdin: str | None = None,
-        env: Mapping[str, str] | None = None,
         said: Callable[[int, bytes], None] = lambda _stream, _piece: None,
     ) -> process.Completed:
         own = {name: os.environ[name] for name in _PASSED if name in os.environ}
@@ -210,7 +215,7 @@ class Compose:
                 [*_program(), "--ansi", "never", *source.options(), *words],
                 # Without files of its own Compose would take those that lie in the worker's folder.
                 cwd=source.directory or "/",
-                env={**(env or {}), **own},
+                env=own,
                 stdin=None if stdin is None else stdin.encode(),
                 check=self._ctx.check,
                 began=self._ctx.began,

@@ -8,7 +8,8 @@ from longshore.orchestration.errors import OperationError, Preflight
 from longshore.orchestration.operations.compose import BUILD, PULL, BuildParams, ProjectParams, PullParams
 from longshore.tasks.compose.cli import Compose, Resolved
 from longshore.tasks.compose.scope import failing, source_for
-from longshore.tasks.docker.images import give_back, keep
+from longshore.tasks.docker.given import Given
+from longshore.tasks.docker.images import give_back, keep, release
 from longshore.tasks.docker.registry import fetch, login_of
 from longshore.tasks.engine import Engine, NotThere, engine
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements
@@ -38,15 +39,23 @@ class _Images(Implementation[Any]):
         target = _resolved(ctx, docker, params)
         for image_id in {*refs.values()} - {None}:
             keep(ctx, docker, image_id)
-        self.get(ctx, docker, params, target, self.services(target, params))
+        try:
+            self.get(ctx, docker, params, target, self.services(target, params))
+        except Preflight:
+            for image_id in {*refs.values()}:
+                release(ctx, docker, image_id)  # so that nothing was touched indeed
+            raise
         now = {ref: docker.image_id(ref) for ref in refs}
+        for image_id in {*refs.values()} & {*now.values()}:
+            release(ctx, docker, image_id)
         images = {ref: {"before": refs[ref], "after": now[ref]} for ref in refs}
         return Outcome(changed=now != refs, data={"project": before["project"], "images": images})
 
     def undo(self, ctx: Context, params: Any, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, changed, failures = engine(), False, []
+        given = Given(ctx).names()
         for ref, image_id in before["refs"].items():
-            ours = data["images"][ref]["after"] if data else None
+            ours = data["images"][ref]["after"] if data else given.get(ref)
             try:
                 changed |= give_back(ctx, docker, ref, image_id, ours)
             except OperationError as error:
@@ -66,9 +75,11 @@ class Pull(_Images):
         return [name for name in chosen if not (target.services[name].get("build") and not _named(target, name))]
 
     def get(self, ctx: Context, docker: Engine, params: PullParams, target: Resolved, services: list[str]) -> None:
+        touched = False
         for ref in dict.fromkeys(map(target.image, services)):
             if params.policy == "always" or docker.image_id(ref) is None:
-                fetch(ctx, docker, ref, login_of(params))
+                fetch(ctx, docker, ref, login_of(params), touched=touched)
+                touched = True
 
     def predict(self, ctx: Context, params: PullParams) -> Prediction:
         docker = engine()
@@ -119,6 +130,9 @@ class Build(_Images):
     def get(self, ctx: Context, docker: Engine, params: BuildParams, target: Resolved, services: list[str]) -> None:
         options = [*(["--no-cache"] if params.no_cache else []), *(["--pull"] if params.pull else [])]
         Compose(ctx, docker).build(target.source, services, options)
+        for ref in map(target.image, services):
+            if image_id := docker.image_id(ref):
+                Given(ctx).note(ref, image_id)
 
     def predict(self, ctx: Context, params: BuildParams) -> Prediction:
         try:

@@ -79,7 +79,7 @@ class Stop(Implementation[StopParams]):
         with alone(ctx, docker, project):
             everything = members(docker, project)
             heirs = _heirs(was, everything)
-            gate = Gate(ctx, docker, project, deadline=_WELL, settle=0.0)
+            gate = Gate(ctx, docker, project, deadline=_WELL, settle=0.0, jobs=jobs(everything))
             # Those that are left are started, before it is said that one is gone.
             wanted = [heirs[member.id] for member in was if member.id in heirs]
             started = start_in_order(gate, wanted, everything)
@@ -205,9 +205,7 @@ class Restart(Implementation[RestartParams]):
             if len(mine) < len(was):
                 raise OperationError(f"containers of project {project} were removed meanwhile")
             left = [member for member in mine if member.started_at == began[member.id]]
-            services = sorted({member.service for member in left if member.running})
-            if services:
-                Compose(ctx, docker).stop(project, services, params.grace)
+            stop_in_order((member for member in left if member.running), params.grace)
             gate = Gate(ctx, docker, project, params.healthy_deadline, params.min_healthy_time, jobs(everything))
             everything = members(docker, project)
             start_in_order(gate, [member for member in everything if member.id in began], everything)
@@ -232,7 +230,7 @@ class Restart(Implementation[RestartParams]):
         with alone(ctx, docker, project):
             everything = members(docker, project)
             heirs = _heirs(was, everything)
-            gate = Gate(ctx, docker, project, deadline=_WELL, settle=0.0)
+            gate = Gate(ctx, docker, project, deadline=_WELL, settle=0.0, jobs=jobs(everything))
             wanted = [heirs[member.id] for member in was if member.id in heirs]
             started = start_in_order(gate, wanted, everything)
             if gone := [member for member in was if member.id not in heirs]:

@@ -9,12 +9,14 @@ from typing import Any
 from longshore.orchestration.errors import Preflight, Transient
 from longshore.orchestration.operations.compose import EXEC, RUN, ServiceExecParams, ServiceRunParams
 from longshore.tasks.command import Command
-from longshore.tasks.compose.cli import Compose
+from longshore.tasks.compose import revisions
+from longshore.tasks.compose.cli import Compose, Source
 from longshore.tasks.compose.scope import alone, failing, source_for
 from longshore.tasks.compose.state import members
 from longshore.tasks.docker import spec
 from longshore.tasks.docker.run import RunsOnce
 from longshore.tasks.engine import Container, Engine, engine
+from longshore.tasks.kept import write_private
 from longshore.tasks.machine import Machine
 from longshore.tasks.machine.container import ContainerMachine
 from longshore.tasks.operation import Context, Prediction, implements
@@ -54,15 +56,33 @@ class Run(RunsOnce[ServiceRunParams]):
             options += [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
             options += ["--user", params.user] if params.user else []
             options += ["--workdir", params.workdir] if params.workdir else []
-            source = source_for(docker, params)
             with alone(ctx, docker, before["project"]):
-                Compose(ctx, docker).run(source, params.service, options, params.command or [], params.env)
+                self._made(ctx, docker, params, options)
             found = docker.inspect(name)
         if found is None:
             raise Transient(f"container {name} was made, and is gone")
         if found.started_at is None:
             docker.start(found.id)
         return found
+
+    @staticmethod
+    def _made(ctx: Context, docker: Engine, params: ServiceRunParams, options: list[str]) -> None:
+        """By way of a file for the worker alone: as an argument, or as Compose's own environment, the values of
+        `env` would be seen, or change what the project's files mean.
+        """
+        compose = Compose(ctx, docker)
+        target = compose.resolve(source_for(docker, params), [params.service])
+        said = json.loads(target.text)
+        service = said["services"][params.service]
+        given = {name: value.replace("$", "$$") for name, value in params.env.items()}
+        service["environment"] = (service.get("environment") or {}) | given
+        path = revisions.folder(target.project) / f"{spec.safe(ctx.op_id)}.run.json"
+        write_private(path, json.dumps(said).encode())
+        source = Source(target.project, target.source.directory, (str(path),), (), ("*",))
+        try:
+            compose.run(source, params.service, options, params.command or [])
+        finally:
+            path.unlink(missing_ok=True)
 
     def predict(self, ctx: Context, params: ServiceRunParams) -> Prediction:
         docker = engine()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import hashlib
 import json
+import re
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +17,8 @@ from typing import Any
 from longshore.orchestration.errors import OperationError, Transient
 from longshore.orchestration.settings import get_settings
 from longshore.tasks.compose.cli import PROJECT, Compose, Resolved, Source
-from longshore.tasks.compose.state import Gate, Member, fingerprint, members, start_in_order, stop_in_order
+from longshore.tasks.compose.state import Gate, Member, fingerprint, jobs, members, start_in_order, stop_in_order
+from longshore.tasks.docker.given import Given
 from longshore.tasks.docker.spec import safe
 from longshore.tasks.engine import Container, Engine, NotThere
 from longshore.tasks.kept import write_private
@@ -28,18 +33,29 @@ def folder(project: str) -> Path:
 
 
 def path_of(ctx: Context, project: str, when: str) -> Path:
-    """`when` is before or after."""
-    return folder(project) / f"{safe(ctx.op_id)}.{when}.yml"
+    """`when` is before or after; of the latter each attempt has one of its own, for files change in between."""
+    attempt = str(ctx.attempt) if when == "after" else ""
+    return folder(project) / f"{safe(ctx.op_id)}.{when}{attempt}.yml"
+
+
+def brought(ctx: Context, project: str) -> list[Resolved]:
+    """What the attempts of this step were to bring about; empty where none has touched anything."""
+    kept = sorted(folder(project).glob(f"{glob.escape(safe(ctx.op_id))}.after*.yml"))
+    return [resolved for path in kept if (resolved := load(path)) is not None]
 
 
 def save(ctx: Context, when: str, resolved: Resolved) -> Path:
     """Keep the resolved file, 0600 for it may hold secrets, and beside it what it was made from."""
     path = path_of(ctx, resolved.project, when)
+    _write(path, resolved)
+    return path
+
+
+def _write(path: Path, resolved: Resolved) -> None:
     about = {"hashes": resolved.hashes, "source": asdict(resolved.source), "project": resolved.project}
     # The file that is looked for comes last.
     write_private(path.with_suffix(".json"), json.dumps(about).encode())
     write_private(path, resolved.text.encode())
-    return path
 
 
 def load(path: Path) -> Resolved | None:
@@ -74,14 +90,10 @@ class Revision:
     def path(self, project: str) -> Path:
         return folder(project) / f"r{self.number}.yml"
 
-    def scale(self, target: Resolved) -> list[str]:
-        """For Compose, where there were more or fewer containers than the file says."""
-        return [
-            word
-            for name, said in self.services.items()
-            if name in target.services and said["count"] != target.replicas(name)
-            for word in ("--scale", f"{name}={said['count']}")
-        ]
+    def scale(self) -> list[str]:
+        """For Compose: there may have been more or fewer containers than the file says."""
+        counts = {name: said["count"] for name, said in self.services.items()}
+        return [word for name, count in counts.items() for word in ("--scale", f"{name}={count}")]
 
 
 def images_of(found: Iterable[Member]) -> dict[str, tuple[str, str]]:
@@ -97,12 +109,14 @@ def history(project: str) -> list[Revision]:
         return []
 
 
-def note(ctx: Context, docker: Engine, target: Resolved, path: Path) -> None:
+def note(ctx: Context, docker: Engine, target: Resolved) -> None:
     """Keep what runs now as a revision, unless it is the latest one; and let go of the eldest. The lock is held."""
     project, kept = target.project, history(target.project)
     services: dict[str, dict[str, Any]] = {}
-    for member in members(docker, project):
-        if member.service in target.services:
+    now = members(docker, project)
+    text = _as_they_run(ctx, target, now)
+    for member in now:
+        if member.hash == text.hashes.get(member.service):
             said = {"image": member.image, "image_id": member.image_id, "hash": member.hash, "count": 0}
             services.setdefault(member.service, said)["count"] += 1
     if not services or (kept and kept[-1].services == services):
@@ -110,8 +124,7 @@ def note(ctx: Context, docker: Engine, target: Resolved, path: Path) -> None:
     revision = Revision(kept[-1].number + 1 if kept else 1, round(time.time(), 3), ctx.run_id, services)
     for image_id in {said["image_id"] for said in services.values()}:
         docker.tag(image_id, _revision_tag(project, revision.number, image_id))
-    for suffix in (".json", ".yml"):
-        write_private(revision.path(project).with_suffix(suffix), path.with_suffix(suffix).read_bytes())
+    _write(revision.path(project), text)
     kept = [*kept, revision]
     listed = [asdict(one) for one in kept[-RETAINED:]]
     write_private(folder(project) / "history.json", json.dumps(listed).encode())
@@ -122,8 +135,28 @@ def note(ctx: Context, docker: Engine, target: Resolved, path: Path) -> None:
             old.path(project).with_suffix(suffix).unlink(missing_ok=True)
 
 
+def _as_they_run(ctx: Context, target: Resolved, now: Iterable[Member]) -> Resolved:
+    """The configuration with each service as it runs: those that an `up` of others has left alone may be older."""
+    said, hashes = json.loads(target.text), dict(target.hashes)
+    older = {member.service: member.hash for member in now if target.hashes.get(member.service) != member.hash}
+    if not older:
+        return target
+    known = [load(path_of(ctx, target.project, "before"))]
+    known += [load(revision.path(target.project)) for revision in reversed(history(target.project))]
+    for name, digest in older.items():
+        found = next((one for one in known if one is not None and one.hashes.get(name) == digest), None)
+        if found is None:
+            continue  # then it is no part of this revision
+        other = json.loads(found.text)
+        said["services"][name] = other["services"][name]
+        for part in ("networks", "volumes", "configs", "secrets"):
+            said[part] = (other.get(part) or {}) | (said.get(part) or {})
+        hashes[name] = digest
+    return replace(target, text=json.dumps(said), services=said["services"], hashes=hashes)
+
+
 def _revision_tag(project: str, number: int, image_id: str) -> str:
-    return f"{KEEP}/{project.strip('_-')}:r{number}-{image_id.removeprefix('sha256:')[:12]}"
+    return f"{_repository(project)}:r{number}-{image_id.removeprefix('sha256:')[:12]}"
 
 
 def recorded_source(project: str, found: Iterable[Container]) -> Source | None:
@@ -179,9 +212,21 @@ def former(
     return resolved if fits(resolved) else None
 
 
+def _repository(project: str) -> str:
+    """A project's name may be what no repository's can."""
+    clean = re.sub(r"[_-]{2,}|_-|-_", "-", project).strip("_-")
+    other = "" if clean == project else f"-{hashlib.sha256(project.encode()).hexdigest()[:8]}"
+    return f"{KEEP}/{clean}{other}"
+
+
 def keep_tag(ctx: Context, project: str, image_id: str) -> str:
     digest = image_id.removeprefix("sha256:")[:12]
-    return f"{KEEP}/{project.strip('_-')}:{safe(ctx.op_id)}-{digest}"
+    return f"{_repository(project)}:k-{safe(ctx.op_id)}-{digest}"
+
+
+def release_images(ctx: Context, docker: Engine, project: str, image_ids: Iterable[str]) -> None:
+    for image_id in set(image_ids):
+        docker.untag(keep_tag(ctx, project, image_id))
 
 
 def keep_images(ctx: Context, docker: Engine, project: str, image_ids: Iterable[str]) -> None:
@@ -193,16 +238,16 @@ def keep_images(ctx: Context, docker: Engine, project: str, image_ids: Iterable[
             ctx.log(f"image {image_id} is gone already, only its containers are left: they cannot be made again")
 
 
-def restore(
-    ctx: Context, docker: Engine, before: dict[str, Any], *, known: Resolved | None, pulled: bool = False
-) -> bool:
+def restore(ctx: Context, docker: Engine, before: dict[str, Any], *, known: Iterable[Resolved] = ()) -> bool:
     """Make the project what it was: configuration, images, and what runs. Whether there was anything to do.
 
     `known` is what the step was to bring about; containers that are neither that nor what was are
-    somebody else's work, and not touched.
+    somebody else's work, and not touched. So are names of images that the step has not moved.
     """
-    project, scope = before["project"], set(before["services"])
+    project, scope, refs = before["project"], set(before["services"]), before["refs"]
     was = [Member(**said) for said in before["containers"]]
+    given = Given(ctx).names()
+    foreign = _foreign_names(docker, refs, given, was)
 
     def now() -> list[Member]:
         return [member for member in members(docker, project) if member.service in scope]
@@ -214,24 +259,26 @@ def restore(
         lost = _lost(was, now())
         if lost:
             _recreate(ctx, docker, path_of(ctx, project, "before"), [m for m in was if m.service in lost])
-        _stop_and_remove(docker, was, now())
-        _start_what_ran(ctx, docker, project, was, now())
+        placed = _renumbered(was, now())
+        _stop_and_remove(docker, placed, now())
+        _start_what_ran(ctx, docker, project, placed, now())
     done |= _remove_networks(docker, project, before["networks"])
-    _give_names_back(docker, before["refs"], was, pulled=pulled)
-    left = {entry[0] for entry in set(fingerprint(now())) ^ set(fingerprint(was))}
+    _give_names_back(docker, refs, given, foreign, was)
+    Given(ctx).forget()
+    is_now, should = fingerprint(now()), fingerprint(was)
+    left = {entry[0] for entry in (is_now - should) + (should - is_now)}
     if left:
         # A stop that a program had asked for before it was ended may still be under way in the engine.
         raise Transient(f"project {project} is not as it was: {', '.join(sorted(left))}")
-    for image_id in {member.image_id for member in was} | set(filter(None, before["refs"].values())):
-        docker.untag(keep_tag(ctx, project, image_id))
+    release_images(ctx, docker, project, [*(member.image_id for member in was), *filter(None, refs.values())])
     return done
 
 
-def _refuse_foreign(project: str, was: list[Member], now: list[Member], known: Resolved | None) -> None:
+def _refuse_foreign(project: str, was: list[Member], now: list[Member], known: Iterable[Resolved]) -> None:
+    known = list(known)
     for member in now:
         ours = {one.hash for one in was if one.service == member.service}
-        if known is not None:
-            ours.add(known.hashes.get(member.service, ""))
+        ours |= {one.hashes.get(member.service, "") for one in known}
         if member.hash not in ours:
             what = f"service {member.service} of project {project} was changed by somebody else since"
             raise OperationError(what, remedy="look at it, then: longshore runs resolve")
@@ -247,13 +294,22 @@ def _remove_rests(docker: Engine, was: list[Member], now: list[Member]) -> None:
 
 def _lost(was: list[Member], now: list[Member]) -> set[str]:
     """Services that lack a container, or have another one in its place."""
-    made = {(member.key, member.hash, member.image_id) for member in now}
-    places = [member.key for member in now]
-    return {
-        member.service
-        for member in was
-        if (member.key, member.hash, member.image_id) not in made or places.count(member.key) > 1
-    }
+    made = Counter((member.service, member.hash, member.image_id) for member in now)
+    needed = Counter((member.service, member.hash, member.image_id) for member in was)
+    twice = {key[0] for key, count in Counter(member.key for member in now).items() if count > 1}
+    return {service for service, _, _ in needed - made} | {one.service for one in was if one.service in twice}
+
+
+def _renumbered(was: list[Member], now: list[Member]) -> list[Member]:
+    """What was, by the numbers that its containers have now: made again, they are counted from one."""
+    placed: list[Member] = []
+    for service in dict.fromkeys(member.service for member in was):
+        old = sorted((one for one in was if one.service == service), key=lambda one: one.number)
+        there = sorted(one.number for one in now if one.service == service)
+        same = {one.number for one in old} <= set(there) or len(there) < len(old)
+        numbers = [one.number for one in old] if same else there
+        placed += [replace(one, number=number) for one, number in zip(old, numbers, strict=False)]
+    return placed
 
 
 def _recreate(ctx: Context, docker: Engine, path: Path, was: list[Member]) -> None:
@@ -288,7 +344,7 @@ def _stop_and_remove(docker: Engine, was: list[Member], now: list[Member]) -> No
 
 def _start_what_ran(ctx: Context, docker: Engine, project: str, was: list[Member], now: list[Member]) -> None:
     ran = {member.key: member for member in was if member.running}
-    gate = Gate(ctx, docker, project, deadline=_WELL, settle=0.0)
+    gate = Gate(ctx, docker, project, deadline=_WELL, settle=0.0, jobs=jobs(now))
     start_in_order(gate, [member for member in now if member.key in ran], now)
     gate.wait({member.service for member in ran.values() if member.health == "healthy"})
     for member in now:
@@ -305,14 +361,30 @@ def _remove_networks(docker: Engine, project: str, kept: list[str]) -> bool:
     return removed
 
 
-def _give_names_back(docker: Engine, refs: dict[str, str | None], was: list[Member], *, pulled: bool) -> None:
-    """Image names mean again what they meant, unless somebody else has moved them."""
+def _foreign_names(
+    docker: Engine, refs: dict[str, str | None], given: dict[str, str], was: list[Member]
+) -> dict[str, str]:
+    """Names of images that mean neither what they meant nor what the step has let them mean."""
+    ours = {member.image_id for member in was}
+    current = {ref: docker.image_id(ref) for ref in refs}
+    return {
+        ref: image_id
+        for ref, image_id in current.items()
+        if image_id is not None and image_id not in {*ours, refs[ref], given.get(ref)}
+    }
+
+
+def _give_names_back(
+    docker: Engine, refs: dict[str, str | None], given: dict[str, str], foreign: dict[str, str], was: list[Member]
+) -> None:
+    """Names of images mean again what they meant; those that somebody else has moved stay where he has moved them."""
     ours = {member.image_id for member in was}
     for ref, image_id in refs.items():
+        wanted = foreign.get(ref, image_id)
         current = docker.image_id(ref)
-        if current == image_id or (current not in ours and not pulled):
+        if current == wanted:
             continue
-        if image_id is not None:
-            docker.tag(image_id, ref)
-        elif pulled and current is not None:
+        if wanted is not None:
+            docker.tag(wanted, ref)
+        elif current is not None and (current == given.get(ref) or current in ours):
             docker.untag(ref)

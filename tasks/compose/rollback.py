@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight
@@ -12,6 +13,7 @@ from longshore.tasks.compose.cli import Resolved, Source
 from longshore.tasks.compose.revisions import Revision
 from longshore.tasks.compose.scope import alone, failing, project_of, snapshot
 from longshore.tasks.compose.state import members, to_do
+from longshore.tasks.docker.given import Given
 from longshore.tasks.engine import Engine, engine
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements
 
@@ -42,11 +44,12 @@ class Rollback(Implementation[RollbackParams]):
                     was = before["refs"].get(ref)
                     revisions.keep_images(ctx, docker, project, [was] if was else [])
                     docker.tag(said["image_id"], ref)
+                    Given(ctx).note(ref, said["image_id"])
             source = Source(project, target.source.directory, (str(path),), (), ("*",))
-            options = ["--remove-orphans", *revision.scale(target)]
+            options = ["--remove-orphans", *revision.scale()]
             extra = any(member.service not in revision.services for member in members(docker, project))
             bringing = Bringing(ctx, docker, params, before, target)
-            now = bringing.bring(source, list(revision.services), options, also=extra, pulled=True)
+            now = bringing.bring(source, list(revision.services), options, also=extra)
         data = difference(before, now) | {"project": project, "revision": str(path), "to": before["to"]}
         changed = any(data[what] for what in ("created", "recreated", "started", "removed"))
         return Outcome(changed=changed, data=data)
@@ -77,10 +80,8 @@ class Rollback(Implementation[RollbackParams]):
     ) -> Outcome:
         docker, project = engine(), before["project"]
         with alone(ctx, docker, project):
-            known = revisions.load(revisions.path_of(ctx, project, "after"))
-            if known is None:
-                return Outcome(changed=False)
-            done = revisions.restore(ctx, docker, before, known=known, pulled=True)
+            known = revisions.brought(ctx, project)
+            done = bool(known) and revisions.restore(ctx, docker, before, known=known)
         return Outcome(changed=done)
 
     def _wanted(self, docker: Engine, project: str, params: RollbackParams) -> tuple[Revision, Resolved]:
@@ -95,7 +96,7 @@ class Rollback(Implementation[RollbackParams]):
                 raise Preflight(f"project {project} has no revision {params.to}", remedy=f"it has {have}")
             return self._load(docker, project, params.to)
         now = revisions.images_of(members(docker, project))
-        others = [revision for revision in kept if revision.images != now]
+        others = [one for one in kept if any(now.get(name) != said for name, said in one.images.items())]
         if not others:
             raise Preflight(f"project {project} has no revision but the one that runs")
         return self._load(docker, project, others[-1].number)
@@ -109,4 +110,5 @@ class Rollback(Implementation[RollbackParams]):
         for service, said in found[0].services.items():
             if docker.image(said["image_id"]) is None:
                 raise Preflight(f"image {said['image_id'][7:19]} of {service} in revision {number} is gone")
-        return found[0], target
+        counts = {name: int(said["count"]) for name, said in found[0].services.items()}
+        return found[0], replace(target, counts=counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -83,9 +84,9 @@ def members(docker: Engine, project: str) -> list[Member]:
     return sorted(found, key=lambda member: (*member.key, member.name))
 
 
-def fingerprint(found: Iterable[Member]) -> list[tuple[str, int, str, str, bool]]:
-    """What an undo promises to bring back: container ids, and the time of their start, are not in it."""
-    return sorted((one.service, one.number, one.hash, one.image_id, one.running) for one in found)
+def fingerprint(found: Iterable[Member]) -> Counter[tuple[str, str, str, bool]]:
+    """What an undo promises to bring back: container ids and numbers, and the time of their start, are not in it."""
+    return Counter((one.service, one.hash, one.image_id, one.running) for one in found)
 
 
 def in_order(found: Iterable[Member]) -> list[list[Member]]:
@@ -104,12 +105,12 @@ def _waits_for(group: list[Member]) -> set[str]:
     return {name for member in group for name in member.depends_on}
 
 
-def stop_in_order(found: Iterable[Member]) -> None:
+def stop_in_order(found: Iterable[Member], grace: float | None = None) -> None:
     """Stop these, dependents first; those of one level at once, for each may take its whole grace."""
 
     def stop(member: Member) -> None:
         try:
-            engine().stop(member.id)  # a client of this thread's own
+            engine().stop(member.id, grace)  # a client of this thread's own
         finally:
             close_engine()
 

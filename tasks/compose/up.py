@@ -25,7 +25,7 @@ class Up(Implementation[UpParams]):
         target = Compose(ctx, docker).resolve(source_for(docker, params), params.services)
         project, services = target.project, target.with_dependencies(params.services)
         found = members(docker, project)
-        scope = {*services, *self._orphans(params, target, found)}
+        scope = {*services, *self._orphans(ctx, params, target, found)}
         found = [member for member in found if member.service in scope]
         before = snapshot(docker, project, found) | {"services": sorted(scope)}
         before["refs"] |= {ref: docker.image_id(ref) for ref in map(target.image, services)}
@@ -39,11 +39,11 @@ class Up(Implementation[UpParams]):
             target = compose.resolve(source, params.services)
             path = revisions.save(ctx, "after", target)
             self._images(ctx, docker, params, before, target)
-            orphans = self._orphans(params, target, members(docker, project))
+            orphans = self._orphans(ctx, params, target, members(docker, project))
             options = ["--remove-orphans"] if params.remove_orphans else []
             bringing = Bringing(ctx, docker, params, before, target)
-            now = bringing.bring(source, params.services, options, also=bool(orphans), pulled=params.pull != "never")
-            revisions.note(ctx, docker, target, path)
+            now = bringing.bring(source, params.services, options, also=bool(orphans))
+            revisions.note(ctx, docker, target)
         data = difference(before, now) | {"project": project, "revision": str(path)}
         changed = any(data[what] for what in ("created", "recreated", "started", "removed"))
         pulled = params.pull != "never" and any(docker.image_id(r) != i for r, i in before["refs"].items())
@@ -60,7 +60,7 @@ class Up(Implementation[UpParams]):
         if missing and params.pull == "never":
             return failing(ctx, "bring up", f"image {missing[0]} is not on the Docker host")
         found = members(docker, project)
-        orphans = self._orphans(params, target, found)
+        orphans = self._orphans(ctx, params, target, found)
         why = to_do(docker, target, services, found) | dict.fromkeys(orphans, "not in the files any more")
         if not why:
             unknown = ctx.has_upstream or params.pull == "always"
@@ -77,17 +77,18 @@ class Up(Implementation[UpParams]):
     def undo(self, ctx: Context, params: UpParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), before["project"]
         with alone(ctx, docker, project):
-            known = revisions.load(revisions.path_of(ctx, project, "after"))
-            if known is None:
+            known = revisions.brought(ctx, project)
+            if not known:
                 return Outcome(changed=False)  # it is kept before anything is touched
-            done = revisions.restore(ctx, docker, before, known=known, pulled=params.pull != "never")
+            done = revisions.restore(ctx, docker, before, known=known)
         return Outcome(changed=done)
 
     @staticmethod
-    def _orphans(params: UpParams, target: Resolved, found: list[Member]) -> list[str]:
+    def _orphans(ctx: Context, params: UpParams, target: Resolved, found: list[Member]) -> list[str]:
         if not params.remove_orphans:
             return []
-        return sorted({member.service for member in found if member.service not in target.services})
+        known = Compose(ctx, engine()).services(target.source)
+        return sorted({member.service for member in found if member.service not in known})
 
     @staticmethod
     def _images(ctx: Context, docker: Engine, params: UpParams, before: dict[str, Any], target: Resolved) -> None:
@@ -96,11 +97,15 @@ class Up(Implementation[UpParams]):
         wanted = [ref for ref in refs if params.pull == "always" or docker.image_id(ref) is None]
         if wanted and params.pull != "never":
             revisions.keep_images(ctx, docker, target.project, filter(None, before["refs"].values()))
-            for ref in wanted:
-                fetch(ctx, docker, ref, login_of(params))
+            try:
+                for number, ref in enumerate(wanted):
+                    fetch(ctx, docker, ref, login_of(params), touched=number > 0)
+            except Preflight:
+                revisions.release_images(ctx, docker, target.project, filter(None, before["refs"].values()))
+                raise
         lacking = [ref for ref in refs if docker.image_id(ref) is None]
         if lacking:
             # A second attempt proves nothing: the first may have gone further.
-            error = Preflight if ctx.attempt == 1 else OperationError
+            error = Preflight if ctx.attempt == 1 and not (wanted and params.pull != "never") else OperationError
             remedy = "pull or build it in a step before, or say pull: missing"
             raise error(f"image {lacking[0]} is not on the Docker host", remedy=remedy)

@@ -51,7 +51,8 @@ class Restart(Implementation[RestartParams]):
         if container is None:
             return missing(ctx, params.container, "restart")
         verb = "restart" if container.running else "start"
-        impossible = f"container {container.name} is paused" if container.paused else None
+        certain = container.paused and not ctx.has_upstream
+        impossible = f"container {container.name} is paused" if certain else None
         return Prediction(f"would {verb} {container.name}", undo="nothing, if it runs again", impossible=impossible)
 
     def undo(self, ctx: Context, params: RestartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
@@ -92,7 +93,7 @@ class Rename(Implementation[RenameParams]):
         if container is None and other is None:
             return missing(ctx, params.container, "rename")
         if container is None or (other is not None and other.id == container.id):
-            return Prediction(f"it is called {params.name}", changed=False)
+            return Prediction(f"it is called {params.name}", changed=None if ctx.has_upstream else False)
         impossible = (
             None if other is None or ctx.has_upstream else f"the name {params.name} belongs to another container"
         )
@@ -116,7 +117,12 @@ class Rename(Implementation[RenameParams]):
 def _renamed(docker: Engine, container: str, name: str) -> None:
     try:
         docker.rename(container, name)
-    except Conflict as error:
+    except OperationError as error:
+        found = docker.inspect(container)
+        if found is not None and found.name == name:
+            return  # the same delivery was quicker
+        if not isinstance(error, Conflict):
+            raise
         raise OperationError(f"the name {name} was given to another container meanwhile: {error.message}") from error
 
 
@@ -139,6 +145,8 @@ class Update(Implementation[UpdateParams]):
 
     def before(self, ctx: Context, params: UpdateParams) -> dict[str, Any]:
         container = there(engine(), params.container)
+        if container.auto_remove and params.restart not in {None, "no"}:
+            raise Preflight(f"container {container.name} was made with --rm, and takes no restart policy")
         return {"id": container.id, "name": container.name, "was": self._now(engine(), container.id)}
 
     def act(self, ctx: Context, params: UpdateParams, before: dict[str, Any]) -> Outcome:
@@ -147,7 +155,7 @@ class Update(Implementation[UpdateParams]):
         if self._now(docker, before["id"]) != wanted:
             docker.update(before["id"], self._body(wanted, before["was"]))
         now = self._now(docker, before["id"])
-        wrong = sorted(key for key in wanted if now[key] != wanted[key])
+        wrong = sorted(key for key in self._wanted(params) if now[key] != wanted[key])
         if wrong:
             raise OperationError(f"the engine did not change {', '.join(wrong)} of {before['name']}")
         return Outcome(changed=wanted != before["was"], data=self._data(before, now))
@@ -159,7 +167,8 @@ class Update(Implementation[UpdateParams]):
         now = self._now(engine(), container.id)
         differs = {key: value for key, value in self._wanted(params).items() if now[key] != value}
         if not differs:
-            return Prediction(f"container {container.name} is as it should be", changed=False)
+            changed = None if ctx.has_upstream else False
+            return Prediction(f"container {container.name} is as it should be", changed=changed)
         what = ", ".join(f"{key} {now[key]} → {value}" for key, value in differs.items())
         return Prediction(f"would change {container.name}: {what}", undo="bring the former values back")
 
@@ -173,7 +182,8 @@ class Update(Implementation[UpdateParams]):
             raise OperationError(f"{', '.join(foreign)} of {before['name']} was changed by somebody else since")
         if all(now[key] == was[key] for key in wanted):
             return Outcome(changed=False)
-        docker.update(before["id"], self._body(now | {key: was[key] for key in wanted}, now))
+        back = {key: was[key] for key in [*wanted, *(["swap"] if "memory" in wanted else [])]}
+        docker.update(before["id"], self._body(now | back, now))
         return Outcome(changed=True)
 
     @staticmethod
@@ -189,6 +199,8 @@ class Update(Implementation[UpdateParams]):
             "memory": _limit(host.get("Memory") or 0, _all_memory(docker)),
             "cpus": _limit(host.get("NanoCpus") or 0, _all_cpus(docker)),
             "pids": host.get("PidsLimit") if (host.get("PidsLimit") or 0) > 0 else -1,
+            # Goes with the memory: swap included, -1 for no limit.
+            "swap": host.get("MemorySwap") or 0,
         }
 
     @staticmethod
@@ -208,14 +220,22 @@ class Update(Implementation[UpdateParams]):
         if wanted["restart"] != was["restart"]:
             body["RestartPolicy"] = spec.restart_policy(wanted["restart"])
         if wanted["memory"] != was["memory"]:
-            # Twice the memory with swap is what the engine itself gives at creation.
             memory = wanted["memory"] or _all_memory(engine())
-            body |= {"Memory": memory, "MemorySwap": 2 * memory}
+            body |= {"Memory": memory, "MemorySwap": Update._swap(wanted, was, memory)}
         if wanted["cpus"] != was["cpus"]:
             body["NanoCpus"] = wanted["cpus"] or _all_cpus(engine())
         if wanted["pids"] != was["pids"]:
             body["PidsLimit"] = wanted["pids"]
         return body
+
+    @staticmethod
+    def _swap(wanted: dict[str, Any], was: dict[str, Any], memory: int) -> int:
+        """What goes with that much memory."""
+        if wanted["swap"] != was["swap"] and wanted["swap"]:
+            return int(wanted["swap"])  # as it was before
+        if was["swap"] == -1 or (was["swap"] and was["swap"] == was["memory"]):
+            return -1 if was["swap"] == -1 else memory  # no limit stays none, and no swap stays none
+        return 2 * memory  # what the engine itself gives at creation
 
     @staticmethod
     def _data(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

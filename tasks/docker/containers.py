@@ -159,9 +159,10 @@ class Start(Implementation[StartParams]):
         if container is None:
             return missing(ctx, params.container, "start")
         if container.running and not container.paused:
-            return Prediction(f"container {container.name} is running", changed=False)
+            changed = None if ctx.has_upstream else False
+            return Prediction(f"container {container.name} is running", changed=changed)
         impossible = None
-        if container.paused or container.labels.get(spec.KIND) == "run":
+        if (container.paused and not ctx.has_upstream) or container.labels.get(spec.KIND) == "run":
             impossible = f"container {container.name} is {'paused' if container.paused else 'a run that has ended'}"
         return Prediction(
             f"would start {container.name}",
@@ -211,7 +212,8 @@ class Stop(Implementation[StopParams]):
         if container is None:
             return missing(ctx, params.container, "stop")
         if not container.running:
-            return Prediction(f"container {container.name} is not running", changed=False)
+            changed = None if ctx.has_upstream else False
+            return Prediction(f"container {container.name} is not running", changed=changed)
         impossible = f"container {container.name} was made with --rm" if container.auto_remove else None
         return Prediction(f"would stop {container.name}", undo=f"start {container.name}", impossible=impossible)
 

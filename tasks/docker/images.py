@@ -15,6 +15,7 @@ from longshore.orchestration.operations.docker.images import (
     ImageRemoveParams,
     TagParams,
 )
+from longshore.tasks.docker.given import Given
 from longshore.tasks.docker.spec import safe
 from longshore.tasks.engine import Engine, Image, NotThere, engine
 from longshore.tasks.machine.live import Live
@@ -24,7 +25,14 @@ _KEEP = "longshore-keep/images"
 
 
 def keep_name(ctx: Context, image_id: str) -> str:
-    return f"{_KEEP}:{safe(ctx.op_id)}-{image_id.removeprefix('sha256:')[:12]}"
+    """The op_id may begin as no tag may."""
+    return f"{_KEEP}:k-{safe(ctx.op_id)}-{image_id.removeprefix('sha256:')[:12]}"
+
+
+def release(ctx: Context, docker: Engine, image_id: str | None) -> None:
+    """It needs the other name no more."""
+    if image_id is not None:
+        docker.untag(keep_name(ctx, image_id))
 
 
 def first(ctx: Context, what: str, remedy: str) -> OperationError:
@@ -42,8 +50,11 @@ class Named(Implementation[Any]):
         return note(engine(), self.name(params))
 
     def undo(self, ctx: Context, params: Any, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        ours = data["image_id"] if data else None
-        return Outcome(changed=give_back(ctx, engine(), self.name(params), before["image_id"], ours))
+        name, given = self.name(params), Given(ctx)
+        ours = data["image_id"] if data else given.names().get(name)
+        changed = give_back(ctx, engine(), name, before["image_id"], ours)
+        given.forget()
+        return Outcome(changed=changed)
 
 
 def note(docker: Engine, ref: str) -> dict[str, Any]:
@@ -60,11 +71,13 @@ def keep(ctx: Context, docker: Engine, image_id: str | None) -> str | None:
 
 
 def give_back(ctx: Context, docker: Engine, ref: str, image_id: str | None, ours: str | None) -> bool:
-    """Let a name mean what it meant. `ours` is what the step made of it; None where that is not known."""
+    """Let a name mean what it meant. `ours` is what the step made of it; None where it has noted nothing."""
     now = docker.image_id(ref)
     changed = now != image_id
-    if changed and ours is not None and now is not None and now != ours:
-        raise OperationError(f"the name {ref} was given to another image by somebody else since")
+    if changed and now is not None and now != ours:
+        who = "by somebody else since" if ours is not None else "since, and this step has not noted that it did"
+        what = f"the name {ref} was given to another image {who}"
+        raise OperationError(what, remedy="look at it, then: longshore runs resolve --undone")
     if changed and image_id is None:
         docker.untag(ref)
         changed = docker.image_id(ref) is None
@@ -75,9 +88,15 @@ def give_back(ctx: Context, docker: Engine, ref: str, image_id: str | None, ours
             docker.tag(image_id, ref)
         except NotThere as error:
             raise OperationError(f"image {image_id}, which {ref} meant, is gone") from error
-    if image_id is not None:
-        docker.untag(keep_name(ctx, image_id))
+    release(ctx, docker, image_id)
     return changed
+
+
+def familiar(ref: str) -> str:
+    """A name as the engine lists it: without the registry and library that it adds itself, with a tag."""
+    for prefix in ("docker.io/library/", "index.docker.io/library/", "docker.io/", "index.docker.io/"):
+        ref = ref.removeprefix(prefix)
+    return ref if ":" in ref.rpartition("/")[2] else f"{ref}:latest"
 
 
 def impossible(ctx: Context, why: str) -> Prediction:
@@ -106,6 +125,7 @@ class Build(Named):
 
     def act(self, ctx: Context, params: BuildParams, before: dict[str, Any]) -> Outcome:
         docker, was = engine(), before["image_id"]
+        archive = _archive(ctx, params)
         keep(ctx, docker, was)
         live = Live(ctx)
         said: list[str] = []
@@ -115,7 +135,6 @@ class Build(Named):
             said.append(text)
             del said[:-50]
 
-        archive = _archive(ctx, params)
         try:
             with archive:
                 built = docker.build(archive, _build_params(params), hear, ctx.check)
@@ -131,8 +150,9 @@ class Build(Named):
         image = docker.image(params.image)
         if image is None:
             raise OperationError(f"{params.image} was built ({built}), and is not there")
+        Given(ctx).note(params.image, image.id)
         if image.id == was:
-            docker.untag(keep_name(ctx, image.id))
+            release(ctx, docker, image.id)
         data = {"name": params.image, "image_id": image.id, "before_id": was}
         return Outcome(changed=image.id != was, data=data)
 
@@ -186,6 +206,7 @@ class Tag(Named):
         if docker.image_id(params.name) != wanted:
             keep(ctx, docker, was)
             docker.tag(wanted, params.name)
+            Given(ctx).note(params.name, wanted)
         return Outcome(wanted != was, {"name": params.name, "image_id": wanted, "before_id": was})
 
     def predict(self, ctx: Context, params: TagParams) -> Prediction:
@@ -198,6 +219,13 @@ class Tag(Named):
         undo = f"take {params.name} off" if now is None else f"let {params.name} mean {now[7:19]}"
         return Prediction(f"would let {params.name} mean {params.image} ({wanted[7:19]})", undo=undo)
 
+    def undo(self, ctx: Context, params: TagParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        docker, wanted = engine(), before["wanted"]
+        image = docker.image(wanted)
+        if before["image_id"] is None and image is not None and set(image.tags) == {familiar(params.name)}:
+            keep(ctx, docker, wanted)  # it was there without a name, and would go with its only one
+        return super().undo(ctx, params, before, {"image_id": wanted})
+
 
 @implements(IMAGE_REMOVE)
 class ImageRemove(Implementation[ImageRemoveParams]):
@@ -206,10 +234,9 @@ class ImageRemove(Implementation[ImageRemoveParams]):
     def before(self, ctx: Context, params: ImageRemoveParams) -> dict[str, Any]:
         docker = engine()
         image = docker.image(params.image)
-        if image is None:
-            return {"image_id": None, "tags": []}
-        by_id = params.image.removeprefix("sha256:") in image.id
-        tags = [tag for tag in image.tags if not tag.startswith(f"{_KEEP}:")] if by_id else [params.image]
+        tags = self._names(image, params.image) if image is not None else []
+        if image is None or (not tags and image.tags):
+            return {"image_id": None, "tags": []}  # only the names are left that an undo keeps
         if not params.force:
             self._unused(docker, image, tags)
         return {"image_id": image.id, "tags": tags}
@@ -229,12 +256,13 @@ class ImageRemove(Implementation[ImageRemoveParams]):
     def predict(self, ctx: Context, params: ImageRemoveParams) -> Prediction:
         docker = engine()
         image = docker.image(params.image)
-        if image is None:
-            changed = None if ctx.has_upstream else False
-            return Prediction(f"there is no image {params.image}", changed=changed)
         try:
+            tags = self._names(image, params.image) if image is not None else []
+            if image is None or (not tags and image.tags):
+                changed = None if ctx.has_upstream else False
+                return Prediction(f"there is no image {params.image}", changed=changed)
             if not params.force:
-                self._unused(docker, image, [params.image])
+                self._unused(docker, image, tags)
         except Preflight as error:
             return impossible(ctx, error.message)
         return Prediction(f"would remove {params.image} ({image.size} bytes)", undo="give it its name back")
@@ -260,9 +288,18 @@ class ImageRemove(Implementation[ImageRemoveParams]):
         return Outcome(changed=changed)
 
     @staticmethod
+    def _names(image: Image, ref: str) -> list[str]:
+        """The names that go: the one that was given; all but ours, where its id was."""
+        if "@" in ref:
+            raise Preflight(f"{ref} is a digest, which cannot be given back", remedy="name a tag or an id")
+        if familiar(ref) in image.tags:
+            return [familiar(ref)]
+        return [tag for tag in image.tags if not tag.startswith("longshore-keep/")]
+
+    @staticmethod
     def _unused(docker: Engine, image: Image, tags: list[str]) -> None:
         """As the engine has it: with its last name an image that containers use does not go."""
-        if set(image.tags) - set(tags):
+        if {tag for tag in image.tags if not tag.startswith("longshore-keep/")} - set(tags):
             return
         users = [row for row in docker.rows({"ancestor": [image.id]}, all_of_them=True) if row["ImageID"] == image.id]
         if users:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient
+from longshore.orchestration.errors import OperationError, Preflight, StepCancelled, StepTimeout, Transient
 from longshore.orchestration.operations.docker.images import (
     DIGEST,
     PULL,
@@ -14,7 +14,8 @@ from longshore.orchestration.operations.docker.images import (
     PullParams,
     PushParams,
 )
-from longshore.tasks.docker.images import Named, first, give_back, impossible, keep, keep_name, lacking, need
+from longshore.tasks.docker.given import Given
+from longshore.tasks.docker.images import Named, first, give_back, impossible, keep, lacking, need, release
 from longshore.tasks.engine import Engine, Image, Login, NotThere, engine
 from longshore.tasks.operation import Context, Implementation, Looks, Outcome, Prediction, implements
 
@@ -31,21 +32,37 @@ def _digest_of(image: Image, ref: str) -> str | None:
     return next((text.partition("@")[2] for text in image.digests if text.partition("@")[0] == repository), None)
 
 
-def fetch(ctx: Context, docker: Engine, ref: str, login: Login | None, platform: str | None = None) -> Image:
-    """Pull it, and be sure that it is what was asked for. What an error leaves is what was there before."""
+def fetch(
+    ctx: Context,
+    docker: Engine,
+    ref: str,
+    login: Login | None,
+    platform: str | None = None,
+    *,
+    touched: bool = False,
+) -> Image:
+    """Pull it, and be sure that it is what was asked for. What an error leaves is what was there before.
+
+    `touched`: the step has fetched another one already.
+    """
+
+    def final(what: str, remedy: str) -> OperationError:
+        return OperationError(what, remedy=remedy) if touched else first(ctx, what, remedy)
+
     try:
         docker.pull(ref, login=login, platform=platform, check=ctx.check)
     except NotThere as error:
-        raise first(ctx, f"image {ref}: {error.message}", "is its name right?") from None
+        raise final(f"image {ref}: {error.message}", "is its name right?") from None
     except (StepCancelled, StepTimeout):
         raise
     except Transient as error:
         raise Transient(f"image {ref}: {error.message}") from None
     except OperationError as error:
-        raise first(ctx, f"image {ref}: {error.message}", error.remedy) from None
+        raise final(f"image {ref}: {error.message}", error.remedy) from None
     image = docker.image(ref)
     if image is None:
         raise OperationError(f"image {ref} was fetched, and is not there")
+    Given(ctx).note(ref, image.id)
     return image
 
 
@@ -59,12 +76,16 @@ class Pull(Named):
         kept = None
         if image is None or params.policy == "always":
             kept = keep(ctx, docker, was)
-            image = fetch(ctx, docker, params.image, login_of(params), params.platform)
+            try:
+                image = fetch(ctx, docker, params.image, login_of(params), params.platform)
+            except Preflight:
+                release(ctx, docker, was)  # so that nothing was touched indeed
+                raise
         if params.platform is not None:
             self._check(ctx, docker, params, image, was)
         changed = image.id != was
         if not changed and was is not None:
-            docker.untag(keep_name(ctx, was))
+            release(ctx, docker, was)
             kept = None
         data = {"image": params.image, "image_id": image.id, "before_id": was, "size": image.size, "kept_as": kept}
         return Outcome(changed=changed, data=data | {"digest": _digest_of(image, params.image)})
@@ -74,6 +95,9 @@ class Pull(Named):
         image = docker.image(params.image)
         undo = f"let {params.image} mean {image.id[7:19]}" if image else f"take the name {params.image} off"
         if image is not None and params.policy == "missing":
+            if params.platform and [image.os, image.architecture] != params.platform.split("/")[:2]:
+                what = f"{params.image} is for {image.os}/{image.architecture}, not for {params.platform}"
+                return impossible(ctx, what)
             return Prediction(f"{params.image} is there", changed=False)
         try:
             remote = docker.remote_digest(params.image, login=login_of(params))

@@ -112,7 +112,7 @@ class NetworkCreate(_Made):
         return _unlike(params, found)
 
     def users(self, docker: Engine, found: dict[str, Any]) -> list[str]:
-        return list(_network(found, "")["containers"])
+        return _members(docker, found["Id"])
 
     def remove(self, docker: Engine, found: dict[str, Any]) -> bool:
         return docker.remove_network(found["Id"])
@@ -149,7 +149,7 @@ class NetworkRemove(Looks[NetworkParams]):
         found = engine().network(params.name)
         if found is None:
             return {"network": None}
-        if users := _network(found, params.name)["containers"]:
+        if users := _members(engine(), found["Id"]):
             raise Preflight(f"network {params.name} is used by {', '.join(users)}", remedy="stop them in a step before")
         kept = ("Id", "Name", "Driver", "Internal", "Labels", "Options", "IPAM", "Attachable", "EnableIPv6")
         return {"network": {key: found[key] for key in kept if key in found}}
@@ -166,7 +166,7 @@ class NetworkRemove(Looks[NetworkParams]):
         if found is None:
             changed = None if ctx.has_upstream else False
             return Prediction(f"there is no network {params.name}", changed=changed)
-        users = _network(found, params.name)["containers"]
+        users = _members(engine(), found["Id"])
         what = f"network {params.name} is used by {', '.join(users)}"
         impossible = what if users and not ctx.has_upstream else None
         return Prediction(f"would remove network {params.name}", undo="make it again", impossible=impossible)
@@ -180,7 +180,8 @@ class NetworkRemove(Looks[NetworkParams]):
             if found is None:
                 docker.create_network({key: value for key, value in was.items() if key != "Id" and value is not None})
                 return Outcome(changed=True)
-        if found["Id"] != was["Id"] and found["Driver"] != was["Driver"]:
+        alike = ("Driver", "Internal", "Options", "IPAM")
+        if found["Id"] != was["Id"] and any(found.get(key) != was.get(key) for key in alike):
             raise OperationError(f"there is another network {was['Name']} now")
         return Outcome(changed=False)
 
@@ -208,6 +209,12 @@ def _other(params: VolumeCreateParams, found: dict[str, Any]) -> str:
     if said["driver"] != params.driver:
         return f"driver {said['driver']}"
     return "other options" if said["options"] != params.options else ""
+
+
+def _members(docker: Engine, network: str) -> list[str]:
+    """Stopped ones too, which the network itself does not list: they could not be started without it."""
+    rows = docker.rows({"network": [network]}, all_of_them=True)
+    return sorted(str(row["Names"][0]).removeprefix("/") for row in rows if row.get("Names"))
 
 
 def _users(docker: Engine, name: str) -> list[str]:
@@ -268,7 +275,7 @@ class VolumeRemove(Implementation[VolumeRemoveParams]):
         if docker.volume(params.name) is not None:
             if not before["exists"]:
                 raise OperationError(f"volume {params.name} was made by somebody else meanwhile")
-            if not docker.remove_volume(params.name):
+            if not docker.remove_volume(params.name) and docker.volume(params.name) is not None:
                 raise OperationError(f"volume {params.name} is used by {', '.join(_users(docker, params.name))}")
         return Outcome(changed=before["exists"], data={"name": params.name, "exists": False})
 

@@ -5,7 +5,9 @@ Nothing else imports docker.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -35,6 +37,7 @@ class Calls:
     def __init__(self, url: str) -> None:
         self.url = url
         self._made: Any = None
+        self._connections: list[Any] = []
 
     @property
     def _api(self) -> Any:
@@ -69,6 +72,22 @@ class Calls:
         if self._made is not None:
             self._made.close()
             self._made = None
+
+    def record(self, path: str, params: Mapping[str, Any] | None) -> None:
+        """Remember the connection of the next call, so that it can be hung up."""
+        from requests import Request  # noqa: PLC0415 - comes with docker
+
+        url = f"{self._api.base_url}/v{self._api.api_version}{path}"
+        prepared = Request("GET", url, params=params).prepare().url
+        self._connections = hijacked.record_connections(self._api, str(prepared))
+
+    def hang_up(self) -> None:
+        """End the calls that are under way, and this client."""
+        for connection in self._connections:
+            with contextlib.suppress(Exception):
+                connection.sock.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(Exception):
+            self.close()
 
     def _get(self, path: str, **params: Any) -> Any:
         try:
@@ -128,6 +147,7 @@ class Calls:
         """Follow a call that tells how it goes on; an error that is told is raised, whatever the status was."""
 
         def begin(engine: Calls) -> Any:
+            engine.record(path, request.get("params"))
             return engine._call(method, path, stream=True, timeout=_STREAM_TIMEOUT, **request)
 
         for entry in hijacked.entries(type(self)(self.url), begin, check):

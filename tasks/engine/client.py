@@ -155,7 +155,8 @@ class DockerEngine(ImageCalls):
         body = {"Detach": False, "Tty": False}
         response = self._call("POST", f"/exec/{execution}/start", body=body, stream=True, headers=headers)
         try:
-            hijacked.talk(self._api._get_raw_response_socket(response), stdin, said, check)
+            raw = self._api._get_raw_response_socket(response)
+            hijacked.talk(raw, _read_ahead(raw, response), stdin, said, check)
         finally:
             response.close()
 
@@ -209,7 +210,8 @@ class DockerEngine(ImageCalls):
     def network(self, name: str) -> dict[str, Any] | None:
         """By name or id; OperationError where two have the name."""
         found: dict[str, Any] | None = self._get(f"/networks/{quoted(name)}")
-        return found
+        # The engine takes the beginning of an id as well.
+        return found if found is not None and name in {found["Name"], found["Id"]} else None
 
     def create_network(self, body: Mapping[str, Any]) -> str:
         return str(self._call("POST", "/networks/create", body={"CheckDuplicate": True} | dict(body)).json()["Id"])
@@ -232,6 +234,22 @@ class DockerEngine(ImageCalls):
         except (NotThere, Conflict):
             return False
         return True
+
+
+def _read_ahead(raw: Any, response: Any) -> bytes:
+    """What came with the answer's head, and lies in a buffer that nobody will look into again."""
+    connection = getattr(raw, "_sock", raw)
+    buffered: Any = getattr(getattr(response.raw, "_fp", None), "fp", None)
+    if not hasattr(buffered, "peek"):
+        return b""
+    before = connection.gettimeout()
+    connection.settimeout(0)
+    try:
+        return bytes(buffered.peek(1 << 16))
+    except (OSError, ValueError):
+        return b""
+    finally:
+        connection.settimeout(before)
 
 
 def _filters(labels: Mapping[str, str]) -> str:

@@ -33,20 +33,26 @@ def frames(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
             del held[:end]
 
 
-def talk(raw: Any, stdin: bytes | None, said: Said, check: Check) -> None:
-    """Feed a program and hear it to its end; over its connection, which is nobody else's now."""
+def talk(raw: Any, ahead: bytes, stdin: bytes | None, said: Said, check: Check) -> None:
+    """Feed a program and hear it to its end; over its connection, which is nobody else's now.
+
+    `ahead` is what was read of it already.
+    """
     connection = getattr(raw, "_sock", raw)
     pending = memoryview(stdin or b"")
+    first = ahead
     if stdin is not None and not pending:
         _end_of_input(connection)
 
     def heard() -> Iterator[bytes]:
         nonlocal pending
+        if first:
+            yield first
         while True:
             check()
             # What TLS has read ahead cannot be seen from outside.
-            ahead = getattr(connection, "pending", int)()
-            wait = 0 if ahead else _TICK
+            hidden = getattr(connection, "pending", int)()
+            wait = 0 if hidden else _TICK
             readable, writable, _ = select.select([connection], [connection] if pending else [], [], wait)
             if writable:
                 try:
@@ -55,7 +61,7 @@ def talk(raw: Any, stdin: bytes | None, said: Said, check: Check) -> None:
                     pending = pending[:0]  # it does not read on
                 if not pending:
                     _end_of_input(connection)
-            if readable or ahead:
+            if readable or hidden:
                 chunk = connection.recv(_CHUNK)
                 if not chunk:
                     return
@@ -76,12 +82,14 @@ def entries(engine: Any, begin: Callable[[Any], Any], check: Check) -> Iterator[
     A thread reads, for a response cannot be waited for and be given up at the same time.
     """
     heard: queue.Queue[Any] = queue.Queue()
-    response: Any = None
+    given_up = threading.Event()
 
     def read() -> None:
-        nonlocal response
         try:
             response = begin(engine)
+            if given_up.is_set():
+                engine.hang_up()  # it answered late: what it has begun ends with its connection
+                return
             for line in response.iter_lines(_CHUNK):
                 if line.strip():
                     heard.put(json.loads(line))
@@ -107,13 +115,23 @@ def entries(engine: Any, begin: Callable[[Any], Any], check: Check) -> Iterator[
             yield entry
             check()
     finally:
-        if response is not None:
-            with contextlib.suppress(Exception):
-                _connection(engine, response).shutdown(socket.SHUT_RDWR)  # the engine gives up then
-            response.close()
-        engine.close()
+        given_up.set()
+        engine.hang_up()  # the engine gives up then, also where it has not answered yet
 
 
-def _connection(engine: Any, response: Any) -> Any:
-    raw = engine._api._get_raw_response_socket(response)
-    return getattr(raw, "_sock", raw)
+def record_connections(api: Any, url: str) -> list[Any]:
+    """The connections that calls of this URL are going to make: requests gives none of them out."""
+    made: list[Any] = []
+    adapter = api.get_adapter(url)
+    find = getattr(adapter, "get_connection", None)
+    if not hasattr(adapter, "pools") or find is None:
+        return made  # over the network: the call's own end will do
+    pool = find(url)
+    make = pool._new_conn
+
+    def recorded() -> Any:
+        made.append(make())
+        return made[-1]
+
+    pool._new_conn = recorded
+    return made

@@ -90,6 +90,9 @@ class ImageCalls(Calls):
 
 
 def _split_ref(ref: str) -> tuple[str, str]:
-    """Repository and tag; a colon before the last slash belongs to a registry's port."""
+    """Repository and tag, or digest; a colon before the last slash belongs to a registry's port."""
+    repository, at, digest = ref.partition("@")
+    if at:
+        return repository, digest
     head, colon, tag = ref.rpartition(":")
     return (head, tag) if colon and "/" not in tag else (ref, "latest")

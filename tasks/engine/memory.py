@@ -130,7 +130,19 @@ class MemoryEngine:
             and (not wanted or one.status in wanted)
             and (not names or any(name.search(f"/{one.name}") for name in names))
             and _has(one.labels, labels)
+            and self._uses(one, filters)
         ]
+
+    def _uses(self, one: Container, filters: Mapping[str, list[str]]) -> bool:
+        """Of an image, or in a network; it has no volumes."""
+        networks = {key: name for key, (name, _) in self._networks.items()}
+        images = [self.image_id(ref) for ref in filters.get("ancestor", [])]
+        wanted = {networks.get(key, key) for key in filters.get("network", [])}
+        return (
+            (not images or one.image_id in images)
+            and (not wanted or bool(wanted & set(one.networks)))
+            and not filters.get("volume")
+        )
 
     def update(self, container: str, body: Mapping[str, Any]) -> None:
         found = self._need(container)

@@ -73,7 +73,7 @@ class ContainerMachine:
             raise self._ended(error, heard.pid, execution, program) from error
         finally:
             heard.live.flush()
-        if code in {126, 127} and "exec failed" in heard.out.text() + heard.err.text():
+        if code in {126, 127} and not heard.pid and "exec failed" in heard.out.text() + heard.err.text():
             said = (heard.out.text() + heard.err.text()).strip().splitlines()[-1]
             raise Preflight(f"cannot run {program.argv[0]} in container {self._name}: {said}")
         took = round((time.monotonic() - started) * 1000)

@@ -404,11 +404,13 @@ def test_an_attempt_that_takes_over_waits_for_the_container_of_the_dead_one(
     engine: docker.APIClient, step: MakeStep
 ) -> None:
     run = step("docker.run.execute", image=IMAGE, command=["sh", "-c", "sleep 1; echo $RANDOM"])
-    threading.Thread(target=_swallow, args=(run.act,), daemon=True).start()
+    other = threading.Thread(target=_swallow, args=(run.act,), daemon=True)
+    other.start()
     while not engine.containers(filters={"label": f"longshore.op={run.ctx.op_id}"}):
         time.sleep(0.02)
 
     assert run.again().act().data["exit_code"] == 0
+    other.join()
     assert len(engine.containers(all=True, filters={"label": f"longshore.op={run.ctx.op_id}"})) == 1
 
 

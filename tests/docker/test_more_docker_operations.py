@@ -208,8 +208,8 @@ def test_list_agrees_with_the_engine_and_a_name_is_the_whole_name(
 
 
 def test_logs_gives_the_end_of_each_stream(step: MakeStep, container: MakeContainer) -> None:
-    name = container("sh", "-c", "seq 1 50; echo err >&2; sleep 600")
-    time.sleep(0.5)
+    name = container("sh", "-c", "seq 1 50; sleep 0.3; echo err >&2; sleep 600")
+    time.sleep(1)
     data = step("docker.logs.get", container=name, tail=3).act().data
     assert data["stderr"] == "err\n"
     assert data["stdout"].endswith("50\n")

@@ -60,7 +60,9 @@ class InspectResult(Result):
 class LogsParams(OfContainer):
     """The end of what a container said."""
 
-    tail: Annotated[int, Field(ge=1)] | None = Field(None, description="Lines of each stream; all if left out")
+    tail: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="The last so many lines, of both streams together; all if left out"
+    )
     since: Duration | None = Field(None, description="Only what it said in so long a time before now")
     max_bytes: Annotated[int, Field(ge=1, le=1024 * 1024)] = Field(65536, description="Kept of each stream, its end")
 

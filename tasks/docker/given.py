@@ -1,0 +1,29 @@
+"""What a step has let a name of an image mean: noted on its host as soon as it is known, for its undo."""
+
+from __future__ import annotations
+
+import json
+
+from longshore.orchestration.settings import get_settings
+from longshore.tasks.kept import write_private
+from longshore.tasks.operation import Context
+
+
+class Given:
+    """Of one step. A step that was killed before it noted one leaves it to a person."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._path = get_settings().state_dir / "names" / ctx.run_id / f"{ctx.part}.json"
+
+    def note(self, ref: str, image_id: str) -> None:
+        write_private(self._path, json.dumps(self.names() | {ref: image_id}).encode())
+
+    def names(self) -> dict[str, str]:
+        try:
+            found: dict[str, str] = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def forget(self) -> None:
+        self._path.unlink(missing_ok=True)
