@@ -112,7 +112,7 @@ class NetworkCreate(_Made):
         return _unlike(params, found)
 
     def users(self, docker: Engine, found: dict[str, Any]) -> list[str]:
-        return _members(docker, found["Id"])
+        return _members(docker, found)
 
     def remove(self, docker: Engine, found: dict[str, Any]) -> bool:
         return docker.remove_network(found["Id"])
@@ -149,7 +149,7 @@ class NetworkRemove(Looks[NetworkParams]):
         found = engine().network(params.name)
         if found is None:
             return {"network": None}
-        if users := _members(engine(), found["Id"]):
+        if users := _members(engine(), found):
             raise Preflight(f"network {params.name} is used by {', '.join(users)}", remedy="stop them in a step before")
         kept = ("Id", "Name", "Driver", "Internal", "Labels", "Options", "IPAM", "Attachable", "EnableIPv6")
         return {"network": {key: found[key] for key in kept if key in found}}
@@ -166,7 +166,7 @@ class NetworkRemove(Looks[NetworkParams]):
         if found is None:
             changed = None if ctx.has_upstream else False
             return Prediction(f"there is no network {params.name}", changed=changed)
-        users = _members(engine(), found["Id"])
+        users = _members(engine(), found)
         what = f"network {params.name} is used by {', '.join(users)}"
         impossible = what if users and not ctx.has_upstream else None
         return Prediction(f"would remove network {params.name}", undo="make it again", impossible=impossible)
@@ -211,9 +211,12 @@ def _other(params: VolumeCreateParams, found: dict[str, Any]) -> str:
     return "other options" if said["options"] != params.options else ""
 
 
-def _members(docker: Engine, network: str) -> list[str]:
-    """Stopped ones too, which the network itself does not list: they could not be started without it."""
-    rows = docker.rows({"network": [network]}, all_of_them=True)
+def _members(docker: Engine, network: dict[str, Any]) -> list[str]:
+    """Stopped ones too, which the network itself does not list: they could not be started without it.
+
+    One that was never started knows it by its name alone.
+    """
+    rows = docker.rows({"network": [network["Id"], network["Name"]]}, all_of_them=True)
     return sorted(str(row["Names"][0]).removeprefix("/") for row in rows if row.get("Names"))
 
 
