@@ -11,7 +11,7 @@ group `longshore.operations` or the setting `imports` names.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints
 
@@ -98,6 +98,7 @@ def operation(
     retry: Retry | None = None,
     retry_on: tuple[type[BaseException], ...] = (),
     service: str = "",
+    secrets: Iterable[str] = (),
     summary: str = "",
 ) -> Callable[[Callable[P, R]], OwnOperation[P, R]]:
     """Make a function an operation of that name.
@@ -109,17 +110,22 @@ def operation(
     of the types in `retry_on` can pass and are tried again, as `retry` says. `undo` names the operation that
     takes it back: its parameters are looked for by their names in what was recorded, in `before`, and in the
     step's parameters. `service` names what it needs (`{host}` in it is the host that it runs on): one that is
-    found down, by a `Blocked`, is left alone, and whoever needs it waits.
+    found down, by a `Blocked`, is left alone, and whoever needs it waits. `secrets` names the parameters in which
+    `{{ secret('env:NAME') }}` may stand: the function gets the value, and no record does.
     """
+    hidden = frozenset(secrets)
 
     def make(function: Callable[P, R]) -> OwnOperation[P, R]:
         context = context_parameter(function)
         functions = Functions(function, retry_on, undo, read_only)
+        params = _params(name, function, context)
+        if unknown := sorted(hidden - params.model_fields.keys()):
+            raise ConfigError(f"operation {name!r}: it has no parameter {unknown[0]!r} that could be a secret")
         made = OwnOperation(name, function, functions)
         register(
             Operation(
                 name=name,
-                params=_params(name, function, context),
+                params=params,
                 result=AnyResult,
                 queue=queue,
                 kind=Kind.READ_ONLY if read_only else Kind.ACTS,
@@ -127,6 +133,7 @@ def operation(
                 summary=summary or (function.__doc__ or name).strip().splitlines()[0],
                 repeatable=lambda _params: idempotent or functions.done is not None,
                 service=service,
+                secrets=hidden,
                 function=functions,
                 retry=retry or BACKOFF,
             )

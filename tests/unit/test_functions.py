@@ -176,3 +176,42 @@ def test_a_prediction_may_be_a_sentence() -> None:
 
     assert plain == Prediction("would call unit.act", changed=None)
     assert told.action == "would act on 1"
+
+
+TOKEN = "{{ secret('env:UNIT_TOKEN') }}"  # noqa: S105 - a reference
+
+
+def test_a_function_is_given_a_secret_and_tells_it_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNIT_TOKEN", "correct-horse")
+    seen: list[str] = []
+
+    @operation("unit.sign", secrets=["token"])
+    def sign(ctx: Context, token: str, fails: bool = False) -> dict[str, str]:
+        seen.append(token)
+        ctx.log(f"signing with {token}")
+        if fails:
+            raise RuntimeError(f"{token} is wrong")
+        return {"signed": f"by {token}"}
+
+    plan = Plan("p", on_failure="keep")
+    plan.step("good", "unit.sign", token=TOKEN).undo("none")
+    plan.step("bad", "unit.sign", token=TOKEN, fails=True)
+
+    report = Bench().run(plan)
+
+    assert seen == ["correct-horse"] * 2
+    assert report.step("good").data == {"signed": "by ***"}
+    assert report.step("bad").error == "RuntimeError: *** is wrong"
+    assert "correct-horse" not in report.model_dump_json()
+    with pytest.raises(ConfigError, match="no parameter 'tokn'"):
+        operation("unit.sing", secrets=["tokn"])(lambda _token: None)
+
+
+def test_a_secret_where_an_operation_takes_none_is_refused() -> None:
+    @operation("unit.plain")
+    def plain(token: str) -> None: ...
+
+    plan = Plan("p")
+    plan.step("a", "unit.plain", token=TOKEN)
+    with pytest.raises(PlanError, match="would be seen"):
+        plan.check()
