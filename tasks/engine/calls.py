@@ -133,6 +133,8 @@ class Calls:
             return OperationError(
                 f"no trust between this worker and the Docker engine at {self.url}: {why}", remedy=remedy
             )
+        if "paramiko" in str(error):
+            return OperationError(f"{self.url} cannot be reached by ssh", remedy="pip install 'longshore[ssh]'")
         remedy = "start it, or set LONGSHORE_DOCKER_HOST"
         return Transient(f"the Docker engine at {self.url} does not answer", remedy=remedy)
 

@@ -148,6 +148,8 @@ class DockerEngine(ImageCalls):
 
     def start_exec(self, execution: str, stdin: bytes | None, said: Said, check: Check) -> None:
         """Start it and follow it to its end. What `check` raises leaves it running."""
+        if self.url.startswith("ssh://"):
+            raise Preflight("programs inside a container cannot be run by ssh", remedy="a worker on that host can")
         if stdin is not None and self._api.base_url.startswith("https"):
             # A TLS connection cannot be closed on one side, so the program would wait for more for ever.
             raise Preflight("input cannot be sent to a program inside a container of an engine behind TLS")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import ssl
@@ -133,3 +134,31 @@ def test_an_engine_that_is_not_there_is_one_clear_error(step: MakeStep, use: Cal
     use(url)
     with pytest.raises(Transient, match="does not answer: start it, or set LONGSHORE_DOCKER_HOST"):
         step("docker.list.get").act()
+
+
+# docker-py leaves the processes of its ssh connections to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_an_engine_behind_ssh_is_reached_by_the_machines_own_program(
+    step: MakeStep,
+    container: MakeContainer,
+    use: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given something that is called as ssh is, and does on this machine what it would do on another
+    asked = tmp_path / "asked"
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f'#!/bin/sh\necho "$@" >>{asked}\nDOCKER_HOST={engine_url()} exec docker system dial-stdio\n')
+    ssh.chmod(0o755)
+    name = container("sh", "-c", "echo said; sleep 600")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    use("ssh://ops@web9")
+
+    assert step("docker.inspect.get", container=name).act().data["running"]
+    assert step("docker.logs.get", container=name).act().data["stdout"] == "said\n"
+    run = step("docker.run.execute", image="longshore-test:1", command=["echo", "well"])
+    assert run.act().data["stdout"] == "well\n"
+    assert "web9" in asked.read_text()
+    with pytest.raises(OperationError, match="by ssh"):
+        step("docker.exec.execute", container=name, argv=["true"]).act()
+    run.undo()
