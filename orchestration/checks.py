@@ -266,7 +266,7 @@ def _template(
     for reference in sorted(refers.secrets, key=str):
         why = None if secret else f"{what}: secret() may not stand here: it would be seen"
         if reference is None:
-            why = why or f"{what}: secret() takes one reference as it is written: secret('env:NAME')"
+            why = why or f"{what}: secret() takes one reference as it is written, and no filter: secret('env:NAME')"
         if why := why or secrets.problem(reference):
             yield Problem(why, step=name, path=where)
     for unknown in sorted(refers.unknown):

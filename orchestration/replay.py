@@ -63,6 +63,8 @@ class _Deed:
     timeout: float | None = None
     #: The container that it was done in.
     inside: str = ""
+    #: What makes a mark of a secret one.
+    word: str = ""
 
 
 @dataclass
@@ -158,20 +160,15 @@ def _of_step(
             yield LeftOut(run_id, name, f"{step.operation.name} does not bring about a state, but acts each time")
         return
     rendered = fields.get(f"{Field.RENDERED}:{step_id}")
-    params = _as_written(json.loads(rendered)) if rendered else dict(step.step.with_)
+    params = json.loads(rendered) if rendered else dict(step.step.with_)
+    word = params.pop(secrets.WORD, "")
     inside = params.pop(INSIDE, step.step.in_.container if step.step.in_ is not None else "")
     if not rendered and templates.has_template(step.operation.templated(params)):
         yield LeftOut(run_id, name, "a person has said that it was done; its parameters are not known")
         return
     ended = int(fields.get(f"{Field.ENDED}:{step_id}") or 0)
     target = fields.get(f"{Field.HOST}:{step_id}") or (there if host else "")
-    yield _Deed(run_id, name, step.operation, params, files, target, ended, step.step.timeout, inside)
-
-
-def _as_written(rendered: dict[str, Any]) -> dict[str, Any]:
-    """What was rendered, with secrets as references again."""
-    word = rendered.pop(secrets.WORD, "")
-    return secrets.as_template(rendered, word) if word else rendered
+    yield _Deed(run_id, name, step.operation, params, files, target, ended, step.step.timeout, inside, word)
 
 
 def _converges(operation: Operation, params: dict[str, Any]) -> bool:
@@ -192,7 +189,8 @@ def _as_plan(deeds: list[_Deed], left_out: list[LeftOut], host: str, service: st
             with_["source"] = _carried(replay, number, deed.files[source])
         literal = deed.operation.literal(with_)
         given = {
-            key: value if key in literal else _as_it_is(replay, number, key, value) for key, value in with_.items()
+            key: value if key in literal else _as_it_is(replay, number, key, value, deed.word)
+            for key, value in with_.items()
         }
         step = plan.step(f"s{number:05}", deed.operation.name, **given)
         step.describe(f"run {deed.run_id} step {deed.step}")
@@ -206,9 +204,21 @@ def _as_plan(deeds: list[_Deed], left_out: list[LeftOut], host: str, service: st
     return replay
 
 
-def _as_it_is(replay: Replay, number: int, key: str, value: Any) -> Any:
-    """What was rendered once is not rendered again: braces in it are its own."""
-    if not templates.has_template(value) or templates.references(value).secrets:
+def _as_it_is(replay: Replay, number: int, key: str, value: Any, word: str) -> Any:
+    """What was rendered once is not rendered again: braces in it are its own; only marks are references again."""
+    if word and secrets.marked(value, word):
+        if isinstance(value, Mapping):
+            return {
+                name: _as_it_is(replay, number, f"{key}_{n}", one, word) for n, (name, one) in enumerate(value.items())
+            }
+        if isinstance(value, list):
+            return [_as_it_is(replay, number, f"{key}_{n}", one, word) for n, one in enumerate(value)]
+        pieces = secrets.pieces(value, word)
+        return "".join(
+            f"{{{{ secret({piece!r}) }}}}" if mark else str(_as_it_is(replay, number, f"{key}_{n}", piece, ""))
+            for n, (mark, piece) in enumerate(pieces)
+        )
+    if not templates.has_template(value):
         return value
     name = f"v{number}_{key}"
     replay.plan.params[name] = Param.model_validate(type(value))

@@ -22,7 +22,9 @@ from longshore.orchestration.errors import OperationError, Preflight
 _REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/[^\x00\n⟧]+")
 #: A shorter one would be found by chance in what a step says.
 _SHORTEST = 4
-_SHORTEST_LINE = 8
+_SHORTEST_LINE = 4
+#: Bytes that are kept beyond a limit until they were looked through: a secret that is cut is one no more.
+OVERLAP = 4096
 _LARGEST = 64 * 1024
 HIDDEN = "***"
 #: Under it, the random word stands beside a step's rendered parameters; no parameter's name begins with a blank.
@@ -61,9 +63,15 @@ def reveal(value: Any, word: str, found: set[str]) -> Any:
     return _each(value, lambda text: _mark(word).sub(lambda mark: _read(mark[1], found), text))
 
 
-def as_template(value: Any, word: str) -> Any:
-    """The value with marks as they were written in the plan."""
-    return _each(value, lambda text: _mark(word).sub(lambda mark: f"{{{{ secret({mark[1]!r}) }}}}", text))
+def marked(value: Any, word: str) -> bool:
+    """Whether there is a mark anywhere inside."""
+    return bool(_each(value, lambda text: _mark(word).sub("", text)) != value)
+
+
+def pieces(text: str, word: str) -> list[tuple[bool, str]]:
+    """A text in its order: references (True), and what stands between their marks."""
+    parts = _mark(word).split(text)
+    return [(bool(number % 2), part) for number, part in enumerate(parts) if part]
 
 
 def _each(value: Any, change: Any) -> Any:
@@ -121,6 +129,8 @@ class Redaction:
             return {self.data(key): self.data(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self.data(item) for item in value]
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return HIDDEN if self.text(str(value)) != str(value) else value
         return value
 
     def _spellings(self) -> Iterable[str]:

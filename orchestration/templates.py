@@ -116,10 +116,13 @@ def _references(text: str) -> References:
             named[item.node.name].add(str(item.arg.value))
     names = jinja2.meta.find_undeclared_variables(tree)
     secrets: set[str | None] = set()
+    # A mark that a filter, a part or a function has changed stands for nothing.
+    around = tree.find_all((nodes.Filter, nodes.Getitem, nodes.Getattr, nodes.Test, nodes.Compare, nodes.Call))
+    changed = {inner for outer in around for inner in outer.find_all(nodes.Call)}
     for call in tree.find_all(nodes.Call):
         if isinstance(call.node, nodes.Name) and call.node.name == SECRET:
             said = call.args[0].value if len(call.args) == 1 and isinstance(call.args[0], nodes.Const) else None
-            secrets.add(str(said) if said is not None else None)
+            secrets.add(str(said) if said is not None and call not in changed else None)
             names.discard(SECRET)
     return References(frozenset(named["params"]), frozenset(named["steps"]), frozenset(names), frozenset(secrets))
 

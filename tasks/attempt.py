@@ -222,7 +222,7 @@ class Claimed:
                 name,
                 what,
                 run=self.run_id,
-                step=self.step.name,
+                step=context.part,
                 host=self.host,
                 why=self._operation().name,
                 fence=int(grant.fence),

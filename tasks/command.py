@@ -51,7 +51,7 @@ class Command(Implementation[Any]):
         if done.exit_code not in params.ok_codes:
             said = (done.stderr.strip() or done.stdout.strip()).splitlines()
             what = f"{program.argv[0]} ended with exit code {done.exit_code}"
-            raise Unsuccessful(what + (f": {said[-1][:200]}" if said else ""), data=data)
+            raise Unsuccessful(what + (f": {ctx.redact(said[-1])[:200]}" if said else ""), data=data)
         return Outcome(changed=params.changes, data=data)
 
     def predict(self, ctx: Context, params: CommandParams) -> Prediction:

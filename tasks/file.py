@@ -25,11 +25,14 @@ from longshore.orchestration.operations.file import (
 from longshore.orchestration.settings import get_settings
 from longshore.tasks.kept import Kept, write_private
 from longshore.tasks.machine import Machine, State, machine_of, sha
+from longshore.tasks.machine.host import require_within
 from longshore.tasks.operation import Context, Implementation, Looks, Outcome, Prediction, implements
 
 _DEFAULT_MODE = 0o644
 #: A larger file belongs in the object store, not in a plan.
 _CONTENT_LIMIT = 1024 * 1024
+#: Seconds that a run may take before its retention begins; what its undo needs is kept for both.
+_LONGEST_RUN = 30 * 86_400.0
 
 
 def _carried(ctx: Context, source: str) -> bytes:
@@ -42,6 +45,9 @@ def _carried(ctx: Context, source: str) -> bytes:
 def _fetched(url: str) -> bytes:
     """From anywhere that fsspec knows."""
     limit = get_settings().max_object
+    scheme, _, path = url.partition("://")
+    if scheme in {"file", "local"}:
+        require_within(path)
     try:
         import fsspec  # noqa: PLC0415 - an extra
 
@@ -143,6 +149,7 @@ class Deploy(Implementation[DeployParams]):
         found = machine.read(params.path)
         record = {"deployed": _Deployed(ctx, params.path).record()}
         if found is None:
+            machine.require_removal()
             return {"file": None, "made": machine.missing_folders(params.path)} | record
         state, data = found
         Kept(ctx).keep(data)
@@ -186,7 +193,11 @@ class Deploy(Implementation[DeployParams]):
         changed = now != was
         if changed:
             ours = data.get("sha256") if data else sha(_content(ctx, params))
-            if now is not None and now.sha256 not in {ours, was.sha256 if was else None}:
+            foreign = now is not None and now.sha256 not in {ours, was.sha256 if was else None}
+            if now is not None and data and now.sha256 == ours and now != was:
+                made = (int(data["mode"], 8), data["uid"], data["gid"])
+                foreign = (now.mode, now.uid, now.gid) != made
+            if foreign:
                 raise OperationError(
                     f"{path} was changed by somebody else since",
                     remedy="look at it, then longshore runs resolve --undone",
@@ -288,7 +299,7 @@ class Upload(Implementation[UploadParams]):
             return {"sha256": None}
         if not params.force and found.sha256 != sha(_given(ctx, params)):
             raise _taken(params.name)
-        ctx.objects().keep(ctx.op_id, found, get_settings().retention)
+        ctx.objects().keep(ctx.op_id, found, get_settings().retention + _LONGEST_RUN)
         return {"sha256": found.sha256, "content_type": found.content_type}
 
     def act(self, ctx: Context, params: UploadParams, before: dict[str, Any]) -> Outcome:

@@ -14,6 +14,7 @@ from longshore.orchestration.errors import OperationError, Transient
 from longshore.orchestration.functions import Functions, context_parameter
 from longshore.orchestration.operations import Operation, Params, find
 from longshore.orchestration.results import Result, as_mapping
+from longshore.orchestration.secrets import HIDDEN
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implementation
 
 
@@ -53,8 +54,14 @@ class FunctionImplementation(Implementation[Params]):
         if name is None:
             raise OperationError(f"{self.operation.name} has no undo")
         operation = find(name)
-        known = params.model_dump() | before | (data or {})
+        said = params.model_dump()
+        # What was recorded holds no secret; where it held one, it cannot be gone back to.
+        known = said | before | (data or {}) | {key: said[key] for key in self.operation.secrets}
         given = {key: known[key] for key in operation.params.model_fields if key in known}
+        if hidden := [
+            key for key, value in given.items() if key not in self.operation.secrets and HIDDEN in str(value)
+        ]:
+            raise OperationError(f"its undo {name} needs {hidden[0]}, which held a secret and was not kept")
         try:
             values = operation.params.model_validate(given)
         except ValidationError as error:

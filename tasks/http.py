@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from longshore.orchestration.errors import (
@@ -26,12 +26,18 @@ from longshore.orchestration.operations.network import (
     HttpRequestParams,
     Undoing,
 )
+from longshore.orchestration.secrets import OVERLAP
 from longshore.tasks.machine import Program, machine_of
 from longshore.tasks.operation import Context, Implementation, Looks, Outcome, Prediction, implements
 
 _BODY_LIMIT = 64 * 1024
+#: Bytes that curl takes as its configuration, and that its answer may have.
+_INSIDE_LIMIT = 512 * 1024
+_INSIDE_ANSWER = 16 * 1024 * 1024
 _TICK = 0.1
 _TAKEN_BACK = (404, 410)
+#: Seconds that a service may have itself waited for.
+_LONGEST_WAIT = 86_400.0
 
 
 class NoAnswer(Transient):
@@ -52,6 +58,8 @@ class Call:
     body: bytes | None = None
     timeout: float = 30.0
     verify: bool = True
+    #: Whether it may go to where the answer points.
+    follow: bool = False
 
     @property
     def shown(self) -> str:
@@ -69,8 +77,9 @@ class Answer:
     truncated: bool
     duration_ms: int
 
-    def data(self) -> dict[str, Any]:
-        text = self.body.decode("utf-8", "replace")
+    def data(self, ctx: Context) -> dict[str, Any]:
+        """Cut only after it was looked through for secrets."""
+        text = ctx.redact(self.body.decode("utf-8", "replace"))[:_BODY_LIMIT]
         found: dict[str, Any] = {"code": self.code, "body": text, "headers": self.headers}
         found |= {"duration_ms": self.duration_ms, "truncated": self.truncated}
         if "json" in self.headers.get("content-type", "") and not self.truncated:
@@ -82,7 +91,13 @@ class Answer:
 
 
 def send(ctx: Context, call: Call) -> Answer:
-    """Raises NoAnswer, and what `ctx.check` raises, at once."""
+    """Raises NoAnswer, and what `ctx.check` raises, at once; Preflight for what cannot be sent."""
+    for name, value in call.headers.items():
+        if not f"{name}: {value}".isprintable() or any(ord(letter) > 255 for letter in value):
+            raise Preflight(f"{call.shown}: header {name!r} holds what no header may")
+    # What it carries is for that service, and not for where it points.
+    secret = any(ctx.redact(value) != value for value in call.headers.values())
+    call = replace(call, follow=call.method in {"GET", "HEAD"} and not secret)
     return _from_inside(ctx, call) if ctx.container else _from_here(ctx, call)
 
 
@@ -112,6 +127,7 @@ def _from_here(ctx: Context, call: Call) -> Answer:
 def _ask(call: Call) -> Answer:
     import requests  # noqa: PLC0415 - slow to import, and only few workers do this
     from requests import exceptions  # noqa: PLC0415
+    from urllib3.exceptions import HTTPError  # noqa: PLC0415
 
     started = time.monotonic()
     try:
@@ -124,14 +140,16 @@ def _ask(call: Call) -> Answer:
                 data=call.body,
                 timeout=(min(call.timeout, 10.0), call.timeout),
                 verify=call.verify,
-                allow_redirects=call.method in {"GET", "HEAD"},
+                allow_redirects=call.follow,
                 stream=True,
             )
             body = b""
             for chunk in response.iter_content(8192):
                 body += chunk
-                if len(body) > _BODY_LIMIT or time.monotonic() - started > call.timeout:
+                if len(body) > _BODY_LIMIT + OVERLAP:
                     break
+                if time.monotonic() - started > call.timeout:
+                    raise NoAnswer(f"{call.shown}: no whole answer in {call.timeout:g} s", sent=True)
     except (exceptions.SSLError, exceptions.InvalidURL, exceptions.InvalidHeader, exceptions.MissingSchema) as error:
         raise Preflight(f"{call.shown}: {_short(error)}") from None
     except exceptions.ConnectionError as error:
@@ -142,15 +160,17 @@ def _ask(call: Call) -> Answer:
         raise NoAnswer(f"{call.shown}: {_short(error)}", sent=not refused) from None
     except exceptions.RequestException as error:
         raise NoAnswer(f"{call.shown}: {_short(error)}", sent=True) from None
+    except (ValueError, UnicodeError, HTTPError) as error:  # the name of a host that is none, and its like
+        raise Preflight(f"{call.shown}: {_short(error)}") from None
     headers = {name.lower(): value for name, value in response.headers.items()}
     took = round((time.monotonic() - started) * 1000)
-    return Answer(response.status_code, headers, body[:_BODY_LIMIT], len(body) > _BODY_LIMIT, took)
+    return Answer(response.status_code, headers, body, len(body) > _BODY_LIMIT, took)
 
 
 def _short(error: Exception) -> str:
     """The last reason in a chain of wrapped ones, without the URL, which may hold a secret."""
     text = str(error)
-    for pattern in (r"\[Errno -?\d+\] ([^')]+)", r"Caused by \w+\([^:]*: ([^')]+)", r"(certificate [^()]+)"):
+    for pattern in (r"\[Errno -?\d+\] ([^')\"]+)", r"Caused by \w+\([^:]*: ([^')]+)", r"(certificate [^()]+)"):
         if found := re.search(pattern, text):
             return found[1].strip()
     return "no answer in time" if "timed out" in text.lower() else type(error).__name__
@@ -166,7 +186,10 @@ def _from_inside(ctx: Context, call: Call) -> Answer:
     ):
         if argv is None or not any(machine.exists(f"{folder}/{program}") for folder in ("/usr/bin", "/bin")):
             continue
-        done = machine.run(Program(argv, {}, stdin=stdin, timeout=call.timeout + 1.0, limit=2 * _BODY_LIMIT))
+        if len(stdin or b"") > _INSIDE_LIMIT:
+            raise Preflight(f"{call.shown} from container {ctx.container}: more than {_INSIDE_LIMIT} bytes to send")
+        # The head of an answer comes first, so all of it is heard.
+        done = machine.run(Program(argv, {}, stdin=stdin, timeout=call.timeout + 1.0, limit=_INSIDE_ANSWER))
         answer = _answer_of(program, done.stdout, done.stderr, done.duration_ms)
         if answer is None:
             said = (done.stderr.strip().splitlines() or [f"exit code {done.exit_code}"])[-1]
@@ -179,11 +202,12 @@ def _from_inside(ctx: Context, call: Call) -> Answer:
 
 def _curl(call: Call) -> bytes:
     """Its configuration, for its standard input: nothing of it is seen among the processes."""
-    lines = ["silent", "show-error", "include", f"max-time = {call.timeout:g}", f"url = {_quoted(call.url)}"]
+    lines = ["silent", "show-error", "include", "globoff", f"max-time = {call.timeout:g}", f"url = {_quoted(call.url)}"]
+    lines += ["location"] if call.follow else []
     lines += ["head"] if call.method == "HEAD" else [f"request = {_quoted(call.method)}"]
     lines += [] if call.verify else ["insecure"]
     lines += [f"header = {_quoted(f'{name}: {value}')}" for name, value in call.headers.items()]
-    lines += [f"data-binary = {_quoted(call.body.decode())}"] if call.body is not None else []
+    lines += [f"data-raw = {_quoted(call.body.decode())}"] if call.body is not None else []
     return "\n".join(lines).encode()
 
 
@@ -215,7 +239,7 @@ def _answer_of(program: str, out: str, err: str, took: int) -> Answer | None:
             name, _, value = line.strip().partition(":")
             headers[name.lower()] = value.strip()
     data = body.encode()
-    return Answer(code, headers, data[:_BODY_LIMIT], len(data) > _BODY_LIMIT, took) if code else None
+    return Answer(code, headers, data, len(data) > _BODY_LIMIT, took) if code else None
 
 
 def _well(code: int, ok: list[int] | None) -> bool:
@@ -233,7 +257,7 @@ class HttpGet(Looks[HttpGetParams]):
             data: dict[str, Any] = {}
             try:
                 answer = send(ctx, call)
-                data = answer.data()
+                data = answer.data(ctx)
                 if _well(answer.code, params.ok_codes):
                     if params.contains is None or params.contains in data["body"]:
                         return Outcome(changed=False, data=data)
@@ -265,7 +289,7 @@ class HttpRequest(Implementation[HttpRequestParams]):
             if error.sent and not again:
                 raise InDoubt(f"{error.message}; it may have arrived") from None
             raise
-        data = answer.data()
+        data = answer.data(ctx)
         what = f"{call.shown} answered {answer.code}"
         if answer.code in params.unchanged_codes:
             return Outcome(changed=False, data=data)
@@ -315,4 +339,4 @@ class HttpRequest(Implementation[HttpRequestParams]):
 def _after(answer: Answer) -> float | None:
     """Seconds, as the service says."""
     said = answer.headers.get("retry-after", "")
-    return float(said) if said.isdigit() else None
+    return min(float(said[:9]), _LONGEST_WAIT) if said.isdecimal() else None

@@ -85,7 +85,8 @@ class DnsUpdate(Implementation[DnsUpdateParams]):
         if now == (was.sha256 if was else None):
             kept.forget()
             return Outcome(changed=False)
-        if data is not None and now is not None and now != data["sha256"]:
+        kept_text = kept.bytes_of(was.sha256, _PATH).decode(errors="replace") if was is not None else ""
+        if now is not None and now != sha(self._wanted(params, kept_text).encode()):
             raise OperationError(f"{_PATH} was changed by somebody else since")
         if was is None:
             machine.remove(_PATH)

@@ -38,6 +38,7 @@ def probe_step(body: dict[str, Any], index: int, host: str, store: Store) -> dic
     prediction = replace(
         prediction,
         action=redaction.text(prediction.action),
+        undo=redaction.text(prediction.undo) if prediction.undo else prediction.undo,
         impossible=redaction.text(prediction.impossible) if prediction.impossible else None,
     )
     undo = prediction.undo

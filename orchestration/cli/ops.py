@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from longshore.orchestration.cli.common import command, current
 from longshore.orchestration.errors import UsageError
+
+if TYPE_CHECKING:
+    from longshore.orchestration.operations import Operation
 
 _WIDE = 24
 
@@ -85,9 +88,25 @@ def run(
     from longshore.orchestration.operations import find  # noqa: PLC0415
     from longshore.orchestration.plan import single  # noqa: PLC0415
 
-    find(operation)
-    plan = single(operation, read_values(params), target=target, inside=inside, timeout=timeout)
-    begin(plan, {}, run_id, detach=detach)
+    values = typed(find(operation), read_values(params))
+    plan = single(operation, values, target=target, inside=inside, timeout=timeout)
+    begin(plan, {}, run_id, detach=detach, show=True)
+
+
+def typed(operation: Operation, values: dict[str, Any]) -> dict[str, Any]:
+    """Numbers and truth values as what they are; what does not fit stays as it was written, and is told of later."""
+    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 - slow to import
+
+    found = dict(values)
+    for name, field in operation.params.model_fields.items():
+        if isinstance(value := values.get(name), str) and "{{" not in value:
+            try:
+                fits = TypeAdapter(field.annotation or str).validate_python(value)
+            except ValidationError:
+                continue
+            if isinstance(fits, bool | int | float):
+                found[name] = fits
+    return found
 
 
 def read_values(pairs: tuple[str, ...]) -> dict[str, Any]:

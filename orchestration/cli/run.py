@@ -31,8 +31,8 @@ def run(plan: str, pairs: tuple[str, ...], file: str | None, run_id: str | None,
     return begin(loaded, params, run_id, detach=detach)
 
 
-def begin(plan: Plan, params: dict[str, Any], run_id: str | None, *, detach: bool) -> None:
-    """Start and watch, or rehearse, as the options say; ends the command."""
+def begin(plan: Plan, params: dict[str, Any], run_id: str | None, *, detach: bool, show: bool = False) -> None:
+    """Start and watch, or rehearse, as the options say; ends the command. `show`: what the steps have found, too."""
     options = current()
     if options.dry_run:
         return leave(rehearse(plan, params))
@@ -46,7 +46,7 @@ def begin(plan: Plan, params: dict[str, Any], run_id: str | None, *, detach: boo
         else:
             click.echo(started.id)
         return None
-    return leave(watch_to_end(started))
+    return leave(watch_to_end(started, show=show))
 
 
 def rehearse(plan: Any, params: dict[str, Any]) -> int:
@@ -72,7 +72,7 @@ def rehearse(plan: Any, params: dict[str, Any]) -> int:
     return 1 if impossible else 0
 
 
-def watch_to_end(run: Run) -> int:
+def watch_to_end(run: Run, *, show: bool = False) -> int:
     """Watch, print the report, and give the run's exit code. Ctrl-C leaves the run going."""
     from longshore.orchestration import live  # noqa: PLC0415 - rich is slow to import
 
@@ -86,6 +86,9 @@ def watch_to_end(run: Run) -> int:
         click.echo(report.model_dump_json(indent=2))
     else:
         console.print(live.closing(report))
+        for step in report.steps if show else []:
+            if step.data and not options.quiet:
+                options.show(step.data)
     return report.exit_code or 0
 
 

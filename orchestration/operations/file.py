@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from longshore.orchestration.operations.base import (
     LOOKS,
@@ -18,7 +18,16 @@ from longshore.orchestration.operations.base import (
     register,
 )
 
-_Path = Annotated[str, Field(min_length=1, pattern=r"^/[^\x00]*$|.*\{\{.*", description="Absolute")]
+
+def _straight(value: str) -> str:
+    if ".." in value.split("/"):
+        raise ValueError(f"{value!r} has a .. in it: say where it leads")
+    return value
+
+
+_Path = Annotated[
+    str, Field(min_length=1, pattern=r"^/[^\x00]*$|.*\{\{.*", description="Absolute"), AfterValidator(_straight)
+]
 #: A name in the object store.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._/@-]{0,254}$"
 

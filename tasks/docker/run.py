@@ -50,7 +50,7 @@ class RunsOnce(Implementation[P]):
             if container is None:
                 container = self.begin(ctx, docker, params, before)
         container = self._wait(docker, ctx, params, container)
-        data = self._data(docker, container)
+        data = self._data(ctx, docker, container)
         if container.exit_code in params.ok_codes and not container.oom_killed:
             return Outcome(changed=True, data=data)
         self._report(docker, ctx, container)
@@ -85,7 +85,7 @@ class RunsOnce(Implementation[P]):
             except (StepCancelled, StepTimeout) as end:
                 docker.stop(now.id, params.grace)
                 ended = docker.inspect(now.id) or now
-                data = self._data(docker, ended)
+                data = self._data(ctx, docker, ended)
                 self._report(docker, ctx, ended)
                 raise type(end)(f"container {container.name} {end.message}", data=data) from end
             pause = min(pause * 1.5, longest)
@@ -102,8 +102,8 @@ class RunsOnce(Implementation[P]):
             ctx.log(f"container {container.name} keeps its name: {error.message}")
 
     @staticmethod
-    def _data(docker: Engine, container: Container) -> dict[str, Any]:
-        output = docker.logs(container.id, _OUTPUT)
+    def _data(ctx: Context, docker: Engine, container: Container) -> dict[str, Any]:
+        output = docker.logs(container.id, _OUTPUT, redact=ctx.redact)
         return {
             "id": container.id,
             "name": container.name,

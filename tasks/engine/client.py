@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight, Transient
@@ -120,12 +120,20 @@ class DockerEngine(ImageCalls):
             time.sleep(0.1)
         return True
 
-    def logs(self, container: str, limit: int, *, tail: int | None = None, since: float | None = None) -> Output:
+    def logs(
+        self,
+        container: str,
+        limit: int,
+        *,
+        tail: int | None = None,
+        since: float | None = None,
+        redact: Callable[[str], str] = lambda text: text,
+    ) -> Output:
         path = f"/containers/{quoted(container)}"
         raw = self._get(f"{path}/json")
         if raw is None:
             return Output()
-        out, err = Tail(limit), Tail(limit)
+        out, err = Tail(limit, redact), Tail(limit, redact)
         try:
             params: dict[str, Any] = {"stdout": 1, "stderr": 1} | ({"tail": tail} if tail is not None else {})
             params |= {"since": f"{since:.3f}"} if since is not None else {}

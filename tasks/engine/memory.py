@@ -268,7 +268,15 @@ class MemoryEngine:
         found = self._find(container)
         return found is not None and self._containers.pop(found.id, None) is not None
 
-    def logs(self, container: str, limit: int, *, tail: int | None = None, since: float | None = None) -> Output:
+    def logs(
+        self,
+        container: str,
+        limit: int,
+        *,
+        tail: int | None = None,
+        since: float | None = None,
+        redact: Callable[[str], str] = lambda text: text,
+    ) -> Output:
         found = self._find(container)
         return self.said.get(found.image, Output()) if found else Output()
 

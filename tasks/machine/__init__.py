@@ -66,6 +66,9 @@ class Machine(Protocol):
 
     def remove(self, path: str) -> None: ...
 
+    def require_removal(self) -> None:
+        """Preflight where a file that is made could not be removed again."""
+
     def missing_folders(self, path: str) -> list[str]:
         """The folders above it that are not there, outermost first."""
 

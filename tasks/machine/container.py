@@ -207,6 +207,12 @@ class ContainerMachine:
         if done.exit_code:
             raise OperationError(f"{path} in container {self._name}: {done.stderr.strip() or 'rm failed'}")
 
+    def require_removal(self) -> None:
+        found = self._docker.inspect(self._name)
+        if found is None or not found.running or not (self._has("/bin/rm") or self._has("/usr/bin/rm")):
+            what = f"a new file in container {self._name} could not be removed again"
+            raise Preflight(what, remedy="start it, and have an rm in it; a file that is there can be changed")
+
     def missing_folders(self, path: str) -> list[str]:
         missing: list[str] = []
         parent = posixpath.dirname(path)
@@ -247,7 +253,7 @@ class _Heard:
     """A program's output; before it, its process id where it tells that."""
 
     def __init__(self, ctx: Context, limit: int, *, tells_id: bool) -> None:
-        self.out, self.err = Tail(limit), Tail(limit)
+        self.out, self.err = Tail(limit, ctx.redact), Tail(limit, ctx.redact)
         self.live = Live(ctx)
         self.pid = ""
         self._first: bytearray | None = bytearray() if tells_id else None

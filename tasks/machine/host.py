@@ -8,7 +8,7 @@ import grp
 import os
 import pwd
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from longshore.orchestration.errors import OperationError, Preflight, Transient
@@ -32,8 +32,8 @@ def _within(real: str) -> bool:
     return any(os.path.commonpath([root, real]) == root for root in allowed_roots())
 
 
-def require_program(argv: Sequence[str]) -> None:
-    """Preflight unless the worker may run it."""
+def require_program(argv: Sequence[str], env: Mapping[str, str]) -> None:
+    """Preflight unless the worker may run it, as what it is on the worker's own PATH."""
     allowed = [pattern.strip() for pattern in get_settings().allowed_commands.split(",") if pattern.strip()]
     program = argv[0]
     # A pattern without a slash is a program of that name on PATH, and not one of that name anywhere.
@@ -41,6 +41,9 @@ def require_program(argv: Sequence[str]) -> None:
         raise Preflight(
             f"this worker may not run {program!r}", remedy="it is not in the worker's LONGSHORE_ALLOWED_COMMANDS"
         )
+    bent = [name for name in env if name.startswith("LD_") or (name == "PATH" and env[name] != os.environ.get("PATH"))]
+    if allowed and bent:
+        raise Preflight(f"this worker runs only some programs, and {bent[0]} may make another of one")
 
 
 class HostMachine:
@@ -52,7 +55,7 @@ class HostMachine:
     # --- programs ---------------------------------------------------------------------------------
 
     def require(self, program: Program) -> None:
-        require_program(program.argv)
+        require_program(program.argv, program.env)
         if program.cwd is not None and not _within(os.path.realpath(program.cwd)):
             raise _outside(program.cwd)
 
@@ -66,7 +69,7 @@ class HostMachine:
         try:
             return process.run(
                 program.argv,
-                cwd=program.cwd,
+                cwd=program.cwd if program.cwd is not None else _home(),
                 env=program.env,
                 stdin=program.stdin,
                 timeout=program.timeout,
@@ -75,6 +78,7 @@ class HostMachine:
                 began=self._ctx.began,
                 said=live,
                 limit=program.limit,
+                redact=self._ctx.redact,
             )
         finally:
             live.flush()
@@ -148,6 +152,9 @@ class HostMachine:
         except OSError as error:
             raise _refused(path, error) from error
 
+    def require_removal(self) -> None:
+        """A file can always be removed here."""
+
     def missing_folders(self, path: str) -> list[str]:
         missing: list[str] = []
         parent = Path(path).parent
@@ -179,6 +186,12 @@ class HostMachine:
         return os.geteuid(), os.getegid()
 
 
+def _home() -> str | None:
+    """Where a program is run that names no folder: where the worker is, if it may be there."""
+    here = os.getcwd()
+    return None if _within(os.path.realpath(here)) else allowed_roots()[0]
+
+
 def _number(name: str | int | None, kind: str) -> int | None:
     if name is None:
         return None
@@ -208,6 +221,12 @@ def _folder(path: str) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def require_within(path: str) -> None:
+    """Preflight unless it lies in a folder that the worker may touch."""
+    if not _within(os.path.realpath(path)):
+        raise _outside(path)
 
 
 def _outside(path: str) -> Preflight:

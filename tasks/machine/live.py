@@ -12,6 +12,8 @@ _PAUSE = 0.5
 _LINES = 1000
 #: Characters; a line without an end is told in pieces.
 _LONGEST = 8192
+#: Bytes of a line that has no end yet.
+_HELD = 65536
 _NAMES = {1: "stdout", 2: "stderr"}
 
 
@@ -28,9 +30,9 @@ class Live:
         held = self._held[stream]
         held += piece
         *lines, rest = bytes(held).split(b"\n")
-        while len(rest) > _LONGEST:
-            lines.append(rest[:_LONGEST])
-            rest = rest[_LONGEST:]
+        while len(rest) > _HELD:
+            lines.append(rest[:_HELD])
+            rest = rest[_HELD:]
         held[:] = rest
         self._keep(stream, lines)
         self.check()
@@ -48,7 +50,10 @@ class Live:
         self._tell()
 
     def _keep(self, stream: int, lines: list[bytes]) -> None:
-        self._lines += [(_NAMES[stream], line.decode("utf-8", "replace")[:_LONGEST]) for line in lines[-_LINES:]]
+        for line in lines[-_LINES:]:
+            text = self._ctx.redact(line.decode("utf-8", "replace"))  # before it is cut
+            cuts = range(0, max(1, len(text)), _LONGEST)
+            self._lines += [(_NAMES[stream], text[cut : cut + _LONGEST]) for cut in cuts]
         del self._lines[:-_LINES]
 
     def _tell(self) -> None:

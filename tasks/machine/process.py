@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from longshore.orchestration.errors import OperationError, Preflight
+from longshore.orchestration.secrets import OVERLAP
 
 #: Bytes kept of each stream: its end, where errors are said.
 OUTPUT_LIMIT = 64 * 1024
@@ -34,21 +35,25 @@ class Completed:
 
 
 class Tail:
-    """The last `limit` bytes of a stream."""
+    """The last `limit` bytes of a stream; some more are held until it is known what must not be told."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, redact: Callable[[str], str] = lambda text: text) -> None:
         self.limit = limit
+        self.redact = redact
         self.data = bytearray()
         self.truncated = False
 
     def add(self, chunk: bytes) -> None:
         self.data += chunk
-        if len(self.data) > self.limit:
-            del self.data[: len(self.data) - self.limit]
-            self.truncated = True
+        self.truncated = self.truncated or len(self.data) > self.limit
+        if len(self.data) > self.limit + OVERLAP:
+            del self.data[: len(self.data) - self.limit - OVERLAP]
 
     def text(self) -> str:
-        return self.data.decode("utf-8", errors="replace")
+        text = self.redact(self.data.decode("utf-8", errors="replace"))
+        return (
+            text.encode("utf-8", "replace")[-self.limit :].decode("utf-8", errors="ignore") if self.truncated else text
+        )
 
 
 def _die_with_parent() -> None:
@@ -83,6 +88,7 @@ def run(
     began: Callable[[int], None] = lambda _pid: None,
     said: Callable[[int, bytes], None] = lambda _stream, _piece: None,
     limit: int = OUTPUT_LIMIT,
+    redact: Callable[[str], str] = lambda text: text,
 ) -> Completed:
     """Run to the end and return what it said; `said` is told each piece as it comes, with its stream (1, 2).
 
@@ -107,7 +113,7 @@ def run(
         raise Preflight(what, remedy="check the path on the worker's host") from error
     except (PermissionError, NotADirectoryError, OSError, ValueError) as error:
         raise Preflight(f"cannot run {argv[0]}: {error}") from error
-    out, err = Tail(limit), Tail(limit)
+    out, err = Tail(limit, redact), Tail(limit, redact)
     hear = {1: out, 2: err}
 
     def heard(stream: int, piece: bytes) -> None:

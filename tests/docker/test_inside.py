@@ -38,16 +38,28 @@ def entry(engine: docker.APIClient, name: str, path: str) -> tuple[str, int, int
         return content.read().decode(), member.mode & 0o7777, member.uid, member.gid
 
 
+def archive(name: str, data: bytes) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+    return made.getvalue()
+
+
 @pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
 def test_a_file_is_deployed_inside_and_taken_back(
     engine: docker.APIClient, step: MakeStep, container: MakeContainer, running: bool
 ) -> None:
     name = container(start=running)
     inside: dict[str, Any] = {"container": name}
+    if not running:
+        with pytest.raises(Preflight, match="could not be removed again"):
+            step("file.deploy.execute", inside, path="/app.conf", content="one").act()
+        engine.put_archive(name, "/", archive("app.conf", b"none"))
     said = {"path": "/app.conf", "content": "one", "mode": "0600", "owner": "7", "group": 8}
     deploy = step("file.deploy.execute", inside, **said)
     assert deploy.predict().changed is True
-    assert entry(engine, name, "/app.conf") is None
     assert deploy.act().changed
     assert entry(engine, name, "/app.conf") == ("one", 0o600, 7, 8)
     again = step("file.deploy.execute", inside, **said)

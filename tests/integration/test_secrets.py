@@ -103,6 +103,16 @@ def test_a_dry_run_tells_it_neither(place: Installation, tmp_path: Path) -> None
     assert done.code == 0, done.err
     assert "would create" in done.out
     told_nowhere(place, done.out + done.err)
+    undo = place.longshore(
+        "ops",
+        "run",
+        "network.http.request",
+        "url=http://127.0.0.1:1/",
+        f"undo.url=http://127.0.0.1:1/{REFERENCE}",
+        "--dry-run",
+    )  # fmt: skip
+    assert "undo: POST http://127.0.0.1:1/***" in undo.out
+    told_nowhere(place, undo.out)
 
 
 def test_output_can_be_followed_while_a_step_runs(place: Installation, tmp_path: Path) -> None:

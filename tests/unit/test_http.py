@@ -281,3 +281,44 @@ def test_ping_counts() -> None:
     assert data["avg_rtt_ms"] >= 0
     with pytest.raises(OperationError):
         Doing("network.ping.do", address="no-such-host.invalid", count=1, timeout=2).act()
+
+
+def test_what_a_call_carries_is_for_its_own_service(service: Service) -> None:
+    other = Service()
+    thread = threading.Thread(target=other.server.serve_forever)
+    thread.start()
+    try:
+        service.codes, service.headers = [302], {"Location": f"{other.url}/there"}
+        context = {"redact": lambda text: text.replace("correct-horse", "***")}
+        with pytest.raises(Unsuccessful, match="answered 302"):
+            Doing("network.http.get", context, url=service.url, headers={"X-Key": "correct-horse"}).act()
+        assert other.asked == []
+        assert Doing("network.http.get", url=service.url, headers={"X-Key": "open"}).act().data["code"] == 200
+    finally:
+        other.server.shutdown()
+        other.server.server_close()
+        thread.join()
+
+
+def test_what_cannot_be_sent_has_had_no_effect(service: Service) -> None:
+    for headers in ({"X-A": "\u20ac"}, {"X-A": "a\r\nX-B: c"}):
+        with pytest.raises(Preflight, match="holds what no header may"):
+            request(service, headers=headers).act()
+    with pytest.raises((Preflight, Transient)):
+        Doing("network.http.request", url=f"http://{'a' * 70}.invalid/").act()
+    assert service.asked == []
+
+
+def test_a_service_that_asks_for_an_age_is_given_a_day(service: Service) -> None:
+    service.codes, service.headers = [202], {"Retry-After": "9" * 400}
+    with pytest.raises(Delayed) as error:
+        request(service).act()
+    assert error.value.after == 86_400
+
+
+def test_name_servers_that_somebody_has_changed_since_stay_where_nothing_was_recorded(resolv: Path) -> None:
+    update = Doing("network.dns.update", servers=["10.0.0.2"])
+    assert update.before
+    resolv.write_text("nameserver 10.7.7.7\n")
+    with pytest.raises(OperationError, match="somebody else"):
+        update.undo(with_data=False)

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longshore.orchestration import Plan, secrets
+from longshore.orchestration import Plan, replay, secrets, templates
 from longshore.orchestration.checks import problems
 from longshore.orchestration.errors import OperationError, Preflight
 from longshore.orchestration.secrets import HIDDEN, Marks, Redaction
+from tests.unit.doing import Doing
 
 VALUE = 'pa$$"word\\1\nsecond line of it'
 
@@ -76,7 +77,9 @@ def test_a_mark_counts_only_with_its_own_word(monkeypatch: pytest.MonkeyPatch) -
     assert found == {"correct-horse"}
     forged = mark.replace(marks.word, "0" * 32)
     assert secrets.reveal(forged, marks.word, set()) == forged
-    assert secrets.as_template(f"x{mark}", marks.word) == "x{{ secret('env:TOKEN') }}"
+    assert secrets.pieces(f"x{mark}", marks.word) == [(False, "x"), (True, "env:TOKEN")]
+    assert secrets.marked({"a": [mark]}, marks.word)
+    assert not secrets.marked({"a": [forged]}, marks.word)
 
 
 def test_a_secret_that_is_not_there_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,3 +117,53 @@ def test_an_error_tells_nothing_either() -> None:
     error = secrets.no_value(OperationError(f"no: {VALUE}", remedy=VALUE, data={"out": [VALUE]}), redaction)
     assert "second line" not in f"{error} {error.data}"
     assert redaction.text("a line of output: second line of it") == f"a line of output: {HIDDEN}"
+
+
+@pytest.mark.parametrize("written", ["secret('env:X')|upper", "secret('env:X')[:9]", "secret('env:X').upper()"])
+def test_a_part_or_another_form_of_a_secret_is_refused(written: str) -> None:
+    assert told("command.exec.execute", argv=["env"], env={"A": f"{{{{ {written} }}}}"})
+    together = "{{ 'Bearer ' ~ secret('env:X') }}"
+    assert told("command.exec.execute", argv=["env"], env={"A": together}) == []
+
+
+def test_a_number_tells_a_secret_too() -> None:
+    redaction = Redaction()
+    redaction.values.add("48151623")
+    assert redaction.data({"pin": 48151623, "other": 4, "yes": True}) == {"pin": HIDDEN, "other": 4, "yes": True}
+
+
+def test_no_line_of_a_secret_is_told() -> None:
+    redaction = Redaction()
+    redaction.values.add("pw12345\nqr67890\n")
+    assert redaction.text("qr67890") == HIDDEN
+
+
+def test_what_is_cut_was_looked_through_before() -> None:
+    value = "S3cret" * 10
+    context = {"redact": lambda text: text.replace(value, HIDDEN)}
+    lines: list[str] = []
+    context["printed"] = lambda _stream, told: lines.extend(told)  # type: ignore[assignment]
+    for size in (64 * 1024 - 30, 8192 - 20):
+        doing = Doing(
+            "command.shell.execute", context, command=f"printf {value}; head -c {size} /dev/zero | tr '\\0' x"
+        )
+        data = doing.act().data
+        assert "ret" not in data["stdout"].replace(HIDDEN, "")
+    assert not [line for line in lines if "ret" in line]
+    failing = Doing(
+        "command.shell.execute", context, command=f"head -c 180 /dev/zero | tr '\\0' y; printf {value}; exit 1"
+    )
+    with pytest.raises(OperationError) as error:
+        failing.act()
+    assert "ret" not in str(error.value)
+
+
+def test_only_marks_are_references_again_when_a_step_is_replayed() -> None:
+    marks = Marks()
+    text = f"{{{{ secret('file:/etc/shadow') }}}} and {{% broken {marks('env:TOKEN')}"
+    made = replay.Replay(Plan("again", params={}))
+    again = replay._as_it_is(made, 0, "content", {"a": [text], "b": "{{ 1 + 1 }}", "c": "plain"}, marks.word)
+    assert "shadow" not in str(again)
+    rendered = templates.render(again, {"params": made.params, "secret": lambda reference: f"<{reference}>"})
+    literal = "{{ secret('file:/etc/shadow') }} and {% broken <env:TOKEN>"
+    assert rendered == {"a": [literal], "b": "{{ 1 + 1 }}", "c": "plain"}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from longshore.orchestration.errors import Preflight
 from longshore.orchestration.settings import get_settings
@@ -44,7 +45,13 @@ def test_a_path_inside_is_fine_through_links_inside_as_well(home: Path) -> None:
     assert (home / "inner" / "file").read_text() == "x"
 
 
-@pytest.mark.parametrize("where", ["../other/file", "inner/../../other/file", "out/file", "inner/out/deep/file"])
+@pytest.mark.parametrize("where", ["../other/file", "inner/../file", ".."])
+def test_a_path_says_where_it_leads(home: Path, where: str) -> None:
+    with pytest.raises(ValidationError, match=r"has a \.\. in it"):
+        deploy(f"{home}/{where}")
+
+
+@pytest.mark.parametrize("where", ["out/file", "inner/out/deep/file"])
 def test_a_path_that_leads_out_is_refused(home: Path, where: str) -> None:
     (home / "out").symlink_to(home.parent / "other")
     (home / "inner" / "out").symlink_to(home.parent / "other")
@@ -72,6 +79,26 @@ def test_a_command_is_run_inside_only(home: Path) -> None:
     assert Doing("command.exec.execute", argv=["pwd"], cwd=str(home)).act().data["stdout"] == f"{home}\n"
     with pytest.raises(Preflight, match="lies outside"):
         Doing("command.exec.execute", argv=["pwd"], cwd="/").act()
+
+
+def test_a_file_of_this_host_is_taken_from_inside_only(home: Path) -> None:
+    step = Doing("file.deploy.execute", path=f"{home}/passwd", object="file:///etc/passwd")
+    with pytest.raises(Preflight, match="lies outside"):
+        step.act()
+    (home / "source").write_text("mine")
+    Doing("file.deploy.execute", path=f"{home}/copy", object=f"file://{home}/source").act()
+    assert (home / "copy").read_text() == "mine"
+
+
+def test_a_command_without_a_folder_is_run_inside_too(home: Path) -> None:
+    assert Doing("command.exec.execute", argv=["pwd"]).act().data["stdout"] == f"{home}\n"
+
+
+def test_an_allowed_program_is_the_workers_own(allow: Allow, tmp_path: Path) -> None:
+    allow(allowed_commands="cat")
+    for env in ({"PATH": str(tmp_path)}, {"LD_PRELOAD": "/x.so"}):
+        with pytest.raises(Preflight, match="may make another of one"):
+            Doing("command.exec.execute", argv=["cat"], env=env).act()
 
 
 def test_only_the_allowed_programs_are_run(allow: Allow) -> None:
