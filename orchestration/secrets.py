@@ -11,7 +11,7 @@ import base64
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -113,9 +113,13 @@ class Redaction:
 
     def __init__(self) -> None:
         self.values: set[str] = set()
+        self._spelled: list[str] = []
+        self._of = 0
 
     def text(self, text: str) -> str:
-        for spelled in self._spellings():
+        if len(self.values) != self._of:
+            self._spelled, self._of = self._spellings(), len(self.values)
+        for spelled in self._spelled:
             text = text.replace(spelled, HIDDEN)
         return text
 
@@ -133,7 +137,7 @@ class Redaction:
             return HIDDEN if self.text(str(value)) != str(value) else value
         return value
 
-    def _spellings(self) -> Iterable[str]:
+    def _spellings(self) -> list[str]:
         found: set[str] = set()
         for value in self.values:
             lines = [line for line in value.splitlines() if len(line.strip()) >= _SHORTEST_LINE]
