@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shutil
 import socket
@@ -162,3 +163,5 @@ def test_an_engine_behind_ssh_is_reached_by_the_machines_own_program(
     with pytest.raises(OperationError, match="by ssh"):
         step("docker.exec.execute", container=name, argv=["true"]).act()
     run.undo()
+    close_engine()
+    gc.collect()  # here, where it is known what it will complain of
