@@ -19,20 +19,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-#: Those of one engine follow each other: some look at all that there is on it.
-_ENGINE = "engine"
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is done side by side (`-n 2 --dist loadgroup`): a file after the other, and all files of the engine."""
-    for item in items:
-        on_engine = (
-            item.path.is_relative_to(Path(__file__).parent / "docker") or item.get_closest_marker("docker") is not None
-        )
-        item.add_marker(pytest.mark.xdist_group(_ENGINE if on_engine else str(item.path)))
-
-
 def require(reason: str) -> NoReturn:
     """Something that a test needs is missing."""
     if os.environ.get("CI", "").lower() not in {"", "0", "false"}:

@@ -303,7 +303,7 @@ def undo_patiently(step: Step) -> None:
 # --- cut off ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("after", [0.3, 0.8, 1.3, 2.0])
+@pytest.mark.parametrize("after", [0.4, 1.2])
 def test_a_release_that_is_cancelled_anywhere_ends_in_time_and_is_taken_back(stack: Stack, after: float) -> None:
     stack.write(web={"init": False})  # ignores TERM, so a replacement takes its grace
     stack.up().act()

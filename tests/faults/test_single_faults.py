@@ -84,7 +84,7 @@ def test_redis_is_down_for_longer_than_leases(
     place: Installation, own_redis: RedisServer, tmp_path: Path, form: Form, figures: Note
 ) -> None:
     # given runs under way, among them steps that last longer than the outage
-    lease, away = form.of((2.0, 6.0), (1.0, 60.0))  # other work of this machine's may keep a worker busy for a second
+    lease, away = form.of((2.0, 4.0), (1.0, 60.0))  # other work of this machine's may keep a worker busy for a second
     place.options["lease"] = f"{lease:g}s"
     for name in ("one", "two"):
         place.worker(name, "--concurrency", "4").start()
