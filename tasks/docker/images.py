@@ -94,8 +94,10 @@ def give_back(ctx: Context, docker: Engine, ref: str, image_id: str | None, ours
 
 def familiar(ref: str) -> str:
     """A name as the engine lists it: without the registry and library that it adds itself, with a tag."""
-    for prefix in ("docker.io/library/", "index.docker.io/library/", "docker.io/", "index.docker.io/"):
-        ref = ref.removeprefix(prefix)
+    from docker.auth import INDEX_NAME  # noqa: PLC0415 - docker is an extra
+
+    for host in (INDEX_NAME, f"index.{INDEX_NAME}"):
+        ref = ref.removeprefix(f"{host}/library/").removeprefix(f"{host}/")
     return ref if ":" in ref.rpartition("/")[2] else f"{ref}:latest"
 
 

@@ -10,6 +10,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from docker.auth import INDEX_NAME
 
 from longshore.orchestration.errors import OperationError, Preflight, StepCancelled
 from tests.conftest import ComposeProject
@@ -131,7 +132,7 @@ def test_an_image_that_a_project_uses_is_in_use_under_each_spelling(stack: Stack
     stack.engine.tag(f"{stack.name}:app", stack.name, "latest")
     stack.engine.remove_image(f"{stack.name}:app", force=True)
     stack.up().act()
-    for spelled in (stack.name, f"{stack.name}:latest", f"docker.io/library/{stack.name}"):
+    for spelled in (stack.name, f"{stack.name}:latest", f"{INDEX_NAME}/library/{stack.name}"):
         remove = stack.step("docker.image-remove.execute", image=spelled)
         assert remove.predict().impossible, spelled
         with pytest.raises(Preflight, match="is used by"):
