@@ -71,6 +71,11 @@ class CompiledStep:
     def always(self) -> bool:
         return self.step.always
 
+    @property
+    def inside(self) -> str:
+        """The container that it is done in, as it is written; '' for the host itself."""
+        return self.step.in_.container if self.step.in_ is not None else ""
+
     @cached_property
     def read_only(self) -> bool:
         return self.operation.is_read_only(self.step.with_)

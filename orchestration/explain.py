@@ -85,8 +85,8 @@ def _step(plan: CompiledPlan, step: CompiledStep) -> list[str]:
         facts.append(f"{step.step.max_parallel} at once")
     if step.step.tolerate is not None:
         facts.append(f"{step.step.tolerate} may fail")
-    if step.step.in_ is not None:
-        facts.append(f"inside container {step.step.in_.container}")
+    if step.inside:
+        facts.append(f"inside container {step.inside}")
     if step.always:
         facts.append("always runs, however the run ends")
     elif not plan.stops(step.index):

@@ -162,7 +162,7 @@ def _of_step(
     rendered = fields.get(f"{Field.RENDERED}:{step_id}")
     params = json.loads(rendered) if rendered else dict(step.step.with_)
     word = params.pop(secrets.WORD, "")
-    inside = params.pop(INSIDE, step.step.in_.container if step.step.in_ is not None else "")
+    inside = params.pop(INSIDE, step.inside)
     if not rendered and templates.has_template(step.operation.templated(params)):
         yield LeftOut(run_id, name, "a person has said that it was done; its parameters are not known")
         return

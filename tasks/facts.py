@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import socket
 from functools import cache
 from typing import Any
 
 
 @cache
 def facts() -> dict[str, Any]:
-    """`os, version, kernel, arch, cpus, memory` (bytes), `hostname, fqdn`."""
+    """`os, version, kernel, arch, cpus, memory` (bytes), `hostname`. Nothing that asks a name server."""
     try:
         release = platform.freedesktop_os_release()
     except OSError:
@@ -25,5 +24,4 @@ def facts() -> dict[str, Any]:
         "cpus": os.cpu_count() or 1,
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "hostname": said.nodename,
-        "fqdn": socket.getfqdn(),
     }

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from longshore.orchestration.context import Context, Outcome, Prediction
-from longshore.orchestration.errors import UnknownName
+from longshore.orchestration.errors import OperationError, Preflight, UnknownName
 from longshore.orchestration.operations import Operation, Params, find
 
 P = TypeVar("P", bound=Params)
@@ -43,6 +43,13 @@ class Implementation(Generic[P]):
         overwrite what somebody else changed since. `changed` says whether there was something to undo.
         """
         raise NotImplementedError
+
+
+def unfit(ctx: Context, what: str, remedy: str = "", *, touched: bool = False) -> OperationError:
+    """The error for what cannot be done: Preflight, unless this attempt has touched something (`touched`), or one
+    before it may have gone further.
+    """
+    return (Preflight if ctx.attempt == 1 and not touched else OperationError)(what, remedy=remedy)
 
 
 class Looks(Implementation[P]):
@@ -78,4 +85,4 @@ def implementation(name: str) -> Implementation[Any]:
     return done
 
 
-__all__ = ["Context", "Implementation", "Looks", "Outcome", "Prediction", "implementation", "implements"]
+__all__ = ["Context", "Implementation", "Looks", "Outcome", "Prediction", "implementation", "implements", "unfit"]

@@ -6,17 +6,17 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from longshore.orchestration import guards, secrets, templates
+from longshore.orchestration import guards, templates
 from longshore.orchestration.context import HostFacts
 from longshore.orchestration.errors import LongshoreError
 from longshore.orchestration.objects import Objects
-from longshore.orchestration.plan import INSIDE, UndoSpec
+from longshore.orchestration.plan import UndoSpec
 from longshore.orchestration.secrets import Redaction
 from longshore.orchestration.store import Store
 from longshore.tasks.facts import facts
 from longshore.tasks.operation import Context, Prediction, implementation
 from longshore.tasks.plans import Loaded, Plans
-from longshore.tasks.runner import render_step, validate_params
+from longshore.tasks.runner import render_step, reveal_params
 from longshore.tasks.scope import of_steps
 
 
@@ -94,12 +94,8 @@ def _predict(
     templated = step.operation.templated(raw)
     if step.step.foreach is not None:
         return _for_each(loaded, index, scope)
-    inside = step.step.in_.container if step.step.in_ is not None else ""
-    rendered = render_step(raw, templated, inside, scope)
-    inside = rendered.pop(INSIDE, "")
-    if word := rendered.pop(secrets.WORD, ""):
-        rendered = secrets.reveal(rendered, word, redaction.values)
-    params = validate_params(step.operation.params, rendered)
+    rendered = render_step(raw, templated, step.inside, scope)
+    params, inside = reveal_params(step.operation, rendered, step.inside, redaction)
     context = Context(
         run_id="dry-run",
         step=step.name,

@@ -151,24 +151,17 @@ class Attempt(Fenced, ComesAgain):
         if grant.rendered:
             return self._ready(operation, json.loads(grant.rendered), context), ""
         templated = operation.templated(raw)
-        if not templates.has_template([templated, self._inside()]):
+        if not templates.has_template([templated, self.step.inside]):
             return self._ready(operation, raw, context), ""
-        known = self._scope([templated, self._inside()], grant)
-        rendered = render_step(raw, templated, self._inside(), known)
+        known = self._scope([templated, self.step.inside], grant)
+        rendered = render_step(raw, templated, self.step.inside, known)
         return self._ready(operation, rendered, context), as_json(rendered)
-
-    def _inside(self) -> str:
-        inside = self.step.step.in_
-        return inside.container if inside is not None else ""
 
     def _ready(self, operation: Operation, rendered: dict[str, Any], context: Context) -> Params:
         """What was rendered, as the operation takes it."""
-        values = dict(rendered)
-        context.container = values.pop(INSIDE, self._inside())
-        if word := values.pop(secrets.WORD, ""):
-            values = secrets.reveal(values, word, self.redaction.values)
+        params, context.container = reveal_params(operation, rendered, self.step.inside, self.redaction)
         context.redact = self.redaction.text
-        return validate_params(operation.params, values)
+        return params
 
     def _without_secrets(self, outcome: Outcome) -> Outcome:
         if not self.redaction.values:
@@ -303,8 +296,8 @@ class Attempt(Fenced, ComesAgain):
             rendered = json.loads(grant.rendered)
         else:
             templated = operation.templated(undo.with_)
-            known = self._scope([templated, self._inside()], grant) | {"data": data, "before": before}
-            rendered = render_step(undo.with_, templated, self._inside(), known)
+            known = self._scope([templated, self.step.inside], grant) | {"data": data, "before": before}
+            rendered = render_step(undo.with_, templated, self.step.inside, known)
         params = self._ready(operation, rendered, context)
         context.step = f"{self.step.name}@undo"
         done = self._doing(operation.name)
@@ -369,6 +362,17 @@ def render_step(raw: dict[str, Any], templated: dict[str, Any], inside: str, kno
     if inside:
         rendered[INSIDE] = render_params({INSIDE: inside}, known)[INSIDE]
     return rendered
+
+
+def reveal_params(
+    operation: Operation, rendered: dict[str, Any], inside: str, redaction: secrets.Redaction
+) -> tuple[Params, str]:
+    """What was rendered, with its secrets, as the operation takes it; and the container that it is done in."""
+    values = dict(rendered)
+    inside = values.pop(INSIDE, inside)
+    if word := values.pop(secrets.WORD, ""):
+        values = secrets.reveal(values, word, redaction.values)
+    return validate_params(operation.params, values), inside
 
 
 def render_params(raw: dict[str, Any], scope: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from longshore.orchestration.operations.compose import ProjectParams
 from longshore.tasks.engine import Engine
 from longshore.tasks.machine import process
 from longshore.tasks.machine.live import Live
-from longshore.tasks.operation import Context
+from longshore.tasks.operation import Context, unfit
 
 PROJECT = "com.docker.compose.project"
 #: Where Docker itself looks for its plugins. Called directly, the plugin is twice as fast, and a killed
@@ -159,7 +159,7 @@ class Compose:
         for name in services or []:
             if name not in known:
                 remedy = f"it has {', '.join(sorted(known))}"
-                raise self._unfit(f"project {project} has no service {name!r}", remedy)
+                raise unfit(self._ctx, f"project {project} has no service {name!r}", remedy)
         # The hash of the files themselves leaves out what they include; that of the outcome is the label's.
         itself = Source(project, source.directory, ("-",), (), ("*",))
         listed = self._run(itself, "config", "--hash", "*", stdin=done.stdout).stdout
@@ -225,22 +225,18 @@ class Compose:
                 limit=_LIMIT,
             )
         except Preflight as error:
-            raise self._unfit(error.message, error.remedy) from error
+            raise unfit(self._ctx, error.message, error.remedy) from error
         unset = dict.fromkeys(_UNSET.findall(done.stderr))
         if unset and words[0] == "config":
             what = f"the project's files use what is not set: {', '.join(unset)}"
-            raise self._unfit(what, "set it in .env or in the step's env_file")
+            raise unfit(self._ctx, what, "set it in .env or in the step's env_file")
         if done.exit_code:
             failure = _classified(words[0], done)
             looks_only = words[0] == "config" and not isinstance(failure, Transient)
-            raise self._unfit(failure.message, failure.remedy) if looks_only else failure
+            raise unfit(self._ctx, failure.message, failure.remedy) if looks_only else failure
         if done.truncated:
             raise OperationError(f"compose {words[0]} said more than {_LIMIT} bytes")
         return done
-
-    def _unfit(self, what: str, remedy: str) -> OperationError:
-        """Before the first effect nothing has to be undone; a second attempt cannot know."""
-        return (Preflight if self._ctx.attempt == 1 else OperationError)(what, remedy=remedy)
 
 
 def _program() -> list[str]:

@@ -53,15 +53,17 @@ class _Images(Implementation[Any]):
 
     def undo(self, ctx: Context, params: Any, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, changed, failures = engine(), False, []
-        given = Given(ctx).names()
+        given = Given(ctx)
+        noted = given.names()
         for ref, image_id in before["refs"].items():
-            ours = data["images"][ref]["after"] if data else given.get(ref)
+            ours = data["images"][ref]["after"] if data else noted.get(ref)
             try:
                 changed |= give_back(ctx, docker, ref, image_id, ours)
             except OperationError as error:
                 failures.append(str(error))
         if failures:
             raise OperationError("; ".join(failures))
+        given.forget()
         return Outcome(changed=changed)
 
 
@@ -100,7 +102,7 @@ class Pull(_Images):
             except OperationError:
                 unknown.append(ref)
                 continue
-            if image is None or not any(text.endswith(f"@{remote}") for text in image.digests):
+            if image is None or not image.is_at(remote):
                 stale.append(ref)
         undo = "let the names mean what they mean now"
         if unknown:

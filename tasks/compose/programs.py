@@ -42,7 +42,7 @@ class Run(RunsOnce[ServiceRunParams]):
         docker = engine()
         target = Compose(ctx, docker).resolve(source_for(docker, params), [params.service])
         image = target.image(params.service)
-        return {"image_id": spec.image_of(docker, image), "project": target.project}
+        return {"image_id": spec.need(docker, image).id, "project": target.project}
 
     def begin(self, ctx: Context, docker: Engine, params: ServiceRunParams, before: dict[str, Any]) -> Container:
         name = f"{before['project']}-{params.service}-{spec.safe(ctx.op_id)}"

@@ -19,12 +19,11 @@ from longshore.orchestration.settings import get_settings
 from longshore.tasks.compose.cli import PROJECT, Compose, Resolved, Source
 from longshore.tasks.compose.state import Gate, Member, fingerprint, jobs, members, start_in_order, stop_in_order
 from longshore.tasks.docker.given import Given
-from longshore.tasks.docker.spec import safe
+from longshore.tasks.docker.spec import KEEP, safe
 from longshore.tasks.engine import Container, Engine, NotThere
 from longshore.tasks.kept import write_private
 from longshore.tasks.operation import Context
 
-KEEP = "longshore-keep"
 _WELL = 60.0
 
 
@@ -264,13 +263,13 @@ def restore(ctx: Context, docker: Engine, before: dict[str, Any], *, known: Iter
         _start_what_ran(ctx, docker, project, placed, now())
     done |= _remove_networks(docker, project, before["networks"])
     _give_names_back(docker, refs, given, foreign, was)
-    Given(ctx).forget()
     is_now, should = fingerprint(now()), fingerprint(was)
     left = {entry[0] for entry in (is_now - should) + (should - is_now)}
     if left:
         # A stop that a program had asked for before it was ended may still be under way in the engine.
         raise Transient(f"project {project} is not as it was: {', '.join(sorted(left))}")
     release_images(ctx, docker, project, [*(member.image_id for member in was), *filter(None, refs.values())])
+    Given(ctx).forget()
     return done
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from longshore.orchestration.errors import OperationError, Preflight
 from longshore.orchestration.operations.compose import ROLLBACK, RollbackParams
 from longshore.tasks.compose import revisions
-from longshore.tasks.compose.bringing import Bringing, difference, former, keep_former
+from longshore.tasks.compose.bringing import Bringing, difference, keep_former
 from longshore.tasks.compose.cli import Resolved, Source
 from longshore.tasks.compose.revisions import Revision
 from longshore.tasks.compose.scope import alone, failing, project_of, snapshot
@@ -30,7 +30,7 @@ class Rollback(Implementation[RollbackParams]):
         before = snapshot(docker, project, found)
         before["services"] = sorted({*revision.services, *(member.service for member in found)})
         before["refs"] |= {ref: docker.image_id(ref) for ref in map(target.image, revision.services)}
-        kept = keep_former(ctx, docker, project, found, former(ctx, docker, project, found, None))
+        kept = keep_former(ctx, docker, project, found, None)
         return before | {"revision": kept, "to": revision.number}
 
     def act(self, ctx: Context, params: RollbackParams, before: dict[str, Any]) -> Outcome:
@@ -70,7 +70,8 @@ class Rollback(Implementation[RollbackParams]):
             if service in images and images[service] != said["image_id"]
         }
         if not why:
-            return Prediction(f"project {project} is at revision {revision.number}", changed=False)
+            changed = None if ctx.has_upstream else False
+            return Prediction(f"project {project} is at revision {revision.number}", changed=changed)
         listed = "; ".join(f"{name}: {reason}" for name, reason in why.items())
         undo = "bring back what runs now"
         return Prediction(f"would bring {project} back to revision {revision.number} ({listed})", undo=undo)

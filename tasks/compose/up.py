@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from longshore.orchestration.errors import OperationError, Preflight
+from longshore.orchestration.errors import Preflight
 from longshore.orchestration.operations.compose import UP, UpParams
 from longshore.tasks.compose import revisions
 from longshore.tasks.compose.bringing import UNKNOWN, Bringing, difference, former, keep_former
@@ -13,7 +13,7 @@ from longshore.tasks.compose.scope import alone, failing, snapshot, source_for
 from longshore.tasks.compose.state import Member, members, to_do
 from longshore.tasks.docker.registry import fetch, login_of
 from longshore.tasks.engine import Engine, engine
-from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements
+from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements, unfit
 
 
 @implements(UP)
@@ -105,7 +105,6 @@ class Up(Implementation[UpParams]):
                 raise
         lacking = [ref for ref in refs if docker.image_id(ref) is None]
         if lacking:
-            # A second attempt proves nothing: the first may have gone further.
-            error = Preflight if ctx.attempt == 1 and not (wanted and params.pull != "never") else OperationError
             remedy = "pull or build it in a step before, or say pull: missing"
-            raise error(f"image {lacking[0]} is not on the Docker host", remedy=remedy)
+            touched = bool(wanted) and params.pull != "never"
+            raise unfit(ctx, f"image {lacking[0]} is not on the Docker host", remedy, touched=touched)

@@ -126,12 +126,10 @@ def _renamed(docker: Engine, container: str, name: str) -> None:
         raise OperationError(f"the name {name} was given to another container meanwhile: {error.message}") from error
 
 
-def _all_cpus(docker: Engine) -> int:
-    return int(docker.info()["NCPU"]) * 1_000_000_000
-
-
-def _all_memory(docker: Engine) -> int:
-    return int(docker.info()["MemTotal"])
+def _everything(docker: Engine) -> dict[str, int]:
+    """What the machine has of what can be limited, in the engine's units; as much as that is no limit."""
+    info = docker.info()
+    return {"memory": int(info["MemTotal"]), "cpus": int(info["NCPU"]) * 1_000_000_000}
 
 
 def _limit(value: int, everything: int) -> int:
@@ -147,15 +145,17 @@ class Update(Implementation[UpdateParams]):
         container = there(engine(), params.container)
         if container.auto_remove and params.restart not in {None, "no"}:
             raise Preflight(f"container {container.name} was made with --rm, and takes no restart policy")
-        return {"id": container.id, "name": container.name, "was": self._now(engine(), container.id)}
+        now = self._now(engine(), container.id, _everything(engine()))
+        return {"id": container.id, "name": container.name, "was": now}
 
     def act(self, ctx: Context, params: UpdateParams, before: dict[str, Any]) -> Outcome:
-        docker = engine()
-        wanted = before["was"] | self._wanted(params)
-        if self._now(docker, before["id"]) != wanted:
-            docker.update(before["id"], self._body(wanted, before["was"]))
-        now = self._now(docker, before["id"])
-        wrong = sorted(key for key in self._wanted(params) if now[key] != wanted[key])
+        docker, everything = engine(), _everything(engine())
+        said = self._wanted(params, everything)
+        wanted = before["was"] | said
+        if self._now(docker, before["id"], everything) != wanted:
+            docker.update(before["id"], self._body(wanted, before["was"], everything))
+        now = self._now(docker, before["id"], everything)
+        wrong = sorted(key for key in said if now[key] != wanted[key])
         if wrong:
             raise OperationError(f"the engine did not change {', '.join(wrong)} of {before['name']}")
         return Outcome(changed=wanted != before["was"], data=self._data(before, now))
@@ -164,8 +164,9 @@ class Update(Implementation[UpdateParams]):
         container = engine().inspect(params.container)
         if container is None:
             return missing(ctx, params.container, "update")
-        now = self._now(engine(), container.id)
-        differs = {key: value for key, value in self._wanted(params).items() if now[key] != value}
+        everything = _everything(engine())
+        now = self._now(engine(), container.id, everything)
+        differs = {key: value for key, value in self._wanted(params, everything).items() if now[key] != value}
         if not differs:
             changed = None if ctx.has_upstream else False
             return Prediction(f"container {container.name} is as it should be", changed=changed)
@@ -176,18 +177,19 @@ class Update(Implementation[UpdateParams]):
         docker, was = engine(), before["was"]
         if docker.inspect(before["id"]) is None:
             raise OperationError(f"container {before['name']} is gone")
-        now, wanted = self._now(docker, before["id"]), self._wanted(params)
+        everything = _everything(docker)
+        now, wanted = self._now(docker, before["id"], everything), self._wanted(params, everything)
         foreign = [key for key in wanted if now[key] not in {was[key], wanted[key]}]
         if foreign:
             raise OperationError(f"{', '.join(foreign)} of {before['name']} was changed by somebody else since")
         if all(now[key] == was[key] for key in wanted):
             return Outcome(changed=False)
         back = {key: was[key] for key in [*wanted, *(["swap"] if "memory" in wanted else [])]}
-        docker.update(before["id"], self._body(now | back, now))
+        docker.update(before["id"], self._body(now | back, now, everything))
         return Outcome(changed=True)
 
     @staticmethod
-    def _now(docker: Engine, container: str) -> dict[str, Any]:
+    def _now(docker: Engine, container: str, everything: dict[str, int]) -> dict[str, Any]:
         raw = docker.raw(container)
         if raw is None:
             raise OperationError(f"container {container} is gone")
@@ -196,34 +198,34 @@ class Update(Implementation[UpdateParams]):
         times = policy.get("MaximumRetryCount") or 0
         return {
             "restart": (policy.get("Name") or "no") + (f":{times}" if times else ""),
-            "memory": _limit(host.get("Memory") or 0, _all_memory(docker)),
-            "cpus": _limit(host.get("NanoCpus") or 0, _all_cpus(docker)),
+            "memory": _limit(host.get("Memory") or 0, everything["memory"]),
+            "cpus": _limit(host.get("NanoCpus") or 0, everything["cpus"]),
             "pids": host.get("PidsLimit") if (host.get("PidsLimit") or 0) > 0 else -1,
             # Goes with the memory: swap included, -1 for no limit.
             "swap": host.get("MemorySwap") or 0,
         }
 
     @staticmethod
-    def _wanted(params: UpdateParams) -> dict[str, Any]:
+    def _wanted(params: UpdateParams, everything: dict[str, int]) -> dict[str, Any]:
         said = {
             "restart": params.restart,
-            "memory": None if params.memory is None else _limit(parse_size(params.memory), _all_memory(engine())),
-            "cpus": None if params.cpus is None else _limit(round(params.cpus * 1e9), _all_cpus(engine())),
+            "memory": None if params.memory is None else _limit(parse_size(params.memory), everything["memory"]),
+            "cpus": None if params.cpus is None else _limit(round(params.cpus * 1e9), everything["cpus"]),
             "pids": params.pids if params.pids != 0 else -1,
         }
         return {key: value for key, value in said.items() if value is not None}
 
     @staticmethod
-    def _body(wanted: dict[str, Any], was: dict[str, Any]) -> dict[str, Any]:
+    def _body(wanted: dict[str, Any], was: dict[str, Any], everything: dict[str, int]) -> dict[str, Any]:
         """Only what differs. The engine takes 0 for "as it is", so no limit is one that is as large as can be."""
         body: dict[str, Any] = {}
         if wanted["restart"] != was["restart"]:
             body["RestartPolicy"] = spec.restart_policy(wanted["restart"])
         if wanted["memory"] != was["memory"]:
-            memory = wanted["memory"] or _all_memory(engine())
+            memory = wanted["memory"] or everything["memory"]
             body |= {"Memory": memory, "MemorySwap": Update._swap(wanted, was, memory)}
         if wanted["cpus"] != was["cpus"]:
-            body["NanoCpus"] = wanted["cpus"] or _all_cpus(engine())
+            body["NanoCpus"] = wanted["cpus"] or everything["cpus"]
         if wanted["pids"] != was["pids"]:
             body["PidsLimit"] = wanted["pids"]
         return body

@@ -95,7 +95,7 @@ class Create(Implementation[CreateParams]):
     """Known again by its label; one that another run has made just so is left as it is."""
 
     def before(self, ctx: Context, params: CreateParams) -> dict[str, Any]:
-        return {"image_id": spec.image_of(engine(), params.image)}
+        return {"image_id": spec.need(engine(), params.image).id}
 
     def act(self, ctx: Context, params: CreateParams, before: dict[str, Any]) -> Outcome:
         found = {container.id for container in spec.own(engine(), ctx)}

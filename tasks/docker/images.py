@@ -16,28 +16,21 @@ from longshore.orchestration.operations.docker.images import (
     TagParams,
 )
 from longshore.tasks.docker.given import Given
-from longshore.tasks.docker.spec import safe
+from longshore.tasks.docker.spec import KEEP, need, safe
 from longshore.tasks.engine import Engine, Image, NotThere, engine
 from longshore.tasks.machine.live import Live
-from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements
-
-_KEEP = "longshore-keep/images"
+from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements, unfit
 
 
 def keep_name(ctx: Context, image_id: str) -> str:
     """The op_id may begin as no tag may."""
-    return f"{_KEEP}:k-{safe(ctx.op_id)}-{image_id.removeprefix('sha256:')[:12]}"
+    return f"{KEEP}/images:k-{safe(ctx.op_id)}-{image_id.removeprefix('sha256:')[:12]}"
 
 
 def release(ctx: Context, docker: Engine, image_id: str | None) -> None:
     """It needs the other name no more."""
     if image_id is not None:
         docker.untag(keep_name(ctx, image_id))
-
-
-def first(ctx: Context, what: str, remedy: str) -> OperationError:
-    """A second attempt proves nothing: the first may have gone further."""
-    return (Preflight if ctx.attempt == 1 else OperationError)(what, remedy=remedy)
 
 
 class Named(Implementation[Any]):
@@ -114,13 +107,6 @@ def lacking(ctx: Context, ref: str, verb: str) -> Prediction:
     return Prediction(f"would fail: {what}", changed=False, impossible=what)
 
 
-def need(docker: Engine, ref: str) -> Image:
-    found = docker.image(ref)
-    if found is None:
-        raise Preflight(f"image {ref!r} is not on the Docker host", remedy="pull or build it in a step before")
-    return found
-
-
 @implements(BUILD)
 class Build(Named):
     """The folder goes to the engine as an archive, without what .dockerignore names."""
@@ -170,7 +156,7 @@ def _archive(ctx: Context, params: BuildParams) -> BinaryIO:
 
     root = Path(params.context)
     if not (root / params.dockerfile).is_file():
-        raise first(ctx, f"there is no {params.dockerfile} in {params.context}", "")
+        raise unfit(ctx, f"there is no {params.dockerfile} in {params.context}")
     ignore = root / ".dockerignore"
     lines = ignore.read_text().splitlines() if ignore.is_file() else []
     excluded = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
@@ -286,7 +272,7 @@ class ImageRemove(Implementation[ImageRemoveParams]):
                 except NotThere as error:
                     raise OperationError(f"image {was} is gone, and cannot be brought back") from error
                 changed = True
-        docker.untag(keep_name(ctx, was))
+        release(ctx, docker, was)
         return Outcome(changed=changed)
 
     @staticmethod
@@ -296,12 +282,12 @@ class ImageRemove(Implementation[ImageRemoveParams]):
             raise Preflight(f"{ref} is a digest, which cannot be given back", remedy="name a tag or an id")
         if familiar(ref) in image.tags:
             return [familiar(ref)]
-        return [tag for tag in image.tags if not tag.startswith("longshore-keep/")]
+        return [tag for tag in image.tags if not tag.startswith(f"{KEEP}/")]
 
     @staticmethod
     def _unused(docker: Engine, image: Image, tags: list[str]) -> None:
         """As the engine has it: with its last name an image that containers use does not go."""
-        if {tag for tag in image.tags if not tag.startswith("longshore-keep/")} - set(tags):
+        if {tag for tag in image.tags if not tag.startswith(f"{KEEP}/")} - set(tags):
             return
         users = [row for row in docker.rows({"ancestor": [image.id]}, all_of_them=True) if row["ImageID"] == image.id]
         if users:

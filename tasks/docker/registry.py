@@ -15,9 +15,10 @@ from longshore.orchestration.operations.docker.images import (
     PushParams,
 )
 from longshore.tasks.docker.given import Given
-from longshore.tasks.docker.images import Named, first, give_back, impossible, keep, lacking, need, release
+from longshore.tasks.docker.images import Named, give_back, impossible, keep, lacking, release
+from longshore.tasks.docker.spec import need
 from longshore.tasks.engine import Engine, Image, Login, NotThere, engine
-from longshore.tasks.operation import Context, Implementation, Looks, Outcome, Prediction, implements
+from longshore.tasks.operation import Context, Implementation, Looks, Outcome, Prediction, implements, unfit
 
 
 def login_of(params: Any) -> Login | None:
@@ -45,20 +46,16 @@ def fetch(
 
     `touched`: the step has fetched another one already.
     """
-
-    def final(what: str, remedy: str) -> OperationError:
-        return OperationError(what, remedy=remedy) if touched else first(ctx, what, remedy)
-
     try:
         docker.pull(ref, login=login, platform=platform, check=ctx.check)
     except NotThere as error:
-        raise final(f"image {ref}: {error.message}", "is its name right?") from None
+        raise unfit(ctx, f"image {ref}: {error.message}", "is its name right?", touched=touched) from None
     except (StepCancelled, StepTimeout):
         raise
     except Transient as error:
         raise Transient(f"image {ref}: {error.message}") from None
     except OperationError as error:
-        raise final(f"image {ref}: {error.message}", error.remedy) from None
+        raise unfit(ctx, f"image {ref}: {error.message}", error.remedy, touched=touched) from None
     image = docker.image(ref)
     if image is None:
         raise OperationError(f"image {ref} was fetched, and is not there")
@@ -106,7 +103,7 @@ class Pull(Named):
         except OperationError as error:
             what = f"would fetch {params.image}; its registry cannot be asked: {error.message}"
             return Prediction(what, changed=None, undo=undo)
-        if image is not None and any(text.endswith(f"@{remote}") for text in image.digests):
+        if image is not None and image.is_at(remote):
             return Prediction(f"{params.image} is what its registry has", changed=None if ctx.has_upstream else False)
         return Prediction(f"would fetch {params.image} ({remote[7:19]})", undo=undo)
 
@@ -141,7 +138,8 @@ class Push(Implementation[PushParams]):
     def act(self, ctx: Context, params: PushParams, before: dict[str, Any]) -> Outcome:
         docker = engine()
         image = need(docker, params.image)
-        if not self._is_there(image, _remote(docker, params)):
+        remote = _remote(docker, params)
+        if remote is None or not image.is_at(remote):
             try:
                 docker.push(params.image, login=login_of(params), check=ctx.check)
             except (StepCancelled, StepTimeout):
@@ -163,16 +161,12 @@ class Push(Implementation[PushParams]):
             remote = _remote(docker, params)
         except Transient as error:
             return Prediction(f"would send {params.image}; its registry cannot be asked: {error.message}", changed=None)
-        if self._is_there(image, remote):
+        if remote is not None and image.is_at(remote):
             return Prediction(f"the registry has {params.image} just so", changed=None if ctx.has_upstream else False)
         return Prediction(f"would send {params.image}")
 
     def undo(self, ctx: Context, params: PushParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         raise OperationError("a registry does not take back what it was sent", remedy="give the step an undo")
-
-    @staticmethod
-    def _is_there(image: Image, remote: str | None) -> bool:
-        return remote is not None and any(text.endswith(f"@{remote}") for text in image.digests)
 
 
 @implements(DIGEST)

@@ -123,7 +123,7 @@ class Run(RunsOnce[RunParams]):
     """See its schema."""
 
     def before(self, ctx: Context, params: RunParams) -> dict[str, Any]:
-        return {"image_id": spec.image_of(engine(), params.image)}
+        return {"image_id": spec.need(engine(), params.image).id}
 
     def begin(self, ctx: Context, docker: Engine, params: RunParams, before: dict[str, Any]) -> Container:
         container, _ = spec.make(docker, ctx, params, before["image_id"], kind="run")

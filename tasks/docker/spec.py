@@ -11,7 +11,7 @@ from typing import Any
 from longshore.orchestration.errors import OperationError, Preflight, Transient
 from longshore.orchestration.operations.docker.containers import CreateParams, Health, Mount
 from longshore.orchestration.operations.docker.fields import parse_size
-from longshore.tasks.engine import Conflict, Container, Engine, NotThere
+from longshore.tasks.engine import Conflict, Container, Engine, Image, NotThere
 from longshore.tasks.operation import Context
 
 OP = "longshore.op"
@@ -20,6 +20,8 @@ STEP = "longshore.step"
 KIND = "longshore.kind"
 SPEC = "longshore.spec"
 ATTEMPT = "longshore.attempt"
+#: Repositories of the names that keep an image for an undo, or for a revision.
+KEEP = "longshore-keep"
 
 #: Networks of the engine that are modes: they take neither aliases nor a second network.
 _MODES = {"host", "none"}
@@ -47,11 +49,11 @@ def spec_of(ctx: Context, params: CreateParams, image_id: str) -> str:
     return hashlib.sha256(ctx.redact(text).encode()).hexdigest()
 
 
-def image_of(engine: Engine, image: str) -> str:
-    """The image's id. A missing one is never fetched here."""
-    found = engine.image_id(image)
+def need(engine: Engine, ref: str) -> Image:
+    """The image of that name. A missing one is never fetched here."""
+    found = engine.image(ref)
     if found is None:
-        raise Preflight(f"image {image!r} is not on the Docker host", remedy="pull or build it in a step before")
+        raise Preflight(f"image {ref!r} is not on the Docker host", remedy="pull or build it in a step before")
     return found
 
 

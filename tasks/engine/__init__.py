@@ -119,6 +119,10 @@ class Image:
     architecture: str = ""
     os: str = ""
 
+    def is_at(self, digest: str) -> bool:
+        """Whether a registry that names this digest has this image."""
+        return any(text.endswith(f"@{digest}") for text in self.digests)
+
 
 @dataclass(frozen=True)
 class Execution:

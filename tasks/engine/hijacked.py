@@ -40,14 +40,13 @@ def talk(raw: Any, ahead: bytes, stdin: bytes | None, said: Said, check: Check) 
     """
     connection = getattr(raw, "_sock", raw)
     pending = memoryview(stdin or b"")
-    first = ahead
     if stdin is not None and not pending:
         _end_of_input(connection)
 
     def heard() -> Iterator[bytes]:
         nonlocal pending
-        if first:
-            yield first
+        if ahead:
+            yield ahead
         while True:
             check()
             # What TLS has read ahead cannot be seen from outside.

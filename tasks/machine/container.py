@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 from longshore.orchestration.errors import OperationError, Preflight, StepCancelled, StepTimeout
-from longshore.tasks.engine import Conflict, NotThere, engine
+from longshore.tasks.engine import Check, Conflict, NotThere, engine
 from longshore.tasks.machine import Program, State, sha, temporary_name
 from longshore.tasks.machine.live import Live
 from longshore.tasks.machine.process import Completed, Tail
@@ -79,7 +79,7 @@ class ContainerMachine:
         took = round((time.monotonic() - started) * 1000)
         return Completed(code, heard.out.text(), heard.err.text(), heard.out.truncated or heard.err.truncated, took)
 
-    def _code(self, execution: str, check: object) -> int:
+    def _code(self, execution: str, check: Check) -> int:
         """Its exit code; the stream may end a moment before it has one."""
         while True:
             state = self._docker.execution(execution)
@@ -87,8 +87,7 @@ class ContainerMachine:
                 raise OperationError(f"the engine has forgotten a program in container {self._name}")
             if not state.running and state.exit_code is not None:
                 return state.exit_code
-            if callable(check):
-                check()
+            check()
             time.sleep(_LOOK)
 
     def _ended(self, error: OperationError, pid: str, execution: str, program: Program) -> OperationError:

@@ -102,7 +102,7 @@ def test_a_pull_that_breaks_off_in_the_middle_is_an_error_and_leaves_what_was(
         assert engine.inspect_image(ref)["Id"] == old
         pull.undo()
         assert engine.inspect_image(ref)["Id"] == old
-        assert not [name for name in names(engine) if name.startswith("longshore-keep/images:lst-")]
+        assert not [name for name in names(engine) if name.startswith("longshore-keep/images:k-lst-")]
 
 
 @pytest.mark.parametrize("image", ["lst-nothing:1", "{registry}/lst-nothing:1"])

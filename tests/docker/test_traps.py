@@ -101,8 +101,8 @@ def test_a_stop_that_takes_longer_than_the_client_waits_is_looked_at_and_not_rep
 def test_a_container_of_compose_run_is_not_stopped_with_its_project(stack: Stack) -> None:
     stack.up().act()
     said = {"project_dir": str(stack.directory), "project": stack.name, "service": "web", "command": ["sleep", "60"]}
-    stop_at = time.monotonic() + 2
-    run = stack.step("compose.run.execute", {"asked_to_stop": lambda: time.monotonic() > stop_at}, **said)
+    enough = threading.Event()
+    run = stack.step("compose.run.execute", {"asked_to_stop": enough.is_set}, **said)
 
     def until_cancelled() -> None:
         with pytest.raises(OperationError):
@@ -110,10 +110,14 @@ def test_a_container_of_compose_run_is_not_stopped_with_its_project(stack: Stack
 
     thread = threading.Thread(target=until_cancelled)
     thread.start()
-    time.sleep(1)
+    deadline = time.monotonic() + 20
+    while len(stack.containers()) < 3 or sum(row["State"] == "running" for row in stack.containers()) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     stack.other("stop").act()
-    one_off = [row for row in stack.containers() if row["State"] == "running"]
+    still = [row["Labels"]["com.docker.compose.oneoff"] for row in stack.containers() if row["State"] == "running"]
+    enough.set()
     thread.join()
-    assert len(one_off) <= 1
+    assert still == ["True"]
     run.undo()
     assert stack.running() == set()
