@@ -12,12 +12,16 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from longshore.orchestration import secrets, templates
-from longshore.orchestration.compiled import CompiledPlan, find_cycle
+from longshore.orchestration.compiled import CONTROL, CompiledPlan, find_cycle
 from longshore.orchestration.errors import LongshoreError, Problem, UnknownName
 from longshore.orchestration.guards import LOOKS_AT_FAILURE
 from longshore.orchestration.operations import Operation, Params, Waits, celery, find, known, subplan
 from longshore.orchestration.plan import NAME, Plan, Step, UndoSpec
+from longshore.orchestration.selection import ANY, is_several
 from longshore.orchestration.settings import MAX_STEPS, MAX_UNITS
+
+#: What is rendered before it is known where a step is done.
+_NO_HOST = templates.ROOTS - {"host"}
 
 
 def problems(plan: Plan) -> list[Problem]:
@@ -77,7 +81,7 @@ def _upstream(plan: Plan, name: str) -> set[str]:
 
 def _step(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
     at = ("steps", name)
-    item = {"item"} if step.foreach is not None else set()
+    item = _item(step)
     yield from _operation(plan, name, step.op, step.with_, at, templates.ROOTS | item)
     yield from _inside(plan, name, step, templates.ROOTS | item)
     yield from _guards(plan, name, step)
@@ -107,6 +111,10 @@ def _step(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
             yield Problem("an always step is never undone, so its undo would never run", step=name, path=undo_at)
 
 
+def _item(step: Step) -> set[str]:
+    return {"item"} if step.foreach is not None else set()
+
+
 def _inside(plan: Plan, name: str, step: Step, roots: frozenset[str] | set[str]) -> Iterator[Problem]:
     if step.in_ is None:
         return
@@ -127,7 +135,13 @@ def _guards(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
         except templates.TemplateProblem as error:
             yield Problem(f"when: {condition.if_!r} is no expression: {error.why}", step=name, path=where)
             continue
-        yield from _template(plan, name, "when", expression, where)
+        yield from _template(plan, name, "when", expression, where, templates.ROOTS | _item(step))
+        if (step.target or plan.target) == ANY and "host" in templates.references(expression, frozenset()).unknown:
+            yield Problem(
+                "when: it looks at host, and which worker will take the step is not known: give it a target",
+                step=name,
+                path=where,
+            )
         yield from _condition(plan, name, expression, where)
     at_failure = [word for word in step.only_if if word in LOOKS_AT_FAILURE]
     if at_failure and step.after and not step.always and not any(_may_fail(plan, d) for d in step.after):
@@ -178,18 +192,20 @@ def _fan_out(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
     except (TypeError, ValueError, RecursionError) as error:
         yield Problem(f"foreach: its items are not what JSON can hold: {error}", step=name, path=(*at, "foreach"))
     if step.foreach is not None:
-        yield from _template(plan, name, "foreach", step.foreach, (*at, "foreach"))
-    yield from _template(plan, name, "target", target, (*at, "target") if step.target else ("target",))
+        yield from _template(plan, name, "foreach", step.foreach, (*at, "foreach"), _NO_HOST)
+    yield from _template(plan, name, "target", target, (*at, "target") if step.target else ("target",), _NO_HOST)
     if isinstance(step.foreach, list) and len(step.foreach) > MAX_UNITS:
         yield Problem(f"foreach: more than {MAX_UNITS} items", step=name, path=(*at, "foreach"))
-    many = step.foreach is not None or target == "_all"
-    if step.max_parallel is not None and not many:
-        yield Problem(
-            "max_parallel is for a step with a foreach or several hosts", step=name, path=(*at, "max_parallel")
-        )
+    hosts = is_several(target)
+    many = step.foreach is not None or hosts or templates.is_template(target)
+    for word in ("max_parallel", "canary"):
+        if getattr(step, word) is not None and not many:
+            yield Problem(f"{word} is for a step with a foreach or several hosts", step=name, path=(*at, word))
+    if step.on_no_host == "skip" and target == ANY:
+        yield Problem("on_no_host is for a step with a target", step=name, path=(*at, "on_no_host"))
     operation = known(step.op)
-    if many and operation is not None and operation.waits is Waits.RUN and target == "_all":
-        yield Problem("a sub-plan runs once, not on each host", step=name, path=at)
+    if hosts and operation is not None and operation.queue == CONTROL:
+        yield Problem(f"{step.op} is done once, not on each host", step=name, path=at)
 
 
 def _is_lone(text: str) -> bool:

@@ -12,17 +12,18 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 from celery import Celery
 from kombu.exceptions import OperationalError
+from pydantic import ValidationError
 
-from longshore.orchestration import embedded, events, replay, report, templates
+from longshore.orchestration import dryrun, embedded, events, replay, report, templates, waits
 from longshore.orchestration.admission import Admission
 from longshore.orchestration.breakers import Breakers, services
-from longshore.orchestration.canvas import PROBE, Canvas, producer
+from longshore.orchestration.canvas import Canvas, producer
 from longshore.orchestration.compiled import CompiledPlan, StepId
 from longshore.orchestration.errors import (
     ConfigError,
@@ -38,10 +39,12 @@ from longshore.orchestration.errors import (
 )
 from longshore.orchestration.events import Event
 from longshore.orchestration.hooks import Hooks, Teller
+from longshore.orchestration.hosts import Host, Hosts, HostState, grouped, matching, meant
 from longshore.orchestration.plan import Plan, single
 from longshore.orchestration.replay import Replay
 from longshore.orchestration.report import Report
 from longshore.orchestration.request import request_body
+from longshore.orchestration.selection import ANY, HostFilter
 from longshore.orchestration.settings import MAX_PLAN_BYTES, Settings, get_settings
 from longshore.orchestration.source import load
 from longshore.orchestration.states import TERMINAL, RunState
@@ -51,7 +54,6 @@ from longshore.orchestration.store import Store, actor, stream_order
 Resolution = Literal["done", "skip", "undone", "abandon"]
 #: It becomes a part of keys and of file names.
 RUN_ID = re.compile(r"(?!\.\.?$)[A-Za-z0-9._@-]{1,128}")
-_PROBE_SECONDS = 60.0
 #: Between two looks at what a step has printed.
 _FOLLOW = 0.3
 
@@ -99,9 +101,10 @@ class Client:
         """Have a plan run; returns at once.
 
         The same `run_id` with the same plan and parameters gives the run that is there
-        (`Run.attached`); with others it raises RunConflict. Raises PlanError, ParamsError, UnknownName
-        before anything is stored, QueueFull where as many wait as may, ServiceDown where a service is and new
-        runs are refused, StoreUnavailable where Redis does not answer in time.
+        (`Run.attached`); with others it raises RunConflict. Raises PlanError, ParamsError, UnknownName (also
+        for a host, or a label, that there is none of) before anything is stored, QueueFull where as many wait as
+        may, ServiceDown where a service is and new runs are refused, StoreUnavailable where Redis does not answer
+        in time.
         """
         self._ready()
         run_id = run_id if run_id is not None else _new_run_id(plan if isinstance(plan, str) else plan.name)
@@ -112,6 +115,7 @@ class Client:
         if len(json.dumps(body, ensure_ascii=False).encode()) > MAX_PLAN_BYTES:
             raise PlanError(f"the plan with its files is larger than {MAX_PLAN_BYTES} bytes")
         self._refuse_where_a_service_is_down(compiled)
+        self._refuse_hosts_that_are_not_there(compiled, body["params"])
         there = Admission(self.store).submit(run_id, body)
         if there is not None:
             if there["digest"] != body["digest"]:
@@ -140,6 +144,20 @@ class Client:
                     f"the run was not started: it needs service {service}, which is down: {down[service]}",
                     remedy="longshore breaker ls shows since when",
                 )
+
+    def _refuse_hosts_that_are_not_there(self, plan: CompiledPlan, params: Mapping[str, Any]) -> None:
+        """A target that is known now and means no host: better now than after the steps before it."""
+        named = [step for step in plan.steps if step.target != ANY and step.step.on_no_host == "fail"]
+        hosts = Hosts(self.store).all() if named else {}
+        for step in named if hosts else ():
+            try:
+                target = str(templates.render(step.target, {"params": dict(params)}))
+                if target != ANY:
+                    meant(hosts, target, always=True)
+            except templates.TemplateProblem:
+                continue  # known when its turn comes
+            except UnknownName as error:
+                raise UnknownName(f"step {step.name}: target: {error.message}", remedy=error.remedy) from None
 
     @staticmethod
     def _hooked(run: Run, plan: Plan | str) -> Run:
@@ -220,75 +238,52 @@ class Client:
         self._ready()
         checked = load(plan) if isinstance(plan, str) else plan
         body = request_body(checked, params or {}, actor(self.settings))
-        compiled = CompiledPlan(checked)
-        probe_id = uuid4().hex
-        self.store.put_probe(probe_id, json.dumps(body, ensure_ascii=False), _PROBE_SECONDS)
-        asked, answers = self._where(compiled, body["params"])
+        return dryrun.dry_run(self.store, self._producer, CompiledPlan(checked), body)
+
+    # --- hosts --------------------------------------------------------------------------------------
+
+    @overload
+    def hosts(
+        self, condition: HostFilter | None = None, /, *, group_by: None = None, **conditions: Any
+    ) -> list[Host]: ...
+
+    @overload
+    def hosts(
+        self, condition: HostFilter | None = None, /, *, group_by: str, **conditions: Any
+    ) -> dict[str, list[Host]]: ...
+
+    def hosts(
+        self, condition: HostFilter | None = None, /, *, group_by: str | None = None, **conditions: Any
+    ) -> list[Host] | dict[str, list[Host]]:
+        """The hosts that are like that, in the order of their names; without a condition, all that have workers.
+
+        Keywords are those of `HostFilter`: `os="debian", arch=…, min_cpu=…, min_memory="2GiB", label="role:web",
+        fact={"rack": "12"}, healthy=True`. `group_by` is a fact's name, or `label:KEY`; the hosts that have no
+        such value are in no group. Raises UsageError for a condition that is none.
+        """
+        self._ready()
         try:
-            for index, queue in asked:
-                self._ask(probe_id, compiled, index, queue)
-            answers += self._answers(probe_id, compiled, asked)
-        finally:
-            self.store.drop_probe(probe_id)
-        answers.sort(key=lambda answer: (compiled.steps[answer["index"]].level, answer["index"], answer["host"]))
-        return [
-            {"step": step.name, "op": step.operation.name, "level": step.level}
-            | {key: answer[key] for key in ("host", "action", "changed", "undo", "impossible")}
-            for answer in answers
-            for step in [compiled.steps[answer["index"]]]
-        ]
+            wanted = condition or HostFilter.model_validate(conditions)
+        except ValidationError as error:
+            item = error.errors()[0]
+            where = ".".join(map(str, item["loc"])) or "condition"
+            raise UsageError(f"hosts: {where}: {item['msg'].removeprefix('Value error, ')}") from None
+        there = [host for host in Hosts(self.store).all().values() if host.state is not HostState.STOPPED]
+        found = matching(there, wanted)
+        return found if group_by is None else grouped(found, group_by)
 
-    def _where(
-        self, plan: CompiledPlan, params: Mapping[str, Any]
-    ) -> tuple[list[tuple[int, str]], list[dict[str, Any]]]:
-        """Which queue is asked for which step, one for each of its hosts; and what is known without asking."""
-        asked: list[tuple[int, str]] = []
-        known: list[dict[str, Any]] = []
-        hosts = self.store.hosts()
-        alive = [host for host, lives in hosts.items() if lives]
-        for step in plan.steps:
-            try:
-                target = str(templates.render(step.target, {"params": dict(params)}))
-            except templates.TemplateProblem:
-                target = "_any"  # known when its turn comes
-            if target == "_any":
-                asked.append((step.index, step.queue))
-            elif target == "_all" or target in alive:
-                asked += [(step.index, step.queue_at(host)) for host in (alive if target == "_all" else [target])]
-            if target != "_any" and not any(index == step.index for index, _ in asked):
-                what = "no host has a worker" if target == "_all" else f"no host {target!r} has a worker now"
-                known.append(
-                    {"index": step.index, "host": target, "action": f"would fail: {what}", "changed": False}
-                    | {"undo": "nothing to take back", "impossible": what}
-                )
-        return asked, known
+    def drain(self, host: str, *, stop: bool = False) -> Host:
+        """Have a host take no new work; what runs there ends, and undo and what always runs are still done.
 
-    def _ask(self, probe_id: str, plan: CompiledPlan, index: int, queue: str) -> None:
-        step = plan.steps[index]
-        self._producer.signature(
-            PROBE,
-            args=(probe_id, index),
-            options={
-                "queue": queue,
-                "expires": _PROBE_SECONDS,
-                "shadow": f"{plan.plan.name}.{step.name} (dry run)",
-                "argsrepr": f"({step.name!r},)",
-            },
-        ).apply_async()
+        `stop`: its workers end after that. UnknownName for a host that is not known.
+        """
+        self._ready()
+        return Hosts(self.store).drain(host, actor(self.settings), stop=stop)
 
-    def _answers(self, probe_id: str, plan: CompiledPlan, asked: list[tuple[int, str]]) -> list[dict[str, Any]]:
-        """One for each question. Raises WaitTimeout where a queue stays silent."""
-        answers: list[dict[str, Any]] = []
-        until = time.monotonic() + _PROBE_SECONDS
-        while len(answers) < len(asked):
-            answer = self.store.next_answer(probe_id, 1.0)
-            if answer is not None:
-                answers.append(answer)
-            elif time.monotonic() > until:
-                told = {answer["index"] for answer in answers}
-                silent = sorted({queue for index, queue in asked if index not in told})
-                raise WaitTimeout(f"no worker answered for: {', '.join(silent)}", remedy="start one: longshore worker")
-        return answers
+    def undrain(self, host: str) -> Host:
+        """Have a host take work again. UnknownName for a host that is not known."""
+        self._ready()
+        return Hosts(self.store).undrain(host)
 
 
 class Run:
@@ -326,6 +321,8 @@ class Run:
         """How it stands; complete when it has ended."""
         store = self.client.store
         run, steps = store.everything(self.id)
+        if run.get("state") not in TERMINAL:
+            steps |= waits.reasons(store, self.plan, steps)
         return report.build(self.id, self.plan, run, steps, store.now())
 
     def events(self, after: str = "0-0") -> list[Event]:

@@ -15,6 +15,7 @@ from longshore.orchestration.errors import UnknownName
 from longshore.orchestration.guards import LOOKS_AT_FAILURE
 from longshore.orchestration.operations import NO_RETRY, Kind, Operation, Params, Result, Retry, Undo, Waits, find
 from longshore.orchestration.plan import Plan, Step
+from longshore.orchestration.selection import is_several
 
 #: A step by its index, or a unit of one that was fanned out as `<index>.<unit>`.
 StepId = int | str
@@ -100,7 +101,7 @@ class CompiledStep:
     @cached_property
     def guarded(self) -> bool:
         """Whether it has to be decided, when its turn comes, that it runs."""
-        return bool(self.step.when or self.step.only_if)
+        return bool(self.step.when or self.step.only_if or self.step.when_fact)
 
     @cached_property
     def looks_at_failure(self) -> bool:
@@ -112,7 +113,11 @@ class CompiledStep:
     @cached_property
     def fans_out(self) -> bool:
         """Whether it may have several units: items, hosts or both."""
-        return self.step.foreach is not None or self.target == "_all"
+        return self.step.foreach is not None or is_several(self.target) or templates.is_template(self.target)
+
+    def stays(self, side: str) -> bool:
+        """Whether what it does is done to the host that it is done on: a later attempt, and the undo, go there."""
+        return (self._undo_operation if side else self.operation).queue in AT_HOST
 
     @cached_property
     def plain(self) -> bool:
@@ -125,11 +130,14 @@ class CompiledStep:
 
     @property
     def queue(self) -> str:
-        return self.operation.queue
+        return self.queue_at("")
 
     def queue_at(self, host: str) -> str:
-        """Its queue, on one host where it has to be that one."""
-        return at_host(self.operation.queue, host)
+        """Its queue, on one host where it has to be that one. An always step is not held up by other work, nor by a
+        host's being drained: it goes with the undo work.
+        """
+        queue = at_host(self.operation.queue, host)
+        return _first(queue) if self.always else queue
 
     @cached_property
     def undo_queue(self) -> str:
@@ -137,14 +145,25 @@ class CompiledStep:
 
     def undo_queue_at(self, host: str) -> str:
         """Undo work has a queue of its own, consumed first, so that new work cannot hold it up."""
+        return _first(at_host(self._undo_operation.queue, host))
+
+    @property
+    def _undo_operation(self) -> Operation:
         undo = self.step.undo
-        operation = self.operation if undo is None or undo == "none" else find(undo.op)
-        queue = at_host(operation.queue, host)
-        return queue if queue == CONTROL else f"{queue}.undo"
+        return self.operation if undo is None or undo == "none" else find(undo.op)
 
 
 #: The queue of short work that every installation has a worker for.
 CONTROL = "control"
+
+
+#: The queues of operations whose effect is on the machine, or the engine, of the worker that does them.
+AT_HOST = frozenset({"docker", "compose", "command", "file", "network", "node"})
+
+
+def _first(queue: str) -> str:
+    """The queue of the same work that is consumed before it."""
+    return queue if queue == CONTROL else f"{queue}.undo"
 
 
 def at_host(queue: str, host: str) -> str:

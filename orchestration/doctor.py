@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from longshore.orchestration.breakers import Breakers
 from longshore.orchestration.errors import StoreUnavailable
+from longshore.orchestration.hosts import Hosts, HostState
+from longshore.orchestration.selection import listed
 from longshore.orchestration.store import Store
 
 Grade = Literal["ok", "warning", "error"]
@@ -81,12 +83,19 @@ def _setting(store: Store, name: str) -> str | None:
 
 
 def _work(store: Store) -> Iterator[Finding]:
-    hosts = store.hosts()
-    alive = [name for name, lives in hosts.items() if lives]
+    hosts = Hosts(store).all().values()
+    alive = [host.name for host in hosts if host.alive]
     if alive:
-        yield Finding(f"workers on {', '.join(alive)}", "ok")
+        yield Finding(f"workers on {listed(alive)}", "ok")
     else:
         yield Finding("no worker has been seen lately", "error", "start one: longshore worker")
+    for host in hosts:
+        if host.state is HostState.LOST:
+            yield Finding(
+                host.why_not(), "warning", f"start its worker, or forget it: longshore hosts forget {host.name}"
+            )
+        elif host.drained is not None:
+            yield Finding(host.why_not(), "warning", f"longshore hosts undrain {host.name}, once it may work again")
     for breaker in Breakers(store).open():
         yield Finding(
             f"service {breaker.service} is down: {breaker.why}; {breaker.waiting} runs wait", "warning",

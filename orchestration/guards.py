@@ -114,6 +114,8 @@ class Unit:
     item: str = ""
     #: '' for whichever host takes it.
     host: str = ""
+    #: Why it is not done there; '' where it is.
+    skip: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ class Verdict:
     #: How many units may be at work at once, and how many may fail.
     at_once: int = 0
     tolerated: int = 0
+    #: How many of them go first, alone; 0 where none do.
+    canary: int = 0
 
 
 RUNS = Verdict()

@@ -27,8 +27,10 @@
     {ns}:object:<name>   hash    an entry of the object store: data (base64), sha256, size, content_type, by
     {ns}:kept-object:<run>.<step>  hash  what an entry was before that step; expires with the run
     {ns}:aside           stream  messages that no worker can take, and why; capped
-    {ns}:hosts           set     the hosts that ever had a worker
-    {ns}:host:<name>     string  there while a worker of the host is alive; expires by itself
+    {ns}:fleet           zset    the hosts that are known → when one of their workers was last heard of, ms
+    {ns}:machine:<name>  hash    a host: node:<worker> what it is, JSON; beat:<worker> when it was last heard of, its
+                                 state and how many steps it is at; drained by whom, since when; last what the last
+                                 worker was that ended in order
     {ns}:breakers        set     services that are down
     {ns}:breaker:<name>  hash    why one of them is, since when, until when it is left alone
     {ns}:probing:<name>  string  the run that may try it; expires by itself
@@ -82,6 +84,8 @@ class Field(StrEnum):
     #: The host that it was sent to, and the item of a `foreach`, JSON.
     HOST = "h"
     ITEM = "i"
+    #: The host that it was done on, as far as that is one where it can be taken back.
+    DONE_AT = "hd"
     #: What it waits for while it is parked, JSON; and who decided what, when, with which note.
     PARKED = "p"
     DECISION = "dk"
@@ -106,7 +110,13 @@ class Field(StrEnum):
     UNITS_FAILED = "kf"
     UNITS_CHANGED = "kc"
     UNITS_CANCELLED = "kx"
+    UNITS_SKIPPED = "ks"
     TOLERATED = "kt"
+    #: Of those: at most so many at once; canaries that have not ended, or not begun; and that one of them failed.
+    AT_ONCE = "ao"
+    CANARIES = "cn"
+    CANARIES_HELD = "ca"
+    CANARY_FAILED = "cf"
     ERROR = "er"
 
 
@@ -223,8 +233,11 @@ class Keys:
         return f"{self.namespace}:aside"
 
     @property
-    def hosts(self) -> str:
-        return f"{self.namespace}:hosts"
+    def fleet(self) -> str:
+        return f"{self.namespace}:fleet"
+
+    def machine(self, host: str) -> str:
+        return f"{self.namespace}:machine:{host}"
 
     def lock(self, name: str) -> str:
         return f"{self.namespace}:lock:{name}"
@@ -238,9 +251,6 @@ class Keys:
 
     def kept_object(self, op_id: str) -> str:
         return f"{self.namespace}:kept-object:{op_id}"
-
-    def host(self, name: str) -> str:
-        return f"{self.namespace}:host:{name}"
 
     @property
     def breakers(self) -> str:

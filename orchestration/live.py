@@ -14,8 +14,8 @@ from rich.tree import Tree
 from longshore.orchestration.client import Run
 from longshore.orchestration.events import Event
 from longshore.orchestration.guards import FAILED
-from longshore.orchestration.report import Report, StepReport
-from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
+from longshore.orchestration.report import ItemReport, Report, StepReport
+from longshore.orchestration.states import STEP_IN_FLIGHT, TERMINAL, RunState, StepState, UndoState
 
 _STYLES = {
     StepState.PENDING: "dim",
@@ -123,19 +123,25 @@ def tree(report: Report) -> Tree:
         for step in steps[:_SHOWN]:
             node = branch.add(_step(step))
             for item in step.failures()[:_SHOWN]:
-                what = json.dumps(item.item, ensure_ascii=False) if item.item is not None else item.host
-                node.add(Text(f"{what}  {item.status}  {item.error or ''}", style="red"))
+                node.add(Text(f"{_what(item)}  {item.status}  {item.error or ''}", style="red"))
             for host in step.hosts if not step.items and len(step.hosts) > 1 else ():
                 if host.status in FAILED:
                     node.add(Text(f"{host.host}  {host.status}  {host.error or ''}", style="red"))
-            for n, item in enumerate(step.items[:_SHOWN]):
-                if item.status is StepState.WAITING:
-                    node.add(Text(f"{step.name}[{n}]  {item.reason or ''}", style="yellow"))
+            told = [item for item in step.items if item.status not in FAILED and item.reason]
+            for item in told[:_SHOWN]:
+                style = "yellow" if item.status in STEP_IN_FLIGHT else "dim"
+                node.add(Text(f"{_what(item)}  {item.status}  {item.reason}", style=style))
         if len(steps) > _SHOWN:
             rest = steps[_SHOWN:]
             ended = sum(step.duration_s is not None for step in rest)
             branch.add(Text(f"… and {len(rest)} more, {ended} of them ended", style="dim"))
     return root
+
+
+def _what(item: ItemReport) -> str:
+    """The item, the host, or both."""
+    parts = [json.dumps(item.item, ensure_ascii=False)] if item.item is not None else []
+    return " on ".join([*parts, *([item.host] if item.host else [])])
 
 
 def _step(step: StepReport) -> Text:
@@ -156,6 +162,8 @@ def _step(step: StepReport) -> Text:
         line.append(f"  ↩ {step.undo.status}", _UNDO_STYLES.get(step.undo.status, "cyan"))
         if step.undo.error:
             line.append(f"  {step.undo.error}", "red")
+        if step.undo.reason:
+            line.append(f"  {step.undo.reason}", "dim")
     return line
 
 

@@ -27,12 +27,14 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticUndefined
 
+from longshore.orchestration import templates
 from longshore.orchestration.durations import Duration, format_duration, parse_duration
 from longshore.orchestration.errors import PlanError, Problem
 from longshore.orchestration.expressions import Expression, as_data, as_text, of_step
 from longshore.orchestration.guards import OnlyIf
 from longshore.orchestration.operations import Retry
 from longshore.orchestration.params import Param
+from longshore.orchestration.selection import TARGET, HostFilter
 
 if TYPE_CHECKING:
     from celery import Signature
@@ -52,8 +54,6 @@ _GUARDS = WithJsonSchema(
         ]
     }
 )
-#: `_any` worker, each host (`_all`), or a host by its name.
-TARGET = r"^(_any|_all|[A-Za-z0-9][A-Za-z0-9._-]{0,63}|.*\{\{.*\}\}.*)$"
 #: Under it, the container that a step is done in stands beside its rendered parameters.
 INSIDE = " in"
 #: A number of items or hosts, or a part of them.
@@ -62,6 +62,7 @@ TOLERATE = r"^(\d+|\d{1,2}(\.\d+)?%|100%)$"
 OnError = Literal["stop", "continue"]
 OnFailure = Literal["undo", "keep"]
 OnUnknown = Literal["fail", "ask"]
+OnNoHost = Literal["fail", "skip"]
 
 
 def _as_list(value: Any) -> Any:
@@ -83,7 +84,7 @@ def _as_tolerance(value: Any) -> Any:
 
 def _as_target(value: Any) -> Any:
     if value is not None and (not isinstance(value, str) or not re.fullmatch(TARGET, value)):
-        raise ValueError("must be _any, _all, or a host's name")
+        raise ValueError("must be _any, _all, a host's name, or a label as key:value")
     return value
 
 
@@ -145,6 +146,11 @@ class When(_Model):
     if_: Annotated[str, Field(min_length=1)] = Field(alias="if", description="A Jinja2 expression, without braces")
     reason: str = Field("", description="Why the step is skipped where it is false")
 
+    @property
+    def of_part(self) -> bool:
+        """Whether it is asked of each item or host by itself: it looks at one."""
+        return bool(templates.references(templates.braced(self.if_), frozenset()).unknown & {"item", "host"})
+
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         return {"anyOf": [{"type": "string"}, handler(core)]}
@@ -194,7 +200,12 @@ class Step(_Model):
         None, description="A list, or a {{ template }} that gives one: the step is done for each item at the same time"
     )
     target: Annotated[str | None, BeforeValidator(_as_target)] = Field(
-        None, description="_any worker, _all hosts, or one host by its name"
+        None, description="_any worker, _all hosts, one host by its name, or those with a label: key:value"
+    )
+    on_no_host: OnNoHost = Field("fail", description="What becomes of it where no host is meant by its target")
+    when_fact: HostFilter | None = Field(
+        None,
+        description="What a host must be like for the step to be done there; on _any worker: what some host must be",
     )
     in_: Inside | None = Field(
         None, alias="in", description="Done inside a container: command, file, node and network operations"
@@ -204,6 +215,9 @@ class Step(_Model):
     )
     max_parallel: Annotated[int, Field(ge=1)] | None = Field(
         None, description="How many of its items or hosts are at work at once"
+    )
+    canary: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="How many of its items or hosts go first: if one of them fails, the rest is left alone"
     )
     retry: Retry | None = Field(None, description="When a failed attempt is tried again")
     on_error: OnError | None = Field(None, description="stop ends the run, continue goes on without what depends on it")
@@ -399,6 +413,12 @@ class StepHandle:
         known = self.plan.steps[self.name].when
         return self._set(when=[*known, When(if_=as_text(condition), reason=reason)])
 
+    def when_fact(self, condition: HostFilter | None = None, /, **conditions: Any) -> Self:
+        """Do it only on those of its hosts that are like that: the keywords of `HostFilter`. A step that any worker may
+        take is done if some host is.
+        """
+        return self._set(when_fact=condition or conditions)
+
     def only_if(self, *conditions: OnlyIf | str) -> Self:
         """Run only if the steps directly before it did this, too (`changed`, `failed`, …)."""
         known = self.plan.steps[self.name].only_if
@@ -439,8 +459,12 @@ class StepHandle:
         return self._set(in_=Inside(container=str(container)))
 
     def target(self, target: str | Expression) -> Self:
-        """`_any` worker, `_all` hosts, or one host by its name."""
+        """`_any` worker, `_all` hosts, one host by its name, or those with a label: `key:value`."""
         return self._set(target=str(target))
+
+    def on_no_host(self, policy: OnNoHost) -> Self:
+        """Where no host is meant by its target: `fail`, or `skip` the step."""
+        return self._set(on_no_host=policy)
 
     def tolerate(self, number: int | str) -> Self:
         """So many of its items or hosts may fail: 2, or "10%"."""
@@ -448,6 +472,10 @@ class StepHandle:
 
     def max_parallel(self, number: int) -> Self:
         return self._set(max_parallel=number)
+
+    def canary(self, number: int) -> Self:
+        """So many of its items or hosts go first; if one of them fails, the rest is left alone."""
+        return self._set(canary=number)
 
     def irreversible(self) -> Self:
         """The point of no return."""

@@ -40,6 +40,8 @@ class UndoReport(_Part):
 
     status: UndoState
     error: str | None = None
+    #: Why it has not begun.
+    reason: str | None = None
     attempts: int = 0
     duration_s: float | None = None
     task_ids: list[str] = []
@@ -52,6 +54,8 @@ class HostReport(_Part):
     status: StepState
     changed: bool
     error: str | None = None
+    #: Why it was skipped there, left alone, or is waited for.
+    reason: str | None = None
     data: dict[str, Any] = {}
 
     def decode(self, model: type[T]) -> T:
@@ -260,7 +264,7 @@ def _unit(fields: Mapping[str, str], step_id: StepId) -> tuple[StepRecord, _Done
         duration_s=_span(get(Field.STARTED), get(Field.ENDED)),
         task_ids=(get(Field.TASK_IDS) or "").split(),
         undo=undo,
-        reason=_waits_for(get) if status is StepState.WAITING else record.reason or None,
+        reason=_waits_for(get) if status is StepState.WAITING else get("wait") or record.reason or None,
         error=outcome.get("error"),
         data=outcome.get("data", {}),
     )
@@ -276,7 +280,10 @@ def _waits_for(get: Callable[[str], str | None]) -> str | None:
 
 
 def _host(part: ItemReport) -> HostReport:
-    return HostReport(host=part.host or "", status=part.status, changed=part.changed, error=part.error, data=part.data)
+    return HostReport(
+        host=part.host or "", status=part.status, changed=part.changed, error=part.error, reason=part.reason,
+        data=part.data,
+    )  # fmt: skip
 
 
 def _by_host(units: Sequence[tuple[StepRecord, _Done]]) -> list[HostReport]:
@@ -290,7 +297,8 @@ def _by_host(units: Sequence[tuple[StepRecord, _Done]]) -> list[HostReport]:
 
 #: The later, the worse.
 _BADNESS = [
-    StepState.UNCHANGED, StepState.SKIPPED, StepState.CHANGED, StepState.CANCELLED, StepState.UNKNOWN, StepState.FAILED,
+    StepState.UNCHANGED, StepState.SKIPPED, StepState.NOT_RUN, StepState.CHANGED, StepState.CANCELLED,
+    StepState.UNKNOWN, StepState.FAILED,
 ]  # fmt: skip
 
 
@@ -322,6 +330,7 @@ def _undo(get: Any) -> UndoReport | None:
     return UndoReport(
         status=UndoState(status),
         error=outcome.get("error") or get(f"u{Field.REASON}"),
+        reason=get("uwait"),
         attempts=int(get(f"u{Field.ATTEMPTS}") or 0),
         duration_s=_span(get(f"u{Field.STARTED}"), get(f"u{Field.ENDED}")),
         task_ids=(get(f"u{Field.TASK_IDS}") or "").split(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +23,7 @@ from pydantic_settings import (
 
 from longshore.orchestration.durations import Duration
 from longshore.orchestration.errors import ConfigError
+from longshore.orchestration.selection import HOST, parse_facts, parse_labels
 
 #: A plan with more steps is refused: its record would no longer fit into one script's work.
 MAX_STEPS = 10_000
@@ -110,6 +112,9 @@ class Settings(BaseSettings):
 
     #: This host's name, where it is not the one in the worker's node name (`worker@HOST`).
     host: str = ""
+    #: Labels of this host, and facts of its own: `role=web,group=web.dev.eu`.
+    labels: str = ""
+    facts: str = ""
     #: A worker that is silent for so long has lost its step.
     lease: Duration = 15.0
     #: How often each worker looks for what is due. About the precision of a long retry delay.
@@ -149,6 +154,25 @@ class Settings(BaseSettings):
     idle_timeout: Duration = 20.0
     #: Processes of the embedded worker.
     concurrency: int = Field(default_factory=lambda: max(4, os.cpu_count() or 1), ge=1, le=256)
+
+    @field_validator("host")
+    @classmethod
+    def _host_name(cls, value: str) -> str:
+        if value and not re.fullmatch(HOST, value):
+            raise ValueError("a host's name has letters, digits, dots, _ and -, and at most 64 of them")
+        return value
+
+    @field_validator("labels")
+    @classmethod
+    def _are_labels(cls, value: str) -> str:
+        parse_labels(value)
+        return value
+
+    @field_validator("facts")
+    @classmethod
+    def _are_facts(cls, value: str) -> str:
+        parse_facts(value)
+        return value
 
     @field_validator("state_dir")
     @classmethod

@@ -1,4 +1,4 @@
-"""What is no part of a run's record: hosts, what steps printed, dry runs."""
+"""What is no part of a run's record: what steps printed, messages put aside, dry runs."""
 
 from __future__ import annotations
 
@@ -13,23 +13,6 @@ from longshore.orchestration.connection import milliseconds as _ms
 
 class Shelf(Connection):
     """Plain commands, no scripts."""
-
-    # --- hosts ------------------------------------------------------------------------------------
-
-    def here(self, host: str, seconds: float) -> None:
-        """Say that a host has a live worker. The entry expires by itself; the name stays known."""
-        pipe = self.client.pipeline(transaction=False)
-        pipe.sadd(self.keys.hosts, host)
-        pipe.set(self.keys.host(host), "{}", px=_ms(seconds))
-        self.call(pipe.execute)
-
-    def hosts(self) -> dict[str, bool]:
-        """Every host that ever had a worker, by name, and whether it has one now."""
-        names = sorted(self.call(self.client.smembers, self.keys.hosts))
-        if not names:
-            return {}
-        alive = self.call(self.client.mget, [self.keys.host(name) for name in names])
-        return {name: value is not None for name, value in zip(names, alive, strict=True)}
 
     # --- messages that no worker can take ---------------------------------------------------------
 

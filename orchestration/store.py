@@ -65,8 +65,8 @@ class Recorded:
     accepted: bool
     #: The run can go on now: somebody has to advance it.
     advance: bool
-    #: A unit that was held back, and needs its message now.
-    next_unit: StepId | None = None
+    #: Units that were held back, and need their messages now.
+    next_units: tuple[StepId, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -298,8 +298,8 @@ class Store(Indices, Shelf):
             flat += ["f", i, json.dumps({"error": error}, ensure_ascii=False), error]
         for i, verdict in (fanned or {}).items():
             units = verdict.units or ()
-            flat += ["x", i, len(units), verdict.at_once or len(units), verdict.tolerated]
-            flat += [part for unit in units for part in (unit.item, unit.host)]
+            flat += ["x", i, len(units), verdict.at_once or len(units), verdict.tolerated, verdict.canary]
+            flat += [part for unit in units for part in (unit.item, unit.host, unit.skip)]
         stop = "" if stopped_by is None else stopped_by
         args = (run.state, run.level, state, level, _ms(self.settings.lease), run.epoch, stop)
         return bool(self._run("open_level", run_id, *args, *flat))
@@ -375,10 +375,11 @@ class Store(Indices, Shelf):
         *,
         always: bool = False,
         born: str = "",
+        host: str = "",
     ) -> Grant | str:
         """The attempt, or why there is none. An always step has its turn in a suspended run, too."""
         lease = _ms(self.settings.lease)
-        got = self._run("claim", run_id, step_id, side, owner, task_id, lease, "1" if always else "", born)
+        got = self._run("claim", run_id, step_id, side, owner, task_id, lease, "1" if always else "", born, host)
         if got[0] != "ok":
             return str(got[1])
         fence, attempt, rendered, step_rendered, before, outcome, started, item, *more = got[1:]
@@ -424,7 +425,7 @@ class Store(Indices, Shelf):
         )  # fmt: skip
         if code == "stale" and apart:
             self.call(self.client.delete, self.keys.of(run_id).data(apart))
-        return Recorded(code != "stale", str(advance) == "1", as_id(held_back) if held_back else None)
+        return Recorded(code != "stale", str(advance) == "1", tuple(as_id(unit) for unit in held_back.split()))
 
     def park(self, run_id: str, step_id: StepId, side: str, fence: str, seconds: float, info: str, what: str) -> bool:
         """Let go of a step that waits for something else than a worker. False: it is another attempt's now."""
@@ -466,11 +467,11 @@ class Store(Indices, Shelf):
         stops: bool = False,
         always: bool = False,
         ask_for: float | None = None,
-    ) -> tuple[str, StepId | None]:
+    ) -> tuple[str, tuple[StepId, ...]]:
         """Take a step from an attempt that has lost its lease: `again`, `unknown`, `asked` (a person has `ask_for`
         seconds to say whether it happened), or `no`: it is alive.
 
-        With it, a unit that was held back, and needs its message now.
+        With it, the units that were held back, and need their messages now.
         """
         at_most = self.settings.max_lost
         why = "its worker was lost" + (f" {at_most} times, or as the run was ended" if repeatable else "")
@@ -479,14 +480,24 @@ class Store(Indices, Shelf):
             "1" if stops else "", "1" if always else "", _ms(self.settings.lease),
             "" if ask_for is None else _ms(ask_for), json.dumps({"unknown": why, "what": ASKED}), ASKED,
         )  # fmt: skip
-        return str(code), as_id(held_back) if held_back else None
+        return str(code), tuple(as_id(unit) for unit in held_back.split())
 
-    def resend(self, run_id: str, side: str, ids: Sequence[StepId]) -> tuple[list[StepId], list[StepId]]:
-        """Steps that need a message again, and steps that have waited too long for a worker."""
+    def resend(
+        self,
+        run_id: str,
+        side: str,
+        ids: Sequence[StepId],
+        hosts: Mapping[StepId, str] | None = None,
+        limit: float | None = None,
+    ) -> tuple[list[StepId], list[StepId]]:
+        """Steps that need a message again, and steps that have waited for a worker longer than `limit` seconds, the
+        setting `claim_timeout` if left out.
+        """
         if not ids:
             return [], []
-        grace, limit = _ms(self.settings.lease), _ms(self.settings.claim_timeout)
-        found = [str(item) for item in self._run("resend", run_id, side, grace, limit, *ids)]
+        flat = [part for i in ids for part in (i, (hosts or {}).get(i, ""))]
+        longest = self.settings.claim_timeout if limit is None else limit
+        found = [str(item) for item in self._run("resend", run_id, side, _ms(self.settings.lease), _ms(longest), *flat)]
         return [as_id(i) for i in found if i[0] != "!"], [as_id(i[1:]) for i in found if i[0] == "!"]
 
     def parent_of(self, run_id: str) -> str:

@@ -28,7 +28,7 @@ from longshore.orchestration.settings import get_settings
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store import Grant, Recorded, Store
 from longshore.tasks.crash import point
-from longshore.tasks.facts import facts
+from longshore.tasks.facts import facts, labels
 from longshore.tasks.operation import Context, Implementation, implementation
 from longshore.tasks.plans import Loaded
 from longshore.tasks.waiting import MakeCanvas, Parking, Place
@@ -124,7 +124,7 @@ class Claimed:
         grant = self._patiently(
             lambda: self.store.claim(
                 self.run_id, self.step_id, side, self.owner, self.task_id,
-                always=not side and self.step.always, born=self.loaded.born,
+                always=not side and self.step.always, born=self.loaded.born, host=self.host,
             ),
             _CLAIM_PATIENCE,
         )  # fmt: skip
@@ -201,7 +201,7 @@ class Claimed:
             fence=int(grant.fence),
             unit=unit_of(self.step_id),
             item=json.loads(grant.item) if grant.item else None,
-            host=HostFacts(self.host, facts=facts()),
+            host=HostFacts(self.host, labels(), facts()),
             deadline=time.monotonic() + timeout,
             has_upstream=bool(self.step.needs),
             asked_to_stop=self._asked_to_stop(),

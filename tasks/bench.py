@@ -17,11 +17,13 @@ from typing import Any
 from longshore.orchestration import events, lua, report, subplans
 from longshore.orchestration.admission import Admission
 from longshore.orchestration.canvas import ADVANCE, CHAIN_LINKS, STEP, UNDO, Canvas
-from longshore.orchestration.compiled import CompiledPlan, StepId, index_of
+from longshore.orchestration.compiled import CompiledPlan, StepId, at_host, index_of
 from longshore.orchestration.errors import ConfigError, OperationError, StepTimeout, UnknownName, Unsuccessful
 from longshore.orchestration.events import Event
 from longshore.orchestration.hooks import Hooks, Teller
-from longshore.orchestration.operations import Operation, Params, Waits, find
+from longshore.orchestration.hosts import Hosts, Node
+from longshore.orchestration.keys import Field
+from longshore.orchestration.operations import Operation, Params, Waits, all_operations, find
 from longshore.orchestration.operations.subplan import RUN
 from longshore.orchestration.plan import Plan
 from longshore.orchestration.report import Report
@@ -33,6 +35,7 @@ from longshore.tasks import command, compose, docker, engine, file, http, networ
 from longshore.tasks.attempt import AttemptFailed, IsParked, Refused, TryAgain
 from longshore.tasks.driver import Driver
 from longshore.tasks.engine.memory import MemoryEngine
+from longshore.tasks.facts import facts
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implementation
 from longshore.tasks.placeholders import placeholders
 from longshore.tasks.plans import NotOurs, Plans
@@ -302,7 +305,9 @@ class Bench:
         self._known(plan)
         run_id = run_id or f"{plan.name}-{next(self._numbers)}"
         for host in self.hosts:
-            self.store.here(host, 1e9)
+            queues = tuple(sorted({at_host(operation.queue, host) for operation in all_operations().values()}))
+            own = tuple(name for name, operation in all_operations().items() if operation.function is not None)
+            Hosts(self.store).register(host, Node("bench", queues, own, facts=facts()))
         self.pretended, self.pretended_before = placeholders(plan)
         Admission(self.store).submit(run_id, request_body(plan, params or {}, "bench"))
         self._queue.append(_Message(ADVANCE, run_id))
@@ -423,10 +428,9 @@ class Bench:
         """What Celery and the result backend do when a task has ended."""
         if recorded is None or recorded.advance:
             self._queue.append(_Message(ADVANCE, message.run_id))
-        if recorded is not None and recorded.next_unit is not None:
-            rows = self.store.step_fields(message.run_id, [recorded.next_unit], ("h",))
-            host = rows[recorded.next_unit][0] or ""
-            self._queue.append(_Message(STEP, message.run_id, recorded.next_unit, host))
+        units = recorded.next_units if recorded is not None else ()
+        for unit, (host,) in self.store.step_fields(message.run_id, units, (Field.HOST,)).items():
+            self._queue.append(_Message(STEP, message.run_id, unit, host or ""))
         if good and message.rest:
             self._queue.append(_Message(STEP, message.run_id, message.rest[0], rest=message.rest[1:]))
 

@@ -2,28 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from longshore.orchestration import templates
 from longshore.orchestration.canvas import STEP
-from longshore.orchestration.compiled import CompiledPlan, StepId, index_of
+from longshore.orchestration.compiled import CompiledPlan, CompiledStep, StepId, index_of
+from longshore.orchestration.hosts import Hosts, HostState
 from longshore.orchestration.keys import Field
 from longshore.orchestration.saga import RunRecord
+from longshore.orchestration.selection import ANY, is_several
+from longshore.orchestration.settings import Settings
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store import Store
 from longshore.tasks.waiting import MakeCanvas
 
 
-def hosts_of(store: Store, run_id: str, plan: CompiledPlan, ids: Sequence[StepId]) -> dict[StepId, str]:
-    """The hosts of those that are for one."""
-    bound = [i for i in ids if plan.steps[index_of(i)].target != "_any"]
-    rows = store.step_fields(run_id, bound, (Field.HOST,))
-    return {i: host for i, (host,) in rows.items() if host}
+def hosts_of(store: Store, run_id: str, plan: CompiledPlan, ids: Sequence[StepId], side: str = "") -> dict[StepId, str]:
+    """The hosts of those that are for one: by their target; or, where what they do is of one host, by what was done
+    there already.
+    """
+    bound = [i for i in ids if (step := plan.steps[index_of(i)]).target != ANY or step.stays(side)]
+    rows = store.step_fields(run_id, bound, (Field.HOST, Field.DONE_AT, Field.BEFORE))
+    found: dict[StepId, str] = {}
+    for i, (host, done_at, before) in rows.items():
+        stays = plan.steps[index_of(i)].stays(side) and (side or before)
+        if place := host or (done_at if stays else ""):
+            found[i] = place
+    return found
 
 
-def send_next(store: Store, canvas: MakeCanvas, run_id: str, plan: CompiledPlan, unit: StepId | None) -> None:
-    """A unit that was held back has its turn. If its message is lost, the sweeper sends it."""
-    if unit is not None:
-        canvas(run_id, hosts_of(store, run_id, plan, [unit])).send_single(STEP, plan, unit)
+def silent_limit(settings: Settings) -> float:
+    """Seconds that one of several hosts is waited for while no worker of it says anything: it may be starting again."""
+    return min(settings.claim_timeout, 2 * settings.lease)
+
+
+def _names_no_host(step: CompiledStep) -> bool:
+    return is_several(step.target) or templates.is_template(step.target)
+
+
+def silent_hosts(
+    store: Store, plan: CompiledPlan, ids: Sequence[StepId], hosts: Mapping[StepId, str], side: str
+) -> dict[StepId, str]:
+    """Those that were sent to one of several hosts which has no worker now, and why it has none.
+
+    Who names one host means that one, and waits for it; of many, one that is gone must not hold up the others.
+    """
+    units = [] if side else [i for i in ids if i in hosts and isinstance(i, str)]
+    among = [i for i in units if _names_no_host(plan.steps[index_of(i)])]
+    if not among:
+        return {}
+    known = Hosts(store).all()
+    gone = {name for name, host in known.items() if host.state in {HostState.LOST, HostState.STOPPED}}
+    found: dict[StepId, str] = {}
+    for i in among:
+        if hosts[i] not in known:
+            found[i] = f"host {hosts[i]} is not known any more"
+        elif hosts[i] in gone:
+            found[i] = known[hosts[i]].why_not()
+    return found
+
+
+def send_next(store: Store, canvas: MakeCanvas, run_id: str, plan: CompiledPlan, units: Sequence[StepId]) -> None:
+    """Units that were held back have their turn. If their messages are lost, the sweeper sends them."""
+    if units:
+        line = canvas(run_id, hosts_of(store, run_id, plan, units))
+        for unit in units:
+            line.send_single(STEP, plan, unit)
 
 
 def in_flight(store: Store, run_id: str, plan: CompiledPlan, run: RunRecord) -> tuple[str, list[StepId]]:

@@ -23,7 +23,7 @@ from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoSt
 from longshore.orchestration.store import SCHEMA_VERSION, Look, Store, run_record
 from longshore.tasks.commands import Commands
 from longshore.tasks.crash import point
-from longshore.tasks.dispatch import hosts_of, in_flight, send_next
+from longshore.tasks.dispatch import hosts_of, in_flight, send_next, silent_hosts, silent_limit
 from longshore.tasks.door import Door
 from longshore.tasks.gate import Gate
 from longshore.tasks.herald import Herald
@@ -280,7 +280,7 @@ class Driver:
                         plan, leaves, may_chain=may_chain and state is RunState.RUNNING
                     )
             case saga.OpenUndo(_, undone, _) if undone:
-                self.canvas(run_id, hosts_of(self.store, run_id, plan, undone)).send_undo(plan, undone)
+                self.canvas(run_id, hosts_of(self.store, run_id, plan, undone, "u")).send_undo(plan, undone)
             case _:
                 return
         point("advance.dispatched")
@@ -318,7 +318,7 @@ class Driver:
         outcome = json.dumps({"error": why}, ensure_ascii=False)
         stops = not side and plan.stops(index_of(step_id))
         recorded = self.store.complete(run_id, step_id, side, "", status, outcome, error=why, stops=stops)
-        send_next(self.store, self.canvas, run_id, plan, recorded.next_unit)
+        send_next(self.store, self.canvas, run_id, plan, recorded.next_units)
 
     def _resend(self, run_id: str, plan: CompiledPlan, run: RunRecord) -> None:
         """Messages that were lost, and retries whose time has come: sent singly."""
@@ -335,16 +335,22 @@ class Driver:
         if not members or (held and run.was is not RunState.RUNNING):
             return
         leaves = self.store.expanded(run_id, members)
-        again, refused = self.store.resend(run_id, side, leaves)
-        hosts = hosts_of(self.store, run_id, plan, [*again, *refused])
+        hosts = hosts_of(self.store, run_id, plan, leaves, side)
+        silent = silent_hosts(self.store, plan, leaves, hosts, side)
+        limit, soon = self.store.settings.claim_timeout, silent_limit(self.store.settings)
+        again, refused = self.store.resend(run_id, side, [i for i in leaves if i not in silent], hosts, limit)
+        more, given_up = self.store.resend(run_id, side, list(silent), hosts, soon)
         canvas = self.canvas(run_id, hosts)
-        for step_id in again:
+        for step_id in [*again, *more]:
             canvas.send_single(task, plan, step_id)
         for step_id in refused:
             step, host = plan.steps[index_of(step_id)], hosts.get(step_id, "")
             queue = step.undo_queue_at(host) if undoing else step.queue_at(host)
-            limit = self.store.settings.claim_timeout
-            self._give_up(run_id, plan, step_id, side, f"no worker of the queue {queue} took it within {limit:g} s")
+            why = f"no worker of the queue {queue} took it within {limit:g} s"
+            self._give_up(run_id, plan, step_id, side, f"host did not answer: {why}" if host else why)
+        for step_id in given_up:
+            self._give_up(run_id, plan, step_id, side, f"host did not answer: {silent[step_id]}")
+        refused += given_up
         waits = self._next_retry(run_id, side, leaves)
         if waits is not None:
             self.store.look_at(run_id, waits, sooner=True)

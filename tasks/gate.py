@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from longshore.orchestration import guards, report, templates
 from longshore.orchestration.compiled import CompiledStep
-from longshore.orchestration.errors import StoreUnavailable
+from longshore.orchestration.errors import StoreUnavailable, UnknownName
 from longshore.orchestration.guards import RUNS, Unit, Verdict
+from longshore.orchestration.hosts import Host, Hosts, cannot, matching, meant, resting
+from longshore.orchestration.plan import When
 from longshore.orchestration.report import StepReport
+from longshore.orchestration.selection import ANY, is_several
 from longshore.orchestration.settings import MAX_UNITS
 from longshore.orchestration.store import Store
 from longshore.tasks.plans import Loaded
@@ -29,7 +34,7 @@ class Gate:
         self._loaded = loaded
         self._run_id = run_id
         self._seen: dict[int, StepReport] = {}
-        self._hosts: dict[str, bool] | None = None
+        self._hosts: dict[str, Host] | None = None
 
     def __call__(self, index: int) -> Verdict:
         step = self._loaded.plan.steps[index]
@@ -49,16 +54,19 @@ class Gate:
     # --- guards -----------------------------------------------------------------------------------
 
     def _guards(self, step: CompiledStep) -> str:
-        """Why the step is skipped; '' where all of its guards hold."""
+        """Why the step is skipped as a whole; '' where all of its guards hold that are not about a part of it."""
         if step.step.only_if:
             found = self._read(step.needs)
             before = [found[i] for i in step.needs]
             for condition in step.step.only_if:
                 if not guards.holds(condition, before):
                     return guards.REASONS[condition]
-        for guard in step.step.when:
+        return self._whens(step, [guard for guard in step.step.when if not guard.of_part], {})
+
+    def _whens(self, step: CompiledStep, conditions: Sequence[When], more: dict[str, Any]) -> str:
+        for guard in conditions:
             try:
-                holds = templates.truth(guard.if_, self._scope(templates.braced(guard.if_)))
+                holds = templates.truth(guard.if_, self._scope(templates.braced(guard.if_)) | more)
             except templates.TemplateProblem as error:
                 if step.always:
                     continue  # a guard that errs must not hold up what always runs (SEMANTICS 16)
@@ -82,17 +90,31 @@ class Gate:
     # --- items and hosts --------------------------------------------------------------------------
 
     def _parts(self, step: CompiledStep) -> Verdict:
-        hosts = self._targets(step)
-        if not step.fans_out:
-            return Verdict(host=hosts[0])
+        target = self._render(step.target, "target")
+        hosts = self._targets(step, target)
+        if not hosts:
+            return Verdict(skip=f"no host is meant by its target {target}")
+        if step.step.foreach is None and not is_several(target):
+            reason = self._why_skipped(step, Unit(), hosts[0], alone=True)
+            return Verdict(skip=reason, host=hosts[0].name if hosts[0] else "")
         items = [""] if step.step.foreach is None else [_json(item) for item in self._items(step)]
         if not items:
             return Verdict(skip="foreach: the list is empty")
-        units = tuple(Unit(item, host) for item in items for host in hosts)
-        if len(units) > MAX_UNITS:
-            raise _Impossible(f"{len(units)} items and hosts are more than the {MAX_UNITS} that a step may have")
-        at_once = step.step.max_parallel or len(units)
-        return Verdict(units=units, at_once=at_once, tolerated=tolerated(step.step.tolerate, len(units)))
+        if len(items) * len(hosts) > MAX_UNITS:
+            raise _Impossible(
+                f"{len(items) * len(hosts)} items and hosts are more than the {MAX_UNITS} that a step may have"
+            )
+        parts = [(Unit(item, host.name if host else ""), host) for item in items for host in hosts]
+        units = tuple(
+            replace(unit, skip=self._why_skipped(step, unit, host, alone=not is_several(target)))
+            for unit, host in parts
+        )
+        return Verdict(
+            units=units,
+            at_once=step.step.max_parallel or len(units),
+            tolerated=tolerated(step.step.tolerate, len(units)),
+            canary=step.step.canary or 0,
+        )
 
     def _items(self, step: CompiledStep) -> list[Any]:
         items = self._render(step.step.foreach, "foreach")
@@ -100,23 +122,42 @@ class Gate:
             raise _Impossible(f"foreach: it gives no list but a {type(items).__name__}")
         return items
 
-    def _targets(self, step: CompiledStep) -> list[str]:
-        target = self._render(step.target, "target")
+    def _known(self) -> dict[str, Host]:
+        if self._hosts is None:
+            self._hosts = Hosts(self._store).all()
+        return self._hosts
+
+    def _targets(self, step: CompiledStep, target: Any) -> list[Host | None]:
+        """The hosts that it is for, None for whichever takes it; empty where it is to be skipped for want of one."""
         if not isinstance(target, str):
             raise _Impossible(f"target: it gives no name of a host but a {type(target).__name__}")
-        if target == "_any":
-            return [""]
-        if self._hosts is None:
-            self._hosts = self._store.hosts()
-        if target == "_all":
-            alive = [name for name, alive in self._hosts.items() if alive]
-            if not alive:
-                raise _Impossible("target: no host has a worker")
-            return alive
-        if target not in self._hosts:
-            known = ", ".join(self._hosts) or "none"
-            raise _Impossible(f"target: no worker was ever seen on a host {target!r} (there are: {known})")
-        return [str(target)]
+        if target == ANY:
+            return [None]
+        try:
+            return list(meant(self._known(), target, always=step.always))
+        except UnknownName as error:
+            if step.step.on_no_host == "skip":
+                return []
+            raise _Impossible(f"target: {error.message}") from None
+
+    def _why_skipped(self, step: CompiledStep, unit: Unit, host: Host | None, *, alone: bool) -> str:
+        """Why one part of a step is not done; '' where it is. `alone`: it is for one host, and waits for that."""
+        if host is not None:
+            reason = (not alone and not step.always and resting(host)) or cannot(step.operation, host)
+            if reason:
+                return reason
+        condition = step.step.when_fact
+        if condition is not None:
+            if host is not None and not condition.matches(host):
+                return "when-fact: the host is not like that"
+            if host is None and not matching(list(self._known().values()), condition):
+                return "when-fact: no host is like that"
+        more: dict[str, Any] = {}
+        if unit.item:
+            more["item"] = json.loads(unit.item)
+        if host is not None:
+            more["host"] = {"name": host.name, "labels": host.labels, "facts": host.facts}
+        return self._whens(step, [guard for guard in step.step.when if guard.of_part], more)
 
     def _render(self, value: Any, what: str) -> Any:
         try:

@@ -109,7 +109,7 @@ def _carry_out(task: SagaTask, attempt: Attempt, *, forward: bool) -> None:
 
 def _send_next(attempt: Attempt, recorded: Recorded | None) -> None:
     if recorded is not None:
-        send_next(attempt.store, attempt.canvas, attempt.run_id, attempt.plan, recorded.next_unit)
+        send_next(attempt.store, attempt.canvas, attempt.run_id, attempt.plan, recorded.next_units)
 
 
 def _target(attempt: Attempt) -> tuple[str, str]:

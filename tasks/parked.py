@@ -134,7 +134,7 @@ class Parked:
             run_id, step_id, side, fence, status, outcome, bulk=bulk, error=error[:500], no_effect=no_effect,
             stops=not side and plan.stops(index),
         )  # fmt: skip
-        send_next(self.store, self.canvas, run_id, plan, recorded.next_unit)
+        send_next(self.store, self.canvas, run_id, plan, recorded.next_units)
         return recorded.accepted
 
 

@@ -13,7 +13,7 @@ from longshore.orchestration.objects import Objects
 from longshore.orchestration.plan import UndoSpec
 from longshore.orchestration.secrets import Redaction
 from longshore.orchestration.store import Store
-from longshore.tasks.facts import facts
+from longshore.tasks.facts import facts, labels
 from longshore.tasks.operation import Context, Prediction, implementation
 from longshore.tasks.plans import Loaded, Plans
 from longshore.tasks.runner import render_step, reveal_params
@@ -103,7 +103,7 @@ def _predict(
         dry_run=True,
         has_upstream=bool(step.needs),
         files=loaded.file,
-        host=HostFacts(host, facts=facts()),
+        host=HostFacts(host, labels(), facts()),
         container=inside,
         redact=redaction.text,
         objects=lambda: Objects(store),

@@ -8,7 +8,7 @@ from typing import Any
 from longshore.orchestration import report, templates
 from longshore.orchestration.report import StepReport
 from longshore.orchestration.store import Store
-from longshore.tasks.facts import facts
+from longshore.tasks.facts import facts, labels
 from longshore.tasks.plans import Loaded
 
 
@@ -25,7 +25,7 @@ def of_steps(loaded: Loaded, run_id: str, found: Mapping[int, StepReport], host:
         "params": loaded.params,
         "steps": {step.name: seen(step) for step in found.values()},
         "run": {"id": run_id, "name": loaded.plan.plan.name},
-        "host": {"name": host, "labels": {}, "facts": facts()},
+        "host": {"name": host, "labels": labels(), "facts": facts()},
     }
 
 

@@ -20,10 +20,10 @@ from longshore.orchestration.canvas import STEP, UNDO
 from longshore.orchestration.doctor import eviction
 from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.store import Store
-from longshore.tasks.attempt import hostname
 from longshore.tasks.driver import Driver
 from longshore.tasks.plans import Plans
 from longshore.tasks.receipts import Ledger
+from longshore.workers.presence import Presence, of_worker
 
 log = logging.getLogger(__name__)
 
@@ -43,22 +43,31 @@ class Sweeper(bootsteps.StartStopStep):
         self._thread: threading.Thread | None = None
 
     def start(self, worker: Any) -> None:
-        refuse_eviction(worker, Store())
+        store = Store()
+        refuse_eviction(worker, store)
+        presence = of_worker(worker, store)
+        try:
+            presence.register()  # before it takes any work: what it is sent is decided by what is known of its host
+        except StoreUnavailable as error:
+            log.warning("the worker is not registered yet: %s", error)
         self._stop.clear()
-        self._thread = threading.Thread(target=self._loop, args=(worker,), name="longshore-sweeper", daemon=True)
+        self._thread = threading.Thread(
+            target=self._loop, args=(worker, presence), name="longshore-sweeper", daemon=True
+        )
         self._thread.start()
 
     def stop(self, worker: Any) -> None:
         """Sweep no more. A warm stop now waits for the steps under way: their leases are renewed to the end."""
         self._leaving.set()
+        # The registry hears of it by Celery's own signals.
 
     def terminate(self, worker: Any) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(5.0)
 
-    def _loop(self, worker: Any) -> None:
-        store = Store()
+    def _loop(self, worker: Any, presence: Presence) -> None:
+        store = presence.store
         driver = Driver(worker.app, store, Plans(store))
         lease, interval = store.settings.lease, store.settings.sweep_interval
         silent = False
@@ -70,13 +79,15 @@ class Sweeper(bootsteps.StartStopStep):
                 next_renewal -= pause
                 if next_renewal <= 0:
                     renew(store, worker.hostname)
-                    # Long enough to outlive two that come late.
-                    store.here(hostname(worker.hostname), 3 * lease)
+                    presence.beat()
                     next_renewal = lease / 3
+                else:
+                    presence.look()
                 if not self._leaving.is_set():
                     driver.sweep()
                 if time.monotonic() >= next_cleaning:
                     Ledger(store.settings.state_dir, store.settings.namespace).clean(2 * store.settings.retention)
+                    presence.hosts.forget_old(store.settings.retention)
                     next_cleaning = time.monotonic() + _CLEAN_EVERY
                 silent = False
             except StoreUnavailable as error:

@@ -11,6 +11,7 @@ import click
 from longshore.orchestration.cli.breakers import breaker_group
 from longshore.orchestration.cli.common import Options, current, global_options
 from longshore.orchestration.cli.doctor import doctor
+from longshore.orchestration.cli.hosts import hosts_group
 from longshore.orchestration.cli.locks import locks_group
 from longshore.orchestration.cli.ops import ops_group
 from longshore.orchestration.cli.parts import dev, worker
@@ -27,7 +28,7 @@ def cli() -> None:
     """Run plans of many steps on Celery, and take them back when they fail."""
 
 
-for part in (run, plan_group, runs_group, ops_group, breaker_group, locks_group, doctor, worker, dev):
+for part in (run, plan_group, runs_group, ops_group, hosts_group, breaker_group, locks_group, doctor, worker, dev):
     cli.add_command(part)
 
 

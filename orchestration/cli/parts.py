@@ -25,11 +25,19 @@ from longshore.orchestration.errors import ConfigError
 @click.option("-c", "--concurrency", type=click.IntRange(1, 1024), help="Processes; one a CPU if left out.")
 @click.option("-n", "--name", metavar="NAME", default="worker", help="The node's name on this host.")
 @click.option("--host", metavar="HOST", help="This host's name; the machine's if left out.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label of this host; may be given again.")
 @click.option("--loglevel", default="INFO", show_default=True)
 @global_options
-def worker(queues: str | None, concurrency: int | None, name: str, host: str | None, loglevel: str) -> None:
+def worker(
+    queues: str | None,
+    concurrency: int | None,
+    name: str,
+    host: str | None,
+    labels: tuple[str, ...],
+    loglevel: str,
+) -> None:
     """Start a worker in the foreground: celery -A longshore.workers worker."""
-    from longshore.orchestration.settings import get_settings  # noqa: PLC0415 - pydantic is slow to import
+    from longshore.orchestration.settings import get_settings, load_settings  # noqa: PLC0415 - slow to import
 
     if get_settings().redis_url is None:
         raise ConfigError(
@@ -52,11 +60,15 @@ def worker(queues: str | None, concurrency: int | None, name: str, host: str | N
         arguments += ["-Q", ",".join(_with_undo(queues))]
     if concurrency:
         arguments += ["-c", str(concurrency)]
+    if host:
+        os.environ["LONGSHORE_HOST"] = host
+    if labels:
+        os.environ["LONGSHORE_LABELS"] = ",".join(labels)
+    if host or labels:
+        load_settings()  # a bad name is told here, not by the worker's traceback
     if current().dry_run:
         click.echo(f"would run: {' '.join(arguments)}")
         return
-    if host:
-        os.environ["LONGSHORE_HOST"] = host
     os.execv(sys.executable, arguments)  # noqa: S606 - the worker takes this process's place and signals
 
 

@@ -4,6 +4,7 @@
 --          step also in a run that is suspended there
 -- ARGV[1]  id       ARGV[2]  '' forward, 'u' backward    ARGV[3]  owner, unique to this delivery
 -- ARGV[4]  task id  ARGV[5]  lease ms  ARGV[6]  '1' for an always step  ARGV[7]  what no other run of this id has
+-- ARGV[8]  host that it is claimed on
 -- RETURNS  {'ok', fence, attempt, rendered, the step's rendered, before, outcome, first started ms,
 --           item, tries since it was reopened, version of the run, service that it found down,
 --           highest fence before, epoch, attempts in vain because of a service}
@@ -44,7 +45,11 @@ if not (status == busy and held == owner) then
   local ids = redis.call('HGET', steps, p .. 't:' .. i)
   redis.call('HSET', steps, p .. 's:' .. i, busy, p .. 'f:' .. i, fence, p .. 'w:' .. i, owner,
              p .. 't:' .. i, (ids and ids .. ' ' or '') .. ARGV[4])
-  redis.call('HSET', run, 'claimed', now)
+  redis.call('HSET', run, 'claimed', now, 'claimed@' .. ARGV[8], now)
+  -- The host whose state was journalled is the one that it is taken back on.
+  if p == '' and redis.call('HEXISTS', steps, 'j:' .. i) == 0 then
+    redis.call('HSET', steps, 'hd:' .. i, ARGV[8])
+  end
   emit(kind(p, i) .. 'started', 'step', i, 'attempt', attempt, 'owner', owner)
 end
 redis.call('ZADD', leases, now + tonumber(ARGV[5]), p .. i)

@@ -3,12 +3,12 @@
 -- FROM     running (undoing) or waiting under the fence given; without a fence: ready, retrying or waiting
 -- ARGV[1]  id       ARGV[2]  '' or 'u'    ARGV[3]  fence or ''    ARGV[4]  status it goes to
 -- ARGV[5]  outcome JSON    ARGV[6]  '1' if it proves that there was no effect
--- ARGV[7]  '1' if a bad status ends the run    ARGV[8]  error, '' if none
+-- ARGV[7]  '1' if a bad status ends the run    ARGV[8]  error, or why it is skipped; '' if none
 -- ARGV[9]  index of the next link of the chain, '' if none    ARGV[10]  grace ms
 -- ARGV[11] name of the key that holds its data, '' if the outcome does
--- RETURNS  {'ok' | 'dup', advance, next unit}, or {'stale', '', ''}: advance is 1 when the run can go on now,
---          the next unit is one that was held back and needs its message
--- EVENTS   step_ended | item_ended | undo_ended, run_aborting, level_started (next link)
+-- RETURNS  {'ok' | 'dup', advance, next units}, or {'stale', '', ''}: advance is 1 when the run can go on now,
+--          the next units were held back and need their messages
+-- EVENTS   step_ended | item_ended | undo_ended, step_skipped | item_skipped, run_aborting, level_started (next link)
 local i, p, fence, status = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local state = redis.call('HGET', run, 'state')
 local was, held = unpack(redis.call('HMGET', steps, p .. 's:' .. i, p .. 'f:' .. i))
@@ -34,7 +34,7 @@ redis.call('ZREM', leases, p .. i)
 redis.call('ZREM', waits, p .. i)
 local total, err = ended(p, i, status, ARGV[8])
 if not total then
-  return {'ok', can_advance(state), next_unit(i, tonumber(ARGV[10]))}
+  return {'ok', can_advance(state), next_units(i, tonumber(ARGV[10]))}
 end
 if ARGV[7] == '1' and doing() == 'running' and (total == 'failed' or total == 'unknown') then
   stop(i, err)

@@ -5,8 +5,8 @@
 -- ARGV[5]  outcome JSON if it is unknown  ARGV[6]  its error  ARGV[7]  '1' if that ends the run
 -- ARGV[8]  '1' for an always step: while the run is ending it waits for its turn  ARGV[9]  grace ms
 -- ARGV[10] ms that a person may be asked whether it happened, '' if nobody is  ARGV[11] what is asked, JSON  ARGV[12] the same for people
--- RETURNS  {what, next unit}: 'again' it is, or will be, ready once more; 'unknown' it is recorded as such;
---          'asked' it waits for a person, and the run is suspended; 'no' the lease is alive. The next unit was held back and needs its message
+-- RETURNS  {what, next units}: 'again' it is, or will be, ready once more; 'unknown' it is recorded as such;
+--          'asked' it waits for a person, and the run is suspended; 'no' the lease is alive. The next units were held back and need their messages
 -- EVENTS   lease_lost, step_waiting | item_waiting, run_suspended, step_ended | item_ended | undo_ended, run_aborting
 local i, p = ARGV[1], ARGV[2]
 local ends = redis.call('ZSCORE', leases, p .. i)
@@ -43,7 +43,7 @@ local status = p == '' and 'unknown' or 'undo_failed'
 redis.call('HSET', steps, p .. 's:' .. i, status, p .. 'o:' .. i, ARGV[5], p .. 'e:' .. i, now)
 local total, err = ended(p, i, status, ARGV[6])
 if not total then
-  return {'unknown', next_unit(i, tonumber(ARGV[9]))}
+  return {'unknown', next_units(i, tonumber(ARGV[9]))}
 end
 if ARGV[7] == '1' and state == 'running' and (total == 'failed' or total == 'unknown') then
   stop(i, err)

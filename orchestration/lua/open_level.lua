@@ -9,10 +9,11 @@
 --            'r', index, host or ''                           it becomes ready
 --            's', index, reason, '1' if for a dependency      it is skipped
 --            'f', index, outcome JSON, error                  it has failed before it began
---            'x', index, units, at once, tolerated, then item JSON, host for each unit
+--            'x', index, units, at once, tolerated, canaries or 0, then for each unit
+--                 item JSON, host, why it is skipped or ''
 -- RETURNS  1 done, 0 somebody else was first
 -- EVENTS   run_started (from pending), level_started, step_skipped, step_ended (failed), step_started
---          (fanned out), run_aborting
+--          (fanned out), item_skipped, run_aborting
 local state, level, epoch = unpack(redis.call('HMGET', run, 'state', 'level', 'epoch'))
 if state ~= ARGV[1] or level ~= ARGV[2] or (epoch or '0') ~= ARGV[6] then
   return 0
@@ -25,37 +26,39 @@ if state == 'aborting' and redis.call('ZCARD', leases) > 0 then
 end
 local grace, left, begun, later, whole = tonumber(ARGV[5]), 0, {}, {}, {}
 
--- Units are ready as many as may be at once; the others are held back. A step that goes on where an abort has
--- stopped it does so with the units that have not ended.
-local function fan_out(i, units, at_once, tolerated, first)
-  local known = redis.call('HGET', steps, 'g:' .. i)
-  local open, sent = 0, 0
-  for u = 0, tonumber(known or units) - 1 do
-    local id = i .. '.' .. u
-    if known then
-      local status = redis.call('HGET', steps, 's:' .. id)
-      if not status then
-        open = open + 1
-        if open <= at_once then
-          dispatched('', id, grace)
-          sent = u + 1
-        end
-      end
-    else
-      redis.call('HSET', steps, 'i:' .. id, ARGV[first + 2 * u], 'h:' .. id, ARGV[first + 2 * u + 1])
-      if u < at_once then
-        dispatched('', id, grace)
+-- Units are ready as many as may be at once, of canaries first; the others are held back. A step that goes on where
+-- an abort has stopped it does so with the units that have not ended. Returns whether any is open.
+local function fan_out(i, units, at_once, tolerated, canaries, first)
+  local known, open, skipped = redis.call('HGET', steps, 'g:' .. i), 0, 0
+  if not known then
+    redis.call('HSET', steps, 'g:' .. i, units, 'kt:' .. i, tolerated, 's:' .. i, 'running', 'a:' .. i, 1, 'b:' .. i, now)
+    for u = 0, units - 1 do
+      local id, why = i .. '.' .. u, ARGV[first + 3 * u + 2]
+      redis.call('HSET', steps, 'i:' .. id, ARGV[first + 3 * u], 'h:' .. id, ARGV[first + 3 * u + 1])
+      if why ~= '' then
+        skipped = skipped + 1
+        redis.call('HSET', steps, 's:' .. id, 'skipped', 'y:' .. id, why)
+        later[#later + 1] = {'item_skipped', 'step', id, 'reason', why}
       end
     end
+    redis.call('HSET', steps, 'ks:' .. i, skipped)
   end
-  if known then
-    redis.call('HSET', steps, 'k:' .. i, open, 'm:' .. i, sent)
-    return open > 0
+  for u = 0, tonumber(known or units) - 1 do
+    if redis.call('HEXISTS', steps, 's:' .. i .. '.' .. u) == 0 then
+      open = open + 1
+    end
+  end
+  local begin = math.min(at_once, open)
+  if canaries > 0 and canaries < open then
+    begin = math.min(at_once, canaries)
+    redis.call('HSET', steps, 'cn:' .. i, canaries, 'ca:' .. i, canaries - begin)
   else
-    redis.call('HSET', steps, 'g:' .. i, units, 'm:' .. i, math.min(at_once, units), 'k:' .. i, units,
-               'kt:' .. i, tolerated, 's:' .. i, 'running', 'a:' .. i, 1, 'b:' .. i, now)
-    return true
+    redis.call('HDEL', steps, 'cn:' .. i)
   end
+  redis.call('HDEL', steps, 'cf:' .. i)
+  redis.call('HSET', steps, 'k:' .. i, open, 'm:' .. i, 0, 'ao:' .. i, at_once)
+  dispatch_units(i, begin, grace)
+  return open > 0
 end
 
 local n = 8
@@ -83,13 +86,14 @@ while n <= #ARGV do
     n = n + 4
   else
     local units = tonumber(ARGV[n + 2])
-    if fan_out(i, units, tonumber(ARGV[n + 3]), ARGV[n + 4], n + 5) then
+    if fan_out(i, units, tonumber(ARGV[n + 3]), ARGV[n + 4], tonumber(ARGV[n + 5]), n + 6) then
       later[#later + 1] = {'step_started', 'step', i, 'attempt', 1, 'items', units}
       begun[#begun + 1], left = i, left + 1
     else
-      whole[#whole + 1] = i  -- somebody has said that the last of its units are done
+      -- Each of its hosts skips it; or somebody has said that the last of its units are done.
+      whole[#whole + 1] = i
     end
-    n = n + 5 + 2 * units
+    n = n + 6 + 3 * units
   end
 end
 redis.call('HSET', run, 'state', ARGV[3], 'level', ARGV[4], 'left', left)

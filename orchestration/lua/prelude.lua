@@ -87,15 +87,25 @@ end
 
 -- All units of a step have ended, and with them the step. Returns its status and error.
 local function whole_ended(step)
-  local all, failed, changed, cancelled, tolerated, first = unpack(redis.call('HMGET', steps,
-    'g:' .. step, 'kf:' .. step, 'kc:' .. step, 'kx:' .. step, 'kt:' .. step, 'er:' .. step))
+  local all, failed, changed, cancelled, tolerated, first, skipped, canary = unpack(redis.call('HMGET', steps,
+    'g:' .. step, 'kf:' .. step, 'kc:' .. step, 'kx:' .. step, 'kt:' .. step, 'er:' .. step, 'ks:' .. step,
+    'cf:' .. step))
   failed = tonumber(failed or 0)
+  if skipped == all then
+    local why = 'all of its parts were skipped; the first: ' .. redis.call('HGET', steps, 'y:' .. step .. '.0')
+    redis.call('HSET', steps, 's:' .. step, 'skipped', 'y:' .. step, why, 'e:' .. step, now)
+    emit('step_skipped', 'step', step, 'reason', why)
+    return 'skipped', ''
+  end
   local total, text = 'unchanged', ''
   if failed > 0 then
     text = failed .. ' of ' .. all .. ' failed; the first: ' .. first
+    if canary then
+      text = 'its canary failed, and the rest was left alone: ' .. first
+    end
     redis.call('HSET', steps, 'er:' .. step, text)
   end
-  if failed > tonumber(tolerated) then
+  if failed > tonumber(tolerated) or canary then
     total = 'failed'
   elseif cancelled then
     total = 'cancelled'
@@ -107,22 +117,45 @@ local function whole_ended(step)
   return total, text
 end
 
+-- The canary of a step has failed: what was held back behind it is left alone.
+local function leave_the_rest(step)
+  redis.call('HSET', steps, 'cf:' .. step, 1)
+  for u = 0, tonumber(redis.call('HGET', steps, 'g:' .. step)) - 1 do
+    local id = step .. '.' .. u
+    if redis.call('HEXISTS', steps, 's:' .. id) == 0 then
+      redis.call('HSET', steps, 's:' .. id, 'not_run', 'y:' .. id, 'the canary failed', 'e:' .. id, now)
+      redis.call('HINCRBY', steps, 'k:' .. step, -1)
+      emit('item_ended', 'step', id, 'status', 'not_run', 'error', '')
+    end
+  end
+end
+
 -- Count a final step, unit or undo, and write its event. Returns the status and the error of the whole step;
 -- nil while other units of it go on.
 local function ended(prefix, id, status, err)
-  emit(kind(prefix, id) .. 'ended', 'step', id, 'status', status, 'error', err)
+  if status == 'skipped' then
+    redis.call('HSET', steps, 'y:' .. id, err)
+    emit(kind(prefix, id) .. 'skipped', 'step', id, 'reason', err)
+    err = ''
+  else
+    emit(kind(prefix, id) .. 'ended', 'step', id, 'status', status, 'error', err)
+  end
   local step = prefix == '' and whole_of(id)
   if not step then
     redis.call('HINCRBY', run, 'left', -1)
     return status, err
   end
   local bad = status == 'failed' or status == 'unknown'
-  local counter = bad and 'kf:' or status == 'changed' and 'kc:' or status == 'cancelled' and 'kx:' or nil
+  local counter = bad and 'kf:' or status == 'changed' and 'kc:' or status == 'cancelled' and 'kx:'
+                  or status == 'skipped' and 'ks:' or nil
   if counter then
     redis.call('HINCRBY', steps, counter .. step, 1)
   end
   if bad then
     redis.call('HSETNX', steps, 'er:' .. step, err)
+    if tonumber(redis.call('HGET', steps, 'cn:' .. step) or 0) > 0 then
+      leave_the_rest(step)
+    end
   end
   if redis.call('HINCRBY', steps, 'k:' .. step, -1) > 0 then
     return nil
@@ -131,25 +164,41 @@ local function ended(prefix, id, status, err)
   return whole_ended(step)
 end
 
--- After a unit has ended: the next one that was held back is dispatched. Returns its id, or ''.
-local function next_unit(id, grace)
-  local step = whole_of(id)
+-- Dispatch up to so many of the units of a step that were held back. Returns their ids.
+local function dispatch_units(step, at_most, grace)
   local all, sent = unpack(redis.call('HMGET', steps, 'g:' .. step, 'm:' .. step))
-  local state = doing()
-  if tonumber(sent) >= tonumber(all) or (state ~= 'running' and state ~= 'finishing') then
-    return ''
-  end
-  -- Of a step that goes on after an interruption some have ended already.
-  local u = tonumber(sent)
-  while u < tonumber(all) and redis.call('HEXISTS', steps, 's:' .. step .. '.' .. u) == 1 do
+  local found, u = {}, tonumber(sent)
+  -- Some have ended already: of a step that goes on after an interruption, or on hosts that do not do it.
+  while u < tonumber(all) and #found < at_most do
+    local id = step .. '.' .. u
+    local begun = redis.call('HEXISTS', steps, 's:' .. id) == 1
+    if not begun then
+      dispatched('', id, grace)
+      found[#found + 1] = id
+    end
     u = u + 1
   end
-  redis.call('HSET', steps, 'm:' .. step, u + 1)
-  if u >= tonumber(all) then
+  redis.call('HSET', steps, 'm:' .. step, u)
+  return found
+end
+
+-- After a unit has ended: those that were held back and have their turn are dispatched. Returns their ids, spaced.
+local function next_units(id, grace)
+  local step, state, free = whole_of(id), doing(), 1
+  if state ~= 'running' and state ~= 'finishing' then
     return ''
   end
-  dispatched('', step .. '.' .. u, grace)
-  return step .. '.' .. u
+  if tonumber(redis.call('HGET', steps, 'cn:' .. step) or 0) > 0 then
+    -- It was a canary. The rest waits for all of them, and then begins as many as may be at once.
+    if redis.call('HINCRBY', steps, 'cn:' .. step, -1) > 0 then
+      local later = tonumber(redis.call('HGET', steps, 'ca:' .. step))
+      free = math.min(1, later)
+      redis.call('HSET', steps, 'ca:' .. step, later - free)
+    else
+      free = tonumber(redis.call('HGET', steps, 'ao:' .. step))
+    end
+  end
+  return table.concat(dispatch_units(step, free, grace), ' ')
 end
 
 -- A failure that ends the run.

@@ -26,7 +26,7 @@ for n = 7, #ARGV do
     redis.call('DEL', string.sub(run, 1, -4) .. 'data:' .. apart)
   end
   for _, name in ipairs({'s:', 'e:', 'o:', 'y:', 'v:', 'z:', 'n:', 'x:', 'l:', 'q:', 'd:', 'p:', 'dk:', 'dw:', 'dn:',
-                         'dt:', 'da:', 'ds:', 'kf:', 'kx:', 'er:', 'us:', 'uo:', 'uy:'}) do
+                         'dt:', 'da:', 'ds:', 'kf:', 'kx:', 'cf:', 'er:', 'us:', 'uo:', 'uy:'}) do
     redis.call('HDEL', steps, name .. i)
   end
 end

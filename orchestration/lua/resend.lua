@@ -2,14 +2,14 @@
 --
 -- FROM     ready or retrying, with no message under way
 -- ARGV[1]  '' or 'u'  ARGV[2]  grace ms, doubled each time up to ten minutes  ARGV[3]  ms from first
---          dispatch, or the run's last claim, before it counts as refused, then the ids
+--          dispatch, or the run's last claim, before it counts as refused, then id, host or '' for each
 -- RETURNS  {id or '!' .. id, …}: to be sent, or waited too long for
 -- EVENTS   message_resent for each
 local p, found = ARGV[1], {}
--- Whoever waits while workers are at this run's other steps is not refused by them.
-local claimed = tonumber(redis.call('HGET', run, 'claimed') or 0)
-for n = 4, #ARGV do
-  local i = ARGV[n]
+for n = 4, #ARGV, 2 do
+  local i, host = ARGV[n], ARGV[n + 1]
+  -- Whoever waits while the same workers are at this run's other steps is not refused by them.
+  local claimed = tonumber(redis.call('HGET', run, host == '' and 'claimed' or 'claimed@' .. host) or 0)
   local status, sent, due, not_before, times = unpack(redis.call('HMGET', steps,
     p .. 's:' .. i, p .. 'q:' .. i, p .. 'd:' .. i, p .. 'n:' .. i, p .. 'x:' .. i))
   if status == 'ready' or status == 'retrying' then

@@ -22,13 +22,13 @@ CALL_TIMEOUT = 60.0
 _STREAM_TIMEOUT = 600.0
 
 
-def raw_client(url: str) -> Any:
+def raw_client(url: str, timeout: float = CALL_TIMEOUT) -> Any:
     """docker-py's own client, for functions of an application's."""
     try:
         import docker  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise OperationError("the Docker SDK is missing", remedy="pip install 'longshore[docker]'") from error
-    return docker.DockerClient(base_url=url, version="auto", timeout=int(CALL_TIMEOUT), tls=_tls(url))
+    return docker.DockerClient(base_url=url, version="auto", timeout=int(timeout), tls=_tls(url))
 
 
 class Calls:

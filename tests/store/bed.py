@@ -173,10 +173,20 @@ class Bed:
     ) -> bool:
         return self.store.open_undo(self.run_id, seen or self.record(), level, ready, impossible or {})
 
-    def fan_out(self, units: int, *, at_once: int = 0, tolerated: int = 0, state: RunState = RunState.RUNNING) -> None:
+    def fan_out(
+        self,
+        units: int,
+        *,
+        at_once: int = 0,
+        tolerated: int = 0,
+        canary: int = 0,
+        skip: Mapping[int, str] | None = None,
+        state: RunState = RunState.RUNNING,
+    ) -> None:
         """A run whose step 0 has been fanned out, into items 0, 1, …"""
         self.create()
-        verdict = Verdict(units=tuple(Unit(str(n)) for n in range(units)), at_once=at_once, tolerated=tolerated)
+        parts = tuple(Unit(str(n), skip=(skip or {}).get(n, "")) for n in range(units))
+        verdict = Verdict(units=parts, at_once=at_once, tolerated=tolerated, canary=canary)
         seen = self.record()
         assert self.store.open_level(self.run_id, seen, state, 0, (), {}, fanned={0: verdict})
 
@@ -186,14 +196,18 @@ class Bed:
     def waits(self) -> dict[str, float]:
         return dict(self.redis.zrange(self.keys.waits, 0, -1, withscores=True))
 
-    def claim(self, index: StepId = 0, side: str = "", owner: str = "task@one/1", task: str = "task") -> Grant:
-        grant = self.ask(index, side, owner, task)
+    def claim(
+        self, index: StepId = 0, side: str = "", owner: str = "task@one/1", task: str = "task", host: str = "one"
+    ) -> Grant:
+        grant = self.ask(index, side, owner, task, host)
         assert isinstance(grant, Grant), grant
         return grant
 
-    def ask(self, index: StepId = 0, side: str = "", owner: str = "task@one/1", task: str = "task") -> Grant | str:
+    def ask(
+        self, index: StepId = 0, side: str = "", owner: str = "task@one/1", task: str = "task", host: str = "one"
+    ) -> Grant | str:
         """A claim that may be refused."""
-        return self.store.claim(self.run_id, index, side, owner, task)
+        return self.store.claim(self.run_id, index, side, owner, task, host=host)
 
     def complete(self, index: StepId, fence: str, status: str = "changed", *, side: str = "", **more: Any) -> Recorded:
         return self.store.complete(self.run_id, index, side, fence, status, more.pop("outcome", "{}"), **more)

@@ -740,6 +740,69 @@ def a_unit_that_has_ended_is_not_done_again(bed: Bed) -> None:
     assert (bed.step("s:0.0"), bed.step("s:0.1"), bed.step("k:0")) == ("changed", "ready", "1")
 
 
+def canaries_go_first(bed: Bed) -> None:
+    bed.fan_out(4, canary=2)
+    assert [bed.step(f"s:0.{n}") for n in range(4)] == ["ready", "ready", None, None]
+    assert bed.complete("0.0", bed.claim("0.0").fence).next_units == ()
+    assert bed.complete("0.1", bed.claim("0.1").fence).next_units == ("0.2", "0.3")
+
+
+def a_canary_is_not_alone_for_ever(bed: Bed) -> None:
+    """Where there are no more of them than canaries, they are no canaries: one that fails leaves nothing alone."""
+    bed.fan_out(2, canary=2, tolerated=1)
+    bed.complete("0.0", bed.claim("0.0").fence, "failed", error="broken")
+    bed.complete("0.1", bed.claim("0.1").fence)
+    assert bed.step("s:0") == "changed"
+
+
+def the_rest_is_left_alone_when_a_canary_fails(bed: Bed) -> None:
+    bed.fan_out(3, canary=1)
+    assert bed.complete("0.0", bed.claim("0.0").fence, "failed", error="broken").next_units == ()
+    assert [bed.step(f"s:0.{n}") for n in range(3)] == ["failed", "not_run", "not_run"]
+    assert (bed.step("s:0"), bed.run("left")) == ("failed", "0")
+
+
+def a_canary_that_fails_is_not_tolerated(bed: Bed) -> None:
+    bed.fan_out(3, canary=1, tolerated=2)
+    bed.complete("0.0", bed.claim("0.0").fence, "failed", error="broken")
+    assert bed.step("s:0") == "failed"
+
+
+def a_later_canary_is_one_of_those_that_were_chosen(bed: Bed) -> None:
+    bed.fan_out(4, at_once=2, canary=2)
+    assert bed.complete("0.0", bed.claim("0.0").fence).next_units == ()
+    assert bed.step("s:0.2") is None
+
+
+def a_step_that_every_host_skips_is_skipped(bed: Bed) -> None:
+    bed.fan_out(2)
+    for unit in ("0.0", "0.1"):
+        bed.complete(unit, bed.claim(unit).fence, "skipped", error="it has no engine")
+    assert bed.step("s:0") == "skipped"
+    assert "it has no engine" in str(bed.step("y:0"))
+
+
+def a_host_that_skips_it_gets_no_message(bed: Bed) -> None:
+    bed.fan_out(3, skip={1: "it is drained"})
+    assert [bed.step(f"s:0.{n}") for n in range(3)] == ["ready", "skipped", "ready"]
+
+
+def it_is_taken_back_where_it_was_journalled(bed: Bed) -> None:
+    bed.begin(0)
+    grant = bed.claim(0, host="web1")
+    bed.store.journal(bed.run_id, 0, "", grant.fence, "", "{}")
+    bed.retry(0, grant.fence)
+    bed.claim(0, host="web2")
+    assert bed.step("hd:0") == "web1"
+
+
+def other_hosts_claims_do_not_count(bed: Bed) -> None:
+    bed.begin(0, 1)
+    bed.age(bed.store.settings.claim_timeout + 1)
+    bed.claim(1, host="web2")
+    assert bed.store.resend(bed.run_id, "", [0], {0: "web1"}) == ([], [0])
+
+
 def drain_cancels_what_was_held_back(bed: Bed) -> None:
     bed.fan_out(2, at_once=1)
     bed.store.abort(bed.run_id, Cause.CANCEL, "")
@@ -1011,8 +1074,29 @@ MUTANTS = [
         "if false then",
         only_what_waits_is_decided,
     ),
-    Mutant("open_level", "if u < at_once then", "if true then", units_are_held_back),
-    Mutant("open_level", "      if not status then", "      if true then", a_unit_that_has_ended_is_not_done_again),
+    Mutant("open_level", "local begin = math.min(at_once, open)", "local begin = open", units_are_held_back),
+    Mutant("open_level", "    if not begun then", "    if true then", a_unit_that_has_ended_is_not_done_again),
+    Mutant("open_level", "    begin = math.min(at_once, canaries)", "", canaries_go_first),
+    Mutant(
+        "open_level", "if canaries > 0 and canaries < open then", "if canaries > 0 then", a_canary_is_not_alone_for_ever
+    ),
+    Mutant("complete", "      leave_the_rest(step)", "", the_rest_is_left_alone_when_a_canary_fails),
+    Mutant(
+        "complete",
+        "if failed > tonumber(tolerated) or canary then",
+        "if failed > tonumber(tolerated) then",
+        a_canary_that_fails_is_not_tolerated,
+    ),
+    Mutant("complete", "free = math.min(1, later)", "free = 1", a_later_canary_is_one_of_those_that_were_chosen),
+    Mutant("complete", "  if skipped == all then", "  if false then", a_step_that_every_host_skips_is_skipped),
+    Mutant("open_level", "    if why ~= '' then", "    if false then", a_host_that_skips_it_gets_no_message),
+    Mutant(
+        "claim",
+        "  if p == '' and redis.call('HEXISTS', steps, 'j:' .. i) == 0 then",
+        "  if p == '' then",
+        it_is_taken_back_where_it_was_journalled,
+    ),
+    Mutant("resend", "host == '' and 'claimed' or 'claimed@' .. host", "'claimed'", other_hosts_claims_do_not_count),
     Mutant(
         "drain",
         "local held_back = not status and whole_of(i)",

@@ -489,7 +489,7 @@ def test_a_server_that_refuses_to_write_is_one_clear_line(bed: Bed) -> None:
 #: Arguments with which each script writes, in a run that is as `lay_for` leaves it.
 WRITES: dict[str, tuple[str, tuple[object, ...]]] = {
     "abort": ("running", ("cancel", "", "", "")),
-    "claim": ("running", (0, "", "owner", "task", 1000, "")),
+    "claim": ("running", (0, "", "owner", "task", 1000, "", "", "one")),
     "command": ("running", ("1-1", "cancel", "eve", "", "", 1)),
     "complete": ("running", (1, "", "77", "failed", "{}", "", "1", "", "", 1000, "")),
     "create": ("", ("plan", "p")),
@@ -506,7 +506,7 @@ WRITES: dict[str, tuple[str, tuple[object, ...]]] = {
     "resolve": ("failed", ("1-1", "ann", "", "done", 0)),
     "suspend": ("running", ("breaker", "it is down", "billing", "", "")),
     "unsuspend": ("suspended", ("breaker", 0, "", 0, 0)),
-    "resend": ("running", ("", 1000, 600_000, 0)),
+    "resend": ("running", ("", 1000, 600_000, 0, "")),
     "retry": ("running", (1, "", "77", 0, 1000, "busy", "", "", "", "")),
 }
 

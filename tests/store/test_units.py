@@ -58,9 +58,9 @@ def test_what_is_held_back_goes_one_by_one_as_others_end(bed: Bed) -> None:
     bed.fan_out(4, at_once=2)
     assert bed.ask("0.2") == "pending"
 
-    assert end(bed, "0.0").next_unit == "0.2"
-    assert end(bed, "0.1").next_unit == "0.3"
-    assert end(bed, "0.3").next_unit is None
+    assert end(bed, "0.0").next_units == ("0.2",)
+    assert end(bed, "0.1").next_units == ("0.3",)
+    assert end(bed, "0.3").next_units == ()
     assert end(bed, "0.2") == Recorded(True, True)
 
 
@@ -68,14 +68,14 @@ def test_a_unit_that_was_lost_lets_the_next_one_go(bed: Bed) -> None:
     bed.fan_out(2, at_once=1, tolerated=1)
     bed.claim("0.0")
     bed.end_lease("0.0")
-    assert bed.store.expire(bed.run_id, "0.0", "", repeatable=False) == ("unknown", "0.1")
+    assert bed.store.expire(bed.run_id, "0.0", "", repeatable=False) == ("unknown", ("0.1",))
 
 
 def test_nothing_is_let_go_once_the_run_is_ending(bed: Bed) -> None:
     bed.fan_out(2, at_once=1)
     grant = bed.claim("0.0")
     bed.store.abort(bed.run_id, Cause.CANCEL, "")
-    assert bed.complete("0.0", grant.fence).next_unit is None
+    assert bed.complete("0.0", grant.fence).next_units == ()
     bed.store.drain(bed.run_id, [("0.1", False)])
     assert (bed.step("s:0.1"), bed.step("s:0")) == ("cancelled", "cancelled")
 

@@ -64,8 +64,8 @@ def test_every_key_stands_in_the_list_at_the_head_of_the_module() -> None:
         keys.runs,
         keys.probe("<id>"),
         keys.answers("<id>"),
-        keys.hosts,
-        keys.host("<name>"),
+        keys.fleet,
+        keys.machine("<name>"),
     ]
 
     assert all(f"    {key} " in str(module.__doc__) for key in made)

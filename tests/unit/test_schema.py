@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from longshore.orchestration import Param, Plan, Retry, Step, When, parse
 from longshore.orchestration.plan import Concurrency, Inside, UndoSpec
+from longshore.orchestration.selection import HostFilter
 from longshore.orchestration.source import schema
 from tests.unit.plans import plans
 
@@ -95,7 +96,10 @@ def test_the_schema_is_one_and_says_of_which_draft() -> None:
 def test_the_schema_has_every_field_of_every_part_and_allows_no_other() -> None:
     parts = {where: rule for where, rule in rules(schema()) if "properties" in rule}
     models: dict[str, type[BaseModel]] = {"plan": Plan}
-    models |= {f"plan.{model.__name__}": model for model in (Step, UndoSpec, When, Param, Retry, Concurrency, Inside)}
+    models |= {
+        f"plan.{model.__name__}": model
+        for model in (Step, UndoSpec, When, Param, Retry, Concurrency, Inside, HostFilter)
+    }
 
     assert parts.keys() == models.keys()
     for where, model in models.items():

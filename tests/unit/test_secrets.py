@@ -101,7 +101,11 @@ def test_a_secret_that_is_not_there_is_one_clear_error(tmp_path: Path, monkeypat
     assert secrets.reveal(marks(f"file:{tmp_path}/good"), marks.word, set()) == "correct-horse"
 
 
-@given(st.text(min_size=4).filter(lambda text: text.strip() and HIDDEN not in text), st.text(), st.text())
+#: Written out as JSON, a control character has digits in it that are nobody's secret.
+_AROUND = st.text(st.characters(exclude_categories=["Cc", "Cs"]))
+
+
+@given(st.text(min_size=4).filter(lambda text: text.strip() and HIDDEN not in text), _AROUND, _AROUND)
 def test_no_spelling_of_a_secret_is_left(value: str, before: str, after: str) -> None:
     redaction = Redaction()
     redaction.values.add(value)

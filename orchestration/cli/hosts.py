@@ -1,0 +1,172 @@
+"""`longshore hosts …`: the hosts, what they are like, and whether they take work."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from longshore.orchestration.cli.common import client, command, current, leave
+from longshore.orchestration.errors import UsageError
+
+if TYPE_CHECKING:
+    from longshore.orchestration.hosts import Host, Hosts
+
+#: Seconds that a host's workers are given to hear of it.
+_HEARD = 15.0
+
+
+@click.group("hosts")
+def hosts_group() -> None:
+    """List hosts; take them out of work and back."""
+
+
+def _conditions(function: Any) -> Any:
+    for option in (
+        click.option("--label", multiple=True, metavar="KEY:VALUE", help="Only those with this label."),
+        click.option("--os", help="Only this distribution."),
+        click.option("--arch", help="Only this processor."),
+        click.option("--fact", multiple=True, metavar="NAME=VALUE", help="Only those with this fact."),
+        click.option("--healthy", is_flag=True, default=None, help="Only those that take work."),
+        click.option("-a", "--all", "every", is_flag=True, help="Also those whose workers have ended."),
+    ):
+        function = option(function)
+    return function
+
+
+@command(hosts_group, "ls")
+@_conditions
+def ls(
+    label: tuple[str, ...], os: str | None, arch: str | None, fact: tuple[str, ...], healthy: bool | None, every: bool
+) -> None:
+    """The hosts, a line each: state, labels, facts, workers."""
+    from longshore.orchestration.hosts import HostState, matching  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.selection import HostFilter, parse_facts  # noqa: PLC0415
+
+    options = current()
+    try:
+        facts = parse_facts(",".join(fact))
+    except ValueError as error:
+        raise UsageError(f"--fact: {error}") from None
+    wanted = HostFilter(label=list(label), os=os, arch=arch, fact=facts, healthy=healthy)
+    found = matching(list(_registry().all().values()), wanted)
+    found = [host for host in found if every or host.state is not HostState.STOPPED]
+    if options.json:
+        options.show([host.as_data() for host in found])
+        return
+    for host in found:
+        click.echo(_line(host))
+
+
+def _line(host: Host) -> str:
+    labels = ",".join(f"{key}={value}" for key, value in sorted(host.labels.items()))
+    facts = host.facts
+    about = f"{facts.get('os', '?')} {facts.get('version', '')} {facts.get('arch', '?')}".replace("  ", " ")
+    sizes = f"{facts.get('cpus', '?')} CPU, {int(facts.get('memory', 0)) / 2**30:.1f} GiB"
+    engine = f", docker {facts['docker'] or 'does not answer'}" if facts.get("docker") is not None else ""
+    at = sum(node.active for node in host.alive)
+    workers = f"{len(host.alive)} worker{'' if len(host.alive) == 1 else 's'}, {at} at work"
+    heard = f", heard of {max(0, host.now - host.seen) / 1000:.0f} s ago"
+    return f"{host.name}  {host.state}  {labels or '-'}  {about}, {sizes}{engine}  {workers}{heard}"
+
+
+@command(hosts_group, "show")
+@click.argument("host")
+def show(host: str) -> None:
+    """One host: its labels, facts, and each of its workers with its queues."""
+    options = current()
+    found = _registry().get(host)
+    if options.json:
+        options.show(found.as_data())
+        return
+    click.echo(_line(found))
+    if why := found.why_not():
+        click.echo(f"it takes no new work: {why}")
+    for name, value in sorted(found.facts.items()):
+        click.echo(f"  {name}: {'none' if value is None else value}")
+    for node in found.nodes:
+        state = node.state if node in found.alive else "lost"
+        click.echo(f"worker {node.name}  {state}  {node.active} at work  version {node.version}")
+        click.echo(f"  queues: {', '.join(node.queues)}")
+
+
+@command(hosts_group, "drain")
+@click.argument("host")
+@click.option("--stop", is_flag=True, help="End its workers once they are at nothing any more.")
+@click.option("--wait", is_flag=True, help="Return when nothing runs there any more.")
+@click.option("--timeout", default=3600.0, show_default=True, help="Seconds that --wait waits at most.")
+def drain(host: str, stop: bool, wait: bool, timeout: float) -> None:
+    """No new work for a host. What runs there ends; undo and what always runs are still done."""
+    from longshore.orchestration.hosts import HostState  # noqa: PLC0415
+
+    hosts = _registry()
+    found = hosts.get(host)
+    if current().dry_run:
+        at = sum(node.active for node in found.alive)
+        click.echo(f"would drain host {host}: {at} steps under way" + ("; then its workers end" if stop else ""))
+        return
+    client().drain(host, stop=stop)
+    found = _until(hosts, host, _HEARD, lambda now: now.state is not HostState.DRAINING or _has_heard(now))
+    if not found.alive:
+        click.echo(f"{host}: no worker of it is there now; when one starts, it takes no new work")
+        return
+    if not _has_heard(found):
+        click.echo(f"{host}: not each of its workers has said yet that it takes no new work", err=True)
+        leave(1)
+    if wait:
+        found = _until(hosts, host, timeout, lambda now: now.state is not HostState.DRAINING)
+    left = sum(node.active for node in found.alive)
+    if not current().quiet:
+        click.echo(f"{host}: takes no new work; {left} steps under way" + ("; its workers end then" if stop else ""))
+    if wait and left:
+        leave(1)
+
+
+@command(hosts_group, "undrain")
+@click.argument("host")
+def undrain(host: str) -> None:
+    """Have a host take work again."""
+    found = _registry().get(host)
+    if current().dry_run:
+        click.echo(f"would have host {host} take work again")
+        return
+    if found.drained is None:
+        click.echo(f"{host}: it was not drained")
+        return
+    client().undrain(host)
+    if not current().quiet:
+        click.echo(f"{host}: takes work again")
+
+
+@command(hosts_group, "forget")
+@click.argument("host")
+def forget(host: str) -> None:
+    """Take a host out of the list that will not come back."""
+    hosts = _registry()
+    found = hosts.get(host)
+    if found.alive:
+        raise UsageError(f"host {host} has a worker, and would be listed again", remedy=f"stop {found.alive[0].name}")
+    if current().dry_run:
+        click.echo(f"would forget host {host}")
+        return
+    hosts.forget(host)
+    if not current().quiet:
+        click.echo(f"forgotten: {host}")
+
+
+def _registry() -> Hosts:
+    from longshore.orchestration.hosts import Hosts  # noqa: PLC0415 - see cli.common
+
+    return Hosts(client().store)
+
+
+def _has_heard(host: Host) -> bool:
+    return all(node.state != "ready" for node in host.alive)
+
+
+def _until(hosts: Hosts, name: str, seconds: float, holds: Any) -> Host:
+    until = time.monotonic() + seconds
+    while not holds(found := hosts.get(name)) and time.monotonic() < until:
+        time.sleep(0.2)
+    return found

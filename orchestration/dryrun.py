@@ -1,0 +1,122 @@
+"""A rehearsal of a plan: each step's workers are asked what it would do. Nothing is changed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+from uuid import uuid4
+
+from celery import Celery
+
+from longshore.orchestration import templates
+from longshore.orchestration.canvas import PROBE
+from longshore.orchestration.compiled import CompiledPlan, CompiledStep
+from longshore.orchestration.errors import UnknownName, WaitTimeout
+from longshore.orchestration.hosts import Host, Hosts, HostState, cannot, meant, resting
+from longshore.orchestration.selection import ANY, is_several
+from longshore.orchestration.store import Store
+
+_PROBE_SECONDS = 60.0
+
+
+def dry_run(store: Store, producer: Celery, plan: CompiledPlan, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """See `Client.dry_run`; `body` is the request that a real run would be."""
+    probe_id = uuid4().hex
+    store.put_probe(probe_id, json.dumps(body, ensure_ascii=False), _PROBE_SECONDS)
+    asked: list[tuple[int, str]] = []
+    answers: list[dict[str, Any]] = []
+    hosts = Hosts(store).all()
+    for step in plan.steps:
+        for host, queue, answer in _places(step, body["params"], hosts):
+            if answer is None:
+                asked.append((step.index, queue))
+            else:
+                answers.append({"index": step.index, "host": host, "changed": False} | answer)
+    try:
+        for index, queue in asked:
+            _ask(producer, probe_id, plan, index, queue)
+        answers += _answers(store, probe_id, asked)
+    finally:
+        store.drop_probe(probe_id)
+    answers.sort(key=lambda answer: (plan.steps[answer["index"]].level, answer["index"], answer["host"]))
+    return [
+        {"step": step.name, "op": step.operation.name, "level": step.level}
+        | {key: answer[key] for key in ("host", "action", "changed", "undo", "impossible")}
+        for answer in answers
+        for step in [plan.steps[answer["index"]]]
+    ]
+
+
+def _places(
+    step: CompiledStep, params: Mapping[str, Any], hosts: Mapping[str, Host]
+) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
+    """Where a step would be done: the host, the queue to ask, and the answer where that is known without asking."""
+    try:
+        target = str(templates.render(step.target, {"params": dict(params)}))
+    except templates.TemplateProblem:
+        target = ANY  # known when its turn comes
+    if target == ANY:
+        yield "", step.queue, None
+        return
+    try:
+        chosen = meant(hosts, target, always=step.always)
+    except UnknownName as error:
+        skips = step.step.on_no_host == "skip"
+        yield target, "", _skipped(error.message) if skips else _failed(error.message)
+        return
+    for host in chosen:
+        condition = step.step.when_fact
+        reason = (is_several(target) and not step.always and resting(host)) or cannot(step.operation, host)
+        if condition is not None and not condition.matches(host):
+            reason = reason or "when-fact: the host is not like that"
+        if reason:
+            yield host.name, "", _skipped(reason)
+        elif host.state in {HostState.LOST, HostState.STOPPED}:
+            yield host.name, "", _failed(host.why_not())
+        elif host.why_not() and not step.always:
+            yield host.name, "", _held(host.why_not())
+        else:
+            yield host.name, step.queue_at(host.name), None
+
+
+def _skipped(why: str) -> dict[str, Any]:
+    return {"action": f"would be skipped: {why}", "undo": "nothing to take back", "impossible": None}
+
+
+def _failed(why: str) -> dict[str, Any]:
+    return {"action": f"would fail: {why}", "undo": "nothing to take back", "impossible": why}
+
+
+def _held(why: str) -> dict[str, Any]:
+    return {"action": f"would wait: {why}", "changed": None, "undo": "nothing to take back", "impossible": None}
+
+
+def _ask(producer: Celery, probe_id: str, plan: CompiledPlan, index: int, queue: str) -> None:
+    step = plan.steps[index]
+    producer.signature(
+        PROBE,
+        args=(probe_id, index),
+        options={
+            "queue": queue,
+            "expires": _PROBE_SECONDS,
+            "shadow": f"{plan.plan.name}.{step.name} (dry run)",
+            "argsrepr": f"({step.name!r},)",
+        },
+    ).apply_async()
+
+
+def _answers(store: Store, probe_id: str, asked: list[tuple[int, str]]) -> list[dict[str, Any]]:
+    """One for each question. Raises WaitTimeout where a queue stays silent."""
+    answers: list[dict[str, Any]] = []
+    until = time.monotonic() + _PROBE_SECONDS
+    while len(answers) < len(asked):
+        answer = store.next_answer(probe_id, 1.0)
+        if answer is not None:
+            answers.append(answer)
+        elif time.monotonic() > until:
+            told = {answer["index"] for answer in answers}
+            silent = sorted({queue for index, queue in asked if index not in told})
+            raise WaitTimeout(f"no worker answered for: {', '.join(silent)}", remedy="start one: longshore worker")
+    return answers

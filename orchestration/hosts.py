@@ -1,0 +1,392 @@
+"""The registry of hosts: which there are, what they are like, and what their workers do. Plain commands, no scripts.
+
+Each worker is a node of its host. It registers what it is, and says every few seconds that it lives; one that ends
+in order says so, too. What a host is taken for follows from its nodes and from whether somebody drained it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+from longshore.orchestration.compiled import CONTROL, at_host
+from longshore.orchestration.connection import Connection
+from longshore.orchestration.errors import UnknownName
+from longshore.orchestration.operations import Operation
+from longshore.orchestration.selection import ALL, HostFilter, has_label, is_several, listed
+
+#: A node whose last word is older than so many leases is lost: two words may come late.
+SILENT_LEASES = 3
+
+
+class HostState(StrEnum):
+    """What a host is taken for."""
+
+    #: It takes work.
+    READY = "ready"
+    #: Somebody drained it: it ends what it is at.
+    DRAINING = "draining"
+    #: The same, and it is at nothing any more.
+    DRAINED = "drained"
+    #: Each of its workers is ending.
+    STOPPING = "stopping"
+    #: No worker of it says anything, and none has said good-bye.
+    LOST = "lost"
+    #: Its workers have ended in order.
+    STOPPED = "stopped"
+
+
+class NodeState(StrEnum):
+    """What a worker says of itself."""
+
+    READY = "ready"
+    DRAINED = "drained"
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One worker. Times are ms of Redis's clock."""
+
+    name: str
+    queues: tuple[str, ...] = ()
+    #: The operations of applications' own that it knows; it knows all others of its version.
+    own: tuple[str, ...] = ()
+    version: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    since: int = 0
+    seen: int = 0
+    state: NodeState = NodeState.READY
+    #: Steps that it is at.
+    active: int = 0
+
+
+@dataclass(frozen=True)
+class Drained:
+    """That nothing new is to be done on a host: by whose word, since when, and whether its workers end then."""
+
+    by: str
+    since: int
+    stop: bool = False
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine with workers. `nodes` are those that have not said good-bye, `silent` ms is how long one may be."""
+
+    name: str
+    nodes: tuple[Node, ...] = ()
+    drained: Drained | None = None
+    #: What its last node was, where none is left.
+    last: Node | None = None
+    now: int = 0
+    silent: int = 0
+
+    @cached_property
+    def alive(self) -> tuple[Node, ...]:
+        return tuple(node for node in self.nodes if self.now - node.seen < self.silent)
+
+    @cached_property
+    def state(self) -> HostState:
+        if not self.nodes:
+            return HostState.STOPPED
+        if not self.alive:
+            return HostState.LOST
+        if self.drained is not None:
+            ended = all(node.state is not NodeState.READY and not node.active for node in self.alive)
+            return HostState.DRAINED if ended else HostState.DRAINING
+        if all(node.state is NodeState.STOPPING for node in self.alive):
+            return HostState.STOPPING
+        return HostState.READY
+
+    @property
+    def _known(self) -> tuple[Node, ...]:
+        """The nodes that tell what it is like, the latest first."""
+        nodes = self.alive or self.nodes or ((self.last,) if self.last else ())
+        return tuple(sorted(nodes, key=lambda node: node.seen, reverse=True))
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        return {key: value for node in reversed(self._known) for key, value in node.labels.items()}
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        return {key: value for node in reversed(self._known) for key, value in node.facts.items()}
+
+    @cached_property
+    def queues(self) -> tuple[str, ...]:
+        """What its workers consume, those included that are lost: they may come back."""
+        known = self.nodes or ((self.last,) if self.last else ())
+        return tuple(sorted({queue for node in known for queue in node.queues}))
+
+    @property
+    def own(self) -> frozenset[str]:
+        known = self.nodes or ((self.last,) if self.last else ())
+        return frozenset(name for node in known for name in node.own)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it takes work, and its engine, if it has one, answers."""
+        return self.state is HostState.READY and self.facts.get("docker") != ""
+
+    @property
+    def seen(self) -> int:
+        return max((node.seen for node in self._known), default=0)
+
+    def why_not(self) -> str:
+        """Why it takes no new work now; '' where it does."""
+        ago = f"{max(0, self.now - self.seen) / 1000:.0f} s"
+        match self.state:
+            case HostState.READY:
+                return ""
+            case HostState.DRAINING | HostState.DRAINED:
+                return f"host {self.name} is drained" + (f" by {self.drained.by}" if self.drained else "")
+            case HostState.STOPPING:
+                return f"host {self.name} is stopping"
+            case HostState.LOST:
+                return f"host {self.name} is lost: no worker of it has been heard of for {ago}"
+            case HostState.STOPPED:
+                return f"host {self.name} has no worker: the last one ended {ago} ago"
+
+    def as_data(self) -> dict[str, Any]:
+        """JSON types."""
+        return {
+            "name": self.name,
+            "state": str(self.state),
+            "labels": self.labels,
+            "facts": self.facts,
+            "queues": list(self.queues),
+            "seen": self.seen,
+            "drained": asdict(self.drained) if self.drained else None,
+            "nodes": [asdict(node) | {"alive": node in self.alive} for node in self.nodes],
+        }
+
+
+def selected(hosts: Mapping[str, Host], target: str) -> list[Host]:
+    """The hosts that a target of several means, in the order of their names: not those that have ended in order."""
+    there = [host for _, host in sorted(hosts.items()) if host.state is not HostState.STOPPED]
+    return there if target == ALL else [host for host in there if has_label(host.labels, target)]
+
+
+def meant(hosts: Mapping[str, Host], target: str, *, always: bool = False) -> list[Host]:
+    """The hosts of a target that is not `_any`. UnknownName where there is none, or, of several, none that takes work.
+
+    What always runs (`always`) is accepted by a host that was drained.
+    """
+    if not is_several(target):
+        if target not in hosts:
+            raise UnknownName(
+                f"no worker was ever seen on a host {target!r} (there are: {listed(sorted(hosts))})",
+                remedy="a host is known once a worker of it has started: longshore hosts ls",
+            )
+        return [hosts[target]]
+    found = selected(hosts, target)
+    if not found and target == ALL:
+        raise UnknownName("no host has a worker", remedy="start one: longshore worker")
+    if not found:
+        known = sorted({f"{key}:{value}" for host in hosts.values() for key, value in host.labels.items()})
+        raise UnknownName(
+            f"no host has the label {target} (there are: {listed(known)})",
+            remedy="a worker gives its host labels with --label, or LONGSHORE_LABELS: longshore hosts ls",
+        )
+    if not always and all(resting(host) for host in found):
+        names = listed(host.name for host in found)
+        raise UnknownName(f"of the hosts of {target} none takes work, each is drained or stopping: {names}")
+    return found
+
+
+def resting(host: Host) -> str:
+    """Why a host is to be left out of several: somebody has drained it, or its workers are ending. One that is lost is
+    not left out in silence: it is waited for a little, and named.
+    """
+    resting = {HostState.DRAINING, HostState.DRAINED, HostState.STOPPING}
+    return host.why_not() if host.state in resting else ""
+
+
+def cannot(operation: Operation, host: Host) -> str:
+    """Why a host cannot do an operation at all; '' where it can, or where its workers are only away."""
+    queue = operation.queue
+    if queue == CONTROL:
+        return ""
+    if at_host(queue, host.name) not in host.queues:
+        return f"host {host.name} has no worker for the queue {queue}"
+    if operation.function is not None and operation.name not in host.own:
+        return f"no worker of host {host.name} knows {operation.name}"
+    if queue in {"docker", "compose"} and host.facts.get("docker", "") is None:
+        return f"host {host.name} has no Docker engine"
+    if queue == "compose" and host.facts.get("compose", "") is None:
+        return f"host {host.name} has no Docker Compose"
+    return ""
+
+
+def matching(hosts: Sequence[Host], condition: HostFilter) -> list[Host]:
+    return [host for host in hosts if condition.matches(host)]
+
+
+def grouped(hosts: Sequence[Host], by: str) -> dict[str, list[Host]]:
+    """Hosts by a fact's value, or by a label's (`label:KEY`); those without one are left out."""
+    groups: dict[str, list[Host]] = {}
+    for host in hosts:
+        key = by.removeprefix("label:")
+        value = host.labels.get(key) if by.startswith("label:") else host.facts.get(key)
+        if value not in {None, ""}:
+            groups.setdefault(str(value), []).append(host)
+    return dict(sorted(groups.items()))
+
+
+class Hosts:
+    """The registry, over a connection. Raises StoreUnavailable."""
+
+    def __init__(self, store: Connection) -> None:
+        self._store = store
+        self._keys = store.keys
+        self._client = store.client
+
+    # --- what workers say -------------------------------------------------------------------------
+
+    def register(self, host: str, node: Node) -> None:
+        """Say what a worker is; it counts as heard of."""
+        now = self._store.now()
+        told = {key: value for key, value in asdict(node).items() if key not in {"name", "seen", "state", "active"}}
+        told["since"] = node.since or now
+        fields: dict[Any, Any] = {f"node:{node.name}": json.dumps(told, ensure_ascii=False)}
+        fields[f"beat:{node.name}"] = _beat(now, node.state, node.active)
+        pipe = self._client.pipeline()
+        pipe.hset(self._keys.machine(host), mapping=fields)
+        pipe.zadd(self._keys.fleet, {host: now})
+        self._store.call(pipe.execute)
+
+    def beat(self, host: str, node: str, state: NodeState, active: int) -> Drained | None:
+        """Say that a worker lives; what has been asked of its host."""
+        now = self._store.now()
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hset(self._keys.machine(host), f"beat:{node}", _beat(now, state, active))
+        pipe.zadd(self._keys.fleet, {host: now})
+        pipe.hget(self._keys.machine(host), "drained")
+        return _drained(self._store.call(pipe.execute)[2])
+
+    def wish(self, host: str) -> Drained | None:
+        """What has been asked of a host."""
+        return _drained(self._store.call(self._client.hget, self._keys.machine(host), "drained"))
+
+    def knows(self, host: str, node: str) -> bool:
+        """Whether a worker's registration is there: somebody, or a Redis that lost data, may have taken it away."""
+        return bool(self._store.call(self._client.hexists, self._keys.machine(host), f"node:{node}"))
+
+    def leave(self, host: str, node: str) -> None:
+        """Say good-bye: the worker is not lost. What it was is kept, for the host's description."""
+        key = self._keys.machine(host)
+        told = self._store.call(self._client.hget, key, f"node:{node}")
+        pipe = self._client.pipeline()
+        if told:
+            pipe.hset(key, "last", json.dumps({"name": node, "seen": self._store.now()} | json.loads(told)))
+        pipe.hdel(key, f"node:{node}", f"beat:{node}")
+        self._store.call(pipe.execute)
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def all(self) -> dict[str, Host]:
+        """Every known host by name."""
+        names = sorted(self._store.call(self._client.zrange, self._keys.fleet, 0, -1))
+        return self._read(names)
+
+    def find(self, name: str) -> Host | None:
+        found = self._read([name])
+        return found.get(name)
+
+    def get(self, name: str) -> Host:
+        """UnknownName where no worker of it was ever seen."""
+        host = self.find(name)
+        if host is None:
+            raise UnknownName(
+                f"no host {name!r} is known (there are: {listed(self.all())})",
+                remedy="a host is known once a worker of it has started: longshore hosts ls",
+            )
+        return host
+
+    def _read(self, names: Sequence[str]) -> dict[str, Host]:
+        if not names:
+            return {}
+        pipe = self._client.pipeline(transaction=False)
+        pipe.time()
+        for name in names:
+            pipe.hgetall(self._keys.machine(name))
+        (seconds, micros), *rows = self._store.call(pipe.execute)
+        now = int(seconds) * 1000 + int(micros) // 1000
+        silent = round(SILENT_LEASES * self._store.settings.lease * 1000)
+        return {name: _host(name, row, now, silent) for name, row in zip(names, rows, strict=True) if row}
+
+    # --- what people ask --------------------------------------------------------------------------
+
+    def drain(self, name: str, by: str, *, stop: bool = False) -> Host:
+        """Have a host take no new work; `stop`: and have its workers end after it. Atomic; may be repeated.
+
+        UnknownName for a host that is not known.
+        """
+        self.get(name)
+        wish = Drained(by, self._store.now(), stop)
+        self._store.call(self._client.hset, self._keys.machine(name), "drained", json.dumps(asdict(wish)))
+        return self.get(name)
+
+    def undrain(self, name: str) -> Host:
+        """Have it take work again. UnknownName for a host that is not known."""
+        self.get(name)
+        self._store.call(self._client.hdel, self._keys.machine(name), "drained")
+        return self.get(name)
+
+    def forget(self, name: str) -> None:
+        """Take a host out of the registry; if it has a worker, that registers again."""
+        pipe = self._client.pipeline()
+        pipe.zrem(self._keys.fleet, name)
+        pipe.delete(self._keys.machine(name))
+        self._store.call(pipe.execute)
+
+    def forget_old(self, seconds: float) -> list[str]:
+        """Forget the hosts that have not been heard of for so long; their names."""
+        until = self._store.now() - round(seconds * 1000)
+        names = list(self._store.call(self._client.zrangebyscore, self._keys.fleet, 0, until))
+        for name in names:
+            self.forget(name)
+        return names
+
+
+def _beat(now: int, state: NodeState, active: int) -> str:
+    return f"{now} {state} {active}"
+
+
+def _drained(text: str | None) -> Drained | None:
+    return Drained(**json.loads(text)) if text else None
+
+
+def _host(name: str, row: Mapping[str, str], now: int, silent: int) -> Host:
+    nodes = []
+    for key, value in sorted(row.items()):
+        kind, _, node = key.partition(":")
+        if kind == "node":
+            seen, state, active = (row.get(f"beat:{node}") or "0 ready 0").split()
+            nodes.append(_node(node, json.loads(value), int(seen), NodeState(state), int(active)))
+    last = json.loads(row["last"]) if "last" in row else None
+    known = _node(last.pop("name"), last, last.pop("seen")) if last else None
+    return Host(name, tuple(nodes), _drained(row.get("drained")), known, now, silent)
+
+
+def _node(
+    name: str, told: Mapping[str, Any], seen: int, state: NodeState = NodeState.STOPPING, active: int = 0
+) -> Node:
+    return Node(
+        name,
+        tuple(told["queues"]),
+        tuple(told["own"]),
+        told["version"],
+        told["labels"],
+        told["facts"],
+        told["since"],
+        seen,
+        state,
+        active,
+    )

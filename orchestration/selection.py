@@ -1,0 +1,141 @@
+"""Which hosts are meant: the grammar of targets and labels, and conditions on what a host is like.
+
+A target is `_any` worker, `_all` hosts, a host's name, or `key:value`: each host that has the label. Values of labels
+are hierarchical: `group:web` means `web`, and `web.dev` and `web.dev.eu` as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Protocol
+
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_serializer
+
+#: A name of a host, which stands in the names of queues.
+HOST = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_LABEL_KEY = r"[A-Za-z0-9_-]{1,63}"
+_LABEL_VALUE = r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*"
+ANY, ALL = "_any", "_all"
+TARGET = rf"^(_any|_all|{HOST}|{_LABEL_KEY}:{_LABEL_VALUE}|.*\{{\{{.*\}}\}}.*)$"
+
+#: Names of the same processor, as kernels, Docker and people write them.
+_ARCH = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
+
+
+def is_label(target: str) -> bool:
+    """Whether a target selects by a label. No host's name has a colon."""
+    return re.fullmatch(rf"{_LABEL_KEY}:{_LABEL_VALUE}", target) is not None
+
+
+def is_several(target: str) -> bool:
+    """Whether a target may mean more hosts than one."""
+    return target == ALL or is_label(target)
+
+
+def has_label(labels: Mapping[str, str], selector: str) -> bool:
+    """Whether `key:value` selects a host of these labels: by its value, or by a beginning of it in whole words."""
+    key, _, wanted = selector.partition(":")
+    value = labels.get(key)
+    return value is not None and (value == wanted or value.startswith(f"{wanted}."))
+
+
+def parse_labels(text: str) -> dict[str, str]:
+    """`role=web,group=web.dev.eu` as labels. ValueError names what is none."""
+    found = _pairs(text)
+    for key, value in found.items():
+        if not re.fullmatch(_LABEL_KEY, key) or not re.fullmatch(_LABEL_VALUE, value):
+            raise ValueError(f"{key}={value} is no label: a name, and words with dots between them, as in group=web.eu")
+    return found
+
+
+def parse_facts(text: str) -> dict[str, str]:
+    """`rack=12,zone=eu-1` as facts. ValueError names what is none."""
+    return _pairs(text)
+
+
+def _pairs(text: str) -> dict[str, str]:
+    found = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, sign, value = part.partition("=")
+        if not sign or not key.strip():
+            raise ValueError(f"{part!r} is not name=value")
+        found[key.strip()] = value.strip()
+    return found
+
+
+class Described(Protocol):
+    """What a condition looks at."""
+
+    @property
+    def labels(self) -> Mapping[str, str]: ...
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
+    @property
+    def healthy(self) -> bool: ...
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _as_facts(value: Any) -> Any:
+    return _pairs(value) if isinstance(value, str) else value
+
+
+class HostFilter(BaseModel):
+    """Conditions on a host; all that are given must hold. A host of which nothing is known fulfils none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    os: str | None = Field(None, description="The distribution: debian, alpine, …")
+    version: str | None = Field(None, description="The distribution's version")
+    arch: str | None = Field(None, description="The processor: x86_64 (amd64), aarch64 (arm64), …")
+    min_cpu: float | None = Field(None, ge=0, description="At least so many processors")
+    min_memory: ByteSize | None = Field(None, description="At least so much memory: bytes, or 2GiB")
+    label: Annotated[list[str], BeforeValidator(_as_list)] = Field(
+        default_factory=list, description="Labels, each as key:value"
+    )
+    fact: Annotated[dict[str, Any], BeforeValidator(_as_facts)] = Field(
+        default_factory=dict, description="Facts that must have these values"
+    )
+    healthy: bool | None = Field(None, description="Whether it takes work, and its engine answers")
+
+    @model_serializer(mode="plain")
+    def _only_what_is_given(self) -> dict[str, Any]:
+        given = {name: getattr(self, name) for name in sorted(self.model_fields_set)}
+        return {name: int(value) if isinstance(value, ByteSize) else value for name, value in given.items()}
+
+    def matches(self, host: Described) -> bool:
+        """Whether a host is like that."""
+        facts = host.facts
+        return (
+            self._is("os", facts)
+            and self._is("version", facts)
+            and self._is("arch", facts)
+            and (self.min_cpu is None or _number(facts.get("cpus")) >= self.min_cpu)
+            and (self.min_memory is None or _number(facts.get("memory")) >= self.min_memory)
+            and all(has_label(host.labels, label) for label in self.label)
+            and all(name in facts and str(facts[name]) == str(value) for name, value in self.fact.items())
+            and (self.healthy is None or host.healthy == self.healthy)
+        )
+
+    def _is(self, name: str, facts: Mapping[str, Any]) -> bool:
+        wanted = getattr(self, name)
+        return wanted is None or _plain(facts.get(name)) == _plain(wanted)
+
+
+def _plain(value: Any) -> str:
+    text = str(value or "").lower()
+    return _ARCH.get(text, text)
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else -1.0
+
+
+def listed(names: Iterable[str], at_most: int = 8) -> str:
+    """Names for a sentence; of many the first."""
+    known = list(names)
+    shown = ", ".join(known[:at_most]) or "none"
+    return f"{shown} and {len(known) - at_most} more" if len(known) > at_most else shown
