@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,12 @@ from longshore.orchestration.settings import SENTINEL, Settings, get_settings, s
 
 if TYPE_CHECKING:
     import redis
+    from redis.commands.core import Script
 
 #: Times that a command is sent again over a new connection before the caller is told.
 _TRIES = 1
+#: Seconds that replicas are given to have what was written.
+_REPLICATION = 2.0
 #: Seconds that a read may wait on the server.
 _LONGEST_BLOCK = 2.0
 
@@ -90,6 +94,43 @@ class Connection:
             return function(*args, **kwargs)
         except self._errors as error:
             raise StoreUnavailable(f"Redis at {self.shown_url()}: {error}", remedy=_remedy(str(error))) from error
+
+    def acknowledged(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """A script's answer, once as many replicas as the settings ask for have what it wrote; see `written`."""
+        if not self.settings.needed_replicas():
+            return self.call(script, keys=keys, args=args)
+        return self.call(self._evaluated, script, keys, args)
+
+    def _evaluated(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        import redis  # noqa: PLC0415 - see connect
+
+        for known in (False, True):
+            pipe = self.client.pipeline(transaction=False)
+            pipe.evalsha(script.sha, len(keys), *keys, *args)
+            try:
+                return self.written(pipe)[0]
+            except redis.exceptions.NoScriptError:
+                if known:
+                    raise
+                self.client.script_load(script.script)
+        raise AssertionError("not reached")
+
+    def written(self, pipe: Any) -> list[Any]:
+        """The answers of a pipeline, once as many replicas as the settings ask for have what it wrote.
+
+        A server that dies takes with it what only it had; what was acknowledged must not be of that. To be called by
+        `call`; raises StoreUnavailable where too few have it in time: it may have been written all the same.
+        """
+        wanted = self.settings.needed_replicas()
+        if wanted:  # in the same pipeline: WAIT is about the writes of its own connection
+            pipe.wait(wanted, milliseconds(_REPLICATION))
+        answers = list(pipe.execute())
+        if wanted and int(answers.pop()) < wanted:
+            raise StoreUnavailable(
+                f"Redis at {self.shown_url()}: fewer than the {wanted} replicas that must have it have it",
+                remedy="is a replica up? With LONGSHORE_REPLICAS=0 none is waited for, and a failover can lose it",
+            )
+        return answers
 
     def shown_url(self) -> str:
         """Without a password."""

@@ -84,8 +84,9 @@ class Field(StrEnum):
     #: The host that it was sent to, and the item of a `foreach`, JSON.
     HOST = "h"
     ITEM = "i"
-    #: The host that it was done on, as far as that is one where it can be taken back.
+    #: The host that it was first claimed on, and that its state there was journalled.
     DONE_AT = "hd"
+    JOURNALLED = "hj"
     #: What it waits for while it is parked, JSON; and who decided what, when, with which note.
     PARKED = "p"
     DECISION = "dk"

@@ -89,8 +89,8 @@ def _line(event: Event) -> Text | None:
             delay = int(fields["delay_ms"]) / 1000
             what = "not yet" if fields.get("in_vain") else f"attempt {fields['attempt']} failed"
             return Text(f"  {fields['step']} {what}, again in {delay:.1f} s{error}", "yellow")
-        case "step_skipped" | "undo_impossible":
-            what = "skipped" if event.name == "step_skipped" else "cannot be undone"
+        case "step_skipped" | "item_skipped" | "undo_impossible":
+            what = "cannot be undone" if event.name == "undo_impossible" else "skipped"
             return Text(f"  {fields['step']} {what}: {fields['reason']}")
         case "lease_lost":
             return Text(f"  {fields['step']}: its worker was lost", "yellow")

@@ -115,6 +115,8 @@ class Settings(BaseSettings):
     #: Labels of this host, and facts of its own: `role=web,group=web.dev.eu`.
     labels: str = ""
     facts: str = ""
+    #: How many replicas of Redis must have what is acknowledged; if left out 1 with sentinels, else none.
+    replicas: int | None = Field(default=None, ge=0, le=10)
     #: A worker that is silent for so long has lost its step.
     lease: Duration = 15.0
     #: How often each worker looks for what is due. About the precision of a long retry delay.
@@ -222,6 +224,10 @@ class Settings(BaseSettings):
         """What kombu has to be told besides."""
         more = {"master_name": sentinel(self.url()).service} if self.url().startswith(SENTINEL) else {}
         return {"global_keyprefix": self.broker_prefix()} | more
+
+    def needed_replicas(self) -> int:
+        """How many replicas must have a record before it counts."""
+        return int(self.url().startswith(SENTINEL)) if self.replicas is None else self.replicas
 
     def broker_prefix(self) -> str:
         """Before every key of the broker's, in any name space but the default one."""

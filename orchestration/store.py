@@ -108,14 +108,14 @@ class Store(Indices, Shelf):
         script = self._scripts.get(name)
         if script is None:
             script = self._scripts[name] = self.client.register_script(lua.source(name))
-        return self.call(script, keys=[*self.keys.of(run_id).record(), *keys], args=list(args))
+        return self.acknowledged(script, [*self.keys.of(run_id).record(), *keys], list(args))
 
     def run_alone(self, name: str, keys: list[str], *args: object) -> Any:
         """A script that is about no single run."""
         script = self._scripts.get(name)
         if script is None:
             script = self._scripts[name] = self.client.register_script(lua.alone(name))
-        return self.call(script, keys=keys, args=list(args))
+        return self.acknowledged(script, keys, list(args))
 
     # --- what clients write ---------------------------------------------------------------------
 
@@ -142,9 +142,10 @@ class Store(Indices, Shelf):
             fields["as"] = resolved_as
         if not self.call(self.client.exists, self.keys.of(run_id).request):
             raise UnknownName(f"no run {run_id!r}", remedy="longshore runs ls shows the latest")
-        command_id = self.call(self.client.xadd, self.keys.of(run_id).commands, fields)
-        self.call(self.client.zadd, self.keys.inbox, {run_id: mark()})
-        return str(command_id)
+        pipe = self.client.pipeline()
+        pipe.xadd(self.keys.of(run_id).commands, fields)
+        pipe.zadd(self.keys.inbox, {run_id: mark()})
+        return str(self.call(self.written, pipe)[0])
 
     def commands(self, run_id: str) -> list[tuple[str, dict[str, str]]]:
         return self.call(self.client.xrange, self.keys.of(run_id).commands)  # type: ignore[no-any-return]

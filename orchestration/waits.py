@@ -24,7 +24,7 @@ def reasons(store: Store, plan: CompiledPlan, steps: Mapping[str, str]) -> dict[
     for side, step_id in waiting:
         step = plan.steps[index_of(step_id)]
         host = steps.get(f"{Field.HOST}:{step_id}") or ""
-        if not host and step.stays(side) and (side or f"{Field.BEFORE}:{step_id}" in steps):
+        if not host and step.stays(side) and (side or f"{Field.JOURNALLED}:{step_id}" in steps):
             host = steps.get(f"{Field.DONE_AT}:{step_id}") or ""
         queue = step.undo_queue_at(host) if side else step.queue_at(host)
         if why := _why(hosts, host, queue):

@@ -22,10 +22,10 @@ def hosts_of(store: Store, run_id: str, plan: CompiledPlan, ids: Sequence[StepId
     there already.
     """
     bound = [i for i in ids if (step := plan.steps[index_of(i)]).target != ANY or step.stays(side)]
-    rows = store.step_fields(run_id, bound, (Field.HOST, Field.DONE_AT, Field.BEFORE))
+    rows = store.step_fields(run_id, bound, (Field.HOST, Field.DONE_AT, Field.JOURNALLED))
     found: dict[StepId, str] = {}
-    for i, (host, done_at, before) in rows.items():
-        stays = plan.steps[index_of(i)].stays(side) and (side or before)
+    for i, (host, done_at, journalled) in rows.items():
+        stays = plan.steps[index_of(i)].stays(side) and (side or journalled)
         if place := host or (done_at if stays else ""):
             found[i] = place
     return found

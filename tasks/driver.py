@@ -17,6 +17,7 @@ from longshore.orchestration.breakers import Breakers
 from longshore.orchestration.canvas import STEP, UNDO, Canvas
 from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of
 from longshore.orchestration.guards import Verdict
+from longshore.orchestration.hosts import Hosts
 from longshore.orchestration.keys import Field
 from longshore.orchestration.saga import RunRecord, StepRecord
 from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
@@ -347,7 +348,9 @@ class Driver:
             step, host = plan.steps[index_of(step_id)], hosts.get(step_id, "")
             queue = step.undo_queue_at(host) if undoing else step.queue_at(host)
             why = f"no worker of the queue {queue} took it within {limit:g} s"
-            self._give_up(run_id, plan, step_id, side, f"host did not answer: {why}" if host else why)
+            self._give_up(
+                run_id, plan, step_id, side, f"host did not answer: {self._about(host)}{why}" if host else why
+            )
         for step_id in given_up:
             self._give_up(run_id, plan, step_id, side, f"host did not answer: {silent[step_id]}")
         refused += given_up
@@ -356,6 +359,12 @@ class Driver:
             self.store.look_at(run_id, waits, sooner=True)
         if refused:
             canvas.send_advance(plan.plan.name)
+
+    def _about(self, host: str) -> str:
+        """Why a host takes no work, for a sentence that says what came of it."""
+        found = Hosts(self.store).find(host)
+        why = found.why_not() if found is not None else ""
+        return f"{why}; " if why else ""
 
     def _next_retry(self, run_id: str, side: str, ids: Sequence[StepId]) -> int | None:
         """When the next parked retry is due, ms."""

@@ -47,7 +47,7 @@ if not (status == busy and held == owner) then
              p .. 't:' .. i, (ids and ids .. ' ' or '') .. ARGV[4])
   redis.call('HSET', run, 'claimed', now, 'claimed@' .. ARGV[8], now)
   -- The host whose state was journalled is the one that it is taken back on.
-  if p == '' and redis.call('HEXISTS', steps, 'j:' .. i) == 0 then
+  if p == '' and redis.call('HEXISTS', steps, 'hj:' .. i) == 0 then
     redis.call('HSET', steps, 'hd:' .. i, ARGV[8])
   end
   emit(kind(p, i) .. 'started', 'step', i, 'attempt', attempt, 'owner', owner)

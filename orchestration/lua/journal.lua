@@ -13,5 +13,7 @@ if ARGV[4] ~= '' then
 end
 if ARGV[5] ~= '' then
   redis.call('HSETNX', steps, p .. 'j:' .. i, ARGV[5])
+  -- What was found there is of that host.
+  redis.call('HSET', steps, p .. 'hj:' .. i, 1)
 end
 return 1

@@ -136,7 +136,7 @@ def test_sentinel_says_which_redis_it_is(redis_server: servers.RedisServer, tmp_
             f"sentinel down-after-milliseconds shop 1000\n"
         )
         process = subprocess.Popen([servers.redis_program(), str(conf), "--sentinel"], stdout=subprocess.DEVNULL)
-        place = Installation(f"sentinel://127.0.0.1:{port}/shop/0", tmp_path, options=dict(QUICK))
+        place = Installation(f"sentinel://127.0.0.1:{port}/shop/0", tmp_path, options={**QUICK, "replicas": "0"})
         try:
             wait_for("the sentinel", lambda: _listens(port))
             worker = place.worker("one", "--concurrency", "1")

@@ -302,6 +302,7 @@ def a_run_ends_from_where_it_was_decided(bed: Bed) -> None:
 def a_lease_is_renewed_by_its_owner_alone(bed: Bed) -> None:
     bed.begin(0)
     bed.claim(0, owner="task-1@one/x")
+    bed.age(1)  # within one ms a renewal would change nothing
     before = bed.leases()
     bed.store.renew(bed.run_id, [("0", "task-1@two/")])
     assert bed.leases() == before
@@ -1092,7 +1093,7 @@ MUTANTS = [
     Mutant("open_level", "    if why ~= '' then", "    if false then", a_host_that_skips_it_gets_no_message),
     Mutant(
         "claim",
-        "  if p == '' and redis.call('HEXISTS', steps, 'j:' .. i) == 0 then",
+        "  if p == '' and redis.call('HEXISTS', steps, 'hj:' .. i) == 0 then",
         "  if p == '' then",
         it_is_taken_back_where_it_was_journalled,
     ),
