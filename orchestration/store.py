@@ -270,7 +270,7 @@ class Store(Indices, Shelf):
 
     def create(self, run_id: str, fields: Mapping[str, object], now: int) -> bool:
         """Begin the record; False if it is there. The indices first: a run in none would be lost."""
-        self.look_at(run_id, now + _ms(self.settings.lease))
+        self.look_at(run_id, now + _ms(self.settings.lease / 3))
         self.call(self.client.zadd, self.keys.runs, {run_id: now}, nx=True)
         pairs = [part for pair in fields.items() for part in pair]
         return bool(self._run("create", run_id, *pairs))

@@ -146,8 +146,9 @@ class Driver:
                 self.door.tidy()
             return 0
         self.judging = self.store.leases_count()
-        # What was begun goes before what is new.
-        found = dict.fromkeys([*self.store.due(self.store.settings.lease), *self.store.waiting()])
+        # What was begun goes before what is new. Often enough that a run which stands still because two of its control
+        # workers were killed, one after the other, does so for no longer than a lease.
+        found = dict.fromkeys([*self.store.due(self.store.settings.lease / 3), *self.store.waiting()])
         for run_id in found:
             try:
                 self.advance(run_id, thorough=True)
@@ -354,9 +355,9 @@ class Driver:
         for step_id in given_up:
             self._give_up(run_id, plan, step_id, side, f"host did not answer: {silent[step_id]}")
         refused += given_up
-        waits = self._next_retry(run_id, side, leaves)
-        if waits is not None:
-            self.store.look_at(run_id, waits, sooner=True)
+        due = self._next_message(run_id, side, leaves)
+        if due is not None:
+            self.store.look_at(run_id, due, sooner=True)
         if refused:
             canvas.send_advance(plan.plan.name)
 
@@ -366,8 +367,10 @@ class Driver:
         why = found.why_not() if found is not None else ""
         return f"{why}; " if why else ""
 
-    def _next_retry(self, run_id: str, side: str, ids: Sequence[StepId]) -> int | None:
-        """When the next parked retry is due, ms."""
-        rows = self.store.step_fields(run_id, ids, (f"{side}{Field.STATUS}", f"{side}{Field.NOT_BEFORE}"))
-        times = [int(due) for status, due in rows.values() if status == "retrying" and due]
+    def _next_message(self, run_id: str, side: str, ids: Sequence[StepId]) -> int | None:
+        """When the next parked retry is due, or the next message counts as lost, ms."""
+        kinds = (Field.STATUS, Field.NOT_BEFORE, Field.SENT_UNTIL)
+        rows = self.store.step_fields(run_id, ids, [f"{side}{kind}" for kind in kinds])
+        times = [int(due) for status, due, _ in rows.values() if status == StepState.RETRYING and due]
+        times += [int(until) for status, _, until in rows.values() if status == StepState.READY and until]
         return min(times, default=None)

@@ -96,7 +96,7 @@ class Sweeper(bootsteps.StartStopStep):
                 silent = True
             except Exception:  # the worker's part in recovery must outlive any single mistake
                 log.exception("the sweeper goes on after an error")
-            self._stop.wait(min(pause, lease / 3))
+            self._stop.wait(min(pause, lease / 8))
 
 
 def refuse_eviction(worker: Any, store: Store) -> None:
