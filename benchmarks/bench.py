@@ -36,13 +36,13 @@ class Bench:
         os.environ["BENCH_URL"] = server.url
         os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent)
 
-    def worker(self, app: str, name: str) -> subprocess.Popen[bytes]:
+    def worker(self, app: str, name: str, *more: str, processes: int = CONCURRENCY) -> subprocess.Popen[bytes]:
         """A prefork worker, once it is ready."""
         log = self.folder / f"{name}.log"
         process = subprocess.Popen(
             [
-                sys.executable, "-m", "celery", "-A", app, "worker", "-c", str(CONCURRENCY), "-n", f"{name}@%h",
-                "-l", "INFO", "--without-gossip", "--without-mingle",
+                sys.executable, "-m", "celery", "-A", app, "worker", "-c", str(processes), "-n", f"{name}@%h",
+                "-l", "INFO", "--without-gossip", "--without-mingle", *more,
             ],
             stdout=log.open("wb"), stderr=subprocess.STDOUT, cwd=self.folder,
         )  # fmt: skip
@@ -115,6 +115,28 @@ def median(measure: Callable[[], float]) -> float:
     return statistics.median(measure() for _ in range(ROUNDS))
 
 
+def rate(workers: int, items: int = 100) -> float:
+    """Items a second of work that waits 100 ms each, by so many workers of one process."""
+    from longshore.orchestration import Client, Plan, Settings  # noqa: PLC0415 - after the environment is set
+
+    control = BENCH.worker("longshore.workers", f"control-{workers}", "-Q", "control", processes=1)
+    others = [
+        BENCH.worker("longshore.workers", f"one-{workers}-{n}", "-Q", "noop.undo,noop", processes=1)
+        for n in range(workers)
+    ]
+    try:
+        plan = Plan(f"waits-{workers}")
+        plan.step("wait", "noop.execute", sleep=0.1).foreach(list(range(items)))
+        run = Client(Settings()).start(plan)
+        report = run.wait(600)
+        assert report.state == "succeeded", report.summary
+        ends = [event.at for event in run.events() if event.name in {"item_started", "item_ended"}]
+        return items / (max(ends) - min(ends)) * 1000
+    finally:
+        for process in [control, *others]:
+            stop(process)
+
+
 def idle(process: subprocess.Popen[bytes], seconds: float = 10.0) -> tuple[float, float, float]:
     """Resident MiB (all its processes), CPU percent and Redis commands a second of a worker with no work."""
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
@@ -150,6 +172,9 @@ def main() -> None:
     stop(worker)
     BENCH.server.flush()
 
+    alone, four = rate(1), rate(4)
+    BENCH.server.flush()
+
     worker = BENCH.worker("native", "plain")
     native(2, 4)
     bare(50)
@@ -168,6 +193,8 @@ def main() -> None:
         ("  times as fast as native canvas", f"{grid_native / grid_ours:.1f}", "", "at least 4"),
         ("1 × 500 no-ops, steps a second", f"{500 / flat_ours:.0f}", f"bare tasks {500 / flat_bare:.0f}", ""),
         ("  share of the rate of bare tasks", f"{flat_bare / flat_ours:.2f}", "", "at least 0.5"),
+        ("items of 100 ms a second, 4 workers", f"{four:.1f}", f"1 worker {alone:.1f}", ""),
+        ("  times as many as one worker", f"{four / alone:.2f}", "", "at least 3.5"),
         ("idle worker: resident MiB", f"{memory:.0f}", "", ""),
         ("idle worker: CPU percent", f"{cpu:.1f}", "", ""),
         ("idle worker: Redis commands a second", f"{commands:.1f}", "", ""),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 from longshore.orchestration import Client, Param, Plan, UnknownName, UsageError
 from longshore.orchestration.hosts import Hosts, HostState
 from longshore.orchestration.states import RunState, StepState
+from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import Installation, Worker, names, report_of, wait_for
 
 pytestmark = pytest.mark.integration
@@ -29,18 +29,11 @@ FAMILIES = "control,command.undo,command,file.undo,file,noop.undo,noop"
 
 
 @pytest.fixture(scope="module")
-def fleet(
-    request: pytest.FixtureRequest, redis_server: object, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Installation]:
-    from tests.integration.conftest import _close, _make
-
-    made = _make(redis_server, tmp_path_factory.mktemp("fleet"), {"options": {"claim_timeout": "8s"}})  # type: ignore[arg-type]
-    try:
-        for host, labels in LABELS.items():
-            start(made, host, labels)
-        yield made
-    finally:
-        _close(made)
+def fleet(module_installation: MakeInstallation) -> Installation:
+    made = module_installation(options={"claim_timeout": "8s"})
+    for host, labels in LABELS.items():
+        start(made, host, labels)
+    return made
 
 
 def start(made: Installation, host: str, labels: str = "", *arguments: str, queues: str = FAMILIES) -> Worker:
@@ -220,7 +213,7 @@ def test_each_item_has_its_own_guard(fleet: Installation) -> None:
 def test_what_a_host_cannot_do_is_skipped_there(fleet: Installation) -> None:
     plan = Plan("pull")
     plan.step("pull", "docker.pull.execute", image="x:1").target("role:db")
-    plan.step("ask", "docker.inspect.get", container="x").target("web1")
+    plan.step("ask", "docker.inspect.get", container="shop").target("web1")
 
     report = report_of(fleet, plan)
 
