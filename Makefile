@@ -41,13 +41,13 @@ test-env: .venv/.test-env ## make .venv with all that the tests need as well
 
 .venv/.env: pyproject.toml .venv/.files
 	@echo "installing Longshore into .venv"
-	@$(PIP_INSTALL) -e '.[docker,embedded,flower,testing]'
+	@$(PIP_INSTALL) -e '.[docker,embedded,flower,metrics,testing]'
 	@touch $@
 
 # The environment of the tests holds the other one, so both are up to date afterwards.
 .venv/.test-env: pyproject.toml .venv/.files
 	@echo "installing Longshore and its test tools into .venv"
-	@$(PIP_INSTALL) -e '.[docker,embedded,flower,test]'
+	@$(PIP_INSTALL) -e '.[docker,embedded,flower,metrics,test]'
 	@touch $@ .venv/.env
 
 # The installed package is a tree of links, one a file: a file that is new or gone needs an install.

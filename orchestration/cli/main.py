@@ -13,6 +13,7 @@ from longshore.orchestration.cli.common import Options, current, global_options
 from longshore.orchestration.cli.doctor import doctor
 from longshore.orchestration.cli.hosts import hosts_group
 from longshore.orchestration.cli.locks import locks_group
+from longshore.orchestration.cli.metrics import metrics
 from longshore.orchestration.cli.ops import ops_group
 from longshore.orchestration.cli.parts import dev, worker
 from longshore.orchestration.cli.plans import plan_group
@@ -28,7 +29,19 @@ def cli() -> None:
     """Run plans of many steps on Celery, and take them back when they fail."""
 
 
-for part in (run, plan_group, runs_group, ops_group, hosts_group, breaker_group, locks_group, doctor, worker, dev):
+for part in (
+    run,
+    plan_group,
+    runs_group,
+    ops_group,
+    hosts_group,
+    breaker_group,
+    locks_group,
+    metrics,
+    doctor,
+    worker,
+    dev,
+):
     cli.add_command(part)
 
 

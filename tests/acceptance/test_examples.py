@@ -93,13 +93,38 @@ def test_files(environment: dict[str, str], tmp_path: Path) -> None:
             host.wait(30)
 
 
+def test_fleet(environment: dict[str, str], tmp_path: Path) -> None:
+    """Three hosts with a role, and one without: the embedded one."""
+    socket = f"unix://{environment['LONGSHORE_STATE_DIR']}/redis.sock"
+    done(environment, "runs", "ls")  # starts the embedded server
+    command = ["longshore", "worker", "-c", "1", "--label", "role=web", "--loglevel", "WARNING"]
+    hosts = [
+        subprocess.Popen([*command, "--host", host], cwd=FEATURES, env=environment | {"LONGSHORE_REDIS_URL": socket})
+        for host in ("web1", "web2", "web3")
+    ]
+    try:
+        deadline = time.monotonic() + 60
+        while not {"web1", "web2", "web3"} <= set(live_hosts(environment)):
+            assert time.monotonic() < deadline, "the hosts did not come up"
+            time.sleep(0.2)
+        found = report(environment, "fleet.yaml", tmp_path)
+        assert steps(found) == {"page": "changed", "check": "unchanged"}
+        assert {path.name for path in tmp_path.glob("*.html")} == {"web1.html", "web2.html", "web3.html"}
+    finally:
+        for host in hosts:
+            host.terminate()
+        for host in hosts:
+            host.wait(30)
+
+
 def live_hosts(env: dict[str, str]) -> list[str]:
+    from longshore.orchestration.hosts import Hosts
     from longshore.orchestration.settings import Settings
     from longshore.orchestration.store import Store
 
     store = Store(Settings(redis_url=f"unix://{env['LONGSHORE_STATE_DIR']}/redis.sock"))
     try:
-        return [host for host, lives in store.hosts().items() if lives]
+        return [host.name for host in Hosts(store).all().values() if host.alive]
     finally:
         store.client.close()
 

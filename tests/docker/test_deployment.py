@@ -22,4 +22,4 @@ def test_compose_resolves_the_deployment_without_a_warning(engine: docker.APICli
     )
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert sorted(done.stdout.split()) == ["redis", "worker"]
+    assert sorted(done.stdout.split()) == ["control", "redis", "worker"]

@@ -21,7 +21,7 @@ def two_hosts(module_installation: MakeInstallation) -> Iterator[Installation]:
     made = module_installation(options={"imports": "tests.integration.own_operations"})
     for host in ("web1", "web2"):
         made.worker(host, "-c", "2", LONGSHORE_HOST=host, PYTHONPATH=made.pythonpath).start()
-    wait_for("both hosts", lambda: set(made.client().store.hosts()) == {"web1", "web2"})
+    wait_for("both hosts", lambda: {host.name for host in made.client().hosts()} == {"web1", "web2"})
     return made
 
 

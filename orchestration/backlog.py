@@ -1,0 +1,80 @@
+"""What waits in the queues: how many messages, since when, and how many workers there are for them.
+
+The age of a message is that of the step that it is of, as the record has it: by Redis's clock, and also where the
+message was sent a second time. For a message that moves a run on it is the time since the run last moved.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from longshore.orchestration.canvas import ADVANCE, STEP, UNDO
+from longshore.orchestration.compiled import CONTROL
+from longshore.orchestration.hosts import Host, Hosts, NodeState
+from longshore.orchestration.keys import Field
+from longshore.orchestration.states import StepState
+from longshore.orchestration.store import Store
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """One queue. `oldest` in seconds, 0 where nothing waits or that cannot be told."""
+
+    queue: str
+    length: int
+    oldest: float
+    #: Workers that take what is in it now.
+    workers: int
+
+
+def backlogs(store: Store) -> list[Backlog]:
+    """Each queue that a worker has ever consumed here, in the order of their names. StoreUnavailable."""
+    hosts = list(Hosts(store).all().values())
+    names = sorted({CONTROL, *(queue for host in hosts for queue in host.queues)})
+    prefix = store.settings.broker_prefix()
+    pipe = store.client.pipeline(transaction=False)
+    for name in names:
+        pipe.llen(f"{prefix}{name}")
+        pipe.lindex(f"{prefix}{name}", -1)
+    answers = store.call(pipe.execute)
+    now = store.now()
+    found = []
+    for n, name in enumerate(names):
+        length, oldest = int(answers[2 * n]), answers[2 * n + 1]
+        since = _since(store, oldest) if oldest else 0
+        age = max(0.0, (now - since) / 1000) if since else 0.0
+        found.append(Backlog(name, length, age, _workers(hosts, name)))
+    return found
+
+
+def _workers(hosts: Iterable[Host], queue: str) -> int:
+    first = queue == CONTROL or queue.endswith(".undo")
+    return sum(
+        queue in node.queues and node.state is not NodeState.STOPPING
+        for host in hosts
+        if first or host.drained is None
+        for node in host.alive
+    )
+
+
+def _since(store: Store, message: str) -> int:
+    """Since when, in ms, what a message is about has waited; 0 where it is not ours, or about nothing any more."""
+    try:
+        body = json.loads(message)
+        task, arguments = body["headers"]["task"], json.loads(base64.b64decode(body["body"]))[0]
+        if task == ADVANCE:
+            return int(store.newest_event(str(arguments[0])).partition("-")[0])
+        if task not in {STEP, UNDO}:
+            return 0
+        run_id, step_id = str(arguments[0]), arguments[1]
+    except (ValueError, KeyError, TypeError, IndexError):
+        return 0
+    side = "u" if task == UNDO else ""
+    row: tuple[Any, ...] = store.step_fields(run_id, [step_id], (f"{side}{Field.STATUS}", f"{side}{Field.SENT}"))[
+        step_id
+    ]
+    return int(row[1]) if row[0] == StepState.READY and row[1] else 0
