@@ -10,6 +10,7 @@ from longshore.orchestration.durations import format_duration, parse_duration
 from longshore.orchestration.operations import Retry, Waits
 from longshore.orchestration.operations.approval import ApprovalParams
 from longshore.orchestration.plan import UndoSpec
+from longshore.orchestration.selection import ANY
 from longshore.orchestration.settings import get_settings
 
 
@@ -67,7 +68,7 @@ def _canvas(plan: CompiledPlan, level: int) -> str:
     members = plan.levels[level]
     if len(members) > 1:
         return f"{len(members)} steps in parallel, one chord"
-    return "one step, its items in one chord" if plan.steps[members[0]].fans_out else "one step"
+    return "one step, its items and hosts in one chord" if plan.steps[members[0]].fans_out else "one step"
 
 
 def _step(plan: CompiledPlan, step: CompiledStep) -> list[str]:
@@ -83,6 +84,8 @@ def _step(plan: CompiledPlan, step: CompiledStep) -> list[str]:
         facts.append(f"for each of {items if isinstance(items, str) else f'{len(items)} items'}")
     if step.step.max_parallel is not None:
         facts.append(f"{step.step.max_parallel} at once")
+    if step.step.canary is not None:
+        facts.append(f"{step.step.canary} first; if one of those fails, the rest is left alone")
     if step.step.tolerate is not None:
         facts.append(f"{step.step.tolerate} may fail")
     if step.inside:
@@ -99,7 +102,11 @@ def _step(plan: CompiledPlan, step: CompiledStep) -> list[str]:
 def guards_of(step: CompiledStep) -> list[str]:
     """What must hold for the step to run, in words."""
     words = [f"only if {str(condition).replace('_', ' ')}" for condition in step.step.only_if]
-    return words + [f"when {guard.if_}" for guard in step.step.when]
+    words += [f"when {guard.if_}" for guard in step.step.when]
+    if step.step.when_fact is not None:
+        told = ", ".join(f"{name} {value}" for name, value in step.step.when_fact.model_dump().items())
+        words.append(f"{'where some host has' if step.target == ANY else 'on hosts with'} {told}")
+    return words
 
 
 def _retry(policy: Retry) -> str:

@@ -96,7 +96,7 @@ def test_guards_items_and_limits_are_told() -> None:
         "host changed; when steps.a.changed; for each of {{ steps.a.data.all }}; 3 at once; 5% may fail; the run"
         in text
     )
-    assert "Level 1: one step, its items in one chord" in text
+    assert "Level 1: one step, its items and hosts in one chord" in text
     assert "queue control; at most 10m an attempt; tried once" in text
     assert "the point of no return: once it has succeeded, nothing is taken back" in text
 

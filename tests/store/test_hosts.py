@@ -1,0 +1,260 @@
+"""The registry of hosts: what is said of them, what they are taken for, and which of them a target means."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import fakeredis
+import pytest
+
+from longshore.orchestration import Plan, UnknownName
+from longshore.orchestration.backlog import backlogs
+from longshore.orchestration.hosts import Hosts, HostState, Node, NodeState, cannot, grouped, meant
+from longshore.orchestration.metrics import text
+from longshore.orchestration.operations import find
+from longshore.orchestration.store import Store
+from longshore.orchestration.waits import reasons
+from tests.servers import RedisServer
+from tests.store.bed import Bed, settings_for
+
+LEASE = 5.0
+WEB = {"role": "web", "group": "web.dev.eu"}
+
+
+class Clocked(Store):
+    """With a clock that can be put forward."""
+
+    ahead = 0
+
+    def now(self) -> int:
+        return super().now() + self.ahead
+
+
+@pytest.fixture(params=["redis", "fakeredis"])
+def store(request: pytest.FixtureRequest) -> Iterator[Clocked]:
+    if request.param == "fakeredis":
+        made = Clocked(settings_for("redis://nowhere", lease=LEASE), fakeredis.FakeRedis(decode_responses=True))
+    else:
+        server: RedisServer = request.getfixturevalue("redis_server")
+        server.flush()
+        made = Clocked(settings_for(server.url, lease=LEASE))
+    yield made
+    made.client.close()
+
+
+@pytest.fixture
+def hosts(store: Clocked) -> Hosts:
+    return Hosts(store)
+
+
+def node(name: str, host: str, **more: Any) -> Node:
+    queues = ("noop", f"noop@{host}", f"noop@{host}.undo", "noop.undo")
+    return Node(name, **({"queues": queues, "labels": WEB, "facts": {"os": "debian", "docker": "20"}} | more))
+
+
+def ago(hosts: Hosts, host: str, seconds: float) -> None:
+    """Have all that was said of a host be said earlier."""
+    key = hosts._keys.machine(host)
+    for name, value in hosts._client.hgetall(key).items():
+        if name.startswith("beat:"):
+            at, _, rest = value.partition(" ")
+            hosts._client.hset(key, name, f"{int(at) - round(seconds * 1000)} {rest}")
+
+
+def test_a_host_is_what_its_workers_say(hosts: Hosts) -> None:
+    hosts.register("web1", node("a@web1", "web1", active=2))
+    hosts.register("web1", node("b@web1", "web1", labels={"spare": "yes"}, queues=("docker",), facts={"rack": "1"}))
+
+    web1 = hosts.get("web1")
+
+    assert web1.state is HostState.READY
+    assert web1.labels == WEB | {"spare": "yes"}
+    assert web1.facts == {"os": "debian", "docker": "20", "rack": "1"}
+    assert set(web1.queues) == {"docker", "noop", "noop.undo", "noop@web1", "noop@web1.undo"}
+    assert [item.active for item in web1.nodes] == [2, 0]
+    assert json.loads(json.dumps(web1.as_data()))["nodes"][0]["name"] == "a@web1"
+
+
+def test_a_host_of_which_nothing_is_heard_is_lost_and_one_that_says_good_bye_is_not(hosts: Hosts) -> None:
+    hosts.register("web1", node("a@web1", "web1"))
+    hosts.register("web2", node("a@web2", "web2"))
+    ago(hosts, "web1", 3 * LEASE - 1)
+    assert hosts.get("web1").state is HostState.READY
+    ago(hosts, "web1", 2)
+    assert hosts.get("web1").state is HostState.LOST
+    assert "no worker of it has been heard of for 1" in hosts.get("web1").why_not()
+
+    hosts.leave("web2", "a@web2")
+
+    assert hosts.get("web2").state is HostState.STOPPED
+    assert hosts.get("web2").labels == WEB, "what it was is still known"
+    assert hosts.get("web2").queues
+    hosts.beat("web1", "a@web1", NodeState.READY, 0)
+    assert hosts.get("web1").state is HostState.READY
+
+
+def test_a_drained_host_is_drained_once_each_worker_says_so_and_is_at_nothing(hosts: Hosts) -> None:
+    hosts.register("web1", node("a@web1", "web1", active=1))
+    hosts.register("web1", node("b@web1", "web1"))
+    assert hosts.drain("web1", "ann").state is HostState.DRAINING
+
+    wish = hosts.beat("web1", "a@web1", NodeState.DRAINED, 1)
+    assert wish is not None
+    assert (wish.by, wish.stop) == ("ann", False)
+    assert hosts.wish("web1") == wish
+    hosts.beat("web1", "b@web1", NodeState.DRAINED, 0)
+    assert hosts.get("web1").state is HostState.DRAINING
+    hosts.beat("web1", "a@web1", NodeState.DRAINED, 0)
+    assert hosts.get("web1").state is HostState.DRAINED
+    assert hosts.get("web1").why_not() == "host web1 is drained by ann"
+    hosts.leave("web1", "a@web1")
+    hosts.leave("web1", "b@web1")
+    hosts.register("web1", node("a@web1", "web1"))
+    assert hosts.wish("web1") == wish, "a worker that starts anew is drained, too"
+
+    hosts.undrain("web1")
+
+    assert hosts.wish("web1") is None
+    assert hosts.get("web1").state is HostState.READY
+
+
+def test_a_host_whose_workers_all_stop_is_stopping(hosts: Hosts) -> None:
+    hosts.register("web1", node("a@web1", "web1"))
+    hosts.register("web1", node("b@web1", "web1"))
+    hosts.beat("web1", "a@web1", NodeState.STOPPING, 1)
+    assert hosts.get("web1").state is HostState.READY
+    hosts.beat("web1", "b@web1", NodeState.STOPPING, 0)
+    assert hosts.get("web1").state is HostState.STOPPING
+
+
+def test_what_is_not_known_is_told_with_what_is(hosts: Hosts) -> None:
+    hosts.register("web1", node("a@web1", "web1"))
+    for ask in (hosts.get, hosts.undrain, lambda name: hosts.drain(name, "ann")):
+        with pytest.raises(UnknownName, match=r"no host 'web9' is known \(there are: web1\)"):
+            ask("web9")
+    assert hosts.find("web9") is None
+
+
+def test_what_has_been_silent_for_long_is_forgotten(hosts: Hosts) -> None:
+    hosts.register("web1", node("a@web1", "web1"))
+    hosts._client.zadd(hosts._keys.fleet, {"web1": 1})
+    hosts.register("web2", node("a@web2", "web2"))
+
+    assert hosts.forget_old(60) == ["web1"]
+
+    assert list(hosts.all()) == ["web2"]
+    assert hosts.knows("web2", "a@web2")
+    assert not hosts.knows("web1", "a@web1")
+
+
+def test_a_target_means_the_hosts_that_are_there(hosts: Hosts) -> None:
+    for name in ("web1", "web2", "db1", "old1"):
+        labels = WEB if name.startswith("web") else {"role": name[:-1]}
+        hosts.register(name, node(f"a@{name}", name, labels=labels))
+    hosts.leave("old1", "a@old1")
+    ago(hosts, "web2", 100)
+
+    def names(target: str, *, always: bool = False) -> list[str]:
+        return [host.name for host in meant(hosts.all(), target, always=always)]
+
+    assert names("_all") == ["db1", "web1", "web2"], "one that is lost is not left out in silence"
+    assert names("group:web") == names("group:web.dev") == ["web1", "web2"]
+    assert names("old1") == ["old1"], "who names it means it, and waits"
+    with pytest.raises(UnknownName, match=r"no host has the label role:cache \(there are: group:web.dev.eu, role:db"):
+        names("role:cache")
+    with pytest.raises(UnknownName, match="no host has the label role:old"):
+        names("role:old")
+    hosts.drain("db1", "ann")
+    assert names("_all") == ["db1", "web1", "web2"]
+    assert names("role:db", always=True) == ["db1"]
+    with pytest.raises(UnknownName, match=r"of the hosts of role:db none takes work.*: db1"):
+        names("role:db")
+
+
+@pytest.mark.parametrize(
+    ("operation", "queues", "facts", "why"),
+    [
+        ("docker.stop.execute", ("docker@h",), {}, ""),
+        ("docker.stop.execute", ("docker@h",), {"docker": ""}, ""),
+        ("docker.stop.execute", ("docker@h",), {"docker": None}, "host h has no Docker engine"),
+        ("docker.stop.execute", ("file@h",), {"docker": "20"}, "host h has no worker for the queue docker"),
+        ("compose.up.execute", ("compose@h",), {"docker": "20", "compose": None}, "host h has no Docker Compose"),
+        ("file.deploy.execute", ("file@h",), {"docker": None}, ""),
+        ("approval.wait.execute", (), {}, ""),
+    ],
+)
+def test_what_a_host_cannot_do(
+    hosts: Hosts, operation: str, queues: tuple[str, ...], facts: dict[str, Any], why: str
+) -> None:
+    hosts.register("h", Node("a@h", queues=queues, facts=facts))
+    assert cannot(find(operation), hosts.get("h")) == why
+
+
+def test_hosts_in_groups(hosts: Hosts) -> None:
+    hosts.register("web1", node("a@web1", "web1"))
+    hosts.register("db1", node("a@db1", "db1", labels={}, facts={"os": "alpine"}))
+    found = list(hosts.all().values())
+    assert {key: [host.name for host in group] for key, group in grouped(found, "os").items()} == {
+        "alpine": ["db1"],
+        "debian": ["web1"],
+    }
+    assert list(grouped(found, "label:role")) == ["web"]
+
+
+# --- what waits -----------------------------------------------------------------------------------
+
+
+def sent(store: Store, queue: str, task: str, *arguments: Any) -> None:
+    """A message as Celery leaves it in Redis."""
+    import base64
+
+    body = base64.b64encode(json.dumps([list(arguments), {}, {}]).encode()).decode()
+    message = json.dumps({"headers": {"task": task}, "body": body})
+    store.client.lpush(f"{store.settings.broker_prefix()}{queue}", message)
+
+
+def test_each_queue_has_its_length_its_oldest_and_its_workers(bed: Bed) -> None:
+    bed.begin(0, 1)
+    hosts = Hosts(bed.store)
+    hosts.register("web1", node("a@web1", "web1"))
+    bed.age(30)
+    sent(bed.store, "noop", "longshore.step", bed.run_id, 0)
+    sent(bed.store, "noop", "longshore.step", bed.run_id, 1)
+    sent(bed.store, "noop.undo", "somebody.elses", 1)
+
+    found = {backlog.queue: backlog for backlog in backlogs(bed.store)}
+
+    assert (found["noop"].length, found["noop"].workers) == (2, 1)
+    assert 29 <= found["noop"].oldest <= 40
+    assert (found["noop.undo"].length, found["noop.undo"].oldest) == (1, 0.0)
+    assert (found["control"].length, found["control"].workers) == (0, 0)
+    hosts.drain("web1", "ann")
+    assert {backlog.queue: backlog.workers for backlog in backlogs(bed.store)}["noop"] == 0
+    told = text(bed.store)
+    assert 'longshore_queue_length{queue="noop"} 2.0' in told
+    assert 'longshore_hosts{state="draining"} 1.0' in told
+
+
+def test_a_step_that_waits_for_a_worker_says_for_which(bed: Bed) -> None:
+    plan = Plan("p", target="web1")
+    plan.step("a", "noop.execute")
+    bed.begin(0)
+    bed.put(steps={"h:0": "web1"})
+    from longshore.orchestration.compiled import CompiledPlan
+
+    compiled, hosts = CompiledPlan(plan), Hosts(bed.store)
+
+    def why() -> str:
+        _, steps = bed.store.everything(bed.run_id)
+        return reasons(bed.store, compiled, steps).get("wait:0", "")
+
+    assert why() == "waits: no worker takes what is in the queue noop@web1"
+    hosts.register("web1", node("a@web1", "web1"))
+    assert why() == ""
+    hosts.drain("web1", "ann")
+    assert why() == "waits: host web1 is drained by ann"
+    hosts.undrain("web1")
+    ago(hosts, "web1", 100)
+    assert "waits: host web1 is lost" in why()
