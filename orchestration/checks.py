@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from longshore.orchestration import secrets, templates
-from longshore.orchestration.compiled import CONTROL, CompiledPlan, find_cycle
+from longshore.orchestration.compiled import CONTROL, CompiledPlan, find_cycle, target_of
 from longshore.orchestration.errors import LongshoreError, Problem, UnknownName
 from longshore.orchestration.guards import LOOKS_AT_FAILURE
 from longshore.orchestration.operations import Operation, Params, Waits, celery, find, known, subplan
@@ -136,7 +136,7 @@ def _guards(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
             yield Problem(f"when: {condition.if_!r} is no expression: {error.why}", step=name, path=where)
             continue
         yield from _template(plan, name, "when", expression, where, templates.ROOTS | _item(step))
-        if (step.target or plan.target) == ANY and "host" in templates.references(expression, frozenset()).unknown:
+        if target_of(plan, name) == ANY and "host" in templates.references(expression, frozenset()).unknown:
             yield Problem(
                 "when: it looks at host, and which worker will take the step is not known: give it a target",
                 step=name,
@@ -180,7 +180,7 @@ def _may_fail(plan: Plan, name: str) -> bool:
 
 def _fan_out(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
     at = ("steps", name)
-    target = step.target or plan.target
+    target = target_of(plan, name)
     if isinstance(step.foreach, str) and not templates.is_template(step.foreach):
         yield Problem(
             "foreach: it is neither a list nor a template that gives one, {{ … }}", step=name, path=(*at, "foreach")

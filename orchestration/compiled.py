@@ -13,9 +13,9 @@ from graphlib import CycleError, TopologicalSorter
 from longshore.orchestration import templates
 from longshore.orchestration.errors import UnknownName
 from longshore.orchestration.guards import LOOKS_AT_FAILURE
-from longshore.orchestration.operations import NO_RETRY, Kind, Operation, Params, Result, Retry, Undo, Waits, find
+from longshore.orchestration.operations import NO_RETRY, Kind, Operation, Params, Result, Retry, Undo, Waits, find, known
 from longshore.orchestration.plan import Plan, Step
-from longshore.orchestration.selection import is_several
+from longshore.orchestration.selection import ANY, is_several
 
 #: A step by its index, or a unit of one that was fanned out as `<index>.<unit>`.
 StepId = int | str
@@ -171,6 +171,12 @@ def at_host(queue: str, host: str) -> str:
     return f"{queue}@{host}" if host and queue != CONTROL else queue
 
 
+def target_of(plan: Plan, name: str) -> str:
+    """Where a step is done: its own target, else the plan's. Control work is done anywhere, unless the step says so."""
+    step, operation = plan.steps[name], known(plan.steps[name].op)
+    return step.target or (ANY if operation is not None and operation.queue == CONTROL else plan.target)
+
+
 class CompiledPlan:
     """The plan by numbers. The plan must be free of problems.
 
@@ -200,7 +206,7 @@ class CompiledPlan:
                 level=level[name],
                 needs=tuple(index[d] for d in graph[name]),
                 needed_by=tuple(needed_by[i]),
-                target=plan.steps[name].target or plan.target,
+                target=target_of(plan, name),
             )
             for i, name in enumerate(names)
         )

@@ -221,7 +221,7 @@ class Done:
 class Bench:
     """Runs plans in memory. Steps of `noop`, `docker` (on `engine`) and own operations are done; those of any
     other family are pretended: they succeed, change, and give the data that `give` says. `pretend=True`
-    pretends all of them, `approve_all` approves whatever waits for a person.
+    pretends all of them, `approve_all` approves whatever waits for a person. `hosts` are names, or names with labels.
 
     Time passes only as the run waits for it. Each method below names a step, or `step[3]` for one item of it.
     """
@@ -229,7 +229,7 @@ class Bench:
     def __init__(
         self,
         *,
-        hosts: Sequence[str] = ("bench",),
+        hosts: Sequence[str] | Mapping[str, Mapping[str, str]] = ("bench",),
         pretend: bool = False,
         approve_all: bool = False,
         lease: float = 15.0,
@@ -237,6 +237,8 @@ class Bench:
         self.settings = Settings(redis_url="redis://bench", lease=lease, namespace="bench")
         self.engine = MemoryEngine()
         self.hosts = list(hosts)
+        #: By the name of a host.
+        self.labels = dict(hosts) if isinstance(hosts, Mapping) else {}
         self.pretend = pretend
         self.approve_all = approve_all
         self.scripts: dict[str, Script] = {}
@@ -307,7 +309,8 @@ class Bench:
         for host in self.hosts:
             queues = tuple(sorted({at_host(operation.queue, host) for operation in all_operations().values()}))
             own = tuple(name for name, operation in all_operations().items() if operation.function is not None)
-            Hosts(self.store).register(host, Node("bench", queues, own, facts=facts()))
+            labels = self.labels.get(host, {})
+            Hosts(self.store).register(host, Node("bench", queues, own, labels=labels, facts=facts()))
         self.pretended, self.pretended_before = placeholders(plan)
         Admission(self.store).submit(run_id, request_body(plan, params or {}, "bench"))
         self._queue.append(_Message(ADVANCE, run_id))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from longshore.orchestration.errors import OperationError
 from longshore.orchestration.plan import Plan
 from longshore.orchestration.report import Report
+from longshore.orchestration.selection import is_label
+from longshore.orchestration.templates import is_template
 from longshore.tasks.bench import Bench
 
 
@@ -24,8 +26,19 @@ def rehearse(plan: Plan, params: Mapping[str, Any] | None = None) -> Iterator[Re
     """The run in which all goes well, then one for each step, in which that step fails."""
     for step in [None, *plan.steps]:
         targets = {step.target for step in plan.steps.values()} | {plan.target}
-        hosts = sorted(name for name in targets if name and name[0] != "_" and "{" not in name)
-        bench = Bench(hosts=hosts or ("bench",), pretend=True, approve_all=True)
+        bench = Bench(hosts=_stand_ins(targets), pretend=True, approve_all=True)
         if step is not None:
             bench.fail(step, OperationError("fails, in this rehearsal"))
         yield Rehearsed(step, bench.run(plan, params, run_id="rehearsal"))
+
+
+def _stand_ins(targets: Iterable[str | None]) -> dict[str, dict[str, str]]:
+    """A host for each that a plan names, two for each label, and one at least."""
+    hosts: dict[str, dict[str, str]] = {}
+    for target in sorted(filter(None, targets)):
+        if is_label(target):
+            key, _, value = target.partition(":")
+            hosts |= {f"{value}-{n}": {key: value} for n in (1, 2)}
+        elif target[0] != "_" and not is_template(target):
+            hosts[target] = {}
+    return hosts or {"bench": {}}
