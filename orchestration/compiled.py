@@ -13,7 +13,18 @@ from graphlib import CycleError, TopologicalSorter
 from longshore.orchestration import templates
 from longshore.orchestration.errors import UnknownName
 from longshore.orchestration.guards import LOOKS_AT_FAILURE
-from longshore.orchestration.operations import NO_RETRY, Kind, Operation, Params, Result, Retry, Undo, Waits, find, known
+from longshore.orchestration.operations import (
+    NO_RETRY,
+    Kind,
+    Operation,
+    Params,
+    Result,
+    Retry,
+    Undo,
+    Waits,
+    find,
+    known,
+)
 from longshore.orchestration.plan import Plan, Step
 from longshore.orchestration.selection import ANY, is_several
 
