@@ -84,6 +84,7 @@ def test_the_example_in_python_runs(environment: dict[str, str], tmp_path: Path)
     assert (tmp_path / "made" / "result").read_text().startswith("HELLO, WORLD")
 
 
+@pytest.mark.docker  # where there is an engine, it uses it
 def test_the_demo_does_what_it_promises() -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("LONGSHORE_")}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from longshore.orchestration.hosts import Hosts, HostState
 from longshore.orchestration.states import RunState, StepState
 from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import Installation, Worker, names, report_of, wait_for
+from tests.servers import free_port
 
 pytestmark = pytest.mark.integration
 
@@ -333,6 +335,40 @@ def test_a_drained_host_whose_workers_are_to_end_has_none_in_the_end(fleet: Inst
     wait_for("its good-bye", lambda: hosts.get("spare1").state is HostState.STOPPED)
     assert fleet.longshore("hosts", "forget", "spare1").code == 0
     assert fleet.longshore("hosts", "show", "spare1").code == 2
+
+
+# --- figures ------------------------------------------------------------------------------------------
+
+
+def test_queues_have_their_figures_for_whatever_scales_workers(fleet: Installation) -> None:
+    plan = Plan("crowd", target="web1")
+    plan.step("many", "noop.execute", sleep=0.3).foreach(list(range(20)))
+    run = fleet.run(plan)
+    wait_for("it to begin", lambda: names(run, "item_started"))
+    port = free_port()
+    served = fleet.popen("metrics", "--listen", str(port))
+    try:
+        found = {each["queue"]: each for each in fleet.longshore("metrics", "-o", "json").json}
+        assert found["noop@web1"]["length"] > 0
+        assert found["noop@web1"]["oldest"] > 0
+        assert found["noop"]["workers"] == len(LABELS)
+        text = wait_for("the metrics", lambda: scraped(port))
+        assert 'longshore_queue_length{queue="noop@web1"}' in text
+        assert 'longshore_hosts{state="ready"} 5.0' in text
+    finally:
+        served.terminate()
+        served.communicate()
+        run.cancel("enough")
+    assert fleet.longshore("metrics", "--listen", "nowhere").code == 2
+    run.wait(timeout=60)
+
+
+def scraped(port: int) -> str:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            return str(answer.read().decode())
+    except OSError:
+        return ""
 
 
 # --- hosts that die -----------------------------------------------------------------------------------
