@@ -21,6 +21,8 @@ from longshore.orchestration.selection import ALL, HostFilter, has_label, is_sev
 
 #: A node whose last word is older than so many leases is lost: two words may come late.
 SILENT_LEASES = 3
+#: Seconds after which a lost worker of a host that has others will not come back.
+_NODE_KEPT = 3600.0
 
 
 class HostState(StrEnum):
@@ -347,11 +349,19 @@ class Hosts:
         self._store.call(pipe.execute)
 
     def forget_old(self, seconds: float) -> list[str]:
-        """Forget the hosts that have not been heard of for so long; their names."""
+        """Forget the hosts that have not been heard of for so long; their names. Of the others, the workers that are
+        lost for an hour and more.
+        """
         until = self._store.now() - round(seconds * 1000)
         names = list(self._store.call(self._client.zrangebyscore, self._keys.fleet, 0, until))
         for name in names:
             self.forget(name)
+        for host in self.all().values():
+            # Workers in containers get a name with each container: those that were killed would be kept for ever.
+            gone = [node.name for node in host.nodes if host.alive and host.now - node.seen > _NODE_KEPT * 1000]
+            if gone:
+                fields = [f"{kind}:{node}" for node in gone for kind in ("node", "beat")]
+                self._store.call(self._client.hdel, self._keys.machine(host.name), *fields)
         return names
 
 

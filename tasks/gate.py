@@ -112,7 +112,7 @@ class Gate:
         return Verdict(
             units=units,
             at_once=step.step.max_parallel or len(units),
-            tolerated=tolerated(step.step.tolerate, len(units)),
+            tolerated=tolerated(step.step.tolerate, sum(not unit.skip for unit in units)),
             canary=step.step.canary or 0,
         )
 

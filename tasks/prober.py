@@ -64,7 +64,7 @@ def _guarded(loaded: Loaded, index: int, prediction: Prediction, host: str) -> P
     depends = [f"only_if {condition}" for condition in step.step.only_if]
     for guard in step.step.when:
         expression = templates.braced(guard.if_)
-        if templates.references(expression).steps:
+        if templates.references(expression).steps or "item" in templates.references(expression).unknown:
             depends.append(f"when {guard.if_}")
         elif not templates.truth(expression, of_steps(loaded, "dry-run", {}, host)):
             why = guard.reason or guards.WHEN_FALSE

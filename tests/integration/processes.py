@@ -128,6 +128,11 @@ class Worker:
             self._end_group(signal.SIGKILL)
             self.start(wait=False)
 
+    def signal_main(self, number: signal.Signals) -> None:
+        """Reach the process that the others are children of, as whatever runs workers does."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
     def signal_group(self, number: signal.Signals) -> None:
         """Reach every one of its processes."""
         if self._process is not None:

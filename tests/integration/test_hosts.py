@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -331,7 +332,11 @@ def test_a_drained_host_whose_workers_are_to_end_has_none_in_the_end(fleet: Inst
     wait_for("it to be drained still", lambda: hosts.get("spare1").state is HostState.DRAINED)
     assert fleet.longshore("hosts", "undrain", "spare1").code == 0
     wait_for("it to take work", lambda: hosts.get("spare1").state is HostState.READY)
-    worker.stop()
+    run = fleet.run("name: slow\ntarget: spare1\nsteps: {a: {op: noop.execute, with: {sleep: 3}}}\n")
+    wait_for("it to be there", lambda: names(run, "step_started"))
+    worker.signal_main(signal.SIGTERM)
+    wait_for("it to be stopping", lambda: hosts.get("spare1").state is HostState.STOPPING)
+    assert run.wait(timeout=60).state is RunState.SUCCEEDED
     wait_for("its good-bye", lambda: hosts.get("spare1").state is HostState.STOPPED)
     assert fleet.longshore("hosts", "forget", "spare1").code == 0
     assert fleet.longshore("hosts", "show", "spare1").code == 2

@@ -144,6 +144,10 @@ def test_what_has_been_silent_for_long_is_forgotten(hosts: Hosts) -> None:
 
     assert hosts.forget_old(60) == ["web1"]
 
+    hosts.register("web2", node("killed@web2", "web2"))
+    hosts._client.hset(hosts._keys.machine("web2"), "beat:killed@web2", "1 ready 0")
+    assert hosts.forget_old(60) == []
+    assert [each.name for each in hosts.get("web2").nodes] == ["a@web2"]
     assert list(hosts.all()) == ["web2"]
     assert hosts.knows("web2", "a@web2")
     assert not hosts.knows("web1", "a@web1")
