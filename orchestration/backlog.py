@@ -10,7 +10,6 @@ import base64
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from longshore.orchestration.canvas import ADVANCE, STEP, UNDO
 from longshore.orchestration.compiled import CONTROL
@@ -18,6 +17,9 @@ from longshore.orchestration.hosts import Host, Hosts, NodeState
 from longshore.orchestration.keys import Field
 from longshore.orchestration.states import StepState
 from longshore.orchestration.store import Store
+
+#: How many of the next messages of a queue are looked at: some may be of what has been done already.
+_LOOKED_AT = 10
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,14 @@ def backlogs(store: Store) -> list[Backlog]:
     pipe = store.client.pipeline(transaction=False)
     for name in names:
         pipe.llen(f"{prefix}{name}")
-        pipe.lindex(f"{prefix}{name}", -1)
+        pipe.lrange(f"{prefix}{name}", -_LOOKED_AT, -1)
     answers = store.call(pipe.execute)
     now = store.now()
     found = []
     for n, name in enumerate(names):
         length, oldest = int(answers[2 * n]), answers[2 * n + 1]
-        since = _since(store, oldest) if oldest else 0
-        age = max(0.0, (now - since) / 1000) if since else 0.0
+        since = min(filter(None, (_since(store, message) for message in oldest)), default=now)
+        age = max(0.0, (now - since) / 1000)
         found.append(Backlog(name, length, age, _workers(hosts, name)))
     return found
 
@@ -74,7 +76,8 @@ def _since(store: Store, message: str) -> int:
     except (ValueError, KeyError, TypeError, IndexError):
         return 0
     side = "u" if task == UNDO else ""
-    row: tuple[Any, ...] = store.step_fields(run_id, [step_id], (f"{side}{Field.STATUS}", f"{side}{Field.SENT}"))[
-        step_id
-    ]
-    return int(row[1]) if row[0] == StepState.READY and row[1] else 0
+    kinds = [f"{side}{kind}" for kind in (Field.STATUS, Field.SENT, Field.NOT_BEFORE)]
+    status, sent, due = store.step_fields(run_id, [step_id], kinds)[step_id]
+    if status == StepState.RETRYING:
+        return int(due or 0)
+    return int(sent or 0) if status == StepState.READY else 0

@@ -115,7 +115,8 @@ class Client:
         if len(json.dumps(body, ensure_ascii=False).encode()) > MAX_PLAN_BYTES:
             raise PlanError(f"the plan with its files is larger than {MAX_PLAN_BYTES} bytes")
         self._refuse_where_a_service_is_down(compiled)
-        self._refuse_hosts_that_are_not_there(compiled, body["params"])
+        if (unknown := self._unknown_host(compiled, body["params"])) is not None and self.store.body(run_id) is None:
+            raise unknown
         there = Admission(self.store).submit(run_id, body)
         if there is not None:
             if there["digest"] != body["digest"]:
@@ -145,7 +146,7 @@ class Client:
                     remedy="longshore breaker ls shows since when",
                 )
 
-    def _refuse_hosts_that_are_not_there(self, plan: CompiledPlan, params: Mapping[str, Any]) -> None:
+    def _unknown_host(self, plan: CompiledPlan, params: Mapping[str, Any]) -> UnknownName | None:
         """A target that is known now and means no host: better now than after the steps before it."""
         named = [step for step in plan.steps if step.target != ANY and step.step.on_no_host == "fail"]
         hosts = Hosts(self.store).all() if named else {}
@@ -157,7 +158,8 @@ class Client:
             except templates.TemplateProblem:
                 continue  # known when its turn comes
             except UnknownName as error:
-                raise UnknownName(f"step {step.name}: target: {error.message}", remedy=error.remedy) from None
+                return UnknownName(f"step {step.name}: target: {error.message}", remedy=error.remedy)
+        return None
 
     @staticmethod
     def _hooked(run: Run, plan: Plan | str) -> Run:

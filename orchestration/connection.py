@@ -118,8 +118,9 @@ class Connection:
     def written(self, pipe: Any) -> list[Any]:
         """The answers of a pipeline, once as many replicas as the settings ask for have what it wrote.
 
-        A server that dies takes with it what only it had; what was acknowledged must not be of that. To be called by
-        `call`; raises StoreUnavailable where too few have it in time: it may have been written all the same.
+        A server that dies takes with it what only it had; what was acknowledged must not be of that. The pipeline is
+        no transaction, in which WAIT would not wait. To be called by `call`; raises StoreUnavailable where too few
+        have it in time: it may have been written all the same.
         """
         wanted = self.settings.needed_replicas()
         if wanted:  # in the same pipeline: WAIT is about the writes of its own connection

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -14,7 +15,7 @@ from longshore.orchestration import templates
 from longshore.orchestration.canvas import PROBE
 from longshore.orchestration.compiled import CompiledPlan, CompiledStep
 from longshore.orchestration.errors import UnknownName, WaitTimeout
-from longshore.orchestration.hosts import Host, Hosts, HostState, cannot, meant, resting
+from longshore.orchestration.hosts import Host, Hosts, HostState, cannot, matching, meant, resting
 from longshore.orchestration.selection import ANY, is_several
 from longshore.orchestration.store import Store
 
@@ -25,18 +26,18 @@ def dry_run(store: Store, producer: Celery, plan: CompiledPlan, body: Mapping[st
     """See `Client.dry_run`; `body` is the request that a real run would be."""
     probe_id = uuid4().hex
     store.put_probe(probe_id, json.dumps(body, ensure_ascii=False), _PROBE_SECONDS)
-    asked: list[tuple[int, str]] = []
+    asked: list[_Question] = []
     answers: list[dict[str, Any]] = []
     hosts = Hosts(store).all()
     for step in plan.steps:
         for host, queue, answer in _places(step, body["params"], hosts):
             if answer is None:
-                asked.append((step.index, queue))
+                asked.append(_Question(step.index, host, queue))
             else:
                 answers.append({"index": step.index, "host": host, "changed": False} | answer)
     try:
-        for index, queue in asked:
-            _ask(producer, probe_id, plan, index, queue)
+        for question in asked:
+            _ask(producer, probe_id, plan, question)
         answers += _answers(store, probe_id, asked)
     finally:
         store.drop_probe(probe_id)
@@ -57,8 +58,10 @@ def _places(
         target = str(templates.render(step.target, {"params": dict(params)}))
     except templates.TemplateProblem:
         target = ANY  # known when its turn comes
+    condition = step.step.when_fact
     if target == ANY:
-        yield "", step.queue, None
+        lacking = condition is not None and not matching(list(hosts.values()), condition)
+        yield "", step.queue, _skipped("when-fact: no host is like that") if lacking else None
         return
     try:
         chosen = meant(hosts, target, always=step.always)
@@ -67,15 +70,14 @@ def _places(
         yield target, "", _skipped(error.message) if skips else _failed(error.message)
         return
     for host in chosen:
-        condition = step.step.when_fact
         reason = (is_several(target) and not step.always and resting(host)) or cannot(step.operation, host)
         if condition is not None and not condition.matches(host):
             reason = reason or "when-fact: the host is not like that"
         if reason:
             yield host.name, "", _skipped(reason)
-        elif host.state in {HostState.LOST, HostState.STOPPED}:
+        elif host.state in {HostState.LOST, HostState.STOPPED} and is_several(target) and not step.always:
             yield host.name, "", _failed(host.why_not())
-        elif host.why_not() and not step.always:
+        elif not host.alive or (host.why_not() and not step.always):
             yield host.name, "", _held(host.why_not())
         else:
             yield host.name, step.queue_at(host.name), None
@@ -93,13 +95,21 @@ def _held(why: str) -> dict[str, Any]:
     return {"action": f"would wait: {why}", "changed": None, "undo": "nothing to take back", "impossible": None}
 
 
-def _ask(producer: Celery, probe_id: str, plan: CompiledPlan, index: int, queue: str) -> None:
-    step = plan.steps[index]
+@dataclass(frozen=True)
+class _Question:
+    index: int
+    #: '' for whichever host answers.
+    host: str
+    queue: str
+
+
+def _ask(producer: Celery, probe_id: str, plan: CompiledPlan, question: _Question) -> None:
+    step = plan.steps[question.index]
     producer.signature(
         PROBE,
-        args=(probe_id, index),
+        args=(probe_id, question.index),
         options={
-            "queue": queue,
+            "queue": question.queue,
             "expires": _PROBE_SECONDS,
             "shadow": f"{plan.plan.name}.{step.name} (dry run)",
             "argsrepr": f"({step.name!r},)",
@@ -107,8 +117,8 @@ def _ask(producer: Celery, probe_id: str, plan: CompiledPlan, index: int, queue:
     ).apply_async()
 
 
-def _answers(store: Store, probe_id: str, asked: list[tuple[int, str]]) -> list[dict[str, Any]]:
-    """One for each question. Raises WaitTimeout where a queue stays silent."""
+def _answers(store: Store, probe_id: str, asked: list[_Question]) -> list[dict[str, Any]]:
+    """One for each question, also for a host that does not answer. Raises WaitTimeout where nobody does for a queue."""
     answers: list[dict[str, Any]] = []
     until = time.monotonic() + _PROBE_SECONDS
     while len(answers) < len(asked):
@@ -116,7 +126,14 @@ def _answers(store: Store, probe_id: str, asked: list[tuple[int, str]]) -> list[
         if answer is not None:
             answers.append(answer)
         elif time.monotonic() > until:
-            told = {answer["index"] for answer in answers}
-            silent = sorted({queue for index, queue in asked if index not in told})
-            raise WaitTimeout(f"no worker answered for: {', '.join(silent)}", remedy="start one: longshore worker")
+            told = {(answer["index"], place) for answer in answers for place in (answer["host"], "")}
+            silent = [question for question in asked if (question.index, question.host) not in told]
+            if nobody := sorted({question.queue for question in silent if not question.host}):
+                raise WaitTimeout(f"no worker answered for: {', '.join(nobody)}", remedy="start one: longshore worker")
+            why = "cannot be told: no worker of the host answered"
+            return answers + [
+                {"index": question.index, "host": question.host, "changed": None, "action": why}
+                | {"undo": "nothing to take back", "impossible": None}
+                for question in silent
+            ]
     return answers

@@ -86,6 +86,9 @@ class Host:
     drained: Drained | None = None
     #: What its last node was, where none is left.
     last: Node | None = None
+    #: What its workers have ever consumed, and which operations of applications' own they have ever known.
+    had: frozenset[str] = frozenset()
+    own: frozenset[str] = frozenset()
     now: int = 0
     silent: int = 0
 
@@ -122,14 +125,8 @@ class Host:
 
     @cached_property
     def queues(self) -> tuple[str, ...]:
-        """What its workers consume, those included that are lost: they may come back."""
-        known = self.nodes or ((self.last,) if self.last else ())
-        return tuple(sorted({queue for node in known for queue in node.queues}))
-
-    @property
-    def own(self) -> frozenset[str]:
-        known = self.nodes or ((self.last,) if self.last else ())
-        return frozenset(name for node in known for name in node.own)
+        """What its workers consume that have not said good-bye."""
+        return tuple(sorted({queue for node in self.nodes for queue in node.queues}))
 
     @property
     def healthy(self) -> bool:
@@ -142,18 +139,18 @@ class Host:
 
     def why_not(self) -> str:
         """Why it takes no new work now; '' where it does."""
+        if self.drained is not None:
+            return f"host {self.name} is drained by {self.drained.by}"
         ago = f"{max(0, self.now - self.seen) / 1000:.0f} s"
         match self.state:
-            case HostState.READY:
-                return ""
-            case HostState.DRAINING | HostState.DRAINED:
-                return f"host {self.name} is drained" + (f" by {self.drained.by}" if self.drained else "")
             case HostState.STOPPING:
                 return f"host {self.name} is stopping"
             case HostState.LOST:
                 return f"host {self.name} is lost: no worker of it has been heard of for {ago}"
             case HostState.STOPPED:
                 return f"host {self.name} has no worker: the last one ended {ago} ago"
+            case _:
+                return ""
 
     def as_data(self) -> dict[str, Any]:
         """JSON types."""
@@ -170,8 +167,10 @@ class Host:
 
 
 def selected(hosts: Mapping[str, Host], target: str) -> list[Host]:
-    """The hosts that a target of several means, in the order of their names: not those that have ended in order."""
-    there = [host for _, host in sorted(hosts.items()) if host.state is not HostState.STOPPED]
+    """The hosts that a target of several means, in the order of their names. Not those whose workers have ended in
+    order, unless somebody has drained them: then they are named.
+    """
+    there = [host for _, host in sorted(hosts.items()) if host.state is not HostState.STOPPED or host.drained]
     return there if target == ALL else [host for host in there if has_label(host.labels, target)]
 
 
@@ -191,34 +190,34 @@ def meant(hosts: Mapping[str, Host], target: str, *, always: bool = False) -> li
     if not found and target == ALL:
         raise UnknownName("no host has a worker", remedy="start one: longshore worker")
     if not found:
-        known = sorted({f"{key}:{value}" for host in hosts.values() for key, value in host.labels.items()})
+        there = [host for host in hosts.values() if host.nodes]
+        known = sorted({f"{key}:{value}" for host in there for key, value in host.labels.items()})
         raise UnknownName(
             f"no host has the label {target} (there are: {listed(known)})",
             remedy="a worker gives its host labels with --label, or LONGSHORE_LABELS: longshore hosts ls",
         )
     if not always and all(resting(host) for host in found):
         names = listed(host.name for host in found)
-        raise UnknownName(f"of the hosts of {target} none takes work, each is drained or stopping: {names}")
+        raise UnknownName(f"of the hosts of {target} none takes work, each is drained: {names}")
     return found
 
 
 def resting(host: Host) -> str:
-    """Why a host is to be left out of several: somebody has drained it, or its workers are ending. One that is lost is
-    not left out in silence: it is waited for a little, and named.
+    """Why a host is to be left out of several: somebody has drained it. One that is lost, or whose workers are ending,
+    is not left out in silence: it is waited for a little, and named.
     """
-    resting = {HostState.DRAINING, HostState.DRAINED, HostState.STOPPING}
-    return host.why_not() if host.state in resting else ""
+    return host.why_not() if host.drained is not None else ""
 
 
 def cannot(operation: Operation, host: Host) -> str:
-    """Why a host cannot do an operation at all; '' where it can, or where its workers are only away."""
+    """Why a host cannot do an operation at all; '' where it can, or where a worker that could is only away."""
     queue = operation.queue
     if queue == CONTROL:
         return ""
-    if at_host(queue, host.name) not in host.queues:
-        return f"host {host.name} has no worker for the queue {queue}"
+    if at_host(queue, host.name) not in host.had:
+        return f"host {host.name} has never had a worker for the queue {queue}"
     if operation.function is not None and operation.name not in host.own:
-        return f"no worker of host {host.name} knows {operation.name}"
+        return f"no worker of host {host.name} has ever known {operation.name}"
     if queue in {"docker", "compose"} and host.facts.get("docker", "") is None:
         return f"host {host.name} has no Docker engine"
     if queue == "compose" and host.facts.get("compose", "") is None:
@@ -258,6 +257,7 @@ class Hosts:
         told["since"] = node.since or now
         fields: dict[Any, Any] = {f"node:{node.name}": json.dumps(told, ensure_ascii=False)}
         fields[f"beat:{node.name}"] = _beat(now, node.state, node.active)
+        fields |= {f"had:{queue}": "" for queue in node.queues} | {f"own:{name}": "" for name in node.own}
         pipe = self._client.pipeline()
         pipe.hset(self._keys.machine(host), mapping=fields)
         pipe.zadd(self._keys.fleet, {host: now})
@@ -315,11 +315,9 @@ class Hosts:
         if not names:
             return {}
         pipe = self._client.pipeline(transaction=False)
-        pipe.time()
         for name in names:
             pipe.hgetall(self._keys.machine(name))
-        (seconds, micros), *rows = self._store.call(pipe.execute)
-        now = int(seconds) * 1000 + int(micros) // 1000
+        rows, now = self._store.call(pipe.execute), self._store.now()
         silent = round(SILENT_LEASES * self._store.settings.lease * 1000)
         return {name: _host(name, row, now, silent) for name, row in zip(names, rows, strict=True) if row}
 
@@ -382,7 +380,9 @@ def _host(name: str, row: Mapping[str, str], now: int, silent: int) -> Host:
             nodes.append(_node(node, json.loads(value), int(seen), NodeState(state), int(active)))
     last = json.loads(row["last"]) if "last" in row else None
     known = _node(last.pop("name"), last, last.pop("seen")) if last else None
-    return Host(name, tuple(nodes), _drained(row.get("drained")), known, now, silent)
+    had = frozenset(key.removeprefix("had:") for key in row if key.startswith("had:"))
+    own = frozenset(key.removeprefix("own:") for key in row if key.startswith("own:"))
+    return Host(name, tuple(nodes), _drained(row.get("drained")), known, had, own, now, silent)
 
 
 def _node(

@@ -30,7 +30,7 @@
     {ns}:fleet           zset    the hosts that are known → when one of their workers was last heard of, ms
     {ns}:machine:<name>  hash    a host: node:<worker> what it is, JSON; beat:<worker> when it was last heard of, its
                                  state and how many steps it is at; drained by whom, since when; last what the last
-                                 worker was that ended in order
+                                 worker was that ended in order; had:<queue> and own:<operation> what was ever there
     {ns}:breakers        set     services that are down
     {ns}:breaker:<name>  hash    why one of them is, since when, until when it is left alone
     {ns}:probing:<name>  string  the run that may try it; expires by itself

@@ -404,10 +404,16 @@ def resumed(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> Again:
             anew.add(i)
             again.append(i)
             # Those that went well are done, but for an always step's: that is done anew as a whole.
-            redone = [n for n, unit in enumerate(record.units) if not _is_done(unit) or plan.steps[i].always]
+            redone = [n for n, unit in enumerate(record.units) if _is_redone(unit) or plan.steps[i].always]
             again += [f"{i}.{n}" for n in redone]
     first = min((plan.steps[i].level for i in again if isinstance(i, int)), default=len(plan.levels))
     return Again(first - 1, tuple(again))
+
+
+def _is_redone(unit: StepRecord) -> bool:
+    """Whether a part of a step that begins anew does, too: also one that was skipped, for that is decided anew."""
+    skipped = unit.status is StepState.SKIPPED and not unit.reason.startswith(BY_HAND)
+    return skipped or not _is_done(unit)
 
 
 def _is_done(record: StepRecord) -> bool:

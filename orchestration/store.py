@@ -104,11 +104,14 @@ class Store(Indices, Shelf):
     def _scripts(self) -> dict[str, Script]:
         return {}
 
-    def _run(self, name: str, run_id: str, *args: object, keys: Sequence[str] = ()) -> Any:
+    def _run(self, name: str, run_id: str, *args: object, keys: Sequence[str] = (), lasting: bool = True) -> Any:
         script = self._scripts.get(name)
         if script is None:
             script = self._scripts[name] = self.client.register_script(lua.source(name))
-        return self.acknowledged(script, [*self.keys.of(run_id).record(), *keys], list(args))
+        names = [*self.keys.of(run_id).record(), *keys]
+        if not lasting:  # what is lost with a server is done again, and must not wait for its replicas
+            return self.call(script, keys=names, args=list(args))
+        return self.acknowledged(script, names, list(args))
 
     def run_alone(self, name: str, keys: list[str], *args: object) -> Any:
         """A script that is about no single run."""
@@ -142,7 +145,7 @@ class Store(Indices, Shelf):
             fields["as"] = resolved_as
         if not self.call(self.client.exists, self.keys.of(run_id).request):
             raise UnknownName(f"no run {run_id!r}", remedy="longshore runs ls shows the latest")
-        pipe = self.client.pipeline()
+        pipe = self.client.pipeline(transaction=False)
         pipe.xadd(self.keys.of(run_id).commands, fields)
         pipe.zadd(self.keys.inbox, {run_id: mark()})
         return str(self.call(self.written, pipe)[0])
@@ -377,14 +380,19 @@ class Store(Indices, Shelf):
         always: bool = False,
         born: str = "",
         host: str = "",
+        stays: bool = False,
     ) -> Grant | str:
-        """The attempt, or why there is none. An always step has its turn in a suspended run, too."""
+        """The attempt, or why there is none. An always step has its turn in a suspended run, too.
+
+        What `stays` is claimed only on the host that it was begun on, once it has.
+        """
         lease = _ms(self.settings.lease)
-        got = self._run("claim", run_id, step_id, side, owner, task_id, lease, "1" if always else "", born, host)
+        more = ("1" if always else "", born, host, "1" if stays else "")
+        got = self._run("claim", run_id, step_id, side, owner, task_id, lease, *more)
         if got[0] != "ok":
             return str(got[1])
-        fence, attempt, rendered, step_rendered, before, outcome, started, item, *more = got[1:]
-        tries, version, service, previous, epoch, blocked = more
+        fence, attempt, rendered, step_rendered, before, outcome, started, item, *rest = got[1:]
+        tries, version, service, previous, epoch, blocked = rest
         return Grant(
             fence, int(attempt), rendered, step_rendered, before, outcome, int(started), item, int(tries),
             int(version), service, int(previous), int(epoch), int(blocked),
@@ -456,7 +464,7 @@ class Store(Indices, Shelf):
 
     def renew(self, run_id: str, attempts: Iterable[tuple[str, str]]) -> int:
         flat = [part for pair in attempts for part in pair]
-        return int(self._run("renew", run_id, _ms(self.settings.lease), *flat))
+        return int(self._run("renew", run_id, _ms(self.settings.lease), *flat, lasting=False))
 
     def expire(
         self,

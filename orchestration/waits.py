@@ -16,7 +16,7 @@ WAITS = "wait"
 
 def reasons(store: Store, plan: CompiledPlan, steps: Mapping[str, str]) -> dict[str, str]:
     """`wait:<id>`, and `uwait:<id>` of undos: why each that waits for a worker does, where that can be said."""
-    waiting = list(_waiting(steps))
+    waiting = list(_waiting(steps, store.now()))
     if not waiting:
         return {}
     hosts = Hosts(store).all()
@@ -32,11 +32,15 @@ def reasons(store: Store, plan: CompiledPlan, steps: Mapping[str, str]) -> dict[
     return found
 
 
-def _waiting(steps: Mapping[str, str]) -> Iterator[tuple[str, StepId]]:
+def _waiting(steps: Mapping[str, str], now: int) -> Iterator[tuple[str, StepId]]:
     for name, value in steps.items():
         kind, _, step_id = name.partition(":")
-        if value == StepState.READY and kind in {Field.STATUS, f"u{Field.STATUS}"}:
-            yield kind.removesuffix(Field.STATUS), as_id(step_id)
+        if kind not in {Field.STATUS, f"u{Field.STATUS}"}:
+            continue
+        side = kind.removesuffix(Field.STATUS)
+        due = int(steps.get(f"{side}{Field.NOT_BEFORE}:{step_id}") or 0) <= now
+        if value == StepState.READY or (value == StepState.RETRYING and due):
+            yield side, as_id(step_id)
 
 
 def _why(hosts: Mapping[str, Host], name: str, queue: str) -> str:

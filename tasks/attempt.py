@@ -116,6 +116,12 @@ class Claimed:
         undo = self.step.step.undo
         return find(undo.op) if self._side and isinstance(undo, UndoSpec) else self.step.operation
 
+    def queue_again(self, *, forward: bool) -> str | None:
+        """The queue for its next attempt: this host's, if what it does is done to this host; else None, as before."""
+        if not self.step.stays("" if forward else "u"):
+            return None
+        return self.step.queue_at(self.host) if forward else self.step.undo_queue_at(self.host)
+
     def _step_timeout(self) -> float:
         return self.step.step.timeout or self.store.settings.step_timeout
 
@@ -125,6 +131,7 @@ class Claimed:
             lambda: self.store.claim(
                 self.run_id, self.step_id, side, self.owner, self.task_id,
                 always=not side and self.step.always, born=self.loaded.born, host=self.host,
+                stays=self.step.stays(side),
             ),
             _CLAIM_PATIENCE,
         )  # fmt: skip

@@ -21,7 +21,7 @@ from longshore.orchestration.compiled import CompiledPlan, StepId, at_host, inde
 from longshore.orchestration.errors import ConfigError, OperationError, StepTimeout, UnknownName, Unsuccessful
 from longshore.orchestration.events import Event
 from longshore.orchestration.hooks import Hooks, Teller
-from longshore.orchestration.hosts import Hosts, Node
+from longshore.orchestration.hosts import Hosts, Node, NodeState
 from longshore.orchestration.keys import Field
 from longshore.orchestration.operations import Operation, Params, Waits, all_operations, find
 from longshore.orchestration.operations.subplan import RUN
@@ -67,7 +67,7 @@ class MemoryStore(Store):
         self._sources: dict[str, str] = {}
         self.advance(0)
 
-    def _run(self, name: str, run_id: str, *args: object, keys: Sequence[str] = ()) -> Any:
+    def _run(self, name: str, run_id: str, *args: object, keys: Sequence[str] = (), lasting: bool = True) -> Any:
         if name not in self._scripts:
             self._scripts[name] = self.client.register_script(lua.source(name).replace(_TIME, _CLOCK))
         return super()._run(name, run_id, *args, keys=keys)
@@ -374,8 +374,13 @@ class Bench:
         now = self.store.now()
         due = [float(when) for when in self._due(run_ids) if when > now]
         self.store.advance((min(due) - now) / 1000 + 0.001 if due else self.settings.lease)
+        self._live_on()
         for each in run_ids:
             self._driver.advance(each, thorough=True)
+
+    def _live_on(self) -> None:
+        for host in self.hosts:
+            Hosts(self.store).beat(host, "bench", NodeState.READY, 0)
 
     def _due(self, run_ids: list[str]) -> Iterator[float]:
         for run_id in run_ids:

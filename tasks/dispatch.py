@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from longshore.orchestration import templates
 from longshore.orchestration.canvas import STEP
 from longshore.orchestration.compiled import CompiledPlan, CompiledStep, StepId, index_of
 from longshore.orchestration.hosts import Hosts, HostState
@@ -36,30 +36,41 @@ def silent_limit(settings: Settings) -> float:
     return min(settings.claim_timeout, 2 * settings.lease)
 
 
-def _names_no_host(step: CompiledStep) -> bool:
-    return is_several(step.target) or templates.is_template(step.target)
+@dataclass(frozen=True)
+class Away:
+    """Those that were sent to one of several hosts which takes no work now, and why it takes none.
 
-
-def silent_hosts(
-    store: Store, plan: CompiledPlan, ids: Sequence[StepId], hosts: Mapping[StepId, str], side: str
-) -> dict[StepId, str]:
-    """Those that were sent to one of several hosts which has no worker now, and why it has none.
-
-    Who names one host means that one, and waits for it; of many, one that is gone must not hold up the others.
+    Who names one host means that one, and waits for it; of many, one that is gone must not hold up the others. What
+    always runs is waited for.
     """
+
+    #: No worker says anything: soon given up.
+    silent: dict[StepId, str] = field(default_factory=dict)
+    #: Somebody has drained it since: left out, as those that were drained before.
+    drained: dict[StepId, str] = field(default_factory=dict)
+
+
+def away(store: Store, plan: CompiledPlan, ids: Sequence[StepId], hosts: Mapping[StepId, str], side: str) -> Away:
+    found = Away()
     units = [] if side else [i for i in ids if i in hosts and isinstance(i, str)]
-    among = [i for i in units if _names_no_host(plan.steps[index_of(i)])]
-    if not among:
-        return {}
-    known = Hosts(store).all()
-    gone = {name for name, host in known.items() if host.state in {HostState.LOST, HostState.STOPPED}}
-    found: dict[StepId, str] = {}
+    places: dict[int, set[str]] = {}
+    for i in units:
+        places.setdefault(index_of(i), set()).add(hosts[i])
+    among = [i for i in units if _among_several(plan.steps[index_of(i)], len(places[index_of(i)]))]
+    known = Hosts(store).all() if among else {}
     for i in among:
-        if hosts[i] not in known:
-            found[i] = f"host {hosts[i]} is not known any more"
-        elif hosts[i] in gone:
-            found[i] = known[hosts[i]].why_not()
+        host = known.get(hosts[i])
+        if host is None:
+            found.silent[i] = f"host {hosts[i]} is not known any more"
+        elif host.drained is not None:
+            found.drained[i] = host.why_not()
+        elif host.state in {HostState.LOST, HostState.STOPPED}:
+            found.silent[i] = host.why_not()
     return found
+
+
+def _among_several(step: CompiledStep, places: int) -> bool:
+    return not step.always and (is_several(step.target) or places > 1)
 
 
 def send_next(store: Store, canvas: MakeCanvas, run_id: str, plan: CompiledPlan, units: Sequence[StepId]) -> None:

@@ -24,7 +24,7 @@ from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoSt
 from longshore.orchestration.store import SCHEMA_VERSION, Look, Store, run_record
 from longshore.tasks.commands import Commands
 from longshore.tasks.crash import point
-from longshore.tasks.dispatch import hosts_of, in_flight, send_next, silent_hosts, silent_limit
+from longshore.tasks.dispatch import away, hosts_of, in_flight, send_next, silent_limit
 from longshore.tasks.door import Door
 from longshore.tasks.gate import Gate
 from longshore.tasks.herald import Herald
@@ -223,7 +223,7 @@ class Driver:
             applied = self._apply(run_id, plan, run, records, transition)
             point("advance.applied")
             if applied:
-                self._dispatch(run_id, plan, transition, may_chain=run.epoch == 0)
+                self._dispatch(run_id, plan, transition, anew=run.epoch > 0)
             seen = self.store.look(run_id)
             after = run_record(seen.fields, seen.now)
             if not applied and (after.state, after.level, after.undo_level, after.left) == (
@@ -271,16 +271,17 @@ class Driver:
         hold = self.store.fields(run_id).get("hold", "")
         return self.store.unsuspend(run_id, hold, run.epoch, side, ids)
 
-    def _dispatch(self, run_id: str, plan: CompiledPlan, transition: saga.Transition, *, may_chain: bool) -> None:
+    def _dispatch(self, run_id: str, plan: CompiledPlan, transition: saga.Transition, *, anew: bool) -> None:
         """Send what the transition made ready. If this is lost, the sweeper sends it."""
         match transition:
             case saga.OpenLevel(state, _, ready, _) if transition.stopped_by is None:
                 leaves: list[StepId] = [*ready, *self._first_units(run_id, transition.fanned)]
                 if leaves:
-                    hosts = hosts_of(self.store, run_id, plan, leaves) if transition.hosts or transition.fanned else {}
-                    self.canvas(run_id, hosts).send_level(
-                        plan, leaves, may_chain=may_chain and state is RunState.RUNNING
-                    )
+                    # Of what begins for the first time, and is for any host, none can be bound to one yet.
+                    bound = transition.hosts or transition.fanned or anew or state is RunState.FINISHING
+                    hosts = hosts_of(self.store, run_id, plan, leaves) if bound else {}
+                    may_chain = state is RunState.RUNNING and not anew
+                    self.canvas(run_id, hosts).send_level(plan, leaves, may_chain=may_chain)
             case saga.OpenUndo(_, undone, _) if undone:
                 self.canvas(run_id, hosts_of(self.store, run_id, plan, undone, "u")).send_undo(plan, undone)
             case _:
@@ -338,10 +339,12 @@ class Driver:
             return
         leaves = self.store.expanded(run_id, members)
         hosts = hosts_of(self.store, run_id, plan, leaves, side)
-        silent = silent_hosts(self.store, plan, leaves, hosts, side)
+        absent = away(self.store, plan, leaves, hosts, side)
+        self._leave_out(run_id, plan, absent.drained)
         limit, soon = self.store.settings.claim_timeout, silent_limit(self.store.settings)
-        again, refused = self.store.resend(run_id, side, [i for i in leaves if i not in silent], hosts, limit)
-        more, given_up = self.store.resend(run_id, side, list(silent), hosts, soon)
+        waited_for = [i for i in leaves if i not in absent.silent]
+        again, refused = self.store.resend(run_id, side, waited_for, hosts, limit)
+        more, given_up = self.store.resend(run_id, side, list(absent.silent), hosts, soon)
         canvas = self.canvas(run_id, hosts)
         for step_id in [*again, *more]:
             canvas.send_single(task, plan, step_id)
@@ -353,13 +356,23 @@ class Driver:
                 run_id, plan, step_id, side, f"host did not answer: {self._about(host)}{why}" if host else why
             )
         for step_id in given_up:
-            self._give_up(run_id, plan, step_id, side, f"host did not answer: {silent[step_id]}")
+            self._give_up(run_id, plan, step_id, side, f"host did not answer: {absent.silent[step_id]}")
         refused += given_up
         due = self._next_message(run_id, side, leaves)
         if due is not None:
             self.store.look_at(run_id, due, sooner=True)
-        if refused:
+        if refused or absent.drained:
             canvas.send_advance(plan.plan.name)
+
+    def _leave_out(self, run_id: str, plan: CompiledPlan, drained: Mapping[StepId, str]) -> None:
+        """Parts that nobody has begun, and whose host was drained meanwhile."""
+        rows = self.store.step_fields(run_id, list(drained), (Field.STATUS, Field.ATTEMPTS))
+        for i, (status, attempts) in rows.items():
+            if status == StepState.READY and not attempts:
+                recorded = self.store.complete(
+                    run_id, i, "", "", StepState.SKIPPED, "{}", error=drained[i], no_effect=True
+                )
+                send_next(self.store, self.canvas, run_id, plan, recorded.next_units)
 
     def _about(self, host: str) -> str:
         """Why a host takes no work, for a sentence that says what came of it."""

@@ -97,7 +97,9 @@ def _carry_out(task: SagaTask, attempt: Attempt, *, forward: bool) -> None:
             # Redis holds it until its time; Celery is told that it is a retry, and sends nothing.
             due = datetime.now(UTC) + timedelta(seconds=again.delay)
             raise Retry(again.error, exc=AttemptFailed(again.error), when=due) from None
-        raise task.retry(exc=AttemptFailed(again.error), countdown=again.delay, max_retries=None) from None
+        queue = attempt.queue_again(forward=forward)
+        where: dict[str, Any] = {"queue": queue} if queue else {}
+        raise task.retry(exc=AttemptFailed(again.error), countdown=again.delay, max_retries=None, **where) from None
     except AttemptFailed as failed:
         ended: Recorded | None = getattr(failed, "recorded", None)
         task.request.update(longshore_advance=_target(attempt) if ended is None or ended.advance else None)

@@ -111,7 +111,8 @@ class Attempt(Fenced, ComesAgain):
         before = json.loads(grant.before) if grant.before else None
         if before is None:
             before = {} if self.step.read_only else done.before(context, params)
-            if rendered or before or self._keeps_journal(done):
+            stays = self.step.stays("") and not self.step.read_only
+            if rendered or before or stays or self._keeps_journal(done):
                 text = as_json(self.redaction.data(before))
                 journalled = self._patiently(
                     lambda: self.store.journal(self.run_id, self.step_id, "", grant.fence, rendered, text)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -51,6 +53,9 @@ class Presence:
         self.queues = tuple(worker.app.amqp.queues.consume_from)
         self.state = NodeState.READY
         self.leaving = False
+        #: It has said good-bye, and says nothing more.
+        self._gone = False
+        self._saying = threading.Lock()
         self._since = 0
         self._refresh_at = 0.0
 
@@ -75,7 +80,10 @@ class Presence:
             self._since = self.store.now()
         if self._has_engine():
             learn_engine()
-        self.hosts.register(self.host, self.describe())
+        with self._saying:
+            if self._gone:
+                return
+            self.hosts.register(self.host, self.describe())
         self._refresh_at = time.monotonic() + _REFRESH
         self.look()
 
@@ -84,17 +92,24 @@ class Presence:
         if time.monotonic() >= self._refresh_at or not self.hosts.knows(self.host, self.node):
             self.register()
         else:
-            self._obey(self.hosts.beat(self.host, self.node, self._state(), active()))
+            self._beat()
 
     def look(self) -> None:
         """Do what is asked of the host. One that is drained also says, each time, how far it has come."""
         if self.state is NodeState.READY:
             self._obey(self.hosts.wish(self.host))
         else:
-            self._obey(self.hosts.beat(self.host, self.node, self._state(), active()))
+            self._beat()
+
+    def _beat(self) -> None:
+        with self._saying:
+            wish = None if self._gone else self.hosts.beat(self.host, self.node, self._state(), active())
+        self._obey(wish)
 
     def leave(self) -> None:
-        self.hosts.leave(self.host, self.node)
+        with self._saying:
+            self._gone = True
+            self.hosts.leave(self.host, self.node)
 
     def _state(self) -> NodeState:
         return NodeState.STOPPING if self.leaving else self.state
@@ -108,38 +123,40 @@ class Presence:
         forward = [queue for queue in self.queues if is_forward(queue)]
         if wish is not None and self.state is NodeState.READY:
             log.warning("host %s is drained by %s: this worker takes no new work", self.host, wish.by)
-            self._each(forward, self._cancel)
-            self.state = NodeState.DRAINED
+            self._change(partial(self._cancel, forward))
         elif wish is None and self.state is NodeState.DRAINED:
             log.warning("host %s is not drained any more: this worker takes new work", self.host)
-            self._each(forward, self._consume)
-            self.state = NodeState.READY
+            self._change(partial(self._consume, forward))
         elif wish is not None and wish.stop and wish.since > self._since and not active() and not self.leaving:
             log.warning("host %s is drained by %s, who has asked this worker to end", self.host, wish.by)
             self.leaving = True
             worker_state.should_stop = EX_OK  # type: ignore[assignment] # a warm stop, as by SIGTERM
 
-    def _each(self, queues: list[str], change: Callable[[str], None]) -> None:
-        """In the thread that reads from them; at once where it has not begun."""
+    def _change(self, change: Callable[[], None]) -> None:
+        """In the thread that reads from the queues; at once where it has not begun to."""
         consumer = getattr(self.worker, "consumer", None)
+        if consumer is not None and consumer.task_consumer is not None:
+            consumer.call_soon(change)
+        else:
+            change()
+
+    def _cancel(self, queues: Iterable[str]) -> None:
+        tasks = getattr(getattr(self.worker, "consumer", None), "task_consumer", None)
         for queue in queues:
-            if consumer is not None and consumer.task_consumer is not None:
-                consumer.call_soon(change, queue)
-            else:
-                change(queue)
+            self.worker.app.amqp.queues.deselect(queue)
+            if tasks is not None:
+                tasks.cancel_by_queue(queue)
+        self.state = NodeState.DRAINED
 
-    def _cancel(self, queue: str) -> None:
-        self.worker.app.amqp.queues.deselect(queue)
+    def _consume(self, queues: Iterable[str]) -> None:
         tasks = getattr(getattr(self.worker, "consumer", None), "task_consumer", None)
+        for queue in queues:
+            chosen = self.worker.app.amqp.queues.select_add(Queue(queue, routing_key=queue))
+            if tasks is not None and not tasks.consuming_from(queue):
+                tasks.add_queue(chosen)
         if tasks is not None:
-            tasks.cancel_by_queue(queue)
-
-    def _consume(self, queue: str) -> None:
-        chosen = self.worker.app.amqp.queues.select_add(Queue(queue, routing_key=queue))
-        tasks = getattr(getattr(self.worker, "consumer", None), "task_consumer", None)
-        if tasks is not None and not tasks.consuming_from(queue):
-            tasks.add_queue(chosen)
             tasks.consume()
+        self.state = NodeState.READY
 
 
 def active() -> int:

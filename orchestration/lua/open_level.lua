@@ -26,37 +26,61 @@ if state == 'aborting' and redis.call('ZCARD', leases) > 0 then
 end
 local grace, left, begun, later, whole = tonumber(ARGV[5]), 0, {}, {}, {}
 
--- Units are ready as many as may be at once, of canaries first; the others are held back. A step that goes on where
--- an abort has stopped it does so with the units that have not ended. Returns whether any is open.
-local function fan_out(i, units, at_once, tolerated, canaries, first)
-  local known, open, skipped = redis.call('HGET', steps, 'g:' .. i), 0, 0
-  if not known then
-    redis.call('HSET', steps, 'g:' .. i, units, 'kt:' .. i, tolerated, 's:' .. i, 'running', 'a:' .. i, 1, 'b:' .. i, now)
-    for u = 0, units - 1 do
-      local id, why = i .. '.' .. u, ARGV[first + 3 * u + 2]
-      redis.call('HSET', steps, 'i:' .. id, ARGV[first + 3 * u], 'h:' .. id, ARGV[first + 3 * u + 1])
-      if why ~= '' then
-        skipped = skipped + 1
-        redis.call('HSET', steps, 's:' .. id, 'skipped', 'y:' .. id, why)
-        later[#later + 1] = {'item_skipped', 'step', id, 'reason', why}
-      end
+-- Why a unit is not done, by its item and host: what is decided now counts, for units that are known already, too.
+local function reasons_of(units, first)
+  local found = {}
+  for u = 0, units - 1 do
+    found[ARGV[first + 3 * u] .. '\n' .. ARGV[first + 3 * u + 1]] = ARGV[first + 3 * u + 2]
+  end
+  return found
+end
+
+-- A step is skipped, or fails, before its units begin; one that was fanned out before has units that must end with it.
+local function close_units(i, status, why)
+  for u = 0, tonumber(redis.call('HGET', steps, 'g:' .. i) or 0) - 1 do
+    local id = i .. '.' .. u
+    if redis.call('HEXISTS', steps, 's:' .. id) == 0 then
+      redis.call('HSET', steps, 's:' .. id, status, 'y:' .. id, why, 'e:' .. id, now)
     end
-    redis.call('HSET', steps, 'ks:' .. i, skipped)
+  end
+end
+
+-- Units are ready as many as may be at once, of canaries first; the others are held back. A step that goes on where
+-- an abort has stopped it, or is resumed, does so with the units that have not ended. Returns whether any is open.
+local function fan_out(i, units, at_once, tolerated, canaries, first)
+  local known, why, open, skipped = redis.call('HGET', steps, 'g:' .. i), reasons_of(units, first), 0, 0
+  if not known then
+    redis.call('HSET', steps, 'g:' .. i, units, 'kt:' .. i, tolerated, 'a:' .. i, 1, 'b:' .. i, now)
+    for u = 0, units - 1 do
+      local id = i .. '.' .. u
+      redis.call('HSET', steps, 'i:' .. id, ARGV[first + 3 * u], 'h:' .. id, ARGV[first + 3 * u + 1])
+    end
   end
   for u = 0, tonumber(known or units) - 1 do
-    if redis.call('HEXISTS', steps, 's:' .. i .. '.' .. u) == 0 then
+    local id = i .. '.' .. u
+    local status, item, host = unpack(redis.call('HMGET', steps, 's:' .. id, 'i:' .. id, 'h:' .. id))
+    local reason = not status and why[(item or '') .. '\n' .. (host or '')] or ''
+    if reason ~= '' then
+      status = 'skipped'
+      redis.call('HSET', steps, 's:' .. id, status, 'y:' .. id, reason)
+      later[#later + 1] = {'item_skipped', 'step', id, 'reason', reason}
+    end
+    if not status then
       open = open + 1
+    elseif status == 'skipped' then
+      skipped = skipped + 1
     end
   end
   local begin = math.min(at_once, open)
-  if canaries > 0 and canaries < open then
+  canaries = math.min(canaries, open)
+  if canaries > 0 then
     begin = math.min(at_once, canaries)
     redis.call('HSET', steps, 'cn:' .. i, canaries, 'ca:' .. i, canaries - begin)
   else
     redis.call('HDEL', steps, 'cn:' .. i)
   end
   redis.call('HDEL', steps, 'cf:' .. i)
-  redis.call('HSET', steps, 'k:' .. i, open, 'm:' .. i, 0, 'ao:' .. i, at_once)
+  redis.call('HSET', steps, 's:' .. i, 'running', 'k:' .. i, open, 'ks:' .. i, skipped, 'm:' .. i, 0, 'ao:' .. i, at_once)
   dispatch_units(i, begin, grace)
   return open > 0
 end
@@ -72,6 +96,7 @@ while n <= #ARGV do
     begun[#begun + 1], left, n = i, left + 1, n + 3
   elseif what == 's' then
     redis.call('HSET', steps, 's:' .. i, 'skipped', 'y:' .. i, ARGV[n + 2])
+    close_units(i, 'skipped', ARGV[n + 2])
     if ARGV[n + 3] == '1' then
       redis.call('HSET', steps, 'v:' .. i, 1)
     end
@@ -79,6 +104,7 @@ while n <= #ARGV do
     n = n + 4
   elseif what == 'f' then
     redis.call('HSET', steps, 's:' .. i, 'failed', 'o:' .. i, ARGV[n + 2], 'e:' .. i, now)
+    close_units(i, 'not_run', ARGV[n + 3])
     later[#later + 1] = {'step_ended', 'step', i, 'status', 'failed', 'error', ARGV[n + 3]}
     if i == ARGV[7] then
       later.err = ARGV[n + 3]

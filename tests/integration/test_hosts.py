@@ -222,12 +222,12 @@ def test_what_a_host_cannot_do_is_skipped_there(fleet: Installation) -> None:
 
     assert report.state is RunState.SUCCEEDED
     assert [host.reason for host in report.step("pull").hosts] == [
-        "host db1 has no worker for the queue docker",
-        "host db2 has no worker for the queue docker",
+        "host db1 has never had a worker for the queue docker",
+        "host db2 has never had a worker for the queue docker",
     ]
     assert (report.step("ask").status, report.step("ask").reason) == (
         StepState.SKIPPED,
-        "host web1 has no worker for the queue docker",
+        "host web1 has never had a worker for the queue docker",
     )
 
 

@@ -71,6 +71,7 @@ def test_a_host_is_what_its_workers_say(hosts: Hosts) -> None:
 
     assert web1.state is HostState.READY
     assert web1.labels == WEB | {"spare": "yes"}
+    assert {"docker", "noop"} <= web1.had
     assert web1.facts == {"os": "debian", "docker": "20", "rack": "1"}
     assert set(web1.queues) == {"docker", "noop", "noop.undo", "noop@web1", "noop@web1.undo"}
     assert [item.active for item in web1.nodes] == [2, 0]
@@ -90,7 +91,7 @@ def test_a_host_of_which_nothing_is_heard_is_lost_and_one_that_says_good_bye_is_
 
     assert hosts.get("web2").state is HostState.STOPPED
     assert hosts.get("web2").labels == WEB, "what it was is still known"
-    assert hosts.get("web2").queues
+    assert "noop@web2" in hosts.get("web2").had
     hosts.beat("web1", "a@web1", NodeState.READY, 0)
     assert hosts.get("web1").state is HostState.READY
 
@@ -166,7 +167,9 @@ def test_a_target_means_the_hosts_that_are_there(hosts: Hosts) -> None:
     assert names("_all") == ["db1", "web1", "web2"], "one that is lost is not left out in silence"
     assert names("group:web") == names("group:web.dev") == ["web1", "web2"]
     assert names("old1") == ["old1"], "who names it means it, and waits"
-    with pytest.raises(UnknownName, match=r"no host has the label role:cache \(there are: group:web.dev.eu, role:db"):
+    with pytest.raises(
+        UnknownName, match=r"no host has the label role:cache \(there are: group:web.dev.eu, role:db, role:web\)"
+    ):
         names("role:cache")
     with pytest.raises(UnknownName, match="no host has the label role:old"):
         names("role:old")
@@ -183,7 +186,7 @@ def test_a_target_means_the_hosts_that_are_there(hosts: Hosts) -> None:
         ("docker.stop.execute", ("docker@h",), {}, ""),
         ("docker.stop.execute", ("docker@h",), {"docker": ""}, ""),
         ("docker.stop.execute", ("docker@h",), {"docker": None}, "host h has no Docker engine"),
-        ("docker.stop.execute", ("file@h",), {"docker": "20"}, "host h has no worker for the queue docker"),
+        ("docker.stop.execute", ("file@h",), {"docker": "20"}, "host h has never had a worker for the queue docker"),
         ("compose.up.execute", ("compose@h",), {"docker": "20", "compose": None}, "host h has no Docker Compose"),
         ("file.deploy.execute", ("file@h",), {"docker": None}, ""),
         ("approval.wait.execute", (), {}, ""),
@@ -194,6 +197,19 @@ def test_what_a_host_cannot_do(
 ) -> None:
     hosts.register("h", Node("a@h", queues=queues, facts=facts))
     assert cannot(find(operation), hosts.get("h")) == why
+
+
+def test_a_host_can_do_what_a_worker_could_that_is_only_away(hosts: Hosts) -> None:
+    hosts.register("h", Node("docker@h", queues=("docker@h",), own=("billing.charge",)))
+    hosts.register("h", Node("control@h", queues=("control",)))
+    hosts.leave("h", "docker@h")
+    assert cannot(find("docker.stop.execute"), hosts.get("h")) == ""
+    assert hosts.get("h").own == {"billing.charge"}
+    hosts.leave("h", "control@h")
+    assert cannot(find("docker.stop.execute"), hosts.get("h")) == ""
+    hosts.forget("h")
+    hosts.register("h", Node("control@h", queues=("control",)))
+    assert "never had a worker" in cannot(find("docker.stop.execute"), hosts.get("h"))
 
 
 def test_hosts_in_groups(hosts: Hosts) -> None:

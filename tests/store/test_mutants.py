@@ -748,12 +748,40 @@ def canaries_go_first(bed: Bed) -> None:
     assert bed.complete("0.1", bed.claim("0.1").fence).next_units == ("0.2", "0.3")
 
 
-def a_canary_is_not_alone_for_ever(bed: Bed) -> None:
-    """Where there are no more of them than canaries, they are no canaries: one that fails leaves nothing alone."""
-    bed.fan_out(2, canary=2, tolerated=1)
-    bed.complete("0.0", bed.claim("0.0").fence, "failed", error="broken")
+def more_canaries_than_there_are_units_are_all_of_them(bed: Bed) -> None:
+    bed.fan_out(2, canary=5)
+    bed.complete("0.0", bed.claim("0.0").fence)
     bed.complete("0.1", bed.claim("0.1").fence)
-    assert bed.step("s:0") == "changed"
+    assert (bed.step("cn:0"), bed.step("s:0")) == ("1", "changed")
+
+
+def what_is_skipped_as_a_whole_leaves_no_part_open(bed: Bed) -> None:
+    """An always step that an abort has stopped, and that is skipped when its turn comes again."""
+    bed.fan_out(2, at_once=1)
+    bed.complete("0.0", bed.claim("0.0").fence)
+    bed.store.abort(bed.run_id, Cause.CANCEL, "")
+    bed.store.drain(bed.run_id, [("0.1", True)])
+    seen = bed.record()
+    assert bed.store.open_level(bed.run_id, seen, RunState.FINISHING, 0, (), {0: "it is not wanted"})
+    assert [bed.step(f"s:0.{n}") for n in range(2)] == ["changed", "skipped"]
+
+
+def what_has_failed_as_a_whole_leaves_no_part_open(bed: Bed) -> None:
+    bed.fan_out(2, at_once=1)
+    bed.complete("0.0", bed.claim("0.0").fence)
+    bed.store.abort(bed.run_id, Cause.CANCEL, "")
+    bed.store.drain(bed.run_id, [("0.1", True)])
+    seen = bed.record()
+    assert bed.store.open_level(bed.run_id, seen, RunState.FINISHING, 0, (), {}, failed={0: "no host"})
+    assert [bed.step(f"s:0.{n}") for n in range(2)] == ["changed", "not_run"]
+
+
+def what_was_begun_on_a_host_is_not_claimed_on_another(bed: Bed) -> None:
+    bed.begin(0)
+    grant = bed.claim(0, host="web1")
+    bed.store.journal(bed.run_id, 0, "", grant.fence, "", "{}")
+    bed.retry(0, grant.fence)
+    assert bed.store.claim(bed.run_id, 0, "", "other", "task", host="web2", stays=True) == "begun on web1"
 
 
 def the_rest_is_left_alone_when_a_canary_fails(bed: Bed) -> None:
@@ -1079,7 +1107,19 @@ MUTANTS = [
     Mutant("open_level", "    if not begun then", "    if true then", a_unit_that_has_ended_is_not_done_again),
     Mutant("open_level", "    begin = math.min(at_once, canaries)", "", canaries_go_first),
     Mutant(
-        "open_level", "if canaries > 0 and canaries < open then", "if canaries > 0 then", a_canary_is_not_alone_for_ever
+        "open_level", "  canaries = math.min(canaries, open)", "", more_canaries_than_there_are_units_are_all_of_them
+    ),
+    Mutant(
+        "open_level", "    close_units(i, 'skipped', ARGV[n + 2])", "", what_is_skipped_as_a_whole_leaves_no_part_open
+    ),
+    Mutant(
+        "open_level", "    close_units(i, 'not_run', ARGV[n + 3])", "", what_has_failed_as_a_whole_leaves_no_part_open
+    ),
+    Mutant(
+        "claim",
+        "begun_on and begun_on ~= ARGV[8] then",
+        "false then",
+        what_was_begun_on_a_host_is_not_claimed_on_another,
     ),
     Mutant("complete", "      leave_the_rest(step)", "", the_rest_is_left_alone_when_a_canary_fails),
     Mutant(
@@ -1090,10 +1130,10 @@ MUTANTS = [
     ),
     Mutant("complete", "free = math.min(1, later)", "free = 1", a_later_canary_is_one_of_those_that_were_chosen),
     Mutant("complete", "  if skipped == all then", "  if false then", a_step_that_every_host_skips_is_skipped),
-    Mutant("open_level", "    if why ~= '' then", "    if false then", a_host_that_skips_it_gets_no_message),
+    Mutant("open_level", "    if reason ~= '' then", "    if false then", a_host_that_skips_it_gets_no_message),
     Mutant(
         "claim",
-        "  if p == '' and redis.call('HEXISTS', steps, 'hj:' .. i) == 0 then",
+        "  if p == '' and not journalled then",
         "  if p == '' then",
         it_is_taken_back_where_it_was_journalled,
     ),
