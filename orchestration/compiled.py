@@ -128,7 +128,7 @@ class CompiledStep:
 
     def stays(self, side: str) -> bool:
         """Whether what it does is done to the host that it is done on: a later attempt, and the undo, go there."""
-        return (self._undo_operation if side else self.operation).queue in AT_HOST
+        return self.operation.queue in AT_HOST and (not side or self._undo_operation.queue in AT_HOST)
 
     @cached_property
     def plain(self) -> bool:

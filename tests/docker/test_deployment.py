@@ -51,7 +51,8 @@ def test_the_deployment_scales_and_its_containers_are_one_host(engine: docker.AP
     client = {"entrypoint": [python, "-m", "longshore.orchestration.cli"], "profiles": ["client"]}
     client |= {"environment": {"LONGSHORE_REDIS_URL": "redis://redis:6379/0", "HOME": "/tmp"}}
     redis = {"entrypoint": [folder["redis"]], "command": ["--protected-mode", "no", "--dir", "/data"]}
-    redis |= {"healthcheck": {"test": ["CMD", "/bin/sh", "-c", "nc -z 127.0.0.1 6379"], "interval": "1s"}}
+    listens = "import socket; socket.create_connection(('127.0.0.1', 6379), 1)"
+    redis |= {"healthcheck": {"test": ["CMD", python, "-c", listens], "interval": "1s"}}
     services = {"redis": redis, "control": worker, "worker": worker, "client": client}
     override = tmp_path / "override.yaml"
     override.write_text(

@@ -231,10 +231,12 @@ def test_a_dry_run_of_what_cannot_work_ends_with_1(workers: Installation, tmp_pa
 
 
 def redis_of(installation: Installation) -> dict[bytes, Any]:
-    """Every key of the installation with its value, but for how the workers' remote control is wired."""
+    """Every key of the installation with its value, but for how the workers' remote control is wired, and
+    their signs of life.
+    """
     client = installation.redis
     prefix = b"" if installation.namespace == "longshore" else f"{installation.namespace}:".encode()
-    wiring = (b"pidbox", b"celeryev", b"_kombu.binding_deadlines")
+    wiring = (b"pidbox", b"celeryev", b"_kombu.binding_deadlines", b":fleet", b":machine:")
     keys = [key for key in client.scan_iter(prefix + b"*") if not any(word in key for word in wiring)]
     # What expires by itself may do so at any time: a pause of the sweepers, a sign of life.
     keys = [key for key in keys if client.pttl(key) == -1]
