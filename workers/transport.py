@@ -16,6 +16,7 @@ from typing import Any
 
 from celery import current_app
 from kombu.transport import TRANSPORT_ALIASES, redis
+from redis.exceptions import ConnectionError  # noqa: A004 - the one that kombu knows
 
 from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.store import Store
@@ -118,7 +119,14 @@ def _sifted(parse: Any) -> Any:
 
 
 class _Sifting:
-    """For a channel: its client reads through the sieve."""
+    """For a channel: its client reads through the sieve, and is none once its connection was closed."""
+
+    def _connparams(self, asynchronous: bool = False) -> Any:
+        # kombu 5.7 gives back what a closed channel has not acknowledged, finds no connection, and ends the worker with
+        # an AttributeError. A lost connection it takes for what it is: the message comes again, as any lost one.
+        if self.connection.client is None:  # type: ignore[attr-defined]
+            raise ConnectionError("the connection of this channel was closed")
+        return super()._connparams(asynchronous=asynchronous)  # type: ignore[misc]
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         client = super()._create_client(asynchronous=asynchronous)  # type: ignore[misc]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from longshore.orchestration import Plan, StoreUnavailable
+from longshore.orchestration import Plan, StoreUnavailable, WaitTimeout
 from longshore.orchestration.states import RunState
 from tests import servers
 from tests.integration.conftest import QUICK
@@ -123,8 +123,12 @@ def test_the_master_is_killed_under_load_and_nothing_acknowledged_is_lost(group:
             time.sleep(0.1)
         assert len(acknowledged) > 20
 
-        reports = {run.id: run.wait(timeout=90) for run in acknowledged}
-
+        try:
+            reports = {run.id: run.wait(timeout=90) for run in acknowledged}
+        except WaitTimeout as error:
+            logs = "\n".join(worker.log.read_text(errors="replace")[-4000:] for worker in place.workers)
+            running = {worker.node: worker.running for worker in place.workers}
+            raise AssertionError(f"{error}\n{running}\n{logs}") from None
         assert {report.state for report in reports.values()} == {RunState.SUCCEEDED}
         there = {path.name for path in (tmp_path / "out").iterdir()}
         assert {f"{run_id}.{name}" for run_id in reports for name in ("a", "b")} <= there
