@@ -1,0 +1,71 @@
+"""What is acknowledged is on a replica as well, where the settings ask for that; a renewed lease need not be."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from longshore.orchestration.errors import StoreUnavailable
+from tests.conftest import get
+from tests.servers import RedisServer
+from tests.store.bed import Bed
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[RedisServer, RedisServer]]:
+    """A master and its replica."""
+    at_once = ("--repl-diskless-sync-delay", "0")
+    with contextlib.ExitStack() as stack:
+        master = stack.enter_context(get(lambda: RedisServer(*at_once)))
+        replica = stack.enter_context(RedisServer("--replicaof", "127.0.0.1", str(master.port), *at_once))
+        client = replica.client()
+        until = time.monotonic() + 30
+        while client.info("replication")["master_link_status"] != "up":
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        yield master, replica
+        os.kill(replica.pid, signal.SIGCONT)
+
+
+def test_an_outcome_counts_once_a_replica_has_it(pair: tuple[RedisServer, RedisServer]) -> None:
+    master, replica = pair
+    bed = Bed(master.url, replicas=1)
+    try:
+        bed.begin(0)
+        bed.store.client.script_flush()
+        grant = bed.claim(0)
+        copy = replica.client()
+        assert copy.hget(bed.keys.steps, "s:0") == "running"
+        bed.redis.set(bed.keys.request, "{}")
+        assert bed.store.command(bed.run_id, "cancel")
+        assert copy.xlen(bed.keys.commands) == 1
+
+        os.kill(replica.pid, signal.SIGSTOP)
+
+        with pytest.raises(StoreUnavailable, match="fewer than the 1 replicas"):
+            bed.complete(0, grant.fence)
+        with pytest.raises(StoreUnavailable, match="fewer than the 1 replicas"):
+            bed.store.command(bed.run_id, "cancel")
+        assert bed.store.renew(bed.run_id, [("0", "task@one/1")]) == 0, "it had ended"
+        os.kill(replica.pid, signal.SIGCONT)
+        assert bed.complete(0, grant.fence).accepted, "said again, it is taken for what it is"
+        assert copy.hget(bed.keys.steps, "s:0") == "changed"
+    finally:
+        bed.close()
+
+
+def test_a_lease_is_renewed_without_a_replica(pair: tuple[RedisServer, RedisServer]) -> None:
+    master, replica = pair
+    bed = Bed(master.url, replicas=1)
+    try:
+        bed.begin(0)
+        bed.claim(0, owner="task@one/1")
+        os.kill(replica.pid, signal.SIGSTOP)
+        assert bed.store.renew(bed.run_id, [("0", "task@one/")]) == 1
+    finally:
+        bed.close()
