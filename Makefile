@@ -19,7 +19,7 @@ demo: env ## run the main job: a release that succeeds, and one that fails and i
 	@$(BIN)/python examples/demo/demo.py
 
 test: lint ## lint, then all tests, with real servers (PYTEST_ARGS='-k saga' for some of them)
-	@$(WITH_SERVERS) tests/machine/in-two $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(WITH_SERVERS) tests/machine/side-by-side $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 faults: test-env ## inject faults in the long form, about half an hour, and write docs/faults.md (LONGSHORE_FAULTS_SEED=n)
 	@rm -rf build/faults
