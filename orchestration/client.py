@@ -271,6 +271,8 @@ class Client:
             where = ".".join(map(str, item["loc"])) or "condition"
             raise UsageError(f"hosts: {where}: {item['msg'].removeprefix('Value error, ')}") from None
         there = [host for host in Hosts(self.store).all().values() if host.state is not HostState.STOPPED]
+        if group_by is not None and not isinstance(group_by, str):
+            raise UsageError(f"hosts: group_by: {group_by!r} is no name of a fact, nor label:KEY")
         found = matching(there, wanted)
         return found if group_by is None else grouped(found, group_by)
 

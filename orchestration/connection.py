@@ -93,7 +93,8 @@ class Connection:
         try:
             return function(*args, **kwargs)
         except self._errors as error:
-            raise StoreUnavailable(f"Redis at {self.shown_url()}: {error}", remedy=_remedy(str(error))) from error
+            why = str(error).rstrip(".")
+            raise StoreUnavailable(f"Redis at {self.shown_url()}: {why}", remedy=_remedy(why)) from error
 
     def acknowledged(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """A script's answer, once as many replicas as the settings ask for have what it wrote; see `written`."""

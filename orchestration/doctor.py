@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -93,6 +94,12 @@ def _work(store: Store) -> Iterator[Finding]:
         if host.state is HostState.LOST:
             yield Finding(
                 host.why_not(), "warning", f"start its worker, or forget it: longshore hosts forget {host.name}"
+            )
+        elif len({json.dumps(node.labels, sort_keys=True) for node in host.alive}) > 1:
+            yield Finding(
+                f"the workers of host {host.name} say different labels: those of the one that was started last count",
+                "warning",
+                "give them the same LONGSHORE_LABELS",
             )
         elif host.drained is not None:
             yield Finding(host.why_not(), "warning", f"longshore hosts undrain {host.name}, once it may work again")

@@ -101,7 +101,9 @@ class Host:
         if not self.nodes:
             return HostState.STOPPED
         if not self.alive:
-            return HostState.LOST
+            # Where the last word of all was a good-bye, those that were killed before are not waited for.
+            bye = self.last.seen if self.last is not None else 0
+            return HostState.STOPPED if bye > max(node.seen for node in self.nodes) else HostState.LOST
         if self.drained is not None:
             ended = all(node.state is not NodeState.READY and not node.active for node in self.alive)
             return HostState.DRAINED if ended else HostState.DRAINING
@@ -111,9 +113,9 @@ class Host:
 
     @property
     def _known(self) -> tuple[Node, ...]:
-        """The nodes that tell what it is like, the latest first."""
+        """The nodes that tell what it is like; where they differ the one that was started last, which comes first."""
         nodes = self.alive or self.nodes or ((self.last,) if self.last else ())
-        return tuple(sorted(nodes, key=lambda node: node.seen, reverse=True))
+        return tuple(sorted(nodes, key=lambda node: node.since, reverse=True))
 
     @cached_property
     def labels(self) -> dict[str, str]:

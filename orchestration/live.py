@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,6 +13,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from longshore.orchestration.client import Run
+from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.events import Event
 from longshore.orchestration.guards import FAILED
 from longshore.orchestration.report import ItemReport, Report, StepReport
@@ -38,6 +40,10 @@ _UNDO_STYLES = {
 }
 #: Wider levels are shown by their numbers.
 _SHOWN = 24
+#: Seconds that Redis may be away before a watch is given up.
+_PATIENCE = 60.0
+
+T = TypeVar("T")
 
 
 def watch(run: Run, console: Console) -> Report:
@@ -52,24 +58,47 @@ def watch(run: Run, console: Console) -> Report:
 
 def _reports(run: Run) -> Iterator[Report]:
     """A fresh report whenever something has happened, at most ten a second."""
-    yield (report := run.report())
+    yield (report := _patiently(run.report))
     while not report.ended:
-        run.client.store.read_events(run.id, "$", block_ms=500, count=1)
+        _patiently(lambda: run.client.store.read_events(run.id, "$", block_ms=500, count=1))
         time.sleep(0.1)
-        yield (report := run.report())
+        yield (report := _patiently(run.report))
 
 
 def _lines(run: Run, console: Console) -> Report:
     """A line for what matters, where there is no terminal to draw on."""
-    for event in run.watch():
-        if line := _line(event):
-            console.print(line)
-    return run.report()
+    after = "0-0"
+
+    def show() -> None:
+        nonlocal after
+        for event in run.watch(after):
+            after = event.id
+            if line := _line(event):
+                console.print(line)
+
+    _patiently(show)
+    return _patiently(run.report)
+
+
+def _patiently(read: Callable[[], T]) -> T:
+    """What is read, also across a restart of Redis: the run goes on, and so does whoever watches it."""
+    until = None
+    while True:
+        try:
+            return read()
+        except StoreUnavailable:
+            until = until or time.monotonic() + _PATIENCE
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.5)
 
 
 def _line(event: Event) -> Text | None:
     fields = event.fields
     error = f": {fields['error']}" if fields.get("error") else ""
+    name = fields.get("step", "")
+    if fields.get("host") and "[" in name:
+        name = f"{name} on {fields['host']}"
     match event.name:
         case "level_started":
             return Text(f"level {fields['level']}: {fields['steps'].replace(' ', ', ') or 'nothing to run'}")
@@ -78,22 +107,20 @@ def _line(event: Event) -> Text | None:
         case "step_waiting":
             return Text(f"  {fields['step']} waits for {fields['for']}", "yellow")
         case "item_ended" if fields["status"] in {"failed", "unknown"}:
-            return Text(f"  {fields['step']} {fields['status']}{error}", "red")
+            return Text(f"  {name} {fields['status']}{error}", "red")
         case "step_ended":
-            return Text.assemble(
-                "  ", f"{fields['step']} ", (fields["status"], _STYLES[StepState(fields["status"])]), error
-            )
+            return Text.assemble("  ", f"{name} ", (fields["status"], _STYLES[StepState(fields["status"])]), error)
         case "undo_ended":
-            return Text(f"  ↩ {fields['step']} {fields['status']}{error}")
+            return Text(f"  ↩ {name} {fields['status']}{error}")
         case "step_retrying" | "item_retrying" | "undo_retrying":
             delay = int(fields["delay_ms"]) / 1000
             what = "not yet" if fields.get("in_vain") else f"attempt {fields['attempt']} failed"
             return Text(f"  {fields['step']} {what}, again in {delay:.1f} s{error}", "yellow")
         case "step_skipped" | "item_skipped" | "undo_impossible":
             what = "cannot be undone" if event.name == "undo_impossible" else "skipped"
-            return Text(f"  {fields['step']} {what}: {fields['reason']}")
+            return Text(f"  {name} {what}: {fields['reason']}")
         case "lease_lost":
-            return Text(f"  {fields['step']}: its worker was lost", "yellow")
+            return Text(f"  {name}: its worker was lost", "yellow")
         case "run_held" | "run_suspended":
             word = "waits" if event.name == "run_held" else "suspended"
             return Text(f"{word}{error}", "yellow")

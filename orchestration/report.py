@@ -184,8 +184,14 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
         actor=run.get("actor", ""),
         error=error,
         steps=reports,
-        left_over=[plan.name_of(i) for i in left],
+        left_over=[_name(plan, i, steps.get(f"{Field.HOST}:{i}")) for i in left],
     )
+
+
+def _name(plan: CompiledPlan, step_id: StepId, host: str | None) -> str:
+    """Of a part of a step, also the host that it is left over on."""
+    name = plan.name_of(step_id)
+    return f"{name} on {host}" if host and isinstance(step_id, str) else name
 
 
 def _exit_code(plan: CompiledPlan, state: RunState, records: Mapping[int, StepRecord], left: Sequence[StepId]) -> int:

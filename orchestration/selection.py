@@ -10,13 +10,20 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Protocol
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_serializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_serializer
 
 #: A name of a host, which stands in the names of queues.
 HOST = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _LABEL_KEY = r"[A-Za-z0-9_-]{1,63}"
 _LABEL_VALUE = r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*"
 ANY, ALL = "_any", "_all"
+
+
+def is_host_name(text: str) -> bool:
+    """Whether a host may be called so. The end is that of the queues of undo work."""
+    return re.fullmatch(HOST, text) is not None and not text.endswith(".undo")
+
+
 TARGET = rf"^(_any|_all|{HOST}|{_LABEL_KEY}:{_LABEL_VALUE}|.*\{{\{{.*\}}\}}.*)$"
 
 #: Names of the same processor, as kernels, Docker and people write them.
@@ -75,8 +82,20 @@ class Described(Protocol):
     def healthy(self) -> bool: ...
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+def _as_labels(value: Any) -> Any:
+    """One, several, or a mapping; `role=web`, as a worker is given it, will do as well."""
+    given = [f"{key}:{each}" for key, each in value.items()] if isinstance(value, Mapping) else value
+    given = [given] if isinstance(given, str) else given
+    return [each.replace("=", ":", 1) if isinstance(each, str) else each for each in given]
+
+
+def _is_label(value: str) -> str:
+    if not is_label(value):
+        raise ValueError(f"{value!r} is no label: write key:value, as in role:web")
+    return value
+
+
+_Label = Annotated[str, AfterValidator(_is_label)]
 
 
 def _as_facts(value: Any) -> Any:
@@ -93,7 +112,7 @@ class HostFilter(BaseModel):
     arch: str | None = Field(None, description="The processor: x86_64 (amd64), aarch64 (arm64), …")
     min_cpu: float | None = Field(None, ge=0, description="At least so many processors")
     min_memory: ByteSize | None = Field(None, description="At least so much memory: bytes, or 2GiB")
-    label: Annotated[list[str], BeforeValidator(_as_list)] = Field(
+    label: Annotated[list[_Label], BeforeValidator(_as_labels)] = Field(
         default_factory=list, description="Labels, each as key:value"
     )
     fact: Annotated[dict[str, Any], BeforeValidator(_as_facts)] = Field(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +22,7 @@ from pydantic_settings import (
 
 from longshore.orchestration.durations import Duration
 from longshore.orchestration.errors import ConfigError
-from longshore.orchestration.selection import HOST, parse_facts, parse_labels
+from longshore.orchestration.selection import is_host_name, parse_facts, parse_labels
 
 #: A plan with more steps is refused: its record would no longer fit into one script's work.
 MAX_STEPS = 10_000
@@ -160,8 +159,8 @@ class Settings(BaseSettings):
     @field_validator("host")
     @classmethod
     def _host_name(cls, value: str) -> str:
-        if value and not re.fullmatch(HOST, value):
-            raise ValueError("a host's name has letters, digits, dots, _ and -, and at most 64 of them")
+        if value and not is_host_name(value):
+            raise ValueError("a host's name has letters, digits, dots, _ and -, at most 64, and no .undo at its end")
         return value
 
     @field_validator("labels")

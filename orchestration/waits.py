@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of
-from longshore.orchestration.hosts import Host, Hosts, NodeState
+from longshore.orchestration.hosts import SILENT_LEASES, Host, Hosts, NodeState
 from longshore.orchestration.keys import Field
 from longshore.orchestration.states import StepState
 from longshore.orchestration.store import Store
@@ -51,5 +51,7 @@ def _why(hosts: Mapping[str, Host], name: str, queue: str) -> str:
         return host.why_not()
     else:
         live = list(host.alive)
+    if host is not None and host.now - host.seen > host.silent / SILENT_LEASES:
+        return f"host {name} has not been heard of for {(host.now - host.seen) / 1000:.0f} s"
     consumed = any(queue in node.queues and node.state is not NodeState.STOPPING for node in live)
     return "" if consumed else f"no worker takes what is in the queue {queue}"

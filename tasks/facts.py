@@ -84,7 +84,7 @@ def _docker() -> str | None:
     except OperationError:
         return ""
     gone = url.startswith("unix://") and not Path(url.removeprefix("unix://")).exists()
-    if gone and not shutil.which("docker") and not shutil.which("dockerd"):
+    if gone and not shutil.which("dockerd"):
         return None
     client = None
     try:

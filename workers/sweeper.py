@@ -19,6 +19,7 @@ from celery.worker import state as worker_state
 from longshore.orchestration.canvas import STEP, UNDO
 from longshore.orchestration.doctor import eviction
 from longshore.orchestration.errors import StoreUnavailable
+from longshore.orchestration.selection import is_host_name
 from longshore.orchestration.store import Store
 from longshore.tasks.driver import Driver
 from longshore.tasks.plans import Plans
@@ -46,6 +47,7 @@ class Sweeper(bootsteps.StartStopStep):
         store = Store()
         refuse_eviction(worker, store)
         presence = of_worker(worker, store)
+        refuse_name(worker, presence.host)
         try:
             presence.register()  # before it takes any work: what it is sent is decided by what is known of its host
         except StoreUnavailable as error:
@@ -97,6 +99,14 @@ class Sweeper(bootsteps.StartStopStep):
             except Exception:  # the worker's part in recovery must outlive any single mistake
                 log.exception("the sweeper goes on after an error")
             self._stop.wait(min(pause, lease / 8))
+
+
+def refuse_name(worker: Any, host: str) -> None:
+    """A host's name stands in the names of queues, and must not make one of them another's."""
+    if not is_host_name(host):
+        log.critical("this worker does not start: %r cannot be a host's name: set LONGSHORE_HOST", host)
+        worker.exitcode = 2
+        raise WorkerTerminate
 
 
 def refuse_eviction(worker: Any, store: Store) -> None:

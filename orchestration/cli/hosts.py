@@ -41,17 +41,21 @@ def ls(
     label: tuple[str, ...], os: str | None, arch: str | None, fact: tuple[str, ...], healthy: bool | None, every: bool
 ) -> None:
     """The hosts, a line each: state, labels, facts, workers."""
+    from pydantic import ValidationError  # noqa: PLC0415 - slow to import
+
     from longshore.orchestration.hosts import HostState, matching  # noqa: PLC0415 - see cli.common
     from longshore.orchestration.selection import HostFilter, parse_facts  # noqa: PLC0415
 
     options = current()
     try:
         facts = parse_facts(",".join(fact))
+        wanted = HostFilter(label=list(label), os=os, arch=arch, fact=facts, healthy=healthy)
+    except ValidationError as error:
+        raise UsageError(f"--label: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
     except ValueError as error:
         raise UsageError(f"--fact: {error}") from None
-    wanted = HostFilter(label=list(label), os=os, arch=arch, fact=facts, healthy=healthy)
     found = matching(list(_registry().all().values()), wanted)
-    found = [host for host in found if every or host.state is not HostState.STOPPED]
+    found = [host for host in found if every or host.drained or host.state is not HostState.STOPPED]
     if options.json:
         options.show([host.as_data() for host in found])
         return
@@ -87,7 +91,8 @@ def show(host: str) -> None:
         click.echo(f"  {name}: {'none' if value is None else value}")
     for node in found.nodes:
         state = node.state if node in found.alive else "lost"
-        click.echo(f"worker {node.name}  {state}  {node.active} at work  version {node.version}")
+        heard = f"heard of {max(0, found.now - node.seen) / 1000:.0f} s ago"
+        click.echo(f"worker {node.name}  {state}  {node.active} at work, {heard}  version {node.version}")
         click.echo(f"  queues: {', '.join(node.queues)}")
 
 

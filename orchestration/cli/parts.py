@@ -12,7 +12,7 @@ import sys
 import click
 
 from longshore.orchestration.cli.common import current, global_options
-from longshore.orchestration.errors import ConfigError
+from longshore.orchestration.errors import ConfigError, UsageError
 
 
 @click.command()
@@ -60,6 +60,8 @@ def worker(
         arguments += ["-Q", ",".join(_with_undo(queues))]
     if concurrency:
         arguments += ["-c", str(concurrency)]
+    if host == "":
+        raise UsageError("--host is empty", remedy="leave it out for the machine's own name")
     if host:
         os.environ["LONGSHORE_HOST"] = host
     if labels:

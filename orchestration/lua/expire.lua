@@ -14,7 +14,7 @@ if not ends or tonumber(ends) > now then
   return {'no', ''}
 end
 local lost = redis.call('HINCRBY', steps, p .. 'l:' .. i, 1)
-emit('lease_lost', 'step', i, 'undo', p, 'owner', redis.call('HGET', steps, p .. 'w:' .. i) or '', 'lost', lost)
+emit('lease_lost', 'step', i, 'host', at(i), 'undo', p, 'owner', redis.call('HGET', steps, p .. 'w:' .. i) or '', 'lost', lost)
 -- A new fence: whatever the lost attempt still says is refused.
 local fence = tonumber(redis.call('HGET', steps, p .. 'f:' .. i) or 0)
 redis.call('HSET', steps, p .. 'f:' .. i, string.format('%.0f', math.max(fence + 1, clock[1] * 1000000 + clock[2])))

@@ -63,7 +63,7 @@ local function fan_out(i, units, at_once, tolerated, canaries, first)
     if reason ~= '' then
       status = 'skipped'
       redis.call('HSET', steps, 's:' .. id, status, 'y:' .. id, reason)
-      later[#later + 1] = {'item_skipped', 'step', id, 'reason', reason}
+      later[#later + 1] = {'item_skipped', 'step', id, 'host', host, 'reason', reason}
     end
     if not status then
       open = open + 1

@@ -80,6 +80,11 @@ local function whole_of(id)
   return string.match(id, '^(%d+)%.%d+$')
 end
 
+-- For an event: the host that a step or unit was sent to.
+local function at(id)
+  return redis.call('HGET', steps, 'h:' .. id) or ''
+end
+
 -- What an event about a step, a unit or an undo is called.
 local function kind(prefix, id)
   return prefix == 'u' and 'undo_' or whole_of(id) and 'item_' or 'step_'
@@ -135,10 +140,10 @@ end
 local function ended(prefix, id, status, err)
   if status == 'skipped' then
     redis.call('HSET', steps, 'y:' .. id, err)
-    emit(kind(prefix, id) .. 'skipped', 'step', id, 'reason', err)
+    emit(kind(prefix, id) .. 'skipped', 'step', id, 'host', at(id), 'reason', err)
     err = ''
   else
-    emit(kind(prefix, id) .. 'ended', 'step', id, 'status', status, 'error', err)
+    emit(kind(prefix, id) .. 'ended', 'step', id, 'host', at(id), 'status', status, 'error', err)
   end
   local step = prefix == '' and whole_of(id)
   if not step then

@@ -11,6 +11,7 @@ import pytest
 
 from longshore.orchestration import Plan, UnknownName
 from longshore.orchestration.backlog import backlogs
+from longshore.orchestration.doctor import _work as examine
 from longshore.orchestration.hosts import Hosts, HostState, Node, NodeState, cannot, grouped, meant
 from longshore.orchestration.metrics import text
 from longshore.orchestration.operations import find
@@ -128,6 +129,24 @@ def test_a_host_whose_workers_all_stop_is_stopping(hosts: Hosts) -> None:
     assert hosts.get("web1").state is HostState.READY
     hosts.beat("web1", "b@web1", NodeState.STOPPING, 0)
     assert hosts.get("web1").state is HostState.STOPPING
+
+
+def test_a_host_whose_last_worker_said_good_bye_is_not_lost_for_one_that_was_killed_before(hosts: Hosts) -> None:
+    hosts.register("web1", node("killed@web1", "web1"))
+    hosts.register("web1", node("last@web1", "web1"))
+    hosts._client.hset(hosts._keys.machine("web1"), "beat:killed@web1", "1 ready 1")
+    hosts.leave("web1", "last@web1")
+    assert hosts.get("web1").state is HostState.STOPPED
+    hosts.register("web1", node("new@web1", "web1"))
+    assert hosts.get("web1").state is HostState.READY
+
+
+def test_where_workers_of_a_host_differ_the_one_that_was_started_last_counts(hosts: Hosts) -> None:
+    hosts.register("web1", node("new@web1", "web1", labels={"role": "web"}, since=2000))
+    hosts.register("web1", node("old@web1", "web1", labels={"role": "cache"}, since=1000))
+    hosts.beat("web1", "old@web1", NodeState.READY, 0)
+    assert hosts.get("web1").labels == {"role": "web"}
+    assert "different labels" in str(list(examine(hosts._store)))
 
 
 def test_what_is_not_known_is_told_with_what_is(hosts: Hosts) -> None:
@@ -276,5 +295,7 @@ def test_a_step_that_waits_for_a_worker_says_for_which(bed: Bed) -> None:
     hosts.drain("web1", "ann")
     assert why() == "waits: host web1 is drained by ann"
     hosts.undrain("web1")
+    ago(hosts, "web1", bed.store.settings.lease + 1)
+    assert "waits: host web1 has not been heard of for" in why()
     ago(hosts, "web1", 100)
     assert "waits: host web1 is lost" in why()

@@ -15,6 +15,7 @@ from longshore.orchestration.selection import (
     TARGET,
     HostFilter,
     has_label,
+    is_host_name,
     is_label,
     is_several,
     listed,
@@ -74,6 +75,13 @@ def test_these_mean_one(target: str) -> None:
     assert re.fullmatch(TARGET, target)
 
 
+@pytest.mark.parametrize(
+    ("name", "good"), [("web1", True), ("a.b", True), ("web1.undo", False), ("a:b", False), ("", False)]
+)
+def test_a_hosts_name_makes_no_queue_of_another_hosts(name: str, good: bool) -> None:
+    assert is_host_name(name) is good
+
+
 @pytest.mark.parametrize("target", ["", "role:", ":web", "a b", "role:we b", "role:web:eu", "_other", "a" * 65])
 def test_these_are_no_targets(target: str) -> None:
     assert not re.fullmatch(TARGET, target)
@@ -92,6 +100,8 @@ MACHINE = Machine(
         {"os": "Debian", "version": "12", "arch": "amd64"},
         {"min_cpu": 4, "min_memory": "8GiB"},
         {"label": "role:web", "fact": {"rack": 7}},
+        {"label": "role=web"},
+        {"label": {"role": "web"}},
         {"label": ["role:web", "role:web.dev"], "fact": "rack=7,cpus=4"},
         {"healthy": True},
     ],
@@ -125,8 +135,9 @@ def test_a_condition_keeps_what_was_said_and_no_more() -> None:
     condition = HostFilter.model_validate({"min_memory": "2GiB", "fact": "rack=7"})
     assert condition.model_dump() == {"fact": {"rack": "7"}, "min_memory": 2 * 2**30}
     assert HostFilter.model_validate(condition.model_dump()) == condition
-    with pytest.raises(ValidationError):
-        HostFilter.model_validate({"colour": "red"})
+    for wrong in ({"colour": "red"}, {"label": ""}, {"label": "role"}, {"label": "role:web."}):
+        with pytest.raises(ValidationError):
+            HostFilter.model_validate(wrong)
 
 
 def test_of_many_names_the_first_are_told() -> None:
