@@ -78,8 +78,9 @@ class Presence:
         """Say what it is, and do what was asked of the host before."""
         if not self._since:
             self._since = self.store.now()
-        if self._has_engine():
-            learn_engine()
+        if self._refresh_at and has_engine(self.queues):
+            # An engine that does not answer must not hold up the leases; what it says is told the next time.
+            threading.Thread(target=learn_engine, name="longshore-engine", daemon=True).start()
         with self._saying:
             if self._gone:
                 return
@@ -113,9 +114,6 @@ class Presence:
 
     def _state(self) -> NodeState:
         return NodeState.STOPPING if self.leaving else self.state
-
-    def _has_engine(self) -> bool:
-        return any(queue.partition("@")[0] in _WITH_ENGINE for queue in self.queues)
 
     # --- what it is asked ---------------------------------------------------------------------------
 
@@ -159,6 +157,10 @@ class Presence:
         self.state = NodeState.READY
 
 
+def has_engine(queues: Iterable[str]) -> bool:
+    return any(queue.partition("@")[0] in _WITH_ENGINE for queue in queues)
+
+
 def active() -> int:
     """Steps that this worker's processes are at, or have taken."""
     return sum(request.type in {STEP, UNDO} for request in tuple(worker_state.reserved_requests))
@@ -176,10 +178,12 @@ def of_worker(worker: Any, store: Store) -> Presence:
 
 @celeryd_after_setup.connect
 def _consume_this_hosts_queues(sender: str, instance: Any, **_: Any) -> None:
-    """Beside each queue that the worker was given, the one that is its host's alone."""
+    """Beside each queue that the worker was given, the one that is its host's alone. And ask the host's engine."""
     queues = instance.app.amqp.queues
     for name in at_this_host(list(queues.consume_from), hostname(sender)):
         queues.select_add(Queue(name, routing_key=name))
+    if has_engine(queues.consume_from):
+        learn_engine()  # before the pool is there: its processes know what this one does
 
 
 @worker_shutting_down.connect

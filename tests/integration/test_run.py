@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from longshore.orchestration import Plan
+from longshore.orchestration.states import RunState
 from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import Installation, tree
 
@@ -212,6 +214,15 @@ def test_the_first_dry_run_of_all_leaves_no_key_in_redis(install: MakeInstallati
     # then
     assert said.code == 0, said.err
     assert redis_of(fresh) == before
+
+
+def test_a_step_knows_its_host(workers: Installation, tmp_path: Path) -> None:
+    plan = Plan("knows")
+    told = "{{ host.name }} {{ host.facts.arch }} {{ host.facts.docker is defined }} {{ host.labels|length }}"
+    plan.step("tell", "file.deploy.execute", path=str(tmp_path / "told"), content=told)
+
+    assert workers.run(plan).wait(timeout=60).state is RunState.SUCCEEDED
+    assert (tmp_path / "told").read_text() == f"longshore {os.uname().machine} True 0"
 
 
 def test_a_dry_run_of_what_cannot_work_ends_with_1(workers: Installation, tmp_path: Path) -> None:
