@@ -261,6 +261,7 @@ def restore(ctx: Context, docker: Engine, before: dict[str, Any], *, known: Iter
         placed = _renumbered(was, now())
         _stop_and_remove(docker, placed, now())
         _start_what_ran(ctx, docker, project, placed, now())
+    done |= _names_of_their_own(docker, was, now())
     done |= _remove_networks(docker, project, before["networks"])
     _give_names_back(docker, refs, given, foreign, was)
     is_now, should = fingerprint(now()), fingerprint(was)
@@ -309,6 +310,20 @@ def _renumbered(was: list[Member], now: list[Member]) -> list[Member]:
         numbers = [one.number for one in old] if same else there
         placed += [replace(one, number=number) for one, number in zip(old, numbers, strict=False)]
     return placed
+
+
+def _names_of_their_own(docker: Engine, was: list[Member], now: list[Member]) -> bool:
+    """Compose gives a container that takes another's place a name for the time being, `<id>_<name>`, and the right one
+    at the end. Where that end did not come, it is given here.
+    """
+    taken, renamed = {member.name for member in now}, False
+    for member in now:
+        name = next((one.name for one in was if member.name.endswith(f"_{one.name}") and one.name not in taken), None)
+        if name is not None:
+            docker.rename(member.id, name)
+            taken.add(name)
+            renamed = True
+    return renamed
 
 
 def _recreate(ctx: Context, docker: Engine, path: Path, was: list[Member]) -> None:

@@ -112,6 +112,23 @@ def test_some_services_at_a_time_and_a_bad_one_holds_up_the_rest(trio: Stack) ->
     assert trio.running() == {"db", "web", "jobs"}
 
 
+def test_a_name_that_compose_gave_for_the_time_being_does_not_stay(trio: Stack) -> None:
+    trio.up().act()
+    was = trio.look()
+    trio.new_image()
+    trio.write(web={"environment": {"A": "b"}})
+    up = trio.up()
+    up.act()
+    up.undo()
+    # given what a Compose leaves that was ended before it could give the right name
+    web = next(row for row in trio.containers() if row["Labels"]["com.docker.compose.service"] == "web")
+    trio.engine.rename(web["Id"], f"0123456789ab_{trio.name}-web-1")
+
+    assert up.undo().changed
+
+    assert [row[0] for row in trio.look()["containers"]] == [row[0] for row in was["containers"]]
+
+
 # --- restart ------------------------------------------------------------------------------------------
 
 
