@@ -1,0 +1,314 @@
+"""Jobs: work on a stack that has to stand still for it, as labels of containers and volumes, or a file, describe it.
+
+longshore.job.enabled          true: this container is a target of a job
+longshore.job.name             the job's name; containers with the same one are targets of one job
+longshore.job.schedule         when it runs by itself: five fields of cron, or @daily and its like
+longshore.job.timezone         the zone of the schedule, UTC if left out
+longshore.job.missed           skip, once or all: what becomes of times at which nobody was there to start it
+longshore.job.overlap-policy   queue, skip or cancel_running: what becomes of a start while it runs
+longshore.job.worker.image     the image that does the work
+longshore.job.worker.command   its command, as a shell would split it
+longshore.job.worker.pull      missing, always or never
+longshore.job.worker.env.NAME  a variable of its environment
+longshore.job.stop-timeout     of each container, until it is killed
+longshore.job.start-timeout    until what was stopped is well again
+longshore.job.timeout          of the work
+longshore.job.grace            from the work's TERM to its KILL
+longshore.stack                the stack's name, Compose's project if left out
+
+longshore.job.attach           on a volume: the job that it is mounted for
+longshore.job.mount.path       where, /mnt/<volume> if left out
+longshore.job.mount.mode       ro (if left out) or rw
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+from zoneinfo import ZoneInfo
+
+from longshore.orchestration.durations import parse_duration
+from longshore.orchestration.plan import NAME
+
+PREFIX = "longshore.job."
+STACK = "longshore.stack"
+PROJECT = "com.docker.compose.project"
+_ENV = "worker.env."
+
+Overlap = Literal["queue", "skip", "cancel_running"]
+Missed = Literal["skip", "once", "all"]
+Pull = Literal["missing", "always", "never"]
+
+#: Short forms of a schedule.
+DESCRIPTORS = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong with a description: of which entity, in which field; a warning changes nothing."""
+
+    kind: Literal["container", "volume", "job"]
+    name: str
+    field: str
+    message: str
+    warning: bool = False
+
+    def __str__(self) -> str:
+        where = f"{self.kind} {self.name}"
+        return f"{where}: {self.field}: {self.message}" if self.field else f"{where}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A named volume, as the work sees it."""
+
+    volume: str
+    path: str
+    mode: Literal["ro", "rw"] = "ro"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job. Times in seconds; `targets` are names of containers, `stacks` those of the stacks that they are of."""
+
+    name: str
+    image: str
+    stacks: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    command: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    schedule: str = ""
+    timezone: str = "UTC"
+    missed: Missed = "once"
+    overlap: Overlap = "queue"
+    pull: Pull = "missing"
+    stop_timeout: float = 30.0
+    start_timeout: float = 30.0
+    timeout: float = 3600.0
+    grace: float = 10.0
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A container or volume with its labels, as the engine tells of it."""
+
+    kind: Literal["container", "volume"]
+    name: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Discovered:
+    """The jobs by their names, and what was wrong; what is wrong with a field leaves it at its default."""
+
+    jobs: tuple[Job, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if not finding.warning)
+
+
+def _one_of(kind: Any) -> Callable[[str], str]:
+    words = get_args(kind)
+
+    def read(text: str) -> str:
+        word = text.strip().lower().replace("-", "_")
+        if word not in words:
+            raise ValueError(f"{text!r} is none of {', '.join(words)}")
+        return word
+
+    return read
+
+
+def _seconds(text: str) -> float:
+    seconds = parse_duration(text)
+    if seconds <= 0:
+        raise ValueError(f"{text!r} is no time to wait")
+    return seconds
+
+
+def _zone(text: str) -> str:
+    try:
+        ZoneInfo(text)
+    except (KeyError, ValueError, OSError):
+        raise ValueError(f"{text!r} is no time zone") from None
+    return text
+
+
+#: What one field of a schedule may be: from, to.
+_FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+_NAMED = {
+    "month": {word: n for n, word in enumerate(_MONTHS, 1)},
+    "weekday": {word: n for n, word in enumerate(_DAYS)},
+}
+
+
+def parse_schedule(text: str) -> str:
+    """A schedule as five fields of cron. ValueError says which of them is wrong."""
+    written = text.strip()
+    if written.startswith("@"):
+        if written.lower() not in DESCRIPTORS:
+            raise ValueError(f"{written!r} is none of {', '.join(DESCRIPTORS)}")
+        return DESCRIPTORS[written.lower()]
+    parts = written.split()
+    if len(parts) != len(_FIELDS):
+        raise ValueError(f"{written!r} has {len(parts)} fields, and a schedule has 5: minute hour day month weekday")
+    for part, (name, low, high) in zip(parts, _FIELDS, strict=True):
+        for one in part.split(","):
+            _check_range(one, name, low, high)
+    return " ".join(parts)
+
+
+def _check_range(text: str, name: str, low: int, high: int) -> None:
+    span, slash, step = text.partition("/")
+    if slash and (not step.isdigit() or int(step) == 0):
+        raise ValueError(f"{name}: {text!r} has no step after its slash")
+    if span == "*":
+        return
+    first, dash, last = span.partition("-")
+    ends = [_NAMED.get(name, {}).get(end.lower(), end) for end in ([first, last] if dash else [first])]
+    numbers = [int(end) if str(end).isdigit() else -1 for end in ends]
+    if not all(low <= number <= high for number in numbers) or numbers != sorted(numbers):
+        raise ValueError(f"{name}: {text!r} is not within {low}-{high}")
+
+
+#: Each label of a container after its prefix: the field of a job, and how its text is read.
+_READ: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "schedule": ("schedule", parse_schedule),
+    "timezone": ("timezone", _zone),
+    "missed": ("missed", _one_of(Missed)),
+    "overlap-policy": ("overlap", _one_of(Overlap)),
+    "worker.image": ("image", str.strip),
+    "worker.command": ("command", lambda text: tuple(shlex.split(text))),
+    "worker.pull": ("pull", _one_of(Pull)),
+    "stop-timeout": ("stop_timeout", _seconds),
+    "start-timeout": ("start_timeout", _seconds),
+    "timeout": ("timeout", _seconds),
+    "grace": ("grace", _seconds),
+}
+_OF_CONTAINERS = frozenset({"enabled", "name", *_READ})
+_OF_VOLUMES = frozenset({"attach", "mount.path", "mount.mode"})
+
+
+def discover(entities: Iterable[Entity]) -> Discovered:
+    """The jobs that labels describe, the same whatever the order of the entities is."""
+    ordered = sorted(entities, key=lambda entity: (entity.kind, entity.name))
+    findings: list[Finding] = []
+    fields: dict[str, dict[str, Any]] = {}
+    said_by: dict[tuple[str, str], str] = {}
+    for entity in ordered:
+        findings += _unknown(entity)
+        if entity.kind == "container" and _is_on(entity):
+            _add_target(entity, fields, said_by, findings)
+    mounts = _mounts(ordered, fields, findings)
+    jobs = []
+    for name, known in sorted(fields.items()):
+        if not known.get("image"):
+            findings.append(Finding("job", name, f"{PREFIX}worker.image", "no container of it names the image"))
+            continue
+        stacks, targets = tuple(sorted(known.pop("stacks"))), tuple(sorted(known.pop("targets")))
+        jobs.append(Job(name=name, stacks=stacks, targets=targets, mounts=tuple(mounts.get(name, ())), **known))
+    return Discovered(tuple(jobs), tuple(findings))
+
+
+def _is_on(entity: Entity) -> bool:
+    return entity.labels.get(f"{PREFIX}enabled", "").strip().lower() in {"true", "1", "yes", "on"}
+
+
+def _unknown(entity: Entity) -> Iterator[Finding]:
+    known = _OF_CONTAINERS if entity.kind == "container" else _OF_VOLUMES
+    for label in sorted(entity.labels):
+        word = label.removeprefix(PREFIX)
+        env = entity.kind == "container" and word.startswith(_ENV) and word != _ENV
+        if label.startswith(PREFIX) and word not in known and not env:
+            yield Finding(entity.kind, entity.name, label, "there is no such label", warning=True)
+
+
+def _add_target(
+    entity: Entity,
+    fields: dict[str, dict[str, Any]],
+    said_by: dict[tuple[str, str], str],
+    findings: list[Finding],
+) -> None:
+    name = entity.labels.get(f"{PREFIX}name", "").strip()
+    if not re.fullmatch(NAME, name):
+        why = f"{name!r} is no name: letters, digits, dots, _ and -" if name else "a job that is enabled needs a name"
+        findings.append(Finding("container", entity.name, f"{PREFIX}name", why))
+        return
+    job = fields.setdefault(name, {"targets": set(), "stacks": set(), "env": {}})
+    job["targets"].add(entity.name)
+    if stack := entity.labels.get(STACK) or entity.labels.get(PROJECT):
+        job["stacks"].add(stack)
+    for word, text in sorted(entity.labels.items()):
+        label = word.removeprefix(PREFIX)
+        if not word.startswith(PREFIX):
+            continue
+        if label.startswith(_ENV) and label != _ENV:
+            _put(job["env"], label.removeprefix(_ENV), text, name, entity, word, said_by, findings)
+        elif label in _READ:
+            key, read = _READ[label]
+            try:
+                _put(job, key, read(text), name, entity, word, said_by, findings)
+            except ValueError as error:
+                findings.append(Finding("container", entity.name, word, str(error)))
+
+
+def _put(
+    values: dict[str, Any],
+    key: str,
+    value: Any,
+    job: str,
+    entity: Entity,
+    label: str,
+    said_by: dict[tuple[str, str], str],
+    findings: list[Finding],
+) -> None:
+    """The first value counts, of the containers in the order of their names; another one is told."""
+    first = said_by.setdefault((job, label), entity.name)
+    if key in values and values[key] != value:
+        why = f"container {first} says {values[key]!r} for job {job}, which counts; this says {value!r}"
+        findings.append(Finding("container", entity.name, label, why))
+        return
+    values[key] = value
+
+
+def _mounts(entities: Iterable[Entity], jobs: Mapping[str, Any], findings: list[Finding]) -> dict[str, list[Mount]]:
+    found: dict[str, list[Mount]] = {}
+    for entity in entities:
+        attach = entity.labels.get(f"{PREFIX}attach", "")
+        if entity.kind != "volume" or not attach:
+            continue
+        mode = entity.labels.get(f"{PREFIX}mount.mode", "ro").strip().lower()
+        if mode not in {"ro", "rw"}:
+            findings.append(Finding("volume", entity.name, f"{PREFIX}mount.mode", f"{mode!r} is neither ro nor rw"))
+            mode = "ro"
+        path = entity.labels.get(f"{PREFIX}mount.path", "").strip() or f"/mnt/{entity.name}"
+        if not path.startswith("/"):
+            findings.append(Finding("volume", entity.name, f"{PREFIX}mount.path", f"{path!r} does not begin with /"))
+            continue
+        for job in filter(None, (part.strip() for part in attach.split(","))):
+            if job not in jobs:
+                findings.append(Finding("volume", entity.name, f"{PREFIX}attach", f"there is no job {job!r}"))
+                continue
+            other = next((mount for mount in found.get(job, []) if mount.path == path), None)
+            if other is not None:
+                why = f"volume {other.volume} is mounted at {path} for job {job} already"
+                findings.append(Finding("volume", entity.name, f"{PREFIX}mount.path", why))
+                continue
+            found.setdefault(job, []).append(Mount(entity.name, path, "rw" if mode == "rw" else "ro"))
+    return found
