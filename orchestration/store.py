@@ -364,10 +364,24 @@ class Store(Indices, Shelf):
         return bool(self._run("suspend", run_id, what, why, service, "" if epoch is None else epoch, version or ""))
 
     def unsuspend(
-        self, run_id: str, what: str, epoch: int, side: str, ids: Sequence[StepId], *, delay: float = 0.0
+        self,
+        run_id: str,
+        what: str,
+        epoch: int,
+        side: str,
+        ids: Sequence[StepId],
+        *,
+        delay: float = 0.0,
+        command_id: str = "",
+        command: Mapping[str, str] | None = None,
     ) -> bool:
-        """Let a run go on that was suspended for that; `ids`: what it had dispatched, due after `delay` seconds."""
-        return bool(self._run("unsuspend", run_id, what, epoch, side, _ms(delay), *ids))
+        """Let a run go on that was suspended for that; `ids`: what it had dispatched, due after `delay` seconds.
+
+        With a command, it is carried out with that.
+        """
+        asked = command or {}
+        who = (command_id, asked.get("actor", ""), asked.get("reason", ""))
+        return bool(self._run("unsuspend", run_id, what, epoch, side, _ms(delay), *who, *ids))
 
     def claim(
         self,

@@ -94,8 +94,8 @@ class Commands:
             self._refuse(run_id, command_id, command, _WORD_FIRST)
         else:
             side, ids = in_flight(self.store, run_id, plan, run)
-            self.store.unsuspend(run_id, look.fields.get("hold", ""), run.epoch, side, ids)
-            self.store.carry_out(run_id, command_id, {**command, "kind": "resumed"}, 0, [])
+            hold = look.fields.get("hold", "")
+            self.store.unsuspend(run_id, hold, run.epoch, side, ids, command_id=command_id, command=command)
 
     def _refusal(self, run_id: str, plan: CompiledPlan, command: Mapping[str, str], ids: list[StepId]) -> str:
         """Why a command makes no sense for this plan; '' where it may."""

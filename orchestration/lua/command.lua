@@ -1,6 +1,6 @@
 -- Carry out what somebody asked of a run, once.
 --
--- FROM     refuse: any, for the reason given; resumed: any, it goes on already; cancel: pending, or running, also
+-- FROM     refuse: any, for the reason given; cancel: pending, or running, also
 --          where it is suspended; undo: a resting state; approve, reject: a step that waits for a person
 -- ARGV[1]  id of the command in the commands' stream  ARGV[2]  kind  ARGV[3]  actor  ARGV[4]  reason
 -- ARGV[5]  '1' to keep what was done (cancel)  ARGV[6]  level above the highest (undo), then the ids
@@ -63,9 +63,6 @@ if ARGV[2] == 'undo' then
   redis.call('HSETNX', run, 'cause', 'operator')
   redis.call('HDEL', run, 'ended', 'undo_deadline', 'keep')
   emit('run_undoing')
-  return answer(ARGV[1], 'done')
-end
-if ARGV[2] == 'resumed' then
   return answer(ARGV[1], 'done')
 end
 if ARGV[2] == 'refuse' then

@@ -2,15 +2,16 @@
 --
 -- FROM     suspended for the reason given, in the epoch given
 -- ARGV[1]  for what it was: breaker, unknown, regressed  ARGV[2]  epoch  ARGV[3]  'u' while undoing, else ''
--- ARGV[4]  ms until what was dispatched is due, then the ids of its batch
+-- ARGV[4]  ms until what was dispatched is due
+-- ARGV[5]  id of the command that asks for it, '' if none does  ARGV[6]  actor  ARGV[7]  reason, then the ids of its batch
 -- RETURNS  1 it goes on, 0 somebody else was first
--- EVENTS   run_resumed
+-- EVENTS   command, run_resumed
 local state, was, hold, epoch = unpack(redis.call('HMGET', run, 'state', 'was', 'hold', 'epoch'))
-if state ~= 'suspended' or hold ~= ARGV[1] or (epoch or '0') ~= ARGV[2] then
+if state ~= 'suspended' or hold ~= ARGV[1] or (epoch or '0') ~= ARGV[2] or (ARGV[5] ~= '' and handled(ARGV[5])) then
   return 0
 end
 local p, due = ARGV[3], now + tonumber(ARGV[4])
-for n = 5, #ARGV do
+for n = 8, #ARGV do
   local i = ARGV[n]
   local status = redis.call('HGET', steps, p .. 's:' .. i)
   if status == 'ready' or status == 'retrying' then
@@ -19,5 +20,10 @@ for n = 5, #ARGV do
 end
 redis.call('HSET', run, 'state', was)
 lift()
+if ARGV[5] ~= '' then
+  -- With it, or whoever looks in between would refuse the command: the run goes on already.
+  emit('command', 'kind', 'resumed', 'actor', ARGV[6], 'reason', ARGV[7])
+  answer(ARGV[5], 'done')
+end
 emit('run_resumed', 'for', hold)
 return 1

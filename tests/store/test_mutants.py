@@ -581,6 +581,17 @@ def what_goes_on_is_not_lifted_again(bed: Bed) -> None:
     assert not bed.store.unsuspend(bed.run_id, "breaker", 0, "", [])
 
 
+def a_command_that_was_carried_out_lifts_nothing_again(bed: Bed) -> None:
+    bed.begin(0)
+    bed.store.suspend(bed.run_id, "regressed", "lost")
+    asked = {"command_id": "5-1", "command": {"actor": "ann"}}
+    assert bed.store.unsuspend(bed.run_id, "regressed", 0, "", [0], **asked)
+    assert (bed.run("cmd"), bed.run("answer"), bed.run("state")) == ("5-1", "done", "running")
+    bed.store.suspend(bed.run_id, "regressed", "lost again")
+    assert not bed.store.unsuspend(bed.run_id, "regressed", 0, "", [0], **asked)
+    assert bed.run("state") == "suspended"
+
+
 def only_the_run_that_was_seen_goes_on(bed: Bed) -> None:
     suspended(bed)
     bed.put(epoch=1)
@@ -937,6 +948,12 @@ MUTANTS = [
         "suspend", "elseif ARGV[5] ~= '' then\n  return 0", "elseif false then\n  return 0", a_loss_suspends_a_run_once
     ),
     Mutant("unsuspend", "hold ~= ARGV[1] or", "", what_waits_for_a_person_is_not_lifted_by_a_service),
+    Mutant(
+        "unsuspend",
+        "or (ARGV[5] ~= '' and handled(ARGV[5])) then",
+        "then",
+        a_command_that_was_carried_out_lifts_nothing_again,
+    ),
     Mutant("unsuspend", "state ~= 'suspended' or", "", what_goes_on_is_not_lifted_again),
     Mutant("unsuspend", "or (epoch or '0') ~= ARGV[2]", "", only_the_run_that_was_seen_goes_on),
     Mutant(

@@ -505,7 +505,7 @@ WRITES: dict[str, tuple[str, tuple[object, ...]]] = {
     "reopen": ("failed", ("1-1", "ann", "", 0, -1, "", 0)),
     "resolve": ("failed", ("1-1", "ann", "", "done", 0)),
     "suspend": ("running", ("breaker", "it is down", "billing", "", "")),
-    "unsuspend": ("suspended", ("breaker", 0, "", 0, 0)),
+    "unsuspend": ("suspended", ("breaker", 0, "", 0, "", "", "", 0)),
     "resend": ("running", ("", 1000, 600_000, 0, "")),
     "retry": ("running", (1, "", "77", 0, 1000, "busy", "", "", "", "")),
 }
