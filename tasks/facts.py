@@ -86,6 +86,8 @@ def _docker() -> str | None:
     gone = url.startswith("unix://") and not Path(url.removeprefix("unix://")).exists()
     if gone and not shutil.which("dockerd"):
         return None
+    if shutil.which("docker"):  # the SDK would cost each worker, also one that never needs it, 40 MiB
+        return _said(["docker", "--host", url, "version", "--format", "{{.Server.Version}}"]) or ""
     client = None
     try:
         client = raw_client(url, timeout=_PATIENCE)
@@ -101,15 +103,16 @@ def _docker() -> str | None:
 def _compose() -> str | None:
     if not shutil.which("docker"):
         return None
+    said = _said(["docker", "compose", "version", "--short"])
+    return said.removeprefix("v") if said else said
+
+
+def _said(command: list[str]) -> str | None:
+    """What a program says; '' if it does not end in time, None if it fails."""
     try:
-        said = subprocess.run(
-            ["docker", "compose", "version", "--short"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_PATIENCE,
-            check=False,
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return said.stdout.strip().removeprefix("v") if said.returncode == 0 else None
+    return done.stdout.strip() if done.returncode == 0 else None

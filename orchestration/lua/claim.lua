@@ -4,7 +4,7 @@
 --          step also in a run that is suspended there
 -- ARGV[1]  id       ARGV[2]  '' forward, 'u' backward    ARGV[3]  owner, unique to this delivery
 -- ARGV[4]  task id  ARGV[5]  lease ms  ARGV[6]  '1' for an always step  ARGV[7]  what no other run of this id has
--- ARGV[8]  host that it is claimed on  ARGV[9]  '1' if it has to be the one that it was begun on
+-- ARGV[8]  host that it is claimed on  ARGV[9]  '1' if it has to be the one that it is begun on
 -- RETURNS  {'ok', fence, attempt, rendered, the step's rendered, before, outcome, first started ms,
 --           item, tries since it was reopened, version of the run, service that it found down,
 --           highest fence before, epoch, attempts in vain because of a service}
@@ -34,9 +34,12 @@ if not (status == busy and held == owner) then
   if status == 'retrying' and tonumber(not_before or 0) > now + 50 then
     return {'no', 'early'}
   end
-  local begun_on, journalled = unpack(redis.call('HMGET', steps, 'hd:' .. i, 'hj:' .. i))
-  if ARGV[9] == '1' and (journalled or p == 'u') and begun_on and begun_on ~= ARGV[8] then
-    return {'no', 'begun on ' .. begun_on}
+  local begun_on, journalled
+  if ARGV[9] == '1' then
+    begun_on, journalled = unpack(redis.call('HMGET', steps, 'hd:' .. i, 'hj:' .. i))
+    if (journalled or p == 'u') and begun_on and begun_on ~= ARGV[8] then
+      return {'no', 'begun on ' .. begun_on}
+    end
   end
   -- Grows with every claim, forward or backward, and does not repeat even if Redis lost its last writes.
   local other = redis.call('HGET', steps, (p == '' and 'u' or '') .. 'f:' .. i)
@@ -51,7 +54,7 @@ if not (status == busy and held == owner) then
              p .. 't:' .. i, (ids and ids .. ' ' or '') .. ARGV[4])
   redis.call('HSET', run, 'claimed', now, 'claimed@' .. ARGV[8], now)
   -- The host whose state was journalled is the one that it is taken back on.
-  if p == '' and not journalled then
+  if p == '' and ARGV[9] == '1' then
     redis.call('HSET', steps, 'hd:' .. i, ARGV[8])
   end
   emit(kind(p, i) .. 'started', 'step', i, 'attempt', attempt, 'owner', owner)

@@ -80,9 +80,9 @@ local function whole_of(id)
   return string.match(id, '^(%d+)%.%d+$')
 end
 
--- For an event: the host that a step or unit was sent to.
+-- For an event: the host that a unit was sent to.
 local function at(id)
-  return redis.call('HGET', steps, 'h:' .. id) or ''
+  return whole_of(id) and redis.call('HGET', steps, 'h:' .. id) or ''
 end
 
 -- What an event about a step, a unit or an undo is called.

@@ -197,17 +197,31 @@ class Bed:
         return dict(self.redis.zrange(self.keys.waits, 0, -1, withscores=True))
 
     def claim(
-        self, index: StepId = 0, side: str = "", owner: str = "task@one/1", task: str = "task", host: str = "one"
+        self,
+        index: StepId = 0,
+        side: str = "",
+        owner: str = "task@one/1",
+        task: str = "task",
+        host: str = "one",
+        *,
+        stays: bool = False,
     ) -> Grant:
-        grant = self.ask(index, side, owner, task, host)
+        grant = self.ask(index, side, owner, task, host, stays=stays)
         assert isinstance(grant, Grant), grant
         return grant
 
     def ask(
-        self, index: StepId = 0, side: str = "", owner: str = "task@one/1", task: str = "task", host: str = "one"
+        self,
+        index: StepId = 0,
+        side: str = "",
+        owner: str = "task@one/1",
+        task: str = "task",
+        host: str = "one",
+        *,
+        stays: bool = False,
     ) -> Grant | str:
         """A claim that may be refused."""
-        return self.store.claim(self.run_id, index, side, owner, task, host=host)
+        return self.store.claim(self.run_id, index, side, owner, task, host=host, stays=stays)
 
     def complete(self, index: StepId, fence: str, status: str = "changed", *, side: str = "", **more: Any) -> Recorded:
         return self.store.complete(self.run_id, index, side, fence, status, more.pop("outcome", "{}"), **more)

@@ -789,7 +789,7 @@ def what_has_failed_as_a_whole_leaves_no_part_open(bed: Bed) -> None:
 
 def what_was_begun_on_a_host_is_not_claimed_on_another(bed: Bed) -> None:
     bed.begin(0)
-    grant = bed.claim(0, host="web1")
+    grant = bed.claim(0, host="web1", stays=True)
     bed.store.journal(bed.run_id, 0, "", grant.fence, "", "{}")
     bed.retry(0, grant.fence)
     assert bed.store.claim(bed.run_id, 0, "", "other", "task", host="web2", stays=True) == "begun on web1"
@@ -825,15 +825,6 @@ def a_step_that_every_host_skips_is_skipped(bed: Bed) -> None:
 def a_host_that_skips_it_gets_no_message(bed: Bed) -> None:
     bed.fan_out(3, skip={1: "it is drained"})
     assert [bed.step(f"s:0.{n}") for n in range(3)] == ["ready", "skipped", "ready"]
-
-
-def it_is_taken_back_where_it_was_journalled(bed: Bed) -> None:
-    bed.begin(0)
-    grant = bed.claim(0, host="web1")
-    bed.store.journal(bed.run_id, 0, "", grant.fence, "", "{}")
-    bed.retry(0, grant.fence)
-    bed.claim(0, host="web2")
-    assert bed.step("hd:0") == "web1"
 
 
 def other_hosts_claims_do_not_count(bed: Bed) -> None:
@@ -1148,12 +1139,6 @@ MUTANTS = [
     Mutant("complete", "free = math.min(1, later)", "free = 1", a_later_canary_is_one_of_those_that_were_chosen),
     Mutant("complete", "  if skipped == all then", "  if false then", a_step_that_every_host_skips_is_skipped),
     Mutant("open_level", "    if reason ~= '' then", "    if false then", a_host_that_skips_it_gets_no_message),
-    Mutant(
-        "claim",
-        "  if p == '' and not journalled then",
-        "  if p == '' then",
-        it_is_taken_back_where_it_was_journalled,
-    ),
     Mutant("resend", "host == '' and 'claimed' or 'claimed@' .. host", "'claimed'", other_hosts_claims_do_not_count),
     Mutant(
         "drain",
