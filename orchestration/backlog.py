@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from longshore.orchestration.canvas import ADVANCE, STEP, UNDO
 from longshore.orchestration.compiled import CONTROL
-from longshore.orchestration.hosts import Host, Hosts, NodeState
+from longshore.orchestration.hosts import Hosts, takers
 from longshore.orchestration.keys import Field
 from longshore.orchestration.states import StepState
 from longshore.orchestration.store import Store
@@ -49,18 +48,8 @@ def backlogs(store: Store) -> list[Backlog]:
         length, oldest = int(answers[2 * n]), answers[2 * n + 1]
         since = min(filter(None, (_since(store, message) for message in oldest)), default=now)
         age = max(0.0, (now - since) / 1000)
-        found.append(Backlog(name, length, age, _workers(hosts, name)))
+        found.append(Backlog(name, length, age, takers(hosts, name)))
     return found
-
-
-def _workers(hosts: Iterable[Host], queue: str) -> int:
-    first = queue == CONTROL or queue.endswith(".undo")
-    return sum(
-        queue in node.queues and node.state is not NodeState.STOPPING
-        for host in hosts
-        if first or host.drained is None
-        for node in host.alive
-    )
 
 
 def _since(store: Store, message: str) -> int:

@@ -135,6 +135,11 @@ class CompiledStep:
         """Whether nothing about it has to be decided when its turn comes."""
         return not self.guarded and not self.fans_out and self.target == "_any"
 
+    def place(self, side: str, sent_to: str | None, done_at: str | None, journalled: str | None) -> str:
+        """The host that it has to be done on, by what the record has of it; '' for whichever takes it."""
+        begun = self.stays(side) and (side or journalled)
+        return sent_to or (done_at if begun and done_at else "")
+
     @property
     def waits(self) -> Waits:
         return self.operation.waits
@@ -175,6 +180,11 @@ AT_HOST = frozenset({"docker", "compose", "command", "file", "network", "node"})
 def _first(queue: str) -> str:
     """The queue of the same work that is consumed before it."""
     return queue if queue == CONTROL else f"{queue}.undo"
+
+
+def is_forward(queue: str) -> bool:
+    """Whether a queue brings new work: all but control work, undo and what always runs."""
+    return queue != CONTROL and not queue.endswith(".undo")
 
 
 def at_host(queue: str, host: str) -> str:

@@ -15,7 +15,7 @@ from longshore.orchestration import templates
 from longshore.orchestration.canvas import PROBE
 from longshore.orchestration.compiled import CompiledPlan, CompiledStep
 from longshore.orchestration.errors import UnknownName, WaitTimeout
-from longshore.orchestration.hosts import Host, Hosts, HostState, cannot, matching, meant, resting
+from longshore.orchestration.hosts import Host, Hosts, left_out, meant
 from longshore.orchestration.selection import ANY, is_several
 from longshore.orchestration.store import Store
 
@@ -58,10 +58,9 @@ def _places(
         target = str(templates.render(step.target, {"params": dict(params)}))
     except templates.TemplateProblem:
         target = ANY  # known when its turn comes
-    condition = step.step.when_fact
     if target == ANY:
-        lacking = condition is not None and not matching(list(hosts.values()), condition)
-        yield "", step.queue, _skipped("when-fact: no host is like that") if lacking else None
+        reason = left_out(step, None, hosts, alone=True)
+        yield "", step.queue, _skipped(reason) if reason else None
         return
     try:
         chosen = meant(hosts, target, always=step.always)
@@ -69,13 +68,11 @@ def _places(
         skips = step.step.on_no_host == "skip"
         yield target, "", _skipped(error.message) if skips else _failed(error.message)
         return
+    alone = not is_several(target)
     for host in chosen:
-        reason = (is_several(target) and not step.always and resting(host)) or cannot(step.operation, host)
-        if condition is not None and not condition.matches(host):
-            reason = reason or "when-fact: the host is not like that"
-        if reason:
+        if reason := left_out(step, host, hosts, alone=alone):
             yield host.name, "", _skipped(reason)
-        elif host.state in {HostState.LOST, HostState.STOPPED} and is_several(target) and not step.always:
+        elif not host.alive and not alone and not step.always:
             yield host.name, "", _failed(host.why_not())
         elif not host.alive or (host.why_not() and not step.always):
             yield host.name, "", _held(host.why_not())

@@ -7,13 +7,13 @@ in order says so, too. What a host is taken for follows from its nodes and from 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from longshore.orchestration.compiled import CONTROL, at_host
+from longshore.orchestration.compiled import CONTROL, CompiledStep, at_host, is_forward
 from longshore.orchestration.connection import Connection
 from longshore.orchestration.errors import UnknownName
 from longshore.orchestration.operations import Operation
@@ -225,6 +225,31 @@ def cannot(operation: Operation, host: Host) -> str:
     if queue == "compose" and host.facts.get("compose", "") is None:
         return f"host {host.name} has no Docker Compose"
     return ""
+
+
+def left_out(step: CompiledStep, host: Host | None, hosts: Mapping[str, Host], *, alone: bool) -> str:
+    """Why a step is not done on a host, None for whichever takes it; '' where it is.
+
+    `alone`: it is for that host only, and waits for it where others would go on without it.
+    """
+    condition = step.step.when_fact
+    if host is None:
+        lacking = condition is not None and not matching(list(hosts.values()), condition)
+        return "when-fact: no host is like that" if lacking else ""
+    reason = (not alone and not step.always and resting(host)) or cannot(step.operation, host)
+    if not reason and condition is not None and not condition.matches(host):
+        reason = "when-fact: the host is not like that"
+    return reason
+
+
+def takers(hosts: Iterable[Host], queue: str) -> int:
+    """How many workers take what is in a queue now. Those of a drained host take what is no new work."""
+    return sum(
+        queue in node.queues and node.state is not NodeState.STOPPING
+        for host in hosts
+        if host.drained is None or not is_forward(queue)
+        for node in host.alive
+    )
 
 
 def matching(hosts: Sequence[Host], condition: HostFilter) -> list[Host]:

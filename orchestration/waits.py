@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of
-from longshore.orchestration.hosts import SILENT_LEASES, Host, Hosts, NodeState
+from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of, is_forward
+from longshore.orchestration.hosts import SILENT_LEASES, Host, Hosts, takers
 from longshore.orchestration.keys import Field
 from longshore.orchestration.states import StepState
 from longshore.orchestration.store import Store
@@ -23,9 +23,9 @@ def reasons(store: Store, plan: CompiledPlan, steps: Mapping[str, str]) -> dict[
     found = {}
     for side, step_id in waiting:
         step = plan.steps[index_of(step_id)]
-        host = steps.get(f"{Field.HOST}:{step_id}") or ""
-        if not host and step.stays(side) and (side or f"{Field.JOURNALLED}:{step_id}" in steps):
-            host = steps.get(f"{Field.DONE_AT}:{step_id}") or ""
+        host = step.place(
+            side, *(steps.get(f"{kind}:{step_id}") for kind in (Field.HOST, Field.DONE_AT, Field.JOURNALLED))
+        )
         queue = step.undo_queue_at(host) if side else step.queue_at(host)
         if why := _why(hosts, host, queue):
             found[f"{side}{WAITS}:{step_id}"] = f"waits: {why}"
@@ -45,13 +45,11 @@ def _waiting(steps: Mapping[str, str], now: int) -> Iterator[tuple[str, StepId]]
 
 def _why(hosts: Mapping[str, Host], name: str, queue: str) -> str:
     host = hosts.get(name)
-    if host is None:
-        live = [node for known in hosts.values() if known.drained is None for node in known.alive]
-    elif host.why_not() and not (host.drained is not None and host.alive and queue.endswith(".undo")):
-        return host.why_not()
-    else:
-        live = list(host.alive)
-    if host is not None and host.now - host.seen > host.silent / SILENT_LEASES:
-        return f"host {name} has not been heard of for {(host.now - host.seen) / 1000:.0f} s"
-    consumed = any(queue in node.queues and node.state is not NodeState.STOPPING for node in live)
-    return "" if consumed else f"no worker takes what is in the queue {queue}"
+    taken = takers(hosts.values() if host is None else [host], queue)
+    if host is not None:
+        # A drained host still takes what always runs, and undo.
+        if host.why_not() and not (host.drained is not None and host.alive and not is_forward(queue)):
+            return host.why_not()
+        if host.now - host.seen > host.silent / SILENT_LEASES:
+            return f"host {name} has not been heard of for {(host.now - host.seen) / 1000:.0f} s"
+    return "" if taken else f"no worker takes what is in the queue {queue}"

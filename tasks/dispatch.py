@@ -24,9 +24,8 @@ def hosts_of(store: Store, run_id: str, plan: CompiledPlan, ids: Sequence[StepId
     bound = [i for i in ids if (step := plan.steps[index_of(i)]).target != ANY or step.stays(side)]
     rows = store.step_fields(run_id, bound, (Field.HOST, Field.DONE_AT, Field.JOURNALLED))
     found: dict[StepId, str] = {}
-    for i, (host, done_at, journalled) in rows.items():
-        stays = plan.steps[index_of(i)].stays(side) and (side or journalled)
-        if place := host or (done_at if stays else ""):
+    for i, row in rows.items():
+        if place := plan.steps[index_of(i)].place(side, *row):
             found[i] = place
     return found
 

@@ -12,7 +12,7 @@ from longshore.orchestration import guards, report, templates
 from longshore.orchestration.compiled import CompiledStep
 from longshore.orchestration.errors import StoreUnavailable, UnknownName
 from longshore.orchestration.guards import RUNS, Unit, Verdict
-from longshore.orchestration.hosts import Host, Hosts, cannot, matching, meant, resting
+from longshore.orchestration.hosts import Host, Hosts, left_out, meant
 from longshore.orchestration.plan import When
 from longshore.orchestration.report import StepReport
 from longshore.orchestration.selection import ANY, is_several
@@ -142,16 +142,9 @@ class Gate:
 
     def _why_skipped(self, step: CompiledStep, unit: Unit, host: Host | None, *, alone: bool) -> str:
         """Why one part of a step is not done; '' where it is. `alone`: it is for one host, and waits for that."""
-        if host is not None:
-            reason = (not alone and not step.always and resting(host)) or cannot(step.operation, host)
-            if reason:
-                return reason
-        condition = step.step.when_fact
-        if condition is not None:
-            if host is not None and not condition.matches(host):
-                return "when-fact: the host is not like that"
-            if host is None and not matching(list(self._known().values()), condition):
-                return "when-fact: no host is like that"
+        hosts = self._known() if step.step.when_fact is not None else {}
+        if reason := left_out(step, host, hosts, alone=alone):
+            return reason
         more: dict[str, Any] = {}
         if unit.item:
             more["item"] = json.loads(unit.item)

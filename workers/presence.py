@@ -18,7 +18,7 @@ from celery.worker.control import inspect_command
 from kombu import Queue
 
 from longshore.orchestration.canvas import STEP, UNDO
-from longshore.orchestration.compiled import CONTROL
+from longshore.orchestration.compiled import is_forward
 from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.hosts import Drained, Hosts, Node, NodeState
 from longshore.orchestration.operations import all_operations
@@ -33,11 +33,6 @@ log = logging.getLogger(__name__)
 _REFRESH = 60.0
 #: Queues of families that act on a Docker engine.
 _WITH_ENGINE = ("docker", "compose")
-
-
-def is_forward(queue: str) -> bool:
-    """Whether a queue brings new work: all but control work, undo and what always runs."""
-    return queue != CONTROL and not queue.endswith(".undo")
 
 
 class Presence:
@@ -104,7 +99,9 @@ class Presence:
 
     def _beat(self) -> None:
         with self._saying:
-            wish = None if self._gone else self.hosts.beat(self.host, self.node, self._state(), active())
+            if self._gone:
+                return
+            wish = self.hosts.beat(self.host, self.node, self._state(), active())
         self._obey(wish)
 
     def leave(self) -> None:
@@ -132,14 +129,18 @@ class Presence:
 
     def _change(self, change: Callable[[], None]) -> None:
         """In the thread that reads from the queues; at once where it has not begun to."""
-        consumer = getattr(self.worker, "consumer", None)
-        if consumer is not None and consumer.task_consumer is not None:
-            consumer.call_soon(change)
+        if self._reading is not None:
+            self.worker.consumer.call_soon(change)
         else:
             change()
 
+    @property
+    def _reading(self) -> Any:
+        """What reads from the queues; None before it begins to, and while it is connected anew."""
+        return getattr(getattr(self.worker, "consumer", None), "task_consumer", None)
+
     def _cancel(self, queues: Iterable[str]) -> None:
-        tasks = getattr(getattr(self.worker, "consumer", None), "task_consumer", None)
+        tasks = self._reading
         for queue in queues:
             self.worker.app.amqp.queues.deselect(queue)
             if tasks is not None:
@@ -147,7 +148,7 @@ class Presence:
         self.state = NodeState.DRAINED
 
     def _consume(self, queues: Iterable[str]) -> None:
-        tasks = getattr(getattr(self.worker, "consumer", None), "task_consumer", None)
+        tasks = self._reading
         for queue in queues:
             chosen = self.worker.app.amqp.queues.select_add(Queue(queue, routing_key=queue))
             if tasks is not None and not tasks.consuming_from(queue):

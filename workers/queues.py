@@ -8,7 +8,7 @@ from typing import Any
 from kombu import Queue
 from kombu.utils.scheduling import round_robin_cycle
 
-from longshore.orchestration.compiled import CONTROL
+from longshore.orchestration.compiled import CONTROL, is_forward
 from longshore.orchestration.operations import all_operations
 
 #: Families that have a queue although this version has no operation of theirs: own ones may.
@@ -49,6 +49,4 @@ class UndoFirst(round_robin_cycle):  # type: ignore[type-arg]
 
 
 def _rank(queue: str) -> int:
-    if queue == CONTROL:
-        return 0
-    return 1 if queue.endswith(".undo") else 2
+    return 0 if queue == CONTROL else 2 if is_forward(queue) else 1

@@ -271,9 +271,14 @@ def test_each_queue_has_its_length_its_oldest_and_its_workers(bed: Bed) -> None:
     assert (found["control"].length, found["control"].workers) == (0, 0)
     hosts.drain("web1", "ann")
     assert {backlog.queue: backlog.workers for backlog in backlogs(bed.store)}["noop"] == 0
+    assert {backlog.queue: backlog.workers for backlog in backlogs(bed.store)}["noop.undo"] == 1
     told = text(bed.store)
     assert 'longshore_queue_length{queue="noop"} 2.0' in told
     assert 'longshore_hosts{state="draining"} 1.0' in told
+    hosts.leave("web1", "a@web1")
+    assert {backlog.queue: backlog.length for backlog in backlogs(bed.store)}["noop"] == 2, (
+        "also where no worker is left"
+    )
 
 
 def test_a_step_that_waits_for_a_worker_says_for_which(bed: Bed) -> None:
@@ -294,6 +299,11 @@ def test_a_step_that_waits_for_a_worker_says_for_which(bed: Bed) -> None:
     assert why() == ""
     hosts.drain("web1", "ann")
     assert why() == "waits: host web1 is drained by ann"
+    bed.put(steps={"s:0": "changed", "us:0": "ready"})
+    bed.redis.hdel(bed.keys.steps, "h:0")
+    assert reasons(bed.store, compiled, bed.store.everything(bed.run_id)[1]) == {}, "a drained host takes undo"
+    bed.put(steps={"s:0": "ready", "h:0": "web1"})
+    bed.redis.hdel(bed.keys.steps, "us:0")
     hosts.undrain("web1")
     ago(hosts, "web1", bed.store.settings.lease + 1)
     assert "waits: host web1 has not been heard of for" in why()
