@@ -35,7 +35,7 @@ class Backlog:
 def backlogs(store: Store) -> list[Backlog]:
     """Each queue that a worker has ever consumed here, in the order of their names. StoreUnavailable."""
     hosts = list(Hosts(store).all().values())
-    names = sorted({CONTROL, *(queue for host in hosts for queue in host.queues)})
+    names = sorted({CONTROL, *(queue for host in hosts for queue in host.had)})
     prefix = store.settings.broker_prefix()
     pipe = store.client.pipeline(transaction=False)
     for name in names:

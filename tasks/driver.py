@@ -340,7 +340,7 @@ class Driver:
         leaves = self.store.expanded(run_id, members)
         hosts = hosts_of(self.store, run_id, plan, leaves, side)
         absent = away(self.store, plan, leaves, hosts, side)
-        self._leave_out(run_id, plan, absent.drained)
+        left_out = self._leave_out(run_id, plan, absent.drained)
         limit, soon = self.store.settings.claim_timeout, silent_limit(self.store.settings)
         waited_for = [i for i in leaves if i not in absent.silent]
         again, refused = self.store.resend(run_id, side, waited_for, hosts, limit)
@@ -361,11 +361,12 @@ class Driver:
         due = self._next_message(run_id, side, leaves)
         if due is not None:
             self.store.look_at(run_id, due, sooner=True)
-        if refused or absent.drained:
+        if refused or left_out:
             canvas.send_advance(plan.plan.name)
 
-    def _leave_out(self, run_id: str, plan: CompiledPlan, drained: Mapping[StepId, str]) -> None:
-        """Parts that nobody has begun, and whose host was drained meanwhile."""
+    def _leave_out(self, run_id: str, plan: CompiledPlan, drained: Mapping[StepId, str]) -> bool:
+        """Leave out the parts that nobody has begun, and whose host was drained meanwhile; whether there are any."""
+        done = False
         rows = self.store.step_fields(run_id, list(drained), (Field.STATUS, Field.ATTEMPTS))
         for i, (status, attempts) in rows.items():
             if status == StepState.READY and not attempts:
@@ -373,6 +374,8 @@ class Driver:
                     run_id, i, "", "", StepState.SKIPPED, "{}", error=drained[i], no_effect=True
                 )
                 send_next(self.store, self.canvas, run_id, plan, recorded.next_units)
+                done = True
+        return done
 
     def _about(self, host: str) -> str:
         """Why a host takes no work, for a sentence that says what came of it."""
