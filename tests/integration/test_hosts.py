@@ -42,7 +42,7 @@ def fleet(module_installation: MakeInstallation) -> Installation:
 def start(made: Installation, host: str, labels: str = "", *arguments: str, queues: str = FAMILIES) -> Worker:
     worker = made.worker(
         f"at-{host}", "--concurrency", "1", "-Q", queues, *arguments,
-        LONGSHORE_HOST=host, LONGSHORE_LABELS=labels, LONGSHORE_FACTS=f"rack={host[-1]}", HOSTED_ON=host,
+        LONGSHORE_HOST=host, LONGSHORE_LABELS=labels, LONGSHORE_FACTS=f"rack={host[-1]}",
     )  # fmt: skip
     worker.start()
     return worker
@@ -317,6 +317,26 @@ def test_a_drained_host_takes_no_new_work_but_undo_and_what_always_runs(fleet: I
     assert waits.wait(timeout=60).state is RunState.SUCCEEDED
 
 
+def test_a_part_that_has_not_begun_is_left_out_where_its_host_is_drained_meanwhile(fleet: Installation) -> None:
+    plan = Plan("rolls")
+    plan.step("work", "noop.execute", sleep=2).target("role:web").max_parallel(1)
+    run = fleet.run(plan)
+    wait_for("the first to be at work", lambda: names(run, "item_started"))
+    fleet.longshore("hosts", "drain", "web3", "--actor", "ann")
+    try:
+        report = run.wait(timeout=60)
+    finally:
+        fleet.longshore("hosts", "undrain", "web3")
+
+    assert report.state is RunState.SUCCEEDED
+    found = {host.host: (str(host.status), host.reason) for host in report.step("work").hosts}
+    assert found == {
+        "web1": ("changed", None),
+        "web2": ("changed", None),
+        "web3": ("skipped", "host web3 is drained by ann"),
+    }
+
+
 def test_a_drained_host_whose_workers_are_to_end_has_none_in_the_end(fleet: Installation) -> None:
     worker = start(fleet, "spare1")
     run = fleet.run("name: slow\ntarget: spare1\nsteps: {a: {op: noop.execute, with: {sleep: 2}}}\n")
@@ -424,6 +444,21 @@ def test_a_step_for_a_host_whose_worker_does_not_come_back_fails_in_its_time(fle
     report = report_of(fleet, plan)
 
     assert report.step("a").error.endswith("no worker of the queue noop@gone1 took it within 8 s")
+
+
+def test_a_step_that_is_tried_again_at_once_is_tried_on_the_host_that_began_it(
+    fleet: Installation, tmp_path: Path
+) -> None:
+    plan = Plan("again")
+    tried = f"echo x >> {tmp_path}/tries; test $(wc -l < {tmp_path}/tries) -ge 5"
+    plan.step("try", "command.shell.execute", command=tried).retry(5, initial="100ms", maximum="100ms")
+
+    run = fleet.run(plan)
+
+    assert run.wait(timeout=60).state is RunState.SUCCEEDED
+    owners = [owner_node(event.fields["owner"]) for event in run.events() if event.name == "step_started"]
+    assert len(owners) == 5
+    assert len(set(owners)) == 1
 
 
 def test_what_any_worker_did_is_taken_back_on_the_host_that_did_it(fleet: Installation, tmp_path: Path) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from longshore.orchestration import Plan, PlanError
+from longshore.orchestration.compiled import CompiledPlan
 from longshore.orchestration.states import RunState, StepState
 from longshore.orchestration.testing import Bench, rehearse
+from longshore.tasks.attempt import Claimed
 
 FLEET = {f"web{n}": {"role": "web"} for n in range(1, 5)} | {"db1": {"role": "db"}}
 
@@ -131,6 +136,24 @@ def test_a_condition_on_facts_for_any_worker_asks_for_some_host() -> None:
 
 def test_a_rehearsal_has_hosts_of_each_label() -> None:
     assert [str(each.report.state) for each in rehearse(on_web(canary=1))] == ["succeeded", "undone"]
+
+
+@pytest.mark.parametrize(
+    ("operation", "forward", "queue"),
+    [
+        ("file.deploy.execute", True, "file@web1"),
+        ("file.deploy.execute", False, "file@web1.undo"),
+        ("noop.execute", True, None),
+        ("noop.execute", False, None),
+    ],
+)
+def test_what_is_done_to_a_host_is_tried_again_in_the_queue_of_that_host(
+    operation: str, forward: bool, queue: str | None
+) -> None:
+    plan = Plan("p")
+    plan.step("work", operation, **({"path": "/x", "content": "x"} if operation.startswith("file") else {}))
+    attempt: Any = SimpleNamespace(step=CompiledPlan(plan).steps[0], host="web1")
+    assert Claimed.queue_again(attempt, forward=forward) == queue
 
 
 @pytest.mark.parametrize(
