@@ -20,6 +20,10 @@ from longshore.orchestration.store import Store
 _LOOKED_AT = 1000
 
 
+#: The group of the runs of jobs.
+JOBS = "jobs"
+
+
 def _lock(name: str) -> str:
     """Its slot; no key of a plan begins so."""
     return f"lock {name}"
@@ -37,13 +41,26 @@ class Wanted:
     parents: tuple[str, ...] = ()
     #: What it needs for itself alone, as `host/project`, sorted.
     locks: tuple[str, ...] = ()
+    #: What it is one of, where those have a limit of their own: `jobs`.
+    group: str = ""
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> Wanted:
         """As a request says it."""
         shared = body.get("concurrency") or {}
         parents = tuple((body.get("parent") or {}).get("line", ()))
-        return cls(str(body["plan"]["name"]), parents=parents, locks=tuple(body.get("locks", ())), **shared)
+        return cls(
+            str(body["plan"]["name"]),
+            parents=parents,
+            locks=tuple(body.get("locks", ())),
+            group=body.get("group", ""),
+            **shared,
+        )
+
+    @property
+    def kin(self) -> str:
+        """Those that it shares a limit with; no plan's name has a space in it."""
+        return f"all {self.group}" if self.group else self.plan
 
     def text(self) -> str:
         """As `read` reads it."""
@@ -82,13 +99,17 @@ class Admission:
         `anyway`: it has begun before, and somebody has asked that it go on.
         """
         store, keys, settings = self._store, self._store.keys, self._store.settings
-        names = [keys.queue, keys.known, keys.admitted, keys.of_plan(wanted.plan), keys.slot(wanted.key)]
+        names = [keys.queue, keys.known, keys.admitted, keys.of_plan(wanted.kin), keys.slot(wanted.key)]
         names += [keys.slot(_lock(name)) for name in wanted.locks]
         said = store.run_alone(
-            "admit", names, run_id, settings.max_runs or "", settings.max_runs_per_plan or "",
+            "admit", names, run_id, settings.max_runs or "", self._limit_of_kin(wanted) or "",
             wanted.limit if wanted.key else "", "1" if anyway else "", *wanted.parents,
         )  # fmt: skip
         return "" if said == "ok" else str(said)
+
+    def _limit_of_kin(self, wanted: Wanted) -> int | None:
+        settings = self._store.settings
+        return settings.max_jobs if wanted.group == JOBS else settings.max_runs_per_plan
 
     def take_back_in(self, run_id: str, wanted: Wanted) -> None:
         """A run that rested is wanted again: it has its place, whether there is room or not."""
@@ -102,7 +123,7 @@ class Admission:
         pipe.zrem(keys.queue, run_id)
         pipe.hdel(keys.known, run_id)
         pipe.zrem(keys.admitted, run_id)
-        pipe.srem(keys.of_plan(wanted.plan), run_id)
+        pipe.srem(keys.of_plan(wanted.kin), run_id)
         if wanted.key:
             pipe.srem(keys.slot(wanted.key), run_id)
         for name in wanted.locks:
@@ -111,9 +132,7 @@ class Admission:
 
     def limited(self, wanted: Wanted) -> bool:
         """Whether anything can hold it up."""
-        return bool(
-            self._store.settings.max_runs or self._store.settings.max_runs_per_plan or wanted.key or wanted.locks
-        )
+        return bool(self._store.settings.max_runs or self._limit_of_kin(wanted) or wanted.key or wanted.locks)
 
     def next(self) -> list[tuple[str, Wanted]]:
         """Let those begin for whom there is room now, in their order; returns them."""
@@ -149,8 +168,8 @@ class Admission:
             return "key"
         if any(set(self.holders_of(name)) - set(wanted.parents) for name in wanted.locks):
             return "lock"
-        of_plan = store.call(store.client.scard, keys.of_plan(wanted.plan))
-        return "plan" if of_plan >= (store.settings.max_runs_per_plan or of_plan + 1) else "all"
+        kin = store.call(store.client.scard, keys.of_plan(wanted.kin))
+        return "plan" if kin >= (self._limit_of_kin(wanted) or kin + 1) else "all"
 
     def known(self) -> dict[str, Wanted]:
         """Every run that waits or has begun, and has not been released."""
@@ -167,6 +186,8 @@ class Admission:
             held = {name: self.holders_of(name) for name in wanted.locks}
             told = "; ".join(f"{name} is held by {', '.join(runs)}" for name, runs in held.items() if runs)
             return f"it waits for its turn: {told or 'another run has what it needs'}"
+        if limit == "plan" and wanted.group:
+            return f"it waits for its turn: {self._limit_of_kin(wanted)} {wanted.group} are live"
         if limit == "plan":
             return f"it waits for its turn: {settings.max_runs_per_plan} runs of plan {wanted.plan} are live"
         live = store.call(store.client.zcard, store.keys.admitted)

@@ -95,6 +95,16 @@ class Breakers:
         store.call(pipe.execute)
         return Verdict(allowed=False, until=until, why=f"service {service} is down: {why}")
 
+    def hold(self, service: str, why: str) -> bool:
+        """It is not to be tried until somebody says so (`close`); whether that was news."""
+        store, key = self._store, self._store.keys.breaker(service)
+        now = store.now()
+        pipe = store.client.pipeline()
+        pipe.hsetnx(key, "since", now)
+        pipe.hset(key, mapping={"why": why, "until": 0, "trips": 1})
+        pipe.sadd(store.keys.breakers, service)
+        return bool(store.call(pipe.execute)[0])
+
     def wait(self, service: str, run_id: str) -> None:
         """Have this run be woken when the service is back."""
         self._store.call(self._store.client.sadd, self._store.keys.blocked(service), run_id)

@@ -22,6 +22,7 @@ STEP = "longshore.step"
 UNDO = "longshore.undo"
 ADVANCE = "longshore.advance"
 PROBE = "longshore.probe"
+TICK = "longshore.tick"
 TASK_ENDED = "longshore.task_ended"
 
 #: Links of one chain: each message carries those that follow it, so their number is bounded.

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TextIO, TypedDict, Unpack, overload
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -40,6 +40,9 @@ from longshore.orchestration.errors import (
 from longshore.orchestration.events import Event
 from longshore.orchestration.hooks import Hooks, Teller
 from longshore.orchestration.hosts import Host, Hosts, HostState, grouped, matching, meant
+from longshore.orchestration.jobs.board import Board, Known
+from longshore.orchestration.jobs.outcome import failure
+from longshore.orchestration.jobs.plan import Choices, job_plan
 from longshore.orchestration.plan import Plan, single
 from longshore.orchestration.replay import Replay
 from longshore.orchestration.report import Report
@@ -183,6 +186,65 @@ class Client:
         """
         return self.start(single(operation, params, target=target, inside=inside, timeout=timeout), run_id=run_id)
 
+    # --- jobs -------------------------------------------------------------------------------------
+
+    def jobs(self, *, files: Iterable[str | Path] = ()) -> Known:
+        """The jobs as labels and files describe them now: each host with an engine is asked.
+
+        `files` beside those of the setting `jobs`. WaitTimeout where no host answers, ConfigError for a bad file.
+        """
+        self._ready()
+        paths = [Path(name) for name in self.settings.jobs.split(":") if name]
+        return Board(self.store).look([*paths, *map(Path, files)])
+
+    def plan_job(
+        self, name: str, *, host: str | None = None, files: Iterable[str | Path] = (), **choices: Unpack[JobChoices]
+    ) -> Plan:
+        """The plan that a job is run by, to be shown or rehearsed (`dry_run`). JobNotFound if there is none."""
+        return job_plan(self.jobs(files=files).job(name, host), Choices(**choices))
+
+    def start_job(
+        self,
+        name: str,
+        *,
+        host: str | None = None,
+        run_id: str | None = None,
+        files: Iterable[str | Path] = (),
+        **choices: Unpack[JobChoices],
+    ) -> Run:
+        """Have a job run; returns at once. Raises as `plan_job` and `start`."""
+        return self.start(self.plan_job(name, host=host, files=files, **choices), run_id=run_id)
+
+    def run_job(
+        self,
+        name: str,
+        *,
+        host: str | None = None,
+        run_id: str | None = None,
+        files: Iterable[str | Path] = (),
+        log: Callable[[str], object] | TextIO | None = None,
+        check: bool = True,
+        **choices: Unpack[JobChoices],
+    ) -> Report:
+        """Run a job to its end: stop the stack, run the worker, start the stack again. `report.job` has what became
+        of it.
+
+        `timeout`, `stop_timeout`, `start_timeout` (seconds, or "90s") replace the job's own; `keep_stopped` leaves
+        the stack as the worker leaves it; `keep_failed_worker` leaves a worker that failed. `log` is told each line
+        of the worker's output as it comes: a function, or a file. With `check`, what did not end as asked is raised
+        as a JobFailed: ImageMissing, StopFailed, WorkerFailed, JobTimeout, JobCancelled or StartFailed.
+        """
+        run = self.start_job(name, host=host, run_id=run_id, files=files, **choices)
+        if log is not None:
+            tell = log if callable(log) else _lines_to(log)
+            for stream, line in run.output("work", follow=True):
+                if stream:
+                    tell(line)
+        done = run.wait()
+        if check and (error := failure(done)) is not None:
+            raise error
+        return done
+
     # --- finding ----------------------------------------------------------------------------------
 
     def get(self, run_id: str) -> Run:
@@ -288,6 +350,24 @@ class Client:
         """Have a host take work again. UnknownName for a host that is not known."""
         self._ready()
         return Hosts(self.store).undrain(host)
+
+
+class JobChoices(TypedDict, total=False):
+    """What one start of a job may have otherwise than the job says: see `Client.run_job`."""
+
+    timeout: float | str | None
+    stop_timeout: float | str | None
+    start_timeout: float | str | None
+    keep_stopped: bool
+    keep_failed_worker: bool
+
+
+def _lines_to(file: TextIO) -> Callable[[str], object]:
+    def tell(line: str) -> None:
+        file.write(f"{line}\n")
+        file.flush()
+
+    return tell
 
 
 class Run:

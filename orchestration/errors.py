@@ -5,6 +5,7 @@
     │   ├── PlanError                 a plan that cannot be run, with step and line
     │   ├── ParamsError               values that do not fit the plan's `params`
     │   ├── UnknownName               no such plan, run, step or operation
+    │   │   └── JobNotFound           no such job; names those that there are
     │   ├── RunConflict               the run id is taken by another plan
     │   └── ConfigError               settings, a missing program or package
     ├── StoreUnavailable              Redis does not answer
@@ -12,6 +13,13 @@
     ├── ServiceDown               a service that the plan needs is down, and new runs are refused
     ├── RunLost                   the run is not in Redis any more
     ├── RunFailed                     a run ended badly; carries the report and its exit code
+    ├── JobFailed                     a job ended badly; carries its report
+    │   ├── ImageMissing              its image could not be had: nothing was stopped
+    │   ├── StopFailed                the stack, or part of it, would not stop
+    │   ├── WorkerFailed              the worker ended with an error, or never began
+    │   ├── JobTimeout                the worker ran out of its time
+    │   ├── JobCancelled              somebody has cancelled it
+    │   └── StartFailed               the stack is not fully up again
     ├── DecodeError                   a step's data is not of the type that was asked for
     ├── WaitTimeout                   the run goes on, the waiting ended
     └── OperationError                an operation failed on a worker
@@ -120,6 +128,10 @@ class UnknownName(UsageError):
     """No such plan, run, step or operation."""
 
 
+class JobNotFound(UnknownName):
+    """No such job, on the hosts that answered."""
+
+
 class RunConflict(UsageError):
     """The run id belongs to a run of another plan or with other parameters."""
 
@@ -159,6 +171,39 @@ class RunFailed(LongshoreError):
         super().__init__(message)
         self.report = report
         self.exit_code = exit_code
+
+
+class JobFailed(LongshoreError):
+    """A job that did not end as asked; `report` is the whole run's, `report.job` its own part."""
+
+    def __init__(self, message: str, *, report: Any, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.report = report
+        self.exit_code = exit_code
+
+
+class ImageMissing(JobFailed):
+    """The worker's image is not there and could not be had. Nothing was stopped."""
+
+
+class StopFailed(JobFailed):
+    """The stack, or a part of it, would not stop. What was stopped has been started again."""
+
+
+class WorkerFailed(JobFailed):
+    """The worker ended with an error, or never began."""
+
+
+class JobTimeout(JobFailed):
+    """The worker ran out of its time, and was ended."""
+
+
+class JobCancelled(JobFailed):
+    """Somebody has cancelled the run."""
+
+
+class StartFailed(JobFailed):
+    """Not all that ran before is well again: `report.job.down` names it. The work itself may have succeeded."""
 
 
 class OperationError(LongshoreError):

@@ -31,6 +31,10 @@
     {ns}:machine:<name>  hash    a host: node:<worker> what it is, JSON; beat:<worker> when it was last heard of, its
                                  state and how many steps it is at; drained by whom, since when; last what the last
                                  worker was that ended in order; had:<queue> and own:<operation> what was ever there
+    {ns}:jobs-asked      string  number: hosts are to say anew which jobs their engines show
+    {ns}:jobs-seen       hash    by host, what it has said last, JSON
+    {ns}:scheduled       hash    by job@host, up to when its planned times are dealt with, ms
+    {ns}:job:<job@host>  zset    how its last runs ended, as `run result` → when, ms
     {ns}:breakers        set     services that are down
     {ns}:breaker:<name>  hash    why one of them is, since when, until when it is left alone
     {ns}:probing:<name>  string  the run that may try it; expires by itself
@@ -252,6 +256,21 @@ class Keys:
 
     def kept_object(self, op_id: str) -> str:
         return f"{self.namespace}:kept-object:{op_id}"
+
+    @property
+    def jobs_asked(self) -> str:
+        return f"{self.namespace}:jobs-asked"
+
+    @property
+    def jobs_seen(self) -> str:
+        return f"{self.namespace}:jobs-seen"
+
+    @property
+    def scheduled(self) -> str:
+        return f"{self.namespace}:scheduled"
+
+    def job(self, name: str) -> str:
+        return f"{self.namespace}:job:{name}"
 
     @property
     def breakers(self) -> str:

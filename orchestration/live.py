@@ -16,6 +16,7 @@ from longshore.orchestration.client import Run
 from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.events import Event
 from longshore.orchestration.guards import FAILED
+from longshore.orchestration.jobs.outcome import JobReport
 from longshore.orchestration.report import ItemReport, Report, StepReport
 from longshore.orchestration.states import STEP_IN_FLIGHT, TERMINAL, RunState, StepState, UndoState
 
@@ -198,6 +199,19 @@ def _named(report: Report, step: StepReport) -> bool:
     return report.error is not None and report.error.step == step.name
 
 
+def _of_job(job: JobReport) -> str:
+    """How the work ended, and how the stack stands."""
+    stack = {
+        "healthy": "the stack is up again",
+        "not_needed": "the stack was not touched",
+        "kept_stopped": "the stack is left stopped, as asked",
+        "failed": f"the stack is not fully up: {', '.join(job.down) or 'see the step start'}",
+    }
+    parts = [f"{job.result or 'not ended'}"] if job.result or not job.restart else []
+    parts += [stack[job.restart]] if job.restart else []
+    return f"job {job.name}: {'; '.join(parts)}"
+
+
 def closing(report: Report) -> Group:
     """The last lines: what became of it, and what to do next."""
     lines = [Text(f"{report.state}: {report.summary}", style="green" if report.exit_code == 0 else "bold red")]
@@ -207,6 +221,8 @@ def closing(report: Report) -> Group:
     if report.exit_code == 3:
         others = [step for step in report.steps if step.error and step.status in FAILED and not _named(report, step)]
         lines += [Text(f"step {step.name}: {step.error}") for step in others]
+    if report.job:
+        lines.append(Text(_of_job(report.job)))
     if report.left_over:
         lines.append(Text(f"left over: {', '.join(report.left_over)}", style="bold magenta"))
     if report.state in TERMINAL and report.exit_code:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from longshore.orchestration import guards, results, saga
 from longshore.orchestration.compiled import CompiledPlan, StepId
 from longshore.orchestration.errors import DecodeError
+from longshore.orchestration.jobs.outcome import JobReport, outcome
 from longshore.orchestration.keys import Field
 from longshore.orchestration.saga import StepRecord
 from longshore.orchestration.states import STEP_BAD, TERMINAL, UNDO_FINAL, Cause, RunState, StepState, UndoState
@@ -127,6 +128,8 @@ class Report(_Part):
     steps: list[StepReport]
     #: Steps whose effect stands although the run did not succeed.
     left_over: list[str] = []
+    #: Only of the run of a job: how the work ended, and how the stack stands.
+    job: JobReport | None = None
 
     @property
     def ended(self) -> bool:
@@ -172,11 +175,12 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
         error = next((ErrorReport(step=s.name, message=s.error) for s in reports if s.error), None)
     if run.get("held") and (state is RunState.SUSPENDED or (error is None and state is RunState.PENDING)):
         error = ErrorReport(message=run["held"])
+    cause = Cause(run["cause"]) if run.get("cause") else None
     return Report(
         run_id=run_id,
         plan=plan.plan.name,
         state=state,
-        cause=Cause(run["cause"]) if run.get("cause") else None,
+        cause=cause,
         exit_code=_exit_code(plan, state, records, left) if state in TERMINAL else None,
         summary=summary(reports),
         started_at=_iso(started),
@@ -185,6 +189,7 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
         error=error,
         steps=reports,
         left_over=[_name(plan, i, steps.get(f"{Field.HOST}:{i}")) for i in left],
+        job=outcome(plan.plan, state, cause, reports),
     )
 
 

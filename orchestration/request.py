@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from longshore.orchestration import subplans, templates
+from longshore.orchestration.admission import JOBS
 from longshore.orchestration.errors import PlanError, Problem
 from longshore.orchestration.operations import known
 from longshore.orchestration.params import resolve
@@ -18,6 +19,8 @@ from longshore.orchestration.store import SCHEMA_VERSION
 
 #: Characters of a concurrency key, rendered.
 _LONGEST_KEY = 256
+#: How the operations of jobs are called.
+_JOB = "job."
 
 
 def request_body(plan: Plan, given: Mapping[str, Any], who: str) -> dict[str, Any]:
@@ -44,7 +47,8 @@ def request_body(plan: Plan, given: Mapping[str, Any], who: str) -> dict[str, An
 def shared(plan: Plan, params: dict[str, Any]) -> dict[str, Any]:
     """What the request says of that which it shares with other runs."""
     locks = sorted(set(_projects(plan, params)))
-    return _concurrency(plan, params) | ({"locks": locks} if locks else {})
+    group = {"group": JOBS} if any(step.op.startswith(_JOB) for step in plan.steps.values()) else {}
+    return _concurrency(plan, params) | ({"locks": locks} if locks else {}) | group
 
 
 def _projects(plan: Plan, params: dict[str, Any]) -> Iterator[str]:
@@ -52,6 +56,10 @@ def _projects(plan: Plan, params: dict[str, Any]) -> Iterator[str]:
     for step in plan.steps.values():
         target, project = step.target or plan.target, step.with_.get("project")
         operation = known(step.op)
+        if step.op.startswith(_JOB) and target[:1] != "_":
+            yield from (f"{target}/{stack}" for stack in step.with_.get("stacks", ()))
+            yield from (f"{target}/container {name}" for name in step.with_.get("containers", ()))
+            continue
         if operation is None or operation.queue != "compose" or operation.is_read_only(step.with_):
             continue
         try:

@@ -95,6 +95,12 @@ class Settings(BaseSettings):
     state_dir: Path = Field(default_factory=_state_home)
     #: Folders in which plans are found by name, separated by `:`.
     plans: str = ""
+    #: Files that describe jobs, separated by `:`, beside the labels of containers.
+    jobs: str = ""
+    #: How often beat has the jobs looked at that have a schedule.
+    tick: Duration = 5.0
+    #: How many jobs may run at once, of all stacks; the others wait in their order.
+    max_jobs: int | None = Field(default=None, ge=1)
     #: Modules with own operations, imported by client and worker, separated by commas.
     imports: str = ""
     #: Who does it, on every event; the OS user if left out.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from longshore.orchestration.compiled import StepId
@@ -24,6 +24,13 @@ class Shelf(Connection):
     def aside(self) -> list[dict[str, str]]:
         """What was put aside, the latest first: `queue`, `why`, `message`."""
         return [entry for _, entry in self.call(self.client.xrevrange, self.keys.aside)]
+
+    # --- events that are no transitions -----------------------------------------------------------
+
+    def add_event(self, run_id: str, name: str, fields: Mapping[str, str]) -> None:
+        """Tell those who watch a run of something that follows from it, and changes nothing about it."""
+        entry: dict[Any, Any] = {"event": name, "at": self.now()} | dict(fields)
+        self.call(self.client.xadd, self.keys.of(run_id).events, entry, nomkstream=True)
 
     # --- output of steps --------------------------------------------------------------------------
 

@@ -33,6 +33,22 @@ POINTS = (
 HELD_POINTS = ("step.blocked", "run.lifted", "run.reopened")
 
 
+#: Those of a job, in the order of its life.
+JOB_POINTS = (
+    "job.snapped",
+    "job.created",
+    "job.half-stopped",
+    "job.stopped",
+    "job.started",
+    "job.running",
+    "job.waited",
+    "job.half-started",
+    "job.restarted",
+    "job.recorded",
+    "job.removed",
+)
+
+
 def point(name: str) -> None:
     """Die here, if that is what the environment asks for."""
     asked = os.environ.get("LONGSHORE_CRASH_AT")

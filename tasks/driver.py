@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 
 from celery import Celery
 
-from longshore.orchestration import saga
+from longshore.orchestration import report, saga
 from longshore.orchestration.breakers import Breakers
 from longshore.orchestration.canvas import STEP, UNDO, Canvas
 from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of
 from longshore.orchestration.guards import Verdict
 from longshore.orchestration.hosts import Hosts
+from longshore.orchestration.jobs import schedule
+from longshore.orchestration.jobs.plan import LABEL
 from longshore.orchestration.keys import Field
 from longshore.orchestration.saga import RunRecord, StepRecord
 from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
@@ -93,6 +95,7 @@ class Driver:
         self.herald.tell(run_id, loaded.plan)
         if run.state in TERMINAL:
             point("advance.ended")
+            self._note_job(run_id, loaded, found.now)
             self.parked.tell_parent(run_id, found.fields | {"state": run.state})
             self._rest(run_id, loaded, int(found.fields.get("ended", found.now)))
             return run.state
@@ -128,6 +131,16 @@ class Driver:
         if self.commands.carry_out(run_id, loaded, found):
             found = self.store.look(run_id)
         return loaded, found, mark
+
+    def _note_job(self, run_id: str, loaded: Loaded, now: int) -> None:
+        """How a job has ended: three failures in a row hold up its schedule."""
+        if not loaded.plan.plan.labels.get(LABEL):
+            return
+        run, steps = self.store.everything(run_id)
+        job = report.build(run_id, loaded.plan, run, steps, now).job
+        if job is not None and job.result is not None:
+            result = "failed" if job.restart == "failed" else job.result
+            schedule.note_end(self.store, f"{job.name}@{loaded.plan.plan.target}", run_id, result, int(run["ended"]))
 
     def _rest(self, run_id: str, loaded: Loaded, ended: int) -> None:
         """Take a run that has ended out of the index of the live ones, unless it was reopened meanwhile."""

@@ -24,7 +24,8 @@ def make_app() -> Celery:
 def _import_operations() -> None:
     """The catalogue's implementations, and the application's own operations."""
     importlib.import_module("longshore.tasks.messages")
-    for module in ("noop", "command", "file", "node", "network", "http", "docker", "compose", "waiting"):
+    importlib.import_module("longshore.tasks.ticks")
+    for module in ("noop", "command", "file", "node", "network", "http", "docker", "compose", "job", "waiting"):
         importlib.import_module(f"longshore.tasks.{module}")
     load_own()
 

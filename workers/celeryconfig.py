@@ -76,3 +76,14 @@ worker_send_task_events = False
 # An application's own logging is left alone.
 worker_hijack_root_logger = False
 timezone = "UTC"
+
+# Two beats start one run: what is due is looked up by whoever takes the tick. A tick that nobody takes in time
+# is followed by another; nothing of it has to be kept in a file.
+beat_scheduler = "celery.beat:Scheduler"
+beat_schedule = {
+    "longshore.tick": {
+        "task": "longshore.tick",
+        "schedule": _settings.tick,
+        "options": {"queue": "control", "expires": 2 * _settings.tick},
+    }
+}

@@ -24,6 +24,7 @@ from longshore.orchestration.store import Store
 from longshore.tasks.driver import Driver
 from longshore.tasks.plans import Plans
 from longshore.tasks.receipts import Ledger
+from longshore.workers.jobs import JobWatch
 from longshore.workers.presence import Presence, of_worker
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Sweeper(bootsteps.StartStopStep):
     def _loop(self, worker: Any, presence: Presence) -> None:
         store = presence.store
         driver = Driver(worker.app, store, Plans(store))
+        jobs = JobWatch(store, presence.host, presence.queues)
         lease, interval = store.settings.lease, store.settings.sweep_interval
         silent = False
         next_renewal = 0.0
@@ -87,6 +89,7 @@ class Sweeper(bootsteps.StartStopStep):
                     presence.look()
                 if not self._leaving.is_set():
                     driver.sweep()
+                    jobs.look()
                 if time.monotonic() >= next_cleaning:
                     Ledger(store.settings.state_dir, store.settings.namespace).clean(2 * store.settings.retention)
                     presence.hosts.forget_old(store.settings.retention)

@@ -30,6 +30,8 @@ def ls() -> None:
             f"tried by {breaker.probe}"
             if breaker.probe
             else f"tried again in {max(0, breaker.until - now) / 1000:.0f} s"
+            if breaker.until
+            else "until it is reset"
         )
         click.echo(
             f"{breaker.service}  open for {(now - breaker.since) / 1000:.0f} s, {tried}; "
@@ -42,8 +44,10 @@ def ls() -> None:
 def reset(service: str) -> None:
     """Take a service for up again: whoever waits for it goes on, spread over a few seconds."""
     from longshore.orchestration.breakers import Breakers  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.jobs.schedule import forget_ends  # noqa: PLC0415
 
-    breakers = Breakers(client().store)
+    store = client().store
+    breakers = Breakers(store)
     known = [breaker.service for breaker in breakers.open()]
     if service not in known:
         names = ", ".join(known) or "none is"
@@ -53,5 +57,6 @@ def reset(service: str) -> None:
         click.echo(f"would take service {service} for up again")
         return
     breakers.close(service)
+    forget_ends(store, service)
     if not current().quiet:
         click.echo(f"reset: {service}")

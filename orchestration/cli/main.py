@@ -12,10 +12,11 @@ from longshore.orchestration.cli.breakers import breaker_group
 from longshore.orchestration.cli.common import Options, current, global_options
 from longshore.orchestration.cli.doctor import doctor
 from longshore.orchestration.cli.hosts import hosts_group
+from longshore.orchestration.cli.jobs import job_group
 from longshore.orchestration.cli.locks import locks_group
 from longshore.orchestration.cli.metrics import metrics
 from longshore.orchestration.cli.ops import ops_group
-from longshore.orchestration.cli.parts import dev, worker
+from longshore.orchestration.cli.parts import beat, dev, worker
 from longshore.orchestration.cli.plans import plan_group
 from longshore.orchestration.cli.run import run
 from longshore.orchestration.cli.runs import runs_group
@@ -33,6 +34,7 @@ for part in (
     run,
     plan_group,
     runs_group,
+    job_group,
     ops_group,
     hosts_group,
     breaker_group,
@@ -40,6 +42,7 @@ for part in (
     metrics,
     doctor,
     worker,
+    beat,
     dev,
 ):
     cli.add_command(part)

@@ -74,6 +74,25 @@ def worker(
     os.execv(sys.executable, arguments)  # noqa: S606 - the worker takes this process's place and signals
 
 
+@click.command()
+@click.option("--loglevel", default="INFO", show_default=True)
+@global_options
+def beat(loglevel: str) -> None:
+    """Start a beat in the foreground, which has jobs started by their schedules: celery -A longshore.workers beat.
+
+    Two of them start each job once.
+    """
+    from longshore.orchestration.settings import get_settings  # noqa: PLC0415 - see worker
+
+    if get_settings().redis_url is None:
+        raise ConfigError("there is no LONGSHORE_REDIS_URL", remedy="set it: schedules need workers that stay")
+    arguments = [sys.executable, "-m", "celery", "-A", "longshore.workers", "beat", "--pidfile", "", "-l", loglevel]
+    if current().dry_run:
+        click.echo(f"would run: {' '.join(arguments)}")
+        return
+    os.execv(sys.executable, arguments)  # noqa: S606 - see worker
+
+
 def _with_undo(queues: str) -> list[str]:
     names: list[str] = []
     for name in filter(None, (part.strip() for part in queues.split(","))):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +12,15 @@ import click
 from longshore.orchestration.cli.common import client, current, global_options, leave, load_plan, read_params
 
 if TYPE_CHECKING:
-    from longshore.orchestration.client import Run
+    from rich.console import Console
+
+    from longshore.orchestration.client import Client, Run
     from longshore.orchestration.plan import Plan
 
 #: A second Ctrl-C within so many seconds cancels the run.
 _SECOND_THOUGHT = 2.0
+#: Seconds for the last of a step's output to be read.
+_LAST_WORDS = 3.0
 
 
 @click.command()
@@ -36,7 +42,11 @@ def begin(plan: Plan, params: dict[str, Any], run_id: str | None, *, detach: boo
     options = current()
     if options.dry_run:
         return leave(rehearse(plan, params))
-    started = client().start(plan, params, run_id=run_id)
+    return _attend(client().start(plan, params, run_id=run_id), detach=detach, show=show)
+
+
+def _attend(started: Run, *, detach: bool, show: bool = False, follow: str = "") -> None:
+    options = current()
     console = options.console()
     if started.attached:
         console.print(f"run {started.id} is there already; nothing was started", style="yellow")
@@ -46,7 +56,13 @@ def begin(plan: Plan, params: dict[str, Any], run_id: str | None, *, detach: boo
         else:
             click.echo(started.id)
         return None
-    return leave(watch_to_end(started, show=show))
+    return leave(watch_to_end(started, show=show, follow=follow))
+
+
+def begin_job(made: Client, plan: Plan, run_id: str | None, *, detach: bool) -> None:
+    """Start the plan of a job and watch it, with what its worker says; ends the command."""
+    started = made.start(plan, run_id=run_id)
+    return _attend(started, detach=detach, follow="work")
 
 
 def rehearse(plan: Any, params: dict[str, Any]) -> int:
@@ -72,14 +88,20 @@ def rehearse(plan: Any, params: dict[str, Any]) -> int:
     return 1 if impossible else 0
 
 
-def watch_to_end(run: Run, *, show: bool = False) -> int:
-    """Watch, print the report, and give the run's exit code. Ctrl-C leaves the run going."""
+def watch_to_end(run: Run, *, show: bool = False, follow: str = "") -> int:
+    """Watch, print the report, and give the run's exit code. Ctrl-C leaves the run going.
+
+    `follow`: the step whose output is shown as it comes.
+    """
     from longshore.orchestration import live  # noqa: PLC0415 - rich is slow to import
 
     options = current()
     console = options.console()
+    told = _followed(run, follow, console) if follow and not options.quiet else None
     try:
         report = run.wait() if options.quiet else live.watch(run, console)
+        if told is not None:
+            told.join(_LAST_WORDS)
     except KeyboardInterrupt:
         return _left(run)
     if options.json:
@@ -90,6 +112,21 @@ def watch_to_end(run: Run, *, show: bool = False) -> int:
             if step.data and not options.quiet:
                 options.show(step.data)
     return report.exit_code or 0
+
+
+def _followed(run: Run, step: str, console: Console) -> threading.Thread:
+    """What a step prints is shown above what is drawn, from a thread of its own."""
+
+    def follow() -> None:
+        from longshore.orchestration.errors import LongshoreError  # noqa: PLC0415 - beside its only use
+
+        with contextlib.suppress(LongshoreError):  # the watch itself tells of it
+            for stream, line in run.output(step, follow=True):
+                console.print(f"  | {line}" if stream else f"  {line}", markup=False, style="" if stream else "dim")
+
+    thread = threading.Thread(target=follow, name="longshore-output", daemon=True)
+    thread.start()
+    return thread
 
 
 def _left(run: Run) -> int:

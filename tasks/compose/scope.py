@@ -24,7 +24,7 @@ def alone(ctx: Context, docker: Engine, project: str) -> Iterator[None]:
     """
     with (
         exclusive(f"compose {docker.url} {project}", ctx.check),
-        ctx.lock(f"{_identity(docker)}/{project}", f"project {project}"),
+        ctx.lock(f"{identity(docker)}/{project}", f"project {project}"),
     ):
         yield
 
@@ -32,7 +32,7 @@ def alone(ctx: Context, docker: Engine, project: str) -> Iterator[None]:
 _identities: dict[str, str] = {}
 
 
-def _identity(docker: Engine) -> str:
+def identity(docker: Engine) -> str:
     """Asked once a process."""
     if docker.url not in _identities:
         _identities[docker.url] = str(docker.info().get("ID") or docker.url)

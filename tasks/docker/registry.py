@@ -71,6 +71,8 @@ class Pull(Named):
         docker, was = engine(), before["image_id"]
         image = docker.image(params.image)
         kept = None
+        if image is None and params.policy == "never":
+            raise unfit(ctx, f"image {params.image!r} is not on the Docker host, and is not to be fetched")
         if image is None or params.policy == "always":
             kept = keep(ctx, docker, was)
             try:
@@ -91,7 +93,9 @@ class Pull(Named):
         docker = engine()
         image = docker.image(params.image)
         undo = f"let {params.image} mean {image.id[7:19]}" if image else f"take the name {params.image} off"
-        if image is not None and params.policy == "missing":
+        if image is None and params.policy == "never":
+            return impossible(ctx, f"image {params.image!r} is not on the Docker host, and is not to be fetched")
+        if image is not None and params.policy != "always":
             if params.platform and [image.os, image.architecture] != params.platform.split("/")[:2]:
                 what = f"{params.image} is for {image.os}/{image.architecture}, not for {params.platform}"
                 return impossible(ctx, what)
@@ -101,6 +105,9 @@ class Pull(Named):
         except NotThere as error:
             return impossible(ctx, f"{params.image}: {error.message}")
         except OperationError as error:
+            if image is None:
+                why = f"image {params.image!r} is not on the Docker host, and its registry cannot be asked"
+                return impossible(ctx, f"{why}: {error.message}")
             what = f"would fetch {params.image}; its registry cannot be asked: {error.message}"
             return Prediction(what, changed=None, undo=undo)
         if image is not None and image.is_at(remote):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight, Transient
@@ -36,6 +37,11 @@ def safe(op_id: str) -> str:
     if clean == op_id and len(clean) <= 100:
         return clean
     return f"{clean[:80]}-{hashlib.sha256(op_id.encode()).hexdigest()[:12]}"
+
+
+def short(text: str) -> str:
+    """Enough of it to tell it from others, in a name."""
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def name_of(ctx: Context, params: CreateParams) -> str:
@@ -75,9 +81,18 @@ def find(engine: Engine, ctx: Context, name: str, spec: str) -> Container | None
 
 
 def make(
-    engine: Engine, ctx: Context, params: CreateParams, image_id: str, *, kind: str
+    engine: Engine,
+    ctx: Context,
+    params: CreateParams,
+    image_id: str,
+    *,
+    kind: str,
+    marks: Mapping[str, str] | None = None,
 ) -> tuple[Container, list[str]]:
-    """The container, made now or by whoever was quicker, in all its networks; and the engine's warnings."""
+    """The container, made now or by whoever was quicker, in all its networks; and the engine's warnings.
+
+    `marks`: further labels of Longshore's own.
+    """
     name, spec = name_of(ctx, params), spec_of(ctx, params, image_id)
     warnings: list[str] = []
     container = find(engine, ctx, name, spec)
@@ -85,7 +100,7 @@ def make(
         # The name reads better in a listing, as long as it still means the journalled image.
         image = params.image if engine.image_id(params.image) == image_id else image_id
         labels = {OP: ctx.op_id, RUN: ctx.run_id, STEP: ctx.step, KIND: kind, SPEC: spec}
-        labels[ATTEMPT] = str(ctx.attempt)
+        labels |= {ATTEMPT: str(ctx.attempt)} | dict(marks or {})
         try:
             _, warnings = engine.create(name, body(params, image, labels))
         except Conflict as error:

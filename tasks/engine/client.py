@@ -148,6 +148,31 @@ class DockerEngine(ImageCalls):
                 (err if kind == 2 else out).add(piece)
         return Output(out.text(), err.text(), out.truncated or err.truncated)
 
+    def follow(self, container: str, said: Said, ended: Callable[[], bool], *, since: float | None = None) -> None:
+        """Tell what it says as it comes, until it ends, or `ended` after something was said or all was quiet.
+
+        `since` on the engine's clock; without it, from its beginning.
+        """
+        path = f"/containers/{quoted(container)}"
+        raw = self._get(f"{path}/json")
+        if raw is None:
+            return
+        params: dict[str, Any] = {"stdout": 1, "stderr": 1, "follow": 1}
+        params |= {"since": f"{since:.3f}"} if since is not None else {}
+        try:
+            response = self._call("GET", f"{path}/logs", params=params, stream=True)
+        except OperationError as error:
+            if "logging driver" not in error.message.lower():
+                raise
+            return  # what it says goes elsewhere, or nowhere
+        with contextlib.closing(response):
+            chunks = response.iter_content(None)
+            frames = ((1, chunk) for chunk in chunks) if raw["Config"]["Tty"] else hijacked.frames(chunks)
+            for kind, piece in frames:
+                said(kind, piece)
+                if ended():
+                    return
+
     # --- programs and files inside ----------------------------------------------------------------
 
     def create_exec(self, container: str, body: Mapping[str, Any]) -> str:
@@ -236,6 +261,11 @@ class DockerEngine(ImageCalls):
     def volumes(self, labels: Mapping[str, str]) -> list[str]:
         found = self._get("/volumes", filters=_filters(labels)) or {}
         return sorted(row["Name"] for row in found.get("Volumes") or [])
+
+    def labelled_volumes(self, label: str) -> dict[str, dict[str, str]]:
+        """The labels of those that have this one, by name."""
+        found = self._get("/volumes", filters=json.dumps({"label": [label]})) or {}
+        return {row["Name"]: dict(row.get("Labels") or {}) for row in found.get("Volumes") or []}
 
     def remove_volume(self, name: str) -> bool:
         """False if it is not there or in use."""

@@ -120,16 +120,19 @@ class MemoryEngine:
 
     def rows(self, filters: Mapping[str, list[str]], *, all_of_them: bool) -> list[dict[str, Any]]:
         names = [re.compile(pattern) for pattern in filters.get("name", [])]
-        labels = dict(text.partition("=")[::2] for text in filters.get("label", []))
+        labels = dict(text.split("=", 1) for text in filters.get("label", []) if "=" in text)
+        keys = {text for text in filters.get("label", []) if "=" not in text}
         wanted = filters.get("status", [])
         return [
             {"Id": one.id, "Names": [f"/{one.name}"], "Image": one.image, "ImageID": one.image_id, "State": one.status}
             | {"Status": one.status, "Labels": dict(one.labels), "Created": 0, "Ports": []}
+            | {"HostConfig": {"NetworkMode": one.network_mode}}
             for one in self._containers.values()
             if (all_of_them or wanted or one.running)
             and (not wanted or one.status in wanted)
             and (not names or any(name.search(f"/{one.name}") for name in names))
             and _has(one.labels, labels)
+            and keys <= one.labels.keys()
             and self._uses(one, filters)
         ]
 
@@ -222,6 +225,7 @@ class MemoryEngine:
             restart_policy=dict(host.get("RestartPolicy") or {"Name": "no", "MaximumRetryCount": 0}),
             auto_remove=bool(host.get("AutoRemove")),
             stop_timeout=body.get("StopTimeout"),
+            network_mode=str(host.get("NetworkMode") or ""),
         )
         return container_id, []
 
@@ -279,6 +283,12 @@ class MemoryEngine:
     ) -> Output:
         found = self._find(container)
         return self.said.get(found.image, Output()) if found else Output()
+
+    def follow(self, container: str, said: Said, ended: Callable[[], bool], *, since: float | None = None) -> None:
+        output = self.logs(container, 0)
+        for stream, text in ((1, output.stdout), (2, output.stderr)):
+            if text:
+                said(stream, text.encode())
 
     # --- images, networks, volumes ----------------------------------------------------------------
 
@@ -384,6 +394,9 @@ class MemoryEngine:
 
     def volumes(self, labels: Mapping[str, str]) -> list[str]:
         return [name for name, own in self._volumes.items() if _has(own, labels)]
+
+    def labelled_volumes(self, label: str) -> dict[str, dict[str, str]]:
+        return {name: dict(own) for name, own in self._volumes.items() if label in own}
 
     def remove_volume(self, name: str) -> bool:
         return self._volumes.pop(name, None) is not None

@@ -29,7 +29,9 @@ class OfRegistry(Params):
 class PullParams(OfRegistry):
     """The former image of that name keeps a name until gc, so that nothing is fetched to go back to it."""
 
-    policy: Literal["always", "missing"] = Field("always", description="missing: not asked for, if it is there")
+    policy: Literal["always", "missing", "never"] = Field(
+        "always", description="missing: not asked for, if it is there; never: it has to be there"
+    )
     platform: str | None = Field(None, description="os/architecture; an image of another one is refused")
 
 

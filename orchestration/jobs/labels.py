@@ -1,7 +1,8 @@
-"""Jobs: work on a stack that has to stand still for it, as labels of containers and volumes, or a file, describe it.
+"""Work on a stack that has to stand still for it, as labels of containers and volumes describe it, and a file.
 
 longshore.job.enabled          true: this container is a target of a job
 longshore.job.name             the job's name; containers with the same one are targets of one job
+longshore.job.scope            what is stopped: stack (if left out), all that runs of the targets' stacks; or containers
 longshore.job.schedule         when it runs by itself: five fields of cron, or @daily and its like
 longshore.job.timezone         the zone of the schedule, UTC if left out
 longshore.job.missed           skip, once or all: what becomes of times at which nobody was there to start it
@@ -27,8 +28,11 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
 
 from longshore.orchestration.durations import parse_duration
 from longshore.orchestration.plan import NAME
@@ -41,6 +45,7 @@ _ENV = "worker.env."
 Overlap = Literal["queue", "skip", "cancel_running"]
 Missed = Literal["skip", "once", "all"]
 Pull = Literal["missing", "always", "never"]
+Scope = Literal["stack", "containers"]
 
 #: Short forms of a schedule.
 DESCRIPTORS = {
@@ -58,7 +63,7 @@ DESCRIPTORS = {
 class Finding:
     """Something that is wrong with a description: of which entity, in which field; a warning changes nothing."""
 
-    kind: Literal["container", "volume", "job"]
+    kind: Literal["container", "volume", "job", "file", "host"]
     name: str
     field: str
     message: str
@@ -80,15 +85,25 @@ class Mount:
 
 @dataclass(frozen=True)
 class Job:
-    """One job. Times in seconds; `targets` are names of containers, `stacks` those of the stacks that they are of."""
+    """One job. Times in seconds.
+
+    `targets` are names of containers, `stacks` those of the stacks that they are of; `host` is where it is done, ''
+    where that is not known yet.
+    """
 
     name: str
     image: str
     stacks: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
+    #: Those of the targets that are of no stack.
+    loose: tuple[str, ...] = ()
+    scope: Scope = "stack"
+    host: str = ""
     mounts: tuple[Mount, ...] = ()
     command: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+    #: Of its environment, what a file has given: there, and nowhere else, templates are templates.
+    templated: frozenset[str] = frozenset()
     schedule: str = ""
     timezone: str = "UTC"
     missed: Missed = "once"
@@ -98,6 +113,11 @@ class Job:
     start_timeout: float = 30.0
     timeout: float = 3600.0
     grace: float = 10.0
+
+    @property
+    def alone(self) -> tuple[str, ...]:
+        """The targets that are meant by themselves: because only targets are, or because they are of no stack."""
+        return self.targets if self.scope == "containers" else self.loose
 
 
 @dataclass(frozen=True)
@@ -140,7 +160,7 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _zone(text: str) -> str:
+def parse_zone(text: str) -> str:
     try:
         ZoneInfo(text)
     except (KeyError, ValueError, OSError):
@@ -148,49 +168,28 @@ def _zone(text: str) -> str:
     return text
 
 
-#: What one field of a schedule may be: from, to.
-_FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 7))
-_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_DAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
-_NAMED = {
-    "month": {word: n for n, word in enumerate(_MONTHS, 1)},
-    "weekday": {word: n for n, word in enumerate(_DAYS)},
-}
-
-
 def parse_schedule(text: str) -> str:
-    """A schedule as five fields of cron. ValueError says which of them is wrong."""
+    """A schedule as five fields of cron, with names, ranges, steps and `L`. ValueError says what is wrong."""
     written = text.strip()
     if written.startswith("@"):
         if written.lower() not in DESCRIPTORS:
             raise ValueError(f"{written!r} is none of {', '.join(DESCRIPTORS)}")
         return DESCRIPTORS[written.lower()]
-    parts = written.split()
-    if len(parts) != len(_FIELDS):
-        raise ValueError(f"{written!r} has {len(parts)} fields, and a schedule has 5: minute hour day month weekday")
-    for part, (name, low, high) in zip(parts, _FIELDS, strict=True):
-        for one in part.split(","):
-            _check_range(one, name, low, high)
-    return " ".join(parts)
-
-
-def _check_range(text: str, name: str, low: int, high: int) -> None:
-    span, slash, step = text.partition("/")
-    if slash and (not step.isdigit() or int(step) == 0):
-        raise ValueError(f"{name}: {text!r} has no step after its slash")
-    if span == "*":
-        return
-    first, dash, last = span.partition("-")
-    ends = [_NAMED.get(name, {}).get(end.lower(), end) for end in ([first, last] if dash else [first])]
-    numbers = [int(end) if str(end).isdigit() else -1 for end in ends]
-    if not all(low <= number <= high for number in numbers) or numbers != sorted(numbers):
-        raise ValueError(f"{name}: {text!r} is not within {low}-{high}")
+    fields = written.split()
+    if len(fields) != 5:
+        raise ValueError(f"{written!r} has {len(fields)} fields, and a schedule has 5: minute hour day month weekday")
+    try:
+        CronSim(" ".join(fields), datetime(2000, 1, 1, tzinfo=UTC))
+    except CronSimError as error:
+        raise ValueError(f"{written!r} is no schedule: {str(error).lower()}") from None
+    return " ".join(fields)
 
 
 #: Each label of a container after its prefix: the field of a job, and how its text is read.
 _READ: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "scope": ("scope", _one_of(Scope)),
     "schedule": ("schedule", parse_schedule),
-    "timezone": ("timezone", _zone),
+    "timezone": ("timezone", parse_zone),
     "missed": ("missed", _one_of(Missed)),
     "overlap-policy": ("overlap", _one_of(Overlap)),
     "worker.image": ("image", str.strip),
@@ -205,12 +204,24 @@ _OF_CONTAINERS = frozenset({"enabled", "name", *_READ})
 _OF_VOLUMES = frozenset({"attach", "mount.path", "mount.mode"})
 
 
-def discover(entities: Iterable[Entity]) -> Discovered:
-    """The jobs that labels describe, the same whatever the order of the entities is."""
+def discover(entities: Iterable[Entity], declared: Mapping[str, Mapping[str, Any]] | None = None) -> Discovered:
+    """The jobs that labels and a file describe, the same whatever the order of the entities is.
+
+    `declared`: what a file says, by job, as fields of `Job`. It comes first, so that it counts where a label says
+    something else; targets, stacks, mounts and the environment are those of both.
+    """
     ordered = sorted(entities, key=lambda entity: (entity.kind, entity.name))
     findings: list[Finding] = []
     fields: dict[str, dict[str, Any]] = {}
     said_by: dict[tuple[str, str], str] = {}
+    for name, said in sorted((declared or {}).items()):
+        known = fields[name] = {"targets": set(), "loose": set(), "stacks": set(), "env": {}} | dict(said)
+        for key in ("targets", "stacks"):
+            known[key] = set(known[key])
+        known["env"] = dict(known["env"])
+        known["templated"] = frozenset(known["env"])
+        known["loose"] = set(known["targets"])
+        known["mounts"] = list(said.get("mounts", ()))
     for entity in ordered:
         findings += _unknown(entity)
         if entity.kind == "container" and _is_on(entity):
@@ -219,10 +230,10 @@ def discover(entities: Iterable[Entity]) -> Discovered:
     jobs = []
     for name, known in sorted(fields.items()):
         if not known.get("image"):
-            findings.append(Finding("job", name, f"{PREFIX}worker.image", "no container of it names the image"))
+            findings.append(Finding("job", name, f"{PREFIX}worker.image", "nothing says which image does the work"))
             continue
-        stacks, targets = tuple(sorted(known.pop("stacks"))), tuple(sorted(known.pop("targets")))
-        jobs.append(Job(name=name, stacks=stacks, targets=targets, mounts=tuple(mounts.get(name, ())), **known))
+        known |= {key: tuple(sorted(known[key])) for key in ("stacks", "targets", "loose")}
+        jobs.append(Job(**known | {"name": name, "mounts": tuple(mounts.get(name, ()))}))
     return Discovered(tuple(jobs), tuple(findings))
 
 
@@ -250,10 +261,13 @@ def _add_target(
         why = f"{name!r} is no name: letters, digits, dots, _ and -" if name else "a job that is enabled needs a name"
         findings.append(Finding("container", entity.name, f"{PREFIX}name", why))
         return
-    job = fields.setdefault(name, {"targets": set(), "stacks": set(), "env": {}})
+    job = fields.setdefault(name, {"targets": set(), "loose": set(), "stacks": set(), "env": {}})
     job["targets"].add(entity.name)
     if stack := entity.labels.get(STACK) or entity.labels.get(PROJECT):
         job["stacks"].add(stack)
+        job["loose"].discard(entity.name)
+    else:
+        job["loose"].add(entity.name)
     for word, text in sorted(entity.labels.items()):
         label = word.removeprefix(PREFIX)
         if not word.startswith(PREFIX):
@@ -279,16 +293,16 @@ def _put(
     findings: list[Finding],
 ) -> None:
     """The first value counts, of the containers in the order of their names; another one is told."""
-    first = said_by.setdefault((job, label), entity.name)
+    first = said_by.setdefault((job, label), "the file" if key in values else f"container {entity.name}")
     if key in values and values[key] != value:
-        why = f"container {first} says {values[key]!r} for job {job}, which counts; this says {value!r}"
+        why = f"{first} says {values[key]!r} for job {job}, which counts; this says {value!r}"
         findings.append(Finding("container", entity.name, label, why))
         return
     values[key] = value
 
 
 def _mounts(entities: Iterable[Entity], jobs: Mapping[str, Any], findings: list[Finding]) -> dict[str, list[Mount]]:
-    found: dict[str, list[Mount]] = {}
+    found: dict[str, list[Mount]] = {name: list(known.get("mounts", ())) for name, known in jobs.items()}
     for entity in entities:
         attach = entity.labels.get(f"{PREFIX}attach", "")
         if entity.kind != "volume" or not attach:
@@ -305,10 +319,13 @@ def _mounts(entities: Iterable[Entity], jobs: Mapping[str, Any], findings: list[
             if job not in jobs:
                 findings.append(Finding("volume", entity.name, f"{PREFIX}attach", f"there is no job {job!r}"))
                 continue
-            other = next((mount for mount in found.get(job, []) if mount.path == path), None)
+            mount = Mount(entity.name, path, "rw" if mode == "rw" else "ro")
+            other = next((one for one in found[job] if one.path == path), None)
+            if other == mount:
+                continue
             if other is not None:
                 why = f"volume {other.volume} is mounted at {path} for job {job} already"
                 findings.append(Finding("volume", entity.name, f"{PREFIX}mount.path", why))
                 continue
-            found.setdefault(job, []).append(Mount(entity.name, path, "rw" if mode == "rw" else "ro"))
+            found[job].append(mount)
     return found

@@ -1,0 +1,166 @@
+"""A job as the plan that it is run by: what is shown, rehearsed and done is the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from longshore.orchestration.durations import parse_duration
+from longshore.orchestration.errors import UsageError
+from longshore.orchestration.jobs.labels import Job
+from longshore.orchestration.plan import Concurrency, Plan, StepHandle
+
+#: What a plan is that runs a job: the name of the label that holds the job's.
+LABEL = "job"
+#: On the plan of a run that was made again out of the labels of its worker.
+RECONSTRUCTED = "reconstructed"
+#: Seconds of an attempt at the work beyond the work itself: for its end, its output, and the engine.
+_AROUND = 120.0
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What one start of a job may have otherwise than the job says. Times in seconds, or with their unit."""
+
+    timeout: float | str | None = None
+    stop_timeout: float | str | None = None
+    start_timeout: float | str | None = None
+    #: The stack stays as the worker leaves it.
+    keep_stopped: bool = False
+    #: A worker that failed is not removed.
+    keep_failed_worker: bool = False
+
+    def of(self, job: Job) -> Job:
+        """The job with these times. UsageError for one that is none."""
+        given: dict[str, Any] = {}
+        for name in ("timeout", "stop_timeout", "start_timeout"):
+            said = getattr(self, name)
+            if said is None:
+                continue
+            try:
+                seconds = parse_duration(said)
+            except ValueError as error:
+                raise UsageError(f"{name}: {error}") from None
+            if seconds <= 0:
+                raise UsageError(f"{name}: {said!r} is no time to wait")
+            given[name] = seconds
+        return replace(job, **given)
+
+
+def job_plan(
+    job: Job, choices: Choices | None = None, *, reconstructed: bool = False, begin: bool = True, host: str = ""
+) -> Plan:
+    """The plan of a job. `reconstructed`: its worker is there already, and the image is not asked for; `begin`:
+    whether that worker is started, if it never was; `host`: where, if not where the job says.
+
+    The worker is made before anything is stopped, and carries what ran: from then on the engine itself remembers
+    what has to be started again.
+    """
+    chosen = choices or Choices()
+    job = chosen.of(job)
+    plan = _plan(replace(job, host=host or job.host), {RECONSTRUCTED: "true"} if reconstructed else {})
+    around = _around(job)
+    image = None
+    if not reconstructed:
+        image = plan.step("image", "docker.pull.execute", image=_literal(job.image), policy=job.pull).undo("none")
+        image.describe("The image is there before anything is stopped")
+    worker = plan.step("worker", "job.worker.execute", **around, **_worker(job, chosen)).undo("none")
+    if image is not None:
+        worker.after(image)
+    stop = plan.step("stop", "job.stop.execute", **around, timeout=job.stop_timeout).after(worker).undo("none")
+    late = {} if begin else {"begin": False}
+    work = plan.step("work", "job.work.execute", **around, timeout=job.timeout, grace=job.grace, **late)
+    work.after(stop).undo("none").timeout(job.timeout + job.grace + _AROUND)
+    last = work
+    if not chosen.keep_stopped:
+        work.irreversible()
+        last = _start(plan, job, around).after(work)
+        last = _healthy(plan, job, around).after(last)
+    _remove(plan, around, chosen).after(last)
+    return plan
+
+
+def again_plan(job: Job, choices: Choices, run_id: str) -> Plan:
+    """Once more for a stack that a run could not bring up: what of the job comes after the work."""
+    plan, around = _plan(job, {}), _around(job) | {"run": run_id}
+    start = _start(plan, job, around)
+    healthy = _healthy(plan, job, around).after(start)
+    _remove(plan, around, choices).after(healthy)
+    return plan
+
+
+def _plan(job: Job, labels: dict[str, str]) -> Plan:
+    """Without its steps."""
+    return Plan(
+        f"job.{job.name}"[:64],
+        labels={LABEL: job.name} | labels,
+        target=job.host or "_any",
+        concurrency=Concurrency(key=_literal(f"job {job.host}/{job.name}"), limit=1, on_limit=job.overlap),
+    )
+
+
+def _around(job: Job) -> dict[str, Any]:
+    stacks = [] if job.scope == "containers" else list(job.stacks)
+    return {"job": job.name, "stacks": stacks, "containers": list(job.alone)}
+
+
+def _start(plan: Plan, job: Job, around: dict[str, Any]) -> StepHandle:
+    step = plan.step("start", "job.start.execute", **around, timeout=job.start_timeout, grace=job.grace)
+    return step.always().undo("none")
+
+
+def _healthy(plan: Plan, job: Job, around: dict[str, Any]) -> StepHandle:
+    step = plan.step("healthy", "job.healthy.get", **around, timeout=job.start_timeout)
+    return step.always().timeout(job.start_timeout + _AROUND)
+
+
+def _remove(plan: Plan, around: dict[str, Any], choices: Choices) -> StepHandle:
+    step = plan.step("remove", "job.remove.execute", **around, keep_failed=choices.keep_failed_worker)
+    return step.always().undo("none")
+
+
+def _worker(job: Job, choices: Choices) -> dict[str, Any]:
+    env = {name: value if name in job.templated else _literal(value) for name, value in job.env.items()}
+    return {
+        "image": _literal(job.image),
+        "command": [_literal(word) for word in job.command],
+        "env": env,
+        "mounts": [asdict(mount) | {"path": _literal(mount.path)} for mount in job.mounts],
+        "recipe": recipe(job, choices),
+    }
+
+
+#: What a run is made again by, should Redis lose it: all but what the worker, which is there, was made of.
+_KEPT: tuple[str, ...] = (
+    *("name", "image", "stacks", "targets", "loose", "scope", "host", "overlap"),
+    *("stop_timeout", "start_timeout", "timeout", "grace"),
+)
+
+
+def recipe(job: Job, choices: Choices) -> str:
+    """What the worker's label keeps of a job."""
+    kept = {name: getattr(job, name) for name in _KEPT}
+    kept |= {"keep_stopped": choices.keep_stopped, "keep_failed_worker": choices.keep_failed_worker}
+    return _literal(json.dumps(kept))
+
+
+def from_recipe(text: str) -> tuple[Job, Choices]:
+    """The other way round. ValueError for what is none."""
+    try:
+        kept: Mapping[str, Any] = json.loads(text)
+        found: dict[str, Any] = {
+            name: tuple(kept[name]) if isinstance(kept[name], list) else kept[name] for name in _KEPT
+        }
+        choices = Choices(keep_stopped=bool(kept["keep_stopped"]), keep_failed_worker=bool(kept["keep_failed_worker"]))
+        return Job(**found), choices
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"it lacks {error}") from None
+
+
+def _literal(text: str) -> str:
+    """Text that stands for itself, whatever it holds: labels are data, and no templates."""
+    if not any(mark in text for mark in ("{{", "{%", "{#")):
+        return text
+    return "{{ " + json.dumps(text, ensure_ascii=False) + " }}"

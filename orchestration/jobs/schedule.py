@@ -1,0 +1,215 @@
+"""Jobs that start by themselves: which planned times are due, and what was done about each.
+
+Beat sends a tick every few seconds; whichever worker takes it starts what is due. The run's id is made of the job and
+the planned time, so that two beats, or two ticks at once, start one run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim
+
+from longshore.orchestration.breakers import Breakers
+from longshore.orchestration.errors import LongshoreError, QueueFull, RunConflict, StoreUnavailable, WaitTimeout
+from longshore.orchestration.jobs.board import Board, Known
+from longshore.orchestration.jobs.labels import Job, Missed
+from longshore.orchestration.jobs.plan import job_plan
+from longshore.orchestration.store import Store
+
+if TYPE_CHECKING:
+    from longshore.orchestration.client import Client, Run
+
+log = logging.getLogger(__name__)
+
+#: Seconds after its planned time at which a start still is on time.
+ON_TIME = 60.0
+#: Seconds between two times that the hosts are asked for their jobs, where nothing is due.
+_REFRESH = 30.0
+#: Planned times that are caught up with at most, the latest.
+_CAUGHT_UP = 100
+#: Failures in a row after which a job is not started by its schedule any more.
+FAILURES = 3
+#: Ends of runs that are kept of a job.
+_KEPT = 20
+
+
+def key_of(job: Job) -> str:
+    return f"{job.name}@{job.host}"
+
+
+def service(key: str) -> str:
+    """What the breaker of a job is called."""
+    return f"job {key}"
+
+
+def planned(job: Job, after: int, until: int) -> list[int]:
+    """Its planned times in (after, until], ms since 1970, the latest hundred."""
+    found: deque[int] = deque(maxlen=_CAUGHT_UP)
+    for moment in CronSim(job.schedule, datetime.fromtimestamp(after / 1000, UTC).astimezone(ZoneInfo(job.timezone))):
+        at = round(moment.timestamp() * 1000)
+        if at > until:
+            break
+        if at > after:
+            found.append(at)
+    return list(found)
+
+
+def upcoming(job: Job, now: int) -> datetime | None:
+    """When it is planned next; None without a schedule, or where that never comes."""
+    if not job.schedule:
+        return None
+    here = datetime.fromtimestamp(now / 1000, UTC).astimezone(ZoneInfo(job.timezone))
+    return next(iter(CronSim(job.schedule, here)), None)
+
+
+def chosen(missed: Missed, times: Sequence[int], now: int) -> list[int]:
+    """Which of the planned times that have passed are started now, eldest first."""
+    if missed == "all":
+        return list(times)
+    if missed == "once":
+        return list(times[-1:])
+    return [at for at in times[-1:] if now - at <= ON_TIME * 1000]
+
+
+def run_id_of(job: Job, at: int) -> str:
+    stem = f"{job.name}@{job.host}" if job.host else job.name
+    return f"{stem[:108]}.{datetime.fromtimestamp(at / 1000, UTC):%Y%m%dT%H%M%SZ}"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Up to when the planned times of a job are dealt with; of which schedule."""
+
+    until: int
+    schedule: str
+
+    def text(self) -> str:
+        return f"{self.until} {self.schedule}"
+
+    @classmethod
+    def read(cls, text: str) -> Mark:
+        until, _, schedule = text.partition(" ")
+        return cls(int(until), schedule)
+
+
+class Schedules:
+    """Those of an installation. Plain commands: to do a thing twice is to find it done."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def marks(self) -> dict[str, Mark]:
+        found = self._store.call(self._store.client.hgetall, self._store.keys.scheduled)
+        return {key: Mark.read(text) for key, text in found.items()}
+
+    def put(self, key: str, mark: Mark) -> None:
+        self._store.call(self._store.client.hset, self._store.keys.scheduled, key, mark.text())
+
+    def forget(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._store.call(self._store.client.hdel, self._store.keys.scheduled, key)
+
+
+def tick(client: Client, files: Iterable[Path]) -> list[Run]:
+    """Start what is due; returns the runs. What cannot be started now is due at the next tick again."""
+    store, paths = client.store, list(files)
+    board, schedules = Board(store), Schedules(store)
+    now = store.now()
+    known, marks = board.last(paths), schedules.marks()
+    age = min((now - one.at for one in board.seen().values()), default=now)
+    if age >= _REFRESH * 1000 or any(_due(job, marks.get(key_of(job)), now) for job in known.jobs):
+        try:
+            known = board.look(paths, patience=5.0)
+        except WaitTimeout as error:
+            log.warning("schedules: %s", error)
+            return []
+    started: list[Run] = []
+    for job in known.jobs:
+        if job.schedule:
+            started += _start_due(client, schedules, job, marks.get(key_of(job)), now)
+    _clean(schedules, known, marks)
+    return started
+
+
+def _due(job: Job, mark: Mark | None, now: int) -> bool:
+    return bool(job.schedule) and mark is not None and bool(planned(job, mark.until, now))
+
+
+def _said(job: Job) -> str:
+    return f"{job.schedule} {job.timezone}"
+
+
+def _start_due(client: Client, schedules: Schedules, job: Job, mark: Mark | None, now: int) -> list[Run]:
+    key = key_of(job)
+    if mark is None or mark.schedule != _said(job):
+        # What a schedule would have planned before it was there is nothing that was missed.
+        schedules.put(key, Mark(now, _said(job)))
+        return []
+    times = planned(job, mark.until, now)
+    if not times:
+        return []
+    if Breakers(client.store).is_open(service(key)):
+        log.warning("job %s was not started: its breaker is open: longshore breaker reset '%s'", key, service(key))
+        schedules.put(key, Mark(times[-1], mark.schedule))
+        return []
+    started = []
+    for at in chosen(job.missed, times, now):
+        try:
+            started.append(client.start(job_plan(job), run_id=run_id_of(job, at)))
+        except RunConflict:
+            continue  # another tick has started it, by the labels of that moment
+        except (QueueFull, StoreUnavailable) as error:
+            log.warning("job %s: the start planned for %s has to wait: %s", key, at, error)
+            return started
+        except LongshoreError:
+            log.exception("job %s cannot be started", key)
+    schedules.put(key, Mark(times[-1], mark.schedule))
+    return started
+
+
+def _clean(schedules: Schedules, known: Known, marks: dict[str, Mark]) -> None:
+    """Forget jobs that are no more, of hosts that did answer."""
+    if known.silent or known.errors:
+        return
+    there = {key_of(job) for job in known.jobs}
+    schedules.forget(key for key in marks if key not in there)
+
+
+# --- how they end ---------------------------------------------------------------------------------
+
+
+def note_end(store: Store, key: str, run_id: str, result: str, ended: int) -> None:
+    """Note how a run of a job ended, once; open the job's breaker at the third failure in a row, close it at a success.
+
+    A run that somebody has cancelled tells nothing. Safe to repeat.
+    """
+    if result == "cancelled":
+        return
+    name = store.keys.job(key)
+    if not store.call(store.client.zadd, name, {f"{run_id} {result}": ended}):
+        return
+    store.call(store.client.zremrangebyrank, name, 0, -_KEPT - 1)
+    breakers = Breakers(store)
+    last = store.call(store.client.zrevrange, name, 0, FAILURES - 1)
+    if result == "succeeded":
+        breakers.close(service(key))
+    elif len(last) == FAILURES and not any(member.endswith(" succeeded") for member in last):
+        why = f"{FAILURES} runs in a row failed, the last is {run_id}"
+        if breakers.hold(service(key), why):
+            log.error("job %s is not started by its schedule any more: %s", key, why)
+            store.add_event(run_id, "breaker_opened", {"service": service(key), "error": why})
+
+
+def forget_ends(store: Store, name: str) -> None:
+    """What is counted begins anew, for the job that a breaker is of."""
+    key = name.removeprefix(service(""))
+    if key != name:
+        store.call(store.client.delete, store.keys.job(key))

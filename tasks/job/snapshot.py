@@ -1,0 +1,168 @@
+"""What ran before a job: taken once, kept in a label of the worker, and in which order it stops and starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from longshore.orchestration.errors import OperationError, Preflight
+from longshore.orchestration.operations.job import JobParams
+from longshore.tasks.compose import revisions
+from longshore.tasks.compose.cli import PROJECT, Source
+from longshore.tasks.compose.state import Member
+from longshore.tasks.docker import spec
+from longshore.tasks.engine import Container, Engine
+from longshore.tasks.operation import Context
+
+#: The kind of container that does a job's work.
+KIND = "job"
+JOB = "longshore.job.run-of"
+SNAPSHOT = "longshore.job.snapshot"
+RECIPE = "longshore.job.recipe"
+_ONEOFF = "com.docker.compose.oneoff"
+#: Ends the name of a worker that failed and is kept to be looked at.
+KEPT_NAME = "--kept"
+#: How a container says whose network it is in.
+_JOINS = "container:"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One container that ran. As JSON it goes into a label."""
+
+    id: str
+    name: str
+    project: str = ""
+    service: str = ""
+    number: int = 0
+    #: Condition by service.
+    depends_on: dict[str, str] = field(default_factory=dict)
+    #: The container whose network it is in.
+    joins: str = ""
+    paused: bool = False
+    #: In which way it was not well before; '' where it was.
+    ill: str = ""
+
+    @classmethod
+    def of(cls, container: Container) -> Kept:
+        member = Member.of(container)
+        ill = "restarting" if container.restarting else "unhealthy" if container.health == "unhealthy" else ""
+        return cls(
+            id=container.id,
+            name=container.name,
+            project=container.labels.get(PROJECT, ""),
+            service=member.service,
+            number=member.number,
+            depends_on=member.depends_on,
+            joins=joins(container),
+            paused=container.paused,
+            ill=ill,
+        )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that ran, and the files that each project was made from, should a container vanish."""
+
+    kept: tuple[Kept, ...] = ()
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def text(self) -> str:
+        return json.dumps({"kept": [asdict(one) for one in self.kept], "sources": self.sources}, separators=(",", ":"))
+
+    @classmethod
+    def read(cls, text: str) -> Snapshot:
+        said = json.loads(text)
+        return cls(tuple(Kept(**one) for one in said["kept"]), said["sources"])
+
+    def source(self, project: str) -> Source | None:
+        said = self.sources.get(project)
+        if said is None:
+            return None
+        return Source(project, said["directory"], tuple(said["files"]), tuple(said["env_files"]))
+
+    @property
+    def projects(self) -> list[str]:
+        return sorted({one.project for one in self.kept if one.project})
+
+
+def joins(container: Container) -> str:
+    mode = container.network_mode
+    return mode.removeprefix(_JOINS) if mode.startswith(_JOINS) else ""
+
+
+def meant(docker: Engine, stacks: Sequence[str], names: Sequence[str]) -> list[Container]:
+    """The containers that a job names. Preflight says which stack or container there is none of."""
+    found: dict[str, Container] = {}
+    for stack in stacks:
+        there = [one for label in (PROJECT, "longshore.stack") for one in docker.containers({label: stack})]
+        there = [one for one in there if one.labels.get(_ONEOFF, "False") != "True" and spec.KIND not in one.labels]
+        if not there:
+            raise Preflight(f"there are no containers of stack {stack!r}", remedy="is its name right, and its host?")
+        found |= {one.id: one for one in there}
+    for name in names:
+        container = docker.inspect(name)
+        if container is None:
+            raise Preflight(f"there is no container {name!r}", remedy="is its name right, and its host?")
+        found[container.id] = container
+    return list(found.values())
+
+
+def take(docker: Engine, stacks: Sequence[str], names: Sequence[str]) -> Snapshot:
+    """What runs of them now, with all that is in the network of one of those. Raises as `meant`."""
+    everything = meant(docker, stacks, names)
+    chosen = {one.id: one for one in everything if one.running}
+    rows = [row for row in docker.rows({}, all_of_them=False) if row["HostConfig"]["NetworkMode"].startswith(_JOINS)]
+    others = [one for row in rows if (one := docker.inspect(row["Id"]))]
+    while more := {one.id: one for one in others if one.id not in chosen and joins(one) in chosen}:
+        chosen |= more
+    sources = {}
+    for project in sorted({one.labels.get(PROJECT, "") for one in chosen.values()} - {""}):
+        source = revisions.recorded_source(project, everything)
+        if source is not None:
+            sources[project] = {"directory": source.directory, "files": source.files, "env_files": source.env_files}
+    kept = sorted((Kept.of(one) for one in chosen.values()), key=lambda k: (k.project, k.service, k.number, k.name))
+    return Snapshot(tuple(kept), sources)
+
+
+def in_order(kept: Iterable[Kept]) -> list[list[Kept]]:
+    """Levels: each depends only on what stands before it. Those that depend on each other stand together."""
+    left = {one.id: one for one in kept}
+    by_service: dict[tuple[str, str], set[str]] = {}
+    for one in left.values():
+        by_service.setdefault((one.project, one.service), set()).add(one.id)
+    needs = {
+        one.id: {i for service in one.depends_on for i in by_service.get((one.project, service), ())} | {one.joins}
+        for one in left.values()
+    }
+    levels: list[list[Kept]] = []
+    while left:
+        free = [i for i in left if not (needs[i] - {i}) & left.keys()] or list(left)
+        levels.append([left.pop(i) for i in free])
+    return levels
+
+
+def names(kept: Iterable[Kept]) -> str:
+    return ", ".join(one.name for one in kept) or "nothing"
+
+
+def worker_of(docker: Engine, ctx: Context, params: JobParams) -> Container | None:
+    """The worker container of the run, if it is there."""
+    found = docker.containers({spec.RUN: params.run or ctx.run_id, spec.KIND: KIND})
+    return found[0] if found else None
+
+
+def recall(docker: Engine, ctx: Context, params: JobParams) -> tuple[Container | None, Snapshot]:
+    """The run's worker, and what ran before it was made: by its label, else by the record of the run."""
+    worker = worker_of(docker, ctx, params)
+    if worker is not None and SNAPSHOT in worker.labels:
+        return worker, Snapshot.read(worker.labels[SNAPSHOT])
+    said = ctx.results["worker"].data.get("snapshot") if "worker" in ctx.results else None
+    if said is None:
+        return worker, Snapshot()
+    try:
+        return worker, Snapshot.read(json.dumps(said))
+    except (KeyError, TypeError, ValueError) as error:
+        raise OperationError(f"what ran before job cannot be read from the record: {error}") from None

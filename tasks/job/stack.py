@@ -1,0 +1,242 @@
+"""`job.stop`, `start` and `healthy`: what a job stops, and how all of it comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Unsuccessful
+from longshore.orchestration.operations.job import (
+    HEALTHY,
+    START,
+    STOP,
+    HealthyParams,
+    JobParams,
+    StartParams,
+    StopParams,
+)
+from longshore.tasks.compose.cli import PROJECT, Compose
+from longshore.tasks.compose.scope import alone
+from longshore.tasks.compose.state import Member
+from longshore.tasks.crash import point
+from longshore.tasks.engine import Container, Engine, NotThere, close_engine, engine
+from longshore.tasks.job.snapshot import Kept, Snapshot, in_order, meant, names, recall, take
+from longshore.tasks.operation import Context, Implementation, Looks, Outcome, Prediction, implements
+
+_LOOK = 0.2
+#: Seconds without a restart after which a container without a health check is well.
+_SETTLE = 1.0
+
+
+@contextlib.contextmanager
+def alone_with(ctx: Context, docker: Engine, params: JobParams, snapshot: Snapshot) -> Iterator[None]:
+    """Nobody else changes the stacks meanwhile. Always in one order: two who want several never wait for each other."""
+    with contextlib.ExitStack() as held:
+        for project in sorted({*params.stacks, *snapshot.projects}):
+            held.enter_context(alone(ctx, docker, project))
+        yield
+
+
+def stop_all(docker: Engine, kept: tuple[Kept, ...], timeout: float) -> list[str]:
+    """Stop what runs of it, dependents first. OperationError names what would not stop, once all were asked."""
+
+    def stop(one: Kept) -> tuple[str, bool, str]:
+        try:
+            return one.name, engine().stop(one.id, timeout), ""  # a client of this thread's own
+        except NotThere:
+            return one.name, False, ""  # gone is as good as stopped
+        except OperationError as error:
+            return one.name, False, error.message
+        finally:
+            close_engine()
+
+    stopped: list[str] = []
+    for level in reversed(in_order(kept)):
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            done = list(pool.map(stop, level))
+        stopped += [name for name, was_stopped, _ in done if was_stopped]
+        failed = [f"{name}: {why}" for name, _, why in done if why]
+        failed += [f"{one.name} still runs" for one in level if (now := docker.inspect(one.id)) and now.running]
+        if failed:
+            raise OperationError(f"not stopped: {'; '.join(failed)}", data={"stopped": stopped})
+        point("job.half-stopped")
+    return stopped
+
+
+@implements(STOP)
+class Stop(Implementation[StopParams]):
+    """What it leaves half done, the job's start step makes good."""
+
+    def act(self, ctx: Context, params: StopParams, before: dict[str, Any]) -> Outcome:
+        docker = engine()
+        worker, snapshot = recall(docker, ctx, params)
+        if worker is None:
+            raise OperationError("the job's worker container was removed by somebody else: nothing was stopped")
+        with alone_with(ctx, docker, params, snapshot):
+            stopped = stop_all(docker, snapshot.kept, params.timeout)
+        point("job.stopped")
+        return Outcome(changed=bool(stopped), data={"stopped": stopped})
+
+    def undo(self, ctx: Context, params: StopParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        return Outcome(changed=False)
+
+    def predict(self, ctx: Context, params: StopParams) -> Prediction:
+        levels = reversed(in_order(take(engine(), params.stacks, params.containers).kept))
+        order = ", then ".join(names(level) for level in levels)
+        return Prediction(f"would stop {order}" if order else "nothing of it runs", changed=bool(order))
+
+
+@implements(START)
+class Start(Implementation[StartParams]):
+    """One that does not start is told of, and keeps no other from being started."""
+
+    def act(self, ctx: Context, params: StartParams, before: dict[str, Any]) -> Outcome:
+        docker = engine()
+        worker, snapshot = recall(docker, ctx, params)
+        if worker is not None and worker.running:
+            ctx.log(f"worker {worker.name} is still at work, and is stopped")
+            docker.stop(worker.id, params.grace)
+        with alone_with(ctx, docker, params, snapshot):
+            bringing = _Bringing(ctx, docker, snapshot, params.timeout)
+            bringing.start()
+        point("job.restarted")
+        data = {"started": bringing.started, "down": list(bringing.failed)}
+        if bringing.failed:
+            why = "; ".join(f"{name}: {error}" for name, error in bringing.failed.items())
+            raise Unsuccessful(f"{len(bringing.failed)} of {len(snapshot.kept)} not started: {why}", data=data)
+        return Outcome(changed=bool(bringing.started), data=data)
+
+    def undo(self, ctx: Context, params: StartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        return Outcome(changed=False)
+
+    def predict(self, ctx: Context, params: StartParams) -> Prediction:
+        levels = in_order(take(engine(), params.stacks, params.containers).kept)
+        order = ", then ".join(names(level) for level in levels)
+        return Prediction(f"would start {order}" if order else "nothing to start", changed=bool(order))
+
+
+@dataclass
+class _Bringing:
+    """A stack on its way up."""
+
+    ctx: Context
+    docker: Engine
+    snapshot: Snapshot
+    timeout: float
+
+    def start(self) -> None:
+        self.started: list[str] = []
+        self.failed: dict[str, str] = {}
+        conditions: dict[tuple[str, str], set[str]] = {}
+        for one in self.snapshot.kept:
+            for service, condition in one.depends_on.items():
+                conditions.setdefault((one.project, service), set()).add(condition)
+        for level in in_order(self.snapshot.kept):
+            for one in level:
+                try:
+                    self._start(one)
+                except (StepCancelled, StepTimeout):
+                    raise
+                except OperationError as error:
+                    self.failed[one.name] = error.message
+            point("job.half-started")
+            awaited = [one for one in level if "service_healthy" in conditions.get((one.project, one.service), ())]
+            late = wait_until_well(self.ctx, self.docker, awaited, self.timeout, settle=0.0)
+            for name, why in late.items():
+                self.ctx.log(f"{name} {why} after {self.timeout:g} s; what depends on it is started all the same")
+
+    def _start(self, one: Kept) -> None:
+        container = now_of(self.docker, one) or self._made_again(one)
+        if self.docker.start(container.id):
+            self.started.append(one.name)
+        if one.paused:
+            with contextlib.suppress(OperationError):  # it was paused meanwhile
+                self.docker.pause(container.id)
+
+    def _made_again(self, one: Kept) -> Container:
+        """Of a container that was removed meanwhile, what Compose makes in its place."""
+        source = self.snapshot.source(one.project)
+        if source is None or not one.service:
+            raise OperationError("it was removed meanwhile, and nothing tells how it was made")
+        self.ctx.log(f"{one.name} was removed meanwhile: Compose makes it again")
+        Compose(self.ctx, self.docker).up(source, [one.service], ["--no-recreate", "--no-deps"])
+        made = now_of(self.docker, one)
+        if made is None:
+            raise OperationError("it was removed meanwhile, and Compose has not made it again")
+        return made
+
+
+def now_of(docker: Engine, one: Kept) -> Container | None:
+    """The container, or the one that stands in its place in the project now."""
+    container = docker.inspect(one.id)
+    if container is not None or not one.service:
+        return container
+    same = docker.containers({PROJECT: one.project})
+    return next((c for c in same if Member.of(c).key == (one.service, one.number)), None)
+
+
+def wait_until_well(
+    ctx: Context, docker: Engine, kept: list[Kept], timeout: float, *, settle: float = _SETTLE
+) -> dict[str, str]:
+    """What is not well by then, and why. One that was not well before only has to run."""
+    end = time.monotonic() + timeout
+    since: dict[tuple[str, str | None], float] = {}
+    while True:
+        now = time.monotonic()
+        waiting: dict[str, str] = {}
+        hopeless = True
+        for one in kept:
+            container = now_of(docker, one)
+            why = "is gone" if container is None else _not_yet(one, container, since, now, settle)
+            if why:
+                waiting[one.name] = why
+                over = container is None or (not container.running and container.restart_policy.get("Name") == "no")
+                hopeless = hopeless and over
+        if not waiting or hopeless or now >= end:
+            return waiting
+        ctx.sleep(min(_LOOK, max(0.01, end - now)))
+
+
+def _not_yet(
+    one: Kept, container: Container, since: dict[tuple[str, str | None], float], now: float, settle: float
+) -> str:
+    if one.ill == "restarting":
+        return ""
+    if container.restarting:
+        return f"keeps restarting (exit code {container.exit_code})"
+    if not container.running:
+        return f"ended with {container.exit_code}"
+    if container.health is not None:
+        return "" if container.health == "healthy" or one.ill else f"is {container.health}"
+    steady = now - since.setdefault((container.id, container.started_at), now)
+    return "" if steady >= settle else "has just been started"
+
+
+@implements(HEALTHY)
+class Healthy(Looks[HealthyParams]):
+    """Names what is not well."""
+
+    def act(self, ctx: Context, params: HealthyParams, before: dict[str, Any]) -> Outcome:
+        docker = engine()
+        _, snapshot = recall(docker, ctx, params)
+        down = wait_until_well(ctx, docker, list(snapshot.kept), params.timeout)
+        data = {
+            "well": [one.name for one in snapshot.kept if one.name not in down and not one.ill],
+            "down": list(down),
+            "as_before": [f"{one.name} ({one.ill})" for one in snapshot.kept if one.ill and one.name not in down],
+        }
+        if down:
+            why = "; ".join(f"{name} {how}" for name, how in down.items())
+            raise Unsuccessful(f"{len(down)} of {len(snapshot.kept)} not well: {why}", data=data)
+        return Outcome(changed=False, data=data)
+
+    def predict(self, ctx: Context, params: HealthyParams) -> Prediction:
+        kept = take(engine(), params.stacks, params.containers).kept
+        return Prediction(f"would wait until these are well: {names(kept)}", changed=False)
+
+
+__all__ = ["alone_with", "meant", "now_of", "stop_all", "wait_until_well"]
