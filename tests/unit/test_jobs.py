@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longshore.orchestration.jobs import (
+from longshore.orchestration.jobs.labels import (
     _OF_CONTAINERS,
     _OF_VOLUMES,
     _READ,

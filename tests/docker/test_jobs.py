@@ -1,0 +1,427 @@
+"""Jobs on a real stack: what is stopped and started, in which order, and what becomes of it when things go wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from longshore.orchestration import Client, Run
+from longshore.orchestration.errors import (
+    ImageMissing,
+    JobNotFound,
+    JobTimeout,
+    StartFailed,
+    StopFailed,
+    WorkerFailed,
+)
+from longshore.tasks.crash import JOB_POINTS
+from longshore.workers.jobs import JobWatch
+from tests.docker.job_stack import COUNT, RUNNING, JobStack, shop
+from tests.integration.conftest import MakeInstallation, module_installation
+from tests.integration.processes import Installation, Worker, wait_for
+from tests.servers import engine_url
+
+if TYPE_CHECKING:
+    pass
+
+pytestmark = [pytest.mark.docker, pytest.mark.integration]
+assert shop
+assert module_installation
+
+HOST = "web1"
+#: Seconds within which a stack has to be up again, once a worker is back.
+SOON = 60.0
+
+
+@pytest.fixture(scope="module")
+def place(module_installation: MakeInstallation) -> Installation:
+    made = module_installation(docker_host=engine_url(), options={"host": HOST})
+    made.client()
+    return made
+
+
+@pytest.fixture
+def worker(place: Installation) -> Iterator[Worker]:
+    """One that lives for a test: the kills of others do not meet it."""
+    with place.worker("one", "-c", "3") as made:
+        yield made
+
+
+@pytest.fixture
+def client(place: Installation, worker: Worker) -> Client:
+    return place.client()
+
+
+def test_a_stack_stands_still_for_its_job_and_comes_back_as_it_was(client: Client, shop: JobStack) -> None:
+    shop.up()
+    before = {service: shop.started_at(service) for service in [*RUNNING, "extra-1"]}
+    said = io.StringIO()
+
+    report = client.run_job(shop.job, log=said)
+
+    assert report.job is not None
+    assert (report.exit_code, report.job.result, report.job.restart, report.job.down) == (0, "succeeded", "healthy", [])
+    name, first, second = said.getvalue().splitlines()
+    assert name == f"{shop.job} {shop.name}"
+    assert first == second, "nobody wrote while the worker was at work"
+    assert shop.is_well(), "and what somebody had stopped stays stopped"
+    assert {s for s in before if shop.started_at(s) != before[s]} == set(RUNNING)
+    ended = [shop.finished_at(service) for service in ("web-1", "app-1", "db-1")]
+    assert ended == sorted(ended), "dependents stop first"
+    began = [shop.started_at(service) for service in ("db-1", "app-1", "web-1")]
+    assert began == sorted(began), "and start last"
+    assert max(shop.finished_at("app-1"), shop.finished_at("app-2")) < shop.finished_at("db-1")
+    assert shop.runs() == 1
+    assert shop.workers() == [], "what it said is in the record"
+    assert report.step("work").data["stdout"].splitlines()[0] == name
+
+
+def test_a_job_is_listed_shown_and_run_from_the_command_line(
+    place: Installation, worker: Worker, shop: JobStack
+) -> None:
+    shop.up(labels={"schedule": "0 3 * * *", "timezone": "Europe/Berlin", "colour": "red"})
+
+    listed = place.longshore("job", "ls")
+    assert listed.code == 0
+    assert shop.job in listed.out
+    assert "0 3 * * * Europe/Berlin" in listed.out
+    assert "warning: container " in listed.err, "a label that there is none of"
+    assert "longshore.job.colour" in listed.err
+    assert place.longshore("job", "ls", "--strict").code == 2
+    shown = place.longshore("job", "show", shop.job, "-o", "json")
+    assert list(shown.json["plan"]["steps"]) == ["image", "worker", "stop", "work", "start", "healthy", "remove"]
+    assert shown.json["job"]["stacks"] == [shop.name]
+
+    done = place.longshore("job", "run", shop.job)
+    assert done.code == 0, done.err
+    assert f"| {shop.job} {shop.name}" in done.out
+    assert f"job {shop.job}: succeeded; the stack is up again" in done.out
+
+    nobody = place.longshore("job", "run", "nothing-such")
+    assert nobody.code == 2
+    assert shop.job in nobody.err, "the jobs that there are"
+
+
+def test_a_worker_that_fails_leaves_the_stack_up(place: Installation, worker: Worker, shop: JobStack) -> None:
+    shop.up(more="echo no room >&2; exit 7")
+    client = place.client()
+
+    with pytest.raises(WorkerFailed, match="ended with 7: no room") as failed:
+        client.run_job(shop.job)
+
+    assert failed.value.exit_code == failed.value.report.exit_code == 1
+    assert failed.value.report.job.exit_code == 7
+    assert shop.is_well()
+    assert shop.workers() == []
+
+    kept = client.run_job(shop.job, check=False, keep_failed_worker=True)
+    assert kept.job is not None
+    assert kept.job.result == "failed"
+    (container,) = shop.workers()
+    time.sleep(12)  # the sweeper has looked twice
+    assert shop.workers() == [container]
+    assert shop.engine.inspect_container(container)["Name"].endswith("--kept")
+
+
+def test_a_worker_that_takes_too_long_is_ended(client: Client, shop: JobStack) -> None:
+    shop.up(sleep=60)
+
+    with pytest.raises(JobTimeout) as failed:
+        client.run_job(shop.job, timeout="1s")
+
+    assert failed.value.report.job.result == "timed_out"
+    assert failed.value.exit_code == 1
+    assert shop.is_well()
+
+
+def test_one_that_ends_well_after_its_time_was_over_has_not_succeeded(client: Client, shop: JobStack) -> None:
+    shop.up(labels={"worker.command": "sh -c 'trap \"exit 0\" TERM; sleep 60 & wait'", "timeout": "1s"})
+
+    report = client.run_job(shop.job, check=False)
+
+    assert report.job is not None
+    assert (report.job.result, report.job.exit_code, report.exit_code) == ("timed_out", 0, 1)
+
+
+def test_an_image_that_is_not_there_costs_no_downtime(place: Installation, client: Client, shop: JobStack) -> None:
+    shop.up(labels={"worker.image": "longshore-nothing:1", "worker.pull": "never"})
+    before = {service: shop.started_at(service) for service in RUNNING}
+
+    rehearsed = place.longshore("job", "run", shop.job, "--dry-run")
+    assert rehearsed.code == 1
+    assert "cannot succeed" in rehearsed.out
+    with pytest.raises(ImageMissing):
+        client.run_job(shop.job)
+
+    assert {service: shop.started_at(service) for service in RUNNING} == before
+
+
+def test_a_dry_run_says_what_is_impossible_and_touches_nothing(
+    place: Installation, worker: Worker, shop: JobStack
+) -> None:
+    shop.up()
+    before = {service: shop.inspect(service) for service in RUNNING}
+    file = place.folder / "jobs.yaml"
+    base = {"image": "longshore-test:1", "host": HOST}
+    jobs = {"no-stack": base | {"stacks": ["nothing-such"]}, "no-volume": base | {"mounts": ["nothing-such"]}}
+    file.write_text(json.dumps({"jobs": jobs | {"no-image": base | {"image": "longshore-nothing:1"}}}))
+
+    possible = place.longshore("job", "run", shop.job, "--dry-run")
+    assert possible.code == 0, possible.err
+    assert f"would stop {shop.name}-web-1, then {shop.name}-app-1, {shop.name}-app-2, then {shop.name}-db-1" in (
+        possible.out
+    )
+    for name, why in {
+        "no-stack": "there are no containers of stack 'nothing-such'",
+        "no-volume": "there is no volume 'nothing-such'",
+        "no-image": "image 'longshore-nothing:1' is not on the Docker host",
+    }.items():
+        done = place.longshore("job", "run", name, "--dry-run", "-f", str(file), "-o", "json")
+        assert done.code == 1, done.out
+        assert why in done.out
+    assert {service: shop.inspect(service)["State"] for service in RUNNING} == {
+        service: raw["State"] | {"Health": shop.inspect(service)["State"].get("Health")}
+        if "Health" in raw["State"]
+        else raw["State"]
+        for service, raw in before.items()
+    }
+    assert shop.workers() == []
+
+
+def test_a_stack_that_would_not_stop_is_started_again(client: Client, shop: JobStack) -> None:
+    shop.up()
+    shop.engine.pause(f"{shop.name}-app-1")  # it takes its TERM only when it goes on, and this engine says so
+    report = client.run_job(shop.job, check=False)
+    assert report.job is not None
+    assert report.job.restart == "healthy"
+    assert shop.running() == RUNNING
+    assert shop.inspect("app-1")["State"]["Paused"], "as it was"
+
+
+def test_a_container_that_vanishes_meanwhile_is_made_again(client: Client, shop: JobStack) -> None:
+    shop.up(sleep=2)
+    run = client.start_job(shop.job)
+    wait_for("the worker to be at work", shop.worker_is_running)
+    was = shop.inspect("web-1")["Id"]
+    shop.engine.remove_container(was)
+
+    report = run.wait(SOON)
+
+    assert (report.exit_code, report.state) == (0, "succeeded"), report
+    assert shop.is_well()
+    assert shop.inspect("web-1")["Id"] != was
+
+
+def test_a_stack_that_does_not_come_up_is_named(client: Client, shop: JobStack) -> None:
+    shop.up(more=f"{COUNT}; rm /mnt/data/log; mkdir /mnt/data/log", labels={"start-timeout": "2s"})
+
+    with pytest.raises(StartFailed) as failed:
+        client.run_job(shop.job)
+
+    report = failed.value.report
+    assert failed.value.exit_code == report.exit_code == 3
+    assert (report.job.result, report.job.restart) == ("succeeded", "failed")
+    assert report.job.down == [f"{shop.name}-db-1"]
+    assert shop.running() == RUNNING, "all the others are started all the same"
+    assert len(shop.workers()) == 1, "it remembers what has to be brought up"
+
+
+def test_a_stack_is_left_stopped_where_that_is_asked_for(client: Client, shop: JobStack) -> None:
+    shop.up()
+
+    report = client.run_job(shop.job, keep_stopped=True)
+
+    assert report.job is not None
+    assert (report.exit_code, report.job.restart) == (0, "kept_stopped")
+    assert shop.running() == []
+    assert shop.workers() == []
+
+
+# --- cancelled ------------------------------------------------------------------------------------
+
+
+def test_a_cancel_stops_the_worker_and_starts_the_stack(place: Installation, client: Client, shop: JobStack) -> None:
+    shop.up(sleep=60)
+    run = client.start_job(shop.job)
+    wait_for("the worker to be at work", shop.worker_is_running)
+
+    assert place.longshore("runs", "cancel", run.id).code in {0, 1}
+    report = run.wait(SOON)
+
+    assert report.job is not None
+    assert (report.job.result, report.job.restart, report.exit_code) == ("cancelled", "healthy", 1)
+    assert shop.is_well()
+    assert shop.workers() == []
+
+
+def test_ctrl_c_leaves_the_job_going_and_twice_ends_it(place: Installation, worker: Worker, shop: JobStack) -> None:
+    shop.up(sleep=60)
+    process = place.popen("job", "run", shop.job, "--run-id", f"{shop.name}-c")
+    wait_for("the worker to be at work", shop.worker_is_running)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.7)
+    assert shop.worker_is_running()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+
+    assert f"run {shop.name}-c goes on" in err
+    assert "cancelling" in err
+    report = place.client().get(f"{shop.name}-c").wait(SOON)
+    assert report.job is not None
+    assert report.job.result == "cancelled"
+    assert shop.is_well()
+
+
+# --- killed ---------------------------------------------------------------------------------------
+
+
+def recovered(run: Run, shop: JobStack) -> Any:
+    report = run.wait(SOON)
+    assert shop.is_well(), report
+    return report
+
+
+@pytest.mark.parametrize("point", JOB_POINTS)
+def test_whatever_is_killed_the_work_is_done_once_and_the_stack_is_up(
+    place: Installation, shop: JobStack, tmp_path: Path, point: str
+) -> None:
+    shop.up(sleep=1)
+    client, marker = place.client(), tmp_path / "killed"
+    doomed = place.worker("doomed", "-c", "2", LONGSHORE_CRASH_AT=f"{point}:{marker}")
+    doomed.start()
+    run = client.start_job(shop.job, run_id=f"{shop.name}-k")
+    wait_for(f"it to be killed at {point}", marker.exists)
+    doomed.kill()
+
+    with place.worker("healer", "-c", "2"):
+        report = recovered(run, shop)
+
+    assert (report.state, report.job.result, report.job.restart) == ("succeeded", "succeeded", "healthy")
+    assert shop.runs() == 1
+    assert shop.workers() == []
+
+
+def test_a_worker_that_is_told_to_end_ends_its_job_first(place: Installation, shop: JobStack) -> None:
+    shop.up(sleep=2)
+    client = place.client()
+    polite = place.worker("polite", "-c", "2")
+    polite.start()
+    run = client.start_job(shop.job)
+    wait_for("the worker to be at work", shop.worker_is_running)
+    polite.stop()
+
+    with place.worker("healer", "-c", "2"):
+        report = recovered(run, shop)
+
+    assert report.job.result == "succeeded"
+    assert shop.runs() == 1
+
+
+def test_a_worker_container_that_is_killed_has_failed(client: Client, shop: JobStack) -> None:
+    shop.up(sleep=60)
+    run = client.start_job(shop.job)
+    wait_for("the worker to be at work", shop.worker_is_running)
+    shop.engine.kill(shop.workers()[0])
+
+    report = recovered(run, shop)
+
+    assert (report.job.result, report.job.exit_code, report.exit_code) == ("failed", 137, 1)
+
+
+def test_a_worker_container_that_is_removed_is_told_of(client: Client, shop: JobStack) -> None:
+    shop.up(sleep=60)
+    run = client.start_job(shop.job)
+    wait_for("the worker to be at work", shop.worker_is_running)
+    shop.engine.remove_container(shop.workers()[0], force=True)
+
+    report = recovered(run, shop)
+
+    assert (report.job.result, report.job.restart) == ("failed", "healthy"), "the record knows what ran, too"
+
+
+def test_what_redis_has_lost_is_finished_from_the_labels(place: Installation, shop: JobStack) -> None:
+    shop.up(sleep=3)
+    client = place.client()
+    with place.worker("one", "-c", "2"):
+        run = client.start_job(shop.job, run_id=f"{shop.name}-lost")
+        wait_for("the worker to be at work", shop.worker_is_running)
+    assert place.redis.flushall()
+
+    with place.worker("healer", "-c", "2"):
+        wait_for("the stack to be up", shop.is_well, SOON)
+        wait_for("the run to be known again", lambda: client.store.body(run.id))
+        report = client.get(run.id).wait(SOON)
+
+    assert report.job is not None
+    assert (report.job.result, report.job.restart, report.job.reconstructed) == ("succeeded", "healthy", True)
+    assert shop.runs() == 1
+    assert shop.workers() == []
+
+
+def test_a_stack_that_was_not_up_is_brought_up_later(
+    place: Installation, client: Client, shop: JobStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.up(more="rm /mnt/data/log; mkdir /mnt/data/log", labels={"start-timeout": "2s"})
+    report = client.run_job(shop.job, run_id=f"{shop.name}-down", check=False)
+    assert report.exit_code == 3
+    (container,) = shop.workers()
+
+    done = shop.engine.exec_create(f"{shop.name}-db-1", ["rmdir", "/data/log"])
+    shop.engine.exec_start(done["Id"])
+
+    wait_for("it to be well", shop.is_well)
+    watch = JobWatch(client.store, HOST, ("docker",))
+    monkeypatch.setattr("longshore.workers.jobs._AGAIN", (0.0,))
+    watch.finish()
+    watch.finish()
+    later = client.get(f"{shop.name}-down.again1").wait(SOON)
+    assert later.job is not None
+    assert later.job.restart == "healthy"
+    watch.finish()
+    watch.finish()
+    assert container not in shop.workers()
+
+
+def test_one_stack_has_one_job_at_a_time(place: Installation, worker: Worker, client: Client, shop: JobStack) -> None:
+    shop.up(sleep=1.5)
+    first, second = (client.start_job(shop.job, run_id=f"{shop.name}-{n}") for n in range(2))
+
+    held = place.longshore("locks", "ls", "-o", "json").json
+    assert f"{HOST}/{shop.name}" in json.dumps(held)
+    reports = [run.wait(SOON) for run in (first, second)]
+
+    assert [report.exit_code for report in reports] == [0, 0]
+    begins = sorted((report.started_at, report.duration_s) for report in reports)
+    assert shop.runs() == 2
+    assert begins[0][1] < begins[1][1] or begins[0][0] < begins[1][0]
+
+
+@pytest.mark.parametrize("policy", ["skip", "cancel-running"])
+def test_what_overlaps_is_skipped_or_takes_its_place(client: Client, shop: JobStack, policy: str) -> None:
+    shop.up(sleep=2, labels={"overlap-policy": policy})
+    first = client.start_job(shop.job, run_id=f"{shop.name}-1")
+    wait_for("the worker to be at work", shop.worker_is_running)
+    second = client.start_job(shop.job, run_id=f"{shop.name}-2")
+
+    results = [run.wait(SOON).job for run in (first, second)]
+
+    wanted = ["succeeded", "cancelled"] if policy == "skip" else ["cancelled", "succeeded"]
+    assert [job.result for job in results if job] == wanted
+    assert shop.is_well()
+
+
+def test_there_is_no_such_job(client: Client, shop: JobStack) -> None:
+    shop.up()
+    with pytest.raises(JobNotFound, match=shop.job) as failed:
+        client.plan_job("nothing-such")
+    assert failed.value.exit_code == 2
+
+
+assert StopFailed
