@@ -1,0 +1,217 @@
+"""A job as a plan, as a label and as a file; and the jobs of several hosts together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longshore.orchestration import templates
+from longshore.orchestration.errors import ConfigError, JobNotFound, UsageError
+from longshore.orchestration.jobs import Entity, Job, Mount, job_plan
+from longshore.orchestration.jobs.board import Known, Seen, merged
+from longshore.orchestration.jobs.file import read_jobs
+from longshore.orchestration.jobs.plan import Choices, again_plan, from_recipe, recipe
+from longshore.orchestration.request import request_body
+
+JOB = Job(
+    "backup", "backup:1", stacks=("shop",), targets=("shop-db-1",), host="web1", mounts=(Mount("data", "/mnt/data"),)
+)  # fmt: skip
+
+
+def labelled(name: str, stack: str = "shop", **labels: str) -> Entity:
+    said = {"enabled": "true", "name": name, "worker.image": "backup:1"} | labels
+    found = {f"longshore.job.{key}": value for key, value in said.items()}
+    return Entity("container", f"{stack}-db-1", found | {"com.docker.compose.project": stack})
+
+
+def test_the_worker_is_made_before_anything_is_stopped_and_removed_last() -> None:
+    plan = job_plan(JOB)
+    plan.check()
+    assert list(plan.steps) == ["image", "worker", "stop", "work", "start", "healthy", "remove"]
+    for name, before in zip(list(plan.steps)[1:], plan.steps, strict=False):
+        assert plan.steps[name].after == [before]
+    assert [name for name, step in plan.steps.items() if step.always] == ["start", "healthy", "remove"]
+    assert plan.target == "web1"
+
+
+def test_a_stack_that_is_to_stay_stopped_is_not_started() -> None:
+    plan = job_plan(JOB, Choices(keep_stopped=True))
+    plan.check()
+    assert list(plan.steps) == ["image", "worker", "stop", "work", "remove"]
+    assert plan.steps["remove"].after == ["work"]
+
+
+def test_what_is_chosen_for_one_start_counts() -> None:
+    steps = job_plan(JOB, Choices(timeout="2m", stop_timeout=3, start_timeout="1.5s", keep_failed_worker=True)).steps
+    assert steps["work"].with_["timeout"] == 120
+    assert steps["work"].timeout is not None
+    assert steps["work"].timeout > 130
+    assert steps["stop"].with_["timeout"] == 3
+    assert steps["start"].with_["timeout"] == steps["healthy"].with_["timeout"] == 1.5
+    assert steps["remove"].with_["keep_failed"] is True
+
+
+@pytest.mark.parametrize("wrong", ["soon", 0, "0s", -1])
+def test_a_time_that_is_none_is_refused(wrong: Any) -> None:
+    with pytest.raises(UsageError, match="stop_timeout"):
+        job_plan(JOB, Choices(stop_timeout=wrong))
+
+
+@pytest.mark.parametrize("scope", ["stack", "containers"])
+def test_a_scope_says_what_is_stopped(scope: Any) -> None:
+    job = Job("j", "i", stacks=("shop",), targets=("a", "b"), loose=("b",), scope=scope)
+    said = job_plan(job).steps["stop"].with_
+    wanted = (["shop"], ["b"]) if scope == "stack" else ([], ["a", "b"])
+    assert (said["stacks"], said["containers"]) == wanted
+
+
+@given(st.text(), st.text())
+def test_labels_are_data_and_no_templates(value: str, more: str) -> None:
+    text = f"{value}{{{{ params }}}}{more}{{% if %}}"
+    plan = job_plan(Job("j", "i", env={"A": text}, command=(text,)))
+    said = plan.steps["worker"].with_
+    assert templates.render([said["env"]["A"], said["command"][0]], {}) == [text, text]
+
+
+def test_what_a_file_gives_may_be_a_template() -> None:
+    job = Job("j", "i", env={"A": "{{ secret('env:X') }}", "B": "{{ 1 }}"}, templated=frozenset({"A"}))
+    said = job_plan(job).steps["worker"].with_["env"]
+    assert said["A"] == "{{ secret('env:X') }}"
+    assert templates.render(said["B"], {}) == "{{ 1 }}"
+    job_plan(job).check()
+
+
+def test_a_run_can_be_made_again_from_the_workers_label() -> None:
+    label = templates.render(recipe(JOB, Choices(keep_failed_worker=True)), {})
+    job, choices = from_recipe(label)
+    assert choices == Choices(keep_failed_worker=True)
+    plan = job_plan(job, choices, reconstructed=True, begin=False, host="web2")
+    plan.check()
+    assert list(plan.steps) == ["worker", "stop", "work", "start", "healthy", "remove"]
+    assert plan.target == "web2"
+    assert plan.steps["work"].with_["begin"] is False
+    again = again_plan(job, choices, "run-1")
+    again.check()
+    assert list(again.steps) == ["start", "healthy", "remove"]
+    assert {step.with_["run"] for step in again.steps.values()} == {"run-1"}
+    with pytest.raises(ValueError, match="lacks"):
+        from_recipe("{}")
+
+
+def test_its_stacks_are_locked_from_beginning_to_end() -> None:
+    job = Job("j", "i", stacks=("b", "a"), targets=("c",), loose=("c",), host="web1")
+    body = request_body(job_plan(job), {}, "me")
+    assert body["locks"] == ["web1/a", "web1/b", "web1/container c"]
+    assert body["group"] == "jobs"
+    assert body["concurrency"] == {"key": "job web1/j"}
+
+
+# --- a file ---------------------------------------------------------------------------------------
+
+
+def test_a_file_describes_jobs(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.yaml"
+    path.write_text(
+        """
+        jobs:
+          nightly:
+            stacks: [shop]
+            image: backup:1
+            command: sh -c 'echo hello'
+            mounts: [data:/mnt/data:rw, other]
+            schedule: "@daily"
+            timezone: Europe/Berlin
+            overlap: skip
+            stop_timeout: 5s
+        """
+    )
+    (job,) = merged({"web1": Seen("web1", 0)}, read_jobs(path)).jobs
+    assert (job.name, job.host, job.stacks, job.image) == ("nightly", "web1", ("shop",), "backup:1")
+    assert job.command == ("sh", "-c", "echo hello")
+    assert job.mounts == (Mount("data", "/mnt/data", "rw"), Mount("other", "/mnt/other", "ro"))
+    assert (job.schedule, job.timezone, job.overlap, job.stop_timeout) == ("0 0 * * *", "Europe/Berlin", "skip", 5.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"schedule": "daily"}, "jobs.j.schedule: 'daily' has 1 fields"),
+        ({"schedule": "61 * * * *"}, "bad minute"),
+        ({"mounts": ["data:here"]}, "is not volume"),
+        ({"colour": "red"}, "jobs.j.colour"),
+        ({"timezone": "Mars"}, "no time zone"),
+        ({"timeout": 0}, "jobs.j.timeout"),
+        ({"host": "a b"}, "no name of a host"),
+    ],
+)
+def test_a_file_that_is_wrong_is_told_of_in_one_line(tmp_path: Path, said: dict[str, Any], told: str) -> None:
+    path = tmp_path / "jobs.json"
+    path.write_text(json.dumps({"jobs": {"j": said}}))
+    with pytest.raises(ConfigError) as failed:
+        read_jobs(path)
+    assert told in str(failed.value)
+    assert str(path) in str(failed.value)
+    assert "\n" not in str(failed.value)
+
+
+# --- several hosts --------------------------------------------------------------------------------
+
+
+def test_two_hosts_with_one_engine_have_its_jobs_once() -> None:
+    here = (labelled("backup"),)
+    seen = {name: Seen(name, 0, engine="E", entities=here) for name in ("web2", "web1")}
+    assert [(job.name, job.host) for job in merged(seen, {}).jobs] == [("backup", "web1")]
+
+
+def test_one_name_on_two_engines_has_to_be_chosen() -> None:
+    seen = {name: Seen(name, 0, engine=name, entities=(labelled("backup"),)) for name in ("web2", "web1")}
+    known = merged(seen, {})
+    with pytest.raises(UsageError, match=r"several hosts \(web1, web2\)"):
+        known.job("backup")
+    assert known.job("backup", "web2").host == "web2"
+    with pytest.raises(JobNotFound, match=r"there is no job 'other' .*backup"):
+        known.job("other")
+
+
+def test_a_job_of_a_file_is_done_where_its_stack_is() -> None:
+    seen = {name: Seen(name, 0, engine=name, stacks=(f"shop-{name}",)) for name in ("web1", "web2")}
+    declared: dict[str, dict[str, Any]] = {
+        "there": {"stacks": ["shop-web2"], "image": "i"},
+        "named": {"host": "web1", "image": "i"},
+        "nowhere": {"image": "i"},
+        "away": {"host": "web3", "image": "i"},
+    }
+    known = merged(seen, declared)
+    assert [(job.name, job.host) for job in known.jobs] == [("named", "web1"), ("there", "web2")]
+    assert sorted(str(finding) for finding in known.findings) == [
+        "job away: host: no answer from its host web3",
+        "job nowhere: host: no host has its stack: say which, by host",
+    ]
+
+
+def test_what_a_file_says_counts_where_a_label_says_otherwise() -> None:
+    seen = {"web1": Seen("web1", 0, entities=(labelled("backup", **{"timeout": "5s", "worker.env.A": "1"}),))}
+    declared = {"backup": {"timeout": 9.0, "stacks": ["more"], "env": {"B": "2"}}}
+    known = merged(seen, declared)
+    (job,) = known.jobs
+    assert (job.timeout, job.stacks, dict(job.env), job.image) == (
+        9.0,
+        ("more", "shop"),
+        {"A": "1", "B": "2"},
+        "backup:1",
+    )
+    (finding,) = known.findings
+    assert str(finding) == (
+        "container shop-db-1: longshore.job.timeout: the file says 9.0 for job backup, which counts; this says 5.0"
+    )
+
+
+def test_who_does_not_answer_is_told_of() -> None:
+    known = merged({"web1": Seen("web1", 0, error="no engine")}, {}, ["web2"])
+    assert known == Known((), known.findings, ("web2",))
+    assert [str(finding) for finding in known.findings] == ["host web2: it did not answer", "host web1: no engine"]
