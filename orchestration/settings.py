@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
@@ -233,6 +234,20 @@ class Settings(BaseSettings):
     def needed_replicas(self) -> int:
         """How many replicas must have a record before it counts."""
         return int(self.url().startswith(SENTINEL)) if self.replicas is None else self.replicas
+
+    def installation(self) -> str:
+        """The same for all parts of one installation, also after its Redis has lost everything: where that Redis is,
+        and the name space.
+        """
+        url = self.url()
+        if url.startswith(SENTINEL):
+            found = sentinel(url)
+            where = f"{sorted(found.hosts)} {found.service} {found.db}"
+        else:
+            parts = urlsplit(url)
+            host = "127.0.0.1" if parts.hostname == "localhost" else parts.hostname or ""
+            where = f"{host}:{parts.port or ''} {parts.path.rstrip('/') or '/0'}"
+        return hashlib.sha256(f"{where} {self.namespace}".encode()).hexdigest()[:16]
 
     def broker_prefix(self) -> str:
         """Before every key of the broker's, in any name space but the default one."""

@@ -41,6 +41,7 @@ class JobWatch:
         self.host = host
         self.board = Board(store)
         self._here = any(queue.partition("@")[0] == QUEUE for queue in queues)
+        self._installation = store.settings.installation()
         self._answered = -1
         self._look_at = 0.0
         self._threads: dict[str, threading.Thread] = {}
@@ -104,7 +105,7 @@ class JobWatch:
         self._suspects = suspects
 
     def _is_left(self, left: Left) -> bool:
-        if not left.run_id or left.is_kept:
+        if not left.run_id or left.is_kept or left.of != self._installation:
             return False
         state = self.store.state(left.run_id)
         return state in TERMINAL if state is not None else self.store.body(left.run_id) is None

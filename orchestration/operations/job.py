@@ -74,11 +74,11 @@ class RemoveParams(JobParams):
 
 
 class WorkerResult(Result):
-    """`snapshot` is what ran, one entry a container."""
+    """`snapshot.kept` is what ran, one entry a container; `snapshot.sources` the files of their projects."""
 
     id: str
     name: str
-    snapshot: list[dict[str, Any]] = []
+    snapshot: dict[str, Any] = {}
 
 
 class StopResult(Result):

@@ -9,7 +9,7 @@ from longshore.orchestration.jobs.labels import PREFIX, PROJECT, STACK, Entity
 from longshore.tasks.compose.scope import identity
 from longshore.tasks.docker import spec
 from longshore.tasks.engine import Engine
-from longshore.tasks.job.snapshot import KEPT_NAME, KIND, RECIPE
+from longshore.tasks.job.snapshot import KEPT_NAME, KIND, OF, RECIPE
 
 
 def described(docker: Engine) -> tuple[str, tuple[str, ...], tuple[Entity, ...]]:
@@ -44,6 +44,8 @@ class Left:
     recipe: str
     made: float
     running: bool
+    #: The installation that made it.
+    of: str = ""
 
     @property
     def is_kept(self) -> bool:
@@ -58,6 +60,7 @@ def workers(docker: Engine) -> list[Left]:
         Left(
             row["Id"], row["Names"][0].removeprefix("/"), row["Labels"].get(spec.RUN, ""),
             row["Labels"].get(RECIPE, "{}"), float(row["Created"]), row["State"] == "running",
+            row["Labels"].get(OF, ""),
         )
         for row in rows
         if row["Names"]

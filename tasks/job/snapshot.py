@@ -21,6 +21,8 @@ KIND = "job"
 JOB = "longshore.job.run-of"
 SNAPSHOT = "longshore.job.snapshot"
 RECIPE = "longshore.job.recipe"
+#: Which installation it is of: several may use one engine.
+OF = "longshore.job.installation"
 _ONEOFF = "com.docker.compose.oneoff"
 #: Ends the name of a worker that failed and is kept to be looked at.
 KEPT_NAME = "--kept"

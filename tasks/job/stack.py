@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Unsuccessful
+from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient, Unsuccessful
 from longshore.orchestration.operations.job import (
     HEALTHY,
     START,
@@ -44,13 +44,13 @@ def alone_with(ctx: Context, docker: Engine, params: JobParams, snapshot: Snapsh
 def stop_all(docker: Engine, kept: tuple[Kept, ...], timeout: float) -> list[str]:
     """Stop what runs of it, dependents first. OperationError names what would not stop, once all were asked."""
 
-    def stop(one: Kept) -> tuple[str, bool, str]:
+    def stop(one: Kept) -> tuple[str, bool, OperationError | None]:
         try:
-            return one.name, engine().stop(one.id, timeout), ""  # a client of this thread's own
+            return one.name, engine().stop(one.id, timeout), None  # a client of this thread's own
         except NotThere:
-            return one.name, False, ""  # gone is as good as stopped
+            return one.name, False, None  # gone is as good as stopped
         except OperationError as error:
-            return one.name, False, error.message
+            return one.name, False, error
         finally:
             close_engine()
 
@@ -59,10 +59,13 @@ def stop_all(docker: Engine, kept: tuple[Kept, ...], timeout: float) -> list[str
         with ThreadPoolExecutor(max_workers=8) as pool:
             done = list(pool.map(stop, level))
         stopped += [name for name, was_stopped, _ in done if was_stopped]
-        failed = [f"{name}: {why}" for name, _, why in done if why]
+        errors = [error for _, _, error in done if error is not None]
+        failed = [f"{name}: {error.message}" for name, _, error in done if error is not None]
         failed += [f"{one.name} still runs" for one in level if (now := docker.inspect(one.id)) and now.running]
         if failed:
-            raise OperationError(f"not stopped: {'; '.join(failed)}", data={"stopped": stopped})
+            passes = bool(errors) and all(isinstance(error, Transient) for error in errors)
+            kind = Transient if passes else OperationError
+            raise kind(f"not stopped: {'; '.join(failed)}", data={"stopped": stopped})
         point("job.half-stopped")
     return stopped
 
@@ -183,7 +186,7 @@ def wait_until_well(
     ctx: Context, docker: Engine, kept: list[Kept], timeout: float, *, settle: float = _SETTLE
 ) -> dict[str, str]:
     """What is not well by then, and why. One that was not well before only has to run."""
-    end = time.monotonic() + timeout
+    end, settle = time.monotonic() + timeout, min(settle, timeout / 2)
     since: dict[tuple[str, str | None], float] = {}
     while True:
         now = time.monotonic()

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from longshore.orchestration.errors import (
+    Delayed,
     OperationError,
     Preflight,
     StepCancelled,
@@ -18,6 +19,7 @@ from longshore.orchestration.errors import (
     Transient,
     Unsuccessful,
 )
+from longshore.orchestration.jobs.plan import from_recipe
 from longshore.orchestration.operations.docker.containers import CreateParams, Mount
 from longshore.orchestration.operations.job import (
     REMOVE,
@@ -28,15 +30,18 @@ from longshore.orchestration.operations.job import (
     WorkerParams,
     WorkParams,
 )
+from longshore.orchestration.settings import get_settings
 from longshore.orchestration.states import STEP_GOOD
 from longshore.tasks.crash import point
 from longshore.tasks.docker import spec
 from longshore.tasks.engine import Container, Engine, close_engine, engine
 from longshore.tasks.hostlock import exclusive
+from longshore.tasks.job.found import workers
 from longshore.tasks.job.snapshot import (
     JOB,
     KEPT_NAME,
     KIND,
+    OF,
     RECIPE,
     SNAPSHOT,
     Snapshot,
@@ -55,6 +60,8 @@ _OUTPUT = 64 * 1024
 _POLL = (0.05, 0.5)
 #: Seconds for the follower of its output to read the last of it.
 _LAST_WORDS = 5.0
+#: Seconds between two looks for the worker of another installation; and how long one counts that does not run.
+_STRANGERS_LOOK, _YOUNG = 2.0, 600.0
 #: Why a worker is kept that somebody wants to look at.
 _FAILED = "it failed"
 #: Seconds by which a worker's clock may be behind when it is asked whether it has run for all its time.
@@ -79,10 +86,13 @@ class Worker(Implementation[WorkerParams]):
             worker, made = worker_of(docker, ctx, params), False
             if worker is None:
                 self._check(docker, params)
+                ours = get_settings().installation()
+                if other := _strangers(docker, params, ours):
+                    raise Delayed(f"another installation is at work on it: {other}", after=_STRANGERS_LOOK)
                 snapshot = take(docker, params.stacks, params.containers)
                 point("job.snapped")
                 said = self._container(ctx, params, snapshot)
-                marks = {JOB: params.job, SNAPSHOT: snapshot.text(), RECIPE: params.recipe}
+                marks = {JOB: params.job, SNAPSHOT: snapshot.text(), RECIPE: params.recipe, OF: ours}
                 worker, _ = spec.make(docker, ctx, said, before["image_id"], kind=KIND, marks=marks)
                 made = True
         for volume, others in in_use(docker, params, Snapshot.read(worker.labels[SNAPSHOT])).items():
@@ -126,6 +136,21 @@ class Worker(Implementation[WorkerParams]):
             env=dict(params.env) | {f"LONGSHORE_{name}": value for name, value in known.items()},
             volumes=[Mount(target=m.path, source=m.volume, read_only=m.mode == "ro") for m in params.mounts],
         )
+
+
+def _strangers(docker: Engine, params: WorkerParams, ours: str) -> str:
+    """The worker of another installation that is at work on one of these stacks, and knows nothing of our locks."""
+    now = _engine_time(docker)
+    for left in workers(docker):
+        if left.of == ours or not (left.running or now - left.made < _YOUNG):
+            continue
+        try:
+            job, _ = from_recipe(left.recipe)
+        except ValueError:
+            continue  # of another version: nothing can be told of it
+        if {*job.stacks, *job.alone} & {*params.stacks, *params.containers}:
+            return f"{left.name} of run {left.run_id}"
+    return ""
 
 
 def in_use(docker: Engine, params: WorkerParams, snapshot: Snapshot) -> dict[str, str]:

@@ -1,0 +1,152 @@
+"""Jobs that start by themselves: two real beats, real workers, a real stack.
+
+Planned times are made due by moving back up to when they are dealt with, so that no test waits for a clock.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from longshore.orchestration import Run
+from longshore.orchestration.breakers import Breakers
+from longshore.orchestration.jobs.schedule import Mark, Schedules
+from tests.docker.job_stack import JobStack, shop
+from tests.integration.conftest import MakeInstallation, module_installation
+from tests.integration.processes import Installation, wait_for
+from tests.servers import engine_url
+
+pytestmark = [pytest.mark.docker, pytest.mark.integration]
+assert shop
+assert module_installation
+
+HOST = "web1"
+DAY = 24 * 3600 * 1000
+#: No planned time passes while a test is at it.
+HALF_A_DAY_AWAY = f"0 {(time.gmtime().tm_hour + 12) % 24} * * *"
+
+
+@pytest.fixture(scope="module")
+def place(module_installation: MakeInstallation) -> Iterator[Installation]:
+    """A worker, and two beats."""
+    made = module_installation(docker_host=engine_url(), options={"host": HOST, "tick": "500ms"})
+    made.worker("one", "-c", "3").start()
+    beats: list[subprocess.Popen[str]] = [made.popen("beat", "--loglevel", "WARNING") for _ in range(2)]
+    yield made
+    for beat in beats:
+        beat.kill()
+        beat.communicate()
+
+
+class Clockwork:
+    """The schedule of one job."""
+
+    def __init__(self, place: Installation, shop: JobStack) -> None:
+        self.client = place.client()
+        self.key = f"{shop.job}@{HOST}"
+        self.schedules = Schedules(self.client.store)
+
+    def mark(self) -> Mark | None:
+        return self.schedules.marks().get(self.key)
+
+    def until_known(self, schedule: str) -> Mark:
+        """The hosts are asked twice a minute; here, at once."""
+
+        def look() -> Mark | None:
+            self.client.jobs()
+            found = self.mark()
+            return found if found and found.schedule == schedule else None
+
+        return wait_for("the schedule to be known", look)
+
+    def runs(self) -> list[Run]:
+        return [run for run in self.client.runs(200) if run.id.startswith(f"{self.key}.")]
+
+    def started(self, number: int, settle: float = 0.0) -> list[Run]:
+        """Wait until there are so many; `settle`: and some time more, in which there might be more."""
+        wait_for(f"{number} runs", lambda: len(self.runs()) >= number)
+        time.sleep(settle)
+        found = self.runs()
+        for run in found:
+            run.wait(60)
+        return found
+
+
+def test_two_beats_start_one_run_for_a_planned_time_by_the_labels_of_that_moment(
+    place: Installation, shop: JobStack
+) -> None:
+    labels = {"schedule": HALF_A_DAY_AWAY, "missed": "all"}
+    shop.up(labels=labels)
+    clock = Clockwork(place, shop)
+    mark = clock.until_known(f"{HALF_A_DAY_AWAY} UTC")
+
+    clock.schedules.put(clock.key, Mark(mark.until - DAY, mark.schedule))
+    (run,) = clock.started(1, settle=2.0)
+    assert run.report().exit_code == 0
+
+    shop.write(more="echo changed; echo run >>/mnt/data/runs", labels=labels)
+    shop.compose("up", "--detach", "--wait")
+    clock.schedules.put(clock.key, Mark(mark.until - 2 * DAY, mark.schedule))
+    runs = clock.started(2, settle=2.0)
+    assert len(runs) == 2, "two beats, one run for each planned time"
+    (later,) = [other for other in runs if other.id != run.id]
+    assert "changed" in later.report().step("work").data["stdout"]
+
+
+@pytest.mark.parametrize(("policy", "number"), [("skip", 0), ("once", 1), ("all", 3)])
+def test_what_was_missed_is_dealt_with_as_the_label_says(
+    place: Installation, shop: JobStack, policy: str, number: int
+) -> None:
+    shop.up(labels={"schedule": HALF_A_DAY_AWAY, "missed": policy})
+    clock = Clockwork(place, shop)
+    mark = clock.until_known(f"{HALF_A_DAY_AWAY} UTC")
+
+    clock.schedules.put(clock.key, Mark(mark.until - 3 * DAY, mark.schedule))
+
+    wait_for("it to be dealt with", lambda: (found := clock.mark()) and found.until > mark.until - DAY)
+    assert len(clock.started(number, settle=1.0)) == number
+
+
+def test_after_three_failures_a_job_is_left_alone_until_somebody_resets_it(place: Installation, shop: JobStack) -> None:
+    shop.up(more="exit 4", labels={"schedule": HALF_A_DAY_AWAY, "missed": "all"})
+    clock = Clockwork(place, shop)
+    mark = clock.until_known(f"{HALF_A_DAY_AWAY} UTC")
+    clock.schedules.put(clock.key, Mark(mark.until - 3 * DAY, mark.schedule))
+    runs = clock.started(3)
+
+    service = f"job {clock.key}"
+    wait_for("the breaker to open", lambda: Breakers(clock.client.store).is_open(service))
+    assert service in place.longshore("breaker", "ls").out
+    assert "breaker_opened" in [event.name for run in runs for event in run.events()]
+    clock.schedules.put(clock.key, Mark(mark.until - 3 * DAY, mark.schedule))
+    wait_for("it to be passed over", lambda: (found := clock.mark()) and found.until > mark.until - DAY)
+    assert len(clock.runs()) == 3
+
+    assert place.longshore("breaker", "reset", service).code == 0
+    clock.schedules.put(clock.key, Mark(mark.until - 4 * DAY, mark.schedule))
+    clock.started(4)
+
+
+def test_the_command_line_and_beat_at_the_same_moment_take_turns(place: Installation, shop: JobStack) -> None:
+    shop.up(sleep=1.0, labels={"schedule": HALF_A_DAY_AWAY, "missed": "once"})
+    clock = Clockwork(place, shop)
+    mark = clock.until_known(f"{HALF_A_DAY_AWAY} UTC")
+
+    clock.schedules.put(clock.key, Mark(mark.until - DAY, mark.schedule))
+    done = place.longshore("job", "run", shop.job, "--run-id", f"{shop.name}-by-hand")
+    runs = [*clock.started(1), clock.client.get(f"{shop.name}-by-hand")]
+
+    assert done.code == 0
+    assert [run.wait(60).exit_code for run in runs] == [0, 0]
+    spans = sorted(
+        (report.step("worker").data["id"], work["started_at"], work["finished_at"])
+        for report in (run.report() for run in runs)
+        for work in [report.step("work").data]
+    )
+    (_, one, until), (_, two, until_two) = spans
+    assert until < two or until_two < one, "one after the other"
+    assert shop.runs() == 2
+    assert shop.is_well()
