@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from longshore.orchestration import guards, results, saga
 from longshore.orchestration.compiled import CompiledPlan, StepId
@@ -130,6 +130,13 @@ class Report(_Part):
     left_over: list[str] = []
     #: Only of the run of a job: how the work ended, and how the stack stands.
     job: JobReport | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_it_is_not(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        if written.get("job", ...) is None:
+            del written["job"]
+        return written
 
     @property
     def ended(self) -> bool:

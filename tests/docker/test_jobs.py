@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,15 +22,16 @@ from longshore.orchestration.errors import (
     JobNotFound,
     JobTimeout,
     StartFailed,
-    StopFailed,
     WorkerFailed,
 )
+from longshore.orchestration.jobs import labels
+from longshore.orchestration.jobs.file import read_jobs
 from longshore.tasks.crash import JOB_POINTS
 from longshore.workers.jobs import JobWatch
 from tests.docker.job_stack import COUNT, RUNNING, JobStack, shop
 from tests.integration.conftest import MakeInstallation, module_installation
 from tests.integration.processes import Installation, Worker, wait_for
-from tests.servers import engine_url
+from tests.servers import IMAGE, engine_url, remove_project
 
 if TYPE_CHECKING:
     pass
@@ -35,6 +40,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.integration]
 assert shop
 assert module_installation
 
+ROOT = Path(__file__).resolve().parents[2]
 HOST = "web1"
 #: Seconds within which a stack has to be up again, once a worker is back.
 SOON = 60.0
@@ -424,4 +430,34 @@ def test_there_is_no_such_job(client: Client, shop: JobStack) -> None:
     assert failed.value.exit_code == 2
 
 
-assert StopFailed
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "jobs.md").read_text(), re.DOTALL)
+
+
+def test_the_page_about_jobs_does_what_it_says(
+    engine: APIClient, place: Installation, worker: Worker, tmp_path: Path
+) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = place.environment | {"IMAGE": IMAGE, "DOCKER_HOST": engine_url(), "PATH": path}
+    (shell,), python = blocks("sh"), "\n".join(["from longshore.orchestration import Client", *blocks("python")])
+    try:
+        for command in (["sh", "-e", "-c", shell], [sys.executable, "-c", python]):
+            done = subprocess.run(
+                command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "/mnt/copies/orders" in done.stdout or "succeeded healthy" in done.stdout
+    finally:
+        remove_project(engine, "jobs-example")
+
+
+def test_the_page_about_jobs_has_every_label() -> None:
+    text = (ROOT / "docs" / "jobs.md").read_text()
+    for label in (*labels._OF_CONTAINERS, *labels._OF_VOLUMES):
+        assert f"`{label}`" in text or f"`{labels.PREFIX}{label}`" in text, label
+
+
+def test_the_file_on_the_page_is_one(tmp_path: Path) -> None:
+    (tmp_path / "jobs.yaml").write_text(blocks("yaml")[0])
+    assert list(read_jobs(tmp_path / "jobs.yaml")) == ["weekly-dump"]
