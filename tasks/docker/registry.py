@@ -105,11 +105,11 @@ class Pull(Named):
         except NotThere as error:
             return impossible(ctx, f"{params.image}: {error.message}")
         except OperationError as error:
-            if image is None:
-                why = f"image {params.image!r} is not on the Docker host, and its registry cannot be asked"
-                return impossible(ctx, f"{why}: {error.message}")
             what = f"would fetch {params.image}; its registry cannot be asked: {error.message}"
-            return Prediction(what, changed=None, undo=undo)
+            # It may answer by then; as things are, a run would fail.
+            fails = image is None and not ctx.has_upstream
+            why = f"image {params.image!r} is not on the Docker host, and its registry cannot be asked"
+            return Prediction(what, changed=None, undo=undo, impossible=f"{why}: {error.message}" if fails else None)
         if image is not None and image.is_at(remote):
             return Prediction(f"{params.image} is what its registry has", changed=None if ctx.has_upstream else False)
         return Prediction(f"would fetch {params.image} ({remote[7:19]})", undo=undo)

@@ -30,7 +30,7 @@ def test_compose_resolves_the_deployment_without_a_warning(engine: docker.APICli
     )
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert sorted(done.stdout.split()) == ["control", "redis", "worker"]
+    assert sorted(done.stdout.split()) == ["beat", "control", "redis", "worker"]
 
 
 def test_the_deployment_scales_and_its_containers_are_one_host(engine: docker.APIClient, tmp_path: Path) -> None:
@@ -48,12 +48,13 @@ def test_the_deployment_scales_and_its_containers_are_one_host(engine: docker.AP
     volumes.append(f"{state}:/var/lib/longshore")
     python = str(Path(sys.prefix) / "bin" / "python")
     worker = {"entrypoint": [python, "-m", "celery", "-A", "longshore.workers", "worker"]}
+    beat = {"entrypoint": [python, "-m", "longshore.orchestration.cli", "beat"]}
     client = {"entrypoint": [python, "-m", "longshore.orchestration.cli"], "profiles": ["client"]}
     client |= {"environment": {"LONGSHORE_REDIS_URL": "redis://redis:6379/0", "HOME": "/tmp"}}
     redis = {"entrypoint": [folder["redis"]], "command": ["--protected-mode", "no", "--dir", "/data"]}
     listens = "import socket; socket.create_connection(('127.0.0.1', 6379), 1)"
     redis |= {"healthcheck": {"test": ["CMD", python, "-c", listens], "interval": "1s"}}
-    services = {"redis": redis, "control": worker, "worker": worker, "client": client}
+    services = {"redis": redis, "control": worker, "worker": worker, "beat": beat, "client": client}
     override = tmp_path / "override.yaml"
     override.write_text(
         yaml.safe_dump(

@@ -117,7 +117,9 @@ def test_an_image_that_no_registry_has_is_one_clear_error(step: MakeStep, regist
 
 def test_a_registry_that_is_away_may_come_back(step: MakeStep) -> None:
     pull = step("docker.pull.execute", image="127.0.0.1:1/lst-nothing:1")
-    assert pull.predict().changed is None
+    prediction = pull.predict()
+    assert prediction.changed is None
+    assert "its registry cannot be asked" in str(prediction.impossible), "now a run would fail"
     with pytest.raises(Transient):
         pull.act()
 

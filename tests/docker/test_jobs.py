@@ -34,7 +34,7 @@ from tests.integration.processes import Installation, Worker, wait_for
 from tests.servers import IMAGE, engine_url, remove_project
 
 if TYPE_CHECKING:
-    pass
+    from docker import APIClient
 
 pytestmark = [pytest.mark.docker, pytest.mark.integration]
 assert shop
