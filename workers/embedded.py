@@ -100,9 +100,11 @@ class Supervisor:
         self._worker: subprocess.Popen[bytes] | None = None
         #: The imports that the worker was started with.
         self._learned = ""
+        self._with_beat = False
 
     def run(self, *, for_ever: bool = False) -> None:
-        """Serve until idle, or until told to stop."""
+        """Serve until idle, or until told to stop; for ever with a beat, too."""
+        self._with_beat = for_ever
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         ending = self.folder / "ending"
@@ -178,6 +180,7 @@ class Supervisor:
                 sys.executable, "-m", "celery", "-A", "longshore.workers", "worker",
                 "--concurrency", str(self.settings.concurrency), "--loglevel", "INFO",
                 "--without-gossip", "--without-mingle", "--hostname", "embedded@%h",
+                *(["--beat"] if self._with_beat else []),
             ],
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -52,8 +52,10 @@ class Choices:
 def job_plan(
     job: Job, choices: Choices | None = None, *, reconstructed: bool = False, begin: bool = True, host: str = ""
 ) -> Plan:
-    """The plan of a job. `reconstructed`: its worker is there already, and the image is not asked for; `begin`:
-    whether that worker is started, if it never was; `host`: where, if not where the job says.
+    """The plan of a job.
+
+    `reconstructed`: its worker is there already, and the image is not asked for. `begin`: whether that worker is
+    started, if it never was, so that the stack has to stand still for it. `host`: where, if not where the job says.
 
     The worker is made before anything is stopped, and carries what ran: from then on the engine itself remembers
     what has to be started again.
@@ -69,10 +71,12 @@ def job_plan(
     worker = plan.step("worker", "job.worker.execute", **around, **_worker(job, chosen)).undo("none")
     if image is not None:
         worker.after(image)
-    stop = plan.step("stop", "job.stop.execute", **around, timeout=job.stop_timeout).after(worker).undo("none")
-    late = {} if begin else {"begin": False}
+    before, late = worker, {"begin": False}
+    if begin:
+        late = {}
+        before = plan.step("stop", "job.stop.execute", **around, timeout=job.stop_timeout).after(worker).undo("none")
     work = plan.step("work", "job.work.execute", **around, timeout=job.timeout, grace=job.grace, **late)
-    work.after(stop).undo("none").timeout(job.timeout + job.grace + _AROUND)
+    work.after(before).undo("none").timeout(job.timeout + job.grace + _AROUND)
     last = work
     if not chosen.keep_stopped:
         work.irreversible()

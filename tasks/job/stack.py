@@ -79,6 +79,9 @@ class Stop(Implementation[StopParams]):
         worker, snapshot = recall(docker, ctx, params)
         if worker is None:
             raise OperationError("the job's worker container was removed by somebody else: nothing was stopped")
+        if worker.started_at is not None and not worker.running:
+            # A run that Redis has lost, and that was past this: its stack may be up again.
+            return Outcome(changed=False, data={"stopped": []})
         with alone_with(ctx, docker, params, snapshot):
             stopped = stop_all(docker, snapshot.kept, params.timeout)
         point("job.stopped")

@@ -26,12 +26,13 @@ from longshore.orchestration.errors import (
 )
 from longshore.orchestration.jobs import labels
 from longshore.orchestration.jobs.file import read_jobs
+from longshore.orchestration.states import TERMINAL
 from longshore.tasks.crash import JOB_POINTS
 from longshore.workers.jobs import JobWatch
 from tests.docker.job_stack import COUNT, RUNNING, JobStack, shop
-from tests.integration.conftest import MakeInstallation, module_installation
+from tests.integration.conftest import QUICK, MakeInstallation, module_installation
 from tests.integration.processes import Installation, Worker, wait_for
-from tests.servers import IMAGE, engine_url, remove_project
+from tests.servers import IMAGE, RedisServer, engine_url, remove_project
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -369,6 +370,62 @@ def test_what_redis_has_lost_is_finished_from_the_labels(place: Installation, sh
     assert (report.job.result, report.job.restart, report.job.reconstructed) == ("succeeded", "healthy", True)
     assert shop.runs() == 1
     assert shop.workers() == []
+
+
+@pytest.mark.parametrize("point", ["job.created", "job.half-stopped", "job.recorded"])
+def test_what_is_killed_and_lost_is_finished_from_the_labels(
+    place: Installation, shop: JobStack, tmp_path: Path, point: str
+) -> None:
+    shop.up(sleep=1)
+    client, marker = place.client(), tmp_path / "killed"
+    doomed = place.worker("doomed", "-c", "2", LONGSHORE_CRASH_AT=f"{point}:{marker}")
+    doomed.start()
+    run = client.start_job(shop.job, run_id=f"{shop.name}-kl")
+    wait_for(f"it to be killed at {point}", marker.exists)
+    doomed.kill()
+    began = shop.started_at("db-1") if point == "job.recorded" else ""
+    assert place.redis.flushall()
+
+    with place.worker("healer", "-c", "2"):
+        wait_for("the run to be known again", lambda: client.store.body(run.id))
+        report = client.get(run.id).wait(SOON)
+
+    assert report.job is not None
+    assert (report.job.result, report.job.restart, report.job.reconstructed) == ("succeeded", "healthy", True)
+    assert shop.is_well()
+    assert shop.runs() == 1
+    assert shop.workers() == []
+    if began:
+        assert shop.started_at("db-1") == began, "it was up again, and is not stopped another time"
+
+
+def test_a_restart_of_redis_does_not_disturb_a_job(
+    shop: JobStack, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    server = RedisServer()
+    server.start()
+    made = Installation(server.url, tmp_path, docker_host=engine_url(), options=QUICK | {"host": HOST})
+    request.addfinalizer(server.close)
+    request.addfinalizer(made.close)
+    worker = made.worker("one", "-c", "2")
+    worker.start()
+    shop.up(sleep=2)
+    run = made.client().start_job(shop.job)
+    wait_for("the worker to be at work", shop.worker_is_running)
+
+    server.stop(signal.SIGKILL)
+    time.sleep(1)
+    server.start()
+
+    def over() -> bool:
+        worker.keep_alive()
+        return run.state() in TERMINAL
+
+    wait_for("it to end", over, SOON)
+    report = run.report()
+    assert report.job is not None
+    assert (report.exit_code, report.job.result, report.job.restart) == (0, "succeeded", "healthy")
+    assert shop.runs() == 1
 
 
 def test_a_stack_that_was_not_up_is_brought_up_later(

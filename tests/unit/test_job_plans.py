@@ -92,7 +92,7 @@ def test_a_run_can_be_made_again_from_the_workers_label() -> None:
     assert choices == Choices(keep_failed_worker=True)
     plan = job_plan(job, choices, reconstructed=True, begin=False, host="web2")
     plan.check()
-    assert list(plan.steps) == ["worker", "stop", "work", "start", "healthy", "remove"]
+    assert list(plan.steps) == ["worker", "work", "start", "healthy", "remove"]
     assert plan.target == "web2"
     assert plan.steps["work"].with_["begin"] is False
     again = again_plan(job, choices, "run-1")

@@ -114,7 +114,9 @@ def test_exactly_what_ran_is_stopped_and_started_in_order(docker: Stubborn) -> N
     assert started.data["started"] == ["shop-db-1", "shop-app-1", "shop-app-2", "shop-web-1"]
     assert made.outcome is not None
     assert "shop-extra-1" not in running(docker)
-    assert step("stop.execute").act().changed
+    assert not step("stop.execute").act().changed, "the work is over: it is not stopped again"
+    assert running(docker) >= {"shop-db-1", "shop-app-1"}
+    docker.calls.clear()
     assert not step("stop.execute").act().changed, "a second time there is nothing to do"
 
 
