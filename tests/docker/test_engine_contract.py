@@ -104,6 +104,45 @@ def test_labels_find_containers_stopped_ones_too(port: Engine) -> None:
     assert port.containers({"lst.contract": "another"}) == []
 
 
+def test_a_label_finds_whatever_its_value_is(port: Engine) -> None:
+    name = make(port)
+    found = port.rows({"label": ["lst.contract"]}, all_of_them=True)
+    assert f"/{name}" in [row["Names"][0] for row in found]
+    assert port.rows({"label": ["lst.nothing"]}, all_of_them=True) == []
+
+
+def test_volumes_are_found_by_a_label_with_all_that_they_have(port: Engine) -> None:
+    name = f"lst-{uuid.uuid4().hex[:8]}"
+    port.create_volume({"Name": name, "Labels": {name: "yes", "and": "more"}})
+    try:
+        assert port.labelled_volumes(name) == {name: {name: "yes", "and": "more"}}
+        assert port.labelled_volumes("lst.nothing") == {}
+    finally:
+        port.remove_volume(name)
+
+
+def test_it_is_known_whose_network_a_container_is_in(port: Engine) -> None:
+    first = look(port, make(port))
+    second = make(port, HostConfig={"NetworkMode": f"container:{first.id}"})
+    assert look(port, second).network_mode == f"container:{first.id}"
+    (row,) = port.rows({"label": [f"lst.contract={second}"]}, all_of_them=True)
+    assert row["HostConfig"]["NetworkMode"] == f"container:{first.id}"
+
+
+def test_what_a_container_says_is_followed_to_its_end(engine: docker.APIClient) -> None:
+    real = DockerEngine(engine_url())
+    said: list[tuple[int, bytes]] = []
+    name = make(real, Cmd=["sh", "-c", "echo one; sleep 0.5; echo two >&2"])
+    try:
+        real.start(name)
+        real.follow(name, lambda stream, piece: said.append((stream, piece)), lambda: False)
+        assert said == [(1, b"one\n"), (2, b"two\n")]
+        real.follow("lst-nothing", lambda *_: None, lambda: False)
+    finally:
+        engine.remove_container(name, force=True)
+        real.close()
+
+
 def test_pause_and_restart_policy(port: Engine) -> None:
     name = make(port)
     with pytest.raises(Conflict):

@@ -1,0 +1,126 @@
+"""What Redis knows of jobs: who was asked and has answered, what is dealt with, how they ended, how many may run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from longshore.orchestration.admission import Admission, Wanted
+from longshore.orchestration.breakers import Breakers
+from longshore.orchestration.errors import WaitTimeout
+from longshore.orchestration.hosts import Hosts, Node
+from longshore.orchestration.jobs import Entity
+from longshore.orchestration.jobs.board import Board, Seen
+from longshore.orchestration.jobs.schedule import Mark, Schedules, forget_ends, note_end, service
+from longshore.orchestration.store import Store
+from tests.servers import RedisServer
+from tests.store.bed import Bed
+from tests.store.test_store import connect
+
+assert connect
+KEY = "backup@web1"
+
+
+@pytest.fixture
+def store(bed: Bed) -> Store:
+    return bed.store
+
+
+def entity() -> Entity:
+    said = {"enabled": "true", "name": "backup", "worker.image": "backup:1"}
+    labels = {f"longshore.job.{key}": value for key, value in said.items()}
+    return Entity("container", "shop-db-1", labels | {"com.docker.compose.project": "shop"})
+
+
+def host(store: Store, name: str, **facts: Any) -> None:
+    Hosts(store).register(name, Node(f"one@{name}", queues=("docker", f"docker@{name}"), facts=facts))
+
+
+def test_an_answer_counts_from_the_number_that_was_asked_for(store: Store) -> None:
+    board = Board(store)
+    host(store, "web1")
+    assert (board.asked(), board.answered("web1")) == (0, -1)
+    with pytest.raises(WaitTimeout, match="no answer from web1"):
+        board.look(patience=0.1)
+    board.answer(Seen("web1", board.asked(), engine="E", entities=(entity(),)))
+    assert [(job.name, job.host) for job in board.last().jobs] == [("backup", "web1")]
+
+    with pytest.raises(WaitTimeout):
+        board.look(patience=0.1)  # that was the answer to another question
+    board.answer(Seen("web1", board.asked() + 1, engine="E", entities=(entity(),)))
+    assert [job.name for job in board.look(patience=0.1).jobs] == ["backup"]
+
+
+def test_whoever_has_no_engine_is_not_asked_and_whoever_is_silent_is_named(store: Store) -> None:
+    board = Board(store)
+    host(store, "web1")
+    host(store, "web2")
+    host(store, "plain", docker=None)
+    board.answer(Seen("web1", 1, entities=(entity(),)))
+    known = board.look(patience=0.1)
+    assert known.silent == ("web2",)
+    assert [str(finding) for finding in known.findings] == ["host web2: it did not answer"]
+    assert [job.name for job in known.jobs] == ["backup"]
+
+
+def test_without_a_host_there_is_nobody_to_ask(store: Store) -> None:
+    with pytest.raises(WaitTimeout, match="no host with a Docker engine"):
+        Board(store).look(patience=0.1)
+
+
+def test_marks_are_kept_and_forgotten(store: Store) -> None:
+    schedules = Schedules(store)
+    schedules.put(KEY, Mark(5, "* * * * * UTC"))
+    assert schedules.marks() == {KEY: Mark(5, "* * * * * UTC")}
+    schedules.forget([KEY, "another"])
+    assert schedules.marks() == {}
+
+
+def fail(store: Store, *numbers: int, result: str = "failed") -> None:
+    for number in numbers:
+        note_end(store, KEY, f"r{number}", result, number)
+
+
+def test_the_third_failure_in_a_row_opens_the_breaker_and_a_success_closes_it(store: Store) -> None:
+    breakers = Breakers(store)
+    fail(store, 1, 2, 2, 2)
+    assert not breakers.is_open(service(KEY)), "the same end, told several times, is one"
+    fail(store, 3, result="cancelled")
+    assert not breakers.is_open(service(KEY)), "what somebody has cancelled tells nothing"
+    fail(store, 4, result="timed_out")
+    (found,) = breakers.open()
+    assert (found.service, found.why) == (service(KEY), "3 runs in a row failed, the last is r4")
+    fail(store, 5, result="succeeded")
+    assert not breakers.is_open(service(KEY))
+    fail(store, 6, 7)
+    assert not breakers.is_open(service(KEY)), "and they are counted anew"
+
+
+def test_after_a_reset_they_are_counted_anew(store: Store) -> None:
+    breakers = Breakers(store)
+    fail(store, 1, 2, 3)
+    breakers.close(service(KEY))
+    forget_ends(store, service(KEY))
+    forget_ends(store, "another service")
+    fail(store, 4, 5)
+    assert not breakers.is_open(service(KEY))
+    fail(store, 6)
+    assert breakers.is_open(service(KEY))
+
+
+def test_so_many_jobs_run_at_once_and_other_runs_are_not_held_up(
+    server: RedisServer, connect: Callable[..., Store]
+) -> None:
+    store = connect(server.url, max_jobs=1, max_runs_per_plan=2)
+    admission = Admission(store)
+    body = {"plan": {"name": "job.a"}, "group": "jobs"}
+    for run_id, asked in {"j1": body, "j2": {**body, "plan": {"name": "job.b"}}, "p1": {"plan": {"name": "p"}}}.items():
+        assert admission.submit(run_id, asked) is None
+    assert [run_id for run_id, _ in admission.next()] == ["j1", "p1"]
+    wanted = Wanted.of({**body, "plan": {"name": "job.b"}})
+    assert admission.limit_of(wanted) == "plan"
+    assert admission.why_not(wanted, "plan") == "it waits for its turn: 1 jobs are live"
+    admission.release("j1", Wanted.of(body))
+    assert [run_id for run_id, _ in admission.next()] == ["j2"]
