@@ -183,12 +183,14 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
     if run.get("held") and (state is RunState.SUSPENDED or (error is None and state is RunState.PENDING)):
         error = ErrorReport(message=run["held"])
     cause = Cause(run["cause"]) if run.get("cause") else None
+    job = outcome(plan.plan, state, cause, reports)
+    code = _exit_code(plan, state, records, left) if state in TERMINAL else None
     return Report(
         run_id=run_id,
         plan=plan.plan.name,
         state=state,
         cause=cause,
-        exit_code=_exit_code(plan, state, records, left) if state in TERMINAL else None,
+        exit_code=job.exit if job is not None and code is not None else code,
         summary=summary(reports),
         started_at=_iso(started),
         duration_s=None if started is None else round(((ended or now) - started) / 1000, 3),
@@ -196,7 +198,7 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
         error=error,
         steps=reports,
         left_over=[_name(plan, i, steps.get(f"{Field.HOST}:{i}")) for i in left],
-        job=outcome(plan.plan, state, cause, reports),
+        job=job,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from longshore.orchestration import subplans, templates
 from longshore.orchestration.admission import JOBS
 from longshore.orchestration.errors import PlanError, Problem
+from longshore.orchestration.jobs.plan import RECONSTRUCTED
 from longshore.orchestration.operations import known
 from longshore.orchestration.params import resolve
 from longshore.orchestration.plan import Plan
@@ -19,8 +20,8 @@ from longshore.orchestration.store import SCHEMA_VERSION
 
 #: Characters of a concurrency key, rendered.
 _LONGEST_KEY = 256
-#: How the operations of jobs are called.
-_JOB = "job."
+#: How the operations of jobs are called, and the one without which nothing is begun, but only finished.
+_JOB, _BEGINS = "job.", "job.worker.execute"
 
 
 def request_body(plan: Plan, given: Mapping[str, Any], who: str) -> dict[str, Any]:
@@ -47,7 +48,8 @@ def request_body(plan: Plan, given: Mapping[str, Any], who: str) -> dict[str, An
 def shared(plan: Plan, params: dict[str, Any]) -> dict[str, Any]:
     """What the request says of that which it shares with other runs."""
     locks = sorted(set(_projects(plan, params)))
-    group = {"group": JOBS} if any(step.op.startswith(_JOB) for step in plan.steps.values()) else {}
+    begins = any(step.op == _BEGINS for step in plan.steps.values()) and RECONSTRUCTED not in plan.labels
+    group = {"group": JOBS} if begins else {}
     return _concurrency(plan, params) | ({"locks": locks} if locks else {}) | group
 
 
@@ -57,7 +59,8 @@ def _projects(plan: Plan, params: dict[str, Any]) -> Iterator[str]:
         target, project = step.target or plan.target, step.with_.get("project")
         operation = known(step.op)
         if step.op.startswith(_JOB) and target[:1] != "_":
-            yield from (f"{target}/{stack}" for stack in step.with_.get("stacks", ()))
+            stacks = [*step.with_.get("stacks", ()), *step.with_.get("beside", ())]
+            yield from (f"{target}/{stack}" for stack in stacks)
             yield from (f"{target}/container {name}" for name in step.with_.get("containers", ()))
             continue
         if operation is None or operation.queue != "compose" or operation.is_read_only(step.with_):

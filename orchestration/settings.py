@@ -100,6 +100,8 @@ class Settings(BaseSettings):
     jobs: str = ""
     #: How often beat has the jobs looked at that have a schedule.
     tick: Duration = 5.0
+    #: What this installation is called on its engines, where its workers name its Redis in different ways, or it moves.
+    installed_as: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
     #: How many jobs may run at once, of all stacks; the others wait in their order.
     max_jobs: int | None = Field(default=None, ge=1)
     #: Modules with own operations, imported by client and worker, separated by commas.
@@ -239,6 +241,8 @@ class Settings(BaseSettings):
         """The same for all parts of one installation, also after its Redis has lost everything: where that Redis is,
         and the name space.
         """
+        if self.installed_as:
+            return self.installed_as
         url = self.url()
         if url.startswith(SENTINEL):
             found = sentinel(url)
@@ -246,7 +250,8 @@ class Settings(BaseSettings):
         else:
             parts = urlsplit(url)
             host = "127.0.0.1" if parts.hostname == "localhost" else parts.hostname or ""
-            where = f"{host}:{parts.port or ''} {parts.path.rstrip('/') or '/0'}"
+            port = "" if "unix" in parts.scheme else parts.port or 6379
+            where = f"{host}:{port} {parts.path.rstrip('/') or '/0'}"
         return hashlib.sha256(f"{where} {self.namespace}".encode()).hexdigest()[:16]
 
     def broker_prefix(self) -> str:

@@ -22,13 +22,14 @@ from longshore.orchestration.jobs.plan import again_plan, from_recipe, job_plan
 from longshore.orchestration.plan import Plan
 from longshore.orchestration.states import TERMINAL
 from longshore.orchestration.store import Store
-from longshore.tasks.engine import close_engine, engine
+from longshore.tasks.engine import EngineTimeout, close_engine, engine
 from longshore.tasks.job.found import Left, described, workers
+from longshore.tasks.job.snapshot import KEPT_NAME
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks for what was left.
-_EVERY = 10.0
+#: Between two looks for what was left: so many leases, ten seconds by default.
+_EVERY = 2 / 3
 #: Seconds after its end, or that of the one before, that a stack that did not come up is tried once more.
 _AGAIN = (60.0, 300.0, 1500.0)
 
@@ -53,10 +54,10 @@ class JobWatch:
         if not self._here:
             return
         asked = self.board.asked()
-        if asked > self._answered:
+        if asked != self._answered:  # smaller, where Redis was emptied
             self._in_background("answer", lambda: self._answer(asked))
         if time.monotonic() >= self._look_at:
-            self._look_at = time.monotonic() + _EVERY
+            self._look_at = time.monotonic() + _EVERY * self.store.settings.lease
             self._in_background("finish", self.finish)
 
     def _in_background(self, name: str, do: Callable[[], None]) -> None:
@@ -78,7 +79,7 @@ class JobWatch:
         self._threads[name].start()
 
     def _answer(self, asked: int) -> None:
-        if self.board.answered(self.host) < asked:
+        if self.board.answered(self.host) != asked:
             try:
                 where, stacks, entities = described(engine())
                 seen = Seen(self.host, asked, engine=where, stacks=stacks, entities=entities)
@@ -98,10 +99,12 @@ class JobWatch:
                     suspects.add(left.id)
                     if left.id in self._suspects:
                         self._take_up(left)
-            except StoreUnavailable:
+            except (StoreUnavailable, EngineTimeout):
                 raise
             except LongshoreError as error:
                 log.warning("worker container %s: %s", left.name, error)
+            except Exception:  # one that cannot be understood must not keep the others from being taken up
+                log.exception("worker container %s cannot be taken up", left.name)
         self._suspects = suspects
 
     def _is_left(self, left: Left) -> bool:
@@ -115,8 +118,10 @@ class JobWatch:
             self._reconstruct(left)
             return
         found = self._report(left.run_id)
-        if found is None or found[0].restart in {"healthy", "not_needed", "kept_stopped"}:
-            self._remove(left)
+        if found is None:
+            return  # somebody else has just taken it up
+        if found[0].restart in {"healthy", "not_needed", "kept_stopped"}:
+            self._clear(left)
             return
         ended = found[1]
         for number, pause in enumerate(_AGAIN, 1):
@@ -124,18 +129,20 @@ class JobWatch:
             if self.store.body(again) is None:
                 if self.store.now() - ended >= pause * 1000:
                     job, choices = from_recipe(left.recipe)
-                    self._start(again, again_plan(job, choices, left.run_id), "its stack is not up")
+                    self._start(again, again_plan(job, choices, left.run_id, self.host), "its stack is not up")
                 return
             later = self._report(again)
             if later is None:
                 return  # it is at it
             if later[0].restart == "healthy":
-                self._remove(left)
+                self._clear(left)
                 return
             ended = later[1]
+        log.error("run %s: its stack did not come up: %s is kept to be looked at", left.run_id, left.name)
+        engine().rename(left.id, left.name + KEPT_NAME)
 
     def _report(self, run_id: str) -> tuple[JobReport, int] | None:
-        """The job's part of the report of a run that rests, and when it ended; None of one that is live."""
+        """The job's part of the report of a run that rests, and when it ended; None of one that is live, or no job."""
         body = self.store.body(run_id)
         run, steps = self.store.everything(run_id)
         if body is None or run.get("state") not in TERMINAL:
@@ -162,9 +169,13 @@ class JobWatch:
         except RunConflict:
             log.info("run %s is taken up by somebody else", run_id)
 
-    def _remove(self, left: Left) -> None:
-        """The result is recorded, and nothing waits for the container."""
+    def _clear(self, left: Left) -> None:
+        """The result is recorded, and nothing waits for the container; somebody may want to look at it."""
         docker = engine()
+        now = docker.inspect(left.id)
+        if now is not None and now.exit_code and not now.running and from_recipe(left.recipe)[1].keep_failed_worker:
+            docker.rename(left.id, left.name + KEPT_NAME)
+            return
         if left.running:
             docker.stop(left.id, None)
         docker.remove(left.id)

@@ -93,7 +93,7 @@ def _as_data(job: Job, now: int) -> dict[str, Any]:
     from longshore.orchestration.jobs.schedule import upcoming  # noqa: PLC0415 - see cli.common
 
     following = upcoming(job, now)
-    hidden = {"templated", "loose"}
+    hidden = {"templated", "loose", "projects"}
     said = {key: value for key, value in dataclasses.asdict(job).items() if key not in hidden}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in said.items()} | {
         "next": following.isoformat() if following else None

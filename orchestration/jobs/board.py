@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,9 @@ class Known:
 
     jobs: tuple[Job, ...] = ()
     findings: tuple[Finding, ...] = ()
-    #: Hosts that were asked and did not answer.
-    silent: tuple[str, ...] = field(default=())
+    #: Hosts that were asked and did not answer; and those that did, without an error.
+    silent: tuple[str, ...] = ()
+    answered: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -150,7 +151,7 @@ def _declared(files: Iterable[Path]) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def merged(seen: Mapping[str, Seen], declared: Mapping[str, Mapping[str, Any]], silent: Iterable[str] = ()) -> Known:
+def merged(seen: Mapping[str, Seen], declared: Mapping[str, Mapping[str, Any]], silent: Sequence[str] = ()) -> Known:
     """The jobs of all hosts. Two hosts with one engine have the same jobs: the first of them does them."""
     findings = [Finding("host", host, "", "it did not answer") for host in silent]
     findings += [Finding("host", one.host, "", one.error) for one in seen.values() if one.error]
@@ -162,7 +163,7 @@ def merged(seen: Mapping[str, Seen], declared: Mapping[str, Mapping[str, Any]], 
     jobs: list[Job] = []
     placed: set[str] = set()
     for one in places:
-        here = _of_host(one, declared, twins, alone=len(places) == 1)
+        here = _of_host(one, declared, twins, alone=len(by_engine) + len(silent) == 1)
         placed |= here.keys()
         found = discover(one.entities, here)
         jobs += [replace(job, host=one.host) for job in found.jobs]
@@ -171,7 +172,8 @@ def merged(seen: Mapping[str, Seen], declared: Mapping[str, Mapping[str, Any]], 
         where = declared[name].get("host")
         why = f"no answer from its host {where}" if where else "no host has its stack: say which, by host"
         findings.append(Finding("job", name, "host", why))
-    return Known(tuple(sorted(jobs, key=_by_name)), tuple(findings), tuple(silent))
+    answered = tuple(host for host, one in seen.items() if not one.error)
+    return Known(tuple(sorted(jobs, key=_by_name)), tuple(findings), tuple(silent), answered)
 
 
 _by_name: Callable[[Job], tuple[str, str]] = lambda job: (job.name, job.host)  # noqa: E731 - a key

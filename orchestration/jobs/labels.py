@@ -94,6 +94,8 @@ class Job:
     name: str
     image: str
     stacks: tuple[str, ...] = ()
+    #: Compose projects that the targets are of, under whatever name of a stack.
+    projects: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     #: Those of the targets that are of no stack.
     loose: tuple[str, ...] = ()
@@ -204,6 +206,10 @@ _OF_CONTAINERS = frozenset({"enabled", "name", *_READ})
 _OF_VOLUMES = frozenset({"attach", "mount.path", "mount.mode"})
 
 
+#: Of a job, what its containers say together.
+_SETS = ("stacks", "projects", "targets", "loose")
+
+
 def discover(entities: Iterable[Entity], declared: Mapping[str, Mapping[str, Any]] | None = None) -> Discovered:
     """The jobs that labels and a file describe, the same whatever the order of the entities is.
 
@@ -215,7 +221,9 @@ def discover(entities: Iterable[Entity], declared: Mapping[str, Mapping[str, Any
     fields: dict[str, dict[str, Any]] = {}
     said_by: dict[tuple[str, str], str] = {}
     for name, said in sorted((declared or {}).items()):
-        known = fields[name] = {"targets": set(), "loose": set(), "stacks": set(), "env": {}} | dict(said)
+        known = fields[name] = {"targets": set(), "loose": set(), "stacks": set(), "projects": set(), "env": {}} | dict(
+            said
+        )
         for key in ("targets", "stacks"):
             known[key] = set(known[key])
         known["env"] = dict(known["env"])
@@ -232,7 +240,9 @@ def discover(entities: Iterable[Entity], declared: Mapping[str, Mapping[str, Any
         if not known.get("image"):
             findings.append(Finding("job", name, f"{PREFIX}worker.image", "nothing says which image does the work"))
             continue
-        known |= {key: tuple(sorted(known[key])) for key in ("stacks", "targets", "loose")}
+        if not (known["targets"] if known.get("scope") == "containers" else known["stacks"] or known["targets"]):
+            findings.append(Finding("job", name, "stacks", "nothing is stopped for it", warning=True))
+        known |= {key: tuple(sorted(known[key])) for key in _SETS}
         jobs.append(Job(**known | {"name": name, "mounts": tuple(mounts.get(name, ()))}))
     return Discovered(tuple(jobs), tuple(findings))
 
@@ -261,8 +271,10 @@ def _add_target(
         why = f"{name!r} is no name: letters, digits, dots, _ and -" if name else "a job that is enabled needs a name"
         findings.append(Finding("container", entity.name, f"{PREFIX}name", why))
         return
-    job = fields.setdefault(name, {"targets": set(), "loose": set(), "stacks": set(), "env": {}})
+    job = fields.setdefault(name, {key: set() for key in _SETS} | {"env": {}})
     job["targets"].add(entity.name)
+    if project := entity.labels.get(PROJECT):
+        job["projects"].add(project)
     if stack := entity.labels.get(STACK) or entity.labels.get(PROJECT):
         job["stacks"].add(stack)
         job["loose"].discard(entity.name)

@@ -46,11 +46,18 @@ class JobReport(BaseModel):
     #: Whether the record was made again out of the labels of the worker.
     reconstructed: bool = False
 
+    @property
+    def exit(self) -> int:
+        """The exit code of a run that has ended: 3 where the stack is not fully up, whatever became of the work."""
+        if self.restart in {"failed", None}:
+            return 3
+        return 0 if self.result in {"succeeded", None} else 1
+
 
 def outcome(plan: Plan, state: RunState, cause: Cause | None, steps: Sequence[StepReport]) -> JobReport | None:
     """Of the run of a job; None of any other."""
-    found = {step.name: step for step in steps}
-    if LABEL not in plan.labels or "remove" not in found:
+    found = {step.op.split(".")[1]: step for step in steps if step.op.startswith("job.")}
+    if LABEL not in plan.labels or "remove" not in found or not {"healthy", "work"} & found.keys():
         return None
     if "work" not in found:  # only the stack is brought up, once more
         name = plan.labels[LABEL]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -62,20 +62,23 @@ def job_plan(
     """
     chosen = choices or Choices()
     job = chosen.of(job)
-    plan = _plan(replace(job, host=host or job.host), {RECONSTRUCTED: "true"} if reconstructed else {})
+    plan = _plan(job, host, {RECONSTRUCTED: "true"} if reconstructed else {}, waits=reconstructed)
     around = _around(job)
     image = None
     if not reconstructed:
         image = plan.step("image", "docker.pull.execute", image=_literal(job.image), policy=job.pull).undo("none")
         image.describe("The image is there before anything is stopped")
-    worker = plan.step("worker", "job.worker.execute", **around, **_worker(job, chosen)).undo("none")
+    made = {"make": False} if reconstructed else {}
+    worker = plan.step("worker", "job.worker.execute", **around, **_worker(job, chosen), **made).undo("none")
     if image is not None:
         worker.after(image)
-    before, late = worker, {"begin": False}
+    before = worker
+    late: dict[str, Any] = {"begin": False}
     if begin:
         late = {}
         before = plan.step("stop", "job.stop.execute", **around, timeout=job.stop_timeout).after(worker).undo("none")
-    work = plan.step("work", "job.work.execute", **around, timeout=job.timeout, grace=job.grace, **late)
+    late |= {"timeout": job.timeout, "grace": job.grace}
+    work = plan.step("work", "job.work.execute", **around, stop_timeout=job.stop_timeout, **late)
     work.after(before).undo("none").timeout(job.timeout + job.grace + _AROUND)
     last = work
     if not chosen.keep_stopped:
@@ -86,32 +89,47 @@ def job_plan(
     return plan
 
 
-def again_plan(job: Job, choices: Choices, run_id: str) -> Plan:
+def again_plan(job: Job, choices: Choices, run_id: str, host: str = "") -> Plan:
     """Once more for a stack that a run could not bring up: what of the job comes after the work."""
-    plan, around = _plan(job, {}), _around(job) | {"run": run_id}
+    plan, around = _plan(job, host, {}, waits=True), _around(job) | {"run": run_id}
     start = _start(plan, job, around)
     healthy = _healthy(plan, job, around).after(start)
     _remove(plan, around, choices).after(healthy)
     return plan
 
 
-def _plan(job: Job, labels: dict[str, str]) -> Plan:
-    """Without its steps."""
+def _plan(job: Job, host: str, labels: dict[str, str], *, waits: bool) -> Plan:
+    """Without its steps. `waits`: it has its turn whatever the job says of overlaps."""
     return Plan(
         f"job.{job.name}"[:64],
         labels={LABEL: job.name} | labels,
-        target=job.host or "_any",
-        concurrency=Concurrency(key=_literal(f"job {job.host}/{job.name}"), limit=1, on_limit=job.overlap),
+        target=host or job.host or "_any",
+        concurrency=Concurrency(
+            key=_literal(f"job {job.host}/{job.name}"), limit=1, on_limit="queue" if waits else job.overlap
+        ),
     )
 
 
 def _around(job: Job) -> dict[str, Any]:
-    stacks = [] if job.scope == "containers" else list(job.stacks)
-    return {"job": job.name, "stacks": stacks, "containers": list(job.alone)}
+    stacks = () if job.scope == "containers" else job.stacks
+    beside = sorted({*job.stacks, *job.projects} - set(stacks))
+    said = {"job": job.name, "stacks": _literals(stacks), "containers": _literals(job.alone)}
+    return said | ({"beside": _literals(beside)} if beside else {})
+
+
+def _literals(names: Iterable[str]) -> list[str]:
+    return [_literal(name) for name in names]
 
 
 def _start(plan: Plan, job: Job, around: dict[str, Any]) -> StepHandle:
-    step = plan.step("start", "job.start.execute", **around, timeout=job.start_timeout, grace=job.grace)
+    step = plan.step(
+        "start",
+        "job.start.execute",
+        **around,
+        timeout=job.start_timeout,
+        grace=job.grace,
+        stop_timeout=job.stop_timeout,
+    )
     return step.always().undo("none")
 
 
@@ -138,7 +156,7 @@ def _worker(job: Job, choices: Choices) -> dict[str, Any]:
 
 #: What a run is made again by, should Redis lose it: all but what the worker, which is there, was made of.
 _KEPT: tuple[str, ...] = (
-    *("name", "image", "stacks", "targets", "loose", "scope", "host", "overlap"),
+    *("name", "image", "stacks", "projects", "targets", "loose", "scope", "host", "overlap"),
     *("stop_timeout", "start_timeout", "timeout", "grace"),
 )
 
@@ -151,16 +169,16 @@ def recipe(job: Job, choices: Choices) -> str:
 
 
 def from_recipe(text: str) -> tuple[Job, Choices]:
-    """The other way round. ValueError for what is none."""
-    try:
-        kept: Mapping[str, Any] = json.loads(text)
-        found: dict[str, Any] = {
-            name: tuple(kept[name]) if isinstance(kept[name], list) else kept[name] for name in _KEPT
-        }
-        choices = Choices(keep_stopped=bool(kept["keep_stopped"]), keep_failed_worker=bool(kept["keep_failed_worker"]))
-        return Job(**found), choices
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"it lacks {error}") from None
+    """The other way round; what an older version has not kept has its default. ValueError for what is none."""
+    kept: Mapping[str, Any] = json.loads(text)
+    found: dict[str, Any] = {
+        name: tuple(kept[name]) if isinstance(kept[name], list) else kept[name] for name in _KEPT if name in kept
+    }
+    if not {"name", "image"} <= found.keys():
+        raise ValueError("it names no job, or no image")
+    return Job(**found), Choices(
+        keep_stopped=bool(kept.get("keep_stopped")), keep_failed_worker=bool(kept.get("keep_failed_worker"))
+    )
 
 
 def _literal(text: str) -> str:

@@ -6,6 +6,7 @@ the planned time, so that two beats, or two ticks at once, start one run.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -29,12 +30,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Seconds after its planned time at which a start still is on time.
+#: Seconds after its planned time at which a start still is on time, or two ticks where those are longer.
 ON_TIME = 60.0
+#: Seconds for which what a host has said last tells whether something of it is due.
+_FRESH = 90.0
 #: Seconds between two times that the hosts are asked for their jobs, where nothing is due.
 _REFRESH = 30.0
 #: Planned times that are caught up with at most, the latest.
 _CAUGHT_UP = 100
+#: Characters of a run id before its planned time.
+_LONGEST = 108
 #: Failures in a row after which a job is not started by its schedule any more.
 FAILURES = 3
 #: Ends of runs that are kept of a job.
@@ -70,18 +75,20 @@ def upcoming(job: Job, now: int) -> datetime | None:
     return next(iter(CronSim(job.schedule, here)), None)
 
 
-def chosen(missed: Missed, times: Sequence[int], now: int) -> list[int]:
+def chosen(missed: Missed, times: Sequence[int], now: int, on_time: float = ON_TIME) -> list[int]:
     """Which of the planned times that have passed are started now, eldest first."""
     if missed == "all":
         return list(times)
     if missed == "once":
         return list(times[-1:])
-    return [at for at in times[-1:] if now - at <= ON_TIME * 1000]
+    return [at for at in times[-1:] if now - at <= on_time * 1000]
 
 
 def run_id_of(job: Job, at: int) -> str:
     stem = f"{job.name}@{job.host}" if job.host else job.name
-    return f"{stem[:108]}.{datetime.fromtimestamp(at / 1000, UTC):%Y%m%dT%H%M%SZ}"
+    if len(stem) > _LONGEST:
+        stem = f"{stem[: _LONGEST - 9]}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
+    return f"{stem}.{datetime.fromtimestamp(at / 1000, UTC):%Y%m%dT%H%M%SZ}"
 
 
 @dataclass(frozen=True)
@@ -124,8 +131,10 @@ def tick(client: Client, files: Iterable[Path]) -> list[Run]:
     board, schedules = Board(store), Schedules(store)
     now = store.now()
     known, marks = board.last(paths), schedules.marks()
-    age = min((now - one.at for one in board.seen().values()), default=now)
-    if age >= _REFRESH * 1000 or any(_due(job, marks.get(key_of(job)), now) for job in known.jobs):
+    ages = {host: (now - one.at) / 1000 for host, one in board.seen().items()}
+    # A host that is alive and says nothing must not have every tick wait for it.
+    fresh = [job for job in known.jobs if ages.get(job.host, _FRESH) < _FRESH]
+    if min(ages.values(), default=now) >= _REFRESH or any(_due(job, marks.get(key_of(job)), now) for job in fresh):
         try:
             known = board.look(paths, patience=5.0)
         except WaitTimeout as error:
@@ -134,8 +143,10 @@ def tick(client: Client, files: Iterable[Path]) -> list[Run]:
     started: list[Run] = []
     for job in known.jobs:
         if job.schedule:
-            started += _start_due(client, schedules, job, marks.get(key_of(job)), now)
-    _clean(schedules, known, marks)
+            mark = marks.get(key_of(job)) or _inherited(board, job, marks, known)
+            started += _start_due(client, schedules, job, mark, now)
+    there = {key_of(job) for job in known.jobs}
+    schedules.forget(key for key in marks if key not in there and key.rpartition("@")[2] in known.answered)
     return started
 
 
@@ -161,7 +172,7 @@ def _start_due(client: Client, schedules: Schedules, job: Job, mark: Mark | None
         schedules.put(key, Mark(times[-1], mark.schedule))
         return []
     started = []
-    for at in chosen(job.missed, times, now):
+    for at in chosen(job.missed, times, now, max(ON_TIME, 2 * client.settings.tick)):
         try:
             started.append(client.start(job_plan(job), run_id=run_id_of(job, at)))
         except RunConflict:
@@ -169,18 +180,20 @@ def _start_due(client: Client, schedules: Schedules, job: Job, mark: Mark | None
         except (QueueFull, StoreUnavailable) as error:
             log.warning("job %s: the start planned for %s has to wait: %s", key, at, error)
             return started
-        except LongshoreError:
-            log.exception("job %s cannot be started", key)
+        except LongshoreError as error:
+            log.error("job %s cannot be started: %s", key, error)
     schedules.put(key, Mark(times[-1], mark.schedule))
     return started
 
 
-def _clean(schedules: Schedules, known: Known, marks: dict[str, Mark]) -> None:
-    """Forget jobs that are no more, of hosts that did answer."""
-    if known.silent or known.errors:
-        return
-    there = {key_of(job) for job in known.jobs}
-    schedules.forget(key for key in marks if key not in there)
+def _inherited(board: Board, job: Job, marks: dict[str, Mark], known: Known) -> Mark | None:
+    """Of a job that another host with the same engine had until now, which is not there any more."""
+    seen = board.seen()
+    here = seen[job.host].engine if job.host in seen else ""
+    for host, one in seen.items():
+        if here and one.engine == here and host not in known.answered and (mark := marks.get(f"{job.name}@{host}")):
+            return mark
+    return None
 
 
 # --- how they end ---------------------------------------------------------------------------------
@@ -194,15 +207,16 @@ def note_end(store: Store, key: str, run_id: str, result: str, ended: int) -> No
     if result == "cancelled":
         return
     name = store.keys.job(key)
-    if not store.call(store.client.zadd, name, {f"{run_id} {result}": ended}):
-        return
+    store.call(store.client.zadd, name, {f"{run_id} {result}": ended})
     store.call(store.client.zremrangebyrank, name, 0, -_KEPT - 1)
     breakers = Breakers(store)
+    # By what is known of the last ones, whoever tells of which: a run's end may be told of more than once.
     last = store.call(store.client.zrevrange, name, 0, FAILURES - 1)
-    if result == "succeeded":
+    good = [member.endswith(" succeeded") for member in last]
+    if good[0]:
         breakers.close(service(key))
-    elif len(last) == FAILURES and not any(member.endswith(" succeeded") for member in last):
-        why = f"{FAILURES} runs in a row failed, the last is {run_id}"
+    elif len(last) == FAILURES and not any(good):
+        why = f"{FAILURES} runs in a row failed, the last is {last[0].rpartition(' ')[0]}"
         if breakers.hold(service(key), why):
             log.error("job %s is not started by its schedule any more: %s", key, why)
             store.add_event(run_id, "breaker_opened", {"service": service(key), "error": why})

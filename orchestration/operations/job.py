@@ -19,6 +19,9 @@ class JobParams(Params):
     job: str = Field(min_length=1, description="The job's name")
     stacks: list[str] = Field([], description="Compose projects, all that runs of which stands still")
     containers: list[str] = Field([], description="Further containers that stand still")
+    beside: list[str] = Field(
+        [], description="Stacks that only a part of stands still for it: nobody else changes them"
+    )
     run: str = Field("", description="The run whose worker it is, where that is another one")
 
 
@@ -37,6 +40,7 @@ class WorkerParams(JobParams):
     command: list[Text] = Field([], description="The image's own, if left out")
     env: dict[str, Text] = Field({}, description="Beside LONGSHORE_JOB_NAME, LONGSHORE_RUN_ID and LONGSHORE_STACK")
     mounts: list[JobMount] = []
+    make: bool = Field(default=True, description="false: it has been made, and nobody can make it again")
     recipe: str = Field("{}", description="What the run is made again by, should Redis lose it")
 
 
@@ -51,6 +55,7 @@ class WorkParams(JobParams):
 
     timeout: Seconds = Field(3600.0, description="From its start to its TERM")
     grace: Duration = Field(10.0, description="From its TERM to its KILL")
+    stop_timeout: Seconds = Field(30.0, description="Of what came up again since it was stopped")
     begin: bool = Field(default=True, description="Whether one that was never started is started still")
 
 
@@ -58,6 +63,7 @@ class StartParams(JobParams):
     """Exactly what ran before, in the order of its dependencies."""
 
     timeout: Seconds = Field(30.0, description="That what others depend on has to be well")
+    stop_timeout: Seconds = Field(30.0, description="How long a stop that was interrupted may still be carried out")
     grace: Duration = Field(10.0, description="For a worker that is still at work, because nobody could stop it")
 
 

@@ -123,6 +123,17 @@ class Calls:
             raise classified(response.status_code, _message(response))
         return response
 
+    @contextlib.contextmanager
+    def _read(self) -> Iterator[None]:
+        """Around the reading of an answer that comes bit by bit: what breaks off is the engine's not answering."""
+        from requests.exceptions import RequestException  # noqa: PLC0415 - comes with docker
+        from urllib3.exceptions import HTTPError  # noqa: PLC0415 - likewise
+
+        try:
+            yield
+        except (RequestException, HTTPError, OSError) as error:
+            raise self._away(error) from error
+
     def _away(self, error: BaseException) -> OperationError:
         if any(isinstance(link, PermissionError) for link in _links(error)):
             remedy = "let the worker's user be in group docker"

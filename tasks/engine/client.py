@@ -26,6 +26,8 @@ from longshore.tasks.machine.process import Tail
 
 #: The engine's own grace where neither call nor container has one.
 _STOP_TIMEOUT = 10.0
+#: Seconds without a word from a container that is followed.
+_FOLLOW_TIMEOUT = 300.0
 
 
 class DockerEngine(ImageCalls):
@@ -160,12 +162,12 @@ class DockerEngine(ImageCalls):
         params: dict[str, Any] = {"stdout": 1, "stderr": 1, "follow": 1}
         params |= {"since": f"{since:.3f}"} if since is not None else {}
         try:
-            response = self._call("GET", f"{path}/logs", params=params, stream=True)
+            response = self._call("GET", f"{path}/logs", params=params, stream=True, timeout=_FOLLOW_TIMEOUT)
         except OperationError as error:
             if "logging driver" not in error.message.lower():
                 raise
             return  # what it says goes elsewhere, or nowhere
-        with contextlib.closing(response):
+        with contextlib.closing(response), self._read():
             chunks = response.iter_content(None)
             frames = ((1, chunk) for chunk in chunks) if raw["Config"]["Tty"] else hijacked.frames(chunks)
             for kind, piece in frames:

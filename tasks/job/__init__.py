@@ -1,5 +1,5 @@
 """The `job.*` operations: to import this is to have their implementations."""
 
-from longshore.tasks.job import found, snapshot, stack, worker
+from longshore.tasks.job import follow, found, snapshot, stack, worker
 
-__all__ = ["found", "snapshot", "stack", "worker"]
+__all__ = ["follow", "found", "snapshot", "stack", "worker"]

@@ -9,20 +9,23 @@ from longshore.orchestration.jobs.labels import PREFIX, PROJECT, STACK, Entity
 from longshore.tasks.compose.scope import identity
 from longshore.tasks.docker import spec
 from longshore.tasks.engine import Engine
-from longshore.tasks.job.snapshot import KEPT_NAME, KIND, OF, RECIPE
+from longshore.tasks.job.snapshot import KEPT_NAME, KIND, OF, ONEOFF, RECIPE
 
 
 def described(docker: Engine) -> tuple[str, tuple[str, ...], tuple[Entity, ...]]:
-    """Which engine it is, its stacks, and the containers and volumes with labels of jobs: three calls."""
-    rows = docker.rows({"label": [f"{PREFIX}enabled"]}, all_of_them=True)
+    """Which engine it is, its stacks, and the containers and volumes with labels of jobs: two calls."""
+    rows = docker.rows({}, all_of_them=True)
     entities = [
         Entity("container", row["Names"][0].removeprefix("/"), _of_jobs(row["Labels"]))
         for row in rows
-        if row["Names"] and row["Labels"].get(spec.KIND) is None
+        if row["Names"]
+        and any(label.startswith(PREFIX) for label in row["Labels"])
+        and row["Labels"].get(spec.KIND) is None
+        and row["Labels"].get(ONEOFF) != "True"
     ]
     volumes = docker.labelled_volumes(f"{PREFIX}attach")
     entities += [Entity("volume", name, _of_jobs(labels)) for name, labels in volumes.items()]
-    stacks = {row["Labels"][PROJECT] for row in docker.rows({"label": [PROJECT]}, all_of_them=True)}
+    stacks = {row["Labels"][label] for row in rows for label in (PROJECT, STACK) if row["Labels"].get(label)}
     return (
         identity(docker),
         tuple(sorted(stacks)),
@@ -43,9 +46,14 @@ class Left:
     run_id: str
     recipe: str
     made: float
-    running: bool
+    #: As the engine has it: created, running, exited, …
+    state: str
     #: The installation that made it.
     of: str = ""
+
+    @property
+    def running(self) -> bool:
+        return self.state in {"running", "paused", "restarting"}
 
     @property
     def is_kept(self) -> bool:
@@ -59,7 +67,7 @@ def workers(docker: Engine) -> list[Left]:
     return [
         Left(
             row["Id"], row["Names"][0].removeprefix("/"), row["Labels"].get(spec.RUN, ""),
-            row["Labels"].get(RECIPE, "{}"), float(row["Created"]), row["State"] == "running",
+            row["Labels"].get(RECIPE, "{}"), float(row["Created"]), row["State"],
             row["Labels"].get(OF, ""),
         )
         for row in rows

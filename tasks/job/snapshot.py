@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight
+from longshore.orchestration.jobs.labels import STACK
 from longshore.orchestration.operations.job import JobParams
+from longshore.orchestration.settings import get_settings
 from longshore.tasks.compose import revisions
 from longshore.tasks.compose.cli import PROJECT, Source
 from longshore.tasks.compose.state import Member
@@ -23,7 +25,7 @@ SNAPSHOT = "longshore.job.snapshot"
 RECIPE = "longshore.job.recipe"
 #: Which installation it is of: several may use one engine.
 OF = "longshore.job.installation"
-_ONEOFF = "com.docker.compose.oneoff"
+ONEOFF = "com.docker.compose.oneoff"
 #: Ends the name of a worker that failed and is kept to be looked at.
 KEPT_NAME = "--kept"
 #: How a container says whose network it is in.
@@ -44,11 +46,15 @@ class Kept:
     #: The container whose network it is in.
     joins: str = ""
     paused: bool = False
+    #: Seconds that it asks for itself, between its TERM and its KILL.
+    grace: int = 0
     #: In which way it was not well before; '' where it was.
     ill: str = ""
+    #: Whether it is meant to end, with 0.
+    ends: bool = False
 
     @classmethod
-    def of(cls, container: Container) -> Kept:
+    def of(cls, container: Container, ends: Set[tuple[str, str]] = frozenset()) -> Kept:
         member = Member.of(container)
         ill = "restarting" if container.restarting else "unhealthy" if container.health == "unhealthy" else ""
         return cls(
@@ -60,7 +66,9 @@ class Kept:
             depends_on=member.depends_on,
             joins=joins(container),
             paused=container.paused,
+            grace=container.stop_timeout or 0,
             ill=ill,
+            ends=(container.labels.get(PROJECT, ""), member.service) in ends,
         )
 
 
@@ -99,8 +107,8 @@ def meant(docker: Engine, stacks: Sequence[str], names: Sequence[str]) -> list[C
     """The containers that a job names. Preflight says which stack or container there is none of."""
     found: dict[str, Container] = {}
     for stack in stacks:
-        there = [one for label in (PROJECT, "longshore.stack") for one in docker.containers({label: stack})]
-        there = [one for one in there if one.labels.get(_ONEOFF, "False") != "True" and spec.KIND not in one.labels]
+        there = [one for label in (PROJECT, STACK) for one in docker.containers({label: stack})]
+        there = [one for one in there if _is_of(one, stack)]
         if not there:
             raise Preflight(f"there are no containers of stack {stack!r}", remedy="is its name right, and its host?")
         found |= {one.id: one for one in there}
@@ -112,6 +120,12 @@ def meant(docker: Engine, stacks: Sequence[str], names: Sequence[str]) -> list[C
     return list(found.values())
 
 
+def _is_of(container: Container, stack: str) -> bool:
+    """Not what runs once, nor a worker of ours; nor what somebody has put into another stack."""
+    labels = container.labels
+    return labels.get(ONEOFF, "False") != "True" and spec.KIND not in labels and labels.get(STACK) in {None, "", stack}
+
+
 def take(docker: Engine, stacks: Sequence[str], names: Sequence[str]) -> Snapshot:
     """What runs of them now, with all that is in the network of one of those. Raises as `meant`."""
     everything = meant(docker, stacks, names)
@@ -120,12 +134,23 @@ def take(docker: Engine, stacks: Sequence[str], names: Sequence[str]) -> Snapsho
     others = [one for row in rows if (one := docker.inspect(row["Id"]))]
     while more := {one.id: one for one in others if one.id not in chosen and joins(one) in chosen}:
         chosen |= more
+    if gone := [one.name for one in chosen.values() if one.auto_remove]:
+        what = f"the engine removes {gone[0]} when it stops (--rm), and nobody could start it again"
+        raise Preflight(what, remedy="let it be made without --rm, or leave it out")
     sources = {}
     for project in sorted({one.labels.get(PROJECT, "") for one in chosen.values()} - {""}):
         source = revisions.recorded_source(project, everything)
         if source is not None:
             sources[project] = {"directory": source.directory, "files": source.files, "env_files": source.env_files}
-    kept = sorted((Kept.of(one) for one in chosen.values()), key=lambda k: (k.project, k.service, k.number, k.name))
+    ends = {
+        (one.labels.get(PROJECT, ""), service)
+        for one in everything
+        for service, condition in Member.of(one).depends_on.items()
+        if condition == "service_completed_successfully"
+    }
+    kept = sorted(
+        (Kept.of(one, ends) for one in chosen.values()), key=lambda k: (k.project, k.service, k.number, k.name)
+    )
     return Snapshot(tuple(kept), sources)
 
 
@@ -152,7 +177,8 @@ def names(kept: Iterable[Kept]) -> str:
 
 def worker_of(docker: Engine, ctx: Context, params: JobParams) -> Container | None:
     """The worker container of the run, if it is there."""
-    found = docker.containers({spec.RUN: params.run or ctx.run_id, spec.KIND: KIND})
+    ours = get_settings().installation()
+    found = docker.containers({spec.RUN: params.run or ctx.run_id, spec.KIND: KIND, OF: ours})
     return found[0] if found else None
 
 

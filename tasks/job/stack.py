@@ -19,34 +19,43 @@ from longshore.orchestration.operations.job import (
     StartParams,
     StopParams,
 )
+from longshore.orchestration.states import StepState
 from longshore.tasks.compose.cli import PROJECT, Compose
 from longshore.tasks.compose.scope import alone
-from longshore.tasks.compose.state import Member
+from longshore.tasks.compose.state import Member, members
 from longshore.tasks.crash import point
 from longshore.tasks.engine import Container, Engine, NotThere, close_engine, engine
-from longshore.tasks.job.snapshot import Kept, Snapshot, in_order, meant, names, recall, take
+from longshore.tasks.job.snapshot import Kept, Snapshot, in_order, names, recall, take, worker_of
 from longshore.tasks.operation import Context, Implementation, Looks, Outcome, Prediction, implements
 
 _LOOK = 0.2
 #: Seconds without a restart after which a container without a health check is well.
 _SETTLE = 1.0
+#: How a step ended that may not have heard what became of what it had asked the engine for.
+_INTERRUPTED = frozenset({StepState.CANCELLED, StepState.UNKNOWN})
 
 
 @contextlib.contextmanager
 def alone_with(ctx: Context, docker: Engine, params: JobParams, snapshot: Snapshot) -> Iterator[None]:
     """Nobody else changes the stacks meanwhile. Always in one order: two who want several never wait for each other."""
     with contextlib.ExitStack() as held:
-        for project in sorted({*params.stacks, *snapshot.projects}):
+        for project in sorted({*params.stacks, *params.beside, *snapshot.projects}):
             held.enter_context(alone(ctx, docker, project))
         yield
 
 
 def stop_all(docker: Engine, kept: tuple[Kept, ...], timeout: float) -> list[str]:
-    """Stop what runs of it, dependents first. OperationError names what would not stop, once all were asked."""
+    """Stop what runs of it, dependents first; one that asks for more time than `timeout` has it.
+
+    OperationError names what would not stop, once all of a level were asked.
+    """
 
     def stop(one: Kept) -> tuple[str, bool, OperationError | None]:
         try:
-            return one.name, engine().stop(one.id, timeout), None  # a client of this thread's own
+            mine = engine()  # a client of this thread's own
+            container = now_of(mine, one)
+            stopped = container is not None and mine.stop(container.id, max(timeout, one.grace))
+            return one.name, stopped, None
         except NotThere:
             return one.name, False, None  # gone is as good as stopped
         except OperationError as error:
@@ -55,18 +64,23 @@ def stop_all(docker: Engine, kept: tuple[Kept, ...], timeout: float) -> list[str
             close_engine()
 
     stopped: list[str] = []
+
+    def is_running(one: Kept) -> bool:
+        now = now_of(docker, one)
+        return now is not None and now.running
+
     for level in reversed(in_order(kept)):
         with ThreadPoolExecutor(max_workers=8) as pool:
             done = list(pool.map(stop, level))
         stopped += [name for name, was_stopped, _ in done if was_stopped]
         errors = [error for _, _, error in done if error is not None]
         failed = [f"{name}: {error.message}" for name, _, error in done if error is not None]
-        failed += [f"{one.name} still runs" for one in level if (now := docker.inspect(one.id)) and now.running]
+        failed += [f"{one.name} still runs" for one in level if is_running(one)]
         if failed:
             passes = bool(errors) and all(isinstance(error, Transient) for error in errors)
             kind = Transient if passes else OperationError
             raise kind(f"not stopped: {'; '.join(failed)}", data={"stopped": stopped})
-        point("job.half-stopped")
+        point("job.half_stopped")
     return stopped
 
 
@@ -102,17 +116,22 @@ class Start(Implementation[StartParams]):
 
     def act(self, ctx: Context, params: StartParams, before: dict[str, Any]) -> Outcome:
         docker = engine()
-        worker, snapshot = recall(docker, ctx, params)
-        if worker is not None and worker.running:
-            ctx.log(f"worker {worker.name} is still at work, and is stopped")
-            docker.stop(worker.id, params.grace)
+        _, snapshot = recall(docker, ctx, params)
         with alone_with(ctx, docker, params, snapshot):
+            worker = worker_of(docker, ctx, params)
+            if worker is not None and worker.running:
+                ctx.log(f"worker {worker.name} is still at work, and is stopped")
+                docker.stop(worker.id, params.grace)
             bringing = _Bringing(ctx, docker, snapshot, params.timeout)
             bringing.start()
+            if "stop" in ctx.results and ctx.results["stop"].status in _INTERRUPTED:
+                bringing.stay(params.stop_timeout)
         point("job.restarted")
         data = {"started": bringing.started, "down": list(bringing.failed)}
         if bringing.failed:
-            why = "; ".join(f"{name}: {error}" for name, error in bringing.failed.items())
+            why = "; ".join(f"{name}: {error.message}" for name, error in bringing.failed.items())
+            if all(isinstance(error, Transient) for error in bringing.failed.values()):
+                raise Transient(why, data=data)
             raise Unsuccessful(f"{len(bringing.failed)} of {len(snapshot.kept)} not started: {why}", data=data)
         return Outcome(changed=bool(bringing.started), data=data)
 
@@ -136,7 +155,7 @@ class _Bringing:
 
     def start(self) -> None:
         self.started: list[str] = []
-        self.failed: dict[str, str] = {}
+        self.failed: dict[str, OperationError] = {}
         conditions: dict[tuple[str, str], set[str]] = {}
         for one in self.snapshot.kept:
             for service, condition in one.depends_on.items():
@@ -148,12 +167,27 @@ class _Bringing:
                 except (StepCancelled, StepTimeout):
                     raise
                 except OperationError as error:
-                    self.failed[one.name] = error.message
-            point("job.half-started")
-            awaited = [one for one in level if "service_healthy" in conditions.get((one.project, one.service), ())]
+                    self.failed[one.name] = error
+            point("job.half_started")
+            awaited = [
+                one
+                for one in level
+                if "service_healthy" in conditions.get((one.project, one.service), ()) and not one.paused
+            ]
             late = wait_until_well(self.ctx, self.docker, awaited, self.timeout, settle=0.0)
             for name, why in late.items():
                 self.ctx.log(f"{name} {why} after {self.timeout:g} s; what depends on it is started all the same")
+
+    def stay(self, seconds: float) -> None:
+        """Nobody knows whether the engine still carries out a stop that was asked for: what ends in this time is
+        started again.
+        """
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.ctx.sleep(min(1.0, seconds))
+            for one in self.snapshot.kept:
+                with contextlib.suppress(OperationError):  # told of already, or by the step after this
+                    self._start(one)
 
     def _start(self, one: Kept) -> None:
         container = now_of(self.docker, one) or self._made_again(one)
@@ -169,7 +203,13 @@ class _Bringing:
         if source is None or not one.service:
             raise OperationError("it was removed meanwhile, and nothing tells how it was made")
         self.ctx.log(f"{one.name} was removed meanwhile: Compose makes it again")
+        kept = {(other.project, other.service, other.number) for other in self.snapshot.kept}
+        ran = {member.id for member in members(self.docker, one.project) if member.running}
         Compose(self.ctx, self.docker).up(source, [one.service], ["--no-recreate", "--no-deps"])
+        for member in members(self.docker, one.project):
+            # Compose brings up all of the service, also what somebody had stopped.
+            if member.service == one.service and member.id not in ran and (one.project, *member.key) not in kept:
+                self.docker.stop(member.id)
         made = now_of(self.docker, one)
         if made is None:
             raise OperationError("it was removed meanwhile, and Compose has not made it again")
@@ -198,6 +238,8 @@ def wait_until_well(
         for one in kept:
             container = now_of(docker, one)
             why = "is gone" if container is None else _not_yet(one, container, since, now, settle)
+            if container is not None and not container.running and not container.exit_code and one.ends:
+                why = ""
             if why:
                 waiting[one.name] = why
                 over = container is None or (not container.running and container.restart_policy.get("Name") == "no")
@@ -211,6 +253,8 @@ def _not_yet(
     one: Kept, container: Container, since: dict[tuple[str, str | None], float], now: float, settle: float
 ) -> str:
     if one.ill == "restarting":
+        return ""
+    if one.paused and container.running:
         return ""
     if container.restarting:
         return f"keeps restarting (exit code {container.exit_code})"
@@ -243,6 +287,3 @@ class Healthy(Looks[HealthyParams]):
     def predict(self, ctx: Context, params: HealthyParams) -> Prediction:
         kept = take(engine(), params.stacks, params.containers).kept
         return Prediction(f"would wait until these are well: {names(kept)}", changed=False)
-
-
-__all__ = ["alone_with", "meant", "now_of", "stop_all", "wait_until_well"]

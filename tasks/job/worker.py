@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,7 +22,6 @@ from longshore.orchestration.operations.job import (
     REMOVE,
     WORK,
     WORKER,
-    JobParams,
     RemoveParams,
     WorkerParams,
     WorkParams,
@@ -34,9 +30,10 @@ from longshore.orchestration.settings import get_settings
 from longshore.orchestration.states import STEP_GOOD
 from longshore.tasks.crash import point
 from longshore.tasks.docker import spec
-from longshore.tasks.engine import Container, Engine, close_engine, engine
+from longshore.tasks.engine import Container, Engine, engine
 from longshore.tasks.hostlock import exclusive
-from longshore.tasks.job.found import workers
+from longshore.tasks.job.follow import Told, followed
+from longshore.tasks.job.found import Left, workers
 from longshore.tasks.job.snapshot import (
     JOB,
     KEPT_NAME,
@@ -51,17 +48,14 @@ from longshore.tasks.job.snapshot import (
     worker_of,
 )
 from longshore.tasks.job.stack import alone_with, stop_all
-from longshore.tasks.machine.live import Live
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements
 
 #: Bytes kept of each stream of its output: the end.
 _OUTPUT = 64 * 1024
 #: Seconds between two looks, at first and at most.
 _POLL = (0.05, 0.5)
-#: Seconds for the follower of its output to read the last of it.
-_LAST_WORDS = 5.0
-#: Seconds between two looks for the worker of another installation; and how long one counts that does not run.
-_STRANGERS_LOOK, _YOUNG = 2.0, 600.0
+#: Seconds between two looks for the worker of another installation; and how long one counts that was not started.
+_OTHERS_LOOK, _YOUNG = 2.0, 600.0
 #: Why a worker is kept that somebody wants to look at.
 _FAILED = "it failed"
 #: Seconds by which a worker's clock may be behind when it is asked whether it has run for all its time.
@@ -77,6 +71,8 @@ class Worker(Implementation[WorkerParams]):
         there = worker_of(docker, ctx, params)
         if there is not None:
             return {"image_id": there.image_id}
+        if not params.make:
+            raise OperationError("the job's worker container was removed by somebody else")
         self._check(docker, params)
         return {"image_id": spec.need(docker, params.image).id}
 
@@ -86,15 +82,19 @@ class Worker(Implementation[WorkerParams]):
             worker, made = worker_of(docker, ctx, params), False
             if worker is None:
                 self._check(docker, params)
-                ours = get_settings().installation()
-                if other := _strangers(docker, params, ours):
-                    raise Delayed(f"another installation is at work on it: {other}", after=_STRANGERS_LOOK)
+                _wait_for_others(docker, ctx, params)
                 snapshot = take(docker, params.stacks, params.containers)
                 point("job.snapped")
                 said = self._container(ctx, params, snapshot)
+                ours = get_settings().installation()
                 marks = {JOB: params.job, SNAPSHOT: snapshot.text(), RECIPE: params.recipe, OF: ours}
                 worker, _ = spec.make(docker, ctx, said, before["image_id"], kind=KIND, marks=marks)
                 made = True
+                try:
+                    _wait_for_others(docker, ctx, params, mine=worker.id)
+                except OperationError:
+                    docker.remove(worker.id)  # two at the same moment: the one that was made first goes on
+                    raise
         for volume, others in in_use(docker, params, Snapshot.read(worker.labels[SNAPSHOT])).items():
             ctx.log(f"volume {volume} is also used by {others}, which is not stopped")
         point("job.created")
@@ -138,19 +138,35 @@ class Worker(Implementation[WorkerParams]):
         )
 
 
-def _strangers(docker: Engine, params: WorkerParams, ours: str) -> str:
-    """The worker of another installation that is at work on one of these stacks, and knows nothing of our locks."""
-    now = _engine_time(docker)
-    for left in workers(docker):
-        if left.of == ours or not (left.running or now - left.made < _YOUNG):
+def _wait_for_others(docker: Engine, ctx: Context, params: WorkerParams, mine: str = "") -> None:
+    """Raise where another worker is at work on one of these stacks, or about to be.
+
+    That of another installation, which knows nothing of our locks, is waited for. One of ours that this run meets is
+    left of a run that Redis has lost, and needs the locks that this run has: this one gives way.
+    """
+    ours, now = get_settings().installation(), _engine_time(docker)
+    here = {*params.stacks, *params.beside, *params.containers}
+    found = workers(docker)
+    own = next((left for left in found if left.id == mine), None)
+    for left in found:
+        if left.id == mine or left.run_id == (params.run or ctx.run_id) or left.is_kept:
             continue
-        try:
-            job, _ = from_recipe(left.recipe)
-        except ValueError:
-            continue  # of another version: nothing can be told of it
-        if {*job.stacks, *job.alone} & {*params.stacks, *params.containers}:
-            return f"{left.name} of run {left.run_id}"
-    return ""
+        waits = left.state == "created" and (left.of == ours or now - left.made < _YOUNG)
+        if not (left.running or waits) or not here & _stacks_of(left):
+            continue
+        if own is not None and not left.running and (own.made, own.id) < (left.made, left.id):
+            continue
+        if left.of == ours:
+            raise Transient(f"worker {left.name} of run {left.run_id} is still at work on it")
+        raise Delayed(f"another installation is at work on it: {left.name} of run {left.run_id}", after=_OTHERS_LOOK)
+
+
+def _stacks_of(left: Left) -> set[str]:
+    try:
+        job, _ = from_recipe(left.recipe)
+    except ValueError:
+        return set()  # nothing can be told of it
+    return {*job.stacks, *job.projects, *job.alone}
 
 
 def in_use(docker: Engine, params: WorkerParams, snapshot: Snapshot) -> dict[str, str]:
@@ -180,8 +196,9 @@ class Work(Implementation[WorkParams]):
             if worker.started_at is None:
                 worker = self._start(ctx, docker, params, worker, snapshot)
             point("job.running")
-            with self._followed(ctx, worker):
-                ended, timed_out = self._wait(ctx, docker, params, worker)
+            clock = _engine_time(docker)
+            with followed(ctx, worker.id, clock) as told:
+                ended, timed_out = self._wait(ctx, docker, params, worker, clock - time.time(), told)
         point("job.waited")
         data = self._data(ctx, docker, ended) | {"timed_out": timed_out}
         if ended.exit_code == 0 and not timed_out:
@@ -201,7 +218,7 @@ class Work(Implementation[WorkParams]):
             if now.started_at is not None:
                 return now
             # What came up meanwhile, because the engine was restarted or somebody has started it, would write.
-            if again := stop_all(docker, snapshot.kept, params.grace):
+            if again := stop_all(docker, snapshot.kept, params.stop_timeout):
                 ctx.log(f"stopped once more: {', '.join(again)}")
             if not ctx.renew():
                 raise StepCancelled("the step is another attempt's now")
@@ -209,10 +226,13 @@ class Work(Implementation[WorkParams]):
             point("job.started")
         return docker.inspect(worker.id) or now
 
-    def _wait(self, ctx: Context, docker: Engine, params: WorkParams, worker: Container) -> tuple[Container, bool]:
-        """The container as it ended, and whether it had run out of its time."""
+    def _wait(
+        self, ctx: Context, docker: Engine, params: WorkParams, worker: Container, skew: float, told: Told
+    ) -> tuple[Container, bool]:
+        """The container as it ended, and whether it had run out of its time. `skew`: by how much the engine's clock
+        is ahead.
+        """
         pause, longest = _POLL
-        skew = _engine_time(docker) - time.time()
         while True:
             now = docker.inspect(worker.id)
             if now is None:
@@ -224,6 +244,7 @@ class Work(Implementation[WorkParams]):
             if _ran_for(now, time.time() + skew) >= params.timeout:
                 docker.stop(now.id, params.grace)
                 return docker.inspect(now.id) or now, True
+            told.check()
             try:
                 ctx.sleep(pause)
             except (StepCancelled, StepTimeout) as end:
@@ -231,30 +252,6 @@ class Work(Implementation[WorkParams]):
                 data = self._data(ctx, docker, docker.inspect(now.id) or now) | {"timed_out": False}
                 raise type(end)(f"worker {worker.name} {end.message}", data=data) from end
             pause = min(pause * 1.5, longest)
-
-    @staticmethod
-    @contextlib.contextmanager
-    def _followed(ctx: Context, worker: Container) -> Iterator[None]:
-        """What it says is told as it comes, from a thread of its own; nothing depends on that."""
-        live, ended = Live(ctx), threading.Event()
-        since = None if ctx.attempt == 1 else time.time()
-
-        def follow() -> None:
-            try:
-                engine().follow(worker.id, live, ended.is_set, since=since)
-            except OperationError as error:
-                ctx.log(f"its output is not followed any more: {error.message}")
-            finally:
-                live.flush()
-                close_engine()
-
-        follower = threading.Thread(target=follow, name="longshore-follow", daemon=True)
-        follower.start()
-        try:
-            yield
-        finally:
-            follower.join(_LAST_WORDS)
-            ended.set()
 
     @staticmethod
     def _data(ctx: Context, docker: Engine, worker: Container) -> dict[str, Any]:
@@ -295,7 +292,8 @@ def _seconds(text: str) -> float:
 def _ran_for(container: Container, now: float) -> float:
     began = _seconds(container.started_at) if container.started_at else now
     ended = _seconds(container.finished_at) if container.finished_at and not container.running else now
-    return ended - began + _CLOSE * (not container.running)
+    # One that was ended by a signal may have been so a moment before the whole time was over, by this clock.
+    return ended - began + _CLOSE * bool(not container.running and container.exit_code)
 
 
 @implements(REMOVE)
@@ -324,14 +322,13 @@ class Remove(Implementation[RemoveParams]):
         ends = [ctx.results[name].status for name in ("start", "healthy") if name in ctx.results]
         if not all(status in STEP_GOOD for status in ends):
             return "the stack is not up again"
-        failed = worker.started_at is not None and ctx.results["work"].status not in STEP_GOOD
-        return _FAILED if failed and params.keep_failed else ""
+        failed = bool(worker.exit_code)
+        if "work" in ctx.results:
+            failed = ctx.results["work"].status not in STEP_GOOD
+        return _FAILED if failed and worker.started_at is not None and params.keep_failed else ""
 
     def undo(self, ctx: Context, params: RemoveParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         return Outcome(changed=False)
 
     def predict(self, ctx: Context, params: RemoveParams) -> Prediction:
         return Prediction("would remove the worker, once its result is recorded")
-
-
-__all__ = ["JobParams", "in_use"]

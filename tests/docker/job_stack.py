@@ -89,7 +89,8 @@ class JobStack:
         return [row["Id"] for row in self.engine.containers(all=True, filters=filters)]
 
     def worker_is_running(self) -> bool:
-        return any(self.engine.inspect_container(one)["State"]["Running"] for one in self.workers())
+        filters = {"label": f"longshore.job.run-of={self.job}"}
+        return bool(self.engine.containers(filters=filters))
 
     def runs(self) -> int:
         """How often the work was done."""

@@ -28,6 +28,8 @@ from longshore.orchestration.jobs import labels
 from longshore.orchestration.jobs.file import read_jobs
 from longshore.orchestration.states import TERMINAL
 from longshore.tasks.crash import JOB_POINTS
+from longshore.tasks.engine import engine
+from longshore.tasks.job.found import workers
 from longshore.workers.jobs import JobWatch
 from tests.docker.job_stack import COUNT, RUNNING, JobStack, shop
 from tests.integration.conftest import QUICK, MakeInstallation, module_installation
@@ -37,7 +39,7 @@ from tests.servers import IMAGE, RedisServer, engine_url, remove_project
 if TYPE_CHECKING:
     from docker import APIClient
 
-pytestmark = [pytest.mark.docker, pytest.mark.integration]
+pytestmark = [pytest.mark.docker, pytest.mark.integration, pytest.mark.jobs]
 assert shop
 assert module_installation
 
@@ -132,7 +134,9 @@ def test_a_worker_that_fails_leaves_the_stack_up(place: Installation, worker: Wo
     assert kept.job is not None
     assert kept.job.result == "failed"
     (container,) = shop.workers()
-    time.sleep(12)  # the sweeper has looked twice
+    watch = JobWatch(client.store, HOST, ("docker",))
+    watch.finish()
+    watch.finish()
     assert shop.workers() == [container]
     assert shop.engine.inspect_container(container)["Name"].endswith("--kept")
 
@@ -174,7 +178,7 @@ def test_a_dry_run_says_what_is_impossible_and_touches_nothing(
     place: Installation, worker: Worker, shop: JobStack
 ) -> None:
     shop.up()
-    before = {service: shop.inspect(service) for service in RUNNING}
+    before = {service: (shop.inspect(service)["Id"], shop.started_at(service)) for service in RUNNING}
     file = place.folder / "jobs.yaml"
     base = {"image": "longshore-test:1", "host": HOST}
     jobs = {"no-stack": base | {"stacks": ["nothing-such"]}, "no-volume": base | {"mounts": ["nothing-such"]}}
@@ -193,12 +197,7 @@ def test_a_dry_run_says_what_is_impossible_and_touches_nothing(
         done = place.longshore("job", "run", name, "--dry-run", "-f", str(file), "-o", "json")
         assert done.code == 1, done.out
         assert why in done.out
-    assert {service: shop.inspect(service)["State"] for service in RUNNING} == {
-        service: raw["State"] | {"Health": shop.inspect(service)["State"].get("Health")}
-        if "Health" in raw["State"]
-        else raw["State"]
-        for service, raw in before.items()
-    }
+    assert {service: (shop.inspect(service)["Id"], shop.started_at(service)) for service in RUNNING} == before
     assert shop.workers() == []
 
 
@@ -299,7 +298,7 @@ def recovered(run: Run, shop: JobStack) -> Any:
 def test_whatever_is_killed_the_work_is_done_once_and_the_stack_is_up(
     place: Installation, shop: JobStack, tmp_path: Path, point: str
 ) -> None:
-    shop.up(sleep=1)
+    shop.up(sleep=0.5)
     client, marker = place.client(), tmp_path / "killed"
     doomed = place.worker("doomed", "-c", "2", LONGSHORE_CRASH_AT=f"{point}:{marker}")
     doomed.start()
@@ -372,7 +371,7 @@ def test_what_redis_has_lost_is_finished_from_the_labels(place: Installation, sh
     assert shop.workers() == []
 
 
-@pytest.mark.parametrize("point", ["job.created", "job.half-stopped", "job.recorded"])
+@pytest.mark.parametrize("point", ["job.created", "job.half_stopped", "job.recorded"])
 def test_what_is_killed_and_lost_is_finished_from_the_labels(
     place: Installation, shop: JobStack, tmp_path: Path, point: str
 ) -> None:
@@ -478,6 +477,30 @@ def test_what_overlaps_is_skipped_or_takes_its_place(client: Client, shop: JobSt
     wanted = ["succeeded", "cancelled"] if policy == "skip" else ["cancelled", "succeeded"]
     assert [job.result for job in results if job] == wanted
     assert shop.is_well()
+
+
+def test_hosts_answer_also_after_redis_was_emptied_under_them(
+    place: Installation, worker: Worker, client: Client, shop: JobStack
+) -> None:
+    shop.up()
+    for _ in range(3):
+        assert client.jobs().job(shop.job)
+    assert place.redis.flushall()
+    wait_for("the worker to be registered again", client.hosts)
+    assert client.jobs().job(shop.job)
+
+
+def test_a_worker_that_a_live_run_owns_is_left_to_it(client: Client, shop: JobStack) -> None:
+    shop.up(sleep=2)
+    run = client.start_job(shop.job)
+    wait_for("the worker to be at work", shop.worker_is_running)
+    (left,) = [one for one in workers(engine()) if one.run_id == run.id]
+
+    watch = JobWatch(client.store, HOST, ("docker",))
+    watch._take_up(left)  # another worker of the host, which had found it without a run a moment before
+
+    assert shop.worker_is_running()
+    assert run.wait(SOON).exit_code == 0
 
 
 def test_there_is_no_such_job(client: Client, shop: JobStack) -> None:

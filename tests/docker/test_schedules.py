@@ -19,7 +19,7 @@ from tests.integration.conftest import MakeInstallation, module_installation
 from tests.integration.processes import Installation, wait_for
 from tests.servers import engine_url
 
-pytestmark = [pytest.mark.docker, pytest.mark.integration]
+pytestmark = [pytest.mark.docker, pytest.mark.integration, pytest.mark.jobs]
 assert shop
 assert module_installation
 

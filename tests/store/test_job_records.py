@@ -98,6 +98,14 @@ def test_the_third_failure_in_a_row_opens_the_breaker_and_a_success_closes_it(st
     assert not breakers.is_open(service(KEY)), "and they are counted anew"
 
 
+def test_an_end_that_is_told_of_late_counts_where_it_was(store: Store) -> None:
+    breakers = Breakers(store)
+    fail(store, 1, result="succeeded")
+    fail(store, 2, 3, 4)
+    fail(store, 1, result="succeeded")
+    assert breakers.is_open(service(KEY))
+
+
 def test_after_a_reset_they_are_counted_anew(store: Store) -> None:
     breakers = Breakers(store)
     fail(store, 1, 2, 3)

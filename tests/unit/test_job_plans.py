@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,9 @@ def test_what_a_file_gives_may_be_a_template() -> None:
 
 
 def test_a_run_can_be_made_again_from_the_workers_label() -> None:
-    label = templates.render(recipe(JOB, Choices(keep_failed_worker=True)), {})
+    skips = dataclasses.replace(JOB, overlap="skip")
+    label = templates.render(recipe(skips, Choices(keep_failed_worker=True)), {})
+    assert from_recipe(label)[0].overlap == "skip"
     job, choices = from_recipe(label)
     assert choices == Choices(keep_failed_worker=True)
     plan = job_plan(job, choices, reconstructed=True, begin=False, host="web2")
@@ -99,15 +102,28 @@ def test_a_run_can_be_made_again_from_the_workers_label() -> None:
     again.check()
     assert list(again.steps) == ["start", "healthy", "remove"]
     assert {step.with_["run"] for step in again.steps.values()} == {"run-1"}
-    with pytest.raises(ValueError, match="lacks"):
+    assert {plan.concurrency.on_limit for plan in (plan, again) if plan.concurrency} == {"queue"}, (
+        "whatever the job says"
+    )
+    assert plan.steps["worker"].with_["make"] is False
+    with pytest.raises(ValueError, match="no job"):
         from_recipe("{}")
 
 
+def test_what_an_older_version_has_not_kept_has_its_default() -> None:
+    job, choices = from_recipe('{"name": "j", "image": "i", "later": 1}')
+    assert (job, choices) == (Job("j", "i"), Choices())
+
+
 def test_its_stacks_are_locked_from_beginning_to_end() -> None:
-    job = Job("j", "i", stacks=("b", "a"), targets=("c",), loose=("c",), host="web1")
+    job = Job("j", "i", stacks=("b", "a"), projects=("p",), targets=("c",), loose=("c",), host="web1")
     body = request_body(job_plan(job), {}, "me")
-    assert body["locks"] == ["web1/a", "web1/b", "web1/container c"]
+    assert body["locks"] == ["web1/a", "web1/b", "web1/container c", "web1/p"]
     assert body["group"] == "jobs"
+    parts = dataclasses.replace(job, scope="containers")
+    assert request_body(job_plan(parts), {}, "me")["locks"] == ["web1/a", "web1/b", "web1/container c", "web1/p"]
+    again = job_plan(job, reconstructed=True)
+    assert "group" not in request_body(again, {}, "me"), "what is finished does not wait for what begins"
     assert body["concurrency"] == {"key": "job web1/j"}
 
 
@@ -190,6 +206,7 @@ def test_a_job_of_a_file_is_done_where_its_stack_is() -> None:
     assert [(job.name, job.host) for job in known.jobs] == [("named", "web1"), ("there", "web2")]
     assert sorted(str(finding) for finding in known.findings) == [
         "job away: host: no answer from its host web3",
+        "job named: stacks: nothing is stopped for it",
         "job nowhere: host: no host has its stack: say which, by host",
     ]
 

@@ -190,6 +190,80 @@ def test_a_second_delivery_does_nothing_twice(docker: Stubborn) -> None:
     assert docker.calls.count(f"start {first.outcome.data['name']}") == 1
 
 
+def test_what_is_made_again_meanwhile_is_stopped_as_well(docker: Stubborn) -> None:
+    worker()
+    web = docker.inspect("shop-web-1")
+    assert web is not None
+    docker.stop(web.id)
+    docker.remove(web.id)
+    add(docker, "shop-web-1", "web", STACK["web"])
+
+    step("stop.execute").act()
+
+    assert running(docker) == set()
+
+
+def test_one_that_the_engine_would_remove_is_not_stopped(docker: Stubborn) -> None:
+    add(docker, "loose", AutoRemove=True)
+    with pytest.raises(Preflight, match="the engine removes loose when it stops"):
+        step("worker.execute", image="work:1", stacks=[], containers=["loose"]).act()
+    assert workers(docker) == []
+
+
+def test_a_worker_that_is_gone_is_not_made_a_second_time(docker: Stubborn) -> None:
+    with pytest.raises(OperationError, match="removed by somebody else"):
+        step("worker.execute", image="work:1", make=False).act()
+
+
+def test_a_container_of_another_stack_is_left_alone(docker: Stubborn) -> None:
+    label = "com.docker.compose."
+    labels = {f"{label}project": "shop", f"{label}service": "blue", "longshore.stack": "blue"}
+    docker.create("shop-blue-1", {"Image": "shop:1", "Labels": labels})
+    docker.start("shop-blue-1")
+    worker()
+    step("stop.execute").act()
+    assert running(docker) == {"shop-blue-1"}
+
+
+def test_a_paused_container_is_paused_again_and_well(docker: Stubborn) -> None:
+    docker.pause("shop-app-1")
+    worker()
+    step("stop.execute").act()
+    step("start.execute").act()
+    app = docker.inspect("shop-app-1")
+    assert app is not None
+    assert app.paused
+    step("healthy.get", timeout="200ms").act()
+
+
+def test_an_engine_that_is_away_for_a_moment_is_asked_again(docker: Stubborn) -> None:
+    worker()
+    step("stop.execute").act()
+    docker.refuses = {f"start shop-{service}-1": Transient("it does not answer") for service in STACK}
+    with pytest.raises(Transient):
+        step("start.execute").act()
+    docker.refuses.clear()
+    assert len(step("start.execute").act().data["started"]) == 3
+
+
+def test_what_an_interrupted_stop_still_ends_is_started_again(docker: Stubborn) -> None:
+    worker()
+    late = iter(["shop-web-1"])
+
+    class Ending(dict[str, Any]):
+        """The engine ends one of them a little later."""
+
+        def __getitem__(self, name: str) -> Any:
+            if name == "stop":
+                docker.stop(next(late, "shop-app-1"))
+            return super().__getitem__(name)
+
+    results = Ending(stop=SimpleNamespace(status=StepState.CANCELLED, data={}))
+    started = step("start.execute", results=results, stop_timeout="300ms").act()
+    assert started.data["started"] == ["shop-web-1"]
+    assert running(docker) >= {"shop-web-1", "shop-app-1", "shop-db-1"}
+
+
 def test_one_that_comes_too_late_is_not_begun(docker: Stubborn) -> None:
     made = worker()
     assert made.outcome is not None
@@ -255,7 +329,13 @@ def test_two_installations_on_one_engine_take_turns(docker: Stubborn, monkeypatc
     with pytest.raises(Delayed, match="another installation is at work on it: longshore-job-backup-"):
         worker("ours", recipe=said)
     docker.remove(first.outcome.data["id"])
-    worker("ours", recipe=said)
+    mine = worker("ours", recipe=said)
+    assert mine.outcome is not None
+
+    # One of ours that this run meets is left of a run that Redis has lost: it must not wait for it with its locks.
+    with pytest.raises(Transient, match="of run ours is still at work on it"):
+        worker("next", recipe=said)
+    assert len(workers(docker)) == 1
 
 
 def test_only_descriptions_are_told_of(docker: Stubborn) -> None:

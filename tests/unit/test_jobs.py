@@ -45,7 +45,7 @@ def only(*entities: Entity) -> Job:
 
 def test_a_job_has_what_its_labels_say_and_defaults_for_the_rest() -> None:
     job = only(container())
-    assert job == Job("backup", "backup:1", stacks=("shop",), targets=("shop-db-1",))
+    assert job == Job("backup", "backup:1", stacks=("shop",), projects=("shop",), targets=("shop-db-1",))
     assert (job.stop_timeout, job.start_timeout, job.timeout, job.grace) == (30.0, 30.0, 3600.0, 10.0)
 
 
