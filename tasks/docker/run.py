@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Protocol, TypeVar
 
 from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient, Unsuccessful
@@ -18,6 +19,8 @@ _OUTPUT = 64 * 1024
 _FAILED = "--failed-"
 #: Seconds between two looks, at first and at most.
 _POLL = (0.02, 0.5)
+#: The exit code of what was killed; and seconds for the engine to say that it was for want of memory.
+_KILLED, _MEMORY_EVENT = 137, 0.5
 
 
 class Bounded(Protocol):
@@ -30,6 +33,17 @@ class Bounded(Protocol):
 
 
 P = TypeVar("P", bound=Params)
+
+
+def told_all(docker: Engine, ended: Container) -> Container:
+    """A container that has ended, once the engine has said all of it: that memory was the reason comes in an event of
+    its own, which may come after that of the end.
+    """
+    until = time.monotonic() + _MEMORY_EVENT
+    while ended.exit_code == _KILLED and not ended.oom_killed and time.monotonic() < until:
+        time.sleep(0.05)
+        ended = docker.inspect(ended.id) or ended
+    return ended
 
 
 class RunsOnce(Implementation[P]):
@@ -79,7 +93,7 @@ class RunsOnce(Implementation[P]):
             if not now.running:
                 if now.started_at is None:
                     raise Transient(f"container {container.name} has not started: {now.error}")
-                return now
+                return told_all(docker, now)
             try:
                 ctx.sleep(pause)
             except (StepCancelled, StepTimeout) as end:

@@ -30,6 +30,7 @@ from longshore.orchestration.settings import get_settings
 from longshore.orchestration.states import STEP_GOOD
 from longshore.tasks.crash import point
 from longshore.tasks.docker import spec
+from longshore.tasks.docker.run import told_all
 from longshore.tasks.engine import Container, Engine, engine
 from longshore.tasks.hostlock import exclusive
 from longshore.tasks.job.follow import Told, followed
@@ -157,7 +158,7 @@ def _wait_for_others(docker: Engine, ctx: Context, params: WorkerParams, mine: s
         if own is not None and not left.running and (own.made, own.id) < (left.made, left.id):
             continue
         if left.of == ours:
-            raise Transient(f"worker {left.name} of run {left.run_id} is still at work on it")
+            raise Transient(f"run {left.run_id} has not done with it yet: its worker {left.name} is {left.state}")
         raise Delayed(f"another installation is at work on it: {left.name} of run {left.run_id}", after=_OTHERS_LOOK)
 
 
@@ -240,6 +241,7 @@ class Work(Implementation[WorkParams]):
             if not now.running:
                 if now.started_at is None:
                     raise Transient(f"worker {now.name} has not started: {now.error}")
+                now = told_all(docker, now)
                 return now, _ran_for(now, time.time() + skew) >= params.timeout
             if _ran_for(now, time.time() + skew) >= params.timeout:
                 docker.stop(now.id, params.grace)

@@ -333,7 +333,7 @@ def test_two_installations_on_one_engine_take_turns(docker: Stubborn, monkeypatc
     assert mine.outcome is not None
 
     # One of ours that this run meets is left of a run that Redis has lost: it must not wait for it with its locks.
-    with pytest.raises(Transient, match="of run ours is still at work on it"):
+    with pytest.raises(Transient, match="run ours has not done with it yet"):
         worker("next", recipe=said)
     assert len(workers(docker)) == 1
 
