@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.conftest import ComposeProject
-from tests.servers import IMAGE, engine_url
+from tests.conftest import ComposeProject, get
+from tests.servers import IMAGE, engine_url, remove_project, require_compose
 
 if TYPE_CHECKING:
     import docker
@@ -104,7 +106,10 @@ class JobStack:
 
 
 @pytest.fixture
-def shop(engine: docker.APIClient, compose_project: ComposeProject) -> Iterator[JobStack]:
-    stack = JobStack(engine, compose_project)
+def shop(engine: docker.APIClient, tmp_path: Path) -> Iterator[JobStack]:
+    get(require_compose)
+    # Other tests look at all that is called as theirs are.
+    stack = JobStack(engine, ComposeProject(f"ljs-{uuid.uuid4().hex[:8]}", tmp_path))
     yield stack
     stack.clear()
+    remove_project(engine, stack.name)
