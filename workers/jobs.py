@@ -43,7 +43,7 @@ class JobWatch:
         self.board = Board(store)
         self._here = any(queue.partition("@")[0] == QUEUE for queue in queues)
         self._installation = store.settings.installation()
-        self._answered = -1
+        self._answered = 0
         self._look_at = 0.0
         self._threads: dict[str, threading.Thread] = {}
         #: Containers that no run owned at the last look: what is seen twice is no accident.
