@@ -52,11 +52,15 @@ def unfit(ctx: Context, what: str, remedy: str = "", *, touched: bool = False) -
     return (Preflight if ctx.attempt == 1 and not touched else OperationError)(what, remedy=remedy)
 
 
-class Looks(Implementation[P]):
-    """The doing of an operation that only looks."""
+class Stands(Implementation[P]):
+    """The doing of an operation that has no undo of its own: something else of its plan makes it good."""
 
     def undo(self, ctx: Context, params: P, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         return Outcome(changed=False)
+
+
+class Looks(Stands[P]):
+    """The doing of an operation that only looks."""
 
 
 _IMPLEMENTATIONS: dict[str, Implementation[Any]] = {}
@@ -85,4 +89,14 @@ def implementation(name: str) -> Implementation[Any]:
     return done
 
 
-__all__ = ["Context", "Implementation", "Looks", "Outcome", "Prediction", "implementation", "implements", "unfit"]
+__all__ = [
+    "Context",
+    "Implementation",
+    "Looks",
+    "Outcome",
+    "Prediction",
+    "Stands",
+    "implementation",
+    "implements",
+    "unfit",
+]

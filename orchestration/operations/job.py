@@ -9,6 +9,7 @@ from pydantic import Field
 from longshore.orchestration.durations import Duration
 from longshore.orchestration.operations.base import About, Kind, Operation, Params, Result, Undo, register
 from longshore.orchestration.operations.docker.fields import Text
+from longshore.orchestration.operations.docker.programs import RunResult
 
 Seconds = Annotated[Duration, Field(gt=0)]
 
@@ -93,19 +94,10 @@ class StopResult(Result):
     stopped: list[str] = []
 
 
-class WorkResult(Result):
-    """Output is kept up to 64 KiB a stream, its end; `truncated` says when there was more."""
+class WorkResult(RunResult):
+    """As of a container that runs once; and whether it had run out of its time."""
 
-    id: str
-    name: str
-    exit_code: int | None = None
     timed_out: bool = False
-    oom_killed: bool = False
-    stdout: str = ""
-    stderr: str = ""
-    truncated: bool = False
-    started_at: str | None = None
-    finished_at: str | None = None
 
 
 class StartResult(Result):

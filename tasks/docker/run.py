@@ -46,6 +46,23 @@ def told_all(docker: Engine, ended: Container) -> Container:
     return ended
 
 
+def data_of(ctx: Context, docker: Engine, container: Container) -> dict[str, Any]:
+    """How a container ended, and the end of what it said."""
+    output = docker.logs(container.id, _OUTPUT, redact=ctx.redact)
+    return {
+        "id": container.id,
+        "name": container.name,
+        "image_id": container.image_id,
+        "exit_code": container.exit_code,
+        "oom_killed": container.oom_killed,
+        "stdout": output.stdout,
+        "stderr": output.stderr,
+        "truncated": output.truncated,
+        "started_at": container.started_at,
+        "finished_at": container.finished_at,
+    }
+
+
 class RunsOnce(Implementation[P]):
     """Once: whatever finds the container again waits for it, and never starts it a second time.
 
@@ -64,7 +81,7 @@ class RunsOnce(Implementation[P]):
             if container is None:
                 container = self.begin(ctx, docker, params, before)
         container = self._wait(docker, ctx, params, container)
-        data = self._data(ctx, docker, container)
+        data = data_of(ctx, docker, container)
         if container.exit_code in params.ok_codes and not container.oom_killed:
             return Outcome(changed=True, data=data)
         self._report(docker, ctx, container)
@@ -99,7 +116,7 @@ class RunsOnce(Implementation[P]):
             except (StepCancelled, StepTimeout) as end:
                 docker.stop(now.id, params.grace)
                 ended = docker.inspect(now.id) or now
-                data = self._data(ctx, docker, ended)
+                data = data_of(ctx, docker, ended)
                 self._report(docker, ctx, ended)
                 raise type(end)(f"container {container.name} {end.message}", data=data) from end
             pause = min(pause * 1.5, longest)
@@ -114,22 +131,6 @@ class RunsOnce(Implementation[P]):
             docker.rename(container.id, name)
         except OperationError as error:
             ctx.log(f"container {container.name} keeps its name: {error.message}")
-
-    @staticmethod
-    def _data(ctx: Context, docker: Engine, container: Container) -> dict[str, Any]:
-        output = docker.logs(container.id, _OUTPUT, redact=ctx.redact)
-        return {
-            "id": container.id,
-            "name": container.name,
-            "image_id": container.image_id,
-            "exit_code": container.exit_code,
-            "oom_killed": container.oom_killed,
-            "stdout": output.stdout,
-            "stderr": output.stderr,
-            "truncated": output.truncated,
-            "started_at": container.started_at,
-            "finished_at": container.finished_at,
-        }
 
 
 @implements(RUN)

@@ -26,7 +26,7 @@ from longshore.tasks.compose.state import Member, members
 from longshore.tasks.crash import point
 from longshore.tasks.engine import Container, Engine, NotThere, close_engine, engine
 from longshore.tasks.job.snapshot import Kept, Snapshot, in_order, names, recall, take, worker_of
-from longshore.tasks.operation import Context, Implementation, Looks, Outcome, Prediction, implements
+from longshore.tasks.operation import Context, Looks, Outcome, Prediction, Stands, implements
 
 _LOOK = 0.2
 #: Seconds without a restart after which a container without a health check is well.
@@ -85,7 +85,7 @@ def stop_all(docker: Engine, kept: tuple[Kept, ...], timeout: float) -> list[str
 
 
 @implements(STOP)
-class Stop(Implementation[StopParams]):
+class Stop(Stands[StopParams]):
     """What it leaves half done, the job's start step makes good."""
 
     def act(self, ctx: Context, params: StopParams, before: dict[str, Any]) -> Outcome:
@@ -101,9 +101,6 @@ class Stop(Implementation[StopParams]):
         point("job.stopped")
         return Outcome(changed=bool(stopped), data={"stopped": stopped})
 
-    def undo(self, ctx: Context, params: StopParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        return Outcome(changed=False)
-
     def predict(self, ctx: Context, params: StopParams) -> Prediction:
         levels = reversed(in_order(take(engine(), params.stacks, params.containers).kept))
         order = ", then ".join(names(level) for level in levels)
@@ -111,7 +108,7 @@ class Stop(Implementation[StopParams]):
 
 
 @implements(START)
-class Start(Implementation[StartParams]):
+class Start(Stands[StartParams]):
     """One that does not start is told of, and keeps no other from being started."""
 
     def act(self, ctx: Context, params: StartParams, before: dict[str, Any]) -> Outcome:
@@ -134,9 +131,6 @@ class Start(Implementation[StartParams]):
                 raise Transient(why, data=data)
             raise Unsuccessful(f"{len(bringing.failed)} of {len(snapshot.kept)} not started: {why}", data=data)
         return Outcome(changed=bool(bringing.started), data=data)
-
-    def undo(self, ctx: Context, params: StartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        return Outcome(changed=False)
 
     def predict(self, ctx: Context, params: StartParams) -> Prediction:
         levels = in_order(take(engine(), params.stacks, params.containers).kept)

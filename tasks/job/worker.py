@@ -30,7 +30,7 @@ from longshore.orchestration.settings import get_settings
 from longshore.orchestration.states import STEP_GOOD
 from longshore.tasks.crash import point
 from longshore.tasks.docker import spec
-from longshore.tasks.docker.run import told_all
+from longshore.tasks.docker.run import data_of, told_all
 from longshore.tasks.engine import Container, Engine, engine
 from longshore.tasks.hostlock import exclusive
 from longshore.tasks.job.follow import Told, followed
@@ -49,10 +49,8 @@ from longshore.tasks.job.snapshot import (
     worker_of,
 )
 from longshore.tasks.job.stack import alone_with, stop_all
-from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements
+from longshore.tasks.operation import Context, Outcome, Prediction, Stands, implements
 
-#: Bytes kept of each stream of its output: the end.
-_OUTPUT = 64 * 1024
 #: Seconds between two looks, at first and at most.
 _POLL = (0.05, 0.5)
 #: Seconds between two looks for the worker of another installation; and how long one counts that was not started.
@@ -64,7 +62,7 @@ _CLOSE = 0.5
 
 
 @implements(WORKER)
-class Worker(Implementation[WorkerParams]):
+class Worker(Stands[WorkerParams]):
     """Whatever is wrong with the job costs no downtime: nothing has been stopped yet."""
 
     def before(self, ctx: Context, params: WorkerParams) -> dict[str, Any]:
@@ -101,9 +99,6 @@ class Worker(Implementation[WorkerParams]):
         point("job.created")
         snapshot_data = json.loads(worker.labels[SNAPSHOT])
         return Outcome(changed=made, data={"id": worker.id, "name": worker.name, "snapshot": snapshot_data})
-
-    def undo(self, ctx: Context, params: WorkerParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        return Outcome(changed=False)
 
     def predict(self, ctx: Context, params: WorkerParams) -> Prediction:
         docker = engine()
@@ -183,7 +178,7 @@ def in_use(docker: Engine, params: WorkerParams, snapshot: Snapshot) -> dict[str
 
 
 @implements(WORK)
-class Work(Implementation[WorkParams]):
+class Work(Stands[WorkParams]):
     """Once: whoever finds the container started waits for it, and never starts it a second time."""
 
     def act(self, ctx: Context, params: WorkParams, before: dict[str, Any]) -> Outcome:
@@ -201,7 +196,7 @@ class Work(Implementation[WorkParams]):
             with followed(ctx, worker.id, clock) as told:
                 ended, timed_out = self._wait(ctx, docker, params, worker, clock - time.time(), told)
         point("job.waited")
-        data = self._data(ctx, docker, ended) | {"timed_out": timed_out}
+        data = data_of(ctx, docker, ended) | {"timed_out": timed_out}
         if ended.exit_code == 0 and not timed_out:
             return Outcome(changed=True, data=data)
         why = f"was stopped after {params.timeout:g} s" if timed_out else f"ended with {ended.exit_code}"
@@ -251,27 +246,9 @@ class Work(Implementation[WorkParams]):
                 ctx.sleep(pause)
             except (StepCancelled, StepTimeout) as end:
                 docker.stop(now.id, params.grace)
-                data = self._data(ctx, docker, docker.inspect(now.id) or now) | {"timed_out": False}
+                data = data_of(ctx, docker, docker.inspect(now.id) or now) | {"timed_out": False}
                 raise type(end)(f"worker {worker.name} {end.message}", data=data) from end
             pause = min(pause * 1.5, longest)
-
-    @staticmethod
-    def _data(ctx: Context, docker: Engine, worker: Container) -> dict[str, Any]:
-        output = docker.logs(worker.id, _OUTPUT, redact=ctx.redact)
-        return {
-            "id": worker.id,
-            "name": worker.name,
-            "exit_code": worker.exit_code,
-            "oom_killed": worker.oom_killed,
-            "stdout": output.stdout,
-            "stderr": output.stderr,
-            "truncated": output.truncated,
-            "started_at": worker.started_at,
-            "finished_at": worker.finished_at,
-        }
-
-    def undo(self, ctx: Context, params: WorkParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        return Outcome(changed=False)
 
     def predict(self, ctx: Context, params: WorkParams) -> Prediction:
         return Prediction(f"would run the worker of job {params.job}, for at most {params.timeout:g} s")
@@ -299,7 +276,7 @@ def _ran_for(container: Container, now: float) -> float:
 
 
 @implements(REMOVE)
-class Remove(Implementation[RemoveParams]):
+class Remove(Stands[RemoveParams]):
     """As long as the stack is not up again, the worker is what remembers it."""
 
     def act(self, ctx: Context, params: RemoveParams, before: dict[str, Any]) -> Outcome:
@@ -328,9 +305,6 @@ class Remove(Implementation[RemoveParams]):
         if "work" in ctx.results:
             failed = ctx.results["work"].status not in STEP_GOOD
         return _FAILED if failed and worker.started_at is not None and params.keep_failed else ""
-
-    def undo(self, ctx: Context, params: RemoveParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        return Outcome(changed=False)
 
     def predict(self, ctx: Context, params: RemoveParams) -> Prediction:
         return Prediction("would remove the worker, once its result is recorded")
