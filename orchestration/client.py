@@ -127,7 +127,7 @@ class Client:
                     f"run {run_id!r} is there already, of another plan or with other parameters",
                     remedy=f"choose another run id, or look at it: longshore runs show {run_id}",
                 )
-            return self._hooked(Run(self, run_id, compiled, attached=True), plan)
+            return self._hooked(Run(self, run_id, compiled, attached=True, digest=body["digest"]), plan)
         try:
             Canvas(self._producer, run_id).send_start(compiled.plan.name)
         except OperationalError as error:
@@ -136,7 +136,7 @@ class Client:
                 f"run {run_id} is stored, but its first message could not be sent: {error}",
                 remedy=f"it begins when a worker sweeps: longshore runs watch {run_id}",
             ) from error
-        return self._hooked(Run(self, run_id, compiled), plan)
+        return self._hooked(Run(self, run_id, compiled, digest=body["digest"]), plan)
 
     def _refuse_where_a_service_is_down(self, plan: CompiledPlan) -> None:
         if self.settings.on_blocked != "refuse":
@@ -235,15 +235,34 @@ class Client:
         as a JobFailed: ImageMissing, StopFailed, WorkerFailed, JobTimeout, JobCancelled or StartFailed.
         """
         run = self.start_job(name, host=host, run_id=run_id, files=files, **choices)
-        if log is not None:
-            tell = log if callable(log) else _lines_to(log)
-            for stream, line in run.output("work", follow=True):
-                if stream:
-                    tell(line)
-        done = run.wait()
+        tell = _lines_to(log) if log is not None and not callable(log) else log
+        while True:
+            try:
+                for stream, line in run.output("work", follow=True) if tell is not None else ():
+                    if stream and tell is not None:
+                        tell(line)
+                done = run.wait()
+                break
+            except RunLost:
+                run = self.found_again(run.id)
         if check and (error := failure(done)) is not None:
             raise error
         return done
+
+    def found_again(self, run_id: str, timeout: float = 60.0) -> Run:
+        """The run of a job that Redis has lost, once a worker has made it anew out of the labels of its container.
+
+        RunLost where nobody does in `timeout` seconds: its container had not been made yet, say.
+        """
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            if self.store.body(run_id) is not None:
+                return self.get(run_id)
+            time.sleep(0.2)
+        raise RunLost(
+            f"run {run_id} is gone: Redis has lost it, and no worker has found a container of it",
+            remedy="longshore doctor shows whether Redis keeps its data",
+        )
 
     # --- finding ----------------------------------------------------------------------------------
 
@@ -254,7 +273,7 @@ class Client:
         if body is None:
             raise UnknownName(f"no run {run_id!r}", remedy="longshore runs ls shows the latest")
         plan = CompiledPlan(Plan.model_validate(body["plan"]), lenient=True)
-        return Run(self, run_id, plan, attached=True)
+        return Run(self, run_id, plan, attached=True, digest=str(body.get("digest", "")))
 
     def runs(self, limit: int = 50) -> list[Run]:
         """The latest runs, newest first."""
@@ -373,11 +392,14 @@ def _lines_to(file: TextIO) -> Callable[[str], object]:
 class Run:
     """One run, as a client sees it. `attached` where it was there before."""
 
-    def __init__(self, client: Client, run_id: str, plan: CompiledPlan, *, attached: bool = False) -> None:
+    def __init__(
+        self, client: Client, run_id: str, plan: CompiledPlan, *, attached: bool = False, digest: str = ""
+    ) -> None:
         self.client = client
         self.id = run_id
         self.plan = plan
         self.attached = attached
+        self._digest = digest
         #: Those of the plan, where this process has it as an object.
         self._hooks: Hooks | None = None
 
@@ -405,6 +427,10 @@ class Run:
         """How it stands; complete when it has ended."""
         store = self.client.store
         run, steps = store.everything(self.id)
+        if self._digest and run.get("digest", self._digest) != self._digest:
+            # Redis has lost it, and it was made anew; with another plan.
+            fresh = self.client.get(self.id)
+            self.plan, self._digest = fresh.plan, fresh._digest
         if run.get("state") not in TERMINAL:
             steps |= waits.reasons(store, self.plan, steps)
         return report.build(self.id, self.plan, run, steps, store.now())

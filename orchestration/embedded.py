@@ -118,8 +118,8 @@ def _wait_until_learned(folder: Path, told: str) -> None:
 
 
 def is_up(settings: Settings) -> bool:
-    """Whether the server answers."""
-    if not settings.embedded_socket.exists():
+    """Whether the server answers, and somebody looks after it and its worker."""
+    if not settings.embedded_socket.exists() or not _locked(settings.state_dir):
         return False
     import redis  # noqa: PLC0415 - 0.2 s that `longshore --help` need not pay
     from redis.backoff import NoBackoff  # noqa: PLC0415

@@ -46,7 +46,7 @@ class Door:
             return False
         why = self.admission.why_not(wanted, limit)
         if limit == "key" and wanted.on_limit == "skip":
-            self.store.command(run_id, "cancel", reason=f"not run: {why}")
+            self.store.command(run_id, "cancel", reason=f"not run: {why.removeprefix('it waits for its turn: ')}")
             self.store.look_at(run_id, now)
             return False
         if limit == "key" and wanted.on_limit == "cancel_running":

@@ -20,6 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
 from longshore.orchestration.embedded import IMPORTS, LEARNED
 from longshore.orchestration.errors import ConfigError, LongshoreError, StoreUnavailable, exit_code_of
 from longshore.orchestration.settings import Settings, get_settings
@@ -27,6 +31,17 @@ from longshore.orchestration.store import Store
 
 #: A unix socket's path may not be longer.
 _SOCKET_LIMIT = 100
+#: In the state folder: the worker's process id, which is that of its group.
+WORKER_PID = "worker.pid"
+
+
+def command_line(pid: int) -> str:
+    """Of a process, if it is there."""
+    path = Path(f"/proc/{pid}/cmdline")
+    if path.exists():
+        return path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    done = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return done.stdout
 
 
 def find_server() -> Path:
@@ -110,6 +125,7 @@ class Supervisor:
         ending = self.folder / "ending"
         ending.unlink(missing_ok=True)
         try:
+            self._end_what_was_left()
             self._start_server()
             store = Store(self.settings)
             self._watch(store, for_ever=for_ever)
@@ -121,6 +137,21 @@ class Supervisor:
 
     def _on_signal(self, *_: Any) -> None:
         self.stopping = True
+
+    def _end_what_was_left(self) -> None:
+        """Of a supervisor that was killed: its worker, which nobody would start again, and its server, which nobody
+        would end. What the server was told is on the disk, and what the worker was at is taken up by the next one.
+        """
+        with contextlib.suppress(OSError, ValueError):
+            pid = int((self.folder / WORKER_PID).read_text())
+            if "embedded@" in command_line(pid):
+                os.killpg(pid, signal.SIGKILL)
+        if not self.settings.embedded_socket.exists():
+            return
+        client = redis.Redis(unix_socket_path=str(self.settings.embedded_socket), retry=Retry(NoBackoff(), 0))
+        with contextlib.suppress(redis.RedisError, OSError):
+            client.shutdown()
+        client.close()
 
     def _start_server(self) -> None:
         socket = self.settings.embedded_socket
@@ -189,6 +220,7 @@ class Supervisor:
             start_new_session=True,
             cwd="/",
         )  # fmt: skip
+        (self.folder / WORKER_PID).write_text(str(self._worker.pid))
         (self.folder / LEARNED).write_text(text or "{}")
         self._learned = text
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from longshore.orchestration.cli.common import client, command, current, leave
 from longshore.orchestration.cli.run import begin_job, rehearse
+from longshore.orchestration.errors import UsageError
 
 if TYPE_CHECKING:
     from longshore.orchestration.jobs.board import Known
-    from longshore.orchestration.jobs.labels import Job
+    from longshore.orchestration.jobs.labels import Finding, Job
 
 _FILE = click.option("-f", "--file", "files", multiple=True, metavar="FILE", help="Jobs that a file describes, too.")
 _STRICT = click.option("--strict", is_flag=True, help="Whatever is wrong with a description is an error, exit code 2.")
@@ -33,10 +35,10 @@ def ls(files: tuple[str, ...], strict: bool) -> None:
     known, now = made.jobs(files=files), made.store.now()
     options = current()
     if options.json:
-        options.show({"jobs": [_as_data(job, now) for job in known.jobs], "findings": _findings(known)})
+        options.show({"jobs": [_as_data(job, now) for job in known.jobs], "findings": _findings(known.findings)})
     else:
         _table(known, now)
-    _tell(known, strict=strict)
+    _tell(known.findings, strict=strict)
 
 
 @command(job_group, "show")
@@ -52,17 +54,22 @@ def show(name: str, host: str | None, files: tuple[str, ...], strict: bool) -> N
 
     made, options = client(), current()
     known = made.jobs(files=files)
-    job, now = known.job(name, host), made.store.now()
+    wrong = [finding for finding in known.findings if finding.job == name]
+    try:
+        job, now = known.job(name, host), made.store.now()
+    except UsageError:
+        _tell(wrong, strict=strict)
+        raise
     plan = job_plan(job)
     if options.json:
-        options.show({"job": _as_data(job, now), "plan": plan.to_dict(), "findings": _findings(known)})
+        options.show({"job": _as_data(job, now), "plan": plan.to_dict(), "findings": _findings(wrong)})
     else:
         for key, value in _as_data(job, now).items():
             if value not in ("", None, [], {}):
                 click.echo(f"{key + ':':15} {_shown(value)}")
         click.echo()
         click.echo(explain(CompiledPlan(plan)))
-    _tell(known, strict=strict)
+    _tell(wrong, strict=strict)
 
 
 @command(job_group, "run")
@@ -82,8 +89,12 @@ def run(name: str, host: str | None, files: tuple[str, ...], run_id: str | None,
     Exit codes: 0 the work succeeded and the stack is up; 1 it did not, and the stack is up; 2 there is no such job;
     3 the stack is not fully up, whatever became of the work.
     """
+    from longshore.orchestration.jobs.plan import Choices, job_plan  # noqa: PLC0415 - see cli.common
+
     made = client()
-    plan = made.plan_job(name, host=host, files=files, **choices)
+    known = made.jobs(files=files)
+    plan = job_plan(known.job(name, host), Choices(**choices))
+    _tell([finding for finding in known.findings if finding.job == name], strict=False)
     if current().dry_run:
         return leave(rehearse(plan, {}))
     return begin_job(made, plan, run_id, detach=detach)
@@ -126,15 +137,15 @@ def _table(known: Known, now: int) -> None:
         click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _findings(known: Known) -> list[dict[str, Any]]:
-    return [dataclasses.asdict(finding) for finding in known.findings]
+def _findings(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(finding) for finding in findings]
 
 
-def _tell(known: Known, *, strict: bool) -> None:
-    for finding in known.findings:
+def _tell(findings: Sequence[Finding], *, strict: bool) -> None:
+    for finding in findings:
         word = "error" if strict or not finding.warning else "warning"
         click.echo(f"{word}: {finding}", err=True)
-    if strict and known.findings:
+    if strict and findings:
         leave(2)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from longshore.orchestration.cli.common import client, current, global_options, leave, load_plan, read_params
+from longshore.orchestration.errors import RunLost
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +63,11 @@ def _attend(started: Run, *, detach: bool, show: bool = False, follow: str = "")
 def begin_job(made: Client, plan: Plan, run_id: str | None, *, detach: bool) -> None:
     """Start the plan of a job and watch it, with what its worker says; ends the command."""
     started = made.start(plan, run_id=run_id)
-    return _attend(started, detach=detach, follow="work")
+    try:
+        return _attend(started, detach=detach, follow="work")
+    except RunLost as lost:
+        click.echo(f"{lost.message}; waiting for a worker that finds its container", err=True)
+        return _attend(made.found_again(started.id), detach=detach, follow="work")
 
 
 def rehearse(plan: Any, params: dict[str, Any]) -> int:

@@ -61,8 +61,14 @@ class Known:
         return tuple(finding for finding in self.findings if not finding.warning)
 
     def job(self, name: str, host: str | None = None) -> Job:
-        """The one of that name. JobNotFound names those that there are; UsageError where it is on several hosts."""
+        """The one of that name. JobNotFound names those that there are; UsageError where it is on several hosts, or its
+        description cannot be used.
+        """
         found = [job for job in self.jobs if job.name == name and host in {None, job.host}]
+        if wrong := [finding for finding in self.findings if finding.job == name and finding.unusable]:
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            raise UsageError(f"job {name!r} cannot be run as it is described: {wrong[0]}{more}",
+                             remedy=f"longshore job show {name} has all of it")  # fmt: skip
         if not found:
             known = listed(sorted({job.name for job in self.jobs}))
             where = f" on host {host}" if host else ""
@@ -111,7 +117,7 @@ class Board:
 
         Waits up to `patience` seconds for all of them. WaitTimeout where there is no such host, or none that answers.
         """
-        declared = _declared(files)
+        declared = declared_in(files)
         number = self.ask()
         until = time.monotonic() + patience
         while True:
@@ -129,7 +135,7 @@ class Board:
     def last(self, files: Iterable[Path] = ()) -> Known:
         """The jobs as the hosts that are alive have described them last; asks nobody."""
         alive = with_engine(self._store)
-        return merged({host: one for host, one in self.seen().items() if host in alive}, _declared(files))
+        return merged({host: one for host, one in self.seen().items() if host in alive}, declared_in(files))
 
 
 def with_engine(store: Connection) -> set[str]:
@@ -141,19 +147,36 @@ def with_engine(store: Connection) -> set[str]:
     }
 
 
-def _declared(files: Iterable[Path]) -> dict[str, Mapping[str, Any]]:
+@dataclass(frozen=True)
+class Declared:
+    """What files say of jobs, by name; and what is wrong with them."""
+
+    jobs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+
+
+def declared_in(files: Iterable[Path]) -> Declared:
+    """ConfigError for a file that cannot be read at all; what is wrong with one job of it keeps no other from being
+    known.
+    """
     found: dict[str, Mapping[str, Any]] = {}
+    findings: list[Finding] = []
     for path in files:
-        for name, said in read_jobs(path).items():
+        jobs, wrong = read_jobs(path)
+        findings += wrong
+        for name, said in jobs.items():
             if name in found:
-                raise UsageError(f"job {name!r} is described in two files, the second is {path}")
+                why = "another file describes it, too, and that one counts"
+                findings.append(Finding("file", str(path), f"jobs.{name}", why, job=name))
+                continue
             found[name] = said
-    return found
+    return Declared(found, tuple(findings))
 
 
-def merged(seen: Mapping[str, Seen], declared: Mapping[str, Mapping[str, Any]], silent: Sequence[str] = ()) -> Known:
+def merged(seen: Mapping[str, Seen], files: Declared, silent: Sequence[str] = ()) -> Known:
     """The jobs of all hosts. Two hosts with one engine have the same jobs: the first of them does them."""
-    findings = [Finding("host", host, "", "it did not answer") for host in silent]
+    declared = files.jobs
+    findings = [*files.findings, *(Finding("host", host, "", "it did not answer") for host in silent)]
     findings += [Finding("host", one.host, "", one.error) for one in seen.values() if one.error]
     by_engine: dict[str, Seen] = {}
     for host in sorted(seen):
@@ -171,7 +194,7 @@ def merged(seen: Mapping[str, Seen], declared: Mapping[str, Mapping[str, Any]], 
     for name in sorted(declared.keys() - placed):
         where = declared[name].get("host")
         why = f"no answer from its host {where}" if where else "no host has its stack: say which, by host"
-        findings.append(Finding("job", name, "host", why))
+        findings.append(Finding("job", name, "host", why, job=name, unusable=True))
     answered = tuple(host for host, one in seen.items() if not one.error)
     return Known(tuple(sorted(jobs, key=_by_name)), tuple(findings), tuple(silent), answered)
 

@@ -11,15 +11,17 @@ jobs:
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from longshore.orchestration.durations import Duration
-from longshore.orchestration.errors import ConfigError
-from longshore.orchestration.jobs.labels import Missed, Mount, Overlap, Pull, Scope, parse_schedule, parse_zone
+from longshore.orchestration.errors import ConfigError, LongshoreError
+from longshore.orchestration.jobs.labels import Finding, Missed, Mount, Overlap, Pull, Scope, parse_schedule, parse_zone
+from longshore.orchestration.operations.docker.fields import NAME as VOLUME
 from longshore.orchestration.plan import NAME
 from longshore.orchestration.selection import is_host_name
 from longshore.orchestration.source import read_mapping
@@ -35,8 +37,14 @@ def _mount(value: Any) -> Mount:
     """`volume[:path[:ro|rw]]`; without a path /mnt/<volume>, without a mode only to be read."""
     volume, _, rest = str(value).partition(":")
     path, _, mode = rest.partition(":")
-    if not isinstance(value, str) or not volume or mode not in {"", "ro", "rw"} or (path and path[0] != "/"):
-        raise ValueError(f"{value!r} is not volume[:/path[:ro|rw]]")
+    if (
+        not isinstance(value, str)
+        or volume.startswith("/")
+        or not VOLUME.fullmatch(volume)
+        or mode not in {"", "ro", "rw"}
+        or (path and path[0] != "/")
+    ):
+        raise ValueError(f"{value!r} is not volume[:/path[:ro|rw]], with a volume's name")
     return Mount(volume, path or f"/mnt/{volume}", "rw" if mode == "rw" else "ro")
 
 
@@ -57,7 +65,7 @@ class JobSpec(BaseModel):
     schedule: Annotated[str, BeforeValidator(parse_schedule)] = ""
     timezone: Annotated[str, BeforeValidator(parse_zone)] = "UTC"
     missed: Missed = "once"
-    overlap: Overlap = "queue"
+    overlap: Overlap = Field("queue", validation_alias=AliasChoices("overlap", "overlap_policy"))
     stop_timeout: Annotated[Duration, Field(gt=0)] = 30.0
     start_timeout: Annotated[Duration, Field(gt=0)] = 30.0
     timeout: Annotated[Duration, Field(gt=0)] = 3600.0
@@ -72,21 +80,32 @@ class JobSpec(BaseModel):
         return found
 
 
-class JobsFile(BaseModel):
-    """The whole file."""
+def read_jobs(path: Path) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
+    """What a file says of jobs, by name, as fields of `Job`; and what is wrong with one of them, which is left out.
 
-    model_config = ConfigDict(extra="forbid")
-
-    jobs: dict[Annotated[str, Field(pattern=NAME)], JobSpec]
-
-
-def read_jobs(path: Path) -> dict[str, dict[str, Any]]:
-    """What a file says of jobs, by name, as fields of `Job`. ConfigError says what is wrong, and where."""
+    ConfigError where the file cannot be read, or is none of jobs.
+    """
     try:
-        found = JobsFile.model_validate(read_mapping(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "[key]")
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise ConfigError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}{more}") from None
-    return {name: spec.said() for name, spec in found.jobs.items()}
+        whole = read_mapping(path)
+    except LongshoreError as error:
+        raise ConfigError(error.message, remedy=error.remedy) from None
+    jobs = whole.get("jobs")
+    if not isinstance(jobs, dict) or len(whole) > 1:
+        other = ", ".join(str(key) for key in whole if key != "jobs")
+        raise ConfigError(f"{path}: it has to have jobs, and nothing else{f' ({other})' if other else ''}")
+    found: dict[str, dict[str, Any]] = {}
+    findings: list[Finding] = []
+    for name, said in jobs.items():
+        if not isinstance(name, str) or not re.fullmatch(NAME, name):
+            findings.append(
+                Finding("file", str(path), f"jobs.{name}", "this is no name: letters, digits, dots, _ and -")
+            )
+            continue
+        try:
+            found[name] = JobSpec.model_validate(said).said()
+        except ValidationError as error:
+            for item in error.errors():
+                where = ".".join(["jobs", name, *(str(part) for part in item["loc"])])
+                why = item["msg"].removeprefix("Value error, ")
+                findings.append(Finding("file", str(path), where, why, job=name, unusable=True))
+    return found, findings

@@ -68,6 +68,10 @@ class Finding:
     field: str
     message: str
     warning: bool = False
+    #: The job that it is about, where that is known.
+    job: str = ""
+    #: Whether that job cannot be run as long as it stands: what it would do is not what was meant.
+    unusable: bool = False
 
     def __str__(self) -> str:
         where = f"{self.kind} {self.name}"
@@ -238,10 +242,11 @@ def discover(entities: Iterable[Entity], declared: Mapping[str, Mapping[str, Any
     jobs = []
     for name, known in sorted(fields.items()):
         if not known.get("image"):
-            findings.append(Finding("job", name, f"{PREFIX}worker.image", "nothing says which image does the work"))
+            why = "nothing says which image does the work"
+            findings.append(Finding("job", name, f"{PREFIX}worker.image", why, job=name, unusable=True))
             continue
         if not (known["targets"] if known.get("scope") == "containers" else known["stacks"] or known["targets"]):
-            findings.append(Finding("job", name, "stacks", "nothing is stopped for it", warning=True))
+            findings.append(Finding("job", name, "stacks", "nothing is stopped for it", warning=True, job=name))
         known |= {key: tuple(sorted(known[key])) for key in _SETS}
         jobs.append(Job(**known | {"name": name, "mounts": tuple(mounts.get(name, ()))}))
     return Discovered(tuple(jobs), tuple(findings))
@@ -291,7 +296,7 @@ def _add_target(
             try:
                 _put(job, key, read(text), name, entity, word, said_by, findings)
             except ValueError as error:
-                findings.append(Finding("container", entity.name, word, str(error)))
+                findings.append(Finding("container", entity.name, word, str(error), job=name, unusable=True))
 
 
 def _put(
@@ -308,7 +313,7 @@ def _put(
     first = said_by.setdefault((job, label), "the file" if key in values else f"container {entity.name}")
     if key in values and values[key] != value:
         why = f"{first} says {values[key]!r} for job {job}, which counts; this says {value!r}"
-        findings.append(Finding("container", entity.name, label, why))
+        findings.append(Finding("container", entity.name, label, why, job=job))
         return
     values[key] = value
 
@@ -316,18 +321,12 @@ def _put(
 def _mounts(entities: Iterable[Entity], jobs: Mapping[str, Any], findings: list[Finding]) -> dict[str, list[Mount]]:
     found: dict[str, list[Mount]] = {name: list(known.get("mounts", ())) for name, known in jobs.items()}
     for entity in entities:
-        attach = entity.labels.get(f"{PREFIX}attach", "")
-        if entity.kind != "volume" or not attach:
+        attached = [part.strip() for part in entity.labels.get(f"{PREFIX}attach", "").split(",") if part.strip()]
+        if entity.kind != "volume" or not attached:
             continue
         mode = entity.labels.get(f"{PREFIX}mount.mode", "ro").strip().lower()
-        if mode not in {"ro", "rw"}:
-            findings.append(Finding("volume", entity.name, f"{PREFIX}mount.mode", f"{mode!r} is neither ro nor rw"))
-            mode = "ro"
         path = entity.labels.get(f"{PREFIX}mount.path", "").strip() or f"/mnt/{entity.name}"
-        if not path.startswith("/"):
-            findings.append(Finding("volume", entity.name, f"{PREFIX}mount.path", f"{path!r} does not begin with /"))
-            continue
-        for job in filter(None, (part.strip() for part in attach.split(","))):
+        for job in attached:
             if job not in jobs:
                 findings.append(Finding("volume", entity.name, f"{PREFIX}attach", f"there is no job {job!r}"))
                 continue
@@ -335,9 +334,16 @@ def _mounts(entities: Iterable[Entity], jobs: Mapping[str, Any], findings: list[
             other = next((one for one in found[job] if one.path == path), None)
             if other == mount:
                 continue
+            wrong = {
+                "mount.mode": "" if mode in {"ro", "rw"} else f"{mode!r} is neither ro nor rw",
+                "mount.path": "" if path.startswith("/") else f"{path!r} does not begin with /",
+            }
             if other is not None:
-                why = f"volume {other.volume} is mounted at {path} for job {job} already"
-                findings.append(Finding("volume", entity.name, f"{PREFIX}mount.path", why))
-                continue
-            found[job].append(mount)
+                wrong["mount.path"] = f"volume {other.volume} is mounted at {path} for job {job} already"
+            for label, why in wrong.items():
+                if why:
+                    at = f"{PREFIX}{label}"
+                    findings.append(Finding("volume", entity.name, at, why, job=job, unusable=True))
+            if not wrong["mount.path"]:
+                found[job].append(mount)
     return found

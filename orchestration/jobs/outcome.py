@@ -66,7 +66,7 @@ def outcome(plan: Plan, state: RunState, cause: Cause | None, steps: Sequence[St
     return JobReport(
         name=plan.labels[LABEL],
         result=_result(work, state, cause),
-        restart=_restart(found, state, touched="stop" not in found or found["stop"].attempts > 0),
+        restart=_restart(found, state, touched=found["stop"].attempts > 0 or RECONSTRUCTED in plan.labels),
         down=_down(found),
         worker=found["worker"].data.get("name") if "worker" in found else None,
         exit_code=work.data.get("exit_code"),

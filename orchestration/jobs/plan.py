@@ -64,22 +64,21 @@ def job_plan(
     job = chosen.of(job)
     plan = _plan(job, host, {RECONSTRUCTED: "true"} if reconstructed else {}, waits=reconstructed)
     around = _around(job)
-    image = None
-    if not reconstructed:
-        image = plan.step("image", "docker.pull.execute", image=_literal(job.image), policy=job.pull).undo("none")
-        image.describe("The image is there before anything is stopped")
+    # All of its steps are there in any case: whoever has the plan that it had before reads its record by their order.
+    image = plan.step("image", "docker.pull.execute", image=_literal(job.image), policy=job.pull).undo("none")
+    image.describe("The image is there before anything is stopped")
+    if reconstructed:
+        image.when("false", reason="its worker is there")
     made = {"make": False} if reconstructed else {}
     worker = plan.step("worker", "job.worker.execute", **around, **_worker(job, chosen), **made).undo("none")
-    if image is not None:
-        worker.after(image)
-    before = worker
-    late: dict[str, Any] = {"begin": False}
-    if begin:
-        late = {}
-        before = plan.step("stop", "job.stop.execute", **around, timeout=job.stop_timeout).after(worker).undo("none")
+    worker.after(image)
+    stop = plan.step("stop", "job.stop.execute", **around, timeout=job.stop_timeout).after(worker).undo("none")
+    late: dict[str, Any] = {} if begin else {"begin": False}
+    if not begin:
+        stop.when("false", reason="its worker is not begun any more")
     late |= {"timeout": job.timeout, "grace": job.grace}
     work = plan.step("work", "job.work.execute", **around, stop_timeout=job.stop_timeout, **late)
-    work.after(before).undo("none").timeout(job.timeout + job.grace + _AROUND)
+    work.after(stop).undo("none").timeout(job.timeout + job.grace + _AROUND)
     last = work
     if not chosen.keep_stopped:
         work.irreversible()

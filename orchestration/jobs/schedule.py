@@ -19,8 +19,16 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim
 
 from longshore.orchestration.breakers import Breakers
-from longshore.orchestration.errors import LongshoreError, QueueFull, RunConflict, StoreUnavailable, WaitTimeout
+from longshore.orchestration.errors import (
+    ConfigError,
+    LongshoreError,
+    QueueFull,
+    RunConflict,
+    StoreUnavailable,
+    WaitTimeout,
+)
 from longshore.orchestration.jobs.board import Board, Known
+from longshore.orchestration.jobs.file import read_jobs
 from longshore.orchestration.jobs.labels import Job, Missed
 from longshore.orchestration.jobs.plan import job_plan
 from longshore.orchestration.store import Store
@@ -127,7 +135,7 @@ class Schedules:
 
 def tick(client: Client, files: Iterable[Path]) -> list[Run]:
     """Start what is due; returns the runs. What cannot be started now is due at the next tick again."""
-    store, paths = client.store, list(files)
+    store, paths = client.store, _readable(files)
     board, schedules = Board(store), Schedules(store)
     now = store.now()
     known, marks = board.last(paths), schedules.marks()
@@ -142,12 +150,32 @@ def tick(client: Client, files: Iterable[Path]) -> list[Run]:
             return []
     started: list[Run] = []
     for job in known.jobs:
-        if job.schedule:
+        if job.schedule and not _is_unusable(job, known):
             mark = marks.get(key_of(job)) or _inherited(board, job, marks, known)
             started += _start_due(client, schedules, job, mark, now)
     there = {key_of(job) for job in known.jobs}
     schedules.forget(key for key in marks if key not in there and key.rpartition("@")[2] in known.answered)
     return started
+
+
+def _readable(files: Iterable[Path]) -> list[Path]:
+    """A file that cannot be read keeps no label from being obeyed."""
+    found = []
+    for path in files:
+        try:
+            read_jobs(path)
+        except ConfigError as error:
+            log.error("schedules: %s", error)
+        else:
+            found.append(path)
+    return found
+
+
+def _is_unusable(job: Job, known: Known) -> bool:
+    wrong = [finding for finding in known.findings if finding.job == job.name and finding.unusable]
+    for finding in wrong:
+        log.error("job %s is not started by its schedule: %s", key_of(job), finding)
+    return bool(wrong)
 
 
 def _due(job: Job, mark: Mark | None, now: int) -> bool:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -371,6 +372,21 @@ def test_what_redis_has_lost_is_finished_from_the_labels(place: Installation, sh
     assert shop.workers() == []
 
 
+def test_who_waits_for_a_job_that_redis_has_lost_hears_of_its_end(
+    place: Installation, client: Client, shop: JobStack
+) -> None:
+    shop.up(sleep=3)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(client.run_job, shop.job)
+        wait_for("the worker to be at work", shop.worker_is_running)
+        assert place.redis.flushall()
+        report = waiting.result(SOON)
+
+    assert report.job is not None
+    assert (report.exit_code, report.job.result, report.job.reconstructed) == (0, "succeeded", True)
+    assert shop.is_well()
+
+
 @pytest.mark.parametrize("point", ["job.created", "job.half_stopped", "job.recorded"])
 def test_what_is_killed_and_lost_is_finished_from_the_labels(
     place: Installation, shop: JobStack, tmp_path: Path, point: str
@@ -540,4 +556,5 @@ def test_the_page_about_jobs_has_every_label() -> None:
 
 def test_the_file_on_the_page_is_one(tmp_path: Path) -> None:
     (tmp_path / "jobs.yaml").write_text(blocks("yaml")[0])
-    assert list(read_jobs(tmp_path / "jobs.yaml")) == ["weekly-dump"]
+    jobs, findings = read_jobs(tmp_path / "jobs.yaml")
+    assert (list(jobs), findings) == (["weekly-dump"], [])

@@ -206,6 +206,29 @@ def test_the_embedded_default_survives_a_kill_of_everything(embedded: Embedded, 
     assert lines(log) == ["before", "after"]
 
 
+@pytest.mark.parametrize("survivor", ["server", "embedded@"])
+def test_whatever_is_killed_of_the_embedded_default_the_next_command_starts_it_again(
+    embedded: Embedded, tmp_path: Path, survivor: str
+) -> None:
+    # given a run in mid-step
+    plan, log = write(tmp_path, 2.0)
+    started = embedded.longshore("run", str(plan), "--run-id", "orphaned", "--detach")
+    assert started.code == 0, started.err
+    wait_for("the first step", lambda: lines(log))
+
+    # when all but the server, or all but the worker, is killed
+    spared = [pid for pid, command in embedded.processes().items() if survivor in command]
+    assert spared
+    for pid in embedded.processes().keys() - set(spared):
+        subprocess.run(["kill", "-KILL", str(pid)], check=False)
+
+    # then the next command brings the run to its end, with one server and one worker
+    watched = embedded.longshore("runs", "watch", "orphaned", "-o", "json")
+    assert watched.code == 0, watched.err
+    assert lines(log) == ["before", "after"]
+    assert not set(spared) & embedded.processes().keys(), "what was left of the other is gone"
+
+
 def test_four_commands_at_once_share_one_embedded_server(embedded: Embedded, tmp_path: Path) -> None:
     # given
     plan, log = write(tmp_path, 0.0)

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longshore.orchestration import templates
+from longshore.orchestration import Plan, templates
 from longshore.orchestration.errors import ConfigError, JobNotFound, UsageError
 from longshore.orchestration.jobs import Entity, Job, Mount, job_plan
-from longshore.orchestration.jobs.board import Known, Seen, merged
+from longshore.orchestration.jobs.board import Declared, Known, Seen, declared_in, merged
 from longshore.orchestration.jobs.file import read_jobs
 from longshore.orchestration.jobs.plan import Choices, again_plan, from_recipe, recipe
 from longshore.orchestration.request import request_body
+from longshore.orchestration.testing import Bench
 
 JOB = Job(
     "backup", "backup:1", stacks=("shop",), targets=("shop-db-1",), host="web1", mounts=(Mount("data", "/mnt/data"),)
@@ -95,7 +96,8 @@ def test_a_run_can_be_made_again_from_the_workers_label() -> None:
     assert choices == Choices(keep_failed_worker=True)
     plan = job_plan(job, choices, reconstructed=True, begin=False, host="web2")
     plan.check()
-    assert list(plan.steps) == ["worker", "work", "start", "healthy", "remove"]
+    assert list(plan.steps) == list(job_plan(JOB).steps), "its record may be read by who has the former plan"
+    assert [name for name, step in plan.steps.items() if step.when] == ["image", "stop"]
     assert plan.target == "web2"
     assert plan.steps["work"].with_["begin"] is False
     again = again_plan(job, choices, "run-1")
@@ -146,7 +148,7 @@ def test_a_file_describes_jobs(tmp_path: Path) -> None:
             stop_timeout: 5s
         """
     )
-    (job,) = merged({"web1": Seen("web1", 0)}, read_jobs(path)).jobs
+    (job,) = merged({"web1": Seen("web1", 0)}, declared_in([path])).jobs
     assert (job.name, job.host, job.stacks, job.image) == ("nightly", "web1", ("shop",), "backup:1")
     assert job.command == ("sh", "-c", "echo hello")
     assert job.mounts == (Mount("data", "/mnt/data", "rw"), Mount("other", "/mnt/other", "ro"))
@@ -159,20 +161,60 @@ def test_a_file_describes_jobs(tmp_path: Path) -> None:
         ({"schedule": "daily"}, "jobs.j.schedule: 'daily' has 1 fields"),
         ({"schedule": "61 * * * *"}, "bad minute"),
         ({"mounts": ["data:here"]}, "is not volume"),
+        ({"mounts": ["/etc:/x:ro"]}, "is not volume"),
         ({"colour": "red"}, "jobs.j.colour"),
         ({"timezone": "Mars"}, "no time zone"),
         ({"timeout": 0}, "jobs.j.timeout"),
         ({"host": "a b"}, "no name of a host"),
     ],
 )
-def test_a_file_that_is_wrong_is_told_of_in_one_line(tmp_path: Path, said: dict[str, Any], told: str) -> None:
+def test_what_is_wrong_in_a_file_is_told_and_keeps_no_other_job_from_being_known(
+    tmp_path: Path, said: dict[str, Any], told: str
+) -> None:
     path = tmp_path / "jobs.json"
-    path.write_text(json.dumps({"jobs": {"j": said}}))
+    path.write_text(json.dumps({"jobs": {"j": said, "good": {"image": "i", "stacks": ["shop"]}}}))
+    known = merged({"web1": Seen("web1", 0)}, declared_in([path]))
+
+    assert [job.name for job in known.jobs] == ["good"]
+    (finding,) = known.findings
+    assert told in str(finding)
+    assert str(path) in str(finding)
+    with pytest.raises(UsageError, match="cannot be run as it is described"):
+        known.job("j")
+
+
+@pytest.mark.parametrize("text", ["jobs: [", "jobs: 5", "{}", "jobs: {}\nmore: 1", "- a"])
+def test_a_file_that_is_none_of_jobs_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "jobs.yaml"
+    path.write_text(text)
     with pytest.raises(ConfigError) as failed:
         read_jobs(path)
-    assert told in str(failed.value)
     assert str(path) in str(failed.value)
     assert "\n" not in str(failed.value)
+    with pytest.raises(ConfigError):
+        read_jobs(tmp_path / "none.yaml")
+
+
+def test_a_label_may_be_named_as_it_is_on_a_container(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.json"
+    path.write_text(json.dumps({"jobs": {"j": {"image": "i", "stacks": ["s"], "overlap_policy": "skip"}}}))
+    (job,) = merged({"web1": Seen("web1", 0)}, declared_in([path])).jobs
+    assert job.overlap == "skip"
+
+
+def test_a_job_whose_label_cannot_be_used_is_not_run_in_another_way() -> None:
+    good, bad = labelled("good", "a"), labelled("bad", "b", **{"worker.command": "echo 'unclosed"})
+    known = merged({"web1": Seen("web1", 0, entities=(good, bad))}, Declared())
+    assert known.job("good").name == "good"
+    with pytest.raises(UsageError, match=r"job 'bad' cannot be run .*worker.command: No closing quotation"):
+        known.job("bad")
+
+
+def test_what_contradicts_is_told_and_the_first_counts() -> None:
+    one, other = labelled("j", "a", timeout="1s"), labelled("j", "b", timeout="2s")
+    known = merged({"web1": Seen("web1", 0, entities=(other, one))}, Declared())
+    assert known.job("j").timeout == 1.0
+    assert [finding.job for finding in known.findings] == ["j"]
 
 
 # --- several hosts --------------------------------------------------------------------------------
@@ -181,12 +223,12 @@ def test_a_file_that_is_wrong_is_told_of_in_one_line(tmp_path: Path, said: dict[
 def test_two_hosts_with_one_engine_have_its_jobs_once() -> None:
     here = (labelled("backup"),)
     seen = {name: Seen(name, 0, engine="E", entities=here) for name in ("web2", "web1")}
-    assert [(job.name, job.host) for job in merged(seen, {}).jobs] == [("backup", "web1")]
+    assert [(job.name, job.host) for job in merged(seen, Declared()).jobs] == [("backup", "web1")]
 
 
 def test_one_name_on_two_engines_has_to_be_chosen() -> None:
     seen = {name: Seen(name, 0, engine=name, entities=(labelled("backup"),)) for name in ("web2", "web1")}
-    known = merged(seen, {})
+    known = merged(seen, Declared())
     with pytest.raises(UsageError, match=r"several hosts \(web1, web2\)"):
         known.job("backup")
     assert known.job("backup", "web2").host == "web2"
@@ -202,7 +244,7 @@ def test_a_job_of_a_file_is_done_where_its_stack_is() -> None:
         "nowhere": {"image": "i"},
         "away": {"host": "web3", "image": "i"},
     }
-    known = merged(seen, declared)
+    known = merged(seen, Declared(declared))
     assert [(job.name, job.host) for job in known.jobs] == [("named", "web1"), ("there", "web2")]
     assert sorted(str(finding) for finding in known.findings) == [
         "job away: host: no answer from its host web3",
@@ -214,7 +256,7 @@ def test_a_job_of_a_file_is_done_where_its_stack_is() -> None:
 def test_what_a_file_says_counts_where_a_label_says_otherwise() -> None:
     seen = {"web1": Seen("web1", 0, entities=(labelled("backup", **{"timeout": "5s", "worker.env.A": "1"}),))}
     declared = {"backup": {"timeout": 9.0, "stacks": ["more"], "env": {"B": "2"}}}
-    known = merged(seen, declared)
+    known = merged(seen, Declared(declared))
     (job,) = known.jobs
     assert (job.timeout, job.stacks, dict(job.env), job.image) == (
         9.0,
@@ -229,6 +271,57 @@ def test_what_a_file_says_counts_where_a_label_says_otherwise() -> None:
 
 
 def test_who_does_not_answer_is_told_of() -> None:
-    known = merged({"web1": Seen("web1", 0, error="no engine")}, {}, ["web2"])
+    known = merged({"web1": Seen("web1", 0, error="no engine")}, Declared(), ["web2"])
     assert known == Known((), known.findings, ("web2",))
     assert [str(finding) for finding in known.findings] == ["host web2: it did not answer", "host web1: no engine"]
+
+
+def test_a_run_that_is_made_again_too_late_only_brings_the_stack_up() -> None:
+    bench = Bench(hosts=("web1",))
+    bench.fail("work", "too much time has passed")
+    report = bench.run(job_plan(JOB, reconstructed=True, begin=False))
+    assert [(step.name, str(step.status)) for step in report.steps] == [
+        ("image", "skipped"),
+        ("worker", "changed"),
+        ("stop", "skipped"),
+        ("work", "failed"),
+        ("start", "changed"),
+        ("healthy", "unchanged"),
+        ("remove", "changed"),
+    ]
+    assert report.job is not None
+    assert (report.job.result, report.job.restart, report.exit_code) == ("failed", "healthy", 1)
+
+
+@pytest.mark.parametrize(
+    ("step", "result", "restart", "code"),
+    [
+        ("image", "failed", "not_needed", 1),
+        ("worker", "failed", "not_needed", 1),
+        ("stop", "failed", "healthy", 1),
+        ("work", "failed", "healthy", 1),
+        ("start", "succeeded", "failed", 3),
+        ("healthy", "succeeded", "failed", 3),
+        ("remove", "succeeded", "healthy", 0),
+        ("", "succeeded", "healthy", 0),
+    ],
+)
+def test_how_the_work_ended_and_how_the_stack_stands_are_two_things(
+    step: str, result: str, restart: str, code: int
+) -> None:
+    bench = Bench(hosts=("web1",), pretend=True)
+    if step:
+        bench.fail(step)
+    report = bench.run(job_plan(JOB))
+    assert report.job is not None
+    assert (report.job.result, report.job.restart, report.exit_code) == (result, restart, code)
+    assert {"start", "healthy", "remove"} <= set(bench.done), "whatever fails"
+
+
+def test_only_the_plan_of_a_job_has_a_jobs_report() -> None:
+    plan = Plan("p", labels={"job": "mine"})
+    plan.step("work", "noop.execute")
+    plan.step("remove", "noop.execute").after("work")
+    report = Bench().run(plan)
+    assert report.job is None
+    assert "job" not in report.model_dump()
