@@ -7,7 +7,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from longshore.orchestration.durations import Duration
-from longshore.orchestration.operations.base import About, Kind, Operation, Params, Result, Undo, register
+from longshore.orchestration.operations.base import (
+    BACKOFF,
+    About,
+    Kind,
+    Operation,
+    Params,
+    Result,
+    Retry,
+    Undo,
+    register,
+)
 from longshore.orchestration.operations.docker.fields import Text
 from longshore.orchestration.operations.docker.programs import RunResult
 
@@ -122,12 +132,25 @@ class RemoveResult(Result):
     kept: str = ""
 
 
-def _job(verb: str, params: type[Params], result: type[Result], summary: str, about: About, kind: Kind) -> Operation:
+#: Once a stack has been stopped, an engine that is away is waited for, for some minutes.
+_PATIENT = Retry(attempts=10, initial=1.0, maximum=30.0)
+
+
+def _job(
+    verb: str,
+    params: type[Params],
+    result: type[Result],
+    summary: str,
+    about: About,
+    kind: Kind,
+    *,
+    retry: Retry = _PATIENT,
+) -> Operation:
     secrets = frozenset({"env"}) if "env" in params.model_fields else frozenset()
     return register(
         Operation(
             name=f"job.{verb}", params=params, result=result, queue="docker", summary=summary, about=about, kind=kind,
-            undo=Undo.NONE, secrets=secrets,
+            undo=Undo.NONE, secrets=secrets, retry=retry,
         )
     )  # fmt: skip
 
@@ -144,6 +167,7 @@ WORKER = _job(
         dry_run="checks stacks, containers and volumes, and says what would be stopped",
     ),
     Kind.CONVERGES,
+    retry=BACKOFF,
 )
 STOP = _job(
     "stop.execute",
@@ -157,6 +181,7 @@ STOP = _job(
         dry_run="says what would be stopped, in order",
     ),
     Kind.CONVERGES,
+    retry=BACKOFF,  # a stop that does not succeed must not keep the stack half down for long
 )
 WORK = _job(
     "work.execute",
