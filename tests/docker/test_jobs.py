@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,10 +57,21 @@ def place(module_installation: MakeInstallation) -> Installation:
 
 
 @pytest.fixture
-def worker(place: Installation) -> Iterator[Worker]:
-    """One that lives for a test: the kills of others do not meet it."""
-    with place.worker("one", "-c", "3") as made:
-        yield made
+def worker(place: Installation) -> Worker:
+    """One that stands as long as tests need no other."""
+    standing = next((one for one in place.workers if one.node.startswith("one@")), None)
+    standing = standing or place.worker("one", "-c", "3")
+    if not standing.running:
+        standing.start()
+    return standing
+
+
+@pytest.fixture
+def alone(place: Installation) -> Installation:
+    """For tests that kill, with workers of their own."""
+    for one in place.workers:
+        one.kill()
+    return place
 
 
 @pytest.fixture
@@ -297,17 +307,17 @@ def recovered(run: Run, shop: JobStack) -> Any:
 
 @pytest.mark.parametrize("point", JOB_POINTS)
 def test_whatever_is_killed_the_work_is_done_once_and_the_stack_is_up(
-    place: Installation, shop: JobStack, tmp_path: Path, point: str
+    alone: Installation, shop: JobStack, tmp_path: Path, point: str
 ) -> None:
     shop.up(sleep=0.5)
-    client, marker = place.client(), tmp_path / "killed"
-    doomed = place.worker("doomed", "-c", "2", LONGSHORE_CRASH_AT=f"{point}:{marker}")
+    client, marker = alone.client(), tmp_path / "killed"
+    doomed = alone.worker("doomed", "-c", "2", LONGSHORE_CRASH_AT=f"{point}:{marker}")
     doomed.start()
     run = client.start_job(shop.job, run_id=f"{shop.name}-k")
     wait_for(f"it to be killed at {point}", marker.exists)
     doomed.kill()
 
-    with place.worker("healer", "-c", "2"):
+    with alone.worker("healer", "-c", "2"):
         report = recovered(run, shop)
 
     assert (report.state, report.job.result, report.job.restart) == ("succeeded", "succeeded", "healthy")
@@ -315,16 +325,16 @@ def test_whatever_is_killed_the_work_is_done_once_and_the_stack_is_up(
     assert shop.workers() == []
 
 
-def test_a_worker_that_is_told_to_end_ends_its_job_first(place: Installation, shop: JobStack) -> None:
+def test_a_worker_that_is_told_to_end_ends_its_job_first(alone: Installation, shop: JobStack) -> None:
     shop.up(sleep=2)
-    client = place.client()
-    polite = place.worker("polite", "-c", "2")
+    client = alone.client()
+    polite = alone.worker("polite", "-c", "2")
     polite.start()
     run = client.start_job(shop.job)
     wait_for("the worker to be at work", shop.worker_is_running)
     polite.stop()
 
-    with place.worker("healer", "-c", "2"):
+    with alone.worker("healer", "-c", "2"):
         report = recovered(run, shop)
 
     assert report.job.result == "succeeded"
@@ -353,15 +363,15 @@ def test_a_worker_container_that_is_removed_is_told_of(client: Client, shop: Job
     assert (report.job.result, report.job.restart) == ("failed", "healthy"), "the record knows what ran, too"
 
 
-def test_what_redis_has_lost_is_finished_from_the_labels(place: Installation, shop: JobStack) -> None:
+def test_what_redis_has_lost_is_finished_from_the_labels(alone: Installation, shop: JobStack) -> None:
     shop.up(sleep=3)
-    client = place.client()
-    with place.worker("one", "-c", "2"):
+    client = alone.client()
+    with alone.worker("first", "-c", "2"):
         run = client.start_job(shop.job, run_id=f"{shop.name}-lost")
         wait_for("the worker to be at work", shop.worker_is_running)
-    assert place.redis.flushall()
+    assert alone.redis.flushall()
 
-    with place.worker("healer", "-c", "2"):
+    with alone.worker("healer", "-c", "2"):
         wait_for("the stack to be up", shop.is_well, SOON)
         wait_for("the run to be known again", lambda: client.store.body(run.id))
         report = client.get(run.id).wait(SOON)
@@ -389,19 +399,19 @@ def test_who_waits_for_a_job_that_redis_has_lost_hears_of_its_end(
 
 @pytest.mark.parametrize("point", ["job.created", "job.half_stopped", "job.recorded"])
 def test_what_is_killed_and_lost_is_finished_from_the_labels(
-    place: Installation, shop: JobStack, tmp_path: Path, point: str
+    alone: Installation, shop: JobStack, tmp_path: Path, point: str
 ) -> None:
     shop.up(sleep=1)
-    client, marker = place.client(), tmp_path / "killed"
-    doomed = place.worker("doomed", "-c", "2", LONGSHORE_CRASH_AT=f"{point}:{marker}")
+    client, marker = alone.client(), tmp_path / "killed"
+    doomed = alone.worker("doomed", "-c", "2", LONGSHORE_CRASH_AT=f"{point}:{marker}")
     doomed.start()
     run = client.start_job(shop.job, run_id=f"{shop.name}-kl")
     wait_for(f"it to be killed at {point}", marker.exists)
     doomed.kill()
     began = shop.started_at("db-1") if point == "job.recorded" else ""
-    assert place.redis.flushall()
+    assert alone.redis.flushall()
 
-    with place.worker("healer", "-c", "2"):
+    with alone.worker("healer", "-c", "2"):
         wait_for("the run to be known again", lambda: client.store.body(run.id))
         report = client.get(run.id).wait(SOON)
 

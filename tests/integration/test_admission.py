@@ -147,7 +147,7 @@ def test_one_more_is_not_run_where_it_would_be_skipped(open_house: Installation,
 
     assert (report.state, report.exit_code, report.step("work").status) == ("failed", 1, "not_run")
     assert report.error is not None
-    assert f"not run: it waits for its turn: 'deploy-shop2' is held by {one.id}" in report.error.message
+    assert f"not run: 'deploy-shop2' is held by {one.id}" in report.error.message
     one.wait(PATIENCE)
 
 
