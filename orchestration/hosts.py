@@ -371,6 +371,7 @@ class Hosts:
         pipe = self._client.pipeline()
         pipe.zrem(self._keys.fleet, name)
         pipe.delete(self._keys.machine(name))
+        pipe.hdel(self._keys.jobs_seen, name)
         self._store.call(pipe.execute)
 
     def forget_old(self, seconds: float) -> list[str]:

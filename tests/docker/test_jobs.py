@@ -212,6 +212,28 @@ def test_a_dry_run_says_what_is_impossible_and_touches_nothing(
     assert shop.workers() == []
 
 
+def test_a_secret_of_a_file_reaches_the_worker_and_nothing_else(alone: Installation, shop: JobStack) -> None:
+    shop.up()
+    secret, file = f"s3cret-{shop.name}", alone.folder / "secret.yaml"
+    command = ["sh", "-c", 'echo "has $TOKEN"; test -n "$TOKEN"']
+    said = {
+        "image": IMAGE,
+        "stacks": [shop.name],
+        "command": command,
+        "env": {"TOKEN": "{{ secret('env:LST_TOKEN') }}"},
+    }
+    file.write_text(json.dumps({"jobs": {f"{shop.job}-s": said}}))
+
+    with alone.worker("knows", "-c", "2", LST_TOKEN=secret):
+        done = alone.longshore("job", "run", f"{shop.job}-s", "-f", str(file), "--run-id", f"{shop.name}-s")
+
+    assert done.code == 0, done.err
+    assert "| has " in done.out
+    kept = [alone.redis.dump(key) or b"" for key in alone.redis.scan_iter("*")]
+    assert not [text for text in [done.out.encode(), done.err.encode(), *kept] if secret.encode() in text]
+    assert alone.client().get(f"{shop.name}-s").report().step("work").data["stdout"].startswith("has ***")
+
+
 def test_a_stack_that_would_not_stop_is_started_again(client: Client, shop: JobStack) -> None:
     shop.up()
     shop.engine.pause(f"{shop.name}-app-1")  # it takes its TERM only when it goes on, and this engine says so

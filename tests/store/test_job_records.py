@@ -65,6 +65,14 @@ def test_whoever_has_no_engine_is_not_asked_and_whoever_is_silent_is_named(store
     assert [job.name for job in known.jobs] == ["backup"]
 
 
+def test_what_a_host_has_said_goes_with_it(store: Store) -> None:
+    host(store, "web1")
+    board = Board(store)
+    board.answer(Seen("web1", 1))
+    Hosts(store).forget("web1")
+    assert board.seen() == {}
+
+
 def test_without_a_host_there_is_nobody_to_ask(store: Store) -> None:
     with pytest.raises(WaitTimeout, match="no host with a Docker engine"):
         Board(store).look(patience=0.1)
