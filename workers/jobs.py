@@ -45,6 +45,8 @@ class JobWatch:
         self._installation = store.settings.installation()
         self._answered = 0
         self._look_at = 0.0
+        #: What went wrong last, which is said once.
+        self._told: dict[str, str] = {}
         self._threads: dict[str, threading.Thread] = {}
         #: Containers that no run owned at the last look: what is seen twice is no accident.
         self._suspects: set[str] = set()
@@ -68,8 +70,12 @@ class JobWatch:
         def carefully() -> None:
             try:
                 do()
+                self._told.pop(name, None)
             except (StoreUnavailable, OperationError) as error:
-                log.warning("jobs on host %s: %s", self.host, error)
+                # Where there is no engine, that is so at every look.
+                if str(error) != self._told.get(name):
+                    log.warning("jobs on host %s: %s", self.host, error)
+                self._told[name] = str(error)
             except Exception:  # whatever it is, it is tried again
                 log.exception("jobs on host %s cannot be looked after", self.host)
             finally:

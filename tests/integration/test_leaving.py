@@ -206,15 +206,20 @@ def test_the_embedded_default_survives_a_kill_of_everything(embedded: Embedded, 
     assert lines(log) == ["before", "after"]
 
 
+def _is_running(embedded: Embedded, run_id: str, step: str) -> bool:
+    steps = embedded.longshore("runs", "show", run_id, "-o", "json").json["steps"]
+    return any(one["name"] == step and one["status"] == "running" for one in steps)
+
+
 @pytest.mark.parametrize("survivor", ["server", "embedded@"])
 def test_whatever_is_killed_of_the_embedded_default_the_next_command_starts_it_again(
     embedded: Embedded, tmp_path: Path, survivor: str
 ) -> None:
     # given a run in mid-step
-    plan, log = write(tmp_path, 2.0)
+    plan, log = write(tmp_path, 5.0)
     started = embedded.longshore("run", str(plan), "--run-id", "orphaned", "--detach")
     assert started.code == 0, started.err
-    wait_for("the first step", lambda: lines(log))
+    wait_for("the second step", lambda: _is_running(embedded, "orphaned", "sleep"))
 
     # when all but the server, or all but the worker, is killed
     spared = [pid for pid, command in embedded.processes().items() if survivor in command]
