@@ -77,6 +77,7 @@ def job_plan(
     if not begin:
         stop.when("false", reason="its worker is not begun any more")
     late |= {"timeout": job.timeout, "grace": job.grace}
+    late |= {"env": _templates(job)} if job.templated else {}
     work = plan.step("work", "job.work.execute", **around, stop_timeout=job.stop_timeout, **late)
     work.after(stop).undo("none").timeout(job.timeout + job.grace + _AROUND)
     last = work
@@ -142,6 +143,11 @@ def _remove(plan: Plan, around: dict[str, Any], choices: Choices) -> StepHandle:
     return step.always().undo("none")
 
 
+def _templates(job: Job) -> dict[str, str]:
+    """Of its environment, what a file has given: there may be secrets in it."""
+    return {name: value for name, value in job.env.items() if name in job.templated}
+
+
 def _worker(job: Job, choices: Choices) -> dict[str, Any]:
     env = {name: value if name in job.templated else _literal(value) for name, value in job.env.items()}
     return {
@@ -162,7 +168,7 @@ _KEPT: tuple[str, ...] = (
 
 def recipe(job: Job, choices: Choices) -> str:
     """What the worker's label keeps of a job."""
-    kept = {name: getattr(job, name) for name in _KEPT}
+    kept = {name: getattr(job, name) for name in _KEPT} | {"env": _templates(job)}
     kept |= {"keep_stopped": choices.keep_stopped, "keep_failed_worker": choices.keep_failed_worker}
     return _literal(json.dumps(kept))
 
@@ -175,7 +181,8 @@ def from_recipe(text: str) -> tuple[Job, Choices]:
     }
     if not {"name", "image"} <= found.keys():
         raise ValueError("it names no job, or no image")
-    return Job(**found), Choices(
+    env = dict(kept.get("env", {}))
+    return Job(**found, env=env, templated=frozenset(env)), Choices(
         keep_stopped=bool(kept.get("keep_stopped")), keep_failed_worker=bool(kept.get("keep_failed_worker"))
     )
 

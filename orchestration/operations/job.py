@@ -67,6 +67,7 @@ class WorkParams(JobParams):
     timeout: Seconds = Field(3600.0, description="From its start to its TERM")
     grace: Duration = Field(10.0, description="From its TERM to its KILL")
     stop_timeout: Seconds = Field(30.0, description="Of what came up again since it was stopped")
+    env: dict[str, Text] = Field({}, description="Of the worker's environment, what must not be told if it says it")
     begin: bool = Field(default=True, description="Whether one that was never started is started still")
 
 

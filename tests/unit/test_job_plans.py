@@ -325,3 +325,11 @@ def test_only_the_plan_of_a_job_has_a_jobs_report() -> None:
     report = Bench().run(plan)
     assert report.job is None
     assert "job" not in report.model_dump()
+
+
+def test_what_may_be_secret_is_known_to_the_work_too_also_when_it_is_made_again() -> None:
+    job = Job("j", "i", env={"TOKEN": "{{ secret('env:X') }}", "PLAIN": "1"}, templated=frozenset({"TOKEN"}))
+    wanted = {"TOKEN": "{{ secret('env:X') }}"}
+    assert job_plan(job).steps["work"].with_["env"] == wanted
+    again, choices = from_recipe(templates.render(recipe(job, Choices()), {}))
+    assert job_plan(again, choices, reconstructed=True).steps["work"].with_["env"] == wanted
