@@ -40,7 +40,7 @@ from longshore.orchestration.errors import (
 from longshore.orchestration.events import Event
 from longshore.orchestration.hooks import Hooks, Teller
 from longshore.orchestration.hosts import Host, Hosts, HostState, grouped, matching, meant
-from longshore.orchestration.jobs.board import Board, Known
+from longshore.orchestration.jobs.board import Board, Known, declared_in
 from longshore.orchestration.jobs.outcome import failure
 from longshore.orchestration.jobs.plan import Choices, job_plan
 from longshore.orchestration.plan import Plan, single
@@ -195,7 +195,7 @@ class Client:
         """
         self._ready()
         paths = [Path(name) for name in self.settings.jobs.split(":") if name]
-        return Board(self.store).look([*paths, *map(Path, files)])
+        return Board(self.store).look(declared_in([*paths, *map(Path, files)]))
 
     def plan_job(
         self, name: str, *, host: str | None = None, files: Iterable[str | Path] = (), **choices: Unpack[JobChoices]
@@ -238,9 +238,10 @@ class Client:
         tell = _lines_to(log) if log is not None and not callable(log) else log
         while True:
             try:
-                for stream, line in run.output("work", follow=True) if tell is not None else ():
-                    if stream and tell is not None:
-                        tell(line)
+                if tell is not None:
+                    for stream, line in run.output("work", follow=True):
+                        if stream:
+                            tell(line)
                 done = run.wait()
                 break
             except RunLost:

@@ -54,7 +54,7 @@ def show(name: str, host: str | None, files: tuple[str, ...], strict: bool) -> N
 
     made, options = client(), current()
     known = made.jobs(files=files)
-    wrong = [finding for finding in known.findings if finding.job == name]
+    wrong = known.about(name)
     try:
         job, now = known.job(name, host), made.store.now()
     except UsageError:
@@ -94,7 +94,7 @@ def run(name: str, host: str | None, files: tuple[str, ...], run_id: str | None,
     made = client()
     known = made.jobs(files=files)
     plan = job_plan(known.job(name, host), Choices(**choices))
-    _tell([finding for finding in known.findings if finding.job == name], strict=False)
+    _tell(known.about(name), strict=False)
     if current().dry_run:
         return leave(rehearse(plan, {}))
     return begin_job(made, plan, run_id, detach=detach)

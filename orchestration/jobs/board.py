@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from longshore.orchestration.connection import Connection
-from longshore.orchestration.errors import JobNotFound, UsageError, WaitTimeout
+from longshore.orchestration.errors import ConfigError, JobNotFound, UsageError, WaitTimeout
 from longshore.orchestration.hosts import Hosts
 from longshore.orchestration.jobs.file import read_jobs
 from longshore.orchestration.jobs.labels import PREFIX, Entity, Finding, Job, discover
@@ -56,16 +56,20 @@ class Known:
     silent: tuple[str, ...] = ()
     answered: tuple[str, ...] = field(default=(), compare=False)
 
-    @property
-    def errors(self) -> tuple[Finding, ...]:
-        return tuple(finding for finding in self.findings if not finding.warning)
+    def about(self, name: str) -> list[Finding]:
+        """What is wrong with the description of one job."""
+        return [finding for finding in self.findings if finding.job == name]
+
+    def unusable(self, name: str) -> list[Finding]:
+        """Of that, what keeps it from being run."""
+        return [finding for finding in self.about(name) if finding.unusable]
 
     def job(self, name: str, host: str | None = None) -> Job:
         """The one of that name. JobNotFound names those that there are; UsageError where it is on several hosts, or its
         description cannot be used.
         """
         found = [job for job in self.jobs if job.name == name and host in {None, job.host}]
-        if wrong := [finding for finding in self.findings if finding.job == name and finding.unusable]:
+        if wrong := self.unusable(name):
             more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
             raise UsageError(f"job {name!r} cannot be run as it is described: {wrong[0]}{more}",
                              remedy=f"longshore job show {name} has all of it")  # fmt: skip
@@ -112,12 +116,11 @@ class Board:
         found = self._store.call(self._store.client.hgetall, self._keys.jobs_seen)
         return {host: Seen.read(text) for host, text in sorted(found.items())}
 
-    def look(self, files: Iterable[Path] = (), *, patience: float = 10.0) -> Known:
+    def look(self, files: Declared | None = None, *, patience: float = 10.0) -> Known:
         """The jobs as they are described now: every host with an engine is asked.
 
         Waits up to `patience` seconds for all of them. WaitTimeout where there is no such host, or none that answers.
         """
-        declared = declared_in(files)
         number = self.ask()
         until = time.monotonic() + patience
         while True:
@@ -130,12 +133,12 @@ class Board:
             silent = f": no answer from {', '.join(sorted(wanted))}" if wanted else ""
             raise WaitTimeout(f"no host with a Docker engine is there to be asked for its jobs{silent}",
                               remedy="start a worker there: longshore worker")  # fmt: skip
-        return merged(seen, declared, silent=sorted(wanted - seen.keys()))
+        return merged(seen, files or Declared(), silent=sorted(wanted - seen.keys()))
 
-    def last(self, files: Iterable[Path] = ()) -> Known:
+    def last(self, files: Declared | None = None) -> Known:
         """The jobs as the hosts that are alive have described them last; asks nobody."""
         alive = with_engine(self._store)
-        return merged({host: one for host, one in self.seen().items() if host in alive}, declared_in(files))
+        return merged({host: one for host, one in self.seen().items() if host in alive}, files or Declared())
 
 
 def with_engine(store: Connection) -> set[str]:
@@ -155,14 +158,21 @@ class Declared:
     findings: tuple[Finding, ...] = ()
 
 
-def declared_in(files: Iterable[Path]) -> Declared:
-    """ConfigError for a file that cannot be read at all; what is wrong with one job of it keeps no other from being
-    known.
+def declared_in(files: Iterable[Path], unreadable: Callable[[ConfigError], object] | None = None) -> Declared:
+    """What is wrong with one job of a file keeps no other from being known.
+
+    ConfigError for a file that cannot be read at all; `unreadable` is told of it instead, and the others count.
     """
     found: dict[str, Mapping[str, Any]] = {}
     findings: list[Finding] = []
     for path in files:
-        jobs, wrong = read_jobs(path)
+        try:
+            jobs, wrong = read_jobs(path)
+        except ConfigError as error:
+            if unreadable is None:
+                raise
+            unreadable(error)
+            continue
         findings += wrong
         for name, said in jobs.items():
             if name in found:

@@ -86,12 +86,10 @@ def failure(report: Report) -> JobFailed | None:
     if job.restart == "failed":
         down = f"; not up again: {', '.join(job.down)}" if job.down else ""
         return StartFailed(f"{told}{down}", report=report, exit_code=code)
-    if job.result == "timed_out":
-        return JobTimeout(told, report=report)
-    if job.result == "cancelled":
-        return JobCancelled(told, report=report)
-    kinds: dict[str | None, type[JobFailed]] = {"image": ImageMissing, "stop": StopFailed, "work": WorkerFailed}
-    return kinds.get(step, JobFailed)(told, report=report, exit_code=code)
+    by_result: dict[str | None, type[JobFailed]] = {"timed_out": JobTimeout, "cancelled": JobCancelled}
+    by_step: dict[str | None, type[JobFailed]] = {"image": ImageMissing, "stop": StopFailed, "work": WorkerFailed}
+    kind = by_result.get(job.result) or by_step.get(step, JobFailed)
+    return kind(told, report=report, exit_code=code)
 
 
 def _result(work: StepReport, state: RunState, cause: Cause | None) -> Result | None:

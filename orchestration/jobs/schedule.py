@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,15 +20,13 @@ from cronsim import CronSim
 
 from longshore.orchestration.breakers import Breakers
 from longshore.orchestration.errors import (
-    ConfigError,
     LongshoreError,
     QueueFull,
     RunConflict,
     StoreUnavailable,
     WaitTimeout,
 )
-from longshore.orchestration.jobs.board import Board, Known
-from longshore.orchestration.jobs.file import read_jobs
+from longshore.orchestration.jobs.board import Board, Known, Seen, declared_in
 from longshore.orchestration.jobs.labels import Job, Missed
 from longshore.orchestration.jobs.plan import job_plan
 from longshore.orchestration.store import Store
@@ -93,7 +91,7 @@ def chosen(missed: Missed, times: Sequence[int], now: int, on_time: float = ON_T
 
 
 def run_id_of(job: Job, at: int) -> str:
-    stem = f"{job.name}@{job.host}" if job.host else job.name
+    stem = key_of(job)
     if len(stem) > _LONGEST:
         stem = f"{stem[: _LONGEST - 9]}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
     return f"{stem}.{datetime.fromtimestamp(at / 1000, UTC):%Y%m%dT%H%M%SZ}"
@@ -135,47 +133,54 @@ class Schedules:
 
 def tick(client: Client, files: Iterable[Path]) -> list[Run]:
     """Start what is due; returns the runs. What cannot be started now is due at the next tick again."""
-    store, paths = client.store, _readable(files)
+    store = client.store
+    _once.next_tick()
+    declared = declared_in(files, lambda error: _once.say(f"schedules: {error}"))
     board, schedules = Board(store), Schedules(store)
     now = store.now()
-    known, marks = board.last(paths), schedules.marks()
+    known, marks = board.last(declared), schedules.marks()
     ages = {host: (now - one.at) / 1000 for host, one in board.seen().items()}
     # A host that is alive and says nothing must not have every tick wait for it.
     fresh = [job for job in known.jobs if ages.get(job.host, _FRESH) < _FRESH]
     if min(ages.values(), default=now) >= _REFRESH or any(_due(job, marks.get(key_of(job)), now) for job in fresh):
         try:
-            known = board.look(paths, patience=5.0)
+            known = board.look(declared, patience=5.0)
         except WaitTimeout as error:
             log.warning("schedules: %s", error)
             return []
     started: list[Run] = []
+    seen = board.seen()
     for job in known.jobs:
-        if job.schedule and not _is_unusable(job, known):
-            mark = marks.get(key_of(job)) or _inherited(board, job, marks, known)
-            started += _start_due(client, schedules, job, mark, now)
+        if not job.schedule:
+            continue
+        if wrong := known.unusable(job.name):
+            _once.say(f"job {key_of(job)} is not started by its schedule: {'; '.join(map(str, wrong))}")
+            continue
+        mark = marks.get(key_of(job)) or _inherited(seen, job, marks, known)
+        started += _start_due(client, schedules, job, mark, now)
     there = {key_of(job) for job in known.jobs}
     schedules.forget(key for key in marks if key not in there and key.rpartition("@")[2] in known.answered)
     return started
 
 
-def _readable(files: Iterable[Path]) -> list[Path]:
-    """A file that cannot be read keeps no label from being obeyed."""
-    found = []
-    for path in files:
-        try:
-            read_jobs(path)
-        except ConfigError as error:
-            log.error("schedules: %s", error)
-        else:
-            found.append(path)
-    return found
+class _Once:
+    """Says what is wrong with descriptions when it is new, and not at every tick that finds it so."""
+
+    def __init__(self) -> None:
+        self._before: set[str] = set()
+        self._now: set[str] = set()
+
+    def say(self, text: str) -> None:
+        if text not in self._before | self._now:
+            log.error("%s", text)
+        self._now.add(text)
+
+    def next_tick(self) -> None:
+        self._before, self._now = self._now, set()
 
 
-def _is_unusable(job: Job, known: Known) -> bool:
-    wrong = [finding for finding in known.findings if finding.job == job.name and finding.unusable]
-    for finding in wrong:
-        log.error("job %s is not started by its schedule: %s", key_of(job), finding)
-    return bool(wrong)
+#: Of this process.
+_once = _Once()
 
 
 def _due(job: Job, mark: Mark | None, now: int) -> bool:
@@ -214,9 +219,8 @@ def _start_due(client: Client, schedules: Schedules, job: Job, mark: Mark | None
     return started
 
 
-def _inherited(board: Board, job: Job, marks: dict[str, Mark], known: Known) -> Mark | None:
+def _inherited(seen: Mapping[str, Seen], job: Job, marks: Mapping[str, Mark], known: Known) -> Mark | None:
     """Of a job that another host with the same engine had until now, which is not there any more."""
-    seen = board.seen()
     here = seen[job.host].engine if job.host in seen else ""
     for host, one in seen.items():
         if here and one.engine == here and host not in known.answered and (mark := marks.get(f"{job.name}@{host}")):

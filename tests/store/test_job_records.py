@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from longshore.orchestration.admission import Admission, Wanted
 from longshore.orchestration.breakers import Breakers
 from longshore.orchestration.errors import WaitTimeout
 from longshore.orchestration.hosts import Hosts, Node
-from longshore.orchestration.jobs import Entity
+from longshore.orchestration.jobs import Entity, schedule
 from longshore.orchestration.jobs.board import Board, Seen
-from longshore.orchestration.jobs.schedule import Mark, Schedules, forget_ends, note_end, service
+from longshore.orchestration.jobs.schedule import Mark, Schedules, forget_ends, note_end, service, tick
+from longshore.orchestration.plan import Plan
 from longshore.orchestration.store import Store
 from tests.servers import RedisServer
 from tests.store.bed import Bed
@@ -84,6 +86,82 @@ def test_marks_are_kept_and_forgotten(store: Store) -> None:
     assert schedules.marks() == {KEY: Mark(5, "* * * * * UTC")}
     schedules.forget([KEY, "another"])
     assert schedules.marks() == {}
+
+
+class Starts:
+    """A client that only notes what it was to start."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.settings = store.settings
+        self.started: list[str] = []
+
+    def start(self, plan: Plan, *, run_id: str) -> str:
+        self.started.append(run_id)
+        return run_id
+
+
+def scheduled(**said: str) -> Entity:
+    labels = {f"longshore.job.{key}": value for key, value in ({"schedule": "* * * * *"} | said).items()}
+    return Entity("container", "shop-db-1", {**entity().labels, **labels})
+
+
+@pytest.fixture
+def due(store: Store, monkeypatch: pytest.MonkeyPatch) -> Starts:
+    """Host web1 has the job, which was planned for three minutes ago and since; whoever is asked says nothing new."""
+    monkeypatch.setattr(Board, "look", lambda self, files, **_: self.last(files))
+    monkeypatch.setattr(schedule, "_once", schedule._Once())
+    host(store, "web1")
+    Board(store).answer(Seen("web1", 1, engine="E", entities=(scheduled(),)))
+    Schedules(store).put(KEY, Mark(store.now() - 180_000, "* * * * * UTC"))
+    return Starts(store)
+
+
+def test_a_tick_starts_what_is_due_and_the_next_one_nothing(due: Starts) -> None:
+    tick(due, [])  # type: ignore[arg-type]
+    assert len(due.started) == 1, "of several that were missed, one"
+    tick(due, [])  # type: ignore[arg-type]
+    assert len(due.started) == 1
+
+
+def test_a_job_that_cannot_be_used_is_not_started_and_told_of_once(
+    due: Starts, caplog: pytest.LogCaptureFixture
+) -> None:
+    Board(due.store).answer(Seen("web1", 1, engine="E", entities=(scheduled(**{"worker.command": "echo 'x"}),)))
+    for _ in range(3):
+        tick(due, [])  # type: ignore[arg-type]
+    assert due.started == []
+    told = [record.getMessage() for record in caplog.records]
+    assert len([text for text in told if "is not started by its schedule" in text]) == 1, told
+
+
+def test_a_file_that_cannot_be_read_keeps_no_label_from_being_obeyed(
+    due: Starts, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "jobs.yaml").write_text("jobs: 5")
+    for _ in range(2):
+        tick(due, [tmp_path / "jobs.yaml"])  # type: ignore[arg-type]
+    assert len(due.started) == 1
+    assert len([record for record in caplog.records if "jobs.yaml" in record.getMessage()]) == 1
+
+
+def test_what_a_host_missed_while_it_was_away_is_not_forgotten(due: Starts) -> None:
+    Hosts(due.store).leave("web1", "one@web1")
+    tick(due, [])  # type: ignore[arg-type]
+    assert KEY in Schedules(due.store).marks()
+    host(due.store, "web1")
+    Board(due.store).answer(Seen("web1", 1, engine="E"))
+    tick(due, [])  # type: ignore[arg-type]
+    assert Schedules(due.store).marks() == {}, "it is back, and the job is no more"
+
+
+def test_another_host_with_the_same_engine_goes_on_where_the_first_was(due: Starts) -> None:
+    Hosts(due.store).leave("web1", "one@web1")
+    host(due.store, "web2")
+    Board(due.store).answer(Seen("web2", 1, engine="E", entities=(scheduled(),)))
+    tick(due, [])  # type: ignore[arg-type]
+    (run_id,) = due.started
+    assert run_id.startswith("backup@web2.")
 
 
 def fail(store: Store, *numbers: int, result: str = "failed") -> None:
