@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -91,14 +91,25 @@ def fingerprint(found: Iterable[Member]) -> Counter[tuple[str, str, str, bool]]:
 
 def in_order(found: Iterable[Member]) -> list[list[Member]]:
     """Levels: each depends only on what stands before it."""
-    left: dict[str, list[Member]] = {}
+    groups: dict[str, list[Member]] = {}
     for member in found:
-        left.setdefault(member.service, []).append(member)
-    levels: list[list[Member]] = []
+        groups.setdefault(member.service, []).append(member)
+    order = levels({name: _waits_for(group) for name, group in groups.items()})
+    return [[member for name in sorted(level) for member in groups[name]] for level in order]
+
+
+def levels(needs: Mapping[str, Set[str]]) -> list[list[str]]:
+    """Each needs only what stands in a level before its own. Those that need each other stand together; what is needed
+    and is not there counts for nothing.
+    """
+    left = dict(needs)
+    found: list[list[str]] = []
     while left:
-        free = [name for name, group in left.items() if not _waits_for(group) & (left.keys() - {name})]
-        levels.append([member for name in sorted(free or left) for member in left.pop(name)])
-    return levels
+        free = [name for name, others in left.items() if not (others - {name}) & left.keys()] or list(left)
+        found.append(free)
+        for name in free:
+            del left[name]
+    return found
 
 
 def _waits_for(group: list[Member]) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from longshore.orchestration.operations.job import JobParams
 from longshore.orchestration.settings import get_settings
 from longshore.tasks.compose import revisions
 from longshore.tasks.compose.cli import PROJECT, Source
-from longshore.tasks.compose.state import Member
+from longshore.tasks.compose.state import Member, levels
 from longshore.tasks.docker import spec
 from longshore.tasks.engine import Container, Engine
 from longshore.tasks.operation import Context
@@ -83,8 +83,8 @@ class Snapshot:
         return json.dumps({"kept": [asdict(one) for one in self.kept], "sources": self.sources}, separators=(",", ":"))
 
     @classmethod
-    def read(cls, text: str) -> Snapshot:
-        said = json.loads(text)
+    def of(cls, said: Mapping[str, Any]) -> Snapshot:
+        """What `text` is the JSON of."""
         return cls(tuple(Kept(**one) for one in said["kept"]), said["sources"])
 
     def source(self, project: str) -> Source | None:
@@ -156,19 +156,15 @@ def take(docker: Engine, stacks: Sequence[str], names: Sequence[str]) -> Snapsho
 
 def in_order(kept: Iterable[Kept]) -> list[list[Kept]]:
     """Levels: each depends only on what stands before it. Those that depend on each other stand together."""
-    left = {one.id: one for one in kept}
+    by_id = {one.id: one for one in kept}
     by_service: dict[tuple[str, str], set[str]] = {}
-    for one in left.values():
+    for one in by_id.values():
         by_service.setdefault((one.project, one.service), set()).add(one.id)
     needs = {
         one.id: {i for service in one.depends_on for i in by_service.get((one.project, service), ())} | {one.joins}
-        for one in left.values()
+        for one in by_id.values()
     }
-    levels: list[list[Kept]] = []
-    while left:
-        free = [i for i in left if not (needs[i] - {i}) & left.keys()] or list(left)
-        levels.append([left.pop(i) for i in free])
-    return levels
+    return [[by_id[i] for i in level] for level in levels(needs)]
 
 
 def names(kept: Iterable[Kept]) -> str:
@@ -186,11 +182,11 @@ def recall(docker: Engine, ctx: Context, params: JobParams) -> tuple[Container |
     """The run's worker, and what ran before it was made: by its label, else by the record of the run."""
     worker = worker_of(docker, ctx, params)
     if worker is not None and SNAPSHOT in worker.labels:
-        return worker, Snapshot.read(worker.labels[SNAPSHOT])
+        return worker, Snapshot.of(json.loads(worker.labels[SNAPSHOT]))
     said = ctx.results["worker"].data.get("snapshot") if "worker" in ctx.results else None
     if said is None:
         return worker, Snapshot()
     try:
-        return worker, Snapshot.read(json.dumps(said))
-    except (KeyError, TypeError, ValueError) as error:
-        raise OperationError(f"what ran before job cannot be read from the record: {error}") from None
+        return worker, Snapshot.of(said)
+    except (KeyError, TypeError) as error:
+        raise OperationError(f"what ran before the job cannot be read from the record: {error}") from None

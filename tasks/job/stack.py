@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -84,6 +84,10 @@ def stop_all(docker: Engine, kept: tuple[Kept, ...], timeout: float) -> list[str
     return stopped
 
 
+def _told(levels: Iterable[list[Kept]]) -> str:
+    return ", then ".join(names(level) for level in levels)
+
+
 @implements(STOP)
 class Stop(Stands[StopParams]):
     """What it leaves half done, the job's start step makes good."""
@@ -102,8 +106,7 @@ class Stop(Stands[StopParams]):
         return Outcome(changed=bool(stopped), data={"stopped": stopped})
 
     def predict(self, ctx: Context, params: StopParams) -> Prediction:
-        levels = reversed(in_order(take(engine(), params.stacks, params.containers).kept))
-        order = ", then ".join(names(level) for level in levels)
+        order = _told(reversed(in_order(take(engine(), params.stacks, params.containers).kept)))
         return Prediction(f"would stop {order}" if order else "nothing of it runs", changed=bool(order))
 
 
@@ -133,8 +136,7 @@ class Start(Stands[StartParams]):
         return Outcome(changed=bool(bringing.started), data=data)
 
     def predict(self, ctx: Context, params: StartParams) -> Prediction:
-        levels = in_order(take(engine(), params.stacks, params.containers).kept)
-        order = ", then ".join(names(level) for level in levels)
+        order = _told(in_order(take(engine(), params.stacks, params.containers).kept))
         return Prediction(f"would start {order}" if order else "nothing to start", changed=bool(order))
 
 

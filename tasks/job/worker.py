@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from longshore.orchestration.errors import (
@@ -94,11 +94,11 @@ class Worker(Stands[WorkerParams]):
                 except OperationError:
                     docker.remove(worker.id)  # two at the same moment: the one that was made first goes on
                     raise
-        for volume, others in in_use(docker, params, Snapshot.read(worker.labels[SNAPSHOT])).items():
+        known = json.loads(worker.labels[SNAPSHOT])
+        for volume, others in in_use(docker, params, Snapshot.of(known)).items():
             ctx.log(f"volume {volume} is also used by {others}, which is not stopped")
         point("job.created")
-        snapshot_data = json.loads(worker.labels[SNAPSHOT])
-        return Outcome(changed=made, data={"id": worker.id, "name": worker.name, "snapshot": snapshot_data})
+        return Outcome(changed=made, data={"id": worker.id, "name": worker.name, "snapshot": known})
 
     def predict(self, ctx: Context, params: WorkerParams) -> Prediction:
         docker = engine()
@@ -261,11 +261,7 @@ def _engine_time(docker: Engine) -> float:
 
 
 def _seconds(text: str) -> float:
-    return (
-        datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
-        if text.endswith("Z")
-        else (datetime.fromisoformat(text).timestamp())
-    )
+    return datetime.fromisoformat(text).timestamp()
 
 
 def _ran_for(container: Container, now: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from longshore.orchestration.settings import get_settings
 from longshore.orchestration.states import StepState
 from longshore.tasks import engine as engines
 from longshore.tasks import job
+from longshore.tasks.docker.run import told_all
 from longshore.tasks.engine.memory import MemoryEngine
 from longshore.tasks.job.found import described, workers
 from longshore.tasks.job.snapshot import Kept, in_order
@@ -365,3 +367,13 @@ def test_those_that_depend_on_each_other_stand_together() -> None:
     one = Kept("a", "a", "p", "a", depends_on={"b": "service_started"})
     other = Kept("b", "b", "p", "b", depends_on={"a": "service_started"})
     assert in_order([one, other]) == [[one, other]]
+
+
+def test_why_a_container_was_killed_may_be_said_a_moment_later(docker: Stubborn) -> None:
+    docker.create("eater", {"Image": "shop:1"})
+    docker.start("eater")
+    found = docker.inspect("eater")
+    assert found is not None
+    docker._put(found, running=False, status="exited", exit_code=137, oom_killed=True)
+    assert told_all(docker, dataclasses.replace(found, exit_code=137)).oom_killed
+    assert not told_all(docker, dataclasses.replace(found, exit_code=1)).oom_killed, "of another end nothing is awaited"
