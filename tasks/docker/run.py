@@ -20,7 +20,7 @@ _FAILED = "--failed-"
 #: Seconds between two looks, at first and at most.
 _POLL = (0.02, 0.5)
 #: The exit code of what was killed; and seconds for the engine to say that it was for want of memory.
-_KILLED, _MEMORY_EVENT = 137, 0.5
+_KILLED, _MEMORY_EVENT = 137, 2.0
 
 
 class Bounded(Protocol):

@@ -466,15 +466,21 @@ def test_the_output_of_a_run_is_bounded(step: MakeStep) -> None:
 
 
 def test_a_run_that_is_killed_for_memory_says_so(step: MakeStep) -> None:
-    run = step(
-        "docker.run.execute",
-        image=IMAGE,
-        init=False,
-        memory="8m",
-        command=["sh", "-c", "x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done"],
-    )
-    with pytest.raises(OperationError, match="want of memory"):
-        run.act()
+    told = []
+    for _ in range(3):  # the engine may lose the event where the machine is busy: the group is gone before it is read
+        run = step(
+            "docker.run.execute",
+            image=IMAGE,
+            init=False,
+            memory="8m",
+            command=["sh", "-c", "x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done"],
+        )
+        with pytest.raises(OperationError) as ended:
+            run.act()
+        told.append(str(ended.value))
+        if "want of memory" in told[-1]:
+            return
+    pytest.fail(f"no word of memory in {told}")
 
 
 def test_the_undo_of_a_run_leaves_a_volume_in_which_it_may_have_written(

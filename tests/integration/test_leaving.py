@@ -187,10 +187,10 @@ def test_with_the_embedded_default_too_ctrl_c_twice_cancels(embedded: Embedded, 
 
 def test_the_embedded_default_survives_a_kill_of_everything(embedded: Embedded, tmp_path: Path) -> None:
     # given a run in mid-step
-    plan, log = write(tmp_path, 2.0)
+    plan, log = write(tmp_path, 5.0)
     started = embedded.longshore("run", str(plan), "--run-id", "unplugged", "--detach")
     assert started.code == 0, started.err
-    wait_for("the first step", lambda: lines(log))
+    wait_for("the second step", lambda: _is_running(embedded, "unplugged", "sleep"))
 
     # when the machine loses its power
     for pid in embedded.processes():
@@ -200,9 +200,7 @@ def test_the_embedded_default_survives_a_kill_of_everything(embedded: Embedded, 
     # then the next command brings the run to its end
     watched = embedded.longshore("runs", "watch", "unplugged", "-o", "json")
     assert watched.code == 0, watched.err
-    before, sleep, after = (step["attempts"] for step in watched.json["steps"])
-    assert (before, after) == (1, 1)
-    assert sleep in {1, 2}  # the message may have been lost before it was claimed
+    assert [step["attempts"] for step in watched.json["steps"]] == [1, 2, 1]
     assert lines(log) == ["before", "after"]
 
 
