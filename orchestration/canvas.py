@@ -23,6 +23,7 @@ UNDO = "longshore.undo"
 ADVANCE = "longshore.advance"
 PROBE = "longshore.probe"
 TICK = "longshore.tick"
+ORCHESTRATE = "longshore.orchestrate"
 TASK_ENDED = "longshore.task_ended"
 
 #: Links of one chain: each message carries those that follow it, so their number is bounded.

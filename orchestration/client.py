@@ -23,8 +23,11 @@ from pydantic import ValidationError
 from longshore.orchestration import dryrun, embedded, events, replay, report, templates, waits
 from longshore.orchestration.admission import Admission
 from longshore.orchestration.breakers import Breakers, services
+from longshore.orchestration.caches import Caches
 from longshore.orchestration.canvas import Canvas, producer
 from longshore.orchestration.compiled import CompiledPlan, StepId
+from longshore.orchestration.deployed.flow import Deployed, Orchestrated
+from longshore.orchestration.deployed.plan import Manner
 from longshore.orchestration.errors import (
     ConfigError,
     PlanError,
@@ -265,6 +268,41 @@ class Client:
             remedy="longshore doctor shows whether Redis keeps its data",
         )
 
+    # --- what is deployed ---------------------------------------------------------------------------
+
+    def deployed(self) -> Deployed:
+        """What is deployed on the hosts: check, rebuild, select, restart, one by one."""
+        self._ready()
+        return Deployed(self)
+
+    def orchestrate(
+        self,
+        hosts: Iterable[str] = (),
+        *,
+        labels: Iterable[str] = (),
+        image: str | None = None,
+        registry: bool = False,
+        run_id: str | None = None,
+        **manner: Unpack[MannerChoices],
+    ) -> Orchestrated:
+        """Find the services that do not run as their files and images say, and bring them right; waits for the end.
+
+        `hosts`, `labels` (`key`, `key=value`) and `image` say which; `registry` asks registries whether tags have
+        moved. `max_parallel` stacks at once, `canary` stacks first; `on_failure` is `keep` (each stack that fails goes
+        back by itself) or `undo` (all go back). Several at once share one rebuild and one run. What ended otherwise
+        than asked is told by `exit_code`, as that of the command; WaitTimeout where no host is there to be asked.
+        """
+        return self.deployed().orchestrate(
+            hosts, labels=labels, image=image, registry=registry, run_id=run_id, manner=Manner(**manner)
+        )
+
+    def cached(self, name: str) -> Any | None:
+        """What a `cache.rebuild.execute` step has kept under that name; None where nothing valid is there."""
+        self._ready()
+        caches = Caches(self.store)
+        found = caches.get(name)
+        return None if found.entry is None or found.wrong(caches.now()) else found.entry.value
+
     # --- finding ----------------------------------------------------------------------------------
 
     def get(self, run_id: str) -> Run:
@@ -370,6 +408,16 @@ class Client:
         """Have a host take work again. UnknownName for a host that is not known."""
         self._ready()
         return Hosts(self.store).undrain(host)
+
+
+class MannerChoices(TypedDict, total=False):
+    """How stale stacks are brought right: see `Client.orchestrate`. Times in seconds."""
+
+    max_parallel: int | None
+    canary: int | None
+    on_failure: Literal["keep", "undo"]
+    healthy_deadline: float
+    min_healthy_time: float
 
 
 class JobChoices(TypedDict, total=False):

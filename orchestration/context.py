@@ -12,6 +12,7 @@ from longshore.orchestration.errors import StepCancelled, StepTimeout
 from longshore.orchestration.results import HostResult
 
 if TYPE_CHECKING:
+    from longshore.orchestration.caches import Caches
     from longshore.orchestration.objects import Objects
     from longshore.orchestration.report import StepReport
 
@@ -36,6 +37,8 @@ class Prediction:
     changed: bool | None = True
     undo: str | None = None
     impossible: str | None = None
+    #: What an operation that only looks has found.
+    data: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class Context:
     results: Mapping[str, StepReport] = field(default_factory=dict)
     files: Callable[[str], bytes] = field(default_factory=lambda: _no_file)
     objects: Callable[[], Objects] = field(default_factory=lambda: _no_objects)
+    caches: Callable[[], Caches] = field(default_factory=lambda: _no_caches)
     make_engine: Callable[[], Any] = field(default_factory=lambda: _no_engine)
 
     @property
@@ -152,6 +156,10 @@ def _no_file(path: str) -> bytes:
 
 def _no_objects() -> Any:
     raise RuntimeError("there is no object store in this context")
+
+
+def _no_caches() -> Any:
+    raise RuntimeError("there are no caches in this context")
 
 
 def _no_engine() -> Any:

@@ -45,6 +45,7 @@ def dry_run(store: Store, producer: Celery, plan: CompiledPlan, body: Mapping[st
     return [
         {"step": step.name, "op": step.operation.name, "level": step.level}
         | {key: answer[key] for key in ("host", "action", "changed", "undo", "impossible")}
+        | ({"data": answer["data"]} if answer.get("data") is not None else {})
         for answer in answers
         for step in [plan.steps[answer["index"]]]
     ]

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model
 
 from longshore.orchestration import guards, results, saga
 from longshore.orchestration.compiled import CompiledPlan, StepId
+from longshore.orchestration.deployed import outcome as deployed
 from longshore.orchestration.errors import DecodeError
 from longshore.orchestration.jobs.outcome import JobReport, outcome
 from longshore.orchestration.keys import Field
@@ -185,6 +186,8 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
     cause = Cause(run["cause"]) if run.get("cause") else None
     job = outcome(plan.plan, state, cause, reports)
     code = _exit_code(plan, state, records, left) if state in TERMINAL else None
+    if code is not None:
+        code = deployed.exit_code(plan.plan.labels, cause, reports, code)
     return Report(
         run_id=run_id,
         plan=plan.plan.name,

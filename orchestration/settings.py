@@ -98,6 +98,12 @@ class Settings(BaseSettings):
     plans: str = ""
     #: Files that describe jobs, separated by `:`, beside the labels of containers.
     jobs: str = ""
+    #: A file that says of stacks what their labels do not: what a change of a file demands, registries' credentials.
+    stacks: str = ""
+    #: How old what is cached of a host's stacks may be; then everything is read again, whether it has changed or not.
+    cache_ttl: Duration = Field(default=3600.0, gt=0)
+    #: How often beat has stale stacks brought right; never, if left out.
+    orchestrate_every: Duration | None = Field(default=None, gt=0)
     #: How often beat has the jobs looked at that have a schedule.
     tick: Duration = 5.0
     #: What this installation is called on its engines, where its workers name its Redis in different ways, or it moves.

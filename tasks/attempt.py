@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from longshore.orchestration import report
+from longshore.orchestration.caches import Caches
 from longshore.orchestration.compiled import CompiledPlan, CompiledStep, StepId, index_of, unit_of
 from longshore.orchestration.context import HostFacts
 from longshore.orchestration.errors import (
@@ -218,6 +219,7 @@ class Claimed:
             results=_Upstream(self),
             files=self.loaded.file,
             objects=lambda: Objects(self.store),
+            caches=lambda: Caches(self.store),
             make_engine=_engine,
         )
         context.lock = self._lock(grant, context)

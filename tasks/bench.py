@@ -31,7 +31,7 @@ from longshore.orchestration.request import request_body
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.states import TERMINAL
 from longshore.orchestration.store import Grant, Look, Recorded, Store
-from longshore.tasks import command, compose, docker, engine, file, http, network, node, noop, waiting  # noqa: F401 - they make their operations known
+from longshore.tasks import cache, command, compose, deployed, docker, engine, file, http, network, node, noop, waiting  # noqa: F401 - they make their operations known
 from longshore.tasks.attempt import AttemptFailed, IsParked, Refused, TryAgain
 from longshore.tasks.driver import Driver
 from longshore.tasks.engine.memory import MemoryEngine

@@ -48,6 +48,9 @@ JOB_POINTS = (
     "job.removed",
 )
 
+#: Those of a cache that is built, and of services that are brought right.
+DEPLOYED_POINTS = ("cache.built", "cache.swapped", "deployed.chosen", "deployed.half", "deployed.brought")
+
 
 def point(name: str) -> None:
     """Die here, if that is what the environment asks for."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from longshore.orchestration import guards, templates
+from longshore.orchestration.caches import Caches
 from longshore.orchestration.context import HostFacts
 from longshore.orchestration.errors import LongshoreError
 from longshore.orchestration.objects import Objects
@@ -55,6 +56,7 @@ def probe_step(body: dict[str, Any], index: int, host: str, store: Store) -> dic
         "changed": prediction.changed,
         "undo": undo if prediction.changed is not False else "nothing to take back",
         "impossible": prediction.impossible,
+        "data": prediction.data,
     }
 
 
@@ -107,6 +109,7 @@ def _predict(
         container=inside,
         redact=redaction.text,
         objects=lambda: Objects(store),
+        caches=lambda: Caches(store),
     )
     return implementation(step.operation.name).predict(context, params)
 

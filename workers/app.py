@@ -25,7 +25,20 @@ def _import_operations() -> None:
     """The catalogue's implementations, and the application's own operations."""
     importlib.import_module("longshore.tasks.messages")
     importlib.import_module("longshore.tasks.ticks")
-    for module in ("noop", "command", "file", "node", "network", "http", "docker", "compose", "job", "waiting"):
+    for module in (
+        "noop",
+        "command",
+        "file",
+        "node",
+        "network",
+        "http",
+        "docker",
+        "compose",
+        "cache",
+        "deployed",
+        "job",
+        "waiting",
+    ):
         importlib.import_module(f"longshore.tasks.{module}")
     load_own()
 

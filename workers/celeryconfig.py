@@ -87,3 +87,9 @@ beat_schedule = {
         "options": {"queue": "control", "expires": 2 * _settings.tick},
     }
 }
+if _settings.orchestrate_every:
+    beat_schedule["longshore.orchestrate"] = {
+        "task": "longshore.orchestrate",
+        "schedule": _settings.orchestrate_every,
+        "options": {"queue": "control", "expires": _settings.orchestrate_every},
+    }

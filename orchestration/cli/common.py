@@ -75,9 +75,13 @@ def _set_environment(name: str, value: str | None) -> None:
         os.environ[name] = value
 
 
-def global_options(function: F) -> F:
-    """Add the global options to a command; they may stand before or after its name."""
+def global_options(function: F, *, without: str = "") -> F:
+    """Add the global options to a command; they may stand before or after its name. `without` one of them, where the
+    command has its own.
+    """
     for names, settings in _GLOBAL:
+        if without in names:
+            continue
         function = click.option(*names, expose_value=False, **settings)(function)
     return function
 

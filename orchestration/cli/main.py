@@ -10,6 +10,7 @@ import click
 
 from longshore.orchestration.cli.breakers import breaker_group
 from longshore.orchestration.cli.common import Options, current, global_options
+from longshore.orchestration.cli.deployed import check, orchestrate, rebuild, restart, select
 from longshore.orchestration.cli.doctor import doctor
 from longshore.orchestration.cli.hosts import hosts_group
 from longshore.orchestration.cli.jobs import job_group
@@ -34,6 +35,11 @@ for part in (
     run,
     plan_group,
     runs_group,
+    orchestrate,
+    check,
+    rebuild,
+    select,
+    restart,
     job_group,
     ops_group,
     hosts_group,

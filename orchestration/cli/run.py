@@ -108,7 +108,7 @@ def watch_to_end(run: Run, *, show: bool = False, follow: str = "") -> int:
         if told is not None:
             told.join(_LAST_WORDS)
     except KeyboardInterrupt:
-        return _left(run)
+        return left_alone(run)
     if options.json:
         click.echo(report.model_dump_json(indent=2))
     else:
@@ -134,7 +134,7 @@ def _followed(run: Run, step: str, console: Console) -> threading.Thread:
     return thread
 
 
-def _left(run: Run) -> int:
+def left_alone(run: Run) -> int:
     """The watcher leaves; asked twice, the run is cancelled."""
     click.echo(
         f"\nrun {run.id} goes on; watch it again: longshore runs watch {run.id}"

@@ -2,9 +2,11 @@
 
 from longshore.orchestration.operations import (
     approval,
+    cache,
     celery,
     command,
     compose,
+    deployed,
     docker,
     file,
     job,
@@ -45,9 +47,11 @@ __all__ = [
     "Waits",
     "all_operations",
     "approval",
+    "cache",
     "celery",
     "command",
     "compose",
+    "deployed",
     "docker",
     "file",
     "find",

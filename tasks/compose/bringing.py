@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient
-from longshore.orchestration.operations.compose import Replacing
 from longshore.tasks.compose import revisions
+from longshore.tasks.compose.aliases import note_aliases
 from longshore.tasks.compose.cli import Compose, Resolved, Source
 from longshore.tasks.compose.scope import members_of
 from longshore.tasks.compose.state import Gate, Member, containers, members, to_do
@@ -34,20 +34,54 @@ def keep_former(ctx: Context, docker: Engine, project: str, found: list[Member],
     return was is not None
 
 
+class Careful(Protocol):
+    """What the parameters of each step have that does so."""
+
+    @property
+    def healthy_deadline(self) -> float: ...
+    @property
+    def min_healthy_time(self) -> float: ...
+    @property
+    def auto_revert(self) -> bool: ...
+    @property
+    def grace(self) -> float | None: ...
+
+
 @dataclass
 class Bringing:
     """One step that brings a project, or some of its services, to a configuration. Its lock is held."""
 
     ctx: Context
     docker: Engine
-    params: Replacing
+    params: Careful
     before: dict[str, Any]
     target: Resolved
+    #: So many services at once.
+    max_parallel: int | None = None
 
     def bring(self, source: Source, named: list[str], options: list[str], *, also: bool = False) -> list[Member]:
         """The members in scope, all well. `also`: there is more to do than `to_do` knows."""
-        project, was = self.before["project"], members_of(self.before)
+        project = self.before["project"]
         services = self.target.with_dependencies(named)
+
+        def up(gate: Gate) -> None:
+            touched = to_do(self.docker, self.target, services, members(self.docker, project))
+            if touched or also:
+                self.keep_images()
+                self._up(gate, source, named, list(touched), options)
+
+        return self.carefully(up, services)
+
+    def keep_images(self) -> None:
+        """Those of what was there, for the undo."""
+        images = (member.image_id for member in members_of(self.before))
+        revisions.keep_images(self.ctx, self.docker, self.before["project"], images)
+
+    def carefully(self, change: Callable[[Gate], None], services: Iterable[str]) -> list[Member]:
+        """Make a change, and wait until these services are well; go back if they do not get so, where that is asked
+        for. The members in scope, all well.
+        """
+        project, was = self.before["project"], members_of(self.before)
         gate = Gate(
             self.ctx,
             self.docker,
@@ -58,10 +92,7 @@ class Bringing:
         )
         gate.steady = {member.id: member.started_at for member in was if member.running}
         try:
-            touched = to_do(self.docker, self.target, services, members(self.docker, project))
-            if touched or also:
-                revisions.keep_images(self.ctx, self.docker, project, (member.image_id for member in was))
-                self._up(gate, source, named, list(touched), options)
+            change(gate)
             gate.wait(services)
         except (StepCancelled, StepTimeout, Transient):
             raise  # its undo, or its next attempt, goes on from here
@@ -76,13 +107,29 @@ class Bringing:
         grace = self.params.grace
         options = options + ([] if grace is None else ["--timeout", str(round(grace))])
         compose = Compose(self.ctx, self.docker)
-        if self.params.max_parallel is None or not touched:
+        if self.max_parallel is None or not touched:
             compose.up(source, named, options)
             return
         # What they depend on stands before them in this order, and was gated when their turn comes.
-        for wave in _waves(touched, self.params.max_parallel):
-            compose.up(source, wave, [*options, "--no-deps"])
+        for wave in _waves(touched, self.max_parallel):
+            self.up_alone(source, wave, options)
             gate.wait(wave)
+
+    def up_alone(self, source: Source, services: list[str], options: list[str]) -> None:
+        """Bring up these, and nothing that they depend on: it may be stopped on purpose, or a job that has ended.
+
+        Where there is nothing to do about that anyway, Compose is not told to leave it out: see `aliases`.
+        """
+        others = [name for name in self.target.with_dependencies(services) if name not in services]
+        found = members(self.docker, self.before["project"])
+        run = all(member.running for member in found if member.service in others)
+        compose = Compose(self.ctx, self.docker)
+        fine = run and not to_do(self.docker, self.target, others, found)
+        compose.up(source, services, options if fine else ["--no-deps", *options])
+        made = map(Member.of, containers(self.docker, self.before["project"]))
+        note_aliases(
+            self.before["project"], {m.hash: self.target.hashes[m.service] for m in made if m.service in services}
+        )
 
     def _revert(self, error: OperationError) -> None:
         """Bring it back at once; the step has failed all the same."""

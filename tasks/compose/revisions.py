@@ -154,6 +154,24 @@ def _as_they_run(ctx: Context, target: Resolved, now: Iterable[Member]) -> Resol
     return replace(target, text=json.dumps(said), services=said["services"], hashes=hashes)
 
 
+#: Of the configurations that were seen to run, so many are kept of a project.
+_SEEN = 3
+
+
+def keep_seen(target: Resolved) -> None:
+    """Keep a configuration that something runs with, whoever brought it up: for `former`, when its files are others."""
+    digest = hashlib.sha256("".join(sorted(target.hashes.values())).encode()).hexdigest()[:12]
+    path = folder(target.project) / f"seen-{digest}.yml"
+    if path.exists():
+        path.touch()
+    else:
+        _write(path, target)
+    kept = sorted(folder(target.project).glob("seen-*.yml"), key=lambda one: one.stat().st_mtime)
+    for old in kept[:-_SEEN]:
+        old.with_suffix(".json").unlink(missing_ok=True)
+        old.unlink(missing_ok=True)
+
+
 def _revision_tag(project: str, number: int, image_id: str) -> str:
     return f"{_repository(project)}:r{number}-{image_id.removeprefix('sha256:')[:12]}"
 

@@ -48,7 +48,7 @@ class Rollback(Implementation[RollbackParams]):
             source = Source(project, target.source.directory, (str(path),), (), ("*",))
             options = ["--remove-orphans", *revision.scale()]
             extra = any(member.service not in revision.services for member in members(docker, project))
-            bringing = Bringing(ctx, docker, params, before, target)
+            bringing = Bringing(ctx, docker, params, before, target, params.max_parallel)
             now = bringing.bring(source, list(revision.services), options, also=extra)
         data = difference(before, now) | {"project": project, "revision": str(path), "to": before["to"]}
         changed = any(data[what] for what in ("created", "recreated", "started", "removed"))

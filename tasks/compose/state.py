@@ -6,10 +6,11 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from longshore.orchestration.errors import OperationError
+from longshore.tasks.compose.aliases import aliases
 from longshore.tasks.compose.cli import PROJECT, Resolved
 from longshore.tasks.engine import Container, Engine, close_engine, engine
 from longshore.tasks.operation import Context
@@ -80,7 +81,9 @@ def containers(docker: Engine, project: str) -> list[Container]:
 
 
 def members(docker: Engine, project: str) -> list[Member]:
+    known = aliases(project)
     found = (Member.of(container) for container in containers(docker, project))
+    found = (replace(member, hash=known.get(member.hash, member.hash)) for member in found)
     return sorted(found, key=lambda member: (*member.key, member.name))
 
 

@@ -41,7 +41,7 @@ class Up(Implementation[UpParams]):
             self._images(ctx, docker, params, before, target)
             orphans = self._orphans(ctx, params, target, members(docker, project))
             options = ["--remove-orphans"] if params.remove_orphans else []
-            bringing = Bringing(ctx, docker, params, before, target)
+            bringing = Bringing(ctx, docker, params, before, target, params.max_parallel)
             now = bringing.bring(source, params.services, options, also=bool(orphans))
             revisions.note(ctx, docker, target)
         data = difference(before, now) | {"project": project, "revision": str(path)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight, Transient
@@ -45,6 +45,15 @@ class DockerEngine(ImageCalls):
     def rows(self, filters: Mapping[str, list[str]], *, all_of_them: bool) -> list[dict[str, Any]]:
         """One call for all: one look at each would be slower, and could miss one that has gone meanwhile."""
         return self._get("/containers/json", all=int(all_of_them), filters=json.dumps(filters)) or []
+
+    def events(self, names: Sequence[str], since: float, until: float) -> list[dict[str, Any]]:
+        """What happened to containers, eldest first, as far back as the engine remembers: its last 256 events of all
+        kinds. Times in seconds since 1970 of its clock.
+        """
+        filters = {"type": ["container"], "event": list(names)}
+        params = {"since": f"{since:.9f}", "until": f"{until:.9f}", "filters": json.dumps(filters)}
+        text: str = self._call("GET", "/events", params=params).text
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
 
     def update(self, container: str, body: Mapping[str, Any]) -> None:
         self._call("POST", f"/containers/{quoted(container)}/update", body=body)

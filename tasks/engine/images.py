@@ -20,6 +20,13 @@ class ImageCalls(Calls):
         tags, digests = tuple(found.get("RepoTags") or ()), tuple(found.get("RepoDigests") or ())
         return Image(found["Id"], tags, digests, found["Size"], found["Architecture"], found["Os"])
 
+    def images(self) -> list[Image]:
+        """All of them in one call, without what only a look at each tells."""
+        return [
+            Image(found["Id"], tuple(found.get("RepoTags") or ()), tuple(found.get("RepoDigests") or ()), found["Size"])
+            for found in self._get("/images/json") or []
+        ]
+
     def pull(self, ref: str, *, login: Login | None, platform: str | None, check: Check) -> None:
         """Fetch it. An error in the middle of the stream is an error; docker-py's own `pull` takes it for success."""
         repository, tag = _split_ref(ref)

@@ -11,7 +11,8 @@ import itertools
 import posixpath
 import re
 import tarfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
@@ -53,6 +54,7 @@ class MemoryEngine:
         self._limits: dict[str, dict[str, Any]] = {}
         self._digests: dict[str, tuple[str, ...]] = {}
         self._details: dict[str, dict[str, Any]] = {}
+        self._events: list[dict[str, Any]] = []
 
     # --- for whoever prepares it ------------------------------------------------------------------
 
@@ -125,8 +127,8 @@ class MemoryEngine:
         wanted = filters.get("status", [])
         return [
             {"Id": one.id, "Names": [f"/{one.name}"], "Image": one.image, "ImageID": one.image_id, "State": one.status}
-            | {"Status": one.status, "Labels": dict(one.labels), "Created": 0, "Ports": []}
-            | {"HostConfig": {"NetworkMode": one.network_mode}}
+            | {"Status": _status(one), "Labels": dict(one.labels), "Created": 0, "Ports": []}
+            | {"HostConfig": {"NetworkMode": one.network_mode}, "Mounts": [], "NetworkSettings": {"Networks": {}}}
             for one in self._containers.values()
             if (all_of_them or wanted or one.running)
             and (not wanted or one.status in wanted)
@@ -234,6 +236,7 @@ class MemoryEngine:
         if found.running:
             return False
         self._put(found, status="running", running=True, paused=False, exit_code=0, started_at=self._now())
+        self._happened(found, "start")
         code = self.exit_codes.get(found.image)
         if code is not None:
             self._end(self._need(found.id), code)
@@ -243,6 +246,7 @@ class MemoryEngine:
         ended = self._put(
             container, status="exited", running=False, paused=False, exit_code=code, finished_at=self._now()
         )
+        self._happened(container, "die")
         if ended.auto_remove:
             del self._containers[ended.id]
 
@@ -251,7 +255,11 @@ class MemoryEngine:
         if not found.running:
             return False
         self._end(found, 0)
+        self._happened(found, "stop")
         return True
+
+    def _happened(self, container: Container, what: str) -> None:
+        self._events.append({"Action": what, "Actor": {"ID": container.id}, "time": int(time.time())})
 
     def pause(self, container: str) -> None:
         found = self._need(container)
@@ -303,6 +311,15 @@ class MemoryEngine:
 
     def untag(self, ref: str) -> bool:
         return self._images.pop(_tagged(ref), None) is not None
+
+    def images(self) -> list[Image]:
+        refs: dict[str, list[str]] = {}
+        for ref, image_id in self._images.items():
+            refs.setdefault(image_id, []).append(ref)
+        return [Image(image_id, tuple(names)) for image_id, names in refs.items()]
+
+    def events(self, names: Sequence[str], since: float, until: float) -> list[dict[str, Any]]:
+        return [one for one in self._events if one["Action"] in names and since <= one["time"] <= until]
 
     def image(self, ref: str) -> Image | None:
         found = self.image_id(ref)
@@ -415,3 +432,10 @@ def _tagged(ref: str) -> str:
 
 def _has(own: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     return all(own.get(key) == value for key, value in wanted.items())
+
+
+def _status(container: Container) -> str:
+    """As people read it in a list."""
+    if container.status == "exited":
+        return f"Exited ({container.exit_code}) 1 second ago"
+    return "Up 1 second" if container.running else container.status.capitalize()

@@ -1,0 +1,472 @@
+"""Check the cache, rebuild it, select what is stale, restart it: each by itself, or all of it.
+
+What a rebuild has marked as seen is not done with that: what is stale is selected as often as somebody looks, until it
+is right.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from longshore.orchestration.caches import Caches, digest_of
+from longshore.orchestration.deployed.images import is_meant
+from longshore.orchestration.deployed.outcome import Stacks, stacks_of
+from longshore.orchestration.deployed.plan import Manner, restart_plan
+from longshore.orchestration.deployed.rules import Described, described
+from longshore.orchestration.deployed.stale import Note, Reason, Stale, judged
+from longshore.orchestration.deployed.state import CACHE, Seen, seen_in
+from longshore.orchestration.errors import LongshoreError, UnknownName, UsageError, WaitTimeout
+from longshore.orchestration.jobs.board import with_engine
+from longshore.orchestration.operations.deployed import CHECK, REBUILD
+from longshore.orchestration.plan import Plan
+from longshore.orchestration.states import TERMINAL
+
+if TYPE_CHECKING:
+    from longshore.orchestration.client import Client, Run
+    from longshore.orchestration.report import Report
+
+
+@dataclass(frozen=True)
+class HostCheck:
+    """What a host's cache is worth. `age_s` in seconds."""
+
+    host: str
+    valid: bool
+    reason: str | None = None
+    generation: int = 0
+    age_s: float | None = None
+    #: Why the host could not be asked.
+    error: str | None = None
+    seen: Seen | None = field(default=None, repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        said = {"host": self.host, "valid": self.valid, "reason": self.reason, "generation": self.generation}
+        return said | {"age_s": self.age_s, "error": self.error}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """All hosts' caches. Exit codes: 0 valid, 1 needs a rebuild, 2 a host could not be asked."""
+
+    hosts: tuple[HostCheck, ...]
+
+    @property
+    def exit_code(self) -> int:
+        return 2 if any(one.error for one in self.hosts) else 0 if self.valid else 1
+
+    @property
+    def valid(self) -> bool:
+        return all(one.valid for one in self.hosts)
+
+    @property
+    def reason(self) -> str:
+        """The first host's, where several have one."""
+        return next((f"{one.host}: {one.error or one.reason}" for one in self.hosts if not one.valid), "")
+
+    @property
+    def all(self) -> list[str]:
+        return [one.host for one in self.hosts]
+
+    @property
+    def errors(self) -> dict[str, str]:
+        return {one.host: one.error for one in self.hosts if one.error}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is stale, what else there is to tell, and what it was found in: `seen`, by host."""
+
+    chosen: tuple[Stale, ...] = ()
+    notes: tuple[Note, ...] = ()
+    #: Hosts that nothing is known of, and why.
+    errors: dict[str, str] = field(default_factory=dict)
+    seen: dict[str, Seen] = field(default_factory=dict, repr=False)
+
+    def name(self, one: Stale) -> str:
+        """As `restart` takes it: with its host where another one has a service of that name."""
+        several = sum(one.project in seen.projects for seen in self.seen.values()) > 1
+        return f"{one.host}:{one.name}" if several else one.name
+
+    @property
+    def index(self) -> str:
+        """Of what was selected, and what it was found in."""
+        prints = sorted(
+            {(one.host, one.project, self.seen[one.host].projects[one.project].fingerprint) for one in self.chosen}
+        )
+        return digest_of([prints, sorted(one.name for one in self.chosen)])[:12]
+
+
+@dataclass(frozen=True)
+class Orchestrated:
+    """How it ended: the phase that it came to, in one sentence, and the run that restarted, if there was one."""
+
+    phase: str
+    message: str
+    exit_code: int
+    selection: Selection = field(default_factory=Selection)
+    report: Report | None = None
+    rebuilt: tuple[str, ...] = ()
+
+    @property
+    def stacks(self) -> Stacks:
+        return stacks_of(self.report.steps) if self.report is not None else Stacks()
+
+
+#: Seconds for a first host to be there, and between two looks.
+_PATIENCE, _LOOK = 10.0, 0.1
+
+#: Told what goes on, a line at a time.
+Tell = Callable[[str], None]
+
+
+class Deployed:
+    """What is deployed in an installation, as its client sees it."""
+
+    def __init__(self, client: Client, said: Described | None = None) -> None:
+        self._client = client
+        self._store = client.store
+        self.said = said if said is not None else described(client.settings.stacks)
+
+    # --- the hosts ----------------------------------------------------------------------------------
+
+    def hosts(self, wanted: Iterable[str] = ()) -> tuple[list[str], dict[str, str]]:
+        """Those that can be asked; and why not, of those that were there or are wanted. UnknownName for a host that
+        nobody knows; WaitTimeout where there is none at all.
+        """
+        asked = list(dict.fromkeys(wanted))
+        until = time.monotonic() + _PATIENCE
+        while not (alive := with_engine(self._store)) and time.monotonic() < until:
+            time.sleep(_LOOK)  # the first worker may just be starting
+        known = alive | {name.removeprefix(CACHE) for name in Caches(self._store).names(CACHE)}
+        if unknown := [name for name in asked if name not in known]:
+            raise UnknownName(f"no host {unknown[0]!r} with a Docker engine is known",
+                              remedy=f"there are: {', '.join(sorted(known)) or 'none'}")  # fmt: skip
+        if not known:
+            raise WaitTimeout("no host with a Docker engine is there to be asked what is deployed on it",
+                              remedy="start a worker there: longshore worker")  # fmt: skip
+        names = asked or sorted(known)
+        away = {name: "no worker of it is there" for name in names if name not in alive}
+        return [name for name in names if name in alive], away
+
+    # --- the phases ---------------------------------------------------------------------------------
+
+    def check(self, hosts: Iterable[str] = (), *, registry: bool = False, state: bool = False) -> Checked:
+        """Whether the caches say what is there. Changes nothing. `state`: with what there is to be seen."""
+        there, away = self.hosts(hosts)
+        found = [HostCheck(host, valid=False, error=why) for host, why in away.items()]
+        if there:
+            answers = self._client.dry_run(self._plan("orchestrate-check", CHECK.name, there, registry, state=state))
+            for host, answer in zip(there, _by_step(answers, there), strict=True):
+                found.append(_checked(host, answer))
+        return Checked(tuple(sorted(found, key=lambda one: one.host)))
+
+    def rebuild_plan(self, hosts: Sequence[str], *, registry: bool = False, fresh: bool = True) -> Plan:
+        """The plan that caches what is there on these hosts; `fresh`: trusting nothing of what was cached."""
+        ttl = self._client.settings.cache_ttl
+        return self._plan("orchestrate-rebuild", REBUILD.name, hosts, registry, fresh=fresh, ttl=ttl)
+
+    def rebuild(self, hosts: Sequence[str], *, registry: bool = False, fresh: bool = True) -> Report:
+        """Have it done; the report has a step for each host. A host that fails harms no other."""
+        return self._client.start(self.rebuild_plan(hosts, registry=registry, fresh=fresh)).wait()
+
+    def look(self, ticket: str) -> Run:
+        """Begin to have the caches say what is there, where they do not; `ticket` may be the run of an earlier call,
+        or a word that is the same for all who mean the same look.
+        """
+        if self._store.body(ticket) is not None:
+            return self._client.get(ticket)
+        there, _ = self.hosts()
+        plan = self.rebuild_plan(there, fresh=False)
+        return self._client.start(plan, run_id=f"orchestrate-look-{ticket}-{digest_of(plan.to_dict())[:8]}")
+
+    def looked(self, report: Report) -> Selection:
+        """What such a look has found to be stale."""
+        hosts = [step.name for step in report.steps]
+        _, away = self.hosts()
+        return self._from_cache(hosts, away | _failures(report, hosts), (), None)
+
+    def select(
+        self,
+        hosts: Iterable[str] = (),
+        *,
+        labels: Iterable[str] = (),
+        image: str | None = None,
+        registry: bool = False,
+        look_only: bool = False,
+    ) -> Selection:
+        """What is stale now. Hosts of which nothing useful is cached are rebuilt, unless it is to `look_only`.
+
+        `labels` are `key` or `key=value` of the containers, all of them; `image`: what runs this image, stale or not.
+        """
+        there, away = self.hosts(hosts)
+        lacking = [] if look_only else [host for host in there if self.cached(host)[0] is None]
+        failed = self._rebuilt(lacking, registry=registry)
+        left = [host for host in there if host not in failed]
+        checked = self.check(left, registry=registry, state=True) if left else Checked(())
+        seen = {one.host: one.seen for one in checked.hosts if one.seen is not None}
+        return self.chosen(seen, away | failed | checked.errors, labels=labels, image=image, running=True)
+
+    def _rebuilt(self, hosts: Sequence[str], *, registry: bool, fresh: bool = False) -> dict[str, str]:
+        """Have these hosts' caches made to say what is there; of which that failed, and why."""
+        return _failures(self.rebuild(hosts, registry=registry, fresh=fresh), hosts) if hosts else {}
+
+    def cached(self, host: str) -> tuple[Seen | None, str]:
+        """What is cached of a host, if it can be used; and why not."""
+        caches = Caches(self._store)
+        found = caches.get(CACHE + host)
+        if why := found.wrong(caches.now()):
+            return None, why
+        return seen_in(found)
+
+    def chosen(
+        self,
+        seen: Mapping[str, Seen],
+        errors: Mapping[str, str],
+        *,
+        labels: Iterable[str] = (),
+        image: str | None = None,
+        running: bool = False,
+    ) -> Selection:
+        """What is stale in what was seen. Of hosts with one engine the first one counts. `running`: with an image, also
+        what runs it and is right as it is.
+        """
+        first: dict[str, str] = {}
+        for host in sorted(seen):
+            first.setdefault(seen[host].engine, host)
+        mine = {host: seen[host] for host in sorted(first.values())}
+        wanted = [_label(text) for text in labels]
+        stale: list[Stale] = []
+        notes: list[Note] = []
+        for host, one in mine.items():
+            told = [said for said in judged(host, one) if _has(one, said, wanted) and _runs(one, said, image)]
+            stale += [said for said in told if isinstance(said, Stale)]
+            notes += [said for said in told if isinstance(said, Note)]
+            if image is not None and running:
+                stale += _running(host, one, image, wanted, stale, notes)
+        stale.sort(key=lambda said: (said.host, said.project, said.service))
+        return Selection(tuple(stale), tuple(notes), dict(errors), mine)
+
+    def named(self, names: Iterable[str], selection: Selection) -> tuple[Stale, ...]:
+        """The services of these names: `service`, `project`, `project/service`, each with `host:` before it.
+
+        What is not stale is restarted because it was asked for. UnknownName for what is not there, UsageError where
+        a service's name alone is of several projects.
+        """
+        stale = {(one.host, one.project, one.service): one for one in selection.chosen}
+        found: dict[tuple[str, str, str], Stale] = {}
+        for name in names:
+            for key in _meant(name, selection.seen):
+                asked = Stale(*key, (Reason("asked", "asked for"),), "restart")
+                found[key] = stale.get(key, asked)
+        return tuple(found.values())
+
+    def plan(self, selection: Selection, manner: Manner, *, asked: bool = False) -> Plan:
+        """The plan that brings right what was selected."""
+        return restart_plan(selection.chosen, selection.seen, self.said, manner, asked=asked)
+
+    def start(self, selection: Selection, manner: Manner, *, asked: bool = False, run_id: str | None = None) -> Run:
+        """Have it brought right; returns at once. Whoever asks for the same at the same time gets the same run."""
+        plan = self.plan(selection, manner, asked=asked)
+        if run_id is not None:
+            return self._client.start(plan, run_id=run_id)
+        stem = f"orchestrate-{digest_of([selection.index, plan.to_dict()])[:12]}"
+        number = 1
+        while True:
+            run_id = stem if number == 1 else f"{stem}.{number}"
+            state = self._store.state(run_id)
+            if state is None or state not in TERMINAL:
+                return self._client.start(plan, run_id=run_id)
+            number += 1
+
+    # --- all of it ----------------------------------------------------------------------------------
+
+    def orchestrate(
+        self,
+        hosts: Iterable[str] = (),
+        *,
+        labels: Iterable[str] = (),
+        image: str | None = None,
+        registry: bool = False,
+        manner: Manner | None = None,
+        run_id: str | None = None,
+        tell: Tell = lambda _line: None,
+        watch: Callable[[Run], Report] | None = None,
+    ) -> Orchestrated:
+        """Check, rebuild what needs it, select, restart; see `Client.orchestrate`. `watch` waits for the report."""
+        hosts = list(hosts)
+        with _phase("cache check"):
+            checked = self.check(hosts, registry=registry)
+        lacking = [one.host for one in checked.hosts if not one.valid and not one.error]
+        for one in checked.hosts:
+            said = "cache valid" if one.valid else one.error or f"cache needs rebuild: {one.reason}"
+            tell(f"check: {one.host}: {said}")
+        with _phase("cache rebuild"):
+            failed = self._rebuilt(lacking, registry=registry)
+            if lacking and len(failed) == len(lacking) == len(checked.hosts):
+                raise LongshoreError("; ".join(f"{host}: {why}" for host, why in failed.items()))
+        rebuilt = tuple(host for host in lacking if host not in failed)
+        for host in lacking:
+            tell(f"rebuild: {host}: {failed.get(host, 'done')}")
+        with _phase("selection"):
+            selection = self._from_cache(checked.all, checked.errors | failed, labels, image)
+        for stale in selection.chosen:
+            tell(f"select: {selection.name(stale)}: {', '.join(map(str, stale.reasons))}")
+        done = 3 if selection.errors else 0
+        if not selection.chosen:
+            message = "no deployments need restart" if rebuilt else "cache valid, nothing to do"
+            message += ": nothing to do" if rebuilt else ""
+            return Orchestrated("select", message + _unasked(selection), done, selection, rebuilt=rebuilt)
+        with _phase("restart"):
+            run = self.start(selection, manner or Manner(), run_id=run_id)
+        tell(f"restart: run {run.id}")
+        report = watch(run) if watch is not None else run.wait()
+        return self.ended(report, selection, rebuilt)
+
+    def ended(self, report: Report, selection: Selection, rebuilt: tuple[str, ...] = ()) -> Orchestrated:
+        """What became of the run that restarted."""
+        code = report.exit_code or (3 if selection.errors else 0)
+        stacks = stacks_of(report.steps)
+        if report.exit_code == 0:
+            message = "orchestration complete"
+        else:
+            wrong = "; ".join(f"{name}: {why}" for name, why in stacks.wrong.items()) or report.summary
+            of = len(stacks.right) + len(stacks.wrong)
+            message = f"restart failed: {len(stacks.right)} of {of} stacks are right: {wrong}"
+        return Orchestrated("restart", message + _unasked(selection), code, selection, report, rebuilt)
+
+    def _from_cache(
+        self, hosts: Iterable[str], failed: Mapping[str, str], labels: Iterable[str], image: str | None
+    ) -> Selection:
+        seen, errors = {}, dict(failed)
+        for host in hosts:
+            if host in errors:
+                continue
+            found, why = self.cached(host)
+            if found is None:
+                errors[host] = why
+            else:
+                seen[host] = found
+        return self.chosen(seen, errors, labels=labels, image=image)
+
+    def _plan(self, name: str, operation: str, hosts: Sequence[str], registry: bool, **more: Any) -> Plan:
+        """A step for each host: one that fails harms no other."""
+        plan = Plan(name, on_error="continue", on_failure="keep")
+        given = {key: value for key, value in self.said.params().items() if value} | more
+        given |= {"registry": True} if registry else {}
+        if not registry:
+            given.pop("registries", None)
+        for host in hosts:
+            plan.step(host, operation, **given).target(host)
+        return plan
+
+
+class _phase:  # noqa: N801 - it reads as a word
+    """An error says in which phase it was."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, LongshoreError):
+            error.message = f"{self._name} failed: {error.message}"
+            error.args = (error.message,)
+
+
+def _by_step(answers: Sequence[Mapping[str, Any]], hosts: Sequence[str]) -> list[Mapping[str, Any]]:
+    found = {answer["step"]: answer for answer in answers}
+    return [found.get(host, {"action": "it did not answer"}) for host in hosts]
+
+
+def _checked(host: str, answer: Mapping[str, Any]) -> HostCheck:
+    data = answer.get("data")
+    if data is None:
+        return HostCheck(host, valid=False, error=str(answer["action"]))
+    seen = Seen.model_validate(data["seen"]) if data.get("seen") is not None else None
+    return HostCheck(host, data["valid"], data["reason"], data["generation"], data["age_s"], seen=seen)
+
+
+def _failures(report: Report, hosts: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for host in hosts:
+        step = report.step(host)
+        if step.error or step.status not in {"changed", "unchanged"}:
+            found[host] = step.error or step.reason or str(step.status)
+    return found
+
+
+def _unasked(selection: Selection) -> str:
+    return "".join(f"; {host} could not be looked at: {why}" for host, why in selection.errors.items())
+
+
+# --- which services ---------------------------------------------------------------------------------
+
+
+def _label(text: str) -> tuple[str, str | None]:
+    key, sign, value = text.partition("=")
+    if not key:
+        raise UsageError(f"label {text!r} is no label: key, or key=value")
+    return key, value if sign else None
+
+
+def _has(seen: Seen, said: Stale | Note, wanted: Sequence[tuple[str, str | None]]) -> bool:
+    if not wanted:
+        return True
+    service = seen.projects[said.project].services.get(said.service)
+    labels = service.labels if service else {}
+    return all(key in labels and value in {None, labels[key]} for key, value in wanted)
+
+
+def _runs(seen: Seen, said: Stale | Note, image: str | None) -> bool:
+    if image is None:
+        return True
+    service = seen.projects[said.project].services.get(said.service)
+    if service is None:
+        return False
+    ids = {one.image_id for one in service.containers} | ({service.image_id} if service.image_id else set())
+    return is_meant(image, service.image, ids)
+
+
+def _running(
+    host: str, seen: Seen, image: str, wanted: Sequence[tuple[str, str | None]], stale: list[Stale], notes: list[Note]
+) -> list[Stale]:
+    """What runs an image and is right as it is."""
+    told = {(said.host, said.project, said.service) for group in (stale, notes) for said in group}
+    found = []
+    for name, project in seen.projects.items():
+        for service, said in project.services.items():
+            one = Stale(host, name, service, (Reason("asked", f"runs {said.image}"),), "restart")
+            live = any(replica.runs for replica in said.containers)
+            if live and (host, name, service) not in told and _runs(seen, one, image) and _has(seen, one, wanted):
+                found.append(one)
+    return found
+
+
+def _meant(name: str, seen: Mapping[str, Seen]) -> list[tuple[str, str, str]]:
+    host, colon, rest = name.rpartition(":")
+    project, slash, service = rest.rpartition("/")
+    found = [
+        (where, stack, one)
+        for where, all_of_it in seen.items()
+        if not colon or where == host
+        for stack, said in all_of_it.projects.items()
+        for one, about in said.services.items()
+        if about.hash and ((stack == project and one == service) if slash else rest in {stack, one})
+    ]
+    whole = [key for key in found if key[1] == rest]
+    if not slash and whole:
+        return whole
+    if not found:
+        raise UnknownName(f"there is no deployment {name!r}", remedy="longshore select, or check, shows what there is")
+    if len({key[1] for key in found}) > 1:
+        several = ", ".join(f"{key[1]}/{key[2]}" for key in found)
+        raise UsageError(f"{name!r} is a service of several projects ({several})", remedy="name one")
+    return found
+
+
+__all__ = ["Checked", "Deployed", "HostCheck", "Manner", "Orchestrated", "Selection"]

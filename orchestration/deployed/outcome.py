@@ -1,0 +1,40 @@
+"""How the run of an orchestration ends: which stacks were brought right, and its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from longshore.orchestration.operations.deployed import RESTART
+from longshore.orchestration.states import STEP_GOOD, Cause, UndoState
+
+if TYPE_CHECKING:
+    from longshore.orchestration.report import StepReport
+
+#: The label of such a run's plan; its value is what becomes of what was done when something fails: keep or undo.
+LABEL = "orchestrate"
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """Names of the steps of stacks: those that are right, and why the others are not."""
+
+    right: tuple[str, ...] = ()
+    wrong: dict[str, str] = field(default_factory=dict)
+
+
+def stacks_of(steps: Sequence[StepReport]) -> Stacks:
+    mine = [step for step in steps if step.op == RESTART.name]
+    right = [s for s in mine if s.status in STEP_GOOD and (s.undo is None or s.undo.status is not UndoState.UNDONE)]
+    return Stacks(
+        tuple(step.name for step in right),
+        {step.name: step.error or step.reason or str(step.status) for step in mine if step not in right},
+    )
+
+
+def exit_code(labels: Mapping[str, str], cause: Cause | None, steps: Sequence[StepReport], code: int) -> int:
+    """That of such a run: where what was done is kept, a stack that is not right is something left over."""
+    if labels.get(LABEL) != "keep" or code != 1 or cause is Cause.CANCEL:
+        return code
+    return 3 if stacks_of(steps).wrong else code

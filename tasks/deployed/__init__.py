@@ -1,0 +1,5 @@
+"""The `deployed.*` operations: to import this is to have their implementations."""
+
+from longshore.tasks.deployed import inputs, look, restart, survey
+
+__all__ = ["inputs", "look", "restart", "survey"]
