@@ -27,6 +27,7 @@
     {ns}:object:<name>   hash    an entry of the object store: data (base64), sha256, size, content_type, by
     {ns}:kept-object:<run>.<step>  hash  what an entry was before that step; expires with the run
     {ns}:cache:<name>    hash    current and previous, a generation each, JSON; number, that of the last one
+    {ns}:orchestrating   hash    by host, the last run that was started to bring right what is stale there
     {ns}:aside           stream  messages that no worker can take, and why; capped
     {ns}:fleet           zset    the hosts that are known → when one of their workers was last heard of, ms
     {ns}:machine:<name>  hash    a host: node:<worker> what it is, JSON; beat:<worker> when it was last heard of, its
@@ -260,6 +261,10 @@ class Keys:
 
     def cache(self, name: str) -> str:
         return f"{self.namespace}:cache:{name}"
+
+    @property
+    def orchestrating(self) -> str:
+        return f"{self.namespace}:orchestrating"
 
     @property
     def jobs_asked(self) -> str:

@@ -22,7 +22,7 @@ from longshore.orchestration.errors import LongshoreError, UnknownName, UsageErr
 from longshore.orchestration.jobs.board import with_engine
 from longshore.orchestration.operations.deployed import CHECK, REBUILD
 from longshore.orchestration.plan import Plan
-from longshore.orchestration.states import TERMINAL
+from longshore.orchestration.states import STEP_FINAL, TERMINAL
 
 if TYPE_CHECKING:
     from longshore.orchestration.client import Client, Run
@@ -117,6 +117,8 @@ class Orchestrated:
 
 #: Seconds for a first host to be there, and between two looks.
 _PATIENCE, _LOOK = 10.0, 0.1
+#: Seconds of a rebuild after which it is looked whether the hosts are still there.
+_LEFT_ALONE = 3.0
 
 #: Told what goes on, a line at a time.
 Tell = Callable[[str], None]
@@ -163,14 +165,31 @@ class Deployed:
                 found.append(_checked(host, answer))
         return Checked(tuple(sorted(found, key=lambda one: one.host)))
 
-    def rebuild_plan(self, hosts: Sequence[str], *, registry: bool = False, fresh: bool = True) -> Plan:
-        """The plan that caches what is there on these hosts; `fresh`: trusting nothing of what was cached."""
-        ttl = self._client.settings.cache_ttl
-        return self._plan("orchestrate-rebuild", REBUILD.name, hosts, registry, fresh=fresh, ttl=ttl)
+    def rebuild_plan(self, hosts: Sequence[str], *, registry: bool = False, fresh: bool = True, asked: int = 0) -> Plan:
+        """The plan that caches what is there on these hosts; `fresh`: trusting nothing of what was cached.
 
-    def rebuild(self, hosts: Sequence[str], *, registry: bool = False, fresh: bool = True) -> Report:
+        `asked`: what somebody else has begun to build since then will do, in ms of Redis's clock.
+        """
+        more: dict[str, Any] = {"ttl": self._client.settings.cache_ttl}
+        more |= {"fresh": True} if fresh else {}
+        more |= {"asked": asked} if asked else {}
+        return self._plan("orchestrate-rebuild", REBUILD.name, hosts, registry, **more)
+
+    def rebuild(self, hosts: Sequence[str], *, registry: bool = False, fresh: bool = True, asked: int = 0) -> Report:
         """Have it done; the report has a step for each host. A host that fails harms no other."""
-        return self._client.start(self.rebuild_plan(hosts, registry=registry, fresh=fresh)).wait()
+        plan = self.rebuild_plan(hosts, registry=registry, fresh=fresh, asked=asked)
+        run = self._client.start(plan)
+        while True:
+            try:
+                return run.wait(_LEFT_ALONE)
+            except WaitTimeout:
+                report = run.report()
+                left = {step.name for step in report.steps if step.status not in STEP_FINAL}
+                if left & with_engine(self._store):
+                    continue
+                # Their hosts have gone meanwhile; nobody else can do it.
+                run.cancel("the hosts that are left have no worker any more", keep=True)
+                return report
 
     def look(self, ticket: str) -> Run:
         """Begin to have the caches say what is there, where they do not; `ticket` may be the run of an earlier call,
@@ -203,15 +222,17 @@ class Deployed:
         """
         there, away = self.hosts(hosts)
         lacking = [] if look_only else [host for host in there if self.cached(host)[0] is None]
-        failed = self._rebuilt(lacking, registry=registry)
+        failed = self._rebuilt(lacking, self._store.now(), registry=registry)
         left = [host for host in there if host not in failed]
         checked = self.check(left, registry=registry, state=True) if left else Checked(())
         seen = {one.host: one.seen for one in checked.hosts if one.seen is not None}
         return self.chosen(seen, away | failed | checked.errors, labels=labels, image=image, running=True)
 
-    def _rebuilt(self, hosts: Sequence[str], *, registry: bool, fresh: bool = False) -> dict[str, str]:
+    def _rebuilt(self, hosts: Sequence[str], asked: int, *, registry: bool) -> dict[str, str]:
         """Have these hosts' caches made to say what is there; of which that failed, and why."""
-        return _failures(self.rebuild(hosts, registry=registry, fresh=fresh), hosts) if hosts else {}
+        if not hosts:
+            return {}
+        return _failures(self.rebuild(hosts, registry=registry, fresh=False, asked=asked), hosts)
 
     def cached(self, host: str) -> tuple[Seen | None, str]:
         """What is cached of a host, if it can be used; and why not."""
@@ -270,8 +291,12 @@ class Deployed:
     def start(self, selection: Selection, manner: Manner, *, asked: bool = False, run_id: str | None = None) -> Run:
         """Have it brought right; returns at once. Whoever asks for the same at the same time gets the same run."""
         plan = self.plan(selection, manner, asked=asked)
-        if run_id is not None:
-            return self._client.start(plan, run_id=run_id)
+        run = self._client.start(plan, run_id=run_id) if run_id is not None else self._shared(selection, plan)
+        now = dict.fromkeys((one.host for one in selection.chosen), run.id)
+        self._store.call(self._store.client.hset, self._store.keys.orchestrating, mapping=now)
+        return run
+
+    def _shared(self, selection: Selection, plan: Plan) -> Run:
         stem = f"orchestrate-{digest_of([selection.index, plan.to_dict()])[:12]}"
         number = 1
         while True:
@@ -297,6 +322,8 @@ class Deployed:
     ) -> Orchestrated:
         """Check, rebuild what needs it, select, restart; see `Client.orchestrate`. `watch` waits for the report."""
         hosts = list(hosts)
+        self._wait_for_others(hosts, tell)
+        asked = self._store.now()
         with _phase("cache check"):
             checked = self.check(hosts, registry=registry)
         lacking = [one.host for one in checked.hosts if not one.valid and not one.error]
@@ -304,7 +331,7 @@ class Deployed:
             said = "cache valid" if one.valid else one.error or f"cache needs rebuild: {one.reason}"
             tell(f"check: {one.host}: {said}")
         with _phase("cache rebuild"):
-            failed = self._rebuilt(lacking, registry=registry)
+            failed = self._rebuilt(lacking, asked, registry=registry)
             if lacking and len(failed) == len(lacking) == len(checked.hosts):
                 raise LongshoreError("; ".join(f"{host}: {why}" for host, why in failed.items()))
         rebuilt = tuple(host for host in lacking if host not in failed)
@@ -324,6 +351,15 @@ class Deployed:
         tell(f"restart: run {run.id}")
         report = watch(run) if watch is not None else run.wait()
         return self.ended(report, selection, rebuilt)
+
+    def _wait_for_others(self, hosts: Sequence[str], tell: Tell) -> None:
+        """A run that is at it already changes what a look would find."""
+        known = self._store.call(self._store.client.hgetall, self._store.keys.orchestrating)
+        for run_id in sorted({run_id for host, run_id in known.items() if not hosts or host in hosts}):
+            state = self._store.state(run_id)
+            if state is not None and state not in TERMINAL:
+                tell(f"check: run {run_id} is at it; waiting for its end")
+                self._client.get(run_id).wait()
 
     def ended(self, report: Report, selection: Selection, rebuilt: tuple[str, ...] = ()) -> Orchestrated:
         """What became of the run that restarted."""

@@ -106,7 +106,6 @@ def _step(
     given |= {"asked": True} if asked else {}
     given |= {"healthy_deadline": manner.healthy_deadline, "min_healthy_time": manner.min_healthy_time}
     given |= {key: value for key, value in said.params().items() if value}
-    given["stacks"] = {name: spec for name, spec in given.get("stacks", {}).items() if name == group.project}
     if not any(one.fetch for one in group.services):
         given.pop("registries", None)
     name = f"{group.host}.{group.project}" if several else group.project
@@ -116,7 +115,7 @@ def _step(
 
 
 def _look(said: Described) -> dict[str, Any]:
-    return {key: value for key, value in said.params().items() if value and key == "stacks"}
+    return {key: value for key, value in said.params().items() if value and key != "registries"}
 
 
 def _behind(step: StepHandle, hard: Sequence[StepHandle], soft: Sequence[StepHandle]) -> None:

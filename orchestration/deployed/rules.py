@@ -12,6 +12,7 @@ stacks:
     files: {nginx.conf: restart}
     services:
       web: {files: {"certs/*": redeploy}}
+only: [shop, "blog-*"]        # the projects that count; all, if left out
 registries:
   registry.local:5000: {username: ci, password: "{{ secret('env:REGISTRY_PASSWORD') }}"}
 """
@@ -41,6 +42,7 @@ class Described(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     stacks: dict[str, StackSpec] = {}
+    only: list[str] = []
     registries: dict[str, Login] = {}
 
     def params(self) -> dict[str, Any]:

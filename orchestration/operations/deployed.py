@@ -38,6 +38,7 @@ class LookParams(Params):
     """
 
     stacks: dict[str, StackSpec] = Field({}, description="What is said of projects beside their labels")
+    only: _Names = Field([], description="Names or patterns of the projects that count; all if left out")
     registry: bool = False
     registry_every: Duration = 600.0
     registries: dict[str, Login] = Field(
@@ -65,6 +66,7 @@ class RebuildParams(LookParams):
     """`fresh`: nothing of what is cached is trusted."""
 
     fresh: bool = False
+    asked: int = Field(0, ge=0, description="What somebody else has begun to build since will do; ms of Redis's clock")
     ttl: Duration = Field(3600.0, description="After that everything is read again, whether it has changed or not")
 
 
@@ -101,6 +103,7 @@ class RestartParams(Params):
     index: str = ""
     asked: bool = False
     stacks: dict[str, StackSpec] = {}
+    only: _Names = []
     registries: dict[str, Login] = {}
     healthy_deadline: Duration = 60.0
     min_healthy_time: Duration = 5.0
@@ -124,6 +127,8 @@ class RestartResult(Result):
 
 
 _SECRET = frozenset({"registries"})
+#: What is read from files and labels, and is no template.
+_LITERAL = frozenset({"stacks", "only", "project", "services", "index"})
 
 CHECK = register(
     Operation(
@@ -135,6 +140,7 @@ CHECK = register(
         undo=Undo.NONE,
         summary="Whether the cache of what is deployed on a host says what is there",
         secrets=_SECRET,
+        literal=lambda _params: _LITERAL,
         about=About(
             changed="never: it only looks",
             undo="nothing to take back",
@@ -153,6 +159,7 @@ REBUILD = register(
         undo=Undo.FULL,
         summary="Cache what is deployed on a host, where the cache does not say it",
         secrets=_SECRET,
+        literal=lambda _params: _LITERAL,
         about=About(
             changed="a generation was built",
             undo="brings the generation before it back, unless another one was built since",
@@ -171,6 +178,7 @@ RESTART = register(
         undo=Undo.FULL,
         summary="Bring services of a project right, and wait until they are well",
         secrets=_SECRET,
+        literal=lambda _params: _LITERAL,
         about=About(
             changed="a container was created, replaced, started or restarted, or an image was fetched",
             undo="brings back the former configuration, images and what ran, from what was kept. Refuses where "

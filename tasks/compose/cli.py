@@ -38,6 +38,8 @@ _PASSED = (
     "SSH_AUTH_SOCK",
 )
 _PASSED_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+#: Where no engine is.
+_NOBODY = "unix:///nonexistent/docker.sock"
 _LIMIT = 8 * 1024 * 1024
 _GRACE = 1.0
 _UNSET = re.compile(r'The \\?"([^"\\]+)\\?" variable is not set')
@@ -209,7 +211,8 @@ class Compose:
         said: Callable[[int, bytes], None] = lambda _stream, _piece: None,
     ) -> process.Completed:
         own = {name: os.environ[name] for name in _PASSED if name in os.environ}
-        own |= {"DOCKER_HOST": self._url, "COMPOSE_MENU": "false"}
+        # To read files it asks the engine how it is, and needs no answer.
+        own |= {"DOCKER_HOST": _NOBODY if words[0] == "config" else self._url, "COMPOSE_MENU": "false"}
         try:
             done = process.run(
                 [*_program(), "--ansi", "never", *source.options(), *words],

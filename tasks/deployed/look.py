@@ -61,7 +61,7 @@ class Rebuild(Implementation[RebuildParams]):
 
     def act(self, ctx: Context, params: RebuildParams, before: dict[str, Any]) -> Outcome:
         caches, name = ctx.caches(), CACHE + ctx.host.name
-        asked = caches.now()
+        asked = params.asked or caches.now()
         with ctx.lock(f"cache {name}", f"the cache of {ctx.host.name}"):
             found = caches.get(name)
             seen, _ = seen_in(found)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from fnmatch import fnmatchcase
 from typing import Any
 
 from longshore.orchestration.caches import digest_of
@@ -65,15 +66,11 @@ class Survey:
     def look(self, project: str | None = None) -> Seen:
         """All projects, or one. A project whose files cannot be read has an error, and harms no other."""
         engine = identity(self.docker)
-        rules = digest_of(self.params.model_dump(mode="json", include={"stacks"}))[:16]
+        rules = digest_of(self.params.model_dump(mode="json", include={"stacks", "only"}))[:16]
         if self.known is not None and (self.known.engine, self.known.rules) != (engine, rules):
             self.known = None
         label = PROJECT if project is None else f"{PROJECT}={project}"
-        rows = [
-            row
-            for row in self.docker.rows({"label": [label]}, all_of_them=True)
-            if row["Names"] and row["Labels"].get(f"{_LABEL}oneoff", "False") != "True"
-        ]
+        rows = [row for row in self.docker.rows({"label": [label]}, all_of_them=True) if self._counts(row)]
         self._images = _index(self.docker.images())
         self._events = self._ends(rows)
         by_project: dict[str, list[dict[str, Any]]] = {}
@@ -84,6 +81,13 @@ class Survey:
             self.ctx.check()
             projects[name] = self._project(name, its_rows)
         return self._with_registries(Seen(engine=engine, rules=rules, projects=projects))
+
+    def _counts(self, row: Mapping[str, Any]) -> bool:
+        """Not those of `compose run`, and only of the projects that count."""
+        if not row["Names"] or row["Labels"].get(f"{_LABEL}oneoff", "False") == "True":
+            return False
+        only = self.params.only
+        return not only or any(fnmatchcase(row["Labels"][PROJECT], pattern) for pattern in only)
 
     # --- one project ------------------------------------------------------------------------------
 
@@ -144,9 +148,11 @@ class Survey:
             of_label = parse_files(labels.get(FILES, ""))
         except ValueError as error:
             of_label, wrong = {}, f"label {FILES}: {error}"
+        own = spec.services.get(name, ServiceSpec()).files
         # The nearer says it first.
-        rules = [spec.services.get(name, ServiceSpec()).files, spec.files, of_label]
-        files = {path: _tracked(path, base.directory, rules) for path in _files(rows, base.directory, rules)}
+        rules = [own, spec.files, of_label]
+        paths = _files(rows, base.directory, [own, of_label], spec.files)
+        files = {path: _tracked(path, base.directory, rules) for path in paths}
         before = {one.id: one for one in was.containers} if was else {}
         image = self._images.get(normal(said.image)) if said.image else None
         containers = [self._replica(row, files, before.get(row["Id"]), said) for row in rows]
@@ -301,19 +307,24 @@ def _start_of(row: Mapping[str, Any]) -> str:
     )
 
 
-def _files(rows: Iterable[Mapping[str, Any]], directory: str, rules: Iterable[Mapping[str, Demand]]) -> list[str]:
-    """Files that are bind-mounted, and those that the rules name."""
-    found: dict[str, None] = {}
-    for row in rows:
-        for mount in row.get("Mounts") or []:
-            if mount.get("Type") == "bind" and os.path.isfile(mount["Source"]):
-                found[mount["Source"]] = None
-    for pattern in (pattern for said in rules for pattern in said):
-        whole = os.path.normpath(os.path.join(directory or "/", pattern))
-        paths = glob.glob(whole, recursive=True) or ([whole] if not glob.has_magic(whole) else [])
-        for path in sorted(paths):
-            found |= dict.fromkeys(_below(path))
+def _files(
+    rows: Iterable[Mapping[str, Any]], directory: str, own: Iterable[Mapping[str, Demand]], shared: Mapping[str, Demand]
+) -> list[str]:
+    """Files that are bind-mounted, those that the service's own rules name, and of the shared ones those it has."""
+    mounted = {str(mount["Source"]) for row in rows for mount in row.get("Mounts") or [] if mount.get("Type") == "bind"}
+    found = dict.fromkeys(source for source in sorted(mounted) if os.path.isfile(source))
+    for pattern in (pattern for said in own for pattern in said):
+        found |= dict.fromkeys(_named(pattern, directory))
+    for pattern in shared:
+        has = (path for path in _named(pattern, directory) if any(path.startswith(f"{source}/") for source in mounted))
+        found |= dict.fromkeys(has)
     return list(found)[:_FILES]
+
+
+def _named(pattern: str, directory: str) -> list[str]:
+    whole = os.path.normpath(os.path.join(directory or "/", pattern))
+    paths = glob.glob(whole, recursive=True) or ([whole] if not glob.has_magic(whole) else [])
+    return [file for path in sorted(paths) for file in _below(path)]
 
 
 def _below(path: str) -> list[str]:

@@ -21,6 +21,9 @@ CALL_TIMEOUT = 60.0
 #: Without a word from a call that tells how it goes on.
 _STREAM_TIMEOUT = 600.0
 
+#: The version of the API by the engine's URL.
+_versions: dict[str, str] = {}
+
 
 def raw_client(url: str, timeout: float = CALL_TIMEOUT) -> Any:
     """docker-py's own client, for functions of an application's."""
@@ -58,7 +61,8 @@ class Calls:
 
                 self._made = Client(
                     base_url=self.url,
-                    version="auto",
+                    # What was negotiated once in this process is not asked for by each thread again.
+                    version=_versions.get(self.url, "auto"),
                     timeout=int(CALL_TIMEOUT),
                     tls=_tls(self.url),
                     # The machine's own ssh knows its keys, hosts and agents; docker-py's needs another library.
@@ -66,6 +70,7 @@ class Calls:
                 )
             except Exception as error:
                 raise self._away(error) from error
+            _versions[self.url] = self._made.api_version
         return self._made
 
     def close(self) -> None:
@@ -120,7 +125,11 @@ class Calls:
         except RequestException as error:
             raise self._away(error) from error
         if response.status_code >= 400:
-            raise classified(response.status_code, _message(response))
+            message = _message(response)
+            if response.status_code == 400 and "is too new" in message:  # it is an older engine by now
+                _versions.pop(self.url, None)
+                self.close()
+            raise classified(response.status_code, message)
         return response
 
     @contextlib.contextmanager

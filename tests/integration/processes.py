@@ -288,6 +288,20 @@ def said(process: subprocess.Popen[str], timeout: float = PATIENCE) -> Said:
     return Said(process.returncode, out, err)
 
 
+def redis_of(installation: Installation) -> dict[bytes, Any]:
+    """Every key of the installation with its value, but for how the workers' remote control is wired, and
+    their signs of life.
+    """
+    client = installation.redis
+    prefix = b"" if installation.namespace == "longshore" else f"{installation.namespace}:".encode()
+    wiring = (b"pidbox", b"celeryev", b"_kombu.binding_deadlines", b":fleet", b":machine:")
+    keys = [key for key in client.scan_iter(prefix + b"*") if not any(word in key for word in wiring)]
+    # What expires by itself may do so at any time: a pause of the sweepers, a sign of life.
+    keys = [key for key in keys if client.pttl(key) == -1]
+    # A set's members have no order of their own.
+    return {key: client.smembers(key) if client.type(key) == b"set" else client.dump(key) for key in keys}
+
+
 def tree(folder: Path) -> dict[str, tuple[Any, ...]]:
     """Everything in a folder: kind, mode, owner, bytes."""
     found: dict[str, tuple[Any, ...]] = {}

@@ -11,7 +11,7 @@ import pytest
 from longshore.orchestration import Plan
 from longshore.orchestration.states import RunState
 from tests.integration.conftest import MakeInstallation
-from tests.integration.processes import Installation, tree
+from tests.integration.processes import Installation, redis_of, tree
 
 PLAN = """\
 name: diamond
@@ -239,17 +239,3 @@ def test_a_dry_run_of_what_cannot_work_ends_with_1(workers: Installation, tmp_pa
     assert said.code == 1
     assert said.json["possible"] is False
     assert "a part of the path is a file" in by_name(said.json)["deploy"]["impossible"]
-
-
-def redis_of(installation: Installation) -> dict[bytes, Any]:
-    """Every key of the installation with its value, but for how the workers' remote control is wired, and
-    their signs of life.
-    """
-    client = installation.redis
-    prefix = b"" if installation.namespace == "longshore" else f"{installation.namespace}:".encode()
-    wiring = (b"pidbox", b"celeryev", b"_kombu.binding_deadlines", b":fleet", b":machine:")
-    keys = [key for key in client.scan_iter(prefix + b"*") if not any(word in key for word in wiring)]
-    # What expires by itself may do so at any time: a pause of the sweepers, a sign of life.
-    keys = [key for key in keys if client.pttl(key) == -1]
-    # A set's members have no order of their own.
-    return {key: client.smembers(key) if client.type(key) == b"set" else client.dump(key) for key in keys}

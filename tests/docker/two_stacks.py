@@ -1,0 +1,93 @@
+"""Two Compose projects of three services each, and how they look from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.servers import IMAGE, engine_url, remove_project
+
+if TYPE_CHECKING:
+    import docker
+
+LABEL = "com.docker.compose."
+
+
+class Project:
+    """`db`, `web` that needs it and has a file, and `jobs`, each with an image name of its own."""
+
+    def __init__(self, engine: docker.APIClient, folder: Path, name: str) -> None:
+        self.engine = engine
+        self.name = name
+        self.folder = folder / name
+        self.folder.mkdir()
+        self.file = self.folder / "site.conf"
+        self.file.write_text("one\n")
+        for service in ("db", "web", "jobs"):
+            engine.tag(IMAGE, name, service)
+
+    def ref(self, service: str) -> str:
+        return f"{self.name}:{service}"
+
+    def write(self, **changes: dict[str, Any]) -> None:
+        base = {"init": True, "command": ["sleep", "9999"], "stop_grace_period": "1s"}
+        services: dict[str, Any] = {name: base | {"image": self.ref(name)} for name in ("db", "web", "jobs")}
+        services["web"] |= {"depends_on": ["db"], "volumes": ["./site.conf:/etc/site.conf"]}
+        for name, change in changes.items():
+            services[name] = services.get(name, base | {"image": IMAGE}) | change
+        (self.folder / "compose.yml").write_text(json.dumps({"services": services}))
+
+    def up(self, **changes: dict[str, Any]) -> None:
+        self.write(**changes)
+        self.compose("up", "--detach")
+
+    def compose(self, *words: str) -> str:
+        command = ["docker", "compose", "-p", self.name, "-f", str(self.folder / "compose.yml"), *words]
+        environment = os.environ | {"DOCKER_HOST": engine_url()}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def container(self, service: str, number: int = 1) -> str:
+        return f"{self.name}-{service}-{number}"
+
+    def state(self) -> dict[str, tuple[str, str, str, str]]:
+        """By container: id, image id, when it was started, how it is."""
+        found = {}
+        for row in self.engine.containers(all=True, filters={"label": f"{LABEL}project={self.name}"}):
+            raw = self.engine.inspect_container(row["Id"])
+            name = raw["Name"].removeprefix(f"/{self.name}-")
+            found[name] = (raw["Id"], raw["Image"], raw["State"]["StartedAt"], raw["State"]["Status"])
+        return found
+
+    def image_moves(self, service: str, *, command: list[str] | None = None) -> str:
+        """The service's image name means another image from now on; its id."""
+        made = self.engine.create_container(IMAGE, ["true"])["Id"]
+        try:
+            changes = [f"ENV MOVED={os.urandom(8).hex()}"]
+            changes += [f"HEALTHCHECK --interval=1s --retries=1 CMD {json.dumps(command)}"] if command else []
+            done = self.engine.commit(made, self.name, service, changes=changes)
+        finally:
+            self.engine.remove_container(made)
+        return str(self.engine.inspect_image(done["Id"])["Id"])
+
+    def content(self) -> str:
+        """Of its file, as the container of `web` sees it."""
+        done = self.engine.exec_create(self.container("web"), ["cat", "/etc/site.conf"])
+        text: bytes = self.engine.exec_start(done["Id"])
+        return text.decode()
+
+    def clear(self) -> None:
+        remove_project(self.engine, self.name)
+        for image in self.engine.images():
+            for tag in image["RepoTags"] or []:
+                if self.name in tag:
+                    self.engine.remove_image(tag, force=True)
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    """Containers that are not what they were."""
+    return {name for name in {*before, *after} if before.get(name) != after.get(name)}
