@@ -64,6 +64,8 @@ _UNTOLD = About(
 def _effect(operation: Operation) -> str:
     if operation.kind is Kind.READ_ONLY or not operation.effect:
         return "none"
+    if operation.queue == "cache":
+        return "in Redis, in one step"
     outside = (
         operation.queue in {"network"} or operation.function is not None or operation.name == "celery.task.execute"
     )

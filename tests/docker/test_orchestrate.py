@@ -7,8 +7,10 @@ import json
 import os
 import pty
 import re
+import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -23,12 +25,13 @@ from docker.errors import NotFound
 
 from longshore.orchestration.caches import Caches, Entry
 from longshore.orchestration.deployed.plan import Manner
+from longshore.orchestration.deployed.rules import described
 from longshore.tasks.compose.cli import _program
 from tests.conftest import get
 from tests.docker.two_stacks import Project, changed
 from tests.integration.conftest import MakeInstallation, install, module_installation, short_folder
 from tests.integration.processes import LONGSHORE, Installation, Said, redis_of, wait_for
-from tests.servers import IMAGE, Registry, engine_url, require_compose
+from tests.servers import IMAGE, Registry, engine_url, remove_project, require_compose
 
 if TYPE_CHECKING:
     import docker
@@ -38,6 +41,7 @@ assert module_installation
 assert install
 assert short_folder
 
+ROOT = Path(__file__).resolve().parents[2]
 HOST = "web1"
 QUICK = ("--min-healthy-time", "500ms")
 #: Nobody else's projects are looked at.
@@ -84,11 +88,11 @@ def two(project: MakeProject) -> tuple[Project, Project]:
     return found
 
 
-def selected(place: Installation, *options: str) -> dict[str, list[str]]:
+def selected(place: Installation, **options: Any) -> dict[str, list[str]]:
     """The reasons by the services' names."""
-    said = place.longshore("select", "-o", "json", *options)
-    assert said.code == 0, said.err
-    return {one["name"]: [reason["text"] for reason in one["reasons"]] for one in said.json["deployments"]}
+    found = place.client().deployed().select(**options)
+    assert found.errors == {}
+    return {one.name: [reason.text for reason in one.reasons] for one in found.chosen}
 
 
 def fed(place: Installation, text: str, *arguments: str) -> Said:
@@ -132,11 +136,16 @@ def test_what_went_stale_is_named_and_exactly_that_is_brought_right(
     before = shop.state() | {f"blog {name}": said for name, said in blog.state().items()}
 
     # then these are named
-    assert selected(place) == {
+    said = place.longshore("select", "-o", "json").json
+    assert said["count"] == 3
+    assert {one["name"]: [reason["text"] for reason in one["reasons"]] for one in said["deployments"]} == {
         f"{shop.name}/db": [f"image {was[7:19]} → {now[7:19]}"],
         f"{blog.name}/web": [f"file {blog.file} changed"],
         f"{blog.name}/jobs": [f"missing ({blog.container('jobs')} ended with 137)"],
     }
+    names = {f"{shop.name}/db", f"{blog.name}/web", f"{blog.name}/jobs"}
+    assert set(place.longshore("select", "-o", "names").out.split()) == names
+    assert yaml.safe_load(place.longshore("select", "-o", "yaml").out) == said
     # and these are brought right
     done = place.longshore("orchestrate", *QUICK)
     assert done.code == 0, done.err
@@ -424,9 +433,9 @@ def test_an_entry_that_is_rubbish_and_one_that_lies_are_found_out(
     other_shape = Entry(1, {"projects": []}, "x").text()
     for wrong in ("rubbish", "{}", "[1]", lie, whole_lie, other_shape, good[:-9]):
         store.client.hset(key, "current", wrong)
-        checked = place.longshore("check", "--json")
-        assert (checked.code, checked.json["valid"]) == (1, False), wrong[:20]
-        assert "cannot be used" in checked.json["reason"]
+        checked = place.client().deployed().check()
+        assert (checked.exit_code, checked.valid) == (1, False), wrong[:20]
+        assert "cannot be used" in checked.reason
         assert selected(place) == stale, wrong[:20]
     store.client.hset(key, "current", "rubbish")
     assert place.longshore("orchestrate", *QUICK).code == 0
@@ -612,7 +621,7 @@ def test_a_tag_that_moved_at_its_registry_is_found_without_a_pull(
     first = new_image(ref)
     engine.push(ref)
     shop.up(db={"image": ref})
-    assert selected(place, "--registry") == {}
+    assert selected(place, registry=True) == {}
     second = new_image(ref)
     engine.push(ref)
     engine.tag(first, ref.rpartition(":")[0], "1")
@@ -621,7 +630,7 @@ def test_a_tag_that_moved_at_its_registry_is_found_without_a_pull(
         engine.remove_image(second, force=True)
     Caches(place.client().store).forget(f"deployed@{HOST}")  # or it would be asked in ten minutes
 
-    (reason,) = selected(place, "--registry")[f"{shop.name}/db"]
+    (reason,) = selected(place, registry=True)[f"{shop.name}/db"]
 
     assert reason.startswith(f"image {ref} → ")
     assert reason.endswith("at its registry")
@@ -631,10 +640,49 @@ def test_a_tag_that_moved_at_its_registry_is_found_without_a_pull(
     assert shop.state()["db-1"][1] == engine.inspect_image(ref)["Id"] != first
     # and what runs it is found by its name
     for name in (ref, ref.rpartition(":")[0], shop.state()["db-1"][1][7:19]):
-        assert list(selected(place, "--image", name)) == [f"{shop.name}/db"]
-    assert selected(place, "--image", f"{shop.name}:nobody") == {}
+        assert list(selected(place, image=name)) == [f"{shop.name}/db"]
+    assert selected(place, image=f"{shop.name}:nobody") == {}
     check = place.longshore("check", "--image", ref, "--json")
     assert [one["service"] for one in check.json["deployments"]] == ["db"]
+
+
+# --- the page ---------------------------------------------------------------------------------------
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "orchestrate.md").read_text(), re.DOTALL)
+
+
+def test_the_page_does_what_it_says(place: Installation, engine: docker.APIClient, rules: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples" / "orchestrate", tmp_path / "examples" / "orchestrate")
+    for name in ("infra", "shop"):
+        (tmp_path / "examples" / "orchestrate" / name / ".env").write_text(f"IMAGE={IMAGE}\n")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = place.environment | {"DOCKER_HOST": engine_url(), "PATH": path}
+    (shell,), python = blocks("sh"), "\n".join(["from longshore.orchestration import Client", *blocks("python")])
+    was = rules.read_text()
+    rules.write_text(yaml.safe_dump({"only": ["orchestrate-*"]}))
+    try:
+        said = []
+        for command in (["sh", "-e", "-c", shell], [sys.executable, "-c", python]):
+            done = subprocess.run(
+                command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            said.append(done.stdout)
+        assert "orchestrate-shop/web\n" in said[0]
+        assert said[0].count("cache valid, nothing to do") == 1
+        assert said[1] == "cache valid, nothing to do 0\n"
+    finally:
+        rules.write_text(was)
+        for name in ("orchestrate-shop", "orchestrate-infra"):
+            remove_project(engine, name)
+
+
+def test_the_file_on_the_page_is_one(tmp_path: Path) -> None:
+    (tmp_path / "stacks.yaml").write_text(blocks("yaml")[0])
+    said = described(str(tmp_path / "stacks.yaml"))
+    assert (list(said.stacks), said.only) == (["shop"], ["shop", "blog-*", "infra"])
 
 
 # --- how much is asked ------------------------------------------------------------------------------

@@ -179,8 +179,8 @@ def test_the_workers_are_there_for_celery_without_docker(clean: Path, env: dict[
     code = "from longshore.workers import app; print(sorted(t for t in app.tasks if t.startswith('longshore.')))"
     out = call(clean / "python", "-c", code, env=env, cwd=tmp_path)
     assert (
-        out == "['longshore.advance', 'longshore.probe', 'longshore.step', 'longshore.task_ended', "
-        "'longshore.tick', 'longshore.undo']\n"
+        out == "['longshore.advance', 'longshore.orchestrate', 'longshore.probe', 'longshore.step', "
+        "'longshore.task_ended', 'longshore.tick', 'longshore.undo']\n"
     )
 
 
