@@ -20,12 +20,13 @@ registries:
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from longshore.orchestration.errors import ConfigError, LongshoreError
 from longshore.orchestration.operations.deployed import Demand, StackSpec
@@ -44,6 +45,14 @@ class Described(BaseModel):
     stacks: dict[str, StackSpec] = {}
     only: list[str] = []
     registries: dict[str, Login] = {}
+
+    @field_validator("registries")
+    @classmethod
+    def _by_reference(cls, value: dict[str, Login]) -> dict[str, Login]:
+        for registry, login in value.items():
+            if not re.search(r"\{\{.*secret\(.*\}\}", login.password):
+                raise ValueError(f"{registry}: give the password by reference: \"{{{{ secret('env:NAME') }}}}\"")
+        return value
 
     def params(self) -> dict[str, Any]:
         """For the operations that look."""

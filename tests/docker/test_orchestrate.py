@@ -30,8 +30,8 @@ from longshore.tasks.compose.cli import _program
 from tests.conftest import get
 from tests.docker.two_stacks import Project, changed
 from tests.integration.conftest import MakeInstallation, install, module_installation, short_folder
-from tests.integration.processes import LONGSHORE, Installation, Said, redis_of, wait_for
-from tests.servers import IMAGE, Registry, engine_url, remove_project, require_compose
+from tests.integration.processes import LONGSHORE, Installation, Said, all_that_is_kept, redis_of, wait_for
+from tests.servers import IMAGE, PASSWORD, USER, Registry, engine_url, remove_project, require_compose
 
 if TYPE_CHECKING:
     import docker
@@ -59,7 +59,7 @@ def rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(module_installation: MakeInstallation, rules: Path) -> Installation:
     get(require_compose)
     made = module_installation(docker_host=engine_url(), options={"host": HOST, "lease": "1s", "stacks": str(rules)})
-    made.worker("one", "-c", "3").start()
+    made.worker("one", "-c", "3", REGISTRY_PASSWORD=PASSWORD).start()
     return made
 
 
@@ -613,22 +613,24 @@ def test_the_way_back_is_known_also_where_the_files_changed(place: Installation,
 
 
 def test_a_tag_that_moved_at_its_registry_is_found_without_a_pull(
-    place: Installation, project: MakeProject, registry: Registry, new_image: Callable[[str], str]
+    place: Installation, project: MakeProject, closed_registry: Registry, new_image: Callable[[str], str], rules: Path
 ) -> None:
     shop = project("shop")
-    ref = f"{registry.host}/{shop.name}:1"
-    engine = shop.engine
+    ref = f"{closed_registry.host}/{shop.name}:1"
+    engine, login = shop.engine, {"username": USER, "password": PASSWORD}
     first = new_image(ref)
-    engine.push(ref)
+    engine.push(ref, auth_config=login)
     shop.up(db={"image": ref})
-    assert selected(place, registry=True) == {}
+    assert selected(place, registry=True) == {}, "whoever is not let in is told nothing, and that is no error"
     second = new_image(ref)
-    engine.push(ref)
+    engine.push(ref, auth_config=login)
     engine.tag(first, ref.rpartition(":")[0], "1")
     assert selected(place) == {}, "nobody has asked"
     with contextlib.suppress(Exception):
         engine.remove_image(second, force=True)
     Caches(place.client().store).forget(f"deployed@{HOST}")  # or it would be asked in ten minutes
+    said = {"username": USER, "password": "{{ secret('env:REGISTRY_PASSWORD') }}"}
+    rules.write_text(yaml.safe_dump({"only": [f"{PREFIX}-*"], "registries": {closed_registry.host: said}}))
 
     (reason,) = selected(place, registry=True)[f"{shop.name}/db"]
 
@@ -644,6 +646,9 @@ def test_a_tag_that_moved_at_its_registry_is_found_without_a_pull(
     assert selected(place, image=f"{shop.name}:nobody") == {}
     check = place.longshore("check", "--image", ref, "--json")
     assert [one["service"] for one in check.json["deployments"]] == ["db"]
+    # and nothing of it holds the password
+    rules.write_text(yaml.safe_dump({"only": [f"{PREFIX}-*"]}))
+    assert PASSWORD not in all_that_is_kept(place)
 
 
 # --- the page ---------------------------------------------------------------------------------------

@@ -288,6 +288,26 @@ def said(process: subprocess.Popen[str], timeout: float = PATIENCE) -> Said:
     return Said(process.returncode, out, err)
 
 
+def all_that_is_kept(place: Installation, *more: str) -> str:
+    """All that Redis has, every file of the installation, and what else was collected."""
+    found: list[str] = list(more)
+    for key in place.redis.scan_iter(count=1000):
+        kind = place.redis.type(key)
+        if kind == b"none":  # it has gone meanwhile
+            continue
+        read: dict[bytes, Any] = {
+            b"string": lambda: place.redis.get(key),  # noqa: B023 - called at once
+            b"hash": lambda: place.redis.hgetall(key),  # noqa: B023
+            b"list": lambda: place.redis.lrange(key, 0, -1),  # noqa: B023
+            b"set": lambda: place.redis.smembers(key),  # noqa: B023
+            b"zset": lambda: place.redis.zrange(key, 0, -1),  # noqa: B023
+            b"stream": lambda: place.redis.xrange(key),  # noqa: B023
+        }[kind]()
+        found.append(f"{key!r} {read!r}")
+    found += [path.read_bytes().decode(errors="replace") for path in place.folder.rglob("*") if path.is_file()]
+    return "\n".join(found)
+
+
 def redis_of(installation: Installation) -> dict[bytes, Any]:
     """Every key of the installation with its value, but for how the workers' remote control is wired, and
     their signs of life.

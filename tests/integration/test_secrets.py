@@ -6,13 +6,12 @@ import base64
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from longshore.orchestration import Plan
 from tests.integration.conftest import MakeInstallation
-from tests.integration.processes import Installation, wait_for
+from tests.integration.processes import Installation, all_that_is_kept, wait_for
 
 VALUE = 'correct-"horse\\battery'
 REFERENCE = "{{ secret('env:DB_PASSWORD') }}"
@@ -23,26 +22,6 @@ def place(module_installation: MakeInstallation) -> Installation:
     made = module_installation()
     made.worker("keeper", "-c", "2", "--task-events", "--loglevel", "DEBUG", DB_PASSWORD=VALUE).start()
     return made
-
-
-def everything(place: Installation, *more: str) -> str:
-    """All that Redis has, every file of the installation, and what else was collected."""
-    found: list[str] = list(more)
-    for key in place.redis.scan_iter(count=1000):
-        kind = place.redis.type(key)
-        if kind == b"none":  # it has gone meanwhile
-            continue
-        read: dict[bytes, Any] = {
-            b"string": lambda: place.redis.get(key),  # noqa: B023 - called at once
-            b"hash": lambda: place.redis.hgetall(key),  # noqa: B023
-            b"list": lambda: place.redis.lrange(key, 0, -1),  # noqa: B023
-            b"set": lambda: place.redis.smembers(key),  # noqa: B023
-            b"zset": lambda: place.redis.zrange(key, 0, -1),  # noqa: B023
-            b"stream": lambda: place.redis.xrange(key),  # noqa: B023
-        }[kind]()
-        found.append(f"{key!r} {read!r}")
-    found += [path.read_bytes().decode(errors="replace") for path in place.folder.rglob("*") if path.is_file()]
-    return "\n".join(found)
 
 
 def told_nowhere(place: Installation, text: str) -> None:
@@ -71,7 +50,7 @@ def test_a_secret_is_used_and_told_nowhere(place: Installation, tmp_path: Path) 
     while not run.report().ended:
         ps = subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout
         seen.append(ps)
-        seen.append(everything(place))
+        seen.append(all_that_is_kept(place))
         time.sleep(0.2)
     report = run.wait()
 
@@ -84,7 +63,7 @@ def test_a_secret_is_used_and_told_nowhere(place: Installation, tmp_path: Path) 
     # and nothing holds it
     told = [report.model_dump_json(), *map(repr, run.events())]
     told += [line for name in ("use", "fail") for line in run.log(name)]
-    told_nowhere(place, everything(place, *seen, *told))
+    told_nowhere(place, all_that_is_kept(place, *seen, *told))
 
 
 def test_a_secret_that_a_worker_lacks_is_one_clear_error(place: Installation) -> None:

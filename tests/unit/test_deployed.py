@@ -179,6 +179,7 @@ def test_what_a_file_demands_is_said_by_the_first_pattern_that_fits() -> None:
     [
         ("stack: {}", "stack: Extra inputs"),
         ("stacks: {shop: {files: {a: reboot}}}", "stacks.shop.files.a: Input should be"),
+        ("registries: {r: {username: x, password: y}}", "give the password by reference"),
         ("registries: {r: {username: x}}", "registries.r.password: Field required"),
         ("- 1", "not a mapping"),
     ],
