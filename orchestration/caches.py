@@ -132,10 +132,17 @@ class Caches:
                 remedy="set LONGSHORE_MAX_OBJECT",
             )
 
+        settings = self._redis.settings
+
         def put(pipe: Any, key: str, current: str | None, _previous: str | None) -> None:
             if current is not None:
                 pipe.hset(key, _PREVIOUS, current)
             pipe.hset(key, _CURRENT, text)
+            # As long as its undo may want the one before, and nobody would take this one for valid.
+            if entry.ttl:
+                pipe.pexpire(key, round((entry.ttl + settings.retention) * 1000))
+            else:
+                pipe.persist(key)
 
         self._redis.call(self._changed, self._redis.keys.cache(name), put)
 

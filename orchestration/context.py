@@ -79,6 +79,8 @@ class Context:
     container: str = ""
     #: Of what is recorded; what the operation's own marks must not tell either.
     redact: Callable[[str], str] = lambda text: text
+    #: The same for data that is kept elsewhere than in its outcome.
+    redact_data: Callable[[dict[str, Any]], dict[str, Any]] = lambda data: data
     log: Callable[[str], None] = lambda _text: None
     #: Told whole lines of a program's output as they come, with the stream they are of: stdout or stderr.
     printed: Callable[[str, Sequence[str]], None] = lambda _stream, _lines: None

@@ -15,6 +15,7 @@ from typing import Any
 
 from longshore.orchestration.compiled import CONTROL, CompiledStep, at_host, is_forward
 from longshore.orchestration.connection import Connection
+from longshore.orchestration.deployed.state import CACHE as DEPLOYED
 from longshore.orchestration.errors import UnknownName
 from longshore.orchestration.operations import Operation
 from longshore.orchestration.selection import ALL, HostFilter, has_label, is_several, listed
@@ -372,6 +373,10 @@ class Hosts:
         pipe.zrem(self._keys.fleet, name)
         pipe.delete(self._keys.machine(name))
         pipe.hdel(self._keys.jobs_seen, name)
+        pipe.delete(self._keys.cache(f"{DEPLOYED}{name}"))
+        pipe.hdel(self._keys.orchestrating, name)
+        pipe.delete(self._keys.cache(f"{DEPLOYED}{name}"))
+        pipe.hdel(self._keys.orchestrating, name)
         self._store.call(pipe.execute)
 
     def forget_old(self, seconds: float) -> list[str]:

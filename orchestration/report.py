@@ -187,7 +187,7 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
     job = outcome(plan.plan, state, cause, reports)
     code = _exit_code(plan, state, records, left) if state in TERMINAL else None
     if code is not None:
-        code = deployed.exit_code(plan.plan.labels, cause, reports, code)
+        code = deployed.exit_code(plan.plan.labels, state, cause, reports) or code
     return Report(
         run_id=run_id,
         plan=plan.plan.name,

@@ -45,10 +45,9 @@ class Rebuild(Implementation[RebuildParams]):
             name, given = self._builder(params)
             builder = implementation(name)
             done = builder.act(ctx, given, builder.before(ctx, given))
-            entry = Entry(
-                caches.number(params.cache), done.data, params.fingerprint, began, caches.now(), params.ttl, ctx.op_id
-            )
-            point("cache.built")
+            value = ctx.redact_data(done.data)
+            number, at = caches.number(params.cache), caches.now()
+            entry = Entry(number, value, params.fingerprint, began, at, params.ttl, ctx.op_id)
             caches.swap(params.cache, entry)
             point("cache.swapped")
         data = told(caches, params.cache, Found(entry), before, built=True, why=why or "it was to be built anew")
@@ -139,7 +138,7 @@ def joined(found: Found, asked: int, fingerprint: str = "", *, fresh: bool = Fal
     entry = found.entry
     if entry is None or entry.invalidated or entry.fingerprint != fingerprint:
         return False
-    return entry.began >= asked and (entry.fresh or not fresh)
+    return entry.began > asked and (entry.fresh or not fresh)
 
 
 def told(

@@ -162,6 +162,7 @@ class Attempt(Fenced, ComesAgain):
         """What was rendered, as the operation takes it."""
         params, context.container = reveal_params(operation, rendered, self.step.inside, self.redaction)
         context.redact = self.redaction.text
+        context.redact_data = self.redaction.data
         return params
 
     def _without_secrets(self, outcome: Outcome) -> Outcome:

@@ -19,8 +19,8 @@ from longshore.tasks.messages import SagaTask, store_and_plans
 
 log = get_task_logger(__name__)
 
-#: Seconds after which a look is looked after again; and between two words of a beat that does not say.
-_AGAIN, _EVERY = 1.0, 300.0
+#: Seconds after which a look is looked after again.
+_AGAIN = 1.0
 
 
 def job_files(settings: Settings) -> list[Path]:
@@ -35,18 +35,22 @@ def tick() -> None:
 
 
 @shared_task(name=ORCHESTRATE, base=SagaTask, autoretry_for=(), acks_late=False)
-def orchestrate(look: str = "") -> None:
+def orchestrate(every: float = 300.0, look: str = "") -> None:
     """Has the hosts looked at, and comes again until that has ended (`look` is its run): it holds no process meanwhile.
 
-    Two beats, or one that is late, ask for the same runs. One that is lost is followed by another.
+    Two beats, or one that is late, ask for the same runs: a look each `every` seconds. One that is lost is followed by
+    another.
     """
     store, _ = store_and_plans()
-    deployed = Client(store.settings).deployed()
-    every = store.settings.orchestrate_every or _EVERY
     try:
-        run = deployed.look(look or f"{round(store.now() / 1000 // every)}")
+        deployed = Client(store.settings).deployed()
+        if busy := deployed.at_it():
+            log.info("orchestrate: run %s is at it", ", ".join(busy))
+            return
+        run = deployed.look(look or f"{store.now() // round(every * 1000)}")
         if run.state() not in TERMINAL:
-            orchestrate.apply_async(kwargs={"look": run.id}, countdown=_AGAIN, queue=CONTROL, expires=every + _AGAIN)
+            again = {"every": every, "look": run.id}
+            orchestrate.apply_async(kwargs=again, countdown=_AGAIN, queue=CONTROL, expires=every + _AGAIN)
             return
         selection = deployed.looked(run.report())
         for host, why in selection.errors.items():

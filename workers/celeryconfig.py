@@ -91,5 +91,6 @@ if _settings.orchestrate_every:
     beat_schedule["longshore.orchestrate"] = {
         "task": "longshore.orchestrate",
         "schedule": _settings.orchestrate_every,
+        "kwargs": {"every": _settings.orchestrate_every},
         "options": {"queue": "control", "expires": _settings.orchestrate_every},
     }

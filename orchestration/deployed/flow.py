@@ -19,10 +19,11 @@ from longshore.orchestration.deployed.rules import Described, described
 from longshore.orchestration.deployed.stale import Note, Reason, Stale, judged
 from longshore.orchestration.deployed.state import CACHE, Seen, seen_in
 from longshore.orchestration.errors import LongshoreError, UnknownName, UsageError, WaitTimeout
+from longshore.orchestration.hosts import Hosts
 from longshore.orchestration.jobs.board import with_engine
 from longshore.orchestration.operations.deployed import CHECK, REBUILD
 from longshore.orchestration.plan import Plan
-from longshore.orchestration.states import STEP_FINAL, TERMINAL
+from longshore.orchestration.states import STEP_FINAL, STEP_GOOD, TERMINAL, RunState
 
 if TYPE_CHECKING:
     from longshore.orchestration.client import Client, Run
@@ -84,6 +85,8 @@ class Selection:
     #: Hosts that nothing is known of, and why.
     errors: dict[str, str] = field(default_factory=dict)
     seen: dict[str, Seen] = field(default_factory=dict, repr=False)
+    #: The host that counts, by another one with the same engine.
+    twins: dict[str, str] = field(default_factory=dict)
 
     def name(self, one: Stale) -> str:
         """As `restart` takes it: with its host where another one has a service of that name."""
@@ -117,6 +120,7 @@ class Orchestrated:
 
 #: Seconds for a first host to be there, and between two looks.
 _PATIENCE, _LOOK = 10.0, 0.1
+_GONE = "no worker of it is there any more"
 #: Seconds of a rebuild after which it is looked whether the hosts are still there.
 _LEFT_ALONE = 3.0
 
@@ -150,8 +154,14 @@ class Deployed:
             raise WaitTimeout("no host with a Docker engine is there to be asked what is deployed on it",
                               remedy="start a worker there: longshore worker")  # fmt: skip
         names = asked or sorted(known)
-        away = {name: "no worker of it is there" for name in names if name not in alive}
-        return [name for name in names if name in alive], away
+        hosts = Hosts(self._store).all()
+        # A host that takes no new work would have everything wait for it.
+        away = {
+            name: (hosts[name].why_not() if name in hosts else "") or "no worker of it is there"
+            for name in names
+            if name not in alive or hosts[name].why_not()
+        }
+        return [name for name in names if name not in away], away
 
     # --- the phases ---------------------------------------------------------------------------------
 
@@ -188,7 +198,7 @@ class Deployed:
                 if left & with_engine(self._store):
                     continue
                 # Their hosts have gone meanwhile; nobody else can do it.
-                run.cancel("the hosts that are left have no worker any more", keep=True)
+                run.cancel(_GONE, keep=True)
                 return report
 
     def look(self, ticket: str) -> Run:
@@ -221,18 +231,20 @@ class Deployed:
         `labels` are `key` or `key=value` of the containers, all of them; `image`: what runs this image, stale or not.
         """
         there, away = self.hosts(hosts)
-        lacking = [] if look_only else [host for host in there if self.cached(host)[0] is None]
-        failed = self._rebuilt(lacking, self._store.now(), registry=registry)
+        # What registries say is kept, so that they are asked once.
+        lacking = [] if look_only else [host for host in there if registry or self.cached(host)[0] is None]
+        _, failed = self._rebuilt(lacking, self._store.now(), registry=registry)
         left = [host for host in there if host not in failed]
-        checked = self.check(left, registry=registry, state=True) if left else Checked(())
+        checked = self.check(left, registry=registry and look_only, state=True) if left else Checked(())
         seen = {one.host: one.seen for one in checked.hosts if one.seen is not None}
         return self.chosen(seen, away | failed | checked.errors, labels=labels, image=image, running=True)
 
-    def _rebuilt(self, hosts: Sequence[str], asked: int, *, registry: bool) -> dict[str, str]:
-        """Have these hosts' caches made to say what is there; of which that failed, and why."""
+    def _rebuilt(self, hosts: Sequence[str], asked: int, *, registry: bool) -> tuple[list[str], dict[str, str]]:
+        """Have these hosts' caches made to say what is there: which were built, and which failed and why."""
         if not hosts:
-            return {}
-        return _failures(self.rebuild(hosts, registry=registry, fresh=False, asked=asked), hosts)
+            return [], {}
+        report = self.rebuild(hosts, registry=registry, fresh=False, asked=asked)
+        return [host for host in hosts if report.step(host).changed], _failures(report, hosts)
 
     def cached(self, host: str) -> tuple[Seen | None, str]:
         """What is cached of a host, if it can be used; and why not."""
@@ -268,18 +280,19 @@ class Deployed:
             if image is not None and running:
                 stale += _running(host, one, image, wanted, stale, notes)
         stale.sort(key=lambda said: (said.host, said.project, said.service))
-        return Selection(tuple(stale), tuple(notes), dict(errors), mine)
+        twins = {host: first[one.engine] for host, one in seen.items()}
+        return Selection(tuple(stale), tuple(notes), dict(errors), mine, twins)
 
     def named(self, names: Iterable[str], selection: Selection) -> tuple[Stale, ...]:
         """The services of these names: `service`, `project`, `project/service`, each with `host:` before it.
 
-        What is not stale is restarted because it was asked for. UnknownName for what is not there, UsageError where
-        a service's name alone is of several projects.
+        What is not stale is restarted because it was asked for; of a whole project only what runs. UnknownName for what
+        is not there, UsageError where a service's name alone is of several projects.
         """
         stale = {(one.host, one.project, one.service): one for one in selection.chosen}
         found: dict[tuple[str, str, str], Stale] = {}
         for name in names:
-            for key in _meant(name, selection.seen):
+            for key in _meant(name, selection):
                 asked = Stale(*key, (Reason("asked", "asked for"),), "restart")
                 found[key] = stale.get(key, asked)
         return tuple(found.values())
@@ -322,44 +335,48 @@ class Deployed:
     ) -> Orchestrated:
         """Check, rebuild what needs it, select, restart; see `Client.orchestrate`. `watch` waits for the report."""
         hosts = list(hosts)
-        self._wait_for_others(hosts, tell)
+        self.wait_for_others(hosts, tell)
         asked = self._store.now()
         with _phase("cache check"):
-            checked = self.check(hosts, registry=registry)
-        lacking = [one.host for one in checked.hosts if not one.valid and not one.error]
+            checked = self.check(hosts)
+        lacking = [one.host for one in checked.hosts if not one.error and (registry or not one.valid)]
         for one in checked.hosts:
             said = "cache valid" if one.valid else one.error or f"cache needs rebuild: {one.reason}"
             tell(f"check: {one.host}: {said}")
         with _phase("cache rebuild"):
-            failed = self._rebuilt(lacking, asked, registry=registry)
-            if lacking and len(failed) == len(lacking) == len(checked.hosts):
-                raise LongshoreError("; ".join(f"{host}: {why}" for host, why in failed.items()))
-        rebuilt = tuple(host for host in lacking if host not in failed)
+            if len(checked.errors) == len(checked.hosts):
+                raise LongshoreError(_listed(checked.errors))
+            built, failed = self._rebuilt(lacking, asked, registry=registry)
+            if lacking and len(failed | checked.errors) == len(checked.hosts):
+                raise LongshoreError(_listed(failed | checked.errors))
         for host in lacking:
-            tell(f"rebuild: {host}: {failed.get(host, 'done')}")
+            tell(f"rebuild: {host}: {failed.get(host) or ('done' if host in built else 'not needed')}")
         with _phase("selection"):
             selection = self._from_cache(checked.all, checked.errors | failed, labels, image)
         for stale in selection.chosen:
             tell(f"select: {selection.name(stale)}: {', '.join(map(str, stale.reasons))}")
         done = 3 if selection.errors else 0
         if not selection.chosen:
-            message = "no deployments need restart" if rebuilt else "cache valid, nothing to do"
-            message += ": nothing to do" if rebuilt else ""
-            return Orchestrated("select", message + _unasked(selection), done, selection, rebuilt=rebuilt)
+            valid = not built and not selection.errors
+            message = "cache valid, nothing to do" if valid else "no deployments need restart: nothing to do"
+            return Orchestrated("select", message + _unasked(selection), done, selection, rebuilt=tuple(built))
         with _phase("restart"):
             run = self.start(selection, manner or Manner(), run_id=run_id)
         tell(f"restart: run {run.id}")
         report = watch(run) if watch is not None else run.wait()
-        return self.ended(report, selection, rebuilt)
+        return self.ended(report, selection, tuple(built))
 
-    def _wait_for_others(self, hosts: Sequence[str], tell: Tell) -> None:
-        """A run that is at it already changes what a look would find."""
+    def at_it(self, hosts: Sequence[str] = ()) -> list[str]:
+        """Runs that are bringing right what is stale on these hosts (all), and change what a look would find."""
         known = self._store.call(self._store.client.hgetall, self._store.keys.orchestrating)
-        for run_id in sorted({run_id for host, run_id in known.items() if not hosts or host in hosts}):
-            state = self._store.state(run_id)
-            if state is not None and state not in TERMINAL:
-                tell(f"check: run {run_id} is at it; waiting for its end")
-                self._client.get(run_id).wait()
+        found = sorted({run_id for host, run_id in known.items() if not hosts or host in hosts})
+        return [run_id for run_id in found if (self._store.state(run_id) or RunState.FAILED) not in TERMINAL]
+
+    def wait_for_others(self, hosts: Sequence[str] = (), tell: Tell = lambda _line: None) -> None:
+        """Until none of these is there."""
+        for run_id in self.at_it(hosts):
+            tell(f"check: run {run_id} is at it; waiting for its end")
+            self._client.get(run_id).wait()
 
     def ended(self, report: Report, selection: Selection, rebuilt: tuple[str, ...] = ()) -> Orchestrated:
         """What became of the run that restarted."""
@@ -431,9 +448,13 @@ def _failures(report: Report, hosts: Sequence[str]) -> dict[str, str]:
     found = {}
     for host in hosts:
         step = report.step(host)
-        if step.error or step.status not in {"changed", "unchanged"}:
-            found[host] = step.error or step.reason or str(step.status)
+        if step.status not in STEP_GOOD:
+            found[host] = step.error or step.reason or (_GONE if step.status not in STEP_FINAL else str(step.status))
     return found
+
+
+def _listed(errors: Mapping[str, str]) -> str:
+    return "; ".join(f"{host}: {why}" for host, why in errors.items())
 
 
 def _unasked(selection: Selection) -> str:
@@ -483,8 +504,10 @@ def _running(
     return found
 
 
-def _meant(name: str, seen: Mapping[str, Seen]) -> list[tuple[str, str, str]]:
+def _meant(name: str, selection: Selection) -> list[tuple[str, str, str]]:
     host, colon, rest = name.rpartition(":")
+    host, seen = selection.twins.get(host, host), selection.seen
+    stale = {(one.host, one.project, one.service) for one in selection.chosen}
     project, slash, service = rest.rpartition("/")
     found = [
         (where, stack, one)
@@ -494,9 +517,11 @@ def _meant(name: str, seen: Mapping[str, Seen]) -> list[tuple[str, str, str]]:
         for one, about in said.services.items()
         if about.hash and ((stack == project and one == service) if slash else rest in {stack, one})
     ]
-    whole = [key for key in found if key[1] == rest]
-    if not slash and whole:
-        return whole
+    if not slash and (whole := [key for key in found if key[1] == rest]):
+        runs = [key for key in whole if any(c.runs for c in seen[key[0]].projects[key[1]].services[key[2]].containers)]
+        if chosen := [key for key in whole if key in runs or key in stale]:
+            return chosen
+        raise UsageError(f"nothing of project {rest} runs", remedy="name its services, to have them started")
     if not found:
         raise UnknownName(f"there is no deployment {name!r}", remedy="longshore select, or check, shows what there is")
     if len({key[1] for key in found}) > 1:

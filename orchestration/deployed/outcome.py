@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from longshore.orchestration.operations.deployed import RESTART
-from longshore.orchestration.states import STEP_GOOD, Cause, UndoState
+from longshore.orchestration.states import STEP_GOOD, Cause, RunState, UndoState
 
 if TYPE_CHECKING:
     from longshore.orchestration.report import StepReport
@@ -27,14 +27,20 @@ class Stacks:
 def stacks_of(steps: Sequence[StepReport]) -> Stacks:
     mine = [step for step in steps if step.op == RESTART.name]
     right = [s for s in mine if s.status in STEP_GOOD and (s.undo is None or s.undo.status is not UndoState.UNDONE)]
-    return Stacks(
-        tuple(step.name for step in right),
-        {step.name: step.error or step.reason or str(step.status) for step in mine if step not in right},
-    )
+    return Stacks(tuple(step.name for step in right), {step.name: _why(step) for step in mine if step not in right})
 
 
-def exit_code(labels: Mapping[str, str], cause: Cause | None, steps: Sequence[StepReport], code: int) -> int:
-    """That of such a run: where what was done is kept, a stack that is not right is something left over."""
-    if labels.get(LABEL) != "keep" or code != 1 or cause is Cause.CANCEL:
-        return code
-    return 3 if stacks_of(steps).wrong else code
+def _why(step: StepReport) -> str:
+    taken_back = "taken back" if step.status in STEP_GOOD else ""
+    return taken_back or step.error or step.reason or str(step.status)
+
+
+def exit_code(
+    labels: Mapping[str, str], state: RunState, cause: Cause | None, steps: Sequence[StepReport]
+) -> int | None:
+    """That of such a run, where it is another than that of any: what was done is kept, and no stack got right, which is
+    something left over.
+    """
+    if labels.get(LABEL) != "keep" or state is not RunState.FAILED or cause is Cause.CANCEL:
+        return None
+    return 3 if stacks_of(steps).wrong else None

@@ -102,11 +102,12 @@ class Project(_Model):
 
 
 class Remote(_Model):
-    """What a registry said of a name, when, in seconds since 1970."""
+    """What a registry said of a name, when, in seconds since 1970; and what the name meant on the host then."""
 
     digest: str = ""
     at: float = 0.0
     error: str = ""
+    image_id: str = ""
 
 
 class Seen(_Model):

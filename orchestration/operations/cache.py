@@ -22,7 +22,8 @@ class RebuildParams(CacheParams):
     """Has an operation build what is kept: its data are the next generation, read by `Client().cached(NAME)`.
 
     Nothing is built where the current generation is valid: it is there, as it was written, younger than `ttl`, built
-    from the same `fingerprint`, and nobody has invalidated it. `force` builds all the same.
+    from the same `fingerprint`, and nobody has invalidated it. `force` builds all the same. What its builder does
+    beside that is not taken back.
     """
 
     builder: Annotated[str, Field(min_length=1)] = Field(description="The operation; it runs on this step's worker")

@@ -21,7 +21,7 @@ def _path(project: str) -> Path:
 
 
 def aliases(project: str) -> dict[str, str]:
-    """The hash of the files by that of a container."""
+    """The hash of the files by `service hash`, the hash that a container of the service has."""
     try:
         found: dict[str, str] = json.loads(_path(project).read_text())
     except (OSError, ValueError):
@@ -29,10 +29,15 @@ def aliases(project: str) -> dict[str, str]:
     return found
 
 
-def note_aliases(project: str, more: dict[str, str]) -> None:
-    """Keep what these containers' hashes stand for; what stands for itself is none. The project's lock is held."""
+def meant(known: dict[str, str], service: str, hashed: str) -> str:
+    """What a container's hash stands for."""
+    return known.get(f"{service} {hashed}", hashed)
+
+
+def note_aliases(project: str, more: dict[tuple[str, str], str]) -> None:
+    """Keep what hashes stand for, by service and hash; what stands for itself is none. The project's lock is held."""
     known = aliases(project)
-    found = {key: value for key, value in known.items() if key not in more}
-    found |= {key: value for key, value in more.items() if key != value}
+    found = {key: value for key, value in known.items() if tuple(key.split(" ", 1)) not in more}
+    found |= {f"{service} {hashed}": value for (service, hashed), value in more.items() if hashed != value}
     if found != known:
         write_private(_path(project), json.dumps(dict(list(found.items())[-_KEPT:])).encode())

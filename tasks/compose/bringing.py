@@ -127,9 +127,8 @@ class Bringing:
         fine = run and not to_do(self.docker, self.target, others, found)
         compose.up(source, services, options if fine else ["--no-deps", *options])
         made = map(Member.of, containers(self.docker, self.before["project"]))
-        note_aliases(
-            self.before["project"], {m.hash: self.target.hashes[m.service] for m in made if m.service in services}
-        )
+        said = {(m.service, m.hash): self.target.hashes[m.service] for m in made if m.service in services}
+        note_aliases(self.before["project"], said)
 
     def _revert(self, error: OperationError) -> None:
         """Bring it back at once; the step has failed all the same."""

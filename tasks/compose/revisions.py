@@ -166,10 +166,18 @@ def keep_seen(target: Resolved) -> None:
         path.touch()
     else:
         _write(path, target)
-    kept = sorted(folder(target.project).glob("seen-*.yml"), key=lambda one: one.stat().st_mtime)
+    kept = sorted(folder(target.project).glob("seen-*.yml"), key=_written)
     for old in kept[:-_SEEN]:
         old.with_suffix(".json").unlink(missing_ok=True)
         old.unlink(missing_ok=True)
+
+
+def _written(path: Path) -> float:
+    """When; 0 for one that another has let go of meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _revision_tag(project: str, number: int, image_id: str) -> str:
@@ -214,7 +222,7 @@ def former(
         if fits(resolved):
             return resolved
     project = source.project or ""
-    kept = sorted(folder(project).glob("*.yml"), key=lambda path: path.stat().st_mtime, reverse=True)
+    kept = sorted(folder(project).glob("*.yml"), key=_written, reverse=True)
     for path in kept:
         resolved = load(path)
         if fits(resolved):

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from longshore.orchestration.errors import OperationError
-from longshore.tasks.compose.aliases import aliases
+from longshore.tasks.compose.aliases import aliases, meant
 from longshore.tasks.compose.cli import PROJECT, Resolved
 from longshore.tasks.engine import Container, Engine, close_engine, engine
 from longshore.tasks.operation import Context
@@ -83,7 +83,7 @@ def containers(docker: Engine, project: str) -> list[Container]:
 def members(docker: Engine, project: str) -> list[Member]:
     known = aliases(project)
     found = (Member.of(container) for container in containers(docker, project))
-    found = (replace(member, hash=known.get(member.hash, member.hash)) for member in found)
+    found = (replace(member, hash=meant(known, member.service, member.hash)) for member in found)
     return sorted(found, key=lambda member: (*member.key, member.name))
 
 
@@ -176,6 +176,10 @@ class Gate:
     settle: float
     #: Services that are meant to end, with 0.
     jobs: set[str] = field(default_factory=set)
+    #: Services that may have done their work and ended, with 0; nobody waits for it.
+    may_end: set[str] = field(default_factory=set)
+    #: Containers that are not looked at, by service and number: somebody has stopped them.
+    stopped: set[tuple[str, int]] = field(default_factory=set)
     #: Containers that ran before, by id, with their start: there is nothing to settle.
     steady: dict[str, str | None] = field(default_factory=dict)
 
@@ -185,7 +189,8 @@ class Gate:
         end = time.monotonic() + self.deadline
         since: dict[tuple[str, str | None], float] = {}
         while True:
-            found = [member for member in members(self.docker, self.project) if member.service in wanted]
+            there = members(self.docker, self.project)
+            found = [member for member in there if member.service in wanted and member.key not in self.stopped]
             now = time.monotonic()
             waiting = [why for member in found if (why := self._not_yet(member, since, now))]
             if not waiting:
@@ -202,6 +207,8 @@ class Gate:
             return None
         if member.status == "restarting":
             return f"{member.name} keeps restarting (exit code {member.exit_code})"
+        if not member.running and member.status == "exited" and not member.exit_code and member.service in self.may_end:
+            return None
         if not member.running:
             hint = "" if member.exit_code else "; a service that is meant to end needs another that waits for it"
             raise self._ill(member, f"ended with {member.exit_code}{hint}")

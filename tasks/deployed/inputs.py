@@ -57,8 +57,11 @@ class _Reading:
         self._read.add((file, directory))
         try:
             said = yaml.load(Path(file).read_text(), Loader=_Loader)  # noqa: S506 - a safe one
-        except (OSError, ValueError, yaml.YAMLError):
+        except OSError:
             return  # Compose says what is wrong with it
+        except (ValueError, yaml.YAMLError):
+            self.known = False  # several documents, say
+            return
         if not isinstance(said, dict):
             return
         # Relative to the project's folder, or to the file's own: whichever it is, the other is no file.

@@ -7,10 +7,10 @@ from typing import Any
 from longshore.orchestration.caches import Caches, Entry, Found
 from longshore.orchestration.deployed.stale import Stale, judged
 from longshore.orchestration.deployed.state import CACHE, Remote, Seen, difference, seen_in
-from longshore.orchestration.operations.deployed import CHECK, REBUILD, CheckParams, LookParams, RebuildParams
+from longshore.orchestration.operations.deployed import CHECK, REBUILD, CheckParams, RebuildParams
 from longshore.tasks.cache import joined, mine, told
 from longshore.tasks.crash import point
-from longshore.tasks.deployed.survey import Survey
+from longshore.tasks.deployed.survey import Survey, rules_of
 from longshore.tasks.engine import engine
 from longshore.tasks.operation import Context, Implementation, Looks, Outcome, Prediction, implements
 
@@ -39,7 +39,7 @@ class Check(Looks[CheckParams]):
         data: dict[str, Any] = {"generation": found.generation}
         data["age_s"] = round(found.entry.age(caches.now()), 3) if found.entry else None
         if trusted is not None or params.state:
-            look = Survey(ctx, engine(), params, trusted, params.state, _remotes(seen, fresh=False))
+            look = Survey(ctx, engine(), params, trusted, params.state, seen, _remotes(seen, fresh=False))
             now = look.look()
             why = why or (difference(trusted, now) if trusted else "")
             if params.state:
@@ -68,7 +68,7 @@ class Rebuild(Implementation[RebuildParams]):
             why = _wrong(caches, found)
             if seen is not None and mine(ctx, found):
                 return Outcome(changed=True, data=_told(caches, name, found, before, seen, built=True))
-            if seen is not None and not why and joined(found, asked, seen.fingerprint, fresh=params.fresh):
+            if seen is not None and not why and _is_mine(seen, found, asked, params):
                 return Outcome(changed=False, data=_told(caches, name, found, before, seen))
             trusted = None if why or params.fresh else seen
             began = caches.now()
@@ -81,7 +81,6 @@ class Rebuild(Implementation[RebuildParams]):
                 caches.number(name), now.as_json(), now.fingerprint, began, caches.now(), params.ttl, ctx.op_id,
                 fresh=trusted is None,
             )  # fmt: skip
-            point("cache.built")
             caches.swap(name, entry)
             point("cache.swapped")
         why = why or ("it was to be built from nothing" if params.fresh else "registries were asked")
@@ -96,7 +95,7 @@ class Rebuild(Implementation[RebuildParams]):
         undo = "bring the generation before it back" if found.entry else "take it away"
         if params.fresh or why or seen is None:
             return Prediction(f"would build it from nothing: {why or 'nothing of it is to be trusted'}", undo=undo)
-        look = Survey(ctx, engine(), params, seen, False, _remotes(seen, fresh=False))
+        look = Survey(ctx, engine(), params, seen, False, seen, _remotes(seen, fresh=False))
         why = difference(seen, look.look())
         if not why:
             return Prediction("the cache is valid", changed=None if ctx.has_upstream else False)
@@ -106,9 +105,16 @@ class Rebuild(Implementation[RebuildParams]):
         return Outcome(changed=ctx.caches().back(CACHE + ctx.host.name, ctx.op_id))
 
 
-def _looked(ctx: Context, params: LookParams, trusted: Seen | None, seen: Seen | None) -> Seen:
-    remotes = _remotes(seen, fresh=trusted is None)
-    return Survey(ctx, engine(), params, trusted, True, remotes, keep=True).look()
+def _is_mine(seen: Seen, found: Found, asked: int, params: RebuildParams) -> bool:
+    """Whether somebody has built meanwhile what this step would: by the same rules, and without asking registries."""
+    same = seen.rules == rules_of(params) and not params.registry
+    return same and joined(found, asked, seen.fingerprint, fresh=params.fresh)
+
+
+def _looked(ctx: Context, params: RebuildParams, trusted: Seen | None, seen: Seen | None) -> Seen:
+    remotes = _remotes(seen, fresh=params.fresh)
+    was = None if params.fresh else seen
+    return Survey(ctx, engine(), params, trusted, True, was, remotes, keep=True).look()
 
 
 def _told(

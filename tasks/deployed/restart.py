@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from longshore.orchestration.deployed.images import registry_of
 from longshore.orchestration.deployed.stale import Stale, stale_of
-from longshore.orchestration.deployed.state import CACHE, Project, seen_in
+from longshore.orchestration.deployed.state import CACHE, Replica, Service, seen_in
 from longshore.orchestration.errors import Preflight
 from longshore.orchestration.operations.deployed import RESTART, LookParams, RestartParams, Wanted
 from longshore.tasks.compose import revisions
@@ -26,11 +27,14 @@ from longshore.tasks.operation import Context, Implementation, Outcome, Predicti
 class _Found:
     """The project as it is now, and what is to be done about it."""
 
-    source: Source
+    target: Resolved
     todo: dict[str, Wanted]
     #: It is another than when its services were selected.
     moved: bool
-    project: Project
+    #: Its containers of these services.
+    was: list[Member]
+    #: Of those, names of what somebody has stopped: it stays so.
+    stopped: list[str]
 
 
 @implements(RESTART)
@@ -40,15 +44,12 @@ class Restart(Implementation[RestartParams]):
     def before(self, ctx: Context, params: RestartParams) -> dict[str, Any]:
         docker = engine()
         found = self._look(ctx, docker, params)
-        names = sorted(found.todo)
-        was = [member for member in members(docker, params.project) if member.service in names]
-        before = snapshot(docker, params.project, was)
-        before |= {"services": names, "moved": found.moved, "revision": False}
+        before = snapshot(docker, params.project, found.was)
+        before |= {"services": sorted(found.todo), "moved": found.moved, "stopped": found.stopped, "revision": False}
         before["todo"] = {name: wanted.model_dump() for name, wanted in found.todo.items()}
-        if names:
-            target = Compose(ctx, docker).resolve(found.source, names)
-            before["refs"] |= {ref: docker.image_id(ref) for ref in map(target.image, names)}
-            before["revision"] = keep_former(ctx, docker, params.project, was, target)
+        if found.todo:
+            before["refs"] |= {ref: docker.image_id(ref) for ref in map(found.target.image, found.todo)}
+            before["revision"] = keep_former(ctx, docker, params.project, found.was, found.target)
         return before
 
     def act(self, ctx: Context, params: RestartParams, before: dict[str, Any]) -> Outcome:
@@ -58,7 +59,6 @@ class Restart(Implementation[RestartParams]):
         data: dict[str, Any] = {"project": project, "moved": before["moved"], "left": left, "services": {}}
         if not todo:
             return Outcome(changed=False, data=data)
-        point("deployed.chosen")
         with alone(ctx, docker, project):
             source = _source(docker, project)
             target = Compose(ctx, docker).resolve(source, list(todo))
@@ -68,6 +68,8 @@ class Restart(Implementation[RestartParams]):
 
             def change(gate: Gate) -> None:
                 bringing.keep_images()
+                gate.may_end = _may_end(target, todo, members_of(before))
+                gate.stopped = {member.key for member in members_of(before) if member.name in before["stopped"]}
                 for level in levels({name: _needs(target, name) for name in todo}):
                     self._level(bringing, gate, source, {name: todo[name].do for name in level})
                     gate.wait(level)
@@ -84,19 +86,16 @@ class Restart(Implementation[RestartParams]):
         docker = engine()
         try:
             found = self._look(ctx, docker, params)
-            if not found.todo:
-                return Prediction(f"project {params.project} is right as it is", changed=False)
-            target = Compose(ctx, docker).resolve(found.source, list(found.todo))
         except Preflight as error:
             return failing(ctx, "bring right", str(error))
-        missing = [
-            name for name, one in found.todo.items() if not one.fetch and not docker.image_id(target.image(name))
-        ]
+        if not found.todo:
+            return Prediction(f"project {params.project} is right as it is", changed=False)
+        made = [name for name, one in found.todo.items() if not one.fetch and one.do != "restart"]
+        missing = [name for name in made if not docker.image_id(found.target.image(name))]
         if missing:
-            return failing(ctx, "bring right", f"image {target.image(missing[0])} is not on the Docker host")
+            return failing(ctx, "bring right", f"image {found.target.image(missing[0])} is not on the Docker host")
         listed = "; ".join(f"{name}: {one.do} ({', '.join(one.why)})" for name, one in sorted(found.todo.items()))
-        was = [member for member in members(docker, params.project) if member.service in found.todo]
-        known = not was or former(ctx, docker, params.project, was, target)
+        known = not found.was or former(ctx, docker, params.project, found.was, found.target)
         undo = "bring back the former configuration and images" if known else "none: " + UNKNOWN.format(params.project)
         return Prediction(f"would bring {params.project} right: {listed}", undo=undo)
 
@@ -111,7 +110,7 @@ class Restart(Implementation[RestartParams]):
         """Again: what it was selected by may not be so any more, and then it is not applied blindly."""
         seen, _ = seen_in(ctx.caches().get(CACHE + ctx.host.name))
         said = LookParams(stacks=params.stacks, only=params.only)
-        look = Survey(ctx, docker, said, seen, True, seen.remotes if seen else {})
+        look = Survey(ctx, docker, said, seen, True, seen, seen.remotes if seen else {})
         project = look.look(params.project).projects.get(params.project)
         if project is None:
             raise Preflight(f"project {params.project} has no container any more", remedy="compose.up.execute makes it")
@@ -131,7 +130,12 @@ class Restart(Implementation[RestartParams]):
             gone = sorted(params.services.keys() - todo.keys())
             ctx.log(f"project {params.project} is not as it was when this was selected: looked again"
                     + (f"; right by now: {', '.join(gone)}" if gone else ""))  # fmt: skip
-        return _Found(_source(docker, params.project), todo, moved, project)
+        target = Compose(ctx, docker).resolve(_source(docker, params.project), list(todo))
+        there = members(docker, params.project)
+        _add_sharers(target, todo, there)
+        was = [member for member in there if member.service in todo]
+        stopped = [one.name for name in todo for one in _stopped(project.services[name])]
+        return _Found(target, todo, moved, was, stopped)
 
     @staticmethod
     def _images(
@@ -164,21 +168,31 @@ class Restart(Implementation[RestartParams]):
         began = {member.id: member.started_at for member in members_of(bringing.before)}
         there = [member for member in members(docker, project) if member.service in do]
 
-        def untouched(name: str) -> list[Member]:
-            return [m for m in there if m.service == name and m.id in began and m.started_at == began[m.id]]
+        def untouched(name: str) -> bool:
+            return any(m.service == name and m.id in began and m.started_at == began[m.id] for m in there)
 
+        was = members_of(bringing.before)
         grace = [] if params.grace is None else ["--timeout", str(round(params.grace))]
         for options, names in (
             ([], [name for name, what in do.items() if what == "up"]),
             (["--force-recreate"], [name for name, what in do.items() if what == "redeploy" and untouched(name)]),
         ):
             if names:
-                bringing.up_alone(source, names, [*options, *grace, *_scale(target, names, there)])
-        again = [m for name, what in do.items() if what == "restart" for m in untouched(name) if m.running]
+                bringing.up_alone(
+                    source, names, [*options, *grace, *_scale(target, names, members_of(bringing.before))]
+                )
         point("deployed.half")
-        stop_in_order(again, params.grace)
+        # What ran is started again; of what stood as a whole, all of it.
+        ran = {member.id: member.running for member in was}
+        some = {member.service for member in there if ran.get(member.id)}
+        restarted = [m for name, what in do.items() if what == "restart" for m in there if m.service == name]
+        restarted = [m for m in restarted if m.id in began and (ran[m.id] or m.service not in some)]
+        stop_in_order((m for m in restarted if m.started_at == began[m.id] and m.running), params.grace)
+        ids = {member.id for member in restarted}
         everything = members(docker, project)
-        start_in_order(gate, [m for m in everything if do.get(m.service) == "restart" and m.id in began], everything)
+        start_in_order(gate, [member for member in everything if member.id in ids], everything)
+        # Compose starts all of a service.
+        stop_in_order((m for m in everything if m.service in do and m.key in gate.stopped and m.running), params.grace)
 
 
 def wanted_of(stale: Stale, *, fetch: bool | None = None) -> Wanted:
@@ -197,8 +211,36 @@ def _needs(target: Resolved, name: str) -> set[str]:
     return set(target.services[name].get("depends_on") or {})
 
 
-def _scale(target: Resolved, names: list[str], there: list[Member]) -> list[str]:
+def _stopped(service: Service) -> list[Replica]:
+    """Replicas that somebody has stopped while others are there; of a service that stands as a whole none."""
+    found = [one for one in service.containers if one.by_hand]
+    return found if len(found) < len(service.containers) else []
+
+
+def _may_end(target: Resolved, todo: Iterable[str], was: list[Member]) -> set[str]:
+    """Services that may do their work and end: they did not run before, and do not come back by themselves."""
+    ran = {member.service for member in was if member.running}
+    back = {name for name, said in target.services.items() if said.get("restart") in {"always", "unless-stopped"}}
+    return set(todo) - ran - back
+
+
+def _add_sharers(target: Resolved, todo: dict[str, Wanted], there: list[Member]) -> None:
+    """What runs in the name space of another one's container is cut off when that is replaced or restarted."""
+    running = {member.service for member in there if member.running}
+    found = True
+    while found:
+        found = False
+        for name in running - todo.keys():
+            for key in ("network_mode", "ipc", "pid"):
+                kind, _, other = str(target.services.get(name, {}).get(key) or "").partition(":")
+                if kind == "service" and other in todo and name not in todo:
+                    do: Literal["restart", "redeploy"] = "restart" if todo[other].do == "restart" else "redeploy"
+                    todo[name] = Wanted(do=do, why=[f"it has the {key} of {other}"])
+                    found = True
+
+
+def _scale(target: Resolved, names: list[str], was: list[Member]) -> list[str]:
     """More containers than the files say are somebody's wish."""
-    counts = {name: sum(member.service == name for member in there) for name in names}
+    counts = {name: sum(member.service == name for member in was) for name in names}
     more = {name: count for name, count in counts.items() if count > target.replicas(name)}
     return [word for name, count in more.items() for word in ("--scale", f"{name}={count}")]

@@ -20,10 +20,10 @@ from longshore.orchestration.caches import digest_of
 from longshore.orchestration.deployed.images import normal, registry_of
 from longshore.orchestration.deployed.rules import AFTER, FILES, demanded, parse_after, parse_files
 from longshore.orchestration.deployed.state import Project, Remote, Replica, Seen, Service, Tracked
-from longshore.orchestration.errors import OperationError, Transient
+from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient
 from longshore.orchestration.operations.deployed import Demand, LookParams, ServiceSpec, StackSpec
 from longshore.tasks.compose import revisions
-from longshore.tasks.compose.aliases import aliases
+from longshore.tasks.compose.aliases import aliases, meant
 from longshore.tasks.compose.cli import PROJECT, Compose, Resolved, Source
 from longshore.tasks.compose.scope import identity
 from longshore.tasks.deployed.inputs import digest_of_file, inputs_of
@@ -47,13 +47,17 @@ _LIMITED = 900.0
 
 @dataclass
 class Survey:
-    """One look at a host. `known` is what was seen before; without `read`, files that have changed are not read."""
+    """One look at a host. `known` is what was seen before, and still is to be trusted; without `read`, files that have
+    changed are not read.
+    """
 
     ctx: Context
     docker: Engine
     params: LookParams
     known: Seen | None = None
     read: bool = True
+    #: What was seen before, trusted or too old: containers that are still there were started with those files.
+    was: Seen | None = None
     #: What registries have said before.
     remotes: Mapping[str, Remote] = field(default_factory=dict)
     #: What the files say of what runs is kept on the host: when they are changed, it is the way back.
@@ -66,7 +70,7 @@ class Survey:
     def look(self, project: str | None = None) -> Seen:
         """All projects, or one. A project whose files cannot be read has an error, and harms no other."""
         engine = identity(self.docker)
-        rules = digest_of(self.params.model_dump(mode="json", include={"stacks", "only"}))[:16]
+        rules = rules_of(self.params)
         if self.known is not None and (self.known.engine, self.known.rules) != (engine, rules):
             self.known = None
         label = PROJECT if project is None else f"{PROJECT}={project}"
@@ -99,33 +103,39 @@ class Survey:
         after = sorted({*spec.after, *(p for row in rows for p in parse_after(row["Labels"].get(AFTER, "")))} - {name})
         if source is None:
             why = "its containers do not say which files they were made from"
-            return self._filled(Project(after=after, error=why), rows, spec, was)
+            return self._filled(Project(after=after, error=why), rows, spec, self._before(name))
         paths, known = inputs_of(source)
         inputs = {path: digest_of_file(path) for path in sorted(paths)}
         same = was is not None and was.inputs == inputs and known and was.files == list(source.files)
         base = Project(
             directory=source.directory or "", files=list(source.files), inputs=inputs, known=known, after=after
         )
-        if was is not None and (same or not self.read):
+        # Where it cannot be told what it is read from, and where it could not be read, it is read each time.
+        settled = same and was is not None and not was.error
+        if was is not None and (settled or (known and not self.read)):
             # What its files say is as it was; or it shows in their digests that it is not.
             said = {
                 name: Service(**one.model_dump(include=_OF_FILES)) for name, one in was.services.items() if one.hash
             }
             base = base.model_copy(update={"services": said, "error": was.error})
-        elif self.read:
+        elif self.read or not known:
             base = self._resolved(base, source, {row["Labels"].get(f"{_LABEL}config-hash", "") for row in rows})
-        return self._filled(base, rows, spec, was)
+        return self._filled(base, rows, spec, self._before(name))
 
     def _resolved(self, base: Project, source: Source, running: set[str]) -> Project:
         try:
             resolved = Compose(self.ctx, self.docker).resolve(replace(source, profiles=("*",)))
-        except Transient:
+        except (StepCancelled, StepTimeout, Transient):
             raise
         except OperationError as error:
             return base.model_copy(update={"error": f"its files cannot be used: {error.message}"})
         if self.keep and running & set(resolved.hashes.values()):
             revisions.keep_seen(resolved)
         return base.model_copy(update={"services": {name: _said(resolved, name) for name in resolved.services}})
+
+    def _before(self, project: str) -> Project | None:
+        found = self.was or self.known
+        return found.projects.get(project) if found and found.engine == identity(self.docker) else None
 
     def _filled(self, base: Project, rows: list[dict[str, Any]], spec: StackSpec, was: Project | None) -> Project:
         """With its containers, images and files as they are now."""
@@ -181,7 +191,7 @@ class Survey:
             name=row["Names"][0].removeprefix("/"),
             number=int(labels.get(f"{_LABEL}container-number") or 0),
             image_id=row["ImageID"],
-            hash=self._aliases.get(hashed, hashed),
+            hash=meant(self._aliases, labels.get(f"{_LABEL}service", ""), hashed),
             state=state,
             health=health[1].removeprefix("health: ") if health else None,
             exit_code=exit_code,
@@ -258,24 +268,27 @@ class Survey:
         return seen.model_copy(update={"projects": projects, "remotes": remotes})
 
     def _remote(self, ref: str, was: Remote | None, limited: set[str]) -> Remote | None:
-        if not self.params.registry:
-            return was
         now, registry = time.time(), registry_of(ref)
-        if was is not None and (now - was.at < self.params.registry_every or registry in limited):
+        image = self._images.get(normal(ref))
+        here = image.id if image else ""
+        if was is not None and was.image_id != here:
+            was = None  # it was fetched meanwhile, or means something else
+        if not self.params.registry or registry in limited:
+            missing = Remote(at=now, error="limited", image_id=here) if self.params.registry else None
+            return was or missing
+        if was is not None and not was.error and now - was.at < self.params.registry_every:
             return was
-        if registry in limited:
-            return Remote(at=now, error="limited")
         login = self.params.registries.get(registry)
         try:
             asked = Login(login.username, login.password) if login else None
-            return Remote(digest=self.docker.remote_digest(ref, login=asked), at=now)
+            return Remote(digest=self.docker.remote_digest(ref, login=asked), at=now, image_id=here)
         except OperationError as error:
             low = error.message.lower()
             if "toomanyrequests" in low or "too many requests" in low or "rate limit" in low:
                 limited.add(registry)
-                return Remote(digest=was.digest if was else "", at=now, error="limited")
+                return Remote(digest=was.digest if was else "", at=now, error="limited", image_id=here)
             # What is not told leaves what is there as it is.
-            return Remote(at=now, error=error.message[:200])
+            return Remote(at=now, error=error.message[:200], image_id=here)
 
     def _newer(self, said: Service, remotes: Mapping[str, Remote]) -> str:
         remote = remotes.get(said.image)
@@ -284,6 +297,11 @@ class Survey:
             return ""
         # One that was made here, and never came from there, is not for its registry to replace.
         return remote.digest if image is None or image.digests else ""
+
+
+def rules_of(params: LookParams) -> str:
+    """Of all that makes one look see something else than another."""
+    return digest_of(params.model_dump(mode="json", include={"stacks", "only"}))[:16]
 
 
 # --- what rows say ----------------------------------------------------------------------------------
@@ -341,7 +359,7 @@ def _tracked(path: str, directory: str, rules: Iterable[Mapping[str, Demand]]) -
 def _changed_at(path: str) -> float:
     """When it was last written, replaced or given other rights; 0 where it is not there."""
     try:
-        return os.stat(path).st_ctime
+        return max(os.stat(path).st_ctime, os.lstat(path).st_ctime)
     except OSError:
         return 0.0
 

@@ -126,7 +126,7 @@ class Calls:
             raise self._away(error) from error
         if response.status_code >= 400:
             message = _message(response)
-            if response.status_code == 400 and "is too new" in message:  # it is an older engine by now
+            if response.status_code == 400 and "client version" in message:  # it is another engine by now
                 _versions.pop(self.url, None)
                 self.close()
             raise classified(response.status_code, message)

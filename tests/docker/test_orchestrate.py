@@ -272,6 +272,7 @@ def test_beat_brings_right_what_is_stale(place: Installation, project: MakeProje
     finally:
         beat.kill()
         beat.communicate()
+        wait_for("its runs to end", lambda: not place.client().deployed().at_it())
 
 
 # --- what is left alone -----------------------------------------------------------------------------
@@ -366,7 +367,8 @@ def everything(place: Installation, *projects: Project) -> dict[str, Any]:
     """Redis but for what workers say of themselves, the engine, and the folder of the workers."""
     found: dict[str, Any] = {key.decode(): value for key, value in redis_of(place).items()}
     found |= {one.name: one.state() for one in projects}
-    found["images"] = sorted(str(i["RepoTags"]) + i["Id"] for i in projects[0].engine.images())
+    named = [(tag, image["Id"]) for image in projects[0].engine.images() for tag in image["RepoTags"] or []]
+    found["images"] = sorted(pair for pair in named if any(one.name in pair[0] for one in projects))
     state = place.folder / "state"
     found["files"] = sorted(
         (str(path), path.stat().st_mtime_ns) for path in state.rglob("*") if "locks" not in path.parts
@@ -502,6 +504,8 @@ def test_a_host_that_cannot_be_looked_at_harms_no_other(
         other.start()
         checked = place.longshore("check", "--json")
         done = place.longshore("orchestrate", *QUICK)
+        assert place.longshore("hosts", "drain", "web2").code == 0
+        drained = place.longshore("check", "--json")
     finally:
         other.stop()
         place.workers.pop()
@@ -509,6 +513,8 @@ def test_a_host_that_cannot_be_looked_at_harms_no_other(
     assert {one["host"]: one["valid"] for one in checked.json["hosts"]} == {HOST: False, "web2": False}
     assert done.code == 3
     assert "web2 could not be looked at" in done.err
+    assert (drained.code, "web2 is drained" in drained.json["hosts"][1]["error"]) == (2, True)
+    assert place.longshore("check").code == 0, "what is forgotten is not missed"
     assert shop.state()["web-1"][1] == now
 
 
@@ -609,6 +615,87 @@ def test_the_way_back_is_known_also_where_the_files_changed(place: Installation,
     assert label in now["Config"]["Labels"]
 
 
+def test_what_of_a_project_stands_stays_so_when_the_project_is_restarted(
+    place: Installation, project: MakeProject
+) -> None:
+    shop = project("shop")
+    shop.up(seed={"command": ["true"]}, web={"deploy": {"replicas": 2}})
+    shop.compose("stop", "--timeout", "1", "jobs")
+    shop.engine.stop(shop.container("web", 2), timeout=1)
+    before = shop.state()
+
+    done = place.longshore("restart", shop.name, *QUICK)
+
+    assert done.code == 0, done.err
+    assert changed(before, shop.state()) == {"db-1", "web-1"}
+    # and a new image makes the stopped one anew, and starts it not
+    now = shop.image_moves("web")
+    assert place.longshore("orchestrate", *QUICK).code == 0
+    assert [shop.state()[name][1:4:2] for name in ("web-1", "web-2")] == [(now, "running"), (now, "exited")]
+    # by its own name it is started
+    assert place.longshore("restart", f"{shop.name}/jobs", *QUICK).code == 0
+    assert shop.state()["jobs-1"][3] == "running"
+
+
+def test_a_job_that_had_failed_is_done_again_and_may_end(place: Installation, project: MakeProject) -> None:
+    shop = project("shop")
+    (shop.folder / "seed").write_text("exit 1")
+    seed = {"command": ["sh", "/seed"], "volumes": ["./seed:/seed"], "labels": {"longshore.files": "seed=none"}}
+    shop.up(seed=seed)
+    wait_for("its failure", lambda: shop.state()["seed-1"][3] == "exited")
+    assert list(selected(place)) == [f"{shop.name}/seed"]
+    (shop.folder / "seed").write_text("exit 0")
+
+    assert place.longshore("orchestrate", *QUICK).code == 0
+    assert selected(place) == {}
+
+
+def test_what_is_in_the_network_of_another_comes_along(place: Installation, project: MakeProject) -> None:
+    shop = project("shop")
+    shop.up(jobs={"network_mode": "service:db"})
+    now = shop.image_moves("db")
+    before = shop.state()
+
+    assert place.longshore("orchestrate", *QUICK).code == 0
+
+    after = shop.state()
+    assert changed(before, after) == {"db-1", "jobs-1"}
+    assert after["db-1"][1] == now
+    mode = shop.engine.inspect_container(shop.container("jobs"))["HostConfig"]["NetworkMode"]
+    assert mode == f"container:{after['db-1'][0]}"
+
+
+def test_services_that_differ_in_what_they_need_alone_are_told_apart(place: Installation, project: MakeProject) -> None:
+    """Compose hashes them alike where it leaves out what they need."""
+    shop = project("shop")
+    same = {"image": shop.ref("web"), "depends_on": ["db"]}
+    shop.up(web={"volumes": []} | same, one=same, two={"image": shop.ref("web")}, jobs={"depends_on": ["db"]})
+    shop.engine.stop(shop.container("db"), timeout=1)
+    shop.image_moves("web")
+
+    for _ in range(2):
+        assert place.longshore("orchestrate", *QUICK).code == 0
+        assert selected(place) == {}
+    assert place.longshore("orchestrate").out.splitlines()[-1] == "cache valid, nothing to do"
+
+
+def test_the_undo_of_a_run_takes_it_back_and_that_is_no_partial_success(
+    place: Installation, project: MakeProject
+) -> None:
+    shop = project("shop")
+    shop.up()
+    old = shop.state()["web-1"][1]
+    shop.image_moves("web")
+    done = place.client().orchestrate(min_healthy_time=0.5)
+    assert done.report is not None
+    run = place.client().get(done.report.run_id)
+    run.answer(run.undo())
+    report = run.wait(60)
+    assert (report.state, report.exit_code) == ("undone", 1)
+    assert shop.state()["web-1"][1] == old
+    assert list(selected(place)) == [f"{shop.name}/web"]
+
+
 # --- registries, and what runs an image -------------------------------------------------------------
 
 
@@ -628,7 +715,6 @@ def test_a_tag_that_moved_at_its_registry_is_found_without_a_pull(
     assert selected(place) == {}, "nobody has asked"
     with contextlib.suppress(Exception):
         engine.remove_image(second, force=True)
-    Caches(place.client().store).forget(f"deployed@{HOST}")  # or it would be asked in ten minutes
     said = {"username": USER, "password": "{{ secret('env:REGISTRY_PASSWORD') }}"}
     rules.write_text(yaml.safe_dump({"only": [f"{PREFIX}-*"], "registries": {closed_registry.host: said}}))
 

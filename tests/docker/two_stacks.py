@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from docker.errors import NotFound
 
 from tests.servers import IMAGE, engine_url, remove_project
 
@@ -85,7 +88,8 @@ class Project:
         for image in self.engine.images():
             for tag in image["RepoTags"] or []:
                 if self.name in tag:
-                    self.engine.remove_image(tag, force=True)
+                    with contextlib.suppress(NotFound):
+                        self.engine.remove_image(tag, force=True)
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:

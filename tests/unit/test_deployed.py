@@ -17,7 +17,7 @@ from longshore.orchestration.deployed.rules import Described, demanded, describe
 from longshore.orchestration.deployed.stale import Note, Reason, Stale, judged
 from longshore.orchestration.deployed.state import Project, Replica, Seen, Service, Tracked, difference
 from longshore.orchestration.errors import ConfigError, UsageError
-from longshore.orchestration.states import StepState
+from longshore.orchestration.states import Cause, RunState, StepState
 from longshore.orchestration.testing import Bench
 from longshore.tasks.compose.cli import Source
 from longshore.tasks.deployed.inputs import digest_of_file, inputs_of
@@ -326,8 +326,12 @@ def test_where_all_is_to_go_back_nothing_stands_and_where_it_was_cancelled_nothi
     )
     assert stacks_of(report.steps).right == ()
     assert report.step("cache.web1").status is StepState.NOT_RUN
-    assert exit_code({"orchestrate": "keep"}, None, report.steps, 1) == 3
-    assert exit_code({}, None, report.steps, 1) == 1
+    assert set(stacks_of(report.steps).wrong.values()) == {"is unhealthy", "taken back"}
+    keep = {"orchestrate": "keep"}
+    assert exit_code(keep, RunState.FAILED, Cause.FAILURE, report.steps) == 3
+    assert exit_code(keep, RunState.FAILED, Cause.CANCEL, report.steps) is None
+    assert exit_code(keep, RunState.UNDONE, Cause.OPERATOR, report.steps) is None
+    assert exit_code({}, RunState.FAILED, Cause.FAILURE, report.steps) is None
 
 
 def test_stacks_of_several_hosts_are_steps_with_their_names() -> None:

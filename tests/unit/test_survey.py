@@ -12,7 +12,7 @@ import pytest
 
 from longshore.orchestration.deployed.stale import Note, Stale, judged
 from longshore.orchestration.deployed.state import Seen
-from longshore.orchestration.errors import OperationError
+from longshore.orchestration.errors import OperationError, StepCancelled
 from longshore.orchestration.operations.deployed import LookParams
 from longshore.orchestration.settings import get_settings
 from longshore.tasks.compose.cli import Compose, Resolved, Source
@@ -102,7 +102,9 @@ def start(engine: Engine, service: str, *, created: float = 0.0) -> str:
 def look(engine: Engine, known: Seen | None = None, **params: Any) -> Seen:
     engine.asked.clear()
     ctx = Context(run_id="r1", step="s", plan="p")
-    return Survey(ctx, engine, LookParams(**params), known, True, known.remotes if known else {}).look()
+    trusted = None if params.pop("distrusted", False) else known
+    read = params.pop("read", True)
+    return Survey(ctx, engine, LookParams(**params), trusted, read, known, known.remotes if known else {}).look()
 
 
 def said(seen: Seen) -> dict[str, str]:
@@ -174,6 +176,7 @@ def test_a_file_is_compared_with_what_the_container_was_started_with(engine: Eng
     assert said(look(engine, seen)) == {}
     os.utime(file, (1, 1))
     assert said(look(engine)) == changed, "nobody knows better"
+    assert said(look(engine, seen, distrusted=True)) == {}, "too old for all else, it still knows that"
     # and so is what was started since
     time.sleep(0.01)
     engine.stop(web)
@@ -202,8 +205,31 @@ def test_compose_is_asked_again_only_where_a_file_has_changed(engine: Engine) ->
     assert "compose" in engine.asked, "it is looked at by other rules"
     (engine.folder / "compose.yaml").write_text("include: ['${X}/a.yaml']")
     seen = look(engine, seen)
-    look(engine, seen)
-    assert "compose" in engine.asked, "its files cannot be told"
+    for read in (True, False):
+        look(engine, seen, read=read)
+        assert "compose" in engine.asked, "its files cannot be told"
+
+
+def test_files_that_could_not_be_read_are_read_again_and_an_end_of_the_step_is_no_error_of_theirs(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(engine, "web")
+    resolve = Compose.resolve
+
+    def fails(error: OperationError) -> None:
+        def raises(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(Compose, "resolve", raises)
+
+    fails(OperationError("Docker Compose is not installed"))
+    seen = look(engine)
+    assert said(seen) == {"": "its files cannot be used: Docker Compose is not installed"}
+    fails(StepCancelled("stopped"))
+    with pytest.raises(StepCancelled):
+        look(engine, seen)
+    monkeypatch.setattr(Compose, "resolve", resolve)
+    assert said(look(engine, seen)) == {"once": "missing"}
 
 
 def test_a_registry_is_asked_once_in_a_while_and_left_alone_when_it_says_so(engine: Engine) -> None:
@@ -227,6 +253,10 @@ def test_a_registry_is_asked_once_in_a_while_and_left_alone_when_it_says_so(engi
     look(engine, limited, registry=True, registry_every=0)
     assert not any(call.startswith("registry") for call in engine.asked)
     assert limited.fingerprint == newer.fingerprint
+    # and when the name means another image, what was said of the one before is no word about it
+    engine._images["shop:1"] = "sha256:another"
+    assert "newer" not in str(said(look(engine, newer)))
+    assert all("registry" not in text for text in said(look(engine, newer)).values())
 
 
 def test_projects_that_do_not_count_are_not_seen(engine: Engine) -> None:
