@@ -81,8 +81,11 @@ def _teach(settings: Settings) -> str:
     note = settings.state_dir / IMPORTS
     before = note.read_text() if note.exists() else "{}"
     known = json.loads(before)
+    path_given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     for name in names:
-        known[name] = {"path": os.getcwd(), "age": _age(name)}
+        # Where this process would find it: the worker is started from somewhere else.
+        path = os.pathsep.join([*map(os.path.abspath, filter(None, path_given)), os.getcwd()])
+        known[name] = {"path": path, "age": _age(name)}
     text = json.dumps(known, sort_keys=True)
     if text != before:
         settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -46,3 +46,9 @@ def total(ctx: Context) -> dict[str, int]:
 def health(hosts: list[str]) -> Result:
     """One answer a host; the step fails if a host did, unless the plan tolerates it."""
     return Result.from_hosts(hosts, lambda host: HostResult(host, error="no answer" if host == "db1" else None))
+
+
+@operation("shop.catalog", read_only=True)
+def catalog() -> dict[str, list[str]]:
+    """What is for sale: `catalog.yaml` has it built once, and kept."""
+    return {"items": ["anchor", "compass"]}

@@ -210,7 +210,9 @@ def select(labels: tuple[str, ...], image: str | None, hosts: tuple[str, ...], r
         _table(found)
     for host, why in found.errors.items():
         click.echo(f"error: {host}: {why}", err=True)
-    return leave(0 if not found.errors else 3 if found.seen else 2)
+    for note in found.wrong:
+        click.echo(f"error: {note}", err=True)
+    return leave(0 if not found.incomplete else 3 if found.seen else 2)
 
 
 def _deployments(found: Selection) -> list[dict[str, Any]]:
@@ -222,7 +224,9 @@ def _selection_json(found: Selection) -> dict[str, Any]:
         {"host": one.host, "project": one.project, "service": one.service or None, "text": one.text}
         for one in found.notes
     ]
-    return {"deployments": _deployments(found), "count": len(found.chosen), "left_alone": notes, "errors": found.errors}
+    wrong = {f"{one.host}:{one.project}": one.text for one in found.wrong}
+    said = {"deployments": _deployments(found), "count": len(found.chosen), "left_alone": notes}
+    return said | {"errors": found.errors | wrong}
 
 
 def _table(found: Selection) -> None:
@@ -259,15 +263,19 @@ def restart(
 ) -> None:
     """Bring right what `select` selects; or restart the deployments NAME: project/service, a project, or a service.
 
-    With - for NAME they are read from the input, one in a line. Exit codes: 0 all are restarted, 1 none stands, 2
-    usage or a name that does not exist, 3 some are and some are not.
+    With - for NAME they are read from the input, one in a line; an empty input is an error. Exit codes: 0 all are
+    right, 1 it was cancelled, or all was taken back, 2 usage or a name that does not exist, 3 some stack is not right.
     """
     asked = _names(names)
     manner = _manner(said)
     _, deployed = _deployed()
+    if not names:
+        deployed.wait_for_others(hosts)
     found = deployed.select(hosts, labels=labels, registry=registry, look_only=current().dry_run)
     if names:
-        found = replace(found, chosen=deployed.named(asked, found))
+        from longshore.orchestration.deployed.selected import named  # noqa: PLC0415 - see cli.common
+
+        found = replace(found, chosen=named(asked, found))
     if not found.chosen:
         return _end(_nothing(found))
     if current().dry_run:
@@ -289,7 +297,7 @@ def _names(names: Sequence[str]) -> list[str]:
 def _nothing(found: Selection) -> Orchestrated:
     from longshore.orchestration.deployed.flow import Orchestrated  # noqa: PLC0415 - see cli.common
 
-    return Orchestrated("select", "no deployments need restart", 3 if found.errors else 0, found)
+    return Orchestrated("select", "no deployments need restart", 3 if found.incomplete else 0, found)
 
 
 @click.command("orchestrate")
@@ -310,8 +318,8 @@ def orchestrate(
 ) -> None:
     """Check the cache, rebuild it where needed, select what is stale, and bring it right.
 
-    Exit codes: 0 nothing to do, or all is right now; 1 it failed, or all was taken back; 2 usage; 3 some stacks are
-    right and some are not, or a host could not be looked at.
+    Exit codes: 0 nothing to do, or all is right now; 1 a phase failed before anything was touched, or all was taken
+    back; 2 usage; 3 some stack is not right, or could not be looked at.
     """
     manner = _manner(said)
     _, deployed = _deployed()
@@ -340,19 +348,23 @@ def _rehearse_all(
     seen = {one.host: one.seen for one in checked.hosts if one.seen is not None}
     found = deployed.chosen(seen, checked.errors, labels=labels, image=image)
     options = current()
-    code = 3 if found.errors else 0
-    if not found.chosen and options.json:
-        options.show(
-            {"dry_run": True, "check": _check_json(checked, None), "select": _selection_json(found), "steps": []}
-        )
-    if not options.json:
-        for line in _check_lines(checked):
-            click.echo(line.replace("needs rebuild", "would be rebuilt"))
-        _table(found)
-    if found.chosen:
-        code = rehearse(deployed.plan(found, manner), {}) or code
+    code = 3 if found.incomplete else 0
+    plan = deployed.plan(found, manner) if found.chosen else None
+    if options.json:
+        steps = client().dry_run(plan) if plan is not None else []
+        possible = not any(step["impossible"] for step in steps)
+        options.show({"dry_run": True, "plan": "orchestrate", "possible": possible, "steps": steps,
+                      "check": _check_json(checked, None), "select": _selection_json(found)})  # fmt: skip
+        return leave(code if possible else 1)
+    for line in _check_lines(checked):
+        click.echo(line.replace("needs rebuild", "would be rebuilt"))
+    _table(found)
+    if plan is not None:
+        code = rehearse(plan, {}) or code
     for host, why in found.errors.items():
         click.echo(f"error: {host}: {why}", err=True)
+    for note in found.wrong:
+        click.echo(f"error: {note}", err=True)
     return leave(code)
 
 

@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from longshore.orchestration.caches import Caches, digest_of
-from longshore.orchestration.deployed.images import is_meant
 from longshore.orchestration.deployed.outcome import Stacks, stacks_of
 from longshore.orchestration.deployed.plan import Manner, restart_plan
 from longshore.orchestration.deployed.rules import Described, described
-from longshore.orchestration.deployed.stale import Note, Reason, Stale, judged
+from longshore.orchestration.deployed.selected import Selection, choose
 from longshore.orchestration.deployed.state import CACHE, Seen, seen_in
-from longshore.orchestration.errors import LongshoreError, UnknownName, UsageError, WaitTimeout
+from longshore.orchestration.errors import LongshoreError, UnknownName, WaitTimeout
 from longshore.orchestration.hosts import Hosts
 from longshore.orchestration.jobs.board import with_engine
 from longshore.orchestration.operations.deployed import CHECK, REBUILD
@@ -77,32 +76,6 @@ class Checked:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """What is stale, what else there is to tell, and what it was found in: `seen`, by host."""
-
-    chosen: tuple[Stale, ...] = ()
-    notes: tuple[Note, ...] = ()
-    #: Hosts that nothing is known of, and why.
-    errors: dict[str, str] = field(default_factory=dict)
-    seen: dict[str, Seen] = field(default_factory=dict, repr=False)
-    #: The host that counts, by another one with the same engine.
-    twins: dict[str, str] = field(default_factory=dict)
-
-    def name(self, one: Stale) -> str:
-        """As `restart` takes it: with its host where another one has a service of that name."""
-        several = sum(one.project in seen.projects for seen in self.seen.values()) > 1
-        return f"{one.host}:{one.name}" if several else one.name
-
-    @property
-    def index(self) -> str:
-        """Of what was selected, and what it was found in."""
-        prints = sorted(
-            {(one.host, one.project, self.seen[one.host].projects[one.project].fingerprint) for one in self.chosen}
-        )
-        return digest_of([prints, sorted(one.name for one in self.chosen)])[:12]
-
-
-@dataclass(frozen=True)
 class Orchestrated:
     """How it ended: the phase that it came to, in one sentence, and the run that restarted, if there was one."""
 
@@ -142,7 +115,7 @@ class Deployed:
         """Those that can be asked; and why not, of those that were there or are wanted. UnknownName for a host that
         nobody knows; WaitTimeout where there is none at all.
         """
-        asked = list(dict.fromkeys(wanted))
+        asked = list(dict.fromkeys([wanted] if isinstance(wanted, str) else wanted))
         until = time.monotonic() + _PATIENCE
         while not (alive := with_engine(self._store)) and time.monotonic() < until:
             time.sleep(_LOOK)  # the first worker may just be starting
@@ -151,13 +124,17 @@ class Deployed:
             raise UnknownName(f"no host {unknown[0]!r} with a Docker engine is known",
                               remedy=f"there are: {', '.join(sorted(known)) or 'none'}")  # fmt: skip
         if not known:
-            raise WaitTimeout("no host with a Docker engine is there to be asked what is deployed on it",
-                              remedy="start a worker there: longshore worker")  # fmt: skip
+            log = self._client.settings.state_dir / "worker.log"
+            remedy = (
+                f"see {log}" if self._client.settings.redis_url is None else "start a worker there: longshore worker"
+            )
+            raise WaitTimeout("no host with a Docker engine is there to be asked what is deployed on it", remedy=remedy)
         names = asked or sorted(known)
         hosts = Hosts(self._store).all()
         # A host that takes no new work would have everything wait for it.
         away = {
-            name: (hosts[name].why_not() if name in hosts else "") or "no worker of it is there"
+            name: (hosts[name].why_not() if name in hosts else "")
+            or f"no worker of it is there; if it is gone for good: longshore hosts forget {name}"
             for name in names
             if name not in alive or hosts[name].why_not()
         }
@@ -263,39 +240,8 @@ class Deployed:
         image: str | None = None,
         running: bool = False,
     ) -> Selection:
-        """What is stale in what was seen. Of hosts with one engine the first one counts. `running`: with an image, also
-        what runs it and is right as it is.
-        """
-        first: dict[str, str] = {}
-        for host in sorted(seen):
-            first.setdefault(seen[host].engine, host)
-        mine = {host: seen[host] for host in sorted(first.values())}
-        wanted = [_label(text) for text in labels]
-        stale: list[Stale] = []
-        notes: list[Note] = []
-        for host, one in mine.items():
-            told = [said for said in judged(host, one) if _has(one, said, wanted) and _runs(one, said, image)]
-            stale += [said for said in told if isinstance(said, Stale)]
-            notes += [said for said in told if isinstance(said, Note)]
-            if image is not None and running:
-                stale += _running(host, one, image, wanted, stale, notes)
-        stale.sort(key=lambda said: (said.host, said.project, said.service))
-        twins = {host: first[one.engine] for host, one in seen.items()}
-        return Selection(tuple(stale), tuple(notes), dict(errors), mine, twins)
-
-    def named(self, names: Iterable[str], selection: Selection) -> tuple[Stale, ...]:
-        """The services of these names: `service`, `project`, `project/service`, each with `host:` before it.
-
-        What is not stale is restarted because it was asked for; of a whole project only what runs. UnknownName for what
-        is not there, UsageError where a service's name alone is of several projects.
-        """
-        stale = {(one.host, one.project, one.service): one for one in selection.chosen}
-        found: dict[tuple[str, str, str], Stale] = {}
-        for name in names:
-            for key in _meant(name, selection):
-                asked = Stale(*key, (Reason("asked", "asked for"),), "restart")
-                found[key] = stale.get(key, asked)
-        return tuple(found.values())
+        """What is stale in what was seen; see `choose`."""
+        return choose(self.said, seen, errors, labels=labels, image=image, running=running)
 
     def plan(self, selection: Selection, manner: Manner, *, asked: bool = False) -> Plan:
         """The plan that brings right what was selected."""
@@ -355,9 +301,9 @@ class Deployed:
             selection = self._from_cache(checked.all, checked.errors | failed, labels, image)
         for stale in selection.chosen:
             tell(f"select: {selection.name(stale)}: {', '.join(map(str, stale.reasons))}")
-        done = 3 if selection.errors else 0
+        done = 3 if selection.incomplete else 0
         if not selection.chosen:
-            valid = not built and not selection.errors
+            valid = not built and not selection.incomplete
             message = "cache valid, nothing to do" if valid else "no deployments need restart: nothing to do"
             return Orchestrated("select", message + _unasked(selection), done, selection, rebuilt=tuple(built))
         with _phase("restart"):
@@ -380,7 +326,7 @@ class Deployed:
 
     def ended(self, report: Report, selection: Selection, rebuilt: tuple[str, ...] = ()) -> Orchestrated:
         """What became of the run that restarted."""
-        code = report.exit_code or (3 if selection.errors else 0)
+        code = report.exit_code or (3 if selection.incomplete else 0)
         stacks = stacks_of(report.steps)
         if report.exit_code == 0:
             message = "orchestration complete"
@@ -458,76 +404,8 @@ def _listed(errors: Mapping[str, str]) -> str:
 
 
 def _unasked(selection: Selection) -> str:
-    return "".join(f"; {host} could not be looked at: {why}" for host, why in selection.errors.items())
-
-
-# --- which services ---------------------------------------------------------------------------------
-
-
-def _label(text: str) -> tuple[str, str | None]:
-    key, sign, value = text.partition("=")
-    if not key:
-        raise UsageError(f"label {text!r} is no label: key, or key=value")
-    return key, value if sign else None
-
-
-def _has(seen: Seen, said: Stale | Note, wanted: Sequence[tuple[str, str | None]]) -> bool:
-    if not wanted:
-        return True
-    service = seen.projects[said.project].services.get(said.service)
-    labels = service.labels if service else {}
-    return all(key in labels and value in {None, labels[key]} for key, value in wanted)
-
-
-def _runs(seen: Seen, said: Stale | Note, image: str | None) -> bool:
-    if image is None:
-        return True
-    service = seen.projects[said.project].services.get(said.service)
-    if service is None:
-        return False
-    ids = {one.image_id for one in service.containers} | ({service.image_id} if service.image_id else set())
-    return is_meant(image, service.image, ids)
-
-
-def _running(
-    host: str, seen: Seen, image: str, wanted: Sequence[tuple[str, str | None]], stale: list[Stale], notes: list[Note]
-) -> list[Stale]:
-    """What runs an image and is right as it is."""
-    told = {(said.host, said.project, said.service) for group in (stale, notes) for said in group}
-    found = []
-    for name, project in seen.projects.items():
-        for service, said in project.services.items():
-            one = Stale(host, name, service, (Reason("asked", f"runs {said.image}"),), "restart")
-            live = any(replica.runs for replica in said.containers)
-            if live and (host, name, service) not in told and _runs(seen, one, image) and _has(seen, one, wanted):
-                found.append(one)
-    return found
-
-
-def _meant(name: str, selection: Selection) -> list[tuple[str, str, str]]:
-    host, colon, rest = name.rpartition(":")
-    host, seen = selection.twins.get(host, host), selection.seen
-    stale = {(one.host, one.project, one.service) for one in selection.chosen}
-    project, slash, service = rest.rpartition("/")
-    found = [
-        (where, stack, one)
-        for where, all_of_it in seen.items()
-        if not colon or where == host
-        for stack, said in all_of_it.projects.items()
-        for one, about in said.services.items()
-        if about.hash and ((stack == project and one == service) if slash else rest in {stack, one})
-    ]
-    if not slash and (whole := [key for key in found if key[1] == rest]):
-        runs = [key for key in whole if any(c.runs for c in seen[key[0]].projects[key[1]].services[key[2]].containers)]
-        if chosen := [key for key in whole if key in runs or key in stale]:
-            return chosen
-        raise UsageError(f"nothing of project {rest} runs", remedy="name its services, to have them started")
-    if not found:
-        raise UnknownName(f"there is no deployment {name!r}", remedy="longshore select, or check, shows what there is")
-    if len({key[1] for key in found}) > 1:
-        several = ", ".join(f"{key[1]}/{key[2]}" for key in found)
-        raise UsageError(f"{name!r} is a service of several projects ({several})", remedy="name one")
-    return found
+    told = [f"{host} could not be looked at: {why}" for host, why in selection.errors.items()]
+    return "".join(f"; {text}" for text in [*told, *map(str, selection.wrong)])
 
 
 __all__ = ["Checked", "Deployed", "HostCheck", "Manner", "Orchestrated", "Selection"]

@@ -40,6 +40,8 @@ class Manner:
     min_healthy_time: float = 5.0
 
     def __post_init__(self) -> None:
+        if self.healthy_deadline <= 0:
+            raise UsageError("healthy_deadline: nothing gets well in no time")
         for name in ("max_parallel", "canary"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -119,13 +121,11 @@ def _look(said: Described) -> dict[str, Any]:
 
 
 def _behind(step: StepHandle, hard: Sequence[StepHandle], soft: Sequence[StepHandle]) -> None:
-    """After all of these; and only if the hard ones have gone well. Without soft ones that goes without saying."""
+    """After all of these; and only if the hard ones have gone well."""
     step.after(*dict.fromkeys([*hard, *soft]))
-    if not soft:
-        return
     for other in hard:
         step.when(f"steps['{other.name}'].status in ['changed', 'unchanged']", reason=f"{other.name} is not right")
-    if not hard:
+    if soft and not hard:
         step.when(f"steps['{soft[0].name}'].status != ''")
 
 
@@ -144,10 +144,11 @@ def _levels(groups: Sequence[_Group], needs: Mapping[_Key, set[_Key]]) -> list[l
     found = []
     try:
         sorter.prepare()
-    except CycleError as error:
-        circle = " → ".join(f"{project} on {host}" for host, project in reversed(error.args[1]))
+    except CycleError:
+        circle = sorted({project for key, others in needs.items() if key in others for project in [key[1]]})
         raise UsageError(
-            f"stacks wait for each other in a circle: {circle}", remedy=f"see their labels {AFTER}"
+            f"stacks wait for each other in a circle: {', '.join(circle)}",
+            remedy=f"see their labels {AFTER}, and LONGSHORE_STACKS",
         ) from None
     while sorter.is_active():
         ready = sorted(sorter.get_ready())

@@ -12,7 +12,7 @@ stacks:
     files: {nginx.conf: restart}
     services:
       web: {files: {"certs/*": redeploy}}
-only: [shop, "blog-*"]        # the projects that count; all, if left out
+only: ["*", "!test-*"]        # the projects that count, and not those with !; all, if left out
 registries:
   registry.local:5000: {username: ci, password: "{{ secret('env:REGISTRY_PASSWORD') }}"}
 """
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, get_args
@@ -64,13 +64,16 @@ def described(path: str) -> Described:
     if not path:
         return Described()
     try:
-        return Described.model_validate(read_mapping(Path(path)))
+        return Described.model_validate(read_mapping(Path(path)) if Path(path).read_bytes().strip() else {})
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", remedy="see LONGSHORE_STACKS") from None
     except LongshoreError as error:
         raise ConfigError(error.message, remedy=error.remedy) from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+        what = "there is no such word here" if first["type"] == "extra_forbidden" else first["msg"]
+        raise ConfigError(f"{path}: {where}: {what.removeprefix('Value error, ')}") from None
 
 
 def parse_files(text: str) -> dict[str, Demand]:
@@ -84,6 +87,15 @@ def parse_files(text: str) -> dict[str, Demand]:
             raise ValueError(f"{part!r} is not PATH={'|'.join(_DEMANDS)}")
         found[path] = demand  # type: ignore[assignment]
     return found
+
+
+def counts(project: str, only: Sequence[str]) -> bool:
+    """Whether a project is looked at: one of the patterns fits, and none of those with an !."""
+    but = [pattern[1:] for pattern in only if pattern.startswith("!")]
+    wanted = [pattern for pattern in only if not pattern.startswith("!")] or ["*"]
+    return any(fnmatchcase(project, pattern) for pattern in wanted) and not any(
+        fnmatchcase(project, pattern) for pattern in but
+    )
 
 
 def parse_after(text: str) -> list[str]:

@@ -51,22 +51,26 @@ class Stale:
 
 @dataclass(frozen=True)
 class Note:
-    """What is told of a service, or of a whole project (no service), that is left alone."""
+    """What is told of a service, or of a whole project (no service), that is left alone; or of what was said of them.
+
+    `wrong`: it cannot be told whether it is right.
+    """
 
     host: str
     project: str
     service: str
     text: str
+    wrong: bool = False
 
     def __str__(self) -> str:
-        return f"{self.project}/{self.service}: {self.text}" if self.service else f"{self.project}: {self.text}"
+        return ": ".join(filter(None, ["/".join(filter(None, [self.project, self.service])), self.text]))
 
 
 def judged(host: str, seen: Seen) -> Iterator[Stale | Note]:
     """What is to be said of a host's services, in the order of their names."""
     for name, project in sorted(seen.projects.items()):
         if project.error:
-            yield Note(host, name, "", project.error)
+            yield Note(host, name, "", project.error, wrong=not project.unknown)
             continue
         for service, said in sorted(project.services.items()):
             yield from _judge(host, name, service, said)

@@ -74,6 +74,8 @@ class Service(_Model):
     restart: str = ""
     profiled: bool = False
     needs: list[str] = []
+    #: As its files give them, and as its containers have them.
+    declared: dict[str, str] = {}
     labels: dict[str, str] = {}
     files: dict[str, Tracked] = {}
     containers: list[Replica] = []
@@ -93,8 +95,9 @@ class Project(_Model):
     #: Projects that have to be right before this one.
     after: list[str] = []
     services: dict[str, Service] = {}
-    #: Why its files cannot be read.
+    #: Why its files cannot be read; or that nobody knows which they are.
     error: str = ""
+    unknown: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -176,9 +179,6 @@ def _changed(was: Project, now: Project) -> str:
 def _of_service(was: Service, now: Service) -> str:
     if was.image_id != now.image_id:
         return f"image {short(was.image_id)} → {short(now.image_id)}"
-    for path in sorted({*was.files, *now.files}):
-        if was.files.get(path) != now.files.get(path):
-            return f"file {path} changed"
     before: Mapping[str, Replica] = {one.name: one for one in was.containers}
     for one in now.containers:
         if one.name not in before or before[one.name].id != one.id:
@@ -186,8 +186,12 @@ def _of_service(was: Service, now: Service) -> str:
         if before[one.name] != one:
             word = one.health if one.health != before[one.name].health and one.health else one.state
             return f"container {one.name} is {word}"
-    gone = sorted(before.keys() - {one.name for one in now.containers})
-    return f"container {gone[0]} is gone" if gone else "it is not as it was"
+    if gone := sorted(before.keys() - {one.name for one in now.containers}):
+        return f"container {gone[0]} is gone"
+    for path in sorted({*was.files, *now.files}):
+        if was.files.get(path) != now.files.get(path):
+            return f"file {path} changed"
+    return "it is not as it was"
 
 
 def short(image_id: str | None) -> str:

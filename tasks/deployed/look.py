@@ -39,7 +39,7 @@ class Check(Looks[CheckParams]):
         data: dict[str, Any] = {"generation": found.generation}
         data["age_s"] = round(found.entry.age(caches.now()), 3) if found.entry else None
         if trusted is not None or params.state:
-            look = Survey(ctx, engine(), params, trusted, params.state, seen, _remotes(seen, fresh=False))
+            look = Survey(ctx, engine(), params, trusted, params.state, _remotes(seen, fresh=False))
             now = look.look()
             why = why or (difference(trusted, now) if trusted else "")
             if params.state:
@@ -95,7 +95,7 @@ class Rebuild(Implementation[RebuildParams]):
         undo = "bring the generation before it back" if found.entry else "take it away"
         if params.fresh or why or seen is None:
             return Prediction(f"would build it from nothing: {why or 'nothing of it is to be trusted'}", undo=undo)
-        look = Survey(ctx, engine(), params, seen, False, seen, _remotes(seen, fresh=False))
+        look = Survey(ctx, engine(), params, seen, False, _remotes(seen, fresh=False))
         why = difference(seen, look.look())
         if not why:
             return Prediction("the cache is valid", changed=None if ctx.has_upstream else False)
@@ -113,8 +113,7 @@ def _is_mine(seen: Seen, found: Found, asked: int, params: RebuildParams) -> boo
 
 def _looked(ctx: Context, params: RebuildParams, trusted: Seen | None, seen: Seen | None) -> Seen:
     remotes = _remotes(seen, fresh=params.fresh)
-    was = None if params.fresh else seen
-    return Survey(ctx, engine(), params, trusted, True, was, remotes, keep=True).look()
+    return Survey(ctx, engine(), params, trusted, True, remotes, keep=True).look()
 
 
 def _told(

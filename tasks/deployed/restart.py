@@ -110,7 +110,7 @@ class Restart(Implementation[RestartParams]):
         """Again: what it was selected by may not be so any more, and then it is not applied blindly."""
         seen, _ = seen_in(ctx.caches().get(CACHE + ctx.host.name))
         said = LookParams(stacks=params.stacks, only=params.only)
-        look = Survey(ctx, docker, said, seen, True, seen, seen.remotes if seen else {})
+        look = Survey(ctx, docker, said, seen, True, seen.remotes if seen else {})
         project = look.look(params.project).projects.get(params.project)
         if project is None:
             raise Preflight(f"project {params.project} has no container any more", remedy="compose.up.execute makes it")

@@ -13,12 +13,11 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from fnmatch import fnmatchcase
 from typing import Any
 
 from longshore.orchestration.caches import digest_of
 from longshore.orchestration.deployed.images import normal, registry_of
-from longshore.orchestration.deployed.rules import AFTER, FILES, demanded, parse_after, parse_files
+from longshore.orchestration.deployed.rules import AFTER, FILES, counts, demanded, parse_after, parse_files
 from longshore.orchestration.deployed.state import Project, Remote, Replica, Seen, Service, Tracked
 from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient
 from longshore.orchestration.operations.deployed import Demand, LookParams, ServiceSpec, StackSpec
@@ -27,12 +26,13 @@ from longshore.tasks.compose.aliases import aliases, meant
 from longshore.tasks.compose.cli import PROJECT, Compose, Resolved, Source
 from longshore.tasks.compose.scope import identity
 from longshore.tasks.deployed.inputs import digest_of_file, inputs_of
+from longshore.tasks.deployed.starts import Start, keep_starts, starts
 from longshore.tasks.engine import Container, Engine, Image, Login
 from longshore.tasks.operation import Context
 
 _LABEL = "com.docker.compose."
 #: What of a service its files say.
-_OF_FILES = {"image", "hash", "replicas", "restart", "profiled", "needs"}
+_OF_FILES = {"image", "hash", "replicas", "restart", "profiled", "needs", "declared"}
 _EXITED = re.compile(r"(?:Exited|Restarting|Dead) \((-?\d+)\)")
 _HEALTH = re.compile(r"\((healthy|unhealthy|health: starting)\)")
 #: Of a bind-mounted or named folder, so many files are tracked at most.
@@ -56,13 +56,12 @@ class Survey:
     params: LookParams
     known: Seen | None = None
     read: bool = True
-    #: What was seen before, trusted or too old: containers that are still there were started with those files.
-    was: Seen | None = None
     #: What registries have said before.
     remotes: Mapping[str, Remote] = field(default_factory=dict)
-    #: What the files say of what runs is kept on the host: when they are changed, it is the way back.
+    #: What is seen of what runs is kept on the host: what its files say is the way back when they are changed.
     keep: bool = False
     _images: dict[str, Image] = field(default_factory=dict)
+    _starts: dict[str, Start] = field(default_factory=dict)
     _events: dict[str, list[str]] = field(default_factory=dict)
     #: Of the project that is looked at.
     _aliases: dict[str, str] = field(default_factory=dict)
@@ -70,6 +69,7 @@ class Survey:
     def look(self, project: str | None = None) -> Seen:
         """All projects, or one. A project whose files cannot be read has an error, and harms no other."""
         engine = identity(self.docker)
+        self._starts = starts(engine)
         rules = rules_of(self.params)
         if self.known is not None and (self.known.engine, self.known.rules) != (engine, rules):
             self.known = None
@@ -84,14 +84,16 @@ class Survey:
         for name, its_rows in sorted(by_project.items()):
             self.ctx.check()
             projects[name] = self._project(name, its_rows)
-        return self._with_registries(Seen(engine=engine, rules=rules, projects=projects))
+        seen = self._with_registries(Seen(engine=engine, rules=rules, projects=projects))
+        if self.keep:
+            keep_starts(engine, seen, self._starts)
+        return seen
 
     def _counts(self, row: Mapping[str, Any]) -> bool:
         """Not those of `compose run`, and only of the projects that count."""
         if not row["Names"] or row["Labels"].get(f"{_LABEL}oneoff", "False") == "True":
             return False
-        only = self.params.only
-        return not only or any(fnmatchcase(row["Labels"][PROJECT], pattern) for pattern in only)
+        return counts(row["Labels"][PROJECT], self.params.only)
 
     # --- one project ------------------------------------------------------------------------------
 
@@ -103,7 +105,7 @@ class Survey:
         after = sorted({*spec.after, *(p for row in rows for p in parse_after(row["Labels"].get(AFTER, "")))} - {name})
         if source is None:
             why = "its containers do not say which files they were made from"
-            return self._filled(Project(after=after, error=why), rows, spec, self._before(name))
+            return self._filled(Project(after=after, error=why, unknown=True), rows, spec)
         paths, known = inputs_of(source)
         inputs = {path: digest_of_file(path) for path in sorted(paths)}
         same = was is not None and was.inputs == inputs and known and was.files == list(source.files)
@@ -120,7 +122,7 @@ class Survey:
             base = base.model_copy(update={"services": said, "error": was.error})
         elif self.read or not known:
             base = self._resolved(base, source, {row["Labels"].get(f"{_LABEL}config-hash", "") for row in rows})
-        return self._filled(base, rows, spec, self._before(name))
+        return self._filled(base, rows, spec)
 
     def _resolved(self, base: Project, source: Source, running: set[str]) -> Project:
         try:
@@ -133,25 +135,18 @@ class Survey:
             revisions.keep_seen(resolved)
         return base.model_copy(update={"services": {name: _said(resolved, name) for name in resolved.services}})
 
-    def _before(self, project: str) -> Project | None:
-        found = self.was or self.known
-        return found.projects.get(project) if found and found.engine == identity(self.docker) else None
-
-    def _filled(self, base: Project, rows: list[dict[str, Any]], spec: StackSpec, was: Project | None) -> Project:
+    def _filled(self, base: Project, rows: list[dict[str, Any]], spec: StackSpec) -> Project:
         """With its containers, images and files as they are now."""
         by_service: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             by_service.setdefault(row["Labels"].get(f"{_LABEL}service", ""), []).append(row)
         services = {}
         for name in sorted({*base.services, *by_service}):
-            before = was.services.get(name) if was else None
             said = base.services.get(name, Service())
-            services[name] = self._service(said, by_service.get(name, []), base, spec, name, before)
+            services[name] = self._service(said, by_service.get(name, []), base, spec, name)
         return base.model_copy(update={"services": services})
 
-    def _service(
-        self, said: Service, rows: list[dict[str, Any]], base: Project, spec: StackSpec, name: str, was: Service | None
-    ) -> Service:
+    def _service(self, said: Service, rows: list[dict[str, Any]], base: Project, spec: StackSpec, name: str) -> Service:
         labels: dict[str, str] = dict(rows[0]["Labels"]) if rows else {}
         wrong = ""
         try:
@@ -163,9 +158,8 @@ class Survey:
         rules = [own, spec.files, of_label]
         paths = _files(rows, base.directory, [own, of_label], spec.files)
         files = {path: _tracked(path, base.directory, rules) for path in paths}
-        before = {one.id: one for one in was.containers} if was else {}
         image = self._images.get(normal(said.image)) if said.image else None
-        containers = [self._replica(row, files, before.get(row["Id"]), said) for row in rows]
+        containers = [self._replica(row, files, said) for row in rows]
         return said.model_copy(
             update={
                 "image_id": image.id if image else None,
@@ -178,9 +172,7 @@ class Survey:
 
     # --- one container ----------------------------------------------------------------------------
 
-    def _replica(
-        self, row: Mapping[str, Any], files: Mapping[str, Tracked], was: Replica | None, said: Service
-    ) -> Replica:
+    def _replica(self, row: Mapping[str, Any], files: Mapping[str, Tracked], said: Service) -> Replica:
         labels, state, status = row["Labels"], row["State"], row.get("Status") or ""
         hashed = labels.get(f"{_LABEL}config-hash", "")
         code = _EXITED.search(status)
@@ -197,16 +189,16 @@ class Survey:
             exit_code=exit_code,
         )
         if state == "exited":
-            return found.model_copy(update={"by_hand": self._by_hand(found, was, said)})
+            return found.model_copy(update={"by_hand": self._by_hand(found, said)})
         if not found.runs or not files:
             return found
-        start = _start_of(row)
-        if start and was is not None and was.start == start and files.keys() <= was.files.keys():
+        start, was = _start_of(row), self._starts.get(found.id, Start())
+        if start and was.start == start and files.keys() <= was.files.keys():
             return found.model_copy(update={"start": start, "files": {path: was.files[path] for path in files}})
         return self._with_files(found, row, files, was, start)
 
     def _with_files(
-        self, found: Replica, row: Mapping[str, Any], files: Mapping[str, Tracked], was: Replica | None, start: str
+        self, found: Replica, row: Mapping[str, Any], files: Mapping[str, Tracked], was: Start, start: str
     ) -> Replica:
         """With the files' digests as they were when it was started, as far as that can be told by the times of both."""
         changed = {path: _changed_at(path) for path in files}
@@ -216,7 +208,7 @@ class Survey:
             inspected = self.docker.inspect(found.id)
             started = _seconds(inspected.started_at) if inspected and inspected.started_at else time.time()
         start = start or str(started)
-        kept = was.files if was is not None and was.start == start else {}
+        kept = was.files if was.start == start else {}
         digests = {
             path: kept.get(path, tracked.digest if changed[path] <= started else "") for path, tracked in files.items()
         }
@@ -232,7 +224,7 @@ class Survey:
                     found.setdefault(event["Actor"]["ID"], []).append(event["Action"])
         return found
 
-    def _by_hand(self, found: Replica, was: Replica | None, said: Service) -> bool:
+    def _by_hand(self, found: Replica, said: Service) -> bool:
         """Whether it was stopped: the engine tells as long as it remembers, and then so does its exit code."""
         events = self._events.get(found.id, [])
         if "start" in events:
@@ -241,8 +233,9 @@ class Survey:
             return True
         if "die" in events:
             return False
-        if was is not None and was.state == "exited":
-            return was.by_hand
+        known = self._starts.get(found.id, Start()).by_hand
+        if known is not None:
+            return known
         # What always comes back, and does not, was told to stay away.
         return found.exit_code in _ASKED or (found.exit_code == _KILLED and said.restart in _COMES_BACK)
 
@@ -379,6 +372,7 @@ def _said(resolved: Resolved, name: str) -> Service:
         hash=resolved.hashes.get(name, ""),
         replicas=resolved.replicas(name),
         needs=sorted(said.get("depends_on") or {}),
+        declared={key: str(value) for key, value in sorted((said.get("labels") or {}).items())},
         restart=str(said.get("restart") or ""),
         profiled=bool(said.get("profiles")),
     )

@@ -52,6 +52,13 @@ def steps(found: dict[str, Any]) -> dict[str, str]:
     return {step["name"]: step["status"] for step in found["steps"]}
 
 
+def test_catalog(environment: dict[str, str]) -> None:
+    built, again, newer = (report(environment, "catalog.yaml"), report(environment, "catalog.yaml"), done(
+        environment, "run", "catalog.yaml", "-p", "version=2", "-o", "json")[1])  # fmt: skip
+    assert [steps(found)["build"] for found in (built, again, json.loads(newer))] == ["changed", "unchanged", "changed"]
+    assert json.loads(newer)["steps"][1]["data"]["valid"] is True
+
+
 def test_basic(environment: dict[str, str], tmp_path: Path) -> None:
     found = report(environment, "basic.yaml", tmp_path)
     assert (found["exit_code"], steps(found)) == (0, {"make": "changed", "page": "changed", "check": "unchanged"})

@@ -27,6 +27,7 @@ from longshore.orchestration.caches import Caches, Entry
 from longshore.orchestration.deployed.plan import Manner
 from longshore.orchestration.deployed.rules import described
 from longshore.tasks.compose.cli import _program
+from longshore.tasks.crash import DEPLOYED_POINTS
 from tests.conftest import get
 from tests.docker.two_stacks import Project, changed
 from tests.integration.conftest import MakeInstallation, install, module_installation, short_folder
@@ -212,9 +213,7 @@ def test_a_worker_that_is_killed_after_the_rebuild_leaves_nothing_forgotten(
     assert shop.state()["web-1"][1] == now
 
 
-@pytest.mark.parametrize(
-    "point", ["cache.built", "cache.swapped", "deployed.chosen", "deployed.half", "deployed.brought"]
-)
+@pytest.mark.parametrize("point", DEPLOYED_POINTS)
 def test_a_worker_that_is_killed_anywhere_is_followed_by_another(
     place: Installation, project: MakeProject, point: str, tmp_path: Path
 ) -> None:
@@ -225,13 +224,17 @@ def test_a_worker_that_is_killed_anywhere_is_followed_by_another(
     shop.file.write_text("two\n")
     marker = tmp_path / "died"
     place.workers[0].kill()
-    with place.worker(f"doomed-{uuid.uuid4().hex[:4]}", "-c", "3", LONGSHORE_CRASH_AT=f"{point}:{marker}"):
+    doomed = place.worker(f"doomed-{uuid.uuid4().hex[:4]}", "-c", "3", LONGSHORE_CRASH_AT=f"{point}:{marker}")
+    try:
+        doomed.start()
         done = place.longshore("orchestrate", *QUICK, timeout=60.0)
-        assert marker.exists()
-        assert done.code == 0, done.err
-    place.workers.pop()
-    place.workers[0].start()
+    finally:
+        doomed.kill()
+        place.workers.pop()
+        place.workers[0].start()
 
+    assert marker.exists()
+    assert done.code == 0, done.err
     assert (shop.state()["web-1"][1], shop.state()["web-1"][3]) == (now, "running")
     assert selected(place) == {}
 
@@ -696,6 +699,20 @@ def test_the_undo_of_a_run_takes_it_back_and_that_is_no_partial_success(
     assert list(selected(place)) == [f"{shop.name}/web"]
 
 
+def test_a_stack_whose_files_cannot_be_used_is_no_success(place: Installation, two: tuple[Project, Project]) -> None:
+    shop, blog = two
+    (shop.folder / "compose.yml").write_text("services: [")
+    now = blog.image_moves("db")
+
+    done = place.longshore("orchestrate", *QUICK)
+
+    assert done.code == 3
+    assert f"{shop.name}: its files cannot be used" in done.err
+    assert blog.state()["db-1"][1] == now, "it harms no other"
+    assert place.longshore("select").code == 3
+    assert place.longshore("restart", f"{shop.name}/db").code == 2
+
+
 # --- registries, and what runs an image -------------------------------------------------------------
 
 
@@ -773,7 +790,9 @@ def test_the_page_does_what_it_says(place: Installation, engine: docker.APIClien
 def test_the_file_on_the_page_is_one(tmp_path: Path) -> None:
     (tmp_path / "stacks.yaml").write_text(blocks("yaml")[0])
     said = described(str(tmp_path / "stacks.yaml"))
-    assert (list(said.stacks), said.only) == (["shop"], ["shop", "blog-*", "infra"])
+    assert (list(said.stacks), said.only) == (["shop"], ["*", "!test-*"])
+    shown = blocks("yaml")[1].rpartition("  …")[0]
+    assert shown in (ROOT / "examples" / "features" / "catalog.yaml").read_text()
 
 
 # --- how much is asked ------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ from longshore.orchestration.deployed.images import is_meant, normal, registry_o
 from longshore.orchestration.deployed.outcome import exit_code, stacks_of
 from longshore.orchestration.deployed.plan import Manner, restart_plan
 from longshore.orchestration.deployed.rules import Described, demanded, described, parse_files
+from longshore.orchestration.deployed.selected import choose, named
 from longshore.orchestration.deployed.stale import Note, Reason, Stale, judged
 from longshore.orchestration.deployed.state import Project, Replica, Seen, Service, Tracked, difference
-from longshore.orchestration.errors import ConfigError, UsageError
+from longshore.orchestration.errors import ConfigError, UnknownName, UsageError
 from longshore.orchestration.states import Cause, RunState, StepState
 from longshore.orchestration.testing import Bench
 from longshore.tasks.compose.cli import Source
@@ -126,6 +127,71 @@ def test_what_is_not_as_it_was_is_named(change: dict[str, Any], says: str) -> No
     assert bool(difference(was, now)) is bool(says)
 
 
+# --- which are meant --------------------------------------------------------------------------------
+
+
+def world(**projects: Project) -> dict[str, Seen]:
+    return {"web1": Seen(engine="1", projects=projects)}
+
+
+def shop(**services: Service) -> Project:
+    return Project(services=services)
+
+
+def test_a_service_without_a_container_is_found_by_the_labels_in_its_files() -> None:
+    seen = world(shop=shop(web=service(declared={"tier": "prod"}), db=service(labels={"tier": "test"}, hash="h2")))
+
+    def chosen(*labels: str) -> list[str]:
+        return [one.name for one in choose(Described(), seen, {}, labels=labels).chosen]
+
+    assert chosen() == ["shop/db", "shop/web"]
+    assert chosen("tier=prod") == ["shop/web"]
+    assert chosen("tier") == ["shop/db", "shop/web"]
+    assert chosen("com.docker.compose.project=shop", "com.docker.compose.service=db") == ["shop/db"]
+    assert chosen("com.docker.compose.project=blog") == []
+    with pytest.raises(UsageError, match="no label"):
+        chosen("=x")
+
+
+def test_names_mean_services_and_projects() -> None:
+    seen = world(
+        shop=shop(web=service(replica()), db=service(STOPPED), idle=service(profiled=True)),
+        blog=shop(web=service(replica()), api=service(DEAD)),
+        broken=Project(error="its files cannot be used: no such file", services={"one": Service()}),
+        asleep=shop(one=service(STOPPED)),
+    )
+    selection = choose(Described(), seen | {"web2": seen["web1"]}, {})
+    assert (list(selection.seen), selection.twins["web2"]) == (["web1"], "web1")
+    assert [str(note) for note in selection.wrong] == ["broken: its files cannot be used: no such file"]
+    assert selection.incomplete
+
+    def meant(*names: str) -> dict[str, str]:
+        return {one.name: one.action for one in named(names, selection)}
+
+    assert meant("shop/web", "blog/api") == {"shop/web": "restart", "blog/api": "up"}
+    assert meant("shop") == {"shop/web": "restart"}, "what somebody has stopped stays so"
+    assert meant("shop/db", "shop/idle") == {"shop/db": "restart", "shop/idle": "up"}
+    assert meant("web2:shop/web", "web1:db") == {"shop/web": "restart", "shop/db": "restart"}
+    for names, error, says in (
+        (["web"], UsageError, "of several projects"),
+        (["nobody"], UnknownName, "there are: asleep/one, blog/api"),
+        (["web3:shop"], UnknownName, "no deployment"),
+        (["broken/one"], UsageError, "its files cannot be used"),
+        (["broken"], UsageError, "its files cannot be used"),
+        (["asleep"], UsageError, "nothing of project asleep runs"),
+    ):
+        with pytest.raises(error, match=says):
+            meant(*names)
+
+
+def test_what_the_file_says_of_what_is_not_there_is_told() -> None:
+    said = Described.model_validate({"stacks": {"shop": {"services": {"wbe": {}}}, "ghost": {}}})
+    seen = world(shop=Project(after=["infra"], services={"web": service(replica())}))
+    assert [str(note).partition(":")[0] for note in choose(said, seen, {}).notes] == ["shop/wbe", "ghost", "shop"]
+    assert choose(said, seen, {"web2": "away"}).notes == (), "it may be there"
+    assert "no project is one of x" in str(choose(Described(only=["x"]), world(), {}).notes[0])
+
+
 # --- names of images --------------------------------------------------------------------------------
 
 
@@ -177,7 +243,7 @@ def test_what_a_file_demands_is_said_by_the_first_pattern_that_fits() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("stack: {}", "stack: Extra inputs"),
+        ("stack: {}", "stack: there is no such word here"),
         ("stacks: {shop: {files: {a: reboot}}}", "stacks.shop.files.a: Input should be"),
         ("registries: {r: {username: x, password: y}}", "give the password by reference"),
         ("registries: {r: {username: x}}", "registries.r.password: Field required"),
@@ -188,9 +254,11 @@ def test_a_file_that_says_something_else_is_refused(tmp_path: Path, text: str, s
     (tmp_path / "stacks.yaml").write_text(text)
     with pytest.raises(ConfigError, match=says):
         described(str(tmp_path / "stacks.yaml"))
-    with pytest.raises(ConfigError):
-        described(str(tmp_path / "nobody.yaml"))
-    assert described("") == Described()
+    for path in (tmp_path / "nobody.yaml", tmp_path):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            described(str(path))
+    (tmp_path / "empty.yaml").write_text("\n")
+    assert described(str(tmp_path / "empty.yaml")) == described("") == Described()
 
 
 # --- what a configuration is read from --------------------------------------------------------------
@@ -255,10 +323,12 @@ def test_stacks_come_after_those_that_they_need_also_by_way_of_others() -> None:
 
 
 def test_stacks_that_wait_for_each_other_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"in a circle: .*a on web1"):
+    with pytest.raises(UsageError, match="in a circle: a, b"):
         restart_plan(stale(("web1", "a"), ("web1", "b")), seen(a=["b"], b=["a"]), Described(), Manner())
     with pytest.raises(UsageError, match="stacks are none"):
         Manner(canary=0)
+    with pytest.raises(UsageError, match="in no time"):
+        Manner(healthy_deadline=0)
 
 
 @given(

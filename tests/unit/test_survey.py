@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,9 +102,13 @@ def start(engine: Engine, service: str, *, created: float = 0.0) -> str:
 def look(engine: Engine, known: Seen | None = None, **params: Any) -> Seen:
     engine.asked.clear()
     ctx = Context(run_id="r1", step="s", plan="p")
-    trusted = None if params.pop("distrusted", False) else known
-    read = params.pop("read", True)
-    return Survey(ctx, engine, LookParams(**params), trusted, read, known, known.remotes if known else {}).look()
+    read, keep = params.pop("read", True), params.pop("keep", True)
+    return Survey(ctx, engine, LookParams(**params), known, read, known.remotes if known else {}, keep).look()
+
+
+def forget(engine: Engine) -> None:
+    """Nobody has looked before."""
+    shutil.rmtree(engine.folder / "state" / "starts")
 
 
 def said(seen: Seen) -> dict[str, str]:
@@ -126,7 +130,7 @@ def test_what_was_stopped_is_known_from_the_engine_and_then_from_the_look_before
     assert said(seen) == {"web": "stopped by hand"}
     assert engine.asked == ["rows", "images", "events"]
     engine._events.clear()  # it forgets
-    assert said(look(engine, seen)) == {"web": "stopped by hand"}
+    assert said(look(engine)) == {"web": "stopped by hand"}
     # and a death is one, also of what was stopped once before
     engine.start(web)
     engine._end(engine._need(web), 137)
@@ -134,6 +138,10 @@ def test_what_was_stopped_is_known_from_the_engine_and_then_from_the_look_before
     assert said(dead) == {"web": "missing (shop-web-1 ended with 137)"}
     engine._events.clear()
     assert said(look(engine, dead)) == {"web": "missing (shop-web-1 ended with 137)"}
+    # what nobody can read any more counts as not known
+    for path in (engine.folder / "state" / "starts").iterdir():
+        path.write_text("[]")
+    assert said(look(engine)) == {"web": "stopped by hand"}, "by its exit code and restart policy"
 
 
 @pytest.mark.parametrize(
@@ -170,19 +178,19 @@ def test_a_file_is_compared_with_what_the_container_was_started_with(engine: Eng
     file.write_text("two")
     changed = {"web": f"file {file} changed"}
     assert said(look(engine, seen)) == changed
-    assert said(look(engine)) == changed, "by its time"
-    # what is as it was is right, whatever its time
+    # what is as it was is right, whatever its time, also for a look that trusts nothing of what is cached
     file.write_text("one")
-    assert said(look(engine, seen)) == {}
-    os.utime(file, (1, 1))
-    assert said(look(engine)) == changed, "nobody knows better"
-    assert said(look(engine, seen, distrusted=True)) == {}, "too old for all else, it still knows that"
+    assert said(look(engine)) == {}
+    forget(engine)
+    assert said(look(engine, keep=False)) == changed, "nobody knows better than by its time"
+    assert not (engine.folder / "state" / "starts").exists()
     # and so is what was started since
     time.sleep(0.01)
     engine.stop(web)
     engine.start(web)
     assert said(look(engine)) == {}
-    assert said(look(engine, seen)) == {}
+    file.write_text("three")
+    assert said(look(engine)) == changed
 
 
 def test_no_container_is_looked_at_whose_files_are_older(engine: Engine) -> None:
@@ -263,3 +271,6 @@ def test_projects_that_do_not_count_are_not_seen(engine: Engine) -> None:
     start(engine, "web")
     assert look(engine, only=["blog", "s*"]).projects.keys() == {"shop"}
     assert look(engine, only=["blog"]).projects == {}
+    assert look(engine, only=["!shop"]).projects == {}
+    assert look(engine, only=["!blog"]).projects.keys() == {"shop"}
+    assert look(engine, only=["s*", "!sh*"]).projects == {}
