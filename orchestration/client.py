@@ -593,9 +593,10 @@ class Run:
 
     def prune(self, timeout: float = 30.0) -> str:
         """Have a run that rests forgotten, with all that is kept of it: `done`, or why it was not. Afterwards it
-        can no longer be undone. WaitTimeout if no worker took it.
+        can no longer be undone. WaitTimeout if no worker took it; with a `timeout` of 0 it is asked for only.
         """
-        return self.answer(self._command("prune", ""), timeout)
+        command_id = self._command("prune", "")
+        return self.answer(command_id, timeout) if timeout else ""
 
     def approve(self, step: str, note: str = "") -> str:
         """Say that a step that waits for an approval may go on. Returns at once, with the command's id for

@@ -52,7 +52,10 @@ def orchestrate(every: float = 300.0, look: str = "") -> None:
             again = {"every": every, "look": run.id}
             orchestrate.apply_async(kwargs=again, countdown=_AGAIN, queue=CONTROL, expires=every + _AGAIN)
             return
-        selection = deployed.looked(run.report())
+        report = run.report()
+        selection = deployed.looked(report)
+        if report.exit_code == 0 and not any(step.changed for step in report.steps):
+            run.prune(0)  # it has found all as it was, and there is one every few minutes
         for host, why in selection.errors.items():
             log.warning("orchestrate: host %s could not be looked at: %s", host, why)
         if selection.chosen:

@@ -73,7 +73,6 @@ class Service(_Model):
     #: Its restart policy; and whether it is of a profile, so that it may be missing.
     restart: str = ""
     profiled: bool = False
-    needs: list[str] = []
     #: As its files give them, and as its containers have them.
     declared: dict[str, str] = {}
     labels: dict[str, str] = {}

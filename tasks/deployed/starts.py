@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,10 @@ def starts(engine: str) -> dict[str, Start]:
 
 
 def keep_starts(engine: str, seen: Seen, known: Mapping[str, Start]) -> None:
-    """Keep those of all containers that there are, and no others. Where two look at once, they see the same."""
-    found: dict[str, dict[str, Any]] = {}
+    """Keep what was seen now, and of `known`, all containers that there are, the others. Where two look at once, they
+    see the same.
+    """
+    found = {key: asdict(one) for key, one in known.items() if one != Start()}
     for project in seen.projects.values():
         for service in project.services.values():
             for one in service.containers:
@@ -52,6 +54,8 @@ def keep_starts(engine: str, seen: Seen, known: Mapping[str, Start]) -> None:
                 by_hand = one.by_hand if one.state == "exited" else None
                 if start or by_hand is not None:
                     found[one.id] = {"start": start, "files": files, "by_hand": by_hand}
+                else:
+                    found.pop(one.id, None)
     text = json.dumps(found, sort_keys=True).encode()
     path = _path(engine)
     if not path.exists() or path.read_bytes() != text:

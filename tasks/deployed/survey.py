@@ -32,7 +32,7 @@ from longshore.tasks.operation import Context
 
 _LABEL = "com.docker.compose."
 #: What of a service its files say.
-_OF_FILES = {"image", "hash", "replicas", "restart", "profiled", "needs", "declared"}
+_OF_FILES = {"image", "hash", "replicas", "restart", "profiled", "declared"}
 _EXITED = re.compile(r"(?:Exited|Restarting|Dead) \((-?\d+)\)")
 _HEALTH = re.compile(r"\((healthy|unhealthy|health: starting)\)")
 #: Of a bind-mounted or named folder, so many files are tracked at most.
@@ -74,7 +74,8 @@ class Survey:
         if self.known is not None and (self.known.engine, self.known.rules) != (engine, rules):
             self.known = None
         label = PROJECT if project is None else f"{PROJECT}={project}"
-        rows = [row for row in self.docker.rows({"label": [label]}, all_of_them=True) if self._counts(row)]
+        there = self.docker.rows({"label": [label]}, all_of_them=True)
+        rows = [row for row in there if self._counts(row)]
         self._images = _index(self.docker.images())
         self._events = self._ends(rows)
         by_project: dict[str, list[dict[str, Any]]] = {}
@@ -86,7 +87,7 @@ class Survey:
             projects[name] = self._project(name, its_rows)
         seen = self._with_registries(Seen(engine=engine, rules=rules, projects=projects))
         if self.keep:
-            keep_starts(engine, seen, self._starts)
+            keep_starts(engine, seen, {row["Id"]: self._starts.get(row["Id"], Start()) for row in there})
         return seen
 
     def _counts(self, row: Mapping[str, Any]) -> bool:
@@ -371,7 +372,6 @@ def _said(resolved: Resolved, name: str) -> Service:
         image=resolved.image(name),
         hash=resolved.hashes.get(name, ""),
         replicas=resolved.replicas(name),
-        needs=sorted(said.get("depends_on") or {}),
         declared={key: str(value) for key, value in sorted((said.get("labels") or {}).items())},
         restart=str(said.get("restart") or ""),
         profiled=bool(said.get("profiles")),

@@ -267,6 +267,23 @@ def test_a_registry_is_asked_once_in_a_while_and_left_alone_when_it_says_so(engi
     assert all("registry" not in text for text in said(look(engine, newer)).values())
 
 
+def test_what_others_have_seen_is_not_forgotten_and_what_is_gone_is(engine: Engine) -> None:
+    file = engine.folder / "site.conf"
+    file.write_text("one")
+    web = start(engine, "web")
+    engine.mounts["shop-web-1"] = [str(file)]
+    look(engine)
+    (path,) = (engine.folder / "state" / "starts").iterdir()
+    before = path.read_text()
+    assert web in before
+    look(engine, only=["blog"])
+    assert path.read_text() == before
+    engine.remove(web)
+    start(engine, "once")
+    look(engine)
+    assert path.read_text() == "{}"
+
+
 def test_projects_that_do_not_count_are_not_seen(engine: Engine) -> None:
     start(engine, "web")
     assert look(engine, only=["blog", "s*"]).projects.keys() == {"shop"}
