@@ -90,8 +90,9 @@ def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bo
         _, deployed = _deployed()
         checked = deployed.check(hosts, registry=registry, state=image is not None)
         if image is not None:
-            seen = {one.host: one.seen for one in checked.hosts if one.seen is not None}
-            found = deployed.chosen(seen, {}, image=image, running=True)
+            from longshore.orchestration.deployed.selected import choose  # noqa: PLC0415 - see cli.common
+
+            found = choose(deployed.said, checked.seen, {}, image=image, running=True)
     except LongshoreError as error:
         if as_json:
             current().show({"valid": False, "reason": None, "error": str(error), "timestamp": _now(), "exit_code": 2})
@@ -344,9 +345,10 @@ def _rehearse_all(
     deployed: Deployed, labels: Sequence[str], image: str | None, hosts: Sequence[str], registry: bool, manner: Manner
 ) -> None:
     """What a run would find and do, from looks alone."""
+    from longshore.orchestration.deployed.selected import choose  # noqa: PLC0415 - see cli.common
+
     checked = deployed.check(hosts, registry=registry, state=True)
-    seen = {one.host: one.seen for one in checked.hosts if one.seen is not None}
-    found = deployed.chosen(seen, checked.errors, labels=labels, image=image)
+    found = choose(deployed.said, checked.seen, checked.errors, labels=labels, image=image)
     options = current()
     code = 3 if found.incomplete else 0
     plan = deployed.plan(found, manner) if found.chosen else None

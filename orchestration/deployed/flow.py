@@ -71,6 +71,11 @@ class Checked:
         return [one.host for one in self.hosts]
 
     @property
+    def seen(self) -> dict[str, Seen]:
+        """What there is to be seen, by host, where that was asked for."""
+        return {one.host: one.seen for one in self.hosts if one.seen is not None}
+
+    @property
     def errors(self) -> dict[str, str]:
         return {one.host: one.error for one in self.hosts if one.error}
 
@@ -213,8 +218,8 @@ class Deployed:
         _, failed = self._rebuilt(lacking, self._store.now(), registry=registry)
         left = [host for host in there if host not in failed]
         checked = self.check(left, registry=registry and look_only, state=True) if left else Checked(())
-        seen = {one.host: one.seen for one in checked.hosts if one.seen is not None}
-        return self.chosen(seen, away | failed | checked.errors, labels=labels, image=image, running=True)
+        errors = away | failed | checked.errors
+        return choose(self.said, checked.seen, errors, labels=labels, image=image, running=True)
 
     def _rebuilt(self, hosts: Sequence[str], asked: int, *, registry: bool) -> tuple[list[str], dict[str, str]]:
         """Have these hosts' caches made to say what is there: which were built, and which failed and why."""
@@ -230,18 +235,6 @@ class Deployed:
         if why := found.wrong(caches.now()):
             return None, why
         return seen_in(found)
-
-    def chosen(
-        self,
-        seen: Mapping[str, Seen],
-        errors: Mapping[str, str],
-        *,
-        labels: Iterable[str] = (),
-        image: str | None = None,
-        running: bool = False,
-    ) -> Selection:
-        """What is stale in what was seen; see `choose`."""
-        return choose(self.said, seen, errors, labels=labels, image=image, running=running)
 
     def plan(self, selection: Selection, manner: Manner, *, asked: bool = False) -> Plan:
         """The plan that brings right what was selected."""
@@ -348,7 +341,7 @@ class Deployed:
                 errors[host] = why
             else:
                 seen[host] = found
-        return self.chosen(seen, errors, labels=labels, image=image)
+        return choose(self.said, seen, errors, labels=labels, image=image)
 
     def _plan(self, name: str, operation: str, hosts: Sequence[str], registry: bool, **more: Any) -> Plan:
         """A step for each host: one that fails harms no other."""
