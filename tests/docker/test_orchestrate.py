@@ -37,7 +37,7 @@ from tests.servers import IMAGE, PASSWORD, USER, Registry, engine_url, remove_pr
 if TYPE_CHECKING:
     import docker
 
-pytestmark = [pytest.mark.docker, pytest.mark.integration]
+pytestmark = [pytest.mark.docker, pytest.mark.integration, pytest.mark.deployed]
 assert module_installation
 assert install
 assert short_folder
@@ -46,7 +46,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HOST = "web1"
 QUICK = ("--min-healthy-time", "500ms")
 #: Nobody else's projects are looked at.
-PREFIX = f"lst-orc-{uuid.uuid4().hex[:6]}"
+PREFIX = f"los-orc-{uuid.uuid4().hex[:6]}"
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +298,8 @@ def test_what_was_stopped_by_hand_or_has_ended_well_is_told_of_and_left_alone(
         },
     )
     shop.compose("stop", "--timeout", "1", "db", "stubborn")
+    # The engine remembers 256 events, and these tests are not alone on it.
+    place.client().deployed().rebuild([HOST])
     shop.image_moves("db")
     now = shop.image_moves("web")
     before = shop.state()
@@ -856,7 +858,7 @@ def counter(short_folder: Path) -> Iterator[Counter]:
 def test_two_hundred_containers_cost_a_handful_of_calls(
     install: MakeInstallation, engine: docker.APIClient, counter: Counter, tmp_path: Path
 ) -> None:
-    prefix = f"lst-many-{uuid.uuid4().hex[:6]}"
+    prefix = f"los-many-{uuid.uuid4().hex[:6]}"
     rules = tmp_path / "stacks.yaml"
     rules.write_text(yaml.safe_dump({"only": [f"{prefix}-*"]}))
     services = {f"s{number}": {"image": IMAGE, "command": ["sleep", "9999"]} for number in range(5)}
