@@ -238,7 +238,8 @@ class Deployed:
 
     def plan(self, selection: Selection, manner: Manner, *, asked: bool = False) -> Plan:
         """The plan that brings right what was selected."""
-        return restart_plan(selection.chosen, selection.seen, self.said, manner, asked=asked)
+        ttl = self._client.settings.cache_ttl
+        return restart_plan(selection.chosen, selection.seen, self.said, manner, asked=asked, ttl=ttl)
 
     def start(self, selection: Selection, manner: Manner, *, asked: bool = False, run_id: str | None = None) -> Run:
         """Have it brought right; returns at once. Whoever asks for the same at the same time gets the same run."""

@@ -62,10 +62,16 @@ class _Group:
 
 
 def restart_plan(
-    chosen: Sequence[Stale], seen: Mapping[str, Seen], said: Described, manner: Manner, *, asked: bool = False
+    chosen: Sequence[Stale],
+    seen: Mapping[str, Seen],
+    said: Described,
+    manner: Manner,
+    *,
+    asked: bool = False,
+    ttl: float = 3600.0,
 ) -> Plan:
-    """The plan. `asked`: the services were named, and are restarted in any case. UsageError where stacks wait for each
-    other in a circle.
+    """The plan. `asked`: the services were named, and are restarted in any case; `ttl`: of the cache that tells of them
+    afterwards. UsageError where stacks wait for each other in a circle.
     """
     plan = Plan(
         "orchestrate",
@@ -89,7 +95,7 @@ def restart_plan(
         before = [steps[group.key] for group in wave] if manner.max_parallel else []
     for host in sorted({group.host for group in groups}):
         own = [step for (where, _), step in steps.items() if where == host]
-        look = plan.step(_name(f"cache.{host}"), REBUILD.name, **_look(said)).target(host).undo("none")
+        look = plan.step(_name(f"cache.{host}"), REBUILD.name, ttl=ttl, **_look(said)).target(host).undo("none")
         look.describe("The cache says what is there now")
         _behind(look, [], own)
     return plan
