@@ -28,10 +28,9 @@ def ref(registry: Registry) -> str:
 
 
 def names(engine: docker.APIClient) -> dict[str, str]:
-    """What each name means, those that are kept for an undo as well."""
+    """What each name means, those that are kept for an undo as well; not those of tests that run at the same time."""
     found = {tag: image["Id"] for image in engine.images() for tag in image["RepoTags"] or []}
-    found.pop("<none>:<none>", None)
-    return found
+    return {tag: image_id for tag, image_id in found.items() if "los-" not in tag and tag != "<none>:<none>"}
 
 
 def publish(engine: docker.APIClient, step: MakeStep, new_image: NewImage, ref: str) -> str:
