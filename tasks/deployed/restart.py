@@ -165,22 +165,17 @@ class Restart(Implementation[RestartParams]):
         """Services that do not need each other."""
         docker, target, params = bringing.docker, bringing.target, bringing.params
         project = bringing.before["project"]
-        began = {member.id: member.started_at for member in members_of(bringing.before)}
-        there = [member for member in members(docker, project) if member.service in do]
-
-        def untouched(name: str) -> bool:
-            return any(m.service == name and m.id in began and m.started_at == began[m.id] for m in there)
-
         was = members_of(bringing.before)
+        began = {member.id: member.started_at for member in was}
+        there = [member for member in members(docker, project) if member.service in do]
+        untouched = {m.service for m in there if m.id in began and m.started_at == began[m.id]}
         grace = [] if params.grace is None else ["--timeout", str(round(params.grace))]
-        for options, names in (
-            ([], [name for name, what in do.items() if what == "up"]),
-            (["--force-recreate"], [name for name, what in do.items() if what == "redeploy" and untouched(name)]),
-        ):
+        anew = [name for name, what in do.items() if what == "redeploy" and name in untouched]
+        # What an attempt before this one has begun to make anew may have to be started.
+        up = [name for name, what in do.items() if what == "up" or (what == "redeploy" and name not in untouched)]
+        for names, options in ((up, []), (anew, ["--force-recreate"])):
             if names:
-                bringing.up_alone(
-                    source, names, [*options, *grace, *_scale(target, names, members_of(bringing.before))]
-                )
+                bringing.up_alone(source, names, [*options, *grace, *_scale(target, names, was)])
         point("deployed.half")
         # What ran is started again; of what stood as a whole, all of it.
         ran = {member.id: member.running for member in was}
