@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -147,6 +147,13 @@ def read_params(plan: Plan, pairs: tuple[str, ...], file: str | None) -> dict[st
             raise UsageError(f"-p {pair!r} is not name=value")
         values[name] = plan.params[name].parse(text) if name in plan.params else text
     return values
+
+
+def show_table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as they have to be; the first row is their heads."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
 def leave(code: int) -> None:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from longshore.orchestration.cli.common import client, current, global_options, leave
+from longshore.orchestration.cli.common import client, current, global_options, leave, show_table
 from longshore.orchestration.cli.run import left_alone, rehearse
 from longshore.orchestration.durations import parse_duration
 from longshore.orchestration.errors import LongshoreError, UsageError
 
 if TYPE_CHECKING:
-    from longshore.orchestration.client import Client, Run
+    from longshore.orchestration.client import Run
     from longshore.orchestration.deployed.flow import Checked, Deployed, Manner, Orchestrated, Selection
     from longshore.orchestration.report import Report
 
@@ -63,13 +63,6 @@ def _manner(said: dict[str, Any]) -> Manner:
     return Manner(**said)
 
 
-def _deployed() -> tuple[Client, Deployed]:
-    from longshore.orchestration.deployed.flow import Deployed  # noqa: PLC0415 - see cli.common
-
-    made = client()
-    return made, Deployed(made)
-
-
 # --- check ------------------------------------------------------------------------------------------
 
 
@@ -87,7 +80,7 @@ def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bo
     as_json = as_json or current().json
     found = None
     try:
-        _, deployed = _deployed()
+        deployed = client().deployed()
         checked = deployed.check(hosts, registry=registry, state=image is not None)
         if image is not None:
             from longshore.orchestration.deployed.selected import choose  # noqa: PLC0415 - see cli.common
@@ -143,20 +136,18 @@ def rebuild(force: bool, hosts: tuple[str, ...], registry: bool) -> None:
     Asks first; without a terminal it reads the answer from its input. Exit codes: 0 built, 1 not (or no answer), 2
     usage, 3 not of every host.
     """
-    made, deployed = _deployed()
+    from longshore.orchestration.deployed.flow import failures  # noqa: PLC0415 - see cli.common
+
+    deployed = client().deployed()
     there, away = deployed.hosts(hosts)
-    plan = deployed.rebuild_plan(there, registry=registry)
     options = current()
     if options.dry_run:
-        return leave(rehearse(plan, {}) if there else 1)
+        return leave(rehearse(deployed.rebuild_plan(there, registry=registry), {}) if there else 1)
     if not force and not _confirmed(f"What is cached of {', '.join(there) or 'no host'} is thrown away. Continue?"):
         click.echo("Aborted", err=True)
         return leave(1)
-    report = made.start(plan).wait() if there else None
-    failed = dict(away)
-    for step in report.steps if report else ():
-        if step.error or step.status not in {"changed", "unchanged"}:
-            failed[step.name] = step.error or str(step.status)
+    report = deployed.rebuild(there, registry=registry) if there else None
+    failed = away | (failures(report) if report else {})
     built = {step.name: step.data for step in report.steps if step.name not in failed} if report else {}
     if options.json:
         options.show({"rebuilt": built, "errors": failed, "run_id": report.run_id if report else None})
@@ -195,7 +186,7 @@ def _confirmed(question: str) -> bool:
 )
 def select(labels: tuple[str, ...], image: str | None, hosts: tuple[str, ...], registry: bool, form: str) -> None:
     """What does not run as its files and images say, and why. Restarts nothing."""
-    _, deployed = _deployed()
+    deployed = client().deployed()
     found = deployed.select(hosts, labels=labels, image=image, registry=registry, look_only=current().dry_run)
     form = "json" if current().json and form == "table" else form
     if form == "names":
@@ -236,9 +227,7 @@ def _table(found: Selection) -> None:
     else:
         rows = [("HOST", "PROJECT", "SERVICE", "ACTION", "REASON")]
         rows += [(o.host, o.project, o.service, o.action, ", ".join(map(str, o.reasons))) for o in found.chosen]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+        show_table(rows)
     for note in found.notes:
         click.echo(f"left alone: {note}")
 
@@ -269,7 +258,7 @@ def restart(
     """
     asked = _names(names)
     manner = _manner(said)
-    _, deployed = _deployed()
+    deployed = client().deployed()
     if not names:
         deployed.wait_for_others(hosts)
     found = deployed.select(hosts, labels=labels, registry=registry, look_only=current().dry_run)
@@ -323,7 +312,7 @@ def orchestrate(
     back; 2 usage; 3 some stack is not right, or could not be looked at.
     """
     manner = _manner(said)
-    _, deployed = _deployed()
+    deployed = client().deployed()
     if current().dry_run:
         return _rehearse_all(deployed, labels, image, hosts, registry, manner)
     quiet = current().quiet or current().json

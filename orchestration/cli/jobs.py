@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from longshore.orchestration.cli.common import client, command, current, leave
+from longshore.orchestration.cli.common import client, command, current, leave, show_table
 from longshore.orchestration.cli.run import begin_job, rehearse
 from longshore.orchestration.errors import UsageError
 
@@ -132,9 +132,7 @@ def _table(known: Known, now: int) -> None:
         schedule = f"{job.schedule} {job.timezone}" if job.schedule else "-"
         where = ", ".join([*job.stacks, *job.alone]) or "-"
         rows.append((job.name, job.host, where, job.image, schedule, job.overlap, said["next"] or "-"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    show_table(rows)
 
 
 def _findings(findings: Sequence[Finding]) -> list[dict[str, Any]]:

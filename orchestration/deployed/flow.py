@@ -195,9 +195,8 @@ class Deployed:
 
     def looked(self, report: Report) -> Selection:
         """What such a look has found to be stale."""
-        hosts = [step.name for step in report.steps]
         _, away = self.hosts()
-        return self._from_cache(hosts, away | _failures(report, hosts), (), None)
+        return self._from_cache([step.name for step in report.steps], away | failures(report), (), None)
 
     def select(
         self,
@@ -226,7 +225,7 @@ class Deployed:
         if not hosts:
             return [], {}
         report = self.rebuild(hosts, registry=registry, fresh=False, asked=asked)
-        return [host for host in hosts if report.step(host).changed], _failures(report, hosts)
+        return [host for host in hosts if report.step(host).changed], failures(report)
 
     def cached(self, host: str) -> tuple[Seen | None, str]:
         """What is cached of a host, if it can be used; and why not."""
@@ -384,13 +383,13 @@ def _checked(host: str, answer: Mapping[str, Any]) -> HostCheck:
     return HostCheck(host, data["valid"], data["reason"], data["generation"], data["age_s"], seen=seen)
 
 
-def _failures(report: Report, hosts: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for host in hosts:
-        step = report.step(host)
-        if step.status not in STEP_GOOD:
-            found[host] = step.error or step.reason or (_GONE if step.status not in STEP_FINAL else str(step.status))
-    return found
+def failures(report: Report) -> dict[str, str]:
+    """Of the run of a rebuild, the hosts that it failed on, and why."""
+    return {
+        step.name: step.error or step.reason or (str(step.status) if step.status in STEP_FINAL else _GONE)
+        for step in report.steps
+        if step.status not in STEP_GOOD
+    }
 
 
 def _listed(errors: Mapping[str, str]) -> str:
@@ -402,4 +401,4 @@ def _unasked(selection: Selection) -> str:
     return "".join(f"; {text}" for text in [*told, *map(str, selection.wrong)])
 
 
-__all__ = ["Checked", "Deployed", "HostCheck", "Manner", "Orchestrated", "Selection"]
+__all__ = ["Checked", "Deployed", "HostCheck", "Manner", "Orchestrated", "Selection", "failures"]

@@ -74,6 +74,12 @@ def choose(
         stale += [told for told in found if isinstance(told, Stale)]
         notes += [told for told in found if isinstance(told, Note) and not told.wrong]
         wrong += [told for told in found if isinstance(told, Note) and told.wrong]
+        if not wanted and image is None:
+            notes += [
+                Note(host, "", "", f"image {ref}: its registry could not be asked: {remote.error}")
+                for ref, remote in one.remotes.items()
+                if remote.error
+            ]
         if image is not None and running:
             stale += _running(host, one, image, wanted, stale, notes)
     stale.sort(key=lambda told: (told.host, told.project, told.service))

@@ -30,20 +30,25 @@ class StackSpec(ServiceSpec):
     services: dict[str, ServiceSpec] = {}
 
 
-class LookParams(Params):
-    """How the host is looked at: all Compose projects of its engine, their files and images.
-
-    `registry` has each image's registry asked whether its tag has moved, at most once in `registry_every`, and not
-    for a while after it said that it was asked too often.
-    """
+class SaidParams(Params):
+    """What a file says of the stacks; the same for all who are to see the same."""
 
     stacks: dict[str, StackSpec] = Field({}, description="What is said of projects beside their labels")
-    only: _Names = Field([], description="Names or patterns of the projects that count; all if left out")
-    registry: bool = False
-    registry_every: Duration = 600.0
+    only: _Names = Field([], description="Patterns of the projects that count, and with ! that do not; all if left out")
     registries: dict[str, Login] = Field(
         {}, description="By a registry's host[:port]; the worker's own docker configuration for those left out"
     )
+
+
+class LookParams(SaidParams):
+    """How the host is looked at: all Compose projects of its engine, their files and images.
+
+    `registry` has each image's registry asked whether its tag has moved, at most once in `registry_every`, and not
+    for a while after it said that it was asked too often. What a check hears is not kept.
+    """
+
+    registry: bool = False
+    registry_every: Duration = 600.0
 
 
 class CheckParams(LookParams):
@@ -91,7 +96,7 @@ class Wanted(Params):
     why: list[str] = []
 
 
-class RestartParams(Params):
+class RestartParams(SaidParams):
     """Brings services of one project right, dependencies first, and nothing else of it.
 
     With `index`, the fingerprint of what they were selected by, it is looked again where the project is another by
@@ -102,9 +107,6 @@ class RestartParams(Params):
     services: Annotated[dict[str, Wanted], Field(min_length=1)]
     index: str = ""
     asked: bool = False
-    stacks: dict[str, StackSpec] = {}
-    only: _Names = []
-    registries: dict[str, Login] = {}
     healthy_deadline: Duration = 60.0
     min_healthy_time: Duration = 5.0
     auto_revert: bool = Field(

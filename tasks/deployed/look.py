@@ -21,9 +21,10 @@ def _remotes(seen: Seen | None, *, fresh: bool) -> dict[str, Remote]:
     return {ref: one for ref, one in remotes.items() if not fresh or one.error == "limited"}
 
 
-def _wrong(caches: Caches, found: Found) -> str:
-    """Why nothing of it is trusted, whatever there is to be seen."""
-    return found.wrong(caches.now()) or seen_in(found)[1]
+def _read(caches: Caches, found: Found) -> tuple[Seen | None, str]:
+    """What a generation says, whatever it is worth; and why nothing of it is trusted."""
+    seen, unreadable = seen_in(found)
+    return seen, found.wrong(caches.now()) or unreadable
 
 
 @implements(CHECK)
@@ -33,8 +34,7 @@ class Check(Looks[CheckParams]):
     def act(self, ctx: Context, params: CheckParams, before: dict[str, Any]) -> Outcome:
         caches = ctx.caches()
         found = caches.get(CACHE + ctx.host.name)
-        seen, _ = seen_in(found)
-        why = _wrong(caches, found)
+        seen, why = _read(caches, found)
         trusted = None if why else seen
         data: dict[str, Any] = {"generation": found.generation}
         data["age_s"] = round(found.entry.age(caches.now()), 3) if found.entry else None
@@ -64,15 +64,15 @@ class Rebuild(Implementation[RebuildParams]):
         asked = params.asked or caches.now()
         with ctx.lock(f"cache {name}", f"the cache of {ctx.host.name}"):
             found = caches.get(name)
-            seen, _ = seen_in(found)
-            why = _wrong(caches, found)
+            seen, why = _read(caches, found)
             if seen is not None and mine(ctx, found):
                 return Outcome(changed=True, data=_told(caches, name, found, before, seen, built=True))
             if seen is not None and not why and _is_mine(seen, found, asked, params):
                 return Outcome(changed=False, data=_told(caches, name, found, before, seen))
             trusted = None if why or params.fresh else seen
             began = caches.now()
-            now = _looked(ctx, params, trusted, seen)
+            remotes = _remotes(seen, fresh=params.fresh)
+            now = Survey(ctx, engine(), params, trusted, True, remotes, keep=True).look()
             if trusted is not None:
                 why = difference(trusted, now)
                 if not why and now.remotes == trusted.remotes:
@@ -90,8 +90,7 @@ class Rebuild(Implementation[RebuildParams]):
     def predict(self, ctx: Context, params: RebuildParams) -> Prediction:
         caches, name = ctx.caches(), CACHE + ctx.host.name
         found = caches.get(name)
-        seen, _ = seen_in(found)
-        why = _wrong(caches, found)
+        seen, why = _read(caches, found)
         undo = "bring the generation before it back" if found.entry else "take it away"
         if params.fresh or why or seen is None:
             return Prediction(f"would build it from nothing: {why or 'nothing of it is to be trusted'}", undo=undo)
@@ -109,11 +108,6 @@ def _is_mine(seen: Seen, found: Found, asked: int, params: RebuildParams) -> boo
     """Whether somebody has built meanwhile what this step would: by the same rules, and without asking registries."""
     same = seen.rules == rules_of(params) and not params.registry
     return same and joined(found, asked, seen.fingerprint, fresh=params.fresh)
-
-
-def _looked(ctx: Context, params: RebuildParams, trusted: Seen | None, seen: Seen | None) -> Seen:
-    remotes = _remotes(seen, fresh=params.fresh)
-    return Survey(ctx, engine(), params, trusted, True, remotes, keep=True).look()
 
 
 def _told(

@@ -12,7 +12,6 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any
 
 from longshore.orchestration.caches import digest_of
@@ -27,7 +26,7 @@ from longshore.tasks.compose.cli import PROJECT, Compose, Resolved, Source
 from longshore.tasks.compose.scope import identity
 from longshore.tasks.deployed.inputs import digest_of_file, inputs_of
 from longshore.tasks.deployed.starts import Start, keep_starts, starts
-from longshore.tasks.engine import Container, Engine, Image, Login
+from longshore.tasks.engine import Container, Engine, Image, Login, seconds_of
 from longshore.tasks.operation import Context
 
 _LABEL = "com.docker.compose."
@@ -207,7 +206,7 @@ class Survey:
         started = float(row["Created"]) if max(changed.values()) < float(row["Created"]) else None
         if started is None or not start:
             inspected = self.docker.inspect(found.id)
-            started = _seconds(inspected.started_at) if inspected and inspected.started_at else time.time()
+            started = seconds_of(inspected.started_at) if inspected and inspected.started_at else time.time()
         start = start or str(started)
         kept = was.files if was.start == start else {}
         digests = {
@@ -356,11 +355,6 @@ def _changed_at(path: str) -> float:
         return max(os.stat(path).st_ctime, os.lstat(path).st_ctime)
     except OSError:
         return 0.0
-
-
-def _seconds(text: str) -> float:
-    head, _, fraction = text.rstrip("Z").partition(".")
-    return datetime.fromisoformat(f"{head}+00:00").timestamp() + float(f"0.{fraction or 0}")
 
 
 # --- what files say ---------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from longshore.orchestration.deployed.images import repository
 from longshore.orchestration.errors import OperationError, Preflight, StepCancelled, StepTimeout, Transient
 from longshore.orchestration.operations.docker.images import (
     DIGEST,
@@ -27,10 +28,8 @@ def login_of(params: Any) -> Login | None:
 
 def _digest_of(image: Image, ref: str) -> str | None:
     """The one of the repository that the name is in."""
-    repository = ref.partition("@")[0]
-    head, colon, tag = repository.rpartition(":")
-    repository = head if colon and "/" not in tag else repository
-    return next((text.partition("@")[2] for text in image.digests if text.partition("@")[0] == repository), None)
+    wanted = repository(ref.partition("@")[0])
+    return next((text.partition("@")[2] for text in image.digests if text.partition("@")[0] == wanted), None)
 
 
 def fetch(

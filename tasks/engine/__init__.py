@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -215,6 +216,11 @@ class Engine(Protocol):
 
 def _time(text: str) -> str | None:
     return None if text.startswith(_NEVER) else text
+
+
+def seconds_of(time: str) -> float:
+    """Seconds since 1970 of a time as the engine writes it, with nine digits of a second."""
+    return datetime.fromisoformat(time).timestamp()
 
 
 def engine_url() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import datetime
 from typing import Any
 
 from longshore.orchestration.errors import (
@@ -31,7 +30,7 @@ from longshore.orchestration.states import STEP_GOOD
 from longshore.tasks.crash import point
 from longshore.tasks.docker import spec
 from longshore.tasks.docker.run import data_of, told_all
-from longshore.tasks.engine import Container, Engine, engine
+from longshore.tasks.engine import Container, Engine, engine, seconds_of
 from longshore.tasks.hostlock import exclusive
 from longshore.tasks.job.follow import Told, followed
 from longshore.tasks.job.found import Left, workers
@@ -257,16 +256,12 @@ class Work(Stands[WorkParams]):
 def _engine_time(docker: Engine) -> float:
     """The engine's clock, by which it says when a container was started."""
     told = docker.info().get("SystemTime")
-    return _seconds(str(told)) if told else time.time()
-
-
-def _seconds(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()
+    return seconds_of(str(told)) if told else time.time()
 
 
 def _ran_for(container: Container, now: float) -> float:
-    began = _seconds(container.started_at) if container.started_at else now
-    ended = _seconds(container.finished_at) if container.finished_at and not container.running else now
+    began = seconds_of(container.started_at) if container.started_at else now
+    ended = seconds_of(container.finished_at) if container.finished_at and not container.running else now
     # One that was ended by a signal may have been so a moment before the whole time was over, by this clock.
     return ended - began + _CLOSE * bool(not container.running and container.exit_code)
 

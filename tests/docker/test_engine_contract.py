@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import tarfile
+import time
 import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -360,3 +362,19 @@ def test_what_check_raises_ends_a_long_call(port: Engine, shelf: str) -> None:
     port.push(shelf, login=None, check=lambda: None)
     with pytest.raises(StepCancelled):
         port.pull(shelf, login=None, platform=None, check=stop)
+
+
+def test_all_images_and_what_happened_to_containers_come_in_one_call_each(port: Engine) -> None:
+    began = time.time() - 1
+    name = make(port)
+    port.start(name)
+    port.stop(name, 0)
+
+    (row,) = port.rows({"name": [f"^/{name}$"]}, all_of_them=True)
+    assert re.match(r"Exited \(\d+\) ", row["Status"])
+    events = [
+        one for one in port.events(("start", "die", "stop"), began, time.time()) if one["Actor"]["ID"] == row["Id"]
+    ]
+    assert [one["Action"] for one in events] == ["start", "die", "stop"]
+    assert not [one for one in port.events(("stop",), 0.0, began) if one["Actor"]["ID"] == row["Id"]]
+    assert any(image.id == port.image_id(IMAGE) and IMAGE in image.tags for image in port.images())

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from longshore.orchestration.deployed.rules import Described
+from longshore.orchestration.deployed.selected import choose
 from longshore.orchestration.deployed.stale import Note, Stale, judged
 from longshore.orchestration.deployed.state import Seen
 from longshore.orchestration.errors import OperationError, StepCancelled
@@ -258,6 +260,9 @@ def test_a_registry_is_asked_once_in_a_while_and_left_alone_when_it_says_so(engi
     engine.limited = True
     limited = look(engine, newer, registry=True, registry_every=0)
     assert said(limited) == said(newer)
+    assert [str(note) for note in choose(Described(), {"h": limited}, {}).notes] == [
+        "image shop:1: its registry could not be asked: limited"
+    ]
     look(engine, limited, registry=True, registry_every=0)
     assert not any(call.startswith("registry") for call in engine.asked)
     assert limited.fingerprint == newer.fingerprint
