@@ -66,6 +66,19 @@ def test_a_secret_is_used_and_told_nowhere(place: Installation, tmp_path: Path) 
     told_nowhere(place, all_that_is_kept(place, *seen, *told))
 
 
+def test_what_is_built_with_a_secret_is_kept_without_it(place: Installation) -> None:
+    built = {"argv": ["sh", "-c", 'printf "%s\\n" "$A"'], "env": {"A": REFERENCE}}
+    client = place.client()
+
+    report = client.run_operation(
+        "cache.rebuild.execute", cache="told", builder="command.exec.execute", params=built
+    ).wait()
+
+    assert report.exit_code == 0, report.error
+    assert client.cached("told")["stdout"] == "***\n"
+    told_nowhere(place, all_that_is_kept(place, report.model_dump_json()))
+
+
 def test_a_secret_that_a_worker_lacks_is_one_clear_error(place: Installation) -> None:
     run = place.client().run_operation(
         "command.exec.execute", argv=["true"], env={"A": "{{ secret('env:NO_SUCH_SECRET') }}"}
