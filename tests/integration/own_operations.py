@@ -22,6 +22,12 @@ class Count:
     number: int
 
 
+@operation("own.echo", read_only=True, secrets=["text"])
+def echo(text: str) -> dict[str, str]:
+    """Gives back what it was given, also where that is a secret."""
+    return {"said": text}
+
+
 @operation("own.hosts", read_only=True)
 def hosts(answers: dict[str, str]) -> Result:
     """One answer a host: changed, unchanged, skipped, or what failed."""

@@ -20,7 +20,9 @@ REFERENCE = "{{ secret('env:DB_PASSWORD') }}"
 @pytest.fixture(scope="module")
 def place(module_installation: MakeInstallation) -> Installation:
     made = module_installation()
-    made.worker("keeper", "-c", "2", "--task-events", "--loglevel", "DEBUG", DB_PASSWORD=VALUE).start()
+    settings = {"DB_PASSWORD": VALUE, "PYTHONPATH": made.pythonpath}
+    settings["LONGSHORE_IMPORTS"] = "tests.integration.own_operations"
+    made.worker("keeper", "-c", "2", "--task-events", "--loglevel", "DEBUG", **settings).start()
     return made
 
 
@@ -67,15 +69,14 @@ def test_a_secret_is_used_and_told_nowhere(place: Installation, tmp_path: Path) 
 
 
 def test_what_is_built_with_a_secret_is_kept_without_it(place: Installation) -> None:
-    built = {"argv": ["sh", "-c", 'printf "%s\\n" "$A"'], "env": {"A": REFERENCE}}
     client = place.client()
 
     report = client.run_operation(
-        "cache.rebuild.execute", cache="told", builder="command.exec.execute", params=built
+        "cache.rebuild.execute", cache="told", builder="own.echo", params={"text": REFERENCE}
     ).wait()
 
     assert report.exit_code == 0, report.error
-    assert client.cached("told")["stdout"] == "***\n"
+    assert client.cached("told") == {"said": "***"}
     told_nowhere(place, all_that_is_kept(place, report.model_dump_json()))
 
 
