@@ -14,6 +14,7 @@ from typing import Any
 
 from longshore.orchestration.errors import QueueFull
 from longshore.orchestration.indices import mark
+from longshore.orchestration.signing import sealed
 from longshore.orchestration.store import Store
 
 #: Queued runs that are read at once.
@@ -81,7 +82,7 @@ class Admission:
     def submit(self, run_id: str, body: Mapping[str, Any], *, bounded: bool = True) -> dict[str, Any] | None:
         """Put down that a run is wanted, once; the request that was there before, if any. QueueFull stores nothing."""
         store, keys = self._store, self._store.keys
-        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(sealed(store.settings, run_id, body), ensure_ascii=False, separators=(",", ":"))
         at_most = store.settings.max_queued if bounded else ""
         names = [keys.of(run_id).request, keys.inbox, keys.queue, keys.known, keys.order, keys.of(run_id).commands]
         said, there = store.run_alone("submit", names, run_id, text, mark(), Wanted.of(body).text(), at_most)

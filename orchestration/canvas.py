@@ -17,6 +17,7 @@ from kombu import Queue
 
 from longshore.orchestration.compiled import CONTROL, CompiledPlan, StepId, index_of
 from longshore.orchestration.settings import Settings, get_settings
+from longshore.orchestration.signing import plan_header
 
 STEP = "longshore.step"
 UNDO = "longshore.undo"
@@ -65,8 +66,12 @@ def producer(settings: Settings) -> Celery:
 class Canvas:
     """Builds and sends the messages of one run."""
 
-    def __init__(self, app: Celery, run_id: str, hosts: Mapping[StepId, str] | None = None) -> None:
+    def __init__(
+        self, app: Celery, run_id: str, hosts: Mapping[StepId, str] | None = None, *, digest: str = ""
+    ) -> None:
         self.app = app
+        #: Of the plan, where messages are signed.
+        self.digest = digest
         self.run_id = run_id
         #: The hosts of those steps and units that are not for whichever worker takes them.
         self.hosts = hosts or {}
@@ -86,6 +91,7 @@ class Canvas:
     def advance(self, plan_name: str, **options: Any) -> Signature[Any]:
         """The task that moves the run on."""
         shown = self._options(CONTROL, f"{plan_name} (advance)", f"({self.run_id!r},)") | options
+        shown["headers"] = plan_header(self.digest)
         return self.app.signature(ADVANCE, args=(self.run_id,), immutable=True, options=shown)
 
     def _work(self, task: str, plan: CompiledPlan, step_id: StepId) -> Signature[Any]:
@@ -100,6 +106,7 @@ class Canvas:
         # An attempt watches its own time; these end one that is stuck where it cannot.
         limit = step.step.timeout or get_settings().step_timeout
         options |= {"soft_time_limit": limit + SOFT_GRACE, "time_limit": limit + HARD_GRACE}
+        options["headers"] = plan_header(plan.digest)
         return self.app.signature(task, args=(self.run_id, step_id), immutable=True, options=options)
 
     def send_start(self, plan_name: str) -> None:

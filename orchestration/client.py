@@ -20,17 +20,18 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 
-from longshore.orchestration import dryrun, embedded, events, replay, report, templates, waits
+from longshore.orchestration import audit, dryrun, embedded, events, replay, report, signing, templates, waits
 from longshore.orchestration.admission import Admission
 from longshore.orchestration.breakers import Breakers, services
 from longshore.orchestration.caches import Caches
 from longshore.orchestration.canvas import Canvas, producer
 from longshore.orchestration.compiled import CompiledPlan, StepId
+from longshore.orchestration.denied import denied
 from longshore.orchestration.deployed.flow import Deployed, Orchestrated
 from longshore.orchestration.deployed.plan import Manner
 from longshore.orchestration.errors import (
     ConfigError,
-    PlanError,
+    PlanDenied,
     RunConflict,
     RunFailed,
     RunLost,
@@ -51,7 +52,7 @@ from longshore.orchestration.replay import Replay
 from longshore.orchestration.report import Report
 from longshore.orchestration.request import request_body
 from longshore.orchestration.selection import ANY, HostFilter
-from longshore.orchestration.settings import MAX_PLAN_BYTES, Settings, get_settings
+from longshore.orchestration.settings import Settings, get_settings
 from longshore.orchestration.source import load
 from longshore.orchestration.states import TERMINAL, RunState
 from longshore.orchestration.store import Store, actor, stream_order
@@ -116,10 +117,8 @@ class Client:
         run_id = run_id if run_id is not None else _new_run_id(plan if isinstance(plan, str) else plan.name)
         if not RUN_ID.fullmatch(run_id):
             raise UsageError(f"run id {run_id!r} must match {RUN_ID.pattern}")
-        body = request_body(load(plan) if isinstance(plan, str) else plan, params or {}, actor(self.settings))
+        body = self._body(load(plan) if isinstance(plan, str) else plan, params or {}, run_id)
         compiled = CompiledPlan(Plan.model_validate(body["plan"]))
-        if len(json.dumps(body, ensure_ascii=False).encode()) > MAX_PLAN_BYTES:
-            raise PlanError(f"the plan with its files is larger than {MAX_PLAN_BYTES} bytes")
         self._refuse_where_a_service_is_down(compiled)
         if (unknown := self._unknown_host(compiled, body["params"])) is not None and self.store.body(run_id) is None:
             raise unknown
@@ -132,7 +131,9 @@ class Client:
                 )
             return self._hooked(Run(self, run_id, compiled, attached=True, digest=body["digest"]), plan)
         try:
-            Canvas(self._producer, run_id).send_start(compiled.plan.name)
+            digest = body["digest"] if self.settings.keys else ""
+            with signing.sending(self.settings):
+                Canvas(self._producer, run_id, digest=digest).send_start(compiled.plan.name)
         except OperationalError as error:
             # The request is stored: the first sweep begins the run.
             raise StoreUnavailable(
@@ -140,6 +141,21 @@ class Client:
                 remedy=f"it begins when a worker sweeps: longshore runs watch {run_id}",
             ) from error
         return self._hooked(Run(self, run_id, compiled, digest=body["digest"]), plan)
+
+    def _body(self, plan: Plan, params: Mapping[str, Any], run_id: str) -> dict[str, Any]:
+        """The request of a run. What is refused for the harm that it could do is put into the audit trail."""
+        who, where = actor(self.settings), signing.origin(self.settings)
+        try:
+            denied(plan, self.settings)
+            body = request_body(plan, params, who, where)
+            if (size := len(json.dumps(body, ensure_ascii=False).encode())) > self.settings.max_plan:
+                raise PlanDenied(
+                    f"the plan with its parameters and files has {size} bytes, and {self.settings.max_plan} are allowed"
+                )
+        except PlanDenied as error:
+            audit.report_refusal(self.store, str(error), run=run_id, plan=plan.name, actor=who, origin=where)
+            raise
+        return body
 
     def _refuse_where_a_service_is_down(self, plan: CompiledPlan) -> None:
         if self.settings.on_blocked != "refuse":
@@ -360,7 +376,8 @@ class Client:
         self._ready()
         checked = load(plan) if isinstance(plan, str) else plan
         body = request_body(checked, params or {}, actor(self.settings))
-        return dryrun.dry_run(self.store, self._producer, CompiledPlan(checked), body)
+        with signing.sending(self.settings):
+            return dryrun.dry_run(self.store, self._producer, CompiledPlan(checked), body)
 
     # --- hosts --------------------------------------------------------------------------------------
 
@@ -635,7 +652,8 @@ class Run:
             self.id, kind, reason=reason, keep=keep, step=step, resolved_as=resolved_as
         )
         try:
-            Canvas(self.client._producer, self.id).send_advance(self.plan.plan.name)
+            with signing.sending(self.client.settings):
+                Canvas(self.client._producer, self.id).send_advance(self.plan.plan.name)
         except OperationalError as error:
             raise StoreUnavailable(
                 f"the {kind} of run {self.id} is stored, but its message could not be sent: {error}",

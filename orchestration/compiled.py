@@ -207,6 +207,8 @@ class CompiledPlan:
 
     def __init__(self, plan: Plan, *, lenient: bool = False) -> None:
         self.plan = plan
+        #: With its parameters and files, where messages are signed.
+        self.digest = ""
         names = list(plan.steps)
         index = {name: i for i, name in enumerate(names)}
         graph = {name: step.after for name, step in plan.steps.items()}

@@ -3,6 +3,7 @@
     LongshoreError                    exit code 1
     ├── UsageError                    exit code 2: what was asked for makes no sense
     │   ├── PlanError                 a plan that cannot be run, with step and line
+    │   │   └── PlanDenied            one that could do harm: too large, a secret in clear, a template that breaks out
     │   ├── ParamsError               values that do not fit the plan's `params`
     │   ├── UnknownName               no such plan, run, step or operation
     │   │   └── JobNotFound           no such job; names those that there are
@@ -29,6 +30,7 @@
         ├── InDoubt                   it may have happened, and asking again would be to do it again
         ├── Blocked                   its service is down: its breaker opens, the run is suspended
         ├── Preflight                 failed before anything was touched
+        │   └── NotAllowed            this worker's settings forbid it; stands in the audit trail
         ├── StepTimeout               the attempt ran out of its time
         └── StepCancelled             the run asked its running steps to stop
 
@@ -118,6 +120,10 @@ class PlanError(UsageError):
         super().__init__(f"{source}: {found[0]}{more}" if source else first)
         self.problems = found
         self.source = source
+
+
+class PlanDenied(PlanError):
+    """A plan that is refused for what it could do. It stands in the audit trail."""
 
 
 class ParamsError(UsageError):
@@ -251,6 +257,10 @@ class Blocked(OperationError):
 
 class Preflight(OperationError):
     """Failed before anything was touched, so that there is nothing to undo."""
+
+
+class NotAllowed(Preflight):
+    """The settings of the worker forbid it, whatever a plan says. It stands in the audit trail."""
 
 
 class StepTimeout(OperationError):

@@ -29,6 +29,9 @@
     {ns}:cache:<name>    hash    current and previous, a generation each, JSON; number, that of the last one
     {ns}:orchestrating   hash    by host, the last run that was started to bring right what is stale there
     {ns}:aside           stream  messages that no worker can take, and why; capped
+    {ns}:audit           stream  who started, ended, approved what, from where, and what was refused; capped
+    {ns}:reported        stream  what a client has refused, told by itself; capped
+    {ns}:carried:<mac>   string  there once a signed message was carried out; expires by itself
     {ns}:fleet           zset    the hosts that are known → when one of their workers was last heard of, ms
     {ns}:machine:<name>  hash    a host: node:<worker> what it is, JSON; beat:<worker> when it was last heard of, its
                                  state and how many steps it is at; drained by whom, since when; last what the last
@@ -238,6 +241,17 @@ class Keys:
     @property
     def aside(self) -> str:
         return f"{self.namespace}:aside"
+
+    @property
+    def audit(self) -> str:
+        return f"{self.namespace}:audit"
+
+    @property
+    def reported(self) -> str:
+        return f"{self.namespace}:reported"
+
+    def carried(self, mac: str) -> str:
+        return f"{self.namespace}:carried:{mac}"
 
     @property
     def fleet(self) -> str:

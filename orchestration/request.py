@@ -24,7 +24,7 @@ _LONGEST_KEY = 256
 _JOB, _BEGINS = "job.", "job.worker.execute"
 
 
-def request_body(plan: Plan, given: Mapping[str, Any], who: str) -> dict[str, Any]:
+def request_body(plan: Plan, given: Mapping[str, Any], who: str, origin: str = "") -> dict[str, Any]:
     """The request as it is stored: the normalised plan, its parameters, the files and plans that it names.
 
     Raises PlanError, ParamsError.
@@ -39,6 +39,7 @@ def request_body(plan: Plan, given: Mapping[str, Any], who: str) -> dict[str, An
         "files": files,
         "digest": plan.digest(params, files),
         "actor": who,
+        "origin": origin,
         # Two runs of one id, the first long forgotten, must not take each other's traces for their own.
         "born": secrets.token_hex(8),
     }

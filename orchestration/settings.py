@@ -114,6 +114,14 @@ class Settings(BaseSettings):
     imports: str = ""
     #: Who does it, on every event; the OS user if left out.
     actor: str | None = None
+    #: From where, in the audit trail; the machine's name if left out.
+    origin: str = ""
+    #: A file of keys, made by `longshore init`: then every message and request is signed, and what is not is refused.
+    keys: str = ""
+    #: What becomes of a plan in which something that is called a password or a token stands in clear.
+    clear_secrets: Literal["refuse", "allow"] = "refuse"
+    #: Bytes of a plan with its parameters and files; a larger one is refused.
+    max_plan: int = Field(default=MAX_PLAN_BYTES, ge=1024, le=MAX_PLAN_BYTES)
 
     #: Where a worker's Docker engine is: unix://, tcp:// or ssh://. DOCKER_HOST and docker's own context if left out.
     docker_host: str = ""
@@ -121,6 +129,18 @@ class Settings(BaseSettings):
     allowed_roots: str = "/"
     #: Programs that commands may run, by name or path, with * and ?, separated by commas; any if left out.
     allowed_commands: str = ""
+    #: Operations that this worker may do, with * and ?, separated by commas; any if left out.
+    allowed_operations: str = ""
+    #: Images of which it may make containers, or which it may pull; any if left out.
+    allowed_images: str = ""
+    #: Folders of the Docker host that containers may be given, separated by `:`. If left out any, but for `/` and the
+    #: engine's socket, either of which is root on the host.
+    allowed_binds: str = ""
+    #: Other machines that `http.*` and the network's operations may talk to, with * and ?, separated by commas; any if
+    #: left out.
+    allowed_hosts: str = ""
+    #: Whether containers may be privileged: all capabilities, devices, namespaces of the host's.
+    allow_privileged: bool = False
     #: Bytes of one entry of the object store.
     max_object: int = Field(default=16 * 1024 * 1024, ge=1, le=256 * 1024 * 1024)
 

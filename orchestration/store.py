@@ -19,6 +19,7 @@ from longshore.orchestration.keys import Field
 from longshore.orchestration.saga import Again, RunRecord, StepRecord
 from longshore.orchestration.settings import LARGE_DATA_BYTES, Settings
 from longshore.orchestration.shelf import Shelf
+from longshore.orchestration.signing import origin, sealed_command
 from longshore.orchestration.states import Cause, RunState, StepState, UndoState
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ class Store(Indices, Shelf):
         fields: dict[Any, Any] = {
             "kind": kind,
             "actor": actor(self.settings),
+            "origin": origin(self.settings),
             "reason": reason,
             "keep": "1" if keep else "",
         }
@@ -146,7 +148,7 @@ class Store(Indices, Shelf):
         if not self.call(self.client.exists, self.keys.of(run_id).request):
             raise UnknownName(f"no run {run_id!r}", remedy="longshore runs ls shows the latest")
         pipe = self.client.pipeline(transaction=False)
-        pipe.xadd(self.keys.of(run_id).commands, fields)
+        pipe.xadd(self.keys.of(run_id).commands, sealed_command(self.settings, run_id, fields))
         pipe.zadd(self.keys.inbox, {run_id: mark()})
         return str(self.call(self.written, pipe)[0])
 

@@ -137,6 +137,24 @@ def reads_outcome(text: str) -> bool:
     return bool(names & {"status", "error"})
 
 
+@lru_cache(maxsize=4096)
+def reaches_inside(text: str) -> str:
+    """A name of Python's own that a template reaches for, `__class__` for instance; '' where it does not.
+
+    The sandbox refuses each of them when it renders; a plan that tries is refused as it comes.
+    """
+    if not is_template(text):
+        return ""
+    try:
+        tree = _parse(text)
+    except TemplateProblem:
+        return ""  # told of by whoever checks it
+    words = [node.attr for node in tree.find_all(nodes.Getattr)]
+    words += [node.name for node in tree.find_all(nodes.Name)]
+    words += [str(node.value) for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
+    return next((word for word in words if word.startswith("__") and word.endswith("__") and len(word) > 4), "")
+
+
 def paths(value: Any) -> list[tuple[str, ...]]:
     """The ways to the values that templates read: `("steps", "pull", "data", "image")`, each in full."""
     found: list[tuple[str, ...]] = []

@@ -28,6 +28,7 @@ from longshore.orchestration.secrets import Redaction
 from longshore.orchestration.settings import get_settings
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store import Grant, Recorded, Store
+from longshore.tasks import policy
 from longshore.tasks.crash import point
 from longshore.tasks.facts import facts, labels
 from longshore.tasks.operation import Context, Implementation, implementation
@@ -109,7 +110,8 @@ class Claimed:
         return self.plan.steps[self.index]
 
     def _doing(self, operation: str) -> Implementation[Any]:
-        """How an operation is carried out."""
+        """How an operation is carried out. NotAllowed where this worker may not."""
+        policy.check_operation(operation)
         return implementation(operation)
 
     def _operation(self) -> Operation:

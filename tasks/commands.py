@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from longshore.orchestration import saga
+from longshore.orchestration import audit, saga, signing
 from longshore.orchestration.admission import Wanted
+from longshore.orchestration.audit import note_refusal
 from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of, unit_of
 from longshore.orchestration.keys import Field
 from longshore.orchestration.operations import Waits
@@ -43,9 +44,35 @@ class Commands:
             if command.get("kind") in _REOPENS and resting:
                 # A run that is reopened has its place again, whether there is room or not.
                 self._come_back(run_id, loaded.wanted)
-            self._one(run_id, loaded.plan, command_id, command)
+            if forged := self._forged(run_id, command):
+                self._refuse(run_id, command_id, command, forged)
+            else:
+                audit.note(
+                    self.store, command.get("kind", ""), run=run_id, actor=command.get("actor", ""),
+                    origin=command.get("origin", ""), step=self._name_of(loaded.plan, command),
+                    why=command.get("as", "") or command.get("reason", ""),
+                )  # fmt: skip
+                self._one(run_id, loaded.plan, command_id, command)
             done = True
         return done
+
+    def _forged(self, run_id: str, command: Mapping[str, str]) -> str:
+        """Why it is not carried out, where commands have to be signed; '' where it may be."""
+        keys = signing.ring(self.store.settings)
+        if keys is None:
+            return ""
+        try:
+            signing.check_command(keys, run_id, command)
+        except signing.Forged as why:
+            text = f"the command is refused: {why}"
+            note_refusal(self.store, text, run=run_id, actor=command.get("actor", ""), origin=command.get("origin", ""))
+            return text
+        return ""
+
+    @staticmethod
+    def _name_of(plan: CompiledPlan, command: Mapping[str, str]) -> str:
+        step = command.get("step", "")
+        return plan.name_of(as_id(step)) if step else ""
 
     def _one(self, run_id: str, plan: CompiledPlan, command_id: str, command: Mapping[str, str]) -> None:
         kind = command.get("kind")

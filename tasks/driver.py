@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from celery import Celery
 
-from longshore.orchestration import report, saga
+from longshore.orchestration import audit, report, saga
 from longshore.orchestration.breakers import Breakers
 from longshore.orchestration.canvas import STEP, UNDO, Canvas
 from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of
@@ -192,7 +192,8 @@ class Driver:
             fields["timeout"] = round(plan.timeout * 1000)
         if plan.on_failure == "keep":
             fields["keep"] = "1"
-        self.store.create(run_id, fields, now)
+        if self.store.create(run_id, fields, now):
+            audit.note(self.store, "start", run=run_id, plan=plan.name, actor=loaded.actor, origin=loaded.origin)
         point("advance.created")
 
     def _leave(self, run_id: str, why: UnknownOperation) -> None:

@@ -13,6 +13,8 @@ from uuid import uuid4
 from celery import Task, shared_task
 from celery.exceptions import Ignore, Retry
 
+from longshore.orchestration import signing
+from longshore.orchestration.audit import note_refusal
 from longshore.orchestration.canvas import ADVANCE, PROBE, STEP, TASK_ENDED, UNDO, Canvas
 from longshore.orchestration.compiled import StepId
 from longshore.orchestration.errors import StoreUnavailable
@@ -51,6 +53,22 @@ class SagaTask(Task):  # type: ignore[type-arg]
     max_retries = 20
     throws = (AttemptFailed,)
 
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        """A signed message is carried out once: one that comes again may be somebody's copy. What it was to do, and was
+        not done, is sent anew by the sweeper.
+        """
+        signature = self.request.get(signing.FIELD)
+        if signing.ring() is None or not isinstance(signature, dict):
+            return  # the transport lets nothing through that is not signed where it has to be
+        store, _ = store_and_plans()
+        first = store.call(
+            store.client.set, store.keys.carried(str(signature["mac"])), "1", nx=True, ex=round(signing.LASTS)
+        )
+        if not first:
+            why = f"message {task_id} of {self.name} was carried out before: it is somebody's copy, or came twice"
+            note_refusal(store, why, run=str(args[0]) if args else "")
+            raise Ignore(why)
+
 
 def _attempt(task: SagaTask, run_id: str, step_id: StepId) -> Attempt:
     store, plans = store_and_plans()
@@ -59,6 +77,11 @@ def _attempt(task: SagaTask, run_id: str, step_id: StepId) -> Attempt:
         loaded = plans.get(run_id)
     except NotOurs as error:
         raise Ignore(str(error)) from None
+    signature = request.get(signing.FIELD)
+    if loaded.plan.digest and isinstance(signature, dict) and signature.get("plan") not in {"", loaded.digest}:
+        why = f"message {request.id} was signed for another plan than that of the run"
+        note_refusal(store, why, run=run_id)
+        raise Ignore(why)
     # Unique to this delivery, so that only its own repeated claim is answered again.
     owner = f"{request.id}@{request.hostname}/{uuid4().hex[:8]}"
     canvas = partial(Canvas, task.app)

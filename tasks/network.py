@@ -14,6 +14,7 @@ from longshore.orchestration.operations.network import (
     DnsUpdateParams,
     PingParams,
 )
+from longshore.tasks import policy
 from longshore.tasks.kept import Kept
 from longshore.tasks.machine import Machine, Program, State, machine_of, sha
 from longshore.tasks.operation import Context, Implementation, Looks, Outcome, Prediction, implements
@@ -139,6 +140,7 @@ class Ping(Looks[PingParams]):
 
     def act(self, ctx: Context, params: PingParams, before: dict[str, Any]) -> Outcome:
         machine = machine_of(ctx)
+        policy.check_host(params.address)
         argv = ["ping", "-c", str(params.count), "-w", str(max(1, round(params.timeout))), params.address]
         program = Program(argv, machine.environment() | {"LC_ALL": "C"}, timeout=params.timeout + 5)
         try:

@@ -8,9 +8,12 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
+from longshore.orchestration import signing
 from longshore.orchestration.admission import Wanted
+from longshore.orchestration.audit import note_refusal
 from longshore.orchestration.compiled import CompiledPlan
-from longshore.orchestration.errors import LongshoreError, UnknownName
+from longshore.orchestration.denied import denied
+from longshore.orchestration.errors import LongshoreError, PlanDenied, UnknownName
 from longshore.orchestration.plan import Plan
 from longshore.orchestration.store import SCHEMA_VERSION, Store
 
@@ -32,6 +35,8 @@ class Loaded:
     contents: dict[str, str]
     digest: str
     actor: str
+    #: From where it was asked for.
+    origin: str = ""
     #: The run and step that this run is a child of.
     parent: dict[str, Any] | None = None
     #: What admission has to know.
@@ -59,6 +64,8 @@ class Plans:
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         #: The highest version of each of these runs that this process has seen.
         self._newest: dict[str, int] = {}
+        #: Requests whose refusal is in the audit trail.
+        self._told: set[tuple[str, str]] = set()
 
     def get(self, run_id: str, *, again: bool = False) -> Loaded:
         """With `again`, as Redis has it now.
@@ -96,8 +103,28 @@ class Plans:
             text = f"no worker that knows it has come by: {error.message}"
             raise UnknownOperation(text, self.load(body, lenient=True)) from None
         if not hmac.compare_digest(loaded.digest, str(body["digest"])):
-            raise NotOurs(f"run {run_id}: its plan does not match its digest", remedy="somebody wrote to Redis")
+            raise self._denied(run_id, body, "its plan does not match its digest")
+        if (keys := signing.ring(self._store.settings)) is not None:
+            try:
+                signing.check_request(keys, run_id, body)
+            except signing.Forged as why:
+                raise self._denied(run_id, body, f"its request is refused: {why}") from None
+            loaded.plan.digest = loaded.digest
+        try:
+            denied(loaded.plan.plan, self._store.settings)
+        except PlanDenied as error:
+            raise self._denied(run_id, body, str(error)) from None
         return loaded
+
+    def _denied(self, run_id: str, body: dict[str, Any], why: str) -> NotOurs:
+        """The refusal, which stands in the audit trail once, as far as this process knows."""
+        seen = (run_id, str(body.get("born", "")))
+        if seen not in self._told:
+            self._told = {*list(self._told)[-_KEPT:], seen}
+            note_refusal(
+                self._store, why, run=run_id, actor=str(body.get("actor", "")), origin=str(body.get("origin", ""))
+            )
+        return NotOurs(f"run {run_id}: {why}", remedy="somebody wrote to Redis; see longshore audit")
 
     @staticmethod
     def load(body: dict[str, Any], *, lenient: bool = False) -> Loaded:
@@ -110,6 +137,7 @@ class Plans:
             body["files"],
             digest,
             str(body.get("actor", "")),
+            str(body.get("origin", "")),
             body.get("parent"),
             Wanted.of(body),
             str(body.get("born", "")),

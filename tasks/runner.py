@@ -17,12 +17,14 @@ from celery.exceptions import SoftTimeLimitExceeded
 from pydantic import ValidationError
 
 from longshore.orchestration import secrets, templates
+from longshore.orchestration.audit import note_refusal
 from longshore.orchestration.checks import plain
 from longshore.orchestration.durations import format_duration
 from longshore.orchestration.errors import (
     Blocked,
     Delayed,
     InDoubt,
+    NotAllowed,
     OperationError,
     Preflight,
     StepCancelled,
@@ -193,6 +195,7 @@ class Attempt(Fenced, ComesAgain):
 
     def _failed(self, grant: Grant, error: OperationError, began: float) -> Recorded:
         """Try again where that can help, else record the failure."""
+        self._note_refusal(error)
         self._ask_again(grant, "", error)
         policy = self.plan.retry_policy(self.index)
         explicit = self.step.step.retry is not None or self.plan.plan.retry is not None
@@ -227,6 +230,15 @@ class Attempt(Fenced, ComesAgain):
         self._if_stale(recorded)
         raise _Ended(recorded, str(error))
 
+    def _note_refusal(self, error: OperationError) -> None:
+        """What this worker may not do at all stands in the audit trail."""
+        if isinstance(error, NotAllowed):
+            loaded = self.loaded
+            note_refusal(
+                self.store, str(error), run=self.run_id, step=self.step.name, plan=self.plan.plan.name,
+                actor=loaded.actor, origin=loaded.origin,
+            )  # fmt: skip
+
     # --- backward -----------------------------------------------------------------------------
 
     def backward(self) -> Recorded:
@@ -251,6 +263,7 @@ class Attempt(Fenced, ComesAgain):
             point("undo.acted")
             return self._end_undo(grant, UndoState.UNDONE, began, "")
         failure = self._told(failure)
+        self._note_refusal(failure)
         self._ask_again(grant, "u", failure)
         if isinstance(failure, Transient) and grant.tries < UNDO_RETRY.attempts:
             self._again(grant, "u", UNDO_RETRY, failure)

@@ -18,6 +18,8 @@ from celery import current_app
 from kombu.transport import TRANSPORT_ALIASES, redis
 from redis.exceptions import ConnectionError  # noqa: A004 - the one that kombu knows
 
+from longshore.orchestration import signing
+from longshore.orchestration.audit import note_refusal
 from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.store import Store
 
@@ -50,7 +52,7 @@ def _fault(message: Any) -> str:
         return "it cannot be acknowledged"
     if message.get("content-type") != "application/json" or message.get("content-encoding") != "utf-8":
         return f"its content is {message.get('content-type')} in {message.get('content-encoding')}, not JSON in utf-8"
-    return _wrong_header(headers) or _wrong_body(message)
+    return _wrong_header(headers) or _wrong_body(message) or _forged(headers, message)
 
 
 def _wrong_header(headers: dict[str, Any]) -> str:
@@ -78,15 +80,30 @@ def _wrong_header(headers: dict[str, Any]) -> str:
     return ""
 
 
-def _wrong_body(message: dict[str, Any]) -> str:
+def _body(message: Any) -> Any:
     body = message["body"]
     if message["properties"].get("body_encoding") == "base64":
         body = base64.b64decode(body, validate=True)
-    parts = json.loads(body)
+    return json.loads(body)
+
+
+def _wrong_body(message: dict[str, Any]) -> str:
+    parts = _body(message)
     if not isinstance(parts, list) or len(parts) != len(_BODY):
         return "its body is none of a task"
     if not all(isinstance(part, kind) for part, kind in zip(parts, _BODY, strict=True)):
         return "its body is none of a task"
+    return ""
+
+
+def _forged(headers: dict[str, Any], message: Any) -> str:
+    keys = signing.ring()
+    if keys is None:
+        return ""
+    try:
+        signing.check_message(keys, headers, _body(message))
+    except signing.Forged as why:
+        return f"{headers['task']} is refused: {why}"
     return ""
 
 
@@ -95,6 +112,7 @@ def put_aside(queue: str, raw: bytes, why: str) -> None:
     log.error("a message in queue %s is put aside: %s", queue, why)
     try:
         _store().put_aside(queue, raw.decode("utf-8", "replace"), why)
+        note_refusal(_store(), f"a message in queue {queue}: {why}")
     except StoreUnavailable as error:
         log.error("and it could not be kept: %s: %r", error, raw[:2000])
 

@@ -8,11 +8,13 @@ from importlib.metadata import version
 
 import click
 
+from longshore.orchestration.cli.audit import audit
 from longshore.orchestration.cli.breakers import breaker_group
 from longshore.orchestration.cli.common import Options, current, global_options
 from longshore.orchestration.cli.deployed import check, orchestrate, rebuild, restart, select
 from longshore.orchestration.cli.doctor import doctor
 from longshore.orchestration.cli.hosts import hosts_group
+from longshore.orchestration.cli.init import init
 from longshore.orchestration.cli.jobs import job_group
 from longshore.orchestration.cli.locks import locks_group
 from longshore.orchestration.cli.metrics import metrics
@@ -45,8 +47,10 @@ for part in (
     hosts_group,
     breaker_group,
     locks_group,
+    audit,
     metrics,
     doctor,
+    init,
     worker,
     beat,
     dev,

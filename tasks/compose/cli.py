@@ -12,6 +12,7 @@ from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight, Transient
 from longshore.orchestration.operations.compose import ProjectParams
+from longshore.tasks import policy
 from longshore.tasks.engine import Engine
 from longshore.tasks.machine import process
 from longshore.tasks.machine.live import Live
@@ -162,6 +163,8 @@ class Compose:
             if name not in known:
                 remedy = f"it has {', '.join(sorted(known))}"
                 raise unfit(self._ctx, f"project {project} has no service {name!r}", remedy)
+        for name, service in known.items():
+            policy.check_service(f"{project}/{name}", service)
         # The hash of the files themselves leaves out what they include; that of the outcome is the label's.
         itself = Source(project, source.directory, ("-",), (), ("*",))
         listed = self._run(itself, "config", "--hash", "*", stdin=done.stdout).stdout

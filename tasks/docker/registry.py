@@ -15,6 +15,7 @@ from longshore.orchestration.operations.docker.images import (
     PullParams,
     PushParams,
 )
+from longshore.tasks import policy
 from longshore.tasks.docker.given import Given
 from longshore.tasks.docker.images import Named, give_back, impossible, keep, lacking, release
 from longshore.tasks.docker.spec import need
@@ -46,6 +47,7 @@ def fetch(
     `touched`: the step has fetched another one already.
     """
     try:
+        policy.check_image(ref)
         docker.pull(ref, login=login, platform=platform, check=ctx.check)
     except NotThere as error:
         raise unfit(ctx, f"image {ref}: {error.message}", "is its name right?", touched=touched) from None

@@ -12,6 +12,7 @@ from typing import Any
 from longshore.orchestration.errors import OperationError, Preflight, Transient
 from longshore.orchestration.operations.docker.containers import CreateParams, Health, Mount
 from longshore.orchestration.operations.docker.fields import parse_size
+from longshore.tasks import policy
 from longshore.tasks.engine import Conflict, Container, Engine, Image, NotThere
 from longshore.tasks.operation import Context
 
@@ -102,7 +103,9 @@ def make(
         labels = {OP: ctx.op_id, RUN: ctx.run_id, STEP: ctx.step, KIND: kind, SPEC: spec}
         labels |= {ATTEMPT: str(ctx.attempt)} | dict(marks or {})
         try:
-            _, warnings = engine.create(name, body(params, image, labels))
+            made = body(params, image, labels)
+            policy.check_container(made | {"Image": params.image})
+            _, warnings = engine.create(name, made)
         except Conflict as error:
             return _of_that_name(engine, ctx, name, spec, kind=kind, error=error), []
         except NotThere as error:

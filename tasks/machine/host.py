@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from longshore.orchestration.errors import OperationError, Preflight, Transient
+from longshore.orchestration.errors import NotAllowed, OperationError, Preflight, Transient
 from longshore.orchestration.settings import get_settings
 from longshore.tasks.machine import Program, State, process, sha, temporary_name
 from longshore.tasks.machine.live import Live
@@ -38,12 +38,12 @@ def require_program(argv: Sequence[str], env: Mapping[str, str]) -> None:
     program = argv[0]
     # A pattern without a slash is a program of that name on PATH, and not one of that name anywhere.
     if allowed and not any(fnmatch.fnmatchcase(program, pattern) for pattern in allowed):
-        raise Preflight(
+        raise NotAllowed(
             f"this worker may not run {program!r}", remedy="it is not in the worker's LONGSHORE_ALLOWED_COMMANDS"
         )
     bent = [name for name in env if name.startswith("LD_") or (name == "PATH" and env[name] != os.environ.get("PATH"))]
     if allowed and bent:
-        raise Preflight(f"this worker runs only some programs, and {bent[0]} may make another of one")
+        raise NotAllowed(f"this worker runs only some programs, and {bent[0]} may make another of one")
 
 
 class HostMachine:
@@ -229,9 +229,9 @@ def require_within(path: str) -> None:
         raise _outside(path)
 
 
-def _outside(path: str) -> Preflight:
+def _outside(path: str) -> NotAllowed:
     roots = ", ".join(allowed_roots()) or "none"
-    return Preflight(
+    return NotAllowed(
         f"{path} lies outside of the folders that this worker may touch ({roots})",
         remedy="choose another path, or set the worker's LONGSHORE_ALLOWED_ROOTS",
     )

@@ -1,0 +1,81 @@
+"""The audit trail: who started, ended, approved or changed what, from where; and what was refused, and why.
+
+A stream, written by workers as they carry out or refuse what was asked, and by a client that refuses by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from longshore.orchestration.connection import Connection
+from longshore.orchestration.errors import StoreUnavailable
+
+#: Lines that are kept, about.
+KEPT = 100_000
+#: Characters of one field.
+_LONGEST = 2000
+#: Entries that are read at once.
+_PAGE = 500
+REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that was asked. `what` is start, cancel, …, or `refused`; `why` is the reason, given or told."""
+
+    at: datetime
+    what: str
+    actor: str = ""
+    origin: str = ""
+    run: str = ""
+    step: str = ""
+    plan: str = ""
+    why: str = ""
+
+
+def note(store: Connection, what: str, *, key: str = "", **fields: str) -> None:
+    """Add a line. Raises StoreUnavailable."""
+    entry: dict[Any, Any] = {"what": what, "at": store.now()}
+    entry |= {name: str(value)[:_LONGEST] for name, value in fields.items() if value}
+    store.call(store.client.xadd, key or store.keys.audit, entry, maxlen=KEPT, approximate=True)
+
+
+def note_refusal(store: Connection, why: str, **fields: str) -> None:
+    """The same for what was refused; where Redis is away, what is refused stays refused."""
+    with contextlib.suppress(StoreUnavailable):
+        note(store, REFUSED, why=why, **fields)
+
+
+def report_refusal(store: Connection, why: str, **fields: str) -> None:
+    """By a client, into a stream that clients may write to."""
+    note_refusal(store, why, key=store.keys.reported, **fields)
+
+
+def lines(store: Connection, *, limit: int = 100, run: str = "", refused: bool = False) -> Iterator[Line]:
+    """The latest first."""
+    both = heapq.merge(
+        _entries(store, store.keys.audit),
+        _entries(store, store.keys.reported),
+        key=lambda e: int(e["at"]),
+        reverse=True,
+    )
+    wanted = (e for e in both if (not run or e.get("run") == run) and (not refused or e.get("what") == REFUSED))
+    return (_line(entry) for entry in itertools.islice(wanted, limit))
+
+
+def _entries(store: Connection, key: str) -> Iterator[dict[str, str]]:
+    last = "+"
+    while page := store.call(store.client.xrevrange, key, max=last, count=_PAGE):
+        yield from (entry for _, entry in page)
+        last = f"({page[-1][0]}"
+
+
+def _line(entry: dict[str, str]) -> Line:
+    at = datetime.fromtimestamp(int(entry["at"]) / 1000, UTC)
+    return Line(at, **{name: entry[name] for name in Line.__dataclass_fields__ if name != "at" and name in entry})

@@ -1,0 +1,81 @@
+"""`longshore init`: the secrets of an installation, made once; and its keys, made anew from time to time."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from pathlib import Path
+
+import click
+
+from longshore.orchestration.cli.common import current, global_options
+from longshore.orchestration.durations import parse_duration
+from longshore.orchestration.errors import UsageError
+
+#: Made in this folder.
+KEYS, CLIENT_KEYS, USERS, ENVIRONMENT = "keys.json", "client-keys.json", "users.acl", "env"
+
+
+@click.command()
+@click.argument("folder", default="secrets", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--rotate", is_flag=True, help="Only add new keys to those that are there.")
+@click.option("--after", default="1d", show_default=True, metavar="DURATION", help="When new keys begin to sign.")
+@click.option("--queue", "queues", multiple=True, metavar="NAME", help="A queue of own operations; may be given again.")
+@click.option("--redis", "where", default="redis://redis:6379/0", show_default=True, help="Where Redis will be.")
+@click.option("--owner", type=int, metavar="UID", help="Who is to own the files: the user of the containers.")
+@global_options
+def init(folder: Path, rotate: bool, after: str, queues: tuple[str, ...], where: str, owner: int | None) -> None:
+    """Make what an installation keeps secret: keys for messages, users and passwords of Redis, a login for Flower.
+
+    FOLDER then has keys.json (workers), client-keys.json (applications and people), users.acl (Redis) and env
+    (docker compose --env-file). Nothing that is there is replaced.
+    """
+    from longshore.orchestration import acl, signing  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.settings import get_settings  # noqa: PLC0415
+
+    made: dict[str, str] = {}
+    if rotate:
+        keys = signing.rotated(signing.read(folder / KEYS).keys, time.time(), parse_duration(after))
+    else:
+        there = [name for name in (KEYS, CLIENT_KEYS, USERS, ENVIRONMENT) if (folder / name).exists()]
+        if there:
+            raise UsageError(
+                f"{folder} has {', '.join(there)} already",
+                remedy="longshore init --rotate adds new keys; for all anew choose another folder",
+            )
+        keys = [signing.new_key("worker"), signing.new_key("client")]
+        passwords = {role: secrets.token_urlsafe(24) for role in acl.ROLES}
+        admin, login = secrets.token_urlsafe(24), secrets.token_urlsafe(18)
+        made[USERS] = acl.users(get_settings(), passwords, queues, admin=admin)
+        lines = [f"LONGSHORE_{role.upper()}_URL={acl.url(role, passwords[role], where)}" for role in acl.ROLES]
+        made[ENVIRONMENT] = "\n".join(
+            [f"LONGSHORE_SECRETS={folder.absolute()}", *lines, f"REDIS_ADMIN_PASSWORD={admin}",
+             f"FLOWER_BASIC_AUTH=operator:{login}", ""]
+        )  # fmt: skip
+    made[KEYS] = signing.written(keys)
+    made[CLIENT_KEYS] = signing.written([key for key in keys if key.role == "client"])
+    if current().dry_run:
+        click.echo(f"would write {', '.join(sorted(made))} in {folder}")
+        return
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for name, text in made.items():
+        _write(folder / name, text, owner)
+    if owner is not None:
+        os.chown(folder, owner, -1)
+    click.echo(f"{', '.join(sorted(made))} are in {folder}; keep them as you keep passwords")
+    if rotate:
+        click.echo(f"bring {KEYS} to the workers and {CLIENT_KEYS} to the clients: the new keys sign in {after}")
+
+
+def _write(path: Path, text: str, owner: int | None) -> None:
+    """Whole or not at all; for its owner alone."""
+    beside = path.with_name(f".{path.name}.new")
+    beside.unlink(missing_ok=True)
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    if owner is not None:
+        os.chown(beside, owner, -1)
+    beside.replace(path)

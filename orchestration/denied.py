@@ -1,0 +1,84 @@
+"""What a plan may not hold, whoever wrote it: secrets in clear, and templates that reach into Python.
+
+Looked at by the client before anything is stored, and by each worker that reads a plan out of Redis.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from longshore.orchestration import templates
+from longshore.orchestration.errors import PlanDenied, Problem, UnknownName
+from longshore.orchestration.operations import find
+from longshore.orchestration.plan import Plan, UndoSpec
+from longshore.orchestration.settings import Settings
+
+#: What is called so is a secret; `…_FILE` names where one lies.
+_SECRET = re.compile(r"(pass(word|wd|phrase)?|secret|token|api_?key|private_?key|credentials?|authorization)$", re.I)
+
+
+def denied(plan: Plan, settings: Settings) -> None:
+    """Raises PlanDenied, with all that is found."""
+    found = [*_inside(plan), *(_in_clear(plan) if settings.clear_secrets == "refuse" else ())]
+    if found:
+        raise PlanDenied(found)
+
+
+def _done(plan: Plan) -> Iterator[tuple[str, str, dict[str, Any], tuple[str | int, ...]]]:
+    """Each operation that the plan names: the step, the operation, its parameters, and where they stand."""
+    for name, step in plan.steps.items():
+        yield name, step.op, step.with_, ("steps", name, "with")
+        if isinstance(step.undo, UndoSpec):
+            yield name, step.undo.op, step.undo.with_, ("steps", name, "undo", "with")
+
+
+def _in_clear(plan: Plan) -> Iterator[Problem]:
+    for name, op, params, at in _done(plan):
+        try:
+            fields = find(op).secrets
+        except UnknownName:
+            continue
+        for field in sorted(fields & params.keys()):
+            for key, path in _named(params[field], (*at, field)):
+                yield Problem(
+                    f"{field}: {key} is given in clear, and would be stored so: {{{{ secret('env:NAME') }}}}, or "
+                    "secret('file:/path'), has the worker read it (LONGSHORE_CLEAR_SECRETS=allow where it is none)",
+                    step=name, path=path,
+                )  # fmt: skip
+
+
+def _named(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str, tuple[str | int, ...]]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if isinstance(item, str) and item and _SECRET.search(str(key)) and not templates.is_template(item):
+                yield str(key), (*path, str(key))
+            else:
+                yield from _named(item, (*path, str(key)))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            name, sign, text = item.partition("=") if isinstance(item, str) else ("", "", "")
+            if sign and text and _SECRET.search(name) and not templates.is_template(item):
+                yield name, (*path, number)
+            else:
+                yield from _named(item, (*path, number))
+
+
+def _inside(plan: Plan) -> Iterator[Problem]:
+    written = plan.to_dict()
+    for text, path in _texts(written, ()):
+        if word := templates.reaches_inside(text):
+            step = str(path[1]) if len(path) > 1 and path[0] == "steps" else None
+            yield Problem(f"a template reaches for {word!r}, which no template may", step=step, path=path)
+
+
+def _texts(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str, tuple[str | int, ...]]]:
+    if isinstance(value, str):
+        yield value, path
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(item, (*path, str(key)))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _texts(item, (*path, number))

@@ -1,0 +1,277 @@
+"""An installation with users of Redis and signed messages: all goes as before, and what nobody may is refused."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from longshore.orchestration import Plan, acl, audit, signing
+from longshore.orchestration.errors import PlanDenied, StoreUnavailable
+from longshore.orchestration.settings import Settings
+from tests import servers
+from tests.integration.conftest import QUICK
+from tests.integration.processes import PATIENCE, Installation, Worker, wait_for
+from tests.integration.test_poisoned_messages import message
+
+PASSWORDS = {role: f"{role}-password" for role in acl.ROLES}
+SPACE = "guarded"
+
+
+class Guarded:
+    """A Redis that only its users reach, a worker with all keys, and a client with its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.keys, self.client_keys = folder / "keys.json", folder / "client-keys.json"
+        keys = [signing.new_key("worker"), signing.new_key("client")]
+        self.write(keys)
+        self.users = folder / "users.acl"
+        self.users.write_text(acl.users(Settings(namespace=SPACE), PASSWORDS, admin="admin-password"))
+        self.server = OpenedServer("--aclfile", str(self.users))
+        self.server.start()
+        self.folder = folder
+        self.admin = redis.Redis.from_url(self.server.url, decode_responses=True)
+        self.place = self.as_role("worker", self.keys)
+        self.client = self.as_role("client", self.client_keys).client()
+
+    def write(self, keys: list[signing.Key]) -> None:
+        for path, text in (
+            (self.keys, signing.written(keys)),
+            (self.client_keys, signing.written([key for key in keys if key.role == "client"])),
+        ):
+            path.write_text(text)
+            path.chmod(0o600)
+
+    def as_role(self, role: str, keys: Path | str = "") -> Installation:
+        url = acl.url(role, PASSWORDS[role], f"redis://127.0.0.1:{self.server.port}/0")
+        options: dict[str, str] = QUICK | ({"keys": str(keys)} if keys else {})
+        return Installation(url, self.folder, SPACE, options)
+
+    def run(self, plan: Plan, **given: Any) -> Any:
+        return self.client.start(plan, **given).wait(timeout=PATIENCE)
+
+    def push(self, queue: str, raw: bytes) -> None:
+        self.admin.lpush(f"{SPACE}:{queue}", raw)
+
+    def refusals(self) -> list[str]:
+        return [line.why for line in audit.lines(self.client.store, refused=True)]
+
+    def refused(self, word: str) -> str:
+        return wait_for(f"a line about {word}", lambda: next((why for why in self.refusals() if word in why), None))
+
+    def close(self) -> None:
+        self.place.close()
+        self.client.store.client.close()
+        self.client._producer.close()
+        self.admin.close()
+        self.server.close()
+
+
+class OpenedServer(servers.RedisServer):
+    """A server whose tests reach it as its admin."""
+
+    def __init__(self, *options: str) -> None:
+        super().__init__(*options)
+        self.url = f"redis://admin:admin-password@127.0.0.1:{self.port}/0"
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    made = Guarded(tmp_path_factory.mktemp("guarded"))
+    try:
+        made.place.worker("one", "-c", "2", "--task-events").start()
+        yield made
+    finally:
+        made.close()
+
+
+def wide(name: str = "wide") -> Plan:
+    plan = Plan(name)
+    first = plan.step("first", "noop.execute", changed=True)
+    several = [plan.step(f"s{n}", "noop.execute", changed=True).after(first) for n in range(3)]
+    again = plan.step("again", "noop.execute", fail=1).retry(2, initial=0.05).after(*several)
+    plan.step("last", "noop.execute").after(again)
+    return plan
+
+
+def test_with_users_and_signatures_everything_goes_as_before(guarded: Guarded) -> None:
+    guarded.admin.acl_log_reset()
+    refused = len(guarded.refusals())
+    done = guarded.run(wide())
+    assert done.state == "succeeded", done
+    bad = Plan("bad")
+    made = bad.step("made", "noop.execute", changed=True)
+    bad.step("fails", "noop.execute", fail=99).after(made)
+    assert guarded.run(bad).state == "undone"
+    slow = Plan("slow")
+    slow.step("sleeps", "noop.execute", sleep=60)
+    run = guarded.client.start(slow)
+    wait_for("it to run", lambda: any(step.status == "running" for step in run.report().steps))
+    assert run.answer(run.cancel("enough"), timeout=PATIENCE) == "done"
+    assert run.wait(timeout=PATIENCE).state == "undone"
+    assert [entry["action"] for entry in guarded.client.dry_run(wide())]
+    assert guarded.as_role("operator", guarded.client_keys).longshore("runs", "ls").code == 0
+    assert guarded.as_role("operator", guarded.client_keys).longshore("hosts", "drain", SPACE).code == 0
+    assert guarded.as_role("operator", guarded.client_keys).longshore("hosts", "undrain", SPACE).code == 0
+    assert guarded.as_role("monitor").longshore("metrics").code == 0
+
+    assert [entry for entry in guarded.admin.acl_log() if entry["reason"] != "auth"] == []
+    assert len(guarded.refusals()) == refused
+    told = {(line.what, line.plan or line.run, line.actor) for line in audit.lines(guarded.client.store)}
+    assert ("start", "wide", "tester") in told
+    assert ("cancel", run.id, "tester") in told
+
+
+def test_a_client_may_write_no_record(guarded: Guarded) -> None:
+    done = guarded.run(wide("mine"))
+    keys = guarded.client.store.keys.of(done.run_id)
+    client = guarded.client.store.client
+    for write in (
+        lambda: client.hset(keys.run, "state", "succeeded"),
+        lambda: client.hset(keys.steps, "s:0", "failed"),
+        lambda: client.xadd(keys.events, {"event": "run_ended"}),
+        lambda: client.delete(keys.run),
+        lambda: client.xadd(guarded.client.store.keys.audit, {"what": "start"}),
+        client.flushall,
+        lambda: client.config_set("appendonly", "no"),
+        lambda: client.set("elses:key", "x"),
+    ):
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            write()
+    with pytest.raises(StoreUnavailable, match="its user may not do that"):
+        guarded.client.store.call(client.hset, keys.run, "state", "succeeded")
+    assert any(keys.run == entry["object"] for entry in guarded.admin.acl_log())  # Redis's own audit line
+
+
+def test_a_message_that_nobody_signed_is_refused(guarded: Guarded) -> None:
+    guarded.push("noop", json.dumps(message([["run", 0], {}, {}])).encode())
+    assert "it is not signed" in guarded.refused("longshore.step is refused")
+
+
+def test_pickle_is_refused(guarded: Guarded) -> None:
+    pickled = message() | {"content-type": "application/x-python-serialize", "content-encoding": "binary"}
+    guarded.push("noop", json.dumps(pickled).encode())
+    assert "not JSON" in guarded.refused("application/x-python-serialize")
+
+
+def taken(guarded: Guarded, run_id: str) -> dict[str, Any]:
+    """A step's message, as a worker has signed it, out of the queue in which it waits."""
+    worker = guarded.place.workers[0]
+    worker.signal_main(signal.SIGSTOP)
+    try:
+        with Worker(guarded.place, "control-only", "-Q", "control", "-c", "1"):
+            plan = Plan("watched")
+            plan.step("only", "noop.execute", changed=True)
+            guarded.client.start(plan, run_id=run_id)
+            raw = wait_for("a message", lambda: guarded.admin.lrange(f"{SPACE}:noop", 0, -1))[0]
+    finally:
+        worker.signal_main(signal.SIGCONT)
+    return dict(json.loads(raw))
+
+
+def test_a_signed_message_that_is_renamed_or_changed_or_comes_again_is_refused(guarded: Guarded) -> None:
+    run_id = f"replayed-{uuid.uuid4().hex[:6]}"
+    copied = taken(guarded, run_id)
+    assert guarded.client.get(run_id).wait(timeout=PATIENCE).state == "succeeded"
+
+    renamed = copied | {"headers": copied["headers"] | {"task": "longshore.undo"}}
+    guarded.push("noop", json.dumps(renamed).encode())
+    assert "it was changed" in guarded.refused("longshore.undo is refused")
+
+    body = json.loads(base64.b64decode(copied["body"]))
+    body[0][0] = "another-run"
+    other = copied | {"body": base64.b64encode(json.dumps(body).encode()).decode()}
+    guarded.push("noop", json.dumps(other).encode())
+    assert "it was changed" in guarded.refused("longshore.step is refused: its signature does not fit")
+
+    before = guarded.client.get(run_id).report()
+    guarded.push("noop", json.dumps(copied).encode())
+    assert copied["headers"]["id"] in guarded.refused("was carried out before")
+    assert guarded.client.get(run_id).report().steps[0].attempts == before.steps[0].attempts
+
+
+def test_a_client_cannot_send_a_step(guarded: Guarded) -> None:
+    keys = signing.read(guarded.client_keys)
+    forged = message([["run", 0], {}, {}])
+    headers = forged["headers"]
+    headers[signing.FIELD] = signing.sign(keys, "message", signing._parts(headers, [["run", 0], {}, {}], "")) | {
+        "plan": ""
+    }
+    guarded.push("noop", json.dumps(forged).encode())
+    assert "a client may not send longshore.step" in guarded.refused("a client may not send")
+
+
+def test_a_request_and_a_command_that_nobody_signed_are_refused(guarded: Guarded) -> None:
+    thief = guarded.as_role("client").client()  # the password, and not the key
+    run = thief.start(wide("stolen"))
+    assert "its request is refused: it is not signed" in guarded.refused("its request is refused")
+    assert thief.store.state(run.id) is None
+
+    slow = Plan("kept")
+    slow.step("sleeps", "noop.execute", sleep=3)
+    mine = guarded.client.start(slow)
+    wait_for("it to run", lambda: any(step.status == "running" for step in mine.report().steps))
+    theirs = thief.get(mine.id)
+    thief.store.command(mine.id, "cancel")
+    guarded.refused("the command is refused")
+    assert theirs.wait(timeout=PATIENCE).state == "succeeded"
+
+
+def test_a_plan_of_an_unknown_operation_that_is_put_into_redis_begins_nothing(guarded: Guarded) -> None:
+    plan = wide("evil")
+    run = guarded.client.start(plan)
+    run.wait(timeout=PATIENCE)
+    body = guarded.client.store.body(run.id)
+    assert body is not None
+    body["plan"]["steps"]["first"]["op"] = "evil.operation.execute"
+    store = guarded.client.store
+    store.client.set(store.keys.of("planted").request, json.dumps(body))
+    store.client.zadd(store.keys.inbox, {"planted": "1"})
+    assert "planted" not in guarded.refused("its plan does not match its digest")
+    assert store.state("planted") is None
+
+
+def test_keys_are_rotated_while_everything_goes_on(guarded: Guarded) -> None:
+    old = signing.read(guarded.keys).keys
+    guarded.write(signing.rotated(old, time.time(), after=0.0))
+    assert guarded.run(wide("rotated")).state == "succeeded"
+    newest = {key.id for key in signing.read(guarded.keys).keys} - {key.id for key in old}
+    assert signing.read(guarded.keys).signing(time.time() + 1).id in newest
+    # the ones before are known for as long as what they have signed may be under way
+    assert {key.id for key in old} <= {key.id for key in signing.read(guarded.keys).keys}
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"op": "command.exec.execute", "argv": ["true"], "env": {"DB_PASSWORD": "hunter22"}}, "in clear"),
+        ({"op": "noop.execute", "data": {"x": "{{ params.__class__.__mro__ }}"}}, "__class__"),
+    ],
+)
+def test_a_plan_that_could_do_harm_is_refused_before_it_is_stored(
+    guarded: Guarded, values: dict[str, Any], word: str
+) -> None:
+    plan = Plan("harmful")
+    plan.step("a", values.pop("op"), **values)
+    with pytest.raises(PlanDenied, match=word):
+        guarded.client.start(plan, run_id="harmful")
+    assert guarded.client.store.body("harmful") is None
+    guarded.refused(word)
+
+
+def test_an_oversized_plan_is_refused(guarded: Guarded) -> None:
+    small = guarded.as_role("client", guarded.client_keys)
+    small.options = small.options | {"max_plan": "2048"}
+    plan = Plan("oversized")
+    plan.step("a", "noop.execute", data={"x": "y" * 4000})
+    with pytest.raises(PlanDenied, match="2048 are allowed"):
+        small.client().start(plan)
+    guarded.refused("2048 are allowed")
