@@ -70,7 +70,8 @@ _REMEDIES = {
     "READONLY": "it is a replica: use the address of the master, or a sentinel:// URL",
     "NOAUTH": "put the password into LONGSHORE_REDIS_URL",
     "WRONGPASS": "the user or password in LONGSHORE_REDIS_URL is wrong",
-    "NOPERM": "its user may not do that: see the ACL in the documentation",
+    "NOPERM": "its user may not do that: docs/security.md has what each may",
+    "no permissions": "its user may not do that: docs/security.md has what each may",
     "LOADING": "it is reading its data, and will answer soon",
 }
 

@@ -203,6 +203,7 @@ class Driver:
         found = self.store.look(run_id)
         if not found.fields:
             self._create(run_id, why.loaded, found.now)
+            audit.note_refusal(self.store, str(why), run=run_id, plan=why.loaded.plan.plan.name, actor=why.loaded.actor)
             found = self.store.look(run_id)
         if found.fields.get("state") != RunState.PENDING:
             return

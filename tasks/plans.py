@@ -97,11 +97,19 @@ class Plans:
             raise NotOurs(f"run {run_id}: there is no plan of it in Redis")
         if body.get("v", 0) > SCHEMA_VERSION:
             raise NotOurs(f"run {run_id} was started by a newer version", remedy="upgrade this worker")
+        unknown = ""
         try:
             loaded = self.load(body)
         except UnknownName as error:
-            text = f"no worker that knows it has come by: {error.message}"
-            raise UnknownOperation(text, self.load(body, lenient=True)) from None
+            unknown = f"no worker that knows it has come by: {error.message}"
+            loaded = self.load(body, lenient=True)
+        self._check(run_id, body, loaded)
+        if unknown:
+            raise UnknownOperation(unknown, loaded)
+        return loaded
+
+    def _check(self, run_id: str, body: dict[str, Any], loaded: Loaded) -> None:
+        """Whether it is what was asked for, by somebody who may, and could do no harm. Raises NotOurs."""
         if not hmac.compare_digest(loaded.digest, str(body["digest"])):
             raise self._denied(run_id, body, "its plan does not match its digest")
         if (keys := signing.ring(self._store.settings)) is not None:
@@ -114,7 +122,6 @@ class Plans:
             denied(loaded.plan.plan, self._store.settings)
         except PlanDenied as error:
             raise self._denied(run_id, body, str(error)) from None
-        return loaded
 
     def _denied(self, run_id: str, body: dict[str, Any], why: str) -> NotOurs:
         """The refusal, which stands in the audit trail once, as far as this process knows."""

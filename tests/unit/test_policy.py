@@ -1,0 +1,183 @@
+"""What a worker may do at all: its settings' lists, whatever a plan says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from longshore.orchestration import acl, signing
+from longshore.orchestration.cli.main import cli
+from longshore.orchestration.errors import ConfigError, NotAllowed
+from longshore.orchestration.settings import Settings, get_settings
+from longshore.tasks import policy
+
+
+def given(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(f"LONGSHORE_{name.upper()}", value)
+    get_settings.cache_clear()
+
+
+@pytest.mark.parametrize("source", ["/", "//", "/srv/..", "/./", "/var/run/docker.sock", "/run/docker.sock"])
+def test_what_is_root_on_the_host_is_not_given_to_a_container(source: str) -> None:
+    with pytest.raises(NotAllowed, match="root on the host"):
+        policy.check_bind(source)
+
+
+def test_binds_are_those_below_the_roots_that_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, allowed_binds="/srv:/data")
+    policy.check_bind("/srv/shop")
+    policy.check_bind("/data")
+    for other in ("/srv/../etc", "/srvx", "/etc", "/", "relative"):
+        with pytest.raises(NotAllowed, match="LONGSHORE_ALLOWED_BINDS"):
+            policy.check_bind(other)
+    given(monkeypatch, allowed_binds="/")
+    policy.check_bind("/")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"privileged": True},
+        {"cap_add": ["SYS_ADMIN"]},
+        {"cap_add": ["cap_all"]},
+        {"devices": [{"source": "/dev/sda", "target": "/dev/sda"}]},
+        {"pid": "host"},
+        {"ipc": "host"},
+        {"userns_mode": "host"},
+        {"security_opt": ["seccomp:unconfined"]},
+        {"security_opt": ["apparmor=unconfined"]},
+    ],
+)
+def test_no_service_is_privileged_unless_the_worker_allows_it(
+    said: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(NotAllowed, match="no privileged containers"):
+        policy.check_service("shop/web", said)
+    given(monkeypatch, allow_privileged="true")
+    policy.check_service("shop/web", said)
+
+
+def test_an_ordinary_service_is_as_before() -> None:
+    policy.check_service("shop/web", {
+        "image": "shop:1", "cap_add": ["NET_BIND_SERVICE"], "network_mode": "host", "security_opt": ["no-new-privileges"],
+        "volumes": [{"type": "bind", "source": "/srv/shop"}, {"type": "volume", "source": "data"}],
+    })  # fmt: skip
+    with pytest.raises(NotAllowed):
+        policy.check_service("shop/web", {"volumes": [{"type": "bind", "source": "/"}]})
+    with pytest.raises(NotAllowed):
+        policy.check_container({"Image": "a", "HostConfig": {"Binds": ["/:/host:ro"]}})
+    with pytest.raises(NotAllowed):
+        policy.check_container({"Image": "a", "HostConfig": {"Privileged": True}})
+    policy.check_container({"Image": "a", "HostConfig": {"Binds": ["data:/host"]}})
+
+
+def test_operations_images_and_hosts_are_those_that_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, allowed_operations="noop.*, docker.start.execute", allowed_images="shop*", allowed_hosts="*.lan")
+    policy.check_operation("noop.execute")
+    policy.check_image("shop:1")
+    policy.check_host("http://db.lan:80/x")
+    for check in (
+        lambda: policy.check_operation("docker.stop.execute"),
+        lambda: policy.check_image("other/shop"),
+        lambda: policy.check_host("http://db.lan.evil.example/"),
+        lambda: policy.check_host("http://169.254.169.254/latest"),
+        lambda: policy.check_host("http://db.lan@evil.example/"),
+    ):
+        with pytest.raises(NotAllowed):
+            check()
+
+
+# --- keys -------------------------------------------------------------------------------------------
+
+
+def parts(**changes: Any) -> tuple[dict[str, Any], list[Any]]:
+    return {"task": "longshore.step", "id": "a", "root_id": "run", "retries": 0} | changes, [["run", 0], {}, {}]
+
+
+def signed(ring: signing.Ring, headers: dict[str, Any], body: list[Any], plan: str = "p") -> dict[str, Any]:
+    made = signing.sign(ring, "message", signing._parts(headers, body, plan))
+    return headers | {signing.FIELD: made | {"plan": plan}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"task": "longshore.undo"}, {"id": "b"}, {"root_id": "x"}, {"retries": 1}, {"eta": "2030-01-01T00:00:00"}],
+)
+def test_whatever_of_a_message_is_changed_its_signature_does_not_fit_any_more(change: dict[str, Any]) -> None:
+    ring = signing.Ring((signing.new_key("worker"),))
+    headers, body = parts()
+    good = signed(ring, headers, body)
+    signing.check_message(ring, good, body)
+    with pytest.raises(signing.Forged, match="changed"):
+        signing.check_message(ring, good | change, body)
+    for other in (
+        [["run", 1], {}, {}],
+        [["other", 0], {}, {}],
+        [["run", 0], {"x": 1}, {}],
+        [["run", 0], {}, {"chord": 1}],
+    ):
+        with pytest.raises(signing.Forged, match="changed"):
+            signing.check_message(ring, good, other)
+    field = good[signing.FIELD]
+    with pytest.raises(signing.Forged, match="changed"):
+        signing.check_message(ring, good | {signing.FIELD: field | {"plan": "other"}}, body)
+    with pytest.raises(signing.Forged, match="not known"):
+        signing.check_message(signing.Ring((signing.new_key("worker"),)), good, body)
+
+
+def test_a_signature_counts_for_a_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = signing.Ring((signing.new_key("worker"),))
+    headers, body = parts()
+    good = signed(ring, headers, body)
+    now = signing.time.time()
+    for later in (signing.LASTS + 10, -1000):
+        monkeypatch.setattr(signing.time, "time", lambda later=later: now + later)
+        with pytest.raises(signing.Forged, match="too old, or of a time"):
+            signing.check_message(ring, good, body)
+
+
+def test_a_new_key_signs_from_its_time_on_and_the_one_before_is_known_until_all_has_arrived() -> None:
+    keys = signing.rotated([signing.new_key("worker"), signing.new_key("client")], now=1000.0, after=100.0)
+    ring = signing.Ring(tuple(keys))
+    old, new = [key for key in keys if key.role == "worker"]
+    assert ring.signing(1050.0) == old
+    assert ring.signing(1101.0) == new
+    assert ring.find(old.id, 1101.0 + signing.LASTS) == old
+    assert ring.find(old.id, 1101.0 + signing.KEPT) is None
+    again = signing.rotated(keys, now=1101.0 + 2 * signing.KEPT, after=0.0)
+    assert {key.id for key in again} & {old.id} == set()
+
+
+def test_init_makes_all_secrets_once_for_their_owner_alone(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "secrets"
+    said = CliRunner().invoke(cli, ["init", str(folder), "--queue", "billing"])
+    assert said.exit_code == 0, said.output
+    assert {path.name for path in folder.iterdir()} == {"keys.json", "client-keys.json", "users.acl", "env"}
+    assert {oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == {"0o600"}
+    users = (folder / "users.acl").read_text()
+    assert users.splitlines()[0].startswith("user default off")
+    assert {f"user longshore-{role} on" in users for role in acl.ROLES} == {True}
+    assert "~billing" in users
+    environment = (folder / "env").read_text()
+    password = environment.partition("longshore-client:")[2].partition("@")[0]
+    assert password not in users  # a digest of it is
+    assert signing.read(folder / "keys.json").role == "worker"
+    assert signing.read(folder / "client-keys.json").role == "client"
+
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    again = CliRunner().invoke(cli, ["init", str(folder)])
+    assert "already" in str(again.exception)
+    rehearsed = CliRunner().invoke(cli, ["--dry-run", "init", str(folder), "--rotate"])
+    assert "would write" in rehearsed.output
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert CliRunner().invoke(cli, ["init", str(folder), "--rotate"]).exit_code == 0
+    assert len(json.loads((folder / "keys.json").read_text())["keys"]) == 4
+    assert (folder / "users.acl").read_bytes() == before["users.acl"]
+
+    (folder / "keys.json").chmod(0o644)
+    with pytest.raises(ConfigError, match="can be read by others"):
+        signing.ring(Settings(keys=str(folder / "keys.json")))
