@@ -8,11 +8,11 @@ from html import escape as escape_html
 
 from longshore.orchestration.compiled import CompiledPlan, CompiledStep
 from longshore.orchestration.report import Report
-from longshore.orchestration.states import StepState, UndoState
+from longshore.orchestration.states import STEP_BAD, StepState, UndoState
 
 _NOT_XML = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
 #: Fill and stroke by state; pairs that differ in lightness too, for eyes that do not see the colour.
-_COLOURS = {
+COLOURS = {
     "pending": ("#f3f4f6", "#6b7280"),
     "ready": ("#e0f2fe", "#0284c7"),
     "running": ("#bae6fd", "#0369a1"),
@@ -43,7 +43,9 @@ def states_of(report: Report | None) -> dict[str, str]:
     shown = {}
     for step in report.steps:
         undo = step.undo.status if step.undo else None
-        shown[step.name] = str(undo if undo in {UndoState.UNDONE, UndoState.UNDO_FAILED} else step.status)
+        # Which one failed is what is looked for, also when all is as it was again.
+        told = undo is UndoState.UNDO_FAILED or (undo is UndoState.UNDONE and step.status not in STEP_BAD)
+        shown[step.name] = str(undo if told else step.status)
     return shown
 
 
@@ -76,7 +78,7 @@ def mermaid(plan: CompiledPlan, states: Mapping[str, str] | None = None) -> str:
         lines.append(f'  s{step.index}["{escape(step.name)}<br/><small>{escape(step.operation.name)}</small>"]')
         lines += [f"  s{dependency} --> s{step.index}" for dependency in step.needs]
     for state in dict.fromkeys(states.values()):
-        fill, stroke = _COLOURS.get(state, _COLOURS["pending"])
+        fill, stroke = COLOURS.get(state, COLOURS["pending"])
         lines.append(f"  classDef {state} fill:{fill},stroke:{stroke}")
         members = ",".join(f"s{step.index}" for step in plan.steps if states.get(step.name) == state)
         lines.append(f"  class {members} {state}")
@@ -88,15 +90,18 @@ def dot(plan: CompiledPlan, states: Mapping[str, str] | None = None) -> str:
     states = states or {}
     lines = [f'digraph "{plan.plan.name}" {{', '  rankdir=TB; node [shape=box, style="rounded,filled"];']
     for step in plan.steps:
-        fill, stroke = _COLOURS.get(states.get(step.name, "pending"), _COLOURS["pending"])
+        fill, stroke = COLOURS.get(states.get(step.name, "pending"), COLOURS["pending"])
         label = f"{step.name}\\n{step.operation.name}"
         lines.append(f'  "{step.name}" [label="{label}", fillcolor="{fill}", color="{stroke}"];')
         lines += [f'  "{plan.steps[d].name}" -> "{step.name}";' for d in step.needs]
     return "\n".join([*lines, "}"])
 
 
-def svg(plan: CompiledPlan, states: Mapping[str, str] | None = None) -> str:
-    """A stand-alone picture: levels from top to bottom, no program and no network needed."""
+def svg(plan: CompiledPlan, states: Mapping[str, str] | None = None, *, link: str = "") -> str:
+    """A stand-alone picture: levels from top to bottom, no program and no network needed.
+
+    With `link`, each step leads to that and its name: `#step-row-` to a row of the same page.
+    """
     states = states or {}
     widest = max(len(members) for members in plan.levels)
     width = 2 * _MARGIN + widest * _WIDTH + (widest - 1) * _GAP_X
@@ -112,7 +117,8 @@ def svg(plan: CompiledPlan, states: Mapping[str, str] | None = None) -> str:
                 f'<path d="M{from_x + _WIDTH / 2:g},{begin:g} C{from_x + _WIDTH / 2:g},{middle:g} '
                 f'{x + _WIDTH / 2:g},{middle:g} {x + _WIDTH / 2:g},{end:g}" marker-end="url(#arrow)"/>'
             )
-        boxes.append(_box(step, x, y, states.get(step.name, "")))
+        box = _box(step, x, y, states.get(step.name, ""))
+        boxes.append(f'<a href="{escape(link + step.name)}">{box}</a>' if link else box)
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
@@ -145,7 +151,7 @@ def _places(plan: CompiledPlan, width: int) -> dict[int, tuple[float, float]]:
 
 
 def _box(step: CompiledStep, x: float, y: float, state: str) -> str:
-    fill, stroke = _COLOURS.get(state, _COLOURS["pending"])
+    fill, stroke = COLOURS.get(state, COLOURS["pending"])
     dashes = ' stroke-dasharray="5 3"' if step.always or state in {StepState.SKIPPED, StepState.NOT_RUN} else ""
     name = step.name if len(step.name) <= 24 else f"{step.name[:23]}…"
     below = step.operation.name + (f" · {state}" if state else "")

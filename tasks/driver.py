@@ -32,6 +32,7 @@ from longshore.tasks.gate import Gate
 from longshore.tasks.herald import Herald
 from longshore.tasks.parked import Parked
 from longshore.tasks.plans import LOST_WRITES, Loaded, NotOurs, Plans, UnknownOperation
+from longshore.tasks.root import RootTask
 from longshore.tasks.suspension import lift_if_it_can
 from longshore.tasks.waiting import MakeCanvas
 
@@ -44,12 +45,17 @@ _ORPHAN = 60.0
 class Driver:
     """Advances and sweeps the runs of one installation."""
 
-    def __init__(self, app: Celery, store: Store, plans: Plans, canvas: MakeCanvas | None = None) -> None:
+    def __init__(
+        self, app: Celery, store: Store, plans: Plans, canvas: MakeCanvas | None = None, node: str = ""
+    ) -> None:
         self.store = store
         self.plans = plans
         self.canvas = canvas or (lambda run_id, hosts: Canvas(app, run_id, hosts))
         self.parked = Parked(store, plans, self.canvas)
         self.herald = Herald(store)
+        self.root = RootTask(app)
+        #: The worker that this is in.
+        self.node = node
         self.breakers = Breakers(store)
         self.door = Door(store, self.breakers, self.canvas)
         self.commands = Commands(store, self.door.forget, self.door.come_back)
@@ -96,6 +102,7 @@ class Driver:
         if run.state in TERMINAL:
             point("advance.ended")
             self._note_job(run_id, loaded, found.now)
+            self.root.ended(run_id, loaded.plan.plan.name, run.state, self.store.fields(run_id), self.node)
             self.parked.tell_parent(run_id, found.fields | {"state": run.state})
             self._rest(run_id, loaded, int(found.fields.get("ended", found.now)))
             return run.state
@@ -128,8 +135,11 @@ class Driver:
             why = f"{LOST_WRITES}: version {known} was seen, and now it is {found.fields.get('ver', 0)}"
             self.store.suspend(run_id, "regressed", why, version=known)
             found = self.store.look(run_id)
+        rested = found.fields.get("state") in TERMINAL
         if self.commands.carry_out(run_id, loaded, found):
             found = self.store.look(run_id)
+            if rested and found.fields.get("state") not in TERMINAL:
+                self.root.again(run_id, loaded.plan.plan.name, self.node)
         return loaded, found, mark
 
     def _note_job(self, run_id: str, loaded: Loaded, now: int) -> None:

@@ -158,16 +158,19 @@ def advance(self: SagaTask, run_id: str) -> None:
     """Move a run on. The body of every chord; harmless at any other time."""
     store, plans = store_and_plans()
     try:
-        Driver(self.app, store, plans).advance(run_id)
+        state = Driver(self.app, store, plans, node=str(self.request.hostname or "")).advance(run_id)
     except NotOurs as error:
         raise Ignore(str(error)) from None
+    if self.request.id == run_id:
+        # It stands for the whole run: that it has ended is told when the run has.
+        raise Ignore(f"the run goes on: {state}")
 
 
 @shared_task(name=TASK_ENDED, base=SagaTask, bind=True)
 def task_ended(self: SagaTask, result: Any, run_id: str, step_id: StepId, side: str, fence: str, ok: bool) -> None:
     """An application's own task has ended: its result, or the id of the one that failed."""
     store, plans = store_and_plans()
-    driver = Driver(self.app, store, plans)
+    driver = Driver(self.app, store, plans, node=str(self.request.hostname or ""))
     try:
         if driver.parked.task_ended(result, run_id, step_id, side, fence, ok=ok):
             driver.advance(run_id)

@@ -71,7 +71,7 @@ class Sweeper(bootsteps.StartStopStep):
 
     def _loop(self, worker: Any, presence: Presence) -> None:
         store = presence.store
-        driver = Driver(worker.app, store, Plans(store))
+        driver = Driver(worker.app, store, Plans(store), node=str(worker.hostname))
         jobs = JobWatch(store, presence.host, presence.queues)
         lease, interval = store.settings.lease, store.settings.sweep_interval
         silent = False

@@ -19,7 +19,7 @@ from longshore.orchestration.cli.jobs import job_group
 from longshore.orchestration.cli.locks import locks_group
 from longshore.orchestration.cli.metrics import metrics
 from longshore.orchestration.cli.ops import ops_group
-from longshore.orchestration.cli.parts import beat, dev, worker
+from longshore.orchestration.cli.parts import beat, dev, flower, worker
 from longshore.orchestration.cli.plans import plan_group
 from longshore.orchestration.cli.run import run
 from longshore.orchestration.cli.runs import runs_group
@@ -53,6 +53,7 @@ for part in (
     init,
     worker,
     beat,
+    flower,
     dev,
 ):
     cli.add_command(part)

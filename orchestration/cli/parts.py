@@ -8,11 +8,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from longshore.orchestration.cli.common import current, global_options
 from longshore.orchestration.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from longshore.orchestration.settings import Settings
 
 
 @click.command()
@@ -91,6 +95,46 @@ def beat(loglevel: str) -> None:
         click.echo(f"would run: {' '.join(arguments)}")
         return
     os.execv(sys.executable, arguments)  # noqa: S606 - see worker
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--port", type=click.IntRange(1, 65535), default=5555, show_default=True)
+@click.option("--address", default="", help="Of this machine; 127.0.0.1 if left out. Any other needs a login.")
+@click.option("--read-only", is_flag=True, help="Without buttons, and without Flower's own operations.")
+@click.argument("more", nargs=-1, type=click.UNPROCESSED)
+@global_options
+def flower(port: int, address: str, read_only: bool, more: tuple[str, ...]) -> None:
+    """Start Flower in the foreground, with the pages of runs; MORE are options of Flower's own.
+
+    A login: FLOWER_BASIC_AUTH=user:password in the environment, or Flower's OAuth.
+    """
+    from importlib.util import find_spec  # noqa: PLC0415 - see worker
+
+    from longshore.orchestration.settings import get_settings  # noqa: PLC0415
+
+    if find_spec("flower") is None:
+        raise ConfigError("Flower is missing", remedy="pip install 'longshore[flower]'")
+    _use_embedded_if_there(get_settings())
+    pages = find_spec("longshore.workers.web")
+    config = f"{pages.submodule_search_locations[0]}/config.py" if pages and pages.submodule_search_locations else ""
+    arguments = [sys.executable, "-m", "celery", "-A", "longshore.workers", "flower", f"--conf={config}"]
+    arguments += [f"--port={port}", *([f"--address={address}"] if address else [])]
+    arguments += [*(["--read_only=true"] if read_only else []), *more]
+    if current().dry_run:
+        click.echo(f"would run: {' '.join(arguments)}")
+        return
+    os.execv(sys.executable, arguments)  # noqa: S606 - see worker
+
+
+def _use_embedded_if_there(settings: Settings) -> None:
+    """Without a Redis of its own, Flower looks at the embedded one, which has to be there."""
+    from longshore.orchestration import embedded  # noqa: PLC0415 - see worker
+
+    if settings.redis_url is None and not embedded.supervisor_pid(settings.state_dir):
+        raise ConfigError(
+            "there is no LONGSHORE_REDIS_URL, and no embedded server runs",
+            remedy="set it, or start longshore dev in another terminal",
+        )
 
 
 def _with_undo(queues: str) -> list[str]:

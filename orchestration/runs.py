@@ -1,0 +1,138 @@
+"""Runs searched: by what is written of them, plan, state, label and time; the latest first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from longshore.orchestration.durations import parse_duration
+from longshore.orchestration.errors import UsageError
+from longshore.orchestration.states import TERMINAL, RunState
+
+if TYPE_CHECKING:
+    from longshore.orchestration.client import Client
+
+#: Runs that are read at once, and that are looked at in all.
+_PAGE, _FARTHEST = 200, 20_000
+_FIELDS = ("state", "plan", "created", "started", "ended", "actor", "err", "cause", "waits_for", "steps")
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What is looked for; what is left out is not asked for."""
+
+    #: A part of the run's id, its plan's name, who started it, or its error.
+    text: str = ""
+    plan: str = ""
+    state: RunState | None = None
+    #: `key`, or `key=value`.
+    label: str = ""
+    #: ms since 1970.
+    since: int = 0
+
+    @classmethod
+    def read(cls, q: str = "", plan: str = "", state: str = "", label: str = "", since: str = "") -> Filter:
+        """As people write it: `since` is a date, a time, or how long ago (`2h`). UsageError."""
+        if state and state not in {str(one) for one in RunState}:
+            raise UsageError(f"there is no state {state!r}", remedy=f"one of {', '.join(map(str, RunState))}")
+        return cls(q.strip().lower(), plan.strip(), RunState(state) if state else None, label.strip(), _since(since))
+
+    def fits(self, row: Row, labels: dict[str, str]) -> bool:
+        key, sign, value = self.label.partition("=")
+        about = f"{row.run_id} {row.plan} {row.actor} {row.error}".lower()
+        return (
+            self.text in about
+            and self.plan in {"", row.plan}
+            and self.state in {None, row.state}
+            and (not key or (key in labels and (not sign or labels[key] == value)))
+        )
+
+
+def _since(text: str) -> int:
+    text = text.strip()
+    if not text:
+        return 0
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        try:
+            at = datetime.now(UTC) - timedelta(seconds=parse_duration(text))
+        except (ValueError, OverflowError):
+            raise UsageError(
+                f"since {text!r} is no date, no time and no duration", remedy="2026-11-20, or 2h"
+            ) from None
+    return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run, in short."""
+
+    run_id: str
+    plan: str
+    state: RunState
+    created: datetime
+    ended: datetime | None = None
+    took_s: float | None = None
+    actor: str = ""
+    error: str = ""
+    steps: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def rests(self) -> bool:
+        return self.state in TERMINAL
+
+
+def search(client: Client, wanted: Filter, limit: int = 50) -> list[Row]:
+    """The latest runs of that kind. One that nobody has begun yet is `pending`."""
+    return list(islice(_found(client, wanted), limit))
+
+
+def _found(client: Client, wanted: Filter) -> Iterator[Row]:
+    store, seen = client.store, 0
+    ids = store.runs(_FARTHEST) if wanted != Filter() else store.runs(_PAGE)
+    while page := ids[seen : seen + _PAGE]:
+        seen += len(page)
+        pipe = store.client.pipeline(transaction=False)
+        for run_id in page:
+            pipe.hmget(store.keys.of(run_id).run, _FIELDS)
+        rows = [
+            _row(store.now(), run_id, values) for run_id, values in zip(page, store.call(pipe.execute), strict=True)
+        ]
+        for row in rows:
+            if row is not None and wanted.since and row.created.timestamp() * 1000 < wanted.since:
+                return  # they come in the order of their times
+            labels = _labels(client, row.run_id) if row is not None and wanted.label else {}
+            if row is not None and wanted.fits(row, labels):
+                yield row
+
+
+def _labels(client: Client, run_id: str) -> dict[str, str]:
+    body = client.store.body(run_id)
+    return dict(body["plan"].get("labels") or {}) if body else {}
+
+
+def _row(now: int, run_id: str, values: list[str | None]) -> Row | None:
+    known = {name: value or "" for name, value in zip(_FIELDS, values, strict=True)}
+    if not known["state"]:
+        return Row(run_id, "", RunState.PENDING, datetime.fromtimestamp(now / 1000, UTC))
+    began, ended = int(known["started"] or 0), int(known["ended"] or 0)
+    return Row(
+        run_id,
+        known["plan"],
+        RunState(known["state"]),
+        _time(int(known["created"] or 0)),
+        _time(ended) if ended else None,
+        ((ended or now) - began) / 1000 if began else None,
+        known["actor"],
+        known["err"],
+        int(known["steps"] or 0),
+    )
+
+
+def _time(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)

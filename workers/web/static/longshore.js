@@ -1,0 +1,70 @@
+// Keeps a page as its run is, and asks before a button does anything. No library, nothing from elsewhere.
+"use strict";
+
+(() => {
+  const EVERY = 1000;
+  const live = document.getElementById("live");
+  const said = document.getElementById("said");
+  const ask = document.getElementById("ask");
+  let asked = null;
+
+  const version = () => live.querySelector("[data-version]")?.dataset.version ?? "";
+
+  function put(html) {
+    if (html.trim() === live.dataset.last) return;
+    const open = [...live.querySelectorAll("details[open]")].map((each) => each.id);
+    const focused = live.contains(document.activeElement) ? document.activeElement.id : "";
+    const places = [...live.querySelectorAll(".picture")].map((each) => [each.scrollLeft, each.scrollTop]);
+    live.innerHTML = html;
+    live.dataset.last = html.trim();
+    for (const id of open) document.getElementById(id)?.setAttribute("open", "");
+    if (focused) document.getElementById(focused)?.focus();
+    live.querySelectorAll(".picture").forEach((each, number) => {
+      if (places[number]) [each.scrollLeft, each.scrollTop] = places[number];
+    });
+  }
+
+  async function look() {
+    if (document.visibilityState === "hidden") return;
+    try {
+      const answer = await fetch(`${live.dataset.live}&part=1&ver=${encodeURIComponent(version())}`);
+      if (answer.status === 200) put(await answer.text());
+      else if (answer.status !== 204) throw new Error(`${answer.status} ${await answer.text()}`);
+      if (said.dataset.lost) { said.textContent = ""; delete said.dataset.lost; }
+    } catch (error) {
+      said.textContent = `What is shown may be old: ${error.message}`;
+      said.dataset.lost = "1";
+    }
+  }
+
+  async function act(button, why) {
+    const words = new URLSearchParams({ step: button.step, reason: why });
+    const xsrf = document.cookie.match(/(?:^|; )_xsrf=([^;]*)/);
+    const headers = { "X-Requested-With": "longshore" };
+    if (xsrf) headers["X-XSRFToken"] = decodeURIComponent(xsrf[1]);
+    said.textContent = `${button.what} …`;
+    try {
+      const answer = await fetch(`${location.pathname}/${button.kind}`, { method: "POST", body: words, headers });
+      said.textContent = `${button.kind} ${button.step}: ${await answer.text()}`;
+    } catch (error) {
+      said.textContent = `${button.kind}: ${error.message}`;
+    }
+    look();
+  }
+
+  live.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-do]");
+    if (!button) return;
+    asked = { kind: button.dataset.do, step: button.dataset.step ?? "", what: button.dataset.what };
+    document.getElementById("ask-what").textContent = `${asked.what}?`;
+    document.getElementById("ask-why").value = "";
+    ask.returnValue = "";
+    ask.showModal();
+  });
+  ask?.addEventListener("close", () => {
+    if (ask.returnValue === "yes" && asked) act(asked, document.getElementById("ask-why").value);
+    asked = null;
+  });
+
+  setInterval(look, EVERY);
+})();
