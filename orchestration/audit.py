@@ -15,6 +15,7 @@ from typing import Any
 
 from longshore.orchestration.connection import Connection
 from longshore.orchestration.errors import StoreUnavailable
+from longshore.orchestration.signing import origin
 
 #: Lines that are kept, about.
 KEPT = 100_000
@@ -50,6 +51,12 @@ def note_refusal(store: Connection, why: str, **fields: str) -> None:
     """The same for what was refused; where Redis is away, what is refused stays refused."""
     with contextlib.suppress(StoreUnavailable):
         note(store, REFUSED, why=why, **fields)
+
+
+def report(store: Connection, what: str, **fields: str) -> None:
+    """What a client does by itself, in a stream that clients may write to."""
+    with contextlib.suppress(StoreUnavailable):
+        note(store, what, key=store.keys.reported, origin=origin(store.settings), **fields)
 
 
 def report_refusal(store: Connection, why: str, **fields: str) -> None:

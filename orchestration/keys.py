@@ -39,6 +39,7 @@
     {ns}:jobs-asked      string  number: hosts are to say anew which jobs their engines show
     {ns}:jobs-seen       hash    by host, what it has said last, JSON
     {ns}:scheduled       hash    by job@host, up to when its planned times are dealt with, ms
+    {ns}:paused          hash    schedules, and jobs, that somebody has paused, and who
     {ns}:job:<job@host>  zset    how its last runs ended, as `run result` → when, ms
     {ns}:breakers        set     services that are down
     {ns}:breaker:<name>  hash    why one of them is, since when, until when it is left alone
@@ -291,6 +292,10 @@ class Keys:
     @property
     def scheduled(self) -> str:
         return f"{self.namespace}:scheduled"
+
+    @property
+    def paused(self) -> str:
+        return f"{self.namespace}:paused"
 
     def job(self, name: str) -> str:
         return f"{self.namespace}:job:{name}"

@@ -34,6 +34,7 @@ from longshore.orchestration.expressions import Expression, as_data, as_text, of
 from longshore.orchestration.guards import OnlyIf
 from longshore.orchestration.operations import Retry
 from longshore.orchestration.params import Param
+from longshore.orchestration.scheduled import Scheduled
 from longshore.orchestration.selection import TARGET, HostFilter
 
 if TYPE_CHECKING:
@@ -251,6 +252,10 @@ class Plan(_Model):
         None, description="Time of the whole run; running out of it is a failure"
     )
     concurrency: Concurrency | None = Field(None, description="Which runs must not be live at the same time")
+    schedules: dict[str, Scheduled] = Field(
+        default_factory=dict,
+        description="When it starts by itself, if it is a stored plan (LONGSHORE_PLANS)",
+    )
     steps: dict[str, Step] = Field(default_factory=dict, description="The steps by name")
 
     #: Folder that a step's relative `source` is found in.

@@ -23,6 +23,7 @@ from pydantic_settings import (
 
 from longshore.orchestration.durations import Duration
 from longshore.orchestration.errors import ConfigError
+from longshore.orchestration.scheduled import Scheduled
 from longshore.orchestration.selection import is_host_name, parse_facts, parse_labels
 
 #: A plan with more steps is refused: its record would no longer fit into one script's work.
@@ -104,7 +105,11 @@ class Settings(BaseSettings):
     cache_ttl: Duration = Field(default=3600.0, gt=0)
     #: How often beat has stale stacks brought right; never, if left out.
     orchestrate_every: Duration | None = Field(default=None, gt=0)
-    #: How often beat has the jobs looked at that have a schedule.
+    #: Plans that start by themselves, by the name of the schedule; in a file, or as JSON.
+    schedules: dict[str, Scheduled] = Field(default_factory=dict)
+    #: What beat goes by: Celery's own in-memory scheduler, or RedBeat, whose entries can be changed while it runs.
+    beat: Literal["celery", "redbeat"] = "celery"
+    #: How often beat has looked at what is due: schedules of plans, and jobs that have one.
     tick: Duration = 5.0
     #: What this installation is called on its engines, where its workers name its Redis in different ways, or it moves.
     installed_as: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")

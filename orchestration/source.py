@@ -281,11 +281,8 @@ def load(name: str, *, check: bool = True) -> Plan:
     path = Path(name)
     if path.is_file() or path.suffix in _SUFFIXES or os.sep in name:
         return _load_file(path, check=check)
-    folders = [Path(folder) for folder in get_settings().plans.split(os.pathsep) if folder]
-    for folder in folders:
-        for suffix in _SUFFIXES:
-            if (folder / f"{name}{suffix}").is_file():
-                return _load_file(folder / f"{name}{suffix}", check=check)
+    if (file := where_stored(name)) is not None:
+        return _load_file(file, check=check)
     for entry in entry_points(group="longshore.plans", name=name):
         offered = entry.load()
         plan = offered if isinstance(offered, Plan) else offered()
@@ -297,6 +294,15 @@ def load(name: str, *, check: bool = True) -> Plan:
         f"no plan {name!r}: neither a file nor a stored plan",
         remedy=f"give a file, or set LONGSHORE_PLANS (stored: {known})",
     )
+
+
+def where_stored(name: str) -> Path | None:
+    """The file of a stored plan; None for one of a package, or of nobody."""
+    for folder in filter(None, get_settings().plans.split(os.pathsep)):
+        for suffix in _SUFFIXES:
+            if (found := Path(folder) / f"{name}{suffix}").is_file():
+                return found
+    return None
 
 
 def _load_file(path: Path, *, check: bool) -> Plan:

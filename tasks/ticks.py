@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from celery import shared_task
 from celery.utils.log import get_task_logger
 
+from longshore.orchestration import schedules
 from longshore.orchestration.canvas import ORCHESTRATE, TICK
 from longshore.orchestration.client import Client
 from longshore.orchestration.compiled import CONTROL
@@ -31,7 +33,32 @@ def job_files(settings: Settings) -> list[Path]:
 def tick() -> None:
     """One that is lost is followed by another."""
     store, _ = store_and_plans()
+    schedules.start_due(_client(store.settings))
     start_due(Client(store.settings), job_files(store.settings))
+
+
+def _client(settings: Settings) -> Client:
+    """What it starts was started by nobody else."""
+    return Client(settings.model_copy(update={"actor": "schedule"}))
+
+
+@shared_task(name=schedules.TASK, base=SagaTask, autoretry_for=(), acks_late=False)
+def scheduled(name: str, given: dict[str, Any] | None = None) -> None:
+    """A beat has fired for a schedule: one that is declared, or one that the message tells of. Whether it is due is
+    found here; what its jitter holds back is looked at once more.
+    """
+    store, _ = store_and_plans()
+    client = _client(store.settings)
+    try:
+        one = schedules.given(name, given) if given else schedules.find(store.settings, name)
+        schedules.start_one(client, one)
+    except LongshoreError as error:
+        log.error("schedule %s: %s", name, error)
+        return
+    now = store.now()
+    held = [at + one.jitter(at) - now for at in one.when.planned(now - round(one.when.jitter * 1000), now)]
+    if (wait := min((ms for ms in held if ms > 0), default=0)) and given:
+        scheduled.apply_async(kwargs={"name": name, "given": given}, countdown=wait / 1000 + 0.1, queue=CONTROL)
 
 
 @shared_task(name=ORCHESTRATE, base=SagaTask, autoretry_for=(), acks_late=False)

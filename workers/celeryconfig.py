@@ -5,6 +5,8 @@ The file stands at the top of a checkout and, as `longshore.workers.celeryconfig
 module named `celeryconfig` in a wheel would become the configuration of every Celery app beside it.
 """
 
+from longshore.orchestration.celery import redbeat
+from longshore.orchestration.schedules import declared
 from longshore.orchestration.settings import get_settings
 from longshore.workers.queues import all_queues
 
@@ -80,12 +82,19 @@ timezone = "UTC"
 # Two beats start one run: what is due is looked up by whoever takes the tick. A tick that nobody takes in time
 # is followed by another; nothing of it has to be kept in a file.
 beat_scheduler = "celery.beat:Scheduler"
+if _settings.beat == "redbeat":
+    # One of several beats is at it, and entries can be added and taken away while it runs.
+    beat_scheduler = "redbeat.RedBeatScheduler"
+    globals().update(redbeat(_settings))
 beat_schedule = {
     "longshore.tick": {
         "task": "longshore.tick",
         "schedule": _settings.tick,
         "options": {"queue": "control", "expires": 2 * _settings.tick},
     }
+}
+beat_schedule |= {
+    f"longshore.schedule.{each.name}": each.entry() | {"kwargs": {"name": each.name}} for each in declared(_settings)[0]
 }
 if _settings.orchestrate_every:
     beat_schedule["longshore.orchestrate"] = {

@@ -23,6 +23,7 @@ from longshore.orchestration.cli.parts import beat, dev, flower, worker
 from longshore.orchestration.cli.plans import plan_group
 from longshore.orchestration.cli.run import run
 from longshore.orchestration.cli.runs import runs_group
+from longshore.orchestration.cli.schedules import schedules_group
 from longshore.orchestration.errors import LongshoreError, exit_code_of
 
 
@@ -43,6 +44,7 @@ for part in (
     select,
     restart,
     job_group,
+    schedules_group,
     ops_group,
     hosts_group,
     breaker_group,

@@ -20,11 +20,12 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from longshore.orchestration.durations import Duration
 from longshore.orchestration.errors import ConfigError, LongshoreError
-from longshore.orchestration.jobs.labels import Finding, Missed, Mount, Overlap, Pull, Scope, parse_schedule, parse_zone
+from longshore.orchestration.jobs.labels import Finding, Mount, Pull, Scope
 from longshore.orchestration.operations.docker.fields import NAME as VOLUME
 from longshore.orchestration.plan import NAME
 from longshore.orchestration.selection import is_host_name
 from longshore.orchestration.source import read_mapping
+from longshore.orchestration.timing import Missed, Overlap, parse_cron, parse_zone
 
 
 def _host(value: str) -> str:
@@ -62,7 +63,7 @@ class JobSpec(BaseModel):
     containers: list[str] = Field([], description="Targets that are of no stack")
     scope: Scope = "stack"
     host: Annotated[str, BeforeValidator(_host)] = Field("", description="Where it is done, if that is not plain")
-    schedule: Annotated[str, BeforeValidator(parse_schedule)] = ""
+    schedule: Annotated[str, BeforeValidator(parse_cron)] = ""
     timezone: Annotated[str, BeforeValidator(parse_zone)] = "UTC"
     missed: Missed = "once"
     overlap: Overlap = Field("queue", validation_alias=AliasChoices("overlap", "overlap_policy"))

@@ -28,35 +28,19 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Literal, get_args
-from zoneinfo import ZoneInfo
-
-from cronsim import CronSim, CronSimError
 
 from longshore.orchestration.durations import parse_duration
 from longshore.orchestration.plan import NAME
+from longshore.orchestration.timing import Missed, Overlap, parse_cron, parse_zone
 
 PREFIX = "longshore.job."
 STACK = "longshore.stack"
 PROJECT = "com.docker.compose.project"
 _ENV = "worker.env."
 
-Overlap = Literal["queue", "skip", "cancel_running"]
-Missed = Literal["skip", "once", "all"]
 Pull = Literal["missing", "always", "never"]
 Scope = Literal["stack", "containers"]
-
-#: Short forms of a schedule.
-DESCRIPTORS = {
-    "@yearly": "0 0 1 1 *",
-    "@annually": "0 0 1 1 *",
-    "@monthly": "0 0 1 * *",
-    "@weekly": "0 0 * * 0",
-    "@daily": "0 0 * * *",
-    "@midnight": "0 0 * * *",
-    "@hourly": "0 * * * *",
-}
 
 
 @dataclass(frozen=True)
@@ -166,35 +150,10 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def parse_zone(text: str) -> str:
-    try:
-        ZoneInfo(text)
-    except (KeyError, ValueError, OSError):
-        raise ValueError(f"{text!r} is no time zone") from None
-    return text
-
-
-def parse_schedule(text: str) -> str:
-    """A schedule as five fields of cron, with names, ranges, steps and `L`. ValueError says what is wrong."""
-    written = text.strip()
-    if written.startswith("@"):
-        if written.lower() not in DESCRIPTORS:
-            raise ValueError(f"{written!r} is none of {', '.join(DESCRIPTORS)}")
-        return DESCRIPTORS[written.lower()]
-    fields = written.split()
-    if len(fields) != 5:
-        raise ValueError(f"{written!r} has {len(fields)} fields, and a schedule has 5: minute hour day month weekday")
-    try:
-        CronSim(" ".join(fields), datetime(2000, 1, 1, tzinfo=UTC))
-    except CronSimError as error:
-        raise ValueError(f"{written!r} is no schedule: {str(error).lower()}") from None
-    return " ".join(fields)
-
-
 #: Each label of a container after its prefix: the field of a job, and how its text is read.
 _READ: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "scope": ("scope", _one_of(Scope)),
-    "schedule": ("schedule", parse_schedule),
+    "schedule": ("schedule", parse_cron),
     "timezone": ("timezone", parse_zone),
     "missed": ("missed", _one_of(Missed)),
     "overlap-policy": ("overlap", _one_of(Overlap)),

@@ -6,18 +6,13 @@ the planned time, so that two beats, or two ticks at once, start one run.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zoneinfo import ZoneInfo
 
-from cronsim import CronSim
-
+from longshore.orchestration import timing
 from longshore.orchestration.breakers import Breakers
 from longshore.orchestration.errors import (
     LongshoreError,
@@ -27,25 +22,20 @@ from longshore.orchestration.errors import (
     WaitTimeout,
 )
 from longshore.orchestration.jobs.board import Board, Known, Seen, declared_in
-from longshore.orchestration.jobs.labels import Job, Missed
+from longshore.orchestration.jobs.labels import Job
 from longshore.orchestration.jobs.plan import job_plan
 from longshore.orchestration.store import Store
+from longshore.orchestration.timing import Mark, Schedules
 
 if TYPE_CHECKING:
     from longshore.orchestration.client import Client, Run
 
 log = logging.getLogger(__name__)
 
-#: Seconds after its planned time at which a start still is on time, or two ticks where those are longer.
-ON_TIME = 60.0
 #: Seconds for which what a host has said last tells whether something of it is due.
 _FRESH = 90.0
 #: Seconds between two times that the hosts are asked for their jobs, where nothing is due.
 _REFRESH = 30.0
-#: Planned times that are caught up with at most, the latest.
-_CAUGHT_UP = 100
-#: Characters of a run id before its planned time.
-_LONGEST = 108
 #: Failures in a row after which a job is not started by its schedule any more.
 FAILURES = 3
 #: Ends of runs that are kept of a job.
@@ -63,72 +53,16 @@ def service(key: str) -> str:
 
 def planned(job: Job, after: int, until: int) -> list[int]:
     """Its planned times in (after, until], ms since 1970, the latest hundred."""
-    found: deque[int] = deque(maxlen=_CAUGHT_UP)
-    for moment in CronSim(job.schedule, datetime.fromtimestamp(after / 1000, UTC).astimezone(ZoneInfo(job.timezone))):
-        at = round(moment.timestamp() * 1000)
-        if at > until:
-            break
-        if at > after:
-            found.append(at)
-    return list(found)
+    return timing.by_cron(job.schedule, job.timezone, after, until)
 
 
 def upcoming(job: Job, now: int) -> datetime | None:
     """When it is planned next; None without a schedule, or where that never comes."""
-    if not job.schedule:
-        return None
-    here = datetime.fromtimestamp(now / 1000, UTC).astimezone(ZoneInfo(job.timezone))
-    return next(iter(CronSim(job.schedule, here)), None)
-
-
-def chosen(missed: Missed, times: Sequence[int], now: int, on_time: float = ON_TIME) -> list[int]:
-    """Which of the planned times that have passed are started now, eldest first."""
-    if missed == "all":
-        return list(times)
-    if missed == "once":
-        return list(times[-1:])
-    return [at for at in times[-1:] if now - at <= on_time * 1000]
+    return timing.next_by_cron(job.schedule, job.timezone, now) if job.schedule else None
 
 
 def run_id_of(job: Job, at: int) -> str:
-    stem = key_of(job)
-    if len(stem) > _LONGEST:
-        stem = f"{stem[: _LONGEST - 9]}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
-    return f"{stem}.{datetime.fromtimestamp(at / 1000, UTC):%Y%m%dT%H%M%SZ}"
-
-
-@dataclass(frozen=True)
-class Mark:
-    """Up to when the planned times of a job are dealt with; of which schedule."""
-
-    until: int
-    schedule: str
-
-    def text(self) -> str:
-        return f"{self.until} {self.schedule}"
-
-    @classmethod
-    def read(cls, text: str) -> Mark:
-        until, _, schedule = text.partition(" ")
-        return cls(int(until), schedule)
-
-
-class Schedules:
-    """Those of an installation. Plain commands: to do a thing twice is to find it done."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def marks(self) -> dict[str, Mark]:
-        found = self._store.call(self._store.client.hgetall, self._store.keys.scheduled)
-        return {key: Mark.read(text) for key, text in found.items()}
-
-    def put(self, key: str, mark: Mark) -> None:
-        self._store.call(self._store.client.hset, self._store.keys.scheduled, key, mark.text())
-
-    def forget(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            self._store.call(self._store.client.hdel, self._store.keys.scheduled, key)
+    return timing.run_id(key_of(job), at)
 
 
 def tick(client: Client, files: Iterable[Path]) -> list[Run]:
@@ -200,12 +134,15 @@ def _start_due(client: Client, schedules: Schedules, job: Job, mark: Mark | None
     times = planned(job, mark.until, now)
     if not times:
         return []
+    if key in schedules.paused():
+        schedules.put(key, Mark(times[-1], mark.schedule))
+        return []
     if Breakers(client.store).is_open(service(key)):
         log.warning("job %s was not started: its breaker is open: longshore breaker reset '%s'", key, service(key))
         schedules.put(key, Mark(times[-1], mark.schedule))
         return []
     started = []
-    for at in chosen(job.missed, times, now, max(ON_TIME, 2 * client.settings.tick)):
+    for at in timing.chosen(job.missed, times, now, max(timing.ON_TIME, 2 * client.settings.tick)):
         try:
             started.append(client.start(job_plan(job), run_id=run_id_of(job, at)))
         except RunConflict:

@@ -13,7 +13,7 @@ import pytest
 
 from longshore.orchestration import Run
 from longshore.orchestration.breakers import Breakers
-from longshore.orchestration.jobs.schedule import Mark, Schedules
+from longshore.orchestration.timing import Mark, Schedules
 from tests.docker.job_stack import JobStack, shop
 from tests.integration.conftest import MakeInstallation, module_installation
 from tests.integration.processes import Installation, wait_for

@@ -23,6 +23,8 @@ DEV = packages.ROOT / ".dev"
 LOG = DEV / "machine.log"
 SCRATCH = DEV / "apt"
 P = ParamSpec("P")
+#: Programs of the pages' tests.
+BROWSER = ["chromium", "chromedriver"]
 USAGE = "usage: with-servers [--redis-only] COMMAND..."
 
 
@@ -60,7 +62,7 @@ def leave(number: int, _: FrameType | None) -> None:
 def prepare(environment: dict[str, str], engine: Engine, redis_only: bool) -> None:
     """Each thing that cannot be had is one line; the tests then skip what needs it, or fail under CI."""
     wants_engine = not redis_only and not engine_answers(environment)
-    install_missing(wants_engine)
+    install_missing(wants_engine, redis_only)
     if wants_engine:
         attempt(start_engine, environment, engine)
     if not redis_only and "DOCKER_HOST" in environment:
@@ -76,10 +78,12 @@ def attempt(step: Callable[P, None], *arguments: P.args, **more: P.kwargs) -> No
         say(str(reason))
 
 
-def install_missing(wants_engine: bool) -> None:
+def install_missing(wants_engine: bool, redis_only: bool) -> None:
     missing = []
     if not (shutil.which("redis-server") or shutil.which("valkey-server")):
         missing.append("redis-server")
+    if not redis_only and not all(map(shutil.which, BROWSER)):
+        missing += ["chromium", "chromium-driver"]
     if wants_engine and platform.system() == "Linux" and not all(map(shutil.which, PROGRAMS)):
         missing += PACKAGES
     if not missing:

@@ -14,9 +14,10 @@ from longshore.orchestration.errors import WaitTimeout
 from longshore.orchestration.hosts import Hosts, Node
 from longshore.orchestration.jobs import Entity, schedule
 from longshore.orchestration.jobs.board import Board, Seen
-from longshore.orchestration.jobs.schedule import Mark, Schedules, forget_ends, note_end, service, tick
+from longshore.orchestration.jobs.schedule import forget_ends, note_end, service, tick
 from longshore.orchestration.plan import Plan
 from longshore.orchestration.store import Store
+from longshore.orchestration.timing import Mark, Schedules
 from tests.servers import RedisServer
 from tests.store.bed import Bed
 from tests.store.test_store import connect

@@ -13,13 +13,12 @@ from longshore.orchestration.jobs.labels import (
     _OF_CONTAINERS,
     _OF_VOLUMES,
     _READ,
-    DESCRIPTORS,
     Entity,
     Job,
     Mount,
     discover,
-    parse_schedule,
 )
+from longshore.orchestration.timing import DESCRIPTORS, parse_cron
 
 JOB = "longshore.job."
 
@@ -171,7 +170,7 @@ def test_a_label_that_there_is_not_is_a_warning() -> None:
 
 @pytest.mark.parametrize("text", [*DESCRIPTORS, "0 0 * * 7", "1,2,3 */2 1-31/3 DEC sun-sat", "5/10 * * * *"])
 def test_these_are_schedules(text: str) -> None:
-    assert len(parse_schedule(text).split()) == 5
+    assert len(parse_cron(text).split()) == 5
 
 
 @pytest.mark.parametrize(
@@ -191,7 +190,7 @@ def test_these_are_schedules(text: str) -> None:
 )
 def test_these_are_none(text: str) -> None:
     with pytest.raises(ValueError, match=r"fields|none of|is no schedule: bad "):
-        parse_schedule(text)
+        parse_cron(text)
 
 
 @given(st.randoms(use_true_random=False))

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from longshore.orchestration.client import RUN_ID
 from longshore.orchestration.jobs import Job
-from longshore.orchestration.jobs.schedule import Mark, chosen, planned, run_id_of, upcoming
+from longshore.orchestration.jobs.schedule import planned, run_id_of, upcoming
+from longshore.orchestration.timing import Mark, chosen
 
 
 def job(schedule: str, timezone: str = "UTC") -> Job:

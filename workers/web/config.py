@@ -14,21 +14,17 @@ from longshore.workers import web
 
 #: Nobody but this machine, unless it is said otherwise.
 address = options.address or "127.0.0.1"
-#: Fewer would lose the first steps of a large run.
-max_tasks = options.max_tasks
 
-if (
-    not options.unix_socket
-    and address not in {"127.0.0.1", "::1", "localhost"}
-    and not (options.basic_auth or options.auth)
-):
+_HERE = {"127.0.0.1", "::1", "localhost"}
+_logins = options.basic_auth or []
+if not all(all(login.partition(":")[::2]) for login in _logins):
+    sys.exit("error: FLOWER_BASIC_AUTH, or --basic_auth, is user:password, or several with commas between them")
+if not (options.unix_socket or address in _HERE or _logins or options.auth):
     sys.exit(
         f"error: Flower does not start open to the world ({address}): set FLOWER_BASIC_AUTH=user:password, or its "
         "--auth with OAuth, or leave --address out"
     )
-if os.environ.get("FLOWER_UNAUTHENTICATED_API", "").lower() in {"1", "true", "yes"} and address not in {
-    "127.0.0.1", "::1", "localhost",
-}:  # fmt: skip
+if os.environ.get("FLOWER_UNAUTHENTICATED_API", "").lower() in {"1", "true", "yes"} and address not in _HERE:
     sys.exit("error: Flower does not start with an API that is open to the world: unset FLOWER_UNAUTHENTICATED_API")
 
 web.install()

@@ -10,6 +10,9 @@
 
   const version = () => live.querySelector("[data-version]")?.dataset.version ?? "";
 
+  // The page's own address may hold a login, with which nothing can be fetched.
+  const at = (path) => new URL(path, location.origin);
+
   function put(html) {
     if (html.trim() === live.dataset.last) return;
     const open = [...live.querySelectorAll("details[open]")].map((each) => each.id);
@@ -27,7 +30,7 @@
   async function look() {
     if (document.visibilityState === "hidden") return;
     try {
-      const answer = await fetch(`${live.dataset.live}&part=1&ver=${encodeURIComponent(version())}`);
+      const answer = await fetch(at(`${live.dataset.live}&part=1&ver=${encodeURIComponent(version())}`));
       if (answer.status === 200) put(await answer.text());
       else if (answer.status !== 204) throw new Error(`${answer.status} ${await answer.text()}`);
       if (said.dataset.lost) { said.textContent = ""; delete said.dataset.lost; }
@@ -44,7 +47,7 @@
     if (xsrf) headers["X-XSRFToken"] = decodeURIComponent(xsrf[1]);
     said.textContent = `${button.what} …`;
     try {
-      const answer = await fetch(`${location.pathname}/${button.kind}`, { method: "POST", body: words, headers });
+      const answer = await fetch(at(`${location.pathname}/${button.kind}`), { method: "POST", body: words, headers });
       said.textContent = `${button.kind} ${button.step}: ${await answer.text()}`;
     } catch (error) {
       said.textContent = `${button.kind}: ${error.message}`;

@@ -1,0 +1,225 @@
+"""Schedules of plans with real beats: one run for each planned time, whoever fires, and what was missed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longshore.orchestration import Client, audit, schedules
+from longshore.orchestration.celery import beat_schedule
+from longshore.orchestration.scheduled import Scheduled
+from longshore.orchestration.timing import Mark, Schedules
+from tests.integration.conftest import QUICK
+from tests.integration.processes import PATIENCE, Installation, lines, wait_for
+from tests.servers import RedisServer
+
+#: Seconds between two planned times; a shortened schedule.
+EVERY = 2
+PLAN = """
+name: {name}
+steps:
+  a: {{op: command.shell.execute, with: {{command: "echo {{{{ run.id }}}} >> {log}"}}}}
+"""
+
+
+class Configured(Installation):
+    """One whose parts read a file."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return super().environment | {"LONGSHORE_CONFIG": str(self.folder / "longshore.yaml")}
+
+
+class Clockwork:
+    """An installation with a worker, plans in a folder, and beats as they are wanted."""
+
+    def __init__(self, server: RedisServer, folder: Path) -> None:
+        self.folder, self.plans, self.config = folder, folder / "plans", folder / "longshore.yaml"
+        self.plans.mkdir()
+        options = QUICK | {"tick": "500ms", "plans": str(self.plans)}
+        self.place = Configured(server.url, folder, options=options)
+        self.config.write_text("{}")
+        self.beats: list[subprocess.Popen[str]] = []
+
+    @property
+    def client(self) -> Client:
+        return self._client
+
+    def begin(self, config: dict[str, Any]) -> None:
+        """What is configured has to be there when its parts start."""
+        self.config.write_text(json.dumps(config))
+        self._client = self.place.client()
+        self.place.worker("one", "-c", "3").start()
+
+    def plan(self, name: str, more: str = "") -> Path:
+        log = self.folder / f"{name}.log"
+        (self.plans / f"{name}.yaml").write_text(PLAN.format(name=name, log=log) + more)
+        return log
+
+    def beat(self, **environment: str) -> subprocess.Popen[str]:
+        self.beats.append(self.place.popen("beat", "--loglevel", "INFO", **environment))
+        return self.beats[-1]
+
+    def end(self, beat: subprocess.Popen[str]) -> None:
+        beat.kill()
+        beat.communicate()
+        self.beats.remove(beat)
+
+    def close(self) -> None:
+        for beat in list(self.beats):
+            self.end(beat)
+        self.place.close()
+
+
+def times_of(log: Path) -> list[str]:
+    return [line.rpartition(".")[2] for line in lines(log)]
+
+
+@pytest.fixture(scope="module")
+def clock(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clockwork]:
+    made = Clockwork(redis_server, tmp_path_factory.mktemp("beats"))
+    often = {"every": f"{EVERY}s"}
+    for name in ("often", "late", "lost", "every-one", "held", "slow", "dynamic"):
+        made.plan(name)
+    made.plan("own", "schedules:\n  mine: {every: 2s, missed: skip}\n")
+    (made.plans / "slow.yaml").write_text("name: slow\nsteps:\n  a: {op: noop.execute, with: {sleep: 5}}\n")
+    made.begin({
+        "schedules": {
+            "often": {"plan": "often"} | often,
+            "late": {"plan": "late", "missed": "once", "cron": "0 0 1 1 *"},
+            "every-one": {"plan": "every-one", "missed": "all", "every": "1h"},
+            "lost": {"plan": "lost", "missed": "skip", "every": "1h"},
+            "held": {"plan": "held"} | often,
+            "skips": {"plan": "slow", "overlap": "skip", "every": "1s"},
+        }
+    })  # fmt: skip
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_two_beats_start_one_run_for_each_planned_time(clock: Clockwork) -> None:
+    log, own = clock.folder / "often.log", clock.folder / "own.log"
+    clock.beat()
+    clock.beat()
+    wait_for("ten runs", lambda: len(lines(log)) >= 10)
+    found, mine = times_of(log), times_of(own)
+    assert len(set(found)) == len(found)
+    assert len(set(mine)) == len(mine) >= 5  # a plan's own schedule
+    seconds = [time.mktime(time.strptime(at, "%Y%m%dT%H%M%SZ")) for at in found]
+    gaps = {round(later - sooner) for sooner, later in zip(sorted(seconds), sorted(seconds)[1:], strict=False)}
+    assert gaps == {EVERY}
+    run = clock.client.get(f"often.{found[0]}")
+    assert run.report().actor == "schedule"
+    assert any(line.what == "start" and line.run == run.id for line in audit.lines(clock.client.store, limit=1000))
+
+
+def test_a_start_is_passed_over_while_the_one_before_it_runs(clock: Clockwork) -> None:
+    def skipped() -> list[str]:
+        return [run.id for run in clock.client.runs(500) if run.id.startswith("skips.")]
+
+    wait_for("two of them", lambda: len(skipped()) >= 2)
+    reports = [clock.client.get(name).wait(timeout=PATIENCE) for name in skipped()[-2:]]
+    assert {report.state for report in reports} == {"succeeded"}
+
+
+def test_what_was_missed_while_no_beat_was_there_is_made_up_for_as_it_says(clock: Clockwork) -> None:
+    marks = Schedules(clock.client.store)
+    wait_for("their marks", lambda: {"late", "lost", "every-one"} <= marks.marks().keys())
+    for beat in list(clock.beats):
+        clock.end(beat)
+    time.sleep(1.0)  # what they have sent is carried out
+    before = len(lines(clock.folder / "often.log"))
+    now = clock.client.store.now()
+    # As if nobody had been there for three hours and a half, and some new year.
+    for name, hours in (("lost", 3.5), ("every-one", 3.5), ("late", 24 * 400)):
+        mark = marks.marks()[name]
+        marks.put(name, Mark(now - round(hours * 3_600_000), mark.schedule))
+    time.sleep(3 * EVERY)
+    assert len(lines(clock.folder / "often.log")) == before  # no beat, no start
+
+    clock.beat()
+    wait_for("what was missed", lambda: len(lines(clock.folder / "every-one.log")) >= 3)
+    wait_for("the new year's", lambda: len(lines(clock.folder / "late.log")) == 1)
+    assert len(times_of(clock.folder / "every-one.log")) in {3, 4}  # each of them
+    assert lines(clock.folder / "lost.log") == [] or clock.client.store.now() % 3_600_000 < 70_000
+    wait_for("often once more", lambda: len(lines(clock.folder / "often.log")) > before)
+    found = times_of(clock.folder / "often.log")
+    assert len(set(found)) == len(found)
+
+
+def test_a_schedule_is_listed_started_by_hand_paused_and_resumed(clock: Clockwork) -> None:
+    if not clock.beats:
+        clock.beat()
+    place = clock.place
+    rows = {row["name"]: row for row in place.longshore("schedules", "ls", "-o", "json").json}
+    assert rows["often"]["when"] == f"every {EVERY}s"
+    assert rows["own.mine"]["plan"] == "own"
+    assert rows["late"]["next"].endswith("-01-01T00:00:00+00:00")
+
+    rehearsed = place.longshore("schedules", "trigger", "late", "--dry-run")
+    assert (rehearsed.code, rehearsed.out) == (0, "would start plan late\n")
+    before = len(lines(clock.folder / "late.log"))
+    assert place.longshore("schedules", "trigger", "late").code == 0
+    assert len(lines(clock.folder / "late.log")) == before + 1
+
+    assert place.longshore("schedules", "pause", "nosuch").code == 2
+    assert "would be paused" in place.longshore("schedules", "pause", "held", "--dry-run").out
+    assert place.longshore("schedules", "pause", "held").code == 0
+    assert place.longshore("schedules", "pause", "held").out == "schedule held was paused already\n"
+    time.sleep(1.0)
+    still = len(lines(clock.folder / "held.log"))
+    time.sleep(2.5 * EVERY)
+    assert len(lines(clock.folder / "held.log")) == still
+    row = next(row for row in place.longshore("schedules", "ls", "-o", "json").json if row["name"] == "held")
+    assert row["paused_by"] == "tester"
+    assert place.longshore("schedules", "resume", "held").code == 0
+    wait_for("it to go on", lambda: len(lines(clock.folder / "held.log")) > still)
+    # what passed while it was paused is not made up for
+    assert len(lines(clock.folder / "held.log")) <= still + 2
+    told = [(line.what, line.step, line.actor) for line in audit.lines(clock.client.store, limit=1000)]
+    assert ("pause schedule", "held", "tester") in told
+
+
+def test_redbeat_has_entries_that_come_and_go_while_it_runs(clock: Clockwork) -> None:
+    pytest.importorskip("redbeat")
+    from longshore.orchestration.celery import redbeat_entry
+
+    for beat in list(clock.beats):
+        clock.end(beat)
+    log = clock.folder / "dynamic.log"
+    clock.beat(LONGSHORE_BEAT="redbeat")
+    clock.beat(LONGSHORE_BEAT="redbeat")  # waits for the first one's end
+    often = len(lines(clock.folder / "often.log"))
+    wait_for("what is declared", lambda: len(lines(clock.folder / "often.log")) > often)
+    one = schedules.Schedule("nightly", "dynamic", Scheduled(every=1.0))
+    entry = redbeat_entry(one, clock.client.settings)
+    entry.save()
+    wait_for("three runs", lambda: len(lines(log)) >= 3)
+    found = times_of(log)
+    assert len(set(found)) == len(found)
+    assert "nightly" in clock.place.longshore("schedules", "ls").out
+    entry.delete()
+    time.sleep(2.0)
+    still = len(lines(log))
+    time.sleep(3.0)
+    assert len(lines(log)) == still
+    for name in ("often", "own.mine"):
+        assert f"longshore.schedule.{name}" in beat_schedule(_settings(clock))
+    with contextlib.suppress(IndexError):
+        clock.end(clock.beats[0])
+    often = len(lines(clock.folder / "often.log"))
+    wait_for("the other beat", lambda: len(lines(clock.folder / "often.log")) > often)
+
+
+def _settings(clock: Clockwork) -> Any:
+    given = {"often": Scheduled(plan="often", every=EVERY), "own.mine": Scheduled(plan="own", every=EVERY)}
+    return clock.client.settings.model_copy(update={"schedules": given})
