@@ -27,9 +27,9 @@ _TOPICS = ("celery.pidbox", "celeryev/*", "celeryev/worker.*", "celeryev/task.*"
 
 #: What scripts and producers call, for those who ask and do not work.
 _ASKING = (
-    "-@all +@connection +@read +@transaction +evalsha +script|load +set +del +incr +hset +hsetnx +hdel +zadd +zrem "
-    "+xadd +lpush +rpush +blpop +sadd +srem +expire +pexpire +publish +subscribe +psubscribe +unsubscribe "
-    "+punsubscribe +time +info +wait +ping +exists -keys -scan"
+    "-@all +@connection +@read +@transaction +evalsha +script|load +set +del +incr +hincrbyfloat +hset "
+    "+hsetnx +hdel +zadd +zrem +xadd +lpush +rpush +blpop +sadd +srem +expire +pexpire +publish +subscribe +psubscribe "
+    "+unsubscribe +punsubscribe +time +info +wait +ping +exists -keys -scan"
 )
 _WORKING = "+@all -@admin -@dangerous +info"
 

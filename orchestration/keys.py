@@ -30,6 +30,8 @@
     {ns}:orchestrating   hash    by host, the last run that was started to bring right what is stale there
     {ns}:aside           stream  messages that no worker can take, and why; capped
     {ns}:audit           stream  who started, ended, approved what, from where, and what was refused; capped
+    {ns}:counted         hash    what was counted of runs that came to rest, for metrics; by whoever scrapes
+    {ns}:counted-runs    hash    by run, what of it is in there, JSON
     {ns}:reported        stream  what a client has refused, told by itself; capped
     {ns}:carried:<mac>   string  there once a signed message was carried out; expires by itself
     {ns}:fleet           zset    the hosts that are known → when one of their workers was last heard of, ms
@@ -246,6 +248,14 @@ class Keys:
     @property
     def audit(self) -> str:
         return f"{self.namespace}:audit"
+
+    @property
+    def counted(self) -> str:
+        return f"{self.namespace}:counted"
+
+    @property
+    def counted_runs(self) -> str:
+        return f"{self.namespace}:counted-runs"
 
     @property
     def reported(self) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import secrets
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from longshore.orchestration import subplans, templates
+from longshore.orchestration import subplans, templates, tracing
 from longshore.orchestration.admission import JOBS
 from longshore.orchestration.errors import PlanError, Problem
 from longshore.orchestration.jobs.plan import RECONSTRUCTED
@@ -43,7 +44,8 @@ def request_body(plan: Plan, given: Mapping[str, Any], who: str, origin: str = "
         # Two runs of one id, the first long forgotten, must not take each other's traces for their own.
         "born": secrets.token_hex(8),
     }
-    return body | shared(plan, params)
+    trace = {"trace": tracing.carried()} if "opentelemetry" in sys.modules else {}
+    return body | shared(plan, params) | trace
 
 
 def shared(plan: Plan, params: dict[str, Any]) -> dict[str, Any]:

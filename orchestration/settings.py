@@ -117,6 +117,20 @@ class Settings(BaseSettings):
     max_jobs: int | None = Field(default=None, ge=1)
     #: Modules with own operations, imported by client and worker, separated by commas.
     imports: str = ""
+    #: Of workers: `text`, or `json`, a line an object.
+    log_format: Literal["text", "json"] = "text"
+    #: Whether each run is sent as a trace of OpenTelemetry; where to is said by OTEL_EXPORTER_OTLP_ENDPOINT.
+    tracing: bool = False
+    #: What is told of: failed, undo_failed, approval_wanted, breaker_open.
+    notify_on: str = "failed,undo_failed,approval_wanted,breaker_open"
+    #: To whom: a URL that takes JSON by POST, signed with a secret if there is one; a program with its arguments; and
+    #: Apprise's addresses, with blanks between them.
+    notify_webhook: str = ""
+    notify_secret: str = ""
+    notify_command: str = ""
+    notify_apprise: str = ""
+    #: Where Flower is to be had, for links to runs.
+    notify_link: str = ""
     #: Who does it, on every event; the OS user if left out.
     actor: str | None = None
     #: From where, in the audit trail; the machine's name if left out.
@@ -213,6 +227,15 @@ class Settings(BaseSettings):
     @classmethod
     def _are_facts(cls, value: str) -> str:
         parse_facts(value)
+        return value
+
+    @field_validator("notify_on")
+    @classmethod
+    def _are_kinds(cls, value: str) -> str:
+        known = ("failed", "undo_failed", "approval_wanted", "breaker_open")
+        wrong = [word for word in map(str.strip, value.split(",")) if word and word not in known]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is none of {', '.join(known)}")
         return value
 
     @field_validator("state_dir")

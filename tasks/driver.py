@@ -52,7 +52,7 @@ class Driver:
         self.plans = plans
         self.canvas = canvas or (lambda run_id, hosts: Canvas(app, run_id, hosts))
         self.parked = Parked(store, plans, self.canvas)
-        self.herald = Herald(store)
+        self.herald = Herald(store, app=app)
         self.root = RootTask(app)
         #: The worker that this is in.
         self.node = node

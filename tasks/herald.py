@@ -1,4 +1,4 @@
-"""Tells the workers' own hooks of what happens in a run: each event at least once.
+"""Tells the workers' own hooks, and those who are to be notified, of what happens in a run: each event at least once.
 
 How far it has come is kept with the run. Two workers may tell the same event at the same time; a worker that
 is killed while it tells leaves the rest to the next sweep, for a run stays live until all is told.
@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import logging
 from functools import lru_cache
+from typing import Any
 
-from longshore.orchestration import events
+from celery import Celery
+
+from longshore.orchestration import events, notices
 from longshore.orchestration.compiled import CompiledPlan
 from longshore.orchestration.hooks import Hooks, Teller, on_workers
 from longshore.orchestration.store import Store
+from longshore.tasks.sending import NOTIFY, TRACE, send
 
 log = logging.getLogger(__name__)
 
@@ -25,14 +29,17 @@ def _hooks() -> list[Hooks]:
 class Herald:
     """For the runs of one installation."""
 
-    def __init__(self, store: Store, hooks: list[Hooks] | None = None) -> None:
+    def __init__(self, store: Store, hooks: list[Hooks] | None = None, app: Any = None) -> None:
         self._store = store
         self._hooks = hooks
+        self._app = app
 
     def tell(self, run_id: str, plan: CompiledPlan) -> None:
         """Tell what has happened since the last time."""
         told = _hooks() if self._hooks is None else self._hooks
-        if not told:
+        kinds = notices.wanted(self._store.settings) if isinstance(self._app, Celery) else frozenset()
+        traced = self._store.settings.tracing and isinstance(self._app, Celery)
+        if not (told or kinds or traced):
             return
         cursor = self._store.told(run_id)
         new = events.read(self._store, run_id, plan, cursor)
@@ -50,4 +57,9 @@ class Herald:
                     teller.tell(event, hooks)
                 except Exception:  # a hook's mistake is not the run's
                     log.exception("a hook failed at event %s of run %s", event.id, run_id)
+            kind = notices.kind_of(event)
+            if kind in kinds:
+                send(self._app, NOTIFY, run_id, event.id)
+            if traced and event.name == "run_ended":
+                send(self._app, TRACE, run_id)
         self._store.told(run_id, new[-1].id)

@@ -13,7 +13,7 @@ from uuid import uuid4
 from celery import Task, shared_task
 from celery.exceptions import Ignore, Retry
 
-from longshore.orchestration import signing
+from longshore.orchestration import logs, signing
 from longshore.orchestration.audit import note_refusal
 from longshore.orchestration.canvas import ADVANCE, PROBE, STEP, TASK_ENDED, UNDO, Canvas
 from longshore.orchestration.compiled import StepId
@@ -46,7 +46,7 @@ class SagaTask(Task):  # type: ignore[type-arg]
     abstract = True
     ignore_result = True
     acks_late = True
-    autoretry_for = (StoreUnavailable,)
+    autoretry_for: tuple[type[Exception], ...] = (StoreUnavailable,)
     retry_backoff = 1
     retry_backoff_max = 30
     retry_jitter = True
@@ -57,6 +57,7 @@ class SagaTask(Task):  # type: ignore[type-arg]
         """A signed message is carried out once: one that comes again may be somebody's copy. What it was to do, and was
         not done, is sent anew by the sweeper.
         """
+        logs.begin(**({"run": args[0]} if args else {}))
         signature = self.request.get(signing.FIELD)
         if signing.ring() is None or not isinstance(signature, dict):
             return  # the transport lets nothing through that is not signed where it has to be
@@ -101,6 +102,7 @@ def _next_link(rest: Any) -> int | None:
 
 def _carry_out(task: SagaTask, attempt: Attempt, *, forward: bool) -> None:
     """Run an attempt, and tell the result backend whether the run can go on."""
+    logs.add(step=attempt.plan.name_of(attempt.step_id), host=attempt.host)
     try:
         try:
             recorded: Recorded = attempt.forward() if forward else attempt.backward()

@@ -43,6 +43,8 @@ class Loaded:
     wanted: Wanted = field(default_factory=lambda: Wanted(""))
     #: No two requests have the same.
     born: str = ""
+    #: The trace that it is a part of.
+    trace: str = ""
 
     def file(self, path: str) -> bytes:
         return base64.b64decode(self.contents[path])
@@ -148,4 +150,5 @@ class Plans:
             body.get("parent"),
             Wanted.of(body),
             str(body.get("born", "")),
+            str(body.get("trace", "")),
         )

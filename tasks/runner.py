@@ -6,17 +6,19 @@ own fence.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
 from pydantic import ValidationError
 
-from longshore.orchestration import secrets, templates
+from longshore.orchestration import logs, secrets, templates, tracing
 from longshore.orchestration.audit import note_refusal
 from longshore.orchestration.checks import plain
 from longshore.orchestration.durations import format_duration
@@ -67,7 +69,8 @@ class Attempt(Fenced, ComesAgain):
         began = time.monotonic()
         failure: OperationError
         try:
-            outcome = self._act(grant)
+            with self._told_of(grant, ""):
+                outcome = self._act(grant)
         except StepTimeout as error:
             failure = self._too_long(error.message, error.data)
         except SoftTimeLimitExceeded:
@@ -230,6 +233,20 @@ class Attempt(Fenced, ComesAgain):
         self._if_stale(recorded)
         raise _Ended(recorded, str(error))
 
+    @contextlib.contextmanager
+    def _told_of(self, grant: Grant, side: str) -> Iterator[None]:
+        """Logs and traces know which attempt it is."""
+        logs.add(attempt=grant.attempt)
+        with contextlib.ExitStack() as stack:
+            if self.store.settings.tracing:
+                part = self.plan.name_of(self.step_id)
+                stack.enter_context(
+                    tracing.attempt(
+                        self.run_id, self.loaded.born, self.loaded.trace, part, undo=bool(side), number=grant.attempt
+                    )
+                )
+            yield
+
     def _note_refusal(self, error: OperationError) -> None:
         """What this worker may not do at all stands in the audit trail."""
         if isinstance(error, NotAllowed):
@@ -250,7 +267,8 @@ class Attempt(Fenced, ComesAgain):
         began = time.monotonic()
         failure: OperationError
         try:
-            self._undo(grant)
+            with self._told_of(grant, "u"):
+                self._undo(grant)
         except OperationError as error:
             failure = error
         except SoftTimeLimitExceeded:

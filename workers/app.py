@@ -7,7 +7,7 @@ import importlib
 from celery import Celery
 
 from longshore.orchestration.operations.base import load_own
-from longshore.workers import presence, transport  # noqa: F401 - presence hears Celery's signals
+from longshore.workers import logging, presence, transport  # noqa: F401 - they hear Celery's signals
 from longshore.workers.sweeper import Sweeper
 
 
@@ -25,6 +25,7 @@ def _import_operations() -> None:
     """The catalogue's implementations, and the application's own operations."""
     importlib.import_module("longshore.tasks.messages")
     importlib.import_module("longshore.tasks.ticks")
+    importlib.import_module("longshore.tasks.telling")
     for module in (
         "noop",
         "command",

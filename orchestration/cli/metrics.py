@@ -15,7 +15,7 @@ from longshore.orchestration.errors import ConfigError, UsageError
 @click.option("--listen", metavar="[ADDRESS:]PORT", help="Serve them at /metrics until Ctrl-C; else they are printed.")
 @global_options
 def metrics(listen: str | None) -> None:
-    """Length and oldest age of each queue, the workers for it, and the hosts, as Prometheus reads them."""
+    """What runs and steps came to, queues, hosts and services, as Prometheus reads them."""
     from longshore.orchestration.backlog import backlogs  # noqa: PLC0415 - see cli.common
 
     store = client().store

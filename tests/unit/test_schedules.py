@@ -87,8 +87,8 @@ def test_an_entry_fires_at_least_as_often_as_starts_are_due() -> None:
         assert other.beat() == crontab()
     one = schedules.Schedule("n", "backup", Scheduled(every=90, overlap="skip", params={"a": 1}))
     told = json.loads(json.dumps(one.entry()["kwargs"]))
-    assert schedules.given(**told).plan == "backup"
-    assert schedules.given(**told).when.model_copy(update={"plan": ""}) == one.when
+    assert schedules.given(told["name"], told["given"]).plan == "backup"
+    assert schedules.given(told["name"], told["given"]).when.model_copy(update={"plan": ""}) == one.when
 
 
 def test_schedules_are_found_in_the_configuration_and_in_stored_plans(

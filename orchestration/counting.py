@@ -1,0 +1,169 @@
+"""Counters of what runs have done, for metrics: folded out of the records themselves, each run once.
+
+Nothing is counted while work is done. Whoever scrapes folds the runs that came to rest since the last scrape into the
+totals, and adds what live runs have done so far; so what is counted is what the reports say. A counter never goes back:
+of a run that is reopened, what it had counted stays.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from longshore.orchestration import report
+from longshore.orchestration.compiled import CompiledPlan, index_of
+from longshore.orchestration.errors import LongshoreError
+from longshore.orchestration.keys import Field
+from longshore.orchestration.plan import Plan
+from longshore.orchestration.states import STEP_FINAL, TERMINAL, RunState
+
+if TYPE_CHECKING:
+    from longshore.orchestration.store import Store
+
+#: Upper ends of the histograms, seconds.
+STEP_BUCKETS = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
+RUN_BUCKETS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0)
+#: Runs that one scrape folds, or looks at, at most.
+_AT_ONCE = 1000
+#: ms by which the time up to which runs were folded lies back: their clocks are one, their order is not.
+_OVERLAP = 60_000
+#: Between the parts of a counter's name in Redis: the metric, then its labels' values.
+SEP = "\x1f"
+_UNTIL = f"{SEP}until"
+
+Counts = dict[str, float]
+
+
+def of_run(store: Store, run_id: str) -> tuple[Counts, RunState] | None:
+    """What a run has done so far; None where it is gone, or cannot be read."""
+    body = store.body(run_id)
+    if body is None:
+        return None
+    try:
+        plan = CompiledPlan(Plan.model_validate(body["plan"]), lenient=True)
+    except (ValueError, LongshoreError):
+        return None
+    run, steps = store.everything(run_id)
+    done = report.build(run_id, plan, run, steps, store.now())
+    found: dict[str, float] = defaultdict(float)
+
+    def add(*name: str, by: float = 1) -> None:
+        found[SEP.join(name)] += by
+
+    def observe(metric: str, label: str, seconds: float, buckets: Iterable[float]) -> None:
+        add(metric, label, "sum", by=seconds)
+        for end in (*buckets, float("inf")):
+            if seconds <= end:
+                add(metric, label, f"{end:g}")
+
+    if done.state in TERMINAL:
+        add("runs", done.plan, done.state)
+        if done.duration_s is not None:
+            observe("run_s", done.plan, done.duration_s, RUN_BUCKETS)
+    for step in done.steps:
+        if step.status in STEP_FINAL:
+            add("steps", step.op, step.status)
+            if step.duration_s is not None:
+                observe("step_s", step.op, step.duration_s, STEP_BUCKETS)
+        add("attempts", step.op, by=sum(item.attempts for item in step.items) if step.items else step.attempts)
+        if step.undo is not None and step.undo.duration_s is not None:
+            add("undos", step.op, step.undo.status)
+    for name, value in steps.items():
+        kind, _, step_id = name.partition(":")
+        metric = {Field.LOST: "lost", Field.RESENT: "resent"}.get(kind.removeprefix("u"))  # type: ignore[call-overload]
+        if metric and step_id and (kind.removeprefix("u") in {Field.LOST, Field.RESENT}):
+            op = plan.steps[index_of(int(step_id) if step_id.isdigit() else step_id)].operation.name
+            add(metric, op, by=int(value or 0))
+    return {name: value for name, value in found.items() if value}, done.state
+
+
+@dataclass
+class Totals:
+    """Everything that was counted; `live` runs by plan and state."""
+
+    counts: Counts = field(default_factory=dict)
+    live: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def of(self, metric: str) -> Iterator[tuple[tuple[str, ...], float]]:
+        """The labels' values of each of its counters, and how much it is."""
+        for name, value in sorted(self.counts.items()):
+            first, *labels = name.split(SEP)
+            if first == metric:
+                yield tuple(labels), value
+
+
+def totals(store: Store) -> Totals:
+    """All of it, now. Raises StoreUnavailable."""
+    _fold(store)
+    found = Totals(_numbers(store.call(store.client.hgetall, store.keys.counted)))
+    live = store.call(store.client.zrange, store.keys.live, 0, _AT_ONCE - 1)
+    before = _snapshots(store, live)
+    for run_id in live:
+        seen = of_run(store, run_id)
+        if seen is None or (seen[1] in TERMINAL and run_id in before):
+            continue
+        counts, state = seen
+        for name, more in _more(before.get(run_id, {}), counts).items():
+            found.counts[name] = found.counts.get(name, 0) + more
+        found.live[store.call(store.client.hget, store.keys.of(run_id).run, "plan") or "", str(state)] += 1
+    return found
+
+
+def _fold(store: Store) -> None:
+    """Add what came to rest since the last time; of each run only what was not added before."""
+    client, keys = store.client, store.keys
+    until = float(store.call(client.hget, keys.counted, _UNTIL) or 0)
+    ended = store.call(
+        client.zrangebyscore, keys.ended, until - _OVERLAP, "+inf", start=0, num=_AT_ONCE, withscores=True
+    )
+    before = _snapshots(store, [run_id for run_id, _ in ended])
+    for run_id, at in ended:
+        seen = of_run(store, run_id)
+        if seen is None:
+            continue
+        more = _more(before.get(run_id, {}), seen[0])
+        if more or run_id not in before:
+            _add(store, run_id, more, at)
+    if store.call(client.hlen, keys.counted_runs) > store.call(client.zcard, keys.runs) + _AT_ONCE:
+        known = set(store.call(client.zrange, keys.runs, 0, -1))
+        gone = [run_id for run_id in store.call(client.hkeys, keys.counted_runs) if run_id not in known]
+        if gone:
+            store.call(client.hdel, keys.counted_runs, *gone)
+
+
+def _add(store: Store, run_id: str, more: Counts, at: float) -> None:
+    """In one transaction, unless another scrape was quicker: then it has added the same."""
+    from redis.exceptions import WatchError  # noqa: PLC0415 - slow to import
+
+    keys = store.keys
+    with store.client.pipeline() as pipe:
+        try:
+            store.call(pipe.watch, keys.counted_runs)
+            known = _numbers(json.loads(store.call(pipe.hget, keys.counted_runs, run_id) or "{}"))
+            pipe.multi()
+            for name, value in more.items():
+                pipe.hincrbyfloat(keys.counted, name, value)
+                known[name] = known.get(name, 0) + value
+            pipe.hset(keys.counted_runs, run_id, json.dumps(known))
+            pipe.hset(keys.counted, _UNTIL, str(at))
+            pipe.execute()
+        except WatchError:
+            return
+
+
+def _more(before: Mapping[str, float], now: Mapping[str, float]) -> Counts:
+    return {name: value - before.get(name, 0) for name, value in now.items() if value > before.get(name, 0)}
+
+
+def _snapshots(store: Store, run_ids: list[str]) -> dict[str, Counts]:
+    if not run_ids:
+        return {}
+    texts = store.call(store.client.hmget, store.keys.counted_runs, run_ids)
+    return {run_id: _numbers(json.loads(text)) for run_id, text in zip(run_ids, texts, strict=True) if text}
+
+
+def _numbers(found: Mapping[str, str | float]) -> Counts:
+    return {name: float(value) for name, value in found.items() if name != _UNTIL}

@@ -1,0 +1,51 @@
+"""What is told of a run to those outside, by tasks of their own: nobody who listens holds a run up."""
+
+from __future__ import annotations
+
+from celery import shared_task
+from celery.exceptions import Ignore
+
+from longshore.orchestration import events, notices, tracing
+from longshore.orchestration.client import Client
+from longshore.orchestration.errors import UnknownName
+from longshore.tasks.messages import SagaTask, store_and_plans
+from longshore.tasks.sending import NOTIFY, TRACE
+
+
+class _Telling(SagaTask):
+    """Who does not answer is asked again for about ten minutes."""
+
+    abstract = True
+    autoretry_for: tuple[type[Exception], ...] = (Exception,)
+    dont_autoretry_for = (UnknownName,)
+    retry_backoff = 2
+    retry_backoff_max = 120
+    max_retries = 8
+
+
+@shared_task(name=NOTIFY, base=_Telling)
+def notify(run_id: str, event_id: str) -> None:
+    """Tell of one event of a run."""
+    store, _ = store_and_plans()
+    run = Client(store.settings).get(run_id)
+    before = _before(event_id)
+    event = next((event for event in events.read(store, run_id, run.plan, before) if event.id == event_id), None)
+    kind = notices.kind_of(event) if event is not None else None
+    if event is None or kind is None:
+        raise Ignore(f"run {run_id} has no such event")
+    notices.tell(
+        store.settings, notices.make(store.settings, run_id, run.plan.plan.name, store.fields(run_id), event, kind)
+    )
+
+
+@shared_task(name=TRACE, base=_Telling)
+def trace(run_id: str) -> None:
+    """Send a run's trace."""
+    store, _ = store_and_plans()
+    tracing.send(Client(store.settings).get(run_id))
+
+
+def _before(event_id: str) -> str:
+    """A place in the stream just before that one."""
+    ms, _, number = event_id.partition("-")
+    return f"{ms}-{int(number) - 1}" if int(number or 0) else f"{int(ms) - 1}-{2**63}"

@@ -1,0 +1,23 @@
+"""Workers' and beats' logs, as the settings have them; an application's own logging is left alone."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery.signals import after_setup_logger, after_setup_task_logger, task_postrun
+
+from longshore.orchestration import logs
+from longshore.orchestration.settings import get_settings
+
+
+@task_postrun.connect
+def _is_done(**_: Any) -> None:
+    logs.begin()
+
+
+@after_setup_logger.connect
+@after_setup_task_logger.connect
+def _dress(logger: logging.Logger | None = None, **_: Any) -> None:
+    if logger is not None:
+        logs.dress(logger, get_settings().log_format, get_settings().host)
