@@ -97,9 +97,10 @@ class Totals:
 
 def totals(store: Store) -> Totals:
     """All of it, now. Raises StoreUnavailable."""
+    # The live ones first: one that comes to rest meanwhile is found among the others.
+    live = store.call(store.client.zrange, store.keys.live, 0, _AT_ONCE - 1)
     _fold(store)
     found = Totals(_numbers(store.call(store.client.hgetall, store.keys.counted)))
-    live = store.call(store.client.zrange, store.keys.live, 0, _AT_ONCE - 1)
     before = _snapshots(store, live)
     for run_id in live:
         seen = of_run(store, run_id)
@@ -108,6 +109,8 @@ def totals(store: Store) -> Totals:
         counts, state = seen
         for name, more in _more(before.get(run_id, {}), counts).items():
             found.counts[name] = found.counts.get(name, 0) + more
+        if state in TERMINAL:
+            continue
         found.live[store.call(store.client.hget, store.keys.of(run_id).run, "plan") or "", str(state)] += 1
     return found
 

@@ -12,6 +12,10 @@ from longshore.tasks.messages import SagaTask, store_and_plans
 from longshore.tasks.sending import NOTIFY, TRACE
 
 
+#: Seconds after which one who was at telling is taken for gone.
+_AT_IT = 120
+
+
 class _Telling(SagaTask):
     """Who does not answer is asked again for about ten minutes."""
 
@@ -33,9 +37,16 @@ def notify(run_id: str, event_id: str) -> None:
     kind = notices.kind_of(event) if event is not None else None
     if event is None or kind is None:
         raise Ignore(f"run {run_id} has no such event")
-    notices.tell(
-        store.settings, notices.make(store.settings, run_id, run.plan.plan.name, store.fields(run_id), event, kind)
-    )
+    notice = notices.make(store.settings, run_id, run.plan.plan.name, store.fields(run_id), event, kind)
+    told = store.keys.told(notice.id)
+    if not store.call(store.client.set, told, "1", nx=True, ex=_AT_IT):
+        raise Ignore("it was told already, or is being told")
+    try:
+        notices.tell(store.settings, notice)
+    except Exception:
+        store.call(store.client.delete, told)
+        raise
+    store.call(store.client.expire, told, round(store.settings.retention))
 
 
 @shared_task(name=TRACE, base=_Telling)
