@@ -107,9 +107,11 @@ def totals(store: Store) -> Totals:
         if seen is None or (seen[1] in TERMINAL and run_id in before):
             continue
         counts, state = seen
-        for name, more in _more(before.get(run_id, {}), counts).items():
+        new = _more(before.get(run_id, {}), counts)
+        for name, more in new.items():
             found.counts[name] = found.counts.get(name, 0) + more
         if state in TERMINAL:
+            _add(store, run_id, new)  # what was told once is told from now on
             continue
         found.live[store.call(store.client.hget, store.keys.of(run_id).run, "plan") or "", str(state)] += 1
     return found
@@ -137,7 +139,7 @@ def _fold(store: Store) -> None:
             store.call(client.hdel, keys.counted_runs, *gone)
 
 
-def _add(store: Store, run_id: str, more: Counts, at: float) -> None:
+def _add(store: Store, run_id: str, more: Counts, until: float | None = None) -> None:
     """In one transaction, unless another scrape was quicker: then it has added the same."""
     from redis.exceptions import WatchError  # noqa: PLC0415 - slow to import
 
@@ -151,7 +153,8 @@ def _add(store: Store, run_id: str, more: Counts, at: float) -> None:
                 pipe.hincrbyfloat(keys.counted, name, value)
                 known[name] = known.get(name, 0) + value
             pipe.hset(keys.counted_runs, run_id, json.dumps(known))
-            pipe.hset(keys.counted, _UNTIL, str(at))
+            if until is not None:
+                pipe.hset(keys.counted, _UNTIL, str(until))
             pipe.execute()
         except WatchError:
             return

@@ -11,7 +11,6 @@ from longshore.orchestration.errors import UnknownName
 from longshore.tasks.messages import SagaTask, store_and_plans
 from longshore.tasks.sending import NOTIFY, TRACE
 
-
 #: Seconds after which one who was at telling is taken for gone.
 _AT_IT = 120
 
