@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
+from urllib.parse import urlsplit
 
+from longshore.orchestration import installation
 from longshore.orchestration.breakers import Breakers
 from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.hosts import Hosts, HostState
+from longshore.orchestration.installation import Finding
 from longshore.orchestration.selection import listed
 from longshore.orchestration.store import Store
 
-Grade = Literal["ok", "warning", "error"]
 #: Of Redis; scripts need its streams, and `SET … GET NX`.
 _OLDEST = (7, 0)
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at. `remedy` says what to do where it is not ok."""
-
-    what: str
-    grade: Grade
-    remedy: str = ""
-
-
 def examine(store: Store) -> list[Finding]:
     """Everything that can be seen from here. StoreUnavailable where Redis does not answer."""
-    return [*_redis(store), *_work(store)]
+    return [*_redis(store), *_work(store), *installation.examine(store)]
 
 
 def _redis(store: Store) -> Iterator[Finding]:
@@ -56,11 +48,26 @@ def _redis(store: Store) -> Iterator[Finding]:
         )
     else:
         yield Finding("Redis keeps its data on disk", "ok")
+    yield from _users(store)
     used, most = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
     if most and used > 0.9 * most:
         yield Finding(
             f"Redis uses {used * 100 // most} % of its memory", "warning", "raise maxmemory, or longshore runs prune"
         )
+
+
+def _users(store: Store) -> Iterator[Finding]:
+    """Whoever reaches a Redis without users can do all that workers do."""
+    url = urlsplit(store.settings.url())
+    if (
+        url.scheme.startswith("redis")
+        and url.hostname not in {"127.0.0.1", "localhost", "::1", None}
+        and not url.password
+    ):
+        yield Finding(
+            "Redis asks nobody for a password, and others may reach it", "warning",
+            "longshore init makes users for it; docs/security.md",
+        )  # fmt: skip
 
 
 def eviction(store: Store, info: dict[str, Any]) -> Iterator[Finding]:

@@ -67,6 +67,8 @@ class Node:
     state: NodeState = NodeState.READY
     #: Steps that it is at.
     active: int = 0
+    #: What it tells of how its host stands (`longshore.tasks.health`).
+    health: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -432,4 +434,5 @@ def _node(
         seen,
         state,
         active,
+        told.get("health", {}),
     )

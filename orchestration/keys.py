@@ -42,6 +42,7 @@
     {ns}:jobs-asked      string  number: hosts are to say anew which jobs their engines show
     {ns}:jobs-seen       hash    by host, what it has said last, JSON
     {ns}:scheduled       hash    by job@host, up to when its planned times are dealt with, ms
+    {ns}:ticked          string  when a worker last took a tick of some beat, ms; expires by itself
     {ns}:paused          hash    schedules, and jobs, that somebody has paused, and who
     {ns}:job:<job@host>  zset    how its last runs ended, as `run result` → when, ms
     {ns}:breakers        set     services that are down
@@ -306,6 +307,10 @@ class Keys:
     @property
     def scheduled(self) -> str:
         return f"{self.namespace}:scheduled"
+
+    @property
+    def ticked(self) -> str:
+        return f"{self.namespace}:ticked"
 
     @property
     def paused(self) -> str:

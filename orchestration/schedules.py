@@ -139,7 +139,7 @@ def _of_plans() -> Iterator[tuple[Schedule | None, str]]:
 
 @lru_cache(maxsize=512)
 def _read(name: str, changed: tuple[Any, ...]) -> Plan:  # noqa: ARG001 - a file is read again once it has changed
-    return load(name)
+    return load(name, check=False)  # when it is started
 
 
 def _changed(name: str) -> tuple[Any, ...]:

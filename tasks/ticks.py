@@ -33,6 +33,7 @@ def job_files(settings: Settings) -> list[Path]:
 def tick() -> None:
     """One that is lost is followed by another."""
     store, _ = store_and_plans()
+    store.call(store.client.set, store.keys.ticked, store.now(), ex=86_400)
     schedules.start_due(_client(store.settings))
     start_due(Client(store.settings), job_files(store.settings))
 

@@ -25,6 +25,7 @@ from longshore.orchestration.operations import all_operations
 from longshore.orchestration.store import Store
 from longshore.tasks.attempt import hostname
 from longshore.tasks.facts import facts, labels, learn_engine
+from longshore.tasks.health import health, learn_folders
 from longshore.workers.queues import at_this_host
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class Presence:
             since=self._since,
             state=self._state(),
             active=active(),
+            health=health(self.store),
         )
 
     def register(self) -> None:
@@ -75,7 +77,7 @@ class Presence:
             self._since = self.store.now()
         if self._refresh_at and has_engine(self.queues):
             # An engine that does not answer must not hold up the leases; what it says is told the next time.
-            threading.Thread(target=learn_engine, name="longshore-engine", daemon=True).start()
+            threading.Thread(target=_learn, name="longshore-engine", daemon=True).start()
         with self._saying:
             if self._gone:
                 return
@@ -162,6 +164,11 @@ def has_engine(queues: Iterable[str]) -> bool:
     return any(queue.partition("@")[0] in _WITH_ENGINE for queue in queues)
 
 
+def _learn() -> None:
+    learn_engine()
+    learn_folders()
+
+
 def active() -> int:
     """Steps that this worker's processes are at, or have taken."""
     return sum(request.type in {STEP, UNDO} for request in tuple(worker_state.reserved_requests))
@@ -184,7 +191,7 @@ def _consume_this_hosts_queues(sender: str, instance: Any, **_: Any) -> None:
     for name in at_this_host(list(queues.consume_from), hostname(sender)):
         queues.select_add(Queue(name, routing_key=name))
     if has_engine(queues.consume_from):
-        learn_engine()  # before the pool is there: its processes know what this one does
+        _learn()  # before the pool is there: its processes know what this one does
 
 
 @worker_shutting_down.connect

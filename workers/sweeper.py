@@ -29,6 +29,8 @@ from longshore.workers.presence import Presence, of_worker
 
 log = logging.getLogger(__name__)
 
+#: Receipts are kept for so many times as long as runs: by them gc knows what it may take away.
+_RECEIPTS = 4
 #: Seconds between two times that this host's receipts are looked through.
 _CLEAN_EVERY = 3600.0
 
@@ -91,7 +93,9 @@ class Sweeper(bootsteps.StartStopStep):
                     driver.sweep()
                     jobs.look()
                 if time.monotonic() >= next_cleaning:
-                    Ledger(store.settings.state_dir, store.settings.namespace).clean(2 * store.settings.retention)
+                    Ledger(store.settings.state_dir, store.settings.namespace).clean(
+                        _RECEIPTS * store.settings.retention
+                    )
                     presence.hosts.forget_old(store.settings.retention)
                     next_cleaning = time.monotonic() + _CLEAN_EVERY
                 silent = False

@@ -13,6 +13,7 @@ from longshore.orchestration.cli.breakers import breaker_group
 from longshore.orchestration.cli.common import Options, current, global_options
 from longshore.orchestration.cli.deployed import check, orchestrate, rebuild, restart, select
 from longshore.orchestration.cli.doctor import doctor
+from longshore.orchestration.cli.gc import gc
 from longshore.orchestration.cli.hosts import hosts_group
 from longshore.orchestration.cli.init import init
 from longshore.orchestration.cli.jobs import job_group
@@ -52,6 +53,7 @@ for part in (
     audit,
     metrics,
     doctor,
+    gc,
     init,
     worker,
     beat,

@@ -27,6 +27,11 @@ class ImageCalls(Calls):
             for found in self._get("/images/json") or []
         ]
 
+    def tagged_at(self, image_id: str) -> str:
+        """When it was given a name last, as the engine writes a time; '' where it does not tell."""
+        found = self._get(f"/images/{quoted(image_id)}/json") or {}
+        return str((found.get("Metadata") or {}).get("LastTagTime") or "")
+
     def pull(self, ref: str, *, login: Login | None, platform: str | None, check: Check) -> None:
         """Fetch it. An error in the middle of the stream is an error; docker-py's own `pull` takes it for success."""
         repository, tag = _split_ref(ref)

@@ -14,6 +14,7 @@ import tarfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
 from longshore.orchestration.errors import OperationError
@@ -47,6 +48,7 @@ class MemoryEngine:
         self._execs: dict[str, tuple[str, Mapping[str, Any], Execution]] = {}
         self._files: dict[tuple[str, str], bytes] = {}
         self._images: dict[str, str] = {}
+        self._tagged_at: dict[str, str] = {}
         self._containers: dict[str, Container] = {}
         self._networks: dict[str, tuple[str, dict[str, str]]] = {}
         self._volumes: dict[str, dict[str, str]] = {}
@@ -308,6 +310,10 @@ class MemoryEngine:
         if found is None:
             raise NotThere(f"No such image: {image_id}")
         self._images[_tagged(ref)] = found
+        self._tagged_at[found] = datetime.now(UTC).isoformat()
+
+    def tagged_at(self, image_id: str) -> str:
+        return self._tagged_at.get(image_id, "")
 
     def untag(self, ref: str) -> bool:
         return self._images.pop(_tagged(ref), None) is not None

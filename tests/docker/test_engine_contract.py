@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import tarfile
 import time
 import uuid
 from collections.abc import Iterator
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -378,3 +380,13 @@ def test_all_images_and_what_happened_to_containers_come_in_one_call_each(port: 
     assert [one["Action"] for one in events] == ["start", "die", "stop"]
     assert not [one for one in port.events(("stop",), 0.0, began) if one["Actor"]["ID"] == row["Id"]]
     assert any(image.id == port.image_id(IMAGE) and IMAGE in image.tags for image in port.images())
+
+
+def test_when_an_image_was_given_a_name_last_is_known(port: Engine) -> None:
+    image_id = port.image_id(IMAGE)
+    assert image_id is not None
+    began = time.time() - 2
+    port.tag(image_id, f"{IMAGE.partition(':')[0]}:named-{os.urandom(4).hex()}")
+    told = datetime.fromisoformat(re.sub(r"(\.\d{6})\d*", r"\1", port.tagged_at(image_id)))
+    assert began <= told.timestamp() <= time.time() + 2
+    assert port.tagged_at("sha256:" + "0" * 64) == ""

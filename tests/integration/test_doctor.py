@@ -1,0 +1,157 @@
+"""`longshore doctor` on a good installation, and on one in which things were broken on purpose."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from longshore.orchestration import Client, Plan, signing
+from longshore.orchestration.breakers import Breakers
+from longshore.orchestration.doctor import examine
+from longshore.orchestration.hosts import Hosts
+from tests.integration.conftest import QUICK
+from tests.integration.processes import Installation, wait_for
+from tests.integration.test_poisoned_messages import message
+from tests.servers import RedisServer
+
+FAMILIES = "control,noop.undo,noop,command.undo,command,file.undo,file"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer("--appendfsync", "always", "--maxmemory-policy", "noeviction") as made:
+        yield made
+
+
+@pytest.fixture
+def place(server: RedisServer, tmp_path: Path) -> Iterator[Installation]:
+    made = Installation(server.url, tmp_path, options=dict(QUICK))
+    (tmp_path / "plans").mkdir()
+    made.options["plans"] = str(tmp_path / "plans")
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def said(place: Installation) -> tuple[int, dict[str, str]]:
+    """Its exit code, and what is not ok with what is to be done about it."""
+    done = place.longshore("doctor", "-o", "json")
+    assert done.code in {0, 1}, done
+    return done.code, {one["what"]: one["remedy"] for one in done.json if one["grade"] != "ok"}
+
+
+def test_a_good_installation_has_nothing_to_tell(place: Installation) -> None:
+    (place.folder / "plans/good.yaml").write_text(
+        "name: good\nschedules: {often: {every: 10m}}\nsteps:\n  a: {op: noop.execute}\n"
+    )
+    place.worker("one", "-c", "1", "-Q", FAMILIES).start()
+    beat = place.popen("beat")
+    try:
+        wait_for("a tick", lambda: not any("beat" in what for what in said(place)[1]))
+    finally:
+        beat.kill()
+        beat.communicate()
+    assert said(place) == (0, {})
+    text = place.longshore("doctor").out
+    for good in (
+        "Redis keeps its data on disk",
+        "each queue that is needed has a worker",
+        "and a beat ticks",
+        "MiB kept",
+    ):
+        assert good in text
+
+
+def planted(place: Installation, client: Client) -> dict[str, str]:
+    """Break it in nine ways; each with a word of what is to be told."""
+    (place.folder / "plans/nightly.yaml").write_text(
+        "name: nightly\nschedules: {night: {cron: '@daily'}}\nsteps:\n"
+        "  own: {op: billing.charge}\n  stack: {op: docker.start.execute, with: {container: web}, timeout: 30m}\n"
+    )
+    place.redis.lpush(place.queue_key("cache"), json.dumps(message()))
+    place.redis.hset(client.store.keys.machine("elsewhere"), "had:cache", "")
+    place.redis.zadd(client.store.keys.fleet, {"elsewhere": client.store.now() - 10**8})
+    Breakers(client.store).hold("registry", "it does not answer")
+
+    plan = Plan("stands")
+    plan.step("a", "noop.execute", changed=True).after(plan.step("asks", "approval.wait.execute").timeout(600))
+    run = client.start(plan)
+    wait_for("it to wait", lambda: run.report().step("asks").status == "waiting")
+    keys = client.store.keys.of(run.id)
+    # a worker of another version, an hour ahead, with a full disk, and with keys that the other has not
+    host = Hosts(client.store).all()[place.namespace]
+    node = host.alive[0]
+    told = json.loads(place.redis.hget(client.store.keys.machine(place.namespace), f"node:{node.name}"))  # type: ignore[arg-type]
+    told |= {"version": "0.0.1", "queues": ["docker", "docker.undo"], "facts": {"docker": "19.03.1"}}
+    told["health"] = {"skew": 3_600_000, "free": 1000, "kept": 5 * 1024**2, "keys": ["w1"], "missing": ["/srv/gone"]}
+    other = client.store.keys.machine("other")
+    # Nobody is there who could mend anything, and both say that they live for a minute more.
+    place.workers[0].kill()
+    beat = f"{client.store.now() + 60_000} ready 0"
+    place.redis.hset(client.store.keys.machine(place.namespace), f"beat:{node.name}", beat)
+    place.redis.hset(other, mapping={"node:two@other": json.dumps(told), "beat:two@other": beat})
+    place.redis.zadd(client.store.keys.fleet, {"other": client.store.now()})
+    place.redis.hset(keys.run, "state", "running")
+    place.redis.hset(keys.steps, mapping={"s:0": "ready", "s:1": "ready"})
+    place.redis.zadd(client.store.keys.live, {run.id: 0})
+    place.redis.delete(keys.waits, keys.events)
+    place.redis.xadd(keys.events, {"event": "run_created", "at": "1"}, id="1-1")
+    place.redis.config_set("appendfsync", "everysec")
+    return {
+        "operation": "no worker knows operation billing.charge, which plan nightly needs",
+        "queue": "1 messages wait in queue cache, and no worker takes from it",
+        "visibility": "is not longer than the longest step",
+        "persistence": "appendfsync everysec",
+        "breaker": "service registry is down",
+        "stuck": f"1 runs stand still: {run.id}",
+        "version": "not all have one version of Longshore",
+        "clock": "the clock of host other is 3600.0 s ahead of that of Redis",
+        "disk": "host other has 0 MiB free",
+        "keys": "some workers sign their messages",
+        "engine": "Docker 19.03.1 is older than 20.10",
+        "folders": "folders of stacks are not mounted: /srv/gone",
+        "beat": "1 schedules, and no beat has ticked ever",
+    }
+
+
+def test_each_fault_that_was_planted_is_named_with_what_mends_it(place: Installation) -> None:
+    place.options["visibility_timeout"] = "20m"
+    place.worker("one", "-c", "1", "-Q", FAMILIES).start()
+    try:
+        words = planted(place, place.client())
+        code, found = said(place)
+    finally:
+        place.redis.config_set("appendfsync", "always")
+    assert code == 1
+    for name, word in words.items():
+        told = [what for what in found if word in what]
+        assert told, (name, list(found))
+        assert found[told[0]], f"{name} has no remedy"
+
+
+def test_no_worker_and_half_a_worker_are_faults(place: Installation) -> None:
+    code, found = said(place)
+    assert code == 1
+    assert "no worker has been seen lately" in found
+    place.worker("half", "-c", "1", "-Q", "noop").start()
+    code, found = said(place)
+    assert code == 1
+    assert any("no worker takes from queue control" in what for what in found)
+    assert any("nobody from noop.undo" in what for what in found)
+
+
+def test_keys_that_do_not_fit_are_told(place: Installation) -> None:
+    keys, theirs = place.folder / "keys.json", place.folder / "theirs.json"
+    for path in (keys, theirs):
+        path.write_text(signing.written([signing.new_key("worker"), signing.new_key("client")]))
+        path.chmod(0o600)
+    place.worker("one", "-c", "1", "-Q", FAMILIES, LONGSHORE_KEYS=str(keys)).start()
+    assert any("this client has no key" in one.what for one in examine(place.client().store))
+    place.options["keys"] = str(theirs)
+    assert any("does not know key" in one.what for one in examine(place.client().store))
+    place.options["keys"] = str(keys)
+    assert not any("key" in one.what for one in examine(place.client().store))
