@@ -27,10 +27,13 @@ _TOPICS = ("celery.pidbox", "celeryev/*", "celeryev/worker.*", "celeryev/task.*"
 
 #: What scripts and producers call, for those who ask and do not work.
 _ASKING = (
-    "-@all +@connection +@read +@transaction +evalsha +script|load +set +del +incr +hincrbyfloat +hset "
+    "-@all +@connection +@read +@transaction +evalsha +script|load +script|exists "
+    "+set +del +incr +hincrbyfloat +hset "
     "+hsetnx +hdel +zadd +zrem +xadd +lpush +rpush +blpop +sadd +srem +expire +pexpire +publish +subscribe +psubscribe "
     "+unsubscribe +punsubscribe +time +info +wait +ping +exists -keys -scan"
 )
+#: Flower hears what workers answer to it.
+_MORE = {"flower": " +brpop", "operator": " +brpop"}
 _WORKING = "+@all -@admin -@dangerous +info"
 
 
@@ -43,13 +46,14 @@ def queues(settings: Settings, own: Iterable[str] = ()) -> list[str]:
 
 def users(settings: Settings, passwords: Mapping[str, str], own_queues: Iterable[str] = (), *, admin: str = "") -> str:
     """The file's text; `passwords` by role, kept as digests. `own_queues` are those of own operations."""
-    lines = ["user default off nopass sanitize-payload resetchannels -@all"]
+    # With `nopass` Redis would take itself for unprotected, and answer this machine only.
+    lines = ["user default off resetpass sanitize-payload resetchannels -@all"]
     if admin:
         lines.append(f"user admin on #{_digest(admin)} ~* &* +@all")
     for role in ROLES:
         if role in passwords:
             keys = " ".join(_KEYS[role](settings, list(own_queues)))
-            commands = _WORKING if role == "worker" else _ASKING
+            commands = _WORKING if role == "worker" else _ASKING + _MORE.get(role, "")
             lines.append(f"user longshore-{role} on #{_digest(passwords[role])} resetchannels {keys} {commands}")
     return "\n".join(lines) + "\n"
 

@@ -51,6 +51,8 @@ def producer(settings: Settings) -> Celery:
         broker_transport_options={
             "socket_connect_timeout": settings.connect_timeout,
             "socket_timeout": 30,
+            # As the workers have it: a queue is one list.
+            "priority_steps": [0],
             **settings.broker_options(),
         },
         task_publish_retry_policy={

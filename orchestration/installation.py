@@ -132,7 +132,6 @@ def _times(store: Store, plans: list[Plan]) -> Iterator[Finding]:
 
 def _hosts(hosts: list[Host]) -> Iterator[Finding]:
     for host in hosts:
-        facts = host.alive[-1].facts
         health: Mapping[str, Any] = max(host.alive, key=lambda node: node.seen).health
         skew = int(health.get("skew", 0))
         if abs(skew) > _SKEW:
@@ -153,7 +152,7 @@ def _hosts(hosts: list[Host]) -> Iterator[Finding]:
                 "mount them into the worker at the same path",
             )  # fmt: skip
         if _with_engine(host):
-            yield from _engine(host, facts)
+            yield from _engine(host)
         yield Finding(f"host {host.name}: {_size(health)} kept for undo, {free / 1024**3:.1f} GiB free", "ok")
 
 
@@ -162,12 +161,18 @@ def _size(health: Mapping[str, Any]) -> str:
 
 
 def _with_engine(host: Host) -> bool:
-    return any(queue.partition("@")[0] in {"docker", "compose"} for node in host.alive for queue in node.queues)
+    return any(map(_takes_docker, host.alive))
 
 
-def _engine(host: Host, facts: Mapping[str, Any]) -> Iterator[Finding]:
-    engine, compose = facts.get("docker"), facts.get("compose")
-    takes = {queue for node in host.alive for queue in node.queues}
+def _takes_docker(node: Node) -> bool:
+    return any(queue.partition("@")[0] in {"docker", "compose"} for queue in node.queues)
+
+
+def _engine(host: Host) -> Iterator[Finding]:
+    here = [node for node in host.alive if _takes_docker(node)]
+    engine = next((found for node in here if (found := node.facts.get("docker"))), here[0].facts.get("docker"))
+    compose = next((found for node in here if (found := node.facts.get("compose"))), None)
+    takes = {queue for node in here for queue in node.queues}
     if not engine:
         yield Finding(
             f"host {host.name} takes docker work, and its engine does not answer" if engine == ""

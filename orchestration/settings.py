@@ -117,6 +117,8 @@ class Settings(BaseSettings):
     max_jobs: int | None = Field(default=None, ge=1)
     #: Modules with own operations, imported by client and worker, separated by commas.
     imports: str = ""
+    #: A file that a worker touches as long as it sweeps, and a beat as long as it ticks, for whatever looks after them.
+    alive_file: str = ""
     #: Of workers: `text`, or `json`, a line an object.
     log_format: Literal["text", "json"] = "text"
     #: Whether each run is sent as a trace of OpenTelemetry; where to is said by OTEL_EXPORTER_OTLP_ENDPOINT.

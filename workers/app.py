@@ -7,7 +7,7 @@ import importlib
 from celery import Celery
 
 from longshore.orchestration.operations.base import load_own
-from longshore.workers import logging, presence, transport  # noqa: F401 - they hear Celery's signals
+from longshore.workers import beats, logging, presence, transport  # noqa: F401 - they hear Celery's signals
 from longshore.workers.sweeper import Sweeper
 
 

@@ -10,6 +10,7 @@ import logging
 import random
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from celery import bootsteps
@@ -99,6 +100,8 @@ class Sweeper(bootsteps.StartStopStep):
                     presence.hosts.forget_old(store.settings.retention)
                     next_cleaning = time.monotonic() + _CLEAN_EVERY
                 silent = False
+                if store.settings.alive_file:
+                    Path(store.settings.alive_file).touch()
             except StoreUnavailable as error:
                 if not silent:
                     log.warning("the sweeper waits: %s", error)

@@ -27,10 +27,19 @@ def runs_group() -> None:
 
 @command(runs_group, "ls")
 @click.option("-n", "--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
-def ls(limit: int) -> None:
+@click.option("--plan", default="", metavar="NAME", help="Only runs of this plan.")
+@click.option("--state", default="", metavar="STATE", help="Only runs in this state.")
+@click.option("--label", default="", metavar="KEY[=VALUE]", help="Only runs of plans with this label.")
+@click.option("--since", default="", metavar="TIME", help="Only those since: 2h, or a date.")
+@click.option("--text", default="", help="A part of the id, the plan, who started it, or the error.")
+def ls(limit: int, plan: str, state: str, label: str, since: str, text: str) -> None:
     """The latest runs, newest first."""
-    options = current()
-    reports = [report for run in client().runs(limit) if (report := _readable(run)) is not None]
+    from longshore.orchestration.runs import Filter, search  # noqa: PLC0415 - see cli.common
+
+    options, wanted = current(), Filter.read(text, plan, state, label, since)
+    asked = client()
+    runs = asked.runs(limit) if wanted == Filter() else [asked.get(row.run_id) for row in search(asked, wanted, limit)]
+    reports = [report for run in runs if (report := _readable(run)) is not None]
     if options.json:
         options.show([r.model_dump(mode="json", exclude={"steps"}) for r in reports])
         return

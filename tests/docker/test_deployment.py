@@ -1,11 +1,18 @@
-"""The compose file of the deployment is one that Compose takes, and scales. Its images were not built here."""
+"""The deployment as it is described: images built on the spot, brought up on an engine that knows none of them."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import urllib.error
+import urllib.request
+import uuid
+from base64 import b64encode
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,77 +20,253 @@ import docker
 import pytest
 import yaml
 
-from tests.integration.processes import wait_for
-from tests.servers import IMAGE, redis_program, remove_project, require_compose
+from tests.conftest import require
+from tests.integration.processes import LONGSHORE, wait_for
+from tests.machine import images
+from tests.servers import IMAGE, free_port, redis_program, remove_project, require_compose
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.deployed]
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "compose" / "compose.yaml"
-PROJECT = "lst-deployment"
+#: Names of images that stand in for those of registries.
+BASE, CLI, REDIS = "los-python:1", "los-cli:1", "los-redis:1"
+MADE = ("los-longshore:1", "los-longshore-client:1")
+EXTRAS = "docker,flower,logs,metrics,notify,otel,redbeat"
 
 
-def test_compose_resolves_the_deployment_without_a_warning(engine: docker.APIClient) -> None:
+class Deployment:
+    """One, with its secrets, its folder of stacks and its state."""
+
+    def __init__(self, folder: Path, socket: str) -> None:
+        self.project = f"los-{uuid.uuid4().hex[:6]}"
+        self.folder, self.stacks, self.state = folder, folder / "srv", folder / "state"
+        for path in (self.stacks, self.state):
+            path.mkdir(mode=0o755)
+        os.chown(self.state, 999, 999)
+        folder.chmod(0o755)
+        done = subprocess.run(
+            [LONGSHORE, "init", str(folder / "secrets"), "--owner", "999"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        lines = (folder / "secrets/env").read_text().splitlines()
+        self.secrets = dict(line.split("=", 1) for line in lines)
+        self.port = free_port()
+        self.environment = os.environ | self.secrets | {
+            "LONGSHORE_IMAGE": MADE[0], "LONGSHORE_CLIENT_IMAGE": MADE[1], "LONGSHORE_REDIS_IMAGE": REDIS,
+            "LONGSHORE_BASE": BASE, "LONGSHORE_CLI": CLI, "LONGSHORE_HOST": "shop", "LONGSHORE_LABELS": "role=shop",
+            "LONGSHORE_STACKS_DIR": str(self.stacks), "LONGSHORE_STATE_DIR": str(self.state),
+            "LONGSHORE_PLANS": str(self.stacks), "DOCKER_SOCKET": socket, "DOCKER_GID": str(os.stat(socket).st_gid),
+            "FLOWER_PORT": str(self.port), "LONGSHORE_ACTOR": "somebody",
+        }  # fmt: skip
+
+    def compose(self, *arguments: str, timeout: float = 240, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = ["docker", "compose", "-p", self.project, "-f", str(COMPOSE), *arguments]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=self.environment, timeout=timeout
+        )
+        assert not check or done.returncode == 0, done.stderr + done.stdout
+        return done
+
+    def longshore(self, *arguments: str, check: bool = True) -> Any:
+        """A command of the container that has only the client."""
+        done = self.compose("run", "--rm", "-T", "client", *arguments, "-o", "json", check=check)
+        with contextlib.suppress(ValueError):
+            return json.loads(done.stdout)
+        return done.stdout + done.stderr
+
+    def flower(self, path: str, login: str | None = None) -> tuple[int, str]:
+        asked = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
+        coded = b64encode((self.secrets["FLOWER_BASIC_AUTH"] if login is None else login).encode()).decode()
+        asked.add_header("Authorization", f"Basic {coded}")
+        try:
+            with urllib.request.urlopen(asked, timeout=20) as answer:  # noqa: S310
+                return int(answer.status), answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, ""
+        except OSError:
+            return 0, ""
+
+    def containers(self, service: str) -> list[str]:
+        return self.compose("ps", "-q", service).stdout.split()
+
+
+def build(folder: Path) -> None:
+    """The images that stand in for a registry's, with the wheels of all that is needed."""
+    wheels = folder / "wheels"
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "-w", str(wheels), f"{ROOT}[{EXTRAS}]", "setuptools>=77"]
+    subprocess.run(command, check=True, capture_output=True, cwd=folder)
+    for wheel in wheels.glob("longshore-*"):
+        wheel.unlink()  # the image builds its own
+    images.load(f"{BASE}-bare", images.python())
+    (folder / "Dockerfile").write_text(f"FROM {BASE}-bare\nCOPY wheels {images.WHEELS}\n")
+    subprocess.run(["docker", "build", "-q", "-t", BASE, str(folder)], check=True, capture_output=True)
+    images.load(CLI, images.cli())
+    images.load(REDIS, images.redis(redis_program()))
+
+
+@pytest.fixture(scope="module")
+def deployment(engine: docker.APIClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     require_compose()
+    socket = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    if not socket.startswith("unix://") or os.geteuid() != 0 or not shutil.which("redis-cli"):
+        require("the deployment needs an engine of this machine, root, and redis-cli")
+    folder = tmp_path_factory.mktemp("deployment")
+    for parent in folder.parents:
+        if parent != Path("/") and parent.stat().st_mode & 0o005 != 0o005:
+            parent.chmod(parent.stat().st_mode | 0o005)  # users of containers come by
+    build(folder)
+    made = Deployment(folder, socket.removeprefix("unix://"))
+    try:
+        made.compose("build", "control")
+        made.compose("--profile", "client", "build", "client")
+        made.compose("up", "-d", "--no-build", "--wait", "--scale", "worker=4")
+        yield made
+    finally:
+        if os.environ.get("LONGSHORE_KEEP_LOGS"):
+            print(made.compose("logs", "--no-color", check=False).stdout[-20000:])
+        made.compose("--profile", "*", "kill", check=False)
+        made.compose("--profile", "*", "down", "-v", "-t", "1", check=False)
+        for name in (*MADE, BASE, f"{BASE}-bare", CLI, REDIS):
+            with contextlib.suppress(docker.errors.APIError):
+                engine.remove_image(name, force=True)
+        remove_project(engine, made.project)
 
-    done = subprocess.run(
-        ["docker", "compose", "-f", str(COMPOSE), "config", "--services"], capture_output=True, text=True, check=False
-    )
 
-    assert (done.returncode, done.stderr) == (0, "")
-    assert sorted(done.stdout.split()) == ["beat", "control", "redis", "worker"]
+def test_compose_resolves_the_deployment_without_a_warning(deployment: Deployment) -> None:
+    done = deployment.compose("--profile", "*", "config", "--format", "json")
+    assert done.stderr == ""
+    services = json.loads(done.stdout)["services"]
+    assert set(services) == {
+        "beat", "client", "control", "engine", "flower", "grafana", "metrics", "prometheus", "redis", "worker",
+    }  # fmt: skip
+    with_socket = {
+        name for name, said in services.items()
+        for mount in said.get("volumes", ()) if "docker.sock" in mount["source"] + mount["target"]
+    }  # fmt: skip
+    assert with_socket == {"engine"}
+    for name in ("beat", "client", "control", "engine", "flower", "metrics", "redis", "worker"):
+        assert services[name]["cap_drop"] == ["ALL"], name
+        assert services[name]["read_only"] is True, name
+    published = {name: [one["host_ip"] for one in said["ports"]] for name, said in services.items() if "ports" in said}
+    assert set(published) == {"flower", "prometheus", "grafana"}
+    assert {ip for ips in published.values() for ip in ips} == {"127.0.0.1"}
+    example = (ROOT / "compose/.env.example").read_text()
+    known = {line.partition("=")[0] for line in example.splitlines() if "=" in line and not line.startswith("#")}
+    asked = set(yaml.safe_load(COMPOSE.read_text())["x-part"]["environment"])
+    assert {"LONGSHORE_HOST", "LONGSHORE_LABELS", "LONGSHORE_ALLOWED_IMAGES"} <= known & asked
 
 
-def test_the_deployment_scales_and_its_containers_are_one_host(engine: docker.APIClient, tmp_path: Path) -> None:
-    """With this machine's own programs in an image that has none: nothing can be pulled here."""
-    require_compose()
-    folder = {"redis": redis_program(), "python": sys.base_prefix, "checkout": str(ROOT), "environment": sys.prefix}
-    mounts = ["/usr", "/lib", "/lib64", "/etc/passwd", *folder.values()]
-    volumes = [f"{path}:{path}:ro" for path in dict.fromkeys(mounts) if Path(path).exists()]
-    state = tmp_path / "state"
-    state.mkdir()
-    (state / "plan.yaml").write_text(
+def test_the_deployment_is_up_scaled_and_one_host_and_nobody_in_it_is_root(deployment: Deployment) -> None:
+    assert len(deployment.containers("worker")) == 4
+    (host,) = deployment.longshore("hosts", "ls")
+    assert (host["name"], host["state"], host["labels"]) == ("shop", "ready", {"role": "shop"})
+    assert len(host["nodes"]) == 6  # control, engine, four workers
+    for service in ("control", "engine", "worker", "flower", "beat", "redis"):
+        (container, *_) = deployment.containers(service)
+        told = subprocess.run(["docker", "exec", container, "id", "-u"], capture_output=True, text=True, check=True)
+        assert told.stdout.strip() == "999", service
+
+
+def test_a_plan_is_started_by_a_container_that_has_only_the_client(deployment: Deployment) -> None:
+    modules = "import importlib.util as u; print(sorted(n for n in ('docker', 'flower', 'tornado') if u.find_spec(n)))"
+    told = deployment.compose("run", "--rm", "-T", "--entrypoint", "python3", "client", "-c", modules).stdout
+    assert told.strip() == "[]"
+    (deployment.stacks / "crowd.yaml").write_text(
         "name: crowd\nsteps:\n  each: {op: noop.execute, with: {sleep: 0.1}, foreach: '{{ range(20) | list }}'}\n"
+        f"  web: {{op: docker.run.execute, with: {{image: {IMAGE}, command: [echo, hello]}}, after: [each]}}\n"
         "  here: {op: file.deploy.execute, with: {path: /var/lib/longshore/hello, content: hi}, target: shop}\n"
     )
-    volumes.append(f"{state}:/var/lib/longshore")
-    python = str(Path(sys.prefix) / "bin" / "python")
-    worker = {"entrypoint": [python, "-m", "celery", "-A", "longshore.workers", "worker"]}
-    beat = {"entrypoint": [python, "-m", "longshore.orchestration.cli", "beat"]}
-    client = {"entrypoint": [python, "-m", "longshore.orchestration.cli"], "profiles": ["client"]}
-    client |= {"environment": {"LONGSHORE_REDIS_URL": "redis://redis:6379/0", "HOME": "/tmp"}}
-    redis = {"entrypoint": [folder["redis"]], "command": ["--protected-mode", "no", "--dir", "/data"]}
-    listens = "import socket; socket.create_connection(('127.0.0.1', 6379), 1)"
-    redis |= {"healthcheck": {"test": ["CMD", python, "-c", listens], "interval": "1s"}}
-    services = {"redis": redis, "control": worker, "worker": worker, "beat": beat, "client": client}
-    override = tmp_path / "override.yaml"
-    override.write_text(
-        yaml.safe_dump(
-            {"services": {name: {"image": IMAGE, "volumes": volumes} | more for name, more in services.items()}}
-        )
-    )
+    report = deployment.longshore("run", str(deployment.stacks / "crowd.yaml"))
+    assert report["state"] == "succeeded", report
+    assert "hello" in report["steps"][1]["data"]["stdout"]
+    assert (deployment.state / "hello").read_text() == "hi"
+    lines = deployment.longshore("audit", "--run", report["run_id"])
+    assert [(line["what"], line["actor"]) for line in lines] == [("start", "somebody")]
 
-    def compose(*arguments: str) -> str:
-        command = ["docker", "compose", "-p", PROJECT, "-f", str(COMPOSE), "-f", str(override), *arguments]
-        env = os.environ | {"LONGSHORE_HOST": "shop", "LONGSHORE_LABELS": "role=shop"}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=150)
-        assert done.returncode == 0, done.stderr + done.stdout
-        return done.stdout
 
-    def hosts() -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(compose("run", "--rm", "client", "hosts", "ls", "-o", "json"))
-        return found
+def test_a_worker_that_is_killed_in_the_middle_of_a_step_is_replaced_and_flower_shows_the_run(
+    deployment: Deployment,
+) -> None:
+    plan = deployment.stacks / "long.yaml"
+    plan.write_text("name: long\nsteps:\n  a: {op: noop.execute, with: {sleep: 8, changed: true}}\n")
+    run_id = f"long-{uuid.uuid4().hex[:6]}"
+    deployment.longshore("run", str(plan), "--run-id", run_id, "--detach")
 
-    try:
-        compose("up", "-d", "--no-build", "--scale", "worker=3")
-        wait_for("a control worker and three others", lambda: [len(host["nodes"]) for host in hosts()] == [4])
+    def owner() -> str:
+        code, text = deployment.flower(f"/api/task/info/{run_id}")
+        events = deployment.longshore("runs", "events", run_id)
+        started = [one for one in events if one["event"] == "step_started"] if isinstance(events, list) else []
+        return started[-1]["owner"] if started and code in {200, 404} and text is not None else ""
 
-        report = json.loads(compose("run", "--rm", "client", "run", "/var/lib/longshore/plan.yaml", "-o", "json"))
+    name = wait_for("the step to run", owner).partition("@")[2].partition("@")[0].removeprefix("worker-")
+    (container,) = [one for one in deployment.containers("worker") if one.startswith(name[:12])]
+    subprocess.run(["docker", "kill", "-s", "KILL", container], check=True, capture_output=True)
 
-        assert report["state"] == "succeeded"
-        assert (state / "hello").read_text() == "hi"
-        [shop] = hosts()
-        assert (shop["name"], shop["labels"], shop["state"]) == ("shop", {"role": "shop"}, "ready")
-        compose("up", "-d", "--no-build", "--scale", "worker=1")
-        wait_for("two good-byes", lambda: [len(host["nodes"]) for host in hosts()] == [2])
-    finally:
-        remove_project(engine, PROJECT)
+    assert deployment.flower(f"/runs/{run_id}")[0] == 200
+    assert deployment.flower(f"/runs/{run_id}", login="operator:wrong")[0] == 401
+
+    def ended() -> dict[str, Any] | None:
+        report = deployment.longshore("runs", "show", run_id, check=False)
+        return report if isinstance(report, dict) and report["state"] == "succeeded" else None
+
+    report = wait_for("its end, by another worker", ended)
+    assert report["steps"][0]["attempts"] == 2
+    code, page = deployment.flower(f"/runs/{run_id}")
+    assert code == 200
+    assert "succeeded" in page
+    assert "its worker was lost" in page
+    wait_for("its root in Flower", lambda: '"SUCCESS"' in deployment.flower(f"/api/task/info/{run_id}")[1])
+    # A container that is killed by hand stays so; compose brings it back.
+    deployment.compose("up", "-d", "--no-build", "--wait", "--scale", "worker=4")
+    wait_for("all of them", lambda: len(deployment.containers("worker")) == 4)
+
+
+def test_nobody_reaches_redis_without_a_user_and_messages_of_others_are_refused(deployment: Deployment) -> None:
+    def redis(*words: str, user: str = "") -> str:
+        password = deployment.secrets[f"LONGSHORE_{user.upper()}_URL"].split(":")[2].partition("@")[0] if user else ""
+        login = ["--user", f"longshore-{user}", "-a", password, "--no-auth-warning"] if user else []
+        (container,) = deployment.containers("redis")
+        env = ["-e", "REDISCLI_AUTH="] if user else ["-e", "REDISCLI_AUTH"]
+        command = ["docker", "exec", *env, container, "redis-cli", *login, *words]
+        environment = {name: value for name, value in os.environ.items() if name != "REDISCLI_AUTH"}
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment).stdout
+
+    assert "NOAUTH" in redis("get", "longshore:runs")
+    assert "NOPERM" in redis("hset", "longshore:{x}:run", "state", "succeeded", user="client")
+    assert "NOPERM" in redis("flushall", user="worker")
+    headers = {"task": "longshore.step", "id": "x", "retries": 0}
+    properties = {"body_encoding": "base64", "delivery_tag": "t", "delivery_info": {"routing_key": "noop"}}
+    content = {"content-type": "application/json", "content-encoding": "utf-8", "body": "W1sieCIsIDBdLCB7fSwge31d"}
+    forged = json.dumps(content | {"headers": headers, "properties": properties})
+    assert redis("lpush", "noop", forged, user="client").strip().isdigit()
+
+    def told() -> bool:
+        found = deployment.longshore("audit", "--refused")
+        return any("it is not signed" in line["why"] for line in found)
+
+    wait_for("the refusal", told)
+
+
+def test_doctor_finds_nothing_wrong_with_it(deployment: Deployment) -> None:
+    done = deployment.compose("run", "--rm", "-T", "client", "doctor", check=False)
+    found = [line for line in done.stdout.splitlines() if line.startswith("ERROR")]
+    assert (done.returncode, found) == (0, []), done.stdout
+    assert "Docker" in done.stdout
+
+
+def test_none_of_its_users_lacks_what_it_needs(deployment: Deployment) -> None:
+    said = deployment.compose("logs", "--no-color").stdout
+    assert [line for line in said.splitlines() if "no permissions" in line] == []
+
+
+def test_metrics_are_scraped_by_a_user_who_only_reads(deployment: Deployment) -> None:
+    deployment.compose("--profile", "metrics", "up", "-d", "--no-build", "metrics")
+    read = "import urllib.request as r; print(r.urlopen('http://metrics:9808/metrics', timeout=20).read().decode())"
+
+    def scraped() -> str:
+        arguments = ("run", "--rm", "-T", "--entrypoint", "python3", "client", "-c", read)
+        return deployment.compose(*arguments, check=False).stdout
+
+    text = wait_for("metrics", lambda: (found := scraped()) and "longshore_runs_total" in found and found)
+    assert 'longshore_runs_total{plan="crowd",state="succeeded"} 1.0' in str(text)
