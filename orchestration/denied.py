@@ -21,7 +21,7 @@ _SECRET = re.compile(r"(pass(word|wd|phrase)?|secret|token|api_?key|private_?key
 
 def denied(plan: Plan, settings: Settings) -> None:
     """Raises PlanDenied, with all that is found."""
-    found = [*_inside(plan), *(_in_clear(plan) if settings.clear_secrets == "refuse" else ())]
+    found = [*_inside(plan), *_upwards(plan), *(_in_clear(plan) if settings.clear_secrets == "refuse" else ())]
     if found:
         raise PlanDenied(found)
 
@@ -63,6 +63,15 @@ def _named(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str, tuple
                 yield name, (*path, number)
             else:
                 yield from _named(item, (*path, number))
+
+
+def _upwards(plan: Plan) -> Iterator[Problem]:
+    """Paths that lead out of where they seem to lie."""
+    for name, op, params, at in _done(plan):
+        for key in ("path", "dest", "cwd") if op.startswith(("file.", "command.")) else ():
+            value = params.get(key)
+            if isinstance(value, str) and ".." in value.split("/"):
+                yield Problem(f"{key}: {value!r} has a .. in it: say where it leads", step=name, path=(*at, key))
 
 
 def _inside(plan: Plan) -> Iterator[Problem]:

@@ -31,7 +31,7 @@ from longshore.tasks.door import Door
 from longshore.tasks.gate import Gate
 from longshore.tasks.herald import Herald
 from longshore.tasks.parked import Parked
-from longshore.tasks.plans import LOST_WRITES, Loaded, NotOurs, Plans, UnknownOperation
+from longshore.tasks.plans import LOST_WRITES, Loaded, Newer, NotOurs, Plans, UnknownOperation
 from longshore.tasks.root import RootTask
 from longshore.tasks.suspension import lift_if_it_can
 from longshore.tasks.waiting import MakeCanvas
@@ -130,7 +130,7 @@ class Driver:
         if found.fields.get("born", loaded.born) != loaded.born:
             loaded = self.plans.get(run_id, again=True)
         if int(found.fields.get("v", 0)) > SCHEMA_VERSION:
-            raise NotOurs(f"run {run_id} was begun by a newer version", remedy="upgrade this worker")
+            raise Newer(f"run {run_id} was begun by a newer version", remedy="upgrade this worker")
         if known := self.plans.regressed(run_id, int(found.fields.get("ver", 0))):
             why = f"{LOST_WRITES}: version {known} was seen, and now it is {found.fields.get('ver', 0)}"
             self.store.suspend(run_id, "regressed", why, version=known)
@@ -177,6 +177,8 @@ class Driver:
                 self.advance(run_id, thorough=True)
             except UnknownOperation as error:
                 self._leave(run_id, error)
+            except Newer as why:
+                log.info("%s", why)
             except NotOurs:
                 self._forget_orphan(run_id)
             except Exception:  # one damaged run must not keep the others from being looked at

@@ -26,6 +26,10 @@ class NotOurs(LongshoreError):
     """A run that this worker must leave alone: newer than it, unknown, or damaged."""
 
 
+class Newer(NotOurs):
+    """A run of a version to come: its own workers see to it, and nothing of it is touched here."""
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A run's plan with its inputs."""
@@ -98,7 +102,7 @@ class Plans:
         if body is None:
             raise NotOurs(f"run {run_id}: there is no plan of it in Redis")
         if body.get("v", 0) > SCHEMA_VERSION:
-            raise NotOurs(f"run {run_id} was started by a newer version", remedy="upgrade this worker")
+            raise Newer(f"run {run_id} was started by a newer version", remedy="upgrade this worker")
         unknown = ""
         try:
             loaded = self.load(body)

@@ -422,4 +422,7 @@ def validate_params(model: type[Params], values: dict[str, Any]) -> Params:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise Preflight(f"parameter {where}: {plain(first['msg'])}" if where else plain(first["msg"])) from None
+        told = plain(first["msg"])
+        # A path that leads upwards was made by a template: no plan may write one.
+        kind = NotAllowed if "has a .. in it" in told else Preflight
+        raise kind(f"parameter {where}: {told}" if where else told) from None

@@ -46,8 +46,8 @@ def fetch(
 
     `touched`: the step has fetched another one already.
     """
+    policy.check_image(ref)
     try:
-        policy.check_image(ref)
         docker.pull(ref, login=login, platform=platform, check=ctx.check)
     except NotThere as error:
         raise unfit(ctx, f"image {ref}: {error.message}", "is its name right?", touched=touched) from None

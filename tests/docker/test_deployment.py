@@ -25,7 +25,7 @@ from tests.integration.processes import LONGSHORE, wait_for
 from tests.machine import images
 from tests.servers import IMAGE, free_port, redis_program, remove_project, require_compose
 
-pytestmark = [pytest.mark.docker, pytest.mark.deployed]
+pytestmark = [pytest.mark.docker, pytest.mark.operated]
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "compose" / "compose.yaml"
 #: Names of images that stand in for those of registries.

@@ -20,6 +20,8 @@ from tests.integration.conftest import QUICK
 from tests.integration.processes import PATIENCE, Installation, lines, wait_for
 from tests.servers import RedisServer
 
+pytestmark = pytest.mark.operated
+
 #: Seconds between two planned times; a shortened schedule.
 EVERY = 2
 PLAN = """

@@ -17,6 +17,8 @@ from tests.integration.processes import Installation, wait_for
 from tests.integration.test_poisoned_messages import message
 from tests.servers import RedisServer
 
+pytestmark = pytest.mark.operated
+
 FAMILIES = "control,noop.undo,noop,command.undo,command,file.undo,file"
 
 

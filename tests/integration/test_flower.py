@@ -30,6 +30,8 @@ from tests.integration.conftest import QUICK
 from tests.integration.processes import LONGSHORE, PATIENCE, Installation, wait_for
 from tests.servers import RedisServer, free_port
 
+pytestmark = pytest.mark.operated
+
 T = TypeVar("T")
 USER, PASSWORD = "ops", "correct-horse"
 #: Where pictures of what was seen are left, if anybody wants them.

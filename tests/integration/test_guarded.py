@@ -22,6 +22,8 @@ from tests.integration.conftest import QUICK
 from tests.integration.processes import PATIENCE, Installation, Worker, wait_for
 from tests.integration.test_poisoned_messages import message
 
+pytestmark = pytest.mark.operated
+
 PASSWORDS = {role: f"{role}-password" for role in acl.ROLES}
 SPACE = "guarded"
 
@@ -254,6 +256,7 @@ def test_keys_are_rotated_while_everything_goes_on(guarded: Guarded) -> None:
     ("values", "word"),
     [
         ({"op": "command.exec.execute", "argv": ["true"], "env": {"DB_PASSWORD": "hunter22"}}, "in clear"),
+        ({"op": "file.deploy.execute", "path": "/srv/../etc/shadow", "content": "x"}, "has a .. in it"),
         ({"op": "noop.execute", "data": {"x": "{{ params.__class__ }}"}}, "__class__"),
     ],
 )

@@ -41,7 +41,7 @@ def run(
 
 def sources() -> set[str]:
     """What belongs in the wheel, by its name there."""
-    kinds = ("*.py", "*.lua", "py.typed")
+    kinds = ("*.py", "*.lua", "py.typed", "*.html", "*.css", "*.js")
     files = (file for package in PACKAGES for kind in kinds for file in (ROOT / package).rglob(kind))
     return {f"longshore/{file.relative_to(ROOT)}" for file in files}
 
@@ -179,8 +179,9 @@ def test_the_workers_are_there_for_celery_without_docker(clean: Path, env: dict[
     code = "from longshore.workers import app; print(sorted(t for t in app.tasks if t.startswith('longshore.')))"
     out = call(clean / "python", "-c", code, env=env, cwd=tmp_path)
     assert (
-        out == "['longshore.advance', 'longshore.orchestrate', 'longshore.probe', 'longshore.step', "
-        "'longshore.task_ended', 'longshore.tick', 'longshore.undo']\n"
+        out == "['longshore.advance', 'longshore.notify', 'longshore.orchestrate', 'longshore.probe', "
+        "'longshore.scheduled', 'longshore.step', 'longshore.task_ended', 'longshore.tick', 'longshore.trace', "
+        "'longshore.undo']\n"
     )
 
 

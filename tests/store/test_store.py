@@ -97,12 +97,13 @@ def test_of_clients_that_ask_at_once_one_is_the_first(server: RedisServer, conne
 
 def test_a_command_is_kept_in_order_and_put_into_the_inbox(store: Store) -> None:
     ask_for(store, "r1")
+    here = socket.gethostname()
     first = store.command("r1", "cancel", reason="why", keep=True)
     second = store.command("r1", "undo")
 
     assert store.commands("r1") == [
-        (first, {"kind": "cancel", "actor": "ann", "reason": "why", "keep": "1"}),
-        (second, {"kind": "undo", "actor": "ann", "reason": "", "keep": ""}),
+        (first, {"kind": "cancel", "actor": "ann", "origin": here, "reason": "why", "keep": "1"}),
+        (second, {"kind": "undo", "actor": "ann", "origin": here, "reason": "", "keep": ""}),
     ]
     assert store.waiting() == ["r1"]
     take_out(store, "r1")

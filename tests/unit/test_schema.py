@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from longshore.orchestration import Param, Plan, Retry, Step, When, parse
 from longshore.orchestration.plan import Concurrency, Inside, UndoSpec
+from longshore.orchestration.scheduled import Scheduled
 from longshore.orchestration.selection import HostFilter
 from longshore.orchestration.source import schema
 from tests.unit.plans import plans
@@ -98,7 +99,7 @@ def test_the_schema_has_every_field_of_every_part_and_allows_no_other() -> None:
     models: dict[str, type[BaseModel]] = {"plan": Plan}
     models |= {
         f"plan.{model.__name__}": model
-        for model in (Step, UndoSpec, When, Param, Retry, Concurrency, Inside, HostFilter)
+        for model in (Step, UndoSpec, When, Param, Retry, Concurrency, Inside, HostFilter, Scheduled)
     }
 
     assert parts.keys() == models.keys()
