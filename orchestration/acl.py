@@ -28,12 +28,12 @@ _TOPICS = ("celery.pidbox", "celeryev/*", "celeryev/worker.*", "celeryev/task.*"
 #: What scripts and producers call, for those who ask and do not work.
 _ASKING = (
     "-@all +@connection +@read +@transaction +evalsha +script|load +script|exists "
-    "+set +del +incr +hincrbyfloat +hset "
+    "+set +del +incr +incrby +hincrby +hincrbyfloat +hset "
     "+hsetnx +hdel +zadd +zrem +xadd +lpush +rpush +blpop +sadd +srem +expire +pexpire +publish +subscribe +psubscribe "
-    "+unsubscribe +punsubscribe +time +info +wait +ping +exists -keys -scan"
+    "+unsubscribe +punsubscribe +time +info +wait +ping +exists"
 )
 #: Flower hears what workers answer to it.
-_MORE = {"flower": " +brpop", "operator": " +brpop"}
+_MORE = {"flower": " +brpop", "operator": " +brpop +scan"}
 _WORKING = "+@all -@admin -@dangerous +info"
 
 
@@ -90,8 +90,9 @@ def _asks(settings: Settings) -> list[str]:
 
 
 def _operates(settings: Settings) -> list[str]:
-    own = (":machine:*", ":fleet", ":breaker*", ":blocked:*", ":probing:*", ":paused", ":schedules", ":job:*")
-    return [f"~{settings.namespace}{name}" for name in own]
+    own = (":machine:*", ":fleet", ":breaker*", ":blocked:*", ":probing:*", ":paused", ":job:*", ":counted*")
+    more = (":cache:*", ":orchestrating", ":jobs-seen", ":scheduled")
+    return [f"~{settings.namespace}{name}" for name in (*own, *more)]
 
 
 _KEYS = {

@@ -38,11 +38,13 @@ class Line:
     step: str = ""
     plan: str = ""
     why: str = ""
+    #: Told by a client of itself; a worker has seen all other lines.
+    by_client: bool = False
 
 
 def note(store: Connection, what: str, *, key: str = "", **fields: str) -> None:
     """Add a line. Raises StoreUnavailable."""
-    entry: dict[Any, Any] = {"what": what, "at": store.now()}
+    entry: dict[Any, Any] = {"what": what}
     entry |= {name: str(value)[:_LONGEST] for name, value in fields.items() if value}
     store.call(store.client.xadd, key or store.keys.audit, entry, maxlen=KEPT, approximate=True)
 
@@ -66,23 +68,21 @@ def report_refusal(store: Connection, why: str, **fields: str) -> None:
 
 def lines(store: Connection, *, limit: int = 100, run: str = "", refused: bool = False) -> Iterator[Line]:
     """The latest first."""
-    both = heapq.merge(
-        _entries(store, store.keys.audit),
-        _entries(store, store.keys.reported),
-        key=lambda e: int(e["at"]),
-        reverse=True,
-    )
+    parts = [_entries(store, key) for key in (store.keys.audit, store.keys.reported)]
+    both = heapq.merge(*parts, key=lambda entry: entry["at"], reverse=True)
     wanted = (e for e in both if (not run or e.get("run") == run) and (not refused or e.get("what") == REFUSED))
     return (_line(entry) for entry in itertools.islice(wanted, limit))
 
 
-def _entries(store: Connection, key: str) -> Iterator[dict[str, str]]:
-    last = "+"
+def _entries(store: Connection, key: str) -> Iterator[dict[str, Any]]:
+    """Clients write to one of the two: nothing in it is relied on but the ids, which are Redis's."""
+    last, by_client = "+", key == store.keys.reported
     while page := store.call(store.client.xrevrange, key, max=last, count=_PAGE):
-        yield from (entry for _, entry in page)
+        for entry_id, entry in page:
+            yield {**entry, "at": int(entry_id.partition("-")[0]), "by_client": by_client}
         last = f"({page[-1][0]}"
 
 
-def _line(entry: dict[str, str]) -> Line:
-    at = datetime.fromtimestamp(int(entry["at"]) / 1000, UTC)
-    return Line(at, **{name: entry[name] for name in Line.__dataclass_fields__ if name != "at" and name in entry})
+def _line(entry: dict[str, Any]) -> Line:
+    known = {name: entry[name] for name in Line.__dataclass_fields__ if name in entry and name != "at"}
+    return Line(datetime.fromtimestamp(entry["at"] / 1000, UTC), **{"what": "", **known})

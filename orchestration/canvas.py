@@ -17,7 +17,7 @@ from kombu import Queue
 
 from longshore.orchestration.compiled import CONTROL, CompiledPlan, StepId, index_of
 from longshore.orchestration.settings import Settings, get_settings
-from longshore.orchestration.signing import plan_header
+from longshore.orchestration.signing import plan_header, seal
 
 STEP = "longshore.step"
 UNDO = "longshore.undo"
@@ -171,7 +171,9 @@ class Canvas:
     def _ended(self, told: tuple[Any, ...], *, ok: bool) -> Signature[Any]:
         """Celery puts the result, or the id of the task that failed, before these arguments."""
         options = self._options(CONTROL, f"{TASK_ENDED} ({'ok' if ok else 'failed'})", str(told[:2]))
-        return self.app.signature(TASK_ENDED, args=(*told, ok), options=options | {"serializer": "json"})
+        # An application's worker sends it, and has no key.
+        sealed = seal("ended", {"told": list(told), "ok": ok})
+        return self.app.signature(TASK_ENDED, args=(*told, ok), kwargs=sealed, options=options | {"serializer": "json"})
 
     def _send_chord(self, task: str, plan: CompiledPlan, ids: Sequence[StepId]) -> None:
         header = group([self._work(task, plan, step_id) for step_id in ids], app=self.app)

@@ -111,7 +111,7 @@ def totals(store: Store) -> Totals:
         for name, more in new.items():
             found.counts[name] = found.counts.get(name, 0) + more
         if state in TERMINAL:
-            _add(store, run_id, new)  # what was told once is told from now on
+            _add(store, run_id, counts)  # what was told once is told from now on
             continue
         found.live[store.call(store.client.hget, store.keys.of(run_id).run, "plan") or "", str(state)] += 1
     return found
@@ -120,18 +120,18 @@ def totals(store: Store) -> Totals:
 def _fold(store: Store) -> None:
     """Add what came to rest since the last time; of each run only what was not added before."""
     client, keys = store.client, store.keys
-    until = float(store.call(client.hget, keys.counted, _UNTIL) or 0)
-    ended = store.call(
-        client.zrangebyscore, keys.ended, until - _OVERLAP, "+inf", start=0, num=_AT_ONCE, withscores=True
-    )
-    before = _snapshots(store, [run_id for run_id, _ in ended])
-    for run_id, at in ended:
-        seen = of_run(store, run_id)
-        if seen is None:
-            continue
-        more = _more(before.get(run_id, {}), seen[0])
-        if more or run_id not in before:
-            _add(store, run_id, more, at)
+    since = float(store.call(client.hget, keys.counted, _UNTIL) or 0) - _OVERLAP
+    begin = 0
+    while True:
+        ended = store.call(client.zrangebyscore, keys.ended, since, "+inf", start=begin, num=_AT_ONCE, withscores=True)
+        before = _snapshots(store, [run_id for run_id, _ in ended])
+        for run_id, at in ended:
+            seen = of_run(store, run_id)
+            if seen is not None and (run_id not in before or _more(before[run_id], seen[0])):
+                _add(store, run_id, seen[0], at)
+        begin += len(ended)
+        if len(ended) < _AT_ONCE:
+            break
     if store.call(client.hlen, keys.counted_runs) > store.call(client.zcard, keys.runs) + _AT_ONCE:
         known = set(store.call(client.zrange, keys.runs, 0, -1))
         gone = [run_id for run_id in store.call(client.hkeys, keys.counted_runs) if run_id not in known]
@@ -139,25 +139,29 @@ def _fold(store: Store) -> None:
             store.call(client.hdel, keys.counted_runs, *gone)
 
 
-def _add(store: Store, run_id: str, more: Counts, until: float | None = None) -> None:
-    """In one transaction, unless another scrape was quicker: then it has added the same."""
+def _add(store: Store, run_id: str, counts: Counts, until: float | None = None) -> None:
+    """What of a run was not added before, in one transaction: two scrapes at once add it once."""
     from redis.exceptions import WatchError  # noqa: PLC0415 - slow to import
 
     keys = store.keys
     with store.client.pipeline() as pipe:
-        try:
-            store.call(pipe.watch, keys.counted_runs)
-            known = _numbers(json.loads(store.call(pipe.hget, keys.counted_runs, run_id) or "{}"))
-            pipe.multi()
-            for name, value in more.items():
-                pipe.hincrbyfloat(keys.counted, name, value)
-                known[name] = known.get(name, 0) + value
-            pipe.hset(keys.counted_runs, run_id, json.dumps(known))
-            if until is not None:
-                pipe.hset(keys.counted, _UNTIL, str(until))
-            pipe.execute()
-        except WatchError:
-            return
+        while True:
+            try:
+                store.call(pipe.watch, keys.counted_runs)
+                known = _numbers(json.loads(store.call(pipe.hget, keys.counted_runs, run_id) or "{}"))
+                more = _more(known, counts)
+                pipe.multi()
+                for name, value in more.items():
+                    pipe.hincrbyfloat(keys.counted, name, value)
+                pipe.hset(
+                    keys.counted_runs, run_id, json.dumps(known | {n: known.get(n, 0) + v for n, v in more.items()})
+                )
+                if until is not None:
+                    pipe.hset(keys.counted, _UNTIL, str(until))
+                pipe.execute()
+                return
+            except WatchError:
+                continue
 
 
 def _more(before: Mapping[str, float], now: Mapping[str, float]) -> Counts:

@@ -16,7 +16,10 @@ from longshore.orchestration.plan import Plan, UndoSpec
 from longshore.orchestration.settings import Settings
 
 #: What is called so is a secret; `…_FILE` names where one lies.
-_SECRET = re.compile(r"(pass(word|wd|phrase)?|secret|token|api_?key|private_?key|credentials?|authorization)$", re.I)
+_SECRET = re.compile(
+    r"(passw(or)?d|passphrase|secret|token|(api|access|private|secret)_?key|credential|authorization|(^|_)pass$)", re.I
+)
+_NO_SECRET = re.compile(r"(_file|_path|_name|_id|_url|_ttl|_length|_type|_expiry)$", re.I)
 
 
 def denied(plan: Plan, settings: Settings) -> None:
@@ -52,17 +55,32 @@ def _in_clear(plan: Plan) -> Iterator[Problem]:
 def _named(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str, tuple[str | int, ...]]]:
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if isinstance(item, str) and item and _SECRET.search(str(key)) and not templates.is_template(item):
+            if isinstance(item, str) and _is_secret(str(key)) and _in_sight(item):
                 yield str(key), (*path, str(key))
             else:
                 yield from _named(item, (*path, str(key)))
     elif isinstance(value, list):
         for number, item in enumerate(value):
             name, sign, text = item.partition("=") if isinstance(item, str) else ("", "", "")
-            if sign and text and _SECRET.search(name) and not templates.is_template(item):
+            if sign and _is_secret(name) and _in_sight(text):
                 yield name, (*path, number)
             else:
                 yield from _named(item, (*path, number))
+
+
+def _is_secret(name: str) -> bool:
+    return bool(_SECRET.search(name)) and not _NO_SECRET.search(name)
+
+
+def _in_sight(value: str) -> bool:
+    """Whether what stands there is stored as it is: in the plan, or in its parameters."""
+    if not templates.is_template(value):
+        return bool(value)
+    try:
+        found = templates.references(value)
+    except templates.TemplateProblem:
+        return False  # told of by whoever checks it
+    return bool(found.params) and not found.secrets
 
 
 def _upwards(plan: Plan) -> Iterator[Problem]:

@@ -132,7 +132,7 @@ def _times(store: Store, plans: list[Plan]) -> Iterator[Finding]:
 
 def _hosts(hosts: list[Host]) -> Iterator[Finding]:
     for host in hosts:
-        health: Mapping[str, Any] = max(host.alive, key=lambda node: node.seen).health
+        health = _together(host.alive)
         skew = int(health.get("skew", 0))
         if abs(skew) > _SKEW:
             way = "ahead of" if skew > 0 else "behind"
@@ -154,6 +154,17 @@ def _hosts(hosts: list[Host]) -> Iterator[Finding]:
         if _with_engine(host):
             yield from _engine(host)
         yield Finding(f"host {host.name}: {_size(health)} kept for undo, {free / 1024**3:.1f} GiB free", "ok")
+
+
+def _together(nodes: Iterable[Node]) -> dict[str, Any]:
+    """Of all workers of a host, the worst: each sees what is mounted in it."""
+    told = [node.health for node in nodes if node.health]
+    return {
+        "skew": max((int(one.get("skew", 0)) for one in told), key=abs, default=0),
+        "free": min((int(one.get("free", _LITTLE)) for one in told), default=_LITTLE),
+        "kept": max((int(one.get("kept", 0)) for one in told), default=0),
+        "missing": sorted({folder for one in told for folder in one.get("missing", ())}),
+    }
 
 
 def _size(health: Mapping[str, Any]) -> str:
@@ -223,7 +234,9 @@ def _keys(store: Store, nodes: list[tuple[Host, Node]]) -> Iterator[Finding]:
         yield Finding("this client signs and no worker checks it", "warning", "give the workers LONGSHORE_KEYS, too")
     if ring is None and signs:
         yield Finding(
-            "workers take signed requests only, and this client has no key", "error", "LONGSHORE_KEYS=client-keys.json"
+            "workers take signed requests only, and this client has no key",
+            "error",
+            "LONGSHORE_KEYS=…/client/keys.json",
         )
     for _, node in nodes:
         if "unreadable" in node.health.get("keys", ()):
@@ -257,6 +270,7 @@ def _beats(store: Store) -> Iterator[Finding]:
 def _runs(store: Store) -> Iterator[Finding]:
     """Live runs of which nobody is at anything, although nothing is waited for."""
     settings, now = store.settings, store.now()
+    waits = any(backlog.length for backlog in backlogs(store))
     patience = 1000 * (3 * settings.lease + settings.sweep_interval + 30)
     stuck = []
     for run_id in store.call(store.client.zrange, store.keys.live, 0, _LIVE - 1):
@@ -265,7 +279,8 @@ def _runs(store: Store) -> Iterator[Finding]:
             continue
         quiet = now - int(store.newest_event(run_id).partition("-")[0])
         steps = store.call(store.client.hgetall, store.keys.of(run_id).steps)
-        busy = {StepState.RUNNING, StepState.RETRYING, StepState.WAITING}
+        # What is ready has its message in a queue, unless nothing is in any.
+        busy = {StepState.RUNNING, StepState.RETRYING, StepState.WAITING, *([StepState.READY] if waits else [])}
         at_it = any(value in busy or value == "undoing" for key, value in steps.items() if key[:2] in {"s:", "us"})
         if quiet > patience and not at_it:
             stuck.append(run_id)

@@ -33,7 +33,7 @@
     {ns}:counted         hash    what was counted of runs that came to rest, for metrics; by whoever scrapes
     {ns}:counted-runs    hash    by run, what of it is in there, JSON
     {ns}:reported        stream  what a client has refused, told by itself; capped
-    {ns}:told:<notice>   string  there once somebody was told of it; expires by itself
+    {ns}:told:<notice>   set     who was told of it; and a string while somebody is at telling; both expire
     {ns}:carried:<mac>   string  there once a signed message was carried out; expires by itself
     {ns}:fleet           zset    the hosts that are known → when one of their workers was last heard of, ms
     {ns}:machine:<name>  hash    a host: node:<worker> what it is, JSON; beat:<worker> when it was last heard of, its

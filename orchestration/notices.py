@@ -106,12 +106,17 @@ def make(settings: Settings, run_id: str, plan: str, fields: dict[str, str], eve
     )  # fmt: skip
 
 
-def tell(settings: Settings, notice: Notice) -> None:
-    """Tell everybody. What one of them raises is raised when all the others have been told."""
+def tell(settings: Settings, notice: Notice, heard: set[str]) -> None:
+    """Tell everybody who has not heard of it, and add who has. What one of them raises is raised when all the others
+    have been told.
+    """
     errors: list[Exception] = []
     for name, teller in _tellers(settings):
+        if name in heard:
+            continue
         try:
             teller(notice)
+            heard.add(name)
         except Exception as error:  # noqa: BLE001 - the others have to hear of it all the same
             log.warning("%s could not be told of %s: %s", name, notice.id, error)
             errors.append(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -9,6 +10,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from longshore.orchestration import timing
 from longshore.orchestration.durations import Duration
 from longshore.orchestration.timing import Missed, Overlap
+
+#: Planned times that are looked at.
+_LOOKED_AT = 100
 
 
 class Scheduled(BaseModel):
@@ -31,9 +35,19 @@ class Scheduled(BaseModel):
     def _one_of_both(self) -> Self:
         if (self.cron is None) == (self.every is None):
             raise ValueError("give cron or every, one of them")
-        if self.every is not None and self.jitter >= self.every:
-            raise ValueError("jitter must be shorter than every")
+        if self.jitter and self.jitter >= self._shortest():
+            raise ValueError("jitter must be shorter than the time between two starts")
         return self
+
+    def _shortest(self) -> float:
+        """Seconds between two planned times that follow each other, of the next hundred."""
+        if self.every is not None:
+            return self.every
+        times: list[int] = []
+        at = 0
+        while len(times) < _LOOKED_AT and (found := self.next(at)) is not None:
+            times.append(at := found)
+        return min(((b - a) / 1000 for a, b in pairwise(times)), default=float("inf"))
 
     def said(self) -> str:
         """The times that it means, in short."""

@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 #: The Celery task that looks whether one is due.
 TASK = "longshore.scheduled"
+#: Seconds after which a firing is of no use any more: others follow, and none of its times is lost.
+_EXPIRES = 300
 #: ms before its first firing by somebody else's beat at which a planned time still is that firing's.
 _FIRST = 30_000
 
@@ -100,7 +102,7 @@ class Schedule:
             "task": TASK,
             "schedule": self.when.beat(),
             "kwargs": {"name": self.name, "given": self.when.model_dump(mode="json") | {"plan": self.plan}},
-            "options": {"queue": "control"},
+            "options": {"queue": "control", "expires": _EXPIRES},
         }
 
 
@@ -152,14 +154,18 @@ def _changed(name: str) -> tuple[Any, ...]:
     return (str(path), info.st_mtime_ns, info.st_size)
 
 
-def given(name: str, said: Mapping[str, Any]) -> Schedule:
-    """One that an entry carries. UsageError."""
+def given(settings: Settings, name: str, said: Mapping[str, Any]) -> Schedule:
+    """One that an entry carries: of a stored plan, and by a name of its own. UsageError."""
+    if any(each.name == name for each in declared(settings)[0]):
+        return find(settings, name)
     try:
         when = Scheduled.model_validate(said)
     except ValueError as error:
         raise UsageError(f"schedule {name}: {' '.join(str(error).split())}") from None
-    if not when.plan:
-        raise UsageError(f"schedule {name}: it names no plan")
+    if when.plan not in stored():
+        raise UsageError(
+            f"schedule {name}: its plan {when.plan!r} is no stored plan", remedy="LONGSHORE_PLANS has them"
+        )
     return Schedule(name, when.plan, when)
 
 

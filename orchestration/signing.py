@@ -35,10 +35,14 @@ Role = Literal["client", "worker"]
 FIELD = "longshore_signature"
 #: What a client's key may sign, of messages.
 OF_CLIENTS = frozenset({"longshore.advance", "longshore.probe", "longshore.scheduled"})
+#: What bears its signature in its arguments.
+SEALED = frozenset({"longshore.task_ended"})
+#: What a worker sends when a message was carried out, by its own signature.
+_FOLLOW_UPS = ("callbacks", "errbacks", "chain", "chord")
 #: What carries a signature, of tasks.
 OURS = "longshore."
 #: Seconds that a clock may be ahead of ours.
-_AHEAD = 300.0
+AHEAD = 300.0
 #: Seconds for which a signature counts: longer than any message waits.
 LASTS = 2 * 86_400.0
 #: Seconds for which a key that has been replaced still counts.
@@ -177,7 +181,7 @@ def check(keys: Ring, what: str, parts: Mapping[str, Any], signature: Any) -> Ke
     key = keys.find(key_id, now) if isinstance(key_id, str) else None
     if key is None:
         raise Forged("it is signed with a key that is not known here, or not any more")
-    if not isinstance(at, int | float) or not now - LASTS < at < now + _AHEAD:
+    if not isinstance(at, int | float) or not now - LASTS < at < now + AHEAD:
         raise Forged("its signature is too old, or of a time that has not come")
     if not hmac.compare_digest(_mac(key, what, {**parts, "key": key_id, "at": at}), str(signature.get("mac"))):
         raise Forged("its signature does not fit: it was changed")
@@ -198,12 +202,18 @@ def check_message(keys: Ring, headers: Mapping[str, Any], body: Any) -> None:
     """Raises Forged for a message of ours that nobody who may has signed."""
     task = str(headers.get("task"))
     if not task.startswith(OURS):
-        return  # an application's own, on its own worker
+        # Celery's own tasks send whatever they are told to, and what a worker sends is signed.
+        raise Forged("it is no task of Longshore's, and these workers take signed ones only")
+    if task in SEALED:
+        return  # sent by an application's worker, which has no key: its arguments bear a seal, looked at by the task
     signature = headers.get(FIELD)
     digest = signature.get("plan", "") if isinstance(signature, dict) else ""
     key = check(keys, "message", _parts(headers, body, digest), signature)
     if key.role == "client" and task not in OF_CLIENTS:
         raise Forged(f"a client may not send {task}")
+    follow_ups = body[2] if isinstance(body, list) and len(body) > 2 and isinstance(body[2], dict) else {}
+    if key.role == "client" and any(follow_ups.get(name) for name in _FOLLOW_UPS):
+        raise Forged("a client may not have something sent after it")
 
 
 @before_task_publish.connect
@@ -269,6 +279,18 @@ def check_command(keys: Ring, run_id: str, fields: Mapping[str, str]) -> None:
 
 def _of_command(run_id: str, fields: Mapping[str, Any]) -> dict[str, str]:
     return {"run": run_id} | {name: str(value) for name, value in fields.items() if name != FIELD}
+
+
+def seal(what: str, parts: Mapping[str, Any]) -> dict[str, Any]:
+    """A signature to be carried along, where there are keys."""
+    keys = ring()
+    return {} if keys is None else {"seal": sign(keys, what, parts)}
+
+
+def check_seal(what: str, parts: Mapping[str, Any], signature: Any) -> None:
+    """Raises Forged, where there are keys."""
+    if (keys := ring()) is not None and check(keys, what, parts, signature).role != "worker":
+        raise Forged("it was sealed by a client")
 
 
 def origin(settings: Settings) -> str:

@@ -38,41 +38,60 @@ class Commands:
         for command_id, command in found.commands:
             if stream_order(command_id) <= stream_order(found.fields.get("cmd", "0-0")):
                 continue
+            if forged := self._forged(run_id, command_id, command):
+                self._refuse(run_id, command_id, command, forged)
+                done = True
+                continue
             # A run that was at rest may live again: the index comes before the record.
             self.store.look_at(run_id, found.now + round(1000 * self.store.settings.lease))
             resting = RunState(found.fields["state"]) in TERMINAL
             if command.get("kind") in _REOPENS and resting:
                 # A run that is reopened has its place again, whether there is room or not.
                 self._come_back(run_id, loaded.wanted)
-            if forged := self._forged(run_id, command):
-                self._refuse(run_id, command_id, command, forged)
-            else:
-                audit.note(
-                    self.store, command.get("kind", ""), run=run_id, actor=command.get("actor", ""),
-                    origin=command.get("origin", ""), step=self._name_of(loaded.plan, command),
-                    why=command.get("as", "") or command.get("reason", ""),
-                )  # fmt: skip
-                self._one(run_id, loaded.plan, command_id, command)
+            self._one(run_id, loaded.plan, command_id, command)
+            self._note(run_id, loaded.plan, command)
             done = True
         return done
 
-    def _forged(self, run_id: str, command: Mapping[str, str]) -> str:
+    def _note(self, run_id: str, plan: CompiledPlan, command: Mapping[str, str]) -> None:
+        """Who asked for it, and what came of it."""
+        answer = self.store.fields(run_id).get("answer", "done")
+        refused = "" if answer in {"done", "", "ok"} else f"nothing was done: {answer}"
+        audit.note(
+            self.store, command.get("kind", ""), run=run_id, actor=command.get("actor", ""),
+            origin=command.get("origin", ""), step=self._name_of(plan, command),
+            why=refused or command.get("as", "") or command.get("reason", ""),
+        )  # fmt: skip
+
+    def _forged(self, run_id: str, command_id: str, command: Mapping[str, str]) -> str:
         """Why it is not carried out, where commands have to be signed; '' where it may be."""
         keys = signing.ring(self.store.settings)
         if keys is None:
             return ""
         try:
             signing.check_command(keys, run_id, command)
+            self._is_first(command_id, command)
         except signing.Forged as why:
             text = f"the command is refused: {why}"
             note_refusal(self.store, text, run=run_id, actor=command.get("actor", ""), origin=command.get("origin", ""))
             return text
         return ""
 
+    def _is_first(self, command_id: str, command: Mapping[str, str]) -> None:
+        """Raises Forged for a copy of one that was carried out; the same one may be looked at again."""
+        carried = self.store.keys.carried(f"command {command['nonce']}")
+        lasts = round(signing.LASTS + signing.AHEAD)
+        self.store.call(self.store.client.set, carried, command_id, nx=True, ex=lasts)
+        if self.store.call(self.store.client.get, carried) not in {command_id, None}:
+            raise signing.Forged("it is a copy of one that was carried out before")
+
     @staticmethod
     def _name_of(plan: CompiledPlan, command: Mapping[str, str]) -> str:
         step = command.get("step", "")
-        return plan.name_of(as_id(step)) if step else ""
+        try:
+            return plan.name_of(as_id(step)) if step else ""
+        except (ValueError, IndexError, KeyError):
+            return step
 
     def _one(self, run_id: str, plan: CompiledPlan, command_id: str, command: Mapping[str, str]) -> None:
         kind = command.get("kind")
@@ -80,7 +99,12 @@ class Commands:
             self._resume(run_id, plan, command_id, command)
             return
         if kind == "prune":
+            born = self.store.fields(run_id).get("born", "")
             if self._forget(run_id):
+                if signing.ring(self.store.settings) is not None:
+                    # Its request is signed, and whoever has kept it could put it back.
+                    lasts = round(signing.LASTS + signing.AHEAD)
+                    self.store.call(self.store.client.set, self.store.keys.carried(born), "1", ex=lasts)
                 raise NotOurs(f"run {run_id} is forgotten")
             self._refuse(run_id, command_id, command, "only a run that rests, and is no part of another, is forgotten")
             return

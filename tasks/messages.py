@@ -52,6 +52,8 @@ class SagaTask(Task):  # type: ignore[type-arg]
     retry_jitter = True
     max_retries = 20
     throws = (AttemptFailed,)
+    #: Whether it knows by itself what it has done, and nobody sends anew what was lost of it.
+    may_come_again = False
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         """A signed message is carried out once: one that comes again may be somebody's copy. What it was to do, and was
@@ -62,9 +64,14 @@ class SagaTask(Task):  # type: ignore[type-arg]
         if signing.ring() is None or not isinstance(signature, dict):
             return  # the transport lets nothing through that is not signed where it has to be
         store, _ = store_and_plans()
-        first = store.call(
-            store.client.set, store.keys.carried(str(signature["mac"])), "1", nx=True, ex=round(signing.LASTS)
-        )
+        if self.may_come_again:
+            return
+        lasts = round(signing.LASTS + signing.AHEAD)
+        try:
+            carried = store.keys.carried(str(signature["mac"]))
+            first = store.call(store.client.set, carried, "1", nx=True, ex=lasts)
+        except StoreUnavailable as error:
+            raise Ignore(f"it cannot be told whether it was carried out: {error}") from None
         if not first:
             why = f"message {task_id} of {self.name} was carried out before: it is somebody's copy, or came twice"
             note_refusal(store, why, run=str(args[0]) if args else "")
@@ -169,9 +176,23 @@ def advance(self: SagaTask, run_id: str) -> None:
 
 
 @shared_task(name=TASK_ENDED, base=SagaTask, bind=True)
-def task_ended(self: SagaTask, result: Any, run_id: str, step_id: StepId, side: str, fence: str, ok: bool) -> None:
+def task_ended(
+    self: SagaTask,
+    result: Any,
+    run_id: str,
+    step_id: StepId,
+    side: str,
+    fence: str,
+    ok: bool,
+    seal: dict[str, Any] | None = None,
+) -> None:
     """An application's own task has ended: its result, or the id of the one that failed."""
     store, plans = store_and_plans()
+    try:
+        signing.check_seal("ended", {"told": [run_id, step_id, side, fence], "ok": ok}, seal)
+    except signing.Forged as why:
+        note_refusal(store, f"{TASK_ENDED} is refused: {why}", run=run_id)
+        raise Ignore(str(why)) from None
     driver = Driver(self.app, store, plans, node=str(self.request.hostname or ""))
     try:
         if driver.parked.task_ended(result, run_id, step_id, side, fence, ok=ok):

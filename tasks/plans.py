@@ -118,12 +118,22 @@ class Plans:
         """Whether it is what was asked for, by somebody who may, and could do no harm. Raises NotOurs."""
         if not hmac.compare_digest(loaded.digest, str(body["digest"])):
             raise self._denied(run_id, body, "its plan does not match its digest")
-        if (keys := signing.ring(self._store.settings)) is not None:
+        keys = signing.ring(self._store.settings)
+        if keys is not None:
+            loaded.plan.digest = loaded.digest
+        begun = self._store.fields(run_id)
+        if begun:
+            # It was looked at when it began, by the rules of that time; since then nobody may put another in its place.
+            if (begun.get("digest"), begun.get("born", loaded.born)) != (loaded.digest, loaded.born):
+                raise self._denied(run_id, body, "its request is another than the one that it was begun with")
+            return
+        if keys is not None:
             try:
                 signing.check_request(keys, run_id, body)
             except signing.Forged as why:
                 raise self._denied(run_id, body, f"its request is refused: {why}") from None
-            loaded.plan.digest = loaded.digest
+            if self._store.call(self._store.client.exists, self._store.keys.carried(loaded.born)):
+                raise self._denied(run_id, body, "its request was carried out before, and the run was pruned")
         try:
             denied(loaded.plan.plan, self._store.settings)
         except PlanDenied as error:

@@ -14,6 +14,7 @@ from longshore.orchestration.objects import Objects
 from longshore.orchestration.plan import UndoSpec
 from longshore.orchestration.secrets import Redaction
 from longshore.orchestration.store import Store
+from longshore.tasks import policy
 from longshore.tasks.facts import facts, labels
 from longshore.tasks.operation import Context, Prediction, implementation
 from longshore.tasks.plans import Loaded, Plans
@@ -111,6 +112,7 @@ def _predict(
         objects=lambda: Objects(store),
         caches=lambda: Caches(store),
     )
+    policy.check_operation(step.operation.name)
     return implementation(step.operation.name).predict(context, params)
 
 

@@ -19,6 +19,7 @@ class _Telling(SagaTask):
     """Who does not answer is asked again for about ten minutes."""
 
     abstract = True
+    may_come_again = True
     autoretry_for: tuple[type[Exception], ...] = (Exception,)
     dont_autoretry_for = (UnknownName,)
     retry_backoff = 2
@@ -37,15 +38,18 @@ def notify(run_id: str, event_id: str) -> None:
     if event is None or kind is None:
         raise Ignore(f"run {run_id} has no such event")
     notice = notices.make(store.settings, run_id, run.plan.plan.name, store.fields(run_id), event, kind)
-    told = store.keys.told(notice.id)
-    if not store.call(store.client.set, told, "1", nx=True, ex=_AT_IT):
-        raise Ignore("it was told already, or is being told")
+    at_it, by_whom = store.keys.told(f"{notice.id} at it"), store.keys.told(notice.id)
+    if not store.call(store.client.set, at_it, "1", nx=True, ex=_AT_IT):
+        raise Ignore("it is being told")
+    known: set[str] = set(store.call(store.client.smembers, by_whom))
+    heard = set(known)
     try:
-        notices.tell(store.settings, notice)
-    except Exception:
-        store.call(store.client.delete, told)
-        raise
-    store.call(store.client.expire, told, round(store.settings.retention))
+        notices.tell(store.settings, notice, heard)
+    finally:
+        if heard - known:
+            store.call(store.client.sadd, by_whom, *(heard - known))
+            store.call(store.client.expire, by_whom, round(store.settings.retention))
+        store.call(store.client.delete, at_it)
 
 
 @shared_task(name=TRACE, base=_Telling)

@@ -25,5 +25,6 @@ def audit(limit: int, run: str, refused: bool) -> None:
     rows = [("WHEN", "WHAT", "WHO", "FROM", "RUN", "STEP", "WHY")]
     for line in found:
         about = line.run or line.plan
-        rows.append((f"{line.at:%Y-%m-%d %H:%M:%S}", line.what, line.actor, line.origin, about, line.step, line.why))
+        what = f"{line.what} (as a client says)" if line.by_client else line.what
+        rows.append((f"{line.at:%Y-%m-%d %H:%M:%S}", what, line.actor, line.origin, about, line.step, line.why))
     show_table(rows)

@@ -13,8 +13,8 @@ from longshore.orchestration.cli.common import current, global_options
 from longshore.orchestration.durations import parse_duration
 from longshore.orchestration.errors import UsageError
 
-#: Made in this folder.
-KEYS, CLIENT_KEYS, USERS, ENVIRONMENT = "keys.json", "client-keys.json", "users.acl", "env"
+#: Made in the folder: one for each reader, to be mounted as a whole, for what is made anew takes the old one's place.
+KEYS, CLIENT_KEYS, USERS, ENVIRONMENT = "worker/keys.json", "client/keys.json", "redis/users.acl", "env"
 
 
 @click.command()
@@ -28,15 +28,18 @@ KEYS, CLIENT_KEYS, USERS, ENVIRONMENT = "keys.json", "client-keys.json", "users.
 def init(folder: Path, rotate: bool, after: str, queues: tuple[str, ...], where: str, owner: int | None) -> None:
     """Make what an installation keeps secret: keys for messages, users and passwords of Redis, a login for Flower.
 
-    FOLDER then has keys.json (workers), client-keys.json (applications and people), users.acl (Redis) and env
-    (docker compose --env-file). Nothing that is there is replaced.
+    FOLDER then has worker/keys.json, client/keys.json (applications and people), redis/users.acl, and env for docker
+    compose --env-file. Nothing that is there is replaced.
     """
     from longshore.orchestration import acl, signing  # noqa: PLC0415 - see cli.common
     from longshore.orchestration.settings import get_settings  # noqa: PLC0415
 
     made: dict[str, str] = {}
     if rotate:
-        keys = signing.rotated(signing.read(folder / KEYS).keys, time.time(), parse_duration(after))
+        try:
+            keys = signing.rotated(signing.read(folder / KEYS).keys, time.time(), parse_duration(after))
+        except ValueError as error:
+            raise UsageError(f"--after: {error}") from None
     else:
         there = [name for name in (KEYS, CLIENT_KEYS, USERS, ENVIRONMENT) if (folder / name).exists()]
         if there:
@@ -58,11 +61,15 @@ def init(folder: Path, rotate: bool, after: str, queues: tuple[str, ...], where:
     if current().dry_run:
         click.echo(f"would write {', '.join(sorted(made))} in {folder}")
         return
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for name, text in made.items():
-        _write(folder / name, text, owner)
-    if owner is not None:
-        os.chown(folder, owner, -1)
+    try:
+        for name, text in made.items():
+            for inner in (folder, (folder / name).parent):
+                inner.mkdir(parents=True, exist_ok=True, mode=0o700)
+                if owner is not None:
+                    os.chown(inner, owner, -1)
+            _write(folder / name, text, owner)
+    except OSError as error:
+        raise UsageError(f"{folder}: {error.strerror}", remedy="choose another folder, or run it as root") from None
     click.echo(f"{', '.join(sorted(made))} are in {folder}; keep them as you keep passwords")
     if rotate:
         click.echo(f"bring {KEYS} to the workers and {CLIENT_KEYS} to the clients: the new keys sign in {after}")

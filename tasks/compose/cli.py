@@ -163,8 +163,7 @@ class Compose:
             if name not in known:
                 remedy = f"it has {', '.join(sorted(known))}"
                 raise unfit(self._ctx, f"project {project} has no service {name!r}", remedy)
-        for name, service in known.items():
-            policy.check_service(f"{project}/{name}", service)
+        policy.check_project(project, said)
         # The hash of the files themselves leaves out what they include; that of the outcome is the label's.
         itself = Source(project, source.directory, ("-",), (), ("*",))
         listed = self._run(itself, "config", "--hash", "*", stdin=done.stdout).stdout

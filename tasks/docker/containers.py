@@ -105,6 +105,7 @@ class Create(Implementation[CreateParams]):
         return Outcome(changed=container.labels[spec.OP] == ctx.op_id, data=data)
 
     def predict(self, ctx: Context, params: CreateParams) -> Prediction:
+        spec.allow(ctx, params)
         docker, name = engine(), spec.name_of(ctx, params)
         image_id = docker.image_id(params.image)
         container = docker.inspect(name)

@@ -20,7 +20,7 @@ from longshore.orchestration.errors import OperationError
 from longshore.orchestration.operations.docker.gc import GC, GcParams
 from longshore.orchestration.settings import get_settings
 from longshore.orchestration.store import Store
-from longshore.tasks.docker.spec import KEEP, KIND, RUN
+from longshore.tasks.docker.spec import KEEP, KIND, RUN, safe
 from longshore.tasks.engine import Engine, engine
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements
 
@@ -28,6 +28,8 @@ _PROJECT = "com.docker.compose.project"
 #: Between a container's name and the step that has put it aside.
 _ASIDE = "--longshore-"
 _KEPT_TAG = re.compile(rf"^{re.escape(KEEP)}/[^:]+:k-(.+)-[0-9a-f]{{12}}$")
+#: What a step has kept of a project's configuration.
+_OF_STEP = re.compile(r"(.+)\.(before|after\d*)\.(yml|json)$")
 #: Of what stands for a step in a tag or a name, so much is as it was.
 _TRUE = 80
 
@@ -54,22 +56,28 @@ class _Runs:
 
     def __init__(self, every_run: bool) -> None:
         settings = get_settings()
+        self.folder = settings.state_dir / "receipts" / settings.namespace
+        self.receipts = list(self.folder.iterdir()) if self.folder.is_dir() else []
+        runs = {path: path.name.rpartition("~")[0] for path in self.receipts}
+        self.ours = set(runs.values())
+        self._ours = {safe(f"{run}.{part.stem}") for path, run in runs.items() for part in path.glob("*.json")}
+        # Last: a run that has begun meanwhile, and left a receipt, is known.
         store = Store()
         try:
             self.known = set(store.runs(1_000_000))
         finally:
             store.client.close()
-        self.folder = settings.state_dir / "receipts" / settings.namespace
-        self.receipts = list(self.folder.iterdir()) if self.folder.is_dir() else []
-        self._ours = {_text(path.name.rpartition("~")[0]) for path in self.receipts}
         self._live = {_text(run_id) for run_id in self.known}
         self._every = every_run
 
     def forgotten(self, text: str) -> bool:
-        """Whether what a tag or a name says of its step is of a run of ours that nobody knows any more."""
+        """Whether the step that a tag or a name tells of is of a run of ours that nobody knows any more."""
         if any(text.startswith(known) for known in self._live):
             return False
-        return self._every or any(text.startswith(ours) for ours in self._ours)
+        return self._every or text in self._ours
+
+    def is_forgotten(self, run_id: str) -> bool:
+        return run_id not in self.known and (self._every or run_id in self.ours)
 
 
 @implements(GC)
@@ -144,7 +152,7 @@ def _containers(docker: Engine, runs: _Runs, since: float) -> Iterator[tuple[str
         name = str(row["Names"][0]).removeprefix("/") if row.get("Names") else ""
         labels = row.get("Labels") or {}
         aside = name.partition(_ASIDE)[2]
-        one_off = labels.get(KIND) == "run" and runs.forgotten(f"{labels.get(RUN, '')}.")
+        one_off = labels.get(KIND) == "run" and runs.is_forgotten(str(labels.get(RUN, "")))
         if not one_off and not (aside and runs.forgotten(aside)):
             continue
         known = docker.inspect(row["Id"])
@@ -161,12 +169,12 @@ def _revisions(docker: Engine, runs: _Runs, since: float) -> Iterator[Path]:
     for project in root.iterdir() if root.is_dir() else ():
         files = list(_files(project))
         if project.name not in there and files and all(path.stat().st_mtime <= since for path in files):
-            steps = [path.name for path in files if ".before" in path.name or ".after" in path.name]
+            steps = [found[1] for path in files if (found := _OF_STEP.match(path.name))]
             if all(runs.forgotten(name) for name in steps):
                 yield project
                 continue
         for path in files:
-            of_step = re.match(r"(.+)\.(before|after\d*)\.(yml|json)$", path.name)
+            of_step = _OF_STEP.match(path.name)
             if of_step and runs.forgotten(of_step[1]) and path.stat().st_mtime <= since:
                 yield path
 

@@ -147,6 +147,7 @@ class Run(RunsOnce[RunParams]):
         return container
 
     def predict(self, ctx: Context, params: RunParams) -> Prediction:
+        spec.allow(ctx, params)
         name = spec.name_of(ctx, params)
         undo = f"remove {name}; what it did stays done"
         if engine().image_id(params.image) is None:

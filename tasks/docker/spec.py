@@ -103,9 +103,8 @@ def make(
         labels = {OP: ctx.op_id, RUN: ctx.run_id, STEP: ctx.step, KIND: kind, SPEC: spec}
         labels |= {ATTEMPT: str(ctx.attempt)} | dict(marks or {})
         try:
-            made = body(params, image, labels)
-            policy.check_container(made | {"Image": params.image})
-            _, warnings = engine.create(name, made)
+            allow(ctx, params)
+            _, warnings = engine.create(name, body(params, image, labels))
         except Conflict as error:
             return _of_that_name(engine, ctx, name, spec, kind=kind, error=error), []
         except NotThere as error:
@@ -117,6 +116,11 @@ def make(
         if network.name not in container.networks:
             engine.connect(network.name, container.id, network.aliases)
     return container, warnings
+
+
+def allow(ctx: Context, params: CreateParams) -> None:
+    """NotAllowed for one that this worker may not make."""
+    policy.check_container(body(params, params.image, {OP: ctx.op_id}))
 
 
 def _of_that_name(engine: Engine, ctx: Context, name: str, spec: str, *, kind: str, error: Conflict) -> Container:

@@ -18,6 +18,7 @@ from longshore.orchestration.operations.docker.stores import (
     VolumeParams,
     VolumeRemoveParams,
 )
+from longshore.tasks import policy
 from longshore.tasks.docker.spec import OP
 from longshore.tasks.engine import Conflict, Engine, engine
 from longshore.tasks.hostlock import exclusive
@@ -251,6 +252,7 @@ class VolumeCreate(_Made):
 
     def act(self, ctx: Context, params: VolumeCreateParams, before: dict[str, Any]) -> Outcome:
         docker = engine()
+        policy.check_volume(params.options)
         body = {"Name": params.name, "Driver": params.driver, "DriverOpts": params.options}
         docker.create_volume(body | {"Labels": params.labels | {OP: ctx.op_id}})
         found = docker.volume(params.name)

@@ -29,6 +29,10 @@ def allowed_roots() -> list[str]:
 
 
 def _within(real: str) -> bool:
+    # What the worker signs with, and what other processes were started with, is in no root.
+    closed = ["/proc", *([os.path.realpath(os.path.dirname(keys))] if (keys := get_settings().keys) else [])]
+    if any(os.path.commonpath([root, real]) == root for root in closed):
+        return False
     return any(os.path.commonpath([root, real]) == root for root in allowed_roots())
 
 

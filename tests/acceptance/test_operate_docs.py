@@ -92,9 +92,8 @@ def test_the_example_is_the_one_on_the_page_and_its_entries_are_celerys(
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=tmp_path
     )
-    assert done.stdout == (
-        "['longshore.schedule.backup.nightly', 'longshore.schedule.heartbeat', 'longshore.schedule.weekly'] {'longshore.scheduled'}\n"
-    )
+    names = ["backup.nightly", "heartbeat", "weekly"]
+    assert done.stdout == f"{[f'longshore.schedule.{name}' for name in names]} {{'longshore.scheduled'}}\n"
     assert compile(blocks("operate.md", "py")[0], "page", "exec")
     assert Celery
 

@@ -279,3 +279,94 @@ def test_an_oversized_plan_is_refused(guarded: Guarded) -> None:
     with pytest.raises(PlanDenied, match="2048 are allowed"):
         small.client().start(plan)
     guarded.refused("2048 are allowed")
+
+
+def test_a_copy_of_a_command_and_of_the_request_of_a_pruned_run_is_refused(guarded: Guarded) -> None:
+    store = guarded.client.store
+    run = guarded.client.start(wide("copied"))
+    run.wait(timeout=PATIENCE)
+    assert run.answer(run.undo(), timeout=PATIENCE) == "done"
+    wait_for("its undo", lambda: run.state() == "undone")
+    keys = store.keys.of(run.id)
+    (_, asked), *_ = store.commands(run.id)
+    # a client may read what was asked, and ask: it cannot ask in another's words
+    store.client.xadd(keys.commands, asked)
+    store.client.zadd(store.keys.inbox, {run.id: 1})
+    assert run.id in {line.run for line in _refusals(guarded, "it is a copy of one that was carried out before")}
+
+    request = store.client.get(keys.request)
+    assert run.prune() == "done"
+    store.client.set(keys.request, request)
+    store.client.zadd(store.keys.inbox, {run.id: 1})
+    assert run.id in {line.run for line in _refusals(guarded, "was carried out before, and the run was pruned")}
+    assert store.state(run.id) is None
+
+
+def test_nobody_puts_another_request_in_the_place_of_a_live_run(guarded: Guarded) -> None:
+    store = guarded.client.store
+    slow = Plan("swapped")
+    slow.step("b", "noop.execute", changed=True).after(slow.step("a", "noop.execute", sleep=2))
+    mine = guarded.client.start(slow)
+    wait_for("it to run", lambda: mine.report().step("a").status == "running")
+    body = store.body(mine.id)
+    assert body is not None
+    other = Plan("swapped")
+    other.step("b", "noop.execute", fail="evil").after(other.step("a", "noop.execute"))
+    theirs = body | {"plan": other.to_dict(), "digest": other.digest({}, {})}
+    store.client.set(
+        store.keys.of(mine.id).request, json.dumps(signing.sealed(guarded.client.settings, mine.id, theirs))
+    )
+    # a worker that reads it anew refuses it; those that have begun it go on with what they know
+    with Worker(guarded.place, "fresh", "-Q", "control", "-c", "1"):
+        assert mine.id in {line.run for line in _refusals(guarded, "another than the one that it was begun with")}
+    store.client.set(store.keys.of(mine.id).request, json.dumps(body))
+    assert mine.wait(timeout=PATIENCE).state == "succeeded"
+
+
+def _refusals(guarded: Guarded, word: str) -> list[audit.Line]:
+    def found() -> list[audit.Line]:
+        return [line for line in audit.lines(guarded.client.store, refused=True) if word in line.why]
+
+    return wait_for(f"a line about {word}", found)
+
+
+def test_an_operator_has_what_each_command_needs(guarded: Guarded) -> None:
+    place = guarded.as_role("operator", guarded.client_keys)
+    guarded.admin.acl_log_reset()
+    for words in (
+        "runs ls", "hosts ls", "locks ls", "breaker ls", "ops ls", "schedules ls", "job ls", "audit", "metrics",
+        "doctor", "check", "select", "hosts forget nosuch", "breaker reset nosuch", "gc --dry-run", "runs prune --older-than 30d",
+    ):  # fmt: skip
+        done = place.longshore(*words.split())
+        assert "may not" not in done.err, (words, done.err)
+        assert "no permissions" not in done.err, (words, done.err)
+    # What it may do without is asked for by doctor.
+    log = [
+        entry for entry in guarded.admin.acl_log() if (entry["reason"], entry["object"]) != ("command", "config|get")
+    ]
+    assert [entry for entry in log if entry["reason"] != "auth"] == []
+    place.close()
+
+
+def test_what_a_client_says_of_itself_is_told_apart_and_breaks_nothing(guarded: Guarded) -> None:
+    store = guarded.client.store
+    store.client.xadd(store.keys.reported, {"what": "approve", "actor": "boss", "run": "any"})
+    store.client.xadd(store.keys.reported, {"nonsense": "\x00"})
+    found = list(audit.lines(store, limit=5))
+    assert {line.by_client for line in found if line.actor == "boss"} == {True}
+    said = guarded.as_role("operator", guarded.client_keys).longshore("audit", "-n", "5")
+    assert "approve (as a client says)" in said.out
+    assert all(not line.by_client for line in audit.lines(store, limit=1000) if line.what == "start")
+
+
+def test_what_an_applications_worker_answers_bears_a_seal(monkeypatch: pytest.MonkeyPatch, guarded: Guarded) -> None:
+    ring = signing.read(guarded.keys)
+    monkeypatch.setattr(signing, "ring", lambda _settings=None: ring)
+    told = {"told": ["run", 0, "", "7"], "ok": True}
+    sealed = signing.seal("ended", told)["seal"]
+    signing.check_seal("ended", told, sealed)
+    for forged in (told | {"ok": False}, told | {"told": ["other", 0, "", "7"]}):
+        with pytest.raises(signing.Forged):
+            signing.check_seal("ended", forged, sealed)
+    with pytest.raises(signing.Forged):
+        signing.check_seal("ended", told, None)

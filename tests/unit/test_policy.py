@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from longshore.orchestration import acl, signing
+from longshore.orchestration import Plan, acl, signing
 from longshore.orchestration.cli.main import cli
-from longshore.orchestration.errors import ConfigError, NotAllowed
+from longshore.orchestration.denied import denied
+from longshore.orchestration.errors import ConfigError, NotAllowed, PlanDenied
 from longshore.orchestration.settings import Settings, get_settings
 from longshore.tasks import policy
 
@@ -155,28 +156,121 @@ def test_init_makes_all_secrets_once_for_their_owner_alone(tmp_path: Any, monkey
     folder = tmp_path / "secrets"
     said = CliRunner().invoke(cli, ["init", str(folder), "--queue", "billing"])
     assert said.exit_code == 0, said.output
-    assert {path.name for path in folder.iterdir()} == {"keys.json", "client-keys.json", "users.acl", "env"}
-    assert {oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == {"0o600"}
-    users = (folder / "users.acl").read_text()
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    assert set(files) == {"worker/keys.json", "client/keys.json", "redis/users.acl", "env"}
+    assert {oct(path.stat().st_mode & 0o777) for path in files.values()} == {"0o600"}
+    users = (folder / "redis/users.acl").read_text()
     assert users.splitlines()[0].startswith("user default off")
     assert {f"user longshore-{role} on" in users for role in acl.ROLES} == {True}
     assert "~billing" in users
     environment = (folder / "env").read_text()
     password = environment.partition("longshore-client:")[2].partition("@")[0]
     assert password not in users  # a digest of it is
-    assert signing.read(folder / "keys.json").role == "worker"
-    assert signing.read(folder / "client-keys.json").role == "client"
+    assert signing.read(folder / "worker/keys.json").role == "worker"
+    assert signing.read(folder / "client/keys.json").role == "client"
 
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = {name: path.read_bytes() for name, path in files.items()}
     again = CliRunner().invoke(cli, ["init", str(folder)])
     assert "already" in str(again.exception)
+    assert "--after" in str(CliRunner().invoke(cli, ["init", str(folder), "--rotate", "--after", "xyz"]).exception)
     rehearsed = CliRunner().invoke(cli, ["--dry-run", "init", str(folder), "--rotate"])
     assert "would write" in rehearsed.output
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {name: path.read_bytes() for name, path in files.items()} == before
     assert CliRunner().invoke(cli, ["init", str(folder), "--rotate"]).exit_code == 0
-    assert len(json.loads((folder / "keys.json").read_text())["keys"]) == 4
-    assert (folder / "users.acl").read_bytes() == before["users.acl"]
+    assert len(json.loads((folder / "worker/keys.json").read_text())["keys"]) == 4
+    assert (folder / "redis/users.acl").read_bytes() == before["redis/users.acl"]
 
-    (folder / "keys.json").chmod(0o644)
+    (folder / "worker/keys.json").chmod(0o644)
     with pytest.raises(ConfigError, match="can be read by others"):
-        signing.ring(Settings(keys=str(folder / "keys.json")))
+        signing.ring(Settings(keys=str(folder / "worker/keys.json")))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "/var/run",
+        "/run",
+        "/var",
+        "//var/run/docker.sock",
+        "/proc/1/root",
+        "/etc",
+        "/etc/",
+        "/var/lib/docker/volumes",
+        "/dev",
+    ],
+)
+def test_nor_what_leads_to_it(source: str) -> None:
+    with pytest.raises(NotAllowed, match="root on the host"):
+        policy.check_bind(source)
+    for fine in ("/etc/localtime", "/srv/shop", "/var/lib/longshore", "/home/me/shop", "./relative", "data"):
+        policy.check_bind(fine)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"services": {"a": {"use_api_socket": True}}},
+        {"services": {"a": {"volumes_from": ["container:longshore-engine-1"]}}},
+        {"services": {"a": {"provider": {"type": "evil"}}}},
+        {"services": {"a": {"post_start": [{"command": ["true"], "privileged": True}]}}},
+        {"services": {"a": {"build": {"context": ".", "privileged": True}}}},
+        {"services": {"a": {"gpus": "all"}}},
+        {"services": {"a": {"device_cgroup_rules": ["a *:* rwm"]}}},
+        {"services": {"a": {"pid": "container:other"}}},
+        {"services": {"a": {"cap_add": ["DAC_READ_SEARCH"]}}},
+        {"volumes": {"v": {"driver_opts": {"type": "none", "o": "bind", "device": "/"}}}},
+        {"secrets": {"s": {"file": "/var/run/docker.sock"}}},
+        {"configs": {"c": {"file": "/etc/../proc/1/environ"}}},
+    ],
+)
+def test_no_other_way_of_compose_leads_there(said: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotAllowed):
+        policy.check_project("shop", said)
+    policy.check_project("shop", {
+        "services": {"a": {"image": "a", "cap_add": ["NET_BIND_SERVICE"], "pre_stop": [{"command": ["true"]}]}},
+        "volumes": {"v": None, "nfs": {"driver_opts": {"type": "nfs", "device": ":/export"}}},
+        "secrets": {"s": {"file": "/srv/shop/secret"}, "e": {"environment": "X"}},
+    })  # fmt: skip
+    given(monkeypatch, allowed_images="shop/*")
+    with pytest.raises(NotAllowed, match="ALLOWED_IMAGES"):
+        policy.check_project("shop", {"services": {"a": {"build": {"context": "."}}}})
+
+
+def test_a_message_that_is_none_of_ours_or_has_more_sent_after_it_is_refused() -> None:
+    worker, client = signing.Ring((signing.new_key("worker"),)), signing.Ring((signing.new_key("client"),))
+    both = signing.Ring((*worker.keys, *client.keys))
+    headers, body = parts(task="celery.group")
+    with pytest.raises(signing.Forged, match="no task of Longshore's"):
+        signing.check_message(both, signed(worker, headers, body), body)
+    headers, _ = parts(task="longshore.advance")
+    for follow_up in ("callbacks", "errbacks", "chain", "chord"):
+        more = [["run"], {}, {follow_up: [{"task": "longshore.undo"}]}]
+        with pytest.raises(signing.Forged, match="sent after it"):
+            signing.check_message(both, signed(client, headers, more), more)
+        signing.check_message(both, signed(worker, headers, more), more)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "refused"),
+    [
+        ("DB_PASSWORD", "hunter22", True),
+        ("AWS_SECRET_ACCESS_KEY", "x", True),
+        ("SECRET_KEY", "x", True),
+        ("PASSWORD_1", "x", True),
+        ("DB_PASSWORD", "{{ params.pw }}", True),
+        ("DB_PASSWORD", "{{ secret('env:X') }}", False),
+        ("DB_PASSWORD", "", False),
+        ("POSTGRES_PASSWORD_FILE", "/run/secrets/db", False),
+        ("TOKEN_TTL", "60", False),
+        ("COLOUR", "blue", False),
+    ],
+)
+def test_secrets_are_demanded_as_references_by_their_names(name: str, value: str, refused: bool) -> None:
+    plan = Plan("p", params={"pw": str})
+    plan.step("a", "command.exec.execute", argv=["true"], env={name: value})
+    if refused:
+        with pytest.raises(PlanDenied, match="in clear"):
+            denied(plan, Settings())
+        denied(plan, Settings(clear_secrets="allow"))
+    else:
+        denied(plan, Settings())

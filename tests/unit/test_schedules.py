@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from longshore.orchestration import Plan, PlanError, parse, schedules, timing
 from longshore.orchestration.client import RUN_ID
+from longshore.orchestration.errors import UsageError
 from longshore.orchestration.scheduled import Scheduled
 from longshore.orchestration.settings import get_settings, load_settings
 
@@ -61,6 +62,7 @@ def test_a_start_that_is_held_back_is_not_due_yet_and_those_after_it_wait_for_it
         ({"every": "10s", "timezone": "Mars/Olympus"}, "no time zone"),
         ({"every": "10s", "overlap": "maybe"}, "queue"),
         ({"every": "10s", "often": 1}, "often"),
+        ({"cron": "*/5 * * * *", "jitter": "5m"}, "shorter"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_the_plan(given: dict[str, str], why: str) -> None:
@@ -76,7 +78,7 @@ def test_a_plan_with_schedules_is_read_and_written_without_loss() -> None:
     assert plan.schedules["nightly"].timezone == "Europe/Berlin"
 
 
-def test_an_entry_fires_at_least_as_often_as_starts_are_due() -> None:
+def test_an_entry_fires_at_least_as_often_as_starts_are_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Scheduled(cron="5 4 * * 1-5").beat() == crontab("5", "4", "1-5")
     assert Scheduled(every=90).beat() == schedule(run_every=90)
     for other in (
@@ -87,8 +89,16 @@ def test_an_entry_fires_at_least_as_often_as_starts_are_due() -> None:
         assert other.beat() == crontab()
     one = schedules.Schedule("n", "backup", Scheduled(every=90, overlap="skip", params={"a": 1}))
     told = json.loads(json.dumps(one.entry()["kwargs"]))
-    assert schedules.given(told["name"], told["given"]).plan == "backup"
-    assert schedules.given(told["name"], told["given"]).when.model_copy(update={"plan": ""}) == one.when
+    (tmp_path / "backup.yaml").write_text(NIGHTLY)
+    monkeypatch.setenv("LONGSHORE_PLANS", str(tmp_path))
+    get_settings.cache_clear()
+    read = schedules.given(get_settings(), told["name"], told["given"])
+    assert read.plan == "backup"
+    assert read.when.model_copy(update={"plan": ""}) == one.when
+    with pytest.raises(UsageError, match="no stored plan"):
+        schedules.given(get_settings(), "n", told["given"] | {"plan": "/etc/passwd"})
+    # one that is declared is what its declaration says
+    assert schedules.given(get_settings(), "backup.nightly", told["given"]).said().startswith("0 3")
 
 
 def test_schedules_are_found_in_the_configuration_and_in_stored_plans(
