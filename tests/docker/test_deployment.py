@@ -56,7 +56,7 @@ class Deployment:
             "LONGSHORE_BASE": BASE, "LONGSHORE_CLI": CLI, "LONGSHORE_HOST": "shop", "LONGSHORE_LABELS": "role=shop",
             "LONGSHORE_STACKS_DIR": str(self.stacks), "LONGSHORE_STATE_DIR": str(self.state),
             "LONGSHORE_PLANS": str(self.stacks), "DOCKER_SOCKET": socket, "DOCKER_GID": str(os.stat(socket).st_gid),
-            "LONGSHORE_ALLOWED_COMMANDS": "true", "FLOWER_PORT": str(self.port), "LONGSHORE_ACTOR": "somebody",
+            "LONGSHORE_ALLOWED_COMMANDS": "true", "LONGSHORE_LEASE": "3s", "FLOWER_PORT": str(self.port), "LONGSHORE_ACTOR": "somebody",
         }  # fmt: skip
 
     def compose(self, *arguments: str, timeout: float = 240, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -189,7 +189,7 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_step_is_replaced_and_flower_
     deployment: Deployment,
 ) -> None:
     plan = deployment.stacks / "long.yaml"
-    plan.write_text("name: long\nsteps:\n  a: {op: noop.execute, with: {sleep: 8, changed: true}}\n")
+    plan.write_text("name: long\nsteps:\n  a: {op: noop.execute, with: {sleep: 5, changed: true}}\n")
     run_id = f"long-{uuid.uuid4().hex[:6]}"
     deployment.longshore("run", str(plan), "--run-id", run_id, "--detach")
 

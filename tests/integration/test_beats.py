@@ -23,7 +23,7 @@ from tests.servers import RedisServer
 pytestmark = pytest.mark.operated
 
 #: Seconds between two planned times; a shortened schedule.
-EVERY = 2
+EVERY = 1
 PLAN = """
 name: {name}
 steps:
@@ -90,8 +90,8 @@ def clock(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -
     often = {"every": f"{EVERY}s"}
     for name in ("often", "late", "lost", "every-one", "held", "slow", "dynamic"):
         made.plan(name)
-    made.plan("own", "schedules:\n  mine: {every: 2s, missed: skip}\n")
-    (made.plans / "slow.yaml").write_text("name: slow\nsteps:\n  a: {op: noop.execute, with: {sleep: 5}}\n")
+    made.plan("own", "schedules:\n  mine: {every: 1s, missed: skip}\n")
+    (made.plans / "slow.yaml").write_text("name: slow\nsteps:\n  a: {op: noop.execute, with: {sleep: 3}}\n")
     made.begin({
         "schedules": {
             "often": {"plan": "often"} | often,
@@ -99,7 +99,7 @@ def clock(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -
             "every-one": {"plan": "every-one", "missed": "all", "every": "1h"},
             "lost": {"plan": "lost", "missed": "skip", "every": "1h"},
             "held": {"plan": "held"} | often,
-            "skips": {"plan": "slow", "overlap": "skip", "every": "1s"},
+            "skips": {"plan": "slow", "overlap": "skip", "every": "500ms"},
         }
     })  # fmt: skip
     try:

@@ -53,7 +53,8 @@ def test_a_good_installation_has_nothing_to_tell(place: Installation) -> None:
     place.worker("one", "-c", "1", "-Q", FAMILIES).start()
     beat = place.popen("beat")
     try:
-        wait_for("a tick", lambda: not any("beat" in what for what in said(place)[1]))
+        store = place.client().store
+        wait_for("a tick", lambda: store.client.get(store.keys.ticked))
     finally:
         beat.kill()
         beat.communicate()

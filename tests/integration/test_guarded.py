@@ -335,7 +335,8 @@ def test_an_operator_has_what_each_command_needs(guarded: Guarded) -> None:
     guarded.admin.acl_log_reset()
     for words in (
         "runs ls", "hosts ls", "locks ls", "breaker ls", "ops ls", "schedules ls", "job ls", "audit", "metrics",
-        "doctor", "check", "select", "hosts forget nosuch", "breaker reset nosuch", "gc --dry-run", "runs prune --older-than 30d",
+        "doctor", "check", "select", "hosts forget nosuch", "breaker reset nosuch", "gc --dry-run",
+        "runs prune --older-than 30d",
     ):  # fmt: skip
         done = place.longshore(*words.split())
         assert "may not" not in done.err, (words, done.err)
