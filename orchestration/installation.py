@@ -270,7 +270,8 @@ def _beats(store: Store) -> Iterator[Finding]:
 def _runs(store: Store) -> Iterator[Finding]:
     """Live runs of which nobody is at anything, although nothing is waited for."""
     settings, now = store.settings, store.now()
-    waits = any(backlog.length and backlog.workers for backlog in backlogs(store))
+    served = [one for one in backlogs(store) if one.workers and one.queue != CONTROL]
+    waits = any(backlog.length for backlog in served)
     patience = 1000 * (3 * settings.lease + settings.sweep_interval + 30)
     stuck = []
     for run_id in store.call(store.client.zrange, store.keys.live, 0, _LIVE - 1):

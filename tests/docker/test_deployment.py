@@ -56,7 +56,8 @@ class Deployment:
             "LONGSHORE_BASE": BASE, "LONGSHORE_CLI": CLI, "LONGSHORE_HOST": "shop", "LONGSHORE_LABELS": "role=shop",
             "LONGSHORE_STACKS_DIR": str(self.stacks), "LONGSHORE_STATE_DIR": str(self.state),
             "LONGSHORE_PLANS": str(self.stacks), "DOCKER_SOCKET": socket, "DOCKER_GID": str(os.stat(socket).st_gid),
-            "LONGSHORE_ALLOWED_COMMANDS": "true", "LONGSHORE_LEASE": "3s", "FLOWER_PORT": str(self.port), "LONGSHORE_ACTOR": "somebody",
+            "LONGSHORE_ALLOWED_COMMANDS": "true", "LONGSHORE_LEASE": "3s",
+            "FLOWER_PORT": str(self.port), "LONGSHORE_ACTOR": "somebody",
         }  # fmt: skip
 
     def compose(self, *arguments: str, timeout: float = 240, check: bool = True) -> subprocess.CompletedProcess[str]:
