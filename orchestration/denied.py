@@ -84,12 +84,11 @@ def _in_sight(value: str) -> bool:
 
 
 def _upwards(plan: Plan) -> Iterator[Problem]:
-    """Paths that lead out of where they seem to lie."""
+    """Paths of files that lead out of where they seem to lie."""
     for name, op, params, at in _done(plan):
-        for key in ("path", "dest", "cwd") if op.startswith(("file.", "command.")) else ():
-            value = params.get(key)
-            if isinstance(value, str) and ".." in value.split("/"):
-                yield Problem(f"{key}: {value!r} has a .. in it: say where it leads", step=name, path=(*at, key))
+        path = params.get("path") if op.startswith("file.") else None
+        if isinstance(path, str) and ".." in path.split("/"):
+            yield Problem(f"path: {path!r} has a .. in it: say where it leads", step=name, path=(*at, "path"))
 
 
 def _inside(plan: Plan) -> Iterator[Problem]:

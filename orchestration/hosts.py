@@ -377,8 +377,6 @@ class Hosts:
         pipe.hdel(self._keys.jobs_seen, name)
         pipe.delete(self._keys.cache(f"{DEPLOYED}{name}"))
         pipe.hdel(self._keys.orchestrating, name)
-        pipe.delete(self._keys.cache(f"{DEPLOYED}{name}"))
-        pipe.hdel(self._keys.orchestrating, name)
         self._store.call(pipe.execute)
 
     def forget_old(self, seconds: float) -> list[str]:

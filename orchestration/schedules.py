@@ -230,7 +230,9 @@ def _start(
                 log.error("schedule %s cannot be started: %s", name, error)
                 continue
             started += [run] if run is not None else []
-    schedules.put(name, Mark(times[-1], mark.schedule))
+    now_known = schedules.marks().get(name)
+    if now_known is None or now_known.schedule != mark.schedule or now_known.until < times[-1]:
+        schedules.put(name, Mark(times[-1], mark.schedule))  # a tick that was quicker has seen more
     return started
 
 

@@ -6,8 +6,11 @@ They are programs of their own: the command line does not load what workers need
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -17,6 +20,11 @@ from longshore.orchestration.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from longshore.orchestration.settings import Settings
+
+
+_CELERY = (sys.executable, "-m", "celery", "-A", "longshore.workers")
+#: Flower's port, unless it is told another.
+_FLOWER = 5555
 
 
 @click.command()
@@ -49,11 +57,7 @@ def worker(
             remedy="set it, or use longshore dev, which brings its own Redis",
         )
     arguments = [
-        sys.executable,
-        "-m",
-        "celery",
-        "-A",
-        "longshore.workers",
+        *_CELERY,
         "worker",
         "-n",
         f"{name}@{host or get_settings().host or '%h'}",
@@ -90,7 +94,7 @@ def beat(loglevel: str) -> None:
 
     if get_settings().redis_url is None:
         raise ConfigError("there is no LONGSHORE_REDIS_URL", remedy="set it: schedules need workers that stay")
-    arguments = [sys.executable, "-m", "celery", "-A", "longshore.workers", "beat", "--pidfile", "", "-l", loglevel]
+    arguments = [*_CELERY, "beat", "--pidfile", "", "-l", loglevel]
     if current().dry_run:
         click.echo(f"would run: {' '.join(arguments)}")
         return
@@ -98,7 +102,7 @@ def beat(loglevel: str) -> None:
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--port", type=click.IntRange(1, 65535), default=5555, show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=_FLOWER, show_default=True)
 @click.option("--address", default="", help="Of this machine; 127.0.0.1 if left out. Any other needs a login.")
 @click.option("--read-only", is_flag=True, help="Without buttons, and without Flower's own operations.")
 @click.argument("more", nargs=-1, type=click.UNPROCESSED)
@@ -115,15 +119,22 @@ def flower(port: int, address: str, read_only: bool, more: tuple[str, ...]) -> N
     if find_spec("flower") is None:
         raise ConfigError("Flower is missing", remedy="pip install 'longshore[flower]'")
     _use_embedded_if_there(get_settings())
-    pages = find_spec("longshore.workers.web")
-    config = f"{pages.submodule_search_locations[0]}/config.py" if pages and pages.submodule_search_locations else ""
-    arguments = [sys.executable, "-m", "celery", "-A", "longshore.workers", "flower", f"--conf={config}"]
+    arguments = [*_CELERY, "flower", f"--conf={_flower_config()}"]
     arguments += [f"--port={port}", *([f"--address={address}"] if address else [])]
     arguments += [*(["--read_only=true"] if read_only else []), *more]
     if current().dry_run:
         click.echo(f"would run: {' '.join(arguments)}")
         return
     os.execv(sys.executable, arguments)  # noqa: S606 - see worker
+
+
+def _flower_config() -> str:
+    """The file that has Flower serve the pages; to be found without importing Flower."""
+    from importlib.util import find_spec  # noqa: PLC0415 - see worker
+
+    found = find_spec("longshore.workers")
+    folders = (found.submodule_search_locations if found else None) or [""]
+    return f"{folders[0]}/web/config.py"
 
 
 def _use_embedded_if_there(settings: Settings) -> None:
@@ -147,7 +158,7 @@ def _with_undo(queues: str) -> list[str]:
 @click.command()
 @global_options
 def dev() -> None:
-    """A Redis and a worker of your own, in the foreground; nothing has to be set up."""
+    """A Redis, a worker, a beat and Flower of your own, in the foreground; nothing has to be set up."""
     from longshore.orchestration import embedded  # noqa: PLC0415 - see worker
     from longshore.orchestration.settings import get_settings  # noqa: PLC0415
 
@@ -155,19 +166,43 @@ def dev() -> None:
     if settings.redis_url is not None:
         raise ConfigError("LONGSHORE_REDIS_URL is set", remedy="unset it for longshore dev, or start longshore worker")
     if current().dry_run:
-        click.echo(f"would start a server and a worker, with their state in {settings.state_dir}")
+        click.echo(f"would start a server, a worker, a beat and Flower, with their state in {settings.state_dir}")
         return
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     if pid := embedded.supervisor_pid(settings.state_dir):
         click.echo(f"they run already (process {pid}), with their state in {settings.state_dir}")
         return
-    click.echo(f"server and worker run until Ctrl-C; their state and logs are in {settings.state_dir}")
+    click.echo(f"server, worker and beat run until Ctrl-C; their state and logs are in {settings.state_dir}")
     click.echo("in another terminal: longshore run PLAN, longshore runs ls")
     process = subprocess.Popen([sys.executable, "-m", embedded.SUPERVISOR, "--for-ever"])
+    others = list(_beside(process, settings))
     while True:
         try:
             code = process.wait()
         except KeyboardInterrupt:
             click.echo("stopping: the step under way ends first", err=True)
             continue
+        finally:
+            for other in others:
+                other.terminate()
         raise SystemExit(code)
+
+
+def _beside(server: subprocess.Popen[bytes], settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    """A beat, and Flower where it is installed, once the server is there. Their logs are beside the worker's."""
+    from importlib.util import find_spec  # noqa: PLC0415 - see worker
+
+    while server.poll() is None and not settings.embedded_socket.exists():
+        time.sleep(0.1)
+    parts = {"beat": [*_CELERY, "beat", "--pidfile", ""]}
+    if find_spec("flower") is not None:
+        with socket.socket() as probe:
+            taken = probe.connect_ex(("127.0.0.1", _FLOWER)) == 0
+        if taken:
+            click.echo(f"Flower is not started: something listens on port {_FLOWER}", err=True)
+        else:
+            parts["flower"] = [*_CELERY, "flower", f"--conf={_flower_config()}", f"--port={_FLOWER}"]
+            click.echo(f"runs, in Flower: http://127.0.0.1:{_FLOWER}/runs")
+    for name, command in parts.items():
+        with (settings.state_dir / f"{name}.log").open("ab") as out:
+            yield subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
