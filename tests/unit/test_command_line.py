@@ -273,7 +273,7 @@ def test_a_worker_needs_a_redis(monkeypatch: pytest.MonkeyPatch, capsys: Capture
     assert "there is no LONGSHORE_REDIS_URL" in one_line(capsys)
 
     assert call(["dev", "--dry-run"]) == 0
-    assert "would start a server and a worker" in capsys.readouterr().out
+    assert "would start a server, a worker, a beat and Flower" in capsys.readouterr().out
 
 
 def test_a_worker_of_some_queues_takes_their_undo_first(capsys: Captured) -> None:
