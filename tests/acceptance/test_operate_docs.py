@@ -21,7 +21,7 @@ from longshore.orchestration import embedded
 from longshore.orchestration.cli.main import cli
 from longshore.orchestration.metrics import _COUNTERS, _HISTOGRAMS
 from longshore.orchestration.scheduled import Scheduled
-from longshore.orchestration.settings import Settings
+from longshore.orchestration.settings import Settings, get_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.integration, pytest.mark.docker, pytest.mark.operated]
@@ -128,7 +128,9 @@ def test_the_units_start_commands_that_there_are_and_whatever_falls() -> None:
         program, *arguments = shlex.split(unit["Service"]["ExecStart"].replace("%i", "noop"))
         assert program.endswith("/longshore")
         env = {"LONGSHORE_REDIS_URL": "redis://127.0.0.1:1/0", "LONGSHORE_STATE_DIR": "/nonexistent"}
+        get_settings.cache_clear()
         said = CliRunner(env=env).invoke(cli, ["--dry-run", *arguments])
+        get_settings.cache_clear()
         assert said.output.startswith("would run:"), (path, said.output, said.exception)
 
 

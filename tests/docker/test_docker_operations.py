@@ -48,7 +48,7 @@ def test_create_makes_what_was_asked_and_its_undo_leaves_nothing(
         name="lst-created",
         command=["sleep", 600],
         env={"PORT": 80},
-        volumes=["lst-data:/data", "/etc:/host-etc:ro"],
+        volumes=["lst-data:/data", "/usr/share:/host-share:ro"],
         ports=["127.0.0.1::80"],
         memory="64m",
         cpus=0.5,
@@ -71,7 +71,7 @@ def test_create_makes_what_was_asked_and_its_undo_leaves_nothing(
     assert raw["HostConfig"]["LogConfig"]["Config"] == {"max-size": "10m", "max-file": "3"}
     assert {(m["Type"], m["Destination"], m["RW"]) for m in raw["Mounts"]} == {
         ("volume", "/data", True),
-        ("bind", "/host-etc", False),
+        ("bind", "/host-share", False),
     }
     assert create.undo().changed
     assert machine() == was

@@ -20,7 +20,7 @@ from tests.integration.conftest import QUICK
 from tests.integration.processes import PATIENCE, Installation, lines, wait_for
 from tests.servers import RedisServer
 
-pytestmark = pytest.mark.operated
+pytestmark = pytest.mark.tended
 
 #: Seconds between two planned times; a shortened schedule.
 EVERY = 1
@@ -94,7 +94,8 @@ def clock(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -
     (made.plans / "slow.yaml").write_text("name: slow\nsteps:\n  a: {op: noop.execute, with: {sleep: 3}}\n")
     made.begin({
         "schedules": {
-            "often": {"plan": "often"} | often,
+            # A busy machine may let two of its times pass before it is looked at.
+            "often": {"plan": "often", "missed": "all"} | often,
             "late": {"plan": "late", "missed": "once", "cron": "0 0 1 1 *"},
             "every-one": {"plan": "every-one", "missed": "all", "every": "1h"},
             "lost": {"plan": "lost", "missed": "skip", "every": "1h"},
@@ -210,9 +211,9 @@ def test_redbeat_has_entries_that_come_and_go_while_it_runs(clock: Clockwork) ->
     assert len(set(found)) == len(found)
     assert "nightly" in clock.place.longshore("schedules", "ls").out
     entry.delete()
-    time.sleep(2.0)
+    time.sleep(1.0)
     still = len(lines(log))
-    time.sleep(3.0)
+    time.sleep(2.0)
     assert len(lines(log)) == still
     for name in ("often", "own.mine"):
         assert f"longshore.schedule.{name}" in beat_schedule(_settings(clock))

@@ -17,7 +17,7 @@ from tests.integration.processes import Installation, wait_for
 from tests.integration.test_poisoned_messages import message
 from tests.servers import RedisServer
 
-pytestmark = pytest.mark.operated
+pytestmark = pytest.mark.tended
 
 FAMILIES = "control,noop.undo,noop,command.undo,command,file.undo,file"
 

@@ -16,7 +16,7 @@ from tests.integration.conftest import QUICK
 from tests.integration.processes import PATIENCE, Installation, wait_for
 from tests.servers import RedisServer, free_port
 
-pytestmark = pytest.mark.operated
+pytestmark = pytest.mark.tended
 
 
 def two_steps(name: str, sleep: float = 0.0) -> Plan:
