@@ -179,6 +179,8 @@ class Driver:
                 self._leave(run_id, error)
             except Newer as why:
                 log.info("%s", why)
+                # Looked at, it is not due for a while: but not by those who can do something for it.
+                self.store.look_at(run_id, self.store.now(), sooner=True)
             except NotOurs:
                 self._forget_orphan(run_id)
             except Exception:  # one damaged run must not keep the others from being looked at

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -45,14 +46,16 @@ _OPTIONS = (
 class Flower:
     """One as `longshore flower` starts it."""
 
-    def __init__(self, place: Installation, *options: str, **environment: str) -> None:
+    def __init__(
+        self, place: Installation, *options: str, command: tuple[str, ...] = (LONGSHORE, "flower"), **environment: str
+    ) -> None:
         self.port = free_port()
         self.log = place.folder / f"flower-{self.port}.log"
         given = place.environment | {"FLOWER_BASIC_AUTH": f"{USER}:{PASSWORD}"} | environment
         given = {name: value for name, value in given.items() if value or name != "FLOWER_BASIC_AUTH"}
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
-                [LONGSHORE, "flower", f"--port={self.port}", *options],
+                [*command, f"--port={self.port}", *options],
                 env=given, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=place.folder,
             )  # fmt: skip
 
@@ -449,3 +452,12 @@ def test_a_large_run_is_shown_in_time(flower: Flower, client: Client) -> None:
     assert code == 200
     assert "500 parts" in text
     assert time.monotonic() - began < PATIENCE
+
+
+def test_a_flower_of_ones_own_has_the_pages_too(place: Installation) -> None:
+    config = Path(__file__).resolve().parents[2] / "compose/flowerconfig.py"
+    command = (sys.executable, "-m", "celery", "-A", "longshore.workers", "flower", f"--conf={config}")
+    with Flower(place, command=command) as flower:
+        assert flower.get("/runs")[0] == 200
+        assert flower.get("/runs", login=None)[0] == 401
+        assert 'href="/runs"' in flower.get("/workers")[1]
