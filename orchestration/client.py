@@ -119,6 +119,7 @@ class Client:
             raise UsageError(f"run id {run_id!r} must match {RUN_ID.pattern}")
         body = self._body(load(plan) if isinstance(plan, str) else plan, params or {}, run_id)
         compiled = CompiledPlan(Plan.model_validate(body["plan"]))
+        self._refuse_without_a_key()
         self._refuse_where_a_service_is_down(compiled)
         if (unknown := self._unknown_host(compiled, body["params"])) is not None and self.store.body(run_id) is None:
             raise unknown
@@ -156,6 +157,24 @@ class Client:
             audit.report_refusal(self.store, str(error), run=run_id, plan=plan.name, actor=who, origin=where)
             raise
         return body
+
+    def _refuse_without_a_key(self) -> None:
+        """Workers that check signatures would leave the run alone, and nobody would hear of it here."""
+        known = self.store.call(self.store.client.get, self.store.keys.signed)
+        keys = signing.ring(self.settings)
+        if not known:
+            return
+        if keys is None:
+            raise ConfigError(
+                "the workers take signed requests only, and there is no key here",
+                remedy="LONGSHORE_KEYS=…/client/keys.json, of the folder that longshore init made",
+            )
+        # One that was added just now they will know: they read their files anew.
+        if not {key.id for key in keys.keys} & set(known.split(",")):
+            raise ConfigError(
+                f"the workers do not know the keys in {self.settings.keys}",
+                remedy="take client/keys.json of the same longshore init as theirs",
+            )
 
     def _refuse_where_a_service_is_down(self, plan: CompiledPlan) -> None:
         if self.settings.on_blocked != "refuse":

@@ -69,6 +69,8 @@ _REMEDIES = {
     "MISCONF": "it cannot write to its disk: make room there",
     "READONLY": "it is a replica: use the address of the master, or a sentinel:// URL",
     "NOAUTH": "put the password into LONGSHORE_REDIS_URL",
+    "HELLO must": "it wants a user and a password: put them into LONGSHORE_REDIS_URL",
+    "invalid username-password": "the user or password in LONGSHORE_REDIS_URL is wrong",
     "WRONGPASS": "the user or password in LONGSHORE_REDIS_URL is wrong",
     "NOPERM": "its user may not do that: docs/security.md has what each may",
     "no permissions": "its user may not do that: docs/security.md has what each may",

@@ -254,6 +254,11 @@ def _beats(store: Store) -> Iterator[Finding]:
     known, wrong = schedules.declared(store.settings)
     for why in wrong:
         yield Finding(why, "error", "nothing is started by it until that is mended")
+    for each in known:
+        if why := schedules.problem(each):
+            yield Finding(
+                f"schedule {each.name} cannot be started: {why}", "error", "longshore schedules trigger tries it"
+            )
     if not known:
         return
     last = store.call(store.client.get, store.keys.ticked)

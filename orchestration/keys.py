@@ -33,6 +33,7 @@
     {ns}:counted         hash    what was counted of runs that came to rest, for metrics; by whoever scrapes
     {ns}:counted-runs    hash    by run, what of it is in there, JSON
     {ns}:reported        stream  what a client has refused, told by itself; capped
+    {ns}:signed          string  ids of the keys that workers know, while there are any; expires by itself
     {ns}:told:<notice>   set     who was told of it; and a string while somebody is at telling; both expire
     {ns}:carried:<mac>   string  there once a signed message was carried out; expires by itself
     {ns}:fleet           zset    the hosts that are known → when one of their workers was last heard of, ms
@@ -258,6 +259,10 @@ class Keys:
     @property
     def counted_runs(self) -> str:
         return f"{self.namespace}:counted-runs"
+
+    @property
+    def signed(self) -> str:
+        return f"{self.namespace}:signed"
 
     @property
     def reported(self) -> str:

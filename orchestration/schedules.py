@@ -27,6 +27,7 @@ from longshore.orchestration.errors import (
     UnknownName,
     UsageError,
 )
+from longshore.orchestration.params import resolve
 from longshore.orchestration.plan import Concurrency, Plan
 from longshore.orchestration.scheduled import Scheduled
 from longshore.orchestration.selection import listed
@@ -169,13 +170,27 @@ def given(settings: Settings, name: str, said: Mapping[str, Any]) -> Schedule:
     return Schedule(name, when.plan, when)
 
 
+def problem(schedule: Schedule) -> str:
+    """Why it cannot be started; '' where it can."""
+    try:
+        plan = schedule.loaded()
+        plan.check()
+        resolve(plan.params, schedule.when.params)
+    except (LongshoreError, OSError) as error:
+        return str(error)
+    return ""
+
+
 def find(settings: Settings, name: str) -> Schedule:
     """UnknownName names those that there are."""
     known, _ = declared(settings)
     for schedule in known:
         if schedule.name == name:
             return schedule
-    raise UnknownName(f"there is no schedule {name!r} (there are: {listed([each.name for each in known]) or 'none'})")
+    raise UnknownName(
+        f"there is no schedule {name!r} (there are: {listed([each.name for each in known]) or 'none'})",
+        remedy="beats, workers and whoever asks have to read the same configuration and LONGSHORE_PLANS",
+    )
 
 
 # --- starting -------------------------------------------------------------------------------------
@@ -228,6 +243,7 @@ def _start(
                 return started
             except LongshoreError as error:
                 log.error("schedule %s cannot be started: %s", name, error)
+                audit.note_refusal(client.store, f"schedule {name} cannot be started: {error}", actor="schedule")
                 continue
             started += [run] if run is not None else []
     now_known = schedules.marks().get(name)

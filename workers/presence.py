@@ -81,7 +81,13 @@ class Presence:
         with self._saying:
             if self._gone:
                 return
-            self.hosts.register(self.host, self.describe())
+            node = self.describe()
+            self.hosts.register(self.host, node)
+            if node.health["keys"]:
+                # A client without a key that fits is told so before it waits in vain.
+                self.store.call(
+                    self.store.client.set, self.store.keys.signed, ",".join(node.health["keys"]), ex=round(3 * _REFRESH)
+                )
         self._refresh_at = time.monotonic() + _REFRESH
         self.look()
 

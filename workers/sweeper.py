@@ -17,9 +17,10 @@ from celery import bootsteps
 from celery.exceptions import WorkerTerminate
 from celery.worker import state as worker_state
 
+from longshore.orchestration import signing
 from longshore.orchestration.canvas import STEP, UNDO
 from longshore.orchestration.doctor import eviction
-from longshore.orchestration.errors import StoreUnavailable
+from longshore.orchestration.errors import ConfigError, StoreUnavailable
 from longshore.orchestration.selection import is_host_name
 from longshore.orchestration.store import Store
 from longshore.tasks.driver import Driver
@@ -50,6 +51,7 @@ class Sweeper(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
         store = Store()
         refuse_eviction(worker, store)
+        refuse_keys(worker)
         presence = of_worker(worker, store)
         refuse_name(worker, presence.host)
         try:
@@ -109,6 +111,19 @@ class Sweeper(bootsteps.StartStopStep):
             except Exception:  # the worker's part in recovery must outlive any single mistake
                 log.exception("the sweeper goes on after an error")
             self._stop.wait(min(pause, lease / 8))
+
+
+def refuse_keys(worker: Any) -> None:
+    """With a client's keys it could check nothing, and nobody would take what it sends."""
+    try:
+        ring = signing.ring()
+        why = "LONGSHORE_KEYS are those of a client" if ring is not None and ring.role != "worker" else ""
+    except ConfigError as error:
+        why = str(error)
+    if why:
+        log.critical("this worker does not start: %s: take worker/keys.json of longshore init", why)
+        worker.exitcode = 2
+        raise WorkerTerminate
 
 
 def refuse_name(worker: Any, host: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import time
 from pathlib import Path
@@ -35,6 +36,11 @@ def init(folder: Path, rotate: bool, after: str, queues: tuple[str, ...], where:
     from longshore.orchestration.settings import get_settings  # noqa: PLC0415
 
     made: dict[str, str] = {}
+    if not re.match(r"(rediss?|unix|sentinel)://.", where):
+        raise UsageError(f"--redis {where!r} is no address of a Redis", remedy="redis://host:6379/0, or rediss://…")
+    for name in queues:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+            raise UsageError(f"--queue {name!r} is no name of a queue")
     if rotate:
         try:
             keys = signing.rotated(signing.read(folder / KEYS).keys, time.time(), parse_duration(after))

@@ -28,6 +28,9 @@ def metrics(listen: str | None) -> None:
         from longshore.orchestration.metrics import registry, text  # noqa: PLC0415
     except ImportError:
         raise ConfigError("prometheus-client is missing", remedy="pip install 'longshore[metrics]'") from None
+    if listen is None and current().dry_run:
+        click.echo("would print the metrics, and note what of the runs that rest is counted in them")
+        return
     if listen is None:
         click.echo(text(store), nl=False)
         return

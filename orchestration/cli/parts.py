@@ -125,6 +125,12 @@ def flower(port: int, address: str, read_only: bool, more: tuple[str, ...]) -> N
     if current().dry_run:
         click.echo(f"would run: {' '.join(arguments)}")
         return
+    with socket.socket() as probe:
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address or "127.0.0.1", port))
+        except OSError as error:
+            raise UsageError(f"--address {address or '127.0.0.1'} --port {port}: {error.strerror}") from None
     os.execv(sys.executable, arguments)  # noqa: S606 - see worker
 
 

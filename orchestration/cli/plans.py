@@ -22,9 +22,13 @@ def plan_group() -> None:
 @click.argument("plan")
 def validate(plan: str) -> None:
     """Say whether PLAN can be run, and everything that is wrong with it."""
+    from longshore.orchestration.denied import denied  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.settings import get_settings  # noqa: PLC0415
+
     options = current()
     try:
         checked = load_plan(plan)
+        denied(checked, get_settings())
     except PlanError as error:
         if options.json:
             options.show({"valid": False, "problems": [_as_json(problem) for problem in error.problems]})

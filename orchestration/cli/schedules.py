@@ -8,7 +8,7 @@ import click
 
 from longshore.orchestration.cli.common import client, command, current, show_table
 from longshore.orchestration.cli.run import watch_to_end
-from longshore.orchestration.errors import UnknownName
+from longshore.orchestration.errors import UnknownName, UsageError
 
 
 @click.group("schedules")
@@ -42,7 +42,7 @@ def ls() -> None:
     rows += [
         {
             "name": name,
-            "plan": "job" if "@" in name else "",
+            "plan": "job" if "@" in name else "(not declared here)",
             "when": mark.schedule,
             "next": None,
             "done_until": _time(mark.until),
@@ -78,6 +78,8 @@ def trigger(name: str, detach: bool) -> None:
     asked = client()
     if current().dry_run:
         found = schedules.find(asked.settings, name)
+        if why := schedules.problem(found):
+            raise UsageError(f"schedule {name} cannot be started: {why}")
         click.echo(f"would start plan {found.loaded().name}")
         return
     run = schedules.trigger(asked, name)

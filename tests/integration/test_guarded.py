@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import redis
 
-from longshore.orchestration import Plan, acl, audit, signing
+from longshore.orchestration import Client, Plan, acl, audit, signing
 from longshore.orchestration.errors import PlanDenied, StoreUnavailable
 from longshore.orchestration.settings import Settings
 from tests import servers
@@ -212,8 +212,11 @@ def test_a_client_cannot_send_a_step(guarded: Guarded) -> None:
     assert "a client may not send longshore.step" in guarded.refused("a client may not send")
 
 
-def test_a_request_and_a_command_that_nobody_signed_are_refused(guarded: Guarded) -> None:
+def test_a_request_and_a_command_that_nobody_signed_are_refused(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
     thief = guarded.as_role("client").client()  # the password, and not the key
+    monkeypatch.setattr(Client, "_refuse_without_a_key", lambda _self: None)  # who means harm asks nobody
     run = thief.start(wide("stolen"))
     assert "its request is refused: it is not signed" in guarded.refused("its request is refused")
     assert thief.store.state(run.id) is None
@@ -371,3 +374,23 @@ def test_what_an_applications_worker_answers_bears_a_seal(monkeypatch: pytest.Mo
             signing.check_seal("ended", forged, sealed)
     with pytest.raises(signing.Forged):
         signing.check_seal("ended", told, None)
+
+
+def test_who_has_no_key_that_fits_is_told_at_once_and_nothing_is_stored(guarded: Guarded, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("name: any\nsteps:\n  a: {op: noop.execute}\n")
+    bare = guarded.as_role("operator")
+    done = bare.longshore("run", str(plan), "--run-id", "bare")
+    assert (done.code, "there is no key here" in done.err, "client/keys.json" in done.err) == (2, True, True)
+    theirs = tmp_path / "theirs.json"
+    theirs.write_text(signing.written([signing.new_key("client")]))
+    theirs.chmod(0o600)
+    foreign = guarded.as_role("operator", theirs)
+    done = foreign.longshore("run", str(plan), "--run-id", "foreign")
+    assert (done.code, "do not know the keys in" in done.err) == (2, True)
+    assert guarded.client.store.body("bare") is None
+    assert guarded.client.store.body("foreign") is None
+    with_theirs = guarded.as_role("worker", guarded.client_keys).worker("none", "-c", "1")
+    with_theirs.start(wait=False)
+    wait_for("it to end", lambda: not with_theirs.running)
+    assert b"those of a client" in with_theirs.log.read_bytes()

@@ -15,17 +15,23 @@ from longshore.workers import web
 #: Nobody but this machine, unless it is said otherwise.
 address = options.address or "127.0.0.1"
 
+
+def _refuse(why: str) -> None:
+    print(why, file=sys.stderr)
+    sys.exit(2)
+
+
 _HERE = {"127.0.0.1", "::1", "localhost"}
 _logins = options.basic_auth or []
 if not all(all(login.partition(":")[::2]) for login in _logins):
-    sys.exit("error: FLOWER_BASIC_AUTH, or --basic_auth, is user:password, or several with commas between them")
+    _refuse("error: FLOWER_BASIC_AUTH, or --basic_auth, is user:password, or several with commas between them")
 if not (options.unix_socket or address in _HERE or _logins or options.auth):
-    sys.exit(
+    _refuse(
         f"error: Flower does not start open to the world ({address}): set FLOWER_BASIC_AUTH=user:password, or its "
         "--auth with OAuth, or leave --address out"
     )
 if os.environ.get("FLOWER_UNAUTHENTICATED_API", "").lower() in {"1", "true", "yes"} and address not in _HERE:
-    sys.exit("error: Flower does not start with an API that is open to the world: unset FLOWER_UNAUTHENTICATED_API")
+    _refuse("error: Flower does not start with an API that is open to the world: unset FLOWER_UNAUTHENTICATED_API")
 
 web.install()
 format_task = web.format_task

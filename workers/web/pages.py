@@ -152,6 +152,8 @@ class Command(Page):
                 run.client.store.client.close()
 
         answer = await self.look(ask)
+        if answer != "done":
+            self.set_status(409)  # nothing was done, and this is why
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.finish(answer)
 
