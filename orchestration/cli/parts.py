@@ -5,6 +5,7 @@ They are programs of their own: the command line does not load what workers need
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -126,11 +127,12 @@ def flower(port: int, address: str, read_only: bool, more: tuple[str, ...]) -> N
         click.echo(f"would run: {' '.join(arguments)}")
         return
     with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((address or "127.0.0.1", port))
         except OSError as error:
-            raise UsageError(f"--address {address or '127.0.0.1'} --port {port}: {error.strerror}") from None
+            if error.errno == errno.EADDRINUSE:  # of anything else Flower tells by itself
+                raise UsageError(f"port {port} is taken", remedy="--port takes another") from None
     os.execv(sys.executable, arguments)  # noqa: S606 - see worker
 
 

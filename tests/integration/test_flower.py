@@ -285,7 +285,7 @@ def test_a_run_is_cancelled_by_its_button_and_by_keyboard_alone(
 
     browser.until("the button, by tabs", focus_the_button)
     browser.driver.switch_to.active_element.send_keys(Keys.ENTER)
-    browser.until("the question", lambda: browser.one("#ask[open]"))
+    browser.until("the question", lambda: browser.driver.switch_to.active_element.get_attribute("id") == "ask-why")
     browser.driver.switch_to.active_element.send_keys("too slow" + Keys.ENTER)
     browser.until("its end", lambda: browser.state() == "undone")
     assert run.report().cause == "cancel"

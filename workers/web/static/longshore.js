@@ -63,6 +63,7 @@
     document.getElementById("ask-why").value = "";
     ask.returnValue = "";
     ask.showModal();
+    document.getElementById("ask-why").focus();
   });
   ask?.addEventListener("close", () => {
     if (ask.returnValue === "yes" && asked) act(asked, document.getElementById("ask-why").value);
