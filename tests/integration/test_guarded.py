@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,15 +17,17 @@ from typing import Any
 import pytest
 import redis
 
-from longshore.orchestration import Client, Plan, acl, audit, signing
+from longshore.orchestration import Client, Plan, acl, audit, operation, signing
 from longshore.orchestration.errors import PlanDenied, StoreUnavailable
 from longshore.orchestration.settings import Settings
 from tests import servers
 from tests.integration.conftest import QUICK
 from tests.integration.processes import PATIENCE, Installation, Worker, wait_for
 from tests.integration.test_poisoned_messages import message
+from tests.unit.conftest import own_registry
 
 pytestmark = pytest.mark.operated
+assert own_registry
 
 PASSWORDS = {role: f"{role}-password" for role in acl.ROLES}
 SPACE = "guarded"
@@ -36,7 +41,9 @@ class Guarded:
         keys = [signing.new_key("worker"), signing.new_key("client")]
         self.write(keys)
         self.users = folder / "users.acl"
-        self.users.write_text(acl.users(Settings(namespace=SPACE), PASSWORDS, admin="admin-password"))
+        self.users.write_text(
+            acl.users(Settings(namespace=SPACE), PASSWORDS, ["celery", "shipping"], admin="admin-password")
+        )
         self.server = OpenedServer("--aclfile", str(self.users))
         self.server.start()
         self.folder = folder
@@ -394,3 +401,52 @@ def test_who_has_no_key_that_fits_is_told_at_once_and_nothing_is_stored(guarded:
     with_theirs.start(wait=False)
     wait_for("it to end", lambda: not with_theirs.running)
     assert b"those of a client" in with_theirs.log.read_bytes()
+
+
+def test_an_applications_worker_that_has_no_key_answers_all_the_same(
+    guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {
+        "BANK_BROKER": guarded.place.redis_url, "BANK_LEDGER": str(tmp_path / "ledger"),
+        "BANK_PREFIX": guarded.place.settings.broker_prefix(), "PYTHONPATH": guarded.place.pythonpath,
+    }  # fmt: skip
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    sys.modules.pop("tests.integration.bank", None)
+    from tests.integration import bank
+
+    command = [sys.executable, "-m", "celery", "-A", "tests.integration.bank", "worker", "-c", "1"]
+    command += ["-Q", "celery,shipping"]
+    with (tmp_path / "bank.log").open("wb") as log:
+        worker = subprocess.Popen(command, env=os.environ | environment, cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        plan = Plan("order")
+        plan.celery("charge", bank.charge.s(42), undo=bank.refund.s(42), timeout=30)
+        plan.celery("ship", bank.ship.s("o-1", fails=True), undo=bank.fetch_back.s("o-1"), timeout=30).after("charge")
+        report = guarded.run(plan)
+        assert report.state == "undone", (tmp_path / "bank.log").read_text()
+        assert report.step("charge").data == {"charged": 42}
+        told = (tmp_path / "ledger").read_text().splitlines()
+        assert told == ["charge 42", "ship o-1", "fetch back o-1", "refund 42"]
+    finally:
+        worker.terminate()
+        worker.wait(20)
+        bank.app.close()
+
+
+def test_an_operation_that_no_worker_knows_is_done_by_none_and_stands_in_the_audit_trail(
+    guarded: Guarded, own_registry: None
+) -> None:
+    @operation("evil.operation")
+    def evil() -> None:
+        """Known to this client alone."""
+
+    plan = Plan("unknown-to-all")
+    plan.step("a", "evil.operation")
+    run = guarded.client.start(plan)
+    (line,) = _refusals(guarded, "no worker that knows it has come by")
+    assert (line.run, line.plan, line.actor) == (run.id, "unknown-to-all", "tester")
+    wait_for("the reason", lambda: "no worker that knows it" in str(run.report().error))
+    assert run.report().step("a").attempts == 0
+    run.cancel()
+    assert run.wait(timeout=PATIENCE).exit_code == 1
