@@ -46,8 +46,10 @@
     const headers = { "X-Requested-With": "longshore" };
     if (xsrf) headers["X-XSRFToken"] = decodeURIComponent(xsrf[1]);
     said.textContent = `${button.what} …`;
+    const send = () => fetch(at(`${location.pathname}/${button.kind}`), { method: "POST", body: words, headers });
     try {
-      const answer = await fetch(at(`${location.pathname}/${button.kind}`), { method: "POST", body: words, headers });
+      // A connection may have been closed just then; to ask twice does no harm.
+      const answer = await send().catch(send);
       said.textContent = `${button.kind} ${button.step}: ${await answer.text()}`;
     } catch (error) {
       said.textContent = `${button.kind}: ${error.message}`;
