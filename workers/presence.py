@@ -197,7 +197,7 @@ def _consume_this_hosts_queues(sender: str, instance: Any, **_: Any) -> None:
     for name in at_this_host(list(queues.consume_from), hostname(sender)):
         queues.select_add(Queue(name, routing_key=name))
     if has_engine(queues.consume_from):
-        _learn()  # before the pool is there: its processes know what this one does
+        learn_engine()  # before the pool is there: its processes know what this one does
 
 
 @worker_shutting_down.connect

@@ -365,7 +365,7 @@ def machine_server(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -
 
 TestSaga: Any = Saga.TestCase
 TestSaga.settings = settings(
-    max_examples=int(os.environ.get("LONGSHORE_MACHINE_EXAMPLES", "60")),
+    max_examples=int(os.environ.get("LONGSHORE_MACHINE_EXAMPLES", "30")),
     stateful_step_count=40,
     deadline=None,
     derandomize=False,

@@ -17,7 +17,7 @@ from longshore.tasks import operation as doing
 settings.register_profile(
     "unit",
     deadline=None,
-    max_examples=50,
+    max_examples=30,
     # A build that nothing was changed in must not fail; laptops look further each time.
     derandomize=os.environ.get("CI", "").lower() not in {"", "0", "false"},
     suppress_health_check=[HealthCheck.too_slow],
