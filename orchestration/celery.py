@@ -16,7 +16,7 @@ from longshore.orchestration.settings import Settings, get_settings
 def beat_schedule(settings: Settings | None = None) -> dict[str, dict[str, Any]]:
     """Entries for `app.conf.beat_schedule`, by name: of all that is declared."""
     known, _ = declared(settings or get_settings())
-    return {f"longshore.schedule.{each.name}": each.entry() for each in known if isinstance(each.plan, str)}
+    return {each.entry_name: each.entry() for each in known}
 
 
 def redbeat_entry(schedule: Schedule, settings: Settings | None = None) -> Any:
@@ -31,7 +31,7 @@ def redbeat_entry(schedule: Schedule, settings: Settings | None = None) -> Any:
     app = producer(known)
     app.conf.update(redbeat(known))
     ensure_conf(app)
-    return RedBeatSchedulerEntry(f"longshore.schedule.{schedule.name}", app=app, **schedule.entry())
+    return RedBeatSchedulerEntry(schedule.entry_name, app=app, **schedule.entry())
 
 
 def redbeat(settings: Settings) -> dict[str, Any]:

@@ -96,6 +96,12 @@ class Client:
     def _producer(self) -> Celery:
         return producer(self.settings)
 
+    def close(self) -> None:
+        """Close its connections; a command that comes after opens new ones."""
+        self.store.client.close()
+        if "_producer" in self.__dict__:  # it is made when it is first sent with
+            self._producer.close()
+
     # --- starting ---------------------------------------------------------------------------------
 
     def start(
@@ -394,6 +400,8 @@ class Client:
         """
         self._ready()
         checked = load(plan) if isinstance(plan, str) else plan
+        denied(checked, self.settings)
+        self._refuse_without_a_key()
         body = request_body(checked, params or {}, actor(self.settings))
         with signing.sending(self.settings):
             return dryrun.dry_run(self.store, self._producer, CompiledPlan(checked), body)

@@ -34,6 +34,9 @@ _OVERLAP = 60_000
 SEP = "\x1f"
 _UNTIL = f"{SEP}until"
 
+#: What a sweeper has found, by the field of a step, or of its undo, that counts it.
+_SWEPT: dict[str, str] = {Field.LOST: "lost", Field.RESENT: "resent"}
+
 Counts = dict[str, float]
 
 
@@ -73,8 +76,7 @@ def of_run(store: Store, run_id: str) -> tuple[Counts, RunState] | None:
             add("undos", step.op, step.undo.status)
     for name, value in steps.items():
         kind, _, step_id = name.partition(":")
-        metric = {Field.LOST: "lost", Field.RESENT: "resent"}.get(kind.removeprefix("u"))  # type: ignore[call-overload]
-        if metric and step_id and (kind.removeprefix("u") in {Field.LOST, Field.RESENT}):
+        if metric := _SWEPT.get(kind.removeprefix("u")):
             op = plan.steps[index_of(int(step_id) if step_id.isdigit() else step_id)].operation.name
             add(metric, op, by=int(value or 0))
     return {name: value for name, value in found.items() if value}, done.state

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from importlib.metadata import entry_points
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 from urllib.parse import quote
 
 from longshore.orchestration.events import Event
@@ -29,7 +29,6 @@ from longshore.orchestration.states import Cause, RunState
 log = logging.getLogger(__name__)
 
 Kind = Literal["failed", "undo_failed", "approval_wanted", "breaker_open"]
-KINDS: tuple[str, ...] = get_args(Kind)
 #: Seconds that one who is told may take.
 PATIENCE = 10.0
 _BAD = {RunState.FAILED, RunState.PARTIAL, RunState.UNDONE}

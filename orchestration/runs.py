@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from longshore.orchestration.durations import parse_duration
 from longshore.orchestration.errors import UsageError
-from longshore.orchestration.states import TERMINAL, RunState
+from longshore.orchestration.states import RunState
 
 if TYPE_CHECKING:
     from longshore.orchestration.client import Client
 
 #: Runs that are read at once, and that are looked at in all.
 _PAGE, _FARTHEST = 200, 20_000
-_FIELDS = ("state", "plan", "created", "started", "ended", "actor", "err", "cause", "waits_for", "steps")
+_FIELDS = ("state", "plan", "created", "started", "ended", "actor", "err")
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,9 @@ class Row:
     plan: str
     state: RunState
     created: datetime
-    ended: datetime | None = None
     took_s: float | None = None
     actor: str = ""
     error: str = ""
-    steps: int = 0
-    labels: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def rests(self) -> bool:
-        return self.state in TERMINAL
 
 
 def search(client: Client, wanted: Filter, limit: int = 50) -> list[Row]:
@@ -104,10 +97,9 @@ def _found(client: Client, wanted: Filter) -> Iterator[Row]:
             _row(store.now(), run_id, values) for run_id, values in zip(page, store.call(pipe.execute), strict=True)
         ]
         for row in rows:
-            if row is not None and wanted.since and row.created.timestamp() * 1000 < wanted.since:
+            if wanted.since and row.created.timestamp() * 1000 < wanted.since:
                 return  # they come in the order of their times
-            labels = _labels(client, row.run_id) if row is not None and wanted.label else {}
-            if row is not None and wanted.fits(row, labels):
+            if wanted.fits(row, _labels(client, row.run_id) if wanted.label else {}):
                 yield row
 
 
@@ -116,7 +108,7 @@ def _labels(client: Client, run_id: str) -> dict[str, str]:
     return dict(body["plan"].get("labels") or {}) if body else {}
 
 
-def _row(now: int, run_id: str, values: list[str | None]) -> Row | None:
+def _row(now: int, run_id: str, values: list[str | None]) -> Row:
     known = {name: value or "" for name, value in zip(_FIELDS, values, strict=True)}
     if not known["state"]:
         return Row(run_id, "", RunState.PENDING, datetime.fromtimestamp(now / 1000, UTC))
@@ -126,11 +118,9 @@ def _row(now: int, run_id: str, values: list[str | None]) -> Row | None:
         known["plan"],
         RunState(known["state"]),
         _time(int(known["created"] or 0)),
-        _time(ended) if ended else None,
         ((ended or now) - began) / 1000 if began else None,
         known["actor"],
         known["err"],
-        int(known["steps"] or 0),
     )
 
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -32,7 +31,7 @@ from longshore.orchestration.plan import Concurrency, Plan
 from longshore.orchestration.scheduled import Scheduled
 from longshore.orchestration.selection import listed
 from longshore.orchestration.settings import Settings
-from longshore.orchestration.source import load, stored
+from longshore.orchestration.source import load, stored, where_stored
 from longshore.orchestration.store import Store, actor
 from longshore.orchestration.timing import Mark, Schedules
 
@@ -51,10 +50,10 @@ _FIRST = 30_000
 
 @dataclass(frozen=True)
 class Schedule:
-    """One, by its name: what is started, and when. `plan` is a stored plan's name, a file, or the plan itself."""
+    """One, by its name: what is started, and when. `plan` is a stored plan's name, or a file."""
 
     name: str
-    plan: str | Plan
+    plan: str
     when: Scheduled
 
     def said(self) -> str:
@@ -80,25 +79,25 @@ class Schedule:
 
     def loaded(self) -> Plan:
         """The plan, with what becomes of a start while the one before it runs."""
-        plan = load(self.plan) if isinstance(self.plan, str) else self.plan
-        base = plan._base_dir
+        plan = load(self.plan)
         shared = plan.concurrency or Concurrency(key=self.key, on_limit=self.when.overlap)
-        plan = plan.model_copy(update={"concurrency": shared.model_copy(update={"on_limit": self.when.overlap})})
-        plan._base_dir = base
-        return plan
+        return plan.model_copy(update={"concurrency": shared.model_copy(update={"on_limit": self.when.overlap})})
 
     @property
     def key(self) -> str:
         """What its runs have in common."""
         return f"schedule {self.name}"
 
+    @property
+    def entry_name(self) -> str:
+        """What its entry is called in a `beat_schedule`."""
+        return f"longshore.schedule.{self.name}"
+
     def entry(self) -> dict[str, Any]:
         """An entry for a `beat_schedule`, of any app whose broker is Longshore's; it carries all that is needed.
 
         Of RedBeat: `RedBeatSchedulerEntry(name, app=app, **schedule.entry())`. What it holds is JSON.
         """
-        if not isinstance(self.plan, str):
-            raise UsageError(f"schedule {self.name}: an entry names its plan", remedy="store the plan: LONGSHORE_PLANS")
         return {
             "task": TASK,
             "schedule": self.when.beat(),
@@ -133,7 +132,7 @@ def _of_plans() -> Iterator[tuple[Schedule | None, str]]:
     for name in stored():
         try:
             plan = _read(name, _changed(name))
-        except (LongshoreError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - a package's mistake must not keep workers from starting
             yield None, f"plan {name}: {error}"
             continue
         for part, when in plan.schedules.items():
@@ -146,19 +145,18 @@ def _read(name: str, changed: tuple[Any, ...]) -> Plan:  # noqa: ARG001 - a file
 
 
 def _changed(name: str) -> tuple[Any, ...]:
-    from longshore.orchestration.source import where_stored  # noqa: PLC0415 - beside its only use
-
     path = where_stored(name)
     if path is None:
         return ()
-    info = Path(path).stat()
+    info = path.stat()
     return (str(path), info.st_mtime_ns, info.st_size)
 
 
 def given(settings: Settings, name: str, said: Mapping[str, Any]) -> Schedule:
     """One that an entry carries: of a stored plan, and by a name of its own. UsageError."""
-    if any(each.name == name for each in declared(settings)[0]):
-        return find(settings, name)
+    for each in declared(settings)[0]:
+        if each.name == name:
+            return each
     try:
         when = Scheduled.model_validate(said)
     except ValueError as error:
@@ -173,9 +171,7 @@ def given(settings: Settings, name: str, said: Mapping[str, Any]) -> Schedule:
 def problem(schedule: Schedule) -> str:
     """Why it cannot be started; '' where it can."""
     try:
-        plan = schedule.loaded()
-        plan.check()
-        resolve(plan.params, schedule.when.params)
+        resolve(schedule.loaded().params, schedule.when.params)
     except (LongshoreError, OSError) as error:
         return str(error)
     return ""

@@ -45,6 +45,8 @@ OURS = "longshore."
 AHEAD = 300.0
 #: Seconds for which a signature counts: longer than any message waits.
 LASTS = 2 * 86_400.0
+#: Seconds for which it is remembered what was carried out: as long as its signature counts, wherever it was made.
+REMEMBERED = round(LASTS + AHEAD)
 #: Seconds for which a key that has been replaced still counts.
 KEPT = LASTS + 86_400.0
 #: The parts of a message that are signed beside its arguments.

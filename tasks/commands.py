@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 
 from longshore.orchestration import audit, saga, signing
 from longshore.orchestration.admission import Wanted
-from longshore.orchestration.audit import note_refusal
 from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of, unit_of
 from longshore.orchestration.keys import Field
 from longshore.orchestration.operations import Waits
@@ -73,15 +72,16 @@ class Commands:
             self._is_first(command_id, command)
         except signing.Forged as why:
             text = f"the command is refused: {why}"
-            note_refusal(self.store, text, run=run_id, actor=command.get("actor", ""), origin=command.get("origin", ""))
+            audit.note_refusal(
+                self.store, text, run=run_id, actor=command.get("actor", ""), origin=command.get("origin", "")
+            )
             return text
         return ""
 
     def _is_first(self, command_id: str, command: Mapping[str, str]) -> None:
         """Raises Forged for a copy of one that was carried out; the same one may be looked at again."""
         carried = self.store.keys.carried(f"command {command['nonce']}")
-        lasts = round(signing.LASTS + signing.AHEAD)
-        self.store.call(self.store.client.set, carried, command_id, nx=True, ex=lasts)
+        self.store.call(self.store.client.set, carried, command_id, nx=True, ex=signing.REMEMBERED)
         if self.store.call(self.store.client.get, carried) not in {command_id, None}:
             raise signing.Forged("it is a copy of one that was carried out before")
 
@@ -103,8 +103,9 @@ class Commands:
             if self._forget(run_id):
                 if signing.ring(self.store.settings) is not None:
                     # Its request is signed, and whoever has kept it could put it back.
-                    lasts = round(signing.LASTS + signing.AHEAD)
-                    self.store.call(self.store.client.set, self.store.keys.carried(born), "1", ex=lasts)
+                    carried = self.store.keys.carried(born)
+                    self.store.call(self.store.client.set, carried, "1", ex=signing.REMEMBERED)
+                self._note(run_id, plan, command)  # nobody comes by here again
                 raise NotOurs(f"run {run_id} is forgotten")
             self._refuse(run_id, command_id, command, "only a run that rests, and is no part of another, is forgotten")
             return

@@ -66,10 +66,9 @@ class SagaTask(Task):  # type: ignore[type-arg]
         store, _ = store_and_plans()
         if self.may_come_again:
             return
-        lasts = round(signing.LASTS + signing.AHEAD)
         try:
             carried = store.keys.carried(str(signature["mac"]))
-            first = store.call(store.client.set, carried, "1", nx=True, ex=lasts)
+            first = store.call(store.client.set, carried, "1", nx=True, ex=signing.REMEMBERED)
         except StoreUnavailable as error:
             raise Ignore(f"it cannot be told whether it was carried out: {error}") from None
         if not first:

@@ -33,7 +33,8 @@ _MORE = (
 )  # fmt: skip
 
 
-def _listed(text: str) -> list[str]:
+def patterns(text: str) -> list[str]:
+    """Those of a setting, between commas."""
     return [pattern.strip() for pattern in text.split(",") if pattern.strip()]
 
 
@@ -42,21 +43,21 @@ def _refuse(what: str, setting: str) -> NotAllowed:
 
 
 def check_operation(name: str) -> None:
-    allowed = _listed(get_settings().allowed_operations)
+    allowed = patterns(get_settings().allowed_operations)
     if allowed and not any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed):
         raise _refuse(f"do {name}", "ALLOWED_OPERATIONS")
 
 
 def check_image(name: str) -> None:
     """By the name that it is asked for with: `shop`, `registry.example/shop:1`, or an id."""
-    allowed = _listed(get_settings().allowed_images)
+    allowed = patterns(get_settings().allowed_images)
     if allowed and not any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed):
         raise _refuse(f"use image {name}", "ALLOWED_IMAGES")
 
 
 def check_host(url: str) -> None:
     """The host of a URL, or a host by itself."""
-    allowed = _listed(get_settings().allowed_hosts)
+    allowed = patterns(get_settings().allowed_hosts)
     host = (urlsplit(url).hostname if "//" in url else url) or ""
     if allowed and not any(fnmatch.fnmatchcase(host.lower(), pattern.lower()) for pattern in allowed):
         raise _refuse(f"talk to {host or url}", "ALLOWED_HOSTS")
@@ -71,19 +72,20 @@ def check_bind(source: str) -> None:
     real = "/" + real.lstrip("/") if real.startswith("/") else real
     roots = [os.path.normpath(root) for root in get_settings().allowed_binds.split(":") if root]
     if roots:
-        if not any(os.path.isabs(real) and _within(real, root) for root in roots):
+        if not any(within(real, root) for root in roots):
             raise _refuse(f"give a container {source}", "ALLOWED_BINDS")
         return
-    with_socket = any(_within(socket, real) for socket in _SOCKETS)
-    if real in _WHOLE or with_socket or any(_within(real, tree) for tree in _TREES):
+    with_socket = any(within(socket, real) for socket in _SOCKETS)
+    if real in _WHOLE or with_socket or any(within(real, tree) for tree in _TREES):
         raise NotAllowed(
             f"this worker may not give a container {source}, which is to be root on the host",
             remedy="where it has to be, name it in the worker's LONGSHORE_ALLOWED_BINDS",
         )
 
 
-def _within(path: str, root: str) -> bool:
-    return os.path.commonpath([root, path]) == root if os.path.isabs(path) and os.path.isabs(root) else False
+def within(path: str, root: str) -> bool:
+    """Whether it is that folder, or lies in it; a path that is not absolute lies nowhere."""
+    return os.path.isabs(path) and os.path.isabs(root) and os.path.commonpath([root, path]) == root
 
 
 def check_project(name: str, said: Mapping[str, Any]) -> None:

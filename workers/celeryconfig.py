@@ -93,9 +93,7 @@ beat_schedule = {
         "options": {"queue": "control", "expires": 2 * _settings.tick},
     }
 }
-beat_schedule |= {
-    f"longshore.schedule.{each.name}": each.entry() | {"kwargs": {"name": each.name}} for each in declared(_settings)[0]
-}
+beat_schedule |= {each.entry_name: each.entry() | {"kwargs": {"name": each.name}} for each in declared(_settings)[0]}
 if _settings.orchestrate_every:
     beat_schedule["longshore.orchestrate"] = {
         "task": "longshore.orchestrate",

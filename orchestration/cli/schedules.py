@@ -28,7 +28,7 @@ def ls() -> None:
     rows = [
         {
             "name": each.name,
-            "plan": each.plan if isinstance(each.plan, str) else each.plan.name,
+            "plan": each.plan,
             "when": each.said(),
             "next": at.isoformat() if (at := schedules.upcoming(each, now)) else None,
             "done_until": _time(marks[each.name].until) if each.name in marks else None,

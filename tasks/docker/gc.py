@@ -12,7 +12,6 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from longshore.orchestration.operations.docker.gc import GC, GcParams
 from longshore.orchestration.settings import get_settings
 from longshore.orchestration.store import Store
 from longshore.tasks.docker.spec import KEEP, KIND, RUN, safe
-from longshore.tasks.engine import Engine, engine
+from longshore.tasks.engine import Engine, engine, seconds_of
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements
 
 _PROJECT = "com.docker.compose.project"
@@ -135,15 +134,8 @@ class Gc(Implementation[GcParams]):
 
 def _tagged(docker: Engine, image_id: str) -> float:
     """When an image was given a name last; never, where the engine does not tell."""
-    return _moment(docker.tagged_at(image_id))
-
-
-def _moment(text: str) -> float:
-    """Seconds since 1970 of a time as the engine writes it."""
-    try:
-        return datetime.fromisoformat(re.sub(r"(\.\d{6})\d*", r"\1", text)).timestamp()
-    except ValueError:
-        return float("inf")
+    told = docker.tagged_at(image_id)
+    return seconds_of(told) if told else float("inf")
 
 
 def _containers(docker: Engine, runs: _Runs, since: float) -> Iterator[tuple[str, str]]:
@@ -157,7 +149,7 @@ def _containers(docker: Engine, runs: _Runs, since: float) -> Iterator[tuple[str
             continue
         known = docker.inspect(row["Id"])
         ended = known.finished_at if known is not None else None
-        if known is not None and (_moment(ended) if ended else float(row["Created"])) <= since:
+        if known is not None and (seconds_of(ended) if ended else float(row["Created"])) <= since:
             yield row["Id"], name
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from longshore.orchestration.errors import NotAllowed, OperationError, Preflight, Transient
 from longshore.orchestration.settings import get_settings
+from longshore.tasks import policy
 from longshore.tasks.machine import Program, State, process, sha, temporary_name
 from longshore.tasks.machine.live import Live
 from longshore.tasks.machine.process import Completed
@@ -31,14 +32,14 @@ def allowed_roots() -> list[str]:
 def _within(real: str) -> bool:
     # What the worker signs with, and what other processes were started with, is in no root.
     closed = ["/proc", *([os.path.realpath(os.path.dirname(keys))] if (keys := get_settings().keys) else [])]
-    if any(os.path.commonpath([root, real]) == root for root in closed):
+    if any(policy.within(real, root) for root in closed):
         return False
-    return any(os.path.commonpath([root, real]) == root for root in allowed_roots())
+    return any(policy.within(real, root) for root in allowed_roots())
 
 
 def require_program(argv: Sequence[str], env: Mapping[str, str]) -> None:
     """Preflight unless the worker may run it, as what it is on the worker's own PATH."""
-    allowed = [pattern.strip() for pattern in get_settings().allowed_commands.split(",") if pattern.strip()]
+    allowed = policy.patterns(get_settings().allowed_commands)
     program = argv[0]
     # A pattern without a slash is a program of that name on PATH, and not one of that name anywhere.
     if allowed and not any(fnmatch.fnmatchcase(program, pattern) for pattern in allowed):

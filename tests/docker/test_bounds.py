@@ -57,6 +57,11 @@ def test_a_container_is_not_given_the_hosts_root_nor_an_image_that_is_not_listed
         made = step(operation, image=IMAGE, command=["true"], volumes=[mount])
         with pytest.raises(NotAllowed, match="root on the host"):
             made.act()
+        with pytest.raises(NotAllowed, match="root on the host"):
+            made.predict()  # a rehearsal says what the real one would
+    disguised = {"type": "none", "o": "bind", "device": "/"}
+    with pytest.raises(NotAllowed, match="root on the host"):
+        step("docker.volume-create.execute", name="los-disguised", options=disguised).act()
     monkeypatch.setenv("LONGSHORE_ALLOWED_IMAGES", "shop/*")
     get_settings.cache_clear()
     with pytest.raises(NotAllowed, match="ALLOWED_IMAGES"):

@@ -276,6 +276,8 @@ def test_a_plan_that_could_do_harm_is_refused_before_it_is_stored(
     plan = Plan("harmful")
     plan.step("a", values.pop("op"), **values)
     with pytest.raises(PlanDenied, match=word):
+        guarded.client.dry_run(plan)
+    with pytest.raises(PlanDenied, match=word):
         guarded.client.start(plan, run_id="harmful")
     assert guarded.client.store.body("harmful") is None
     guarded.refused(word)
@@ -306,6 +308,8 @@ def test_a_copy_of_a_command_and_of_the_request_of_a_pruned_run_is_refused(guard
 
     request = store.client.get(keys.request)
     assert run.prune() == "done"
+    told = [(line.what, line.actor) for line in audit.lines(store, run=run.id)]
+    assert {("start", "tester"), ("undo", "tester"), ("prune", "tester")} <= set(told)
     store.client.set(keys.request, request)
     store.client.zadd(store.keys.inbox, {run.id: 1})
     assert run.id in {line.run for line in _refusals(guarded, "was carried out before, and the run was pruned")}

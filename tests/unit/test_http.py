@@ -18,6 +18,7 @@ from longshore.orchestration.errors import (
     Blocked,
     Delayed,
     InDoubt,
+    NotAllowed,
     OperationError,
     Preflight,
     StepCancelled,
@@ -25,6 +26,7 @@ from longshore.orchestration.errors import (
     Unsuccessful,
 )
 from longshore.orchestration.operations import find
+from longshore.orchestration.settings import get_settings
 from longshore.tasks import http, network
 from tests.unit.doing import Doing
 
@@ -322,3 +324,20 @@ def test_name_servers_that_somebody_has_changed_since_stay_where_nothing_was_rec
     resolv.write_text("nameserver 10.7.7.7\n")
     with pytest.raises(OperationError, match="somebody else"):
         update.undo(with_data=False)
+
+
+def test_only_hosts_that_are_listed_are_talked_to_and_no_answer_leads_elsewhere(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LONGSHORE_ALLOWED_HOSTS", "*.lan")
+    get_settings.cache_clear()
+    with pytest.raises(NotAllowed, match="ALLOWED_HOSTS"):
+        Doing("network.http.get", url=f"{service.url}/x").act()
+    assert service.asked == []
+    monkeypatch.setenv("LONGSHORE_ALLOWED_HOSTS", "127.0.0.1")
+    get_settings.cache_clear()
+    service.codes, service.headers = [302, 200], {"Location": f"{service.url}/elsewhere"}
+    with pytest.raises(OperationError):
+        Doing("network.http.get", url=f"{service.url}/x").act()
+    assert [one["path"] for one in service.asked] == ["/x"]
+    get_settings.cache_clear()

@@ -129,3 +129,14 @@ def test_run_ids_are_of_the_schedule_and_the_planned_time() -> None:
     assert timing.run_id("backup.nightly", at) == "backup.nightly.20261121T030000Z"
     assert timing.run_id("a", at + 500) != timing.run_id("a", at)
     assert RUN_ID.fullmatch(timing.run_id("x" * 300, at))
+
+
+def test_a_packages_plan_that_cannot_be_loaded_is_told_and_keeps_no_worker_from_starting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(_name: str, **_: object) -> Plan:
+        raise RuntimeError("the package is broken")
+
+    monkeypatch.setattr(schedules, "stored", lambda: ["theirs"])
+    monkeypatch.setattr(schedules, "load", broken)
+    assert schedules.declared(load_settings()) == ([], ["plan theirs: the package is broken"])

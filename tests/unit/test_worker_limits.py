@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from longshore.orchestration.errors import Preflight
+from longshore.orchestration.errors import NotAllowed, Preflight
 from longshore.orchestration.settings import get_settings
 from tests.unit.doing import Doing
 
@@ -113,3 +113,14 @@ def test_only_the_allowed_programs_are_run(allow: Allow) -> None:
         Doing("command.shell.execute", command="true").act()
     with pytest.raises(Preflight, match="may not run"):
         Doing("command.exec.execute", argv=["true"], unless="true").act()
+
+
+def test_a_workers_keys_and_other_processes_lie_in_no_folder_that_may_be_touched(tmp_path: Path, allow: Allow) -> None:
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    allow(allowed_roots="/", keys=str(secrets / "keys.json"))
+    for path in (secrets / "keys.json", secrets / "other", Path("/proc/self/environ")):
+        with pytest.raises(NotAllowed, match="lies outside of the folders"):
+            deploy(path).act()
+    deploy(tmp_path / "fine").act()
+    assert (tmp_path / "fine").read_text() == "x"

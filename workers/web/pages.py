@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -138,8 +139,9 @@ class Command(Page):
         settings = get_settings().model_copy(update={"actor": self.who, "origin": f"flower {self.request.remote_ip}"})
 
         def ask() -> str:
-            run = Client(settings).get(run_id)
+            client = Client(settings)
             try:
+                run = client.get(run_id)
                 asked = {
                     "cancel": lambda: run.cancel(reason),
                     "resume": lambda: run.resume(reason),
@@ -149,7 +151,7 @@ class Command(Page):
                 }[kind]()
                 return run.answer(asked, timeout=_ANSWER)
             finally:
-                run.client.store.client.close()
+                client.close()
 
         answer = await self.look(ask)
         if answer != "done":
@@ -219,8 +221,6 @@ def _buttons(state: RunState) -> list[tuple[str, str]]:
 
 def _text(value: Any) -> str:
     """Data as people read it."""
-    import json  # noqa: PLC0415 - beside its only use
-
     text = json.dumps(value, ensure_ascii=False, indent=1) if value else ""
     return text if len(text) <= 4000 else f"{text[:4000]}\n… ({len(text)} characters: longshore runs show)"
 
