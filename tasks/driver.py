@@ -228,8 +228,15 @@ class Driver:
             self._rest(run_id, why.loaded, found.now)
 
     def _forget_orphan(self, run_id: str) -> None:
-        """An inbox entry without a request: its client died in between, and was promised nothing."""
-        mark = self.store.look(run_id).inbox
+        """An inbox entry without a request: its client died in between, and was promised nothing.
+
+        A run that has begun stays where it is found: somebody may have put another request in the place of its own,
+        and those that know it go on.
+        """
+        found = self.store.look(run_id)
+        if found.fields and found.fields.get("state") not in TERMINAL:
+            return
+        mark = found.inbox
         if mark is None:
             self.store.at_rest(run_id)
             return

@@ -319,7 +319,7 @@ def test_a_copy_of_a_command_and_of_the_request_of_a_pruned_run_is_refused(guard
 def test_nobody_puts_another_request_in_the_place_of_a_live_run(guarded: Guarded) -> None:
     store = guarded.client.store
     slow = Plan("swapped")
-    slow.step("b", "noop.execute", changed=True).after(slow.step("a", "noop.execute", sleep=2))
+    slow.step("b", "noop.execute", changed=True).after(slow.step("a", "noop.execute", sleep=6))
     mine = guarded.client.start(slow)
     wait_for("it to run", lambda: mine.report().step("a").status == "running")
     body = store.body(mine.id)
@@ -333,6 +333,8 @@ def test_nobody_puts_another_request_in_the_place_of_a_live_run(guarded: Guarded
     # a worker that reads it anew refuses it; those that have begun it go on with what they know
     with Worker(guarded.place, "fresh", "-Q", "control", "-c", "1"):
         assert mine.id in {line.run for line in _refusals(guarded, "another than the one that it was begun with")}
+        # nor does it take it from those that go on with it
+        assert store.client.zscore(store.keys.live, mine.id) is not None
     store.client.set(store.keys.of(mine.id).request, json.dumps(body))
     assert mine.wait(timeout=PATIENCE).state == "succeeded"
 
