@@ -401,8 +401,8 @@ class Client:
         self._ready()
         checked = load(plan) if isinstance(plan, str) else plan
         denied(checked, self.settings)
-        self._refuse_without_a_key()
         body = request_body(checked, params or {}, actor(self.settings))
+        self._refuse_without_a_key()
         with signing.sending(self.settings):
             return dryrun.dry_run(self.store, self._producer, CompiledPlan(checked), body)
 
