@@ -190,7 +190,7 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_step_is_replaced_and_flower_
     deployment: Deployment,
 ) -> None:
     plan = deployment.stacks / "long.yaml"
-    plan.write_text("name: long\nsteps:\n  a: {op: noop.execute, with: {sleep: 5, changed: true}}\n")
+    plan.write_text("name: long\nsteps:\n  a: {op: noop.execute, with: {sleep: 15, changed: true}}\n")
     run_id = f"long-{uuid.uuid4().hex[:6]}"
     deployment.longshore("run", str(plan), "--run-id", run_id, "--detach")
 
