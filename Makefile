@@ -12,6 +12,9 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 WITH_SERVERS := PATH="$(CURDIR)/$(BIN):$$PATH" tests/machine/with-servers
 
+# Hundreds of processes start while the tests go: none of them is to compile again what the one before it has compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 # What pip downloads stays in the checkout too, unless the person has chosen a place for it.
 export PIP_CACHE_DIR ?= $(CURDIR)/.dev/pip
 

@@ -32,7 +32,7 @@ class Param(BaseModel):
     In YAML the type alone will do (`tag: string`), in Python the Python type (`{"tag": str}`).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     type: Literal["string", "integer", "number", "boolean", "list", "object"] = Field("string", description="Its type")
     description: str = Field("", description="For people")

@@ -112,7 +112,9 @@ def _shortest(conditions: list[When]) -> Any:
 class _Model(BaseModel):
     """Written out, only what differs from the default is there: a round trip loses and adds nothing."""
 
-    model_config = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+    model_config = ConfigDict(
+        extra="forbid", validate_by_name=True, validate_by_alias=True, serialize_by_alias=True, defer_build=True
+    )
 
     @model_serializer(mode="wrap")
     def _only_what_differs(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:

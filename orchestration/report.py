@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
 
 class ErrorReport(_Part):

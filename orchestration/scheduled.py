@@ -18,7 +18,7 @@ _LOOKED_AT = 100
 class Scheduled(BaseModel):
     """`cron` or `every`, one of them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     plan: str = Field("", description="A stored plan's name, or a file; in a plan it is that one")
     params: dict[str, Any] = Field(default_factory=dict, description="Its parameters")

@@ -105,7 +105,7 @@ def _as_facts(value: Any) -> Any:
 class HostFilter(BaseModel):
     """Conditions on a host; all that are given must hold. A host of which nothing is known fulfils none."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     os: str | None = Field(None, description="The distribution: debian, alpine, …")
     version: str | None = Field(None, description="The distribution's version")

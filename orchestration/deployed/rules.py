@@ -40,7 +40,7 @@ _DEMANDS = get_args(Demand)
 class Described(BaseModel):
     """What a file says."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     stacks: dict[str, StackSpec] = {}
     only: list[str] = []

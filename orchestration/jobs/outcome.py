@@ -32,7 +32,7 @@ Restart = Literal["healthy", "not_needed", "kept_stopped", "failed"]
 class JobReport(BaseModel):
     """The part of a report that only a job has. What is not known yet is null."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     name: str
     result: Result | None = None

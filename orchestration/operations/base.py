@@ -23,13 +23,13 @@ from longshore.orchestration.settings import get_settings
 class Params(BaseModel):
     """Base of an operation's parameters: an unknown one is an error, and none changes later."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Result(BaseModel):
     """Base of an operation's result data."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", defer_build=True)
 
 
 class Kind(StrEnum):
@@ -70,7 +70,7 @@ class Retry(BaseModel):
     it lies between half and the whole of that. Without an `initial` it is tried again at once.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     attempts: int = Field(default=4, ge=1, le=100, description="All tries, the first included")
     initial: Duration = Field(0.0, description="The first wait, which doubles each time; none if left out")

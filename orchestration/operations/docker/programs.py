@@ -27,7 +27,7 @@ class RunParams(CreateParams):
     that it ran, by which a second delivery knows not to run it again.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     ok_codes: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1)] = [0]
     restart: Literal["no"] = "no"
