@@ -96,7 +96,12 @@ def _operates(settings: Settings) -> list[str]:
 
 
 _KEYS = {
-    "worker": lambda settings, own: [f"~{settings.namespace}:*", *_broker(settings, own)],
+    # Why an application's own task has failed is in the results of that application.
+    "worker": lambda settings, own: [
+        f"~{settings.namespace}:*",
+        *(f"%R~{prefix}celery-task-meta-*" for prefix in dict.fromkeys(["", settings.broker_prefix()])),
+        *_broker(settings, own),
+    ],
     "operator": lambda settings, own: [*_asks(settings), *_operates(settings), *_broker(settings, own)],
     "client": lambda settings, own: [*_asks(settings), *_sends(settings, own)],
     "flower": lambda settings, own: [*_asks(settings), *_broker(settings, own)],

@@ -8,6 +8,8 @@ import logging
 import random
 from typing import Any
 
+from redis.exceptions import ResponseError
+
 from longshore.orchestration import report
 from longshore.orchestration.compiled import StepId, as_id, index_of
 from longshore.orchestration.durations import format_duration
@@ -104,7 +106,8 @@ class Parked:
 
     def _why(self, task_id: str) -> str:
         """Celery tells us only that it failed; its result backend, where that is this Redis, knows why."""
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        # ResponseError: users of an older file of Redis's users may not read there.
+        with contextlib.suppress(ResponseError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
             prefixes = dict.fromkeys(["", self.store.settings.broker_prefix()])
             found = self.store.client.mget([f"{prefix}celery-task-meta-{task_id}" for prefix in prefixes])
             kept = json.loads(next(text for text in found if text))
