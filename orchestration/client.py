@@ -516,6 +516,12 @@ class Run:
             )
         return RunState(state or RunState.PENDING)
 
+    def unserved(self) -> list[str]:
+        """The queues that it needs and that no worker takes new work from now: it waits for one."""
+        if self.client.settings.redis_url is None:
+            return []  # the embedded default starts its worker by itself
+        return waits.unserved(self.client.store, self.plan)
+
     def report(self) -> Report:
         """How it stands; complete when it has ended."""
         store = self.client.store

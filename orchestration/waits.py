@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of, is_forward
+from longshore.orchestration.compiled import CONTROL, CompiledPlan, StepId, as_id, index_of, is_forward
 from longshore.orchestration.hosts import SILENT_LEASES, Host, Hosts, takers
 from longshore.orchestration.keys import Field
 from longshore.orchestration.states import StepState
@@ -30,6 +30,13 @@ def reasons(store: Store, plan: CompiledPlan, steps: Mapping[str, str]) -> dict[
         if why := _why(hosts, host, queue):
             found[f"{side}{WAITS}:{step_id}"] = f"waits: {why}"
     return found
+
+
+def unserved(store: Store, plan: CompiledPlan) -> list[str]:
+    """The queues that a run of the plan needs, and that no worker takes new work from now."""
+    hosts = list(Hosts(store).all().values())
+    needed = {CONTROL, *(step.operation.queue for step in plan.steps)}
+    return sorted(queue for queue in needed if not takers(hosts, queue))
 
 
 def _waiting(steps: Mapping[str, str], now: int) -> Iterator[tuple[str, StepId]]:

@@ -6,7 +6,7 @@ import dataclasses
 
 import click
 
-from longshore.orchestration.cli.common import client, command, current, leave
+from longshore.orchestration.cli.common import client, command, current, leave, tell
 
 
 @click.group("breaker")
@@ -54,9 +54,8 @@ def reset(service: str) -> None:
         click.echo(f"error: service {service!r} is not down (of those that are: {names})", err=True)
         leave(2)
     if current().dry_run:
-        click.echo(f"would take service {service} for up again")
+        tell(f"would take service {service} for up again", service=service)
         return
     breakers.close(service)
     forget_ends(store, service)
-    if not current().quiet:
-        click.echo(f"reset: {service}")
+    tell(f"reset: {service}", service=service)

@@ -149,6 +149,15 @@ def read_params(plan: Plan, pairs: tuple[str, ...], file: str | None) -> dict[st
     return values
 
 
+def tell(line: str, **facts: Any) -> None:
+    """Say what was done, or would be: a line for people; with `-o json` the facts, and that line as `message`."""
+    options = current()
+    if options.json:
+        options.show({**facts, "dry_run": options.dry_run, "message": line})
+    elif options.dry_run or not options.quiet:
+        click.echo(line)
+
+
 def show_table(rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as they have to be; the first row is their heads."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

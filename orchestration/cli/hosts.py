@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from longshore.orchestration.cli.common import client, command, current, leave
+from longshore.orchestration.cli.common import client, command, current, leave, tell
 from longshore.orchestration.errors import UsageError
 
 if TYPE_CHECKING:
@@ -109,12 +109,12 @@ def drain(host: str, stop: bool, wait: bool, timeout: float) -> None:
     found = hosts.get(host)
     if current().dry_run:
         at = sum(node.active for node in found.alive)
-        click.echo(f"would drain host {host}: {at} steps under way" + ("; then its workers end" if stop else ""))
+        tell(f"would drain host {host}: {at} steps under way" + ("; then its workers end" if stop else ""), host=host)
         return
     client().drain(host, stop=stop)
     found = _until(hosts, host, _HEARD, lambda now: now.state is not HostState.DRAINING or _has_heard(now))
     if not found.alive:
-        click.echo(f"{host}: no worker of it is there now; when one starts, it takes no new work")
+        tell(f"{host}: no worker of it is there now; when one starts, it takes no new work", host=host, under_way=0)
         return
     if not _has_heard(found):
         click.echo(f"{host}: not each of its workers has said yet that it takes no new work", err=True)
@@ -122,8 +122,8 @@ def drain(host: str, stop: bool, wait: bool, timeout: float) -> None:
     if wait:
         found = _until(hosts, host, timeout, lambda now: now.state is not HostState.DRAINING)
     left = sum(node.active for node in found.alive)
-    if not current().quiet:
-        click.echo(f"{host}: takes no new work; {left} steps under way" + ("; its workers end then" if stop else ""))
+    then = "; its workers end then" if stop else ""
+    tell(f"{host}: takes no new work; {left} steps under way{then}", host=host, under_way=left)
     if wait and left:
         leave(1)
 
@@ -134,14 +134,13 @@ def undrain(host: str) -> None:
     """Have a host take work again."""
     found = _registry().get(host)
     if current().dry_run:
-        click.echo(f"would have host {host} take work again")
+        tell(f"would have host {host} take work again", host=host)
         return
     if found.drained is None:
-        click.echo(f"{host}: it was not drained")
+        tell(f"{host}: it was not drained", host=host)
         return
     client().undrain(host)
-    if not current().quiet:
-        click.echo(f"{host}: takes work again")
+    tell(f"{host}: takes work again", host=host)
 
 
 @command(hosts_group, "forget")
@@ -153,11 +152,10 @@ def forget(host: str) -> None:
     if found.alive:
         raise UsageError(f"host {host} has a worker, and would be listed again", remedy=f"stop {found.alive[0].name}")
     if current().dry_run:
-        click.echo(f"would forget host {host}")
+        tell(f"would forget host {host}", host=host)
         return
     hosts.forget(host)
-    if not current().quiet:
-        click.echo(f"forgotten: {host}")
+    tell(f"forgotten: {host}", host=host)
 
 
 def _registry() -> Hosts:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from longshore.orchestration.cli.common import current, global_options
+from longshore.orchestration.cli.common import current, global_options, tell
 from longshore.orchestration.durations import parse_duration
 from longshore.orchestration.errors import UsageError
 
@@ -65,7 +65,7 @@ def init(folder: Path, rotate: bool, after: str, queues: tuple[str, ...], where:
     made[KEYS] = signing.written(keys)
     made[CLIENT_KEYS] = signing.written([key for key in keys if key.role == "client"])
     if current().dry_run:
-        click.echo(f"would write {', '.join(sorted(made))} in {folder}")
+        tell(f"would write {', '.join(sorted(made))} in {folder}", folder=str(folder), files=sorted(made))
         return
     try:
         for name, text in made.items():
@@ -76,9 +76,10 @@ def init(folder: Path, rotate: bool, after: str, queues: tuple[str, ...], where:
             _write(folder / name, text, owner)
     except OSError as error:
         raise UsageError(f"{folder}: {error.strerror}", remedy="choose another folder, or run it as root") from None
-    click.echo(f"{', '.join(sorted(made))} are in {folder}; keep them as you keep passwords")
+    line = f"{', '.join(sorted(made))} are in {folder}; keep them as you keep passwords"
     if rotate:
-        click.echo(f"bring {KEYS} to the workers and {CLIENT_KEYS} to the clients: the new keys sign in {after}")
+        line += f"\nbring {KEYS} to the workers and {CLIENT_KEYS} to the clients: the new keys sign in {after}"
+    tell(line, folder=str(folder), files=sorted(made))
 
 
 def _write(path: Path, text: str, owner: int | None) -> None:

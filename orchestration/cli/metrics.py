@@ -7,7 +7,7 @@ import threading
 
 import click
 
-from longshore.orchestration.cli.common import client, current, global_options
+from longshore.orchestration.cli.common import client, current, global_options, tell
 from longshore.orchestration.errors import ConfigError, UsageError
 
 
@@ -29,7 +29,7 @@ def metrics(listen: str | None) -> None:
     except ImportError:
         raise ConfigError("prometheus-client is missing", remedy="pip install 'longshore[metrics]'") from None
     if listen is None and current().dry_run:
-        click.echo("would print the metrics, and note what of the runs that rest is counted in them")
+        tell("would print the metrics, and note what of the runs that rest is counted in them")
         return
     if listen is None:
         click.echo(text(store), nl=False)
@@ -38,7 +38,7 @@ def metrics(listen: str | None) -> None:
     if not port.isdigit() or not 0 < int(port) < 65536:
         raise UsageError(f"--listen {listen!r} is no [ADDRESS:]PORT")
     if current().dry_run:
-        click.echo(f"would serve metrics at {address or '127.0.0.1'}:{port}")
+        tell(f"would serve metrics at {address or '127.0.0.1'}:{port}")
         return
     text(store)  # what is wrong is told now, not at the first scrape
     try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from longshore.orchestration.cli.common import current, global_options
+from longshore.orchestration.cli.common import current, global_options, tell
 from longshore.orchestration.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def worker(
     if host or labels:
         load_settings()  # a bad name is told here, not by the worker's traceback
     if current().dry_run:
-        click.echo(f"would run: {' '.join(arguments)}")
+        tell(f"would run: {' '.join(arguments)}", arguments=arguments)
         return
     os.execv(sys.executable, arguments)  # noqa: S606 - the worker takes this process's place and signals
 
@@ -97,7 +97,7 @@ def beat(loglevel: str) -> None:
         raise ConfigError("there is no LONGSHORE_REDIS_URL", remedy="set it: schedules need workers that stay")
     arguments = [*_CELERY, "beat", "--pidfile", "", "-l", loglevel]
     if current().dry_run:
-        click.echo(f"would run: {' '.join(arguments)}")
+        tell(f"would run: {' '.join(arguments)}", arguments=arguments)
         return
     os.execv(sys.executable, arguments)  # noqa: S606 - see worker
 
@@ -124,7 +124,7 @@ def flower(port: int, address: str, read_only: bool, more: tuple[str, ...]) -> N
     arguments += [f"--port={port}", *([f"--address={address}"] if address else [])]
     arguments += [*(["--read_only=true"] if read_only else []), *more]
     if current().dry_run:
-        click.echo(f"would run: {' '.join(arguments)}")
+        tell(f"would run: {' '.join(arguments)}", arguments=arguments)
         return
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -174,7 +174,7 @@ def dev() -> None:
     if settings.redis_url is not None:
         raise ConfigError("LONGSHORE_REDIS_URL is set", remedy="unset it for longshore dev, or start longshore worker")
     if current().dry_run:
-        click.echo(f"would start a server, a worker, a beat and Flower, with their state in {settings.state_dir}")
+        tell(f"would start a server, a worker, a beat and Flower, with their state in {settings.state_dir}")
         return
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     if pid := embedded.supervisor_pid(settings.state_dir):

@@ -43,14 +43,18 @@ def begin(plan: Plan, params: dict[str, Any], run_id: str | None, *, detach: boo
     options = current()
     if options.dry_run:
         return leave(rehearse(plan, params))
-    return _attend(client().start(plan, params, run_id=run_id), detach=detach, show=show)
+    return attend(client().start(plan, params, run_id=run_id), detach=detach, show=show)
 
 
-def _attend(started: Run, *, detach: bool, show: bool = False, follow: str = "") -> None:
+def attend(started: Run, *, detach: bool, show: bool = False, follow: str = "") -> None:
+    """Watch a run that was just started, or only say its id; ends the command."""
     options = current()
     console = options.console()
     if started.attached:
         console.print(f"run {started.id} is there already; nothing was started", style="yellow")
+    elif not options.quiet and (missing := started.unserved()):
+        queues = ",".join(missing)
+        click.echo(f"run {started.id}: no worker takes from {queues} now: longshore worker -Q {queues}", err=True)
     if detach:
         if options.json:
             options.show({"run_id": started.id, "attached": started.attached})
@@ -64,10 +68,10 @@ def begin_job(made: Client, plan: Plan, run_id: str | None, *, detach: bool) -> 
     """Start the plan of a job and watch it, with what its worker says; ends the command."""
     started = made.start(plan, run_id=run_id)
     try:
-        return _attend(started, detach=detach, follow="work")
+        return attend(started, detach=detach, follow="work")
     except RunLost as lost:
         click.echo(f"{lost.message}; waiting for a worker that finds its container", err=True)
-        return _attend(made.found_again(started.id), detach=detach, follow="work")
+        return attend(made.found_again(started.id), detach=detach, follow="work")
 
 
 def rehearse(plan: Any, params: dict[str, Any]) -> int:

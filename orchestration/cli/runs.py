@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from longshore.orchestration.cli.common import client, command, current, leave
-from longshore.orchestration.cli.run import watch_to_end
+from longshore.orchestration.cli.common import client, command, current, leave, tell
+from longshore.orchestration.cli.run import attend, watch_to_end
 from longshore.orchestration.durations import parse_duration
 from longshore.orchestration.errors import UsageError
 from longshore.orchestration.states import TERMINAL
@@ -166,6 +166,7 @@ def resume(run: str, reason: str, detach: bool) -> None:
     if not _asked(found, found.resume(reason)):
         leave(1)
     if detach:
+        tell(f"run {run} is {found.state()}", run_id=run, state=found.state())
         return
     report = found.wait() if options.quiet else live.watch(found, options.console())
     if options.json:
@@ -182,7 +183,7 @@ def _would(run: Run, states: set[str], what: str) -> None:
         click.echo(f"would be refused: run {run.id} is {state}", err=True)
         leave(1)
         return
-    click.echo(f"would {what} (it is {state})")
+    tell(f"would {what} (it is {state})", run_id=run.id, state=state)
 
 
 def _what_is_next(run: Run) -> str:
@@ -212,12 +213,11 @@ def resolve(run: str, step: str, note: str, **words: bool) -> None:
     word = cast("Resolution", said[0])
     found, options = client().get(run), current()
     if options.dry_run:
-        click.echo(f"would resolve step {step} of run {run}, which is {found.state()}: {word}")
+        tell(f"would resolve step {step} of run {run}, which is {found.state()}: {word}", run_id=run, step=step)
         return
     if not _asked(found, found.resolve(step, word, note)):
         leave(1)
-    if not options.quiet:
-        click.echo(f"{word}: step {step} of run {run}, which is {found.state()}")
+    tell(f"{word}: step {step} of run {run}, which is {found.state()}", run_id=run, step=step, state=found.state())
 
 
 def _asked(run: Run, command_id: str) -> bool:
@@ -239,8 +239,12 @@ def replay(host: str, service: str, since: str | None, run_id: str | None, detac
     options, asked = current(), client()
     if options.dry_run:
         would = asked.find_deeds(host=host, service=service, since=_moment(since))
-        for name, step in would.plan.steps.items():
-            click.echo(f"would do again: {would.sources[name]}: {step.op}")
+        again = [{"source": would.sources[name], "op": step.op} for name, step in would.plan.steps.items()]
+        if options.json:
+            options.show({"dry_run": True, "again": again, "left_out": [str(one) for one in would.left_out]})
+        else:
+            for each in again:
+                click.echo(f"would do again: {each['source']}: {each['op']}")
         if not would.plan.steps:
             click.echo("there is nothing to do again", err=True)
         _name_what_is_left_out(would)
@@ -253,7 +257,7 @@ def replay(host: str, service: str, since: str | None, run_id: str | None, detac
         leave(3 if made.left_out else 0)
         return
     if detach:
-        click.echo(run.id)
+        attend(run, detach=True)
         return
     code = watch_to_end(run)
     leave(code or (3 if made.left_out else 0))
@@ -292,25 +296,28 @@ def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) 
     old = asked.store.kept_until(seconds) if older_than is not None or not runs else []
     # Both conditions hold where both are given.
     names = [run_id for run_id in runs or old if older_than is None or run_id in old]
-    failed = False
+    forgotten, refused = [], []
     for run_id in names:
         found = asked.get(run_id)
         if plan_name is not None and found.plan.plan.name != plan_name:
             continue
-        if options.dry_run and found.state() in TERMINAL:
-            click.echo(f"would forget run {run_id}, which is {found.state()}")
-            continue
+        state = found.state()
         if options.dry_run:
-            failed = True
-            click.echo(f"would be refused: run {run_id} is {found.state()}", err=True)
-            continue
-        answer = found.prune()
+            answer, why = "done" if state in TERMINAL else "", f"would be refused: run {run_id} is {state}"
+            line = f"would forget run {run_id}, which is {state}"
+        else:
+            answer = found.prune()
+            why, line = f"error: run {run_id}: nothing was done: {answer}", f"forgotten: run {run_id}"
         if answer != "done":
-            failed = True
-            click.echo(f"error: run {run_id}: nothing was done: {answer}", err=True)
-        elif not options.quiet:
-            click.echo(f"forgotten: run {run_id}")
-    if failed:
+            refused.append(run_id)
+            click.echo(why, err=True)
+            continue
+        forgotten.append(run_id)
+        if not options.json and (options.dry_run or not options.quiet):
+            click.echo(line)
+    if options.json:
+        options.show({"dry_run": options.dry_run, "forgotten": forgotten, "refused": refused})
+    if refused:
         leave(1)
 
 
@@ -323,14 +330,13 @@ def approve(run: str, step: str, reject: bool, note: str) -> None:
     """Decide on a step that waits for a person."""
     found = client().get(run)
     if current().dry_run:
-        click.echo(f"would {'reject' if reject else 'approve'} step {step} of run {run}")
+        tell(f"would {'reject' if reject else 'approve'} step {step} of run {run}", run_id=run, step=step)
         return
     answer = found.answer(found.reject(step, note) if reject else found.approve(step, note))
     if answer != "done":
         click.echo(f"error: nothing was done: {answer}", err=True)
         leave(1)
-    if not current().quiet:
-        click.echo(f"{'rejected' if reject else 'approved'}: step {step} of run {run}")
+    tell(f"{'rejected' if reject else 'approved'}: step {step} of run {run}", run_id=run, step=step)
 
 
 def _carried_out(run_id: str, command_id: str, *, detach: bool) -> int:
@@ -344,6 +350,7 @@ def _carried_out(run_id: str, command_id: str, *, detach: bool) -> int:
         click.echo(f"error: nothing was done: {answer}", err=True)
         return 1
     if detach:
+        tell(f"run {run_id} is {run.state()}", run_id=run_id, state=run.state())
         return 0
     report = run.wait() if options.quiet else live.watch(run, options.console())
     if options.json:

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import click
 
-from longshore.orchestration.cli.common import client, command, current, show_table
-from longshore.orchestration.cli.run import watch_to_end
+from longshore.orchestration.cli.common import client, command, current, show_table, tell
+from longshore.orchestration.cli.run import attend
 from longshore.orchestration.errors import UnknownName, UsageError
 
 
@@ -80,13 +80,10 @@ def trigger(name: str, detach: bool) -> None:
         found = schedules.find(asked.settings, name)
         if why := schedules.problem(found):
             raise UsageError(f"schedule {name} cannot be started: {why}")
-        click.echo(f"would start plan {found.loaded().name}")
+        tell(f"would start plan {found.loaded().name}", schedule=name, plan=found.loaded().name)
         return
     run = schedules.trigger(asked, name)
-    if detach:
-        click.echo(run.id)
-        return
-    click.get_current_context().exit(watch_to_end(run))
+    attend(run, detach=detach)
 
 
 @command(schedules_group, "pause")
@@ -115,8 +112,8 @@ def _pause(name: str, *, paused: bool) -> None:
             raise error from None
     word = "paused" if paused else "resumed"
     if current().dry_run:
-        click.echo(f"schedule {name} would be {word}")
+        tell(f"schedule {name} would be {word}", schedule=name)
         return
     changed = schedules.pause(asked.store, name, paused=paused)
     as_before = f"schedule {name} was {'paused already' if paused else 'not paused'}"
-    click.echo(f"schedule {name} is {word}" if changed else as_before)
+    tell(f"schedule {name} is {word}" if changed else as_before, schedule=name, changed=changed)

@@ -91,7 +91,9 @@ def test_more_than_may_wait_are_refused_with_one_clear_error_and_nothing_is_stor
     plan = tmp_path / "plan.yaml"
     plan.write_text(sleeper("p", tmp_path).to_yaml())
     for n in range(3):
-        assert closed.longshore("run", str(plan), "--run-id", f"r{n}", "--detach").code == 0
+        begun = closed.longshore("run", str(plan), "--run-id", f"r{n}", "--detach")
+        assert begun.code == 0
+        assert "no worker takes from command,control now" in begun.err
 
     # when
     refused = closed.longshore("run", str(plan), "--run-id", "r3", "--detach")
@@ -234,12 +236,13 @@ def test_a_run_that_rests_is_forgotten_when_somebody_says_so(open_house: Install
 
     # when
     would = open_house.longshore("--dry-run", "runs", "prune", done.id)
-    said = open_house.longshore("runs", "prune", done.id)
+    said = open_house.longshore("runs", "prune", done.id, "-o", "json")
     refused = open_house.longshore("runs", "prune", live.id)
 
     # then
     assert f"would forget run {done.id}" in would.out
     assert said.code == 0, said.err
+    assert said.json == {"dry_run": False, "forgotten": [done.id], "refused": []}
     assert keys_of(open_house, done) == []
     assert open_house.longshore("runs", "show", done.id).code == 2
     assert refused.code == 1

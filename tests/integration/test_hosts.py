@@ -358,7 +358,7 @@ def test_a_drained_host_whose_workers_are_to_end_has_none_in_the_end(fleet: Inst
     wait_for("it to be stopping", lambda: hosts.get("spare1").state is HostState.STOPPING)
     assert run.wait(timeout=60).state is RunState.SUCCEEDED
     wait_for("its good-bye", lambda: hosts.get("spare1").state is HostState.STOPPED)
-    assert fleet.longshore("hosts", "forget", "spare1").code == 0
+    assert fleet.longshore("hosts", "forget", "spare1", "-o", "json").json["message"] == "forgotten: spare1"
     assert fleet.longshore("hosts", "show", "spare1").code == 2
 
 

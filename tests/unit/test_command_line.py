@@ -284,6 +284,10 @@ def test_a_worker_of_some_queues_takes_their_undo_first(capsys: Captured) -> Non
     assert said[said.index("-n") + 1] == "w1@%h"
     assert said[said.index("-A") + 1] == "longshore.workers"
 
+    assert call(["worker", "--dry-run", "-n", "w1", "-o", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["dry_run"], told["message"]) == (True, f"would run: {' '.join(told['arguments'])}")
+
 
 # --- the root -------------------------------------------------------------------------------------
 
