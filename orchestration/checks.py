@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from longshore.orchestration import secrets, templates
 from longshore.orchestration.compiled import CONTROL, CompiledPlan, find_cycle, target_of
-from longshore.orchestration.errors import LongshoreError, Problem, UnknownName
+from longshore.orchestration.errors import LongshoreError, Problem, UnknownName, plain
 from longshore.orchestration.guards import LOOKS_AT_FAILURE
 from longshore.orchestration.operations import Operation, Params, Waits, celery, find, known, subplan
 from longshore.orchestration.plan import NAME, Plan, Step, UndoSpec
@@ -377,8 +377,3 @@ def _messages(
             yield f"{operation.name} needs the parameter {where[-1]!r}", ("with",)
         else:
             yield f"{'.'.join(map(str, where)) or operation.name}: {plain(item['msg'])}", ("with", *where)
-
-
-def plain(message: str) -> str:
-    """A pydantic message without its prefix."""
-    return message.removeprefix("Value error, ")

@@ -292,3 +292,8 @@ def exit_code_of(error: BaseException) -> int:
         if isinstance(link, LongshoreError):
             return link.exit_code
     return 1
+
+
+def plain(message: str) -> str:
+    """A message of pydantic's without the words that are for programmers."""
+    return message.removeprefix("Value error, ")

@@ -29,12 +29,12 @@ from pydantic_core import CoreSchema, PydanticUndefined
 
 from longshore.orchestration import templates
 from longshore.orchestration.durations import Duration, format_duration, parse_duration
-from longshore.orchestration.errors import PlanError, Problem
+from longshore.orchestration.errors import PlanError, Problem, plain
 from longshore.orchestration.expressions import Expression, as_data, as_text, of_step
 from longshore.orchestration.guards import OnlyIf
 from longshore.orchestration.operations import Retry
 from longshore.orchestration.params import Param
-from longshore.orchestration.scheduled import Scheduled
+from longshore.orchestration.scheduled import Scheduled, ScheduleName
 from longshore.orchestration.selection import TARGET, HostFilter
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ class Plan(_Model):
         None, description="Time of the whole run; running out of it is a failure"
     )
     concurrency: Concurrency | None = Field(None, description="Which runs must not be live at the same time")
-    schedules: dict[str, Scheduled] = Field(
+    schedules: dict[ScheduleName, Scheduled] = Field(
         default_factory=dict,
         description="When it starts by itself, if it is a stored plan (LONGSHORE_PLANS)",
     )
@@ -383,7 +383,7 @@ class StepHandle:
             self.plan.steps[self.name] = Step.model_validate(written)
         except ValidationError as error:
             item = error.errors()[0]
-            where, why = ".".join(map(str, item["loc"][:1])), item["msg"].removeprefix("Value error, ")
+            where, why = ".".join(map(str, item["loc"][:1])), plain(item["msg"])
             raise PlanError([Problem(f"{where}: {why}", step=self.name)]) from None
         return self
 

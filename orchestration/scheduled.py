@@ -11,6 +11,8 @@ from longshore.orchestration import timing
 from longshore.orchestration.durations import Duration
 from longshore.orchestration.timing import Missed, Overlap
 
+#: The name of a schedule is part of its runs' ids; an `@` is in those of jobs only.
+ScheduleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
 #: Planned times that are looked at.
 _LOOKED_AT = 100
 

@@ -22,8 +22,8 @@ from pydantic_settings import (
 )
 
 from longshore.orchestration.durations import Duration
-from longshore.orchestration.errors import ConfigError
-from longshore.orchestration.scheduled import Scheduled
+from longshore.orchestration.errors import ConfigError, plain
+from longshore.orchestration.scheduled import Scheduled, ScheduleName
 from longshore.orchestration.selection import is_host_name, parse_facts, parse_labels
 
 #: A plan with more steps is refused: its record would no longer fit into one script's work.
@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     #: How often beat has stale stacks brought right; never, if left out.
     orchestrate_every: Duration | None = Field(default=None, gt=0)
     #: Plans that start by themselves, by the name of the schedule; in a file, or as JSON.
-    schedules: dict[str, Scheduled] = Field(default_factory=dict)
+    schedules: dict[ScheduleName, Scheduled] = Field(default_factory=dict)
     #: What beat goes by: Celery's own in-memory scheduler, or RedBeat, whose entries can be changed while it runs.
     beat: Literal["celery", "redbeat"] = "celery"
     #: How often beat has looked at what is due: schedules of plans, and jobs that have one.
@@ -321,10 +321,11 @@ def load_settings(**overrides: Any) -> Settings:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or "configuration"
-        raise ConfigError(
-            f"setting {name}: {first['msg']}", remedy=f"set LONGSHORE_{name.upper()} or the file's {name}"
-        ) from error
+        top, *inner = [str(part) for part in first["loc"] if part != "[key]"] or ["configuration"]
+        name = ".".join([top, *inner])
+        what = "there is no such setting" if first["type"] == "extra_forbidden" else plain(first["msg"])
+        remedy = f"see the file's {name}" if inner else f"set LONGSHORE_{top.upper()} or the file's {top}"
+        raise ConfigError(f"setting {name}: {what}", remedy=remedy) from error
 
 
 @lru_cache(maxsize=1)

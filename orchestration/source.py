@@ -15,8 +15,8 @@ import yaml
 import yaml.reader
 from pydantic import ValidationError
 
-from longshore.orchestration.checks import plain, problems
-from longshore.orchestration.errors import PlanError, Problem, UnknownName
+from longshore.orchestration.checks import problems
+from longshore.orchestration.errors import PlanError, Problem, UnknownName, plain
 from longshore.orchestration.plan import Plan
 from longshore.orchestration.settings import MAX_PLAN_BYTES, get_settings
 
@@ -230,7 +230,7 @@ def _unique(found: list[Problem]) -> list[Problem]:
 
 
 #: What pydantic puts between the parts of a place: names of types, not of anything in the file.
-_INSIDE = ("function-", "UndoSpec", "literal[")
+_INSIDE = ("function-", "UndoSpec", "literal[", "[key]")
 
 
 def _from_pydantic(item: Any, document: _Document) -> Problem:

@@ -9,8 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from longshore.orchestration.checks import plain
-from longshore.orchestration.errors import OperationError, Transient
+from longshore.orchestration.errors import OperationError, Transient, plain
 from longshore.orchestration.functions import Functions, context_parameter
 from longshore.orchestration.operations import Operation, Params, find
 from longshore.orchestration.results import Result, as_mapping

@@ -20,7 +20,6 @@ from pydantic import ValidationError
 
 from longshore.orchestration import logs, secrets, templates, tracing
 from longshore.orchestration.audit import note_refusal
-from longshore.orchestration.checks import plain
 from longshore.orchestration.durations import format_duration
 from longshore.orchestration.errors import (
     Blocked,
@@ -34,6 +33,7 @@ from longshore.orchestration.errors import (
     StoreUnavailable,
     Transient,
     Unsuccessful,
+    plain,
 )
 from longshore.orchestration.keys import Field
 from longshore.orchestration.operations import Operation, Params, Retry, find

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from longshore.orchestration.durations import Duration
-from longshore.orchestration.errors import ConfigError, LongshoreError
+from longshore.orchestration.errors import ConfigError, LongshoreError, plain
 from longshore.orchestration.jobs.labels import Finding, Mount, Pull, Scope
 from longshore.orchestration.operations.docker.fields import NAME as VOLUME
 from longshore.orchestration.plan import NAME
@@ -107,6 +107,6 @@ def read_jobs(path: Path) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
         except ValidationError as error:
             for item in error.errors():
                 where = ".".join(["jobs", name, *(str(part) for part in item["loc"])])
-                why = item["msg"].removeprefix("Value error, ")
+                why = plain(item["msg"])
                 findings.append(Finding("file", str(path), where, why, job=name, unusable=True))
     return found, findings

@@ -116,6 +116,28 @@ def test_a_file_that_cannot_be_read_is_a_wrong_configuration(
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("schedule", "says"),
+    [
+        ('"night ly": {plan: p, every: 5s}', "setting schedules.night ly: String should match pattern"),
+        ("a@b: {plan: p, every: 5s}", "setting schedules.a@b: String should match pattern"),
+        ("a: {plan: p, cron: '61 * * * *'}", "setting schedules.a.cron: '61 * * * *' is no schedule"),
+        ("a: {plan: p, cron: '@daily', every: 5s}", "setting schedules.a: give cron or every, one of them"),
+        ("a: {plan: p, evry: 5s}", "setting schedules.a.evry: there is no such setting"),
+    ],
+)
+def test_a_wrong_schedule_is_named_in_plain_words(
+    schedule: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config(monkeypatch, tmp_path / "c.yaml", f"schedules: {{{schedule}}}\n")
+
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+
+    assert str(caught.value).startswith(says)
+    assert "LONGSHORE_" not in caught.value.remedy
+
+
 def test_a_setting_that_does_not_exist_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config(monkeypatch, tmp_path / "c.yaml", "leese: 3s\n")
 
