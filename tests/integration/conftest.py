@@ -116,7 +116,7 @@ def module_installation(
 @pytest.fixture(scope="module")
 def shop(module_installation: MakeInstallation) -> Installation:
     """An installation whose worker knows the operations of `own_operations`."""
-    made = module_installation(options={"imports": "tests.integration.own_operations"})
+    made = module_installation(options={"imports": "tests.integration.own_operations", "lease": "10s"})
     made.worker("shop", "-c", "4", PYTHONPATH=made.pythonpath).start()
     return made
 

@@ -423,7 +423,7 @@ def test_nothing_is_shown_without_a_login_and_no_foreign_page_gives_commands(
     assert flower.get("/runs/no-such-run")[0] == 404
     assert flower.get(f"/runs/{run.id}/approve", data=b"step=nosuch", **asked)[0] == 404
     assert flower.get("/longshore/../config.py")[0] in {403, 404}
-    assert run.state() == "running"
+    wait_for("it to run", lambda: run.state() == "running")
     run.cancel()
 
 
