@@ -190,15 +190,14 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_step_is_replaced_and_flower_
     deployment: Deployment,
 ) -> None:
     plan = deployment.stacks / "long.yaml"
-    plan.write_text("name: long\nsteps:\n  a: {op: noop.execute, with: {sleep: 15, changed: true}}\n")
+    plan.write_text("name: long\nsteps:\n  a: {op: noop.execute, with: {sleep: 12, changed: true}}\n")
     run_id = f"long-{uuid.uuid4().hex[:6]}"
     deployment.longshore("run", str(plan), "--run-id", run_id, "--detach")
 
     def owner() -> str:
-        code, text = deployment.flower(f"/api/task/info/{run_id}")
         events = deployment.longshore("runs", "events", run_id)
         started = [one for one in events if one["event"] == "step_started"] if isinstance(events, list) else []
-        return started[-1]["owner"] if started and code in {200, 404} and text is not None else ""
+        return started[-1]["owner"] if started else ""
 
     name = wait_for("the step to run", owner).partition("@")[2].partition("@")[0].removeprefix("worker-")
     (container,) = [one for one in deployment.containers("worker") if one.startswith(name[:12])]

@@ -419,7 +419,7 @@ def test_who_waits_for_a_job_that_redis_has_lost_hears_of_its_end(
     assert shop.is_well()
 
 
-@pytest.mark.parametrize("point", ["job.created", "job.half_stopped", "job.recorded"])
+@pytest.mark.parametrize("point", ["job.created", "job.recorded"])
 def test_what_is_killed_and_lost_is_finished_from_the_labels(
     alone: Installation, shop: JobStack, tmp_path: Path, point: str
 ) -> None:
