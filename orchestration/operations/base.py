@@ -21,7 +21,10 @@ from longshore.orchestration.settings import get_settings
 
 
 class Params(BaseModel):
-    """Base of an operation's parameters: an unknown one is an error, and none changes later."""
+    """Base of an operation's parameters: an unknown one is an error, and none changes later.
+
+    Its schema is built when it is first needed: there are a hundred of them, and a process needs a few.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
