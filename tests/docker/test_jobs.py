@@ -22,6 +22,7 @@ from longshore.orchestration.errors import (
     JobNotFound,
     JobTimeout,
     StartFailed,
+    StopFailed,
     WorkerFailed,
 )
 from longshore.orchestration.jobs import labels
@@ -31,8 +32,9 @@ from longshore.tasks.crash import JOB_POINTS
 from longshore.tasks.engine import engine
 from longshore.tasks.job.found import workers
 from longshore.workers.jobs import JobWatch
+from tests.docker.in_between import InBetween, refusal
 from tests.docker.job_stack import COUNT, RUNNING, JobStack, shop
-from tests.integration.conftest import QUICK, MakeInstallation, module_installation
+from tests.integration.conftest import QUICK, MakeInstallation, module_installation, short_folder
 from tests.integration.processes import Installation, Worker, wait_for
 from tests.servers import IMAGE, RedisServer, engine_url, remove_project
 
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.docker, pytest.mark.integration, pytest.mark.jobs]
 assert shop
 assert module_installation
+assert short_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "web1"
@@ -242,6 +245,39 @@ def test_a_stack_that_would_not_stop_is_started_again(client: Client, shop: JobS
     assert report.job.restart == "healthy"
     assert shop.running() == RUNNING
     assert shop.inspect("app-1")["State"]["Paused"], "as it was"
+
+
+class Unwilling(InBetween):
+    """Stops everything but one container."""
+
+    spared = ""
+
+    def answer(self, request: bytes) -> bytes:
+        if self.spared and re.match(rf"POST \S*/containers/{self.spared}/stop", request.decode(errors="replace")):
+            return refusal("cannot stop container: tried to kill container, but did not receive an exit event")
+        return b""
+
+
+def test_a_stop_that_fails_half_way_brings_back_what_was_stopped(
+    alone: Installation, shop: JobStack, short_folder: Path
+) -> None:
+    shop.up()
+    before = {name: shop.started_at(name) for name in ("db-1", "app-1", "app-2")}
+    engine = Unwilling(short_folder)
+    engine.spared = f"(?:{shop.inspect('app-1')['Id']}|{shop.name}-app-1)"
+    with alone.worker("behind", "-c", "2", LONGSHORE_DOCKER_HOST=engine.url), pytest.raises(StopFailed) as failed:
+        alone.client().run_job(shop.job)
+    engine.close()
+
+    report = failed.value.report
+    assert report.job is not None
+    assert (report.exit_code, report.job.result, report.job.restart) == (1, "failed", "healthy")
+    assert "did not receive an exit event" in str(report.step("stop").error)
+    assert report.step("work").status == "not_run"
+    assert shop.is_well()
+    assert shop.started_at("web-1") > max(before.values()), "it was stopped, and is started again"
+    assert {name: shop.started_at(name) for name in ("db-1", "app-1")}.items() <= before.items(), "never stopped"
+    assert shop.workers() == []
 
 
 def test_a_container_that_vanishes_meanwhile_is_made_again(client: Client, shop: JobStack) -> None:

@@ -8,10 +8,8 @@ import os
 import pty
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -30,6 +28,7 @@ from longshore.orchestration.report import StepReport
 from longshore.tasks.compose.cli import _program
 from longshore.tasks.crash import DEPLOYED_POINTS
 from tests.conftest import get
+from tests.docker.in_between import InBetween
 from tests.docker.two_stacks import Project, changed
 from tests.integration.conftest import MakeInstallation, install, module_installation, short_folder
 from tests.integration.processes import LONGSHORE, Installation, Said, all_that_is_kept, redis_of, wait_for
@@ -804,12 +803,10 @@ def test_the_file_on_the_page_is_one(tmp_path: Path) -> None:
 # --- how much is asked ------------------------------------------------------------------------------
 
 
-class Counter:
+class Counter(InBetween):
     """Stands before the engine and Compose, passes everything on, and keeps what was asked."""
 
     def __init__(self, folder: Path) -> None:
-        self.url = f"unix://{folder}/engine.sock"
-        self._engine = engine_url().removeprefix("unix://")
         self._calls: list[str] = []
         self._log = folder / "compose.log"
         self.config = folder / "config"
@@ -817,11 +814,7 @@ class Counter:
         plugin.parent.mkdir(parents=True)
         plugin.write_text(f'#!/bin/sh\necho "$@" >>{self._log}\nexec {" ".join(_program())} "$@"\n')
         plugin.chmod(0o755)
-        self._server = socket.create_server(str(folder / "engine.sock"), family=socket.AF_UNIX, backlog=50)
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def close(self) -> None:
-        self._server.close()
+        super().__init__(folder)
 
     def asked(self) -> tuple[list[str], int]:
         """Calls of the engine, and how often Compose was, since the last time."""
@@ -834,22 +827,9 @@ class Counter:
         self._log.write_text("")
         return calls, len(lines)
 
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._server.accept()
-                engine = socket.socket(socket.AF_UNIX)
-                engine.connect(self._engine)
-                for pair in ((client, engine, True), (engine, client, False)):
-                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
-
-    def _pass_on(self, source: socket.socket, target: socket.socket, asks: bool) -> None:
-        with contextlib.suppress(OSError), source:
-            while piece := source.recv(1 << 16):
-                if asks:
-                    self._calls += re.findall(r"^[A-Z]+ /\S+(?= HTTP/1\.1\r)", piece.decode(errors="replace"), re.M)
-                target.sendall(piece)
-            target.shutdown(socket.SHUT_WR)
+    def answer(self, request: bytes) -> bytes:
+        self._calls += re.findall(r"^[A-Z]+ /\S+(?= HTTP/1\.1\r)", request.decode(errors="replace"), re.M)
+        return b""
 
 
 @pytest.fixture
