@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -23,9 +24,12 @@ from longshore.tasks.attempt import AttemptFailed, IsParked, Reborn, Refused, Tr
 from longshore.tasks.dispatch import send_next
 from longshore.tasks.driver import Driver
 from longshore.tasks.parked import NotYet
-from longshore.tasks.plans import NotOurs, Plans
+from longshore.tasks.plans import Newer, NotOurs, Plans
 from longshore.tasks.prober import probe_step
 from longshore.tasks.runner import Attempt
+
+#: How often a message of a version to come is put back into its queue; its own workers send anew what is lost then.
+_PASSED_ON = 10
 
 _here: dict[int, tuple[Store, Plans]] = {}
 
@@ -82,6 +86,8 @@ def _attempt(task: SagaTask, run_id: str, step_id: StepId) -> Attempt:
     request = task.request
     try:
         loaded = plans.get(run_id)
+    except Newer as error:
+        raise _pass_on(task, error) from None
     except NotOurs as error:
         raise Ignore(str(error)) from None
     signature = request.get(signing.FIELD)
@@ -96,6 +102,15 @@ def _attempt(task: SagaTask, run_id: str, step_id: StepId) -> Attempt:
     return Attempt(
         store, loaded, run_id, step_id, owner, str(request.id), canvas, host, next_link=_next_link(request.chain)
     )
+
+
+def _pass_on(task: SagaTask, why: Newer) -> Exception:
+    """What a version to come has sent is for its own workers: back into the queue with it, so that one of them has its
+    turn. Sent anew each time it is lost, it could meet an old worker each time: Redis serves those who wait in turn.
+    """
+    if task.request.retries >= _PASSED_ON:
+        return Ignore(str(why))
+    return task.retry(exc=why, countdown=random.uniform(0.2, 1.0), max_retries=None, throw=False)  # noqa: S311
 
 
 def _next_link(rest: Any) -> int | None:
