@@ -31,7 +31,7 @@ from tests.conftest import get
 from tests.docker.in_between import InBetween
 from tests.docker.two_stacks import Project, changed
 from tests.integration.conftest import MakeInstallation, install, module_installation, short_folder
-from tests.integration.processes import LONGSHORE, Installation, Said, all_that_is_kept, redis_of, wait_for
+from tests.integration.processes import LONGSHORE, Installation, all_that_is_kept, redis_of, wait_for
 from tests.servers import IMAGE, PASSWORD, USER, Registry, engine_url, remove_project, require_compose
 
 if TYPE_CHECKING:
@@ -94,20 +94,6 @@ def selected(place: Installation, **options: Any) -> dict[str, list[str]]:
     found = place.client().deployed().select(**options)
     assert found.errors == {}
     return {one.name: [reason.text for reason in one.reasons] for one in found.chosen}
-
-
-def fed(place: Installation, text: str, *arguments: str) -> Said:
-    """`longshore …` with something on its input."""
-    done = subprocess.run(
-        [LONGSHORE, *arguments],
-        env=place.environment,
-        input=text,
-        capture_output=True,
-        text=True,
-        cwd=place.folder,
-        check=False,
-    )
-    return Said(done.returncode, done.stdout, done.stderr)
 
 
 def restarts(place: Installation) -> list[str]:
@@ -483,7 +469,7 @@ def test_a_rebuild_asks_and_takes_no_answer_for_a_no(place: Installation, projec
     assert place.longshore("rebuild", "--force").code == 0
     was = generation(place)
     for text, code in (("", 1), ("n\n", 1), ("\n", 1), ("nonsense\n", 1), ("y\n", 0), ("Y\n", 0)):
-        said = fed(place, text, "rebuild")
+        said = place.feed(text, "rebuild")
         assert said.code == code, (text, said.err)
         assert ("Aborted" in said.err) is bool(code)
         assert "[y/N]" in said.err
@@ -534,7 +520,7 @@ def test_what_is_named_is_restarted_whether_it_is_stale_or_not(
     shop, blog = two
     before = [shop.state(), blog.state()]
 
-    piped = fed(place, f"\n  {shop.name}/db \n{blog.name}/jobs\n\n", "restart", "-", *QUICK)
+    piped = place.feed(f"\n  {shop.name}/db \n{blog.name}/jobs\n\n", "restart", "-", *QUICK)
 
     assert piped.code == 0, piped.err
     after = [shop.state(), blog.state()]
@@ -547,7 +533,7 @@ def test_what_is_named_is_restarted_whether_it_is_stale_or_not(
     now = [shop.state(), blog.state()]
     for words in (("restart", "nobody"), ("restart", f"{shop.name}/db", f"{shop.name}/nobody"), ("restart", "db")):
         assert place.longshore(*words).code == 2, words
-    empty = fed(place, "\n \n", "restart", "-")
+    empty = place.feed("\n \n", "restart", "-")
     assert (empty.code, "no deployments specified" in empty.err) == (2, True)
     assert [shop.state(), blog.state()] == now
     nothing = place.longshore("restart")

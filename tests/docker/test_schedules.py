@@ -5,7 +5,6 @@ Planned times are made due by moving back up to when they are dealt with, so tha
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Iterator
 
@@ -15,6 +14,7 @@ from longshore.orchestration import Run
 from longshore.orchestration.breakers import Breakers
 from longshore.orchestration.timing import Mark, Schedules
 from tests.docker.job_stack import JobStack, shop
+from tests.fork_server import Process
 from tests.integration.conftest import MakeInstallation, module_installation
 from tests.integration.processes import Installation, wait_for
 from tests.servers import engine_url
@@ -34,7 +34,7 @@ def place(module_installation: MakeInstallation) -> Iterator[Installation]:
     """A worker, and two beats."""
     made = module_installation(docker_host=engine_url(), options={"host": HOST, "tick": "500ms"})
     made.worker("one", "-c", "3").start()
-    beats: list[subprocess.Popen[str]] = [made.popen("beat", "--loglevel", "WARNING") for _ in range(2)]
+    beats: list[Process] = [made.popen("beat", "--loglevel", "WARNING") for _ in range(2)]
     yield made
     for beat in beats:
         beat.kill()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,14 +21,23 @@ import redis
 
 from longshore.orchestration import Client, Plan, Report, Run, Settings
 from longshore.orchestration.canvas import producer
+from tests.fork_server import ForkServer, Process
 
 T = TypeVar("T")
 
+#: The installed program, for tests that need a terminal or a program of its own.
 LONGSHORE = str(Path(sys.executable).with_name("longshore"))
 #: Generous: other tests may have the machine's cores at the same time.
 PATIENCE = 90.0
-_WORKER = [sys.executable, "-m", "celery", "-A", "longshore.workers", "worker"]
-_WORKER += ["--loglevel", "INFO", "--without-gossip", "--without-mingle"]
+_WORKER = ["celery", "-A", "longshore.workers", "worker", "--loglevel", "INFO", "--without-gossip", "--without-mingle"]
+
+
+@lru_cache(maxsize=1)
+def fork_server() -> ForkServer:
+    """The fork server of this test process."""
+    server = ForkServer()
+    atexit.register(server.close)
+    return server
 
 
 def wait_for(what: str, look: Callable[[], T | None], timeout: float = PATIENCE) -> T:
@@ -40,11 +50,6 @@ def wait_for(what: str, look: Callable[[], T | None], timeout: float = PATIENCE)
         if time.monotonic() >= until:
             raise AssertionError(f"waited {timeout:g} s in vain for: {what}")
         time.sleep(0.05)
-
-
-def let_interrupts_in() -> None:
-    """What a shell starts in the background ignores Ctrl-C, and so would all that it starts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def processes_that_know(text: str) -> dict[int, str]:
@@ -77,7 +82,7 @@ class Worker:
         self.log = installation.folder / f"{name}.log"
         self._command = [*_WORKER, "--hostname", self.node, *arguments]
         self._environment = installation.environment | environment
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
 
     def __enter__(self) -> Worker:
         self.start()
@@ -91,18 +96,10 @@ class Worker:
         return self._process is not None and self._process.poll() is None
 
     def start(self, *, wait: bool = True) -> None:
-        """Start it in a process group of its own. Only from the main thread: it ends with that."""
-        guard = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
-        with self.log.open("ab") as out:
-            self._process = subprocess.Popen(
-                [*guard, *self._command],
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-                cwd=self.installation.folder,
-            )
+        """Start it in a process group of its own; it ends with the tests."""
+        self._process = fork_server().start(
+            self._command, env=self._environment, cwd=self.installation.folder, log=self.log, new_session=True
+        )
         if wait:
             self.wait_until_ready()
 
@@ -230,18 +227,14 @@ class Installation:
         client = self._clients[0] if self._clients else self.client()
         return client.start(parse(plan) if isinstance(plan, str) else plan, params, run_id=run_id)
 
-    def popen(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    def popen(self, *arguments: str, **environment: str) -> Process:
         """`longshore …`, under way."""
-        return subprocess.Popen(
-            [LONGSHORE, *arguments],
-            env=self.environment | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=self.folder,
-            preexec_fn=let_interrupts_in,  # noqa: PLW1509 - it only sets a signal
-        )
+        return fork_server().start(["longshore", *arguments], env=self.environment | environment, cwd=self.folder)
+
+    def feed(self, text: str, *arguments: str) -> Said:
+        """`longshore …` with a text on its standard input, to its end."""
+        process = fork_server().start(["longshore", *arguments], env=self.environment, cwd=self.folder, stdin=text)
+        return said(process)
 
     def longshore(self, *arguments: str, timeout: float = PATIENCE, **environment: str) -> Said:
         """`longshore …`, to its end."""
@@ -278,7 +271,7 @@ class Said:
         return json.loads(self.out)
 
 
-def said(process: subprocess.Popen[str], timeout: float = PATIENCE) -> Said:
+def said(process: Process, timeout: float = PATIENCE) -> Said:
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

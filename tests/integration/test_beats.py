@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from longshore.orchestration import Client, audit, schedules
 from longshore.orchestration.celery import beat_schedule
 from longshore.orchestration.scheduled import Scheduled
 from longshore.orchestration.timing import Mark, Schedules
+from tests.fork_server import Process
 from tests.integration.conftest import QUICK
 from tests.integration.processes import PATIENCE, Installation, lines, wait_for
 from tests.servers import RedisServer
@@ -48,7 +48,7 @@ class Clockwork:
         options = QUICK | {"tick": "500ms", "plans": str(self.plans)}
         self.place = Configured(server.url, folder, options=options)
         self.config.write_text("{}")
-        self.beats: list[subprocess.Popen[str]] = []
+        self.beats: list[Process] = []
 
     @property
     def client(self) -> Client:
@@ -65,11 +65,11 @@ class Clockwork:
         (self.plans / f"{name}.yaml").write_text(PLAN.format(name=name, log=log) + more)
         return log
 
-    def beat(self, **environment: str) -> subprocess.Popen[str]:
+    def beat(self, **environment: str) -> Process:
         self.beats.append(self.place.popen("beat", "--loglevel", "INFO", **environment))
         return self.beats[-1]
 
-    def end(self, beat: subprocess.Popen[str]) -> None:
+    def end(self, beat: Process) -> None:
         beat.kill()
         beat.communicate()
         self.beats.remove(beat)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fork_server import Process
 from tests.integration.processes import Installation, Said, lines, processes_that_know, said, tree, wait_for
 
 PLAN = """\
@@ -31,7 +32,7 @@ def write(folder: Path, sleep: float, code: int = 0) -> tuple[Path, Path]:
     return plan, log
 
 
-def interrupt_once_it_sleeps(process: subprocess.Popen[str], log: Path) -> float:
+def interrupt_once_it_sleeps(process: Process, log: Path) -> float:
     """Ctrl-C; returns when it was."""
     wait_for("the first step", lambda: lines(log))
     time.sleep(0.3)

@@ -1,0 +1,264 @@
+"""Start workers and commands by forking a process that has imported them already.
+
+A fresh interpreter spends a second of processor time on imports before a worker or a command does anything, and the
+tests start several hundred of them. `ForkServer` imports the libraries and the modules of Longshore once, none of
+which reads the environment on import, and forks. Each child is a process of its own, with its own environment,
+folder, session and signal handlers, and runs the same entry point as the installed program. The tests of the README,
+of the examples and of the wheel start the installed programs themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import importlib.metadata
+import json
+import os
+import random
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from longshore.orchestration.settings import get_settings
+
+#: Imported before the first fork. `longshore.workers` reads the settings on import, so a child imports that itself.
+PRELOADED = (
+    "celery.bin.worker", "celery.bin.beat", "celery.apps.worker", "celery.apps.beat", "celery.concurrency.prefork",
+    "celery.worker.consumer", "celery.worker.strategy", "celery.app.amqp", "celery.app.control", "celery.events.state",
+    "celery.fixups.django", "celery.loaders.app", "celery.worker.autoscale", "celery.worker.components",
+    "kombu.transport.redis", "kombu.serialization", "docker", "requests", "rich.live", "rich.console", "rich.table",
+    "longshore.orchestration.cli.main", "longshore.orchestration.client",
+)  # fmt: skip
+PACKAGES = ("longshore.tasks", "longshore.orchestration.operations")
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Process:
+    """A child of the fork server, with the part of `subprocess.Popen`'s interface that the tests use."""
+
+    def __init__(self, args: Sequence[str], pid: int, status: int, out: TextIO | None, err: TextIO | None) -> None:
+        self.args = list(args)
+        self.pid = pid
+        self.returncode: int | None = None
+        self.stdout, self.stderr = out, err
+        self._status = status
+        self._lock = threading.Lock()
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code; negative for a signal. Raises `subprocess.TimeoutExpired`."""
+        with self._lock:
+            if self.returncode is None:
+                ready, _, _ = select.select([self._status], [], [], timeout)
+                if not ready:
+                    raise subprocess.TimeoutExpired(self.args, timeout or 0)
+                self.returncode = int(os.read(self._status, 16) or b"-9")
+                os.close(self._status)
+            return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        texts = ["", ""]
+
+        def read(number: int, stream: TextIO | None) -> None:
+            if stream is not None:
+                texts[number] = stream.read()
+                stream.close()
+
+        readers = [
+            threading.Thread(target=read, args=each, daemon=True) for each in enumerate((self.stdout, self.stderr))
+        ]
+        for reader in readers:
+            reader.start()
+        self.wait(timeout)
+        for reader in readers:
+            reader.join(timeout)
+        return texts[0], texts[1]
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in (self.stdout, self.stderr):
+            if stream is not None:
+                stream.close()
+        self.wait()
+
+
+class ForkServer:
+    """One process that forks on request; it ends, with all its children, when the test process ends."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._lock = threading.Lock()
+        # The environment of the server is that of the interpreter only: a child gets its own, whole.
+        command = [sys.executable, "-c", "from tests.fork_server import main; main()", str(theirs.fileno())]
+        root = str(Path(__file__).resolve().parents[1])
+        self._process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], cwd=root, env=os.environ | {"PYTHONPATH": root}, start_new_session=True
+        )
+        theirs.close()
+
+    def start(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        log: Path | None = None,
+        new_session: bool = False,
+        stdin: str = "",
+    ) -> Process:
+        """Fork a child that runs `command`: `celery …` or `longshore …`, without the interpreter.
+
+        With `log`, both output streams are appended to that file; otherwise they are pipes, as text.
+        """
+        standard_input = os.memfd_create("input")
+        os.write(standard_input, stdin.encode())
+        os.lseek(standard_input, 0, os.SEEK_SET)
+        status_read, status_write = os.pipe()
+        out = err = None
+        if log is None:
+            out_read, out_write = os.pipe()
+            err_read, err_write = os.pipe()
+            out, err = os.fdopen(out_read, encoding="utf-8"), os.fdopen(err_read, encoding="utf-8")
+        else:
+            out_write = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            err_write = os.dup(out_write)
+        request = {"command": list(command), "env": dict(env), "cwd": str(cwd), "new_session": new_session}
+        given = [status_write, standard_input, out_write, err_write]
+        try:
+            with self._lock:
+                socket.send_fds(self._socket, [json.dumps(request).encode()], given)
+                answer = self._socket.recv(64)
+        finally:
+            for descriptor in given:
+                os.close(descriptor)
+        if not answer:
+            raise RuntimeError("the fork server has ended; its output names the reason")
+        return Process(command, int(answer), status_read, out, err)
+
+    def close(self) -> None:
+        self._socket.close()
+        self._process.wait(30)
+
+
+def main() -> None:
+    """The server's own process; in a child, this function returns from the entry point of the command."""
+    requests = socket.socket(fileno=int(sys.argv[1]))
+    _die_with_parent()
+    _preload()
+    request = _serve(requests)
+    if request is not None:
+        _run(request)
+
+
+def _preload() -> None:
+    for name in PRELOADED:
+        importlib.import_module(name)
+    for package in PACKAGES:
+        for folder in importlib.import_module(package).__path__:
+            for path in sorted(Path(folder).rglob("*.py")):
+                parts = path.relative_to(folder).with_suffix("").parts
+                importlib.import_module(".".join([package, *parts]).removesuffix(".__init__"))
+    if get_settings.cache_info().currsize or "longshore.workers" in sys.modules:
+        raise RuntimeError("a preloaded module reads the settings on import: children would not see their own")
+    # Objects that were made before the fork are not touched by the children's collections.
+    gc.collect()
+    gc.freeze()
+
+
+def _serve(requests: socket.socket) -> dict[str, Any] | None:
+    """Fork for each request, report the exit code of each child; a request in a child, None when the tests ended."""
+    statuses: dict[int, int] = {}
+    wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    while True:
+        ready, _, _ = select.select([requests, wake_read], [], [])
+        if wake_read in ready:
+            os.read(wake_read, 4096)
+            _report_ended(statuses)
+        if requests not in ready:
+            continue
+        text, given, _, _ = socket.recv_fds(requests, 1 << 20, 4)
+        if not text:
+            return None
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for descriptor in (wake_read, wake_write, given[0], *statuses.values()):
+                os.close(descriptor)
+            requests.close()
+            for number, descriptor in enumerate(given[1:]):
+                os.dup2(descriptor, number)
+            for descriptor in given[1:]:
+                os.close(descriptor)
+            found: dict[str, Any] = json.loads(text)
+            return found
+        statuses[pid] = given[0]
+        for descriptor in given[1:]:
+            os.close(descriptor)
+        requests.send(str(pid).encode())
+
+
+def _report_ended(statuses: dict[int, int]) -> None:
+    for pid in list(statuses):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            with os.fdopen(statuses.pop(pid), "wb") as out:
+                out.write(str(os.waitstatus_to_exitcode(status)).encode())
+
+
+def _run(request: dict[str, Any]) -> None:
+    """Become the process that was asked for."""
+    _die_with_parent()
+    if request["new_session"]:
+        os.setsid()
+    # A shell starts background programs with Ctrl-C ignored, and the tests may be such a program.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    random.seed()
+    added = [request["cwd"], *filter(None, request["env"].get("PYTHONPATH", "").split(os.pathsep))]
+    # `tests` is importable only where the environment of the child says so.
+    root = str(Path(__file__).resolve().parents[1])
+    sys.path[:] = added + [path for path in sys.path if path not in {root, ""}]
+    program, *arguments = request["command"]
+    sys.stdout.reconfigure(line_buffering=False)  # type: ignore[union-attr]
+    if program == "celery":
+        sys.argv = ["celery", *arguments]
+        runpy.run_module("celery", run_name="__main__", alter_sys=True)
+    else:
+        [entry] = importlib.metadata.entry_points(group="console_scripts", name=program)
+        sys.argv = [program, *arguments]
+        sys.exit(entry.load()())
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
