@@ -7,6 +7,8 @@
 # The first of these that is new enough makes the environment.
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 PYTEST_ARGS ?=
+# Most tests wait for servers, so that two cores serve several at a time.
+PROCESSES ?= 5
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
@@ -22,7 +24,7 @@ demo: env ## run the main job: a release that succeeds, and one that fails and i
 	@$(BIN)/python examples/demo/demo.py
 
 test: lint ## lint, then all tests, with real servers (PYTEST_ARGS='-k saga' for some of them)
-	@$(WITH_SERVERS) tests/machine/side-by-side $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(WITH_SERVERS) $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 faults: test-env ## inject faults in the long form, about half an hour, and write docs/faults.md (LONGSHORE_FAULTS_SEED=n)
 	@rm -rf build/faults

@@ -18,6 +18,27 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: The kinds of tests, those that take longest first: a long module that begins last would keep one process busy alone.
+KINDS = ("docker", "packaging", "integration", "acceptance", "faults", "store", "unit")
+FIRST = ("test_jobs.py", "test_orchestrate.py", "test_deployment.py", "test_flower.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a module in one process, since they share its workers; `spread` ones share nothing."""
+    root = Path(__file__).parent
+
+    def order(item: pytest.Item) -> tuple[int, int, str]:
+        kind = item.path.relative_to(root).parts[0]
+        first = FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST)
+        return first, KINDS.index(kind) if kind in KINDS else len(KINDS), str(item.path)
+
+    for item in items:
+        kind = item.path.relative_to(root).parts[0]
+        spread = kind in {"unit", "store", "faults"} or item.get_closest_marker("spread")
+        if not spread and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(root))))
+    items.sort(key=order)
+
 
 def require(reason: str) -> NoReturn:
     """Something that a test needs is missing."""
@@ -73,7 +94,7 @@ def engine() -> Iterator[docker.APIClient]:
 @pytest.fixture
 def compose_project(engine: docker.APIClient, tmp_path: Path) -> Iterator[ComposeProject]:
     get(servers.require_compose)
-    name = f"lst-{uuid.uuid4().hex[:8]}"
+    name = f"{servers.PREFIX}{uuid.uuid4().hex[:8]}"
     directory = tmp_path / name
     directory.mkdir()
     try:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import docker
 
 IMAGE = "longshore-test:1"
+#: Of the names of everything that the tests of this process make on the engine, which other processes use as well.
+PREFIX = f"lst-{os.environ.get('PYTEST_XDIST_WORKER', 'gw')}-"
 DOCKERFILE = b"""\
 FROM scratch
 COPY busybox /bin/busybox

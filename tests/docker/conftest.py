@@ -21,7 +21,7 @@ from longshore.tasks.engine import close_engine
 from longshore.tasks.operation import Context, Outcome, Prediction, implementation
 from tests import servers
 from tests.conftest import get
-from tests.servers import engine_url
+from tests.servers import PREFIX, engine_url
 
 if TYPE_CHECKING:
     import docker
@@ -101,7 +101,7 @@ def state_dir(engine: docker.APIClient, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.fixture
 def step(engine: docker.APIClient) -> Iterator[MakeStep]:
     """Makes steps, each of a run of its own; what they leave on the engine is removed."""
-    prefix = f"lst-{uuid.uuid4().hex[:8]}"
+    prefix = f"{PREFIX}{uuid.uuid4().hex[:8]}"
     made = 0
 
     def make(operation: str, context: dict[str, Any] | None = None, /, **said: Any) -> Step:
@@ -155,7 +155,7 @@ def new_image(engine: docker.APIClient) -> Iterator[Callable[[str], str]]:
     yield make
     for image in engine.images():
         for tag in image["RepoTags"] or []:
-            if tag.rpartition(":")[0] in names or tag.startswith("longshore-keep/"):
+            if tag.rpartition(":")[0] in names or (tag.startswith("longshore-keep/") and PREFIX in tag):
                 with contextlib.suppress(APIError):
                     engine.remove_image(tag, force=True)
 
@@ -177,8 +177,8 @@ def machine(engine: docker.APIClient) -> Callable[[], dict[str, Any]]:
         volumes = [volume["Name"] for volume in engine.volumes()["Volumes"] or []]
         tags = [f"{tag} {image['Id']}" for image in engine.images() for tag in image["RepoTags"] or []]
         return {
-            "containers": {key: said for key, said in containers.items() if "lst-" in said[0]},
-            "names": sorted(name for name in [*networks, *volumes, *tags] if "lst-" in name),
+            "containers": {key: said for key, said in containers.items() if PREFIX in said[0]},
+            "names": sorted(name for name in [*networks, *volumes, *tags] if PREFIX in name),
         }
 
     return look
@@ -190,7 +190,7 @@ def container(engine: docker.APIClient) -> Iterator[Callable[..., str]]:
     names: list[str] = []
 
     def make(*command: str, start: bool = True, **host: Any) -> str:
-        name = f"lst-{uuid.uuid4().hex[:8]}"
+        name = f"{PREFIX}{uuid.uuid4().hex[:8]}"
         config = engine.create_host_config(**({"init": True} | host))
         made = engine.create_container(
             "longshore-test:1", list(command) or ["sleep", "600"], name=name, host_config=config

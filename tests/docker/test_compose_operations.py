@@ -21,7 +21,7 @@ from tests.docker.stack import SLEEP, Stack, stack, trio
 if TYPE_CHECKING:
     pass
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.spread]
 
 assert stack
 assert trio

@@ -24,7 +24,7 @@ from tests.docker.conftest import MakeStep
 if TYPE_CHECKING:
     import docker
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.spread]
 
 IMAGE = "longshore-test:1"
 Look = Callable[[], dict[str, Any]]

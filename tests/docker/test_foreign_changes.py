@@ -22,7 +22,7 @@ from tests.servers import Registry
 if TYPE_CHECKING:
     import docker
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.spread]
 assert stack
 
 

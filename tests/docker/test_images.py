@@ -12,7 +12,7 @@ import pytest
 
 from longshore.orchestration.errors import OperationError, Preflight, StepCancelled, Transient
 from tests.docker.conftest import MakeStep
-from tests.servers import PASSWORD, USER, Registry
+from tests.servers import PASSWORD, PREFIX, USER, Registry
 
 if TYPE_CHECKING:
     import docker
@@ -101,7 +101,7 @@ def test_a_pull_that_breaks_off_in_the_middle_is_an_error_and_leaves_what_was(
         assert engine.inspect_image(ref)["Id"] == old
         pull.undo()
         assert engine.inspect_image(ref)["Id"] == old
-        assert not [name for name in names(engine) if name.startswith("longshore-keep/images:k-lst-")]
+        assert not [name for name in names(engine) if name.startswith(f"longshore-keep/images:k-{PREFIX}")]
 
 
 @pytest.mark.parametrize("image", ["lst-nothing:1", "{registry}/lst-nothing:1"])

@@ -18,7 +18,7 @@ from tests.integration.processes import wait_for
 if TYPE_CHECKING:
     import docker
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.spread]
 MakeContainer = Callable[..., str]
 Look = Callable[[], dict[str, Any]]
 

@@ -11,6 +11,7 @@ import pytest
 
 from longshore.orchestration import Client
 from tests import servers
+from tests.conftest import get
 from tests.integration.processes import Installation, Worker
 
 #: What lets a test see in seconds what takes a minute in production.
@@ -62,20 +63,24 @@ def _close(installation: Installation) -> None:
     _installations.remove(installation)
 
 
-@pytest.fixture(scope="package")
-def workers(redis_server: servers.RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    """An installation in the default name space, with a worker for everything. For tests that kill nothing."""
+@pytest.fixture(scope="session")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """An installation in the default name space, with a worker for everything. For tests that kill nothing.
+
+    Its Redis is its own, since other tests of this process empty the shared one.
+    """
     folder = tmp_path_factory.mktemp("everyday")
     engine = f"unix://{folder / 'engine.sock'}"
-    made = _make(redis_server, folder, {"namespace": "longshore", "docker_host": engine})
-    try:
-        made.worker("everyday", "--concurrency", "2", "--task-events").start()
-        yield made
-    finally:
-        _close(made)
+    with get(servers.RedisServer) as server:
+        made = _make(server, folder, {"namespace": "longshore", "docker_host": engine})
+        try:
+            made.worker("everyday", "--concurrency", "2", "--task-events").start()
+            yield made
+        finally:
+            _close(made)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def client(workers: Installation) -> Client:
     """A client of those workers, its settings given and not taken from the environment."""
     return workers.client()
