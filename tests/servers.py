@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     import docker
 
 IMAGE = "longshore-test:1"
+#: Seconds within which something ends that would last a minute or longer if nobody ended it. A busy machine needs
+#: several seconds for a moment's work, so no test measures a shorter time.
+SOON = 20.0
 #: Of the names of everything that the tests of this process make on the engine, which other processes use as well.
 PREFIX = f"lst-{os.environ.get('PYTEST_XDIST_WORKER', 'gw')}-"
 DOCKERFILE = b"""\

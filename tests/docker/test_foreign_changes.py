@@ -17,7 +17,7 @@ from tests.conftest import ComposeProject
 from tests.docker.conftest import MakeStep
 from tests.docker.stack import IMAGE, SLEEP, Stack, stack
 from tests.docker.test_images import NewImage, names
-from tests.servers import Registry
+from tests.servers import SOON, Registry
 
 if TYPE_CHECKING:
     import docker
@@ -173,7 +173,7 @@ def test_a_pull_that_is_cancelled_before_the_registry_answers_does_not_go_on(
     try:
         with pytest.raises(StepCancelled):
             pull.act()
-        assert time.monotonic() - stop_at < 2
+        assert time.monotonic() - stop_at < SOON
         pull.again(1, asked_to_stop=lambda: False).undo()
         time.sleep(4)
         assert ref not in names(engine)

@@ -15,7 +15,7 @@ from longshore.orchestration import Plan, Run
 from tests.docker.stack import Stack, stack
 from tests.integration.conftest import MakeInstallation, module_installation
 from tests.integration.processes import Installation, wait_for
-from tests.servers import IMAGE, engine_url
+from tests.servers import IMAGE, SOON, engine_url
 
 pytestmark = [pytest.mark.docker, pytest.mark.integration]
 assert stack
@@ -47,12 +47,11 @@ def at_work(run: Run, step: str = "up") -> None:
 
 
 def cancelled_in_time(run: Run, step: str) -> None:
-    """The step itself ends within two seconds; then it is taken back."""
+    """The step itself ends soon after the request; then the run is undone."""
     began = time.monotonic()
     run.cancel()
     wait_for("the step to end", lambda: run.report().step(step).status in {"cancelled", "failed", "changed"})
-    took = time.monotonic() - began
-    assert took < 2.5, "two seconds, and what it takes to see it"
+    assert time.monotonic() - began < SOON
     assert run.wait(60).state in {"undone", "failed"}
 
 

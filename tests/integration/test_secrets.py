@@ -12,6 +12,7 @@ import pytest
 from longshore.orchestration import Plan
 from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import Installation, all_that_is_kept, wait_for
+from tests.servers import SOON
 
 VALUE = 'correct-"horse\\battery'
 REFERENCE = "{{ secret('env:DB_PASSWORD') }}"
@@ -138,7 +139,7 @@ def test_one_operation_is_a_run_of_one_step(place: Installation, tmp_path: Path)
     assert '"parameters"' in place.longshore("ops", "show", "file.upload", "-o", "json").out
 
 
-def test_a_command_that_is_cancelled_ends_within_two_seconds(place: Installation) -> None:
+def test_a_cancelled_command_ends_soon(place: Installation) -> None:
     run = place.client().run_operation("command.shell.execute", command="sleep 321 & sleep 321")
 
     def at_work() -> bool:
@@ -148,5 +149,5 @@ def test_a_command_that_is_cancelled_ends_within_two_seconds(place: Installation
     began = time.monotonic()
     run.cancel()
     wait_for("it to be gone", lambda: not at_work())
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < SOON
     assert run.wait().exit_code in {1, 3}

@@ -79,11 +79,13 @@ def test_while_a_service_is_down_its_steps_are_not_tried(shop: Installation, tmp
 
     # when others come that need it, too
     others = [shop.run(billing(tmp_path, f"other-{n}")) for n in range(8)]
+    began = time.monotonic()
     time.sleep(3.0)
 
     # then it is one probe a second or so that reaches the service, and none of theirs
     calls = len(lines(tmp_path / "calls"))
-    assert calls <= 5, f"{calls} calls in three seconds"
+    elapsed = time.monotonic() - began
+    assert calls <= 2 + elapsed, f"{calls} calls in {elapsed:.1f} s"
     assert all(run.state() in {"suspended", "pending", "running"} for run in others)
     (tmp_path / "down").unlink()
     for run in [first, *others]:

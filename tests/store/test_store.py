@@ -17,7 +17,7 @@ from longshore.orchestration.admission import Admission
 from longshore.orchestration.errors import ConfigError, StoreUnavailable
 from longshore.orchestration.states import RunState, StepState, UndoState
 from longshore.orchestration.store import Store
-from tests.servers import RedisServer, free_port
+from tests.servers import SOON, RedisServer, free_port
 from tests.store.bed import LEASE, Bed, settings_for
 
 pytestmark = pytest.mark.store
@@ -170,11 +170,11 @@ def test_a_reader_is_woken_by_the_next_event(bed: Bed, server: RedisServer) -> N
     timer.start()
     began = time.monotonic()
 
-    entries = bed.store.read_events(bed.run_id, cursor, block_ms=10_000)
+    entries = bed.store.read_events(bed.run_id, cursor, block_ms=60_000)
 
     timer.join()
     assert [fields["event"] for _, fields in entries] == ["step_started"]
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < SOON
 
 
 # --- the indices ----------------------------------------------------------------------------------------
@@ -394,13 +394,13 @@ def one_line(error: StoreUnavailable) -> str:
 
 
 def test_a_server_that_is_down_is_one_clear_line_within_the_time_limit(connect: Callable[..., Store]) -> None:
-    store = connect(f"redis://:hidden@127.0.0.1:{free_port()}/0", connect_timeout=5.0)
+    store = connect(f"redis://:hidden@127.0.0.1:{free_port()}/0", connect_timeout=30.0)
     began = time.monotonic()
 
     with pytest.raises(StoreUnavailable) as caught:
         ask_for(store, "r1")
 
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < SOON
     text = one_line(caught.value)
     assert "redis://127.0.0.1" in text
     assert "LONGSHORE_REDIS_URL" in text
@@ -481,7 +481,7 @@ def test_a_server_that_refuses_to_write_is_one_clear_line(bed: Bed) -> None:
             began = time.monotonic()
             with pytest.raises(StoreUnavailable, match="maxmemory") as caught:
                 write()
-            assert time.monotonic() - began < 1.0
+            assert time.monotonic() - began < SOON
             assert "redis://127.0.0.1" in one_line(caught.value)
         assert bed.store.runs() == ["there"]  # it can still be read
         assert sorted(bed.redis.keys("*")) == before

@@ -13,6 +13,7 @@ import pytest
 from longshore.orchestration.errors import OperationError, Preflight, StepCancelled
 from longshore.tasks.machine import process
 from longshore.tasks.machine.process import OUTPUT_LIMIT, Completed
+from tests.servers import SOON
 
 ENV = {"PATH": os.environ["PATH"]}
 
@@ -131,7 +132,7 @@ def test_out_of_its_time_the_whole_group_dies(tmp_path: Path) -> None:
     with pytest.raises(OperationError, match=r"ran out of its 0\.4 s"):
         sh(script, timeout=0.4, grace=0.2)
 
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < SOON
     assert is_gone(noted(tmp_path / "parent"))
     assert is_gone(noted(tmp_path / "child"))
 
@@ -142,7 +143,7 @@ def test_a_program_that_listens_to_term_ends_without_waiting_for_the_kill(tmp_pa
     with pytest.raises(OperationError, match="ran out of its"):
         sh(f"trap 'echo bye >{tmp_path}/said; exit 0' TERM; while :; do sleep 0.05; done", timeout=0.3, grace=30)
 
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < SOON
     assert (tmp_path / "said").read_text() == "bye\n"
 
 
@@ -161,7 +162,7 @@ def test_the_end_of_the_program_counts_not_that_of_its_output(tmp_path: Path) ->
     os.kill(child, signal.SIGKILL)
 
     assert (done.exit_code, done.stdout) == (0, "said\n")
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < SOON
 
 
 def test_what_its_check_raises_ends_the_program_and_is_passed_on(tmp_path: Path) -> None:
