@@ -87,7 +87,7 @@ class Answer:
         if "json" in self.headers.get("content-type", "") and not self.truncated:
             try:
                 found["json"] = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return found
         return found
 

@@ -290,6 +290,11 @@ def test_where_the_files_cannot_be_known_that_is_said(tmp_path: Path, include: s
     assert not inputs_of(Source("shop", str(tmp_path), (str(tmp_path / "compose.yaml"),)))[1]
 
 
+def test_a_file_that_is_nested_too_deeply_leaves_the_inputs_unknown(tmp_path: Path) -> None:
+    (tmp_path / "compose.yaml").write_text("services: " + "[" * 700 + "]" * 700)
+    assert not inputs_of(Source("shop", str(tmp_path), (str(tmp_path / "compose.yaml"),)))[1]
+
+
 def test_files_that_include_each_other_end(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("include: [b.yaml]")
     (tmp_path / "b.yaml").write_text("include: [a.yaml]")

@@ -97,6 +97,14 @@ def test_a_service_that_answers_as_expected_is_well(service: Service) -> None:
     assert service.asked[0]["headers"]["X-A"] == "b"
 
 
+def test_an_answer_whose_json_is_nested_too_deeply_stays_text(service: Service) -> None:
+    service.headers = {"Content-Type": "application/json"}
+    service.body = b"[" * 5000 + b"]" * 5000
+    outcome = Doing("network.http.get", url=f"{service.url}/").act()
+    assert "json" not in outcome.data
+    assert outcome.data["body"].startswith("[[[")
+
+
 def test_a_service_is_asked_until_its_deadline(service: Service) -> None:
     service.codes = [503, 503, 200]
     waited = Doing("network.http.get", url=service.url, deadline="5s", interval="50ms")

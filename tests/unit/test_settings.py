@@ -98,6 +98,8 @@ def test_a_wrong_setting_in_a_file_is_named(tmp_path: Path, monkeypatch: pytest.
     [
         ("broken.yaml", b"a: [\n"),
         ("broken.toml", b"a = [\n"),
+        ("deep.yaml", b"a: " + b"[" * 700 + b"]" * 700),
+        ("deep.toml", b"a = " + b"[" * 700 + b"]" * 700),
         ("list.yaml", b"- a\n"),
         ("latin.yaml", b"actor: caf\xe9\n"),
         ("latin.toml", b'actor = "caf\xe9"\n'),

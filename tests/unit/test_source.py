@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from longshore.orchestration import Plan, PlanError, UnknownName, load, parse
 from longshore.orchestration import source as source_module
@@ -236,18 +237,37 @@ def test_a_bomb_of_aliases_is_refused_before_it_grows(monkeypatch: pytest.Monkey
     told(caught.value)
 
 
-@pytest.mark.parametrize("opening", ["[", "- "])
+# The C parser of PyYAML 6.0.4 refuses a thousand levels itself, before it reports the first of them.
+@pytest.mark.parametrize("opening", ["[", "- ", '{"a":', "a: [ 1, ["])
 def test_nesting_without_end_does_not_end_the_process(opening: str) -> None:
     code = (
         "from longshore.orchestration.source import parse\n"
         "from longshore.orchestration.errors import PlanError\n"
-        f"try:\n    parse({opening!r} * 100_000)\nexcept PlanError as error:\n    print(error)\n"
+        f"try:\n    parse({opening!r} * 5_000)\nexcept PlanError as error:\n    print(error)\n"
     )
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "it is nested too deeply" in done.stdout
+
+
+def test_a_broken_line_with_many_brackets_has_the_parsers_own_message() -> None:
+    with pytest.raises(PlanError, match="this is not YAML: found unexpected end of stream"):
+        parse(f'name: "{"[" * 2000}\n')
+
+
+@pytest.mark.parametrize("loader", [yaml.CSafeLoader, yaml.SafeLoader])
+@pytest.mark.parametrize("ends", [200, 2_000])
+def test_nesting_has_one_message_whichever_parser_refuses_it(
+    loader: type, ends: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_module, "_LOADER", loader)
+
+    with pytest.raises(PlanError) as caught:
+        parse("name: p\nsteps:\n  " + "[" * ends)
+
+    assert str(caught.value) == "plan: line 3: it is nested too deeply"
 
 
 def test_aliases_in_a_plan_are_followed() -> None:
