@@ -1,18 +1,26 @@
-# `make` alone lists the targets. Everything is made inside the checkout: .venv, .dev and build.
+# `make` alone lists the targets. Everything is made inside the checkout: .venv, .venv-latest, .dev and build.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test faults lint bench env test-env clean help FORCE
+.PHONY: demo test check faults lint bench env test-env lock latest clean help FORCE
 
-# The first of these that is new enough makes the environment.
+# The first of these that is new enough makes the environments.
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 PYTEST_ARGS ?=
 # Most tests wait for servers, so that two cores serve several at a time.
 PROCESSES ?= 5
 
-BIN := .venv/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
-WITH_SERVERS := PATH="$(CURDIR)/$(BIN):$$PATH" tests/machine/with-servers
+# The tool that writes the lock has a version of its own choice: another one may order or mark packages differently.
+UV := uv==0.13.9
+LOCK := requirements.lock
+# Every extra that a test, an image or a target needs.
+EXTRAS := docker,embedded,flower,metrics,notify,test
+
+BIN = .venv/bin
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
+WITH_SERVERS = PATH="$(CURDIR)/$(BIN):$$PATH" tests/machine/with-servers
+
+FAST_TESTS = $(BIN)/python -m pytest -n 2 tests/unit tests/store $(PYTEST_ARGS)
 
 # Hundreds of processes start while the tests go: none of them is to compile again what the one before it has compiled.
 unexport PYTHONDONTWRITEBYTECODE
@@ -26,13 +34,16 @@ demo: env ## run the main job: a release that succeeds, and one that fails and i
 test: lint ## lint, then all tests, with real servers (PYTEST_ARGS='-k saga' for some of them)
 	@$(WITH_SERVERS) $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
-faults: test-env ## inject faults in the long form, about half an hour, and write docs/faults.md (LONGSHORE_FAULTS_SEED=n)
+check: lint ## what to run before each commit: lint, then the unit and store tests
+	@$(WITH_SERVERS) --redis-only $(FAST_TESTS)
+
+faults: env ## inject faults in the long form, about half an hour, and write docs/faults.md (LONGSHORE_FAULTS_SEED=n)
 	@rm -rf build/faults
 	@LONGSHORE_FAULTS=long $(WITH_SERVERS) --redis-only $(BIN)/python -m pytest -s tests/faults tests/unit/test_checked.py \
 	  $(PYTEST_ARGS)
 	@PYTHONPATH=. $(BIN)/python tests/faults/figures.py
 
-lint: test-env ## ruff, mypy, import-linter
+lint: env ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -41,30 +52,41 @@ lint: test-env ## ruff, mypy, import-linter
 bench: env ## measure on a real Redis, and print the figures
 	@$(WITH_SERVERS) --redis-only $(BIN)/python benchmarks/bench.py
 
-env: .venv/.env ## make .venv with all that Longshore needs to run
-test-env: .venv/.test-env ## make .venv with all that the tests need as well
+env: .venv/.env ## make .venv with the locked versions of everything that the targets need
+test-env: env
 
-.venv/.env: pyproject.toml .venv/.files
-	@echo "installing Longshore into .venv"
-	@$(PIP_INSTALL) -e '.[docker,embedded,flower,metrics,testing]'
+lock: | .dev/uv/bin/python ## write requirements.lock anew, with the newest versions that pyproject.toml admits
+	@.dev/uv/bin/python -m pip install --quiet --quiet --disable-pip-version-check '$(UV)'
+	@.dev/uv/bin/uv --no-config pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --all-extras --group build pyproject.toml -o $(LOCK)
+
+latest: BIN = .venv-latest/bin
+latest: | .venv-latest/bin/python ## install the newest versions that pyproject.toml admits into .venv-latest, and run the fast tests
+	@$(PIP_INSTALL) --upgrade --upgrade-strategy eager -e '.[$(EXTRAS)]'
+	@$(BIN)/python -m pip freeze --exclude-editable
+	@$(WITH_SERVERS) --redis-only $(FAST_TESTS)
+
+.venv/.locked: $(LOCK) | $(BIN)/python
+	@echo "installing the packages of $(LOCK) into .venv"
+	@$(PIP_INSTALL) --require-hashes -r $(LOCK)
 	@touch $@
 
-# The environment of the tests holds the other one, so both are up to date afterwards.
-.venv/.test-env: pyproject.toml .venv/.files
-	@echo "installing Longshore and its test tools into .venv"
-	@$(PIP_INSTALL) -e '.[docker,embedded,flower,metrics,test]'
-	@touch $@ .venv/.env
+# The lock holds the build backend too: pip would fetch the newest one for an isolated build.
+.venv/.env: .venv/.locked pyproject.toml .venv/.files
+	@echo "installing Longshore into .venv"
+	@$(PIP_INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
 
 # The installed package is a tree of links, one a file: a file that is new or gone needs an install.
 .venv/.files: FORCE | $(BIN)/python
 	@find orchestration tasks workers -type f ! -name '*.pyc' | LC_ALL=C sort >$@.new
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
-$(BIN)/python:
+.venv/bin/python .venv-latest/bin/python .dev/uv/bin/python:
 	@for python in $(PYTHON); do \
 	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-	    echo "making .venv with $$($$python --version)"; \
-	    $$python -m venv --clear .venv || { rm -rf .venv; exit 1; }; \
+	    echo "making $(@:/bin/python=) with $$($$python --version)"; \
+	    $$python -m venv --clear $(@:/bin/python=) || { rm -rf $(@:/bin/python=); exit 1; }; \
 	    exit 0; \
 	  fi; \
 	done; \
@@ -72,7 +94,7 @@ $(BIN)/python:
 
 clean: ## remove all that was made here, and what a killed test run left running
 	@if [ -e .dev/engine/state.json ]; then tests/machine/with-servers true; fi
-	rm -rf .venv .dev build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-latest .dev build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 help: ## print this

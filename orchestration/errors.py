@@ -286,6 +286,18 @@ def chain(error: BaseException) -> Iterator[BaseException]:
             waiting += reversed(current.exceptions)
 
 
+def wrapped(error: BaseException) -> Iterator[BaseException]:
+    """The error, its causes, and the errors that requests and urllib3 keep in its arguments."""
+    seen: set[int] = set()
+    waiting: list[object] = [error]
+    while waiting:
+        link = waiting.pop()
+        if isinstance(link, BaseException) and id(link) not in seen:
+            seen.add(id(link))
+            yield link
+            waiting += [link.__cause__, link.__context__, getattr(link, "reason", None), *link.args]
+
+
 def exit_code_of(error: BaseException) -> int:
     """The exit code an error stands for, however often it was wrapped."""
     for link in chain(error):

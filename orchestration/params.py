@@ -99,7 +99,7 @@ class Param(BaseModel):
             return text.lower() in {"true", "yes", "on", "1"}
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
 
 

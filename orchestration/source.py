@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -77,16 +78,27 @@ class _Document:
 
     def _from_yaml(self) -> Any:
         try:
-            self._measure()
+            self._measure(_LOADER)
             root = yaml.compose(self._text, Loader=_LOADER)
         except yaml.YAMLError as error:
+            self._measure_a_refused_text()
             raise self._broken(error) from None
         return None if root is None else self._build(root, ())
 
-    def _measure(self) -> None:
+    def _measure_a_refused_text(self) -> None:
+        """Raise _TooDeepError where a limit of the parser's own has hidden that the nesting passes ours.
+
+        The C parser of some versions has such a limit, and reads one line ahead of its events; Python's has none, and
+        is slow. So it reads only a text with a line that has brackets enough.
+        """
+        if any(line.count("[") + line.count("{") > _MAX_DEPTH for line in self._text.splitlines()):
+            with contextlib.suppress(yaml.YAMLError):
+                self._measure(yaml.SafeLoader)
+
+    def _measure(self, loader: Any) -> None:
         """Refuse what is nested too deeply before it is built: the builder calls itself."""
         depth = 0
-        for event in yaml.parse(self._text, Loader=_LOADER):
+        for event in yaml.parse(self._text, Loader=loader):
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
                 if depth > _MAX_DEPTH:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Mapping
@@ -18,6 +20,7 @@ from longshore.orchestration.errors import (
     Preflight,
     Transient,
     Unsuccessful,
+    wrapped,
 )
 from longshore.orchestration.operations.network import (
     HTTP_GET,
@@ -87,7 +90,7 @@ class Answer:
         if "json" in self.headers.get("content-type", "") and not self.truncated:
             try:
                 found["json"] = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return found
         return found
 
@@ -132,7 +135,7 @@ def _from_here(ctx: Context, call: Call) -> Answer:
 def _ask(call: Call) -> Answer:
     import requests  # noqa: PLC0415 - slow to import, and only few workers do this
     from requests import exceptions  # noqa: PLC0415
-    from urllib3.exceptions import HTTPError  # noqa: PLC0415
+    from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError  # noqa: PLC0415
 
     started = time.monotonic()
     try:
@@ -159,10 +162,9 @@ def _ask(call: Call) -> Answer:
         raise Preflight(f"{call.shown}: {_short(error)}") from None
     except exceptions.ConnectionError as error:
         # Before it was connected nothing can have arrived.
-        refused = any(
-            word in str(error) for word in ("Errno 111", "NewConnectionError", "NameResolution", "ConnectTimeout")
-        )
-        raise NoAnswer(f"{call.shown}: {_short(error)}", sent=not refused) from None
+        unsent = (NewConnectionError, ConnectTimeoutError, ConnectionRefusedError, socket.gaierror)
+        sent = not any(isinstance(link, unsent) for link in wrapped(error))
+        raise NoAnswer(f"{call.shown}: {_short(error)}", sent=sent) from None
     except exceptions.RequestException as error:
         raise NoAnswer(f"{call.shown}: {_short(error)}", sent=True) from None
     except (ValueError, UnicodeError, HTTPError) as error:  # the name of a host that is none, and its like
@@ -174,11 +176,17 @@ def _ask(call: Call) -> Answer:
 
 def _short(error: Exception) -> str:
     """The last reason in a chain of wrapped ones, without the URL, which may hold a secret."""
-    text = str(error)
-    for pattern in (r"\[Errno -?\d+\] ([^')\"]+)", r"Caused by \w+\([^:]*: ([^')]+)", r"(certificate [^()]+)"):
-        if found := re.search(pattern, text):
-            return found[1].strip()
-    return "no answer in time" if "timed out" in text.lower() else type(error).__name__
+    links = list(wrapped(error))
+    for link in reversed(links):
+        if isinstance(link, ssl.SSLCertVerificationError):
+            return f"certificate verify failed: {link.verify_message}"
+        if isinstance(link, ssl.SSLError) and link.reason:
+            return link.reason.replace("_", " ").lower()
+        if isinstance(link, OSError) and link.strerror:
+            return link.strerror
+    # requests, urllib3 and Python have a type each.
+    late = any("Timeout" in kind.__name__ for link in links for kind in type(link).__mro__)
+    return "no answer in time" if late else type(error).__name__
 
 
 def _from_inside(ctx: Context, call: Call) -> Answer:

@@ -124,6 +124,8 @@ def read_values(pairs: tuple[str, ...]) -> dict[str, Any]:
                 value = yaml.safe_load(text)
             except yaml.YAMLError as error:
                 raise UsageError(f"{key}: {text!r} is no YAML: {' '.join(str(error).split())}") from None
+            except RecursionError:
+                raise UsageError(f"{key}: it is nested too deeply") from None
         *path, last = key.split(".")
         inner = found
         for part in path:

@@ -59,8 +59,8 @@ class _Reading:
             said = yaml.load(Path(file).read_text(), Loader=_Loader)  # noqa: S506 - a safe one
         except OSError:
             return  # Compose says what is wrong with it
-        except (ValueError, yaml.YAMLError):
-            self.known = False  # several documents, say
+        except (ValueError, yaml.YAMLError, RecursionError):
+            self.known = False  # several documents, say, or nesting without end
             return
         if not isinstance(said, dict):
             return

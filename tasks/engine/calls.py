@@ -10,10 +10,11 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import quote
 
-from longshore.orchestration.errors import OperationError, Transient
+from longshore.orchestration.errors import OperationError, Transient, wrapped
 from longshore.tasks.engine import Check, EngineTimeout, NotThere, classified, hijacked, in_stream
 
 #: Seconds for a call that takes no time of its own.
@@ -144,16 +145,16 @@ class Calls:
             raise self._away(error) from error
 
     def _away(self, error: BaseException) -> OperationError:
-        if any(isinstance(link, PermissionError) for link in _links(error)):
+        if any(isinstance(link, PermissionError) for link in wrapped(error)):
             remedy = "let the worker's user be in group docker"
             return OperationError(f"permission denied at the Docker engine's {self.url}", remedy=remedy)
-        if tls := next((link for link in _links(error) if isinstance(link, ssl.SSLError)), None):
+        if tls := next((link for link in wrapped(error) if isinstance(link, ssl.SSLError)), None):
             remedy = "DOCKER_CERT_PATH holds ca.pem, cert.pem and key.pem of that engine"
             why = tls.reason or str(tls)
             return OperationError(
                 f"no trust between this worker and the Docker engine at {self.url}: {why}", remedy=remedy
             )
-        if "paramiko" in str(error):
+        if self.url.startswith("ssh://") and find_spec("paramiko") is None:
             return OperationError(f"{self.url} cannot be reached by ssh", remedy="pip install 'longshore[ssh]'")
         remedy = "start it, or set LONGSHORE_DOCKER_HOST"
         return Transient(f"the Docker engine at {self.url} does not answer", remedy=remedy)
@@ -185,18 +186,6 @@ def _message(response: Any) -> str:
     except (ValueError, KeyError, TypeError):
         text = response.text
     return " ".join(str(text).split()) or f"the Docker engine answered {response.status_code}"
-
-
-def _links(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from, and what requests and urllib3 put into its arguments."""
-    todo: list[BaseException] = [error]
-    for _ in range(20):
-        if not todo:
-            return
-        link = todo.pop()
-        yield link
-        inner = [link.__cause__, link.__context__, getattr(link, "reason", None), *link.args]
-        todo += [item for item in inner if isinstance(item, BaseException)]
 
 
 def _tls(url: str) -> Any:

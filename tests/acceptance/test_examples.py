@@ -207,7 +207,7 @@ def test_results(environment: dict[str, str]) -> None:
         "number='o-7' amount=42",
         "{'amount': 42, 'text': 'order o-7'}",
         "[('web1', 'unchanged'), ('db1', 'failed')]",
-        "the data of step 'used' is no Order: number: Field required",
+        "the data of step 'used' is no Order: number: ",
     ]
 
 

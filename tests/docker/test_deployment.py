@@ -31,7 +31,6 @@ COMPOSE = ROOT / "compose" / "compose.yaml"
 #: Names of images that stand in for those of registries.
 BASE, CLI, REDIS = "los-python:1", "los-cli:1", "los-redis:1"
 MADE = ("los-longshore:1", "los-longshore-client:1")
-EXTRAS = "docker,flower,logs,metrics,notify,otel,redbeat"
 
 
 class Deployment:
@@ -93,12 +92,10 @@ class Deployment:
 
 
 def build(folder: Path) -> None:
-    """The images that stand in for a registry's, with the wheels of all that is needed."""
-    wheels = folder / "wheels"
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "-w", str(wheels), f"{ROOT}[{EXTRAS}]", "setuptools>=77"]
+    """The images that stand in for a registry's, with the locked packages."""
+    lock, wheels = str(ROOT / "requirements.lock"), str(folder / "wheels")
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--require-hashes", "-r", lock, "-d", wheels]
     subprocess.run(command, check=True, capture_output=True, cwd=folder)
-    for wheel in wheels.glob("longshore-*"):
-        wheel.unlink()  # the image builds its own
     images.load(f"{BASE}-bare", images.python())
     (folder / "Dockerfile").write_text(f"FROM {BASE}-bare\nCOPY wheels {images.WHEELS}\n")
     subprocess.run(["docker", "build", "-q", "-t", BASE, str(folder)], check=True, capture_output=True)

@@ -161,7 +161,7 @@ def test_a_dry_create_makes_nothing(step: MakeStep, machine: Look) -> None:
         ({"env": {"DEBUG": True}}, "put it in quotes"),
         ({"restart": "sometimes"}, "is not no, always"),
         ({"labels": {"longshore.op": "x"}}, "set by Longshore"),
-        ({"colour": "red"}, "Extra inputs"),
+        ({"colour": "red"}, "colour"),
     ],
 )
 def test_create_refuses_what_makes_no_sense(said: dict[str, Any], why: str) -> None:

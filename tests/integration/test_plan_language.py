@@ -364,7 +364,7 @@ def test_an_own_operation_journals_is_retried_undone_and_foretold(shop: Installa
 def test_own_parameters_are_checked_before_anything_is_stored(shop: Installation) -> None:
     plan = Plan("own")
     plan.step("charge", "own.charge", bill={"customer": "ann", "amount": "much"}, ledger="/tmp/x")
-    with pytest.raises(Exception, match=r"step 'charge': bill.amount: Input should be a valid integer"):
+    with pytest.raises(Exception, match=r"step 'charge': bill.amount: "):
         shop.run(plan)
 
 

@@ -94,7 +94,7 @@ def test_parameters_on_the_command_line(pairs: tuple[str, ...], values: dict[str
     assert read_values(pairs) == values
 
 
-@pytest.mark.parametrize("pair", ["image", "=x", "a b=c", "argv=[1"])
+@pytest.mark.parametrize("pair", ["image", "=x", "a b=c", "argv=[1", f"argv={'[' * 700}"], ids=len)
 def test_what_is_no_parameter_is_refused(pair: str) -> None:
     with pytest.raises(UsageError):
         read_values((pair,))

@@ -244,9 +244,9 @@ def test_what_a_file_demands_is_said_by_the_first_pattern_that_fits() -> None:
     ("text", "says"),
     [
         ("stack: {}", "stack: there is no such word here"),
-        ("stacks: {shop: {files: {a: reboot}}}", "stacks.shop.files.a: Input should be"),
+        ("stacks: {shop: {files: {a: reboot}}}", "stacks.shop.files.a: "),
         ("registries: {r: {username: x, password: y}}", "give the password by reference"),
-        ("registries: {r: {username: x}}", "registries.r.password: Field required"),
+        ("registries: {r: {username: x}}", "registries.r.password: "),
         ("- 1", "not a mapping"),
     ],
 )
@@ -287,6 +287,11 @@ def test_the_files_that_compose_reads_are_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize("include", ["${PART}/db.yaml", "oci://docker.io/acme/part", "https://git.local/x.git"])
 def test_where_the_files_cannot_be_known_that_is_said(tmp_path: Path, include: str) -> None:
     (tmp_path / "compose.yaml").write_text(f"include: ['{include}']\nservices: {{}}\n")
+    assert not inputs_of(Source("shop", str(tmp_path), (str(tmp_path / "compose.yaml"),)))[1]
+
+
+def test_a_file_that_is_nested_too_deeply_leaves_the_inputs_unknown(tmp_path: Path) -> None:
+    (tmp_path / "compose.yaml").write_text("services: " + "[" * 700 + "]" * 700)
     assert not inputs_of(Source("shop", str(tmp_path), (str(tmp_path / "compose.yaml"),)))[1]
 
 

@@ -25,6 +25,7 @@ from longshore.orchestration.errors import (
     chain,
     exit_code_of,
 )
+from longshore.tasks.engine import calls
 
 
 def raised(function: Callable[[], object]) -> BaseException:
@@ -151,3 +152,14 @@ def test_every_error_is_in_the_tree_at_the_head_of_the_module_under_one_root() -
 
     assert all(issubclass(kind, LongshoreError) for kind in classes)
     assert all(kind.__name__ in str(errors.__doc__) for kind in classes)
+
+
+@pytest.mark.parametrize(("installed", "remedy"), [(None, "longshore[ssh]"), (object(), "LONGSHORE_DOCKER_HOST")])
+def test_a_missing_ssh_library_is_named_where_an_engine_is_reached_by_ssh(
+    installed: object, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "find_spec", lambda name: installed if name == "paramiko" else None)
+
+    error = calls.Calls("ssh://web1")._away(Exception("whatever docker-py writes"))
+
+    assert remedy in str(error.remedy)

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from pydantic import ValidationError
+from urllib3.exceptions import ConnectTimeoutError, MaxRetryError, NewConnectionError, ProtocolError
 
 from longshore.orchestration.errors import (
     Blocked,
@@ -95,6 +97,14 @@ def test_a_service_that_answers_as_expected_is_well(service: Service) -> None:
     assert (outcome.changed, outcome.data["code"], outcome.data["json"]) == (False, 200, {"ok": True})
     assert service.asked[0]["path"] == "/health?x=1"
     assert service.asked[0]["headers"]["X-A"] == "b"
+
+
+def test_an_answer_whose_json_is_nested_too_deeply_stays_text(service: Service) -> None:
+    service.headers = {"Content-Type": "application/json"}
+    service.body = b"[" * 5000 + b"]" * 5000
+    outcome = Doing("network.http.get", url=f"{service.url}/").act()
+    assert "json" not in outcome.data
+    assert outcome.data["body"].startswith("[[[")
 
 
 def test_a_service_is_asked_until_its_deadline(service: Service) -> None:
@@ -182,6 +192,27 @@ def test_a_lost_answer_is_in_doubt_unless_it_may_be_sent_again(service: Service)
     nobody = Doing("network.http.request", url="http://127.0.0.1:1/")
     with pytest.raises(Transient, match="refused"):
         nobody.act()
+
+
+@pytest.mark.parametrize(
+    ("raised", "error"),
+    [
+        (MaxRetryError(None, "/", NewConnectionError(None, "words")), Transient),  # type: ignore[arg-type]
+        (MaxRetryError(None, "/", ConnectTimeoutError(None, "words")), Transient),  # type: ignore[arg-type]
+        (ProtocolError("words", ConnectionRefusedError()), Transient),
+        (ProtocolError("NewConnectionError to /ConnectTimeout: [Errno 111]", ConnectionResetError()), InDoubt),
+    ],
+)
+def test_whether_a_call_was_sent_is_known_by_the_type_of_the_error_and_not_by_its_words(
+    raised: Exception, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise requests.exceptions.ConnectionError(raised)
+
+    monkeypatch.setattr(requests.Session, "request", fail)
+
+    with pytest.raises(error):
+        Doing("network.http.request", url="http://127.0.0.1:1/", method="POST", idempotent=False).act()
 
 
 def test_the_undo_is_the_call_that_was_given(service: Service) -> None:

