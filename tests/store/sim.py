@@ -20,7 +20,7 @@ from longshore.orchestration.states import STEP_BAD, STEP_GOOD, STEP_IN_FLIGHT, 
 from longshore.orchestration.store import Grant, Recorded, Store
 from longshore.tasks.driver import Driver
 from longshore.tasks.plans import Plans
-from tests.store.bed import Bed, settings_for
+from tests.store.stored_run import StoredRun, settings_for
 
 #: Tries of a step and of an undo, as the runner has them for errors that pass.
 TRIES = {"": 4, "u": 6}
@@ -169,8 +169,8 @@ class World:
         values = settings_for(url, **own | settings)
         self.store = Store(values, client)
         self.driver_store = Fragile(values, client)
-        self.bed = Bed(url, store=self.store)
-        self.run_id = self.bed.run_id
+        self.stored = StoredRun(url, store=self.store)
+        self.run_id = self.stored.run_id
         self.line = Line()
         self.driver = self.new_driver(self.driver_store)
         self.other_driver = self.new_driver(self.store)
@@ -195,8 +195,8 @@ class World:
 
     def age(self, seconds: float) -> None:
         """Time passes, and sweepers are at work all the while."""
-        self.bed.age(seconds)
-        self.bed.redis.delete(self.store.keys.tick, self.store.keys.pause)
+        self.stored.age(seconds)
+        self.stored.redis.delete(self.store.keys.tick, self.store.keys.pause)
 
     # --- the log ------------------------------------------------------------------------------------
 
@@ -347,7 +347,7 @@ class World:
 
     def _complete(self, work: Work, status: str, *, twice: bool, **more: Any) -> Recorded:
         held = self.holds(work)
-        before = self.bed.dump()
+        before = self.stored.dump()
 
         def tell() -> Recorded:
             return self.store.complete(self.run_id, work.index, work.side, work.grant.fence, status, "{}", **more)
@@ -356,14 +356,14 @@ class World:
         new = self.sync()
         assert recorded.accepted == held, "I4: an outcome counts if its attempt holds the step"
         if not held:
-            assert self.bed.dump() == before, "I14: a lost attempt moved the run"
+            assert self.stored.dump() == before, "I14: a lost attempt moved the run"
             return recorded
         assert sum(event["event"] in {"step_ended", "undo_ended"} for event in new) == 1, "I4"
         del self.holders[work.key]
         if twice:
-            after = self.bed.dump()
+            after = self.stored.dump()
             assert tell().accepted
-            assert self.bed.dump() == after, "I4: an outcome was counted twice"
+            assert self.stored.dump() == after, "I4: an outcome was counted twice"
         return recorded
 
     def _again(self, work: Work, *, dies: bool, twice: bool) -> bool:
@@ -392,7 +392,7 @@ class World:
     def silence(self, work: Work) -> None:
         """Its worker does not renew the lease any more, whatever it goes on to do."""
         if self.holds(work):
-            self.bed.end_lease(f"{work.side}{work.index}")
+            self.stored.end_lease(f"{work.side}{work.index}")
 
     def renew(self, worker: int) -> None:
         mine = [work for work in self.works if f"@{worker}/" in work.owner]
@@ -410,7 +410,7 @@ class World:
                     self.finish(work, "undone" if work.side else "changed")
             if self.rests():
                 return
-        raise AssertionError(f"I13: it does not come to rest: {self.bed.dump()[:3]}")
+        raise AssertionError(f"I13: it does not come to rest: {self.stored.dump()[:3]}")
 
     def rests(self) -> bool:
         """It is in no index of the sweeper's any more."""

@@ -11,7 +11,7 @@ from longshore.orchestration import counting
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store import Store
 from tests.servers import RedisServer
-from tests.store.bed import settings_for
+from tests.store.stored_run import settings_for
 
 #: What each run has done.
 DONE = {f"runs{counting.SEP}p{counting.SEP}succeeded": 1.0, f"attempts{counting.SEP}noop": 2.0}

@@ -86,8 +86,8 @@ def test_a_step_that_no_worker_takes_fails_and_says_so(world: Callable[..., Worl
     alone.age(601)
     alone.driver.sweep()
 
-    assert alone.bed.step("s:0") == "failed"
-    assert alone.bed.run("err") == "no worker of the queue noop took it within 600 s"
+    assert alone.stored.step("s:0") == "failed"
+    assert alone.stored.run("err") == "no worker of the queue noop took it within 600 s"
 
 
 def test_an_undo_that_takes_too_long_is_given_up_and_named(world: Callable[..., World]) -> None:
@@ -103,8 +103,8 @@ def test_an_undo_that_takes_too_long_is_given_up_and_named(world: Callable[..., 
     slow.driver.sweep()
 
     assert slow.store.state(slow.run_id) == RunState.UNDO_FAILED
-    assert (slow.bed.step("us:0"), slow.bed.step("us:1")) == ("undone", "undo_failed")
-    assert "ran out of its time" in str(slow.bed.step("uo:1"))
+    assert (slow.stored.step("us:0"), slow.stored.step("us:1")) == ("undone", "undo_failed")
+    assert "ran out of its time" in str(slow.stored.step("uo:1"))
 
 
 def test_an_entry_of_the_inbox_without_a_request_is_forgotten_after_a_minute(
@@ -124,8 +124,8 @@ def test_an_entry_of_the_inbox_without_a_request_is_forgotten_after_a_minute(
 
 def test_a_damaged_run_does_not_keep_others_from_being_looked_at(world: Callable[..., World]) -> None:
     here = world(plan_of("a"))
-    here.bed.redis.set(here.store.keys.of("0-damaged").request, "this is no JSON")
-    here.bed.redis.zadd(here.store.keys.inbox, {"0-damaged": 1})
+    here.stored.redis.set(here.store.keys.of("0-damaged").request, "this is no JSON")
+    here.stored.redis.zadd(here.store.keys.inbox, {"0-damaged": 1})
 
     assert here.driver.sweep() == 2
 
@@ -148,7 +148,7 @@ def test_a_link_of_a_chain_is_skipped_where_another_dependency_has_failed(world:
     do(run, 1)
     run.settle()
 
-    assert run.bed.step("s:3") == "skipped"
+    assert run.stored.step("s:3") == "skipped"
 
 
 def test_a_command_that_comes_while_its_run_is_looked_at_is_not_lost(world: Callable[..., World]) -> None:
@@ -216,7 +216,7 @@ def test_an_always_step_that_is_lost_as_its_run_is_cancelled_runs_again(world: C
     run.driver.sweep()
     run.settle()
 
-    assert run.bed.step("s:1") == "changed"
+    assert run.stored.step("s:1") == "changed"
 
 
 @pytest.fixture
@@ -236,5 +236,5 @@ def test_an_outage_of_redis_costs_no_worker_its_step(world: Callable[..., World]
     own_server.start()
     run.driver.sweep()
 
-    assert run.bed.events("lease_lost") == []
-    assert run.bed.step("s:0") == "running"
+    assert run.stored.events("lease_lost") == []
+    assert run.stored.step("s:0") == "running"

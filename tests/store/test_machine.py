@@ -272,7 +272,7 @@ class Saga(RuleBasedStateMachine):
         undone = [entry for entry in self.world.events if entry["event"] == "undo_started"]
         assert len(undone) == sum(bool(work.side) for work in self.world.grants), "I11"
         held = {f"{side}{index}" for side, index in self.world.holders}
-        assert set(self.world.bed.leases()) == held, "I3"
+        assert set(self.world.stored.leases()) == held, "I3"
 
     def what_has_ended_stays(self, run: dict[str, str], steps: dict[str, str]) -> None:
         reopened = sum(entry["event"] == "run_undoing" for entry in self.world.events)
@@ -285,7 +285,7 @@ class Saga(RuleBasedStateMachine):
         final = STEP_FINAL | UNDO_FINAL
         self.final = {k: v for k, v in steps.items() if k.partition(":")[0] in {"s", "us"} and v in final}
         if self.rested is not None:
-            assert not self.world.bed.leases()
+            assert not self.world.stored.leases()
             assert all(steps.get(f"s:{i}") in STEP_FINAL for i in range(len(self.world.plan))), "a step did not end"
 
     def somebody_looks_after_it(self, run: dict[str, str]) -> None:
@@ -309,12 +309,12 @@ class Saga(RuleBasedStateMachine):
         self.the_record_is_sound()
         self.it_ended_well()
         # Whoever was silent all the time wakes up now, and every message comes once more.
-        before = world.bed.dump()
+        before = world.stored.dump()
         for work in sleepers:
             world.finish(work, "undone" if work.side else "changed")
         for message in dict.fromkeys(world.line.sent):
             assert world.deliver(message) is None
-        assert world.bed.dump() == before, "I1: a run that rests was moved"
+        assert world.stored.dump() == before, "I1: a run that rests was moved"
         self.it_ended_well()
         event(f"ended {self.rested}")
         event(f"steps granted: {min(len(world.grants), 12)}")

@@ -36,11 +36,11 @@ def busy(side: str) -> str:
 
 
 def settings_for(url: str, **more: Any) -> Settings:
-    values: dict[str, Any] = {"redis_url": url, "namespace": "bed", "lease": LEASE, "actor": "ann"}
+    values: dict[str, Any] = {"redis_url": url, "namespace": "stored", "lease": LEASE, "actor": "ann"}
     return Settings(**values | more)
 
 
-class Bed:
+class StoredRun:
     """One run. Methods named like a script call it as the workers do; `put` lays a state of affairs."""
 
     def __init__(self, url: str, *, store: Store | None = None, run_id: str = "", **settings: Any) -> None:
