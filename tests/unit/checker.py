@@ -391,11 +391,14 @@ class Checker:
 def _decide(
     plan: CompiledPlan, run: RunRecord, steps: tuple[tuple[StepState, bool, UndoState | None, bool], ...]
 ) -> saga.Transition | None:
-    records = {
-        i: StepRecord(status, int(claimed), undo, tainted=tainted)
-        for i, (status, claimed, undo, tainted) in enumerate(steps)
-    }
-    return saga.decide(plan, run, records)
+    """The reducer sees the records that it asks for, and no others; a second call decides the same."""
+    records = {}
+    for i in saga.wanted(plan, run):
+        status, claimed, undo, tainted = steps[int(i)]
+        records[int(i)] = StepRecord(status, int(claimed), undo, tainted=tainted)
+    decision = saga.decide(plan, run, records)
+    assert saga.decide(plan, run, records) == decision
+    return decision
 
 
 def _put(world: World, index: int, step: Step) -> World:
