@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
+from typing import Any, NamedTuple, TypeVar
 
 from longshore.orchestration import Plan, saga
 from longshore.orchestration.compiled import CompiledPlan
@@ -23,9 +24,8 @@ R, S, U = RunState, StepState, UndoState
 MAX_LOST = 3
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step's record; `effect` and `receipt` are at its target, not in Redis."""
+class Step(NamedTuple):
+    """A step's record; `effect` and `receipt` are at its target, not in Redis. Tuples hash and compare fast."""
 
     status: StepState = S.PENDING
     fence: int = 0
@@ -38,8 +38,7 @@ class Step:
     receipt: int = 0
 
 
-@dataclass(frozen=True)
-class Worker:
+class Worker(NamedTuple):
     """What a process is at: under which fence, and whether it has acted."""
 
     task: str
@@ -48,8 +47,7 @@ class Worker:
     acted: bool = False
 
 
-@dataclass(frozen=True)
-class Faults:
+class Faults(NamedTuple):
     """How many of each may still happen."""
 
     crash: int = 0
@@ -73,8 +71,7 @@ class Held:
     decision: saga.Transition = field(compare=False)
 
 
-@dataclass(frozen=True)
-class World:
+class World(NamedTuple):
     """All of it."""
 
     steps: tuple[Step, ...]
@@ -91,6 +88,9 @@ class World:
     held: Held | None = None
     #: A rule that was broken on the way.
     broken: str = ""
+
+
+_T = TypeVar("_T", Step, Worker, Faults, World)
 
 
 def the_plan() -> CompiledPlan:
@@ -385,6 +385,11 @@ class Checker:
                 step = replace(step, status=S.CANCELLED, claimed=step.claimed and "doubt" not in self.without)
             world = replace(_put(world, i, step), left=world.left - 1)
         return world
+
+
+def replace(value: _T, **changes: Any) -> _T:
+    """A tuple with some of its fields changed."""
+    return value._replace(**changes)
 
 
 @cache
