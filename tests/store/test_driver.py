@@ -12,7 +12,7 @@ from longshore.orchestration.plan import Plan
 from longshore.orchestration.states import RunState
 from longshore.tasks import driver
 from tests.servers import RedisServer
-from tests.store.sim import DriverDied, LineCanvas, Message, World
+from tests.store.simulated_workers import DriverDied, LineCanvas, Message, World
 
 pytestmark = pytest.mark.store
 

@@ -41,7 +41,7 @@ class Message:
     rest: tuple[int, ...] = ()
 
 
-class Line(list[Message]):
+class MessageQueue(list[Message]):
     """The broker: messages under way, and all that were ever sent."""
 
     def __init__(self) -> None:
@@ -59,14 +59,14 @@ class Line(list[Message]):
         self.sent.append(message)
 
 
-class LineCanvas:
-    """In place of `Canvas`: the same messages, into a `Line`."""
+class QueueCanvas:
+    """In place of `Canvas`: the same messages, into a `MessageQueue`."""
 
     def __init__(self, app: Any, run_id: str, hosts: Any = None) -> None:
-        self.line: Line = app
+        self.queue: MessageQueue = app
 
     def send_advance(self, plan_name: str) -> None:
-        self.line.send(Message(ADVANCE))
+        self.queue.send(Message(ADVANCE))
 
     def send_level(self, plan: CompiledPlan, indices: Sequence[int], *, may_chain: bool) -> None:
         if len(indices) > 1 or not may_chain:
@@ -74,17 +74,17 @@ class LineCanvas:
                 self.send_single(STEP, plan, index)
         else:
             first, *rest = plan.chain_from(indices[0], CHAIN_LINKS)
-            self.line.send(Message(STEP, first, tuple(rest)))
+            self.queue.send(Message(STEP, first, tuple(rest)))
 
     def send_undo(self, plan: CompiledPlan, indices: Sequence[int]) -> None:
         for index in indices:
             self.send_single(UNDO, plan, index)
 
     def send_single(self, task: str, plan: CompiledPlan, index: int) -> None:
-        self.line.send(Message(task, index))
+        self.queue.send(Message(task, index))
 
 
-class Fragile(Store):
+class InterruptibleStore(Store):
     """The driver's store: at one of its next calls the process dies, or others get a turn."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -168,10 +168,10 @@ class World:
         own = {"namespace": f"world-{next(_numbers)}", "claim_timeout": 1e9, "undo_timeout": 1e9}
         values = settings_for(url, **own | settings)
         self.store = Store(values, client)
-        self.driver_store = Fragile(values, client)
+        self.driver_store = InterruptibleStore(values, client)
         self.stored = StoredRun(url, store=self.store)
         self.run_id = self.stored.run_id
-        self.line = Line()
+        self.queue = MessageQueue()
         self.driver = self.new_driver(self.driver_store)
         self.other_driver = self.new_driver(self.store)
         self.target = Target()
@@ -184,14 +184,14 @@ class World:
         self._owners = 0
 
     def new_driver(self, store: Store) -> Driver:
-        return Driver(self.line, store, Plans(store))  # type: ignore[arg-type]
+        return Driver(self.queue, store, Plans(store))  # type: ignore[arg-type]
 
     def request(self) -> None:
         params: dict[str, Any] = {}
         body = {"v": 1, "plan": self.plan.plan.to_dict(), "params": params, "files": {}, "actor": "ann"}
         body["digest"] = self.plan.plan.digest(params, {})
         assert Admission(self.store).submit(self.run_id, body) is None
-        self.line.send(Message(ADVANCE))
+        self.queue.send(Message(ADVANCE))
 
     def age(self, seconds: float) -> None:
         """Time passes, and sweepers are at work all the while."""
@@ -332,9 +332,9 @@ class World:
         if dies or not recorded.accepted:
             return
         if recorded.advance:
-            self.line.send(Message(ADVANCE))
+            self.queue.send(Message(ADVANCE))
         if work.rest and status in {"changed", "unchanged"}:
-            self.line.send(Message(STEP, work.rest[0], work.rest[1:]))
+            self.queue.send(Message(STEP, work.rest[0], work.rest[1:]))
 
     def _report_undo(self, work: Work, *, dies: bool, twice: bool) -> None:
         if work.ended in {"busy", "parked"}:
@@ -343,7 +343,7 @@ class World:
             work.ended = "failed"
         recorded = self._complete(work, "undone" if work.ended == "undone" else "undo_failed", twice=twice)
         if recorded.accepted and recorded.advance and not dies:
-            self.line.send(Message(ADVANCE))
+            self.queue.send(Message(ADVANCE))
 
     def _complete(self, work: Work, status: str, *, twice: bool, **more: Any) -> Recorded:
         held = self.holds(work)
@@ -386,7 +386,7 @@ class World:
             if parked:
                 self.store.look_at(self.run_id, self.store.now() + round(delay * 1000), sooner=True)
             elif not dies:
-                self.line.send(Message(UNDO if work.side else STEP, work.index, work.rest))
+                self.queue.send(Message(UNDO if work.side else STEP, work.index, work.rest))
         return True
 
     def silence(self, work: Work) -> None:
@@ -404,8 +404,8 @@ class World:
         for _ in range(rounds):
             self.age(601)
             self.driver.sweep()
-            while self.line:
-                work = self.deliver(self.line.pop(0))
+            while self.queue:
+                work = self.deliver(self.queue.pop(0))
                 if work is not None:
                     self.finish(work, "undone" if work.side else "changed")
             if self.rests():
