@@ -39,6 +39,6 @@ def server(request: pytest.FixtureRequest) -> RedisServer:
 
 @pytest.fixture
 def stored(server: RedisServer) -> Iterator[StoredRun]:
-    made = StoredRun(server.url)
+    made = StoredRun(server.url, client=server.shared_client)
     yield made
     made.close()

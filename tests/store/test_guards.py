@@ -31,12 +31,10 @@ def test_a_script_without_one_guard_breaks_its_scenario(
     # Past the caches, which hold the whole scripts.
     monkeypatch.setattr(lua, "source", lua.source.__wrapped__)
     monkeypatch.setattr(lua, "alone", lua.alone.__wrapped__)
-    stored = StoredRun(redis_server.url)
-    try:
-        with pytest.raises((AssertionError, pytest.fail.Exception)):
-            SCENARIOS[mutant.rule](stored)
-    finally:
-        stored.close()
+    stored = StoredRun(redis_server.url, client=redis_server.shared_client)
+
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        SCENARIOS[mutant.rule](stored)
 
 
 def test_each_mark_has_a_scenario_and_each_scenario_a_mark() -> None:
