@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from longshore.orchestration import connection
 from longshore.orchestration.errors import StoreUnavailable
 from tests.conftest import get
 from tests.servers import RedisServer
@@ -32,7 +33,9 @@ def pair() -> Iterator[tuple[RedisServer, RedisServer]]:
         os.kill(replica.pid, signal.SIGCONT)
 
 
-def test_an_outcome_counts_once_a_replica_has_it(pair: tuple[RedisServer, RedisServer]) -> None:
+def test_an_outcome_counts_once_a_replica_has_it(
+    pair: tuple[RedisServer, RedisServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
     master, replica = pair
     stored = StoredRun(master.url, replicas=1)
     try:
@@ -47,10 +50,12 @@ def test_an_outcome_counts_once_a_replica_has_it(pair: tuple[RedisServer, RedisS
 
         os.kill(replica.pid, signal.SIGSTOP)
 
-        with pytest.raises(StoreUnavailable, match="fewer than the 1 replicas"):
-            stored.complete(0, grant.fence)
-        with pytest.raises(StoreUnavailable, match="fewer than the 1 replicas"):
-            stored.store.command(stored.run_id, "cancel")
+        with monkeypatch.context() as brief:
+            brief.setattr(connection, "_REPLICATION", 0.1)
+            with pytest.raises(StoreUnavailable, match="fewer than the 1 replicas"):
+                stored.complete(0, grant.fence)
+            with pytest.raises(StoreUnavailable, match="fewer than the 1 replicas"):
+                stored.store.command(stored.run_id, "cancel")
         assert stored.store.renew(stored.run_id, [("0", "task@one/1")]) == 0, "it had ended"
         os.kill(replica.pid, signal.SIGCONT)
         assert stored.complete(0, grant.fence).accepted, "said again, it is taken for what it is"

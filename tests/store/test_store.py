@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from longshore.orchestration import connection
 from longshore.orchestration.admission import Admission
 from longshore.orchestration.errors import ConfigError, StoreUnavailable
 from longshore.orchestration.states import RunState, StepState, UndoState
@@ -424,7 +425,10 @@ def silent_server() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def test_a_server_that_does_not_answer_is_given_up_within_the_time_limit(connect: Callable[..., Store]) -> None:
+def test_a_server_that_does_not_answer_is_given_up_within_the_time_limit(
+    connect: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_LONGEST_BLOCK", -0.5)  # each of the tries waits for the connection's time only
     raised: list[StoreUnavailable] = []
 
     def ask(patient: Store) -> None:
