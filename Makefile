@@ -26,7 +26,8 @@ test: lint ## lint, then all tests, with real servers (PYTEST_ARGS='-k saga' for
 
 faults: test-env ## inject faults in the long form, about half an hour, and write docs/faults.md (LONGSHORE_FAULTS_SEED=n)
 	@rm -rf build/faults
-	@LONGSHORE_FAULTS=long $(WITH_SERVERS) --redis-only $(BIN)/python -m pytest -s tests/faults tests/unit/test_checked.py \
+	@LONGSHORE_FAULTS=long $(WITH_SERVERS) --redis-only $(BIN)/python -m pytest -s tests/faults \
+	  tests/unit/test_checked.py tests/unit/test_plan_rules.py \
 	  $(PYTEST_ARGS)
 	@PYTHONPATH=. $(BIN)/python tests/faults/figures.py
 

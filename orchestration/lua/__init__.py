@@ -11,19 +11,19 @@ import re
 from functools import cache
 from importlib.resources import files
 
-_MARK = re.compile(r"^ *-- guard: .*$", re.MULTILINE)
+_COMMENT = re.compile(r"^ *--.*$", re.MULTILINE)
 
 
 @cache
 def source(name: str) -> str:
     """The text of a script with its prelude."""
-    return without_marks(text("prelude") + text(name))
+    return without_comments(text("prelude") + text(name))
 
 
 @cache
 def alone(name: str) -> str:
     """The text of a script that is about no single run, and has no prelude."""
-    return without_marks(text(f"alone/{name}"))
+    return without_comments(text(f"alone/{name}"))
 
 
 def text(path: str) -> str:
@@ -31,9 +31,9 @@ def text(path: str) -> str:
     return files(__name__).joinpath(f"{path}.lua").read_text()
 
 
-def without_marks(script: str) -> str:
-    """The same script, without the names of its guards: Redis need not keep them. Its lines keep their numbers."""
-    return _MARK.sub("", script)
+def without_comments(script: str) -> str:
+    """The same script without its lines of comment, which Redis need not keep. The other lines keep their numbers."""
+    return _COMMENT.sub("", script)
 
 
 def names() -> list[str]:

@@ -1,8 +1,8 @@
-"""Every order of events of a small run, explored: two workers, sweepers, and so many faults of each kind.
+"""Explores every order of events of a small run: two workers, sweepers, and a number of faults of each kind.
 
-The decisions are the reducer's own (`saga.decide`); what the scripts do is written here once more, guard by
-guard, and so are the message, the lease, and the receipt at the target. What may never happen is looked for in
-every state; and from every state in which no further fault happens the end must be reached.
+The decisions are the reducer's own (`saga.decide`); the checker models the scripts, guard by guard, and the message,
+the lease, and the receipt at the target. Every state must keep the rules; and from every state the run must be able
+to end without a further fault.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from longshore.orchestration.states import TERMINAL, TRANSITIONS, Cause, RunStat
 
 FORWARD, BACK, ADVANCE = "step", "undo", "advance"
 R, S, U = RunState, StepState, UndoState
-#: A worker is lost so often, then its step is given up.
+#: The number of lost workers after which a step is unknown.
 MAX_LOST = 3
 
 
@@ -39,7 +39,7 @@ class Step(NamedTuple):
 
 
 class Worker(NamedTuple):
-    """What a process is at: under which fence, and whether it has acted."""
+    """An attempt in a process: its fence, and whether it has acted."""
 
     task: str
     step: int
@@ -48,7 +48,7 @@ class Worker(NamedTuple):
 
 
 class Faults(NamedTuple):
-    """How many of each may still happen."""
+    """The number of faults of each kind that may still happen."""
 
     crash: int = 0
     zombie: int = 0
@@ -62,7 +62,7 @@ class Faults(NamedTuple):
 
 @dataclass(frozen=True)
 class Held:
-    """A decision, and where the run was when it was made; known by its text, for it has parts without a hash."""
+    """A decision and the position of the run in it; compared by its text, for some of its parts have no hash."""
 
     state: RunState
     level: int
@@ -72,7 +72,7 @@ class Held:
 
 
 class World(NamedTuple):
-    """All of it."""
+    """One state of the run, its messages, workers and target."""
 
     steps: tuple[Step, ...]
     faults: Faults
@@ -84,9 +84,9 @@ class World(NamedTuple):
     leases: frozenset[tuple[str, int]] = frozenset()
     messages: tuple[tuple[str, int], ...] = ((ADVANCE, -1),)
     workers: tuple[Worker | None, ...] = (None, None)
-    #: A decision that somebody has made and not applied yet.
+    #: A decision that was made and is not applied yet.
     held: Held | None = None
-    #: A rule that was broken on the way.
+    #: The rule that this path has broken.
     broken: str = ""
 
 
@@ -113,13 +113,13 @@ class Checker:
     seen: dict[World, list[World]] = field(default_factory=dict)
 
     def explore(self, at_most: int) -> int:
-        """Every state that can be reached; returns how many. AssertionError names the rule that is broken."""
+        """Visit every state that can be reached, and return their number. AssertionError names a broken rule."""
         start = World(tuple(Step() for _ in self.plan.steps), self.faults)
         todo = deque([start])
         self.seen = {start: []}
         while todo:
             world = todo.popleft()
-            self.look_at(world)
+            self.check_rules(world)
             followers = []
             for after in self.following(world):
                 followers.append(after)
@@ -128,12 +128,12 @@ class Checker:
                     self.seen[after] = []
                     todo.append(after)
             self.seen[world] = followers
-        self.everything_ends()
+        self.check_ends()
         return len(self.seen)
 
-    # --- what may never happen --------------------------------------------------------------------
+    # --- rules --------------------------------------------------------------------
 
-    def look_at(self, world: World) -> None:
+    def check_rules(self, world: World) -> None:
         assert not world.broken, world.broken
         if world.state is not R.ABORTING and world.state not in TERMINAL:
             assert world.left >= 0, "more has ended than was dispatched"
@@ -150,8 +150,8 @@ class Checker:
             if world.state is R.UNDONE:
                 assert step.effect == 0, f"it was undone, and step {number} stands"
 
-    def everything_ends(self) -> None:
-        """From every state, with no more faults, the end can be reached; and what waits is not for ever."""
+    def check_ends(self) -> None:
+        """From every state the run can end without a further fault."""
         backward: dict[World, list[World]] = {world: [] for world in self.seen}
         for world, followers in self.seen.items():
             for after in followers:
@@ -167,7 +167,7 @@ class Checker:
         stuck = [world for world in self.seen if world not in good]
         assert not stuck, f"{len(stuck)} states never end: {stuck[0]}"
 
-    # --- what may happen next ---------------------------------------------------------------------
+    # --- next states ---------------------------------------------------------------------
 
     def following(self, world: World) -> Iterator[World]:
         yield from self.deliveries(world)
@@ -301,7 +301,7 @@ class Checker:
         return self.ended(_put(world, index, replace(step, status=S.UNKNOWN)), task, index, bad=True)
 
     def late_decision(self, world: World) -> Iterator[World]:
-        """Somebody decides, is held up, and applies what he has decided."""
+        """A coordinator decides, is delayed, and applies its decision."""
         if world.held is not None:
             held = world.held
             world = replace(world, held=None)
@@ -320,7 +320,7 @@ class Checker:
     # --- the reducer's decision, applied ------------------------------------------------------------
 
     def advance(self, world: World) -> World:
-        """As far as it goes."""
+        """Apply the reducer's decisions until the run has to wait."""
         for _ in range(20):
             after = self.once(world)
             if after is None:
@@ -419,7 +419,7 @@ def _to(world: World, state: RunState) -> World:
 
 
 def _with(world: World, task: str, *indices: int) -> tuple[tuple[str, int], ...]:
-    """One message each: a second one of the same is what a doubled one is."""
+    """With one message more for each: two equal messages are a doubled one, which is a fault."""
     return tuple(sorted({*world.messages, *((task, i) for i in indices)}))
 
 

@@ -84,15 +84,15 @@ def test_a_script_stands_behind_the_prelude() -> None:
     prelude = (FOLDER / "prelude.lua").read_text()
 
     for name in lua.names():
-        assert lua.source(name) == lua.without_marks(prelude + (FOLDER / f"{name}.lua").read_text())
+        assert lua.source(name) == lua.without_comments(prelude + (FOLDER / f"{name}.lua").read_text())
     for number, key in enumerate(("run", "steps", "leases", "events", "waits"), start=1):
         assert re.search(rf"^-- KEYS\[{number}\] {key}\b", prelude, re.MULTILINE)
 
 
-def test_marks_of_guards_are_not_sent_to_redis() -> None:
-    marked = "if a then\n  -- guard: a rule\n  return 0\nend\n"
+def test_redis_gets_no_comments_and_lines_keep_their_numbers() -> None:
+    commented = "-- a contract\nif a then\n  -- guard: a rule\n  return 'a -- b'  -- why\nend\n"
 
-    assert lua.without_marks(marked) == "if a then\n\n  return 0\nend\n"
+    assert lua.without_comments(commented) == "\nif a then\n\n  return 'a -- b'  -- why\nend\n"
     for name in lua.names():
         assert "-- guard" not in lua.source(name)
 

@@ -17,7 +17,8 @@ from longshore.orchestration.testing import Bench
 
 pytest.importorskip("lupa")
 
-EXAMPLES = 1000 if os.environ.get("LONGSHORE_FAULTS") == "long" else 50
+LONG = os.environ.get("LONGSHORE_FAULTS") == "long"
+EXAMPLES = 1000 if LONG else 50
 GUARDS = ("changed", "all_changed", "failed", "any_host_failed", "all_hosts_failed", "any_host_changed",
           "all_hosts_changed")  # fmt: skip
 #: A `when`, and whether it looks at how a step ended.
@@ -280,6 +281,7 @@ def reachable(drawn: list[Spec], on_error: str) -> bool:
     )
 
 
+@pytest.mark.timeout(3600 if LONG else 180)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(specs(), st.sampled_from(["stop", "continue"]), st.sampled_from(["undo", "undo", "keep"]), st.booleans())
 def test_each_step_of_any_run_follows_the_rules(drawn: list[Spec], on_error: str, on_failure: str, yes: bool) -> None:
