@@ -1,8 +1,8 @@
-"""The whole machine under faults, judged by a log that is not its own.
+"""The reducer, the driver and the scripts under faults, judged by a log that they do not write.
 
-Real scripts, reducer and driver; messages lost, doubled and late; workers and drivers that die anywhere;
-leases that end; cancels and undos at any time. After each move the invariants of `facts/reliability.md`
-§5.8 must hold; at the end the faults stop, and the run has to come to rest with nothing left behind.
+Messages are lost, doubled and late; workers and drivers die anywhere; leases end; a run is cancelled and undone at
+any time. The invariants of `facts/reliability.md` §5.8 hold after each move; once the faults stop, the run comes to
+rest with nothing left behind.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    """A few steps in any order of dependence, with all the ways in which a failure can be taken."""
+    """A few steps in any order of dependence, with every policy for failures."""
     plan = Plan(
         "p",
         on_failure=draw(st.sampled_from(["undo", "undo", "keep"])),
@@ -112,7 +112,7 @@ class Saga(RuleBasedStateMachine):
     @precondition(lambda self: self.world.queue)
     @rule(n=numbers, how=forward, back=backward)
     def deliver_and_do(self, n: int, how: str, back: str) -> None:
-        """A whole attempt without a break, so that runs get on."""
+        """A whole attempt without a break, so that runs make progress."""
         message = self.pick(n)
         self.world.queue.remove(message)
         work = self.world.deliver(message)
@@ -122,7 +122,7 @@ class Saga(RuleBasedStateMachine):
     @precondition(lambda self: self.world.queue)
     @rule()
     def deliver_all(self) -> None:
-        """All goes well for a while."""
+        """Every message is delivered, and every attempt succeeds."""
         for _ in range(len(self.world.queue)):
             work = self.world.deliver(self.world.queue.pop(0))
             if work is not None:
@@ -136,7 +136,7 @@ class Saga(RuleBasedStateMachine):
     @precondition(lambda self: self.world.queue.sent)
     @rule(n=numbers)
     def deliver_late(self, n: int) -> None:
-        """A message that was delivered, or lost, long ago."""
+        """A message that was delivered or lost long ago is delivered again."""
         self.world.deliver(self.world.queue.sent[n % len(self.world.queue.sent)])
 
     # --- workers ------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class Saga(RuleBasedStateMachine):
     @precondition(lambda self: self.world.works)
     @rule(n=numbers)
     def fall_silent(self, n: int) -> None:
-        """Its lease ends; it may wake up at any time and go on."""
+        """The lease of an attempt ends; the attempt may continue at any time."""
         self.world.silence(self.work(n))
 
     @rule(worker=st.integers(0, 1))
@@ -166,7 +166,7 @@ class Saga(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.world.age(seconds)
 
-    # --- whoever advances the run -------------------------------------------------------------------
+    # --- sweepers -------------------------------------------------------------------
 
     @rule()
     def sweep(self) -> None:
@@ -193,7 +193,7 @@ class Saga(RuleBasedStateMachine):
 
     @rule(call=st.integers(0, 25), what=st.sampled_from(["sweep", "deliver", "work", "undo"]), n=numbers, how=forward)
     def a_sweeper_is_interrupted(self, call: int, what: str, n: int, how: str) -> None:
-        """Between two of its calls another process gets its turn."""
+        """Another process acts between two calls of the sweeper."""
 
         def others() -> None:
             event(f"interrupted by {what}")
@@ -297,16 +297,16 @@ class Saga(RuleBasedStateMachine):
     def an_index_names_the_run(self, run: dict[str, str]) -> None:
         waits = self.world.run_id in self.world.store.waiting()
         live = self.client.zscore(self.world.store.keys.live, self.world.run_id) is not None
-        assert live or waits or run["state"] in TERMINAL, "I12: a live run that nobody looks at"
+        assert live or waits or run["state"] in TERMINAL, "I12: a live run in no index"
         asked = self.world.store.commands(self.world.run_id)
         if asked and asked[-1][0] != run.get("cmd"):
-            assert live or waits, "I12: a command that nobody will see"
+            assert live or waits, "I12: a command of a run in no index"
 
     # --- the end ------------------------------------------------------------------------------------
 
     def teardown(self) -> None:
         if not hasattr(self, "world") or sys.exc_info()[0] is not None:
-            return  # what failed has been told; the log does not fit the record any more
+            return  # after a failure the log does not fit the record any more
         world = self.world
         if self.versions % 2:
             world.queue.clear()
@@ -314,7 +314,7 @@ class Saga(RuleBasedStateMachine):
         world.settle()
         self.the_record_is_sound()
         self.the_end_is_right()
-        # Whoever was silent all the time wakes up now, and every message comes once more.
+        # Silent attempts wake up now, and every message is delivered once more.
         before = world.stored.dump()
         for work in sleepers:
             world.finish(work, "undone" if work.side else "changed")
