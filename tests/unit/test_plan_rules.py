@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from longshore.orchestration import Plan, Report
@@ -107,6 +107,12 @@ def sandbox_for(drawn: list[Spec]) -> Bench:
             else:
                 bench.give(name, {}, changed=end == "changed")
     return bench
+
+
+FAILS = Spec("s0", [], ["failed"], on_error="continue")
+#: A failure guard lets this step begin after `FAILS`, and its condition skips it: the steps after it are skipped too.
+GUARDED = Spec("s1", ["s0"], ["changed"], only_if=["failed"], when="not params.yes")
+PARTLY = Spec("s0", [], ["failed", "changed"], items=True, tolerate=1)
 
 
 # --- the rules -------------------------------------------------------------------------------------------
@@ -283,6 +289,12 @@ def reachable(drawn: list[Spec], on_error: str) -> bool:
 
 @pytest.mark.timeout(3600 if LONG else 180)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example([FAILS, Spec("s1", ["s0"], ["changed"], only_if=["failed"])], "stop", "undo", True)
+@example([FAILS, GUARDED, Spec("s2", ["s1"], ["changed"])], "stop", "undo", True)
+@example([PARTLY, Spec("s1", ["s0"], ["changed"], only_if=["any_host_failed"])], "stop", "undo", True)
+@example([PARTLY, Spec("s1", ["s0"], ["changed"], only_if=["all_hosts_failed"])], "stop", "undo", True)
+@example([Spec("s0", [], ["failed"]), Spec("s1", ["s0"], ["changed"], always=True)], "stop", "undo", True)
+@example([Spec("s0", [], ["flaky"], retries=1), Spec("s1", ["s0"], ["failed"])], "stop", "undo", True)
 @given(specs(), st.sampled_from(["stop", "continue"]), st.sampled_from(["undo", "undo", "keep"]), st.booleans())
 def test_each_step_of_any_run_follows_the_rules(drawn: list[Spec], on_error: str, on_failure: str, yes: bool) -> None:
     plan = plan_of(drawn, on_error, on_failure)
