@@ -14,6 +14,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,9 +123,13 @@ class RedisServer:
         self._clients.append(client)
         return client
 
+    @cached_property
+    def shared_client(self) -> redis.Redis:
+        """One client for all who need no connection of their own: a new one costs more than most tests."""
+        return self.client()
+
     def flush(self) -> None:
-        with redis.Redis.from_url(self.url) as client:
-            client.flushall()
+        self.shared_client.flushall()
 
     def _wait_until_it_answers(self, log: Path) -> None:
         deadline = time.monotonic() + 30

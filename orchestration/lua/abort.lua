@@ -4,6 +4,8 @@
 -- ARGV[1]  cause  ARGV[2]  error  ARGV[3]  actor  ARGV[4]  '1' to keep what was done
 -- RETURNS  1 done, 0 it is not running
 -- EVENTS   run_aborting
+-- guard: a run that has ended is not aborted
+-- guard: a suspended run is aborted; without it: redis.call('HGET', run, 'state') ~= 'running'
 if doing() ~= 'running' then
   return 0
 end

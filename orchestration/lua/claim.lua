@@ -12,13 +12,18 @@
 -- EVENTS   step_started | item_started | undo_started
 local i, p, owner = ARGV[1], ARGV[2], ARGV[3]
 local born = redis.call('HGET', run, 'born')
+-- guard: a message of an earlier run with the same id claims nothing
 if born and ARGV[7] ~= '' and born ~= ARGV[7] then
   return {'no', 'another run'}
 end
+-- guard: an always step begins in a suspended run; without it: redis.call('HGET', run, 'state')
+-- guard: no other step begins in a suspended run; without it: doing()
 local state = ARGV[6] == '1' and doing() or redis.call('HGET', run, 'state')
+-- guard: a step begins only in a running or finishing run
 if p == '' and state ~= 'running' and state ~= 'finishing' then
   return {'no', 'run ' .. (state or 'gone')}
 end
+-- guard: a compensation begins only in an undoing run
 if p == 'u' and state ~= 'undoing' then
   return {'no', 'run ' .. (state or 'gone')}
 end
@@ -27,27 +32,38 @@ local status, fence, not_before, held = unpack(redis.call('HMGET', steps,
 local busy = p == '' and 'running' or 'undoing'
 local highest = tonumber(fence) or 0
 -- The same delivery asks again where the answer to its first call was lost.
+-- guard: a repeated delivery gets its claim again; without it: true
+-- guard: only the same delivery gets its claim again; without it: status ~= busy
 if not (status == busy and held == owner) then
+  -- guard: only a dispatched step is claimed
   if status ~= 'ready' and status ~= 'retrying' then
     return {'no', status or 'pending'}
   end
+  -- guard: a retry begins no earlier than it is due
   if status == 'retrying' and tonumber(not_before or 0) > now + 50 then
     return {'no', 'early'}
   end
   local begun_on, journalled
   if ARGV[9] == '1' then
     begun_on, journalled = unpack(redis.call('HMGET', steps, 'hd:' .. i, 'hj:' .. i))
-    if (journalled or p == 'u') and begun_on and begun_on ~= ARGV[8] then
+    -- guard: a step without a journal may begin on another host
+    if (journalled or p == 'u')
+        -- guard: a journalled step is claimed only on its host; without it: false
+        and begun_on and begun_on ~= ARGV[8] then
       return {'no', 'begun on ' .. begun_on}
     end
   end
   -- Grows with every claim, forward or backward, and does not repeat even if Redis lost its last writes.
   local other = redis.call('HGET', steps, (p == '' and 'u' or '') .. 'f:' .. i)
+  -- guard: a compensation has a higher fence than its step
   highest = math.max(highest, tonumber(other) or 0)
+  -- guard: a fence grows although the clock went back; without it: string.format('%.0f', clock[1] * 1000000 + clock[2])
+  -- guard: a fence is not granted again after redis lost it; without it: string.format('%.0f', highest + 1)
   fence = string.format('%.0f', math.max(highest + 1, clock[1] * 1000000 + clock[2]))
   local attempt = redis.call('HINCRBY', steps, p .. 'a:' .. i, 1)
   redis.call('HSETNX', steps, p .. 'b:' .. i, now)
   -- A message arrived: those of the next attempt are counted anew, or a lost one would wait longer each time.
+  -- guard: the messages of each attempt are counted anew
   redis.call('HDEL', steps, p .. 'x:' .. i)
   local ids = redis.call('HGET', steps, p .. 't:' .. i)
   redis.call('HSET', steps, p .. 's:' .. i, busy, p .. 'f:' .. i, fence, p .. 'w:' .. i, owner,

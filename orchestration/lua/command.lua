@@ -8,6 +8,7 @@
 -- RETURNS  'done', 'old' it was handled before, or a sentence that says why nothing was done
 --          (the run's field `answer` has it too)
 -- EVENTS   command, and what follows from it
+-- guard: a command is carried out once
 if handled(ARGV[1]) then
   return 'old'
 end
@@ -16,8 +17,10 @@ local state = redis.call('HGET', run, 'state')
 if ARGV[2] == 'approve' or ARGV[2] == 'reject' then
   local id, why = ARGV[7] or '', nil
   local status = redis.call('HGET', steps, 's:' .. id) or 'pending'
+  -- guard: only a waiting step is approved or rejected
   if status ~= 'waiting' then
     why = 'the step does not wait for an approval: it is ' .. status
+  -- guard: the first decision on a step counts
   elseif redis.call('HSETNX', steps, 'dk:' .. id, ARGV[2]) == 0 then
     why = 'somebody else has decided: ' .. redis.call('HGET', steps, 'dk:' .. id)
   end
@@ -39,6 +42,7 @@ if ARGV[2] == 'cancel' then
     emit('run_ended', 'state', 'failed', 'cause', 'cancel')
     return answer(ARGV[1], 'done')
   end
+  -- guard: a cancel does not touch a run that has ended
   if doing() ~= 'running' then
     return answer(ARGV[1], 'the run is ' .. state)
   end
@@ -51,6 +55,7 @@ if ARGV[2] == 'cancel' then
   return answer(ARGV[1], 'done')
 end
 if ARGV[2] == 'undo' then
+  -- guard: a run that was undone is not undone again
   if state ~= 'succeeded' and state ~= 'partial' and state ~= 'failed' and state ~= 'undo_failed' then
     return answer(ARGV[1], 'the run is ' .. state)
   end

@@ -14,12 +14,15 @@ local state = redis.call('HGET', run, 'state')
 local was, held = unpack(redis.call('HMGET', steps, p .. 's:' .. i, p .. 'f:' .. i))
 local busy = p == '' and 'running' or 'undoing'
 if fence ~= '' then
+  -- guard: an outcome counts only under the current fence
   if held ~= fence then
     return {'stale', '', ''}
   end
+  -- guard: an outcome counts once
   if was ~= busy and was ~= 'waiting' then
     return {'dup', can_advance(state), ''}
   end
+-- guard: the sweeper does not end a claimed step
 elseif was ~= 'ready' and was ~= 'retrying' and was ~= 'waiting' then
   return {'stale', '', ''}
 end
@@ -30,18 +33,30 @@ end
 if ARGV[11] ~= '' then
   redis.call('HSET', steps, p .. 'da:' .. i, ARGV[11])
 end
+-- guard: an attempt that has ended holds no lease
 redis.call('ZREM', leases, p .. i)
+-- guard: a completed step is removed from the waits
 redis.call('ZREM', waits, p .. i)
 local total, err = ended(p, i, status, ARGV[8])
 if not total then
   return {'ok', can_advance(state), next_units(i, tonumber(ARGV[10]))}
 end
-if ARGV[7] == '1' and doing() == 'running' and (total == 'failed' or total == 'unknown') then
+if ARGV[7] == '1'
+    -- guard: a failure does not abort a finishing run
+    -- guard: a failure aborts a suspended run; without it: state == 'running'
+    and doing() == 'running'
+    and (total == 'failed' or total == 'unknown') then
   stop(i, err)
   return {'ok', 1, ''}
 end
 local left = tonumber(redis.call('HGET', run, 'left'))
-if ARGV[9] ~= '' and left <= 0 and state == 'running' and (status == 'changed' or status == 'unchanged') then
+if ARGV[9] ~= ''
+    -- guard: the next link of the chain waits for the rest of its level
+    and left <= 0
+    -- guard: an aborting run does not open the next link of the chain
+    and state == 'running'
+    -- guard: a failure does not open the next link of the chain
+    and (status == 'changed' or status == 'unchanged') then
   -- The next link's message follows from this one's success; until its grace is over nobody else sends it.
   local level = redis.call('HINCRBY', run, 'level', 1)
   redis.call('HSET', run, 'left', 1)

@@ -4,6 +4,7 @@
 -- ARGV[1..]  field, value, … of the run's hash
 -- RETURNS    1 created, 0 it was there already
 -- EVENTS     run_created
+-- guard: a run is created once
 if redis.call('EXISTS', run) == 1 then
   return 0
 end

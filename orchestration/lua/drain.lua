@@ -5,14 +5,18 @@
 -- ARGV     id, '1' if it is an always step, for each
 -- RETURNS  1 when nothing runs any more, else 0
 -- EVENTS   step_ended | item_ended (cancelled, unknown) for each
+-- guard: a drain cancels nothing in a run that goes on
 if redis.call('HGET', run, 'state') ~= 'aborting' then
   return 0
 end
 for n = 1, #ARGV, 2 do
   local i = ARGV[n]
   local status = redis.call('HGET', steps, 's:' .. i)
+  -- guard: a drain cancels units that were held back; without it: false
   local held_back = not status and whole_of(i)
+  -- guard: a drain leaves a claimed step alone; without it: true
   if status == 'ready' or status == 'retrying' or status == 'waiting' or held_back then
+    -- guard: a drain leaves an always step to its turn
     if ARGV[n + 1] == '1' then
       redis.call('HDEL', steps, 's:' .. i, 'dk:' .. i)
       redis.call('ZREM', waits, i)
@@ -25,11 +29,15 @@ for n = 1, #ARGV, 2 do
         why = 'the run was ended while it waited'
       elseif redis.call('HEXISTS', steps, 'a:' .. i) == 1 then
         local tried, in_vain = unpack(redis.call('HMGET', steps, 'a:' .. i, 'bl:' .. i))
+        -- guard: a step whose service was down had no effect
         if status == 'retrying' and tried == in_vain then
           redis.call('HSET', steps, 'z:' .. i, 1)  -- its service was down: nothing was ever begun
         end
         why = 'the run was ended before it was tried again'
-        if status == 'ready' or redis.call('HEXISTS', steps, 'ds:' .. i) == 1 then
+        -- guard: a lost step is unknown and not cancelled
+        if status == 'ready'
+            -- guard: a step with an open outcome is unknown and not cancelled
+            or redis.call('HEXISTS', steps, 'ds:' .. i) == 1 then
           final, why = 'unknown', (status == 'ready' and 'its worker was lost' or 'it was not known yet how it ended') .. ', and ' .. why
         end
       end

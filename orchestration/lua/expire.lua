@@ -10,20 +10,29 @@
 -- EVENTS   lease_lost, step_waiting | item_waiting, run_suspended, step_ended | item_ended | undo_ended, run_aborting
 local i, p = ARGV[1], ARGV[2]
 local ends = redis.call('ZSCORE', leases, p .. i)
-if not ends or tonumber(ends) > now then
+if not ends
+    -- guard: an attempt with a live lease keeps its step
+    or tonumber(ends) > now then
   return {'no', ''}
 end
 local lost = redis.call('HINCRBY', steps, p .. 'l:' .. i, 1)
 emit('lease_lost', 'step', i, 'host', at(i), 'undo', p, 'owner', redis.call('HGET', steps, p .. 'w:' .. i) or '', 'lost', lost)
 -- A new fence: whatever the lost attempt still says is refused.
 local fence = tonumber(redis.call('HGET', steps, p .. 'f:' .. i) or 0)
+-- guard: an expired attempt is fenced off at once
 redis.call('HSET', steps, p .. 'f:' .. i, string.format('%.0f', math.max(fence + 1, clock[1] * 1000000 + clock[2])))
+-- guard: an expired lease is removed
 redis.call('ZREM', leases, p .. i)
 local state = doing()
-if ARGV[3] == '1' and lost < tonumber(ARGV[4]) then
+-- guard: a step that must not be repeated becomes unknown
+if ARGV[3] == '1'
+    -- guard: a step that keeps losing its workers becomes unknown
+    and lost < tonumber(ARGV[4]) then
+  -- guard: a lost step of an aborting run is not repeated; without it: true
   if state ~= 'aborting' then
     redis.call('HSET', steps, p .. 's:' .. i, 'ready', p .. 'd:' .. i, 0, p .. 'q:' .. i, now)
     return {'again', ''}
+  -- guard: a lost always step of an aborting run runs in its turn
   elseif ARGV[8] == '1' then
     redis.call('HDEL', steps, 's:' .. i)
     if not whole_of(i) then
@@ -32,7 +41,11 @@ if ARGV[3] == '1' and lost < tonumber(ARGV[4]) then
     return {'again', ''}
   end
 end
-if ARGV[10] ~= '' and p == '' and state == 'running' then
+if p == ''
+    -- guard: a person decides on a step that may have happened; without it: false
+    and ARGV[10] ~= ''
+    -- guard: a person is asked only in a running run
+    and state == 'running' then
   redis.call('HSET', steps, 's:' .. i, 'waiting', 'p:' .. i, ARGV[11])
   redis.call('ZADD', waits, now + tonumber(ARGV[10]), i)
   emit(kind(p, i) .. 'waiting', 'step', i, 'for', ARGV[12], 'until', now + tonumber(ARGV[10]))
@@ -45,7 +58,10 @@ local total, err = ended(p, i, status, ARGV[6])
 if not total then
   return {'unknown', next_units(i, tonumber(ARGV[9]))}
 end
-if ARGV[7] == '1' and state == 'running' and (total == 'failed' or total == 'unknown') then
+if ARGV[7] == '1'
+    -- guard: a lost step does not abort a finishing run
+    and state == 'running'
+    and (total == 'failed' or total == 'unknown') then
   stop(i, err)
 end
 return {'unknown', ''}

@@ -5,13 +5,18 @@
 --          steps that were never run
 -- RETURNS  1 done, 0 somebody else was first
 -- EVENTS   run_ended
-if redis.call('HGET', run, 'state') ~= ARGV[1] or redis.call('ZCARD', leases) > 0 then
+-- guard: a run ends only from the state that was seen
+if redis.call('HGET', run, 'state') ~= ARGV[1]
+    -- guard: a run does not end while an attempt runs
+    or redis.call('ZCARD', leases) > 0 then
   return 0
 end
 -- A run that was reopened since is in the same state, and another one.
+-- guard: a reopened run is not ended by an older decision
 if (redis.call('HGET', run, 'epoch') or '0') ~= ARGV[3] then
   return 0
 end
+-- guard: a run does not end while a step of its level is left
 if ARGV[1] ~= 'aborting' and tonumber(redis.call('HGET', run, 'left')) > 0 then
   return 0
 end

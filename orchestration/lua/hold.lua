@@ -5,7 +5,10 @@
 -- RETURNS  1 said, 0 it was said already, or the run has begun
 -- EVENTS   run_held
 local state, held = unpack(redis.call('HMGET', run, 'state', 'held'))
-if state ~= 'pending' or held == ARGV[1] then
+-- guard: a run that has begun is not held
+if state ~= 'pending'
+    -- guard: a run is held once for one reason
+    or held == ARGV[1] then
   return 0
 end
 redis.call('HSET', run, 'held', ARGV[1])

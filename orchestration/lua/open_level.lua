@@ -15,12 +15,19 @@
 -- EVENTS   run_started (from pending), level_started, step_skipped, step_ended (failed), step_started
 --          (fanned out), item_skipped, run_aborting
 local state, level, epoch = unpack(redis.call('HMGET', run, 'state', 'level', 'epoch'))
-if state ~= ARGV[1] or level ~= ARGV[2] or (epoch or '0') ~= ARGV[6] then
+-- guard: a cancelled run opens no level
+if state ~= ARGV[1]
+    -- guard: a level opens once
+    or level ~= ARGV[2]
+    -- guard: a reopened run is not finished by an older decision
+    or (epoch or '0') ~= ARGV[6] then
   return 0
 end
+-- guard: a level waits for the one before
 if state ~= 'aborting' and tonumber(redis.call('HGET', run, 'left')) > 0 then
   return 0
 end
+-- guard: always steps wait for running attempts
 if state == 'aborting' and redis.call('ZCARD', leases) > 0 then
   return 0
 end
@@ -60,6 +67,7 @@ local function fan_out(i, units, at_once, tolerated, canaries, first)
     local id = i .. '.' .. u
     local status, item, host = unpack(redis.call('HMGET', steps, 's:' .. id, 'i:' .. id, 'h:' .. id))
     local reason = not status and why[(item or '') .. '\n' .. (host or '')] or ''
+    -- guard: a unit whose host skips it gets no message
     if reason ~= '' then
       status = 'skipped'
       redis.call('HSET', steps, 's:' .. id, status, 'y:' .. id, reason)
@@ -71,9 +79,12 @@ local function fan_out(i, units, at_once, tolerated, canaries, first)
       skipped = skipped + 1
     end
   end
+  -- guard: no more units are dispatched than may run at once; without it: open
   local begin = math.min(at_once, open)
+  -- guard: a step has no more canaries than units
   canaries = math.min(canaries, open)
   if canaries > 0 then
+    -- guard: canaries are dispatched first
     begin = math.min(at_once, canaries)
     redis.call('HSET', steps, 'cn:' .. i, canaries, 'ca:' .. i, canaries - begin)
   else
@@ -96,6 +107,7 @@ while n <= #ARGV do
     begun[#begun + 1], left, n = i, left + 1, n + 3
   elseif what == 's' then
     redis.call('HSET', steps, 's:' .. i, 'skipped', 'y:' .. i, ARGV[n + 2])
+    -- guard: a skipped step leaves no unit open
     close_units(i, 'skipped', ARGV[n + 2])
     if ARGV[n + 3] == '1' then
       redis.call('HSET', steps, 'v:' .. i, 1)
@@ -104,6 +116,7 @@ while n <= #ARGV do
     n = n + 4
   elseif what == 'f' then
     redis.call('HSET', steps, 's:' .. i, 'failed', 'o:' .. i, ARGV[n + 2], 'e:' .. i, now)
+    -- guard: a step that fails before it begins leaves no unit open
     close_units(i, 'not_run', ARGV[n + 3])
     later[#later + 1] = {'step_ended', 'step', i, 'status', 'failed', 'error', ARGV[n + 3]}
     if i == ARGV[7] then

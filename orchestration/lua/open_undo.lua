@@ -8,14 +8,20 @@
 -- RETURNS  1 done, 0 somebody else was first
 -- EVENTS   run_undoing (from aborting), undo_level_started, undo_impossible for each
 local state, level, epoch = unpack(redis.call('HMGET', run, 'state', 'ulevel', 'epoch'))
-if state ~= ARGV[1] or (level or '') ~= ARGV[2] or (epoch or '0') ~= ARGV[#ARGV] then
+if state ~= ARGV[1]
+    -- guard: a level of the compensation opens once
+    or (level or '') ~= ARGV[2]
+    -- guard: a reopened run is not compensated by an older decision
+    or (epoch or '0') ~= ARGV[#ARGV] then
   return 0
 end
 if state == 'aborting' then
+  -- guard: the compensation waits for running attempts
   if redis.call('ZCARD', leases) > 0 then
     return 0
   end
   emit('run_undoing')
+-- guard: a level of the compensation waits for the one above
 elseif tonumber(redis.call('HGET', run, 'left')) > 0 then
   return 0
 end

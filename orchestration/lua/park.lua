@@ -7,16 +7,19 @@
 -- EVENTS   step_waiting | item_waiting | undo_waiting
 local i, p = ARGV[1], ARGV[2]
 local status, fence = unpack(redis.call('HMGET', steps, p .. 's:' .. i, p .. 'f:' .. i))
+-- guard: a superseded attempt does not park its step
 if fence ~= ARGV[3] then
   return 0
 end
 if status == 'waiting' then
   return 1
 end
+-- guard: a step that has ended is not parked
 if status ~= (p == '' and 'running' or 'undoing') then
   return 0
 end
 redis.call('HSET', steps, p .. 's:' .. i, 'waiting', p .. 'p:' .. i, ARGV[5])
+-- guard: a parked step holds no lease
 redis.call('ZREM', leases, p .. i)
 redis.call('ZADD', waits, now + tonumber(ARGV[4]), p .. i)
 emit(kind(p, i) .. 'waiting', 'step', i, 'for', ARGV[6], 'until', now + tonumber(ARGV[4]))

@@ -43,6 +43,7 @@ local function handled(id)
   local a, b = string.match(last, '(%d+)-(%d+)')
   local c, d = string.match(id, '(%d+)-(%d+)')
   a, b, c, d = tonumber(a), tonumber(b), tonumber(c), tonumber(d)
+  -- guard: commands of one millisecond have an order; without it: c < a or (c == a and d == b)
   return c < a or (c == a and d <= b)
 end
 
@@ -96,6 +97,7 @@ local function whole_ended(step)
     'g:' .. step, 'kf:' .. step, 'kc:' .. step, 'kx:' .. step, 'kt:' .. step, 'er:' .. step, 'ks:' .. step,
     'cf:' .. step))
   failed = tonumber(failed or 0)
+  -- guard: a step is skipped if all of its units are skipped
   if skipped == all then
     local why = 'all of its parts were skipped; the first: ' .. redis.call('HGET', steps, 'y:' .. step .. '.0')
     redis.call('HSET', steps, 's:' .. step, 'skipped', 'y:' .. step, why, 'e:' .. step, now)
@@ -110,7 +112,9 @@ local function whole_ended(step)
     end
     redis.call('HSET', steps, 'er:' .. step, text)
   end
-  if failed > tonumber(tolerated) or canary then
+  if failed > tonumber(tolerated)
+      -- guard: a failed canary is not tolerated
+      or canary then
     total = 'failed'
   elseif cancelled then
     total = 'cancelled'
@@ -159,6 +163,7 @@ local function ended(prefix, id, status, err)
   if bad then
     redis.call('HSETNX', steps, 'er:' .. step, err)
     if tonumber(redis.call('HGET', steps, 'cn:' .. step) or 0) > 0 then
+      -- guard: a failed canary leaves the held back units alone
       leave_the_rest(step)
     end
   end
@@ -177,6 +182,7 @@ local function dispatch_units(step, at_most, grace)
   while u < tonumber(all) and #found < at_most do
     local id = step .. '.' .. u
     local begun = redis.call('HEXISTS', steps, 's:' .. id) == 1
+    -- guard: a unit that has ended is not dispatched again; without it: true
     if not begun then
       dispatched('', id, grace)
       found[#found + 1] = id
@@ -197,6 +203,7 @@ local function next_units(id, grace)
     -- It was a canary. The rest waits for all of them, and then begins as many as may be at once.
     if redis.call('HINCRBY', steps, 'cn:' .. step, -1) > 0 then
       local later = tonumber(redis.call('HGET', steps, 'ca:' .. step))
+      -- guard: no more canaries are dispatched than were chosen; without it: 1
       free = math.min(1, later)
       redis.call('HSET', steps, 'ca:' .. step, later - free)
     else

@@ -9,7 +9,11 @@ for n = 2, #ARGV, 2 do
   local member, who = ARGV[n], ARGV[n + 1]
   local p, i = string.match(member, '^(u?)([%d.]+)$')
   local owner = redis.call('HGET', steps, p .. 'w:' .. i)
-  if owner and string.sub(owner, 1, #who) == who and redis.call('ZSCORE', leases, member) then
+  if owner
+      -- guard: a lease is renewed only by its owner
+      and string.sub(owner, 1, #who) == who
+      -- guard: an expired lease is not renewed
+      and redis.call('ZSCORE', leases, member) then
     redis.call('ZADD', leases, 'XX', 'GT', now + tonumber(ARGV[1]), member)
     renewed = renewed + 1
   end

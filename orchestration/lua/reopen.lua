@@ -5,11 +5,15 @@
 -- ARGV[6]  '1' if what was done is kept on a failure, then the steps and units that begin anew
 -- RETURNS  'done', 'old' it was handled before, or a sentence that says why nothing was done
 -- EVENTS   command, run_resumed
+-- guard: a resume is carried out once
 if handled(ARGV[1]) then
   return 'old'
 end
 local state, epoch = unpack(redis.call('HMGET', run, 'state', 'epoch'))
-if (state ~= 'failed' and state ~= 'partial') or (epoch or '0') ~= ARGV[4] then
+-- guard: only a failed or partial run is resumed
+if (state ~= 'failed' and state ~= 'partial')
+    -- guard: a run is resumed only in the epoch that was seen
+    or (epoch or '0') ~= ARGV[4] then
   emit('command', 'kind', 'refuse', 'actor', ARGV[2], 'reason', ARGV[3])
   return answer(ARGV[1], 'the run is ' .. state)
 end

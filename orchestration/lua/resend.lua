@@ -9,13 +9,19 @@ local p, found = ARGV[1], {}
 for n = 4, #ARGV, 2 do
   local i, host = ARGV[n], ARGV[n + 1]
   -- Whoever waits while the same workers are at this run's other steps is not refused by them.
-  local claimed = tonumber(redis.call('HGET', run, host == '' and 'claimed' or 'claimed@' .. host) or 0)
+  -- guard: a claim on another host does not count as a sign of life; without it: 'claimed'
+  local last = host == '' and 'claimed' or 'claimed@' .. host
+  local claimed = tonumber(redis.call('HGET', run, last) or 0)
   local status, sent, due, not_before, times = unpack(redis.call('HMGET', steps,
     p .. 's:' .. i, p .. 'q:' .. i, p .. 'd:' .. i, p .. 'n:' .. i, p .. 'x:' .. i))
+  -- guard: no message is sent for a claimed step; without it: true
   if status == 'ready' or status == 'retrying' then
     if now - math.max(tonumber(sent), claimed) >= tonumber(ARGV[3]) then
       found[#found + 1] = '!' .. i
-    elseif tonumber(due) <= now and tonumber(not_before or 0) <= now then
+    -- guard: a message under way is not doubled
+    elseif tonumber(due) <= now
+        -- guard: a retry is not sent before it is due
+        and tonumber(not_before or 0) <= now then
       local again = redis.call('HINCRBY', steps, p .. 'x:' .. i, 1)
       redis.call('HSET', steps, p .. 'd:' .. i, now + math.min(600000, tonumber(ARGV[2]) * 2 ^ math.min(again, 20)))
       emit('message_resent', 'step', i, 'undo', p, 'times', again)

@@ -5,6 +5,7 @@
 -- ARGV[1]  id of the command  ARGV[2]  actor  ARGV[3]  note  ARGV[4]  done, skip, undone or abandon  ARGV[5]  id
 -- RETURNS  'done', 'old' it was handled before, or a sentence that says why nothing was done
 -- EVENTS   command, step_resolved, run_undoing (to end anew without it)
+-- guard: a resolution is carried out once
 if handled(ARGV[1]) then
   return 'old'
 end
@@ -16,17 +17,21 @@ local resting = state == 'failed' or state == 'partial' or state == 'undo_failed
 local asked = status == 'waiting' and parked and string.find(parked, '"unknown"', 1, true)
 local why
 if asked then
+  -- guard: the first resolution of a step counts
   if redis.call('HSETNX', steps, 'dk:' .. i, what) == 0 then
     why = 'somebody else has said: ' .. redis.call('HGET', steps, 'dk:' .. i)
   end
+-- guard: a step of a live run is not resolved
 elseif not resting then
   why = 'the run is ' .. state .. ', and the step is ' .. status
 elseif what == 'done' or what == 'skip' then
   if state ~= 'failed' and state ~= 'partial' then
     why = 'the run is ' .. state .. ': only what is left over of it can be resolved'
+  -- guard: a step that is done is not resolved; without it: status == 'skipped' and redis.call('HEXISTS', steps, 'v:' .. i) == 0
   elseif status == 'changed' or status == 'unchanged' or (status == 'skipped' and redis.call('HEXISTS', steps, 'v:' .. i) == 0) then
     why = 'the step is ' .. status
   end
+-- guard: a step that was compensated is not resolved
 elseif undo ~= 'undo_failed' and undo ~= 'not_undoable' and not (keeps and not undo and what == 'undone') then
   why = 'the step is ' .. status .. (undo and ' and ' .. undo or ' and was not to be undone')
 elseif what == 'abandon' and undo == 'not_undoable' then

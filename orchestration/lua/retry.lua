@@ -11,21 +11,28 @@
 -- EVENTS   step_retrying | item_retrying | undo_retrying
 local i, p = ARGV[1], ARGV[2]
 local status, fence = unpack(redis.call('HMGET', steps, p .. 's:' .. i, p .. 'f:' .. i))
+-- guard: a superseded attempt does not retry its step
 if fence ~= ARGV[3] then
   return 0
 end
 if status == 'retrying' then
   return 1
 end
+-- guard: a step that has ended is not retried
 if status ~= 'waiting' and status ~= (p == '' and 'running' or 'undoing') then
   return 0
 end
-if p == '' and ARGV[7] ~= '1' and doing() == 'aborting' then
+if p == ''
+    -- guard: an always step is retried in an aborting run
+    and ARGV[7] ~= '1'
+    -- guard: a step of an aborting run is not retried; without it: false
+    and doing() == 'aborting' then
   return -1
 end
 local due = now + tonumber(ARGV[4])
 if ARGV[9] ~= '' then
   redis.call('HSETNX', steps, p .. 'ds:' .. i, now)
+  -- guard: a step with an open outcome becomes unknown in the end
   if due - tonumber(redis.call('HGET', steps, p .. 'ds:' .. i)) > tonumber(ARGV[9]) then
     return -2
   end
@@ -34,12 +41,15 @@ if ARGV[10] ~= '' then
   redis.call('HSET', steps, p .. 'sv:' .. i, ARGV[10])
   redis.call('HINCRBY', steps, p .. 'bl:' .. i, 1)
 end
+-- guard: an attempt in vain does not count
 if ARGV[8] == '1' then
   redis.call('HINCRBY', steps, p .. 'ab:' .. i, 1)
 end
 redis.call('HSET', steps, p .. 's:' .. i, 'retrying', p .. 'n:' .. i, due, p .. 'd:' .. i, due + tonumber(ARGV[5]),
            p .. 'q:' .. i, due)
+-- guard: a retried step holds no lease
 redis.call('ZREM', leases, p .. i)
+-- guard: a retried step is removed from the waits
 redis.call('ZREM', waits, p .. i)
 emit(kind(p, i) .. 'retrying', 'step', i, 'error', ARGV[6], 'delay_ms', ARGV[4],
      'attempt', redis.call('HGET', steps, p .. 'a:' .. i), 'in_vain', ARGV[8])

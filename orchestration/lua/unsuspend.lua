@@ -7,13 +7,21 @@
 -- RETURNS  1 it goes on, 0 somebody else was first
 -- EVENTS   command, run_resumed
 local state, was, hold, epoch = unpack(redis.call('HMGET', run, 'state', 'was', 'hold', 'epoch'))
-if state ~= 'suspended' or hold ~= ARGV[1] or (epoch or '0') ~= ARGV[2] or (ARGV[5] ~= '' and handled(ARGV[5])) then
+-- guard: a run that goes on is not released again
+if state ~= 'suspended'
+    -- guard: a breaker does not release a run that waits for a person
+    or hold ~= ARGV[1]
+    -- guard: a run is released only in the epoch that was seen
+    or (epoch or '0') ~= ARGV[2]
+    -- guard: a command releases a run once
+    or (ARGV[5] ~= '' and handled(ARGV[5])) then
   return 0
 end
 local p, due = ARGV[3], now + tonumber(ARGV[4])
 for n = 8, #ARGV do
   local i = ARGV[n]
   local status = redis.call('HGET', steps, p .. 's:' .. i)
+  -- guard: a release leaves a running step alone; without it: true
   if status == 'ready' or status == 'retrying' then
     redis.call('HSET', steps, p .. 'q:' .. i, due, p .. 'd:' .. i, due, p .. 'n:' .. i, due)
   end

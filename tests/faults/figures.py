@@ -1,4 +1,4 @@
-"""Writes docs/faults.md from what `make faults` has left: the last figures, and the guards with their tests."""
+"""Writes docs/faults.md from what `make faults` has left: the last figures, and the guards of the scripts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.faults.conftest import FIGURES
-from tests.store.test_mutants import ALONE, MUTANTS
+from tests.store.guards.marks import mutants
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 HEAD = """\
@@ -19,11 +19,11 @@ operations of these runs write themselves, outside of Redis.
 
 """
 GUARDS = """\
-## Each guard of a script, and what goes wrong without it
+## The guards of the scripts
 
-Every row is tried by `tests/store/test_mutants.py`: with the guard taken out of the script, the sentence is false.
+`tests/store/test_guards.py` removes each guard in turn, and a scenario of the rule's name fails without it.
 
-| script | guard | without it, it would not hold that |
+| script | rule | guard |
 |---|---|---|
 """
 
@@ -64,11 +64,8 @@ def _cell(value: object) -> str:
 
 
 def guards() -> str:
-    """The table of the mutants."""
-    rows = []
-    for mutant in [*MUTANTS, *ALONE]:
-        guard = " ".join(mutant.old.split()).replace("|", "\\|")
-        rows.append(f"| {mutant.script} | `{guard}` | {mutant.check.__name__.replace('_', ' ')} |")
+    """The table of the guards that are marked in the scripts."""
+    rows = [f"| {m.script} | {m.rule} | `{m.guard.replace('|', chr(92) + '|')}` |" for m in mutants()]
     return GUARDS + "\n".join(rows) + "\n"
 
 

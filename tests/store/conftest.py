@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import get, require
 from tests.servers import RedisServer
-from tests.store.bed import Bed
+from tests.store.stored_run import StoredRun
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +38,7 @@ def server(request: pytest.FixtureRequest) -> RedisServer:
 
 
 @pytest.fixture
-def bed(server: RedisServer) -> Iterator[Bed]:
-    made = Bed(server.url)
+def stored(server: RedisServer) -> Iterator[StoredRun]:
+    made = StoredRun(server.url, client=server.shared_client)
     yield made
     made.close()

@@ -6,7 +6,7 @@ import pytest
 
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store import Recorded
-from tests.store.bed import LEASE, NOT_CLAIMABLE, SIDES, Bed, busy
+from tests.store.stored_run import LEASE, NOT_CLAIMABLE, SIDES, StoredRun, busy
 
 pytestmark = pytest.mark.store
 
@@ -17,26 +17,26 @@ R = RunState
 
 
 @SIDES
-def test_a_claim_gives_the_step_to_one_attempt(bed: Bed, side: str) -> None:
-    bed.dispatch(side)
-    now = bed.store.now()
+def test_a_claim_gives_the_step_to_one_attempt(stored: StoredRun, side: str) -> None:
+    stored.dispatch(side)
+    now = stored.store.now()
 
-    with bed.emits("undo_started" if side else "step_started") as events:
-        grant = bed.claim(0, side, "task-7@one/abc", "task-7")
+    with stored.emits("undo_started" if side else "step_started") as events:
+        grant = stored.claim(0, side, "task-7@one/abc", "task-7")
 
     assert (grant.attempt, grant.rendered, grant.before, grant.outcome) == (1, "", "", "")
     assert now <= grant.first_started <= now + 5000
-    assert bed.step(f"{side}s:0") == busy(side)
-    assert (bed.step(f"{side}w:0"), bed.step(f"{side}t:0")) == ("task-7@one/abc", "task-7")
-    assert bed.step(f"{side}f:0") == grant.fence
-    assert now + LEASE * 1000 <= bed.leases()[f"{side}0"] <= now + LEASE * 1000 + 5000
+    assert stored.step(f"{side}s:0") == busy(side)
+    assert (stored.step(f"{side}w:0"), stored.step(f"{side}t:0")) == ("task-7@one/abc", "task-7")
+    assert stored.step(f"{side}f:0") == grant.fence
+    assert now + LEASE * 1000 <= stored.leases()[f"{side}0"] <= now + LEASE * 1000 + 5000
     assert (events[0]["step"], events[0]["attempt"], events[0]["owner"]) == ("0", "1", "task-7@one/abc")
 
 
-def test_an_always_step_is_claimed_while_the_run_finishes(bed: Bed) -> None:
-    bed.dispatch("")
-    bed.put(state="finishing")
-    assert bed.claim(0).attempt == 1
+def test_an_always_step_is_claimed_while_the_run_finishes(stored: StoredRun) -> None:
+    stored.dispatch("")
+    stored.put(state="finishing")
+    assert stored.claim(0).attempt == 1
 
 
 @pytest.mark.parametrize(
@@ -46,156 +46,156 @@ def test_an_always_step_is_claimed_while_the_run_finishes(bed: Bed) -> None:
         *(("u", state) for state in RunState if state is not R.UNDOING),
     ],
 )
-def test_nothing_is_claimed_in_a_run_of_another_state(bed: Bed, side: str, state: RunState) -> None:
-    bed.dispatch(side)
-    bed.put(state=state)
+def test_nothing_is_claimed_in_a_run_of_another_state(stored: StoredRun, side: str, state: RunState) -> None:
+    stored.dispatch(side)
+    stored.put(state=state)
 
-    with bed.unchanged():
-        assert bed.ask(0, side) == f"run {state}"
+    with stored.unchanged():
+        assert stored.ask(0, side) == f"run {state}"
 
 
 @SIDES
-def test_nothing_is_claimed_in_a_run_that_is_not_there(bed: Bed, side: str) -> None:
-    with bed.unchanged():
-        assert bed.ask(0, side) == "run gone"
+def test_nothing_is_claimed_in_a_run_that_is_not_there(stored: StoredRun, side: str) -> None:
+    with stored.unchanged():
+        assert stored.ask(0, side) == "run gone"
 
 
 @pytest.mark.parametrize(("side", "status"), NOT_CLAIMABLE)
-def test_a_step_that_is_not_dispatched_is_not_claimed(bed: Bed, side: str, status: str) -> None:
-    bed.dispatch(side, status=status)
+def test_a_step_that_is_not_dispatched_is_not_claimed(stored: StoredRun, side: str, status: str) -> None:
+    stored.dispatch(side, status=status)
 
-    with bed.unchanged():
-        assert bed.ask(0, side) == status
-
-
-@SIDES
-def test_a_step_that_was_never_dispatched_is_not_claimed(bed: Bed, side: str) -> None:
-    bed.lay(busy(side), ulevel=0)
-
-    with bed.unchanged():
-        assert bed.ask(0, side) == "pending"
+    with stored.unchanged():
+        assert stored.ask(0, side) == status
 
 
 @SIDES
-def test_the_same_delivery_that_asks_again_has_the_same_grant(bed: Bed, side: str) -> None:
-    bed.dispatch(side)
-    grant = bed.claim(0, side)
-    bed.age(5)
+def test_a_step_that_was_never_dispatched_is_not_claimed(stored: StoredRun, side: str) -> None:
+    stored.lay(busy(side), ulevel=0)
 
-    with bed.emits():
-        again = bed.claim(0, side)
+    with stored.unchanged():
+        assert stored.ask(0, side) == "pending"
+
+
+@SIDES
+def test_the_same_delivery_that_asks_again_has_the_same_grant(stored: StoredRun, side: str) -> None:
+    stored.dispatch(side)
+    grant = stored.claim(0, side)
+    stored.age(5)
+
+    with stored.emits():
+        again = stored.claim(0, side)
 
     assert again == grant
-    assert bed.step(f"{side}a:0") == "1"
-    assert bed.leases()[f"{side}0"] > bed.store.now() + (LEASE - 5) * 1000
+    assert stored.step(f"{side}a:0") == "1"
+    assert stored.leases()[f"{side}0"] > stored.store.now() + (LEASE - 5) * 1000
 
 
 @SIDES
-def test_another_delivery_is_refused_while_the_first_is_at_work(bed: Bed, side: str) -> None:
-    bed.dispatch(side)
-    bed.claim(0, side, "first@one/1")
+def test_another_delivery_is_refused_while_the_first_is_at_work(stored: StoredRun, side: str) -> None:
+    stored.dispatch(side)
+    stored.claim(0, side, "first@one/1")
 
-    with bed.unchanged():
-        assert bed.ask(0, side, "first@one/2") == busy(side)
-
-
-@SIDES
-def test_a_delivery_does_not_get_back_what_it_has_given_up(bed: Bed, side: str) -> None:
-    bed.dispatch(side)
-    bed.retry(0, bed.claim(0, side, "first@one/1").fence, delay=60, side=side)
-    assert bed.ask(0, side, "first@one/1") == "early"
+    with stored.unchanged():
+        assert stored.ask(0, side, "first@one/2") == busy(side)
 
 
 @SIDES
-def test_a_retry_is_not_claimed_before_its_time(bed: Bed, side: str) -> None:
-    bed.dispatch(side)
-    bed.retry(0, bed.claim(0, side).fence, delay=60, side=side)
-
-    with bed.unchanged():
-        assert bed.ask(0, side, "other") == "early"
-    bed.age(59)
-    with bed.unchanged():
-        assert bed.ask(0, side, "other") == "early"
-    bed.age(1)
-    assert bed.claim(0, side, "other").attempt == 2
-
-
-def test_an_always_step_whose_retry_was_drained_need_not_wait_for_its_time(bed: Bed) -> None:
-    bed.dispatch("")
-    bed.retry(0, bed.claim(0).fence, delay=600)
-    bed.put(state="aborting")
-    bed.store.drain(bed.run_id, [(0, True)])
-
-    assert bed.open_level(R.FINISHING, 0, [0])
-
-    assert bed.claim(0, owner="other").attempt == 2
+def test_a_delivery_does_not_get_back_what_it_has_given_up(stored: StoredRun, side: str) -> None:
+    stored.dispatch(side)
+    stored.retry(0, stored.claim(0, side, "first@one/1").fence, delay=60, side=side)
+    assert stored.ask(0, side, "first@one/1") == "early"
 
 
 @SIDES
-def test_fences_grow_with_every_claim(bed: Bed, side: str) -> None:
-    bed.dispatch(side)
+def test_a_retry_is_not_claimed_before_its_time(stored: StoredRun, side: str) -> None:
+    stored.dispatch(side)
+    stored.retry(0, stored.claim(0, side).fence, delay=60, side=side)
+
+    with stored.unchanged():
+        assert stored.ask(0, side, "other") == "early"
+    stored.age(59)
+    with stored.unchanged():
+        assert stored.ask(0, side, "other") == "early"
+    stored.age(1)
+    assert stored.claim(0, side, "other").attempt == 2
+
+
+def test_an_always_step_whose_retry_was_drained_need_not_wait_for_its_time(stored: StoredRun) -> None:
+    stored.dispatch("")
+    stored.retry(0, stored.claim(0).fence, delay=600)
+    stored.put(state="aborting")
+    stored.store.drain(stored.run_id, [(0, True)])
+
+    assert stored.open_level(R.FINISHING, 0, [0])
+
+    assert stored.claim(0, owner="other").attempt == 2
+
+
+@SIDES
+def test_fences_grow_with_every_claim(stored: StoredRun, side: str) -> None:
+    stored.dispatch(side)
     fences = []
     for n in range(20):
-        grant = bed.claim(0, side, f"owner-{n}")
+        grant = stored.claim(0, side, f"owner-{n}")
         fences.append(int(grant.fence))
-        assert bed.retry(0, grant.fence, side=side) == 1
+        assert stored.retry(0, grant.fence, side=side) == 1
     assert fences == sorted(set(fences))
 
 
 @SIDES
-def test_a_fence_is_larger_than_one_that_redis_has_forgotten(bed: Bed, side: str) -> None:
+def test_a_fence_is_larger_than_one_that_redis_has_forgotten(stored: StoredRun, side: str) -> None:
     """A crash of Redis takes its last writes with it; what had been granted must not be granted again."""
-    bed.dispatch(side)
-    before = int(bed.claim(0, side).fence)
-    bed.redis.hdel(bed.keys.steps, f"{side}f:0", f"{side}w:0", f"{side}a:0")
-    bed.put(steps={f"{side}s:0": "ready"})
+    stored.dispatch(side)
+    before = int(stored.claim(0, side).fence)
+    stored.redis.hdel(stored.keys.steps, f"{side}f:0", f"{side}w:0", f"{side}a:0")
+    stored.put(steps={f"{side}s:0": "ready"})
 
-    assert int(bed.claim(0, side, "other").fence) > before
+    assert int(stored.claim(0, side, "other").fence) > before
 
 
 @SIDES
-def test_a_fence_grows_also_where_the_clock_went_back(bed: Bed, side: str) -> None:
-    bed.dispatch(side)
-    ahead = (bed.store.now() + 3_600_000) * 1000
-    bed.put(steps={f"{side}f:0": ahead})
+def test_a_fence_grows_also_where_the_clock_went_back(stored: StoredRun, side: str) -> None:
+    stored.dispatch(side)
+    ahead = (stored.store.now() + 3_600_000) * 1000
+    stored.put(steps={f"{side}f:0": ahead})
 
-    assert int(bed.claim(0, side).fence) == ahead + 1
-
-
-def test_a_fence_of_an_undo_is_larger_than_that_of_what_it_takes_back(bed: Bed) -> None:
-    bed.dispatch("")
-    forward = bed.claim(0)
-    bed.complete(0, forward.fence)
-    bed.dispatch("u")
-    assert int(bed.claim(0, "u").fence) > int(forward.fence)
+    assert int(stored.claim(0, side).fence) == ahead + 1
 
 
-def test_a_later_attempt_is_given_what_the_first_one_wrote_down(bed: Bed) -> None:
-    bed.dispatch("")
-    first = bed.claim(0, task="t1")
-    bed.journal(0, first.fence, '{"a":1}', '{"was":2}')
-    bed.end_lease("0")
-    bed.expire(0)
+def test_a_fence_of_an_undo_is_larger_than_that_of_what_it_takes_back(stored: StoredRun) -> None:
+    stored.dispatch("")
+    forward = stored.claim(0)
+    stored.complete(0, forward.fence)
+    stored.dispatch("u")
+    assert int(stored.claim(0, "u").fence) > int(forward.fence)
 
-    second = bed.claim(0, owner="other", task="t2")
+
+def test_a_later_attempt_is_given_what_the_first_one_wrote_down(stored: StoredRun) -> None:
+    stored.dispatch("")
+    first = stored.claim(0, task="t1")
+    stored.journal(0, first.fence, '{"a":1}', '{"was":2}')
+    stored.end_lease("0")
+    stored.expire(0)
+
+    second = stored.claim(0, owner="other", task="t2")
 
     assert (second.attempt, second.rendered, second.before) == (2, '{"a":1}', '{"was":2}')
     assert second.first_started == first.first_started
-    assert bed.step("t:0") == "t1 t2"
+    assert stored.step("t:0") == "t1 t2"
 
 
-def test_an_undo_is_given_what_the_step_wrote_down_and_recorded(bed: Bed) -> None:
-    bed.dispatch("")
-    first = bed.claim(0)
-    bed.journal(0, first.fence, '{"a":1}', '{"was":2}')
-    bed.complete(0, first.fence, outcome='{"data":3}')
-    bed.dispatch("u")
-    tried = bed.claim(0, "u")
+def test_an_undo_is_given_what_the_step_wrote_down_and_recorded(stored: StoredRun) -> None:
+    stored.dispatch("")
+    first = stored.claim(0)
+    stored.journal(0, first.fence, '{"a":1}', '{"was":2}')
+    stored.complete(0, first.fence, outcome='{"data":3}')
+    stored.dispatch("u")
+    tried = stored.claim(0, "u")
     assert (tried.rendered, tried.step_rendered) == ("", '{"a":1}')
-    bed.journal(0, tried.fence, '{"undo":4}', side="u")
-    bed.retry(0, tried.fence, side="u")
+    stored.journal(0, tried.fence, '{"undo":4}', side="u")
+    stored.retry(0, tried.fence, side="u")
 
-    undo = bed.claim(0, "u", "other")
+    undo = stored.claim(0, "u", "other")
 
     assert (undo.attempt, undo.tries) == (2, 2)
     assert (undo.rendered, undo.step_rendered, undo.before) == ('{"undo":4}', '{"a":1}', '{"was":2}')
@@ -206,49 +206,49 @@ def test_an_undo_is_given_what_the_step_wrote_down_and_recorded(bed: Bed) -> Non
 
 
 @SIDES
-def test_the_journal_keeps_what_came_first(bed: Bed, side: str) -> None:
-    bed.dispatch(side)
-    fence = bed.claim(0, side).fence
+def test_the_journal_keeps_what_came_first(stored: StoredRun, side: str) -> None:
+    stored.dispatch(side)
+    fence = stored.claim(0, side).fence
 
-    with bed.emits():
-        assert bed.journal(0, fence, "rendered", "before", side=side)
-        assert bed.journal(0, fence, "later", "later", side=side)
+    with stored.emits():
+        assert stored.journal(0, fence, "rendered", "before", side=side)
+        assert stored.journal(0, fence, "later", "later", side=side)
 
-    assert (bed.step(f"{side}r:0"), bed.step(f"{side}j:0")) == ("rendered", "before")
-
-
-def test_the_journal_has_no_empty_entries(bed: Bed) -> None:
-    bed.dispatch("")
-    fence = bed.claim(0).fence
-
-    with bed.unchanged():
-        assert bed.journal(0, fence)
-    assert bed.journal(0, fence, "", "before")
-    assert (bed.step("r:0"), bed.step("j:0")) == (None, "before")
+    assert (stored.step(f"{side}r:0"), stored.step(f"{side}j:0")) == ("rendered", "before")
 
 
-@SIDES
-def test_an_attempt_that_has_lost_its_step_writes_nothing_down(bed: Bed, side: str) -> None:
-    bed.dispatch(side)
-    lost = bed.claim(0, side)
-    bed.end_lease(f"{side}0")
-    bed.expire(0, side)
+def test_the_journal_has_no_empty_entries(stored: StoredRun) -> None:
+    stored.dispatch("")
+    fence = stored.claim(0).fence
 
-    with bed.unchanged():
-        assert not bed.journal(0, lost.fence, "r", "b", side=side)
-    bed.claim(0, side, "other")
-    with bed.unchanged():
-        assert not bed.journal(0, lost.fence, "r", "b", side=side)
+    with stored.unchanged():
+        assert stored.journal(0, fence)
+    assert stored.journal(0, fence, "", "before")
+    assert (stored.step("r:0"), stored.step("j:0")) == (None, "before")
 
 
 @SIDES
-def test_an_attempt_that_has_ended_writes_nothing_down(bed: Bed, side: str) -> None:
-    bed.dispatch(side)
-    fence = bed.claim(0, side).fence
-    bed.retry(0, fence, side=side)
+def test_an_attempt_that_has_lost_its_step_writes_nothing_down(stored: StoredRun, side: str) -> None:
+    stored.dispatch(side)
+    lost = stored.claim(0, side)
+    stored.end_lease(f"{side}0")
+    stored.expire(0, side)
 
-    with bed.unchanged():
-        assert not bed.journal(0, fence, "r", "b", side=side)
+    with stored.unchanged():
+        assert not stored.journal(0, lost.fence, "r", "b", side=side)
+    stored.claim(0, side, "other")
+    with stored.unchanged():
+        assert not stored.journal(0, lost.fence, "r", "b", side=side)
+
+
+@SIDES
+def test_an_attempt_that_has_ended_writes_nothing_down(stored: StoredRun, side: str) -> None:
+    stored.dispatch(side)
+    fence = stored.claim(0, side).fence
+    stored.retry(0, fence, side=side)
+
+    with stored.unchanged():
+        assert not stored.journal(0, fence, "r", "b", side=side)
 
 
 # --- complete -------------------------------------------------------------------------------------------
@@ -261,43 +261,43 @@ def test_an_attempt_that_has_ended_writes_nothing_down(bed: Bed, side: str) -> N
         *(("u", status) for status in ("undone", "undo_failed")),
     ],
 )
-def test_complete_records_an_outcome(bed: Bed, side: str, status: str) -> None:
-    bed.dispatch(side, left=2)
-    fence = bed.claim(0, side).fence
+def test_complete_records_an_outcome(stored: StoredRun, side: str, status: str) -> None:
+    stored.dispatch(side, left=2)
+    fence = stored.claim(0, side).fence
 
-    with bed.emits("undo_ended" if side else "step_ended") as events:
-        recorded = bed.complete(0, fence, status, side=side, outcome='{"x":1}', error="why")
+    with stored.emits("undo_ended" if side else "step_ended") as events:
+        recorded = stored.complete(0, fence, status, side=side, outcome='{"x":1}', error="why")
 
     assert recorded == Recorded(accepted=True, advance=False)
-    assert (bed.step(f"{side}s:0"), bed.step(f"{side}o:0")) == (status, '{"x":1}')
-    assert bed.step(f"{side}e:0")
-    assert bed.step(f"{side}z:0") is None
-    assert (bed.run("left"), bed.leases()) == ("1", {})
+    assert (stored.step(f"{side}s:0"), stored.step(f"{side}o:0")) == (status, '{"x":1}')
+    assert stored.step(f"{side}e:0")
+    assert stored.step(f"{side}z:0") is None
+    assert (stored.run("left"), stored.leases()) == ("1", {})
     assert (events[0]["step"], events[0]["status"], events[0]["error"]) == ("0", status, "why")
 
 
 @SIDES
-def test_the_last_outcome_of_a_level_lets_the_run_go_on(bed: Bed, side: str) -> None:
-    bed.dispatch(side, left=1)
-    assert bed.complete(0, bed.claim(0, side).fence, side=side).advance
+def test_the_last_outcome_of_a_level_lets_the_run_go_on(stored: StoredRun, side: str) -> None:
+    stored.dispatch(side, left=1)
+    assert stored.complete(0, stored.claim(0, side).fence, side=side).advance
 
 
-def test_an_outcome_can_prove_that_nothing_was_touched(bed: Bed) -> None:
-    bed.dispatch("")
-    bed.complete(0, bed.claim(0).fence, "failed", no_effect=True)
-    assert bed.store.step_records(bed.run_id, [0])[0].no_effect
+def test_an_outcome_can_prove_that_nothing_was_touched(stored: StoredRun) -> None:
+    stored.dispatch("")
+    stored.complete(0, stored.claim(0).fence, "failed", no_effect=True)
+    assert stored.store.step_records(stored.run_id, [0])[0].no_effect
 
 
 @pytest.mark.parametrize("status", ["failed", "unknown"])
-def test_a_failure_that_stops_ends_the_run(bed: Bed, status: str) -> None:
-    bed.dispatch("", left=2)
-    fence = bed.claim(0).fence
+def test_a_failure_that_stops_ends_the_run(stored: StoredRun, status: str) -> None:
+    stored.dispatch("", left=2)
+    fence = stored.claim(0).fence
 
-    with bed.emits("step_ended", "run_aborting") as events:
-        recorded = bed.complete(0, fence, status, error="no space", stops=True)
+    with stored.emits("step_ended", "run_aborting") as events:
+        recorded = stored.complete(0, fence, status, error="no space", stops=True)
 
     assert recorded.advance
-    assert (bed.run("state"), bed.run("cause"), bed.run("err_step"), bed.run("err")) == (
+    assert (stored.run("state"), stored.run("cause"), stored.run("err_step"), stored.run("err")) == (
         *("aborting", "failure"),
         *("0", "no space"),
     )
@@ -305,237 +305,237 @@ def test_a_failure_that_stops_ends_the_run(bed: Bed, status: str) -> None:
 
 
 @pytest.mark.parametrize("status", ["failed", "unknown"])
-def test_a_failure_that_is_tolerated_does_not(bed: Bed, status: str) -> None:
-    bed.dispatch("", left=2)
+def test_a_failure_that_is_tolerated_does_not(stored: StoredRun, status: str) -> None:
+    stored.dispatch("", left=2)
 
-    with bed.emits("step_started", "step_ended"):
-        bed.complete(0, bed.claim(0).fence, status, stops=False)
+    with stored.emits("step_started", "step_ended"):
+        stored.complete(0, stored.claim(0).fence, status, stops=False)
 
-    assert bed.run("state") == R.RUNNING
+    assert stored.run("state") == R.RUNNING
 
 
 @pytest.mark.parametrize("status", ["changed", "unchanged", "cancelled"])
-def test_only_a_bad_outcome_stops(bed: Bed, status: str) -> None:
-    bed.dispatch("", left=2)
-    bed.complete(0, bed.claim(0).fence, status, stops=True)
-    assert bed.run("state") == R.RUNNING
+def test_only_a_bad_outcome_stops(stored: StoredRun, status: str) -> None:
+    stored.dispatch("", left=2)
+    stored.complete(0, stored.claim(0).fence, status, stops=True)
+    assert stored.run("state") == R.RUNNING
 
 
 @pytest.mark.parametrize("state", [R.ABORTING, R.FINISHING])
-def test_a_failure_ends_no_run_that_is_ending_already(bed: Bed, state: RunState) -> None:
-    bed.dispatch("")
-    fence = bed.claim(0).fence
-    bed.put(state=state, cause="cancel", err="first")
+def test_a_failure_ends_no_run_that_is_ending_already(stored: StoredRun, state: RunState) -> None:
+    stored.dispatch("")
+    fence = stored.claim(0).fence
+    stored.put(state=state, cause="cancel", err="first")
 
-    with bed.emits("step_ended"):
-        assert bed.complete(0, fence, "failed", stops=True, error="second").advance
+    with stored.emits("step_ended"):
+        assert stored.complete(0, fence, "failed", stops=True, error="second").advance
 
-    assert (bed.run("state"), bed.run("cause"), bed.run("err")) == (state, "cancel", "first")
+    assert (stored.run("state"), stored.run("cause"), stored.run("err")) == (state, "cancel", "first")
 
 
-def test_while_a_run_ends_it_goes_on_when_nothing_runs(bed: Bed) -> None:
-    bed.begin(0, 1, 2)
-    first, second = bed.claim(0), bed.claim(1)
-    bed.put(state="aborting")
+def test_while_a_run_ends_it_goes_on_when_nothing_runs(stored: StoredRun) -> None:
+    stored.begin(0, 1, 2)
+    first, second = stored.claim(0), stored.claim(1)
+    stored.put(state="aborting")
 
-    assert not bed.complete(0, first.fence).advance
-    assert bed.complete(1, second.fence).advance  # step 2 was never claimed
+    assert not stored.complete(0, first.fence).advance
+    assert stored.complete(1, second.fence).advance  # step 2 was never claimed
 
 
 @SIDES
-def test_an_outcome_of_another_attempt_is_refused(bed: Bed, side: str) -> None:
-    bed.dispatch(side)
-    fence = bed.claim(0, side).fence
+def test_an_outcome_of_another_attempt_is_refused(stored: StoredRun, side: str) -> None:
+    stored.dispatch(side)
+    fence = stored.claim(0, side).fence
 
     for stale in (str(int(fence) - 1), str(int(fence) + 1), "0", f"{fence}0"):
-        with bed.unchanged():
-            assert bed.complete(0, stale, "failed", side=side, stops=True) == Recorded(accepted=False, advance=False)
+        with stored.unchanged():
+            assert stored.complete(0, stale, "failed", side=side, stops=True) == Recorded(accepted=False, advance=False)
 
 
 @SIDES
-def test_an_attempt_whose_lease_was_taken_does_not_end_the_run(bed: Bed, side: str) -> None:
-    bed.dispatch(side)
-    lost = bed.claim(0, side)
-    bed.end_lease(f"{side}0")
-    bed.expire(0, side)
+def test_an_attempt_whose_lease_was_taken_does_not_end_the_run(stored: StoredRun, side: str) -> None:
+    stored.dispatch(side)
+    lost = stored.claim(0, side)
+    stored.end_lease(f"{side}0")
+    stored.expire(0, side)
 
-    with bed.unchanged():
-        assert not bed.complete(0, lost.fence, "failed", side=side, stops=True).accepted
-    second = bed.claim(0, side, "other")
-    with bed.unchanged():
-        assert not bed.complete(0, lost.fence, "failed", side=side, stops=True).accepted
-    assert bed.complete(0, second.fence, side=side).accepted
+    with stored.unchanged():
+        assert not stored.complete(0, lost.fence, "failed", side=side, stops=True).accepted
+    second = stored.claim(0, side, "other")
+    with stored.unchanged():
+        assert not stored.complete(0, lost.fence, "failed", side=side, stops=True).accepted
+    assert stored.complete(0, second.fence, side=side).accepted
 
 
 @SIDES
 @pytest.mark.parametrize("left", [1, 2])
-def test_an_outcome_that_is_told_twice_counts_once_and_has_the_same_answer(bed: Bed, side: str, left: int) -> None:
-    bed.dispatch(side, left=left)
-    fence = bed.claim(0, side).fence
-    first = bed.complete(0, fence, "undone" if side else "changed", side=side)
+def test_an_outcome_sent_twice_counts_once_and_has_the_same_answer(stored: StoredRun, side: str, left: int) -> None:
+    stored.dispatch(side, left=left)
+    fence = stored.claim(0, side).fence
+    first = stored.complete(0, fence, "undone" if side else "changed", side=side)
 
-    with bed.unchanged():
-        second = bed.complete(0, fence, "failed", side=side, outcome='{"later":1}', stops=True)
+    with stored.unchanged():
+        second = stored.complete(0, fence, "failed", side=side, outcome='{"later":1}', stops=True)
 
     assert second == first == Recorded(accepted=True, advance=left == 1)
 
 
-def test_a_failure_that_is_told_twice_lets_the_run_go_on_twice(bed: Bed) -> None:
-    bed.dispatch("", left=2)
-    fence = bed.claim(0).fence
-    first = bed.complete(0, fence, "failed", stops=True)
+def test_a_failure_that_is_told_twice_lets_the_run_go_on_twice(stored: StoredRun) -> None:
+    stored.dispatch("", left=2)
+    fence = stored.claim(0).fence
+    first = stored.complete(0, fence, "failed", stops=True)
 
-    with bed.unchanged():
-        assert bed.complete(0, fence, "failed", stops=True) == first == Recorded(accepted=True, advance=True)
+    with stored.unchanged():
+        assert stored.complete(0, fence, "failed", stops=True) == first == Recorded(accepted=True, advance=True)
 
 
 @SIDES
-def test_the_end_of_an_attempt_that_was_noted_as_a_retry_is_not_its_outcome(bed: Bed, side: str) -> None:
-    bed.dispatch(side)
-    fence = bed.claim(0, side).fence
-    bed.retry(0, fence, delay=60, side=side)
+def test_the_end_of_an_attempt_that_was_noted_as_a_retry_is_not_its_outcome(stored: StoredRun, side: str) -> None:
+    stored.dispatch(side)
+    fence = stored.claim(0, side).fence
+    stored.retry(0, fence, delay=60, side=side)
 
-    with bed.unchanged():
-        bed.complete(0, fence, "failed", side=side, stops=True)
+    with stored.unchanged():
+        stored.complete(0, fence, "failed", side=side, stops=True)
 
 
 @SIDES
 @pytest.mark.parametrize("status", ["ready", "retrying"])
-def test_without_a_fence_it_is_the_end_of_what_nobody_has_claimed(bed: Bed, side: str, status: str) -> None:
-    bed.dispatch(side, left=1, status=status)
+def test_without_a_fence_it_is_the_end_of_what_nobody_has_claimed(stored: StoredRun, side: str, status: str) -> None:
+    stored.dispatch(side, left=1, status=status)
 
-    with bed.emits("undo_ended" if side else "step_ended"):
-        assert bed.complete(0, "", "undo_failed" if side else "failed", side=side) == Recorded(True, True)
+    with stored.emits("undo_ended" if side else "step_ended"):
+        assert stored.complete(0, "", "undo_failed" if side else "failed", side=side) == Recorded(True, True)
 
-    assert bed.run("left") == "0"
+    assert stored.run("left") == "0"
 
 
 @pytest.mark.parametrize(("side", "status"), [pair for pair in NOT_CLAIMABLE if pair[1] != "waiting"])
-def test_without_a_fence_nothing_else_is_ended(bed: Bed, side: str, status: str) -> None:
-    bed.dispatch(side, status=status)
+def test_without_a_fence_nothing_else_is_ended(stored: StoredRun, side: str, status: str) -> None:
+    stored.dispatch(side, status=status)
 
-    with bed.unchanged():
-        assert not bed.complete(0, "", "failed", side=side, stops=True).accepted
+    with stored.unchanged():
+        assert not stored.complete(0, "", "failed", side=side, stops=True).accepted
 
 
 @pytest.mark.parametrize("status", ["changed", "unchanged"])
-def test_a_good_link_of_a_chain_opens_the_level_of_the_next(bed: Bed, status: str) -> None:
-    bed.begin(0)
-    fence = bed.claim(0).fence
+def test_a_good_link_of_a_chain_opens_the_level_of_the_next(stored: StoredRun, status: str) -> None:
+    stored.begin(0)
+    fence = stored.claim(0).fence
 
-    with bed.emits("step_ended", "level_started") as events:
-        recorded = bed.complete(0, fence, status, next_link=1)
+    with stored.emits("step_ended", "level_started") as events:
+        recorded = stored.complete(0, fence, status, next_link=1)
 
     assert recorded == Recorded(accepted=True, advance=False)  # the chain's own message follows
-    assert (bed.run("level"), bed.run("left"), bed.step("s:1")) == ("1", "1", "ready")
-    assert int(bed.step("d:1") or 0) == int(bed.step("q:1") or 0) + LEASE * 1000
+    assert (stored.run("level"), stored.run("left"), stored.step("s:1")) == ("1", "1", "ready")
+    assert int(stored.step("d:1") or 0) == int(stored.step("q:1") or 0) + LEASE * 1000
     assert (events[1]["level"], events[1]["steps"]) == ("1", "1")
-    with bed.unchanged():
-        assert bed.complete(0, fence, status, next_link=1) == recorded
+    with stored.unchanged():
+        assert stored.complete(0, fence, status, next_link=1) == recorded
 
 
 @pytest.mark.parametrize("status", ["failed", "unknown", "cancelled"])
-def test_a_bad_link_ends_its_chain(bed: Bed, status: str) -> None:
-    bed.begin(0)
+def test_a_bad_link_ends_its_chain(stored: StoredRun, status: str) -> None:
+    stored.begin(0)
 
-    assert bed.complete(0, bed.claim(0).fence, status, next_link=1).advance
+    assert stored.complete(0, stored.claim(0).fence, status, next_link=1).advance
 
-    assert (bed.run("level"), bed.step("s:1")) == ("0", None)
+    assert (stored.run("level"), stored.step("s:1")) == ("0", None)
 
 
-def test_no_link_follows_where_something_of_the_level_is_left(bed: Bed) -> None:
-    bed.begin(0, 2)
+def test_no_link_follows_where_something_of_the_level_is_left(stored: StoredRun) -> None:
+    stored.begin(0, 2)
 
-    assert not bed.complete(0, bed.claim(0).fence, next_link=1).advance
+    assert not stored.complete(0, stored.claim(0).fence, next_link=1).advance
 
-    assert (bed.run("level"), bed.run("left"), bed.step("s:1")) == ("0", "1", None)
+    assert (stored.run("level"), stored.run("left"), stored.step("s:1")) == ("0", "1", None)
 
 
 @pytest.mark.parametrize("state", [R.ABORTING, R.FINISHING])
-def test_no_link_follows_in_a_run_that_is_ending(bed: Bed, state: RunState) -> None:
-    bed.begin(0)
-    fence = bed.claim(0).fence
-    bed.put(state=state)
+def test_no_link_follows_in_a_run_that_is_ending(stored: StoredRun, state: RunState) -> None:
+    stored.begin(0)
+    fence = stored.claim(0).fence
+    stored.put(state=state)
 
-    assert bed.complete(0, fence, next_link=1).advance
+    assert stored.complete(0, fence, next_link=1).advance
 
-    assert (bed.run("level"), bed.step("s:1")) == ("0", None)
+    assert (stored.run("level"), stored.step("s:1")) == ("0", None)
 
 
 # --- retry ----------------------------------------------------------------------------------------------
 
 
 @SIDES
-def test_a_retry_puts_the_step_back_until_its_time(bed: Bed, side: str) -> None:
-    bed.dispatch(side)
-    fence = bed.claim(0, side).fence
-    now = bed.store.now()
+def test_a_retry_puts_the_step_back_until_its_time(stored: StoredRun, side: str) -> None:
+    stored.dispatch(side)
+    fence = stored.claim(0, side).fence
+    now = stored.store.now()
 
-    with bed.emits("undo_retrying" if side else "step_retrying") as events:
-        assert bed.retry(0, fence, delay=60, grace=5, side=side) == 1
+    with stored.emits("undo_retrying" if side else "step_retrying") as events:
+        assert stored.retry(0, fence, delay=60, grace=5, side=side) == 1
 
-    due = int(bed.step(f"{side}n:0") or 0)
+    due = int(stored.step(f"{side}n:0") or 0)
     assert now + 60_000 <= due <= now + 65_000
-    assert (bed.step(f"{side}q:0"), bed.step(f"{side}d:0")) == (str(due), str(due + 5000))
-    assert (bed.step(f"{side}s:0"), bed.leases(), bed.run("left")) == ("retrying", {}, "1")
+    assert (stored.step(f"{side}q:0"), stored.step(f"{side}d:0")) == (str(due), str(due + 5000))
+    assert (stored.step(f"{side}s:0"), stored.leases(), stored.run("left")) == ("retrying", {}, "1")
     assert (events[0]["step"], events[0]["attempt"], events[0]["error"]) == ("0", "1", "busy")
     assert events[0]["delay_ms"] == "60000"
 
 
 @SIDES
-def test_a_retry_that_is_told_twice_is_noted_once(bed: Bed, side: str) -> None:
-    bed.dispatch(side)
-    fence = bed.claim(0, side).fence
-    bed.retry(0, fence, delay=60, side=side)
+def test_a_retry_that_is_told_twice_is_noted_once(stored: StoredRun, side: str) -> None:
+    stored.dispatch(side)
+    fence = stored.claim(0, side).fence
+    stored.retry(0, fence, delay=60, side=side)
 
-    with bed.unchanged():
-        assert bed.retry(0, fence, delay=90, side=side) == 1
+    with stored.unchanged():
+        assert stored.retry(0, fence, delay=90, side=side) == 1
 
 
 @SIDES
-def test_an_attempt_that_has_lost_its_step_cannot_put_it_back(bed: Bed, side: str) -> None:
-    bed.dispatch(side)
-    lost = bed.claim(0, side)
-    bed.end_lease(f"{side}0")
-    bed.expire(0, side)
+def test_an_attempt_that_has_lost_its_step_cannot_put_it_back(stored: StoredRun, side: str) -> None:
+    stored.dispatch(side)
+    lost = stored.claim(0, side)
+    stored.end_lease(f"{side}0")
+    stored.expire(0, side)
 
-    with bed.unchanged():
-        assert bed.retry(0, lost.fence, side=side) == 0
-    second = bed.claim(0, side, "other")
-    with bed.unchanged():
-        assert bed.retry(0, lost.fence, side=side) == 0
-    bed.retry(0, second.fence, side=side)
-    with bed.unchanged():
-        assert bed.retry(0, lost.fence, side=side) == 0
+    with stored.unchanged():
+        assert stored.retry(0, lost.fence, side=side) == 0
+    second = stored.claim(0, side, "other")
+    with stored.unchanged():
+        assert stored.retry(0, lost.fence, side=side) == 0
+    stored.retry(0, second.fence, side=side)
+    with stored.unchanged():
+        assert stored.retry(0, lost.fence, side=side) == 0
 
 
 @pytest.mark.parametrize(
     ("side", "status"), [pair for pair in NOT_CLAIMABLE if pair[1] not in {busy(pair[0]), "waiting"}]
 )
-def test_what_has_ended_is_not_tried_again(bed: Bed, side: str, status: str) -> None:
-    bed.dispatch(side)
-    fence = bed.claim(0, side).fence
-    bed.put(steps={f"{side}s:0": status})
+def test_what_has_ended_is_not_tried_again(stored: StoredRun, side: str, status: str) -> None:
+    stored.dispatch(side)
+    fence = stored.claim(0, side).fence
+    stored.put(steps={f"{side}s:0": status})
 
-    with bed.unchanged():
-        assert bed.retry(0, fence, side=side) == 0
-
-
-def test_while_the_run_is_ending_there_is_no_retry(bed: Bed) -> None:
-    bed.dispatch("")
-    fence = bed.claim(0).fence
-    bed.put(state="aborting")
-
-    with bed.unchanged():
-        assert bed.retry(0, fence) == -1
+    with stored.unchanged():
+        assert stored.retry(0, fence, side=side) == 0
 
 
-def test_an_always_step_has_its_retry_also_while_the_run_is_ending(bed: Bed) -> None:
-    bed.dispatch("")
-    fence = bed.claim(0).fence
-    bed.put(state="aborting")
+def test_while_the_run_is_ending_there_is_no_retry(stored: StoredRun) -> None:
+    stored.dispatch("")
+    fence = stored.claim(0).fence
+    stored.put(state="aborting")
 
-    with bed.emits("step_retrying"):
-        assert bed.retry(0, fence, always=True) == 1
+    with stored.unchanged():
+        assert stored.retry(0, fence) == -1
 
-    assert (bed.step("s:0"), bed.run("left")) == ("retrying", "1")
+
+def test_an_always_step_has_its_retry_also_while_the_run_is_ending(stored: StoredRun) -> None:
+    stored.dispatch("")
+    fence = stored.claim(0).fence
+    stored.put(state="aborting")
+
+    with stored.emits("step_retrying"):
+        assert stored.retry(0, fence, always=True) == 1
+
+    assert (stored.step("s:0"), stored.run("left")) == ("retrying", "1")

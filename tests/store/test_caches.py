@@ -23,7 +23,7 @@ from longshore.orchestration.settings import get_settings
 from longshore.orchestration.store import Store
 from longshore.tasks import cache as cache_tasks
 from tests.servers import RedisServer
-from tests.store.bed import settings_for
+from tests.store.stored_run import settings_for
 from tests.unit.conftest import own_registry
 from tests.unit.doing import Doing
 

@@ -11,7 +11,7 @@ from longshore.orchestration import counting
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store import Store
 from tests.servers import RedisServer
-from tests.store.bed import settings_for
+from tests.store.stored_run import settings_for
 
 #: What each run has done.
 DONE = {f"runs{counting.SEP}p{counting.SEP}succeeded": 1.0, f"attempts{counting.SEP}noop": 2.0}
@@ -38,7 +38,8 @@ def told(store: Store) -> dict[str, float]:
     return counting.totals(store).counts
 
 
-def test_more_runs_than_are_read_at_once_may_end_at_one_time(store: Store) -> None:
+def test_more_runs_than_are_read_at_once_may_end_at_one_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "_AT_ONCE", 20)
     ended(store, 2 * counting._AT_ONCE + 7)
     expected = {name: value * (2 * counting._AT_ONCE + 7) for name, value in DONE.items()}
     assert told(store) == expected
@@ -48,13 +49,13 @@ def test_more_runs_than_are_read_at_once_may_end_at_one_time(store: Store) -> No
 
 
 def test_scrapes_at_the_same_time_count_nothing_twice(store: Store) -> None:
-    ended(store, 200)
+    ended(store, 40)
     threads = [threading.Thread(target=told, args=(Store(store.settings),)) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert told(store) == {name: value * 200 for name, value in DONE.items()}
+    assert told(store) == {name: value * 40 for name, value in DONE.items()}
 
 
 def test_a_run_that_is_reopened_adds_only_what_is_new_and_takes_nothing_back(

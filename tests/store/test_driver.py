@@ -12,7 +12,7 @@ from longshore.orchestration.plan import Plan
 from longshore.orchestration.states import RunState
 from longshore.tasks import driver
 from tests.servers import RedisServer
-from tests.store.sim import DriverDied, LineCanvas, Message, World
+from tests.store.simulated_workers import DriverDied, Message, QueueCanvas, World
 
 pytestmark = pytest.mark.store
 
@@ -22,7 +22,7 @@ SHELL = "command.shell.execute"
 @pytest.fixture
 def world(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
     """A run of a plan, with its first message under way."""
-    monkeypatch.setattr(driver, "Canvas", LineCanvas)
+    monkeypatch.setattr(driver, "Canvas", QueueCanvas)
     redis_server.flush()
 
     def make(plan: Plan, server: RedisServer = redis_server, **settings: Any) -> World:
@@ -44,8 +44,8 @@ def plan_of(*steps: str, **fields: Any) -> Plan:
 def do(world: World, index: int, how: str = "changed", side: str = "") -> None:
     """One whole attempt, from a message that was sent."""
     task = "longshore.undo" if side else "longshore.step"
-    message = next(m for m in world.line if (m.task, m.index) == (task, index))
-    world.line.remove(message)
+    message = next(m for m in world.queue if (m.task, m.index) == (task, index))
+    world.queue.remove(message)
     work = world.deliver(message)
     assert work is not None
     world.finish(work, how)
@@ -56,11 +56,11 @@ def do(world: World, index: int, how: str = "changed", side: str = "") -> None:
 
 def test_a_run_begins_although_its_first_message_was_lost(world: Callable[..., World]) -> None:
     lost = world(plan_of("a"))
-    lost.line.clear()
+    lost.queue.clear()
 
     assert lost.driver.sweep() == 1
 
-    assert lost.line == [Message("longshore.step", 0)]
+    assert lost.queue == [Message("longshore.step", 0)]
     assert lost.store.waiting() == []
     lost.settle()
     assert lost.store.state(lost.run_id) == RunState.SUCCEEDED
@@ -70,7 +70,7 @@ def test_an_advance_that_was_lost_is_made_up_for(world: Callable[..., World]) ->
     lost = world(plan_of("a"))
     lost.driver.sweep()
     do(lost, 0)
-    lost.line.clear()
+    lost.queue.clear()
 
     lost.age(11)
     lost.driver.sweep()
@@ -86,8 +86,8 @@ def test_a_step_that_no_worker_takes_fails_and_says_so(world: Callable[..., Worl
     alone.age(601)
     alone.driver.sweep()
 
-    assert alone.bed.step("s:0") == "failed"
-    assert alone.bed.run("err") == "no worker of the queue noop took it within 600 s"
+    assert alone.stored.step("s:0") == "failed"
+    assert alone.stored.run("err") == "no worker of the queue noop took it within 600 s"
 
 
 def test_an_undo_that_takes_too_long_is_given_up_and_named(world: Callable[..., World]) -> None:
@@ -97,14 +97,14 @@ def test_an_undo_that_takes_too_long_is_given_up_and_named(world: Callable[..., 
     do(slow, 1, "failed")
     slow.driver.advance(slow.run_id)
     do(slow, 0, "undone", "u")
-    slow.line.clear()
+    slow.queue.clear()
 
     slow.age(61)
     slow.driver.sweep()
 
     assert slow.store.state(slow.run_id) == RunState.UNDO_FAILED
-    assert (slow.bed.step("us:0"), slow.bed.step("us:1")) == ("undone", "undo_failed")
-    assert "ran out of its time" in str(slow.bed.step("uo:1"))
+    assert (slow.stored.step("us:0"), slow.stored.step("us:1")) == ("undone", "undo_failed")
+    assert "ran out of its time" in str(slow.stored.step("uo:1"))
 
 
 def test_an_entry_of_the_inbox_without_a_request_is_forgotten_after_a_minute(
@@ -124,8 +124,8 @@ def test_an_entry_of_the_inbox_without_a_request_is_forgotten_after_a_minute(
 
 def test_a_damaged_run_does_not_keep_others_from_being_looked_at(world: Callable[..., World]) -> None:
     here = world(plan_of("a"))
-    here.bed.redis.set(here.store.keys.of("0-damaged").request, "this is no JSON")
-    here.bed.redis.zadd(here.store.keys.inbox, {"0-damaged": 1})
+    here.stored.redis.set(here.store.keys.of("0-damaged").request, "this is no JSON")
+    here.stored.redis.zadd(here.store.keys.inbox, {"0-damaged": 1})
 
     assert here.driver.sweep() == 2
 
@@ -148,7 +148,7 @@ def test_a_link_of_a_chain_is_skipped_where_another_dependency_has_failed(world:
     do(run, 1)
     run.settle()
 
-    assert run.bed.step("s:3") == "skipped"
+    assert run.stored.step("s:3") == "skipped"
 
 
 def test_a_command_that_comes_while_its_run_is_looked_at_is_not_lost(world: Callable[..., World]) -> None:
@@ -185,7 +185,7 @@ def test_a_run_that_was_reopened_by_a_driver_that_died_is_looked_after(world: Ca
         run.driver.sweep()
     run.driver_store.look_at = run.store.look_at  # type: ignore[method-assign]
     run.driver.sweep()
-    run.line.clear()
+    run.queue.clear()
 
     run.settle()
 
@@ -216,7 +216,7 @@ def test_an_always_step_that_is_lost_as_its_run_is_cancelled_runs_again(world: C
     run.driver.sweep()
     run.settle()
 
-    assert run.bed.step("s:1") == "changed"
+    assert run.stored.step("s:1") == "changed"
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def own_server(redis_server: RedisServer) -> Iterator[RedisServer]:
 def test_an_outage_of_redis_costs_no_worker_its_step(world: Callable[..., World], own_server: RedisServer) -> None:
     run = world(plan_of("a"), own_server, lease=0.4)
     run.driver.sweep()
-    work = run.deliver(run.line.pop())
+    work = run.deliver(run.queue.pop())
     assert work is not None
 
     own_server.stop()
@@ -236,5 +236,5 @@ def test_an_outage_of_redis_costs_no_worker_its_step(world: Callable[..., World]
     own_server.start()
     run.driver.sweep()
 
-    assert run.bed.events("lease_lost") == []
-    assert run.bed.step("s:0") == "running"
+    assert run.stored.events("lease_lost") == []
+    assert run.stored.step("s:0") == "running"

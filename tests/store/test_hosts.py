@@ -18,7 +18,7 @@ from longshore.orchestration.operations import find
 from longshore.orchestration.store import Store
 from longshore.orchestration.waits import reasons
 from tests.servers import RedisServer
-from tests.store.bed import Bed, settings_for
+from tests.store.stored_run import StoredRun, settings_for
 
 LEASE = 5.0
 WEB = {"role": "web", "group": "web.dev.eu"}
@@ -254,58 +254,58 @@ def sent(store: Store, queue: str, task: str, *arguments: Any) -> None:
     store.client.lpush(f"{store.settings.broker_prefix()}{queue}", message)
 
 
-def test_each_queue_has_its_length_its_oldest_and_its_workers(bed: Bed) -> None:
-    bed.begin(0, 1)
-    hosts = Hosts(bed.store)
+def test_each_queue_has_its_length_its_oldest_and_its_workers(stored: StoredRun) -> None:
+    stored.begin(0, 1)
+    hosts = Hosts(stored.store)
     hosts.register("web1", node("a@web1", "web1"))
-    bed.age(30)
-    sent(bed.store, "noop", "longshore.step", bed.run_id, 0)
-    sent(bed.store, "noop", "longshore.step", bed.run_id, 1)
-    sent(bed.store, "noop.undo", "somebody.elses", 1)
+    stored.age(30)
+    sent(stored.store, "noop", "longshore.step", stored.run_id, 0)
+    sent(stored.store, "noop", "longshore.step", stored.run_id, 1)
+    sent(stored.store, "noop.undo", "somebody.elses", 1)
 
-    found = {backlog.queue: backlog for backlog in backlogs(bed.store)}
+    found = {backlog.queue: backlog for backlog in backlogs(stored.store)}
 
     assert (found["noop"].length, found["noop"].workers) == (2, 1)
     assert 29 <= found["noop"].oldest <= 40
     assert (found["noop.undo"].length, found["noop.undo"].oldest) == (1, 0.0)
     assert (found["control"].length, found["control"].workers) == (0, 0)
     hosts.drain("web1", "ann")
-    assert {backlog.queue: backlog.workers for backlog in backlogs(bed.store)}["noop"] == 0
-    assert {backlog.queue: backlog.workers for backlog in backlogs(bed.store)}["noop.undo"] == 1
-    told = text(bed.store)
+    assert {backlog.queue: backlog.workers for backlog in backlogs(stored.store)}["noop"] == 0
+    assert {backlog.queue: backlog.workers for backlog in backlogs(stored.store)}["noop.undo"] == 1
+    told = text(stored.store)
     assert 'longshore_queue_length{queue="noop"} 2.0' in told
     assert 'longshore_hosts{state="draining"} 1.0' in told
     hosts.leave("web1", "a@web1")
-    assert {backlog.queue: backlog.length for backlog in backlogs(bed.store)}["noop"] == 2, (
+    assert {backlog.queue: backlog.length for backlog in backlogs(stored.store)}["noop"] == 2, (
         "also where no worker is left"
     )
 
 
-def test_a_step_that_waits_for_a_worker_says_for_which(bed: Bed) -> None:
+def test_a_step_that_waits_for_a_worker_says_for_which(stored: StoredRun) -> None:
     plan = Plan("p", target="web1")
     plan.step("a", "noop.execute")
-    bed.begin(0)
-    bed.put(steps={"h:0": "web1"})
+    stored.begin(0)
+    stored.put(steps={"h:0": "web1"})
     from longshore.orchestration.compiled import CompiledPlan
 
-    compiled, hosts = CompiledPlan(plan), Hosts(bed.store)
+    compiled, hosts = CompiledPlan(plan), Hosts(stored.store)
 
     def why() -> str:
-        _, steps = bed.store.everything(bed.run_id)
-        return reasons(bed.store, compiled, steps).get("wait:0", "")
+        _, steps = stored.store.everything(stored.run_id)
+        return reasons(stored.store, compiled, steps).get("wait:0", "")
 
     assert why() == "waits: no worker takes what is in the queue noop@web1"
     hosts.register("web1", node("a@web1", "web1"))
     assert why() == ""
     hosts.drain("web1", "ann")
     assert why() == "waits: host web1 is drained by ann"
-    bed.put(steps={"s:0": "changed", "us:0": "ready"})
-    bed.redis.hdel(bed.keys.steps, "h:0")
-    assert reasons(bed.store, compiled, bed.store.everything(bed.run_id)[1]) == {}, "a drained host takes undo"
-    bed.put(steps={"s:0": "ready", "h:0": "web1"})
-    bed.redis.hdel(bed.keys.steps, "us:0")
+    stored.put(steps={"s:0": "changed", "us:0": "ready"})
+    stored.redis.hdel(stored.keys.steps, "h:0")
+    assert reasons(stored.store, compiled, stored.store.everything(stored.run_id)[1]) == {}, "a drained host takes undo"
+    stored.put(steps={"s:0": "ready", "h:0": "web1"})
+    stored.redis.hdel(stored.keys.steps, "us:0")
     hosts.undrain("web1")
-    ago(hosts, "web1", bed.store.settings.lease + 1)
+    ago(hosts, "web1", stored.store.settings.lease + 1)
     assert "waits: host web1 has not been heard of for" in why()
     ago(hosts, "web1", 100)
     assert "waits: host web1 is lost" in why()

@@ -19,7 +19,7 @@ from longshore.orchestration.plan import Plan
 from longshore.orchestration.store import Store
 from longshore.orchestration.timing import Mark, Schedules
 from tests.servers import RedisServer
-from tests.store.bed import Bed
+from tests.store.stored_run import StoredRun
 from tests.store.test_store import connect
 
 assert connect
@@ -27,8 +27,8 @@ KEY = "backup@web1"
 
 
 @pytest.fixture
-def store(bed: Bed) -> Store:
-    return bed.store
+def store(stored: StoredRun) -> Store:
+    return stored.store
 
 
 def entity() -> Entity:

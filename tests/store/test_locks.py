@@ -14,7 +14,7 @@ from longshore.orchestration.errors import StepCancelled
 from longshore.orchestration.locks import Holder, Locks
 from longshore.orchestration.store import Store
 from tests.servers import SOON, RedisServer
-from tests.store.bed import settings_for
+from tests.store.stored_run import settings_for
 
 Hold = Callable[..., AbstractContextManager[None]]
 

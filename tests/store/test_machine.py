@@ -1,8 +1,8 @@
-"""The whole machine under faults, judged by a log that is not its own.
+"""The reducer, the driver and the scripts under faults, judged by a log that they do not write.
 
-Real scripts, reducer and driver; messages lost, doubled and late; workers and drivers that die anywhere;
-leases that end; cancels and undos at any time. After each move the invariants of `facts/reliability.md`
-§5.8 must hold; at the end the faults stop, and the run has to come to rest with nothing left behind.
+Messages are lost, doubled and late; workers and drivers die anywhere; leases end; a run is cancelled and undone at
+any time. The invariants of `facts/reliability.md` §5.8 hold after each move; once the faults stop, the run comes to
+rest with nothing left behind.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from longshore.orchestration import report
 from longshore.orchestration.plan import Plan, Step
 from longshore.orchestration.states import (
+    STEP_BAD,
     STEP_FINAL,
+    STEP_GOOD,
     STEP_IN_FLIGHT,
     TERMINAL,
     UNDO_FINAL,
@@ -31,7 +33,7 @@ from longshore.orchestration.states import (
 )
 from longshore.tasks import driver
 from tests.servers import RedisServer
-from tests.store.sim import BACKWARD, FORWARD, DriverDied, LineCanvas, Message, Work, World
+from tests.store.simulated_workers import BACKWARD, FORWARD, DriverDied, Message, QueueCanvas, Work, World
 
 pytestmark = pytest.mark.store
 
@@ -51,15 +53,19 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    """A few steps in any order of dependence, with all the ways in which a failure can be taken."""
-    plan = Plan("p", on_failure=draw(st.sampled_from(["undo", "undo", "keep"])))
+    """A few steps in any order of dependence, with every policy for failures."""
+    plan = Plan(
+        "p",
+        on_failure=draw(st.sampled_from(["undo", "undo", "keep"])),
+        on_error=draw(st.sampled_from(["stop", "stop", "continue"])),
+    )
     if draw(st.integers(0, 3)) == 3:
         plan.timeout = 200.0
     for n in range(draw(st.integers(1, 6))):
         kind = draw(st.sampled_from(["full", *KINDS]))
         always = kind != "once-undone" and draw(st.integers(0, 4)) == 4
         after = [f"s{d}" for d in range(n) if draw(st.booleans())]
-        on_error = draw(st.sampled_from([None, None, "continue"]))
+        on_error = draw(st.sampled_from([None, None, "stop", "continue"]))
         plan.steps[f"s{n}"] = Step.model_validate(
             KINDS[kind] | {"after": after, "always": always, "on_error": on_error}
         )
@@ -77,9 +83,9 @@ class Saga(RuleBasedStateMachine):
     url: ClassVar[str]
     client: ClassVar[redis.Redis]
 
-    @initialize(plan=plans())
-    def start(self, plan: Plan) -> None:
-        self.world = World(self.url, plan, self.client)
+    @initialize(plan=plans(), undo_timeout=st.sampled_from([1e9, 1e9, 60.0]))
+    def start(self, plan: Plan, undo_timeout: float) -> None:
+        self.world = World(self.url, plan, self.client, undo_timeout=undo_timeout)
         self.world.request()
         self.rested: RunState | None = None
         self.final: dict[str, str] = {}
@@ -90,48 +96,48 @@ class Saga(RuleBasedStateMachine):
     # --- messages -----------------------------------------------------------------------------------
 
     def pick(self, n: int) -> Message:
-        return self.world.line[n % len(self.world.line)]
+        return self.world.queue[n % len(self.world.queue)]
 
     def work(self, n: int) -> Work:
         return self.world.works[n % len(self.world.works)]
 
-    @precondition(lambda self: self.world.line)
+    @precondition(lambda self: self.world.queue)
     @rule(n=numbers, doubled=st.booleans(), worker=st.integers(0, 1), asks_twice=st.booleans())
     def deliver(self, n: int, doubled: bool, worker: int, asks_twice: bool) -> None:
         message = self.pick(n)
         if not doubled:
-            self.world.line.remove(message)
+            self.world.queue.remove(message)
         self.world.deliver(message, worker=worker, asks_twice=asks_twice)
 
-    @precondition(lambda self: self.world.line)
+    @precondition(lambda self: self.world.queue)
     @rule(n=numbers, how=forward, back=backward)
     def deliver_and_do(self, n: int, how: str, back: str) -> None:
-        """A whole attempt without a break, so that runs get on."""
+        """A whole attempt without a break, so that runs make progress."""
         message = self.pick(n)
-        self.world.line.remove(message)
+        self.world.queue.remove(message)
         work = self.world.deliver(message)
         if work is not None:
             self.world.finish(work, back if work.side else how)
 
-    @precondition(lambda self: self.world.line)
+    @precondition(lambda self: self.world.queue)
     @rule()
     def deliver_all(self) -> None:
-        """All goes well for a while."""
-        for _ in range(len(self.world.line)):
-            work = self.world.deliver(self.world.line.pop(0))
+        """Every message is delivered, and every attempt succeeds."""
+        for _ in range(len(self.world.queue)):
+            work = self.world.deliver(self.world.queue.pop(0))
             if work is not None:
                 self.world.finish(work, "undone" if work.side else "changed")
 
-    @precondition(lambda self: self.world.line)
+    @precondition(lambda self: self.world.queue)
     @rule(n=numbers)
     def lose(self, n: int) -> None:
-        self.world.line.remove(self.pick(n))
+        self.world.queue.remove(self.pick(n))
 
-    @precondition(lambda self: self.world.line.sent)
+    @precondition(lambda self: self.world.queue.sent)
     @rule(n=numbers)
     def deliver_late(self, n: int) -> None:
-        """A message that was delivered, or lost, long ago."""
-        self.world.deliver(self.world.line.sent[n % len(self.world.line.sent)])
+        """A message that was delivered or lost long ago is delivered again."""
+        self.world.deliver(self.world.queue.sent[n % len(self.world.queue.sent)])
 
     # --- workers ------------------------------------------------------------------------------------
 
@@ -149,7 +155,7 @@ class Saga(RuleBasedStateMachine):
     @precondition(lambda self: self.world.works)
     @rule(n=numbers)
     def fall_silent(self, n: int) -> None:
-        """Its lease ends; it may wake up at any time and go on."""
+        """The lease of an attempt ends; the attempt may continue at any time."""
         self.world.silence(self.work(n))
 
     @rule(worker=st.integers(0, 1))
@@ -160,7 +166,7 @@ class Saga(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.world.age(seconds)
 
-    # --- whoever advances the run -------------------------------------------------------------------
+    # --- sweepers -------------------------------------------------------------------
 
     @rule()
     def sweep(self) -> None:
@@ -175,19 +181,19 @@ class Saga(RuleBasedStateMachine):
         self.broken(call, die)
 
     @rule(sends=st.integers(0, 2))
-    def a_sweeper_dies_while_it_sends(self, sends: int) -> None:
+    def a_sweeper_dies_as_messages_are_sent(self, sends: int) -> None:
         self.world.age(11)
-        self.world.line.dies_after = sends
+        self.world.queue.dies_after = sends
         try:
             self.world.driver.sweep()
         except DriverDied:
             event("a driver died while it sent")
         finally:
-            self.world.line.dies_after = None
+            self.world.queue.dies_after = None
 
     @rule(call=st.integers(0, 25), what=st.sampled_from(["sweep", "deliver", "work", "undo"]), n=numbers, how=forward)
     def a_sweeper_is_interrupted(self, call: int, what: str, n: int, how: str) -> None:
-        """Between two of its calls another process gets its turn."""
+        """Another process acts between two calls of the sweeper."""
 
         def others() -> None:
             event(f"interrupted by {what}")
@@ -195,7 +201,7 @@ class Saga(RuleBasedStateMachine):
                 self.world.other_driver.sweep()
             elif what == "undo":
                 self.ask("undo", message=False)
-            elif what == "deliver" and self.world.line:
+            elif what == "deliver" and self.world.queue:
                 self.world.deliver(self.pick(n))
             elif self.world.works:
                 self.world.finish(self.work(n), how)
@@ -227,7 +233,7 @@ class Saga(RuleBasedStateMachine):
     def ask(self, kind: str, *, message: bool, keep: bool = False) -> None:
         self.world.store.command(self.world.run_id, kind, keep=keep)
         if message:
-            self.world.line.send(Message("longshore.advance"))
+            self.world.queue.send(Message("longshore.advance"))
 
     # --- what must hold after each move -------------------------------------------------------------
 
@@ -242,8 +248,8 @@ class Saga(RuleBasedStateMachine):
             return
         self.versions_are_events(run)
         self.counts_are_true(run, steps)
-        self.what_has_ended_stays(run, steps)
-        self.somebody_looks_after_it(run)
+        self.final_states_stay(run, steps)
+        self.an_index_names_the_run(run)
 
     def versions_are_events(self, run: dict[str, str]) -> None:
         events = self.world.events
@@ -272,9 +278,9 @@ class Saga(RuleBasedStateMachine):
         undone = [entry for entry in self.world.events if entry["event"] == "undo_started"]
         assert len(undone) == sum(bool(work.side) for work in self.world.grants), "I11"
         held = {f"{side}{index}" for side, index in self.world.holders}
-        assert set(self.world.bed.leases()) == held, "I3"
+        assert set(self.world.stored.leases()) == held, "I3"
 
-    def what_has_ended_stays(self, run: dict[str, str], steps: dict[str, str]) -> None:
+    def final_states_stay(self, run: dict[str, str], steps: dict[str, str]) -> None:
         reopened = sum(entry["event"] == "run_undoing" for entry in self.world.events)
         if self.rested is not None and reopened == self.undos_asked:
             assert run["state"] == self.rested, "I1"
@@ -285,47 +291,48 @@ class Saga(RuleBasedStateMachine):
         final = STEP_FINAL | UNDO_FINAL
         self.final = {k: v for k, v in steps.items() if k.partition(":")[0] in {"s", "us"} and v in final}
         if self.rested is not None:
-            assert not self.world.bed.leases()
+            assert not self.world.stored.leases()
             assert all(steps.get(f"s:{i}") in STEP_FINAL for i in range(len(self.world.plan))), "a step did not end"
 
-    def somebody_looks_after_it(self, run: dict[str, str]) -> None:
+    def an_index_names_the_run(self, run: dict[str, str]) -> None:
         waits = self.world.run_id in self.world.store.waiting()
         live = self.client.zscore(self.world.store.keys.live, self.world.run_id) is not None
-        assert live or waits or run["state"] in TERMINAL, "I12: a live run that nobody looks at"
+        assert live or waits or run["state"] in TERMINAL, "I12: a live run in no index"
         asked = self.world.store.commands(self.world.run_id)
         if asked and asked[-1][0] != run.get("cmd"):
-            assert live or waits, "I12: a command that nobody will see"
+            assert live or waits, "I12: a command of a run in no index"
 
     # --- the end ------------------------------------------------------------------------------------
 
     def teardown(self) -> None:
         if not hasattr(self, "world") or sys.exc_info()[0] is not None:
-            return  # what failed has been told; the log does not fit the record any more
+            return  # after a failure the log does not fit the record any more
         world = self.world
         if self.versions % 2:
-            world.line.clear()
+            world.queue.clear()
         sleepers = list(world.works)
         world.settle()
         self.the_record_is_sound()
-        self.it_ended_well()
-        # Whoever was silent all the time wakes up now, and every message comes once more.
-        before = world.bed.dump()
+        self.the_end_is_right()
+        # Silent attempts wake up now, and every message is delivered once more.
+        before = world.stored.dump()
         for work in sleepers:
             world.finish(work, "undone" if work.side else "changed")
-        for message in dict.fromkeys(world.line.sent):
+        for message in dict.fromkeys(world.queue.sent):
             assert world.deliver(message) is None
-        assert world.bed.dump() == before, "I1: a run that rests was moved"
-        self.it_ended_well()
+        assert world.stored.dump() == before, "I1: a run that rests was moved"
+        self.the_end_is_right()
         event(f"ended {self.rested}")
         event(f"steps granted: {min(len(world.grants), 12)}")
 
-    def it_ended_well(self) -> None:
+    def the_end_is_right(self) -> None:
         world = self.world
         run, steps = world.store.everything(world.run_id)
         told = report.build(world.run_id, world.plan, run, steps, world.store.now())
         state = told.state
         assert state in TERMINAL
         assert told.exit_code is not None
+        self.end_fits_the_steps(run, steps, state)
         never_began = not any(e["event"] == "run_started" for e in world.events)
         for step in world.plan.steps:
             i, status, undo = step.index, steps[f"s:{step.index}"], steps.get(f"us:{step.index}")
@@ -352,13 +359,34 @@ class Saga(RuleBasedStateMachine):
                 assert stands == (status == StepState.CHANGED and not step.read_only), "I7"
             named = step.name in told.left_over or step.step.undo == "none" or state is RunState.SUCCEEDED
             if stands and status in {StepState.CHANGED, StepState.UNKNOWN}:
-                assert named, f"{step.name} stands, and nobody is told"
+                assert named, f"{step.name} stands, and the report does not name it"
+            if step.name in told.left_over:
+                assert status not in {StepState.PENDING, StepState.NOT_RUN, StepState.SKIPPED, StepState.UNCHANGED}
+                assert undo != UndoState.UNDONE, f"{step.name} is undone, and the report says that it stands"
+
+    def end_fits_the_steps(self, run: dict[str, str], steps: dict[str, str], state: RunState) -> None:
+        plan = self.world.plan
+        status = {step.index: StepState(steps[f"s:{step.index}"]) for step in plan.steps}
+        bad = [i for i in status if status[i] in STEP_BAD]
+        good = [i for i in status if status[i] in STEP_GOOD and not plan.steps[i].always]
+        given_up = any(steps.get(f"us:{i}") == UndoState.UNDO_FAILED for i in status)
+        cause = run.get("cause")
+        if cause is None:
+            assert state == ("succeeded" if not bad else "partial" if good else "failed")
+            for step in plan.steps:
+                lost = any(status[d] in STEP_BAD or steps.get(f"v:{d}") for d in step.needs)
+                skipped = status[step.index] is StepState.SKIPPED
+                assert skipped == (lost and not step.always), "what needs a failed step is skipped, and nothing else"
+        elif state is not RunState.FAILED:
+            assert state == ("undo_failed" if given_up else "undone")
+        if cause == "failure":
+            assert any(plan.stops(i) and not plan.steps[i].always for i in bad)
 
 
 @pytest.fixture(autouse=True)
 def machine_server(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     redis_server.flush()
-    monkeypatch.setattr(driver, "Canvas", LineCanvas)
+    monkeypatch.setattr(driver, "Canvas", QueueCanvas)
     Saga.url = redis_server.url
     Saga.client = redis_server.client()
 

@@ -15,7 +15,7 @@ from longshore.orchestration.objects import Entry, Objects
 from longshore.orchestration.settings import get_settings
 from longshore.orchestration.store import Store
 from tests.servers import RedisServer
-from tests.store.bed import settings_for
+from tests.store.stored_run import settings_for
 from tests.unit.doing import Doing
 
 

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from longshore.orchestration import connection
 from longshore.orchestration.errors import StoreUnavailable
 from tests.conftest import get
 from tests.servers import RedisServer
-from tests.store.bed import Bed
+from tests.store.stored_run import StoredRun
 
 
 @pytest.fixture
@@ -32,40 +33,44 @@ def pair() -> Iterator[tuple[RedisServer, RedisServer]]:
         os.kill(replica.pid, signal.SIGCONT)
 
 
-def test_an_outcome_counts_once_a_replica_has_it(pair: tuple[RedisServer, RedisServer]) -> None:
+def test_an_outcome_counts_once_a_replica_has_it(
+    pair: tuple[RedisServer, RedisServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
     master, replica = pair
-    bed = Bed(master.url, replicas=1)
+    stored = StoredRun(master.url, replicas=1)
     try:
-        bed.begin(0)
-        bed.store.client.script_flush()
-        grant = bed.claim(0)
+        stored.begin(0)
+        stored.store.client.script_flush()
+        grant = stored.claim(0)
         copy = replica.client()
-        assert copy.hget(bed.keys.steps, "s:0") == "running"
-        bed.redis.set(bed.keys.request, "{}")
-        assert bed.store.command(bed.run_id, "cancel")
-        assert copy.xlen(bed.keys.commands) == 1
+        assert copy.hget(stored.keys.steps, "s:0") == "running"
+        stored.redis.set(stored.keys.request, "{}")
+        assert stored.store.command(stored.run_id, "cancel")
+        assert copy.xlen(stored.keys.commands) == 1
 
         os.kill(replica.pid, signal.SIGSTOP)
 
-        with pytest.raises(StoreUnavailable, match="fewer than the 1 replicas"):
-            bed.complete(0, grant.fence)
-        with pytest.raises(StoreUnavailable, match="fewer than the 1 replicas"):
-            bed.store.command(bed.run_id, "cancel")
-        assert bed.store.renew(bed.run_id, [("0", "task@one/1")]) == 0, "it had ended"
+        with monkeypatch.context() as brief:
+            brief.setattr(connection, "_REPLICATION", 0.1)
+            with pytest.raises(StoreUnavailable, match="fewer than the 1 replicas"):
+                stored.complete(0, grant.fence)
+            with pytest.raises(StoreUnavailable, match="fewer than the 1 replicas"):
+                stored.store.command(stored.run_id, "cancel")
+        assert stored.store.renew(stored.run_id, [("0", "task@one/1")]) == 0, "it had ended"
         os.kill(replica.pid, signal.SIGCONT)
-        assert bed.complete(0, grant.fence).accepted, "said again, it is taken for what it is"
-        assert copy.hget(bed.keys.steps, "s:0") == "changed"
+        assert stored.complete(0, grant.fence).accepted, "said again, it is taken for what it is"
+        assert copy.hget(stored.keys.steps, "s:0") == "changed"
     finally:
-        bed.close()
+        stored.close()
 
 
 def test_a_lease_is_renewed_without_a_replica(pair: tuple[RedisServer, RedisServer]) -> None:
     master, replica = pair
-    bed = Bed(master.url, replicas=1)
+    stored = StoredRun(master.url, replicas=1)
     try:
-        bed.begin(0)
-        bed.claim(0, owner="task@one/1")
+        stored.begin(0)
+        stored.claim(0, owner="task@one/1")
         os.kill(replica.pid, signal.SIGSTOP)
-        assert bed.store.renew(bed.run_id, [("0", "task@one/")]) == 1
+        assert stored.store.renew(stored.run_id, [("0", "task@one/")]) == 1
     finally:
-        bed.close()
+        stored.close()

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
+from longshore.orchestration import connection
 from longshore.orchestration.admission import Admission
 from longshore.orchestration.errors import ConfigError, StoreUnavailable
 from longshore.orchestration.states import RunState, StepState, UndoState
 from longshore.orchestration.store import Store
 from tests.servers import SOON, RedisServer, free_port
-from tests.store.bed import LEASE, Bed, settings_for
+from tests.store.stored_run import LEASE, StoredRun, settings_for
 
 pytestmark = pytest.mark.store
 
@@ -30,8 +31,8 @@ def server(redis_server: RedisServer) -> RedisServer:
 
 
 @pytest.fixture
-def store(bed: Bed) -> Store:
-    return bed.store
+def store(stored: StoredRun) -> Store:
+    return stored.store
 
 
 @pytest.fixture
@@ -113,29 +114,29 @@ def test_a_command_is_kept_in_order_and_put_into_the_inbox(store: Store) -> None
 # --- reading --------------------------------------------------------------------------------------------
 
 
-def test_one_look_shows_the_run_what_was_asked_of_it_and_the_time(bed: Bed) -> None:
-    ask_for(bed.store, bed.run_id)
-    nobody = bed.store.look("nobody")
+def test_one_look_shows_the_run_what_was_asked_of_it_and_the_time(stored: StoredRun) -> None:
+    ask_for(stored.store, stored.run_id)
+    nobody = stored.store.look("nobody")
     assert (nobody.fields, nobody.commands, nobody.inbox) == ({}, [], None)
-    bed.begin(0)
-    asked = bed.store.command(bed.run_id, "cancel")
+    stored.begin(0)
+    asked = stored.store.command(stored.run_id, "cancel")
 
-    seen = bed.store.look(bed.run_id)
+    seen = stored.store.look(stored.run_id)
     fields, commands, now = seen.fields, seen.commands, seen.now
 
-    assert fields == bed.store.fields(bed.run_id)
-    assert fields["state"] == bed.store.state(bed.run_id) == "running"
+    assert fields == stored.store.fields(stored.run_id)
+    assert fields["state"] == stored.store.state(stored.run_id) == "running"
     assert [command_id for command_id, _ in commands] == [asked]
-    assert abs(now - bed.store.now()) < 5000
+    assert abs(now - stored.store.now()) < 5000
 
 
-def test_steps_are_read_as_the_reducer_wants_them(bed: Bed) -> None:
-    bed.begin(0, 1, skipped={2: "dependency failed"})
-    bed.claim(0)
-    bed.complete(0, bed.step("f:0") or "", "failed", no_effect=True)
-    bed.put(steps={"us:0": "undo_failed"})
+def test_steps_are_read_as_the_reducer_wants_them(stored: StoredRun) -> None:
+    stored.begin(0, 1, skipped={2: "dependency failed"})
+    stored.claim(0)
+    stored.complete(0, stored.step("f:0") or "", "failed", no_effect=True)
+    stored.put(steps={"us:0": "undo_failed"})
 
-    records = bed.store.step_records(bed.run_id, [0, 1, 2, 3])
+    records = stored.store.step_records(stored.run_id, [0, 1, 2, 3])
 
     assert [record.status for record in records.values()] == [
         *(StepState.FAILED, StepState.READY, StepState.SKIPPED, StepState.PENDING),
@@ -144,33 +145,33 @@ def test_steps_are_read_as_the_reducer_wants_them(bed: Bed) -> None:
     assert (records[0].undo, records[1].undo) == (UndoState.UNDO_FAILED, None)
     assert (records[0].no_effect, records[1].no_effect) == (True, False)
     assert records[2].reason == "dependency failed"
-    assert bed.store.step_records(bed.run_id, []) == {}
+    assert stored.store.step_records(stored.run_id, []) == {}
 
 
-def test_everything_is_the_two_hashes(bed: Bed) -> None:
-    bed.begin(0)
-    assert bed.store.everything(bed.run_id) == bed.dump()[:2]
-    assert bed.store.everything("nobody") == ({}, {})
+def test_everything_is_the_two_hashes(stored: StoredRun) -> None:
+    stored.begin(0)
+    assert stored.store.everything(stored.run_id) == stored.dump()[:2]
+    assert stored.store.everything("nobody") == ({}, {})
 
 
-def test_events_are_read_after_a_cursor(bed: Bed) -> None:
-    bed.begin(0)
-    entries = bed.store.read_events(bed.run_id)
+def test_events_are_read_after_a_cursor(stored: StoredRun) -> None:
+    stored.begin(0)
+    entries = stored.store.read_events(stored.run_id)
 
     assert [fields["event"] for _, fields in entries] == ["run_created", "run_started", "level_started"]
-    assert bed.store.read_events(bed.run_id, entries[0][0]) == entries[1:]
-    assert bed.store.read_events(bed.run_id, entries[-1][0], block_ms=1) == []
-    assert bed.store.read_events(bed.run_id, count=1) == entries[:1]
+    assert stored.store.read_events(stored.run_id, entries[0][0]) == entries[1:]
+    assert stored.store.read_events(stored.run_id, entries[-1][0], block_ms=1) == []
+    assert stored.store.read_events(stored.run_id, count=1) == entries[:1]
 
 
-def test_a_reader_is_woken_by_the_next_event(bed: Bed, server: RedisServer) -> None:
-    bed.begin(0)
-    cursor = bed.store.read_events(bed.run_id)[-1][0]
-    timer = threading.Timer(0.1, lambda: Bed(server.url, run_id=bed.run_id).claim(0))
+def test_a_reader_is_woken_by_the_next_event(stored: StoredRun, server: RedisServer) -> None:
+    stored.begin(0)
+    cursor = stored.store.read_events(stored.run_id)[-1][0]
+    timer = threading.Timer(0.1, lambda: StoredRun(server.url, run_id=stored.run_id).claim(0))
     timer.start()
     began = time.monotonic()
 
-    entries = bed.store.read_events(bed.run_id, cursor, block_ms=60_000)
+    entries = stored.store.read_events(stored.run_id, cursor, block_ms=60_000)
 
     timer.join()
     assert [fields["event"] for _, fields in entries] == ["step_started"]
@@ -262,12 +263,12 @@ def test_more_runs_than_one_sweep_takes_are_all_looked_at(store: Store) -> None:
     assert sorted(seen) == sorted(f"r{n}" for n in range(250))
 
 
-def test_expired_attempts_are_told_by_their_members(bed: Bed) -> None:
-    bed.begin(0, 1)
-    bed.claim(0)
-    bed.claim(1)
-    bed.end_lease("1")
-    assert bed.store.expired(bed.run_id, bed.store.now()) == ["1"]
+def test_expired_attempts_are_told_by_their_members(stored: StoredRun) -> None:
+    stored.begin(0, 1)
+    stored.claim(0)
+    stored.claim(1)
+    stored.end_lease("1")
+    assert stored.store.expired(stored.run_id, stored.store.now()) == ["1"]
 
 
 def test_leases_count_only_while_somebody_sweeps(store: Store) -> None:
@@ -367,8 +368,8 @@ def test_a_probe_is_taken_away_by_who_asked(store: Store) -> None:
 def test_two_installations_on_one_redis_do_not_meet(server: RedisServer, connect: Callable[..., Store]) -> None:
     ours, theirs = connect(server.url), connect(server.url, namespace="other")
     ask_for(ours, "r1", 1)
-    bed = Bed(server.url, store=ours, run_id="r1")
-    bed.begin(0)
+    stored = StoredRun(server.url, store=ours, run_id="r1")
+    stored.begin(0)
     ours.command("r1", "cancel")
     ours.put_probe("p1", "{}", 60)
     ours.answer("p1", "{}", 60)
@@ -380,7 +381,7 @@ def test_two_installations_on_one_redis_do_not_meet(server: RedisServer, connect
     assert ask_for(theirs, "r1", 2) is None
     assert ours.body("r1") == body(1)
     names = [str(key) for key in ours.client.keys("*")]
-    assert all(name.startswith(("bed:", "other:")) for name in names)
+    assert all(name.startswith(("stored:", "other:")) for name in names)
 
 
 # --- Redis is away --------------------------------------------------------------------------------------
@@ -424,7 +425,10 @@ def silent_server() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def test_a_server_that_does_not_answer_is_given_up_within_the_time_limit(connect: Callable[..., Store]) -> None:
+def test_a_server_that_does_not_answer_is_given_up_within_the_time_limit(
+    connect: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_LONGEST_BLOCK", -0.5)  # each of the tries waits for the connection's time only
     raised: list[StoreUnavailable] = []
 
     def ask(patient: Store) -> None:
@@ -456,35 +460,35 @@ def test_a_url_that_is_none_says_so() -> None:
 
 
 @contextlib.contextmanager
-def full(bed: Bed) -> Iterator[None]:
+def full(stored: StoredRun) -> Iterator[None]:
     """A server whose memory is used up, and that evicts nothing."""
-    bed.redis.config_set("maxmemory-policy", "noeviction")
-    bed.redis.config_set("maxmemory", "1")
+    stored.redis.config_set("maxmemory-policy", "noeviction")
+    stored.redis.config_set("maxmemory", "1")
     try:
         yield
     finally:
-        bed.redis.config_set("maxmemory", "0")
+        stored.redis.config_set("maxmemory", "0")
 
 
-def test_a_server_that_refuses_to_write_is_one_clear_line(bed: Bed) -> None:
+def test_a_server_that_refuses_to_write_is_one_clear_line(stored: StoredRun) -> None:
     writes: list[Callable[[], object]] = [
-        lambda: ask_for(bed.store, "r1"),
-        lambda: bed.store.command("there", "cancel"),
-        lambda: bed.store.put_probe("p1", "{}", 60),
-        lambda: bed.store.add_log("r1", 0, ["line"]),
-        lambda: bed.store.look_at("r1", 0),
+        lambda: ask_for(stored.store, "r1"),
+        lambda: stored.store.command("there", "cancel"),
+        lambda: stored.store.put_probe("p1", "{}", 60),
+        lambda: stored.store.add_log("r1", 0, ["line"]),
+        lambda: stored.store.look_at("r1", 0),
     ]
-    ask_for(bed.store, "there")
-    before = sorted(bed.redis.keys("*"))
-    with full(bed):
+    ask_for(stored.store, "there")
+    before = sorted(stored.redis.keys("*"))
+    with full(stored):
         for write in writes:
             began = time.monotonic()
             with pytest.raises(StoreUnavailable, match="maxmemory") as caught:
                 write()
             assert time.monotonic() - began < SOON
             assert "redis://127.0.0.1" in one_line(caught.value)
-        assert bed.store.runs() == ["there"]  # it can still be read
-        assert sorted(bed.redis.keys("*")) == before
+        assert stored.store.runs() == ["there"]  # it can still be read
+        assert sorted(stored.redis.keys("*")) == before
 
 
 #: Arguments with which each script writes, in a run that is as `lay_for` leaves it.
@@ -513,24 +517,24 @@ WRITES: dict[str, tuple[str, tuple[object, ...]]] = {
 
 
 @pytest.mark.parametrize("name", sorted(WRITES))
-def test_a_script_that_may_not_write_changes_nothing_and_works_afterwards(bed: Bed, name: str) -> None:
+def test_a_script_that_may_not_write_changes_nothing_and_works_afterwards(stored: StoredRun, name: str) -> None:
     state, args = WRITES[name]
     if state:
-        bed.lay(state, left=0, steps={"s:0": "ready", "s:1": "running", "f:1": "77", "w:1": "owner", "a:1": 1})
-        bed.put(steps={"q:0": bed.store.now(), "d:0": 0})
+        stored.lay(state, left=0, steps={"s:0": "ready", "s:1": "running", "f:1": "77", "w:1": "owner", "a:1": 1})
+        stored.put(steps={"q:0": stored.store.now(), "d:0": 0})
         if state == "suspended":
-            bed.put(was="running", hold="breaker")
+            stored.put(was="running", hold="breaker")
     if name not in {"finish", "open_undo"}:  # these wait for what runs
-        bed.redis.zadd(bed.keys.leases, {"1": 1})
-    before = bed.dump()
+        stored.redis.zadd(stored.keys.leases, {"1": 1})
+    before = stored.dump()
 
-    with full(bed):
+    with full(stored):
         with pytest.raises(StoreUnavailable, match="maxmemory"):
-            bed.script(name, *args)
-        assert bed.dump() == before
+            stored.script(name, *args)
+        assert stored.dump() == before
 
-    bed.script(name, *args)
-    assert bed.dump() != before
+    stored.script(name, *args)
+    assert stored.dump() != before
 
 
 # --- a crash of Redis -----------------------------------------------------------------------------------
@@ -544,17 +548,17 @@ def own_server(redis_server: RedisServer) -> Iterator[RedisServer]:
 
 
 def test_the_record_survives_a_kill_of_redis(own_server: RedisServer) -> None:
-    bed = Bed(own_server.url)
-    bed.begin(0, 1)
-    grant = bed.claim(0)
-    bed.journal(0, grant.fence, "r", "b")
-    before = bed.dump()
+    stored = StoredRun(own_server.url)
+    stored.begin(0, 1)
+    grant = stored.claim(0)
+    stored.journal(0, grant.fence, "r", "b")
+    before = stored.dump()
 
     own_server.restart(signal.SIGKILL)
 
-    assert bed.dump() == before
-    assert bed.claim(0) == replace(grant, rendered="r", step_rendered="r", before="b", version=grant.version)
-    assert bed.complete(0, grant.fence).accepted
-    assert bed.claim(1).attempt == 1
-    assert bed.run("state") == RunState.RUNNING
-    bed.close()
+    assert stored.dump() == before
+    assert stored.claim(0) == replace(grant, rendered="r", step_rendered="r", before="b", version=grant.version)
+    assert stored.complete(0, grant.fence).accepted
+    assert stored.claim(1).attempt == 1
+    assert stored.run("state") == RunState.RUNNING
+    stored.close()

@@ -1,16 +1,17 @@
-"""Every order of events of a small run, explored: two workers, sweepers, and so many faults of each kind.
+"""Explores every order of events of a small run: two workers, sweepers, and a number of faults of each kind.
 
-The decisions are the reducer's own (`saga.decide`); what the scripts do is written here once more, guard by
-guard, and so are the message, the lease, and the receipt at the target. What may never happen is looked for in
-every state; and from every state in which no further fault happens the end must be reached.
+The decisions are the reducer's own (`saga.decide`); the checker models the scripts, guard by guard, and the message,
+the lease, and the receipt at the target. Every state must keep the rules; and from every state the run must be able
+to end without a further fault.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
+from typing import Any, NamedTuple, TypeVar
 
 from longshore.orchestration import Plan, saga
 from longshore.orchestration.compiled import CompiledPlan
@@ -19,13 +20,12 @@ from longshore.orchestration.states import TERMINAL, TRANSITIONS, Cause, RunStat
 
 FORWARD, BACK, ADVANCE = "step", "undo", "advance"
 R, S, U = RunState, StepState, UndoState
-#: A worker is lost so often, then its step is given up.
+#: The number of lost workers after which a step is unknown.
 MAX_LOST = 3
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step's record; `effect` and `receipt` are at its target, not in Redis."""
+class Step(NamedTuple):
+    """A step's record; `effect` and `receipt` are at its target, not in Redis. Tuples hash and compare fast."""
 
     status: StepState = S.PENDING
     fence: int = 0
@@ -38,9 +38,8 @@ class Step:
     receipt: int = 0
 
 
-@dataclass(frozen=True)
-class Worker:
-    """What a process is at: under which fence, and whether it has acted."""
+class Worker(NamedTuple):
+    """An attempt in a process: its fence, and whether it has acted."""
 
     task: str
     step: int
@@ -48,9 +47,8 @@ class Worker:
     acted: bool = False
 
 
-@dataclass(frozen=True)
-class Faults:
-    """How many of each may still happen."""
+class Faults(NamedTuple):
+    """The number of faults of each kind that may still happen."""
 
     crash: int = 0
     zombie: int = 0
@@ -64,7 +62,7 @@ class Faults:
 
 @dataclass(frozen=True)
 class Held:
-    """A decision, and where the run was when it was made; known by its text, for it has parts without a hash."""
+    """A decision and the position of the run in it; compared by its text, for some of its parts have no hash."""
 
     state: RunState
     level: int
@@ -73,9 +71,8 @@ class Held:
     decision: saga.Transition = field(compare=False)
 
 
-@dataclass(frozen=True)
-class World:
-    """All of it."""
+class World(NamedTuple):
+    """One state of the run, its messages, workers and target."""
 
     steps: tuple[Step, ...]
     faults: Faults
@@ -87,10 +84,13 @@ class World:
     leases: frozenset[tuple[str, int]] = frozenset()
     messages: tuple[tuple[str, int], ...] = ((ADVANCE, -1),)
     workers: tuple[Worker | None, ...] = (None, None)
-    #: A decision that somebody has made and not applied yet.
+    #: A decision that was made and is not applied yet.
     held: Held | None = None
-    #: A rule that was broken on the way.
+    #: The rule that this path has broken.
     broken: str = ""
+
+
+_T = TypeVar("_T", Step, Worker, Faults, World)
 
 
 def the_plan() -> CompiledPlan:
@@ -113,13 +113,13 @@ class Checker:
     seen: dict[World, list[World]] = field(default_factory=dict)
 
     def explore(self, at_most: int) -> int:
-        """Every state that can be reached; returns how many. AssertionError names the rule that is broken."""
+        """Visit every state that can be reached, and return their number. AssertionError names a broken rule."""
         start = World(tuple(Step() for _ in self.plan.steps), self.faults)
         todo = deque([start])
         self.seen = {start: []}
         while todo:
             world = todo.popleft()
-            self.look_at(world)
+            self.check_rules(world)
             followers = []
             for after in self.following(world):
                 followers.append(after)
@@ -128,12 +128,12 @@ class Checker:
                     self.seen[after] = []
                     todo.append(after)
             self.seen[world] = followers
-        self.everything_ends()
+        self.check_ends()
         return len(self.seen)
 
-    # --- what may never happen --------------------------------------------------------------------
+    # --- rules --------------------------------------------------------------------
 
-    def look_at(self, world: World) -> None:
+    def check_rules(self, world: World) -> None:
         assert not world.broken, world.broken
         if world.state is not R.ABORTING and world.state not in TERMINAL:
             assert world.left >= 0, "more has ended than was dispatched"
@@ -150,8 +150,8 @@ class Checker:
             if world.state is R.UNDONE:
                 assert step.effect == 0, f"it was undone, and step {number} stands"
 
-    def everything_ends(self) -> None:
-        """From every state, with no more faults, the end can be reached; and what waits is not for ever."""
+    def check_ends(self) -> None:
+        """From every state the run can end without a further fault."""
         backward: dict[World, list[World]] = {world: [] for world in self.seen}
         for world, followers in self.seen.items():
             for after in followers:
@@ -167,7 +167,7 @@ class Checker:
         stuck = [world for world in self.seen if world not in good]
         assert not stuck, f"{len(stuck)} states never end: {stuck[0]}"
 
-    # --- what may happen next ---------------------------------------------------------------------
+    # --- next states ---------------------------------------------------------------------
 
     def following(self, world: World) -> Iterator[World]:
         yield from self.deliveries(world)
@@ -301,7 +301,7 @@ class Checker:
         return self.ended(_put(world, index, replace(step, status=S.UNKNOWN)), task, index, bad=True)
 
     def late_decision(self, world: World) -> Iterator[World]:
-        """Somebody decides, is held up, and applies what he has decided."""
+        """A coordinator decides, is delayed, and applies its decision."""
         if world.held is not None:
             held = world.held
             world = replace(world, held=None)
@@ -320,7 +320,7 @@ class Checker:
     # --- the reducer's decision, applied ------------------------------------------------------------
 
     def advance(self, world: World) -> World:
-        """As far as it goes."""
+        """Apply the reducer's decisions until the run has to wait."""
         for _ in range(20):
             after = self.once(world)
             if after is None:
@@ -387,15 +387,23 @@ class Checker:
         return world
 
 
+def replace(value: _T, **changes: Any) -> _T:
+    """A tuple with some of its fields changed."""
+    return value._replace(**changes)
+
+
 @cache
 def _decide(
     plan: CompiledPlan, run: RunRecord, steps: tuple[tuple[StepState, bool, UndoState | None, bool], ...]
 ) -> saga.Transition | None:
-    records = {
-        i: StepRecord(status, int(claimed), undo, tainted=tainted)
-        for i, (status, claimed, undo, tainted) in enumerate(steps)
-    }
-    return saga.decide(plan, run, records)
+    """The reducer sees the records that it asks for, and no others; a second call decides the same."""
+    records = {}
+    for i in saga.wanted(plan, run):
+        status, claimed, undo, tainted = steps[int(i)]
+        records[int(i)] = StepRecord(status, int(claimed), undo, tainted=tainted)
+    decision = saga.decide(plan, run, records)
+    assert saga.decide(plan, run, records) == decision
+    return decision
 
 
 def _put(world: World, index: int, step: Step) -> World:
@@ -411,7 +419,7 @@ def _to(world: World, state: RunState) -> World:
 
 
 def _with(world: World, task: str, *indices: int) -> tuple[tuple[str, int], ...]:
-    """One message each: a second one of the same is what a doubled one is."""
+    """With one message more for each: two equal messages are a doubled one, which is a fault."""
     return tuple(sorted({*world.messages, *((task, i) for i in indices)}))
 
 

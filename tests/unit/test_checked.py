@@ -1,4 +1,4 @@
-"""The machine of a run, checked in every order of its events; and that the check can fail."""
+"""The state machine of a run, in every order of its events; and without any one guard, a rule breaks."""
 
 from __future__ import annotations
 

@@ -84,9 +84,17 @@ def test_a_script_stands_behind_the_prelude() -> None:
     prelude = (FOLDER / "prelude.lua").read_text()
 
     for name in lua.names():
-        assert lua.source(name) == prelude + (FOLDER / f"{name}.lua").read_text()
+        assert lua.source(name) == lua.without_comments(prelude + (FOLDER / f"{name}.lua").read_text())
     for number, key in enumerate(("run", "steps", "leases", "events", "waits"), start=1):
         assert re.search(rf"^-- KEYS\[{number}\] {key}\b", prelude, re.MULTILINE)
+
+
+def test_redis_gets_no_comments_and_lines_keep_their_numbers() -> None:
+    commented = "-- a contract\nif a then\n  -- guard: a rule\n  return 'a -- b'  -- why\nend\n"
+
+    assert lua.without_comments(commented) == "\nif a then\n\n  return 'a -- b'  -- why\nend\n"
+    for name in lua.names():
+        assert "-- guard" not in lua.source(name)
 
 
 def test_scripts_move_only_to_states_that_there_are() -> None:

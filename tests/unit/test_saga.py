@@ -1,29 +1,24 @@
-"""The reducer: what comes next in a run, alone and in whole runs of any shape."""
+"""The reducer: the next transition of a run from its record."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from longshore.orchestration import Plan, saga
-from longshore.orchestration.compiled import CompiledPlan, CompiledStep
+from longshore.orchestration.compiled import CompiledPlan
 from longshore.orchestration.saga import DEPENDENCY_FAILED, RunRecord, StepRecord, decide, left_over, wanted
 from longshore.orchestration.states import (
     STEP_BAD,
-    STEP_GOOD,
     TERMINAL,
     Cause,
     RunState,
     StepState,
     UndoState,
 )
-from tests.unit.plans import compiled, diamond, graphs, of_edges
-from tests.unit.simulator import Simulation, Step
+from tests.unit.plans import compiled, diamond, of_edges
 
 CHANGED = StepRecord(StepState.CHANGED, attempts=1)
 FAILED = StepRecord(StepState.FAILED, attempts=1)
@@ -305,167 +300,3 @@ def test_what_stands_although_the_run_did_not_succeed_is_left_over(
     plan = one(**step)
 
     assert left_over(plan, state, {0: record}) == ([0] if left else [])
-
-
-# --- whole runs -----------------------------------------------------------------------------------
-
-KINDS: dict[str, dict[str, Any]] = {
-    "undoes itself": {"op": "noop.execute"},
-    "has no undo": COMMAND,
-    "only looks": {"op": "command.exec.execute", "with": {"argv": ["x"], "changes": False}},
-    "is not to be undone": {"op": "noop.execute", "undo": "none"},
-    "has an undo of its own": COMMAND | {"undo": {"op": "noop.execute"}},
-    "always": {"op": "noop.execute", "always": True},
-    "always, a command": COMMAND | {"always": True},
-}
-
-
-@st.composite
-def runs(draw: st.DrawFn) -> Simulation:
-    """A plan of any shape, and dice."""
-    steps = {}
-    for name, after in draw(graphs(max_steps=9)).items():
-        steps[name] = KINDS[draw(st.sampled_from(list(KINDS)))] | {"after": after}
-        if policy := draw(st.sampled_from([None, None, "stop", "continue"])):
-            steps[name] |= {"on_error": policy}
-    plan = Plan.model_validate(
-        {
-            "name": "p",
-            "on_error": draw(st.sampled_from(["stop", "continue"])),
-            "on_failure": draw(st.sampled_from(["undo", "undo", "keep"])),
-            "steps": steps,
-        }
-    )
-    return Simulation(
-        compiled(plan),
-        Random(draw(st.integers(0, 2**32))),
-        deadline=draw(st.sampled_from([None, None, 100, 500])),
-        undo_time=draw(st.sampled_from([50, 1_000_000])),
-        badness=draw(st.sampled_from([0.0, 0.1, 0.3, 0.6])),
-    )
-
-
-moments = st.none() | st.integers(0, 30)
-
-
-def began(run: Simulation) -> bool:
-    """A run that was cancelled before it began has nothing but its end."""
-    return any(happening == "ready" for happening, _ in run.history) or run.level >= 0
-
-
-@settings(max_examples=200)
-@given(runs(), moments, st.booleans())
-def test_any_run_ends_with_all_of_its_promises_kept(run: Simulation, cancel_after: int | None, keep: bool) -> None:
-    # when: on the way the simulator asserts what may never happen
-    run.run(cancel_after=cancel_after, keep=keep)
-
-    assert run.state in TERMINAL
-    assert run.at_rest(), "every step ends in a final state"
-    promises(run)
-
-
-@settings(max_examples=80)
-@given(runs(), moments)
-def test_any_run_that_rests_can_be_taken_back_by_an_operator(run: Simulation, cancel_after: int | None) -> None:
-    run.run(cancel_after=cancel_after)
-    ended = run.state
-    if ended is RunState.UNDONE:
-        return
-    claims = [i for happening, i in run.history if happening == "claim"]
-
-    run.undo()
-    run.deadline, run.undo_time, run.badness = None, 1_000_000, 0.0
-    run.run()
-
-    assert run.state is RunState.UNDONE
-    assert [i for happening, i in run.history if happening == "claim"] == claims, "nothing is done again"
-    assert run.at_rest()
-    promises(run)
-
-
-def promises(run: Simulation) -> None:
-    """What holds of every run that rests."""
-    of = list(zip(run.plan.steps, run.steps, strict=True))
-    for step, record in of:
-        always_steps_ran(run, step, record)
-        what_was_done_is_told(run, step, record)
-        what_was_done_is_taken_back_or_named(run, step, record)
-    assert run.state in fitting_ends(run)
-    if run.cause is Cause.FAILURE:  # and never because of an always step
-        assert any(record.status in STEP_BAD and run.plan.stops(step.index) and not step.always for step, record in of)
-    assert left_over(run.plan, run.state, {i: record.record() for i, record in enumerate(run.steps)}) == [
-        step.index for step, record in of if stands(run, step, record)
-    ]
-    the_undo_went_down(run)
-
-
-def always_steps_ran(run: Simulation, step: CompiledStep, record: Step) -> None:
-    if step.always and began(run):
-        assert record.status in {StepState.CHANGED, StepState.UNCHANGED, StepState.FAILED, StepState.UNKNOWN}
-        assert record.attempts > 0
-    if step.always:
-        assert record.undo is None
-
-
-def what_was_done_is_told(run: Simulation, step: CompiledStep, record: Step) -> None:
-    if record.status in STEP_GOOD | {StepState.FAILED}:
-        assert record.attempts > 0
-    if record.status in {StepState.SKIPPED, StepState.NOT_RUN}:
-        assert record.attempts == 0
-        assert ("claim", step.index) not in run.history
-    # what depends on what failed is skipped: all of that, and nothing else
-    skipped = record.status is StepState.SKIPPED
-    assert skipped == (record.reason == DEPENDENCY_FAILED)
-    assert not skipped or run.lost_a_dependency(step.index)
-    if run.cause in {None, Cause.OPERATOR}:
-        assert skipped == (run.lost_a_dependency(step.index) and not step.always)
-        assert record.status not in {StepState.CANCELLED, StepState.NOT_RUN}
-
-
-def what_was_done_is_taken_back_or_named(run: Simulation, step: CompiledStep, record: Step) -> None:
-    had_no_effect = step.read_only or record.no_effect or record.status is StepState.UNCHANGED
-    acted = record.attempts > 0 and not step.always and not had_no_effect
-    if run.state in {RunState.UNDONE, RunState.UNDO_FAILED} and acted and step.step.undo != "none":
-        assert record.undo in {UndoState.UNDONE, UndoState.UNDO_FAILED, UndoState.NOT_UNDOABLE}
-        assert (record.undo is UndoState.NOT_UNDOABLE) == (not step.has_undo)
-    else:
-        assert record.undo is None
-
-
-def fitting_ends(run: Simulation) -> set[RunState]:
-    """The states that a run with these steps and this cause may rest in."""
-    bad = any(record.status in STEP_BAD for record in run.steps)
-    good = any(r.status in STEP_GOOD for s, r in zip(run.plan.steps, run.steps, strict=True) if not s.always)
-    if run.cause is None:
-        return {RunState.PARTIAL if bad and good else RunState.FAILED if bad else RunState.SUCCEEDED}
-    if run.keep:
-        return {RunState.FAILED}
-    if not began(run):
-        return {RunState.FAILED, RunState.UNDONE}
-    failed = any(record.undo is UndoState.UNDO_FAILED for record in run.steps)
-    return {RunState.UNDO_FAILED if failed else RunState.UNDONE}
-
-
-def stands(run: Simulation, step: CompiledStep, record: Step) -> bool:
-    """Whether its effect is there although the run did not succeed."""
-    if run.state in {RunState.UNDONE, RunState.UNDO_FAILED}:
-        may = record.status in {StepState.CHANGED, StepState.UNKNOWN}
-        return record.undo is UndoState.UNDO_FAILED or (may and record.undo is UndoState.NOT_UNDOABLE)
-    changed = record.status in {StepState.CHANGED, StepState.UNKNOWN} and not step.always
-    return changed and run.state is not RunState.SUCCEEDED
-
-
-def the_undo_went_down(run: Simulation) -> None:
-    """No step begins to be taken back while one of a higher level still is, nor before it was done."""
-    level = len(run.plan.levels)
-    for number, (happening, i) in enumerate(run.history):
-        if happening == "reopened":
-            level = len(run.plan.levels)
-        if happening == "undo":
-            assert run.plan.steps[i].level <= level
-            level = run.plan.steps[i].level
-            later = run.history[number:]
-            assert ("claim", i) in run.history[:number]
-            assert ("claim", i) not in later
-            above = {j for what, j in later if what == "end undo" and run.plan.steps[j].level > level}
-            assert not above or ("reopened", -1) in later

@@ -6,11 +6,14 @@
 --          with its key  ARGV[5]  '1' whether there is room or not, then the runs that it is a part of
 -- RETURNS  'ok', 'gone' it was released meanwhile, or what there is no room in: 'all', 'plan', 'key', 'lock'
 local run = ARGV[1]
+-- guard: a released run is not admitted
 if redis.call('HEXISTS', KEYS[2], run) == 0 then
   return 'gone'
 end
 local part = #ARGV > 5
-if redis.call('ZSCORE', KEYS[3], run) or (part and not redis.call('ZSCORE', KEYS[1], run)) then
+-- guard: a run is admitted once
+if redis.call('ZSCORE', KEYS[3], run)
+    or (part and not redis.call('ZSCORE', KEYS[1], run)) then
   redis.call('ZREM', KEYS[1], run)
   return 'ok'
 end
@@ -20,27 +23,42 @@ for n = 6, #ARGV do
 end
 -- A run that is part of another has its place already.
 if ARGV[5] ~= '1' then
-  if ARGV[2] ~= '' and not part and redis.call('ZCARD', KEYS[3]) >= tonumber(ARGV[2]) then
+  if ARGV[2] ~= ''
+      -- guard: a child run takes no place
+      and not part
+      -- guard: no more runs are live than may; without it: false
+      and redis.call('ZCARD', KEYS[3]) >= tonumber(ARGV[2]) then
     return 'all'
   end
-  if ARGV[3] ~= '' and not part and redis.call('SCARD', KEYS[4]) >= tonumber(ARGV[3]) then
+  if ARGV[3] ~= ''
+      -- guard: a child run takes no place of its plan
+      and not part
+      -- guard: no more runs of a plan are live than may; without it: false
+      and redis.call('SCARD', KEYS[4]) >= tonumber(ARGV[3]) then
     return 'plan'
   end
-  if ARGV[4] ~= '' and not holds and redis.call('SCARD', KEYS[5]) >= tonumber(ARGV[4]) then
+  if ARGV[4] ~= ''
+      -- guard: a child run does not wait for the key of its parents
+      and not holds
+      -- guard: no more runs hold a key than may; without it: false
+      and redis.call('SCARD', KEYS[5]) >= tonumber(ARGV[4]) then
     return 'key'
   end
   -- All of them or none: so two runs that want several never wait for each other.
   for k = 6, #KEYS do
     local others = redis.call('SCARD', KEYS[k])
     for n = 6, #ARGV do
+      -- guard: a child run shares the locks of its parents
       others = others - redis.call('SISMEMBER', KEYS[k], ARGV[n])
     end
+    -- guard: a lock belongs to one run
     if others > 0 then
       return 'lock'
     end
   end
 end
 local clock = redis.call('TIME')
+-- guard: a child run takes no place; without it: true
 if not part then
   redis.call('ZADD', KEYS[3], clock[1] * 1000 + math.floor(clock[2] / 1000), run)
   redis.call('SADD', KEYS[4], run)
@@ -49,6 +67,7 @@ if ARGV[4] ~= '' and not holds then
   redis.call('SADD', KEYS[5], run)
 end
 for k = 6, #KEYS do
+  -- guard: a lock belongs to one run
   redis.call('SADD', KEYS[k], run)
 end
 redis.call('ZREM', KEYS[1], run)

@@ -1,13 +1,15 @@
-"""A run's record on a real server, and the scripts on it, with a clock that can be put forward."""
+"""The record of one run on a real server, and the scripts that change it."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import pytest
+import redis
 
 from longshore.orchestration.compiled import StepId
 from longshore.orchestration.guards import Unit, Verdict
@@ -36,20 +38,36 @@ def busy(side: str) -> str:
 
 
 def settings_for(url: str, **more: Any) -> Settings:
-    values: dict[str, Any] = {"redis_url": url, "namespace": "bed", "lease": LEASE, "actor": "ann"}
+    values: dict[str, Any] = {"redis_url": url, "namespace": "stored", "lease": LEASE, "actor": "ann"}
     return Settings(**values | more)
 
 
-class Bed:
-    """One run. Methods named like a script call it as the workers do; `put` lays a state of affairs."""
+#: Settings read files and the environment: once for each server.
+_usual_settings = cache(settings_for)
 
-    def __init__(self, url: str, *, store: Store | None = None, run_id: str = "", **settings: Any) -> None:
-        self.store = store if store is not None else Store(settings_for(url, **settings))
+
+class StoredRun:
+    """One run. Methods named like a script call that script as workers do; `put` writes a record past the scripts."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        client: redis.Redis | None = None,
+        store: Store | None = None,
+        run_id: str = "",
+        **settings: Any,
+    ) -> None:
+        """`client` is a shared one, which stays open."""
+        values = settings_for(url, **settings) if settings else _usual_settings(url)
+        self.store = store if store is not None else Store(values, client)
+        self._shared = client is not None
         self.redis: Any = self.store.client
         self.run_id = run_id or f"run-{next(_numbers)}"
 
     def close(self) -> None:
-        self.redis.close()
+        if not self._shared:
+            self.redis.close()
 
     @property
     def keys(self) -> RunKeys:

@@ -1,7 +1,7 @@
-"""A world without Celery around the real record: messages in a list, workers that stop anywhere, a target.
+"""Simulated workers around the real record: messages in a list, attempts that stop anywhere, and a target.
 
-It keeps a log of its own of what was granted and of what was done to the target, so that the record
-can be judged by something that did not write it.
+The world logs the claims and the effects at the target itself, so that the record is judged by a log that the
+scripts did not write.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from longshore.orchestration.states import STEP_BAD, STEP_GOOD, STEP_IN_FLIGHT, 
 from longshore.orchestration.store import Grant, Recorded, Store
 from longshore.tasks.driver import Driver
 from longshore.tasks.plans import Plans
-from tests.store.bed import Bed, settings_for
+from tests.store.stored_run import StoredRun, settings_for
 
-#: Tries of a step and of an undo, as the runner has them for errors that pass.
+#: Attempts at a step and at its compensation, as the runner makes them after errors that pass.
 TRIES = {"": 4, "u": 6}
 FORWARD = ("changed", "unchanged", "half", "failed", "preflight", "busy", "busy-half", "parked", "stopped")
 BACKWARD = ("undone", "undone", "busy", "parked", "failed")
@@ -41,13 +41,13 @@ class Message:
     rest: tuple[int, ...] = ()
 
 
-class Line(list[Message]):
+class MessageQueue(list[Message]):
     """The broker: messages under way, and all that were ever sent."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sent: list[Message] = []
-        #: Messages that the driver still manages to send before it dies.
+        #: Messages that the driver sends before it dies.
         self.dies_after: int | None = None
 
     def send(self, message: Message) -> None:
@@ -59,14 +59,14 @@ class Line(list[Message]):
         self.sent.append(message)
 
 
-class LineCanvas:
-    """In place of `Canvas`: the same messages, into a `Line`."""
+class QueueCanvas:
+    """In place of `Canvas`: the same messages, into a `MessageQueue`."""
 
     def __init__(self, app: Any, run_id: str, hosts: Any = None) -> None:
-        self.line: Line = app
+        self.queue: MessageQueue = app
 
     def send_advance(self, plan_name: str) -> None:
-        self.line.send(Message(ADVANCE))
+        self.queue.send(Message(ADVANCE))
 
     def send_level(self, plan: CompiledPlan, indices: Sequence[int], *, may_chain: bool) -> None:
         if len(indices) > 1 or not may_chain:
@@ -74,18 +74,18 @@ class LineCanvas:
                 self.send_single(STEP, plan, index)
         else:
             first, *rest = plan.chain_from(indices[0], CHAIN_LINKS)
-            self.line.send(Message(STEP, first, tuple(rest)))
+            self.queue.send(Message(STEP, first, tuple(rest)))
 
     def send_undo(self, plan: CompiledPlan, indices: Sequence[int]) -> None:
         for index in indices:
             self.send_single(UNDO, plan, index)
 
     def send_single(self, task: str, plan: CompiledPlan, index: int) -> None:
-        self.line.send(Message(task, index))
+        self.queue.send(Message(task, index))
 
 
-class Fragile(Store):
-    """The driver's store: at one of its next calls the process dies, or others get a turn."""
+class InterruptibleStore(Store):
+    """The driver's store: at one of its next calls the process dies, or another process acts."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -109,7 +109,7 @@ class Fragile(Store):
 
 @dataclass
 class Target:
-    """What the steps act on. The receipt beside each effect refuses whoever comes with an older fence."""
+    """The target of the steps. The receipt beside each effect refuses an attempt with an older fence."""
 
     present: set[int] = field(default_factory=set)
     receipts: dict[int, int] = field(default_factory=dict)
@@ -146,7 +146,7 @@ class Work:
     grant: Grant
     rest: tuple[int, ...]
     journalled: bool = False
-    #: What it will report, once it has acted: how it ended, as in FORWARD and BACKWARD.
+    #: The end that it reports once it has acted, as in FORWARD and BACKWARD.
     ended: str = ""
 
     @property
@@ -164,19 +164,19 @@ class World:
     def __init__(self, url: str, plan: Plan, client: Any, **settings: Any) -> None:
         plan.check()
         self.plan = CompiledPlan(plan)
-        # A name space of its own: no sweeper of another world comes by.
+        # A name space of its own, which no sweeper of another world looks at.
         own = {"namespace": f"world-{next(_numbers)}", "claim_timeout": 1e9, "undo_timeout": 1e9}
         values = settings_for(url, **own | settings)
         self.store = Store(values, client)
-        self.driver_store = Fragile(values, client)
-        self.bed = Bed(url, store=self.store)
-        self.run_id = self.bed.run_id
-        self.line = Line()
+        self.driver_store = InterruptibleStore(values, client)
+        self.stored = StoredRun(url, store=self.store)
+        self.run_id = self.stored.run_id
+        self.queue = MessageQueue()
         self.driver = self.new_driver(self.driver_store)
         self.other_driver = self.new_driver(self.store)
         self.target = Target()
         self.works: list[Work] = []
-        #: Who holds each step, by what was granted, given back and taken away.
+        #: The owner of each step, by the claims, outcomes and lost leases in the log.
         self.holders: dict[tuple[str, int], str] = {}
         self.grants: list[Work] = []
         self._seen_event = "0-0"
@@ -184,24 +184,24 @@ class World:
         self._owners = 0
 
     def new_driver(self, store: Store) -> Driver:
-        return Driver(self.line, store, Plans(store))  # type: ignore[arg-type]
+        return Driver(self.queue, store, Plans(store))  # type: ignore[arg-type]
 
     def request(self) -> None:
         params: dict[str, Any] = {}
         body = {"v": 1, "plan": self.plan.plan.to_dict(), "params": params, "files": {}, "actor": "ann"}
         body["digest"] = self.plan.plan.digest(params, {})
         assert Admission(self.store).submit(self.run_id, body) is None
-        self.line.send(Message(ADVANCE))
+        self.queue.send(Message(ADVANCE))
 
     def age(self, seconds: float) -> None:
-        """Time passes, and sweepers are at work all the while."""
-        self.bed.age(seconds)
-        self.bed.redis.delete(self.store.keys.tick, self.store.keys.pause)
+        """Let time pass, with sweepers at work."""
+        self.stored.age(seconds)
+        self.stored.redis.delete(self.store.keys.tick, self.store.keys.pause)
 
     # --- the log ------------------------------------------------------------------------------------
 
     def sync(self) -> list[dict[str, str]]:
-        """Read what has happened since last time; a lost lease takes its step from its holder."""
+        """Read the events since the last call; a lost lease takes its step from its holder."""
         entries = self.store.read_events(self.run_id, self._seen_event, count=10_000)
         for self._seen_event, fields in entries:
             self.events.append(fields)
@@ -217,7 +217,7 @@ class World:
     # --- messages -----------------------------------------------------------------------------------
 
     def deliver(self, message: Message, *, worker: int = 0, asks_twice: bool = False) -> Work | None:
-        """Hand a message to a worker; the attempt, where it was given one."""
+        """Hand a message to a worker. Returns its attempt, if the claim is granted."""
         if message.task == ADVANCE:
             self.driver.advance(self.run_id)
             return None
@@ -248,9 +248,9 @@ class World:
             assert state == "undoing"
             for other in self.plan.steps:
                 record = records[other.index]
-                assert record.status not in STEP_IN_FLIGHT, "I6: undone while something runs"
+                assert record.status not in STEP_IN_FLIGHT, "I6: undone while a step runs"
                 if other.level > step.level and self.must_be_undone(other.index):
-                    assert record.undo in UNDO_FINAL, "I6: undone before what was built on it"
+                    assert record.undo in UNDO_FINAL, "I6: undone before a step that depends on it"
             assert self.must_be_undone(work.index)
             return
         assert state in {"running", "finishing"}, "I5"
@@ -263,10 +263,10 @@ class World:
                 assert records[d].status not in STEP_BAD, "I5: begun after a failure"
         if not step.repeatable:
             lost = [e for e in self.events if e["event"] == "lease_lost" and not e["undo"]]
-            assert all(int(e["step"]) != work.index for e in lost), "what is unknown was repeated"
+            assert all(int(e["step"]) != work.index for e in lost), "a step with an unknown outcome was repeated"
 
     def must_be_undone(self, index: int) -> bool:
-        """By the log: it was given to an attempt, and none has shown that it did nothing."""
+        """By the log: an attempt claimed the step, and none has shown that it had no effect."""
         step = self.plan.steps[index]
         if step.always or step.read_only or not step.has_undo:
             return False
@@ -277,7 +277,7 @@ class World:
     # --- workers ------------------------------------------------------------------------------------
 
     def go_on(self, work: Work, how: str, *, dies: bool = False, twice: bool = False) -> None:
-        """The next thing that this attempt does: journal, act, or report."""
+        """The next action of this attempt: journal, act, or report."""
         if not work.journalled:
             held = self.holds(work)
             assert self.store.journal(self.run_id, work.index, work.side, work.grant.fence, "", "{}") == held
@@ -310,7 +310,7 @@ class World:
             if work.ended == "undone":
                 self.target.take_back(i, work.fence)
         elif work.ended == "unchanged" and i in self.target.present:
-            work.ended = "changed"  # an earlier attempt's doing, which was never recorded
+            work.ended = "changed"  # the effect of an earlier attempt, which was never recorded
         elif work.ended in {"changed", "half", "busy-half"}:
             self.target.apply(i, work.fence)
 
@@ -332,9 +332,9 @@ class World:
         if dies or not recorded.accepted:
             return
         if recorded.advance:
-            self.line.send(Message(ADVANCE))
+            self.queue.send(Message(ADVANCE))
         if work.rest and status in {"changed", "unchanged"}:
-            self.line.send(Message(STEP, work.rest[0], work.rest[1:]))
+            self.queue.send(Message(STEP, work.rest[0], work.rest[1:]))
 
     def _report_undo(self, work: Work, *, dies: bool, twice: bool) -> None:
         if work.ended in {"busy", "parked"}:
@@ -343,11 +343,11 @@ class World:
             work.ended = "failed"
         recorded = self._complete(work, "undone" if work.ended == "undone" else "undo_failed", twice=twice)
         if recorded.accepted and recorded.advance and not dies:
-            self.line.send(Message(ADVANCE))
+            self.queue.send(Message(ADVANCE))
 
     def _complete(self, work: Work, status: str, *, twice: bool, **more: Any) -> Recorded:
         held = self.holds(work)
-        before = self.bed.dump()
+        before = self.stored.dump()
 
         def tell() -> Recorded:
             return self.store.complete(self.run_id, work.index, work.side, work.grant.fence, status, "{}", **more)
@@ -356,18 +356,18 @@ class World:
         new = self.sync()
         assert recorded.accepted == held, "I4: an outcome counts if its attempt holds the step"
         if not held:
-            assert self.bed.dump() == before, "I14: a lost attempt moved the run"
+            assert self.stored.dump() == before, "I14: a lost attempt moved the run"
             return recorded
         assert sum(event["event"] in {"step_ended", "undo_ended"} for event in new) == 1, "I4"
         del self.holders[work.key]
         if twice:
-            after = self.bed.dump()
+            after = self.stored.dump()
             assert tell().accepted
-            assert self.bed.dump() == after, "I4: an outcome was counted twice"
+            assert self.stored.dump() == after, "I4: an outcome was counted twice"
         return recorded
 
     def _again(self, work: Work, *, dies: bool, twice: bool) -> bool:
-        """Whether the attempt is over: noted as a retry, or not its own any more."""
+        """Whether the attempt is over: noted as a retry, or superseded."""
         parked = work.ended == "parked"
         delay = 30.0 if parked else 0.0
         held = self.holds(work)
@@ -386,13 +386,13 @@ class World:
             if parked:
                 self.store.look_at(self.run_id, self.store.now() + round(delay * 1000), sooner=True)
             elif not dies:
-                self.line.send(Message(UNDO if work.side else STEP, work.index, work.rest))
+                self.queue.send(Message(UNDO if work.side else STEP, work.index, work.rest))
         return True
 
     def silence(self, work: Work) -> None:
-        """Its worker does not renew the lease any more, whatever it goes on to do."""
+        """The worker no longer renews the lease, but may continue."""
         if self.holds(work):
-            self.bed.end_lease(f"{work.side}{work.index}")
+            self.stored.end_lease(f"{work.side}{work.index}")
 
     def renew(self, worker: int) -> None:
         mine = [work for work in self.works if f"@{worker}/" in work.owner]
@@ -400,18 +400,18 @@ class World:
         self.store.renew(self.run_id, asked)
 
     def settle(self, rounds: int = 40) -> None:
-        """No more faults: sweep, deliver and do until the run rests."""
+        """Sweep, deliver and act without faults until the run rests."""
         for _ in range(rounds):
             self.age(601)
             self.driver.sweep()
-            while self.line:
-                work = self.deliver(self.line.pop(0))
+            while self.queue:
+                work = self.deliver(self.queue.pop(0))
                 if work is not None:
                     self.finish(work, "undone" if work.side else "changed")
             if self.rests():
                 return
-        raise AssertionError(f"I13: it does not come to rest: {self.bed.dump()[:3]}")
+        raise AssertionError(f"I13: the run does not come to rest: {self.stored.dump()[:3]}")
 
     def rests(self) -> bool:
-        """It is in no index of the sweeper's any more."""
+        """No index of the sweeper names the run any more."""
         return self.store.live_count() == 0

@@ -1,0 +1,138 @@
+"""Guards of the scripts that submit and admit runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from longshore.orchestration.admission import Admission, Wanted
+from longshore.orchestration.errors import QueueFull
+from tests.store.guards.marks import scenario
+from tests.store.stored_run import StoredRun
+
+
+def empty_queue(stored: StoredRun, **limits: int) -> Admission:
+    """The queue of an installation without any other run."""
+    stored.redis.flushall()
+    stored.store.settings = stored.store.settings.model_copy(update={"max_queued": 3, **limits})
+    return Admission(stored.store)
+
+
+def submit(
+    queue: Admission, run_id: str, key: str = "", parents: Sequence[str] = (), locks: Sequence[str] = ()
+) -> Wanted:
+    """Submit a run of plan `p`; `parents` are the runs that it is a part of, outermost first."""
+    parent = {"run": "top", "line": list(parents)} if parents else None
+    body: dict[str, Any] = {"plan": {"name": "p"}, "parent": parent, "locks": list(locks)}
+    if key:
+        body["concurrency"] = {"key": key, "limit": 1, "on_limit": "queue"}
+    queue.submit(run_id, body)
+    return Wanted.of(body)
+
+
+# --- submit ------------------------------------------------------------------------------------
+
+
+@scenario
+def a_run_is_submitted_once(stored: StoredRun) -> None:
+    queue = empty_queue(stored)
+    submit(queue, "a")
+    queue.admit("a", Wanted("p"))
+    submit(queue, "a")
+    assert not queue.waits("a")
+
+
+@scenario
+def no_more_runs_wait_than_may(stored: StoredRun) -> None:
+    queue = empty_queue(stored)
+    for name in "abc":
+        submit(queue, name)
+    with pytest.raises(QueueFull):
+        submit(queue, "d")
+
+
+@scenario
+def commands_of_a_forgotten_run_are_deleted(stored: StoredRun) -> None:
+    queue = empty_queue(stored)
+    stored.redis.xadd(stored.store.keys.of("a").commands, {"kind": "cancel"})
+    submit(queue, "a")
+    assert stored.store.commands("a") == []
+
+
+# --- admit -------------------------------------------------------------------------------------
+
+
+@scenario
+def a_released_run_is_not_admitted(stored: StoredRun) -> None:
+    queue = empty_queue(stored)
+    wanted = submit(queue, "a")
+    queue.release("a", wanted)
+    queue.admit("a", wanted)
+    assert queue.admitted() == []
+
+
+@scenario
+def a_run_is_admitted_once(stored: StoredRun) -> None:
+    queue = empty_queue(stored, max_runs=1)
+    wanted = submit(queue, "a")
+    assert [queue.admit("a", wanted), queue.admit("a", wanted)] == ["", ""]
+
+
+@scenario
+def a_child_run_takes_no_place(stored: StoredRun) -> None:
+    queue = empty_queue(stored, max_runs=1)
+    queue.admit("top", submit(queue, "top"))
+    assert queue.admit("low", submit(queue, "low", parents=["top"])) == ""
+    assert queue.admitted() == ["top"]
+
+
+@scenario
+def no_more_runs_are_live_than_may(stored: StoredRun) -> None:
+    queue = empty_queue(stored, max_runs=1)
+    queue.admit("a", submit(queue, "a"))
+    assert queue.admit("b", submit(queue, "b")) == "all"
+
+
+@scenario
+def no_more_runs_of_a_plan_are_live_than_may(stored: StoredRun) -> None:
+    queue = empty_queue(stored, max_runs_per_plan=1)
+    queue.admit("a", submit(queue, "a"))
+    assert queue.admit("b", submit(queue, "b")) == "plan"
+
+
+@scenario
+def a_child_run_takes_no_place_of_its_plan(stored: StoredRun) -> None:
+    queue = empty_queue(stored, max_runs_per_plan=1)
+    queue.admit("top", submit(queue, "top"))
+    assert queue.admit("low", submit(queue, "low", parents=["top"])) == ""
+
+
+@scenario
+def a_child_run_does_not_wait_for_the_key_of_its_parents(stored: StoredRun) -> None:
+    queue = empty_queue(stored)
+    queue.admit("top", submit(queue, "top", "k"))
+    assert queue.admit("low", submit(queue, "low", "k", ["top", "middle"])) == ""
+
+
+@scenario
+def no_more_runs_hold_a_key_than_may(stored: StoredRun) -> None:
+    queue = empty_queue(stored)
+    queue.admit("a", submit(queue, "a", "k"))
+    assert queue.admit("b", submit(queue, "b", "k")) == "key"
+
+
+@scenario
+def a_child_run_shares_the_locks_of_its_parents(stored: StoredRun) -> None:
+    queue = empty_queue(stored)
+    queue.admit("top", submit(queue, "top", locks=["web1/shop"]))
+    assert queue.admit("low", submit(queue, "low", parents=["top", "middle"], locks=["web1/shop"])) == ""
+
+
+@scenario
+def a_lock_belongs_to_one_run(stored: StoredRun) -> None:
+    queue = empty_queue(stored)
+    queue.admit("a", submit(queue, "a", locks=["web1/shop", "web2/shop"]))
+    assert queue.admit("b", submit(queue, "b", locks=["web2/shop", "web3/shop"])) == "lock"
+    assert queue.admit("c", submit(queue, "c", locks=["web3/shop"])) == "", "b holds nothing while it waits"

@@ -1,0 +1,265 @@
+"""Guards of the scripts that expire leases, resend messages, drain an aborting run, suspend and release one."""
+
+from __future__ import annotations
+
+from longshore.orchestration.states import RunState
+from tests.store.guards.marks import scenario
+from tests.store.guards.situations import abort, ask_a_person, expired, lost_while_aborting, suspended
+from tests.store.stored_run import LEASE, StoredRun
+
+# --- expire ------------------------------------------------------------------------------------
+
+
+@scenario
+def an_attempt_with_a_live_lease_keeps_its_step(stored: StoredRun) -> None:
+    stored.begin(0)
+    stored.claim(0)
+    assert stored.expire(0) == "no"
+    assert stored.step("s:0") == "running"
+
+
+@scenario
+def an_expired_attempt_is_fenced_off_at_once(stored: StoredRun) -> None:
+    """Before another attempt has claimed the step."""
+    lost = expired(stored)
+    assert not stored.journal(0, lost, "r", "b")
+    assert stored.retry(0, lost) == 0
+    assert not stored.complete(0, lost).accepted
+
+
+@scenario
+def an_expired_lease_is_removed(stored: StoredRun) -> None:
+    expired(stored)
+    assert stored.leases() == {}
+
+
+@scenario
+def a_step_that_must_not_be_repeated_becomes_unknown(stored: StoredRun) -> None:
+    stored.begin(0)
+    stored.claim(0)
+    stored.end_lease("0")
+    assert stored.expire(0, repeatable=False) == "unknown"
+
+
+@scenario
+def a_step_that_keeps_losing_its_workers_becomes_unknown(stored: StoredRun) -> None:
+    stored.begin(0)
+    for n in range(10):
+        stored.claim(0, owner=f"owner-{n}")
+        stored.end_lease("0")
+        if stored.expire(0) == "unknown":
+            return
+    raise AssertionError("the step was repeated ten times")
+
+
+@scenario
+def a_lost_step_of_an_aborting_run_is_not_repeated(stored: StoredRun) -> None:
+    lost_while_aborting(stored)
+    assert stored.expire(0) == "unknown"
+
+
+@scenario
+def a_lost_always_step_of_an_aborting_run_runs_in_its_turn(stored: StoredRun) -> None:
+    lost_while_aborting(stored)
+    assert stored.expire(0, always=True) == "again"
+    assert stored.step("s:0") is None
+
+
+@scenario
+def a_person_decides_on_a_step_that_may_have_happened(stored: StoredRun) -> None:
+    assert ask_a_person(stored) == "asked"
+    assert (stored.step("s:0"), stored.run("state"), stored.run("was")) == ("waiting", "suspended", "running")
+
+
+@scenario
+def a_person_is_asked_only_in_a_running_run(stored: StoredRun) -> None:
+    lost_while_aborting(stored)
+    assert stored.expire(0, repeatable=False, ask_for=60.0) == "unknown"
+
+
+@scenario
+def a_lost_step_does_not_abort_a_finishing_run(stored: StoredRun) -> None:
+    stored.begin(0)
+    stored.claim(0)
+    stored.put(state="finishing")
+    stored.end_lease("0")
+    stored.expire(0, repeatable=False, stops=True)
+    assert stored.run("state") == RunState.FINISHING
+
+
+# --- resend ------------------------------------------------------------------------------------
+
+
+@scenario
+def a_claim_on_another_host_does_not_count_as_a_sign_of_life(stored: StoredRun) -> None:
+    stored.begin(0, 1)
+    stored.age(stored.store.settings.claim_timeout + 1)
+    stored.claim(1, host="web2")
+    assert stored.store.resend(stored.run_id, "", [0], {0: "web1"}) == ([], [0])
+
+
+@scenario
+def no_message_is_sent_for_a_claimed_step(stored: StoredRun) -> None:
+    stored.begin(0)
+    stored.claim(0)
+    stored.age(LEASE + 1)
+    assert stored.store.resend(stored.run_id, "", [0]) == ([], [])
+
+
+@scenario
+def a_message_under_way_is_not_doubled(stored: StoredRun) -> None:
+    stored.begin(0)
+    assert stored.store.resend(stored.run_id, "", [0]) == ([], [])
+
+
+@scenario
+def a_retry_is_not_sent_before_it_is_due(stored: StoredRun) -> None:
+    stored.begin(0)
+    stored.retry(0, stored.claim(0).fence, delay=60, grace=-50)
+    stored.age(LEASE + 2)
+    assert stored.store.resend(stored.run_id, "", [0]) == ([], [])
+
+
+# --- drain -------------------------------------------------------------------------------------
+
+
+@scenario
+def a_drain_cancels_nothing_in_a_run_that_goes_on(stored: StoredRun) -> None:
+    stored.begin(0)
+    stored.store.drain(stored.run_id, [(0, False)])
+    assert stored.step("s:0") == "ready"
+
+
+@scenario
+def a_drain_cancels_units_that_were_held_back(stored: StoredRun) -> None:
+    stored.fan_out(2, at_once=1)
+    abort(stored)
+    stored.store.drain(stored.run_id, [("0.0", False), ("0.1", False)])
+    assert stored.step("s:0") == "cancelled"
+
+
+@scenario
+def a_drain_leaves_a_claimed_step_alone(stored: StoredRun) -> None:
+    stored.begin(0)
+    stored.claim(0)
+    abort(stored)
+    stored.store.drain(stored.run_id, [(0, False)])
+    assert stored.step("s:0") == "running"
+
+
+@scenario
+def a_drain_leaves_an_always_step_to_its_turn(stored: StoredRun) -> None:
+    stored.begin(0)
+    abort(stored)
+    stored.store.drain(stored.run_id, [(0, True)])
+    assert stored.step("s:0") is None
+
+
+@scenario
+def a_lost_step_is_unknown_and_not_cancelled(stored: StoredRun) -> None:
+    stored.begin(0)
+    stored.claim(0)
+    stored.end_lease("0")
+    stored.expire(0)
+    abort(stored)
+    stored.store.drain(stored.run_id, [(0, False)])
+    assert stored.step("s:0") == "unknown"
+
+
+@scenario
+def a_step_whose_service_was_down_had_no_effect(stored: StoredRun) -> None:
+    stored.begin(0)
+    stored.store.retry(stored.run_id, 0, "", stored.claim(0).fence, 60, 0, "down", counts=False, service="billing")
+    abort(stored)
+    stored.store.drain(stored.run_id, [(0, False)])
+    assert (stored.step("s:0"), stored.step("z:0")) == ("cancelled", "1")
+
+
+@scenario
+def a_step_with_an_open_outcome_is_unknown_and_not_cancelled(stored: StoredRun) -> None:
+    stored.begin(0)
+    stored.store.retry(stored.run_id, 0, "", stored.claim(0).fence, 60, 0, "not yet", ask_for=3600.0)
+    abort(stored)
+    stored.store.drain(stored.run_id, [(0, False)])
+    assert stored.step("s:0") == "unknown"
+
+
+# --- suspend -----------------------------------------------------------------------------------
+
+
+@scenario
+def only_the_epoch_that_was_seen_is_suspended(stored: StoredRun) -> None:
+    stored.begin(0)
+    stored.put(epoch=1)
+    assert not stored.store.suspend(stored.run_id, "breaker", "it is down", 0)
+
+
+@scenario
+def a_lost_version_is_not_reached_again(stored: StoredRun) -> None:
+    stored.begin(0)
+    assert stored.store.suspend(stored.run_id, "regressed", "writes were lost", 0, version=100)
+    assert int(stored.run("ver") or 0) > 100
+
+
+@scenario
+def a_loss_of_writes_suspends_a_run_once(stored: StoredRun) -> None:
+    stored.begin(0)
+    stored.put(ver=100)
+    assert not stored.store.suspend(stored.run_id, "regressed", "writes were lost", 0, version=100)
+
+
+@scenario
+def a_breaker_does_not_release_a_run_that_waits_for_a_person(stored: StoredRun) -> None:
+    ask_a_person(stored)
+    stored.store.suspend(stored.run_id, "breaker", "it is down", 0)
+    assert not stored.store.unsuspend(stored.run_id, "breaker", 0, "", [])
+    assert stored.run("state") == RunState.SUSPENDED
+
+
+@scenario
+def a_resting_or_finishing_run_is_not_suspended(stored: StoredRun) -> None:
+    stored.begin(0)
+    for state in ("pending", "finishing", "failed", "undone"):
+        stored.put(state=state)
+        assert not stored.store.suspend(stored.run_id, "breaker", "it is down", 0)
+
+
+# --- unsuspend ---------------------------------------------------------------------------------
+
+
+@scenario
+def a_run_that_goes_on_is_not_released_again(stored: StoredRun) -> None:
+    stored.begin(0)
+    stored.put(was="undoing", hold="breaker")
+    assert not stored.store.unsuspend(stored.run_id, "breaker", 0, "", [])
+
+
+@scenario
+def a_run_is_released_only_in_the_epoch_that_was_seen(stored: StoredRun) -> None:
+    suspended(stored)
+    stored.put(epoch=1)
+    assert not stored.store.unsuspend(stored.run_id, "breaker", 0, "", [])
+
+
+@scenario
+def a_command_releases_a_run_once(stored: StoredRun) -> None:
+    stored.begin(0)
+    stored.store.suspend(stored.run_id, "regressed", "lost")
+    asked = {"command_id": "5-1", "command": {"actor": "ann"}}
+    assert stored.store.unsuspend(stored.run_id, "regressed", 0, "", [0], **asked)
+    assert (stored.run("cmd"), stored.run("answer"), stored.run("state")) == ("5-1", "done", "running")
+    stored.store.suspend(stored.run_id, "regressed", "lost again")
+    assert not stored.store.unsuspend(stored.run_id, "regressed", 0, "", [0], **asked)
+    assert stored.run("state") == "suspended"
+
+
+@scenario
+def a_release_leaves_a_running_step_alone(stored: StoredRun) -> None:
+    suspended(stored)
+    sent = stored.step("q:0")
+    stored.put(steps={"q:0": "1"})
+    assert stored.store.unsuspend(stored.run_id, "breaker", 0, "", [0, 1])
+    assert sent is not None
+    assert stored.step("q:0") == "1"
+    assert stored.run("state") == "running"
+    assert int(stored.step("d:1") or 0) <= stored.store.now()
