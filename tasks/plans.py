@@ -8,12 +8,12 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-from longshore.orchestration import signing
+from longshore.orchestration import identifiers, signing
 from longshore.orchestration.admission import Wanted
 from longshore.orchestration.audit import note_refusal
 from longshore.orchestration.compiled import CompiledPlan
 from longshore.orchestration.denied import denied
-from longshore.orchestration.errors import LongshoreError, PlanDenied, UnknownName
+from longshore.orchestration.errors import BadIdentifier, LongshoreError, PlanDenied, UnknownName
 from longshore.orchestration.plan import Plan
 from longshore.orchestration.store import SCHEMA_VERSION, Store
 
@@ -98,11 +98,19 @@ class Plans:
         return known if version < known else 0
 
     def _read(self, run_id: str) -> Loaded:
+        try:
+            identifiers.run_id(run_id)
+        except BadIdentifier as error:
+            raise NotOurs(error.message) from None
         body = self._store.body(run_id)
         if body is None:
             raise NotOurs(f"run {run_id}: there is no plan of it in Redis")
         if body.get("v", 0) > SCHEMA_VERSION:
             raise Newer(f"run {run_id} was started by a newer version", remedy="upgrade this worker")
+        try:
+            identifiers.instance(body.get("born", ""))
+        except BadIdentifier as error:
+            raise self._denied(run_id, body, f"its request is refused: {error.message}") from None
         unknown = ""
         try:
             loaded = self.load(body)
