@@ -337,7 +337,11 @@ def test_only_hosts_that_are_listed_are_talked_to_and_no_answer_leads_elsewhere(
     monkeypatch.setenv("LONGSHORE_ALLOWED_HOSTS", "127.0.0.1")
     get_settings.cache_clear()
     service.codes, service.headers = [302, 200], {"Location": f"{service.url}/elsewhere"}
-    with pytest.raises(OperationError):
+    Doing("network.http.get", url=f"{service.url}/x").act()
+    assert [one["path"] for one in service.asked] == ["/x", "/elsewhere"]
+    service.asked.clear()
+    service.codes, service.headers = [302], {"Location": service.url.replace("127.0.0.1", "127.0.0.2") + "/elsewhere"}
+    with pytest.raises(NotAllowed, match="ALLOWED_HOSTS"):
         Doing("network.http.get", url=f"{service.url}/x").act()
     assert [one["path"] for one in service.asked] == ["/x"]
     get_settings.cache_clear()
