@@ -178,11 +178,11 @@ def test_a_prediction_may_be_a_sentence() -> None:
     assert told.action == "would act on 1"
 
 
-TOKEN = "{{ secret('env:UNIT_TOKEN') }}"  # noqa: S105 - a reference
+TOKEN = "{{ secret('env:LONGSHORE_SECRET_UNIT') }}"  # noqa: S105 - a reference
 
 
 def test_a_function_is_given_a_secret_and_tells_it_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNIT_TOKEN", "correct-horse")
+    monkeypatch.setenv("LONGSHORE_SECRET_UNIT", "correct-horse")
     seen: list[str] = []
 
     @operation("unit.sign", secrets=["token"])
