@@ -109,6 +109,8 @@ class Plans:
             raise Newer(f"run {run_id} was started by a newer version", remedy="upgrade this worker")
         try:
             identifiers.instance(body.get("born", ""))
+            if isinstance(parent := body.get("parent"), dict):
+                identifiers.run_id(parent.get("run"))
         except BadIdentifier as error:
             raise self._denied(run_id, body, f"its request is refused: {error.message}") from None
         unknown = ""

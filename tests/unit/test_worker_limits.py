@@ -263,8 +263,17 @@ def test_a_file_system_that_wraps_another_is_no_object(url: str, home: Path) -> 
         Doing("file.deploy.execute", path=f"{home}/x", object=url).act()
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "local:///etc/passwd", "file://{home}/../../etc/passwd",
-                                 "file://{home}/link", "file:///proc/self/environ", "file://{home}/out/passwd"])  # fmt: skip
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "local:///etc/passwd",
+        "file://{home}/../../etc/passwd",
+        "file://{home}/link",
+        "file:///proc/self/environ",
+        "file://{home}/out/passwd",
+    ],
+)
 def test_an_object_of_this_host_lies_in_the_roots(url: str, home: Path) -> None:
     (home / "link").symlink_to("/etc/passwd")
     (home / "out").symlink_to("/etc")
@@ -282,5 +291,5 @@ def test_an_object_of_a_web_server_asks_for_its_host(home: Path, allow: Allow) -
         "https://10.0.0.1/x",
         "s3://other/x",
     ):
-        with pytest.raises(Preflight, match="ALLOWED_HOSTS|not a URL"):
+        with pytest.raises(Preflight, match=r"ALLOWED_HOSTS|not a URL"):
             Doing("file.deploy.execute", path=f"{home}/x", object=url).act()
