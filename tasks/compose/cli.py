@@ -12,7 +12,9 @@ from typing import Any
 
 from longshore.orchestration.errors import NotAllowed, OperationError, Preflight, Transient
 from longshore.orchestration.operations.compose import ProjectParams
+from longshore.orchestration.settings import get_settings
 from longshore.tasks import addresses, paths, policy, secret_sources
+from longshore.tasks.compose import reads
 from longshore.tasks.engine import Engine
 from longshore.tasks.machine import process
 from longshore.tasks.machine.live import Live
@@ -71,6 +73,12 @@ class Source:
     files: tuple[str, ...] = ()
     env_files: tuple[str, ...] = ()
     profiles: tuple[str, ...] = ()
+
+    def is_kept(self) -> bool:
+        """Whether it is no project of a folder, but a configuration with nothing left open that a worker has kept."""
+        kept = os.path.join(os.path.realpath(get_settings().state_dir), "revisions")
+        whole = all(file == "-" or policy.within(os.path.realpath(file), kept) for file in self.files)
+        return whole and (bool(self.files) or self.directory is None) and not self.env_files
 
     def options(self) -> list[str]:
         said = ["--project-name", self.project] if self.project else []
@@ -237,6 +245,8 @@ class Compose:
         stdin: str | None = None,
         said: Callable[[int, bytes], None] = lambda _stream, _piece: None,
     ) -> process.Completed:
+        if not source.is_kept():
+            reads.check(source.directory, source.files, source.env_files)
         own = {name: os.environ[name] for name in _PASSED if name in os.environ}
         # To read files it asks the engine how it is, and needs no answer.
         own |= {"DOCKER_HOST": _NOBODY if words[0] == "config" else self._url, "COMPOSE_MENU": "false"} | _NO_REMOTES
