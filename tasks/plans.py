@@ -6,15 +6,16 @@ import base64
 import hmac
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from longshore.orchestration import identifiers, signing
+from longshore.orchestration import identifiers, signing, templates
 from longshore.orchestration.admission import Wanted
 from longshore.orchestration.audit import note_refusal
 from longshore.orchestration.compiled import CompiledPlan
 from longshore.orchestration.denied import denied
 from longshore.orchestration.errors import BadIdentifier, LongshoreError, PlanDenied, UnknownName
-from longshore.orchestration.plan import Plan
+from longshore.orchestration.plan import Plan, UndoSpec
 from longshore.orchestration.store import SCHEMA_VERSION, Store
 
 _KEPT = 64
@@ -52,6 +53,17 @@ class Loaded:
 
     def file(self, path: str) -> bytes:
         return base64.b64decode(self.contents[path])
+
+    @cached_property
+    def secrets(self) -> frozenset[str]:
+        """The references of all secrets that the plan names, in any of its steps and undos."""
+        found: set[str | None] = set()
+        for step in self.plan.plan.steps.values():
+            undo = step.undo.with_ if isinstance(step.undo, UndoSpec) else {}
+            for given in (step.with_, undo):
+                if templates.SECRET in str(given):
+                    found |= templates.references(given).secrets
+        return frozenset(reference for reference in found if reference)
 
 
 class UnknownOperation(NotOurs):

@@ -7,12 +7,13 @@ the same value may have many names, by what it holds.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from urllib.parse import unquote, urlsplit
 
 from longshore.orchestration import signing
-from longshore.orchestration.errors import ConfigError, NotAllowed, Preflight
+from longshore.orchestration.errors import ConfigError, NotAllowed, OperationError, Preflight
 from longshore.orchestration.secrets import Redaction
 from longshore.orchestration.settings import SENTINEL, get_settings, sentinel
 from longshore.tasks import paths, policy
@@ -45,6 +46,15 @@ def read(reference: str) -> str:
             f"secret {reference} has fewer than {_SHORTEST} characters, and could not be kept out of records"
         )
     return value
+
+
+def known(references: Iterable[str]) -> set[str]:
+    """The values of those that this worker can read."""
+    found = set()
+    for reference in references:
+        with contextlib.suppress(OperationError):
+            found.add(read(reference))
+    return found
 
 
 def _refused(reference: str, why: str) -> NotAllowed:

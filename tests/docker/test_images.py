@@ -259,9 +259,7 @@ def test_an_image_that_is_used_is_removed_only_by_force(
 def context(tmp_path: Path) -> Path:
     folder = tmp_path / "context"
     folder.mkdir()
-    (folder / "Dockerfile").write_text(
-        "FROM longshore-test:1\nARG NOTE=none\nCOPY *.txt /\nRUN echo building $NOTE\n"
-    )
+    (folder / "Dockerfile").write_text("FROM longshore-test:1\nARG NOTE=none\nCOPY *.txt /\nRUN echo building $NOTE\n")
     (folder / "a.txt").write_text("one")
     (folder / ".dockerignore").write_text("secret.txt\n")
     (folder / "secret.txt").write_text("hidden")
