@@ -156,8 +156,8 @@ class Settings(BaseSettings):
     allowed_environment: str = (
         "LC_*,LANG,TZ,TERM,COLUMNS,LINES,NO_COLOR,PGHOST,PGPORT,PGUSER,PGPASSWORD,PGDATABASE,MYSQL_PWD,REDISCLI_AUTH"
     )
-    #: What secret() may read: names of environment variables by their beginning, and folders. Never LONGSHORE_*
-    #: (but LONGSHORE_SECRET_*), the worker's keys, its Redis URL, or what is in its state folder.
+    #: Sources of secret(): prefixes of environment variables' names, and folders, separated by commas. Never admitted are
+    #: LONGSHORE_* (except LONGSHORE_SECRET_*), the worker's keys, its Redis URL, and its state folder.
     allowed_secrets: str = "LONGSHORE_SECRET_,/run/secrets"
     #: Operations that this worker may do, with * and ?, separated by commas; any if left out.
     allowed_operations: str = ""

@@ -23,7 +23,7 @@ _AUTHORITY = re.compile(r"(?:([^@\\\s\x00-\x1f]*)@)?(\[[0-9A-Fa-f:.]+\]|[^@:\\\s
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _BEGINNING = re.compile(r"[0-9a-fA-F]+[.:]")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
-#: Where clouds keep the credentials of a machine, beside addresses of the link.
+#: Metadata services of clouds, which give out the credentials of a machine, outside of the addresses of the link.
 _METADATA = {IPv4Address("100.100.100.200"), IPv4Address("192.0.0.192"), IPv6Address("fd00:ec2::254")}
 #: An IPv4 address behind a translator stands in the last bytes of one of these.
 _NAT64 = IPv6Network("64:ff9b::/96")
@@ -31,7 +31,7 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 
 @dataclass(frozen=True)
 class Place:
-    """What a URL leads to: `name` is a host's, in lower case and ASCII, or an address; `url` is what is called."""
+    """The target of a URL: `name` is a host's, in lower case and ASCII, or an address; `url` is the URL to call."""
 
     name: str
     url: str
@@ -42,7 +42,7 @@ def place(url: str) -> Place:
     parts = _PARTS.fullmatch(url)
     authority = _AUTHORITY.fullmatch(parts[2]) if parts else None
     if parts is None or authority is None or any(letter < " " for letter in url):
-        raise Preflight(f"{_shown(url)} is not a URL that can be called", remedy="write http://HOST[:PORT]/PATH")
+        raise Preflight(f"{shown(url)} is not a URL that can be called", remedy="write http://HOST[:PORT]/PATH")
     name = host(authority[2])
     login = f"{authority[1]}@" if authority[1] is not None else ""
     written = f"[{name}]" if ":" in name else name
@@ -50,9 +50,9 @@ def place(url: str) -> Place:
     return Place(name, f"{parts[1].lower()}://{login}{written}{port}{parts[3] or ''}")
 
 
-def _shown(url: str) -> str:
-    """Without what may be secret: the query, and what stands before an @."""
-    text = ascii(re.sub(r"//[^/]*@", "//…@", url.partition("?")[0]))
+def shown(url: str) -> str:
+    """The URL without the parts that may be secret: its query and its login."""
+    text = ascii(re.sub(r"//[^/]*@", "//", url.partition("?")[0]))[1:-1]
     return text if len(text) <= 100 else f"{text[:99]}…"
 
 

@@ -35,7 +35,7 @@ def fetch(url: str) -> bytes:
         addresses.check_store(scheme, parts[2])
         data = _store(url, limit)
     if len(data) > limit:
-        raise Preflight(f"{url} has more than {limit} bytes", remedy="set LONGSHORE_MAX_OBJECT")
+        raise Preflight(f"{addresses.shown(url)} has more than {limit} bytes", remedy="set LONGSHORE_MAX_OBJECT")
     return data
 
 
@@ -55,24 +55,24 @@ def _web(url: str, limit: int) -> bytes:
 
     from longshore.tasks.http_session import session  # noqa: PLC0415 - see above
 
-    where, end = addresses.place(url), time.monotonic() + _WHOLE
+    where, end, shown = addresses.place(url), time.monotonic() + _WHOLE, addresses.shown(url)
     addresses.check(where.name)
     data = b""
     try:
         with session() as web, web.get(where.url, stream=True, timeout=(_CONNECT, 30.0)) as answer:
             if answer.status_code in {404, 410}:
-                raise Preflight(f"there is nothing at {url}")
+                raise Preflight(f"there is nothing at {shown}")
             if answer.status_code != 200:
                 kind = Transient if answer.status_code >= 500 or answer.status_code == 429 else Preflight
-                raise kind(f"{url} answered {answer.status_code}")
+                raise kind(f"{shown} answered {answer.status_code}")
             for chunk in answer.iter_content(65536):
                 data += chunk
                 if len(data) > limit:
                     break
                 if time.monotonic() > end:
-                    raise Transient(f"{url}: no whole answer in {_WHOLE:g} s")
+                    raise Transient(f"{shown}: no whole answer in {_WHOLE:g} s")
     except requests.RequestException as error:
-        raise Transient(f"{url}: {type(error).__name__}") from error
+        raise Transient(f"{shown}: {type(error).__name__}") from error
     return data
 
 

@@ -39,7 +39,7 @@ def own_files() -> list[str]:
 
 
 def admitted(path: str) -> str | None:
-    """What a path is when all links are followed, if that lies where the worker may be; else None."""
+    """The path with all links followed, where that lies in an allowed root; else None."""
     real = os.path.realpath(path)
     if real in own_files() or any(within(real, folder) for folder in own_folders()):
         return None
@@ -47,7 +47,7 @@ def admitted(path: str) -> str | None:
 
 
 def require(path: str) -> str:
-    """The same; NotAllowed where it lies outside."""
+    """The path with all links followed; NotAllowed where that lies outside of the allowed roots."""
     real = admitted(path)
     if real is None:
         raise outside(path)
@@ -55,7 +55,7 @@ def require(path: str) -> str:
 
 
 def require_tree(path: str) -> str:
-    """The same for a folder that is read as a whole: nothing of the worker's own lies in it."""
+    """The resolved path of a folder that is read as a whole; NotAllowed also where the worker's own files lie in it."""
     real = require(path)
     if any(within(own, real) for own in (*own_folders()[1:], *own_files())):
         raise NotAllowed(f"{path} holds keys or state of this worker", remedy="choose a folder beside these")

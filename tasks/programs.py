@@ -19,7 +19,7 @@ from longshore.orchestration.errors import NotAllowed, Preflight
 from longshore.orchestration.settings import get_settings
 from longshore.tasks import policy
 
-#: What the worker itself adds to the environment of a step's program.
+#: Variables that the worker itself adds to the environment of a step's program.
 OF_THE_STEP = frozenset({"LONGSHORE_RUN_ID", "LONGSHORE_STEP", "LONGSHORE_ATTEMPT"})
 _WILD = re.compile(r"[*?\[]")
 

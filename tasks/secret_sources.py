@@ -1,4 +1,4 @@
-"""What `secret()` reads on a worker: only what its own setting admits, and never what is the worker's own.
+"""Reads the values of `secret()` on a worker: only from sources that its setting admits, and never its own access.
 
 `LONGSHORE_ALLOWED_SECRETS` has beginnings of environment variables' names, and folders. Whatever stands there, a value
 is refused that gives away the installation: by the name of its variable or file, by the identity of the file, and, as
@@ -18,7 +18,7 @@ from longshore.orchestration.secrets import Redaction
 from longshore.orchestration.settings import SENTINEL, get_settings, sentinel
 from longshore.tasks import paths, policy
 
-#: The beginning of names that plans may read by default, of all that begin with LONGSHORE_ the only one.
+#: Plans may read variables with this prefix by default; every other variable of LONGSHORE_ is a setting.
 OF_PLANS = "LONGSHORE_SECRET_"
 #: Settings of the worker, of Celery and of Flower; the names that `longshore init` gives to passwords.
 _OWN_NAMES = ("LONGSHORE_", "CELERY_", "BROKER_", "FLOWER_", "REDIS_ADMIN_PASSWORD")
@@ -106,12 +106,12 @@ def _closed(folders: list[str]) -> list[str]:
 
 
 def holds_own(text: str) -> bool:
-    """Whether a text holds anything that this worker is let in with, however it is spelled."""
+    """Reports whether a text holds the worker's own keys, Redis URL or password, in any spelling."""
     return text in set(_own_values()) or own_access().text(text) != text
 
 
 def own_access() -> Redaction:
-    """Takes what this worker is let in with out of a text."""
+    """Redacts the worker's own access in a text."""
     found = Redaction()
     found.values = {value for value in _own_values() if len(value) >= _SHORTEST_PART}
     return found

@@ -75,7 +75,7 @@ class Source:
     profiles: tuple[str, ...] = ()
 
     def is_kept(self) -> bool:
-        """Whether it is no project of a folder, but a configuration with nothing left open that a worker has kept."""
+        """Reports whether the source is a resolved configuration that a worker has kept, and no folder's project."""
         kept = os.path.join(os.path.realpath(get_settings().state_dir), "revisions")
         whole = all(file == "-" or policy.within(os.path.realpath(file), kept) for file in self.files)
         return whole and (bool(self.files) or self.directory is None) and not self.env_files

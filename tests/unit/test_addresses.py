@@ -79,7 +79,7 @@ def test_a_url_is_called_as_it_was_understood(url: str, name: str, called: str) 
 
 
 @given(st.text(st.sampled_from("ab1.:/@\\[]%#?-_ \t\u2024é０"), max_size=24))
-def test_what_is_called_is_what_was_checked_whatever_is_written(text: str) -> None:
+def test_the_called_host_is_the_checked_host_whatever_is_written(text: str) -> None:
     try:
         found = addresses.place(f"http://{text}")
     except Preflight:

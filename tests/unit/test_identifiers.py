@@ -35,7 +35,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("text", [*BAD, None, 7, ["a"]])
-def test_what_leads_elsewhere_is_no_identifier(text: Any) -> None:
+def test_a_text_that_leads_elsewhere_is_no_identifier(text: Any) -> None:
     for kind in (identifiers.run_id, identifiers.instance, identifiers.part, identifiers.project):
         with pytest.raises(BadIdentifier, match="must match"):
             kind(text)

@@ -188,7 +188,7 @@ def test_a_link_of_the_plans_is_never_what_is_started(allow: Allow, tools: Path,
      "NODE_OPTIONS", "RUBYOPT", "GIT_SSH_COMMAND", "GIT_CONFIG_COUNT", "JAVA_TOOL_OPTIONS", "IFS", "PATH", "HOME",
      "SHELLOPTS", "TMPDIR", "EDITOR", "PAGER", "LESSOPEN", "LOCPATH", "DOCKER_HOST", "LONGSHORE_CONFIG", "X"],
 )  # fmt: skip
-def test_what_may_make_another_program_of_one_is_not_set(name: str, allow: Allow) -> None:
+def test_a_plan_sets_no_variable_that_makes_another_program_of_one(name: str, allow: Allow) -> None:
     argv = ["true"]
     allow(allowed_commands="true")
     for given in ({"argv": argv, "env": {name: "/x"}}, {"argv": argv, "unless": ["true"], "env": {name: "/x"}}):
@@ -208,7 +208,7 @@ def test_known_names_and_the_workers_own_values_are_set(allow: Allow) -> None:
 # --- paths ------------------------------------------------------------------------------------------
 
 
-def test_whether_a_file_outside_is_there_is_not_told(home: Path) -> None:
+def test_the_existence_of_a_file_outside_is_not_disclosed(home: Path) -> None:
     for creates in ("/etc/passwd", "/etc/no-such-file", "../other", f"{home}/../other", "inner/../../other"):
         step = Doing("command.exec.execute", argv=["true"], cwd=str(home), creates=creates)
         with pytest.raises(NotAllowed, match="lies outside"):
