@@ -156,7 +156,7 @@ class Settings(BaseSettings):
     allowed_environment: str = (
         "LC_*,LANG,TZ,TERM,COLUMNS,LINES,NO_COLOR,PGHOST,PGPORT,PGUSER,PGPASSWORD,PGDATABASE,MYSQL_PWD,REDISCLI_AUTH"
     )
-    #: Sources of secret(): prefixes of environment variables' names, and folders, separated by commas. Never admitted are
+    #: Sources of secret(): prefixes of environment variables' names, and folders, separated by commas. Never admitted:
     #: LONGSHORE_* (except LONGSHORE_SECRET_*), the worker's keys, its Redis URL, and its state folder.
     allowed_secrets: str = "LONGSHORE_SECRET_,/run/secrets"
     #: Operations that this worker may do, with * and ?, separated by commas; any if left out.
