@@ -38,10 +38,15 @@ def own_files() -> list[str]:
     return [os.path.realpath(path) for path in (config, get_settings().keys) if path]
 
 
+def is_own(real: str) -> bool:
+    """Reports whether a resolved path is one of the worker's own files, or lies in one of its own folders."""
+    return real in own_files() or any(within(real, folder) for folder in own_folders())
+
+
 def admitted(path: str) -> str | None:
     """The path with all links followed, where that lies in an allowed root; else None."""
     real = os.path.realpath(path)
-    if real in own_files() or any(within(real, folder) for folder in own_folders()):
+    if is_own(real):
         return None
     return real if any(within(real, root) for root in allowed_roots()) else None
 

@@ -120,4 +120,6 @@ def _absolute(name: str, base: str) -> str:
         )
     if "://" in name or name.startswith("git@"):
         raise NotAllowed(f"{name!r} is no file of this host", remedy="keep a copy beside the project's files")
-    return os.path.join(base, name)
+    if name.startswith("~"):
+        paths.require(os.path.join(base, name))  # where Compose takes it for the name of a folder
+    return os.path.join(base, os.path.expanduser(name))

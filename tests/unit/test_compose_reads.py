@@ -60,6 +60,8 @@ SERVICE = "services: {web: {image: a, %s}}"
         SERVICE % "env_file: [{path: /proc/self/environ, required: false, format: raw}]",
         SERVICE % "env_file: !override [/etc/passwd]",
         SERVICE % "env_file: out/secret.env",
+        SERVICE % "env_file: ~/secret.env",
+        SERVICE % "env_file: ~root/../proc/1/environ",
         SERVICE % "label_file: /etc/passwd",
         SERVICE % "extends: {file: ../other/base.yaml, service: web}",
         SERVICE % "extends: {file: inner/base.yaml, service: web}",
