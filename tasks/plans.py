@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hmac
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from longshore.orchestration import identifiers, signing, templates
+from longshore.orchestration import identifiers, secrets, signing, templates
 from longshore.orchestration.admission import Wanted
 from longshore.orchestration.audit import note_refusal
 from longshore.orchestration.compiled import CompiledPlan
@@ -62,8 +63,10 @@ class Loaded:
             undo = step.undo.with_ if isinstance(step.undo, UndoSpec) else {}
             for given in (step.with_, undo):
                 if templates.SECRET in str(given):
-                    found |= templates.references(given).secrets
-        return frozenset(reference for reference in found if reference)
+                    # A broken template is the error of its own step.
+                    with contextlib.suppress(templates.TemplateProblem):
+                        found |= templates.references(given).secrets
+        return frozenset(reference for reference in found if reference and secrets.problem(reference) is None)
 
 
 class UnknownOperation(NotOurs):

@@ -224,6 +224,7 @@ def test_a_secret_of_one_step_is_told_by_no_other(monkeypatch: pytest.MonkeyPatc
     first = plan.step("before", "unit.comes-across").undo("none")
     given = plan.step("given", "unit.takes", token=TOKEN).undo("none").after(first)
     plan.step("after", "unit.comes-across", fails=True).after(given)
+    plan.step("none", "unit.takes", token=TOKEN.replace("UNIT", "NONE")).after("after")
 
     report = Bench().run(plan)
 
