@@ -151,7 +151,7 @@ class HostMachine:
     def remove_folders(self, made: Sequence[str]) -> None:
         for folder in reversed(made):
             try:
-                os.rmdir(folder)
+                os.rmdir(paths.require(folder))  # the record says which, and anybody may have written that
             except OSError:
                 break
 

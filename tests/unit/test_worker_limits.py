@@ -293,3 +293,14 @@ def test_an_object_of_a_web_server_asks_for_its_host(home: Path, allow: Allow) -
     ):
         with pytest.raises(Preflight, match=r"ALLOWED_HOSTS|not a URL"):
             Doing("file.deploy.execute", path=f"{home}/x", object=url).act()
+
+
+def test_no_folder_outside_is_removed_because_a_record_names_it(home: Path) -> None:
+    outside = home.parent / "other" / "empty"
+    outside.mkdir()
+    step = deploy(home / "file")
+    step._before = {"file": None, "made": [str(outside)], "deployed": None}
+    step.act()
+    with pytest.raises(NotAllowed, match="lies outside"):
+        step.undo()
+    assert outside.is_dir()
