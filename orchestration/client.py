@@ -20,7 +20,18 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 
-from longshore.orchestration import audit, dryrun, embedded, events, replay, report, signing, templates, waits
+from longshore.orchestration import (
+    audit,
+    dryrun,
+    embedded,
+    events,
+    identifiers,
+    replay,
+    report,
+    signing,
+    templates,
+    waits,
+)
 from longshore.orchestration.admission import Admission
 from longshore.orchestration.breakers import Breakers, services
 from longshore.orchestration.caches import Caches
@@ -60,7 +71,6 @@ from longshore.orchestration.store import Store, actor, stream_order
 #: What may be said of a step that nobody else knows more of.
 Resolution = Literal["done", "skip", "undone", "abandon"]
 #: It becomes a part of keys and of file names.
-RUN_ID = re.compile(r"(?!\.\.?$)[A-Za-z0-9._@-]{1,128}")
 #: Between two looks at what a step has printed.
 _FOLLOW = 0.3
 
@@ -121,8 +131,7 @@ class Client:
         """
         self._ready()
         run_id = run_id if run_id is not None else _new_run_id(plan if isinstance(plan, str) else plan.name)
-        if not RUN_ID.fullmatch(run_id):
-            raise UsageError(f"run id {run_id!r} must match {RUN_ID.pattern}")
+        identifiers.run_id(run_id)
         body = self._body(load(plan) if isinstance(plan, str) else plan, params or {}, run_id)
         compiled = CompiledPlan(Plan.model_validate(body["plan"]))
         self._refuse_without_a_key()

@@ -46,8 +46,9 @@ def _in_clear(plan: Plan) -> Iterator[Problem]:
         for field in sorted(fields & params.keys()):
             for key, path in _named(params[field], (*at, field)):
                 yield Problem(
-                    f"{field}: {key} is given in clear, and would be stored so: {{{{ secret('env:NAME') }}}}, or "
-                    "secret('file:/path'), has the worker read it (LONGSHORE_CLEAR_SECRETS=allow where it is none)",
+                    f"{field}: {key} is given in clear, and would be stored so: "
+                    "{{ secret('env:LONGSHORE_SECRET_NAME') }}, or secret('file:/run/secrets/NAME'), has the worker "
+                    "read it (LONGSHORE_CLEAR_SECRETS=allow where it is none)",
                     step=name, path=path,
                 )  # fmt: skip
 

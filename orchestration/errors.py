@@ -8,6 +8,7 @@
     │   ├── UnknownName               no such plan, run, step or operation
     │   │   └── JobNotFound           no such job; names those that there are
     │   ├── RunConflict               the run id is taken by another plan
+    │   ├── BadIdentifier             a text that can be no part of a key or of a path
     │   └── ConfigError               settings, a missing program or package
     ├── StoreUnavailable              Redis does not answer
     ├── QueueFull                 as many runs wait as may
@@ -136,6 +137,10 @@ class UnknownName(UsageError):
 
 class JobNotFound(UnknownName):
     """No such job, on the hosts that answered."""
+
+
+class BadIdentifier(UsageError):
+    """A run id, or another text that becomes a part of a key or of a path, is none."""
 
 
 class RunConflict(UsageError):

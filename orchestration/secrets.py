@@ -1,31 +1,26 @@
-"""Secrets by reference: `{{ secret('env:DB_PASSWORD') }}`, or `secret('file:/run/secrets/db')`.
+"""Secrets by reference: `{{ secret('env:LONGSHORE_SECRET_DB') }}`, or `secret('file:/run/secrets/db')`.
 
 What is rendered and stored is a mark that holds the reference; the value is read by the worker, at each attempt,
-just before the operation is called. A mark counts only with the random word that was stored beside it, so that no
-parameter and no step's data can pose as one.
+just before the operation is called, if the worker's settings admit it (`longshore.tasks.secret_sources`). A mark counts
+only with the random word that was stored beside it, so that no parameter and no step's data can pose as one.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import os
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
-from longshore.orchestration.errors import OperationError, Preflight
+from longshore.orchestration.errors import OperationError
 
 _REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/[^\x00\n⟧]+")
-#: A shorter one would be found by chance in what a step says.
-_SHORTEST = 4
 _SHORTEST_LINE = 4
 #: Bytes that are kept beyond a limit until they were looked through: a secret that is cut is one no more.
 OVERLAP = 4096
-_LARGEST = 64 * 1024
 HIDDEN = "***"
 #: Under it, the random word stands beside a step's rendered parameters; no parameter's name begins with a blank.
 WORD = " secrets"
@@ -56,11 +51,14 @@ def _mark(word: str) -> re.Pattern[str]:
     return re.compile(rf"⟦secret {re.escape(word)} ([^⟧]*)⟧")
 
 
-def reveal(value: Any, word: str, found: set[str]) -> Any:
-    """The value with each secret in the place of its mark; what they are is added to `found`. Preflight if there
-    is none.
-    """
-    return _each(value, lambda text: _mark(word).sub(lambda mark: _read(mark[1], found), text))
+def reveal(value: Any, word: str, found: set[str], read: Callable[[str], str]) -> Any:
+    """The value with each secret in the place of its mark, as `read` gives it; each is added to `found`."""
+
+    def secret(mark: re.Match[str]) -> str:
+        found.add(value := read(mark[1]))
+        return value
+
+    return _each(value, lambda text: _mark(word).sub(secret, text))
 
 
 def marked(value: Any, word: str) -> bool:
@@ -81,30 +79,6 @@ def _each(value: Any, change: Any) -> Any:
         return {key: _each(item, change) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_each(item, change) for item in value]
-    return value
-
-
-def _read(reference: str, found: set[str]) -> str:
-    kind, _, name = reference.partition(":")
-    if kind == "env":
-        value = os.environ.get(name)
-        if value is None:
-            raise Preflight(f"secret {reference} is not set for this worker", remedy=f"start it with {name} set")
-    else:
-        try:
-            with Path(name).open("rb") as file:
-                data = file.read(_LARGEST + 1)
-            value = data.decode().removesuffix("\n")
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or "it is no text"
-            raise Preflight(f"secret {reference} cannot be read by this worker: {why}") from None
-        if len(data) > _LARGEST:
-            raise Preflight(f"secret {reference} is larger than {_LARGEST} bytes")
-    if len(value) < _SHORTEST:
-        raise Preflight(
-            f"secret {reference} has fewer than {_SHORTEST} characters, and could not be kept out of records"
-        )
-    found.add(value)
     return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -146,10 +147,18 @@ class Settings(BaseSettings):
 
     #: Where a worker's Docker engine is: unix://, tcp:// or ssh://. DOCKER_HOST and docker's own context if left out.
     docker_host: str = ""
-    #: Folders that `file.*` may write in and that commands may be run in, separated by `:`; links do not lead out.
+    #: Folders that a worker's operations may read, write and run commands in, separated by `:`; links do not lead out.
     allowed_roots: str = "/"
     #: Programs that commands may run, by name or path, with * and ?, separated by commas; any if left out.
     allowed_commands: str = ""
+    #: Names, with * and ?, of what a plan may set in the environment of these programs; only known ones, for many
+    #: names make another program of one (BASH_ENV, LD_PRELOAD, PYTHONPATH, GIT_SSH_COMMAND).
+    allowed_environment: str = (
+        "LC_*,LANG,TZ,TERM,COLUMNS,LINES,NO_COLOR,PGHOST,PGPORT,PGUSER,PGPASSWORD,PGDATABASE,MYSQL_PWD,REDISCLI_AUTH"
+    )
+    #: Sources of secret(): prefixes of environment variables' names, and folders, separated by commas. Never admitted:
+    #: LONGSHORE_* (except LONGSHORE_SECRET_*), the worker's keys, its Redis URL, and its state folder.
+    allowed_secrets: str = "LONGSHORE_SECRET_,/run/secrets"
     #: Operations that this worker may do, with * and ?, separated by commas; any if left out.
     allowed_operations: str = ""
     #: Images of which it may make containers, or which it may pull; any if left out.
@@ -157,8 +166,9 @@ class Settings(BaseSettings):
     #: Folders of the Docker host that containers may be given, separated by `:`. If left out any, but for `/` and the
     #: engine's socket, either of which is root on the host.
     allowed_binds: str = ""
-    #: Other machines that `http.*` and the network's operations may talk to, with * and ?, separated by commas; any if
-    #: left out.
+    #: Other machines that a worker's operations may talk to, separated by commas: names with * and ?, addresses, and
+    #: networks (10.0.0.0/8). A name that leads to an address inside needs that in the list, too. If left out any, but
+    #: for addresses of the link (169.254.169.254 for instance, where clouds keep credentials).
     allowed_hosts: str = ""
     #: Whether containers may be privileged: all capabilities, devices, namespaces of the host's.
     allow_privileged: bool = False
@@ -238,6 +248,14 @@ class Settings(BaseSettings):
         wrong = [word for word in map(str.strip, value.split(",")) if word and word not in known]
         if wrong:
             raise ValueError(f"{wrong[0]!r} is none of {', '.join(known)}")
+        return value
+
+    @field_validator("allowed_secrets")
+    @classmethod
+    def _are_sources(cls, value: str) -> str:
+        for entry in filter(None, map(str.strip, value.split(","))):
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*|/[^\x00]*|-", entry):
+                raise ValueError(f"{entry!r} is neither the beginning of an environment variable's name nor a folder")
         return value
 
     @field_validator("state_dir")

@@ -28,7 +28,7 @@ from longshore.orchestration.secrets import Redaction
 from longshore.orchestration.settings import get_settings
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store import Grant, Recorded, Store
-from longshore.tasks import policy
+from longshore.tasks import policy, secret_sources
 from longshore.tasks.crash import point
 from longshore.tasks.facts import facts, labels
 from longshore.tasks.operation import Context, Implementation, implementation
@@ -203,6 +203,8 @@ class Claimed:
         raise IsParked(parking.what)
 
     def _context(self, grant: Grant, timeout: float) -> Context:
+        # What one step is given, another may come across: in a file, or in what a service answers.
+        self.redaction.values |= secret_sources.known(self.loaded.secrets)
         context = Context(
             run_id=self.run_id,
             step=self.step.name,

@@ -30,16 +30,17 @@ class Command(Implementation[Any]):
         machine = self.machine(ctx, params)
         if (why := _held_back(machine, params)) or (why := self._satisfied(ctx, machine, params)):
             return Outcome(changed=False, data={"stdout": "", "stderr": "", "skipped": why})
-        program = Program(
-            argv=self.argv(params),
-            cwd=params.cwd,
-            env=_environment(ctx, machine, params),
-            stdin=None if params.stdin is None else params.stdin.encode(),
-            timeout=params.timeout,
-            grace=params.grace,
-            user=getattr(params, "user", None),
+        program = machine.require(
+            Program(
+                argv=self.argv(params),
+                cwd=params.cwd,
+                env=_environment(ctx, machine, params),
+                stdin=None if params.stdin is None else params.stdin.encode(),
+                timeout=params.timeout,
+                grace=params.grace,
+                user=getattr(params, "user", None),
+            )
         )
-        machine.require(program)
         done = machine.run(program)
         data = {
             "stdout": done.stdout,
@@ -59,7 +60,7 @@ class Command(Implementation[Any]):
         if why := _held_back(machine, params):
             return Prediction(f"would run nothing: {why}", changed=False)
         try:
-            machine.require(Program(self.argv(params), {}, cwd=params.cwd))
+            machine.require(Program(self.argv(params), _environment(ctx, machine, params), cwd=params.cwd))
         except Preflight as error:
             return Prediction(f"would fail: {error}", changed=False, impossible=str(error))
         if params.unless is not None:
@@ -75,9 +76,7 @@ class Command(Implementation[Any]):
             return ""
         argv = params.unless if isinstance(params.unless, list) else ["/bin/sh", "-c", params.unless]
         env = _environment(ctx, machine, params)
-        check = Program(argv, env, cwd=params.cwd, timeout=_UNLESS_TIMEOUT)
-        machine.require(check)
-        done = machine.run(check)
+        done = machine.run(machine.require(Program(argv, env, cwd=params.cwd, timeout=_UNLESS_TIMEOUT)))
         return "unless ended with 0" if done.exit_code == 0 else ""
 
 

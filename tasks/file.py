@@ -23,9 +23,9 @@ from longshore.orchestration.operations.file import (
     UploadParams,
 )
 from longshore.orchestration.settings import get_settings
+from longshore.tasks import fetched
 from longshore.tasks.kept import Kept, write_private
 from longshore.tasks.machine import Machine, State, machine_of, sha
-from longshore.tasks.machine.host import require_within
 from longshore.tasks.operation import Context, Implementation, Looks, Outcome, Prediction, implements
 
 _DEFAULT_MODE = 0o644
@@ -42,34 +42,6 @@ def _carried(ctx: Context, source: str) -> bytes:
         raise Preflight(f"the plan carries no file {source!r}") from None
 
 
-def _fetched(url: str) -> bytes:
-    """From anywhere that fsspec knows."""
-    limit = get_settings().max_object
-    scheme, _, path = url.partition("://")
-    if scheme in {"file", "local"}:
-        require_within(path)
-    try:
-        import fsspec  # noqa: PLC0415 - an extra
-
-        with fsspec.open(url, "rb") as file:
-            data: bytes = file.read(limit + 1)
-    except ImportError as error:
-        raise Preflight(
-            f"{url}: {error}", remedy="pip install 'longshore[objects]' and what its scheme needs"
-        ) from error
-    except FileNotFoundError as error:
-        raise Preflight(f"there is nothing at {url}") from error
-    except PermissionError as error:
-        raise Preflight(f"{url}: permission denied") from error
-    except ValueError as error:
-        raise Preflight(f"{url}: {error}") from error
-    except Exception as error:  # each scheme has errors of its own
-        raise Transient(f"{url}: {type(error).__name__}: {error}") from error
-    if len(data) > limit:
-        raise Preflight(f"{url} has more than {limit} bytes", remedy="set LONGSHORE_MAX_OBJECT")
-    return data
-
-
 def _content(ctx: Context, params: DeployParams) -> bytes:
     template = bool(params.template)
     if params.content is not None:
@@ -77,7 +49,7 @@ def _content(ctx: Context, params: DeployParams) -> bytes:
     elif params.source is not None:
         data = _carried(ctx, params.source)
     elif "://" in str(params.object):
-        data = _fetched(str(params.object))
+        data = fetched.fetch(str(params.object))
     else:
         entry = ctx.objects().need(str(params.object))
         data = entry.data

@@ -31,7 +31,7 @@ from longshore.orchestration.operations.network import (
 )
 from longshore.orchestration.secrets import OVERLAP
 from longshore.orchestration.settings import get_settings
-from longshore.tasks import policy
+from longshore.tasks import addresses
 from longshore.tasks.machine import Program, machine_of
 from longshore.tasks.operation import Context, Implementation, Looks, Outcome, Prediction, implements
 
@@ -103,10 +103,13 @@ def send(ctx: Context, call: Call) -> Answer:
     # What it carries is for that service, and not for where it points.
     secret = any(ctx.redact(value) != value for value in call.headers.values())
     call = replace(call, follow=call.method in {"GET", "HEAD"} and not secret)
-    policy.check_host(call.url)
-    if get_settings().allowed_hosts:
-        call = replace(call, follow=False)  # nobody has looked at where it would lead
-    return _from_inside(ctx, call) if ctx.container else _from_here(ctx, call)
+    where = addresses.place(call.url)
+    addresses.check(where.name)
+    call = replace(call, url=where.url)
+    if not ctx.container:
+        return _from_here(ctx, call)
+    # By a program in there, which resolves names by itself and does not ask at each hop.
+    return _from_inside(ctx, replace(call, follow=call.follow and not get_settings().allowed_hosts))
 
 
 def _from_here(ctx: Context, call: Call) -> Answer:
@@ -133,15 +136,15 @@ def _from_here(ctx: Context, call: Call) -> Answer:
 
 
 def _ask(call: Call) -> Answer:
-    import requests  # noqa: PLC0415 - slow to import, and only few workers do this
-    from requests import exceptions  # noqa: PLC0415
+    from requests import exceptions  # noqa: PLC0415 - slow to import, and only few workers do this
     from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError  # noqa: PLC0415
+
+    from longshore.tasks.http_session import session  # noqa: PLC0415
 
     started = time.monotonic()
     try:
-        with requests.Session() as session:
-            session.trust_env = False  # no proxy and no .netrc of the worker's
-            response = session.request(
+        with session() as web:
+            response = web.request(
                 call.method,
                 call.url,
                 headers=dict(call.headers),
@@ -193,9 +196,10 @@ def _from_inside(ctx: Context, call: Call) -> Answer:
     """By the container's own curl or wget; busybox' wget can only ask and post."""
     machine = machine_of(ctx)
     secret = any(ctx.redact(value) != value for value in [*call.headers.values(), call.url])
+    hops = bool(get_settings().allowed_hosts)  # wget follows a redirect in any case
     for program, argv, stdin in (
         ("curl", ["curl", "-K", "-"], _curl(call)),
-        ("wget", None if secret else _wget(call), call.body),  # its arguments can be seen by others
+        ("wget", None if secret or hops else _wget(call), call.body),  # its arguments can be seen by others
     ):
         if argv is None or not any(machine.exists(f"{folder}/{program}") for folder in ("/usr/bin", "/bin")):
             continue
@@ -210,7 +214,7 @@ def _from_inside(ctx: Context, call: Call) -> Answer:
             raise NoAnswer(f"{call.shown} from container {ctx.container}: {said}", sent=not refused)
         return answer
     what = f"container {ctx.container} has no program that can send {call.method}"
-    raise Preflight(what, remedy="it needs curl; or wget, for GET and POST without a secret")
+    raise Preflight(what, remedy="it needs curl; or wget, for GET and POST without a secret and a list of hosts")
 
 
 def _curl(call: Call) -> bytes:

@@ -7,6 +7,7 @@ import os
 import threading
 from pathlib import Path
 
+from longshore.orchestration import identifiers
 from longshore.orchestration.errors import OperationError
 from longshore.orchestration.settings import get_settings
 from longshore.tasks.machine import sha
@@ -17,7 +18,7 @@ class Kept:
     """Of one step, or of one part of it."""
 
     def __init__(self, ctx: Context) -> None:
-        self._path = get_settings().state_dir / "backups" / ctx.run_id / f"{ctx.part}.bytes"
+        self._path = file_of(ctx, "backups", ".bytes")
 
     def keep(self, data: bytes) -> None:
         write_private(self._path, data)
@@ -36,6 +37,12 @@ class Kept:
         with contextlib.suppress(OSError):
             self._path.unlink()
             self._path.parent.rmdir()
+
+
+def file_of(ctx: Context, kind: str, suffix: str) -> Path:
+    """The file of one step, or of one part of it, among those of a kind in the state folder."""
+    folder = get_settings().state_dir / kind / identifiers.run_id(ctx.run_id)
+    return folder / f"{identifiers.part(ctx.part)}{suffix}"
 
 
 def write_private(path: Path, data: bytes) -> None:

@@ -14,7 +14,7 @@ from longshore.orchestration.operations.network import (
     DnsUpdateParams,
     PingParams,
 )
-from longshore.tasks import policy
+from longshore.tasks import addresses
 from longshore.tasks.kept import Kept
 from longshore.tasks.machine import Machine, Program, State, machine_of, sha
 from longshore.tasks.operation import Context, Implementation, Looks, Outcome, Prediction, implements
@@ -140,8 +140,7 @@ class Ping(Looks[PingParams]):
 
     def act(self, ctx: Context, params: PingParams, before: dict[str, Any]) -> Outcome:
         machine = machine_of(ctx)
-        policy.check_host(params.address)
-        argv = ["ping", "-c", str(params.count), "-w", str(max(1, round(params.timeout))), params.address]
+        argv = ["ping", "-c", str(params.count), "-w", str(max(1, round(params.timeout))), self._target(ctx, params)]
         program = Program(argv, machine.environment() | {"LC_ALL": "C"}, timeout=params.timeout + 5)
         try:
             done = machine.run(program)
@@ -159,6 +158,18 @@ class Ping(Looks[PingParams]):
         if loss > params.max_loss:
             raise Unsuccessful(f"{params.address} lost {loss:g} % of {sent} packets", data=data)
         return Outcome(changed=False, data=data)
+
+    @staticmethod
+    def _target(ctx: Context, params: PingParams) -> str:
+        """The address that was checked; inside a container its own name, which is resolved there."""
+        name = addresses.host(params.address)
+        addresses.check(name)
+        if ctx.container:
+            return name
+        try:
+            return addresses.resolve(name, None)[0]
+        except OSError as error:
+            raise OperationError(f"ping {params.address}: {error.strerror}") from error
 
     def predict(self, ctx: Context, params: PingParams) -> Prediction:
         return Prediction(f"would send {params.count} packets to {params.address}", changed=False)

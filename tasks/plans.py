@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hmac
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from longshore.orchestration import signing
+from longshore.orchestration import identifiers, secrets, signing, templates
 from longshore.orchestration.admission import Wanted
 from longshore.orchestration.audit import note_refusal
 from longshore.orchestration.compiled import CompiledPlan
 from longshore.orchestration.denied import denied
-from longshore.orchestration.errors import LongshoreError, PlanDenied, UnknownName
-from longshore.orchestration.plan import Plan
+from longshore.orchestration.errors import BadIdentifier, LongshoreError, PlanDenied, UnknownName
+from longshore.orchestration.plan import Plan, UndoSpec
 from longshore.orchestration.store import SCHEMA_VERSION, Store
 
 _KEPT = 64
@@ -52,6 +54,19 @@ class Loaded:
 
     def file(self, path: str) -> bytes:
         return base64.b64decode(self.contents[path])
+
+    @cached_property
+    def secrets(self) -> frozenset[str]:
+        """The references of all secrets that the plan names, in any of its steps and undos."""
+        found: set[str | None] = set()
+        for step in self.plan.plan.steps.values():
+            undo = step.undo.with_ if isinstance(step.undo, UndoSpec) else {}
+            for given in (step.with_, undo):
+                if templates.SECRET in str(given):
+                    # A broken template is the error of its own step.
+                    with contextlib.suppress(templates.TemplateProblem):
+                        found |= templates.references(given).secrets
+        return frozenset(reference for reference in found if reference and secrets.problem(reference) is None)
 
 
 class UnknownOperation(NotOurs):
@@ -98,11 +113,21 @@ class Plans:
         return known if version < known else 0
 
     def _read(self, run_id: str) -> Loaded:
+        try:
+            identifiers.run_id(run_id)
+        except BadIdentifier as error:
+            raise NotOurs(error.message) from None
         body = self._store.body(run_id)
         if body is None:
             raise NotOurs(f"run {run_id}: there is no plan of it in Redis")
         if body.get("v", 0) > SCHEMA_VERSION:
             raise Newer(f"run {run_id} was started by a newer version", remedy="upgrade this worker")
+        try:
+            identifiers.instance(body.get("born", ""))
+            if isinstance(parent := body.get("parent"), dict):
+                identifiers.run_id(parent.get("run"))
+        except BadIdentifier as error:
+            raise self._denied(run_id, body, f"its request is refused: {error.message}") from None
         unknown = ""
         try:
             loaded = self.load(body)

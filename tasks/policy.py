@@ -10,7 +10,6 @@ import fnmatch
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from longshore.orchestration.errors import NotAllowed
 from longshore.orchestration.settings import get_settings
@@ -53,14 +52,6 @@ def check_image(name: str) -> None:
     allowed = patterns(get_settings().allowed_images)
     if allowed and not any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed):
         raise _refuse(f"use image {name}", "ALLOWED_IMAGES")
-
-
-def check_host(url: str) -> None:
-    """The host of a URL, or a host by itself."""
-    allowed = patterns(get_settings().allowed_hosts)
-    host = (urlsplit(url).hostname if "//" in url else url) or ""
-    if allowed and not any(fnmatch.fnmatchcase(host.lower(), pattern.lower()) for pattern in allowed):
-        raise _refuse(f"talk to {host or url}", "ALLOWED_HOSTS")
 
 
 def check_bind(source: str) -> None:

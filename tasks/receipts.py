@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from longshore.orchestration import identifiers
 from longshore.orchestration.errors import Transient
 
 log = logging.getLogger(__name__)
@@ -185,12 +186,12 @@ class Ledger:
         self._folder = folder / "receipts" / namespace
 
     def _of(self, run_id: str, born: str) -> Path:
-        return self._folder / f"{run_id}~{born}"
+        return self._folder / f"{identifiers.run_id(run_id)}~{identifiers.instance(born)}"
 
     def receipt(
         self, run_id: str, born: str, part: str, fence: int, side: str, *, epoch: int = 0, alone: bool
     ) -> Receipt:
-        return Receipt(self._of(run_id, born) / f"{part}.json", fence, side, epoch, alone)
+        return Receipt(self._of(run_id, born) / f"{identifiers.part(part)}.json", fence, side, epoch, alone)
 
     def version(self, run_id: str, born: str) -> int:
         """The highest version of the run that was seen here."""

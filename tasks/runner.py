@@ -41,6 +41,7 @@ from longshore.orchestration.plan import INSIDE, UndoSpec
 from longshore.orchestration.settings import MAX_DATA_BYTES
 from longshore.orchestration.states import STEP_GOOD, StepState, UndoState
 from longshore.orchestration.store import Grant, Recorded
+from longshore.tasks import secret_sources
 from longshore.tasks.again import ComesAgain
 from longshore.tasks.attempt import AttemptFailed, IsParked, Refused, as_json
 from longshore.tasks.crash import point
@@ -404,7 +405,7 @@ def reveal_params(
     values = dict(rendered)
     inside = values.pop(INSIDE, inside)
     if word := values.pop(secrets.WORD, ""):
-        values = secrets.reveal(values, word, redaction.values)
+        values = secrets.reveal(values, word, redaction.values, secret_sources.read)
     return validate_params(operation.params, values), inside
 
 

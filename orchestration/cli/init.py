@@ -16,6 +16,8 @@ from longshore.orchestration.errors import UsageError
 
 #: Made in the folder: one for each reader, to be mounted as a whole, for what is made anew takes the old one's place.
 KEYS, CLIENT_KEYS, USERS, ENVIRONMENT = "worker/keys.json", "client/keys.json", "redis/users.acl", "env"
+#: A folder for secrets that plans may name, which are a person's to put there.
+OF_PLANS = "plans"
 
 
 @click.command()
@@ -29,8 +31,9 @@ KEYS, CLIENT_KEYS, USERS, ENVIRONMENT = "worker/keys.json", "client/keys.json", 
 def init(folder: Path, rotate: bool, after: str, queues: tuple[str, ...], where: str, owner: int | None) -> None:
     """Make what an installation keeps secret: keys for messages, users and passwords of Redis, a login for Flower.
 
-    FOLDER then has worker/keys.json, client/keys.json (applications and people), redis/users.acl, and env for docker
-    compose --env-file. Nothing that is there is replaced.
+    FOLDER then has worker/keys.json, client/keys.json (applications and people), redis/users.acl, env for docker
+    compose --env-file, and plans, an empty folder for the secrets that plans may name. Nothing that is there is
+    replaced.
     """
     from longshore.orchestration import acl, signing  # noqa: PLC0415 - see cli.common
     from longshore.orchestration.settings import get_settings  # noqa: PLC0415
@@ -68,11 +71,11 @@ def init(folder: Path, rotate: bool, after: str, queues: tuple[str, ...], where:
         tell(f"would write {', '.join(sorted(made))} in {folder}", folder=str(folder), files=sorted(made))
         return
     try:
+        for inner in (folder, *((folder / name).parent for name in made), folder / OF_PLANS):
+            inner.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if owner is not None:
+                os.chown(inner, owner, -1)
         for name, text in made.items():
-            for inner in (folder, (folder / name).parent):
-                inner.mkdir(parents=True, exist_ok=True, mode=0o700)
-                if owner is not None:
-                    os.chown(inner, owner, -1)
             _write(folder / name, text, owner)
     except OSError as error:
         raise UsageError(f"{folder}: {error.strerror}", remedy="choose another folder, or run it as root") from None

@@ -14,7 +14,7 @@ stacks:
       web: {files: {"certs/*": redeploy}}
 only: ["*", "!test-*"]        # the projects that count, and not those with !; all, if left out
 registries:
-  registry.local:5000: {username: ci, password: "{{ secret('env:REGISTRY_PASSWORD') }}"}
+  registry.local:5000: {username: ci, password: "{{ secret('env:LONGSHORE_SECRET_REGISTRY') }}"}
 """
 
 from __future__ import annotations

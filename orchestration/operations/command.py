@@ -15,7 +15,9 @@ class CommandParams(Params):
 
     cwd: str | None = Field(None, description="Where it is run")
     env: dict[str, str] = Field(
-        {}, description="Given, not inherited: it sees these and PATH, HOME, LANG, USER, TZ, TMPDIR, LONGSHORE_*"
+        {},
+        description="Given, not inherited: it sees these and PATH, HOME, LANG, USER, TZ, TMPDIR, LONGSHORE_*. Where a "
+        "worker runs only some programs, it takes only some names",
     )
     stdin: str | None = Field(None, description="Text for its standard input")
     timeout: Annotated[Duration, Field(gt=0)] | None = Field(

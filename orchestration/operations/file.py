@@ -44,7 +44,8 @@ class DeployParams(Params):
     content: str | None = Field(None, description="Text")
     source: str | None = Field(None, description="A file beside the plan, carried with it")
     object: str | None = Field(
-        None, description="A name in the object store (file.upload), or any URL that fsspec knows: s3://…, file:///…"
+        None,
+        description="A name in the object store (file.upload), or a URL: https://…, file:///…, s3://…, gs://…, az://…",
     )
     template: bool | None = Field(None, description="Left out: as the object was uploaded, else false")
     vars: dict[str, Any] = Field({}, description="For the template")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from longshore.orchestration import identifiers
 from longshore.orchestration.settings import get_settings
 from longshore.tasks.kept import write_private
 
@@ -17,7 +18,7 @@ _KEPT = 100
 
 
 def _path(project: str) -> Path:
-    return get_settings().state_dir / "revisions" / project / "aliases.json"
+    return get_settings().state_dir / "revisions" / identifiers.project(project) / "aliases.json"
 
 
 def aliases(project: str) -> dict[str, str]:

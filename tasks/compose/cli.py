@@ -10,9 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from longshore.orchestration.errors import OperationError, Preflight, Transient
+from longshore.orchestration.errors import NotAllowed, OperationError, Preflight, Transient
 from longshore.orchestration.operations.compose import ProjectParams
-from longshore.tasks import policy
+from longshore.orchestration.settings import get_settings
+from longshore.tasks import addresses, paths, policy, secret_sources
+from longshore.tasks.compose import reads
 from longshore.tasks.engine import Engine
 from longshore.tasks.machine import process
 from longshore.tasks.machine.live import Live
@@ -39,6 +41,8 @@ _PASSED = (
     "SSH_AUTH_SOCK",
 )
 _PASSED_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+#: A file of a project includes files of this host only, and none of a repository or registry.
+_NO_REMOTES = {"COMPOSE_EXPERIMENTAL_GIT_REMOTE": "false", "COMPOSE_EXPERIMENTAL_OCI_REMOTE": "false"}
 #: Where no engine is.
 _NOBODY = "unix:///nonexistent/docker.sock"
 _LIMIT = 8 * 1024 * 1024
@@ -69,6 +73,12 @@ class Source:
     files: tuple[str, ...] = ()
     env_files: tuple[str, ...] = ()
     profiles: tuple[str, ...] = ()
+
+    def is_kept(self) -> bool:
+        """Reports whether the source is a resolved configuration that a worker has kept, and no folder's project."""
+        kept = os.path.join(os.path.realpath(get_settings().state_dir), "revisions")
+        whole = all(file == "-" or policy.within(os.path.realpath(file), kept) for file in self.files)
+        return whole and (bool(self.files) or self.directory is None) and not self.env_files
 
     def options(self) -> list[str]:
         said = ["--project-name", self.project] if self.project else []
@@ -133,14 +143,35 @@ def source_of(params: ProjectParams, recorded: Source | None) -> Source:
     if params.project_dir is None and not params.files:
         if recorded is None:
             raise Preflight(f"nothing is known of project {params.project!r}", remedy="give project_dir as well")
-        return recorded
+        return _admitted(recorded)
     directory = params.project_dir
 
-    def absolute(paths: list[str]) -> tuple[str, ...]:
-        return tuple(os.path.join(directory or "/", path) for path in paths)
+    def absolute(named: list[str]) -> tuple[str, ...]:
+        return tuple(os.path.join(directory or "/", path) for path in named)
 
     files, env_files = absolute(params.files), absolute(params.env_file)
-    return Source(params.project, directory, files, env_files, tuple(params.profiles))
+    return _admitted(Source(params.project, directory, files, env_files, tuple(params.profiles)))
+
+
+def _admitted(source: Source) -> Source:
+    """NotAllowed where it leads to files that this worker may not read; labels of containers may name any."""
+    for path in (*([source.directory] if source.directory else []), *source.files, *source.env_files):
+        paths.require(path)
+    return source
+
+
+def check_build(build: Mapping[str, Any]) -> None:
+    """What is read to build a service: folders that the worker may read, or hosts that it may talk to."""
+    for context in (build.get("context"), *(build.get("additional_contexts") or {}).values()):
+        if not context or str(context).startswith(("service:", "docker-image://")):
+            continue
+        if not os.path.isabs(str(context)):
+            addresses.check(addresses.place(str(context)).name)
+            continue
+        root = paths.require_tree(str(context))
+        dockerfile = os.path.join(root, str(build.get("dockerfile") or "Dockerfile"))
+        if context == build.get("context") and not policy.within(os.path.realpath(dockerfile), root):
+            paths.require(dockerfile)
 
 
 class Compose:
@@ -164,6 +195,8 @@ class Compose:
                 remedy = f"it has {', '.join(sorted(known))}"
                 raise unfit(self._ctx, f"project {project} has no service {name!r}", remedy)
         policy.check_project(project, said)
+        for service in known.values():
+            check_build(service.get("build") or {})
         # The hash of the files themselves leaves out what they include; that of the outcome is the label's.
         itself = Source(project, source.directory, ("-",), (), ("*",))
         listed = self._run(itself, "config", "--hash", "*", stdin=done.stdout).stdout
@@ -212,9 +245,11 @@ class Compose:
         stdin: str | None = None,
         said: Callable[[int, bytes], None] = lambda _stream, _piece: None,
     ) -> process.Completed:
+        if not source.is_kept():
+            reads.check(source.directory, source.files, source.env_files)
         own = {name: os.environ[name] for name in _PASSED if name in os.environ}
         # To read files it asks the engine how it is, and needs no answer.
-        own |= {"DOCKER_HOST": _NOBODY if words[0] == "config" else self._url, "COMPOSE_MENU": "false"}
+        own |= {"DOCKER_HOST": _NOBODY if words[0] == "config" else self._url, "COMPOSE_MENU": "false"} | _NO_REMOTES
         try:
             done = process.run(
                 [*_program(), "--ansi", "never", *source.options(), *words],
@@ -231,6 +266,10 @@ class Compose:
             )
         except Preflight as error:
             raise unfit(self._ctx, error.message, error.remedy) from error
+        if words[0] == "config" and secret_sources.holds_own(done.stdout):
+            # Files of a project name others, of variables for instance.
+            raise NotAllowed("the project's files lead to this worker's own keys or Redis URL")
+        done = replace(done, stderr=secret_sources.own_access().text(done.stderr))
         unset = dict.fromkeys(_UNSET.findall(done.stderr))
         if unset and words[0] == "config":
             what = f"the project's files use what is not set: {', '.join(unset)}"

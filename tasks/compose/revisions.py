@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from longshore.orchestration import identifiers
 from longshore.orchestration.errors import OperationError, Transient
 from longshore.orchestration.settings import get_settings
 from longshore.tasks.compose.cli import PROJECT, Compose, Resolved, Source
@@ -28,7 +29,7 @@ _WELL = 60.0
 
 
 def folder(project: str) -> Path:
-    return get_settings().state_dir / "revisions" / project
+    return get_settings().state_dir / "revisions" / identifiers.project(project)
 
 
 def path_of(ctx: Context, project: str, when: str) -> Path:

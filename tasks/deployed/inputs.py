@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from longshore.tasks import paths
 from longshore.tasks.compose.cli import Source
 
 #: Larger files are known by their size and time.
@@ -18,7 +19,9 @@ _DEEPEST = 20
 
 
 def digest_of_file(path: str) -> str:
-    """Of its content; '' where there is no such file, or it cannot be read."""
+    """Of its content; '' where there is no such file, it cannot be read, or it is the worker's own."""
+    if paths.is_own(os.path.realpath(path)):
+        return ""
     try:
         about = os.stat(path)
         if about.st_size > _LARGE:

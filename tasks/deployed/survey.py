@@ -14,11 +14,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from longshore.orchestration import identifiers
 from longshore.orchestration.caches import digest_of
 from longshore.orchestration.deployed.images import normal, registry_of
 from longshore.orchestration.deployed.rules import AFTER, FILES, counts, demanded, parse_after, parse_files
 from longshore.orchestration.deployed.state import Project, Remote, Replica, Seen, Service, Tracked
-from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient
+from longshore.orchestration.errors import BadIdentifier, OperationError, StepCancelled, StepTimeout, Transient
 from longshore.orchestration.operations.deployed import Demand, LookParams, ServiceSpec, StackSpec
 from longshore.tasks.compose import revisions
 from longshore.tasks.compose.aliases import aliases, meant
@@ -98,7 +99,10 @@ class Survey:
     # --- one project ------------------------------------------------------------------------------
 
     def _project(self, name: str, rows: list[dict[str, Any]]) -> Project:
-        self._aliases = aliases(name)
+        try:
+            self._aliases = aliases(identifiers.project(name))
+        except BadIdentifier as error:  # a label of a container may be any text
+            return self._filled(Project(error=error.message, unknown=True), rows, StackSpec())
         was = self.known.projects.get(name) if self.known else None
         source = _source(name, rows)
         spec = self.params.stacks.get(name, StackSpec())

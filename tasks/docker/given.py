@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 
-from longshore.orchestration.settings import get_settings
-from longshore.tasks.kept import write_private
+from longshore.tasks.kept import file_of, write_private
 from longshore.tasks.operation import Context
 
 
@@ -13,7 +12,7 @@ class Given:
     """Of one step. A step that was killed before it noted one leaves it to a person."""
 
     def __init__(self, ctx: Context) -> None:
-        self._path = get_settings().state_dir / "names" / ctx.run_id / f"{ctx.part}.json"
+        self._path = file_of(ctx, "names", ".json")
 
     def note(self, ref: str, image_id: str) -> None:
         write_private(self._path, json.dumps(self.names() | {ref: image_id}).encode())

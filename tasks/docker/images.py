@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import os
 from typing import Any, BinaryIO, cast
 
 from longshore.orchestration.errors import OperationError, Preflight, StepCancelled, StepTimeout, Transient
@@ -15,11 +15,15 @@ from longshore.orchestration.operations.docker.images import (
     ImageRemoveParams,
     TagParams,
 )
+from longshore.tasks import paths, policy
 from longshore.tasks.docker.given import Given
 from longshore.tasks.docker.spec import KEEP, need, safe
 from longshore.tasks.engine import Engine, Image, NotThere, engine
 from longshore.tasks.machine.live import Live
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implements, unfit
+
+#: Bytes of a .dockerignore.
+_LARGEST_IGNORE = 1024 * 1024
 
 
 def keep_name(ctx: Context, image_id: str) -> str:
@@ -145,23 +149,34 @@ class Build(Named):
         return Outcome(changed=image.id != was, data=data)
 
     def predict(self, ctx: Context, params: BuildParams) -> Prediction:
-        if not (Path(params.context) / params.dockerfile).is_file():
+        if not _has_dockerfile(params):
             return impossible(ctx, f"there is no {params.dockerfile} in {params.context}")
         undo = "let the name mean what it means now, or take it off"
         return Prediction(f"would build {params.image} from {params.context}", changed=None, undo=undo)
 
 
+def _has_dockerfile(params: BuildParams) -> bool:
+    """NotAllowed for a context that this worker may not read, or a Dockerfile outside of its context."""
+    root = paths.require_tree(params.context)
+    path = os.path.join(root, params.dockerfile)
+    if not policy.within(os.path.realpath(path), root):
+        raise paths.outside(path)
+    return os.path.isfile(path)
+
+
 def _archive(ctx: Context, params: BuildParams) -> BinaryIO:
     from docker.utils import build as docker_build  # noqa: PLC0415 - docker is an extra
 
-    root = Path(params.context)
-    if not (root / params.dockerfile).is_file():
+    if not _has_dockerfile(params):
         raise unfit(ctx, f"there is no {params.dockerfile} in {params.context}")
-    ignore = root / ".dockerignore"
-    lines = ignore.read_text().splitlines() if ignore.is_file() else []
+    root = paths.require_tree(params.context)
+    ignore = os.path.join(root, ".dockerignore")
+    lines = (
+        paths.read(ignore, _LARGEST_IGNORE).decode("utf-8", "replace").splitlines() if os.path.isfile(ignore) else []
+    )
     excluded = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    files = sorted(docker_build.exclude_paths(str(root), excluded, dockerfile=params.dockerfile))
-    made: Any = docker_build.create_archive(str(root), files=files, gzip=False)
+    files = sorted(docker_build.exclude_paths(root, excluded, dockerfile=params.dockerfile))
+    made: Any = docker_build.create_archive(root, files=files, gzip=False)
     return cast("BinaryIO", made)
 
 

@@ -37,6 +37,8 @@ class Program:
     grace: float = 10.0
     limit: int = OUTPUT_LIMIT
     user: str | None = None
+    #: The file that is started; what `argv` names, if left out.
+    executable: str | None = None
 
 
 class Machine(Protocol):
@@ -44,8 +46,8 @@ class Machine(Protocol):
     first effect.
     """
 
-    def require(self, program: Program) -> None:
-        """Preflight where it may not be run."""
+    def require(self, program: Program) -> Program:
+        """The program as it may be run: the very file, in the very folder. Preflight where it may not."""
 
     def run(self, program: Program) -> Completed:
         """To its end; TERM, grace and KILL when the step is cancelled or out of its time."""
@@ -59,7 +61,8 @@ class Machine(Protocol):
     def read(self, path: str) -> tuple[State, bytes] | None:
         """The regular file, or None. Anything else there is refused."""
 
-    def exists(self, path: str) -> bool: ...
+    def exists(self, path: str) -> bool:
+        """Relative to where programs are run. NotAllowed for a path that may not be touched."""
 
     def write(self, path: str, data: bytes, state: State) -> None:
         """Put the file in place: whole or not at all."""

@@ -36,8 +36,9 @@ class ContainerMachine:
 
     # --- programs ---------------------------------------------------------------------------------
 
-    def require(self, program: Program) -> None:
+    def require(self, program: Program) -> Program:
         """What may be run inside is the container's affair."""
+        return program
 
     def run(self, program: Program) -> Completed:
         started = time.monotonic()

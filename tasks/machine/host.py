@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import grp
 import os
 import pwd
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from longshore.orchestration.errors import NotAllowed, OperationError, Preflight, Transient
-from longshore.orchestration.settings import get_settings
-from longshore.tasks import policy
+from longshore.orchestration.errors import OperationError, Preflight, Transient
+from longshore.tasks import paths, programs
 from longshore.tasks.machine import Program, State, process, sha, temporary_name
 from longshore.tasks.machine.live import Live
 from longshore.tasks.machine.process import Completed
@@ -25,32 +24,6 @@ PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "USER", "LOGNAME", "TZ", "TMPDIR"
 _PASSING = {5, 28}
 
 
-def allowed_roots() -> list[str]:
-    return [os.path.realpath(root) for root in get_settings().allowed_roots.split(":") if root]
-
-
-def _within(real: str) -> bool:
-    # What the worker signs with, and what other processes were started with, is in no root.
-    closed = ["/proc", *([os.path.realpath(os.path.dirname(keys))] if (keys := get_settings().keys) else [])]
-    if any(policy.within(real, root) for root in closed):
-        return False
-    return any(policy.within(real, root) for root in allowed_roots())
-
-
-def require_program(argv: Sequence[str], env: Mapping[str, str]) -> None:
-    """Preflight unless the worker may run it, as what it is on the worker's own PATH."""
-    allowed = policy.patterns(get_settings().allowed_commands)
-    program = argv[0]
-    # A pattern without a slash is a program of that name on PATH, and not one of that name anywhere.
-    if allowed and not any(fnmatch.fnmatchcase(program, pattern) for pattern in allowed):
-        raise NotAllowed(
-            f"this worker may not run {program!r}", remedy="it is not in the worker's LONGSHORE_ALLOWED_COMMANDS"
-        )
-    bent = [name for name in env if name.startswith("LD_") or (name == "PATH" and env[name] != os.environ.get("PATH"))]
-    if allowed and bent:
-        raise NotAllowed(f"this worker runs only some programs, and {bent[0]} may make another of one")
-
-
 class HostMachine:
     """See the port."""
 
@@ -59,10 +32,11 @@ class HostMachine:
 
     # --- programs ---------------------------------------------------------------------------------
 
-    def require(self, program: Program) -> None:
-        require_program(program.argv, program.env)
-        if program.cwd is not None and not _within(os.path.realpath(program.cwd)):
-            raise _outside(program.cwd)
+    def require(self, program: Program) -> Program:
+        cwd = paths.require(program.cwd) if program.cwd is not None else _home()
+        executable = programs.require(program.argv[0], program.env, self.environment(), cwd)
+        name = executable if executable is not None and "/" in program.argv[0] else program.argv[0]
+        return replace(program, argv=[name, *program.argv[1:]], cwd=cwd, executable=executable)
 
     def run(self, program: Program) -> Completed:
         live = Live(self._ctx)
@@ -74,6 +48,7 @@ class HostMachine:
         try:
             return process.run(
                 program.argv,
+                executable=program.executable,
                 cwd=program.cwd if program.cwd is not None else _home(),
                 env=program.env,
                 stdin=program.stdin,
@@ -101,30 +76,28 @@ class HostMachine:
 
     def read(self, path: str) -> tuple[State, bytes] | None:
         try:
-            with _folder(path) as folder:
-                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-                fd = os.open(os.path.basename(path), flags, dir_fd=folder)
+            with paths.folder_of(path) as folder:
+                fd = paths.open_regular(os.path.basename(path), folder)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise _refused(path, error) from error
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            os.close(fd)
+        if fd is None:
             raise Preflight(f"{path} is there and is not a regular file")
         with os.fdopen(fd, "rb") as file:
-            data = file.read()
+            info, data = os.fstat(fd), file.read()
         return State(sha(data), len(data), stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid), data
 
     def exists(self, path: str) -> bool:
-        return os.path.exists(path)
+        """Also that a file outside is not there is not told."""
+        return os.path.exists(paths.require(os.path.join(_home(), path)))
 
     def write(self, path: str, data: bytes, state: State) -> None:
         """Also whole or not at all if the power fails in the middle."""
         name = os.path.basename(path)
         temporary = temporary_name(self._ctx, name)
         try:
-            with _folder(path) as folder:
+            with paths.folder_of(path) as folder:
                 try:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(temporary, dir_fd=folder)
@@ -149,7 +122,7 @@ class HostMachine:
 
     def remove(self, path: str) -> None:
         try:
-            with _folder(path) as folder:
+            with paths.folder_of(path) as folder:
                 os.unlink(os.path.basename(path), dir_fd=folder)
                 os.fsync(folder)
         except FileNotFoundError:
@@ -169,9 +142,7 @@ class HostMachine:
         return missing
 
     def make_folders(self, path: str) -> None:
-        parent = Path(path).parent
-        if not _within(os.path.realpath(parent)):
-            raise _outside(path)
+        parent = Path(paths.require(os.path.dirname(path)))
         try:
             parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -180,7 +151,7 @@ class HostMachine:
     def remove_folders(self, made: Sequence[str]) -> None:
         for folder in reversed(made):
             try:
-                os.rmdir(folder)
+                os.rmdir(paths.require(folder))  # the record says which, and anybody may have written that
             except OSError:
                 break
 
@@ -191,10 +162,10 @@ class HostMachine:
         return os.geteuid(), os.getegid()
 
 
-def _home() -> str | None:
+def _home() -> str:
     """Where a program is run that names no folder: where the worker is, if it may be there."""
-    here = os.getcwd()
-    return None if _within(os.path.realpath(here)) else allowed_roots()[0]
+    roots = paths.allowed_roots()
+    return paths.admitted(os.getcwd()) or next(filter(os.path.isdir, roots), next(iter(roots), "/"))
 
 
 def _number(name: str | int | None, kind: str) -> int | None:
@@ -207,39 +178,6 @@ def _number(name: str | int | None, kind: str) -> int | None:
         return pwd.getpwnam(text).pw_uid if kind == "user" else grp.getgrnam(text).gr_gid
     except KeyError:
         raise Preflight(f"no such {kind} on this host: {text}") from None
-
-
-@contextlib.contextmanager
-def _folder(path: str) -> Iterator[int]:
-    """The folder that it is in, open. Links above it are followed once, and may not lead out of the allowed roots;
-    then each folder is opened as what it is, so that none can be put in its place meanwhile.
-    """
-    real = os.path.realpath(os.path.dirname(path))
-    if not _within(real):
-        raise _outside(path)
-    fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for part in Path(real).parts[1:]:
-            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-            os.close(fd)
-            fd = inner
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def require_within(path: str) -> None:
-    """Preflight unless it lies in a folder that the worker may touch."""
-    if not _within(os.path.realpath(path)):
-        raise _outside(path)
-
-
-def _outside(path: str) -> NotAllowed:
-    roots = ", ".join(allowed_roots()) or "none"
-    return NotAllowed(
-        f"{path} lies outside of the folders that this worker may touch ({roots})",
-        remedy="choose another path, or set the worker's LONGSHORE_ALLOWED_ROOTS",
-    )
 
 
 def _refused(path: str, error: OSError) -> Preflight:

@@ -79,6 +79,7 @@ def _end(process: subprocess.Popen[bytes], grace: float) -> None:
 def run(
     argv: Sequence[str],
     *,
+    executable: str | None = None,
     cwd: str | None = None,
     env: Mapping[str, str],
     stdin: bytes | None = None,
@@ -92,6 +93,8 @@ def run(
 ) -> Completed:
     """Run to the end and return what it said; `said` is told each piece as it comes, with its stream (1, 2).
 
+    `executable` is the file that is started, where that is to be another than what the name in `argv` leads to.
+
     `check` is called about five times a second; what it raises ends the program and is passed on. `began` is
     told the program's pid, which is its group's.
     Raises Preflight where the program cannot be started, OperationError when `timeout` seconds are over.
@@ -100,6 +103,7 @@ def run(
     try:
         process = subprocess.Popen(
             argv,
+            executable=executable,
             cwd=cwd,
             env=dict(env),
             stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from longshore.orchestration import Plan, audit
-from longshore.orchestration.errors import NotAllowed
+from longshore.orchestration.errors import NotAllowed, OperationError
 from longshore.orchestration.settings import get_settings
 from tests.docker.conftest import MakeStep
 from tests.docker.stack import Stack, stack
@@ -96,6 +96,29 @@ def test_what_a_worker_refuses_fails_the_step_touches_nothing_and_stands_in_the_
         assert not Path("/etc/los-evil").exists()
     finally:
         place.close()
+
+
+@pytest.mark.parametrize("content", ["OWN={url}", "{url}", "not a variable {url}"])
+def test_no_way_through_a_projects_files_leads_to_the_workers_own_access(
+    stack: Stack, content: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a file that holds the worker's Redis URL, as its environment in /proc does, behind a variable
+    url = "redis://worker:swordfish-and-more@redis:6379/0"
+    monkeypatch.setenv("LONGSHORE_REDIS_URL", url)
+    get_settings.cache_clear()
+    stack.write(web={"env_file": ["${WHERE}"]})
+    (stack.directory / "own").write_text(content.replace("{url}", url))
+    (stack.directory / ".env").write_text(f"TAG=1\nWHERE={stack.directory}/own\n")
+    # When it is brought up, then it is refused, or Compose cannot read it, and neither tells the password
+    with pytest.raises(OperationError) as refused:
+        stack.up().act()
+    assert content != "OWN={url}" or "own keys or Redis URL" in str(refused.value)
+    assert "swordfish" not in str(refused.value)
+    assert not stack.ids()
+    # Without a variable it is not even read, where it lies outside.
+    stack.write(web={"env_file": ["/proc/self/environ"]})
+    with pytest.raises(NotAllowed, match="lies outside"):
+        stack.up().act()
 
 
 # --- gc ---------------------------------------------------------------------------------------------

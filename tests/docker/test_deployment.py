@@ -173,12 +173,12 @@ def test_a_plan_is_started_by_a_container_that_has_only_the_client(deployment: D
     (deployment.stacks / "crowd.yaml").write_text(
         "name: crowd\nsteps:\n  each: {op: noop.execute, with: {sleep: 0.1}, foreach: '{{ range(20) | list }}'}\n"
         f"  web: {{op: docker.run.execute, with: {{image: {IMAGE}, command: [echo, hello]}}, after: [each]}}\n"
-        "  here: {op: file.deploy.execute, with: {path: /var/lib/longshore/hello, content: hi}, target: shop}\n"
+        "  here: {op: file.deploy.execute, with: {path: /var/lib/longshore/files/hello, content: hi}, target: shop}\n"
     )
     report = deployment.longshore("run", str(deployment.stacks / "crowd.yaml"))
     assert report["state"] == "succeeded", report
     assert "hello" in report["steps"][1]["data"]["stdout"]
-    assert (deployment.state / "hello").read_text() == "hi"
+    assert (deployment.state / "files/hello").read_text() == "hi"
     lines = deployment.longshore("audit", "--run", report["run_id"])
     assert [(line["what"], line["actor"]) for line in lines] == [("start", "somebody")]
 

@@ -257,13 +257,13 @@ def test_an_image_that_is_used_is_removed_only_by_force(
 
 @pytest.fixture
 def context(tmp_path: Path) -> Path:
-    (tmp_path / "Dockerfile").write_text(
-        "FROM longshore-test:1\nARG NOTE=none\nCOPY *.txt /\nRUN echo building $NOTE\n"
-    )
-    (tmp_path / "a.txt").write_text("one")
-    (tmp_path / ".dockerignore").write_text("secret.txt\n")
-    (tmp_path / "secret.txt").write_text("hidden")
-    return tmp_path
+    folder = tmp_path / "context"
+    folder.mkdir()
+    (folder / "Dockerfile").write_text("FROM longshore-test:1\nARG NOTE=none\nCOPY *.txt /\nRUN echo building $NOTE\n")
+    (folder / "a.txt").write_text("one")
+    (folder / ".dockerignore").write_text("secret.txt\n")
+    (folder / "secret.txt").write_text("hidden")
+    return folder
 
 
 def test_build_builds_and_its_undo_gives_the_name_back(

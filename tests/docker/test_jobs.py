@@ -223,11 +223,11 @@ def test_a_secret_of_a_file_reaches_the_worker_and_nothing_else(alone: Installat
         "image": IMAGE,
         "stacks": [shop.name],
         "command": command,
-        "env": {"TOKEN": "{{ secret('env:LST_TOKEN') }}"},
+        "env": {"TOKEN": "{{ secret('env:LONGSHORE_SECRET_LST') }}"},
     }
     file.write_text(json.dumps({"jobs": {f"{shop.job}-s": said}}))
 
-    with alone.worker("knows", "-c", "2", LST_TOKEN=secret):
+    with alone.worker("knows", "-c", "2", LONGSHORE_SECRET_LST=secret):
         done = alone.longshore("job", "run", f"{shop.job}-s", "-f", str(file), "--run-id", f"{shop.name}-s")
 
     assert done.code == 0, done.err

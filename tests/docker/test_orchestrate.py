@@ -60,7 +60,7 @@ def rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(module_installation: MakeInstallation, rules: Path) -> Installation:
     get(require_compose)
     made = module_installation(docker_host=engine_url(), options={"host": HOST, "lease": "1s", "stacks": str(rules)})
-    made.worker("one", "-c", "3", REGISTRY_PASSWORD=PASSWORD).start()
+    made.worker("one", "-c", "3", LONGSHORE_SECRET_REGISTRY=PASSWORD).start()
     return made
 
 
@@ -723,7 +723,7 @@ def test_a_tag_that_moved_at_its_registry_is_found_without_a_pull(
     assert selected(place) == {}, "nobody has asked"
     with contextlib.suppress(Exception):
         engine.remove_image(second, force=True)
-    said = {"username": USER, "password": "{{ secret('env:REGISTRY_PASSWORD') }}"}
+    said = {"username": USER, "password": "{{ secret('env:LONGSHORE_SECRET_REGISTRY') }}"}
     rules.write_text(yaml.safe_dump({"only": [f"{PREFIX}-*"], "registries": {closed_registry.host: said}}))
 
     (reason,) = selected(place, registry=True)[f"{shop.name}/db"]

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,13 +19,16 @@ import pytest
 import redis
 
 from longshore.orchestration import Client, Plan, acl, audit, operation, signing
+from longshore.orchestration.admission import Admission
 from longshore.orchestration.errors import PlanDenied, StoreUnavailable
+from longshore.orchestration.request import request_body
 from longshore.orchestration.settings import Settings
 from tests import servers
 from tests.integration.conftest import QUICK
 from tests.integration.processes import PATIENCE, Installation, Worker, wait_for
 from tests.integration.test_poisoned_messages import message
 from tests.unit.conftest import own_registry
+from tests.unit.test_http import Service
 
 pytestmark = pytest.mark.operated
 assert own_registry
@@ -458,3 +462,69 @@ def test_an_operation_that_no_worker_knows_is_done_by_none_and_stands_in_the_aud
     assert run.report().step("a").attempts == 0
     run.cancel()
     assert run.wait(timeout=PATIENCE).exit_code == 1
+
+
+# --- what a client that has a key gets out of a worker ------------------------------------------------
+
+
+@pytest.fixture
+def listener() -> Iterator[Service]:
+    service = Service()
+    thread = threading.Thread(target=service.server.serve_forever)
+    thread.start()
+    yield service
+    service.server.shutdown()
+    service.server.server_close()
+    thread.join()
+
+
+def test_no_plan_has_a_worker_read_its_own_access_or_what_no_list_admits(guarded: Guarded, listener: Service) -> None:
+    # Given a signed plan that sends secrets to a server of its author's, and writes them into a file
+    state = guarded.place.folder / "state"
+    references = [
+        f"file:{guarded.keys}", f"file:{guarded.client_keys}", f"file:{guarded.keys.parent}/./keys.json",
+        "env:LONGSHORE_REDIS_URL", "env:LONGSHORE_KEYS", "env:PATH", "env:HOME", "file:/etc/shadow", "file:/etc/passwd",
+        "file:/proc/self/environ", "file:/proc/1/environ", "file:/dev/fd/0", f"file:{state}/x", f"file:{guarded.users}",
+        f"file:/run/secrets/../..{guarded.keys}",
+    ]  # fmt: skip
+    plan = Plan("thief", on_error="continue", on_failure="keep")
+    for number, reference in enumerate(references):
+        secret = f"{{{{ secret('{reference}') }}}}"
+        plan.step(f"send{number}", "network.http.request", url=f"{listener.url}/{number}", body=secret)
+        plan.step(f"file{number}", "file.deploy.execute", path=f"/tmp/thief-{number}", content=secret)
+
+    # When it is carried out
+    report = guarded.run(plan)
+
+    # Then nothing was sent or written, each was refused, and the audit trail has each of them
+    assert listener.asked == []
+    for number, reference in enumerate(references):
+        assert not Path(f"/tmp/thief-{number}").exists()
+        for step in (f"send{number}", f"file{number}"):
+            assert f"this worker may not read secret {reference}" in str(report.step(step).error)
+    lines = [line for line in audit.lines(guarded.client.store, refused=True, limit=1000) if line.run == report.run_id]
+    assert {line.step for line in lines} == {step.name for step in report.steps}
+    assert PASSWORDS["worker"] not in report.model_dump_json()
+
+
+def test_a_signed_request_with_a_path_for_its_identity_is_refused_and_writes_nothing(
+    guarded: Guarded, tmp_path: Path
+) -> None:
+    plan = Plan("escape")
+    plan.step("a", "command.exec.execute", argv=["true"])
+    outside = tmp_path / "outside"
+    for run_id, changed in (
+        ("escape-born", {"born": f"x/../../../../../../../../..{outside}"}),
+        ("escape-parent", {"parent": {"run": "../x", "step": 0, "line": []}}),
+    ):
+        body = request_body(plan, {}, "eve") | changed
+        Admission(guarded.as_role("client", guarded.client_keys).client().store).submit(run_id, body)
+        line = wait_for(
+            "the refusal", lambda run_id=run_id: next(
+                (one for one in audit.lines(guarded.client.store, refused=True, run=run_id)), None
+            )
+        )  # fmt: skip
+        assert "must match" in line.why
+        assert not guarded.admin.exists(guarded.client.store.keys.of(run_id).run)
+    assert not outside.exists()
+    assert guarded.run(wide("after")).state == "succeeded"

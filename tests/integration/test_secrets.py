@@ -15,13 +15,13 @@ from tests.integration.processes import Installation, all_that_is_kept, wait_for
 from tests.servers import SOON
 
 VALUE = 'correct-"horse\\battery'
-REFERENCE = "{{ secret('env:DB_PASSWORD') }}"
+REFERENCE = "{{ secret('env:LONGSHORE_SECRET_DB') }}"
 
 
 @pytest.fixture(scope="module")
 def place(module_installation: MakeInstallation) -> Installation:
     made = module_installation()
-    settings = {"DB_PASSWORD": VALUE, "PYTHONPATH": made.pythonpath}
+    settings = {"LONGSHORE_SECRET_DB": VALUE, "PYTHONPATH": made.pythonpath}
     settings["LONGSHORE_IMPORTS"] = "tests.integration.own_operations"
     made.worker("keeper", "-c", "2", "--task-events", "--loglevel", "DEBUG", **settings).start()
     return made
@@ -83,10 +83,10 @@ def test_what_is_built_with_a_secret_is_kept_without_it(place: Installation) -> 
 
 def test_a_secret_that_a_worker_lacks_is_one_clear_error(place: Installation) -> None:
     run = place.client().run_operation(
-        "command.exec.execute", argv=["true"], env={"A": "{{ secret('env:NO_SUCH_SECRET') }}"}
+        "command.exec.execute", argv=["true"], env={"A": "{{ secret('env:LONGSHORE_SECRET_NONE') }}"}
     )
     report = run.wait()
-    assert "secret env:NO_SUCH_SECRET is not set for this worker" in str(report.steps[0].error)
+    assert "secret env:LONGSHORE_SECRET_NONE is not set for this worker" in str(report.steps[0].error)
     assert report.exit_code == 1
 
 

@@ -178,11 +178,11 @@ def test_a_prediction_may_be_a_sentence() -> None:
     assert told.action == "would act on 1"
 
 
-TOKEN = "{{ secret('env:UNIT_TOKEN') }}"  # noqa: S105 - a reference
+TOKEN = "{{ secret('env:LONGSHORE_SECRET_UNIT') }}"  # noqa: S105 - a reference
 
 
 def test_a_function_is_given_a_secret_and_tells_it_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNIT_TOKEN", "correct-horse")
+    monkeypatch.setenv("LONGSHORE_SECRET_UNIT", "correct-horse")
     seen: list[str] = []
 
     @operation("unit.sign", secrets=["token"])
@@ -205,6 +205,32 @@ def test_a_function_is_given_a_secret_and_tells_it_nowhere(monkeypatch: pytest.M
     assert "correct-horse" not in report.model_dump_json()
     with pytest.raises(ConfigError, match="no parameter 'tokn'"):
         operation("unit.sing", secrets=["tokn"])(lambda _token: None)
+
+
+def test_a_secret_of_one_step_is_told_by_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGSHORE_SECRET_UNIT", "correct-horse")
+
+    @operation("unit.takes", secrets=["token"])
+    def takes(token: str) -> None: ...
+
+    @operation("unit.comes-across")
+    def comes_across(ctx: Context, fails: bool = False) -> dict[str, str]:
+        ctx.log("it is correct-horse")
+        if fails:
+            raise RuntimeError("correct-horse is wrong")
+        return {"found": "the correct-horse"}
+
+    plan = Plan("p", on_failure="keep")
+    first = plan.step("before", "unit.comes-across").undo("none")
+    given = plan.step("given", "unit.takes", token=TOKEN).undo("none").after(first)
+    plan.step("after", "unit.comes-across", fails=True).after(given)
+    plan.step("none", "unit.takes", token=TOKEN.replace("UNIT", "NONE")).after("after")
+
+    report = Bench().run(plan)
+
+    assert report.step("before").data == {"found": "the ***"}
+    assert report.step("after").error == "RuntimeError: *** is wrong"
+    assert "correct-horse" not in report.model_dump_json()
 
 
 def test_a_secret_where_an_operation_takes_none_is_refused() -> None:

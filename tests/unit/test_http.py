@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+import ssl
+import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,7 @@ from longshore.orchestration.errors import (
 )
 from longshore.orchestration.operations import find
 from longshore.orchestration.settings import get_settings
-from longshore.tasks import http, network
+from longshore.tasks import http, http_session, network
 from tests.unit.doing import Doing
 
 assert http
@@ -368,7 +371,130 @@ def test_only_hosts_that_are_listed_are_talked_to_and_no_answer_leads_elsewhere(
     monkeypatch.setenv("LONGSHORE_ALLOWED_HOSTS", "127.0.0.1")
     get_settings.cache_clear()
     service.codes, service.headers = [302, 200], {"Location": f"{service.url}/elsewhere"}
-    with pytest.raises(OperationError):
+    Doing("network.http.get", url=f"{service.url}/x").act()
+    assert [one["path"] for one in service.asked] == ["/x", "/elsewhere"]
+    service.asked.clear()
+    service.codes, service.headers = [302], {"Location": service.url.replace("127.0.0.1", "127.0.0.2") + "/elsewhere"}
+    with pytest.raises(NotAllowed, match="ALLOWED_HOSTS"):
         Doing("network.http.get", url=f"{service.url}/x").act()
     assert [one["path"] for one in service.asked] == ["/x"]
     get_settings.cache_clear()
+
+
+# --- one address, of one name -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Has DNS answer for *.test, each time with the next address; and says what was asked for."""
+
+    def make(*addresses: str) -> list[str]:
+        real, asked, left = socket.getaddrinfo, list[str](), list(addresses)
+
+        def answer(name: Any, port: Any, *args: Any, **more: Any) -> Any:
+            if not str(name).endswith(".test"):
+                return real(name, port, *args, **more)
+            asked.append(str(name))
+            return real(left.pop(0) if len(left) > 1 else left[0], port, *args, **more)
+
+        monkeypatch.setattr(socket, "getaddrinfo", answer)
+        return asked
+
+    return make
+
+
+def admit(monkeypatch: pytest.MonkeyPatch, hosts: str) -> None:
+    monkeypatch.setenv("LONGSHORE_ALLOWED_HOSTS", hosts)
+    get_settings.cache_clear()
+
+
+def test_a_call_goes_to_the_address_that_was_checked(
+    service: Service, monkeypatch: pytest.MonkeyPatch, answers: Callable[..., list[str]]
+) -> None:
+    # A name server that answers with another address the next time is not asked a next time.
+    asked = answers("127.0.0.1", "127.0.0.9")
+    admit(monkeypatch, "service.test,127.0.0.1")
+    port = service.server.server_port
+    Doing("network.http.get", url=f"http://SERVICE.test.:{port}/x").act()
+    assert asked == ["service.test"]
+    assert service.asked[0]["headers"]["Host"] == f"service.test:{port}"
+
+
+@pytest.mark.parametrize("inside", ["127.0.0.1", "::ffff:127.0.0.1", "0.0.0.0"])  # noqa: S104 - refused
+def test_no_answer_of_dns_and_no_redirect_leads_inside(
+    inside: str, service: Service, monkeypatch: pytest.MonkeyPatch, answers: Callable[..., list[str]]
+) -> None:
+    port = service.server.server_port
+    answers(inside)
+    admit(monkeypatch, "*.test")
+    with pytest.raises(NotAllowed, match="inside its network"):
+        Doing("network.http.request", method="POST", url=f"http://service.test:{port}/x", body="x").act()
+    with pytest.raises(NotAllowed, match="inside its network"):
+        Doing("file.deploy.execute", path="/tmp/never", object=f"http://service.test:{port}/x").act()
+    assert service.asked == []
+    # from a service that is admitted to one that is not, by name, by address, and by another spelling of it
+    admit(monkeypatch, "*.test,127.0.0.1")
+    for elsewhere in ("http://127.0.0.2:1/x", "http://localhost:1/", "http://2130706433:1/", "http://[::1]:1/",
+                      r"http://127.0.0.3:1\@service.test/", "//127.0.0.2:1/x", "file:///etc/passwd"):  # fmt: skip
+        service.codes, service.headers, service.asked[:] = [302], {"Location": elsewhere}, []
+        with pytest.raises(OperationError) as refused:
+            Doing("network.http.get", url=f"http://127.0.0.1:{port}/x").act()
+        assert "answered" not in str(refused.value)
+        assert [one["path"] for one in service.asked] == ["/x"]
+
+
+def test_the_check_and_the_call_read_a_url_alike(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    admit(monkeypatch, "registry.example")
+    port = service.server.server_port
+    for url in (rf"http://127.0.0.1:{port}\@registry.example/x", f"http://registry.example@127.0.0.1:{port}/",
+                f"http://127.0.0.1:{port}#@registry.example/", f"http://127.0.0.1:{port}?@registry.example/",
+                f"http://2130706433:{port}/", f"http://0x7f.1:{port}/", f"http://127.1:{port}/"):  # fmt: skip
+        with pytest.raises(Preflight):
+            Doing("network.http.get", url=url).act()
+    assert service.asked == []
+
+
+def test_a_certificate_is_that_of_the_name_and_not_of_the_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: Callable[..., list[str]]
+) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=service.test", "-addext", "subjectAltName=DNS:service.test", "-keyout", str(key), "-out",
+         str(certificate)], check=True, capture_output=True,
+    )  # fmt: skip
+    answers("127.0.0.1")
+    made = Service()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    made.server.socket = context.wrap_socket(made.server.socket, server_side=True)
+    thread = threading.Thread(target=made.server.serve_forever)
+    thread.start()
+    try:
+        port = made.server.server_port
+        with http_session.session() as web:
+            found = web.get(f"https://service.test:{port}/x", verify=str(certificate), timeout=10)
+            assert found.status_code == 200
+            for other in ("other.test", "127.0.0.1"):
+                with pytest.raises(requests.exceptions.SSLError):
+                    web.get(f"https://{other}:{port}/x", verify=str(certificate), timeout=10)
+        assert len(made.asked) == 1
+    finally:
+        made.server.shutdown()
+        made.server.server_close()
+        thread.join()
+
+
+def test_an_object_may_come_from_a_web_server(service: Service, tmp_path: Path) -> None:
+    path, url = tmp_path / "file", f"{service.url}/app.conf"
+    service.body = b"\x00from the web"
+    Doing("file.deploy.execute", path=str(path), object=url).act()
+    assert path.read_bytes() == b"\x00from the web"
+    for code, kind, why in ((404, Preflight, "nothing at"), (403, Preflight, "403"), (503, Transient, "503")):
+        service.codes = [code]
+        with pytest.raises(kind, match=why):
+            Doing("file.deploy.execute", path=str(path), object=url).act()
+    with pytest.raises(Transient):
+        Doing("file.deploy.execute", path=str(path), object="http://127.0.0.1:1/x").act()

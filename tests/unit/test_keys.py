@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longshore.orchestration import keys as module
-from longshore.orchestration.client import RUN_ID
+from longshore.orchestration.identifiers import RUN_ID
 from longshore.orchestration.keys import Field, Keys, RunKeys
 
 run_ids = st.from_regex(RUN_ID, fullmatch=True)

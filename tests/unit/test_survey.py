@@ -18,6 +18,7 @@ from longshore.orchestration.errors import OperationError, StepCancelled
 from longshore.orchestration.operations.deployed import LookParams
 from longshore.orchestration.settings import get_settings
 from longshore.tasks.compose.cli import Compose, Resolved, Source
+from longshore.tasks.deployed.inputs import digest_of_file
 from longshore.tasks.deployed.survey import Survey
 from longshore.tasks.engine import Image
 from longshore.tasks.engine.memory import MemoryEngine
@@ -296,3 +297,27 @@ def test_projects_that_do_not_count_are_not_seen(engine: Engine) -> None:
     assert look(engine, only=["!shop"]).projects == {}
     assert look(engine, only=["!blog"]).projects.keys() == {"shop"}
     assert look(engine, only=["s*", "!sh*"]).projects == {}
+
+
+def test_a_label_that_is_no_projects_name_harms_no_other_project(engine: Engine) -> None:
+    start(engine, "web")
+    labels = {f"{LABEL}project": "../../outside", f"{LABEL}service": "x"}
+    other, _ = engine.create("foreign", {"Image": "shop:1", "Labels": labels})
+    engine.made[other] = int(time.time())
+    engine.start(other)
+
+    found = look(engine).projects
+
+    assert found["shop"].services["web"].containers
+    assert "must match" in found["../../outside"].error
+
+
+def test_no_digest_of_a_workers_own_file_is_taken(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGSHORE_KEYS", str(engine.folder / "keys" / "keys.json"))
+    get_settings.cache_clear()
+    for path in (engine.folder / "keys" / "keys.json", engine.folder / "state" / "x", engine.folder / "fine"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+        own = path.name != "fine"
+        assert (digest_of_file(str(path)) == "") is own
+    assert digest_of_file("/proc/self/environ") == ""
