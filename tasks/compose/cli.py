@@ -10,9 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from longshore.orchestration.errors import OperationError, Preflight, Transient
+from longshore.orchestration.errors import NotAllowed, OperationError, Preflight, Transient
 from longshore.orchestration.operations.compose import ProjectParams
+from longshore.orchestration.settings import get_settings
 from longshore.tasks import policy
+from longshore.tasks.compose.inputs import inputs_of
 from longshore.tasks.engine import Engine
 from longshore.tasks.machine import process
 from longshore.tasks.machine.live import Live
@@ -155,6 +157,7 @@ class Compose:
 
         A service that is named is there also if its profile is not asked for.
         """
+        self._allow(source)
         every = replace(source, profiles=("*",))
         done = self._run(every if services else source, "config", "--format", "json")
         said = json.loads(done.stdout)
@@ -169,6 +172,19 @@ class Compose:
         listed = self._run(itself, "config", "--hash", "*", stdin=done.stdout).stdout
         hashes = dict(line.split() for line in listed.splitlines() if line.strip())
         return Resolved(project, done.stdout, known, hashes, source)
+
+    def _allow(self, source: Source) -> None:
+        """NotAllowed where files would be read that the project may not have: Compose puts an `env_file` into containers."""
+        paths, known = inputs_of(source)
+        for path in sorted(paths):
+            if os.path.lexists(path):
+                policy.check_read(path)
+        if not known and not get_settings().allow_privileged:
+            raise NotAllowed(
+                "the project's files name other files by a variable, or from another machine, so that it cannot be "
+                "checked which are read",
+                remedy="write the paths of include, extends, env_file and label_file out, to files of this machine",
+            )
 
     def services(self, source: Source) -> set[str]:
         """All that the files tell of, those of profiles that are not asked for as well."""
@@ -215,6 +231,8 @@ class Compose:
         own = {name: os.environ[name] for name in _PASSED if name in os.environ}
         # To read files it asks the engine how it is, and needs no answer.
         own |= {"DOCKER_HOST": _NOBODY if words[0] == "config" else self._url, "COMPOSE_MENU": "false"}
+        # Files of a project are this machine's: Compose would clone a repository, or pull an artefact, to read one.
+        own |= {"COMPOSE_EXPERIMENTAL_GIT_REMOTE": "false", "COMPOSE_EXPERIMENTAL_OCI_REMOTE": "false"}
         try:
             done = process.run(
                 [*_program(), "--ansi", "never", *source.options(), *words],

@@ -15,6 +15,7 @@ from longshore.orchestration.operations.docker.images import (
     ImageRemoveParams,
     TagParams,
 )
+from longshore.tasks import policy
 from longshore.tasks.docker.given import Given
 from longshore.tasks.docker.spec import KEEP, need, safe
 from longshore.tasks.engine import Engine, Image, NotThere, engine
@@ -113,6 +114,7 @@ class Build(Named):
 
     def act(self, ctx: Context, params: BuildParams, before: dict[str, Any]) -> Outcome:
         docker, was = engine(), before["image_id"]
+        policy.check_build(params.image)
         archive = _archive(ctx, params)
         keep(ctx, docker, was)
         live = Live(ctx)
@@ -191,6 +193,7 @@ class Tag(Named):
 
     def act(self, ctx: Context, params: TagParams, before: dict[str, Any]) -> Outcome:
         docker, was, wanted = engine(), before["image_id"], before["wanted"]
+        policy.check_image(params.image)  # another name would make a listed one of it
         if docker.image_id(params.name) != wanted:
             keep(ctx, docker, was)
             docker.tag(wanted, params.name)
