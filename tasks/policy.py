@@ -2,7 +2,7 @@
 
 Raises NotAllowed, which stands in the audit trail. A list that is left out allows everything, but what is root on the
 host by itself: folders from which a host is taken over, and containers with anything beyond what every container has.
-Of containers, volumes and builds what is known to be harmless is allowed, and an attribute that is not known is refused.
+Of containers, volumes and builds what is known to be harmless is allowed, and an unknown attribute is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from longshore.orchestration.errors import NotAllowed
 from longshore.orchestration.settings import get_settings
 
-#: Folders of the Docker host whose files the host itself runs, trusts or answers by; FHS names them, so that the list ends.
+#: Folders whose files the Docker host itself runs, trusts or answers by. The list ends: FHS names them.
 _SYSTEM = (
     "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/root", "/run", "/sbin", "/sys",
     "/usr", "/var/run", "/var/spool/at", "/var/spool/cron", "/var/spool/anacron", "/var/lib/apt", "/var/lib/dpkg",
@@ -63,8 +63,8 @@ _SYSCTLS = ("net.", "kernel.msg", "kernel.sem", "kernel.shm", "fs.mqueue.")
 _LOG_DRIVERS = {"", "none", "json-file", "local", "journald", "syslog", "gelf", "fluentd"}
 _NETWORK_DRIVERS = {"", "default", "bridge", "overlay", "macvlan", "ipvlan", "host", "none", "null"}
 _BUILD = frozenset({
-    "additional_contexts", "args", "cache_from", "cache_to", "context", "dockerfile", "dockerfile_inline", "extra_hosts",
-    "isolation", "labels", "no_cache", "platforms", "provenance", "pull", "sbom", "secrets", "shm_size", "tags",
+    "additional_contexts", "args", "cache_from", "cache_to", "context", "dockerfile", "dockerfile_inline",
+    "extra_hosts", "isolation", "labels", "no_cache", "platforms", "provenance", "pull", "sbom", "secrets", "shm_size", "tags",
     "target", "ulimits",
 })  # fmt: skip
 #: Of the volume driver `local`: file systems that hold nothing of the host's, and words of a mount that change no more.
@@ -290,7 +290,7 @@ def _check_contexts(build: Any) -> None:
 def _more_than_its_own(said: Mapping[str, Any]) -> Iterator[str]:
     """What a service asks for beyond what every container has."""
     for key, value in said.items():
-        if value in (None, "", False) or value == [] or value == {} or key in _ORDINARY or key.startswith("x-"):
+        if not value or key in _ORDINARY or key.startswith("x-"):
             continue
         check = _CHECKS.get(key)
         yield from check(key, value) if check else (f"{key}: {_short(value)}",)

@@ -174,7 +174,7 @@ class Compose:
         return Resolved(project, done.stdout, known, hashes, source)
 
     def _allow(self, source: Source) -> None:
-        """NotAllowed where files would be read that the project may not have: Compose puts an `env_file` into containers."""
+        """NotAllowed for a file that the project may not have: Compose puts an `env_file` into containers."""
         paths, known = inputs_of(source)
         for path in sorted(paths):
             if os.path.lexists(path):

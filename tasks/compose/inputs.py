@@ -57,7 +57,7 @@ class _Reading:
             return
         self._read.add((file, directory))
         try:
-            documents = list(yaml.load_all(Path(file).read_text(), Loader=_Loader))  # noqa: S506 - a safe one
+            documents = list(yaml.load_all(Path(file).read_text(), Loader=_Loader))
         except OSError:
             return  # Compose says what is wrong with it
         except (ValueError, yaml.YAMLError, RecursionError):

@@ -2,4 +2,4 @@
 
 from longshore.tasks.deployed import look, restart, starts, survey
 
-__all__ = ["inputs", "look", "restart", "starts", "survey"]
+__all__ = ["look", "restart", "starts", "survey"]

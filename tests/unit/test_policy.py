@@ -436,11 +436,10 @@ def test_compose_reads_no_file_of_a_project_that_a_container_may_not_have(tmp_pa
     with pytest.MonkeyPatch.context() as patched:
         for module in ("policy", "compose.cli"):
             patched.setattr(f"longshore.tasks.{module}.get_settings", lambda: settings)
-        for how, text in written.items():
+        for text in written.values():
             file.write_text(text)
-            with pytest.raises(NotAllowed):
+            with pytest.raises(NotAllowed, match=r"may not read|cannot be checked"):
                 compose._allow(source)
-                pytest.fail(how)
         file.write_text("services: {a: {image: a, env_file: [a.env]}}")
         (file.parent / "a.env").write_text("A=1")
         compose._allow(source)
