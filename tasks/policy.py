@@ -64,8 +64,8 @@ _LOG_DRIVERS = {"", "none", "json-file", "local", "journald", "syslog", "gelf", 
 _NETWORK_DRIVERS = {"", "default", "bridge", "overlay", "macvlan", "ipvlan", "host", "none", "null"}
 _BUILD = frozenset({
     "additional_contexts", "args", "cache_from", "cache_to", "context", "dockerfile", "dockerfile_inline",
-    "extra_hosts", "isolation", "labels", "no_cache", "platforms", "provenance", "pull", "sbom", "secrets", "shm_size", "tags",
-    "target", "ulimits",
+    "extra_hosts", "isolation", "labels", "no_cache", "platforms", "provenance", "pull", "sbom", "secrets", "shm_size",
+    "tags", "target", "ulimits",
 })  # fmt: skip
 #: Of the volume driver `local`: file systems that hold nothing of the host's, and words of a mount that change no more.
 _REMOTE_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3"}
