@@ -6,7 +6,6 @@ import ast
 import io
 import json
 import logging
-import re
 import sys
 import unicodedata
 from pathlib import Path
