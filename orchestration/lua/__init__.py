@@ -9,6 +9,9 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 
+#: The scripts of no single run that clients call. Their users may load none: workers do.
+OF_CLIENTS = ("submit",)
+
 
 @cache
 def source(name: str) -> str:
