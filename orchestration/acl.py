@@ -16,6 +16,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from urllib.parse import quote
 
+from longshore.orchestration.keys import Keys
 from longshore.orchestration.operations import all_operations
 from longshore.orchestration.settings import Settings
 
@@ -110,7 +111,19 @@ def _asks(settings: Settings) -> list[str]:
     """A request, written once; commands; dry runs; and the indices of what is wanted."""
     space = settings.namespace
     own = [":{*}:request", ":{*}:commands", ":inbox", ":queue", ":known", ":order", ":probe:*", ":answers:*"]
-    return [f"%R~{space}:*", *(f"~{space}{name}" for name in [*own, ":jobs-asked", ":reported"])]
+    records = [f"%R~{name}" for name in _records(Keys(space))]
+    return [*records, *(f"~{space}{name}" for name in [*own, ":jobs-asked", ":reported"])]
+
+
+def _records(keys: Keys) -> list[str]:
+    """Patterns of all that is recorded. Those of queues begin alike where the name space is not the default one."""
+    patterns = [f"{keys.namespace}:{{*}}:*"]
+    for name, made in vars(Keys).items():
+        if isinstance(made, property):
+            patterns.append(str(getattr(keys, name)))
+        elif callable(made) and not name.startswith("_") and name != "of":
+            patterns.append(str(made(keys, "*")))
+    return patterns
 
 
 def _operates(settings: Settings) -> list[str]:

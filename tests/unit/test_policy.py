@@ -107,15 +107,37 @@ def signed(ring: signing.Ring, headers: dict[str, Any], body: list[Any], plan: s
 
 @pytest.mark.parametrize(
     "change",
-    [{"task": "longshore.undo"}, {"id": "b"}, {"root_id": "x"}, {"retries": 1}, {"eta": "2030-01-01T00:00:00"}],
+    [
+        {"task": "longshore.undo"},
+        {"id": "b"},
+        {"root_id": "x"},
+        {"parent_id": "x"},
+        {"group": "x"},
+        {"group_index": 1},
+        {"retries": 1},
+        {"eta": "2030-01-01T00:00:00"},
+        {"expires": "2020-01-01T00:00:00"},
+        {"timelimit": [0.001, None]},
+        {"ignore_result": False},
+        {"replaced_task_nesting": 1},
+        {"stamps": {"x": 1}, "stamped_headers": ["x"]},
+        {"reply_to": "elsewhere"},
+        {"delivery_info": {"routing_key": "elsewhere"}},
+        {"is_eager": True},
+        {"longshore_advance": ["other", "plan"]},
+        {"shadow": "another name"},
+    ],
 )
 def test_whatever_of_a_message_is_changed_its_signature_does_not_fit_any_more(change: dict[str, Any]) -> None:
     ring = signing.Ring((signing.new_key("worker"),))
     headers, body = parts()
     good = signed(ring, headers, body)
     signing.check_message(ring, good, body)
+    signing.check_message(ring, good | {"traceparent": "00-a-b-01", "group": None}, body)
     with pytest.raises(signing.Forged, match="changed"):
         signing.check_message(ring, good | change, body)
+    with pytest.raises(signing.Forged, match="changed"):
+        signing.check_message(ring, {name: value for name, value in good.items() if name != "retries"}, body)
     for other in (
         [["run", 1], {}, {}],
         [["other", 0], {}, {}],
@@ -489,6 +511,19 @@ def test_a_message_that_is_none_of_ours_or_has_more_sent_after_it_is_refused() -
         with pytest.raises(signing.Forged, match="sent after it"):
             signing.check_message(both, signed(client, headers, more), more)
         signing.check_message(both, signed(worker, headers, more), more)
+
+
+@pytest.mark.parametrize("name", ["callbacks", "errbacks", "chain", "chord"])
+def test_what_an_applications_worker_tells_has_nothing_sent_after_it_and_no_time_limit(name: str) -> None:
+    """A worker would sign what it sends after it, and anybody may write such a message."""
+    ring = signing.Ring((signing.new_key("worker"),))
+    headers, _ = parts(task="longshore.task_ended")
+    told = ["result", "run", 0, "", "1", True]
+    signing.check_message(ring, headers | {"timelimit": [None, None]}, [told, {"seal": {}}, {name: None}])
+    with pytest.raises(signing.Forged, match="sent after it"):
+        signing.check_message(ring, headers, [told, {"seal": {}}, {name: [{"task": "longshore.step"}]}])
+    with pytest.raises(signing.Forged, match="time limit"):
+        signing.check_message(ring, headers | {"timelimit": [0.001, None]}, [told, {"seal": {}}, {}])
 
 
 @pytest.mark.parametrize(
