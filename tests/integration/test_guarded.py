@@ -316,10 +316,11 @@ def test_a_copy_of_a_command_and_of_the_request_of_a_pruned_run_is_refused(guard
     assert store.state(run.id) is None
 
 
-def test_nobody_puts_another_request_in_the_place_of_a_live_run(guarded: Guarded) -> None:
-    store = guarded.client.store
+def test_nobody_puts_another_request_in_the_place_of_a_live_run(guarded: Guarded, tmp_path: Path) -> None:
+    store, mark = guarded.client.store, tmp_path / "go-on"
     slow = Plan("swapped")
-    slow.step("b", "noop.execute", changed=True).after(slow.step("a", "noop.execute", sleep=6))
+    waits = slow.step("a", "command.shell.execute", command=f"until test -e {mark}; do sleep 0.1; done")
+    slow.step("b", "noop.execute", changed=True).after(waits)
     mine = guarded.client.start(slow)
     wait_for("it to run", lambda: mine.report().step("a").status == "running")
     body = store.body(mine.id)
@@ -336,6 +337,7 @@ def test_nobody_puts_another_request_in_the_place_of_a_live_run(guarded: Guarded
         # nor does it take it from those that go on with it
         assert store.client.zscore(store.keys.live, mine.id) is not None
     store.client.set(store.keys.of(mine.id).request, json.dumps(body))
+    mark.touch()
     assert mine.wait(timeout=PATIENCE).state == "succeeded"
 
 

@@ -38,7 +38,14 @@ _NEVER = (
 _CALL = re.compile(r"redis\.p?call\(\s*['\"]([a-zA-Z]+)['\"]")
 #: Methods of a client that are called otherwise; of those that are no command by themselves, or only an embedded
 #: server's, and that doctor calls only where it may.
-_CALLED = {"delete": "del", "script_load": "script|load", "script_exists": "script|exists", "scan_iter": "scan"}
+_CALLED = {
+    "delete": "del",
+    "script_load": "script|load",
+    "script_exists": "script|exists",
+    "scan_iter": "scan",
+    "incr": "incrby",
+    "decr": "decrby",
+}
 _NONE = {"close", "execute", "pipeline", "register_script", "lock", "shutdown", "config_get", "connection_pool"}
 
 
@@ -197,3 +204,47 @@ def test_doctor_has_the_scripts_loaded_or_says_that_they_are_missing(server: Red
     (loaded,) = found("worker")
     assert loaded.startswith("ok")
     assert found("operator") == []
+
+
+@pytest.mark.parametrize("role", acl.ROLES)
+def test_only_a_worker_writes_the_record_of_a_run(admin: redis.Redis, role: str) -> None:
+    store = Store(Settings(namespace=SPACE), admin)
+    keys = store.keys.of("r")
+    writes = [("HSET", key, "f", "v") for key in (keys.run, keys.steps)]
+    writes += [("XADD", key, "*", "f", "v") for key in (keys.events, keys.log(0), store.keys.audit)]
+    writes += [("ZADD", key, "1", "m") for key in (keys.leases, keys.waits, store.keys.admitted, store.keys.runs)]
+    writes += [("DEL", keys.run), ("SET", store.keys.carried("mac"), "1"), ("SET", store.keys.signed, "k")]
+    for words in writes:
+        answer = str(admin.execute_command("ACL", "DRYRUN", f"longshore-{role}", *words))
+        assert (answer == "OK") is (role == "worker"), (words, answer)
+
+
+def test_a_monitor_starts_and_commands_nothing(admin: redis.Redis) -> None:
+    store = Store(Settings(namespace=SPACE), admin)
+    keys = store.keys.of("r")
+    for words in (
+        ("SET", keys.request, "{}"), ("XADD", keys.commands, "*", "kind", "cancel"),
+        ("ZADD", store.keys.inbox, "1", "r"), ("LPUSH", f"{SPACE}:control", "message"),
+        ("HSET", store.keys.fleet, "f", "v"),
+    ):  # fmt: skip
+        assert "permissions" in str(admin.execute_command("ACL", "DRYRUN", "longshore-monitor", *words)), words
+
+
+def test_a_worker_touches_no_key_of_another_installation(admin: redis.Redis) -> None:
+    own, other = Store(Settings(namespace=SPACE), admin).keys, Store(Settings(namespace="other"), admin).keys
+    for keys, allowed in ((own, True), (other, False)):
+        for words in (
+            ("GET", keys.of("r").request), ("HSET", keys.of("r").run, "state", "x"), ("DEL", keys.inbox),
+            ("LPUSH", f"{keys.namespace}:noop", "m"), ("BRPOP", f"{keys.namespace}:docker@web1", "1"),
+        ):  # fmt: skip
+            answer = str(admin.execute_command("ACL", "DRYRUN", "longshore-worker", *words))
+            assert (answer == "OK") is allowed, (words, answer)
+
+
+def test_every_key_of_the_record_may_be_read_by_who_asks(admin: redis.Redis) -> None:
+    keys = Store(Settings(namespace=SPACE), admin).keys
+    names = [name for name, made in vars(type(keys)).items() if isinstance(made, property)]
+    assert len(names) > 20
+    for role in ("client", "operator", "flower", "monitor"):
+        for key in [*(getattr(keys, name) for name in names), keys.of("r").run, keys.of("r").data("s"), keys.job("j")]:
+            assert admin.execute_command("ACL", "DRYRUN", f"longshore-{role}", "GET", key) in {"OK", b"OK"}, (role, key)
