@@ -140,6 +140,15 @@ def test_with_users_and_signatures_everything_goes_as_before(guarded: Guarded) -
     assert ("cancel", run.id, "tester") in told
 
 
+def test_a_client_starts_a_run_after_redis_has_forgotten_its_scripts(guarded: Guarded) -> None:
+    guarded.admin.script_flush()
+    client = guarded.as_role("client", guarded.client_keys).client()
+    try:
+        assert client.start(wide("forgotten")).wait(timeout=PATIENCE).state == "succeeded"
+    finally:
+        client.close()
+
+
 def test_a_client_may_write_no_record(guarded: Guarded) -> None:
     done = guarded.run(wide("mine"))
     keys = guarded.client.store.keys.of(done.run_id)

@@ -17,16 +17,18 @@ from click.testing import CliRunner
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 from tornado.web import ErrorHandler
 
+from longshore.orchestration import Plan, graph, live, logs, printable
 from longshore.orchestration import audit as audit_trail
 from longshore.orchestration import cli as cli_package
 from longshore.orchestration import doctor as doctor_checks
-from longshore.orchestration import graph, live, logs, printable
 from longshore.orchestration.cli import audit, doctor, runs
 from longshore.orchestration.cli import run as run_command
 from longshore.orchestration.cli.console import PlainConsole
 from longshore.orchestration.cli.main import call, cli
+from longshore.orchestration.compiled import CompiledPlan
 from longshore.orchestration.errors import UsageError
 from longshore.orchestration.events import Event
+from longshore.orchestration.explain import explain
 from longshore.orchestration.installation import Finding
 from longshore.orchestration.report import ErrorReport, Report, StepReport, UndoReport
 from longshore.orchestration.states import RunState, StepState, UndoState
@@ -152,6 +154,15 @@ def test_no_command_shows_text_from_outside_as_it_is(command: list[str], lines: 
     as_json = CliRunner().invoke(cli, [*command, "-o", "json"]).output
     harmless(as_json, lines=as_json.count("\n"))
     assert [json.loads(each) for each in as_json.splitlines()] if "logs" in command else json.loads(as_json)
+
+
+def test_a_plan_that_is_explained_adds_no_line_by_its_description() -> None:
+    plain, hostile = Plan("p"), Plan("p", description=f"first\nLevel 9: forged{HOSTILE}")
+    for plan in (plain, hostile):
+        plan.step("a", "noop.execute")
+    shown = explain(CompiledPlan(hostile))
+    harmless(shown, lines=explain(CompiledPlan(plain)).count("\n") + 1)
+    assert "\nLevel 9" not in shown
 
 
 def test_an_error_is_one_line_whatever_is_in_it(
