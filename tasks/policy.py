@@ -74,6 +74,7 @@ _MOUNT_WORDS = frozenset({
     "nodiratime", "relatime", "strictatime", "sync", "async", "private", "rprivate", "slave", "rslave",
     "size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "defaults",
 })  # fmt: skip
+_PROJECT = "com.docker.compose.project"
 #: Of the engine's own description of a container.
 _HOST_CONFIG = frozenset({
     "Binds", "Dns", "Init", "LogConfig", "Memory", "Mounts", "NanoCpus", "NetworkMode", "PortBindings", "RestartPolicy",
@@ -222,6 +223,15 @@ def check_volume(options: Mapping[str, Any], driver: str = "") -> None:
         _unless_privileged(f"a volume with {', '.join(other) or 'options that are not known to be harmless'}")
 
 
+def check_existing_volume(found: Mapping[str, Any] | None, own_project: str = "") -> None:
+    """A volume that is there already, in the engine's words: it may be one that this worker would not have made."""
+    if found is None:
+        return
+    if own_project and (found.get("Labels") or {}).get(_PROJECT) == own_project:
+        raise NotAllowed(f"no container of a step is given volume {found.get('Name')}, which is Longshore's own")
+    check_volume(found.get("Options") or {}, str(found.get("Driver") or ""))
+
+
 def check_network(driver: str) -> None:
     if driver not in _NETWORK_DRIVERS:
         _unless_privileged(f"a network of the driver {driver}")
@@ -234,6 +244,28 @@ def check_build(name: str) -> None:
             f"this worker may not build {name}: it uses listed images only",
             remedy="build it where no LONGSHORE_ALLOWED_IMAGES is set, and pull it here",
         )
+
+
+def check_inside(name: str, made: Mapping[str, Any], own_project: str = "") -> None:
+    """A container in which a step acts, in the engine's words: the step has what the container has.
+
+    `own_project`: the Compose project that this worker is part of, which has the keys and the users of all.
+    """
+    labels, host = (made.get("Config") or {}).get("Labels") or {}, made.get("HostConfig") or {}
+    if own_project and labels.get(_PROJECT) == own_project:
+        raise NotAllowed(f"no step may act in container {name}, which is part of Longshore's own deployment")
+    if host.get("Privileged") or host.get("PidMode") == "host":
+        _unless_privileged(f"a step that acts in the privileged container {name}")
+    for mount in made.get("Mounts") or ():
+        source, writable = str(mount.get("Source") or ""), mount.get("RW", True)
+        shown = not writable and any(source != tree and within(source, tree) for tree in ("/etc", "/usr"))
+        if mount.get("Type") == "bind" and not shown:  # of these a part is configuration
+            try:
+                check_bind(source, read_only=not writable)
+            except NotAllowed as error:
+                raise NotAllowed(
+                    f"no step may act in container {name}, which has {source}: {error.message}", remedy=error.remedy
+                ) from None
 
 
 def _unless_privileged(what: str) -> None:

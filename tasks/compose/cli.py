@@ -15,7 +15,7 @@ from longshore.orchestration.operations.compose import ProjectParams
 from longshore.orchestration.settings import get_settings
 from longshore.tasks import policy
 from longshore.tasks.compose.inputs import inputs_of
-from longshore.tasks.engine import Engine
+from longshore.tasks.engine import Engine, own_project
 from longshore.tasks.machine import process
 from longshore.tasks.machine.live import Live
 from longshore.tasks.operation import Context, unfit
@@ -150,7 +150,7 @@ class Compose:
 
     def __init__(self, ctx: Context, docker: Engine) -> None:
         self._ctx = ctx
-        self._url = docker.url
+        self._docker, self._url = docker, docker.url
 
     def resolve(self, source: Source, services: list[str] | None = None) -> Resolved:
         """What the files say. An error, if they are wrong or leave a variable open.
@@ -167,6 +167,10 @@ class Compose:
                 remedy = f"it has {', '.join(sorted(known))}"
                 raise unfit(self._ctx, f"project {project} has no service {name!r}", remedy)
         policy.check_project(project, said)
+        if (own := own_project()) != project:
+            names = [str((volume or {}).get("name") or key) for key, volume in (said.get("volumes") or {}).items()]
+            for name in names:
+                policy.check_existing_volume(self._docker.volume(name), own)
         # The hash of the files themselves leaves out what they include; that of the outcome is the label's.
         itself = Source(project, source.directory, ("-",), (), ("*",))
         listed = self._run(itself, "config", "--hash", "*", stdin=done.stdout).stdout

@@ -433,6 +433,48 @@ def test_nor_does_a_container_of_a_step(host: dict[str, Any]) -> None:
     policy.check_container({"Image": "a", "HostConfig": {"NetworkMode": "host", "Binds": ["/etc/hosts:/etc/hosts:ro"]}})
 
 
+def test_a_volume_that_is_there_is_one_that_might_be_made_and_none_of_longshores_own() -> None:
+    bound = {"Name": "v", "Driver": "local", "Options": {"type": "none", "o": "bind", "device": "/"}}
+    own = {"Name": "longshore_redis-data", "Driver": "local", "Labels": {"com.docker.compose.project": "longshore"}}
+    for found in (bound, own):
+        with pytest.raises(NotAllowed):
+            policy.check_existing_volume(found, "longshore")
+    policy.check_existing_volume({"Name": "v", "Driver": "local", "Options": None, "Labels": None}, "longshore")
+    policy.check_existing_volume(None, "longshore")
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"Config": {"Labels": {"com.docker.compose.project": "longshore"}}},
+        {"HostConfig": {"Privileged": True}},
+        {"HostConfig": {"PidMode": "host"}},
+        {"Mounts": [{"Type": "bind", "Source": "/var/run/docker.sock", "RW": False}]},
+        {"Mounts": [{"Type": "bind", "Source": "/", "RW": False}]},
+        {"Mounts": [{"Type": "bind", "Source": "/etc", "RW": False}]},
+        {"Mounts": [{"Type": "bind", "Source": "/etc/cron.d", "RW": True}]},
+        {"Mounts": [{"Type": "bind", "Source": "/proc", "RW": False}]},
+        {"Mounts": [{"Type": "bind", "Source": "/var/lib/docker", "RW": False}]},
+    ],
+)
+def test_no_step_acts_in_a_container_that_has_its_host_or_longshores_keys(made: dict[str, Any]) -> None:
+    """Else `docker.exec` in the engine's worker would print its key, and in a proxy would have the engine's socket."""
+    with pytest.raises(NotAllowed):
+        policy.check_inside("any", made, "longshore")
+    for fine in (
+        {"Config": {"Labels": {"com.docker.compose.project": "shop"}}, "HostConfig": {"PidMode": ""}},
+        {
+            "Mounts": [
+                {"Type": "bind", "Source": "/srv/shop", "RW": True},
+                {"Type": "volume", "Source": "/var/lib/docker"},
+            ]
+        },
+        {"Mounts": [{"Type": "bind", "Source": "/etc/nginx", "RW": False}]},
+    ):
+        policy.check_inside("any", fine, "longshore")
+        policy.check_inside("any", fine)
+
+
 def test_compose_reads_no_file_of_a_project_that_a_container_may_not_have(tmp_path: Any) -> None:
     secret = tmp_path / "state" / "worker.env"
     secret.parent.mkdir()
