@@ -6,7 +6,8 @@
 * `flower`: reads records, commands runs, listens to workers
 * `monitor`: what a scrape of the metrics, and doctor, read, and the counters
 
-None of them may flush, configure, or list what is not theirs. `default` is off.
+Each has its commands by name: none may flush, configure, load a script of its own (but workers), look at or end the
+connections of others, or, but for workers and operators, list keys. `default` is off.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from urllib.parse import quote
 
+from longshore.orchestration.keys import Keys
 from longshore.orchestration.operations import all_operations
 from longshore.orchestration.settings import Settings
 
@@ -25,16 +27,35 @@ _FAMILIES = ("control", "docker", "compose", "cache", "command", "file", "networ
 #: Celery's broadcasts: remote control, events, and the patterns by which workers and Flower hear them.
 _TOPICS = ("celery.pidbox", "celeryev/*", "celeryev/worker.*", "celeryev/task.*")
 
-#: What scripts and producers call, for those who ask and do not work.
-_ASKING = (
-    "-@all +@connection +@read +@transaction +evalsha +script|load +script|exists "
-    "+set +del +incr +incrby +hincrby +hincrbyfloat +hset "
-    "+hsetnx +hdel +zadd +zrem +xadd +lpush +rpush +blpop +sadd +srem +expire +pexpire +publish +subscribe +psubscribe "
-    "+unsubscribe +punsubscribe +time +info +wait +ping +exists"
+#: What all of them read. No KEYS and no SCAN: keys are known by their names, or not at all.
+_READS = (
+    "exists get hexists hget hgetall hkeys hlen hmget llen lrange mget pttl scard sismember smembers ttl type "
+    "xlen xrange xread xrevrange zcard zcount zrange zrangebyscore zrevrange zscore"
 )
-#: Flower hears what workers answer to it.
-_MORE = {"flower": " +brpop", "operator": " +brpop +scan"}
-_WORKING = "+@all -@admin -@dangerous +info"
+#: A connection, a transaction, and how far replicas are. Redis itself lets everybody call AUTH, HELLO, QUIT and RESET.
+_CONNECTS = "discard exec multi ping select time unwatch wait watch"
+#: What a request, a command, a dry run and a message are written with. Scripts are called by digest, and loaded by
+#: workers alone: whoever could load one could stop Redis with an endless loop.
+_ASKS = "blpop del evalsha expire hset incr lpush pexpire sadd set xadd zadd zrem"
+#: What counts what people and scrapes do, and keeps it.
+_COUNTS = "hdel hincrby hincrbyfloat hset hsetnx incrby persist"
+#: How remote control and events are spoken to workers, and heard.
+_HEARS = "brpop psubscribe publish punsubscribe subscribe unsubscribe"
+#: What doctor asks.
+_DIAGNOSES = "info script|exists"
+_WORKS = f"{_ASKS} {_COUNTS} {_HEARS} {_DIAGNOSES} rpop rpush scan script|load srandmember srem zremrangebyrank"
+#: By role, each command by its name.
+COMMANDS: dict[str, frozenset[str]] = {
+    role: frozenset(f"{_READS} {_CONNECTS} {more}".split())
+    for role, more in {
+        "worker": _WORKS,
+        # Caches are found by their names' beginning.
+        "operator": f"{_ASKS} {_COUNTS} {_HEARS} {_DIAGNOSES} rpush scan srem",
+        "client": _ASKS,
+        "flower": f"{_ASKS} {_HEARS} {_DIAGNOSES}",
+        "monitor": f"{_COUNTS} {_DIAGNOSES}",
+    }.items()
+}
 
 
 def queues(settings: Settings, own: Iterable[str] = ()) -> list[str]:
@@ -53,7 +74,7 @@ def users(settings: Settings, passwords: Mapping[str, str], own_queues: Iterable
     for role in ROLES:
         if role in passwords:
             keys = " ".join(_KEYS[role](settings, list(own_queues)))
-            commands = _WORKING if role == "worker" else _ASKING + _MORE.get(role, "")
+            commands = " ".join(["-@all", *(f"+{name}" for name in sorted(COMMANDS[role]))])
             lines.append(f"user longshore-{role} on #{_digest(passwords[role])} resetchannels {keys} {commands}")
     return "\n".join(lines) + "\n"
 
@@ -78,15 +99,28 @@ def _broker(settings: Settings, own: list[str]) -> list[str]:
 
 
 def _sends(settings: Settings, own: list[str]) -> list[str]:
+    """What is in a queue is not for its senders: another's message could be read there, and put into another queue."""
     prefix = settings.broker_prefix()
-    return [*(f"~{name}" for name in queues(settings, own)), f"~{prefix}_kombu.binding*"]
+    return [*(f"%W~{name}" for name in queues(settings, own)), f"~{prefix}_kombu.binding*"]
 
 
 def _asks(settings: Settings) -> list[str]:
     """A request, written once; commands; dry runs; and the indices of what is wanted."""
     space = settings.namespace
     own = [":{*}:request", ":{*}:commands", ":inbox", ":queue", ":known", ":order", ":probe:*", ":answers:*"]
-    return [f"%R~{space}:*", *(f"~{space}{name}" for name in [*own, ":jobs-asked", ":reported"])]
+    records = [f"%R~{name}" for name in _records(Keys(space))]
+    return [*records, *(f"~{space}{name}" for name in [*own, ":jobs-asked", ":reported"])]
+
+
+def _records(keys: Keys) -> list[str]:
+    """Patterns of all that is recorded. Those of queues begin alike where the name space is not the default one."""
+    patterns = [f"{keys.namespace}:{{*}}:*"]
+    for name, made in vars(Keys).items():
+        if isinstance(made, property):
+            patterns.append(str(getattr(keys, name)))
+        elif callable(made) and not name.startswith("_") and name != "of":
+            patterns.append(str(made(keys, "*")))
+    return patterns
 
 
 def _operates(settings: Settings) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 _TRIES = 1
 #: Seconds that replicas are given to have what was written.
 _REPLICATION = 2.0
+#: Seconds between two times that a script which others load is called.
+_SCRIPT_PAUSE = 0.1
 #: Seconds that a read may wait on the server.
 _LONGEST_BLOCK = 2.0
 
@@ -85,6 +88,8 @@ class Connection:
         self.settings = settings or get_settings()
         self.keys = Keys(self.settings.namespace)
         self.client = client if client is not None else connect(self.settings)
+        #: Whether its user may load scripts, as far as is known.
+        self._loads = True
 
     @cached_property
     def _errors(self) -> tuple[type[Exception], ...]:
@@ -101,23 +106,39 @@ class Connection:
 
     def acknowledged(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """A script's answer, once as many replicas as the settings ask for have what it wrote; see `written`."""
-        if not self.settings.needed_replicas():
-            return self.call(script, keys=keys, args=args)
         return self.call(self._evaluated, script, keys, args)
 
     def _evaluated(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
         import redis  # noqa: PLC0415 - see connect
 
-        for known in (False, True):
-            pipe = self.client.pipeline(transaction=False)
-            pipe.evalsha(script.sha, len(keys), *keys, *args)
+        until = time.monotonic() + self.settings.connect_timeout
+        while True:
             try:
+                if not self.settings.needed_replicas():
+                    return self.client.evalsha(script.sha, len(keys), *keys, *args)
+                pipe = self.client.pipeline(transaction=False)
+                pipe.evalsha(script.sha, len(keys), *keys, *args)
                 return self.written(pipe)[0]
             except redis.exceptions.NoScriptError:
-                if known:
-                    raise
+                self._load(script, until)
+
+    def _load(self, script: Script, until: float) -> None:
+        """Have the server know a script, or wait a moment until a worker has: a client's user may load none."""
+        import redis  # noqa: PLC0415 - see connect
+
+        if self._loads:
+            try:
                 self.client.script_load(script.script)
-        raise AssertionError("not reached")
+            except redis.exceptions.NoPermissionError:
+                self._loads = False
+            else:
+                return
+        if time.monotonic() >= until:
+            raise StoreUnavailable(
+                f"Redis at {self.shown_url()} does not know the scripts of this version, and its user may load none",
+                remedy="start a worker of this version, which loads them; does Redis just restart, try again",
+            )
+        time.sleep(_SCRIPT_PAUSE)
 
     def written(self, pipe: Any) -> list[Any]:
         """The answers of a pipeline, once as many replicas as the settings ask for have what it wrote.

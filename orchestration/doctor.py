@@ -49,6 +49,7 @@ def _redis(store: Store) -> Iterator[Finding]:
     else:
         yield Finding("Redis keeps its data on disk", "ok")
     yield from _users(store)
+    yield from _scripts(store)
     used, most = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
     if most and used > 0.9 * most:
         yield Finding(
@@ -68,6 +69,16 @@ def _users(store: Store) -> Iterator[Finding]:
             "Redis asks nobody for a password, and others may reach it", "warning",
             "longshore init makes users for it; docs/security.md",
         )  # fmt: skip
+
+
+def _scripts(store: Store) -> Iterator[Finding]:
+    """Without them no client can start a run; workers load them at each sweep."""
+    try:
+        if store.load_scripts():
+            yield Finding("Redis knew no script that clients call; it does now", "ok")
+    except StoreUnavailable as error:
+        yield Finding(f"Redis does not know the scripts that clients call: {error.message}", "error",
+                      "start a worker of this version")  # fmt: skip
 
 
 def eviction(store: Store, info: dict[str, Any]) -> Iterator[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from longshore.orchestration import templates
+from longshore.orchestration import printable, templates
 from longshore.orchestration.compiled import CompiledPlan, CompiledStep
 from longshore.orchestration.durations import format_duration, parse_duration
 from longshore.orchestration.operations import Retry, Waits
@@ -18,7 +18,7 @@ def explain(plan: CompiledPlan) -> str:
     """Several lines of text for people."""
     lines = [f"Plan {plan.plan.name}: {len(plan)} steps, {len(plan.levels)} levels"]
     if plan.plan.description:
-        lines.append(plan.plan.description)
+        lines.append(" ".join(plan.plan.description.split()))
     if plan.plan.timeout is not None:
         lines.append(f"The whole run may take {format_duration(plan.plan.timeout)}")
     for level, members in enumerate(plan.levels):
@@ -28,7 +28,7 @@ def explain(plan: CompiledPlan) -> str:
     path, longest = critical_path(plan)
     lines += ["", f"Critical path, at most {_about(longest)}: {' → '.join(path)}"]
     lines += ["", "Undo, if a step fails:", *_undo(plan)]
-    return "\n".join(lines)
+    return "\n".join(map(printable.line, lines))
 
 
 def worst_case(plan: CompiledPlan, index: int) -> float:

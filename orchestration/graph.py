@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from html import escape as escape_html
 
+from longshore.orchestration import printable
 from longshore.orchestration.compiled import CompiledPlan, CompiledStep
 from longshore.orchestration.report import Report
 from longshore.orchestration.states import STEP_BAD, StepState, UndoState
 
-_NOT_XML = re.compile("[^\\t\\n\\r\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
 #: Fill and stroke by state; pairs that differ in lightness too, for eyes that do not see the colour.
 COLOURS = {
     "pending": ("#f3f4f6", "#6b7280"),
@@ -32,8 +31,8 @@ _WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 190, 46, 28, 44, 20
 
 
 def escape(text: str) -> str:
-    """For XML, which has no control characters but three."""
-    return escape_html(_NOT_XML.sub("", text))
+    """For XML, which has no control characters but three; and for people, who see what a text hides."""
+    return escape_html(printable.line(text))
 
 
 def states_of(report: Report | None) -> dict[str, str]:

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.text import Text
 from rich.tree import Tree
 
+from longshore.orchestration import printable
 from longshore.orchestration.client import Run
 from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.events import Event
@@ -95,6 +96,7 @@ def _patiently(read: Callable[[], T]) -> T:
 
 
 def _line(event: Event) -> Text | None:
+    event = printable.values(event)
     fields = event.fields
     error = f": {fields['error']}" if fields.get("error") else ""
     name = fields.get("step", "")
@@ -140,6 +142,7 @@ def _line(event: Event) -> Text | None:
 
 def tree(report: Report) -> Tree:
     """The run as a tree."""
+    report = printable.values(report)
     style = "red" if report.state not in {RunState.SUCCEEDED, RunState.RUNNING, RunState.PENDING} else "bold"
     took = f"  {report.duration_s:.1f} s" if report.duration_s is not None else ""
     root = Tree(Text.assemble((f"{report.plan} ", "bold"), (report.run_id, "dim"), "  ", (report.state, style), took))
@@ -214,6 +217,7 @@ def _of_job(job: JobReport) -> str:
 
 def closing(report: Report) -> Group:
     """The last lines: what became of it, and what to do next."""
+    report = printable.values(report)
     lines = [Text(f"{report.state}: {report.summary}", style="green" if report.exit_code == 0 else "bold red")]
     if report.error:
         where = f"step {report.error.step}: " if report.error.step else ""

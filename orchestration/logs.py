@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import socket
 from contextvars import ContextVar
+from typing import Any
 
+from longshore.orchestration import printable
 from longshore.orchestration.errors import ConfigError
 
 #: What this process is at.
@@ -41,16 +43,38 @@ class About(logging.Filter):
         return True
 
 
+class Lines(logging.Formatter):
+    """A record is one line, and the lines of a traceback are indented: no text in a record looks like another one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class's name
+        return printable.line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802
+        return _indented(super().formatStack(stack_info))
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in printable.lines(text).split("\n"))
+
+
 def formatter(kind: str) -> logging.Formatter:
     """`text` or `json`; ConfigError where what JSON needs is missing."""
     if kind == "text":
-        return logging.Formatter(_TEXT)
+        return Lines(_TEXT)
     try:
         from pythonjsonlogger.json import JsonFormatter  # noqa: PLC0415 - an extra
     except ImportError:
         raise ConfigError("python-json-logger is missing", remedy="pip install 'longshore[logs]'") from None
     names = " ".join(f"%({name})s" for name in ("levelname", "name", "processName", "message", *FIELDS))
-    return JsonFormatter(names, rename_fields={"levelname": "level"}, timestamp=True)
+
+    class JsonLines(JsonFormatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return printable.as_json(super().format(record))
+
+    return JsonLines(names, rename_fields={"levelname": "level"}, timestamp=True)
 
 
 def dress(logger: logging.Logger, kind: str, host: str = "") -> None:

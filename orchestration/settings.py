@@ -163,14 +163,15 @@ class Settings(BaseSettings):
     allowed_operations: str = ""
     #: Images of which it may make containers, or which it may pull; any if left out.
     allowed_images: str = ""
-    #: Folders of the Docker host that containers may be given, separated by `:`. If left out any, but for `/` and the
-    #: engine's socket, either of which is root on the host.
+    #: Folders of the Docker host that containers may be given, separated by `:`. If left out folders of data: none of
+    #: the system's own, of homes as a whole, of engines, or of Longshore's.
     allowed_binds: str = ""
     #: Other machines that a worker's operations may talk to, separated by commas: names with * and ?, addresses, and
     #: networks (10.0.0.0/8). A name that leads to an address inside needs that in the list, too. If left out any, but
     #: for addresses of the link (169.254.169.254 for instance, where clouds keep credentials).
     allowed_hosts: str = ""
-    #: Whether containers may be privileged: all capabilities, devices, namespaces of the host's.
+    #: Whether containers may be privileged: all capabilities, devices, namespaces of the host's, and whatever
+    #: else is not known to be harmless.
     allow_privileged: bool = False
     #: Bytes of one entry of the object store.
     max_object: int = Field(default=16 * 1024 * 1024, ge=1, le=256 * 1024 * 1024)

@@ -49,8 +49,9 @@ LASTS = 2 * 86_400.0
 REMEMBERED = round(LASTS + AHEAD)
 #: Seconds for which a key that has been replaced still counts.
 KEPT = LASTS + 86_400.0
-#: The parts of a message that are signed beside its arguments.
-_HEADERS = ("task", "id", "root_id", "parent_id", "group", "retries", "eta", "expires")
+#: Headers of a message that are not signed: by them a trace goes on, and no worker acts upon them. All others are, also
+#: those that nobody knows: Celery gives a task whatever header there is as an attribute of its request.
+_UNSIGNED = frozenset({FIELD, "traceparent", "tracestate", "baggage", "sentry-trace"})
 
 
 class Forged(Exception):
@@ -195,9 +196,9 @@ def check(keys: Ring, what: str, parts: Mapping[str, Any], signature: Any) -> Ke
 
 def _parts(headers: Mapping[str, Any], body: Any, digest: str) -> dict[str, Any]:
     rest = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-    named = {name: headers.get(name) for name in _HEADERS}
+    named = {name: value for name, value in headers.items() if name not in _UNSIGNED and value is not None}
     args = body[0] if isinstance(body, list) and body else []
-    return named | {"run": args[:1], "step": args[1:2], "plan": digest, "body": rest}
+    return {"headers": named, "run": args[:1], "step": args[1:2], "plan": digest, "body": rest}
 
 
 def check_message(keys: Ring, headers: Mapping[str, Any], body: Any) -> None:
@@ -206,15 +207,20 @@ def check_message(keys: Ring, headers: Mapping[str, Any], body: Any) -> None:
     if not task.startswith(OURS):
         # Celery's own tasks send whatever they are told to, and what a worker sends is signed.
         raise Forged("it is no task of Longshore's, and these workers take signed ones only")
+    follow_ups = body[2] if isinstance(body, list) and len(body) > 2 and isinstance(body[2], dict) else {}
+    follows = any(follow_ups.get(name) for name in _FOLLOW_UPS)
     if task in SEALED:
-        return  # sent by an application's worker, which has no key: its arguments bear a seal, looked at by the task
+        # Sent by an application's worker, which has no key: its arguments bear a seal, looked at by the task. Whatever
+        # else is in it anybody may have written.
+        if follows or any(headers.get("timelimit") or ()):
+            raise Forged("nothing may be sent after it, and it has no time limit of its own")
+        return
     signature = headers.get(FIELD)
     digest = signature.get("plan", "") if isinstance(signature, dict) else ""
     key = check(keys, "message", _parts(headers, body, digest), signature)
     if key.role == "client" and task not in OF_CLIENTS:
         raise Forged(f"a client may not send {task}")
-    follow_ups = body[2] if isinstance(body, list) and len(body) > 2 and isinstance(body[2], dict) else {}
-    if key.role == "client" and any(follow_ups.get(name) for name in _FOLLOW_UPS):
+    if key.role == "client" and follows:
         raise Forged("a client may not have something sent after it")
 
 
@@ -227,7 +233,7 @@ def _sign_message(sender: Any = None, body: Any = None, headers: Any = None, **_
     before = headers.pop(FIELD, None)
     digest = str(before.get("plan", "")) if isinstance(before, dict) else ""
     sent = json.loads(kombu_json.dumps(body))
-    seen = json.loads(kombu_json.dumps({name: headers.get(name) for name in _HEADERS}))
+    seen = json.loads(kombu_json.dumps(dict(headers)))
     headers[FIELD] = sign(keys, "message", _parts(seen, sent, digest)) | {"plan": digest}
 
 

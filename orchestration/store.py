@@ -121,6 +121,18 @@ class Store(Indices, Shelf):
             script = self._scripts[name] = self.client.register_script(lua.alone(name))
         return self.acknowledged(script, keys, list(args))
 
+    def load_scripts(self) -> bool:
+        """Have Redis know the scripts that clients call; whether one was missing.
+
+        A client's user may load no script, and Redis forgets them all when it restarts or another takes its place.
+        """
+        scripts = [self.client.register_script(lua.alone(name)) for name in lua.OF_CLIENTS]
+        known = self.call(self.client.script_exists, *(script.sha for script in scripts))
+        missing = [script for script, there in zip(scripts, known, strict=True) if not there]
+        for script in missing:
+            self.call(self.client.script_load, script.script)
+        return bool(missing)
+
     # --- what clients write ---------------------------------------------------------------------
 
     def command(

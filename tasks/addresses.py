@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from longshore.orchestration.errors import NotAllowed, Preflight
 from longshore.orchestration.settings import get_settings
-from longshore.tasks import policy
+from longshore.tasks.allow_lists import patterns
 
 Address = IPv4Address | IPv6Address
 
@@ -117,7 +117,7 @@ def check_store(scheme: str, bucket: str) -> None:
 
 
 def _entries() -> list[str]:
-    return policy.patterns(get_settings().allowed_hosts)
+    return patterns(get_settings().allowed_hosts)
 
 
 def _address(text: str) -> Address | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from longshore.orchestration.errors import NotAllowed, Preflight
 from longshore.orchestration.settings import get_settings
-from longshore.tasks.policy import within
+from longshore.tasks.allow_lists import within
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 

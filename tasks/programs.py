@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 from longshore.orchestration.errors import NotAllowed, Preflight
 from longshore.orchestration.settings import get_settings
-from longshore.tasks import policy
+from longshore.tasks.allow_lists import patterns
 
 #: Variables that the worker itself adds to the environment of a step's program.
 OF_THE_STEP = frozenset({"LONGSHORE_RUN_ID", "LONGSHORE_STEP", "LONGSHORE_ATTEMPT"})
@@ -29,7 +29,7 @@ def resolved(program: str, cwd: str) -> str | None:
 
     Raises Preflight for a name that stands for no program.
     """
-    allowed = policy.patterns(get_settings().allowed_commands)
+    allowed = patterns(get_settings().allowed_commands)
     bare = "/" not in program
     found = shutil.which(program) if bare else os.path.join(cwd, program)
     # A pattern without a slash is a program of that name on PATH, and not one of that name anywhere.
@@ -63,14 +63,14 @@ def require(program: str, env: Mapping[str, str], own: Mapping[str, str], cwd: s
 
     `own` is the environment that the worker passes on by itself. NotAllowed, or Preflight, where it may not be run.
     """
-    if not policy.patterns(get_settings().allowed_commands):
+    if not patterns(get_settings().allowed_commands):
         return None
     real = resolved(program, cwd)
     if real is None:
         raise NotAllowed(
             f"this worker may not run {program!r}", remedy="it is not in the worker's LONGSHORE_ALLOWED_COMMANDS"
         )
-    names = policy.patterns(get_settings().allowed_environment)
+    names = patterns(get_settings().allowed_environment)
     for name, value in env.items():
         if name in OF_THE_STEP or own.get(name) == value or any(fnmatch.fnmatchcase(name, one) for one in names):
             continue

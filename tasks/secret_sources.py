@@ -16,7 +16,8 @@ from longshore.orchestration import signing
 from longshore.orchestration.errors import ConfigError, NotAllowed, OperationError, Preflight
 from longshore.orchestration.secrets import Redaction
 from longshore.orchestration.settings import SENTINEL, get_settings, sentinel
-from longshore.tasks import paths, policy
+from longshore.tasks import paths
+from longshore.tasks.allow_lists import patterns, within
 
 #: Plans may read variables with this prefix by default; every other variable of LONGSHORE_ is a setting.
 OF_PLANS = "LONGSHORE_SECRET_"
@@ -34,7 +35,7 @@ _LARGEST = 64 * 1024
 def read(reference: str) -> str:
     """The value of `env:NAME` or `file:/path`. NotAllowed where this worker may not read it; else Preflight."""
     kind, _, name = reference.partition(":")
-    entries = policy.patterns(get_settings().allowed_secrets)
+    entries = patterns(get_settings().allowed_secrets)
     if kind == "env":
         value = _variable(reference, name, [entry for entry in entries if not entry.startswith("/")])
     else:
@@ -78,8 +79,8 @@ def _variable(reference: str, name: str, beginnings: list[str]) -> str:
 def _file(reference: str, path: str, folders: list[str]) -> str:
     real = os.path.realpath(path)
     closed = _closed(folders)
-    admitted = any(policy.within(real, folder) for folder in folders) and real not in paths.own_files()
-    if not admitted or any(policy.within(real, folder) for folder in closed):
+    admitted = any(within(real, folder) for folder in folders) and real not in paths.own_files()
+    if not admitted or any(within(real, folder) for folder in closed):
         raise _refused(reference, "it lies in no folder of the list")
     try:
         with paths.opened(os.path.dirname(real), closed) as folder:

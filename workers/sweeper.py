@@ -92,6 +92,7 @@ class Sweeper(bootsteps.StartStopStep):
                     next_renewal = lease / 3
                 else:
                     presence.look()
+                store.load_scripts()
                 if not self._leaving.is_set():
                     driver.sweep()
                     jobs.look()

@@ -6,7 +6,7 @@ import dataclasses
 
 import click
 
-from longshore.orchestration.cli.common import client, command, current, leave, tell
+from longshore.orchestration.cli.common import client, command, current, leave, say, tell
 
 
 @click.group("breaker")
@@ -33,7 +33,7 @@ def ls() -> None:
             if breaker.until
             else "until it is reset"
         )
-        click.echo(
+        say(
             f"{breaker.service}  open for {(now - breaker.since) / 1000:.0f} s, {tried}; "
             f"{breaker.waiting} runs wait; {breaker.why}"
         )
@@ -51,7 +51,7 @@ def reset(service: str) -> None:
     known = [breaker.service for breaker in breakers.open()]
     if service not in known:
         names = ", ".join(known) or "none is"
-        click.echo(f"error: service {service!r} is not down (of those that are: {names})", err=True)
+        say(f"error: service {service!r} is not down (of those that are: {names})", err=True)
         leave(2)
     if current().dry_run:
         tell(f"would take service {service} for up again", service=service)

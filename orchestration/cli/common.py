@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from longshore.orchestration import printable
 from longshore.orchestration.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,13 +38,28 @@ class Options:
 
     def console(self, *, error: bool = False) -> Console:
         """Where people read. Progress goes to stderr when stdout is for a program."""
-        from rich.console import Console  # noqa: PLC0415 - 70 ms that --help need not pay
+        from longshore.orchestration.cli.console import PlainConsole  # noqa: PLC0415 - 70 ms that --help need not pay
 
-        return Console(stderr=error or self.json, quiet=self.quiet and not error, highlight=False, soft_wrap=True)
+        return PlainConsole(stderr=error or self.json, quiet=self.quiet and not error)
 
     def show(self, value: Any) -> None:
         """Print data as JSON."""
-        click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+        say_json(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print one line. What is in it from outside moves no cursor and makes no second line."""
+    click.echo(printable.line(str(text)), err=err, nl=nl)
+
+
+def say_lines(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print a text of several lines; newlines and tabs stay."""
+    click.echo(printable.lines(text), err=err, nl=nl)
+
+
+def say_json(document: str) -> None:
+    """Print a document in JSON, with what would move a terminal's cursor as JSON's own escapes."""
+    click.echo(printable.as_json(document))
 
 
 def current() -> Options:
@@ -155,14 +171,15 @@ def tell(line: str, **facts: Any) -> None:
     if options.json:
         options.show({**facts, "dry_run": options.dry_run, "message": line})
     elif options.dry_run or not options.quiet:
-        click.echo(line)
+        say(line)
 
 
 def show_table(rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as they have to be; the first row is their heads."""
+    rows = [[printable.line(text) for text in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
 def leave(code: int) -> None:

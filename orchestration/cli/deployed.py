@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from longshore.orchestration.cli.common import client, current, global_options, leave, show_table
+from longshore.orchestration.cli.common import client, current, global_options, leave, say, say_lines, show_table
 from longshore.orchestration.cli.run import left_alone, rehearse
 from longshore.orchestration.durations import parse_duration
 from longshore.orchestration.errors import LongshoreError, UsageError
@@ -90,17 +90,17 @@ def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bo
         if as_json:
             current().show({"valid": False, "reason": None, "error": str(error), "timestamp": _now(), "exit_code": 2})
         else:
-            click.echo(f"error: cache check failed: {error}", err=True)
+            say(f"error: cache check failed: {error}", err=True)
         return leave(2)
     if as_json:
         current().show(_check_json(checked, found))
     elif not current().quiet:
         for line in _check_lines(checked):
-            click.echo(line)
+            say(line)
         if found is not None:
             _table(found)
     for host, why in checked.errors.items():
-        click.echo(f"error: {host}: {why}", err=True)
+        say(f"error: {host}: {why}", err=True)
     return leave(checked.exit_code)
 
 
@@ -144,7 +144,7 @@ def rebuild(force: bool, hosts: tuple[str, ...], registry: bool) -> None:
     if options.dry_run:
         return leave(rehearse(deployed.rebuild_plan(there, registry=registry), {}) if there else 1)
     if not force and not _confirmed(f"What is cached of {', '.join(there) or 'no host'} is thrown away. Continue?"):
-        click.echo("Aborted", err=True)
+        say("Aborted", err=True)
         return leave(1)
     report = deployed.rebuild(there, registry=registry) if there else None
     failed = away | (failures(report) if report else {})
@@ -153,16 +153,16 @@ def rebuild(force: bool, hosts: tuple[str, ...], registry: bool) -> None:
         options.show({"rebuilt": built, "errors": failed, "run_id": report.run_id if report else None})
     elif not options.quiet:
         for host, data in built.items():
-            click.echo(f"{host}: generation {data['generation']}: {data['projects']} projects, {data['services']} "
+            say(f"{host}: generation {data['generation']}: {data['projects']} projects, {data['services']} "
                        f"services, {data['stale']} stale")  # fmt: skip
     for host, why in failed.items():
-        click.echo(f"error: cache rebuild failed: {host}: {why}", err=True)
+        say(f"error: cache rebuild failed: {host}: {why}", err=True)
     return leave(0 if not failed else 3 if built else 1)
 
 
 def _confirmed(question: str) -> bool:
     """On a terminal it is asked; otherwise the answer is the first line of the input."""
-    click.echo(f"{question} [y/N]: ", err=True, nl=not sys.stdin.isatty())
+    say(f"{question} [y/N]: ", err=True, nl=not sys.stdin.isatty())
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
@@ -191,19 +191,19 @@ def select(labels: tuple[str, ...], image: str | None, hosts: tuple[str, ...], r
     form = "json" if current().json and form == "table" else form
     if form == "names":
         for one in found.chosen:
-            click.echo(found.name(one))
+            say(found.name(one))
     elif form in {"json", "yaml"}:
         said = _selection_json(found)
         if form == "yaml":
-            click.echo(yaml.safe_dump(said, sort_keys=False, allow_unicode=True).rstrip())
+            say_lines(yaml.safe_dump(said, sort_keys=False, allow_unicode=True).rstrip())
         else:
             current().show(said)
     else:
         _table(found)
     for host, why in found.errors.items():
-        click.echo(f"error: {host}: {why}", err=True)
+        say(f"error: {host}: {why}", err=True)
     for note in found.wrong:
-        click.echo(f"error: {note}", err=True)
+        say(f"error: {note}", err=True)
     return leave(0 if not found.incomplete else 3 if found.seen else 2)
 
 
@@ -223,13 +223,13 @@ def _selection_json(found: Selection) -> dict[str, Any]:
 
 def _table(found: Selection) -> None:
     if not found.chosen:
-        click.echo("no deployments selected")
+        say("no deployments selected")
     else:
         rows = [("HOST", "PROJECT", "SERVICE", "ACTION", "REASON")]
         rows += [(o.host, o.project, o.service, o.action, ", ".join(map(str, o.reasons))) for o in found.chosen]
         show_table(rows)
     for note in found.notes:
-        click.echo(f"left alone: {note}")
+        say(f"left alone: {note}")
 
 
 # --- restart, and all of it -------------------------------------------------------------------------
@@ -324,7 +324,7 @@ def orchestrate(
             registry=registry,
             manner=manner,
             run_id=run_id,
-            tell=lambda line: None if quiet else click.echo(line),
+            tell=lambda line: None if quiet else say(line),
             watch=lambda run: _watched(run, detach=detach),
         )
     )
@@ -348,14 +348,14 @@ def _rehearse_all(
                       "check": _check_json(checked, None), "select": _selection_json(found)})  # fmt: skip
         return leave(code if possible else 1)
     for line in _check_lines(checked):
-        click.echo(line.replace("needs rebuild", "would be rebuilt"))
+        say(line.replace("needs rebuild", "would be rebuilt"))
     _table(found)
     if plan is not None:
         code = rehearse(plan, {}) or code
     for host, why in found.errors.items():
-        click.echo(f"error: {host}: {why}", err=True)
+        say(f"error: {host}: {why}", err=True)
     for note in found.wrong:
-        click.echo(f"error: {note}", err=True)
+        say(f"error: {note}", err=True)
     return leave(code)
 
 
@@ -364,7 +364,7 @@ def _watched(run: Run, *, detach: bool) -> Report:
 
     options = current()
     if detach:
-        options.show({"run_id": run.id, "attached": run.attached}) if options.json else click.echo(run.id)
+        options.show({"run_id": run.id, "attached": run.attached}) if options.json else say(run.id)
         leave(0)
     try:
         report = run.wait() if options.quiet else live.watch(run, options.console())
@@ -387,8 +387,8 @@ def _end(done: Orchestrated) -> None:
                       "report": report})  # fmt: skip
     else:
         for note in [] if options.quiet else done.selection.notes:
-            click.echo(f"left alone: {note}")
-        click.echo(done.message, err=done.exit_code != 0)
+            say(f"left alone: {note}")
+        say(done.message, err=done.exit_code != 0)
     return leave(done.exit_code)
 
 

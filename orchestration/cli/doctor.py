@@ -6,7 +6,7 @@ import dataclasses
 
 import click
 
-from longshore.orchestration.cli.common import client, current, global_options, leave
+from longshore.orchestration.cli.common import client, current, global_options, leave, say
 
 _MARKS = {"ok": "ok     ", "warning": "warning", "error": "ERROR  "}
 
@@ -25,5 +25,5 @@ def doctor() -> None:
         for finding in found:
             if options.quiet and finding.grade == "ok":
                 continue
-            click.echo(f"{_MARKS[finding.grade]}  {finding.what}" + (f": {finding.remedy}" if finding.remedy else ""))
+            say(f"{_MARKS[finding.grade]}  {finding.what}" + (f": {finding.remedy}" if finding.remedy else ""))
     leave(1 if any(finding.grade == "error" for finding in found) else 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from longshore.orchestration.cli.common import client, current, global_options, leave
+from longshore.orchestration.cli.common import client, current, global_options, leave, say, say_json
 from longshore.orchestration.durations import parse_duration
 from longshore.orchestration.errors import UsageError
 
@@ -33,18 +33,18 @@ def gc(older_than: str | None, host: str, every_run: bool) -> None:
         return
     report = client().start(plan).wait()
     if options.json:
-        click.echo(report.model_dump_json(indent=2))
+        say_json(report.model_dump_json(indent=2))
         leave(report.exit_code or 0)
         return
     for part in report.steps[0].hosts or ():
         data = part.data
         if part.error:
-            click.echo(f"{part.host}: {part.error}", err=True)
+            say(f"{part.host}: {part.error}", err=True)
             continue
         for what in ("images", "containers", "files"):
             for name in data.get(what, ()):
-                click.echo(f"{part.host}: {name}")
-        click.echo(f"{part.host}: {data.get('receipts', 0)} receipts, {data.get('bytes', 0)} bytes of files")
+                say(f"{part.host}: {name}")
+        say(f"{part.host}: {data.get('receipts', 0)} receipts, {data.get('bytes', 0)} bytes of files")
     if report.error:
-        click.echo(f"error: {report.error.message}", err=True)
+        say(f"error: {report.error.message}", err=True)
     leave(report.exit_code or 0)

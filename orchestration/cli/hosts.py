@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from longshore.orchestration.cli.common import client, command, current, leave, tell
+from longshore.orchestration.cli.common import client, command, current, leave, say, tell
 from longshore.orchestration.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def ls(
         options.show([host.as_data() for host in found])
         return
     for host in found:
-        click.echo(_line(host))
+        say(_line(host))
 
 
 def _line(host: Host) -> str:
@@ -84,16 +84,16 @@ def show(host: str) -> None:
     if options.json:
         options.show(found.as_data())
         return
-    click.echo(_line(found))
+    say(_line(found))
     if why := found.why_not():
-        click.echo(f"it takes no new work: {why}")
+        say(f"it takes no new work: {why}")
     for name, value in sorted(found.facts.items()):
-        click.echo(f"  {name}: {'none' if value is None else value}")
+        say(f"  {name}: {'none' if value is None else value}")
     for node in found.nodes:
         state = node.state if node in found.alive else "lost"
         heard = f"heard of {max(0, found.now - node.seen) / 1000:.0f} s ago"
-        click.echo(f"worker {node.name}  {state}  {node.active} at work, {heard}  version {node.version}")
-        click.echo(f"  queues: {', '.join(node.queues)}")
+        say(f"worker {node.name}  {state}  {node.active} at work, {heard}  version {node.version}")
+        say(f"  queues: {', '.join(node.queues)}")
 
 
 @command(hosts_group, "drain")
@@ -117,7 +117,7 @@ def drain(host: str, stop: bool, wait: bool, timeout: float) -> None:
         tell(f"{host}: no worker of it is there now; when one starts, it takes no new work", host=host, under_way=0)
         return
     if not _has_heard(found):
-        click.echo(f"{host}: not each of its workers has said yet that it takes no new work", err=True)
+        say(f"{host}: not each of its workers has said yet that it takes no new work", err=True)
         leave(1)
     if wait:
         found = _until(hosts, host, timeout, lambda now: now.state is not HostState.DRAINING)

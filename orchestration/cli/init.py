@@ -81,7 +81,7 @@ def init(folder: Path, rotate: bool, after: str, queues: tuple[str, ...], where:
         raise UsageError(f"{folder}: {error.strerror}", remedy="choose another folder, or run it as root") from None
     line = f"{', '.join(sorted(made))} are in {folder}; keep them as you keep passwords"
     if rotate:
-        line += f"\nbring {KEYS} to the workers and {CLIENT_KEYS} to the clients: the new keys sign in {after}"
+        line += f"; bring {KEYS} to the workers and {CLIENT_KEYS} to the clients: the new keys sign in {after}"
     tell(line, folder=str(folder), files=sorted(made))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from longshore.orchestration.cli.common import client, command, current, leave, show_table
+from longshore.orchestration.cli.common import client, command, current, leave, say, say_lines, show_table
 from longshore.orchestration.cli.run import begin_job, rehearse
 from longshore.orchestration.errors import UsageError
 
@@ -66,9 +66,9 @@ def show(name: str, host: str | None, files: tuple[str, ...], strict: bool) -> N
     else:
         for key, value in _as_data(job, now).items():
             if value not in ("", None, [], {}):
-                click.echo(f"{key + ':':15} {_shown(value)}")
-        click.echo()
-        click.echo(explain(CompiledPlan(plan)))
+                say(f"{key + ':':15} {_shown(value)}")
+        say()
+        say_lines(explain(CompiledPlan(plan)))
     _tell(wrong, strict=strict)
 
 
@@ -124,7 +124,7 @@ def _shown(value: Any) -> str:
 
 def _table(known: Known, now: int) -> None:
     if not known.jobs:
-        click.echo("no job is described")
+        say("no job is described")
         return
     rows = [("NAME", "HOST", "STACKS", "IMAGE", "SCHEDULE", "OVERLAP", "NEXT")]
     for job in known.jobs:
@@ -142,7 +142,7 @@ def _findings(findings: Sequence[Finding]) -> list[dict[str, Any]]:
 def _tell(findings: Sequence[Finding], *, strict: bool) -> None:
     for finding in findings:
         word = "error" if strict or not finding.warning else "warning"
-        click.echo(f"{word}: {finding}", err=True)
+        say(f"{word}: {finding}", err=True)
     if strict and findings:
         leave(2)
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import click
 
-from longshore.orchestration.cli.common import client, command, current
+from longshore.orchestration.cli.common import client, command, current, say
 
 
 @click.group("locks")
@@ -28,9 +28,9 @@ def ls() -> None:
         return
     now = store.now()
     for name, run, since in runs:
-        click.echo(f"project {name}  held for {(now - since) / 1000:.0f} s by run {run}, to its end")
+        say(f"project {name}  held for {(now - since) / 1000:.0f} s by run {run}, to its end")
     for holder in found:
-        click.echo(
+        say(
             f"{holder.what}  held for {(now - holder.since) / 1000:.0f} s by run {holder.run} step {holder.step} on "
             f"{holder.host} ({holder.why}), its lease for {holder.left:.0f} s more"
         )

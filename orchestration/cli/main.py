@@ -10,7 +10,7 @@ import click
 
 from longshore.orchestration.cli.audit import audit
 from longshore.orchestration.cli.breakers import breaker_group
-from longshore.orchestration.cli.common import Options, current, global_options
+from longshore.orchestration.cli.common import Options, current, global_options, say, say_lines
 from longshore.orchestration.cli.deployed import check, orchestrate, rebuild, restart, select
 from longshore.orchestration.cli.doctor import doctor
 from longshore.orchestration.cli.gc import gc
@@ -77,17 +77,17 @@ def call(arguments: list[str]) -> int:
         error.show()
         return 2
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+        say("interrupted", err=True)
         return 130
     except BrokenPipeError:
         return 0
     except Exception as error:  # noqa: BLE001 - the one place where errors become lines
         if options.verbose:
-            traceback.print_exc()
+            say_lines(traceback.format_exc(), err=True)
         elif isinstance(error, LongshoreError):
-            click.echo(f"error: {error}", err=True)
+            say(f"error: {error}", err=True)
         else:
-            click.echo(f"error: {type(error).__name__}: {error} (-v shows where)", err=True)
+            say(f"error: {type(error).__name__}: {error} (-v shows where)", err=True)
         return exit_code_of(error)
     return result if isinstance(result, int) else 0
 

@@ -7,7 +7,7 @@ import threading
 
 import click
 
-from longshore.orchestration.cli.common import client, current, global_options, tell
+from longshore.orchestration.cli.common import client, current, global_options, say, say_lines, tell
 from longshore.orchestration.errors import ConfigError, UsageError
 
 
@@ -32,7 +32,7 @@ def metrics(listen: str | None) -> None:
         tell("would print the metrics, and note what of the runs that rest is counted in them")
         return
     if listen is None:
-        click.echo(text(store), nl=False)
+        say_lines(text(store), nl=False)
         return
     address, _, port = listen.rpartition(":")
     if not port.isdigit() or not 0 < int(port) < 65536:
@@ -45,5 +45,5 @@ def metrics(listen: str | None) -> None:
         start_http_server(int(port), addr=address or "127.0.0.1", registry=registry(store))
     except OSError as error:
         raise UsageError(f"--listen {listen}: {error.strerror}") from None
-    click.echo(f"metrics at http://{address or '127.0.0.1'}:{port}/metrics, until Ctrl-C", err=True)
+    say(f"metrics at http://{address or '127.0.0.1'}:{port}/metrics, until Ctrl-C", err=True)
     threading.Event().wait()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from longshore.orchestration.cli.common import command, current
+from longshore.orchestration.cli.common import command, current, say, say_lines
 from longshore.orchestration.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def ls(pattern: str) -> None:
         current().show([row | {"undo": str(op.undo), "queue": op.queue} for row, op in zip(named, found, strict=True)])
         return
     for one in found:
-        click.echo(f"{one.name:<32} {one.kind!s:<10} undo {one.undo!s:<8} {one.summary}")
+        say(f"{one.name:<32} {one.kind!s:<10} undo {one.undo!s:<8} {one.summary}")
 
 
 @command(ops_group, "show")
@@ -47,20 +47,20 @@ def show(operation: str) -> None:
     if current().json:
         current().show(said)
         return
-    click.echo(f"{said['name']}: {said['summary']}\n{said['notes']}\n")
+    say_lines(f"{said['name']}: {said['summary']}\n{said['notes']}\n")
     facts = {"queue": said["queue"]} | said["about"]
     if said["inside"]:
         facts["inside"] = "can be done inside a container (in: {container: NAME})"
     if said["secrets"]:
         facts["secrets"] = f"secret() may stand in {', '.join(said['secrets'])}"
     for name, text in facts.items():
-        click.echo(f"  {name:<16} {text}")
+        say(f"  {name:<16} {text}")
     for title in ("parameters", "result"):
-        click.echo(f"\n{title}" + (f": {said['result_notes']}" if title == "result" else ""))
+        say_lines(f"\n{title}" + (f": {said['result_notes']}" if title == "result" else ""))
         for row in said[title]:
             default = f" [{row['default']}]" if row["default"] else ""
             described = f"  {row['description']}" if row["description"] else ""
-            click.echo(f"  {row['name']:<{_WIDE}} {row['type']}{default}{described}")
+            say(f"  {row['name']:<{_WIDE}} {row['type']}{default}{described}")
 
 
 @command(ops_group, "run")

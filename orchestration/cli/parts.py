@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from longshore.orchestration.cli.common import current, global_options, tell
+from longshore.orchestration.cli.common import current, global_options, say, tell
 from longshore.orchestration.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -178,17 +178,17 @@ def dev() -> None:
         return
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     if pid := embedded.supervisor_pid(settings.state_dir):
-        click.echo(f"they run already (process {pid}), with their state in {settings.state_dir}")
+        say(f"they run already (process {pid}), with their state in {settings.state_dir}")
         return
-    click.echo(f"server, worker and beat run until Ctrl-C; their state and logs are in {settings.state_dir}")
-    click.echo("in another terminal: longshore run PLAN, longshore runs ls")
+    say(f"server, worker and beat run until Ctrl-C; their state and logs are in {settings.state_dir}")
+    say("in another terminal: longshore run PLAN, longshore runs ls")
     process = subprocess.Popen([sys.executable, "-m", embedded.SUPERVISOR, "--for-ever"])
     others = list(_beside(process, settings))
     while True:
         try:
             code = process.wait()
         except KeyboardInterrupt:
-            click.echo("stopping: the step under way ends first", err=True)
+            say("stopping: the step under way ends first", err=True)
             continue
         finally:
             for other in others:
@@ -207,10 +207,10 @@ def _beside(server: subprocess.Popen[bytes], settings: Settings) -> Iterator[sub
         with socket.socket() as probe:
             taken = probe.connect_ex(("127.0.0.1", _FLOWER)) == 0
         if taken:
-            click.echo(f"Flower is not started: something listens on port {_FLOWER}", err=True)
+            say(f"Flower is not started: something listens on port {_FLOWER}", err=True)
         else:
             parts["flower"] = [*_CELERY, "flower", f"--conf={_flower_config()}", f"--port={_FLOWER}"]
-            click.echo(f"runs, in Flower: http://127.0.0.1:{_FLOWER}/runs")
+            say(f"runs, in Flower: http://127.0.0.1:{_FLOWER}/runs")
     for name, command in parts.items():
         with (settings.state_dir / f"{name}.log").open("ab") as out:
             yield subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from longshore.orchestration.cli.common import command, current, leave, load_plan, read_params
+from longshore.orchestration.cli.common import command, current, leave, load_plan, read_params, say, say_lines
 from longshore.orchestration.errors import PlanError
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ def validate(plan: str) -> None:
             options.show({"valid": False, "problems": [_as_json(problem) for problem in error.problems]})
         else:
             for problem in error.problems:
-                click.echo(f"error: {error.source or plan}: {problem}", err=True)
+                say(f"error: {error.source or plan}: {problem}", err=True)
         leave(2)
         return
     if options.json:
         options.show({"valid": True, "plan": checked.name, "steps": len(checked.steps), "problems": []})
     else:
-        click.echo(f"{checked.name}: {len(checked.steps)} steps, no problems")
+        say(f"{checked.name}: {len(checked.steps)} steps, no problems")
 
 
 def _as_json(problem: object) -> dict[str, object]:
@@ -59,7 +59,7 @@ def levels(plan: str) -> None:
         current().show(names)
         return
     for level, members in enumerate(names):
-        click.echo(f"{level}: {', '.join(members)}")
+        say(f"{level}: {', '.join(members)}")
 
 
 @command(plan_group, "explain")
@@ -73,7 +73,7 @@ def explain(plan: str) -> None:
     if current().json:
         current().show({"explanation": text.splitlines()})
     else:
-        click.echo(text)
+        say_lines(text)
 
 
 @command(plan_group, "graph")
@@ -90,7 +90,7 @@ def graph(plan: str, form: str) -> None:
     from longshore.orchestration.compiled import CompiledPlan  # noqa: PLC0415 - slow to import
     from longshore.orchestration.graph import FORMATS  # noqa: PLC0415
 
-    click.echo(FORMATS[form](CompiledPlan(load_plan(plan))))
+    say_lines(FORMATS[form](CompiledPlan(load_plan(plan))))
 
 
 @command(plan_group, "rehearse")
@@ -128,7 +128,7 @@ def _tell(failed: str | None, report: Report) -> None:
             parts.append(f"the undo of {step.name} fails: {step.undo.error}")
     if failed is None and report.error:
         parts.append(f"{f'step {report.error.step}: ' if report.error.step else ''}{report.error.message}")
-    click.echo("; ".join(parts))
+    say("; ".join(parts))
 
 
 @command(plan_group, "schema")

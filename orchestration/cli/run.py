@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from longshore.orchestration.cli.common import client, current, global_options, leave, load_plan, read_params
+from longshore.orchestration.cli.common import (
+    client,
+    current,
+    global_options,
+    leave,
+    load_plan,
+    read_params,
+    say,
+    say_json,
+    say_lines,
+)
 from longshore.orchestration.errors import RunLost
 
 if TYPE_CHECKING:
@@ -54,12 +64,12 @@ def attend(started: Run, *, detach: bool, show: bool = False, follow: str = "") 
         console.print(f"run {started.id} is there already; nothing was started", style="yellow")
     elif not options.quiet and (missing := started.unserved()):
         queues = ",".join(missing)
-        click.echo(f"run {started.id}: no worker takes from {queues} now: longshore worker -Q {queues}", err=True)
+        say(f"run {started.id}: no worker takes from {queues} now: longshore worker -Q {queues}", err=True)
     if detach:
         if options.json:
             options.show({"run_id": started.id, "attached": started.attached})
         else:
-            click.echo(started.id)
+            say(started.id)
         return None
     return leave(watch_to_end(started, show=show, follow=follow))
 
@@ -70,7 +80,7 @@ def begin_job(made: Client, plan: Plan, run_id: str | None, *, detach: bool) -> 
     try:
         return attend(started, detach=detach, follow="work")
     except RunLost as lost:
-        click.echo(f"{lost.message}; waiting for a worker that finds its container", err=True)
+        say(f"{lost.message}; waiting for a worker that finds its container", err=True)
         return attend(made.found_again(started.id), detach=detach, follow="work")
 
 
@@ -88,12 +98,11 @@ def rehearse(plan: Any, params: dict[str, Any]) -> int:
         word = {True: "changes", False: "unchanged", None: "not known yet"}[answer["changed"]]
         console.print(
             f"level {answer['level']}  {answer['step']} [{answer['op']}] on {answer['host']}: {word}",
-            markup=False,
         )
-        console.print(f"    {answer['action']}", markup=False)
+        console.print(f"    {answer['action']}")
         if answer["impossible"]:
-            console.print(f"    cannot succeed: {answer['impossible']}", style="red", markup=False)
-        console.print(f"    undo: {answer['undo'] or 'not known yet'}", style="dim", markup=False)
+            console.print(f"    cannot succeed: {answer['impossible']}", style="red")
+        console.print(f"    undo: {answer['undo'] or 'not known yet'}", style="dim")
     return 1 if impossible else 0
 
 
@@ -114,7 +123,7 @@ def watch_to_end(run: Run, *, show: bool = False, follow: str = "") -> int:
     except KeyboardInterrupt:
         return left_alone(run)
     if options.json:
-        click.echo(report.model_dump_json(indent=2))
+        say_json(report.model_dump_json(indent=2))
     else:
         console.print(live.closing(report))
         for step in report.steps if show else []:
@@ -130,8 +139,9 @@ def _followed(run: Run, step: str, console: Console) -> threading.Thread:
         from longshore.orchestration.errors import LongshoreError  # noqa: PLC0415 - beside its only use
 
         with contextlib.suppress(LongshoreError):  # the watch itself tells of it
-            for stream, line in run.output(step, follow=True):
-                console.print(f"  | {line}" if stream else f"  {line}", markup=False, style="" if stream else "dim")
+            for stream, text in run.output(step, follow=True):
+                line = text.expandtabs()
+                console.print(f"  | {line}" if stream else f"  {line}", style="" if stream else "dim")
 
     thread = threading.Thread(target=follow, name="longshore-output", daemon=True)
     thread.start()
@@ -140,7 +150,7 @@ def _followed(run: Run, step: str, console: Console) -> threading.Thread:
 
 def left_alone(run: Run) -> int:
     """The watcher leaves; asked twice, the run is cancelled."""
-    click.echo(
+    say_lines(
         f"\nrun {run.id} goes on; watch it again: longshore runs watch {run.id}"
         f"\nCtrl-C again within {_SECOND_THOUGHT:g} seconds cancels it",
         err=True,
@@ -149,5 +159,5 @@ def left_alone(run: Run) -> int:
         time.sleep(_SECOND_THOUGHT)
     except KeyboardInterrupt:
         run.cancel("Ctrl-C twice")
-        click.echo(f"cancelling; watch it: longshore runs watch {run.id}", err=True)
+        say(f"cancelling; watch it: longshore runs watch {run.id}", err=True)
     return 130

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from longshore.orchestration.cli.common import client, command, current, leave, tell
+from longshore.orchestration import printable
+from longshore.orchestration.cli.common import client, command, current, leave, say, say_json, say_lines, tell
 from longshore.orchestration.cli.run import attend, watch_to_end
 from longshore.orchestration.durations import parse_duration
 from longshore.orchestration.errors import UsageError
@@ -43,6 +44,7 @@ def ls(limit: int, plan: str, state: str, label: str, since: str, text: str) -> 
     if options.json:
         options.show([r.model_dump(mode="json", exclude={"steps"}) for r in reports])
         return
+    reports = printable.values(reports)
     from rich.table import Table  # noqa: PLC0415 - slow to import
 
     console = options.console()
@@ -62,7 +64,7 @@ def _readable(run: Run) -> Report | None:
     try:
         return run.report()
     except ValueError as error:
-        click.echo(f"error: run {run.id} cannot be read: {' '.join(str(error).split())[:200]}", err=True)
+        say(f"error: run {run.id} cannot be read: {' '.join(str(error).split())[:200]}", err=True)
         return None
 
 
@@ -75,7 +77,7 @@ def show(run: str) -> None:
     options = current()
     report = client().get(run).report()
     if options.json:
-        click.echo(report.model_dump_json(indent=2))
+        say_json(report.model_dump_json(indent=2))
     else:
         console = options.console()
         if not console.is_terminal:
@@ -104,7 +106,7 @@ def events(run: str) -> None:
     begin = found[0].at if found else 0
     for event in found:
         facts = " ".join(f"{key}={value}" for key, value in event.fields.items() if value and key != "ver")
-        click.echo(f"{(event.at - begin) / 1000:9.3f}  {event.name:20} {facts}")
+        say(f"{(event.at - begin) / 1000:9.3f}  {event.name:20} {facts}")
 
 
 @command(runs_group, "logs")
@@ -115,9 +117,9 @@ def logs(run: str, step: str, follow: bool) -> None:
     """What a step printed: its last thousand lines; what went to stderr goes there."""
     for stream, line in client().get(run).output(step, follow=follow):
         if current().json:
-            click.echo(json.dumps({"stream": stream, "line": line}, ensure_ascii=False))
+            say_json(json.dumps({"stream": stream, "line": line}, ensure_ascii=False))
         else:
-            click.echo(line, err=stream == "stderr")
+            say_lines(line, err=stream == "stderr")
 
 
 @command(runs_group, "cancel")
@@ -170,7 +172,7 @@ def resume(run: str, reason: str, detach: bool) -> None:
         return
     report = found.wait() if options.quiet else live.watch(found, options.console())
     if options.json:
-        click.echo(report.model_dump_json(indent=2))
+        say_json(report.model_dump_json(indent=2))
     else:
         options.console().print(live.closing(report))
     leave(report.exit_code or 0)
@@ -180,7 +182,7 @@ def _would(run: Run, states: set[str], what: str) -> None:
     """What a command would do to a run that is in one of these states; 1 where it would be refused."""
     state = run.state()
     if state not in states:
-        click.echo(f"would be refused: run {run.id} is {state}", err=True)
+        say(f"would be refused: run {run.id} is {state}", err=True)
         leave(1)
         return
     tell(f"would {what} (it is {state})", run_id=run.id, state=state)
@@ -224,7 +226,7 @@ def _asked(run: Run, command_id: str) -> bool:
     """Whether a command was carried out; why it was not goes to stderr."""
     answer = run.answer(command_id)
     if answer != "done":
-        click.echo(f"error: nothing was done: {answer}", err=True)
+        say(f"error: nothing was done: {answer}", err=True)
     return answer == "done"
 
 
@@ -244,16 +246,16 @@ def replay(host: str, service: str, since: str | None, run_id: str | None, detac
             options.show({"dry_run": True, "again": again, "left_out": [str(one) for one in would.left_out]})
         else:
             for each in again:
-                click.echo(f"would do again: {each['source']}: {each['op']}")
+                say(f"would do again: {each['source']}: {each['op']}")
         if not would.plan.steps:
-            click.echo("there is nothing to do again", err=True)
+            say("there is nothing to do again", err=True)
         _name_what_is_left_out(would)
         would.close()
         return
     run, made = asked.replay(host=host, service=service, since=_moment(since), run_id=run_id)
     _name_what_is_left_out(made)
     if run is None:
-        click.echo("there is nothing to do again", err=True)
+        say("there is nothing to do again", err=True)
         leave(3 if made.left_out else 0)
         return
     if detach:
@@ -265,7 +267,7 @@ def replay(host: str, service: str, since: str | None, run_id: str | None, detac
 
 def _name_what_is_left_out(made: Replay) -> None:
     for one in made.left_out:
-        click.echo(f"cannot be done again: {one}", err=True)
+        say(f"cannot be done again: {one}", err=True)
 
 
 def _span(text: str) -> float:
@@ -310,11 +312,11 @@ def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) 
             why, line = f"error: run {run_id}: nothing was done: {answer}", f"forgotten: run {run_id}"
         if answer != "done":
             refused.append(run_id)
-            click.echo(why, err=True)
+            say(why, err=True)
             continue
         forgotten.append(run_id)
         if not options.json and (options.dry_run or not options.quiet):
-            click.echo(line)
+            say(line)
     if options.json:
         options.show({"dry_run": options.dry_run, "forgotten": forgotten, "refused": refused})
     if refused:
@@ -334,7 +336,7 @@ def approve(run: str, step: str, reject: bool, note: str) -> None:
         return
     answer = found.answer(found.reject(step, note) if reject else found.approve(step, note))
     if answer != "done":
-        click.echo(f"error: nothing was done: {answer}", err=True)
+        say(f"error: nothing was done: {answer}", err=True)
         leave(1)
     tell(f"{'rejected' if reject else 'approved'}: step {step} of run {run}", run_id=run, step=step)
 
@@ -347,14 +349,14 @@ def _carried_out(run_id: str, command_id: str, *, detach: bool) -> int:
     run = client().get(run_id)
     answer = run.answer(command_id)
     if answer != "done":
-        click.echo(f"error: nothing was done: {answer}", err=True)
+        say(f"error: nothing was done: {answer}", err=True)
         return 1
     if detach:
         tell(f"run {run_id} is {run.state()}", run_id=run_id, state=run.state())
         return 0
     report = run.wait() if options.quiet else live.watch(run, options.console())
     if options.json:
-        click.echo(report.model_dump_json(indent=2))
+        say_json(report.model_dump_json(indent=2))
     else:
         options.console().print(live.closing(report))
     return 3 if report.exit_code == 3 else 0

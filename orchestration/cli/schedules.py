@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import click
 
-from longshore.orchestration.cli.common import client, command, current, show_table, tell
+from longshore.orchestration.cli.common import client, command, current, say, show_table, tell
 from longshore.orchestration.cli.run import attend
 from longshore.orchestration.errors import UnknownName, UsageError
 
@@ -54,7 +54,7 @@ def ls() -> None:
         if name not in names
     ]
     for why in wrong:
-        click.echo(f"error: {why}", err=True)
+        say(f"error: {why}", err=True)
     if options.json:
         options.show(rows)
         return

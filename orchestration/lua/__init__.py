@@ -12,6 +12,8 @@ from functools import cache
 from importlib.resources import files
 
 _COMMENT = re.compile(r"^ *--.*$", re.MULTILINE)
+#: The scripts of no single run that clients call. Their users may load none: workers do.
+OF_CLIENTS = ("submit",)
 
 
 @cache

@@ -14,8 +14,9 @@ from longshore.orchestration.errors import NotAllowed, OperationError, Preflight
 from longshore.orchestration.operations.compose import ProjectParams
 from longshore.orchestration.settings import get_settings
 from longshore.tasks import addresses, paths, policy, secret_sources
+from longshore.tasks.allow_lists import within
 from longshore.tasks.compose import reads
-from longshore.tasks.engine import Engine
+from longshore.tasks.engine import Engine, own_project
 from longshore.tasks.machine import process
 from longshore.tasks.machine.live import Live
 from longshore.tasks.operation import Context, unfit
@@ -77,7 +78,7 @@ class Source:
     def is_kept(self) -> bool:
         """Reports whether the source is a resolved configuration that a worker has kept, and no folder's project."""
         kept = os.path.join(os.path.realpath(get_settings().state_dir), "revisions")
-        whole = all(file == "-" or policy.within(os.path.realpath(file), kept) for file in self.files)
+        whole = all(file == "-" or within(os.path.realpath(file), kept) for file in self.files)
         return whole and (bool(self.files) or self.directory is None) and not self.env_files
 
     def options(self) -> list[str]:
@@ -170,7 +171,7 @@ def check_build(build: Mapping[str, Any]) -> None:
             continue
         root = paths.require_tree(str(context))
         dockerfile = os.path.join(root, str(build.get("dockerfile") or "Dockerfile"))
-        if context == build.get("context") and not policy.within(os.path.realpath(dockerfile), root):
+        if context == build.get("context") and not within(os.path.realpath(dockerfile), root):
             paths.require(dockerfile)
 
 
@@ -179,7 +180,7 @@ class Compose:
 
     def __init__(self, ctx: Context, docker: Engine) -> None:
         self._ctx = ctx
-        self._url = docker.url
+        self._docker, self._url = docker, docker.url
 
     def resolve(self, source: Source, services: list[str] | None = None) -> Resolved:
         """What the files say. An error, if they are wrong or leave a variable open.
@@ -197,6 +198,10 @@ class Compose:
         policy.check_project(project, said)
         for service in known.values():
             check_build(service.get("build") or {})
+        if (own := own_project()) != project:
+            names = [str((volume or {}).get("name") or key) for key, volume in (said.get("volumes") or {}).items()]
+            for name in names:
+                policy.check_existing_volume(self._docker.volume(name), own)
         # The hash of the files themselves leaves out what they include; that of the outcome is the label's.
         itself = Source(project, source.directory, ("-",), (), ("*",))
         listed = self._run(itself, "config", "--hash", "*", stdin=done.stdout).stdout

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from longshore.orchestration.errors import NotAllowed, Preflight
-from longshore.tasks import paths
+from longshore.orchestration.settings import get_settings
+from longshore.tasks import paths, policy
 
 #: In this order Compose looks for them where none is named; with one of them, its override.
 _NAMES = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
@@ -38,13 +39,21 @@ def _plain(loader: _Loader, _tag: str, node: yaml.Node) -> Any:
 _Loader.add_multi_constructor("!", _plain)
 
 
+def _require(path: str) -> str:
+    """The real path of a file that this worker may read, and that a container may be given."""
+    real = paths.require(path)
+    if os.path.lexists(path):
+        policy.check_read(path)
+    return real
+
+
 def check(directory: str | None, files: Sequence[str], env_files: Sequence[str]) -> None:
     """NotAllowed where one of them lies outside of the worker's folders, or where cannot be told."""
     base = directory or (os.path.dirname(files[0]) if files else "/")
     found = [os.path.join(base, name) for name in (*_NAMES, *_OVERRIDES)]
     for path in (*env_files, os.path.join(base, ".env")):
         if os.path.lexists(path):
-            paths.require(path)
+            _require(path)
     seen: set[tuple[str, str]] = set()
     for path in files or [path for path in found if os.path.lexists(path)]:
         _file(path, base, seen)
@@ -52,7 +61,7 @@ def check(directory: str | None, files: Sequence[str], env_files: Sequence[str])
 
 def _file(path: str, base: str, seen: set[tuple[str, str]]) -> None:
     """One file of a project; what is relative in it is so to `base`."""
-    real, base = paths.require(path), os.path.realpath(base)
+    real, base = _require(path), os.path.realpath(base)
     if (real, base) in seen:
         return
     seen.add((real, base))
@@ -80,7 +89,7 @@ def _project(said: Mapping[Any, Any], base: str, seen: set[tuple[str, str]]) -> 
             continue
         for word in ("env_file", "label_file"):
             for name in _names(service.get(word)):
-                paths.require(_absolute(name, base))
+                _require(_absolute(name, base))
         other = service.get("extends")
         if isinstance(other, Mapping) and other.get("file"):
             path = _absolute(str(other["file"]), base)
@@ -91,9 +100,9 @@ def _project(said: Mapping[Any, Any], base: str, seen: set[tuple[str, str]]) -> 
         inner = of.get("project_directory")
         within = _absolute(str(inner), base) if inner else os.path.dirname(files[0]) if files else base
         for name in _names(of.get("env_file")):
-            paths.require(_absolute(name, base))
+            _require(_absolute(name, base))
         if os.path.lexists(env := os.path.join(within, ".env")):
-            paths.require(env)
+            _require(env)
         for path in files:
             _file(path, within, seen)
 
@@ -111,15 +120,14 @@ def _names(value: Any) -> Iterator[str]:
 
 
 def _absolute(name: str, base: str) -> str:
-    # A variable may hold anything. Without folders of its own the worker reads all but what is its own, which Compose's
-    # answer is searched for.
-    if "$" in name and paths.allowed_roots() != ["/"]:
+    # A variable may hold any path, also one of the host's own files.
+    if "$" in name and not (get_settings().allow_privileged and paths.allowed_roots() == ["/"]):
         raise NotAllowed(
-            f"it cannot be told where {name!r} leads, and this worker reads only some folders",
+            f"the path {name!r} depends on a variable, so that it cannot be checked before Compose reads the file",
             remedy="write the path without a variable",
         )
     if "://" in name or name.startswith("git@"):
         raise NotAllowed(f"{name!r} is no file of this host", remedy="keep a copy beside the project's files")
     if name.startswith("~"):
-        paths.require(os.path.join(base, name))  # where Compose takes it for the name of a folder
+        _require(os.path.join(base, name))  # where Compose takes it for the name of a folder
     return os.path.join(base, os.path.expanduser(name))

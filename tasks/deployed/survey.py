@@ -24,8 +24,8 @@ from longshore.orchestration.operations.deployed import Demand, LookParams, Serv
 from longshore.tasks.compose import revisions
 from longshore.tasks.compose.aliases import aliases, meant
 from longshore.tasks.compose.cli import PROJECT, Compose, Resolved, Source
+from longshore.tasks.compose.inputs import digest_of_file, inputs_of
 from longshore.tasks.compose.scope import identity
-from longshore.tasks.deployed.inputs import digest_of_file, inputs_of
 from longshore.tasks.deployed.starts import Start, keep_starts, starts
 from longshore.tasks.engine import Container, Engine, Image, Login, seconds_of
 from longshore.tasks.operation import Context

@@ -16,6 +16,7 @@ from longshore.orchestration.operations.docker.images import (
     TagParams,
 )
 from longshore.tasks import paths, policy
+from longshore.tasks.allow_lists import within
 from longshore.tasks.docker.given import Given
 from longshore.tasks.docker.spec import KEEP, need, safe
 from longshore.tasks.engine import Engine, Image, NotThere, engine
@@ -117,6 +118,7 @@ class Build(Named):
 
     def act(self, ctx: Context, params: BuildParams, before: dict[str, Any]) -> Outcome:
         docker, was = engine(), before["image_id"]
+        policy.check_build(params.image)
         archive = _archive(ctx, params)
         keep(ctx, docker, was)
         live = Live(ctx)
@@ -159,7 +161,7 @@ def _has_dockerfile(params: BuildParams) -> bool:
     """NotAllowed for a context that this worker may not read, or a Dockerfile outside of its context."""
     root = paths.require_tree(params.context)
     path = os.path.join(root, params.dockerfile)
-    if not policy.within(os.path.realpath(path), root):
+    if not within(os.path.realpath(path), root):
         raise paths.outside(path)
     return os.path.isfile(path)
 
@@ -206,6 +208,7 @@ class Tag(Named):
 
     def act(self, ctx: Context, params: TagParams, before: dict[str, Any]) -> Outcome:
         docker, was, wanted = engine(), before["image_id"], before["wanted"]
+        policy.check_image(params.image)  # another name would make a listed one of it
         if docker.image_id(params.name) != wanted:
             keep(ctx, docker, was)
             docker.tag(wanted, params.name)

@@ -13,7 +13,7 @@ from longshore.orchestration.errors import OperationError, Preflight, Transient
 from longshore.orchestration.operations.docker.containers import CreateParams, Health, Mount
 from longshore.orchestration.operations.docker.fields import parse_size
 from longshore.tasks import policy
-from longshore.tasks.engine import Conflict, Container, Engine, Image, NotThere
+from longshore.tasks.engine import Conflict, Container, Engine, Image, NotThere, engine, own_project
 from longshore.tasks.operation import Context
 
 OP = "longshore.op"
@@ -121,6 +121,9 @@ def make(
 def allow(ctx: Context, params: CreateParams) -> None:
     """NotAllowed for one that this worker may not make."""
     policy.check_container(body(params, params.image, {OP: ctx.op_id}))
+    for mount in params.volumes:
+        if mount.type == "volume" and mount.source is not None:
+            policy.check_existing_volume(engine().volume(mount.source), own_project())
 
 
 def _of_that_name(engine: Engine, ctx: Context, name: str, spec: str, *, kind: str, error: Conflict) -> Container:

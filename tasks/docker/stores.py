@@ -43,7 +43,12 @@ class _Made(Implementation[Any]):
     def remove(self, docker: Engine, found: dict[str, Any]) -> bool:
         raise NotImplementedError
 
+    def allow(self, params: Any) -> None:
+        """NotAllowed for one that this worker may not make."""
+        raise NotImplementedError
+
     def predict(self, ctx: Context, params: Any) -> Prediction:
+        self.allow(params)
         found = self.find(engine(), params.name)
         if found is None:
             return Prediction(f"would make {self.kind} {params.name}", undo=f"remove {params.name}")
@@ -118,6 +123,9 @@ class NetworkCreate(_Made):
     def remove(self, docker: Engine, found: dict[str, Any]) -> bool:
         return docker.remove_network(found["Id"])
 
+    def allow(self, params: NetworkCreateParams) -> None:
+        policy.check_network(params.driver)
+
     def before(self, ctx: Context, params: NetworkCreateParams) -> dict[str, Any]:
         found = engine().network(params.name)
         if found is not None and (why := _unlike(params, found)):
@@ -126,6 +134,7 @@ class NetworkCreate(_Made):
 
     def act(self, ctx: Context, params: NetworkCreateParams, before: dict[str, Any]) -> Outcome:
         docker = engine()
+        self.allow(params)
         with exclusive(f"network {docker.url} {params.name}", ctx.check):
             found = docker.network(params.name)
             if found is None:
@@ -244,6 +253,9 @@ class VolumeCreate(_Made):
     def remove(self, docker: Engine, found: dict[str, Any]) -> bool:
         return docker.remove_volume(found["Name"])
 
+    def allow(self, params: VolumeCreateParams) -> None:
+        policy.check_volume(params.options, params.driver)
+
     def before(self, ctx: Context, params: VolumeCreateParams) -> dict[str, Any]:
         found = engine().volume(params.name)
         if found is not None and (why := _other(params, found)):
@@ -252,7 +264,7 @@ class VolumeCreate(_Made):
 
     def act(self, ctx: Context, params: VolumeCreateParams, before: dict[str, Any]) -> Outcome:
         docker = engine()
-        policy.check_volume(params.options)
+        self.allow(params)
         body = {"Name": params.name, "Driver": params.driver, "DriverOpts": params.options}
         docker.create_volume(body | {"Labels": params.labels | {OP: ctx.op_id}})
         found = docker.volume(params.name)

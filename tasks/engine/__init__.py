@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -267,6 +269,17 @@ def engine() -> Engine:
         _clients.key = key
     client: Engine = _clients.client
     return client
+
+
+def own_project() -> str:
+    """The Compose project that this worker is part of; '' where it runs in no container of its engine."""
+    return _project(engine_url())
+
+
+@cache
+def _project(url: str) -> str:  # noqa: ARG001 - what it is remembered by
+    made = engine().raw(socket.gethostname()) or {}
+    return str(((made.get("Config") or {}).get("Labels") or {}).get("com.docker.compose.project") or "")
 
 
 def close_engine() -> None:

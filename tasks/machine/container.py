@@ -10,7 +10,8 @@ import time
 from collections.abc import Sequence
 
 from longshore.orchestration.errors import OperationError, Preflight, StepCancelled, StepTimeout
-from longshore.tasks.engine import Check, Conflict, NotThere, engine
+from longshore.tasks import policy
+from longshore.tasks.engine import Check, Conflict, NotThere, engine, own_project
 from longshore.tasks.machine import Program, State, sha, temporary_name
 from longshore.tasks.machine.live import Live
 from longshore.tasks.machine.process import Completed, Tail
@@ -33,6 +34,9 @@ class ContainerMachine:
         self._ctx = ctx
         self._name = container or ctx.container
         self._docker = engine()
+        made = self._docker.raw(self._name)
+        if made is not None:  # what is not there is told of by whatever is to be done in it
+            policy.check_inside(self._name, made, own_project())
 
     # --- programs ---------------------------------------------------------------------------------
 

@@ -437,8 +437,12 @@ def test_flower_does_not_start_open_to_the_world(place: Installation, options: l
 def test_without_a_login_only_this_machine_is_let_in(place: Installation) -> None:
     with Flower(place, FLOWER_BASIC_AUTH="") as flower:
         assert flower.get("/runs", login=None)[0] == 200
-        # a page of somebody else's, whose name leads to this machine
-        assert flower.get("/runs", login=None, Host="evil.example")[0] == 403
+        # a page of somebody else's, whose name leads to this machine: ours, Flower's own, and what they are made of
+        for path in ("/runs", "/", "/workers", "/tasks", "/broker", "/metrics", "/longshore/longshore.js"):
+            assert flower.get(path, login=None, Host="evil.example")[0] == 403, path
+        assert flower.get("/workers", login=None)[0] == 200
+        for origin in ("http://evil.example", "null"):
+            assert flower.get("/runs/any/cancel", login=None, data=b"", Origin=origin)[0] == 403
         assert flower.get("/api/tasks", login=None)[0] == 401
 
 

@@ -144,6 +144,15 @@ def test_with_users_and_signatures_everything_goes_as_before(guarded: Guarded) -
     assert ("cancel", run.id, "tester") in told
 
 
+def test_a_client_starts_a_run_after_redis_has_forgotten_its_scripts(guarded: Guarded) -> None:
+    guarded.admin.script_flush()
+    client = guarded.as_role("client", guarded.client_keys).client()
+    try:
+        assert client.start(wide("forgotten")).wait(timeout=PATIENCE).state == "succeeded"
+    finally:
+        client.close()
+
+
 def test_a_client_may_write_no_record(guarded: Guarded) -> None:
     done = guarded.run(wide("mine"))
     keys = guarded.client.store.keys.of(done.run_id)
@@ -320,10 +329,11 @@ def test_a_copy_of_a_command_and_of_the_request_of_a_pruned_run_is_refused(guard
     assert store.state(run.id) is None
 
 
-def test_nobody_puts_another_request_in_the_place_of_a_live_run(guarded: Guarded) -> None:
-    store = guarded.client.store
+def test_nobody_puts_another_request_in_the_place_of_a_live_run(guarded: Guarded, tmp_path: Path) -> None:
+    store, mark = guarded.client.store, tmp_path / "go-on"
     slow = Plan("swapped")
-    slow.step("b", "noop.execute", changed=True).after(slow.step("a", "noop.execute", sleep=6))
+    waits = slow.step("a", "command.shell.execute", command=f"until test -e {mark}; do sleep 0.1; done")
+    slow.step("b", "noop.execute", changed=True).after(waits)
     mine = guarded.client.start(slow)
     wait_for("it to run", lambda: mine.report().step("a").status == "running")
     body = store.body(mine.id)
@@ -340,6 +350,7 @@ def test_nobody_puts_another_request_in_the_place_of_a_live_run(guarded: Guarded
         # nor does it take it from those that go on with it
         assert store.client.zscore(store.keys.live, mine.id) is not None
     store.client.set(store.keys.of(mine.id).request, json.dumps(body))
+    mark.touch()
     assert mine.wait(timeout=PATIENCE).state == "succeeded"
 
 

@@ -21,7 +21,7 @@ from longshore.orchestration.errors import ConfigError, UnknownName, UsageError
 from longshore.orchestration.states import Cause, RunState, StepState
 from longshore.orchestration.testing import Bench
 from longshore.tasks.compose.cli import Source
-from longshore.tasks.deployed.inputs import digest_of_file, inputs_of
+from longshore.tasks.compose.inputs import digest_of_file, inputs_of
 
 OLD, NEW = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 

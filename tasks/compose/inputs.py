@@ -6,12 +6,14 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from longshore.tasks import paths
-from longshore.tasks.compose.cli import Source
+
+if TYPE_CHECKING:
+    from longshore.tasks.compose.cli import Source
 
 #: Larger files are known by their size and time.
 _LARGE = 16 * 1024 * 1024
@@ -59,14 +61,17 @@ class _Reading:
             return
         self._read.add((file, directory))
         try:
-            said = yaml.load(Path(file).read_text(), Loader=_Loader)  # noqa: S506 - a safe one
+            documents = list(yaml.load_all(Path(file).read_text(), Loader=_Loader))
         except OSError:
             return  # Compose says what is wrong with it
         except (ValueError, yaml.YAMLError, RecursionError):
-            self.known = False  # several documents, say, or nesting without end
+            self.known = False
             return
-        if not isinstance(said, dict):
-            return
+        for said in documents:
+            if isinstance(said, dict):
+                self._document(said, file, directory, depth)
+
+    def _document(self, said: dict[Any, Any], file: str, directory: str, depth: int) -> None:
         # Relative to the project's folder, or to the file's own: whichever it is, the other is no file.
         folders = list(dict.fromkeys([directory, os.path.dirname(file)]))
         for one in _entries(said.get("include")):

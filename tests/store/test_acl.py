@@ -1,0 +1,250 @@
+"""What each of Redis's users may call: each command of the server is tried for each role, without being carried out."""
+
+from __future__ import annotations
+
+import ast
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from longshore.orchestration import acl, lua
+from longshore.orchestration.admission import Admission
+from longshore.orchestration.doctor import examine
+from longshore.orchestration.errors import StoreUnavailable
+from longshore.orchestration.settings import Settings
+from longshore.orchestration.store import Store
+from tests.servers import RedisServer
+
+SPACE = "acl"
+PASSWORDS = {role: f"{role}-password" for role in acl.ROLES}
+#: Redis lets everybody call them, or answers before it asks who calls.
+_EVERYBODYS = {"auth", "hello", "quit", "reset"}
+#: Of clients, what issues and reports have named: each stops others, shows what is theirs, or runs code.
+_NEVER = (
+    "KEYS", "SCAN", "RANDOMKEY", "CLIENT|LIST", "CLIENT|KILL", "CLIENT|PAUSE", "CLIENT|NO-EVICT", "CLIENT|REPLY",
+    "CLIENT|TRACKING", "CLIENT|UNBLOCK", "EVAL", "EVAL_RO", "EVALSHA_RO", "FCALL", "FCALL_RO", "FUNCTION|LOAD",
+    "SCRIPT|LOAD", "SCRIPT|FLUSH", "SCRIPT|KILL", "FLUSHALL", "FLUSHDB", "SWAPDB", "CONFIG|GET", "CONFIG|SET", "DEBUG",
+    "MONITOR", "SHUTDOWN", "SAVE", "BGSAVE", "BGREWRITEAOF", "REPLICAOF", "MIGRATE", "RESTORE", "DUMP", "RENAME",
+    "COPY", "MOVE", "SORT", "OBJECT|ENCODING", "MEMORY|USAGE", "SLOWLOG|GET", "LATENCY|LATEST", "ACL|SETUSER",
+    "ACL|LIST", "ACL|LOG", "MODULE|LOAD", "BRPOP", "RPUSH", "RPOP", "PUBLISH", "SUBSCRIBE", "PSUBSCRIBE",
+    "INFO", "COMMAND", "LOLWUT", "SETRANGE", "BITFIELD", "XGROUP|CREATE", "XTRIM", "LMPOP",
+)  # fmt: skip
+
+_CALL = re.compile(r"redis\.p?call\(\s*['\"]([a-zA-Z]+)['\"]")
+#: Methods of a client that are called otherwise; of those that are no command by themselves, or only an embedded
+#: server's, and that doctor calls only where it may.
+_CALLED = {
+    "delete": "del",
+    "script_load": "script|load",
+    "script_exists": "script|exists",
+    "scan_iter": "scan",
+    "incr": "incrby",
+    "decr": "decrby",
+}
+_NONE = {"close", "execute", "pipeline", "register_script", "lock", "shutdown", "config_get", "connection_pool"}
+
+
+def commands_of_scripts() -> set[str]:
+    texts = [*map(lua.source, lua.names()), *map(lua.alone, ("submit", "admit"))]
+    return {name.lower() for text in texts for name in _CALL.findall(text)}
+
+
+def commands_of_the_store() -> set[str]:
+    """Methods of whatever is called `pipe`, or `….client`, that are Redis's."""
+    root, found = Path(str(lua.__file__)).resolve().parents[2], set()
+    for folder in ("orchestration", "tasks", "workers"):
+        for path in (root / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Attribute) and hasattr(redis.Redis, node.attr):
+                    owner = ast.unparse(node.value)
+                    if owner in {"pipe", "self.client"} or owner.endswith(("store.client", "_redis.client")):
+                        found.add(node.attr)
+    return {_CALLED.get(name, name) for name in found - _NONE}
+
+
+@pytest.fixture
+def admin(server: RedisServer) -> Iterator[redis.Redis]:
+    """The server with the users that `longshore init` writes."""
+    client = server.client()
+    for line in acl.users(Settings(namespace=SPACE), PASSWORDS).splitlines()[1:]:
+        _, name, *rules = line.split()
+        client.execute_command("ACL", "SETUSER", name, "reset", *rules)
+    yield client
+    for role in acl.ROLES:
+        client.acl_deluser(f"longshore-{role}")
+
+
+def may(admin: redis.Redis, role: str, command: str) -> bool:
+    """By ACL DRYRUN, with keys that nobody may touch: only whether the command itself is allowed."""
+    words = command.split("|")
+    answer = ""
+    for count in range(8):  # until there are as many arguments as it wants
+        try:
+            answer = str(admin.execute_command("ACL", "DRYRUN", f"longshore-{role}", *words, *["0"] * count))
+        except redis.ResponseError as error:
+            answer = str(error)
+        if "wrong number" not in answer.lower():
+            break
+    return "permissions to run" not in answer
+
+
+@pytest.mark.parametrize("role", acl.ROLES)
+def test_a_role_may_call_the_commands_that_are_listed_for_it_and_no_other(admin: redis.Redis, role: str) -> None:
+    commands = {str(name).lower() for name in admin.execute_command("COMMAND LIST")}
+    assert len(commands) > 200
+    containers = {name.partition("|")[0] for name in commands if "|" in name}
+    allowed = {name for name in commands - containers if may(admin, role, name)}
+    assert allowed - _EVERYBODYS == acl.COMMANDS[role]
+
+
+@pytest.mark.parametrize("command", _NEVER)
+def test_a_client_may_not(admin: redis.Redis, command: str) -> None:
+    assert not may(admin, "client", command.lower())
+
+
+def test_no_line_of_the_users_names_a_category() -> None:
+    assert "+@" not in acl.users(Settings(), PASSWORDS)
+
+
+def test_a_worker_may_call_what_its_scripts_and_its_store_call() -> None:
+    """A command that is called, and is not listed, would be refused in an installation with users only."""
+    assert commands_of_scripts() <= acl.COMMANDS["worker"]
+    assert commands_of_the_store() <= acl.COMMANDS["worker"]
+
+
+def as_role(server: RedisServer, role: str, **more: Any) -> Store:
+    url = acl.url(role, PASSWORDS[role], server.url)
+    return Store(Settings(redis_url=url, namespace=SPACE, **more))
+
+
+def request(name: str = "p") -> dict[str, Any]:
+    return {"plan": {"name": name}, "digest": "d"}
+
+
+@pytest.mark.usefixtures("admin")
+def test_a_client_calls_scripts_that_workers_have_loaded_and_none_of_its_own(server: RedisServer) -> None:
+    admin, client = server.client(), as_role(server, "client", connect_timeout=0.2)
+    admin.script_flush()
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        client.client.eval("while true do end", 0)
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        client.client.script_load("while true do end")
+    with pytest.raises(StoreUnavailable, match="does not know the scripts of this version") as refused:
+        Admission(client).submit("r", request())
+    assert "start a worker" in str(refused.value)
+    worker = as_role(server, "worker")
+    assert worker.load_scripts()
+    assert not worker.load_scripts()
+    assert Admission(client).submit("r", request()) is None
+    assert client.body("r") == request()
+
+
+@pytest.mark.usefixtures("admin")
+def test_a_client_waits_a_moment_for_a_worker_to_load_the_scripts_again(server: RedisServer) -> None:
+    client, worker = as_role(server, "client", connect_timeout=30.0), as_role(server, "worker")
+    server.client().script_flush()
+    asked = threading.Event()
+    load = client._load
+
+    def noted(*given: Any) -> None:
+        load(*given)
+        asked.set()
+
+    client._load = noted  # type: ignore[method-assign]
+    thread = threading.Thread(target=lambda: Admission(client).submit("r", request()))
+    thread.start()
+    assert asked.wait(30)
+    assert client.body("r") is None
+    assert worker.load_scripts()
+    thread.join(30)
+    assert client.body("r") == request()
+
+
+@pytest.mark.usefixtures("admin")
+def test_a_script_that_only_workers_call_does_nothing_for_a_client(server: RedisServer) -> None:
+    admin, client = server.client(), as_role(server, "client")
+    keys = client.keys.of("r")
+    admin.hset(keys.run, mapping={"state": "running", "ver": 1})
+    before = admin.hgetall(keys.run)
+    for text in [*map(lua.source, lua.names()), lua.alone("admit")]:
+        sha = admin.script_load(text)
+        for names in (keys.record(), [client.keys.queue, client.keys.known, client.keys.admitted]):
+            with pytest.raises(redis.exceptions.ResponseError):
+                client.client.evalsha(sha, len(names), *names, *["r"] * 8)
+    assert admin.hgetall(keys.run) == before
+
+
+@pytest.mark.usefixtures("admin")
+def test_a_client_reads_no_message_of_a_queue_and_sends_one(server: RedisServer) -> None:
+    client = as_role(server, "client").client
+    client.lpush(f"{SPACE}:control", "message")
+    for read in (
+        lambda: client.lrange(f"{SPACE}:control", 0, -1),
+        lambda: client.lmpop(1, f"{SPACE}:control", direction="LEFT"),
+        lambda: client.blpop([f"{SPACE}:control"], timeout=1),
+    ):
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            read()
+
+
+@pytest.mark.usefixtures("admin")
+def test_doctor_has_the_scripts_loaded_or_says_that_they_are_missing(server: RedisServer) -> None:
+    server.client().script_flush()
+
+    def found(role: str) -> list[str]:
+        return [f"{each.grade}: {each.what}" for each in examine(as_role(server, role)) if "script" in each.what]
+
+    (missing,) = found("operator")
+    assert missing.startswith("error: Redis does not know the scripts that clients call")
+    (loaded,) = found("worker")
+    assert loaded.startswith("ok")
+    assert found("operator") == []
+
+
+@pytest.mark.parametrize("role", acl.ROLES)
+def test_only_a_worker_writes_the_record_of_a_run(admin: redis.Redis, role: str) -> None:
+    store = Store(Settings(namespace=SPACE), admin)
+    keys = store.keys.of("r")
+    writes = [("HSET", key, "f", "v") for key in (keys.run, keys.steps)]
+    writes += [("XADD", key, "*", "f", "v") for key in (keys.events, keys.log(0), store.keys.audit)]
+    writes += [("ZADD", key, "1", "m") for key in (keys.leases, keys.waits, store.keys.admitted, store.keys.runs)]
+    writes += [("DEL", keys.run), ("SET", store.keys.carried("mac"), "1"), ("SET", store.keys.signed, "k")]
+    for words in writes:
+        answer = str(admin.execute_command("ACL", "DRYRUN", f"longshore-{role}", *words))
+        assert (answer == "OK") is (role == "worker"), (words, answer)
+
+
+def test_a_monitor_starts_and_commands_nothing(admin: redis.Redis) -> None:
+    store = Store(Settings(namespace=SPACE), admin)
+    keys = store.keys.of("r")
+    for words in (
+        ("SET", keys.request, "{}"), ("XADD", keys.commands, "*", "kind", "cancel"),
+        ("ZADD", store.keys.inbox, "1", "r"), ("LPUSH", f"{SPACE}:control", "message"),
+        ("HSET", store.keys.fleet, "f", "v"),
+    ):  # fmt: skip
+        assert "permissions" in str(admin.execute_command("ACL", "DRYRUN", "longshore-monitor", *words)), words
+
+
+def test_a_worker_touches_no_key_of_another_installation(admin: redis.Redis) -> None:
+    own, other = Store(Settings(namespace=SPACE), admin).keys, Store(Settings(namespace="other"), admin).keys
+    for keys, allowed in ((own, True), (other, False)):
+        for words in (
+            ("GET", keys.of("r").request), ("HSET", keys.of("r").run, "state", "x"), ("DEL", keys.inbox),
+            ("LPUSH", f"{keys.namespace}:noop", "m"), ("BRPOP", f"{keys.namespace}:docker@web1", "1"),
+        ):  # fmt: skip
+            answer = str(admin.execute_command("ACL", "DRYRUN", "longshore-worker", *words))
+            assert (answer == "OK") is allowed, (words, answer)
+
+
+def test_every_key_of_the_record_may_be_read_by_who_asks(admin: redis.Redis) -> None:
+    keys = Store(Settings(namespace=SPACE), admin).keys
+    names = [name for name, made in vars(type(keys)).items() if isinstance(made, property)]
+    assert len(names) > 20
+    for role in ("client", "operator", "flower", "monitor"):
+        for key in [*(getattr(keys, name) for name in names), keys.of("r").run, keys.of("r").data("s"), keys.job("j")]:
+            assert admin.execute_command("ACL", "DRYRUN", f"longshore-{role}", "GET", key) in {"OK", b"OK"}, (role, key)

@@ -1,0 +1,30 @@
+"""The threat model: each of its lines names the tests that show it, and there are such tests."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "security.md").read_text()
+#: The tables that say what an attacker meets.
+TABLES = ("## What each role can do at most, if its host is taken", "## What each attack meets")
+
+
+def names_of_tests() -> set[str]:
+    found = (re.findall(r"^def (test_\w+)\(", path.read_text(), re.M) for path in (ROOT / "tests").rglob("test_*.py"))
+    return {name for names in found for name in names}
+
+
+def test_each_test_that_the_threat_model_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", PAGE))
+    assert len(named) > 30
+    assert named - names_of_tests() == set()
+
+
+def test_each_line_of_the_threat_model_is_shown_by_a_test() -> None:
+    for title in TABLES:
+        section = PAGE.partition(f"{title}\n")[2].partition("\n## ")[0]
+        rows = [line for line in section.splitlines() if line.startswith("| ")][1:]
+        assert len(rows) > 10, title
+        assert [row for row in rows if not re.search(r"`test_\w+`[^|]*\|$", row)] == []
