@@ -40,17 +40,17 @@ _ASKS = "blpop del evalsha expire hset incr lpush pexpire sadd set xadd zadd zre
 #: What counts what people and scrapes do, and keeps it.
 _COUNTS = "hdel hincrby hincrbyfloat hset hsetnx incrby persist"
 #: How remote control and events are spoken to workers, and heard.
-_HEARS = "brpop psubscribe publish punsubscribe subscribe unsubscribe"
+_HEARS = "brpop psubscribe publish punsubscribe srem subscribe unsubscribe"
 #: What doctor asks.
 _DIAGNOSES = "info script|exists"
-_WORKS = f"{_ASKS} {_COUNTS} {_HEARS} {_DIAGNOSES} rpop rpush scan script|load srandmember srem zremrangebyrank"
+_WORKS = f"{_ASKS} {_COUNTS} {_HEARS} {_DIAGNOSES} rpop rpush scan script|load srandmember zremrangebyrank"
 #: By role, each command by its name.
 COMMANDS: dict[str, frozenset[str]] = {
     role: frozenset(f"{_READS} {_CONNECTS} {more}".split())
     for role, more in {
         "worker": _WORKS,
         # Caches are found by their names' beginning.
-        "operator": f"{_ASKS} {_COUNTS} {_HEARS} {_DIAGNOSES} rpush scan srem",
+        "operator": f"{_ASKS} {_COUNTS} {_HEARS} {_DIAGNOSES} rpush scan",
         "client": _ASKS,
         "flower": f"{_ASKS} {_HEARS} {_DIAGNOSES}",
         "monitor": f"{_COUNTS} {_DIAGNOSES}",

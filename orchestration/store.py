@@ -125,8 +125,12 @@ class Store(Indices, Shelf):
         """Have Redis know the scripts that clients call; whether one was missing.
 
         A client's user may load no script, and Redis forgets them all when it restarts or another takes its place.
+        Flower, and whoever asks workers by remote control, gives back a lock of the broker's by a script of redis-py's.
         """
-        scripts = [self.client.register_script(lua.alone(name)) for name in lua.OF_CLIENTS]
+        from redis.lock import Lock  # noqa: PLC0415 - see connect
+
+        texts = [*map(lua.alone, lua.OF_CLIENTS), Lock.LUA_RELEASE_SCRIPT]
+        scripts = [self.client.register_script(text) for text in texts]
         known = self.call(self.client.script_exists, *(script.sha for script in scripts))
         missing = [script for script, there in zip(scripts, known, strict=True) if not there]
         for script in missing:

@@ -145,6 +145,18 @@ def test_a_client_calls_scripts_that_workers_have_loaded_and_none_of_its_own(ser
 
 
 @pytest.mark.usefixtures("admin")
+@pytest.mark.parametrize("role", ["flower", "operator"])
+def test_who_speaks_to_workers_gives_back_the_lock_of_the_broker(server: RedisServer, role: str) -> None:
+    """kombu takes it in each consumer; held to its end it would keep workers from what a lost one has left."""
+    server.client().script_flush()
+    as_role(server, "worker").load_scripts()
+    lock = as_role(server, role).client.lock(f"{SPACE}:unacked_mutex", timeout=60)
+    assert lock.acquire(blocking=False)
+    lock.release()
+    assert server.client().exists(f"{SPACE}:unacked_mutex") == 0
+
+
+@pytest.mark.usefixtures("admin")
 def test_a_client_waits_a_moment_for_a_worker_to_load_the_scripts_again(server: RedisServer) -> None:
     client, worker = as_role(server, "client", connect_timeout=30.0), as_role(server, "worker")
     server.client().script_flush()
