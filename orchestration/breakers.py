@@ -8,10 +8,12 @@ it is open, so that a restart forgets nothing.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from longshore.orchestration.compiled import CompiledPlan
+from longshore.orchestration.connection import as_number
+from longshore.orchestration.errors import WrongType
 from longshore.orchestration.operations.base import service_of
 from longshore.orchestration.store import Store
 
@@ -60,7 +62,7 @@ class Breakers:
         found = store.call(store.client.hgetall, keys.breaker(service))
         if not found:
             return Verdict(allowed=True)
-        why, until, now = f"service {service} is down: {found['why']}", int(found["until"]), store.now()
+        why, until, now = f"service {service} is down: {found.get('why', '')}", _ms(found, "until"), store.now()
         probe = store.call(store.client.get, keys.probing(service))
         if probe == run_id:
             return Verdict(allowed=True, why=why, probe=True)
@@ -140,11 +142,19 @@ class Breakers:
             pipe.hgetall(keys.breaker(service))
             pipe.scard(keys.blocked(service))
             pipe.get(keys.probing(service))
-            fields, waiting, probe = store.call(pipe.execute)
+            try:
+                fields, waiting, probe = store.call(pipe.execute)
+            except WrongType:  # one of its keys, and of nobody else's
+                continue
             if fields:
-                since, until, trips = int(fields["since"]), int(fields["until"]), int(fields["trips"])
-                found.append(Breaker(service, fields["why"], since, until, trips, waiting, probe or ""))
+                since, until, trips = (_ms(fields, name) for name in ("since", "until", "trips"))
+                found.append(Breaker(service, fields.get("why", ""), since, until, trips, waiting, probe or ""))
         return found
+
+
+def _ms(fields: Mapping[str, str], name: str) -> int:
+    """A number of a breaker's; 0, by which it may be tried at once, for a field that is missing or damaged."""
+    return as_number(fields.get(name)) or 0
 
 
 def services(plan: CompiledPlan, host: str = "") -> list[str]:

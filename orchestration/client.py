@@ -47,6 +47,7 @@ from longshore.orchestration.hosts import Host, Hosts, HostState, grouped, match
 from longshore.orchestration.jobs.board import Board, Known, declared_in
 from longshore.orchestration.jobs.outcome import failure
 from longshore.orchestration.jobs.plan import Choices, job_plan
+from longshore.orchestration.keys import RUN_ID
 from longshore.orchestration.plan import Plan, single
 from longshore.orchestration.replay import Replay
 from longshore.orchestration.report import Report
@@ -59,8 +60,6 @@ from longshore.orchestration.store import Store, actor, stream_order
 
 #: What may be said of a step that nobody else knows more of.
 Resolution = Literal["done", "skip", "undone", "abandon"]
-#: It becomes a part of keys and of file names.
-RUN_ID = re.compile(r"(?!\.\.?$)[A-Za-z0-9._@-]{1,128}")
 #: Between two looks at what a step has printed.
 _FOLLOW = 0.3
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from longshore.orchestration.errors import ConfigError, StoreUnavailable
+from longshore.orchestration.errors import ConfigError, StoreUnavailable, WrongType
 from longshore.orchestration.keys import Keys
 from longshore.orchestration.settings import SENTINEL, Settings, get_settings, sentinel
 
@@ -26,6 +26,14 @@ def milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
+def as_number(text: object) -> int | None:
+    """The integer that a key or a field holds; None where there is none, or no integer."""
+    try:
+        return int(str(text))
+    except ValueError:
+        return None
+
+
 def connect(settings: Settings) -> redis.Redis:
     """A client of the saga's Redis. Nothing is sent yet.
 
@@ -38,6 +46,8 @@ def connect(settings: Settings) -> redis.Redis:
 
     options: dict[str, Any] = {
         "decode_responses": True,
+        # Bytes that are no text are one damaged entry; an exception would end the reading of all the others.
+        "encoding_errors": "surrogateescape",
         "socket_connect_timeout": settings.connect_timeout,
         # Longer than any read that waits for something to happen.
         "socket_timeout": max(_LONGEST_BLOCK + 1.0, settings.connect_timeout),
@@ -97,6 +107,10 @@ class Connection:
             return function(*args, **kwargs)
         except self._errors as error:
             why = str(error).rstrip(".")
+            if "WRONGTYPE" in why:
+                raise WrongType(
+                    f"Redis at {self.shown_url()}: a key has the wrong type", remedy="longshore doctor names the key"
+                ) from error
             raise StoreUnavailable(f"Redis at {self.shown_url()}: {why}", remedy=_remedy(why)) from error
 
     def acknowledged(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:

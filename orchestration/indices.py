@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 
-from longshore.orchestration.connection import Connection
+from longshore.orchestration.connection import Connection, as_number
 from longshore.orchestration.connection import milliseconds as _ms
 
 
@@ -61,13 +61,13 @@ class Indices(Connection):
         jumped) every worker gets one whole lease to renew first (SEMANTICS 24).
         """
         now, lease = self.now(), _ms(self.settings.lease)
-        before, pause = self.call(self.client.mget, self.keys.tick, self.keys.pause)
+        before, pause = (as_number(text) for text in self.call(self.client.mget, self.keys.tick, self.keys.pause))
         # Leases are renewed every third of their length: two thirds of silence can end one.
-        gap = before is not None and abs(now - int(before)) > lease // 2
+        gap = before is not None and abs(now - before) > lease // 2
         if gap:  # the pause first: whoever finds the new tick must find it too
             self.call(self.client.set, self.keys.pause, now + lease, px=lease)
         self.call(self.client.set, self.keys.tick, now)
-        return not gap and (pause is None or int(pause) <= now)
+        return not gap and (pause is None or pause <= now)
 
     def rests(self, run_id: str, ended: int, *, again: bool = False) -> None:
         """Its time to be kept begins when it ended, ms; with `again`, anew."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 
+from longshore.orchestration import integrity
 from longshore.orchestration.admission import Admission, Wanted
 from longshore.orchestration.breakers import Breakers, services
 from longshore.orchestration.compiled import CompiledPlan
+from longshore.orchestration.errors import Damaged, WrongType
 from longshore.orchestration.states import TERMINAL, RunState
 from longshore.orchestration.store import Store
 from longshore.tasks.plans import Loaded
@@ -62,6 +64,8 @@ class Door:
         self.let_in()
         if self.admission.is_in(run_id):
             return ""
+        if self.admission.remember(run_id, wanted):
+            return self._limit(run_id, wanted)
         return self.admission.limit_of(wanted) if self.admission.waits(run_id) else "gone"
 
     def _service_is_down(self, run_id: str, plan: CompiledPlan) -> bool:
@@ -110,19 +114,36 @@ class Door:
         """Now and then: forget what was kept for its time, and free what a run that is gone has left."""
         if not self.store.turn_to_tidy(_TIDY_EVERY):
             return
+        integrity.clean(self.store)
         for run_id in self.store.kept_until(self.store.settings.retention, _FORGOTTEN):
-            self.forget(run_id)
+            try:
+                self.forget(run_id)
+            except WrongType:
+                why = ", ".join(map(str, integrity.wrong_keys_of(self.store, run_id)))
+                integrity.bury(self.store, "ended", [run_id], f"it cannot be forgotten: {why}")
         for run_id, wanted in self.admission.known().items():
-            state = self.store.state(run_id)
-            ended = state is not None and RunState(state) in TERMINAL
-            if ended or (state is None and self.store.body(run_id) is None):
+            if self._is_over(run_id):
                 self.admission.release(run_id, wanted)
         self.let_in()
+
+    def _is_over(self, run_id: str) -> bool:
+        """Whether a run has ended, is gone, or is damaged: then nothing will ever release its place."""
+        try:
+            state = self.store.state(run_id)
+            return state in TERMINAL if state is not None else self.store.body(run_id) is None
+        except (WrongType, Damaged):
+            return True
+
+    def _is_there(self, run_id: str) -> bool:
+        try:
+            return self.store.body(run_id) is not None
+        except (WrongType, Damaged):
+            return False
 
     def forget(self, run_id: str) -> bool:
         """Delete a run that rests; whether it is gone. A child is kept for as long as its parent."""
         parent = self.store.parent_of(run_id)
-        if parent and self.store.body(parent) is not None:
+        if parent and self._is_there(parent):
             self.store.rests(run_id, self.store.now(), again=True)
             return False
         children = self.store.children_of(run_id)

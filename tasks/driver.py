@@ -12,15 +12,17 @@ from collections.abc import Mapping, Sequence
 
 from celery import Celery
 
-from longshore.orchestration import audit, report, saga
+from longshore.orchestration import audit, integrity, report, saga
 from longshore.orchestration.breakers import Breakers
 from longshore.orchestration.canvas import STEP, UNDO, Canvas
 from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of
+from longshore.orchestration.connection import as_number
+from longshore.orchestration.errors import Damaged, WrongType
 from longshore.orchestration.guards import Verdict
 from longshore.orchestration.hosts import Hosts
 from longshore.orchestration.jobs import schedule
 from longshore.orchestration.jobs.plan import LABEL
-from longshore.orchestration.keys import Field
+from longshore.orchestration.keys import RUN_ID, Field
 from longshore.orchestration.saga import RunRecord, StepRecord
 from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
 from longshore.orchestration.store import SCHEMA_VERSION, Look, Store, run_record
@@ -61,6 +63,8 @@ class Driver:
         self.commands = Commands(store, self.door.forget, self.door.come_back)
         #: Whether a lease that has run out means anything now.
         self.judging = True
+        #: Runs whose request was found to be unreadable, and was recorded as such.
+        self._unreadable: set[str] = set()
         #: Runs in the inbox without a request, and since when.
         self._orphans: dict[str, float] = {}
 
@@ -104,7 +108,7 @@ class Driver:
             self._note_job(run_id, loaded, found.now)
             self.root.ended(run_id, loaded.plan.plan.name, run.state, self.store.fields(run_id), self.node)
             self.parked.tell_parent(run_id, found.fields | {"state": run.state})
-            self._rest(run_id, loaded, int(found.fields.get("ended", found.now)))
+            self._rest(run_id, loaded, as_number(found.fields.get("ended")) or found.now)
             return run.state
         if waits:
             self.store.look_at(run_id, min(waits.values()), sooner=True)
@@ -129,9 +133,10 @@ class Driver:
             found = self.store.look(run_id)
         if found.fields.get("born", loaded.born) != loaded.born:
             loaded = self.plans.get(run_id, again=True)
-        if int(found.fields.get("v", 0)) > SCHEMA_VERSION:
+        run_record(found.fields, found.now)  # raises Damaged before anything is done by half of it
+        if (as_number(found.fields.get("v", 0)) or 0) > SCHEMA_VERSION:
             raise Newer(f"run {run_id} was begun by a newer version", remedy="upgrade this worker")
-        if known := self.plans.regressed(run_id, int(found.fields.get("ver", 0))):
+        if known := self.plans.regressed(run_id, as_number(found.fields.get("ver", 0)) or 0):
             why = f"{LOST_WRITES}: version {known} was seen, and now it is {found.fields.get('ver', 0)}"
             self.store.suspend(run_id, "regressed", why, version=known)
             found = self.store.look(run_id)
@@ -163,6 +168,14 @@ class Driver:
 
     def sweep(self) -> int:
         """Look at every run that is due or waiting; returns how many."""
+        try:
+            return self._sweep()
+        except WrongType:
+            if not integrity.mend(self.store):
+                raise
+            return self._sweep()
+
+    def _sweep(self) -> int:
         if not self.store.live_count():
             # An installation at rest is not written to, unless something has been kept for long enough.
             if self.store.kept_until(self.store.settings.retention, 1):
@@ -172,7 +185,11 @@ class Driver:
         # What was begun goes before what is new. Often enough that a run which stands still because two of its control
         # workers were killed, one after the other, does so for no longer than a lease.
         found = dict.fromkeys([*self.store.due(self.store.settings.lease / 3), *self.store.waiting()])
+        wrong: list[str] = []
         for run_id in found:
+            if not RUN_ID.fullmatch(run_id):
+                self._bury(run_id, "it is no run id")
+                continue
             try:
                 self.advance(run_id, thorough=True)
             except UnknownOperation as error:
@@ -183,10 +200,44 @@ class Driver:
                 self.store.look_at(run_id, self.store.now(), sooner=True)
             except NotOurs:
                 self._forget_orphan(run_id)
+            except Damaged as error:
+                self._put_away(run_id, error)
+            except WrongType:
+                wrong.append(run_id)
             except Exception:  # one damaged run must not keep the others from being looked at
                 log.exception("run %s cannot be advanced", run_id)
+        if wrong and not integrity.mend(self.store):
+            for run_id in wrong:
+                if keys := integrity.wrong_keys_of(self.store, run_id):
+                    self._bury(run_id, ", ".join(map(str, keys)))
         self.door.tidy()
         return len(found)
+
+    def _put_away(self, run_id: str, why: Damaged) -> None:
+        """A run that cannot be read. One that has begun stays where it is found while its record is whole: the workers
+        that know its plan go on with it.
+        """
+        fields = self.store.fields(run_id)
+        try:
+            begun = bool(fields) and run_record(fields, 0).state not in TERMINAL
+        except Damaged:
+            begun = False
+        if not begun:
+            self._bury(run_id, str(why))
+        elif run_id not in self._unreadable:
+            self._unreadable.add(run_id)
+            self.store.dead_letter(self.store.keys.of(run_id).request, run_id, str(why))
+
+    def _bury(self, run_id: str, why: str) -> None:
+        """Nobody looks at it any more, until it is asked for something again."""
+        wanted = self.door.admission.wanted(run_id)
+        if wanted is not None:  # it would hold up those that wait for its place for ever
+            self.door.admission.release(run_id, wanted)
+        # One dead letter, in whichever of the two it was found.
+        if integrity.bury(self.store, "live", [run_id], why):
+            self.store.call(self.store.client.zrem, self.store.keys.inbox, run_id)
+        else:
+            integrity.bury(self.store, "inbox", [run_id], why)
 
     # --- beginning and commands -------------------------------------------------------------------
 
@@ -338,6 +389,9 @@ class Driver:
         for member in self.store.expired(run_id, now):
             side = "u" if member.startswith("u") else ""
             step_id = as_id(member.removeprefix("u"))
+            if index_of(step_id) >= len(plan):
+                self.store.drop_lease(run_id, member, "the plan has no such step")
+                continue
             step = plan.steps[index_of(step_id)]
             _, following = self.store.expire(
                 run_id,

@@ -13,7 +13,7 @@ from longshore.orchestration.admission import Wanted
 from longshore.orchestration.audit import note_refusal
 from longshore.orchestration.compiled import CompiledPlan
 from longshore.orchestration.denied import denied
-from longshore.orchestration.errors import LongshoreError, PlanDenied, UnknownName
+from longshore.orchestration.errors import UNREADABLE, Damaged, LongshoreError, PlanDenied, UnknownName
 from longshore.orchestration.plan import Plan
 from longshore.orchestration.store import SCHEMA_VERSION, Store
 
@@ -109,6 +109,8 @@ class Plans:
         except UnknownName as error:
             unknown = f"no worker that knows it has come by: {error.message}"
             loaded = self.load(body, lenient=True)
+        except UNREADABLE as error:
+            raise Damaged(f"the request of run {run_id} cannot be read: {type(error).__name__}: {error}") from None
         self._check(run_id, body, loaded)
         if unknown:
             raise UnknownOperation(unknown, loaded)

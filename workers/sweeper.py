@@ -10,6 +10,7 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from celery import bootsteps
 from celery.exceptions import WorkerTerminate
 from celery.worker import state as worker_state
 
-from longshore.orchestration import signing
+from longshore.orchestration import integrity, signing
 from longshore.orchestration.canvas import STEP, UNDO
 from longshore.orchestration.doctor import eviction
-from longshore.orchestration.errors import ConfigError, StoreUnavailable
+from longshore.orchestration.errors import ConfigError, StoreUnavailable, WrongType
 from longshore.orchestration.selection import is_host_name
 from longshore.orchestration.store import Store
 from longshore.tasks.driver import Driver
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 _RECEIPTS = 4
 #: Seconds between two times that this host's receipts are looked through.
 _CLEAN_EVERY = 3600.0
+#: Seconds between two times that the types of this installation's keys are checked.
+_CHECK_EVERY = 60.0
 
 
 class Sweeper(bootsteps.StartStopStep):
@@ -55,6 +58,7 @@ class Sweeper(bootsteps.StartStopStep):
         presence = of_worker(worker, store)
         refuse_name(worker, presence.host)
         try:
+            integrity.mend(store)
             presence.register()  # before it takes any work: what it is sent is decided by what is known of its host
         except StoreUnavailable as error:
             log.warning("the worker is not registered yet: %s", error)
@@ -81,20 +85,24 @@ class Sweeper(bootsteps.StartStopStep):
         lease, interval = store.settings.lease, store.settings.sweep_interval
         silent = False
         next_renewal = 0.0
-        next_cleaning = 0.0
+        next_cleaning = next_check = 0.0
         while not self._stop.is_set():
             pause = interval * random.uniform(0.8, 1.2)  # noqa: S311 - so that workers do not sweep in step
             try:
                 next_renewal -= pause
                 if next_renewal <= 0:
                     renew(store, worker.hostname)
-                    presence.beat()
+                    mending(store, presence.beat)
                     next_renewal = lease / 3
                 else:
-                    presence.look()
+                    mending(store, presence.look)
+                if time.monotonic() >= next_check:
+                    # What only the broker meets: its consumer would end over it.
+                    integrity.mend(store)
+                    next_check = time.monotonic() + _CHECK_EVERY
                 if not self._leaving.is_set():
                     driver.sweep()
-                    jobs.look()
+                    mending(store, jobs.look)
                 if time.monotonic() >= next_cleaning:
                     Ledger(store.settings.state_dir, store.settings.namespace).clean(
                         _RECEIPTS * store.settings.retention
@@ -111,6 +119,15 @@ class Sweeper(bootsteps.StartStopStep):
             except Exception:  # the worker's part in recovery must outlive any single mistake
                 log.exception("the sweeper goes on after an error")
             self._stop.wait(min(pause, lease / 8))
+
+
+def mending(store: Store, do: Callable[[], object]) -> None:
+    """Do one part of a sweep; a key of a wrong type is renamed, and must not end the parts after this one."""
+    try:
+        do()
+    except WrongType as error:
+        if not integrity.mend(store):
+            log.error("a part of the sweep was left out: %s", error)
 
 
 def refuse_keys(worker: Any) -> None:
@@ -155,4 +172,7 @@ def renew(store: Store, node: str) -> None:
         side = "u" if request.type == UNDO else ""
         running.setdefault(str(run_id), []).append((f"{side}{index}", f"{request.id}@{node}/"))
     for run_id, attempts in running.items():
-        store.renew(run_id, attempts)
+        try:
+            store.renew(run_id, attempts)
+        except WrongType as error:  # of this run alone: the leases of the others are renewed
+            log.error("run %s: its leases cannot be renewed: %s", run_id, error)

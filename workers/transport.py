@@ -16,9 +16,9 @@ from typing import Any
 
 from celery import current_app
 from kombu.transport import TRANSPORT_ALIASES, redis
-from redis.exceptions import ConnectionError  # noqa: A004 - the one that kombu knows
+from redis.exceptions import ConnectionError, ResponseError  # noqa: A004 - the one that kombu knows
 
-from longshore.orchestration import signing
+from longshore.orchestration import integrity, signing
 from longshore.orchestration.audit import note_refusal
 from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.store import Store
@@ -121,7 +121,15 @@ def _sifted(parse: Any) -> Any:
     """A client's `parse_response`, which gives nothing where what came is no message."""
 
     def parse_response(connection: Any, command_name: str, **options: Any) -> Any:
-        answer = parse(connection, command_name, **options)
+        try:
+            answer = parse(connection, command_name, **options)
+        except ResponseError as error:
+            if command_name != "BRPOP" or "WRONGTYPE" not in str(error):
+                raise
+            # A queue that is no list: kombu would end the worker, and the next one as well.
+            log.error("a queue has the wrong type: %s", error)
+            integrity.mend(_store())
+            return None
         if command_name != "BRPOP" or not answer:
             return answer
         queue, raw = answer

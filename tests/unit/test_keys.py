@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longshore.orchestration import keys as module
-from longshore.orchestration.client import RUN_ID
-from longshore.orchestration.keys import Field, Keys, RunKeys
+from longshore.orchestration.keys import RUN_ID, Field, Keys, RunKeys
 
 run_ids = st.from_regex(RUN_ID, fullmatch=True)
 namespaces = st.from_regex(r"[A-Za-z0-9_-]{1,32}", fullmatch=True)
@@ -76,3 +75,11 @@ def test_fields_of_a_step_are_short_differ_and_leave_the_u_to_the_undo() -> None
     assert all(len(field) <= 2 for field in Field)
     assert not any(field.startswith("u") for field in Field)
     assert all(f'{name} = "' in inspect.getsource(Field) for name in Field.__members__)
+
+
+def test_the_type_of_every_key_stands_in_the_list_and_in_the_table() -> None:
+    listed = re.findall(
+        r"^    \{ns\}:([a-z-]+:?)\S*\s+(?:(string|hash|zset|set|list|stream|text)\b)", module.__doc__ or "", re.M
+    )
+
+    assert {name: "string" if kind == "text" else kind for name, kind in listed} == dict(module.TYPES)

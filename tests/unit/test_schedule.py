@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longshore.orchestration.client import RUN_ID
 from longshore.orchestration.jobs import Job
 from longshore.orchestration.jobs.schedule import planned, run_id_of, upcoming
+from longshore.orchestration.keys import RUN_ID
 from longshore.orchestration.timing import Mark, chosen
 
 

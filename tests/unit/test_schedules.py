@@ -12,8 +12,8 @@ from hypothesis import given as each
 from hypothesis import strategies as st
 
 from longshore.orchestration import Plan, PlanError, parse, schedules, timing
-from longshore.orchestration.client import RUN_ID
 from longshore.orchestration.errors import UsageError
+from longshore.orchestration.keys import RUN_ID
 from longshore.orchestration.scheduled import Scheduled
 from longshore.orchestration.settings import get_settings, load_settings
 

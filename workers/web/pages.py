@@ -15,8 +15,9 @@ from tornado import web
 from tornado.ioloop import IOLoop
 
 from longshore.orchestration import Client, graph, timeline
-from longshore.orchestration.client import RUN_ID, Run
+from longshore.orchestration.client import Run
 from longshore.orchestration.errors import LongshoreError, StoreUnavailable, UnknownName, UsageError, WaitTimeout
+from longshore.orchestration.keys import RUN_ID
 from longshore.orchestration.runs import Filter, Row, search
 from longshore.orchestration.settings import get_settings
 from longshore.orchestration.states import TERMINAL, RunState, StepState
