@@ -24,8 +24,8 @@ _Path = tuple[str | int, ...]
 #: The C parser where PyYAML has it: ten times as fast.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SUFFIXES = (".yaml", ".yml", ".json")
-#: Nodes after aliases are followed; a bomb of aliases grows far beyond any real plan.
-_MAX_NODES = 500_000
+#: Nodes by which following the aliases may make a file larger; a bomb of aliases grows far beyond any real plan.
+_MAX_EXPANDED = 50_000
 
 
 #: Levels of a file; a plan has about ten.
@@ -49,6 +49,7 @@ class _Document:
         self.lines: dict[_Path, int] = {}
         self._text = text
         self._nodes = 0
+        self._most = _MAX_EXPANDED
         self._loader = yaml.SafeLoader("")
         try:
             self.data = self._from_yaml()
@@ -81,12 +82,15 @@ class _Document:
             root = yaml.compose(self._text, Loader=_LOADER)
         except yaml.YAMLError as error:
             raise self._broken(error) from None
+        except UnicodeError:  # half a surrogate pair, of a text that was built in Python
+            raise self._problem("this is not UTF-8 text", None) from None
         return None if root is None else self._build(root, ())
 
     def _measure(self) -> None:
         """Refuse what is nested too deeply before it is built: the builder calls itself."""
         depth = 0
         for event in yaml.parse(self._text, Loader=_LOADER):
+            self._most += 1
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
                 if depth > _MAX_DEPTH:
@@ -99,6 +103,8 @@ class _Document:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
         line = mark.line + 1 if mark is not None else None
+        if "nesting depth" in what:
+            return _TooDeepError([Problem("it is nested too deeply", line=line)], source=self.source)
         if isinstance(error, yaml.reader.ReaderError):
             # Its position is one of bytes or of characters, as the parser is C's or Python's.
             line = self._text.count("\n", 0, self._text.find(chr(error.character))) + 1
@@ -111,7 +117,7 @@ class _Document:
     def _build(self, node: yaml.Node, path: _Path) -> Any:
         self._nodes += 1
         line = node.start_mark.line + 1
-        if self._nodes > _MAX_NODES or len(path) > _MAX_DEPTH:
+        if self._nodes > self._most or len(path) > _MAX_DEPTH:
             raise self._problem("its aliases make it too large", line)
         self.lines.setdefault(path, line)
         if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":

@@ -36,8 +36,8 @@ DESCRIPTORS = {
 ON_TIME = 60.0
 #: Planned times that are caught up with at most, the latest.
 CAUGHT_UP = 100
-#: ms before now in which planned times are looked for: a leap year and a day.
-_FARTHEST = 367 * 86_400_000
+#: ms before now in which planned times are looked for, at first and at last: an hour, and about a century.
+_WINDOW, _FARTHEST = 3_600_000, 100 * 366 * 86_400_000
 #: Characters of a run id before its planned time.
 _LONGEST = 108
 
@@ -69,9 +69,18 @@ def parse_cron(text: str) -> str:
 
 def by_cron(cron: str, zone: str, after: int, until: int) -> list[int]:
     """Planned times in (after, until], ms since 1970, the latest hundred."""
+    # From the end: a mark or a jitter of decades would have each minute of them counted.
+    window = _WINDOW
+    while True:
+        begin = max(after, until - window)
+        found = _by_cron(cron, zone, begin, until)
+        if begin == after or len(found) == CAUGHT_UP or window > _FARTHEST:
+            return found
+        window *= 16
+
+
+def _by_cron(cron: str, zone: str, after: int, until: int) -> list[int]:
     found: deque[int] = deque(maxlen=CAUGHT_UP)
-    # A mark or a jitter of decades would have each minute of them counted.
-    after = max(after, until - _FARTHEST)
     for moment in CronSim(cron, datetime.fromtimestamp(after / 1000, UTC).astimezone(ZoneInfo(zone))):
         at = round(moment.timestamp() * 1000)
         if at > until:
