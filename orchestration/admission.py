@@ -15,7 +15,7 @@ from typing import Any
 from longshore.orchestration.errors import UNREADABLE, QueueFull, WrongType
 from longshore.orchestration.indices import mark
 from longshore.orchestration.signing import sealed
-from longshore.orchestration.store import Store
+from longshore.orchestration.store import Store, read_request
 
 #: Queued runs that are read at once.
 _LOOKED_AT = 1000
@@ -103,7 +103,8 @@ class Admission:
     def submit(self, run_id: str, body: Mapping[str, Any], *, bounded: bool = True) -> dict[str, Any] | None:
         """Put down that a run is wanted, once; the request that was there before, if any. QueueFull stores nothing."""
         store, keys = self._store, self._store.keys
-        text = json.dumps(sealed(store.settings, run_id, body), ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        text = sealed(store.settings, "request", run_id, text)
         at_most = store.settings.max_queued if bounded else ""
         names = [keys.of(run_id).request, keys.inbox, keys.queue, keys.known, keys.order, keys.of(run_id).commands]
         said, there = store.run_alone("submit", names, run_id, text, mark(), Wanted.of(body).text(), at_most)
@@ -112,7 +113,7 @@ class Admission:
                 f"{there} runs wait already, and no more may (max_queued)",
                 remedy="try again later, or let more run at once: LONGSHORE_MAX_RUNS",
             )
-        return json.loads(there) if said == "there" else None
+        return read_request(run_id, there) if said == "there" else None
 
     def admit(self, run_id: str, wanted: Wanted, *, anyway: bool = False) -> str:
         """Let it begin if there is room; else what there is none in: `all`, `plan`, `key`, `lock`. `gone`: it was
@@ -122,6 +123,7 @@ class Admission:
         """
         store, keys, settings = self._store, self._store.keys, self._store.settings
         names = [keys.queue, keys.known, keys.admitted, keys.of_plan(wanted.kin), keys.slot(wanted.key)]
+        names.append(keys.live)
         names += [keys.slot(_lock(name)) for name in wanted.locks]
         said = store.run_alone(
             "admit", names, run_id, settings.max_runs or "", self._limit_of_kin(wanted) or "",
@@ -204,6 +206,13 @@ class Admission:
             return "lock"
         kin = store.call(store.client.scard, keys.of_plan(wanted.kin))
         return "plan" if kin >= (self._limit_of_kin(wanted) or kin + 1) else "all"
+
+    def known_page(self, cursor: int, count: int) -> tuple[int, dict[str, Wanted]]:
+        """About so many of them, from a cursor on; the next cursor, 0 after the last."""
+        following, found = self._store.call(self._store.client.hscan, self._store.keys.known, cursor, count=count)
+        return int(following), {
+            run: wanted for run, text in found.items() if (wanted := Wanted.known(text)) is not None
+        }
 
     def known(self) -> dict[str, Wanted]:
         """Every run that waits or has begun, and has not been released."""

@@ -17,6 +17,8 @@ from longshore.orchestration.errors import WrongType
 from longshore.orchestration.operations.base import service_of
 from longshore.orchestration.store import Store
 
+#: ms by which a run that waits for a service looks again later at most.
+_LATEST = 3_600_000
 #: Runs that are woken by one call.
 _AT_ONCE = 1000
 
@@ -70,8 +72,11 @@ class Breakers:
             taken = store.call(store.client.set, keys.probing(service), run_id, nx=True, px=max(1000, self._slow()))
             if taken:
                 return Verdict(allowed=True, why=why, probe=True)
-        # A run that waits looks again when the probe must have ended.
-        return Verdict(allowed=False, until=max(until, now + min(1000, self._slow())), why=why)
+        # A run that waits looks again when the probe must have ended. Of many that wait one is to be the next probe:
+        # the others look again as much later as there are of them, and are woken once it is back.
+        others = max(0, int(store.call(store.client.scard, keys.blocked(service))) - 1)
+        later = min(_LATEST, round(self._slow() * others * self._chance()))
+        return Verdict(allowed=False, until=max(until, now + min(1000, self._slow())) + later, why=why)
 
     def is_open(self, service: str) -> bool:
         return bool(self._store.call(self._store.client.exists, self._store.keys.breaker(service)))

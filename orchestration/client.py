@@ -31,6 +31,7 @@ from longshore.orchestration.deployed.flow import Deployed, Orchestrated
 from longshore.orchestration.deployed.plan import Manner
 from longshore.orchestration.errors import (
     ConfigError,
+    Damaged,
     PlanDenied,
     RunConflict,
     RunFailed,
@@ -40,6 +41,7 @@ from longshore.orchestration.errors import (
     UnknownName,
     UsageError,
     WaitTimeout,
+    WrongType,
 )
 from longshore.orchestration.events import Event
 from longshore.orchestration.hooks import Hooks, Teller
@@ -360,7 +362,7 @@ class Client:
         for run_id in self.store.runs(limit):
             try:
                 found.append(self.get(run_id))
-            except UnknownName:
+            except (UnknownName, Damaged, WrongType, ValidationError):  # doctor names a damaged one
                 continue
         return found
 

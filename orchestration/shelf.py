@@ -67,9 +67,9 @@ class Shelf(Connection):
     def put_probe(self, probe_id: str, body: str, seconds: float) -> None:
         self.call(self.client.set, self.keys.probe(probe_id), body, px=_ms(seconds))
 
-    def probe(self, probe_id: str) -> dict[str, Any] | None:
-        text = self.call(self.client.get, self.keys.probe(probe_id))
-        return json.loads(text) if text else None
+    def probe(self, probe_id: str) -> str | None:
+        """Its plan, as text with a signature before it where there are keys."""
+        return self.call(self.client.get, self.keys.probe(probe_id)) or None
 
     def answer(self, probe_id: str, body: str, seconds: float) -> None:
         pipe = self.client.pipeline()

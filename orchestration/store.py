@@ -20,7 +20,7 @@ from longshore.orchestration.keys import Field
 from longshore.orchestration.saga import Again, RunRecord, StepRecord
 from longshore.orchestration.settings import LARGE_DATA_BYTES, Settings
 from longshore.orchestration.shelf import Shelf
-from longshore.orchestration.signing import origin, sealed_command
+from longshore.orchestration.signing import opened, origin, sealed_command
 from longshore.orchestration.states import Cause, RunState, StepState, UndoState
 
 if TYPE_CHECKING:
@@ -161,18 +161,14 @@ class Store(Indices, Shelf):
 
     # --- reading ----------------------------------------------------------------------------------
 
+    def request(self, run_id: str) -> str | None:
+        """The request with its signature, as it was written; None where there is none."""
+        return self.call(self.client.get, self.keys.of(run_id).request) or None
+
     def body(self, run_id: str) -> dict[str, Any] | None:
-        """The request as it was written, or None. Damaged where it cannot be read."""
-        text = self.call(self.client.get, self.keys.of(run_id).request)
-        if not text:
-            return None
-        try:
-            body = json.loads(text)
-            if all(isinstance(body.get(name, {}), dict) for name in ("plan", "params", "files")):
-                return dict(body)
-        except UNREADABLE as error:
-            raise Damaged(f"the request of run {run_id} cannot be read: {type(error).__name__}: {error}") from None
-        raise Damaged(f"the request of run {run_id} is no request")
+        """The request, whoever wrote it, or None. Damaged where it cannot be read."""
+        text = self.request(run_id)
+        return None if text is None else read_request(run_id, text)
 
     def fields(self, run_id: str) -> dict[str, str]:
         """The run's own fields; empty for a run that has not begun."""
@@ -277,6 +273,10 @@ class Store(Indices, Shelf):
             if not _is_member(member):
                 self.drop_lease(run_id, member, "it names no step")
         return [member for member in found if _is_member(member)]
+
+    def has_leases(self, run_id: str) -> bool:
+        """Whether some attempt is at work, or was lost and not taken from its step yet."""
+        return bool(self.call(self.client.zcard, self.keys.of(run_id).leases))
 
     def drop_lease(self, run_id: str, member: str, why: str) -> None:
         """Remove a lease that nobody can hold: a run does not end as long as it has one."""
@@ -649,6 +649,17 @@ def _object(text: str) -> dict[str, Any]:
 
 def _ids(units: Mapping[int, int]) -> list[StepId]:
     return [f"{i}.{n}" for i, count in units.items() for n in range(count)]
+
+
+def read_request(run_id: str, sealed_text: str) -> dict[str, Any]:
+    """A request without its signature. Raises Damaged."""
+    try:
+        body = json.loads(opened(sealed_text)[0])
+        if all(isinstance(body.get(name, {}), dict) for name in ("plan", "params", "files")):
+            return dict(body)
+    except UNREADABLE as error:
+        raise Damaged(f"the request of run {run_id} cannot be read: {type(error).__name__}: {error}") from None
+    raise Damaged(f"the request of run {run_id} is no request")
 
 
 def _is_member(text: str) -> bool:

@@ -9,6 +9,7 @@ from longshore.orchestration.admission import Admission, Wanted
 from longshore.orchestration.breakers import Breakers, services
 from longshore.orchestration.compiled import CompiledPlan
 from longshore.orchestration.errors import Damaged, WrongType
+from longshore.orchestration.indices import SAFETY
 from longshore.orchestration.states import TERMINAL, RunState
 from longshore.orchestration.store import Store
 from longshore.tasks.plans import Loaded
@@ -16,8 +17,10 @@ from longshore.tasks.waiting import MakeCanvas
 
 log = logging.getLogger(__name__)
 
-#: Seconds after which a run that waits is looked at although nobody has made room for it.
+#: Seconds after which a run that waits for those that it ends is looked at once more.
 _LOOK_AGAIN = 60.0
+#: Runs of which one tidying up examines whether they still hold a place.
+_EXAMINED = 50
 #: Seconds between two times of tidying up, in a whole installation.
 _TIDY_EVERY = 60.0
 #: Runs that are forgotten at once.
@@ -32,6 +35,7 @@ class Door:
         self.breakers = breakers
         self.canvas = canvas
         self.admission = Admission(store)
+        self._cursor = 0
 
     def may_begin(self, run_id: str, loaded: Loaded, now: int) -> bool:
         """Whether a pending run has its turn; where it has not, its record says why."""
@@ -54,7 +58,9 @@ class Door:
         if limit == "key" and wanted.on_limit == "cancel_running":
             self._end_the_others(run_id, wanted)
         self.store.hold(run_id, why)
-        self.store.look_at(run_id, now + round(1000 * _LOOK_AGAIN))
+        # Whoever makes room has it looked at, and so does a tidying up: its admission puts it forward.
+        again = _LOOK_AGAIN if wanted.on_limit == "cancel_running" else SAFETY
+        self.store.look_at(run_id, now + round(1000 * again))
         return False
 
     def _limit(self, run_id: str, wanted: Wanted) -> str:
@@ -121,7 +127,8 @@ class Door:
             except WrongType:
                 why = ", ".join(map(str, integrity.wrong_keys_of(self.store, run_id)))
                 integrity.bury(self.store, "ended", [run_id], f"it cannot be forgotten: {why}")
-        for run_id, wanted in self.admission.known().items():
+        self._cursor, known = self.admission.known_page(self._cursor, _EXAMINED)
+        for run_id, wanted in known.items():
             if self._is_over(run_id):
                 self.admission.release(run_id, wanted)
         self.let_in()

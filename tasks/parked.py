@@ -65,11 +65,14 @@ class Parked:
         """A child has ended: its parent is moved on. If this is lost, the parent's sweep finds it."""
         if parent := parent_in(fields.get("parent")):
             name = self.store.fields(parent).get("plan", parent)
+            # A parent that waits is looked at for this alone: a message could be lost.
+            self.store.look_at(parent, self.store.now(), sooner=True)
             self.canvas(parent, None).send_advance(name)
 
     def task_ended(self, result: Any, run_id: str, step_id: StepId, side: str, fence: str, *, ok: bool) -> bool:
         """An application's task has ended; whether the run can go on. Raises NotYet."""
         loaded = self.plans.get(run_id)
+        self.store.look_at(run_id, self.store.now() + round(1000 * self.store.settings.lease / 3), sooner=True)
         kinds = (f"{side}{Field.STATUS}", f"{side}{Field.FENCE}", f"{side}{Field.ATTEMPTS}")
         status, held, attempts = self.store.step_fields(run_id, [step_id], kinds)[step_id]
         if held == fence and status in _BUSY:

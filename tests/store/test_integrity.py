@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from longshore.orchestration import counting, doctor, events, integrity
+from longshore.orchestration import audit, counting, doctor, events, integrity
 from longshore.orchestration.admission import Admission
 from longshore.orchestration.backlog import backlogs
 from longshore.orchestration.breakers import Breakers
@@ -288,7 +288,8 @@ def test_a_run_whose_request_was_replaced_stays_with_the_workers_that_know_it(wo
     stranger.sweep()
     stranger.sweep()
 
-    assert len(letters(world)) == 1
+    (refused,) = audit.lines(world.store, refused=True)
+    assert "another than the one that it was begun with" in refused.why
     world.settle()
     assert world.store.state(world.run_id) == RunState.SUCCEEDED
 
