@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test faults lint bench env test-env clean help FORCE
+.PHONY: demo test faults fuzz lint bench env test-env clean help FORCE
 
 # The first of these that is new enough makes the environment.
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
@@ -29,6 +29,11 @@ faults: test-env ## inject faults in the long form, about half an hour, and writ
 	@LONGSHORE_FAULTS=long $(WITH_SERVERS) --redis-only $(BIN)/python -m pytest -s tests/faults tests/unit/test_checked.py \
 	  $(PYTEST_ARGS)
 	@PYTHONPATH=. $(BIN)/python tests/faults/figures.py
+
+FUZZ_SECONDS ?= 600
+
+fuzz: test-env ## make up plans, requests, messages, commands and entries, ten minutes each (FUZZ_SECONDS=n)
+	@LONGSHORE_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/fuzz $(PYTEST_ARGS)
 
 lint: test-env ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

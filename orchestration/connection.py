@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
 _TRIES = 1
 #: Seconds that replicas are given to have what was written.
 _REPLICATION = 2.0
+#: Seconds that a thread waits for one of the process's connections.
+_CONNECTION = 30.0
 #: Seconds that a read may wait on the server.
 _LONGEST_BLOCK = 2.0
 
@@ -56,12 +62,18 @@ def connect(settings: Settings) -> redis.Redis:
     }
     if settings.url().startswith(SENTINEL):
         found = sentinel(settings.url())
+        # redis-py has no pool of a sentinel's that waits for a connection: it makes as many as are asked for.
+        options["max_connections"] = 2**31
         ask = {"socket_timeout": settings.connect_timeout, "socket_connect_timeout": settings.connect_timeout}
         return redis.Sentinel(found.hosts, sentinel_kwargs=ask).master_for(  # type: ignore[no-untyped-call, no-any-return]
             found.service, db=found.db, username=found.username, password=found.password, **options
         )
     try:
-        return redis.Redis.from_url(settings.url(), **options)
+        # A thread too many waits for a connection, where redis-py's own pool fails.
+        pool = redis.BlockingConnectionPool.from_url(
+            settings.url(), max_connections=settings.max_connections, timeout=_CONNECTION, **options
+        )
+        return redis.Redis.from_pool(pool)
     except ValueError as error:
         raise ConfigError(f"the Redis URL is no URL: {error}", remedy="redis://host:6379/0") from None
 
@@ -75,6 +87,7 @@ def _remedy(said: str) -> str:
 
 
 _REMEDIES = {
+    "No connection available": "too many threads share its connections: raise LONGSHORE_MAX_CONNECTIONS",
     "maxmemory": "it has no memory left: raise its maxmemory, or longshore runs prune; nothing is lost",
     "MISCONF": "it cannot write to its disk: make room there",
     "READONLY": "it is a replica: use the address of the master, or a sentinel:// URL",
@@ -95,6 +108,24 @@ class Connection:
         self.settings = settings or get_settings()
         self.keys = Keys(self.settings.namespace)
         self.client = client if client is not None else connect(self.settings)
+
+    @cached_property
+    def _blocking(self) -> threading.Semaphore:
+        return threading.Semaphore(max(1, self.settings.max_connections // 2))
+
+    @contextlib.contextmanager
+    def blocking(self, seconds: float) -> Iterator[bool]:
+        """Whether a read may wait on the server just now: it holds a connection all the while, and half of them are
+        kept for commands. Where it may not, the thread has waited here instead.
+        """
+        if self._blocking.acquire(blocking=False):
+            try:
+                yield True
+            finally:
+                self._blocking.release()
+            return
+        time.sleep(seconds * random.uniform(0.5, 1.0))  # noqa: S311 - not all at once
+        yield False
 
     @cached_property
     def _errors(self) -> tuple[type[Exception], ...]:

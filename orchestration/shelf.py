@@ -78,8 +78,9 @@ class Shelf(Connection):
         self.call(pipe.execute)
 
     def next_answer(self, probe_id: str, seconds: float) -> dict[str, Any] | None:
-        got = self.call(self.client.blpop, [self.keys.answers(probe_id)], timeout=seconds)
-        return json.loads(got[1]) if got else None
+        with self.blocking(seconds) as may:
+            got = self.call(self.client.blpop, [self.keys.answers(probe_id)], timeout=seconds if may else 0.01)
+            return json.loads(got[1]) if got else None
 
     def drop_probe(self, probe_id: str) -> None:
         self.call(self.client.delete, self.keys.probe(probe_id), self.keys.answers(probe_id))

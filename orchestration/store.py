@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import re
@@ -294,7 +295,9 @@ class Store(Indices, Shelf):
         self, run_id: str, after: str = "0-0", *, block_ms: int | None = None, count: int = 1000
     ) -> list[tuple[str, dict[str, str]]]:
         """Events after a cursor; with `block_ms`, waits so long for the first."""
-        found = self.call(self.client.xread, {self.keys.of(run_id).events: after}, count=count, block=block_ms)
+        stream = {self.keys.of(run_id).events: after}
+        with contextlib.nullcontext(False) if block_ms is None else self.blocking(block_ms / 1000) as may:
+            found = self.call(self.client.xread, stream, count=count, block=block_ms if may else None)
         return found[0][1] if found else []
 
     def newest_event(self, run_id: str) -> str:
