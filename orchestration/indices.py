@@ -47,9 +47,9 @@ class Indices(Connection):
         (seconds, micros), live, inbox = self.call(pipe.execute)
         return int(seconds) * 1000 + int(micros) // 1000, int(live), {str(run): float(at) for run, at in inbox}
 
-    def due(self, lease: float) -> list[str]:
+    def due(self, lease: float, now: int | None = None) -> list[str]:
         """Live runs to be looked at now; the next sweeper will see them a lease later."""
-        now = self.now()
+        now = self.now() if now is None else now
         found = self.call(self.client.zrangebyscore, self.keys.live, "-inf", now, start=0, num=BATCH)
         if found:
             self.call(self.client.zadd, self.keys.live, {run: now + _ms(lease) for run in found}, xx=True)

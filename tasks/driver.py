@@ -221,7 +221,7 @@ class Driver:
         looked = 0
         wanted = self._wanted(inbox)
         while True:
-            due = self.store.due(self.store.settings.lease / 3)
+            due = self.store.due(self.store.settings.lease / 3, None if looked else now)
             found = dict.fromkeys([*due, *wanted])
             wanted = []
             self._look_at_each(found)

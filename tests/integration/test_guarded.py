@@ -319,7 +319,7 @@ def test_a_copy_of_a_command_and_of_the_request_of_a_pruned_run_is_refused(guard
 def test_nobody_puts_another_request_in_the_place_of_a_live_run(guarded: Guarded) -> None:
     store = guarded.client.store
     slow = Plan("swapped")
-    slow.step("b", "noop.execute", changed=True).after(slow.step("a", "noop.execute", sleep=6))
+    slow.step("b", "noop.execute", changed=True).after(slow.step("a", "noop.execute", sleep=15))
     mine = guarded.client.start(slow)
     wait_for("it to run", lambda: mine.report().step("a").status == "running")
     request, body = store.request(mine.id), store.body(mine.id)
