@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test check faults lint bench env test-env lock latest clean help FORCE
+.PHONY: demo test check faults fuzz lint bench env test-env lock latest clean help FORCE
 
 # The first of these that is new enough makes the environments.
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
@@ -43,6 +43,11 @@ faults: env ## inject faults in the long form, about half an hour, and write doc
 	  tests/unit/test_checked.py tests/unit/test_plan_rules.py \
 	  $(PYTEST_ARGS)
 	@PYTHONPATH=. $(BIN)/python tests/faults/figures.py
+
+FUZZ_SECONDS ?= 600
+
+fuzz: env ## make up plans, requests, messages, commands and entries, ten minutes each (FUZZ_SECONDS=n)
+	@LONGSHORE_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest tests/fuzz $(PYTEST_ARGS)
 
 lint: env ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

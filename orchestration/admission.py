@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from longshore.orchestration.errors import QueueFull
+from longshore.orchestration.errors import UNREADABLE, QueueFull, WrongType
 from longshore.orchestration.indices import mark
 from longshore.orchestration.signing import sealed
-from longshore.orchestration.store import Store
+from longshore.orchestration.store import Store, read_request
 
 #: Queued runs that are read at once.
 _LOOKED_AT = 1000
@@ -23,6 +23,15 @@ _LOOKED_AT = 1000
 
 #: The group of the runs of jobs.
 JOBS = "jobs"
+
+
+def _kinds(wanted: Wanted) -> set[tuple[object, ...]]:
+    """What a run may be refused for, so that all others with the same are refused, too. A part of another run is
+    admitted by what that one holds.
+    """
+    if wanted.parents:
+        return set()
+    return {("plan", wanted.kin), ("key", wanted.key, wanted.limit), ("lock", wanted.locks)}
 
 
 def _lock(name: str) -> str:
@@ -69,8 +78,20 @@ class Wanted:
 
     @classmethod
     def read(cls, text: str) -> Wanted:
+        """Raises what `UNREADABLE` names."""
         known = json.loads(text)
-        return cls(**known | {"parents": tuple(known["parents"]), "locks": tuple(known.get("locks", ()))})
+        wanted = cls(**known | {"parents": tuple(known["parents"]), "locks": tuple(known.get("locks", ()))})
+        if not all(isinstance(word, str) for word in (wanted.plan, wanted.key, wanted.group, *wanted.locks)):
+            raise TypeError("the names must be text")
+        return replace(wanted, limit=int(wanted.limit))
+
+    @classmethod
+    def known(cls, text: str) -> Wanted | None:
+        """None for an entry that cannot be read."""
+        try:
+            return cls.read(text)
+        except UNREADABLE:
+            return None
 
 
 class Admission:
@@ -82,7 +103,8 @@ class Admission:
     def submit(self, run_id: str, body: Mapping[str, Any], *, bounded: bool = True) -> dict[str, Any] | None:
         """Put down that a run is wanted, once; the request that was there before, if any. QueueFull stores nothing."""
         store, keys = self._store, self._store.keys
-        text = json.dumps(sealed(store.settings, run_id, body), ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        text = sealed(store.settings, "request", run_id, text)
         at_most = store.settings.max_queued if bounded else ""
         names = [keys.of(run_id).request, keys.inbox, keys.queue, keys.known, keys.order, keys.of(run_id).commands]
         said, there = store.run_alone("submit", names, run_id, text, mark(), Wanted.of(body).text(), at_most)
@@ -91,7 +113,7 @@ class Admission:
                 f"{there} runs wait already, and no more may (max_queued)",
                 remedy="try again later, or let more run at once: LONGSHORE_MAX_RUNS",
             )
-        return json.loads(there) if said == "there" else None
+        return read_request(run_id, there) if said == "there" else None
 
     def admit(self, run_id: str, wanted: Wanted, *, anyway: bool = False) -> str:
         """Let it begin if there is room; else what there is none in: `all`, `plan`, `key`, `lock`. `gone`: it was
@@ -101,6 +123,7 @@ class Admission:
         """
         store, keys, settings = self._store, self._store.keys, self._store.settings
         names = [keys.queue, keys.known, keys.admitted, keys.of_plan(wanted.kin), keys.slot(wanted.key)]
+        names.append(keys.live)
         names += [keys.slot(_lock(name)) for name in wanted.locks]
         said = store.run_alone(
             "admit", names, run_id, settings.max_runs or "", self._limit_of_kin(wanted) or "",
@@ -139,24 +162,36 @@ class Admission:
         """Let those begin for whom there is room now, in their order; returns them."""
         store, keys = self._store, self._store.keys
         admitted: list[tuple[str, Wanted]] = []
+        refused: set[tuple[object, ...]] = set()
         begin = 0
         while waiting := store.call(store.client.zrange, keys.queue, begin, begin + _LOOKED_AT - 1):
             known = store.call(store.client.hmget, keys.known, waiting)
             for run_id, text in zip(waiting, known, strict=True):
-                if not text:  # released just now
+                # Released just now, or damaged.
+                wanted = Wanted.known(text) if text else None
+                if wanted is None or not refused.isdisjoint(kinds := _kinds(wanted)):
                     continue
-                wanted = Wanted.read(text)
-                why = self.admit(run_id, wanted)
+                try:
+                    why = self.admit(run_id, wanted)
+                except WrongType:  # its own slot, or its plan's: those behind it do not wait for that
+                    continue
                 if not why:
                     admitted.append((run_id, wanted))
                 elif why == "all":
                     return admitted
+                else:  # what one run waits for, all others of its kind wait for as well
+                    refused |= {kind for kind in kinds if kind[0] == why}
             begin += _LOOKED_AT
         return admitted
 
     def waits(self, run_id: str) -> bool:
         """Whether it is in the queue."""
         return self._store.call(self._store.client.zscore, self._store.keys.queue, run_id) is not None
+
+    def remember(self, run_id: str, wanted: Wanted) -> bool:
+        """Whether a run in the queue was unknown: what was known of it was lost, and is known again now."""
+        store, keys = self._store, self._store.keys
+        return self.waits(run_id) and bool(store.call(store.client.hsetnx, keys.known, run_id, wanted.text()))
 
     def is_in(self, run_id: str) -> bool:
         """Whether it has its place."""
@@ -172,10 +207,22 @@ class Admission:
         kin = store.call(store.client.scard, keys.of_plan(wanted.kin))
         return "plan" if kin >= (self._limit_of_kin(wanted) or kin + 1) else "all"
 
+    def known_page(self, cursor: int, count: int) -> tuple[int, dict[str, Wanted]]:
+        """About so many of them, from a cursor on; the next cursor, 0 after the last."""
+        following, found = self._store.call(self._store.client.hscan, self._store.keys.known, cursor, count=count)
+        return int(following), {
+            run: wanted for run, text in found.items() if (wanted := Wanted.known(text)) is not None
+        }
+
     def known(self) -> dict[str, Wanted]:
         """Every run that waits or has begun, and has not been released."""
-        store, keys = self._store, self._store.keys
-        return {run_id: Wanted.read(text) for run_id, text in store.call(store.client.hgetall, keys.known).items()}
+        found = self._store.call(self._store.client.hgetall, self._store.keys.known)
+        return {run_id: wanted for run_id, text in found.items() if (wanted := Wanted.known(text)) is not None}
+
+    def wanted(self, run_id: str) -> Wanted | None:
+        """What is known of one run that waits or has begun."""
+        text = self._store.call(self._store.client.hget, self._store.keys.known, run_id)
+        return Wanted.known(text) if text else None
 
     def why_not(self, wanted: Wanted, limit: str) -> str:
         """What a person is told of a run that waits."""

@@ -9,9 +9,12 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from longshore.orchestration.canvas import ADVANCE, STEP, UNDO
 from longshore.orchestration.compiled import CONTROL
+from longshore.orchestration.connection import as_number
+from longshore.orchestration.errors import UNREADABLE, WrongType
 from longshore.orchestration.hosts import Hosts, takers
 from longshore.orchestration.keys import Field
 from longshore.orchestration.states import StepState
@@ -41,11 +44,14 @@ def backlogs(store: Store) -> list[Backlog]:
     for name in names:
         pipe.llen(f"{prefix}{name}")
         pipe.lrange(f"{prefix}{name}", -_LOOKED_AT, -1)
-    answers = store.call(pipe.execute)
+    # A queue of the wrong type counts as empty; doctor names it.
+    answers: list[Any] = [
+        0 if isinstance(answer, Exception) else answer for answer in store.call(pipe.execute, raise_on_error=False)
+    ]
     now = store.now()
     found = []
     for n, name in enumerate(names):
-        length, oldest = int(answers[2 * n]), answers[2 * n + 1]
+        length, oldest = int(answers[2 * n]), answers[2 * n + 1] or []
         since = min(filter(None, (_since(store, message) for message in oldest)), default=now)
         age = max(0.0, (now - since) / 1000)
         found.append(Backlog(name, length, age, takers(hosts, name)))
@@ -58,15 +64,25 @@ def _since(store: Store, message: str) -> int:
         body = json.loads(message)
         task, arguments = body["headers"]["task"], json.loads(base64.b64decode(body["body"]))[0]
         if task == ADVANCE:
-            return int(store.newest_event(str(arguments[0])).partition("-")[0])
+            return _moved(store, str(arguments[0]))
         if task not in {STEP, UNDO}:
             return 0
         run_id, step_id = str(arguments[0]), arguments[1]
-    except (ValueError, KeyError, TypeError, IndexError):
+    except UNREADABLE:
         return 0
     side = "u" if task == UNDO else ""
     kinds = [f"{side}{kind}" for kind in (Field.STATUS, Field.SENT, Field.NOT_BEFORE)]
-    status, sent, due = store.step_fields(run_id, [step_id], kinds)[step_id]
+    try:
+        status, sent, due = store.step_fields(run_id, [step_id], kinds)[step_id]
+    except WrongType:
+        return 0
     if status == StepState.RETRYING:
-        return int(due or 0)
-    return int(sent or 0) if status == StepState.READY else 0
+        return as_number(due) or 0
+    return as_number(sent) or 0 if status == StepState.READY else 0
+
+
+def _moved(store: Store, run_id: str) -> int:
+    try:
+        return int(store.newest_event(run_id).partition("-")[0])
+    except WrongType:
+        return 0

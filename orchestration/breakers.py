@@ -8,13 +8,17 @@ it is open, so that a restart forgets nothing.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from longshore.orchestration.compiled import CompiledPlan
+from longshore.orchestration.connection import as_number
+from longshore.orchestration.errors import WrongType
 from longshore.orchestration.operations.base import service_of
 from longshore.orchestration.store import Store
 
+#: ms by which a run that waits for a service looks again later at most.
+_LATEST = 3_600_000
 #: Runs that are woken by one call.
 _AT_ONCE = 1000
 
@@ -60,7 +64,7 @@ class Breakers:
         found = store.call(store.client.hgetall, keys.breaker(service))
         if not found:
             return Verdict(allowed=True)
-        why, until, now = f"service {service} is down: {found['why']}", int(found["until"]), store.now()
+        why, until, now = f"service {service} is down: {found.get('why', '')}", _ms(found, "until"), store.now()
         probe = store.call(store.client.get, keys.probing(service))
         if probe == run_id:
             return Verdict(allowed=True, why=why, probe=True)
@@ -68,8 +72,11 @@ class Breakers:
             taken = store.call(store.client.set, keys.probing(service), run_id, nx=True, px=max(1000, self._slow()))
             if taken:
                 return Verdict(allowed=True, why=why, probe=True)
-        # A run that waits looks again when the probe must have ended.
-        return Verdict(allowed=False, until=max(until, now + min(1000, self._slow())), why=why)
+        # A run that waits looks again when the probe must have ended. Of many that wait one is to be the next probe:
+        # the others look again as much later as there are of them, and are woken once it is back.
+        others = max(0, int(store.call(store.client.scard, keys.blocked(service))) - 1)
+        later = min(_LATEST, round(self._slow() * others * self._chance()))
+        return Verdict(allowed=False, until=max(until, now + min(1000, self._slow())) + later, why=why)
 
     def is_open(self, service: str) -> bool:
         return bool(self._store.call(self._store.client.exists, self._store.keys.breaker(service)))
@@ -140,11 +147,19 @@ class Breakers:
             pipe.hgetall(keys.breaker(service))
             pipe.scard(keys.blocked(service))
             pipe.get(keys.probing(service))
-            fields, waiting, probe = store.call(pipe.execute)
+            try:
+                fields, waiting, probe = store.call(pipe.execute)
+            except WrongType:  # one of its keys, and of nobody else's
+                continue
             if fields:
-                since, until, trips = int(fields["since"]), int(fields["until"]), int(fields["trips"])
-                found.append(Breaker(service, fields["why"], since, until, trips, waiting, probe or ""))
+                since, until, trips = (_ms(fields, name) for name in ("since", "until", "trips"))
+                found.append(Breaker(service, fields.get("why", ""), since, until, trips, waiting, probe or ""))
         return found
+
+
+def _ms(fields: Mapping[str, str], name: str) -> int:
+    """A number of a breaker's; 0, by which it may be tried at once, for a field that is missing or damaged."""
+    return as_number(fields.get(name)) or 0
 
 
 def services(plan: CompiledPlan, host: str = "") -> list[str]:

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from longshore.orchestration import secrets, templates
 from longshore.orchestration.compiled import CONTROL, CompiledPlan, find_cycle, target_of
+from longshore.orchestration.denied import too_much_code
 from longshore.orchestration.errors import LongshoreError, Problem, UnknownName, plain
 from longshore.orchestration.guards import LOOKS_AT_FAILURE
 from longshore.orchestration.operations import Operation, Params, Waits, celery, find, known, subplan
@@ -26,6 +27,8 @@ _NO_HOST = templates.ROOTS - {"host"}
 
 def problems(plan: Plan) -> list[Problem]:
     """All that is wrong, in the order of the file; empty for a plan that can be run."""
+    if costly := too_much_code(plan):
+        return [costly]
     found = list(_whole(plan))
     if len(plan.steps) > MAX_STEPS:
         return found

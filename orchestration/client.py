@@ -42,6 +42,7 @@ from longshore.orchestration.deployed.flow import Deployed, Orchestrated
 from longshore.orchestration.deployed.plan import Manner
 from longshore.orchestration.errors import (
     ConfigError,
+    Damaged,
     PlanDenied,
     RunConflict,
     RunFailed,
@@ -51,6 +52,7 @@ from longshore.orchestration.errors import (
     UnknownName,
     UsageError,
     WaitTimeout,
+    WrongType,
 )
 from longshore.orchestration.events import Event
 from longshore.orchestration.hooks import Hooks, Teller
@@ -70,7 +72,6 @@ from longshore.orchestration.store import Store, actor, stream_order
 
 #: What may be said of a step that nobody else knows more of.
 Resolution = Literal["done", "skip", "undone", "abandon"]
-#: It becomes a part of keys and of file names.
 #: Between two looks at what a step has printed.
 _FOLLOW = 0.3
 
@@ -370,7 +371,7 @@ class Client:
         for run_id in self.store.runs(limit):
             try:
                 found.append(self.get(run_id))
-            except UnknownName:
+            except (UnknownName, Damaged, WrongType, ValidationError):  # doctor names a damaged one
                 continue
         return found
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from longshore.orchestration.errors import ConfigError, StoreUnavailable
+from longshore.orchestration.errors import ConfigError, StoreUnavailable, WrongType
 from longshore.orchestration.keys import Keys
 from longshore.orchestration.settings import SENTINEL, Settings, get_settings, sentinel
 
@@ -21,12 +24,22 @@ _TRIES = 1
 _REPLICATION = 2.0
 #: Seconds between two times that a script which others load is called.
 _SCRIPT_PAUSE = 0.1
+#: Seconds that a thread waits for one of the process's connections.
+_CONNECTION = 30.0
 #: Seconds that a read may wait on the server.
 _LONGEST_BLOCK = 2.0
 
 
 def milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
+
+
+def as_number(text: object) -> int | None:
+    """The integer that a key or a field holds; None where there is none, or no integer."""
+    try:
+        return int(str(text))
+    except ValueError:
+        return None
 
 
 def connect(settings: Settings) -> redis.Redis:
@@ -41,6 +54,8 @@ def connect(settings: Settings) -> redis.Redis:
 
     options: dict[str, Any] = {
         "decode_responses": True,
+        # Bytes that are no text are one damaged entry; an exception would end the reading of all the others.
+        "encoding_errors": "surrogateescape",
         "socket_connect_timeout": settings.connect_timeout,
         # Longer than any read that waits for something to happen.
         "socket_timeout": max(_LONGEST_BLOCK + 1.0, settings.connect_timeout),
@@ -49,12 +64,18 @@ def connect(settings: Settings) -> redis.Redis:
     }
     if settings.url().startswith(SENTINEL):
         found = sentinel(settings.url())
+        # redis-py has no pool of a sentinel's that waits for a connection: it makes as many as are asked for.
+        options["max_connections"] = 2**31
         ask = {"socket_timeout": settings.connect_timeout, "socket_connect_timeout": settings.connect_timeout}
         return redis.Sentinel(found.hosts, sentinel_kwargs=ask).master_for(  # type: ignore[no-untyped-call, no-any-return]
             found.service, db=found.db, username=found.username, password=found.password, **options
         )
     try:
-        return redis.Redis.from_url(settings.url(), **options)
+        # A thread too many waits for a connection, where redis-py's own pool fails.
+        pool = redis.BlockingConnectionPool.from_url(
+            settings.url(), max_connections=settings.max_connections, timeout=_CONNECTION, **options
+        )
+        return redis.Redis.from_pool(pool)
     except ValueError as error:
         raise ConfigError(f"the Redis URL is no URL: {error}", remedy="redis://host:6379/0") from None
 
@@ -68,6 +89,7 @@ def _remedy(said: str) -> str:
 
 
 _REMEDIES = {
+    "No connection available": "too many threads share its connections: raise LONGSHORE_MAX_CONNECTIONS",
     "maxmemory": "it has no memory left: raise its maxmemory, or longshore runs prune; nothing is lost",
     "MISCONF": "it cannot write to its disk: make room there",
     "READONLY": "it is a replica: use the address of the master, or a sentinel:// URL",
@@ -92,6 +114,24 @@ class Connection:
         self._loads = True
 
     @cached_property
+    def _blocking(self) -> threading.Semaphore:
+        return threading.Semaphore(max(1, self.settings.max_connections // 2))
+
+    @contextlib.contextmanager
+    def blocking(self, seconds: float) -> Iterator[bool]:
+        """Whether a read may wait on the server just now: it holds a connection all the while, and half of them are
+        kept for commands. Where it may not, the thread has waited here instead.
+        """
+        if self._blocking.acquire(blocking=False):
+            try:
+                yield True
+            finally:
+                self._blocking.release()
+            return
+        time.sleep(seconds * random.uniform(0.5, 1.0))  # noqa: S311 - not all at once
+        yield False
+
+    @cached_property
     def _errors(self) -> tuple[type[Exception], ...]:
         import redis  # noqa: PLC0415 - see connect
 
@@ -102,6 +142,10 @@ class Connection:
             return function(*args, **kwargs)
         except self._errors as error:
             why = str(error).rstrip(".")
+            if "WRONGTYPE" in why:
+                raise WrongType(
+                    f"Redis at {self.shown_url()}: a key has the wrong type", remedy="longshore doctor names the key"
+                ) from error
             raise StoreUnavailable(f"Redis at {self.shown_url()}: {why}", remedy=_remedy(why)) from error
 
     def acknowledged(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:

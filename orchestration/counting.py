@@ -8,6 +8,7 @@ of a run that is reopened, what it had counted stays.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from longshore.orchestration import report
 from longshore.orchestration.compiled import CompiledPlan, index_of
-from longshore.orchestration.errors import LongshoreError
+from longshore.orchestration.errors import UNREADABLE, LongshoreError, StoreUnavailable, WrongType
 from longshore.orchestration.keys import Field
 from longshore.orchestration.plan import Plan
 from longshore.orchestration.states import STEP_FINAL, TERMINAL, RunState
@@ -42,15 +43,23 @@ Counts = dict[str, float]
 
 def of_run(store: Store, run_id: str) -> tuple[Counts, RunState] | None:
     """What a run has done so far; None where it is gone, or cannot be read."""
-    body = store.body(run_id)
-    if body is None:
-        return None
     try:
+        body = store.body(run_id)
+        if body is None:
+            return None
         plan = CompiledPlan(Plan.model_validate(body["plan"]), lenient=True)
-    except (ValueError, LongshoreError):
+        run, steps = store.everything(run_id)
+        done = report.build(run_id, plan, run, steps, store.now())
+        return _counts(plan, steps, done), done.state
+    except StoreUnavailable as error:
+        if isinstance(error, WrongType):
+            return None
+        raise
+    except (*UNREADABLE, LongshoreError):  # a damaged run counts for nothing, and the others count
         return None
-    run, steps = store.everything(run_id)
-    done = report.build(run_id, plan, run, steps, store.now())
+
+
+def _counts(plan: CompiledPlan, steps: Mapping[str, str], done: report.Report) -> Counts:
     found: dict[str, float] = defaultdict(float)
 
     def add(*name: str, by: float = 1) -> None:
@@ -79,7 +88,7 @@ def of_run(store: Store, run_id: str) -> tuple[Counts, RunState] | None:
         if metric := _SWEPT.get(kind.removeprefix("u")):
             op = plan.steps[index_of(int(step_id) if step_id.isdigit() else step_id)].operation.name
             add(metric, op, by=int(value or 0))
-    return {name: value for name, value in found.items() if value}, done.state
+    return {name: value for name, value in found.items() if value}
 
 
 @dataclass
@@ -122,7 +131,7 @@ def totals(store: Store) -> Totals:
 def _fold(store: Store) -> None:
     """Add what came to rest since the last time; of each run only what was not added before."""
     client, keys = store.client, store.keys
-    since = float(store.call(client.hget, keys.counted, _UNTIL) or 0) - _OVERLAP
+    since = (_number(store.call(client.hget, keys.counted, _UNTIL)) or 0.0) - _OVERLAP
     begin = 0
     while True:
         ended = store.call(client.zrangebyscore, keys.ended, since, "+inf", start=begin, num=_AT_ONCE, withscores=True)
@@ -150,7 +159,7 @@ def _add(store: Store, run_id: str, counts: Counts, until: float | None = None) 
         while True:
             try:
                 store.call(pipe.watch, keys.counted_runs)
-                known = _numbers(json.loads(store.call(pipe.hget, keys.counted_runs, run_id) or "{}"))
+                known = _snapshot(store.call(pipe.hget, keys.counted_runs, run_id) or "{}")
                 more = _more(known, counts)
                 pipe.multi()
                 for name, value in more.items():
@@ -174,8 +183,26 @@ def _snapshots(store: Store, run_ids: list[str]) -> dict[str, Counts]:
     if not run_ids:
         return {}
     texts = store.call(store.client.hmget, store.keys.counted_runs, run_ids)
-    return {run_id: _numbers(json.loads(text)) for run_id, text in zip(run_ids, texts, strict=True) if text}
+    return {run_id: _snapshot(text) for run_id, text in zip(run_ids, texts, strict=True) if text}
 
 
-def _numbers(found: Mapping[str, str | float]) -> Counts:
-    return {name: float(value) for name, value in found.items() if name != _UNTIL}
+def _snapshot(text: str) -> Counts:
+    """Nothing for a text that cannot be read: the run is counted anew."""
+    try:
+        return _numbers(json.loads(text))
+    except UNREADABLE:
+        return {}
+
+
+def _numbers(found: Mapping[str, object]) -> Counts:
+    """Without what is no number."""
+    read = {name: _number(value) for name, value in found.items() if name != _UNTIL}
+    return {name: value for name, value in read.items() if value is not None}
+
+
+def _number(value: object) -> float | None:
+    try:
+        number = float(str(value))
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

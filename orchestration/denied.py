@@ -14,6 +14,7 @@ from longshore.orchestration.errors import PlanDenied, Problem, UnknownName
 from longshore.orchestration.operations import find
 from longshore.orchestration.plan import Plan, UndoSpec
 from longshore.orchestration.settings import Settings
+from longshore.orchestration.template_engine import LONGEST_CODE_OF_PLAN, code_size
 
 #: What is called so is a secret; `…_FILE` names where one lies.
 _SECRET = re.compile(
@@ -24,9 +25,19 @@ _NO_SECRET = re.compile(r"(_file|_path|_name|_id|_url|_ttl|_length|_type|_expiry
 
 def denied(plan: Plan, settings: Settings) -> None:
     """Raises PlanDenied, with all that is found."""
+    if costly := too_much_code(plan):
+        raise PlanDenied([costly])
     found = [*_inside(plan), *_upwards(plan), *(_in_clear(plan) if settings.clear_secrets == "refuse" else ())]
     if found:
         raise PlanDenied(found)
+
+
+def too_much_code(plan: Plan) -> Problem | None:
+    """All templates of a plan are parsed wherever it is read: they may be only so long."""
+    size = sum(code_size(text) for text, _ in _texts(plan.model_dump(), ()) if templates.is_template(text))
+    if size <= LONGEST_CODE_OF_PLAN:
+        return None
+    return Problem(f"its templates have {size} characters inside their tags, and at most {LONGEST_CODE_OF_PLAN} may be")
 
 
 def _done(plan: Plan) -> Iterator[tuple[str, str, dict[str, Any], tuple[str | int, ...]]]:

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from longshore.orchestration import installation
+from longshore.orchestration import installation, integrity
 from longshore.orchestration.breakers import Breakers
-from longshore.orchestration.errors import StoreUnavailable
+from longshore.orchestration.errors import Damaged, StoreUnavailable, WrongType
 from longshore.orchestration.hosts import Hosts, HostState
+from longshore.orchestration.identifiers import RUN_ID
 from longshore.orchestration.installation import Finding
 from longshore.orchestration.selection import listed
+from longshore.orchestration.states import RunState
 from longshore.orchestration.store import Store
 
 #: Of Redis; scripts need its streams, and `SET … GET NX`.
@@ -21,7 +23,34 @@ _OLDEST = (7, 0)
 
 def examine(store: Store) -> list[Finding]:
     """Everything that can be seen from here. StoreUnavailable where Redis does not answer."""
-    return [*_redis(store), *_work(store), *installation.examine(store)]
+    found = [*_redis(store), *_keys(store)]
+    for part in (_work, installation.examine):
+        try:
+            found += part(store)
+        except (WrongType, Damaged) as error:  # the key is named above
+            found.append(Finding(f"a part of the examination was left out: {error.message}", "error", error.remedy))
+    return found
+
+
+def _keys(store: Store) -> Iterator[Finding]:
+    for wrong in integrity.wrong_keys(store):
+        yield Finding(
+            str(wrong), "error",
+            f"find out who wrote it, then RENAME {wrong.key} {wrong.key}.damaged; a worker does so within a minute, "
+            "and rebuilds the index from the runs",
+        )  # fmt: skip
+    runs = [run_id for run_id in store.runs(200) if RUN_ID.fullmatch(run_id)]
+    pipe = store.client.pipeline(transaction=False)
+    for run_id in runs:
+        pipe.hget(store.keys.of(run_id).run, "state")
+    for run_id, state in zip(runs, store.call(pipe.execute, raise_on_error=False), strict=True):
+        if state is not None and state not in set(RunState):
+            wrong_ones = integrity.wrong_keys_of(store, run_id)
+            what = ", ".join(map(str, wrong_ones)) or f"its state is {state!r}"
+            yield Finding(
+                f"run {run_id} is damaged: {what}", "error",
+                "restore Redis from a backup, or delete the keys of this run: its effects on hosts stand",
+            )  # fmt: skip
 
 
 def _redis(store: Store) -> Iterator[Finding]:
@@ -129,12 +158,19 @@ def _work(store: Store) -> Iterator[Finding]:
     aside = store.aside()
     if aside:
         yield Finding(
-            f"{len(aside)} messages were put aside, the latest in queue {aside[0]['queue']}: {aside[0]['why']}",
+            f"{len(aside)} dead letters, the latest of {aside[0]['queue']}: {aside[0]['why']}",
             "warning",
-            f"look at the stream {store.keys.aside}: who writes to these queues?",
+            f"look at the stream {store.keys.aside}: who writes to these queues and keys?",
         )
-    states = {run_id: store.state(run_id) for run_id in store.runs(200)}
+    states = {run_id: _state(store, run_id) for run_id in store.runs(200)}
     for state in ("suspended", "undo_failed"):
         found = [run_id for run_id, known in states.items() if known == state]
         if found:
             yield Finding(f"{state}: {', '.join(found[:5])}", "warning", f"see longshore runs show {found[0]}")
+
+
+def _state(store: Store, run_id: str) -> str | None:
+    try:
+        return store.state(run_id)
+    except WrongType:
+        return None

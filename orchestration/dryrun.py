@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from celery import Celery
 
-from longshore.orchestration import templates
+from longshore.orchestration import signing, templates
 from longshore.orchestration.canvas import PROBE
 from longshore.orchestration.compiled import CompiledPlan, CompiledStep
 from longshore.orchestration.errors import UnknownName, WaitTimeout
@@ -25,7 +25,8 @@ _PROBE_SECONDS = 60.0
 def dry_run(store: Store, producer: Celery, plan: CompiledPlan, body: Mapping[str, Any]) -> list[dict[str, Any]]:
     """See `Client.dry_run`; `body` is the request that a real run would be."""
     probe_id = uuid4().hex
-    store.put_probe(probe_id, json.dumps(body, ensure_ascii=False), _PROBE_SECONDS)
+    text = signing.sealed(store.settings, "probe", probe_id, json.dumps(body, ensure_ascii=False))
+    store.put_probe(probe_id, text, _PROBE_SECONDS)
     asked: list[_Question] = []
     answers: list[dict[str, Any]] = []
     hosts = Hosts(store).all()

@@ -11,6 +11,8 @@
     │   ├── BadIdentifier             a text that can be no part of a key or of a path
     │   └── ConfigError               settings, a missing program or package
     ├── StoreUnavailable              Redis does not answer
+    │   └── WrongType                 a key in Redis has another type than Longshore gave it
+    ├── Damaged                       an entry in Redis that cannot be read
     ├── QueueFull                 as many runs wait as may
     ├── ServiceDown               a service that the plan needs is down, and new runs are refused
     ├── RunLost                   the run is not in Redis any more
@@ -153,6 +155,18 @@ class ConfigError(UsageError):
 
 class StoreUnavailable(LongshoreError):
     """Redis does not answer, or refuses to write."""
+
+
+class WrongType(StoreUnavailable):
+    """A key in Redis has another type than the one that Longshore gave it."""
+
+
+class Damaged(LongshoreError):
+    """An entry in Redis that cannot be read: it becomes one dead letter, and harms nothing else."""
+
+
+#: What the reader of a damaged entry raises.
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 
 
 class DecodeError(LongshoreError):

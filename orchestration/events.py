@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from longshore.orchestration.compiled import CompiledPlan, as_id
+from longshore.orchestration.errors import UNREADABLE
 from longshore.orchestration.store import Store
 
 #: Seconds that one read waits before it looks whether the run has ended.
@@ -34,7 +35,7 @@ def read(store: Store, run_id: str, plan: CompiledPlan, after: str = "0-0") -> l
     """What there is after a cursor."""
     found: list[Event] = []
     while entries := store.read_events(run_id, after):
-        found += [_event(plan, *entry) for entry in entries]
+        found += filter(None, (_event(plan, *entry) for entry in entries))
         after = entries[-1][0]
     return found
 
@@ -47,11 +48,19 @@ def follow(store: Store, run_id: str, plan: CompiledPlan, after: str = "0-0") ->
             yield None
         for stream_id, fields in entries:
             after = stream_id
-            yield _event(plan, stream_id, fields)
+            if (event := _event(plan, stream_id, fields)) is not None:
+                yield event
 
 
-def _event(plan: CompiledPlan, stream_id: str, fields: dict[str, str]) -> Event:
-    """The stream holds the numbers of steps; people see names."""
+def _event(plan: CompiledPlan, stream_id: str, fields: dict[str, str]) -> Event | None:
+    """The stream holds the numbers of steps; people see names. None for an entry that is no event."""
+    try:
+        return _named(plan, stream_id, fields)
+    except UNREADABLE:
+        return None
+
+
+def _named(plan: CompiledPlan, stream_id: str, fields: dict[str, str]) -> Event:
     shown = {key: value for key, value in fields.items() if key not in {"event", "at"}}
     if shown.get("step"):
         shown["step"] = plan.name_of(as_id(shown["step"]))

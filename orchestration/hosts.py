@@ -16,7 +16,7 @@ from typing import Any
 from longshore.orchestration.compiled import CONTROL, CompiledStep, at_host, is_forward
 from longshore.orchestration.connection import Connection
 from longshore.orchestration.deployed.state import CACHE as DEPLOYED
-from longshore.orchestration.errors import UnknownName
+from longshore.orchestration.errors import UNREADABLE, UnknownName
 from longshore.orchestration.operations import Operation
 from longshore.orchestration.selection import ALL, HostFilter, has_label, is_several, listed
 
@@ -347,9 +347,11 @@ class Hosts:
         pipe = self._client.pipeline(transaction=False)
         for name in names:
             pipe.hgetall(self._keys.machine(name))
-        rows, now = self._store.call(pipe.execute), self._store.now()
+        rows, now = self._store.call(pipe.execute, raise_on_error=False), self._store.now()
         silent = round(SILENT_LEASES * self._store.settings.lease * 1000)
-        return {name: _host(name, row, now, silent) for name, row in zip(names, rows, strict=True) if row}
+        # A description of the wrong type, or one that cannot be read, is no host: the others are known all the same.
+        found = zip(names, rows, strict=True)
+        return {name: _host(name, row, now, silent) for name, row in found if row and isinstance(row, dict)}
 
     # --- what people ask --------------------------------------------------------------------------
 
@@ -401,16 +403,52 @@ def _beat(now: int, state: NodeState, active: int) -> str:
 
 
 def _drained(text: str | None) -> Drained | None:
-    return Drained(**json.loads(text)) if text else None
+    try:
+        return Drained(**json.loads(text)) if text else None
+    except UNREADABLE:
+        return None
+
+
+def unreadable(row: Mapping[str, str]) -> dict[str, str]:
+    """Fields of a host's description that cannot be read, and why."""
+    wrong: dict[str, str] = {}
+    for key, value in row.items():
+        kind, _, node = key.partition(":")
+        try:
+            if kind == "node":
+                _node(node, json.loads(value), 0)
+            elif kind == "beat":
+                _read_beat(value)
+            elif kind == "drained":
+                Drained(**json.loads(value))
+            elif kind == "last":
+                last = json.loads(value)
+                _node(last.pop("name"), last, last.pop("seen"))
+        except UNREADABLE as error:
+            wrong[key] = f"{type(error).__name__}: {error}"
+    return wrong
+
+
+def _read_beat(text: str) -> tuple[int, NodeState, int]:
+    seen, state, active = text.split()
+    return int(seen), NodeState(state), int(active)
 
 
 def _host(name: str, row: Mapping[str, str], now: int, silent: int) -> Host:
+    """A field that cannot be read is left out."""
+    try:
+        return _described(name, row, now, silent)
+    except UNREADABLE:
+        wrong = unreadable(row)
+        return _described(name, {key: value for key, value in row.items() if key not in wrong}, now, silent)
+
+
+def _described(name: str, row: Mapping[str, str], now: int, silent: int) -> Host:
     nodes = []
     for key, value in sorted(row.items()):
         kind, _, node = key.partition(":")
         if kind == "node":
-            seen, state, active = (row.get(f"beat:{node}") or "0 ready 0").split()
-            nodes.append(_node(node, json.loads(value), int(seen), NodeState(state), int(active)))
+            nodes.append(_node(node, json.loads(value), *_read_beat(row.get(f"beat:{node}") or "0 ready 0")))
     last = json.loads(row["last"]) if "last" in row else None
     known = _node(last.pop("name"), last, last.pop("seen")) if last else None
     had = frozenset(key.removeprefix("had:") for key in row if key.startswith("had:"))
@@ -421,14 +459,16 @@ def _host(name: str, row: Mapping[str, str], now: int, silent: int) -> Host:
 def _node(
     name: str, told: Mapping[str, Any], seen: int, state: NodeState = NodeState.STOPPING, active: int = 0
 ) -> Node:
+    if not isinstance(told["labels"], dict) or not isinstance(told["facts"], dict):
+        raise TypeError("labels and facts must be objects")
     return Node(
         name,
         tuple(told["queues"]),
         tuple(told["own"]),
-        told["version"],
+        str(told["version"]),
         told["labels"],
         told["facts"],
-        told["since"],
+        int(told["since"]),
         seen,
         state,
         active,

@@ -5,8 +5,13 @@ from __future__ import annotations
 import contextlib
 import secrets
 
-from longshore.orchestration.connection import Connection
+from longshore.orchestration.connection import Connection, as_number
 from longshore.orchestration.connection import milliseconds as _ms
+
+#: Seconds after which a waiting run is looked at although nothing was due: an index is a hint, and hints can be lost.
+SAFETY = 7200.0
+#: Runs that are looked at in one go.
+BATCH = 100
 
 
 def mark() -> int:
@@ -33,17 +38,35 @@ class Indices(Connection):
         """Have the sweeper look at a live run at that time, ms (`sooner`: at the latest)."""
         self.call(self.client.zadd, self.keys.live, {run_id: when}, lt=sooner)
 
-    def due(self, lease: float) -> list[str]:
+    def pulse(self) -> tuple[int, int, dict[str, float]]:
+        """The time, how many runs are live, and the first runs of the inbox with their marks."""
+        pipe = self.client.pipeline(transaction=False)
+        pipe.time()
+        pipe.zcard(self.keys.live)
+        pipe.zrange(self.keys.inbox, 0, 10 * BATCH - 1, withscores=True)
+        (seconds, micros), live, inbox = self.call(pipe.execute)
+        return int(seconds) * 1000 + int(micros) // 1000, int(live), {str(run): float(at) for run, at in inbox}
+
+    def due(self, lease: float, now: int | None = None) -> list[str]:
         """Live runs to be looked at now; the next sweeper will see them a lease later."""
-        now = self.now()
-        found = self.call(self.client.zrangebyscore, self.keys.live, 0, now, start=0, num=100)
+        now = self.now() if now is None else now
+        found = self.call(self.client.zrangebyscore, self.keys.live, "-inf", now, start=0, num=BATCH)
         if found:
             self.call(self.client.zadd, self.keys.live, {run: now + _ms(lease) for run in found}, xx=True)
         return found  # type: ignore[no-any-return]
 
+    def postpone(self, run_id: str, until: int, version: int, lease: float) -> None:
+        """Have nobody look at a waiting run before that time, ms, unless it has moved on from that version."""
+        pipe = self.client.pipeline(transaction=False)
+        pipe.zadd(self.keys.live, {run_id: until}, xx=True)
+        pipe.hget(self.keys.of(run_id).run, "ver")
+        # Who moves it on puts it forward at first: either that comes after this, or this sees the new version.
+        if as_number(self.call(pipe.execute)[1]) != version:
+            self.look_at(run_id, self.now() + _ms(lease), sooner=True)
+
     def waiting(self) -> list[str]:
         """Runs in the inbox."""
-        return self.call(self.client.zrange, self.keys.inbox, 0, 99)  # type: ignore[no-any-return]
+        return self.call(self.client.zrange, self.keys.inbox, 0, BATCH - 1)  # type: ignore[no-any-return]
 
     def seen(self, run_id: str, mark: float) -> None:
         """Take a run out of the inbox, unless something new was asked since its mark was read."""
@@ -56,18 +79,20 @@ class Indices(Connection):
                 pipe.zrem(self.keys.inbox, run_id)
                 self.call(pipe.execute)
 
-    def leases_count(self) -> bool:
+    def leases_count(self, now: int | None = None) -> bool:
         """Whether leases may be judged. After a time in which nobody swept (Redis was away, or its clock
         jumped) every worker gets one whole lease to renew first (SEMANTICS 24).
         """
-        now, lease = self.now(), _ms(self.settings.lease)
-        before, pause = self.call(self.client.mget, self.keys.tick, self.keys.pause)
+        now, lease = self.now() if now is None else now, _ms(self.settings.lease)
+        before, pause = (as_number(text) for text in self.call(self.client.mget, self.keys.tick, self.keys.pause))
         # Leases are renewed every third of their length: two thirds of silence can end one.
-        gap = before is not None and abs(now - int(before)) > lease // 2
+        gap = before is not None and abs(now - before) > lease // 2
         if gap:  # the pause first: whoever finds the new tick must find it too
             self.call(self.client.set, self.keys.pause, now + lease, px=lease)
-        self.call(self.client.set, self.keys.tick, now)
-        return not gap and (pause is None or int(pause) <= now)
+        # Of several sweepers one is enough to say that there is one.
+        if gap or before is None or now - before > lease // 8:
+            self.call(self.client.set, self.keys.tick, now)
+        return not gap and (pause is None or pause <= now)
 
     def rests(self, run_id: str, ended: int, *, again: bool = False) -> None:
         """Its time to be kept begins when it ended, ms; with `again`, anew."""

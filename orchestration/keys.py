@@ -59,8 +59,26 @@ mends from the runs themselves.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+
+#: The type of each key of an installation, as TYPE has it; a name that ends in a colon begins a family of keys.
+TYPES: Mapping[str, str] = {
+    "inbox": "zset", "queue": "zset", "known": "hash", "order": "string", "admitted": "zset", "plan:": "set",
+    "slot:": "set", "live": "zset", "runs": "zset", "ended": "zset", "tidied": "string", "tick": "string",
+    "pause": "string", "lock:": "string", "locks": "set", "object:": "hash", "kept-object:": "hash", "cache:": "hash",
+    "orchestrating": "hash", "aside": "stream", "audit": "stream", "counted": "hash", "counted-runs": "hash",
+    "reported": "stream", "signed": "string", "told:": "set", "carried:": "string", "fleet": "zset", "machine:": "hash",
+    "jobs-asked": "string", "jobs-seen": "hash", "scheduled": "hash", "ticked": "string", "paused": "hash",
+    "job:": "zset", "breakers": "set", "breaker:": "hash", "probing:": "string", "blocked:": "set",
+    "probe:": "string", "answers:": "list",
+}  # fmt: skip
+#: The same of the keys of one run.
+RUN_TYPES: Mapping[str, str] = {
+    "request": "string", "commands": "stream", "run": "hash", "steps": "hash", "leases": "zset", "events": "stream",
+    "waits": "zset",
+}  # fmt: skip
 
 
 class Field(StrEnum):

@@ -11,12 +11,12 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from uuid import uuid4
 
 from longshore.orchestration.connection import Connection
-from longshore.orchestration.errors import StoreUnavailable
+from longshore.orchestration.errors import UNREADABLE, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +60,13 @@ class Locks:
             pipe.get(keys.lock(name))
             pipe.pttl(keys.lock(name))
             text, left = self._redis.call(pipe.execute)
-            if text:
-                found.append(Holder(**json.loads(text), left=max(0, left) / 1000))
+            if (holder := _holder(text)) is not None:
+                found.append(replace(holder, left=max(0, left) / 1000))
         return found
 
     def holder(self, name: str) -> Holder | None:
         text = self._redis.call(self._redis.client.get, self._redis.keys.lock(name))
-        return Holder(**json.loads(text)) if text else None
+        return _holder(text)
 
     @contextlib.contextmanager
     def hold(
@@ -128,6 +128,14 @@ class Locks:
             except _lock_error():
                 log.warning("the lock of %s has lapsed while it was held", what)
                 return
+
+
+def _holder(text: str | None) -> Holder | None:
+    """None where nobody holds the lock, and for a text that cannot be read."""
+    try:
+        return Holder(**json.loads(text)) if text else None
+    except UNREADABLE:
+        return None
 
 
 def _lock_error() -> type[Exception]:

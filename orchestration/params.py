@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_s
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from longshore.orchestration import patterns
 from longshore.orchestration.errors import ParamsError
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -61,10 +61,7 @@ class Param(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Param:
         if self.pattern is not None:
-            try:
-                re.compile(self.pattern)
-            except re.error as error:
-                raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from None
+            patterns.check(self.pattern)
         if self.default is not None and (problem := self.problem(self.default)):
             raise ValueError(f"its default {problem}")
         return self
@@ -81,8 +78,11 @@ class Param(BaseModel):
             return f"must be a finite number, not {value!r}"
         if self.enum is not None and value not in self.enum:
             return f"must be one of {', '.join(map(str, self.enum))}, not {value!r}"
-        if self.pattern is not None and not re.fullmatch(self.pattern, str(value)):
-            return f"must match {self.pattern}, not {value!r}"
+        if self.pattern is not None:
+            if len(str(value)) > patterns.LONGEST_TEXT:
+                return f"must have at most {patterns.LONGEST_TEXT} characters, for it has a pattern"
+            if not patterns.matches(self.pattern, str(value)):
+                return f"must match {self.pattern}, not {value!r}"
         size: Any = len(value) if isinstance(value, str | list | dict) else value
         what = "value" if size is value else "length"
         if self.min is not None and size < self.min:

@@ -35,7 +35,7 @@ from longshore.orchestration.guards import OnlyIf
 from longshore.orchestration.operations import Retry
 from longshore.orchestration.params import Param
 from longshore.orchestration.scheduled import Scheduled, ScheduleName
-from longshore.orchestration.selection import TARGET, HostFilter
+from longshore.orchestration.selection import HostFilter, is_target
 
 if TYPE_CHECKING:
     from celery import Signature
@@ -84,7 +84,7 @@ def _as_tolerance(value: Any) -> Any:
 
 
 def _as_target(value: Any) -> Any:
-    if value is not None and (not isinstance(value, str) or not re.fullmatch(TARGET, value)):
+    if value is not None and (not isinstance(value, str) or not is_target(value)):
         raise ValueError("must be _any, _all, a host's name, or a label as key:value")
     return value
 

@@ -108,10 +108,10 @@ def collect(store: Store, *, host: str = "", service: str = "", since: int = 0) 
 
 
 def _of_run(store: Store, run_id: str, host: str, service: str) -> Iterator[_Deed | LeftOut]:
-    body = store.body(run_id)
-    if body is None:
-        return
     try:
+        body = store.body(run_id)
+        if body is None:
+            return
         plan = CompiledPlan(Plan.model_validate(body["plan"]), lenient=True)
     except (ValidationError, LongshoreError) as error:
         yield LeftOut(run_id, "*", f"its plan cannot be read: {error}")

@@ -9,7 +9,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from longshore.orchestration.durations import parse_duration
-from longshore.orchestration.errors import UsageError
+from longshore.orchestration.errors import Damaged, UsageError, WrongType
+from longshore.orchestration.identifiers import RUN_ID
 from longshore.orchestration.states import RunState
 
 if TYPE_CHECKING:
@@ -93,10 +94,11 @@ def _found(client: Client, wanted: Filter) -> Iterator[Row]:
         pipe = store.client.pipeline(transaction=False)
         for run_id in page:
             pipe.hmget(store.keys.of(run_id).run, _FIELDS)
-        rows = [
-            _row(store.now(), run_id, values) for run_id, values in zip(page, store.call(pipe.execute), strict=True)
-        ]
-        for row in rows:
+        answers = zip(page, store.call(pipe.execute, raise_on_error=False), strict=True)
+        now = store.now()
+        # A run whose record is damaged is left out: doctor names it.
+        rows = [_row(now, run_id, values) for run_id, values in answers if RUN_ID.fullmatch(run_id)]
+        for row in filter(None, rows):
             if wanted.since and row.created.timestamp() * 1000 < wanted.since:
                 return  # they come in the order of their times
             if wanted.fits(row, _labels(client, row.run_id) if wanted.label else {}):
@@ -104,24 +106,33 @@ def _found(client: Client, wanted: Filter) -> Iterator[Row]:
 
 
 def _labels(client: Client, run_id: str) -> dict[str, str]:
-    body = client.store.body(run_id)
+    try:
+        body = client.store.body(run_id)
+    except (Damaged, WrongType):
+        return {}
     return dict(body["plan"].get("labels") or {}) if body else {}
 
 
-def _row(now: int, run_id: str, values: list[str | None]) -> Row:
+def _row(now: int, run_id: str, values: list[str | None] | Exception) -> Row | None:
+    """None for a record that cannot be read."""
+    if isinstance(values, Exception):
+        return None
     known = {name: value or "" for name, value in zip(_FIELDS, values, strict=True)}
     if not known["state"]:
         return Row(run_id, "", RunState.PENDING, datetime.fromtimestamp(now / 1000, UTC))
-    began, ended = int(known["started"] or 0), int(known["ended"] or 0)
-    return Row(
-        run_id,
-        known["plan"],
-        RunState(known["state"]),
-        _time(int(known["created"] or 0)),
-        ((ended or now) - began) / 1000 if began else None,
-        known["actor"],
-        known["err"],
-    )
+    try:
+        began, ended = int(known["started"] or 0), int(known["ended"] or 0)
+        return Row(
+            run_id,
+            known["plan"],
+            RunState(known["state"]),
+            _time(int(known["created"] or 0)),
+            ((ended or now) - began) / 1000 if began else None,
+            known["actor"],
+            known["err"],
+        )
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _time(ms: int) -> datetime:

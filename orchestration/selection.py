@@ -24,7 +24,15 @@ def is_host_name(text: str) -> bool:
     return re.fullmatch(HOST, text) is not None and not text.endswith(".undo")
 
 
-TARGET = rf"^(_any|_all|{HOST}|{_LABEL_KEY}:{_LABEL_VALUE}|.*\{{\{{.*\}}\}}.*)$"
+_TARGET = re.compile(rf"_any|_all|{HOST}|{_LABEL_KEY}:{_LABEL_VALUE}")
+
+
+def is_target(text: str) -> bool:
+    """Whether a plan may have it as a target. What a template gives is looked at when it is rendered."""
+    if "{{" in text:
+        return "}}" in text and "\n" not in text
+    return _TARGET.fullmatch(text) is not None
+
 
 #: Names of the same processor, as kernels, Docker and people write them.
 _ARCH = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}

@@ -218,6 +218,8 @@ class Settings(BaseSettings):
     visibility_timeout: Duration = 86_400.0
     #: How long a client waits for Redis before it gives up with one clear error.
     connect_timeout: Duration = 5.0
+    #: Connections to Redis of one process. More threads than half of them may wait for runs: they ask now and then.
+    max_connections: int = Field(default=100, ge=2, le=10_000)
     #: An embedded server with nothing to do ends after this time.
     idle_timeout: Duration = 20.0
     #: Processes of the embedded worker.

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from longshore.orchestration.compiled import StepId
 from longshore.orchestration.connection import Connection
 from longshore.orchestration.connection import milliseconds as _ms
+from longshore.orchestration.errors import StoreUnavailable
+
+log = logging.getLogger(__name__)
 
 
 class Shelf(Connection):
@@ -21,9 +25,18 @@ class Shelf(Connection):
         entry: dict[Any, Any] = {"queue": queue, "why": why, "message": message[:65536]}
         self.call(self.client.xadd, self.keys.aside, entry, maxlen=1000, approximate=True)
 
+    def dead_letter(self, where: str, entry: str, why: str) -> None:
+        """Keep an entry that nobody can read. Where even that is impossible, the log has it."""
+        log.error("an entry of %s cannot be read, and is a dead letter now: %r: %s", where, entry[:200], why)
+        try:
+            self.put_aside(where, entry, why)
+        except StoreUnavailable as error:
+            log.error("the dead letter could not be kept: %s", error)
+
     def aside(self) -> list[dict[str, str]]:
         """What was put aside, the latest first: `queue`, `why`, `message`."""
-        return [entry for _, entry in self.call(self.client.xrevrange, self.keys.aside)]
+        nothing = {"queue": "", "why": "", "message": ""}
+        return [nothing | entry for _, entry in self.call(self.client.xrevrange, self.keys.aside)]
 
     # --- events that are no transitions -----------------------------------------------------------
 
@@ -47,16 +60,16 @@ class Shelf(Connection):
         """What a step printed since: an id to go on from, the stream (stdout, stderr, or ''), and the line."""
         begin = after if after == "-" else f"({after}"
         for entry_id, entry in self.call(self.client.xrange, self.keys.of(run_id).log(step_id), min=begin):
-            yield entry_id, entry.get("stream", ""), entry["line"]
+            yield entry_id, entry.get("stream", ""), entry.get("line", "")
 
     # --- dry runs ---------------------------------------------------------------------------------
 
     def put_probe(self, probe_id: str, body: str, seconds: float) -> None:
         self.call(self.client.set, self.keys.probe(probe_id), body, px=_ms(seconds))
 
-    def probe(self, probe_id: str) -> dict[str, Any] | None:
-        text = self.call(self.client.get, self.keys.probe(probe_id))
-        return json.loads(text) if text else None
+    def probe(self, probe_id: str) -> str | None:
+        """Its plan, as text with a signature before it where there are keys."""
+        return self.call(self.client.get, self.keys.probe(probe_id)) or None
 
     def answer(self, probe_id: str, body: str, seconds: float) -> None:
         pipe = self.client.pipeline()
@@ -65,8 +78,9 @@ class Shelf(Connection):
         self.call(pipe.execute)
 
     def next_answer(self, probe_id: str, seconds: float) -> dict[str, Any] | None:
-        got = self.call(self.client.blpop, [self.keys.answers(probe_id)], timeout=seconds)
-        return json.loads(got[1]) if got else None
+        with self.blocking(seconds) as may:
+            got = self.call(self.client.blpop, [self.keys.answers(probe_id)], timeout=seconds if may else 0.01)
+            return json.loads(got[1]) if got else None
 
     def drop_probe(self, probe_id: str) -> None:
         self.call(self.client.delete, self.keys.probe(probe_id), self.keys.answers(probe_id))

@@ -1,8 +1,9 @@
 """Signed messages, requests and commands: who can write to Redis cannot have anything done by that alone.
 
-An HMAC-SHA256 of our own over what a message would have done: the task's name and id, the run, the step, which try,
-the plan's digest, when it was signed, and a digest of everything else in it. (Celery's `auth` serializer signs the
-body alone: the task's name stays open to be changed.) Roles: a client's key signs requests, commands and the words
+An HMAC-SHA256 of our own over what a message would have done: the task's name and id, which try, the plan's digest,
+when it was signed, and a digest of the body's bytes. Nothing of a body or a request is read until its signature holds.
+(Celery's `auth` serializer signs the body alone: the task's name stays open to be changed.)
+Roles: a client's key signs requests, commands and the words
 that move a run on; only a worker's key signs steps and undo. That a message is carried out once is seen to where it
 is (`longshore.tasks.messages`).
 """
@@ -160,7 +161,8 @@ def ring(settings: Settings | None = None) -> Ring | None:
 
 
 def _text(what: str, parts: Mapping[str, Any]) -> bytes:
-    return json.dumps([what, parts], sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps([what, parts], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _mac(key: Key, what: str, parts: Mapping[str, Any]) -> str:
@@ -184,9 +186,10 @@ def check(keys: Ring, what: str, parts: Mapping[str, Any], signature: Any) -> Ke
     key = keys.find(key_id, now) if isinstance(key_id, str) else None
     if key is None:
         raise Forged("it is signed with a key that is not known here, or not any more")
-    if not isinstance(at, int | float) or not now - LASTS < at < now + AHEAD:
+    if not isinstance(at, int | float) or isinstance(at, bool) or not now - LASTS < at < now + AHEAD:
         raise Forged("its signature is too old, or of a time that has not come")
-    if not hmac.compare_digest(_mac(key, what, {**parts, "key": key_id, "at": at}), str(signature.get("mac"))):
+    mac = str(signature.get("mac")).encode("utf-8", "replace")  # text that is not ASCII cannot be compared
+    if not hmac.compare_digest(_mac(key, what, {**parts, "key": key_id, "at": at}).encode(), mac):
         raise Forged("its signature does not fit: it was changed")
     return key
 
@@ -194,25 +197,22 @@ def check(keys: Ring, what: str, parts: Mapping[str, Any], signature: Any) -> Ke
 # --- messages -------------------------------------------------------------------------------------
 
 
-def _parts(headers: Mapping[str, Any], body: Any, digest: str) -> dict[str, Any]:
-    rest = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def _parts(headers: Mapping[str, Any], body: bytes, digest: str) -> dict[str, Any]:
+    """What is signed: every header that a worker acts upon, and the body as the bytes that it is."""
     named = {name: value for name, value in headers.items() if name not in _UNSIGNED and value is not None}
-    args = body[0] if isinstance(body, list) and body else []
-    return {"headers": named, "run": args[:1], "step": args[1:2], "plan": digest, "body": rest}
+    return {"headers": named, "plan": digest, "body": hashlib.sha256(body).hexdigest()}
 
 
-def check_message(keys: Ring, headers: Mapping[str, Any], body: Any) -> None:
-    """Raises Forged for a message of ours that nobody who may has signed."""
+def check_message(keys: Ring, headers: Mapping[str, Any], body: bytes) -> None:
+    """Raises Forged for a message of ours that nobody who may has signed. The body is read once its signature holds."""
     task = str(headers.get("task"))
     if not task.startswith(OURS):
         # Celery's own tasks send whatever they are told to, and what a worker sends is signed.
         raise Forged("it is no task of Longshore's, and these workers take signed ones only")
-    follow_ups = body[2] if isinstance(body, list) and len(body) > 2 and isinstance(body[2], dict) else {}
-    follows = any(follow_ups.get(name) for name in _FOLLOW_UPS)
     if task in SEALED:
         # Sent by an application's worker, which has no key: its arguments bear a seal, looked at by the task. Whatever
         # else is in it anybody may have written.
-        if follows or any(headers.get("timelimit") or ()):
+        if _follows(body) or any(headers.get("timelimit") or ()):
             raise Forged("nothing may be sent after it, and it has no time limit of its own")
         return
     signature = headers.get(FIELD)
@@ -220,8 +220,18 @@ def check_message(keys: Ring, headers: Mapping[str, Any], body: Any) -> None:
     key = check(keys, "message", _parts(headers, body, digest), signature)
     if key.role == "client" and task not in OF_CLIENTS:
         raise Forged(f"a client may not send {task}")
-    if key.role == "client" and follows:
+    if key.role == "client" and _follows(body):
         raise Forged("a client may not have something sent after it")
+
+
+def _follows(body: bytes) -> bool:
+    """Reports whether a worker would send anything after the message. Raises Forged for a body that is no JSON."""
+    try:
+        parts = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Forged("its body is no JSON") from None
+    follow_ups = parts[2] if isinstance(parts, list) and len(parts) > 2 and isinstance(parts[2], dict) else {}
+    return any(follow_ups.get(name) for name in _FOLLOW_UPS)
 
 
 @before_task_publish.connect
@@ -232,7 +242,7 @@ def _sign_message(sender: Any = None, body: Any = None, headers: Any = None, **_
     # What stood there is of the message that this one came of: a retry, the next of a chain.
     before = headers.pop(FIELD, None)
     digest = str(before.get("plan", "")) if isinstance(before, dict) else ""
-    sent = json.loads(kombu_json.dumps(body))
+    sent = kombu_json.dumps(body).encode()  # the bytes that kombu makes of it once more when it is sent
     seen = json.loads(kombu_json.dumps(dict(headers)))
     headers[FIELD] = sign(keys, "message", _parts(seen, sent, digest)) | {"plan": digest}
 
@@ -244,27 +254,39 @@ def plan_header(digest: str) -> dict[str, Any]:
 
 # --- requests and commands ------------------------------------------------------------------------
 
-#: The parts of a request that its signature is over; the digest stands for plan, parameters and files.
-_REQUEST = ("digest", "born", "actor", "origin", "parent", "group", "locks", "concurrency")
+#: Characters of a signature before a text, and of a command with all its fields.
+_LONGEST, _LONGEST_COMMAND = 500, 64 * 1024
 
 
-def sealed(settings: Settings, run_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The request with a signature, where there are keys."""
+def sealed(settings: Settings, what: str, name: str, text: str) -> str:
+    """The text of a request, or of a dry run, behind a line with its signature, where there are keys."""
     keys = ring(settings)
-    if keys is None:
-        return dict(body)
-    return dict(body) | {FIELD: sign(keys, "request", _of_request(run_id, body))}
+    return text if keys is None else f"{json.dumps(sign(keys, what, _of_text(name, text)))}\n{text}"
 
 
-def check_request(keys: Ring, run_id: str, body: Mapping[str, Any]) -> None:
-    """Raises Forged. A run that is part of another is a worker's to ask for."""
-    key = check(keys, "request", _of_request(run_id, body), body.get(FIELD))
-    if body.get("parent") and key.role != "worker":
-        raise Forged("a client may not start a part of another run")
+def opened(sealed_text: str) -> tuple[str, str]:
+    """The text as it is, and the line of its signature; '' where there is none."""
+    line, newline, text = sealed_text.partition("\n")
+    return (text, line) if newline else (sealed_text, "")
 
 
-def _of_request(run_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    return {"run": run_id} | {name: body.get(name) for name in _REQUEST}
+def check_text(keys: Ring, what: str, name: str, sealed_text: str) -> Key:
+    """The key that has signed a text, which nobody has read until then. Raises Forged."""
+    text, line = opened(sealed_text)
+    try:
+        signature = json.loads(line) if line and len(line) <= _LONGEST else None
+    except (ValueError, RecursionError):
+        signature = None
+    return check(keys, what, _of_text(name, text), signature)
+
+
+def digest_of(sealed_text: str) -> str:
+    """Of a text without its signature."""
+    return hashlib.sha256(opened(sealed_text)[0].encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _of_text(name: str, text: str) -> dict[str, str]:
+    return {"name": name, "text": hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()}
 
 
 def sealed_command(settings: Settings, run_id: str, fields: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -278,9 +300,11 @@ def sealed_command(settings: Settings, run_id: str, fields: Mapping[Any, Any]) -
 
 def check_command(keys: Ring, run_id: str, fields: Mapping[str, str]) -> None:
     """Raises Forged."""
+    if sum(len(name) + len(value) for name, value in fields.items()) > _LONGEST_COMMAND:
+        raise Forged(f"it has more than {_LONGEST_COMMAND} characters")
     try:
         signature = json.loads(fields.get(FIELD, "null"))
-    except ValueError:
+    except (ValueError, RecursionError):
         signature = None
     check(keys, "command", _of_command(run_id, fields), signature)
 

@@ -25,8 +25,8 @@ _Path = tuple[str | int, ...]
 #: The C parser where PyYAML has it: ten times as fast.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SUFFIXES = (".yaml", ".yml", ".json")
-#: Nodes after aliases are followed; a bomb of aliases grows far beyond any real plan.
-_MAX_NODES = 500_000
+#: Nodes by which following the aliases may make a file larger; a bomb of aliases grows far beyond any real plan.
+_MAX_EXPANDED = 50_000
 
 
 #: Levels of a file; a plan has about ten.
@@ -50,6 +50,7 @@ class _Document:
         self.lines: dict[_Path, int] = {}
         self._text = text
         self._nodes = 0
+        self._most = _MAX_EXPANDED
         self._loader = yaml.SafeLoader("")
         try:
             self.data = self._from_yaml()
@@ -83,6 +84,8 @@ class _Document:
         except yaml.YAMLError as error:
             self._measure_a_refused_text()
             raise self._broken(error) from None
+        except UnicodeError:  # half a surrogate pair, of a text that was built in Python
+            raise self._problem("this is not UTF-8 text", None) from None
         return None if root is None else self._build(root, ())
 
     def _measure_a_refused_text(self) -> None:
@@ -99,6 +102,7 @@ class _Document:
         """Refuse what is nested too deeply before it is built: the builder calls itself."""
         depth = 0
         for event in yaml.parse(self._text, Loader=loader):
+            self._most += 1
             if isinstance(event, yaml.CollectionStartEvent):
                 depth += 1
                 if depth > _MAX_DEPTH:
@@ -111,6 +115,8 @@ class _Document:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
         line = mark.line + 1 if mark is not None else None
+        if "nesting depth" in what:
+            return _TooDeepError([Problem("it is nested too deeply", line=line)], source=self.source)
         if isinstance(error, yaml.reader.ReaderError):
             # Its position is one of bytes or of characters, as the parser is C's or Python's.
             line = self._text.count("\n", 0, self._text.find(chr(error.character))) + 1
@@ -123,7 +129,7 @@ class _Document:
     def _build(self, node: yaml.Node, path: _Path) -> Any:
         self._nodes += 1
         line = node.start_mark.line + 1
-        if self._nodes > _MAX_NODES or len(path) > _MAX_DEPTH:
+        if self._nodes > self._most or len(path) > _MAX_DEPTH:
             raise self._problem("its aliases make it too large", line)
         self.lines.setdefault(path, line)
         if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":

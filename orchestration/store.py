@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from longshore.orchestration import lua
 from longshore.orchestration.compiled import StepId, as_id
 from longshore.orchestration.connection import milliseconds as _ms
-from longshore.orchestration.errors import UnknownName
+from longshore.orchestration.errors import UNREADABLE, Damaged, UnknownName
 from longshore.orchestration.guards import Verdict
 from longshore.orchestration.indices import Indices, mark
 from longshore.orchestration.keys import Field
 from longshore.orchestration.saga import Again, RunRecord, StepRecord
 from longshore.orchestration.settings import LARGE_DATA_BYTES, Settings
 from longshore.orchestration.shelf import Shelf
-from longshore.orchestration.signing import origin, sealed_command
+from longshore.orchestration.signing import opened, origin, sealed_command
 from longshore.orchestration.states import Cause, RunState, StepState, UndoState
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 #: Of the record; a worker that meets a newer one leaves it alone.
 SCHEMA_VERSION = 2
+#: A time that is as good as never, ms: scores may be infinite.
+FAR = 2**53
+_MEMBER = re.compile(r"u?\d{1,6}(\.\d{1,6})?")
 #: What a person is asked about a step that may have happened.
 ASKED = "a word on whether it happened: longshore runs resolve"
 
@@ -173,10 +178,14 @@ class Store(Indices, Shelf):
 
     # --- reading ----------------------------------------------------------------------------------
 
+    def request(self, run_id: str) -> str | None:
+        """The request with its signature, as it was written; None where there is none."""
+        return self.call(self.client.get, self.keys.of(run_id).request) or None
+
     def body(self, run_id: str) -> dict[str, Any] | None:
-        """The request as it was written, or None."""
-        text = self.call(self.client.get, self.keys.of(run_id).request)
-        return json.loads(text) if text else None
+        """The request, whoever wrote it, or None. Damaged where it cannot be read."""
+        text = self.request(run_id)
+        return None if text is None else read_request(run_id, text)
 
     def fields(self, run_id: str) -> dict[str, str]:
         """The run's own fields; empty for a run that has not begun."""
@@ -200,7 +209,10 @@ class Store(Indices, Shelf):
         pipe.zrange(keys.waits, 0, -1, withscores=True)
         pipe.time()
         inbox, fields, commands, waits, (seconds, micros) = self.call(pipe.execute)
-        parked = {str(member): int(until) for member, until in waits}
+        for member, _ in waits:
+            if not _is_member(member):
+                self.drop_wait(run_id, member, "it names no step")
+        parked = {str(member): round(min(until, FAR)) for member, until in waits if _is_member(member)}
         return Look(fields, commands, int(seconds) * 1000 + int(micros) // 1000, inbox, parked)
 
     def step_records(self, run_id: str, indices: Sequence[int], *, units: bool = True) -> dict[int, StepRecord]:
@@ -273,13 +285,35 @@ class Store(Indices, Shelf):
 
     def expired(self, run_id: str, now: int) -> list[str]:
         """Attempts whose lease has run out: `<index>` or `u<index>`."""
-        return self.call(self.client.zrangebyscore, self.keys.of(run_id).leases, 0, now)  # type: ignore[no-any-return]
+        found = self.call(self.client.zrangebyscore, self.keys.of(run_id).leases, "-inf", now)
+        for member in found:
+            if not _is_member(member):
+                self.drop_lease(run_id, member, "it names no step")
+        return [member for member in found if _is_member(member)]
+
+    def has_leases(self, run_id: str) -> bool:
+        """Whether some attempt is at work, or was lost and not taken from its step yet."""
+        return bool(self.call(self.client.zcard, self.keys.of(run_id).leases))
+
+    def drop_lease(self, run_id: str, member: str, why: str) -> None:
+        """Remove a lease that nobody can hold: a run does not end as long as it has one."""
+        self._drop(self.keys.of(run_id).leases, member, why)
+
+    def drop_wait(self, run_id: str, member: str, why: str) -> None:
+        """Remove an external wait of a step that does not exist: the run would be looked at for it, again and again."""
+        self._drop(self.keys.of(run_id).waits, member, why)
+
+    def _drop(self, key: str, member: str, why: str) -> None:
+        if self.call(self.client.zrem, key, member):
+            self.dead_letter(key, member, why)
 
     def read_events(
         self, run_id: str, after: str = "0-0", *, block_ms: int | None = None, count: int = 1000
     ) -> list[tuple[str, dict[str, str]]]:
         """Events after a cursor; with `block_ms`, waits so long for the first."""
-        found = self.call(self.client.xread, {self.keys.of(run_id).events: after}, count=count, block=block_ms)
+        stream = {self.keys.of(run_id).events: after}
+        with contextlib.nullcontext(False) if block_ms is None else self.blocking(block_ms / 1000) as may:
+            found = self.call(self.client.xread, stream, count=count, block=block_ms if may else None)
         return found[0][1] if found else []
 
     def newest_event(self, run_id: str) -> str:
@@ -544,12 +578,12 @@ class Store(Indices, Shelf):
     def parent_of(self, run_id: str) -> str:
         """The run that it is a part of, or ''."""
         text = self.call(self.client.hget, self.keys.of(run_id).run, "parent")
-        return str(json.loads(text)["run"]) if text else ""
+        return parent_in(text)
 
     def children_of(self, run_id: str) -> list[str]:
         """The runs that are parts of it."""
         steps = self.call(self.client.hgetall, self.keys.of(run_id).steps)
-        parked = (json.loads(value) for name, value in steps.items() if name.startswith(f"{Field.PARKED}:"))
+        parked = (_object(value) for name, value in steps.items() if name.startswith(f"{Field.PARKED}:"))
         return [str(info["child"]) for info in parked if "child" in info]
 
     def forget(self, run_id: str) -> bool:
@@ -593,7 +627,22 @@ _RECORD = (
 
 
 def _record(row: tuple[str | None, ...]) -> StepRecord:
+    """Raises Damaged."""
     status, attempts, undo, reason, no_effect, tainted = row
+    try:
+        return _read_record(status, attempts, undo, reason, no_effect, tainted)
+    except ValueError as error:
+        raise Damaged(f"the record of a step cannot be read: {error}") from None
+
+
+def _read_record(
+    status: str | None,
+    attempts: str | None,
+    undo: str | None,
+    reason: str | None,
+    no_effect: str | None,
+    tainted: str | None,
+) -> StepRecord:
     return StepRecord(
         status=StepState(status or "pending"),
         attempts=int(attempts or 0),
@@ -604,12 +653,48 @@ def _record(row: tuple[str | None, ...]) -> StepRecord:
     )
 
 
+def parent_in(text: str | None) -> str:
+    """The run that the field `parent` of a run's record names, or ''."""
+    return str(_object(text or "").get("run", ""))
+
+
+def _object(text: str) -> dict[str, Any]:
+    """A JSON object; an empty one for a text that is none."""
+    try:
+        return dict(json.loads(text or "{}"))
+    except UNREADABLE:
+        return {}
+
+
 def _ids(units: Mapping[int, int]) -> list[StepId]:
     return [f"{i}.{n}" for i, count in units.items() for n in range(count)]
 
 
+def read_request(run_id: str, sealed_text: str) -> dict[str, Any]:
+    """A request without its signature. Raises Damaged."""
+    try:
+        body = json.loads(opened(sealed_text)[0])
+        if all(isinstance(body.get(name, {}), dict) for name in ("plan", "params", "files")):
+            return dict(body)
+    except UNREADABLE as error:
+        raise Damaged(f"the request of run {run_id} cannot be read: {type(error).__name__}: {error}") from None
+    raise Damaged(f"the request of run {run_id} is no request")
+
+
+def _is_member(text: str) -> bool:
+    """Whether it names a step, a unit, or the undo of one, as leases and waits do."""
+    return _MEMBER.fullmatch(text) is not None
+
+
 def run_record(fields: Mapping[str, str], now: int) -> RunRecord:
-    """The reducer's view of the run's fields."""
+    """The reducer's view of the run's fields. Raises Damaged."""
+    try:
+        return _read_run(fields, now)
+    except (ValueError, KeyError) as error:
+        raise Damaged(f"the record of the run cannot be read: {type(error).__name__}: {error}") from None
+
+
+def _read_run(fields: Mapping[str, str], now: int) -> RunRecord:
     return RunRecord(
         state=RunState(fields["state"]),
         level=int(fields["level"]),

@@ -7,7 +7,7 @@ becomes text, and is never parsed back into a type: `"1.10"` stays text.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -16,7 +16,8 @@ from typing import Any
 import jinja2
 import jinja2.meta
 from jinja2 import nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from longshore.orchestration.template_engine import Environment, TooCostly, charge, pay_for_compiling, spending
 
 #: The function that stands for a secret, where one may stand (`longshore.orchestration.secrets`).
 SECRET = "secret"  # noqa: S105 - a name
@@ -24,16 +25,7 @@ SECRET = "secret"  # noqa: S105 - a name
 ROOTS = frozenset({"params", "steps", "run", "host"})
 
 
-class _Environment(ImmutableSandboxedEnvironment):
-    """A key comes before a method: `params.items` is the parameter, if there is one of that name."""
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        if isinstance(obj, Mapping) and attribute in obj:
-            return obj[attribute]
-        return super().getattr(obj, attribute)
-
-
-_ENVIRONMENT = _Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+_ENVIRONMENT = Environment()
 
 
 class TemplateProblem(Exception):
@@ -98,10 +90,38 @@ def references(value: Any, roots: frozenset[str] = ROOTS) -> References:
 
 
 def _parse(text: str) -> nodes.Template:
+    """Raises TemplateProblem. A tree that is deeper than Python's stack is refused here, once for all who walk it."""
     try:
-        return _ENVIRONMENT.parse(text)
+        pay_for_compiling(text)
+        tree = _ENVIRONMENT.parse(text)
+        if _depth(tree) > _DEEPEST:
+            raise TooCostly("it is nested too deeply")
     except jinja2.TemplateSyntaxError as error:
-        raise TemplateProblem(f"broken template {text!r}: {error.message}", str(error.message)) from None
+        raise TemplateProblem(f"broken template {_shown(text)}: {error.message}", str(error.message)) from None
+    except (RecursionError, MemoryError):
+        raise TemplateProblem(f"broken template {_shown(text)}: it is nested too deeply") from None
+    except (TooCostly, ValueError, OverflowError) as error:  # ValueError: a number of ten thousand digits
+        raise TemplateProblem(f"broken template {_shown(text)}: {error}", str(error)) from None
+    return tree
+
+
+#: Levels of a template's tree; each takes several of Python's own.
+_DEEPEST = 60
+#: Characters of a template that an error shows.
+_LONGEST_SHOWN = 200
+
+
+def _depth(tree: nodes.Node) -> int:
+    deepest, stack = 0, [(tree, 1)]
+    while stack:
+        node, depth = stack.pop()
+        deepest = max(deepest, depth)
+        stack += [(child, depth + 1) for child in node.iter_child_nodes()]
+    return deepest
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…")
 
 
 @lru_cache(maxsize=4096)
@@ -114,7 +134,10 @@ def _references(text: str) -> References:
     for item in tree.find_all(nodes.Getitem):
         if isinstance(item.node, nodes.Name) and item.node.name in named and isinstance(item.arg, nodes.Const):
             named[item.node.name].add(str(item.arg.value))
-    names = jinja2.meta.find_undeclared_variables(tree)
+    try:
+        names = jinja2.meta.find_undeclared_variables(tree)
+    except jinja2.TemplateError as error:  # a filter or a test that there is not
+        raise TemplateProblem(f"broken template {_shown(text)}: {error.message}", str(error.message)) from None
     secrets: set[str | None] = set()
     # A mark that a filter, a part or a function has changed stands for nothing.
     around = tree.find_all((nodes.Filter, nodes.Getitem, nodes.Getattr, nodes.Test, nodes.Compare, nodes.Call))
@@ -229,31 +252,49 @@ def render(value: Any, scope: Mapping[str, Any]) -> Any:
 
 
 def _render_text(text: str, scope: Mapping[str, Any]) -> Any:
-    try:
-        lone = _lone_expression(text)
-        if lone is None:
-            return _ENVIRONMENT.from_string(text).render(**scope)
-        result = _ENVIRONMENT.compile_expression(lone, undefined_to_none=False)(**scope)
-    except jinja2.UndefinedError as error:
-        raise TemplateProblem(f"{text!r}: {error.message}") from None
-    except Exception as error:  # noqa: BLE001 - a filter may raise anything
-        raise TemplateProblem(f"{text!r}: {error}") from None
-    return _as_data(result, text)
+    with spending():
+        try:
+            return _as_data(_compiled(text)(**scope), text)
+        except TemplateProblem:
+            raise
+        except jinja2.UndefinedError as error:
+            raise TemplateProblem(f"{_shown(text)}: {error.message}") from None
+        except RecursionError:
+            raise TemplateProblem(f"{_shown(text)}: it calls itself too deeply") from None
+        except Exception as error:  # noqa: BLE001 - a filter may raise anything
+            raise TemplateProblem(f"{_shown(text)}: {error}") from None
+
+
+@lru_cache(maxsize=1024)
+def _compiled(text: str) -> Callable[..., Any]:
+    """The template, or its one expression, as a function of the scope."""
+    _parse(text)
+    lone = _lone_expression(text)
+    if lone is None:
+        return _ENVIRONMENT.from_string(text).render
+    return _ENVIRONMENT.compile_expression(lone, undefined_to_none=False)
 
 
 def _as_data(value: Any, text: str) -> Any:
-    """What an expression gave, if it is data: JSON's types and nothing else."""
+    """What an expression gave, if it is data: JSON's types and nothing else. A value that holds itself many times over
+    is paid for as often.
+    """
+    charge(value)
+    return _data(value, text)
+
+
+def _data(value: Any, text: str) -> Any:
     if isinstance(value, jinja2.Undefined):
-        raise TemplateProblem(f"{text!r}: there is no such value")
+        raise TemplateProblem(f"{_shown(text)}: there is no such value")
     if value is None or isinstance(value, bool | int | str):
         return str(value) if isinstance(value, StrEnum) else value
     if isinstance(value, float) and math.isfinite(value):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _as_data(item, text) for key, item in value.items()}
+        return {str(key): _data(item, text) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_as_data(item, text) for item in value]
-    raise TemplateProblem(f"{text!r}: it gives no data but a {type(value).__name__}")
+        return [_data(item, text) for item in value]
+    raise TemplateProblem(f"{_shown(text)}: it gives no data but a {type(value).__name__}")
 
 
 @lru_cache(maxsize=4096)
@@ -262,7 +303,10 @@ def _lone_expression(text: str) -> str | None:
     stripped = text.strip(" ")  # a line's end is text, as in a block of YAML
     if not (stripped.startswith("{{") and stripped.endswith("}}")):
         return None
-    tokens = list(_ENVIRONMENT.lex(stripped))
+    try:
+        tokens = list(_ENVIRONMENT.lex(stripped))
+    except (ValueError, OverflowError) as error:
+        raise TemplateProblem(f"broken template {_shown(text)}: {error}", str(error)) from None
     begins = [kind for _, kind, _ in tokens if kind in {"variable_begin", "block_begin", "comment_begin"}]
     if begins != ["variable_begin"] or tokens[0][1] != "variable_begin" or tokens[-1][1] != "variable_end":
         return None

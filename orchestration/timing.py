@@ -36,6 +36,8 @@ DESCRIPTORS = {
 ON_TIME = 60.0
 #: Planned times that are caught up with at most, the latest.
 CAUGHT_UP = 100
+#: ms before now in which planned times are looked for, at first and at last: an hour, and about a century.
+_WINDOW, _FARTHEST = 3_600_000, 100 * 366 * 86_400_000
 #: Characters of a run id before its planned time.
 _LONGEST = 108
 
@@ -67,6 +69,17 @@ def parse_cron(text: str) -> str:
 
 def by_cron(cron: str, zone: str, after: int, until: int) -> list[int]:
     """Planned times in (after, until], ms since 1970, the latest hundred."""
+    # From the end: a mark or a jitter of decades would have each minute of them counted.
+    window = _WINDOW
+    while True:
+        begin = max(after, until - window)
+        found = _by_cron(cron, zone, begin, until)
+        if begin == after or len(found) == CAUGHT_UP or window > _FARTHEST:
+            return found
+        window *= 16
+
+
+def _by_cron(cron: str, zone: str, after: int, until: int) -> list[int]:
     found: deque[int] = deque(maxlen=CAUGHT_UP)
     for moment in CronSim(cron, datetime.fromtimestamp(after / 1000, UTC).astimezone(ZoneInfo(zone))):
         at = round(moment.timestamp() * 1000)
@@ -123,6 +136,14 @@ class Mark:
         until, _, schedule = text.partition(" ")
         return cls(int(until), schedule)
 
+    @classmethod
+    def known(cls, text: str) -> Mark | None:
+        """None for a mark that cannot be read: its schedule begins anew."""
+        try:
+            return cls.read(text)
+        except ValueError:
+            return None
+
 
 class Schedules:
     """The marks of an installation, and what of it somebody has paused. Plain commands: to do a thing twice is to
@@ -134,7 +155,7 @@ class Schedules:
 
     def marks(self) -> dict[str, Mark]:
         found = self._store.call(self._store.client.hgetall, self._store.keys.scheduled)
-        return {key: Mark.read(text) for key, text in found.items()}
+        return {key: mark for key, text in found.items() if (mark := Mark.known(text)) is not None}
 
     def put(self, key: str, mark: Mark) -> None:
         self._store.call(self._store.client.hset, self._store.keys.scheduled, key, mark.text())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from longshore.orchestration import audit, saga, signing
 from longshore.orchestration.admission import Wanted
 from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of, unit_of
+from longshore.orchestration.errors import UNREADABLE
 from longshore.orchestration.keys import Field
 from longshore.orchestration.operations import Waits
 from longshore.orchestration.states import TERMINAL, RunState, UndoState
@@ -47,7 +48,10 @@ class Commands:
             if command.get("kind") in _REOPENS and resting:
                 # A run that is reopened has its place again, whether there is room or not.
                 self._come_back(run_id, loaded.wanted)
-            self._one(run_id, loaded.plan, command_id, command)
+            try:
+                self._one(run_id, loaded.plan, command_id, command)
+            except UNREADABLE as error:  # a step that the plan does not have, say: the commands after it count
+                self._refuse(run_id, command_id, command, f"the command cannot be read: {error}")
             self._note(run_id, loaded.plan, command)
             done = True
         return done

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 
+from longshore.orchestration import integrity
 from longshore.orchestration.admission import Admission, Wanted
 from longshore.orchestration.breakers import Breakers, services
 from longshore.orchestration.compiled import CompiledPlan
+from longshore.orchestration.errors import Damaged, WrongType
+from longshore.orchestration.indices import SAFETY
 from longshore.orchestration.states import TERMINAL, RunState
 from longshore.orchestration.store import Store
 from longshore.tasks.plans import Loaded
@@ -14,8 +17,10 @@ from longshore.tasks.waiting import MakeCanvas
 
 log = logging.getLogger(__name__)
 
-#: Seconds after which a run that waits is looked at although nobody has made room for it.
+#: Seconds after which a run that waits for those that it ends is looked at once more.
 _LOOK_AGAIN = 60.0
+#: Runs of which one tidying up examines whether they still hold a place.
+_EXAMINED = 50
 #: Seconds between two times of tidying up, in a whole installation.
 _TIDY_EVERY = 60.0
 #: Runs that are forgotten at once.
@@ -30,6 +35,7 @@ class Door:
         self.breakers = breakers
         self.canvas = canvas
         self.admission = Admission(store)
+        self._cursor = 0
 
     def may_begin(self, run_id: str, loaded: Loaded, now: int) -> bool:
         """Whether a pending run has its turn; where it has not, its record says why."""
@@ -52,7 +58,9 @@ class Door:
         if limit == "key" and wanted.on_limit == "cancel_running":
             self._end_the_others(run_id, wanted)
         self.store.hold(run_id, why)
-        self.store.look_at(run_id, now + round(1000 * _LOOK_AGAIN))
+        # Whoever makes room has it looked at, and so does a tidying up: its admission puts it forward.
+        again = _LOOK_AGAIN if wanted.on_limit == "cancel_running" else SAFETY
+        self.store.look_at(run_id, now + round(1000 * again))
         return False
 
     def _limit(self, run_id: str, wanted: Wanted) -> str:
@@ -62,6 +70,8 @@ class Door:
         self.let_in()
         if self.admission.is_in(run_id):
             return ""
+        if self.admission.remember(run_id, wanted):
+            return self._limit(run_id, wanted)
         return self.admission.limit_of(wanted) if self.admission.waits(run_id) else "gone"
 
     def _service_is_down(self, run_id: str, plan: CompiledPlan) -> bool:
@@ -110,19 +120,37 @@ class Door:
         """Now and then: forget what was kept for its time, and free what a run that is gone has left."""
         if not self.store.turn_to_tidy(_TIDY_EVERY):
             return
+        integrity.clean(self.store)
         for run_id in self.store.kept_until(self.store.settings.retention, _FORGOTTEN):
-            self.forget(run_id)
-        for run_id, wanted in self.admission.known().items():
-            state = self.store.state(run_id)
-            ended = state is not None and RunState(state) in TERMINAL
-            if ended or (state is None and self.store.body(run_id) is None):
+            try:
+                self.forget(run_id)
+            except WrongType:
+                why = ", ".join(map(str, integrity.wrong_keys_of(self.store, run_id)))
+                integrity.bury(self.store, "ended", [run_id], f"it cannot be forgotten: {why}")
+        self._cursor, known = self.admission.known_page(self._cursor, _EXAMINED)
+        for run_id, wanted in known.items():
+            if self._is_over(run_id):
                 self.admission.release(run_id, wanted)
         self.let_in()
+
+    def _is_over(self, run_id: str) -> bool:
+        """Whether a run has ended, is gone, or is damaged: then nothing will ever release its place."""
+        try:
+            state = self.store.state(run_id)
+            return state in TERMINAL if state is not None else self.store.body(run_id) is None
+        except (WrongType, Damaged):
+            return True
+
+    def _is_there(self, run_id: str) -> bool:
+        try:
+            return self.store.body(run_id) is not None
+        except (WrongType, Damaged):
+            return False
 
     def forget(self, run_id: str) -> bool:
         """Delete a run that rests; whether it is gone. A child is kept for as long as its parent."""
         parent = self.store.parent_of(run_id)
-        if parent and self.store.body(parent) is not None:
+        if parent and self._is_there(parent):
             self.store.rests(run_id, self.store.now(), again=True)
             return False
         children = self.store.children_of(run_id)

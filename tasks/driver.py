@@ -8,16 +8,20 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from celery import Celery
 
-from longshore.orchestration import audit, report, saga
+from longshore.orchestration import audit, integrity, report, saga
 from longshore.orchestration.breakers import Breakers
 from longshore.orchestration.canvas import STEP, UNDO, Canvas
 from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of
+from longshore.orchestration.connection import as_number
+from longshore.orchestration.errors import Damaged, WrongType
 from longshore.orchestration.guards import Verdict
 from longshore.orchestration.hosts import Hosts
+from longshore.orchestration.identifiers import RUN_ID
+from longshore.orchestration.indices import BATCH, SAFETY
 from longshore.orchestration.jobs import schedule
 from longshore.orchestration.jobs.plan import LABEL
 from longshore.orchestration.keys import Field
@@ -40,6 +44,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds after which a request whose writer died between inbox and request is forgotten.
 _ORPHAN = 60.0
+#: Seconds after which a sweep takes no more of what is due.
+_LONGEST_SWEEP = 2.0
 
 
 class Driver:
@@ -61,8 +67,10 @@ class Driver:
         self.commands = Commands(store, self.door.forget, self.door.come_back)
         #: Whether a lease that has run out means anything now.
         self.judging = True
-        #: Runs in the inbox without a request, and since when.
-        self._orphans: dict[str, float] = {}
+        #: Runs whose request was found to be unreadable, and was recorded as such.
+        self._unreadable: set[str] = set()
+        #: Runs in the inbox without a request: the mark, and since when.
+        self._orphans: dict[str, tuple[float, float]] = {}
 
     def advance(self, run_id: str, *, thorough: bool = False) -> RunState | None:
         """Take the run as far as it goes now; returns its state, None where there is no such run.
@@ -74,7 +82,11 @@ class Driver:
             self._expire(run_id, loaded.plan, found.now)
             found = self.store.look(run_id)
         run = run_record(found.fields, found.now)
-        if lift_if_it_can(self.store, self.breakers, run_id, loaded.plan, run, found):
+        if not thorough and (found.waits or run.state is RunState.SUSPENDED):
+            # Nobody was to look at it for long, and it may be under way from here on.
+            self.store.look_at(run_id, found.now + round(1000 * self.store.settings.lease / 3), sooner=True)
+        lifted, lift_at = lift_if_it_can(self.store, self.breakers, run_id, loaded.plan, run, found)
+        if lifted:
             found = self.store.look(run_id)
             run = run_record(found.fields, found.now)
             thorough = True  # what it had dispatched is due now
@@ -104,15 +116,40 @@ class Driver:
             self._note_job(run_id, loaded, found.now)
             self.root.ended(run_id, loaded.plan.plan.name, run.state, self.store.fields(run_id), self.node)
             self.parked.tell_parent(run_id, found.fields | {"state": run.state})
-            self._rest(run_id, loaded, int(found.fields.get("ended", found.now)))
+            self._rest(run_id, loaded, as_number(found.fields.get("ended")) or found.now)
             return run.state
         if waits:
             self.store.look_at(run_id, min(waits.values()), sooner=True)
-        if thorough:
-            self._resend(run_id, loaded.plan, run)
         if run.deadline is not None and run.state is RunState.RUNNING:
             self.store.look_at(run_id, run.deadline, sooner=True)
+        if thorough:
+            version = self.store.version(run_id)  # before the steps are read
+            rows = self._resend(run_id, loaded.plan, run)
+            due = [*waits.values(), *filter(None, (run.deadline, run.undo_deadline, lift_at))]
+            self._postpone(run_id, run, version, rows, due)
         return run.state
+
+    def _postpone(
+        self, run_id: str, run: RunRecord, version: int, rows: Collection[Sequence[str | None]], due: list[int]
+    ) -> None:
+        """A run of which nothing is under way, neither a message nor an attempt, waits until something is due. A
+        command, the end of a child or of a task, and an admission put it forward.
+        """
+        now = run.now
+        if run.state is not RunState.SUSPENDED and (run.left <= 0 or not rows):
+            return
+        for status, not_before, _ in rows:
+            at = as_number(not_before) or 0
+            if status in {StepState.RUNNING, UndoState.UNDOING, StepState.READY}:
+                return
+            if status == StepState.RETRYING:
+                if at <= now:
+                    return
+                due.append(at)
+        until = min([*due, now + round(1000 * SAFETY)])
+        lease = self.store.settings.lease / 3
+        if until > now + 1000 * lease and not self.store.has_leases(run_id):
+            self.store.postpone(run_id, until, version, lease)
 
     def _look(self, run_id: str) -> tuple[Loaded, Look, float | None]:
         """The run as it is, begun where it was not, with what people asked of it carried out; its mark in the inbox.
@@ -129,9 +166,10 @@ class Driver:
             found = self.store.look(run_id)
         if found.fields.get("born", loaded.born) != loaded.born:
             loaded = self.plans.get(run_id, again=True)
-        if int(found.fields.get("v", 0)) > SCHEMA_VERSION:
+        run_record(found.fields, found.now)  # raises Damaged before anything is done by half of it
+        if (as_number(found.fields.get("v", 0)) or 0) > SCHEMA_VERSION:
             raise Newer(f"run {run_id} was begun by a newer version", remedy="upgrade this worker")
-        if known := self.plans.regressed(run_id, int(found.fields.get("ver", 0))):
+        if known := self.plans.regressed(run_id, as_number(found.fields.get("ver", 0)) or 0):
             why = f"{LOST_WRITES}: version {known} was seen, and now it is {found.fields.get('ver', 0)}"
             self.store.suspend(run_id, "regressed", why, version=known)
             found = self.store.look(run_id)
@@ -163,16 +201,55 @@ class Driver:
 
     def sweep(self) -> int:
         """Look at every run that is due or waiting; returns how many."""
-        if not self.store.live_count():
+        try:
+            return self._sweep()
+        except WrongType:
+            if not integrity.mend(self.store):
+                raise
+            return self._sweep()
+
+    def _sweep(self) -> int:
+        now, live, inbox = self.store.pulse()
+        if not live and not inbox:
             # An installation at rest is not written to, unless something has been kept for long enough.
             if self.store.kept_until(self.store.settings.retention, 1):
                 self.door.tidy()
             return 0
-        self.judging = self.store.leases_count()
+        self.judging = self.store.leases_count(now)
         # What was begun goes before what is new. Often enough that a run which stands still because two of its control
         # workers were killed, one after the other, does so for no longer than a lease.
-        found = dict.fromkeys([*self.store.due(self.store.settings.lease / 3), *self.store.waiting()])
+        end = time.monotonic() + _LONGEST_SWEEP
+        looked = 0
+        wanted = self._wanted(inbox)
+        while True:
+            due = self.store.due(self.store.settings.lease / 3, None if looked else now)
+            found = dict.fromkeys([*due, *wanted])
+            wanted = []
+            self._look_at_each(found)
+            looked += len(found)
+            if len(due) < BATCH or time.monotonic() > end:
+                break
+        self.door.tidy()
+        return looked
+
+    def _wanted(self, inbox: Mapping[str, float]) -> list[str]:
+        """Of the inbox, what is to be looked at now: not what was found to have no request just now, or a thousand such
+        entries would keep it from the requests behind them.
+        """
+        found = []
+        for run_id, at in inbox.items():
+            known = self._orphans.get(run_id)
+            if known is None or known[0] != at or time.monotonic() - known[1] >= _ORPHAN:
+                found.append(run_id)
+        self._orphans = {run_id: known for run_id, known in self._orphans.items() if run_id in inbox}
+        return found[:BATCH]
+
+    def _look_at_each(self, found: Iterable[str]) -> None:
+        wrong: list[str] = []
         for run_id in found:
+            if not RUN_ID.fullmatch(run_id):
+                self._bury(run_id, "it is no run id")
+                continue
             try:
                 self.advance(run_id, thorough=True)
             except UnknownOperation as error:
@@ -183,10 +260,42 @@ class Driver:
                 self.store.look_at(run_id, self.store.now(), sooner=True)
             except NotOurs:
                 self._forget_orphan(run_id)
+            except Damaged as error:
+                self._put_away(run_id, error)
+            except WrongType:
+                wrong.append(run_id)
             except Exception:  # one damaged run must not keep the others from being looked at
                 log.exception("run %s cannot be advanced", run_id)
-        self.door.tidy()
-        return len(found)
+        if wrong and not integrity.mend(self.store):
+            for run_id in wrong:
+                if keys := integrity.wrong_keys_of(self.store, run_id):
+                    self._bury(run_id, ", ".join(map(str, keys)))
+
+    def _put_away(self, run_id: str, why: Damaged) -> None:
+        """A run that cannot be read. One that has begun stays where it is found while its record is whole: the workers
+        that know its plan go on with it.
+        """
+        fields = self.store.fields(run_id)
+        try:
+            begun = bool(fields) and run_record(fields, 0).state not in TERMINAL
+        except Damaged:
+            begun = False
+        if not begun:
+            self._bury(run_id, str(why))
+        elif run_id not in self._unreadable:
+            self._unreadable.add(run_id)
+            self.store.dead_letter(self.store.keys.of(run_id).request, run_id, str(why))
+
+    def _bury(self, run_id: str, why: str) -> None:
+        """Nobody looks at it any more, until it is asked for something again."""
+        wanted = self.door.admission.wanted(run_id)
+        if wanted is not None:  # it would hold up those that wait for its place for ever
+            self.door.admission.release(run_id, wanted)
+        # One dead letter, in whichever of the two it was found.
+        if integrity.bury(self.store, "live", [run_id], why):
+            self.store.call(self.store.client.zrem, self.store.keys.inbox, run_id)
+        else:
+            integrity.bury(self.store, "inbox", [run_id], why)
 
     # --- beginning and commands -------------------------------------------------------------------
 
@@ -199,6 +308,7 @@ class Driver:
             "steps": len(loaded.plan),
             "actor": loaded.actor,
             "born": loaded.born,
+            "request": loaded.request,
         }
         if loaded.parent:
             fields["parent"] = json.dumps(loaded.parent)
@@ -240,7 +350,10 @@ class Driver:
         if mark is None:
             self.store.at_rest(run_id)
             return
-        if time.monotonic() - self._orphans.setdefault(run_id, time.monotonic()) < _ORPHAN:
+        known = self._orphans.get(run_id)
+        if known is None or known[0] != mark:
+            known = self._orphans[run_id] = (mark, time.monotonic())
+        if time.monotonic() - known[1] < _ORPHAN:
             return
         self.store.seen(run_id, mark)
         self.store.at_rest(run_id)
@@ -338,6 +451,9 @@ class Driver:
         for member in self.store.expired(run_id, now):
             side = "u" if member.startswith("u") else ""
             step_id = as_id(member.removeprefix("u"))
+            if index_of(step_id) >= len(plan):
+                self.store.drop_lease(run_id, member, "the plan has no such step")
+                continue
             step = plan.steps[index_of(step_id)]
             _, following = self.store.expire(
                 run_id,
@@ -359,20 +475,22 @@ class Driver:
         recorded = self.store.complete(run_id, step_id, side, "", status, outcome, error=why, stops=stops)
         send_next(self.store, self.canvas, run_id, plan, recorded.next_units)
 
-    def _resend(self, run_id: str, plan: CompiledPlan, run: RunRecord) -> None:
-        """Messages that were lost, and retries whose time has come: sent singly."""
+    def _resend(self, run_id: str, plan: CompiledPlan, run: RunRecord) -> Collection[Sequence[str | None]]:
+        """Messages that were lost, and retries whose time has come: sent singly. Of each part of the batch how it
+        stands after that: its status, not before when it is tried, and until when its message counts as under way.
+        """
         if run.left <= 0:
-            return
+            return ()
         undoing = run.state is RunState.UNDOING
         level = run.undo_level if undoing else run.level
         if level is None or not 0 <= level < len(plan.levels) or run.state is RunState.ABORTING:
-            return
+            return ()
         side, task = ("u", UNDO) if undoing else ("", STEP)
         # Nothing holds an always step.
         held = run.state is RunState.SUSPENDED
         members = [i for i in plan.levels[level] if not held or plan.steps[i].always]
         if not members or (held and run.was is not RunState.RUNNING):
-            return
+            return ()
         leaves = self.store.expanded(run_id, members)
         hosts = hosts_of(self.store, run_id, plan, leaves, side)
         absent = away(self.store, plan, leaves, hosts, side)
@@ -394,11 +512,14 @@ class Driver:
         for step_id in given_up:
             self._give_up(run_id, plan, step_id, side, f"host did not answer: {absent.silent[step_id]}")
         refused += given_up
-        due = self._next_message(run_id, side, leaves)
+        kinds = (Field.STATUS, Field.NOT_BEFORE, Field.SENT_UNTIL)
+        rows = self.store.step_fields(run_id, leaves, [f"{side}{kind}" for kind in kinds]).values()
+        due = _next_message(rows)
         if due is not None:
             self.store.look_at(run_id, due, sooner=True)
         if refused or left_out:
             canvas.send_advance(plan.plan.name)
+        return rows
 
     def _leave_out(self, run_id: str, plan: CompiledPlan, drained: Mapping[StepId, str]) -> bool:
         """Leave out the parts that nobody has begun, and whose host was drained meanwhile; whether there are any."""
@@ -419,10 +540,9 @@ class Driver:
         why = found.why_not() if found is not None else ""
         return f"{why}; " if why else ""
 
-    def _next_message(self, run_id: str, side: str, ids: Sequence[StepId]) -> int | None:
-        """When the next parked retry is due, or the next message counts as lost, ms."""
-        kinds = (Field.STATUS, Field.NOT_BEFORE, Field.SENT_UNTIL)
-        rows = self.store.step_fields(run_id, ids, [f"{side}{kind}" for kind in kinds])
-        times = [int(due) for status, due, _ in rows.values() if status == StepState.RETRYING and due]
-        times += [int(until) for status, _, until in rows.values() if status == StepState.READY and until]
-        return min(times, default=None)
+
+def _next_message(rows: Collection[Sequence[str | None]]) -> int | None:
+    """When the next parked retry is due, or the next message counts as lost, ms."""
+    times = [as_number(due) for status, due, _ in rows if status == StepState.RETRYING and due]
+    times += [as_number(until) for status, _, until in rows if status == StepState.READY and until]
+    return min((at for at in times if at is not None), default=None)

@@ -18,8 +18,12 @@ from longshore.orchestration.report import StepReport
 from longshore.orchestration.selection import ANY, is_several
 from longshore.orchestration.settings import MAX_UNITS
 from longshore.orchestration.store import Store
+from longshore.orchestration.template_engine import Budget, spending
 from longshore.tasks.plans import Loaded
 from longshore.tasks.scope import of_steps
+
+#: Steps of templates by which each step of a level raises the budget of the level.
+_STEPS_MORE = 500
 
 
 class _Impossible(Exception):
@@ -35,15 +39,19 @@ class Gate:
         self._run_id = run_id
         self._seen: dict[int, StepReport] = {}
         self._hosts: dict[str, Host] | None = None
+        self._budget = Budget()
 
     def __call__(self, index: int) -> Verdict:
         step = self._loaded.plan.steps[index]
         if step.plain:
             return RUNS
+        # One budget for the level: a plan of many costly guards must not keep the worker from other runs.
+        self._budget.left += _STEPS_MORE
         try:
-            if reason := self._guards(step):
-                return Verdict(skip=reason)
-            return self._parts(step)
+            with spending(self._budget):
+                if reason := self._guards(step):
+                    return Verdict(skip=reason)
+                return self._parts(step)
         except _Impossible as error:
             return Verdict(fail=str(error))
         except StoreUnavailable:

@@ -18,8 +18,8 @@ from longshore.orchestration import logs, signing
 from longshore.orchestration.audit import note_refusal
 from longshore.orchestration.canvas import ADVANCE, PROBE, STEP, TASK_ENDED, UNDO, Canvas
 from longshore.orchestration.compiled import StepId
-from longshore.orchestration.errors import StoreUnavailable
-from longshore.orchestration.store import Recorded, Store
+from longshore.orchestration.errors import Damaged, StoreUnavailable
+from longshore.orchestration.store import Recorded, Store, read_request
 from longshore.tasks.attempt import AttemptFailed, IsParked, Reborn, Refused, TryAgain, hostname
 from longshore.tasks.dispatch import send_next
 from longshore.tasks.driver import Driver
@@ -221,8 +221,15 @@ def task_ended(
 def probe(self: SagaTask, probe_id: str, index: int) -> None:
     """Say what a step would do, from reads only. Its answer and its plan vanish by themselves."""
     store, _ = store_and_plans()
-    body = store.probe(probe_id)
-    if body is None:
+    text = store.probe(probe_id)
+    if text is None:
         raise Ignore("nobody waits for it any more")
+    try:
+        if (keys := signing.ring(store.settings)) is not None:
+            signing.check_text(keys, "probe", probe_id, text)
+        body = read_request(probe_id, text)
+    except (signing.Forged, Damaged) as why:
+        note_refusal(store, f"dry run {probe_id} is refused: {why}")
+        raise Ignore(str(why)) from None
     answer = probe_step(body, index, hostname(str(self.request.hostname or "")), store)
     store.answer(probe_id, json.dumps(answer, ensure_ascii=False), 60.0)

@@ -20,7 +20,7 @@ from longshore.orchestration.results import as_mapping
 from longshore.orchestration.saga import RunRecord
 from longshore.orchestration.settings import MAX_DATA_BYTES
 from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
-from longshore.orchestration.store import Store, stream_order
+from longshore.orchestration.store import Store, parent_in, stream_order
 from longshore.tasks.commands import PAST_RETURN
 from longshore.tasks.dispatch import in_flight, send_next
 from longshore.tasks.plans import Loaded, Plans
@@ -50,9 +50,11 @@ class Parked:
         for member, until in waits.items():
             side = "u" if member.startswith("u") else ""
             step_id = as_id(member.removeprefix("u"))
-            wait = _Wait(self, run_id, loaded, run, step_id, side, until <= now)
+            if index_of(step_id) >= len(loaded.plan):
+                self.store.drop_wait(run_id, member, "the plan has no such step")
+                continue
             try:
-                done |= wait.settle()
+                done |= _Wait(self, run_id, loaded, run, step_id, side, until <= now).settle()
             except StoreUnavailable:
                 raise
             except Exception:  # one that cannot be settled must not hold up the run: its time limits still count
@@ -61,14 +63,16 @@ class Parked:
 
     def tell_parent(self, run_id: str, fields: dict[str, str]) -> None:
         """A child has ended: its parent is moved on. If this is lost, the parent's sweep finds it."""
-        if fields.get("parent"):
-            parent = json.loads(fields["parent"])["run"]
+        if parent := parent_in(fields.get("parent")):
             name = self.store.fields(parent).get("plan", parent)
+            # A parent that waits is looked at for this alone: a message could be lost.
+            self.store.look_at(parent, self.store.now(), sooner=True)
             self.canvas(parent, None).send_advance(name)
 
     def task_ended(self, result: Any, run_id: str, step_id: StepId, side: str, fence: str, *, ok: bool) -> bool:
         """An application's task has ended; whether the run can go on. Raises NotYet."""
         loaded = self.plans.get(run_id)
+        self.store.look_at(run_id, self.store.now() + round(1000 * self.store.settings.lease / 3), sooner=True)
         kinds = (f"{side}{Field.STATUS}", f"{side}{Field.FENCE}", f"{side}{Field.ATTEMPTS}")
         status, held, attempts = self.store.step_fields(run_id, [step_id], kinds)[step_id]
         if held == fence and status in _BUSY:

@@ -6,7 +6,8 @@ import base64
 import contextlib
 import hmac
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,11 +16,14 @@ from longshore.orchestration.admission import Wanted
 from longshore.orchestration.audit import note_refusal
 from longshore.orchestration.compiled import CompiledPlan
 from longshore.orchestration.denied import denied
-from longshore.orchestration.errors import BadIdentifier, LongshoreError, PlanDenied, UnknownName
+from longshore.orchestration.errors import UNREADABLE, BadIdentifier, Damaged, LongshoreError, PlanDenied, UnknownName
 from longshore.orchestration.plan import Plan, UndoSpec
-from longshore.orchestration.store import SCHEMA_VERSION, Store
+from longshore.orchestration.settings import MAX_PLAN_BYTES
+from longshore.orchestration.store import SCHEMA_VERSION, Store, read_request
 
 _KEPT = 64
+#: Characters of a request: a plan of the largest size, with its signature and what else is asked.
+_LONGEST = MAX_PLAN_BYTES + 64 * 1024
 #: Why a run is held whose record is older than what was seen of it.
 LOST_WRITES = "Redis has lost what it had acknowledged"
 
@@ -51,6 +55,8 @@ class Loaded:
     born: str = ""
     #: The trace that it is a part of.
     trace: str = ""
+    #: Digest of the request's text.
+    request: str = ""
 
     def file(self, path: str) -> bytes:
         return base64.b64decode(self.contents[path])
@@ -117,10 +123,16 @@ class Plans:
             identifiers.run_id(run_id)
         except BadIdentifier as error:
             raise NotOurs(error.message) from None
-        body = self._store.body(run_id)
-        if body is None:
+        text = self._store.request(run_id)
+        if text is None:
             raise NotOurs(f"run {run_id}: there is no plan of it in Redis")
-        if body.get("v", 0) > SCHEMA_VERSION:
+        begun = self._store.fields(run_id)
+        role = self._trusted(run_id, text, begun)
+        body = read_request(run_id, text)
+        version = body.get("v", 0)
+        if not isinstance(version, int):
+            raise Damaged(f"the request of run {run_id} has the version {version!r}")
+        if version > SCHEMA_VERSION:
             raise Newer(f"run {run_id} was started by a newer version", remedy="upgrade this worker")
         try:
             identifiers.instance(body.get("born", ""))
@@ -134,43 +146,72 @@ class Plans:
         except UnknownName as error:
             unknown = f"no worker that knows it has come by: {error.message}"
             loaded = self.load(body, lenient=True)
-        self._check(run_id, body, loaded)
+        except UNREADABLE as error:
+            raise Damaged(f"the request of run {run_id} cannot be read: {type(error).__name__}: {error}") from None
+        loaded = replace(loaded, request=signing.digest_of(text))
+        self._check(run_id, text, body, loaded, begun, role)
         if unknown:
             raise UnknownOperation(unknown, loaded)
         return loaded
 
-    def _check(self, run_id: str, body: dict[str, Any], loaded: Loaded) -> None:
-        """Whether it is what was asked for, by somebody who may, and could do no harm. Raises NotOurs."""
-        if not hmac.compare_digest(loaded.digest, str(body["digest"])):
-            raise self._denied(run_id, body, "its plan does not match its digest")
+    def _trusted(self, run_id: str, text: str, begun: Mapping[str, str]) -> signing.Role | None:
+        """Whether a request's text may be read at all: it was signed by somebody who may ask for runs, or it is the one
+        that the run was begun with. The role of the key; None where nothing is signed. Raises NotOurs.
+        """
+        if len(text) > _LONGEST:
+            raise self._denied(run_id, text, f"its request has {len(text)} characters, and at most {_LONGEST} may be")
+        if begun:
+            if begun.get("request", "") not in {"", signing.digest_of(text)}:
+                raise self._denied(run_id, text, "its request is another than the one that it was begun with")
+            return None
         keys = signing.ring(self._store.settings)
-        if keys is not None:
+        if keys is None:
+            return None
+        try:
+            return signing.check_text(keys, "request", run_id, text).role
+        except signing.Forged as why:
+            raise self._denied(run_id, text, f"its request is refused: {why}") from None
+
+    def _check(
+        self,
+        run_id: str,
+        text: str,
+        body: dict[str, Any],
+        loaded: Loaded,
+        begun: Mapping[str, str],
+        role: signing.Role | None,
+    ) -> None:
+        """Whether it is what was asked for, by somebody who may, and could do no harm. Raises NotOurs."""
+        if not hmac.compare_digest(loaded.digest, str(body.get("digest")).encode("ascii", "replace").decode()):
+            raise self._denied(run_id, text, "its plan does not match its digest", body)
+        if signing.ring(self._store.settings) is not None:
             loaded.plan.digest = loaded.digest
-        begun = self._store.fields(run_id)
         if begun:
             # It was looked at when it began, by the rules of that time; since then nobody may put another in its place.
             if (begun.get("digest"), begun.get("born", loaded.born)) != (loaded.digest, loaded.born):
-                raise self._denied(run_id, body, "its request is another than the one that it was begun with")
+                raise self._denied(run_id, text, "its request is another than the one that it was begun with", body)
             return
-        if keys is not None:
-            try:
-                signing.check_request(keys, run_id, body)
-            except signing.Forged as why:
-                raise self._denied(run_id, body, f"its request is refused: {why}") from None
+        if role is not None:
+            if body.get("parent") and role != "worker":
+                why = "its request is refused: a client may not start a part of another run"
+                raise self._denied(run_id, text, why, body)
             if self._store.call(self._store.client.exists, self._store.keys.carried(loaded.born)):
-                raise self._denied(run_id, body, "its request was carried out before, and the run was pruned")
+                raise self._denied(run_id, text, "its request was carried out before, and the run was pruned", body)
         try:
             denied(loaded.plan.plan, self._store.settings)
         except PlanDenied as error:
-            raise self._denied(run_id, body, str(error)) from None
+            raise self._denied(run_id, text, str(error), body) from None
 
-    def _denied(self, run_id: str, body: dict[str, Any], why: str) -> NotOurs:
-        """The refusal, which stands in the audit trail once, as far as this process knows."""
-        seen = (run_id, str(body.get("born", "")))
+    def _denied(self, run_id: str, text: str, why: str, body: Mapping[str, Any] | None = None) -> NotOurs:
+        """The refusal, which stands in the audit trail once, as far as this process knows. Who has asked is named where
+        the request could be trusted so far.
+        """
+        seen = (run_id, signing.digest_of(text))
         if seen not in self._told:
             self._told = {*list(self._told)[-_KEPT:], seen}
+            who = body or {}
             note_refusal(
-                self._store, why, run=run_id, actor=str(body.get("actor", "")), origin=str(body.get("origin", ""))
+                self._store, why, run=run_id, actor=str(who.get("actor", "")), origin=str(who.get("origin", ""))
             )
         return NotOurs(f"run {run_id}: {why}", remedy="somebody wrote to Redis; see longshore audit")
 

@@ -10,6 +10,7 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from celery import bootsteps
 from celery.exceptions import WorkerTerminate
 from celery.worker import state as worker_state
 
-from longshore.orchestration import signing
+from longshore.orchestration import integrity, signing
 from longshore.orchestration.canvas import STEP, UNDO
 from longshore.orchestration.doctor import eviction
-from longshore.orchestration.errors import ConfigError, StoreUnavailable
+from longshore.orchestration.errors import ConfigError, StoreUnavailable, WrongType
 from longshore.orchestration.selection import is_host_name
+from longshore.orchestration.settings import Settings
 from longshore.orchestration.store import Store
 from longshore.tasks.driver import Driver
 from longshore.tasks.plans import Plans
@@ -35,10 +37,12 @@ log = logging.getLogger(__name__)
 _RECEIPTS = 4
 #: Seconds between two times that this host's receipts are looked through.
 _CLEAN_EVERY = 3600.0
+#: Seconds between two times that the types of this installation's keys are checked.
+_CHECK_EVERY = 60.0
 
 
 class Sweeper(bootsteps.StartStopStep):
-    """One thread a worker."""
+    """Two threads a worker: one sweeps, one renews leases."""
 
     requires = ("celery.worker.components:Pool",)
 
@@ -46,7 +50,7 @@ class Sweeper(bootsteps.StartStopStep):
         super().__init__(worker, **kwargs)
         self._stop = threading.Event()
         self._leaving = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
 
     def start(self, worker: Any) -> None:
         store = Store()
@@ -55,14 +59,17 @@ class Sweeper(bootsteps.StartStopStep):
         presence = of_worker(worker, store)
         refuse_name(worker, presence.host)
         try:
+            integrity.mend(store)
             presence.register()  # before it takes any work: what it is sent is decided by what is known of its host
         except StoreUnavailable as error:
             log.warning("the worker is not registered yet: %s", error)
         self._stop.clear()
-        self._thread = threading.Thread(
-            target=self._loop, args=(worker, presence), name="longshore-sweeper", daemon=True
-        )
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=target, args=(worker, presence), name=f"longshore-{name}", daemon=True)
+            for name, target in (("sweeper", self._loop), ("leases", self._keep))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self, worker: Any) -> None:
         """Sweep no more. A warm stop now waits for the steps under way: their leases are renewed to the end."""
@@ -71,47 +78,74 @@ class Sweeper(bootsteps.StartStopStep):
 
     def terminate(self, worker: Any) -> None:
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join(5.0)
+        for thread in self._threads:
+            thread.join(5.0)
 
     def _loop(self, worker: Any, presence: Presence) -> None:
         store = presence.store
         driver = Driver(worker.app, store, Plans(store), node=str(worker.hostname))
         jobs = JobWatch(store, presence.host, presence.queues)
-        lease, interval = store.settings.lease, store.settings.sweep_interval
-        silent = False
+        next_cleaning = next_check = 0.0
+
+        def sweep() -> None:
+            nonlocal next_cleaning, next_check
+            if time.monotonic() >= next_check:
+                # What only the broker meets: its consumer would end over it.
+                integrity.mend(store)
+                next_check = time.monotonic() + _CHECK_EVERY
+            store.load_scripts()
+            if not self._leaving.is_set():
+                driver.sweep()
+                mending(store, jobs.look)
+            if time.monotonic() >= next_cleaning:
+                Ledger(store.settings.state_dir, store.settings.namespace).clean(_RECEIPTS * store.settings.retention)
+                presence.hosts.forget_old(store.settings.retention)
+                next_cleaning = time.monotonic() + _CLEAN_EVERY
+            if store.settings.alive_file:
+                Path(store.settings.alive_file).touch()
+
+        self._again("sweeper", store.settings, lambda _: sweep())
+
+    def _keep(self, worker: Any, presence: Presence) -> None:
+        """Renew leases, and say that the worker lives: beside the sweeps, however long one of them takes."""
+        store = presence.store
         next_renewal = 0.0
-        next_cleaning = 0.0
+
+        def keep(pause: float) -> None:
+            nonlocal next_renewal
+            next_renewal -= pause
+            if next_renewal <= 0:
+                renew(store, worker.hostname)
+                mending(store, presence.beat)
+                next_renewal = store.settings.lease / 3
+            else:
+                mending(store, presence.look)
+
+        self._again("renewal of leases", store.settings, keep)
+
+    def _again(self, what: str, settings: Settings, do: Callable[[float], None]) -> None:
+        silent = False
         while not self._stop.is_set():
-            pause = interval * random.uniform(0.8, 1.2)  # noqa: S311 - so that workers do not sweep in step
+            pause = settings.sweep_interval * random.uniform(0.8, 1.2)  # noqa: S311 - not in step
             try:
-                next_renewal -= pause
-                if next_renewal <= 0:
-                    renew(store, worker.hostname)
-                    presence.beat()
-                    next_renewal = lease / 3
-                else:
-                    presence.look()
-                store.load_scripts()
-                if not self._leaving.is_set():
-                    driver.sweep()
-                    jobs.look()
-                if time.monotonic() >= next_cleaning:
-                    Ledger(store.settings.state_dir, store.settings.namespace).clean(
-                        _RECEIPTS * store.settings.retention
-                    )
-                    presence.hosts.forget_old(store.settings.retention)
-                    next_cleaning = time.monotonic() + _CLEAN_EVERY
+                do(pause)
                 silent = False
-                if store.settings.alive_file:
-                    Path(store.settings.alive_file).touch()
             except StoreUnavailable as error:
                 if not silent:
-                    log.warning("the sweeper waits: %s", error)
+                    log.warning("the %s waits: %s", what, error)
                 silent = True
             except Exception:  # the worker's part in recovery must outlive any single mistake
-                log.exception("the sweeper goes on after an error")
-            self._stop.wait(min(pause, lease / 8))
+                log.exception("the %s goes on after an error", what)
+            self._stop.wait(min(pause, settings.lease / 8))
+
+
+def mending(store: Store, do: Callable[[], object]) -> None:
+    """Do one part of a sweep; a key of a wrong type is renamed, and must not end the parts after this one."""
+    try:
+        do()
+    except WrongType as error:
+        if not integrity.mend(store):
+            log.error("a part of the sweep was left out: %s", error)
 
 
 def refuse_keys(worker: Any) -> None:
@@ -156,4 +190,7 @@ def renew(store: Store, node: str) -> None:
         side = "u" if request.type == UNDO else ""
         running.setdefault(str(run_id), []).append((f"{side}{index}", f"{request.id}@{node}/"))
     for run_id, attempts in running.items():
-        store.renew(run_id, attempts)
+        try:
+            store.renew(run_id, attempts)
+        except WrongType as error:  # of this run alone: the leases of the others are renewed
+            log.error("run %s: its leases cannot be renewed: %s", run_id, error)

@@ -16,15 +16,17 @@ from typing import Any
 
 from celery import current_app
 from kombu.transport import TRANSPORT_ALIASES, redis
-from redis.exceptions import ConnectionError  # noqa: A004 - the one that kombu knows
+from redis.exceptions import ConnectionError, ResponseError  # noqa: A004 - the one that kombu knows
 
-from longshore.orchestration import signing
+from longshore.orchestration import integrity, signing
 from longshore.orchestration.audit import note_refusal
 from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.store import Store
 
 log = logging.getLogger(__name__)
 
+#: Bytes of a message: the result of an application's task is the largest that one holds.
+_LONGEST = 8 * 1024 * 1024
 #: What a body is: arguments, keywords, and what else Celery sends along.
 _BODY = (list, dict, dict)
 
@@ -36,11 +38,13 @@ def _store() -> Store:
 
 def fault(raw: bytes) -> str:
     """What is wrong with a message; '' for one that a worker can take."""
+    if len(raw) > _LONGEST:
+        return f"it has {len(raw)} bytes, and at most {_LONGEST} may be"
     try:
         return _fault(json.loads(raw))
     except (ValueError, RecursionError) as error:
         return f"it is no JSON: {type(error).__name__}"
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         return f"it is no message: {type(error).__name__}: {error}"
 
 
@@ -52,7 +56,9 @@ def _fault(message: Any) -> str:
         return "it cannot be acknowledged"
     if message.get("content-type") != "application/json" or message.get("content-encoding") != "utf-8":
         return f"its content is {message.get('content-type')} in {message.get('content-encoding')}, not JSON in utf-8"
-    return _wrong_header(headers) or _wrong_body(message) or _forged(headers, message)
+    body = _body(message)
+    # Before anything in it is interpreted.
+    return _forged(headers, body) or _wrong_header(headers) or _wrong_body(body)
 
 
 def _wrong_header(headers: dict[str, Any]) -> str:
@@ -80,15 +86,16 @@ def _wrong_header(headers: dict[str, Any]) -> str:
     return ""
 
 
-def _body(message: Any) -> Any:
+def _body(message: Any) -> bytes:
+    """As the bytes that were signed."""
     body = message["body"]
     if message["properties"].get("body_encoding") == "base64":
-        body = base64.b64decode(body, validate=True)
-    return json.loads(body)
+        return base64.b64decode(body, validate=True)
+    return str(body).encode()
 
 
-def _wrong_body(message: dict[str, Any]) -> str:
-    parts = _body(message)
+def _wrong_body(body: bytes) -> str:
+    parts = json.loads(body)
     if not isinstance(parts, list) or len(parts) != len(_BODY):
         return "its body is none of a task"
     if not all(isinstance(part, kind) for part, kind in zip(parts, _BODY, strict=True)):
@@ -96,12 +103,12 @@ def _wrong_body(message: dict[str, Any]) -> str:
     return ""
 
 
-def _forged(headers: dict[str, Any], message: Any) -> str:
+def _forged(headers: dict[str, Any], body: bytes) -> str:
     keys = signing.ring()
     if keys is None:
         return ""
     try:
-        signing.check_message(keys, headers, _body(message))
+        signing.check_message(keys, headers, body)
     except signing.Forged as why:
         return f"{headers['task']} is refused: {why}"
     return ""
@@ -121,7 +128,15 @@ def _sifted(parse: Any) -> Any:
     """A client's `parse_response`, which gives nothing where what came is no message."""
 
     def parse_response(connection: Any, command_name: str, **options: Any) -> Any:
-        answer = parse(connection, command_name, **options)
+        try:
+            answer = parse(connection, command_name, **options)
+        except ResponseError as error:
+            if command_name != "BRPOP" or "WRONGTYPE" not in str(error):
+                raise
+            # A queue that is no list: kombu would end the worker, and the next one as well.
+            log.error("a queue has the wrong type: %s", error)
+            integrity.mend(_store())
+            return None
         if command_name != "BRPOP" or not answer:
             return answer
         queue, raw = answer

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from longshore.orchestration.connection import Connection
-from longshore.orchestration.errors import ConfigError, JobNotFound, UsageError, WaitTimeout
+from longshore.orchestration.connection import Connection, as_number
+from longshore.orchestration.errors import UNREADABLE, ConfigError, JobNotFound, UsageError, WaitTimeout
 from longshore.orchestration.hosts import Hosts
 from longshore.orchestration.jobs.file import read_jobs
 from longshore.orchestration.jobs.labels import PREFIX, Entity, Finding, Job, discover
@@ -95,12 +95,13 @@ class Board:
 
     def asked(self) -> int:
         """The last number that was asked for."""
-        return int(self._store.call(self._store.client.get, self._keys.jobs_asked) or 0)
+        return as_number(self._store.call(self._store.client.get, self._keys.jobs_asked)) or 0
 
     def answered(self, host: str) -> int:
         """The last number that a host has answered to, by whichever of its workers."""
         text = self._store.call(self._store.client.hget, self._keys.jobs_seen, host)
-        return Seen.read(text).asked if text else -1
+        seen = _known(text) if text else None
+        return seen.asked if seen is not None else -1
 
     def answer(self, seen: Seen) -> None:
         told = replace(seen, at=self._store.now()).text()
@@ -114,7 +115,7 @@ class Board:
     def seen(self) -> dict[str, Seen]:
         """What each host has said last."""
         found = self._store.call(self._store.client.hgetall, self._keys.jobs_seen)
-        return {host: Seen.read(text) for host, text in sorted(found.items())}
+        return {host: seen for host, text in sorted(found.items()) if (seen := _known(text)) is not None}
 
     def look(self, files: Declared | None = None, *, patience: float = 10.0) -> Known:
         """The jobs as they are described now: every host with an engine is asked.
@@ -139,6 +140,14 @@ class Board:
         """The jobs as the hosts that are alive have described them last; asks nobody."""
         alive = with_engine(self._store)
         return merged({host: one for host, one in self.seen().items() if host in alive}, files or Declared())
+
+
+def _known(text: str) -> Seen | None:
+    """None for an answer that cannot be read: the host is asked anew."""
+    try:
+        return Seen.read(text)
+    except UNREADABLE:
+        return None
 
 
 def with_engine(store: Connection) -> set[str]:

@@ -225,9 +225,9 @@ def test_a_client_cannot_send_a_step(guarded: Guarded) -> None:
     keys = signing.read(guarded.client_keys)
     forged = message([["run", 0], {}, {}])
     headers = forged["headers"]
-    headers[signing.FIELD] = signing.sign(keys, "message", signing._parts(headers, [["run", 0], {}, {}], "")) | {
-        "plan": ""
-    }
+    headers[signing.FIELD] = signing.sign(
+        keys, "message", signing._parts(headers, base64.b64decode(forged["body"]), "")
+    ) | {"plan": ""}
     guarded.push("noop", json.dumps(forged).encode())
     assert "a client may not send longshore.step" in guarded.refused("a client may not send")
 
@@ -261,7 +261,7 @@ def test_a_plan_of_an_unknown_operation_that_is_put_into_redis_begins_nothing(gu
     store = guarded.client.store
     store.client.set(store.keys.of("planted").request, json.dumps(body))
     store.client.zadd(store.keys.inbox, {"planted": "1"})
-    assert "planted" not in guarded.refused("its plan does not match its digest")
+    assert "planted" not in guarded.refused("its request is refused: it is not signed")
     assert store.state("planted") is None
 
 
@@ -336,20 +336,22 @@ def test_nobody_puts_another_request_in_the_place_of_a_live_run(guarded: Guarded
     slow.step("b", "noop.execute", changed=True).after(waits)
     mine = guarded.client.start(slow)
     wait_for("it to run", lambda: mine.report().step("a").status == "running")
-    body = store.body(mine.id)
+    request, body = store.request(mine.id), store.body(mine.id)
+    assert request is not None
     assert body is not None
     other = Plan("swapped")
     other.step("b", "noop.execute", fail="evil").after(other.step("a", "noop.execute"))
     theirs = body | {"plan": other.to_dict(), "digest": other.digest({}, {})}
     store.client.set(
-        store.keys.of(mine.id).request, json.dumps(signing.sealed(guarded.client.settings, mine.id, theirs))
+        store.keys.of(mine.id).request,
+        signing.sealed(guarded.client.settings, "request", mine.id, json.dumps(theirs)),
     )
     # a worker that reads it anew refuses it; those that have begun it go on with what they know
     with Worker(guarded.place, "fresh", "-Q", "control", "-c", "1"):
         assert mine.id in {line.run for line in _refusals(guarded, "another than the one that it was begun with")}
         # nor does it take it from those that go on with it
         assert store.client.zscore(store.keys.live, mine.id) is not None
-    store.client.set(store.keys.of(mine.id).request, json.dumps(body))
+    store.client.set(store.keys.of(mine.id).request, request)
     mark.touch()
     assert mine.wait(timeout=PATIENCE).state == "succeeded"
 

@@ -342,7 +342,7 @@ def test_the_output_of_a_step_is_its_last_thousand_lines(store: Store) -> None:
 def test_a_probe_vanishes_by_itself(store: Store) -> None:
     store.put_probe("p1", '{"a":1}', 0.05)
     store.answer("p1", '{"index":0}', 0.05)
-    assert store.probe("p1") == {"a": 1}
+    assert store.probe("p1") == '{"a":1}'
 
     time.sleep(0.1)
 
@@ -562,3 +562,49 @@ def test_the_record_survives_a_kill_of_redis(own_server: RedisServer) -> None:
     assert stored.claim(1).attempt == 1
     assert stored.run("state") == RunState.RUNNING
     stored.close()
+
+
+# --- connections ------------------------------------------------------------------------------------------
+
+
+def test_more_threads_than_connections_wait_for_runs(redis_server: RedisServer) -> None:
+    redis_server.flush()
+    store = Store(settings_for(redis_server.url, max_connections=8))
+    began = threading.Barrier(60)
+    errors: list[Exception] = []
+
+    def wait() -> None:
+        began.wait()
+        try:
+            for _ in range(3):
+                store.read_events("r", block_ms=300)
+                store.newest_event("r")
+        except StoreUnavailable as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=wait) for _ in range(60)]
+    for thread in threads:
+        thread.start()
+    most, watching = 0, redis_server.client()
+    while any(thread.is_alive() for thread in threads):
+        most = max(most, len(watching.client_list()))
+    for thread in threads:
+        thread.join()
+
+    assert errors == []
+    assert most <= 8 + 5
+
+
+def test_a_process_without_a_free_connection_names_the_setting(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_CONNECTION", 0.05)
+    store = Store(settings_for(redis_server.url, max_connections=2))
+    taken = [store.client.connection_pool.get_connection() for _ in range(2)]
+
+    with pytest.raises(StoreUnavailable, match="LONGSHORE_MAX_CONNECTIONS"):
+        store.now()
+
+    for one in taken:
+        store.client.connection_pool.release(one)
+    assert store.now()

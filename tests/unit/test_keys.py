@@ -76,3 +76,11 @@ def test_fields_of_a_step_are_short_differ_and_leave_the_u_to_the_undo() -> None
     assert all(len(field) <= 2 for field in Field)
     assert not any(field.startswith("u") for field in Field)
     assert all(f'{name} = "' in inspect.getsource(Field) for name in Field.__members__)
+
+
+def test_the_type_of_every_key_stands_in_the_list_and_in_the_table() -> None:
+    listed = re.findall(
+        r"^    \{ns\}:([a-z-]+:?)\S*\s+(?:(string|hash|zset|set|list|stream|text)\b)", module.__doc__ or "", re.M
+    )
+
+    assert {name: "string" if kind == "text" else kind for name, kind in listed} == dict(module.TYPES)

@@ -33,7 +33,7 @@ def child(*, fails: bool = False, irreversible: bool = False) -> Plan:
     [
         ("target", "{{ steps.a.data.all }}", "target: it gives no name of a host but a list"),
         ("when", "params.n | dictsort", "when:"),
-        ("foreach", "{{ cycler() }}", "foreach:"),
+        ("foreach", "{{ namespace() }}", "foreach:"),
         ("foreach", "{{ steps.a.data.n }}", "foreach: it gives no list but a int"),
     ],
 )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 from click.testing import CliRunner
 
 from longshore.orchestration import Plan, acl, signing
@@ -96,8 +100,12 @@ def parts(**changes: Any) -> tuple[dict[str, Any], list[Any]]:
     return {"task": "longshore.step", "id": "a", "root_id": "run", "retries": 0} | changes, [["run", 0], {}, {}]
 
 
+def raw(body: list[Any]) -> bytes:
+    return json.dumps(body).encode()
+
+
 def signed(ring: signing.Ring, headers: dict[str, Any], body: list[Any], plan: str = "p") -> dict[str, Any]:
-    made = signing.sign(ring, "message", signing._parts(headers, body, plan))
+    made = signing.sign(ring, "message", signing._parts(headers, raw(body), plan))
     return headers | {signing.FIELD: made | {"plan": plan}}
 
 
@@ -128,12 +136,12 @@ def test_whatever_of_a_message_is_changed_its_signature_does_not_fit_any_more(ch
     ring = signing.Ring((signing.new_key("worker"),))
     headers, body = parts()
     good = signed(ring, headers, body)
-    signing.check_message(ring, good, body)
-    signing.check_message(ring, good | {"traceparent": "00-a-b-01", "group": None}, body)
+    signing.check_message(ring, good, raw(body))
+    signing.check_message(ring, good | {"traceparent": "00-a-b-01", "group": None}, raw(body))
     with pytest.raises(signing.Forged, match="changed"):
-        signing.check_message(ring, good | change, body)
+        signing.check_message(ring, good | change, raw(body))
     with pytest.raises(signing.Forged, match="changed"):
-        signing.check_message(ring, {name: value for name, value in good.items() if name != "retries"}, body)
+        signing.check_message(ring, {name: value for name, value in good.items() if name != "retries"}, raw(body))
     for other in (
         [["run", 1], {}, {}],
         [["other", 0], {}, {}],
@@ -141,12 +149,12 @@ def test_whatever_of_a_message_is_changed_its_signature_does_not_fit_any_more(ch
         [["run", 0], {}, {"chord": 1}],
     ):
         with pytest.raises(signing.Forged, match="changed"):
-            signing.check_message(ring, good, other)
+            signing.check_message(ring, good, raw(other))
     field = good[signing.FIELD]
     with pytest.raises(signing.Forged, match="changed"):
-        signing.check_message(ring, good | {signing.FIELD: field | {"plan": "other"}}, body)
+        signing.check_message(ring, good | {signing.FIELD: field | {"plan": "other"}}, raw(body))
     with pytest.raises(signing.Forged, match="not known"):
-        signing.check_message(signing.Ring((signing.new_key("worker"),)), good, body)
+        signing.check_message(signing.Ring((signing.new_key("worker"),)), good, raw(body))
 
 
 def test_a_signature_counts_for_a_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +165,7 @@ def test_a_signature_counts_for_a_time_only(monkeypatch: pytest.MonkeyPatch) -> 
     for later in (signing.LASTS + 10, -1000):
         monkeypatch.setattr(signing.time, "time", lambda later=later: now + later)
         with pytest.raises(signing.Forged, match="too old, or of a time"):
-            signing.check_message(ring, good, body)
+            signing.check_message(ring, good, raw(body))
 
 
 def test_a_new_key_signs_from_its_time_on_and_the_one_before_is_known_until_all_has_arrived() -> None:
@@ -542,13 +550,13 @@ def test_a_message_that_is_none_of_ours_or_has_more_sent_after_it_is_refused() -
     both = signing.Ring((*worker.keys, *client.keys))
     headers, body = parts(task="celery.group")
     with pytest.raises(signing.Forged, match="no task of Longshore's"):
-        signing.check_message(both, signed(worker, headers, body), body)
+        signing.check_message(both, signed(worker, headers, body), raw(body))
     headers, _ = parts(task="longshore.advance")
     for follow_up in ("callbacks", "errbacks", "chain", "chord"):
         more = [["run"], {}, {follow_up: [{"task": "longshore.undo"}]}]
         with pytest.raises(signing.Forged, match="sent after it"):
-            signing.check_message(both, signed(client, headers, more), more)
-        signing.check_message(both, signed(worker, headers, more), more)
+            signing.check_message(both, signed(client, headers, more), raw(more))
+        signing.check_message(both, signed(worker, headers, more), raw(more))
 
 
 @pytest.mark.parametrize("name", ["callbacks", "errbacks", "chain", "chord"])
@@ -557,11 +565,11 @@ def test_what_an_applications_worker_tells_has_nothing_sent_after_it_and_no_time
     ring = signing.Ring((signing.new_key("worker"),))
     headers, _ = parts(task="longshore.task_ended")
     told = ["result", "run", 0, "", "1", True]
-    signing.check_message(ring, headers | {"timelimit": [None, None]}, [told, {"seal": {}}, {name: None}])
+    signing.check_message(ring, headers | {"timelimit": [None, None]}, raw([told, {"seal": {}}, {name: None}]))
     with pytest.raises(signing.Forged, match="sent after it"):
-        signing.check_message(ring, headers, [told, {"seal": {}}, {name: [{"task": "longshore.step"}]}])
+        signing.check_message(ring, headers, raw([told, {"seal": {}}, {name: [{"task": "longshore.step"}]}]))
     with pytest.raises(signing.Forged, match="time limit"):
-        signing.check_message(ring, headers | {"timelimit": [0.001, None]}, [told, {"seal": {}}, {}])
+        signing.check_message(ring, headers | {"timelimit": [0.001, None]}, raw([told, {"seal": {}}, {}]))
 
 
 @pytest.mark.parametrize(
@@ -588,3 +596,87 @@ def test_secrets_are_demanded_as_references_by_their_names(name: str, value: str
         denied(plan, Settings(clear_secrets="allow"))
     else:
         denied(plan, Settings())
+
+
+def test_a_body_is_not_read_before_its_signature_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = signing.Ring((signing.new_key("worker"),))
+    headers, body = parts()
+    monkeypatch.setattr(signing.json, "loads", lambda _: pytest.fail("it was read"))
+    with pytest.raises(signing.Forged):
+        signing.check_message(ring, signed(ring, headers, body), b"{ no JSON")
+
+
+def test_a_message_is_signed_as_the_bytes_that_kombu_sends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_text(signing.written([signing.new_key("worker")]))
+    keys.chmod(0o600)
+    given(monkeypatch, keys=str(keys))
+    app = Celery(broker="memory://", set_as_current=False)
+    app.conf.task_serializer = "json"
+
+    app.send_task("longshore.step", args=("run", 0), kwargs={"when": datetime(2026, 1, 1), "ü": "ß"}, queue="signed")
+
+    with app.connection() as connection:
+        sent = connection.default_channel._get("signed")
+    ring = signing.read(keys)
+    body = base64.b64decode(sent["body"])
+    headers = json.loads(json.dumps(sent["headers"]))
+    assert signing.check_message(ring, headers, body) is None
+    with pytest.raises(signing.Forged, match="changed"):
+        signing.check_message(ring, headers, body + b" ")
+
+
+def test_a_request_is_not_read_before_its_signature_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_text(signing.written([signing.new_key("client")]))
+    keys.chmod(0o600)
+    given(monkeypatch, keys=str(keys))
+    ring = signing.read(keys)
+    text = signing.sealed(get_settings(), "request", "run", '{"plan": 1}')
+    line = text.partition("\n")[0]
+
+    assert signing.check_text(ring, "request", "run", text).role == "client"
+    assert signing.opened(text) == ('{"plan": 1}', line)
+    for other in (
+        '{"plan": 1}',
+        f'{line}\n{{"plan": 2}}',
+        f'{line}\n{{"plan":1}}',
+        "\n",
+        "[" * 100_000 + "\n",
+        f"{line}\n",
+    ):
+        with pytest.raises(signing.Forged):
+            signing.check_text(ring, "request", "run", other)
+    for use, name in (("request", "other"), ("probe", "run")):
+        with pytest.raises(signing.Forged, match="changed"):
+            signing.check_text(ring, use, name, text)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        None,
+        [],
+        "x",
+        {},
+        {"key": 1},
+        {"key": "k", "at": "x"},
+        {"at": float("nan")},
+        {"mac": "ü"},
+        {"at": True},
+        {"plan": {}},
+    ],
+)
+def test_a_signature_of_any_shape_is_refused(field: Any) -> None:
+    ring = signing.Ring((signing.new_key("worker"),))
+    headers, body = parts()
+    good = signed(ring, headers, body)[signing.FIELD]
+    wrong = good | field if isinstance(field, dict) else field
+    with pytest.raises(signing.Forged):
+        signing.check_message(ring, headers | {signing.FIELD: wrong if field != {} else {}}, raw(body))
+
+
+def test_a_command_of_any_size_is_refused_before_it_is_read() -> None:
+    ring = signing.Ring((signing.new_key("client"),))
+    with pytest.raises(signing.Forged, match="characters"):
+        signing.check_command(ring, "run", {"kind": "cancel", "reason": "x" * 100_000})

@@ -1,7 +1,7 @@
 -- Let a run begin, if there is room for it.
 --
--- KEYS     queue, what is known of runs, admitted runs, those of its plan, those that hold its key, then for each of
---          its locks who holds that
+-- KEYS     queue, what is known of runs, admitted runs, those of its plan, those that hold its key, live runs, then for
+--          each of its locks who holds that
 -- ARGV[1]  run  ARGV[2]  how many may be live, '' for any number  ARGV[3]  how many of its plan  ARGV[4]  how many
 --          with its key  ARGV[5]  '1' whether there is room or not, then the runs that it is a part of
 -- RETURNS  'ok', 'gone' it was released meanwhile, or what there is no room in: 'all', 'plan', 'key', 'lock'
@@ -45,7 +45,7 @@ if ARGV[5] ~= '1' then
     return 'key'
   end
   -- All of them or none: so two runs that want several never wait for each other.
-  for k = 6, #KEYS do
+  for k = 7, #KEYS do
     local others = redis.call('SCARD', KEYS[k])
     for n = 6, #ARGV do
       -- guard: a child run shares the locks of its parents
@@ -66,9 +66,11 @@ end
 if ARGV[4] ~= '' and not holds then
   redis.call('SADD', KEYS[5], run)
 end
-for k = 6, #KEYS do
+for k = 7, #KEYS do
   -- guard: a lock belongs to one run
   redis.call('SADD', KEYS[k], run)
 end
 redis.call('ZREM', KEYS[1], run)
+-- One that has waited was not to be looked at for long.
+redis.call('ZADD', KEYS[6], 'XX', 'LT', clock[1] * 1000 + math.floor(clock[2] / 1000), run)
 return 'ok'

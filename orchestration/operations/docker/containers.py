@@ -22,6 +22,8 @@ from longshore.orchestration.operations.docker.fields import (
 _PORT = re.compile(
     r"(?:(?:(?P<host>\[[0-9a-fA-F:]+\]|[0-9.]+):)?(?P<outer>\d*):)?(?P<inner>\d+)(?:/(?P<protocol>tcp|udp|sctp))?"
 )
+#: Characters of a volume as one text: two paths of the longest kind.
+_LONGEST = 2 * 4096 + 16
 _RESTART = re.compile(r"no|always|unless-stopped|on-failure(?::\d+)?")
 
 
@@ -60,6 +62,8 @@ class Mount(Params):
 
 def _split(text: str) -> list[str]:
     """At the colons, but not at those inside a template."""
+    if len(text) > _LONGEST:  # each colon looks for the end of a template
+        raise ValueError(f"{len(text)} characters are too long for it")
     return re.split(r":(?![^{]*\}\})", text)
 
 

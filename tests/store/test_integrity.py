@@ -1,0 +1,355 @@
+"""Keys of a wrong type and entries that nobody can read: each harms itself, and no run but its own."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from longshore.orchestration import audit, counting, doctor, events, integrity
+from longshore.orchestration.admission import Admission
+from longshore.orchestration.backlog import backlogs
+from longshore.orchestration.breakers import Breakers
+from longshore.orchestration.connection import connect
+from longshore.orchestration.hosts import Hosts, Node
+from longshore.orchestration.jobs.board import Board
+from longshore.orchestration.keys import RUN_TYPES, TYPES
+from longshore.orchestration.locks import Locks
+from longshore.orchestration.plan import Plan
+from longshore.orchestration.request import shared
+from longshore.orchestration.runs import Filter, search
+from longshore.orchestration.states import RunState
+from longshore.orchestration.timing import Schedules
+from longshore.tasks import driver
+from tests.servers import RedisServer
+from tests.store.sim import ADVANCE, LineCanvas, Message, World
+from tests.store.stored_run import settings_for
+
+pytestmark = pytest.mark.store
+
+NO_TEXT = b"\xff\xfe"
+GARBAGE = [NO_TEXT, b"{", b"[]", b"{}", b"[" * 100_000]
+
+
+@pytest.fixture
+def world(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A run that has not begun, of an installation with one host."""
+    monkeypatch.setattr(driver, "Canvas", LineCanvas)
+    redis_server.flush()
+    plan = Plan("p", concurrency={"key": "one"})
+    plan.step("a", "noop.execute")
+    made = World(redis_server.url, plan, connect(settings_for(redis_server.url)))
+    body = {"v": 1, "plan": plan.to_dict(), "params": {}, "files": {}, "actor": "ann", "digest": plan.digest({}, {})}
+    Admission(made.store).submit(made.run_id, body | shared(plan, {}))
+    made.line.send(Message(ADVANCE))
+    Hosts(made.store).register("web1", Node("w@web1", queues=("control", "docker"), labels={"role": "web"}))
+    Breakers(made.store).hold("registry", "away")
+    made.stored.redis.sadd(made.store.keys.locks, "shop")
+    return made
+
+
+def spoil(world: World, key: str) -> None:
+    """Another user of Redis writes a value of another type under that key."""
+    world.stored.redis.delete(key)
+    world.stored.redis.lpush(key, "spoilt")
+
+
+def letters(world: World) -> list[str]:
+    return [f"{letter['queue']}: {letter['why']}" for letter in world.store.aside()]
+
+
+def spaced(world: World, name: str) -> str:
+    return f"{world.store.keys.namespace}:{name}"
+
+
+INDICES = [name for name in TYPES if not name.endswith(":")]
+MEMBERS = [
+    "plan:p",
+    "slot:one",
+    "machine:web1",
+    "breaker:registry",
+    "probing:registry",
+    "blocked:registry",
+    "lock:shop",
+]
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before it begins", "while it runs"])
+@pytest.mark.parametrize("name", [*INDICES, *MEMBERS])
+def test_a_key_of_a_wrong_type_is_renamed_and_stops_no_run(world: World, name: str, begun: bool) -> None:
+    if begun:
+        world.driver.sweep()
+    spoil(world, spaced(world, name))
+
+    integrity.mend(world.store)
+    world.settle()
+
+    assert world.store.state(world.run_id) == RunState.SUCCEEDED
+    assert integrity.wrong_keys(world.store) == []
+    assert any(spaced(world, name) in letter for letter in letters(world))
+    assert world.stored.redis.exists(spaced(world, f"damaged:{name}"))
+
+
+@pytest.mark.parametrize("name", ["inbox", "live", "queue", "known", "admitted", "ended", "runs"])
+def test_a_sweep_that_meets_a_key_of_a_wrong_type_renames_it_and_goes_on(world: World, name: str) -> None:
+    spoil(world, spaced(world, name))
+
+    world.driver.sweep()
+    world.settle()
+
+    assert world.store.state(world.run_id) == RunState.SUCCEEDED
+
+
+@pytest.mark.parametrize("name", ["control", "docker", "unacked", "unacked_index", "_kombu.binding.control"])
+def test_a_key_of_the_broker_with_a_wrong_type_is_renamed(world: World, name: str) -> None:
+    key = f"{world.store.settings.broker_prefix()}{name}"
+    world.stored.redis.xadd(key, {"no": "queue"})
+
+    assert [wrong.key for wrong in integrity.mend(world.store)] == [key]
+
+    assert not world.stored.redis.exists(key)
+
+
+@pytest.mark.parametrize("name", ["order", "tick", "pause", "jobs-asked"])
+def test_a_counter_that_holds_no_number_stops_no_run(world: World, name: str) -> None:
+    world.stored.redis.set(spaced(world, name), "no number")
+    integrity.mend(world.store)
+
+    world.settle()
+
+    assert world.store.state(world.run_id) == RunState.SUCCEEDED
+
+
+@pytest.mark.parametrize("name", ["tick", "pause"])
+def test_a_sweep_reads_over_a_time_that_is_none(world: World, name: str) -> None:
+    world.driver.sweep()
+    world.stored.redis.set(spaced(world, name), "no time")
+
+    world.driver.sweep()
+
+
+def test_an_order_that_was_lost_goes_on_behind_the_runs_that_wait(world: World) -> None:
+    world.stored.redis.zadd(world.store.keys.queue, {"waits": 70})
+    spoil(world, world.store.keys.order)
+
+    integrity.mend(world.store)
+
+    assert int(world.stored.redis.incr(world.store.keys.order)) > 70
+
+
+def test_a_queue_that_was_lost_is_rebuilt_from_the_runs_that_wait(world: World) -> None:
+    spoil(world, world.store.keys.queue)
+
+    integrity.mend(world.store)
+
+    assert world.stored.redis.zrange(world.store.keys.queue, 0, -1) == [world.run_id]
+
+
+# --- entries --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("entry", [NO_TEXT, b"", b"..", b"../../etc", b"x" * 200, b"a\nb"], ids=repr)
+@pytest.mark.parametrize("index", ["inbox", "live"])
+def test_an_entry_that_is_no_run_id_becomes_one_dead_letter(world: World, index: str, entry: bytes) -> None:
+    world.stored.redis.zadd(spaced(world, index), {entry: 1})
+
+    world.driver.sweep()
+    world.driver.sweep()
+
+    assert world.stored.redis.zscore(spaced(world, index), entry) is None
+    assert len(letters(world)) == 1
+    assert "it is no run id" in letters(world)[0]
+    world.settle()
+    assert world.store.state(world.run_id) == RunState.SUCCEEDED
+
+
+@pytest.mark.parametrize("index", ["queue", "admitted", "ended", "runs"])
+def test_tidying_up_makes_one_dead_letter_of_an_entry_that_is_no_run_id(world: World, index: str) -> None:
+    world.stored.redis.zadd(spaced(world, index), {NO_TEXT: 1e15})
+
+    world.driver.door.tidy()
+
+    assert world.stored.redis.zscore(spaced(world, index), NO_TEXT) is None
+    assert len(letters(world)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("known", "other"), ("jobs-seen", "web1"), ("scheduled", "nightly"), ("counted", "runs"),
+     ("machine:web1", "node:w@web1"), ("machine:web1", "beat:w@web1"), ("machine:web1", "drained"),
+     ("machine:web1", "last")],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "garbage", [NO_TEXT, b"{", b"[]", b"{}", b"[" * 100_000], ids=["bytes", "cut", "list", "{}", "deep"]
+)
+def test_a_field_that_cannot_be_read_becomes_one_dead_letter(
+    world: World, name: str, field: str, garbage: bytes
+) -> None:
+    world.stored.redis.hset(spaced(world, name), field, garbage)
+    store = world.store
+
+    # All that reads it does without it.
+    Hosts(store).all(), Board(store).seen(), Schedules(store).marks(), Admission(store).known()
+    counting.totals(store), Admission(store).next(), doctor.examine(store)
+    world.driver.door.tidy()
+
+    assert world.stored.redis.hget(spaced(world, name), field) is None
+    assert len(letters(world)) == 1
+    world.settle()
+    assert world.store.state(world.run_id) == RunState.SUCCEEDED
+
+
+def test_a_lock_that_nobody_holds_is_freed(world: World) -> None:
+    world.stored.redis.set(world.store.keys.lock("shop"), "no holder")
+    assert Locks(world.store).held() == []
+
+    world.driver.door.tidy()
+
+    assert world.stored.redis.get(world.store.keys.lock("shop")) is None
+    assert len(letters(world)) == 1
+
+
+def test_a_breaker_without_its_fields_is_listed(world: World) -> None:
+    world.stored.redis.delete(world.store.keys.breaker("registry"))
+    world.stored.redis.hset(world.store.keys.breaker("registry"), "until", "soon")
+
+    assert [breaker.service for breaker in Breakers(world.store).open()] == ["registry"]
+    assert Breakers(world.store).ask("registry", "r").allowed
+
+
+# --- runs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RUN_TYPES)
+def test_a_run_with_a_key_of_a_wrong_type_becomes_one_dead_letter(world: World, name: str) -> None:
+    other = "other"
+    Admission(world.store).submit(other, (world.store.body(world.run_id) or {}) | {"concurrency": None})
+    prefix = world.store.keys.of(other).run.removesuffix("run")
+    world.stored.redis.delete(f"{prefix}{name}")
+    spoil(world, f"{prefix}{name}")
+
+    for _ in range(3):
+        world.driver.sweep()
+        world.stored.redis.zadd(world.store.keys.live, {other: 1}, xx=True)
+
+    assert world.stored.redis.zscore(world.store.keys.live, other) is None
+    assert world.stored.redis.zscore(world.store.keys.inbox, other) is None
+    assert len(letters(world)) == 1
+    assert prefix in letters(world)[0]
+    world.driver.door.tidy()
+    world.settle()
+    assert world.store.state(world.run_id) == RunState.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    "field", ["state", "level", "ulevel", "left", "cause", "deadline", "undo_deadline", "epoch", "was"]
+)
+def test_a_record_that_cannot_be_read_becomes_one_dead_letter(world: World, field: str) -> None:
+    world.driver.sweep()
+    world.stored.put(**{field: "\udcff garbage"})
+
+    for _ in range(3):
+        world.stored.redis.zadd(world.store.keys.live, {world.run_id: 1}, xx=True)
+        world.driver.sweep()
+
+    assert world.store.live_count() == 0
+    assert len(letters(world)) == 1
+    assert world.run_id not in [row.run_id for row in search(Reader(world), Filter())] or field != "state"
+
+
+class Reader:
+    """As much of a client as a listing needs."""
+
+    def __init__(self, world: World) -> None:
+        self.store = world.store
+
+
+@pytest.mark.parametrize(
+    "text", ["no JSON", "[]", "null", "{}", "[" * 100_000, '{"plan": {}, "params": 1, "files": 2}']
+)
+def test_a_request_that_cannot_be_read_becomes_one_dead_letter(world: World, text: str) -> None:
+    world.stored.redis.set(world.store.keys.of("damaged").request, text)
+    world.stored.redis.zadd(world.store.keys.inbox, {"damaged": 1})
+
+    world.driver.sweep()
+    world.driver.sweep()
+
+    assert "damaged" not in world.store.waiting()
+    assert len(letters(world)) == 1
+
+
+def test_a_run_whose_request_was_replaced_stays_with_the_workers_that_know_it(world: World) -> None:
+    world.driver.sweep()
+    world.stored.redis.set(world.store.keys.of(world.run_id).request, "no JSON")
+    stranger = world.new_driver(world.store)
+
+    world.age(11)
+    stranger.sweep()
+    stranger.sweep()
+
+    (refused,) = audit.lines(world.store, refused=True)
+    assert "another than the one that it was begun with" in refused.why
+    world.settle()
+    assert world.store.state(world.run_id) == RunState.SUCCEEDED
+
+
+def test_a_command_that_cannot_be_read_does_not_hold_up_the_next_one(world: World) -> None:
+    world.driver.sweep()
+    commands = world.store.keys.of(world.run_id).commands
+    garbage: list[dict[Any, Any]] = [{"kind": "approve", "step": "x"}, {"kind": "resolve", "step": "77"}, {"step": ""}]
+    for command in [*garbage, {b"\xff": NO_TEXT}]:
+        world.stored.redis.xadd(commands, command)
+    world.store.command(world.run_id, "cancel")
+
+    world.driver.sweep()
+
+    assert world.stored.run("cause") == "cancel"
+
+
+def test_garbage_among_waits_and_leases_does_not_keep_a_run_from_its_end(world: World) -> None:
+    world.driver.sweep()
+    world.stored.redis.zadd(world.store.keys.of(world.run_id).waits, {NO_TEXT: 1, "77": 2, "0": float("inf")})
+    world.stored.redis.zadd(world.store.keys.of(world.run_id).leases, {NO_TEXT: 1, "77": 2})
+
+    world.settle()
+
+    assert world.store.state(world.run_id) == RunState.SUCCEEDED
+
+
+@pytest.mark.parametrize("entry", [{"x": NO_TEXT}, {"event": "x", "at": "?"}, {"event": "x", "at": "1", "step": "77"}])
+def test_an_entry_of_the_events_that_is_none_is_read_over(world: World, entry: dict[Any, Any]) -> None:
+    world.driver.sweep()
+    before = events.read(world.store, world.run_id, world.plan)
+    world.stored.redis.xadd(world.store.keys.of(world.run_id).events, entry)
+
+    assert events.read(world.store, world.run_id, world.plan) == before
+
+
+def test_messages_that_are_none_are_counted_and_read_over(world: World) -> None:
+    queue = f"{world.store.settings.broker_prefix()}control"
+    for message in (NO_TEXT, b"{", b"[" * 100_000, json.dumps({"headers": {"task": "longshore.step"}, "body": "W10="})):
+        world.stored.redis.lpush(queue, message)
+
+    assert {backlog.queue: backlog.length for backlog in backlogs(world.store)}["control"] == 4
+
+
+def test_doctor_names_a_key_of_a_wrong_type_with_a_remedy(world: World) -> None:
+    for name in ("live", "fleet", "known"):
+        spoil(world, spaced(world, name))
+
+    found = [finding for finding in doctor.examine(world.store) if finding.grade == "error"]
+
+    for name in ("live", "fleet", "known"):
+        assert any(spaced(world, name) in finding.what and "RENAME" in finding.remedy for finding in found)
+
+
+def test_a_scrape_counts_the_runs_beside_a_damaged_one(world: World) -> None:
+    world.settle()
+    world.stored.redis.zadd(world.store.keys.ended, {"damaged": world.store.now()})
+    world.stored.redis.set(world.store.keys.of("damaged").request, "no JSON")
+    world.stored.redis.hset(world.store.keys.counted_runs, world.run_id, "no JSON")
+
+    counts: dict[Any, float] = counting.totals(world.store).counts
+
+    assert counts[counting.SEP.join(("runs", "p", "succeeded"))] == 1
