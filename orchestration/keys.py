@@ -20,8 +20,8 @@
     {ns}:runs            zset    all runs → when they were created, ms
     {ns}:ended           zset    runs that rest → since when, ms
     {ns}:tidied          string  there while nobody needs to tidy up; expires by itself
-    {ns}:tick            string  when a sweeper last was at work, ms
-    {ns}:pause           string  until when no lease is judged, ms
+    {ns}:clock           hash    of Redis's clock: tick, when a sweeper last was at work, ms; pause, until when no lease
+                                 is judged; jumped, the sum of its jumps; by and at, the last of them
     {ns}:lock:<name>     text    who holds what others share: a project of an engine; JSON, expires by its lease
     {ns}:locks           set     the names of locks that were held
     {ns}:object:<name>   hash    an entry of the object store: data (base64), sha256, size, content_type, by
@@ -237,12 +237,8 @@ class Keys:
         return f"{self.namespace}:tidied"
 
     @property
-    def tick(self) -> str:
-        return f"{self.namespace}:tick"
-
-    @property
-    def pause(self) -> str:
-        return f"{self.namespace}:pause"
+    def clock(self) -> str:
+        return f"{self.namespace}:clock"
 
     @property
     def aside(self) -> str:

@@ -525,6 +525,26 @@ class Store(Indices, Shelf):
         found = [str(item) for item in self._run("resend", run_id, side, _ms(self.settings.lease), _ms(longest), *flat)]
         return [as_id(i) for i in found if i[0] != "!"], [as_id(i[1:]) for i in found if i[0] == "!"]
 
+    def note_jump(self, known: int, jump: int) -> bool:
+        """Note that Redis's clock has jumped, ms; False where the sum of all jumps is not `known` any more.
+
+        What expires by itself, and would now last longer than it may, is cut to its length.
+        """
+        if not self.run_alone("jump", [self.keys.clock, self.keys.live], known, jump):
+            return False
+        pipe = self.client.pipeline(transaction=False)
+        for name in self.call(self.client.smembers, self.keys.locks):
+            pipe.pexpire(self.keys.lock(name), _ms(self.settings.lease), lt=True)
+        for service in self.call(self.client.smembers, self.keys.breakers):
+            pipe.pexpire(self.keys.probing(service), _ms(self.settings.slow_retry), lt=True)
+        self.call(pipe.execute)
+        return True
+
+    def shift(self, run_id: str, jumped: int) -> bool:
+        """Move the times that a run waits for with Redis's clock; `jumped` is the sum of its jumps, ms."""
+        limits = _ms(self.settings.lease), _ms(self.settings.undo_timeout)
+        return bool(self._run("shift", run_id, jumped, *limits))
+
     def parent_of(self, run_id: str) -> str:
         """The run that it is a part of, or ''."""
         text = self.call(self.client.hget, self.keys.of(run_id).run, "parent")

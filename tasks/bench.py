@@ -64,6 +64,8 @@ class MemoryStore(Store):
             raise ConfigError("the bench needs fakeredis", remedy="pip install 'longshore[testing]'") from error
         super().__init__(settings, fakeredis.FakeRedis(decode_responses=True))
         self._clock = 1_000_000_000_000
+        #: ms by which that clock was set, and not merely went on.
+        self._set_by = 0
         self._sources: dict[str, str] = {}
         self.advance(0)
 
@@ -83,8 +85,19 @@ class MemoryStore(Store):
         seconds_, ms = divmod(self._clock, 1000)
         self.client.hset("bench:clock", mapping={"s": seconds_, "us": ms * 1000})
 
+    def jump(self, seconds: float) -> None:
+        """Set the clock, forward or back."""
+        self._set_by += round(seconds * 1000)
+        self.advance(seconds)
+
     def now(self) -> int:
         return self._clock
+
+    def now_with(self, *fields: str) -> tuple[int, list[str | None]]:
+        return self._clock, super().now_with(*fields)[1]
+
+    def steady(self) -> float:
+        return self._clock - self._set_by
 
     def look(self, run_id: str) -> Look:
         return replace(super().look(run_id), now=self._clock)
@@ -293,6 +306,10 @@ class Bench:
     def reject(self, step: str, note: str = "") -> None:
         self._decisions[step] = ("reject", note)
 
+    def set_clock(self, seconds: float) -> None:
+        """Have Redis's clock jump, forward or back, as one does that is set by hand."""
+        self.store.jump(seconds)
+
     # --- a run ------------------------------------------------------------------------------------
 
     def run(
@@ -314,6 +331,7 @@ class Bench:
         self.pretended, self.pretended_before = placeholders(plan)
         Admission(self.store).submit(run_id, request_body(plan, params or {}, "bench"))
         self._queue.append(_Message(ADVANCE, run_id))
+        self._driver.look_at_clock()
         with self.engine_in_use():
             self._until_it_rests(run_id)
         told = [each for each in (plan._hooks, hooks) if each is not None]
@@ -371,10 +389,16 @@ class Bench:
     def _pass_time(self, run_id: str) -> None:
         """Until something is due; then sweep, as workers do."""
         run_ids = self.store.runs()
+        self._sweep(run_ids)  # sweepers are at work all the while
         now = self.store.now()
         due = [float(when) for when in self._due(run_ids) if when > now]
         self.store.advance((min(due) - now) / 1000 + 0.001 if due else self.settings.lease)
         self._live_on()
+        self._sweep(run_ids)
+
+    def _sweep(self, run_ids: Sequence[str]) -> None:
+        self._driver.look_at_clock()
+        self._driver.judging = True  # sweepers were at work all the while, however far time has gone at once
         for each in run_ids:
             self._driver.advance(each, thorough=True)
 

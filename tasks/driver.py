@@ -15,6 +15,7 @@ from celery import Celery
 from longshore.orchestration import audit, report, saga
 from longshore.orchestration.breakers import Breakers
 from longshore.orchestration.canvas import STEP, UNDO, Canvas
+from longshore.orchestration.clock import Clock
 from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of
 from longshore.orchestration.guards import Verdict
 from longshore.orchestration.hosts import Hosts
@@ -59,6 +60,7 @@ class Driver:
         self.breakers = Breakers(store)
         self.door = Door(store, self.breakers, self.canvas)
         self.commands = Commands(store, self.door.forget, self.door.come_back)
+        self.clock = Clock(store)
         #: Whether a lease that has run out means anything now.
         self.judging = True
         #: Runs in the inbox without a request, and since when.
@@ -67,17 +69,21 @@ class Driver:
     def advance(self, run_id: str, *, thorough: bool = False) -> RunState | None:
         """Take the run as far as it goes now; returns its state, None where there is no such run.
 
-        `thorough` also looks for messages and workers that were lost: the sweeper's part.
+        `thorough` also looks for messages and workers that were lost, and decides what time alone decides: the
+        sweeper's part, for it has compared Redis's clock.
         """
         loaded, found, mark = self._look(run_id)
-        if thorough and self.judging:
+        if thorough and self._has_jumped(run_id, found):
+            found = self.store.look(run_id)
+        timed = thorough and self.clock.agrees(found.now)
+        if timed and self.judging:
             self._expire(run_id, loaded.plan, found.now)
             found = self.store.look(run_id)
-        run = run_record(found.fields, found.now)
+        run = _record(found, timed)
         if lift_if_it_can(self.store, self.breakers, run_id, loaded.plan, run, found):
             found = self.store.look(run_id)
-            run = run_record(found.fields, found.now)
-            thorough = True  # what it had dispatched is due now
+            run = _record(found, timed)
+            timed = thorough = True  # what it had dispatched is due now
         if run.state is RunState.PENDING and not self.door.may_begin(run_id, loaded, found.now):
             if mark is not None:
                 self.store.seen(run_id, mark)
@@ -86,16 +92,16 @@ class Driver:
             point("advance.admitted")
         waits = found.waits
         while True:
-            if waits and self.parked.settle(run_id, loaded, run, waits, found.now):
+            if waits and self.parked.settle(run_id, loaded, run, waits, run.now):
                 found = self.store.look(run_id)
-                run = run_record(found.fields, found.now)
+                run = _record(found, timed)
             before = run.state
-            run = self._decide_until_it_waits(run_id, loaded, run)
+            run = self._decide_until_it_waits(run_id, loaded, run, timed=timed)
             if run.state is before or not waits:
                 break
             # The state has changed: what is parked may have to hear of that.
             found = self.store.look(run_id)
-            run, waits = run_record(found.fields, found.now), found.waits
+            run, waits = _record(found, timed), found.waits
         if mark is not None:
             self.store.seen(run_id, mark)
         self.herald.tell(run_id, loaded.plan)
@@ -108,11 +114,16 @@ class Driver:
             return run.state
         if waits:
             self.store.look_at(run_id, min(waits.values()), sooner=True)
-        if thorough:
+        if timed:
             self._resend(run_id, loaded.plan, run)
         if run.deadline is not None and run.state is RunState.RUNNING:
             self.store.look_at(run_id, run.deadline, sooner=True)
         return run.state
+
+    def _has_jumped(self, run_id: str, found: Look) -> bool:
+        """Whether the run waited for times that a jump of Redis's clock has moved; they are right now."""
+        jumped = self.clock.jumped if found.fields else 0
+        return jumped != int(found.fields.get("jumped", 0)) and self.store.shift(run_id, jumped)
 
     def _look(self, run_id: str) -> tuple[Loaded, Look, float | None]:
         """The run as it is, begun where it was not, with what people asked of it carried out; its mark in the inbox.
@@ -167,8 +178,9 @@ class Driver:
             # An installation at rest is not written to, unless something has been kept for long enough.
             if self.store.kept_until(self.store.settings.retention, 1):
                 self.door.tidy()
+            self.clock.rest()
             return 0
-        self.judging = self.store.leases_count()
+        self.look_at_clock()
         # What was begun goes before what is new. Often enough that a run which stands still because two of its control
         # workers were killed, one after the other, does so for no longer than a lease.
         found = dict.fromkeys([*self.store.due(self.store.settings.lease / 3), *self.store.waiting()])
@@ -188,6 +200,10 @@ class Driver:
         self.door.tidy()
         return len(found)
 
+    def look_at_clock(self) -> None:
+        """Compare Redis's clock, on which the sweeper's decisions rest."""
+        self.judging = self.clock.look()
+
     # --- beginning and commands -------------------------------------------------------------------
 
     def _create(self, run_id: str, loaded: Loaded, now: int) -> None:
@@ -200,6 +216,8 @@ class Driver:
             "actor": loaded.actor,
             "born": loaded.born,
         }
+        if jumped := self.clock.read_jumped():
+            fields["jumped"] = jumped
         if loaded.parent:
             fields["parent"] = json.dumps(loaded.parent)
         if plan.timeout is not None:
@@ -248,7 +266,7 @@ class Driver:
 
     # --- forward and backward ---------------------------------------------------------------------
 
-    def _decide_until_it_waits(self, run_id: str, loaded: Loaded, run: RunRecord) -> RunRecord:
+    def _decide_until_it_waits(self, run_id: str, loaded: Loaded, run: RunRecord, *, timed: bool) -> RunRecord:
         plan = loaded.plan
         while True:
             records = self.store.step_records(run_id, saga.wanted(plan, run), units=saga.wants_units(run))
@@ -261,7 +279,7 @@ class Driver:
             if applied:
                 self._dispatch(run_id, plan, transition, anew=run.epoch > 0)
             seen = self.store.look(run_id)
-            after = run_record(seen.fields, seen.now)
+            after = _record(seen, timed)
             if not applied and (after.state, after.level, after.undo_level, after.left) == (
                 run.state,
                 run.level,
@@ -426,3 +444,8 @@ class Driver:
         times = [int(due) for status, due, _ in rows.values() if status == StepState.RETRYING and due]
         times += [int(until) for status, _, until in rows.values() if status == StepState.READY and until]
         return min(times, default=None)
+
+
+def _record(found: Look, timed: bool) -> RunRecord:
+    """The reducer's view of a run; without `timed`, at a time at which no time has run out."""
+    return run_record(found.fields, found.now if timed else 0)

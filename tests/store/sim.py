@@ -196,7 +196,7 @@ class World:
     def age(self, seconds: float) -> None:
         """Time passes, and sweepers are at work all the while."""
         self.bed.age(seconds)
-        self.bed.redis.delete(self.store.keys.tick, self.store.keys.pause)
+        self.bed.redis.delete(self.store.keys.clock)
 
     # --- the log ------------------------------------------------------------------------------------
 
