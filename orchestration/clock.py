@@ -34,6 +34,8 @@ class Clock:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._last: _Sample | None = None
+        #: How often hosts had been asked for receipts as of the last look: read with the rest, it costs nothing.
+        self.asked = 0
 
     @property
     def _tolerance(self) -> int:
@@ -82,7 +84,8 @@ class Clock:
     def _read(self) -> tuple[int | None, int | None, _Sample]:
         store = self._store
         earliest = store.steady()
-        now, (tick, pause, jumped) = store.now_with("tick", "pause", "jumped")
+        now, (tick, pause, jumped, asked) = store.now_with("tick", "pause", "jumped", "asked")
+        self.asked = int(asked or 0)
         sample = _Sample(now, earliest, store.steady(), int(jumped or 0))
         return (int(tick) if tick else None), (int(pause) if pause else None), sample
 

@@ -21,7 +21,9 @@
     {ns}:ended           zset    runs that rest → since when, ms
     {ns}:tidied          string  there while nobody needs to tidy up; expires by itself
     {ns}:clock           hash    of Redis's clock: tick, when a sweeper last was at work, ms; pause, until when no lease
-                                 is judged; jumped, the sum of its jumps; by and at, the last of them
+                                 is judged; jumped, the sum of its jumps; by and at, the last of them; asked, how often
+                                 hosts were asked for receipts
+    {ns}:asked:<host>    set     runs that ask a host what its receipts say
     {ns}:lock:<name>     text    who holds what others share: a project of an engine; JSON, expires by its lease
     {ns}:locks           set     the names of locks that were held
     {ns}:object:<name>   hash    an entry of the object store: data (base64), sha256, size, content_type, by
@@ -239,6 +241,9 @@ class Keys:
     @property
     def clock(self) -> str:
         return f"{self.namespace}:clock"
+
+    def asked(self, host: str) -> str:
+        return f"{self.namespace}:asked:{host}"
 
     @property
     def aside(self) -> str:

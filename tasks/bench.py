@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -33,12 +33,14 @@ from longshore.orchestration.states import TERMINAL
 from longshore.orchestration.store import Grant, Look, Recorded, Store
 from longshore.tasks import cache, command, compose, deployed, docker, engine, file, http, network, node, noop, waiting  # noqa: F401 - they make their operations known
 from longshore.tasks.attempt import AttemptFailed, IsParked, Refused, TryAgain
+from longshore.tasks.comparison import HostAgent
 from longshore.tasks.driver import Driver
 from longshore.tasks.engine.memory import MemoryEngine
 from longshore.tasks.facts import facts
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implementation
 from longshore.tasks.placeholders import placeholders
 from longshore.tasks.plans import NotOurs, Plans
+from longshore.tasks.receipts import Trace
 from longshore.tasks.runner import Attempt
 from longshore.tasks.waiting import Waiting
 
@@ -98,6 +100,9 @@ class MemoryStore(Store):
 
     def steady(self) -> float:
         return self._clock - self._set_by
+
+    def may_have_lost(self, since: int) -> bool:
+        return False
 
     def look(self, run_id: str) -> Look:
         return replace(super().look(run_id), now=self._clock)
@@ -231,6 +236,21 @@ class Done:
             return done.undo(self.context, self.params, self.before, self.outcome.data)
 
 
+class _NoReceipts:
+    """The receipts of a host on which nothing is done."""
+
+    def close(self, run_id: str, born: str, epoch: int, parts: Collection[str]) -> None:
+        """Nothing can act later."""
+
+    def traces(
+        self, run_id: str, born: str, patience: float, parts: Collection[str] | None = None
+    ) -> tuple[list[Trace], list[str]]:
+        return [], []
+
+    def version(self, run_id: str, born: str) -> int:
+        return 0
+
+
 class Bench:
     """Runs plans in memory. Steps of `noop`, `docker` (on `engine`) and own operations are done; those of any
     other family are pretended: they succeed, change, and give the data that `give` says. `pretend=True`
@@ -265,6 +285,8 @@ class Bench:
         self.plans = Plans(self.store)
         self._queue: deque[_Message] = deque()
         self._driver = Driver(None, self.store, self.plans, self._canvas)  # type: ignore[arg-type]
+        queues = [operation.queue for operation in all_operations().values()]
+        self._agents = [HostAgent(self.store, self.plans, _NoReceipts(), host, queues) for host in self.hosts]
         self._owners = itertools.count(1)
         self._numbers = itertools.count(1)
         self._decisions: dict[str, tuple[str, str]] = {}
@@ -399,6 +421,9 @@ class Bench:
     def _sweep(self, run_ids: Sequence[str]) -> None:
         self._driver.look_at_clock()
         self._driver.judging = True  # sweepers were at work all the while, however far time has gone at once
+        for agent in self._agents:
+            for each in agent.look(self._driver.clock.asked):
+                self._driver.advance(each)
         for each in run_ids:
             self._driver.advance(each, thorough=True)
 

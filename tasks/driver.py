@@ -26,6 +26,7 @@ from longshore.orchestration.saga import RunRecord, StepRecord
 from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
 from longshore.orchestration.store import SCHEMA_VERSION, Look, Store, run_record
 from longshore.tasks.commands import Commands
+from longshore.tasks.comparison import Comparison
 from longshore.tasks.crash import point
 from longshore.tasks.dispatch import away, hosts_of, in_flight, send_next, silent_limit
 from longshore.tasks.door import Door
@@ -58,6 +59,7 @@ class Driver:
         #: The worker that this is in.
         self.node = node
         self.breakers = Breakers(store)
+        self.comparison = Comparison(store)
         self.door = Door(store, self.breakers, self.canvas)
         self.commands = Commands(store, self.door.forget, self.door.come_back)
         self.clock = Clock(store)
@@ -310,6 +312,8 @@ class Driver:
             case saga.Drain(steps):
                 self.store.drain(run_id, ((i, plan.steps[index_of(i)].always) for i in steps))
                 return True
+            case saga.Compare(ending):
+                return self.comparison.advance(run_id, plan, run, ending=ending)
             case saga.Lift():
                 return self._lift(run_id, plan, run)
             case saga.GiveUpUndo(steps):

@@ -29,6 +29,9 @@ for n = 1, #ARGV, 2 do
           redis.call('HSET', steps, 'z:' .. i, 1)  -- its service was down: nothing was ever begun
         end
         why = 'the run was ended before it was tried again'
+        if status == 'ready' then
+          redis.call('HINCRBY', run, 'lost', 1)
+        end
         if status == 'ready' or redis.call('HEXISTS', steps, 'ds:' .. i) == 1 then
           final, why = 'unknown', (status == 'ready' and 'its worker was lost' or 'it was not known yet how it ended') .. ', and ' .. why
         end

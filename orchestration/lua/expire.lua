@@ -32,6 +32,10 @@ if ARGV[3] == '1' and lost < tonumber(ARGV[4]) then
     return {'again', ''}
   end
 end
+if p == '' then
+  -- It may wake up, and no attempt comes after it that would fence it off.
+  redis.call('HINCRBY', run, 'lost', 1)
+end
 if ARGV[10] ~= '' and p == '' and state == 'running' then
   redis.call('HSET', steps, 's:' .. i, 'waiting', 'p:' .. i, ARGV[11])
   redis.call('ZADD', waits, now + tonumber(ARGV[10]), i)

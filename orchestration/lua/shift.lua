@@ -35,7 +35,7 @@ local timeout = tonumber(redis.call('HGET', run, 'timeout') or '')
 for n = 1, #fields, 2 do
   local name, time = fields[n], fields[n + 1]
   local known = name == 'deadline' and timeout or name == 'undo_deadline' and tonumber(ARGV[3])
-                or string.match(name, '^claimed') and 0 or nil
+                or (string.match(name, '^claimed') or name == 'asked_at') and 0 or nil
   if known or name == 'deadline' then
     redis.call('HSET', run, name, string.format('%.0f', moved(time, known)))
   end

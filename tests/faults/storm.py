@@ -10,7 +10,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import redis
 
@@ -88,7 +87,7 @@ class Storm:
 
     def kill_a_child(self) -> None:
         worker = self.chance.choice(self.place.workers)
-        children = _children(worker)
+        children = worker.children()
         if children:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.chance.choice(children), signal.SIGKILL)
@@ -132,15 +131,6 @@ class Storm:
                 fault()
                 following = time.monotonic() + every
             time.sleep(0.1)
-
-
-def _children(worker: Worker) -> list[int]:
-    process = worker._process
-    if process is None:
-        return []
-    with contextlib.suppress(OSError):
-        return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-    return []
 
 
 def histogram(moments: list[float], width: float) -> Iterator[str]:

@@ -48,7 +48,7 @@ def test_every_script_is_here() -> None:
             "hold",
             "journal",
         ),
-        *("open_level", "open_undo", "park", "renew", "reopen", "resend", "resolve", "retry", "shift"),
+        *("open_level", "open_undo", "park", "renew", "reopen", "resend", "resolve", "retry", "settle", "shift"),
         *("suspend", "unsuspend"),
     ]
 

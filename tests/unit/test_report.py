@@ -187,7 +187,7 @@ def test_the_report_is_json_and_survives_it() -> None:
     assert again == found
     assert list(json.loads(found.model_dump_json())) == [
         *("run_id", "plan", "state", "cause", "exit_code", "summary", "started_at", "duration_s", "actor", "error"),
-        *("steps", "left_over"),
+        *("steps", "left_over", "in_doubt"),
     ]
 
 
