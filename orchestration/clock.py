@@ -118,5 +118,5 @@ class Clock:
         where = "forward" if jump > 0 else "back"
         log.warning(
             "Redis's clock has jumped %s by %s: live runs wait as long as before; check the time service of its host",
-            where, format_duration(abs(jump) / 1000),
+            where, format_duration(round(abs(jump) / 1000)),
         )  # fmt: skip

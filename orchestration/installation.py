@@ -282,7 +282,7 @@ def _clock(store: Store) -> Iterator[Finding]:
         return
     where = "forward" if int(by) > 0 else "back"
     yield Finding(
-        f"Redis's clock has jumped {where} by {format_duration(abs(int(by)) / 1000)}", "warning",
+        f"Redis's clock has jumped {where} by {format_duration(round(abs(int(by)) / 1000))}", "warning",
         "have its host's clock kept by a time service that slews it; runs that waited have gone on",
     )  # fmt: skip
 
