@@ -8,19 +8,23 @@
 -- RETURNS  1 noted, 0 nobody asks that
 -- EVENTS   hosts_answered, step_found | item_found for each
 local asking, answered, doubts = unpack(redis.call('HMGET', run, 'asking', 'answered', 'doubts'))
+-- guard: an answer counts only for the question that is asked
 if asking ~= ARGV[1] then
   return 0
 end
 for n = 5, #ARGV, 6 do
   local i, fence, status = ARGV[n], ARGV[n + 1], ARGV[n + 2]
   local forward, backward, before = unpack(redis.call('HMGET', steps, 'f:' .. i, 'uf:' .. i, 's:' .. i))
+  -- guard: an attempt that the record knows changes nothing; without it: true
   if tonumber(fence) > math.max(tonumber(forward) or 0, tonumber(backward) or 0) then
     -- What the record has of an earlier attempt stands, unless it says that there was no effect.
+    -- guard: what was recorded of an earlier attempt stands; without it: true
     if before ~= 'changed' and before ~= 'failed' and before ~= 'unknown' then
       redis.call('HSET', steps, 's:' .. i, status, 'o:' .. i, ARGV[n + 3], 'e:' .. i, now)
     end
     redis.call('HSET', steps, 'f:' .. i, fence, 'hd:' .. i, ARGV[2], 'hj:' .. i, 1)
     redis.call('HSETNX', steps, 'a:' .. i, 1)
+    -- guard: an earlier outcome without effect does not stand
     redis.call('HDEL', steps, 'z:' .. i, 'y:' .. i)
     if ARGV[n + 4] ~= '' then
       redis.call('HSETNX', steps, 'r:' .. i, ARGV[n + 4])
@@ -34,6 +38,7 @@ end
 if ARGV[4] ~= '' then
   redis.call('HSET', run, 'doubts', (doubts and doubts .. '\n' or '') .. ARGV[4])
 end
+-- guard: a record is as new as what a host has seen
 if (tonumber(redis.call('HGET', run, 'ver')) or 0) < tonumber(ARGV[3]) then
   redis.call('HSET', run, 'ver', ARGV[3])
 end

@@ -5,7 +5,11 @@
 -- RETURNS  1 noted, 0 the run has moved on, or the question was noted before
 -- EVENTS   hosts_asked
 local state, epoch, asking = unpack(redis.call('HMGET', run, 'state', 'epoch', 'asking'))
-if not state or (epoch or '0') ~= ARGV[1] or asking == ARGV[2] then
+if not state
+    -- guard: a reopened run asks nothing that was decided before
+    or (epoch or '0') ~= ARGV[1]
+    -- guard: a question is noted once
+    or asking == ARGV[2] then
   return 0
 end
 redis.call('HSET', run, 'asking', ARGV[2], 'asked', ARGV[3], 'asked_at', now, 'answered', '')

@@ -32,6 +32,7 @@ if ARGV[3] == '1' and lost < tonumber(ARGV[4]) then
     return {'again', ''}
   end
 end
+-- guard: a lost undo is fenced by the next one; without it: true
 if p == '' then
   -- It may wake up, and no attempt comes after it that would fence it off.
   redis.call('HINCRBY', run, 'lost', 1)

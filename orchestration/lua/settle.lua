@@ -6,10 +6,15 @@
 -- RETURNS  1 done, 0 the run has moved on, or more attempts were lost meanwhile
 -- EVENTS   receipts_compared
 local state, epoch, lost, doubts = unpack(redis.call('HMGET', run, 'state', 'epoch', 'lost', 'doubts'))
-if not state or (epoch or '0') ~= ARGV[1] or (lost or '0') ~= ARGV[2] then
+if not state
+    -- guard: a reopened run is not settled by an older decision
+    or (epoch or '0') ~= ARGV[1]
+    -- guard: an attempt that was lost meanwhile is not taken for fenced
+    or (lost or '0') ~= ARGV[2] then
   return 0
 end
 redis.call('HSET', run, 'fenced', ARGV[2])
+-- guard: receipts of lost attempts only are not all; without it: true
 if ARGV[3] == '1' then
   redis.call('HSET', run, 'compared', ARGV[1])
 end

@@ -6,6 +6,7 @@
 -- RETURNS  1 moved, 0 there was nothing to move
 -- EVENTS   clock_jumped
 local by = tonumber(ARGV[1]) - tonumber(redis.call('HGET', run, 'jumped') or 0)
+-- guard: a jump moves a run once
 if by == 0 or redis.call('EXISTS', run) == 0 then
   return 0
 end
@@ -25,7 +26,9 @@ local values = redis.call('HGETALL', steps)
 for n = 1, #values, 2 do
   local side, name, i = string.match(values[n], '^(u?)(%a+):(.+)$')
   -- What is due at once has no time.
-  if (ahead[name] or name == 'n') and tonumber(values[n + 1]) > 0 then
+  if (ahead[name] or name == 'n')
+      -- guard: what is due at once stays so
+      and tonumber(values[n + 1]) > 0 then
     local parked = redis.call('HGET', steps, side .. 's:' .. i) == 'retrying'
     redis.call('HSET', steps, values[n], string.format('%.0f', moved(values[n + 1], not parked and ahead[name])))
   end

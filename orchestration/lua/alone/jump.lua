@@ -3,6 +3,7 @@
 -- KEYS[1] clock  KEYS[2] live
 -- ARGV[1] sum of the jumps that the caller knows  ARGV[2] ms of this jump
 -- RETURNS 1 noted, 0 another sweeper has noted it
+-- guard: a jump is counted once
 if (redis.call('HGET', KEYS[1], 'jumped') or '0') ~= ARGV[1] then
   return 0
 end
