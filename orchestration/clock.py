@@ -19,13 +19,21 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Jumps:
+    """How many were noted, and the sum of them, ms."""
+
+    number: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
 class _Sample:
     """Redis's clock, ms, and between which two times of the steady clock, ms, it was read; the jumps known then."""
 
     redis: int
     earliest: float
     latest: float
-    jumped: int
+    jumps: Jumps
 
 
 class Clock:
@@ -43,13 +51,14 @@ class Clock:
         return milliseconds(self._store.settings.lease) // 2
 
     @property
-    def jumped(self) -> int:
-        """The sum of all jumps as of the last look, ms."""
-        return self._last.jumped if self._last is not None else self.read_jumped()
+    def jumps(self) -> Jumps:
+        """All jumps as of the last look."""
+        return self._last.jumps if self._last is not None else self.read_jumps()
 
-    def read_jumped(self) -> int:
+    def read_jumps(self) -> Jumps:
         """The same, from Redis."""
-        return int(self._store.call(self._store.client.hget, self._store.keys.clock, "jumped") or 0)
+        number, total = self._store.call(self._store.client.hmget, self._store.keys.clock, ("jumps", "jumped"))
+        return Jumps(int(number or 0), int(total or 0))
 
     def look(self) -> bool:
         """Compare the clocks, and note that a sweeper is at work; whether leases may be judged now.
@@ -79,14 +88,14 @@ class Clock:
     def agrees(self, now: int) -> bool:
         """Whether a time that Redis gave just now is one that the last look leads to expect."""
         steady = self._store.steady()
-        return self._last is None or not self._moved(self._last, _Sample(now, steady, steady, self._last.jumped))
+        return self._last is None or not self._moved(self._last, _Sample(now, steady, steady, self._last.jumps))
 
     def _read(self) -> tuple[int | None, int | None, _Sample]:
         store = self._store
         earliest = store.steady()
-        now, (tick, pause, jumped, asked) = store.now_with("tick", "pause", "jumped", "asked")
+        now, (tick, pause, number, total, asked) = store.now_with("tick", "pause", "jumps", "jumped", "asked")
         self.asked = int(asked or 0)
-        sample = _Sample(now, earliest, store.steady(), int(jumped or 0))
+        sample = _Sample(now, earliest, store.steady(), Jumps(int(number or 0), int(total or 0)))
         return (int(tick) if tick else None), (int(pause) if pause else None), sample
 
     def _jump(self, sample: _Sample, tick: int | None) -> int:
@@ -103,7 +112,7 @@ class Clock:
 
     def _moved(self, last: _Sample, sample: _Sample) -> int:
         """How much farther Redis's clock has moved than the steady one, beyond what the measurement can explain."""
-        moved = (sample.redis - last.redis) - (sample.jumped - last.jumped)
+        moved = (sample.redis - last.redis) - (sample.jumps.total - last.jumps.total)
         least, most = sample.earliest - last.latest, sample.latest - last.earliest
         if moved > most + self._tolerance:
             return round(moved - most)
@@ -113,7 +122,7 @@ class Clock:
 
     def _note(self, sample: _Sample, jump: int) -> None:
         store = self._store
-        if not store.note_jump(sample.jumped, jump):
+        if not store.note_jump(sample.jumps.number, jump):
             return  # another sweeper was first
         where = "forward" if jump > 0 else "back"
         log.warning(

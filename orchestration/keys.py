@@ -21,8 +21,8 @@
     {ns}:ended           zset    runs that rest → since when, ms
     {ns}:tidied          string  there while nobody needs to tidy up; expires by itself
     {ns}:clock           hash    of Redis's clock: tick, when a sweeper last was at work, ms; pause, until when no lease
-                                 is judged; jumped, the sum of its jumps; by and at, the last of them; asked, how often
-                                 hosts were asked for receipts
+                                 is judged; jumps and jumped, their number and sum; by and at, the last of them; asked,
+                                 how often hosts were asked for receipts
     {ns}:asked:<host>    set     runs that ask a host what its receipts say
     {ns}:lock:<name>     text    who holds what others share: a project of an engine; JSON, expires by its lease
     {ns}:locks           set     the names of locks that were held
@@ -80,8 +80,9 @@ class Field(StrEnum):
     #: When a message for it was first sent, and until when that message counts as under way; ms.
     SENT = "q"
     SENT_UNTIL = "d"
-    #: Not before; ms.
+    #: Not before; and, of that or of what it waits for, how far ahead it was put; ms.
     NOT_BEFORE = "n"
+    DELAY = "nd"
     #: How often its message was sent again, and how often its worker was lost.
     RESENT = "x"
     LOST = "l"

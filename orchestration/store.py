@@ -540,7 +540,7 @@ class Store(Indices, Shelf):
         return [as_id(i) for i in found if i[0] != "!"], [as_id(i[1:]) for i in found if i[0] == "!"]
 
     def note_jump(self, known: int, jump: int) -> bool:
-        """Note that Redis's clock has jumped, ms; False where the sum of all jumps is not `known` any more.
+        """Note that Redis's clock has jumped, ms; False where there are more than the `known` ones.
 
         What expires by itself, and would now last longer than it may, is cut to its length.
         """
@@ -597,10 +597,10 @@ class Store(Indices, Shelf):
             return True
         return since < self.now() - _ms(int(server["uptime_in_seconds"])) + _ms(_BEGUN_AGAIN)
 
-    def shift(self, run_id: str, jumped: int) -> bool:
-        """Move the times that a run waits for with Redis's clock; `jumped` is the sum of its jumps, ms."""
+    def shift(self, run_id: str, number: int, total: int) -> bool:
+        """Move the times that a run waits for with Redis's clock, which has jumped so often, by `total` ms in all."""
         limits = _ms(self.settings.lease), _ms(self.settings.undo_timeout)
-        return bool(self._run("shift", run_id, jumped, *limits))
+        return bool(self._run("shift", run_id, number, total, *limits))
 
     def parent_of(self, run_id: str) -> str:
         """The run that it is a part of, or ''."""

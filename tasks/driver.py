@@ -124,8 +124,11 @@ class Driver:
 
     def _has_jumped(self, run_id: str, found: Look) -> bool:
         """Whether the run waited for times that a jump of Redis's clock has moved; they are right now."""
-        jumped = self.clock.jumped if found.fields else 0
-        return jumped != int(found.fields.get("jumped", 0)) and self.store.shift(run_id, jumped)
+        if not found.fields:
+            return False
+        jumps = self.clock.jumps
+        known = int(found.fields.get("jumps", 0))
+        return jumps.number > known and self.store.shift(run_id, jumps.number, jumps.total)
 
     def _look(self, run_id: str) -> tuple[Loaded, Look, float | None]:
         """The run as it is, begun where it was not, with what people asked of it carried out; its mark in the inbox.
@@ -218,8 +221,8 @@ class Driver:
             "actor": loaded.actor,
             "born": loaded.born,
         }
-        if jumped := self.clock.read_jumped():
-            fields["jumped"] = jumped
+        if (jumps := self.clock.read_jumps()).number:
+            fields |= {"jumps": jumps.number, "jumped": jumps.total}
         if loaded.parent:
             fields["parent"] = json.dumps(loaded.parent)
         if plan.timeout is not None:

@@ -38,7 +38,7 @@ if p == '' then
   redis.call('HINCRBY', run, 'lost', 1)
 end
 if ARGV[10] ~= '' and p == '' and state == 'running' then
-  redis.call('HSET', steps, 's:' .. i, 'waiting', 'p:' .. i, ARGV[11])
+  redis.call('HSET', steps, 's:' .. i, 'waiting', 'p:' .. i, ARGV[11], 'nd:' .. i, ARGV[10])
   redis.call('ZADD', waits, now + tonumber(ARGV[10]), i)
   emit(kind(p, i) .. 'waiting', 'step', i, 'for', ARGV[12], 'until', now + tonumber(ARGV[10]))
   suspend('unknown', ARGV[6], '')

@@ -16,7 +16,7 @@ end
 if status ~= (p == '' and 'running' or 'undoing') then
   return 0
 end
-redis.call('HSET', steps, p .. 's:' .. i, 'waiting', p .. 'p:' .. i, ARGV[5])
+redis.call('HSET', steps, p .. 's:' .. i, 'waiting', p .. 'p:' .. i, ARGV[5], p .. 'nd:' .. i, ARGV[4])
 redis.call('ZREM', leases, p .. i)
 redis.call('ZADD', waits, now + tonumber(ARGV[4]), p .. i)
 emit(kind(p, i) .. 'waiting', 'step', i, 'for', ARGV[6], 'until', now + tonumber(ARGV[4]))

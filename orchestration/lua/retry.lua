@@ -38,7 +38,7 @@ if ARGV[8] == '1' then
   redis.call('HINCRBY', steps, p .. 'ab:' .. i, 1)
 end
 redis.call('HSET', steps, p .. 's:' .. i, 'retrying', p .. 'n:' .. i, due, p .. 'd:' .. i, due + tonumber(ARGV[5]),
-           p .. 'q:' .. i, due)
+           p .. 'q:' .. i, due, p .. 'nd:' .. i, ARGV[4])
 redis.call('ZREM', leases, p .. i)
 redis.call('ZREM', waits, p .. i)
 emit(kind(p, i) .. 'retrying', 'step', i, 'error', ARGV[6], 'delay_ms', ARGV[4],

@@ -15,7 +15,7 @@ for n = 8, #ARGV do
   local i = ARGV[n]
   local status = redis.call('HGET', steps, p .. 's:' .. i)
   if status == 'ready' or status == 'retrying' then
-    redis.call('HSET', steps, p .. 'q:' .. i, due, p .. 'd:' .. i, due, p .. 'n:' .. i, due)
+    redis.call('HSET', steps, p .. 'q:' .. i, due, p .. 'd:' .. i, due, p .. 'n:' .. i, due, p .. 'nd:' .. i, ARGV[4])
   end
 end
 redis.call('HSET', run, 'state', was)

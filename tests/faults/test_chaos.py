@@ -136,7 +136,18 @@ class Chaos:
                 return False
             self.begun += 1
             self.open[run.id] = run
-        return self.begun == self.count and not self.open
+        return self.begun == self.count and not self.open and not self._rolled_back()
+
+    def _rolled_back(self) -> bool:
+        """Whether Redis has lost the end of a run that had ended: it goes on."""
+        for run_id in self.ended:
+            run = self.client.get(run_id)
+            try:
+                if run.state() not in {*TERMINAL, None}:
+                    self.open[run_id] = run
+            except LongshoreError:
+                return True
+        return bool(self.open)
 
     def _look(self, run_id: str, run: Run) -> None:
         state = run.state()
