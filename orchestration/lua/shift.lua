@@ -20,8 +20,8 @@ local function moved(time, ahead)
   end
   return time > now + ahead and time + by or time
 end
--- A message counts as under way for ten minutes at most, after its delay.
-local longest = {q = 0, d = 600000, n = 0, ds = 0}
+-- A message that counts as under way for longer is sent again early, which does no harm.
+local longest = {q = 0, d = tonumber(ARGV[3]), n = 0, ds = 0}
 local values = redis.call('HGETALL', steps)
 for n = 1, #values, 2 do
   local side, name, i = string.match(values[n], '^(u?)(%a+):(.+)$')

@@ -200,7 +200,7 @@ def test_random_plans_outlive_lost_writes_sleeping_workers_and_clock_jumps(
     for worker in place.workers:
         worker.wait_until_ready()
     storm = Storm(place, form.seed, own_redis)
-    chaos = Chaos(place, tmp_path / "deeds", form.seed, form.of(6, 1000), form.of(6, 12))
+    chaos = Chaos(place, tmp_path / "deeds", form.seed, form.of(5, 1000), form.of(5, 12))
     often = [
         storm.kill_a_worker, storm.kill_a_child, lambda: storm.stop_a_worker(6.0), lambda: storm.stop_a_part(6.0),
     ]  # fmt: skip
@@ -213,7 +213,7 @@ def test_random_plans_outlive_lost_writes_sleeping_workers_and_clock_jumps(
 
     # when
     with Messages(place, double_every=7, lose_every=11, shuffle_every=5) as messages:
-        storm.rage(form.of(3.0, 2.0), fault, chaos.over)
+        storm.rage(form.of(4.0, 2.0), fault, chaos.over)
         storm.calm()
     time.sleep(3.0)  # what woke up last acts now, or never
 
