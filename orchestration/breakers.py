@@ -58,6 +58,11 @@ class Breakers:
         """ms until the next probe, jittered."""
         return round(self._store.settings.slow_retry * 1000 * (0.8 + 0.4 * self._chance()))
 
+    @property
+    def _longest(self) -> int:
+        """ms that `_slow` gives at most."""
+        return round(self._store.settings.slow_retry * 1200)
+
     def ask(self, service: str, run_id: str) -> Verdict:
         """Whether this run may try the service. To be allowed while it is open is to be its probe."""
         store, keys = self._store, self._store.keys
@@ -68,7 +73,8 @@ class Breakers:
         probe = store.call(store.client.get, keys.probing(service))
         if probe == run_id:
             return Verdict(allowed=True, why=why, probe=True)
-        if probe is None and until <= now:
+        # Farther ahead than it can have been put: Redis's clock was set back since.
+        if probe is None and not now < until <= now + self._longest:
             taken = store.call(store.client.set, keys.probing(service), run_id, nx=True, px=max(1000, self._slow()))
             if taken:
                 return Verdict(allowed=True, why=why, probe=True)
@@ -76,7 +82,8 @@ class Breakers:
         # the others look again as much later as there are of them, and are woken once it is back.
         others = max(0, int(store.call(store.client.scard, keys.blocked(service))) - 1)
         later = min(_LATEST, round(self._slow() * others * self._chance()))
-        return Verdict(allowed=False, until=max(until, now + min(1000, self._slow())) + later, why=why)
+        soonest = now + min(1000, self._slow())
+        return Verdict(allowed=False, until=max(min(until, now + self._longest), soonest) + later, why=why)
 
     def is_open(self, service: str) -> bool:
         return bool(self._store.call(self._store.client.exists, self._store.keys.breaker(service)))

@@ -67,7 +67,8 @@ class Entry:
         return max(0, now - self.at) / 1000
 
     def expired(self, now: int) -> bool:
-        return self.ttl > 0 and self.age(now) >= self.ttl
+        """Also where it was built later than now: Redis's clock was set back since, and its age is not known."""
+        return self.ttl > 0 and not 0 <= now - self.at < self.ttl * 1000
 
 
 @dataclass(frozen=True)

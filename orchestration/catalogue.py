@@ -66,10 +66,7 @@ def _effect(operation: Operation) -> str:
         return "none"
     if operation.queue == "cache":
         return "in Redis, in one step"
-    outside = (
-        operation.queue in {"network"} or operation.function is not None or operation.name == "celery.task.execute"
-    )
-    return _ELSEWHERE if outside else _HERE
+    return _ELSEWHERE if operation.elsewhere else _HERE
 
 
 def _notes(model: type[BaseModel]) -> str:

@@ -279,6 +279,12 @@ class CompiledPlan:
         name = self.steps[index_of(step_id)].name
         return name if unit is None else f"{name}[{unit}]"
 
+    def part_of(self, step_id: StepId) -> str:
+        """As receipts name it: `copy`, or `copy@17` for a unit."""
+        unit = unit_of(step_id)
+        name = self.steps[index_of(step_id)].name
+        return name if unit is None else f"{name}@{unit}"
+
     def id_of(self, name: str) -> StepId:
         """The other way round; KeyError if there is no such step."""
         if name in self.index:

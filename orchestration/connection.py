@@ -28,6 +28,8 @@ _SCRIPT_PAUSE = 0.1
 _CONNECTION = 30.0
 #: Seconds that a read may wait on the server.
 _LONGEST_BLOCK = 2.0
+#: Elsewhere than on Linux the clock stands still while the machine sleeps.
+_STEADY: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def milliseconds(seconds: float) -> int:
@@ -212,3 +214,15 @@ class Connection:
         """ms of Redis's clock."""
         seconds, micros = self.call(self.client.time)
         return int(seconds) * 1000 + int(micros) // 1000
+
+    def now_with(self, *fields: str) -> tuple[int, list[str | None]]:
+        """ms of Redis's clock, and fields of what is known of that clock, in one round trip."""
+        pipe = self.client.pipeline(transaction=False)
+        pipe.time()
+        pipe.hmget(self.keys.clock, fields)
+        (seconds, micros), values = self.call(pipe.execute)
+        return int(seconds) * 1000 + int(micros) // 1000, values
+
+    def steady(self) -> float:
+        """ms of a clock of this machine that is never set, and goes on while the machine sleeps."""
+        return time.clock_gettime(_STEADY) * 1000

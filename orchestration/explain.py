@@ -28,6 +28,13 @@ def explain(plan: CompiledPlan) -> str:
     path, longest = critical_path(plan)
     lines += ["", f"Critical path, at most {_about(longest)}: {' → '.join(path)}"]
     lines += ["", "Undo, if a step fails:", *_undo(plan)]
+    if unfenced := [step.name for step in plan.steps if _is_unfenced(step)]:
+        lines += [
+            "",
+            f"Not fenced: {', '.join(unfenced)}",
+            "  what a lost attempt has asked of another service may arrive after the end of the run: have that service"
+            " reject an old fence or a known idempotency key",
+        ]
     return "\n".join(map(printable.line, lines))
 
 
@@ -44,6 +51,11 @@ def critical_path(plan: CompiledPlan) -> tuple[list[str], float]:
     """The steps that bound the run, one a level because a level waits for the one before, and their worst case."""
     longest = [max(members, key=lambda i: worst_case(plan, i)) for members in plan.levels]
     return [plan.steps[i].name for i in longest], sum(worst_case(plan, i) for i in longest)
+
+
+def _is_unfenced(step: CompiledStep) -> bool:
+    """Whether no receipt on its host keeps a lost attempt at it from acting later."""
+    return not step.read_only and step.operation.elsewhere
 
 
 def _about(seconds: float) -> str:

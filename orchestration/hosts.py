@@ -97,7 +97,7 @@ class Host:
 
     @cached_property
     def alive(self) -> tuple[Node, ...]:
-        return tuple(node for node in self.nodes if self.now - node.seen < self.silent)
+        return tuple(node for node in self.nodes if abs(self.now - node.seen) < self.silent)
 
     @cached_property
     def state(self) -> HostState:

@@ -79,21 +79,6 @@ class Indices(Connection):
                 pipe.zrem(self.keys.inbox, run_id)
                 self.call(pipe.execute)
 
-    def leases_count(self, now: int | None = None) -> bool:
-        """Whether leases may be judged. After a time in which nobody swept (Redis was away, or its clock
-        jumped) every worker gets one whole lease to renew first (SEMANTICS 24).
-        """
-        now, lease = self.now() if now is None else now, _ms(self.settings.lease)
-        before, pause = (as_number(text) for text in self.call(self.client.mget, self.keys.tick, self.keys.pause))
-        # Leases are renewed every third of their length: two thirds of silence can end one.
-        gap = before is not None and abs(now - before) > lease // 2
-        if gap:  # the pause first: whoever finds the new tick must find it too
-            self.call(self.client.set, self.keys.pause, now + lease, px=lease)
-        # Of several sweepers one is enough to say that there is one.
-        if gap or before is None or now - before > lease // 8:
-            self.call(self.client.set, self.keys.tick, now)
-        return not gap and (pause is None or pause <= now)
-
     def rests(self, run_id: str, ended: int, *, again: bool = False) -> None:
         """Its time to be kept begins when it ended, ms; with `again`, anew."""
         self.call(self.client.zadd, self.keys.ended, {run_id: ended}, nx=not again)

@@ -30,6 +30,8 @@ _SKEW, _FAR = 2_000, 60_000
 _LITTLE, _NOTHING = 2 * 1024**3, 200 * 1024**2
 #: Live runs that are looked at.
 _LIVE = 500
+#: Seconds for which a jump of Redis's clock is shown.
+_JUMPED_LATELY = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def examine(store: Store) -> Iterator[Finding]:
     yield from _versions(nodes)
     yield from _keys(store, nodes)
     yield from _beats(store)
+    yield from _clock(store)
     yield from _runs(store)
 
 
@@ -270,6 +273,18 @@ def _beats(store: Store) -> Iterator[Finding]:
         )  # fmt: skip
     else:
         yield Finding(f"{len(known)} schedules, and a beat ticks", "ok")
+
+
+def _clock(store: Store) -> Iterator[Finding]:
+    """Whether Redis's clock was set lately, while runs waited by it."""
+    by, at = store.call(store.client.hmget, store.keys.clock, ("by", "at"))
+    if by is None or not 0 <= store.now() - int(at) < 1000 * _JUMPED_LATELY:
+        return
+    where = "forward" if int(by) > 0 else "back"
+    yield Finding(
+        f"Redis's clock has jumped {where} by {format_duration(round(abs(int(by)) / 1000))}", "warning",
+        "have its host's clock kept by a time service that slews it; runs that waited have gone on",
+    )  # fmt: skip
 
 
 def _runs(store: Store) -> Iterator[Finding]:

@@ -35,7 +35,7 @@ _AT_ONCE = 1000
 #: The keys of kombu's Redis transport.
 _BROKER = {"unacked": "hash", "unacked_index": "zset", "unacked_mutex": "string"}
 #: Strings that hold an integer.
-_NUMBERS = ("order", "jobs-asked", "tick", "pause", "ticked")
+_NUMBERS = ("order", "jobs-asked", "ticked")
 #: The indices that hold run ids.
 _OF_RUNS = ("inbox", "live", "queue", "admitted", "ended", "runs")
 

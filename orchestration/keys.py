@@ -20,8 +20,10 @@
     {ns}:runs            zset    all runs → when they were created, ms
     {ns}:ended           zset    runs that rest → since when, ms
     {ns}:tidied          string  there while nobody needs to tidy up; expires by itself
-    {ns}:tick            string  when a sweeper last was at work, ms
-    {ns}:pause           string  until when no lease is judged, ms
+    {ns}:clock           hash    of Redis's clock: tick, when a sweeper last was at work, ms; pause, until when no lease
+                                 is judged; jumps and jumped, their number and sum; by and at, the last of them; asked,
+                                 how often hosts were asked for receipts
+    {ns}:asked:<host>    set     runs that ask a host what its receipts say
     {ns}:lock:<name>     text    who holds what others share: a project of an engine; JSON, expires by its lease
     {ns}:locks           set     the names of locks that were held
     {ns}:object:<name>   hash    an entry of the object store: data (base64), sha256, size, content_type, by
@@ -66,8 +68,8 @@ from enum import StrEnum
 #: The type of each key of an installation, as TYPE has it; a name that ends in a colon begins a family of keys.
 TYPES: Mapping[str, str] = {
     "inbox": "zset", "queue": "zset", "known": "hash", "order": "string", "admitted": "zset", "plan:": "set",
-    "slot:": "set", "live": "zset", "runs": "zset", "ended": "zset", "tidied": "string", "tick": "string",
-    "pause": "string", "lock:": "string", "locks": "set", "object:": "hash", "kept-object:": "hash", "cache:": "hash",
+    "slot:": "set", "live": "zset", "runs": "zset", "ended": "zset", "tidied": "string", "clock": "hash",
+    "asked:": "set", "lock:": "string", "locks": "set", "object:": "hash", "kept-object:": "hash", "cache:": "hash",
     "orchestrating": "hash", "aside": "stream", "audit": "stream", "counted": "hash", "counted-runs": "hash",
     "reported": "stream", "signed": "string", "told:": "set", "carried:": "string", "fleet": "zset", "machine:": "hash",
     "jobs-asked": "string", "jobs-seen": "hash", "scheduled": "hash", "ticked": "string", "paused": "hash",
@@ -96,8 +98,9 @@ class Field(StrEnum):
     #: When a message for it was first sent, and until when that message counts as under way; ms.
     SENT = "q"
     SENT_UNTIL = "d"
-    #: Not before; ms.
+    #: Not before; and, of that or of what it waits for, how far ahead it was put; ms.
     NOT_BEFORE = "n"
+    DELAY = "nd"
     #: How often its message was sent again, and how often its worker was lost.
     RESENT = "x"
     LOST = "l"
@@ -255,12 +258,11 @@ class Keys:
         return f"{self.namespace}:tidied"
 
     @property
-    def tick(self) -> str:
-        return f"{self.namespace}:tick"
+    def clock(self) -> str:
+        return f"{self.namespace}:clock"
 
-    @property
-    def pause(self) -> str:
-        return f"{self.namespace}:pause"
+    def asked(self, host: str) -> str:
+        return f"{self.namespace}:asked:{host}"
 
     @property
     def aside(self) -> str:

@@ -229,6 +229,7 @@ def closing(report: Report) -> Group:
         lines.append(Text(_of_job(report.job)))
     if report.left_over:
         lines.append(Text(f"left over: {', '.join(report.left_over)}", style="bold magenta"))
+    lines += [Text(f"in doubt: {doubt}", style="bold magenta") for doubt in report.in_doubt]
     if report.state in TERMINAL and report.exit_code:
         lines.append(Text(f"look at it: longshore runs show {report.run_id}", style="dim"))
     return Group(*lines)

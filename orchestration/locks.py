@@ -100,7 +100,7 @@ class Locks:
                 told = True
             sleep(_LOOK)
         ended = threading.Event()
-        renewer = threading.Thread(target=self._renew, args=(lock, lease, ended, what), daemon=True)
+        renewer = threading.Thread(target=self._renew, args=(lock, lease, ended, what, mine), daemon=True)
         renewer.start()
         try:
             yield
@@ -119,15 +119,24 @@ class Locks:
         with contextlib.suppress(_lock_error()):
             self._redis.call(stale.release)
 
-    def _renew(self, lock: Any, lease: float, ended: threading.Event, what: str) -> None:
+    def _regain(self, lock: Any, mine: Holder) -> bool:
+        """Take a lock that has lapsed again, unless another step has it; whether it is held."""
+        try:
+            return bool(self._redis.call(lock.acquire, blocking=False, token=mine.text()))
+        except StoreUnavailable:
+            return True  # asked again
+
+    def _renew(self, lock: Any, lease: float, ended: threading.Event, what: str, mine: Holder) -> None:
         while not ended.wait(lease / 3):
             try:
                 self._redis.call(lock.extend, lease, replace_ttl=True)
             except StoreUnavailable:
                 continue
             except _lock_error():
-                log.warning("the lock of %s has lapsed while it was held", what)
-                return
+                # Redis's clock has jumped, or this process stood still.
+                if not self._regain(lock, mine):
+                    log.warning("the lock of %s has lapsed while it was held, and another run has it", what)
+                    return
 
 
 def _holder(text: str | None) -> Holder | None:

@@ -129,6 +129,8 @@ class Report(_Part):
     steps: list[StepReport]
     #: Steps whose effect stands although the run did not succeed.
     left_over: list[str] = []
+    #: What may have happened, or may happen yet, and could not be fenced or compared.
+    in_doubt: list[str] = []
     #: Only of the run of a job: how the work ended, and how the stack stands.
     job: JobReport | None = None
 
@@ -185,7 +187,8 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
         error = ErrorReport(message=run["held"])
     cause = Cause(run["cause"]) if run.get("cause") else None
     job = outcome(plan.plan, state, cause, reports)
-    code = _exit_code(plan, state, records, left) if state in TERMINAL else None
+    doubts = run.get("doubts", "").splitlines()
+    code = _exit_code(plan, state, records, [*left, *doubts]) if state in TERMINAL else None
     if code is not None:
         code = deployed.exit_code(plan.plan.labels, state, cause, reports) or code
     return Report(
@@ -201,6 +204,7 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
         error=error,
         steps=reports,
         left_over=[_name(plan, i, steps.get(f"{Field.HOST}:{i}")) for i in left],
+        in_doubt=doubts,
         job=job,
     )
 
@@ -212,7 +216,7 @@ def _name(plan: CompiledPlan, step_id: StepId, host: str | None) -> str:
 
 
 def _exit_code(plan: CompiledPlan, state: RunState, records: Mapping[int, StepRecord], left: Sequence[StepId]) -> int:
-    """0 all as asked, 3 something stands or is left over, 1 failed and nothing does (SEMANTICS 6)."""
+    """0 all as asked, 3 something stands, is left over or in doubt, 1 failed and nothing does (SEMANTICS 6)."""
     always_failed = any(records[s.index].status in STEP_BAD for s in plan.steps if s.always)
     if left or always_failed or state in {RunState.PARTIAL, RunState.UNDO_FAILED}:
         return 3

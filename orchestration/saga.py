@@ -75,6 +75,11 @@ class RunRecord:
     epoch: int = 0
     #: Where it is suspended.
     was: RunState | None = None
+    #: Attempts that were lost without another one after them, and how many of those are fenced.
+    lost: int = 0
+    fenced: int = 0
+    #: Whether, in this epoch, the receipts of its hosts were compared with the record.
+    compared: bool = True
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,16 @@ class Lift:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """The receipts beside the effects are compared with the record, and lost attempts are fenced there.
+
+    `ending`: all receipts of the run, of attempts that the record does not know, too; nothing is at work.
+    """
+
+    ending: bool
+
+
+@dataclass(frozen=True)
 class Finish:
     """The run ends; `not_run` were never reached."""
 
@@ -140,7 +155,7 @@ class Finish:
     not_run: tuple[int, ...]
 
 
-Transition = OpenLevel | OpenUndo | Abort | Drain | GiveUpUndo | Lift | Finish
+Transition = OpenLevel | OpenUndo | Abort | Drain | GiveUpUndo | Lift | Compare | Finish
 
 _IRREVERSIBLE = "it is irreversible"
 _QUEUED = frozenset({StepState.READY, StepState.RETRYING})
@@ -185,6 +200,8 @@ def decide(
         case RunState.RUNNING:
             if run.deadline is not None and run.now >= run.deadline:
                 return Abort(Cause.DEADLINE, "the run ran out of its time")
+            if run.lost > run.fenced:
+                return Compare(ending=False)
             return None if run.left > 0 else _next_level(plan, run, steps, gate)
         case RunState.SUSPENDED:
             return _while_suspended(run)
@@ -193,7 +210,9 @@ def decide(
         case RunState.UNDOING:
             return _while_undoing(plan, run, steps, gate)
         case RunState.FINISHING:
-            return None if run.left > 0 else _always_or_end(plan, run, steps, gate)
+            if run.left > 0:
+                return None
+            return Compare(ending=False) if run.lost > run.fenced else _always_or_end(plan, run, steps, gate)
         case _:
             return None
 
@@ -204,13 +223,14 @@ def _while_suspended(run: RunRecord) -> Transition | None:
         return Abort(Cause.DEADLINE, "the run ran out of its time")
     if run.was is RunState.UNDOING and run.undo_deadline is not None and run.now >= run.undo_deadline:
         return Lift()
-    return None
+    return Compare(ending=False) if run.was is RunState.RUNNING and run.lost > run.fenced else None
 
 
 def _next_level(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Gate) -> Transition:
     following = run.level + 1
     if following == len(plan.levels):
-        return Finish(_good_end(plan, steps), ())
+        end = _good_end(plan, steps)
+        return Finish(end, ()) if end is RunState.SUCCEEDED or run.compared else Compare(ending=True)
     # In a run that was resumed, some of them are done.
     members = tuple(i for i in plan.levels[following] if steps[i].status is StepState.PENDING)
     return _open(plan, RunState.RUNNING, following, members, steps, gate)
@@ -278,6 +298,8 @@ def _while_aborting(
         return Drain(queued)
     if any(leaf.status in _AT_WORK for _, _, leaf in _leaves(plan, steps)):
         return None
+    if run.lost > run.fenced or not run.compared:
+        return Compare(ending=True)
     if not run.keep and not past_return(plan, steps) and (undo := _open_undo(plan, steps, len(plan.levels))):
         return undo
     return _always_or_end(plan, run, steps, gate)
@@ -303,6 +325,8 @@ def _while_undoing(
             late = tuple(i for i, _, leaf in _leaves(plan, steps) if leaf.undo in _UNDO_QUEUED)
             return GiveUpUndo(late) if late else None
         return None
+    if not run.compared:
+        return Compare(ending=True)
     top = len(plan.levels) if run.undo_level is None else run.undo_level
     return _open_undo(plan, steps, top) or _always_or_end(plan, run, steps, gate)
 

@@ -225,6 +225,9 @@ def _start(
         # What a schedule would have planned before it was there is nothing that was missed.
         schedules.put(name, Mark(now, schedule.said()))
         return []
+    if mark.as_of(now) != mark:
+        schedules.put(name, mark.as_of(now))
+        return []
     times = schedule.planned(mark.until, now)
     if not times:
         return []

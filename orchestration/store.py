@@ -7,7 +7,7 @@ import getpass
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ SCHEMA_VERSION = 2
 #: A time that is as good as never, ms: scores may be infinite.
 FAR = 2**53
 _MEMBER = re.compile(r"u?\d{1,6}(\.\d{1,6})?")
+#: Seconds after the start of Redis within which a run may be begun again whose record it has lost.
+_BEGUN_AGAIN = 600.0
 #: What a person is asked about a step that may have happened.
 ASKED = "a word on whether it happened: longshore runs resolve"
 
@@ -62,6 +64,18 @@ class Grant:
     epoch: int = 0
     #: Attempts that found its service down, so that nothing was begun.
     blocked: int = 0
+
+
+@dataclass(frozen=True)
+class Found:
+    """An attempt that a receipt knows of and the record does not. All but its step are JSON, '' where unknown."""
+
+    step_id: StepId
+    fence: int
+    status: str
+    outcome: str
+    rendered: str
+    before: str
 
 
 @dataclass(frozen=True)
@@ -575,6 +589,69 @@ class Store(Indices, Shelf):
         found = [str(item) for item in self._run("resend", run_id, side, _ms(self.settings.lease), _ms(longest), *flat)]
         return [as_id(i) for i in found if i[0] != "!"], [as_id(i[1:]) for i in found if i[0] == "!"]
 
+    def note_jump(self, known: int, jump: int) -> bool:
+        """Note that Redis's clock has jumped, ms; False where there are more than the `known` ones.
+
+        What expires by itself, and would now last longer than it may, is cut to its length.
+        """
+        if not self.run_alone("jump", [self.keys.clock, self.keys.live], known, jump):
+            return False
+        pipe = self.client.pipeline(transaction=False)
+        for name in self.call(self.client.smembers, self.keys.locks):
+            pipe.pexpire(self.keys.lock(name), _ms(self.settings.lease), lt=True)
+        for service in self.call(self.client.smembers, self.keys.breakers):
+            pipe.pexpire(self.keys.probing(service), _ms(self.settings.slow_retry), lt=True)
+        self.call(pipe.execute)
+        return True
+
+    def ask(self, run_id: str, epoch: int, question: str, hosts: Sequence[str]) -> bool:
+        """Ask hosts for what their receipts of a run say; asked again, as long as they have not answered.
+
+        The index comes first: a host looks there, and at the record whether it is still asked.
+        """
+        pipe = self.client.pipeline(transaction=False)
+        for host in hosts:
+            pipe.sadd(self.keys.asked(host), run_id)
+        pipe.hincrby(self.keys.clock, "asked", 1)
+        self.call(pipe.execute)
+        return bool(self._run("ask", run_id, epoch, question, " ".join(hosts)))
+
+    def asked(self, host: str) -> list[str]:
+        """Runs that ask a host for what its receipts say."""
+        return sorted(self.call(self.client.smembers, self.keys.asked(host)))
+
+    def note_answer(
+        self, run_id: str, question: str, host: str, version: int, doubts: Sequence[str], found: Sequence[Found]
+    ) -> bool:
+        """Note a host's answer; False where nobody asks that any more."""
+        flat = [part for one in found for part in astuple(one)]
+        noted = self._run("answer", run_id, question, host, version, "\n".join(doubts), *flat)
+        self.forget_asked(run_id, host)
+        return bool(noted)
+
+    def forget_asked(self, run_id: str, host: str) -> None:
+        """A run does not ask a host any more."""
+        self.call(self.client.srem, self.keys.asked(host), run_id)
+
+    def settle(self, run_id: str, run: RunRecord, doubts: Sequence[str], *, ending: bool) -> bool:
+        """The receipts were compared, but for those of the hosts that `doubts` names."""
+        return bool(self._run("settle", run_id, run.epoch, run.lost, "1" if ending else "", "\n".join(doubts)))
+
+    def may_have_lost(self, since: int) -> bool:
+        """Whether Redis may have lost what it acknowledged since then, ms: it was started, or took over, later.
+
+        A run that was itself begun again after such a loss is younger than the server, but not by much.
+        """
+        server = self.call(self.client.info, "server")
+        if int(self.call(self.client.info, "replication").get("second_repl_offset", -1)) >= 0:
+            return True
+        return since < self.now() - _ms(int(server["uptime_in_seconds"])) + _ms(_BEGUN_AGAIN)
+
+    def shift(self, run_id: str, number: int, total: int) -> bool:
+        """Move the times that a run waits for with Redis's clock, which has jumped so often, by `total` ms in all."""
+        limits = _ms(self.settings.lease), _ms(self.settings.undo_timeout)
+        return bool(self._run("shift", run_id, number, total, *limits))
+
     def parent_of(self, run_id: str) -> str:
         """The run that it is a part of, or ''."""
         text = self.call(self.client.hget, self.keys.of(run_id).run, "parent")
@@ -707,4 +784,7 @@ def _read_run(fields: Mapping[str, str], now: int) -> RunRecord:
         undo_deadline=int(fields["undo_deadline"]) if fields.get("undo_deadline") else None,
         epoch=int(fields.get("epoch", 0)),
         was=RunState(fields["was"]) if fields.get("was") else None,
+        lost=int(fields.get("lost", 0)),
+        fenced=int(fields.get("fenced", 0)),
+        compared=fields.get("compared") == fields.get("epoch", "0"),
     )

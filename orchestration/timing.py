@@ -131,6 +131,12 @@ class Mark:
     def text(self) -> str:
         return f"{self.until} {self.schedule}"
 
+    def as_of(self, now: int) -> Mark:
+        """The mark itself, or one of now where it lies ahead: Redis's clock was set back since. A start that was made
+        meanwhile is not made twice, for its run has the planned time in its id.
+        """
+        return self if self.until <= now + round(ON_TIME * 1000) else Mark(now, self.schedule)
+
     @classmethod
     def read(cls, text: str) -> Mark:
         until, _, schedule = text.partition(" ")

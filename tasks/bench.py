@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -33,12 +33,14 @@ from longshore.orchestration.states import TERMINAL
 from longshore.orchestration.store import Grant, Look, Recorded, Store
 from longshore.tasks import cache, command, compose, deployed, docker, engine, file, http, network, node, noop, waiting  # noqa: F401 - they make their operations known
 from longshore.tasks.attempt import AttemptFailed, IsParked, Refused, TryAgain
+from longshore.tasks.comparison import HostAgent
 from longshore.tasks.driver import Driver
 from longshore.tasks.engine.memory import MemoryEngine
 from longshore.tasks.facts import facts
 from longshore.tasks.operation import Context, Implementation, Outcome, Prediction, implementation
 from longshore.tasks.placeholders import placeholders
 from longshore.tasks.plans import NotOurs, Plans
+from longshore.tasks.receipts import Trace
 from longshore.tasks.runner import Attempt
 from longshore.tasks.waiting import Waiting
 
@@ -64,6 +66,8 @@ class MemoryStore(Store):
             raise ConfigError("the bench needs fakeredis", remedy="pip install 'longshore[testing]'") from error
         super().__init__(settings, fakeredis.FakeRedis(decode_responses=True))
         self._clock = 1_000_000_000_000
+        #: ms by which that clock was set, and not merely went on.
+        self._set_by = 0
         self._sources: dict[str, str] = {}
         self.advance(0)
 
@@ -83,8 +87,22 @@ class MemoryStore(Store):
         seconds_, ms = divmod(self._clock, 1000)
         self.client.hset("bench:clock", mapping={"s": seconds_, "us": ms * 1000})
 
+    def jump(self, seconds: float) -> None:
+        """Set the clock, forward or back."""
+        self._set_by += round(seconds * 1000)
+        self.advance(seconds)
+
     def now(self) -> int:
         return self._clock
+
+    def now_with(self, *fields: str) -> tuple[int, list[str | None]]:
+        return self._clock, super().now_with(*fields)[1]
+
+    def steady(self) -> float:
+        return self._clock - self._set_by
+
+    def may_have_lost(self, since: int) -> bool:
+        return False
 
     def look(self, run_id: str) -> Look:
         return replace(super().look(run_id), now=self._clock)
@@ -218,6 +236,21 @@ class Done:
             return done.undo(self.context, self.params, self.before, self.outcome.data)
 
 
+class _NoReceipts:
+    """The receipts of a host on which nothing is done."""
+
+    def close(self, run_id: str, born: str, epoch: int, parts: Collection[str]) -> None:
+        """Nothing can act later."""
+
+    def traces(
+        self, run_id: str, born: str, patience: float, parts: Collection[str] | None = None
+    ) -> tuple[list[Trace], list[str]]:
+        return [], []
+
+    def version(self, run_id: str, born: str) -> int:
+        return 0
+
+
 class Bench:
     """Runs plans in memory. Steps of `noop`, `docker` (on `engine`) and own operations are done; those of any
     other family are pretended: they succeed, change, and give the data that `give` says. `pretend=True`
@@ -252,6 +285,8 @@ class Bench:
         self.plans = Plans(self.store)
         self._queue: deque[_Message] = deque()
         self._driver = Driver(None, self.store, self.plans, self._canvas)  # type: ignore[arg-type]
+        queues = [operation.queue for operation in all_operations().values()]
+        self._agents = [HostAgent(self.store, self.plans, _NoReceipts(), host, queues) for host in self.hosts]
         self._owners = itertools.count(1)
         self._numbers = itertools.count(1)
         self._decisions: dict[str, tuple[str, str]] = {}
@@ -293,6 +328,10 @@ class Bench:
     def reject(self, step: str, note: str = "") -> None:
         self._decisions[step] = ("reject", note)
 
+    def set_clock(self, seconds: float) -> None:
+        """Have Redis's clock jump, forward or back, as one does that is set by hand."""
+        self.store.jump(seconds)
+
     # --- a run ------------------------------------------------------------------------------------
 
     def run(
@@ -314,6 +353,7 @@ class Bench:
         self.pretended, self.pretended_before = placeholders(plan)
         Admission(self.store).submit(run_id, request_body(plan, params or {}, "bench"))
         self._queue.append(_Message(ADVANCE, run_id))
+        self._driver.look_at_clock()
         with self.engine_in_use():
             self._until_it_rests(run_id)
         told = [each for each in (plan._hooks, hooks) if each is not None]
@@ -371,10 +411,19 @@ class Bench:
     def _pass_time(self, run_id: str) -> None:
         """Until something is due; then sweep, as workers do."""
         run_ids = self.store.runs()
+        self._sweep(run_ids)  # sweepers are at work all the while
         now = self.store.now()
         due = [float(when) for when in self._due(run_ids) if when > now]
         self.store.advance((min(due) - now) / 1000 + 0.001 if due else self.settings.lease)
         self._live_on()
+        self._sweep(run_ids)
+
+    def _sweep(self, run_ids: Sequence[str]) -> None:
+        self._driver.look_at_clock()
+        self._driver.judging = True  # sweepers were at work all the while, however far time has gone at once
+        for agent in self._agents:
+            for each in agent.look(self._driver.clock.asked):
+                self._driver.advance(each)
         for each in run_ids:
             self._driver.advance(each, thorough=True)
 

@@ -2,7 +2,8 @@
 
 `LONGSHORE_CRASH_AT=<point>` kills the process, as `kill -9` would, the first time that it gets there;
 `LONGSHORE_CRASH_AT=<point>:<file>` only while that file does not exist, which it then makes, so that
-a restarted worker gets past. Without the variable a point costs one look at a dictionary.
+a restarted worker gets past. `LONGSHORE_STOP_AT` stops the process there, as `kill -STOP` would. Without the
+variables a point costs two looks at a dictionary.
 """
 
 from __future__ import annotations
@@ -53,8 +54,13 @@ DEPLOYED_POINTS = ("cache.swapped", "deployed.half", "deployed.brought")
 
 
 def point(name: str) -> None:
-    """Die here, if that is what the environment asks for."""
-    asked = os.environ.get("LONGSHORE_CRASH_AT")
+    """Die or stop here, if that is what the environment asks for."""
+    _signal_at(name, "LONGSHORE_CRASH_AT", signal.SIGKILL)
+    _signal_at(name, "LONGSHORE_STOP_AT", signal.SIGSTOP)
+
+
+def _signal_at(name: str, variable: str, number: signal.Signals) -> None:
+    asked = os.environ.get(variable)
     if not asked:
         return
     wanted, _, marker = asked.partition(":")
@@ -65,4 +71,4 @@ def point(name: str) -> None:
             Path(marker).touch(exist_ok=False)
         except FileExistsError:
             return
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), number)

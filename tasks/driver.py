@@ -15,6 +15,7 @@ from celery import Celery
 from longshore.orchestration import audit, integrity, report, saga
 from longshore.orchestration.breakers import Breakers
 from longshore.orchestration.canvas import STEP, UNDO, Canvas
+from longshore.orchestration.clock import Clock
 from longshore.orchestration.compiled import CompiledPlan, StepId, as_id, index_of
 from longshore.orchestration.connection import as_number
 from longshore.orchestration.errors import Damaged, WrongType
@@ -29,6 +30,7 @@ from longshore.orchestration.saga import RunRecord, StepRecord
 from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
 from longshore.orchestration.store import SCHEMA_VERSION, Look, Store, run_record
 from longshore.tasks.commands import Commands
+from longshore.tasks.comparison import Comparison
 from longshore.tasks.crash import point
 from longshore.tasks.dispatch import away, hosts_of, in_flight, send_next, silent_limit
 from longshore.tasks.door import Door
@@ -63,8 +65,10 @@ class Driver:
         #: The worker that this is in.
         self.node = node
         self.breakers = Breakers(store)
+        self.comparison = Comparison(store)
         self.door = Door(store, self.breakers, self.canvas)
         self.commands = Commands(store, self.door.forget, self.door.come_back)
+        self.clock = Clock(store)
         #: Whether a lease that has run out means anything now.
         self.judging = True
         #: Runs whose request was found to be unreadable, and was recorded as such.
@@ -75,21 +79,25 @@ class Driver:
     def advance(self, run_id: str, *, thorough: bool = False) -> RunState | None:
         """Take the run as far as it goes now; returns its state, None where there is no such run.
 
-        `thorough` also looks for messages and workers that were lost: the sweeper's part.
+        `thorough` also looks for messages and workers that were lost, and decides what time alone decides: the
+        sweeper's part, for it has compared Redis's clock.
         """
         loaded, found, mark = self._look(run_id)
-        if thorough and self.judging:
+        if thorough and self._has_jumped(run_id, found):
+            found = self.store.look(run_id)
+        timed = thorough and self.clock.agrees(found.now)
+        if timed and self.judging:
             self._expire(run_id, loaded.plan, found.now)
             found = self.store.look(run_id)
-        run = run_record(found.fields, found.now)
+        run = _record(found, timed)
         if not thorough and (found.waits or run.state is RunState.SUSPENDED):
             # Nobody was to look at it for long, and it may be under way from here on.
             self.store.look_at(run_id, found.now + round(1000 * self.store.settings.lease / 3), sooner=True)
         lifted, lift_at = lift_if_it_can(self.store, self.breakers, run_id, loaded.plan, run, found)
         if lifted:
             found = self.store.look(run_id)
-            run = run_record(found.fields, found.now)
-            thorough = True  # what it had dispatched is due now
+            run = _record(found, timed)
+            timed = thorough = True  # what it had dispatched is due now
         if run.state is RunState.PENDING and not self.door.may_begin(run_id, loaded, found.now):
             if mark is not None:
                 self.store.seen(run_id, mark)
@@ -98,36 +106,41 @@ class Driver:
             point("advance.admitted")
         waits = found.waits
         while True:
-            if waits and self.parked.settle(run_id, loaded, run, waits, found.now):
+            if waits and self.parked.settle(run_id, loaded, run, waits, run.now):
                 found = self.store.look(run_id)
-                run = run_record(found.fields, found.now)
+                run = _record(found, timed)
             before = run.state
-            run = self._decide_until_it_waits(run_id, loaded, run)
+            run = self._decide_until_it_waits(run_id, loaded, run, timed=timed)
             if run.state is before or not waits:
                 break
             # The state has changed: what is parked may have to hear of that.
             found = self.store.look(run_id)
-            run, waits = run_record(found.fields, found.now), found.waits
+            run, waits = _record(found, timed), found.waits
         if mark is not None:
             self.store.seen(run_id, mark)
         self.herald.tell(run_id, loaded.plan)
         if run.state in TERMINAL:
-            point("advance.ended")
-            self._note_job(run_id, loaded, found.now)
-            self.root.ended(run_id, loaded.plan.plan.name, run.state, self.store.fields(run_id), self.node)
-            self.parked.tell_parent(run_id, found.fields | {"state": run.state})
-            self._rest(run_id, loaded, as_number(found.fields.get("ended")) or found.now)
+            self._end(run_id, loaded, found, run.state)
             return run.state
         if waits:
             self.store.look_at(run_id, min(waits.values()), sooner=True)
         if run.deadline is not None and run.state is RunState.RUNNING:
             self.store.look_at(run_id, run.deadline, sooner=True)
-        if thorough:
+        if timed:
             version = self.store.version(run_id)  # before the steps are read
             rows = self._resend(run_id, loaded.plan, run)
             due = [*waits.values(), *filter(None, (run.deadline, run.undo_deadline, lift_at))]
-            self._postpone(run_id, run, version, rows, due)
+            if run.now:  # a lifted run is decided on without a time, and looked at again soon
+                self._postpone(run_id, run, version, rows, due)
         return run.state
+
+    def _end(self, run_id: str, loaded: Loaded, found: Look, state: RunState) -> None:
+        """Everything that follows the end of a run; each part may be repeated."""
+        point("advance.ended")
+        self._note_job(run_id, loaded, found.now)
+        self.root.ended(run_id, loaded.plan.plan.name, state, self.store.fields(run_id), self.node)
+        self.parked.tell_parent(run_id, found.fields | {"state": state})
+        self._rest(run_id, loaded, as_number(found.fields.get("ended")) or found.now)
 
     def _postpone(
         self, run_id: str, run: RunRecord, version: int, rows: Collection[Sequence[str | None]], due: list[int]
@@ -150,6 +163,14 @@ class Driver:
         lease = self.store.settings.lease / 3
         if until > now + 1000 * lease and not self.store.has_leases(run_id):
             self.store.postpone(run_id, until, version, lease)
+
+    def _has_jumped(self, run_id: str, found: Look) -> bool:
+        """Whether the run waited for times that a jump of Redis's clock has moved; they are right now."""
+        if not found.fields:
+            return False
+        jumps = self.clock.jumps
+        known = as_number(found.fields.get("jumps")) or 0
+        return jumps.number > known and self.store.shift(run_id, jumps.number, jumps.total)
 
     def _look(self, run_id: str) -> tuple[Loaded, Look, float | None]:
         """The run as it is, begun where it was not, with what people asked of it carried out; its mark in the inbox.
@@ -214,8 +235,9 @@ class Driver:
             # An installation at rest is not written to, unless something has been kept for long enough.
             if self.store.kept_until(self.store.settings.retention, 1):
                 self.door.tidy()
+            self.clock.rest()
             return 0
-        self.judging = self.store.leases_count(now)
+        self.look_at_clock()
         # What was begun goes before what is new. Often enough that a run which stands still because two of its control
         # workers were killed, one after the other, does so for no longer than a lease.
         end = time.monotonic() + _LONGEST_SWEEP
@@ -297,6 +319,10 @@ class Driver:
         else:
             integrity.bury(self.store, "inbox", [run_id], why)
 
+    def look_at_clock(self) -> None:
+        """Compare Redis's clock, on which the sweeper's decisions rest."""
+        self.judging = self.clock.look()
+
     # --- beginning and commands -------------------------------------------------------------------
 
     def _create(self, run_id: str, loaded: Loaded, now: int) -> None:
@@ -310,6 +336,8 @@ class Driver:
             "born": loaded.born,
             "request": loaded.request,
         }
+        if (jumps := self.clock.read_jumps()).number:
+            fields |= {"jumps": jumps.number, "jumped": jumps.total}
         if loaded.parent:
             fields["parent"] = json.dumps(loaded.parent)
         if plan.timeout is not None:
@@ -361,7 +389,7 @@ class Driver:
 
     # --- forward and backward ---------------------------------------------------------------------
 
-    def _decide_until_it_waits(self, run_id: str, loaded: Loaded, run: RunRecord) -> RunRecord:
+    def _decide_until_it_waits(self, run_id: str, loaded: Loaded, run: RunRecord, *, timed: bool) -> RunRecord:
         plan = loaded.plan
         while True:
             records = self.store.step_records(run_id, saga.wanted(plan, run), units=saga.wants_units(run))
@@ -374,7 +402,7 @@ class Driver:
             if applied:
                 self._dispatch(run_id, plan, transition, anew=run.epoch > 0)
             seen = self.store.look(run_id)
-            after = run_record(seen.fields, seen.now)
+            after = _record(seen, timed)
             if not applied and (after.state, after.level, after.undo_level, after.left) == (
                 run.state,
                 run.level,
@@ -405,6 +433,8 @@ class Driver:
             case saga.Drain(steps):
                 self.store.drain(run_id, ((i, plan.steps[index_of(i)].always) for i in steps))
                 return True
+            case saga.Compare(ending):
+                return self.comparison.advance(run_id, plan, run, ending=ending)
             case saga.Lift():
                 return self._lift(run_id, plan, run)
             case saga.GiveUpUndo(steps):
@@ -546,3 +576,8 @@ def _next_message(rows: Collection[Sequence[str | None]]) -> int | None:
     times = [as_number(due) for status, due, _ in rows if status == StepState.RETRYING and due]
     times += [as_number(until) for status, _, until in rows if status == StepState.READY and until]
     return min((at for at in times if at is not None), default=None)
+
+
+def _record(found: Look, timed: bool) -> RunRecord:
+    """The reducer's view of a run; without `timed`, at a time at which no time has run out."""
+    return run_record(found.fields, found.now if timed else 0)

@@ -139,7 +139,7 @@ class Plans:
             if isinstance(parent := body.get("parent"), dict):
                 identifiers.run_id(parent.get("run"))
         except BadIdentifier as error:
-            raise self._denied(run_id, body, f"its request is refused: {error.message}") from None
+            raise self._denied(run_id, text, f"its request is refused: {error.message}", body) from None
         unknown = ""
         try:
             loaded = self.load(body)

@@ -20,8 +20,9 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,36 @@ log = logging.getLogger(__name__)
 
 #: Bytes of an outcome that is kept; one that is larger is done again.
 _LARGEST = 64 * 1024
+#: Bytes of a receipt at most: an outcome, and a journal, which may be larger than that.
+_READ = 16 * 1024 * 1024
 _TICK = 0.05
+_CLOSED = "closed"
 
 
 class Overtaken(Exception):
-    """A later attempt has been here."""
+    """A later attempt has been here, or the run has ended."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a receipt says of the last attempt at a part of a run."""
+
+    part: str
+    fence: int
+    side: str
+    epoch: int
+    #: What it recorded here as its outcome, None where it did not get so far.
+    outcome: dict[str, Any] | None
+    rendered: str
+    before: str
+
+
+@dataclass(frozen=True)
+class _Closed:
+    """Steps, or single parts of them, at which no forward attempt of up to that epoch may act any more."""
+
+    epoch: int = -1
+    parts: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -80,6 +106,8 @@ class Receipt:
     alone: bool = True
     #: Of the attempt that was here before.
     earlier: int = 0
+    #: The parameters as rendered and what undo needs, JSON, of the first attempt that journalled them.
+    journal: list[str] = field(default_factory=lambda: ["", ""])
     _file: int = -1
     _groups: list[list[Any]] = field(default_factory=list)
 
@@ -93,6 +121,9 @@ class Receipt:
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             before = self._lock(patience, check)
+            if self._is_closed():
+                raise Overtaken
+            self.journal = _journal(before)
             self.earlier = int(before.get("fence", 0))
             self._end_groups(before)
             mine = before.get("phase") == "done" and before.get("epoch") == self.epoch and not self.side
@@ -107,6 +138,36 @@ class Receipt:
         """It has happened; what is to be recorded of it."""
         with contextlib.suppress(OSError):  # a full disk does not make it undone
             self._write("done", outcome if len(json.dumps(outcome)) <= _LARGEST else None)
+
+    def journalled(self, rendered: str, before: str) -> None:
+        """Keep beside the effect what undo needs, for a Redis that loses it."""
+        self.journal = [rendered, before]
+        with contextlib.suppress(OSError):
+            self._write("intent", None)
+
+    def taken_over(self, patience: float) -> Trace:
+        """End whoever holds it, and what that has started; what the receipt says then.
+
+        Raises Transient where the holder cannot be ended in `patience` seconds.
+        """
+        self._file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            found = self._lock(patience, lambda: None)
+            self._end_groups(found)
+        finally:
+            os.close(self._file)
+            self._file = -1
+        outcome = found.get("outcome") if found.get("phase") == "done" else None
+        return Trace(
+            self.path.stem, int(found.get("fence", 0)), str(found.get("side", "")), int(found.get("epoch", 0)), outcome,
+            *_journal(found),
+        )  # fmt: skip
+
+    def _is_closed(self) -> bool:
+        """Whether no forward attempt at it may act any more, whatever its fence."""
+        closed = _read_closed(self.path.parent)
+        step = self.path.stem.partition("@")[0]
+        return not self.side and self.epoch <= closed.epoch and bool({step, self.path.stem} & closed.parts)
 
     def began(self, pid: int) -> None:
         """A program was started, in a process group of its own, that must end before anybody else acts."""
@@ -154,7 +215,7 @@ class Receipt:
 
     def _read(self) -> dict[str, Any]:
         try:
-            found = json.loads(os.pread(self._file, 2 * _LARGEST, 0) or b"{}")
+            found = json.loads(os.pread(self._file, _READ, 0) or b"{}")
         except ValueError:
             return {}  # it died while it wrote
         return found if isinstance(found, dict) else {}
@@ -170,13 +231,27 @@ class Receipt:
             "process": [mine.pid, mine.started, mine.boot] if mine is not None else None,
             "groups": self._groups,
             "outcome": outcome,
+            "journal": self.journal,
         }
         text = json.dumps(body).encode()
-        was = os.pread(self._file, 2 * _LARGEST, 0)
+        was = os.pread(self._file, _READ, 0)
         if os.pwrite(self._file, text, 0) < len(text):
             os.pwrite(self._file, was, 0)  # the room for that is there: the fence must stay readable
             raise OSError(errno.ENOSPC, "no room for a receipt", str(self.path))
         os.ftruncate(self._file, len(text))
+
+
+def _journal(found: dict[str, Any]) -> list[str]:
+    kept = found.get("journal")
+    return [str(part) for part in kept] if isinstance(kept, list) and len(kept) == 2 else ["", ""]
+
+
+def _read_closed(folder: Path) -> _Closed:
+    try:
+        found = json.loads((folder / _CLOSED).read_text())
+        return _Closed(int(found["epoch"]), frozenset(found["parts"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return _Closed()
 
 
 class Ledger:
@@ -208,6 +283,39 @@ class Ledger:
             written = folder / f"version.{os.getpid()}"
             written.write_text(str(version))
             written.replace(folder / "version")
+
+    def close(self, run_id: str, born: str, epoch: int, parts: Iterable[str]) -> None:
+        """Have no forward attempt of up to that epoch act on these steps, or parts, any more; also one that has not
+        left a receipt yet.
+
+        To be called before `traces`: an attempt that leaves a receipt afterwards finds that it is closed.
+        """
+        folder = self._of(run_id, born)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        known = _read_closed(folder)
+        closed = sorted({*parts, *(known.parts if known.epoch == epoch else ())})
+        written = folder / f"{_CLOSED}.{os.getpid()}"
+        written.write_text(json.dumps({"epoch": epoch, "parts": closed}))
+        written.replace(folder / _CLOSED)
+
+    def traces(
+        self, run_id: str, born: str, patience: float, parts: Collection[str] | None = None
+    ) -> tuple[list[Trace], list[str]]:
+        """What the receipts of a run say, of these parts or of all, once whoever holds them was ended; and the parts
+        whose holder could not be ended in `patience` seconds.
+        """
+        found: list[Trace] = []
+        held: list[str] = []
+        until = time.monotonic() + patience
+        for path in sorted(self._of(run_id, born).glob("*.json")):
+            if parts is not None and path.stem not in parts:
+                continue
+            try:
+                left = max(0.0, until - time.monotonic())
+                found.append(Receipt(path, sys.maxsize, "u").taken_over(left))
+            except Transient:
+                held.append(path.stem)
+        return found, held
 
     def clean(self, seconds: float) -> None:
         """Forget runs that nothing was done for on this host for so long."""

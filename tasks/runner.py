@@ -48,6 +48,7 @@ from longshore.tasks.crash import point
 from longshore.tasks.fenced import Fenced
 from longshore.tasks.gate import tolerated
 from longshore.tasks.operation import Context, Implementation, Outcome
+from longshore.tasks.receipts import Receipt
 from longshore.tasks.scope import scope
 from longshore.tasks.waiting import Waiting
 
@@ -106,12 +107,14 @@ class Attempt(Fenced, ComesAgain):
         with self._receipt(grant, context) as (receipt, found):
             if found is not None:
                 return Outcome(**found)
-            outcome = self._without_secrets(self._act_on(grant, context))
+            if receipt is not None and grant.before:
+                receipt.journal = [grant.rendered, grant.before]
+            outcome = self._without_secrets(self._act_on(grant, context, receipt))
             if receipt is not None and not outcome.hosts:
                 receipt.done({"changed": outcome.changed, "data": outcome.data})
             return outcome
 
-    def _act_on(self, grant: Grant, context: Context) -> Outcome:
+    def _act_on(self, grant: Grant, context: Context, receipt: Receipt | None = None) -> Outcome:
         done: Implementation[Any] = self._doing(self.step.operation.name)
         params, rendered = self._params(grant, context)
         before = json.loads(grant.before) if grant.before else None
@@ -125,6 +128,8 @@ class Attempt(Fenced, ComesAgain):
                 )
                 if not journalled:
                     raise Refused("the step is another attempt's now")
+                if receipt is not None:
+                    receipt.journalled(rendered, text)
         point("step.journalled")
         if isinstance(done, Waiting):
             self._park(grant, "", done.park(self._place(grant, ""), params))
@@ -291,6 +296,7 @@ class Attempt(Fenced, ComesAgain):
     def _undo(self, grant: Grant) -> None:
         """Take the step back, if there is something to take back."""
         context = self._context(grant, self._step_timeout())
+        self._is_newest(grant)
         with self._receipt(grant, context):
             self._undo_by(grant, context)
 

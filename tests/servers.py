@@ -62,10 +62,12 @@ class RedisServer:
     ends with the thread that started it, so that it never outlives a killed test run.
     """
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, own_clock: bool = False) -> None:
+        """With `own_clock`, a test sets its clock."""
         self.program = redis_program()
         self.options = options
         self.folder = Path(tempfile.mkdtemp(prefix="redis-"))
+        self._clock = _build_clock(self.folder) if own_clock else None
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._process: subprocess.Popen[bytes] | None = None
@@ -90,8 +92,11 @@ class RedisServer:
         if shutil.which("setpriv"):
             command = ["setpriv", "--pdeathsig", "KILL", *command]
         log = self.folder / "server.log"
+        more = {"LD_PRELOAD": str(self._clock), "CLOCK_FILE": str(self.folder / "clock")} if self._clock else {}
         with log.open("ab") as out:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=os.environ | more
+            )
         try:
             self._wait_until_it_answers(log)
         except BaseException:
@@ -108,6 +113,20 @@ class RedisServer:
     def restart(self, how: signal.Signals = signal.SIGTERM) -> None:
         self.stop(how)
         self.start()
+
+    def set_clock(self, seconds: float) -> None:
+        """Have it be so far from this machine's clock from now on, as if somebody had set it."""
+        if self._clock is None:
+            raise RuntimeError("the clock of this server cannot be set")
+        # In place and padded, so that no reader finds half of it.
+        with (self.folder / "clock").open("r+") as file:
+            file.write(f"{round(seconds * 1000):<24}")
+
+    def lose(self, size: int) -> None:
+        """Cut the last bytes off what a server that is not running has written, as a power failure does."""
+        log = max(self.folder.glob("appendonlydir/*.incr.aof"), default=None)
+        if log is not None:
+            os.truncate(log, max(0, log.stat().st_size - size))
 
     def close(self) -> None:
         """End the server, the clients that it gave out, and its data."""
@@ -144,6 +163,18 @@ class RedisServer:
                 if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
                     raise MissingError(f"{self.program} did not start: {last_line(log)}")
                 time.sleep(0.02)
+
+
+def _build_clock(folder: Path) -> Path:
+    """What gives a program that it is loaded into a clock of its own."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        raise MissingError("no C compiler here to build a clock with")
+    built = folder / "clock.so"
+    source = Path(__file__).parent / "machine" / "clock.c"
+    subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", str(built), str(source)], check=True)
+    (folder / "clock").write_text(f"{0:<24}")
+    return built
 
 
 def free_port() -> int:

@@ -25,6 +25,7 @@ from longshore.orchestration.errors import ConfigError, StoreUnavailable, WrongT
 from longshore.orchestration.selection import is_host_name
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.store import Store
+from longshore.tasks.comparison import HostAgent
 from longshore.tasks.driver import Driver
 from longshore.tasks.plans import Plans
 from longshore.tasks.receipts import Ledger
@@ -85,6 +86,8 @@ class Sweeper(bootsteps.StartStopStep):
         store = presence.store
         driver = Driver(worker.app, store, Plans(store), node=str(worker.hostname))
         jobs = JobWatch(store, presence.host, presence.queues)
+        ledger = Ledger(store.settings.state_dir, store.settings.namespace)
+        agent = HostAgent(store, driver.plans, ledger, presence.host, presence.queues)
         next_cleaning = next_check = 0.0
 
         def sweep() -> None:
@@ -96,9 +99,11 @@ class Sweeper(bootsteps.StartStopStep):
             store.load_scripts()
             if not self._leaving.is_set():
                 driver.sweep()
+                for run_id in agent.look(driver.clock.asked):
+                    driver.advance(run_id)
                 mending(store, jobs.look)
             if time.monotonic() >= next_cleaning:
-                Ledger(store.settings.state_dir, store.settings.namespace).clean(_RECEIPTS * store.settings.retention)
+                ledger.clean(_RECEIPTS * store.settings.retention)
                 presence.hosts.forget_old(store.settings.retention)
                 next_cleaning = time.monotonic() + _CLEAN_EVERY
             if store.settings.alive_file:

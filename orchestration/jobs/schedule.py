@@ -131,6 +131,9 @@ def _start_due(client: Client, schedules: Schedules, job: Job, mark: Mark | None
         # What a schedule would have planned before it was there is nothing that was missed.
         schedules.put(key, Mark(now, _said(job)))
         return []
+    if mark.as_of(now) != mark:
+        schedules.put(key, mark.as_of(now))
+        return []
     times = planned(job, mark.until, now)
     if not times:
         return []

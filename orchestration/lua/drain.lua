@@ -34,6 +34,10 @@ for n = 1, #ARGV, 2 do
           redis.call('HSET', steps, 'z:' .. i, 1)  -- its service was down: nothing was ever begun
         end
         why = 'the run was ended before it was tried again'
+        -- guard: what was lost before the run was ended has to be fenced
+        if status == 'ready' then
+          redis.call('HINCRBY', run, 'lost', 1)
+        end
         -- guard: a lost step is unknown and not cancelled
         if status == 'ready'
             -- guard: a step with an open outcome is unknown and not cancelled

@@ -41,12 +41,17 @@ if ARGV[3] == '1'
     return {'again', ''}
   end
 end
+-- guard: a lost undo is fenced by the next one; without it: true
+if p == '' then
+  -- It may wake up, and no attempt comes after it that would fence it off.
+  redis.call('HINCRBY', run, 'lost', 1)
+end
 if p == ''
     -- guard: a person decides on a step that may have happened; without it: false
     and ARGV[10] ~= ''
     -- guard: a person is asked only in a running run
     and state == 'running' then
-  redis.call('HSET', steps, 's:' .. i, 'waiting', 'p:' .. i, ARGV[11])
+  redis.call('HSET', steps, 's:' .. i, 'waiting', 'p:' .. i, ARGV[11], 'nd:' .. i, ARGV[10])
   redis.call('ZADD', waits, now + tonumber(ARGV[10]), i)
   emit(kind(p, i) .. 'waiting', 'step', i, 'for', ARGV[12], 'until', now + tonumber(ARGV[10]))
   suspend('unknown', ARGV[6], '')

@@ -18,7 +18,7 @@ end
 if status ~= (p == '' and 'running' or 'undoing') then
   return 0
 end
-redis.call('HSET', steps, p .. 's:' .. i, 'waiting', p .. 'p:' .. i, ARGV[5])
+redis.call('HSET', steps, p .. 's:' .. i, 'waiting', p .. 'p:' .. i, ARGV[5], p .. 'nd:' .. i, ARGV[4])
 -- guard: a parked step holds no lease
 redis.call('ZREM', leases, p .. i)
 redis.call('ZADD', waits, now + tonumber(ARGV[4]), p .. i)

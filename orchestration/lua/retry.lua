@@ -46,7 +46,7 @@ if ARGV[8] == '1' then
   redis.call('HINCRBY', steps, p .. 'ab:' .. i, 1)
 end
 redis.call('HSET', steps, p .. 's:' .. i, 'retrying', p .. 'n:' .. i, due, p .. 'd:' .. i, due + tonumber(ARGV[5]),
-           p .. 'q:' .. i, due)
+           p .. 'q:' .. i, due, p .. 'nd:' .. i, ARGV[4])
 -- guard: a retried step holds no lease
 redis.call('ZREM', leases, p .. i)
 -- guard: a retried step is removed from the waits

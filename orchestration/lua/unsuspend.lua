@@ -23,7 +23,7 @@ for n = 8, #ARGV do
   local status = redis.call('HGET', steps, p .. 's:' .. i)
   -- guard: a release leaves a running step alone; without it: true
   if status == 'ready' or status == 'retrying' then
-    redis.call('HSET', steps, p .. 'q:' .. i, due, p .. 'd:' .. i, due, p .. 'n:' .. i, due)
+    redis.call('HSET', steps, p .. 'q:' .. i, due, p .. 'd:' .. i, due, p .. 'n:' .. i, due, p .. 'nd:' .. i, ARGV[4])
   end
 end
 redis.call('HSET', run, 'state', was)

@@ -170,6 +170,11 @@ class Operation:
         """Whether it has an undo of its own."""
         return self.undo is not Undo.NONE or getattr(self.function, "undo", None) is not None
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another party brings its effect about, which no receipt on a worker's host fences."""
+        return self.queue == "network" or self.function is not None or self.name == "celery.task.execute"
+
     def templated(self, params: dict[str, Any]) -> dict[str, Any]:
         """The parameters that the plan's templates are looked for in."""
         literal = self.literal(params)

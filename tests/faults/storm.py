@@ -10,7 +10,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import redis
 
@@ -19,13 +18,16 @@ from tests.servers import RedisServer
 
 
 class Messages:
-    """Doubles every so many messages, and loses every so many: as they are sent, seen through MONITOR."""
+    """Doubles, loses and holds back every so many messages: as they are sent, seen through MONITOR."""
 
-    def __init__(self, place: Installation, *, double_every: int = 0, lose_every: int = 0) -> None:
+    def __init__(
+        self, place: Installation, *, double_every: int = 0, lose_every: int = 0, shuffle_every: int = 0
+    ) -> None:
         self.place = place
         self.double_every = double_every
         self.lose_every = lose_every
-        self.seen = self.doubled = self.lost = 0
+        self.shuffle_every = shuffle_every
+        self.seen = self.doubled = self.lost = self.shuffled = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -68,6 +70,9 @@ class Messages:
                     copies.add(body)
                     client.lpush(queue, body)
                     self.doubled += 1
+                elif self.shuffle_every and self.seen % self.shuffle_every == 0:
+                    # The one that is next has its turn last.
+                    self.shuffled += int(client.lmove(queue, queue, "RIGHT", "LEFT") is not None)
 
 
 class Storm:
@@ -79,6 +84,7 @@ class Storm:
         self.server = server
         self.happened: Counter[str] = Counter()
         self._stopped: dict[Worker, float] = {}
+        self._clock = 0.0
 
     def kill_a_worker(self) -> None:
         worker = self.chance.choice(self.place.workers)
@@ -88,7 +94,7 @@ class Storm:
 
     def kill_a_child(self) -> None:
         worker = self.chance.choice(self.place.workers)
-        children = _children(worker)
+        children = worker.children()
         if children:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.chance.choice(children), signal.SIGKILL)
@@ -101,6 +107,35 @@ class Storm:
             worker.signal_group(signal.SIGSTOP)
             self._stopped[worker] = time.monotonic() + seconds
             self.happened["workers stopped"] += 1
+
+    def stop_a_part(self, seconds: float) -> None:
+        """Only its main process, which renews leases; or only one that does a step."""
+        worker = self.chance.choice(self.place.workers)
+        if worker.running and worker not in self._stopped:
+            self._stopped[worker] = time.monotonic() + seconds
+            if self.chance.random() < 0.5:
+                worker.signal_main(signal.SIGSTOP)
+                self.happened["main processes stopped"] += 1
+                return
+            for child in worker.children()[:1]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGSTOP)
+                    self.happened["children stopped"] += 1
+
+    def lose_writes(self) -> None:
+        """Kill Redis, and lose the last of what it has acknowledged."""
+        assert self.server is not None
+        self.server.stop(signal.SIGKILL)
+        self.server.lose(self.chance.choice([200, 1000, 5000, 20_000, 60_000]))
+        self.server.start()
+        self.happened["kills of Redis with lost writes"] += 1
+
+    def set_clock(self) -> None:
+        """By an hour or a day, forward or back."""
+        assert self.server is not None
+        self._clock += self.chance.choice([-86_400.0, -3600.0, 3600.0, 86_400.0])
+        self.server.set_clock(self._clock)
+        self.happened["jumps of the clock"] += 1
 
     def restart_redis(self) -> None:
         assert self.server is not None
@@ -132,15 +167,6 @@ class Storm:
                 fault()
                 following = time.monotonic() + every
             time.sleep(0.1)
-
-
-def _children(worker: Worker) -> list[int]:
-    process = worker._process
-    if process is None:
-        return []
-    with contextlib.suppress(OSError):
-        return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-    return []
 
 
 def histogram(moments: list[float], width: float) -> Iterator[str]:

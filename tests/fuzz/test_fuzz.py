@@ -27,7 +27,7 @@ from longshore.tasks.driver import Driver
 from longshore.tasks.plans import Plans
 from longshore.workers import transport
 from tests.fuzz.conftest import LONG, timed
-from tests.store.sim import Line
+from tests.store.simulated_workers import MessageQueue
 
 # ruff: noqa: E501 - grammars are lines as they are
 
@@ -219,7 +219,7 @@ class Here:
         plan.step("b", "noop.execute").after("a")
         self.body = request_body(plan, {}, "ann")
         Admission(self.store).submit("good", self.body)
-        self.driver = Driver(Line(), self.store, Plans(self.store), canvas=lambda *_: Nowhere())  # type: ignore[arg-type]
+        self.driver = Driver(MessageQueue(), self.store, Plans(self.store), canvas=lambda *_: Nowhere())  # type: ignore[arg-type]
         self.driver.sweep()
 
     def look(self) -> None:

@@ -49,6 +49,15 @@ def touch(ctx: Context, path: Path, text: str = "") -> dict[str, Any]:
     return {"path": str(path), "key": ctx.idempotency_key}
 
 
+@operation("own.late")
+def late(path: Path, go: Path) -> None:
+    """Hangs, as a call of a file system that does not answer does, and then has its effect."""
+    while not go.exists():
+        time.sleep(0.1)
+    with path.open("a") as log:
+        log.write("late\n")
+
+
 @operation("own.untouch")
 def untouch(path: Path) -> None:
     path.unlink(missing_ok=True)

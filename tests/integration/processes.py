@@ -136,6 +136,15 @@ class Worker:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
 
+    def children(self) -> list[int]:
+        """The processes that its main process has started, by pid."""
+        if self._process is None:
+            return []
+        with contextlib.suppress(OSError):
+            pid = self._process.pid
+            return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return []
+
     def kill(self) -> None:
         """End all of its processes, as a machine that loses its power does."""
         self._end_group(signal.SIGKILL)

@@ -196,7 +196,7 @@ class World:
     def age(self, seconds: float) -> None:
         """Let time pass, with sweepers at work."""
         self.stored.age(seconds)
-        self.stored.redis.delete(self.store.keys.tick, self.store.keys.pause)
+        self.stored.redis.delete(self.store.keys.clock)
 
     # --- the log ------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from longshore.orchestration.states import RunState
 from longshore.orchestration.timing import Schedules
 from longshore.tasks import driver
 from tests.servers import RedisServer
-from tests.store.sim import ADVANCE, LineCanvas, Message, World
+from tests.store.simulated_workers import ADVANCE, Message, QueueCanvas, World
 from tests.store.stored_run import settings_for
 
 pytestmark = pytest.mark.store
@@ -35,7 +35,7 @@ GARBAGE = [NO_TEXT, b"{", b"[]", b"{}", b"[" * 100_000]
 @pytest.fixture
 def world(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> World:
     """A run that has not begun, of an installation with one host."""
-    monkeypatch.setattr(driver, "Canvas", LineCanvas)
+    monkeypatch.setattr(driver, "Canvas", QueueCanvas)
     redis_server.flush()
     plan = Plan("p", concurrency={"key": "one"})
     plan.step("a", "noop.execute")

@@ -33,8 +33,23 @@ def but(*states: RunState) -> list[RunState]:
 
 def test_every_script_is_here() -> None:
     assert lua.names() == [
-        *("abort", "claim", "command", "complete", "create", "drain", "expire", "finish", "forget", "hold", "journal"),
-        *("open_level", "open_undo", "park", "renew", "reopen", "resend", "resolve", "retry", "suspend", "unsuspend"),
+        *(
+            "abort",
+            "answer",
+            "ask",
+            "claim",
+            "command",
+            "complete",
+            "create",
+            "drain",
+            "expire",
+            "finish",
+            "forget",
+            "hold",
+            "journal",
+        ),
+        *("open_level", "open_undo", "park", "renew", "reopen", "resend", "resolve", "retry", "settle", "shift"),
+        *("suspend", "unsuspend"),
     ]
 
 

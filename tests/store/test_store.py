@@ -15,6 +15,7 @@ import pytest
 
 from longshore.orchestration import connection
 from longshore.orchestration.admission import Admission
+from longshore.orchestration.clock import Clock
 from longshore.orchestration.errors import ConfigError, StoreUnavailable
 from longshore.orchestration.states import RunState, StepState, UndoState
 from longshore.orchestration.store import Store
@@ -271,40 +272,46 @@ def test_expired_attempts_are_told_by_their_members(stored: StoredRun) -> None:
     assert stored.store.expired(stored.run_id, stored.store.now()) == ["1"]
 
 
+def ticked(store: Store, ago: float) -> None:
+    """The last sweep was so many seconds ago."""
+    store.client.hset(store.keys.clock, "tick", store.now() - round(ago * 1000))
+
+
 def test_leases_count_only_while_somebody_sweeps(store: Store) -> None:
     """SEMANTICS 24: after a gap every worker has one whole lease to renew."""
-    assert store.leases_count()
-    assert store.leases_count()
-    tick, lease = store.now(), round(LEASE * 1000)
+    clock = Clock(store)
+    assert clock.look()
+    assert clock.look()
 
-    store.client.set(store.keys.tick, tick - lease - 1000)
-    assert not store.leases_count()
-    assert not store.leases_count()
-    store.client.set(store.keys.pause, tick - 1)
-    assert store.leases_count()
+    ticked(store, 1.1 * LEASE)
+    assert not clock.look()
+    assert not clock.look()
+    store.client.hset(store.keys.clock, "pause", store.now() - 1)
+    assert clock.look()
     # Its clock went back.
-    store.client.set(store.keys.tick, tick + 10 * lease)
-    assert not store.leases_count()
-    assert 0 < store.client.pttl(store.keys.pause) <= lease
+    ticked(store, -10 * LEASE)
+    assert not clock.look()
 
 
 def test_an_outage_that_is_long_enough_to_end_leases_is_a_gap(store: Store) -> None:
     """Workers renew every third of a lease, so what they hold ends two thirds of a lease after Redis went."""
-    store.client.set(store.keys.tick, store.now() - round(0.8 * LEASE * 1000))
-    assert not store.leases_count()
+    ticked(store, 0.8 * LEASE)
+    assert not Clock(store).look()
 
 
 def test_of_sweepers_that_come_back_at_once_none_judges(server: RedisServer, connect: Callable[..., Store]) -> None:
     one, other = connect(server.url), connect(server.url)
-    one.client.set(one.keys.tick, one.now() - 2 * round(LEASE * 1000))
-    whole, answers = one.client.set, []
+    ticked(one, 2 * LEASE)
+    whole, answers = one.client.hset, []
 
     def late(*args: Any, **kwargs: Any) -> Any:
-        answers.append(other.leases_count())
-        return whole(*args, **kwargs)
+        answers.append(Clock(other).look())
+        found = whole(*args, **kwargs)
+        answers.append(Clock(other).look())
+        return found
 
-    one.client.set = late  # type: ignore[method-assign]
-    answers.append(one.leases_count())
+    one.client.hset = late  # type: ignore[method-assign]
+    answers.append(Clock(one).look())
 
     assert answers == [False, False, False]
 

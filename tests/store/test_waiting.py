@@ -15,7 +15,7 @@ from longshore.orchestration.request import shared
 from longshore.orchestration.states import RunState
 from longshore.tasks import driver
 from tests.servers import RedisServer
-from tests.store.sim import LineCanvas, World
+from tests.store.simulated_workers import QueueCanvas, World
 from tests.store.stored_run import settings_for
 
 pytestmark = pytest.mark.store
@@ -25,7 +25,7 @@ Make = Callable[..., World]
 
 @pytest.fixture
 def make(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Make:
-    monkeypatch.setattr(driver, "Canvas", LineCanvas)
+    monkeypatch.setattr(driver, "Canvas", QueueCanvas)
     redis_server.flush()
 
     def made(plan: Plan, **settings: Any) -> World:
@@ -192,7 +192,7 @@ def test_runs_that_wait_for_their_turn_are_not_looked_at_until_there_is_room(mak
     grant = world.store.claim("r0", 0, "", "task@one/x", "task")
     assert not isinstance(grant, str)
     world.store.complete("r0", 0, "", grant.fence, "changed", "{}")
-    world.line.clear()
+    world.queue.clear()
     world.driver.advance("r0")
     assert when(world, "r1") <= 0, "its admission has it looked at, whatever becomes of its message"
     world.driver.sweep()
@@ -241,7 +241,7 @@ def test_a_parent_is_looked_at_when_its_child_has_ended_though_the_message_was_l
     assert when(world, "parent") > 1000
 
     world.driver.parked.tell_parent("child", {"parent": '{"run": "parent"}'})
-    world.line.clear()
+    world.queue.clear()
 
     assert when(world, "parent") <= 0
 

@@ -36,6 +36,8 @@ class Step(NamedTuple):
     tainted: bool = False
     effect: int = 0
     receipt: int = 0
+    #: At its target: no forward attempt acts any more.
+    closed: bool = False
 
 
 class Worker(NamedTuple):
@@ -81,6 +83,9 @@ class World(NamedTuple):
     undo_level: int | None = None
     left: int = 0
     cause: Cause | None = None
+    lost: int = 0
+    fenced: int = 0
+    compared: bool = False
     leases: frozenset[tuple[str, int]] = frozenset()
     messages: tuple[tuple[str, int], ...] = ((ADVANCE, -1),)
     workers: tuple[Worker | None, ...] = (None, None)
@@ -100,6 +105,17 @@ def the_plan() -> CompiledPlan:
     plan.step("once", "command.shell.execute", command="x").undo("noop.execute")
     plan.step("after", "noop.execute").after("again", "once")
     plan.step("always", "noop.execute").after("after").always()
+    return CompiledPlan(plan)
+
+
+def the_plan_without_undo() -> CompiledPlan:
+    """A step that must not be repeated and has no undo, so that no later attempt fences a lost one; one that goes on
+    after it, and an always step.
+    """
+    plan = Plan("model")
+    plan.step("once", "command.shell.execute", command="x").undo("none").continue_on_error()
+    plan.step("beside", "command.shell.execute", command="y").undo("none")
+    plan.step("always", "noop.execute").after("once", "beside").always()
     return CompiledPlan(plan)
 
 
@@ -142,12 +158,12 @@ class Checker:
         if world.state not in TERMINAL:
             return
         assert not world.leases, "it ended while something runs"
-        always = world.steps[3]
+        *others, always = world.steps
         assert always.effect == 1 or always.lost >= MAX_LOST, "the always step did not run"
-        for number, step in enumerate(world.steps[:3]):
+        for number, step in enumerate(others):
             if world.state is R.SUCCEEDED:
                 assert step.effect == 1, f"it succeeded without step {number}"
-            if world.state is R.UNDONE:
+            if world.state is R.UNDONE and self.plan.steps[number].has_undo:
                 assert step.effect == 0, f"it was undone, and step {number} stands"
 
     def check_ends(self) -> None:
@@ -223,15 +239,17 @@ class Checker:
         workers[number] = None
         gone = replace(world, workers=tuple(workers))
         if not worker.acted:
-            if "receipt" not in self.without and worker.fence < step.receipt:
+            closed = worker.task == FORWARD and step.closed and "close" not in self.without
+            if closed or ("receipt" not in self.without and worker.fence < step.receipt):
                 yield gone  # refused at the target
                 return
             effect = 1 if worker.task == FORWARD else 0
-            late = world.state in TERMINAL and effect != step.effect
+            ended = world.state in TERMINAL or bool(worker.task == FORWARD and world.steps[-1].effect)
+            late = ended and effect != step.effect and not self.plan.steps[index].always
             acted = list(world.workers)
             acted[number] = replace(worker, acted=True)
             target = replace(step, effect=effect, receipt=max(step.receipt, worker.fence))
-            broken = "an effect came after the end of its run" if late else world.broken
+            broken = "an effect came after the end of its run, or its always step" if late else world.broken
             yield replace(_put(world, index, target), workers=tuple(acted), broken=broken)
             if world.faults.failure and worker.task == FORWARD and not self.plan.steps[index].always:
                 spent = replace(gone, faults=replace(world.faults, failure=world.faults.failure - 1))
@@ -298,6 +316,7 @@ class Checker:
                 return _put(world, index, replace(step, status=S.READY))
             if self.plan.steps[index].always:
                 return replace(_put(world, index, replace(step, status=S.PENDING)), left=world.left - 1)
+        world = replace(world, lost=world.lost + 1)
         return self.ended(_put(world, index, replace(step, status=S.UNKNOWN)), task, index, bad=True)
 
     def late_decision(self, world: World) -> Iterator[World]:
@@ -334,7 +353,10 @@ class Checker:
 
     def decision(self, world: World) -> saga.Transition | None:
         steps = tuple((s.status, s.claimed, s.undo, s.tainted) for s in world.steps)
-        run = RunRecord(world.state, world.level, world.undo_level, world.left, cause=world.cause)
+        run = RunRecord(
+            world.state, world.level, world.undo_level, world.left, cause=world.cause, lost=world.lost,
+            fenced=world.fenced, compared=world.compared,
+        )  # fmt: skip
         return _decide(self.plan, run, steps)
 
     def apply(self, world: World, decision: saga.Transition) -> World | None:
@@ -361,6 +383,8 @@ class Checker:
                     world = _put(world, int(i), replace(world.steps[int(i)], undo=U.NOT_UNDOABLE))
                 world = _to(replace(world, undo_level=level, left=len(undone)), R.UNDOING)
                 return replace(world, messages=_with(world, BACK, *(int(i) for i in undone)))
+            case saga.Compare(ending):
+                return self.compare(world, ending=ending)
             case saga.Drain(waiting):
                 return self.drain(world, tuple(int(i) for i in waiting))
             case saga.Finish(state, not_run):
@@ -372,6 +396,15 @@ class Checker:
             case _:
                 raise AssertionError(f"not expected here: {decision}")
 
+    def compare(self, world: World, *, ending: bool) -> World | None:
+        """The hosts answer at once: what they do meanwhile, nobody waits for."""
+        if ending and world.leases:
+            return None
+        for i, step in enumerate(world.steps):
+            if step.status is S.UNKNOWN or (ending and not self.plan.steps[i].always):
+                world = _put(world, i, replace(step, closed=True))
+        return replace(world, fenced=world.lost, compared=world.compared or ending)
+
     def drain(self, world: World, waiting: tuple[int, ...]) -> World:
         for i in waiting:
             step = world.steps[i]
@@ -381,6 +414,7 @@ class Checker:
                 step = replace(step, status=S.PENDING)
             elif step.claimed and "doubt" not in self.without:
                 step = replace(step, status=S.UNKNOWN)
+                world = replace(world, lost=world.lost + 1)
             else:
                 step = replace(step, status=S.CANCELLED, claimed=step.claimed and "doubt" not in self.without)
             world = replace(_put(world, i, step), left=world.left - 1)

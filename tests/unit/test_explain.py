@@ -127,3 +127,14 @@ def test_any_plan_is_explained_with_each_of_its_steps(plan: Plan) -> None:
     text = explain(compiled(plan))
 
     assert all(f"  {name}: {step.op}" in text for name, step in plan.steps.items())
+
+
+def test_what_no_receipt_fences_is_named_before_the_run() -> None:
+    plan = Plan("p")
+    plan.step("call", "network.http.request", url="http://x/", method="POST").undo("none")
+    plan.step("look", "network.http.get", url="http://x/")
+    plan.step("write", "file.deploy.execute", path="/x", content="x")
+
+    assert "Not fenced: call" in told(plan)
+    plan.steps.pop("call")
+    assert not any("Not fenced" in line for line in told(plan))

@@ -202,3 +202,83 @@ def test_only_its_owner_can_read_it(tmp_path: Path) -> None:
     with Ledger(tmp_path, "ns").receipt("r", "b", "step", 1, "", alone=True).held(1.0, nothing):
         (path,) = tmp_path.glob("receipts/ns/*/step.json")
         assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
+# --- the receipts of a run that ends ----------------------------------------------------------------------
+
+
+def test_no_forward_attempt_acts_at_a_closed_step_whatever_its_fence(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "ns")
+    ledger.close("run", "born", 0, ["closed", "parts@1"])
+
+    for part in ("closed", "closed@3", "parts@1"):
+        receipt = ledger.receipt("run", "born", part, 10**18, "", alone=True)
+        with pytest.raises(Overtaken), receipt.held(1.0, nothing):
+            pass
+    for part in ("open", "parts@2"):
+        with ledger.receipt("run", "born", part, 1, "", alone=True).held(1.0, nothing):
+            pass
+
+
+def test_a_closed_step_is_undone_and_done_again_once_its_run_is_resumed(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "ns")
+    ledger.close("run", "born", 0, ["step"])
+
+    with ledger.receipt("run", "born", "step", 1, "u", alone=True).held(1.0, nothing):
+        pass
+    with ledger.receipt("run", "born", "step", 2, "", epoch=1, alone=True).held(1.0, nothing):
+        pass
+
+
+def test_what_is_closed_later_is_closed_beside_what_was(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "ns")
+    ledger.close("run", "born", 0, ["one"])
+    ledger.close("run", "born", 0, ["two"])
+
+    for part in ("one", "two"):
+        receipt = ledger.receipt("run", "born", part, 1, "", alone=True)
+        with pytest.raises(Overtaken), receipt.held(1.0, nothing):
+            pass
+
+
+def test_a_receipt_tells_what_is_needed_to_undo_its_step(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "ns")
+    with ledger.receipt("run", "born", "step", 5, "", alone=True).held(1.0, nothing):
+        pass
+    # A later attempt keeps the journal of the first.
+    first = ledger.receipt("run", "born", "step", 6, "", alone=True)
+    with first.held(1.0, nothing):
+        first.journalled('{"path":"x"}', '{"sha256":"ab"}')
+    second = ledger.receipt("run", "born", "step", 7, "", alone=True)
+    with second.held(1.0, nothing):
+        second.done({"changed": True, "data": {}})
+
+    (trace,), held = ledger.traces("run", "born", 1.0)
+
+    assert held == []
+    assert (trace.part, trace.fence, trace.rendered, trace.before) == ("step", 7, '{"path":"x"}', '{"sha256":"ab"}')
+    assert trace.outcome == {"changed": True, "data": {}}
+
+
+def test_whoever_holds_a_receipt_of_a_run_that_ends_is_ended(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "ns")
+    path = ledger.receipt("run", "born", "step", 1, "", alone=True).path
+    path.parent.mkdir(parents=True)
+    ghost = holder(path, 10**18, "alone")
+    ghost.send_signal(signal.SIGSTOP)
+
+    (trace,), held = ledger.traces("run", "born", 10.0)
+
+    assert ghost.wait(5.0) == -signal.SIGKILL
+    assert (trace.outcome, held) == (None, [])
+    end(ghost)
+
+
+def test_a_holder_that_cannot_be_ended_is_told(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "ns")
+    path = ledger.receipt("run", "born", "step", 1, "", alone=True).path
+    path.parent.mkdir(parents=True)
+    busy = holder(path, 1, "threads")
+
+    assert ledger.traces("run", "born", 0.2) == ([], ["step"])
+    end(busy)

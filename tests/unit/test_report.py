@@ -187,8 +187,15 @@ def test_the_report_is_json_and_survives_it() -> None:
     assert again == found
     assert list(json.loads(found.model_dump_json())) == [
         *("run_id", "plan", "state", "cause", "exit_code", "summary", "started_at", "duration_s", "actor", "error"),
-        *("steps", "left_over"),
+        *("steps", "left_over", "in_doubt"),
     ]
+
+
+def test_what_could_not_be_fenced_is_in_doubt_whatever_the_end() -> None:
+    found = report("undone", UNDONE, run={"doubts": "host web1 could not be asked\nhost web2 could not be asked"})
+
+    assert (found.exit_code, found.left_over) == (3, [])
+    assert found.in_doubt == ["host web1 could not be asked", "host web2 could not be asked"]
 
 
 def test_a_step_that_the_plan_does_not_have_is_not_in_the_report() -> None:

@@ -1,0 +1,47 @@
+-- Note what a host's receipts say: it has answered, and these attempts were at work there that the record knows nothing
+-- of. What they did counts as done, or as unknown, so that it is undone, or named.
+--
+-- FROM     a run that asks its hosts that question
+-- ARGV[1]  name of the question  ARGV[2]  host  ARGV[3]  highest version of the run that was seen there
+-- ARGV[4]  what cannot be fenced there, a line each, or ''
+--          then id, fence, status, outcome JSON, parameters as rendered, what undo needs, for each such attempt
+-- RETURNS  1 noted, 0 nobody asks that
+-- EVENTS   hosts_answered, step_found | item_found for each
+local asking, answered, doubts = unpack(redis.call('HMGET', run, 'asking', 'answered', 'doubts'))
+-- guard: an answer counts only for the question that is asked
+if asking ~= ARGV[1] then
+  return 0
+end
+for n = 5, #ARGV, 6 do
+  local i, fence, status = ARGV[n], ARGV[n + 1], ARGV[n + 2]
+  local forward, backward, before = unpack(redis.call('HMGET', steps, 'f:' .. i, 'uf:' .. i, 's:' .. i))
+  -- guard: an attempt that the record knows changes nothing; without it: true
+  if tonumber(fence) > math.max(tonumber(forward) or 0, tonumber(backward) or 0) then
+    -- What the record has of an earlier attempt stands, unless it says that there was no effect.
+    -- guard: what was recorded of an earlier attempt stands; without it: true
+    if before ~= 'changed' and before ~= 'failed' and before ~= 'unknown' then
+      redis.call('HSET', steps, 's:' .. i, status, 'o:' .. i, ARGV[n + 3], 'e:' .. i, now)
+    end
+    redis.call('HSET', steps, 'f:' .. i, fence, 'hd:' .. i, ARGV[2], 'hj:' .. i, 1)
+    redis.call('HSETNX', steps, 'a:' .. i, 1)
+    -- guard: an earlier outcome without effect does not stand
+    redis.call('HDEL', steps, 'z:' .. i, 'y:' .. i)
+    if ARGV[n + 4] ~= '' then
+      redis.call('HSETNX', steps, 'r:' .. i, ARGV[n + 4])
+    end
+    if ARGV[n + 5] ~= '' then
+      redis.call('HSETNX', steps, 'j:' .. i, ARGV[n + 5])
+    end
+    emit(whole_of(i) and 'item_found' or 'step_found', 'step', i, 'host', ARGV[2], 'status', status)
+  end
+end
+if ARGV[4] ~= '' then
+  redis.call('HSET', run, 'doubts', (doubts and doubts .. '\n' or '') .. ARGV[4])
+end
+-- guard: a record is as new as what a host has seen
+if (tonumber(redis.call('HGET', run, 'ver')) or 0) < tonumber(ARGV[3]) then
+  redis.call('HSET', run, 'ver', ARGV[3])
+end
+redis.call('HSET', run, 'answered', answered .. ' ' .. ARGV[2])
+emit('hosts_answered', 'host', ARGV[2])
+return 1

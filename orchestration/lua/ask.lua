@@ -1,0 +1,17 @@
+-- Note which hosts are asked for their receipts, before the run goes on.
+--
+-- FROM     a run that has not ended, in the epoch given
+-- ARGV[1]  epoch  ARGV[2]  name of this question  ARGV[3]  hosts, spaced
+-- RETURNS  1 noted, 0 the run has moved on, or the question was noted before
+-- EVENTS   hosts_asked
+local state, epoch, asking = unpack(redis.call('HMGET', run, 'state', 'epoch', 'asking'))
+if not state
+    -- guard: a reopened run asks nothing that was decided before
+    or (epoch or '0') ~= ARGV[1]
+    -- guard: a question is noted once
+    or asking == ARGV[2] then
+  return 0
+end
+redis.call('HSET', run, 'asking', ARGV[2], 'asked', ARGV[3], 'asked_at', now, 'answered', '')
+emit('hosts_asked', 'hosts', ARGV[3])
+return 1

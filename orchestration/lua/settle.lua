@@ -1,0 +1,26 @@
+-- The receipts were compared with the record, or could not be: the run goes on.
+--
+-- FROM     a run that has not ended, in the epoch given
+-- ARGV[1]  epoch  ARGV[2]  lost attempts that are fenced now  ARGV[3]  '1' if all receipts were compared
+-- ARGV[4]  which hosts did not answer, a line each, or ''
+-- RETURNS  1 done, 0 the run has moved on, or more attempts were lost meanwhile
+-- EVENTS   receipts_compared
+local state, epoch, lost, doubts = unpack(redis.call('HMGET', run, 'state', 'epoch', 'lost', 'doubts'))
+if not state
+    -- guard: a reopened run is not settled by an older decision
+    or (epoch or '0') ~= ARGV[1]
+    -- guard: an attempt that was lost meanwhile is not taken for fenced
+    or (lost or '0') ~= ARGV[2] then
+  return 0
+end
+redis.call('HSET', run, 'fenced', ARGV[2])
+-- guard: receipts of lost attempts only are not all; without it: true
+if ARGV[3] == '1' then
+  redis.call('HSET', run, 'compared', ARGV[1])
+end
+if ARGV[4] ~= '' then
+  redis.call('HSET', run, 'doubts', (doubts and doubts .. '\n' or '') .. ARGV[4])
+end
+redis.call('HDEL', run, 'asking', 'asked', 'asked_at', 'answered')
+emit('receipts_compared', 'error', ARGV[4])
+return 1

@@ -1,0 +1,55 @@
+-- Move the times that a run waits for by as much as Redis's clock has jumped since they were last moved.
+-- What was written after the jump is consistent already: no time lies farther ahead than it was put.
+--
+-- FROM     any, as of an earlier jump
+-- ARGV[1]  number of all jumps  ARGV[2]  sum of all jumps, ms  ARGV[3]  lease ms
+-- ARGV[4]  ms that the whole undo may take
+-- RETURNS  1 moved, 0 there was nothing to move
+-- EVENTS   clock_jumped
+local known, sum, timeout = unpack(redis.call('HMGET', run, 'jumps', 'jumped', 'timeout'))
+if redis.call('EXISTS', run) == 0
+    -- guard: a jump moves a run once, and none moves it back to an earlier one
+    or tonumber(ARGV[1]) <= tonumber(known or 0) then
+  return 0
+end
+local by = tonumber(ARGV[2]) - tonumber(sum or 0)
+-- `ahead`: how far from now the time can lie at most.
+local function moved(time, ahead)
+  if by > 0 then
+    return math.max(time, math.min(time + by, now + ahead))
+  end
+  return time > now + ahead and time + by or time
+end
+-- A message that counts as under way for longer is sent again early, which does no harm.
+local longest = {q = 0, d = tonumber(ARGV[3]), n = 0, ds = 0}
+local values = redis.call('HGETALL', steps)
+for n = 1, #values, 2 do
+  local side, name, i = string.match(values[n], '^(u?)(%a+):(.+)$')
+  if longest[name]
+      -- guard: what is due at once stays so
+      and tonumber(values[n + 1]) > 0 then
+    local status, delay = unpack(redis.call('HMGET', steps, side .. 's:' .. i, side .. 'nd:' .. i))
+    local ahead = longest[name] + (status == 'retrying' and name ~= 'ds' and tonumber(delay or 0) or 0)
+    redis.call('HSET', steps, values[n], string.format('%.0f', moved(tonumber(values[n + 1]), ahead)))
+  end
+end
+local fields = redis.call('HGETALL', run)
+for n = 1, #fields, 2 do
+  local name = fields[n]
+  local ahead = name == 'deadline' and timeout or name == 'undo_deadline' and ARGV[4]
+                or (string.match(name, '^claimed') or name == 'asked_at') and 0
+  if ahead then
+    redis.call('HSET', run, name, string.format('%.0f', moved(tonumber(fields[n + 1]), tonumber(ahead))))
+  end
+end
+for _, key in ipairs({leases, waits}) do
+  local members = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
+  for n = 1, #members, 2 do
+    local side, i = string.match(members[n], '^(u?)(.+)$')
+    local ahead = key == leases and ARGV[3] or redis.call('HGET', steps, side .. 'nd:' .. i) or 0
+    redis.call('ZADD', key, string.format('%.0f', moved(tonumber(members[n + 1]), tonumber(ahead))), members[n])
+  end
+end
+redis.call('HSET', run, 'jumps', ARGV[1], 'jumped', ARGV[2])
+emit('clock_jumped', 'ms', string.format('%.0f', by))
+return 1

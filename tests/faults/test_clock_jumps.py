@@ -1,0 +1,68 @@
+"""The clock of a real Redis is set while a worker is dead, and runs are under way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longshore.orchestration import Plan
+from tests import servers
+from tests.conftest import get
+from tests.faults.conftest import Form
+from tests.faults.deeds import deeds
+from tests.integration.processes import Installation, wait_for
+
+pytestmark = pytest.mark.timeout(600)
+
+HOUR = 3600.0
+PATIENCE = 60.0
+
+
+@pytest.fixture
+def own_redis() -> Iterator[servers.RedisServer]:
+    with get(lambda: servers.RedisServer("--appendfsync", "always", own_clock=True)) as server:
+        yield server
+
+
+def slow(folder: Path) -> Plan:
+    plan = Plan("slow", timeout="30m")
+    first = plan.step("first", "deed.set", folder=str(folder), seconds=1.0)
+    act = plan.step("act", "deed.set", folder=str(folder), seconds=1.0).after(first)
+    plan.step("last", "deed.set", folder=str(folder)).after(act)
+    return plan
+
+
+def test_runs_go_on_when_the_clock_is_set_and_a_worker_dies(
+    place: Installation, own_redis: servers.RedisServer, tmp_path: Path, form: Form, figures: Callable[[str, Any], None]
+) -> None:
+    # given
+    for name in ("one", "two"):
+        place.worker(name, "--concurrency", "2").start(wait=False)
+    for worker in place.workers:
+        worker.wait_until_ready()
+    folder = tmp_path / "deeds"
+    folder.mkdir()
+    slowest = 0.0
+
+    at = 0.0
+    for number, jump in enumerate(form.of([-HOUR, 2 * HOUR], [-HOUR, HOUR, -24 * HOUR, 48 * HOUR, -24 * HOUR, HOUR])):
+        # when one worker is killed in the midst of a step, and the clock is set
+        runs = [place.client().start(slow(folder), run_id=f"run{number}-{n}") for n in range(3)]
+        wait_for("them to be at work", lambda: all(deeds(folder, run.id)["did", "first"] for run in runs))  # noqa: B023
+        at += jump
+        place.workers[number % 2].kill()
+        own_redis.set_clock(at)
+        began = time.monotonic()
+        place.workers[number % 2].start(wait=False)
+
+        # then all end as if neither had happened
+        for run in runs:
+            assert run.wait(PATIENCE).state == "succeeded"
+            assert deeds(folder, run.id) == {("did", part): 1 for part in ("first", "act", "last")}
+        slowest = max(slowest, time.monotonic() - began)
+    figures("jumps", number + 1)
+    figures("the slowest run ended", f"{slowest:.1f} s after a jump")
