@@ -57,12 +57,17 @@ class Indices(Connection):
 
     def postpone(self, run_id: str, until: int, version: int, lease: float) -> None:
         """Have nobody look at a waiting run before that time, ms, unless it has moved on from that version."""
-        pipe = self.client.pipeline(transaction=False)
+        pipe = self.client.pipeline()
+        pipe.zscore(self.keys.live, run_id)
         pipe.zadd(self.keys.live, {run_id: until}, xx=True)
         pipe.hget(self.keys.of(run_id).run, "ver")
-        # Who moves it on puts it forward at first: either that comes after this, or this sees the new version.
-        if as_number(self.call(pipe.execute)[1]) != version:
-            self.look_at(run_id, self.now() + _ms(lease), sooner=True)
+        pipe.time()
+        before, _, known, (seconds, _) = self.call(pipe.execute)
+        now = int(seconds) * 1000
+        # Who moves it on, or finds that it may go on, puts it forward: either after this, or this sees it and yields.
+        forward = before is not None and before <= now + 1500 + _ms(self.settings.fast_retry)
+        if forward or as_number(known) != version:
+            self.look_at(run_id, round(before) if forward else now + _ms(lease), sooner=True)
 
     def waiting(self) -> list[str]:
         """Runs in the inbox."""

@@ -266,3 +266,13 @@ def test_a_sweep_takes_all_that_is_due(make: Make) -> None:
     make_due(world)
 
     assert world.driver.sweep() == 130
+
+
+def test_a_run_that_was_put_forward_while_it_is_put_off_stays_so(make: Make) -> None:
+    world = make(approval())
+    park(world, "r")
+    world.store.look_at("r", world.store.now(), sooner=True)
+
+    world.store.postpone("r", world.store.now() + 3_600_000, world.store.version("r"), 3.0)
+
+    assert when(world, "r") <= 0
