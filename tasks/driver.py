@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds after which a request whose writer died between inbox and request is forgotten.
 _ORPHAN = 60.0
+#: Seconds that no message is waited for.
+_NEVER = 1e9
 
 
 class Driver:
@@ -77,8 +79,9 @@ class Driver:
         loaded, found, mark = self._look(run_id)
         if thorough and self._has_jumped(run_id, found):
             found = self.store.look(run_id)
-        timed = thorough and self.clock.agrees(found.now)
-        if timed and self.judging:
+        # Where no worker swept for a while, those that saw the clock before have one lease to notice a jump of it.
+        timed = thorough and self.judging and self.clock.agrees(found.now)
+        if timed:
             self._expire(run_id, loaded.plan, found.now)
             found = self.store.look(run_id)
         run = _record(found, timed)
@@ -116,8 +119,8 @@ class Driver:
             return run.state
         if waits:
             self.store.look_at(run_id, min(waits.values()), sooner=True)
-        if timed:
-            self._resend(run_id, loaded.plan, run)
+        if thorough:
+            self._resend(run_id, loaded.plan, run, timed=timed)
         if run.deadline is not None and run.state is RunState.RUNNING:
             self.store.look_at(run_id, run.deadline, sooner=True)
         return run.state
@@ -384,8 +387,8 @@ class Driver:
         recorded = self.store.complete(run_id, step_id, side, "", status, outcome, error=why, stops=stops)
         send_next(self.store, self.canvas, run_id, plan, recorded.next_units)
 
-    def _resend(self, run_id: str, plan: CompiledPlan, run: RunRecord) -> None:
-        """Messages that were lost, and retries whose time has come: sent singly."""
+    def _resend(self, run_id: str, plan: CompiledPlan, run: RunRecord, *, timed: bool) -> None:
+        """Messages that were lost, and retries whose time has come: sent singly. Unless `timed`, none is given up."""
         if run.left <= 0:
             return
         undoing = run.state is RunState.UNDOING
@@ -404,8 +407,8 @@ class Driver:
         left_out = self._leave_out(run_id, plan, absent.drained)
         limit, soon = self.store.settings.claim_timeout, silent_limit(self.store.settings)
         waited_for = [i for i in leaves if i not in absent.silent]
-        again, refused = self.store.resend(run_id, side, waited_for, hosts, limit)
-        more, given_up = self.store.resend(run_id, side, list(absent.silent), hosts, soon)
+        again, refused = self.store.resend(run_id, side, waited_for, hosts, limit if timed else _NEVER)
+        more, given_up = self.store.resend(run_id, side, list(absent.silent), hosts, soon if timed else _NEVER)
         canvas = self.canvas(run_id, hosts)
         for step_id in [*again, *more]:
             canvas.send_single(task, plan, step_id)
