@@ -59,7 +59,9 @@ def at_rest(place: Installation, run: Run) -> bool:
     """Whether it has left its receipt, or stands still before that."""
     left = place.folder.glob(f"state/receipts/*/{run.id}~*/work.json")
     children = place.at(f"sleeper@{place.namespace}").children()
-    return any(left) or all("\nState:\tT" in Path(f"/proc/{pid}/status").read_text() for pid in children)
+    return any(receipt.stat().st_size for receipt in left) or all(
+        "\nState:\tT" in Path(f"/proc/{pid}/status").read_text() for pid in children
+    )
 
 
 def asleep(place: Installation, folder: Path, **environment: str) -> tuple[Worker, dict[str, Run]]:
