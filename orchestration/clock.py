@@ -8,14 +8,21 @@ the rest. What time alone decides is therefore decided by a sweep, right after i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from uuid import uuid4
 
 from longshore.orchestration.connection import as_number, milliseconds
 from longshore.orchestration.durations import format_duration
 from longshore.orchestration.store import Store
 
 log = logging.getLogger(__name__)
+
+#: ms after which a sample that another process of this machine left is no measure: clocks drift.
+_OLD = 3_600_000
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,14 @@ class _Sample:
     latest: float
     jumps: Jumps
 
+    def text(self) -> str:
+        return f"{self.redis} {self.earliest} {self.latest} {self.jumps.number} {self.jumps.total}"
+
+    @classmethod
+    def read(cls, text: str) -> _Sample:
+        redis, earliest, latest, number, total = text.split()
+        return cls(int(redis), float(earliest), float(latest), Jumps(int(number), int(total)))
+
 
 class Clock:
     """One sweeper's view of Redis's clock. Raises StoreUnavailable."""
@@ -42,8 +57,11 @@ class Clock:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._last: _Sample | None = None
+        #: The clock hash's field in which this machine keeps its last sample, so that a new process goes on from it.
+        self._mine = f"sample:{_boot()}"
         #: How often hosts had been asked for receipts as of the last look: read with the rest, it costs nothing.
         self.asked = 0
+        self._text: str | None = None
 
     @property
     def _tolerance(self) -> int:
@@ -67,17 +85,18 @@ class Clock:
         (SEMANTICS 24).
         """
         tick, pause, sample = self._read()
+        self._last = self._last or self._left(sample)
         if jump := self._jump(sample, tick):
             self._note(sample, jump)
             tick, pause, sample = self._read()
         lease, now, first = milliseconds(self._store.settings.lease), sample.redis, self._last is None
         gap = tick is not None and abs(now - tick) > self._tolerance
-        marks: dict[str, int] = {"pause": now + lease} if gap else {}
+        marks: dict[str, int | str] = {"pause": now + lease} if gap else {}
+        marks[self._mine] = sample.text()
         # A sweeper that has seen one sample only cannot tell a jump from an outage, and leaves that to the others.
         if not (gap and first):
             marks["tick"] = now
-        if marks:
-            self._store.call(self._store.client.hset, self._store.keys.clock, mapping=marks)
+        self._store.call(self._store.client.hset, self._store.keys.clock, mapping=marks)
         self._last = sample
         return not gap and not (pause is not None and now < pause <= now + lease)
 
@@ -93,10 +112,19 @@ class Clock:
     def _read(self) -> tuple[int | None, int | None, _Sample]:
         store = self._store
         earliest = store.steady()
-        now, (tick, pause, number, total, asked) = store.now_with("tick", "pause", "jumps", "jumped", "asked")
+        now, values = store.now_with("tick", "pause", "jumps", "jumped", "asked", self._mine)
+        tick, pause, number, total, asked, self._text = values
         self.asked = as_number(asked) or 0
         sample = _Sample(now, earliest, store.steady(), Jumps(as_number(number) or 0, as_number(total) or 0))
         return as_number(tick), as_number(pause), sample
+
+    def _left(self, sample: _Sample) -> _Sample | None:
+        """The last sample of a process of this machine that has ended."""
+        with contextlib.suppress(ValueError):
+            left = _Sample.read(self._text or "")
+            if 0 <= sample.latest - left.latest < _OLD:
+                return left
+        return None
 
     def _jump(self, sample: _Sample, tick: int | None) -> int:
         """By how many ms the clock has jumped, as far as no sweeper has noted it."""
@@ -129,3 +157,12 @@ class Clock:
             "Redis's clock has jumped %s by %s: live runs wait as long as before; check the time service of its host",
             where, format_duration(round(abs(jump) / 1000)),
         )  # fmt: skip
+
+
+@cache
+def _boot() -> str:
+    """What no other start of this machine has: since then its steady clock has not begun anew."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return uuid4().hex

@@ -22,7 +22,7 @@
     {ns}:tidied          string  there while nobody needs to tidy up; expires by itself
     {ns}:clock           hash    of Redis's clock: tick, when a sweeper last was at work, ms; pause, until when no lease
                                  is judged; jumps and jumped, their number and sum; by and at, the last of them; asked,
-                                 how often hosts were asked for receipts
+                                 how often hosts were asked for receipts; sample:<boot>, a machine's last
     {ns}:asked:<host>    set     runs that ask a host what its receipts say
     {ns}:lock:<name>     text    who holds what others share: a project of an engine; JSON, expires by its lease
     {ns}:locks           set     the names of locks that were held

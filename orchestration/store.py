@@ -594,7 +594,7 @@ class Store(Indices, Shelf):
 
         What expires by itself, and would now last longer than it may, is cut to its length.
         """
-        if not self.run_alone("jump", [self.keys.clock, self.keys.live], known, jump):
+        if not self.run_alone("jump", [self.keys.clock, self.keys.live, self.keys.ended], known, jump):
             return False
         pipe = self.client.pipeline(transaction=False)
         for name in self.call(self.client.smembers, self.keys.locks):

@@ -20,12 +20,13 @@ from longshore.orchestration.keys import Field
 from longshore.orchestration.saga import RunRecord
 from longshore.orchestration.states import StepState
 from longshore.orchestration.store import Found, Look, Store
-from longshore.tasks.dispatch import silent_limit
 from longshore.tasks.plans import Loaded, NotOurs, Plans
 from longshore.tasks.receipts import Trace
 
 log = logging.getLogger(__name__)
 
+#: Seconds that a host is given at least: what runs its workers may be starting one again.
+_STARTS = 15.0
 #: Seconds that the agent gives processes that it ends.
 _PATIENCE = 5.0
 
@@ -61,7 +62,8 @@ class Comparison:
             asked, answered = found.fields["asked"].split(), found.fields.get("answered", "").split()
             waiting = [host for host in asked if host not in answered]
             # Time alone decides here: only where the clock was compared.
-            late = bool(run.now) and run.now - int(found.fields["asked_at"]) >= 1000 * silent_limit(self.store.settings)
+            limit = max(_STARTS, 2 * self.store.settings.lease)
+            late = bool(run.now) and run.now - int(found.fields["asked_at"]) >= 1000 * limit
             if not waiting or late:
                 for host in waiting:
                     self.store.forget_asked(run_id, host)

@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 _ORPHAN = 60.0
 #: Seconds after which a sweep takes no more of what is due.
 _LONGEST_SWEEP = 2.0
+#: Seconds that no message is waited for.
+_NEVER = 1e9
 
 
 class Driver:
@@ -85,8 +87,9 @@ class Driver:
         loaded, found, mark = self._look(run_id)
         if thorough and self._has_jumped(run_id, found):
             found = self.store.look(run_id)
-        timed = thorough and self.clock.agrees(found.now)
-        if timed and self.judging:
+        # Where no worker swept for a while, those that saw the clock before have one lease to notice a jump of it.
+        timed = thorough and self.judging and self.clock.agrees(found.now)
+        if timed:
             self._expire(run_id, loaded.plan, found.now)
             found = self.store.look(run_id)
         run = _record(found, timed)
@@ -126,11 +129,11 @@ class Driver:
             self.store.look_at(run_id, min(waits.values()), sooner=True)
         if run.deadline is not None and run.state is RunState.RUNNING:
             self.store.look_at(run_id, run.deadline, sooner=True)
-        if timed:
+        if thorough:
             version = self.store.version(run_id)  # before the steps are read
-            rows = self._resend(run_id, loaded.plan, run)
+            rows = self._resend(run_id, loaded.plan, run, timed=timed)
             due = [*waits.values(), *filter(None, (run.deadline, run.undo_deadline, lift_at))]
-            if run.now:  # a lifted run is decided on without a time, and looked at again soon
+            if timed and run.now:  # a lifted run is decided on without a time, and looked at again soon
                 self._postpone(run_id, run, version, rows, due)
         return run.state
 
@@ -505,9 +508,12 @@ class Driver:
         recorded = self.store.complete(run_id, step_id, side, "", status, outcome, error=why, stops=stops)
         send_next(self.store, self.canvas, run_id, plan, recorded.next_units)
 
-    def _resend(self, run_id: str, plan: CompiledPlan, run: RunRecord) -> Collection[Sequence[str | None]]:
-        """Messages that were lost, and retries whose time has come: sent singly. Of each part of the batch how it
-        stands after that: its status, not before when it is tried, and until when its message counts as under way.
+    def _resend(
+        self, run_id: str, plan: CompiledPlan, run: RunRecord, *, timed: bool
+    ) -> Collection[Sequence[str | None]]:
+        """Messages that were lost, and retries whose time has come: sent singly. Unless `timed`, none is given up. Of
+        each part of the batch how it stands after that: its status, not before when it is tried, and until when its
+        message counts as under way.
         """
         if run.left <= 0:
             return ()
@@ -527,8 +533,8 @@ class Driver:
         left_out = self._leave_out(run_id, plan, absent.drained)
         limit, soon = self.store.settings.claim_timeout, silent_limit(self.store.settings)
         waited_for = [i for i in leaves if i not in absent.silent]
-        again, refused = self.store.resend(run_id, side, waited_for, hosts, limit)
-        more, given_up = self.store.resend(run_id, side, list(absent.silent), hosts, soon)
+        again, refused = self.store.resend(run_id, side, waited_for, hosts, limit if timed else _NEVER)
+        more, given_up = self.store.resend(run_id, side, list(absent.silent), hosts, soon if timed else _NEVER)
         canvas = self.canvas(run_id, hosts)
         for step_id in [*again, *more]:
             canvas.send_single(task, plan, step_id)

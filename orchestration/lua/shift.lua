@@ -8,7 +8,7 @@
 -- EVENTS   clock_jumped
 local known, sum, timeout = unpack(redis.call('HMGET', run, 'jumps', 'jumped', 'timeout'))
 if redis.call('EXISTS', run) == 0
-    -- guard: a jump moves a run once, and none moves it back to an earlier one
+    -- guard: a jump moves a run once and none moves it back to an earlier one
     or tonumber(ARGV[1]) <= tonumber(known or 0) then
   return 0
 end

@@ -59,7 +59,9 @@ def at_rest(place: Installation, run: Run) -> bool:
     """Whether it has left its receipt, or stands still before that."""
     left = place.folder.glob(f"state/receipts/*/{run.id}~*/work.json")
     children = place.at(f"sleeper@{place.namespace}").children()
-    return any(left) or all("\nState:\tT" in Path(f"/proc/{pid}/status").read_text() for pid in children)
+    return any(receipt.stat().st_size for receipt in left) or all(
+        "\nState:\tT" in Path(f"/proc/{pid}/status").read_text() for pid in children
+    )
 
 
 def asleep(place: Installation, folder: Path, **environment: str) -> tuple[Worker, dict[str, Run]]:
@@ -133,5 +135,5 @@ def test_a_host_whose_every_worker_sleeps_is_named(place: Installation, tmp_path
     assert (report.state, report.exit_code) == ("undone", 3)
     (doubt,) = report.in_doubt
     assert doubt.startswith("host web1 could not be asked")
-    assert time.monotonic() - began < 30.0
+    assert time.monotonic() - began < 60.0
     assert "in doubt: host web1" in place.longshore("runs", "show", run.id).out

@@ -42,7 +42,7 @@ def world(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(redis_server.url, plan, connect(settings_for(redis_server.url)))
     body = {"v": 1, "plan": plan.to_dict(), "params": {}, "files": {}, "actor": "ann", "digest": plan.digest({}, {})}
     Admission(made.store).submit(made.run_id, body | shared(plan, {}))
-    made.line.send(Message(ADVANCE))
+    made.queue.send(Message(ADVANCE))
     Hosts(made.store).register("web1", Node("w@web1", queues=("control", "docker"), labels={"role": "web"}))
     Breakers(made.store).hold("registry", "away")
     made.stored.redis.sadd(made.store.keys.locks, "shop")

@@ -175,6 +175,33 @@ def test_a_sweeper_that_starts_after_the_clock_was_set_back_notices_it_by_the_la
     assert after.jumps.total == pytest.approx(-HOUR * 1000, abs=1000)
 
 
+@pytest.mark.parametrize("seconds", JUMPS)
+def test_a_process_that_starts_anew_goes_on_from_what_its_machine_has_measured(
+    store: MemoryStore, seconds: float
+) -> None:
+    Clock(store).look()
+    store.jump(seconds)
+    store.advance(30)
+
+    after = Clock(store)
+    assert not after.look()
+    assert after.jumps == Jumps(1, pytest.approx(seconds * 1000, abs=1000))
+
+
+@pytest.mark.parametrize("seconds", JUMPS)
+def test_what_rests_is_kept_as_long_as_before(store: MemoryStore, seconds: float) -> None:
+    clock = Clock(store)
+    clock.look()
+    store.rests("run", store.now())
+    store.jump(seconds)
+    clock.look()
+
+    store.advance(3500)
+    assert store.kept_until(HOUR) == []
+    store.advance(200)
+    assert store.kept_until(HOUR) == ["run"]
+
+
 def test_no_pause_lies_farther_ahead_than_a_lease(store: MemoryStore) -> None:
     clock = Clock(store)
     clock.look()

@@ -18,7 +18,7 @@ from longshore.orchestration.errors import OperationError, StepCancelled
 from longshore.orchestration.operations.deployed import LookParams
 from longshore.orchestration.settings import get_settings
 from longshore.tasks.compose.cli import Compose, Resolved, Source
-from longshore.tasks.deployed.inputs import digest_of_file
+from longshore.tasks.compose.inputs import digest_of_file
 from longshore.tasks.deployed.survey import Survey
 from longshore.tasks.engine import Image
 from longshore.tasks.engine.memory import MemoryEngine
