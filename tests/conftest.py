@@ -23,6 +23,7 @@ KINDS = ("docker", "packaging", "integration", "acceptance", "faults", "store", 
 FIRST = ("test_jobs.py", "test_orchestrate.py", "test_deployment.py", "test_flower.py")
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a module in one process, since they share its workers; `spread` ones share nothing."""
     root = Path(__file__).parent
