@@ -147,8 +147,11 @@ class Browser:
         )
         return {name: (state, fill) for name, state, fill in found}
 
+    def click(self, selector: str) -> None:
+        self.until(f"a click on {selector}", lambda: self.one(selector).click() or True)
+
     def press(self, selector: str, why: str = "") -> None:
-        self.until(f"a button {selector}", lambda: self.one(selector).click() or True)
+        self.click(selector)
         self.until("the question", lambda: self.one("#ask[open]"))
         self.one("#ask-why").send_keys(why)
         self.one("#ask-yes").click()
@@ -234,7 +237,7 @@ def test_a_run_is_watched_as_it_goes_fails_and_is_undone(
     browser.open(flower.url("/runs?plan=release"))
     browser.until("its row", lambda: browser.one(f"#to-{run.id}"))
     browser.picture("list")
-    browser.one(f"#to-{run.id}").click()
+    browser.click(f"#to-{run.id}")
 
     browser.until("left to be done", lambda: browser.colours()["left"][0] == "changed")
     browser.until("the approval to be waited for", lambda: browser.colours()["ask"][0] == "waiting")
@@ -279,12 +282,13 @@ def test_a_run_is_cancelled_by_its_button_and_by_keyboard_alone(
     browser.open(flower.url(f"/runs/{run.id}"))
     browser.until("it to run", lambda: browser.colours()["sleeps"][0] == "running")
 
-    def focus_the_button() -> bool:
-        browser.driver.switch_to.active_element.send_keys(Keys.TAB)
-        return bool(browser.driver.switch_to.active_element.get_attribute("id") == "do-cancel")
+    def press_the_button() -> bool:
+        active = browser.driver.switch_to.active_element
+        pressed = active.get_attribute("id") == "do-cancel"
+        active.send_keys(Keys.ENTER if pressed else Keys.TAB)
+        return bool(pressed)
 
-    browser.until("the button, by tabs", focus_the_button)
-    browser.driver.switch_to.active_element.send_keys(Keys.ENTER)
+    browser.until("the button, by tabs", press_the_button)
     browser.until("the question", lambda: browser.driver.switch_to.active_element.get_attribute("id") == "ask-why")
     browser.driver.switch_to.active_element.send_keys("too slow" + Keys.ENTER)
     browser.until("its end", lambda: browser.state() == "undone")
