@@ -48,8 +48,8 @@ _CALLED = {
     "decr": "decrby",
 }
 _NONE = {
-    "append", "close", "config_get", "connection_pool", "execute", "lock", "parse_response", "pipeline", "register_script",
-    "shutdown",
+    "append", "close", "config_get", "connection_pool", "execute", "lock", "parse_response", "pipeline",
+    "register_script", "shutdown",
 }  # fmt: skip
 
 
