@@ -102,9 +102,8 @@ def test_a_role_may_call_the_commands_that_are_listed_for_it_and_no_other(admin:
     assert allowed - _EVERYBODYS == acl.COMMANDS[role]
 
 
-@pytest.mark.parametrize("command", _NEVER)
-def test_a_client_may_not(admin: redis.Redis, command: str) -> None:
-    assert not may(admin, "client", command.lower())
+def test_a_client_may_not(admin: redis.Redis) -> None:
+    assert [command for command in _NEVER if may(admin, "client", command.lower())] == []
 
 
 def test_no_line_of_the_users_names_a_category() -> None:
