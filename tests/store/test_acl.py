@@ -49,7 +49,7 @@ _CALLED = {
 }
 _NONE = {
     "append", "close", "config_get", "connection_pool", "execute", "lock", "parse_response", "pipeline",
-    "register_script", "shutdown",
+    "register_script", "set_response_callback", "shutdown",
 }  # fmt: skip
 
 
