@@ -29,7 +29,7 @@ _TOPICS = ("celery.pidbox", "celeryev/*", "celeryev/worker.*", "celeryev/task.*"
 
 #: What all of them read. No KEYS and no SCAN: keys are known by their names, or not at all.
 _READS = (
-    "exists get hexists hget hgetall hkeys hlen hmget llen lrange mget pttl scard sismember smembers ttl type "
+    "exists get hexists hget hgetall hkeys hlen hmget hvals llen lrange mget pttl scard sismember smembers ttl type "
     "xlen xrange xread xrevrange zcard zcount zrange zrangebyscore zrevrange zscore"
 )
 #: A connection, a transaction, and how far replicas are. Redis itself lets everybody call AUTH, HELLO, QUIT and RESET.
@@ -43,7 +43,8 @@ _COUNTS = "hdel hincrby hincrbyfloat hset hsetnx incrby persist"
 _HEARS = "brpop psubscribe publish punsubscribe srem subscribe unsubscribe"
 #: What doctor asks.
 _DIAGNOSES = "info script|exists"
-_WORKS = f"{_ASKS} {_COUNTS} {_HEARS} {_DIAGNOSES} rpop rpush scan script|load srandmember zremrangebyrank"
+#: With RENAME it moves a key of a wrong type out of the way, to `…:damaged:…`, and with HSCAN it reads a long index.
+_WORKS = f"{_ASKS} {_COUNTS} {_HEARS} {_DIAGNOSES} hscan rename rpop rpush scan script|load srandmember zremrangebyrank"
 #: By role, each command by its name.
 COMMANDS: dict[str, frozenset[str]] = {
     role: frozenset(f"{_READS} {_CONNECTS} {more}".split())
@@ -89,10 +90,16 @@ def _digest(password: str) -> str:
     return hashlib.sha256(password.encode()).hexdigest()
 
 
+def _transport(settings: Settings, own: list[str]) -> list[str]:
+    """The keys of messages that wait, of those that were delivered, and of bindings."""
+    prefix = settings.broker_prefix()
+    return [*queues(settings, own), *(f"{prefix}{name}" for name in ("_kombu.*", "unacked*"))]
+
+
 def _broker(settings: Settings, own: list[str]) -> list[str]:
     """The keys and channels of all that is a broker's."""
     prefix = settings.broker_prefix()
-    names = [*queues(settings, own), *(f"{prefix}{name}" for name in ("_kombu.*", "unacked*", "*.pidbox", "celeryev*"))]
+    names = [*_transport(settings, own), *(f"{prefix}{name}" for name in ("*.pidbox", "celeryev*"))]
     # A pattern that is subscribed to has to stand here as it is. The database is part of a channel's name.
     topics = [f"{prefix}/{db}.{name}" for db in range(16) for name in _TOPICS]
     return [*(f"~{name}" for name in names), *(f"&{topic}" for topic in topics)]
@@ -140,7 +147,7 @@ _KEYS = {
     "client": lambda settings, own: [*_asks(settings), *_sends(settings, own)],
     "flower": lambda settings, own: [*_asks(settings), *_broker(settings, own)],
     "monitor": lambda settings, own: [
-        *(f"%R~{name}" for name in [f"{settings.namespace}:*", *queues(settings, own)]),
+        *(f"%R~{name}" for name in [f"{settings.namespace}:*", *_transport(settings, own)]),
         f"~{settings.namespace}:counted*",
     ],
 }  # fmt: skip

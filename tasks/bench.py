@@ -30,7 +30,7 @@ from longshore.orchestration.report import Report
 from longshore.orchestration.request import request_body
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.states import TERMINAL
-from longshore.orchestration.store import Grant, Look, Recorded, Store
+from longshore.orchestration.store import Grant, Recorded, Store
 from longshore.tasks import cache, command, compose, deployed, docker, engine, file, http, network, node, noop, waiting  # noqa: F401 - they make their operations known
 from longshore.tasks.attempt import AttemptFailed, IsParked, Refused, TryAgain
 from longshore.tasks.comparison import HostAgent
@@ -68,7 +68,8 @@ class MemoryStore(Store):
         self._clock = 1_000_000_000_000
         #: ms by which that clock was set, and not merely went on.
         self._set_by = 0
-        self._sources: dict[str, str] = {}
+        # Whoever asks for the time, alone or in a pipeline.
+        self.client.set_response_callback("TIME", lambda _time, **_: self._time())
         self.advance(0)
 
     def _run(self, name: str, run_id: str, *args: object, keys: Sequence[str] = (), lasting: bool = True) -> Any:
@@ -84,28 +85,24 @@ class MemoryStore(Store):
     def advance(self, seconds: float) -> None:
         """Let time pass."""
         self._clock += round(seconds * 1000)
-        seconds_, ms = divmod(self._clock, 1000)
-        self.client.hset("bench:clock", mapping={"s": seconds_, "us": ms * 1000})
+        whole, micros = self._time()
+        self.client.hset("bench:clock", mapping={"s": whole, "us": micros})
+
+    def _time(self) -> tuple[int, int]:
+        """As Redis gives it, in seconds and microseconds."""
+        seconds, ms = divmod(self._clock, 1000)
+        return seconds, ms * 1000
 
     def jump(self, seconds: float) -> None:
         """Set the clock, forward or back."""
         self._set_by += round(seconds * 1000)
         self.advance(seconds)
 
-    def now(self) -> int:
-        return self._clock
-
-    def now_with(self, *fields: str) -> tuple[int, list[str | None]]:
-        return self._clock, super().now_with(*fields)[1]
-
     def steady(self) -> float:
         return self._clock - self._set_by
 
     def may_have_lost(self, since: int) -> bool:
         return False
-
-    def look(self, run_id: str) -> Look:
-        return replace(super().look(run_id), now=self._clock)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from longshore.orchestration import printable
 from longshore.orchestration.errors import UsageError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from rich.console import Console
 
     from longshore.orchestration.client import Client
@@ -55,6 +56,11 @@ def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
 def say_lines(text: str, *, err: bool = False, nl: bool = True) -> None:
     """Print a text of several lines; newlines and tabs stay."""
     click.echo(printable.lines(text), err=err, nl=nl)
+
+
+def say_report(report: BaseModel) -> None:
+    """Print a report as JSON. Its own `model_dump_json` refuses text that was decoded by `surrogateescape`."""
+    current().show(report.model_dump(mode="json"))
 
 
 def say_json(document: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from longshore.orchestration.cli.common import client, current, global_options, leave, say, say_json
+from longshore.orchestration.cli.common import client, current, global_options, leave, say, say_report
 from longshore.orchestration.durations import parse_duration
 from longshore.orchestration.errors import UsageError
 
@@ -33,7 +33,7 @@ def gc(older_than: str | None, host: str, every_run: bool) -> None:
         return
     report = client().start(plan).wait()
     if options.json:
-        say_json(report.model_dump_json(indent=2))
+        say_report(report)
         leave(report.exit_code or 0)
         return
     for part in report.steps[0].hosts or ():

@@ -17,8 +17,8 @@ from longshore.orchestration.cli.common import (
     load_plan,
     read_params,
     say,
-    say_json,
     say_lines,
+    say_report,
 )
 from longshore.orchestration.errors import RunLost
 
@@ -123,7 +123,7 @@ def watch_to_end(run: Run, *, show: bool = False, follow: str = "") -> int:
     except KeyboardInterrupt:
         return left_alone(run)
     if options.json:
-        say_json(report.model_dump_json(indent=2))
+        say_report(report)
     else:
         console.print(live.closing(report))
         for step in report.steps if show else []:

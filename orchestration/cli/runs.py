@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from longshore.orchestration import printable
-from longshore.orchestration.cli.common import client, command, current, leave, say, say_json, say_lines, tell
+from longshore.orchestration.cli.common import (
+    client,
+    command,
+    current,
+    leave,
+    say,
+    say_json,
+    say_lines,
+    say_report,
+    tell,
+)
 from longshore.orchestration.cli.run import attend, watch_to_end
 from longshore.orchestration.durations import parse_duration
 from longshore.orchestration.errors import UsageError
@@ -77,7 +87,7 @@ def show(run: str) -> None:
     options = current()
     report = client().get(run).report()
     if options.json:
-        say_json(report.model_dump_json(indent=2))
+        say_report(report)
     else:
         console = options.console()
         if not console.is_terminal:
@@ -172,7 +182,7 @@ def resume(run: str, reason: str, detach: bool) -> None:
         return
     report = found.wait() if options.quiet else live.watch(found, options.console())
     if options.json:
-        say_json(report.model_dump_json(indent=2))
+        say_report(report)
     else:
         options.console().print(live.closing(report))
     leave(report.exit_code or 0)
@@ -356,7 +366,7 @@ def _carried_out(run_id: str, command_id: str, *, detach: bool) -> int:
         return 0
     report = run.wait() if options.quiet else live.watch(run, options.console())
     if options.json:
-        say_json(report.model_dump_json(indent=2))
+        say_report(report)
     else:
         options.console().print(live.closing(report))
     return 3 if report.exit_code == 3 else 0

@@ -18,7 +18,7 @@ for n = 5, #ARGV, 6 do
   -- guard: an attempt that the record knows changes nothing; without it: true
   if tonumber(fence) > math.max(tonumber(forward) or 0, tonumber(backward) or 0) then
     -- What the record has of an earlier attempt stands, unless it says that there was no effect.
-    -- guard: what was recorded of an earlier attempt stands; without it: true
+    -- guard: the recorded outcome of an earlier attempt stands; without it: true
     if before ~= 'changed' and before ~= 'failed' and before ~= 'unknown' then
       redis.call('HSET', steps, 's:' .. i, status, 'o:' .. i, ARGV[n + 3], 'e:' .. i, now)
     end

@@ -34,7 +34,7 @@ for n = 1, #ARGV, 2 do
           redis.call('HSET', steps, 'z:' .. i, 1)  -- its service was down: nothing was ever begun
         end
         why = 'the run was ended before it was tried again'
-        -- guard: what was lost before the run was ended has to be fenced
+        -- guard: a step that was lost before the abort has to be fenced
         if status == 'ready' then
           redis.call('HINCRBY', run, 'lost', 1)
         end

@@ -8,7 +8,7 @@
 -- EVENTS   clock_jumped
 local known, sum, timeout = unpack(redis.call('HMGET', run, 'jumps', 'jumped', 'timeout'))
 if redis.call('EXISTS', run) == 0
-    -- guard: a jump moves a run once and none moves it back to an earlier one
+    -- guard: a jump moves a run once
     or tonumber(ARGV[1]) <= tonumber(known or 0) then
   return 0
 end
@@ -26,7 +26,7 @@ local values = redis.call('HGETALL', steps)
 for n = 1, #values, 2 do
   local side, name, i = string.match(values[n], '^(u?)(%a+):(.+)$')
   if longest[name]
-      -- guard: what is due at once stays so
+      -- guard: a message that is due at once stays due
       and tonumber(values[n + 1]) > 0 then
     local status, delay = unpack(redis.call('HMGET', steps, side .. 's:' .. i, side .. 'nd:' .. i))
     local ahead = longest[name] + (status == 'retrying' and name ~= 'ds' and tonumber(delay or 0) or 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import threading
 from collections.abc import Iterator
@@ -12,8 +11,8 @@ from typing import Any
 import pytest
 import redis
 
-from longshore.orchestration import acl, lua
-from longshore.orchestration.admission import Admission
+from longshore.orchestration import acl, integrity, lua
+from longshore.orchestration.admission import Admission, Wanted
 from longshore.orchestration.doctor import examine
 from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.settings import Settings
@@ -35,6 +34,7 @@ _NEVER = (
     "INFO", "COMMAND", "LOLWUT", "SETRANGE", "BITFIELD", "XGROUP|CREATE", "XTRIM", "LMPOP",
 )  # fmt: skip
 
+_CALLED_ON = re.compile(r"\b(?:pipe|reads|writes|waiting|_?client)\.([a-z_]+)\b")
 _CALL = re.compile(r"redis\.p?call\(\s*['\"]([a-zA-Z]+)['\"]")
 #: Methods of a client that are called otherwise; of those that are no command by themselves, or only an embedded
 #: server's, and that doctor calls only where it may.
@@ -43,10 +43,14 @@ _CALLED = {
     "script_load": "script|load",
     "script_exists": "script|exists",
     "scan_iter": "scan",
+    "hscan_iter": "hscan",
     "incr": "incrby",
     "decr": "decrby",
 }
-_NONE = {"close", "execute", "pipeline", "register_script", "lock", "shutdown", "config_get", "connection_pool"}
+_NONE = {
+    "append", "close", "config_get", "connection_pool", "execute", "lock", "parse_response", "pipeline",
+    "register_script", "set_response_callback", "shutdown",
+}  # fmt: skip
 
 
 def commands_of_scripts() -> set[str]:
@@ -55,16 +59,12 @@ def commands_of_scripts() -> set[str]:
 
 
 def commands_of_the_store() -> set[str]:
-    """Methods of whatever is called `pipe`, or `….client`, that are Redis's."""
-    root, found = Path(str(lua.__file__)).resolve().parents[2], set()
+    """Methods of whatever is called `client` or like a pipeline that are Redis's."""
+    root, found = Path(str(lua.__file__)).resolve().parents[2], set[str]()
     for folder in ("orchestration", "tasks", "workers"):
         for path in (root / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Attribute) and hasattr(redis.Redis, node.attr):
-                    owner = ast.unparse(node.value)
-                    if owner in {"pipe", "self.client"} or owner.endswith(("store.client", "_redis.client")):
-                        found.add(node.attr)
-    return {_CALLED.get(name, name) for name in found - _NONE}
+            found.update(_CALLED_ON.findall(path.read_text()))
+    return {_CALLED.get(name, name) for name in found - _NONE if hasattr(redis.Redis, name)}
 
 
 @pytest.fixture
@@ -102,9 +102,8 @@ def test_a_role_may_call_the_commands_that_are_listed_for_it_and_no_other(admin:
     assert allowed - _EVERYBODYS == acl.COMMANDS[role]
 
 
-@pytest.mark.parametrize("command", _NEVER)
-def test_a_client_may_not(admin: redis.Redis, command: str) -> None:
-    assert not may(admin, "client", command.lower())
+def test_a_client_may_not(admin: redis.Redis) -> None:
+    assert [command for command in _NEVER if may(admin, "client", command.lower())] == []
 
 
 def test_no_line_of_the_users_names_a_category() -> None:
@@ -216,6 +215,40 @@ def test_doctor_has_the_scripts_loaded_or_says_that_they_are_missing(server: Red
     (loaded,) = found("worker")
     assert loaded.startswith("ok")
     assert found("operator") == []
+
+
+@pytest.mark.parametrize("role", sorted({*acl.ROLES} - {"client"}))
+def test_doctor_examines_every_key_as_any_role_that_may_ask_for_it(
+    admin: redis.Redis, server: RedisServer, role: str
+) -> None:
+    as_role(server, "worker").load_scripts()
+    keys = Store(Settings(namespace=SPACE), admin).keys
+    admin.hset(keys.machine("web1"), mapping={"seen": 1, "queues": "docker@web1"})
+    admin.zadd(keys.fleet, {"web1": 1})
+    admin.sadd(keys.breakers, "bank")
+    admin.sadd(keys.locks, "deploy")
+    admin.hset(keys.known, "r", Wanted("p", key="k", locks=("deploy",)).text())
+    admin.zadd(keys.runs, {"r": 1})
+    admin.lpush(keys.of("r").run, "of another type")
+    admin.acl_log_reset()
+
+    (damaged,) = [each.what for each in examine(as_role(server, role)) if "damaged" in each.what]
+
+    assert f"{keys.of('r').run} is a list" in damaged
+    # Of these two it needs neither: its library names itself, and a setting may stay unknown.
+    assert {entry["object"] for entry in admin.acl_log()} <= {"config|get", "client|setinfo"}
+
+
+@pytest.mark.usefixtures("admin")
+def test_a_worker_moves_keys_of_a_wrong_type_out_of_the_way(server: RedisServer) -> None:
+    store, admin = as_role(server, "worker"), server.client()
+    wrong = {store.keys.clock, store.keys.live, f"{store.settings.broker_prefix()}unacked"}
+    for key in wrong:
+        admin.set(key, "text")
+
+    assert {each.key for each in integrity.mend(store)} == wrong
+    assert integrity.clean(store) == 0
+    assert integrity.wrong_keys(store) == []
 
 
 @pytest.mark.parametrize("role", acl.ROLES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -34,7 +35,8 @@ MODULES = modules_on_disk()
 
 def offered_by(path: Path) -> list[str] | None:
     """A module's `__all__`, as it is written."""
-    for node in ast.parse(path.read_text()).body:
+    text = path.read_text()
+    for node in ast.parse(text).body if "__all__ = [" in text else ():
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return list(ast.literal_eval(node.value))
     return None
@@ -86,10 +88,9 @@ def test_what_a_module_offers_is_sorted(name: str) -> None:
 
 
 def test_what_a_module_offers_can_be_imported() -> None:
-    names = {name.removesuffix(".__init__"): offered for name, offered in OFFERED.items()}
-    code = "".join(f"from {name} import {', '.join(offered)}\n" for name, offered in names.items())
-
-    assert "longshore" in loaded_by(code)
+    for name, offered in OFFERED.items():
+        module = importlib.import_module(name.removesuffix(".__init__"))
+        assert [one for one in offered if not hasattr(module, one)] == [], name
 
 
 def test_the_names_that_an_application_needs_are_offered() -> None:
@@ -99,9 +100,8 @@ def test_the_names_that_an_application_needs_are_offered() -> None:
     assert OFFERED["longshore.workers.__init__"] == ["app"]
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_every_module_says_what_it_is_for(name: str) -> None:
-    assert (ast.get_docstring(ast.parse(MODULES[name].read_text())) or "").strip()
+def test_every_module_says_what_it_is_for() -> None:
+    assert [name for name, path in MODULES.items() if not re.match(r'"""[^"]*\w', path.read_text())] == []
 
 
 def loaded_by(code: str) -> set[str]:

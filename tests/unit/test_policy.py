@@ -537,7 +537,7 @@ def test_no_other_way_of_compose_leads_there(said: dict[str, Any], monkeypatch: 
         policy.check_project("shop", said)
     policy.check_project("shop", {
         "services": {"a": {"image": "a", "cap_add": ["NET_BIND_SERVICE"], "pre_stop": [{"command": ["true"]}]}},
-        "volumes": {"v": None, "nfs": {"driver_opts": {"type": "nfs", "device": ":/export"}}},
+        "volumes": {"v": None, "nfs": {"driver_opts": {"type": "nfs", "device": ":/export", "o": "addr=10.0.0.5"}}},
         "secrets": {"s": {"file": "/srv/shop/secret"}, "e": {"environment": "X"}},
     })  # fmt: skip
     given(monkeypatch, allowed_images="shop/*")

@@ -33,8 +33,12 @@ from longshore.orchestration.installation import Finding
 from longshore.orchestration.report import ErrorReport, Report, StepReport, UndoReport
 from longshore.orchestration.states import RunState, StepState, UndoState
 
-#: A colour, a line of its own that could be ours, a title of the window, a C1 escape, text from right to left, markup.
-HOSTILE = "\x1b[31mred\r\nstep b  changed\x1b]0;title\x07 \x9b2J \u202egnp.exe\u2066 \u2028 [bold]x[/bold] \x7f\x00"
+#: A colour, a line of its own that could be ours, a title of the window, a C1 escape, text from right to left, markup,
+#: and bytes that are no UTF-8, as `surrogateescape` decodes them: no stream could encode those.
+HOSTILE = (
+    "\x1b[31mred\r\nstep b  changed\x1b]0;title\x07 \x9b2J \u202egnp.exe\u2066 \u2028 [bold]x[/bold] \x7f\x00"
+    + b"\xff\x80".decode(errors="surrogateescape")
+)
 _BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 

@@ -40,7 +40,7 @@ def is_gone(pid: int, within: float = 3.0) -> bool:
 
 def noted(path: Path) -> int:
     """A process id that a program writes down."""
-    until = time.monotonic() + 5
+    until = time.monotonic() + 30
     while time.monotonic() < until:
         if path.exists() and path.read_text().endswith("\n"):
             return int(path.read_text())

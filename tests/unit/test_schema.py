@@ -27,6 +27,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "boolean": (bool,),
     "null": (type(None),),
 }
+SCHEMA = schema()
 #: Words of JSON Schema that only tell something.
 TELLING = {"title", "description", "default", "examples", "$schema", "$defs", "$id"}
 CHECKING = {"type", "enum", "const", "anyOf", "$ref", "properties", "required", "additionalProperties", "items"}
@@ -82,20 +83,18 @@ def rules(rule: Any, where: str = "plan") -> Iterator[tuple[str, dict[str, Any]]
 
 
 def test_the_schema_is_one_and_says_of_which_draft() -> None:
-    made = schema()
-
-    assert json.loads(json.dumps(made)) == made
-    assert made["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    for where, rule in rules(made):
+    assert json.loads(json.dumps(SCHEMA)) == SCHEMA
+    assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    for where, rule in rules(SCHEMA):
         assert set(rule) <= TELLING | CHECKING, where
         kinds = rule.get("type", [])
         assert set([kinds] if isinstance(kinds, str) else kinds) <= TYPES.keys(), where
         if "$ref" in rule:
-            assert rule["$ref"].removeprefix("#/$defs/") in made["$defs"], where
+            assert rule["$ref"].removeprefix("#/$defs/") in SCHEMA["$defs"], where
 
 
 def test_the_schema_has_every_field_of_every_part_and_allows_no_other() -> None:
-    parts = {where: rule for where, rule in rules(schema()) if "properties" in rule}
+    parts = {where: rule for where, rule in rules(SCHEMA) if "properties" in rule}
     models: dict[str, type[BaseModel]] = {"plan": Plan}
     models |= {
         f"plan.{model.__name__}": model
@@ -112,7 +111,7 @@ def test_the_schema_has_every_field_of_every_part_and_allows_no_other() -> None:
 def test_the_schema_tells_of_every_field_what_it_is_for() -> None:
     undescribed = [
         f"{where}.{name}"
-        for where, rule in rules(schema())
+        for where, rule in rules(SCHEMA)
         for name, field in rule.get("properties", {}).items()
         if not field.get("description")
     ]
@@ -123,9 +122,7 @@ def test_the_schema_tells_of_every_field_what_it_is_for() -> None:
 @settings(max_examples=25)
 @given(plans())
 def test_the_schema_accepts_every_plan_as_it_is_written(plan: Plan) -> None:
-    made = schema()
-
-    assert accepts(made, plan.to_dict(), made)
+    assert accepts(SCHEMA, plan.to_dict(), SCHEMA)
 
 
 @pytest.mark.parametrize(
@@ -139,10 +136,8 @@ def test_the_schema_accepts_every_plan_as_it_is_written(plan: Plan) -> None:
     ],
 )
 def test_the_schema_accepts_what_people_write(text: str) -> None:
-    made = schema()
-
     assert parse(text)
-    assert accepts(made, yaml.safe_load(text), made)
+    assert accepts(SCHEMA, yaml.safe_load(text), SCHEMA)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +157,4 @@ def test_the_schema_accepts_what_people_write(text: str) -> None:
     ids=str,
 )
 def test_the_schema_refuses_what_is_no_plan(written: Any) -> None:
-    made = schema()
-
-    assert not accepts(made, written, made)
+    assert not accepts(SCHEMA, written, SCHEMA)
