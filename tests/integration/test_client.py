@@ -77,6 +77,7 @@ def test_two_name_spaces_on_one_redis_do_not_meet(
 ) -> None:
     # given
     other = install()
+    other.redis_url = workers.redis_url
     other.worker("other", "--concurrency", "1").start()
 
     def plan(name: str) -> Plan:
