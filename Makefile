@@ -7,7 +7,7 @@
 # The first of these that is new enough makes the environments.
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11
 PYTEST_ARGS ?=
-# Most tests wait for servers, so that two cores serve several at a time.
+# Most tests wait for servers, so that two cores serve several at a time. The tests of a module share its workers.
 PROCESSES ?= 5
 
 # The tool that writes the lock has a version of its own choice: another one may order or mark packages differently.
@@ -32,7 +32,7 @@ demo: env ## run the main job: a release that succeeds, and one that fails and i
 	@$(BIN)/python examples/demo/demo.py
 
 test: lint ## lint, then all tests, with real servers (PYTEST_ARGS='-k saga' for some of them)
-	@$(WITH_SERVERS) $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	@$(WITH_SERVERS) $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: lint ## what to run before each commit: lint, then the unit and store tests
 	@$(WITH_SERVERS) --redis-only $(FAST_TESTS)

@@ -20,12 +20,18 @@ T = TypeVar("T")
 
 #: The kinds of tests, those that take longest first: a long module that begins last would keep one process busy alone.
 KINDS = ("docker", "packaging", "integration", "acceptance", "faults", "store", "unit")
-FIRST = ("test_jobs.py", "test_orchestrate.py", "test_deployment.py", "test_flower.py")
+FIRST = (
+    "test_jobs.py",
+    "test_orchestrate.py",
+    "test_deployment.py",
+    "test_flower.py",
+    "test_crashes.py",
+    "test_compose_operations.py",
+)
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a module in one process, since they share its workers; `spread` ones share nothing."""
+    """Begin with the modules that take longest; pytest-xdist hands out modules in this order."""
     root = Path(__file__).parent
 
     def order(item: pytest.Item) -> tuple[int, int, str]:
@@ -33,11 +39,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         first = FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST)
         return first, KINDS.index(kind) if kind in KINDS else len(KINDS), str(item.path)
 
-    for item in items:
-        kind = item.path.relative_to(root).parts[0]
-        spread = kind in {"unit", "store", "faults"} or item.get_closest_marker("spread")
-        if not spread and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(root))))
     items.sort(key=order)
 
 

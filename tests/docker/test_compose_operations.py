@@ -22,7 +22,7 @@ from tests.servers import SOON
 if TYPE_CHECKING:
     pass
 
-pytestmark = [pytest.mark.docker, pytest.mark.spread]
+pytestmark = pytest.mark.docker
 
 assert stack
 assert trio

@@ -25,7 +25,7 @@ from tests.servers import SOON
 if TYPE_CHECKING:
     import docker
 
-pytestmark = [pytest.mark.docker, pytest.mark.spread]
+pytestmark = pytest.mark.docker
 
 IMAGE = "longshore-test:1"
 Look = Callable[[], dict[str, Any]]

@@ -22,7 +22,7 @@ from tests.servers import SOON, Registry
 if TYPE_CHECKING:
     import docker
 
-pytestmark = [pytest.mark.docker, pytest.mark.spread]
+pytestmark = pytest.mark.docker
 assert stack
 
 

@@ -19,7 +19,7 @@ from tests.servers import SOON
 if TYPE_CHECKING:
     import docker
 
-pytestmark = [pytest.mark.docker, pytest.mark.spread]
+pytestmark = pytest.mark.docker
 MakeContainer = Callable[..., str]
 Look = Callable[[], dict[str, Any]]
 

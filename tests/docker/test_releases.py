@@ -18,7 +18,7 @@ from tests.docker.stack import Stack, stack, trio
 from tests.docker.test_images import NewImage
 from tests.servers import SOON, Registry
 
-pytestmark = [pytest.mark.docker, pytest.mark.spread]
+pytestmark = pytest.mark.docker
 assert stack
 assert trio
 

@@ -19,7 +19,7 @@ from tests.docker.stack import Stack, stack
 if TYPE_CHECKING:
     import docker
 
-pytestmark = [pytest.mark.docker, pytest.mark.spread]
+pytestmark = pytest.mark.docker
 assert stack
 MakeContainer = Callable[..., str]
 

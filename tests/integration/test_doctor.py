@@ -92,9 +92,10 @@ def planted(place: Installation, client: Client) -> dict[str, str]:
     told |= {"version": "0.0.1", "queues": ["docker", "docker.undo"], "facts": {"docker": "19.03.1"}}
     told["health"] = {"skew": 3_600_000, "free": 1000, "kept": 5 * 1024**2, "keys": ["w1"], "missing": ["/srv/gone"]}
     other = client.store.keys.machine("other")
-    # Nobody is there who could mend anything, and both say that they live for a minute more.
+    # Nobody is there who could mend anything, and both count as alive for as long as a lease of a minute allows.
     place.workers[0].kill()
-    beat = f"{client.store.now() + 60_000} ready 0"
+    place.options["lease"] = "1m"
+    beat = f"{client.store.now()} ready 0"
     place.redis.hset(client.store.keys.machine(place.namespace), f"beat:{node.name}", beat)
     place.redis.hset(other, mapping={"node:two@other": json.dumps(told), "beat:two@other": beat})
     place.redis.zadd(client.store.keys.fleet, {"other": client.store.now()})
