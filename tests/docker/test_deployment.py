@@ -25,7 +25,8 @@ from tests.integration.processes import LONGSHORE, wait_for
 from tests.machine import images
 from tests.servers import IMAGE, free_port, redis_program, remove_project, require_compose
 
-pytestmark = [pytest.mark.docker, pytest.mark.operated]
+# Images are built from the lock's wheels, which a machine that has never seen them downloads first.
+pytestmark = [pytest.mark.docker, pytest.mark.operated, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "compose" / "compose.yaml"
 #: Names of images that stand in for those of registries.

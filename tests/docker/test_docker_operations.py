@@ -49,7 +49,7 @@ def test_create_makes_what_was_asked_and_its_undo_leaves_nothing(
         name="lst-created",
         command=["sleep", 600],
         env={"PORT": 80},
-        volumes=["lst-data:/data", "/usr/share:/host-share:ro"],
+        volumes=["lst-data:/data", "/usr/share/zoneinfo:/host-share:ro"],
         ports=["127.0.0.1::80"],
         memory="64m",
         cpus=0.5,

@@ -17,7 +17,7 @@ from tests.conftest import ComposeProject
 from tests.docker.conftest import MakeStep
 from tests.docker.stack import IMAGE, SLEEP, Stack, stack
 from tests.docker.test_images import NewImage, names
-from tests.servers import SOON, Registry
+from tests.servers import PREFIX, SOON, Registry
 
 if TYPE_CHECKING:
     import docker
@@ -34,7 +34,7 @@ def test_a_name_that_somebody_else_has_moved_stays_where_he_has_moved_it(stack: 
     stack.new_image()
     up = stack.up()
     up.act()
-    theirs = new_image("lst-theirs:1")
+    theirs = new_image(f"{PREFIX}theirs:1")
     stack.engine.tag(theirs, stack.name, "app")
     was = {row["Id"] for row in stack.containers()}
 
@@ -48,28 +48,28 @@ def test_a_name_that_somebody_else_has_moved_stays_where_he_has_moved_it(stack: 
 def test_a_name_that_this_step_never_moved_is_not_given_back(
     engine: docker.APIClient, step: MakeStep, new_image: NewImage
 ) -> None:
-    new_image("lst-moved:1")
-    tag = step("docker.pull.execute", image="lst-moved:1")
+    new_image(f"{PREFIX}moved:1")
+    tag = step("docker.pull.execute", image=f"{PREFIX}moved:1")
     assert tag.before  # and then its worker died
-    theirs = new_image("lst-moved:1")
+    theirs = new_image(f"{PREFIX}moved:1")
     with pytest.raises(OperationError, match="this step has not noted"):
         tag.undo()
-    assert engine.inspect_image("lst-moved:1")["Id"] == theirs
+    assert engine.inspect_image(f"{PREFIX}moved:1")["Id"] == theirs
 
 
 def test_an_image_that_had_no_name_is_there_after_the_undo_too(
     engine: docker.APIClient, step: MakeStep, new_image: NewImage
 ) -> None:
-    new_image("lst-nameless:1")
-    made = engine.create_container("lst-nameless:1", ["true"])["Id"]
+    new_image(f"{PREFIX}nameless:1")
+    made = engine.create_container(f"{PREFIX}nameless:1", ["true"])["Id"]
     image = engine.inspect_image(engine.commit(made, changes="ENV NAMELESS=1")["Id"])["Id"]
     engine.remove_container(made)
     assert not engine.inspect_image(image)["RepoTags"]
-    tag = step("docker.tag.execute", image=image, name="lst-nameless:2")
+    tag = step("docker.tag.execute", image=image, name=f"{PREFIX}nameless:2")
     tag.act()
     tag.undo()
     assert engine.inspect_image(image)["Id"] == image
-    assert "lst-nameless:2" not in names(engine)
+    assert f"{PREFIX}nameless:2" not in names(engine)
 
 
 def test_the_first_of_two_images_is_given_back_when_the_second_is_not_to_be_had(
@@ -92,7 +92,7 @@ def test_the_first_of_two_images_is_given_back_when_the_second_is_not_to_be_had(
 
 
 def test_a_digest_is_fetched_by_its_name(step: MakeStep, registry: Registry, new_image: NewImage) -> None:
-    ref = f"{registry.host}/lst-{uuid.uuid4().hex[:8]}:1"
+    ref = f"{registry.host}/{PREFIX}{uuid.uuid4().hex[:8]}:1"
     image = new_image(ref)
     digest = step("docker.push.execute", image=ref).act().data["digest"]
     by_digest = f"{ref.rpartition(':')[0]}@{digest}"
@@ -104,12 +104,12 @@ def test_a_digest_is_fetched_by_its_name(step: MakeStep, registry: Registry, new
 def test_only_the_name_that_was_given_is_taken_off(
     engine: docker.APIClient, step: MakeStep, new_image: NewImage
 ) -> None:
-    image = new_image("lst-hex:1")
+    image = new_image(f"{PREFIX}hex:1")
     part = image.removeprefix("sha256:")[4:6]
     engine.tag(image, part, "latest")
     try:
         step("docker.image-remove.execute", image=part).act()
-        assert "lst-hex:1" in names(engine)
+        assert f"{PREFIX}hex:1" in names(engine)
     finally:
         engine.tag(image, part, "latest")
         engine.remove_image(f"{part}:latest", noprune=True)
@@ -119,7 +119,7 @@ def test_only_the_name_that_was_given_is_taken_off(
     assert again.predict().changed is False
     assert not again.act().changed
     by_id.undo()
-    assert names(engine)["lst-hex:1"] == image
+    assert names(engine)[f"{PREFIX}hex:1"] == image
 
 
 def test_an_image_that_a_project_uses_is_in_use_under_each_spelling(stack: Stack) -> None:
@@ -140,7 +140,7 @@ def test_a_pull_that_is_cancelled_before_the_registry_answers_does_not_go_on(
     engine: docker.APIClient, step: MakeStep, registry: Registry, new_image: NewImage
 ) -> None:
     # Given a registry that takes its time, behind a proxy that counts its connections
-    ref_there = f"{registry.host}/lst-slow:1"
+    ref_there = f"{registry.host}/{PREFIX}slow:1"
     new_image(ref_there)
     step("docker.push.execute", image=ref_there).act()
     listening = socket.create_server(("127.0.0.1", 0))
@@ -167,7 +167,7 @@ def test_a_pull_that_is_cancelled_before_the_registry_answers_does_not_go_on(
 
     thread = threading.Thread(target=accept, daemon=True)
     thread.start()
-    ref = f"127.0.0.1:{listening.getsockname()[1]}/lst-slow:1"
+    ref = f"127.0.0.1:{listening.getsockname()[1]}/{PREFIX}slow:1"
     stop_at = time.monotonic() + 1
     pull = step("docker.pull.execute", {"asked_to_stop": lambda: time.monotonic() > stop_at}, image=ref)
     try:
@@ -186,7 +186,7 @@ def test_a_pull_that_is_cancelled_before_the_registry_answers_does_not_go_on(
 
 
 def test_a_network_with_a_stopped_container_in_it_is_in_use(engine: docker.APIClient, step: MakeStep) -> None:
-    name = f"lst-{uuid.uuid4().hex[:8]}"
+    name = f"{PREFIX}{uuid.uuid4().hex[:8]}"
     create = step("docker.network-create.execute", name=name)
     create.act()
     made = step("docker.create.execute", image=IMAGE, command=SLEEP, networks=[name])

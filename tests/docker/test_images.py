@@ -24,13 +24,13 @@ Look = Callable[[], dict[str, Any]]
 
 @pytest.fixture
 def ref(registry: Registry) -> str:
-    return f"{registry.host}/lst-{uuid.uuid4().hex[:8]}:1"
+    return f"{registry.host}/{PREFIX}{uuid.uuid4().hex[:8]}:1"
 
 
 def names(engine: docker.APIClient) -> dict[str, str]:
-    """What each name means, those that are kept for an undo as well; not those of tests that run at the same time."""
+    """What each name means, those that are kept for an undo as well, as far as the tests of this process made them."""
     found = {tag: image["Id"] for image in engine.images() for tag in image["RepoTags"] or []}
-    return {tag: image_id for tag, image_id in found.items() if "los-" not in tag and tag != "<none>:<none>"}
+    return {tag: image_id for tag, image_id in found.items() if PREFIX in tag}
 
 
 def publish(engine: docker.APIClient, step: MakeStep, new_image: NewImage, ref: str) -> str:
@@ -87,7 +87,7 @@ def test_a_pull_that_breaks_off_in_the_middle_is_an_error_and_leaves_what_was(
 ) -> None:
     # Given a registry that has lost its layers, after the engine has an older image of that name
     with Registry() as broken:
-        ref = f"{broken.host}/lst-broken:1"
+        ref = f"{broken.host}/{PREFIX}broken:1"
         publish(engine, step, new_image, ref)
         broken.break_layers()
         engine.prune_images()
@@ -95,7 +95,7 @@ def test_a_pull_that_breaks_off_in_the_middle_is_an_error_and_leaves_what_was(
         pull = step("docker.pull.execute", image=ref)
 
         # When, then: docker-py's own call gives the old image, as if all were well
-        with pytest.raises(Transient, match="lst-broken"):
+        with pytest.raises(Transient, match=f"{PREFIX}broken"):
             pull.act()
 
         assert engine.inspect_image(ref)["Id"] == old
@@ -126,7 +126,7 @@ def test_a_registry_that_is_away_may_come_back(step: MakeStep) -> None:
 def test_credentials_are_asked_for_and_a_wrong_password_is_final(
     engine: docker.APIClient, step: MakeStep, new_image: NewImage, closed_registry: Registry
 ) -> None:
-    ref = f"{closed_registry.host}/lst-closed:1"
+    ref = f"{closed_registry.host}/{PREFIX}closed:1"
     image = new_image(ref)
     auth = {"username": USER, "password": PASSWORD}
     assert step("docker.push.execute", image=ref, auth=auth).act().changed
@@ -190,42 +190,42 @@ def test_push_tells_what_the_registry_had(step: MakeStep, new_image: NewImage, r
 def test_tag_moves_a_name_and_its_undo_moves_it_back(
     engine: docker.APIClient, step: MakeStep, new_image: NewImage
 ) -> None:
-    first, second = new_image("lst-tagged:1"), new_image("lst-tagged:2")
+    first, second = new_image(f"{PREFIX}tagged:1"), new_image(f"{PREFIX}tagged:2")
     was = names(engine)
-    tag = step("docker.tag.execute", image="lst-tagged:2", name="lst-tagged:1")
+    tag = step("docker.tag.execute", image=f"{PREFIX}tagged:2", name=f"{PREFIX}tagged:1")
     assert tag.predict().changed is True
-    assert tag.act().data == {"name": "lst-tagged:1", "image_id": second, "before_id": first}
-    again = step("docker.tag.execute", image="lst-tagged:2", name="lst-tagged:1")
+    assert tag.act().data == {"name": f"{PREFIX}tagged:1", "image_id": second, "before_id": first}
+    again = step("docker.tag.execute", image=f"{PREFIX}tagged:2", name=f"{PREFIX}tagged:1")
     assert again.predict().changed is False
     assert not again.act().changed
     assert tag.undo().changed
     assert names(engine) == was
 
-    fresh = step("docker.tag.execute", image="lst-tagged:2", name="lst-tagged:new")
+    fresh = step("docker.tag.execute", image=f"{PREFIX}tagged:2", name=f"{PREFIX}tagged:new")
     fresh.act()
     fresh.undo()
     assert names(engine) == was
-    fresh = step("docker.tag.execute", image="lst-tagged:2", name="lst-tagged:new")
+    fresh = step("docker.tag.execute", image=f"{PREFIX}tagged:2", name=f"{PREFIX}tagged:new")
     fresh.act()
-    engine.tag(first, "lst-tagged", "new")
+    engine.tag(first, f"{PREFIX}tagged", "new")
     with pytest.raises(OperationError, match="somebody else"):
         fresh.undo()
     with pytest.raises(Preflight):
-        step("docker.tag.execute", image="lst-nothing:1", name="lst-tagged:1").act()
+        step("docker.tag.execute", image="lst-nothing:1", name=f"{PREFIX}tagged:1").act()
 
 
 def test_image_remove_can_bring_back_an_image_that_no_registry_has(
     engine: docker.APIClient, step: MakeStep, new_image: NewImage
 ) -> None:
-    new_image("lst-removed:1")
+    new_image(f"{PREFIX}removed:1")
     was = names(engine)
-    remove = step("docker.image-remove.execute", image="lst-removed:1")
+    remove = step("docker.image-remove.execute", image=f"{PREFIX}removed:1")
     assert remove.predict().changed is True
     outcome = remove.act()
-    assert outcome.data["untagged"] == ["lst-removed:1"]
-    assert "lst-removed:1" not in names(engine)
+    assert outcome.data["untagged"] == [f"{PREFIX}removed:1"]
+    assert f"{PREFIX}removed:1" not in names(engine)
     engine.prune_images()
-    gone = step("docker.image-remove.execute", image="lst-removed:1")
+    gone = step("docker.image-remove.execute", image=f"{PREFIX}removed:1")
     assert gone.predict().changed is False
     assert not gone.act().changed
     assert not gone.undo().changed
@@ -238,15 +238,15 @@ def test_image_remove_can_bring_back_an_image_that_no_registry_has(
 def test_an_image_that_is_used_is_removed_only_by_force(
     engine: docker.APIClient, step: MakeStep, new_image: NewImage
 ) -> None:
-    new_image("lst-used:1")
-    made = engine.create_container("lst-used:1", ["true"])["Id"]
+    new_image(f"{PREFIX}used:1")
+    made = engine.create_container(f"{PREFIX}used:1", ["true"])["Id"]
     try:
         was = names(engine)
-        remove = step("docker.image-remove.execute", image="lst-used:1")
+        remove = step("docker.image-remove.execute", image=f"{PREFIX}used:1")
         assert remove.predict().impossible
         with pytest.raises(Preflight, match="is used by"):
             remove.act()
-        forced = step("docker.image-remove.execute", image="lst-used:1", force=True)
+        forced = step("docker.image-remove.execute", image=f"{PREFIX}used:1", force=True)
         assert forced.act().changed
         engine.start(made)
         forced.undo()
@@ -269,10 +269,10 @@ def context(tmp_path: Path) -> Path:
 def test_build_builds_and_its_undo_gives_the_name_back(
     engine: docker.APIClient, step: MakeStep, new_image: NewImage, context: Path
 ) -> None:
-    old = new_image("lst-built:1")
+    old = new_image(f"{PREFIX}built:1")
     was = names(engine)
     told: list[str] = []
-    said = {"image": "lst-built:1", "context": str(context), "args": {"NOTE": "it"}, "labels": {"made": "here"}}
+    said = {"image": f"{PREFIX}built:1", "context": str(context), "args": {"NOTE": "it"}, "labels": {"made": "here"}}
     build = step("docker.build.execute", {"printed": lambda _stream, lines: told.extend(lines)}, **said)
     assert build.predict().changed is None
 
@@ -280,9 +280,9 @@ def test_build_builds_and_its_undo_gives_the_name_back(
 
     assert (outcome.changed, outcome.data["before_id"]) == (True, old)
     assert any("building it" in line for line in told)
-    made = engine.inspect_image("lst-built:1")
+    made = engine.inspect_image(f"{PREFIX}built:1")
     assert made["Config"]["Labels"]["made"] == "here"
-    listed = step("docker.run.execute", image="lst-built:1", command=["ls", "/"]).act().data["stdout"]
+    listed = step("docker.run.execute", image=f"{PREFIX}built:1", command=["ls", "/"]).act().data["stdout"]
     assert "a.txt" in listed
     assert "secret.txt" not in listed
     assert not step("docker.build.execute", **said).act().changed, "the cache gives the same image"
@@ -295,14 +295,14 @@ def test_a_build_that_fails_says_why_and_changes_nothing(
 ) -> None:
     (context / "Dockerfile").write_text("FROM longshore-test:1\nRUN echo oh no; false\n")
     was = names(engine)
-    build = step("docker.build.execute", image="lst-built:1", context=str(context))
+    build = step("docker.build.execute", image=f"{PREFIX}built:1", context=str(context))
     with pytest.raises(OperationError, match=r"non-zero|code: 1") as error:
         build.act()
     assert "oh no" in error.value.data["output"]
     build.undo()
     assert names(engine) == was
     with pytest.raises(Preflight, match="no Dockerfile"):
-        step("docker.build.execute", image="lst-built:1", context="/nowhere").act()
+        step("docker.build.execute", image=f"{PREFIX}built:1", context="/nowhere").act()
 
 
 def test_the_same_pull_twice_at_once_is_done_once(
