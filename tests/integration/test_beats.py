@@ -22,8 +22,8 @@ from tests.servers import RedisServer
 
 pytestmark = pytest.mark.tended
 
-#: Seconds between two planned times; a shortened schedule.
-EVERY = 1
+#: Seconds between two planned times: short, and long enough for a busy machine to carry out what two beats send.
+EVERY = 2
 PLAN = """
 name: {name}
 steps:
@@ -45,7 +45,7 @@ class Clockwork:
     def __init__(self, server: RedisServer, folder: Path) -> None:
         self.folder, self.plans, self.config = folder, folder / "plans", folder / "longshore.yaml"
         self.plans.mkdir()
-        options = QUICK | {"tick": "500ms", "plans": str(self.plans)}
+        options = QUICK | {"tick": "1s", "plans": str(self.plans)}
         self.place = Configured(server.url, folder, options=options)
         self.config.write_text("{}")
         self.beats: list[Process] = []
@@ -90,7 +90,7 @@ def clock(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -
     often = {"every": f"{EVERY}s"}
     for name in ("often", "late", "lost", "every-one", "held", "slow", "dynamic"):
         made.plan(name)
-    made.plan("own", "schedules:\n  mine: {every: 1s, missed: skip}\n")
+    made.plan("own", f"schedules:\n  mine: {{every: {EVERY}s, missed: skip}}\n")
     (made.plans / "slow.yaml").write_text("name: slow\nsteps:\n  a: {op: noop.execute, with: {sleep: 3}}\n")
     made.begin({
         "schedules": {
@@ -100,7 +100,7 @@ def clock(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -
             "every-one": {"plan": "every-one", "missed": "all", "every": "1h"},
             "lost": {"plan": "lost", "missed": "skip", "every": "1h"},
             "held": {"plan": "held"} | often,
-            "skips": {"plan": "slow", "overlap": "skip", "every": "500ms"},
+            "skips": {"plan": "slow", "overlap": "skip", "every": "1s"},
         }
     })  # fmt: skip
     try:
@@ -113,10 +113,10 @@ def test_two_beats_start_one_run_for_each_planned_time(clock: Clockwork) -> None
     log, own = clock.folder / "often.log", clock.folder / "own.log"
     clock.beat()
     clock.beat()
-    wait_for("ten runs", lambda: len(lines(log)) >= 10)
+    wait_for("six runs", lambda: len(lines(log)) >= 6)
     found, mine = times_of(log), times_of(own)
     assert len(set(found)) == len(found)
-    assert len(set(mine)) == len(mine) >= 5  # a plan's own schedule
+    assert len(set(mine)) == len(mine) >= 3  # a plan's own schedule
     seconds = [time.mktime(time.strptime(at, "%Y%m%dT%H%M%SZ")) for at in found]
     gaps = {round(later - sooner) for sooner, later in zip(sorted(seconds), sorted(seconds)[1:], strict=False)}
     assert gaps == {EVERY}
