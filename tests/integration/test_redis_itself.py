@@ -30,7 +30,7 @@ def noop(**params: object) -> Plan:
 def forgetful(redis_server: servers.RedisServer, tmp_path: Path) -> Iterator[tuple[servers.RedisServer, Installation]]:
     """A Redis that keeps nothing, and a worker."""
     with servers.RedisServer("--appendonly", "no", "--save", "") as server:
-        place = Installation(server.url, tmp_path, options=dict(QUICK))
+        place = Installation(server.url, tmp_path, options=QUICK | {"lease": "5s"})
         try:
             place.worker("one", "--concurrency", "2").start()
             yield server, place
