@@ -313,12 +313,15 @@ def test_eight_processes_command_one_run_at_random(
     assert run.report() == report, "it has ended, and something still moves"
     done = deeds(folder, "one")
     standing = {part for word, part in done if word == "did" and done["did", part] > done["undid", part]}
-    told = {step.name for step in report.steps if step.changed and (step.undo is None or step.undo.status != "undone")}
+    kept = [step for step in report.steps if step.undo is None or step.undo.status != "undone"]
+    changed = {step.name for step in kept if step.changed}
+    # A busy machine may lose an attempt's lease while the run is being ended: the report names the step as unknown.
+    unknown = {step.name for step in kept if step.status == "unknown"}
     commands = [event for event in run.events() if event.name == "command"]
     figures("commands", dict(Counter(event.fields["kind"] for event in commands)))
     figures("ended as", str(report.state))
     assert report.state in TERMINAL
-    assert standing == told - {"lights"}
+    assert changed - {"lights"} <= standing <= changed | unknown
     assert done["always", "lights"] or report.state == "failed"
 
 

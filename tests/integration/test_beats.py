@@ -137,12 +137,23 @@ def test_a_start_is_passed_over_while_the_one_before_it_runs(clock: Clockwork) -
     assert all(end == "succeeded" or "not run: " in end for end in ends), ends
 
 
+def is_at_rest(clock: Clockwork) -> bool:
+    """Reports whether no message waits and no run is live."""
+    store = clock.client.store
+    return not clock.place.queue("control") and not store.client.zcard(store.keys.live)
+
+
+def have_ended(clock: Clockwork, prefix: str) -> bool:
+    """Reports whether every run of a schedule has ended."""
+    return all(run.report().ended for run in clock.client.runs(500) if run.id.startswith(prefix))
+
+
 def test_what_was_missed_while_no_beat_was_there_is_made_up_for_as_it_says(clock: Clockwork) -> None:
     marks = Schedules(clock.client.store)
     wait_for("their marks", lambda: {"late", "lost", "every-one"} <= marks.marks().keys())
     for beat in list(clock.beats):
         clock.end(beat)
-    time.sleep(1.0)  # what they have sent is carried out
+    wait_for("what they have sent to be carried out", lambda: is_at_rest(clock))
     before = len(lines(clock.folder / "often.log"))
     now = clock.client.store.now()
     # As if nobody had been there for three hours and a half, and some new year.
@@ -183,7 +194,7 @@ def test_a_schedule_is_listed_started_by_hand_paused_and_resumed(clock: Clockwor
         "schedule": "held", "changed": True, "dry_run": False, "message": "schedule held is paused",
     }  # fmt: skip
     assert place.longshore("schedules", "pause", "held").out == "schedule held was paused already\n"
-    time.sleep(1.0)
+    wait_for("the last start to end", lambda: have_ended(clock, "held."))
     still = len(lines(clock.folder / "held.log"))
     time.sleep(2.5 * EVERY)
     assert len(lines(clock.folder / "held.log")) == still
@@ -216,7 +227,8 @@ def test_redbeat_has_entries_that_come_and_go_while_it_runs(clock: Clockwork) ->
     assert len(set(found)) == len(found)
     assert "nightly" in clock.place.longshore("schedules", "ls").out
     entry.delete()
-    time.sleep(1.0)
+    time.sleep(EVERY)  # a start that was sent has become a run
+    wait_for("the last start to end", lambda: have_ended(clock, "nightly."))
     still = len(lines(log))
     time.sleep(2.0)
     assert len(lines(log)) == still
