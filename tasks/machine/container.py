@@ -21,8 +21,8 @@ from longshore.tasks.operation import Context
 _TELLS_ITS_ID = ["/bin/sh", "-c", 'echo "$$"; exec "$@"', "longshore"]
 #: Seconds between two looks at whether it has ended.
 _LOOK = 0.1
-#: Seconds in which a program that tells its process id has told it.
-_BEGINS = 2.0
+#: Seconds in which an engine under load has started a program, so that it has told its process id.
+_BEGINS = 30.0
 _FILE_LIMIT = 64 * 1024 * 1024
 _SMALL = 1024 * 1024
 

@@ -52,6 +52,7 @@ def touch(ctx: Context, path: Path, text: str = "") -> dict[str, Any]:
 @operation("own.late")
 def late(path: Path, go: Path) -> None:
     """Hangs, as a call of a file system that does not answer does, and then has its effect."""
+    path.with_name(f"{path.name}.began").touch()
     while not go.exists():
         time.sleep(0.1)
     with path.open("a") as log:

@@ -5,13 +5,16 @@ The record is put back to what it was before a moment of the step's life, as a t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from longshore.orchestration import Plan, Run
+from tests.conftest import get
 from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import PATIENCE, Installation, wait_for
+from tests.servers import RedisServer
 
 Record = dict[str, bytes]
 
@@ -52,6 +55,13 @@ def at_work_and_dead(place: Installation, tmp_path: Path, moment: str) -> tuple[
         worker.kill()
     put_back(place, run, moments[moment])
     return run, target
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """A server that was just started: a coordinator compares receipts only where Redis may have lost writes."""
+    with get(RedisServer) as server:
+        yield server
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def plans(folder: Path) -> dict[str, Plan]:
         if name == "hung":
             work = plan.step("work", "own.late", path=str(log), go=str(folder / "go"))
         else:
-            command = f"while [ ! -e {folder}/go ]; do sleep 0.2; done; echo late >> {log}"
+            command = f"touch {log}.began; while [ ! -e {folder}/go ]; do sleep 0.2; done; echo late >> {log}"
             work = plan.step("work", "command.shell.execute", command=command)
         if name == "undo none":
             work.undo("none")
@@ -55,13 +55,10 @@ def place(install: MakeInstallation, monkeypatch: pytest.MonkeyPatch) -> Iterato
         worker.signal_group(signal.SIGCONT)
 
 
-def at_rest(place: Installation, run: Run) -> bool:
-    """Whether it has left its receipt, or stands still before that."""
-    left = place.folder.glob(f"state/receipts/*/{run.id}~*/work.json")
+def at_rest(place: Installation, began: Path) -> bool:
+    """Whether its work has begun, or each process that could do it stands still before that."""
     children = place.at(f"sleeper@{place.namespace}").children()
-    return any(receipt.stat().st_size for receipt in left) or all(
-        "\nState:\tT" in Path(f"/proc/{pid}/status").read_text() for pid in children
-    )
+    return began.exists() or all("\nState:\tT" in Path(f"/proc/{pid}/status").read_text() for pid in children)
 
 
 def asleep(place: Installation, folder: Path, **environment: str) -> tuple[Worker, dict[str, Run]]:
@@ -74,7 +71,8 @@ def asleep(place: Installation, folder: Path, **environment: str) -> tuple[Worke
     runs = {name: place.run(plan) for name, plan in plans(folder).items()}
     for run in runs.values():
         wait_for("it to be at work", lambda: run.report().step("work").status == "running")  # noqa: B023
-    wait_for("each to be where it sleeps", lambda: all(at_rest(place, run) for run in runs.values()))
+    began = [folder / f"{name.replace(' ', '-')}.began" for name in runs]
+    wait_for("each to be where it sleeps", lambda: all(at_rest(place, path) for path in began))
     sleeper.signal_group(signal.SIGSTOP)
     return sleeper, runs
 
