@@ -40,7 +40,7 @@ check: lint ## what to run before each commit: lint, then the unit and store tes
 faults: env ## inject faults in the long form, about half an hour, and write docs/faults.md (LONGSHORE_FAULTS_SEED=n)
 	@rm -rf build/faults
 	@LONGSHORE_FAULTS=long $(WITH_SERVERS) --redis-only $(BIN)/python -m pytest -s tests/faults \
-	  tests/unit/test_checked.py tests/unit/test_plan_rules.py \
+	  tests/unit/orchestration/test_saga_model.py tests/unit/tasks/control/test_plan_rules.py \
 	  $(PYTEST_ARGS)
 	@PYTHONPATH=. $(BIN)/python tests/faults/figures.py
 

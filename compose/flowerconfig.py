@@ -3,4 +3,4 @@
 `longshore flower` and the image use the same; this file is for a Flower of one's own.
 """
 
-from longshore.workers.web.config import *  # noqa: F403 - Flower takes what this file holds
+from longshore.workers.flower_pages.config import *  # noqa: F403 - Flower takes what this file holds

@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longshore.orchestration.client import Client, Run
-    from longshore.orchestration.context import Context, Prediction
+    from longshore.orchestration.authoring.context import Context, Prediction
+    from longshore.orchestration.authoring.functions import operation
+    from longshore.orchestration.client.client import Client, Run
     from longshore.orchestration.errors import (
         Blocked,
         ConfigError,
@@ -34,18 +35,17 @@ if TYPE_CHECKING:
         WaitTimeout,
         exit_code_of,
     )
-    from longshore.orchestration.events import Event
-    from longshore.orchestration.expressions import E
-    from longshore.orchestration.functions import operation
-    from longshore.orchestration.guards import OnlyIf
-    from longshore.orchestration.hooks import Hooks
+    from longshore.orchestration.language.expressions import E
+    from longshore.orchestration.language.guards import OnlyIf
+    from longshore.orchestration.language.params import Param
     from longshore.orchestration.operations import Retry
-    from longshore.orchestration.params import Param
-    from longshore.orchestration.plan import Plan, Step, When
-    from longshore.orchestration.report import Report, StepReport
-    from longshore.orchestration.results import HostResult, Result
+    from longshore.orchestration.operations.results import HostResult, Result
+    from longshore.orchestration.plans.loading import load, parse
+    from longshore.orchestration.plans.model import Plan, Step, When
+    from longshore.orchestration.runs.events import Event
+    from longshore.orchestration.runs.hooks import Hooks
+    from longshore.orchestration.runs.report import Report, StepReport
     from longshore.orchestration.settings import Settings
-    from longshore.orchestration.source import load, parse
     from longshore.orchestration.states import RunState, StepState, UndoState
 
 __all__ = [
@@ -98,38 +98,38 @@ __all__ = [
 
 _HOMES = {
     "Blocked": "errors",
-    "Client": "client",
+    "Client": "client.client",
     "ConfigError": "errors",
-    "Context": "context",
+    "Context": "authoring.context",
     "DecodeError": "errors",
     "Delayed": "errors",
-    "E": "expressions",
-    "Event": "events",
-    "Hooks": "hooks",
-    "HostResult": "results",
+    "E": "language.expressions",
+    "Event": "runs.events",
+    "Hooks": "runs.hooks",
+    "HostResult": "operations.results",
     "LongshoreError": "errors",
-    "OnlyIf": "guards",
+    "OnlyIf": "language.guards",
     "OperationError": "errors",
-    "Param": "params",
+    "Param": "language.params",
     "ParamsError": "errors",
-    "Plan": "plan",
+    "Plan": "plans.model",
     "PlanError": "errors",
-    "Prediction": "context",
+    "Prediction": "authoring.context",
     "Preflight": "errors",
     "QueueFull": "errors",
-    "Report": "report",
-    "Result": "results",
+    "Report": "runs.report",
+    "Result": "operations.results",
     "Retry": "operations",
-    "Run": "client",
+    "Run": "client.client",
     "RunConflict": "errors",
     "RunFailed": "errors",
     "RunLost": "errors",
     "RunState": "states",
     "ServiceDown": "errors",
     "Settings": "settings",
-    "Step": "plan",
+    "Step": "plans.model",
     "StepCancelled": "errors",
-    "StepReport": "report",
+    "StepReport": "runs.report",
     "StepState": "states",
     "StoreUnavailable": "errors",
     "Transient": "errors",
@@ -137,11 +137,11 @@ _HOMES = {
     "UnknownName": "errors",
     "UsageError": "errors",
     "WaitTimeout": "errors",
-    "When": "plan",
+    "When": "plans.model",
     "exit_code_of": "errors",
-    "load": "source",
-    "operation": "functions",
-    "parse": "source",
+    "load": "plans.loading",
+    "operation": "authoring.functions",
+    "parse": "plans.loading",
 }
 
 

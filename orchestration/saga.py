@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from longshore.orchestration.compiled import CompiledPlan, CompiledStep, StepId
-from longshore.orchestration.guards import RUNS, Verdict
+from longshore.orchestration.language.guards import RUNS, Verdict
 from longshore.orchestration.operations import Waits
+from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep, StepId
 from longshore.orchestration.states import (
     STEP_BAD,
     STEP_GOOD,

@@ -22,10 +22,10 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from longshore.orchestration.durations import Duration
 from longshore.orchestration.errors import ConfigError, plain
-from longshore.orchestration.scheduled import Scheduled, ScheduleName
-from longshore.orchestration.selection import is_host_name, parse_facts, parse_labels
+from longshore.orchestration.language.durations import Duration
+from longshore.orchestration.language.schedule import Scheduled, ScheduleName
+from longshore.orchestration.language.targets import is_host_name, parse_facts, parse_labels
 
 #: A plan with more steps is refused: its record would no longer fit into one script's work.
 MAX_STEPS = 10_000

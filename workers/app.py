@@ -7,7 +7,7 @@ import importlib
 from celery import Celery
 
 from longshore.orchestration.operations.base import load_own
-from longshore.workers import beats, logging, presence, transport  # noqa: F401 - they hear Celery's signals
+from longshore.workers import beat, host_agent, logging, transport  # noqa: F401 - they hear Celery's signals
 from longshore.workers.sweeper import Sweeper
 
 
@@ -23,9 +23,9 @@ def make_app() -> Celery:
 
 def _import_operations() -> None:
     """The catalogue's implementations, and the application's own operations."""
-    importlib.import_module("longshore.tasks.messages")
-    importlib.import_module("longshore.tasks.ticks")
-    importlib.import_module("longshore.tasks.telling")
+    importlib.import_module("longshore.tasks.control.celery_tasks")
+    importlib.import_module("longshore.tasks.control.ticks")
+    importlib.import_module("longshore.tasks.control.notifications")
     for module in (
         "noop",
         "command",
@@ -36,11 +36,11 @@ def _import_operations() -> None:
         "docker",
         "compose",
         "cache",
-        "deployed",
-        "job",
+        "stacks",
+        "jobs",
         "waiting",
     ):
-        importlib.import_module(f"longshore.tasks.{module}")
+        importlib.import_module(f"longshore.tasks.operations.{module}")
     load_own()
 
 

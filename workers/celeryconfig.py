@@ -5,8 +5,8 @@ The file stands at the top of a checkout and, as `longshore.workers.celeryconfig
 module named `celeryconfig` in a wheel would become the configuration of every Celery app beside it.
 """
 
-from longshore.orchestration.celery import redbeat
-from longshore.orchestration.schedules import declared
+from longshore.orchestration.schedules.celery_beat import redbeat
+from longshore.orchestration.schedules.schedules import declared
 from longshore.orchestration.settings import get_settings
 from longshore.workers.queues import all_queues
 
@@ -14,7 +14,7 @@ _settings = get_settings()
 
 broker_url = _settings.broker_url()
 # Publishes the bodies of chords and keeps nothing: outcomes live in the saga.
-result_backend = "longshore.workers.backend:SagaBackend"
+result_backend = "longshore.workers.result_backend:SagaBackend"
 
 # JSON only: who can write to Redis must not be able to run code by way of pickle.
 task_serializer = "json"

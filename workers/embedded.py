@@ -24,10 +24,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from longshore.orchestration.embedded import IMPORTS, LEARNED
+from longshore.orchestration.client.embedded import IMPORTS, LEARNED
 from longshore.orchestration.errors import ConfigError, LongshoreError, StoreUnavailable, exit_code_of
 from longshore.orchestration.settings import Settings, get_settings
-from longshore.orchestration.store import Store
+from longshore.orchestration.store.run_store import Store
 
 #: A unix socket's path may not be longer.
 _SOCKET_LIMIT = 100

@@ -7,7 +7,7 @@ from typing import Any
 
 from celery.signals import after_setup_logger, after_setup_task_logger, task_postrun
 
-from longshore.orchestration import logs
+from longshore.orchestration.monitoring import logs
 from longshore.orchestration.settings import get_settings
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from kombu import Queue
 from kombu.utils.scheduling import round_robin_cycle
 
-from longshore.orchestration.compiled import CONTROL, is_forward
 from longshore.orchestration.operations import all_operations
+from longshore.orchestration.plans.compiled import CONTROL, is_forward
 
 #: Families that have a queue although this version has no operation of theirs: own ones may.
 FAMILIES = ("docker", "compose", "cache", "command", "file", "network", "node", "noop", "functions")

@@ -18,19 +18,20 @@ from celery import bootsteps
 from celery.exceptions import WorkerTerminate
 from celery.worker import state as worker_state
 
-from longshore.orchestration import integrity, signing
-from longshore.orchestration.canvas import STEP, UNDO
-from longshore.orchestration.doctor import eviction
 from longshore.orchestration.errors import ConfigError, StoreUnavailable, WrongType
-from longshore.orchestration.selection import is_host_name
+from longshore.orchestration.installation.doctor import eviction
+from longshore.orchestration.language.targets import is_host_name
+from longshore.orchestration.messaging import signing
+from longshore.orchestration.messaging.canvas import STEP, UNDO
 from longshore.orchestration.settings import Settings
-from longshore.orchestration.store import Store
-from longshore.tasks.comparison import HostAgent
-from longshore.tasks.driver import Driver
-from longshore.tasks.plans import Plans
-from longshore.tasks.receipts import Ledger
-from longshore.workers.jobs import JobWatch
-from longshore.workers.presence import Presence, of_worker
+from longshore.orchestration.store import integrity
+from longshore.orchestration.store.run_store import Store
+from longshore.tasks.attempts.receipts import Ledger
+from longshore.tasks.control.coordinator import Driver
+from longshore.tasks.control.receipt_comparison import HostAgent
+from longshore.tasks.loaded_runs import Plans
+from longshore.workers.host_agent import Presence, of_worker
+from longshore.workers.job_agent import JobWatch
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,11 @@ from celery import current_app
 from kombu.transport import TRANSPORT_ALIASES, redis
 from redis.exceptions import ConnectionError, ResponseError  # noqa: A004 - the one that kombu knows
 
-from longshore.orchestration import integrity, signing
-from longshore.orchestration.audit import note_refusal
 from longshore.orchestration.errors import StoreUnavailable
-from longshore.orchestration.store import Store
+from longshore.orchestration.messaging import signing
+from longshore.orchestration.store import integrity
+from longshore.orchestration.store.audit import note_refusal
+from longshore.orchestration.store.run_store import Store
 
 log = logging.getLogger(__name__)
 

@@ -1,9 +1,9 @@
 """A plan can be looked at before it runs: what is wrong with it, its levels, what it would do, how it could end."""
 
 from longshore.orchestration import Plan, PlanError
-from longshore.orchestration.compiled import CompiledPlan
-from longshore.orchestration.explain import explain
-from longshore.orchestration.graph import text
+from longshore.orchestration.plans.compiled import CompiledPlan
+from longshore.orchestration.plans.explain import explain
+from longshore.orchestration.runs.diagram import text
 from longshore.orchestration.testing import rehearse
 
 broken = Plan("broken")

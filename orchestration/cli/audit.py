@@ -16,7 +16,7 @@ from longshore.orchestration.cli.common import client, current, global_options, 
 @global_options
 def audit(limit: int, run: str, refused: bool) -> None:
     """The audit trail, the latest last."""
-    from longshore.orchestration.audit import lines  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.store.audit import lines  # noqa: PLC0415 - see cli.common
 
     found = list(lines(client().store, limit=limit, run=run, refused=refused))[::-1]
     if current().json:

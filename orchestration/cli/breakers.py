@@ -17,7 +17,7 @@ def breaker_group() -> None:
 @command(breaker_group, "ls")
 def ls() -> None:
     """The services that are down; nothing where all answer."""
-    from longshore.orchestration.breakers import Breakers  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.store.breakers import Breakers  # noqa: PLC0415 - see cli.common
 
     options, store = current(), client().store
     found = Breakers(store).open()
@@ -43,8 +43,8 @@ def ls() -> None:
 @click.argument("service")
 def reset(service: str) -> None:
     """Take a service for up again: whoever waits for it goes on, spread over a few seconds."""
-    from longshore.orchestration.breakers import Breakers  # noqa: PLC0415 - see cli.common
     from longshore.orchestration.jobs.schedule import forget_ends  # noqa: PLC0415
+    from longshore.orchestration.store.breakers import Breakers  # noqa: PLC0415 - see cli.common
 
     store = client().store
     breakers = Breakers(store)

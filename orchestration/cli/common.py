@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from longshore.orchestration import printable
 from longshore.orchestration.errors import UsageError
+from longshore.orchestration.language import printable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console
 
-    from longshore.orchestration.client import Client
-    from longshore.orchestration.plan import Plan
+    from longshore.orchestration.client.client import Client
+    from longshore.orchestration.plans.model import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -145,13 +145,13 @@ def command(group: click.Group, name: str | None = None) -> Callable[[F], click.
 
 def client() -> Client:
     """A client for this call."""
-    from longshore.orchestration.client import Client  # noqa: PLC0415 - celery and redis are slow to import
+    from longshore.orchestration.client.client import Client  # noqa: PLC0415 - celery and redis are slow to import
 
     return Client()
 
 
 def load_plan(name: str) -> Plan:
-    from longshore.orchestration.source import load  # noqa: PLC0415 - pydantic is slow to import
+    from longshore.orchestration.plans.loading import load  # noqa: PLC0415 - pydantic is slow to import
 
     return load(name)
 
@@ -160,7 +160,7 @@ def read_params(plan: Plan, pairs: tuple[str, ...], file: str | None) -> dict[st
     """Parameters from a file, then from `-p name=value`, which win."""
     from pathlib import Path  # noqa: PLC0415 - beside its only use
 
-    from longshore.orchestration.source import read_mapping  # noqa: PLC0415 - see load_plan
+    from longshore.orchestration.plans.loading import read_mapping  # noqa: PLC0415 - see load_plan
 
     values = read_mapping(Path(file)) if file else {}
     for pair in pairs:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from longshore.orchestration import printable
+from longshore.orchestration.language import printable
 
 
 class PlainConsole(Console):

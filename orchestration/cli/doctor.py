@@ -15,7 +15,7 @@ _MARKS = {"ok": "ok     ", "warning": "warning", "error": "ERROR  "}
 @global_options
 def doctor() -> None:
     """Look at Redis, the workers, and what waits for somebody; 1 where something is wrong."""
-    from longshore.orchestration.doctor import examine  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.installation.doctor import examine  # noqa: PLC0415 - see cli.common
 
     options = current()
     found = examine(client().store)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from longshore.orchestration.cli.common import client, current, global_options, leave, say, say_report
-from longshore.orchestration.durations import parse_duration
 from longshore.orchestration.errors import UsageError
+from longshore.orchestration.language.durations import parse_duration
 
 
 @click.command()
@@ -19,7 +19,7 @@ def gc(older_than: str | None, host: str, every_run: bool) -> None:
     were put aside, revisions of stacks, receipts. What a run that is known may need stays.
     """
     from longshore.orchestration.cli.run import begin  # noqa: PLC0415 - see cli.common
-    from longshore.orchestration.plan import single  # noqa: PLC0415
+    from longshore.orchestration.plans.model import single  # noqa: PLC0415
 
     params: dict[str, object] = {"every_run": True} if every_run else {}
     if older_than is not None:

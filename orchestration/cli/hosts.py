@@ -11,7 +11,7 @@ from longshore.orchestration.cli.common import client, command, current, leave, 
 from longshore.orchestration.errors import UsageError
 
 if TYPE_CHECKING:
-    from longshore.orchestration.hosts import Host, Hosts
+    from longshore.orchestration.store.hosts import Host, Hosts
 
 #: Seconds that a host's workers are given to hear of it.
 _HEARD = 15.0
@@ -43,8 +43,8 @@ def ls(
     """The hosts, a line each: state, labels, facts, workers."""
     from pydantic import ValidationError  # noqa: PLC0415 - slow to import
 
-    from longshore.orchestration.hosts import HostState, matching  # noqa: PLC0415 - see cli.common
-    from longshore.orchestration.selection import HostFilter, parse_facts  # noqa: PLC0415
+    from longshore.orchestration.language.targets import HostFilter, parse_facts  # noqa: PLC0415
+    from longshore.orchestration.store.hosts import HostState, matching  # noqa: PLC0415 - see cli.common
 
     options = current()
     try:
@@ -103,7 +103,7 @@ def show(host: str) -> None:
 @click.option("--timeout", default=3600.0, show_default=True, help="Seconds that --wait waits at most.")
 def drain(host: str, stop: bool, wait: bool, timeout: float) -> None:
     """No new work for a host. What runs there ends; undo and what always runs are still done."""
-    from longshore.orchestration.hosts import HostState  # noqa: PLC0415
+    from longshore.orchestration.store.hosts import HostState  # noqa: PLC0415
 
     hosts = _registry()
     found = hosts.get(host)
@@ -159,7 +159,7 @@ def forget(host: str) -> None:
 
 
 def _registry() -> Hosts:
-    from longshore.orchestration.hosts import Hosts  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.store.hosts import Hosts  # noqa: PLC0415 - see cli.common
 
     return Hosts(client().store)
 

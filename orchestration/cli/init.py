@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 
 from longshore.orchestration.cli.common import current, global_options, tell
-from longshore.orchestration.durations import parse_duration
 from longshore.orchestration.errors import UsageError
+from longshore.orchestration.language.durations import parse_duration
 
 #: Made in the folder: one for each reader, to be mounted as a whole, for what is made anew takes the old one's place.
 KEYS, CLIENT_KEYS, USERS, ENVIRONMENT = "worker/keys.json", "client/keys.json", "redis/users.acl", "env"
@@ -35,7 +35,8 @@ def init(folder: Path, rotate: bool, after: str, queues: tuple[str, ...], where:
     compose --env-file, and plans, an empty folder for the secrets that plans may name. Nothing that is there is
     replaced.
     """
-    from longshore.orchestration import acl, signing  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.installation import acl  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.messaging import signing  # noqa: PLC0415 - see cli.common
     from longshore.orchestration.settings import get_settings  # noqa: PLC0415
 
     made: dict[str, str] = {}

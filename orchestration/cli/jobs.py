@@ -13,7 +13,7 @@ from longshore.orchestration.cli.run import begin_job, rehearse
 from longshore.orchestration.errors import UsageError
 
 if TYPE_CHECKING:
-    from longshore.orchestration.jobs.board import Known
+    from longshore.orchestration.jobs.discovery import Known
     from longshore.orchestration.jobs.labels import Finding, Job
 
 _FILE = click.option("-f", "--file", "files", multiple=True, metavar="FILE", help="Jobs that a file describes, too.")
@@ -48,9 +48,9 @@ def ls(files: tuple[str, ...], strict: bool) -> None:
 @_STRICT
 def show(name: str, host: str | None, files: tuple[str, ...], strict: bool) -> None:
     """A job, and the plan that it is run by."""
-    from longshore.orchestration.compiled import CompiledPlan  # noqa: PLC0415 - see cli.common
-    from longshore.orchestration.explain import explain  # noqa: PLC0415
     from longshore.orchestration.jobs import job_plan  # noqa: PLC0415
+    from longshore.orchestration.plans.compiled import CompiledPlan  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.plans.explain import explain  # noqa: PLC0415
 
     made, options = client(), current()
     known = made.jobs(files=files)

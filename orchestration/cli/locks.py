@@ -17,8 +17,8 @@ def locks_group() -> None:
 @command(locks_group, "ls")
 def ls() -> None:
     """The locks that are held; nothing where none is."""
-    from longshore.orchestration.admission import Admission  # noqa: PLC0415
-    from longshore.orchestration.locks import Locks  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.store.admission import Admission  # noqa: PLC0415
+    from longshore.orchestration.store.locks import Locks  # noqa: PLC0415 - see cli.common
 
     options, store = current(), client().store
     found, runs = Locks(store).held(), Admission(store).held()

@@ -11,7 +11,6 @@ import click
 from longshore.orchestration.cli.audit import audit
 from longshore.orchestration.cli.breakers import breaker_group
 from longshore.orchestration.cli.common import Options, current, global_options, say, say_lines
-from longshore.orchestration.cli.deployed import check, orchestrate, rebuild, restart, select
 from longshore.orchestration.cli.doctor import doctor
 from longshore.orchestration.cli.gc import gc
 from longshore.orchestration.cli.hosts import hosts_group
@@ -20,11 +19,12 @@ from longshore.orchestration.cli.jobs import job_group
 from longshore.orchestration.cli.locks import locks_group
 from longshore.orchestration.cli.metrics import metrics
 from longshore.orchestration.cli.ops import ops_group
-from longshore.orchestration.cli.parts import beat, dev, flower, worker
 from longshore.orchestration.cli.plans import plan_group
+from longshore.orchestration.cli.processes import beat, dev, flower, worker
 from longshore.orchestration.cli.run import run
 from longshore.orchestration.cli.runs import runs_group
 from longshore.orchestration.cli.schedules import schedules_group
+from longshore.orchestration.cli.stacks import check, orchestrate, rebuild, restart, select
 from longshore.orchestration.errors import LongshoreError, exit_code_of
 
 

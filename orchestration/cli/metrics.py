@@ -16,7 +16,7 @@ from longshore.orchestration.errors import ConfigError, UsageError
 @global_options
 def metrics(listen: str | None) -> None:
     """What runs and steps came to, queues, hosts and services, as Prometheus reads them."""
-    from longshore.orchestration.backlog import backlogs  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.store.queue_lengths import backlogs  # noqa: PLC0415 - see cli.common
 
     store = client().store
     if listen is None and current().json:
@@ -25,7 +25,7 @@ def metrics(listen: str | None) -> None:
     try:
         from prometheus_client import start_http_server  # noqa: PLC0415 - an extra
 
-        from longshore.orchestration.metrics import registry, text  # noqa: PLC0415
+        from longshore.orchestration.monitoring.metrics import registry, text  # noqa: PLC0415
     except ImportError:
         raise ConfigError("prometheus-client is missing", remedy="pip install 'longshore[metrics]'") from None
     if listen is None and current().dry_run:

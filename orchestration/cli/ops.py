@@ -40,8 +40,8 @@ def ls(pattern: str) -> None:
 @click.argument("operation")
 def show(operation: str) -> None:
     """What OPERATION takes, gives and promises."""
-    from longshore.orchestration.catalogue import describe  # noqa: PLC0415 - see cli.common
     from longshore.orchestration.operations import find  # noqa: PLC0415
+    from longshore.orchestration.operations.reference import describe  # noqa: PLC0415 - see cli.common
 
     said = describe(find(operation))
     if current().json:
@@ -86,7 +86,7 @@ def run(
     """
     from longshore.orchestration.cli.run import begin  # noqa: PLC0415 - see cli.common
     from longshore.orchestration.operations import find  # noqa: PLC0415
-    from longshore.orchestration.plan import single  # noqa: PLC0415
+    from longshore.orchestration.plans.model import single  # noqa: PLC0415
 
     values = typed(find(operation), read_values(params))
     plan = single(operation, values, target=target, inside=inside, timeout=timeout)

@@ -10,7 +10,7 @@ from longshore.orchestration.cli.common import command, current, leave, load_pla
 from longshore.orchestration.errors import PlanError
 
 if TYPE_CHECKING:
-    from longshore.orchestration.report import Report
+    from longshore.orchestration.runs.report import Report
 
 
 @click.group("plan")
@@ -22,7 +22,7 @@ def plan_group() -> None:
 @click.argument("plan")
 def validate(plan: str) -> None:
     """Say whether PLAN can be run, and everything that is wrong with it."""
-    from longshore.orchestration.denied import denied  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.plans.policy import denied  # noqa: PLC0415 - see cli.common
     from longshore.orchestration.settings import get_settings  # noqa: PLC0415
 
     options = current()
@@ -51,7 +51,7 @@ def _as_json(problem: object) -> dict[str, object]:
 @click.argument("plan")
 def levels(plan: str) -> None:
     """Print the levels of PLAN: what runs at the same time."""
-    from longshore.orchestration.compiled import CompiledPlan  # noqa: PLC0415 - slow to import
+    from longshore.orchestration.plans.compiled import CompiledPlan  # noqa: PLC0415 - slow to import
 
     compiled = CompiledPlan(load_plan(plan))
     names = [[compiled.steps[i].name for i in members] for members in compiled.levels]
@@ -66,8 +66,8 @@ def levels(plan: str) -> None:
 @click.argument("plan")
 def explain(plan: str) -> None:
     """Tell what PLAN would do: order, retries, undo, and what would stand."""
-    from longshore.orchestration.compiled import CompiledPlan  # noqa: PLC0415 - slow to import
-    from longshore.orchestration.explain import explain as told  # noqa: PLC0415
+    from longshore.orchestration.plans.compiled import CompiledPlan  # noqa: PLC0415 - slow to import
+    from longshore.orchestration.plans.explain import explain as told  # noqa: PLC0415
 
     text = told(CompiledPlan(load_plan(plan)))
     if current().json:
@@ -87,8 +87,8 @@ def explain(plan: str) -> None:
 )
 def graph(plan: str, form: str) -> None:
     """Draw PLAN."""
-    from longshore.orchestration.compiled import CompiledPlan  # noqa: PLC0415 - slow to import
-    from longshore.orchestration.graph import FORMATS  # noqa: PLC0415
+    from longshore.orchestration.plans.compiled import CompiledPlan  # noqa: PLC0415 - slow to import
+    from longshore.orchestration.runs.diagram import FORMATS  # noqa: PLC0415
 
     say_lines(FORMATS[form](CompiledPlan(load_plan(plan))))
 
@@ -134,6 +134,6 @@ def _tell(failed: str | None, report: Report) -> None:
 @command(plan_group, "schema")
 def schema() -> None:
     """Print the JSON Schema of plans, for editors."""
-    from longshore.orchestration.source import schema as made  # noqa: PLC0415 - slow to import
+    from longshore.orchestration.plans.loading import schema as made  # noqa: PLC0415 - slow to import
 
     current().show(made())

@@ -25,8 +25,8 @@ from longshore.orchestration.errors import RunLost
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from longshore.orchestration.client import Client, Run
-    from longshore.orchestration.plan import Plan
+    from longshore.orchestration.client.client import Client, Run
+    from longshore.orchestration.plans.model import Plan
 
 #: A second Ctrl-C within so many seconds cancels the run.
 _SECOND_THOUGHT = 2.0
@@ -111,7 +111,7 @@ def watch_to_end(run: Run, *, show: bool = False, follow: str = "") -> int:
 
     `follow`: the step whose output is shown as it comes.
     """
-    from longshore.orchestration import live  # noqa: PLC0415 - rich is slow to import
+    from longshore.orchestration.client import live  # noqa: PLC0415 - rich is slow to import
 
     options = current()
     console = options.console()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from longshore.orchestration import printable
 from longshore.orchestration.cli.common import (
     client,
     command,
@@ -21,14 +20,15 @@ from longshore.orchestration.cli.common import (
     tell,
 )
 from longshore.orchestration.cli.run import attend, watch_to_end
-from longshore.orchestration.durations import parse_duration
 from longshore.orchestration.errors import UsageError
+from longshore.orchestration.language import printable
+from longshore.orchestration.language.durations import parse_duration
 from longshore.orchestration.states import TERMINAL
 
 if TYPE_CHECKING:
-    from longshore.orchestration.client import Resolution, Run
-    from longshore.orchestration.replay import Replay
-    from longshore.orchestration.report import Report
+    from longshore.orchestration.client.client import Resolution, Run
+    from longshore.orchestration.client.replay import Replay
+    from longshore.orchestration.runs.report import Report
 
 
 @click.group("runs")
@@ -45,7 +45,7 @@ def runs_group() -> None:
 @click.option("--text", default="", help="A part of the id, the plan, who started it, or the error.")
 def ls(limit: int, plan: str, state: str, label: str, since: str, text: str) -> None:
     """The latest runs, newest first."""
-    from longshore.orchestration.runs import Filter, search  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.runs.search import Filter, search  # noqa: PLC0415 - see cli.common
 
     options, wanted = current(), Filter.read(text, plan, state, label, since)
     asked = client()
@@ -82,7 +82,7 @@ def _readable(run: Run) -> Report | None:
 @click.argument("run")
 def show(run: str) -> None:
     """A run's report; ends with the run's exit code."""
-    from longshore.orchestration import live  # noqa: PLC0415 - rich is slow to import
+    from longshore.orchestration.client import live  # noqa: PLC0415 - rich is slow to import
 
     options = current()
     report = client().get(run).report()
@@ -169,7 +169,7 @@ def undo(run: str, reason: str, detach: bool) -> None:
 @click.option("--detach", is_flag=True, help="Do not wait for its end.")
 def resume(run: str, reason: str, detach: bool) -> None:
     """Have a run go on: where it is suspended, from the first step that is not done, or with a failed undo."""
-    from longshore.orchestration import live  # noqa: PLC0415 - rich is slow to import
+    from longshore.orchestration.client import live  # noqa: PLC0415 - rich is slow to import
 
     found, options = client().get(run), current()
     if options.dry_run:
@@ -353,7 +353,7 @@ def approve(run: str, step: str, reject: bool, note: str) -> None:
 
 def _carried_out(run_id: str, command_id: str, *, detach: bool) -> int:
     """0 if it was done as asked, 1 if it could not be, 3 if something is left over."""
-    from longshore.orchestration import live  # noqa: PLC0415 - rich is slow to import
+    from longshore.orchestration.client import live  # noqa: PLC0415 - rich is slow to import
 
     options = current()
     run = client().get(run_id)

@@ -19,11 +19,11 @@ def schedules_group() -> None:
 @command(schedules_group, "ls")
 def ls() -> None:
     """All schedules: of the configuration, of stored plans, of other beats' entries, and of jobs."""
-    from longshore.orchestration import schedules, timing  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.schedules import due_times, schedules  # noqa: PLC0415 - see cli.common
 
     options, asked = current(), client()
     known, wrong = schedules.declared(asked.settings)
-    kept = timing.Schedules(asked.store)
+    kept = due_times.Schedules(asked.store)
     marks, paused, now = kept.marks(), kept.paused(), asked.store.now()
     rows = [
         {
@@ -73,7 +73,7 @@ def _time(ms: int) -> str:
 @click.option("--detach", is_flag=True, help="Do not wait for its end.")
 def trigger(name: str, detach: bool) -> None:
     """Start it now, whatever its times are; they stay as they are."""
-    from longshore.orchestration import schedules  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.schedules import schedules  # noqa: PLC0415 - see cli.common
 
     asked = client()
     if current().dry_run:
@@ -101,14 +101,14 @@ def resume(name: str) -> None:
 
 
 def _pause(name: str, *, paused: bool) -> None:
-    from longshore.orchestration import schedules, timing  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.schedules import due_times, schedules  # noqa: PLC0415 - see cli.common
 
     asked = client()
     try:
         schedules.find(asked.settings, name)
     except UnknownName as error:
         # Of a job, or of an entry in somebody's beat: known by what was done for it.
-        if name not in timing.Schedules(asked.store).marks():
+        if name not in due_times.Schedules(asked.store).marks():
             raise error from None
     word = "paused" if paused else "resumed"
     if current().dry_run:

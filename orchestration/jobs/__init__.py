@@ -6,7 +6,7 @@ jobs that have a schedule are started by beat's tick (`schedule`).
 """
 
 from longshore.orchestration.jobs.labels import Discovered, Entity, Finding, Job, Mount, discover
-from longshore.orchestration.jobs.outcome import JobReport
 from longshore.orchestration.jobs.plan import job_plan
+from longshore.orchestration.runs.job_outcome import JobReport
 
 __all__ = ["Discovered", "Entity", "Finding", "Job", "JobReport", "Mount", "discover", "job_plan"]

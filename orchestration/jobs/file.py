@@ -18,14 +18,14 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from longshore.orchestration.durations import Duration
 from longshore.orchestration.errors import ConfigError, LongshoreError, plain
 from longshore.orchestration.jobs.labels import Finding, Mount, Pull, Scope
+from longshore.orchestration.language.durations import Duration
+from longshore.orchestration.language.schedule import Missed, Overlap, parse_cron, parse_zone
+from longshore.orchestration.language.targets import is_host_name
 from longshore.orchestration.operations.docker.fields import NAME as VOLUME
-from longshore.orchestration.plan import NAME
-from longshore.orchestration.selection import is_host_name
-from longshore.orchestration.source import read_mapping
-from longshore.orchestration.timing import Missed, Overlap, parse_cron, parse_zone
+from longshore.orchestration.plans.loading import read_mapping
+from longshore.orchestration.plans.model import NAME
 
 
 def _host(value: str) -> str:

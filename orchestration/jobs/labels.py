@@ -30,9 +30,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from longshore.orchestration.durations import parse_duration
-from longshore.orchestration.plan import NAME
-from longshore.orchestration.timing import Missed, Overlap, parse_cron, parse_zone
+from longshore.orchestration.language.durations import parse_duration
+from longshore.orchestration.language.schedule import Missed, Overlap, parse_cron, parse_zone
+from longshore.orchestration.plans.model import NAME
 
 PREFIX = "longshore.job."
 STACK = "longshore.stack"

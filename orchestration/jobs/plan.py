@@ -7,15 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from longshore.orchestration.durations import parse_duration
 from longshore.orchestration.errors import UsageError
 from longshore.orchestration.jobs.labels import Job
-from longshore.orchestration.plan import Concurrency, Plan, StepHandle
+from longshore.orchestration.language.durations import parse_duration
+from longshore.orchestration.plans.labels import JOB_LABEL, RECONSTRUCTED_LABEL
+from longshore.orchestration.plans.model import Concurrency, Plan, StepHandle
 
-#: What a plan is that runs a job: the name of the label that holds the job's.
-LABEL = "job"
-#: On the plan of a run that was made again out of the labels of its worker.
-RECONSTRUCTED = "reconstructed"
 #: Seconds of an attempt at the work beyond the work itself: for its end, its output, and the engine.
 _AROUND = 120.0
 
@@ -62,7 +59,7 @@ def job_plan(
     """
     chosen = choices or Choices()
     job = chosen.of(job)
-    plan = _plan(job, host, {RECONSTRUCTED: "true"} if reconstructed else {}, waits=reconstructed)
+    plan = _plan(job, host, {RECONSTRUCTED_LABEL: "true"} if reconstructed else {}, waits=reconstructed)
     around = _around(job)
     # All of its steps are there in any case: whoever has the plan that it had before reads its record by their order.
     image = plan.step("image", "docker.pull.execute", image=_literal(job.image), policy=job.pull).undo("none")
@@ -102,7 +99,7 @@ def _plan(job: Job, host: str, labels: dict[str, str], *, waits: bool) -> Plan:
     """Without its steps. `waits`: it has its turn whatever the job says of overlaps."""
     return Plan(
         f"job.{job.name}"[:64],
-        labels={LABEL: job.name} | labels,
+        labels={JOB_LABEL: job.name} | labels,
         target=host or job.host or "_any",
         concurrency=Concurrency(
             key=_literal(f"job {job.host}/{job.name}"), limit=1, on_limit="queue" if waits else job.overlap

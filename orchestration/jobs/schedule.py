@@ -12,8 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longshore.orchestration import timing
-from longshore.orchestration.breakers import Breakers
 from longshore.orchestration.errors import (
     LongshoreError,
     QueueFull,
@@ -21,14 +19,16 @@ from longshore.orchestration.errors import (
     StoreUnavailable,
     WaitTimeout,
 )
-from longshore.orchestration.jobs.board import Board, Known, Seen, declared_in
+from longshore.orchestration.jobs.discovery import Board, Known, Seen, declared_in
 from longshore.orchestration.jobs.labels import Job
 from longshore.orchestration.jobs.plan import job_plan
-from longshore.orchestration.store import Store
-from longshore.orchestration.timing import Mark, Schedules
+from longshore.orchestration.language import schedule
+from longshore.orchestration.schedules.due_times import Mark, Schedules
+from longshore.orchestration.store.breakers import Breakers
+from longshore.orchestration.store.run_store import Store
 
 if TYPE_CHECKING:
-    from longshore.orchestration.client import Client, Run
+    from longshore.orchestration.client.client import Client, Run
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +53,16 @@ def service(key: str) -> str:
 
 def planned(job: Job, after: int, until: int) -> list[int]:
     """Its planned times in (after, until], ms since 1970, the latest hundred."""
-    return timing.by_cron(job.schedule, job.timezone, after, until)
+    return schedule.by_cron(job.schedule, job.timezone, after, until)
 
 
 def upcoming(job: Job, now: int) -> datetime | None:
     """When it is planned next; None without a schedule, or where that never comes."""
-    return timing.next_by_cron(job.schedule, job.timezone, now) if job.schedule else None
+    return schedule.next_by_cron(job.schedule, job.timezone, now) if job.schedule else None
 
 
 def run_id_of(job: Job, at: int) -> str:
-    return timing.run_id(key_of(job), at)
+    return schedule.run_id(key_of(job), at)
 
 
 def tick(client: Client, files: Iterable[Path]) -> list[Run]:
@@ -145,7 +145,7 @@ def _start_due(client: Client, schedules: Schedules, job: Job, mark: Mark | None
         schedules.put(key, Mark(times[-1], mark.schedule))
         return []
     started = []
-    for at in timing.chosen(job.missed, times, now, max(timing.ON_TIME, 2 * client.settings.tick)):
+    for at in schedule.chosen(job.missed, times, now, max(schedule.ON_TIME, 2 * client.settings.tick)):
         try:
             started.append(client.start(job_plan(job), run_id=run_id_of(job, at)))
         except RunConflict:

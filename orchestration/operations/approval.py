@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from longshore.orchestration.durations import Duration
+from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.operations.base import NO_RETRY, Kind, Operation, Params, Result, Undo, Waits, register
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from longshore.orchestration.durations import Duration
 from longshore.orchestration.errors import ConfigError, UnknownName
+from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.settings import get_settings
 
 
@@ -162,7 +162,7 @@ class Operation:
     #: Whether it can be done inside a container (`in:` of a step).
     inside: bool = False
     about: About | None = None
-    #: Of an application's own: what does it (`longshore.orchestration.functions`).
+    #: Of an application's own: what does it (`longshore.orchestration.authoring.functions`).
     function: Any = None
 
     @property

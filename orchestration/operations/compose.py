@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from longshore.orchestration.durations import Duration
+from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.operations.base import LOOKS, About, Kind, Operation, Params, Result, Undo, register
 from longshore.orchestration.operations.command import (
     COMMAND_ABOUT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from longshore.orchestration.durations import Duration
+from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.operations.base import Kind, Operation, Params, Result, Undo, register
 
 

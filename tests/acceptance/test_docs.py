@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from longshore.orchestration import Plan, embedded, load
+from longshore.orchestration import Plan, load
+from longshore.orchestration.client import embedded
 from longshore.orchestration.states import diagram
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from longshore.orchestration import embedded
+from longshore.orchestration.client import embedded
 from tests.servers import RedisServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,9 +125,9 @@ def test_fleet(environment: dict[str, str], tmp_path: Path) -> None:
 
 
 def live_hosts(env: dict[str, str]) -> list[str]:
-    from longshore.orchestration.hosts import Hosts
     from longshore.orchestration.settings import Settings
-    from longshore.orchestration.store import Store
+    from longshore.orchestration.store.hosts import Hosts
+    from longshore.orchestration.store.run_store import Store
 
     store = Store(Settings(redis_url=f"unix://{env['LONGSHORE_STATE_DIR']}/redis.sock"))
     try:

@@ -17,10 +17,10 @@ import yaml
 from celery import Celery
 from click.testing import CliRunner
 
-from longshore.orchestration import embedded
 from longshore.orchestration.cli.main import cli
-from longshore.orchestration.metrics import _COUNTERS, _HISTOGRAMS
-from longshore.orchestration.scheduled import Scheduled
+from longshore.orchestration.client import embedded
+from longshore.orchestration.language.schedule import Scheduled
+from longshore.orchestration.monitoring.metrics import _COUNTERS, _HISTOGRAMS
 from longshore.orchestration.settings import Settings, get_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,7 +103,7 @@ def test_alerts_and_dashboard_name_metrics_that_there_are() -> None:
     dashboard = json.loads((ROOT / "compose/grafana/longshore.json").read_text())
     asked = [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
     asked += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    text = (ROOT / "orchestration/metrics.py").read_text()
+    text = (ROOT / "orchestration/monitoring/metrics.py").read_text()
     known = set(re.findall(r'"(longshore_\w+)"', text))
     known |= {f"{name}_total" for _, name, _, _ in _COUNTERS}
     known |= {f"{name}{end}" for _, name, _, _ in _HISTOGRAMS for end in ("_bucket", "_sum", "_count")}

@@ -15,10 +15,10 @@ from docker.errors import APIError, NotFound
 
 from longshore.orchestration.operations import find
 from longshore.orchestration.settings import get_settings
-from longshore.tasks import compose as compose_tasks
-from longshore.tasks import docker as docker_tasks
-from longshore.tasks.engine import close_engine
-from longshore.tasks.operation import Context, Outcome, Prediction, implementation
+from longshore.tasks.host.engine.port import close_engine
+from longshore.tasks.implementation import Context, Outcome, Prediction, implementation
+from longshore.tasks.operations import compose as compose_tasks
+from longshore.tasks.operations import docker as docker_tasks
 from tests import servers
 from tests.conftest import get
 from tests.servers import PREFIX, engine_url

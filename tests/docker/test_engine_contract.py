@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from longshore.orchestration.errors import OperationError, StepCancelled
-from longshore.tasks.engine import Conflict, Container, Engine, NotThere, engine_url
-from longshore.tasks.engine.client import DockerEngine
-from longshore.tasks.engine.memory import MemoryEngine
+from longshore.tasks.host.engine.client import DockerEngine
+from longshore.tasks.host.engine.port import Conflict, Container, Engine, NotThere, engine_url
+from longshore.tasks.simulation.engine import MemoryEngine
 
 if TYPE_CHECKING:
     import docker
@@ -170,7 +170,7 @@ def test_an_image_has_names(port: Engine) -> None:
 
 
 def test_functions_have_the_sdks_own_client(engine: docker.APIClient) -> None:
-    from longshore.tasks.attempt import _engine
+    from longshore.tasks.attempts.base import _engine
 
     client = _engine()
     assert client.ping()

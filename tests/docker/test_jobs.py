@@ -28,11 +28,11 @@ from longshore.orchestration.errors import (
 from longshore.orchestration.jobs import labels
 from longshore.orchestration.jobs.file import read_jobs
 from longshore.orchestration.states import TERMINAL
-from longshore.tasks.crash import JOB_POINTS
-from longshore.tasks.engine import engine
-from longshore.tasks.job.found import workers
-from longshore.workers.jobs import JobWatch
-from tests.docker.in_between import InBetween, refusal
+from longshore.tasks.crash_points import JOB_POINTS
+from longshore.tasks.host.engine.port import engine
+from longshore.tasks.operations.jobs.discovery import workers
+from longshore.workers.job_agent import JobWatch
+from tests.docker.engine_proxy import InBetween, refusal
 from tests.docker.job_stack import COUNT, RUNNING, JobStack, shop
 from tests.integration.conftest import QUICK, MakeInstallation, module_installation, short_folder
 from tests.integration.processes import Installation, Worker, wait_for
@@ -524,7 +524,7 @@ def test_a_stack_that_was_not_up_is_brought_up_later(
 
     wait_for("it to be well", shop.is_well)
     watch = JobWatch(client.store, HOST, ("docker",))
-    monkeypatch.setattr("longshore.workers.jobs._AGAIN", (0.0,))
+    monkeypatch.setattr("longshore.workers.job_agent._AGAIN", (0.0,))
     watch.finish()
     watch.finish()
     later = client.get(f"{shop.name}-down.again1").wait(SOON)

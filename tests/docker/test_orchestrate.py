@@ -21,14 +21,14 @@ import pytest
 import yaml
 from docker.errors import NotFound
 
-from longshore.orchestration.caches import Caches, Entry
-from longshore.orchestration.deployed.plan import Manner
-from longshore.orchestration.deployed.rules import described
-from longshore.orchestration.report import StepReport
-from longshore.tasks.compose.cli import _program
-from longshore.tasks.crash import DEPLOYED_POINTS
+from longshore.orchestration.runs.report import StepReport
+from longshore.orchestration.stacks.plan import Manner
+from longshore.orchestration.stacks.rules import described
+from longshore.orchestration.store.caches import Caches, Entry
+from longshore.tasks.crash_points import DEPLOYED_POINTS
+from longshore.tasks.operations.compose.cli import _program
 from tests.conftest import get
-from tests.docker.in_between import InBetween
+from tests.docker.engine_proxy import InBetween
 from tests.docker.two_stacks import Project, changed
 from tests.integration.conftest import MakeInstallation, install, module_installation, short_folder
 from tests.integration.processes import LONGSHORE, Installation, all_that_is_kept, redis_of, wait_for

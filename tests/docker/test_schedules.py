@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from longshore.orchestration import Run
-from longshore.orchestration.breakers import Breakers
-from longshore.orchestration.timing import Mark, Schedules
+from longshore.orchestration.schedules.due_times import Mark, Schedules
+from longshore.orchestration.store.breakers import Breakers
 from tests.docker.job_stack import JobStack, shop
 from tests.fork_server import Process
 from tests.integration.conftest import MakeInstallation, module_installation

@@ -85,11 +85,11 @@ def place(own_redis: servers.RedisServer, tmp_path: Path, monkeypatch: pytest.Mo
     made = Installation(own_redis.url, tmp_path / "place")
     made.folder.mkdir()
     made.options = {
-        "lease": "1s", "sweep_interval": "300ms", "connect_timeout": "5s", "imports": "tests.faults.deeds",
+        "lease": "1s", "sweep_interval": "300ms", "connect_timeout": "5s", "imports": "tests.faults.effects",
     }  # fmt: skip
     monkeypatch.setenv("PYTHONPATH", made.pythonpath)
-    monkeypatch.setenv("LONGSHORE_IMPORTS", "tests.faults.deeds")
-    import tests.faults.deeds  # noqa: F401 - the plans are checked here
+    monkeypatch.setenv("LONGSHORE_IMPORTS", "tests.faults.effects")
+    import tests.faults.effects  # noqa: F401 - the plans are checked here
 
     yield made
     made.close()

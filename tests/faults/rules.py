@@ -7,7 +7,7 @@ from pathlib import Path
 
 from longshore.orchestration import Plan, Report, StepState, UndoState
 from longshore.orchestration.states import STEP_FINAL, TERMINAL, UNDO_FINAL
-from tests.faults.deeds import deeds
+from tests.faults.effects import deeds
 
 #: Steps that must not be done twice.
 ONCE = frozenset({"act", "act-too"})

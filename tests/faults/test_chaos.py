@@ -20,7 +20,7 @@ from longshore.orchestration.states import STEP_FINAL, TERMINAL, RunState, UndoS
 from tests import servers
 from tests.conftest import get
 from tests.faults.conftest import Form
-from tests.faults.deeds import deeds
+from tests.faults.effects import deeds
 from tests.faults.storm import Messages, Storm
 from tests.integration.processes import Installation
 

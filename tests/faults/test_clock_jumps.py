@@ -13,7 +13,7 @@ from longshore.orchestration import Plan
 from tests import servers
 from tests.conftest import get
 from tests.faults.conftest import Form
-from tests.faults.deeds import deeds
+from tests.faults.effects import deeds
 from tests.integration.processes import Installation, wait_for
 
 pytestmark = pytest.mark.timeout(600)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from longshore.orchestration import Plan, Run
-from longshore.orchestration.plan import StepHandle
-from longshore.tasks.crash import HELD_POINTS, POINTS
+from longshore.orchestration.plans.model import StepHandle
+from longshore.tasks.crash_points import HELD_POINTS, POINTS
 from tests.faults.conftest import LONG, Form
-from tests.faults.deeds import deeds
+from tests.faults.effects import deeds
 from tests.integration.processes import PATIENCE, Installation, Worker, lines, wait_for
 
 pytestmark = pytest.mark.timeout(3600)

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from longshore.orchestration import Client, LongshoreError, Plan, Run, Settings, StoreUnavailable
-from longshore.orchestration.breakers import Breakers
 from longshore.orchestration.states import TERMINAL
+from longshore.orchestration.store.breakers import Breakers
 from tests.faults import rules
 from tests.faults.conftest import LONG, Form
-from tests.faults.deeds import deeds
+from tests.faults.effects import deeds
 from tests.faults.proxy import Proxy
 from tests.faults.storm import histogram
 from tests.faults.test_storms import Load, four_workers, until

@@ -13,18 +13,23 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longshore.orchestration import Plan, audit, counting, doctor, integrity, parse, signing, templates
-from longshore.orchestration.admission import Admission
-from longshore.orchestration.denied import denied
+from longshore.orchestration import Plan, parse
+from longshore.orchestration.client.request import request_body
 from longshore.orchestration.errors import LongshoreError, PlanError
-from longshore.orchestration.keys import RUN_TYPES, TYPES
-from longshore.orchestration.request import request_body
-from longshore.orchestration.runs import Filter, search
+from longshore.orchestration.installation import doctor
+from longshore.orchestration.language import templates
+from longshore.orchestration.language.templates import TemplateProblem, render
+from longshore.orchestration.messaging import signing
+from longshore.orchestration.monitoring import counters
+from longshore.orchestration.plans.policy import denied
+from longshore.orchestration.runs.search import Filter, search
 from longshore.orchestration.settings import get_settings
-from longshore.orchestration.store import Store
-from longshore.orchestration.templates import TemplateProblem, render
-from longshore.tasks.driver import Driver
-from longshore.tasks.plans import Plans
+from longshore.orchestration.store import audit, integrity
+from longshore.orchestration.store.admission import Admission
+from longshore.orchestration.store.keys import RUN_TYPES, TYPES
+from longshore.orchestration.store.run_store import Store
+from longshore.tasks.control.coordinator import Driver
+from longshore.tasks.loaded_runs import Plans
 from longshore.workers import transport
 from tests.fuzz.conftest import LONG, timed
 from tests.store.simulated_workers import MessageQueue
@@ -228,7 +233,7 @@ class Here:
         self.store.call(self.store.client.delete, self.store.keys.tidied)
         self.driver.sweep()
         search(self, Filter())  # type: ignore[arg-type]
-        counting.totals(self.store)
+        counters.totals(self.store)
         list(audit.lines(self.store))
         integrity.clean(self.store)
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import redis
 
 from longshore.orchestration import Client, Plan, Report, Run, Settings
-from longshore.orchestration.canvas import producer
+from longshore.orchestration.messaging.canvas import producer
 from tests.fork_server import ForkServer, Process
 
 T = TypeVar("T")

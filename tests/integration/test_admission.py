@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from longshore.orchestration import Plan, Run
-from longshore.orchestration.admission import Admission
 from longshore.orchestration.errors import QueueFull, ServiceDown
+from longshore.orchestration.store.admission import Admission
 from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import PATIENCE, Installation, lines, wait_for
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from longshore.orchestration import Client, audit, schedules
-from longshore.orchestration.celery import beat_schedule
-from longshore.orchestration.scheduled import Scheduled
-from longshore.orchestration.timing import Mark, Schedules
+from longshore.orchestration import Client
+from longshore.orchestration.language.schedule import Scheduled
+from longshore.orchestration.schedules import schedules
+from longshore.orchestration.schedules.celery_beat import beat_schedule
+from longshore.orchestration.schedules.due_times import Mark, Schedules
+from longshore.orchestration.store import audit
 from tests.fork_server import Process
 from tests.integration.conftest import QUICK
 from tests.integration.processes import PATIENCE, Installation, lines, wait_for
@@ -210,7 +212,7 @@ def test_a_schedule_is_listed_started_by_hand_paused_and_resumed(clock: Clockwor
 
 def test_redbeat_has_entries_that_come_and_go_while_it_runs(clock: Clockwork) -> None:
     pytest.importorskip("redbeat")
-    from longshore.orchestration.celery import redbeat_entry
+    from longshore.orchestration.schedules.celery_beat import redbeat_entry
 
     for beat in list(clock.beats):
         clock.end(beat)

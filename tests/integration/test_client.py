@@ -114,7 +114,7 @@ def test_a_dry_run_where_no_worker_listens_says_for_which_queue(install: MakeIns
 
     # when
     def impatient() -> None:
-        import longshore.orchestration.dryrun as module
+        import longshore.orchestration.client.dry_run as module
 
         before, module._PROBE_SECONDS = module._PROBE_SECONDS, 1.0
         try:

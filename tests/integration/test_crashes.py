@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from longshore.orchestration import E, Plan, Run
-from longshore.tasks.crash import POINTS
+from longshore.tasks.crash_points import POINTS
 from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import PATIENCE, Installation, Worker, lines, names, tree, wait_for
 

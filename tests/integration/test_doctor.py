@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from longshore.orchestration import Client, Plan, signing
-from longshore.orchestration.breakers import Breakers
-from longshore.orchestration.doctor import examine
-from longshore.orchestration.hosts import Hosts
+from longshore.orchestration import Client, Plan
+from longshore.orchestration.installation.doctor import examine
+from longshore.orchestration.messaging import signing
+from longshore.orchestration.store.breakers import Breakers
+from longshore.orchestration.store.hosts import Hosts
 from tests.integration.conftest import QUICK
 from tests.integration.processes import Installation, wait_for
 from tests.integration.test_poisoned_messages import message

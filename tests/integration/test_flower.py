@@ -24,8 +24,9 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from longshore.orchestration import Client, Plan, audit
-from longshore.orchestration.graph import COLOURS
+from longshore.orchestration import Client, Plan
+from longshore.orchestration.runs.diagram import COLOURS
+from longshore.orchestration.store import audit
 from tests.conftest import require
 from tests.integration.conftest import QUICK
 from tests.integration.processes import LONGSHORE, PATIENCE, Installation, wait_for

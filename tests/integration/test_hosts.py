@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from longshore.orchestration import Client, Param, Plan, UnknownName, UsageError
-from longshore.orchestration.hosts import Hosts, HostState
 from longshore.orchestration.states import RunState, StepState
+from longshore.orchestration.store.hosts import Hosts, HostState
 from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import Installation, Worker, names, report_of, wait_for
 from tests.servers import free_port

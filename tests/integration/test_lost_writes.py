@@ -129,7 +129,7 @@ def test_an_undo_notices_that_its_record_is_older_than_its_host_knows(
     run.cancel()
     wait_for("the undo to be dispatched", lambda: run.state() == "undoing")
     # when the host has seen more of the run than Redis has
-    from longshore.tasks.receipts import Ledger
+    from longshore.tasks.attempts.receipts import Ledger
 
     ledger = Ledger(place.settings.state_dir, place.namespace)
     store = place.client().store

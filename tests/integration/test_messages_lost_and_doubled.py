@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from longshore.orchestration import Plan
-from longshore.orchestration.admission import Admission
-from longshore.orchestration.request import request_body
+from longshore.orchestration.client.request import request_body
+from longshore.orchestration.store.admission import Admission
 from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import PATIENCE, Installation, lines, names, wait_for
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from longshore.orchestration import Plan, Run
-from longshore.orchestration.canvas import producer
+from longshore.orchestration.messaging.canvas import producer
 from tests import servers
 from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import PATIENCE, Installation

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from longshore.orchestration import Plan, Report, Run
-from longshore.orchestration.canvas import producer
+from longshore.orchestration.messaging.canvas import producer
 from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import PATIENCE, Installation, Worker, lines, wait_for
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from longshore.orchestration import Plan, Run
-from longshore.orchestration.breakers import Breakers
+from longshore.orchestration.store.breakers import Breakers
 from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import PATIENCE, Installation, Worker, lines, names, statuses, wait_for
 

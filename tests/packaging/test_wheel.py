@@ -115,7 +115,7 @@ def test_the_wheel_has_every_module_script_and_marker_and_nothing_else(wheel: Pa
     # then
     assert {name for name in names if ".dist-info/" not in name} == sources()
     assert {f"longshore/{package}/py.typed" for package in PACKAGES} <= names
-    assert "longshore/orchestration/lua/claim.lua" in names
+    assert "longshore/orchestration/store/lua/claim.lua" in names
 
 
 def test_the_wheel_takes_no_name_that_an_application_has(wheel: Path) -> None:

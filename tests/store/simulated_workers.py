@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from longshore.orchestration.admission import Admission
-from longshore.orchestration.canvas import ADVANCE, CHAIN_LINKS, STEP, UNDO
-from longshore.orchestration.compiled import CompiledPlan
-from longshore.orchestration.plan import Plan
+from longshore.orchestration.messaging.canvas import ADVANCE, CHAIN_LINKS, STEP, UNDO
+from longshore.orchestration.plans.compiled import CompiledPlan
+from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.saga import DEPENDENCY_FAILED
 from longshore.orchestration.states import STEP_BAD, STEP_GOOD, STEP_IN_FLIGHT, UNDO_FINAL, StepState
-from longshore.orchestration.store import Grant, Recorded, Store
-from longshore.tasks.driver import Driver
-from longshore.tasks.plans import Plans
+from longshore.orchestration.store.admission import Admission
+from longshore.orchestration.store.run_store import Grant, Recorded, Store
+from longshore.tasks.control.coordinator import Driver
+from longshore.tasks.loaded_runs import Plans
 from tests.store.stored_run import StoredRun, settings_for
 
 #: Attempts at a step and at its compensation, as the runner makes them after errors that pass.

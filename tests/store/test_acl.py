@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import redis
 
-from longshore.orchestration import acl, integrity, lua
-from longshore.orchestration.admission import Admission, Wanted
-from longshore.orchestration.doctor import examine
 from longshore.orchestration.errors import StoreUnavailable
+from longshore.orchestration.installation import acl
+from longshore.orchestration.installation.doctor import examine
 from longshore.orchestration.settings import Settings
-from longshore.orchestration.store import Store
+from longshore.orchestration.store import integrity, lua
+from longshore.orchestration.store.admission import Admission, Wanted
+from longshore.orchestration.store.run_store import Store
 from tests.servers import RedisServer
 
 SPACE = "acl"
@@ -48,7 +49,7 @@ _CALLED = {
     "decr": "decrby",
 }
 _NONE = {
-    "append", "close", "config_get", "connection_pool", "execute", "lock", "parse_response", "pipeline",
+    "append", "client", "close", "config_get", "connection_pool", "execute", "lock", "parse_response", "pipeline",
     "register_script", "set_response_callback", "shutdown",
 }  # fmt: skip
 
@@ -60,7 +61,7 @@ def commands_of_scripts() -> set[str]:
 
 def commands_of_the_store() -> set[str]:
     """Methods of whatever is called `client` or like a pipeline that are Redis's."""
-    root, found = Path(str(lua.__file__)).resolve().parents[2], set[str]()
+    root, found = Path(str(lua.__file__)).resolve().parents[3], set[str]()
     for folder in ("orchestration", "tasks", "workers"):
         for path in (root / folder).rglob("*.py"):
             found.update(_CALLED_ON.findall(path.read_text()))

@@ -17,15 +17,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from longshore.orchestration import Context, operation
-from longshore.orchestration.caches import Caches, Entry
 from longshore.orchestration.errors import OperationError, Preflight, Transient
 from longshore.orchestration.settings import get_settings
-from longshore.orchestration.store import Store
-from longshore.tasks import cache as cache_tasks
+from longshore.orchestration.store.caches import Caches, Entry
+from longshore.orchestration.store.run_store import Store
+from longshore.tasks.operations import cache as cache_tasks
 from tests.servers import RedisServer
 from tests.store.stored_run import settings_for
 from tests.unit.conftest import own_registry
-from tests.unit.doing import Doing
+from tests.unit.tasks.operations.fake_step import Doing
 
 assert cache_tasks
 assert own_registry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from longshore.orchestration import lua
+from longshore.orchestration.store import lua
 from tests.faults.figures import PAGE, guards
 from tests.servers import RedisServer
 from tests.store.guards import admission, attempts, clock, commands, levels, receipts, recovery

@@ -10,13 +10,13 @@ import fakeredis
 import pytest
 
 from longshore.orchestration import Plan, UnknownName
-from longshore.orchestration.backlog import backlogs
-from longshore.orchestration.doctor import _work as examine
-from longshore.orchestration.hosts import Hosts, HostState, Node, NodeState, cannot, grouped, meant
-from longshore.orchestration.metrics import text
+from longshore.orchestration.installation.doctor import _work as examine
+from longshore.orchestration.monitoring.metrics import text
 from longshore.orchestration.operations import find
-from longshore.orchestration.store import Store
-from longshore.orchestration.waits import reasons
+from longshore.orchestration.runs.pending_reasons import reasons
+from longshore.orchestration.store.hosts import Hosts, HostState, Node, NodeState, cannot, grouped, meant
+from longshore.orchestration.store.queue_lengths import backlogs
+from longshore.orchestration.store.run_store import Store
 from tests.servers import RedisServer
 from tests.store.stored_run import StoredRun, settings_for
 
@@ -286,7 +286,7 @@ def test_a_step_that_waits_for_a_worker_says_for_which(stored: StoredRun) -> Non
     plan.step("a", "noop.execute")
     stored.begin(0)
     stored.put(steps={"h:0": "web1"})
-    from longshore.orchestration.compiled import CompiledPlan
+    from longshore.orchestration.plans.compiled import CompiledPlan
 
     compiled, hosts = CompiledPlan(plan), Hosts(stored.store)
 

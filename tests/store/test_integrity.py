@@ -7,21 +7,24 @@ from typing import Any
 
 import pytest
 
-from longshore.orchestration import audit, counting, doctor, events, integrity
-from longshore.orchestration.admission import Admission
-from longshore.orchestration.backlog import backlogs
-from longshore.orchestration.breakers import Breakers
-from longshore.orchestration.connection import connect
-from longshore.orchestration.hosts import Hosts, Node
-from longshore.orchestration.jobs.board import Board
-from longshore.orchestration.keys import RUN_TYPES, TYPES
-from longshore.orchestration.locks import Locks
-from longshore.orchestration.plan import Plan
-from longshore.orchestration.request import shared
-from longshore.orchestration.runs import Filter, search
+from longshore.orchestration.client.request import shared
+from longshore.orchestration.installation import doctor
+from longshore.orchestration.jobs.discovery import Board
+from longshore.orchestration.monitoring import counters
+from longshore.orchestration.plans.model import Plan
+from longshore.orchestration.runs import events
+from longshore.orchestration.runs.search import Filter, search
+from longshore.orchestration.schedules.due_times import Schedules
 from longshore.orchestration.states import RunState
-from longshore.orchestration.timing import Schedules
-from longshore.tasks import driver
+from longshore.orchestration.store import audit, integrity
+from longshore.orchestration.store.admission import Admission
+from longshore.orchestration.store.breakers import Breakers
+from longshore.orchestration.store.connection import connect
+from longshore.orchestration.store.hosts import Hosts, Node
+from longshore.orchestration.store.keys import RUN_TYPES, TYPES
+from longshore.orchestration.store.locks import Locks
+from longshore.orchestration.store.queue_lengths import backlogs
+from longshore.tasks.control import coordinator
 from tests.servers import RedisServer
 from tests.store.simulated_workers import ADVANCE, Message, QueueCanvas, World
 from tests.store.stored_run import settings_for
@@ -35,7 +38,7 @@ GARBAGE = [NO_TEXT, b"{", b"[]", b"{}", b"[" * 100_000]
 @pytest.fixture
 def world(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> World:
     """A run that has not begun, of an installation with one host."""
-    monkeypatch.setattr(driver, "Canvas", QueueCanvas)
+    monkeypatch.setattr(coordinator, "Canvas", QueueCanvas)
     redis_server.flush()
     plan = Plan("p", concurrency={"key": "one"})
     plan.step("a", "noop.execute")
@@ -191,7 +194,7 @@ def test_a_field_that_cannot_be_read_becomes_one_dead_letter(
 
     # All that reads it does without it.
     Hosts(store).all(), Board(store).seen(), Schedules(store).marks(), Admission(store).known()
-    counting.totals(store), Admission(store).next(), doctor.examine(store)
+    counters.totals(store), Admission(store).next(), doctor.examine(store)
     world.driver.door.tidy()
 
     assert world.stored.redis.hget(spaced(world, name), field) is None
@@ -350,6 +353,6 @@ def test_a_scrape_counts_the_runs_beside_a_damaged_one(world: World) -> None:
     world.stored.redis.set(world.store.keys.of("damaged").request, "no JSON")
     world.stored.redis.hset(world.store.keys.counted_runs, world.run_id, "no JSON")
 
-    counts: dict[Any, float] = counting.totals(world.store).counts
+    counts: dict[Any, float] = counters.totals(world.store).counts
 
-    assert counts[counting.SEP.join(("runs", "p", "succeeded"))] == 1
+    assert counts[counters.SEP.join(("runs", "p", "succeeded"))] == 1

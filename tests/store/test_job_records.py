@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from longshore.orchestration.admission import Admission, Wanted
-from longshore.orchestration.breakers import Breakers
 from longshore.orchestration.errors import WaitTimeout
-from longshore.orchestration.hosts import Hosts, Node
 from longshore.orchestration.jobs import Entity, schedule
-from longshore.orchestration.jobs.board import Board, Seen
+from longshore.orchestration.jobs.discovery import Board, Seen
 from longshore.orchestration.jobs.schedule import forget_ends, note_end, service, tick
-from longshore.orchestration.plan import Plan
-from longshore.orchestration.store import Store
-from longshore.orchestration.timing import Mark, Schedules
+from longshore.orchestration.plans.model import Plan
+from longshore.orchestration.schedules.due_times import Mark, Schedules
+from longshore.orchestration.store.admission import Admission, Wanted
+from longshore.orchestration.store.breakers import Breakers
+from longshore.orchestration.store.hosts import Hosts, Node
+from longshore.orchestration.store.run_store import Store
 from tests.servers import RedisServer
 from tests.store.stored_run import StoredRun
 from tests.store.test_store import connect

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from longshore.orchestration.errors import StepCancelled
-from longshore.orchestration.locks import Holder, Locks
-from longshore.orchestration.store import Store
+from longshore.orchestration.store.locks import Holder, Locks
+from longshore.orchestration.store.run_store import Store
 from tests.servers import SOON, RedisServer
 from tests.store.stored_run import settings_for
 

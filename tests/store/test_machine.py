@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from longshore.orchestration import report
-from longshore.orchestration.plan import Plan, Step
+from longshore.orchestration.plans.model import Plan, Step
+from longshore.orchestration.runs import report
 from longshore.orchestration.states import (
     STEP_BAD,
     STEP_FINAL,
@@ -31,7 +31,7 @@ from longshore.orchestration.states import (
     UndoState,
     may_follow,
 )
-from longshore.tasks import driver
+from longshore.tasks.control import coordinator
 from tests.servers import RedisServer
 from tests.store.simulated_workers import BACKWARD, FORWARD, DriverDied, Message, QueueCanvas, Work, World
 
@@ -386,7 +386,7 @@ class Saga(RuleBasedStateMachine):
 @pytest.fixture(autouse=True)
 def machine_server(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     redis_server.flush()
-    monkeypatch.setattr(driver, "Canvas", QueueCanvas)
+    monkeypatch.setattr(coordinator, "Canvas", QueueCanvas)
     Saga.url = redis_server.url
     Saga.client = redis_server.client()
 

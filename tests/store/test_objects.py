@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from longshore.orchestration.context import HostFacts
+from longshore.orchestration.authoring.context import HostFacts
 from longshore.orchestration.errors import OperationError, Preflight
-from longshore.orchestration.objects import Entry, Objects
 from longshore.orchestration.settings import get_settings
-from longshore.orchestration.store import Store
+from longshore.orchestration.store.objects import Entry, Objects
+from longshore.orchestration.store.run_store import Store
 from tests.servers import RedisServer
 from tests.store.stored_run import settings_for
-from tests.unit.doing import Doing
+from tests.unit.tasks.operations.fake_step import Doing
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from longshore.orchestration import connection
 from longshore.orchestration.errors import StoreUnavailable
+from longshore.orchestration.store import connection
 from tests.conftest import get
 from tests.servers import RedisServer
 from tests.store.stored_run import StoredRun

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from longshore.orchestration import connection
-from longshore.orchestration.admission import Admission
-from longshore.orchestration.clock import Clock
 from longshore.orchestration.errors import ConfigError, StoreUnavailable
 from longshore.orchestration.states import RunState, StepState, UndoState
-from longshore.orchestration.store import Store
+from longshore.orchestration.store import connection
+from longshore.orchestration.store.admission import Admission
+from longshore.orchestration.store.clock import Clock
+from longshore.orchestration.store.run_store import Store
 from tests.servers import SOON, RedisServer, free_port
 from tests.store.stored_run import LEASE, StoredRun, settings_for
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 
 from longshore.orchestration.operations import base
 from longshore.orchestration.settings import get_settings
-from longshore.tasks import operation as doing
+from longshore.tasks import implementation as doing
 
 settings.register_profile(
     "unit",

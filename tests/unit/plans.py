@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from longshore.orchestration import Plan
-from longshore.orchestration.compiled import CompiledPlan
+from longshore.orchestration.plans.compiled import CompiledPlan
 
 #: The rest of Unicode has tests of its own.
 texts = st.text(

@@ -155,7 +155,7 @@ def test_a_registry_would_be_seen() -> None:
 
 
 def test_the_table_of_guards_is_the_one_in_the_documents() -> None:
-    from longshore.orchestration.guards import REASONS, WHEN_FALSE, OnlyIf
+    from longshore.orchestration.language.guards import REASONS, WHEN_FALSE, OnlyIf
 
     text = (ROOT / "docs" / "guards.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| `")][1:]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from longshore.orchestration.durations import Duration
+from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.operations.base import About, Kind, Params, Result, Undo
 from longshore.orchestration.operations.docker.fields import (
     NAME,

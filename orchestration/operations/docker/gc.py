@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from longshore.orchestration.durations import Duration
+from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.operations.base import About, Kind, Params, Result, Undo
 from longshore.orchestration.operations.docker.fields import docker_operation
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from longshore.orchestration.durations import Duration
+from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.operations.base import NO_RETRY, About, Kind, Result, Undo
 from longshore.orchestration.operations.command import (
     COMMAND_ABOUT,

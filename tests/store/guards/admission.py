@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from longshore.orchestration.admission import Admission, Wanted
 from longshore.orchestration.errors import QueueFull
+from longshore.orchestration.store.admission import Admission, Wanted
 from tests.store.guards.marks import scenario
 from tests.store.stored_run import StoredRun
 

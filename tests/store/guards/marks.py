@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from longshore.orchestration import lua
+from longshore.orchestration.store import lua
 from tests.store.stored_run import StoredRun
 
 Scenario = Callable[[StoredRun], None]

@@ -1,0 +1,1 @@
+"""What an application writes: operations of its own, and their context."""

@@ -1,0 +1,1 @@
+"""The client of applications: start runs, read them, command them."""

@@ -1,0 +1,235 @@
+"""What runs had done on a host, or at a service, applied again: for one that has lost its data.
+
+The recorded parameters of every step that stands are put into one plan, in the order in which they ended, and
+that plan is run like any other. Only what brings about a state can be applied again; the rest is named.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from longshore.orchestration.errors import LongshoreError, UsageError
+from longshore.orchestration.language import secrets, templates
+from longshore.orchestration.language.params import Param
+from longshore.orchestration.operations import Kind, Operation, Waits
+from longshore.orchestration.operations.base import service_of
+from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep, StepId
+from longshore.orchestration.plans.labels import REPLAY_LABEL
+from longshore.orchestration.plans.model import INSIDE, Plan
+from longshore.orchestration.settings import MAX_STEPS
+from longshore.orchestration.states import STEP_GOOD, StepState, UndoState
+from longshore.orchestration.store.keys import Field
+
+if TYPE_CHECKING:
+    from longshore.orchestration.store.run_store import Store
+
+#: What may have happened, or stand half.
+_IN_DOUBT = frozenset({StepState.UNKNOWN, StepState.FAILED})
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What was done and cannot be applied again."""
+
+    run_id: str
+    step: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} step {self.step}: {self.why}"
+
+
+@dataclass(frozen=True)
+class _Deed:
+    """One step, or part of one, that stands."""
+
+    run_id: str
+    step: str
+    operation: Operation
+    params: dict[str, Any]
+    files: Mapping[str, str]
+    host: str
+    ended: int
+    timeout: float | None = None
+    #: The container that it was done in.
+    inside: str = ""
+    #: What makes a mark of a secret one.
+    word: str = ""
+
+
+@dataclass
+class Replay:
+    """The plan that does it all again, its parameters, and what it leaves out. `close` when it was started."""
+
+    plan: Plan
+    params: dict[str, Any] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+    #: Per step of the plan, the run and the step that it comes from.
+    sources: dict[str, str] = field(default_factory=dict)
+    _folder: TemporaryDirectory[str] | None = None
+
+    def close(self) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+def collect(store: Store, *, host: str = "", service: str = "", since: int = 0) -> Replay:
+    """What is to be done again. `since`: runs created from then on, ms of Redis's clock.
+
+    UsageError where neither or both of host and service are given, or where it is more than a plan may have.
+    """
+    if bool(host) == bool(service):
+        both = "say one of them" if host else "say what has lost its data: a host or a service"
+        raise UsageError(both, remedy="--host NAME or --service NAME")
+    deeds: list[_Deed] = []
+    left_out: list[LeftOut] = []
+    for run_id in store.created_since(since):
+        for found in _of_run(store, run_id, host, service):
+            if isinstance(found, LeftOut):
+                left_out.append(found)
+            else:
+                deeds.append(found)
+    deeds.sort(key=lambda deed: deed.ended)
+    if len(deeds) > MAX_STEPS:
+        raise UsageError(
+            f"{len(deeds)} steps are more than the {MAX_STEPS} that a plan may have", remedy="narrow it by --since"
+        )
+    return _as_plan(deeds, left_out, host, service)
+
+
+def _of_run(store: Store, run_id: str, host: str, service: str) -> Iterator[_Deed | LeftOut]:
+    try:
+        body = store.body(run_id)
+        if body is None:
+            return
+        plan = CompiledPlan(Plan.model_validate(body["plan"]), lenient=True)
+    except (ValidationError, LongshoreError) as error:
+        yield LeftOut(run_id, "*", f"its plan cannot be read: {error}")
+        return
+    _, fields = store.everything(run_id)
+    for step in plan.steps:
+        # What a replay did is what its runs had done, as long as those are known.
+        origin = step.step.description.split() if REPLAY_LABEL in plan.plan.labels else []
+        if len(origin) == 4 and store.body(origin[1]) is not None:
+            continue
+        units = int(fields.get(f"{Field.UNITS}:{step.index}", 0))
+        ids: list[StepId] = [f"{step.index}.{n}" for n in range(units)] if units else [step.index]
+        for step_id in ids:
+            yield from _of_step(run_id, plan, step, step_id, fields, body["files"], host, service)
+
+
+def _of_step(
+    run_id: str,
+    plan: CompiledPlan,
+    step: CompiledStep,
+    step_id: StepId,
+    fields: Mapping[str, str],
+    files: Mapping[str, str],
+    host: str,
+    service: str,
+) -> Iterator[_Deed | LeftOut]:
+    outcome = json.loads(fields.get(f"{Field.OUTCOME}:{step_id}") or "{}")
+    there = outcome.get("host") or fields.get(f"{Field.HOST}:{step_id}") or ""
+    if (host and there != host) or (service and service_of(step.operation, there) != service):
+        return
+    status = StepState(fields.get(f"{Field.STATUS}:{step_id}") or "pending")
+    undo, name = fields.get(f"u{Field.STATUS}:{step_id}"), plan.name_of(step_id)
+    changes = not step.read_only and step.operation.effect and step.waits is not Waits.PERSON
+    if not changes or undo == UndoState.UNDONE or status not in STEP_GOOD | _IN_DOUBT:
+        return
+    if status in _IN_DOUBT:
+        if not fields.get(f"{Field.NO_EFFECT}:{step_id}"):
+            yield LeftOut(run_id, name, f"it is {status}: what it did is not known")
+        return
+    if undo:
+        yield LeftOut(run_id, name, f"its undo is {undo}")
+        return
+    if not _converges(step.operation, step.step.with_):
+        # What found its state as it should be has nothing that could be lost.
+        if status is StepState.CHANGED and step.waits is not Waits.RUN:
+            yield LeftOut(run_id, name, f"{step.operation.name} does not bring about a state, but acts each time")
+        return
+    rendered = fields.get(f"{Field.RENDERED}:{step_id}")
+    params = json.loads(rendered) if rendered else dict(step.step.with_)
+    word = params.pop(secrets.WORD, "")
+    inside = params.pop(INSIDE, step.inside)
+    if not rendered and templates.has_template(step.operation.templated(params)):
+        yield LeftOut(run_id, name, "a person has said that it was done; its parameters are not known")
+        return
+    ended = int(fields.get(f"{Field.ENDED}:{step_id}") or 0)
+    target = fields.get(f"{Field.HOST}:{step_id}") or (there if host else "")
+    yield _Deed(run_id, name, step.operation, params, files, target, ended, step.step.timeout, inside, word)
+
+
+def _converges(operation: Operation, params: dict[str, Any]) -> bool:
+    """Whether a second call, with nothing lost, would change nothing."""
+    if operation.kind is Kind.CONVERGES:
+        return True
+    own = operation.function is not None or operation.queue == "command"
+    return own and operation.repeatable(params)
+
+
+def _as_plan(deeds: list[_Deed], left_out: list[LeftOut], host: str, service: str) -> Replay:
+    shown = re.sub(r"[^A-Za-z0-9._-]", "-", host or service)[:50]
+    plan = Plan(f"replay-{shown}", on_failure="keep", sequential=True, labels={REPLAY_LABEL: host or service})
+    replay = Replay(plan, left_out=left_out)
+    for number, deed in enumerate(deeds):
+        with_ = dict(deed.params)
+        if isinstance(source := with_.get("source"), str) and source in deed.files:
+            with_["source"] = _carried(replay, number, deed.files[source])
+        literal = deed.operation.literal(with_)
+        given = {
+            key: value if key in literal else _as_it_is(replay, number, key, value, deed.word)
+            for key, value in with_.items()
+        }
+        step = plan.step(f"s{number:05}", deed.operation.name, **given)
+        step.describe(f"run {deed.run_id} step {deed.step}")
+        if deed.inside:
+            step.inside(deed.inside)
+        if deed.timeout is not None:
+            step.timeout(deed.timeout)
+        if deed.host:
+            step.target(deed.host)
+        replay.sources[step.name] = f"run {deed.run_id} step {deed.step}"
+    return replay
+
+
+def _as_it_is(replay: Replay, number: int, key: str, value: Any, word: str) -> Any:
+    """What was rendered once is not rendered again: braces in it are its own; only marks are references again."""
+    if word and secrets.marked(value, word):
+        if isinstance(value, Mapping):
+            return {
+                name: _as_it_is(replay, number, f"{key}_{n}", one, word) for n, (name, one) in enumerate(value.items())
+            }
+        if isinstance(value, list):
+            return [_as_it_is(replay, number, f"{key}_{n}", one, word) for n, one in enumerate(value)]
+        pieces = secrets.pieces(value, word)
+        return "".join(
+            f"{{{{ secret({piece!r}) }}}}" if mark else str(_as_it_is(replay, number, f"{key}_{n}", piece, ""))
+            for n, (mark, piece) in enumerate(pieces)
+        )
+    if not templates.has_template(value):
+        return value
+    name = f"v{number}_{key}"
+    replay.plan.params[name] = Param.model_validate(type(value))
+    replay.params[name] = value
+    return f"{{{{ params.{name} }}}}"
+
+
+def _carried(replay: Replay, number: int, content: str) -> str:
+    """The file that a step had carried, where the new plan finds it."""
+    if replay._folder is None:
+        replay._folder = TemporaryDirectory(prefix="longshore-replay-")
+        replay.plan._base_dir = replay._folder.name
+    name = f"file-{number}"
+    (Path(replay._folder.name) / name).write_bytes(base64.b64decode(content))
+    return name

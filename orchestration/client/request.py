@@ -1,0 +1,124 @@
+"""What is stored of a run before anything else: its plan, its inputs, and everything that it will need."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from longshore.orchestration.errors import PlanError, Problem
+from longshore.orchestration.language import templates
+from longshore.orchestration.language.params import resolve
+from longshore.orchestration.messaging import trace_context
+from longshore.orchestration.operations import known
+from longshore.orchestration.plans import subplans
+from longshore.orchestration.plans.labels import RECONSTRUCTED_LABEL
+from longshore.orchestration.plans.model import Plan
+from longshore.orchestration.settings import MAX_FILE_BYTES
+from longshore.orchestration.store.admission import JOBS
+from longshore.orchestration.store.run_store import SCHEMA_VERSION
+
+#: Characters of a concurrency key, rendered.
+_LONGEST_KEY = 256
+#: How the operations of jobs are called, and the one without which nothing is begun, but only finished.
+_JOB, _BEGINS = "job.", "job.worker.execute"
+
+
+def request_body(plan: Plan, given: Mapping[str, Any], who: str, origin: str = "") -> dict[str, Any]:
+    """The request as it is stored: the normalised plan, its parameters, the files and plans that it names.
+
+    Raises PlanError, ParamsError.
+    """
+    plan.check()
+    params = resolve(plan.params, given)
+    files = _local_files(plan, params) | subplans.pinned(plan, _local_files)
+    body: dict[str, Any] = {
+        "v": SCHEMA_VERSION,
+        "plan": plan.to_dict(),
+        "params": params,
+        "files": files,
+        "digest": plan.digest(params, files),
+        "actor": who,
+        "origin": origin,
+        # Two runs of one id, the first long forgotten, must not take each other's traces for their own.
+        "born": secrets.token_hex(8),
+    }
+    trace = {"trace": trace_context.carried()} if "opentelemetry" in sys.modules else {}
+    return body | shared(plan, params) | trace
+
+
+def shared(plan: Plan, params: dict[str, Any]) -> dict[str, Any]:
+    """What the request says of that which it shares with other runs."""
+    locks = sorted(set(_projects(plan, params)))
+    begins = any(step.op == _BEGINS for step in plan.steps.values()) and RECONSTRUCTED_LABEL not in plan.labels
+    group = {"group": JOBS} if begins else {}
+    return _concurrency(plan, params) | ({"locks": locks} if locks else {}) | group
+
+
+def _projects(plan: Plan, params: dict[str, Any]) -> Iterator[str]:
+    """The projects that its steps change on hosts that it names; others are locked by their step alone."""
+    for step in plan.steps.values():
+        target, project = step.target or plan.target, step.with_.get("project")
+        operation = known(step.op)
+        if step.op.startswith(_JOB) and target[:1] != "_":
+            stacks = [*step.with_.get("stacks", ()), *step.with_.get("beside", ())]
+            yield from (f"{target}/{stack}" for stack in stacks)
+            yield from (f"{target}/container {name}" for name in step.with_.get("containers", ()))
+            continue
+        if operation is None or operation.queue != "compose" or operation.is_read_only(step.with_):
+            continue
+        try:
+            named = [str(templates.render(value, {"params": params})) for value in (target, project or "")]
+        except templates.TemplateProblem:
+            continue  # known when its turn comes
+        if named[0][:1] != "_" and named[1]:
+            yield "/".join(named)
+
+
+def _concurrency(plan: Plan, params: dict[str, Any]) -> dict[str, Any]:
+    """What the request says of the runs that must not be live at the same time. PlanError where its key is none."""
+    if plan.concurrency is None:
+        return {}
+    try:
+        key = str(templates.render(plan.concurrency.key, {"params": params}))
+    except templates.TemplateProblem as error:
+        raise PlanError([Problem(f"concurrency: {error}", path=("concurrency", "key"))]) from None
+    if not 0 < len(key) <= _LONGEST_KEY:
+        raise PlanError([Problem(f"concurrency: a key of {len(key)} characters", path=("concurrency", "key"))])
+    return {"concurrency": plan.concurrency.model_dump() | {"key": key}}
+
+
+#: The operations of which `source` is a file beside the plan.
+_CARRY = frozenset({"file.deploy.execute", "file.upload", "file.changed.get"})
+
+
+def _local_files(plan: Plan, params: dict[str, Any]) -> dict[str, str]:
+    """The contents of the local files that steps name as `source`, base64, by the path written in the plan."""
+    found: dict[str, str] = {}
+    for name, step in plan.steps.items():
+        source = step.with_.get("source")
+        if step.op not in _CARRY or not isinstance(source, str):
+            continue
+        path = ("steps", name, "with", "source")
+        try:
+            rendered = str(templates.render(source, {"params": params}))
+        except templates.TemplateProblem as error:
+            raise PlanError([Problem(f"source may only use params: {error}", step=name, path=path)]) from None
+        try:
+            data = (Path(plan._base_dir) / rendered).read_bytes()
+        except OSError as error:
+            raise PlanError([Problem(f"source {rendered}: {error.strerror}", step=name, path=path)]) from None
+        if len(data) > MAX_FILE_BYTES:
+            raise PlanError(
+                [
+                    Problem(
+                        f"source {rendered} has {len(data)} bytes; at most {MAX_FILE_BYTES} can be carried",
+                        step=name,
+                    )
+                ]
+            )
+        found[rendered] = base64.b64encode(data).decode("ascii")
+    return found

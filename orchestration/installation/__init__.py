@@ -1,0 +1,1 @@
+"""Checks of an installation, and the rights of its Redis users."""

@@ -1,0 +1,1 @@
+"""The values that a plan is written in: durations, templates, expressions, secrets, schedules."""

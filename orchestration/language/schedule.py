@@ -1,0 +1,190 @@
+"""When a plan starts by itself, as it is written in a configuration or in a plan."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from longshore.orchestration.language.durations import Duration
+
+Overlap = Literal["queue", "skip", "cancel_running"]
+Missed = Literal["skip", "once", "all"]
+#: Short forms of a schedule.
+DESCRIPTORS = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+#: Seconds after its planned time at which a start still is on time, or two ticks where those are longer.
+ON_TIME = 60.0
+#: Planned times that are caught up with at most, the latest.
+CAUGHT_UP = 100
+#: ms before now in which planned times are looked for, at first and at last: an hour, and about a century.
+_WINDOW, _FARTHEST = 3_600_000, 100 * 366 * 86_400_000
+#: Characters of a run id before its planned time.
+_LONGEST = 108
+
+
+def parse_zone(text: str) -> str:
+    try:
+        ZoneInfo(text)
+    except (KeyError, ValueError, OSError):
+        raise ValueError(f"{text!r} is no time zone") from None
+    return text
+
+
+def parse_cron(text: str) -> str:
+    """A schedule as five fields of cron, with names, ranges, steps and `L`. ValueError says what is wrong."""
+    written = text.strip()
+    if written.startswith("@"):
+        if written.lower() not in DESCRIPTORS:
+            raise ValueError(f"{written!r} is none of {', '.join(DESCRIPTORS)}")
+        return DESCRIPTORS[written.lower()]
+    fields = written.split()
+    if len(fields) != 5:
+        raise ValueError(f"{written!r} has {len(fields)} fields, and a schedule has 5: minute hour day month weekday")
+    try:
+        CronSim(" ".join(fields), datetime(2000, 1, 1, tzinfo=UTC))
+    except CronSimError as error:
+        raise ValueError(f"{written!r} is no schedule: {str(error).lower()}") from None
+    return " ".join(fields)
+
+
+def by_cron(cron: str, zone: str, after: int, until: int) -> list[int]:
+    """Planned times in (after, until], ms since 1970, the latest hundred."""
+    # From the end: a mark or a jitter of decades would have each minute of them counted.
+    window = _WINDOW
+    while True:
+        begin = max(after, until - window)
+        found = _by_cron(cron, zone, begin, until)
+        if begin == after or len(found) == CAUGHT_UP or window > _FARTHEST:
+            return found
+        window *= 16
+
+
+def _by_cron(cron: str, zone: str, after: int, until: int) -> list[int]:
+    found: deque[int] = deque(maxlen=CAUGHT_UP)
+    for moment in CronSim(cron, datetime.fromtimestamp(after / 1000, UTC).astimezone(ZoneInfo(zone))):
+        at = round(moment.timestamp() * 1000)
+        if at > until:
+            break
+        if at > after:
+            found.append(at)
+    return list(found)
+
+
+def by_interval(every: float, after: int, until: int) -> list[int]:
+    """The same, each so many seconds, counted from 1970: two beats mean the same times."""
+    step = max(1, round(every * 1000))
+    last = until // step
+    first = max(after // step + 1, last - CAUGHT_UP + 1)
+    return [number * step for number in range(first, last + 1)]
+
+
+def next_by_cron(cron: str, zone: str, now: int) -> datetime | None:
+    """When it is planned next; None where that never comes."""
+    return next(iter(CronSim(cron, datetime.fromtimestamp(now / 1000, UTC).astimezone(ZoneInfo(zone)))), None)
+
+
+def chosen(missed: Missed, times: Sequence[int], now: int, on_time: float = ON_TIME) -> list[int]:
+    """Which of the planned times that have passed are started now, eldest first."""
+    if missed == "all":
+        return list(times)
+    if missed == "once":
+        return list(times[-1:])
+    return [at for at in times[-1:] if now - at <= on_time * 1000]
+
+
+def run_id(name: str, at: int) -> str:
+    """Of the schedule and the planned time: two beats, or two ticks at once, start one run."""
+    if len(name) > _LONGEST:
+        name = f"{name[: _LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    moment = datetime.fromtimestamp(at / 1000, UTC)
+    fraction = f"{at % 1000:03d}" if at % 1000 else ""
+    return f"{name}.{moment:%Y%m%dT%H%M%S}{fraction}Z"
+
+
+#: The name of a schedule is part of its runs' ids; an `@` is in those of jobs only.
+ScheduleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
+#: Planned times that are looked at.
+_LOOKED_AT = 100
+
+
+class Scheduled(BaseModel):
+    """`cron` or `every`, one of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+    plan: str = Field("", description="A stored plan's name, or a file; in a plan it is that one")
+    params: dict[str, Any] = Field(default_factory=dict, description="Its parameters")
+    cron: Annotated[str, BeforeValidator(parse_cron)] | None = Field(
+        None, description="Five fields, or @daily and its like"
+    )
+    every: Annotated[Duration, Field(gt=0)] | None = Field(None, description="An interval, counted from 1970")
+    timezone: Annotated[str, BeforeValidator(parse_zone)] = Field("UTC", description="Of the fields of cron")
+    jitter: Duration = Field(0.0, description="Each start is held back by up to so long")
+    overlap: Overlap = Field("queue", description="What becomes of a start while the one before it runs")
+    missed: Missed = Field("once", description="Which of the times that nobody was there for are made up for")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.cron is None) == (self.every is None):
+            raise ValueError("give cron or every, one of them")
+        if self.jitter and self.jitter >= self._shortest():
+            raise ValueError("jitter must be shorter than the time between two starts")
+        return self
+
+    def _shortest(self) -> float:
+        """Seconds between two planned times that follow each other, of the next hundred."""
+        if self.every is not None:
+            return self.every
+        times: list[int] = []
+        at = 0
+        while len(times) < _LOOKED_AT and (found := self.next(at)) is not None:
+            times.append(at := found)
+        return min(((b - a) / 1000 for a, b in pairwise(times)), default=float("inf"))
+
+    def said(self) -> str:
+        """The times that it means, in short."""
+        return f"{self.cron} {self.timezone}" if self.cron else f"every {self.every:g}s"
+
+    def planned(self, after: int, until: int) -> list[int]:
+        if self.every is not None:
+            return by_interval(self.every, after, until)
+        return by_cron(self.cron or "", self.timezone, after, until)
+
+    def next(self, now: int) -> int | None:
+        """ms since 1970; None where it never comes."""
+        if self.every is not None:
+            step = max(1, round(self.every * 1000))
+            return (now // step + 1) * step
+        found = next_by_cron(self.cron or "", self.timezone, now)
+        return None if found is None else round(found.timestamp() * 1000)
+
+    def beat(self) -> Any:
+        """What Celery's beat, whose zone is UTC, goes by. It may fire more often than a start is due, never less: which
+        are due is decided by whoever is told.
+        """
+        from celery.schedules import ParseException, crontab, schedule  # noqa: PLC0415 - only beats need it
+
+        if self.every is not None:
+            return schedule(run_every=self.every)
+        minute, hour, day, month, weekday = (self.cron or "").split()
+        try:
+            if self.timezone == "UTC" and not self.jitter and "L" not in day.upper() and "#" not in weekday:
+                return crontab(minute, hour, weekday, day, month)
+        except (ParseException, ValueError):
+            pass
+        return crontab()  # each minute

@@ -1,0 +1,1 @@
+"""The contents of a Celery message: its canvas, its signature, its trace context."""

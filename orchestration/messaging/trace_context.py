@@ -1,0 +1,13 @@
+"""TODO."""
+
+from __future__ import annotations
+
+
+def carried() -> str:
+    """The W3C `traceparent` of the caller's own trace, which the run then is a part of; '' where there is none."""
+    try:
+        from opentelemetry import trace  # noqa: PLC0415 - an extra
+    except ImportError:
+        return ""
+    here = trace.get_current_span().get_span_context()
+    return f"00-{here.trace_id:032x}-{here.span_id:016x}-{here.trace_flags:02x}" if here.is_valid else ""

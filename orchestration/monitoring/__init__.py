@@ -1,0 +1,1 @@
+"""Metrics, counters, notifications, traces and logs."""

@@ -1,0 +1,123 @@
+"""What a monitoring system, or whatever scales workers, wants to know: read when it is asked for."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+from longshore.orchestration.monitoring import counters
+from longshore.orchestration.monitoring.counters import Totals
+from longshore.orchestration.store.breakers import Breakers
+from longshore.orchestration.store.hosts import Hosts, HostState
+from longshore.orchestration.store.queue_lengths import backlogs
+from longshore.orchestration.store.run_store import Store
+
+#: Each counter: its metric in `counting`, what it is called here, what it says, and its labels.
+_COUNTERS = (
+    ("runs", "longshore_runs", "Runs that came to rest", ("plan", "state")),
+    ("steps", "longshore_steps", "Steps that ended", ("op", "status")),
+    ("attempts", "longshore_step_attempts", "Tries of steps, and of their parts", ("op",)),
+    ("undos", "longshore_undos", "Steps that were taken back, or not", ("op", "status")),
+    ("lost", "longshore_leases_lost", "Attempts whose worker was lost", ("op",)),
+    ("resent", "longshore_messages_resent", "Messages that the sweeper found missing, and sent again", ("op",)),
+)
+_HISTOGRAMS = (
+    ("run_s", "longshore_run_duration_seconds", "From its admission to its end", "plan"),
+    ("step_s", "longshore_step_duration_seconds", "From the first claim to the outcome", "op"),
+)
+
+
+class Collector:
+    """All of an installation's, as Prometheus has them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def collect(self) -> Iterator[Metric]:
+        totals = counters.totals(self._store)
+        for metric, name, what, labels in _COUNTERS:
+            counter = CounterMetricFamily(name, what, labels=labels)
+            for values, value in totals.of(metric):
+                counter.add_metric(values, value)
+            yield counter
+        for metric, name, what, label in _HISTOGRAMS:
+            yield _histogram(totals, metric, name, what, label)
+        yield self._live(totals)
+        yield from self._queues()
+        yield from self._hosts()
+        yield from self._redis()
+
+    @staticmethod
+    def _live(totals: Totals) -> Metric:
+        live = GaugeMetricFamily("longshore_runs_live", "Runs that have not come to rest", labels=["plan", "state"])
+        for (plan, state), count in sorted(totals.live.items()):
+            live.add_metric([plan, state], count)
+        return live
+
+    def _queues(self) -> Iterator[Metric]:
+        length = GaugeMetricFamily("longshore_queue_length", "Messages that wait in a queue", labels=["queue"])
+        oldest = GaugeMetricFamily(
+            "longshore_queue_oldest_seconds", "For how long the next message of a queue has waited", labels=["queue"]
+        )
+        workers = GaugeMetricFamily("longshore_queue_workers", "Workers that take from a queue now", labels=["queue"])
+        for backlog in backlogs(self._store):
+            length.add_metric([backlog.queue], backlog.length)
+            oldest.add_metric([backlog.queue], backlog.oldest)
+            workers.add_metric([backlog.queue], backlog.workers)
+        yield from (length, oldest, workers)
+
+    def _hosts(self) -> Iterator[Metric]:
+        states = GaugeMetricFamily("longshore_hosts", "Hosts by their state", labels=["state"])
+        active = GaugeMetricFamily("longshore_host_active_steps", "Steps that a host is at", labels=["host"])
+        hosts = Hosts(self._store).all().values()
+        counted = Counter(host.state for host in hosts)
+        for state in HostState:
+            states.add_metric([state], counted[state])
+        for host in hosts:
+            active.add_metric([host.name], sum(node.active for node in host.alive))
+        yield from (states, active)
+
+    def _redis(self) -> Iterator[Metric]:
+        store = self._store
+        breakers = GaugeMetricFamily("longshore_breaker_open", "Services that are down", labels=["service"])
+        for breaker in Breakers(store).open():
+            breakers.add_metric([breaker.service], 1)
+        yield breakers
+        aside = GaugeMetricFamily("longshore_messages_aside", "Messages that no worker could take")
+        aside.add_metric([], store.call(store.client.xlen, store.keys.aside))
+        yield aside
+        info: dict[str, Any] = store.call(store.client.info, "memory")
+        memory = GaugeMetricFamily(
+            "longshore_redis_memory_bytes", "Of Redis: used, and the most it may", labels=["kind"]
+        )
+        memory.add_metric(["used"], int(info.get("used_memory", 0)))
+        memory.add_metric(["max"], int(info.get("maxmemory", 0)))
+        yield memory
+
+
+def _histogram(totals: Totals, metric: str, name: str, what: str, label: str) -> Metric:
+    made = HistogramMetricFamily(name, what, labels=[label])
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for (value, part), amount in totals.of(metric):
+        found[value][part] = amount
+    ends = counters.RUN_BUCKETS if metric == "run_s" else counters.STEP_BUCKETS
+    for value, parts in found.items():
+        buckets = [(f"{end:g}", parts.get(f"{end:g}", 0.0)) for end in ends] + [("+Inf", parts.get("inf", 0.0))]
+        made.add_metric([value], buckets=buckets, sum_value=parts.get("sum", 0.0))
+    return made
+
+
+def registry(store: Store) -> CollectorRegistry:
+    """All of it, for a scrape."""
+    made = CollectorRegistry(auto_describe=False)
+    made.register(Collector(store))
+    return made
+
+
+def text(store: Store) -> str:
+    """In Prometheus's text format. StoreUnavailable."""
+    return generate_latest(registry(store)).decode()

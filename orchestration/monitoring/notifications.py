@@ -1,0 +1,181 @@
+"""What somebody has to hear of: a run that failed, an undo that failed, an approval that is waited for, a breaker.
+
+Told by the workers, out of the run's own events, each at least once (`Notice.id` tells a repetition): to a webhook, to
+a command, to Apprise, and to what packages offer under the entry-point group `longshore.notifiers`: a function of a
+Notice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import os
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import lru_cache, partial
+from importlib.metadata import entry_points
+from typing import Any, Literal
+from urllib.parse import quote
+
+from longshore.orchestration.runs.events import Event
+from longshore.orchestration.settings import Settings
+from longshore.orchestration.states import Cause, RunState
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["failed", "undo_failed", "approval_wanted", "breaker_open"]
+#: Seconds that one who is told may take.
+PATIENCE = 10.0
+_BAD = {RunState.FAILED, RunState.PARTIAL, RunState.UNDONE}
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What is told. `why` is the error, what is waited for, or what the service said; `link` leads to its page."""
+
+    id: str
+    kind: Kind
+    run_id: str
+    plan: str
+    state: str
+    step: str
+    why: str
+    actor: str
+    at: str
+    link: str = ""
+
+    @property
+    def title(self) -> str:
+        what = {
+            "failed": f"run {self.run_id} ended {self.state}",
+            "undo_failed": f"run {self.run_id} could not be taken back",
+            "approval_wanted": f"run {self.run_id} waits for a word on step {self.step}",
+            "breaker_open": f"a service is down, and run {self.run_id} waits for it",
+        }[self.kind]
+        return f"{self.plan}: {what}"
+
+    @property
+    def text(self) -> str:
+        where = f"step {self.step}: " if self.step and self.kind != "approval_wanted" else ""
+        return "\n".join(filter(None, [self.title, f"{where}{self.why}" if self.why else "", self.link]))
+
+    def as_json(self) -> str:
+        """With `text`, by which chat services take it for a message."""
+        return json.dumps(asdict(self) | {"title": self.title, "text": self.text}, ensure_ascii=False)
+
+
+def kind_of(event: Event) -> Kind | None:
+    """What an event is to be told as; None for most."""
+    match event.name:
+        case "run_ended" if event.fields.get("state") == RunState.UNDO_FAILED:
+            return "undo_failed"
+        case "run_ended" if event.fields.get("state") in _BAD and event.fields.get("cause") != Cause.CANCEL:
+            return "failed"
+        case "step_waiting" | "item_waiting" if event.fields.get("for") == "an approval":
+            return "approval_wanted"
+        case "run_suspended" if event.fields.get("for") == "unknown":
+            return "approval_wanted"
+        case "run_suspended" if event.fields.get("for", "").startswith("service"):
+            return "breaker_open"
+        case "breaker_opened":
+            return "breaker_open"
+        case _:
+            return None
+
+
+def wanted(settings: Settings) -> frozenset[str]:
+    """Which kinds are told of; none where there is nobody to be told."""
+    if not (settings.notify_webhook or settings.notify_command or settings.notify_apprise or _offered()):
+        return frozenset()
+    return frozenset(word.strip() for word in settings.notify_on.split(",") if word.strip())
+
+
+def make(settings: Settings, run_id: str, plan: str, fields: dict[str, str], event: Event, kind: Kind) -> Notice:
+    """The notice of an event; `fields` are the run's own."""
+    link = f"{settings.notify_link.rstrip('/')}/runs/{quote(run_id, safe='')}" if settings.notify_link else ""
+    why = event.fields.get("error") or fields.get("err", "") or event.fields.get("for", "")
+    return Notice(
+        f"{run_id}/{event.id}", kind, run_id, plan, event.fields.get("state") or fields.get("state", ""),
+        event.step or "", why, fields.get("actor", ""), datetime.fromtimestamp(event.at / 1000, UTC).isoformat(), link,
+    )  # fmt: skip
+
+
+def tell(settings: Settings, notice: Notice, heard: set[str]) -> None:
+    """Tell everybody who has not heard of it, and add who has. What one of them raises is raised when all the others
+    have been told.
+    """
+    errors: list[Exception] = []
+    for name, teller in _tellers(settings):
+        if name in heard:
+            continue
+        try:
+            teller(notice)
+            heard.add(name)
+        except Exception as error:  # noqa: BLE001 - the others have to hear of it all the same
+            log.warning("%s could not be told of %s: %s", name, notice.id, error)
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _tellers(settings: Settings) -> Iterator[tuple[str, Callable[[Notice], object]]]:
+    if settings.notify_webhook:
+        yield "the webhook", partial(_webhook, settings)
+    if settings.notify_command:
+        yield "the command", partial(_command, settings)
+    if settings.notify_apprise:
+        yield "Apprise", partial(_apprise, settings)
+    yield from _offered()
+
+
+@lru_cache(maxsize=1)
+def _offered() -> tuple[tuple[str, Callable[[Notice], object]], ...]:
+    found = []
+    for entry in entry_points(group="longshore.notifiers"):
+        try:
+            found.append((entry.name, entry.load()))
+        except Exception:  # a package's mistake must not keep workers from working
+            log.exception("the notifier %s cannot be loaded", entry.name)
+    return tuple(found)
+
+
+def _webhook(settings: Settings, notice: Notice) -> None:
+    import requests  # noqa: PLC0415 - slow to import
+
+    body = notice.as_json().encode()
+    headers = {"Content-Type": "application/json", "Longshore-Notice": notice.id}
+    if settings.notify_secret:
+        mac = hmac.new(settings.notify_secret.encode(), body, hashlib.sha256).hexdigest()
+        headers["Longshore-Signature"] = f"sha256={mac}"
+    answer = requests.post(settings.notify_webhook, data=body, headers=headers, timeout=PATIENCE, allow_redirects=False)
+    if not answer.ok:
+        raise OSError(f"it answered {answer.status_code}")
+
+
+def _command(settings: Settings, notice: Notice) -> None:
+    """Without a shell; the notice as JSON on stdin, and its parts as LONGSHORE_NOTICE_… in the environment."""
+    parts: dict[str, Any] = asdict(notice) | {"title": notice.title}
+    told = {f"LONGSHORE_NOTICE_{name.upper()}": str(value) for name, value in parts.items()}
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TZ") if name in os.environ}
+    done = subprocess.run(
+        shlex.split(settings.notify_command), input=notice.as_json(), env=kept | told, timeout=PATIENCE,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise OSError(f"it ended with exit code {done.returncode}: {done.stderr.strip()[-200:]}")
+
+
+def _apprise(settings: Settings, notice: Notice) -> None:
+    import apprise  # noqa: PLC0415 - an extra
+
+    service = apprise.Apprise()
+    for url in settings.notify_apprise.split():
+        if not service.add(url):
+            raise OSError("Apprise knows no such address")
+    if not service.notify(title=notice.title, body=notice.text):
+        raise OSError("Apprise could not deliver it")

@@ -1,0 +1,118 @@
+"""One OpenTelemetry trace for each run, across all workers: drawn from its record when it has come to rest.
+
+Ids are made from the run, the step and the attempt, so that a worker knows the id of the span that its attempt will
+have, and what an operation records by itself lies under it; and a trace that is sent twice is the same one. Where it
+is sent is said by OpenTelemetry's own environment (`OTEL_EXPORTER_OTLP_ENDPOINT`, …).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from longshore.orchestration.runs.timeline import Bar, bars
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.trace import SpanContext
+
+    from longshore.orchestration.client.client import Run
+
+
+def _number(*parts: object, size: int) -> int:
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:size]) or 1
+
+
+def _parent(traceparent: str) -> tuple[int, int] | None:
+    parts = traceparent.split("-")
+    try:
+        return (int(parts[1], 16), int(parts[2], 16)) if len(parts) == 4 else None
+    except ValueError:
+        return None
+
+
+def _context(run_id: str, born: str, traceparent: str, *name: object) -> SpanContext:
+    from opentelemetry.trace import SpanContext, TraceFlags  # noqa: PLC0415 - an extra
+
+    above = _parent(traceparent)
+    trace_id = above[0] if above else _number(run_id, born, size=16)
+    return SpanContext(trace_id, _number(run_id, born, *name, size=8), is_remote=True, trace_flags=TraceFlags(1))
+
+
+@contextlib.contextmanager
+def attempt(run_id: str, born: str, traceparent: str, part: str, *, undo: bool, number: int) -> Iterator[None]:
+    """What is recorded meanwhile lies under this attempt's span."""
+    from opentelemetry import context, trace  # noqa: PLC0415 - an extra
+
+    span = trace.NonRecordingSpan(_context(run_id, born, traceparent, part, undo, number))
+    token = context.attach(trace.set_span_in_context(span))
+    try:
+        yield
+    finally:
+        context.detach(token)
+
+
+def spans(run: Run) -> list[ReadableSpan]:
+    """The whole run: one root, a span for each attempt of each step, forward and backward."""
+    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - an extra
+    from opentelemetry.sdk.trace import ReadableSpan  # noqa: PLC0415
+    from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags  # noqa: PLC0415
+
+    report, events, body = run.report(), run.events(), run.client.store.body(run.id) or {}
+    born, above = str(body.get("born", "")), str(body.get("trace", ""))
+    root = _context(run.id, born, above, "run")
+    parent = _parent(above)
+    outside = SpanContext(root.trace_id, parent[1], is_remote=True, trace_flags=TraceFlags(1)) if parent else None
+    resource = Resource.create({"service.name": "longshore"})
+    good, bad = Status(StatusCode.OK), StatusCode.ERROR
+    ended = next((event.at for event in reversed(events) if event.name == "run_ended"), run.client.store.now())
+    begun = events[0].at if events else ended
+    common = {"longshore.run": run.id, "longshore.plan": report.plan}
+    found = [
+        ReadableSpan(
+            report.plan, root, outside, resource,
+            common | {"longshore.state": str(report.state), "longshore.actor": report.actor},
+            status=good if report.exit_code == 0 else Status(bad, report.error.message if report.error else None),
+            start_time=begun * 1_000_000, end_time=ended * 1_000_000,
+        )
+    ]  # fmt: skip
+    for bar in bars(events):
+        step = run.plan.steps[run.plan.index[bar.step]]
+        attributes: dict[str, Any] = common | {
+            "longshore.step": bar.part, "longshore.operation": step.operation.name, "longshore.attempt": bar.attempt,
+            "longshore.undo": bar.undo, "longshore.status": bar.how or "running", "longshore.worker": bar.node,
+            "host.name": bar.node.partition("@")[2],
+        }  # fmt: skip
+        name = f"{report.plan}.{bar.part}{' (undo)' if bar.undo else ''}"
+        span = _context(run.id, born, above, bar.part, bar.undo, bar.attempt)
+        end = bar.end if bar.end is not None else ended
+        found.append(
+            ReadableSpan(
+                name, span, root, resource, attributes, status=Status(bad, bar.error) if _failed(bar) else good,
+                start_time=bar.begin * 1_000_000, end_time=end * 1_000_000,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _failed(bar: Bar) -> bool:
+    return bar.how in {"failed", "unknown", "retrying", "lost", "undo_failed"}
+
+
+@lru_cache(maxsize=1)
+def _exporter() -> Any:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - an extra
+
+    return OTLPSpanExporter()
+
+
+def send(run: Run) -> None:
+    """Send the run's trace. OSError where nobody takes it."""
+    from opentelemetry.sdk.trace.export import SpanExportResult  # noqa: PLC0415 - an extra
+
+    if _exporter().export(spans(run)) is not SpanExportResult.SUCCESS:
+        raise OSError(f"the trace of run {run.id} could not be sent")

@@ -1,0 +1,1 @@
+"""Plans as data: model, validation, policy, loading and compilation."""

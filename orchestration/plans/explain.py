@@ -1,0 +1,152 @@
+"""What a plan would do, told beforehand: order, retries with their worst case, undo, and what stands."""
+
+from __future__ import annotations
+
+import math
+
+from longshore.orchestration.language import printable, templates
+from longshore.orchestration.language.durations import format_duration, parse_duration
+from longshore.orchestration.language.targets import ANY
+from longshore.orchestration.operations import Retry, Waits
+from longshore.orchestration.operations.approval import ApprovalParams
+from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep
+from longshore.orchestration.plans.model import UndoSpec
+from longshore.orchestration.settings import get_settings
+
+
+def explain(plan: CompiledPlan) -> str:
+    """Several lines of text for people."""
+    lines = [f"Plan {plan.plan.name}: {len(plan)} steps, {len(plan.levels)} levels"]
+    if plan.plan.description:
+        lines.append(" ".join(plan.plan.description.split()))
+    if plan.plan.timeout is not None:
+        lines.append(f"The whole run may take {format_duration(plan.plan.timeout)}")
+    for level, members in enumerate(plan.levels):
+        lines += ["", f"Level {level}: {_canvas(plan, level)}"]
+        for i in members:
+            lines += _step(plan, plan.steps[i])
+    path, longest = critical_path(plan)
+    lines += ["", f"Critical path, at most {_about(longest)}: {' → '.join(path)}"]
+    lines += ["", "Undo, if a step fails:", *_undo(plan)]
+    if unfenced := [step.name for step in plan.steps if _is_unfenced(step)]:
+        lines += [
+            "",
+            f"Not fenced: {', '.join(unfenced)}",
+            "  what a lost attempt has asked of another service may arrive after the end of the run: have that service"
+            " reject an old fence or a known idempotency key",
+        ]
+    return "\n".join(map(printable.line, lines))
+
+
+def worst_case(plan: CompiledPlan, index: int) -> float:
+    """Seconds that a step may take if every try but the last runs out of its time, waits included.
+
+    A step with items counts once: how many there will be is not known.
+    """
+    policy = plan.retry_policy(index)
+    return policy.attempts * _timeout(plan.steps[index]) + policy.worst_case()
+
+
+def critical_path(plan: CompiledPlan) -> tuple[list[str], float]:
+    """The steps that bound the run, one a level because a level waits for the one before, and their worst case."""
+    longest = [max(members, key=lambda i: worst_case(plan, i)) for members in plan.levels]
+    return [plan.steps[i].name for i in longest], sum(worst_case(plan, i) for i in longest)
+
+
+def _is_unfenced(step: CompiledStep) -> bool:
+    """Whether no receipt on its host keeps a lost attempt at it from acting later."""
+    return not step.read_only and step.operation.elsewhere
+
+
+def _about(seconds: float) -> str:
+    """To the minute, where it is long."""
+    minutes = math.ceil(seconds / 60)
+    if minutes < 100:
+        return format_duration(round(seconds, 3))
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes}m" if minutes else f"{hours}h"
+
+
+def _timeout(step: CompiledStep) -> float:
+    if step.waits is Waits.PERSON and step.step.timeout is None:
+        given = step.step.with_.get("timeout", ApprovalParams().timeout)
+        return ApprovalParams().timeout if templates.has_template(given) else parse_duration(given)
+    if step.waits is Waits.RUN and step.step.timeout is None:
+        return 0.0  # the other plan's own time
+    return step.step.timeout or get_settings().step_timeout
+
+
+def _canvas(plan: CompiledPlan, level: int) -> str:
+    members = plan.levels[level]
+    if len(members) > 1:
+        return f"{len(members)} steps in parallel, one chord"
+    return "one step, its items and hosts in one chord" if plan.steps[members[0]].fans_out else "one step"
+
+
+def _step(plan: CompiledPlan, step: CompiledStep) -> list[str]:
+    after = f" after {', '.join(plan.steps[i].name for i in step.needs)}" if step.needs else ""
+    facts = [
+        f"queue {step.queue}" + (f" on {step.target}" if step.target != "_any" else ""),
+        f"at most {format_duration(_timeout(step))} an attempt" if _timeout(step) else "as long as its own run takes",
+        _retry(plan.retry_policy(step.index)),
+    ]
+    facts += guards_of(step)
+    if step.step.foreach is not None:
+        items = step.step.foreach
+        facts.append(f"for each of {items if isinstance(items, str) else f'{len(items)} items'}")
+    if step.step.max_parallel is not None:
+        facts.append(f"{step.step.max_parallel} at once")
+    if step.step.canary is not None:
+        facts.append(f"{step.step.canary} first; if one of those fails, the rest is left alone")
+    if step.step.tolerate is not None:
+        facts.append(f"{step.step.tolerate} may fail")
+    if step.inside:
+        facts.append(f"inside container {step.inside}")
+    if step.always:
+        facts.append("always runs, however the run ends")
+    elif not plan.stops(step.index):
+        facts.append("the run goes on if it fails")
+    if step.step.irreversible:
+        facts.append("the point of no return: once it has succeeded, nothing is taken back")
+    return [f"  {step.name}: {step.operation.name}{after}", f"      {'; '.join(facts)}"]
+
+
+def guards_of(step: CompiledStep) -> list[str]:
+    """What must hold for the step to run, in words."""
+    words = [f"only if {str(condition).replace('_', ' ')}" for condition in step.step.only_if]
+    words += [f"when {guard.if_}" for guard in step.step.when]
+    if step.step.when_fact is not None:
+        told = ", ".join(f"{name} {value}" for name, value in step.step.when_fact.model_dump().items())
+        words.append(f"{'where some host has' if step.target == ANY else 'on hosts with'} {told}")
+    return words
+
+
+def _retry(policy: Retry) -> str:
+    if policy.attempts == 1:
+        return "tried once"
+    return f"up to {policy.attempts} tries, waiting at most {format_duration(round(policy.worst_case(), 3))} in all"
+
+
+def _undo(plan: CompiledPlan) -> list[str]:
+    if plan.plan.on_failure == "keep":
+        return ["  nothing is taken back: on_failure is keep"]
+    lines = []
+    for members in reversed(plan.levels):
+        lines += [f"  {plan.steps[i].name}: {_undo_of(plan.steps[i])}" for i in members]
+    return lines
+
+
+def _undo_of(step: CompiledStep) -> str:
+    if step.always:
+        return "never undone (always)"
+    if step.read_only:
+        return "nothing to take back, it only looks"
+    if step.step.undo == "none":
+        return "nothing to take back, the plan says"
+    if isinstance(step.step.undo, UndoSpec):
+        return f"{step.step.undo.op} on queue {step.undo_queue}"
+    if not step.has_undo:
+        return "WARNING: it has no undo; what it changed would stand (give it an undo, or undo: none)"
+    if step.operation.function is not None:
+        return f"its own undo on queue {step.undo_queue}"
+    return f"{step.operation.undo} undo by {step.operation.name} on queue {step.undo_queue}"

@@ -1,0 +1,122 @@
+"""What a plan may not hold, whoever wrote it: secrets in clear, and templates that reach into Python.
+
+Looked at by the client before anything is stored, and by each worker that reads a plan out of Redis.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from longshore.orchestration.errors import PlanDenied, Problem, UnknownName
+from longshore.orchestration.language import templates
+from longshore.orchestration.language.template_engine import LONGEST_CODE_OF_PLAN, code_size
+from longshore.orchestration.operations import find
+from longshore.orchestration.plans.model import Plan, UndoSpec
+from longshore.orchestration.settings import Settings
+
+#: What is called so is a secret; `…_FILE` names where one lies.
+_SECRET = re.compile(
+    r"(passw(or)?d|passphrase|secret|token|(api|access|private|secret)_?key|credential|authorization|(^|_)pass$)", re.I
+)
+_NO_SECRET = re.compile(r"(_file|_path|_name|_id|_url|_ttl|_length|_type|_expiry)$", re.I)
+
+
+def denied(plan: Plan, settings: Settings) -> None:
+    """Raises PlanDenied, with all that is found."""
+    if costly := too_much_code(plan):
+        raise PlanDenied([costly])
+    found = [*_inside(plan), *_upwards(plan), *(_in_clear(plan) if settings.clear_secrets == "refuse" else ())]
+    if found:
+        raise PlanDenied(found)
+
+
+def too_much_code(plan: Plan) -> Problem | None:
+    """All templates of a plan are parsed wherever it is read: they may be only so long."""
+    size = sum(code_size(text) for text, _ in _texts(plan.model_dump(), ()) if templates.is_template(text))
+    if size <= LONGEST_CODE_OF_PLAN:
+        return None
+    return Problem(f"its templates have {size} characters inside their tags, and at most {LONGEST_CODE_OF_PLAN} may be")
+
+
+def _done(plan: Plan) -> Iterator[tuple[str, str, dict[str, Any], tuple[str | int, ...]]]:
+    """Each operation that the plan names: the step, the operation, its parameters, and where they stand."""
+    for name, step in plan.steps.items():
+        yield name, step.op, step.with_, ("steps", name, "with")
+        if isinstance(step.undo, UndoSpec):
+            yield name, step.undo.op, step.undo.with_, ("steps", name, "undo", "with")
+
+
+def _in_clear(plan: Plan) -> Iterator[Problem]:
+    for name, op, params, at in _done(plan):
+        try:
+            fields = find(op).secrets
+        except UnknownName:
+            continue
+        for field in sorted(fields & params.keys()):
+            for key, path in _named(params[field], (*at, field)):
+                yield Problem(
+                    f"{field}: {key} is given in clear, and would be stored so: "
+                    "{{ secret('env:LONGSHORE_SECRET_NAME') }}, or secret('file:/run/secrets/NAME'), has the worker "
+                    "read it (LONGSHORE_CLEAR_SECRETS=allow where it is none)",
+                    step=name, path=path,
+                )  # fmt: skip
+
+
+def _named(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str, tuple[str | int, ...]]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if isinstance(item, str) and _is_secret(str(key)) and _in_sight(item):
+                yield str(key), (*path, str(key))
+            else:
+                yield from _named(item, (*path, str(key)))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            name, sign, text = item.partition("=") if isinstance(item, str) else ("", "", "")
+            if sign and _is_secret(name) and _in_sight(text):
+                yield name, (*path, number)
+            else:
+                yield from _named(item, (*path, number))
+
+
+def _is_secret(name: str) -> bool:
+    return bool(_SECRET.search(name)) and not _NO_SECRET.search(name)
+
+
+def _in_sight(value: str) -> bool:
+    """Whether what stands there is stored as it is: in the plan, or in its parameters."""
+    if not templates.is_template(value):
+        return bool(value)
+    try:
+        found = templates.references(value)
+    except templates.TemplateProblem:
+        return False  # told of by whoever checks it
+    return bool(found.params) and not found.secrets
+
+
+def _upwards(plan: Plan) -> Iterator[Problem]:
+    """Paths of files that lead out of where they seem to lie."""
+    for name, op, params, at in _done(plan):
+        path = params.get("path") if op.startswith("file.") else None
+        if isinstance(path, str) and ".." in path.split("/"):
+            yield Problem(f"path: {path!r} has a .. in it: say where it leads", step=name, path=(*at, "path"))
+
+
+def _inside(plan: Plan) -> Iterator[Problem]:
+    written = plan.to_dict()
+    for text, path in _texts(written, ()):
+        if word := templates.reaches_inside(text):
+            step = str(path[1]) if len(path) > 1 and path[0] == "steps" else None
+            yield Problem(f"a template reaches for {word!r}, which no template may", step=step, path=path)
+
+
+def _texts(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str, tuple[str | int, ...]]]:
+    if isinstance(value, str):
+        yield value, path
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(item, (*path, str(key)))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _texts(item, (*path, number))

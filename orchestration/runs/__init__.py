@@ -1,0 +1,1 @@
+"""Reports, events and diagrams of runs."""

@@ -1,0 +1,69 @@
+"""What happens in a run, in order: the run's own stream, read by whoever watches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from longshore.orchestration.errors import UNREADABLE
+from longshore.orchestration.plans.compiled import CompiledPlan, as_id
+from longshore.orchestration.store.run_store import Store
+
+#: Seconds that one read waits before it looks whether the run has ended.
+_BLOCK = 2.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """One transition. `id` is its place in the stream, `at` ms of Redis's clock.
+
+    `fields` are its own: `step` is the step's name (`copy[17]` for an item of it), `steps` names, `attempt`,
+    `status`, `error`, …
+    """
+
+    id: str
+    name: str
+    at: int
+    fields: Mapping[str, str]
+
+    @property
+    def step(self) -> str | None:
+        return self.fields.get("step")
+
+
+def read(store: Store, run_id: str, plan: CompiledPlan, after: str = "0-0") -> list[Event]:
+    """What there is after a cursor."""
+    found: list[Event] = []
+    while entries := store.read_events(run_id, after):
+        found += filter(None, (_event(plan, *entry) for entry in entries))
+        after = entries[-1][0]
+    return found
+
+
+def follow(store: Store, run_id: str, plan: CompiledPlan, after: str = "0-0") -> Iterator[Event | None]:
+    """Events as they come, for ever; None whenever there was none for two seconds."""
+    while True:
+        entries = store.read_events(run_id, after, block_ms=round(_BLOCK * 1000))
+        if not entries:
+            yield None
+        for stream_id, fields in entries:
+            after = stream_id
+            if (event := _event(plan, stream_id, fields)) is not None:
+                yield event
+
+
+def _event(plan: CompiledPlan, stream_id: str, fields: dict[str, str]) -> Event | None:
+    """The stream holds the numbers of steps; people see names. None for an entry that is no event."""
+    try:
+        return _named(plan, stream_id, fields)
+    except UNREADABLE:
+        return None
+
+
+def _named(plan: CompiledPlan, stream_id: str, fields: dict[str, str]) -> Event:
+    shown = {key: value for key, value in fields.items() if key not in {"event", "at"}}
+    if shown.get("step"):
+        shown["step"] = plan.name_of(as_id(shown["step"]))
+    if "steps" in shown:
+        shown["steps"] = " ".join(plan.name_of(as_id(i)) for i in shown["steps"].split())
+    return Event(stream_id, fields["event"], int(float(fields["at"])), shown)

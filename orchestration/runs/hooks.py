@@ -1,0 +1,183 @@
+"""What is called as a run goes: nine hooks, from the run's event stream, in its order.
+
+In the process that watches, `run.watch(hooks=…)`, `run.wait(hooks=…)` and the hooks of the plan itself
+(`Plan(hooks=…)`) call each once and in order, from the watcher's cursor on. On the workers, what the entry-point
+group `longshore.hooks` names (a Hooks, or a function that makes one) is called at least once for each event:
+`hooks.event.id` tells a repetition.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any
+
+from longshore.orchestration.plans.compiled import CompiledPlan
+from longshore.orchestration.runs import report
+from longshore.orchestration.runs.events import Event
+from longshore.orchestration.runs.report import Report, StepReport
+from longshore.orchestration.store.run_store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LevelSummary:
+    """One level of a plan: its steps' names."""
+
+    steps: tuple[str, ...]
+
+    @property
+    def parallel(self) -> bool:
+        return len(self.steps) > 1
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """A plan before it runs."""
+
+    run_id: str
+    plan: str
+    total_steps: int
+    levels: tuple[LevelSummary, ...]
+
+
+def _nothing(*_: Any) -> None:
+    """The hook that does nothing."""
+
+
+@dataclass
+class Hooks:
+    """Functions to be called; each may be left out.
+
+    * `before_plan(summary)`, `after_plan(report)`
+    * `before_level(level, steps, parallel)`, `after_level(level, results)` – level from 0, names of its
+      steps; then the level's StepReports, those that were skipped among them
+    * `before_step(name)` – never for a step that is skipped; `after_step(result)` – a StepReport
+    * `on_retry(name, attempt, error)` – the attempt that failed (from 1), before the wait
+    * `on_skip(name, reason)`
+    * `on_undo(result)` – a StepReport whose `undo` has ended
+
+    What a hook raises is the caller's who watches; on a worker it is logged, and the run goes on.
+    """
+
+    before_plan: Callable[[PlanSummary], object] = _nothing
+    after_plan: Callable[[Report], object] = _nothing
+    before_level: Callable[[int, list[str], bool], object] = _nothing
+    after_level: Callable[[int, list[StepReport]], object] = _nothing
+    before_step: Callable[[str], object] = _nothing
+    after_step: Callable[[StepReport], object] = _nothing
+    on_retry: Callable[[str, int, str], object] = _nothing
+    on_skip: Callable[[str, str], object] = _nothing
+    on_undo: Callable[[StepReport], object] = _nothing
+    #: The event that is being told of.
+    event: Event | None = field(default=None, compare=False)
+
+
+@dataclass
+class Teller:
+    """Turns the events of one run into calls. Fed with each event in order, from the first one on."""
+
+    store: Store
+    run_id: str
+    plan: CompiledPlan
+    #: The level that is open.
+    level: int | None = None
+    #: Steps that `before_step` was called for.
+    begun: set[str] = field(default_factory=set)
+    #: Of each step the parts that are still to be taken back.
+    undoing: dict[str, set[str]] = field(default_factory=dict)
+
+    def tell(self, event: Event, hooks: Hooks) -> None:
+        """Call what the event means."""
+        hooks.event = event
+        for name, arguments in self.calls(event):
+            getattr(hooks, name)(*arguments())
+
+    def note(self, event: Event) -> None:
+        """Take note of an event that was told of before."""
+        for _ in self.calls(event):
+            pass
+
+    def calls(self, event: Event) -> Iterator[tuple[str, Callable[[], tuple[Any, ...]]]]:
+        """The hooks that an event calls; what they are given is read only if it is asked for."""
+        step = event.step or ""
+        whole = self._whole(step)
+        match event.name:
+            case "run_started":
+                yield "before_plan", lambda: (self._summary(),)
+            case "level_started":
+                yield from self._end_level()
+                level = int(event.fields["level"])
+                self.level = level
+                names = [self.plan.steps[i].name for i in self.plan.levels[level]]
+                yield "before_level", lambda: (level, names, len(names) > 1)
+            case "step_started" if whole not in self.begun:
+                self.begun.add(whole)
+                yield "before_step", lambda: (whole,)
+            case "step_retrying" | "item_retrying":
+                attempt, error = int(event.fields["attempt"]), event.fields.get("error", "")
+                yield "on_retry", lambda: (step, attempt, error)
+            case "step_skipped":
+                reason = event.fields["reason"]
+                yield "on_skip", lambda: (whole, reason)
+                yield "after_step", lambda: (self._step(whole),)
+            case "step_ended":
+                yield "after_step", lambda: (self._step(whole),)
+            case "undo_level_started":
+                for part in event.fields["steps"].split():
+                    self.undoing.setdefault(self._whole(part), set()).add(part)
+            case "undo_ended" | "undo_impossible":
+                left = self.undoing.get(whole, set())
+                left.discard(step)
+                # A step with items is told of once: when the last of them has been taken back.
+                if not left and (event.name == "undo_ended" or whole not in self.undoing):
+                    yield "on_undo", lambda: (self._step(whole),)
+            case "run_aborting" | "run_undoing" | "run_finishing":
+                if event.name != "run_aborting":
+                    yield from self._end_level()
+            case "run_ended":
+                yield from self._end_level()
+                yield "after_plan", lambda: (self._report(),)
+            case _:
+                return
+
+    def _whole(self, part: str) -> str:
+        return part if part in self.plan.index else part.partition("[")[0]
+
+    def _end_level(self) -> Iterator[tuple[str, Callable[[], tuple[Any, ...]]]]:
+        if self.level is None:
+            return
+        level, self.level = self.level, None
+        yield "after_level", lambda: (level, self._level(level))
+
+    def _summary(self) -> PlanSummary:
+        levels = tuple(LevelSummary(tuple(self.plan.steps[i].name for i in level)) for level in self.plan.levels)
+        return PlanSummary(self.run_id, self.plan.plan.name, len(self.plan), levels)
+
+    def _step(self, name: str) -> StepReport:
+        index = self.plan.index[name]
+        return report.read(self.store, self.run_id, self.plan, [index])[index]
+
+    def _level(self, level: int) -> list[StepReport]:
+        members = self.plan.levels[level]
+        found = report.read(self.store, self.run_id, self.plan, members)
+        return [found[i] for i in members]
+
+    def _report(self) -> Report:
+        run, steps = self.store.everything(self.run_id)
+        return report.build(self.run_id, self.plan, run, steps, self.store.now())
+
+
+def on_workers() -> list[Hooks]:
+    """What the installed packages want to be told of."""
+    found = []
+    for entry in entry_points(group="longshore.hooks"):
+        try:
+            offered = entry.load()
+            found.append(offered if isinstance(offered, Hooks) else offered())
+        except Exception:  # a package's mistake must not keep workers from working
+            log.exception("the hooks %s cannot be loaded", entry.name)
+    return found

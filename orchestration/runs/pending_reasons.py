@@ -1,0 +1,62 @@
+"""Why a step that was sent to the workers has not begun: read from the hosts, when somebody looks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from longshore.orchestration.plans.compiled import CONTROL, CompiledPlan, StepId, as_id, index_of, is_forward
+from longshore.orchestration.states import StepState
+from longshore.orchestration.store.hosts import SILENT_LEASES, Host, Hosts, takers
+from longshore.orchestration.store.keys import Field
+from longshore.orchestration.store.run_store import Store
+
+#: Among the fields of steps, as the report reads them; it is in no record.
+WAITS = "wait"
+
+
+def reasons(store: Store, plan: CompiledPlan, steps: Mapping[str, str]) -> dict[str, str]:
+    """`wait:<id>`, and `uwait:<id>` of undos: why each that waits for a worker does, where that can be said."""
+    waiting = list(_waiting(steps, store.now()))
+    if not waiting:
+        return {}
+    hosts = Hosts(store).all()
+    found = {}
+    for side, step_id in waiting:
+        step = plan.steps[index_of(step_id)]
+        host = step.place(
+            side, *(steps.get(f"{kind}:{step_id}") for kind in (Field.HOST, Field.DONE_AT, Field.JOURNALLED))
+        )
+        queue = step.undo_queue_at(host) if side else step.queue_at(host)
+        if why := _why(hosts, host, queue):
+            found[f"{side}{WAITS}:{step_id}"] = f"waits: {why}"
+    return found
+
+
+def unserved(store: Store, plan: CompiledPlan) -> list[str]:
+    """The queues that a run of the plan needs, and that no worker takes new work from now."""
+    hosts = list(Hosts(store).all().values())
+    needed = {CONTROL, *(step.operation.queue for step in plan.steps)}
+    return sorted(queue for queue in needed if not takers(hosts, queue))
+
+
+def _waiting(steps: Mapping[str, str], now: int) -> Iterator[tuple[str, StepId]]:
+    for name, value in steps.items():
+        kind, _, step_id = name.partition(":")
+        if kind not in {Field.STATUS, f"u{Field.STATUS}"}:
+            continue
+        side = kind.removesuffix(Field.STATUS)
+        due = int(steps.get(f"{side}{Field.NOT_BEFORE}:{step_id}") or 0) <= now
+        if value == StepState.READY or (value == StepState.RETRYING and due):
+            yield side, as_id(step_id)
+
+
+def _why(hosts: Mapping[str, Host], name: str, queue: str) -> str:
+    host = hosts.get(name)
+    taken = takers(hosts.values() if host is None else [host], queue)
+    if host is not None:
+        # A drained host still takes what always runs, and undo.
+        if host.why_not() and not (host.drained is not None and host.alive and not is_forward(queue)):
+            return host.why_not()
+        if host.now - host.seen > host.silent / SILENT_LEASES:
+            return f"host {name} has not been heard of for {(host.now - host.seen) / 1000:.0f} s"
+    return "" if taken else f"no worker takes what is in the queue {queue}"

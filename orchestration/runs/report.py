@@ -1,0 +1,391 @@
+"""What became of a run: every step, in one of its states, none missing."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+
+from longshore.orchestration import saga
+from longshore.orchestration.errors import DecodeError
+from longshore.orchestration.language import guards
+from longshore.orchestration.operations import results
+from longshore.orchestration.plans.compiled import CompiledPlan, StepId
+from longshore.orchestration.runs import stack_outcome as deployed
+from longshore.orchestration.runs.job_outcome import JobReport, outcome
+from longshore.orchestration.saga import StepRecord
+from longshore.orchestration.states import STEP_BAD, TERMINAL, UNDO_FINAL, Cause, RunState, StepState, UndoState
+from longshore.orchestration.store.keys import Field
+
+if TYPE_CHECKING:
+    from longshore.orchestration.store.run_store import Store
+
+T = TypeVar("T")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+
+class ErrorReport(_Part):
+    """Why the run was ended: the step, if it was one."""
+
+    step: str | None = None
+    message: str
+
+
+class UndoReport(_Part):
+    """How taking a step back went. `duration_s` from its first claim to its outcome."""
+
+    status: UndoState
+    error: str | None = None
+    #: Why it has not begun.
+    reason: str | None = None
+    attempts: int = 0
+    duration_s: float | None = None
+    task_ids: list[str] = []
+
+
+class HostReport(_Part):
+    """What a step did on one host."""
+
+    host: str
+    status: StepState
+    changed: bool
+    error: str | None = None
+    #: Why it was skipped there, left alone, or is waited for.
+    reason: str | None = None
+    data: dict[str, Any] = {}
+
+    def decode(self, model: type[T]) -> T:
+        """The host's data as that type. DecodeError if it does not fit."""
+        return results.decode(model, self.data, f"host {self.host!r}")
+
+
+class ItemReport(_Part):
+    """What a step did for one item of its `foreach`, or on one of its hosts."""
+
+    item: Any = None
+    host: str | None = None
+    status: StepState
+    changed: bool
+    attempts: int = 0
+    duration_s: float | None = None
+    task_ids: list[str] = []
+    undo: UndoReport | None = None
+    reason: str | None = None
+    error: str | None = None
+    data: dict[str, Any] = {}
+
+
+class StepReport(_Part):
+    """One step. `duration_s` from its first claim to its outcome, waits between attempts included.
+
+    Of a step that was fanned out: `items` has its parts in their order, and `data` is
+    `{"results": [...]}`, the data of each.
+    """
+
+    name: str
+    op: str
+    level: int
+    status: StepState
+    changed: bool
+    attempts: int
+    duration_s: float | None = None
+    task_ids: list[str] = []
+    undo: UndoReport | None = None
+    reason: str | None = None
+    error: str | None = None
+    data: dict[str, Any] = {}
+    hosts: list[HostReport] = []
+    items: list[ItemReport] = []
+
+    def decode(self, model: type[T]) -> T:
+        """Its data as that type; of a step on several hosts, the first host's. DecodeError if it does not fit."""
+        data = self.data if self.data or not self.hosts else self.hosts[0].data
+        return results.decode(model, data, f"step {self.name!r}")
+
+    def failures(self) -> list[ItemReport]:
+        """The items that failed, tolerated or not."""
+        return [item for item in self.items if item.status in guards.FAILED]
+
+
+class Report(_Part):
+    """The run's result. `exit_code` is what the command line returns for it; None while it goes on."""
+
+    run_id: str
+    plan: str
+    state: RunState
+    cause: Cause | None = None
+    exit_code: int | None = None
+    summary: str
+    started_at: str | None = None
+    duration_s: float | None = None
+    actor: str = ""
+    error: ErrorReport | None = None
+    steps: list[StepReport]
+    #: Steps whose effect stands although the run did not succeed.
+    left_over: list[str] = []
+    #: What may have happened, or may happen yet, and could not be fenced or compared.
+    in_doubt: list[str] = []
+    #: Only of the run of a job: how the work ended, and how the stack stands.
+    job: JobReport | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_it_is_not(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        if written.get("job", ...) is None:
+            del written["job"]
+        return written
+
+    @property
+    def ended(self) -> bool:
+        return self.state in TERMINAL
+
+    def step(self, name: str) -> StepReport:
+        """One step's part; KeyError if the plan has no such step."""
+        for step in self.steps:
+            if step.name == name:
+                return step
+        raise KeyError(name)
+
+    def decode(self, name: str, model: type[T]) -> T:
+        """One step's data as that type. DecodeError if there is no such step, or it does not fit."""
+        try:
+            return self.step(name).decode(model)
+        except KeyError:
+            raise DecodeError(f"no result for {name!r}", remedy=f"run {self.run_id} has no such step") from None
+
+
+def read(store: Store, run_id: str, plan: CompiledPlan, indices: Sequence[int]) -> dict[int, StepReport]:
+    """Some steps of a run as they stand, without reading the others."""
+    fields = store.steps_hash(run_id, indices)
+    return {i: _step(plan, i, fields)[1] for i in indices}
+
+
+def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mapping[str, str], now: int) -> Report:
+    """The report of a run from its record; empty fields are a run that has not begun. `now` in ms."""
+    state = RunState(run.get("state", "pending"))
+    records: dict[int, StepRecord] = {}
+    reports = []
+    for step in plan.steps:
+        record, report = _step(plan, step.index, steps)
+        records[step.index] = record
+        reports.append(report)
+    left = saga.left_over(plan, state, records) if state in TERMINAL else []
+    started, ended = _number(run, "started"), _number(run, "ended")
+    error = None
+    if run.get("err") or run.get("err_step"):
+        name = plan.steps[int(run["err_step"])].name if run.get("err_step") else None
+        error = ErrorReport(step=name, message=run.get("err", ""))
+    elif state is not RunState.SUCCEEDED:
+        error = next((ErrorReport(step=s.name, message=s.error) for s in reports if s.error), None)
+    if run.get("held") and (state is RunState.SUSPENDED or (error is None and state is RunState.PENDING)):
+        error = ErrorReport(message=run["held"])
+    cause = Cause(run["cause"]) if run.get("cause") else None
+    job = outcome(plan.plan, state, cause, reports)
+    doubts = run.get("doubts", "").splitlines()
+    code = _exit_code(plan, state, records, [*left, *doubts]) if state in TERMINAL else None
+    if code is not None:
+        code = deployed.exit_code(plan.plan.labels, state, cause, reports) or code
+    return Report(
+        run_id=run_id,
+        plan=plan.plan.name,
+        state=state,
+        cause=cause,
+        exit_code=job.exit if job is not None and code is not None else code,
+        summary=summary(reports),
+        started_at=_iso(started),
+        duration_s=None if started is None else round(((ended or now) - started) / 1000, 3),
+        actor=run.get("actor", ""),
+        error=error,
+        steps=reports,
+        left_over=[_name(plan, i, steps.get(f"{Field.HOST}:{i}")) for i in left],
+        in_doubt=doubts,
+        job=job,
+    )
+
+
+def _name(plan: CompiledPlan, step_id: StepId, host: str | None) -> str:
+    """Of a part of a step, also the host that it is left over on."""
+    name = plan.name_of(step_id)
+    return f"{name} on {host}" if host and isinstance(step_id, str) else name
+
+
+def _exit_code(plan: CompiledPlan, state: RunState, records: Mapping[int, StepRecord], left: Sequence[StepId]) -> int:
+    """0 all as asked, 3 something stands, is left over or in doubt, 1 failed and nothing does (SEMANTICS 6)."""
+    always_failed = any(records[s.index].status in STEP_BAD for s in plan.steps if s.always)
+    if left or always_failed or state in {RunState.PARTIAL, RunState.UNDO_FAILED}:
+        return 3
+    return 0 if state is RunState.SUCCEEDED else 1
+
+
+def _step(plan: CompiledPlan, index: int, fields: Mapping[str, str]) -> tuple[StepRecord, StepReport]:
+    step = plan.steps[index]
+    units = [_unit(fields, f"{index}.{n}") for n in range(int(fields.get(f"{Field.UNITS}:{index}", 0)))]
+    record, done = _unit(fields, index)
+    hosts, data, error = done.hosts, done.part.data, done.part.error
+    if step.step.foreach is not None:
+        data = {"results": []}
+    if units:
+        hosts = _by_host(units)
+        # Hosts without items: each has its own data, and the step has none.
+        data = {"results": [unit.part.data for _, unit in units]} if step.step.foreach is not None else {}
+        error = fields.get(f"{Field.ERROR}:{index}")
+        record = replace(record, units=tuple(unit for unit, _ in units))
+    report = StepReport(
+        name=step.name,
+        op=step.operation.name,
+        level=step.level,
+        status=record.status,
+        changed=record.status is StepState.CHANGED or done.changed or any(unit.part.changed for _, unit in units),
+        attempts=record.attempts,
+        duration_s=done.part.duration_s,
+        task_ids=done.part.task_ids or [task for _, unit in units for task in unit.part.task_ids],
+        undo=_undo_of([unit.part.undo for _, unit in units if unit.part.undo]) if units else done.part.undo,
+        reason=done.part.reason,
+        error=error,
+        data=data,
+        hosts=hosts,
+        items=[unit.part for _, unit in units],
+    )
+    return record, report
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What the record has of a step or a unit."""
+
+    part: ItemReport
+    hosts: list[HostReport]
+    #: Said by a step that failed all the same.
+    changed: bool
+
+
+def _unit(fields: Mapping[str, str], step_id: StepId) -> tuple[StepRecord, _Done]:
+    def get(kind: str) -> str | None:
+        return fields.get(f"{kind}:{step_id}")
+
+    outcome = json.loads(get(Field.OUTCOME) or "{}")
+    outcome |= json.loads(get("bulk") or "{}")
+    status = StepState(get(Field.STATUS) or "pending")
+    undo = _undo(get)
+    record = StepRecord(
+        status=status,
+        attempts=int(get(Field.ATTEMPTS) or 0),
+        undo=undo.status if undo else None,
+        reason=get(Field.REASON) or "",
+        no_effect=bool(get(Field.NO_EFFECT)),
+        tainted=bool(get(Field.TAINTED)),
+    )
+    changed = status is StepState.CHANGED or bool(outcome.get("changed"))
+    part = ItemReport(
+        item=json.loads(get(Field.ITEM) or "null"),
+        host=outcome.get("host") or get(Field.HOST) or None,
+        status=status,
+        changed=changed,
+        attempts=record.attempts,
+        duration_s=_span(get(Field.STARTED), get(Field.ENDED)),
+        task_ids=(get(Field.TASK_IDS) or "").split(),
+        undo=undo,
+        reason=_waits_for(get) if status is StepState.WAITING else get("wait") or record.reason or None,
+        error=outcome.get("error"),
+        data=outcome.get("data", {}),
+    )
+    own = [HostReport.model_validate(host) for host in outcome.get("hosts", [])]
+    if not own and outcome.get("host"):
+        own = [_host(part)]
+    return record, _Done(part, own, changed)
+
+
+def _waits_for(get: Callable[[str], str | None]) -> str | None:
+    what = json.loads(get(Field.PARKED) or "{}").get("what")
+    return f"waits for {what}" if what else None
+
+
+def _host(part: ItemReport) -> HostReport:
+    return HostReport(
+        host=part.host or "", status=part.status, changed=part.changed, error=part.error, reason=part.reason,
+        data=part.data,
+    )  # fmt: skip
+
+
+def _by_host(units: Sequence[tuple[StepRecord, _Done]]) -> list[HostReport]:
+    """One entry a host, in the order in which they first come: its worst status, and whether any item changed it."""
+    found: dict[str, list[HostReport]] = {}
+    for _, unit in units:
+        for host in unit.hosts or ([_host(unit.part)] if unit.part.host else []):
+            found.setdefault(host.host, []).append(host)
+    return [_worst(parts) for parts in found.values()]
+
+
+#: The later, the worse.
+_BADNESS = [
+    StepState.UNCHANGED, StepState.SKIPPED, StepState.NOT_RUN, StepState.CHANGED, StepState.CANCELLED,
+    StepState.UNKNOWN, StepState.FAILED,
+]  # fmt: skip
+
+
+def _worst(parts: list[HostReport]) -> HostReport:
+    worst = max(parts, key=lambda part: _BADNESS.index(part.status) if part.status in _BADNESS else -1)
+    return worst.model_copy(update={"changed": any(part.changed for part in parts)})
+
+
+def _undo_of(undos: list[UndoReport]) -> UndoReport | None:
+    """How taking back the parts of a step went, as one: the worst of them."""
+    if not undos:
+        return None
+    order = [UndoState.UNDO_FAILED, UndoState.NOT_UNDOABLE, *(s for s in UndoState if s not in UNDO_FINAL)]
+    status = next((s for s in order if any(undo.status is s for undo in undos)), UndoState.UNDONE)
+    return UndoReport(
+        status=status,
+        error=next((undo.error for undo in undos if undo.status is status and undo.error), None),
+        attempts=max(undo.attempts for undo in undos),
+        duration_s=max((undo.duration_s for undo in undos if undo.duration_s is not None), default=None),
+        task_ids=[task for undo in undos for task in undo.task_ids],
+    )
+
+
+def _undo(get: Any) -> UndoReport | None:
+    status = get(f"u{Field.STATUS}")
+    if not status:
+        return None
+    outcome = json.loads(get(f"u{Field.OUTCOME}") or "{}")
+    return UndoReport(
+        status=UndoState(status),
+        error=outcome.get("error") or get(f"u{Field.REASON}"),
+        reason=get("uwait"),
+        attempts=int(get(f"u{Field.ATTEMPTS}") or 0),
+        duration_s=_span(get(f"u{Field.STARTED}"), get(f"u{Field.ENDED}")),
+        task_ids=(get(f"u{Field.TASK_IDS}") or "").split(),
+    )
+
+
+def summary(steps: list[StepReport]) -> str:
+    """`5 steps, 2 changed, 1 failed; 2 undone`: what there is none of is left out."""
+    counts = Counter(step.status for step in steps)
+    parts = [f"{len(steps)} step{'' if len(steps) == 1 else 's'}"]
+    parts += [f"{counts[state]} {state}" for state in StepState if counts[state]]
+    undos = Counter(step.undo.status for step in steps if step.undo)
+    taken_back = [f"{undos[state]} {state}" for state in UndoState if undos[state]]
+    return ", ".join(parts) + (f"; {', '.join(taken_back)}" if taken_back else "")
+
+
+def _number(fields: Mapping[str, str], name: str) -> int | None:
+    return int(fields[name]) if fields.get(name) else None
+
+
+def _span(begin: str | None, end: str | None) -> float | None:
+    return round((int(end) - int(begin)) / 1000, 3) if begin and end else None
+
+
+def _iso(ms: int | None) -> str | None:
+    if ms is None:
+        return None
+
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")

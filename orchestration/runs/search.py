@@ -1,0 +1,139 @@
+"""Runs searched: by what is written of them, plan, state, label and time; the latest first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from longshore.orchestration.errors import Damaged, UsageError, WrongType
+from longshore.orchestration.language.durations import parse_duration
+from longshore.orchestration.language.identifiers import RUN_ID
+from longshore.orchestration.states import RunState
+
+if TYPE_CHECKING:
+    from longshore.orchestration.client.client import Client
+
+#: Runs that are read at once, and that are looked at in all.
+_PAGE, _FARTHEST = 200, 20_000
+_FIELDS = ("state", "plan", "created", "started", "ended", "actor", "err")
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What is looked for; what is left out is not asked for."""
+
+    #: A part of the run's id, its plan's name, who started it, or its error.
+    text: str = ""
+    plan: str = ""
+    state: RunState | None = None
+    #: `key`, or `key=value`.
+    label: str = ""
+    #: ms since 1970.
+    since: int = 0
+
+    @classmethod
+    def read(cls, q: str = "", plan: str = "", state: str = "", label: str = "", since: str = "") -> Filter:
+        """As people write it: `since` is a date, a time, or how long ago (`2h`). UsageError."""
+        if state and state not in {str(one) for one in RunState}:
+            raise UsageError(f"there is no state {state!r}", remedy=f"one of {', '.join(map(str, RunState))}")
+        return cls(q.strip().lower(), plan.strip(), RunState(state) if state else None, label.strip(), _since(since))
+
+    def fits(self, row: Row, labels: dict[str, str]) -> bool:
+        key, sign, value = self.label.partition("=")
+        about = f"{row.run_id} {row.plan} {row.actor} {row.error}".lower()
+        return (
+            self.text in about
+            and self.plan in {"", row.plan}
+            and self.state in {None, row.state}
+            and (not key or (key in labels and (not sign or labels[key] == value)))
+        )
+
+
+def _since(text: str) -> int:
+    text = text.strip()
+    if not text:
+        return 0
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        try:
+            at = datetime.now(UTC) - timedelta(seconds=parse_duration(text))
+        except (ValueError, OverflowError):
+            raise UsageError(
+                f"since {text!r} is no date, no time and no duration", remedy="2026-11-20, or 2h"
+            ) from None
+    return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run, in short."""
+
+    run_id: str
+    plan: str
+    state: RunState
+    created: datetime
+    took_s: float | None = None
+    actor: str = ""
+    error: str = ""
+
+
+def search(client: Client, wanted: Filter, limit: int = 50) -> list[Row]:
+    """The latest runs of that kind. One that nobody has begun yet is `pending`."""
+    return list(islice(_found(client, wanted), limit))
+
+
+def _found(client: Client, wanted: Filter) -> Iterator[Row]:
+    store, seen = client.store, 0
+    ids = store.runs(_FARTHEST) if wanted != Filter() else store.runs(_PAGE)
+    while page := ids[seen : seen + _PAGE]:
+        seen += len(page)
+        pipe = store.client.pipeline(transaction=False)
+        for run_id in page:
+            pipe.hmget(store.keys.of(run_id).run, _FIELDS)
+        answers = zip(page, store.call(pipe.execute, raise_on_error=False), strict=True)
+        now = store.now()
+        # A run whose record is damaged is left out: doctor names it.
+        rows = [_row(now, run_id, values) for run_id, values in answers if RUN_ID.fullmatch(run_id)]
+        for row in filter(None, rows):
+            if wanted.since and row.created.timestamp() * 1000 < wanted.since:
+                return  # they come in the order of their times
+            if wanted.fits(row, _labels(client, row.run_id) if wanted.label else {}):
+                yield row
+
+
+def _labels(client: Client, run_id: str) -> dict[str, str]:
+    try:
+        body = client.store.body(run_id)
+    except (Damaged, WrongType):
+        return {}
+    return dict(body["plan"].get("labels") or {}) if body else {}
+
+
+def _row(now: int, run_id: str, values: list[str | None] | Exception) -> Row | None:
+    """None for a record that cannot be read."""
+    if isinstance(values, Exception):
+        return None
+    known = {name: value or "" for name, value in zip(_FIELDS, values, strict=True)}
+    if not known["state"]:
+        return Row(run_id, "", RunState.PENDING, datetime.fromtimestamp(now / 1000, UTC))
+    try:
+        began, ended = int(known["started"] or 0), int(known["ended"] or 0)
+        return Row(
+            run_id,
+            known["plan"],
+            RunState(known["state"]),
+            _time(int(known["created"] or 0)),
+            ((ended or now) - began) / 1000 if began else None,
+            known["actor"],
+            known["err"],
+        )
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _time(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)

@@ -1,0 +1,1 @@
+"""Schedules that start plans, and the Celery beat that reads them."""

@@ -1,0 +1,45 @@
+"""For applications with a beat of their own: Longshore's schedules as its entries, static or by RedBeat.
+
+The app's broker has to be Longshore's Redis; its workers need to know nothing, for the messages are Longshore's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from longshore.orchestration.errors import ConfigError
+from longshore.orchestration.messaging.canvas import producer
+from longshore.orchestration.schedules.schedules import Schedule, declared
+from longshore.orchestration.settings import Settings, get_settings
+
+
+def beat_schedule(settings: Settings | None = None) -> dict[str, dict[str, Any]]:
+    """Entries for `app.conf.beat_schedule`, by name: of all that is declared."""
+    known, _ = declared(settings or get_settings())
+    return {each.entry_name: each.entry() for each in known}
+
+
+def redbeat_entry(schedule: Schedule, settings: Settings | None = None) -> Any:
+    """RedBeat's entry of it, to be saved or deleted while beats run (`LONGSHORE_BEAT=redbeat`). ConfigError where
+    celery-redbeat is missing.
+    """
+    try:
+        from redbeat.schedulers import RedBeatSchedulerEntry, ensure_conf  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise ConfigError("celery-redbeat is missing", remedy="pip install 'longshore[redbeat]'") from None
+    known = settings or get_settings()
+    app = producer(known)
+    app.conf.update(redbeat(known))
+    ensure_conf(app)
+    return RedBeatSchedulerEntry(schedule.entry_name, app=app, **schedule.entry())
+
+
+def redbeat(settings: Settings) -> dict[str, Any]:
+    """Where RedBeat keeps its entries: beside Longshore's own keys. One of several beats is at it."""
+    return {
+        "redbeat_redis_url": settings.url(),
+        "redbeat_key_prefix": f"{settings.namespace}:redbeat:",
+        "redbeat_redis_options": {"socket_connect_timeout": settings.connect_timeout, "health_check_interval": 15},
+        "redbeat_lock_timeout": round(5 * max(settings.tick, 1.0)),
+        "beat_max_loop_interval": max(settings.tick, 1.0),
+    }

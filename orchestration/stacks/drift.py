@@ -1,0 +1,149 @@
+"""Which services are not what they should be, why, and what brings them right. Pure.
+
+What was stopped by hand, and what has ended with 0, is as somebody wants it: it is told of, and left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from longshore.orchestration.stacks.inventory import Project, Replica, Seen, Service, short
+
+#: up: as its files say, if it is not so. redeploy: made anew in any case. restart: stopped and started.
+Action = Literal["up", "redeploy", "restart"]
+Kind = Literal["image", "config", "missing", "unhealthy", "file", "asked"]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a service is stale, for programs and for people."""
+
+    kind: Kind
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Stale:
+    """A service that has to be brought right."""
+
+    host: str
+    project: str
+    service: str
+    reasons: tuple[Reason, ...]
+    action: Action
+    #: Its image has to be fetched first.
+    fetch: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.project}/{self.service}"
+
+    def as_json(self) -> dict[str, Any]:
+        said = {"host": self.host, "project": self.project, "service": self.service, "name": self.name}
+        reasons = [{"kind": reason.kind, "text": reason.text} for reason in self.reasons]
+        return said | {"action": self.action, "fetch": self.fetch, "reasons": reasons}
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is told of a service, or of a whole project (no service), that is left alone; or of what was said of them.
+
+    `wrong`: it cannot be told whether it is right.
+    """
+
+    host: str
+    project: str
+    service: str
+    text: str
+    wrong: bool = False
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, ["/".join(filter(None, [self.project, self.service])), self.text]))
+
+
+def judged(host: str, seen: Seen) -> Iterator[Stale | Note]:
+    """What is to be said of a host's services, in the order of their names."""
+    for name, project in sorted(seen.projects.items()):
+        if project.error:
+            yield Note(host, name, "", project.error, wrong=not project.unknown)
+            continue
+        for service, said in sorted(project.services.items()):
+            yield from _judge(host, name, service, said)
+
+
+def stale_of(project: Project) -> dict[str, Stale]:
+    """The stale services of one project by their names."""
+    found = judged("", Seen(projects={"p": project}))
+    return {one.service: one for one in found if isinstance(one, Stale)}
+
+
+def _judge(host: str, project: str, name: str, service: Service) -> Iterator[Stale | Note]:
+    if not service.hash:
+        yield Note(host, project, name, "its project's files tell nothing of it")
+        return
+    if service.profiled and not service.containers:
+        return
+    if service.wrong:
+        yield Note(host, project, name, service.wrong)
+    stopped = [one for one in service.containers if one.by_hand]
+    ended = [one for one in service.containers if one.ended_well and not one.by_hand]
+    others = [one for one in service.containers if one not in stopped and one not in ended]
+    if stopped:
+        yield Note(host, project, name, f"stopped by hand{_which(service, stopped)}")
+    if ended:
+        yield Note(host, project, name, f"ended with 0{_which(service, ended)}")
+    if any(one.state == "paused" for one in others):
+        yield Note(host, project, name, "paused")
+    if len(service.containers) > service.replicas:
+        more = f"{len(service.containers)} containers, where its files say {service.replicas}: they stay"
+        yield Note(host, project, name, more)
+    reasons: list[Reason] = []
+    demanded: set[Action] = set()
+    for reason, demand in _reasons(service, others):
+        reasons.append(reason)
+        demanded.add(demand)
+    if (stopped or ended) and not others and len(service.containers) >= service.replicas:
+        return  # as somebody wants it
+    if reasons:
+        # What is made anew is started anew, too; what is only to be started again may have to be made first.
+        action: Action = demanded.pop() if len(demanded) == 1 else "redeploy"
+        yield Stale(host, project, name, tuple(reasons), action, bool(service.newer))
+
+
+def _reasons(service: Service, containers: list[Replica]) -> Iterator[tuple[Reason, Action]]:
+    live = [one for one in containers if one.runs]
+    if old := _first(one for one in live if service.image_id and one.image_id != service.image_id):
+        yield Reason("image", f"image {short(old.image_id)} → {short(service.image_id)}"), "up"
+    if service.newer:
+        yield Reason("image", f"image {service.image} → {short(service.newer)} at its registry"), "up"
+    if other := _first(one for one in containers if one.hash != service.hash):
+        yield Reason("config", f"config {other.hash[:12]} → {service.hash[:12]}"), "up"
+    if len(service.containers) < service.replicas:
+        there = f" ({len(service.containers)} of {service.replicas})" if service.containers else ""
+        yield Reason("missing", f"missing{there}"), "up"
+    for one in containers:
+        if not one.runs:
+            how = "was never started" if one.state == "created" else f"ended with {one.exit_code}"
+            yield Reason("missing", f"missing ({one.name} {how})"), "up"
+        elif one.state == "restarting":
+            yield Reason("unhealthy", f"unhealthy ({one.name} keeps restarting)"), "restart"
+        elif one.health == "unhealthy":
+            yield Reason("unhealthy", f"unhealthy ({one.name})"), "restart"
+    for path, tracked in sorted(service.files.items()):
+        if tracked.requires == "none":
+            continue
+        if any(one.files.get(path, tracked.digest) != tracked.digest for one in live):
+            yield Reason("file", f"file {path} changed"), tracked.requires
+
+
+def _first(found: Iterator[Replica]) -> Replica | None:
+    return next(found, None)
+
+
+def _which(service: Service, some: list[Replica]) -> str:
+    return "" if len(some) == len(service.containers) else f" ({', '.join(one.name for one in some)})"

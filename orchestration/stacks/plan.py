@@ -1,0 +1,197 @@
+"""What was selected as the plan that brings it right: a step for each stack, on its host, in order."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, Literal
+
+from longshore.orchestration.errors import UsageError
+from longshore.orchestration.operations.stacks import REBUILD, RESTART
+from longshore.orchestration.plans.labels import ORCHESTRATE_LABEL
+from longshore.orchestration.plans.model import Plan, StepHandle
+from longshore.orchestration.stacks.drift import Stale
+from longshore.orchestration.stacks.inventory import Seen
+from longshore.orchestration.stacks.rules import AFTER, Described
+
+#: A host and a project.
+_Key = tuple[str, str]
+
+#: Seconds of a stack's step beside the time that its services are given to get well.
+_AROUND = 600.0
+#: Characters of a step's name.
+_LONGEST = 64
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How stale stacks are brought right. Times in seconds."""
+
+    #: So many stacks at once, on all hosts together.
+    max_parallel: int | None = None
+    #: So many stacks go first, alone: if one of them fails, the rest is left as it is.
+    canary: int | None = None
+    #: keep: each stack that fails goes back by itself, the others stay. undo: all go back.
+    on_failure: Literal["keep", "undo"] = "keep"
+    healthy_deadline: float = 60.0
+    min_healthy_time: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.healthy_deadline <= 0:
+            raise UsageError("healthy_deadline: nothing gets well in no time")
+        for name in ("max_parallel", "canary"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name}: {value} stacks are none")
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The stale services of one project on one host."""
+
+    host: str
+    project: str
+    services: tuple[Stale, ...]
+
+    @property
+    def key(self) -> _Key:
+        return self.host, self.project
+
+
+def restart_plan(
+    chosen: Sequence[Stale],
+    seen: Mapping[str, Seen],
+    said: Described,
+    manner: Manner,
+    *,
+    asked: bool = False,
+    ttl: float = 3600.0,
+) -> Plan:
+    """The plan. `asked`: the services were named, and are restarted in any case; `ttl`: of the cache that tells of them
+    afterwards. UsageError where stacks wait for each other in a circle.
+    """
+    plan = Plan(
+        "orchestrate",
+        labels={ORCHESTRATE_LABEL: manner.on_failure},
+        on_error="continue" if manner.on_failure == "keep" else "stop",
+        on_failure=manner.on_failure,
+    )
+    groups = _grouped(chosen)
+    several = len({group.host for group in groups}) > 1
+    needs = {group.key: _needs(group, groups, seen) for group in groups}
+    levels = _levels(groups, needs)
+    first = [group for level in levels for group in level][: manner.canary or 0]
+    steps: dict[_Key, StepHandle] = {}
+    before: list[StepHandle] = []
+    for wave in _waves(levels, first, manner.max_parallel):
+        for group in wave:
+            canaries = {one.key for one in first} if group not in first else set()
+            hard = [steps[key] for key in sorted(needs[group.key] | canaries)]
+            steps[group.key] = _step(plan, group, seen, said, manner, asked=asked, several=several)
+            _behind(steps[group.key], hard, before)
+        before = [steps[group.key] for group in wave] if manner.max_parallel else []
+    for host in sorted({group.host for group in groups}):
+        own = [step for (where, _), step in steps.items() if where == host]
+        look = plan.step(_name(f"cache.{host}"), REBUILD.name, ttl=ttl, **_look(said)).target(host).undo("none")
+        look.describe("The cache says what is there now")
+        _behind(look, [], own)
+    return plan
+
+
+def _step(
+    plan: Plan, group: _Group, seen: Mapping[str, Seen], said: Described, manner: Manner, *, asked: bool, several: bool
+) -> StepHandle:
+    project = seen[group.host].projects[group.project]
+    services = {
+        one.service: {"do": one.action, "why": [str(reason) for reason in one.reasons]}
+        | ({"fetch": True} if one.fetch else {})
+        for one in group.services
+    }
+    given: dict[str, Any] = {"project": group.project, "services": services, "index": project.fingerprint}
+    given |= {"asked": True} if asked else {}
+    given |= {"healthy_deadline": manner.healthy_deadline, "min_healthy_time": manner.min_healthy_time}
+    given |= {key: value for key, value in said.params().items() if value}
+    if not any(one.fetch for one in group.services):
+        given.pop("registries", None)
+    name = f"{group.host}.{group.project}" if several else group.project
+    step = plan.step(_name(name), RESTART.name, **given).target(group.host)
+    # Each level of services is waited for by itself.
+    return step.timeout(_AROUND + manner.healthy_deadline * len(group.services) * 2)
+
+
+def _look(said: Described) -> dict[str, Any]:
+    return {key: value for key, value in said.params().items() if value and key != "registries"}
+
+
+def _behind(step: StepHandle, hard: Sequence[StepHandle], soft: Sequence[StepHandle]) -> None:
+    """After all of these; and only if the hard ones have gone well."""
+    step.after(*dict.fromkeys([*hard, *soft]))
+    for other in hard:
+        step.when(f"steps['{other.name}'].status in ['changed', 'unchanged']", reason=f"{other.name} is not right")
+    if soft and not hard:
+        step.when(f"steps['{soft[0].name}'].status != ''")
+
+
+def _waves(levels: Sequence[Sequence[_Group]], first: Sequence[_Group], size: int | None) -> Iterator[list[_Group]]:
+    """What is begun at once: those that go first, then the others, of each level so many."""
+    for mine in (True, False):
+        for level in levels:
+            some = [group for group in level if (group in first) is mine]
+            for begin in range(0, len(some), size or len(some) or 1):
+                yield some[begin : begin + (size or len(some))]
+
+
+def _levels(groups: Sequence[_Group], needs: Mapping[_Key, set[_Key]]) -> list[list[_Group]]:
+    by_key = {group.key: group for group in groups}
+    sorter = TopologicalSorter(needs)
+    found = []
+    try:
+        sorter.prepare()
+    except CycleError:
+        circle = sorted({project for key, others in needs.items() if key in others for project in [key[1]]})
+        raise UsageError(
+            f"stacks wait for each other in a circle: {', '.join(circle)}",
+            remedy=f"see their labels {AFTER}, and LONGSHORE_STACKS",
+        ) from None
+    while sorter.is_active():
+        ready = sorted(sorter.get_ready())
+        found.append([by_key[key] for key in ready])
+        sorter.done(*ready)
+    return found
+
+
+def _needs(group: _Group, groups: Sequence[_Group], seen: Mapping[str, Seen]) -> set[_Key]:
+    """What has to be right before it, also by way of stacks that are right as they are: on its host, where they are
+    there, else on whichever.
+    """
+    there = {other.key for other in groups}
+    found: set[_Key] = set()
+    asked, left = set(), list(seen[group.host].projects[group.project].after)
+    while left:
+        name = left.pop()
+        if name in asked:
+            continue
+        asked.add(name)
+        hosts = [group.host] if name in seen[group.host].projects else [h for h in seen if name in seen[h].projects]
+        for host in hosts:
+            found |= {(host, name)} & there
+            left += seen[host].projects[name].after
+    return found
+
+
+def _grouped(chosen: Sequence[Stale]) -> list[_Group]:
+    found: dict[tuple[str, str], list[Stale]] = {}
+    for one in sorted(chosen, key=lambda one: (one.host, one.project, one.service)):
+        found.setdefault((one.host, one.project), []).append(one)
+    return [_Group(host, project, tuple(services)) for (host, project), services in found.items()]
+
+
+def _name(text: str) -> str:
+    """As a step may be called; what has to be cut stays distinct."""
+    clean = re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip("._-") or "stack"
+    if clean == text and len(text) <= _LONGEST:
+        return text
+    return f"{clean[: _LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -1,0 +1,1 @@
+"""The records in Redis, and the scripts that change them."""

@@ -1,0 +1,88 @@
+"""The audit trail: who started, ended, approved or changed what, from where; and what was refused, and why.
+
+A stream, written by workers as they carry out or refuse what was asked, and by a client that refuses by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from longshore.orchestration.errors import StoreUnavailable
+from longshore.orchestration.messaging.signing import origin
+from longshore.orchestration.store.connection import Connection
+
+#: Lines that are kept, about.
+KEPT = 100_000
+#: Characters of one field.
+_LONGEST = 2000
+#: Entries that are read at once.
+_PAGE = 500
+REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that was asked. `what` is start, cancel, …, or `refused`; `why` is the reason, given or told."""
+
+    at: datetime
+    what: str
+    actor: str = ""
+    origin: str = ""
+    run: str = ""
+    step: str = ""
+    plan: str = ""
+    why: str = ""
+    #: Told by a client of itself; a worker has seen all other lines.
+    by_client: bool = False
+
+
+def note(store: Connection, what: str, *, key: str = "", **fields: str) -> None:
+    """Add a line. Raises StoreUnavailable."""
+    entry: dict[Any, Any] = {"what": what}
+    entry |= {name: str(value)[:_LONGEST] for name, value in fields.items() if value}
+    store.call(store.client.xadd, key or store.keys.audit, entry, maxlen=KEPT, approximate=True)
+
+
+def note_refusal(store: Connection, why: str, **fields: str) -> None:
+    """The same for what was refused; where Redis is away, what is refused stays refused."""
+    with contextlib.suppress(StoreUnavailable):
+        note(store, REFUSED, why=why, **fields)
+
+
+def report(store: Connection, what: str, **fields: str) -> None:
+    """What a client does by itself, in a stream that clients may write to."""
+    with contextlib.suppress(StoreUnavailable):
+        note(store, what, key=store.keys.reported, origin=origin(store.settings), **fields)
+
+
+def report_refusal(store: Connection, why: str, **fields: str) -> None:
+    """By a client, into a stream that clients may write to."""
+    note_refusal(store, why, key=store.keys.reported, **fields)
+
+
+def lines(store: Connection, *, limit: int = 100, run: str = "", refused: bool = False) -> Iterator[Line]:
+    """The latest first."""
+    parts = [_entries(store, key) for key in (store.keys.audit, store.keys.reported)]
+    both = heapq.merge(*parts, key=lambda entry: entry["at"], reverse=True)
+    wanted = (e for e in both if (not run or e.get("run") == run) and (not refused or e.get("what") == REFUSED))
+    return (_line(entry) for entry in itertools.islice(wanted, limit))
+
+
+def _entries(store: Connection, key: str) -> Iterator[dict[str, Any]]:
+    """Clients write to one of the two: nothing in it is relied on but the ids, which are Redis's."""
+    last, by_client = "+", key == store.keys.reported
+    while page := store.call(store.client.xrevrange, key, max=last, count=_PAGE):
+        for entry_id, entry in page:
+            yield {**entry, "at": int(entry_id.partition("-")[0]), "by_client": by_client}
+        last = f"({page[-1][0]}"
+
+
+def _line(entry: dict[str, Any]) -> Line:
+    known = {name: entry[name] for name in Line.__dataclass_fields__ if name in entry and name != "at"}
+    return Line(datetime.fromtimestamp(entry["at"] / 1000, UTC), **{"what": "", **known})

@@ -1,0 +1,88 @@
+"""What waits in the queues: how many messages, since when, and how many workers there are for them.
+
+The age of a message is that of the step that it is of, as the record has it: by Redis's clock, and also where the
+message was sent a second time. For a message that moves a run on it is the time since the run last moved.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from longshore.orchestration.errors import UNREADABLE, WrongType
+from longshore.orchestration.messaging.canvas import ADVANCE, STEP, UNDO
+from longshore.orchestration.plans.compiled import CONTROL
+from longshore.orchestration.states import StepState
+from longshore.orchestration.store.connection import as_number
+from longshore.orchestration.store.hosts import Hosts, takers
+from longshore.orchestration.store.keys import Field
+from longshore.orchestration.store.run_store import Store
+
+#: How many of the next messages of a queue are looked at: some may be of what has been done already.
+_LOOKED_AT = 10
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """One queue. `oldest` in seconds, 0 where nothing waits or that cannot be told."""
+
+    queue: str
+    length: int
+    oldest: float
+    #: Workers that take what is in it now.
+    workers: int
+
+
+def backlogs(store: Store) -> list[Backlog]:
+    """Each queue that a worker has ever consumed here, in the order of their names. StoreUnavailable."""
+    hosts = list(Hosts(store).all().values())
+    names = sorted({CONTROL, *(queue for host in hosts for queue in host.had)})
+    prefix = store.settings.broker_prefix()
+    pipe = store.client.pipeline(transaction=False)
+    for name in names:
+        pipe.llen(f"{prefix}{name}")
+        pipe.lrange(f"{prefix}{name}", -_LOOKED_AT, -1)
+    # A queue of the wrong type counts as empty; doctor names it.
+    answers: list[Any] = [
+        0 if isinstance(answer, Exception) else answer for answer in store.call(pipe.execute, raise_on_error=False)
+    ]
+    now = store.now()
+    found = []
+    for n, name in enumerate(names):
+        length, oldest = int(answers[2 * n]), answers[2 * n + 1] or []
+        since = min(filter(None, (_since(store, message) for message in oldest)), default=now)
+        age = max(0.0, (now - since) / 1000)
+        found.append(Backlog(name, length, age, takers(hosts, name)))
+    return found
+
+
+def _since(store: Store, message: str) -> int:
+    """Since when, in ms, what a message is about has waited; 0 where it is not ours, or about nothing any more."""
+    try:
+        body = json.loads(message)
+        task, arguments = body["headers"]["task"], json.loads(base64.b64decode(body["body"]))[0]
+        if task == ADVANCE:
+            return _moved(store, str(arguments[0]))
+        if task not in {STEP, UNDO}:
+            return 0
+        run_id, step_id = str(arguments[0]), arguments[1]
+    except UNREADABLE:
+        return 0
+    side = "u" if task == UNDO else ""
+    kinds = [f"{side}{kind}" for kind in (Field.STATUS, Field.SENT, Field.NOT_BEFORE)]
+    try:
+        status, sent, due = store.step_fields(run_id, [step_id], kinds)[step_id]
+    except WrongType:
+        return 0
+    if status == StepState.RETRYING:
+        return as_number(due) or 0
+    return as_number(sent) or 0 if status == StepState.READY else 0
+
+
+def _moved(store: Store, run_id: str) -> int:
+    try:
+        return int(store.newest_event(run_id).partition("-")[0])
+    except WrongType:
+        return 0

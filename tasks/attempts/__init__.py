@@ -1,0 +1,1 @@
+"""One attempt at one step, from claim to outcome."""

@@ -1,0 +1,327 @@
+"""Receipts beside the effects: a lost attempt that wakes up does nothing more.
+
+A lease is not enough: a worker that was stopped for longer than its lease goes on where it was, after its step
+was done again or taken back. So every attempt that may change something holds a file on its host, locked, while
+it acts, with its fence in it. The next attempt ends whoever still holds the lock, and whoever comes later with
+a lower fence is refused. The file also keeps the outcome until it is recorded: an attempt that finds it does
+nothing again. It holds for effects that are made from here: files, commands, containers. What a service does
+that was called has to be fenced there, by `ctx.fence` or `ctx.idempotency_key`.
+
+Nothing is synced to the disk: a power failure ends the attempts too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longshore.orchestration.errors import Transient
+from longshore.orchestration.language import identifiers
+
+log = logging.getLogger(__name__)
+
+#: Bytes of an outcome that is kept; one that is larger is done again.
+_LARGEST = 64 * 1024
+#: Bytes of a receipt at most: an outcome, and a journal, which may be larger than that.
+_READ = 16 * 1024 * 1024
+_TICK = 0.05
+_CLOSED = "closed"
+
+
+class Overtaken(Exception):
+    """A later attempt has been here, or the run has ended."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a receipt says of the last attempt at a part of a run."""
+
+    part: str
+    fence: int
+    side: str
+    epoch: int
+    #: What it recorded here as its outcome, None where it did not get so far.
+    outcome: dict[str, Any] | None
+    rendered: str
+    before: str
+
+
+@dataclass(frozen=True)
+class _Closed:
+    """Steps, or single parts of them, at which no forward attempt of up to that epoch may act any more."""
+
+    epoch: int = -1
+    parts: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that cannot be mistaken for another: ids are used again."""
+
+    pid: int
+    started: str
+    boot: str
+
+    @classmethod
+    def of(cls, pid: int) -> Process | None:
+        """The one that has this id here and now, or None."""
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+            space = os.readlink("/proc/self/ns/pid")
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        except OSError:
+            return None
+        return cls(pid, stat.rpartition(")")[2].split()[19], f"{boot} {space}")
+
+    @classmethod
+    def read(cls, value: Any) -> Process | None:
+        return cls(*value) if isinstance(value, list) and len(value) == 3 else None
+
+    def is_there(self) -> bool:
+        return Process.of(self.pid) == self
+
+
+@dataclass
+class Receipt:
+    """The file of one step, or of one part of it, on this host."""
+
+    path: Path
+    fence: int
+    side: str
+    #: How often its run was reopened: what was done before that is not done now.
+    epoch: int = 0
+    #: Whether the holder of the lock may be killed: a process that does nothing but this step.
+    alone: bool = True
+    #: Of the attempt that was here before.
+    earlier: int = 0
+    #: The parameters as rendered and what undo needs, JSON, of the first attempt that journalled them.
+    journal: list[str] = field(default_factory=lambda: ["", ""])
+    _file: int = -1
+    _groups: list[list[Any]] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def held(self, patience: float, check: Callable[[], None]) -> Iterator[dict[str, Any] | None]:
+        """Hold it while acting; gives the outcome of an attempt that acted and could not record it.
+
+        Raises Overtaken, and Transient where an attempt before this one cannot be ended in `patience` seconds.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            before = self._lock(patience, check)
+            if self._is_closed():
+                raise Overtaken
+            self.journal = _journal(before)
+            self.earlier = int(before.get("fence", 0))
+            self._end_groups(before)
+            mine = before.get("phase") == "done" and before.get("epoch") == self.epoch and not self.side
+            found = before.get("outcome") if mine else None
+            self._write("intent" if found is None else "done", found)
+            yield found if isinstance(found, dict) else None
+        finally:
+            os.close(self._file)  # and with it the lock
+            self._file = -1
+
+    def done(self, outcome: dict[str, Any]) -> None:
+        """It has happened; what is to be recorded of it."""
+        with contextlib.suppress(OSError):  # a full disk does not make it undone
+            self._write("done", outcome if len(json.dumps(outcome)) <= _LARGEST else None)
+
+    def journalled(self, rendered: str, before: str) -> None:
+        """Keep beside the effect what undo needs, for a Redis that loses it."""
+        self.journal = [rendered, before]
+        with contextlib.suppress(OSError):
+            self._write("intent", None)
+
+    def taken_over(self, patience: float) -> Trace:
+        """End whoever holds it, and what that has started; what the receipt says then.
+
+        Raises Transient where the holder cannot be ended in `patience` seconds.
+        """
+        self._file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            found = self._lock(patience, lambda: None)
+            self._end_groups(found)
+        finally:
+            os.close(self._file)
+            self._file = -1
+        outcome = found.get("outcome") if found.get("phase") == "done" else None
+        return Trace(
+            self.path.stem, int(found.get("fence", 0)), str(found.get("side", "")), int(found.get("epoch", 0)), outcome,
+            *_journal(found),
+        )  # fmt: skip
+
+    def _is_closed(self) -> bool:
+        """Whether no forward attempt at it may act any more, whatever its fence."""
+        closed = _read_closed(self.path.parent)
+        step = self.path.stem.partition("@")[0]
+        return not self.side and self.epoch <= closed.epoch and bool({step, self.path.stem} & closed.parts)
+
+    def began(self, pid: int) -> None:
+        """A program was started, in a process group of its own, that must end before anybody else acts."""
+        process = Process.of(pid)
+        if process is not None:
+            self._groups.append([process.pid, process.started, process.boot])
+            with contextlib.suppress(OSError):
+                self._write("intent", None)
+
+    def _lock(self, patience: float, check: Callable[[], None]) -> dict[str, Any]:
+        until = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._end(self._read())
+                check()
+                if time.monotonic() >= until:
+                    raise Transient(f"an attempt before this one is still at work ({self.path})") from None
+                time.sleep(_TICK)
+            else:
+                found = self._read()
+                if int(found.get("fence", 0)) > self.fence:
+                    raise Overtaken
+                return found
+
+    def _end(self, holder: dict[str, Any]) -> None:
+        """Whoever holds the lock has lost its step: end it, where it does nothing else."""
+        if int(holder.get("fence", 0)) > self.fence:
+            raise Overtaken
+        process = Process.read(holder.get("process"))
+        if process is None or process.pid == os.getpid() or not holder.get("alone") or not process.is_there():
+            return
+        log.warning("process %s lost its step and still holds it: it is ended (%s)", process.pid, self.path)
+        with contextlib.suppress(OSError):
+            os.kill(process.pid, signal.SIGKILL)
+
+    def _end_groups(self, before: dict[str, Any]) -> None:
+        """Programs that a lost attempt has started and that outlived it."""
+        for known in before.get("groups") or []:
+            process = Process.read(known)
+            if process is not None and process.is_there():
+                with contextlib.suppress(OSError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            found = json.loads(os.pread(self._file, _READ, 0) or b"{}")
+        except ValueError:
+            return {}  # it died while it wrote
+        return found if isinstance(found, dict) else {}
+
+    def _write(self, phase: str, outcome: dict[str, Any] | None) -> None:
+        mine = Process.of(os.getpid())
+        body = {
+            "fence": self.fence,
+            "side": self.side,
+            "epoch": self.epoch,
+            "phase": phase,
+            "alone": self.alone,
+            "process": [mine.pid, mine.started, mine.boot] if mine is not None else None,
+            "groups": self._groups,
+            "outcome": outcome,
+            "journal": self.journal,
+        }
+        text = json.dumps(body).encode()
+        was = os.pread(self._file, _READ, 0)
+        if os.pwrite(self._file, text, 0) < len(text):
+            os.pwrite(self._file, was, 0)  # the room for that is there: the fence must stay readable
+            raise OSError(errno.ENOSPC, "no room for a receipt", str(self.path))
+        os.ftruncate(self._file, len(text))
+
+
+def _journal(found: dict[str, Any]) -> list[str]:
+    kept = found.get("journal")
+    return [str(part) for part in kept] if isinstance(kept, list) and len(kept) == 2 else ["", ""]
+
+
+def _read_closed(folder: Path) -> _Closed:
+    try:
+        found = json.loads((folder / _CLOSED).read_text())
+        return _Closed(int(found["epoch"]), frozenset(found["parts"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return _Closed()
+
+
+class Ledger:
+    """The receipts of this host's state folder, and how far each run had come when it was last here."""
+
+    def __init__(self, folder: Path, namespace: str) -> None:
+        self._folder = folder / "receipts" / namespace
+
+    def _of(self, run_id: str, born: str) -> Path:
+        return self._folder / f"{identifiers.run_id(run_id)}~{identifiers.instance(born)}"
+
+    def receipt(
+        self, run_id: str, born: str, part: str, fence: int, side: str, *, epoch: int = 0, alone: bool
+    ) -> Receipt:
+        return Receipt(self._of(run_id, born) / f"{identifiers.part(part)}.json", fence, side, epoch, alone)
+
+    def version(self, run_id: str, born: str) -> int:
+        """The highest version of the run that was seen here."""
+        try:
+            return int((self._of(run_id, born) / "version").read_text() or 0)
+        except (OSError, ValueError):
+            return 0
+
+    def seen(self, run_id: str, born: str, version: int) -> None:
+        """Keep how far it has come. A race between two may keep the lower one, which is still a lower bound."""
+        folder = self._of(run_id, born)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if version > self.version(run_id, born):
+            written = folder / f"version.{os.getpid()}"
+            written.write_text(str(version))
+            written.replace(folder / "version")
+
+    def close(self, run_id: str, born: str, epoch: int, parts: Iterable[str]) -> None:
+        """Have no forward attempt of up to that epoch act on these steps, or parts, any more; also one that has not
+        left a receipt yet.
+
+        To be called before `traces`: an attempt that leaves a receipt afterwards finds that it is closed.
+        """
+        folder = self._of(run_id, born)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        known = _read_closed(folder)
+        closed = sorted({*parts, *(known.parts if known.epoch == epoch else ())})
+        written = folder / f"{_CLOSED}.{os.getpid()}"
+        written.write_text(json.dumps({"epoch": epoch, "parts": closed}))
+        written.replace(folder / _CLOSED)
+
+    def traces(
+        self, run_id: str, born: str, patience: float, parts: Collection[str] | None = None
+    ) -> tuple[list[Trace], list[str]]:
+        """What the receipts of a run say, of these parts or of all, once whoever holds them was ended; and the parts
+        whose holder could not be ended in `patience` seconds.
+        """
+        found: list[Trace] = []
+        held: list[str] = []
+        until = time.monotonic() + patience
+        for path in sorted(self._of(run_id, born).glob("*.json")):
+            if parts is not None and path.stem not in parts:
+                continue
+            try:
+                left = max(0.0, until - time.monotonic())
+                found.append(Receipt(path, sys.maxsize, "u").taken_over(left))
+            except Transient:
+                held.append(path.stem)
+        return found, held
+
+    def clean(self, seconds: float) -> None:
+        """Forget runs that nothing was done for on this host for so long."""
+        if not self._folder.is_dir():
+            return
+        for folder in self._folder.iterdir():
+            with contextlib.suppress(OSError):
+                if time.time() - folder.stat().st_mtime > seconds:
+                    shutil.rmtree(folder)

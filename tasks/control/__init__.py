@@ -1,0 +1,1 @@
+"""The coordinator of runs, and the Celery tasks that call it."""

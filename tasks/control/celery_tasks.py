@@ -1,0 +1,236 @@
+"""The Celery tasks: each takes ids, and everything else from the record."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+from celery import Task, shared_task
+from celery.exceptions import Ignore, Retry
+
+from longshore.orchestration.errors import Damaged, StoreUnavailable
+from longshore.orchestration.messaging import signing
+from longshore.orchestration.messaging.canvas import ADVANCE, PROBE, STEP, TASK_ENDED, UNDO, Canvas
+from longshore.orchestration.monitoring import logs
+from longshore.orchestration.plans.compiled import StepId
+from longshore.orchestration.store.audit import note_refusal
+from longshore.orchestration.store.run_store import Recorded, Store, read_request
+from longshore.tasks.attempts.base import AttemptFailed, IsParked, Reborn, Refused, TryAgain, hostname
+from longshore.tasks.attempts.dry_run import probe_step
+from longshore.tasks.attempts.runner import Attempt
+from longshore.tasks.control.coordinator import Driver
+from longshore.tasks.control.dispatch import send_next
+from longshore.tasks.control.external_waits import NotYet
+from longshore.tasks.loaded_runs import Newer, NotOurs, Plans
+
+#: How often a message of a version to come is put back into its queue; its own workers send anew what is lost then.
+_PASSED_ON = 10
+
+_here: dict[int, tuple[Store, Plans]] = {}
+
+
+def store_and_plans() -> tuple[Store, Plans]:
+    """This process's own: a connection must not be shared over a fork."""
+    pid = os.getpid()
+    if pid not in _here:
+        _here.clear()
+        store = Store()
+        _here[pid] = (store, Plans(store))
+    return _here[pid]
+
+
+class SagaTask(Task):  # type: ignore[type-arg]
+    """What all of ours share: Redis being away passes, and is waited for with backoff."""
+
+    abstract = True
+    ignore_result = True
+    acks_late = True
+    autoretry_for: tuple[type[Exception], ...] = (StoreUnavailable,)
+    retry_backoff = 1
+    retry_backoff_max = 30
+    retry_jitter = True
+    max_retries = 20
+    throws = (AttemptFailed,)
+    #: Whether it knows by itself what it has done, and nobody sends anew what was lost of it.
+    may_come_again = False
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        """A signed message is carried out once: one that comes again may be somebody's copy. What it was to do, and was
+        not done, is sent anew by the sweeper.
+        """
+        logs.begin(**({"run": args[0]} if args else {}))
+        signature = self.request.get(signing.FIELD)
+        if signing.ring() is None or not isinstance(signature, dict):
+            return  # the transport lets nothing through that is not signed where it has to be
+        store, _ = store_and_plans()
+        if self.may_come_again:
+            return
+        try:
+            carried = store.keys.carried(str(signature["mac"]))
+            first = store.call(store.client.set, carried, "1", nx=True, ex=signing.REMEMBERED)
+        except StoreUnavailable as error:
+            raise Ignore(f"it cannot be told whether it was carried out: {error}") from None
+        if not first:
+            why = f"message {task_id} of {self.name} was carried out before: it is somebody's copy, or came twice"
+            note_refusal(store, why, run=str(args[0]) if args else "")
+            raise Ignore(why)
+
+
+def _attempt(task: SagaTask, run_id: str, step_id: StepId) -> Attempt:
+    store, plans = store_and_plans()
+    request = task.request
+    try:
+        loaded = plans.get(run_id)
+    except Newer as error:
+        raise _pass_on(task, error) from None
+    except NotOurs as error:
+        raise Ignore(str(error)) from None
+    signature = request.get(signing.FIELD)
+    if loaded.plan.digest and isinstance(signature, dict) and signature.get("plan") not in {"", loaded.digest}:
+        why = f"message {request.id} was signed for another plan than that of the run"
+        note_refusal(store, why, run=run_id)
+        raise Ignore(why)
+    # Unique to this delivery, so that only its own repeated claim is answered again.
+    owner = f"{request.id}@{request.hostname}/{uuid4().hex[:8]}"
+    canvas = partial(Canvas, task.app)
+    host = hostname(str(request.hostname or ""))
+    return Attempt(
+        store, loaded, run_id, step_id, owner, str(request.id), canvas, host, next_link=_next_link(request.chain)
+    )
+
+
+def _pass_on(task: SagaTask, why: Newer) -> Exception:
+    """What a version to come has sent is for its own workers: back into the queue with it, so that one of them has its
+    turn. Sent anew each time it is lost, it could meet an old worker each time: Redis serves those who wait in turn.
+    """
+    if task.request.retries >= _PASSED_ON:
+        return Ignore(str(why))
+    return task.retry(exc=why, countdown=random.uniform(0.2, 1.0), max_retries=None, throw=False)  # noqa: S311
+
+
+def _next_link(rest: Any) -> int | None:
+    """The step that Celery will send once this one has succeeded: the last of what is left of the chain."""
+    if not rest:
+        return None
+    args: Sequence[Any] = rest[-1].get("args") or []
+    return int(args[1]) if len(args) > 1 else None
+
+
+def _carry_out(task: SagaTask, attempt: Attempt, *, forward: bool) -> None:
+    """Run an attempt, and tell the result backend whether the run can go on."""
+    logs.add(step=attempt.plan.name_of(attempt.step_id), host=attempt.host)
+    try:
+        try:
+            recorded: Recorded = attempt.forward() if forward else attempt.backward()
+        except Reborn:
+            # The plan that this process knows is of a run that was forgotten.
+            store_and_plans()[1].get(attempt.run_id, again=True)
+            attempt = _attempt(task, attempt.run_id, attempt.step_id)
+            recorded = attempt.forward() if forward else attempt.backward()
+    except Refused as why:
+        raise Ignore(str(why)) from None
+    except IsParked as what:
+        # What it waits for may have happened already: the record is looked at once more.
+        attempt.canvas(attempt.run_id, None).send_advance(attempt.plan.plan.name)
+        raise Ignore(str(what)) from None
+    except TryAgain as again:
+        if again.parked:
+            # Redis holds it until its time; Celery is told that it is a retry, and sends nothing.
+            due = datetime.now(UTC) + timedelta(seconds=again.delay)
+            raise Retry(again.error, exc=AttemptFailed(again.error), when=due) from None
+        queue = attempt.queue_again(forward=forward)
+        where: dict[str, Any] = {"queue": queue} if queue else {}
+        raise task.retry(exc=AttemptFailed(again.error), countdown=again.delay, max_retries=None, **where) from None
+    except AttemptFailed as failed:
+        ended: Recorded | None = getattr(failed, "recorded", None)
+        task.request.update(longshore_advance=_target(attempt) if ended is None or ended.advance else None)
+        _send_next(attempt, ended)
+        raise AttemptFailed(str(failed)) from None
+    task.request.update(longshore_advance=_target(attempt) if recorded.advance else None)
+    _send_next(attempt, recorded)
+
+
+def _send_next(attempt: Attempt, recorded: Recorded | None) -> None:
+    if recorded is not None:
+        send_next(attempt.store, attempt.canvas, attempt.run_id, attempt.plan, recorded.next_units)
+
+
+def _target(attempt: Attempt) -> tuple[str, str]:
+    return attempt.run_id, attempt.plan.plan.name
+
+
+@shared_task(name=STEP, base=SagaTask, bind=True)
+def step(self: SagaTask, run_id: str, step_id: StepId) -> None:
+    """One step of a run, or one unit of it."""
+    _carry_out(self, _attempt(self, run_id, step_id), forward=True)
+
+
+@shared_task(name=UNDO, base=SagaTask, bind=True)
+def undo(self: SagaTask, run_id: str, step_id: StepId) -> None:
+    """Take one step of a run, or one unit of it, back."""
+    _carry_out(self, _attempt(self, run_id, step_id), forward=False)
+
+
+@shared_task(name=ADVANCE, base=SagaTask, bind=True)
+def advance(self: SagaTask, run_id: str) -> None:
+    """Move a run on. The body of every chord; harmless at any other time."""
+    store, plans = store_and_plans()
+    try:
+        state = Driver(self.app, store, plans, node=str(self.request.hostname or "")).advance(run_id)
+    except NotOurs as error:
+        raise Ignore(str(error)) from None
+    if self.request.id == run_id:
+        # It stands for the whole run: that it has ended is told when the run has.
+        raise Ignore(f"the run goes on: {state}")
+
+
+@shared_task(name=TASK_ENDED, base=SagaTask, bind=True)
+def task_ended(
+    self: SagaTask,
+    result: Any,
+    run_id: str,
+    step_id: StepId,
+    side: str,
+    fence: str,
+    ok: bool,
+    seal: dict[str, Any] | None = None,
+) -> None:
+    """An application's own task has ended: its result, or the id of the one that failed."""
+    store, plans = store_and_plans()
+    try:
+        signing.check_seal("ended", {"told": [run_id, step_id, side, fence], "ok": ok}, seal)
+    except signing.Forged as why:
+        note_refusal(store, f"{TASK_ENDED} is refused: {why}", run=run_id)
+        raise Ignore(str(why)) from None
+    driver = Driver(self.app, store, plans, node=str(self.request.hostname or ""))
+    try:
+        if driver.parked.task_ended(result, run_id, step_id, side, fence, ok=ok):
+            driver.advance(run_id)
+    except NotYet:
+        raise self.retry(countdown=0.3, max_retries=100) from None
+    except NotOurs as error:
+        raise Ignore(str(error)) from None
+
+
+@shared_task(name=PROBE, base=SagaTask, bind=True)
+def probe(self: SagaTask, probe_id: str, index: int) -> None:
+    """Say what a step would do, from reads only. Its answer and its plan vanish by themselves."""
+    store, _ = store_and_plans()
+    text = store.probe(probe_id)
+    if text is None:
+        raise Ignore("nobody waits for it any more")
+    try:
+        if (keys := signing.ring(store.settings)) is not None:
+            signing.check_text(keys, "probe", probe_id, text)
+        body = read_request(probe_id, text)
+    except (signing.Forged, Damaged) as why:
+        note_refusal(store, f"dry run {probe_id} is refused: {why}")
+        raise Ignore(str(why)) from None
+    answer = probe_step(body, index, hostname(str(self.request.hostname or "")), store)
+    store.answer(probe_id, json.dumps(answer, ensure_ascii=False), 60.0)

@@ -1,0 +1,76 @@
+"""Tells the workers' own hooks, and those who are to be notified, of what happens in a run: each event at least once.
+
+How far it has come is kept with the run. Two workers may tell the same event at the same time; a worker that
+is killed while it tells leaves the rest to the next sweep, for a run stays live until all is told.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from typing import Any
+
+from celery import Celery
+
+from longshore.orchestration.monitoring import notifications
+from longshore.orchestration.plans.compiled import CompiledPlan
+from longshore.orchestration.runs import events
+from longshore.orchestration.runs.hooks import Hooks, Teller, on_workers
+from longshore.orchestration.store.run_store import Store
+
+NOTIFY, TRACE = "longshore.notify", "longshore.trace"
+
+
+def send(app: Celery, task: str, run_id: str, *args: str) -> None:
+    """Have it told. What is lost on the way is not told: nothing of the run waits for it."""
+    app.send_task(
+        task, args=(run_id, *args), queue="control", root_id=run_id, parent_id=run_id,
+        argsrepr=repr((run_id, *args)), ignore_result=True,
+    )  # fmt: skip
+
+
+log = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=1)
+def _hooks() -> list[Hooks]:
+    return on_workers()
+
+
+class Herald:
+    """For the runs of one installation."""
+
+    def __init__(self, store: Store, hooks: list[Hooks] | None = None, app: Any = None) -> None:
+        self._store = store
+        self._hooks = hooks
+        self._app = app
+
+    def tell(self, run_id: str, plan: CompiledPlan) -> None:
+        """Tell what has happened since the last time."""
+        told = _hooks() if self._hooks is None else self._hooks
+        kinds = notifications.wanted(self._store.settings) if isinstance(self._app, Celery) else frozenset()
+        traced = self._store.settings.tracing and isinstance(self._app, Celery)
+        if not (told or kinds or traced):
+            return
+        cursor = self._store.told(run_id)
+        new = events.read(self._store, run_id, plan, cursor)
+        if not new:
+            return
+        tellers = [Teller(self._store, run_id, plan) for _ in told]
+        for event in events.read(self._store, run_id, plan) if cursor != "0-0" else ():
+            if event.id == new[0].id:
+                break
+            for teller in tellers:
+                teller.note(event)
+        for event in new:
+            for teller, hooks in zip(tellers, told, strict=True):
+                try:
+                    teller.tell(event, hooks)
+                except Exception:  # a hook's mistake is not the run's
+                    log.exception("a hook failed at event %s of run %s", event.id, run_id)
+            kind = notifications.kind_of(event)
+            if kind in kinds:
+                send(self._app, NOTIFY, run_id, event.id)
+            if traced and event.name == "run_ended":
+                send(self._app, TRACE, run_id)
+        self._store.told(run_id, new[-1].id)

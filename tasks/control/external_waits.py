@@ -1,0 +1,301 @@
+"""How what is parked ends: a decision, a child run's end, a task's, or the end of its time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import random
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from longshore.orchestration.errors import StoreUnavailable
+from longshore.orchestration.language.durations import format_duration
+from longshore.orchestration.operations import Waits
+from longshore.orchestration.operations.results import as_mapping
+from longshore.orchestration.plans.compiled import StepId, as_id, index_of
+from longshore.orchestration.runs import report
+from longshore.orchestration.saga import RunRecord
+from longshore.orchestration.settings import MAX_DATA_BYTES
+from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
+from longshore.orchestration.store.keys import Field
+from longshore.orchestration.store.run_store import Store, parent_in, stream_order
+from longshore.tasks.control.commands import PAST_RETURN
+from longshore.tasks.control.dispatch import in_flight, send_next
+from longshore.tasks.external_wait import MakeCanvas
+from longshore.tasks.loaded_runs import Loaded, Plans
+
+log = logging.getLogger(__name__)
+
+#: States of a step or an undo that has been claimed and is not parked yet.
+_BUSY = frozenset({str(StepState.RUNNING), str(UndoState.UNDOING)})
+
+
+class NotYet(Exception):
+    """The step is not parked yet: its worker is about to."""
+
+
+class Parked:
+    """Settles what waits. Every call is safe to repeat: the record takes one outcome."""
+
+    def __init__(self, store: Store, plans: Plans, canvas: MakeCanvas) -> None:
+        self.store = store
+        self.plans = plans
+        self.canvas = canvas
+
+    def settle(self, run_id: str, loaded: Loaded, run: RunRecord, waits: dict[str, int], now: int) -> bool:
+        """Record what has been decided or has ended meanwhile; whether that was anything."""
+        done = False
+        for member, until in waits.items():
+            side = "u" if member.startswith("u") else ""
+            step_id = as_id(member.removeprefix("u"))
+            if index_of(step_id) >= len(loaded.plan):
+                self.store.drop_wait(run_id, member, "the plan has no such step")
+                continue
+            try:
+                done |= _Wait(self, run_id, loaded, run, step_id, side, until <= now).settle()
+            except StoreUnavailable:
+                raise
+            except Exception:  # one that cannot be settled must not hold up the run: its time limits still count
+                log.exception("run %s: what %s waits for cannot be told", run_id, member)
+        return done
+
+    def tell_parent(self, run_id: str, fields: dict[str, str]) -> None:
+        """A child has ended: its parent is moved on. If this is lost, the parent's sweep finds it."""
+        if parent := parent_in(fields.get("parent")):
+            name = self.store.fields(parent).get("plan", parent)
+            # A parent that waits is looked at for this alone: a message could be lost.
+            self.store.look_at(parent, self.store.now(), sooner=True)
+            self.canvas(parent, None).send_advance(name)
+
+    def task_ended(self, result: Any, run_id: str, step_id: StepId, side: str, fence: str, *, ok: bool) -> bool:
+        """An application's task has ended; whether the run can go on. Raises NotYet."""
+        loaded = self.plans.get(run_id)
+        self.store.look_at(run_id, self.store.now() + round(1000 * self.store.settings.lease / 3), sooner=True)
+        kinds = (f"{side}{Field.STATUS}", f"{side}{Field.FENCE}", f"{side}{Field.ATTEMPTS}")
+        status, held, attempts = self.store.step_fields(run_id, [step_id], kinds)[step_id]
+        if held == fence and status in _BUSY:
+            raise NotYet
+        if ok:
+            return self._task_succeeded(result, run_id, step_id, side, fence, loaded)
+        return self._task_failed(str(result), run_id, step_id, side, fence, loaded, int(attempts or 1))
+
+    def _task_succeeded(self, result: Any, run_id: str, step_id: StepId, side: str, fence: str, loaded: Loaded) -> bool:
+        if side:
+            return self.end(run_id, loaded, step_id, side, fence, UndoState.UNDONE)
+        data = as_mapping(result) if result is not None else None
+        size = len(json.dumps(data))
+        if size > MAX_DATA_BYTES:
+            error = f"its result of {size} bytes is larger than {MAX_DATA_BYTES}"
+            return self.end(run_id, loaded, step_id, side, fence, StepState.FAILED, error=error)
+        return self.end(run_id, loaded, step_id, side, fence, StepState.CHANGED, data=data)
+
+    def _task_failed(
+        self, task_id: str, run_id: str, step_id: StepId, side: str, fence: str, loaded: Loaded, attempts: int
+    ) -> bool:
+        error = self._why(task_id)
+        index = index_of(step_id)
+        policy, step = loaded.plan.retry_policy(index), loaded.plan.steps[index]
+        if (step.step.retry or loaded.plan.plan.retry) and attempts < policy.attempts:
+            delay = policy.delay(attempts, random.random())  # noqa: S311 - jitter
+            noted = self.store.retry(run_id, step_id, side, fence, delay, 0.0, error, always=step.always)
+            if noted == 1:
+                self.store.look_at(run_id, self.store.now() + round(delay * 1000), sooner=True)
+            if noted != -1:
+                return False
+        return self.end(
+            run_id, loaded, step_id, side, fence, UndoState.UNDO_FAILED if side else StepState.FAILED, error=error
+        )
+
+    def _why(self, task_id: str) -> str:
+        """Celery tells us only that it failed; its result backend, where that is this Redis, knows why."""
+        # ResponseError: users of an older file of Redis's users may not read there.
+        with contextlib.suppress(ResponseError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+            prefixes = dict.fromkeys(["", self.store.settings.broker_prefix()])
+            found = self.store.client.mget([f"{prefix}celery-task-meta-{task_id}" for prefix in prefixes])
+            kept = json.loads(next(text for text in found if text))
+            words = kept["result"]["exc_message"]
+            text = ", ".join(map(str, words)) if isinstance(words, list) else str(words)
+            return f"{kept['result']['exc_type']}: {text}"
+        return f"the task failed; its worker's log has why (task {task_id})"
+
+    def end(
+        self,
+        run_id: str,
+        loaded: Loaded,
+        step_id: StepId,
+        side: str,
+        fence: str,
+        status: str,
+        *,
+        error: str = "",
+        data: Any = None,
+        no_effect: bool = False,
+    ) -> bool:
+        """Record an outcome; whether the run can go on."""
+        plan, index = loaded.plan, index_of(step_id)
+        outcome = json.dumps({"error": error} if error else {}, ensure_ascii=False)
+        bulk = json.dumps({"data": data}, ensure_ascii=False) if data else ""
+        recorded = self.store.complete(
+            run_id, step_id, side, fence, status, outcome, bulk=bulk, error=error[:500], no_effect=no_effect,
+            stops=not side and plan.stops(index),
+        )  # fmt: skip
+        send_next(self.store, self.canvas, run_id, plan, recorded.next_units)
+        return recorded.accepted
+
+
+class _Wait:
+    """One thing that is waited for."""
+
+    def __init__(
+        self, parked: Parked, run_id: str, loaded: Loaded, run: RunRecord, step_id: StepId, side: str, late: bool
+    ) -> None:
+        self.parked = parked
+        self.store = parked.store
+        self.run_id = run_id
+        self.loaded = loaded
+        self.run = run
+        self.step_id = step_id
+        self.side = side
+        self.late = late
+        self.fence = ""
+        self.step = loaded.plan.steps[index_of(step_id)]
+
+    def settle(self) -> bool:
+        kinds = (
+            f"{self.side}{Field.STATUS}", f"{self.side}{Field.FENCE}", f"{self.side}{Field.PARKED}",
+            Field.DECISION, Field.DECIDED_BY, Field.NOTE, Field.DECIDED_AT,
+        )  # fmt: skip
+        status, fence, info, *decision = self.store.step_fields(self.run_id, [self.step_id], kinds)[self.step_id]
+        if status != StepState.WAITING:
+            return False
+        # Of the attempt that waits: one that was interrupted meanwhile, and has its turn again, has another.
+        self.fence = fence or ""
+        known = json.loads(info or "{}")
+        if "child" in known:
+            return self._child(known)
+        if "task" in known:
+            return self._task(known)
+        if "unknown" in known:
+            return self._word(known, decision[0] or "", decision[1] or "", decision[2] or "")
+        if self.step.waits is Waits.PERSON:
+            return self._decision(known, *(part or "" for part in decision))
+        return False
+
+    def _end(self, status: str, *, error: str = "", data: Any = None, no_effect: bool = False) -> bool:
+        return self.parked.end(
+            self.run_id, self.loaded, self.step_id, self.side, self.fence, status, error=error, data=data,
+            no_effect=no_effect,
+        )  # fmt: skip
+
+    def _decision(self, info: dict[str, Any], decision: str, by: str, note: str, at: str) -> bool:
+        said = f"{f': {note}' if note else ''}"
+        if decision == "reject":
+            return self._end(StepState.FAILED, error=f"rejected by {by}{said}", no_effect=True)
+        if decision == "approve" or (self.late and info.get("on_timeout") == "approve"):
+            data = {"approved": True, "by": by, "note": note, "at": int(at or self.store.now())}
+            return self._end(StepState.UNCHANGED, data=data, no_effect=True)
+        if self.late:
+            error = f"nobody approved it within {format_duration(float(info.get('seconds', 0)))}"
+            return self._end(StepState.FAILED, error=error, no_effect=True)
+        return False
+
+    def _word(self, info: dict[str, Any], word: str, by: str, note: str) -> bool:
+        """Somebody has said what became of a step whose worker was lost; or nobody did in time."""
+        if not word and not self.late and self.run.state is not RunState.ABORTING:
+            return False
+        said = f"{word} by {by}{f': {note}' if note else ''}"
+        if word == "done":
+            done = self._end(StepState.CHANGED)
+        elif word == "skip":
+            done = self._end(StepState.SKIPPED, error=said)
+        elif word == "undone":
+            done = self._end(StepState.FAILED, error=said, no_effect=True)
+        else:
+            done = self._end(StepState.UNKNOWN, error=said if word else str(info["unknown"]))
+        self._go_on()
+        return done
+
+    def _go_on(self) -> None:
+        """The run that was suspended for a word goes on, unless it waits for another."""
+        waits = self.store.look(self.run_id).waits
+        kinds = (Field.STATUS, Field.PARKED)
+        rows = self.store.step_fields(self.run_id, [as_id(member) for member in waits if member[0] != "u"], kinds)
+        if not any(status == StepState.WAITING and '"unknown"' in (info or "") for status, info in rows.values()):
+            side, ids = in_flight(self.store, self.run_id, self.loaded.plan, self.run)
+            self.store.unsuspend(self.run_id, "unknown", self.run.epoch, side, ids)
+
+    def _task(self, info: dict[str, Any]) -> bool:
+        if not self.late:
+            return False
+        error = f"no word of the task's end within {format_duration(float(info['seconds']))} (task {info['task']}): "
+        error += "is a worker of its application there, with the same Redis and key prefix?"
+        return self._end(UndoState.UNDO_FAILED if self.side else StepState.UNKNOWN, error=error)
+
+    def _child(self, info: dict[str, Any]) -> bool:
+        child_id = str(info["child"])
+        fields = self.store.fields(child_id)
+        state = RunState(fields.get("state", "pending"))
+        if self.side:
+            return self._child_undone(child_id, state, fields, int(info.get("epoch", 0)))
+        if stream_order(str(info.get("resumed", ""))) > stream_order(fields.get("cmd", "0-0")):
+            return False  # it has not heard yet that it is to go on
+        if state in TERMINAL:
+            return self._child_ended(child_id, state)
+        # Only an abort of the parent's, or the end of the step's time, ends a child.
+        aborting = self.run.state is RunState.ABORTING and not self.step.always
+        if aborting or self.late:
+            why = "its parent is being ended" if aborting else "the step's time ran out"
+            self._ask(child_id, "cancel", why, fields, keep=aborting and self.run.keep)
+        return False
+
+    def _ask(self, child_id: str, kind: str, why: str, fields: dict[str, str], *, keep: bool = False) -> None:
+        """Ask something of the child, once for each state that it answers from. Noted after it was asked: to ask
+        twice does no harm.
+        """
+        mark = f"pc:{self.step_id}:{kind}:{fields.get('state', '')}:{fields.get('cmd', '')}"
+        if not self.store.noted(self.run_id, mark):
+            self.store.command(child_id, kind, reason=why, keep=keep)
+            self.parked.canvas(child_id, None).send_advance(fields.get("plan", child_id))
+            self.store.note(self.run_id, mark)
+
+    def _report(self, child_id: str) -> report.Report:
+        run, steps = self.store.everything(child_id)
+        return report.build(child_id, self.parked.plans.get(child_id).plan, run, steps, self.store.now())
+
+    def _child_ended(self, child_id: str, state: RunState) -> bool:
+        done = self._report(child_id)
+        data = {
+            "run_id": child_id,
+            "state": str(state),
+            "summary": done.summary,
+            "steps": {step.name: step.data for step in done.steps if step.data},
+        }
+        if len(json.dumps(data)) > MAX_DATA_BYTES:
+            data["steps"] = {}
+        if state is RunState.SUCCEEDED:
+            changed = any(step.changed for step in done.steps)
+            return self._end(StepState.CHANGED if changed else StepState.UNCHANGED, data=data)
+        if self.run.state is RunState.ABORTING:
+            return self._end(StepState.CANCELLED, data=data, error=f"run {child_id} ended {state}")
+        why = f"{f'step {done.error.step}: ' if done.error.step else ''}{done.error.message}" if done.error else ""
+        why = "ran out of its time" if self.late else why
+        return self._end(StepState.FAILED, data=data, error=f"run {child_id} ended {state}: {why}")
+
+    def _child_undone(self, child_id: str, state: RunState, fields: dict[str, str], asked_at: int) -> bool:
+        why = f"run {self.run_id} is taken back"
+        if state is RunState.UNDONE:
+            left = self._report(child_id).left_over
+            if not left:
+                return self._end(UndoState.UNDONE)
+            return self._end(UndoState.UNDO_FAILED, error=f"left over in run {child_id}: {', '.join(left)}")
+        if state is RunState.UNDO_FAILED and int(fields.get("epoch", 0)) > asked_at:
+            return self._end(UndoState.UNDO_FAILED, error=f"the undo of run {child_id} failed")
+        if state in TERMINAL and fields.get("answer") == PAST_RETURN:
+            return self._end(UndoState.UNDO_FAILED, error=f"run {child_id}: {PAST_RETURN}")
+        if self.late:
+            return self._end(UndoState.UNDO_FAILED, error=f"run {child_id} was not undone in time")
+        # One that is still under way, because its parent's worker died as it was begun, is ended first.
+        self._ask(child_id, "undo" if state in TERMINAL else "cancel", why, fields)
+        return False

@@ -1,0 +1,162 @@
+"""Where runs come in and go out: their turn to begin, the place that they leave, and when they are forgotten."""
+
+from __future__ import annotations
+
+import logging
+
+from longshore.orchestration.errors import Damaged, WrongType
+from longshore.orchestration.plans.compiled import CompiledPlan
+from longshore.orchestration.states import TERMINAL, RunState
+from longshore.orchestration.store import integrity
+from longshore.orchestration.store.admission import Admission, Wanted
+from longshore.orchestration.store.breakers import Breakers, services
+from longshore.orchestration.store.indices import SAFETY
+from longshore.orchestration.store.run_store import Store
+from longshore.tasks.external_wait import MakeCanvas
+from longshore.tasks.loaded_runs import Loaded
+
+log = logging.getLogger(__name__)
+
+#: Seconds after which a run that waits for those that it ends is looked at once more.
+_LOOK_AGAIN = 60.0
+#: Runs of which one tidying up examines whether they still hold a place.
+_EXAMINED = 50
+#: Seconds between two times of tidying up, in a whole installation.
+_TIDY_EVERY = 60.0
+#: Runs that are forgotten at once.
+_FORGOTTEN = 200
+
+
+class Door:
+    """Of one installation. Every call is safe to repeat: what is lost between two of them, the sweeper finds."""
+
+    def __init__(self, store: Store, breakers: Breakers, canvas: MakeCanvas) -> None:
+        self.store = store
+        self.breakers = breakers
+        self.canvas = canvas
+        self.admission = Admission(store)
+        self._cursor = 0
+
+    def may_begin(self, run_id: str, loaded: Loaded, now: int) -> bool:
+        """Whether a pending run has its turn; where it has not, its record says why."""
+        limit = self._limit(run_id, loaded.wanted)
+        if not limit:
+            # Only who is in asks for the service: the one that may try it must be able to.
+            return not self._service_is_down(run_id, loaded.plan)
+        wanted = loaded.wanted
+        if limit == "gone":
+            # It has ended, or was put down by hand: the record says which.
+            if self.store.state(run_id) == RunState.PENDING:
+                self.admission.take_back_in(run_id, wanted)
+                self.store.look_at(run_id, now)
+            return False
+        why = self.admission.why_not(wanted, limit)
+        if limit == "key" and wanted.on_limit == "skip":
+            self.store.command(run_id, "cancel", reason=f"not run: {why.removeprefix('it waits for its turn: ')}")
+            self.store.look_at(run_id, now)
+            return False
+        if limit == "key" and wanted.on_limit == "cancel_running":
+            self._end_the_others(run_id, wanted)
+        self.store.hold(run_id, why)
+        # Whoever makes room has it looked at, and so does a tidying up: its admission puts it forward.
+        again = _LOOK_AGAIN if wanted.on_limit == "cancel_running" else SAFETY
+        self.store.look_at(run_id, now + round(1000 * again))
+        return False
+
+    def _limit(self, run_id: str, wanted: Wanted) -> str:
+        """What a run waits for; '' where it is in."""
+        if wanted.parents or not self.admission.limited(wanted):
+            return self.admission.admit(run_id, wanted)
+        self.let_in()
+        if self.admission.is_in(run_id):
+            return ""
+        if self.admission.remember(run_id, wanted):
+            return self._limit(run_id, wanted)
+        return self.admission.limit_of(wanted) if self.admission.waits(run_id) else "gone"
+
+    def _service_is_down(self, run_id: str, plan: CompiledPlan) -> bool:
+        down = [service for service in services(plan) if self.breakers.is_open(service)]
+        if not down:
+            return False
+        verdict = self.breakers.ask(down[0], run_id)
+        if verdict.allowed and len(down) == 1:
+            return False
+        # Of one that needs two nobody learns anything: it is no probe of either.
+        self.breakers.give_back(down[0], run_id)
+        self.store.hold(run_id, verdict.why)
+        self.breakers.wait(down[0], run_id)
+        self.store.look_at(run_id, max(verdict.until, self.store.now() + 1000))
+        return True
+
+    def _end_the_others(self, run_id: str, wanted: Wanted) -> None:
+        """Those that hold its key are asked to end, each once."""
+        for other in self.admission.holders(wanted):
+            note = f"cr:{other}"
+            if not self.store.noted(run_id, note):
+                self.store.command(other, "cancel", reason=f"run {run_id} takes its place")
+                self.canvas(other, None).send_advance(self.store.fields(other).get("plan", other))
+                self.store.note(run_id, note)
+
+    def let_in(self) -> None:
+        """Have those begin for whom there is room. If a message is lost, the next sweep begins them."""
+        for run_id, wanted in self.admission.next():
+            self.store.look_at(run_id, self.store.now(), sooner=True)
+            self.canvas(run_id, None).send_advance(wanted.plan)
+
+    def leave(self, run_id: str, wanted: Wanted, ended: int) -> None:
+        """A run has ended: others may have its place, and its time to be kept begins."""
+        self.store.rests(run_id, ended)
+        self.admission.release(run_id, wanted)
+        self.let_in()
+
+    def come_back(self, run_id: str, wanted: Wanted) -> None:
+        """A run that rested is live again: it has its place, whether there is room or not, and does not expire."""
+        self.store.take_up(run_id)
+        self.admission.take_back_in(run_id, wanted)
+
+    # --- what is over -----------------------------------------------------------------------------
+
+    def tidy(self) -> None:
+        """Now and then: forget what was kept for its time, and free what a run that is gone has left."""
+        if not self.store.turn_to_tidy(_TIDY_EVERY):
+            return
+        integrity.clean(self.store)
+        for run_id in self.store.kept_until(self.store.settings.retention, _FORGOTTEN):
+            try:
+                self.forget(run_id)
+            except WrongType:
+                why = ", ".join(map(str, integrity.wrong_keys_of(self.store, run_id)))
+                integrity.bury(self.store, "ended", [run_id], f"it cannot be forgotten: {why}")
+        self._cursor, known = self.admission.known_page(self._cursor, _EXAMINED)
+        for run_id, wanted in known.items():
+            if self._is_over(run_id):
+                self.admission.release(run_id, wanted)
+        self.let_in()
+
+    def _is_over(self, run_id: str) -> bool:
+        """Whether a run has ended, is gone, or is damaged: then nothing will ever release its place."""
+        try:
+            state = self.store.state(run_id)
+            return state in TERMINAL if state is not None else self.store.body(run_id) is None
+        except (WrongType, Damaged):
+            return True
+
+    def _is_there(self, run_id: str) -> bool:
+        try:
+            return self.store.body(run_id) is not None
+        except (WrongType, Damaged):
+            return False
+
+    def forget(self, run_id: str) -> bool:
+        """Delete a run that rests; whether it is gone. A child is kept for as long as its parent."""
+        parent = self.store.parent_of(run_id)
+        if parent and self._is_there(parent):
+            self.store.rests(run_id, self.store.now(), again=True)
+            return False
+        children = self.store.children_of(run_id)
+        gone = self.store.forget(run_id)
+        if gone:
+            log.info("run %s is forgotten", run_id)
+            for child in children:
+                self.forget(child)
+        return gone

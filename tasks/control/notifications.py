@@ -1,0 +1,66 @@
+"""What is told of a run to those outside, by tasks of their own: nobody who listens holds a run up."""
+
+from __future__ import annotations
+
+from celery import shared_task
+from celery.exceptions import Ignore
+
+from longshore.orchestration.client.client import Client
+from longshore.orchestration.errors import UnknownName
+from longshore.orchestration.monitoring import notifications, tracing
+from longshore.orchestration.runs import events
+from longshore.tasks.control.celery_tasks import SagaTask, store_and_plans
+from longshore.tasks.control.event_forwarder import NOTIFY, TRACE
+
+#: Seconds after which one who was at telling is taken for gone.
+_AT_IT = 120
+
+
+class _Telling(SagaTask):
+    """Who does not answer is asked again for about ten minutes."""
+
+    abstract = True
+    may_come_again = True
+    autoretry_for: tuple[type[Exception], ...] = (Exception,)
+    dont_autoretry_for = (UnknownName,)
+    retry_backoff = 2
+    retry_backoff_max = 120
+    max_retries = 8
+
+
+@shared_task(name=NOTIFY, base=_Telling)
+def notify(run_id: str, event_id: str) -> None:
+    """Tell of one event of a run."""
+    store, _ = store_and_plans()
+    run = Client(store.settings).get(run_id)
+    before = _before(event_id)
+    event = next((event for event in events.read(store, run_id, run.plan, before) if event.id == event_id), None)
+    kind = notifications.kind_of(event) if event is not None else None
+    if event is None or kind is None:
+        raise Ignore(f"run {run_id} has no such event")
+    notice = notifications.make(store.settings, run_id, run.plan.plan.name, store.fields(run_id), event, kind)
+    at_it, by_whom = store.keys.told(f"{notice.id} at it"), store.keys.told(notice.id)
+    if not store.call(store.client.set, at_it, "1", nx=True, ex=_AT_IT):
+        raise Ignore("it is being told")
+    known: set[str] = set(store.call(store.client.smembers, by_whom))
+    heard = set(known)
+    try:
+        notifications.tell(store.settings, notice, heard)
+    finally:
+        if heard - known:
+            store.call(store.client.sadd, by_whom, *(heard - known))
+            store.call(store.client.expire, by_whom, round(store.settings.retention))
+        store.call(store.client.delete, at_it)
+
+
+@shared_task(name=TRACE, base=_Telling)
+def trace(run_id: str) -> None:
+    """Send a run's trace."""
+    store, _ = store_and_plans()
+    tracing.send(Client(store.settings).get(run_id))
+
+
+def _before(event_id: str) -> str:
+    """A place in the stream just before that one."""
+    ms, _, number = event_id.partition("-")
+    return f"{ms}-{int(number) - 1}" if int(number or 0) else f"{int(ms) - 1}-{2**63}"

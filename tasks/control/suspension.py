@@ -1,0 +1,36 @@
+"""Runs that are held because a service is down, and how they go on."""
+
+from __future__ import annotations
+
+import random
+
+from longshore.orchestration.plans.compiled import CompiledPlan
+from longshore.orchestration.saga import RunRecord
+from longshore.orchestration.states import RunState
+from longshore.orchestration.store.breakers import Breakers
+from longshore.orchestration.store.run_store import Look, Store
+from longshore.tasks.control.dispatch import in_flight
+from longshore.tasks.crash_points import point
+
+
+def lift_if_it_can(
+    store: Store, breakers: Breakers, run_id: str, plan: CompiledPlan, run: RunRecord, found: Look
+) -> tuple[bool, int | None]:
+    """Let a run go on whose service is back, or that may try whether it is; whether it does, else when to look again,
+    ms.
+    """
+    if run.state is not RunState.SUSPENDED or found.fields.get("hold") != "breaker":
+        return False, None
+    service = found.fields.get("service", "")
+    verdict = breakers.ask(service, run_id)
+    if not verdict.allowed:
+        breakers.wait(service, run_id)
+        store.look_at(run_id, verdict.until, sooner=True)
+        return False, verdict.until
+    side, ids = in_flight(store, run_id, plan, run)
+    # Not all at once; the one that finds out whether it is back does so now.
+    delay = 0.0 if verdict.probe else store.settings.retry_spread * random.random()  # noqa: S311
+    lifted = store.unsuspend(run_id, "breaker", run.epoch, side, ids, delay=delay)
+    store.look_at(run_id, store.now() + round(1000 * delay), sooner=True)
+    point("run.lifted")
+    return lifted, None

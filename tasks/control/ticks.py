@@ -1,0 +1,93 @@
+"""What beat sends: the tick that starts the jobs that are due, and the word to bring stale stacks right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from celery import shared_task
+from celery.utils.log import get_task_logger
+
+from longshore.orchestration.client.client import Client
+from longshore.orchestration.errors import LongshoreError
+from longshore.orchestration.jobs.schedule import tick as start_due
+from longshore.orchestration.messaging.canvas import ORCHESTRATE, TICK
+from longshore.orchestration.plans.compiled import CONTROL
+from longshore.orchestration.schedules import schedules
+from longshore.orchestration.settings import Settings
+from longshore.orchestration.stacks.plan import Manner
+from longshore.orchestration.states import TERMINAL
+from longshore.tasks.control.celery_tasks import SagaTask, store_and_plans
+
+log = get_task_logger(__name__)
+
+#: Seconds after which a look is looked after again.
+_AGAIN = 1.0
+
+
+def job_files(settings: Settings) -> list[Path]:
+    return [Path(name) for name in settings.jobs.split(":") if name]
+
+
+@shared_task(name=TICK, base=SagaTask, autoretry_for=(), acks_late=False)
+def tick() -> None:
+    """One that is lost is followed by another."""
+    store, _ = store_and_plans()
+    store.call(store.client.set, store.keys.ticked, store.now(), ex=86_400)
+    schedules.start_due(_client(store.settings))
+    start_due(Client(store.settings), job_files(store.settings))
+
+
+def _client(settings: Settings) -> Client:
+    """What it starts was started by nobody else."""
+    return Client(settings.model_copy(update={"actor": "schedule"}))
+
+
+@shared_task(name=schedules.TASK, base=SagaTask, autoretry_for=(), acks_late=False)
+def scheduled(name: str, given: dict[str, Any] | None = None) -> None:
+    """A beat has fired for a schedule: one that is declared, or one that the message tells of. Whether it is due is
+    found here; what its jitter holds back is looked at once more.
+    """
+    store, _ = store_and_plans()
+    client = _client(store.settings)
+    try:
+        one = schedules.given(store.settings, name, given) if given else schedules.find(store.settings, name)
+        schedules.start_one(client, one)
+    except LongshoreError as error:
+        log.error("schedule %s: %s", name, error)
+        return
+    now = store.now()
+    held = [at + one.jitter(at) - now for at in one.when.planned(now - round(one.when.jitter * 1000), now)]
+    if (wait := min((ms for ms in held if ms > 0), default=0)) and given:
+        scheduled.apply_async(kwargs={"name": name, "given": given}, countdown=wait / 1000 + 0.1, queue=CONTROL)
+
+
+@shared_task(name=ORCHESTRATE, base=SagaTask, autoretry_for=(), acks_late=False)
+def orchestrate(every: float = 300.0, look: str = "") -> None:
+    """Has the hosts looked at, and comes again until that has ended (`look` is its run): it holds no process meanwhile.
+
+    Two beats, or one that is late, ask for the same runs: a look each `every` seconds. One that is lost is followed by
+    another.
+    """
+    store, _ = store_and_plans()
+    try:
+        deployed = Client(store.settings).deployed()
+        if busy := deployed.at_it():
+            log.info("orchestrate: run %s is at it", ", ".join(busy))
+            return
+        run = deployed.look(look or f"{store.now() // round(every * 1000)}")
+        if run.state() not in TERMINAL:
+            again = {"every": every, "look": run.id}
+            orchestrate.apply_async(kwargs=again, countdown=_AGAIN, queue=CONTROL, expires=every + _AGAIN)
+            return
+        report = run.report()
+        selection = deployed.looked(report)
+        if report.exit_code == 0 and not any(step.changed for step in report.steps):
+            run.prune(0)  # it has found all as it was, and there is one every few minutes
+        for host, why in selection.errors.items():
+            log.warning("orchestrate: host %s could not be looked at: %s", host, why)
+        if selection.chosen:
+            started = deployed.start(selection, Manner())
+            log.info("orchestrate: run %s for %s", started.id, ", ".join(map(selection.name, selection.chosen)))
+    except LongshoreError as error:
+        log.warning("orchestrate: %s", error)

@@ -1,0 +1,173 @@
+"""Other machines that a worker may talk to: `LONGSHORE_ALLOWED_HOSTS`, for their names and the addresses behind them.
+
+A URL is parsed once, strictly, and called as it was understood: two parsers that differ are how a check is passed for
+one host and another is called. A name is resolved once, and the connection is made to an address that was checked.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import socket
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from longshore.orchestration.errors import NotAllowed, Preflight
+from longshore.orchestration.settings import get_settings
+from longshore.tasks.host.allow_lists import patterns
+
+Address = IPv4Address | IPv6Address
+
+_PARTS = re.compile(r"(https?)://([^/?#]*)([/?#].*)?", re.IGNORECASE | re.DOTALL)
+_AUTHORITY = re.compile(r"(?:([^@\\\s\x00-\x1f]*)@)?(\[[0-9A-Fa-f:.]+\]|[^@:\\\s\x00-\x1f\[\]%]+)(?::([0-9]{1,5})?)?")
+_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+_BEGINNING = re.compile(r"[0-9a-fA-F]+[.:]")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+#: Metadata services of clouds, which give out the credentials of a machine, outside of the addresses of the link.
+_METADATA = {IPv4Address("100.100.100.200"), IPv4Address("192.0.0.192"), IPv6Address("fd00:ec2::254")}
+#: An IPv4 address behind a translator stands in the last bytes of one of these.
+_NAT64 = IPv6Network("64:ff9b::/96")
+
+
+@dataclass(frozen=True)
+class Place:
+    """The target of a URL: `name` is a host's, in lower case and ASCII, or an address; `url` is the URL to call."""
+
+    name: str
+    url: str
+
+
+def place(url: str) -> Place:
+    """Preflight for a URL that could be understood in more than one way, or in none."""
+    parts = _PARTS.fullmatch(url)
+    authority = _AUTHORITY.fullmatch(parts[2]) if parts else None
+    if parts is None or authority is None or any(letter < " " for letter in url):
+        raise Preflight(f"{shown(url)} is not a URL that can be called", remedy="write http://HOST[:PORT]/PATH")
+    name = host(authority[2])
+    login = f"{authority[1]}@" if authority[1] is not None else ""
+    written = f"[{name}]" if ":" in name else name
+    port = f":{authority[3]}" if authority[3] else ""
+    return Place(name, f"{parts[1].lower()}://{login}{written}{port}{parts[3] or ''}")
+
+
+def shown(url: str) -> str:
+    """The URL without the parts that may be secret: its query and its login."""
+    text = ascii(re.sub(r"//[^/]*@", "//", url.partition("?")[0]))[1:-1]
+    return text if len(text) <= 100 else f"{text[:99]}…"
+
+
+def host(text: str) -> str:
+    """A host's name in lower case and ASCII, or an address as it is usually written. Preflight for anything else."""
+    if text.startswith("["):
+        text = text[1:-1]
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        name = _ascii(text.removesuffix(".").lower())
+    labels = name.split(".")
+    # Of addresses there are more spellings (127.1, 0x7f000001, 2130706433), which some programs know and others do not.
+    if len(name) > 253 or not all(map(_LABEL.fullmatch, labels)) or _NUMBER.fullmatch(labels[-1]):
+        raise Preflight(f"{text!a} is neither a host's name nor an address", remedy="write an address as 10.0.0.1")
+    return name
+
+
+def _ascii(name: str) -> str:
+    if name.isascii():
+        return name
+    import idna  # noqa: PLC0415 - few names need it
+
+    try:
+        return idna.encode(name, uts46=True).decode()
+    except idna.IDNAError:
+        return ""
+
+
+def check(name: str) -> None:
+    """NotAllowed for a host that is not in the list, by its name or, where it is an address, by that."""
+    address = _address(name)
+    admitted = _may_connect(name, address) if address is not None else not _entries() or _admits_name(name)
+    if not admitted:
+        raise NotAllowed(f"this worker may not talk to {name}", remedy="its LONGSHORE_ALLOWED_HOSTS says so")
+
+
+def resolve(name: str, port: int | None) -> list[str]:
+    """The addresses of a host, those that this worker may connect to. NotAllowed where there are none of them.
+
+    Raises socket.gaierror where the name has no address.
+    """
+    found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    every = list(dict.fromkeys(str(info[4][0]).partition("%")[0] for info in found))
+    fine = [address for address in every if _may_connect(name, ip_address(address))]
+    if not fine:
+        where = f"{name} is at {every[0]}" if every[0] != name else name
+        raise NotAllowed(
+            f"this worker may not talk to {where}, an address inside its network",
+            remedy="where it has to, name that address in the worker's LONGSHORE_ALLOWED_HOSTS",
+        )
+    return fine
+
+
+def check_store(scheme: str, bucket: str) -> None:
+    """NotAllowed for a bucket that is not in the list, as `s3://NAME`: where its server is, the worker's own
+    configuration says.
+    """
+    entries = _entries()
+    if entries and not any(fnmatch.fnmatchcase(f"{scheme}://{bucket}", entry) for entry in entries):
+        raise NotAllowed(f"this worker may not read {scheme}://{bucket}", remedy="its LONGSHORE_ALLOWED_HOSTS says so")
+
+
+def _entries() -> list[str]:
+    return patterns(get_settings().allowed_hosts)
+
+
+def _address(text: str) -> Address | None:
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
+
+
+def _network(entry: str) -> IPv4Network | IPv6Network | None:
+    try:
+        return ip_network(entry, strict=False)
+    except ValueError:
+        return None
+
+
+def _admits_name(name: str) -> bool:
+    names = [entry.lower().removesuffix(".") for entry in _entries() if _network(entry) is None]
+    return any(fnmatch.fnmatchcase(name, entry) for entry in names)
+
+
+def _admits_address(address: Address) -> bool:
+    """By an entry for addresses: one of them, a network, or the beginning of one (10.0.*)."""
+    for entry in _entries():
+        network, beginning = _network(entry), _BEGINNING.match(entry)
+        for one in {address, _inner(address)}:
+            if network is not None and one in network:
+                return True
+            if network is None and beginning and fnmatch.fnmatchcase(str(one), entry.lower()):
+                return True
+    return False
+
+
+def _may_connect(name: str, address: Address) -> bool:
+    inner = _inner(address)
+    if not _entries():
+        return not (inner.is_link_local or inner in _METADATA)
+    if _admits_address(address):
+        return True
+    if _address(name) is not None:
+        return False
+    if name == "localhost" and "localhost" in _entries():
+        return inner.is_loopback
+    return inner.is_global and not inner.is_multicast
+
+
+def _inner(address: Address) -> Address:
+    """The IPv4 address that an IPv6 one stands for."""
+    if isinstance(address, IPv4Address):
+        return address
+    if address in _NAT64:
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else address)

@@ -1,0 +1,57 @@
+"""Bytes that were there before a step: kept on its host, readable by the worker only, until its undo or gc."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+
+from longshore.orchestration.errors import OperationError
+from longshore.orchestration.language import identifiers
+from longshore.orchestration.settings import get_settings
+from longshore.tasks.host.machine.port import sha
+from longshore.tasks.implementation import Context
+
+
+class Kept:
+    """Of one step, or of one part of it."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._path = file_of(ctx, "backups", ".bytes")
+
+    def keep(self, data: bytes) -> None:
+        write_private(self._path, data)
+
+    def bytes_of(self, digest: str, what: str) -> bytes:
+        """OperationError where they are gone or damaged."""
+        try:
+            kept = self._path.read_bytes()
+        except FileNotFoundError as error:
+            raise OperationError(f"the bytes that {what} had are not on this host any more") from error
+        if sha(kept) != digest:
+            raise OperationError(f"the kept bytes of {what} are damaged")
+        return kept
+
+    def forget(self) -> None:
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+            self._path.parent.rmdir()
+
+
+def file_of(ctx: Context, kind: str, suffix: str) -> Path:
+    """The file of one step, or of one part of it, among those of a kind in the state folder."""
+    folder = get_settings().state_dir / kind / identifiers.run_id(ctx.run_id)
+    return folder / f"{identifiers.part(ctx.part)}{suffix}"
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Whole or not at all, 0600."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,99 @@
+"""The bytes behind a URL, for files that are deployed: of this host, of a web server, of an object store."""
+
+from __future__ import annotations
+
+import re
+import time
+
+from longshore.orchestration.errors import OperationError, Preflight, Transient
+from longshore.orchestration.settings import get_settings
+from longshore.tasks.host import addresses, paths
+
+_SCHEME = re.compile(r"([a-z0-9+]+)://([^/]*)(.*)", re.DOTALL)
+_FILES = frozenset({"file", "local"})
+_WEB = frozenset({"http", "https"})
+#: Their servers are those of the worker's own configuration. All other file systems of fsspec wrap another one, run a
+#: program, or name in the URL a server that no check has seen.
+_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
+#: Seconds: until a server is reached, and for all of its answer.
+_CONNECT, _WHOLE = 10.0, 300.0
+
+
+def fetch(url: str) -> bytes:
+    """Preflight, or Transient, where they are not to be had; NotAllowed where this worker may not ask for them."""
+    limit = get_settings().max_object
+    parts = _SCHEME.fullmatch(url)
+    scheme = parts[1] if parts is not None else ""
+    if parts is None or "::" in url or scheme not in _FILES | _WEB | _STORES:
+        known = ", ".join(sorted(_FILES | _WEB | _STORES))
+        raise Preflight(f"{url}: there is no such kind of object", remedy=f"a URL begins with one of {known}, and ://")
+    if scheme in _WEB:
+        data = _web(url, limit)
+    elif scheme in _FILES:
+        data = _local(url, parts[2] + parts[3], limit)
+    else:
+        addresses.check_store(scheme, parts[2])
+        data = _store(url, limit)
+    if len(data) > limit:
+        raise Preflight(f"{addresses.shown(url)} has more than {limit} bytes", remedy="set LONGSHORE_MAX_OBJECT")
+    return data
+
+
+def _local(url: str, path: str, limit: int) -> bytes:
+    if not path.startswith("/"):
+        raise Preflight(f"{url} names no file of this host", remedy="write file:///PATH")
+    try:
+        return paths.read(path, limit)
+    except FileNotFoundError as error:
+        raise Preflight(f"there is nothing at {url}") from error
+    except OSError as error:
+        raise Preflight(f"{url}: {error.strerror}") from error
+
+
+def _web(url: str, limit: int) -> bytes:
+    import requests  # noqa: PLC0415 - slow to import, and only few workers do this
+
+    from longshore.tasks.host.http_session import session  # noqa: PLC0415 - see above
+
+    where, end, shown = addresses.place(url), time.monotonic() + _WHOLE, addresses.shown(url)
+    addresses.check(where.name)
+    data = b""
+    try:
+        with session() as web, web.get(where.url, stream=True, timeout=(_CONNECT, 30.0)) as answer:
+            if answer.status_code in {404, 410}:
+                raise Preflight(f"there is nothing at {shown}")
+            if answer.status_code != 200:
+                kind = Transient if answer.status_code >= 500 or answer.status_code == 429 else Preflight
+                raise kind(f"{shown} answered {answer.status_code}")
+            for chunk in answer.iter_content(65536):
+                data += chunk
+                if len(data) > limit:
+                    break
+                if time.monotonic() > end:
+                    raise Transient(f"{shown}: no whole answer in {_WHOLE:g} s")
+    except requests.RequestException as error:
+        raise Transient(f"{shown}: {type(error).__name__}") from error
+    return data
+
+
+def _store(url: str, limit: int) -> bytes:
+    try:
+        import fsspec  # noqa: PLC0415 - an extra
+
+        with fsspec.open(url, "rb") as file:
+            data: bytes = file.read(limit + 1)
+    except ImportError as error:
+        raise Preflight(
+            f"{url}: {error}", remedy="pip install 'longshore[objects]' and what its scheme needs"
+        ) from error
+    except FileNotFoundError as error:
+        raise Preflight(f"there is nothing at {url}") from error
+    except PermissionError as error:
+        raise Preflight(f"{url}: permission denied") from error
+    except OperationError:
+        raise
+    except ValueError as error:
+        raise Preflight(f"{url}: {error}") from error
+    except Exception as error:  # each scheme has errors of its own
+        raise Transient(f"{url}: {type(error).__name__}: {error}") from error
+    return data

@@ -1,0 +1,1 @@
+"""The Docker engine: its port and the client behind it."""

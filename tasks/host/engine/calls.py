@@ -1,0 +1,203 @@
+"""One call of a real engine: docker-py's low-level client, its version negotiated, its errors told apart.
+
+Nothing else imports docker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any
+from urllib.parse import quote
+
+from longshore.orchestration.errors import OperationError, Transient, wrapped
+from longshore.tasks.host.engine import streams
+from longshore.tasks.host.engine.port import Check, EngineTimeout, NotThere, classified, in_stream
+
+#: Seconds for a call that takes no time of its own.
+CALL_TIMEOUT = 60.0
+#: Without a word from a call that tells how it goes on.
+_STREAM_TIMEOUT = 600.0
+
+#: The version of the API by the engine's URL.
+_versions: dict[str, str] = {}
+
+
+def raw_client(url: str, timeout: float = CALL_TIMEOUT) -> Any:
+    """docker-py's own client, for functions of an application's."""
+    try:
+        import docker  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise OperationError("the Docker SDK is missing", remedy="pip install 'longshore[docker]'") from error
+    return docker.DockerClient(base_url=url, version="auto", timeout=int(timeout), tls=_tls(url))
+
+
+class Calls:
+    """What reaches the engine."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._made: Any = None
+        self._connections: list[Any] = []
+
+    @property
+    def _api(self) -> Any:
+        if self._made is None:
+            try:
+                import docker  # noqa: PLC0415 - an extra; and nothing else of Longshore needs it
+            except ImportError as error:
+                raise OperationError("the Docker SDK is missing", remedy="pip install 'longshore[docker]'") from error
+            path = self.url.removeprefix("unix://")
+            if path != self.url and not os.path.exists(path):
+                raise self._away(FileNotFoundError(path))
+            try:
+
+                class Client(docker.APIClient):
+                    """Asks no proxy, and trusts what it is told to: the environment's own would come first."""
+
+                    trust_env = property(lambda _self: False, lambda _self, _value: None)
+
+                self._made = Client(
+                    base_url=self.url,
+                    # What was negotiated once in this process is not asked for by each thread again.
+                    version=_versions.get(self.url, "auto"),
+                    timeout=int(CALL_TIMEOUT),
+                    tls=_tls(self.url),
+                    # The machine's own ssh knows its keys, hosts and agents; docker-py's needs another library.
+                    use_ssh_client=True,
+                )
+            except Exception as error:
+                raise self._away(error) from error
+            _versions[self.url] = self._made.api_version
+        return self._made
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()
+            self._made = None
+
+    def record(self, path: str, params: Mapping[str, Any] | None) -> None:
+        """Remember the connection of the next call, so that it can be hung up."""
+        from requests import Request  # noqa: PLC0415 - comes with docker
+
+        url = f"{self._api.base_url}/v{self._api.api_version}{path}"
+        prepared = Request("GET", url, params=params).prepare().url
+        self._connections = streams.record_connections(self._api, str(prepared))
+
+    def hang_up(self) -> None:
+        """End the calls that are under way, and this client."""
+        for connection in self._connections:
+            with contextlib.suppress(Exception):
+                connection.sock.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def _get(self, path: str, **params: Any) -> Any:
+        try:
+            return self._call("GET", path, params=params).json()
+        except NotThere:
+            return None
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
+        timeout: float = CALL_TIMEOUT,
+        stream: bool = False,
+        headers: Mapping[str, str] | None = None,
+        data: Any = None,
+    ) -> Any:
+        api = self._api
+        from requests.exceptions import RequestException, Timeout  # noqa: PLC0415 - comes with docker
+
+        try:
+            url = f"{api.base_url}/v{api.api_version}{path}"
+            response = api.request(
+                method, url, params=params, json=body, timeout=timeout, stream=stream, headers=headers, data=data
+            )
+        except Timeout as error:
+            raise EngineTimeout(f"the Docker engine at {self.url} did not answer {method} {path} in time") from error
+        except RequestException as error:
+            raise self._away(error) from error
+        if response.status_code >= 400:
+            message = _message(response)
+            if response.status_code == 400 and "client version" in message:  # it is another engine by now
+                _versions.pop(self.url, None)
+                self.close()
+            raise classified(response.status_code, message)
+        return response
+
+    @contextlib.contextmanager
+    def _read(self) -> Iterator[None]:
+        """Around the reading of an answer that comes bit by bit: what breaks off is the engine's not answering."""
+        from requests.exceptions import RequestException  # noqa: PLC0415 - comes with docker
+        from urllib3.exceptions import HTTPError  # noqa: PLC0415 - likewise
+
+        try:
+            yield
+        except (RequestException, HTTPError, OSError) as error:
+            raise self._away(error) from error
+
+    def _away(self, error: BaseException) -> OperationError:
+        if any(isinstance(link, PermissionError) for link in wrapped(error)):
+            remedy = "let the worker's user be in group docker"
+            return OperationError(f"permission denied at the Docker engine's {self.url}", remedy=remedy)
+        if tls := next((link for link in wrapped(error) if isinstance(link, ssl.SSLError)), None):
+            remedy = "DOCKER_CERT_PATH holds ca.pem, cert.pem and key.pem of that engine"
+            why = tls.reason or str(tls)
+            return OperationError(
+                f"no trust between this worker and the Docker engine at {self.url}: {why}", remedy=remedy
+            )
+        if self.url.startswith("ssh://") and find_spec("paramiko") is None:
+            return OperationError(f"{self.url} cannot be reached by ssh", remedy="pip install 'longshore[ssh]'")
+        remedy = "start it, or set LONGSHORE_DOCKER_HOST"
+        return Transient(f"the Docker engine at {self.url} does not answer", remedy=remedy)
+
+    def _stream(
+        self,
+        method: str,
+        path: str,
+        check: Check,
+        follow: Callable[[dict[str, Any]], None] = lambda _entry: None,
+        **request: Any,
+    ) -> None:
+        """Follow a call that tells how it goes on; an error that is told is raised, whatever the status was."""
+
+        def begin(engine: Calls) -> Any:
+            engine.record(path, request.get("params"))
+            return engine._call(method, path, stream=True, timeout=_STREAM_TIMEOUT, **request)
+
+        for entry in streams.entries(type(self)(self.url), begin, check):
+            if "error" in entry or "errorDetail" in entry:
+                message = str((entry.get("errorDetail") or {}).get("message") or entry.get("error"))
+                raise in_stream(" ".join(message.split()))
+            follow(entry)
+
+
+def _message(response: Any) -> str:
+    try:
+        text = response.json()["message"]
+    except (ValueError, KeyError, TypeError):
+        text = response.text
+    return " ".join(str(text).split()) or f"the Docker engine answered {response.status_code}"
+
+
+def _tls(url: str) -> Any:
+    folder = os.environ.get("DOCKER_CERT_PATH")
+    if not os.environ.get("DOCKER_TLS_VERIFY") or not folder or not url.startswith("tcp://"):
+        return False
+    from docker.tls import TLSConfig  # noqa: PLC0415 - see _api
+
+    certificate = (os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem"))
+    return TLSConfig(client_cert=certificate, ca_cert=os.path.join(folder, "ca.pem"), verify=True)
+
+
+def quoted(text: str) -> str:
+    return quote(text, safe="")

@@ -1,0 +1,110 @@
+"""What a real engine does with images, its own and its registries'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+from longshore.orchestration.errors import OperationError
+from longshore.tasks.host.engine.calls import Calls, quoted
+from longshore.tasks.host.engine.port import Check, Conflict, Image, Login, NotThere
+
+
+class ImageCalls(Calls):
+    """The part of the port that is about images."""
+
+    def image(self, ref: str) -> Image | None:
+        found = self._get(f"/images/{quoted(ref)}/json")
+        if found is None:
+            return None
+        tags, digests = tuple(found.get("RepoTags") or ()), tuple(found.get("RepoDigests") or ())
+        return Image(found["Id"], tags, digests, found["Size"], found["Architecture"], found["Os"])
+
+    def images(self) -> list[Image]:
+        """All of them in one call, without what only a look at each tells."""
+        return [
+            Image(found["Id"], tuple(found.get("RepoTags") or ()), tuple(found.get("RepoDigests") or ()), found["Size"])
+            for found in self._get("/images/json") or []
+        ]
+
+    def tagged_at(self, image_id: str) -> str:
+        """When it was given a name last, as the engine writes a time; '' where it does not tell."""
+        found = self._get(f"/images/{quoted(image_id)}/json") or {}
+        return str((found.get("Metadata") or {}).get("LastTagTime") or "")
+
+    def pull(self, ref: str, *, login: Login | None, platform: str | None, check: Check) -> None:
+        """Fetch it. An error in the middle of the stream is an error; docker-py's own `pull` takes it for success."""
+        repository, tag = _split_ref(ref)
+        params = {"fromImage": repository, "tag": tag} | ({"platform": platform} if platform else {})
+        self._stream("POST", "/images/create", check, params=params, headers=self._credentials(ref, login))
+
+    def push(self, ref: str, *, login: Login | None, check: Check) -> None:
+        repository, tag = _split_ref(ref)
+        # Without a header the engine refuses, even where the registry asks for nobody.
+        headers = {"X-Registry-Auth": "e30="} | self._credentials(ref, login)
+        self._stream("POST", f"/images/{repository}/push", check, params={"tag": tag}, headers=headers)
+
+    def build(self, context: BinaryIO, params: Mapping[str, Any], said: Callable[[str], None], check: Check) -> str:
+        """Build from a tar archive; the image's id."""
+        built = ""
+
+        def follow(entry: dict[str, Any]) -> None:
+            nonlocal built
+            if text := entry.get("stream"):
+                said(text)
+            built = (entry.get("aux") or {}).get("ID") or built
+
+        headers = {"Content-Type": "application/x-tar"}
+        self._stream("POST", "/build", check, follow, params=params, headers=headers, data=context)
+        return built
+
+    def remote_digest(self, ref: str, *, login: Login | None) -> str:
+        """What the name means at its registry now, without fetching it."""
+        path = f"/distribution/{ref}/json"
+        found = self._call("GET", path, headers=self._credentials(ref, login)).json()
+        return str(found["Descriptor"]["digest"])
+
+    def remove_image(self, ref: str, *, force: bool) -> list[dict[str, str]]:
+        """Take the name off, and the image with its last name away: entries `Untagged` and `Deleted`."""
+        found = self._call("DELETE", f"/images/{quoted(ref)}", params={"force": int(force)}).json()
+        return list(found or [])
+
+    def _credentials(self, ref: str, login: Login | None) -> dict[str, str]:
+        """The given ones; else those of the worker's own docker configuration for that registry."""
+        from docker import auth  # noqa: PLC0415 - see _api
+        from docker.errors import DockerException  # noqa: PLC0415
+
+        registry, _ = auth.resolve_repository_name(_split_ref(ref)[0])
+        if login is not None:
+            known = {"username": login.username, "password": login.password, "serveraddress": registry}
+            return {"X-Registry-Auth": auth.encode_header(known).decode()}
+        try:
+            found = auth.load_config().resolve_authconfig(registry)
+        except DockerException as error:
+            raise OperationError(f"the credentials for {registry} cannot be read: {error}") from error
+        return {"X-Registry-Auth": auth.encode_header(found).decode()} if found else {}
+
+    def image_id(self, ref: str) -> str | None:
+        found = self._get(f"/images/{quoted(ref)}/json")
+        return None if found is None else str(found["Id"])
+
+    def tag(self, image_id: str, ref: str) -> None:
+        repository, tag = _split_ref(ref)
+        self._call("POST", f"/images/{quoted(image_id)}/tag", params={"repo": repository, "tag": tag})
+
+    def untag(self, ref: str) -> bool:
+        """Take a name off an image; its last one stays as long as a container uses it."""
+        try:
+            self._call("DELETE", f"/images/{quoted(ref)}", params={"noprune": 1})
+        except (NotThere, Conflict):
+            return False
+        return True
+
+
+def _split_ref(ref: str) -> tuple[str, str]:
+    """Repository and tag, or digest; a colon before the last slash belongs to a registry's port."""
+    repository, at, digest = ref.partition("@")
+    if at:
+        return repository, digest
+    head, colon, tag = ref.rpartition(":")
+    return (head, tag) if colon and "/" not in tag else (ref, "latest")

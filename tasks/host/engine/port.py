@@ -1,0 +1,342 @@
+"""The Docker engine as the operations see it: a small port, where it is, and what its errors mean."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from longshore.orchestration.errors import OperationError, Transient
+from longshore.orchestration.settings import get_settings
+
+DEFAULT_URL = "unix:///var/run/docker.sock"
+#: What the engine says for "never".
+_NEVER = "0001-01-01"
+#: The engine answers 500 for these as well, and they do not pass by waiting.
+_PERMANENT = (
+    "port is already allocated",
+    "address already in use",
+    "no basic auth credentials",
+    "unauthorized",
+    "denied",
+    "no matching manifest",
+    "no space left",
+    "runtime create failed",
+    "invalid",
+    "not a directory",
+    "is not supported",
+)
+
+
+class NotThere(OperationError):
+    """404: the thing, or something that it needs, does not exist."""
+
+
+class Conflict(OperationError):
+    """409: the name is taken, or the state does not allow it."""
+
+
+class EngineTimeout(Transient):
+    """The engine was asked and did not answer in time. It may still do it."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """What is asked of a container, out of the engine's long answer."""
+
+    id: str
+    name: str
+    image: str
+    image_id: str
+    labels: dict[str, str] = field(default_factory=dict)
+    status: str = ""
+    running: bool = False
+    paused: bool = False
+    restarting: bool = False
+    health: str | None = None
+    exit_code: int | None = None
+    oom_killed: bool = False
+    error: str = ""
+    started_at: str | None = None
+    finished_at: str | None = None
+    restart_count: int = 0
+    restart_policy: dict[str, Any] = field(default_factory=dict)
+    auto_remove: bool = False
+    stop_timeout: int | None = None
+    networks: tuple[str, ...] = ()
+    #: `container:<id>` for one that is in the network of another.
+    network_mode: str = ""
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> Container:
+        state, config, host = raw["State"], raw["Config"], raw["HostConfig"]
+        health = (state.get("Health") or {}).get("Status")
+        return cls(
+            id=raw["Id"],
+            name=raw["Name"].removeprefix("/"),
+            image=config["Image"],
+            image_id=raw["Image"],
+            labels=dict(config.get("Labels") or {}),
+            status=state["Status"],
+            running=bool(state["Running"]),
+            paused=bool(state["Paused"]),
+            restarting=bool(state["Restarting"]),
+            health=None if health == "none" else health,
+            exit_code=state["ExitCode"],
+            oom_killed=bool(state["OOMKilled"]),
+            error=state["Error"],
+            started_at=_time(state["StartedAt"]),
+            finished_at=_time(state["FinishedAt"]),
+            restart_count=raw.get("RestartCount", 0),
+            restart_policy=dict(host.get("RestartPolicy") or {"Name": "no", "MaximumRetryCount": 0}),
+            auto_remove=bool(host.get("AutoRemove")),
+            stop_timeout=config.get("StopTimeout"),
+            networks=tuple((raw.get("NetworkSettings") or {}).get("Networks") or ()),
+            network_mode=str(host.get("NetworkMode") or ""),
+        )
+
+
+@dataclass(frozen=True)
+class Output:
+    """The end of what a container said."""
+
+    stdout: str = ""
+    stderr: str = ""
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Image:
+    """What is asked of an image."""
+
+    id: str
+    tags: tuple[str, ...] = ()
+    #: `repository@sha256:…`, from the registries that it was pulled from or pushed to.
+    digests: tuple[str, ...] = ()
+    size: int = 0
+    architecture: str = ""
+    os: str = ""
+
+    def is_at(self, digest: str) -> bool:
+        """Whether a registry that names this digest has this image."""
+        return any(text.endswith(f"@{digest}") for text in self.digests)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A program that was started inside a container."""
+
+    running: bool
+    exit_code: int | None
+    #: In the name space of the engine's host; 0 once it has ended.
+    pid: int = 0
+
+
+@dataclass(frozen=True)
+class Login:
+    """Who asks a registry."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+#: What is told of output as it comes: the stream (1, 2) and its bytes.
+Said = Callable[[int, bytes], None]
+#: Called about five times a second; what it raises ends the call.
+Check = Callable[[], None]
+
+
+class Engine(Protocol):
+    """What the operations ask of an engine. Missing things are None or False, never an error of a read.
+
+    Calls that may take long (pull, push, build, start_exec) are told to end by `check`.
+    """
+
+    url: str
+
+    def info(self) -> dict[str, Any]: ...
+    def inspect(self, container: str) -> Container | None: ...
+    def raw(self, container: str) -> dict[str, Any] | None: ...
+    def rows(self, filters: Mapping[str, list[str]], *, all_of_them: bool) -> list[dict[str, Any]]: ...
+    def containers(self, labels: Mapping[str, str]) -> list[Container]: ...
+    def update(self, container: str, body: Mapping[str, Any]) -> None: ...
+    def unpause(self, container: str) -> None: ...
+    def create_exec(self, container: str, body: Mapping[str, Any]) -> str: ...
+    def start_exec(self, execution: str, stdin: bytes | None, said: Said, check: Check) -> None: ...
+    def execution(self, execution: str) -> Execution | None: ...
+    def has_path(self, container: str, path: str) -> bool: ...
+    def read_archive(self, container: str, path: str, limit: int) -> bytes | None: ...
+    def write_archive(self, container: str, folder: str, archive: bytes) -> None: ...
+    def image(self, ref: str) -> Image | None: ...
+    def images(self) -> list[Image]: ...
+    def tagged_at(self, image_id: str) -> str: ...
+    def events(self, names: Sequence[str], since: float, until: float) -> list[dict[str, Any]]: ...
+    def pull(self, ref: str, *, login: Login | None, platform: str | None, check: Check) -> None: ...
+    def push(self, ref: str, *, login: Login | None, check: Check) -> None: ...
+    def build(self, context: BinaryIO, params: Mapping[str, Any], said: Callable[[str], None], check: Check) -> str: ...
+    def remote_digest(self, ref: str, *, login: Login | None) -> str: ...
+    def remove_image(self, ref: str, *, force: bool) -> list[dict[str, str]]: ...
+    def network(self, name: str) -> dict[str, Any] | None: ...
+    def create_network(self, body: Mapping[str, Any]) -> str: ...
+    def volume(self, name: str) -> dict[str, Any] | None: ...
+    def create_volume(self, body: Mapping[str, Any]) -> None: ...
+    def create(self, name: str, body: Mapping[str, Any]) -> tuple[str, list[str]]: ...
+    def start(self, container: str) -> bool: ...
+    def stop(self, container: str, grace: float | None = None) -> bool: ...
+    def pause(self, container: str) -> None: ...
+    def rename(self, container: str, name: str) -> None: ...
+    def set_restart(self, container: str, policy: Mapping[str, Any]) -> None: ...
+    def remove(self, container: str) -> bool: ...
+    def logs(
+        self,
+        container: str,
+        limit: int,
+        *,
+        tail: int | None = None,
+        since: float | None = None,
+        redact: Callable[[str], str] = lambda text: text,
+    ) -> Output: ...
+    def follow(self, container: str, said: Said, ended: Callable[[], bool], *, since: float | None = None) -> None: ...
+    def image_id(self, ref: str) -> str | None: ...
+    def tag(self, image_id: str, ref: str) -> None: ...
+    def untag(self, ref: str) -> bool: ...
+    def networks(self, labels: Mapping[str, str]) -> dict[str, str]: ...
+    def connect(self, network: str, container: str, aliases: list[str]) -> None: ...
+    def remove_network(self, network: str) -> bool: ...
+    def volumes(self, labels: Mapping[str, str]) -> list[str]: ...
+    def labelled_volumes(self, label: str) -> dict[str, dict[str, str]]: ...
+    def remove_volume(self, name: str) -> bool: ...
+    def close(self) -> None: ...
+
+
+def _time(text: str) -> str | None:
+    return None if text.startswith(_NEVER) else text
+
+
+def seconds_of(time: str) -> float:
+    """Seconds since 1970 of a time as the engine writes it, with nine digits of a second."""
+    return datetime.fromisoformat(time).timestamp()
+
+
+def engine_url() -> str:
+    """Where the engine is: LONGSHORE_DOCKER_HOST, DOCKER_HOST, the chosen context, the usual socket.
+
+    `unix://…`, `tcp://host:port` (TLS with DOCKER_TLS_VERIFY and the certificates in DOCKER_CERT_PATH), or
+    `ssh://user@host` by the machine's own ssh.
+
+    A context that does not exist is an error; the SDK would quietly take the default engine instead.
+    """
+    url = get_settings().docker_host or os.environ.get("DOCKER_HOST")
+    if url:
+        return url
+    folder = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+    name = os.environ.get("DOCKER_CONTEXT") or _json(folder / "config.json").get("currentContext")
+    if not name or name == "default":
+        return DEFAULT_URL
+    meta = folder / "contexts" / "meta" / hashlib.sha256(name.encode()).hexdigest() / "meta.json"
+    host = ((_json(meta).get("Endpoints") or {}).get("docker") or {}).get("Host")
+    if not host:
+        remedy = "set DOCKER_HOST, or make it with docker context create"
+        raise OperationError(f"there is no Docker context {name!r}", remedy=remedy)
+    return str(host)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+_clients = threading.local()
+
+
+def engine() -> Engine:
+    """The engine. One client a process, made after the fork; a thread of its own has one of its own."""
+    url = engine_url()
+    key = (os.getpid(), url)
+    if getattr(_clients, "key", None) != key:
+        _clients.client = _factory(url)
+        _clients.key = key
+    client: Engine = _clients.client
+    return client
+
+
+def own_project() -> str:
+    """The Compose project that this worker is part of; '' where it runs in no container of its engine."""
+    return _project(engine_url())
+
+
+@cache
+def _project(url: str) -> str:  # noqa: ARG001 - what it is remembered by
+    made = engine().raw(socket.gethostname()) or {}
+    return str(((made.get("Config") or {}).get("Labels") or {}).get("com.docker.compose.project") or "")
+
+
+def close_engine() -> None:
+    """Close this thread's client, if it has one."""
+    client = _clients.__dict__.pop("client", None)
+    if client is not None and _clients.__dict__.pop("key")[0] == os.getpid():
+        client.close()
+
+
+def _docker_engine(url: str) -> Engine:
+    from longshore.tasks.host.engine.client import DockerEngine  # noqa: PLC0415 - only where there is one
+
+    return DockerEngine(url)
+
+
+_factory: Callable[[str], Engine] = _docker_engine
+
+
+def use_engines(factory: Callable[[str], Engine]) -> None:
+    """Let `engine()` make its clients so, from the URL."""
+    global _factory  # noqa: PLW0603 - the one seam for a fake
+    _factory = factory
+    close_engine()
+
+
+def classified(status: int, message: str) -> OperationError:
+    """The error for an engine's answer: which may pass and which may not."""
+    low = message.lower()
+    if status == 404:
+        return NotThere(message)
+    if status == 409:
+        return Transient(message) if "already in progress" in low else Conflict(message)
+    if status >= 500 and not any(text in low for text in _PERMANENT):
+        return Transient(message)
+    return OperationError(message)
+
+
+#: What a registry says in the middle of a download that broke off, or that it could not begin.
+_PASSING = (
+    "connection refused",
+    "connection reset",
+    "no such host",
+    "timeout",
+    "toomanyrequests",
+    "too many requests",
+    "unexpected eof",
+    "eof",
+    "temporary failure",
+    "service unavailable",
+    "blob unknown",
+    "unknown blob",
+)
+
+
+def in_stream(message: str) -> OperationError:
+    """The error for one that came after a good status: most are the registry's, and may pass."""
+    low = message.lower()
+    if any(text in low for text in ("manifest unknown", "not found", "does not exist", "unauthorized", "denied")):
+        return OperationError(message)
+    return Transient(message) if any(text in low for text in _PASSING) else OperationError(message)

@@ -1,0 +1,1 @@
+"""The places where commands run: this host, or a container."""

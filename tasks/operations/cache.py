@@ -1,0 +1,160 @@
+"""`cache.*`: generations of what took long to find out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from longshore.orchestration.errors import Preflight, UnknownName
+from longshore.orchestration.operations import Params, find
+from longshore.orchestration.operations.cache import (
+    CHECK,
+    INVALIDATE,
+    REBUILD,
+    CheckParams,
+    InvalidateParams,
+    RebuildParams,
+)
+from longshore.orchestration.store.caches import Caches, Entry, Found
+from longshore.tasks.crash_points import point
+from longshore.tasks.implementation import (
+    Context,
+    Implementation,
+    Looks,
+    Outcome,
+    Prediction,
+    implementation,
+    implements,
+)
+
+
+@implements(REBUILD)
+class Rebuild(Implementation[RebuildParams]):
+    """The builder is carried out as a part of this step: by its context it may log, and is told to stop."""
+
+    def before(self, ctx: Context, params: RebuildParams) -> dict[str, Any]:
+        self._builder(params)
+        return {"generation": ctx.caches().get(params.cache).generation}
+
+    def act(self, ctx: Context, params: RebuildParams, before: dict[str, Any]) -> Outcome:
+        caches = ctx.caches()
+        asked = caches.now()
+        with ctx.lock(f"cache {params.cache}", f"cache {params.cache}"):
+            found = caches.get(params.cache)
+            why = found.wrong(caches.now(), params.fingerprint)
+            if mine(ctx, found):
+                return Outcome(changed=True, data=told(caches, params.cache, found, before, built=True))
+            if not why and not params.force:
+                return Outcome(changed=False, data=told(caches, params.cache, found, before))
+            if joined(found, asked, params.fingerprint):
+                return Outcome(changed=False, data=told(caches, params.cache, found, before))
+            began = caches.now()
+            name, given = self._builder(params)
+            builder = implementation(name)
+            done = builder.act(ctx, given, builder.before(ctx, given))
+            value = ctx.redact_data(done.data)
+            number, at = caches.number(params.cache), caches.now()
+            entry = Entry(number, value, params.fingerprint, began, at, params.ttl, ctx.op_id)
+            caches.swap(params.cache, entry)
+            point("cache.swapped")
+        data = told(caches, params.cache, Found(entry), before, built=True, why=why or "it was to be built anew")
+        return Outcome(changed=True, data=data)
+
+    def predict(self, ctx: Context, params: RebuildParams) -> Prediction:
+        name, _ = self._builder(params)
+        caches = ctx.caches()
+        why = caches.get(params.cache).wrong(caches.now(), params.fingerprint)
+        if not why and not params.force:
+            return Prediction(f"cache {params.cache} is valid", changed=None if ctx.has_upstream else False)
+        return Prediction(
+            f"would have {name} build cache {params.cache}: {why or 'it is to be built anew'}",
+            undo="bring the generation before it back",
+        )
+
+    def undo(self, ctx: Context, params: RebuildParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        return Outcome(changed=ctx.caches().back(params.cache, ctx.op_id))
+
+    @staticmethod
+    def _builder(params: RebuildParams) -> tuple[str, Params]:
+        try:
+            operation = find(params.builder)
+            return operation.name, operation.params.model_validate(params.params)
+        except UnknownName as error:
+            raise Preflight(f"builder: {error.message}", remedy=error.remedy) from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(["params", *map(str, first["loc"])])
+            raise Preflight(f"builder {params.builder}: {where}: {first['msg']}") from None
+
+
+@implements(CHECK)
+class Check(Looks[CheckParams]):
+    """See its schema."""
+
+    def act(self, ctx: Context, params: CheckParams, before: dict[str, Any]) -> Outcome:
+        caches = ctx.caches()
+        now, found = caches.now(), caches.get(params.cache)
+        why = found.wrong(now, params.fingerprint)
+        age = round(found.entry.age(now), 3) if found.entry else None
+        data = {"cache": params.cache, "valid": not why, "reason": why or None, "generation": found.generation}
+        return Outcome(changed=False, data=data | {"age_s": age})
+
+    def predict(self, ctx: Context, params: CheckParams) -> Prediction:
+        data = self.act(ctx, params, {}).data
+        return Prediction(f"would look whether cache {params.cache} is valid", changed=False, data=data)
+
+
+@implements(INVALIDATE)
+class Invalidate(Implementation[InvalidateParams]):
+    """See its schema."""
+
+    def act(self, ctx: Context, params: InvalidateParams, before: dict[str, Any]) -> Outcome:
+        caches = ctx.caches()
+        found = caches.get(params.cache)
+        # Redelivered, it finds its own mark, and has done it all the same.
+        done = caches.mark(params.cache, ctx.op_id) or bool(found.entry and found.entry.invalidated == ctx.op_id)
+        return Outcome(changed=done, data={"cache": params.cache, "generation": found.generation})
+
+    def predict(self, ctx: Context, params: InvalidateParams) -> Prediction:
+        found = ctx.caches().get(params.cache)
+        if found.entry is None or found.entry.invalidated:
+            return Prediction(
+                f"cache {params.cache} is not valid as it is", changed=None if ctx.has_upstream else False
+            )
+        return Prediction(f"would say that generation {found.generation} of cache {params.cache} is not valid any more")
+
+    def undo(
+        self, ctx: Context, params: InvalidateParams, before: dict[str, Any], data: dict[str, Any] | None
+    ) -> Outcome:
+        found = ctx.caches().get(params.cache)
+        if found.entry is None or found.entry.invalidated != ctx.op_id:
+            return Outcome(changed=False)
+        return Outcome(changed=ctx.caches().mark(params.cache, ""))
+
+
+def mine(ctx: Context, found: Found) -> bool:
+    """Whether an attempt before this one has built it."""
+    return found.entry is not None and found.entry.by == ctx.op_id
+
+
+def joined(found: Found, asked: int, fingerprint: str = "", *, fresh: bool = False) -> bool:
+    """Whether somebody began to build what is there after it was asked for, so that it is as good as one's own.
+
+    `fresh`: only what was built from nothing is.
+    """
+    entry = found.entry
+    if entry is None or entry.invalidated or entry.fingerprint != fingerprint:
+        return False
+    return entry.began > asked and (entry.fresh or not fresh)
+
+
+def told(
+    caches: Caches, name: str, found: Found, before: dict[str, Any], *, built: bool = False, why: str = ""
+) -> dict[str, Any]:
+    """What a rebuild says of the generation that is current."""
+    age = round(found.entry.age(caches.now()), 3) if found.entry else 0.0
+    previous = before["generation"] or None
+    return {"cache": name, "generation": found.generation, "previous": previous, "built": built, "age_s": age} | (
+        {"why": why} if why else {}
+    )

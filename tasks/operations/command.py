@@ -1,0 +1,112 @@
+"""`command.exec.execute` and `command.shell.execute`, and what `docker.exec` and `compose.exec` share with them."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import PurePosixPath
+from typing import Any
+
+from longshore.orchestration.errors import OperationError, Preflight, Unsuccessful
+from longshore.orchestration.operations.command import EXEC, SHELL, CommandParams, ExecParams, ShellParams
+from longshore.tasks.host.machine.port import Machine, Program, machine_of
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
+
+_UNLESS_TIMEOUT = 60.0
+
+
+class Command(Implementation[Any]):
+    """One program on one machine."""
+
+    def machine(self, ctx: Context, params: Any) -> Machine:
+        return machine_of(ctx)
+
+    def argv(self, params: Any) -> list[str]:
+        return list(params.argv)
+
+    def shown(self, params: Any) -> str:
+        return shlex.join(self.argv(params))
+
+    def act(self, ctx: Context, params: CommandParams, before: dict[str, Any]) -> Outcome:
+        machine = self.machine(ctx, params)
+        if (why := _held_back(machine, params)) or (why := self._satisfied(ctx, machine, params)):
+            return Outcome(changed=False, data={"stdout": "", "stderr": "", "skipped": why})
+        program = machine.require(
+            Program(
+                argv=self.argv(params),
+                cwd=params.cwd,
+                env=_environment(ctx, machine, params),
+                stdin=None if params.stdin is None else params.stdin.encode(),
+                timeout=params.timeout,
+                grace=params.grace,
+                user=getattr(params, "user", None),
+            )
+        )
+        done = machine.run(program)
+        data = {
+            "stdout": done.stdout,
+            "stderr": done.stderr,
+            "exit_code": done.exit_code,
+            "duration_ms": done.duration_ms,
+            "truncated": done.truncated,
+        }
+        if done.exit_code not in params.ok_codes:
+            said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+            what = f"{program.argv[0]} ended with exit code {done.exit_code}"
+            raise Unsuccessful(what + (f": {ctx.redact(said[-1])[:200]}" if said else ""), data=data)
+        return Outcome(changed=params.changes, data=data)
+
+    def predict(self, ctx: Context, params: CommandParams) -> Prediction:
+        machine = self.machine(ctx, params)
+        if why := _held_back(machine, params):
+            return Prediction(f"would run nothing: {why}", changed=False)
+        try:
+            machine.require(Program(self.argv(params), _environment(ctx, machine, params), cwd=params.cwd))
+        except Preflight as error:
+            return Prediction(f"would fail: {error}", changed=False, impossible=str(error))
+        if params.unless is not None:
+            return Prediction(f"would run, unless its check ends with 0: {self.shown(params)}", changed=None)
+        return Prediction(f"would run: {self.shown(params)}", changed=params.changes)
+
+    def undo(self, ctx: Context, params: Any, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        raise OperationError("a command cannot be taken back by itself", remedy="give the step an undo")
+
+    def _satisfied(self, ctx: Context, machine: Machine, params: CommandParams) -> str:
+        """Why nothing is to be done: the `unless` command ends with 0."""
+        if params.unless is None:
+            return ""
+        argv = params.unless if isinstance(params.unless, list) else ["/bin/sh", "-c", params.unless]
+        env = _environment(ctx, machine, params)
+        done = machine.run(machine.require(Program(argv, env, cwd=params.cwd, timeout=_UNLESS_TIMEOUT)))
+        return "unless ended with 0" if done.exit_code == 0 else ""
+
+
+def _environment(ctx: Context, machine: Machine, params: CommandParams) -> dict[str, str]:
+    told = {"LONGSHORE_RUN_ID": ctx.run_id, "LONGSHORE_STEP": ctx.part, "LONGSHORE_ATTEMPT": str(ctx.attempt)}
+    return machine.environment() | told | params.env
+
+
+def _held_back(machine: Machine, params: CommandParams) -> str:
+    """Why nothing is to be done: the path that it would create is there."""
+    if params.creates is None:
+        return ""
+    path = str(PurePosixPath(params.cwd or ".") / params.creates)
+    return f"{path} is there" if machine.exists(path) else ""
+
+
+@implements(EXEC)
+class Exec(Command):
+    """Run a program with an argument list."""
+
+    def argv(self, params: ExecParams) -> list[str]:
+        return params.argv
+
+
+@implements(SHELL)
+class Shell(Command):
+    """Run a command line by /bin/sh."""
+
+    def argv(self, params: ShellParams) -> list[str]:
+        return ["/bin/sh", "-c", params.command]
+
+    def shown(self, params: ShellParams) -> str:
+        return params.command

@@ -1,0 +1,72 @@
+"""`compose.down`: what its undo can bring back is taken down."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from longshore.orchestration.errors import Preflight
+from longshore.orchestration.operations.compose import DOWN, DownParams
+from longshore.tasks.host.engine.port import engine
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
+from longshore.tasks.operations.compose import revisions
+from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, Source
+from longshore.tasks.operations.compose.project import alone, failing, members_of, named, names, snapshot
+from longshore.tasks.operations.compose.rollout import UNKNOWN, former, keep_former
+from longshore.tasks.operations.compose.state import Member, members
+
+
+@implements(DOWN)
+class Down(Implementation[DownParams]):
+    """Takes down what its undo can bring back; what no file tells of stays, unless orphans are named."""
+
+    def before(self, ctx: Context, params: DownParams) -> dict[str, Any]:
+        docker = engine()
+        project, resolved = named(ctx, docker, params)
+        found = self._mine(params, resolved, members(docker, project))
+        before = snapshot(docker, project, found) | {"services": sorted({member.service for member in found})}
+        return before | {"revision": keep_former(ctx, docker, project, found, resolved)}
+
+    def act(self, ctx: Context, params: DownParams, before: dict[str, Any]) -> Outcome:
+        docker, project, was = engine(), before["project"], members_of(before)
+        with alone(ctx, docker, project):
+            if members(docker, project) or docker.networks({PROJECT: project}):
+                revisions.keep_images(ctx, docker, project, (member.image_id for member in was))
+                source = Source(project)  # then all goes that bears the project's label
+                if before["revision"]:
+                    path = revisions.path_of(ctx, project, "before")
+                    source = Source(project, None, (str(path),), (), ("*",))
+                Compose(ctx, docker).down(source, params.grace, orphans=params.remove_orphans)
+            left = {member.key for member in members(docker, project)}
+            networks = docker.networks({PROJECT: project}).values()
+        removed = [member.name for member in was if member.key not in left]
+        changed = bool(removed) or any(name not in networks for name in before["networks"])
+        return Outcome(changed=changed, data={"project": project, "removed": removed})
+
+    def predict(self, ctx: Context, params: DownParams) -> Prediction:
+        docker = engine()
+        try:
+            project, resolved = named(ctx, docker, params)
+        except Preflight as error:
+            return failing(ctx, "take down", str(error))
+        found = self._mine(params, resolved, members(docker, project))
+        if not found:
+            changed = None if ctx.has_upstream else bool(docker.networks({PROJECT: project}))
+            return Prediction(f"project {project} has no containers", changed=changed)
+        known = former(ctx, docker, project, found, resolved)
+        undo = "make the containers again, with the same volumes, and start those that ran"
+        return Prediction(f"would remove {names(found)}", undo=undo if known else "none: " + UNKNOWN.format(project))
+
+    def undo(self, ctx: Context, params: DownParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        docker, project = engine(), before["project"]
+        if not before["containers"]:
+            return Outcome(changed=False)
+        with alone(ctx, docker, project):
+            done = revisions.restore(ctx, docker, before)
+        return Outcome(changed=done)
+
+    @staticmethod
+    def _mine(params: DownParams, resolved: Resolved | None, found: list[Member]) -> list[Member]:
+        """Those that go; orphans only if that is said, or no file says what is one."""
+        if resolved is None or params.remove_orphans:
+            return found
+        return [member for member in found if member.service in resolved.services]

@@ -1,0 +1,146 @@
+"""`compose.pull` and `compose.build`: the images of a project's services."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from longshore.orchestration.errors import OperationError, Preflight
+from longshore.orchestration.operations.compose import BUILD, PULL, BuildParams, ProjectParams, PullParams
+from longshore.tasks.host.engine.port import Engine, NotThere, engine
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
+from longshore.tasks.operations.compose.cli import Compose, Resolved
+from longshore.tasks.operations.compose.project import failing, source_for
+from longshore.tasks.operations.docker.images import give_back, keep, release
+from longshore.tasks.operations.docker.registry import fetch, login_of
+from longshore.tasks.operations.docker.tag_backup import Given
+
+
+def _resolved(ctx: Context, docker: Engine, params: ProjectParams) -> Resolved:
+    return Compose(ctx, docker).resolve(source_for(docker, params), params.services)
+
+
+class _Images(Implementation[Any]):
+    """Names of images that may mean others afterwards."""
+
+    def services(self, target: Resolved, params: Any) -> list[str]:
+        raise NotImplementedError
+
+    def get(self, ctx: Context, docker: Engine, params: Any, target: Resolved, services: list[str]) -> None:
+        raise NotImplementedError
+
+    def before(self, ctx: Context, params: Any) -> dict[str, Any]:
+        docker = engine()
+        target = _resolved(ctx, docker, params)
+        refs = dict.fromkeys(map(target.image, self.services(target, params)))
+        return {"project": target.project, "refs": {ref: docker.image_id(ref) for ref in refs}}
+
+    def act(self, ctx: Context, params: Any, before: dict[str, Any]) -> Outcome:
+        docker, refs = engine(), before["refs"]
+        target = _resolved(ctx, docker, params)
+        for image_id in {*refs.values()} - {None}:
+            keep(ctx, docker, image_id)
+        try:
+            self.get(ctx, docker, params, target, self.services(target, params))
+        except Preflight:
+            for image_id in {*refs.values()}:
+                release(ctx, docker, image_id)  # so that nothing was touched indeed
+            raise
+        now = {ref: docker.image_id(ref) for ref in refs}
+        for image_id in {*refs.values()} & {*now.values()}:
+            release(ctx, docker, image_id)
+        images = {ref: {"before": refs[ref], "after": now[ref]} for ref in refs}
+        return Outcome(changed=now != refs, data={"project": before["project"], "images": images})
+
+    def undo(self, ctx: Context, params: Any, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        docker, changed, failures = engine(), False, []
+        given = Given(ctx)
+        noted = given.names()
+        for ref, image_id in before["refs"].items():
+            ours = data["images"][ref]["after"] if data else noted.get(ref)
+            try:
+                changed |= give_back(ctx, docker, ref, image_id, ours)
+            except OperationError as error:
+                failures.append(str(error))
+        if failures:
+            raise OperationError("; ".join(failures))
+        given.forget()
+        return Outcome(changed=changed)
+
+
+@implements(PULL)
+class Pull(_Images):
+    """Each by itself, so that one that breaks off in the middle is an error."""
+
+    def services(self, target: Resolved, params: PullParams) -> list[str]:
+        """What is built here is not fetched."""
+        chosen = params.services or list(target.services)
+        return [name for name in chosen if not (target.services[name].get("build") and not _named(target, name))]
+
+    def get(self, ctx: Context, docker: Engine, params: PullParams, target: Resolved, services: list[str]) -> None:
+        touched = False
+        for ref in dict.fromkeys(map(target.image, services)):
+            if params.policy == "always" or docker.image_id(ref) is None:
+                fetch(ctx, docker, ref, login_of(params), touched=touched)
+                touched = True
+
+    def predict(self, ctx: Context, params: PullParams) -> Prediction:
+        docker = engine()
+        try:
+            target = _resolved(ctx, docker, params)
+        except Preflight as error:
+            return failing(ctx, "fetch the images of", str(error))
+        stale: list[str] = []
+        unknown: list[str] = []
+        for ref in dict.fromkeys(map(target.image, self.services(target, params))):
+            image = docker.image(ref)
+            if image is not None and params.policy == "missing":
+                continue
+            try:
+                remote = docker.remote_digest(ref, login=login_of(params))
+            except NotThere as error:
+                return failing(ctx, "fetch the images of", f"{ref}: {error.message}")
+            except OperationError:
+                unknown.append(ref)
+                continue
+            if image is None or not image.is_at(remote):
+                stale.append(ref)
+        undo = "let the names mean what they mean now"
+        if unknown:
+            return Prediction(
+                f"would fetch {', '.join([*stale, *unknown])}, if there is newer", changed=None, undo=undo
+            )
+        if not stale:
+            return Prediction("all images are what their registry has", changed=None if ctx.has_upstream else False)
+        return Prediction(f"would fetch {', '.join(stale)}", undo=undo)
+
+
+def _named(target: Resolved, service: str) -> bool:
+    return bool(target.services[service].get("image"))
+
+
+@implements(BUILD)
+class Build(_Images):
+    """By Compose's own program, which knows what a `build` means."""
+
+    def services(self, target: Resolved, params: BuildParams) -> list[str]:
+        chosen = params.services or list(target.services)
+        built = [name for name in chosen if target.services[name].get("build")]
+        if not built:
+            raise Preflight(f"project {target.project} has nothing to build", remedy="give a service a build")
+        return built
+
+    def get(self, ctx: Context, docker: Engine, params: BuildParams, target: Resolved, services: list[str]) -> None:
+        options = [*(["--no-cache"] if params.no_cache else []), *(["--pull"] if params.pull else [])]
+        Compose(ctx, docker).build(target.source, services, options)
+        for ref in map(target.image, services):
+            if image_id := docker.image_id(ref):
+                Given(ctx).note(ref, image_id)
+
+    def predict(self, ctx: Context, params: BuildParams) -> Prediction:
+        try:
+            target = _resolved(ctx, engine(), params)
+            services = self.services(target, params)
+        except Preflight as error:
+            return failing(ctx, "build the images of", str(error))
+        undo = "let the names mean what they mean now"
+        return Prediction(f"would build {', '.join(services)}", changed=None, undo=undo)

@@ -1,0 +1,141 @@
+"""Which files a project's configuration is read from: as long as none of them changes, Compose need not be asked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from longshore.tasks.host import paths
+
+if TYPE_CHECKING:
+    from longshore.tasks.operations.compose.cli import Source
+
+#: Larger files are known by their size and time.
+_LARGE = 16 * 1024 * 1024
+_DEEPEST = 20
+
+
+def digest_of_file(path: str) -> str:
+    """Of its content; '' where there is no such file, it cannot be read, or it is the worker's own."""
+    if paths.is_own(os.path.realpath(path)):
+        return ""
+    try:
+        about = os.stat(path)
+        if about.st_size > _LARGE:
+            return f"{about.st_size} bytes of {about.st_mtime_ns}"
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:32]
+    except OSError:
+        return ""
+
+
+def inputs_of(source: Source) -> tuple[set[str], bool]:
+    """Paths of all that is read for it, also those that are not there; and whether these are all.
+
+    Where a path has a variable in it, or a file comes from elsewhere, it cannot be told.
+    """
+    reading = _Reading()
+    directory = source.directory or "/"
+    if source.env_files:
+        reading.paths |= set(source.env_files)
+    else:
+        reading.paths.add(os.path.join(directory, ".env"))
+    for file in source.files:
+        reading.read(file, directory, 0)
+    return reading.paths, reading.known
+
+
+class _Reading:
+    def __init__(self) -> None:
+        self.paths: set[str] = set()
+        self.known = True
+        self._read: set[tuple[str, str]] = set()
+
+    def read(self, file: str, directory: str, depth: int) -> None:
+        self.paths.add(file)
+        if (file, directory) in self._read or depth > _DEEPEST:
+            return
+        self._read.add((file, directory))
+        try:
+            documents = list(yaml.load_all(Path(file).read_text(), Loader=_Loader))
+        except OSError:
+            return  # Compose says what is wrong with it
+        except (ValueError, yaml.YAMLError, RecursionError):
+            self.known = False
+            return
+        for said in documents:
+            if isinstance(said, dict):
+                self._document(said, file, directory, depth)
+
+    def _document(self, said: dict[Any, Any], file: str, directory: str, depth: int) -> None:
+        # Relative to the project's folder, or to the file's own: whichever it is, the other is no file.
+        folders = list(dict.fromkeys([directory, os.path.dirname(file)]))
+        for one in _entries(said.get("include")):
+            self._include(one, folders, depth)
+        services = said.get("services")
+        for service in services.values() if isinstance(services, dict) else ():
+            if isinstance(service, dict):
+                self._service(service, folders, depth)
+
+    def _include(self, said: Any, folders: list[str], depth: int) -> None:
+        one = said if isinstance(said, dict) else {"path": said}
+        for path in _texts(one.get("path")):
+            for file in self._at(path, folders):
+                own = one.get("project_directory")
+                directories = list(self._at(own, folders)) if own else [os.path.dirname(file)]
+                for directory in directories:
+                    if not one.get("env_file"):
+                        self.paths.add(os.path.join(directory, ".env"))
+                    self.read(file, directory, depth + 1)
+        for path in _texts(one.get("env_file")):
+            self.paths |= set(self._at(path, folders))
+
+    def _service(self, service: dict[Any, Any], folders: list[str], depth: int) -> None:
+        extends = service.get("extends")
+        if isinstance(extends, dict) and extends.get("file"):
+            for file in self._at(str(extends["file"]), folders):
+                self.read(file, os.path.dirname(file), depth + 1)
+        for key in ("env_file", "label_file"):
+            for path in _texts(service.get(key)):
+                self.paths |= set(self._at(path, folders))
+
+    def _at(self, path: Any, folders: list[str]) -> Iterator[str]:
+        text = str(path)
+        if "$" in text or "://" in text or text.startswith(("git@", "oci:")):
+            self.known = False
+            return
+        for folder in folders:
+            yield os.path.normpath(os.path.join(folder, os.path.expanduser(text)))
+
+
+def _entries(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _texts(value: Any) -> list[str]:
+    """Paths, written as one, as a list, or each with more beside it."""
+    found = []
+    for one in _entries(value):
+        path = one.get("path") if isinstance(one, dict) else one
+        if isinstance(path, str):
+            found.append(path)
+    return found
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes Compose's own tags (`!reset`, `!override`) for what stands behind them."""
+
+
+def _behind(loader: yaml.SafeLoader, _suffix: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return None
+
+
+_Loader.add_multi_constructor("!", _behind)

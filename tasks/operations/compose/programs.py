@@ -1,0 +1,97 @@
+"""`compose.exec` and `compose.run`: programs inside a service's container, and in one of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from longshore.orchestration.errors import Preflight, Transient
+from longshore.orchestration.operations.compose import EXEC, RUN, ServiceExecParams, ServiceRunParams
+from longshore.tasks.host.backups import write_private
+from longshore.tasks.host.engine.port import Container, Engine, engine
+from longshore.tasks.host.machine.container import ContainerMachine
+from longshore.tasks.host.machine.port import Machine
+from longshore.tasks.implementation import Context, Prediction, implements
+from longshore.tasks.operations.command import Command
+from longshore.tasks.operations.compose import revisions
+from longshore.tasks.operations.compose.cli import Compose, Source
+from longshore.tasks.operations.compose.project import alone, failing, source_for
+from longshore.tasks.operations.compose.state import members
+from longshore.tasks.operations.docker import spec
+from longshore.tasks.operations.docker.run import RunsOnce
+
+
+@implements(EXEC)
+class Exec(Command):
+    """Found by Compose's labels."""
+
+    def machine(self, ctx: Context, params: ServiceExecParams) -> Machine:
+        for member in members(engine(), params.project):
+            if (member.service, member.number) == (params.service, params.number):
+                return ContainerMachine(ctx, member.id)
+        what = f"project {params.project} has no container {params.number} of service {params.service!r}"
+        raise Preflight(what, remedy="compose.up.execute makes it")
+
+
+@implements(RUN)
+class Run(RunsOnce[ServiceRunParams]):
+    """Made by Compose's own program, which knows a service's volumes and networks; found again by our label."""
+
+    def before(self, ctx: Context, params: ServiceRunParams) -> dict[str, Any]:
+        docker = engine()
+        target = Compose(ctx, docker).resolve(source_for(docker, params), [params.service])
+        image = target.image(params.service)
+        return {"image_id": spec.need(docker, image).id, "project": target.project}
+
+    def begin(self, ctx: Context, docker: Engine, params: ServiceRunParams, before: dict[str, Any]) -> Container:
+        name = f"{before['project']}-{params.service}-{spec.safe(ctx.op_id)}"
+        said = json.dumps(params.model_dump(mode="json"), sort_keys=True)
+        digest = hashlib.sha256(ctx.redact(said).encode()).hexdigest()
+        found = spec.find(docker, ctx, name, digest)
+        if found is None:
+            labels = {spec.OP: ctx.op_id, spec.RUN: ctx.run_id, spec.STEP: ctx.step, spec.KIND: "run"}
+            labels |= {spec.SPEC: digest, spec.ATTEMPT: str(ctx.attempt)}
+            options = ["--name", name]
+            options += [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
+            options += ["--user", params.user] if params.user else []
+            options += ["--workdir", params.workdir] if params.workdir else []
+            with alone(ctx, docker, before["project"]):
+                self._made(ctx, docker, params, options)
+            found = docker.inspect(name)
+        if found is None:
+            raise Transient(f"container {name} was made, and is gone")
+        if found.started_at is None:
+            docker.start(found.id)
+        return found
+
+    @staticmethod
+    def _made(ctx: Context, docker: Engine, params: ServiceRunParams, options: list[str]) -> None:
+        """By way of a file for the worker alone: as an argument, or as Compose's own environment, the values of
+        `env` would be seen, or change what the project's files mean.
+        """
+        compose = Compose(ctx, docker)
+        target = compose.resolve(source_for(docker, params), [params.service])
+        said = json.loads(target.text)
+        service = said["services"][params.service]
+        given = {name: value.replace("$", "$$") for name, value in params.env.items()}
+        service["environment"] = (service.get("environment") or {}) | given
+        path = revisions.folder(target.project) / f"{spec.safe(ctx.op_id)}.run.json"
+        write_private(path, json.dumps(said).encode())
+        source = Source(target.project, target.source.directory, (str(path),), (), ("*",))
+        try:
+            compose.run(source, params.service, options, params.command or [])
+        finally:
+            path.unlink(missing_ok=True)
+
+    def predict(self, ctx: Context, params: ServiceRunParams) -> Prediction:
+        docker = engine()
+        try:
+            target = Compose(ctx, docker).resolve(source_for(docker, params), [params.service])
+        except Preflight as error:
+            return failing(ctx, "run a program of", str(error))
+        image = target.image(params.service)
+        if docker.image_id(image) is None:
+            return failing(ctx, "run a program of", f"image {image} is not on the Docker host")
+        said = " ".join(params.command or ["its own command"])
+        return Prediction(f"would run {params.service}: {said}", undo="remove its container; what it did stays done")

@@ -1,0 +1,64 @@
+"""`compose.config` and `compose.ps`: what a project's files say, and what is there of it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from typing import Any
+
+from longshore.orchestration.operations.compose import CONFIG, PS, ConfigParams, PsParams
+from longshore.tasks.host.engine.port import engine
+from longshore.tasks.implementation import Context, Looks, Outcome, Prediction, implements
+from longshore.tasks.operations.compose import revisions
+from longshore.tasks.operations.compose.cli import PROJECT, Compose
+from longshore.tasks.operations.compose.project import project_of, source_for
+from longshore.tasks.operations.compose.state import Member
+
+
+@implements(CONFIG)
+class Config(Looks[ConfigParams]):
+    """No values of variables: they may be secret."""
+
+    def act(self, ctx: Context, params: ConfigParams, before: dict[str, Any]) -> Outcome:
+        docker = engine()
+        target = Compose(ctx, docker).resolve(source_for(docker, params), params.services)
+        services = {
+            name: {
+                "image": target.image(name),
+                "hash": target.hashes.get(name, ""),
+                "replicas": target.replicas(name),
+                "depends_on": sorted(said.get("depends_on") or {}),
+                "build": bool(said.get("build")),
+            }
+            for name, said in target.services.items()
+            if not params.services or name in params.services
+        }
+        digest = hashlib.sha256(target.text.encode()).hexdigest()
+        return Outcome(changed=False, data={"project": target.project, "services": services, "sha256": digest})
+
+    def predict(self, ctx: Context, params: ConfigParams) -> Prediction:
+        return Prediction(f"would read the files of {params.project or params.project_dir}", changed=False)
+
+
+@implements(PS)
+class Ps(Looks[PsParams]):
+    """Out of the engine's labels, which all versions of Compose have."""
+
+    def act(self, ctx: Context, params: PsParams, before: dict[str, Any]) -> Outcome:
+        docker = engine()
+        project = project_of(ctx, docker, params)
+        found = []
+        for container in docker.containers({PROJECT: project}):
+            member = Member.of(container)
+            if params.services and member.service not in params.services:
+                continue
+            once = container.labels.get(f"{PROJECT.rpartition('.')[0]}.oneoff") == "True"
+            more = {"exit_code": member.exit_code, "restart_count": container.restart_count, "one_off": once}
+            found.append(member.as_result() | more)
+        found.sort(key=lambda one: (one["service"], one["number"], one["name"]))
+        kept = [asdict(revision) for revision in revisions.history(project)]
+        data = {"project": project, "exists": bool(found), "containers": found, "revisions": kept}
+        return Outcome(changed=False, data=data)
+
+    def predict(self, ctx: Context, params: PsParams) -> Prediction:
+        return Prediction(f"would look at project {params.project or params.project_dir}", changed=False)

@@ -1,0 +1,439 @@
+"""Revisions: the resolved files of a project, kept on its host, and the way back to one of them."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from longshore.orchestration.errors import OperationError, Transient
+from longshore.orchestration.language import identifiers
+from longshore.orchestration.settings import get_settings
+from longshore.tasks.host.backups import write_private
+from longshore.tasks.host.engine.port import Container, Engine, NotThere
+from longshore.tasks.implementation import Context
+from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, Source
+from longshore.tasks.operations.compose.state import (
+    Gate,
+    Member,
+    fingerprint,
+    jobs,
+    members,
+    start_in_order,
+    stop_in_order,
+)
+from longshore.tasks.operations.docker.spec import KEEP, safe
+from longshore.tasks.operations.docker.tag_backup import Given
+
+_WELL = 60.0
+
+
+def folder(project: str) -> Path:
+    return get_settings().state_dir / "revisions" / identifiers.project(project)
+
+
+def path_of(ctx: Context, project: str, when: str) -> Path:
+    """`when` is before or after; of the latter each attempt has one of its own, for files change in between."""
+    attempt = str(ctx.attempt) if when == "after" else ""
+    return folder(project) / f"{safe(ctx.op_id)}.{when}{attempt}.yml"
+
+
+def brought(ctx: Context, project: str) -> list[Resolved]:
+    """What the attempts of this step were to bring about; empty where none has touched anything."""
+    kept = sorted(folder(project).glob(f"{glob.escape(safe(ctx.op_id))}.after*.yml"))
+    return [resolved for path in kept if (resolved := load(path)) is not None]
+
+
+def save(ctx: Context, when: str, resolved: Resolved) -> Path:
+    """Keep the resolved file, 0600 for it may hold secrets, and beside it what it was made from."""
+    path = path_of(ctx, resolved.project, when)
+    _write(path, resolved)
+    return path
+
+
+def _write(path: Path, resolved: Resolved) -> None:
+    about = {"hashes": resolved.hashes, "source": asdict(resolved.source), "project": resolved.project}
+    # The file that is looked for comes last.
+    write_private(path.with_suffix(".json"), json.dumps(about).encode())
+    write_private(path, resolved.text.encode())
+
+
+def load(path: Path) -> Resolved | None:
+    try:
+        text = path.read_text()
+        about = json.loads(path.with_suffix(".json").read_text())
+        lists = {name: tuple(about["source"][name]) for name in ("files", "env_files", "profiles")}
+        source = Source(about["source"]["project"], about["source"]["directory"], **lists)
+        return Resolved(about["project"], text, json.loads(text)["services"], about["hashes"], source)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+#: Of each project, so many revisions are kept.
+RETAINED = 5
+
+
+@dataclass(frozen=True)
+class Revision:
+    """What an `up` that went well has left: its resolved file, and what ran then."""
+
+    number: int
+    at: float
+    run: str
+    #: Per service `image`, `image_id`, `hash` and `count`.
+    services: dict[str, dict[str, Any]]
+
+    @property
+    def images(self) -> dict[str, tuple[str, str]]:
+        return {name: (said["image_id"], said["hash"]) for name, said in self.services.items()}
+
+    def path(self, project: str) -> Path:
+        return folder(project) / f"r{self.number}.yml"
+
+    def scale(self) -> list[str]:
+        """For Compose: there may have been more or fewer containers than the file says."""
+        counts = {name: said["count"] for name, said in self.services.items()}
+        return [word for name, count in counts.items() for word in ("--scale", f"{name}={count}")]
+
+
+def images_of(found: Iterable[Member]) -> dict[str, tuple[str, str]]:
+    return {member.service: (member.image_id, member.hash) for member in found}
+
+
+def history(project: str) -> list[Revision]:
+    """Those that are kept, the latest last."""
+    try:
+        listed = json.loads((folder(project) / "history.json").read_text())
+        return [Revision(**one) for one in listed]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def note(ctx: Context, docker: Engine, target: Resolved) -> None:
+    """Keep what runs now as a revision, unless it is the latest one; and let go of the eldest. The lock is held."""
+    project, kept = target.project, history(target.project)
+    services: dict[str, dict[str, Any]] = {}
+    now = members(docker, project)
+    text = _as_they_run(ctx, target, now)
+    for member in now:
+        if member.hash == text.hashes.get(member.service):
+            said = {"image": member.image, "image_id": member.image_id, "hash": member.hash, "count": 0}
+            services.setdefault(member.service, said)["count"] += 1
+    if not services or (kept and kept[-1].services == services):
+        return
+    revision = Revision(kept[-1].number + 1 if kept else 1, round(time.time(), 3), ctx.run_id, services)
+    for image_id in {said["image_id"] for said in services.values()}:
+        docker.tag(image_id, _revision_tag(project, revision.number, image_id))
+    _write(revision.path(project), text)
+    kept = [*kept, revision]
+    listed = [asdict(one) for one in kept[-RETAINED:]]
+    write_private(folder(project) / "history.json", json.dumps(listed).encode())
+    for old in kept[:-RETAINED]:
+        for image_id in {said["image_id"] for said in old.services.values()}:
+            docker.untag(_revision_tag(project, old.number, image_id))
+        for suffix in (".yml", ".json"):
+            old.path(project).with_suffix(suffix).unlink(missing_ok=True)
+
+
+def _as_they_run(ctx: Context, target: Resolved, now: Iterable[Member]) -> Resolved:
+    """The configuration with each service as it runs: those that an `up` of others has left alone may be older."""
+    said, hashes = json.loads(target.text), dict(target.hashes)
+    older = {member.service: member.hash for member in now if target.hashes.get(member.service) != member.hash}
+    if not older:
+        return target
+    known = [load(path_of(ctx, target.project, "before"))]
+    known += [load(revision.path(target.project)) for revision in reversed(history(target.project))]
+    for name, digest in older.items():
+        found = next((one for one in known if one is not None and one.hashes.get(name) == digest), None)
+        if found is None:
+            continue  # then it is no part of this revision
+        other = json.loads(found.text)
+        said["services"][name] = other["services"][name]
+        for part in ("networks", "volumes", "configs", "secrets"):
+            said[part] = (other.get(part) or {}) | (said.get(part) or {})
+        hashes[name] = digest
+    return replace(target, text=json.dumps(said), services=said["services"], hashes=hashes)
+
+
+#: Of the configurations that were seen to run, so many are kept of a project.
+_SEEN = 3
+
+
+def keep_seen(target: Resolved) -> None:
+    """Keep a configuration that something runs with, whoever brought it up: for `former`, when its files are others."""
+    digest = hashlib.sha256("".join(sorted(target.hashes.values())).encode()).hexdigest()[:12]
+    path = folder(target.project) / f"seen-{digest}.yml"
+    if path.exists():
+        path.touch()
+    else:
+        _write(path, target)
+    kept = sorted(folder(target.project).glob("seen-*.yml"), key=_written)
+    for old in kept[:-_SEEN]:
+        old.with_suffix(".json").unlink(missing_ok=True)
+        old.unlink(missing_ok=True)
+
+
+def _written(path: Path) -> float:
+    """When; 0 for one that another has let go of meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _revision_tag(project: str, number: int, image_id: str) -> str:
+    return f"{_repository(project)}:r{number}-{image_id.removeprefix('sha256:')[:12]}"
+
+
+def recorded_source(project: str, found: Iterable[Container]) -> Source | None:
+    """The files that the newest container says it was made from; those of a revision lead to its own."""
+    for container in sorted(found, key=lambda one: one.started_at or "", reverse=True):
+        labels = container.labels
+        files = [name for name in labels.get(f"{PROJECT}.config_files", "").split(",") if name not in {"", "-"}]
+        if not files:
+            continue
+        first = Path(files[0])
+        if first.parent == folder(project):
+            revision = load(first)
+            if revision is None:
+                continue
+            return revision.source
+        env_files = [name for name in labels.get(f"{PROJECT}.environment_file", "").split(",") if name]
+        directory = labels.get(f"{PROJECT}.working_dir")
+        return Source(project, directory, tuple(files), tuple(env_files))
+    return None
+
+
+def former(
+    ctx: Context, compose: Compose, found: list[Member], source: Source, *likely: Resolved | None
+) -> Resolved | None:
+    """The configuration that the containers were made from, if it is still to be had anywhere.
+
+    The hashes on the containers prove it. Files that were changed since are of no use, so each
+    revision that was kept is tried as well.
+    """
+    wanted = {member.service: member.hash for member in found}
+    if not wanted or any(wanted[member.service] != member.hash for member in found):
+        return None
+
+    def fits(resolved: Resolved | None) -> bool:
+        return resolved is not None and all(resolved.hashes.get(name) == digest for name, digest in wanted.items())
+
+    for resolved in likely:
+        if fits(resolved):
+            return resolved
+    project = source.project or ""
+    kept = sorted(folder(project).glob("*.yml"), key=_written, reverse=True)
+    for path in kept:
+        resolved = load(path)
+        if fits(resolved):
+            return resolved
+    if not source.files:
+        return None
+    try:
+        resolved = compose.resolve(replace(source, profiles=("*",)))
+    except OperationError as error:
+        ctx.log(f"the files of {project} cannot be read any more: {error}")
+        return None
+    return resolved if fits(resolved) else None
+
+
+def _repository(project: str) -> str:
+    """A project's name may be what no repository's can."""
+    clean = re.sub(r"[_-]{2,}|_-|-_", "-", project).strip("_-")
+    other = "" if clean == project else f"-{hashlib.sha256(project.encode()).hexdigest()[:8]}"
+    return f"{KEEP}/{clean}{other}"
+
+
+def keep_tag(ctx: Context, project: str, image_id: str) -> str:
+    digest = image_id.removeprefix("sha256:")[:12]
+    return f"{_repository(project)}:k-{safe(ctx.op_id)}-{digest}"
+
+
+def release_images(ctx: Context, docker: Engine, project: str, image_ids: Iterable[str]) -> None:
+    for image_id in set(image_ids):
+        docker.untag(keep_tag(ctx, project, image_id))
+
+
+def keep_images(ctx: Context, docker: Engine, project: str, image_ids: Iterable[str]) -> None:
+    """Give the images a name, so that no prune takes them while the undo may need them."""
+    for image_id in sorted(set(image_ids)):
+        try:
+            docker.tag(image_id, keep_tag(ctx, project, image_id))
+        except NotThere:
+            ctx.log(f"image {image_id} is gone already, only its containers are left: they cannot be made again")
+
+
+def restore(ctx: Context, docker: Engine, before: dict[str, Any], *, known: Iterable[Resolved] = ()) -> bool:
+    """Make the project what it was: configuration, images, and what runs. Whether there was anything to do.
+
+    `known` is what the step was to bring about; containers that are neither that nor what was are
+    somebody else's work, and not touched. So are names of images that the step has not moved.
+    """
+    project, scope, refs = before["project"], set(before["services"]), before["refs"]
+    was = [Member(**said) for said in before["containers"]]
+    given = Given(ctx).names()
+    foreign = _foreign_names(docker, refs, given, was)
+
+    def now() -> list[Member]:
+        return [member for member in members(docker, project) if member.service in scope]
+
+    _refuse_foreign(project, was, now(), known)
+    done = fingerprint(was) != fingerprint(now())
+    if done:
+        _remove_rests(docker, was, now())
+        lost = _lost(was, now())
+        if lost:
+            _recreate(ctx, docker, path_of(ctx, project, "before"), [m for m in was if m.service in lost])
+        placed = _renumbered(was, now())
+        _stop_and_remove(docker, placed, now())
+        _start_what_ran(ctx, docker, project, placed, now())
+    done |= _names_of_their_own(docker, was, now())
+    done |= _remove_networks(docker, project, before["networks"])
+    _give_names_back(docker, refs, given, foreign, was)
+    is_now, should = fingerprint(now()), fingerprint(was)
+    left = {entry[0] for entry in (is_now - should) + (should - is_now)}
+    if left:
+        # A stop that a program had asked for before it was ended may still be under way in the engine.
+        raise Transient(f"project {project} is not as it was: {', '.join(sorted(left))}")
+    release_images(ctx, docker, project, [*(member.image_id for member in was), *filter(None, refs.values())])
+    Given(ctx).forget()
+    return done
+
+
+def _refuse_foreign(project: str, was: list[Member], now: list[Member], known: Iterable[Resolved]) -> None:
+    known = list(known)
+    for member in now:
+        ours = {one.hash for one in was if one.service == member.service}
+        ours |= {one.hashes.get(member.service, "") for one in known}
+        if member.hash not in ours:
+            what = f"service {member.service} of project {project} was changed by somebody else since"
+            raise OperationError(what, remedy="look at it, then: longshore runs resolve")
+
+
+def _remove_rests(docker: Engine, was: list[Member], now: list[Member]) -> None:
+    """What a killed Compose had made and not started yet, beside the one that it was to replace."""
+    old = {(member.key, member.hash, member.image_id) for member in was}
+    for member in now:
+        if member.status == "created" and (member.key, member.hash, member.image_id) not in old:
+            docker.remove(member.id)
+
+
+def _lost(was: list[Member], now: list[Member]) -> set[str]:
+    """Services that lack a container, or have another one in its place."""
+    made = Counter((member.service, member.hash, member.image_id) for member in now)
+    needed = Counter((member.service, member.hash, member.image_id) for member in was)
+    twice = {key[0] for key, count in Counter(member.key for member in now).items() if count > 1}
+    return {service for service, _, _ in needed - made} | {one.service for one in was if one.service in twice}
+
+
+def _renumbered(was: list[Member], now: list[Member]) -> list[Member]:
+    """What was, by the numbers that its containers have now: made again, they are counted from one."""
+    placed: list[Member] = []
+    for service in dict.fromkeys(member.service for member in was):
+        old = sorted((one for one in was if one.service == service), key=lambda one: one.number)
+        there = sorted(one.number for one in now if one.service == service)
+        same = {one.number for one in old} <= set(there) or len(there) < len(old)
+        numbers = [one.number for one in old] if same else there
+        placed += [replace(one, number=number) for one, number in zip(old, numbers, strict=False)]
+    return placed
+
+
+def _names_of_their_own(docker: Engine, was: list[Member], now: list[Member]) -> bool:
+    """Compose gives a container that takes another's place a name for the time being, `<id>_<name>`, and the right one
+    at the end. Where that end did not come, it is given here.
+    """
+    taken, renamed = {member.name for member in now}, False
+    for member in now:
+        name = next((one.name for one in was if member.name.endswith(f"_{one.name}") and one.name not in taken), None)
+        if name is not None:
+            docker.rename(member.id, name)
+            taken.add(name)
+            renamed = True
+    return renamed
+
+
+def _recreate(ctx: Context, docker: Engine, path: Path, was: list[Member]) -> None:
+    """Containers out of the former file and the former images; none is started."""
+    revision = load(path)
+    if revision is None:
+        what = f"the configuration that {was[0].name} was made from is not known"
+        raise OperationError(what, remedy="bring it up from its former files, then: longshore runs resolve")
+    for member in was:
+        if member.image.startswith("sha256:") or docker.image_id(member.image) == member.image_id:
+            continue
+        try:
+            docker.tag(member.image_id, member.image)
+        except NotThere as error:
+            raise OperationError(f"image {member.image_id} of {member.name} is gone") from error
+    counts: dict[str, int] = {}
+    for member in was:
+        counts[member.service] = counts.get(member.service, 0) + 1
+    scale = {name: count for name, count in counts.items() if count != revision.replicas(name)}
+    source = Source(revision.project, revision.source.directory, (str(path),), (), ("*",))
+    Compose(ctx, docker).create(source, sorted(counts), scale)
+
+
+def _stop_and_remove(docker: Engine, was: list[Member], now: list[Member]) -> None:
+    """Stop what did not run, remove what was not there."""
+    ran, there = {member.key for member in was if member.running}, {member.key for member in was}
+    stop_in_order(member for member in now if member.running and member.key not in ran)
+    for member in now:
+        if member.key not in there:
+            docker.remove(member.id)
+
+
+def _start_what_ran(ctx: Context, docker: Engine, project: str, was: list[Member], now: list[Member]) -> None:
+    ran = {member.key: member for member in was if member.running}
+    gate = Gate(ctx, docker, project, deadline=_WELL, settle=0.0, jobs=jobs(now))
+    start_in_order(gate, [member for member in now if member.key in ran], now)
+    gate.wait({member.service for member in ran.values() if member.health == "healthy"})
+    for member in now:
+        if member.key in ran and ran[member.key].paused and not member.paused:
+            docker.pause(member.id)
+
+
+def _remove_networks(docker: Engine, project: str, kept: list[str]) -> bool:
+    removed = False
+    for network, name in docker.networks({PROJECT: project}).items():
+        if name not in kept:
+            with contextlib.suppress(OperationError):  # in use by what is not of this step
+                removed |= docker.remove_network(network)
+    return removed
+
+
+def _foreign_names(
+    docker: Engine, refs: dict[str, str | None], given: dict[str, str], was: list[Member]
+) -> dict[str, str]:
+    """Names of images that mean neither what they meant nor what the step has let them mean."""
+    ours = {member.image_id for member in was}
+    current = {ref: docker.image_id(ref) for ref in refs}
+    return {
+        ref: image_id
+        for ref, image_id in current.items()
+        if image_id is not None and image_id not in {*ours, refs[ref], given.get(ref)}
+    }
+
+
+def _give_names_back(
+    docker: Engine, refs: dict[str, str | None], given: dict[str, str], foreign: dict[str, str], was: list[Member]
+) -> None:
+    """Names of images mean again what they meant; those that somebody else has moved stay where he has moved them."""
+    ours = {member.image_id for member in was}
+    for ref, image_id in refs.items():
+        wanted = foreign.get(ref, image_id)
+        current = docker.image_id(ref)
+        if current == wanted:
+            continue
+        if wanted is not None:
+            docker.tag(wanted, ref)
+        elif current is not None and (current == given.get(ref) or current in ours):
+            docker.untag(ref)

@@ -1,0 +1,115 @@
+"""`compose.rollback`: back to a revision that was kept. Nothing is pulled or built."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from longshore.orchestration.errors import OperationError, Preflight
+from longshore.orchestration.operations.compose import ROLLBACK, RollbackParams
+from longshore.tasks.host.engine.port import Engine, engine
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
+from longshore.tasks.operations.compose import revisions
+from longshore.tasks.operations.compose.cli import Resolved, Source
+from longshore.tasks.operations.compose.project import alone, failing, project_of, snapshot
+from longshore.tasks.operations.compose.revisions import Revision
+from longshore.tasks.operations.compose.rollout import Bringing, difference, keep_former
+from longshore.tasks.operations.compose.state import members, to_do
+from longshore.tasks.operations.docker.tag_backup import Given
+
+
+@implements(ROLLBACK)
+class Rollback(Implementation[RollbackParams]):
+    """An `up` of what was kept; its undo is that of an `up`."""
+
+    def before(self, ctx: Context, params: RollbackParams) -> dict[str, Any]:
+        docker = engine()
+        project = project_of(ctx, docker, params)
+        revision, target = self._wanted(docker, project, params)
+        found = members(docker, project)
+        before = snapshot(docker, project, found)
+        before["services"] = sorted({*revision.services, *(member.service for member in found)})
+        before["refs"] |= {ref: docker.image_id(ref) for ref in map(target.image, revision.services)}
+        kept = keep_former(ctx, docker, project, found, None)
+        return before | {"revision": kept, "to": revision.number}
+
+    def act(self, ctx: Context, params: RollbackParams, before: dict[str, Any]) -> Outcome:
+        docker, project = engine(), before["project"]
+        with alone(ctx, docker, project):
+            revision, target = self._load(docker, project, before["to"])
+            path = revisions.save(ctx, "after", target)
+            for service, said in revision.services.items():
+                ref = target.image(service)
+                if docker.image_id(ref) != said["image_id"]:
+                    was = before["refs"].get(ref)
+                    revisions.keep_images(ctx, docker, project, [was] if was else [])
+                    docker.tag(said["image_id"], ref)
+                    Given(ctx).note(ref, said["image_id"])
+            source = Source(project, target.source.directory, (str(path),), (), ("*",))
+            options = ["--remove-orphans", *revision.scale()]
+            extra = any(member.service not in revision.services for member in members(docker, project))
+            bringing = Bringing(ctx, docker, params, before, target, params.max_parallel)
+            now = bringing.bring(source, list(revision.services), options, also=extra)
+        data = difference(before, now) | {"project": project, "revision": str(path), "to": before["to"]}
+        changed = any(data[what] for what in ("created", "recreated", "started", "removed"))
+        return Outcome(changed=changed, data=data)
+
+    def predict(self, ctx: Context, params: RollbackParams) -> Prediction:
+        docker = engine()
+        try:
+            project = project_of(ctx, docker, params)
+            revision, target = self._wanted(docker, project, params)
+        except Preflight as error:
+            return failing(ctx, "roll back", str(error))
+        found = members(docker, project)
+        images = {member.service: member.image_id for member in found}
+        why = to_do(docker, target, list(revision.services), found)
+        why |= {
+            service: "image changed"
+            for service, said in revision.services.items()
+            if service in images and images[service] != said["image_id"]
+        }
+        if not why:
+            changed = None if ctx.has_upstream else False
+            return Prediction(f"project {project} is at revision {revision.number}", changed=changed)
+        listed = "; ".join(f"{name}: {reason}" for name, reason in why.items())
+        undo = "bring back what runs now"
+        return Prediction(f"would bring {project} back to revision {revision.number} ({listed})", undo=undo)
+
+    def undo(
+        self, ctx: Context, params: RollbackParams, before: dict[str, Any], data: dict[str, Any] | None
+    ) -> Outcome:
+        docker, project = engine(), before["project"]
+        with alone(ctx, docker, project):
+            known = revisions.brought(ctx, project)
+            done = bool(known) and revisions.restore(ctx, docker, before, known=known)
+        return Outcome(changed=done)
+
+    def _wanted(self, docker: Engine, project: str, params: RollbackParams) -> tuple[Revision, Resolved]:
+        kept = revisions.history(project)
+        if not kept:
+            raise Preflight(
+                f"no revision of project {project} is kept", remedy="each compose.up that goes well keeps one"
+            )
+        if params.to != "previous":
+            if params.to not in {revision.number for revision in kept}:
+                have = ", ".join(str(revision.number) for revision in kept)
+                raise Preflight(f"project {project} has no revision {params.to}", remedy=f"it has {have}")
+            return self._load(docker, project, params.to)
+        now = revisions.images_of(members(docker, project))
+        others = [one for one in kept if any(now.get(name) != said for name, said in one.images.items())]
+        if not others:
+            raise Preflight(f"project {project} has no revision but the one that runs")
+        return self._load(docker, project, others[-1].number)
+
+    @staticmethod
+    def _load(docker: Engine, project: str, number: int) -> tuple[Revision, Resolved]:
+        found = [revision for revision in revisions.history(project) if revision.number == number]
+        target = revisions.load(found[0].path(project)) if found else None
+        if target is None:
+            raise OperationError(f"revision {number} of project {project} is not kept any more")
+        for service, said in found[0].services.items():
+            if docker.image(said["image_id"]) is None:
+                raise Preflight(f"image {said['image_id'][7:19]} of {service} in revision {number} is gone")
+        counts = {name: int(said["count"]) for name, said in found[0].services.items()}
+        return found[0], replace(target, counts=counts)

@@ -1,0 +1,110 @@
+"""`compose.up`. State is read from the engine; Compose's own program makes the changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from longshore.orchestration.errors import Preflight
+from longshore.orchestration.operations.compose import UP, UpParams
+from longshore.tasks.host.engine.port import Engine, engine
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, unfit
+from longshore.tasks.operations.compose import revisions
+from longshore.tasks.operations.compose.cli import Compose, Resolved
+from longshore.tasks.operations.compose.project import alone, failing, snapshot, source_for
+from longshore.tasks.operations.compose.rollout import UNKNOWN, Bringing, difference, former, keep_former
+from longshore.tasks.operations.compose.state import Member, members, to_do
+from longshore.tasks.operations.docker.registry import fetch, login_of
+
+
+@implements(UP)
+class Up(Implementation[UpParams]):
+    """Its undo brings back the former configuration out of the file that was kept, and pulls nothing."""
+
+    def before(self, ctx: Context, params: UpParams) -> dict[str, Any]:
+        docker = engine()
+        target = Compose(ctx, docker).resolve(source_for(docker, params), params.services)
+        project, services = target.project, target.with_dependencies(params.services)
+        found = members(docker, project)
+        scope = {*services, *self._orphans(ctx, params, target, found)}
+        found = [member for member in found if member.service in scope]
+        before = snapshot(docker, project, found) | {"services": sorted(scope)}
+        before["refs"] |= {ref: docker.image_id(ref) for ref in map(target.image, services)}
+        return before | {"revision": keep_former(ctx, docker, project, found, target)}
+
+    def act(self, ctx: Context, params: UpParams, before: dict[str, Any]) -> Outcome:
+        docker, compose = engine(), Compose(ctx, engine())
+        project = before["project"]
+        with alone(ctx, docker, project):
+            source = source_for(docker, params)
+            target = compose.resolve(source, params.services)
+            path = revisions.save(ctx, "after", target)
+            self._images(ctx, docker, params, before, target)
+            orphans = self._orphans(ctx, params, target, members(docker, project))
+            options = ["--remove-orphans"] if params.remove_orphans else []
+            bringing = Bringing(ctx, docker, params, before, target, params.max_parallel)
+            now = bringing.bring(source, params.services, options, also=bool(orphans))
+            revisions.note(ctx, docker, target)
+        data = difference(before, now) | {"project": project, "revision": str(path)}
+        changed = any(data[what] for what in ("created", "recreated", "started", "removed"))
+        pulled = params.pull != "never" and any(docker.image_id(r) != i for r, i in before["refs"].items())
+        return Outcome(changed=changed or pulled, data=data)
+
+    def predict(self, ctx: Context, params: UpParams) -> Prediction:
+        docker = engine()
+        try:
+            target = Compose(ctx, docker).resolve(source_for(docker, params), params.services)
+        except Preflight as error:
+            return failing(ctx, "bring up", str(error))
+        project, services = target.project, target.with_dependencies(params.services)
+        missing = [ref for ref in map(target.image, services) if docker.image_id(ref) is None]
+        if missing and params.pull == "never":
+            return failing(ctx, "bring up", f"image {missing[0]} is not on the Docker host")
+        found = members(docker, project)
+        orphans = self._orphans(ctx, params, target, found)
+        why = to_do(docker, target, services, found) | dict.fromkeys(orphans, "not in the files any more")
+        if not why:
+            unknown = ctx.has_upstream or params.pull == "always"
+            action = f"project {project} is up and as its files say"
+            return Prediction(action, changed=None if unknown else False)
+        listed = "; ".join(f"{name}: {reason}" for name, reason in why.items())
+        undo = "take it down again; its volumes stay"
+        mine = [member for member in found if member.service in {*services, *orphans}]
+        if mine:
+            known = former(ctx, docker, project, mine, target)
+            undo = "bring back the former configuration and images" if known else "none: " + UNKNOWN.format(project)
+        return Prediction(f"would bring up {project} ({listed})", undo=undo)
+
+    def undo(self, ctx: Context, params: UpParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        docker, project = engine(), before["project"]
+        with alone(ctx, docker, project):
+            known = revisions.brought(ctx, project)
+            if not known:
+                return Outcome(changed=False)  # it is kept before anything is touched
+            done = revisions.restore(ctx, docker, before, known=known)
+        return Outcome(changed=done)
+
+    @staticmethod
+    def _orphans(ctx: Context, params: UpParams, target: Resolved, found: list[Member]) -> list[str]:
+        if not params.remove_orphans:
+            return []
+        known = Compose(ctx, engine()).services(target.source)
+        return sorted({member.service for member in found if member.service not in known})
+
+    @staticmethod
+    def _images(ctx: Context, docker: Engine, params: UpParams, before: dict[str, Any], target: Resolved) -> None:
+        """All images are here before anything is stopped."""
+        refs = list(dict.fromkeys(map(target.image, target.with_dependencies(params.services))))
+        wanted = [ref for ref in refs if params.pull == "always" or docker.image_id(ref) is None]
+        if wanted and params.pull != "never":
+            revisions.keep_images(ctx, docker, target.project, filter(None, before["refs"].values()))
+            try:
+                for number, ref in enumerate(wanted):
+                    fetch(ctx, docker, ref, login_of(params), touched=number > 0)
+            except Preflight:
+                revisions.release_images(ctx, docker, target.project, filter(None, before["refs"].values()))
+                raise
+        lacking = [ref for ref in refs if docker.image_id(ref) is None]
+        if lacking:
+            remedy = "pull or build it in a step before, or say pull: missing"
+            touched = bool(wanted) and params.pull != "never"
+            raise unfit(ctx, f"image {lacking[0]} is not on the Docker host", remedy, touched=touched)

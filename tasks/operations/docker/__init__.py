@@ -1,0 +1,27 @@
+"""The `docker.*` operations: to import this is to have their implementations."""
+
+from longshore.tasks.operations.docker import (
+    containers,
+    gc,
+    images,
+    networks_volumes,
+    programs,
+    queries,
+    registry,
+    run,
+    spec,
+    updates,
+)
+
+__all__ = [
+    "containers",
+    "gc",
+    "images",
+    "networks_volumes",
+    "programs",
+    "queries",
+    "registry",
+    "run",
+    "spec",
+    "updates",
+]

@@ -1,0 +1,312 @@
+"""`docker.create`, `start`, `stop` and `remove`: containers, one at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from longshore.orchestration.errors import OperationError, Preflight
+from longshore.orchestration.operations.docker.containers import (
+    CREATE,
+    REMOVE,
+    START,
+    STOP,
+    CreateParams,
+    RemoveParams,
+    StartParams,
+    StopParams,
+)
+from longshore.tasks.host.engine.port import Conflict, Container, Engine, engine
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
+from longshore.tasks.operations.docker import spec
+
+COMPOSE_HASH = "com.docker.compose.config-hash"
+
+
+@dataclass(frozen=True)
+class Was:
+    """A container before the step."""
+
+    id: str
+    name: str
+    image_id: str
+    hash: str
+    running: bool
+    paused: bool
+    started_at: str | None
+    restart: dict[str, Any]
+
+    @classmethod
+    def of(cls, container: Container) -> dict[str, Any]:
+        return {
+            "id": container.id,
+            "name": container.name,
+            "image_id": container.image_id,
+            "hash": container.labels.get(COMPOSE_HASH, ""),
+            "running": container.running,
+            "paused": container.paused,
+            "started_at": container.started_at,
+            "restart": container.restart_policy,
+        }
+
+    def now(self, docker: Engine) -> Container | None:
+        """The same container; or the one that Compose has made again, out of the same, under its name."""
+        container = docker.inspect(self.id)
+        if container is None and self.hash:
+            heir = docker.inspect(self.name)
+            if heir and heir.image_id == self.image_id and heir.labels.get(COMPOSE_HASH) == self.hash:
+                return heir
+        return container
+
+
+def there(docker: Engine, name: str) -> Container:
+    container = docker.inspect(name)
+    if container is None:
+        raise Preflight(f"there is no container {name!r}", remedy="docker ps -a lists them")
+    return container
+
+
+def missing(ctx: Context, name: str, verb: str) -> Prediction:
+    if ctx.has_upstream:
+        return Prediction(f"would {verb} {name}: not there now, an earlier step may make it", changed=None)
+    what = f"there is no container {name!r}"
+    return Prediction(f"would fail: {what}", changed=False, impossible=what)
+
+
+def result(container: Container) -> dict[str, Any]:
+    return {
+        "id": container.id,
+        "name": container.name,
+        "status": container.status,
+        "started_at": container.started_at,
+    }
+
+
+def start_again(docker: Engine, container: Container, was: Was) -> bool:
+    started = not container.running and docker.start(container.id)
+    if was.paused and not container.paused:
+        docker.pause(container.id)
+        return True
+    return started
+
+
+@implements(CREATE)
+class Create(Implementation[CreateParams]):
+    """Known again by its label; one that another run has made just so is left as it is."""
+
+    def before(self, ctx: Context, params: CreateParams) -> dict[str, Any]:
+        return {"image_id": spec.need(engine(), params.image).id}
+
+    def act(self, ctx: Context, params: CreateParams, before: dict[str, Any]) -> Outcome:
+        found = {container.id for container in spec.own(engine(), ctx)}
+        container, warnings = spec.make(engine(), ctx, params, before["image_id"], kind="create")
+        data: dict[str, Any] = {"id": container.id, "name": container.name, "image_id": container.image_id}
+        data |= {"attached": container.id in found, "warnings": warnings}
+        return Outcome(changed=container.labels[spec.OP] == ctx.op_id, data=data)
+
+    def predict(self, ctx: Context, params: CreateParams) -> Prediction:
+        spec.allow(ctx, params)
+        docker, name = engine(), spec.name_of(ctx, params)
+        image_id = docker.image_id(params.image)
+        container = docker.inspect(name)
+        if image_id is None:
+            what = f"image {params.image!r} is not on the Docker host"
+            if ctx.has_upstream:
+                return Prediction(f"would make container {name}; {what} yet", changed=None, undo=f"remove {name}")
+            return Prediction(f"would fail: {what}", changed=False, impossible=what)
+        if container is None:
+            return Prediction(f"would make container {name} from {params.image}", undo=f"remove {name}")
+        if container.labels.get(spec.SPEC) == spec.spec_of(ctx, params, image_id):
+            return Prediction(f"container {name} is there, made just so", changed=False)
+        if ctx.has_upstream:
+            return Prediction(f"would make container {name}, if an earlier step frees its name", changed=None)
+        what = f"the name {name} belongs to another container"
+        return Prediction(f"would fail: {what}", changed=False, impossible=what)
+
+    def undo(self, ctx: Context, params: CreateParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        docker, name = engine(), spec.name_of(ctx, params)
+        for container in spec.own(docker, ctx):
+            if container.name != name:
+                raise OperationError(f"container {name} was renamed to {container.name} by somebody else")
+        removed, left = spec.take_away(docker, ctx, grace=None)
+        return Outcome(changed=removed, data={"left_volumes": left} if left else {})
+
+
+@implements(START)
+class Start(Implementation[StartParams]):
+    """A container that was started since `before` is not started again, even if it has ended already."""
+
+    def before(self, ctx: Context, params: StartParams) -> dict[str, Any]:
+        container = there(engine(), params.container)
+        if container.paused:
+            raise Preflight(f"container {container.name} is paused", remedy=f"docker unpause {container.name}")
+        if container.labels.get(spec.KIND) == "run":
+            raise Preflight(f"container {container.name} ran once, for another step, and is not started again")
+        return Was.of(container)
+
+    def act(self, ctx: Context, params: StartParams, before: dict[str, Any]) -> Outcome:
+        docker, was = engine(), Was(**before)
+        container = docker.inspect(was.id)
+        if container is None:
+            raise OperationError(f"container {was.name} is gone")
+        if not container.running and container.started_at == was.started_at:
+            docker.start(was.id)
+            container = docker.inspect(was.id) or container
+        changed = container.started_at != was.started_at or container.running != was.running
+        return Outcome(changed=changed, data=result(container))
+
+    def predict(self, ctx: Context, params: StartParams) -> Prediction:
+        container = engine().inspect(params.container)
+        if container is None:
+            return missing(ctx, params.container, "start")
+        if container.running and not container.paused:
+            changed = None if ctx.has_upstream else False
+            return Prediction(f"container {container.name} is running", changed=changed)
+        impossible = None
+        if (container.paused and not ctx.has_upstream) or container.labels.get(spec.KIND) == "run":
+            impossible = f"container {container.name} is {'paused' if container.paused else 'a run that has ended'}"
+        return Prediction(
+            f"would start {container.name}",
+            changed=impossible is None,
+            undo=f"stop {container.name}",
+            impossible=impossible,
+        )
+
+    def undo(self, ctx: Context, params: StartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        docker, was = engine(), Was(**before)
+        container = was.now(docker)
+        if was.running or container is None or not container.running:
+            return Outcome(changed=False)
+        return Outcome(changed=docker.stop(container.id))
+
+
+def stoppable(container: Container) -> None:
+    if container.auto_remove:
+        raise Preflight(
+            f"container {container.name} was made with --rm: to stop it is to lose it",
+            remedy="make it without --rm, so that this can be undone",
+        )
+
+
+@implements(STOP)
+class Stop(Implementation[StopParams]):
+    """Its undo starts it only if it ran, and pauses it again if it was paused."""
+
+    def before(self, ctx: Context, params: StopParams) -> dict[str, Any]:
+        container = there(engine(), params.container)
+        stoppable(container)
+        return Was.of(container)
+
+    def act(self, ctx: Context, params: StopParams, before: dict[str, Any]) -> Outcome:
+        docker, was = engine(), Was(**before)
+        container = docker.inspect(was.id)
+        if container is None:
+            raise OperationError(f"container {was.name} is gone")
+        stopped = container.running and docker.stop(was.id, params.grace)
+        container = docker.inspect(was.id) or container
+        killed = was.running and container.exit_code == 137 and not container.oom_killed
+        data = result(container) | {"exit_code": container.exit_code, "killed": killed}
+        return Outcome(changed=was.running or stopped, data=data)
+
+    def predict(self, ctx: Context, params: StopParams) -> Prediction:
+        container = engine().inspect(params.container)
+        if container is None:
+            return missing(ctx, params.container, "stop")
+        if not container.running:
+            changed = None if ctx.has_upstream else False
+            return Prediction(f"container {container.name} is not running", changed=changed)
+        impossible = f"container {container.name} was made with --rm" if container.auto_remove else None
+        return Prediction(f"would stop {container.name}", undo=f"start {container.name}", impossible=impossible)
+
+    def undo(self, ctx: Context, params: StopParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        docker, was = engine(), Was(**before)
+        if not was.running:
+            return Outcome(changed=False)
+        container = was.now(docker)
+        if container is None:
+            raise OperationError(f"container {was.name} is gone, and cannot be started again")
+        return Outcome(changed=start_again(docker, container, was))
+
+
+@implements(REMOVE)
+class Remove(Implementation[RemoveParams]):
+    """Puts the container aside, stopped and under another name, until gc: only so can it come back."""
+
+    def before(self, ctx: Context, params: RemoveParams) -> dict[str, Any]:
+        container = engine().inspect(params.container)
+        if container is None:
+            return {}
+        if container.running and not params.force:
+            raise Preflight(f"container {container.name} is running", remedy="stop it first, or say force: true")
+        stoppable(container)
+        return Was.of(container)
+
+    def act(self, ctx: Context, params: RemoveParams, before: dict[str, Any]) -> Outcome:
+        docker = engine()
+        was = Was(**before) if before else None
+        container = docker.inspect(was.id) if was else None
+        if was is None or container is None:
+            return Outcome(changed=False, data={"name": params.container})
+        if container.running and not params.force:
+            raise OperationError(f"container {was.name} was started by somebody else meanwhile")
+        aside = self._aside(ctx, was)
+        if container.restart_policy.get("Name") not in {"", "no"}:
+            docker.set_restart(was.id, spec.restart_policy("no"))
+        if container.running:
+            docker.stop(was.id, params.grace)
+        if container.name != aside:
+            self._rename(docker, was.id, aside)
+        return Outcome(changed=True, data={"id": was.id, "name": was.name, "kept_as": aside})
+
+    def predict(self, ctx: Context, params: RemoveParams) -> Prediction:
+        container = engine().inspect(params.container)
+        if container is None:
+            if ctx.has_upstream:
+                return missing(ctx, params.container, "remove")
+            return Prediction(f"there is no container {params.container}", changed=False)
+        impossible = None
+        if container.auto_remove:
+            impossible = f"container {container.name} was made with --rm"
+        elif container.running and not params.force and not ctx.has_upstream:
+            impossible = f"container {container.name} is running, and force is not set"
+        verb = "stop and remove" if container.running else "remove"
+        undo = f"give {container.name} its name back" + (" and start it" if container.running else "")
+        return Prediction(f"would {verb} {container.name}", undo=undo, impossible=impossible)
+
+    def undo(self, ctx: Context, params: RemoveParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        if not before:
+            return Outcome(changed=False)
+        docker, was = engine(), Was(**before)
+        container = docker.inspect(was.id)
+        if container is None:
+            raise OperationError(f"container {was.name} is gone, and cannot be brought back")
+        changed = False
+        if container.name == self._aside(ctx, was):
+            try:
+                docker.rename(was.id, was.name)
+            except Conflict as error:
+                what = f"the name {was.name} was given to another container meanwhile"
+                raise OperationError(what, remedy="remove or rename that one, then resume the undo") from error
+            changed = True
+        elif container.name != was.name:
+            raise OperationError(f"container {was.name} was renamed to {container.name} by somebody else")
+        if container.restart_policy != was.restart:
+            docker.set_restart(was.id, was.restart)
+            changed = True
+        if was.running:
+            changed |= start_again(docker, container, was)
+        return Outcome(changed=changed)
+
+    @staticmethod
+    def _aside(ctx: Context, was: Was) -> str:
+        return f"{was.name}--longshore-{spec.safe(ctx.op_id)}"
+
+    @staticmethod
+    def _rename(docker: Engine, container: str, name: str) -> None:
+        try:
+            docker.rename(container, name)
+        except OperationError:
+            # Another delivery of the same step may have been quicker.
+            now = docker.inspect(container)
+            if now is None or now.name != name:
+                raise

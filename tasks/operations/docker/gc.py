@@ -1,0 +1,179 @@
+"""`docker.gc`: keep-tags, containers that were renamed, revisions and receipts of runs that are forgotten.
+
+Only what Longshore has made: names that it gives to nothing else, of runs of which this host has receipts. What a run
+that is still known may need stays, however old it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longshore.orchestration.errors import OperationError
+from longshore.orchestration.operations.docker.gc import GC, GcParams
+from longshore.orchestration.settings import get_settings
+from longshore.orchestration.store.run_store import Store
+from longshore.tasks.host.engine.port import Engine, engine, seconds_of
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
+from longshore.tasks.operations.docker.spec import KEEP, KIND, RUN, safe
+
+_PROJECT = "com.docker.compose.project"
+#: Between a container's name and the step that has put it aside.
+_ASIDE = "--longshore-"
+_KEPT_TAG = re.compile(rf"^{re.escape(KEEP)}/[^:]+:k-(.+)-[0-9a-f]{{12}}$")
+#: What a step has kept of a project's configuration.
+_OF_STEP = re.compile(r"(.+)\.(before|after\d*)\.(yml|json)$")
+#: Of what stands for a step in a tag or a name, so much is as it was.
+_TRUE = 80
+
+
+def _text(run_id: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", f"{run_id}.")[:_TRUE]
+
+
+@dataclass
+class Found:
+    """What is to go."""
+
+    images: list[str] = field(default_factory=list)
+    containers: list[tuple[str, str]] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    receipts: list[Path] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.images or self.containers or self.files or self.receipts)
+
+
+class _Runs:
+    """Those that are known, and those of which this host has receipts."""
+
+    def __init__(self, every_run: bool) -> None:
+        settings = get_settings()
+        self.folder = settings.state_dir / "receipts" / settings.namespace
+        self.receipts = list(self.folder.iterdir()) if self.folder.is_dir() else []
+        runs = {path: path.name.rpartition("~")[0] for path in self.receipts}
+        self.ours = set(runs.values())
+        self._ours = {safe(f"{run}.{part.stem}") for path, run in runs.items() for part in path.glob("*.json")}
+        # Last: a run that has begun meanwhile, and left a receipt, is known.
+        store = Store()
+        try:
+            self.known = set(store.runs(1_000_000))
+        finally:
+            store.client.close()
+        self._live = {_text(run_id) for run_id in self.known}
+        self._every = every_run
+
+    def forgotten(self, text: str) -> bool:
+        """Whether the step that a tag or a name tells of is of a run of ours that nobody knows any more."""
+        if any(text.startswith(known) for known in self._live):
+            return False
+        return self._every or text in self._ours
+
+    def is_forgotten(self, run_id: str) -> bool:
+        return run_id not in self.known and (self._every or run_id in self.ours)
+
+
+@implements(GC)
+class Gc(Implementation[GcParams]):
+    """See its schema."""
+
+    def act(self, ctx: Context, params: GcParams, before: dict[str, Any]) -> Outcome:
+        docker, found = engine(), self._look(params)
+        size = 0
+        for name in found.images:
+            docker.untag(name)
+        for container_id, _ in found.containers:
+            docker.remove(container_id)
+        for path in (*found.files, *found.receipts):
+            size += sum(inner.stat().st_size for inner in _files(path))
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        data = {
+            "images": found.images,
+            "containers": [name for _, name in found.containers],
+            "files": [str(path) for path in found.files],
+            "receipts": len(found.receipts),
+            "bytes": size,
+        }
+        return Outcome(bool(found), data)
+
+    def predict(self, ctx: Context, params: GcParams) -> Prediction:
+        found = self._look(params)
+        what = [*found.images, *(name for _, name in found.containers), *map(str, found.files)]
+        what += [f"{len(found.receipts)} receipts"] if found.receipts else []
+        text = f"would take away {', '.join(what)}" if what else "there is nothing to take away"
+        return Prediction(text, changed=bool(found))
+
+    def undo(self, ctx: Context, params: GcParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        raise OperationError("what was taken away is gone")
+
+    def _look(self, params: GcParams) -> Found:
+        limit = get_settings().retention if params.older_than is None else params.older_than
+        docker, runs, since = engine(), _Runs(params.every_run), time.time() - limit
+        found = Found()
+        for image in docker.images():
+            names = [tag for tag in image.tags if (of := _KEPT_TAG.match(tag)) and runs.forgotten(of[1])]
+            if names and _tagged(docker, image.id) <= since:
+                found.images += sorted(names)
+        found.containers = sorted(_containers(docker, runs, since), key=lambda one: one[1])
+        found.files = sorted(_revisions(docker, runs, since))
+        found.receipts = [
+            path for path in runs.receipts
+            if path.name.rpartition("~")[0] not in runs.known and path.stat().st_mtime <= since
+        ]  # fmt: skip
+        return found
+
+
+def _tagged(docker: Engine, image_id: str) -> float:
+    """When an image was given a name last; never, where the engine does not tell."""
+    told = docker.tagged_at(image_id)
+    return seconds_of(told) if told else float("inf")
+
+
+def _containers(docker: Engine, runs: _Runs, since: float) -> Iterator[tuple[str, str]]:
+    """Containers that were put aside, and one-off ones that their step did not come to remove."""
+    for row in docker.rows({"status": ["exited", "created", "dead"]}, all_of_them=True):
+        name = str(row["Names"][0]).removeprefix("/") if row.get("Names") else ""
+        labels = row.get("Labels") or {}
+        aside = name.partition(_ASIDE)[2]
+        one_off = labels.get(KIND) == "run" and runs.is_forgotten(str(labels.get(RUN, "")))
+        if not one_off and not (aside and runs.forgotten(aside)):
+            continue
+        known = docker.inspect(row["Id"])
+        ended = known.finished_at if known is not None else None
+        if known is not None and (seconds_of(ended) if ended else float(row["Created"])) <= since:
+            yield row["Id"], name
+
+
+def _revisions(docker: Engine, runs: _Runs, since: float) -> Iterator[Path]:
+    """What steps have kept of a project's configuration; and all of projects that have no container any more."""
+    root = get_settings().state_dir / "revisions"
+    rows = docker.rows({"label": [_PROJECT]}, all_of_them=True)
+    there = {(row.get("Labels") or {}).get(_PROJECT) for row in rows}
+    for project in root.iterdir() if root.is_dir() else ():
+        files = list(_files(project))
+        if project.name not in there and files and all(path.stat().st_mtime <= since for path in files):
+            steps = [found[1] for path in files if (found := _OF_STEP.match(path.name))]
+            if all(runs.forgotten(name) for name in steps):
+                yield project
+                continue
+        for path in files:
+            of_step = _OF_STEP.match(path.name)
+            if of_step and runs.forgotten(of_step[1]) and path.stat().st_mtime <= since:
+                yield path
+
+
+def _files(path: Path) -> Iterable[Path]:
+    if not path.is_dir():
+        return [path]
+    with contextlib.suppress(OSError):
+        return [inner for inner in path.rglob("*") if inner.is_file()]
+    return []

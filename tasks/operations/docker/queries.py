@@ -1,0 +1,183 @@
+"""`docker.list`, `inspect`, `logs` and `wait`: what only looks at containers."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+from longshore.orchestration.errors import OperationError
+from longshore.orchestration.operations.docker.queries import (
+    INSPECT,
+    LIST,
+    LOGS,
+    WAIT,
+    InspectParams,
+    ListParams,
+    LogsParams,
+    WaitParams,
+)
+from longshore.tasks.host.engine.port import Container, Engine, engine
+from longshore.tasks.implementation import Context, Looks, Outcome, Prediction, implements
+from longshore.tasks.operations.docker.containers import COMPOSE_HASH, missing, there
+
+_PROJECT = "com.docker.compose.project"
+_LOOK = 0.2
+#: Those that were made and do not run; `dead` are those whose removal failed.
+_STOPPED = ["created", "exited", "dead"]
+
+
+class _Looks(Looks[Any]):
+    """Takes nothing back, for there is nothing."""
+
+
+@implements(LIST)
+class List(Looks[Any]):
+    """See its schema."""
+
+    def act(self, ctx: Context, params: ListParams, before: dict[str, Any]) -> Outcome:
+        labels = params.label | ({_PROJECT: params.project} if params.project else {})
+        filters = {"label": [key if value is None else f"{key}={value}" for key, value in labels.items()]}
+        if params.name:
+            # The engine's filter is a pattern, and finds a part of a name as well.
+            filters["name"] = [f"^/{re.escape(params.name.removeprefix('/'))}$"]
+        if params.state == "stopped":
+            filters["status"] = _STOPPED
+        if params.state == "running":
+            filters["status"] = ["running", "paused", "restarting"]
+        rows = engine().rows(filters, all_of_them=params.state != "running")
+        found = [
+            {
+                "id": row["Id"],
+                "name": row["Names"][0].removeprefix("/") if row.get("Names") else "",
+                "image": row["Image"],
+                "image_id": row["ImageID"],
+                "state": row["State"],
+                "status": row["Status"],
+                "labels": row.get("Labels") or {},
+                "created": row["Created"],
+            }
+            for row in rows
+        ]
+        return Outcome(changed=False, data={"containers": found[: params.limit], "count": len(found)})
+
+    def predict(self, ctx: Context, params: ListParams) -> Prediction:
+        return Prediction("would list containers", changed=False)
+
+
+@implements(INSPECT)
+class Inspect(Looks[Any]):
+    """In a normal form; and in the engine's own words, without what may be secret."""
+
+    def act(self, ctx: Context, params: InspectParams, before: dict[str, Any]) -> Outcome:
+        raw = engine().raw(params.container)
+        if raw is None:
+            return Outcome(changed=False, data={"exists": False})
+        container = Container.of(raw)
+        full = raw | {"Config": {key: value for key, value in raw["Config"].items() if key != "Env"}}
+        data = {
+            "exists": True,
+            "id": container.id,
+            "name": container.name,
+            "status": container.status,
+            "running": container.running,
+            "health": container.health,
+            "exit_code": container.exit_code,
+            "oom_killed": container.oom_killed,
+            "started_at": container.started_at,
+            "finished_at": container.finished_at,
+            "restart_count": container.restart_count,
+            "image": container.image,
+            "image_id": container.image_id,
+            "config_hash": container.labels.get(COMPOSE_HASH),
+            "labels": container.labels,
+            "networks": list(container.networks),
+        }
+        return Outcome(changed=False, data=data | {"full": full})
+
+    def predict(self, ctx: Context, params: InspectParams) -> Prediction:
+        return Prediction(f"would look at container {params.container}", changed=False)
+
+
+@implements(LOGS)
+class Logs(Looks[Any]):
+    """See its schema."""
+
+    def act(self, ctx: Context, params: LogsParams, before: dict[str, Any]) -> Outcome:
+        docker = engine()
+        container = there(docker, params.container)
+        since = None if params.since is None else time.time() - params.since
+        output = docker.logs(container.id, params.max_bytes, tail=params.tail, since=since)
+        data = {"stdout": output.stdout, "stderr": output.stderr, "truncated": output.truncated}
+        return Outcome(changed=False, data=data)
+
+    def predict(self, ctx: Context, params: LogsParams) -> Prediction:
+        if engine().inspect(params.container) is None:
+            return missing(ctx, params.container, "read what is said by")
+        return Prediction(f"would read what container {params.container} said", changed=False)
+
+
+@implements(WAIT)
+class Wait(Looks[Any]):
+    """Looks a few times a second; `Running` is true of one that is being restarted as well."""
+
+    def act(self, ctx: Context, params: WaitParams, before: dict[str, Any]) -> Outcome:
+        docker, began = engine(), time.monotonic()
+        container = there(docker, params.container)
+        steady: tuple[Any, float] = (None, began)
+        while True:
+            now = time.monotonic()
+            if (container.started_at, container.restart_count) != steady[0]:
+                steady = ((container.started_at, container.restart_count), now)
+            why = self._not_yet(docker, params, container, now - steady[1])
+            if not why:
+                return Outcome(changed=False, data=_data(container, now - began))
+            if now - began >= params.healthy_deadline:
+                what = f"container {container.name} {why} after {params.healthy_deadline:g} s"
+                raise OperationError(what, data=_data(container, now - began))
+            ctx.sleep(min(_LOOK, max(0.01, params.healthy_deadline - (now - began))))
+            found = docker.inspect(container.id)
+            if found is None:
+                raise OperationError(f"container {container.name} was removed meanwhile")
+            container = found
+
+    def predict(self, ctx: Context, params: WaitParams) -> Prediction:
+        container = engine().inspect(params.container)
+        if container is None:
+            return missing(ctx, params.container, "wait for")
+        health = f", {container.health}" if container.health else ""
+        action = f"would wait until {container.name} is {params.until}; it is {container.status}{health}"
+        return Prediction(action, changed=False)
+
+    @staticmethod
+    def _not_yet(docker: Engine, params: WaitParams, container: Container, steady: float) -> str:
+        """Why it is not so yet; '' if it is. Raises if it will not be."""
+        if params.until == "exited":
+            if container.running or container.started_at is None:
+                return "is still at work" if container.running else "has not been started"
+            if container.exit_code not in params.ok_codes:
+                raise _ill(docker, container, f"ended with {container.exit_code}")
+            return ""
+        if container.restarting:
+            return f"keeps restarting (exit code {container.exit_code})"
+        if not container.running:
+            if container.started_at is None:
+                return "has not been started"
+            raise _ill(docker, container, f"ended with {container.exit_code}")
+        if params.until == "healthy" and container.health is not None:
+            if container.health == "unhealthy":
+                raise _ill(docker, container, "is unhealthy")
+            return "" if container.health == "healthy" else f"is {container.health}"
+        return "" if steady >= params.min_healthy_time else f"has run for {steady:.0f} s without a restart"
+
+
+def _data(container: Container, waited: float) -> dict[str, Any]:
+    kept = ("id", "name", "status", "health", "exit_code", "restart_count")
+    return {name: getattr(container, name) for name in kept} | {"waited_s": round(waited, 1)}
+
+
+def _ill(docker: Engine, container: Container, how: str) -> OperationError:
+    output = docker.logs(container.id, 4096)
+    said = (output.stderr or output.stdout).strip().splitlines()[-1:]
+    what = f"container {container.name} {how}" + (f": {said[0]}" if said else "")
+    return OperationError(what, data=_data(container, 0.0))

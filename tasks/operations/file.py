@@ -1,0 +1,331 @@
+"""`file.*`: a file's bytes, mode and owner, put in place at once and taken back exactly; and the object store."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import SandboxedEnvironment
+
+from longshore.orchestration.errors import OperationError, Preflight, Transient
+from longshore.orchestration.operations.file import (
+    CHANGED,
+    DEPLOY,
+    STATUS,
+    UNDEPLOY,
+    UPLOAD,
+    ChangedParams,
+    DeployParams,
+    StatusParams,
+    UndeployParams,
+    UploadParams,
+)
+from longshore.orchestration.settings import get_settings
+from longshore.orchestration.store.objects import Entry
+from longshore.tasks.host import downloads
+from longshore.tasks.host.backups import Kept, write_private
+from longshore.tasks.host.machine.port import Machine, State, machine_of, sha
+from longshore.tasks.implementation import Context, Implementation, Looks, Outcome, Prediction, implements
+
+_DEFAULT_MODE = 0o644
+#: A larger file belongs in the object store, not in a plan.
+_CONTENT_LIMIT = 1024 * 1024
+#: Seconds that a run may take before its retention begins; what its undo needs is kept for both.
+_LONGEST_RUN = 30 * 86_400.0
+
+
+def _carried(ctx: Context, source: str) -> bytes:
+    try:
+        return ctx.files(source)
+    except (KeyError, FileNotFoundError):
+        raise Preflight(f"the plan carries no file {source!r}") from None
+
+
+def _content(ctx: Context, params: DeployParams) -> bytes:
+    template = bool(params.template)
+    if params.content is not None:
+        data = params.content.encode()
+    elif params.source is not None:
+        data = _carried(ctx, params.source)
+    elif "://" in str(params.object):
+        data = downloads.fetch(str(params.object))
+    else:
+        entry = ctx.objects().need(str(params.object))
+        data = entry.data
+        template = entry.content_type == "template" if params.template is None else template
+    if params.object is None and len(data) > _CONTENT_LIMIT:
+        what = f"{params.path}: {len(data)} bytes are more than the {_CONTENT_LIMIT} that a plan carries"
+        raise Preflight(what, remedy="put it into the object store, and name that as object")
+    return _rendered(ctx, params, data) if template else data
+
+
+def _rendered(ctx: Context, params: DeployParams, data: bytes) -> bytes:
+    environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    host = {"name": ctx.host.name, "labels": dict(ctx.host.labels), "facts": dict(ctx.host.facts)}
+    known = {"host": host, "run": {"id": ctx.run_id, "name": ctx.plan}} | params.vars
+    try:
+        return environment.from_string(data.decode()).render(**known).encode()
+    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise Preflight(f"the template of {params.path} does not render: {error}") from error
+
+
+def _wanted(machine: Machine, params: DeployParams, data: bytes, now: State | None) -> State:
+    mode = int(params.mode, 8) if params.mode else (now.mode if now else _DEFAULT_MODE)
+    uid, gid = machine.owner(params.owner, params.group)
+    own_uid, own_gid = (now.uid, now.gid) if now else machine.me()
+    return State(sha(data), len(data), mode, own_uid if uid is None else uid, own_gid if gid is None else gid)
+
+
+def _state_of(before: dict[str, Any]) -> State | None:
+    return State(**before["file"]) if before.get("file") else None
+
+
+class _Deployed:
+    """What was deployed last under a path of this host, or of a container on it."""
+
+    def __init__(self, ctx: Context, path: str) -> None:
+        name = sha(f"{ctx.container}\0{path}".encode())
+        self._path = get_settings().state_dir / "deployed" / f"{name}.json"
+
+    def note(self, ctx: Context, path: str, state: State) -> None:
+        body = {"path": path, "container": ctx.container, "run": ctx.run_id, "step": ctx.step, "file": state.as_json()}
+        write_private(self._path, json.dumps(body).encode())
+
+    def state(self) -> State | None:
+        try:
+            return State(**json.loads(self._path.read_text())["file"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def put_back(self, was: dict[str, Any] | None) -> None:
+        if was is None:
+            self._path.unlink(missing_ok=True)
+        else:
+            write_private(self._path, json.dumps(was).encode())
+
+    def record(self) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            return None
+        return found
+
+
+@implements(DEPLOY)
+class Deploy(Implementation[DeployParams]):
+    """Compares what is on disk, not what was deployed last, so that drift is repaired."""
+
+    def before(self, ctx: Context, params: DeployParams) -> dict[str, Any]:
+        machine = machine_of(ctx)
+        found = machine.read(params.path)
+        record = {"deployed": _Deployed(ctx, params.path).record()}
+        if found is None:
+            machine.require_removal()
+            return {"file": None, "made": machine.missing_folders(params.path)} | record
+        state, data = found
+        Kept(ctx).keep(data)
+        return {"file": state.as_json(), "made": []} | record
+
+    def act(self, ctx: Context, params: DeployParams, before: dict[str, Any]) -> Outcome:
+        machine, path = machine_of(ctx), params.path
+        was = _state_of(before)
+        data = _content(ctx, params)
+        wanted = _wanted(machine, params, data, was)
+        found = machine.read(path)
+        if found is None or found[0] != wanted:
+            machine.make_folders(path)
+            try:
+                machine.write(path, data, wanted)
+            except Preflight:
+                machine.remove_folders(before["made"])  # so that nothing was touched indeed
+                raise
+        _Deployed(ctx, path).note(ctx, path, wanted)
+        result = wanted.as_json() | {"path": path, "mode": f"{wanted.mode:04o}"}
+        return Outcome(changed=wanted != was, data=result)
+
+    def predict(self, ctx: Context, params: DeployParams) -> Prediction:
+        machine, path = machine_of(ctx), params.path
+        found = machine.read(path)
+        data = _content(ctx, params)
+        now = found[0] if found else None
+        wanted = _wanted(machine, params, data, now)
+        if wanted == now:
+            return Prediction(f"{path} is as it should be", changed=False)
+        if now is None:
+            return Prediction(f"would create {path} ({wanted.size} bytes)", undo=f"remove {path}")
+        what = ", ".join(_differences(now, wanted))
+        return Prediction(f"would change {path}: {what}", undo=f"restore {now.sha256[:12]}")
+
+    def undo(self, ctx: Context, params: DeployParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        machine, path, kept = machine_of(ctx), params.path, Kept(ctx)
+        was = _state_of(before)
+        found = machine.read(path)
+        now = found[0] if found else None
+        changed = now != was
+        if changed:
+            ours = data.get("sha256") if data else sha(_content(ctx, params))
+            foreign = now is not None and now.sha256 not in {ours, was.sha256 if was else None}
+            if now is not None and data and now.sha256 == ours and now != was:
+                made = (int(data["mode"], 8), data["uid"], data["gid"])
+                foreign = (now.mode, now.uid, now.gid) != made
+            if foreign:
+                raise OperationError(
+                    f"{path} was changed by somebody else since",
+                    remedy="look at it, then longshore runs resolve --undone",
+                )
+            _bring_back(machine, path, was, kept)
+        machine.remove_folders(before.get("made", []))
+        kept.forget()
+        _Deployed(ctx, path).put_back(before.get("deployed"))
+        return Outcome(changed=changed)
+
+
+def _bring_back(machine: Machine, path: str, was: State | None, kept: Kept) -> None:
+    if was is None:
+        machine.remove(path)
+        return
+    data = kept.bytes_of(was.sha256, path)
+    machine.make_folders(path)
+    machine.write(path, data, was)
+
+
+def _differences(now: State, wanted: State) -> list[str]:
+    found = []
+    if now.sha256 != wanted.sha256:
+        found.append(f"content {now.sha256[:12]} → {wanted.sha256[:12]}")
+    if now.mode != wanted.mode:
+        found.append(f"mode {now.mode:04o} → {wanted.mode:04o}")
+    if (now.uid, now.gid) != (wanted.uid, wanted.gid):
+        found.append(f"owner {now.uid}:{now.gid} → {wanted.uid}:{wanted.gid}")
+    return found
+
+
+@implements(UNDEPLOY)
+class Undeploy(Implementation[UndeployParams]):
+    """See its schema."""
+
+    def before(self, ctx: Context, params: UndeployParams) -> dict[str, Any]:
+        found = machine_of(ctx).read(params.path)
+        if found is None:
+            return {"file": None}
+        Kept(ctx).keep(found[1])
+        return {"file": found[0].as_json()}
+
+    def act(self, ctx: Context, params: UndeployParams, before: dict[str, Any]) -> Outcome:
+        machine, was = machine_of(ctx), _state_of(before)
+        if machine.read(params.path) is not None:
+            machine.remove(params.path)
+        data = {"path": params.path, "sha256": was.sha256 if was else None}
+        return Outcome(changed=was is not None, data=data)
+
+    def predict(self, ctx: Context, params: UndeployParams) -> Prediction:
+        if machine_of(ctx).read(params.path) is None:
+            return Prediction(f"{params.path} is not there", changed=None if ctx.has_upstream else False)
+        return Prediction(f"would remove {params.path}", undo="bring it back")
+
+    def undo(
+        self, ctx: Context, params: UndeployParams, before: dict[str, Any], data: dict[str, Any] | None
+    ) -> Outcome:
+        machine, kept, was = machine_of(ctx), Kept(ctx), _state_of(before)
+        found = machine.read(params.path)
+        if was is None or (found is not None and found[0] == was):
+            kept.forget()
+            return Outcome(changed=False)
+        if found is not None:
+            raise OperationError(f"there is another file at {params.path} now")
+        _bring_back(machine, params.path, was, kept)
+        kept.forget()
+        return Outcome(changed=True)
+
+
+@implements(STATUS)
+class Status(Looks[StatusParams]):
+    """See its schema."""
+
+    def act(self, ctx: Context, params: StatusParams, before: dict[str, Any]) -> Outcome:
+        found = machine_of(ctx).read(params.path)
+        known = _Deployed(ctx, params.path).state()
+        data: dict[str, Any] = {"path": params.path, "status": "missing", "differs": []}
+        data |= {"sha256": found[0].sha256 if found else None, "deployed_sha256": known.sha256 if known else None}
+        if found is not None and known is not None:
+            data["differs"] = [text.split()[0] for text in _differences(known, found[0])]
+            data["status"] = "drifted" if data["differs"] else "in-sync"
+        return Outcome(changed=False, data=data)
+
+    def predict(self, ctx: Context, params: StatusParams) -> Prediction:
+        return Prediction(f"would look at {params.path}", changed=False)
+
+
+def _given(ctx: Context, params: UploadParams | ChangedParams) -> bytes:
+    return params.content.encode() if params.content is not None else _carried(ctx, str(params.source))
+
+
+@implements(UPLOAD)
+class Upload(Implementation[UploadParams]):
+    """See its schema."""
+
+    def before(self, ctx: Context, params: UploadParams) -> dict[str, Any]:
+        found = ctx.objects().get(params.name)
+        if found is None:
+            return {"sha256": None}
+        if not params.force and found.sha256 != sha(_given(ctx, params)):
+            raise _taken(params.name)
+        ctx.objects().keep(ctx.op_id, found, get_settings().retention + _LONGEST_RUN)
+        return {"sha256": found.sha256, "content_type": found.content_type}
+
+    def act(self, ctx: Context, params: UploadParams, before: dict[str, Any]) -> Outcome:
+        objects, entry = ctx.objects(), Entry(_given(ctx, params), params.content_type, ctx.run_id)
+        found = objects.get(params.name)
+        if found is None or (found.sha256, found.content_type) != (entry.sha256, entry.content_type):
+            if found is not None and found.sha256 != before["sha256"] and not params.force:
+                raise _taken(params.name)
+            if not objects.put(params.name, entry, was=found.sha256 if found else None):
+                raise Transient(f"object {params.name!r} was replaced by somebody else at the same moment")
+        data = {"name": params.name, "sha256": entry.sha256, "size": entry.size, "content_type": entry.content_type}
+        was = (before["sha256"], before.get("content_type"))
+        return Outcome(changed=was != (entry.sha256, entry.content_type), data=data)
+
+    def predict(self, ctx: Context, params: UploadParams) -> Prediction:
+        found = ctx.objects().get(params.name)
+        digest = sha(_given(ctx, params))
+        if found is None:
+            return Prediction(f"would store {params.name}", undo=f"take {params.name} away")
+        if (found.sha256, found.content_type) == (digest, params.content_type):
+            return Prediction(f"the store has {params.name} just so", changed=False)
+        impossible = None if params.force or found.sha256 == digest else str(_taken(params.name))
+        return Prediction(f"would replace {params.name}", undo=f"bring {found.sha256[:12]} back", impossible=impossible)
+
+    def undo(self, ctx: Context, params: UploadParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        objects, digest = ctx.objects(), sha(_given(ctx, params))
+        found = objects.get(params.name)
+        now = found.sha256 if found else None
+        was = (before["sha256"], before.get("content_type"))
+        if (now, found.content_type if found else None) == was:
+            objects.forget(ctx.op_id)
+            return Outcome(changed=False)
+        if now not in {digest, None}:
+            raise OperationError(f"object {params.name!r} was replaced by somebody else since")
+        former = objects.kept(ctx.op_id) if before["sha256"] else None
+        if not objects.put(params.name, former, was=now):
+            raise Transient(f"object {params.name!r} was replaced by somebody else at the same moment")
+        objects.forget(ctx.op_id)
+        return Outcome(changed=True)
+
+
+def _taken(name: str) -> Preflight:
+    return Preflight(f"object {name!r} is there with other bytes", remedy="choose another name, or say force: true")
+
+
+@implements(CHANGED)
+class Changed(Looks[ChangedParams]):
+    """See its schema."""
+
+    def act(self, ctx: Context, params: ChangedParams, before: dict[str, Any]) -> Outcome:
+        digest = sha(_given(ctx, params))
+        found = ctx.objects().get(params.name)
+        differs = found is None or found.sha256 != digest
+        return Outcome(changed=False, data={"name": params.name, "differs": differs, "sha256": digest})
+
+    def predict(self, ctx: Context, params: ChangedParams) -> Prediction:
+        return Prediction(f"would compare it with what the store has as {params.name}", changed=False)

@@ -1,0 +1,111 @@
+"""An application's own operations, carried out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from longshore.orchestration.authoring.functions import Functions, context_parameter
+from longshore.orchestration.errors import OperationError, Transient, plain
+from longshore.orchestration.language.secrets import HIDDEN
+from longshore.orchestration.operations import Operation, Params, find
+from longshore.orchestration.operations.results import Result, as_mapping
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implementation
+
+
+class FunctionImplementation(Implementation[Params]):
+    """The port, filled by functions."""
+
+    def __init__(self, operation: Operation, functions: Functions) -> None:
+        self.operation = operation
+        self._functions = functions
+
+    @property
+    def keeps_journal(self) -> bool:
+        return self._functions.before is not None
+
+    def before(self, ctx: Context, params: Params) -> dict[str, Any]:
+        function = self._functions.before
+        return {} if function is None else as_mapping(self._call(function, ctx, params) or {})
+
+    def act(self, ctx: Context, params: Params, before: dict[str, Any]) -> Outcome:
+        if self._functions.done is not None:
+            found = self._call(self._functions.done, ctx, params, before=before)
+            if found is not None:
+                return self._outcome(found)
+        return self._outcome(self._call(self._functions.act, ctx, params))
+
+    def predict(self, ctx: Context, params: Params) -> Prediction:
+        if self._functions.predict is None:
+            changed = False if self._functions.read_only else None
+            return Prediction(f"would call {self.operation.name}", changed=changed, undo=self._functions.undo_by)
+        said = self._call(self._functions.predict, ctx, params)
+        return said if isinstance(said, Prediction) else Prediction(str(said), changed=None)
+
+    def undo(self, ctx: Context, params: Params, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        if self._functions.undo is not None:
+            return self._outcome(self._call(self._functions.undo, ctx, params, before=before, data=data))
+        name = self._functions.undo_by
+        if name is None:
+            raise OperationError(f"{self.operation.name} has no undo")
+        operation = find(name)
+        said = params.model_dump()
+        # What was recorded holds no secret; where it held one, it cannot be gone back to.
+        known = said | before | (data or {}) | {key: said[key] for key in self.operation.secrets}
+        given = {key: known[key] for key in operation.params.model_fields if key in known}
+        if hidden := [
+            key for key, value in given.items() if key not in self.operation.secrets and HIDDEN in str(value)
+        ]:
+            raise OperationError(f"its undo {name} needs {hidden[0]}, which held a secret and was not kept")
+        try:
+            values = operation.params.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise OperationError(
+                f"its undo {name} needs {where}, which the step did not record: {plain(first['msg'])}"
+            ) from None
+        done = implementation(name)
+        # Another key: whoever knows the act by its key must not take this for a repetition of it.
+        own = replace(ctx, step=f"{ctx.step}@undo")
+        return done.act(own, values, done.before(own, values))
+
+    def _call(self, function: Callable[..., Any], ctx: Context, params: Params, **more: Any) -> Any:
+        """Call it with what it names."""
+        known: dict[str, Any] = {name: getattr(params, name) for name in type(params).model_fields} | more
+        wanted = inspect.signature(function).parameters
+        context = context_parameter(function)
+        given = {name: known[name] for name in wanted if name in known}
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in wanted.values()):
+            given = known
+        if context is not None:
+            given[context] = ctx
+        try:
+            return function(**given)
+        except self._functions.retry_on as error:
+            raise Transient(f"{type(error).__name__}: {error}") from error
+        except SystemExit as error:
+            raise OperationError(f"it wanted to end the process: SystemExit({error})") from error
+
+    def _outcome(self, value: Any) -> Outcome:
+        """What the function gave back, as it is recorded."""
+        changes = not self._functions.read_only
+        if isinstance(value, Outcome):
+            return value
+        if isinstance(value, Result):
+            changed = value.changed
+            if changed is None:
+                changed = any(host.changed for host in value.hosts) if value.hosts else changes
+            data = as_mapping(value.data) if value.data is not None else {}
+            return Outcome(changed=changed, data=data, hosts=value.hosts)
+        if value is None:
+            return Outcome(changed=changes)
+        if isinstance(value, bool):
+            return Outcome(changed=value)
+        if isinstance(value, Mapping | BaseModel) or hasattr(value, "__dataclass_fields__"):
+            return Outcome(changed=changes, data=as_mapping(value))
+        return Outcome(changed=changes, data={"result": as_mapping(value)["result"]})

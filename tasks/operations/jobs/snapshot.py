@@ -1,0 +1,192 @@
+"""What ran before a job: taken once, kept in a label of the worker, and in which order it stops and starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from longshore.orchestration.errors import OperationError, Preflight
+from longshore.orchestration.jobs.labels import STACK
+from longshore.orchestration.operations.jobs import JobParams
+from longshore.orchestration.settings import get_settings
+from longshore.tasks.host.engine.port import Container, Engine
+from longshore.tasks.implementation import Context
+from longshore.tasks.operations.compose import revisions
+from longshore.tasks.operations.compose.cli import PROJECT, Source
+from longshore.tasks.operations.compose.state import Member, levels
+from longshore.tasks.operations.docker import spec
+
+#: The kind of container that does a job's work.
+KIND = "job"
+JOB = "longshore.job.run-of"
+SNAPSHOT = "longshore.job.snapshot"
+RECIPE = "longshore.job.recipe"
+#: Which installation it is of: several may use one engine.
+OF = "longshore.job.installation"
+ONEOFF = "com.docker.compose.oneoff"
+#: Ends the name of a worker that failed and is kept to be looked at.
+KEPT_NAME = "--kept"
+#: How a container says whose network it is in.
+_JOINS = "container:"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One container that ran. As JSON it goes into a label."""
+
+    id: str
+    name: str
+    project: str = ""
+    service: str = ""
+    number: int = 0
+    #: Condition by service.
+    depends_on: dict[str, str] = field(default_factory=dict)
+    #: The container whose network it is in.
+    joins: str = ""
+    paused: bool = False
+    #: Seconds that it asks for itself, between its TERM and its KILL.
+    grace: int = 0
+    #: In which way it was not well before; '' where it was.
+    ill: str = ""
+    #: Whether it is meant to end, with 0.
+    ends: bool = False
+
+    @classmethod
+    def of(cls, container: Container, ends: Set[tuple[str, str]] = frozenset()) -> Kept:
+        member = Member.of(container)
+        ill = "restarting" if container.restarting else "unhealthy" if container.health == "unhealthy" else ""
+        return cls(
+            id=container.id,
+            name=container.name,
+            project=container.labels.get(PROJECT, ""),
+            service=member.service,
+            number=member.number,
+            depends_on=member.depends_on,
+            joins=joins(container),
+            paused=container.paused,
+            grace=container.stop_timeout or 0,
+            ill=ill,
+            ends=(container.labels.get(PROJECT, ""), member.service) in ends,
+        )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that ran, and the files that each project was made from, should a container vanish."""
+
+    kept: tuple[Kept, ...] = ()
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def text(self) -> str:
+        return json.dumps({"kept": [asdict(one) for one in self.kept], "sources": self.sources}, separators=(",", ":"))
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> Snapshot:
+        """What `text` is the JSON of."""
+        return cls(tuple(Kept(**one) for one in said["kept"]), said["sources"])
+
+    def source(self, project: str) -> Source | None:
+        said = self.sources.get(project)
+        if said is None:
+            return None
+        return Source(project, said["directory"], tuple(said["files"]), tuple(said["env_files"]))
+
+    @property
+    def projects(self) -> list[str]:
+        return sorted({one.project for one in self.kept if one.project})
+
+
+def joins(container: Container) -> str:
+    mode = container.network_mode
+    return mode.removeprefix(_JOINS) if mode.startswith(_JOINS) else ""
+
+
+def meant(docker: Engine, stacks: Sequence[str], names: Sequence[str]) -> list[Container]:
+    """The containers that a job names. Preflight says which stack or container there is none of."""
+    found: dict[str, Container] = {}
+    for stack in stacks:
+        there = [one for label in (PROJECT, STACK) for one in docker.containers({label: stack})]
+        there = [one for one in there if _is_of(one, stack)]
+        if not there:
+            raise Preflight(f"there are no containers of stack {stack!r}", remedy="is its name right, and its host?")
+        found |= {one.id: one for one in there}
+    for name in names:
+        container = docker.inspect(name)
+        if container is None:
+            raise Preflight(f"there is no container {name!r}", remedy="is its name right, and its host?")
+        found[container.id] = container
+    return list(found.values())
+
+
+def _is_of(container: Container, stack: str) -> bool:
+    """Not what runs once, nor a worker of ours; nor what somebody has put into another stack."""
+    labels = container.labels
+    return labels.get(ONEOFF, "False") != "True" and spec.KIND not in labels and labels.get(STACK) in {None, "", stack}
+
+
+def take(docker: Engine, stacks: Sequence[str], names: Sequence[str]) -> Snapshot:
+    """What runs of them now, with all that is in the network of one of those. Raises as `meant`."""
+    everything = meant(docker, stacks, names)
+    chosen = {one.id: one for one in everything if one.running}
+    rows = [row for row in docker.rows({}, all_of_them=False) if row["HostConfig"]["NetworkMode"].startswith(_JOINS)]
+    others = [one for row in rows if (one := docker.inspect(row["Id"]))]
+    while more := {one.id: one for one in others if one.id not in chosen and joins(one) in chosen}:
+        chosen |= more
+    if gone := [one.name for one in chosen.values() if one.auto_remove]:
+        what = f"the engine removes {gone[0]} when it stops (--rm), and nobody could start it again"
+        raise Preflight(what, remedy="let it be made without --rm, or leave it out")
+    sources = {}
+    for project in sorted({one.labels.get(PROJECT, "") for one in chosen.values()} - {""}):
+        source = revisions.recorded_source(project, everything)
+        if source is not None:
+            sources[project] = {"directory": source.directory, "files": source.files, "env_files": source.env_files}
+    ends = {
+        (one.labels.get(PROJECT, ""), service)
+        for one in everything
+        for service, condition in Member.of(one).depends_on.items()
+        if condition == "service_completed_successfully"
+    }
+    kept = sorted(
+        (Kept.of(one, ends) for one in chosen.values()), key=lambda k: (k.project, k.service, k.number, k.name)
+    )
+    return Snapshot(tuple(kept), sources)
+
+
+def in_order(kept: Iterable[Kept]) -> list[list[Kept]]:
+    """Levels: each depends only on what stands before it. Those that depend on each other stand together."""
+    by_id = {one.id: one for one in kept}
+    by_service: dict[tuple[str, str], set[str]] = {}
+    for one in by_id.values():
+        by_service.setdefault((one.project, one.service), set()).add(one.id)
+    needs = {
+        one.id: {i for service in one.depends_on for i in by_service.get((one.project, service), ())} | {one.joins}
+        for one in by_id.values()
+    }
+    return [[by_id[i] for i in level] for level in levels(needs)]
+
+
+def names(kept: Iterable[Kept]) -> str:
+    return ", ".join(one.name for one in kept) or "nothing"
+
+
+def worker_of(docker: Engine, ctx: Context, params: JobParams) -> Container | None:
+    """The worker container of the run, if it is there."""
+    ours = get_settings().installation()
+    found = docker.containers({spec.RUN: params.run or ctx.run_id, spec.KIND: KIND, OF: ours})
+    return found[0] if found else None
+
+
+def recall(docker: Engine, ctx: Context, params: JobParams) -> tuple[Container | None, Snapshot]:
+    """The run's worker, and what ran before it was made: by its label, else by the record of the run."""
+    worker = worker_of(docker, ctx, params)
+    if worker is not None and SNAPSHOT in worker.labels:
+        return worker, Snapshot.of(json.loads(worker.labels[SNAPSHOT]))
+    said = ctx.results["worker"].data.get("snapshot") if "worker" in ctx.results else None
+    if said is None:
+        return worker, Snapshot()
+    try:
+        return worker, Snapshot.of(said)
+    except (KeyError, TypeError) as error:
+        raise OperationError(f"what ran before the job cannot be read from the record: {error}") from None

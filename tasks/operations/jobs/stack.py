@@ -1,0 +1,285 @@
+"""`job.stop`, `start` and `healthy`: what a job stops, and how all of it comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient, Unsuccessful
+from longshore.orchestration.operations.jobs import (
+    HEALTHY,
+    START,
+    STOP,
+    HealthyParams,
+    JobParams,
+    StartParams,
+    StopParams,
+)
+from longshore.orchestration.states import StepState
+from longshore.tasks.crash_points import point
+from longshore.tasks.host.engine.port import Container, Engine, NotThere, close_engine, engine
+from longshore.tasks.implementation import Context, Looks, Outcome, Prediction, Stands, implements
+from longshore.tasks.operations.compose.cli import PROJECT, Compose
+from longshore.tasks.operations.compose.project import alone
+from longshore.tasks.operations.compose.state import Member, members
+from longshore.tasks.operations.jobs.snapshot import Kept, Snapshot, in_order, names, recall, take, worker_of
+
+_LOOK = 0.2
+#: Seconds without a restart after which a container without a health check is well.
+_SETTLE = 1.0
+#: How a step ended that may not have heard what became of what it had asked the engine for.
+_INTERRUPTED = frozenset({StepState.CANCELLED, StepState.UNKNOWN})
+
+
+@contextlib.contextmanager
+def alone_with(ctx: Context, docker: Engine, params: JobParams, snapshot: Snapshot) -> Iterator[None]:
+    """Nobody else changes the stacks meanwhile. Always in one order: two who want several never wait for each other."""
+    with contextlib.ExitStack() as held:
+        for project in sorted({*params.stacks, *params.beside, *snapshot.projects}):
+            held.enter_context(alone(ctx, docker, project))
+        yield
+
+
+def stop_all(docker: Engine, kept: tuple[Kept, ...], timeout: float) -> list[str]:
+    """Stop what runs of it, dependents first; one that asks for more time than `timeout` has it.
+
+    OperationError names what would not stop, once all of a level were asked.
+    """
+
+    def stop(one: Kept) -> tuple[str, bool, OperationError | None]:
+        try:
+            mine = engine()  # a client of this thread's own
+            container = now_of(mine, one)
+            stopped = container is not None and mine.stop(container.id, max(timeout, one.grace))
+            return one.name, stopped, None
+        except NotThere:
+            return one.name, False, None  # gone is as good as stopped
+        except OperationError as error:
+            return one.name, False, error
+        finally:
+            close_engine()
+
+    stopped: list[str] = []
+
+    def is_running(one: Kept) -> bool:
+        now = now_of(docker, one)
+        return now is not None and now.running
+
+    for level in reversed(in_order(kept)):
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            done = list(pool.map(stop, level))
+        stopped += [name for name, was_stopped, _ in done if was_stopped]
+        errors = [error for _, _, error in done if error is not None]
+        failed = [f"{name}: {error.message}" for name, _, error in done if error is not None]
+        failed += [f"{one.name} still runs" for one in level if is_running(one)]
+        if failed:
+            passes = bool(errors) and all(isinstance(error, Transient) for error in errors)
+            kind = Transient if passes else OperationError
+            raise kind(f"not stopped: {'; '.join(failed)}", data={"stopped": stopped})
+        point("job.half_stopped")
+    return stopped
+
+
+def _told(levels: Iterable[list[Kept]]) -> str:
+    return ", then ".join(names(level) for level in levels)
+
+
+@implements(STOP)
+class Stop(Stands[StopParams]):
+    """What it leaves half done, the job's start step makes good."""
+
+    def act(self, ctx: Context, params: StopParams, before: dict[str, Any]) -> Outcome:
+        docker = engine()
+        worker, snapshot = recall(docker, ctx, params)
+        if worker is None:
+            raise OperationError("the job's worker container was removed by somebody else: nothing was stopped")
+        if worker.started_at is not None and not worker.running:
+            # A run that Redis has lost, and that was past this: its stack may be up again.
+            return Outcome(changed=False, data={"stopped": []})
+        with alone_with(ctx, docker, params, snapshot):
+            stopped = stop_all(docker, snapshot.kept, params.timeout)
+        point("job.stopped")
+        return Outcome(changed=bool(stopped), data={"stopped": stopped})
+
+    def predict(self, ctx: Context, params: StopParams) -> Prediction:
+        order = _told(reversed(in_order(take(engine(), params.stacks, params.containers).kept)))
+        return Prediction(f"would stop {order}" if order else "nothing of it runs", changed=bool(order))
+
+
+@implements(START)
+class Start(Stands[StartParams]):
+    """One that does not start is told of, and keeps no other from being started."""
+
+    def act(self, ctx: Context, params: StartParams, before: dict[str, Any]) -> Outcome:
+        docker = engine()
+        _, snapshot = recall(docker, ctx, params)
+        with alone_with(ctx, docker, params, snapshot):
+            worker = worker_of(docker, ctx, params)
+            if worker is not None and worker.running:
+                ctx.log(f"worker {worker.name} is still at work, and is stopped")
+                docker.stop(worker.id, params.grace)
+            bringing = _Bringing(ctx, docker, snapshot, params.timeout)
+            bringing.start()
+            if "stop" in ctx.results and ctx.results["stop"].status in _INTERRUPTED:
+                bringing.stay(params.stop_timeout)
+        point("job.restarted")
+        data = {"started": bringing.started, "down": list(bringing.failed)}
+        if bringing.failed:
+            why = "; ".join(f"{name}: {error.message}" for name, error in bringing.failed.items())
+            if all(isinstance(error, Transient) for error in bringing.failed.values()):
+                raise Transient(why, data=data)
+            raise Unsuccessful(f"{len(bringing.failed)} of {len(snapshot.kept)} not started: {why}", data=data)
+        return Outcome(changed=bool(bringing.started), data=data)
+
+    def predict(self, ctx: Context, params: StartParams) -> Prediction:
+        order = _told(in_order(take(engine(), params.stacks, params.containers).kept))
+        return Prediction(f"would start {order}" if order else "nothing to start", changed=bool(order))
+
+
+@dataclass
+class _Bringing:
+    """A stack on its way up."""
+
+    ctx: Context
+    docker: Engine
+    snapshot: Snapshot
+    timeout: float
+
+    def start(self) -> None:
+        self.started: list[str] = []
+        self.failed: dict[str, OperationError] = {}
+        conditions: dict[tuple[str, str], set[str]] = {}
+        for one in self.snapshot.kept:
+            for service, condition in one.depends_on.items():
+                conditions.setdefault((one.project, service), set()).add(condition)
+        for level in in_order(self.snapshot.kept):
+            for one in level:
+                try:
+                    self._start(one)
+                except (StepCancelled, StepTimeout):
+                    raise
+                except OperationError as error:
+                    self.failed[one.name] = error
+            point("job.half_started")
+            awaited = [
+                one
+                for one in level
+                if "service_healthy" in conditions.get((one.project, one.service), ()) and not one.paused
+            ]
+            late = wait_until_well(self.ctx, self.docker, awaited, self.timeout, settle=0.0)
+            for name, why in late.items():
+                self.ctx.log(f"{name} {why} after {self.timeout:g} s; what depends on it is started all the same")
+
+    def stay(self, seconds: float) -> None:
+        """Nobody knows whether the engine still carries out a stop that was asked for: what ends in this time is
+        started again.
+        """
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.ctx.sleep(min(1.0, seconds))
+            for one in self.snapshot.kept:
+                with contextlib.suppress(OperationError):  # told of already, or by the step after this
+                    self._start(one)
+
+    def _start(self, one: Kept) -> None:
+        container = now_of(self.docker, one) or self._made_again(one)
+        if self.docker.start(container.id):
+            self.started.append(one.name)
+        if one.paused:
+            with contextlib.suppress(OperationError):  # it was paused meanwhile
+                self.docker.pause(container.id)
+
+    def _made_again(self, one: Kept) -> Container:
+        """Of a container that was removed meanwhile, what Compose makes in its place."""
+        source = self.snapshot.source(one.project)
+        if source is None or not one.service:
+            raise OperationError("it was removed meanwhile, and nothing tells how it was made")
+        self.ctx.log(f"{one.name} was removed meanwhile: Compose makes it again")
+        kept = {(other.project, other.service, other.number) for other in self.snapshot.kept}
+        ran = {member.id for member in members(self.docker, one.project) if member.running}
+        Compose(self.ctx, self.docker).up(source, [one.service], ["--no-recreate", "--no-deps"])
+        for member in members(self.docker, one.project):
+            # Compose brings up all of the service, also what somebody had stopped.
+            if member.service == one.service and member.id not in ran and (one.project, *member.key) not in kept:
+                self.docker.stop(member.id)
+        made = now_of(self.docker, one)
+        if made is None:
+            raise OperationError("it was removed meanwhile, and Compose has not made it again")
+        return made
+
+
+def now_of(docker: Engine, one: Kept) -> Container | None:
+    """The container, or the one that stands in its place in the project now."""
+    container = docker.inspect(one.id)
+    if container is not None or not one.service:
+        return container
+    same = docker.containers({PROJECT: one.project})
+    return next((c for c in same if Member.of(c).key == (one.service, one.number)), None)
+
+
+def wait_until_well(
+    ctx: Context, docker: Engine, kept: list[Kept], timeout: float, *, settle: float = _SETTLE
+) -> dict[str, str]:
+    """What is not well by then, and why. One that was not well before only has to run."""
+    end, settle = time.monotonic() + timeout, min(settle, timeout / 2)
+    since: dict[tuple[str, str | None], float] = {}
+    while True:
+        now = time.monotonic()
+        waiting: dict[str, str] = {}
+        hopeless = True
+        for one in kept:
+            container = now_of(docker, one)
+            why = "is gone" if container is None else _not_yet(one, container, since, now, settle)
+            if container is not None and not container.running and not container.exit_code and one.ends:
+                why = ""
+            if why:
+                waiting[one.name] = why
+                over = container is None or (not container.running and container.restart_policy.get("Name") == "no")
+                hopeless = hopeless and over
+        if not waiting or hopeless or now >= end:
+            return waiting
+        ctx.sleep(min(_LOOK, max(0.01, end - now)))
+
+
+def _not_yet(
+    one: Kept, container: Container, since: dict[tuple[str, str | None], float], now: float, settle: float
+) -> str:
+    if one.ill == "restarting":
+        return ""
+    if one.paused and container.running:
+        return ""
+    if container.restarting:
+        return f"keeps restarting (exit code {container.exit_code})"
+    if not container.running:
+        return f"ended with {container.exit_code}"
+    if container.health is not None:
+        return "" if container.health == "healthy" or one.ill else f"is {container.health}"
+    steady = now - since.setdefault((container.id, container.started_at), now)
+    return "" if steady >= settle else "has just been started"
+
+
+@implements(HEALTHY)
+class Healthy(Looks[HealthyParams]):
+    """Names what is not well."""
+
+    def act(self, ctx: Context, params: HealthyParams, before: dict[str, Any]) -> Outcome:
+        docker = engine()
+        _, snapshot = recall(docker, ctx, params)
+        down = wait_until_well(ctx, docker, list(snapshot.kept), params.timeout)
+        data = {
+            "well": [one.name for one in snapshot.kept if one.name not in down and not one.ill],
+            "down": list(down),
+            "as_before": [f"{one.name} ({one.ill})" for one in snapshot.kept if one.ill and one.name not in down],
+        }
+        if down:
+            why = "; ".join(f"{name} {how}" for name, how in down.items())
+            raise Unsuccessful(f"{len(down)} of {len(snapshot.kept)} not well: {why}", data=data)
+        return Outcome(changed=False, data=data)
+
+    def predict(self, ctx: Context, params: HealthyParams) -> Prediction:
+        kept = take(engine(), params.stacks, params.containers).kept
+        return Prediction(f"would wait until these are well: {names(kept)}", changed=False)

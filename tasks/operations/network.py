@@ -1,0 +1,175 @@
+"""`network.dns.*` and `network.ping`: names and reachability, as the machine itself sees them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from longshore.orchestration.errors import OperationError, Preflight, Transient, Unsuccessful
+from longshore.orchestration.operations.network import (
+    DNS_GET,
+    DNS_UPDATE,
+    PING,
+    DnsParams,
+    DnsUpdateParams,
+    PingParams,
+)
+from longshore.tasks.host import addresses
+from longshore.tasks.host.backups import Kept
+from longshore.tasks.host.machine.port import Machine, Program, State, machine_of, sha
+from longshore.tasks.implementation import Context, Implementation, Looks, Outcome, Prediction, implements
+
+_PATH = "/etc/resolv.conf"
+
+
+def _lists(text: str) -> tuple[list[str], list[str]]:
+    """Servers and search domains; of several lines with domains the last one counts."""
+    servers: list[str] = []
+    domains: list[str] = []
+    for line in text.splitlines():
+        words = line.split("#")[0].split(";")[0].split()
+        if words[:1] == ["nameserver"] and len(words) > 1:
+            servers.append(words[1])
+        elif words[:1] in (["search"], ["domain"]):
+            domains = words[1:]
+    return servers, domains
+
+
+@implements(DNS_GET)
+class DnsGet(Looks[DnsParams]):
+    """See its schema."""
+
+    def act(self, ctx: Context, params: DnsParams, before: dict[str, Any]) -> Outcome:
+        servers, domains = _lists(machine_of(ctx).text(_PATH) or "")
+        return Outcome(changed=False, data={"servers": servers, "search_domains": domains, "path": _PATH})
+
+    def predict(self, ctx: Context, params: DnsParams) -> Prediction:
+        return Prediction(f"would read {_PATH}", changed=False)
+
+
+@implements(DNS_UPDATE)
+class DnsUpdate(Implementation[DnsUpdateParams]):
+    """The file's other lines stay. A container's is a mount, which cannot be replaced but can be written."""
+
+    def before(self, ctx: Context, params: DnsUpdateParams) -> dict[str, Any]:
+        found = self._read(machine_of(ctx))
+        if found is None:
+            return {"file": None}
+        Kept(ctx).keep(found[1])
+        return {"file": found[0].as_json()}
+
+    def act(self, ctx: Context, params: DnsUpdateParams, before: dict[str, Any]) -> Outcome:
+        machine = machine_of(ctx)
+        was = State(**before["file"]) if before["file"] else None
+        found = self._read(machine)
+        wanted = self._wanted(params, found[1].decode(errors="replace") if found else "").encode()
+        if found is None or found[1] != wanted:
+            self._write(machine, wanted, found[0] if found else State("", 0, 0o644, *machine.me()))
+        servers, domains = _lists(wanted.decode())
+        data: dict[str, Any] = {"servers": servers, "search_domains": domains, "path": _PATH}
+        return Outcome(was is None or sha(wanted) != was.sha256, data | {"sha256": sha(wanted)})
+
+    def predict(self, ctx: Context, params: DnsUpdateParams) -> Prediction:
+        found = self._read(machine_of(ctx))
+        now = found[1].decode(errors="replace") if found else ""
+        if self._wanted(params, now) == now:
+            return Prediction(f"{_PATH} is as it should be", changed=False)
+        return Prediction(f"would change {_PATH}", undo="bring its bytes back")
+
+    def undo(
+        self, ctx: Context, params: DnsUpdateParams, before: dict[str, Any], data: dict[str, Any] | None
+    ) -> Outcome:
+        machine, kept = machine_of(ctx), Kept(ctx)
+        was = State(**before["file"]) if before.get("file") else None
+        found = self._read(machine)
+        now = found[0].sha256 if found else None
+        if now == (was.sha256 if was else None):
+            kept.forget()
+            return Outcome(changed=False)
+        kept_text = kept.bytes_of(was.sha256, _PATH).decode(errors="replace") if was is not None else ""
+        if now is not None and now != sha(self._wanted(params, kept_text).encode()):
+            raise OperationError(f"{_PATH} was changed by somebody else since")
+        if was is None:
+            machine.remove(_PATH)
+        else:
+            self._write(machine, kept.bytes_of(was.sha256, _PATH), was)
+        kept.forget()
+        return Outcome(changed=True)
+
+    @staticmethod
+    def _read(machine: Machine) -> tuple[State, bytes] | None:
+        try:
+            return machine.read(_PATH)
+        except Preflight as error:
+            if "link" in error.message:
+                what = f"{_PATH} is a link: a program of this machine's writes it"
+                raise Preflight(what, remedy="set the name servers by that program") from error
+            raise
+
+    @staticmethod
+    def _wanted(params: DnsUpdateParams, now: str) -> str:
+        servers, domains = _lists(now)
+        servers = params.servers or servers
+        domains = params.search_domains or domains
+        if (servers, domains) == _lists(now):
+            return now
+        others = [line for line in now.splitlines() if line.split()[:1] not in (["nameserver"], ["search"], ["domain"])]
+        lines = [f"search {' '.join(domains)}"] if domains else []
+        return "\n".join([*others, *lines, *(f"nameserver {one}" for one in servers)]) + "\n"
+
+    @staticmethod
+    def _write(machine: Machine, data: bytes, state: State) -> None:
+        try:
+            machine.write(_PATH, data, state)
+        except OperationError as error:
+            if "busy" not in error.message.lower():
+                raise
+            # It is a mount of the container's: its bytes are all that can be changed.
+            done = machine.run(Program(["/bin/sh", "-c", f"cat >{_PATH}"], machine.environment(), stdin=data))
+            if done.exit_code:
+                raise OperationError(f"{_PATH}: {done.stderr.strip()}") from error
+
+
+_COUNTS = re.compile(r"(\d+) packets transmitted, (\d+) (?:packets )?received")
+_TIMES = re.compile(r"= ([\d.]+)/([\d.]+)/([\d.]+)")
+
+
+@implements(PING)
+class Ping(Looks[PingParams]):
+    """See its schema."""
+
+    def act(self, ctx: Context, params: PingParams, before: dict[str, Any]) -> Outcome:
+        machine = machine_of(ctx)
+        argv = ["ping", "-c", str(params.count), "-w", str(max(1, round(params.timeout))), self._target(ctx, params)]
+        program = Program(argv, machine.environment() | {"LC_ALL": "C"}, timeout=params.timeout + 5)
+        try:
+            done = machine.run(program)
+        except Preflight as error:
+            raise Preflight(f"this machine has no ping: {error.message}", remedy="install iputils-ping") from error
+        counts = _COUNTS.search(done.stdout)
+        if counts is None:
+            said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:] or [f"exit code {done.exit_code}"]
+            raise (Transient if "temporary" in said[0].lower() else OperationError)(f"ping {params.address}: {said[0]}")
+        sent, received = int(counts[1]), int(counts[2])
+        loss = round(100 * (1 - received / sent), 1) if sent else 100.0
+        data: dict[str, Any] = {"packets_sent": sent, "packets_received": received, "packet_loss": loss}
+        if times := _TIMES.search(done.stdout):
+            data |= dict(zip(("min_rtt_ms", "avg_rtt_ms", "max_rtt_ms"), map(float, times.groups()), strict=True))
+        if loss > params.max_loss:
+            raise Unsuccessful(f"{params.address} lost {loss:g} % of {sent} packets", data=data)
+        return Outcome(changed=False, data=data)
+
+    @staticmethod
+    def _target(ctx: Context, params: PingParams) -> str:
+        """The address that was checked; inside a container its own name, which is resolved there."""
+        name = addresses.host(params.address)
+        addresses.check(name)
+        if ctx.container:
+            return name
+        try:
+            return addresses.resolve(name, None)[0]
+        except OSError as error:
+            raise OperationError(f"ping {params.address}: {error.strerror}") from error
+
+    def predict(self, ctx: Context, params: PingParams) -> Prediction:
+        return Prediction(f"would send {params.count} packets to {params.address}", changed=False)

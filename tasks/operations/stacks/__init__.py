@@ -1,0 +1,5 @@
+"""The `deployed.*` operations: to import this is to have their implementations."""
+
+from longshore.tasks.operations.stacks import inspect_host, inventory, restart, start_facts
+
+__all__ = ["inspect_host", "inventory", "restart", "start_facts"]

@@ -1,0 +1,62 @@
+"""What only a look at the time can tell of a container: what its files were when it was started, and whether it was
+stopped on purpose.
+
+It is kept on the host, and is no part of the cache: a rebuild from nothing must not forget it, and nothing that
+somebody writes into Redis changes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longshore.orchestration.settings import get_settings
+from longshore.orchestration.stacks.inventory import Seen
+from longshore.tasks.host.backups import write_private
+
+
+@dataclass(frozen=True)
+class Start:
+    """The last start of a container that somebody has seen; and of one that has ended, how."""
+
+    start: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    by_hand: bool | None = None
+
+
+def _path(engine: str) -> Path:
+    name = "".join(letter if letter.isalnum() else "-" for letter in engine)[:80]
+    return get_settings().state_dir / "starts" / f"{name}.json"
+
+
+def starts(engine: str) -> dict[str, Start]:
+    """By container id; nothing where nothing is known."""
+    try:
+        said: dict[str, Any] = json.loads(_path(engine).read_text())
+        return {key: Start(one["start"], one["files"], one["by_hand"]) for key, one in said.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def keep_starts(engine: str, seen: Seen, known: Mapping[str, Start]) -> None:
+    """Keep what was seen now, and of `known`, all containers that there are, the others. Where two look at once, they
+    see the same.
+    """
+    found = {key: asdict(one) for key, one in known.items() if one != Start()}
+    for project in seen.projects.values():
+        for service in project.services.values():
+            for one in service.containers:
+                was = known.get(one.id, Start())
+                start, files = (one.start, one.files) if one.start else (was.start, dict(was.files))
+                by_hand = one.by_hand if one.state == "exited" else None
+                if start or by_hand is not None:
+                    found[one.id] = {"start": start, "files": files, "by_hand": by_hand}
+                else:
+                    found.pop(one.id, None)
+    text = json.dumps(found, sort_keys=True).encode()
+    path = _path(engine)
+    if not path.exists() or path.read_bytes() != text:
+        write_private(path, text)

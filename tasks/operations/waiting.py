@@ -1,0 +1,129 @@
+"""Operations that begin something and then wait without a worker: a person, a child run, somebody's task.
+
+`park` begins it and says what is waited for; how it ends is `longshore.tasks.control.external_waits`'s part.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from typing import Any
+
+from longshore.orchestration.client.request import shared
+from longshore.orchestration.errors import LongshoreError, OperationError, Preflight
+from longshore.orchestration.language.durations import format_duration
+from longshore.orchestration.language.params import resolve
+from longshore.orchestration.operations.approval import APPROVAL, ApprovalParams
+from longshore.orchestration.operations.celery_task import CELERY, TaskParams
+from longshore.orchestration.operations.subplan import RUN, RunParams
+from longshore.orchestration.plans import subplans
+from longshore.orchestration.plans.compiled import index_of
+from longshore.orchestration.plans.model import Plan
+from longshore.orchestration.states import RunState
+from longshore.orchestration.store.admission import Admission
+from longshore.orchestration.store.run_store import SCHEMA_VERSION
+from longshore.tasks.external_wait import FOR_EVER, Parking, Place, Waiting
+from longshore.tasks.implementation import Context, Prediction, implements
+from longshore.tasks.loaded_runs import Loaded
+
+
+@implements(APPROVAL)
+class Approval(Waiting[ApprovalParams]):
+    """A decision of a person's: `longshore runs approve RUN STEP [--reject]`."""
+
+    def park(self, place: Place, params: ApprovalParams) -> Parking:
+        seconds = params.timeout if place.timeout is None else min(place.timeout, params.timeout)
+        info = {"on_timeout": params.on_timeout, "seconds": seconds}
+        return Parking(seconds, info, f"an approval{f': {params.message}' if params.message else ''}")
+
+    def predict(self, ctx: Context, params: ApprovalParams) -> Prediction:
+        return Prediction(f"would wait for an approval, at most {format_duration(params.timeout)}", changed=False)
+
+
+@implements(RUN)
+class SubPlan(Waiting[RunParams]):
+    """A child run."""
+
+    def park(self, place: Place, params: RunParams) -> Parking:
+        plan, body = _child(place.loaded, place.plan.steps[index_of(place.step_id)].name, params)
+        body["parent"] = {
+            "run": place.run_id,
+            "step": place.step_id,
+            "line": [*place.loaded.wanted.parents, place.run_id],
+        }
+        body["born"] = f"{place.loaded.born}.{place.step_id}"
+        child_id = child_run(place.run_id, place.name)
+        state = place.store.state(child_id)
+        if place.epoch and state in {RunState.UNDONE, RunState.UNDO_FAILED}:
+            # What was taken back is done anew, in a run of its own.
+            child_id = child_run(place.run_id, f"{place.name}.{place.epoch}")
+            state = place.store.state(child_id)
+        there = Admission(place.store).submit(child_id, body, bounded=False)
+        if there is not None and (there["digest"], there.get("born")) != (body["digest"], body["born"]):
+            raise OperationError(f"the child's run id {child_id} is taken by another run")
+        info: dict[str, Any] = {"child": child_id}
+        if place.epoch and state in {RunState.FAILED, RunState.PARTIAL}:
+            info["resumed"] = self._resumed(place, child_id)
+        place.canvas(child_id, None).send_start(plan.name)
+        return Parking(place.timeout or FOR_EVER, info, f"run {child_id}")
+
+    @staticmethod
+    def _resumed(place: Place, child_id: str) -> str:
+        """Ask the child to go on where it failed, as its parent does; the command's id."""
+        return place.store.command(child_id, "resume", reason=f"run {place.run_id} was resumed")
+
+    def park_undo(self, place: Place, params: RunParams, info: dict[str, Any]) -> Parking | None:
+        child_id = str(info["child"]) if info else child_run(place.run_id, place.name)
+        fields = place.store.fields(child_id)
+        if not fields and place.store.body(child_id) is None:
+            return None
+        # What is asked of the child is asked once this is parked, and again by whoever finds it so.
+        epoch = int(fields.get("epoch", 0))
+        seconds = place.store.settings.undo_timeout
+        return Parking(seconds, {"child": child_id, "epoch": epoch}, f"the undo of run {child_id}")
+
+    def predict(self, ctx: Context, params: RunParams) -> Prediction:
+        name = params.plan if isinstance(params.plan, str) else params.plan.get("name", "")
+        return Prediction(f"would run the plan {name}", changed=None, undo="what its run did")
+
+
+def child_run(run_id: str, name: str) -> str:
+    """The id of a child: the parent's and the step's, shortened where it would be too long for an id."""
+    plain = f"{run_id}.{name}"
+    if len(plain) <= 128:
+        return plain
+    return f"{plain[:111]}-{hashlib.sha256(plain.encode()).hexdigest()[:16]}"
+
+
+def _child(loaded: Loaded, step: str, params: RunParams) -> tuple[Plan, dict[str, Any]]:
+    """The child's plan as it was when the parent was started, and its request."""
+    kept = json.loads(base64.b64decode(loaded.contents[subplans.key(step)]))
+    plan = Plan.model_validate(kept["plan"])
+    try:
+        values = resolve(plan.params, params.params)
+    except LongshoreError as error:
+        raise Preflight(str(error)) from None
+    return plan, {
+        "v": SCHEMA_VERSION,
+        "plan": kept["plan"],
+        "params": values,
+        "files": kept["files"],
+        "digest": plan.digest(values, kept["files"]),
+        "actor": loaded.actor,
+    } | shared(plan, values)
+
+
+@implements(CELERY)
+class ForeignTask(Waiting[TaskParams]):
+    """An application's task, sent to the application's workers with a word to send when it has ended."""
+
+    def park(self, place: Place, params: TaskParams) -> Parking:
+        task_id = f"{place.run_id}.{place.name}{'@undo' if place.side else ''}.{place.attempt}"
+        told = (place.run_id, place.step_id, place.side, place.fence)
+        place.canvas(place.run_id, None).send_task(params.task, params.args, params.kwargs, params.queue, task_id, told)
+        seconds = place.timeout or place.store.settings.step_timeout
+        return Parking(seconds, {"task": task_id, "seconds": seconds}, f"task {params.task}")
+
+    def predict(self, ctx: Context, params: TaskParams) -> Prediction:
+        return Prediction(f"would send the task {params.task} to the queue {params.queue}", changed=None)

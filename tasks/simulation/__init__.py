@@ -1,0 +1,1 @@
+"""The sandbox: runs in memory, without servers."""

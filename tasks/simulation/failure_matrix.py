@@ -1,0 +1,44 @@
+"""How each run of a plan would end in which one step fails: on the bench, every step pretended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from longshore.orchestration.errors import OperationError
+from longshore.orchestration.language.targets import is_label
+from longshore.orchestration.language.templates import is_template
+from longshore.orchestration.plans.model import Plan
+from longshore.orchestration.runs.report import Report
+from longshore.tasks.simulation.sandbox import Bench
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """How a run would end in which that step fails; None is the run in which all goes well."""
+
+    step: str | None
+    report: Report
+
+
+def rehearse(plan: Plan, params: Mapping[str, Any] | None = None) -> Iterator[Rehearsed]:
+    """The run in which all goes well, then one for each step, in which that step fails."""
+    for step in [None, *plan.steps]:
+        targets = {step.target for step in plan.steps.values()} | {plan.target}
+        bench = Bench(hosts=_stand_ins(targets), pretend=True, approve_all=True)
+        if step is not None:
+            bench.fail(step, OperationError("fails, in this rehearsal"))
+        yield Rehearsed(step, bench.run(plan, params, run_id="rehearsal"))
+
+
+def _stand_ins(targets: Iterable[str | None]) -> dict[str, dict[str, str]]:
+    """A host for each that a plan names, two for each label, and one at least."""
+    hosts: dict[str, dict[str, str]] = {}
+    for target in sorted(filter(None, targets)):
+        if is_label(target):
+            key, _, value = target.partition(":")
+            hosts |= {f"{value}-{n}": {key: value} for n in (1, 2)}
+        elif target[0] != "_" and not is_template(target):
+            hosts[target] = {}
+    return hosts or {"bench": {}}

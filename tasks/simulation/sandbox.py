@@ -1,0 +1,554 @@
+"""A run in memory: the real reducer, scripts, driver and runner; a server, an engine, a clock and messages that
+are not. See `longshore.orchestration.testing`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from typing import Any
+
+from longshore.orchestration.client.request import request_body
+from longshore.orchestration.errors import ConfigError, OperationError, StepTimeout, UnknownName, Unsuccessful
+from longshore.orchestration.messaging.canvas import ADVANCE, CHAIN_LINKS, STEP, UNDO, Canvas
+from longshore.orchestration.operations import Operation, Params, Waits, all_operations, find
+from longshore.orchestration.operations.subplan import RUN
+from longshore.orchestration.plans import subplans
+from longshore.orchestration.plans.compiled import CompiledPlan, StepId, at_host, index_of
+from longshore.orchestration.plans.model import Plan
+from longshore.orchestration.runs import events, report
+from longshore.orchestration.runs.events import Event
+from longshore.orchestration.runs.hooks import Hooks, Teller
+from longshore.orchestration.runs.report import Report
+from longshore.orchestration.settings import Settings
+from longshore.orchestration.states import TERMINAL
+from longshore.orchestration.store import lua
+from longshore.orchestration.store.admission import Admission
+from longshore.orchestration.store.hosts import Hosts, Node, NodeState
+from longshore.orchestration.store.keys import Field
+from longshore.orchestration.store.run_store import Grant, Recorded, Store
+from longshore.tasks.attempts.base import AttemptFailed, IsParked, Refused, TryAgain
+from longshore.tasks.attempts.receipts import Trace
+from longshore.tasks.attempts.runner import Attempt
+from longshore.tasks.control.coordinator import Driver
+from longshore.tasks.control.receipt_comparison import HostAgent
+from longshore.tasks.external_wait import Waiting
+from longshore.tasks.host.engine import port
+from longshore.tasks.host.facts import facts
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implementation
+from longshore.tasks.loaded_runs import NotOurs, Plans
+from longshore.tasks.operations import cache, command, compose, docker, file, http, network, node, noop, stacks, waiting  # noqa: F401 - they make their operations known
+from longshore.tasks.simulation.engine import MemoryEngine
+from longshore.tasks.simulation.sample_data import placeholders
+
+_TIME = "redis.call('TIME')"
+_CLOCK = "redis.call('HMGET', 'bench:clock', 's', 'us')"
+#: Families that act on nothing but the engine in memory, or on nothing at all.
+_HARMLESS = ("noop.", "docker.", "approval.", "plan.")
+#: Turns of the loop without anything to do: then the run stands still.
+_PATIENCE = 400
+
+
+class Vanished(BaseException):
+    """The worker was killed."""
+
+
+class MemoryStore(Store):
+    """The store with its own scripts, on a server in memory and by a clock that only the bench moves."""
+
+    def __init__(self, settings: Settings) -> None:
+        try:
+            import fakeredis  # noqa: PLC0415 - an extra
+        except ImportError as error:
+            raise ConfigError("the bench needs fakeredis", remedy="pip install 'longshore[testing]'") from error
+        super().__init__(settings, fakeredis.FakeRedis(decode_responses=True))
+        self._clock = 1_000_000_000_000
+        #: ms by which that clock was set, and not merely went on.
+        self._set_by = 0
+        # Whoever asks for the time, alone or in a pipeline.
+        self.client.set_response_callback("TIME", lambda _time, **_: self._time())
+        self.advance(0)
+
+    def _run(self, name: str, run_id: str, *args: object, keys: Sequence[str] = (), lasting: bool = True) -> Any:
+        if name not in self._scripts:
+            self._scripts[name] = self.client.register_script(lua.source(name).replace(_TIME, _CLOCK))
+        return super()._run(name, run_id, *args, keys=keys)
+
+    def run_alone(self, name: str, keys: list[str], *args: object) -> Any:
+        if name not in self._scripts:
+            self._scripts[name] = self.client.register_script(lua.alone(name).replace(_TIME, _CLOCK))
+        return super().run_alone(name, keys, *args)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self._clock += round(seconds * 1000)
+        whole, micros = self._time()
+        self.client.hset("bench:clock", mapping={"s": whole, "us": micros})
+
+    def _time(self) -> tuple[int, int]:
+        """As Redis gives it, in seconds and microseconds."""
+        seconds, ms = divmod(self._clock, 1000)
+        return seconds, ms * 1000
+
+    def jump(self, seconds: float) -> None:
+        """Set the clock, forward or back."""
+        self._set_by += round(seconds * 1000)
+        self.advance(seconds)
+
+    def steady(self) -> float:
+        return self._clock - self._set_by
+
+    def may_have_lost(self, since: int) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class _Message:
+    task: str
+    run_id: str
+    step_id: StepId = 0
+    host: str = ""
+    #: The links that follow it in its chain.
+    rest: tuple[int, ...] = ()
+
+
+class _Line(Canvas):
+    """The messages of a run, in a queue instead of a broker."""
+
+    def __init__(self, queue: deque[_Message], run_id: str, hosts: Mapping[StepId, str] | None = None) -> None:
+        self.queue = queue
+        self.run_id = run_id
+        self.hosts = hosts or {}
+
+    def send_start(self, plan_name: str) -> None:
+        self.send_advance(plan_name)
+
+    def send_advance(self, plan_name: str) -> None:
+        self.queue.append(_Message(ADVANCE, self.run_id))
+
+    def send_level(self, plan: CompiledPlan, ids: Sequence[StepId], *, may_chain: bool) -> None:
+        first = ids[0]
+        if len(ids) == 1 and may_chain and isinstance(first, int):
+            links = plan.chain_from(first, CHAIN_LINKS)
+            self.queue.append(_Message(STEP, self.run_id, first, rest=links[1:]))
+            return
+        for step_id in ids:
+            self.send_single(STEP, plan, step_id)
+
+    def send_undo(self, plan: CompiledPlan, ids: Sequence[StepId]) -> None:
+        for step_id in ids:
+            self.send_single(UNDO, plan, step_id)
+
+    def send_single(self, task: str, plan: CompiledPlan, step_id: StepId) -> None:
+        self.queue.append(_Message(task, self.run_id, step_id, self.hosts.get(step_id, "")))
+
+
+@dataclass
+class Script:
+    """What the bench has a step do."""
+
+    #: Errors of its next attempts, in turn; None is a success.
+    errors: list[OperationError | None] = field(default_factory=list)
+    #: What it does after those.
+    always: OperationError | None = None
+    hangs: bool = False
+    #: How many workers die of it, and whether before they have acted.
+    vanishes: int = 0
+    data: dict[str, Any] | None = None
+    changed: bool = True
+    acts: Callable[..., Any] | None = None
+
+
+class _Staged(Implementation[Params]):
+    """An operation on the bench: as scripted, else for real where it is harmless, else pretended."""
+
+    def __init__(self, bench: Bench, operation: Operation, real: Implementation[Any] | None) -> None:
+        self.bench = bench
+        self.operation = operation
+        self.real = real
+
+    @property
+    def keeps_journal(self) -> bool:
+        if self.real is None:
+            return False
+        return bool(getattr(self.real, "keeps_journal", type(self.real).before is not Implementation.before))
+
+    def before(self, ctx: Context, params: Params) -> dict[str, Any]:
+        if self.real is not None:
+            return self.real.before(ctx, params)
+        return self.bench.pretended_before.get(ctx.step, {})
+
+    def act(self, ctx: Context, params: Params, before: dict[str, Any]) -> Outcome:
+        name = ctx.step if ctx.unit is None else f"{ctx.step}[{ctx.unit}]"
+        self.bench.done.append(name)
+        script = self.bench.scripts.get(name) or self.bench.scripts.get(ctx.step)
+        if script is None:
+            return self._act(ctx, params, before)
+        error = script.errors.pop(0) if script.errors else script.always
+        if error is not None:
+            raise error
+        if script.hangs:
+            raise StepTimeout("ran out of its time")
+        outcome = self._act(ctx, params, before) if script.data is None else Outcome(script.changed, dict(script.data))
+        if script.vanishes:
+            script.vanishes -= 1
+            raise Vanished
+        return outcome
+
+    def _act(self, ctx: Context, params: Params, before: dict[str, Any]) -> Outcome:
+        if self.real is not None:
+            return self.real.act(ctx, params, before)
+        return Outcome(changed=True, data=self.bench.pretended.get(ctx.step, {}))
+
+    def predict(self, ctx: Context, params: Params) -> Prediction:
+        return Prediction(f"would run {self.operation.name}", changed=None)
+
+    def undo(self, ctx: Context, params: Params, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
+        name = ctx.step if ctx.unit is None else f"{ctx.step}[{ctx.unit}]"
+        self.bench.undone.append(name)
+        script = self.bench.undo_scripts.get(name) or self.bench.undo_scripts.get(ctx.step)
+        if script is not None and (error := script.errors.pop(0) if script.errors else script.always):
+            raise error
+        return self.real.undo(ctx, params, before, data) if self.real is not None else Outcome(changed=True)
+
+
+@dataclass(frozen=True)
+class Done:
+    """One act by itself, and what it recorded."""
+
+    bench: Bench
+    operation: str
+    params: Params
+    context: Context
+    before: dict[str, Any]
+    outcome: Outcome
+
+    def undo(self) -> Outcome:
+        """Take it back."""
+        done = implementation(self.operation)
+        with self.bench.engine_in_use():
+            return done.undo(self.context, self.params, self.before, self.outcome.data)
+
+
+class _NoReceipts:
+    """The receipts of a host on which nothing is done."""
+
+    def close(self, run_id: str, born: str, epoch: int, parts: Collection[str]) -> None:
+        """Nothing can act later."""
+
+    def traces(
+        self, run_id: str, born: str, patience: float, parts: Collection[str] | None = None
+    ) -> tuple[list[Trace], list[str]]:
+        return [], []
+
+    def version(self, run_id: str, born: str) -> int:
+        return 0
+
+
+class Bench:
+    """Runs plans in memory. Steps of `noop`, `docker` (on `engine`) and own operations are done; those of any
+    other family are pretended: they succeed, change, and give the data that `give` says. `pretend=True`
+    pretends all of them, `approve_all` approves whatever waits for a person. `hosts` are names, or names with labels.
+
+    Time passes only as the run waits for it. Each method below names a step, or `step[3]` for one item of it.
+    """
+
+    def __init__(
+        self,
+        *,
+        hosts: Sequence[str] | Mapping[str, Mapping[str, str]] = ("bench",),
+        pretend: bool = False,
+        approve_all: bool = False,
+        lease: float = 15.0,
+    ) -> None:
+        self.settings = Settings(redis_url="redis://bench", lease=lease, namespace="bench")
+        self.engine = MemoryEngine()
+        self.hosts = list(hosts)
+        #: By the name of a host.
+        self.labels = dict(hosts) if isinstance(hosts, Mapping) else {}
+        self.pretend = pretend
+        self.approve_all = approve_all
+        self.scripts: dict[str, Script] = {}
+        self.undo_scripts: dict[str, Script] = {}
+        self.pretended: dict[str, dict[str, Any]] = {}
+        self.pretended_before: dict[str, dict[str, Any]] = {}
+        #: Steps that were done and undone, in order, each attempt.
+        self.done: list[str] = []
+        self.undone: list[str] = []
+        self.store = MemoryStore(self.settings)
+        self.plans = Plans(self.store)
+        self._queue: deque[_Message] = deque()
+        self._driver = Driver(None, self.store, self.plans, self._canvas)  # type: ignore[arg-type]
+        queues = [operation.queue for operation in all_operations().values()]
+        self._agents = [HostAgent(self.store, self.plans, _NoReceipts(), host, queues) for host in self.hosts]
+        self._owners = itertools.count(1)
+        self._numbers = itertools.count(1)
+        self._decisions: dict[str, tuple[str, str]] = {}
+
+    # --- what is to happen ------------------------------------------------------------------------
+
+    def _script(self, step: str) -> Script:
+        return self.scripts.setdefault(step, Script())
+
+    def fail(self, step: str, error: str | OperationError = "failed on the bench", *, times: int | None = None) -> None:
+        """Have a step fail: always, or that many times in a row and then no more."""
+        raised = error if isinstance(error, OperationError) else Unsuccessful(error)
+        script = self._script(step)
+        if times is None:
+            script.always = raised
+        else:
+            script.errors += [raised] * times
+
+    def fail_undo(self, step: str, error: str = "its undo failed on the bench") -> None:
+        self.undo_scripts.setdefault(step, Script()).always = OperationError(error)
+
+    def hang(self, step: str) -> None:
+        """Have a step run out of its time."""
+        self._script(step).hangs = True
+
+    def vanish(self, step: str, times: int = 1) -> None:
+        """Have the worker be killed after the step has acted and before it is recorded, that many times."""
+        self._script(step).vanishes = times
+
+    def give(self, step: str, data: Mapping[str, Any] | None = None, *, changed: bool = True) -> None:
+        """Have a step succeed with that data, without doing anything."""
+        script = self._script(step)
+        script.data, script.changed = dict(data or {}), changed
+
+    def approve(self, step: str, note: str = "") -> None:
+        """Have somebody approve the step once it waits."""
+        self._decisions[step] = ("approve", note)
+
+    def reject(self, step: str, note: str = "") -> None:
+        self._decisions[step] = ("reject", note)
+
+    def set_clock(self, seconds: float) -> None:
+        """Have Redis's clock jump, forward or back, as one does that is set by hand."""
+        self.store.jump(seconds)
+
+    # --- a run ------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        plan: Plan,
+        params: Mapping[str, Any] | None = None,
+        *,
+        run_id: str | None = None,
+        hooks: Hooks | None = None,
+    ) -> Report:
+        """Run a plan to its end; PlanError, ParamsError as `Client.start`. AssertionError if it stands still."""
+        self._known(plan)
+        run_id = run_id or f"{plan.name}-{next(self._numbers)}"
+        for host in self.hosts:
+            queues = tuple(sorted({at_host(operation.queue, host) for operation in all_operations().values()}))
+            own = tuple(name for name, operation in all_operations().items() if operation.function is not None)
+            labels = self.labels.get(host, {})
+            Hosts(self.store).register(host, Node("bench", queues, own, labels=labels, facts=facts()))
+        self.pretended, self.pretended_before = placeholders(plan)
+        Admission(self.store).submit(run_id, request_body(plan, params or {}, "bench"))
+        self._queue.append(_Message(ADVANCE, run_id))
+        self._driver.look_at_clock()
+        with self.engine_in_use():
+            self._until_it_rests(run_id)
+        told = [each for each in (plan._hooks, hooks) if each is not None]
+        for each in told:
+            teller = Teller(self.store, run_id, self.plans.get(run_id).plan)
+            for event in self.events(run_id):
+                teller.tell(event, each)
+        return self.report(run_id)
+
+    def _known(self, plan: Plan) -> None:
+        """What is to happen to a step that is not there would never happen, and the test would prove nothing."""
+        names = set(_names(plan))
+        for name in [*self.scripts, *self.undo_scripts, *self._decisions]:
+            step = name if name in names else name.partition("[")[0]
+            if step not in names and "@undo" not in step:
+                near = get_close_matches(step, names, n=1)
+                raise UnknownName(
+                    f"the bench was told of a step {step!r}, which is not in the plan",
+                    remedy=f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(names))}",
+                )
+
+    def report(self, run_id: str) -> Report:
+        run, steps = self.store.everything(run_id)
+        return report.build(run_id, self.plans.get(run_id).plan, run, steps, self.store.now())
+
+    def events(self, run_id: str) -> list[Event]:
+        return events.read(self.store, run_id, self.plans.get(run_id).plan)
+
+    @contextmanager
+    def engine_in_use(self) -> Iterator[None]:
+        """Docker operations of this process act on the bench's engine inside."""
+        factory = port._factory
+        port.use_engines(lambda _url: self.engine)
+        try:
+            yield
+        finally:
+            port.use_engines(factory)
+
+    def _canvas(self, run_id: str, hosts: Mapping[StepId, str] | None) -> Canvas:
+        return _Line(self._queue, run_id, hosts)
+
+    def _until_it_rests(self, run_id: str) -> None:
+        idle = 0
+        while self.store.state(run_id) not in TERMINAL or self._queue:
+            if self._queue:
+                self._deliver(self._queue.popleft())
+                idle = 0
+                continue
+            idle += 1
+            if idle >= _PATIENCE:
+                raise AssertionError(f"the run stands still in {self.store.state(run_id)}")
+            self._decide(run_id)
+            self._pass_time(run_id)
+
+    def _pass_time(self, run_id: str) -> None:
+        """Until something is due; then sweep, as workers do."""
+        run_ids = self.store.runs()
+        self._sweep(run_ids)  # sweepers are at work all the while
+        now = self.store.now()
+        due = [float(when) for when in self._due(run_ids) if when > now]
+        self.store.advance((min(due) - now) / 1000 + 0.001 if due else self.settings.lease)
+        self._live_on()
+        self._sweep(run_ids)
+
+    def _sweep(self, run_ids: Sequence[str]) -> None:
+        self._driver.look_at_clock()
+        self._driver.judging = True  # sweepers were at work all the while, however far time has gone at once
+        for agent in self._agents:
+            for each in agent.look(self._driver.clock.asked):
+                self._driver.advance(each)
+        for each in run_ids:
+            self._driver.advance(each, thorough=True)
+
+    def _live_on(self) -> None:
+        for host in self.hosts:
+            Hosts(self.store).beat(host, "bench", NodeState.READY, 0)
+
+    def _due(self, run_ids: list[str]) -> Iterator[float]:
+        for run_id in run_ids:
+            keys = self.store.keys.of(run_id)
+            for key in (keys.leases, keys.waits):
+                yield from (float(when) for _, when in self._scores(key))
+            fields, steps = self.store.everything(run_id)
+            yield from (float(fields[name]) for name in ("deadline", "undo_deadline") if fields.get(name))
+            for name, value in steps.items():
+                kind, _, step_id = name.partition(":")
+                if kind in {"n", "un"} and steps.get(f"{kind[:-1]}s:{step_id}") == "retrying":
+                    yield float(value)
+
+    def _scores(self, key: str) -> list[tuple[str, float]]:
+        return self.store.client.zrange(key, 0, -1, withscores=True)  # type: ignore[return-value]
+
+    def _decide(self, run_id: str) -> None:
+        """The people's part: decisions on what waits."""
+        for each in self.store.runs():
+            plan = self.plans.get(each).plan
+            for member in self.store.look(each).waits:
+                name = plan.name_of(member if "." in member else int(member)) if member[0] != "u" else ""
+                person = name and plan.steps[plan.index[name.partition("[")[0]]].waits is Waits.PERSON
+                if name in self._decisions or (self.approve_all and person):
+                    kind, note = self._decisions.pop(name, ("approve", ""))
+                    self.store.command(each, kind, reason=note, step=plan.id_of(name))
+                    self._queue.append(_Message(ADVANCE, each))
+
+    def _deliver(self, message: _Message) -> None:
+        if message.task == ADVANCE:
+            try:
+                self._driver.advance(message.run_id)
+            except NotOurs:
+                return
+            return
+        attempt = self._attempt(message)
+        try:
+            recorded = attempt.forward() if message.task == STEP else attempt.backward()
+        except (Refused, Vanished):
+            return
+        except IsParked:
+            self._queue.append(_Message(ADVANCE, message.run_id))
+        except TryAgain as again:
+            if not again.parked:
+                self.store.advance(again.delay)
+                self._queue.append(replace(message, rest=()))
+        except AttemptFailed as failed:
+            self._follow(message, getattr(failed, "recorded", None), good=False)
+        else:
+            self._follow(message, recorded, good=True)
+
+    def _follow(self, message: _Message, recorded: Recorded | None, *, good: bool) -> None:
+        """What Celery and the result backend do when a task has ended."""
+        if recorded is None or recorded.advance:
+            self._queue.append(_Message(ADVANCE, message.run_id))
+        units = recorded.next_units if recorded is not None else ()
+        for unit, (host,) in self.store.step_fields(message.run_id, units, (Field.HOST,)).items():
+            self._queue.append(_Message(STEP, message.run_id, unit, host or ""))
+        if good and message.rest:
+            self._queue.append(_Message(STEP, message.run_id, message.rest[0], rest=message.rest[1:]))
+
+    def _attempt(self, message: _Message) -> Attempt:
+        name = f"task-{next(self._owners)}"
+        following = message.rest[0] if message.rest else None
+        return _BenchAttempt(
+            self.store,
+            self.plans.get(message.run_id),
+            message.run_id,
+            message.step_id,
+            f"{name}@bench/1",
+            name,
+            self._canvas,
+            message.host or self.hosts[index_of(message.step_id) % len(self.hosts)],
+            next_link=following,
+            bench=self,
+        )
+
+    def staged(self, name: str) -> Implementation[Any]:
+        """How an operation is carried out here."""
+        operation = find(name)
+        own = operation.function is not None
+        if name.startswith(("approval.", "plan.")):
+            return implementation(name)
+        harmless = not self.pretend and (own or name.startswith(_HARMLESS))
+        return _Staged(self, operation, implementation(name) if harmless else None)
+
+    # --- one operation ----------------------------------------------------------------------------
+
+    def act(self, op: str, /, **params: Any) -> Done:
+        """Do one operation by itself, for real, its journal before it. Raises what it raises."""
+        done, values = implementation(op), find(op).params.model_validate(params)
+        context = Context(run_id="bench", step=f"step-{next(self._numbers)}", plan="bench")
+        with self.engine_in_use():
+            before = done.before(context, values)
+            json.dumps(before)
+            return Done(self, op, values, context, before, done.act(context, values, before))
+
+
+def _names(plan: Plan) -> Iterator[str]:
+    """Of its steps, and of those of its sub-plans."""
+    for name, step in plan.steps.items():
+        yield name
+        if step.op == RUN.name and "plan" in step.with_:
+            yield from _names(subplans.resolve(plan, step.with_["plan"]))
+
+
+@dataclass
+class _BenchAttempt(Attempt):
+    bench: Bench = None  # type: ignore[assignment]
+
+    @contextlib.contextmanager
+    def _receipt(self, grant: Grant, context: Context) -> Iterator[tuple[None, None]]:
+        yield None, None  # nothing is done that could be done twice
+
+    def _is_newest(self, grant: Grant) -> None:
+        """Nothing is lost in memory."""
+
+    def _doing(self, operation: str) -> Implementation[Any]:
+        done = self.bench.staged(operation)
+        if isinstance(done, Waiting) and self.bench.scripts.get(self.step.name):
+            return _Staged(self.bench, find(operation), None)
+        return done

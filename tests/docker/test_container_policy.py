@@ -1,0 +1,196 @@
+"""What a worker may not give a container, on a real engine; and what gc takes away, and what it leaves."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from longshore.orchestration import Plan
+from longshore.orchestration.errors import NotAllowed, OperationError
+from longshore.orchestration.settings import get_settings
+from longshore.orchestration.store import audit
+from tests.docker.conftest import MakeStep
+from tests.docker.stack import Stack, stack
+from tests.integration.conftest import QUICK
+from tests.integration.processes import PATIENCE, Installation
+from tests.servers import IMAGE, RedisServer, engine_url
+
+if TYPE_CHECKING:
+    import docker
+
+pytestmark = [pytest.mark.docker, pytest.mark.operated]
+assert stack
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        ({"privileged": True}, "privileged: true"),
+        ({"pid": "host"}, "pid: host"),
+        ({"cap_add": ["SYS_ADMIN"]}, "SYS_ADMIN"),
+        ({"volumes": ["/:/host"]}, "root on the host"),
+        ({"volumes": [{"type": "bind", "source": "/srv/..", "target": "/host"}]}, "root on the host"),
+        ({"volumes": ["/var/run/docker.sock:/var/run/docker.sock"]}, "root on the host"),
+    ],
+)
+def test_a_stack_that_is_root_on_the_host_is_not_brought_up(
+    stack: Stack, said: dict[str, object], word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack.write(web=said)
+    up = stack.up()
+    with pytest.raises(NotAllowed, match=word):
+        up.act()
+    assert not stack.ids()
+    monkeypatch.setenv("LONGSHORE_ALLOW_PRIVILEGED", "true")
+    monkeypatch.setenv("LONGSHORE_ALLOWED_BINDS", "/")
+    get_settings.cache_clear()
+    stack.up().predict()  # whoever may, may
+
+
+def test_a_container_is_not_given_the_hosts_root_nor_an_image_that_is_not_listed(
+    step: MakeStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount = {"type": "bind", "source": "/", "target": "/host"}
+    for operation in ("docker.create.execute", "docker.run.execute"):
+        made = step(operation, image=IMAGE, command=["true"], volumes=[mount])
+        with pytest.raises(NotAllowed, match="root on the host"):
+            made.act()
+        with pytest.raises(NotAllowed, match="root on the host"):
+            made.predict()  # a rehearsal says what the real one would
+    disguised = {"type": "none", "o": "bind", "device": "/"}
+    with pytest.raises(NotAllowed, match="root on the host"):
+        step("docker.volume-create.execute", name="los-disguised", options=disguised).act()
+    monkeypatch.setenv("LONGSHORE_ALLOWED_IMAGES", "shop/*")
+    get_settings.cache_clear()
+    with pytest.raises(NotAllowed, match="ALLOWED_IMAGES"):
+        step("docker.run.execute", image=IMAGE, command=["true"]).act()
+    with pytest.raises(NotAllowed, match="ALLOWED_IMAGES"):
+        step("docker.pull.execute", image="elses/image:1").act()
+
+
+def test_what_a_worker_refuses_fails_the_step_touches_nothing_and_stands_in_the_audit_trail(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    place = Installation(redis_server.url, tmp_path, options=dict(QUICK), docker_host=engine_url())
+    place.options |= {"allowed_roots": str(tmp_path), "allowed_operations": "noop.*,file.*,docker.run.*"}
+    client, upwards = place.client(), f"{tmp_path}/{{{{ params.way }}}}"
+    try:
+        place.worker("one", "-c", "2").start()
+        for name, op, given, word in (
+            ("bind", "docker.run.execute", {"image": IMAGE, "command": ["true"],
+             "volumes": [{"type": "bind", "source": "/", "target": "/host"}]}, "root on the host"),
+            ("path", "file.deploy.execute", {"path": "/etc/los-evil", "content": "x"}, "ALLOWED_ROOTS"),
+            ("operation", "command.exec.execute", {"argv": ["true"]}, "ALLOWED_OPERATIONS"),
+            ("template", "file.deploy.execute", {"path": upwards, "content": "x"}, "has a .. in it"),
+        ):  # fmt: skip
+            plan = Plan(f"denied-{name}", params={"way": {"type": "string", "default": "../../etc/los-evil"}})
+            plan.step("a", op, **given).after(plan.step("before", "noop.execute", changed=True))
+            report = client.start(plan).wait(timeout=PATIENCE)
+            assert report.state == "undone"
+            assert word in str(report.step("a").error)
+            line = next(line for line in audit.lines(client.store, refused=True) if line.run == report.run_id)
+            assert (line.step, line.plan, line.actor) == ("a", f"denied-{name}", "tester")
+            assert word in line.why
+        assert not Path("/etc/los-evil").exists()
+    finally:
+        place.close()
+
+
+@pytest.mark.parametrize("content", ["OWN={url}", "{url}", "not a variable {url}"])
+def test_no_way_through_a_projects_files_leads_to_the_workers_own_access(
+    stack: Stack, content: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a file that holds the worker's Redis URL, as its environment in /proc does, behind a variable
+    url = "redis://worker:swordfish-and-more@redis:6379/0"
+    monkeypatch.setenv("LONGSHORE_REDIS_URL", url)
+    get_settings.cache_clear()
+    stack.write(web={"env_file": ["${WHERE}"]})
+    (stack.directory / "own").write_text(content.replace("{url}", url))
+    (stack.directory / ".env").write_text(f"TAG=1\nWHERE={stack.directory}/own\n")
+    # When it is brought up, then it is refused, or Compose cannot read it, and neither tells the password
+    with pytest.raises(OperationError) as refused:
+        stack.up().act()
+    assert "depends on a variable" in str(refused.value)
+    assert "swordfish" not in str(refused.value)
+    assert not stack.ids()
+    # Without a variable it is not even read, where it lies outside.
+    stack.write(web={"env_file": ["/proc/self/environ"]})
+    with pytest.raises(NotAllowed, match="lies outside"):
+        stack.up().act()
+
+
+# --- gc ---------------------------------------------------------------------------------------------
+
+
+def test_gc_takes_what_forgotten_runs_have_kept_and_nothing_of_others(  # noqa: PLR0915 - one story
+    redis_server: RedisServer, tmp_path: Path, engine: docker.APIClient
+) -> None:
+    place = Installation(redis_server.url, tmp_path, options=QUICK | {"host": "web1"}, docker_host=engine_url())
+    state = tmp_path / "state"
+    names = [f"los-gc-{os.urandom(3).hex()}-{n}" for n in range(2)]
+    tag, elses = f"los-gc-{os.urandom(3).hex()}:1", "longshore-keep/images:k-elses-run.pull-0123456789ab"
+    engine.tag(IMAGE, *elses.split(":"))
+    for name in names:
+        engine.create_container(IMAGE, ["true"], name=name, labels={"mine": "1"})
+    client = place.client()
+    try:
+        place.worker("one", "-c", "2").start()
+
+        def away(name: str) -> str:
+            plan = Plan(f"away-{name}")
+            plan.step("tag", "docker.tag.execute", image=IMAGE, name=tag).undo("none")
+            plan.step("untag", "docker.image-remove.execute", image=tag).after("tag")
+            plan.step("remove", "docker.remove.execute", container=name)
+            plan.step("file", "file.deploy.execute", path=f"{tmp_path}/{name}", content="x")
+            run = client.start(plan)
+            report = run.wait(timeout=PATIENCE)
+            assert report.state == "succeeded", report
+            return run.id
+
+        forgotten, known = away(names[0]), away(names[1])
+        assert client.get(forgotten).prune() == "done"
+
+        def kept() -> tuple[set[str], set[str]]:
+            tags = {t for image in engine.images() for t in image["RepoTags"] or () if t.startswith("longshore-keep/")}
+            found = {row["Names"][0].strip("/") for row in engine.containers(all=True, filters={"label": "mine"})}
+            return {t for t in tags if "away-" in t or t == elses}, {n for n in found if n.startswith("los-gc-")}
+
+        tags, containers = kept()
+        assert len(containers) == 2
+        assert place.longshore("gc", "-o", "json").json["steps"][0]["status"] == "unchanged"  # nothing is old enough
+        rehearsed = place.longshore("gc", "--older-than", "0s", "--dry-run")
+        assert rehearsed.code == 0, rehearsed.err
+        assert f"{names[0]}--longshore-" in rehearsed.out
+        assert names[1] not in rehearsed.out
+        assert kept() == (tags, containers)
+
+        done = place.longshore("gc", "--older-than", "0s")
+        assert done.code == 0, done.err
+        left, still = kept()
+        assert {name.partition("--")[0] for name in still} == {names[1]}
+        assert elses in left  # of another installation on this engine
+        assert all(forgotten not in name for name in left)
+        assert {name for name in left if known in name} == {name for name in tags if known in name}
+        receipts = {path.name.partition("~")[0] for path in (state / "receipts" / place.namespace).iterdir()}
+        assert forgotten not in receipts
+        assert known in receipts
+        assert place.longshore("gc", "--older-than", "0s", "-o", "json").json["steps"][0]["status"] == "unchanged"
+
+        # what a known run may need is still there
+        run = client.get(known)
+        run.answer(run.undo(), timeout=PATIENCE)
+        assert run.wait(timeout=PATIENCE).state == "undone"
+        assert names[1] in {
+            row["Names"][0].strip("/") for row in engine.containers(all=True, filters={"label": "mine"})
+        }
+    finally:
+        place.close()
+        for row in engine.containers(all=True, filters={"label": "mine"}):
+            engine.remove_container(row["Id"], force=True)
+        for image in engine.images():
+            for name in image["RepoTags"] or ():
+                if name.startswith(("longshore-keep/", "los-gc-")):
+                    engine.remove_image(name)

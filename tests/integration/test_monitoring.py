@@ -1,0 +1,304 @@
+"""What others see of runs: metrics that agree with the reports, notices, logs, traces."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry import trace as otel
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import TracerProvider
+from prometheus_client.parser import text_string_to_metric_families
+
+from longshore.orchestration import Client, Plan, Report
+from longshore.orchestration.monitoring import counters as counting
+from longshore.orchestration.monitoring import metrics
+from tests.integration.conftest import QUICK
+from tests.integration.processes import PATIENCE, Installation, lines, wait_for
+from tests.servers import RedisServer
+
+pytestmark = pytest.mark.operated
+
+SECRET = "of-the-webhook"  # noqa: S105
+Metrics = dict[tuple[str, tuple[str, ...]], float]
+
+
+class Listener:
+    """A service that is told things by POST; the first answers may be errors."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, dict[str, str], bytes]] = []
+        self.failures = 0
+        listener = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if listener.failures:
+                    listener.failures -= 1
+                    self.send_response(503)
+                else:
+                    listener.heard.append((self.path, dict(self.headers), body))
+                    self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                """Nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def notices(self, run_id: str) -> list[dict[str, Any]]:
+        found = [json.loads(body) for path, _, body in list(self.heard) if path == "/hook"]
+        return [one for one in found if one["run_id"] == run_id]
+
+    def spans(self, run_id: str) -> list[Any]:
+        found = []
+        for path, _, body in list(self.heard):
+            if path != "/v1/traces":
+                continue
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                for scope in resource.scope_spans:
+                    found += [s for s in scope.spans if attributes(s).get("longshore.run") == run_id]
+        return found
+
+
+def attributes(span: Any) -> dict[str, Any]:
+    return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in span.attributes}
+
+
+@pytest.fixture(scope="module")
+def listener() -> Iterator[Listener]:
+    made = Listener()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def place(
+    redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory, listener: Listener
+) -> Iterator[Installation]:
+    folder = tmp_path_factory.mktemp("observed")
+    options = QUICK | {
+        "notify_webhook": f"{listener.url}/hook",
+        "notify_secret": SECRET,
+        "notify_command": f"sh -c 'cat >> {folder}/told; echo \"$LONGSHORE_NOTICE_KIND\" >> {folder}/kinds'",
+        "notify_link": "https://ops.example/flower/",
+        "log_format": "json",
+        "tracing": "true",
+        "host": "web1",
+    }
+    made = Installation(redis_server.url, folder, options=options)
+    where = {"OTEL_EXPORTER_OTLP_ENDPOINT": listener.url, "OTEL_EXPORTER_OTLP_COMPRESSION": "none"}
+    try:
+        for name in ("one", "two"):
+            made.worker(name, "-c", "2", **where).start()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def client(place: Installation) -> Client:
+    return place.client()
+
+
+def scraped(text: str) -> Metrics:
+    return {
+        (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def by_reports(reports: list[Report]) -> Metrics:
+    """What the counters have to say, by the reports alone."""
+    counts: Counter[tuple[str, tuple[str, ...]]] = Counter()
+    for report in reports:
+        if report.ended:
+            counts["longshore_runs_total", (report.plan, str(report.state))] += 1
+        for step in report.steps:
+            if step.status in {"changed", "unchanged", "failed", "skipped", "cancelled", "not_run", "unknown"}:
+                counts["longshore_steps_total", (step.op, str(step.status))] += 1
+            tries = sum(item.attempts for item in step.items) if step.items else step.attempts
+            if tries:
+                counts["longshore_step_attempts_total", (step.op,)] += tries
+            if step.undo is not None and step.undo.duration_s is not None:
+                counts["longshore_undos_total", (step.op, str(step.undo.status))] += 1
+    return {name: float(value) for name, value in counts.items()}
+
+
+def counters(found: Metrics) -> Metrics:
+    names = {"longshore_runs_total", "longshore_steps_total", "longshore_step_attempts_total", "longshore_undos_total"}
+    return {key: value for key, value in found.items() if key[0] in names}
+
+
+def release(folder: Path, name: str) -> Plan:
+    plan, mark = Plan(name), folder / uuid.uuid4().hex
+    first = plan.step("first", "noop.execute", changed=True)
+    many = plan.step("many", "noop.execute", changed=True).foreach([1, 2, 3]).after(first)
+    again = plan.step("again", "command.shell.execute", command=f"test -e {mark} || {{ touch {mark}; exit 1; }}")
+    again.retry(2, initial=0.05).after(first).undo("none")
+    plan.step("last", "noop.execute", fail="no such table").after(many, again)
+    return plan
+
+
+def test_metrics_agree_with_the_reports_while_runs_go_and_after(client: Client, place: Installation) -> None:
+    gate = Plan("gated")
+    ask = gate.step("ask", "approval.wait.execute").timeout(60).after(gate.step("before", "noop.execute", changed=True))
+    gate.step("after", "noop.execute").after(ask)
+    runs = [client.start(release(place.folder, "release")) for _ in range(3)] + [client.start(gate)]
+    for run in runs[:3]:
+        run.wait(timeout=PATIENCE)
+    wait_for("it to wait", lambda: runs[3].report().step("ask").status == "waiting")
+
+    def agreed() -> bool:
+        return counters(scraped(metrics.text(client.store))) == by_reports([run.report() for run in runs])
+
+    wait_for("metrics to agree, while one goes on", agreed, 20)
+    found = scraped(place.longshore("metrics").out)
+    assert found["longshore_runs_live", ("gated", "running")] == 1
+    assert found["longshore_runs_total", ("release", "undone")] == 3
+    before = counters(found)
+    runs[3].approve("ask")
+    runs[3].wait(timeout=PATIENCE)
+    wait_for("metrics to agree, after", agreed, 20)
+    found = scraped(metrics.text(client.store))
+    assert ("longshore_runs_live", ("gated", "running")) not in found
+    assert all(counters(found)[key] >= value for key, value in before.items())
+    took = sum(run.report().duration_s or 0 for run in runs[:3])
+    assert found["longshore_run_duration_seconds_sum", ("release",)] == pytest.approx(took, abs=0.01)
+    assert found["longshore_run_duration_seconds_count", ("release",)] == 3
+    assert found["longshore_step_duration_seconds_bucket", ("+Inf", "noop.execute")] >= 9
+    assert found["longshore_redis_memory_bytes", ("used",)] > 0
+
+    # who scrapes twice, or in two places at once, counts nothing twice
+    threads = [threading.Thread(target=lambda: metrics.text(place.client().store)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert agreed()
+
+    # a run that goes on after its end: what it had counted stays
+    kept = Plan("kept", on_failure="keep")
+    kept.step("a", "noop.execute", changed=True)
+    run = client.start(kept)
+    run.wait(timeout=PATIENCE)
+    good = "longshore_runs_total", ("kept", "succeeded")
+    wait_for("it to be counted", lambda: scraped(metrics.text(client.store)).get(good) == 1)
+    run.answer(run.undo())
+    wait_for("its undo", lambda: run.state() == "undone")
+    wait_for(
+        "it to be counted", lambda: ("longshore_runs_total", ("kept", "undone")) in scraped(metrics.text(client.store))
+    )
+    assert scraped(metrics.text(client.store))["longshore_runs_total", ("kept", "succeeded")] == 1
+
+
+def test_a_killed_worker_is_counted(client: Client, place: Installation) -> None:
+    plan = Plan("killed")
+    plan.step("sleeps", "noop.execute", sleep=3)
+    with place.worker("third", "-c", "1", "-Q", "noop", LONGSHORE_HOST="web3"):
+        run = client.start(plan)
+        wait_for("it to run", lambda: run.report().step("sleeps").status == "running")
+        for worker in place.workers:
+            worker.kill()
+    for worker in place.workers[:2]:
+        worker.start()
+    run.wait(timeout=PATIENCE)
+    found = scraped(metrics.text(client.store))
+    assert found["longshore_leases_lost_total", ("noop.execute",)] >= 1
+    assert run.report().step("sleeps").attempts >= 2
+    assert counting.totals(client.store).counts
+
+
+def test_a_failure_an_approval_and_a_failed_undo_are_told_of(
+    client: Client, place: Installation, listener: Listener
+) -> None:
+    listener.failures = 1  # the service is away for a moment
+    failed = client.start(release(place.folder, "release"))
+    failed.wait(timeout=PATIENCE)
+    (told,) = wait_for("a notice", lambda: listener.notices(failed.id))
+    assert (told["kind"], told["state"], told["plan"]) == ("failed", "undone", "release")
+    assert "no such table" in told["text"]
+    assert told["link"] == f"https://ops.example/flower/runs/{failed.id}"
+    _, headers, body = next(one for one in listener.heard if one[0] == "/hook" and failed.id.encode() in one[2])
+    mac = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
+    assert headers["Longshore-Signature"] == f"sha256={mac}"
+    assert headers["Longshore-Notice"] == told["id"]
+
+    plan = Plan("asks")
+    plan.step("ask", "approval.wait.execute").timeout(60)
+    asks = client.start(plan)
+    (told,) = wait_for("a notice", lambda: listener.notices(asks.id))
+    assert (told["kind"], told["step"]) == ("approval_wanted", "ask")
+    asks.cancel()
+    asks.wait(timeout=PATIENCE)
+
+    plan = Plan("stuck")
+    bad = plan.step("bad", "command.exec.execute", argv=["true"]).undo("command.exec.execute", argv=["false"])
+    plan.step("fails", "noop.execute", fail="no").after(bad)
+    stuck = client.start(plan)
+    stuck.wait(timeout=PATIENCE)
+    (told,) = wait_for("a notice", lambda: listener.notices(stuck.id))
+    assert told["kind"] == "undo_failed"
+
+    wait_for("the command", lambda: {"failed", "approval_wanted", "undo_failed"} <= set(lines(place.folder / "kinds")))
+    assert stuck.id in (place.folder / "told").read_text()
+    assert [one["kind"] for one in listener.notices(asks.id)] == ["approval_wanted"]  # not of a cancel
+
+
+def test_each_line_of_the_log_says_what_it_is_about(client: Client, place: Installation) -> None:
+    run = client.start(release(place.folder, "logged"))
+    run.wait(timeout=PATIENCE)
+
+    def said() -> list[dict[str, Any]]:
+        texts = [line for worker in place.workers for line in lines(worker.log) if line.startswith("{")]
+        return [json.loads(line) for line in texts]
+
+    found = wait_for("lines about it", lambda: [one for one in said() if one["run"] == run.id and one["step"]])
+    assert {"run", "step", "attempt", "host", "level", "message", "timestamp"} <= found[0].keys()
+    assert {one["host"] for one in found} == {"web1"}
+    assert {one["step"] for one in found} >= {"last"}
+    assert all({"run", "step", "attempt", "host"} <= one.keys() for one in said())
+
+
+def test_a_run_is_one_trace_across_its_workers_and_part_of_its_callers(
+    client: Client, place: Installation, listener: Listener
+) -> None:
+    provider = TracerProvider()
+    with provider.get_tracer("application").start_as_current_span("deploy") as above:
+        run = client.start(release(place.folder, "traced"))
+    run.wait(timeout=PATIENCE)
+    spans = wait_for("its trace", lambda: listener.spans(run.id))
+    report = run.report()
+    assert {span.trace_id.hex() for span in spans} == {f"{above.get_span_context().trace_id:032x}"}
+    root = next(span for span in spans if span.name == "traced")
+    assert root.parent_span_id.hex() == f"{above.get_span_context().span_id:016x}"
+    others = [span for span in spans if span is not root]
+    assert {span.parent_span_id for span in others} == {root.span_id}
+    assert len({span.span_id for span in spans}) == len(spans)
+    names = Counter(span.name for span in others)
+    assert names["traced.again"] == report.step("again").attempts == 2
+    assert names["traced.many[0]"] == names["traced.many[0] (undo)"] == names["traced.first (undo)"] == 1
+    last = next(span for span in others if span.name == "traced.last")
+    assert last.status.code == 2
+    assert "no such table" in last.status.message
+    assert attributes(last)["host.name"]
+    assert all(root.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano for span in others)
+    assert otel.get_current_span().get_span_context().is_valid is False

@@ -1,0 +1,240 @@
+"""The driver on a real record: what it does about silence, and the races that chance alone rarely finds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from longshore.orchestration.plans.model import Plan
+from longshore.orchestration.states import RunState
+from longshore.tasks.control import coordinator
+from tests.servers import RedisServer
+from tests.store.simulated_workers import DriverDied, Message, QueueCanvas, World
+
+pytestmark = pytest.mark.store
+
+SHELL = "command.shell.execute"
+
+
+@pytest.fixture
+def world(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
+    """A run of a plan, with its first message under way."""
+    monkeypatch.setattr(coordinator, "Canvas", QueueCanvas)
+    redis_server.flush()
+
+    def make(plan: Plan, server: RedisServer = redis_server, **settings: Any) -> World:
+        made = World(server.url, plan, server.client(), **settings)
+        made.request()
+        return made
+
+    return make
+
+
+def plan_of(*steps: str, **fields: Any) -> Plan:
+    """Independent steps that can be repeated and undone."""
+    plan = Plan("p", **fields)
+    for name in steps:
+        plan.step(name, "noop.execute")
+    return plan
+
+
+def do(world: World, index: int, how: str = "changed", side: str = "") -> None:
+    """One whole attempt, from a message that was sent."""
+    task = "longshore.undo" if side else "longshore.step"
+    message = next(m for m in world.queue if (m.task, m.index) == (task, index))
+    world.queue.remove(message)
+    work = world.deliver(message)
+    assert work is not None
+    world.finish(work, how)
+
+
+# --- silence --------------------------------------------------------------------------------------------
+
+
+def test_a_run_begins_although_its_first_message_was_lost(world: Callable[..., World]) -> None:
+    lost = world(plan_of("a"))
+    lost.queue.clear()
+
+    assert lost.driver.sweep() == 1
+
+    assert lost.queue == [Message("longshore.step", 0)]
+    assert lost.store.waiting() == []
+    lost.settle()
+    assert lost.store.state(lost.run_id) == RunState.SUCCEEDED
+
+
+def test_an_advance_that_was_lost_is_made_up_for(world: Callable[..., World]) -> None:
+    lost = world(plan_of("a"))
+    lost.driver.sweep()
+    do(lost, 0)
+    lost.queue.clear()
+
+    lost.age(11)
+    lost.driver.sweep()
+
+    assert lost.store.state(lost.run_id) == RunState.SUCCEEDED
+    assert lost.rests()
+
+
+def test_a_step_that_no_worker_takes_fails_and_says_so(world: Callable[..., World]) -> None:
+    alone = world(plan_of("a"), claim_timeout=600.0)
+    alone.driver.sweep()
+
+    alone.age(601)
+    alone.driver.sweep()
+
+    assert alone.stored.step("s:0") == "failed"
+    assert alone.stored.run("err") == "no worker of the queue noop took it within 600 s"
+
+
+def test_an_undo_that_takes_too_long_is_given_up_and_named(world: Callable[..., World]) -> None:
+    slow = world(plan_of("a", "b", on_error="stop"), undo_timeout=60.0)
+    slow.driver.sweep()
+    do(slow, 0)
+    do(slow, 1, "failed")
+    slow.driver.advance(slow.run_id)
+    do(slow, 0, "undone", "u")
+    slow.queue.clear()
+
+    slow.age(61)
+    slow.driver.sweep()
+
+    assert slow.store.state(slow.run_id) == RunState.UNDO_FAILED
+    assert (slow.stored.step("us:0"), slow.stored.step("us:1")) == ("undone", "undo_failed")
+    assert "ran out of its time" in str(slow.stored.step("uo:1"))
+
+
+def test_an_entry_of_the_inbox_without_a_request_is_forgotten_after_a_minute(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = world(plan_of("a"))
+    store = here.store
+    store.client.zadd(store.keys.inbox, {"orphan": 0})
+
+    here.driver.sweep()
+    assert "orphan" in store.waiting()
+    monkeypatch.setattr(coordinator, "_ORPHAN", 0.0)
+    here.driver.sweep()
+
+    assert "orphan" not in store.waiting()
+
+
+def test_a_damaged_run_does_not_keep_others_from_being_looked_at(world: Callable[..., World]) -> None:
+    here = world(plan_of("a"))
+    here.stored.redis.set(here.store.keys.of("0-damaged").request, "this is no JSON")
+    here.stored.redis.zadd(here.store.keys.inbox, {"0-damaged": 1})
+
+    assert here.driver.sweep() == 2
+
+    assert here.store.state(here.run_id) == RunState.RUNNING
+
+
+# --- races ----------------------------------------------------------------------------------------------
+
+
+def test_a_link_of_a_chain_is_skipped_where_another_dependency_has_failed(world: Callable[..., World]) -> None:
+    plan = plan_of("bad", "good")
+    plan.steps["bad"] = plan.steps["bad"].model_copy(update={"on_error": "continue"})
+    plan.step("next", "noop.execute").after("good")
+    plan.step("last", "noop.execute").after("next", "bad")
+    run = world(plan)
+    assert run.plan.chain_from(2, 8) == (2,), "the chain must end where the record has to be asked"
+
+    run.driver.sweep()
+    do(run, 0, "failed")
+    do(run, 1)
+    run.settle()
+
+    assert run.stored.step("s:3") == "skipped"
+
+
+def test_a_command_that_comes_while_its_run_is_looked_at_is_not_lost(world: Callable[..., World]) -> None:
+    run = world(plan_of("a"))
+    run.settle()
+    run.store.command(run.run_id, "cancel")  # refused, for it rests; it only brings the sweeper here
+    looks = run.driver_store.look
+
+    def look_and_be_asked(run_id: str) -> Any:
+        found = looks(run_id)
+        if len(run.store.commands(run.run_id)) == 1 and found.fields.get("cmd"):
+            run.store.command(run.run_id, "undo")
+        return found
+
+    run.driver_store.look = look_and_be_asked  # type: ignore[method-assign]
+    run.driver.sweep()
+    assert len(run.store.commands(run.run_id)) == 2
+
+    run.settle()
+
+    assert run.store.state(run.run_id) == RunState.UNDONE
+
+
+def test_a_run_that_was_reopened_by_a_driver_that_died_is_looked_after(world: Callable[..., World]) -> None:
+    run = world(plan_of("a"))
+    run.settle()
+    run.store.command(run.run_id, "undo")
+
+    def die(*_: object, **__: object) -> None:
+        raise DriverDied
+
+    run.driver_store.look_at = die  # type: ignore[method-assign]
+    with pytest.raises(DriverDied):
+        run.driver.sweep()
+    run.driver_store.look_at = run.store.look_at  # type: ignore[method-assign]
+    run.driver.sweep()
+    run.queue.clear()
+
+    run.settle()
+
+    assert run.store.state(run.run_id) == RunState.UNDONE
+
+
+def test_an_always_step_that_is_lost_as_its_run_is_cancelled_runs_again(world: Callable[..., World]) -> None:
+    plan = plan_of("a")
+    plan.step("clean", "noop.execute").always()
+    run = world(plan)
+    run.driver.sweep()
+    do(run, 0)
+    work = run.deliver(Message("longshore.step", 1))
+    assert work is not None
+    run.silence(work)
+    run.store.command(run.run_id, "cancel")
+    whole = run.driver_store.expire
+
+    def cancelled_meanwhile(*args: Any, **kwargs: Any) -> str:
+        run.other_driver.advance(run.run_id)
+        return whole(*args, **kwargs)
+
+    # The other process carries the cancel out just before this one takes the step away.
+    run.driver_store.commands = list  # type: ignore[assignment,method-assign]
+    run.driver._carry_out = lambda *_: False  # type: ignore[method-assign]
+    run.driver_store.expire = cancelled_meanwhile  # type: ignore[method-assign]
+    run.age(11)
+    run.driver.sweep()
+    run.settle()
+
+    assert run.stored.step("s:1") == "changed"
+
+
+@pytest.fixture
+def own_server(redis_server: RedisServer) -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+def test_an_outage_of_redis_costs_no_worker_its_step(world: Callable[..., World], own_server: RedisServer) -> None:
+    run = world(plan_of("a"), own_server, lease=0.4)
+    run.driver.sweep()
+    work = run.deliver(run.queue.pop())
+    assert work is not None
+
+    own_server.stop()
+    time.sleep(0.5)  # longer than a lease, in which no worker could renew it
+    own_server.start()
+    run.driver.sweep()
+
+    assert run.stored.events("lease_lost") == []
+    assert run.stored.step("s:0") == "running"

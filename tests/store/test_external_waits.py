@@ -1,0 +1,278 @@
+"""Runs that wait are found by due time only: nobody looks at them before, and nothing of what they wait for is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from longshore.orchestration.client.request import shared
+from longshore.orchestration.plans.model import Plan
+from longshore.orchestration.states import RunState
+from longshore.orchestration.store.admission import Admission
+from longshore.orchestration.store.breakers import Breakers
+from longshore.orchestration.store.connection import connect
+from longshore.tasks.control import coordinator
+from tests.servers import RedisServer
+from tests.store.simulated_workers import QueueCanvas, World
+from tests.store.stored_run import settings_for
+
+pytestmark = pytest.mark.store
+
+Make = Callable[..., World]
+
+
+@pytest.fixture
+def make(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Make:
+    monkeypatch.setattr(coordinator, "Canvas", QueueCanvas)
+    redis_server.flush()
+
+    def made(plan: Plan, **settings: Any) -> World:
+        return World(redis_server.url, plan, connect(settings_for(redis_server.url)), **settings)
+
+    return made
+
+
+def approval() -> Plan:
+    plan = Plan("asks")
+    plan.approval("ask", timeout="1h")
+    plan.step("after", "noop.execute").after("ask")
+    return plan
+
+
+def submit(world: World, run_id: str) -> None:
+    plan = world.plan.plan
+    body = {"v": 1, "plan": plan.to_dict(), "params": {}, "files": {}, "actor": "ann", "digest": plan.digest({}, {})}
+    Admission(world.store).submit(run_id, body | shared(plan, {}))
+
+
+def park(world: World, run_id: str) -> str:
+    """A run whose one step waits for an approval."""
+    submit(world, run_id)
+    world.driver.advance(run_id)
+    grant = world.store.claim(run_id, 0, "", f"task@one/{run_id}", "task")
+    assert not isinstance(grant, str), grant
+    assert world.store.park(run_id, 0, "", grant.fence, 3600.0, '{"on_timeout":"fail","seconds":3600}', "an approval")
+    return grant.fence
+
+
+def when(world: World, run_id: str) -> float:
+    """Seconds from now until it is looked at."""
+    score = world.stored.redis.zscore(world.store.keys.live, run_id)
+    assert score is not None
+    return float(score - world.store.now()) / 1000
+
+
+def make_due(world: World) -> None:
+    runs = world.stored.redis.zrange(world.store.keys.live, 0, -1)
+    world.stored.redis.zadd(world.store.keys.live, dict.fromkeys(runs, 1), xx=True)
+
+
+def settle(world: World) -> None:
+    """Sweep until nothing is due."""
+    while True:
+        if world.driver.sweep() == 0 or not world.store.waiting():
+            return
+
+
+def commands(world: World) -> int:
+    """Redis's count of commands, without this one."""
+    return int(world.stored.redis.info("stats")["total_commands_processed"])
+
+
+def test_a_run_that_waits_for_an_approval_is_looked_at_when_its_time_is_over(make: Make) -> None:
+    world = make(approval())
+    park(world, "r")
+    make_due(world)
+
+    world.driver.sweep()
+
+    assert 3500 < when(world, "r") <= 3600
+
+
+def test_sweeps_over_many_waiting_runs_cost_as_much_as_over_none(make: Make) -> None:
+    world = make(approval(), lease=600.0)  # longer than all this takes on a busy machine
+    for number in range(150):
+        park(world, f"r{number}")
+    make_due(world)
+    settle(world)
+    world.driver.sweep()
+
+    before = commands(world)
+    for _ in range(10):
+        world.driver.sweep()
+    taken = (commands(world) - before) / 10
+
+    assert taken <= 10, "commands of one sweep; a worker sweeps once a second"
+
+
+def test_a_decision_puts_a_waiting_run_forward(make: Make) -> None:
+    world = make(approval())
+    park(world, "r")
+    make_due(world)
+    settle(world)
+
+    world.store.command("r", "approve", step=0)
+    world.driver.sweep()
+
+    assert world.store.step_fields("r", [0], ("s",))[0] == ("unchanged",)
+    assert when(world, "r") <= world.store.settings.lease
+
+
+def test_a_run_that_goes_on_by_a_message_is_looked_at_again_soon(make: Make) -> None:
+    """The control worker that moves it on may be killed on the way."""
+    world = make(approval())
+    park(world, "r")
+    make_due(world)
+    settle(world)
+    world.stored.redis.hset(
+        world.store.keys.of("r").steps, mapping={"dk:0": "approve", "dw:0": "ann", "dn:0": "", "dt:0": 1}
+    )
+
+    world.driver.advance("r")
+
+    assert when(world, "r") <= world.store.settings.lease / 3 + 1
+
+
+def test_a_run_that_moves_on_while_it_is_put_off_is_looked_at_soon(make: Make) -> None:
+    world = make(approval())
+    park(world, "r")
+    version = world.store.version("r")
+    world.store.command("r", "approve", step=0)
+    world.driver.advance("r")
+
+    world.store.postpone("r", world.store.now() + 3_600_000, version, 3.0)
+
+    assert when(world, "r") <= 4
+
+
+def test_a_retry_that_is_far_off_is_looked_at_when_its_time_has_come(make: Make) -> None:
+    plan = Plan("retries")
+    plan.step("a", "noop.execute").retry(3)
+    world = make(plan)
+    submit(world, "r")
+    world.driver.advance("r")
+    grant = world.store.claim("r", 0, "", "task@one/x", "task")
+    assert not isinstance(grant, str)
+    assert world.store.retry("r", 0, "", grant.fence, 600.0, 10.0, "busy") == 1
+    make_due(world)
+
+    world.driver.sweep()
+
+    assert 590 < when(world, "r") <= 600
+
+
+def test_a_run_of_which_something_is_at_work_is_looked_at_within_a_third_of_a_lease(make: Make) -> None:
+    plan = Plan("both")
+    plan.approval("ask", timeout="1h")
+    plan.step("works", "noop.execute")
+    world = make(plan)
+    park(world, "r")
+    assert not isinstance(world.store.claim("r", 1, "", "task@one/y", "task"), str)
+    make_due(world)
+
+    world.driver.sweep()
+
+    assert when(world, "r") <= world.store.settings.lease / 3
+
+
+def test_runs_that_wait_for_their_turn_are_not_looked_at_until_there_is_room(make: Make) -> None:
+    plan = Plan("p", concurrency={"key": "one"})
+    plan.step("a", "noop.execute")
+    world = make(plan)
+    for number in range(20):
+        submit(world, f"r{number}")
+    for _ in range(3):
+        world.driver.sweep()
+
+    assert world.store.state("r0") == RunState.RUNNING
+    assert all(when(world, f"r{number}") > 3000 for number in range(1, 20))
+
+    grant = world.store.claim("r0", 0, "", "task@one/x", "task")
+    assert not isinstance(grant, str)
+    world.store.complete("r0", 0, "", grant.fence, "changed", "{}")
+    world.queue.clear()
+    world.driver.advance("r0")
+    assert when(world, "r1") <= 0, "its admission has it looked at, whatever becomes of its message"
+    world.driver.sweep()
+    assert world.store.state("r1") == RunState.RUNNING
+
+
+def test_room_that_was_made_without_a_word_is_found_by_the_next_tidying_up(make: Make) -> None:
+    plan = Plan("p", concurrency={"key": "one"})
+    plan.step("a", "noop.execute")
+    world = make(plan)
+    submit(world, "r0")
+    submit(world, "r1")
+    for _ in range(3):
+        world.driver.sweep()
+    world.stored.redis.hset(world.store.keys.of("r0").run, mapping={"state": "succeeded", "ended": world.store.now()})
+    world.stored.redis.zrem(world.store.keys.live, "r0")
+
+    world.stored.redis.delete(world.store.keys.tidied)
+    world.driver.sweep()
+    world.driver.sweep()
+
+    assert world.store.state("r1") == RunState.RUNNING
+
+
+def test_of_many_runs_that_wait_for_a_service_one_looks_when_it_may_be_tried(make: Make) -> None:
+    world = make(approval(), slow_retry=30)
+    breakers = Breakers(world.store)
+    breakers.trip("registry", "away", "r0")
+    for number in range(1000):
+        breakers.wait("registry", f"r{number}")
+
+    now = world.store.now()
+    looks = [breakers.ask("registry", f"r{number}").until - now for number in range(0, 1000, 5)]
+
+    soon = sum(at < 60_000 for at in looks)
+    assert soon <= len(looks) // 10
+    breakers.close("registry")
+    assert all(when(world, f"r{number}") <= 1 for number in range(0, 1000, 100))
+
+
+def test_a_parent_is_looked_at_when_its_child_has_ended_though_the_message_was_lost(make: Make) -> None:
+    world = make(approval())
+    park(world, "parent")
+    make_due(world)
+    settle(world)
+    assert when(world, "parent") > 1000
+
+    world.driver.parked.tell_parent("child", {"parent": '{"run": "parent"}'})
+    world.queue.clear()
+
+    assert when(world, "parent") <= 0
+
+
+def test_a_thousand_entries_without_a_request_do_not_keep_the_inbox_from_the_others(make: Make) -> None:
+    world = make(approval())
+    world.stored.redis.zadd(world.store.keys.inbox, {f"orphan{number}": number - 1000 for number in range(300)})
+    submit(world, "r")
+
+    for _ in range(4):
+        world.driver.sweep()
+
+    assert world.store.state("r") == RunState.RUNNING
+
+
+def test_a_sweep_takes_all_that_is_due(make: Make) -> None:
+    world = make(approval())
+    for number in range(130):
+        submit(world, f"r{number}")
+        world.store.create(f"r{number}", {"plan": "asks", "steps": 2}, world.store.now())
+    world.stored.redis.delete(world.store.keys.inbox)
+    make_due(world)
+
+    assert world.driver.sweep() == 130
+
+
+def test_a_run_that_was_put_forward_while_it_is_put_off_stays_so(make: Make) -> None:
+    world = make(approval())
+    park(world, "r")
+    world.store.look_at("r", world.store.now(), sooner=True)
+
+    world.store.postpone("r", world.store.now() + 3_600_000, world.store.version("r"), 3.0)
+
+    assert when(world, "r") <= 0

@@ -1,0 +1,233 @@
+"""The scripts that compare receipts with a record, and that follow Redis's clock."""
+
+from __future__ import annotations
+
+import pytest
+
+from longshore.orchestration.states import RunState
+from longshore.orchestration.store.run_store import Found, run_record
+from tests.store.stored_run import LEASE, StoredRun
+
+pytestmark = pytest.mark.store
+
+R = RunState
+
+
+@pytest.fixture
+def aborting(stored: StoredRun) -> StoredRun:
+    stored.lay("aborting", left=0, lost=1)
+    return stored
+
+
+def ask(stored: StoredRun, *hosts: str, question: str = "0:1:all", epoch: int = 0) -> bool:
+    return stored.store.ask(stored.run_id, epoch, question, hosts)
+
+
+def found(fence: int, status: str = "unknown", *, rendered: str = "", before: str = "") -> Found:
+    return Found(0, fence, status, "{}", rendered, before)
+
+
+def answer(
+    stored: StoredRun, *unseen: Found, question: str = "0:1:all", host: str = "web1", doubts: list[str] | None = None
+) -> bool:
+    return stored.store.note_answer(stored.run_id, question, host, 0, doubts or [], unseen)
+
+
+def settle(
+    stored: StoredRun, *doubts: str, ending: bool = True, epoch: int | None = None, lost: int | None = None
+) -> bool:
+    fields = stored.store.fields(stored.run_id)
+    given = {} if epoch is None else {"epoch": str(epoch)}
+    given |= {} if lost is None else {"lost": str(lost)}
+    return stored.store.settle(stored.run_id, run_record(fields | given, 0), doubts, ending=ending)
+
+
+# --- asking ---------------------------------------------------------------------------------------------
+
+
+def test_a_question_is_noted_once_and_stays_in_the_hosts_list(aborting: StoredRun) -> None:
+    with aborting.emits("hosts_asked"):
+        assert ask(aborting, "web1", "web2")
+        assert not ask(aborting, "web1", "web2")
+    assert aborting.store.asked("web1") == aborting.store.asked("web2") == [aborting.run_id]
+    assert aborting.run("asked") == "web1 web2"
+
+
+def test_a_run_that_was_reopened_asks_nothing_from_before(aborting: StoredRun) -> None:
+    aborting.put(epoch=1)
+    with aborting.unchanged():
+        assert not ask(aborting, "web1")
+
+
+# --- answers --------------------------------------------------------------------------------------------
+
+
+def test_an_attempt_that_the_record_does_not_know_counts_and_brings_what_undo_needs(aborting: StoredRun) -> None:
+    ask(aborting, "web1")
+    with aborting.emits("step_found", "hosts_answered"):
+        assert answer(aborting, found(7, "changed", rendered='{"path":"x"}', before='{"sha256":"ab"}'))
+
+    assert [aborting.step(f"{name}:0") for name in ("s", "a", "f", "hd", "hj")] == ["changed", "1", "7", "web1", "1"]
+    assert (aborting.step("r:0"), aborting.step("j:0")) == ('{"path":"x"}', '{"sha256":"ab"}')
+    assert aborting.run("answered") == " web1"
+    assert aborting.store.asked("web1") == []
+
+
+@pytest.mark.parametrize("side", ["", "u"])
+def test_an_attempt_that_the_record_knows_changes_nothing(aborting: StoredRun, side: str) -> None:
+    aborting.put(steps={"s:0": "cancelled", f"{side}f:0": 7, "z:0": 1})
+    ask(aborting, "web1")
+    with aborting.emits("hosts_answered"):
+        answer(aborting, found(7))
+    assert (aborting.step("s:0"), aborting.step("z:0")) == ("cancelled", "1")
+
+
+@pytest.mark.parametrize("status", ["changed", "failed", "unknown"])
+def test_what_was_recorded_of_an_earlier_attempt_stands(aborting: StoredRun, status: str) -> None:
+    aborting.put(steps={"s:0": status, "a:0": 1, "f:0": 5, "j:0": "first", "o:0": "own"})
+    ask(aborting, "web1")
+    answer(aborting, found(7, before="later"))
+    assert [aborting.step(f"{name}:0") for name in ("s", "f", "j", "o")] == [status, "7", "first", "own"]
+
+
+def test_an_outcome_without_effect_does_not_stand_against_a_later_attempt(aborting: StoredRun) -> None:
+    aborting.put(steps={"s:0": "unchanged", "a:0": 1, "f:0": 5, "z:0": 1})
+    ask(aborting, "web1")
+    answer(aborting, found(7))
+    assert (aborting.step("s:0"), aborting.step("z:0")) == ("unknown", None)
+
+
+def test_an_answer_to_a_question_that_is_not_asked_is_refused(aborting: StoredRun) -> None:
+    ask(aborting, "web1")
+    with aborting.unchanged():
+        assert not answer(aborting, found(7), question="0:0:all")
+
+
+def test_doubts_add_up(aborting: StoredRun) -> None:
+    ask(aborting, "web1", "web2")
+    answer(aborting, doubts=["one", "two"])
+    answer(aborting, host="web2", doubts=["three"])
+    settle(aborting, "four")
+    assert aborting.run("doubts") == "one\ntwo\nthree\nfour"
+
+
+def test_a_record_is_as_new_as_what_a_host_has_seen(aborting: StoredRun) -> None:
+    ask(aborting, "web1")
+    aborting.store.note_answer(aborting.run_id, "0:1:all", "web1", 500, [], [])
+    assert int(aborting.run("ver") or 0) == 501
+
+
+# --- going on -------------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_once_its_receipts_were_compared(aborting: StoredRun) -> None:
+    ask(aborting, "web1")
+    with aborting.emits("receipts_compared"):
+        assert settle(aborting)
+    record = aborting.record()
+    assert (record.fenced, record.compared) == (1, True)
+    assert aborting.run("asking") is None
+
+
+def test_receipts_of_lost_attempts_only_are_not_all(aborting: StoredRun) -> None:
+    settle(aborting, ending=False)
+    assert (aborting.record().fenced, aborting.record().compared) == (1, False)
+
+
+@pytest.mark.parametrize("moved", [{"epoch": 1}, {"lost": 0}], ids=["another epoch", "one more was lost"])
+def test_a_run_that_has_moved_on_is_not_settled(aborting: StoredRun, moved: dict[str, int]) -> None:
+    with aborting.unchanged():
+        assert not settle(aborting, **moved)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("repeatable", [True, False])
+def test_only_an_attempt_that_none_follows_has_to_be_fenced(stored: StoredRun, repeatable: bool) -> None:
+    stored.begin(0)
+    stored.claim(0)
+    stored.end_lease("0")
+    stored.expire(0, repeatable=repeatable)
+    assert stored.record().lost == (0 if repeatable else 1)
+
+
+def test_what_was_lost_before_the_run_was_ended_has_to_be_fenced(stored: StoredRun) -> None:
+    stored.begin(0)
+    stored.claim(0)
+    stored.end_lease("0")
+    stored.expire(0)
+    stored.put(state="aborting")
+    stored.store.drain(stored.run_id, [(0, False)])
+    assert (stored.step("s:0"), stored.record().lost) == ("unknown", 1)
+
+
+def test_a_lost_undo_is_fenced_by_the_next_one(stored: StoredRun) -> None:
+    stored.dispatch("u")
+    stored.claim(0, "u")
+    stored.end_lease("u0")
+    stored.expire(0, "u")
+    assert stored.record().lost == 0
+
+
+# --- the clock ------------------------------------------------------------------------------------------
+
+HOUR = 3_600_000
+
+
+@pytest.mark.parametrize("by", [HOUR, -HOUR])
+def test_times_from_before_a_jump_move_with_it(stored: StoredRun, by: int) -> None:
+    """As the clock stood then, `by` before what it is now."""
+    stored.begin(0)
+    stored.claim(0)
+    then = stored.store.now() - by
+    stored.put(deadline=then + 60_000, timeout=90_000, claimed=then - 100, **{"claimed@one": then - 100})
+    stored.put(steps={"s:1": "ready", "q:1": then - 500, "d:1": then + 5000, "s:2": "retrying", "n:2": then + 7000})
+    stored.put(steps={"nd:2": 8000, "nd:3": 10_000})
+    stored.redis.zadd(stored.keys.leases, {"0": then + 3000})
+    stored.redis.zadd(stored.keys.waits, {"3": then + 9000})
+
+    with stored.emits("clock_jumped"):
+        assert stored.store.shift(stored.run_id, 1, by)
+
+    now = then + by
+    assert int(stored.step("q:1") or 0) == pytest.approx(now - 500, abs=50)
+    assert int(stored.step("d:1") or 0) == pytest.approx(now + 5000, abs=50)
+    assert int(stored.step("n:2") or 0) == pytest.approx(now + 7000, abs=50)
+    assert int(stored.run("deadline") or 0) == pytest.approx(now + 60_000, abs=50)
+    assert int(stored.run("claimed@one") or 0) == pytest.approx(now - 100, abs=50)
+    assert stored.leases()["0"] == pytest.approx(now + 3000, abs=50)
+    assert stored.waits()["3"] == pytest.approx(now + 9000, abs=50)
+
+
+@pytest.mark.parametrize("by", [HOUR, -HOUR])
+def test_times_from_after_a_jump_stay(stored: StoredRun, by: int) -> None:
+    stored.begin(0)
+    stored.claim(0)
+    before, lease = int(stored.step("q:0") or 0), stored.leases()["0"]
+
+    assert stored.store.shift(stored.run_id, 1, by)
+
+    assert before <= int(stored.step("q:0") or 0) <= stored.store.now()
+    assert lease <= stored.leases()["0"] <= stored.store.now() + LEASE * 1000
+
+
+def test_a_jump_moves_a_run_once_and_a_sweeper_that_is_late_does_not_move_it_back(stored: StoredRun) -> None:
+    stored.begin(0)
+    assert stored.store.shift(stored.run_id, 2, HOUR)
+    with stored.unchanged():
+        assert not stored.store.shift(stored.run_id, 2, HOUR)
+        assert not stored.store.shift(stored.run_id, 1, -HOUR)
+
+
+def test_what_is_due_at_once_stays_so(stored: StoredRun) -> None:
+    stored.lay(left=1)
+    stored.put(steps={"s:0": "ready", "q:0": stored.store.now(), "d:0": 0})
+    stored.store.shift(stored.run_id, 1, HOUR)
+    assert stored.step("d:0") == "0"
+
+
+def test_a_jump_is_counted_once_and_every_live_run_is_looked_at(stored: StoredRun) -> None:
+    store = stored.store
+    store.look_at("run", store.now() + HOUR)
+    assert store.note_jump(0, -HOUR)
+    assert not store.note_jump(0, -HOUR)
+    assert store.due(LEASE) == ["run"]
+    assert stored.redis.hget(store.keys.clock, "jumped") == str(-HOUR)

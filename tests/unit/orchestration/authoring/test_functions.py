@@ -1,0 +1,243 @@
+"""Functions as operations: what is checked when they are made, and what they are given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from longshore.orchestration import Context, Plan, PlanError, Prediction, Result, operation
+from longshore.orchestration.errors import ConfigError
+from longshore.orchestration.operations import Kind, find
+from longshore.orchestration.testing import Bench
+
+pytestmark = pytest.mark.usefixtures("own_registry")
+
+
+def test_the_signature_is_the_parameters() -> None:
+    @operation("unit.greet", read_only=True)
+    def greet(name: str, times: int = 1, *, loud: bool = False) -> str:
+        """Say hello."""
+        return f"hello {name}" * times + "!" * loud
+
+    found = find("unit.greet")
+    assert (found.kind, found.summary, found.queue) == (Kind.READ_ONLY, "Say hello.", "functions")
+    assert list(found.params.model_fields) == ["name", "times", "loud"]
+    assert greet("ann") == "hello ann", "it is still the function that it was"
+
+    plan = Plan("p")
+    plan.step("a", "unit.greet", name="ann", time=2)
+    with pytest.raises(PlanError, match=r"unit.greet has no parameter 'time'; it has name, times, loud"):
+        plan.check()
+
+
+def test_parameters_without_names_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"\*args and \*\*kwargs have none"):
+
+        @operation("unit.many")
+        def many(*names: str) -> None: ...
+
+
+def test_a_name_is_one_functions() -> None:
+    @operation("unit.once")
+    def once() -> None: ...
+
+    with pytest.raises(ValueError, match="registered twice"):
+        operation("unit.once")(lambda: None)
+
+
+def test_the_context_comes_by_its_type_or_by_its_name_and_knows_what_it_says() -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    @operation("unit.look")
+    def look(where: Context, n: int) -> Result:
+        seen.append(
+            (where.idempotency_key, where.attempt, where.item, where.host.name, where.cancelled, list(where.results))
+        )
+        return Result(data={"n": n}, changed=False)
+
+    plan = Plan("p")
+    plan.step("first", "noop.execute", data={"x": 1})
+    plan.step("look", "unit.look", n="{{ item }}").after("first").foreach([7, 8])
+
+    report = Bench(hosts=["web1"]).run(plan, run_id="r")
+
+    assert seen == [("r.look@0", 1, 7, "web1", False, ["first"]), ("r.look@1", 1, 8, "web1", False, ["first"])]
+    assert report.step("look").status == "unchanged"
+    assert [data["n"] for data in report.step("look").data["results"]] == [7, 8]
+
+
+def test_what_was_done_already_is_not_done_again() -> None:
+    acts: list[int] = []
+
+    @operation("unit.act")
+    def act(n: int) -> None:
+        acts.append(n)
+
+    @act.done
+    def done(n: int) -> Result | None:
+        return Result(data={"found": n}) if acts else None
+
+    plan = Plan("p")
+    plan.step("a", "unit.act", n=1)
+    bench = Bench()
+    bench.vanish("a")
+
+    report = bench.run(plan)
+
+    assert acts == [1]
+    assert (report.step("a").status, report.step("a").attempts, report.step("a").data) == ("changed", 2, {"found": 1})
+
+
+def test_what_must_not_be_called_twice_is_unknown_when_its_worker_is_lost() -> None:
+    acts: list[int] = []
+
+    @operation("unit.act")
+    def act() -> None:
+        acts.append(1)
+
+    plan = Plan("p")
+    plan.step("a", "unit.act")
+    bench = Bench()
+    bench.vanish("a")
+
+    report = bench.run(plan)
+
+    assert (acts, report.step("a").status, report.left_over) == ([1], "unknown", ["a"])
+
+
+def test_an_undo_by_name_takes_what_was_recorded_what_was_before_and_the_parameters() -> None:
+    undone: list[tuple[Any, ...]] = []
+
+    @operation("unit.create", undo="unit.delete")
+    def create(name: str) -> dict[str, str]:
+        return {"id": f"id of {name}"}
+
+    @create.before
+    def before() -> dict[str, str]:
+        return {"was": "nothing"}
+
+    @operation("unit.delete")
+    def delete(id: str, was: str, name: str, more: int = 3) -> None:  # noqa: A002
+        undone.append((id, was, name, more))
+
+    with pytest.raises(ConfigError, match="has an undo already"):
+        create.undo(lambda: None)
+
+    plan = Plan("p")
+    plan.step("a", "unit.create", name="x")
+    plan.step("b", "noop.execute", fail=True).after("a")
+    assert Bench().run(plan).state == "undone"
+    assert undone == [("id of x", "nothing", "x", 3)]
+
+
+def test_an_undo_that_misses_what_it_needs_says_so() -> None:
+    @operation("unit.create", undo="unit.delete")
+    def create() -> None:
+        raise RuntimeError("half-way")
+
+    @operation("unit.delete")
+    def delete(id: str) -> None: ...  # noqa: A002
+
+    plan = Plan("p")
+    plan.step("a", "unit.create")
+    report = Bench().run(plan)
+
+    assert report.state == "undo_failed"
+    undo = report.step("a").undo
+    assert undo is not None
+    assert "its undo unit.delete needs id, which the step did not record" in (undo.error or "")
+
+
+def test_errors_that_pass_are_tried_again_and_others_are_not() -> None:
+    @operation("unit.away", retry_on=(ConnectionError,))
+    def away(ctx: Context, how: str) -> None:
+        if ctx.attempt < 3:
+            raise ConnectionError("away") if how == "passes" else ValueError("wrong")
+
+    plan = Plan("p", on_error="continue")
+    plan.step("passes", "unit.away", how="passes")
+    plan.step("stays", "unit.away", how="stays")
+    report = Bench().run(plan)
+
+    assert (report.step("passes").status, report.step("passes").attempts) == ("changed", 3)
+    assert (report.step("stays").status, report.step("stays").attempts) == ("failed", 1)
+
+
+def test_a_prediction_may_be_a_sentence() -> None:
+    from longshore.tasks.implementation import implementation
+
+    @operation("unit.act")
+    def act(n: int) -> None: ...
+
+    plain = implementation("unit.act").predict(Context("r", "s", "p"), find("unit.act").params(n=1))
+    act.predict(lambda n: f"would act on {n}")
+    told = implementation("unit.act").predict(Context("r", "s", "p"), find("unit.act").params(n=1))
+
+    assert plain == Prediction("would call unit.act", changed=None)
+    assert told.action == "would act on 1"
+
+
+TOKEN = "{{ secret('env:LONGSHORE_SECRET_UNIT') }}"  # noqa: S105 - a reference
+
+
+def test_a_function_is_given_a_secret_and_tells_it_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGSHORE_SECRET_UNIT", "correct-horse")
+    seen: list[str] = []
+
+    @operation("unit.sign", secrets=["token"])
+    def sign(ctx: Context, token: str, fails: bool = False) -> dict[str, str]:
+        seen.append(token)
+        ctx.log(f"signing with {token}")
+        if fails:
+            raise RuntimeError(f"{token} is wrong")
+        return {"signed": f"by {token}"}
+
+    plan = Plan("p", on_failure="keep")
+    plan.step("good", "unit.sign", token=TOKEN).undo("none")
+    plan.step("bad", "unit.sign", token=TOKEN, fails=True)
+
+    report = Bench().run(plan)
+
+    assert seen == ["correct-horse"] * 2
+    assert report.step("good").data == {"signed": "by ***"}
+    assert report.step("bad").error == "RuntimeError: *** is wrong"
+    assert "correct-horse" not in report.model_dump_json()
+    with pytest.raises(ConfigError, match="no parameter 'tokn'"):
+        operation("unit.sing", secrets=["tokn"])(lambda _token: None)
+
+
+def test_a_secret_of_one_step_is_told_by_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGSHORE_SECRET_UNIT", "correct-horse")
+
+    @operation("unit.takes", secrets=["token"])
+    def takes(token: str) -> None: ...
+
+    @operation("unit.comes-across")
+    def comes_across(ctx: Context, fails: bool = False) -> dict[str, str]:
+        ctx.log("it is correct-horse")
+        if fails:
+            raise RuntimeError("correct-horse is wrong")
+        return {"found": "the correct-horse"}
+
+    plan = Plan("p", on_failure="keep")
+    first = plan.step("before", "unit.comes-across").undo("none")
+    given = plan.step("given", "unit.takes", token=TOKEN).undo("none").after(first)
+    plan.step("after", "unit.comes-across", fails=True).after(given)
+    plan.step("none", "unit.takes", token=TOKEN.replace("UNIT", "NONE")).after("after")
+
+    report = Bench().run(plan)
+
+    assert report.step("before").data == {"found": "the ***"}
+    assert report.step("after").error == "RuntimeError: *** is wrong"
+    assert "correct-horse" not in report.model_dump_json()
+
+
+def test_a_secret_where_an_operation_takes_none_is_refused() -> None:
+    @operation("unit.plain")
+    def plain(token: str) -> None: ...
+
+    plan = Plan("p")
+    plan.step("a", "unit.plain", token=TOKEN)
+    with pytest.raises(PlanError, match="would be seen"):
+        plan.check()

@@ -1,0 +1,25 @@
+"""What the embedded worker is told of the modules that it has to import."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from longshore.orchestration.client import embedded
+from longshore.orchestration.settings import Settings
+
+
+def test_a_module_is_looked_for_where_its_client_would_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mods").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"mods{os.pathsep}/elsewhere")
+    settings = Settings(state_dir=tmp_path / "state", imports="shop")
+
+    text = embedded._teach(settings)
+
+    assert json.loads(text)["shop"]["path"].split(os.pathsep) == [f"{tmp_path}/mods", "/elsewhere", str(tmp_path)]
+    assert (tmp_path / "state" / embedded.IMPORTS).read_text() == text
+    assert embedded._teach(settings) == text

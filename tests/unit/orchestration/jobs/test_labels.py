@@ -1,0 +1,208 @@
+"""Jobs out of labels: what each label does, what is told of mistakes, and that order does not matter."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longshore.orchestration.jobs.labels import (
+    _OF_CONTAINERS,
+    _OF_VOLUMES,
+    _READ,
+    Entity,
+    Job,
+    Mount,
+    discover,
+)
+from longshore.orchestration.language.schedule import DESCRIPTORS, parse_cron
+
+JOB = "longshore.job."
+
+
+def container(called: str = "shop-db-1", /, *, job: str = "backup", stack: str = "shop", **labels: str) -> Entity:
+    given = {"enabled": "true", "name": job, "worker.image": "backup:1"} | {
+        key.replace("__", "."): value for key, value in labels.items()
+    }
+    found = {f"{JOB}{key.replace('_', '-')}": value for key, value in given.items() if value}
+    return Entity("container", called, found | {"com.docker.compose.project": stack})
+
+
+def volume(name: str, **labels: str) -> Entity:
+    return Entity("volume", name, {f"{JOB}{key.replace('__', '.')}": value for key, value in labels.items()})
+
+
+def only(*entities: Entity) -> Job:
+    found = discover(entities)
+    assert not found.findings, [str(finding) for finding in found.findings]
+    (job,) = found.jobs
+    return job
+
+
+def test_a_job_has_what_its_labels_say_and_defaults_for_the_rest() -> None:
+    job = only(container())
+    assert job == Job("backup", "backup:1", stacks=("shop",), projects=("shop",), targets=("shop-db-1",))
+    assert (job.stop_timeout, job.start_timeout, job.timeout, job.grace) == (30.0, 30.0, 3600.0, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("label", "text", "field", "value"),
+    [
+        ("schedule", "@daily", "schedule", "0 0 * * *"),
+        ("schedule", "*/5 1-3 * jan,feb mon", "schedule", "*/5 1-3 * jan,feb mon"),
+        ("timezone", "Europe/Berlin", "timezone", "Europe/Berlin"),
+        ("missed", "all", "missed", "all"),
+        ("overlap_policy", "cancel-running", "overlap", "cancel_running"),
+        ("worker__image", "backup:2", "image", "backup:2"),
+        ("worker__command", "sh -c 'echo hello'", "command", ("sh", "-c", "echo hello")),
+        ("worker__pull", "never", "pull", "never"),
+        ("stop_timeout", "1m", "stop_timeout", 60.0),
+        ("start_timeout", "90", "start_timeout", 90.0),
+        ("timeout", "2h", "timeout", 7200.0),
+        ("grace", "500ms", "grace", 0.5),
+        ("scope", "Containers", "scope", "containers"),
+    ],
+)
+def test_each_label_takes_effect(label: str, text: str, field: str, value: Any) -> None:
+    assert getattr(only(container(**{label: text})), field) == value
+
+
+def test_no_label_is_declared_and_not_tried() -> None:
+    assert set(_READ) == {
+        *("scope", "schedule", "timezone", "missed", "overlap-policy", "worker.image", "worker.command", "worker.pull"),
+        *("stop-timeout", "start-timeout", "timeout", "grace"),
+    }
+    assert _OF_CONTAINERS - set(_READ) == {"enabled", "name"}
+    assert {"attach", "mount.path", "mount.mode"} == _OF_VOLUMES
+
+
+def test_the_environment_of_the_work_is_in_labels() -> None:
+    entity = container()
+    entity = Entity(
+        "container", entity.name, {**entity.labels, f"{JOB}worker.env.LEVEL": "9", f"{JOB}worker.env.A.b": ""}
+    )
+    assert only(entity).env == {"LEVEL": "9", "A.b": ""}
+
+
+def test_containers_of_one_name_are_targets_of_one_job() -> None:
+    job = only(container("shop-web-1", worker__image=""), container(), container("other-db-1", stack="other"))
+    assert job.targets == ("other-db-1", "shop-db-1", "shop-web-1")
+    assert job.stacks == ("other", "shop")
+
+
+def test_a_stack_may_be_called_otherwise_than_composes_project() -> None:
+    entity = container()
+    assert only(Entity("container", "x", {**entity.labels, "longshore.stack": "mine"})).stacks == ("mine",)
+
+
+def test_what_is_not_enabled_is_no_target() -> None:
+    assert discover([container(enabled="false"), container("x", enabled="")]).jobs == ()
+
+
+def test_volumes_are_mounted_for_their_job() -> None:
+    job = only(
+        container(),
+        volume("data", attach="backup"),
+        volume("logs", attach="backup", mount__path="/logs", mount__mode="RW"),
+        Entity("volume", "plain", {}),
+    )
+    assert job.mounts == (Mount("data", "/mnt/data", "ro"), Mount("logs", "/logs", "rw"))
+
+
+@pytest.mark.parametrize(
+    ("entities", "told"),
+    [
+        ([container(name="")], "container shop-db-1: longshore.job.name: a job that is enabled needs a name"),
+        ([container(name="a b")], "container shop-db-1: longshore.job.name: 'a b' is no name"),
+        (
+            [container(worker__image="")],
+            "job backup: longshore.job.worker.image: nothing says which image does the work",
+        ),
+        ([container(timeout="soon")], "container shop-db-1: longshore.job.timeout: "),
+        ([container(timeout="0")], "'0' is no time to wait"),
+        ([container(overlap_policy="maybe")], "'maybe' is none of queue, skip, cancel_running"),
+        ([container(timezone="Mars/Olympus")], "'Mars/Olympus' is no time zone"),
+        ([container(worker__command="sh -c 'x")], "longshore.job.worker.command: No closing quotation"),
+        ([container(schedule="* * *")], "has 3 fields, and a schedule has 5"),
+        (
+            [container(), container("z", worker__image="backup:2")],
+            "container z: longshore.job.worker.image: container shop-db-1 says 'backup:1' for job backup, which counts;"
+            " this says 'backup:2'",
+        ),
+        (
+            [container(), volume("data", attach="restore")],
+            "volume data: longshore.job.attach: there is no job 'restore'",
+        ),
+        ([container(), volume("data", attach="backup", mount__mode="x")], "'x' is neither ro nor rw"),
+        ([container(), volume("data", attach="backup", mount__path="mnt")], "'mnt' does not begin with /"),
+        (
+            [
+                container(),
+                volume("a", attach="backup", mount__path="/m"),
+                volume("b", attach="backup", mount__path="/m"),
+            ],
+            "volume b: longshore.job.mount.path: volume a is mounted at /m for job backup already",
+        ),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(entities: list[Entity], told: str) -> None:
+    found = discover(entities)
+    assert any(told in str(finding) for finding in found.errors), [str(finding) for finding in found.findings]
+
+
+def test_a_mistake_leaves_the_default() -> None:
+    (job,) = discover([container(timeout="soon", grace="1s")]).jobs
+    assert (job.timeout, job.grace) == (3600.0, 1.0)
+
+
+def test_a_label_that_there_is_not_is_a_warning() -> None:
+    found = discover([container(tiemout="5s"), volume("v", mount__paht="/x")])
+    assert [str(finding) for finding in found.findings] == [
+        "container shop-db-1: longshore.job.tiemout: there is no such label",
+        "volume v: longshore.job.mount.paht: there is no such label",
+    ]
+    assert found.errors == ()
+    assert len(found.jobs) == 1
+
+
+@pytest.mark.parametrize("text", [*DESCRIPTORS, "0 0 * * 7", "1,2,3 */2 1-31/3 DEC sun-sat", "5/10 * * * *"])
+def test_these_are_schedules(text: str) -> None:
+    assert len(parse_cron(text).split()) == 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "@never",
+        "60 * * * *",
+        "* 24 * * *",
+        "* * 0 * *",
+        "* * * 13 *",
+        "* * * * 8",
+        "5-1 * * * *",
+        "*/0 * * * *",
+        "x * * * *",
+    ],
+)
+def test_these_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match=r"fields|none of|is no schedule: bad "):
+        parse_cron(text)
+
+
+@given(st.randoms(use_true_random=False))
+def test_the_order_in_which_they_are_found_does_not_matter(dice: random.Random) -> None:
+    entities = [
+        container("b", timeout="2h"),
+        container("a", worker__image="backup:2"),
+        container("c", job="other", schedule="bad"),
+        volume("v2", attach="backup,other"),
+        volume("v1", attach="backup", mount__path="/x"),
+        volume("v3", attach="nobody"),
+    ]
+    expected = discover(entities)
+    dice.shuffle(entities)
+    assert discover(entities) == expected

@@ -1,0 +1,336 @@
+"""A job as a plan, as a label and as a file; and the jobs of several hosts together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longshore.orchestration import Plan
+from longshore.orchestration.client.request import request_body
+from longshore.orchestration.errors import ConfigError, JobNotFound, UsageError
+from longshore.orchestration.jobs import Entity, Job, Mount, job_plan
+from longshore.orchestration.jobs.discovery import Declared, Known, Seen, declared_in, merged
+from longshore.orchestration.jobs.file import read_jobs
+from longshore.orchestration.jobs.plan import Choices, again_plan, from_recipe, recipe
+from longshore.orchestration.language import templates
+from longshore.orchestration.testing import Bench
+
+JOB = Job(
+    "backup", "backup:1", stacks=("shop",), targets=("shop-db-1",), host="web1", mounts=(Mount("data", "/mnt/data"),)
+)  # fmt: skip
+
+
+def labelled(name: str, stack: str = "shop", **labels: str) -> Entity:
+    said = {"enabled": "true", "name": name, "worker.image": "backup:1"} | labels
+    found = {f"longshore.job.{key}": value for key, value in said.items()}
+    return Entity("container", f"{stack}-db-1", found | {"com.docker.compose.project": stack})
+
+
+def test_the_worker_is_made_before_anything_is_stopped_and_removed_last() -> None:
+    plan = job_plan(JOB)
+    plan.check()
+    assert list(plan.steps) == ["image", "worker", "stop", "work", "start", "healthy", "remove"]
+    for name, before in zip(list(plan.steps)[1:], plan.steps, strict=False):
+        assert plan.steps[name].after == [before]
+    assert [name for name, step in plan.steps.items() if step.always] == ["start", "healthy", "remove"]
+    assert plan.target == "web1"
+
+
+def test_a_stack_that_is_to_stay_stopped_is_not_started() -> None:
+    plan = job_plan(JOB, Choices(keep_stopped=True))
+    plan.check()
+    assert list(plan.steps) == ["image", "worker", "stop", "work", "remove"]
+    assert plan.steps["remove"].after == ["work"]
+
+
+def test_what_is_chosen_for_one_start_counts() -> None:
+    steps = job_plan(JOB, Choices(timeout="2m", stop_timeout=3, start_timeout="1.5s", keep_failed_worker=True)).steps
+    assert steps["work"].with_["timeout"] == 120
+    assert steps["work"].timeout is not None
+    assert steps["work"].timeout > 130
+    assert steps["stop"].with_["timeout"] == 3
+    assert steps["start"].with_["timeout"] == steps["healthy"].with_["timeout"] == 1.5
+    assert steps["remove"].with_["keep_failed"] is True
+
+
+@pytest.mark.parametrize("wrong", ["soon", 0, "0s", -1])
+def test_a_time_that_is_none_is_refused(wrong: Any) -> None:
+    with pytest.raises(UsageError, match="stop_timeout"):
+        job_plan(JOB, Choices(stop_timeout=wrong))
+
+
+@pytest.mark.parametrize("scope", ["stack", "containers"])
+def test_a_scope_says_what_is_stopped(scope: Any) -> None:
+    job = Job("j", "i", stacks=("shop",), targets=("a", "b"), loose=("b",), scope=scope)
+    said = job_plan(job).steps["stop"].with_
+    wanted = (["shop"], ["b"]) if scope == "stack" else ([], ["a", "b"])
+    assert (said["stacks"], said["containers"]) == wanted
+
+
+@given(st.text(), st.text())
+def test_labels_are_data_and_no_templates(value: str, more: str) -> None:
+    text = f"{value}{{{{ params }}}}{more}{{% if %}}"
+    plan = job_plan(Job("j", "i", env={"A": text}, command=(text,)))
+    said = plan.steps["worker"].with_
+    assert templates.render([said["env"]["A"], said["command"][0]], {}) == [text, text]
+
+
+def test_what_a_file_gives_may_be_a_template() -> None:
+    job = Job("j", "i", env={"A": "{{ secret('env:X') }}", "B": "{{ 1 }}"}, templated=frozenset({"A"}))
+    said = job_plan(job).steps["worker"].with_["env"]
+    assert said["A"] == "{{ secret('env:X') }}"
+    assert templates.render(said["B"], {}) == "{{ 1 }}"
+    job_plan(job).check()
+
+
+def test_a_run_can_be_made_again_from_the_workers_label() -> None:
+    skips = dataclasses.replace(JOB, overlap="skip")
+    label = templates.render(recipe(skips, Choices(keep_failed_worker=True)), {})
+    assert from_recipe(label)[0].overlap == "skip"
+    job, choices = from_recipe(label)
+    assert choices == Choices(keep_failed_worker=True)
+    plan = job_plan(job, choices, reconstructed=True, begin=False, host="web2")
+    plan.check()
+    assert list(plan.steps) == list(job_plan(JOB).steps), "its record may be read by who has the former plan"
+    assert [name for name, step in plan.steps.items() if step.when] == ["image", "stop"]
+    assert plan.target == "web2"
+    assert plan.steps["work"].with_["begin"] is False
+    again = again_plan(job, choices, "run-1")
+    again.check()
+    assert list(again.steps) == ["start", "healthy", "remove"]
+    assert {step.with_["run"] for step in again.steps.values()} == {"run-1"}
+    assert {plan.concurrency.on_limit for plan in (plan, again) if plan.concurrency} == {"queue"}, (
+        "whatever the job says"
+    )
+    assert plan.steps["worker"].with_["make"] is False
+    with pytest.raises(ValueError, match="no job"):
+        from_recipe("{}")
+
+
+def test_what_an_older_version_has_not_kept_has_its_default() -> None:
+    job, choices = from_recipe('{"name": "j", "image": "i", "later": 1}')
+    assert (job, choices) == (Job("j", "i"), Choices())
+
+
+def test_its_stacks_are_locked_from_beginning_to_end() -> None:
+    job = Job("j", "i", stacks=("b", "a"), projects=("p",), targets=("c",), loose=("c",), host="web1")
+    body = request_body(job_plan(job), {}, "me")
+    assert body["locks"] == ["web1/a", "web1/b", "web1/container c", "web1/p"]
+    assert body["group"] == "jobs"
+    parts = dataclasses.replace(job, scope="containers")
+    assert request_body(job_plan(parts), {}, "me")["locks"] == ["web1/a", "web1/b", "web1/container c", "web1/p"]
+    again = job_plan(job, reconstructed=True)
+    assert "group" not in request_body(again, {}, "me"), "what is finished does not wait for what begins"
+    assert body["concurrency"] == {"key": "job web1/j"}
+
+
+# --- a file ---------------------------------------------------------------------------------------
+
+
+def test_a_file_describes_jobs(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.yaml"
+    path.write_text(
+        """
+        jobs:
+          nightly:
+            stacks: [shop]
+            image: backup:1
+            command: sh -c 'echo hello'
+            mounts: [data:/mnt/data:rw, other]
+            schedule: "@daily"
+            timezone: Europe/Berlin
+            overlap: skip
+            stop_timeout: 5s
+        """
+    )
+    (job,) = merged({"web1": Seen("web1", 0)}, declared_in([path])).jobs
+    assert (job.name, job.host, job.stacks, job.image) == ("nightly", "web1", ("shop",), "backup:1")
+    assert job.command == ("sh", "-c", "echo hello")
+    assert job.mounts == (Mount("data", "/mnt/data", "rw"), Mount("other", "/mnt/other", "ro"))
+    assert (job.schedule, job.timezone, job.overlap, job.stop_timeout) == ("0 0 * * *", "Europe/Berlin", "skip", 5.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"schedule": "daily"}, "jobs.j.schedule: 'daily' has 1 fields"),
+        ({"schedule": "61 * * * *"}, "bad minute"),
+        ({"mounts": ["data:here"]}, "is not volume"),
+        ({"mounts": ["/etc:/x:ro"]}, "is not volume"),
+        ({"colour": "red"}, "jobs.j.colour"),
+        ({"timezone": "Mars"}, "no time zone"),
+        ({"timeout": 0}, "jobs.j.timeout"),
+        ({"host": "a b"}, "no name of a host"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told_and_keeps_no_other_job_from_being_known(
+    tmp_path: Path, said: dict[str, Any], told: str
+) -> None:
+    path = tmp_path / "jobs.json"
+    path.write_text(json.dumps({"jobs": {"j": said, "good": {"image": "i", "stacks": ["shop"]}}}))
+    known = merged({"web1": Seen("web1", 0)}, declared_in([path]))
+
+    assert [job.name for job in known.jobs] == ["good"]
+    (finding,) = known.findings
+    assert told in str(finding)
+    assert str(path) in str(finding)
+    with pytest.raises(UsageError, match="cannot be run as it is described"):
+        known.job("j")
+
+
+@pytest.mark.parametrize("text", ["jobs: [", "jobs: 5", "{}", "jobs: {}\nmore: 1", "- a"])
+def test_a_file_that_is_none_of_jobs_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "jobs.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as failed:
+        read_jobs(path)
+    assert str(path) in str(failed.value)
+    assert "\n" not in str(failed.value)
+    with pytest.raises(ConfigError):
+        read_jobs(tmp_path / "none.yaml")
+
+
+def test_a_label_may_be_named_as_it_is_on_a_container(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.json"
+    path.write_text(json.dumps({"jobs": {"j": {"image": "i", "stacks": ["s"], "overlap_policy": "skip"}}}))
+    (job,) = merged({"web1": Seen("web1", 0)}, declared_in([path])).jobs
+    assert job.overlap == "skip"
+
+
+def test_a_job_whose_label_cannot_be_used_is_not_run_in_another_way() -> None:
+    good, bad = labelled("good", "a"), labelled("bad", "b", **{"worker.command": "echo 'unclosed"})
+    known = merged({"web1": Seen("web1", 0, entities=(good, bad))}, Declared())
+    assert known.job("good").name == "good"
+    with pytest.raises(UsageError, match=r"job 'bad' cannot be run .*worker.command: No closing quotation"):
+        known.job("bad")
+
+
+def test_what_contradicts_is_told_and_the_first_counts() -> None:
+    one, other = labelled("j", "a", timeout="1s"), labelled("j", "b", timeout="2s")
+    known = merged({"web1": Seen("web1", 0, entities=(other, one))}, Declared())
+    assert known.job("j").timeout == 1.0
+    assert [finding.job for finding in known.findings] == ["j"]
+
+
+# --- several hosts --------------------------------------------------------------------------------
+
+
+def test_two_hosts_with_one_engine_have_its_jobs_once() -> None:
+    here = (labelled("backup"),)
+    seen = {name: Seen(name, 0, engine="E", entities=here) for name in ("web2", "web1")}
+    assert [(job.name, job.host) for job in merged(seen, Declared()).jobs] == [("backup", "web1")]
+
+
+def test_one_name_on_two_engines_has_to_be_chosen() -> None:
+    seen = {name: Seen(name, 0, engine=name, entities=(labelled("backup"),)) for name in ("web2", "web1")}
+    known = merged(seen, Declared())
+    with pytest.raises(UsageError, match=r"several hosts \(web1, web2\)"):
+        known.job("backup")
+    assert known.job("backup", "web2").host == "web2"
+    with pytest.raises(JobNotFound, match=r"there is no job 'other' .*backup"):
+        known.job("other")
+
+
+def test_a_job_of_a_file_is_done_where_its_stack_is() -> None:
+    seen = {name: Seen(name, 0, engine=name, stacks=(f"shop-{name}",)) for name in ("web1", "web2")}
+    declared: dict[str, dict[str, Any]] = {
+        "there": {"stacks": ["shop-web2"], "image": "i"},
+        "named": {"host": "web1", "image": "i"},
+        "nowhere": {"image": "i"},
+        "away": {"host": "web3", "image": "i"},
+    }
+    known = merged(seen, Declared(declared))
+    assert [(job.name, job.host) for job in known.jobs] == [("named", "web1"), ("there", "web2")]
+    assert sorted(str(finding) for finding in known.findings) == [
+        "job away: host: no answer from its host web3",
+        "job named: stacks: nothing is stopped for it",
+        "job nowhere: host: no host has its stack: say which, by host",
+    ]
+
+
+def test_what_a_file_says_counts_where_a_label_says_otherwise() -> None:
+    seen = {"web1": Seen("web1", 0, entities=(labelled("backup", **{"timeout": "5s", "worker.env.A": "1"}),))}
+    declared = {"backup": {"timeout": 9.0, "stacks": ["more"], "env": {"B": "2"}}}
+    known = merged(seen, Declared(declared))
+    (job,) = known.jobs
+    assert (job.timeout, job.stacks, dict(job.env), job.image) == (
+        9.0,
+        ("more", "shop"),
+        {"A": "1", "B": "2"},
+        "backup:1",
+    )
+    (finding,) = known.findings
+    assert str(finding) == (
+        "container shop-db-1: longshore.job.timeout: the file says 9.0 for job backup, which counts; this says 5.0"
+    )
+
+
+def test_who_does_not_answer_is_told_of() -> None:
+    known = merged({"web1": Seen("web1", 0, error="no engine")}, Declared(), ["web2"])
+    assert known == Known((), known.findings, ("web2",))
+    assert [str(finding) for finding in known.findings] == ["host web2: it did not answer", "host web1: no engine"]
+
+
+def test_a_run_that_is_made_again_too_late_only_brings_the_stack_up() -> None:
+    bench = Bench(hosts=("web1",))
+    bench.fail("work", "too much time has passed")
+    report = bench.run(job_plan(JOB, reconstructed=True, begin=False))
+    assert [(step.name, str(step.status)) for step in report.steps] == [
+        ("image", "skipped"),
+        ("worker", "changed"),
+        ("stop", "skipped"),
+        ("work", "failed"),
+        ("start", "changed"),
+        ("healthy", "unchanged"),
+        ("remove", "changed"),
+    ]
+    assert report.job is not None
+    assert (report.job.result, report.job.restart, report.exit_code) == ("failed", "healthy", 1)
+
+
+@pytest.mark.parametrize(
+    ("step", "result", "restart", "code"),
+    [
+        ("image", "failed", "not_needed", 1),
+        ("worker", "failed", "not_needed", 1),
+        ("stop", "failed", "healthy", 1),
+        ("work", "failed", "healthy", 1),
+        ("start", "succeeded", "failed", 3),
+        ("healthy", "succeeded", "failed", 3),
+        ("remove", "succeeded", "healthy", 0),
+        ("", "succeeded", "healthy", 0),
+    ],
+)
+def test_how_the_work_ended_and_how_the_stack_stands_are_two_things(
+    step: str, result: str, restart: str, code: int
+) -> None:
+    bench = Bench(hosts=("web1",), pretend=True)
+    if step:
+        bench.fail(step)
+    report = bench.run(job_plan(JOB))
+    assert report.job is not None
+    assert (report.job.result, report.job.restart, report.exit_code) == (result, restart, code)
+    assert {"start", "healthy", "remove"} <= set(bench.done), "whatever fails"
+
+
+def test_only_the_plan_of_a_job_has_a_jobs_report() -> None:
+    plan = Plan("p", labels={"job": "mine"})
+    plan.step("work", "noop.execute")
+    plan.step("remove", "noop.execute").after("work")
+    report = Bench().run(plan)
+    assert report.job is None
+    assert "job" not in report.model_dump()
+
+
+def test_what_may_be_secret_is_known_to_the_work_too_also_when_it_is_made_again() -> None:
+    job = Job("j", "i", env={"TOKEN": "{{ secret('env:X') }}", "PLAIN": "1"}, templated=frozenset({"TOKEN"}))
+    wanted = {"TOKEN": "{{ secret('env:X') }}"}
+    assert job_plan(job).steps["work"].with_["env"] == wanted
+    again, choices = from_recipe(templates.render(recipe(job, Choices()), {}))
+    assert job_plan(again, choices, reconstructed=True).steps["work"].with_["env"] == wanted

@@ -1,0 +1,156 @@
+"""Secrets by reference: where they may stand, how they are read, and that nothing tells them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longshore.orchestration import Plan
+from longshore.orchestration.client import replay
+from longshore.orchestration.errors import OperationError
+from longshore.orchestration.language import secrets, templates
+from longshore.orchestration.language.secrets import HIDDEN, Marks, Redaction
+from longshore.orchestration.plans.validation import problems
+from tests.unit.tasks.operations.fake_step import Doing
+
+VALUE = 'pa$$"word\\1\nsecond line of it'
+
+
+def told(op: str, **params: Any) -> list[str]:
+    plan = Plan("secret")
+    plan.step("do", op, **params)
+    return [str(problem) for problem in problems(plan)]
+
+
+def test_a_secret_may_stand_where_nobody_sees_it() -> None:
+    secret = "{{ secret('env:DB_PASSWORD') }}"  # noqa: S105 - a reference
+    assert told("command.exec.execute", argv=["env"], env={"PGPASSWORD": secret}, stdin=secret) == []
+    assert told("file.deploy.execute", path="/x", content=f"password={secret}\n") == []
+    assert told("docker.pull.execute", image="x:1", auth={"username": "a", "password": secret}) == []
+    assert told("docker.run.execute", image="x:1", env={"A": "{{ secret('file:/run/secrets/db') }}"}) == []
+    assert told("network.http.request", url="http://x/", headers={"Authorization": f"Bearer {secret}"}) == []
+
+
+@pytest.mark.parametrize(
+    ("op", "params"),
+    [
+        ("command.exec.execute", {"argv": ["psql", "{{ secret('env:X') }}"]}),
+        ("command.shell.execute", {"command": "echo {{ secret('env:X') }}"}),
+        ("docker.run.execute", {"image": "x:1", "command": ["{{ secret('env:X') }}"]}),
+        ("docker.create.execute", {"image": "x:1", "labels": {"a": "{{ secret('env:X') }}"}}),
+        ("file.deploy.execute", {"path": "/{{ secret('env:X') }}", "content": ""}),
+        ("file.upload", {"name": "x", "content": "{{ secret('env:X') }}"}),
+    ],
+)
+def test_a_secret_that_would_be_seen_is_refused(op: str, params: dict[str, Any]) -> None:
+    assert any("would be seen" in text for text in told(op, **params))
+
+
+@pytest.mark.parametrize(
+    "written", ["secret('X')", "secret('env:')", "secret('file:relative')", "secret(params.x)", "secret()", "secret(1)"]
+)
+def test_a_reference_that_is_none_is_refused(written: str) -> None:
+    plan = Plan("secret", params={"x": str})
+    plan.step("do", "command.exec.execute", argv=["env"], env={"A": f"{{{{ {written} }}}}"})
+    found = [str(problem) for problem in problems(plan)]
+    assert any("secret" in text for text in found)
+
+
+@pytest.mark.parametrize("where", ["when", "target", "foreach"])
+def test_a_secret_stands_in_parameters_only(where: str) -> None:
+    plan = Plan("secret")
+    step = plan.step("do", "noop.execute")
+    text = "{{ secret('env:X') }}"
+    {"when": step.when, "target": step.target, "foreach": step.foreach}[where](text)
+    assert any("would be seen" in str(problem) for problem in problems(plan))
+
+
+def test_a_mark_counts_only_with_its_own_word() -> None:
+    values = {"env:TOKEN": "correct-horse"}
+    marks, found = Marks(), set[str]()
+    mark = marks("env:TOKEN")
+    assert "correct-horse" not in mark
+    revealed = secrets.reveal({"a": [f"x{mark}y"]}, marks.word, found, values.__getitem__)
+    assert revealed == {"a": ["xcorrect-horsey"]}
+    assert found == {"correct-horse"}
+    forged = mark.replace(marks.word, "0" * 32)
+    assert secrets.reveal(forged, marks.word, set(), values.__getitem__) == forged
+    assert secrets.pieces(f"x{mark}", marks.word) == [(False, "x"), (True, "env:TOKEN")]
+    assert secrets.marked({"a": [mark]}, marks.word)
+    assert not secrets.marked({"a": [forged]}, marks.word)
+
+
+#: Written out as JSON, a control character has digits in it that are nobody's secret.
+_AROUND = st.text(st.characters(exclude_categories=["Cc", "Cs"]))
+
+
+@given(st.text(min_size=4).filter(lambda text: text.strip() and HIDDEN not in text), _AROUND, _AROUND)
+def test_no_spelling_of_a_secret_is_left(value: str, before: str, after: str) -> None:
+    redaction = Redaction()
+    redaction.values.add(value)
+    told = redaction.data({"a": [before + value + after], value: {"b": json.dumps(value), "c": repr(value)}})
+    text = json.dumps(told, ensure_ascii=False)
+    assert value not in told["a"][0].replace(HIDDEN, "")
+    assert json.dumps(value, ensure_ascii=False)[1:-1] not in text.replace(HIDDEN, "")
+
+
+def test_an_error_tells_nothing_either() -> None:
+    redaction = Redaction()
+    redaction.values.add(VALUE)
+    error = secrets.no_value(OperationError(f"no: {VALUE}", remedy=VALUE, data={"out": [VALUE]}), redaction)
+    assert "second line" not in f"{error} {error.data}"
+    assert redaction.text("a line of output: second line of it") == f"a line of output: {HIDDEN}"
+
+
+@pytest.mark.parametrize("written", ["secret('env:X')|upper", "secret('env:X')[:9]", "secret('env:X').upper()"])
+def test_a_part_or_another_form_of_a_secret_is_refused(written: str) -> None:
+    assert told("command.exec.execute", argv=["env"], env={"A": f"{{{{ {written} }}}}"})
+    together = "{{ 'Bearer ' ~ secret('env:X') }}"
+    assert told("command.exec.execute", argv=["env"], env={"A": together}) == []
+
+
+def test_a_number_tells_a_secret_too() -> None:
+    redaction = Redaction()
+    redaction.values.add("48151623")
+    assert redaction.data({"pin": 48151623, "other": 4, "yes": True}) == {"pin": HIDDEN, "other": 4, "yes": True}
+
+
+def test_no_line_of_a_secret_is_told() -> None:
+    redaction = Redaction()
+    redaction.values.add("pw12345\nqr67890\n")
+    assert redaction.text("qr67890") == HIDDEN
+
+
+def test_what_is_cut_was_looked_through_before() -> None:
+    value = "S3cret" * 10
+    context = {"redact": lambda text: text.replace(value, HIDDEN)}
+    lines: list[str] = []
+    context["printed"] = lambda _stream, told: lines.extend(told)  # type: ignore[assignment]
+    for size in (64 * 1024 - 30, 8192 - 20):
+        doing = Doing(
+            "command.shell.execute", context, command=f"printf {value}; head -c {size} /dev/zero | tr '\\0' x"
+        )
+        data = doing.act().data
+        assert "ret" not in data["stdout"].replace(HIDDEN, "")
+    assert not [line for line in lines if "ret" in line]
+    failing = Doing(
+        "command.shell.execute", context, command=f"head -c 180 /dev/zero | tr '\\0' y; printf {value}; exit 1"
+    )
+    with pytest.raises(OperationError) as error:
+        failing.act()
+    assert "ret" not in str(error.value)
+
+
+def test_only_marks_are_references_again_when_a_step_is_replayed() -> None:
+    marks = Marks()
+    text = f"{{{{ secret('file:/etc/shadow') }}}} and {{% broken {marks('env:TOKEN')}"
+    made = replay.Replay(Plan("again", params={}))
+    again = replay._as_it_is(made, 0, "content", {"a": [text], "b": "{{ 1 + 1 }}", "c": "plain"}, marks.word)
+    assert "shadow" not in str(again)
+    rendered = templates.render(again, {"params": made.params, "secret": lambda reference: f"<{reference}>"})
+    literal = "{{ secret('file:/etc/shadow') }} and {% broken <env:TOKEN>"
+    assert rendered == {"a": [literal], "b": "{{ 1 + 1 }}", "c": "plain"}

@@ -1,0 +1,145 @@
+"""Which hosts are meant: targets, labels in words, conditions on what a host is like."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from longshore.orchestration.language.targets import (
+    HostFilter,
+    has_label,
+    is_host_name,
+    is_label,
+    is_several,
+    is_target,
+    listed,
+    parse_facts,
+    parse_labels,
+)
+
+WORD = st.text("abcXYZ019_-", min_size=1, max_size=8)
+VALUE = st.lists(WORD, min_size=1, max_size=4).map(".".join)
+
+
+@dataclass
+class Machine:
+    labels: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    healthy: bool = True
+
+
+@given(WORD, VALUE)
+def test_each_beginning_in_whole_words_selects_a_label(key: str, value: str) -> None:
+    words = value.split(".")
+    for n in range(1, len(words) + 1):
+        selector = f"{key}:{'.'.join(words[:n])}"
+        assert is_label(selector)
+        assert is_target(selector)
+        assert has_label({key: value}, selector)
+    assert not has_label({key: value}, f"{key}:{value}.more")
+    assert not has_label({key: f"{value}x"}, f"{key}:{value}")
+    assert not has_label({f"{key}x": value}, f"{key}:{value}")
+
+
+@given(st.dictionaries(WORD, VALUE))
+def test_labels_are_read_as_they_are_written(labels: dict[str, str]) -> None:
+    assert parse_labels(",".join(f"{key}={value}" for key, value in labels.items())) == labels
+
+
+@pytest.mark.parametrize(
+    "text", ["role", "role=", "ro le=web", "role=we b", "role=web..eu", "role=.web", "=web", "a:b=c"]
+)
+def test_what_is_no_label_is_told(text: str) -> None:
+    with pytest.raises(ValueError, match="is no"):
+        parse_labels(text)
+
+
+def test_facts_may_have_any_value() -> None:
+    assert parse_facts(" rack = 12 ,note=a=b, ") == {"rack": "12", "note": "a=b"}
+
+
+@pytest.mark.parametrize("target", ["_all", "role:web", "role:web.dev.eu"])
+def test_these_mean_several_hosts(target: str) -> None:
+    assert is_several(target)
+
+
+@pytest.mark.parametrize("target", ["_any", "web1", "web1.example.com"])
+def test_these_mean_one(target: str) -> None:
+    assert not is_several(target)
+    assert is_target(target)
+
+
+@pytest.mark.parametrize(
+    ("name", "good"), [("web1", True), ("a.b", True), ("web1.undo", False), ("a:b", False), ("", False)]
+)
+def test_a_hosts_name_makes_no_queue_of_another_hosts(name: str, good: bool) -> None:
+    assert is_host_name(name) is good
+
+
+@pytest.mark.parametrize("target", ["", "role:", ":web", "a b", "role:we b", "role:web:eu", "_other", "a" * 65])
+def test_these_are_no_targets(target: str) -> None:
+    assert not is_target(target)
+
+
+MACHINE = Machine(
+    {"role": "web.dev"},
+    {"os": "debian", "version": "12", "arch": "x86_64", "cpus": 4, "memory": 8 * 2**30, "rack": "7"},
+)
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        {},
+        {"os": "Debian", "version": "12", "arch": "amd64"},
+        {"min_cpu": 4, "min_memory": "8GiB"},
+        {"label": "role:web", "fact": {"rack": 7}},
+        {"label": "role=web"},
+        {"label": {"role": "web"}},
+        {"label": ["role:web", "role:web.dev"], "fact": "rack=7,cpus=4"},
+        {"healthy": True},
+    ],
+)
+def test_a_host_that_is_like_that(conditions: dict[str, Any]) -> None:
+    assert HostFilter.model_validate(conditions).matches(MACHINE)
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        {"os": "alpine"},
+        {"version": "1"},
+        {"arch": "arm64"},
+        {"min_cpu": 5},
+        {"min_memory": "9GiB"},
+        {"label": ["role:web", "role:db"]},
+        {"fact": {"rack": "8"}},
+        {"fact": {"zone": "eu"}},
+        {"healthy": False},
+    ],
+)
+def test_a_host_that_is_not(conditions: dict[str, Any]) -> None:
+    condition = HostFilter.model_validate(conditions)
+    assert not condition.matches(MACHINE)
+    if "healthy" not in conditions:
+        assert not condition.matches(Machine()), "of which nothing is known"
+
+
+def test_a_condition_keeps_what_was_said_and_no_more() -> None:
+    condition = HostFilter.model_validate({"min_memory": "2GiB", "fact": "rack=7"})
+    assert condition.model_dump() == {"fact": {"rack": "7"}, "min_memory": 2 * 2**30}
+    assert HostFilter.model_validate(condition.model_dump()) == condition
+    for wrong in ({"colour": "red"}, {"label": ""}, {"label": "role"}, {"label": "role:web."}):
+        with pytest.raises(ValidationError):
+            HostFilter.model_validate(wrong)
+
+
+def test_of_many_names_the_first_are_told() -> None:
+    assert listed([]) == "none"
+    assert listed("abc") == "a, b, c"
+    assert listed(map(str, range(10))) == "0, 1, 2, 3, 4, 5, 6, 7 and 2 more"

@@ -1,0 +1,111 @@
+"""The catalogue: complete, described, and the reference page is what it says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longshore.orchestration.cli.ops import read_values
+from longshore.orchestration.errors import UsageError
+from longshore.orchestration.operations import Kind, Undo, all_operations
+from longshore.orchestration.operations.reference import describe, page
+from longshore.tasks.implementation import Implementation, implementation
+from longshore.tasks.operations import command, compose, docker, file, http, network, node, noop
+
+FAMILIES = (command, compose, docker, file, http, network, node, noop)
+PAGE = Path(__file__).resolve().parents[4] / "docs/operations.md"
+OWN = {
+    name: operation
+    for name, operation in all_operations().items()
+    if name.partition(".")[0] in {"command", "compose", "docker", "file", "network", "node"}
+}
+
+#: The table of what the originals could do, and what else was asked for.
+TABLE = set(
+    re.findall(
+        r"\S+",
+        """
+command.exec.execute command.shell.execute file.upload file.deploy.execute file.undeploy.execute
+file.status.get file.changed.get network.dns.get network.dns.update network.ping.do network.http.get
+network.http.request node.hostname.get node.status.get node.disk.get node.memory.get node.uptime.get
+node.load.get node.os.get docker.create.execute docker.list.get docker.inspect.get docker.start.execute
+docker.stop.execute docker.restart.execute docker.remove.execute docker.exec.execute docker.run.execute
+docker.logs.get docker.pull.execute docker.tag.execute docker.build.execute docker.push.execute
+docker.rename.execute docker.update.execute docker.image-remove.execute docker.wait.get
+docker.network-create.execute docker.network-remove.execute docker.network-inspect.get
+docker.volume-create.execute docker.volume-remove.execute docker.volume-inspect.get compose.config.get
+compose.ps.get compose.pull.execute compose.build.execute compose.up.execute compose.stop.execute
+compose.start.execute compose.restart.execute compose.down.execute compose.exec.execute compose.run.execute
+compose.rollback.execute
+""",
+    )
+)
+
+
+def test_the_whole_table_is_there() -> None:
+    assert OWN.keys() >= TABLE
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_each_is_done_and_each_is_described(name: str) -> None:
+    operation, done = OWN[name], implementation(name)
+    said = describe(operation)
+    assert operation.about is not None
+    assert all(said["about"].values())
+    assert said["notes"]
+    assert said["result_notes"]
+    kind = type(done)
+    assert kind.act is not Implementation.act
+    assert kind.predict is not Implementation.predict
+    assert kind.undo is not Implementation.undo
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_name_says_what_it_does(name: str) -> None:
+    operation = OWN[name]
+    if name.endswith(".get"):
+        assert (operation.kind, operation.undo) == (Kind.READ_ONLY, Undo.NONE)
+    if operation.kind is Kind.READ_ONLY:
+        assert "never" in str(describe(operation)["about"]["changed"])
+
+
+def test_the_reference_page_is_the_one_in_the_documents() -> None:
+    assert PAGE.read_text() == page(), "make it again: python -m longshore.orchestration.operations.reference"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "values"),
+    [
+        (("image=x:1", "policy=missing"), {"image": "x:1", "policy": "missing"}),
+        (("argv=[echo, 'a b']",), {"argv": ["echo", "a b"]}),
+        (("services=a", "services=b", "services=c"), {"services": ["a", "b", "c"]}),
+        (("auth.username=me", "auth.password={{ secret('env:X') }}"),
+         {"auth": {"username": "me", "password": "{{ secret('env:X') }}"}}),
+        (("command=a=b",), {"command": "a=b"}),
+        (("labels={a: b}",), {"labels": {"a": "b"}}),
+    ],
+)  # fmt: skip
+def test_parameters_on_the_command_line(pairs: tuple[str, ...], values: dict[str, Any]) -> None:
+    assert read_values(pairs) == values
+
+
+@pytest.mark.parametrize("pair", ["image", "=x", "a b=c", "argv=[1", f"argv={'[' * 700}"], ids=len)
+def test_what_is_no_parameter_is_refused(pair: str) -> None:
+    with pytest.raises(UsageError):
+        read_values((pair,))
+
+
+def test_a_worker_can_do_all_of_it() -> None:
+    code = (
+        "from longshore.workers import app\n"
+        "from longshore.orchestration.operations import all_operations\n"
+        "from longshore.tasks.implementation import implementation\n"
+        "for name in all_operations(): implementation(name)\n"
+        "assert app"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

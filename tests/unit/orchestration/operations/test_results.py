@@ -1,0 +1,62 @@
+"""What a function gives back, and how data becomes a type again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from longshore.orchestration import DecodeError, HostResult, Result
+from longshore.orchestration.errors import OperationError
+from longshore.orchestration.operations.results import as_mapping, decode
+
+
+class Image(BaseModel):
+    name: str
+    size: int
+
+
+@dataclass
+class Copy:
+    name: str
+    size: int
+
+
+@pytest.mark.parametrize("value", [Image(name="shop", size=1), Copy("shop", 1), {"name": "shop", "size": 1}])
+def test_data_is_a_mapping_whatever_it_was(value: Any) -> None:
+    assert as_mapping(value) == {"name": "shop", "size": 1}
+
+
+def test_what_is_no_mapping_is_the_result_and_what_is_no_json_is_an_error() -> None:
+    assert as_mapping([1, 2]) == {"result": [1, 2]}
+    with pytest.raises(OperationError, match="not what JSON can hold"):
+        as_mapping({"socket": object()})
+
+
+@pytest.mark.parametrize("model", [Image, Copy])
+def test_data_becomes_the_type_that_is_asked_for(model: Any) -> None:
+    assert as_mapping(decode(model, {"name": "shop", "size": 1}, "step 'x'")) == {"name": "shop", "size": 1}
+
+
+def test_data_that_is_missing_or_does_not_fit_is_a_clear_error() -> None:
+    with pytest.raises(DecodeError, match="no result data for step 'x'"):
+        decode(Image, {}, "step 'x'")
+    with pytest.raises(DecodeError, match="the data of step 'x' is no Image: size"):
+        decode(Image, {"name": "shop"}, "step 'x'")
+
+
+def test_hosts_are_gathered_and_their_failure_is_no_error_here() -> None:
+    answers = {"a": "changed", "b": "broken", "c": ""}
+
+    def mapped(item: tuple[str, str]) -> HostResult:
+        host, said = item
+        return HostResult(host, changed=said == "changed", error="no" if said == "broken" else None, data=Copy(host, 1))
+
+    result = Result.from_hosts(answers.items(), mapped, data={"all": 3})
+
+    assert result.changed is True
+    assert [host.as_record()["status"] for host in result.hosts] == ["changed", "failed", "unchanged"]
+    assert result.hosts[0].as_record()["data"] == {"name": "a", "size": 1}
+    assert HostResult("d", error="unsupported", status="skipped").as_record()["status"] == "skipped"

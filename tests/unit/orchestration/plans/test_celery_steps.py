@@ -1,0 +1,86 @@
+"""An application's Celery tasks as steps: what is taken from a signature, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from celery import Celery, chain
+
+from longshore.orchestration import Plan, PlanError, UnknownName, UsageError
+from longshore.orchestration.client.client import _same_server
+from longshore.orchestration.testing import Bench
+
+#: An application may say so all the same.
+pytestmark = pytest.mark.filterwarnings("ignore::celery.exceptions.CDeprecationWarning")
+
+
+@pytest.fixture
+def app() -> Celery:
+    made = Celery("app", broker="memory://", set_as_current=False)
+    made.conf.task_routes = {"routed": {"queue": "by-route"}}
+
+    def echo(n: int) -> int:
+        return n
+
+    made.task(name="plain", shared=False)(echo)
+    made.task(name="routed", shared=False)(echo)
+    made.task(name="own", queue="special", shared=False)(echo)
+    return made
+
+
+@pytest.mark.parametrize(("task", "queue"), [("plain", None), ("routed", "by-route"), ("own", "special")])
+def test_a_task_goes_where_its_application_sends_it(app: Celery, task: str, queue: str | None) -> None:
+    plan = Plan("p")
+    plan.celery("a", app.tasks[task].s(1), timeout="5s")
+
+    given = plan.steps["a"].with_
+    assert (given["task"], given["args"], given.get("queue")) == (task, [1], queue)
+    plan.check()
+
+
+def test_a_queue_of_the_signatures_own_wins(app: Celery) -> None:
+    plan = Plan("p")
+    plan.celery("a", app.tasks["own"].s(1).set(queue="urgent"), timeout="5s")
+    assert plan.steps["a"].with_["queue"] == "urgent"
+
+
+def test_what_a_step_cannot_carry_is_refused_and_leaves_no_step(app: Celery) -> None:
+    plain: Any = app.tasks["plain"]
+    plan = Plan("p")
+    for signature, said in (
+        (plain.s(1).set(countdown=3), "countdown"),
+        (chain(plain.s(1), plain.s()), "one task's signature"),
+        (plain, "is no signature: give one, as task.s"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            plan.celery("a", signature, timeout="5s")
+    with pytest.raises(UsageError, match="is no signature"):
+        plan.celery("a", plain.s(1), timeout="5s", undo="plain")  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="timeout"):
+        plan.celery("b", plain.s(1), timeout=0)
+    assert "a" not in plan.steps
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("redis://localhost:6379/0", "redis://127.0.0.1:6379", True),
+        ("redis://127.0.0.1:6379/0?x=1", "redis://127.0.0.1/0", True),
+        ("redis://127.0.0.1:6379/1", "redis://127.0.0.1:6379/0", False),
+        ("redis://other:6379/0", "redis://127.0.0.1:6379/0", False),
+        ("redis+socket:///run/a.sock", "redis+socket:///run/b.sock", False),
+        ("amqp://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0", False),
+    ],
+)
+def test_two_ways_to_write_a_server_are_one(one: str, other: str, same: bool) -> None:
+    assert _same_server(one, other) is same
+
+
+def test_the_bench_refuses_to_be_told_of_a_step_that_is_not_there() -> None:
+    plan = Plan("p")
+    plan.step("check", "noop.execute")
+    bench = Bench()
+    bench.fail("chek")
+    with pytest.raises(UnknownName, match="'chek', which is not in the plan: did you mean 'check'"):
+        bench.run(plan)

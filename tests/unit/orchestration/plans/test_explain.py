@@ -1,0 +1,140 @@
+"""What a plan would do, told beforehand."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+
+from longshore.orchestration import Plan
+from longshore.orchestration.plans.explain import explain
+from tests.unit.plans import compiled, diamond, plans
+
+
+def told(plan: Plan) -> list[str]:
+    return explain(compiled(plan)).splitlines()
+
+
+def line_of(plan: Plan, step: str) -> str:
+    """What is said of a step's undo."""
+    lines = told(plan)
+    undo = lines[lines.index("Undo, if a step fails:") + 1 :]
+    return next(line.partition(": ")[2] for line in undo if line.strip().startswith(f"{step}: "))
+
+
+def test_order_queues_limits_and_retries_are_told() -> None:
+    plan = diamond(description="A release")
+    plan.step("sweep", "command.exec.execute", argv=["sweep"]).after("tell").timeout("10m").retry(2, initial=1)
+
+    assert told(plan) == [
+        "Plan diamond: 6 steps, 5 levels",
+        "A release",
+        "",
+        "Level 0: one step",
+        "  build: noop.execute",
+        "      queue noop; at most 1h an attempt; up to 4 tries, waiting at most 7s in all",
+        "",
+        "Level 1: 2 steps in parallel, one chord",
+        "  test: noop.execute after build",
+        "      queue noop; at most 1h an attempt; up to 4 tries, waiting at most 7s in all",
+        "  lint: noop.execute after build",
+        "      queue noop; at most 1h an attempt; up to 4 tries, waiting at most 7s in all",
+        "",
+        "Level 2: one step",
+        "  ship: noop.execute after test, lint",
+        "      queue noop; at most 1h an attempt; up to 4 tries, waiting at most 7s in all",
+        "",
+        "Level 3: one step",
+        "  tell: noop.execute after ship",
+        "      queue noop; at most 1h an attempt; up to 4 tries, waiting at most 7s in all",
+        "",
+        "Level 4: one step",
+        "  sweep: command.exec.execute after tell",
+        "      queue command; at most 10m an attempt; up to 3 tries, waiting at most 3s in all",
+        "",
+        "Critical path, at most 16h 31m: build → test → ship → tell → sweep",
+        "",
+        "Undo, if a step fails:",
+        "  sweep: WARNING: it has no undo; what it changed would stand (give it an undo, or undo: none)",
+        "  tell: full undo by noop.execute on queue noop.undo",
+        "  ship: full undo by noop.execute on queue noop.undo",
+        "  test: full undo by noop.execute on queue noop.undo",
+        "  lint: full undo by noop.execute on queue noop.undo",
+        "  build: full undo by noop.execute on queue noop.undo",
+    ]
+
+
+def test_what_cannot_be_taken_back_is_warned_of_and_the_rest_is_told_apart() -> None:
+    plan = Plan("p")
+    plan.step("bare", "command.exec.execute", argv=["x"])
+    plan.step("looks", "command.exec.execute", argv=["x"], changes=False)
+    plan.step("none", "command.exec.execute", argv=["x"]).undo("none")
+    plan.step("own", "command.exec.execute", argv=["x"]).undo("file.deploy.execute", path="/x", content="")
+    plan.step("last", "command.exec.execute", argv=["x"]).always()
+
+    assert line_of(plan, "bare").startswith("WARNING: it has no undo")
+    assert line_of(plan, "looks") == "nothing to take back, it only looks"
+    assert line_of(plan, "none") == "nothing to take back, the plan says"
+    assert line_of(plan, "own") == "file.deploy.execute on queue file.undo"
+    assert line_of(plan, "last") == "never undone (always)"
+
+
+def test_guards_items_and_limits_are_told() -> None:
+    plan = Plan("p", on_error="continue", timeout="1h")
+    a = plan.step("a", "noop.execute")
+    b = plan.step("b", "noop.execute").after(a).foreach(a.data.all).max_parallel(3).tolerate("5%").target("web1")
+    b.only_if_any_host_changed().when(a.changed)
+    plan.approval("ask", timeout="10m").after(b)
+    plan.step("point", "noop.execute").irreversible().after("ask")
+
+    text = explain(compiled(plan))
+
+    assert "The whole run may take 1h" in text
+    assert (
+        "queue noop on web1; at most 1h an attempt; up to 4 tries, waiting at most 7s in all; only if any host" in text
+    )
+    assert (
+        "host changed; when steps.a.changed; for each of {{ steps.a.data.all }}; 3 at once; 5% may fail; the run"
+        in text
+    )
+    assert "Level 1: one step, its items and hosts in one chord" in text
+    assert "queue control; at most 10m an attempt; tried once" in text
+    assert "the point of no return: once it has succeeded, nothing is taken back" in text
+
+
+def test_what_goes_on_after_a_failure_is_told() -> None:
+    plan = Plan("p", on_failure="keep")
+    plan.step("may", "noop.execute").on_error("continue")
+    plan.step("must", "noop.execute").always()
+
+    lines = told(plan)
+
+    assert lines[4].endswith("the run goes on if it fails")
+    assert lines[6].endswith("always runs, however the run ends")
+    assert lines[-1] == "  nothing is taken back: on_failure is keep"
+
+
+@pytest.mark.parametrize(("retries", "says"), [(0, "tried once"), (1, "up to 2 tries, waiting at most 0s in all")])
+def test_a_retry_without_a_delay_is_told_so(retries: int, says: str) -> None:
+    plan = Plan("p")
+    plan.step("a", "noop.execute").retry(retries)
+
+    assert says in told(plan)[4]
+
+
+@settings(max_examples=25)
+@given(plans())
+def test_any_plan_is_explained_with_each_of_its_steps(plan: Plan) -> None:
+    text = explain(compiled(plan))
+
+    assert all(f"  {name}: {step.op}" in text for name, step in plan.steps.items())
+
+
+def test_what_no_receipt_fences_is_named_before_the_run() -> None:
+    plan = Plan("p")
+    plan.step("call", "network.http.request", url="http://x/", method="POST").undo("none")
+    plan.step("look", "network.http.get", url="http://x/")
+    plan.step("write", "file.deploy.execute", path="/x", content="x")
+
+    assert "Not fenced: call" in told(plan)
+    plan.steps.pop("call")
+    assert not any("Not fenced" in line for line in told(plan))

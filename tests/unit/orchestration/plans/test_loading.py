@@ -1,0 +1,466 @@
+"""Plans from files and by name: what is read, and what is refused with which words and which line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from longshore.orchestration import Plan, PlanError, UnknownName, load, parse
+from longshore.orchestration.plans import loading as source_module
+from longshore.orchestration.plans.loading import read_mapping, stored
+from longshore.orchestration.settings import get_settings
+from tests.unit.plans import diamond
+
+HEAD = "name: p\nsteps:\n"
+STEP = HEAD + "  a:\n    op: noop.execute\n"  # line 4 is the operation's
+
+#: What is wrong: the text, the step, the line, what is said.
+BAD: dict[str, tuple[str, str | None, int | None, str]] = {
+    "a cycle": (
+        HEAD + "  a: {op: noop.execute, after: [c]}\n  b: {op: noop.execute, after: a}\n"
+        "  c:\n    op: noop.execute\n    after: [b]\n",
+        "a",
+        3,
+        "the steps wait for each other: a → c → b → a",
+    ),
+    "an unknown operation": (HEAD + "  a:\n    op: noop.execut\n", "a", 4, "did you mean noop.execute"),
+    "a wrong type": (STEP + "    with:\n      sleep: soon\n", "a", 6, "sleep: 'soon' is not a duration"),
+    "a wrong type deep inside": (
+        HEAD + "  a:\n    op: command.exec.execute\n    with:\n      argv:\n        - ls\n        - 5\n",
+        "a",
+        8,
+        "argv.1: ",
+    ),
+    "an unknown parameter": (STEP + "    with:\n      sleep: 1\n      slep: 1\n", "a", 7, "has no parameter 'slep'"),
+    "a missing parameter": (
+        HEAD + "  a:\n    op: command.exec.execute\n    with: {cwd: /}\n",
+        "a",
+        5,
+        "needs the parameter 'argv'",
+    ),
+    "a missing dependency": (STEP + "    after:\n      - b\n", "a", 5, "comes after 'b', which is not in the plan"),
+    "an undefined variable": (STEP + '    with:\n      fail: "{{ item }}"\n', "a", 6, "the template names 'item'"),
+    "an undefined parameter": (STEP + '    with:\n      fail: "{{ params.x }}"\n', "a", 6, "no parameter 'x'"),
+    "a template of a step that is not upstream": (
+        STEP + '    with:\n      fail: "{{ steps.b.status }}"\n  b: {op: noop.execute}\n',
+        "a",
+        6,
+        "looks at step 'b', which does not come before this step",
+    ),
+    "a broken template": (STEP + '    with:\n      fail: "{{ 1 + }}"\n', "a", 6, "broken template"),
+    "a duplicate step": (STEP + "  a:\n    op: noop.execute\n", "a", 5, "there are two steps of this name"),
+    "a duplicate field": (STEP + "    op: noop.execute\n", "a", 5, "'op' stands here twice"),
+    "a duplicate parameter": (STEP + "    with: {sleep: 1,\n      sleep: 2}\n", "a", 6, "'sleep' stands here twice"),
+    "a duplicate at the top": ("name: p\nname: q\n", None, 2, "'name' stands here twice"),
+    "nothing": ("", None, None, "it is empty"),
+    "nothing but a comment": ("# later\n", None, None, "it is empty"),
+    "a list": ("- a\n", None, None, "it is not a mapping"),
+    "a word": ("plan\n", None, None, "it is not a mapping"),
+    "no steps": ("name: p\nsteps: {}\n", None, 2, "the plan has no steps"),
+    "no steps at all": ("name: p\n", None, 1, "the plan has no steps"),
+    "steps that are a list": ("name: p\nsteps:\n  - op: x\n", None, 2, "steps: must be a mapping"),
+    "steps that are nothing": ("name: p\nsteps:\n", None, 2, "steps: must be a mapping"),
+    "a step that is nothing": (HEAD + "  a:\n", "a", 3, "must be a mapping"),
+    "a step without an operation": (HEAD + "  a:\n    after: []\n", "a", 3, "the field 'op' is missing"),
+    "no name": (STEP.partition("\n")[2], None, 1, "the field 'name' is missing"),
+    "a bad name of the plan": ("name: a/b\n" + STEP.partition("\n")[2], None, 1, "the plan's name 'a/b' must match"),
+    "a bad name of a step": (HEAD + "  a b:\n    op: noop.execute\n", "a b", 3, "the name must match"),
+    "a name that ends a line": (HEAD + '  "a\\n":\n    op: noop.execute\n', "a\n", 3, "the name must match"),
+    "10,001 steps": (
+        HEAD + "".join(f"  s{n}: {{op: noop.execute}}\n" for n in range(10_001)),
+        None,
+        2,
+        "10001 steps are more than the 10000",
+    ),
+    "an unknown field": (STEP + "    atfer: [b]\n", "a", 5, "unknown field 'atfer'"),
+    "an unknown field of the plan": ("name: p\nfoo: 1\n", None, 2, "unknown field 'foo'"),
+    "an unknown field of a retry": (STEP + "    retry:\n      times: 3\n", "a", 6, "unknown field 'times'"),
+    "an unknown field of an undo": (
+        STEP + "    undo:\n      op: noop.execute\n      wiht: {}\n",
+        "a",
+        7,
+        "unknown field 'wiht'",
+    ),
+    "an unknown policy": (STEP + "    on_error: explode\n", "a", 5, "on_error: "),
+    "no attempts": ("name: p\nretry:\n  attempts: 0\n", None, 3, "retry.attempts: "),
+    "an undo that is a word": (STEP + "    undo: nope\n", "a", 5, "undo: must be 'none', or an operation"),
+    "an undo that is a list": (STEP + "    undo: [x]\n", "a", 5, "undo: must be a mapping"),
+    "an unknown operation of an undo": (STEP + "    undo:\n      op: nope\n", "a", 6, "unknown operation 'nope'"),
+    "an unknown type of input": ("name: p\nparams:\n  x: text\n", None, 3, "params.x.type: "),
+    "an input with a bad default": (
+        "name: p\nparams:\n  x:\n    type: integer\n    default: y\n",
+        None,
+        3,
+        "params.x: its default must be of type integer",
+    ),
+    "a label that is no text": ("name: p\nlabels:\n  a: 1\n", None, 3, "labels.a: "),
+    "broken YAML": ("name: p\nsteps: [\n", None, 3, "this is not YAML: "),
+    "a colon too many": ("name: p\nsteps: a: b\n", None, 2, "this is not YAML: "),
+    "an open quote": ('name: "p\n', None, 2, "this is not YAML: "),
+    "an alias of nothing": ("name: *x\n", None, 1, "this is not YAML: "),
+    "two documents": ("name: p\n---\nname: q\n", None, 2, "this is not YAML: "),
+    "tabs": ("name: p\nsteps:\n\ta:\n\t\top: noop.execute\n", None, 3, "this is not YAML: "),
+    "a merge key": ("x: &x {a: 1}\nname: p\nsteps:\n  <<: *x\n", None, 4, "merge"),
+    "a merge key deep inside": (STEP + "    with:\n      data: {<<: {a: 1}}\n", "a", 6, "merge"),
+    "a key that is a list": ("name: p\n? [a]\n: b\n", None, 2, "a key must be a word"),
+    "a key that is nothing": ("name: p\n~: b\n", None, 2, "a key must be a word"),
+    "an object of Python": (
+        STEP + "    description: !!python/name:os.system x\n",
+        "a",
+        5,
+        "the tag tag:yaml.org,2002:python/name:os.system is not allowed",
+    ),
+    "a tag of one's own": (STEP + "    description: !mine x\n", "a", 5, "the tag !mine is not allowed"),
+    "a call of Python": (
+        STEP + '    with: {data: {x: !!python/object/apply:os.system ["touch /tmp/longshore-was-here"]}}\n',
+        "a",
+        5,
+        "tag",
+    ),
+    "a mapping that is an object": (STEP + "    with: !!python/object:os.x {sleep: 1}\n", "a", 5, "tag"),
+    "a set": (STEP + "    with: {data: {x: !!set {a, b}}}\n", "a", 5, "tag"),
+    "no date": (STEP + "    description: 2024-99-99\n", "a", 5, "month must be in 1..12"),
+    "a duration that never ends": (STEP + "    timeout: .inf\n", "a", 5, ".inf is not a number"),
+    "a sleep that is no number": (STEP + "    with: {sleep: .nan}\n", "a", 5, ".nan is not a number"),
+    "a value that is no number": (STEP + "    with: {data: {x: .nan}}\n", "a", 5, "nan"),
+    "a value without end": (STEP + "    with: {data: {x: [-.inf]}}\n", "a", 5, "inf"),
+    "a bound that is no number": ("name: p\nparams: {x: {type: number, min: .nan}}\n", None, 2, "nan"),
+    "an alias of itself": ("a: &a [*a]\n", None, 1, "its aliases make it too large"),
+    "deep nesting": (f"name:\n  {'[' * 500}{']' * 500}\n", None, 2, "it is nested too deeply"),
+    "deep nesting in JSON": (
+        '{"name": "p", "steps": {"a": {"op": "noop.execute", "with": {"data": {"x":\n'
+        + "[" * 300
+        + "]" * 300
+        + "}}}}}",
+        None,
+        2,
+        "it is nested too deeply",
+    ),
+    "a duplicate step in JSON": (
+        '{"name": "p", "steps": {\n"a": {"op": "noop.execute"},\n"a": {"op": "noop.execute"}}}',
+        "a",
+        3,
+        "there are two steps of this name",
+    ),
+    "half a character in JSON": (
+        '{"name": "p",\n"description": "\\ud800", "steps": {"a": {"op": "noop.execute"}}}',
+        None,
+        2,
+        "",
+    ),
+    "a control character": (f"name: {'é' * 9}\n\nlabels: \x1b\n\n", None, 3, "the character #x001b is not allowed"),
+    "a step whose name looks like a type of pydantic's": (
+        HEAD + "  function-deploy:\n    op: noop.execute\n    bogus: 1\n",
+        "function-deploy",
+        5,
+        "unknown field 'bogus'",
+    ),
+    "steps of one name in two spellings": (
+        HEAD + "  1: {op: noop.execute}\n  '1': {op: noop.execute}\n",
+        "1",
+        4,
+        "there are two steps of this name",
+    ),
+    "a key with an end of line": (
+        HEAD + '  a:\n    op: command.exec.execute\n    with: {argv: [x], env: {"A\\nB": 5}}\n',
+        "a",
+        5,
+        "env",
+    ),
+}
+
+
+def told(error: PlanError) -> None:
+    """Every refusal is a usage error of one line."""
+    assert error.exit_code == 2
+    assert len(str(error).splitlines()) == 1
+
+
+def bad() -> list[Any]:
+    return [pytest.param(*row, id=name) for name, row in BAD.items()]
+
+
+@pytest.mark.parametrize(("text", "step", "line", "says"), bad())
+def test_a_bad_plan_is_refused_with_its_step_and_its_line(
+    text: str, step: str | None, line: int | None, says: str
+) -> None:
+    with pytest.raises(PlanError) as caught:
+        parse(text, source="plan.yaml")
+
+    told(caught.value)
+    first = caught.value.problems[0]
+    assert says in first.message
+    assert (first.step, first.line) == (step, line)
+    assert str(caught.value).startswith("plan.yaml: " if line is None else f"plan.yaml: line {line}")
+    if step is not None:
+        assert f"step {step!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["yes", "on", "no", "1", "1.0", "2024-01-01", "0x1f", "1_000"])
+def test_a_name_that_yaml_takes_for_something_else_is_text_all_the_same(name: str) -> None:
+    plan = parse(f"{HEAD}  {name}: {{op: noop.execute}}\n  b: {{op: noop.execute, after: '{name}'}}\n")
+
+    assert list(plan.steps) == [name, "b"]
+
+
+def test_names_that_yaml_takes_for_the_same_are_two() -> None:
+    plan = parse(HEAD + "  yes: {op: noop.execute}\n  on: {op: noop.execute}\n")
+
+    assert list(plan.steps) == ["yes", "on"]
+
+
+def test_all_problems_are_told_the_first_in_the_message() -> None:
+    text = HEAD + "  a:\n    op: nope\n  b:\n    op: noop.execute\n    with:\n      slep: 1\n      data: 1\n"
+
+    with pytest.raises(PlanError) as caught:
+        parse(text)
+
+    told(caught.value)
+    assert [(problem.step, problem.line) for problem in caught.value.problems] == [("a", 4), ("b", 9), ("b", 8)]
+    assert "(and 2 more: longshore plan validate)" in str(caught.value)
+
+
+def test_a_bomb_of_aliases_is_refused_before_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_module, "_MAX_EXPANDED", 2_000)
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+    bomb += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9))
+
+    with pytest.raises(PlanError, match="its aliases make it too large") as caught:
+        parse(bomb)
+
+    told(caught.value)
+
+
+def test_nesting_without_end_does_not_end_the_process() -> None:
+    # The C parser of PyYAML 6.0.4 refuses a thousand levels itself, before it reports the first of them.
+    openings = ["[", "- ", '{"a":', "a: [ 1, ["]
+    code = (
+        "from longshore.orchestration.plans.loading import parse\n"
+        "from longshore.orchestration.errors import PlanError\n"
+        f"for opening in {openings!r}:\n"
+        "    try:\n        parse(opening * 5_000)\n    except PlanError as error:\n        print(error)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["plan: line 1: it is nested too deeply"] * len(openings)
+
+
+def test_a_broken_line_with_many_brackets_has_the_parsers_own_message() -> None:
+    with pytest.raises(PlanError, match="this is not YAML: "):
+        parse(f'name: "{"[" * 2000}\n')
+
+
+@pytest.mark.parametrize("loader", [yaml.CSafeLoader, yaml.SafeLoader])
+@pytest.mark.parametrize("ends", [200, 2_000])
+def test_nesting_has_one_message_whichever_parser_refuses_it(
+    loader: type, ends: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_module, "_LOADER", loader)
+
+    with pytest.raises(PlanError) as caught:
+        parse("name: p\nsteps:\n  " + "[" * ends)
+
+    assert str(caught.value) == "plan: line 3: it is nested too deeply"
+
+
+def test_aliases_in_a_plan_are_followed() -> None:
+    plan = parse(HEAD + "  a: &same\n    op: noop.execute\n    with: {sleep: 1}\n  b: *same\n")
+
+    assert plan.steps["a"] == plan.steps["b"]
+
+
+JSON = '{\n\t"name": "p",\n\t"steps": {\n\t\t"a": {"op": "%s", "with": {"data": {"x": 1.5}}}\n\t}\n}\n'
+
+
+def test_json_is_read_with_its_lines_too() -> None:
+    plan = parse(JSON % "noop.execute")
+    with pytest.raises(PlanError) as caught:
+        parse(JSON % "noop.execut")
+
+    assert plan.name == "p"
+    told(caught.value)
+    assert caught.value.problems[0].line == 4
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_json_does_not_have_is_not_read_as_text(number: float) -> None:
+    plan = {"name": "p", "steps": {"a": {"op": "noop.execute", "with": {"data": {"x": number}}}}}
+
+    with pytest.raises(PlanError) as caught:
+        parse(json.dumps(plan))
+
+    told(caught.value)
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_a_file_is_read_with_or_without_a_mark_of_its_order(tmp_path: Path) -> None:
+    plain = write(tmp_path, "plain.yaml", STEP)
+    marked = write(tmp_path, "marked.yaml", b"\xef\xbb\xbf" + STEP.encode())
+
+    assert load(str(plain)) == load(str(marked)) == parse(STEP)
+
+
+def test_a_plan_knows_the_folder_of_its_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "plan.yaml", STEP)
+
+    assert load(str(path))._base_dir == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "says"),
+    [
+        (b"name: p\n# caf\xe9\n", 2, "this is not UTF-8 text"),
+        ("name: p\n".encode("utf-16"), 1, "this is not UTF-8 text"),
+        (b"\xff", 1, "this is not UTF-8 text"),
+        (b"\x1f\x8b\x08\x00" + b"\x00" * 20, 1, "this is not UTF-8 text"),
+    ],
+)
+def test_a_file_that_is_not_utf_8_is_refused_with_the_line(
+    tmp_path: Path, content: bytes, line: int, says: str
+) -> None:
+    path = write(tmp_path, "plan.yaml", content)
+
+    with pytest.raises(PlanError) as caught:
+        load(str(path))
+
+    told(caught.value)
+    assert str(caught.value) == f"{path}: line {line}: {says}"
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "nope.yaml"
+    for path, why in ((missing, "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(PlanError) as caught:
+            load(str(path))
+        told(caught.value)
+        assert str(caught.value) == f"{path}: cannot be read: {why}"
+
+
+def test_a_file_that_is_too_large_is_not_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_module, "MAX_PLAN_BYTES", 10)
+    path = write(tmp_path, "plan.yaml", STEP)
+
+    with pytest.raises(PlanError, match="bytes are more than the 10 that a plan may have") as caught:
+        load(str(path))
+
+    told(caught.value)
+
+
+def test_a_stored_plan_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given: two folders, and what is no plan in one of them
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    write(first, "release.yaml", STEP.replace("name: p", "name: first"))
+    write(second, "release.yml", STEP.replace("name: p", "name: second"))
+    write(second, "cleanup.json", diamond().to_json())
+    write(second, "notes.txt", "none")
+    monkeypatch.setenv("LONGSHORE_PLANS", f"{first}:{second}:{tmp_path / 'gone'}")
+    get_settings.cache_clear()
+
+    assert load("release").name == "first"
+    assert load("cleanup") == diamond()
+    assert stored() == ["cleanup", "release"]
+    with pytest.raises(UnknownName) as caught:
+        load("notes")
+    assert caught.value.exit_code == 2
+    assert str(caught.value) == (
+        "no plan 'notes': neither a file nor a stored plan: "
+        "give a file, or set LONGSHORE_PLANS (stored: cleanup, release)"
+    )
+
+
+def test_a_stored_plan_that_is_broken_is_told_with_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, "release.yaml", HEAD + "  a:\n    op: nope\n")
+    monkeypatch.setenv("LONGSHORE_PLANS", str(tmp_path))
+    get_settings.cache_clear()
+
+    with pytest.raises(PlanError, match="line 4, step 'a': unknown operation 'nope'") as caught:
+        load("release")
+
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_file_here_comes_before_a_stored_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "release", STEP)
+    monkeypatch.chdir(tmp_path)
+
+    assert load("release") == parse(STEP)
+
+
+def test_a_package_may_offer_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Entry:
+        def __init__(self, name: str, offered: object) -> None:
+            self.name = name
+            self.offered = offered
+
+        def load(self) -> object:
+            return self.offered
+
+    offered = [Entry("made", diamond()), Entry("function", diamond), Entry("empty", Plan("empty"))]
+    monkeypatch.setattr(
+        source_module,
+        "entry_points",
+        lambda *, group, name=None: [
+            entry for entry in offered if group == "longshore.plans" and name in {None, entry.name}
+        ],
+    )
+
+    assert load("made") == load("function") == diamond()
+    assert stored() == ["empty", "function", "made"]
+    with pytest.raises(PlanError, match="the plan has no steps"):
+        load("empty")
+
+
+def test_a_file_of_parameters_is_one_mapping(tmp_path: Path) -> None:
+    good = write(tmp_path, "good.yaml", "tag: '1.10'\nreplicas: 3\n")
+    bad_one = write(tmp_path, "bad.yaml", "- tag\n")
+    broken = write(tmp_path, "broken.yaml", "tag: [\n")
+
+    assert read_mapping(good) == {"tag": "1.10", "replicas": 3}
+    for path, says in ((bad_one, "it is not a mapping of parameters"), (broken, "line 2: this is not YAML")):
+        with pytest.raises(PlanError, match=says) as caught:
+            read_mapping(path)
+        told(caught.value)
+
+
+def test_everything_that_is_wrong_is_told_at_once() -> None:
+    text = """
+    name: bad
+    typo: 1
+    steps:
+      a: {op: noop.execute, with: {sleeep: 1}, after: nowhere, wen: x}
+      b: {op: noop.exec, after: a, foreach: abc, max_parallel: 2}
+      c: {op: noop.execute, after: b, only_if: failed}
+      d: {op: noop.execute, with: {data: "{{ steps.z.data }}"}, when: "params.x ==", max_parallel: 3}
+    """
+    with pytest.raises(PlanError) as caught:
+        parse(text)
+
+    told = [str(problem) for problem in caught.value.problems]
+    for part in (
+        "line 3: unknown field 'typo'",
+        "step 'a': unknown field 'wen'",
+        "step 'a': comes after 'nowhere'",
+        "step 'a': noop.execute has no parameter 'sleeep'",
+        "step 'b': unknown operation 'noop.exec'",
+        "step 'b': foreach: it is neither a list nor a template",
+        "step 'c': only_if: failed can never hold",
+        "step 'd': data: the template looks at step 'z'",
+        "step 'd': when: 'params.x ==' is no expression",
+        "step 'd': max_parallel is for a step with a foreach or several hosts",
+    ):
+        assert any(part in line for line in told), (part, told)

@@ -1,0 +1,220 @@
+"""What is wrong with a plan although it has the shape of one."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from longshore.orchestration import Plan
+from longshore.orchestration.plans.model import StepHandle
+from longshore.orchestration.plans.validation import problems
+from tests.unit.plans import diamond, graphs, of_edges
+
+
+def one_step(op: str = "noop.execute", **params: Any) -> Plan:
+    plan = Plan("p", params={"tag": str, "many": list})
+    plan.step("first", op, **params)
+    return plan
+
+
+def told(plan: Plan) -> list[str]:
+    return [str(problem) for problem in problems(plan)]
+
+
+def test_a_good_plan_has_no_problems() -> None:
+    assert told(diamond()) == []
+
+
+def test_a_cycle_is_told_with_its_whole_path() -> None:
+    plan = of_edges({"start": [], "a": ["start", "c"], "b": ["a"], "c": ["b"], "end": ["c"]})
+
+    (problem,) = problems(plan)
+
+    text, _, path = problem.message.partition(": ")
+    names = path.split(" → ")
+    assert text == "the steps wait for each other"
+    assert names[0] == names[-1] == problem.step
+    assert sorted(names[1:]) == ["a", "b", "c"]
+    # each waits for the next
+    assert all(after in plan.steps[name].after for name, after in pairwise(names))
+
+
+def test_a_step_that_waits_for_itself_is_a_cycle_too() -> None:
+    assert told(of_edges({"a": ["a"]})) == ["step 'a': the steps wait for each other: a → a"]
+
+
+@given(graphs())
+def test_a_plan_has_a_cycle_as_soon_as_one_of_its_edges_goes_back(edges: dict[str, list[str]]) -> None:
+    assert told(of_edges(edges)) == []
+    for name, after in edges.items():
+        for dependency in after:
+            back = {other: [*needs, name] if other == dependency else needs for other, needs in edges.items()}
+            assert "the steps wait for each other" in told(of_edges(back))[0]
+
+
+def test_a_missing_dependency_is_told_with_the_nearest_name() -> None:
+    plan = of_edges({"build": [], "test": ["biuld"], "ship": ["elsewhere"]})
+
+    assert told(plan) == [
+        "step 'test': comes after 'biuld', which is not in the plan; did you mean 'build'?",
+        "step 'ship': comes after 'elsewhere', which is not in the plan",
+    ]
+
+
+def test_an_empty_plan_has_nothing_to_run() -> None:
+    assert told(Plan("p")) == ["the plan has no steps"]
+
+
+def test_ten_thousand_steps_are_allowed_and_one_more_is_not() -> None:
+    most = of_edges({f"s{n}": [] for n in range(10_000)})
+    too_many = of_edges({f"s{n}": [] for n in range(10_001)})
+
+    assert told(most) == []
+    assert told(too_many) == ["10001 steps are more than the 10000 that a plan may have"]
+
+
+@pytest.mark.parametrize(
+    ("op", "near"),
+    [
+        ("noop.execut", "did you mean noop.execute"),
+        ("docker.strat.execute", "docker.start.execute"),
+        ("compose.up", "did you mean compose.up.execute"),
+        ("zzz", "own operations come with LONGSHORE_IMPORTS"),
+    ],
+)
+def test_an_unknown_operation_is_told_with_the_nearest_ones(op: str, near: str) -> None:
+    (problem,) = told(one_step(op))
+
+    assert problem.startswith(f"step 'first': unknown operation {op!r}")
+    assert near in problem
+
+
+@pytest.mark.parametrize(
+    ("op", "params", "says"),
+    [
+        ("noop.execute", {"slep": 1}, "noop.execute has no parameter 'slep'; it has sleep, fail, changed, data"),
+        ("noop.execute", {"sleep": "soon"}, "sleep: 'soon' is not a duration"),
+        ("noop.execute", {"changed": "perhaps"}, "changed: "),
+        ("noop.execute", {"data": []}, "data: "),
+        ("command.exec.execute", {}, "command.exec.execute needs the parameter 'argv'"),
+        ("command.exec.execute", {"argv": "ls -l"}, "argv: "),
+        ("command.exec.execute", {"argv": ["ls", 1]}, "argv.1: "),
+        ("command.exec.execute", {"argv": []}, "argv: "),
+        ("command.exec.execute", {"argv": ["ls"], "ok_codes": [256]}, "ok_codes.0: "),
+        ("command.shell.execute", {"command": ""}, "command: "),
+        ("file.deploy.execute", {"path": "relative", "content": ""}, "path: "),
+        ("file.deploy.execute", {"path": "/x"}, "give one of content, source and object"),
+        ("file.deploy.execute", {"path": "/x", "content": "", "source": "y"}, "give one of content, source and object"),
+        ("file.deploy.execute", {"path": "/x", "content": "", "mode": "rw"}, "mode: "),
+        ("file.deploy.execute", {"path": "/x", "content": "", "mode": 644}, "mode: "),
+        # a template elsewhere does not keep the rest from being checked
+        ("command.exec.execute", {"argv": ["{{ params.tag }}"], "cwd": 7}, "cwd: "),
+        ("command.exec.execute", {"argv": ["{{ params.tag }}"], "cdw": "/"}, "has no parameter 'cdw'"),
+        ("command.exec.execute", {"cwd": "{{ params.tag }}"}, "needs the parameter 'argv'"),
+        (
+            "file.deploy.execute",
+            {"path": "/{{ params.tag }}", "content": "", "mode": "rw"},
+            "mode: ",
+        ),
+        (
+            "command.exec.execute",
+            {"argv": ["{{ params.tag }}"], "ok_codes": []},
+            "ok_codes: ",
+        ),
+    ],
+)
+def test_a_parameter_that_does_not_fit_is_told_with_its_name(op: str, params: dict[str, Any], says: str) -> None:
+    (problem,) = told(one_step(op, **params))
+
+    assert problem.startswith("step 'first': ")
+    assert says in problem
+
+
+def test_a_value_with_a_template_is_checked_when_it_is_rendered() -> None:
+    assert told(one_step("command.exec.execute", argv="{{ params.many }}", timeout="{{ params.tag }}")) == []
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{{ item }}", "the template names 'item'; it may use host, params, run, steps"),
+        ("{{ data.id }}", "the template names 'data'"),
+        ("{{ params.nope }}", "the plan has no parameter 'nope'"),
+        ("{{ params['nope'] }}", "the plan has no parameter 'nope'"),
+        ("{{ steps.gone.data }}", "the template looks at step 'gone', which is not in the plan"),
+        ("{{ steps.first.data }}", "the template looks at step 'first', which does not come before this step"),
+        ("{{ 1 + }}", "broken template '{{ 1 + }}'"),
+        ("{% if params.tag %}", "broken template"),
+    ],
+)
+def test_a_template_that_looks_at_what_is_not_there_is_told(template: str, says: str) -> None:
+    plan = one_step(data={"deep": [{"in": template}]})
+
+    (problem,) = told(plan)
+
+    assert problem.startswith("step 'first': ")
+    assert says in problem
+
+
+def test_a_template_may_look_at_any_step_upstream_and_at_no_other() -> None:
+    plan = diamond()
+    plan.steps["ship"].with_["data"] = {"ok": "{{ steps.build.data.id }} {{ steps['lint'].status }}"}
+    plan.steps["lint"].with_["data"] = {"beside": "{{ steps.test.status }}", "below": "{{ steps['tell'].status }}"}
+
+    assert told(plan) == [
+        "step 'lint': data: the template looks at step 'tell', which does not come before this step",
+        "step 'lint': data: the template looks at step 'test', which does not come before this step",
+    ]
+
+
+def test_an_undo_is_checked_like_a_step_and_may_use_what_the_step_left() -> None:
+    plan = diamond()
+    argv = ["{{ data.id }}", "{{ before.x }}", "{{ steps.ship.status }}", "{{ steps.build.data }}"]
+    StepHandle(plan, "ship").undo("command.exec.execute", argv=argv)
+    assert told(plan) == []
+
+    plan.step("last", "noop.execute").after("tell").undo("noop.execut")
+    plan.step("least", "noop.execute").undo("noop.execute", slep=1)
+    plan.step("late", "noop.execute").undo("noop.execute", data={"a": "{{ steps.ship.data }}"})
+
+    assert [problem.partition("; ")[0].partition(": did")[0] for problem in told(plan)] == [
+        "step 'last': unknown operation 'noop.execut'",
+        "step 'least': noop.execute has no parameter 'slep'",
+        "step 'late': data: the template looks at step 'ship', which does not come before this step",
+    ]
+
+
+def test_an_undo_of_an_always_step_would_never_run() -> None:
+    plan = Plan("p")
+    plan.step("a", "noop.execute").always().undo("noop.execute")
+    plan.step("b", "noop.execute").always().undo("none")
+
+    assert told(plan) == ["step 'a': an always step is never undone, so its undo would never run"]
+
+
+def test_problems_come_in_the_order_of_the_plan_with_the_way_to_them() -> None:
+    plan = Plan("p")
+    plan.step("a", "noop.execute", slep=1, data="x")
+    plan.step("b", "command.exec.execute", argv=["{{ nope }}"])
+
+    found = problems(plan)
+
+    assert [(problem.step, problem.path) for problem in found] == [
+        ("a", ("steps", "a", "with", "data")),
+        ("a", ("steps", "a", "with", "slep")),
+        ("b", ("steps", "b", "with", "argv")),
+    ]
+
+
+def test_inline_content_that_is_a_template_may_name_its_variables() -> None:
+    plan = one_step("file.deploy.execute", path="/x", content="port {{ port }}\n", template=True, vars={"port": 80})
+
+    assert told(plan) == []
+
+
+@pytest.mark.parametrize("value", [object(), float("nan"), float("inf")], ids=["object", "nan", "inf"])
+def test_a_value_that_json_does_not_have_is_refused(value: object) -> None:
+    assert told(one_step(data={"x": [value]})) != []

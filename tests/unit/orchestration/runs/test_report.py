@@ -1,0 +1,203 @@
+"""The report of a run: every step, how it ended, what stands, and the exit code."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from longshore.orchestration import Plan, Report, RunState, StepState, UndoState
+from longshore.orchestration.plans.compiled import CompiledPlan
+from longshore.orchestration.runs.report import UndoReport, build, summary
+from longshore.orchestration.states import TERMINAL
+from tests.unit.plans import compiled
+
+PLAN = {
+    "name": "release",
+    "steps": {
+        "pull": {"op": "noop.execute"},
+        "migrate": {"op": "command.exec.execute", "with": {"argv": ["migrate"]}, "after": ["pull"]},
+        "tell": {"op": "noop.execute", "after": ["migrate"], "always": True},
+    },
+}
+
+
+def plan(**changes: Any) -> CompiledPlan:
+    return compiled(Plan.model_validate(PLAN | changes))
+
+
+def steps(*rows: dict[str, Any]) -> dict[str, str]:
+    """The steps' hash as Redis has it, from one row of fields a step."""
+    return {
+        f"{name}:{i}": value if isinstance(value, str) else json.dumps(value)
+        for i, row in enumerate(rows)
+        for name, value in row.items()
+    }
+
+
+CHANGED = {"s": "changed", "a": "1"}
+UNDONE = CHANGED | {"us": "undone"}
+FAILED = {"s": "failed", "a": "1", "o": {"error": "it broke", "host": "web1"}}
+
+
+def report(state: str, *rows: dict[str, Any], run: dict[str, str] | None = None, **changes: Any) -> Report:
+    fields = {"state": state, "started": "1000", "ended": "3500", **(run or {})}
+    return build("r1", plan(**changes), fields, steps(*rows), now=9000)
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "rows"),
+    [
+        # 0: all as asked
+        (0, "succeeded", [CHANGED, CHANGED, CHANGED]),
+        (0, "succeeded", [{"s": "unchanged", "a": "1"}] * 3),
+        (0, "succeeded", [CHANGED, {"s": "skipped", "y": "when: false"}, CHANGED]),
+        # 1: failed, and nothing unintended stands
+        (1, "undone", [UNDONE, FAILED | {"us": "not_undoable"}, CHANGED]),
+        (1, "undone", [UNDONE, {"s": "not_run"}, CHANGED]),
+        (1, "failed", [FAILED, {"s": "not_run"}, CHANGED]),
+        (1, "failed", [{"s": "not_run"}] * 3),
+        # 3: something stands or is left over
+        (3, "partial", [CHANGED, FAILED, CHANGED]),
+        (3, "failed", [CHANGED, FAILED, CHANGED]),
+        (3, "undo_failed", [CHANGED | {"us": "undo_failed"}, FAILED, CHANGED]),
+        (3, "undone", [UNDONE, CHANGED | {"us": "not_undoable"}, CHANGED]),
+        (3, "undone", [UNDONE, {"s": "unknown", "a": "1", "us": "not_undoable"}, CHANGED]),
+        # 3: a failed always step, however the run ended
+        (3, "undone", [UNDONE, FAILED | {"us": "not_undoable"}, FAILED]),
+        (3, "failed", [FAILED, {"s": "not_run"}, FAILED]),
+        (3, "failed", [FAILED, {"s": "not_run"}, {"s": "unknown", "a": "1"}]),
+    ],
+)
+def test_the_exit_code_says_what_stands(code: int, state: str, rows: list[dict[str, Any]]) -> None:
+    assert report(state, *rows).exit_code == code
+
+
+@pytest.mark.parametrize("state", sorted(set(RunState) - TERMINAL))
+def test_a_run_that_goes_on_has_no_exit_code(state: RunState) -> None:
+    found = report(state, CHANGED)
+
+    assert found.exit_code is None
+    assert not found.ended
+    assert found.left_over == []
+
+
+def test_a_step_that_is_explicitly_not_to_be_undone_is_not_left_over() -> None:
+    migrate = PLAN["steps"]["migrate"] | {"undo": "none"}  # type: ignore[index]
+    found = report("undone", UNDONE, CHANGED, CHANGED, steps=PLAN["steps"] | {"migrate": migrate})  # type: ignore[operator]
+
+    assert (found.exit_code, found.left_over) == (1, [])
+
+
+def test_what_is_left_over_is_named_in_the_order_of_the_plan() -> None:
+    found = report("undo_failed", CHANGED | {"us": "undo_failed"}, CHANGED | {"us": "not_undoable"}, CHANGED)
+
+    assert found.left_over == ["pull", "migrate"]
+
+
+def test_every_step_is_in_the_report_also_of_a_run_that_has_not_begun() -> None:
+    found = build("r1", plan(), {}, {}, now=5)
+
+    assert found.state is RunState.PENDING
+    assert [(step.name, step.level, step.status) for step in found.steps] == [
+        ("pull", 0, StepState.PENDING),
+        ("migrate", 1, StepState.PENDING),
+        ("tell", 2, StepState.PENDING),
+    ]
+    assert (found.started_at, found.duration_s, found.error, found.exit_code) == (None, None, None, None)
+    assert found.summary == "3 steps, 3 pending"
+
+
+def test_a_step_is_told_with_attempts_times_tasks_host_and_data() -> None:
+    row = {
+        "s": "changed",
+        "a": "3",
+        "b": "1000",
+        "e": "2500",
+        "t": "id1 id2 id3",
+        "o": {"host": "web1", "data": {"id": "sha256:1"}, "s": 0.5},
+    }
+
+    step = report("running", row).step("pull")
+
+    assert (step.op, step.status, step.changed, step.attempts) == ("noop.execute", StepState.CHANGED, True, 3)
+    assert (step.duration_s, step.task_ids, step.data) == (1.5, ["id1", "id2", "id3"], {"id": "sha256:1"})
+    (host,) = step.hosts
+    assert (host.host, host.status, host.changed, host.data) == ("web1", "changed", True, {"id": "sha256:1"})
+
+
+def test_an_undo_is_told_beside_its_step() -> None:
+    row = CHANGED | {"us": "undo_failed", "ua": "2", "ub": "4000", "ue": "4250", "ut": "u1 u2", "uo": {"error": "no"}}
+
+    undo = report("undo_failed", row, FAILED, CHANGED).step("pull").undo
+
+    assert undo == UndoReport(
+        status=UndoState.UNDO_FAILED, error="no", attempts=2, duration_s=0.25, task_ids=["u1", "u2"]
+    )
+
+
+def test_the_reason_of_a_skip_and_of_what_cannot_be_undone_is_told() -> None:
+    not_undoable = CHANGED | {"us": "not_undoable", "uy": "it has no undo"}
+
+    found = report("undone", not_undoable, {"s": "skipped", "y": "why"}, CHANGED)
+
+    assert found.step("migrate").reason == "why"
+    undo = found.step("pull").undo
+    assert undo is not None
+    assert undo.error == "it has no undo"
+
+
+def test_the_run_is_told_with_its_times_cause_actor_and_error() -> None:
+    run = {"cause": "failure", "actor": "ops", "err_step": "1", "err": "it broke"}
+
+    found = report("undone", UNDONE, FAILED, CHANGED, run=run)
+
+    assert (found.run_id, found.plan, found.cause, found.actor) == ("r1", "release", "failure", "ops")
+    assert found.started_at == "1970-01-01T00:00:01.000+00:00"
+    assert found.duration_s == 2.5
+    assert found.error is not None
+    assert (found.error.step, found.error.message) == ("migrate", "it broke")
+
+
+def test_a_run_that_goes_on_lasts_until_now() -> None:
+    assert build("r1", plan(), {"state": "running", "started": "1000"}, {}, now=9000).duration_s == 8.0
+
+
+def test_without_an_error_of_its_own_the_first_steps_is_the_runs() -> None:
+    error = report("partial", CHANGED, FAILED, CHANGED).error
+
+    assert error is not None
+    assert (error.step, error.message) == ("migrate", "it broke")
+
+
+def test_the_summary_counts_in_the_order_of_a_steps_life_and_leaves_out_what_there_is_none_of() -> None:
+    found = report("undone", UNDONE, FAILED | {"us": "not_undoable"}, {"s": "unchanged", "a": "1"})
+
+    assert found.summary == "3 steps, 1 changed, 1 unchanged, 1 failed; 1 undone, 1 not_undoable"
+    assert summary(found.steps[:1]) == "1 step, 1 changed; 1 undone"
+    assert summary([]) == "0 steps"
+
+
+def test_the_report_is_json_and_survives_it() -> None:
+    found = report("undone", UNDONE, FAILED, CHANGED, run={"cause": "failure"})
+
+    again = Report.model_validate_json(found.model_dump_json())
+
+    assert again == found
+    assert list(json.loads(found.model_dump_json())) == [
+        *("run_id", "plan", "state", "cause", "exit_code", "summary", "started_at", "duration_s", "actor", "error"),
+        *("steps", "left_over", "in_doubt"),
+    ]
+
+
+def test_what_could_not_be_fenced_is_in_doubt_whatever_the_end() -> None:
+    found = report("undone", UNDONE, run={"doubts": "host web1 could not be asked\nhost web2 could not be asked"})
+
+    assert (found.exit_code, found.left_over) == (3, [])
+    assert found.in_doubt == ["host web1 could not be asked", "host web2 could not be asked"]
+
+
+def test_a_step_that_the_plan_does_not_have_is_not_in_the_report() -> None:
+    with pytest.raises(KeyError, match="nope"):
+        report("succeeded").step("nope")

@@ -1,0 +1,419 @@
+"""What is stale, by what was seen of it; what is said of stacks; and the plan that brings them right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longshore.orchestration.errors import ConfigError, UnknownName, UsageError
+from longshore.orchestration.plans.compiled import CompiledPlan
+from longshore.orchestration.runs.stack_outcome import exit_code, stacks_of
+from longshore.orchestration.stacks.drift import Note, Reason, Stale, judged
+from longshore.orchestration.stacks.image_names import is_meant, normal, registry_of
+from longshore.orchestration.stacks.inventory import Project, Replica, Seen, Service, Tracked, difference
+from longshore.orchestration.stacks.plan import Manner, restart_plan
+from longshore.orchestration.stacks.rules import Described, demanded, described, parse_files
+from longshore.orchestration.stacks.selection import choose, named
+from longshore.orchestration.states import Cause, RunState, StepState
+from longshore.orchestration.testing import Bench
+from longshore.tasks.operations.compose.cli import Source
+from longshore.tasks.operations.compose.inputs import digest_of_file, inputs_of
+
+OLD, NEW = "sha256:" + "a" * 64, "sha256:" + "b" * 64
+
+
+def replica(number: int = 1, **said: Any) -> Replica:
+    base = {"id": f"c{number}", "name": f"shop-web-{number}", "number": number, "image_id": OLD, "hash": "h1"}
+    return Replica(**(base | {"state": "running", "start": "s1"} | said))
+
+
+def service(*containers: Replica, **said: Any) -> Service:
+    base = {"image": "shop:1", "image_id": OLD, "hash": "h1", "replicas": 1, "containers": list(containers)}
+    return Service(**(base | said))
+
+
+def told(of: Service) -> tuple[list[str], str, list[str]]:
+    """Reasons, action, and what is only told."""
+    found = list(judged("web1", Seen(projects={"shop": Project(services={"web": of})})))
+    stale = [one for one in found if isinstance(one, Stale)]
+    notes = [one.text for one in found if isinstance(one, Note)]
+    return ([str(reason) for reason in stale[0].reasons], stale[0].action, notes) if stale else ([], "", notes)
+
+
+DEAD = replica(state="exited", exit_code=1)
+STOPPED = replica(state="exited", exit_code=137, by_hand=True)
+ENDED = replica(state="exited", exit_code=0)
+CHANGED = {"/x": Tracked(digest="2")}
+
+
+@pytest.mark.parametrize(
+    ("of", "reasons", "action", "notes"),
+    [
+        (service(replica()), [], "", []),
+        (service(replica(), image_id=NEW), ["image aaaaaaaaaaaa → bbbbbbbbbbbb"], "up", []),
+        (service(replica(), image_id=None), [], "", []),
+        (service(replica(), newer=NEW), ["image shop:1 → bbbbbbbbbbbb at its registry"], "up", []),
+        (service(replica(), hash="h2"), ["config h1 → h2"], "up", []),
+        (service(), ["missing"], "up", []),
+        (service(replica(), replicas=2), ["missing (1 of 2)"], "up", []),
+        (service(replicas=0), [], "", []),
+        (service(profiled=True), [], "", []),
+        (service(DEAD), ["missing (shop-web-1 ended with 1)"], "up", []),
+        (service(replica(state="created")), ["missing (shop-web-1 was never started)"], "up", []),
+        (service(replica(health="unhealthy")), ["unhealthy (shop-web-1)"], "restart", []),
+        (service(replica(health="starting")), [], "", []),
+        (service(replica(state="restarting")), ["unhealthy (shop-web-1 keeps restarting)"], "restart", []),
+        (service(replica(files={"/x": "1"}), files=CHANGED), ["file /x changed"], "redeploy", []),
+        (service(replica(files={"/x": ""}), files=CHANGED), ["file /x changed"], "redeploy", []),
+        (service(replica(files={"/x": "2"}), files=CHANGED), [], "", []),
+        (service(replica(), files=CHANGED), [], "", []),
+        (
+            service(replica(files={"/x": "1"}), files={"/x": Tracked(digest="2", requires="restart")}),
+            ["file /x changed"], "restart", [],
+        ),
+        (service(replica(files={"/x": "1"}), files={"/x": Tracked(digest="2", requires="none")}), [], "", []),
+        (service(STOPPED), [], "", ["stopped by hand"]),
+        (service(STOPPED, image_id=NEW, hash="h2"), [], "", ["stopped by hand"]),
+        (service(ENDED, image_id=NEW), [], "", ["ended with 0"]),
+        (service(replica(state="paused")), [], "", ["paused"]),
+        (service(replica(), hash=""), [], "", ["its project's files tell nothing of it"]),
+        (
+            service(replica(), replica(2)), [], "", ["2 containers, where its files say 1: they stay"],
+        ),
+        (
+            service(replica(), replica(2, state="exited", exit_code=143, by_hand=True), replicas=2),
+            [], "", ["stopped by hand (shop-web-2)"],
+        ),
+        (
+            service(replica(health="unhealthy"), replicas=2),
+            ["missing (1 of 2)", "unhealthy (shop-web-1)"], "redeploy", [],
+        ),
+    ],
+)  # fmt: skip
+def test_a_service_is_judged_by_what_was_seen(of: Service, reasons: list[str], action: str, notes: list[str]) -> None:
+    assert told(of) == (reasons, action, notes)
+
+
+def test_a_project_whose_files_cannot_be_read_is_told_of_and_harms_no_other() -> None:
+    broken = Project(error="its files cannot be used: no such file", services={"web": service(DEAD)})
+    found = list(judged("web1", Seen(projects={"a": broken, "b": Project(services={"web": service(DEAD)})})))
+    assert [str(one) for one in found if isinstance(one, Note)] == ["a: its files cannot be used: no such file"]
+    assert [one.name for one in found if isinstance(one, Stale)] == ["b/web"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, ""),
+        ({"rules": "2"}, "other files are tracked"),
+        ({"engine": "2"}, "it is another engine"),
+        ({"projects": {}}, "project shop is gone"),
+        ({"projects": {"shop": Project(inputs={"/a": "2"})}}, "shop: file /a changed"),
+        ({"projects": {"shop": Project(services={"web": service(replica(id="c9"))})}}, "container shop-web-1 is new"),
+        ({"projects": {"shop": Project(services={"web": service(DEAD)})}}, "container shop-web-1 is exited"),
+        ({"projects": {"shop": Project()}}, "shop: service web is gone"),
+    ],
+)
+def test_what_is_not_as_it_was_is_named(change: dict[str, Any], says: str) -> None:
+    was = Seen(engine="1", rules="1", projects={"shop": Project(services={"web": service(replica())})})
+    if "projects" in change and change["projects"].get("shop", Project()).inputs:
+        was = was.model_copy(update={"projects": {"shop": Project(inputs={"/a": "1"})}})
+    now = was.model_copy(update=change)
+    assert says in difference(was, now)
+    assert bool(difference(was, now)) is bool(says)
+
+
+# --- which are meant --------------------------------------------------------------------------------
+
+
+def world(**projects: Project) -> dict[str, Seen]:
+    return {"web1": Seen(engine="1", projects=projects)}
+
+
+def shop(**services: Service) -> Project:
+    return Project(services=services)
+
+
+def test_a_service_without_a_container_is_found_by_the_labels_in_its_files() -> None:
+    seen = world(shop=shop(web=service(declared={"tier": "prod"}), db=service(labels={"tier": "test"}, hash="h2")))
+
+    def chosen(*labels: str) -> list[str]:
+        return [one.name for one in choose(Described(), seen, {}, labels=labels).chosen]
+
+    assert chosen() == ["shop/db", "shop/web"]
+    assert chosen("tier=prod") == ["shop/web"]
+    assert chosen("tier") == ["shop/db", "shop/web"]
+    assert chosen("com.docker.compose.project=shop", "com.docker.compose.service=db") == ["shop/db"]
+    assert chosen("com.docker.compose.project=blog") == []
+    with pytest.raises(UsageError, match="no label"):
+        chosen("=x")
+
+
+def test_names_mean_services_and_projects() -> None:
+    seen = world(
+        shop=shop(web=service(replica()), db=service(STOPPED), idle=service(profiled=True)),
+        blog=shop(web=service(replica()), api=service(DEAD)),
+        broken=Project(error="its files cannot be used: no such file", services={"one": Service()}),
+        asleep=shop(one=service(STOPPED)),
+    )
+    selection = choose(Described(), seen | {"web2": seen["web1"]}, {})
+    assert (list(selection.seen), selection.twins["web2"]) == (["web1"], "web1")
+    assert [str(note) for note in selection.wrong] == ["broken: its files cannot be used: no such file"]
+    assert selection.incomplete
+
+    def meant(*names: str) -> dict[str, str]:
+        return {one.name: one.action for one in named(names, selection)}
+
+    assert meant("shop/web", "blog/api") == {"shop/web": "restart", "blog/api": "up"}
+    assert meant("shop") == {"shop/web": "restart"}, "what somebody has stopped stays so"
+    assert meant("shop/db", "shop/idle") == {"shop/db": "restart", "shop/idle": "up"}
+    assert meant("web2:shop/web", "web1:db") == {"shop/web": "restart", "shop/db": "restart"}
+    for names, error, says in (
+        (["web"], UsageError, "of several projects"),
+        (["nobody"], UnknownName, "there are: asleep/one, blog/api"),
+        (["web3:shop"], UnknownName, "no deployment"),
+        (["broken/one"], UsageError, "its files cannot be used"),
+        (["broken"], UsageError, "its files cannot be used"),
+        (["asleep"], UsageError, "nothing of project asleep runs"),
+    ):
+        with pytest.raises(error, match=says):
+            meant(*names)
+
+
+def test_what_the_file_says_of_what_is_not_there_is_told() -> None:
+    said = Described.model_validate({"stacks": {"shop": {"services": {"wbe": {}}}, "ghost": {}}})
+    seen = world(shop=Project(after=["infra"], services={"web": service(replica())}))
+    assert [str(note).partition(":")[0] for note in choose(said, seen, {}).notes] == ["shop/wbe", "ghost", "shop"]
+    assert choose(said, seen, {"web2": "away"}).notes == (), "it may be there"
+    assert "no project is one of x" in str(choose(Described(only=["x"]), world(), {}).notes[0])
+
+
+# --- names of images --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ref", "engines"),
+    [
+        ("nginx", "nginx:latest"),
+        ("docker.io/library/nginx:1", "nginx:1"),
+        ("docker.io/acme/shop", "acme/shop:latest"),
+        ("registry.local:5000/shop", "registry.local:5000/shop:latest"),
+        ("registry.local:5000/shop:2", "registry.local:5000/shop:2"),
+        ("shop:1@sha256:" + "c" * 64, "shop@sha256:" + "c" * 64),
+        ("c" * 64, "sha256:" + "c" * 64),
+    ],
+)
+def test_an_image_is_known_by_the_name_that_the_engine_gives_it(ref: str, engines: str) -> None:
+    assert normal(ref) == engines
+    assert normal(engines) == engines
+
+
+def test_an_image_is_meant_by_its_name_by_any_of_its_tags_or_by_its_id() -> None:
+    assert is_meant("shop:1", "shop:1", {OLD})
+    assert is_meant("docker.io/library/shop", "shop:1", {OLD})
+    assert is_meant("aaaaaaaaaaaa", "shop:1", {OLD})
+    assert not is_meant("shop:2", "shop:1", {OLD})
+    assert not is_meant("hop", "shop:1", {OLD})
+    assert not is_meant("bbbbbbbbbbbb", "shop:1", {OLD})
+    assert [registry_of(ref) for ref in ("nginx", "acme/shop", "r.local/x", "localhost/x", "r:5000/a/b:1")] == [
+        "docker.io", "docker.io", "r.local", "localhost", "r:5000",
+    ]  # fmt: skip
+
+
+# --- what is said of stacks -------------------------------------------------------------------------
+
+
+def test_what_a_file_demands_is_said_by_the_first_pattern_that_fits() -> None:
+    said = parse_files("nginx.conf=restart,\n certs/*=redeploy, data=none")
+    assert said == {"nginx.conf": "restart", "certs/*": "redeploy", "data": "none"}
+    demands = {path: demanded(f"/srv/shop/{path}", "/srv/shop", [{"certs/a": "none"}, said]) for path in (
+        "nginx.conf", "certs/a", "certs/b", "data/deep/x", "other")}  # fmt: skip
+    assert demands == {
+        "nginx.conf": "restart", "certs/a": "none", "certs/b": "redeploy", "data/deep/x": "none", "other": "redeploy",
+    }  # fmt: skip
+    for wrong in ("nginx.conf", "a=b", "=none"):
+        with pytest.raises(ValueError, match="is not PATH=redeploy"):
+            parse_files(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("stack: {}", "stack: there is no such word here"),
+        ("stacks: {shop: {files: {a: reboot}}}", "stacks.shop.files.a: "),
+        ("registries: {r: {username: x, password: y}}", "give the password by reference"),
+        ("registries: {r: {username: x}}", "registries.r.password: "),
+        ("- 1", "not a mapping"),
+    ],
+)
+def test_a_file_that_says_something_else_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "stacks.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        described(str(tmp_path / "stacks.yaml"))
+    for path in (tmp_path / "nobody.yaml", tmp_path):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            described(str(path))
+    (tmp_path / "empty.yaml").write_text("\n")
+    assert described(str(tmp_path / "empty.yaml")) == described("") == Described()
+
+
+# --- what a configuration is read from --------------------------------------------------------------
+
+
+def test_the_files_that_compose_reads_are_known(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "compose.yaml").write_text(
+        "include:\n  - parts/db.yaml\n  - {path: [more.yaml], env_file: more.env}\nservices:\n"
+        "  web:\n    extends: {file: base.yaml, service: x}\n    env_file: [a.env, {path: b.env, required: false}]\n"
+        "    ports: !override ['1:1']\n"
+    )
+    (tmp_path / "base.yaml").write_text("services: {x: {env_file: base.env}}")
+    (tmp_path / "parts" / "db.yaml").write_text("services: {db: {env_file: db.env}}")
+
+    found, known = inputs_of(Source("shop", str(tmp_path), (str(tmp_path / "compose.yaml"),)))
+
+    names = {str(Path(path).relative_to(tmp_path)) for path in found}
+    assert known
+    assert names >= {
+        "compose.yaml", ".env", "parts/db.yaml", "parts/.env", "parts/db.env", "more.yaml", "more.env", "base.yaml",
+        "base.env", "a.env", "b.env",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("include", ["${PART}/db.yaml", "oci://docker.io/acme/part", "https://git.local/x.git"])
+def test_where_the_files_cannot_be_known_that_is_said(tmp_path: Path, include: str) -> None:
+    (tmp_path / "compose.yaml").write_text(f"include: ['{include}']\nservices: {{}}\n")
+    assert not inputs_of(Source("shop", str(tmp_path), (str(tmp_path / "compose.yaml"),)))[1]
+
+
+def test_a_file_that_is_nested_too_deeply_leaves_the_inputs_unknown(tmp_path: Path) -> None:
+    (tmp_path / "compose.yaml").write_text("services: " + "[" * 700 + "]" * 700)
+    assert not inputs_of(Source("shop", str(tmp_path), (str(tmp_path / "compose.yaml"),)))[1]
+
+
+def test_files_that_include_each_other_end(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("include: [b.yaml]")
+    (tmp_path / "b.yaml").write_text("include: [a.yaml]")
+    assert inputs_of(Source("shop", str(tmp_path), (str(tmp_path / "a.yaml"),)))[1]
+    assert digest_of_file(str(tmp_path / "nobody")) == ""
+    assert digest_of_file(str(tmp_path / "a.yaml")) != digest_of_file(str(tmp_path / "b.yaml"))
+
+
+# --- the plan ---------------------------------------------------------------------------------------
+
+
+def stale(*keys: tuple[str, str]) -> list[Stale]:
+    return [Stale(host, project, "web", (Reason("image", "image a → b"),), "up") for host, project in keys]
+
+
+def seen(**after: list[str]) -> dict[str, Seen]:
+    """Projects by what they come after, on one host."""
+    return {"web1": Seen(projects={name: Project(after=names) for name, names in after.items()})}
+
+
+def levels(plan: Any) -> dict[str, int]:
+    return {step.name: step.level for step in CompiledPlan(plan).steps}
+
+
+def test_stacks_come_after_those_that_they_need_also_by_way_of_others() -> None:
+    where = seen(shop=["auth"], auth=["infra"], infra=[], blog=[])
+    found = levels(
+        restart_plan(stale(*(("web1", name) for name in ("shop", "infra", "blog"))), where, Described(), Manner())
+    )
+    assert found == {"infra": 0, "blog": 0, "shop": 1, "cache.web1": 2}
+
+
+def test_stacks_that_wait_for_each_other_are_refused() -> None:
+    with pytest.raises(UsageError, match="in a circle: a, b"):
+        restart_plan(stale(("web1", "a"), ("web1", "b")), seen(a=["b"], b=["a"]), Described(), Manner())
+    with pytest.raises(UsageError, match="stacks are none"):
+        Manner(canary=0)
+    with pytest.raises(UsageError, match="in no time"):
+        Manner(healthy_deadline=0)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 6), max_size=3), min_size=1, max_size=7),
+    st.one_of(st.none(), st.integers(1, 3)),
+    st.one_of(st.none(), st.integers(1, 3)),
+)
+def test_no_more_than_asked_for_at_once_each_behind_what_it_needs_and_the_canaries_first(
+    needs: list[list[int]], size: int | None, canary: int | None
+) -> None:
+    names = [f"p{number}" for number in range(len(needs))]
+    after = {name: [f"p{n}" for n in needs[i] if n < i] for i, name in enumerate(names)}
+    plan = restart_plan(
+        stale(*(("web1", name) for name in names)), seen(**after), Described(), Manner(max_parallel=size, canary=canary)
+    )
+    plan.check()
+    found = levels(plan)
+    found.pop("cache.web1")
+    for name, others in after.items():
+        assert all(found[other] < found[name] for other in others)
+    if size:
+        assert max(list(found.values()).count(level) for level in found.values()) <= size
+    if canary and canary < len(names):
+        order = sorted(found.values())
+        first = order[:canary]
+        assert max(first) < order[canary]
+
+
+@pytest.mark.parametrize(
+    ("manner", "failing", "ends"),
+    [
+        (Manner(), "a", {"a": "failed", "b": "changed", "c": "skipped"}),
+        (Manner(max_parallel=1), "a", {"a": "failed", "b": "changed", "c": "skipped"}),
+        (Manner(max_parallel=1), "b", {"a": "changed", "b": "failed", "c": "changed"}),
+        (Manner(canary=1), "a", {"a": "failed", "b": "skipped", "c": "skipped"}),
+        (Manner(canary=1, max_parallel=1), "a", {"a": "failed", "b": "skipped", "c": "skipped"}),
+        (Manner(), "", {"a": "changed", "b": "changed", "c": "changed"}),
+    ],
+)
+def test_what_fails_holds_up_only_what_needs_it(manner: Manner, failing: str, ends: dict[str, str]) -> None:
+    plan = restart_plan(
+        stale(("web1", "a"), ("web1", "b"), ("web1", "c")), seen(a=[], b=[], c=["a"]), Described(), manner
+    )
+    bench = Bench(hosts={"web1": {}}, pretend=True)
+    if failing:
+        bench.fail(failing, "is unhealthy")
+    report = bench.run(plan)
+    assert {name: str(report.step(name).status) for name in ends} == ends
+    assert report.step("cache.web1").status == "changed", "the cache says in any case what is there now"
+    assert report.exit_code == (3 if failing else 0)
+    assert set(stacks_of(report.steps).right) == {name for name, end in ends.items() if end == "changed"}
+
+
+def test_where_all_is_to_go_back_nothing_stands_and_where_it_was_cancelled_nothing_is_wrong() -> None:
+    plan = restart_plan(
+        stale(("web1", "a"), ("web1", "b")), seen(a=[], b=["a"]), Described(), Manner(on_failure="undo")
+    )
+    bench = Bench(hosts={"web1": {}}, pretend=True)
+    bench.fail("b", "is unhealthy")
+    report = bench.run(plan)
+    assert (report.exit_code, report.state, report.step("a").undo.status if report.step("a").undo else "") == (
+        1,
+        "undone",
+        "undone",
+    )
+    assert stacks_of(report.steps).right == ()
+    assert report.step("cache.web1").status is StepState.NOT_RUN
+    assert set(stacks_of(report.steps).wrong.values()) == {"is unhealthy", "taken back"}
+    keep = {"orchestrate": "keep"}
+    assert exit_code(keep, RunState.FAILED, Cause.FAILURE, report.steps) == 3
+    assert exit_code(keep, RunState.FAILED, Cause.CANCEL, report.steps) is None
+    assert exit_code(keep, RunState.UNDONE, Cause.OPERATOR, report.steps) is None
+    assert exit_code({}, RunState.FAILED, Cause.FAILURE, report.steps) is None
+
+
+def test_stacks_of_several_hosts_are_steps_with_their_names() -> None:
+    where = {host: Seen(projects={"shop": Project(), "x" * 70: Project()}) for host in ("web1", "web2")}
+    found = levels(
+        restart_plan(stale(*((h, p) for h in where for p in ("shop", "x" * 70))), where, Described(), Manner())
+    )
+    assert {"web1.shop", "web2.shop", "cache.web1", "cache.web2"} <= found.keys()
+    assert len(found) == 6
+    assert max(map(len, found)) <= 64

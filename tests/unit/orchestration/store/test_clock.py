@@ -1,0 +1,255 @@
+"""Redis's clock is set while a run is under way: the run goes on as if it had not been, and the jump is told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from longshore.orchestration import Context, Plan, operation
+from longshore.orchestration.installation.checks import _clock
+from longshore.orchestration.schedules.due_times import Mark
+from longshore.orchestration.settings import Settings
+from longshore.orchestration.store.breakers import Breakers
+from longshore.orchestration.store.clock import Clock, Jumps
+from longshore.orchestration.store.hosts import Host, HostState, Node
+from longshore.tasks.simulation.sandbox import Bench, MemoryStore
+
+HOUR = 3600.0
+JUMPS = [-24 * HOUR, -HOUR, HOUR, 24 * HOUR]
+LEASE = 15.0
+
+_bench: list[Bench] = []
+
+
+@operation("clock.set", idempotent=True)
+def set_clock(ctx: Context, seconds: float) -> None:
+    if ctx.attempt == 1:
+        _bench[0].set_clock(seconds)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    _bench[:] = [Bench(lease=LEASE)]
+    yield _bench[0]
+    _bench.clear()
+
+
+def elapsed(bench: Bench) -> float:
+    """Seconds that the run has taken, by the clock that nobody sets."""
+    return (bench.store.steady() - 1e12) / 1000
+
+
+@pytest.mark.parametrize("seconds", JUMPS)
+def test_a_run_whose_worker_was_lost_goes_on_within_leases(bench: Bench, seconds: float) -> None:
+    plan = Plan("p")
+    plan.step("set", "clock.set", seconds=seconds)
+    plan.step("after", "noop.execute").after("set")
+    bench.vanish("set")
+
+    report = bench.run(plan)
+
+    assert report.state == "succeeded"
+    assert elapsed(bench) < 5 * LEASE
+
+
+@pytest.mark.parametrize("seconds", JUMPS)
+def test_a_retry_comes_after_its_delay(bench: Bench, seconds: float) -> None:
+    plan = Plan("p")
+    plan.step("waits", "noop.execute").retry(1, initial=100, maximum=100)
+    plan.step("set", "clock.set", seconds=seconds)
+    bench.fail("waits", times=1)
+    bench.vanish("set")
+
+    report = bench.run(plan)
+
+    assert report.state == "succeeded"
+    assert 50 <= elapsed(bench) <= 150 + 3 * LEASE
+
+
+@pytest.mark.parametrize("seconds", JUMPS)
+def test_a_deadline_keeps_its_distance(bench: Bench, seconds: float) -> None:
+    plan = Plan("p", timeout="10m")
+    plan.step("set", "clock.set", seconds=seconds)
+    plan.step("ask", "approval.wait.execute", timeout="3h").after("set")
+
+    report = bench.run(plan)
+
+    assert (report.state, report.cause) == ("undone", "deadline")
+    assert 600 <= elapsed(bench) <= 600 + 3 * LEASE
+
+
+@pytest.mark.parametrize("seconds", JUMPS)
+def test_a_delay_that_begins_before_the_jump_is_noticed_is_no_longer(bench: Bench, seconds: float) -> None:
+    plan = Plan("p")
+    plan.step("set", "clock.set", seconds=seconds)
+    plan.step("waits", "noop.execute").after("set").retry(1, initial=100, maximum=100)
+    plan.step("ask", "approval.wait.execute", timeout="2h").after("set")
+    bench.fail("waits", times=1)
+
+    bench.run(plan)
+
+    assert 2 * HOUR <= elapsed(bench) <= 2 * HOUR + 3 * LEASE
+
+
+@pytest.mark.parametrize("seconds", JUMPS)
+def test_an_approval_is_waited_for_as_long_as_was_said(bench: Bench, seconds: float) -> None:
+    plan = Plan("p")
+    plan.step("ask", "approval.wait.execute", timeout="2h")
+    plan.step("set", "clock.set", seconds=seconds)
+    bench.vanish("set")
+
+    bench.run(plan)
+
+    assert 2 * HOUR <= elapsed(bench) <= 2 * HOUR + 3 * LEASE
+
+
+def test_a_jump_is_an_event_of_the_run_and_a_warning(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    plan = Plan("p")
+    plan.step("set", "clock.set", seconds=-HOUR)
+    bench.vanish("set")
+
+    with caplog.at_level(logging.WARNING):
+        report = bench.run(plan)
+
+    told = [event for event in bench.events(report.run_id) if event.name == "clock_jumped"]
+    assert [int(event.fields["ms"]) for event in told] == [-HOUR * 1000]
+    assert "Redis's clock has jumped back by 1h" in caplog.text
+
+
+# --- what notices it ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore(Settings(redis_url="redis://x", namespace="clock", lease=LEASE))
+
+
+def test_every_sweeper_counts_a_jump_once(store: MemoryStore) -> None:
+    one, other = Clock(store), Clock(store)
+    for clock in (one, other):
+        clock.look()
+    store.jump(HOUR)
+    store.advance(1)
+
+    assert not one.look()
+    assert not other.look(), "no lease is judged until each worker could renew"
+    assert other.jumps == one.jumps == Jumps(1, round(HOUR * 1000))
+    for _ in range(6):
+        store.advance(LEASE / 4)
+        judged = one.look()
+    assert judged
+
+
+def test_an_outage_is_no_jump(store: MemoryStore) -> None:
+    clock = Clock(store)
+    clock.look()
+    store.advance(HOUR)
+
+    assert not clock.look()
+    assert clock.jumps.number == 0
+
+
+def test_a_machine_that_stood_still_does_not_take_its_sleep_for_a_jump(store: MemoryStore) -> None:
+    frozen, awake = Clock(store), Clock(store)
+    frozen.look()
+    awake.look()
+    for _ in range(10):
+        store.advance(5)
+        awake.look()
+
+    # What the frozen machine sees: Redis's clock has moved on, and its own has not.
+    store._set_by += 50_000
+    frozen.look()
+    assert frozen.jumps.number == 0
+
+
+def test_a_sweeper_that_starts_after_the_clock_was_set_back_notices_it_by_the_last_tick(store: MemoryStore) -> None:
+    before = Clock(store)
+    before.look()
+    store.jump(-HOUR)
+
+    after = Clock(store)
+    assert not after.look()
+    assert after.jumps.total == pytest.approx(-HOUR * 1000, abs=1000)
+
+
+@pytest.mark.parametrize("seconds", JUMPS)
+def test_a_process_that_starts_anew_goes_on_from_what_its_machine_has_measured(
+    store: MemoryStore, seconds: float
+) -> None:
+    Clock(store).look()
+    store.jump(seconds)
+    store.advance(30)
+
+    after = Clock(store)
+    assert not after.look()
+    assert after.jumps == Jumps(1, pytest.approx(seconds * 1000, abs=1000))
+
+
+@pytest.mark.parametrize("seconds", JUMPS)
+def test_what_rests_is_kept_as_long_as_before(store: MemoryStore, seconds: float) -> None:
+    clock = Clock(store)
+    clock.look()
+    store.rests("run", store.now())
+    store.jump(seconds)
+    clock.look()
+
+    store.advance(3500)
+    assert store.kept_until(HOUR) == []
+    store.advance(200)
+    assert store.kept_until(HOUR) == ["run"]
+
+
+def test_no_pause_lies_farther_ahead_than_a_lease(store: MemoryStore) -> None:
+    clock = Clock(store)
+    clock.look()
+    store.client.hset(store.keys.clock, "pause", store.now() + 3_600_000)
+    store.advance(1)
+    assert clock.look()
+
+
+def test_every_live_run_is_looked_at_after_a_jump(store: MemoryStore) -> None:
+    clock = Clock(store)
+    clock.look()
+    store.look_at("run", store.now() + 5000)
+    store.jump(-HOUR)
+    assert store.due(LEASE) == []
+
+    clock.look()
+    assert store.due(LEASE) == ["run"]
+
+
+def test_doctor_names_a_jump(store: MemoryStore) -> None:
+    clock = Clock(store)
+    clock.look()
+    assert list(_clock(store)) == []
+    store.jump(HOUR)
+    clock.look()
+
+    (finding,) = _clock(store)
+    assert (finding.grade, finding.what) == ("warning", "Redis's clock has jumped forward by 1h")
+
+
+# --- other times that lie ahead -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", JUMPS)
+def test_a_host_that_is_dead_does_not_live_on_because_the_clock_was_set(seconds: float) -> None:
+    now = 10**12
+    host = Host("web1", nodes=(Node("w", seen=now),), now=now + round(seconds * 1000), silent=45_000)
+    assert host.state is HostState.LOST
+
+
+def test_a_service_is_tried_again_in_time(store: MemoryStore) -> None:
+    breakers = Breakers(store)
+    breakers.trip("bank", "refused", "run")
+    store.jump(-HOUR)
+
+    assert breakers.ask("bank", "run").allowed
+
+
+def test_a_schedule_whose_mark_lies_ahead_goes_on_from_now() -> None:
+    assert Mark(10_000_000, "x").as_of(1_000_000) == Mark(1_000_000, "x")
+    assert Mark(1_030_000, "x").as_of(1_000_000) == Mark(1_030_000, "x")

@@ -1,0 +1,86 @@
+"""Names of keys: two runs never meet, two installations neither, and one run lies in one slot."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longshore.orchestration.language.identifiers import RUN_ID
+from longshore.orchestration.store import keys as module
+from longshore.orchestration.store.keys import Field, Keys, RunKeys
+
+run_ids = st.from_regex(RUN_ID, fullmatch=True)
+namespaces = st.from_regex(r"[A-Za-z0-9_-]{1,32}", fullmatch=True)
+
+
+def all_of(run: RunKeys) -> list[str]:
+    return [run.request, run.commands, run.run, run.steps, run.leases, run.events, run.log(0), run.log(10)]
+
+
+@given(namespaces, run_ids)
+def test_all_keys_of_a_run_lie_in_one_slot(namespace: str, run_id: str) -> None:
+    made = all_of(Keys(namespace).of(run_id))
+
+    # A slot is made of what stands between the first { and the next }.
+    assert {re.search(r"\{([^}]+)\}", key)[1] for key in made} == {run_id}  # type: ignore[index]
+    assert len(set(made)) == len(made)
+    assert all(key.startswith(f"{namespace}:") for key in made)
+
+
+@given(st.tuples(namespaces, run_ids), st.tuples(namespaces, run_ids))
+def test_neither_two_runs_nor_two_installations_meet(one: tuple[str, str], two: tuple[str, str]) -> None:
+    if one == two:
+        return
+    of_one, of_two = (Keys(namespace).of(run_id) for namespace, run_id in (one, two))
+
+    assert not set(all_of(of_one)) & set(all_of(of_two))
+
+
+@given(namespaces, run_ids)
+def test_a_run_of_any_name_does_not_meet_the_indices(namespace: str, run_id: str) -> None:
+    keys = Keys(namespace)
+    indices = {keys.inbox, keys.live, keys.runs, keys.probe(run_id), keys.answers(run_id)}
+
+    assert len(indices) == 5
+    assert not indices & set(all_of(keys.of(run_id)))
+
+
+def test_scripts_get_the_record_in_their_own_order() -> None:
+    keys = Keys("ns").of("r")
+
+    assert keys.record() == ["ns:{r}:run", "ns:{r}:steps", "ns:{r}:leases", "ns:{r}:events", "ns:{r}:waits"]
+
+
+def test_every_key_stands_in_the_list_at_the_head_of_the_module() -> None:
+    keys = Keys("{ns}")
+    made = [key.replace("{r}", "{run}") for key in all_of(keys.of("r"))]
+    made = [key.replace("log:0", "log:<id>").replace("log:10", "log:<id>") for key in made]
+    made += [
+        keys.inbox,
+        keys.live,
+        keys.runs,
+        keys.probe("<id>"),
+        keys.answers("<id>"),
+        keys.fleet,
+        keys.machine("<name>"),
+    ]
+
+    assert all(f"    {key} " in str(module.__doc__) for key in made)
+
+
+def test_fields_of_a_step_are_short_differ_and_leave_the_u_to_the_undo() -> None:
+    assert len(set(Field)) == len(Field.__members__)
+    assert all(len(field) <= 2 for field in Field)
+    assert not any(field.startswith("u") for field in Field)
+    assert all(f'{name} = "' in inspect.getsource(Field) for name in Field.__members__)
+
+
+def test_the_type_of_every_key_stands_in_the_list_and_in_the_table() -> None:
+    listed = re.findall(
+        r"^    \{ns\}:([a-z-]+:?)\S*\s+(?:(string|hash|zset|set|list|stream|text)\b)", module.__doc__ or "", re.M
+    )
+
+    assert {name: "string" if kind == "text" else kind for name, kind in listed} == dict(module.TYPES)

@@ -1,0 +1,115 @@
+"""The scripts as files: each has its contract at its head, and each is used."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from longshore.orchestration import states
+from longshore.orchestration.store import keys, lua
+
+ROOT = Path(__file__).resolve().parents[4]
+FOLDER = ROOT / "orchestration" / "store" / "lua"
+
+
+def head(name: str) -> str:
+    """The comment that a script begins with."""
+    lines = (FOLDER / f"{name}.lua").read_text().splitlines()
+    end = next(n for n, line in enumerate(lines) if not line.startswith("--"))
+    return "\n".join(lines[:end])
+
+
+def body(name: str) -> str:
+    """A script without its comments."""
+    return re.sub(r"--.*", "", (FOLDER / f"{name}.lua").read_text())
+
+
+def test_every_file_is_a_script_and_is_installed_with_the_package() -> None:
+    in_folder = {path.stem for path in FOLDER.glob("*.lua")} - {"prelude"}
+
+    assert set(lua.names()) == in_folder
+    assert lua.names() == sorted(in_folder)
+    assert {entry.name for entry in files(lua).iterdir() if entry.name.endswith(".lua")} >= {
+        f"{name}.lua" for name in in_folder
+    }
+
+
+@pytest.mark.parametrize("name", lua.names())
+def test_a_script_says_from_where_with_what_and_to_what_it_goes(name: str) -> None:
+    said = head(name)
+
+    first, second, *_ = said.splitlines()
+    assert re.fullmatch(r"-- [A-Z][^:]*[.?]|-- [A-Z].*: .*", first), "it begins with what it is for"
+    assert second == "--" or second.startswith("-- ")
+    for word in ("FROM", "ARGV", "RETURNS", "EVENTS"):
+        assert re.search(rf"^-- {word}\b", said, re.MULTILINE), f"{name}.lua says nothing of {word}"
+
+
+@pytest.mark.parametrize("name", lua.names())
+def test_a_script_says_of_each_argument_what_it_is(name: str) -> None:
+    used = {int(number) for number in re.findall(r"ARGV\[(\d+)\]", body(name))}
+    said = {int(number) for number in re.findall(r"ARGV\[(\d+)", head(name))}
+
+    # What comes after a number of arguments is a list, said in words.
+    assert {number for number in used if number <= max(said, default=0)} <= said
+    assert not used or said or "-- ARGV" in head(name)
+
+
+@pytest.mark.parametrize("name", lua.names())
+def test_a_script_names_the_events_that_it_writes(name: str) -> None:
+    written = set(re.findall(r"emit\('(\w+)'", body(name)))
+
+    assert all(event in head(name) or name == "command" for event in written)
+
+
+@pytest.mark.parametrize("name", lua.names())
+def test_a_script_needs_nothing_that_redis_may_not_have_or_that_is_no_data(name: str) -> None:
+    code = body(name)
+
+    assert "cjson" not in code
+    assert "cmsgpack" not in code
+    assert "KEYS" not in code, "the prelude names the keys"
+    assert not re.search(r"\b(loadstring|load|dofile|require|os|io)\b\s*[.(]", code)
+
+
+def test_every_script_is_called_by_the_store_and_nothing_else_is() -> None:
+    called = re.findall(r'_run\((?:\s|#.*)*"(\w+)"', (ROOT / "orchestration" / "store" / "run_store.py").read_text())
+
+    assert set(called) == set(lua.names())
+
+
+def test_a_script_stands_behind_the_prelude() -> None:
+    prelude = (FOLDER / "prelude.lua").read_text()
+
+    for name in lua.names():
+        assert lua.source(name) == lua.without_comments(prelude + (FOLDER / f"{name}.lua").read_text())
+    for number, key in enumerate(("run", "steps", "leases", "events", "waits"), start=1):
+        assert re.search(rf"^-- KEYS\[{number}\] {key}\b", prelude, re.MULTILINE)
+
+
+def test_redis_gets_no_comments_and_lines_keep_their_numbers() -> None:
+    commented = "-- a contract\nif a then\n  -- guard: a rule\n  return 'a -- b'  -- why\nend\n"
+
+    assert lua.without_comments(commented) == "\nif a then\n\n  return 'a -- b'  -- why\nend\n"
+    for name in lua.names():
+        assert "-- guard" not in lua.source(name)
+
+
+def test_scripts_move_only_to_states_that_there_are() -> None:
+    known = {str(s) for kind in (states.RunState, states.StepState, states.UndoState) for s in kind}
+
+    for name in lua.names():
+        set_to = re.findall(r"'HSET', run, 'state', '(\w+)'", body(name))
+        set_to += re.findall(r"'s:' \.\. [^,]+, '(\w+)'", body(name))
+        assert set(set_to) <= known, name
+
+
+def test_scripts_use_only_fields_that_the_keys_module_names() -> None:
+    fields = set(keys.Field)
+
+    for name in [*lua.names(), "prelude"]:
+        used = set(re.findall(r"'u?([a-z]{1,2}):'", body(name)))
+        assert used <= fields, name

@@ -1,0 +1,302 @@
+"""The reducer: the next transition of a run from its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from longshore.orchestration import Plan, saga
+from longshore.orchestration.plans.compiled import CompiledPlan
+from longshore.orchestration.saga import DEPENDENCY_FAILED, RunRecord, StepRecord, decide, left_over, wanted
+from longshore.orchestration.states import (
+    STEP_BAD,
+    TERMINAL,
+    Cause,
+    RunState,
+    StepState,
+    UndoState,
+)
+from tests.unit.plans import compiled, diamond, of_edges
+
+CHANGED = StepRecord(StepState.CHANGED, attempts=1)
+FAILED = StepRecord(StepState.FAILED, attempts=1)
+
+
+def recorded(plan: CompiledPlan, **known: StepRecord) -> dict[int, StepRecord]:
+    """A record for each step: what is given, else pending."""
+    return {step.index: known.get(step.name, StepRecord()) for step in plan.steps}
+
+
+def one(op: str = "noop.execute", **fields: Any) -> CompiledPlan:
+    return compiled(Plan.model_validate({"name": "p", "steps": {"a": {"op": op, **fields}}}))
+
+
+COMMAND: dict[str, Any] = {"op": "command.exec.execute", "with": {"argv": ["x"]}}
+
+
+# --- forward --------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_pending_begins_with_its_first_level() -> None:
+    plan = compiled(of_edges({"late": ["a"], "a": [], "b": []}))
+
+    decision = decide(plan, RunRecord(RunState.PENDING), recorded(plan))
+
+    assert decision == saga.OpenLevel(RunState.RUNNING, 0, (1, 2))
+
+
+def test_a_run_waits_until_nothing_of_its_level_is_left() -> None:
+    plan = compiled(diamond())
+
+    assert decide(plan, RunRecord(RunState.RUNNING, level=0, left=1), {}) is None
+
+
+def test_a_level_of_a_large_plan_asks_for_a_few_records_only() -> None:
+    edges = {f"s{n}": [f"s{n - 100}"] if n >= 100 else [] for n in range(5000)}
+    plan = compiled(of_edges(edges))
+
+    assert wanted(plan, RunRecord(RunState.RUNNING, level=10)) == tuple(range(1000, 1200))
+    assert wanted(plan, RunRecord(RunState.RUNNING, level=10, left=3)) == ()
+    assert wanted(plan, RunRecord(RunState.PENDING)) == tuple(range(100))
+    assert wanted(plan, RunRecord(RunState.RUNNING, level=49)) == tuple(range(5000))
+    assert wanted(plan, RunRecord(RunState.ABORTING, level=3)) == tuple(range(5000))
+
+
+def test_a_run_out_of_its_time_is_aborted_also_in_the_middle_of_a_level() -> None:
+    plan = compiled(diamond())
+    run = RunRecord(RunState.RUNNING, level=0, left=1, now=100, deadline=100)
+
+    decision = decide(plan, run, {})
+
+    assert isinstance(decision, saga.Abort)
+    assert decision.cause is Cause.DEADLINE
+    assert decide(plan, RunRecord(RunState.RUNNING, level=0, left=1, now=99, deadline=100), {}) is None
+
+
+@pytest.mark.parametrize("bad", sorted(STEP_BAD))
+def test_what_depends_on_a_bad_step_is_skipped_and_so_is_what_depends_on_that(bad: StepState) -> None:
+    plan = compiled(
+        of_edges({"a": [], "b": [], "on_a": ["a"], "on_b": ["b"], "on_both": ["on_a", "on_b"]}, on_error="continue")
+    )
+    steps = recorded(plan, a=StepRecord(bad, attempts=1), b=CHANGED)
+
+    first = decide(plan, RunRecord(RunState.RUNNING, level=0), steps)
+    steps |= {2: StepRecord(StepState.SKIPPED, reason=DEPENDENCY_FAILED, tainted=True), 3: CHANGED}
+    second = decide(plan, RunRecord(RunState.RUNNING, level=1), steps)
+
+    assert first == saga.OpenLevel(RunState.RUNNING, 1, (3,), {2: "dependency failed"}, frozenset({2}))
+    assert second == saga.OpenLevel(RunState.RUNNING, 2, (), {4: "dependency failed"}, frozenset({4}))
+
+
+def test_a_step_that_was_skipped_for_another_reason_stops_nothing() -> None:
+    plan = compiled(of_edges({"a": [], "b": ["a"]}))
+    steps = recorded(plan, a=StepRecord(StepState.SKIPPED, reason="when: false"))
+
+    assert decide(plan, RunRecord(RunState.RUNNING, level=0), steps) == saga.OpenLevel(RunState.RUNNING, 1, (1,))
+
+
+def test_an_always_step_runs_in_its_place_whatever_became_of_what_it_comes_after() -> None:
+    plan = compiled(Plan.model_validate({"name": "p", "on_error": "continue", "steps": {
+        "a": {"op": "noop.execute"}, "b": {"op": "noop.execute", "after": ["a"], "always": True},
+    }}))  # fmt: skip
+
+    decision = decide(plan, RunRecord(RunState.RUNNING, level=0), recorded(plan, a=FAILED))
+
+    assert decision == saga.OpenLevel(RunState.RUNNING, 1, (1,))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "state"),
+    [
+        (CHANGED, CHANGED, RunState.SUCCEEDED),
+        (CHANGED, StepRecord(StepState.UNCHANGED, 1), RunState.SUCCEEDED),
+        (CHANGED, StepRecord(StepState.SKIPPED, reason="when: false"), RunState.SUCCEEDED),
+        (CHANGED, FAILED, RunState.PARTIAL),
+        (StepRecord(StepState.UNCHANGED, 1), StepRecord(StepState.UNKNOWN, 1), RunState.PARTIAL),
+        (FAILED, FAILED, RunState.FAILED),
+        (FAILED, StepRecord(StepState.SKIPPED, reason=DEPENDENCY_FAILED, tainted=True), RunState.FAILED),
+    ],
+)
+def test_a_run_that_was_not_aborted_ends_by_what_its_steps_became(
+    a: StepRecord, b: StepRecord, state: RunState
+) -> None:
+    plan = compiled(of_edges({"a": [], "b": []}, on_error="continue"))
+
+    assert decide(plan, RunRecord(RunState.RUNNING, level=0), recorded(plan, a=a, b=b)) == saga.Finish(state, ())
+
+
+# --- the abort ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("queued", [StepState.READY, StepState.RETRYING])
+def test_what_was_dispatched_and_not_claimed_is_cancelled_first(queued: StepState) -> None:
+    plan = compiled(of_edges({"a": [], "b": [], "c": []}))
+    steps = recorded(plan, a=FAILED, b=StepRecord(queued), c=StepRecord(StepState.RUNNING, 1))
+
+    assert decide(plan, RunRecord(RunState.ABORTING, level=0, left=2), steps) == saga.Drain((1,))
+
+
+def test_what_still_runs_is_awaited_before_anything_is_taken_back() -> None:
+    plan = compiled(of_edges({"a": [], "b": []}))
+    steps = recorded(plan, a=FAILED, b=StepRecord(StepState.RUNNING, 1))
+
+    assert decide(plan, RunRecord(RunState.ABORTING, level=0, left=1), steps) is None
+
+
+def test_the_undo_begins_with_the_highest_level_that_did_something() -> None:
+    plan = compiled(of_edges({"a": [], "b": ["a"], "c": ["b"], "d": ["c"]}))
+    steps = recorded(plan, a=CHANGED, b=CHANGED, c=StepRecord(StepState.UNCHANGED, 1))
+    aborting = RunRecord(RunState.ABORTING, level=3)
+
+    assert decide(plan, aborting, steps) == saga.OpenUndo(1, (1,))
+    # given: it has been taken back
+    steps |= {1: StepRecord(StepState.CHANGED, 1, UndoState.UNDONE)}
+    undoing = RunRecord(RunState.UNDOING, level=3, undo_level=1)
+    assert decide(plan, undoing, steps) == saga.OpenUndo(0, (0,))
+    steps |= {0: StepRecord(StepState.CHANGED, 1, UndoState.UNDONE)}
+    assert decide(plan, undoing, steps) == saga.Finish(RunState.UNDONE, (3,))
+
+
+@pytest.mark.parametrize(
+    ("step", "record", "undone"),
+    [
+        ({"op": "noop.execute"}, CHANGED, True),
+        ({"op": "noop.execute"}, FAILED, True),
+        ({"op": "noop.execute"}, StepRecord(StepState.UNKNOWN, 1), True),
+        ({"op": "noop.execute"}, StepRecord(StepState.CANCELLED, 2), True),
+        ({"op": "noop.execute"}, StepRecord(StepState.CANCELLED, 0), False),
+        ({"op": "noop.execute"}, StepRecord(StepState.UNCHANGED, 1), False),
+        ({"op": "noop.execute"}, StepRecord(StepState.FAILED, 1, no_effect=True), False),
+        ({"op": "noop.execute"}, StepRecord(StepState.SKIPPED), False),
+        ({"op": "noop.execute"}, StepRecord(StepState.FAILED, 0), False),
+        ({"op": "noop.execute", "undo": "none"}, CHANGED, False),
+        ({"op": "noop.execute", "always": True}, CHANGED, False),
+        (COMMAND | {"undo": {"op": "noop.execute"}}, CHANGED, True),
+        ({"op": "command.exec.execute", "with": {"argv": ["x"], "changes": False}}, FAILED, False),
+        ({"op": "docker.inspect.get", "with": {"container": "web"}}, FAILED, False),
+    ],
+    ids=str,
+)
+def test_what_was_claimed_is_taken_back_unless_it_is_known_to_have_had_no_effect(
+    step: dict[str, Any], record: StepRecord, undone: bool
+) -> None:
+    plan = one(**step)
+
+    decision = decide(plan, RunRecord(RunState.ABORTING, level=0), {0: record})
+
+    assert decision == (saga.OpenUndo(0, (0,)) if undone else saga.Finish(RunState.UNDONE, ()))
+
+
+@pytest.mark.parametrize(
+    ("record", "why"),
+    [
+        (CHANGED, "it has no undo"),
+        (StepRecord(StepState.UNKNOWN, 1), "it may have happened, and has no undo"),
+        (FAILED, "it failed, and what it did until then has no undo"),
+    ],
+)
+def test_a_step_without_an_undo_is_named_with_the_reason(record: StepRecord, why: str) -> None:
+    plan = one(**COMMAND)
+
+    decision = decide(plan, RunRecord(RunState.ABORTING, level=0), {0: record})
+
+    assert decision == saga.OpenUndo(0, (), {0: why})
+
+
+def test_a_level_of_the_undo_is_awaited_and_given_up_when_the_time_is_over() -> None:
+    plan = compiled(of_edges({"a": [], "b": [], "c": []}))
+    steps = recorded(
+        plan,
+        a=StepRecord(StepState.CHANGED, 1, UndoState.READY),
+        b=StepRecord(StepState.CHANGED, 1, UndoState.UNDOING),
+        c=StepRecord(StepState.CHANGED, 1, UndoState.RETRYING),
+    )
+
+    def at(now: int) -> saga.Transition | None:
+        return decide(plan, RunRecord(RunState.UNDOING, undo_level=0, left=3, now=now, undo_deadline=50), steps)
+
+    assert at(49) is None
+    assert at(50) == saga.GiveUpUndo((0, 2))
+    # what is at work is awaited: it has a time of its own
+    steps |= {i: StepRecord(StepState.CHANGED, 1, UndoState.UNDO_FAILED) for i in (0, 2)}
+    assert at(50) is None
+
+
+def test_a_run_that_keeps_what_was_done_takes_nothing_back() -> None:
+    plan = compiled(Plan.model_validate({"name": "p", "steps": {
+        "a": {"op": "noop.execute"},
+        "b": {"op": "noop.execute", "after": ["a"]},
+        "last": {"op": "noop.execute", "after": ["b"], "always": True},
+    }}))  # fmt: skip
+    steps = recorded(plan, a=CHANGED, b=FAILED)
+
+    first = decide(plan, RunRecord(RunState.ABORTING, level=1, keep=True), steps)
+    steps |= {2: CHANGED}
+    second = decide(plan, RunRecord(RunState.FINISHING, level=2, keep=True), steps)
+
+    assert first == saga.OpenLevel(RunState.FINISHING, 2, (2,))
+    assert second == saga.Finish(RunState.FAILED, ())
+
+
+def test_always_steps_that_were_not_reached_run_after_the_undo_level_by_level() -> None:
+    plan = compiled(Plan.model_validate({"name": "p", "steps": {
+        "a": {"op": "noop.execute"},
+        "b": {"op": "noop.execute", "after": ["a"]},
+        "first": {"op": "noop.execute", "after": ["a"], "always": True},
+        "second": {"op": "noop.execute", "after": ["b", "first"], "always": True},
+    }}))  # fmt: skip
+    steps = recorded(plan, a=StepRecord(StepState.CHANGED, 1, UndoState.UNDO_FAILED))
+
+    first = decide(plan, RunRecord(RunState.UNDOING, level=0, undo_level=0), steps)
+    waiting = decide(plan, RunRecord(RunState.FINISHING, level=1, left=1), steps)
+    second = decide(plan, RunRecord(RunState.FINISHING, level=1), steps | {2: FAILED})
+    end = decide(plan, RunRecord(RunState.FINISHING, level=2), steps | {2: FAILED, 3: CHANGED})
+
+    assert first == saga.OpenLevel(RunState.FINISHING, 1, (2,))
+    assert waiting is None
+    assert second == saga.OpenLevel(RunState.FINISHING, 2, (3,))
+    assert end == saga.Finish(RunState.UNDO_FAILED, (1,))
+
+
+@pytest.mark.parametrize("state", sorted(TERMINAL))
+def test_a_run_that_rests_stays_at_rest(state: RunState) -> None:
+    plan = compiled(diamond())
+
+    assert decide(plan, RunRecord(state, level=2, now=10, deadline=1), recorded(plan)) is None
+
+
+# --- what is left over ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "record", "state", "left"),
+    [
+        ({}, CHANGED, RunState.SUCCEEDED, False),
+        ({}, CHANGED, RunState.PARTIAL, True),
+        ({}, StepRecord(StepState.UNKNOWN, 1), RunState.PARTIAL, True),
+        ({}, StepRecord(StepState.UNCHANGED, 1), RunState.PARTIAL, False),
+        ({}, FAILED, RunState.PARTIAL, False),
+        # kept after a change: on_failure, or a cancel with --keep
+        ({}, CHANGED, RunState.FAILED, True),
+        ({"always": True}, CHANGED, RunState.FAILED, False),
+        ({}, StepRecord(StepState.CHANGED, 1, UndoState.UNDONE), RunState.UNDONE, False),
+        ({}, StepRecord(StepState.CHANGED, 1, UndoState.UNDO_FAILED), RunState.UNDO_FAILED, True),
+        ({}, StepRecord(StepState.FAILED, 1, UndoState.UNDO_FAILED), RunState.UNDO_FAILED, True),
+        # no undo: the state is undone all the same, and the step is named; only an explicit `none` is clean
+        (COMMAND, StepRecord(StepState.CHANGED, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, True),
+        (COMMAND, StepRecord(StepState.UNKNOWN, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, True),
+        (COMMAND, StepRecord(StepState.FAILED, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, False),
+        # stopped half-way because the run was ended: it may have done something
+        (COMMAND, StepRecord(StepState.CANCELLED, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, False),
+        (COMMAND | {"undo": "none"}, CHANGED, RunState.UNDONE, False),
+    ],
+    ids=str,
+)
+def test_what_stands_although_the_run_did_not_succeed_is_left_over(
+    step: Mapping[str, Any], record: StepRecord, state: RunState, left: bool
+) -> None:
+    plan = one(**step)
+
+    assert left_over(plan, state, {0: record}) == ([0] if left else [])

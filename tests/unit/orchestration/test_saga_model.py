@@ -1,0 +1,75 @@
+"""The state machine of a run, in every order of its events; and without any one guard, a rule breaks."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.unit.orchestration.saga_model import Checker, Faults, the_plan, the_plan_without_undo
+
+PLAN = the_plan()
+WITHOUT_UNDO = the_plan_without_undo()
+LONG = os.environ.get("LONGSHORE_FAULTS") == "long"
+
+#: Each kind of fault with each other, and the worst three at once.
+TRIED = {
+    "nothing": Faults(),
+    "a crash and a zombie": Faults(crash=1, zombie=1),
+    "a zombie and a failure": Faults(zombie=1, failure=1),
+    "a loss and a double": Faults(loss=1, double=1),
+    "a crash, a loss and a failure": Faults(crash=1, loss=1, failure=1),
+    "two zombies": Faults(zombie=2),
+    "a decision that comes late and a failure": Faults(stale=1, failure=1),
+    "a decision that comes late and a zombie": Faults(stale=1, zombie=1),
+    "a zombie and a cancel": Faults(zombie=1, cancel=1),
+}
+TRIED_LONG = {
+    "a crash, a zombie and a failure": Faults(crash=1, zombie=1, failure=1),
+    "a crash, a zombie, a loss and a failure": Faults(crash=1, zombie=1, loss=1, failure=1),
+    "a crash, a zombie, a double and a failure": Faults(crash=1, zombie=1, double=1, failure=1),
+    "a late decision, a crash, a zombie and a failure": Faults(stale=1, crash=1, zombie=1, failure=1),
+    "two crashes, a zombie and a cancel": Faults(crash=2, zombie=1, cancel=1),
+}
+
+
+@pytest.mark.parametrize("faults", TRIED.values(), ids=TRIED.keys())
+def test_no_order_of_events_breaks_a_rule(faults: Faults) -> None:
+    assert Checker(PLAN, faults).explore(2_000_000) > 10
+
+
+@pytest.mark.parametrize(
+    "faults", [Faults(zombie=2), Faults(zombie=1, cancel=1), Faults(zombie=1, failure=1), Faults(zombie=1, stale=1)]
+)
+def test_no_attempt_that_was_lost_for_good_acts_after_its_run(faults: Faults) -> None:
+    assert Checker(WITHOUT_UNDO, faults).explore(2_000_000) > 10
+
+
+def test_unless_the_end_of_the_run_closes_its_receipts() -> None:
+    with pytest.raises(AssertionError, match="after the end"):
+        Checker(WITHOUT_UNDO, Faults(zombie=1), frozenset({"close"})).explore(2_000_000)
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not LONG, reason="only in the long form: make faults")
+@pytest.mark.parametrize("faults", TRIED_LONG.values(), ids=TRIED_LONG.keys())
+def test_no_order_of_more_events_breaks_a_rule(faults: Faults) -> None:
+    states = Checker(PLAN, faults).explore(20_000_000)
+    print(f"{states} states: {faults}")
+
+
+@pytest.mark.parametrize(
+    ("guard", "faults", "rule"),
+    [
+        ("sweeper", Faults(loss=1), "never end"),
+        ("fence", Faults(zombie=1), "not the present attempt's"),
+        # Either of the two keeps a forward attempt from acting after its undo.
+        ("receipt and close", Faults(zombie=1, failure=1), "stands|after the end"),
+        ("claim state", Faults(failure=1), "not running"),
+        ("claim status", Faults(double=1), None),
+        ("cas", Faults(failure=1, stale=1), None),
+    ],
+)
+def test_without_any_one_guard_a_rule_is_broken(guard: str, faults: Faults, rule: str | None) -> None:
+    with pytest.raises(AssertionError, match=rule):
+        Checker(PLAN, faults, frozenset(guard.split(" and "))).explore(2_000_000)

@@ -1,0 +1,105 @@
+"""The table of states: what may follow what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from longshore.orchestration.states import (
+    LIVE,
+    STEP_BAD,
+    STEP_FINAL,
+    STEP_GOOD,
+    STEP_IN_FLIGHT,
+    TERMINAL,
+    TRANSITIONS,
+    UNDO_FINAL,
+    RunState,
+    StepState,
+    UndoState,
+    diagram,
+    may_follow,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def reachable(begin: RunState) -> set[RunState]:
+    seen, todo = {begin}, [begin]
+    while todo:
+        for state in TRANSITIONS[todo.pop()] - seen:
+            seen.add(state)
+            todo.append(state)
+    return seen
+
+
+def test_every_state_has_its_place_in_the_table_and_can_be_reached() -> None:
+    assert TRANSITIONS.keys() == set(RunState)
+    assert reachable(RunState.PENDING) == set(RunState)
+
+
+def test_every_state_leads_to_a_state_of_rest() -> None:
+    assert all(reachable(state) & TERMINAL for state in RunState)
+
+
+def test_a_run_at_rest_is_only_reopened_to_be_taken_back_or_to_go_on() -> None:
+    for state in TERMINAL:
+        goes_on = {RunState.RUNNING} if state in {RunState.FAILED, RunState.PARTIAL} else set()
+        assert TRANSITIONS[state] <= {RunState.UNDOING} | goes_on
+    assert TRANSITIONS[RunState.UNDONE] == frozenset()
+
+
+def test_a_run_is_either_live_or_at_rest() -> None:
+    assert set(RunState) == TERMINAL | LIVE
+    assert not TERMINAL & LIVE
+    assert all(TRANSITIONS[state] for state in LIVE)
+
+
+def test_no_state_follows_itself_and_only_what_was_resumed_comes_back_to_running() -> None:
+    for state, following in TRANSITIONS.items():
+        assert state not in following
+        begins = {RunState.PENDING, RunState.SUSPENDED, RunState.FAILED, RunState.PARTIAL}
+        assert (RunState.RUNNING in following) == (state in begins)
+        assert RunState.PENDING not in following
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "may"),
+    [
+        (RunState.PENDING, RunState.RUNNING, True),
+        (RunState.RUNNING, RunState.UNDOING, False),
+        (RunState.ABORTING, RunState.RUNNING, False),
+        (RunState.FINISHING, RunState.UNDONE, True),
+        (RunState.UNDONE, RunState.UNDOING, False),
+    ],
+)
+def test_what_may_follow_is_what_the_table_says(before: RunState, after: RunState, may: bool) -> None:
+    assert may_follow(before, after) is may
+
+
+def test_a_step_is_final_or_not_and_what_is_final_is_good_bad_or_was_not_run() -> None:
+    assert set(StepState) == STEP_FINAL | STEP_IN_FLIGHT | {StepState.PENDING}
+    assert not STEP_FINAL & STEP_IN_FLIGHT
+    assert not STEP_GOOD & STEP_BAD
+    assert {StepState.SKIPPED, StepState.NOT_RUN} == STEP_FINAL - STEP_GOOD - STEP_BAD
+    assert set(UndoState) - UNDO_FINAL == {
+        UndoState.READY,
+        UndoState.UNDOING,
+        UndoState.RETRYING,
+        UndoState.WAITING,
+    }
+
+
+def test_states_are_written_as_they_are_named() -> None:
+    for kind in (RunState, StepState, UndoState):
+        assert all(state.value == state.name.lower() == str(state) for state in kind)
+
+
+def test_the_diagram_has_every_edge_and_is_the_one_in_the_documents() -> None:
+    edges = {f"{before} --> {after}" for before, following in TRANSITIONS.items() for after in following}
+
+    drawn = {line.strip() for line in diagram().splitlines()[1:]}
+
+    assert {edge for edge in drawn if "[*]" not in edge} == edges
+    assert diagram() in (ROOT / "docs" / "states.md").read_text()

@@ -1,0 +1,284 @@
+"""A file beside the effect: one attempt at a time, and none after a later one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from longshore.orchestration.errors import StepCancelled, Transient
+from longshore.tasks.attempts.receipts import Ledger, Overtaken, Process, Receipt
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from longshore.tasks.attempts.receipts import Receipt
+receipt = Receipt(Path(sys.argv[1]), int(sys.argv[2]), "", alone=sys.argv[3] == "alone")
+with receipt.held(5.0, lambda: None):
+    if len(sys.argv) > 4:
+        import subprocess
+        receipt.began(subprocess.Popen(["sleep", "60"], start_new_session=True).pid)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def nothing() -> None:
+    """Nobody asks it to stop."""
+
+
+def holder(path: Path, fence: int, *arguments: str) -> subprocess.Popen[str]:
+    """A process that holds the receipt until it is ended."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path), str(fence), *arguments], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def test_the_outcome_of_an_attempt_that_could_not_record_it_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "step.json"
+    first = Receipt(path, 1, "")
+    with first.held(1.0, nothing) as found:
+        assert found is None
+        first.done({"changed": True, "data": {"sha256": "ab"}})
+
+    with Receipt(path, 2, "").held(1.0, nothing) as found:
+        assert found == {"changed": True, "data": {"sha256": "ab"}}
+    # and once more, for that one was killed as well
+    with Receipt(path, 3, "").held(1.0, nothing) as found:
+        assert found is not None
+
+
+def test_what_was_done_before_a_run_was_reopened_is_not_done_now(tmp_path: Path) -> None:
+    first = Receipt(tmp_path / "r", 1, "", epoch=0)
+    with first.held(1.0, nothing):
+        first.done({"changed": True, "data": {}})
+    with Receipt(tmp_path / "r", 2, "", epoch=1).held(1.0, nothing) as found:
+        assert found is None
+
+
+def test_what_was_only_begun_is_done_again(tmp_path: Path) -> None:
+    with Receipt(tmp_path / "r", 1, "").held(1.0, nothing):
+        pass
+    with Receipt(tmp_path / "r", 2, "").held(1.0, nothing) as found:
+        assert found is None
+
+
+def test_an_attempt_that_comes_after_a_later_one_is_refused(tmp_path: Path) -> None:
+    with Receipt(tmp_path / "r", 7, "").held(1.0, nothing):
+        pass
+    with pytest.raises(Overtaken), Receipt(tmp_path / "r", 6, "").held(1.0, nothing):
+        pass
+
+
+def test_after_an_undo_nothing_is_done_forward_any_more(tmp_path: Path) -> None:
+    first = Receipt(tmp_path / "r", 1, "")
+    with first.held(1.0, nothing):
+        first.done({"changed": True, "data": {}})
+    with Receipt(tmp_path / "r", 2, "u").held(1.0, nothing) as found:
+        assert found is None, "an undo is done whatever the forward attempt has left"
+    with pytest.raises(Overtaken), Receipt(tmp_path / "r", 1, "").held(1.0, nothing):
+        pass
+
+
+def test_a_stopped_attempt_that_holds_the_lock_is_ended(tmp_path: Path) -> None:
+    ghost = holder(tmp_path / "r", 1, "alone")
+    ghost.send_signal(signal.SIGSTOP)
+
+    with Receipt(tmp_path / "r", 2, "").held(10.0, nothing):
+        assert ghost.wait(5.0) == -signal.SIGKILL
+    end(ghost)
+
+
+def test_a_process_that_does_other_things_too_is_waited_for(tmp_path: Path) -> None:
+    busy = holder(tmp_path / "r", 1, "threads")
+
+    with pytest.raises(Transient, match="still at work"), Receipt(tmp_path / "r", 2, "").held(0.3, nothing):
+        pass
+    assert busy.poll() is None
+    end(busy)
+
+
+def test_whoever_waits_for_the_lock_can_be_asked_to_stop(tmp_path: Path) -> None:
+    busy = holder(tmp_path / "r", 1, "threads")
+
+    def stop() -> None:
+        raise StepCancelled("the run is being ended")
+
+    with pytest.raises(StepCancelled), Receipt(tmp_path / "r", 2, "").held(30.0, stop):
+        pass
+    end(busy)
+
+
+def test_the_holder_with_the_later_fence_is_left_alone(tmp_path: Path) -> None:
+    later = holder(tmp_path / "r", 9, "alone")
+
+    with pytest.raises(Overtaken), Receipt(tmp_path / "r", 2, "").held(5.0, nothing):
+        pass
+    assert later.poll() is None
+    end(later)
+
+
+def test_programs_that_outlived_their_attempt_are_ended(tmp_path: Path) -> None:
+    ghost = holder(tmp_path / "r", 1, "alone", "with a program")
+    ghost.send_signal(signal.SIGKILL)
+    ghost.wait()
+    (program,) = json.loads((tmp_path / "r").read_text())["groups"]
+    assert Process.read(program) is not None
+
+    with Receipt(tmp_path / "r", 2, "").held(5.0, nothing):
+        until = time.monotonic() + 5.0
+        found = Process.read(program)
+        assert found is not None
+        while found.is_there() and "Z" not in Path(f"/proc/{found.pid}/stat").read_text().rpartition(")")[2][:3]:
+            assert time.monotonic() < until, "it is still there"
+            time.sleep(0.05)
+    end(ghost)
+
+
+def test_a_process_is_known_by_more_than_its_number(tmp_path: Path) -> None:
+    mine = Process.of(os.getpid())
+    assert mine is not None
+    assert mine.is_there()
+    assert not Process(mine.pid, "1", mine.boot).is_there()
+    assert not Process(mine.pid, mine.started, "another boot").is_there()
+    assert Process.of(2**22 + 1) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"x"', '{"fence": 0}'])
+def test_a_receipt_that_was_torn_is_as_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r").write_text(text)
+    with Receipt(tmp_path / "r", 1, "").held(1.0, nothing) as found:
+        assert found is None
+
+
+def test_an_outcome_that_is_too_large_is_done_again(tmp_path: Path) -> None:
+    first = Receipt(tmp_path / "r", 1, "")
+    with first.held(1.0, nothing):
+        first.done({"changed": True, "data": {"text": "x" * 100_000}})
+    with Receipt(tmp_path / "r", 2, "").held(1.0, nothing) as found:
+        assert found is None
+
+
+def test_the_ledger_keeps_how_far_a_run_had_come(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "ns")
+    assert ledger.version("r", "b") == 0
+    ledger.seen("r", "b", 7)
+    ledger.seen("r", "b", 5)
+    assert (ledger.version("r", "b"), ledger.version("r", "another"), Ledger(tmp_path, "n").version("r", "b")) == (
+        7,
+        0,
+        0,
+    )
+
+
+def test_the_ledger_forgets_what_is_old(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "ns")
+    ledger.clean(10.0)
+    ledger.seen("old", "b", 1)
+    ledger.seen("new", "b", 1)
+    (old,) = tmp_path.glob("receipts/ns/old~b")
+    os.utime(old, (0, 0))
+
+    ledger.clean(3600.0)
+
+    assert (ledger.version("old", "b"), ledger.version("new", "b")) == (0, 1)
+
+
+def test_only_its_owner_can_read_it(tmp_path: Path) -> None:
+    with Ledger(tmp_path, "ns").receipt("r", "b", "step", 1, "", alone=True).held(1.0, nothing):
+        (path,) = tmp_path.glob("receipts/ns/*/step.json")
+        assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
+# --- the receipts of a run that ends ----------------------------------------------------------------------
+
+
+def test_no_forward_attempt_acts_at_a_closed_step_whatever_its_fence(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "ns")
+    ledger.close("run", "born", 0, ["closed", "parts@1"])
+
+    for part in ("closed", "closed@3", "parts@1"):
+        receipt = ledger.receipt("run", "born", part, 10**18, "", alone=True)
+        with pytest.raises(Overtaken), receipt.held(1.0, nothing):
+            pass
+    for part in ("open", "parts@2"):
+        with ledger.receipt("run", "born", part, 1, "", alone=True).held(1.0, nothing):
+            pass
+
+
+def test_a_closed_step_is_undone_and_done_again_once_its_run_is_resumed(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "ns")
+    ledger.close("run", "born", 0, ["step"])
+
+    with ledger.receipt("run", "born", "step", 1, "u", alone=True).held(1.0, nothing):
+        pass
+    with ledger.receipt("run", "born", "step", 2, "", epoch=1, alone=True).held(1.0, nothing):
+        pass
+
+
+def test_what_is_closed_later_is_closed_beside_what_was(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "ns")
+    ledger.close("run", "born", 0, ["one"])
+    ledger.close("run", "born", 0, ["two"])
+
+    for part in ("one", "two"):
+        receipt = ledger.receipt("run", "born", part, 1, "", alone=True)
+        with pytest.raises(Overtaken), receipt.held(1.0, nothing):
+            pass
+
+
+def test_a_receipt_tells_what_is_needed_to_undo_its_step(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "ns")
+    with ledger.receipt("run", "born", "step", 5, "", alone=True).held(1.0, nothing):
+        pass
+    # A later attempt keeps the journal of the first.
+    first = ledger.receipt("run", "born", "step", 6, "", alone=True)
+    with first.held(1.0, nothing):
+        first.journalled('{"path":"x"}', '{"sha256":"ab"}')
+    second = ledger.receipt("run", "born", "step", 7, "", alone=True)
+    with second.held(1.0, nothing):
+        second.done({"changed": True, "data": {}})
+
+    (trace,), held = ledger.traces("run", "born", 1.0)
+
+    assert held == []
+    assert (trace.part, trace.fence, trace.rendered, trace.before) == ("step", 7, '{"path":"x"}', '{"sha256":"ab"}')
+    assert trace.outcome == {"changed": True, "data": {}}
+
+
+def test_whoever_holds_a_receipt_of_a_run_that_ends_is_ended(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "ns")
+    path = ledger.receipt("run", "born", "step", 1, "", alone=True).path
+    path.parent.mkdir(parents=True)
+    ghost = holder(path, 10**18, "alone")
+    ghost.send_signal(signal.SIGSTOP)
+
+    (trace,), held = ledger.traces("run", "born", 10.0)
+
+    assert ghost.wait(5.0) == -signal.SIGKILL
+    assert (trace.outcome, held) == (None, [])
+    end(ghost)
+
+
+def test_a_holder_that_cannot_be_ended_is_told(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "ns")
+    path = ledger.receipt("run", "born", "step", 1, "", alone=True).path
+    path.parent.mkdir(parents=True)
+    busy = holder(path, 1, "threads")
+
+    assert ledger.traces("run", "born", 0.2) == ([], ["step"])
+    end(busy)

@@ -1,0 +1,55 @@
+"""What becomes of a message that a version to come has sent, where an old worker takes it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery.exceptions import Ignore, Retry
+
+from longshore.tasks.control import celery_tasks
+from longshore.tasks.loaded_runs import Newer
+
+
+class FakeTask:
+    """Keeps how it was sent anew."""
+
+    def __init__(self, retries: int) -> None:
+        self.request = SimpleNamespace(retries=retries)
+        self.again: list[float] = []
+
+    def retry(self, *, exc: Exception, countdown: float, max_retries: int | None, throw: bool) -> Retry:
+        assert max_retries is None
+        assert not throw
+        self.again.append(countdown)
+        return Retry(exc=exc)
+
+
+class NewerPlans:
+    def get(self, run_id: str) -> Any:
+        raise Newer(f"run {run_id} was started by a newer version")
+
+
+@pytest.fixture(autouse=True)
+def newer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(celery_tasks, "store_and_plans", lambda: (None, NewerPlans()))
+
+
+def test_it_goes_back_into_its_queue_so_that_a_newer_worker_has_its_turn() -> None:
+    task: Any = FakeTask(retries=0)
+
+    with pytest.raises(Retry):
+        celery_tasks._attempt(task, "r", 0)
+
+    assert len(task.again) == 1
+    assert 0.2 <= task.again[0] <= 1.0
+
+
+def test_it_does_not_go_back_for_ever() -> None:
+    task: Any = FakeTask(retries=celery_tasks._PASSED_ON)
+
+    with pytest.raises(Ignore):
+        celery_tasks._attempt(task, "r", 0)
+
+    assert task.again == []

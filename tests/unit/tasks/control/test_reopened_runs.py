@@ -1,0 +1,379 @@
+"""Runs that are held, queued, resumed, resolved and forgotten, on the bench: no clock, no processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from longshore.orchestration import Blocked, Delayed, Plan, operation
+from longshore.orchestration.client.request import request_body
+from longshore.orchestration.store.admission import Admission
+from longshore.orchestration.testing import Bench
+from longshore.tasks.simulation.sandbox import ADVANCE, _Message
+
+State = dict[str, str | None]
+
+
+class Table(Bench):
+    """A bench on which several runs go on at once, and people ask for things."""
+
+    def begin(self, plan: Plan, run_id: str) -> None:
+        Admission(self.store).submit(run_id, request_body(plan, {}, "ann"))
+        self.tell(run_id)
+
+    def tell(self, run_id: str, seconds: int = 0) -> None:
+        """Have a run advanced, and some time pass."""
+        self._queue.append(_Message(ADVANCE, run_id))
+        self.go_on(seconds)
+
+    def go_on(self, seconds: int) -> None:
+        with self.engine_in_use():
+            for _ in range(seconds + 1):
+                while self._queue:
+                    self._deliver(self._queue.popleft())
+                if seconds:
+                    self.store.advance(1.0)
+                    self._driver.sweep()
+
+    def ask(self, run_id: str, kind: str, step: str = "", word: str = "", seconds: int = 0) -> str:
+        at = self.plans.get(run_id).plan.id_of(step) if step else None
+        self.store.command(run_id, kind, step=at, resolved_as=word)
+        self.tell(run_id, seconds)
+        return self.store.fields(run_id).get("answer", "")
+
+    def state(self, run_id: str) -> str | None:
+        return self.store.state(run_id)
+
+
+@pytest.fixture
+def table(own_registry: None) -> Table:
+    return Table()
+
+
+def limited(**settings: Any) -> Table:
+    made = Table()
+    made.settings = made.settings.model_copy(update=settings)
+    made.store.settings = made.settings
+    return made
+
+
+def kept(*names: str, **more: Any) -> Plan:
+    plan = Plan("p", on_failure="keep", **more)
+    before = None
+    for name in names:
+        step = plan.step(name, "noop.execute")
+        before = step.after(before) if before else step
+    return plan
+
+
+def waiting(name: str = "p", **more: Any) -> Plan:
+    plan = Plan(name, **more)
+    plan.approval("ok")
+    return plan
+
+
+# --- resume and resolve ---------------------------------------------------------------------------------
+
+
+def test_a_step_that_was_taken_back_by_hand_is_done_anew(table: Table) -> None:
+    table.fail("b", times=1)
+    table.begin(kept("a", "b"), "r")
+    assert table.state("r") == "failed"
+
+    assert table.ask("r", "resolve", "a", "undone") == "done"
+    table.ask("r", "resume")
+
+    assert table.state("r") == "succeeded"
+    assert table.done == ["a", "b", "a", "b"]
+
+
+@pytest.mark.parametrize("word", ["done", "skip"])
+def test_a_step_whose_last_item_was_resolved_ends_when_it_is_resumed(table: Table, word: str) -> None:
+    plan = Plan("p", on_failure="keep")
+    plan.step("s", "noop.execute").foreach(["a", "b"])
+    plan.step("t", "noop.execute").after("s")
+    table.fail("s[1]")
+    table.begin(plan, "r")
+
+    assert table.ask("r", "resolve", "s[1]", word) == "done"
+    table.ask("r", "resume", seconds=5)
+
+    assert table.state("r") == "succeeded"
+    assert table.done.count("s[1]") == 1
+
+
+def test_what_is_abandoned_is_left_as_it_is_and_named(table: Table) -> None:
+    plan = Plan("p", on_unknown="ask")
+    plan.step("a", "command.exec.execute", argv=["x"]).undo("command.exec.execute", argv=["y"])
+    table.vanish("a")
+    table.begin(plan, "r")
+    table.go_on(40)
+    assert table.state("r") == "suspended"
+
+    table.ask("r", "resolve", "a", "abandon", seconds=3)
+
+    report = table.report("r")
+    assert (report.state, report.left_over, report.exit_code) == ("undone", ["a"], 3)
+
+
+def test_a_person_is_asked_about_what_was_delayed_for_too_long_as_well(table: Table) -> None:
+    plan = Plan("p", on_unknown="ask")
+    plan.step("a", "noop.execute").timeout("60s").undo("none")
+    table.fail("a", Delayed("not yet"))
+    table.begin(plan, "r")
+    table.go_on(120)
+
+    assert (table.state("r"), table.report("r").step("a").status) == ("suspended", "waiting")
+    table.ask("r", "resolve", "a", "done", seconds=2)
+    assert table.state("r") == "succeeded"
+
+
+@pytest.mark.parametrize("on_failure", ["keep", "undo"])
+def test_a_parent_that_is_resumed_has_its_child_go_on(table: Table, on_failure: str) -> None:
+    child = Plan("child", on_failure=on_failure)
+    child.step("s", "noop.execute")
+    child.step("t", "noop.execute").after("s")
+    parent = kept()
+    parent.run_plan("c", child)
+    parent.step("z", "noop.execute").after("c")
+    table.fail("t", times=1)
+    table.begin(parent, "P")
+    table.go_on(2)
+    assert table.state("P") == "failed"
+
+    table.ask("P", "resume", seconds=4)
+
+    assert table.state("P") == "succeeded"
+    # What the child had done stands, or was taken back and is done anew.
+    assert table.done.count("s") == (1 if on_failure == "keep" else 2)
+    assert table.done[-2:] == ["t", "z"]
+
+
+# --- services -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def service(own_registry: None) -> Iterator[dict[str, bool]]:
+    up = {"up": True}
+
+    @operation("table.bill", service="billing", idempotent=True)
+    def bill() -> None:
+        if not up["up"]:
+            raise Blocked("refused")
+
+    return up
+
+
+def bill(**more: Any) -> Plan:
+    plan = Plan("p", **more)
+    plan.step("s", "table.bill").undo("table.bill")
+    return plan
+
+
+def test_a_step_whose_service_was_down_all_the_time_is_not_taken_back(service: dict[str, bool], table: Table) -> None:
+    service["up"] = False
+    table.begin(bill(), "r")
+    assert table.state("r") == "suspended"
+
+    table.ask("r", "cancel", seconds=2)
+
+    report = table.report("r")
+    assert (report.state, report.exit_code, report.step("s").undo) == ("undone", 1, None)
+
+
+def test_a_step_that_is_blocked_while_its_run_ends_does_not_hold_it(own_registry: None, table: Table) -> None:
+    @operation("table.ends")
+    def ends() -> None:
+        table.store.command("r", "cancel")
+        table._driver.advance("r")
+        raise Blocked("refused", service="billing")
+
+    plan = Plan("p")
+    plan.step("s", "table.ends")
+    table.begin(plan, "r")
+    table.go_on(2)
+
+    assert table.state("r") == "undone"
+
+
+def test_the_run_that_is_in_has_the_probe_and_not_one_that_waits_at_the_door(
+    service: dict[str, bool], own_registry: None
+) -> None:
+    table = limited(max_runs=1)
+    service["up"] = False
+    table.begin(bill(), "first")
+    for n in range(5):
+        table.begin(bill(), f"q{n}")
+    table.go_on(10)
+    service["up"] = True
+
+    table.go_on(180)
+
+    assert [table.state(run_id) for run_id in ("first", "q0", "q4")] == ["succeeded"] * 3
+
+
+def test_an_always_step_is_tried_again_in_a_suspended_run(service: dict[str, bool], table: Table) -> None:
+    service["up"] = False
+    plan = Plan("p")
+    plan.step("lights", "noop.execute").always().retry(3, initial=5, jitter=False)
+    plan.step("s", "table.bill")
+    table.fail("lights", times=1)
+    table.begin(plan, "r")
+    assert table.state("r") == "suspended"
+
+    table.go_on(12)
+
+    assert table.report("r").step("lights").status == "changed"
+
+
+# --- the door -------------------------------------------------------------------------------------------
+
+
+def test_a_run_in_the_queue_cannot_be_resumed_past_it(own_registry: None) -> None:
+    table = limited(max_runs=1)
+    table.begin(waiting(), "one")
+    table.begin(waiting(), "two")
+
+    assert table.ask("two", "resume") == "the run is pending"
+    assert (table.state("one"), table.state("two")) == ("running", "pending")
+
+
+def test_a_child_does_not_wait_behind_those_who_wait_for_its_parent(own_registry: None) -> None:
+    table = limited(max_runs=1)
+    child = Plan("child")
+    child.step("w", "noop.execute")
+    parent = Plan("parent")
+    parent.approval("ok")
+    parent.run_plan("c", child).after("ok")
+    table.begin(parent, "P")
+    table.begin(waiting(), "Q")
+
+    table.ask("P", "approve", "ok", seconds=3)
+
+    assert (table.state("P.c"), table.state("P"), table.state("Q")) == ("succeeded", "succeeded", "running")
+
+
+def test_a_run_that_was_cancelled_meanwhile_is_given_no_place(own_registry: None) -> None:
+    """Somebody has read the queue, and comes with what he read when the run is gone from it."""
+    table = limited(max_runs=1)
+    door = Admission(table.store)
+    table.begin(waiting(), "one")
+    table.begin(waiting(), "two")
+    wanted = door.known()["two"]
+    table.ask("two", "cancel")
+
+    table.ask("one", "cancel")
+    assert door.admit("two", wanted) == "gone"
+    table.begin(waiting(), "three")
+
+    assert door.admitted() == ["three"]
+
+
+def test_children_are_held_apart_by_their_key_but_not_from_their_own_parents(own_registry: None) -> None:
+    table = Table()
+    key = {"concurrency": {"key": "prod"}}
+    child = Plan("child", **key)
+    child.approval("ok")
+
+    def parent(**more: Any) -> Plan:
+        plan = Plan("parent", **more)
+        plan.run_plan("c", child)
+        return plan
+
+    table.begin(parent(), "one")
+    table.begin(parent(), "two")
+    assert (table.state("one.c"), table.state("two.c")) == ("running", "pending")
+    table.ask("one.c", "cancel", seconds=70)
+    assert table.state("two.c") == "running"
+    table.ask("two.c", "cancel", seconds=3)
+
+    # a parent with the key, a child without, and a grandchild with it
+    middle = Plan("middle")
+    middle.run_plan("c", child)
+    top = Plan("top", **key)
+    top.run_plan("m", middle)
+    table.begin(top, "top")
+    table.go_on(2)
+    assert table.state("top.m.c") == "running"
+
+
+# --- what was forgotten ---------------------------------------------------------------------------------
+
+
+def all_keys(table: Table, run_id: str) -> list[str]:
+    return [key for key in table.store.client.keys("*") if f"{{{run_id}" in key]
+
+
+def test_a_forgotten_run_leaves_nothing_and_its_id_is_free(table: Table) -> None:
+    # given a parent with a child, large data, and a life before
+    child = Plan("child")
+    child.step("inner", "noop.execute")
+    parent = kept()
+    parent.run_plan("c", child)
+    parent.step("big", "noop.execute").always()
+    parent.step("f", "noop.execute").after("c")
+    table.give("big", {"text": "x" * 100_000})
+    table.fail("f", times=1)
+    table.begin(parent, "n")
+    table.go_on(2)
+    table.ask("n", "resume", seconds=3)
+    assert table.state("n") == "succeeded"
+
+    # when
+    table.store.command("n", "prune")
+    table.tell("n", 2)
+
+    # then
+    assert all_keys(table, "n") == []
+    assert table.store.live_count() == 0
+    table.begin(parent, "n")
+    table.go_on(3)
+    assert (table.state("n"), table.done.count("inner")) == ("succeeded", 2)
+
+
+def test_what_is_asked_of_a_run_that_is_gone_is_asked_of_no_other(table: Table) -> None:
+    table.begin(kept("a"), "n")
+    table.store.command("n", "prune")
+    table.tell("n")
+
+    with pytest.raises(Exception, match="no run"):
+        table.store.command("n", "cancel")
+    table.store.client.xadd(table.store.keys.of("n").commands, {"kind": "cancel"})
+    table.begin(kept("a"), "n")
+    assert table.state("n") == "succeeded"
+
+
+def test_a_process_that_knows_the_forgotten_run_does_not_take_the_new_one_for_it(table: Table) -> None:
+    from longshore.tasks.control.coordinator import Driver
+    from longshore.tasks.loaded_runs import Plans
+
+    # given a process that has seen the first run, far ahead of where the second is
+    old = Plans(table.store)
+    make: Callable[..., Any] = table._canvas
+    elsewhere = Driver(None, table.store, old, make)  # type: ignore[arg-type]
+    table.begin(kept("a0", "a1", "a2"), "n")
+    elsewhere.advance("n")
+    table.store.command("n", "prune")
+    table.tell("n")
+
+    # when
+    table.begin(waiting("second"), "n")
+    elsewhere.advance("n")
+
+    # then
+    assert table.state("n") == "running"
+    assert old.get("n").plan.plan.name == "second"
+
+
+def test_an_installation_at_rest_forgets_what_was_kept_for_its_time(own_registry: None) -> None:
+    table = limited(retention=5.0)
+    table.begin(kept("a"), "n")
+    table.go_on(2)
+    assert (table.state("n"), table.store.live_count()) == ("succeeded", 0)
+    table.store.client.delete(table.store.keys.tidied)  # once a minute is enough, but not for a test
+
+    table.go_on(10)
+
+    assert all_keys(table, "n") == []

@@ -1,0 +1,306 @@
+"""What a worker may touch: folders and programs, links included."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from longshore.orchestration.errors import NotAllowed, Preflight
+from longshore.orchestration.settings import get_settings
+from tests.unit.tasks.operations.fake_step import Doing
+
+Allow = Callable[..., None]
+
+
+@pytest.fixture
+def allow(monkeypatch: pytest.MonkeyPatch) -> Allow:
+    def make(**said: str) -> None:
+        for name, value in said.items():
+            monkeypatch.setenv(f"LONGSHORE_{name.upper()}", value)
+        get_settings.cache_clear()
+
+    return make
+
+
+@pytest.fixture
+def home(tmp_path: Path, allow: Allow) -> Path:
+    """A folder that may be touched, beside one that may not."""
+    home = tmp_path / "home"
+    (home / "inner").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    allow(allowed_roots=str(home))
+    return home
+
+
+def deploy(path: Path | str) -> Doing:
+    return Doing("file.deploy.execute", path=str(path), content="x")
+
+
+def test_a_path_inside_is_fine_through_links_inside_as_well(home: Path) -> None:
+    (home / "current").symlink_to(home / "inner")
+    deploy(home / "current" / "file").act()
+    assert (home / "inner" / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize("where", ["../other/file", "inner/../file", ".."])
+def test_a_path_says_where_it_leads(home: Path, where: str) -> None:
+    with pytest.raises(ValidationError, match=r"has a \.\. in it"):
+        deploy(f"{home}/{where}")
+
+
+@pytest.mark.parametrize("where", ["out/file", "inner/out/deep/file"])
+def test_a_path_that_leads_out_is_refused(home: Path, where: str) -> None:
+    (home / "out").symlink_to(home.parent / "other")
+    (home / "inner" / "out").symlink_to(home.parent / "other")
+    for step in (
+        deploy(f"{home}/{where}"),
+        Doing("file.undeploy.execute", path=f"{home}/{where}"),
+        Doing("file.status.get", path=f"{home}/{where}"),
+    ):
+        with pytest.raises(Preflight, match="lies outside of the folders"):
+            step.act()
+    with pytest.raises(Preflight):
+        deploy(f"{home}/{where}").predict()
+    assert list((home.parent / "other").iterdir()) == []
+
+
+def test_the_file_itself_is_no_link(home: Path) -> None:
+    (home.parent / "other" / "target").write_text("theirs")
+    (home / "file").symlink_to(home.parent / "other" / "target")
+    with pytest.raises(Preflight, match="is a link"):
+        deploy(home / "file").act()
+    assert (home.parent / "other" / "target").read_text() == "theirs"
+
+
+def test_a_command_is_run_inside_only(home: Path) -> None:
+    assert Doing("command.exec.execute", argv=["pwd"], cwd=str(home)).act().data["stdout"] == f"{home}\n"
+    with pytest.raises(Preflight, match="lies outside"):
+        Doing("command.exec.execute", argv=["pwd"], cwd="/").act()
+
+
+def test_a_file_of_this_host_is_taken_from_inside_only(home: Path) -> None:
+    step = Doing("file.deploy.execute", path=f"{home}/passwd", object="file:///etc/passwd")
+    with pytest.raises(Preflight, match="lies outside"):
+        step.act()
+    (home / "source").write_text("mine")
+    Doing("file.deploy.execute", path=f"{home}/copy", object=f"file://{home}/source").act()
+    assert (home / "copy").read_text() == "mine"
+
+
+def test_a_command_without_a_folder_is_run_inside_too(home: Path) -> None:
+    assert Doing("command.exec.execute", argv=["pwd"]).act().data["stdout"] == f"{home}\n"
+
+
+def test_an_allowed_program_is_the_workers_own(allow: Allow, tmp_path: Path) -> None:
+    allow(allowed_commands="cat")
+    for env in ({"PATH": str(tmp_path)}, {"LD_PRELOAD": "/x.so"}):
+        with pytest.raises(Preflight, match="may make another of one"):
+            Doing("command.exec.execute", argv=["cat"], env=env).act()
+
+
+def test_only_the_allowed_programs_are_run(allow: Allow) -> None:
+    allow(allowed_commands="true, /usr/bin/env, pg_*")
+    assert Doing("command.exec.execute", argv=["true"]).act().changed
+    Doing("command.exec.execute", argv=["/usr/bin/env"]).act()
+    for argv in (["false"], ["/tmp/true"], ["/usr/bin/true"]):
+        with pytest.raises(Preflight, match="may not run"):
+            Doing("command.exec.execute", argv=argv).act()
+    assert Doing("command.exec.execute", argv=["false"]).predict().impossible
+    with pytest.raises(Preflight, match="may not run '/bin/sh'"):
+        Doing("command.shell.execute", command="true").act()
+    with pytest.raises(Preflight, match="may not run"):
+        Doing("command.exec.execute", argv=["true"], unless="true").act()
+
+
+def test_a_workers_keys_and_other_processes_lie_in_no_folder_that_may_be_touched(tmp_path: Path, allow: Allow) -> None:
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    allow(allowed_roots="/", keys=str(secrets / "keys.json"))
+    for path in (secrets / "keys.json", secrets / "other", Path("/proc/self/environ")):
+        with pytest.raises(NotAllowed, match="lies outside of the folders"):
+            deploy(path).act()
+    deploy(tmp_path / "fine").act()
+    assert (tmp_path / "fine").read_text() == "x"
+
+
+# --- programs ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Path:
+    """A folder of programs that are allowed, beside a shell under another name that is not."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    (folder / "say").write_text('#!/bin/sh\necho "said $1 by $0"\n')
+    (folder / "say").chmod(0o755)
+    (tmp_path / "say").symlink_to("/bin/sh")
+    return folder
+
+
+def test_a_program_is_the_file_that_it_resolves_to(allow: Allow, tools: Path) -> None:
+    allow(allowed_commands=f"{tools}/*")
+    (tools / "shell").symlink_to("/bin/sh")
+    step = Doing("command.exec.execute", argv=[f"{tools.parent}/tools/../tools/say", "x"])
+    assert step.act().data["stdout"] == f"said x by {tools}/say\n"
+    assert Doing("command.exec.execute", argv=["./say", "x"], cwd=str(tools)).act().changed
+    for program in (f"{tools}/../../../../../bin/sh", f"{tools}/shell", f"{tools}/../say", "/bin/sh", "sh", "say"):
+        with pytest.raises(NotAllowed, match="ALLOWED_COMMANDS"):
+            Doing("command.exec.execute", argv=[program, "-c", "true"], cwd=str(tools)).act()
+
+
+def test_a_pattern_without_a_folder_is_a_program_of_the_workers_path_only(allow: Allow, tools: Path) -> None:
+    allow(allowed_commands="s*")
+    assert Doing("command.exec.execute", argv=["sh", "-c", "true"]).act().changed
+    for program in (f"{tools}/say", "/bin/sh", "./say"):
+        with pytest.raises(NotAllowed):
+            Doing("command.exec.execute", argv=[program], cwd=str(tools)).act()
+    allow(allowed_commands="*")
+    assert Doing("command.exec.execute", argv=[f"{tools}/say"]).act().changed
+
+
+def test_one_file_that_is_many_programs_is_only_the_one_that_is_listed(allow: Allow, tools: Path) -> None:
+    (tools / "many").write_text('#!/bin/sh\nprintf %s "${0##*/}"\n')
+    (tools / "many").chmod(0o755)
+    for name in ("one", "two"):
+        (tools / name).symlink_to("many")
+    allow(allowed_commands=f"{tools}/one")
+    assert Doing("command.exec.execute", argv=[f"{tools}/one"]).act().data["stdout"] == "one"
+    for name in ("two", "many"):
+        with pytest.raises(NotAllowed):
+            Doing("command.exec.execute", argv=[f"{tools}/{name}"]).act()
+
+
+def test_a_link_of_the_plans_is_never_what_is_started(allow: Allow, tools: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "say").symlink_to(tools / "say")
+    allow(allowed_commands=f"{tools}/say")
+    step = Doing("command.exec.execute", argv=[f"{tmp_path}/theirs/say", "x"])
+    assert step.act().data["stdout"] == f"said x by {tools}/say\n", "not by a path that could lead elsewhere meanwhile"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["BASH_ENV", "ENV", "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONSTARTUP", "PERL5OPT", "PERL5LIB",
+     "NODE_OPTIONS", "RUBYOPT", "GIT_SSH_COMMAND", "GIT_CONFIG_COUNT", "JAVA_TOOL_OPTIONS", "IFS", "PATH", "HOME",
+     "SHELLOPTS", "TMPDIR", "EDITOR", "PAGER", "LESSOPEN", "LOCPATH", "DOCKER_HOST", "LONGSHORE_CONFIG", "X"],
+)  # fmt: skip
+def test_a_plan_sets_no_variable_that_makes_another_program_of_one(name: str, allow: Allow) -> None:
+    argv = ["true"]
+    allow(allowed_commands="true")
+    for given in ({"argv": argv, "env": {name: "/x"}}, {"argv": argv, "unless": ["true"], "env": {name: "/x"}}):
+        with pytest.raises(NotAllowed, match="ALLOWED_ENVIRONMENT"):
+            Doing("command.exec.execute", **given).act()
+        assert Doing("command.exec.execute", **given).predict().impossible or "unless" in given
+    allow(allowed_environment=name)
+    assert Doing("command.exec.execute", argv=argv, env={name: "/x"}).act().changed
+
+
+def test_known_names_and_the_workers_own_values_are_set(allow: Allow) -> None:
+    allow(allowed_commands="env")
+    env = {"PGPASSWORD": "correct-horse", "LC_ALL": "C", "PATH": os.environ["PATH"]}
+    assert "PGPASSWORD=correct-horse" in Doing("command.exec.execute", argv=["env"], env=env).act().data["stdout"]
+
+
+# --- paths ------------------------------------------------------------------------------------------
+
+
+def test_the_existence_of_a_file_outside_is_not_disclosed(home: Path) -> None:
+    for creates in ("/etc/passwd", "/etc/no-such-file", "../other", f"{home}/../other", "inner/../../other"):
+        step = Doing("command.exec.execute", argv=["true"], cwd=str(home), creates=creates)
+        with pytest.raises(NotAllowed, match="lies outside"):
+            step.act()
+        with pytest.raises(NotAllowed, match="lies outside"):
+            step.predict()
+    (home / "out").symlink_to("/etc/passwd")
+    with pytest.raises(NotAllowed, match="lies outside"):
+        Doing("command.exec.execute", argv=["true"], creates=f"{home}/out").act()
+    assert Doing("command.exec.execute", argv=["true"], creates="made").act().changed
+
+
+def test_the_state_of_a_worker_lies_in_no_folder_that_may_be_touched(tmp_path: Path, allow: Allow) -> None:
+    state = get_settings().state_dir
+    allow(allowed_roots=f"/:{state}")
+    for path in (state / "receipts" / "longshore" / "r1~b" / "step.json", state / "x"):
+        with pytest.raises(NotAllowed, match="lies outside"):
+            deploy(path).act()
+    assert not state.exists() or not list(state.rglob("*.json"))
+    (tmp_path / "other").symlink_to(state)
+    with pytest.raises(NotAllowed, match="lies outside"):
+        deploy(tmp_path / "other" / "x").act()
+
+
+def test_the_configuration_of_a_worker_is_not_touched_under_any_name(
+    home: Path, allow: Allow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = home / "longshore.yaml"
+    config.write_text("namespace: shop\n")
+    (home / "hard").hardlink_to(config)
+    monkeypatch.setenv("LONGSHORE_CONFIG", str(config))
+    allow()
+    for path in (config, home / "hard"):
+        with pytest.raises(NotAllowed, match="lies outside"):
+            deploy(path).act()
+        with pytest.raises(NotAllowed, match="lies outside"):
+            Doing("file.deploy.execute", path=f"{home}/copy", object=f"file://{path}").act()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "simplecache::file:///etc/passwd", "filecache::file:///etc/passwd", "dir://::file:///etc",
+        "zip://x::file:///etc/x.zip", "tar://x::file:///etc/x.tar", "reference://::file:///etc/x",
+        "file:///etc/x::simplecache", "github://o:r@main/x", "git:///etc:x", "dask://h/x", "jupyter://h/x",
+        "memory://x", "sftp://h/x", "ftp://h/x", "smb://h/x", "libarchive://x", "data://,x", "FILE:///etc/passwd",
+        "local+file:///etc/passwd", "generic://x", "hdfs://h/x", "root://h/x",
+    ],
+)  # fmt: skip
+def test_a_file_system_that_wraps_another_is_no_object(url: str, home: Path) -> None:
+    with pytest.raises(Preflight, match="no such kind of object"):
+        Doing("file.deploy.execute", path=f"{home}/x", object=url).act()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "local:///etc/passwd",
+        "file://{home}/../../etc/passwd",
+        "file://{home}/link",
+        "file:///proc/self/environ",
+        "file://{home}/out/passwd",
+    ],
+)
+def test_an_object_of_this_host_lies_in_the_roots(url: str, home: Path) -> None:
+    (home / "link").symlink_to("/etc/passwd")
+    (home / "out").symlink_to("/etc")
+    with pytest.raises(NotAllowed, match="lies outside"):
+        Doing("file.deploy.execute", path=f"{home}/x", object=url.replace("{home}", str(home))).act()
+    with pytest.raises(Preflight, match="names no file of this host"):
+        Doing("file.deploy.execute", path=f"{home}/x", object="file://localhost/etc/passwd").act()
+
+
+def test_an_object_of_a_web_server_asks_for_its_host(home: Path, allow: Allow) -> None:
+    allow(allowed_hosts="registry.example,s3://backups")
+    for url in (
+        "http://127.0.0.1:1/x",
+        r"http://127.0.0.1:1\@registry.example/x",
+        "https://10.0.0.1/x",
+        "s3://other/x",
+    ):
+        with pytest.raises(Preflight, match=r"ALLOWED_HOSTS|not a URL"):
+            Doing("file.deploy.execute", path=f"{home}/x", object=url).act()
+
+
+def test_no_folder_outside_is_removed_because_a_record_names_it(home: Path) -> None:
+    outside = home.parent / "other" / "empty"
+    outside.mkdir()
+    step = deploy(home / "file")
+    step._before = {"file": None, "made": [str(outside)], "deployed": None}
+    step.act()
+    with pytest.raises(NotAllowed, match="lies outside"):
+        step.undo()
+    assert outside.is_dir()

@@ -1,0 +1,165 @@
+"""Which files of this host a project has Compose read, and a build the engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longshore.orchestration.errors import NotAllowed, Preflight
+from longshore.orchestration.operations import find
+from longshore.orchestration.settings import get_settings
+from longshore.tasks.implementation import Context
+from longshore.tasks.operations.compose import reads
+from longshore.tasks.operations.compose.cli import Source, check_build, source_of
+from longshore.tasks.operations.docker.images import _archive
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder of the worker's, with a file beside it that is none of its affairs."""
+    home = tmp_path / "home"
+    (home / "inner").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "secret.env").write_text("A=correct-horse\n")
+    monkeypatch.setenv("LONGSHORE_ALLOWED_ROOTS", str(home))
+    get_settings.cache_clear()
+    return home
+
+
+def params(**said: Any) -> Any:
+    return find("compose.up.execute").params.model_validate(said)
+
+
+def test_folder_files_and_variables_of_a_project_lie_in_the_roots(home: Path) -> None:
+    fine = params(project_dir=str(home), files=["compose.yaml"], env_file=["inner/x.env"])
+    assert source_of(fine, None).files == (f"{home}/compose.yaml",)
+    (home / "out").symlink_to(home.parent / "other")
+    for said in (
+        {"project_dir": "/etc"}, {"project_dir": f"{home}/../other"}, {"project_dir": f"{home}/out"},
+        {"project_dir": str(home), "files": ["../other/compose.yaml"]},
+        {"project": "x", "files": ["/etc/compose.yaml"]},
+        {"project_dir": str(home), "files": ["out/compose.yaml"]}, {"project_dir": str(home), "env_file": ["/etc/x"]},
+        {"project_dir": str(home), "env_file": ["/proc/1/environ"]},
+    ):  # fmt: skip
+        with pytest.raises(NotAllowed, match="lies outside"):
+            source_of(params(**said), None)
+    with pytest.raises(NotAllowed):  # what a container's labels say
+        source_of(params(project="shop"), Source("shop", "/etc", ("/proc/1/environ",)))
+
+
+SERVICE = "services: {web: {image: a, %s}}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SERVICE % "env_file: ../other/secret.env",
+        SERVICE % "env_file: [a.env, /proc/1/environ]",
+        SERVICE % "env_file: [{path: /proc/self/environ, required: false, format: raw}]",
+        SERVICE % "env_file: !override [/etc/passwd]",
+        SERVICE % "env_file: out/secret.env",
+        SERVICE % "env_file: ~/secret.env",
+        SERVICE % "env_file: ~root/../proc/1/environ",
+        SERVICE % "label_file: /etc/passwd",
+        SERVICE % "extends: {file: ../other/base.yaml, service: web}",
+        SERVICE % "extends: {file: inner/base.yaml, service: web}",
+        "x-a: &a {env_file: /etc/passwd}\nservices: {web: {<<: *a, image: a}}",
+        "include: [/etc/passwd]",
+        "include: [{path: inner/more.yaml}]",
+        "include: [{path: [inner/fine.yaml], env_file: /etc/passwd}]",
+        "include: [{path: [inner/fine.yaml], project_directory: inner/dir}]",
+        "include: ['oci://registry.example/x', a.yaml]",
+        "include: [https://registry.example/x.git]",
+        "include: [git@registry.example:x.git]",
+        SERVICE % "env_file: '${WHERE}'",
+        "{}\n---\n" + SERVICE % "env_file: /etc/passwd",
+    ],
+)
+def test_nothing_that_a_projects_files_name_lies_elsewhere(text: str, home: Path) -> None:
+    (home / "out").symlink_to(home.parent / "other")
+    (home / "inner" / "base.yaml").write_text(SERVICE % "env_file: /etc/passwd")
+    (home / "inner" / "more.yaml").write_text("include: [../../other/x.yaml]")
+    (home / "inner" / "fine.yaml").write_text(SERVICE % "env_file: fine.env")
+    (home / "inner" / "dir").mkdir()
+    (home / "inner" / "dir" / ".env").symlink_to("/etc/passwd")
+    (home / "compose.yaml").write_text(text)
+    for files in ([], [f"{home}/compose.yaml"]):
+        with pytest.raises(NotAllowed, match=r"lies outside|no file of this host|where .* leads|cannot be checked"):
+            reads.check(str(home), files, [])
+
+
+def test_an_ordinary_project_is_read(home: Path) -> None:
+    (home / "inner" / "more.yaml").write_text("include: [../compose.yaml]\nservices: {more: {env_file: x.env}}")
+    (home / "compose.yaml").write_text(
+        "include: [inner/more.yaml]\n"
+        "services: {web: {image: a, env_file: [a.env, {path: b.env}], extends: base, ports: !reset [],"
+        " environment: {D: 2024-99-99}}, base:}\nx-none:\n"
+    )
+    (home / ".env").write_text("A=1\n")
+    reads.check(str(home), [], [])
+    reads.check(str(home), [f"{home}/compose.yaml", f"{home}/not-there.yaml"], [f"{home}/.env"])
+    (home / ".env").unlink()
+    (home / ".env").symlink_to("/etc/passwd")
+    with pytest.raises(NotAllowed, match="lies outside"):
+        reads.check(str(home), [], [])
+
+
+@pytest.mark.parametrize("text", ["a: [", "a: !!python/object:os.system x", "a: &a [*a", "\0"])
+def test_a_file_that_cannot_be_understood_is_read_by_nobody(text: str, home: Path) -> None:
+    (home / "compose.yaml").write_text(f"{text}\n# correct-horse\n")
+    with pytest.raises(Preflight, match="cannot be read as a Compose file") as refused:
+        reads.check(str(home), [], [])
+    assert "correct-horse" not in str(refused.value)
+
+
+def test_a_build_reads_from_the_roots_and_its_dockerfile_lies_in_its_context(home: Path, tmp_path: Path) -> None:
+    (home / "Dockerfile").write_text("FROM scratch\n")
+    (home / "link").symlink_to("/etc/passwd")
+    (home / "ctx").symlink_to(tmp_path / "other")
+    (home / ".dockerignore").symlink_to("/etc/passwd")
+    (tmp_path / "other" / "Dockerfile").write_text("FROM scratch\n")
+    build, ctx = find("docker.build.execute").params, Context("r", "s", "p")
+
+    def archive(**said: str) -> None:
+        _archive(ctx, build.model_validate({"image": "a:1", "context": str(home)} | said)).close()
+
+    for said in ({"context": str(tmp_path / "other")}, {"context": f"{home}/ctx"}, {"context": f"{home}/.."},
+                 {"dockerfile": "../other/Dockerfile"}, {"dockerfile": "link"},
+                 {"dockerfile": "/etc/passwd"}):  # fmt: skip
+        with pytest.raises(NotAllowed, match="lies outside"):
+            archive(**said)
+    with pytest.raises(NotAllowed, match="lies outside"):
+        archive()  # its .dockerignore does
+    (home / ".dockerignore").unlink()
+    archive()
+
+
+def test_no_build_takes_along_what_is_the_workers_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "Dockerfile").write_text("FROM scratch\n")
+    monkeypatch.setenv("LONGSHORE_STATE_DIR", str(home / "state"))
+    get_settings.cache_clear()
+    for check in (
+        lambda: _archive(
+            Context("r", "s", "p"),
+            find("docker.build.execute").params.model_validate({"image": "a:1", "context": str(home)}),
+        ),
+        lambda: check_build({"context": str(home)}),
+    ):
+        with pytest.raises(NotAllowed, match="keys or state"):
+            check()
+
+
+def test_a_build_of_a_service_asks_the_same(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_build({"context": str(home), "dockerfile": "inner/Dockerfile", "additional_contexts": {"a": "service:b"}})
+    monkeypatch.setenv("LONGSHORE_ALLOWED_HOSTS", "registry.example")
+    get_settings.cache_clear()
+    check_build({"context": "https://registry.example/x.git"})
+    for build in (
+        {"context": "/etc"}, {"context": str(home), "dockerfile": "../../other/Dockerfile"},
+        {"context": str(home), "additional_contexts": {"a": "/etc"}}, {"context": "https://elsewhere.example/x.git"},
+        {"context": "git@registry.example:x.git"}, {"context": str(home), "additional_contexts": {"a": "oci-layout://x"}},
+    ):  # fmt: skip
+        with pytest.raises(Preflight):
+            check_build(build)

@@ -1,0 +1,45 @@
+"""A step as its runner treats it, without a run: what is journalled travels through JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from longshore.orchestration.operations import find
+from longshore.tasks.implementation import Context, Outcome, Prediction, implementation
+from longshore.tasks.operations import command, file, noop
+
+#: To import a family is to have its implementations.
+FAMILIES = (command, file, noop)
+
+
+class Doing:
+    """One step of one run."""
+
+    def __init__(self, operation: str, context: dict[str, Any] | None = None, /, **params: Any) -> None:
+        self.implementation = implementation(operation)
+        self.params = find(operation).params.model_validate(params)
+        self.ctx = Context(**{"run_id": "r1", "step": "step", "plan": "plan", **(context or {})})
+        self._before: dict[str, Any] | None = None
+        self.outcome: Outcome | None = None
+
+    @property
+    def before(self) -> dict[str, Any]:
+        """Read once, at the first attempt."""
+        if self._before is None:
+            self._before = json.loads(json.dumps(self.implementation.before(self.ctx, self.params)))
+        return self._before
+
+    def act(self) -> Outcome:
+        done = self.implementation.act(self.ctx, self.params, self.before)
+        self.outcome = Outcome(done.changed, json.loads(json.dumps(done.data)))
+        self.implementation.operation.result.model_validate(self.outcome.data)
+        return self.outcome
+
+    def predict(self) -> Prediction:
+        return self.implementation.predict(self.ctx, self.params)
+
+    def undo(self, *, with_data: bool = True) -> Outcome:
+        """`with_data=False` is the undo of an attempt that recorded nothing."""
+        data = self.outcome.data if with_data and self.outcome else None
+        return self.implementation.undo(self.ctx, self.params, self.before, data)

@@ -1,0 +1,379 @@
+"""The steps of a job on an engine in memory: what is stopped and started, in which order, and what goes wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longshore.orchestration.errors import Delayed, OperationError, Preflight, Transient, Unsuccessful
+from longshore.orchestration.settings import get_settings
+from longshore.orchestration.states import StepState
+from longshore.tasks.host.engine import port as engines
+from longshore.tasks.operations import jobs
+from longshore.tasks.operations.docker.run import told_all
+from longshore.tasks.operations.jobs.discovery import described, workers
+from longshore.tasks.operations.jobs.snapshot import Kept, in_order
+from longshore.tasks.simulation.engine import MemoryEngine
+from tests.unit.tasks.operations.fake_step import Doing
+
+assert jobs
+#: The containers of the stack, in the order in which they may be started.
+STACK = {"db": "", "app": "db:service_healthy:false", "web": "app:service_started:true"}
+
+
+class Stubborn(MemoryEngine):
+    """An engine some of whose containers do not stop, or do not start."""
+
+    def __init__(self) -> None:
+        super().__init__(exit_codes={"work:1": 0})
+        self.refuses: dict[str, OperationError] = {}
+        self.calls: list[str] = []
+
+    def _ask(self, verb: str, container: str) -> None:
+        found = self.inspect(container)
+        name = found.name if found else container
+        if f"{verb} {name}" in self.refuses:
+            raise self.refuses[f"{verb} {name}"]
+        self.calls.append(f"{verb} {name}")
+
+    def stop(self, container: str, grace: float | None = None) -> bool:
+        self._ask("stop", container)
+        return super().stop(container, grace)
+
+    def start(self, container: str) -> bool:
+        self._ask("start", container)
+        return super().start(container)
+
+
+@pytest.fixture
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stubborn]:
+    monkeypatch.setenv("LONGSHORE_STATE_DIR", str(tmp_path))
+    get_settings.cache_clear()
+    made = Stubborn()
+    for image in ("shop:1", "work:1"):
+        made.add_image(image)
+    before = engines._factory
+    engines.use_engines(lambda _url: made)
+    for service, depends_on in STACK.items():
+        add(made, f"shop-{service}-1", service, depends_on)
+    made.calls.clear()
+    yield made
+    engines.use_engines(before)
+    get_settings.cache_clear()
+
+
+def add(docker: MemoryEngine, name: str, service: str = "", depends_on: str = "", **host: Any) -> None:
+    label = "com.docker.compose."
+    labels = (
+        {f"{label}project": "shop", f"{label}service": service, f"{label}depends_on": depends_on} if service else {}
+    )
+    docker.create(name, {"Image": "shop:1", "Labels": labels, "HostConfig": host})
+    docker.start(name)
+
+
+def step(verb: str, run_id: str = "r1", results: dict[str, Any] | None = None, **said: Any) -> Doing:
+    context = {"run_id": run_id, "step": verb.partition(".")[0], "results": results or {}}
+    return Doing(f"job.{verb}", context, job="backup", **{"stacks": ["shop"]} | said)
+
+
+def worker(run_id: str = "r1", **said: Any) -> Doing:
+    made = step("worker.execute", run_id, image="work:1", **said)
+    made.act()
+    return made
+
+
+def running(docker: MemoryEngine) -> set[str]:
+    return {row["Names"][0].removeprefix("/") for row in docker.rows({}, all_of_them=False)}
+
+
+def test_exactly_what_ran_is_stopped_and_started_in_order(docker: Stubborn) -> None:
+    add(docker, "shop-app-2", "app", STACK["app"])
+    add(docker, "shop-extra-1", "extra", "db")
+    docker.stop("shop-extra-1")
+    docker.calls.clear()
+
+    made = worker()
+    assert docker.calls == [], "the worker is made, and nothing else is touched"
+    stopped = step("stop.execute").act()
+    step("work.execute").act()
+    started = step("start.execute").act()
+
+    assert [call for call in docker.calls if "job" not in call] == [
+        *("stop shop-web-1", "stop shop-app-1", "stop shop-app-2", "stop shop-db-1"),
+        # Once more before the work: nothing has come up meanwhile.
+        *("stop shop-web-1", "stop shop-app-1", "stop shop-app-2", "stop shop-db-1"),
+        *("start shop-db-1", "start shop-app-1", "start shop-app-2", "start shop-web-1"),
+    ]
+    assert stopped.data["stopped"] == ["shop-web-1", "shop-app-1", "shop-app-2", "shop-db-1"]
+    assert started.data["started"] == ["shop-db-1", "shop-app-1", "shop-app-2", "shop-web-1"]
+    assert made.outcome is not None
+    assert "shop-extra-1" not in running(docker)
+    assert not step("stop.execute").act().changed, "the work is over: it is not stopped again"
+    assert running(docker) >= {"shop-db-1", "shop-app-1"}
+    docker.calls.clear()
+    assert not step("stop.execute").act().changed, "a second time there is nothing to do"
+
+
+def test_what_shares_a_network_with_the_stack_goes_with_it(docker: Stubborn) -> None:
+    db = docker.inspect("shop-db-1")
+    assert db is not None
+    add(docker, "sidecar", NetworkMode=f"container:{db.id}")
+    add(docker, "bystander")
+    docker.calls.clear()
+
+    worker()
+    step("stop.execute").act()
+    assert docker.calls.index("stop sidecar") < docker.calls.index("stop shop-db-1")
+    step("start.execute").act()
+
+    assert docker.calls.index("start shop-db-1") < docker.calls.index("start sidecar")
+    assert not [call for call in docker.calls if "bystander" in call]
+
+
+def test_a_stop_that_fails_half_way_leaves_what_others_need_alone_and_all_is_started(docker: Stubborn) -> None:
+    docker.refuses["stop shop-app-1"] = OperationError("will not")
+    worker()
+
+    with pytest.raises(OperationError, match="not stopped: shop-app-1: will not") as failed:
+        step("stop.execute").act()
+
+    assert not isinstance(failed.value, Transient)
+    assert "shop-db-1" in running(docker), "what it depends on is not stopped under it"
+    assert "shop-web-1" not in running(docker)
+    assert step("start.execute").act().data["started"] == ["shop-web-1"]
+    docker.refuses["stop shop-app-1"] = Transient("busy")
+    with pytest.raises(Transient):
+        step("stop.execute").act()
+
+
+def test_one_that_does_not_start_keeps_no_other_from_it(docker: Stubborn) -> None:
+    worker()
+    step("stop.execute").act()
+    docker.refuses["start shop-app-1"] = OperationError("port is already allocated")
+
+    with pytest.raises(Unsuccessful, match="1 of 3 not started: shop-app-1: port is already allocated") as failed:
+        step("start.execute").act()
+
+    assert failed.value.data["down"] == ["shop-app-1"]
+    assert running(docker) >= {"shop-db-1", "shop-web-1"}
+    with pytest.raises(Unsuccessful, match="1 of 3 not well: shop-app-1 ended with 0"):
+        step("healthy.get", timeout="200ms").act()
+
+
+def test_a_worker_that_nobody_could_stop_is_stopped_before_the_stack_is_started(docker: Stubborn) -> None:
+    docker.exit_codes.clear()
+    made = worker()
+    assert made.outcome is not None
+    step("stop.execute").act()
+    docker.start(made.outcome.data["id"])
+    docker.calls.clear()
+
+    step("start.execute").act()
+
+    assert docker.calls[0] == f"stop {made.outcome.data['name']}"
+
+
+def test_a_second_delivery_does_nothing_twice(docker: Stubborn) -> None:
+    first, second = worker(), worker()
+    assert first.outcome is not None
+    assert second.outcome is not None
+    assert first.outcome.data["id"] == second.outcome.data["id"]
+    assert not second.outcome.changed
+    step("work.execute").act()
+    step("work.execute").act()
+    assert docker.calls.count(f"start {first.outcome.data['name']}") == 1
+
+
+def test_what_is_made_again_meanwhile_is_stopped_as_well(docker: Stubborn) -> None:
+    worker()
+    web = docker.inspect("shop-web-1")
+    assert web is not None
+    docker.stop(web.id)
+    docker.remove(web.id)
+    add(docker, "shop-web-1", "web", STACK["web"])
+
+    step("stop.execute").act()
+
+    assert running(docker) == set()
+
+
+def test_one_that_the_engine_would_remove_is_not_stopped(docker: Stubborn) -> None:
+    add(docker, "loose", AutoRemove=True)
+    with pytest.raises(Preflight, match="the engine removes loose when it stops"):
+        step("worker.execute", image="work:1", stacks=[], containers=["loose"]).act()
+    assert workers(docker) == []
+
+
+def test_a_worker_that_is_gone_is_not_made_a_second_time(docker: Stubborn) -> None:
+    with pytest.raises(OperationError, match="removed by somebody else"):
+        step("worker.execute", image="work:1", make=False).act()
+
+
+def test_a_container_of_another_stack_is_left_alone(docker: Stubborn) -> None:
+    label = "com.docker.compose."
+    labels = {f"{label}project": "shop", f"{label}service": "blue", "longshore.stack": "blue"}
+    docker.create("shop-blue-1", {"Image": "shop:1", "Labels": labels})
+    docker.start("shop-blue-1")
+    worker()
+    step("stop.execute").act()
+    assert running(docker) == {"shop-blue-1"}
+
+
+def test_a_paused_container_is_paused_again_and_well(docker: Stubborn) -> None:
+    docker.pause("shop-app-1")
+    worker()
+    step("stop.execute").act()
+    step("start.execute").act()
+    app = docker.inspect("shop-app-1")
+    assert app is not None
+    assert app.paused
+    step("healthy.get", timeout="200ms").act()
+
+
+def test_an_engine_that_is_away_for_a_moment_is_asked_again(docker: Stubborn) -> None:
+    worker()
+    step("stop.execute").act()
+    docker.refuses = {f"start shop-{service}-1": Transient("it does not answer") for service in STACK}
+    with pytest.raises(Transient):
+        step("start.execute").act()
+    docker.refuses.clear()
+    assert len(step("start.execute").act().data["started"]) == 3
+
+
+def test_what_an_interrupted_stop_still_ends_is_started_again(docker: Stubborn) -> None:
+    worker()
+    late = iter(["shop-web-1"])
+
+    class Ending(dict[str, Any]):
+        """The engine ends one of them a little later."""
+
+        def __getitem__(self, name: str) -> Any:
+            if name == "stop":
+                docker.stop(next(late, "shop-app-1"))
+            return super().__getitem__(name)
+
+    results = Ending(stop=SimpleNamespace(status=StepState.CANCELLED, data={}))
+    started = step("start.execute", results=results, stop_timeout="300ms").act()
+    assert started.data["started"] == ["shop-web-1"]
+    assert running(docker) >= {"shop-web-1", "shop-app-1", "shop-db-1"}
+
+
+def test_one_that_comes_too_late_is_not_begun(docker: Stubborn) -> None:
+    made = worker()
+    assert made.outcome is not None
+    with pytest.raises(Preflight, match="not begun any more"):
+        step("work.execute", begin=False).act()
+    assert f"start {made.outcome.data['name']}" not in docker.calls
+
+
+def test_what_is_wrong_is_known_before_anything_is_made(docker: Stubborn) -> None:
+    wrong = {
+        "there are no containers of stack 'other'": {"stacks": ["other"]},
+        "there is no container 'nobody'": {"containers": ["nobody"]},
+        "there is no volume 'data'": {"mounts": [{"volume": "data", "path": "/mnt"}]},
+        "image 'none:1' is not on the Docker host": {"image": "none:1"},
+    }
+    for why, said in wrong.items():
+        doing = step("worker.execute", **{"image": "work:1"} | said)
+        with pytest.raises(Preflight, match=why):
+            doing.act()
+    assert workers(docker) == []
+    prediction = step("worker.execute", image="work:1", stacks=["other"]).predict()
+    assert prediction.impossible is not None
+
+
+def test_the_worker_is_the_record_until_the_stack_is_up(docker: Stubborn) -> None:
+    def results(start: StepState, work: StepState = StepState.CHANGED) -> dict[str, Any]:
+        states = {"start": start, "healthy": StepState.UNCHANGED, "work": work}
+        return {name: SimpleNamespace(status=status, data={}) for name, status in states.items()}
+
+    worker()
+    step("work.execute").act()
+    kept = step("remove.execute", results=results(StepState.FAILED)).act()
+    assert kept.data == {"removed": False, "kept": "the stack is not up again"}
+    failed = results(StepState.CHANGED, StepState.FAILED)
+    assert step("remove.execute", results=failed, keep_failed=True).act().data["kept"] == "it failed"
+    (left,) = workers(docker)
+    assert left.is_kept
+    assert step("remove.execute", results=failed).act().data == {"removed": True}
+    assert not step("remove.execute", results=failed).act().changed
+
+
+def test_what_ran_is_known_from_the_record_where_the_worker_is_gone(docker: Stubborn) -> None:
+    made = worker()
+    assert made.outcome is not None
+    step("stop.execute").act()
+    docker.remove(made.outcome.data["id"])
+
+    record = {"worker": SimpleNamespace(data=json.loads(json.dumps(made.outcome.data)))}
+    assert len(step("start.execute", results=record).act().data["started"]) == 3
+
+
+def test_two_installations_on_one_engine_take_turns(docker: Stubborn, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = {"stacks": ["shop"], "targets": [], "loose": [], "name": "backup", "image": "i", "scope": "stack"}
+    recipe |= {"host": "", "overlap": "queue", "stop_timeout": 1, "start_timeout": 1, "timeout": 1, "grace": 1}
+    said = json.dumps(recipe | {"keep_stopped": False, "keep_failed_worker": False})
+    docker.exit_codes.clear()
+    first = worker("theirs", recipe=said)
+    assert first.outcome is not None
+    docker.start(first.outcome.data["id"])
+    monkeypatch.setenv("LONGSHORE_NAMESPACE", "another")
+    get_settings.cache_clear()
+
+    with pytest.raises(Delayed, match="another installation is at work on it: longshore-job-backup-"):
+        worker("ours", recipe=said)
+    docker.remove(first.outcome.data["id"])
+    mine = worker("ours", recipe=said)
+    assert mine.outcome is not None
+
+    # One of ours that this run meets is left of a run that Redis has lost: it must not wait for it with its locks.
+    with pytest.raises(Transient, match="run ours has not done with it yet"):
+        worker("next", recipe=said)
+    assert len(workers(docker)) == 1
+
+
+def test_only_descriptions_are_told_of(docker: Stubborn) -> None:
+    docker.create("target", {"Image": "shop:1", "Labels": {"longshore.job.enabled": "true", "secret": "x"}})
+    worker()
+    _, stacks, entities = described(docker)
+    assert stacks == ("shop",)
+    assert [(entity.name, dict(entity.labels)) for entity in entities] == [
+        ("target", {"longshore.job.enabled": "true"})
+    ]
+
+
+@given(st.lists(st.lists(st.integers(0, 30), max_size=4), max_size=12))
+def test_each_container_stands_after_what_it_depends_on(edges: list[list[int]]) -> None:
+    kept = [
+        Kept(f"id{n}", f"c{n}", "p", f"s{n}", depends_on={f"s{m}": "service_started" for m in needs if m < n})
+        for n, needs in enumerate(edges)
+    ]
+    levels = in_order(kept)
+    assert sorted(one.id for level in levels for one in level) == sorted(one.id for one in kept)
+    place = {one.service: n for n, level in enumerate(levels) for one in level}
+    for one in kept:
+        assert all(place[other] < place[one.service] for other in one.depends_on)
+
+
+def test_those_that_depend_on_each_other_stand_together() -> None:
+    one = Kept("a", "a", "p", "a", depends_on={"b": "service_started"})
+    other = Kept("b", "b", "p", "b", depends_on={"a": "service_started"})
+    assert in_order([one, other]) == [[one, other]]
+
+
+def test_why_a_container_was_killed_may_be_said_a_moment_later(docker: Stubborn) -> None:
+    docker.create("eater", {"Image": "shop:1"})
+    docker.start("eater")
+    found = docker.inspect("eater")
+    assert found is not None
+    docker._put(found, running=False, status="exited", exit_code=137, oom_killed=True)
+    assert told_all(docker, dataclasses.replace(found, exit_code=137)).oom_killed
+    assert not told_all(docker, dataclasses.replace(found, exit_code=1)).oom_killed, "of another end nothing is awaited"

@@ -1,0 +1,323 @@
+"""A look at a host, with an engine in memory and Compose's answers given: what is asked, and what is made of it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longshore.orchestration.errors import OperationError, StepCancelled
+from longshore.orchestration.operations.stacks import LookParams
+from longshore.orchestration.settings import get_settings
+from longshore.orchestration.stacks.drift import Note, Stale, judged
+from longshore.orchestration.stacks.inventory import Seen
+from longshore.orchestration.stacks.rules import Described
+from longshore.orchestration.stacks.selection import choose
+from longshore.tasks.host.engine.port import Image
+from longshore.tasks.implementation import Context
+from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
+from longshore.tasks.operations.compose.inputs import digest_of_file
+from longshore.tasks.operations.stacks.inspect_host import Survey
+from longshore.tasks.simulation.engine import MemoryEngine
+
+LABEL = "com.docker.compose."
+
+
+class Engine(MemoryEngine):
+    """It also has bind mounts, end points and a registry, and counts what it is asked."""
+
+    def prepare(self, folder: Path) -> None:
+        self.folder = folder
+        self.mounts: dict[str, list[str]] = {}
+        self.asked: list[str] = []
+        self.limited = False
+        self.has_end_points = True
+        self.digests = {"shop:1": "sha256:old"}
+
+    def rows(self, filters: Mapping[str, list[str]], *, all_of_them: bool) -> list[dict[str, Any]]:
+        self.asked.append("rows")
+        found = super().rows(filters, all_of_them=all_of_them)
+        for row in found:
+            one = self._containers[row["Id"]]
+            row["Mounts"] = [{"Type": "bind", "Source": path} for path in self.mounts.get(one.name, [])]
+            row["Created"] = self.made[one.id]
+            point = f"{one.id} {one.started_at}" if one.running and self.has_end_points else ""
+            row["NetworkSettings"] = {"Networks": {"n": {"EndpointID": point}}}
+        return found
+
+    made: dict[str, int] = {}
+
+    def images(self) -> list[Image]:
+        self.asked.append("images")
+        return [Image(one.id, one.tags, tuple(f"shop@{d}" for d in self.digests.values())) for one in super().images()]
+
+    def events(self, *args: Any) -> list[dict[str, Any]]:
+        self.asked.append("events")
+        return super().events(*args)
+
+    def inspect(self, container: str) -> Any:
+        self.asked.append("inspect")
+        return super().inspect(container)
+
+    def remote_digest(self, ref: str, *, login: Any) -> str:
+        self.asked.append(f"registry {ref}")
+        if self.limited:
+            raise OperationError("toomanyrequests: you have been here too often")
+        return self.digests[ref]
+
+    def _now(self) -> str:
+        return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()) + f".{time.time_ns() % 10**9:09}Z"
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    monkeypatch.setenv("LONGSHORE_STATE_DIR", str(tmp_path / "state"))
+    get_settings.cache_clear()
+    made = Engine()
+    made.prepare(tmp_path)
+    made.add_image("shop:1")
+    (tmp_path / "compose.yaml").write_text("services: {}")
+
+    def resolve(_self: Compose, source: Source, _services: Any = None) -> Resolved:
+        made.asked.append("compose")
+        services = {"web": {"image": "shop:1", "restart": "always"}, "once": {"image": "shop:1"}}
+        return Resolved("shop", "{}", services, {"web": "h1", "once": "h2"}, source)
+
+    monkeypatch.setattr(Compose, "resolve", resolve)
+    return made
+
+
+def start(engine: Engine, service: str, *, created: float = 0.0) -> str:
+    hashes = {"web": "h1", "once": "h2"}
+    labels = {"project": "shop", "service": service, "config-hash": hashes[service], "container-number": "1"}
+    labels |= {"project.config_files": str(engine.folder / "compose.yaml"), "project.working_dir": str(engine.folder)}
+    said = {"Image": "shop:1", "Labels": {LABEL + key: value for key, value in labels.items()}}
+    made, _ = engine.create(f"shop-{service}-1", said)
+    engine.made[made] = int(created or time.time())
+    engine.start(made)
+    return made
+
+
+def look(engine: Engine, known: Seen | None = None, **params: Any) -> Seen:
+    engine.asked.clear()
+    ctx = Context(run_id="r1", step="s", plan="p")
+    read, keep = params.pop("read", True), params.pop("keep", True)
+    return Survey(ctx, engine, LookParams(**params), known, read, known.remotes if known else {}, keep).look()
+
+
+def forget(engine: Engine) -> None:
+    """Nobody has looked before."""
+    shutil.rmtree(engine.folder / "state" / "starts")
+
+
+def said(seen: Seen) -> dict[str, str]:
+    return {
+        one.service: one.text if isinstance(one, Note) else ", ".join(map(str, one.reasons))
+        for one in judged("h", seen)
+        if isinstance(one, Note | Stale)
+    }
+
+
+def test_what_was_stopped_is_known_from_the_engine_and_then_from_the_look_before(engine: Engine) -> None:
+    start(engine, "once")
+    web = start(engine, "web")
+    seen = look(engine)
+    assert said(seen) == {}
+    assert engine.asked == ["rows", "images", "compose"]
+    engine.stop(web)
+    seen = look(engine, seen)
+    assert said(seen) == {"web": "stopped by hand"}
+    assert engine.asked == ["rows", "images", "events"]
+    engine._events.clear()  # it forgets
+    assert said(look(engine)) == {"web": "stopped by hand"}
+    # and a death is one, also of what was stopped once before
+    engine.start(web)
+    engine._end(engine._need(web), 137)
+    dead = look(engine, seen)
+    assert said(dead) == {"web": "missing (shop-web-1 ended with 137)"}
+    engine._events.clear()
+    assert said(look(engine, dead)) == {"web": "missing (shop-web-1 ended with 137)"}
+    # what nobody can read any more counts as not known
+    for path in (engine.folder / "state" / "starts").iterdir():
+        path.write_text("[]")
+    assert said(look(engine)) == {"web": "stopped by hand"}, "by its exit code and restart policy"
+
+
+@pytest.mark.parametrize(
+    ("service", "code", "says"),
+    [
+        ("web", 137, "stopped by hand"),
+        ("web", 143, "stopped by hand"),
+        ("web", 1, "missing (shop-web-1 ended with 1)"),
+        ("once", 137, "missing (shop-once-1 ended with 137)"),
+        ("once", 143, "stopped by hand"),
+        ("once", 0, "ended with 0"),
+    ],
+)
+def test_where_nobody_remembers_the_exit_code_tells(engine: Engine, service: str, code: int, says: str) -> None:
+    start(engine, "web" if service == "once" else "once")
+    one = start(engine, service)
+    engine._end(engine._need(one), code)
+    engine._events.clear()
+    assert said(look(engine)) == {service: says}
+
+
+@pytest.mark.parametrize("end_points", [True, False])
+def test_a_file_is_compared_with_what_the_container_was_started_with(engine: Engine, *, end_points: bool) -> None:
+    engine.has_end_points = end_points
+    file = engine.folder / "site.conf"
+    file.write_text("one")
+    time.sleep(0.01)
+    start(engine, "once")
+    web = start(engine, "web")
+    engine.mounts["shop-web-1"] = [str(file)]
+    seen = look(engine)
+    assert said(seen) == {}
+    time.sleep(0.01)
+    file.write_text("two")
+    changed = {"web": f"file {file} changed"}
+    assert said(look(engine, seen)) == changed
+    # what is as it was is right, whatever its time, also for a look that trusts nothing of what is cached
+    file.write_text("one")
+    assert said(look(engine)) == {}
+    forget(engine)
+    assert said(look(engine, keep=False)) == changed, "nobody knows better than by its time"
+    assert not (engine.folder / "state" / "starts").exists()
+    # and so is what was started since
+    time.sleep(0.01)
+    engine.stop(web)
+    engine.start(web)
+    assert said(look(engine)) == {}
+    file.write_text("three")
+    assert said(look(engine)) == changed
+
+
+def test_no_container_is_looked_at_whose_files_are_older(engine: Engine) -> None:
+    file = engine.folder / "site.conf"
+    file.write_text("one")
+    start(engine, "once", created=time.time() + 2)
+    start(engine, "web", created=time.time() + 2)
+    engine.mounts["shop-web-1"] = [str(file)]
+    look(engine)
+    assert "inspect" not in engine.asked
+
+
+def test_compose_is_asked_again_only_where_a_file_has_changed(engine: Engine) -> None:
+    start(engine, "web")
+    seen = look(engine)
+    assert "compose" not in (look(engine, seen), engine.asked)[1]
+    (engine.folder / ".env").write_text("A=1")
+    assert "compose" in (look(engine, seen), engine.asked)[1]
+    look(engine, seen, stacks={"shop": {"after": ["infra"]}})
+    assert "compose" in engine.asked, "it is looked at by other rules"
+    (engine.folder / "compose.yaml").write_text("include: ['${X}/a.yaml']")
+    seen = look(engine, seen)
+    for read in (True, False):
+        look(engine, seen, read=read)
+        assert "compose" in engine.asked, "its files cannot be told"
+
+
+def test_files_that_could_not_be_read_are_read_again_and_an_end_of_the_step_is_no_error_of_theirs(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(engine, "web")
+    resolve = Compose.resolve
+
+    def fails(error: OperationError) -> None:
+        def raises(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(Compose, "resolve", raises)
+
+    fails(OperationError("Docker Compose is not installed"))
+    seen = look(engine)
+    assert said(seen) == {"": "its files cannot be used: Docker Compose is not installed"}
+    fails(StepCancelled("stopped"))
+    with pytest.raises(StepCancelled):
+        look(engine, seen)
+    monkeypatch.setattr(Compose, "resolve", resolve)
+    assert said(look(engine, seen)) == {"once": "missing"}
+
+
+def test_a_registry_is_asked_once_in_a_while_and_left_alone_when_it_says_so(engine: Engine) -> None:
+    start(engine, "web")
+    start(engine, "once")
+    seen = look(engine)
+    assert said(seen) == {}
+    assert not any(call.startswith("registry") for call in engine.asked)
+    seen = look(engine, seen, registry=True)
+    assert engine.asked.count("registry shop:1") == 1, "one question for an image, however many run it"
+    look(engine, seen, registry=True)
+    assert "registry shop:1" not in engine.asked
+    engine.digests |= {"shop:1": "sha256:new"}
+    engine.images = lambda: [Image(one.id, one.tags, ("shop@sha256:old",)) for one in MemoryEngine.images(engine)]  # type: ignore[method-assign]
+    newer = look(engine, seen, registry=True, registry_every=0)
+    assert said(newer) == dict.fromkeys(("once", "web"), "image shop:1 → new at its registry")
+    assert said(look(engine, newer)) == said(newer), "what it said is not forgotten because nobody asks"
+    engine.limited = True
+    limited = look(engine, newer, registry=True, registry_every=0)
+    assert said(limited) == said(newer)
+    assert [str(note) for note in choose(Described(), {"h": limited}, {}).notes] == [
+        "image shop:1: its registry could not be asked: limited"
+    ]
+    look(engine, limited, registry=True, registry_every=0)
+    assert not any(call.startswith("registry") for call in engine.asked)
+    assert limited.fingerprint == newer.fingerprint
+    # and when the name means another image, what was said of the one before is no word about it
+    engine._images["shop:1"] = "sha256:another"
+    assert "newer" not in str(said(look(engine, newer)))
+    assert all("registry" not in text for text in said(look(engine, newer)).values())
+
+
+def test_what_others_have_seen_is_not_forgotten_and_what_is_gone_is(engine: Engine) -> None:
+    file = engine.folder / "site.conf"
+    file.write_text("one")
+    web = start(engine, "web")
+    engine.mounts["shop-web-1"] = [str(file)]
+    look(engine)
+    (path,) = (engine.folder / "state" / "starts").iterdir()
+    before = path.read_text()
+    assert web in before
+    look(engine, only=["blog"])
+    assert path.read_text() == before
+    engine.remove(web)
+    start(engine, "once")
+    look(engine)
+    assert path.read_text() == "{}"
+
+
+def test_projects_that_do_not_count_are_not_seen(engine: Engine) -> None:
+    start(engine, "web")
+    assert look(engine, only=["blog", "s*"]).projects.keys() == {"shop"}
+    assert look(engine, only=["blog"]).projects == {}
+    assert look(engine, only=["!shop"]).projects == {}
+    assert look(engine, only=["!blog"]).projects.keys() == {"shop"}
+    assert look(engine, only=["s*", "!sh*"]).projects == {}
+
+
+def test_a_label_that_is_no_projects_name_harms_no_other_project(engine: Engine) -> None:
+    start(engine, "web")
+    labels = {f"{LABEL}project": "../../outside", f"{LABEL}service": "x"}
+    other, _ = engine.create("foreign", {"Image": "shop:1", "Labels": labels})
+    engine.made[other] = int(time.time())
+    engine.start(other)
+
+    found = look(engine).projects
+
+    assert found["shop"].services["web"].containers
+    assert "must match" in found["../../outside"].error
+
+
+def test_no_digest_of_a_workers_own_file_is_taken(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGSHORE_KEYS", str(engine.folder / "keys" / "keys.json"))
+    get_settings.cache_clear()
+    for path in (engine.folder / "keys" / "keys.json", engine.folder / "state" / "x", engine.folder / "fine"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+        own = path.name != "fine"
+        assert (digest_of_file(str(path)) == "") is own
+    assert digest_of_file("/proc/self/environ") == ""

@@ -1,0 +1,372 @@
+"""The plan language on the bench, at its edges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longshore.orchestration import Context, E, Hooks, HostResult, Plan, PlanError, Result, operation, parse
+from longshore.orchestration.operations import base
+from longshore.orchestration.plans.compiled import CompiledPlan
+from longshore.orchestration.settings import MAX_DATA_BYTES
+from longshore.orchestration.testing import Bench
+
+pytestmark = pytest.mark.usefixtures("own_registry")
+
+
+def child(*, fails: bool = False, irreversible: bool = False) -> Plan:
+    plan = Plan("child")
+    step = plan.step("act", "noop.execute")
+    if irreversible:
+        step.irreversible()
+    plan.step("end", "noop.execute", fail=fails).after("act")
+    return plan
+
+
+# --- everything ends -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("target", "{{ steps.a.data.all }}", "target: it gives no name of a host but a list"),
+        ("when", "params.n | dictsort", "when:"),
+        ("foreach", "{{ namespace() }}", "foreach:"),
+        ("foreach", "{{ steps.a.data.n }}", "foreach: it gives no list but a int"),
+    ],
+)
+@pytest.mark.parametrize("always", [False, True])
+def test_whatever_an_expression_does_its_run_ends(field: str, value: str, said: str, always: bool) -> None:
+    step: dict[str, Any] = {"op": "noop.execute", "after": ["a"], field: value, "always": always}
+    a = {"op": "noop.execute", "with": {"data": {"all": ["x"], "n": 1}}}
+    plan = Plan.model_validate(
+        {"name": "p", "params": {"n": {"type": "integer", "default": 1}}, "steps": {"a": a, "b": step}}
+    )
+
+    report = Bench().run(plan)
+
+    if field == "when" and always:
+        assert report.step("b").status == "changed", "a guard that errs does not hold up what always runs"
+    else:
+        assert (report.step("b").status, report.state) == ("failed", "partial" if always else "undone")
+        assert (report.step("b").error or "").startswith(said)
+
+
+def test_an_undo_that_waits_for_a_person_or_a_run_is_refused() -> None:
+    for undo in ("approval.wait.execute", "plan.run.execute"):
+        plan = Plan("p")
+        plan.step("a", "noop.execute").undo(undo)
+        with pytest.raises(PlanError) as caught:
+            plan.check()
+        assert any("cannot be an undo" in str(problem) for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (Result(hosts=[HostResult(1)]), "no name of a host"),  # type: ignore[arg-type]
+        (Result(hosts=[HostResult("a", status="ok")]), "'ok' is none of changed, unchanged, failed, skipped"),  # type: ignore[arg-type]
+        (Result(data={"x": object()}), "not what JSON can hold"),
+        (Result(hosts=[HostResult("a", data={"t": "x" * MAX_DATA_BYTES})]), "is larger than the"),
+    ],
+)
+def test_a_result_that_cannot_be_kept_fails_its_step_and_the_report_can_be_read(result: Result, said: str) -> None:
+    @operation("unit.result")
+    def give() -> Result:
+        return result
+
+    plan = Plan("p", on_error="continue")
+    plan.step("a", "unit.result")
+    plan.step("b", "noop.execute").after("a").only_if("failed")
+
+    report = Bench().run(plan)
+
+    assert said in (report.step("a").error or "")
+    assert report.step("b").status == "changed"
+
+
+def test_text_that_is_no_text_and_an_exit_are_no_lost_workers() -> None:
+    @operation("unit.odd")
+    def odd(how: str) -> Any:
+        if how == "exit":
+            raise SystemExit(3)
+        if how == "error":
+            return Result(hosts=[HostResult("a", error=ValueError("boom"))])  # type: ignore[arg-type]
+        return {"text": "half \ud800 pair"}
+
+    plan = Plan("p", on_error="continue")
+    for how in ("exit", "error", "text"):
+        plan.step(how, "unit.odd", how=how)
+
+    report = Bench().run(plan)
+
+    assert report.step("exit").error == "it wanted to end the process: SystemExit(3)"
+    assert (report.step("error").error or "").endswith("a: boom")
+    assert report.step("text").data == {"text": "half ? pair"}
+
+
+# --- always, items, points of no return ------------------------------------------------------------------
+
+
+def test_an_always_approval_that_an_abort_has_interrupted_is_asked_again() -> None:
+    plan = Plan("p")
+    plan.approval("ask", timeout="30s", on_timeout="approve").always()
+    plan.step("boom", "noop.execute", fail=True)
+    bench = Bench()
+
+    report = bench.run(plan)
+
+    assert report.step("ask").status == "unchanged"
+    waits = [event for event in bench.events(report.run_id) if event.name == "step_waiting"]
+    ends = [event for event in bench.events(report.run_id) if event.name == "step_ended" and event.step == "ask"]
+    assert len(waits) == 2
+    assert ends[0].at - waits[1].at >= 30_000, "its time is counted from its turn"
+
+
+def test_an_interrupted_always_step_keeps_to_its_max_parallel() -> None:
+    plan = Plan("p")
+    each = plan.step("each", "noop.execute").foreach(list(range(6))).max_parallel(1).always()
+    plan.step("boom", "noop.execute", fail=True)
+    bench = Bench()
+
+    report = bench.run(plan)
+
+    assert each.plan is plan
+    assert [str(item.status) for item in report.step("each").items] == ["changed"] * 6
+    assert sorted(bench.done) == ["boom", *(f"each[{n}]" for n in range(6))]
+    at_once, most = 0, 0
+    for event in bench.events(report.run_id):
+        at_once += {"item_started": 1, "item_ended": -1}.get(event.name, 0)
+        most = max(most, at_once)
+    assert most == 1
+
+
+def test_a_child_past_its_point_of_no_return_is_not_taken_back_and_is_named() -> None:
+    plan = Plan("p")
+    plan.run_plan("sub", child(irreversible=True))
+    plan.step("boom", "noop.execute", fail=True).after("sub")
+    bench = Bench()
+
+    report = bench.run(plan, run_id="r")
+
+    assert (report.state, report.exit_code, report.left_over) == ("undo_failed", 3, ["sub"])
+    undo = report.step("sub").undo
+    assert undo is not None
+    assert undo.error == "run r.sub: it is past its point of no return, and only goes forward"
+    assert bench.report("r.sub").state == "succeeded"
+    assert bench.undone == ["boom"]
+
+
+def test_a_child_that_was_begun_by_a_worker_that_died_is_ended_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the child's request and the parking, while the parent is being ended."""
+    from longshore.tasks.attempts.runner import Attempt
+    from longshore.tasks.simulation.sandbox import Vanished
+
+    plan = Plan("p", on_error="stop")
+    inner = Plan("inner")
+    inner.approval("ask", timeout="10h")
+    plan.run_plan("sub", inner)
+    plan.step("boom", "noop.execute", fail=True)
+    parked, bench = Attempt._park, Bench()
+
+    def die_once(self: Attempt, *args: Any) -> None:
+        if self.step.name == "sub" and not self._side:
+            raise Vanished
+        parked(self, *args)
+
+    monkeypatch.setattr(Attempt, "_park", die_once)
+
+    report = bench.run(plan, run_id="r")
+
+    assert report.step("sub").status == "unknown"
+    assert (report.step("sub").undo or report).model_dump()["status"] == "undone"
+    assert bench.report("r.sub").ended
+    assert (report.duration_s or 0) < 600
+
+
+def test_steps_with_alike_names_have_children_of_their_own() -> None:
+    plan = Plan("p")
+    plan.run_plan("a", child()).foreach(["x", "y"])
+    plan.run_plan("a.0", child())
+    bench = Bench()
+
+    report = bench.run(plan, run_id="r")
+
+    ids = [item.data["run_id"] for item in report.step("a").items] + [report.step("a.0").data["run_id"]]
+    assert ids == ["r.a@0", "r.a@1", "r.a.0"]
+    assert bench.done.count("act") == 3
+
+
+def test_an_empty_list_has_results_and_they_are_empty() -> None:
+    plan = Plan("p")
+    each = plan.step("each", "noop.execute").foreach([])
+    plan.step("after", "noop.execute", data={"all": each.data.results}).after(each)
+    assert Bench().run(plan).step("after").data == {"all": []}
+
+
+def test_what_waits_for_other_items_is_not_refused() -> None:
+    """Busy workers take each in its turn, however long that is."""
+    plan = Plan("p")
+    plan.step("each", "noop.execute", data={"n": E.item}).foreach(list(range(30)))
+    bench = Bench()
+    bench.store.settings = bench.settings.model_copy(update={"claim_timeout": 5.0})
+
+    @operation("unit.slow")
+    def slow() -> None:
+        bench.store.advance(1.0)
+
+    plan.steps["each"] = plan.steps["each"].model_copy(update={"op": "unit.slow", "with_": {}})
+
+    assert Bench.run(bench, plan).state == "succeeded"
+
+
+# --- keys, hooks, reports --------------------------------------------------------------------------------
+
+
+def test_the_undo_by_name_has_an_idempotency_key_of_its_own() -> None:
+    keys: list[str] = []
+
+    @operation("unit.charge", undo="unit.refund")
+    def charge(ctx: Context) -> None:
+        keys.append(ctx.idempotency_key)
+
+    @operation("unit.refund")
+    def refund(ctx: Context) -> None:
+        keys.append(ctx.idempotency_key)
+
+    plan = Plan("p")
+    plan.step("a", "unit.charge")
+    plan.step("boom", "noop.execute", fail=True).after("a")
+    Bench().run(plan, run_id="r")
+    assert keys == ["r.a", "r.a@undo"]
+
+
+def test_on_undo_is_called_once_a_step_when_all_of_it_has_been_taken_back() -> None:
+    told: list[tuple[str, str]] = []
+    plan = Plan("p")
+    plan.step("each", "noop.execute").foreach([1, 2, 3])
+    plan.step("boom", "noop.execute", fail=True).after("each")
+
+    Bench().run(plan, hooks=Hooks(on_undo=lambda step: told.append((step.name, str(step.undo and step.undo.status)))))
+
+    assert told == [("boom", "undone"), ("each", "undone")]
+
+
+def test_a_tolerated_failure_is_no_error_of_the_run() -> None:
+    plan = Plan("p")
+    plan.step("each", "noop.execute").foreach([1, 2]).tolerate(1)
+    bench = Bench()
+    bench.fail("each[1]")
+    report = bench.run(plan)
+    assert (report.state, report.exit_code, report.error) == ("succeeded", 0, None)
+
+
+def test_what_a_celery_undo_gives_back_is_of_no_account() -> None:
+    plan = Plan("p")
+    plan.step("a", "celery.task.execute", task="x").timeout("5s").undo("celery.task.execute", task="y")
+    bench = Bench()
+    bench.run(plan, run_id="r")
+    parked = bench._driver.parked
+    loaded = bench.plans.get("r")
+    # as if its undo were under way
+    bench.store.command("r", "undo")
+    bench._driver.advance("r")
+    claimed = bench.store.claim("r", 0, "u", "w", "t")
+    assert not isinstance(claimed, str)
+    assert bench.store.park("r", 0, "u", claimed.fence, 60, '{"task":"y","seconds":60}', "task y")
+    assert parked.task_ended({"text": "x" * MAX_DATA_BYTES}, "r", 0, "u", claimed.fence, ok=True)
+    assert loaded.digest
+    assert bench.report("r").step("a").undo is not None
+
+
+def test_a_run_with_an_operation_that_nobody_knows_can_be_read_told_of_and_cancelled() -> None:
+    @operation("unit.there")
+    def there() -> None: ...
+
+    plan = Plan("p")
+    plan.step("a", "unit.there")
+    bench = Bench()
+    from longshore.orchestration.client.request import request_body
+    from longshore.orchestration.store.admission import Admission
+
+    Admission(bench.store).submit("r", request_body(plan, {}, "me"))
+    del base._REGISTRY["unit.there"]
+
+    bench._driver.sweep()
+    lenient = CompiledPlan(plan, lenient=True)
+    from longshore.orchestration.runs import report
+
+    run, steps = bench.store.everything("r")
+    told = report.build("r", lenient, run, steps, 0)
+    assert told.error is not None
+    assert "unknown operation 'unit.there'" in told.error.message
+
+    bench.store.command("r", "cancel")
+    bench._driver.sweep()
+    assert bench.store.state("r") == "failed"
+
+
+# --- mistakes in the plan --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ("when: \"{{ params.t }} == 'yes'\"", "is text, and text is true: write the condition without braces"),
+        ("when: \"steps.a.status == 'failed'\"", "step 'a' ends the run when it fails; give it on_error: continue"),
+        ("foreach: 3", "foreach: must be a list, or a template that gives one"),
+        ('foreach: "x {{ 1 }}"', "it can only give text, not a list"),
+        ("target: role=web", "target: must be _any, _all, a host's name, or a label as key:value"),
+        ("tolerate: 200%", "tolerate: must be a number of items or hosts, or a part of them: 2, or 10%"),
+        ("when: true", "when: must be an expression, as text"),
+        ("irreversible: true, always: true", "it is irreversible, and so cannot be an always step"),
+        ("retry: {attempts: 2}, op: approval.wait.execute", "is not tried again, so it has no retry"),
+        ("op: celery.task.execute, with: {task: x}", "needs a timeout"),
+        ("op: plan.run.execute, with: {plan: nowhere}", "no plan 'nowhere'"),
+        ("max_parallel: 2", "max_parallel is for a step with a foreach or several hosts"),
+        ('with: {data: "{{ item }}"}', "item is there in the parameters of a step with a foreach"),
+        ("irreversible: true, undo: {op: noop.execute}", "it is irreversible, so its undo would never run"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(step: str, said: str) -> None:
+    op = "" if "op: celery" in step or "op: plan" in step or "op: approval" in step else "op: noop.execute, "
+    text = f"name: p\nparams: {{t: string}}\nsteps:\n  a: {{op: noop.execute}}\n  b: {{{op}after: a, {step}}}\n"
+    with pytest.raises(PlanError) as caught:
+        parse(text)
+    told = [str(problem) for problem in caught.value.problems]
+    assert any(said in line and line.startswith("line 5, step 'b'") for line in told), told
+    assert len(told) == 1, told
+
+
+def test_a_point_of_no_return_is_alone_and_nothing_after_it_has_an_undo() -> None:
+    plan = Plan("p")
+    plan.step("point", "noop.execute").irreversible()
+    plan.step("beside", "noop.execute")
+    plan.step("after", "noop.execute").after("point").undo("noop.execute")
+    with pytest.raises(PlanError) as caught:
+        plan.check()
+    told = " / ".join(map(str, caught.value.problems))
+    assert "must be alone in its level; beside would run beside it" in told
+    assert "it comes after 'point', the point of no return" in told
+
+
+def test_an_undo_that_is_not_known_is_a_mistake() -> None:
+    @operation("unit.half", undo="unit.nowhere")
+    def half() -> None: ...
+
+    plan = Plan("p")
+    plan.step("a", "unit.half")
+    with pytest.raises(PlanError, match=r"the undo of unit.half is the unknown operation 'unit.nowhere'"):
+        plan.check()
+
+
+def test_plans_that_lie_in_each_other_for_ever_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop.yaml").write_text(
+        "name: loop\nsteps:\n  again: {op: plan.run.execute, with: {plan: loop.yaml}}\n"
+    )
+    from longshore.orchestration import load
+
+    with pytest.raises(PlanError, match="plans lie in each other more than 8 deep"):
+        load(str(tmp_path / "loop.yaml"))

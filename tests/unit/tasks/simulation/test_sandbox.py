@@ -1,0 +1,194 @@
+"""The bench: what it can make a step do, and that nothing but memory is touched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longshore.orchestration import Event, Hooks, Plan
+from longshore.orchestration.cli.main import call
+from longshore.orchestration.errors import PlanError
+from longshore.orchestration.testing import Bench, MemoryEngine, rehearse
+from longshore.tasks.control.event_forwarder import Herald
+
+
+def release() -> Plan:
+    plan = Plan("release")
+    plan.step("stop", "docker.stop.execute", container="shop")
+    plan.step("migrate", "command.exec.execute", argv=["migrate"]).after("stop").undo("none")
+    plan.step("start", "docker.start.execute", container="shop").after("migrate").always()
+    return plan
+
+
+def test_a_run_acts_on_the_engine_in_memory_and_takes_it_back() -> None:
+    bench = Bench()
+    bench.engine.run("shop", "shop:1")
+    bench.fail("migrate")
+
+    report = bench.run(release())
+
+    assert report.state == "undone"
+    assert bench.done == ["stop", "migrate", "start"]
+    assert bench.undone == ["stop"]
+    shop = bench.engine.inspect("shop")
+    assert shop is not None
+    assert shop.running
+
+
+def test_commands_are_pretended() -> None:
+    plan = Plan("p")
+    plan.step("a", "command.exec.execute", argv=["rm", "-rf", "/nowhere"])
+    plan.step("b", "noop.execute", data={"said": "{{ steps.a.data.stdout }}"}).after("a")
+
+    report = Bench().run(plan)
+    assert report.step("b").data == {"said": "a-stdout"}
+
+    bench = Bench()
+    bench.give("a", {"stdout": "hello"}, changed=False)
+    report = bench.run(plan)
+    assert (report.step("a").status, report.step("b").data) == ("unchanged", {"said": "hello"})
+
+
+def test_a_step_can_hang_vanish_and_recover() -> None:
+    plan = Plan("p", on_error="continue")
+    plan.step("hangs", "noop.execute").timeout("2s")
+    plan.step("vanishes", "command.exec.execute", argv=["x"], changes=False)
+    plan.step("recovers", "noop.execute").retry(3, initial=10)
+    bench = Bench()
+    bench.hang("hangs")
+    bench.vanish("vanishes", times=2)
+    bench.fail("recovers", times=2)
+
+    report = bench.run(plan)
+
+    assert report.step("hangs").error == "ran out of its time (2s)"
+    assert (report.step("vanishes").status, report.step("vanishes").attempts) == ("unchanged", 3)
+    assert (report.step("recovers").status, report.step("recovers").attempts) == ("changed", 3)
+    assert (report.duration_s or 0) > 15, "time passes by the bench's clock alone"
+
+
+def test_people_decide_on_the_bench_too() -> None:
+    plan = Plan("p")
+    plan.approval("ask", timeout="1h")
+    plan.step("after", "noop.execute").after("ask")
+
+    bench = Bench()
+    bench.approve("ask", "go")
+    assert bench.run(plan).step("ask").data["note"] == "go"
+    bench.reject("ask", "no")
+    assert (bench.run(plan).step("ask").error or "").endswith(": no")
+    late = Bench().run(plan)
+    assert late.step("ask").error == "nobody approved it within 1h"
+    assert (late.duration_s or 0) >= 3600
+
+
+def test_one_operation_and_its_undo_alone(tmp_path: Path) -> None:
+    bench = Bench()
+    done = bench.act("file.deploy.execute", path=str(tmp_path / "f"), content="x")
+    assert (done.outcome.changed, (tmp_path / "f").read_text()) == (True, "x")
+    assert done.undo().changed
+    assert not (tmp_path / "f").exists()
+
+    bench.engine.run("shop", "shop:1")
+    stopped = bench.act("docker.stop.execute", container="shop")
+    assert not bench.act("docker.stop.execute", container="shop").outcome.changed
+    stopped.undo()
+    shop = bench.engine.inspect("shop")
+    assert shop is not None
+    assert shop.running
+
+
+def test_hooks_are_called_on_the_bench() -> None:
+    told: list[str] = []
+    Bench().run(release_of_two(), hooks=Hooks(before_step=told.append))
+    assert told == ["a", "b"]
+
+
+def release_of_two() -> Plan:
+    plan = Plan("two")
+    plan.step("a", "noop.execute")
+    plan.step("b", "noop.execute").after("a")
+    return plan
+
+
+def test_the_fixture_gives_a_bench(longshore_bench: Any) -> None:
+    assert longshore_bench.run(release_of_two()).state == "succeeded"
+
+
+def test_a_broken_plan_is_refused_on_the_bench_too() -> None:
+    with pytest.raises(PlanError):
+        Bench().run(Plan("empty"))
+
+
+def test_a_rehearsal_fails_each_step_in_turn() -> None:
+    found = {each.step: each.report for each in rehearse(release())}
+
+    assert {step: (str(report.state), report.exit_code) for step, report in found.items()} == {
+        None: ("succeeded", 0),
+        "stop": ("undone", 1),
+        "migrate": ("undone", 1),
+        "start": ("partial", 3),
+    }
+    assert found["migrate"].step("start").status == "changed"
+
+
+def test_the_command_shows_how_each_run_would_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "plan.yaml").write_text(release().to_yaml())
+
+    code = call(["plan", "rehearse", str(tmp_path / "plan.yaml")])
+
+    assert code == 3, "a failing always step leaves something to look at"
+    assert capsys.readouterr().out.splitlines() == [
+        "all goes well: succeeded, exit code 0",
+        "stop fails: undone, exit code 1; undone: stop",
+        "migrate fails: undone, exit code 1; undone: stop",
+        "start fails: partial, exit code 3; left over: stop, migrate",
+    ]
+    call(["plan", "rehearse", str(tmp_path / "plan.yaml"), "-o", "json"])
+    told = json.loads(capsys.readouterr().out)
+    assert [each["fails"] for each in told] == [None, "stop", "migrate", "start"]
+
+
+def test_the_workers_hooks_are_told_each_event_and_again_only_what_was_not_noted() -> None:
+    """A worker that dies as it tells: what it had not noted is told once more, with the same id."""
+    told: list[tuple[str, str]] = []
+    hooks = Hooks(before_step=lambda name: told.append((hooks.event.id if hooks.event else "", name)))
+    bench = Bench()
+    bench.run(release_of_two(), run_id="r")
+    plan = bench.plans.get("r").plan
+
+    Herald(bench.store, [hooks]).tell("r", plan)
+    Herald(bench.store, [hooks]).tell("r", plan)
+    assert [name for _, name in told] == ["a", "b"]
+
+    first = next(event for event in bench.events("r") if event.name == "step_started")
+    bench.store.told("r", first.id)
+    Herald(bench.store, [hooks]).tell("r", plan)
+    assert [name for _, name in told] == ["a", "b", "b"]
+    assert told[1] == told[2]
+
+
+def test_a_hook_that_fails_on_a_worker_costs_neither_the_run_nor_the_other_hooks(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told: list[Event | None] = []
+    good = Hooks(before_step=lambda _name: told.append(good.event))
+    bad = Hooks(before_step=lambda _name: 1 / 0)
+    bench = Bench()
+    bench.run(release_of_two(), run_id="r")
+
+    Herald(bench.store, [bad, good]).tell("r", bench.plans.get("r").plan)
+
+    assert len(told) == 2
+    assert "a hook failed at event" in caplog.text
+
+
+def test_an_engine_ends_what_ends_at_once() -> None:
+    engine = MemoryEngine(exit_codes={"job:1": 3})
+    engine.run("job", "job:1")
+    ended = engine.inspect("job")
+    assert ended is not None
+    assert (ended.running, ended.exit_code, ended.status) == (False, 3, "exited")

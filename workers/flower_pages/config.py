@@ -1,0 +1,37 @@
+"""Flower's configuration: `celery -A longshore.workers flower --conf=…/config.py`, and `longshore flower`.
+
+Flower executes it, after its own options from the environment and the command line were read.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from tornado.options import options
+
+from longshore.workers import flower_pages
+
+#: Nobody but this machine, unless it is said otherwise.
+address = options.address or "127.0.0.1"
+
+
+def _refuse(why: str) -> None:
+    print(why, file=sys.stderr)
+    sys.exit(2)
+
+
+_HERE = {"127.0.0.1", "::1", "localhost"}
+_logins = options.basic_auth or []
+if not all(all(login.partition(":")[::2]) for login in _logins):
+    _refuse("error: FLOWER_BASIC_AUTH, or --basic_auth, is user:password, or several with commas between them")
+if not (options.unix_socket or address in _HERE or _logins or options.auth):
+    _refuse(
+        f"error: Flower does not start open to the world ({address}): set FLOWER_BASIC_AUTH=user:password, or its "
+        "--auth with OAuth, or leave --address out"
+    )
+if os.environ.get("FLOWER_UNAUTHENTICATED_API", "").lower() in {"1", "true", "yes"} and address not in _HERE:
+    _refuse("error: Flower does not start with an API that is open to the world: unset FLOWER_UNAUTHENTICATED_API")
+
+flower_pages.install()
+format_task = flower_pages.format_task

@@ -1,0 +1,70 @@
+"""A result backend that keeps no results: it sends the body of a chord when the record says so.
+
+Outcomes live in the saga. The script that records an outcome also counts its level; the task leaves
+its answer on its own request, and this publishes what follows. Nothing is counted twice, and a failed
+step is a failed Celery task while its chord still goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import Celery, states
+from celery.backends.base import DisabledBackend
+
+from longshore.orchestration.messaging.canvas import Canvas
+
+log = logging.getLogger(__name__)
+
+
+class SagaBackend(DisabledBackend):
+    """For Longshore's own tasks; other tasks of the same app have no results here."""
+
+    app: Celery  # set by the base class
+
+    def ensure_chords_allowed(self) -> None:
+        """They are: the record counts them."""
+
+    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
+        """Nothing has to be stored: the run knows its level."""
+
+    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        """Likewise."""
+
+    def mark_as_done(
+        self,
+        task_id: str,
+        result: Any,
+        request: Any = None,
+        store_result: bool = True,
+        state: str = states.SUCCESS,
+    ) -> None:
+        self._go_on(request)
+
+    def mark_as_failure(
+        self,
+        task_id: str,
+        exc: BaseException,
+        traceback: Any = None,
+        request: Any = None,
+        store_result: bool = True,
+        call_errbacks: bool = True,
+        state: str = states.FAILURE,
+    ) -> None:
+        self._go_on(request)
+
+    def _go_on(self, request: Any) -> None:
+        """Publish the chord's body, or an advance of its own, if this outcome lets the run go on."""
+        target = getattr(request, "longshore_advance", None) if request is not None else None
+        if target is None:
+            return
+        run_id, plan_name = target
+        try:
+            if request.chord:
+                # Its own parent is the run, not the header task that happened to end last.
+                self.app.signature(request.chord).apply_async(root_id=run_id, parent_id=run_id)
+            else:
+                Canvas(self.app, run_id).send_advance(plan_name)
+        except Exception:  # the sweeper sends what this could not
+            log.warning("run %s: its advance could not be sent; the sweeper will", run_id, exc_info=True)
