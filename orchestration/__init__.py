@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from longshore.orchestration.authoring.context import Context, Prediction
     from longshore.orchestration.authoring.functions import operation
-    from longshore.orchestration.client.client import Client, Run
+    from longshore.orchestration.client.client import Client
+    from longshore.orchestration.client.run import Run
     from longshore.orchestration.errors import (
         Blocked,
         ConfigError,
@@ -59,6 +60,7 @@ __all__ = [
     "Event",
     "Hooks",
     "HostResult",
+    "Jobs",
     "LongshoreError",
     "OnlyIf",
     "OperationError",
@@ -79,6 +81,7 @@ __all__ = [
     "RunState",
     "ServiceDown",
     "Settings",
+    "Stacks",
     "Step",
     "StepCancelled",
     "StepReport",
@@ -107,6 +110,7 @@ _HOMES = {
     "Event": "runs.events",
     "Hooks": "runs.hooks",
     "HostResult": "operations.results",
+    "Jobs": "jobs.jobs",
     "LongshoreError": "errors",
     "OnlyIf": "language.guards",
     "OperationError": "errors",
@@ -120,7 +124,7 @@ _HOMES = {
     "Report": "runs.report",
     "Result": "operations.results",
     "Retry": "operations",
-    "Run": "client.client",
+    "Run": "client.run",
     "RunConflict": "errors",
     "RunFailed": "errors",
     "RunLost": "errors",
@@ -130,6 +134,7 @@ _HOMES = {
     "Step": "plans.model",
     "StepCancelled": "errors",
     "StepReport": "runs.report",
+    "Stacks": "stacks.orchestrate",
     "StepState": "states",
     "StoreUnavailable": "errors",
     "Transient": "errors",

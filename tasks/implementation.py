@@ -64,6 +64,7 @@ class Looks(Stands[P]):
 
 
 _IMPLEMENTATIONS: dict[str, Implementation[Any]] = {}
+_OF_FUNCTIONS: list[Callable[..., Implementation[Any]]] = []
 
 
 def implements(operation: Operation) -> Callable[[type[Implementation[P]]], type[Implementation[P]]]:
@@ -77,13 +78,17 @@ def implements(operation: Operation) -> Callable[[type[Implementation[P]]], type
     return add
 
 
+def implements_functions(cls: type[Implementation[P]]) -> type[Implementation[P]]:
+    """Class decorator: instances of the class carry out the operations that an application registers."""
+    _OF_FUNCTIONS[:] = [cls]
+    return cls
+
+
 def implementation(name: str) -> Implementation[Any]:
     """The implementation of an operation; UnknownName if this worker has none."""
     done = _IMPLEMENTATIONS.get(name)
-    if done is None and (function := find(name).function) is not None:
-        from longshore.tasks.operations.functions import FunctionImplementation  # noqa: PLC0415 - it is one of these
-
-        done = _IMPLEMENTATIONS[name] = FunctionImplementation(find(name), function)
+    if done is None and (operation := find(name)).function is not None:
+        done = _IMPLEMENTATIONS[name] = _OF_FUNCTIONS[0](operation, operation.function)
     if done is None:
         raise UnknownName(f"this worker cannot do {name!r}")
     return done
@@ -98,5 +103,6 @@ __all__ = [
     "Stands",
     "implementation",
     "implements",
+    "implements_functions",
     "unfit",
 ]

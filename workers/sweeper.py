@@ -19,12 +19,12 @@ from celery.exceptions import WorkerTerminate
 from celery.worker import state as worker_state
 
 from longshore.orchestration.errors import ConfigError, StoreUnavailable, WrongType
+from longshore.orchestration.installation import integrity
 from longshore.orchestration.installation.doctor import eviction
 from longshore.orchestration.language.targets import is_host_name
 from longshore.orchestration.messaging import signing
 from longshore.orchestration.messaging.canvas import STEP, UNDO
 from longshore.orchestration.settings import Settings
-from longshore.orchestration.store import integrity
 from longshore.orchestration.store.run_store import Store
 from longshore.tasks.attempts.receipts import Ledger
 from longshore.tasks.control.coordinator import Driver

@@ -19,8 +19,8 @@ from kombu.transport import TRANSPORT_ALIASES, redis
 from redis.exceptions import ConnectionError, ResponseError  # noqa: A004 - the one that kombu knows
 
 from longshore.orchestration.errors import StoreUnavailable
+from longshore.orchestration.installation import integrity
 from longshore.orchestration.messaging import signing
-from longshore.orchestration.store import integrity
 from longshore.orchestration.store.audit import note_refusal
 from longshore.orchestration.store.run_store import Store
 

@@ -1,4 +1,4 @@
-"""Hooks are the library's only voice: they are called from the run's events, in order, by whoever watches."""
+"""Hooks, called in the order of the run's events by the process that watches the run."""
 
 from longshore.orchestration import Client, Hooks, Plan
 
@@ -13,9 +13,9 @@ hooks = Hooks(
     after_plan=lambda report: print(f"{report.state}: {report.summary}"),
 )
 
-plan = Plan("hooks", hooks=hooks)
+plan = Plan("hooks")
 plan.step("first", "noop.execute")
 plan.step("second", "noop.execute", fail="no").after("first").retry(1)
 plan.step("third", "noop.execute").after("second")
 
-Client().start(plan).wait(timeout=60)
+Client().start(plan).wait(timeout=60, hooks=hooks)

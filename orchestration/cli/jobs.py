@@ -31,8 +31,10 @@ def job_group() -> None:
 @_STRICT
 def ls(files: tuple[str, ...], strict: bool) -> None:
     """The jobs that labels and files describe, and when they run next."""
+    from longshore.orchestration.jobs.jobs import Jobs  # noqa: PLC0415 - see cli.common
+
     made = client()
-    known, now = made.jobs(files=files), made.store.now()
+    known, now = Jobs(made).list(files=files), made.store.now()
     options = current()
     if options.json:
         options.show({"jobs": [_as_data(job, now) for job in known.jobs], "findings": _findings(known.findings)})
@@ -49,11 +51,12 @@ def ls(files: tuple[str, ...], strict: bool) -> None:
 def show(name: str, host: str | None, files: tuple[str, ...], strict: bool) -> None:
     """A job, and the plan that it is run by."""
     from longshore.orchestration.jobs import job_plan  # noqa: PLC0415
+    from longshore.orchestration.jobs.jobs import Jobs  # noqa: PLC0415 - see cli.common
     from longshore.orchestration.plans.compiled import CompiledPlan  # noqa: PLC0415 - see cli.common
     from longshore.orchestration.plans.explain import explain  # noqa: PLC0415
 
     made, options = client(), current()
-    known = made.jobs(files=files)
+    known = Jobs(made).list(files=files)
     wrong = known.about(name)
     try:
         job, now = known.job(name, host), made.store.now()
@@ -89,10 +92,11 @@ def run(name: str, host: str | None, files: tuple[str, ...], run_id: str | None,
     Exit codes: 0 the work succeeded and the stack is up; 1 it did not, and the stack is up; 2 there is no such job;
     3 the stack is not fully up, whatever became of the work.
     """
+    from longshore.orchestration.jobs.jobs import Jobs  # noqa: PLC0415 - see cli.common
     from longshore.orchestration.jobs.plan import Choices, job_plan  # noqa: PLC0415 - see cli.common
 
     made = client()
-    known = made.jobs(files=files)
+    known = Jobs(made).list(files=files)
     plan = job_plan(known.job(name, host), Choices(**choices))
     _tell(known.about(name), strict=False)
     if current().dry_run:

@@ -25,7 +25,8 @@ from longshore.orchestration.errors import RunLost
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from longshore.orchestration.client.client import Client, Run
+    from longshore.orchestration.client.client import Client
+    from longshore.orchestration.client.run import Run
     from longshore.orchestration.plans.model import Plan
 
 #: A second Ctrl-C within so many seconds cancels the run.
@@ -80,8 +81,10 @@ def begin_job(made: Client, plan: Plan, run_id: str | None, *, detach: bool) -> 
     try:
         return attend(started, detach=detach, follow="work")
     except RunLost as lost:
+        from longshore.orchestration.jobs.jobs import Jobs  # noqa: PLC0415 - see cli.common
+
         say(f"{lost.message}; waiting for a worker that finds its container", err=True)
-        return attend(made.found_again(started.id), detach=detach, follow="work")
+        return attend(Jobs(made).recover(started.id), detach=detach, follow="work")
 
 
 def rehearse(plan: Any, params: dict[str, Any]) -> int:

@@ -26,8 +26,8 @@ from longshore.orchestration.language.durations import parse_duration
 from longshore.orchestration.states import TERMINAL
 
 if TYPE_CHECKING:
-    from longshore.orchestration.client.client import Resolution, Run
     from longshore.orchestration.client.replay import Replay
+    from longshore.orchestration.client.run import Resolution, Run
     from longshore.orchestration.runs.report import Report
 
 
@@ -49,7 +49,11 @@ def ls(limit: int, plan: str, state: str, label: str, since: str, text: str) -> 
 
     options, wanted = current(), Filter.read(text, plan, state, label, since)
     asked = client()
-    runs = asked.runs(limit) if wanted == Filter() else [asked.get(row.run_id) for row in search(asked, wanted, limit)]
+    runs = (
+        asked.runs(limit)
+        if wanted == Filter()
+        else [asked.get(row.run_id) for row in search(asked.store, wanted, limit)]
+    )
     reports = [report for run in runs if (report := _readable(run)) is not None]
     if options.json:
         options.show([r.model_dump(mode="json", exclude={"steps"}) for r in reports])
@@ -204,7 +208,7 @@ def _what_is_next(run: Run) -> str:
 
     if run.state() not in {"failed", "partial"}:
         return ""
-    records = run.client.store.step_records(run.id, range(len(run.plan)))
+    records = run.store.step_records(run.id, range(len(run.plan)))
     again = saga.resumed(run.plan, records)
     return f", and do {', '.join(run.plan.name_of(i) for i in again.steps) or 'nothing'}"
 

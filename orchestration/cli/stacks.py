@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,9 @@ from longshore.orchestration.errors import LongshoreError, UsageError
 from longshore.orchestration.language.durations import parse_duration
 
 if TYPE_CHECKING:
-    from longshore.orchestration.client.client import Run
+    from longshore.orchestration.client.run import Run
     from longshore.orchestration.runs.report import Report
-    from longshore.orchestration.stacks.orchestrate import Checked, Deployed, Manner, Orchestrated, Selection
+    from longshore.orchestration.stacks.orchestrate import Checked, Manner, Orchestrated, Selection, Stacks
 
 _HOST = click.option("--host", "hosts", multiple=True, metavar="HOST", help="Only this host; may be given again.")
 _REGISTRY = click.option("--registry", is_flag=True, help="Ask registries whether tags have moved; nothing is pulled.")
@@ -66,6 +66,12 @@ def _manner(said: dict[str, Any]) -> Manner:
 # --- check ------------------------------------------------------------------------------------------
 
 
+def _stacks() -> Stacks:
+    from longshore.orchestration.stacks.orchestrate import Stacks  # noqa: PLC0415 - see cli.common
+
+    return Stacks(client())
+
+
 @click.command("check")
 @click.option("--json", "as_json", is_flag=True, help="The same as -o json.")
 @_IMAGE
@@ -80,7 +86,7 @@ def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bo
     as_json = as_json or current().json
     found = None
     try:
-        deployed = client().deployed()
+        deployed = _stacks()
         checked = deployed.check(hosts, registry=registry, state=image is not None)
         if image is not None:
             from longshore.orchestration.stacks.selection import choose  # noqa: PLC0415 - see cli.common
@@ -138,7 +144,7 @@ def rebuild(force: bool, hosts: tuple[str, ...], registry: bool) -> None:
     """
     from longshore.orchestration.stacks.orchestrate import failures  # noqa: PLC0415 - see cli.common
 
-    deployed = client().deployed()
+    deployed = _stacks()
     there, away = deployed.hosts(hosts)
     options = current()
     if options.dry_run:
@@ -186,7 +192,7 @@ def _confirmed(question: str) -> bool:
 )
 def select(labels: tuple[str, ...], image: str | None, hosts: tuple[str, ...], registry: bool, form: str) -> None:
     """What does not run as its files and images say, and why. Restarts nothing."""
-    deployed = client().deployed()
+    deployed = _stacks()
     found = deployed.select(hosts, labels=labels, image=image, registry=registry, look_only=current().dry_run)
     form = "json" if current().json and form == "table" else form
     if form == "names":
@@ -258,7 +264,7 @@ def restart(
     """
     asked = _names(names)
     manner = _manner(said)
-    deployed = client().deployed()
+    deployed = _stacks()
     if not names:
         deployed.wait_for_others(hosts)
     found = deployed.select(hosts, labels=labels, registry=registry, look_only=current().dry_run)
@@ -312,7 +318,7 @@ def orchestrate(
     back; 2 usage; 3 some stack is not right, or could not be looked at.
     """
     manner = _manner(said)
-    deployed = client().deployed()
+    deployed = _stacks()
     if current().dry_run:
         return _rehearse_all(deployed, labels, image, hosts, registry, manner)
     quiet = current().quiet or current().json
@@ -322,16 +328,16 @@ def orchestrate(
             labels=labels,
             image=image,
             registry=registry,
-            manner=manner,
             run_id=run_id,
             tell=lambda line: None if quiet else say(line),
             watch=lambda run: _watched(run, detach=detach),
+            **asdict(manner),
         )
     )
 
 
 def _rehearse_all(
-    deployed: Deployed, labels: Sequence[str], image: str | None, hosts: Sequence[str], registry: bool, manner: Manner
+    deployed: Stacks, labels: Sequence[str], image: str | None, hosts: Sequence[str], registry: bool, manner: Manner
 ) -> None:
     """What a run would find and do, from looks alone."""
     from longshore.orchestration.stacks.selection import choose  # noqa: PLC0415 - see cli.common

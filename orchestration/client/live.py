@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 from rich.tree import Tree
 
-from longshore.orchestration.client.client import Run
+from longshore.orchestration.client.run import Run
 from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.language import printable
 from longshore.orchestration.language.guards import FAILED
@@ -62,7 +62,7 @@ def _reports(run: Run) -> Iterator[Report]:
     """A fresh report whenever something has happened, at most ten a second."""
     yield (report := _patiently(run.report))
     while not report.ended:
-        _patiently(lambda: run.client.store.read_events(run.id, "$", block_ms=500, count=1))
+        _patiently(lambda: run.store.read_events(run.id, "$", block_ms=500, count=1))
         time.sleep(0.1)
         yield (report := _patiently(run.report))
 

@@ -8,12 +8,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from longshore.orchestration.errors import Damaged, StoreUnavailable, WrongType
-from longshore.orchestration.installation import checks
+from longshore.orchestration.installation import checks, integrity
 from longshore.orchestration.installation.checks import Finding
 from longshore.orchestration.language.identifiers import RUN_ID
 from longshore.orchestration.language.targets import listed
 from longshore.orchestration.states import RunState
-from longshore.orchestration.store import integrity
 from longshore.orchestration.store.breakers import Breakers
 from longshore.orchestration.store.hosts import Hosts, HostState
 from longshore.orchestration.store.run_store import Store

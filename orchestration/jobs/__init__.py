@@ -5,8 +5,9 @@ became of it stands in the run's report (`outcome`). The hosts with an engine sa
 jobs that have a schedule are started by beat's tick (`schedule`).
 """
 
+from longshore.orchestration.jobs.jobs import Jobs
 from longshore.orchestration.jobs.labels import Discovered, Entity, Finding, Job, Mount, discover
 from longshore.orchestration.jobs.plan import job_plan
 from longshore.orchestration.runs.job_outcome import JobReport
 
-__all__ = ["Discovered", "Entity", "Finding", "Job", "JobReport", "Mount", "discover", "job_plan"]
+__all__ = ["Discovered", "Entity", "Finding", "Job", "JobReport", "Jobs", "Mount", "discover", "job_plan"]

@@ -28,7 +28,8 @@ from longshore.orchestration.store.breakers import Breakers
 from longshore.orchestration.store.run_store import Store
 
 if TYPE_CHECKING:
-    from longshore.orchestration.client.client import Client, Run
+    from longshore.orchestration.client.client import Client
+    from longshore.orchestration.client.run import Run
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.trace import SpanContext
 
-    from longshore.orchestration.client.client import Run
+    from longshore.orchestration.client.run import Run
 
 
 def _number(*parts: object, size: int) -> int:
@@ -62,14 +62,14 @@ def spans(run: Run) -> list[ReadableSpan]:
     from opentelemetry.sdk.trace import ReadableSpan  # noqa: PLC0415
     from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags  # noqa: PLC0415
 
-    report, events, body = run.report(), run.events(), run.client.store.body(run.id) or {}
+    report, events, body = run.report(), run.events(), run.store.body(run.id) or {}
     born, above = str(body.get("born", "")), str(body.get("trace", ""))
     root = _context(run.id, born, above, "run")
     parent = _parent(above)
     outside = SpanContext(root.trace_id, parent[1], is_remote=True, trace_flags=TraceFlags(1)) if parent else None
     resource = Resource.create({"service.name": "longshore"})
     good, bad = Status(StatusCode.OK), StatusCode.ERROR
-    ended = next((event.at for event in reversed(events) if event.name == "run_ended"), run.client.store.now())
+    ended = next((event.at for event in reversed(events) if event.name == "run_ended"), run.store.now())
     begun = events[0].at if events else ended
     common = {"longshore.run": run.id, "longshore.plan": report.plan}
     found = [

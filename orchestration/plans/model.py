@@ -40,7 +40,6 @@ from longshore.orchestration.operations import Retry
 if TYPE_CHECKING:
     from celery import Signature
 
-    from longshore.orchestration.runs.hooks import Hooks
 
 #: Names of steps and plans. They stand in keys, file names and container names.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -262,12 +261,9 @@ class Plan(_Model):
 
     #: Folder that a step's relative `source` is found in.
     _base_dir: str = PrivateAttr(default=".")
-    #: What is called as the run goes, in the process that watches it; code, and so no part of the data.
-    _hooks: Hooks | None = PrivateAttr(default=None)
 
-    def __init__(self, name: str | None = None, /, *, hooks: Hooks | None = None, **data: Any) -> None:
+    def __init__(self, name: str | None = None, /, **data: Any) -> None:
         super().__init__(**({"name": name} if name is not None else {}), **data)
-        self._hooks = hooks
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:

@@ -1,7 +1,7 @@
 """What is called as a run goes: nine hooks, from the run's event stream, in its order.
 
-In the process that watches, `run.watch(hooks=…)`, `run.wait(hooks=…)` and the hooks of the plan itself
-(`Plan(hooks=…)`) call each once and in order, from the watcher's cursor on. On the workers, what the entry-point
+In the process that watches, `run.watch(hooks=…)` and `run.wait(hooks=…)` call each once and in order, from the
+watcher's cursor on. On the workers, what the entry-point
 group `longshore.hooks` names (a Hooks, or a function that makes one) is called at least once for each event:
 `hooks.event.id` tells a repetition.
 """

@@ -14,7 +14,7 @@ from longshore.orchestration.language.identifiers import RUN_ID
 from longshore.orchestration.states import RunState
 
 if TYPE_CHECKING:
-    from longshore.orchestration.client.client import Client
+    from longshore.orchestration.store.run_store import Store
 
 #: Runs that are read at once, and that are looked at in all.
 _PAGE, _FARTHEST = 200, 20_000
@@ -81,13 +81,13 @@ class Row:
     error: str = ""
 
 
-def search(client: Client, wanted: Filter, limit: int = 50) -> list[Row]:
+def search(store: Store, wanted: Filter, limit: int = 50) -> list[Row]:
     """The latest runs of that kind. One that nobody has begun yet is `pending`."""
-    return list(islice(_found(client, wanted), limit))
+    return list(islice(_found(store, wanted), limit))
 
 
-def _found(client: Client, wanted: Filter) -> Iterator[Row]:
-    store, seen = client.store, 0
+def _found(store: Store, wanted: Filter) -> Iterator[Row]:
+    seen = 0
     ids = store.runs(_FARTHEST) if wanted != Filter() else store.runs(_PAGE)
     while page := ids[seen : seen + _PAGE]:
         seen += len(page)
@@ -101,13 +101,13 @@ def _found(client: Client, wanted: Filter) -> Iterator[Row]:
         for row in filter(None, rows):
             if wanted.since and row.created.timestamp() * 1000 < wanted.since:
                 return  # they come in the order of their times
-            if wanted.fits(row, _labels(client, row.run_id) if wanted.label else {}):
+            if wanted.fits(row, _labels(store, row.run_id) if wanted.label else {}):
                 yield row
 
 
-def _labels(client: Client, run_id: str) -> dict[str, str]:
+def _labels(store: Store, run_id: str) -> dict[str, str]:
     try:
-        body = client.store.body(run_id)
+        body = store.body(run_id)
     except (Damaged, WrongType):
         return {}
     return dict(body["plan"].get("labels") or {}) if body else {}

@@ -15,17 +15,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Stacks:
+class StackOutcomes:
     """Names of the steps of stacks: those that are right, and why the others are not."""
 
     right: tuple[str, ...] = ()
     wrong: dict[str, str] = field(default_factory=dict)
 
 
-def stacks_of(steps: Sequence[StepReport]) -> Stacks:
+def stacks_of(steps: Sequence[StepReport]) -> StackOutcomes:
     mine = [step for step in steps if step.op == RESTART.name]
     right = [s for s in mine if s.status in STEP_GOOD and (s.undo is None or s.undo.status is not UndoState.UNDONE)]
-    return Stacks(tuple(step.name for step in right), {step.name: _why(step) for step in mine if step not in right})
+    return StackOutcomes(
+        tuple(step.name for step in right), {step.name: _why(step) for step in mine if step not in right}
+    )
 
 
 def _why(step: StepReport) -> str:

@@ -36,7 +36,8 @@ from longshore.orchestration.store.admission import Admission, Wanted
 from longshore.orchestration.store.run_store import Store, actor
 
 if TYPE_CHECKING:
-    from longshore.orchestration.client.client import Client, Run
+    from longshore.orchestration.client.client import Client
+    from longshore.orchestration.client.run import Run
 
 log = logging.getLogger(__name__)
 

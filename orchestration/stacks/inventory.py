@@ -13,9 +13,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from longshore.orchestration.operations.stacks import Demand
 from longshore.orchestration.store.caches import Found, digest_of
 
-#: Before the host's name, what its cache is called.
-CACHE = "deployed@"
-
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)

@@ -9,22 +9,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from longshore.orchestration.errors import LongshoreError, UnknownName, WaitTimeout
 from longshore.orchestration.operations.stacks import CHECK, REBUILD
 from longshore.orchestration.plans.model import Plan
-from longshore.orchestration.runs.stack_outcome import Stacks, stacks_of
-from longshore.orchestration.stacks.inventory import CACHE, Seen, seen_in
+from longshore.orchestration.runs.stack_outcome import StackOutcomes, stacks_of
+from longshore.orchestration.stacks.inventory import Seen, seen_in
 from longshore.orchestration.stacks.plan import Manner, restart_plan
 from longshore.orchestration.stacks.rules import Described, described
 from longshore.orchestration.stacks.selection import Selection, choose
 from longshore.orchestration.states import STEP_FINAL, STEP_GOOD, TERMINAL, RunState
-from longshore.orchestration.store.caches import Caches, digest_of
+from longshore.orchestration.store.caches import CACHE, Caches, digest_of
 from longshore.orchestration.store.hosts import Hosts, with_engine
 
 if TYPE_CHECKING:
-    from longshore.orchestration.client.client import Client, Run
+    from longshore.orchestration.client.client import Client
+    from longshore.orchestration.client.run import Run
     from longshore.orchestration.runs.report import Report
 
 
@@ -91,8 +92,18 @@ class Orchestrated:
     rebuilt: tuple[str, ...] = ()
 
     @property
-    def stacks(self) -> Stacks:
-        return stacks_of(self.report.steps) if self.report is not None else Stacks()
+    def stacks(self) -> StackOutcomes:
+        return stacks_of(self.report.steps) if self.report is not None else StackOutcomes()
+
+
+class MannerChoices(TypedDict, total=False):
+    """Options of a rollout. Times in seconds."""
+
+    max_parallel: int | None
+    canary: int | None
+    on_failure: Literal["keep", "undo"]
+    healthy_deadline: float
+    min_healthy_time: float
 
 
 #: Seconds for a first host to be there, and between two looks.
@@ -105,10 +116,11 @@ _LEFT_ALONE = 3.0
 Tell = Callable[[str], None]
 
 
-class Deployed:
-    """What is deployed in an installation, as its client sees it."""
+class Stacks:
+    """The stacks of an installation through a client: check, rebuild, select, restart, or all of it (`orchestrate`)."""
 
     def __init__(self, client: Client, said: Described | None = None) -> None:
+        client.ensure_server()
         self._client = client
         self._store = client.store
         self.said = said if said is not None else described(client.settings.stacks)
@@ -266,12 +278,19 @@ class Deployed:
         labels: Iterable[str] = (),
         image: str | None = None,
         registry: bool = False,
-        manner: Manner | None = None,
         run_id: str | None = None,
         tell: Tell = lambda _line: None,
         watch: Callable[[Run], Report] | None = None,
+        **manner: Unpack[MannerChoices],
     ) -> Orchestrated:
-        """Check, rebuild what needs it, select, restart; see `Client.orchestrate`. `watch` waits for the report."""
+        """Find the services that differ from their files and images, and restart them; waits for the end.
+
+        `hosts`, `labels` (`key`, `key=value`) and `image` choose among them; `registry` asks registries whether tags
+        have moved. At most `max_parallel` stacks are restarted at once, `canary` stacks first. `on_failure` is `keep`
+        (each stack that fails goes back by itself) or `undo` (all go back). Concurrent calls share one rebuild and one
+        run. `Orchestrated.exit_code` is that of the command. `watch` waits for the report in place of `Run.wait`.
+        Raises WaitTimeout where no host answers.
+        """
         hosts = list(hosts)
         self.wait_for_others(hosts, tell)
         asked = self._store.now()
@@ -299,7 +318,7 @@ class Deployed:
             message = "cache valid, nothing to do" if valid else "no deployments need restart: nothing to do"
             return Orchestrated("select", message + _unasked(selection), done, selection, rebuilt=tuple(built))
         with _phase("restart"):
-            run = self.start(selection, manner or Manner(), run_id=run_id)
+            run = self.start(selection, Manner(**manner), run_id=run_id)
         tell(f"restart: run {run.id}")
         report = watch(run) if watch is not None else run.wait()
         return self.ended(report, selection, tuple(built))
@@ -400,4 +419,4 @@ def _unasked(selection: Selection) -> str:
     return "".join(f"; {text}" for text in [*told, *map(str, selection.wrong)])
 
 
-__all__ = ["Checked", "Deployed", "HostCheck", "Manner", "Orchestrated", "Selection", "failures"]
+__all__ = ["Checked", "HostCheck", "Manner", "Orchestrated", "Selection", "Stacks", "failures"]

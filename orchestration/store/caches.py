@@ -17,6 +17,10 @@ from redis import WatchError
 from longshore.orchestration.errors import OperationError
 from longshore.orchestration.store.connection import Connection
 
+#: Before the host's name, what its cache is called.
+CACHE = "deployed@"
+
+
 _CURRENT, _PREVIOUS, _NUMBER = "current", "previous", "number"
 
 

@@ -17,7 +17,7 @@ from longshore.orchestration.errors import UNREADABLE, UnknownName
 from longshore.orchestration.language.targets import ALL, HostFilter, has_label, is_several, listed
 from longshore.orchestration.operations import Operation
 from longshore.orchestration.plans.compiled import CONTROL, CompiledStep, at_host, is_forward
-from longshore.orchestration.stacks.inventory import CACHE as DEPLOYED
+from longshore.orchestration.store.caches import CACHE as DEPLOYED
 from longshore.orchestration.store.connection import Connection
 
 #: The queue whose workers have an engine.

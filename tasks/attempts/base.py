@@ -34,6 +34,7 @@ from longshore.tasks.host import policy, secret_sources
 from longshore.tasks.host.facts import facts, labels
 from longshore.tasks.implementation import Context, Implementation, implementation
 from longshore.tasks.loaded_runs import Loaded
+from longshore.tasks.operations import functions as _functions  # noqa: F401 - registers what carries out functions
 
 T = TypeVar("T")
 

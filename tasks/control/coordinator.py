@@ -14,6 +14,7 @@ from celery import Celery
 
 from longshore.orchestration import saga
 from longshore.orchestration.errors import Damaged, WrongType
+from longshore.orchestration.installation import integrity
 from longshore.orchestration.jobs import schedule
 from longshore.orchestration.language.guards import Verdict
 from longshore.orchestration.language.identifiers import RUN_ID
@@ -23,7 +24,7 @@ from longshore.orchestration.plans.labels import JOB_LABEL
 from longshore.orchestration.runs import report
 from longshore.orchestration.saga import RunRecord, StepRecord
 from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
-from longshore.orchestration.store import audit, integrity
+from longshore.orchestration.store import audit
 from longshore.orchestration.store.breakers import Breakers
 from longshore.orchestration.store.clock import Clock
 from longshore.orchestration.store.connection import as_number

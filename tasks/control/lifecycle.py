@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 
 from longshore.orchestration.errors import Damaged, WrongType
+from longshore.orchestration.installation import integrity
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.states import TERMINAL, RunState
-from longshore.orchestration.store import integrity
 from longshore.orchestration.store.admission import Admission, Wanted
 from longshore.orchestration.store.breakers import Breakers, services
 from longshore.orchestration.store.indices import SAFETY

@@ -15,6 +15,7 @@ from longshore.orchestration.messaging.canvas import ORCHESTRATE, TICK
 from longshore.orchestration.plans.compiled import CONTROL
 from longshore.orchestration.schedules import schedules
 from longshore.orchestration.settings import Settings
+from longshore.orchestration.stacks.orchestrate import Stacks
 from longshore.orchestration.stacks.plan import Manner
 from longshore.orchestration.states import TERMINAL
 from longshore.tasks.control.celery_tasks import SagaTask, store_and_plans
@@ -71,7 +72,7 @@ def orchestrate(every: float = 300.0, look: str = "") -> None:
     """
     store, _ = store_and_plans()
     try:
-        deployed = Client(store.settings).deployed()
+        deployed = Stacks(Client(store.settings))
         if busy := deployed.at_it():
             log.info("orchestrate: run %s is at it", ", ".join(busy))
             return

@@ -14,9 +14,17 @@ from longshore.orchestration.errors import OperationError, Transient, plain
 from longshore.orchestration.language.secrets import HIDDEN
 from longshore.orchestration.operations import Operation, Params, find
 from longshore.orchestration.operations.results import Result, as_mapping
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implementation
+from longshore.tasks.implementation import (
+    Context,
+    Implementation,
+    Outcome,
+    Prediction,
+    implementation,
+    implements_functions,
+)
 
 
+@implements_functions
 class FunctionImplementation(Implementation[Params]):
     """The port, filled by functions."""
 

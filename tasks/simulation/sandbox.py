@@ -356,11 +356,10 @@ class Bench:
         self._driver.look_at_clock()
         with self.engine_in_use():
             self._until_it_rests(run_id)
-        told = [each for each in (plan._hooks, hooks) if each is not None]
-        for each in told:
+        if hooks is not None:
             teller = Teller(self.store, run_id, self.plans.get(run_id).plan)
             for event in self.events(run_id):
-                teller.tell(event, each)
+                teller.tell(event, hooks)
         return self.report(run_id)
 
     def _known(self, plan: Plan) -> None:

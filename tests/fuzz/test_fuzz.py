@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from longshore.orchestration import Plan, parse
 from longshore.orchestration.client.request import request_body
 from longshore.orchestration.errors import LongshoreError, PlanError
-from longshore.orchestration.installation import doctor
+from longshore.orchestration.installation import doctor, integrity
 from longshore.orchestration.language import templates
 from longshore.orchestration.language.templates import TemplateProblem, render
 from longshore.orchestration.messaging import signing
@@ -24,7 +24,7 @@ from longshore.orchestration.monitoring import counters
 from longshore.orchestration.plans.policy import denied
 from longshore.orchestration.runs.search import Filter, search
 from longshore.orchestration.settings import get_settings
-from longshore.orchestration.store import audit, integrity
+from longshore.orchestration.store import audit
 from longshore.orchestration.store.admission import Admission
 from longshore.orchestration.store.keys import RUN_TYPES, TYPES
 from longshore.orchestration.store.run_store import Store

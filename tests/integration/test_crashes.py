@@ -178,7 +178,7 @@ def test_a_run_that_is_taken_back_survives_a_crash_at(point: str, cases: Cases) 
 def assert_at_rest(case: Case) -> None:
     """Nothing of the run is left in what the sweepers look at."""
     installation = installation_of(case)
-    keys = case.run.client.store.keys
+    keys = case.run.store.keys
     at_rest: Callable[[], bool] = lambda: (  # noqa: E731 - a sentence about one thing
         installation.redis.zscore(keys.live, case.run.id) is None
         and installation.redis.zscore(keys.inbox, case.run.id) is None

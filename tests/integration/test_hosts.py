@@ -417,7 +417,7 @@ def test_a_host_that_is_killed_in_the_middle_is_named_and_so_is_one_that_was_dra
         assert found["web2"].status is StepState.FAILED
         assert "host did not answer: host web2 is lost" in str(found["web2"].error)
         assert {found[name].status for name in ("db2", "web1", "web3")} == {StepState.CHANGED}
-        assert Hosts(run.client.store).get("web2").state is HostState.LOST
+        assert Hosts(run.store).get("web2").state is HostState.LOST
         assert "lost" in fleet.longshore("hosts", "ls").out
     finally:
         fleet.longshore("hosts", "undrain", "db1")

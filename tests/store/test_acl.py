@@ -12,10 +12,10 @@ import pytest
 import redis
 
 from longshore.orchestration.errors import StoreUnavailable
-from longshore.orchestration.installation import acl
+from longshore.orchestration.installation import acl, integrity
 from longshore.orchestration.installation.doctor import examine
 from longshore.orchestration.settings import Settings
-from longshore.orchestration.store import integrity, lua
+from longshore.orchestration.store import lua
 from longshore.orchestration.store.admission import Admission, Wanted
 from longshore.orchestration.store.run_store import Store
 from tests.servers import RedisServer

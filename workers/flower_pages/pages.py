@@ -14,7 +14,7 @@ from tornado import web
 from tornado.ioloop import IOLoop
 
 from longshore.orchestration import Client
-from longshore.orchestration.client.client import Run
+from longshore.orchestration.client.run import Run
 from longshore.orchestration.errors import LongshoreError, StoreUnavailable, UnknownName, UsageError, WaitTimeout
 from longshore.orchestration.language import printable
 from longshore.orchestration.language.identifiers import RUN_ID
@@ -99,7 +99,7 @@ class Runs(Page):
             wanted, wrong = Filter(), error.message
         else:
             wrong = ""
-        rows: list[Row] = printable.values(await self.look(lambda: search(_client(), wanted, PAGE)))
+        rows: list[Row] = printable.values(await self.look(lambda: search(_client().store, wanted, PAGE)))
         name = "runs_table.html" if self.get_argument("part", "") else "runs.html"
         self.render(name, rows=rows, given=given, wrong=wrong, states=[str(state) for state in RunState], ago=_ago)
 
@@ -158,7 +158,7 @@ class Command(Page):
 def _shown(run_id: str, seen: str) -> dict[str, Any] | None:
     """All that the page of a run shows; None where its record is as it was seen."""
     run = _client().get(run_id)
-    version = f"{run.client.store.version(run_id)}.{run.client.store.newest_event(run_id)}"
+    version = f"{run.store.version(run_id)}.{run.store.newest_event(run_id)}"
     if seen == version and run.state() in TERMINAL:
         return None
     report, events = run.report(), run.events()
@@ -167,9 +167,9 @@ def _shown(run_id: str, seen: str) -> dict[str, Any] | None:
     # As they were recorded: JSON escapes what they hold by itself.
     data = {step.name: _text(step.data) for step in report.steps if step.data}
     report, events = printable.values(report), printable.values(events)
-    now = run.client.store.now()
+    now = run.store.now()
     states = diagram.states_of(report)
-    fields = run.client.store.fields(run_id)
+    fields = run.store.fields(run_id)
     return {
         "run": run,
         "report": report,

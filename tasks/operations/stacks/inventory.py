@@ -6,8 +6,8 @@ from typing import Any
 
 from longshore.orchestration.operations.stacks import CHECK, REBUILD, CheckParams, RebuildParams
 from longshore.orchestration.stacks.drift import Stale, judged
-from longshore.orchestration.stacks.inventory import CACHE, Remote, Seen, difference, seen_in
-from longshore.orchestration.store.caches import Caches, Entry, Found
+from longshore.orchestration.stacks.inventory import Remote, Seen, difference, seen_in
+from longshore.orchestration.store.caches import CACHE, Caches, Entry, Found
 from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.port import engine
 from longshore.tasks.implementation import Context, Implementation, Looks, Outcome, Prediction, implements

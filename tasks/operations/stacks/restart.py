@@ -10,7 +10,8 @@ from longshore.orchestration.errors import Preflight
 from longshore.orchestration.operations.stacks import RESTART, LookParams, RestartParams, Wanted
 from longshore.orchestration.stacks.drift import Stale, stale_of
 from longshore.orchestration.stacks.image_names import registry_of
-from longshore.orchestration.stacks.inventory import CACHE, Replica, Service, seen_in
+from longshore.orchestration.stacks.inventory import Replica, Service, seen_in
+from longshore.orchestration.store.caches import CACHE
 from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.port import Engine, Login, engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, unfit

@@ -1,0 +1,125 @@
+"""Jobs of an installation through a client: list, plan, start, run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TextIO, TypedDict, Unpack
+
+from longshore.orchestration.client.client import Client
+from longshore.orchestration.client.run import Run
+from longshore.orchestration.errors import RunLost
+from longshore.orchestration.jobs.discovery import Board, Known, declared_in
+from longshore.orchestration.jobs.plan import Choices, job_plan
+from longshore.orchestration.plans.model import Plan
+from longshore.orchestration.runs.job_outcome import failure
+from longshore.orchestration.runs.report import Report
+
+#: Seconds between two reads of a run that a worker may restore.
+_POLL = 0.2
+
+
+class JobChoices(TypedDict, total=False):
+    """Options of one start, in place of the job's own. Times in seconds, or as text ("90s").
+
+    `keep_stopped` leaves the stack as the worker leaves it; `keep_failed_worker` leaves the container of a worker that
+    failed.
+    """
+
+    timeout: float | str | None
+    stop_timeout: float | str | None
+    start_timeout: float | str | None
+    keep_stopped: bool
+    keep_failed_worker: bool
+
+
+class Jobs:
+    """The jobs of the hosts that a client's workers run on."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def list(self, *, files: Iterable[str | Path] = ()) -> Known:
+        """The jobs as labels and files describe them now. Each host with an engine is asked.
+
+        `files` are read beside those of the setting `jobs`. Raises WaitTimeout where no host answers, ConfigError for
+        a bad file.
+        """
+        self._client.ensure_server()
+        paths = [Path(name) for name in self._client.settings.jobs.split(":") if name]
+        return Board(self._client.store).look(declared_in([*paths, *map(Path, files)]))
+
+    def plan(
+        self, name: str, *, host: str | None = None, files: Iterable[str | Path] = (), **choices: Unpack[JobChoices]
+    ) -> Plan:
+        """The plan that carries a job out, to be shown or passed to `Client.dry_run`. Raises JobNotFound."""
+        return job_plan(self.list(files=files).job(name, host), Choices(**choices))
+
+    def start(
+        self,
+        name: str,
+        *,
+        host: str | None = None,
+        run_id: str | None = None,
+        files: Iterable[str | Path] = (),
+        **choices: Unpack[JobChoices],
+    ) -> Run:
+        """Start a job; returns at once. Raises as `plan` and `Client.start`."""
+        return self._client.start(self.plan(name, host=host, files=files, **choices), run_id=run_id)
+
+    def run(
+        self,
+        name: str,
+        *,
+        host: str | None = None,
+        run_id: str | None = None,
+        files: Iterable[str | Path] = (),
+        log: Callable[[str], object] | TextIO | None = None,
+        check: bool = True,
+        **choices: Unpack[JobChoices],
+    ) -> Report:
+        """Run a job to its end: stop the stack, run the worker, start the stack again. `report.job` has the outcome.
+
+        `log`, a function or a file, receives each line of the worker's output as it is printed. With `check`, an
+        outcome other than success is raised as a JobFailed: ImageMissing, StopFailed, WorkerFailed, JobTimeout,
+        JobCancelled or StartFailed.
+        """
+        run = self.start(name, host=host, run_id=run_id, files=files, **choices)
+        write = _lines_to(log) if log is not None and not callable(log) else log
+        while True:
+            try:
+                if write is not None:
+                    for stream, line in run.output("work", follow=True):
+                        if stream:
+                            write(line)
+                report = run.wait()
+                break
+            except RunLost:
+                run = self.recover(run.id)
+        if check and (error := failure(report)) is not None:
+            raise error
+        return report
+
+    def recover(self, run_id: str, timeout: float = 60.0) -> Run:
+        """The run of a job that Redis has lost, once a worker has restored it from the labels of its container.
+
+        Raises RunLost where none has in `timeout` seconds, for example because no container had been created yet.
+        """
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            if self._client.store.body(run_id) is not None:
+                return self._client.get(run_id)
+            time.sleep(_POLL)
+        raise RunLost(
+            f"run {run_id} is gone: Redis has lost it, and no worker has found a container of it",
+            remedy="longshore doctor shows whether Redis keeps its data",
+        )
+
+
+def _lines_to(file: TextIO) -> Callable[[str], object]:
+    def write(line: str) -> None:
+        file.write(f"{line}\n")
+        file.flush()
+
+    return write
