@@ -41,11 +41,12 @@ if TYPE_CHECKING:
     from longshore.orchestration.language.params import Param
     from longshore.orchestration.operations import Retry
     from longshore.orchestration.operations.results import HostResult, Result
-    from longshore.orchestration.plans.loading import load, parse
+    from longshore.orchestration.plans.loading import load, parse, validate
     from longshore.orchestration.plans.model import Plan, Step, When
     from longshore.orchestration.runs.events import Event
     from longshore.orchestration.runs.hooks import Hooks
-    from longshore.orchestration.runs.report import Report, StepReport
+    from longshore.orchestration.runs.report import Report
+    from longshore.orchestration.runs.step_report import StepReport
     from longshore.orchestration.settings import Settings
     from longshore.orchestration.states import RunState, StepState, UndoState
 
@@ -97,6 +98,7 @@ __all__ = [
     "load",
     "operation",
     "parse",
+    "validate",
 ]
 
 _HOMES = {
@@ -147,6 +149,7 @@ _HOMES = {
     "load": "plans.loading",
     "operation": "authoring.functions",
     "parse": "plans.loading",
+    "validate": "plans.loading",
 }
 
 

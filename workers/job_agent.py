@@ -22,7 +22,8 @@ from longshore.orchestration.runs.job_outcome import JobReport
 from longshore.orchestration.states import TERMINAL
 from longshore.orchestration.store.hosts import QUEUE, Hosts
 from longshore.orchestration.store.run_store import Store
-from longshore.tasks.host.engine.port import EngineTimeout, close_engine, engine
+from longshore.tasks.host.engine.factory import close_engine, engine
+from longshore.tasks.host.engine.port import EngineTimeout
 from longshore.tasks.operations.jobs.discovery import Left, described, workers
 from longshore.tasks.operations.jobs.snapshot import KEPT_NAME
 

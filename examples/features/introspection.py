@@ -1,6 +1,6 @@
 """A plan can be looked at before it runs: what is wrong with it, its levels, what it would do, how it could end."""
 
-from longshore.orchestration import Plan, PlanError
+from longshore.orchestration import Plan, PlanError, validate
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.plans.explain import explain
 from longshore.orchestration.runs.diagram import text
@@ -10,7 +10,7 @@ broken = Plan("broken")
 broken.step("a", "noop.execute", sleeep=1).after("b")
 broken.step("b", "no.such.operation").after("a")
 try:
-    broken.check()
+    validate(broken)
 except PlanError as error:
     print(*error.problems, sep="\n")
 

@@ -12,7 +12,7 @@ from longshore.orchestration.errors import StepCancelled, StepTimeout
 from longshore.orchestration.operations.results import HostResult
 
 if TYPE_CHECKING:
-    from longshore.orchestration.runs.report import StepReport
+    from longshore.orchestration.runs.step_report import StepReport
     from longshore.orchestration.store.caches import Caches
     from longshore.orchestration.store.objects import Objects
 

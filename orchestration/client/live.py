@@ -18,7 +18,8 @@ from longshore.orchestration.language import printable
 from longshore.orchestration.language.guards import FAILED
 from longshore.orchestration.runs.events import Event
 from longshore.orchestration.runs.job_outcome import JobReport
-from longshore.orchestration.runs.report import ItemReport, Report, StepReport
+from longshore.orchestration.runs.report import Report
+from longshore.orchestration.runs.step_report import ItemReport, StepReport
 from longshore.orchestration.states import STEP_IN_FLIGHT, TERMINAL, RunState, StepState, UndoState
 
 _STYLES = {

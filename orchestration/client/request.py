@@ -16,6 +16,7 @@ from longshore.orchestration.messaging import trace_context
 from longshore.orchestration.operations import known
 from longshore.orchestration.plans import subplans
 from longshore.orchestration.plans.labels import RECONSTRUCTED_LABEL
+from longshore.orchestration.plans.loading import validate
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.settings import MAX_FILE_BYTES
 from longshore.orchestration.store.admission import JOBS
@@ -32,7 +33,7 @@ def request_body(plan: Plan, given: Mapping[str, Any], who: str, origin: str = "
 
     Raises PlanError, ParamsError.
     """
-    plan.check()
+    validate(plan)
     params = resolve(plan.params, given)
     files = _local_files(plan, params) | subplans.pinned(plan, _local_files)
     body: dict[str, Any] = {

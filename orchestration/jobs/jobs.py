@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from longshore.orchestration.errors import (
+    ImageMissing,
+    JobCancelled,
+    JobFailed,
+    JobTimeout,
+    StartFailed,
+    StopFailed,
+    WorkerFailed,
+)
+
+if TYPE_CHECKING:
+    from longshore.orchestration.runs.report import Report
+
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,8 +28,25 @@ from longshore.orchestration.errors import RunLost
 from longshore.orchestration.jobs.discovery import Board, Known, declared_in
 from longshore.orchestration.jobs.plan import Choices, job_plan
 from longshore.orchestration.plans.model import Plan
-from longshore.orchestration.runs.job_outcome import failure
 from longshore.orchestration.runs.report import Report
+
+
+def failure(report: Report) -> JobFailed | None:
+    """The error that stands for how a job ended; None where all went as asked."""
+    job, code = report.job, report.exit_code
+    if job is None or not code:
+        return None
+    why = report.error.message if report.error else report.summary
+    step = report.error.step if report.error else None
+    told = f"job {job.name}, run {report.run_id}: {why}"
+    if job.restart == "failed":
+        down = f"; not up again: {', '.join(job.down)}" if job.down else ""
+        return StartFailed(f"{told}{down}", report=report, exit_code=code)
+    by_result: dict[str | None, type[JobFailed]] = {"timed_out": JobTimeout, "cancelled": JobCancelled}
+    by_step: dict[str | None, type[JobFailed]] = {"image": ImageMissing, "stop": StopFailed, "work": WorkerFailed}
+    kind = by_result.get(job.result) or by_step.get(step, JobFailed)
+    return kind(told, report=report, exit_code=code)
+
 
 #: Seconds between two reads of a run that a worker may restore.
 _POLL = 0.2

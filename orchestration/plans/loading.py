@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,10 +16,43 @@ import yaml
 import yaml.reader
 from pydantic import ValidationError
 
-from longshore.orchestration.errors import PlanError, Problem, UnknownName, plain
+from longshore.orchestration.errors import PlanError, Problem, UnknownName, UsageError, plain
+from longshore.orchestration.operations.subplan import RUN
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.plans.validation import problems
 from longshore.orchestration.settings import MAX_PLAN_BYTES, get_settings
+
+#: Plans in plans in plans.
+_DEEPEST = 8
+
+
+def validate(plan: Plan) -> None:
+    """Raise PlanError with every problem of the plan, and of the plans that its steps run."""
+    if found := problems(plan, resolve):
+        raise PlanError(found)
+
+
+def resolve(parent: Plan, given: Any, *, seen: tuple[str, ...] = ()) -> Plan:
+    """The plan that a step names, or writes out, checked. Raises PlanError, UnknownName, UsageError."""
+    if len(seen) >= _DEEPEST:
+        raise UsageError(f"plans lie in each other more than {_DEEPEST} deep: {' → '.join(seen)}")
+    if isinstance(given, Mapping):
+        try:
+            child = Plan.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise PlanError(f"{where}: {first['msg']}") from None
+        child._base_dir = parent._base_dir
+    else:
+        beside = Path(parent._base_dir) / str(given)
+        child = load(str(beside) if beside.is_file() else str(given), check=False)
+    for step in child.steps.values():
+        if step.op == RUN.name and "plan" in step.with_:
+            resolve(child, step.with_["plan"], seen=(*seen, child.name))
+    validate(child)
+    return child
+
 
 _Path = tuple[str | int, ...]
 #: The C parser where PyYAML has it: ten times as fast.
@@ -210,7 +243,7 @@ def parse(text: str, *, source: str = "plan", base_dir: str = ".", check: bool =
         found += _besides(document, error) if check else []
         raise PlanError(_unique(found), source=source) from None
     plan._base_dir = base_dir
-    found = problems(plan) if check else []
+    found = problems(plan, resolve) if check else []
     for problem in found:
         problem.line = document.line(problem.path)
     if found:
@@ -234,7 +267,7 @@ def _besides(document: _Document, error: ValidationError) -> list[Problem]:
             del place[part]
             break
     try:
-        found = problems(Plan.model_validate(data))
+        found = problems(Plan.model_validate(data), resolve)
     except (ValidationError, PlanError):
         return []
     for problem in found:
@@ -305,7 +338,7 @@ def load(name: str, *, check: bool = True) -> Plan:
         offered = entry.load()
         plan = offered if isinstance(offered, Plan) else offered()
         if check:
-            plan.check()
+            validate(plan)
         return plan
     known = ", ".join(stored()) or "none"
     raise UnknownName(

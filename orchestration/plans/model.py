@@ -357,13 +357,6 @@ class Plan(_Model):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def check(self) -> None:
-        """Raise PlanError with everything that is wrong with the plan."""
-        from longshore.orchestration.plans.validation import problems  # noqa: PLC0415 - checks read plans
-
-        if found := problems(self):
-            raise PlanError(found)
-
 
 class StepHandle:
     """A step under construction; each method changes it in its plan and returns the handle."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from typing import Annotated, Any
 
@@ -21,12 +21,16 @@ from longshore.orchestration.plans.model import NAME, Plan, Step, UndoSpec
 from longshore.orchestration.plans.policy import too_much_code
 from longshore.orchestration.settings import MAX_STEPS, MAX_UNITS
 
+#: Gives the plan that a step of another plan names or contains.
+Resolve = Callable[[Plan, Any], Plan]
 #: What is rendered before it is known where a step is done.
 _NO_HOST = templates.ROOTS - {"host"}
 
 
-def problems(plan: Plan) -> list[Problem]:
-    """All that is wrong, in the order of the file; empty for a plan that can be run."""
+def problems(plan: Plan, resolve: Resolve) -> list[Problem]:
+    """Every problem, in the order of the file; empty for a plan that can be run. `resolve` gives the plan that a step
+    names or contains, and raises a LongshoreError where it cannot.
+    """
     if costly := too_much_code(plan):
         return [costly]
     found = list(_whole(plan))
@@ -34,7 +38,7 @@ def problems(plan: Plan) -> list[Problem]:
         return found
     in_order = not found
     for name, step in plan.steps.items():
-        found += _step(plan, name, step)
+        found += _step(plan, name, step, resolve)
     # Without an order of the steps there are no levels.
     return found + (list(_points_of_no_return(plan)) if in_order else [])
 
@@ -82,7 +86,7 @@ def _upstream(plan: Plan, name: str) -> set[str]:
     return seen
 
 
-def _step(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
+def _step(plan: Plan, name: str, step: Step, resolve: Resolve) -> Iterator[Problem]:
     at = ("steps", name)
     item = _item(step)
     yield from _operation(plan, name, step.op, step.with_, at, templates.ROOTS | item)
@@ -96,7 +100,7 @@ def _step(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
     if undo_by is not None and known(undo_by) is None:
         yield Problem(f"the undo of {step.op} is the unknown operation {undo_by!r}", step=name, path=(*at, "op"))
     if step.op == subplan.RUN.name:
-        yield from _sub_plan(plan, name, step)
+        yield from _sub_plan(plan, name, step, resolve)
     if step.op == celery_task.CELERY.name and step.timeout is None:
         yield Problem(
             "an application's task needs a timeout: without one, a lost task would be waited for for ever",
@@ -246,13 +250,11 @@ def _points_of_no_return(plan: Plan) -> Iterator[Problem]:
                 )
 
 
-def _sub_plan(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
+def _sub_plan(plan: Plan, name: str, step: Step, resolve: Resolve) -> Iterator[Problem]:
     """The other plan must be one that can be run, with these parameters as far as they are known."""
-    from longshore.orchestration.plans import subplans  # noqa: PLC0415 - it reads plans, which are checked here
-
     at = ("steps", name, "with", "plan")
     try:
-        child = subplans.resolve(plan, step.with_.get("plan"))
+        child = resolve(plan, step.with_.get("plan"))
     except LongshoreError as error:
         yield Problem(f"its plan: {error}", step=name, path=at)
         return

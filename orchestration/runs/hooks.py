@@ -17,7 +17,8 @@ from typing import Any
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.runs import report
 from longshore.orchestration.runs.events import Event
-from longshore.orchestration.runs.report import Report, StepReport
+from longshore.orchestration.runs.report import Report
+from longshore.orchestration.runs.step_report import StepReport
 from longshore.orchestration.store.run_store import Store
 
 log = logging.getLogger(__name__)

@@ -7,21 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from longshore.orchestration.errors import (
-    ImageMissing,
-    JobCancelled,
-    JobFailed,
-    JobTimeout,
-    StartFailed,
-    StopFailed,
-    WorkerFailed,
-)
 from longshore.orchestration.plans.labels import JOB_LABEL, RECONSTRUCTED_LABEL
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.states import STEP_BAD, STEP_FINAL, STEP_GOOD, TERMINAL, Cause, RunState, StepState
 
 if TYPE_CHECKING:
-    from longshore.orchestration.runs.report import Report, StepReport
+    from longshore.orchestration.runs.step_report import StepReport
 
 #: How the work ended.
 Result = Literal["succeeded", "failed", "timed_out", "cancelled"]
@@ -73,23 +64,6 @@ def outcome(plan: Plan, state: RunState, cause: Cause | None, steps: Sequence[St
         oom_killed=bool(work.data.get("oom_killed")),
         reconstructed=RECONSTRUCTED_LABEL in plan.labels,
     )
-
-
-def failure(report: Report) -> JobFailed | None:
-    """The error that stands for how a job ended; None where all went as asked."""
-    job, code = report.job, report.exit_code
-    if job is None or not code:
-        return None
-    why = report.error.message if report.error else report.summary
-    step = report.error.step if report.error else None
-    told = f"job {job.name}, run {report.run_id}: {why}"
-    if job.restart == "failed":
-        down = f"; not up again: {', '.join(job.down)}" if job.down else ""
-        return StartFailed(f"{told}{down}", report=report, exit_code=code)
-    by_result: dict[str | None, type[JobFailed]] = {"timed_out": JobTimeout, "cancelled": JobCancelled}
-    by_step: dict[str | None, type[JobFailed]] = {"image": ImageMissing, "stop": StopFailed, "work": WorkerFailed}
-    kind = by_result.get(job.result) or by_step.get(step, JobFailed)
-    return kind(told, report=report, exit_code=code)
 
 
 def _result(work: StepReport, state: RunState, cause: Cause | None) -> Result | None:

@@ -11,7 +11,7 @@ from longshore.orchestration.plans.labels import ORCHESTRATE_LABEL
 from longshore.orchestration.states import STEP_GOOD, Cause, RunState, UndoState
 
 if TYPE_CHECKING:
-    from longshore.orchestration.runs.report import StepReport
+    from longshore.orchestration.runs.step_report import StepReport
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from longshore.orchestration.operations import Operation, find
 from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep, StepId, index_of, unit_of
 from longshore.orchestration.plans.model import UndoSpec
 from longshore.orchestration.runs import report
-from longshore.orchestration.runs.report import StepReport
+from longshore.orchestration.runs.step_report import StepReport
 from longshore.orchestration.settings import get_settings
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store.caches import Caches
@@ -309,7 +309,7 @@ class _Upstream(Mapping[str, StepReport]):
 
 def _engine() -> Any:
     from longshore.tasks.host.engine.client import raw_client  # noqa: PLC0415
-    from longshore.tasks.host.engine.port import engine_url  # noqa: PLC0415 - docker is an extra
+    from longshore.tasks.host.engine.factory import engine_url  # noqa: PLC0415 - docker is an extra
 
     return raw_client(engine_url())
 

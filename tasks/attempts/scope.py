@@ -7,7 +7,7 @@ from typing import Any
 
 from longshore.orchestration.language import templates
 from longshore.orchestration.runs import report
-from longshore.orchestration.runs.report import StepReport
+from longshore.orchestration.runs.step_report import StepReport
 from longshore.orchestration.store.run_store import Store
 from longshore.tasks.host.facts import facts, labels
 from longshore.tasks.loaded_runs import Loaded

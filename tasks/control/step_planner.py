@@ -15,7 +15,7 @@ from longshore.orchestration.language.template_engine import Budget, spending
 from longshore.orchestration.plans.compiled import CompiledStep, tolerated
 from longshore.orchestration.plans.model import When
 from longshore.orchestration.runs import report
-from longshore.orchestration.runs.report import StepReport
+from longshore.orchestration.runs.step_report import StepReport
 from longshore.orchestration.settings import MAX_UNITS
 from longshore.orchestration.store.hosts import Host, Hosts, left_out, meant
 from longshore.orchestration.store.run_store import Store

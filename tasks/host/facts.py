@@ -75,7 +75,7 @@ def learn_engine() -> Mapping[str, Any]:
 
 def _docker() -> str | None:
     from longshore.tasks.host.engine.calls import raw_client  # noqa: PLC0415
-    from longshore.tasks.host.engine.port import engine_url  # noqa: PLC0415 - only workers of docker work load it
+    from longshore.tasks.host.engine.factory import engine_url  # noqa: PLC0415 - only workers of docker work load it
 
     if find_spec("docker") is None:
         return None

@@ -69,7 +69,7 @@ def _measure(folder: Path) -> int:
 
 def learn_folders() -> None:
     """Ask the engine where its stacks lie, and whether these folders are here, too."""
-    from longshore.tasks.host.engine.port import engine_url  # noqa: PLC0415 - only workers of docker work load it
+    from longshore.tasks.host.engine.factory import engine_url  # noqa: PLC0415 - only workers of docker work load it
 
     if not shutil.which("docker"):
         return

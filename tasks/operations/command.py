@@ -8,7 +8,8 @@ from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight, Unsuccessful
 from longshore.orchestration.operations.command import EXEC, SHELL, CommandParams, ExecParams, ShellParams
-from longshore.tasks.host.machine.port import Machine, Program, machine_of
+from longshore.tasks.host.machine.factory import machine_of
+from longshore.tasks.host.machine.port import Machine, Program
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
 
 _UNLESS_TIMEOUT = 60.0

@@ -25,7 +25,8 @@ from longshore.orchestration.settings import get_settings
 from longshore.orchestration.store.objects import Entry
 from longshore.tasks.host import downloads
 from longshore.tasks.host.backups import Kept, write_private
-from longshore.tasks.host.machine.port import Machine, State, machine_of, sha
+from longshore.tasks.host.machine.factory import machine_of
+from longshore.tasks.host.machine.port import Machine, State, sha
 from longshore.tasks.implementation import Context, Implementation, Looks, Outcome, Prediction, implements
 
 _DEFAULT_MODE = 0o644

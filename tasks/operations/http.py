@@ -32,7 +32,8 @@ from longshore.orchestration.operations.network import (
 )
 from longshore.orchestration.settings import get_settings
 from longshore.tasks.host import addresses
-from longshore.tasks.host.machine.port import Program, machine_of
+from longshore.tasks.host.machine.factory import machine_of
+from longshore.tasks.host.machine.port import Program
 from longshore.tasks.implementation import Context, Implementation, Looks, Outcome, Prediction, implements
 
 _BODY_LIMIT = 64 * 1024

@@ -16,7 +16,8 @@ from longshore.orchestration.operations.network import (
 )
 from longshore.tasks.host import addresses
 from longshore.tasks.host.backups import Kept
-from longshore.tasks.host.machine.port import Machine, Program, State, machine_of, sha
+from longshore.tasks.host.machine.factory import machine_of
+from longshore.tasks.host.machine.port import Machine, Program, State, sha
 from longshore.tasks.implementation import Context, Implementation, Looks, Outcome, Prediction, implements
 
 _PATH = "/etc/resolv.conf"

@@ -7,7 +7,8 @@ from typing import Any
 from longshore.orchestration.errors import OperationError, Preflight
 from longshore.orchestration.operations import node
 from longshore.orchestration.operations.node import DiskParams
-from longshore.tasks.host.machine.port import Machine, Program, machine_of
+from longshore.tasks.host.machine.factory import machine_of
+from longshore.tasks.host.machine.port import Machine, Program
 from longshore.tasks.implementation import Context, Looks, Outcome, Prediction, implements
 
 

@@ -19,7 +19,7 @@ from longshore.orchestration.errors import ConfigError, OperationError, StepTime
 from longshore.orchestration.messaging.canvas import ADVANCE, CHAIN_LINKS, STEP, UNDO, Canvas
 from longshore.orchestration.operations import Operation, Params, Waits, all_operations, find
 from longshore.orchestration.operations.subplan import RUN
-from longshore.orchestration.plans import subplans
+from longshore.orchestration.plans import loading
 from longshore.orchestration.plans.compiled import CompiledPlan, StepId, at_host, index_of
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.runs import events, report
@@ -39,7 +39,7 @@ from longshore.tasks.attempts.runner import Attempt
 from longshore.tasks.control.coordinator import Driver
 from longshore.tasks.control.receipt_comparison import HostAgent
 from longshore.tasks.external_wait import Waiting
-from longshore.tasks.host.engine import port
+from longshore.tasks.host.engine import factory
 from longshore.tasks.host.facts import facts
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implementation
 from longshore.tasks.loaded_runs import NotOurs, Plans
@@ -384,12 +384,12 @@ class Bench:
     @contextmanager
     def engine_in_use(self) -> Iterator[None]:
         """Docker operations of this process act on the bench's engine inside."""
-        factory = port._factory
-        port.use_engines(lambda _url: self.engine)
+        before = factory._factory
+        factory.use_engines(lambda _url: self.engine)
         try:
             yield
         finally:
-            port.use_engines(factory)
+            factory.use_engines(before)
 
     def _canvas(self, run_id: str, hosts: Mapping[StepId, str] | None) -> Canvas:
         return _Line(self._queue, run_id, hosts)
@@ -532,7 +532,7 @@ def _names(plan: Plan) -> Iterator[str]:
     for name, step in plan.steps.items():
         yield name
         if step.op == RUN.name and "plan" in step.with_:
-            yield from _names(subplans.resolve(plan, step.with_["plan"]))
+            yield from _names(loading.resolve(plan, step.with_["plan"]))
 
 
 @dataclass

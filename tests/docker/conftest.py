@@ -15,7 +15,7 @@ from docker.errors import APIError, NotFound
 
 from longshore.orchestration.operations import find
 from longshore.orchestration.settings import get_settings
-from longshore.tasks.host.engine.port import close_engine
+from longshore.tasks.host.engine.factory import close_engine
 from longshore.tasks.implementation import Context, Outcome, Prediction, implementation
 from longshore.tasks.operations import compose as compose_tasks
 from longshore.tasks.operations import docker as docker_tasks

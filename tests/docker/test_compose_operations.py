@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from longshore.orchestration.errors import OperationError, Preflight, StepCancelled
 from longshore.orchestration.operations import find
-from longshore.tasks.host.engine.port import close_engine
+from longshore.tasks.host.engine.factory import close_engine
 from tests.docker.conftest import Step
 from tests.docker.stack import SLEEP, Stack, stack, trio
 from tests.servers import SOON

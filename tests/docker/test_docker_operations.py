@@ -18,7 +18,7 @@ from longshore.orchestration.errors import (
     Transient,
 )
 from longshore.orchestration.operations import find
-from longshore.tasks.host.engine.port import close_engine, engine_url
+from longshore.tasks.host.engine.factory import close_engine, engine_url
 from tests.docker.conftest import MakeStep
 from tests.servers import SOON
 

@@ -17,7 +17,7 @@ import pytest
 
 from longshore.orchestration.errors import OperationError, Transient
 from longshore.orchestration.settings import get_settings
-from longshore.tasks.host.engine.port import close_engine
+from longshore.tasks.host.engine.factory import close_engine
 from tests.conftest import require
 from tests.docker.conftest import MakeStep
 from tests.servers import engine_url

@@ -17,7 +17,8 @@ import pytest
 
 from longshore.orchestration.errors import OperationError, StepCancelled
 from longshore.tasks.host.engine.client import DockerEngine
-from longshore.tasks.host.engine.port import Conflict, Container, Engine, NotThere, engine_url
+from longshore.tasks.host.engine.factory import engine_url
+from longshore.tasks.host.engine.port import Conflict, Container, Engine, NotThere
 from longshore.tasks.simulation.engine import MemoryEngine
 
 if TYPE_CHECKING:

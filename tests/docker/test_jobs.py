@@ -29,7 +29,7 @@ from longshore.orchestration.jobs import labels
 from longshore.orchestration.jobs.file import read_jobs
 from longshore.orchestration.states import TERMINAL
 from longshore.tasks.crash_points import JOB_POINTS
-from longshore.tasks.host.engine.port import engine
+from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.operations.jobs.discovery import workers
 from longshore.workers.job_agent import JobWatch
 from tests.docker.engine_proxy import InBetween, refusal

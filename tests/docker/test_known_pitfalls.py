@@ -12,7 +12,7 @@ import pytest
 
 from longshore.orchestration.errors import OperationError, Transient
 from longshore.tasks.host.engine.client import DockerEngine
-from longshore.tasks.host.engine.port import close_engine, engine_url
+from longshore.tasks.host.engine.factory import close_engine, engine_url
 from tests.docker.conftest import MakeStep
 from tests.docker.stack import Stack, stack
 

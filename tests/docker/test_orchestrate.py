@@ -21,7 +21,7 @@ import pytest
 import yaml
 from docker.errors import NotFound
 
-from longshore.orchestration.runs.report import StepReport
+from longshore.orchestration.runs.step_report import StepReport
 from longshore.orchestration.stacks.plan import Manner
 from longshore.orchestration.stacks.rules import described
 from longshore.orchestration.store.caches import Caches, Entry

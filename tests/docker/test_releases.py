@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from longshore.orchestration.errors import OperationError, Preflight, StepCancelled, Transient, Unsuccessful
-from longshore.tasks.host.engine.port import close_engine
+from longshore.tasks.host.engine.factory import close_engine
 from longshore.tasks.operations.compose import revisions
 from tests.docker.conftest import MakeStep, Step
 from tests.docker.stack import Stack, stack, trio

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from longshore.orchestration import Plan, PlanError
+from longshore.orchestration import Plan, PlanError, validate
 from tests.integration import own_operations
 from tests.integration.processes import Installation, lines, statuses
 from tests.integration.processes import report_of as run
@@ -88,10 +88,10 @@ def test_trap_4_a_recovery_step_that_could_never_run_is_a_mistake_in_the_plan() 
     plan.step("recover", "noop.execute").after("a").only_if_failed()
 
     with pytest.raises(PlanError, match=r"only_if: failed can never hold.*on_error: continue"):
-        plan.check()
+        validate(plan)
 
     plan.steps["a"] = plan.steps["a"].model_copy(update={"on_error": "continue"})
-    plan.check()
+    validate(plan)
 
 
 def test_trap_5_guards_are_anded_and_none_overwrites_another(shop: Installation) -> None:
@@ -212,7 +212,7 @@ def test_trap_14_an_empty_command_is_a_mistake_in_the_plan() -> None:
     plan = Plan("empty")
     plan.step("a", "command.shell.execute", command="")
     with pytest.raises(PlanError, match=r"step 'a'.*command"):
-        plan.check()
+        validate(plan)
 
 
 def test_the_library_says_nothing_below_warning_in_a_whole_run(

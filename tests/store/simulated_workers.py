@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from longshore.orchestration import validate
 from longshore.orchestration.messaging.canvas import ADVANCE, CHAIN_LINKS, STEP, UNDO
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.plans.model import Plan
@@ -162,7 +163,7 @@ class World:
     """One run, its messages, its workers and its target."""
 
     def __init__(self, url: str, plan: Plan, client: Any, **settings: Any) -> None:
-        plan.check()
+        validate(plan)
         self.plan = CompiledPlan(plan)
         # A name space of its own, which no sweeper of another world looks at.
         own = {"namespace": f"world-{next(_numbers)}", "claim_timeout": 1e9, "undo_timeout": 1e9}

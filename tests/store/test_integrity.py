@@ -258,7 +258,7 @@ def test_a_record_that_cannot_be_read_becomes_one_dead_letter(world: World, fiel
 
     assert world.store.live_count() == 0
     assert len(letters(world)) == 1
-    assert world.run_id not in [row.run_id for row in search(world, Filter())] or field != "state"
+    assert world.run_id not in [row.run_id for row in search(world.store, Filter())] or field != "state"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from longshore.orchestration import Plan
+from longshore.orchestration import Plan, validate
 from longshore.orchestration.plans.compiled import CompiledPlan
 
 #: The rest of Unicode has tests of its own.
@@ -54,7 +54,7 @@ def of_edges(edges: dict[str, list[str]], **settings: Any) -> Plan:
 
 
 def compiled(plan: Plan) -> CompiledPlan:
-    plan.check()
+    validate(plan)
     return CompiledPlan(plan)
 
 

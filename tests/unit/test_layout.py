@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import re
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,3 +165,14 @@ def test_the_table_of_guards_is_the_one_in_the_documents() -> None:
     assert [row.split("`")[1] for row in rows] == list(OnlyIf)
     assert all(row.endswith(f"| {REASONS[guard]} |") for row, guard in zip(rows, OnlyIf, strict=True))
     assert f"{WHEN_FALSE}." in text
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports for types and inside functions count."""
+    graph = grimp.build_graph(*FOLDERS)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    assert len(imports) > len(MODULES) / 2
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")

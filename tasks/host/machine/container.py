@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from longshore.orchestration.errors import OperationError, Preflight, StepCancelled, StepTimeout
 from longshore.tasks.host import policy
-from longshore.tasks.host.engine.port import Check, Conflict, NotThere, engine, own_project
+from longshore.tasks.host.engine.factory import engine, own_project
+from longshore.tasks.host.engine.port import Check, Conflict, NotThere
 from longshore.tasks.host.machine.live import Live
 from longshore.tasks.host.machine.port import Program, State, sha, temporary_name
 from longshore.tasks.host.machine.process import Completed, Tail

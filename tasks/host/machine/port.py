@@ -88,17 +88,6 @@ class Machine(Protocol):
         """Who owns what is made there by default."""
 
 
-def machine_of(ctx: Context) -> Machine:
-    """The place where this attempt is at work."""
-    if ctx.container:
-        from longshore.tasks.host.machine.container import ContainerMachine  # noqa: PLC0415 - it needs an engine
-
-        return ContainerMachine(ctx)
-    from longshore.tasks.host.machine.host import HostMachine  # noqa: PLC0415 - it implements this
-
-    return HostMachine(ctx)
-
-
 def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 

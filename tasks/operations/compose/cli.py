@@ -15,7 +15,8 @@ from longshore.orchestration.operations.compose import ProjectParams
 from longshore.orchestration.settings import get_settings
 from longshore.tasks.host import addresses, paths, policy, secret_sources
 from longshore.tasks.host.allow_lists import within
-from longshore.tasks.host.engine.port import Engine, own_project
+from longshore.tasks.host.engine.factory import own_project
+from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.host.machine import process
 from longshore.tasks.host.machine.live import Live
 from longshore.tasks.implementation import Context, unfit

@@ -6,7 +6,7 @@ from typing import Any
 
 from longshore.orchestration.errors import Preflight
 from longshore.orchestration.operations.compose import DOWN, DownParams
-from longshore.tasks.host.engine.port import engine
+from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
 from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, Source

@@ -6,7 +6,8 @@ from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight
 from longshore.orchestration.operations.compose import BUILD, PULL, BuildParams, ProjectParams, PullParams
-from longshore.tasks.host.engine.port import Engine, NotThere, engine
+from longshore.tasks.host.engine.factory import engine
+from longshore.tasks.host.engine.port import Engine, NotThere
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
 from longshore.tasks.operations.compose.cli import Compose, Resolved
 from longshore.tasks.operations.compose.project import failing, source_for

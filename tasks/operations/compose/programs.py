@@ -9,7 +9,8 @@ from typing import Any
 from longshore.orchestration.errors import Preflight, Transient
 from longshore.orchestration.operations.compose import EXEC, RUN, ServiceExecParams, ServiceRunParams
 from longshore.tasks.host.backups import write_private
-from longshore.tasks.host.engine.port import Container, Engine, engine
+from longshore.tasks.host.engine.factory import engine
+from longshore.tasks.host.engine.port import Container, Engine
 from longshore.tasks.host.machine.container import ContainerMachine
 from longshore.tasks.host.machine.port import Machine
 from longshore.tasks.implementation import Context, Prediction, implements

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from longshore.orchestration.operations.compose import CONFIG, PS, ConfigParams, PsParams
-from longshore.tasks.host.engine.port import engine
+from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.implementation import Context, Looks, Outcome, Prediction, implements
 from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.cli import PROJECT, Compose

@@ -7,7 +7,8 @@ from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight
 from longshore.orchestration.operations.compose import ROLLBACK, RollbackParams
-from longshore.tasks.host.engine.port import Engine, engine
+from longshore.tasks.host.engine.factory import engine
+from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
 from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.cli import Resolved, Source

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from longshore.orchestration.errors import OperationError
-from longshore.tasks.host.engine.port import Container, Engine, close_engine, engine
+from longshore.tasks.host.engine.factory import close_engine, engine
+from longshore.tasks.host.engine.port import Container, Engine
 from longshore.tasks.implementation import Context
 from longshore.tasks.operations.compose.cli import PROJECT, Resolved
 from longshore.tasks.operations.compose.config_hashes import aliases, meant

@@ -6,7 +6,8 @@ from typing import Any
 
 from longshore.orchestration.errors import Preflight
 from longshore.orchestration.operations.compose import UP, UpParams
-from longshore.tasks.host.engine.port import Engine, engine
+from longshore.tasks.host.engine.factory import engine
+from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, unfit
 from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.cli import Compose, Resolved

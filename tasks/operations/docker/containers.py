@@ -16,7 +16,8 @@ from longshore.orchestration.operations.docker.containers import (
     StartParams,
     StopParams,
 )
-from longshore.tasks.host.engine.port import Conflict, Container, Engine, engine
+from longshore.tasks.host.engine.factory import engine
+from longshore.tasks.host.engine.port import Conflict, Container, Engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
 from longshore.tasks.operations.docker import spec
 

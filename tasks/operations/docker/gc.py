@@ -19,7 +19,8 @@ from longshore.orchestration.errors import OperationError
 from longshore.orchestration.operations.docker.gc import GC, GcParams
 from longshore.orchestration.settings import get_settings
 from longshore.orchestration.store.run_store import Store
-from longshore.tasks.host.engine.port import Engine, engine, seconds_of
+from longshore.tasks.host.engine.factory import engine
+from longshore.tasks.host.engine.port import Engine, seconds_of
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
 from longshore.tasks.operations.docker.spec import KEEP, KIND, RUN, safe
 

@@ -17,7 +17,8 @@ from longshore.orchestration.operations.docker.images import (
 )
 from longshore.tasks.host import paths, policy
 from longshore.tasks.host.allow_lists import within
-from longshore.tasks.host.engine.port import Engine, Image, NotThere, engine
+from longshore.tasks.host.engine.factory import engine
+from longshore.tasks.host.engine.port import Engine, Image, NotThere
 from longshore.tasks.host.machine.live import Live
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, unfit
 from longshore.tasks.operations.docker.spec import KEEP, need, safe

@@ -19,7 +19,8 @@ from longshore.orchestration.operations.docker.networks_volumes import (
     VolumeRemoveParams,
 )
 from longshore.tasks.host import policy
-from longshore.tasks.host.engine.port import Conflict, Engine, engine
+from longshore.tasks.host.engine.factory import engine
+from longshore.tasks.host.engine.port import Conflict, Engine
 from longshore.tasks.host.file_lock import exclusive
 from longshore.tasks.implementation import Context, Implementation, Looks, Outcome, Prediction, implements
 from longshore.tasks.operations.docker.spec import OP

@@ -17,7 +17,8 @@ from longshore.orchestration.operations.docker.queries import (
     LogsParams,
     WaitParams,
 )
-from longshore.tasks.host.engine.port import Container, Engine, engine
+from longshore.tasks.host.engine.factory import engine
+from longshore.tasks.host.engine.port import Container, Engine
 from longshore.tasks.implementation import Context, Looks, Outcome, Prediction, implements
 from longshore.tasks.operations.docker.containers import COMPOSE_HASH, missing, there
 

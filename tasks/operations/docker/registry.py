@@ -16,7 +16,8 @@ from longshore.orchestration.operations.docker.images import (
 )
 from longshore.orchestration.stacks.image_names import repository
 from longshore.tasks.host import policy
-from longshore.tasks.host.engine.port import Engine, Image, Login, NotThere, engine
+from longshore.tasks.host.engine.factory import engine
+from longshore.tasks.host.engine.port import Engine, Image, Login, NotThere
 from longshore.tasks.implementation import Context, Implementation, Looks, Outcome, Prediction, implements, unfit
 from longshore.tasks.operations.docker.images import Named, give_back, impossible, keep, lacking, release
 from longshore.tasks.operations.docker.spec import need

@@ -8,7 +8,8 @@ from typing import Any, Protocol, TypeVar
 from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient, Unsuccessful
 from longshore.orchestration.operations import Params
 from longshore.orchestration.operations.docker.programs import RUN, RunParams
-from longshore.tasks.host.engine.port import Container, Engine, engine
+from longshore.tasks.host.engine.factory import engine
+from longshore.tasks.host.engine.port import Container, Engine
 from longshore.tasks.host.file_lock import exclusive
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
 from longshore.tasks.operations.docker import spec

@@ -13,7 +13,8 @@ from longshore.orchestration.errors import OperationError, Preflight, Transient
 from longshore.orchestration.operations.docker.containers import CreateParams, Health, Mount
 from longshore.orchestration.operations.docker.fields import parse_size
 from longshore.tasks.host import policy
-from longshore.tasks.host.engine.port import Conflict, Container, Engine, Image, NotThere, engine, own_project
+from longshore.tasks.host.engine.factory import engine, own_project
+from longshore.tasks.host.engine.port import Conflict, Container, Engine, Image, NotThere
 from longshore.tasks.implementation import Context
 
 OP = "longshore.op"

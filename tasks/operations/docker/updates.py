@@ -14,7 +14,8 @@ from longshore.orchestration.operations.docker.containers import (
     UpdateParams,
 )
 from longshore.orchestration.operations.docker.fields import parse_size
-from longshore.tasks.host.engine.port import Conflict, Engine, engine
+from longshore.tasks.host.engine.factory import engine
+from longshore.tasks.host.engine.port import Conflict, Engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
 from longshore.tasks.operations.docker import spec
 from longshore.tasks.operations.docker.containers import Was, missing, result, start_again, stoppable, there

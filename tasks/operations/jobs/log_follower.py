@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 from longshore.orchestration.errors import OperationError
-from longshore.tasks.host.engine.port import close_engine, engine
+from longshore.tasks.host.engine.factory import close_engine, engine
 from longshore.tasks.host.machine.live import Live
 from longshore.tasks.implementation import Context
 

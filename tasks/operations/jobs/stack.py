@@ -21,7 +21,8 @@ from longshore.orchestration.operations.jobs import (
 )
 from longshore.orchestration.states import StepState
 from longshore.tasks.crash_points import point
-from longshore.tasks.host.engine.port import Container, Engine, NotThere, close_engine, engine
+from longshore.tasks.host.engine.factory import close_engine, engine
+from longshore.tasks.host.engine.port import Container, Engine, NotThere
 from longshore.tasks.implementation import Context, Looks, Outcome, Prediction, Stands, implements
 from longshore.tasks.operations.compose.cli import PROJECT, Compose
 from longshore.tasks.operations.compose.project import alone

@@ -21,7 +21,8 @@ from longshore.orchestration.operations.jobs import REMOVE, WORK, WORKER, Remove
 from longshore.orchestration.settings import get_settings
 from longshore.orchestration.states import STEP_GOOD
 from longshore.tasks.crash_points import point
-from longshore.tasks.host.engine.port import Container, Engine, engine, seconds_of
+from longshore.tasks.host.engine.factory import engine
+from longshore.tasks.host.engine.port import Container, Engine, seconds_of
 from longshore.tasks.host.file_lock import exclusive
 from longshore.tasks.implementation import Context, Outcome, Prediction, Stands, implements
 from longshore.tasks.operations.docker import spec

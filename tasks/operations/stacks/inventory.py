@@ -9,7 +9,7 @@ from longshore.orchestration.stacks.drift import Stale, judged
 from longshore.orchestration.stacks.inventory import Remote, Seen, difference, seen_in
 from longshore.orchestration.store.caches import CACHE, Caches, Entry, Found
 from longshore.tasks.crash_points import point
-from longshore.tasks.host.engine.port import engine
+from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.implementation import Context, Implementation, Looks, Outcome, Prediction, implements
 from longshore.tasks.operations.cache import joined, mine, told
 from longshore.tasks.operations.stacks.inspect_host import Survey, rules_of

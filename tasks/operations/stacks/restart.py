@@ -13,7 +13,8 @@ from longshore.orchestration.stacks.image_names import registry_of
 from longshore.orchestration.stacks.inventory import Replica, Service, seen_in
 from longshore.orchestration.store.caches import CACHE
 from longshore.tasks.crash_points import point
-from longshore.tasks.host.engine.port import Engine, Login, engine
+from longshore.tasks.host.engine.factory import engine
+from longshore.tasks.host.engine.port import Engine, Login
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, unfit
 from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source

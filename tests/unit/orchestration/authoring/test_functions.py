@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from longshore.orchestration import Context, Plan, PlanError, Prediction, Result, operation
+from longshore.orchestration import Context, Plan, PlanError, Prediction, Result, operation, validate
 from longshore.orchestration.errors import ConfigError
 from longshore.orchestration.operations import Kind, find
 from longshore.orchestration.testing import Bench
@@ -28,7 +28,7 @@ def test_the_signature_is_the_parameters() -> None:
     plan = Plan("p")
     plan.step("a", "unit.greet", name="ann", time=2)
     with pytest.raises(PlanError, match=r"unit.greet has no parameter 'time'; it has name, times, loud"):
-        plan.check()
+        validate(plan)
 
 
 def test_parameters_without_names_are_refused() -> None:
@@ -240,4 +240,4 @@ def test_a_secret_where_an_operation_takes_none_is_refused() -> None:
     plan = Plan("p")
     plan.step("a", "unit.plain", token=TOKEN)
     with pytest.raises(PlanError, match="would be seen"):
-        plan.check()
+        validate(plan)

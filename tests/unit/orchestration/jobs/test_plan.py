@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longshore.orchestration import Plan
+from longshore.orchestration import Plan, validate
 from longshore.orchestration.client.request import request_body
 from longshore.orchestration.errors import ConfigError, JobNotFound, UsageError
 from longshore.orchestration.jobs import Entity, Job, Mount, job_plan
@@ -34,7 +34,7 @@ def labelled(name: str, stack: str = "shop", **labels: str) -> Entity:
 
 def test_the_worker_is_made_before_anything_is_stopped_and_removed_last() -> None:
     plan = job_plan(JOB)
-    plan.check()
+    validate(plan)
     assert list(plan.steps) == ["image", "worker", "stop", "work", "start", "healthy", "remove"]
     for name, before in zip(list(plan.steps)[1:], plan.steps, strict=False):
         assert plan.steps[name].after == [before]
@@ -44,7 +44,7 @@ def test_the_worker_is_made_before_anything_is_stopped_and_removed_last() -> Non
 
 def test_a_stack_that_is_to_stay_stopped_is_not_started() -> None:
     plan = job_plan(JOB, Choices(keep_stopped=True))
-    plan.check()
+    validate(plan)
     assert list(plan.steps) == ["image", "worker", "stop", "work", "remove"]
     assert plan.steps["remove"].after == ["work"]
 
@@ -86,7 +86,7 @@ def test_what_a_file_gives_may_be_a_template() -> None:
     said = job_plan(job).steps["worker"].with_["env"]
     assert said["A"] == "{{ secret('env:X') }}"
     assert templates.render(said["B"], {}) == "{{ 1 }}"
-    job_plan(job).check()
+    validate(job_plan(job))
 
 
 def test_a_run_can_be_made_again_from_the_workers_label() -> None:
@@ -96,13 +96,13 @@ def test_a_run_can_be_made_again_from_the_workers_label() -> None:
     job, choices = from_recipe(label)
     assert choices == Choices(keep_failed_worker=True)
     plan = job_plan(job, choices, reconstructed=True, begin=False, host="web2")
-    plan.check()
+    validate(plan)
     assert list(plan.steps) == list(job_plan(JOB).steps), "its record may be read by who has the former plan"
     assert [name for name, step in plan.steps.items() if step.when] == ["image", "stop"]
     assert plan.target == "web2"
     assert plan.steps["work"].with_["begin"] is False
     again = again_plan(job, choices, "run-1")
-    again.check()
+    validate(again)
     assert list(again.steps) == ["start", "healthy", "remove"]
     assert {step.with_["run"] for step in again.steps.values()} == {"run-1"}
     assert {plan.concurrency.on_limit for plan in (plan, again) if plan.concurrency} == {"queue"}, (

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longshore.orchestration import E, Plan
+from longshore.orchestration import E, Plan, validate
 from longshore.orchestration.language import templates
 from longshore.orchestration.language.expressions import Expression, as_text
 
@@ -43,7 +43,7 @@ def test_an_expression_stands_for_the_value_and_in_text_for_its_text() -> None:
         "deep": ['{{ steps["check-health"].data["a b"][0] }}'],
         "text": "<{{ params.tag }}>",
     }
-    plan.check()
+    validate(plan)
 
 
 def test_it_is_no_value_here() -> None:

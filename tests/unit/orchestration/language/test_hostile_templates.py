@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from longshore.orchestration import ParamsError, PlanError, parse
+from longshore.orchestration import ParamsError, PlanError, parse, validate
 from longshore.orchestration.language import templates
 from longshore.orchestration.language.params import Param, resolve
 from longshore.orchestration.language.template_engine import LARGEST, STEPS, spending
@@ -138,7 +138,7 @@ def test_the_templates_of_a_plan_are_only_so_long() -> None:
         plan.step(f"s{number}", "command.argv.execute", argv=["echo", "{{ params.a + 1 }}" * 900])
 
     with pytest.raises(PlanError, match="characters inside their tags"):
-        plan.check()
+        validate(plan)
 
 
 @pytest.mark.parametrize(

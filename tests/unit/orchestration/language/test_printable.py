@@ -33,7 +33,8 @@ from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.plans.explain import explain
 from longshore.orchestration.runs import diagram
 from longshore.orchestration.runs.events import Event
-from longshore.orchestration.runs.report import ErrorReport, Report, StepReport, UndoReport
+from longshore.orchestration.runs.report import Report
+from longshore.orchestration.runs.step_report import ErrorReport, StepReport, UndoReport
 from longshore.orchestration.states import RunState, StepState, UndoState
 from longshore.orchestration.store import audit as audit_trail
 

@@ -14,6 +14,7 @@ from longshore.orchestration.client import replay
 from longshore.orchestration.errors import OperationError
 from longshore.orchestration.language import secrets, templates
 from longshore.orchestration.language.secrets import HIDDEN, Marks, Redaction
+from longshore.orchestration.plans.loading import resolve
 from longshore.orchestration.plans.validation import problems
 from tests.unit.tasks.operations.fake_step import Doing
 
@@ -23,7 +24,7 @@ VALUE = 'pa$$"word\\1\nsecond line of it'
 def told(op: str, **params: Any) -> list[str]:
     plan = Plan("secret")
     plan.step("do", op, **params)
-    return [str(problem) for problem in problems(plan)]
+    return [str(problem) for problem in problems(plan, resolve)]
 
 
 def test_a_secret_may_stand_where_nobody_sees_it() -> None:
@@ -56,7 +57,7 @@ def test_a_secret_that_would_be_seen_is_refused(op: str, params: dict[str, Any])
 def test_a_reference_that_is_none_is_refused(written: str) -> None:
     plan = Plan("secret", params={"x": str})
     plan.step("do", "command.exec.execute", argv=["env"], env={"A": f"{{{{ {written} }}}}"})
-    found = [str(problem) for problem in problems(plan)]
+    found = [str(problem) for problem in problems(plan, resolve)]
     assert any("secret" in text for text in found)
 
 
@@ -66,7 +67,7 @@ def test_a_secret_stands_in_parameters_only(where: str) -> None:
     step = plan.step("do", "noop.execute")
     text = "{{ secret('env:X') }}"
     {"when": step.when, "target": step.target, "foreach": step.foreach}[where](text)
-    assert any("would be seen" in str(problem) for problem in problems(plan))
+    assert any("would be seen" in str(problem) for problem in problems(plan, resolve))
 
 
 def test_a_mark_counts_only_with_its_own_word() -> None:

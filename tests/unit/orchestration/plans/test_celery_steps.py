@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from celery import Celery, chain
 
-from longshore.orchestration import Plan, PlanError, UnknownName, UsageError
+from longshore.orchestration import Plan, PlanError, UnknownName, UsageError, validate
 from longshore.orchestration.client.client import _same_server
 from longshore.orchestration.testing import Bench
 
@@ -36,7 +36,7 @@ def test_a_task_goes_where_its_application_sends_it(app: Celery, task: str, queu
 
     given = plan.steps["a"].with_
     assert (given["task"], given["args"], given.get("queue")) == (task, [1], queue)
-    plan.check()
+    validate(plan)
 
 
 def test_a_queue_of_the_signatures_own_wins(app: Celery) -> None:

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from pydantic import ValidationError
 
-from longshore.orchestration import Plan, PlanError, Retry, parse
+from longshore.orchestration import Plan, PlanError, Retry, parse, validate
 from tests.unit.plans import diamond, of_edges, plans
 
 YAML = """\
@@ -102,7 +102,7 @@ def test_what_is_written_is_json_and_keeps_the_forms_that_people_write() -> None
 
 @given(plans())
 def test_any_valid_plan_survives_yaml_json_and_dictionaries_without_loss(plan: Plan) -> None:
-    plan.check()
+    validate(plan)
 
     again = [parse(plan.to_yaml()), parse(plan.to_json()), Plan.model_validate(plan.to_dict())]
 
@@ -208,14 +208,14 @@ def test_a_name_is_given_to_one_step_only() -> None:
 
 @pytest.mark.parametrize("name", ["a", "A", "7", "check-health", "v1.2_3", "x" * 64])
 def test_a_name_of_letters_digits_dots_and_dashes_will_do(name: str) -> None:
-    of_edges({name: []}).check()
+    validate(of_edges({name: []}))
 
 
 @pytest.mark.parametrize("name", ["", "-a", ".a", "_a", "a b", "a/b", "é", "x" * 65, "a\n", "a:b", "{a}", "a\0"])
 def test_any_other_name_is_refused(name: str) -> None:
     for plan in (of_edges({name: []}), Plan(name, steps={"a": {"op": "noop.execute"}})):
         with pytest.raises(PlanError, match="must match") as caught:
-            plan.check()
+            validate(plan)
         assert "\n" not in str(caught.value)
 
 
@@ -307,7 +307,7 @@ def test_checking_tells_everything_that_is_wrong_at_once() -> None:
     plan.step("c", "command.exec.execute")
 
     with pytest.raises(PlanError) as caught:
-        plan.check()
+        validate(plan)
 
     assert [problem.step for problem in caught.value.problems] == ["a", "b", "c"]
     assert [part.split(":")[0] for part in str(caught.value).split("; step ")] == ["step 'a'", "'b'", "'c'"]

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 
 from longshore.orchestration import Plan
+from longshore.orchestration.plans.loading import resolve
 from longshore.orchestration.plans.model import StepHandle
 from longshore.orchestration.plans.validation import problems
 from tests.unit.plans import diamond, graphs, of_edges
@@ -21,7 +22,7 @@ def one_step(op: str = "noop.execute", **params: Any) -> Plan:
 
 
 def told(plan: Plan) -> list[str]:
-    return [str(problem) for problem in problems(plan)]
+    return [str(problem) for problem in problems(plan, resolve)]
 
 
 def test_a_good_plan_has_no_problems() -> None:
@@ -31,7 +32,7 @@ def test_a_good_plan_has_no_problems() -> None:
 def test_a_cycle_is_told_with_its_whole_path() -> None:
     plan = of_edges({"start": [], "a": ["start", "c"], "b": ["a"], "c": ["b"], "end": ["c"]})
 
-    (problem,) = problems(plan)
+    (problem,) = problems(plan, resolve)
 
     text, _, path = problem.message.partition(": ")
     names = path.split(" → ")
@@ -200,7 +201,7 @@ def test_problems_come_in_the_order_of_the_plan_with_the_way_to_them() -> None:
     plan.step("a", "noop.execute", slep=1, data="x")
     plan.step("b", "command.exec.execute", argv=["{{ nope }}"])
 
-    found = problems(plan)
+    found = problems(plan, resolve)
 
     assert [(problem.step, problem.path) for problem in found] == [
         ("a", ("steps", "a", "with", "data")),

@@ -9,7 +9,8 @@ import pytest
 
 from longshore.orchestration import Plan, Report, RunState, StepState, UndoState
 from longshore.orchestration.plans.compiled import CompiledPlan
-from longshore.orchestration.runs.report import UndoReport, build, summary
+from longshore.orchestration.runs.report import build, summary
+from longshore.orchestration.runs.step_report import UndoReport
 from longshore.orchestration.states import TERMINAL
 from tests.unit.plans import compiled
 

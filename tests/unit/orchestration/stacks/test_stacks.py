@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from longshore.orchestration import validate
 from longshore.orchestration.errors import ConfigError, UnknownName, UsageError
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.runs.stack_outcome import exit_code, stacks_of
@@ -349,7 +350,7 @@ def test_no_more_than_asked_for_at_once_each_behind_what_it_needs_and_the_canari
     plan = restart_plan(
         stale(*(("web1", name) for name in names)), seen(**after), Described(), Manner(max_parallel=size, canary=canary)
     )
-    plan.check()
+    validate(plan)
     found = levels(plan)
     found.pop("cache.web1")
     for name, others in after.items():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from longshore.orchestration import Plan, PlanError
+from longshore.orchestration import Plan, PlanError, validate
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.states import RunState, StepState
 from longshore.orchestration.testing import Bench, rehearse
@@ -173,7 +173,7 @@ def test_a_mistake_is_told_in_one_line(step: str, why: str) -> None:
     from longshore.orchestration import parse
 
     with pytest.raises(PlanError) as caught:
-        parse(f"name: p\nsteps:\n  a: {{op: noop.execute, {step}}}\n").check()
+        validate(parse(f"name: p\nsteps:\n  a: {{op: noop.execute, {step}}}\n"))
     assert why in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -184,4 +184,4 @@ def test_an_approval_is_asked_for_once_and_not_on_each_host() -> None:
     assert Bench(hosts=FLEET, approve_all=True).run(plan).step("sure").items == []
     sure.target("_all")
     with pytest.raises(PlanError, match="is done once, not on each host"):
-        plan.check()
+        validate(plan)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from longshore.orchestration import Context, E, Hooks, HostResult, Plan, PlanError, Result, operation, parse
+from longshore.orchestration import Context, E, Hooks, HostResult, Plan, PlanError, Result, operation, parse, validate
 from longshore.orchestration.operations import base
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.settings import MAX_DATA_BYTES
@@ -59,7 +59,7 @@ def test_an_undo_that_waits_for_a_person_or_a_run_is_refused() -> None:
         plan = Plan("p")
         plan.step("a", "noop.execute").undo(undo)
         with pytest.raises(PlanError) as caught:
-            plan.check()
+            validate(plan)
         assert any("cannot be an undo" in str(problem) for problem in caught.value.problems)
 
 
@@ -346,7 +346,7 @@ def test_a_point_of_no_return_is_alone_and_nothing_after_it_has_an_undo() -> Non
     plan.step("beside", "noop.execute")
     plan.step("after", "noop.execute").after("point").undo("noop.execute")
     with pytest.raises(PlanError) as caught:
-        plan.check()
+        validate(plan)
     told = " / ".join(map(str, caught.value.problems))
     assert "must be alone in its level; beside would run beside it" in told
     assert "it comes after 'point', the point of no return" in told
@@ -359,7 +359,7 @@ def test_an_undo_that_is_not_known_is_a_mistake() -> None:
     plan = Plan("p")
     plan.step("a", "unit.half")
     with pytest.raises(PlanError, match=r"the undo of unit.half is the unknown operation 'unit.nowhere'"):
-        plan.check()
+        validate(plan)
 
 
 def test_plans_that_lie_in_each_other_for_ever_are_refused(tmp_path: Path) -> None:
