@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from longshore.orchestration.language.guards import RUNS, Verdict
+from longshore.orchestration.language.guards import RUNS, GuardDecision
 from longshore.orchestration.operations import Waits
 from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep, StepId
 from longshore.orchestration.states import (
@@ -49,10 +49,10 @@ class StepRecord:
 
 
 #: What becomes of a step whose turn has come and whose dependencies are no obstacle: its guards, its units.
-Gate = Callable[[int], Verdict]
+Evaluate = Callable[[int], GuardDecision]
 
 
-def open_gate(_index: int) -> Verdict:
+def evaluate_nothing(_index: int) -> GuardDecision:
     """For steps without guards, items or hosts."""
     return RUNS
 
@@ -94,7 +94,7 @@ class OpenLevel:
     tainted: frozenset[int] = frozenset()
     #: Why a step cannot even begin.
     failed: dict[int, str] = field(default_factory=dict)
-    fanned: dict[int, Verdict] = field(default_factory=dict)
+    fanned: dict[int, GuardDecision] = field(default_factory=dict)
     #: The hosts of those of the ready ones that are for one.
     hosts: dict[int, str] = field(default_factory=dict)
     #: The failed step that ends the run.
@@ -133,7 +133,7 @@ class GiveUpUndo:
 
 
 @dataclass(frozen=True)
-class Lift:
+class Unsuspend:
     """A suspended run goes on: what it waits for has taken too long."""
 
 
@@ -155,7 +155,7 @@ class Finish:
     not_run: tuple[int, ...]
 
 
-Transition = OpenLevel | OpenUndo | Abort | Drain | GiveUpUndo | Lift | Compare | Finish
+Transition = OpenLevel | OpenUndo | Abort | Drain | GiveUpUndo | Unsuspend | Compare | Finish
 
 _IRREVERSIBLE = "it is irreversible"
 _QUEUED = frozenset({StepState.READY, StepState.RETRYING})
@@ -188,7 +188,7 @@ def wants_units(run: RunRecord) -> bool:
 
 
 def decide(
-    plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Gate = open_gate
+    plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Evaluate = evaluate_nothing
 ) -> Transition | None:
     """The next transition, or None while the run has to wait for what is under way.
 
@@ -222,11 +222,11 @@ def _while_suspended(run: RunRecord) -> Transition | None:
     if run.was is RunState.RUNNING and run.deadline is not None and run.now >= run.deadline:
         return Abort(Cause.DEADLINE, "the run ran out of its time")
     if run.was is RunState.UNDOING and run.undo_deadline is not None and run.now >= run.undo_deadline:
-        return Lift()
+        return Unsuspend()
     return Compare(ending=False) if run.was is RunState.RUNNING and run.lost > run.fenced else None
 
 
-def _next_level(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Gate) -> Transition:
+def _next_level(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Evaluate) -> Transition:
     following = run.level + 1
     if following == len(plan.levels):
         end = _good_end(plan, steps)
@@ -242,7 +242,7 @@ def _open(
     level: int,
     members: tuple[int, ...],
     steps: Mapping[int, StepRecord],
-    gate: Gate,
+    gate: Evaluate,
 ) -> OpenLevel:
     """What becomes of each step of a level: in the order of a step, its dependencies first, then its guards."""
     opened = OpenLevel(state, level, ())
@@ -291,7 +291,7 @@ def _leaves(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> Iterator[tup
 
 
 def _while_aborting(
-    plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Gate
+    plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Evaluate
 ) -> Transition | None:
     queued = tuple(i for i, step, leaf in _leaves(plan, steps) if _can_be_cancelled(i, step, leaf))
     if queued:
@@ -318,7 +318,7 @@ def past_return(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> bool:
 
 
 def _while_undoing(
-    plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Gate
+    plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Evaluate
 ) -> Transition | None:
     if run.left > 0:
         if run.undo_deadline is not None and run.now >= run.undo_deadline:
@@ -373,7 +373,7 @@ def _why_impossible(record: StepRecord) -> str:
     return "it failed, and what it did until then has no undo"
 
 
-def _always_or_end(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Gate) -> Transition:
+def _always_or_end(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Evaluate) -> Transition:
     """After the abort and the undo: the `always` steps that were not reached, level by level, then the end."""
     for level, members in enumerate(plan.levels):
         pending = tuple(i for i in members if plan.steps[i].always and _not_reached(steps[i]))
@@ -401,14 +401,14 @@ BY_HAND = "skip by "
 
 
 @dataclass(frozen=True)
-class Again:
+class ResumeSet:
     """What begins anew when a run is resumed, and the level that it goes on after."""
 
     level: int
     steps: tuple[StepId, ...]
 
 
-def resumed(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> Again:
+def resumed(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> ResumeSet:
     """From the first step that is not done: each that did not end well or was not reached, what was skipped after
     one of those, and their `always` steps. Of a step that was fanned out, the parts that are not done.
     """
@@ -431,7 +431,7 @@ def resumed(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> Again:
             redone = [n for n, unit in enumerate(record.units) if _is_redone(unit) or plan.steps[i].always]
             again += [f"{i}.{n}" for n in redone]
     first = min((plan.steps[i].level for i in again if isinstance(i, int)), default=len(plan.levels))
-    return Again(first - 1, tuple(again))
+    return ResumeSet(first - 1, tuple(again))
 
 
 def _is_redone(unit: StepRecord) -> bool:

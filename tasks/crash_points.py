@@ -50,7 +50,7 @@ JOB_POINTS = (
 )
 
 #: Those of a cache that is built, and of services that are brought right.
-DEPLOYED_POINTS = ("cache.swapped", "deployed.half", "deployed.brought")
+STACK_POINTS = ("cache.swapped", "deployed.half", "deployed.brought")
 
 
 def point(name: str) -> None:

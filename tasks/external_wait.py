@@ -25,7 +25,7 @@ MakeCanvas = Callable[[str, Mapping[StepId, str] | None], Canvas]
 
 
 @dataclass(frozen=True)
-class Parking:
+class ExternalWait:
     """How long it is waited for at most, seconds; for what, as JSON holds it and as people read it."""
 
     seconds: float
@@ -34,7 +34,7 @@ class Parking:
 
 
 @dataclass(frozen=True)
-class Place:
+class WaitContext:
     """Which attempt it is that waits, and what it may use to begin."""
 
     store: Store
@@ -59,14 +59,14 @@ class Place:
         return self.plan.name_of(self.step_id).replace("[", "@").removesuffix("]")
 
 
-class Waiting(Implementation[P], Generic[P]):
+class WaitingImplementation(Implementation[P], Generic[P]):
     """An operation that is parked."""
 
-    def park(self, place: Place, params: P) -> Parking:
+    def park(self, place: WaitContext, params: P) -> ExternalWait:
         """Begin it. A second call for the same attempt must begin nothing twice."""
         raise NotImplementedError
 
-    def park_undo(self, place: Place, params: P, info: dict[str, Any]) -> Parking | None:
+    def park_undo(self, place: WaitContext, params: P, info: dict[str, Any]) -> ExternalWait | None:
         """Begin to take it back; None where there is nothing to take back."""
         raise NotImplementedError
 

@@ -52,14 +52,14 @@ def unfit(ctx: Context, what: str, remedy: str = "", *, touched: bool = False) -
     return (Preflight if ctx.attempt == 1 and not touched else OperationError)(what, remedy=remedy)
 
 
-class Stands(Implementation[P]):
+class NoUndo(Implementation[P]):
     """The doing of an operation that has no undo of its own: something else of its plan makes it good."""
 
     def undo(self, ctx: Context, params: P, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         return Outcome(changed=False)
 
 
-class Looks(Stands[P]):
+class ReadOnly(NoUndo[P]):
     """The doing of an operation that only looks."""
 
 
@@ -97,10 +97,10 @@ def implementation(name: str) -> Implementation[Any]:
 __all__ = [
     "Context",
     "Implementation",
-    "Looks",
+    "NoUndo",
     "Outcome",
     "Prediction",
-    "Stands",
+    "ReadOnly",
     "implementation",
     "implements",
     "implements_functions",

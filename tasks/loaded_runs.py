@@ -16,9 +16,9 @@ from longshore.orchestration.language import identifiers, secrets, templates
 from longshore.orchestration.messaging import signing
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.plans.model import Plan, UndoSpec
-from longshore.orchestration.plans.policy import denied
+from longshore.orchestration.plans.policy import reject_forbidden
 from longshore.orchestration.settings import MAX_PLAN_BYTES
-from longshore.orchestration.store.admission import Wanted
+from longshore.orchestration.store.admission import AdmissionRequest
 from longshore.orchestration.store.audit import note_refusal
 from longshore.orchestration.store.run_store import SCHEMA_VERSION, Store, read_request
 
@@ -51,9 +51,9 @@ class Loaded:
     #: The run and step that this run is a child of.
     parent: dict[str, Any] | None = None
     #: What admission has to know.
-    wanted: Wanted = field(default_factory=lambda: Wanted(""))
+    wanted: AdmissionRequest = field(default_factory=lambda: AdmissionRequest(""))
     #: No two requests have the same.
-    born: str = ""
+    instance_id: str = ""
     #: The trace that it is a part of.
     trace: str = ""
     #: Digest of the request's text.
@@ -103,7 +103,7 @@ class Plans:
         found = None if again else self._loaded.get(run_id)
         if found is None:
             found = self._read(run_id)
-            if again and (known := self._loaded.get(run_id)) is not None and known.born != found.born:
+            if again and (known := self._loaded.get(run_id)) is not None and known.instance_id != found.instance_id:
                 self._newest.pop(run_id, None)
             self._loaded[run_id] = found
             while len(self._loaded) > _KEPT:
@@ -136,7 +136,7 @@ class Plans:
         if version > SCHEMA_VERSION:
             raise Newer(f"run {run_id} was started by a newer version", remedy="upgrade this worker")
         try:
-            identifiers.instance(body.get("born", ""))
+            identifiers.instance(body.get("instance_id", ""))
             if isinstance(parent := body.get("parent"), dict):
                 identifiers.run_id(parent.get("run"))
         except BadIdentifier as error:
@@ -189,17 +189,20 @@ class Plans:
             loaded.plan.digest = loaded.digest
         if begun:
             # It was looked at when it began, by the rules of that time; since then nobody may put another in its place.
-            if (begun.get("digest"), begun.get("born", loaded.born)) != (loaded.digest, loaded.born):
+            if (begun.get("digest"), begun.get("instance_id", loaded.instance_id)) != (
+                loaded.digest,
+                loaded.instance_id,
+            ):
                 raise self._denied(run_id, text, "its request is another than the one that it was begun with", body)
             return
         if role is not None:
             if body.get("parent") and role != "worker":
                 why = "its request is refused: a client may not start a part of another run"
                 raise self._denied(run_id, text, why, body)
-            if self._store.call(self._store.client.exists, self._store.keys.carried(loaded.born)):
+            if self._store.call(self._store.client.exists, self._store.keys.accepted(loaded.instance_id)):
                 raise self._denied(run_id, text, "its request was carried out before, and the run was pruned", body)
         try:
-            denied(loaded.plan.plan, self._store.settings)
+            reject_forbidden(loaded.plan.plan, self._store.settings)
         except PlanDenied as error:
             raise self._denied(run_id, text, str(error), body) from None
 
@@ -229,7 +232,7 @@ class Plans:
             str(body.get("actor", "")),
             str(body.get("origin", "")),
             body.get("parent"),
-            Wanted.of(body),
-            str(body.get("born", "")),
+            AdmissionRequest.of(body),
+            str(body.get("instance_id", "")),
             str(body.get("trace", "")),
         )

@@ -24,8 +24,8 @@ from longshore.orchestration.plans.compiled import is_forward
 from longshore.orchestration.store.hosts import Drained, Hosts, Node, NodeState
 from longshore.orchestration.store.run_store import Store
 from longshore.tasks.attempts.base import hostname
-from longshore.tasks.host.facts import facts, labels, learn_engine
-from longshore.tasks.host.health import health, learn_folders
+from longshore.tasks.host.facts import facts, labels, report_engine
+from longshore.tasks.host.health import health, report_folders
 from longshore.workers.queues import at_this_host
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ _REFRESH = 60.0
 _WITH_ENGINE = ("docker", "compose")
 
 
-class Presence:
+class HostRegistration:
     """This worker's, in its main process."""
 
     def __init__(self, worker: Any, store: Store) -> None:
@@ -86,7 +86,10 @@ class Presence:
             if node.health["keys"]:
                 # A client without a key that fits is told so before it waits in vain.
                 self.store.call(
-                    self.store.client.set, self.store.keys.signed, ",".join(node.health["keys"]), ex=round(3 * _REFRESH)
+                    self.store.client.set,
+                    self.store.keys.signing_keys,
+                    ",".join(node.health["keys"]),
+                    ex=round(3 * _REFRESH),
                 )
         self._refresh_at = time.monotonic() + _REFRESH
         self.look()
@@ -101,7 +104,7 @@ class Presence:
     def look(self) -> None:
         """Do what is asked of the host. One that is drained also says, each time, how far it has come."""
         if self.state is NodeState.READY:
-            self._obey(self.hosts.wish(self.host))
+            self._apply_drain(self.hosts.request_drain(self.host))
         else:
             self._beat()
 
@@ -109,8 +112,8 @@ class Presence:
         with self._saying:
             if self._gone:
                 return
-            wish = self.hosts.beat(self.host, self.node, self._state(), active())
-        self._obey(wish)
+            request_drain = self.hosts.beat(self.host, self.node, self._state(), active())
+        self._apply_drain(request_drain)
 
     def leave(self) -> None:
         with self._saying:
@@ -122,16 +125,22 @@ class Presence:
 
     # --- what it is asked ---------------------------------------------------------------------------
 
-    def _obey(self, wish: Drained | None) -> None:
+    def _apply_drain(self, request_drain: Drained | None) -> None:
         forward = [queue for queue in self.queues if is_forward(queue)]
-        if wish is not None and self.state is NodeState.READY:
-            log.warning("host %s is drained by %s: this worker takes no new work", self.host, wish.by)
+        if request_drain is not None and self.state is NodeState.READY:
+            log.warning("host %s is drained by %s: this worker takes no new work", self.host, request_drain.by)
             self._change(partial(self._cancel, forward))
-        elif wish is None and self.state is NodeState.DRAINED:
+        elif request_drain is None and self.state is NodeState.DRAINED:
             log.warning("host %s is not drained any more: this worker takes new work", self.host)
             self._change(partial(self._consume, forward))
-        elif wish is not None and wish.stop and wish.since > self._since and not active() and not self.leaving:
-            log.warning("host %s is drained by %s, who has asked this worker to end", self.host, wish.by)
+        elif (
+            request_drain is not None
+            and request_drain.stop
+            and request_drain.since > self._since
+            and not active()
+            and not self.leaving
+        ):
+            log.warning("host %s is drained by %s, who has asked this worker to end", self.host, request_drain.by)
             self.leaving = True
             worker_state.should_stop = EX_OK  # type: ignore[assignment] # a warm stop, as by SIGTERM
 
@@ -171,8 +180,8 @@ def has_engine(queues: Iterable[str]) -> bool:
 
 
 def _learn() -> None:
-    learn_engine()
-    learn_folders()
+    report_engine()
+    report_folders()
 
 
 def active() -> int:
@@ -181,12 +190,12 @@ def active() -> int:
 
 
 #: Of this process, once its worker has started.
-_here: list[Presence] = []
+_here: list[HostRegistration] = []
 
 
-def of_worker(worker: Any, store: Store) -> Presence:
+def of_worker(worker: Any, store: Store) -> HostRegistration:
     """The worker's presence, told of its end by Celery's own signals."""
-    _here[:] = [Presence(worker, store)]
+    _here[:] = [HostRegistration(worker, store)]
     return _here[0]
 
 
@@ -197,7 +206,7 @@ def _consume_this_hosts_queues(sender: str, instance: Any, **_: Any) -> None:
     for name in at_this_host(list(queues.consume_from), hostname(sender)):
         queues.select_add(Queue(name, routing_key=name))
     if has_engine(queues.consume_from):
-        learn_engine()  # before the pool is there: its processes know what this one does
+        report_engine()  # before the pool is there: its processes know what this one does
 
 
 @worker_shutting_down.connect
@@ -207,7 +216,7 @@ def _is_leaving(**_: Any) -> None:
 
 
 @worker_shutdown.connect
-def _say_good_bye(**_: Any) -> None:
+def _deregister(**_: Any) -> None:
     for presence in _here:
         try:
             presence.leave()

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 from longshore.orchestration.client.client import Client
 from longshore.orchestration.errors import LongshoreError, OperationError, RunConflict, StoreUnavailable
-from longshore.orchestration.jobs.discovery import Board, Seen
-from longshore.orchestration.jobs.plan import again_plan, from_recipe, job_plan
+from longshore.orchestration.jobs.discovery import HostSnapshot, JobDiscovery
+from longshore.orchestration.jobs.plan import job_plan, plan_from_record, restart_plan
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.runs import report
@@ -24,7 +24,7 @@ from longshore.orchestration.store.hosts import QUEUE, Hosts
 from longshore.orchestration.store.run_store import Store
 from longshore.tasks.host.engine.factory import close_engine, engine
 from longshore.tasks.host.engine.port import EngineTimeout
-from longshore.tasks.operations.jobs.discovery import Left, described, workers
+from longshore.tasks.operations.jobs.discovery import LeftWorker, described, workers
 from longshore.tasks.operations.jobs.snapshot import KEPT_NAME
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class JobWatch:
     def __init__(self, store: Store, host: str, queues: tuple[str, ...]) -> None:
         self.store = store
         self.host = host
-        self.board = Board(store)
+        self.board = JobDiscovery(store)
         self._here = any(queue.partition("@")[0] == QUEUE for queue in queues)
         self._installation = store.settings.installation()
         self._answered = 0
@@ -68,7 +68,7 @@ class JobWatch:
         if running is not None and running.is_alive():
             return
 
-        def carefully() -> None:
+        def within_limits() -> None:
             try:
                 do()
                 self._told.pop(name, None)
@@ -82,16 +82,16 @@ class JobWatch:
             finally:
                 close_engine()
 
-        self._threads[name] = threading.Thread(target=carefully, name=f"longshore-jobs-{name}", daemon=True)
+        self._threads[name] = threading.Thread(target=within_limits, name=f"longshore-jobs-{name}", daemon=True)
         self._threads[name].start()
 
     def _answer(self, asked: int) -> None:
         if self.board.answered(self.host) != asked:
             try:
                 where, stacks, entities = described(engine())
-                seen = Seen(self.host, asked, engine=where, stacks=stacks, entities=entities)
+                seen = HostSnapshot(self.host, asked, engine=where, stacks=stacks, entities=entities)
             except OperationError as error:
-                seen = Seen(self.host, asked, error=str(error))
+                seen = HostSnapshot(self.host, asked, error=str(error))
             self.board.answer(seen)
         self._answered = asked
 
@@ -114,13 +114,13 @@ class JobWatch:
                 log.exception("worker container %s cannot be taken up", left.name)
         self._suspects = suspects
 
-    def _is_left(self, left: Left) -> bool:
+    def _is_left(self, left: LeftWorker) -> bool:
         if not left.run_id or left.is_kept or left.of != self._installation:
             return False
         state = self.store.state(left.run_id)
         return state in TERMINAL if state is not None else self.store.body(left.run_id) is None
 
-    def _take_up(self, left: Left) -> None:
+    def _take_up(self, left: LeftWorker) -> None:
         if self.store.body(left.run_id) is None:
             self._reconstruct(left)
             return
@@ -135,8 +135,8 @@ class JobWatch:
             again = f"{left.run_id[:120]}.again{number}"
             if self.store.body(again) is None:
                 if self.store.now() - ended >= pause * 1000:
-                    job, choices = from_recipe(left.recipe)
-                    self._start(again, again_plan(job, choices, left.run_id, self.host), "its stack is not up")
+                    job, choices = plan_from_record(left.plan_record)
+                    self._start(again, restart_plan(job, choices, left.run_id, self.host), "its stack is not up")
                 return
             later = self._report(again)
             if later is None:
@@ -158,9 +158,9 @@ class JobWatch:
         found = report.build(run_id, plan, run, steps, self.store.now()).job
         return None if found is None else (found, int(run.get("ended", 0)))
 
-    def _reconstruct(self, left: Left) -> None:
+    def _reconstruct(self, left: LeftWorker) -> None:
         """Make a run anew that Redis has lost: under its own id, so that whoever asks for it finds it."""
-        job, choices = from_recipe(left.recipe)
+        job, choices = plan_from_record(left.plan_record)
         if job.host and job.host != self.host:
             other = Hosts(self.store).find(job.host)
             if other is not None and other.alive:
@@ -176,11 +176,16 @@ class JobWatch:
         except RunConflict:
             log.info("run %s is taken up by somebody else", run_id)
 
-    def _clear(self, left: Left) -> None:
+    def _clear(self, left: LeftWorker) -> None:
         """The result is recorded, and nothing waits for the container; somebody may want to look at it."""
         docker = engine()
         now = docker.inspect(left.id)
-        if now is not None and now.exit_code and not now.running and from_recipe(left.recipe)[1].keep_failed_worker:
+        if (
+            now is not None
+            and now.exit_code
+            and not now.running
+            and plan_from_record(left.plan_record)[1].keep_failed_worker
+        ):
             docker.rename(left.id, left.name + KEPT_NAME)
             return
         if left.running:

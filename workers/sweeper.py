@@ -27,10 +27,10 @@ from longshore.orchestration.messaging.canvas import STEP, UNDO
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.store.run_store import Store
 from longshore.tasks.attempts.receipts import Ledger
-from longshore.tasks.control.coordinator import Driver
+from longshore.tasks.control.coordinator import Coordinator
 from longshore.tasks.control.receipt_comparison import HostAgent
 from longshore.tasks.loaded_runs import Plans
-from longshore.workers.host_agent import Presence, of_worker
+from longshore.workers.host_agent import HostRegistration, of_worker
 from longshore.workers.job_agent import JobWatch
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Sweeper(bootsteps.StartStopStep):
         presence = of_worker(worker, store)
         refuse_name(worker, presence.host)
         try:
-            integrity.mend(store)
+            integrity.repair(store)
             presence.register()  # before it takes any work: what it is sent is decided by what is known of its host
         except StoreUnavailable as error:
             log.warning("the worker is not registered yet: %s", error)
@@ -83,9 +83,9 @@ class Sweeper(bootsteps.StartStopStep):
         for thread in self._threads:
             thread.join(5.0)
 
-    def _loop(self, worker: Any, presence: Presence) -> None:
+    def _loop(self, worker: Any, presence: HostRegistration) -> None:
         store = presence.store
-        driver = Driver(worker.app, store, Plans(store), node=str(worker.hostname))
+        driver = Coordinator(worker.app, store, Plans(store), node=str(worker.hostname))
         jobs = JobWatch(store, presence.host, presence.queues)
         ledger = Ledger(store.settings.state_dir, store.settings.namespace)
         agent = HostAgent(store, driver.plans, ledger, presence.host, presence.queues)
@@ -95,14 +95,14 @@ class Sweeper(bootsteps.StartStopStep):
             nonlocal next_cleaning, next_check
             if time.monotonic() >= next_check:
                 # What only the broker meets: its consumer would end over it.
-                integrity.mend(store)
+                integrity.repair(store)
                 next_check = time.monotonic() + _CHECK_EVERY
             store.load_scripts()
             if not self._leaving.is_set():
                 driver.sweep()
                 for run_id in agent.look(driver.clock.asked):
                     driver.advance(run_id)
-                mending(store, jobs.look)
+                as_dead_letters(store, jobs.look)
             if time.monotonic() >= next_cleaning:
                 ledger.clean(_RECEIPTS * store.settings.retention)
                 presence.hosts.forget_old(store.settings.retention)
@@ -112,7 +112,7 @@ class Sweeper(bootsteps.StartStopStep):
 
         self._again("sweeper", store.settings, lambda _: sweep())
 
-    def _keep(self, worker: Any, presence: Presence) -> None:
+    def _keep(self, worker: Any, presence: HostRegistration) -> None:
         """Renew leases, and say that the worker lives: beside the sweeps, however long one of them takes."""
         store = presence.store
         next_renewal = 0.0
@@ -122,10 +122,10 @@ class Sweeper(bootsteps.StartStopStep):
             next_renewal -= pause
             if next_renewal <= 0:
                 renew(store, worker.hostname)
-                mending(store, presence.beat)
+                as_dead_letters(store, presence.beat)
                 next_renewal = store.settings.lease / 3
             else:
-                mending(store, presence.look)
+                as_dead_letters(store, presence.look)
 
         self._again("renewal of leases", store.settings, keep)
 
@@ -145,12 +145,12 @@ class Sweeper(bootsteps.StartStopStep):
             self._stop.wait(min(pause, settings.lease / 8))
 
 
-def mending(store: Store, do: Callable[[], object]) -> None:
+def as_dead_letters(store: Store, do: Callable[[], object]) -> None:
     """Do one part of a sweep; a key of a wrong type is renamed, and must not end the parts after this one."""
     try:
         do()
     except WrongType as error:
-        if not integrity.mend(store):
+        if not integrity.repair(store):
             log.error("a part of the sweep was left out: %s", error)
 
 

@@ -115,17 +115,17 @@ def _forged(headers: dict[str, Any], body: bytes) -> str:
     return ""
 
 
-def put_aside(queue: str, raw: bytes, why: str) -> None:
+def keep_dead_letter(queue: str, raw: bytes, why: str) -> None:
     """Keep a message that no worker can take, for a person."""
     log.error("a message in queue %s is put aside: %s", queue, why)
     try:
-        _store().put_aside(queue, raw.decode("utf-8", "replace"), why)
+        _store().keep_dead_letter(queue, raw.decode("utf-8", "replace"), why)
         note_refusal(_store(), f"a message in queue {queue}: {why}")
     except StoreUnavailable as error:
         log.error("and it could not be kept: %s: %r", error, raw[:2000])
 
 
-def _sifted(parse: Any) -> Any:
+def _filtered(parse: Any) -> Any:
     """A client's `parse_response`, which gives nothing where what came is no message."""
 
     def parse_response(connection: Any, command_name: str, **options: Any) -> Any:
@@ -136,7 +136,7 @@ def _sifted(parse: Any) -> Any:
                 raise
             # A queue that is no list: kombu would end the worker, and the next one as well.
             log.error("a queue has the wrong type: %s", error)
-            integrity.mend(_store())
+            integrity.repair(_store())
             return None
         if command_name != "BRPOP" or not answer:
             return answer
@@ -146,13 +146,13 @@ def _sifted(parse: Any) -> Any:
         why = fault(raw)
         if not why:
             return answer
-        put_aside(queue.decode("utf-8", "replace"), raw, why)
+        keep_dead_letter(queue.decode("utf-8", "replace"), raw, why)
         return None
 
     return parse_response
 
 
-class _Sifting:
+class _Filtering:
     """For a channel: its client reads through the sieve, and is none once its connection was closed."""
 
     def _connparams(self, asynchronous: bool = False) -> Any:
@@ -164,11 +164,11 @@ class _Sifting:
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         client = super()._create_client(asynchronous=asynchronous)  # type: ignore[misc]
-        client.parse_response = _sifted(client.parse_response)
+        client.parse_response = _filtered(client.parse_response)
         return client
 
 
-class Channel(_Sifting, redis.Channel):
+class Channel(_Filtering, redis.Channel):
     """To one server."""
 
 
@@ -176,7 +176,7 @@ class Transport(redis.Transport):
     Channel = Channel
 
 
-class SentinelChannel(_Sifting, redis.SentinelChannel):
+class SentinelChannel(_Filtering, redis.SentinelChannel):
     """To whichever server Sentinel names."""
 
 

@@ -4,7 +4,7 @@ from longshore.orchestration import Plan, PlanError, validate
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.plans.explain import explain
 from longshore.orchestration.runs.diagram import text
-from longshore.orchestration.testing import rehearse
+from longshore.orchestration.testing import simulate
 
 broken = Plan("broken")
 broken.step("a", "noop.execute", sleeep=1).after("b")
@@ -23,5 +23,5 @@ compiled = CompiledPlan(plan)
 print([[compiled.steps[i].name for i in level] for level in compiled.levels])
 print(text(compiled))
 print(explain(compiled))
-for each in rehearse(plan):
+for each in simulate(plan):
     print(each.step or "nothing fails", each.report.state, each.report.exit_code)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from longshore.orchestration.cli.common import client, command, current, leave, say, say_lines, show_table
-from longshore.orchestration.cli.run import begin_job, rehearse
+from longshore.orchestration.cli.run import begin_job, show_dry_run
 from longshore.orchestration.errors import UsageError
 
 if TYPE_CHECKING:
-    from longshore.orchestration.jobs.discovery import Known
+    from longshore.orchestration.jobs.discovery import JobListing
     from longshore.orchestration.jobs.labels import Finding, Job
 
 _FILE = click.option("-f", "--file", "files", multiple=True, metavar="FILE", help="Jobs that a file describes, too.")
@@ -93,14 +93,14 @@ def run(name: str, host: str | None, files: tuple[str, ...], run_id: str | None,
     3 the stack is not fully up, whatever became of the work.
     """
     from longshore.orchestration.jobs.jobs import Jobs  # noqa: PLC0415 - see cli.common
-    from longshore.orchestration.jobs.plan import Choices, job_plan  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.jobs.plan import JobOptions, job_plan  # noqa: PLC0415 - see cli.common
 
     made = client()
     known = Jobs(made).list(files=files)
-    plan = job_plan(known.job(name, host), Choices(**choices))
+    plan = job_plan(known.job(name, host), JobOptions(**choices))
     _tell(known.about(name), strict=False)
     if current().dry_run:
-        return leave(rehearse(plan, {}))
+        return leave(show_dry_run(plan, {}))
     return begin_job(made, plan, run_id, detach=detach)
 
 
@@ -126,7 +126,7 @@ def _shown(value: Any) -> str:
     return f"{value:g} s" if isinstance(value, float) else str(value)
 
 
-def _table(known: Known, now: int) -> None:
+def _table(known: JobListing, now: int) -> None:
     if not known.jobs:
         say("no job is described")
         return

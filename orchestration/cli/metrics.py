@@ -16,11 +16,11 @@ from longshore.orchestration.errors import ConfigError, UsageError
 @global_options
 def metrics(listen: str | None) -> None:
     """What runs and steps came to, queues, hosts and services, as Prometheus reads them."""
-    from longshore.orchestration.store.queue_lengths import backlogs  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.store.queue_lengths import queue_lengths  # noqa: PLC0415 - see cli.common
 
     store = client().store
     if listen is None and current().json:
-        current().show([dataclasses.asdict(backlog) for backlog in backlogs(store)])
+        current().show([dataclasses.asdict(backlog) for backlog in queue_lengths(store)])
         return
     try:
         from prometheus_client import start_http_server  # noqa: PLC0415 - an extra

@@ -22,13 +22,13 @@ def plan_group() -> None:
 @click.argument("plan")
 def validate(plan: str) -> None:
     """Say whether PLAN can be run, and everything that is wrong with it."""
-    from longshore.orchestration.plans.policy import denied  # noqa: PLC0415 - see cli.common
+    from longshore.orchestration.plans.policy import reject_forbidden  # noqa: PLC0415 - see cli.common
     from longshore.orchestration.settings import get_settings  # noqa: PLC0415
 
     options = current()
     try:
         checked = load_plan(plan)
-        denied(checked, get_settings())
+        reject_forbidden(checked, get_settings())
     except PlanError as error:
         if options.json:
             options.show({"valid": False, "problems": [_as_json(problem) for problem in error.problems]})
@@ -93,11 +93,11 @@ def graph(plan: str, form: str) -> None:
     say_lines(FORMATS[form](CompiledPlan(load_plan(plan))))
 
 
-@command(plan_group, "rehearse")
+@command(plan_group, "simulate")
 @click.argument("plan")
 @click.option("-p", "--param", "pairs", multiple=True, metavar="NAME=VALUE", help="A parameter of the plan.")
 @click.option("--params", "file", metavar="FILE", help="Parameters from a YAML or JSON file.")
-def rehearse(plan: str, pairs: tuple[str, ...], file: str | None) -> None:
+def simulate(plan: str, pairs: tuple[str, ...], file: str | None) -> None:
     """Fail each step of PLAN in turn, in memory, and show how each such run would end.
 
     Nothing is touched: the steps are pretended. Ends as the run in which all goes well, or with 3 if another would
@@ -106,8 +106,8 @@ def rehearse(plan: str, pairs: tuple[str, ...], file: str | None) -> None:
     from importlib import import_module  # noqa: PLC0415 - slow to import
 
     checked = load_plan(plan)
-    rehearsal = import_module("longshore.orchestration.testing").rehearse
-    found = list(rehearsal(checked, read_params(checked, pairs, file)))
+    simulate_failures = import_module("longshore.orchestration.testing").simulate
+    found = list(simulate_failures(checked, read_params(checked, pairs, file)))
     if current().json:
         current().show([{"fails": each.step, **each.report.model_dump(mode="json")} for each in found])
     else:

@@ -53,7 +53,7 @@ def begin(plan: Plan, params: dict[str, Any], run_id: str | None, *, detach: boo
     """Start and watch, or rehearse, as the options say; ends the command. `show`: what the steps have found, too."""
     options = current()
     if options.dry_run:
-        return leave(rehearse(plan, params))
+        return leave(show_dry_run(plan, params))
     return attend(client().start(plan, params, run_id=run_id), detach=detach, show=show)
 
 
@@ -87,7 +87,7 @@ def begin_job(made: Client, plan: Plan, run_id: str | None, *, detach: bool) -> 
         return attend(Jobs(made).recover(started.id), detach=detach, follow="work")
 
 
-def rehearse(plan: Any, params: dict[str, Any]) -> int:
+def show_dry_run(plan: Any, params: dict[str, Any]) -> int:
     """Show what a run would do; 1 if it is certain to fail."""
     options = current()
     answers = client().dry_run(plan, params)

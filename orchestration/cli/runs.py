@@ -254,7 +254,7 @@ def replay(host: str, service: str, since: str | None, run_id: str | None, detac
     """Do again what runs had done on a host, or at a service: with the recorded parameters, in their order."""
     options, asked = current(), client()
     if options.dry_run:
-        would = asked.find_deeds(host=host, service=service, since=_moment(since))
+        would = asked.find_effects(host=host, service=service, since=_moment(since))
         again = [{"source": would.sources[name], "op": step.op} for name, step in would.plan.steps.items()]
         if options.json:
             options.show({"dry_run": True, "again": again, "left_out": [str(one) for one in would.left_out]})
@@ -309,7 +309,7 @@ def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) 
     """Forget runs that rest: those named, or those older than the retention time. They cannot be undone then."""
     options, asked = current(), client()
     seconds = _span(older_than) if older_than is not None else asked.settings.retention
-    old = asked.store.kept_until(seconds) if older_than is not None or not runs else []
+    old = asked.store.ended_since(seconds) if older_than is not None or not runs else []
     # Both conditions hold where both are given.
     names = [run_id for run_id in runs or old if older_than is None or run_id in old]
     forgotten, refused = [], []

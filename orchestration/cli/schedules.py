@@ -23,7 +23,7 @@ def ls() -> None:
 
     options, asked = current(), client()
     known, wrong = schedules.declared(asked.settings)
-    kept = due_times.Schedules(asked.store)
+    kept = due_times.ScheduleMarks(asked.store)
     marks, paused, now = kept.marks(), kept.paused(), asked.store.now()
     rows = [
         {
@@ -108,7 +108,7 @@ def _pause(name: str, *, paused: bool) -> None:
         schedules.find(asked.settings, name)
     except UnknownName as error:
         # Of a job, or of an entry in somebody's beat: known by what was done for it.
-        if name not in due_times.Schedules(asked.store).marks():
+        if name not in due_times.ScheduleMarks(asked.store).marks():
             raise error from None
     word = "paused" if paused else "resumed"
     if current().dry_run:

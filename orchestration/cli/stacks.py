@@ -13,14 +13,14 @@ import click
 import yaml
 
 from longshore.orchestration.cli.common import client, current, global_options, leave, say, say_lines, show_table
-from longshore.orchestration.cli.run import left_alone, rehearse
+from longshore.orchestration.cli.run import left_alone, show_dry_run
 from longshore.orchestration.errors import LongshoreError, UsageError
 from longshore.orchestration.language.durations import parse_duration
 
 if TYPE_CHECKING:
     from longshore.orchestration.client.run import Run
     from longshore.orchestration.runs.report import Report
-    from longshore.orchestration.stacks.orchestrate import Checked, Manner, Orchestrated, Selection, Stacks
+    from longshore.orchestration.stacks.orchestrate import Checked, Orchestrated, RolloutOptions, Selection, Stacks
 
 _HOST = click.option("--host", "hosts", multiple=True, metavar="HOST", help="Only this host; may be given again.")
 _REGISTRY = click.option("--registry", is_flag=True, help="Ask registries whether tags have moved; nothing is pulled.")
@@ -30,7 +30,7 @@ _LABEL = click.option(
 )
 
 
-def _manner_options(function: Callable[..., Any]) -> Callable[..., Any]:
+def _rollout_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--max-parallel", type=click.IntRange(1), help="So many stacks at once."),
         click.option("--canary", type=click.IntRange(1), help="So many stacks first; if one fails, the rest is left."),
@@ -52,15 +52,15 @@ def _manner_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def _manner(said: dict[str, Any]) -> Manner:
-    from longshore.orchestration.stacks.plan import Manner  # noqa: PLC0415 - see cli.common
+def _rollout(said: dict[str, Any]) -> RolloutOptions:
+    from longshore.orchestration.stacks.plan import RolloutOptions  # noqa: PLC0415 - see cli.common
 
     for name in ("healthy_deadline", "min_healthy_time"):
         try:
             said[name] = parse_duration(said[name])
         except ValueError as error:
             raise UsageError(f"--{name.replace('_', '-')}: {error}") from None
-    return Manner(**said)
+    return RolloutOptions(**said)
 
 
 # --- check ------------------------------------------------------------------------------------------
@@ -86,12 +86,12 @@ def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bo
     as_json = as_json or current().json
     found = None
     try:
-        deployed = _stacks()
-        checked = deployed.check(hosts, registry=registry, state=image is not None)
+        stacks = _stacks()
+        checked = stacks.check(hosts, registry=registry, state=image is not None)
         if image is not None:
             from longshore.orchestration.stacks.selection import choose  # noqa: PLC0415 - see cli.common
 
-            found = choose(deployed.said, checked.seen, {}, image=image, running=True)
+            found = choose(stacks.said, checked.seen, {}, image=image, running=True)
     except LongshoreError as error:
         if as_json:
             current().show({"valid": False, "reason": None, "error": str(error), "timestamp": _now(), "exit_code": 2})
@@ -144,15 +144,15 @@ def rebuild(force: bool, hosts: tuple[str, ...], registry: bool) -> None:
     """
     from longshore.orchestration.stacks.orchestrate import failures  # noqa: PLC0415 - see cli.common
 
-    deployed = _stacks()
-    there, away = deployed.hosts(hosts)
+    stacks = _stacks()
+    there, away = stacks.hosts(hosts)
     options = current()
     if options.dry_run:
-        return leave(rehearse(deployed.rebuild_plan(there, registry=registry), {}) if there else 1)
+        return leave(show_dry_run(stacks.rebuild_plan(there, registry=registry), {}) if there else 1)
     if not force and not _confirmed(f"What is cached of {', '.join(there) or 'no host'} is thrown away. Continue?"):
         say("Aborted", err=True)
         return leave(1)
-    report = deployed.rebuild(there, registry=registry) if there else None
+    report = stacks.rebuild(there, registry=registry) if there else None
     failed = away | (failures(report) if report else {})
     built = {step.name: step.data for step in report.steps if step.name not in failed} if report else {}
     if options.json:
@@ -192,8 +192,8 @@ def _confirmed(question: str) -> bool:
 )
 def select(labels: tuple[str, ...], image: str | None, hosts: tuple[str, ...], registry: bool, form: str) -> None:
     """What does not run as its files and images say, and why. Restarts nothing."""
-    deployed = _stacks()
-    found = deployed.select(hosts, labels=labels, image=image, registry=registry, look_only=current().dry_run)
+    stacks = _stacks()
+    found = stacks.select(hosts, labels=labels, image=image, registry=registry, look_only=current().dry_run)
     form = "json" if current().json and form == "table" else form
     if form == "names":
         for one in found.chosen:
@@ -246,7 +246,7 @@ def _table(found: Selection) -> None:
 @_LABEL
 @_HOST
 @_REGISTRY
-@_manner_options
+@_rollout_options
 @global_options
 def restart(
     names: tuple[str, ...],
@@ -263,11 +263,11 @@ def restart(
     right, 1 it was cancelled, or all was taken back, 2 usage or a name that does not exist, 3 some stack is not right.
     """
     asked = _names(names)
-    manner = _manner(said)
-    deployed = _stacks()
+    rollout = _rollout(said)
+    stacks = _stacks()
     if not names:
-        deployed.wait_for_others(hosts)
-    found = deployed.select(hosts, labels=labels, registry=registry, look_only=current().dry_run)
+        stacks.wait_for_active_runs(hosts)
+    found = stacks.select(hosts, labels=labels, registry=registry, look_only=current().dry_run)
     if names:
         from longshore.orchestration.stacks.selection import named  # noqa: PLC0415 - see cli.common
 
@@ -275,9 +275,9 @@ def restart(
     if not found.chosen:
         return _end(_nothing(found))
     if current().dry_run:
-        return leave(rehearse(deployed.plan(found, manner, asked=bool(names)), {}))
-    run = deployed.start(found, manner, asked=bool(names), run_id=run_id)
-    return _end(deployed.ended(_watched(run, detach=detach), found))
+        return leave(show_dry_run(stacks.plan(found, rollout, asked=bool(names)), {}))
+    run = stacks.start(found, rollout, asked=bool(names), run_id=run_id)
+    return _end(stacks.ended(_watched(run, detach=detach), found))
 
 
 def _names(names: Sequence[str]) -> list[str]:
@@ -301,7 +301,7 @@ def _nothing(found: Selection) -> Orchestrated:
 @_IMAGE
 @_HOST
 @_REGISTRY
-@_manner_options
+@_rollout_options
 @global_options
 def orchestrate(
     labels: tuple[str, ...],
@@ -317,13 +317,13 @@ def orchestrate(
     Exit codes: 0 nothing to do, or all is right now; 1 a phase failed before anything was touched, or all was taken
     back; 2 usage; 3 some stack is not right, or could not be looked at.
     """
-    manner = _manner(said)
-    deployed = _stacks()
+    rollout = _rollout(said)
+    stacks = _stacks()
     if current().dry_run:
-        return _rehearse_all(deployed, labels, image, hosts, registry, manner)
+        return _show_dry_run_of_all(stacks, labels, image, hosts, registry, rollout)
     quiet = current().quiet or current().json
     return _end(
-        deployed.orchestrate(
+        stacks.orchestrate(
             hosts,
             labels=labels,
             image=image,
@@ -331,22 +331,27 @@ def orchestrate(
             run_id=run_id,
             tell=lambda line: None if quiet else say(line),
             watch=lambda run: _watched(run, detach=detach),
-            **asdict(manner),
+            **asdict(rollout),
         )
     )
 
 
-def _rehearse_all(
-    deployed: Stacks, labels: Sequence[str], image: str | None, hosts: Sequence[str], registry: bool, manner: Manner
+def _show_dry_run_of_all(
+    stacks: Stacks,
+    labels: Sequence[str],
+    image: str | None,
+    hosts: Sequence[str],
+    registry: bool,
+    rollout: RolloutOptions,
 ) -> None:
     """What a run would find and do, from looks alone."""
     from longshore.orchestration.stacks.selection import choose  # noqa: PLC0415 - see cli.common
 
-    checked = deployed.check(hosts, registry=registry, state=True)
-    found = choose(deployed.said, checked.seen, checked.errors, labels=labels, image=image)
+    checked = stacks.check(hosts, registry=registry, state=True)
+    found = choose(stacks.said, checked.seen, checked.errors, labels=labels, image=image)
     options = current()
     code = 3 if found.incomplete else 0
-    plan = deployed.plan(found, manner) if found.chosen else None
+    plan = stacks.plan(found, rollout) if found.chosen else None
     if options.json:
         steps = client().dry_run(plan) if plan is not None else []
         possible = not any(step["impossible"] for step in steps)
@@ -357,7 +362,7 @@ def _rehearse_all(
         say(line.replace("needs rebuild", "would be rebuilt"))
     _table(found)
     if plan is not None:
-        code = rehearse(plan, {}) or code
+        code = show_dry_run(plan, {}) or code
     for host, why in found.errors.items():
         say(f"error: {host}: {why}", err=True)
     for note in found.wrong:

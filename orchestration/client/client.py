@@ -42,7 +42,7 @@ from longshore.orchestration.messaging.canvas import Canvas, producer
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.plans.loading import load
 from longshore.orchestration.plans.model import Plan, single
-from longshore.orchestration.plans.policy import denied
+from longshore.orchestration.plans.policy import reject_forbidden
 from longshore.orchestration.settings import Settings, get_settings
 from longshore.orchestration.store import audit
 from longshore.orchestration.store.admission import Admission
@@ -142,7 +142,7 @@ class Client:
         """The request of a run. What is refused for the harm that it could do is put into the audit trail."""
         who, where = actor(self.settings), signing.origin(self.settings)
         try:
-            denied(plan, self.settings)
+            reject_forbidden(plan, self.settings)
             body = request_body(plan, params, who, where)
             if (size := len(json.dumps(body, ensure_ascii=False).encode())) > self.settings.max_plan:
                 raise PlanDenied(
@@ -155,7 +155,7 @@ class Client:
 
     def _refuse_without_a_key(self) -> None:
         """Workers that check signatures would leave the run alone, and nobody would hear of it here."""
-        known = self.store.call(self.store.client.get, self.store.keys.signed)
+        known = self.store.call(self.store.client.get, self.store.keys.signing_keys)
         keys = signing.ring(self.settings)
         if not known:
             return
@@ -250,14 +250,14 @@ class Client:
         made of: `Replay.left_out` names what cannot be done again. UsageError as `replay.collect`.
         """
         self.ensure_server()
-        found = self.find_deeds(host=host, service=service, since=since)
+        found = self.find_effects(host=host, service=service, since=since)
         try:
             run = self.start(found.plan, found.params, run_id=run_id) if found.plan.steps else None
         finally:
             found.close()
         return run, found
 
-    def find_deeds(self, *, host: str = "", service: str = "", since: datetime | None = None) -> Replay:
+    def find_effects(self, *, host: str = "", service: str = "", since: datetime | None = None) -> Replay:
         """What `replay` would do; nothing is changed. Has to be closed."""
         return replay.collect(
             self.store, host=host, service=service, since=round(since.timestamp() * 1000) if since else 0
@@ -274,7 +274,7 @@ class Client:
         """
         self.ensure_server()
         checked = load(plan) if isinstance(plan, str) else plan
-        denied(checked, self.settings)
+        reject_forbidden(checked, self.settings)
         body = request_body(checked, params or {}, actor(self.settings))
         self._refuse_without_a_key()
         with signing.sending(self.settings):

@@ -15,7 +15,7 @@ from longshore.orchestration.errors import UnknownName, WaitTimeout
 from longshore.orchestration.language import templates
 from longshore.orchestration.language.targets import ANY, is_several
 from longshore.orchestration.messaging import signing
-from longshore.orchestration.messaging.canvas import PROBE
+from longshore.orchestration.messaging.canvas import DRY_RUN
 from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep
 from longshore.orchestration.store.hosts import Host, Hosts, left_out, meant
 from longshore.orchestration.store.run_store import Store
@@ -25,9 +25,9 @@ _PROBE_SECONDS = 60.0
 
 def dry_run(store: Store, producer: Celery, plan: CompiledPlan, body: Mapping[str, Any]) -> list[dict[str, Any]]:
     """See `Client.dry_run`; `body` is the request that a real run would be."""
-    probe_id = uuid4().hex
-    text = signing.sealed(store.settings, "probe", probe_id, json.dumps(body, ensure_ascii=False))
-    store.put_probe(probe_id, text, _PROBE_SECONDS)
+    dry_run_id = uuid4().hex
+    text = signing.sealed(store.settings, "dry_run", dry_run_id, json.dumps(body, ensure_ascii=False))
+    store.put_dry_run(dry_run_id, text, _PROBE_SECONDS)
     asked: list[_Question] = []
     answers: list[dict[str, Any]] = []
     hosts = Hosts(store).all()
@@ -39,10 +39,10 @@ def dry_run(store: Store, producer: Celery, plan: CompiledPlan, body: Mapping[st
                 answers.append({"index": step.index, "host": host, "changed": False} | answer)
     try:
         for question in asked:
-            _ask(producer, probe_id, plan, question)
-        answers += _answers(store, probe_id, asked)
+            _ask(producer, dry_run_id, plan, question)
+        answers += _answers(store, dry_run_id, asked)
     finally:
-        store.drop_probe(probe_id)
+        store.drop_dry_run(dry_run_id)
     answers.sort(key=lambda answer: (plan.steps[answer["index"]].level, answer["index"], answer["host"]))
     return [
         {"step": step.name, "op": step.operation.name, "level": step.level}
@@ -103,11 +103,11 @@ class _Question:
     queue: str
 
 
-def _ask(producer: Celery, probe_id: str, plan: CompiledPlan, question: _Question) -> None:
+def _ask(producer: Celery, dry_run_id: str, plan: CompiledPlan, question: _Question) -> None:
     step = plan.steps[question.index]
     producer.signature(
-        PROBE,
-        args=(probe_id, question.index),
+        DRY_RUN,
+        args=(dry_run_id, question.index),
         options={
             "queue": question.queue,
             "expires": _PROBE_SECONDS,
@@ -117,12 +117,12 @@ def _ask(producer: Celery, probe_id: str, plan: CompiledPlan, question: _Questio
     ).apply_async()
 
 
-def _answers(store: Store, probe_id: str, asked: list[_Question]) -> list[dict[str, Any]]:
+def _answers(store: Store, dry_run_id: str, asked: list[_Question]) -> list[dict[str, Any]]:
     """One for each question, also for a host that does not answer. Raises WaitTimeout where nobody does for a queue."""
     answers: list[dict[str, Any]] = []
     until = time.monotonic() + _PROBE_SECONDS
     while len(answers) < len(asked):
-        answer = store.next_answer(probe_id, 1.0)
+        answer = store.next_answer(dry_run_id, 1.0)
         if answer is not None:
             answers.append(answer)
         elif time.monotonic() > until:

@@ -29,10 +29,10 @@ _PATIENCE = 20.0
 def ensure(settings: Settings) -> None:
     """Return when the embedded server answers; start its supervisor if there is none."""
     folder = settings.state_dir
-    told = _teach(settings)
+    told = _send_imports(settings)
     if is_up(settings):
         touch(folder)
-        _wait_until_learned(folder, told)
+        _wait_for_imports(folder, told)
         return
     if importlib.util.find_spec(SUPERVISOR) is None:
         raise ConfigError("there is no worker in this installation", remedy="set LONGSHORE_REDIS_URL")
@@ -43,7 +43,7 @@ def ensure(settings: Settings) -> None:
     while time.monotonic() < until:
         if is_up(settings):
             touch(folder)
-            _wait_until_learned(folder, told)
+            _wait_for_imports(folder, told)
             return
         # Whoever loses the race for the lock ends at once; the loop then finds the winner's server.
         if process is None or process.poll() is not None:
@@ -70,7 +70,7 @@ def ensure(settings: Settings) -> None:
     raise StoreUnavailable(f"the embedded server did not answer: {last_line(log_path)}", remedy=f"see {log_path}")
 
 
-def _teach(settings: Settings) -> str:
+def _send_imports(settings: Settings) -> str:
     """Put down which modules of the caller's the worker has to import, from where, and of which age.
 
     The supervisor starts its worker again when that changes. Returns what it has to have read by then.
@@ -108,7 +108,7 @@ def _age(module: str) -> float:
     return 0.0
 
 
-def _wait_until_learned(folder: Path, told: str) -> None:
+def _wait_for_imports(folder: Path, told: str) -> None:
     """A step that only the new worker can do must not meet the old one."""
     until = time.monotonic() + _PATIENCE
     learned = folder / LEARNED

@@ -49,7 +49,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class _Deed:
+class _Effect:
     """One step, or part of one, that stands."""
 
     run_id: str
@@ -90,7 +90,7 @@ def collect(store: Store, *, host: str = "", service: str = "", since: int = 0) 
     if bool(host) == bool(service):
         both = "say one of them" if host else "say what has lost its data: a host or a service"
         raise UsageError(both, remedy="--host NAME or --service NAME")
-    deeds: list[_Deed] = []
+    deeds: list[_Effect] = []
     left_out: list[LeftOut] = []
     for run_id in store.created_since(since):
         for found in _of_run(store, run_id, host, service):
@@ -106,7 +106,7 @@ def collect(store: Store, *, host: str = "", service: str = "", since: int = 0) 
     return _as_plan(deeds, left_out, host, service)
 
 
-def _of_run(store: Store, run_id: str, host: str, service: str) -> Iterator[_Deed | LeftOut]:
+def _of_run(store: Store, run_id: str, host: str, service: str) -> Iterator[_Effect | LeftOut]:
     try:
         body = store.body(run_id)
         if body is None:
@@ -136,7 +136,7 @@ def _of_step(
     files: Mapping[str, str],
     host: str,
     service: str,
-) -> Iterator[_Deed | LeftOut]:
+) -> Iterator[_Effect | LeftOut]:
     outcome = json.loads(fields.get(f"{Field.OUTCOME}:{step_id}") or "{}")
     there = outcome.get("host") or fields.get(f"{Field.HOST}:{step_id}") or ""
     if (host and there != host) or (service and service_of(step.operation, there) != service):
@@ -167,7 +167,7 @@ def _of_step(
         return
     ended = int(fields.get(f"{Field.ENDED}:{step_id}") or 0)
     target = fields.get(f"{Field.HOST}:{step_id}") or (there if host else "")
-    yield _Deed(run_id, name, step.operation, params, files, target, ended, step.step.timeout, inside, word)
+    yield _Effect(run_id, name, step.operation, params, files, target, ended, step.step.timeout, inside, word)
 
 
 def _converges(operation: Operation, params: dict[str, Any]) -> bool:
@@ -178,7 +178,7 @@ def _converges(operation: Operation, params: dict[str, Any]) -> bool:
     return own and operation.repeatable(params)
 
 
-def _as_plan(deeds: list[_Deed], left_out: list[LeftOut], host: str, service: str) -> Replay:
+def _as_plan(deeds: list[_Effect], left_out: list[LeftOut], host: str, service: str) -> Replay:
     shown = re.sub(r"[^A-Za-z0-9._-]", "-", host or service)[:50]
     plan = Plan(f"replay-{shown}", on_failure="keep", sequential=True, labels={REPLAY_LABEL: host or service})
     replay = Replay(plan, left_out=left_out)

@@ -45,9 +45,9 @@ def request_body(plan: Plan, given: Mapping[str, Any], who: str, origin: str = "
         "actor": who,
         "origin": origin,
         # Two runs of one id, the first long forgotten, must not take each other's traces for their own.
-        "born": secrets.token_hex(8),
+        "instance_id": secrets.token_hex(8),
     }
-    trace = {"trace": trace_context.carried()} if "opentelemetry" in sys.modules else {}
+    trace = {"trace": trace_context.current_traceparent()} if "opentelemetry" in sys.modules else {}
     return body | shared(plan, params) | trace
 
 

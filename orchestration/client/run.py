@@ -19,7 +19,7 @@ from longshore.orchestration.plans.compiled import CompiledPlan, StepId
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.runs import events, pending_reasons, report
 from longshore.orchestration.runs.events import Event
-from longshore.orchestration.runs.hooks import Hooks, Teller
+from longshore.orchestration.runs.hooks import HookDispatcher, Hooks
 from longshore.orchestration.runs.report import Report
 from longshore.orchestration.states import TERMINAL, RunState
 from longshore.orchestration.store.run_store import Store, stream_order
@@ -86,7 +86,7 @@ class Run:
             # Redis has lost it, and it was made anew; with another plan.
             self.plan, self._digest = stored_plan(store, self.id)
         if run.get("state") not in TERMINAL:
-            steps |= pending_reasons.reasons(store, self.plan, steps)
+            steps |= pending_reasons.pending_reasons(store, self.plan, steps)
         return report.build(self.id, self.plan, run, steps, store.now())
 
     def events(self, after: str = "0-0") -> list[Event]:
@@ -159,11 +159,11 @@ class Run:
         """
         step_id, after = self._id_of(step), "-"
         while True:
-            rests = not follow or self.state() in TERMINAL
+            is_settled = not follow or self.state() in TERMINAL
             for entry, stream, line in self.store.log(self.id, step_id, after):
                 after = entry
                 yield stream, line
-            if rests:
+            if is_settled:
                 return
             time.sleep(_FOLLOW)
 
@@ -226,7 +226,7 @@ class Run:
             fields = self.store.fields(self.id)
             if not fields and self.store.body(self.id) is None:
                 return "done"  # it was forgotten, as asked
-            if stream_order(fields.get("cmd", "0-0")) >= stream_order(command_id):
+            if stream_order(fields.get("last_command", "0-0")) >= stream_order(command_id):
                 return fields.get("answer", "done")
             time.sleep(0.05)
         raise WaitTimeout("no worker has taken the command yet", remedy="it is kept; start one: longshore worker")
@@ -252,7 +252,7 @@ class _Watcher:
     def __init__(self, run: Run, hooks: Hooks, after: str = "0-0") -> None:
         self._run = run
         self._hooks = hooks
-        self._teller = Teller(run.store, run.id, run.plan)
+        self._teller = HookDispatcher(run.store, run.id, run.plan)
         self.cursor = after
         # Events before the cursor give the hooks' arguments, and are not passed on again.
         for event in run.events() if after != "0-0" else []:

@@ -114,9 +114,18 @@ def _sends(settings: Settings, own: list[str]) -> list[str]:
 def _asks(settings: Settings) -> list[str]:
     """A request, written once; commands; dry runs; and the indices of what is wanted."""
     space = settings.namespace
-    own = [":{*}:request", ":{*}:commands", ":inbox", ":queue", ":known", ":order", ":probe:*", ":answers:*"]
+    own = [
+        ":{*}:request",
+        ":{*}:commands",
+        ":inbox",
+        ":queue",
+        ":admission-requests",
+        ":admission-order",
+        ":dry-run:*",
+        ":dry-run-answers:*",
+    ]
     records = [f"%R~{name}" for name in _records(Keys(space))]
-    return [*records, *(f"~{space}{name}" for name in [*own, ":jobs-asked", ":reported"])]
+    return [*records, *(f"~{space}{name}" for name in [*own, ":job-questions", ":client-reports"])]
 
 
 def _records(keys: Keys) -> list[str]:
@@ -131,8 +140,8 @@ def _records(keys: Keys) -> list[str]:
 
 
 def _operates(settings: Settings) -> list[str]:
-    own = (":machine:*", ":fleet", ":breaker*", ":blocked:*", ":probing:*", ":paused", ":job:*", ":counted*")
-    more = (":cache:*", ":orchestrating", ":jobs-seen", ":scheduled")
+    own = (":host:*", ":hosts", ":breaker*", ":blocked:*", ":half-open:*", ":paused-schedules", ":job:*", ":counters*")
+    more = (":cache:*", ":active-rollouts", ":job-snapshots", ":schedule-marks")
     return [f"~{settings.namespace}{name}" for name in (*own, *more)]
 
 
@@ -148,6 +157,6 @@ _KEYS = {
     "flower": lambda settings, own: [*_asks(settings), *_broker(settings, own)],
     "monitor": lambda settings, own: [
         *(f"%R~{name}" for name in [f"{settings.namespace}:*", *_transport(settings, own)]),
-        f"~{settings.namespace}:counted*",
+        f"~{settings.namespace}:counters*",
     ],
 }  # fmt: skip

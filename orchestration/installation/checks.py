@@ -18,7 +18,7 @@ from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.schedules import schedules
 from longshore.orchestration.states import RunState, StepState
 from longshore.orchestration.store.hosts import Host, Hosts, Node
-from longshore.orchestration.store.queue_lengths import backlogs
+from longshore.orchestration.store.queue_lengths import queue_lengths
 from longshore.orchestration.store.run_store import Store
 
 Grade = Literal["ok", "warning", "error"]
@@ -80,7 +80,7 @@ def _used(plans: Iterable[Plan]) -> dict[str, str]:
 
 def _queues(store: Store, nodes: list[Node], plans: list[Plan]) -> Iterator[Finding]:
     served = {queue for node in nodes for queue in node.queues}
-    waiting = {backlog.queue: backlog for backlog in backlogs(store)}
+    waiting = {backlog.queue: backlog for backlog in queue_lengths(store)}
     known = all_operations()
     needed = {known[op].queue: plan for op, plan in _used(plans).items() if op in known}
     missing = sorted(name for name in {CONTROL, *needed} if name not in served) if nodes else []
@@ -265,7 +265,7 @@ def _beats(store: Store) -> Iterator[Finding]:
             )
     if not known:
         return
-    last = store.call(store.client.get, store.keys.ticked)
+    last = store.call(store.client.get, store.keys.last_tick)
     late = store.now() - int(last or 0) > 1000 * (3 * store.settings.tick + 10)
     if late:
         yield Finding(
@@ -291,7 +291,7 @@ def _clock(store: Store) -> Iterator[Finding]:
 def _runs(store: Store) -> Iterator[Finding]:
     """Live runs of which nobody is at anything, although nothing is waited for."""
     settings, now = store.settings, store.now()
-    served = [one for one in backlogs(store) if one.workers and one.queue != CONTROL]
+    served = [one for one in queue_lengths(store) if one.workers and one.queue != CONTROL]
     waits = any(backlog.length for backlog in served)
     patience = 1000 * (3 * settings.lease + settings.sweep_interval + 30)
     stuck = []
@@ -303,8 +303,10 @@ def _runs(store: Store) -> Iterator[Finding]:
         steps = store.call(store.client.hgetall, store.keys.of(run_id).steps)
         # What is ready has its message in a queue, unless nothing is in any.
         busy = {StepState.RUNNING, StepState.RETRYING, StepState.WAITING, *([StepState.READY] if waits else [])}
-        at_it = any(value in busy or value == "undoing" for key, value in steps.items() if key[:2] in {"s:", "us"})
-        if quiet > patience and not at_it:
+        active_runs = any(
+            value in busy or value == "undoing" for key, value in steps.items() if key[:2] in {"s:", "us"}
+        )
+        if quiet > patience and not active_runs:
             stuck.append(run_id)
     if stuck:
         yield Finding(

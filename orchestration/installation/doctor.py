@@ -160,7 +160,7 @@ def _work(store: Store) -> Iterator[Finding]:
         yield Finding(
             f"{len(aside)} dead letters, the latest of {aside[0]['queue']}: {aside[0]['why']}",
             "warning",
-            f"look at the stream {store.keys.aside}: who writes to these queues and keys?",
+            f"look at the stream {store.keys.dead_letters}: who writes to these queues and keys?",
         )
     states = {run_id: _state(store, run_id) for run_id in store.runs(200)}
     for state in ("suspended", "undo_failed"):

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from longshore.orchestration.errors import UNREADABLE, WrongType
-from longshore.orchestration.jobs.discovery import Seen
+from longshore.orchestration.jobs.discovery import HostSnapshot
 from longshore.orchestration.language.identifiers import RUN_ID
 from longshore.orchestration.plans.compiled import CONTROL
 from longshore.orchestration.schedules.due_times import Mark
 from longshore.orchestration.states import TERMINAL
 from longshore.orchestration.store import hosts as registry
-from longshore.orchestration.store.admission import Wanted
+from longshore.orchestration.store.admission import AdmissionRequest
 from longshore.orchestration.store.audit import note_refusal
 from longshore.orchestration.store.connection import as_number
 from longshore.orchestration.store.indices import mark
@@ -35,7 +35,7 @@ _AT_ONCE = 1000
 #: The keys of kombu's Redis transport.
 _BROKER = {"unacked": "hash", "unacked_index": "zset", "unacked_mutex": "string"}
 #: Strings that hold an integer.
-_NUMBERS = ("order", "jobs-asked", "ticked")
+_NUMBERS = ("admission-order", "job-questions", "last-tick")
 #: The indices that hold run ids.
 _OF_RUNS = ("inbox", "live", "queue", "admitted", "ended", "runs")
 
@@ -90,24 +90,24 @@ def _members(store: Store, broken: set[str]) -> Iterator[tuple[str, str]]:
     def read(key: str, function: Callable[..., Any], *args: Any) -> Any:
         return [] if key in broken else store.call(function, key, *args)
 
-    for host in read(keys.fleet, client.zrange, 0, -1):
-        yield "machine:", f"machine:{host}"
+    for host in read(keys.hosts, client.zrange, 0, -1):
+        yield "host:", f"host:{host}"
     for service in read(keys.breakers, client.smembers):
-        yield from ((family, f"{family}{service}") for family in ("breaker:", "probing:", "blocked:"))
+        yield from ((family, f"{family}{service}") for family in ("breaker:", "half-open:", "blocked:"))
     for name in read(keys.locks, client.smembers):
         yield "lock:", f"lock:{name}"
     space = f"{keys.namespace}:"
-    for text in read(keys.known, client.hvals):
-        if (wanted := Wanted.known(text)) is None:
+    for text in read(keys.admission_requests, client.hvals):
+        if (wanted := AdmissionRequest.known(text)) is None:
             continue
-        yield "plan:", keys.of_plan(wanted.kin).removeprefix(space)
+        yield "plan:", keys.of_plan(wanted.plan_key).removeprefix(space)
         for slot in filter(None, (wanted.key, *(f"lock {name}" for name in wanted.locks))):
             yield "slot:", keys.slot(slot).removeprefix(space)
 
 
 def _of_broker(store: Store, broken: set[str]) -> dict[str, str]:
     prefix = store.settings.broker_prefix()
-    there = [] if store.keys.fleet in broken else registry.Hosts(store).all().values()
+    there = [] if store.keys.hosts in broken else registry.Hosts(store).all().values()
     queues = {CONTROL, *(queue for host in there for queue in host.had)}
     wanted = {f"{prefix}{name}": kind for name, kind in _BROKER.items()}
     for queue in queues:
@@ -115,7 +115,7 @@ def _of_broker(store: Store, broken: set[str]) -> dict[str, str]:
     return wanted
 
 
-def mend(store: Store) -> list[WrongKey]:
+def repair(store: Store) -> list[WrongKey]:
     """Rename every key of a wrong type, and rebuild the indices from the runs; what was renamed. Safe to repeat."""
     found = wrong_keys(store)
     for wrong in found:
@@ -136,7 +136,7 @@ def _rebuild(store: Store) -> None:
     ids: dict[str, None] = {}
     for name in _OF_RUNS:
         ids |= dict.fromkeys(store.call(client.zrange, f"{keys.namespace}:{name}", 0, -1))
-    known = store.call(client.hgetall, keys.known)
+    known = store.call(client.hgetall, keys.admission_requests)
     runs = [run_id for run_id in (ids | dict.fromkeys(known)) if RUN_ID.fullmatch(run_id)]
     now = store.now()
     for begin in range(0, len(runs), _AT_ONCE):
@@ -160,8 +160,8 @@ def _rebuild(store: Store) -> None:
         store.call(writes.execute)
     admitted = set(store.call(client.zrange, keys.admitted, 0, -1))
     last = max((round(score) for _, score in store.call(client.zrange, keys.queue, -1, -1, withscores=True)), default=0)
-    if (as_number(store.call(client.get, keys.order)) or 0) < last:
-        store.call(client.set, keys.order, last)
+    if (as_number(store.call(client.get, keys.admission_order)) or 0) < last:
+        store.call(client.set, keys.admission_order, last)
     waiting = client.pipeline(transaction=False)
     for run_id in known:
         if run_id not in admitted:
@@ -183,7 +183,7 @@ def clean(store: Store) -> int:
     return found
 
 
-def bury(store: Store, index: str, entries: Iterable[str], why: str) -> int:
+def discard_damaged(store: Store, index: str, entries: Iterable[str], why: str) -> int:
     """Remove entries from an index of runs, each as one dead letter; returns how many."""
     key, buried = f"{store.keys.namespace}:{index}", 0
     for entry in entries:
@@ -201,15 +201,18 @@ def _run_ids(store: Store) -> int:
         entries = store.call(
             store.client.zrange, f"{store.keys.namespace}:{name}", 0, _AT_ONCE - 1, desc=name == "runs"
         )
-        found += bury(store, name, (entry for entry in entries if not RUN_ID.fullmatch(entry)), "it is no run id")
+        found += discard_damaged(
+            store, name, (entry for entry in entries if not RUN_ID.fullmatch(entry)), "it is no run id"
+        )
     return found
 
 
 def _hashes(store: Store) -> int:
     keys = store.keys
     readers: dict[str, Callable[[str], object]] = {
-        keys.known: Wanted.read, keys.jobs_seen: Seen.read, keys.scheduled: Mark.read,
-        keys.counted: float,
+        keys.admission_requests: AdmissionRequest.read, keys.job_snapshots: HostSnapshot.read,
+        keys.schedule_marks: Mark.read,
+        keys.counters: float,
     }  # fmt: skip
     found = 0
     for key, read in readers.items():
@@ -218,7 +221,7 @@ def _hashes(store: Store) -> int:
                 read(text)
             except UNREADABLE as error:
                 found += _drop_field(store, key, field, text, error)
-                if key == keys.known:
+                if key == keys.admission_requests:
                     store.call(store.client.zrem, keys.queue, field)
                     if RUN_ID.fullmatch(field) and store.call(store.client.exists, keys.of(field).request):
                         store.call(store.client.zadd, keys.inbox, {field: mark()}, nx=True)
@@ -234,8 +237,8 @@ def _drop_field(store: Store, key: str, field: str, text: str, error: object) ->
 
 def _hosts(store: Store) -> int:
     found = 0
-    for host in store.call(store.client.zrange, store.keys.fleet, 0, -1):
-        key = store.keys.machine(host)
+    for host in store.call(store.client.zrange, store.keys.hosts, 0, -1):
+        key = store.keys.host(host)
         row = store.call(store.client.hgetall, key)
         for field, why in registry.unreadable(row).items():
             found += _drop_field(store, key, field, row[field], why)

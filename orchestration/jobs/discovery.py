@@ -23,7 +23,7 @@ _LOOK = 0.05
 
 
 @dataclass(frozen=True)
-class Seen:
+class HostSnapshot:
     """What one host has seen. `at` in ms of Redis's clock; `engine` tells which engine it was."""
 
     host: str
@@ -38,14 +38,14 @@ class Seen:
         return json.dumps(asdict(self), ensure_ascii=False)
 
     @classmethod
-    def read(cls, text: str) -> Seen:
+    def read(cls, text: str) -> HostSnapshot:
         said: dict[str, Any] = json.loads(text)
         said["stacks"] = tuple(said.get("stacks", ()))
         return cls(**said | {"entities": tuple(Entity(**one) for one in said["entities"])})
 
 
 @dataclass(frozen=True)
-class Known:
+class JobListing:
     """The jobs of an installation, sorted by name and host, and what is wrong with their descriptions."""
 
     jobs: tuple[Job, ...] = ()
@@ -82,7 +82,7 @@ class Known:
         return found[0]
 
 
-class Board:
+class JobDiscovery:
     """The one of an installation. Raises StoreUnavailable."""
 
     def __init__(self, store: Connection) -> None:
@@ -93,29 +93,29 @@ class Board:
 
     def asked(self) -> int:
         """The last number that was asked for."""
-        return as_number(self._store.call(self._store.client.get, self._keys.jobs_asked)) or 0
+        return as_number(self._store.call(self._store.client.get, self._keys.job_questions)) or 0
 
     def answered(self, host: str) -> int:
         """The last number that a host has answered to, by whichever of its workers."""
-        text = self._store.call(self._store.client.hget, self._keys.jobs_seen, host)
+        text = self._store.call(self._store.client.hget, self._keys.job_snapshots, host)
         seen = _known(text) if text else None
         return seen.asked if seen is not None else -1
 
-    def answer(self, seen: Seen) -> None:
+    def answer(self, seen: HostSnapshot) -> None:
         told = replace(seen, at=self._store.now()).text()
-        self._store.call(self._store.client.hset, self._keys.jobs_seen, seen.host, told)
+        self._store.call(self._store.client.hset, self._keys.job_snapshots, seen.host, told)
 
     # --- the readers' side ------------------------------------------------------------------------
 
     def ask(self) -> int:
-        return int(self._store.call(self._store.client.incr, self._keys.jobs_asked))
+        return int(self._store.call(self._store.client.incr, self._keys.job_questions))
 
-    def seen(self) -> dict[str, Seen]:
+    def seen(self) -> dict[str, HostSnapshot]:
         """What each host has said last."""
-        found = self._store.call(self._store.client.hgetall, self._keys.jobs_seen)
+        found = self._store.call(self._store.client.hgetall, self._keys.job_snapshots)
         return {host: seen for host, text in sorted(found.items()) if (seen := _known(text)) is not None}
 
-    def look(self, files: Declared | None = None, *, patience: float = 10.0) -> Known:
+    def look(self, files: DeclaredJobs | None = None, *, patience: float = 10.0) -> JobListing:
         """The jobs as they are described now: every host with an engine is asked.
 
         Waits up to `patience` seconds for all of them. WaitTimeout where there is no such host, or none that answers.
@@ -132,31 +132,31 @@ class Board:
             silent = f": no answer from {', '.join(sorted(wanted))}" if wanted else ""
             raise WaitTimeout(f"no host with a Docker engine is there to be asked for its jobs{silent}",
                               remedy="start a worker there: longshore worker")  # fmt: skip
-        return merged(seen, files or Declared(), silent=sorted(wanted - seen.keys()))
+        return merged(seen, files or DeclaredJobs(), silent=sorted(wanted - seen.keys()))
 
-    def last(self, files: Declared | None = None) -> Known:
+    def last(self, files: DeclaredJobs | None = None) -> JobListing:
         """The jobs as the hosts that are alive have described them last; asks nobody."""
         alive = with_engine(self._store)
-        return merged({host: one for host, one in self.seen().items() if host in alive}, files or Declared())
+        return merged({host: one for host, one in self.seen().items() if host in alive}, files or DeclaredJobs())
 
 
-def _known(text: str) -> Seen | None:
+def _known(text: str) -> HostSnapshot | None:
     """None for an answer that cannot be read: the host is asked anew."""
     try:
-        return Seen.read(text)
+        return HostSnapshot.read(text)
     except UNREADABLE:
         return None
 
 
 @dataclass(frozen=True)
-class Declared:
+class DeclaredJobs:
     """What files say of jobs, by name; and what is wrong with them."""
 
     jobs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
 
 
-def declared_in(files: Iterable[Path], unreadable: Callable[[ConfigError], object] | None = None) -> Declared:
+def declared_in(files: Iterable[Path], unreadable: Callable[[ConfigError], object] | None = None) -> DeclaredJobs:
     """What is wrong with one job of a file keeps no other from being known.
 
     ConfigError for a file that cannot be read at all; `unreadable` is told of it instead, and the others count.
@@ -178,15 +178,15 @@ def declared_in(files: Iterable[Path], unreadable: Callable[[ConfigError], objec
                 findings.append(Finding("file", str(path), f"jobs.{name}", why, job=name))
                 continue
             found[name] = said
-    return Declared(found, tuple(findings))
+    return DeclaredJobs(found, tuple(findings))
 
 
-def merged(seen: Mapping[str, Seen], files: Declared, silent: Sequence[str] = ()) -> Known:
+def merged(seen: Mapping[str, HostSnapshot], files: DeclaredJobs, silent: Sequence[str] = ()) -> JobListing:
     """The jobs of all hosts. Two hosts with one engine have the same jobs: the first of them does them."""
     declared = files.jobs
     findings = [*files.findings, *(Finding("host", host, "", "it did not answer") for host in silent)]
     findings += [Finding("host", one.host, "", one.error) for one in seen.values() if one.error]
-    by_engine: dict[str, Seen] = {}
+    by_engine: dict[str, HostSnapshot] = {}
     for host in sorted(seen):
         by_engine.setdefault(seen[host].engine or host, seen[host])
     places = [one for one in by_engine.values() if not one.error]
@@ -204,14 +204,14 @@ def merged(seen: Mapping[str, Seen], files: Declared, silent: Sequence[str] = ()
         why = f"no answer from its host {where}" if where else "no host has its stack: say which, by host"
         findings.append(Finding("job", name, "host", why, job=name, unusable=True))
     answered = tuple(host for host, one in seen.items() if not one.error)
-    return Known(tuple(sorted(jobs, key=_by_name)), tuple(findings), tuple(silent), answered)
+    return JobListing(tuple(sorted(jobs, key=_by_name)), tuple(findings), tuple(silent), answered)
 
 
 _by_name: Callable[[Job], tuple[str, str]] = lambda job: (job.name, job.host)  # noqa: E731 - a key
 
 
 def _of_host(
-    one: Seen, declared: Mapping[str, Mapping[str, Any]], twins: Mapping[str, str], *, alone: bool
+    one: HostSnapshot, declared: Mapping[str, Mapping[str, Any]], twins: Mapping[str, str], *, alone: bool
 ) -> dict[str, Mapping[str, Any]]:
     """What the files say that is for this host: by its name, its labels, its stacks, or because it is the only one."""
     labelled = {entity.labels.get(f"{PREFIX}name") for entity in one.entities}

@@ -25,8 +25,8 @@ from typing import TextIO, TypedDict, Unpack
 from longshore.orchestration.client.client import Client
 from longshore.orchestration.client.run import Run
 from longshore.orchestration.errors import RunLost
-from longshore.orchestration.jobs.discovery import Board, Known, declared_in
-from longshore.orchestration.jobs.plan import Choices, job_plan
+from longshore.orchestration.jobs.discovery import JobDiscovery, JobListing, declared_in
+from longshore.orchestration.jobs.plan import JobOptions, job_plan
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.runs.report import Report
 
@@ -72,7 +72,7 @@ class Jobs:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def list(self, *, files: Iterable[str | Path] = ()) -> Known:
+    def list(self, *, files: Iterable[str | Path] = ()) -> JobListing:
         """The jobs as labels and files describe them now. Each host with an engine is asked.
 
         `files` are read beside those of the setting `jobs`. Raises WaitTimeout where no host answers, ConfigError for
@@ -80,13 +80,13 @@ class Jobs:
         """
         self._client.ensure_server()
         paths = [Path(name) for name in self._client.settings.jobs.split(":") if name]
-        return Board(self._client.store).look(declared_in([*paths, *map(Path, files)]))
+        return JobDiscovery(self._client.store).look(declared_in([*paths, *map(Path, files)]))
 
     def plan(
         self, name: str, *, host: str | None = None, files: Iterable[str | Path] = (), **choices: Unpack[JobChoices]
     ) -> Plan:
         """The plan that carries a job out, to be shown or passed to `Client.dry_run`. Raises JobNotFound."""
-        return job_plan(self.list(files=files).job(name, host), Choices(**choices))
+        return job_plan(self.list(files=files).job(name, host), JobOptions(**choices))
 
     def start(
         self,

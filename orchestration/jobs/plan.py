@@ -18,7 +18,7 @@ _AROUND = 120.0
 
 
 @dataclass(frozen=True)
-class Choices:
+class JobOptions:
     """What one start of a job may have otherwise than the job says. Times in seconds, or with their unit."""
 
     timeout: float | str | None = None
@@ -47,7 +47,7 @@ class Choices:
 
 
 def job_plan(
-    job: Job, choices: Choices | None = None, *, reconstructed: bool = False, begin: bool = True, host: str = ""
+    job: Job, choices: JobOptions | None = None, *, reconstructed: bool = False, begin: bool = True, host: str = ""
 ) -> Plan:
     """The plan of a job.
 
@@ -57,7 +57,7 @@ def job_plan(
     The worker is made before anything is stopped, and carries what ran: from then on the engine itself remembers
     what has to be started again.
     """
-    chosen = choices or Choices()
+    chosen = choices or JobOptions()
     job = chosen.of(job)
     plan = _plan(job, host, {RECONSTRUCTED_LABEL: "true"} if reconstructed else {}, waits=reconstructed)
     around = _around(job)
@@ -86,7 +86,7 @@ def job_plan(
     return plan
 
 
-def again_plan(job: Job, choices: Choices, run_id: str, host: str = "") -> Plan:
+def restart_plan(job: Job, choices: JobOptions, run_id: str, host: str = "") -> Plan:
     """Once more for a stack that a run could not bring up: what of the job comes after the work."""
     plan, around = _plan(job, host, {}, waits=True), _around(job) | {"run": run_id}
     start = _start(plan, job, around)
@@ -135,7 +135,7 @@ def _healthy(plan: Plan, job: Job, around: dict[str, Any]) -> StepHandle:
     return step.always().timeout(job.start_timeout + _AROUND)
 
 
-def _remove(plan: Plan, around: dict[str, Any], choices: Choices) -> StepHandle:
+def _remove(plan: Plan, around: dict[str, Any], choices: JobOptions) -> StepHandle:
     step = plan.step("remove", "job.remove.execute", **around, keep_failed=choices.keep_failed_worker)
     return step.always().undo("none")
 
@@ -145,14 +145,14 @@ def _templates(job: Job) -> dict[str, str]:
     return {name: value for name, value in job.env.items() if name in job.templated}
 
 
-def _worker(job: Job, choices: Choices) -> dict[str, Any]:
+def _worker(job: Job, choices: JobOptions) -> dict[str, Any]:
     env = {name: value if name in job.templated else _literal(value) for name, value in job.env.items()}
     return {
         "image": _literal(job.image),
         "command": [_literal(word) for word in job.command],
         "env": env,
         "mounts": [asdict(mount) | {"path": _literal(mount.path)} for mount in job.mounts],
-        "recipe": recipe(job, choices),
+        "plan_record": plan_record(job, choices),
     }
 
 
@@ -163,14 +163,14 @@ _KEPT: tuple[str, ...] = (
 )
 
 
-def recipe(job: Job, choices: Choices) -> str:
+def plan_record(job: Job, choices: JobOptions) -> str:
     """What the worker's label keeps of a job."""
     kept = {name: getattr(job, name) for name in _KEPT} | {"env": _templates(job)}
     kept |= {"keep_stopped": choices.keep_stopped, "keep_failed_worker": choices.keep_failed_worker}
     return _literal(json.dumps(kept))
 
 
-def from_recipe(text: str) -> tuple[Job, Choices]:
+def plan_from_record(text: str) -> tuple[Job, JobOptions]:
     """The other way round; what an older version has not kept has its default. ValueError for what is none."""
     kept: Mapping[str, Any] = json.loads(text)
     found: dict[str, Any] = {
@@ -179,7 +179,7 @@ def from_recipe(text: str) -> tuple[Job, Choices]:
     if not {"name", "image"} <= found.keys():
         raise ValueError("it names no job, or no image")
     env = dict(kept.get("env", {}))
-    return Job(**found, env=env, templated=frozenset(env)), Choices(
+    return Job(**found, env=env, templated=frozenset(env)), JobOptions(
         keep_stopped=bool(kept.get("keep_stopped")), keep_failed_worker=bool(kept.get("keep_failed_worker"))
     )
 

@@ -19,11 +19,11 @@ from longshore.orchestration.errors import (
     StoreUnavailable,
     WaitTimeout,
 )
-from longshore.orchestration.jobs.discovery import Board, Known, Seen, declared_in
+from longshore.orchestration.jobs.discovery import HostSnapshot, JobDiscovery, JobListing, declared_in
 from longshore.orchestration.jobs.labels import Job
 from longshore.orchestration.jobs.plan import job_plan
 from longshore.orchestration.language import schedule
-from longshore.orchestration.schedules.due_times import Mark, Schedules
+from longshore.orchestration.schedules.due_times import Mark, ScheduleMarks
 from longshore.orchestration.store.breakers import Breakers
 from longshore.orchestration.store.run_store import Store
 
@@ -71,7 +71,7 @@ def tick(client: Client, files: Iterable[Path]) -> list[Run]:
     store = client.store
     _once.next_tick()
     declared = declared_in(files, lambda error: _once.say(f"schedules: {error}"))
-    board, schedules = Board(store), Schedules(store)
+    board, schedules = JobDiscovery(store), ScheduleMarks(store)
     now = store.now()
     known, marks = board.last(declared), schedules.marks()
     ages = {host: (now - one.at) / 1000 for host, one in board.seen().items()}
@@ -126,7 +126,7 @@ def _said(job: Job) -> str:
     return f"{job.schedule} {job.timezone}"
 
 
-def _start_due(client: Client, schedules: Schedules, job: Job, mark: Mark | None, now: int) -> list[Run]:
+def _start_due(client: Client, schedules: ScheduleMarks, job: Job, mark: Mark | None, now: int) -> list[Run]:
     key = key_of(job)
     if mark is None or mark.schedule != _said(job):
         # What a schedule would have planned before it was there is nothing that was missed.
@@ -160,7 +160,7 @@ def _start_due(client: Client, schedules: Schedules, job: Job, mark: Mark | None
     return started
 
 
-def _inherited(seen: Mapping[str, Seen], job: Job, marks: Mapping[str, Mark], known: Known) -> Mark | None:
+def _inherited(seen: Mapping[str, HostSnapshot], job: Job, marks: Mapping[str, Mark], known: JobListing) -> Mark | None:
     """Of a job that another host with the same engine had until now, which is not there any more."""
     here = seen[job.host].engine if job.host in seen else ""
     for host, one in seen.items():

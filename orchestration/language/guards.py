@@ -47,7 +47,7 @@ REASONS: Mapping[OnlyIf, str] = {
 WHEN_FALSE = "when: guard returned false"
 
 
-class HostSeen(Protocol):
+class HostResultSeen(Protocol):
     """What a guard sees of one host of a dependency."""
 
     @property
@@ -64,27 +64,27 @@ class StepSeen(Protocol):
     @property
     def changed(self) -> bool: ...
     @property
-    def hosts(self) -> Sequence[HostSeen]: ...
+    def hosts(self) -> Sequence[HostResultSeen]: ...
 
 
-def _host_failed(host: HostSeen) -> bool:
+def _host_failed(host: HostResultSeen) -> bool:
     return host.status in FAILED
 
 
-def _host_changed(host: HostSeen) -> bool:
+def _host_changed(host: HostResultSeen) -> bool:
     return host.changed
 
 
-def _host_skipped(host: HostSeen) -> bool:
+def _host_skipped(host: HostResultSeen) -> bool:
     return host.status is StepState.SKIPPED
 
 
-def _any_host(steps: Sequence[StepSeen], test: Callable[[HostSeen], bool]) -> bool:
+def _any_host(steps: Sequence[StepSeen], test: Callable[[HostResultSeen], bool]) -> bool:
     """A step without hosts is left out."""
     return any(test(host) for step in steps for host in step.hosts)
 
 
-def _all_hosts(steps: Sequence[StepSeen], test: Callable[[HostSeen], bool]) -> bool:
+def _all_hosts(steps: Sequence[StepSeen], test: Callable[[HostResultSeen], bool]) -> bool:
     """A step without hosts makes it false."""
     return bool(steps) and all(step.hosts and all(test(host) for host in step.hosts) for step in steps)
 
@@ -119,7 +119,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GuardDecision:
     """What becomes of a step whose turn has come: it runs, unless `skip` or `fail` says why not."""
 
     skip: str = ""
@@ -135,4 +135,4 @@ class Verdict:
     canary: int = 0
 
 
-RUNS = Verdict()
+RUNS = GuardDecision()

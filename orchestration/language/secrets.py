@@ -34,7 +34,7 @@ def problem(reference: Any) -> str | None:
     return f"secret({reference!r}): a secret is 'env:NAME' or 'file:/path'"
 
 
-class Marks:
+class SecretMarks:
     """Gives a mark for each reference, while one step's parameters are rendered."""
 
     def __init__(self) -> None:

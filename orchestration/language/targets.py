@@ -79,7 +79,7 @@ def _pairs(text: str) -> dict[str, str]:
     return found
 
 
-class Described(Protocol):
+class HostDescription(Protocol):
     """What a condition looks at."""
 
     @property
@@ -133,7 +133,7 @@ class HostFilter(BaseModel):
         given = {name: getattr(self, name) for name in sorted(self.model_fields_set)}
         return {name: int(value) if isinstance(value, ByteSize) else value for name, value in given.items()}
 
-    def matches(self, host: Described) -> bool:
+    def matches(self, host: HostDescription) -> bool:
         """Whether a host is like that."""
         facts = host.facts
         return (

@@ -22,7 +22,7 @@ from longshore.orchestration.settings import Settings, get_settings
 STEP = "longshore.step"
 UNDO = "longshore.undo"
 ADVANCE = "longshore.advance"
-PROBE = "longshore.probe"
+DRY_RUN = "longshore.dry_run"
 TICK = "longshore.tick"
 ORCHESTRATE = "longshore.orchestrate"
 TASK_ENDED = "longshore.task_ended"

@@ -35,7 +35,7 @@ Role = Literal["client", "worker"]
 #: The header of a message, and the field of a request, that holds the signature.
 FIELD = "longshore_signature"
 #: What a client's key may sign, of messages.
-OF_CLIENTS = frozenset({"longshore.advance", "longshore.probe", "longshore.scheduled"})
+OF_CLIENTS = frozenset({"longshore.advance", "longshore.dry_run", "longshore.scheduled"})
 #: What bears its signature in its arguments.
 SEALED = frozenset({"longshore.task_ended"})
 #: What a worker sends when a message was carried out, by its own signature.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def carried() -> str:
+def current_traceparent() -> str:
     """The W3C `traceparent` of the caller's own trace, which the run then is a part of; '' where there is none."""
     try:
         from opentelemetry import trace  # noqa: PLC0415 - an extra

@@ -111,7 +111,7 @@ def totals(store: Store) -> Totals:
     # The live ones first: one that comes to rest meanwhile is found among the others.
     live = store.call(store.client.zrange, store.keys.live, 0, _AT_ONCE - 1)
     _fold(store)
-    found = Totals(_numbers(store.call(store.client.hgetall, store.keys.counted)))
+    found = Totals(_numbers(store.call(store.client.hgetall, store.keys.counters)))
     before = _snapshots(store, live)
     for run_id in live:
         seen = of_run(store, run_id)
@@ -131,7 +131,7 @@ def totals(store: Store) -> Totals:
 def _fold(store: Store) -> None:
     """Add what came to rest since the last time; of each run only what was not added before."""
     client, keys = store.client, store.keys
-    since = (_number(store.call(client.hget, keys.counted, _UNTIL)) or 0.0) - _OVERLAP
+    since = (_number(store.call(client.hget, keys.counters, _UNTIL)) or 0.0) - _OVERLAP
     begin = 0
     while True:
         ended = store.call(client.zrangebyscore, keys.ended, since, "+inf", start=begin, num=_AT_ONCE, withscores=True)
@@ -163,12 +163,12 @@ def _add(store: Store, run_id: str, counts: Counts, until: float | None = None) 
                 more = _more(known, counts)
                 pipe.multi()
                 for name, value in more.items():
-                    pipe.hincrbyfloat(keys.counted, name, value)
+                    pipe.hincrbyfloat(keys.counters, name, value)
                 pipe.hset(
                     keys.counted_runs, run_id, json.dumps(known | {n: known.get(n, 0) + v for n, v in more.items()})
                 )
                 if until is not None:
-                    pipe.hset(keys.counted, _UNTIL, str(until))
+                    pipe.hset(keys.counters, _UNTIL, str(until))
                 pipe.execute()
                 return
             except WatchError:

@@ -13,7 +13,7 @@ from longshore.orchestration.monitoring import counters
 from longshore.orchestration.monitoring.counters import Totals
 from longshore.orchestration.store.breakers import Breakers
 from longshore.orchestration.store.hosts import Hosts, HostState
-from longshore.orchestration.store.queue_lengths import backlogs
+from longshore.orchestration.store.queue_lengths import queue_lengths
 from longshore.orchestration.store.run_store import Store
 
 #: Each counter: its metric in `counting`, what it is called here, what it says, and its labels.
@@ -64,7 +64,7 @@ class Collector:
             "longshore_queue_oldest_seconds", "For how long the next message of a queue has waited", labels=["queue"]
         )
         workers = GaugeMetricFamily("longshore_queue_workers", "Workers that take from a queue now", labels=["queue"])
-        for backlog in backlogs(self._store):
+        for backlog in queue_lengths(self._store):
             length.add_metric([backlog.queue], backlog.length)
             oldest.add_metric([backlog.queue], backlog.oldest)
             workers.add_metric([backlog.queue], backlog.workers)
@@ -88,7 +88,7 @@ class Collector:
             breakers.add_metric([breaker.service], 1)
         yield breakers
         aside = GaugeMetricFamily("longshore_messages_aside", "Messages that no worker could take")
-        aside.add_metric([], store.call(store.client.xlen, store.keys.aside))
+        aside.add_metric([], store.call(store.client.xlen, store.keys.dead_letters))
         yield aside
         info: dict[str, Any] = store.call(store.client.info, "memory")
         memory = GaugeMetricFamily(

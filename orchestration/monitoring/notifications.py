@@ -110,11 +110,11 @@ def tell(settings: Settings, notice: Notice, heard: set[str]) -> None:
     have been told.
     """
     errors: list[Exception] = []
-    for name, teller in _tellers(settings):
+    for name, dispatcher in _dispatchers(settings):
         if name in heard:
             continue
         try:
-            teller(notice)
+            dispatcher(notice)
             heard.add(name)
         except Exception as error:  # noqa: BLE001 - the others have to hear of it all the same
             log.warning("%s could not be told of %s: %s", name, notice.id, error)
@@ -123,7 +123,7 @@ def tell(settings: Settings, notice: Notice, heard: set[str]) -> None:
         raise errors[0]
 
 
-def _tellers(settings: Settings) -> Iterator[tuple[str, Callable[[Notice], object]]]:
+def _dispatchers(settings: Settings) -> Iterator[tuple[str, Callable[[Notice], object]]]:
     if settings.notify_webhook:
         yield "the webhook", partial(_webhook, settings)
     if settings.notify_command:

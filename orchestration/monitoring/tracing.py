@@ -35,20 +35,20 @@ def _parent(traceparent: str) -> tuple[int, int] | None:
         return None
 
 
-def _context(run_id: str, born: str, traceparent: str, *name: object) -> SpanContext:
+def _context(run_id: str, instance_id: str, traceparent: str, *name: object) -> SpanContext:
     from opentelemetry.trace import SpanContext, TraceFlags  # noqa: PLC0415 - an extra
 
     above = _parent(traceparent)
-    trace_id = above[0] if above else _number(run_id, born, size=16)
-    return SpanContext(trace_id, _number(run_id, born, *name, size=8), is_remote=True, trace_flags=TraceFlags(1))
+    trace_id = above[0] if above else _number(run_id, instance_id, size=16)
+    return SpanContext(trace_id, _number(run_id, instance_id, *name, size=8), is_remote=True, trace_flags=TraceFlags(1))
 
 
 @contextlib.contextmanager
-def attempt(run_id: str, born: str, traceparent: str, part: str, *, undo: bool, number: int) -> Iterator[None]:
+def attempt(run_id: str, instance_id: str, traceparent: str, part: str, *, undo: bool, number: int) -> Iterator[None]:
     """What is recorded meanwhile lies under this attempt's span."""
     from opentelemetry import context, trace  # noqa: PLC0415 - an extra
 
-    span = trace.NonRecordingSpan(_context(run_id, born, traceparent, part, undo, number))
+    span = trace.NonRecordingSpan(_context(run_id, instance_id, traceparent, part, undo, number))
     token = context.attach(trace.set_span_in_context(span))
     try:
         yield
@@ -63,8 +63,8 @@ def spans(run: Run) -> list[ReadableSpan]:
     from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags  # noqa: PLC0415
 
     report, events, body = run.report(), run.events(), run.store.body(run.id) or {}
-    born, above = str(body.get("born", "")), str(body.get("trace", ""))
-    root = _context(run.id, born, above, "run")
+    instance_id, above = str(body.get("instance_id", "")), str(body.get("trace", ""))
+    root = _context(run.id, instance_id, above, "run")
     parent = _parent(above)
     outside = SpanContext(root.trace_id, parent[1], is_remote=True, trace_flags=TraceFlags(1)) if parent else None
     resource = Resource.create({"service.name": "longshore"})
@@ -88,7 +88,7 @@ def spans(run: Run) -> list[ReadableSpan]:
             "host.name": bar.node.partition("@")[2],
         }  # fmt: skip
         name = f"{report.plan}.{bar.part}{' (undo)' if bar.undo else ''}"
-        span = _context(run.id, born, above, bar.part, bar.undo, bar.attempt)
+        span = _context(run.id, instance_id, above, bar.part, bar.undo, bar.attempt)
         end = bar.end if bar.end is not None else ended
         found.append(
             ReadableSpan(

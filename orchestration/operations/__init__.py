@@ -17,8 +17,8 @@ from longshore.orchestration.operations import (
 )
 from longshore.orchestration.operations.base import (
     BACKOFF,
-    LOOKS,
     NO_RETRY,
+    READ_ONLY,
     About,
     Kind,
     Operation,
@@ -35,8 +35,8 @@ from longshore.orchestration.operations.base import (
 
 __all__ = [
     "BACKOFF",
-    "LOOKS",
     "NO_RETRY",
+    "READ_ONLY",
     "About",
     "Kind",
     "Operation",

@@ -121,7 +121,7 @@ class About:
 
 
 #: Of what only looks.
-LOOKS = About(
+READ_ONLY = About(
     changed="never: it only looks",
     undo="nothing to take back",
     duplicate="looks again",
@@ -149,7 +149,7 @@ class Operation:
     repeatable: Callable[[dict[str, Any]], bool] = _always
     #: The parameters that are no templates of the plan's: the operation has its own use for the braces.
     literal: Callable[[dict[str, Any]], frozenset[str]] = lambda _params: frozenset()
-    looks_only: Callable[[dict[str, Any]], bool] = _never
+    is_read_only_command: Callable[[dict[str, Any]], bool] = _never
     waits: Waits = Waits.NOTHING
     #: Whether it does anything at all outside of its worker's process.
     effect: bool = True
@@ -182,7 +182,7 @@ class Operation:
 
     def is_read_only(self, params: dict[str, Any]) -> bool:
         """Whether a step with these parameters cannot change anything."""
-        return self.kind is Kind.READ_ONLY or self.looks_only(params)
+        return self.kind is Kind.READ_ONLY or self.is_read_only_command(params)
 
 
 def service_of(operation: Operation, host: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from longshore.orchestration.language.durations import Duration
-from longshore.orchestration.operations.base import LOOKS, About, Kind, Operation, Params, Result, Undo, register
+from longshore.orchestration.operations.base import READ_ONLY, About, Kind, Operation, Params, Result, Undo, register
 
 CacheName = Annotated[str, Field(pattern=r"^(\{\{.*\}\}|[A-Za-z0-9][A-Za-z0-9._@/-]{0,127})$")]
 
@@ -101,7 +101,7 @@ CHECK = register(
         kind=Kind.READ_ONLY,
         undo=Undo.NONE,
         summary="Whether a cache is valid, and why not",
-        about=LOOKS,
+        about=READ_ONLY,
     )
 )
 INVALIDATE = register(

@@ -52,12 +52,12 @@ class CommandResult(Result):
     truncated: bool = False
 
 
-def looks_only(params: dict[str, Any]) -> bool:
+def is_read_only_command(params: dict[str, Any]) -> bool:
     return params.get("changes") is False
 
 
 def repeatable(params: dict[str, Any]) -> bool:
-    return looks_only(params) or bool(params.get("creates")) or bool(params.get("unless"))
+    return is_read_only_command(params) or bool(params.get("creates")) or bool(params.get("unless"))
 
 
 COMMAND_ABOUT = About(
@@ -82,7 +82,7 @@ def _command(name: str, params: type[CommandParams], summary: str) -> Operation:
             summary=summary,
             retry=NO_RETRY,
             repeatable=repeatable,
-            looks_only=looks_only,
+            is_read_only_command=is_read_only_command,
             secrets=frozenset({"env", "stdin"}),
             inside=True,
             about=COMMAND_ABOUT,

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from longshore.orchestration.language.durations import Duration
-from longshore.orchestration.operations.base import LOOKS, About, Kind, Operation, Params, Result, Undo, register
+from longshore.orchestration.operations.base import READ_ONLY, About, Kind, Operation, Params, Result, Undo, register
 from longshore.orchestration.operations.command import (
     COMMAND_ABOUT,
     CommandParams,
     CommandResult,
-    looks_only,
+    is_read_only_command,
     repeatable,
 )
 from longshore.orchestration.operations.docker.images import Login
@@ -65,14 +65,14 @@ class ProjectParams(Params):
         return self
 
 
-class Gated(ProjectParams):
+class HealthChecked(ProjectParams):
     """Waits until each service is healthy, or, where it has no health check, has run steadily."""
 
     healthy_deadline: Duration = Field(60.0, description="The longest wait for it; then the step fails")
     min_healthy_time: Duration = Field(5.0, description="So long one without a health check must run without a restart")
 
 
-class Replacing(Gated):
+class Replacing(HealthChecked):
     """Containers are replaced by others, some at a time."""
 
     max_parallel: Annotated[int, Field(ge=1)] | None = Field(
@@ -119,13 +119,13 @@ class StopParams(ProjectParams):
     grace: Duration | None = None
 
 
-class StartParams(Gated):
+class StartParams(HealthChecked):
     """What was made and does not run is started, dependencies first; nothing is made."""
 
     min_healthy_time: Duration = 1.0
 
 
-class RestartParams(Gated):
+class RestartParams(HealthChecked):
     """What runs is stopped and started again, in order. What was changed in the files is not applied: that is `up`."""
 
     min_healthy_time: Duration = 1.0
@@ -277,7 +277,7 @@ def _compose(
     )
 
 
-_LOOKS: dict[str, Any] = {"kind": Kind.READ_ONLY, "undo": Undo.NONE, "about": LOOKS}
+_LOOKS: dict[str, Any] = {"kind": Kind.READ_ONLY, "undo": Undo.NONE, "about": READ_ONLY}
 _ENGINE = "an engine or registry that does not answer; Compose's own conflict after a crash"
 _BY_STATE = "finds the containers as they should be"
 
@@ -401,7 +401,7 @@ EXEC = _compose(
     kind=Kind.ACTS,
     undo=Undo.NONE,
     repeatable=repeatable,
-    looks_only=looks_only,
+    is_read_only_command=is_read_only_command,
     secrets=frozenset({"env", "stdin"}),
 )
 RUN = _compose(

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from longshore.orchestration.operations.base import (
-    LOOKS,
     NO_RETRY,
+    READ_ONLY,
     About,
     Kind,
     Operation,
@@ -195,7 +195,7 @@ STATUS = _file(
     StatusParams,
     StatusResult,
     "Compare a file with what was deployed last",
-    LOOKS,
+    READ_ONLY,
     inside=True,
     **_LOOKS,
 )
@@ -218,6 +218,6 @@ CHANGED = _file(
     ChangedParams,
     ChangedResult,
     "Compare bytes with what the object store has",
-    LOOKS,
+    READ_ONLY,
     **_LOOKS,
 )

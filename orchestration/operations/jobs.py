@@ -52,7 +52,7 @@ class WorkerParams(JobParams):
     env: dict[str, Text] = Field({}, description="Beside LONGSHORE_JOB_NAME, LONGSHORE_RUN_ID and LONGSHORE_STACK")
     mounts: list[JobMount] = []
     make: bool = Field(default=True, description="false: it has been made, and nobody can make it again")
-    recipe: str = Field("{}", description="What the run is made again by, should Redis lose it")
+    plan_record: str = Field("{}", description="What the run is made again by, should Redis lose it")
 
 
 class StopParams(JobParams):

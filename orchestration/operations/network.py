@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.operations.base import (
-    LOOKS,
+    READ_ONLY,
     About,
     Kind,
     Operation,
@@ -165,7 +165,7 @@ class HttpRequestParams(Params):
 
 
 def _network(name: str, params: type[Params], result: type[Result], summary: str, **more: Any) -> Operation:
-    said: dict[str, Any] = {"kind": Kind.READ_ONLY, "undo": Undo.NONE, "about": LOOKS, "inside": True} | more
+    said: dict[str, Any] = {"kind": Kind.READ_ONLY, "undo": Undo.NONE, "about": READ_ONLY, "inside": True} | more
     return register(
         Operation(name=f"network.{name}", params=params, result=result, queue="network", summary=summary, **said)
     )
@@ -217,7 +217,7 @@ HTTP_REQUEST = _network(
     "Call a service",
     kind=Kind.ACTS,
     undo=Undo.FULL,
-    looks_only=_only_looks,
+    is_read_only_command=_only_looks,
     repeatable=_repeatable,
     undoable=lambda params: bool(params.get("undo")),
     secrets=frozenset({"headers", "payload", "body", "undo"}),

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from longshore.orchestration.operations.base import LOOKS, Kind, Operation, Params, Result, Undo, register
+from longshore.orchestration.operations.base import READ_ONLY, Kind, Operation, Params, Result, Undo, register
 
 
 class NodeParams(Params):
@@ -90,7 +90,7 @@ def _node(name: str, params: type[Params], result: type[Result], summary: str) -
             undo=Undo.NONE,
             summary=summary,
             inside=True,
-            about=LOOKS,
+            about=READ_ONLY,
         )
     )
 

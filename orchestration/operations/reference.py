@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from longshore.orchestration.language.durations import format_duration
 from longshore.orchestration.operations import About, Kind, Operation, all_operations
-from longshore.orchestration.operations.base import LOOKS
+from longshore.orchestration.operations.base import READ_ONLY
 
 _KINDS = {
     Kind.READ_ONLY: "read-only: it never changes anything",
@@ -24,7 +24,7 @@ _ELSEWHERE = "at least once: what is asked of others may arrive after its undo, 
 
 def describe(operation: Operation) -> dict[str, Any]:
     """All that is known of one, JSON: what `ops show` and the reference page print."""
-    about = operation.about or (LOOKS if operation.kind is Kind.READ_ONLY else _UNTOLD)
+    about = operation.about or (READ_ONLY if operation.kind is Kind.READ_ONLY else _UNTOLD)
     retry = operation.retry
     tries = "once" if retry.attempts == 1 else f"up to {retry.attempts} times"
     if retry.attempts > 1:

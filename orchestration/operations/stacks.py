@@ -30,7 +30,7 @@ class StackSpec(ServiceSpec):
     services: dict[str, ServiceSpec] = {}
 
 
-class SaidParams(Params):
+class StackParams(Params):
     """What a file says of the stacks; the same for all who are to see the same."""
 
     stacks: dict[str, StackSpec] = Field({}, description="What is said of projects beside their labels")
@@ -40,7 +40,7 @@ class SaidParams(Params):
     )
 
 
-class LookParams(SaidParams):
+class InspectParams(StackParams):
     """How the host is looked at: all Compose projects of its engine, their files and images.
 
     `registry` has each image's registry asked whether its tag has moved, at most once in `registry_every`, and not
@@ -51,7 +51,7 @@ class LookParams(SaidParams):
     registry_every: Duration = 600.0
 
 
-class CheckParams(LookParams):
+class CheckParams(InspectParams):
     """`state`: give back what there is to be seen, too; files that have changed are read for it."""
 
     state: bool = False
@@ -67,7 +67,7 @@ class CheckResult(Result):
     seen: dict[str, Any] | None = None
 
 
-class RebuildParams(LookParams):
+class RebuildParams(InspectParams):
     """`fresh`: nothing of what is cached is trusted."""
 
     fresh: bool = False
@@ -88,7 +88,7 @@ class RebuildResult(Result):
     stale: int = 0
 
 
-class Wanted(Params):
+class ServiceAction(Params):
     """What is to be done to one service; `up`: what its files say, if it is not so."""
 
     do: Literal["up", "redeploy", "restart"] = "up"
@@ -96,7 +96,7 @@ class Wanted(Params):
     why: list[str] = []
 
 
-class RestartParams(SaidParams):
+class RestartParams(StackParams):
     """Brings services of one project right, dependencies first, and nothing else of it.
 
     With `index`, the fingerprint of what they were selected by, it is looked again where the project is another by
@@ -104,7 +104,7 @@ class RestartParams(SaidParams):
     """
 
     project: Annotated[str, Field(min_length=1)]
-    services: Annotated[dict[str, Wanted], Field(min_length=1)]
+    services: Annotated[dict[str, ServiceAction], Field(min_length=1)]
     index: str = ""
     asked: bool = False
     healthy_deadline: Duration = 60.0
@@ -134,7 +134,7 @@ _LITERAL = frozenset({"stacks", "only", "project", "services", "index"})
 
 CHECK = register(
     Operation(
-        name="deployed.check.get",
+        name="stacks.check.get",
         params=CheckParams,
         result=CheckResult,
         queue="cache",
@@ -153,7 +153,7 @@ CHECK = register(
 )
 REBUILD = register(
     Operation(
-        name="deployed.rebuild.execute",
+        name="stacks.rebuild.execute",
         params=RebuildParams,
         result=RebuildResult,
         queue="cache",
@@ -172,7 +172,7 @@ REBUILD = register(
 )
 RESTART = register(
     Operation(
-        name="deployed.restart.execute",
+        name="stacks.restart.execute",
         params=RestartParams,
         result=RestartResult,
         queue="compose",

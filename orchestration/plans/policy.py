@@ -23,16 +23,16 @@ _SECRET = re.compile(
 _NO_SECRET = re.compile(r"(_file|_path|_name|_id|_url|_ttl|_length|_type|_expiry)$", re.I)
 
 
-def denied(plan: Plan, settings: Settings) -> None:
+def reject_forbidden(plan: Plan, settings: Settings) -> None:
     """Raises PlanDenied, with all that is found."""
-    if costly := too_much_code(plan):
+    if costly := excessive_code(plan):
         raise PlanDenied([costly])
-    found = [*_inside(plan), *_upwards(plan), *(_in_clear(plan) if settings.clear_secrets == "refuse" else ())]
+    found = [*_inside(plan), *_upwards(plan), *(plaintext_secrets(plan) if settings.clear_secrets == "refuse" else ())]
     if found:
         raise PlanDenied(found)
 
 
-def too_much_code(plan: Plan) -> Problem | None:
+def excessive_code(plan: Plan) -> Problem | None:
     """All templates of a plan are parsed wherever it is read: they may be only so long."""
     size = sum(code_size(text) for text, _ in _texts(plan.model_dump(), ()) if templates.is_template(text))
     if size <= LONGEST_CODE_OF_PLAN:
@@ -48,7 +48,7 @@ def _done(plan: Plan) -> Iterator[tuple[str, str, dict[str, Any], tuple[str | in
             yield name, step.undo.op, step.undo.with_, ("steps", name, "undo", "with")
 
 
-def _in_clear(plan: Plan) -> Iterator[Problem]:
+def plaintext_secrets(plan: Plan) -> Iterator[Problem]:
     for name, op, params, at in _done(plan):
         try:
             fields = find(op).secrets

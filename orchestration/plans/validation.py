@@ -18,7 +18,7 @@ from longshore.orchestration.language.targets import ANY, is_several
 from longshore.orchestration.operations import Operation, Params, Waits, celery_task, find, known, subplan
 from longshore.orchestration.plans.compiled import CONTROL, CompiledPlan, find_cycle, target_of
 from longshore.orchestration.plans.model import NAME, Plan, Step, UndoSpec
-from longshore.orchestration.plans.policy import too_much_code
+from longshore.orchestration.plans.policy import excessive_code
 from longshore.orchestration.settings import MAX_STEPS, MAX_UNITS
 
 #: Gives the plan that a step of another plan names or contains.
@@ -31,7 +31,7 @@ def problems(plan: Plan, resolve: Resolve) -> list[Problem]:
     """Every problem, in the order of the file; empty for a plan that can be run. `resolve` gives the plan that a step
     names or contains, and raises a LongshoreError where it cannot.
     """
-    if costly := too_much_code(plan):
+    if costly := excessive_code(plan):
         return [costly]
     found = list(_whole(plan))
     if len(plan.steps) > MAX_STEPS:

@@ -78,7 +78,7 @@ class Hooks:
 
 
 @dataclass
-class Teller:
+class HookDispatcher:
     """Turns the events of one run into calls. Fed with each event in order, from the first one on."""
 
     store: Store
@@ -87,7 +87,7 @@ class Teller:
     #: The level that is open.
     level: int | None = None
     #: Steps that `before_step` was called for.
-    begun: set[str] = field(default_factory=set)
+    started: set[str] = field(default_factory=set)
     #: Of each step the parts that are still to be taken back.
     undoing: dict[str, set[str]] = field(default_factory=dict)
 
@@ -115,8 +115,8 @@ class Teller:
                 self.level = level
                 names = [self.plan.steps[i].name for i in self.plan.levels[level]]
                 yield "before_level", lambda: (level, names, len(names) > 1)
-            case "step_started" if whole not in self.begun:
-                self.begun.add(whole)
+            case "step_started" if whole not in self.started:
+                self.started.add(whole)
                 yield "before_step", lambda: (whole,)
             case "step_retrying" | "item_retrying":
                 attempt, error = int(event.fields["attempt"]), event.fields.get("error", "")

@@ -14,7 +14,7 @@ from longshore.orchestration.store.run_store import Store
 WAITS = "wait"
 
 
-def reasons(store: Store, plan: CompiledPlan, steps: Mapping[str, str]) -> dict[str, str]:
+def pending_reasons(store: Store, plan: CompiledPlan, steps: Mapping[str, str]) -> dict[str, str]:
     """`wait:<id>`, and `uwait:<id>` of undos: why each that waits for a worker does, where that can be said."""
     waiting = list(_waiting(steps, store.now()))
     if not waiting:

@@ -103,8 +103,8 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
         error = ErrorReport(step=name, message=run.get("err", ""))
     elif state is not RunState.SUCCEEDED:
         error = next((ErrorReport(step=s.name, message=s.error) for s in reports if s.error), None)
-    if run.get("held") and (state is RunState.SUSPENDED or (error is None and state is RunState.PENDING)):
-        error = ErrorReport(message=run["held"])
+    if run.get("hold_reason") and (state is RunState.SUSPENDED or (error is None and state is RunState.PENDING)):
+        error = ErrorReport(message=run["hold_reason"])
     cause = Cause(run["cause"]) if run.get("cause") else None
     job = outcome(plan.plan, state, cause, reports)
     doubts = run.get("doubts", "").splitlines()

@@ -46,7 +46,7 @@ class Mark:
             return None
 
 
-class Schedules:
+class ScheduleMarks:
     """The marks of an installation, and what of it somebody has paused. Plain commands: to do a thing twice is to
     find it done.
     """
@@ -55,26 +55,26 @@ class Schedules:
         self._store = store
 
     def marks(self) -> dict[str, Mark]:
-        found = self._store.call(self._store.client.hgetall, self._store.keys.scheduled)
+        found = self._store.call(self._store.client.hgetall, self._store.keys.schedule_marks)
         return {key: mark for key, text in found.items() if (mark := Mark.known(text)) is not None}
 
     def put(self, key: str, mark: Mark) -> None:
-        self._store.call(self._store.client.hset, self._store.keys.scheduled, key, mark.text())
+        self._store.call(self._store.client.hset, self._store.keys.schedule_marks, key, mark.text())
 
     def forget(self, keys: Iterable[str]) -> None:
         for key in keys:
-            self._store.call(self._store.client.hdel, self._store.keys.scheduled, key)
+            self._store.call(self._store.client.hdel, self._store.keys.schedule_marks, key)
 
     # --- pauses -----------------------------------------------------------------------------------
 
     def paused(self) -> dict[str, str]:
         """What is paused, and by whom."""
-        return dict(self._store.call(self._store.client.hgetall, self._store.keys.paused))
+        return dict(self._store.call(self._store.client.hgetall, self._store.keys.paused_schedules))
 
     def pause(self, key: str, who: str) -> None:
         """Its planned times pass until it is resumed; none of them counts as missed."""
-        self._store.call(self._store.client.hset, self._store.keys.paused, key, who)
+        self._store.call(self._store.client.hset, self._store.keys.paused_schedules, key, who)
 
     def resume(self, key: str) -> bool:
         """Whether it was paused."""
-        return bool(self._store.call(self._store.client.hdel, self._store.keys.paused, key))
+        return bool(self._store.call(self._store.client.hdel, self._store.keys.paused_schedules, key))

@@ -29,10 +29,10 @@ from longshore.orchestration.language.schedule import ON_TIME, Scheduled, chosen
 from longshore.orchestration.language.targets import listed
 from longshore.orchestration.plans.loading import load, stored, where_stored
 from longshore.orchestration.plans.model import Concurrency, Plan
-from longshore.orchestration.schedules.due_times import Mark, Schedules
+from longshore.orchestration.schedules.due_times import Mark, ScheduleMarks
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.store import audit
-from longshore.orchestration.store.admission import Admission, Wanted
+from longshore.orchestration.store.admission import Admission, AdmissionRequest
 from longshore.orchestration.store.run_store import Store, actor
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def start_due(client: Client) -> list[Run]:
         _say(why)
     if not known:
         return []
-    schedules = Schedules(client.store)
+    schedules = ScheduleMarks(client.store)
     marks, paused, now = schedules.marks(), schedules.paused(), client.store.now()
     started: list[Run] = []
     for schedule in known:
@@ -210,7 +210,7 @@ def start_due(client: Client) -> list[Run]:
 
 def start_one(client: Client, schedule: Schedule) -> list[Run]:
     """The same of one, because a beat has fired for it."""
-    schedules = Schedules(client.store)
+    schedules = ScheduleMarks(client.store)
     now, mark = client.store.now(), schedules.marks().get(schedule.name)
     if mark is None:
         # The beat knew of it before: what it has fired for was planned just now.
@@ -219,7 +219,7 @@ def start_one(client: Client, schedule: Schedule) -> list[Run]:
 
 
 def _start(
-    client: Client, schedules: Schedules, schedule: Schedule, mark: Mark | None, now: int, paused: Mapping[str, str]
+    client: Client, schedules: ScheduleMarks, schedule: Schedule, mark: Mark | None, now: int, paused: Mapping[str, str]
 ) -> list[Run]:
     name = schedule.name
     if mark is None or mark.schedule != schedule.said():
@@ -256,7 +256,9 @@ def start_at(client: Client, schedule: Schedule, at: int) -> Run | None:
     """The run planned for that time, which another may have started; None where it is passed over."""
     plan, planned = schedule.loaded(), run_id(schedule.name, at)
     if schedule.when.overlap == "skip" and client.store.body(planned) is None:
-        holders = Admission(client.store).holders(Wanted("", key=plan.concurrency.key if plan.concurrency else ""))
+        holders = Admission(client.store).holders(
+            AdmissionRequest("", key=plan.concurrency.key if plan.concurrency else "")
+        )
         if holders:
             log.info("schedule %s: %s still runs, and this start is passed over", schedule.name, ", ".join(holders))
             return None
@@ -274,7 +276,7 @@ def trigger(client: Client, name: str) -> Run:
 
 def pause(store: Store, name: str, *, paused: bool) -> bool:
     """Whether that changed anything."""
-    schedules, who = Schedules(store), actor(store.settings)
+    schedules, who = ScheduleMarks(store), actor(store.settings)
     if paused == (name in schedules.paused()):
         return False
     if paused:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from longshore.orchestration.stacks.inventory import Project, Replica, Seen, Service, short
+from longshore.orchestration.stacks.inventory import Inventory, Project, Replica, Service, short
 
 #: up: as its files say, if it is not so. redeploy: made anew in any case. restart: stopped and started.
 Action = Literal["up", "redeploy", "restart"]
@@ -66,23 +66,23 @@ class Note:
         return ": ".join(filter(None, ["/".join(filter(None, [self.project, self.service])), self.text]))
 
 
-def judged(host: str, seen: Seen) -> Iterator[Stale | Note]:
+def find_drift(host: str, seen: Inventory) -> Iterator[Stale | Note]:
     """What is to be said of a host's services, in the order of their names."""
     for name, project in sorted(seen.projects.items()):
         if project.error:
             yield Note(host, name, "", project.error, wrong=not project.unknown)
             continue
         for service, said in sorted(project.services.items()):
-            yield from _judge(host, name, service, said)
+            yield from _drift_of(host, name, service, said)
 
 
 def stale_of(project: Project) -> dict[str, Stale]:
     """The stale services of one project by their names."""
-    found = judged("", Seen(projects={"p": project}))
+    found = find_drift("", Inventory(projects={"p": project}))
     return {one.service: one for one in found if isinstance(one, Stale)}
 
 
-def _judge(host: str, project: str, name: str, service: Service) -> Iterator[Stale | Note]:
+def _drift_of(host: str, project: str, name: str, service: Service) -> Iterator[Stale | Note]:
     if not service.hash:
         yield Note(host, project, name, "its project's files tell nothing of it")
         return

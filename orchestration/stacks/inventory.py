@@ -109,7 +109,7 @@ class Remote(_Model):
     image_id: str = ""
 
 
-class Seen(_Model):
+class Inventory(_Model):
     """All projects of a host."""
 
     engine: str = ""
@@ -127,12 +127,12 @@ class Seen(_Model):
         return self.model_dump(exclude_defaults=True)
 
 
-def seen_in(found: Found) -> tuple[Seen | None, str]:
+def inventory_of(found: Found) -> tuple[Inventory | None, str]:
     """What a generation says; and why it says nothing."""
     if found.entry is None:
         return None, found.why
     try:
-        seen = Seen.model_validate(found.entry.value)
+        seen = Inventory.model_validate(found.entry.value)
     except ValidationError as error:
         return None, f"what is there cannot be used: {error.errors()[0]['msg']}"
     if seen.fingerprint != found.entry.fingerprint:
@@ -140,7 +140,7 @@ def seen_in(found: Found) -> tuple[Seen | None, str]:
     return seen, ""
 
 
-def difference(was: Seen, now: Seen) -> str:
+def difference(was: Inventory, now: Inventory) -> str:
     """The first of what is not as it was, for people; '' if nothing is."""
     if was.rules != now.rules:
         return "other files are tracked"

@@ -15,9 +15,9 @@ from longshore.orchestration.errors import LongshoreError, UnknownName, WaitTime
 from longshore.orchestration.operations.stacks import CHECK, REBUILD
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.runs.stack_outcome import StackOutcomes, stacks_of
-from longshore.orchestration.stacks.inventory import Seen, seen_in
-from longshore.orchestration.stacks.plan import Manner, restart_plan
-from longshore.orchestration.stacks.rules import Described, described
+from longshore.orchestration.stacks.inventory import Inventory, inventory_of
+from longshore.orchestration.stacks.plan import RolloutOptions, restart_plan
+from longshore.orchestration.stacks.rules import StackRules, stack_rules
 from longshore.orchestration.stacks.selection import Selection, choose
 from longshore.orchestration.states import STEP_FINAL, STEP_GOOD, TERMINAL, RunState
 from longshore.orchestration.store.caches import CACHE, Caches, digest_of
@@ -40,7 +40,7 @@ class HostCheck:
     age_s: float | None = None
     #: Why the host could not be asked.
     error: str | None = None
-    seen: Seen | None = field(default=None, repr=False)
+    seen: Inventory | None = field(default=None, repr=False)
 
     def as_json(self) -> dict[str, Any]:
         said = {"host": self.host, "valid": self.valid, "reason": self.reason, "generation": self.generation}
@@ -71,7 +71,7 @@ class Checked:
         return [one.host for one in self.hosts]
 
     @property
-    def seen(self) -> dict[str, Seen]:
+    def seen(self) -> dict[str, Inventory]:
         """What there is to be seen, by host, where that was asked for."""
         return {one.host: one.seen for one in self.hosts if one.seen is not None}
 
@@ -96,7 +96,7 @@ class Orchestrated:
         return stacks_of(self.report.steps) if self.report is not None else StackOutcomes()
 
 
-class MannerChoices(TypedDict, total=False):
+class RolloutChoices(TypedDict, total=False):
     """Options of a rollout. Times in seconds."""
 
     max_parallel: int | None
@@ -119,11 +119,11 @@ Tell = Callable[[str], None]
 class Stacks:
     """The stacks of an installation through a client: check, rebuild, select, restart, or all of it (`orchestrate`)."""
 
-    def __init__(self, client: Client, said: Described | None = None) -> None:
+    def __init__(self, client: Client, said: StackRules | None = None) -> None:
         client.ensure_server()
         self._client = client
         self._store = client.store
-        self.said = said if said is not None else described(client.settings.stacks)
+        self.said = said if said is not None else stack_rules(client.settings.stacks)
 
     # --- the hosts ----------------------------------------------------------------------------------
 
@@ -204,7 +204,7 @@ class Stacks:
         plan = self.rebuild_plan(there, fresh=False)
         return self._client.start(plan, run_id=f"orchestrate-look-{ticket}-{digest_of(plan.to_dict())[:8]}")
 
-    def looked(self, report: Report) -> Selection:
+    def selection_of(self, report: Report) -> Selection:
         """What such a look has found to be stale."""
         _, away = self.hosts()
         return self._from_cache([step.name for step in report.steps], away | failures(report), (), None)
@@ -238,25 +238,27 @@ class Stacks:
         report = self.rebuild(hosts, registry=registry, fresh=False, asked=asked)
         return [host for host in hosts if report.step(host).changed], failures(report)
 
-    def cached(self, host: str) -> tuple[Seen | None, str]:
+    def cached(self, host: str) -> tuple[Inventory | None, str]:
         """What is cached of a host, if it can be used; and why not."""
         caches = Caches(self._store)
         found = caches.get(CACHE + host)
         if why := found.wrong(caches.now()):
             return None, why
-        return seen_in(found)
+        return inventory_of(found)
 
-    def plan(self, selection: Selection, manner: Manner, *, asked: bool = False) -> Plan:
+    def plan(self, selection: Selection, options: RolloutOptions, *, asked: bool = False) -> Plan:
         """The plan that brings right what was selected."""
         ttl = self._client.settings.cache_ttl
-        return restart_plan(selection.chosen, selection.seen, self.said, manner, asked=asked, ttl=ttl)
+        return restart_plan(selection.chosen, selection.seen, self.said, options, asked=asked, ttl=ttl)
 
-    def start(self, selection: Selection, manner: Manner, *, asked: bool = False, run_id: str | None = None) -> Run:
+    def start(
+        self, selection: Selection, options: RolloutOptions, *, asked: bool = False, run_id: str | None = None
+    ) -> Run:
         """Have it brought right; returns at once. Whoever asks for the same at the same time gets the same run."""
-        plan = self.plan(selection, manner, asked=asked)
+        plan = self.plan(selection, options, asked=asked)
         run = self._client.start(plan, run_id=run_id) if run_id is not None else self._shared(selection, plan)
         now = dict.fromkeys((one.host for one in selection.chosen), run.id)
-        self._store.call(self._store.client.hset, self._store.keys.orchestrating, mapping=now)
+        self._store.call(self._store.client.hset, self._store.keys.active_rollouts, mapping=now)
         return run
 
     def _shared(self, selection: Selection, plan: Plan) -> Run:
@@ -281,7 +283,7 @@ class Stacks:
         run_id: str | None = None,
         tell: Tell = lambda _line: None,
         watch: Callable[[Run], Report] | None = None,
-        **manner: Unpack[MannerChoices],
+        **options: Unpack[RolloutChoices],
     ) -> Orchestrated:
         """Find the services that differ from their files and images, and restart them; waits for the end.
 
@@ -292,7 +294,7 @@ class Stacks:
         Raises WaitTimeout where no host answers.
         """
         hosts = list(hosts)
-        self.wait_for_others(hosts, tell)
+        self.wait_for_active_runs(hosts, tell)
         asked = self._store.now()
         with _phase("cache check"):
             checked = self.check(hosts)
@@ -318,20 +320,20 @@ class Stacks:
             message = "cache valid, nothing to do" if valid else "no deployments need restart: nothing to do"
             return Orchestrated("select", message + _unasked(selection), done, selection, rebuilt=tuple(built))
         with _phase("restart"):
-            run = self.start(selection, Manner(**manner), run_id=run_id)
+            run = self.start(selection, RolloutOptions(**options), run_id=run_id)
         tell(f"restart: run {run.id}")
         report = watch(run) if watch is not None else run.wait()
         return self.ended(report, selection, tuple(built))
 
-    def at_it(self, hosts: Sequence[str] = ()) -> list[str]:
+    def active_runs(self, hosts: Sequence[str] = ()) -> list[str]:
         """Runs that are bringing right what is stale on these hosts (all), and change what a look would find."""
-        known = self._store.call(self._store.client.hgetall, self._store.keys.orchestrating)
+        known = self._store.call(self._store.client.hgetall, self._store.keys.active_rollouts)
         found = sorted({run_id for host, run_id in known.items() if not hosts or host in hosts})
         return [run_id for run_id in found if (self._store.state(run_id) or RunState.FAILED) not in TERMINAL]
 
-    def wait_for_others(self, hosts: Sequence[str] = (), tell: Tell = lambda _line: None) -> None:
+    def wait_for_active_runs(self, hosts: Sequence[str] = (), tell: Tell = lambda _line: None) -> None:
         """Until none of these is there."""
-        for run_id in self.at_it(hosts):
+        for run_id in self.active_runs(hosts):
             tell(f"check: run {run_id} is at it; waiting for its end")
             self._client.get(run_id).wait()
 
@@ -397,7 +399,7 @@ def _checked(host: str, answer: Mapping[str, Any]) -> HostCheck:
     data = answer.get("data")
     if data is None:
         return HostCheck(host, valid=False, error=str(answer["action"]))
-    seen = Seen.model_validate(data["seen"]) if data.get("seen") is not None else None
+    seen = Inventory.model_validate(data["seen"]) if data.get("seen") is not None else None
     return HostCheck(host, data["valid"], data["reason"], data["generation"], data["age_s"], seen=seen)
 
 
@@ -419,4 +421,4 @@ def _unasked(selection: Selection) -> str:
     return "".join(f"; {text}" for text in [*told, *map(str, selection.wrong)])
 
 
-__all__ = ["Checked", "HostCheck", "Manner", "Orchestrated", "Selection", "Stacks", "failures"]
+__all__ = ["Checked", "HostCheck", "Orchestrated", "RolloutOptions", "Selection", "Stacks", "failures"]

@@ -14,8 +14,8 @@ from longshore.orchestration.operations.stacks import REBUILD, RESTART
 from longshore.orchestration.plans.labels import ORCHESTRATE_LABEL
 from longshore.orchestration.plans.model import Plan, StepHandle
 from longshore.orchestration.stacks.drift import Stale
-from longshore.orchestration.stacks.inventory import Seen
-from longshore.orchestration.stacks.rules import AFTER, Described
+from longshore.orchestration.stacks.inventory import Inventory
+from longshore.orchestration.stacks.rules import AFTER, StackRules
 
 #: A host and a project.
 _Key = tuple[str, str]
@@ -27,7 +27,7 @@ _LONGEST = 64
 
 
 @dataclass(frozen=True)
-class Manner:
+class RolloutOptions:
     """How stale stacks are brought right. Times in seconds."""
 
     #: So many stacks at once, on all hosts together.
@@ -63,9 +63,9 @@ class _Group:
 
 def restart_plan(
     chosen: Sequence[Stale],
-    seen: Mapping[str, Seen],
-    said: Described,
-    manner: Manner,
+    seen: Mapping[str, Inventory],
+    said: StackRules,
+    options: RolloutOptions,
     *,
     asked: bool = False,
     ttl: float = 3600.0,
@@ -75,24 +75,24 @@ def restart_plan(
     """
     plan = Plan(
         "orchestrate",
-        labels={ORCHESTRATE_LABEL: manner.on_failure},
-        on_error="continue" if manner.on_failure == "keep" else "stop",
-        on_failure=manner.on_failure,
+        labels={ORCHESTRATE_LABEL: options.on_failure},
+        on_error="continue" if options.on_failure == "keep" else "stop",
+        on_failure=options.on_failure,
     )
     groups = _grouped(chosen)
     several = len({group.host for group in groups}) > 1
     needs = {group.key: _needs(group, groups, seen) for group in groups}
     levels = _levels(groups, needs)
-    first = [group for level in levels for group in level][: manner.canary or 0]
+    first = [group for level in levels for group in level][: options.canary or 0]
     steps: dict[_Key, StepHandle] = {}
     before: list[StepHandle] = []
-    for wave in _waves(levels, first, manner.max_parallel):
+    for wave in _waves(levels, first, options.max_parallel):
         for group in wave:
             canaries = {one.key for one in first} if group not in first else set()
             hard = [steps[key] for key in sorted(needs[group.key] | canaries)]
-            steps[group.key] = _step(plan, group, seen, said, manner, asked=asked, several=several)
+            steps[group.key] = _step(plan, group, seen, said, options, asked=asked, several=several)
             _behind(steps[group.key], hard, before)
-        before = [steps[group.key] for group in wave] if manner.max_parallel else []
+        before = [steps[group.key] for group in wave] if options.max_parallel else []
     for host in sorted({group.host for group in groups}):
         own = [step for (where, _), step in steps.items() if where == host]
         look = plan.step(_name(f"cache.{host}"), REBUILD.name, ttl=ttl, **_look(said)).target(host).undo("none")
@@ -102,7 +102,14 @@ def restart_plan(
 
 
 def _step(
-    plan: Plan, group: _Group, seen: Mapping[str, Seen], said: Described, manner: Manner, *, asked: bool, several: bool
+    plan: Plan,
+    group: _Group,
+    seen: Mapping[str, Inventory],
+    said: StackRules,
+    options: RolloutOptions,
+    *,
+    asked: bool,
+    several: bool,
 ) -> StepHandle:
     project = seen[group.host].projects[group.project]
     services = {
@@ -112,17 +119,17 @@ def _step(
     }
     given: dict[str, Any] = {"project": group.project, "services": services, "index": project.fingerprint}
     given |= {"asked": True} if asked else {}
-    given |= {"healthy_deadline": manner.healthy_deadline, "min_healthy_time": manner.min_healthy_time}
+    given |= {"healthy_deadline": options.healthy_deadline, "min_healthy_time": options.min_healthy_time}
     given |= {key: value for key, value in said.params().items() if value}
     if not any(one.fetch for one in group.services):
         given.pop("registries", None)
     name = f"{group.host}.{group.project}" if several else group.project
     step = plan.step(_name(name), RESTART.name, **given).target(group.host)
     # Each level of services is waited for by itself.
-    return step.timeout(_AROUND + manner.healthy_deadline * len(group.services) * 2)
+    return step.timeout(_AROUND + options.healthy_deadline * len(group.services) * 2)
 
 
-def _look(said: Described) -> dict[str, Any]:
+def _look(said: StackRules) -> dict[str, Any]:
     return {key: value for key, value in said.params().items() if value and key != "registries"}
 
 
@@ -163,7 +170,7 @@ def _levels(groups: Sequence[_Group], needs: Mapping[_Key, set[_Key]]) -> list[l
     return found
 
 
-def _needs(group: _Group, groups: Sequence[_Group], seen: Mapping[str, Seen]) -> set[_Key]:
+def _needs(group: _Group, groups: Sequence[_Group], seen: Mapping[str, Inventory]) -> set[_Key]:
     """What has to be right before it, also by way of stacks that are right as they are: on its host, where they are
     there, else on whichever.
     """

@@ -37,7 +37,7 @@ FILES, AFTER = "longshore.files", "longshore.after"
 _DEMANDS = get_args(Demand)
 
 
-class Described(BaseModel):
+class StackRules(BaseModel):
     """What a file says."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
@@ -59,12 +59,12 @@ class Described(BaseModel):
         return self.model_dump(exclude_defaults=True)
 
 
-def described(path: str) -> Described:
+def stack_rules(path: str) -> StackRules:
     """What the file says; nothing without one. ConfigError for what it cannot say."""
     if not path:
-        return Described()
+        return StackRules()
     try:
-        return Described.model_validate(read_mapping(Path(path)) if Path(path).read_bytes().strip() else {})
+        return StackRules.model_validate(read_mapping(Path(path)) if Path(path).read_bytes().strip() else {})
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", remedy="see LONGSHORE_STACKS") from None
     except LongshoreError as error:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from longshore.orchestration.errors import UnknownName, UsageError
 from longshore.orchestration.language.targets import listed
-from longshore.orchestration.stacks.drift import Note, Reason, Stale, judged
+from longshore.orchestration.stacks.drift import Note, Reason, Stale, find_drift
 from longshore.orchestration.stacks.image_names import is_meant
-from longshore.orchestration.stacks.inventory import Seen
-from longshore.orchestration.stacks.rules import Described
+from longshore.orchestration.stacks.inventory import Inventory
+from longshore.orchestration.stacks.rules import StackRules
 from longshore.orchestration.store.caches import digest_of
 
 
@@ -22,7 +22,7 @@ class Selection:
     notes: tuple[Note, ...] = ()
     #: Hosts that nothing is known of, and why.
     errors: dict[str, str] = field(default_factory=dict)
-    seen: dict[str, Seen] = field(default_factory=dict, repr=False)
+    seen: dict[str, Inventory] = field(default_factory=dict, repr=False)
     #: Projects of which it cannot be told whether they are right.
     wrong: tuple[Note, ...] = ()
     #: The host that counts, by another one with the same engine.
@@ -48,8 +48,8 @@ class Selection:
 
 
 def choose(
-    said: Described,
-    seen: Mapping[str, Seen],
+    said: StackRules,
+    seen: Mapping[str, Inventory],
     errors: Mapping[str, str],
     *,
     labels: Iterable[str] = (),
@@ -70,7 +70,7 @@ def choose(
     notes: list[Note] = [] if errors else _unknown(said, mine)
     wrong: list[Note] = []
     for host, one in mine.items():
-        found = [told for told in judged(host, one) if _has(one, told, wanted) and _runs(one, told, image)]
+        found = [told for told in find_drift(host, one) if _has(one, told, wanted) and _runs(one, told, image)]
         stale += [told for told in found if isinstance(told, Stale)]
         notes += [told for told in found if isinstance(told, Note) and not told.wrong]
         wrong += [told for told in found if isinstance(told, Note) and told.wrong]
@@ -103,7 +103,7 @@ def named(names: Iterable[str], selection: Selection) -> tuple[Stale, ...]:
     return tuple(found.values())
 
 
-def _unknown(said: Described, seen: Mapping[str, Seen]) -> list[Note]:
+def _unknown(said: StackRules, seen: Mapping[str, Inventory]) -> list[Note]:
     """What the file says of projects and services that there are none of: a slip of the pen, mostly."""
     services: dict[str, set[str]] = {}
     for one in seen.values():
@@ -139,7 +139,7 @@ def _label(text: str) -> tuple[str, str | None]:
     return key, value if sign else None
 
 
-def _has(seen: Seen, said: Stale | Note, wanted: Sequence[tuple[str, str | None]]) -> bool:
+def _has(seen: Inventory, said: Stale | Note, wanted: Sequence[tuple[str, str | None]]) -> bool:
     if not wanted:
         return True
     service = seen.projects[said.project].services.get(said.service)
@@ -148,7 +148,7 @@ def _has(seen: Seen, said: Stale | Note, wanted: Sequence[tuple[str, str | None]
     return all(key in labels and value in {None, labels[key]} for key, value in wanted)
 
 
-def _runs(seen: Seen, said: Stale | Note, image: str | None) -> bool:
+def _runs(seen: Inventory, said: Stale | Note, image: str | None) -> bool:
     if image is None:
         return True
     service = seen.projects[said.project].services.get(said.service)
@@ -159,7 +159,12 @@ def _runs(seen: Seen, said: Stale | Note, image: str | None) -> bool:
 
 
 def _running(
-    host: str, seen: Seen, image: str, wanted: Sequence[tuple[str, str | None]], stale: list[Stale], notes: list[Note]
+    host: str,
+    seen: Inventory,
+    image: str,
+    wanted: Sequence[tuple[str, str | None]],
+    stale: list[Stale],
+    notes: list[Note],
 ) -> list[Stale]:
     """What runs an image and is right as it is."""
     told = {(said.host, said.project, said.service) for group in (stale, notes) for said in group}

@@ -58,17 +58,17 @@ def note_refusal(store: Connection, why: str, **fields: str) -> None:
 def report(store: Connection, what: str, **fields: str) -> None:
     """What a client does by itself, in a stream that clients may write to."""
     with contextlib.suppress(StoreUnavailable):
-        note(store, what, key=store.keys.reported, origin=origin(store.settings), **fields)
+        note(store, what, key=store.keys.client_reports, origin=origin(store.settings), **fields)
 
 
 def report_refusal(store: Connection, why: str, **fields: str) -> None:
     """By a client, into a stream that clients may write to."""
-    note_refusal(store, why, key=store.keys.reported, **fields)
+    note_refusal(store, why, key=store.keys.client_reports, **fields)
 
 
 def lines(store: Connection, *, limit: int = 100, run: str = "", refused: bool = False) -> Iterator[Line]:
     """The latest first."""
-    parts = [_entries(store, key) for key in (store.keys.audit, store.keys.reported)]
+    parts = [_entries(store, key) for key in (store.keys.audit, store.keys.client_reports)]
     both = heapq.merge(*parts, key=lambda entry: entry["at"], reverse=True)
     wanted = (e for e in both if (not run or e.get("run") == run) and (not refused or e.get("what") == REFUSED))
     return (_line(entry) for entry in itertools.islice(wanted, limit))
@@ -76,7 +76,7 @@ def lines(store: Connection, *, limit: int = 100, run: str = "", refused: bool =
 
 def _entries(store: Connection, key: str) -> Iterator[dict[str, Any]]:
     """Clients write to one of the two: nothing in it is relied on but the ids, which are Redis's."""
-    last, by_client = "+", key == store.keys.reported
+    last, by_client = "+", key == store.keys.client_reports
     while page := store.call(store.client.xrevrange, key, max=last, count=_PAGE):
         for entry_id, entry in page:
             yield {**entry, "at": int(entry_id.partition("-")[0]), "by_client": by_client}

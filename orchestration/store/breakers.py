@@ -24,7 +24,7 @@ _AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
-class Verdict:
+class BreakerDecision:
     """Whether a service may be tried now; else until when not, ms, and why."""
 
     allowed: bool
@@ -63,38 +63,38 @@ class Breakers:
         """ms that `_slow` gives at most."""
         return round(self._store.settings.slow_retry * 1200)
 
-    def ask(self, service: str, run_id: str) -> Verdict:
+    def ask(self, service: str, run_id: str) -> BreakerDecision:
         """Whether this run may try the service. To be allowed while it is open is to be its probe."""
         store, keys = self._store, self._store.keys
         found = store.call(store.client.hgetall, keys.breaker(service))
         if not found:
-            return Verdict(allowed=True)
+            return BreakerDecision(allowed=True)
         why, until, now = f"service {service} is down: {found.get('why', '')}", _ms(found, "until"), store.now()
-        probe = store.call(store.client.get, keys.probing(service))
+        probe = store.call(store.client.get, keys.half_open(service))
         if probe == run_id:
-            return Verdict(allowed=True, why=why, probe=True)
+            return BreakerDecision(allowed=True, why=why, probe=True)
         # Farther ahead than it can have been put: Redis's clock was set back since.
         if probe is None and not now < until <= now + self._longest:
-            taken = store.call(store.client.set, keys.probing(service), run_id, nx=True, px=max(1000, self._slow()))
+            taken = store.call(store.client.set, keys.half_open(service), run_id, nx=True, px=max(1000, self._slow()))
             if taken:
-                return Verdict(allowed=True, why=why, probe=True)
+                return BreakerDecision(allowed=True, why=why, probe=True)
         # A run that waits looks again when the probe must have ended. Of many that wait one is to be the next probe:
         # the others look again as much later as there are of them, and are woken once it is back.
         others = max(0, int(store.call(store.client.scard, keys.blocked(service))) - 1)
         later = min(_LATEST, round(self._slow() * others * self._chance()))
         soonest = now + min(1000, self._slow())
-        return Verdict(allowed=False, until=max(min(until, now + self._longest), soonest) + later, why=why)
+        return BreakerDecision(allowed=False, until=max(min(until, now + self._longest), soonest) + later, why=why)
 
     def is_open(self, service: str) -> bool:
         return bool(self._store.call(self._store.client.exists, self._store.keys.breaker(service)))
 
     def give_back(self, service: str, run_id: str) -> None:
         """This run does not try it after all."""
-        store, key = self._store, self._store.keys.probing(service)
+        store, key = self._store, self._store.keys.half_open(service)
         if store.call(store.client.get, key) == run_id:
             store.call(store.client.delete, key)
 
-    def trip(self, service: str, why: str, run_id: str) -> Verdict:
+    def trip(self, service: str, why: str, run_id: str) -> BreakerDecision:
         """It was found down, by this run."""
         store, key = self._store, self._store.keys.breaker(service)
         now = store.now()
@@ -103,11 +103,11 @@ class Breakers:
         pipe.hsetnx(key, "since", now)
         pipe.hset(key, mapping={"why": why, "until": until})
         pipe.hincrby(key, "trips", 1)
-        pipe.delete(store.keys.probing(service))
+        pipe.delete(store.keys.half_open(service))
         pipe.sadd(store.keys.breakers, service)
         pipe.sadd(store.keys.blocked(service), run_id)
         store.call(pipe.execute)
-        return Verdict(allowed=False, until=until, why=f"service {service} is down: {why}")
+        return BreakerDecision(allowed=False, until=until, why=f"service {service} is down: {why}")
 
     def hold(self, service: str, why: str) -> bool:
         """It is not to be tried until somebody says so (`close`); whether that was news."""
@@ -129,7 +129,7 @@ class Breakers:
         if not store.call(store.client.exists, keys.breaker(service)):
             return False
         pipe = store.client.pipeline()
-        pipe.delete(keys.breaker(service), keys.probing(service))
+        pipe.delete(keys.breaker(service), keys.half_open(service))
         pipe.srem(keys.breakers, service)
         store.call(pipe.execute)
         self.wake(service)
@@ -153,7 +153,7 @@ class Breakers:
             pipe = store.client.pipeline(transaction=False)
             pipe.hgetall(keys.breaker(service))
             pipe.scard(keys.blocked(service))
-            pipe.get(keys.probing(service))
+            pipe.get(keys.half_open(service))
             try:
                 fields, waiting, probe = store.call(pipe.execute)
             except WrongType:  # one of its keys, and of nobody else's

@@ -18,7 +18,7 @@ from longshore.orchestration.errors import OperationError
 from longshore.orchestration.store.connection import Connection
 
 #: Before the host's name, what its cache is called.
-CACHE = "deployed@"
+CACHE = "stacks@"
 
 
 _CURRENT, _PREVIOUS, _NUMBER = "current", "previous", "number"

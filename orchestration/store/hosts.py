@@ -214,13 +214,13 @@ def meant(hosts: Mapping[str, Host], target: str, *, always: bool = False) -> li
             f"no host has the label {target} (there are: {listed(known)})",
             remedy="a worker gives its host labels with --label, or LONGSHORE_LABELS: longshore hosts ls",
         )
-    if not always and all(resting(host) for host in found):
+    if not always and all(why_drained(host) for host in found):
         names = listed(host.name for host in found)
         raise UnknownName(f"of the hosts of {target} none takes work, each is drained: {names}")
     return found
 
 
-def resting(host: Host) -> str:
+def why_drained(host: Host) -> str:
     """Why a host is to be left out of several: somebody has drained it. One that is lost, or whose workers are ending,
     is not left out in silence: it is waited for a little, and named.
     """
@@ -252,7 +252,7 @@ def left_out(step: CompiledStep, host: Host | None, hosts: Mapping[str, Host], *
     if host is None:
         lacking = condition is not None and not matching(list(hosts.values()), condition)
         return "when-fact: no host is like that" if lacking else ""
-    reason = (not alone and not step.always and resting(host)) or cannot(step.operation, host)
+    reason = (not alone and not step.always and why_drained(host)) or cannot(step.operation, host)
     if not reason and condition is not None and not condition.matches(host):
         reason = "when-fact: the host is not like that"
     return reason
@@ -302,30 +302,30 @@ class Hosts:
         fields[f"beat:{node.name}"] = _beat(now, node.state, node.active)
         fields |= {f"had:{queue}": "" for queue in node.queues} | {f"own:{name}": "" for name in node.own}
         pipe = self._client.pipeline()
-        pipe.hset(self._keys.machine(host), mapping=fields)
-        pipe.zadd(self._keys.fleet, {host: now})
+        pipe.hset(self._keys.host(host), mapping=fields)
+        pipe.zadd(self._keys.hosts, {host: now})
         self._store.call(pipe.execute)
 
     def beat(self, host: str, node: str, state: NodeState, active: int) -> Drained | None:
         """Say that a worker lives; what has been asked of its host."""
         now = self._store.now()
         pipe = self._client.pipeline(transaction=False)
-        pipe.hset(self._keys.machine(host), f"beat:{node}", _beat(now, state, active))
-        pipe.zadd(self._keys.fleet, {host: now})
-        pipe.hget(self._keys.machine(host), "drained")
+        pipe.hset(self._keys.host(host), f"beat:{node}", _beat(now, state, active))
+        pipe.zadd(self._keys.hosts, {host: now})
+        pipe.hget(self._keys.host(host), "drained")
         return _drained(self._store.call(pipe.execute)[2])
 
-    def wish(self, host: str) -> Drained | None:
+    def request_drain(self, host: str) -> Drained | None:
         """What has been asked of a host."""
-        return _drained(self._store.call(self._client.hget, self._keys.machine(host), "drained"))
+        return _drained(self._store.call(self._client.hget, self._keys.host(host), "drained"))
 
     def knows(self, host: str, node: str) -> bool:
         """Whether a worker's registration is there: somebody, or a Redis that lost data, may have taken it away."""
-        return bool(self._store.call(self._client.hexists, self._keys.machine(host), f"node:{node}"))
+        return bool(self._store.call(self._client.hexists, self._keys.host(host), f"node:{node}"))
 
     def leave(self, host: str, node: str) -> None:
         """Say good-bye: the worker is not lost. What it was is kept, for the host's description."""
-        key = self._keys.machine(host)
+        key = self._keys.host(host)
         told = self._store.call(self._client.hget, key, f"node:{node}")
         pipe = self._client.pipeline()
         if told:
@@ -337,7 +337,7 @@ class Hosts:
 
     def all(self) -> dict[str, Host]:
         """Every known host by name."""
-        names = sorted(self._store.call(self._client.zrange, self._keys.fleet, 0, -1))
+        names = sorted(self._store.call(self._client.zrange, self._keys.hosts, 0, -1))
         return self._read(names)
 
     def find(self, name: str) -> Host | None:
@@ -359,7 +359,7 @@ class Hosts:
             return {}
         pipe = self._client.pipeline(transaction=False)
         for name in names:
-            pipe.hgetall(self._keys.machine(name))
+            pipe.hgetall(self._keys.host(name))
         rows, now = self._store.call(pipe.execute, raise_on_error=False), self._store.now()
         silent = round(SILENT_LEASES * self._store.settings.lease * 1000)
         # A description of the wrong type, or one that cannot be read, is no host: the others are known all the same.
@@ -374,24 +374,24 @@ class Hosts:
         UnknownName for a host that is not known.
         """
         self.get(name)
-        wish = Drained(by, self._store.now(), stop)
-        self._store.call(self._client.hset, self._keys.machine(name), "drained", json.dumps(asdict(wish)))
+        request_drain = Drained(by, self._store.now(), stop)
+        self._store.call(self._client.hset, self._keys.host(name), "drained", json.dumps(asdict(request_drain)))
         return self.get(name)
 
     def undrain(self, name: str) -> Host:
         """Have it take work again. UnknownName for a host that is not known."""
         self.get(name)
-        self._store.call(self._client.hdel, self._keys.machine(name), "drained")
+        self._store.call(self._client.hdel, self._keys.host(name), "drained")
         return self.get(name)
 
     def forget(self, name: str) -> None:
         """Take a host out of the registry; if it has a worker, that registers again."""
         pipe = self._client.pipeline()
-        pipe.zrem(self._keys.fleet, name)
-        pipe.delete(self._keys.machine(name))
-        pipe.hdel(self._keys.jobs_seen, name)
+        pipe.zrem(self._keys.hosts, name)
+        pipe.delete(self._keys.host(name))
+        pipe.hdel(self._keys.job_snapshots, name)
         pipe.delete(self._keys.cache(f"{DEPLOYED}{name}"))
-        pipe.hdel(self._keys.orchestrating, name)
+        pipe.hdel(self._keys.active_rollouts, name)
         self._store.call(pipe.execute)
 
     def forget_old(self, seconds: float) -> list[str]:
@@ -399,7 +399,7 @@ class Hosts:
         lost for an hour and more.
         """
         until = self._store.now() - round(seconds * 1000)
-        names = list(self._store.call(self._client.zrangebyscore, self._keys.fleet, 0, until))
+        names = list(self._store.call(self._client.zrangebyscore, self._keys.hosts, 0, until))
         for name in names:
             self.forget(name)
         for host in self.all().values():
@@ -407,7 +407,7 @@ class Hosts:
             gone = [node.name for node in host.nodes if host.alive and host.now - node.seen > _NODE_KEPT * 1000]
             if gone:
                 fields = [f"{kind}:{node}" for node in gone for kind in ("node", "beat")]
-                self._store.call(self._client.hdel, self._keys.machine(host.name), *fields)
+                self._store.call(self._client.hdel, self._keys.host(host.name), *fields)
         return names
 
 

@@ -38,7 +38,7 @@ class Indices(Connection):
         """Have the sweeper look at a live run at that time, ms (`sooner`: at the latest)."""
         self.call(self.client.zadd, self.keys.live, {run_id: when}, lt=sooner)
 
-    def pulse(self) -> tuple[int, int, dict[str, float]]:
+    def touch(self) -> tuple[int, int, dict[str, float]]:
         """The time, how many runs are live, and the first runs of the inbox with their marks."""
         pipe = self.client.pipeline(transaction=False)
         pipe.time()
@@ -60,7 +60,7 @@ class Indices(Connection):
         pipe = self.client.pipeline()
         pipe.zscore(self.keys.live, run_id)
         pipe.zadd(self.keys.live, {run_id: until}, xx=True)
-        pipe.hget(self.keys.of(run_id).run, "ver")
+        pipe.hget(self.keys.of(run_id).run, "version")
         pipe.time()
         before, _, known, (seconds, _) = self.call(pipe.execute)
         now = int(seconds) * 1000
@@ -84,24 +84,24 @@ class Indices(Connection):
                 pipe.zrem(self.keys.inbox, run_id)
                 self.call(pipe.execute)
 
-    def rests(self, run_id: str, ended: int, *, again: bool = False) -> None:
+    def add_to_ended(self, run_id: str, ended: int, *, again: bool = False) -> None:
         """Its time to be kept begins when it ended, ms; with `again`, anew."""
         self.call(self.client.zadd, self.keys.ended, {run_id: ended}, nx=not again)
 
-    def kept_until(self, seconds: float, at_most: int = -1) -> list[str]:
+    def ended_since(self, seconds: float, at_most: int = -1) -> list[str]:
         """Runs that have rested for so long, the eldest first."""
         until = self.now() - _ms(seconds)
         return list(self.call(self.client.zrangebyscore, self.keys.ended, 0, until, start=0, num=at_most))
 
-    def turn_to_tidy(self, seconds: float) -> bool:
+    def may_purge(self, seconds: float) -> bool:
         """Whether nobody has tidied up for so long; whoever is told so does."""
-        return bool(self.call(self.client.set, self.keys.tidied, 1, nx=True, px=_ms(seconds)))
+        return bool(self.call(self.client.set, self.keys.purged, 1, nx=True, px=_ms(seconds)))
 
-    def take_up(self, run_id: str) -> None:
+    def take_over(self, run_id: str) -> None:
         """A run that rests may be wanted again: it does not expire now."""
         self.call(self.client.zrem, self.keys.ended, run_id)
 
-    def at_rest(self, run_id: str) -> None:
+    def remove_from_live(self, run_id: str) -> None:
         self.call(self.client.zrem, self.keys.live, run_id)
 
     def live_count(self) -> int:

@@ -1,62 +1,62 @@
-"""Every key in Redis: its name, its type, who writes it.
+"""Every key in Redis: its name, its type and its writer.
 
-    {ns}:{run}:request   string  the plan, its parameters and files; written once, by the client
-    {ns}:{run}:commands  stream  cancel, undo, …: what people ask of the run; by clients
-    {ns}:{run}:run       hash    the run's state; by control workers and step workers, as all below
-    {ns}:{run}:steps     hash    per step `<field>:<id>`, see `Field`
-    {ns}:{run}:leases    zset    attempt → when its lease ends, ms of Redis's clock
-    {ns}:{run}:events    stream  everything that happened, in order
-    {ns}:{run}:waits     zset    what is parked → until when at most, ms
-    {ns}:{run}:log:<id>  stream  what a step or unit printed, capped
-    {ns}:{run}:data:…    string  a result that is too large for the steps' hash
-    {ns}:inbox           zset    runs with a request that no worker has seen yet; by clients
-    {ns}:queue           zset    runs that may not begin yet → their order
-    {ns}:known           hash    what admission knows of each run that waits or is live, JSON
-    {ns}:order           string  counter of the order in which runs were asked for
-    {ns}:admitted        zset    runs that have begun and not ended → since when, ms
-    {ns}:plan:<name>     set     those of one plan
-    {ns}:slot:<key>      set     those with one concurrency key
-    {ns}:live            zset    live runs → when to look at them next, ms
-    {ns}:runs            zset    all runs → when they were created, ms
-    {ns}:ended           zset    runs that rest → since when, ms
-    {ns}:tidied          string  there while nobody needs to tidy up; expires by itself
-    {ns}:clock           hash    of Redis's clock: tick, when a sweeper last was at work, ms; pause, until when no lease
-                                 is judged; jumps and jumped, their number and sum; by and at, the last of them; asked,
-                                 how often hosts were asked for receipts; sample:<boot>, a machine's last
-    {ns}:asked:<host>    set     runs that ask a host what its receipts say
-    {ns}:lock:<name>     text    who holds what others share: a project of an engine; JSON, expires by its lease
-    {ns}:locks           set     the names of locks that were held
-    {ns}:object:<name>   hash    an entry of the object store: data (base64), sha256, size, content_type, by
-    {ns}:kept-object:<run>.<step>  hash  what an entry was before that step; expires with the run
-    {ns}:cache:<name>    hash    current and previous, a generation each, JSON; number, that of the last one
-    {ns}:orchestrating   hash    by host, the last run that was started to bring right what is stale there
-    {ns}:aside           stream  messages that no worker can take, and why; capped
-    {ns}:audit           stream  who started, ended, approved what, from where, and what was refused; capped
-    {ns}:counted         hash    what was counted of runs that came to rest, for metrics; by whoever scrapes
-    {ns}:counted-runs    hash    by run, what of it is in there, JSON
-    {ns}:reported        stream  what a client has refused, told by itself; capped
-    {ns}:signed          string  ids of the keys that workers know, while there are any; expires by itself
-    {ns}:told:<notice>   set     who was told of it; and a string while somebody is at telling; both expire
-    {ns}:carried:<mac>   string  there once a signed message was carried out; expires by itself
-    {ns}:fleet           zset    the hosts that are known → when one of their workers was last heard of, ms
-    {ns}:machine:<name>  hash    a host: node:<worker> what it is, JSON; beat:<worker> when it was last heard of, its
-                                 state and how many steps it is at; drained by whom, since when; last what the last
-                                 worker was that ended in order; had:<queue> and own:<operation> what was ever there
-    {ns}:jobs-asked      string  number: hosts are to say anew which jobs their engines show
-    {ns}:jobs-seen       hash    by host, what it has said last, JSON
-    {ns}:scheduled       hash    by job@host, up to when its planned times are dealt with, ms
-    {ns}:ticked          string  when a worker last took a tick of some beat, ms; expires by itself
-    {ns}:paused          hash    schedules, and jobs, that somebody has paused, and who
-    {ns}:job:<job@host>  zset    how its last runs ended, as `run result` → when, ms
-    {ns}:breakers        set     services that are down
-    {ns}:breaker:<name>  hash    why one of them is, since when, until when it is left alone
-    {ns}:probing:<name>  string  the run that may try it; expires by itself
-    {ns}:blocked:<name>  set     the runs that wait for it
-    {ns}:probe:<id>      string  a dry run's plan; a minute, deleted by its reader
-    {ns}:answers:<id>    list    what workers found for it; likewise
+    {ns}:{run}:request            string  the plan, its parameters and files; written once, by the client
+    {ns}:{run}:commands           stream  cancel, undo and the other commands of a run; by clients
+    {ns}:{run}:run                hash    the run's state; by control workers and step workers, as all below
+    {ns}:{run}:steps              hash    for each step `<field>:<id>`, see `Field`
+    {ns}:{run}:leases             zset    attempt → end of its lease, ms of Redis's clock
+    {ns}:{run}:events             stream  the events of the run, in order
+    {ns}:{run}:waits              zset    steps that wait for an external event → their time limit, ms
+    {ns}:{run}:log:<id>           stream  output of a step or unit, capped
+    {ns}:{run}:data:…             string  a result that is too large for the steps' hash
+    {ns}:inbox                    zset    runs whose request no worker has read yet; by clients
+    {ns}:queue                    zset    pending runs → their order of admission
+    {ns}:admission-requests       hash    by run that is pending or live, its admission request, JSON
+    {ns}:admission-order          string  counter of the order of admission
+    {ns}:admitted                 zset    admitted runs that have not ended → time of admission, ms
+    {ns}:plan:<name>              set     the admitted runs of one plan
+    {ns}:slot:<key>               set     the admitted runs with one concurrency key
+    {ns}:live                     zset    live runs → time of their next sweep, ms
+    {ns}:runs                     zset    all runs → time of creation, ms
+    {ns}:ended                    zset    ended runs → time of their end, ms
+    {ns}:purged                   string  set after a purge of ended runs; expires when the next one may begin
+    {ns}:clock                    hash    of Redis's clock: tick, time of the last sweep, ms; pause, until when no lease expires,
+                                          ms; jumps and jumped, their number and sum; by and at, the last of them;
+                                          asked, number of receipt questions; sample:<boot>, a machine's last sample
+    {ns}:asked:<host>             set     runs that wait for a host's receipts
+    {ns}:lock:<name>              string  holder of a lock, JSON; expires with its lease
+    {ns}:locks                    set     the names of locks that were held
+    {ns}:object:<name>            hash    an entry of the object store: data (base64), sha256, size, content_type, by
+    {ns}:kept-object:<run>.<step> hash    an entry as it was before that step; expires with the run
+    {ns}:cache:<name>             hash    current and previous, a generation each, JSON; number, that of the last one
+    {ns}:active-rollouts          hash    by host, the last run of a rollout
+    {ns}:dead-letters             stream  messages and entries that no worker can process, with the reason; capped
+    {ns}:audit                    stream  commands of people and refused requests, with actor and origin; capped
+    {ns}:counters                 hash    totals over ended runs, for metrics; by the process that is scraped
+    {ns}:counted-runs             hash    by run, its part of the totals, JSON
+    {ns}:client-reports           stream  requests that a client has refused, reported by itself; capped
+    {ns}:signing-keys             string  ids of the keys that workers know, while there are any; expires by itself
+    {ns}:notified:<notice>        set     notifiers that have delivered a notice; expires
+    {ns}:accepted:<mac>           string  set once a signed message was carried out; expires by itself
+    {ns}:hosts                    zset    known hosts → last heartbeat of one of their workers, ms
+    {ns}:host:<name>              hash    node:<worker>, its registration, JSON; beat:<worker>, its last heartbeat,
+                                          state and number of steps; drained, by whom and since when; last, the worker
+                                          that ended last in order; had:<queue> and own:<operation>, ever served there
+    {ns}:job-questions            string  number of the last question which jobs the engines of hosts show
+    {ns}:job-snapshots            hash    by host, its last answer, JSON
+    {ns}:schedule-marks           hash    by schedule, the time up to which its planned times are processed, ms
+    {ns}:last-tick                string  time at which a worker last took a tick of a beat, ms; expires by itself
+    {ns}:paused-schedules         hash    by schedule or job, who has paused it
+    {ns}:job:<job@host>           zset    ends of its last runs, as `run result` → time, ms
+    {ns}:breakers                 set     services that are down
+    {ns}:breaker:<name>           hash    reason, time since when, and time until which it stays open
+    {ns}:half-open:<name>         string  the run that may try the service; expires by itself
+    {ns}:blocked:<name>           set     runs that wait for the service
+    {ns}:dry-run:<id>             string  the plan of a dry run; lives a minute, deleted by its reader
+    {ns}:dry-run-answers:<id>     list    answers of workers to it; likewise
 
-All keys of one run lie in one hash slot; `inbox`, `live` and `runs` are hints that the sweeper
-mends from the runs themselves.
+All keys of one run lie in one hash slot; `inbox`, `live` and `runs` are indices that the sweeper
+rebuilds from the runs themselves.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ from enum import StrEnum
 
 #: The type of each key of an installation, as TYPE has it; a name that ends in a colon begins a family of keys.
 TYPES: Mapping[str, str] = {
-    "inbox": "zset", "queue": "zset", "known": "hash", "order": "string", "admitted": "zset", "plan:": "set",
-    "slot:": "set", "live": "zset", "runs": "zset", "ended": "zset", "tidied": "string", "clock": "hash",
-    "asked:": "set", "lock:": "string", "locks": "set", "object:": "hash", "kept-object:": "hash", "cache:": "hash",
-    "orchestrating": "hash", "aside": "stream", "audit": "stream", "counted": "hash", "counted-runs": "hash",
-    "reported": "stream", "signed": "string", "told:": "set", "carried:": "string", "fleet": "zset", "machine:": "hash",
-    "jobs-asked": "string", "jobs-seen": "hash", "scheduled": "hash", "ticked": "string", "paused": "hash",
-    "job:": "zset", "breakers": "set", "breaker:": "hash", "probing:": "string", "blocked:": "set",
-    "probe:": "string", "answers:": "list",
+    "inbox": "zset", "queue": "zset", "admission-requests": "hash", "admission-order": "string", "admitted": "zset",
+    "plan:": "set", "slot:": "set", "live": "zset", "runs": "zset", "ended": "zset", "purged": "string",
+    "clock": "hash", "asked:": "set", "lock:": "string", "locks": "set", "object:": "hash", "kept-object:": "hash",
+    "cache:": "hash", "active-rollouts": "hash", "dead-letters": "stream", "audit": "stream", "counters": "hash",
+    "counted-runs": "hash", "client-reports": "stream", "signing-keys": "string", "notified:": "set",
+    "accepted:": "string", "hosts": "zset", "host:": "hash", "job-questions": "string", "job-snapshots": "hash",
+    "schedule-marks": "hash", "last-tick": "string", "paused-schedules": "hash", "job:": "zset", "breakers": "set",
+    "breaker:": "hash", "half-open:": "string", "blocked:": "set", "dry-run:": "string", "dry-run-answers:": "list",
 }  # fmt: skip
 #: The same of the keys of one run.
 RUN_TYPES: Mapping[str, str] = {
@@ -89,72 +89,72 @@ class Field(StrEnum):
     The id is a step's index, or `<index>.<unit>` for a unit of a step that was fanned out.
     """
 
-    STATUS = "s"
+    STATUS = "status"
     #: Token of the latest attempt; grows with every claim, and never repeats.
-    FENCE = "f"
-    ATTEMPTS = "a"
+    FENCE = "fence"
+    ATTEMPTS = "attempts"
     #: Celery task id and node of the attempt that holds the lease.
-    OWNER = "w"
+    OWNER = "owner"
     #: When a message for it was first sent, and until when that message counts as under way; ms.
-    SENT = "q"
-    SENT_UNTIL = "d"
+    SENT = "sent"
+    SENT_UNTIL = "sent_until"
     #: Not before; and, of that or of what it waits for, how far ahead it was put; ms.
-    NOT_BEFORE = "n"
-    DELAY = "nd"
+    NOT_BEFORE = "not_before"
+    DELAY = "delay"
     #: How often its message was sent again, and how often its worker was lost.
-    RESENT = "x"
-    LOST = "l"
-    STARTED = "b"
-    ENDED = "e"
-    TASK_IDS = "t"
+    RESENT = "resent"
+    LOST = "lost"
+    STARTED = "started"
+    ENDED = "ended"
+    TASK_IDS = "task_ids"
     #: JSON: the parameters as rendered, what undo needs, what the attempt recorded.
-    RENDERED = "r"
-    BEFORE = "j"
-    OUTCOME = "o"
+    RENDERED = "rendered"
+    BEFORE = "before"
+    OUTCOME = "outcome"
     #: Why it was skipped, cancelled, or cannot be undone.
-    REASON = "y"
+    REASON = "reason"
     #: Set where the outcome proves that there was no effect.
-    NO_EFFECT = "z"
+    NO_EFFECT = "no_effect"
     #: Set where it was skipped because of what failed before it.
-    TAINTED = "v"
+    TAINTED = "tainted"
     #: The host that it was sent to, and the item of a `foreach`, JSON.
-    HOST = "h"
-    ITEM = "i"
+    HOST = "host"
+    ITEM = "item"
     #: The host that it was first claimed on, and that its state there was journalled.
-    DONE_AT = "hd"
-    JOURNALLED = "hj"
+    DONE_AT = "done_at"
+    JOURNALLED = "journalled"
     #: What it waits for while it is parked, JSON; and who decided what, when, with which note.
-    PARKED = "p"
-    DECISION = "dk"
-    DECIDED_BY = "dw"
-    NOTE = "dn"
-    DECIDED_AT = "dt"
+    PARKED = "wait"
+    DECISION = "decision"
+    DECIDED_BY = "decided_by"
+    NOTE = "note"
+    DECIDED_AT = "decided_at"
     #: Part of the name of the key that holds its data.
-    DATA_KEY = "da"
+    DATA_KEY = "data_key"
     #: The service that it found down.
-    SERVICE = "sv"
+    SERVICE = "service"
     #: Of a step that was fanned out: its units, how many were dispatched, how many are not final, how many
     #: ended in which way, how many may fail, and why the first of those did.
-    UNITS = "g"
-    UNITS_SENT = "m"
-    UNITS_LEFT = "k"
+    UNITS = "fan_out"
+    UNITS_SENT = "fan_out_sent"
+    UNITS_LEFT = "fan_out_left"
     #: Since when it has been asked after, because its outcome was not known yet; ms.
-    DELAYED = "ds"
+    DELAYED = "delayed"
     #: Attempts that do not count for its retries: before it was begun anew, or in vain because of a service.
-    UNCOUNTED = "ab"
+    UNCOUNTED = "free_attempts"
     #: Those in vain because of a service: nothing was begun.
-    BLOCKED = "bl"
-    UNITS_FAILED = "kf"
-    UNITS_CHANGED = "kc"
-    UNITS_CANCELLED = "kx"
-    UNITS_SKIPPED = "ks"
-    TOLERATED = "kt"
+    BLOCKED = "blocked"
+    UNITS_FAILED = "fan_out_failed"
+    UNITS_CHANGED = "fan_out_changed"
+    UNITS_CANCELLED = "fan_out_cancelled"
+    UNITS_SKIPPED = "fan_out_skipped"
+    TOLERATED = "tolerated"
     #: Of those: at most so many at once; canaries that have not ended, or not begun; and that one of them failed.
-    AT_ONCE = "ao"
-    CANARIES = "cn"
-    CANARIES_HELD = "ca"
-    CANARY_FAILED = "cf"
-    ERROR = "er"
+    AT_ONCE = "at_once"
+    CANARIES = "canaries"
+    CANARIES_HELD = "canaries_held"
+    CANARY_FAILED = "canary_failed"
+    ERROR = "error"
 
 
 @dataclass(frozen=True)
@@ -224,12 +224,12 @@ class Keys:
         return f"{self.namespace}:queue"
 
     @property
-    def known(self) -> str:
-        return f"{self.namespace}:known"
+    def admission_requests(self) -> str:
+        return f"{self.namespace}:admission-requests"
 
     @property
-    def order(self) -> str:
-        return f"{self.namespace}:order"
+    def admission_order(self) -> str:
+        return f"{self.namespace}:admission-order"
 
     @property
     def admitted(self) -> str:
@@ -254,8 +254,8 @@ class Keys:
         return f"{self.namespace}:ended"
 
     @property
-    def tidied(self) -> str:
-        return f"{self.namespace}:tidied"
+    def purged(self) -> str:
+        return f"{self.namespace}:purged"
 
     @property
     def clock(self) -> str:
@@ -265,41 +265,41 @@ class Keys:
         return f"{self.namespace}:asked:{host}"
 
     @property
-    def aside(self) -> str:
-        return f"{self.namespace}:aside"
+    def dead_letters(self) -> str:
+        return f"{self.namespace}:dead-letters"
 
     @property
     def audit(self) -> str:
         return f"{self.namespace}:audit"
 
     @property
-    def counted(self) -> str:
-        return f"{self.namespace}:counted"
+    def counters(self) -> str:
+        return f"{self.namespace}:counters"
 
     @property
     def counted_runs(self) -> str:
         return f"{self.namespace}:counted-runs"
 
     @property
-    def signed(self) -> str:
-        return f"{self.namespace}:signed"
+    def signing_keys(self) -> str:
+        return f"{self.namespace}:signing-keys"
 
     @property
-    def reported(self) -> str:
-        return f"{self.namespace}:reported"
+    def client_reports(self) -> str:
+        return f"{self.namespace}:client-reports"
 
-    def told(self, notice: str) -> str:
-        return f"{self.namespace}:told:{notice}"
+    def notified(self, notice: str) -> str:
+        return f"{self.namespace}:notified:{notice}"
 
-    def carried(self, mac: str) -> str:
-        return f"{self.namespace}:carried:{mac}"
+    def accepted(self, mac: str) -> str:
+        return f"{self.namespace}:accepted:{mac}"
 
     @property
-    def fleet(self) -> str:
-        return f"{self.namespace}:fleet"
+    def hosts(self) -> str:
+        return f"{self.namespace}:hosts"
 
-    def machine(self, host: str) -> str:
-        return f"{self.namespace}:machine:{host}"
+    def host(self, host: str) -> str:
+        return f"{self.namespace}:host:{host}"
 
     def lock(self, name: str) -> str:
         return f"{self.namespace}:lock:{name}"
@@ -318,28 +318,28 @@ class Keys:
         return f"{self.namespace}:cache:{name}"
 
     @property
-    def orchestrating(self) -> str:
-        return f"{self.namespace}:orchestrating"
+    def active_rollouts(self) -> str:
+        return f"{self.namespace}:active-rollouts"
 
     @property
-    def jobs_asked(self) -> str:
-        return f"{self.namespace}:jobs-asked"
+    def job_questions(self) -> str:
+        return f"{self.namespace}:job-questions"
 
     @property
-    def jobs_seen(self) -> str:
-        return f"{self.namespace}:jobs-seen"
+    def job_snapshots(self) -> str:
+        return f"{self.namespace}:job-snapshots"
 
     @property
-    def scheduled(self) -> str:
-        return f"{self.namespace}:scheduled"
+    def schedule_marks(self) -> str:
+        return f"{self.namespace}:schedule-marks"
 
     @property
-    def ticked(self) -> str:
-        return f"{self.namespace}:ticked"
+    def last_tick(self) -> str:
+        return f"{self.namespace}:last-tick"
 
     @property
-    def paused(self) -> str:
-        return f"{self.namespace}:paused"
+    def paused_schedules(self) -> str:
+        return f"{self.namespace}:paused-schedules"
 
     def job(self, name: str) -> str:
         return f"{self.namespace}:job:{name}"
@@ -351,14 +351,14 @@ class Keys:
     def breaker(self, service: str) -> str:
         return f"{self.namespace}:breaker:{service}"
 
-    def probing(self, service: str) -> str:
-        return f"{self.namespace}:probing:{service}"
+    def half_open(self, service: str) -> str:
+        return f"{self.namespace}:half-open:{service}"
 
     def blocked(self, service: str) -> str:
         return f"{self.namespace}:blocked:{service}"
 
-    def probe(self, probe_id: str) -> str:
-        return f"{self.namespace}:probe:{probe_id}"
+    def dry_run(self, dry_run_id: str) -> str:
+        return f"{self.namespace}:dry-run:{dry_run_id}"
 
-    def answers(self, probe_id: str) -> str:
-        return f"{self.namespace}:answers:{probe_id}"
+    def dry_run_answers(self, dry_run_id: str) -> str:
+        return f"{self.namespace}:dry-run-answers:{dry_run_id}"

@@ -25,7 +25,7 @@ _LOOKED_AT = 10
 
 
 @dataclass(frozen=True)
-class Backlog:
+class QueueLength:
     """One queue. `oldest` in seconds, 0 where nothing waits or that cannot be told."""
 
     queue: str
@@ -35,7 +35,7 @@ class Backlog:
     workers: int
 
 
-def backlogs(store: Store) -> list[Backlog]:
+def queue_lengths(store: Store) -> list[QueueLength]:
     """Each queue that a worker has ever consumed here, in the order of their names. StoreUnavailable."""
     hosts = list(Hosts(store).all().values())
     names = sorted({CONTROL, *(queue for host in hosts for queue in host.had)})
@@ -54,7 +54,7 @@ def backlogs(store: Store) -> list[Backlog]:
         length, oldest = int(answers[2 * n]), answers[2 * n + 1] or []
         since = min(filter(None, (_since(store, message) for message in oldest)), default=now)
         age = max(0.0, (now - since) / 1000)
-        found.append(Backlog(name, length, age, takers(hosts, name)))
+        found.append(QueueLength(name, length, age, takers(hosts, name)))
     return found
 
 

@@ -12,23 +12,23 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from longshore.orchestration.errors import UNREADABLE, Damaged, UnknownName
-from longshore.orchestration.language.guards import Verdict
+from longshore.orchestration.language.guards import GuardDecision
 from longshore.orchestration.messaging.signing import opened, origin, sealed_command
 from longshore.orchestration.plans.compiled import StepId, as_id
-from longshore.orchestration.saga import Again, RunRecord, StepRecord
+from longshore.orchestration.saga import ResumeSet, RunRecord, StepRecord
 from longshore.orchestration.settings import LARGE_DATA_BYTES, Settings
 from longshore.orchestration.states import Cause, RunState, StepState, UndoState
 from longshore.orchestration.store import lua
 from longshore.orchestration.store.connection import milliseconds as _ms
 from longshore.orchestration.store.indices import Indices, mark
 from longshore.orchestration.store.keys import Field
-from longshore.orchestration.store.side_records import Shelf
+from longshore.orchestration.store.side_records import SideRecords
 
 if TYPE_CHECKING:
     from redis.commands.core import Script
 
 #: Of the record; a worker that meets a newer one leaves it alone.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 #: A time that is as good as never, ms: scores may be infinite.
 FAR = 2**53
 _MEMBER = re.compile(r"u?\d{1,6}(\.\d{1,6})?")
@@ -67,7 +67,7 @@ class Grant:
 
 
 @dataclass(frozen=True)
-class Found:
+class UnrecordedAttempt:
     """An attempt that a receipt knows of and the record does not. All but its step are JSON, '' where unknown."""
 
     step_id: StepId
@@ -90,7 +90,7 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class Look:
+class RunSnapshot:
     """A run as it was found: its fields, what was asked of it, the time, its mark in the inbox."""
 
     fields: dict[str, str]
@@ -117,7 +117,7 @@ def actor(settings: Settings) -> str:
         return "unknown"
 
 
-class Store(Indices, Shelf):
+class Store(Indices, SideRecords):
     """One installation's runs. Raises StoreUnavailable where Redis does not answer."""
 
     @cached_property
@@ -133,11 +133,11 @@ class Store(Indices, Shelf):
             return self.call(script, keys=names, args=list(args))
         return self.acknowledged(script, names, list(args))
 
-    def run_alone(self, name: str, keys: list[str], *args: object) -> Any:
+    def run_global(self, name: str, keys: list[str], *args: object) -> Any:
         """A script that is about no single run."""
         script = self._scripts.get(name)
         if script is None:
-            script = self._scripts[name] = self.client.register_script(lua.alone(name))
+            script = self._scripts[name] = self.client.register_script(lua.installation_source(name))
         return self.acknowledged(script, keys, list(args))
 
     def load_scripts(self) -> bool:
@@ -148,7 +148,7 @@ class Store(Indices, Shelf):
         """
         from redis.lock import Lock  # noqa: PLC0415 - see connect
 
-        texts = [*map(lua.alone, lua.OF_CLIENTS), Lock.LUA_RELEASE_SCRIPT]
+        texts = [*map(lua.installation_source, lua.OF_CLIENTS), Lock.LUA_RELEASE_SCRIPT]
         scripts = [self.client.register_script(text) for text in texts]
         known = self.call(self.client.script_exists, *(script.sha for script in scripts))
         missing = [script for script, there in zip(scripts, known, strict=True) if not there]
@@ -210,9 +210,9 @@ class Store(Indices, Shelf):
 
     def version(self, run_id: str) -> int:
         """How many transitions it has gone through."""
-        return int(self.call(self.client.hget, self.keys.of(run_id).run, "ver") or 0)
+        return int(self.call(self.client.hget, self.keys.of(run_id).run, "version") or 0)
 
-    def look(self, run_id: str) -> Look:
+    def look(self, run_id: str) -> RunSnapshot:
         """All that is needed to decide about a run, in one round trip."""
         keys = self.keys.of(run_id)
         pipe = self.client.pipeline(transaction=False)
@@ -227,7 +227,7 @@ class Store(Indices, Shelf):
             if not _is_member(member):
                 self.drop_wait(run_id, member, "it names no step")
         parked = {str(member): round(min(until, FAR)) for member, until in waits if _is_member(member)}
-        return Look(fields, commands, int(seconds) * 1000 + int(micros) // 1000, inbox, parked)
+        return RunSnapshot(fields, commands, int(seconds) * 1000 + int(micros) // 1000, inbox, parked)
 
     def step_records(self, run_id: str, indices: Sequence[int], *, units: bool = True) -> dict[int, StepRecord]:
         """What the reducer needs to know of these steps; with `units`, also of theirs."""
@@ -356,7 +356,7 @@ class Store(Indices, Shelf):
         hosts: Mapping[int, str] | None = None,
         tainted: Collection[int] = (),
         failed: Mapping[int, str] | None = None,
-        fanned: Mapping[int, Verdict] | None = None,
+        fanned: Mapping[int, GuardDecision] | None = None,
         stopped_by: int | None = None,
     ) -> bool:
         flat: list[object] = []
@@ -411,7 +411,7 @@ class Store(Indices, Shelf):
         )  # fmt: skip
 
     def reopen(
-        self, run_id: str, command_id: str, command: Mapping[str, str], epoch: int, again: Again, *, keep: bool
+        self, run_id: str, command_id: str, command: Mapping[str, str], epoch: int, again: ResumeSet, *, keep: bool
     ) -> str:
         """Have a run that rests go on; what became of the command."""
         who, why = command.get("actor", ""), command.get("reason", "")
@@ -458,7 +458,7 @@ class Store(Indices, Shelf):
         task_id: str,
         *,
         always: bool = False,
-        born: str = "",
+        instance_id: str = "",
         host: str = "",
         stays: bool = False,
     ) -> Grant | str:
@@ -467,7 +467,7 @@ class Store(Indices, Shelf):
         What `stays` is claimed only on the host that it was begun on, once it has.
         """
         lease = _ms(self.settings.lease)
-        more = ("1" if always else "", born, host, "1" if stays else "")
+        more = ("1" if always else "", instance_id, host, "1" if stays else "")
         got = self._run("claim", run_id, step_id, side, owner, task_id, lease, *more)
         if got[0] != "ok":
             return str(got[1])
@@ -594,13 +594,13 @@ class Store(Indices, Shelf):
 
         What expires by itself, and would now last longer than it may, is cut to its length.
         """
-        if not self.run_alone("jump", [self.keys.clock, self.keys.live, self.keys.ended], known, jump):
+        if not self.run_global("jump", [self.keys.clock, self.keys.live, self.keys.ended], known, jump):
             return False
         pipe = self.client.pipeline(transaction=False)
         for name in self.call(self.client.smembers, self.keys.locks):
             pipe.pexpire(self.keys.lock(name), _ms(self.settings.lease), lt=True)
         for service in self.call(self.client.smembers, self.keys.breakers):
-            pipe.pexpire(self.keys.probing(service), _ms(self.settings.slow_retry), lt=True)
+            pipe.pexpire(self.keys.half_open(service), _ms(self.settings.slow_retry), lt=True)
         self.call(pipe.execute)
         return True
 
@@ -621,7 +621,13 @@ class Store(Indices, Shelf):
         return sorted(self.call(self.client.smembers, self.keys.asked(host)))
 
     def note_answer(
-        self, run_id: str, question: str, host: str, version: int, doubts: Sequence[str], found: Sequence[Found]
+        self,
+        run_id: str,
+        question: str,
+        host: str,
+        version: int,
+        doubts: Sequence[str],
+        found: Sequence[UnrecordedAttempt],
     ) -> bool:
         """Note a host's answer; False where nobody asks that any more."""
         flat = [part for one in found for part in astuple(one)]
@@ -684,7 +690,7 @@ class Store(Indices, Shelf):
         self.call(pipe.execute)
         return True
 
-    def told(self, run_id: str, event_id: str | None = None) -> str:
+    def notified(self, run_id: str, event_id: str | None = None) -> str:
         """Up to which event the workers' hooks have been told; with an event, notes that."""
         key = self.keys.of(run_id).run
         if event_id is not None:
@@ -775,7 +781,7 @@ def _read_run(fields: Mapping[str, str], now: int) -> RunRecord:
     return RunRecord(
         state=RunState(fields["state"]),
         level=int(fields["level"]),
-        undo_level=int(fields["ulevel"]) if "ulevel" in fields else None,
+        undo_level=int(fields["undo_level"]) if "undo_level" in fields else None,
         left=int(fields.get("left", 0)),
         keep=bool(fields.get("keep")),
         cause=Cause(fields["cause"]) if fields.get("cause") else None,
@@ -783,7 +789,7 @@ def _read_run(fields: Mapping[str, str], now: int) -> RunRecord:
         deadline=int(fields["deadline"]) if fields.get("deadline") else None,
         undo_deadline=int(fields["undo_deadline"]) if fields.get("undo_deadline") else None,
         epoch=int(fields.get("epoch", 0)),
-        was=RunState(fields["was"]) if fields.get("was") else None,
+        was=RunState(fields["suspended_state"]) if fields.get("suspended_state") else None,
         lost=int(fields.get("lost", 0)),
         fenced=int(fields.get("fenced", 0)),
         compared=fields.get("compared") == fields.get("epoch", "0"),

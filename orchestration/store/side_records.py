@@ -15,28 +15,28 @@ from longshore.orchestration.store.connection import milliseconds as _ms
 log = logging.getLogger(__name__)
 
 
-class Shelf(Connection):
+class SideRecords(Connection):
     """Plain commands, no scripts."""
 
     # --- messages that no worker can take ---------------------------------------------------------
 
-    def put_aside(self, queue: str, message: str, why: str) -> None:
+    def keep_dead_letter(self, queue: str, message: str, why: str) -> None:
         """Keep a message for a person: the last thousand, 64 KiB of each."""
         entry: dict[Any, Any] = {"queue": queue, "why": why, "message": message[:65536]}
-        self.call(self.client.xadd, self.keys.aside, entry, maxlen=1000, approximate=True)
+        self.call(self.client.xadd, self.keys.dead_letters, entry, maxlen=1000, approximate=True)
 
     def dead_letter(self, where: str, entry: str, why: str) -> None:
         """Keep an entry that nobody can read. Where even that is impossible, the log has it."""
         log.error("an entry of %s cannot be read, and is a dead letter now: %r: %s", where, entry[:200], why)
         try:
-            self.put_aside(where, entry, why)
+            self.keep_dead_letter(where, entry, why)
         except StoreUnavailable as error:
             log.error("the dead letter could not be kept: %s", error)
 
     def aside(self) -> list[dict[str, str]]:
         """What was put aside, the latest first: `queue`, `why`, `message`."""
         nothing = {"queue": "", "why": "", "message": ""}
-        return [nothing | entry for _, entry in self.call(self.client.xrevrange, self.keys.aside)]
+        return [nothing | entry for _, entry in self.call(self.client.xrevrange, self.keys.dead_letters)]
 
     # --- events that are no transitions -----------------------------------------------------------
 
@@ -64,23 +64,25 @@ class Shelf(Connection):
 
     # --- dry runs ---------------------------------------------------------------------------------
 
-    def put_probe(self, probe_id: str, body: str, seconds: float) -> None:
-        self.call(self.client.set, self.keys.probe(probe_id), body, px=_ms(seconds))
+    def put_dry_run(self, dry_run_id: str, body: str, seconds: float) -> None:
+        self.call(self.client.set, self.keys.dry_run(dry_run_id), body, px=_ms(seconds))
 
-    def probe(self, probe_id: str) -> str | None:
+    def dry_run(self, dry_run_id: str) -> str | None:
         """Its plan, as text with a signature before it where there are keys."""
-        return self.call(self.client.get, self.keys.probe(probe_id)) or None
+        return self.call(self.client.get, self.keys.dry_run(dry_run_id)) or None
 
-    def answer(self, probe_id: str, body: str, seconds: float) -> None:
+    def answer(self, dry_run_id: str, body: str, seconds: float) -> None:
         pipe = self.client.pipeline()
-        pipe.rpush(self.keys.answers(probe_id), body)
-        pipe.pexpire(self.keys.answers(probe_id), _ms(seconds))
+        pipe.rpush(self.keys.dry_run_answers(dry_run_id), body)
+        pipe.pexpire(self.keys.dry_run_answers(dry_run_id), _ms(seconds))
         self.call(pipe.execute)
 
-    def next_answer(self, probe_id: str, seconds: float) -> dict[str, Any] | None:
+    def next_answer(self, dry_run_id: str, seconds: float) -> dict[str, Any] | None:
         with self.blocking(seconds) as may:
-            got = self.call(self.client.blpop, [self.keys.answers(probe_id)], timeout=seconds if may else 0.01)
+            got = self.call(
+                self.client.blpop, [self.keys.dry_run_answers(dry_run_id)], timeout=seconds if may else 0.01
+            )
             return json.loads(got[1]) if got else None
 
-    def drop_probe(self, probe_id: str) -> None:
-        self.call(self.client.delete, self.keys.probe(probe_id), self.keys.answers(probe_id))
+    def drop_dry_run(self, dry_run_id: str) -> None:
+        self.call(self.client.delete, self.keys.dry_run(dry_run_id), self.keys.dry_run_answers(dry_run_id))

@@ -21,11 +21,11 @@ from typing import Any
 
 #: The doing lies in a package that only machines with workers need.
 _HOMES = {
-    "Bench": "simulation.sandbox",
+    "Sandbox": "simulation.sandbox",
     "Done": "simulation.sandbox",
     "MemoryEngine": "simulation.engine",
-    "Rehearsed": "simulation.failure_matrix",
-    "rehearse": "simulation.failure_matrix",
+    "SimulatedFailure": "simulation.failure_matrix",
+    "simulate": "simulation.failure_matrix",
 }
 
 

@@ -9,6 +9,6 @@ import pytest
 
 
 @pytest.fixture
-def longshore_bench() -> Any:
+def longshore_sandbox() -> Any:
     """Runs plans in memory."""
-    return import_module("longshore.orchestration.testing").Bench()
+    return import_module("longshore.orchestration.testing").Sandbox()

@@ -29,7 +29,7 @@ from longshore.orchestration.store.locks import Holder, Locks
 from longshore.orchestration.store.objects import Objects
 from longshore.orchestration.store.run_store import Grant, Recorded, Store
 from longshore.tasks.crash_points import point
-from longshore.tasks.external_wait import MakeCanvas, Parking, Place
+from longshore.tasks.external_wait import ExternalWait, MakeCanvas, WaitContext
 from longshore.tasks.host import policy, secret_sources
 from longshore.tasks.host.facts import facts, labels
 from longshore.tasks.implementation import Context, Implementation, implementation
@@ -52,7 +52,7 @@ class Refused(Exception):
     """The claim was refused."""
 
 
-class Reborn(Refused):
+class AnotherInstance(Refused):
     """The run that this attempt is of was forgotten, and there is another one of its id."""
 
 
@@ -70,7 +70,7 @@ class TryAgain(Exception):
         self.error = error
 
 
-class IsParked(Exception):
+class WaitsOutside(Exception):
     """The step waits for something else than a worker: the delivery is done, its outcome comes later."""
 
 
@@ -80,7 +80,7 @@ def hostname(node: str = "") -> str:
 
 
 @dataclass
-class Claimed:
+class ClaimedStep:
     """What is known of one delivery of one step, or of one unit of it."""
 
     store: Store
@@ -134,13 +134,13 @@ class Claimed:
         grant = self._patiently(
             lambda: self.store.claim(
                 self.run_id, self.step_id, side, self.owner, self.task_id,
-                always=not side and self.step.always, born=self.loaded.born, host=self.host,
+                always=not side and self.step.always, instance_id=self.loaded.instance_id, host=self.host,
                 stays=self.step.stays(side),
             ),
             _CLAIM_PATIENCE,
         )  # fmt: skip
         if grant == "another run":
-            raise Reborn(grant)
+            raise AnotherInstance(grant)
         if isinstance(grant, str):
             raise Refused(grant)
         return grant
@@ -181,8 +181,8 @@ class Claimed:
             log.warning("run %s step %s: the outcome of a lost attempt was refused", self.run_id, self.step.name)
             raise Refused("the step is another attempt's now")
 
-    def _place(self, grant: Grant, side: str) -> Place:
-        return Place(
+    def _place(self, grant: Grant, side: str) -> WaitContext:
+        return WaitContext(
             store=self.store,
             canvas=self.canvas,
             loaded=self.loaded,
@@ -195,13 +195,13 @@ class Claimed:
             epoch=grant.epoch,
         )
 
-    def _park(self, grant: Grant, side: str, parking: Parking) -> None:
+    def _park(self, grant: Grant, side: str, parking: ExternalWait) -> None:
         """Let go of the step; raises IsParked."""
         info = as_json(parking.info | {"what": parking.what})
         if not self.store.park(self.run_id, self.step_id, side, grant.fence, parking.seconds, info, parking.what):
             raise Refused("the step is another attempt's now")
         point("step.parked")
-        raise IsParked(parking.what)
+        raise WaitsOutside(parking.what)
 
     def _context(self, grant: Grant, timeout: float) -> Context:
         # What one step is given, another may come across: in a file, or in what a service answers.
@@ -292,7 +292,7 @@ class Claimed:
 class _Upstream(Mapping[str, StepReport]):
     """The steps before one, read when they are asked for."""
 
-    def __init__(self, attempt: Claimed) -> None:
+    def __init__(self, attempt: ClaimedStep) -> None:
         self._attempt = attempt
         self._names = {attempt.plan.steps[i].name: i for i in sorted(attempt.plan.upstream(attempt.index))}
 

@@ -22,7 +22,7 @@ from longshore.tasks.implementation import Context, Prediction, implementation
 from longshore.tasks.loaded_runs import Loaded, Plans
 
 
-def probe_step(body: dict[str, Any], index: int, host: str, store: Store) -> dict[str, Any]:
+def dry_run_step(body: dict[str, Any], index: int, host: str, store: Store) -> dict[str, Any]:
     """The answer of one step: what it would do, whether that changes something, what its undo would be."""
     loaded = Plans.load(body)
     step = loaded.plan.steps[index]

@@ -11,8 +11,8 @@ from typing import Any
 from billiard.process import current_process
 
 from longshore.orchestration.store.run_store import Grant
-from longshore.tasks.attempts.base import Claimed, Refused
-from longshore.tasks.attempts.receipts import Ledger, Overtaken, Receipt
+from longshore.tasks.attempts.base import ClaimedStep, Refused
+from longshore.tasks.attempts.receipts import Ledger, Receipt, StaleAttempt
 from longshore.tasks.implementation import Context
 from longshore.tasks.loaded_runs import LOST_WRITES
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _GHOST_PATIENCE = 30.0
 
 
-class Fenced(Claimed):
+class Fence(ClaimedStep):
     """Leaves a receipt beside what it does (`longshore.tasks.attempts.receipts`)."""
 
     @contextlib.contextmanager
@@ -33,7 +33,7 @@ class Fenced(Claimed):
             return
         receipt = self._ledger.receipt(
             self.run_id,
-            self.loaded.born,
+            self.loaded.instance_id,
             context.part,
             context.fence,
             self._side,
@@ -44,7 +44,7 @@ class Fenced(Claimed):
         with contextlib.ExitStack() as stack:
             try:
                 found = stack.enter_context(receipt.held(context.remaining(_GHOST_PATIENCE), context.check))
-            except Overtaken:
+            except StaleAttempt:
                 raise Refused("a later attempt has been here") from None
             except OSError as error:
                 _no_receipts(error)
@@ -67,7 +67,7 @@ class Fenced(Claimed):
         if not self.step.fenced:
             return
         with contextlib.suppress(OSError):
-            known = self._ledger.version(self.run_id, self.loaded.born)
+            known = self._ledger.version(self.run_id, self.loaded.instance_id)
             # What runs beside it may have noted a later one since it was claimed.
             if grant.version < known and self.store.version(self.run_id) < known:
                 self._hold_regressed(grant, known, f"version {known} was seen, and now it is {grant.version}")
@@ -84,7 +84,7 @@ class Fenced(Claimed):
     def _note_version(self, version: int) -> None:
         if self.step.fenced:
             with contextlib.suppress(OSError):
-                self._ledger.seen(self.run_id, self.loaded.born, version)
+                self._ledger.seen(self.run_id, self.loaded.instance_id, version)
 
 
 def _prefork() -> bool:

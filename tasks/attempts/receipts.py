@@ -40,7 +40,7 @@ _TICK = 0.05
 _CLOSED = "closed"
 
 
-class Overtaken(Exception):
+class StaleAttempt(Exception):
     """A later attempt has been here, or the run has ended."""
 
 
@@ -89,7 +89,7 @@ class Process:
     def read(cls, value: Any) -> Process | None:
         return cls(*value) if isinstance(value, list) and len(value) == 3 else None
 
-    def is_there(self) -> bool:
+    def exists(self) -> bool:
         return Process.of(self.pid) == self
 
 
@@ -122,7 +122,7 @@ class Receipt:
         try:
             before = self._lock(patience, check)
             if self._is_closed():
-                raise Overtaken
+                raise StaleAttempt
             self.journal = _journal(before)
             self.earlier = int(before.get("fence", 0))
             self._end_groups(before)
@@ -191,15 +191,15 @@ class Receipt:
             else:
                 found = self._read()
                 if int(found.get("fence", 0)) > self.fence:
-                    raise Overtaken
+                    raise StaleAttempt
                 return found
 
     def _end(self, holder: dict[str, Any]) -> None:
         """Whoever holds the lock has lost its step: end it, where it does nothing else."""
         if int(holder.get("fence", 0)) > self.fence:
-            raise Overtaken
+            raise StaleAttempt
         process = Process.read(holder.get("process"))
-        if process is None or process.pid == os.getpid() or not holder.get("alone") or not process.is_there():
+        if process is None or process.pid == os.getpid() or not holder.get("alone") or not process.exists():
             return
         log.warning("process %s lost its step and still holds it: it is ended (%s)", process.pid, self.path)
         with contextlib.suppress(OSError):
@@ -209,7 +209,7 @@ class Receipt:
         """Programs that a lost attempt has started and that outlived it."""
         for known in before.get("groups") or []:
             process = Process.read(known)
-            if process is not None and process.is_there():
+            if process is not None and process.exists():
                 with contextlib.suppress(OSError):
                     os.killpg(process.pid, signal.SIGKILL)
 
@@ -260,37 +260,37 @@ class Ledger:
     def __init__(self, folder: Path, namespace: str) -> None:
         self._folder = folder / "receipts" / namespace
 
-    def _of(self, run_id: str, born: str) -> Path:
-        return self._folder / f"{identifiers.run_id(run_id)}~{identifiers.instance(born)}"
+    def _of(self, run_id: str, instance_id: str) -> Path:
+        return self._folder / f"{identifiers.run_id(run_id)}~{identifiers.instance(instance_id)}"
 
     def receipt(
-        self, run_id: str, born: str, part: str, fence: int, side: str, *, epoch: int = 0, alone: bool
+        self, run_id: str, instance_id: str, part: str, fence: int, side: str, *, epoch: int = 0, alone: bool
     ) -> Receipt:
-        return Receipt(self._of(run_id, born) / f"{identifiers.part(part)}.json", fence, side, epoch, alone)
+        return Receipt(self._of(run_id, instance_id) / f"{identifiers.part(part)}.json", fence, side, epoch, alone)
 
-    def version(self, run_id: str, born: str) -> int:
+    def version(self, run_id: str, instance_id: str) -> int:
         """The highest version of the run that was seen here."""
         try:
-            return int((self._of(run_id, born) / "version").read_text() or 0)
+            return int((self._of(run_id, instance_id) / "version").read_text() or 0)
         except (OSError, ValueError):
             return 0
 
-    def seen(self, run_id: str, born: str, version: int) -> None:
+    def seen(self, run_id: str, instance_id: str, version: int) -> None:
         """Keep how far it has come. A race between two may keep the lower one, which is still a lower bound."""
-        folder = self._of(run_id, born)
+        folder = self._of(run_id, instance_id)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if version > self.version(run_id, born):
+        if version > self.version(run_id, instance_id):
             written = folder / f"version.{os.getpid()}"
             written.write_text(str(version))
             written.replace(folder / "version")
 
-    def close(self, run_id: str, born: str, epoch: int, parts: Iterable[str]) -> None:
+    def close(self, run_id: str, instance_id: str, epoch: int, parts: Iterable[str]) -> None:
         """Have no forward attempt of up to that epoch act on these steps, or parts, any more; also one that has not
         left a receipt yet.
 
         To be called before `traces`: an attempt that leaves a receipt afterwards finds that it is closed.
         """
-        folder = self._of(run_id, born)
+        folder = self._of(run_id, instance_id)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         known = _read_closed(folder)
         closed = sorted({*parts, *(known.parts if known.epoch == epoch else ())})
@@ -299,7 +299,7 @@ class Ledger:
         written.replace(folder / _CLOSED)
 
     def traces(
-        self, run_id: str, born: str, patience: float, parts: Collection[str] | None = None
+        self, run_id: str, instance_id: str, patience: float, parts: Collection[str] | None = None
     ) -> tuple[list[Trace], list[str]]:
         """What the receipts of a run say, of these parts or of all, once whoever holds them was ended; and the parts
         whose holder could not be ended in `patience` seconds.
@@ -307,7 +307,7 @@ class Ledger:
         found: list[Trace] = []
         held: list[str] = []
         until = time.monotonic() + patience
-        for path in sorted(self._of(run_id, born).glob("*.json")):
+        for path in sorted(self._of(run_id, instance_id).glob("*.json")):
             if parts is not None and path.stem not in parts:
                 continue
             try:

@@ -13,16 +13,16 @@ from longshore.orchestration.errors import (
 from longshore.orchestration.operations import Retry
 from longshore.orchestration.operations.base import service_of
 from longshore.orchestration.states import RunState
-from longshore.orchestration.store.breakers import Breakers, Verdict
+from longshore.orchestration.store.breakers import BreakerDecision, Breakers
 from longshore.orchestration.store.run_store import ASKED, Grant
-from longshore.tasks.attempts.base import Claimed, IsParked, Refused, TryAgain, as_json
+from longshore.tasks.attempts.base import ClaimedStep, Refused, TryAgain, WaitsOutside, as_json
 from longshore.tasks.crash_points import point
 
 #: A shorter delay is a Celery retry with a countdown; a longer one is parked in Redis (SEMANTICS 14).
 LONGEST_COUNTDOWN = 2.0
 
 
-class ComesAgain(Claimed):
+class RetryPolicy(ClaimedStep):
     """Notes in the record when it comes again, and raises TryAgain."""
 
     def _again(self, grant: Grant, side: str, policy: Retry, error: OperationError) -> None:
@@ -98,9 +98,9 @@ class ComesAgain(Claimed):
         if not self.store.park(self.run_id, self.step_id, "", grant.fence, seconds, info, ASKED):
             raise Refused("the step is another attempt's now")
         self.store.suspend(self.run_id, "unknown", why)
-        raise IsParked(ASKED)
+        raise WaitsOutside(ASKED)
 
-    def _suspend(self, service: str, verdict: Verdict) -> None:
+    def _suspend(self, service: str, verdict: BreakerDecision) -> None:
         self.store.suspend(self.run_id, "breaker", verdict.why, service=service)
         self._breakers.wait(service, self.run_id)
         self.store.look_at(self.run_id, verdict.until, sooner=True)

@@ -43,13 +43,13 @@ from longshore.orchestration.states import STEP_GOOD, StepState, UndoState
 from longshore.orchestration.store.audit import note_refusal
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.run_store import Grant, Recorded
-from longshore.tasks.attempts.base import AttemptFailed, IsParked, Refused, as_json
-from longshore.tasks.attempts.fencing import Fenced
+from longshore.tasks.attempts.base import AttemptFailed, Refused, WaitsOutside, as_json
+from longshore.tasks.attempts.fencing import Fence
 from longshore.tasks.attempts.receipts import Receipt
-from longshore.tasks.attempts.retries import ComesAgain
+from longshore.tasks.attempts.retries import RetryPolicy
 from longshore.tasks.attempts.scope import scope
 from longshore.tasks.crash_points import point
-from longshore.tasks.external_wait import Waiting
+from longshore.tasks.external_wait import WaitingImplementation
 from longshore.tasks.host import secret_sources
 from longshore.tasks.implementation import Context, Implementation, Outcome
 
@@ -59,7 +59,7 @@ log = logging.getLogger(__name__)
 UNDO_RETRY = Retry(attempts=6, initial=1.0, maximum=30.0)
 
 
-class Attempt(Fenced, ComesAgain):
+class Attempt(Fence, RetryPolicy):
     """One delivery of one step, or of one unit of it, carried out."""
 
     # --- forward ------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ class Attempt(Fenced, ComesAgain):
             failure = self._too_long("ran out of its time", {})
         except OperationError as error:
             failure = error
-        except (Refused, IsParked, StoreUnavailable):
+        except (Refused, WaitsOutside, StoreUnavailable):
             raise
         except Exception as error:  # noqa: BLE001 - an operation's own mistake must not lose the step
             failure = self._mistake(error)
@@ -132,7 +132,7 @@ class Attempt(Fenced, ComesAgain):
                 if receipt is not None:
                     receipt.journalled(rendered, text)
         point("step.journalled")
-        if isinstance(done, Waiting):
+        if isinstance(done, WaitingImplementation):
             self._park(grant, "", done.park(self._place(grant, ""), params))
         outcome = done.act(context, params, before)
         size = len(bulk_of(outcome))
@@ -249,7 +249,12 @@ class Attempt(Fenced, ComesAgain):
                 part = self.plan.name_of(self.step_id)
                 stack.enter_context(
                     tracing.attempt(
-                        self.run_id, self.loaded.born, self.loaded.trace, part, undo=bool(side), number=grant.attempt
+                        self.run_id,
+                        self.loaded.instance_id,
+                        self.loaded.trace,
+                        part,
+                        undo=bool(side),
+                        number=grant.attempt,
                     )
                 )
             yield
@@ -280,7 +285,7 @@ class Attempt(Fenced, ComesAgain):
             failure = error
         except SoftTimeLimitExceeded:
             failure = OperationError("ran out of its time")
-        except (Refused, IsParked, StoreUnavailable):
+        except (Refused, WaitsOutside, StoreUnavailable):
             raise
         except Exception as error:  # noqa: BLE001 - see forward
             failure = self._mistake(error)
@@ -312,7 +317,7 @@ class Attempt(Fenced, ComesAgain):
             self._own_undo(grant, context, step.step.undo, before, data)
             return
         params, _ = self._params(_with_rendered(grant, grant.step_rendered), context)
-        if isinstance(done, Waiting):
+        if isinstance(done, WaitingImplementation):
             parking = done.park_undo(self._place(grant, "u"), params, info)
             if parking is not None:
                 self._park(grant, "u", parking)
@@ -346,7 +351,7 @@ class Attempt(Fenced, ComesAgain):
         text = as_json(rendered)  # with marks where secrets are
         if not self._patiently(lambda: self.store.journal(self.run_id, self.step_id, "u", grant.fence, text, "")):
             raise Refused("the undo is another attempt's now")
-        if isinstance(done, Waiting):
+        if isinstance(done, WaitingImplementation):
             self._park(grant, "u", done.park(self._place(grant, "u"), params))
         done.act(context, params, own_before)
 
@@ -396,7 +401,7 @@ def _with_rendered(grant: Grant, rendered: str) -> Grant:
 
 def render_step(raw: dict[str, Any], templated: dict[str, Any], inside: str, known: dict[str, Any]) -> dict[str, Any]:
     """The parameters with marks in the place of secrets, and what is stored beside them."""
-    marks = secrets.Marks()
+    marks = secrets.SecretMarks()
     rendered = raw | render_params(templated, known | {templates.SECRET: marks})
     if marks.used:
         rendered[secrets.WORD] = marks.word

@@ -16,15 +16,15 @@ from celery.exceptions import Ignore, Retry
 
 from longshore.orchestration.errors import Damaged, StoreUnavailable
 from longshore.orchestration.messaging import signing
-from longshore.orchestration.messaging.canvas import ADVANCE, PROBE, STEP, TASK_ENDED, UNDO, Canvas
+from longshore.orchestration.messaging.canvas import ADVANCE, DRY_RUN, STEP, TASK_ENDED, UNDO, Canvas
 from longshore.orchestration.monitoring import logs
 from longshore.orchestration.plans.compiled import StepId
 from longshore.orchestration.store.audit import note_refusal
 from longshore.orchestration.store.run_store import Recorded, Store, read_request
-from longshore.tasks.attempts.base import AttemptFailed, IsParked, Reborn, Refused, TryAgain, hostname
-from longshore.tasks.attempts.dry_run import probe_step
+from longshore.tasks.attempts.base import AnotherInstance, AttemptFailed, Refused, TryAgain, WaitsOutside, hostname
+from longshore.tasks.attempts.dry_run import dry_run_step
 from longshore.tasks.attempts.runner import Attempt
-from longshore.tasks.control.coordinator import Driver
+from longshore.tasks.control.coordinator import Coordinator
 from longshore.tasks.control.dispatch import send_next
 from longshore.tasks.control.external_waits import NotYet
 from longshore.tasks.loaded_runs import Newer, NotOurs, Plans
@@ -72,7 +72,7 @@ class SagaTask(Task):  # type: ignore[type-arg]
         if self.may_come_again:
             return
         try:
-            carried = store.keys.carried(str(signature["mac"]))
+            carried = store.keys.accepted(str(signature["mac"]))
             first = store.call(store.client.set, carried, "1", nx=True, ex=signing.REMEMBERED)
         except StoreUnavailable as error:
             raise Ignore(f"it cannot be told whether it was carried out: {error}") from None
@@ -128,14 +128,14 @@ def _carry_out(task: SagaTask, attempt: Attempt, *, forward: bool) -> None:
     try:
         try:
             recorded: Recorded = attempt.forward() if forward else attempt.backward()
-        except Reborn:
+        except AnotherInstance:
             # The plan that this process knows is of a run that was forgotten.
             store_and_plans()[1].get(attempt.run_id, again=True)
             attempt = _attempt(task, attempt.run_id, attempt.step_id)
             recorded = attempt.forward() if forward else attempt.backward()
     except Refused as why:
         raise Ignore(str(why)) from None
-    except IsParked as what:
+    except WaitsOutside as what:
         # What it waits for may have happened already: the record is looked at once more.
         attempt.canvas(attempt.run_id, None).send_advance(attempt.plan.plan.name)
         raise Ignore(str(what)) from None
@@ -182,7 +182,7 @@ def advance(self: SagaTask, run_id: str) -> None:
     """Move a run on. The body of every chord; harmless at any other time."""
     store, plans = store_and_plans()
     try:
-        state = Driver(self.app, store, plans, node=str(self.request.hostname or "")).advance(run_id)
+        state = Coordinator(self.app, store, plans, node=str(self.request.hostname or "")).advance(run_id)
     except NotOurs as error:
         raise Ignore(str(error)) from None
     if self.request.id == run_id:
@@ -208,7 +208,7 @@ def task_ended(
     except signing.Forged as why:
         note_refusal(store, f"{TASK_ENDED} is refused: {why}", run=run_id)
         raise Ignore(str(why)) from None
-    driver = Driver(self.app, store, plans, node=str(self.request.hostname or ""))
+    driver = Coordinator(self.app, store, plans, node=str(self.request.hostname or ""))
     try:
         if driver.parked.task_ended(result, run_id, step_id, side, fence, ok=ok):
             driver.advance(run_id)
@@ -218,19 +218,19 @@ def task_ended(
         raise Ignore(str(error)) from None
 
 
-@shared_task(name=PROBE, base=SagaTask, bind=True)
-def probe(self: SagaTask, probe_id: str, index: int) -> None:
+@shared_task(name=DRY_RUN, base=SagaTask, bind=True)
+def dry_run(self: SagaTask, dry_run_id: str, index: int) -> None:
     """Say what a step would do, from reads only. Its answer and its plan vanish by themselves."""
     store, _ = store_and_plans()
-    text = store.probe(probe_id)
+    text = store.dry_run(dry_run_id)
     if text is None:
         raise Ignore("nobody waits for it any more")
     try:
         if (keys := signing.ring(store.settings)) is not None:
-            signing.check_text(keys, "probe", probe_id, text)
-        body = read_request(probe_id, text)
+            signing.check_text(keys, "dry_run", dry_run_id, text)
+        body = read_request(dry_run_id, text)
     except (signing.Forged, Damaged) as why:
-        note_refusal(store, f"dry run {probe_id} is refused: {why}")
+        note_refusal(store, f"dry run {dry_run_id} is refused: {why}")
         raise Ignore(str(why)) from None
-    answer = probe_step(body, index, hostname(str(self.request.hostname or "")), store)
-    store.answer(probe_id, json.dumps(answer, ensure_ascii=False), 60.0)
+    answer = dry_run_step(body, index, hostname(str(self.request.hostname or "")), store)
+    store.answer(dry_run_id, json.dumps(answer, ensure_ascii=False), 60.0)

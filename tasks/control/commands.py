@@ -11,9 +11,9 @@ from longshore.orchestration.operations import Waits
 from longshore.orchestration.plans.compiled import CompiledPlan, StepId, as_id, index_of, unit_of
 from longshore.orchestration.states import TERMINAL, RunState, UndoState
 from longshore.orchestration.store import audit
-from longshore.orchestration.store.admission import Wanted
+from longshore.orchestration.store.admission import AdmissionRequest
 from longshore.orchestration.store.keys import Field
-from longshore.orchestration.store.run_store import Look, Store, run_record, stream_order
+from longshore.orchestration.store.run_store import RunSnapshot, Store, run_record, stream_order
 from longshore.tasks.control.dispatch import in_flight
 from longshore.tasks.crash_points import point
 from longshore.tasks.loaded_runs import Loaded, NotOurs
@@ -29,16 +29,18 @@ _WORD_FIRST = "it waits for a word on what became of a step: longshore runs reso
 class Commands:
     """Reads what was asked of a run since last time, and applies it."""
 
-    def __init__(self, store: Store, forget: Callable[[str], bool], come_back: Callable[[str, Wanted], None]) -> None:
+    def __init__(
+        self, store: Store, forget: Callable[[str], bool], readmit: Callable[[str, AdmissionRequest], None]
+    ) -> None:
         self.store = store
         self._forget = forget
-        self._come_back = come_back
+        self._come_back = readmit
 
-    def carry_out(self, run_id: str, loaded: Loaded, found: Look) -> bool:
+    def carry_out(self, run_id: str, loaded: Loaded, found: RunSnapshot) -> bool:
         """Whether anything was asked. Raises NotOurs where the run is gone after it."""
         done = False
         for command_id, command in found.commands:
-            if stream_order(command_id) <= stream_order(found.fields.get("cmd", "0-0")):
+            if stream_order(command_id) <= stream_order(found.fields.get("last_command", "0-0")):
                 continue
             if forged := self._forged(run_id, command_id, command):
                 self._refuse(run_id, command_id, command, forged)
@@ -46,8 +48,8 @@ class Commands:
                 continue
             # A run that was at rest may live again: the index comes before the record.
             self.store.look_at(run_id, found.now + round(1000 * self.store.settings.lease))
-            resting = RunState(found.fields["state"]) in TERMINAL
-            if command.get("kind") in _REOPENS and resting:
+            settled = RunState(found.fields["state"]) in TERMINAL
+            if command.get("kind") in _REOPENS and settled:
                 # A run that is reopened has its place again, whether there is room or not.
                 self._come_back(run_id, loaded.wanted)
             try:
@@ -86,7 +88,7 @@ class Commands:
 
     def _is_first(self, command_id: str, command: Mapping[str, str]) -> None:
         """Raises Forged for a copy of one that was carried out; the same one may be looked at again."""
-        carried = self.store.keys.carried(f"command {command['nonce']}")
+        carried = self.store.keys.accepted(f"command {command['nonce']}")
         self.store.call(self.store.client.set, carried, command_id, nx=True, ex=signing.REMEMBERED)
         if self.store.call(self.store.client.get, carried) not in {command_id, None}:
             raise signing.Forged("it is a copy of one that was carried out before")
@@ -105,11 +107,11 @@ class Commands:
             self._resume(run_id, plan, command_id, command)
             return
         if kind == "prune":
-            born = self.store.fields(run_id).get("born", "")
+            instance_id = self.store.fields(run_id).get("instance_id", "")
             if self._forget(run_id):
                 if signing.ring(self.store.settings) is not None:
                     # Its request is signed, and whoever has kept it could put it back.
-                    carried = self.store.keys.carried(born)
+                    carried = self.store.keys.accepted(instance_id)
                     self.store.call(self.store.client.set, carried, "1", ex=signing.REMEMBERED)
                 self._note(run_id, plan, command)  # nobody comes by here again
                 raise NotOurs(f"run {run_id} is forgotten")

@@ -16,7 +16,7 @@ from longshore.orchestration import saga
 from longshore.orchestration.errors import Damaged, WrongType
 from longshore.orchestration.installation import integrity
 from longshore.orchestration.jobs import schedule
-from longshore.orchestration.language.guards import Verdict
+from longshore.orchestration.language.guards import GuardDecision
 from longshore.orchestration.language.identifiers import RUN_ID
 from longshore.orchestration.messaging.canvas import STEP, UNDO, Canvas
 from longshore.orchestration.plans.compiled import CompiledPlan, StepId, as_id, index_of
@@ -31,16 +31,16 @@ from longshore.orchestration.store.connection import as_number
 from longshore.orchestration.store.hosts import Hosts
 from longshore.orchestration.store.indices import BATCH, SAFETY
 from longshore.orchestration.store.keys import Field
-from longshore.orchestration.store.run_store import SCHEMA_VERSION, Look, Store, run_record
+from longshore.orchestration.store.run_store import SCHEMA_VERSION, RunSnapshot, Store, run_record
 from longshore.tasks.control.commands import Commands
 from longshore.tasks.control.dispatch import away, hosts_of, in_flight, send_next, silent_limit
-from longshore.tasks.control.event_forwarder import Herald
-from longshore.tasks.control.external_waits import Parked
-from longshore.tasks.control.lifecycle import Door
+from longshore.tasks.control.event_forwarder import EventForwarder
+from longshore.tasks.control.external_waits import ExternalWaits
+from longshore.tasks.control.lifecycle import RunLifecycle
 from longshore.tasks.control.receipt_comparison import Comparison
 from longshore.tasks.control.root_task import RootTask
-from longshore.tasks.control.step_planner import Gate
-from longshore.tasks.control.suspension import lift_if_it_can
+from longshore.tasks.control.step_planner import StepPlanner
+from longshore.tasks.control.suspension import unsuspend_if_possible
 from longshore.tasks.crash_points import point
 from longshore.tasks.external_wait import MakeCanvas
 from longshore.tasks.loaded_runs import LOST_WRITES, Loaded, Newer, NotOurs, Plans, UnknownOperation
@@ -55,7 +55,7 @@ _LONGEST_SWEEP = 2.0
 _NEVER = 1e9
 
 
-class Driver:
+class Coordinator:
     """Advances and sweeps the runs of one installation."""
 
     def __init__(
@@ -64,47 +64,47 @@ class Driver:
         self.store = store
         self.plans = plans
         self.canvas = canvas or (lambda run_id, hosts: Canvas(app, run_id, hosts))
-        self.parked = Parked(store, plans, self.canvas)
-        self.herald = Herald(store, app=app)
+        self.parked = ExternalWaits(store, plans, self.canvas)
+        self.forwarder = EventForwarder(store, app=app)
         self.root = RootTask(app)
         #: The worker that this is in.
         self.node = node
         self.breakers = Breakers(store)
         self.comparison = Comparison(store)
-        self.door = Door(store, self.breakers, self.canvas)
-        self.commands = Commands(store, self.door.forget, self.door.come_back)
+        self.door = RunLifecycle(store, self.breakers, self.canvas)
+        self.commands = Commands(store, self.door.forget, self.door.readmit)
         self.clock = Clock(store)
         #: Whether a lease that has run out means anything now.
-        self.judging = True
+        self.may_expire_leases = True
         #: Runs whose request was found to be unreadable, and was recorded as such.
         self._unreadable: set[str] = set()
         #: Runs in the inbox without a request: the mark, and since when.
         self._orphans: dict[str, tuple[float, float]] = {}
 
-    def advance(self, run_id: str, *, thorough: bool = False) -> RunState | None:
+    def advance(self, run_id: str, *, recover: bool = False) -> RunState | None:
         """Take the run as far as it goes now; returns its state, None where there is no such run.
 
         `thorough` also looks for messages and workers that were lost, and decides what time alone decides: the
         sweeper's part, for it has compared Redis's clock.
         """
         loaded, found, mark = self._look(run_id)
-        if thorough and self._has_jumped(run_id, found):
+        if recover and self._has_jumped(run_id, found):
             found = self.store.look(run_id)
         # Where no worker swept for a while, those that saw the clock before have one lease to notice a jump of it.
-        timed = thorough and self.judging and self.clock.agrees(found.now)
+        timed = recover and self.may_expire_leases and self.clock.agrees(found.now)
         if timed:
             self._expire(run_id, loaded.plan, found.now)
             found = self.store.look(run_id)
         run = _record(found, timed)
-        if not thorough and (found.waits or run.state is RunState.SUSPENDED):
+        if not recover and (found.waits or run.state is RunState.SUSPENDED):
             # Nobody was to look at it for long, and it may be under way from here on.
             self.store.look_at(run_id, found.now + round(1000 * self.store.settings.lease / 3), sooner=True)
-        lifted, lift_at = lift_if_it_can(self.store, self.breakers, run_id, loaded.plan, run, found)
+        lifted, lift_at = unsuspend_if_possible(self.store, self.breakers, run_id, loaded.plan, run, found)
         if lifted:
             found = self.store.look(run_id)
             run = _record(found, timed)
-            timed = thorough = True  # what it had dispatched is due now
-        if run.state is RunState.PENDING and not self.door.may_begin(run_id, loaded, found.now):
+            timed = recover = True  # what it had dispatched is due now
+        if run.state is RunState.PENDING and not self.door.may_start(run_id, loaded, found.now):
             if mark is not None:
                 self.store.seen(run_id, mark)
             return run.state
@@ -124,7 +124,7 @@ class Driver:
             run, waits = _record(found, timed), found.waits
         if mark is not None:
             self.store.seen(run_id, mark)
-        self.herald.tell(run_id, loaded.plan)
+        self.forwarder.tell(run_id, loaded.plan)
         if run.state in TERMINAL:
             self._end(run_id, loaded, found, run.state)
             return run.state
@@ -132,7 +132,7 @@ class Driver:
             self.store.look_at(run_id, min(waits.values()), sooner=True)
         if run.deadline is not None and run.state is RunState.RUNNING:
             self.store.look_at(run_id, run.deadline, sooner=True)
-        if thorough:
+        if recover:
             version = self.store.version(run_id)  # before the steps are read
             rows = self._resend(run_id, loaded.plan, run, timed=timed)
             due = [*waits.values(), *filter(None, (run.deadline, run.undo_deadline, lift_at))]
@@ -140,7 +140,7 @@ class Driver:
                 self._postpone(run_id, run, version, rows, due)
         return run.state
 
-    def _end(self, run_id: str, loaded: Loaded, found: Look, state: RunState) -> None:
+    def _end(self, run_id: str, loaded: Loaded, found: RunSnapshot, state: RunState) -> None:
         """Everything that follows the end of a run; each part may be repeated."""
         point("advance.ended")
         self._note_job(run_id, loaded, found.now)
@@ -170,7 +170,7 @@ class Driver:
         if until > now + 1000 * lease and not self.store.has_leases(run_id):
             self.store.postpone(run_id, until, version, lease)
 
-    def _has_jumped(self, run_id: str, found: Look) -> bool:
+    def _has_jumped(self, run_id: str, found: RunSnapshot) -> bool:
         """Whether the run waited for times that a jump of Redis's clock has moved; they are right now."""
         if not found.fields:
             return False
@@ -178,7 +178,7 @@ class Driver:
         known = as_number(found.fields.get("jumps")) or 0
         return jumps.number > known and self.store.shift(run_id, jumps.number, jumps.total)
 
-    def _look(self, run_id: str) -> tuple[Loaded, Look, float | None]:
+    def _look(self, run_id: str) -> tuple[Loaded, RunSnapshot, float | None]:
         """The run as it is, begun where it was not, with what people asked of it carried out; its mark in the inbox.
 
         Raises NotOurs for a run that this worker must leave alone.
@@ -191,13 +191,13 @@ class Driver:
             loaded = self.plans.get(run_id, again=True)
             self._create(run_id, loaded, found.now)
             found = self.store.look(run_id)
-        if found.fields.get("born", loaded.born) != loaded.born:
+        if found.fields.get("instance_id", loaded.instance_id) != loaded.instance_id:
             loaded = self.plans.get(run_id, again=True)
         run_record(found.fields, found.now)  # raises Damaged before anything is done by half of it
         if (as_number(found.fields.get("v", 0)) or 0) > SCHEMA_VERSION:
             raise Newer(f"run {run_id} was begun by a newer version", remedy="upgrade this worker")
-        if known := self.plans.regressed(run_id, as_number(found.fields.get("ver", 0)) or 0):
-            why = f"{LOST_WRITES}: version {known} was seen, and now it is {found.fields.get('ver', 0)}"
+        if known := self.plans.regressed(run_id, as_number(found.fields.get("version", 0)) or 0):
+            why = f"{LOST_WRITES}: version {known} was seen, and now it is {found.fields.get('version', 0)}"
             self.store.suspend(run_id, "regressed", why, version=known)
             found = self.store.look(run_id)
         rested = found.fields.get("state") in TERMINAL
@@ -220,10 +220,10 @@ class Driver:
     def _rest(self, run_id: str, loaded: Loaded, ended: int) -> None:
         """Take a run that has ended out of the index of the live ones, unless it was reopened meanwhile."""
         self.door.leave(run_id, loaded.wanted, ended)
-        self.store.at_rest(run_id)
+        self.store.remove_from_live(run_id)
         state = self.store.state(run_id)
         if state and RunState(state) not in TERMINAL:
-            self.door.come_back(run_id, loaded.wanted)
+            self.door.readmit(run_id, loaded.wanted)
             self.store.look_at(run_id, self.store.now())
 
     def sweep(self) -> int:
@@ -231,34 +231,34 @@ class Driver:
         try:
             return self._sweep()
         except WrongType:
-            if not integrity.mend(self.store):
+            if not integrity.repair(self.store):
                 raise
             return self._sweep()
 
     def _sweep(self) -> int:
-        now, live, inbox = self.store.pulse()
+        now, live, inbox = self.store.touch()
         if not live and not inbox:
             # An installation at rest is not written to, unless something has been kept for long enough.
-            if self.store.kept_until(self.store.settings.retention, 1):
-                self.door.tidy()
+            if self.store.ended_since(self.store.settings.retention, 1):
+                self.door.purge_expired()
             self.clock.rest()
             return 0
         self.look_at_clock()
         # What was begun goes before what is new. Often enough that a run which stands still because two of its control
         # workers were killed, one after the other, does so for no longer than a lease.
         end = time.monotonic() + _LONGEST_SWEEP
-        looked = 0
+        selection_of = 0
         wanted = self._wanted(inbox)
         while True:
-            due = self.store.due(self.store.settings.lease / 3, None if looked else now)
+            due = self.store.due(self.store.settings.lease / 3, None if selection_of else now)
             found = dict.fromkeys([*due, *wanted])
             wanted = []
             self._look_at_each(found)
-            looked += len(found)
+            selection_of += len(found)
             if len(due) < BATCH or time.monotonic() > end:
                 break
-        self.door.tidy()
-        return looked
+        self.door.purge_expired()
+        return selection_of
 
     def _wanted(self, inbox: Mapping[str, float]) -> list[str]:
         """Of the inbox, what is to be looked at now: not what was found to have no request just now, or a thousand such
@@ -276,10 +276,10 @@ class Driver:
         wrong: list[str] = []
         for run_id in found:
             if not RUN_ID.fullmatch(run_id):
-                self._bury(run_id, "it is no run id")
+                self._discard_damaged(run_id, "it is no run id")
                 continue
             try:
-                self.advance(run_id, thorough=True)
+                self.advance(run_id, recover=True)
             except UnknownOperation as error:
                 self._leave(run_id, error)
             except Newer as why:
@@ -294,10 +294,10 @@ class Driver:
                 wrong.append(run_id)
             except Exception:  # one damaged run must not keep the others from being looked at
                 log.exception("run %s cannot be advanced", run_id)
-        if wrong and not integrity.mend(self.store):
+        if wrong and not integrity.repair(self.store):
             for run_id in wrong:
                 if keys := integrity.wrong_keys_of(self.store, run_id):
-                    self._bury(run_id, ", ".join(map(str, keys)))
+                    self._discard_damaged(run_id, ", ".join(map(str, keys)))
 
     def _put_away(self, run_id: str, why: Damaged) -> None:
         """A run that cannot be read. One that has begun stays where it is found while its record is whole: the workers
@@ -309,25 +309,25 @@ class Driver:
         except Damaged:
             begun = False
         if not begun:
-            self._bury(run_id, str(why))
+            self._discard_damaged(run_id, str(why))
         elif run_id not in self._unreadable:
             self._unreadable.add(run_id)
             self.store.dead_letter(self.store.keys.of(run_id).request, run_id, str(why))
 
-    def _bury(self, run_id: str, why: str) -> None:
+    def _discard_damaged(self, run_id: str, why: str) -> None:
         """Nobody looks at it any more, until it is asked for something again."""
         wanted = self.door.admission.wanted(run_id)
         if wanted is not None:  # it would hold up those that wait for its place for ever
             self.door.admission.release(run_id, wanted)
         # One dead letter, in whichever of the two it was found.
-        if integrity.bury(self.store, "live", [run_id], why):
+        if integrity.discard_damaged(self.store, "live", [run_id], why):
             self.store.call(self.store.client.zrem, self.store.keys.inbox, run_id)
         else:
-            integrity.bury(self.store, "inbox", [run_id], why)
+            integrity.discard_damaged(self.store, "inbox", [run_id], why)
 
     def look_at_clock(self) -> None:
         """Compare Redis's clock, on which the sweeper's decisions rest."""
-        self.judging = self.clock.look()
+        self.may_expire_leases = self.clock.look()
 
     # --- beginning and commands -------------------------------------------------------------------
 
@@ -339,7 +339,7 @@ class Driver:
             "digest": loaded.digest,
             "steps": len(loaded.plan),
             "actor": loaded.actor,
-            "born": loaded.born,
+            "instance_id": loaded.instance_id,
             "request": loaded.request,
         }
         if (jumps := self.clock.read_jumps()).number:
@@ -382,7 +382,7 @@ class Driver:
             return
         mark = found.inbox
         if mark is None:
-            self.store.at_rest(run_id)
+            self.store.remove_from_live(run_id)
             return
         known = self._orphans.get(run_id)
         if known is None or known[0] != mark:
@@ -390,7 +390,7 @@ class Driver:
         if time.monotonic() - known[1] < _ORPHAN:
             return
         self.store.seen(run_id, mark)
-        self.store.at_rest(run_id)
+        self.store.remove_from_live(run_id)
         del self._orphans[run_id]
 
     # --- forward and backward ---------------------------------------------------------------------
@@ -399,7 +399,7 @@ class Driver:
         plan = loaded.plan
         while True:
             records = self.store.step_records(run_id, saga.wanted(plan, run), units=saga.wants_units(run))
-            transition = saga.decide(plan, run, records, Gate(self.store, loaded, run_id))
+            transition = saga.decide(plan, run, records, StepPlanner(self.store, loaded, run_id))
             if transition is None:
                 return run
             point("advance.decided")
@@ -441,8 +441,8 @@ class Driver:
                 return True
             case saga.Compare(ending):
                 return self.comparison.advance(run_id, plan, run, ending=ending)
-            case saga.Lift():
-                return self._lift(run_id, plan, run)
+            case saga.Unsuspend():
+                return self._unsuspend(run_id, plan, run)
             case saga.GiveUpUndo(steps):
                 for i in steps:
                     self._give_up(run_id, plan, i, "u", "the undo ran out of its time")
@@ -450,7 +450,7 @@ class Driver:
             case saga.Finish(state, not_run):
                 return self.store.finish(run_id, run.state, state, not_run, run.epoch)
 
-    def _lift(self, run_id: str, plan: CompiledPlan, run: RunRecord) -> bool:
+    def _unsuspend(self, run_id: str, plan: CompiledPlan, run: RunRecord) -> bool:
         """Let a suspended run go on."""
         side, ids = in_flight(self.store, run_id, plan, run)
         hold = self.store.fields(run_id).get("hold", "")
@@ -473,7 +473,7 @@ class Driver:
                 return
         point("advance.dispatched")
 
-    def _first_units(self, run_id: str, fanned: Mapping[int, Verdict]) -> list[StepId]:
+    def _first_units(self, run_id: str, fanned: Mapping[int, GuardDecision]) -> list[StepId]:
         """Of steps that were just fanned out, the units that were not held back."""
         leaves = self.store.expanded(run_id, tuple(fanned)) if fanned else []
         rows = self.store.step_fields(run_id, leaves, (Field.STATUS,))
@@ -546,7 +546,7 @@ class Driver:
             queue = step.undo_queue_at(host) if undoing else step.queue_at(host)
             why = f"no worker of the queue {queue} took it within {limit:g} s"
             self._give_up(
-                run_id, plan, step_id, side, f"host did not answer: {self._about(host)}{why}" if host else why
+                run_id, plan, step_id, side, f"host did not answer: {self._describe(host)}{why}" if host else why
             )
         for step_id in given_up:
             self._give_up(run_id, plan, step_id, side, f"host did not answer: {absent.silent[step_id]}")
@@ -573,7 +573,7 @@ class Driver:
                 done = True
         return done
 
-    def _about(self, host: str) -> str:
+    def _describe(self, host: str) -> str:
         """Why a host takes no work, for a sentence that says what came of it."""
         found = Hosts(self.store).find(host)
         why = found.why_not() if found is not None else ""
@@ -587,6 +587,6 @@ def _next_message(rows: Collection[Sequence[str | None]]) -> int | None:
     return min((at for at in times if at is not None), default=None)
 
 
-def _record(found: Look, timed: bool) -> RunRecord:
+def _record(found: RunSnapshot, timed: bool) -> RunRecord:
     """The reducer's view of a run; without `timed`, at a time at which no time has run out."""
     return run_record(found.fields, found.now if timed else 0)

@@ -15,7 +15,7 @@ from celery import Celery
 from longshore.orchestration.monitoring import notifications
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.runs import events
-from longshore.orchestration.runs.hooks import Hooks, Teller, on_workers
+from longshore.orchestration.runs.hooks import HookDispatcher, Hooks, on_workers
 from longshore.orchestration.store.run_store import Store
 
 NOTIFY, TRACE = "longshore.notify", "longshore.trace"
@@ -37,7 +37,7 @@ def _hooks() -> list[Hooks]:
     return on_workers()
 
 
-class Herald:
+class EventForwarder:
     """For the runs of one installation."""
 
     def __init__(self, store: Store, hooks: list[Hooks] | None = None, app: Any = None) -> None:
@@ -47,25 +47,25 @@ class Herald:
 
     def tell(self, run_id: str, plan: CompiledPlan) -> None:
         """Tell what has happened since the last time."""
-        told = _hooks() if self._hooks is None else self._hooks
+        notified = _hooks() if self._hooks is None else self._hooks
         kinds = notifications.wanted(self._store.settings) if isinstance(self._app, Celery) else frozenset()
         traced = self._store.settings.tracing and isinstance(self._app, Celery)
-        if not (told or kinds or traced):
+        if not (notified or kinds or traced):
             return
-        cursor = self._store.told(run_id)
+        cursor = self._store.notified(run_id)
         new = events.read(self._store, run_id, plan, cursor)
         if not new:
             return
-        tellers = [Teller(self._store, run_id, plan) for _ in told]
+        dispatchers = [HookDispatcher(self._store, run_id, plan) for _ in notified]
         for event in events.read(self._store, run_id, plan) if cursor != "0-0" else ():
             if event.id == new[0].id:
                 break
-            for teller in tellers:
-                teller.note(event)
+            for dispatcher in dispatchers:
+                dispatcher.note(event)
         for event in new:
-            for teller, hooks in zip(tellers, told, strict=True):
+            for dispatcher, hooks in zip(dispatchers, notified, strict=True):
                 try:
-                    teller.tell(event, hooks)
+                    dispatcher.tell(event, hooks)
                 except Exception:  # a hook's mistake is not the run's
                     log.exception("a hook failed at event %s of run %s", event.id, run_id)
             kind = notifications.kind_of(event)
@@ -73,4 +73,4 @@ class Herald:
                 send(self._app, NOTIFY, run_id, event.id)
             if traced and event.name == "run_ended":
                 send(self._app, TRACE, run_id)
-        self._store.told(run_id, new[-1].id)
+        self._store.notified(run_id, new[-1].id)

@@ -36,7 +36,7 @@ class NotYet(Exception):
     """The step is not parked yet: its worker is about to."""
 
 
-class Parked:
+class ExternalWaits:
     """Settles what waits. Every call is safe to repeat: the record takes one outcome."""
 
     def __init__(self, store: Store, plans: Plans, canvas: MakeCanvas) -> None:
@@ -149,7 +149,7 @@ class _Wait:
     """One thing that is waited for."""
 
     def __init__(
-        self, parked: Parked, run_id: str, loaded: Loaded, run: RunRecord, step_id: StepId, side: str, late: bool
+        self, parked: ExternalWaits, run_id: str, loaded: Loaded, run: RunRecord, step_id: StepId, side: str, late: bool
     ) -> None:
         self.parked = parked
         self.store = parked.store
@@ -239,7 +239,7 @@ class _Wait:
         state = RunState(fields.get("state", "pending"))
         if self.side:
             return self._child_undone(child_id, state, fields, int(info.get("epoch", 0)))
-        if stream_order(str(info.get("resumed", ""))) > stream_order(fields.get("cmd", "0-0")):
+        if stream_order(str(info.get("resumed", ""))) > stream_order(fields.get("last_command", "0-0")):
             return False  # it has not heard yet that it is to go on
         if state in TERMINAL:
             return self._child_ended(child_id, state)
@@ -254,7 +254,7 @@ class _Wait:
         """Ask something of the child, once for each state that it answers from. Noted after it was asked: to ask
         twice does no harm.
         """
-        mark = f"pc:{self.step_id}:{kind}:{fields.get('state', '')}:{fields.get('cmd', '')}"
+        mark = f"pc:{self.step_id}:{kind}:{fields.get('state', '')}:{fields.get('last_command', '')}"
         if not self.store.noted(self.run_id, mark):
             self.store.command(child_id, kind, reason=why, keep=keep)
             self.parked.canvas(child_id, None).send_advance(fields.get("plan", child_id))

@@ -8,7 +8,7 @@ from longshore.orchestration.errors import Damaged, WrongType
 from longshore.orchestration.installation import integrity
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.states import TERMINAL, RunState
-from longshore.orchestration.store.admission import Admission, Wanted
+from longshore.orchestration.store.admission import Admission, AdmissionRequest
 from longshore.orchestration.store.breakers import Breakers, services
 from longshore.orchestration.store.indices import SAFETY
 from longshore.orchestration.store.run_store import Store
@@ -27,7 +27,7 @@ _TIDY_EVERY = 60.0
 _FORGOTTEN = 200
 
 
-class Door:
+class RunLifecycle:
     """Of one installation. Every call is safe to repeat: what is lost between two of them, the sweeper finds."""
 
     def __init__(self, store: Store, breakers: Breakers, canvas: MakeCanvas) -> None:
@@ -37,17 +37,17 @@ class Door:
         self.admission = Admission(store)
         self._cursor = 0
 
-    def may_begin(self, run_id: str, loaded: Loaded, now: int) -> bool:
+    def may_start(self, run_id: str, loaded: Loaded, now: int) -> bool:
         """Whether a pending run has its turn; where it has not, its record says why."""
         limit = self._limit(run_id, loaded.wanted)
         if not limit:
             # Only who is in asks for the service: the one that may try it must be able to.
-            return not self._service_is_down(run_id, loaded.plan)
+            return not self._is_held_by_service(run_id, loaded.plan)
         wanted = loaded.wanted
         if limit == "gone":
             # It has ended, or was put down by hand: the record says which.
             if self.store.state(run_id) == RunState.PENDING:
-                self.admission.take_back_in(run_id, wanted)
+                self.admission.readmit_request(run_id, wanted)
                 self.store.look_at(run_id, now)
             return False
         why = self.admission.why_not(wanted, limit)
@@ -56,25 +56,25 @@ class Door:
             self.store.look_at(run_id, now)
             return False
         if limit == "key" and wanted.on_limit == "cancel_running":
-            self._end_the_others(run_id, wanted)
+            self._cancel_other_runs(run_id, wanted)
         self.store.hold(run_id, why)
         # Whoever makes room has it looked at, and so does a tidying up: its admission puts it forward.
         again = _LOOK_AGAIN if wanted.on_limit == "cancel_running" else SAFETY
         self.store.look_at(run_id, now + round(1000 * again))
         return False
 
-    def _limit(self, run_id: str, wanted: Wanted) -> str:
+    def _limit(self, run_id: str, wanted: AdmissionRequest) -> str:
         """What a run waits for; '' where it is in."""
         if wanted.parents or not self.admission.limited(wanted):
             return self.admission.admit(run_id, wanted)
-        self.let_in()
+        self.admit_waiting()
         if self.admission.is_in(run_id):
             return ""
         if self.admission.remember(run_id, wanted):
             return self._limit(run_id, wanted)
         return self.admission.limit_of(wanted) if self.admission.waits(run_id) else "gone"
 
-    def _service_is_down(self, run_id: str, plan: CompiledPlan) -> bool:
+    def _is_held_by_service(self, run_id: str, plan: CompiledPlan) -> bool:
         down = [service for service in services(plan) if self.breakers.is_open(service)]
         if not down:
             return False
@@ -88,7 +88,7 @@ class Door:
         self.store.look_at(run_id, max(verdict.until, self.store.now() + 1000))
         return True
 
-    def _end_the_others(self, run_id: str, wanted: Wanted) -> None:
+    def _cancel_other_runs(self, run_id: str, wanted: AdmissionRequest) -> None:
         """Those that hold its key are asked to end, each once."""
         for other in self.admission.holders(wanted):
             note = f"cr:{other}"
@@ -97,41 +97,41 @@ class Door:
                 self.canvas(other, None).send_advance(self.store.fields(other).get("plan", other))
                 self.store.note(run_id, note)
 
-    def let_in(self) -> None:
+    def admit_waiting(self) -> None:
         """Have those begin for whom there is room. If a message is lost, the next sweep begins them."""
         for run_id, wanted in self.admission.next():
             self.store.look_at(run_id, self.store.now(), sooner=True)
             self.canvas(run_id, None).send_advance(wanted.plan)
 
-    def leave(self, run_id: str, wanted: Wanted, ended: int) -> None:
+    def leave(self, run_id: str, wanted: AdmissionRequest, ended: int) -> None:
         """A run has ended: others may have its place, and its time to be kept begins."""
-        self.store.rests(run_id, ended)
+        self.store.add_to_ended(run_id, ended)
         self.admission.release(run_id, wanted)
-        self.let_in()
+        self.admit_waiting()
 
-    def come_back(self, run_id: str, wanted: Wanted) -> None:
+    def readmit(self, run_id: str, wanted: AdmissionRequest) -> None:
         """A run that rested is live again: it has its place, whether there is room or not, and does not expire."""
-        self.store.take_up(run_id)
-        self.admission.take_back_in(run_id, wanted)
+        self.store.take_over(run_id)
+        self.admission.readmit_request(run_id, wanted)
 
     # --- what is over -----------------------------------------------------------------------------
 
-    def tidy(self) -> None:
+    def purge_expired(self) -> None:
         """Now and then: forget what was kept for its time, and free what a run that is gone has left."""
-        if not self.store.turn_to_tidy(_TIDY_EVERY):
+        if not self.store.may_purge(_TIDY_EVERY):
             return
         integrity.clean(self.store)
-        for run_id in self.store.kept_until(self.store.settings.retention, _FORGOTTEN):
+        for run_id in self.store.ended_since(self.store.settings.retention, _FORGOTTEN):
             try:
                 self.forget(run_id)
             except WrongType:
                 why = ", ".join(map(str, integrity.wrong_keys_of(self.store, run_id)))
-                integrity.bury(self.store, "ended", [run_id], f"it cannot be forgotten: {why}")
+                integrity.discard_damaged(self.store, "ended", [run_id], f"it cannot be forgotten: {why}")
         self._cursor, known = self.admission.known_page(self._cursor, _EXAMINED)
         for run_id, wanted in known.items():
             if self._is_over(run_id):
                 self.admission.release(run_id, wanted)
-        self.let_in()
+        self.admit_waiting()
 
     def _is_over(self, run_id: str) -> bool:
         """Whether a run has ended, is gone, or is damaged: then nothing will ever release its place."""
@@ -151,7 +151,7 @@ class Door:
         """Delete a run that rests; whether it is gone. A child is kept for as long as its parent."""
         parent = self.store.parent_of(run_id)
         if parent and self._is_there(parent):
-            self.store.rests(run_id, self.store.now(), again=True)
+            self.store.add_to_ended(run_id, self.store.now(), again=True)
             return False
         children = self.store.children_of(run_id)
         gone = self.store.forget(run_id)

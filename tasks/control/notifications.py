@@ -16,7 +16,7 @@ from longshore.tasks.control.event_forwarder import NOTIFY, TRACE
 _AT_IT = 120
 
 
-class _Telling(SagaTask):
+class _NotificationTask(SagaTask):
     """Who does not answer is asked again for about ten minutes."""
 
     abstract = True
@@ -28,7 +28,7 @@ class _Telling(SagaTask):
     max_retries = 8
 
 
-@shared_task(name=NOTIFY, base=_Telling)
+@shared_task(name=NOTIFY, base=_NotificationTask)
 def notify(run_id: str, event_id: str) -> None:
     """Tell of one event of a run."""
     store, _ = store_and_plans()
@@ -39,8 +39,8 @@ def notify(run_id: str, event_id: str) -> None:
     if event is None or kind is None:
         raise Ignore(f"run {run_id} has no such event")
     notice = notifications.make(store.settings, run_id, run.plan.plan.name, store.fields(run_id), event, kind)
-    at_it, by_whom = store.keys.told(f"{notice.id} at it"), store.keys.told(notice.id)
-    if not store.call(store.client.set, at_it, "1", nx=True, ex=_AT_IT):
+    active_runs, by_whom = store.keys.notified(f"{notice.id} at it"), store.keys.notified(notice.id)
+    if not store.call(store.client.set, active_runs, "1", nx=True, ex=_AT_IT):
         raise Ignore("it is being told")
     known: set[str] = set(store.call(store.client.smembers, by_whom))
     heard = set(known)
@@ -50,10 +50,10 @@ def notify(run_id: str, event_id: str) -> None:
         if heard - known:
             store.call(store.client.sadd, by_whom, *(heard - known))
             store.call(store.client.expire, by_whom, round(store.settings.retention))
-        store.call(store.client.delete, at_it)
+        store.call(store.client.delete, active_runs)
 
 
-@shared_task(name=TRACE, base=_Telling)
+@shared_task(name=TRACE, base=_NotificationTask)
 def trace(run_id: str) -> None:
     """Send a run's trace."""
     store, _ = store_and_plans()

@@ -19,7 +19,7 @@ from longshore.orchestration.saga import RunRecord
 from longshore.orchestration.states import StepState
 from longshore.orchestration.store.hosts import Host, Hosts, HostState
 from longshore.orchestration.store.keys import Field
-from longshore.orchestration.store.run_store import Found, Look, Store
+from longshore.orchestration.store.run_store import RunSnapshot, Store, UnrecordedAttempt
 from longshore.tasks.attempts.receipts import Trace
 from longshore.tasks.loaded_runs import Loaded, NotOurs, Plans
 
@@ -34,13 +34,13 @@ _PATIENCE = 5.0
 class Receipts(Protocol):
     """The receipts of a host: `longshore.tasks.attempts.receipts.Ledger`."""
 
-    def close(self, run_id: str, born: str, epoch: int, parts: Collection[str]) -> None: ...
+    def close(self, run_id: str, instance_id: str, epoch: int, parts: Collection[str]) -> None: ...
 
     def traces(
-        self, run_id: str, born: str, patience: float, parts: Collection[str] | None = None
+        self, run_id: str, instance_id: str, patience: float, parts: Collection[str] | None = None
     ) -> tuple[list[Trace], list[str]]: ...
 
-    def version(self, run_id: str, born: str) -> int: ...
+    def version(self, run_id: str, instance_id: str) -> int: ...
 
 
 class Comparison:
@@ -72,7 +72,7 @@ class Comparison:
         self.store.look_at(run_id, found.now + round(1000 * self.store.settings.sweep_interval), sooner=True)
         return False
 
-    def _hosts(self, run_id: str, plan: CompiledPlan, run: RunRecord, found: Look, *, ending: bool) -> list[str]:
+    def _hosts(self, run_id: str, plan: CompiledPlan, run: RunRecord, found: RunSnapshot, *, ending: bool) -> list[str]:
         """Those that had an attempt that was lost; and, where Redis may have lost that others took part, each that can
         have."""
         queues = {step.operation.queue for step in plan.steps if step.fenced}
@@ -166,11 +166,11 @@ class HostAgent:
         parts = {part for part, (_, status, _) in leaves.items() if _lost(status)}
         if ending:  # the always steps have their turn yet
             parts |= {step.name for step in loaded.plan.steps if step.fenced and not step.always}
-        self.receipts.close(run_id, loaded.born, epoch, parts)
-        traces, held = self.receipts.traces(run_id, loaded.born, _PATIENCE, None if ending else parts)
+        self.receipts.close(run_id, loaded.instance_id, epoch, parts)
+        traces, held = self.receipts.traces(run_id, loaded.instance_id, _PATIENCE, None if ending else parts)
         unseen, doubts = self._unseen(loaded, leaves, traces if ending else [])
         doubts += [f"{part} on {self.host} is still at work, and its process cannot be ended" for part in held]
-        version = self.receipts.version(run_id, loaded.born) if ending else 0
+        version = self.receipts.version(run_id, loaded.instance_id) if ending else 0
         for one in unseen:
             name = loaded.plan.name_of(one.step_id)
             log.warning("run %s step %s: Redis has lost an attempt that was made here", run_id, name)
@@ -195,9 +195,9 @@ class HostAgent:
 
     def _unseen(
         self, loaded: Loaded, leaves: dict[str, tuple[StepId, str | None, int]], traces: list[Trace]
-    ) -> tuple[list[Found], list[str]]:
+    ) -> tuple[list[UnrecordedAttempt], list[str]]:
         """Attempts that the record knows nothing of; and those of parts that it does not even have."""
-        found: list[Found] = []
+        found: list[UnrecordedAttempt] = []
         doubts: list[str] = []
         for trace in traces:
             name = trace.part.partition("@")[0]
@@ -214,11 +214,13 @@ class HostAgent:
                 found.append(self._found(step_id, trace))
         return found, doubts
 
-    def _found(self, step_id: StepId, trace: Trace) -> Found:
+    def _found(self, step_id: StepId, trace: Trace) -> UnrecordedAttempt:
         outcome = trace.outcome
         if outcome is None or trace.side:
             body = {"error": "Redis has lost what became of it", "host": self.host}
-            return Found(step_id, trace.fence, StepState.UNKNOWN, json.dumps(body), trace.rendered, trace.before)
+            return UnrecordedAttempt(
+                step_id, trace.fence, StepState.UNKNOWN, json.dumps(body), trace.rendered, trace.before
+            )
         status = StepState.CHANGED if outcome.get("changed") else StepState.UNCHANGED
         body = {"host": self.host} | ({"data": outcome["data"]} if outcome.get("data") else {})
-        return Found(step_id, trace.fence, status, json.dumps(body), trace.rendered, trace.before)
+        return UnrecordedAttempt(step_id, trace.fence, status, json.dumps(body), trace.rendered, trace.before)

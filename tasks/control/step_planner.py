@@ -9,7 +9,7 @@ from typing import Any
 
 from longshore.orchestration.errors import StoreUnavailable, UnknownName
 from longshore.orchestration.language import guards, templates
-from longshore.orchestration.language.guards import RUNS, Unit, Verdict
+from longshore.orchestration.language.guards import RUNS, GuardDecision, Unit
 from longshore.orchestration.language.targets import ANY, is_several
 from longshore.orchestration.language.template_engine import Budget, spending
 from longshore.orchestration.plans.compiled import CompiledStep, tolerated
@@ -30,7 +30,7 @@ class _Impossible(Exception):
     """The step cannot even begin."""
 
 
-class Gate:
+class StepPlanner:
     """Asked by the reducer about the steps of one level. Reads each step before them once."""
 
     def __init__(self, store: Store, loaded: Loaded, run_id: str) -> None:
@@ -41,7 +41,7 @@ class Gate:
         self._hosts: dict[str, Host] | None = None
         self._budget = Budget()
 
-    def __call__(self, index: int) -> Verdict:
+    def __call__(self, index: int) -> GuardDecision:
         step = self._loaded.plan.steps[index]
         if step.plain:
             return RUNS
@@ -50,14 +50,14 @@ class Gate:
         try:
             with spending(self._budget):
                 if reason := self._guards(step):
-                    return Verdict(skip=reason)
+                    return GuardDecision(skip=reason)
                 return self._parts(step)
         except _Impossible as error:
-            return Verdict(fail=str(error))
+            return GuardDecision(fail=str(error))
         except StoreUnavailable:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a plan's own expression does, its run must end
-            return Verdict(fail=f"it cannot begin: {type(error).__name__}: {error}")
+            return GuardDecision(fail=f"it cannot begin: {type(error).__name__}: {error}")
 
     # --- guards -----------------------------------------------------------------------------------
 
@@ -97,17 +97,17 @@ class Gate:
 
     # --- items and hosts --------------------------------------------------------------------------
 
-    def _parts(self, step: CompiledStep) -> Verdict:
+    def _parts(self, step: CompiledStep) -> GuardDecision:
         target = self._render(step.target, "target")
         hosts = self._targets(step, target)
         if not hosts:
-            return Verdict(skip=f"no host is meant by its target {target}")
+            return GuardDecision(skip=f"no host is meant by its target {target}")
         if step.step.foreach is None and not is_several(target):
             reason = self._why_skipped(step, Unit(), hosts[0], alone=True)
-            return Verdict(skip=reason, host=hosts[0].name if hosts[0] else "")
+            return GuardDecision(skip=reason, host=hosts[0].name if hosts[0] else "")
         items = [""] if step.step.foreach is None else [_json(item) for item in self._items(step)]
         if not items:
-            return Verdict(skip="foreach: the list is empty")
+            return GuardDecision(skip="foreach: the list is empty")
         if len(items) * len(hosts) > MAX_UNITS:
             raise _Impossible(
                 f"{len(items) * len(hosts)} items and hosts are more than the {MAX_UNITS} that a step may have"
@@ -117,7 +117,7 @@ class Gate:
             replace(unit, skip=self._why_skipped(step, unit, host, alone=not is_several(target)))
             for unit, host in parts
         )
-        return Verdict(
+        return GuardDecision(
             units=units,
             at_once=step.step.max_parallel or len(units),
             tolerated=tolerated(step.step.tolerate, sum(not unit.skip for unit in units)),

@@ -8,13 +8,13 @@ from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.saga import RunRecord
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store.breakers import Breakers
-from longshore.orchestration.store.run_store import Look, Store
+from longshore.orchestration.store.run_store import RunSnapshot, Store
 from longshore.tasks.control.dispatch import in_flight
 from longshore.tasks.crash_points import point
 
 
-def lift_if_it_can(
-    store: Store, breakers: Breakers, run_id: str, plan: CompiledPlan, run: RunRecord, found: Look
+def unsuspend_if_possible(
+    store: Store, breakers: Breakers, run_id: str, plan: CompiledPlan, run: RunRecord, found: RunSnapshot
 ) -> tuple[bool, int | None]:
     """Let a run go on whose service is back, or that may try whether it is; whether it does, else when to look again,
     ms.

@@ -16,7 +16,7 @@ from longshore.orchestration.plans.compiled import CONTROL
 from longshore.orchestration.schedules import schedules
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.stacks.orchestrate import Stacks
-from longshore.orchestration.stacks.plan import Manner
+from longshore.orchestration.stacks.plan import RolloutOptions
 from longshore.orchestration.states import TERMINAL
 from longshore.tasks.control.celery_tasks import SagaTask, store_and_plans
 
@@ -34,7 +34,7 @@ def job_files(settings: Settings) -> list[Path]:
 def tick() -> None:
     """One that is lost is followed by another."""
     store, _ = store_and_plans()
-    store.call(store.client.set, store.keys.ticked, store.now(), ex=86_400)
+    store.call(store.client.set, store.keys.last_tick, store.now(), ex=86_400)
     schedules.start_due(_client(store.settings))
     start_due(Client(store.settings), job_files(store.settings))
 
@@ -72,23 +72,23 @@ def orchestrate(every: float = 300.0, look: str = "") -> None:
     """
     store, _ = store_and_plans()
     try:
-        deployed = Stacks(Client(store.settings))
-        if busy := deployed.at_it():
+        stacks = Stacks(Client(store.settings))
+        if busy := stacks.active_runs():
             log.info("orchestrate: run %s is at it", ", ".join(busy))
             return
-        run = deployed.look(look or f"{store.now() // round(every * 1000)}")
+        run = stacks.look(look or f"{store.now() // round(every * 1000)}")
         if run.state() not in TERMINAL:
             again = {"every": every, "look": run.id}
             orchestrate.apply_async(kwargs=again, countdown=_AGAIN, queue=CONTROL, expires=every + _AGAIN)
             return
         report = run.report()
-        selection = deployed.looked(report)
+        selection = stacks.selection_of(report)
         if report.exit_code == 0 and not any(step.changed for step in report.steps):
             run.prune(0)  # it has found all as it was, and there is one every few minutes
         for host, why in selection.errors.items():
             log.warning("orchestrate: host %s could not be looked at: %s", host, why)
         if selection.chosen:
-            started = deployed.start(selection, Manner())
+            started = stacks.start(selection, RolloutOptions())
             log.info("orchestrate: run %s for %s", started.id, ", ".join(map(selection.name, selection.chosen)))
     except LongshoreError as error:
         log.warning("orchestrate: %s", error)

@@ -30,14 +30,14 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 
 
 @dataclass(frozen=True)
-class Place:
+class Endpoint:
     """The target of a URL: `name` is a host's, in lower case and ASCII, or an address; `url` is the URL to call."""
 
     name: str
     url: str
 
 
-def place(url: str) -> Place:
+def endpoint(url: str) -> Endpoint:
     """Preflight for a URL that could be understood in more than one way, or in none."""
     parts = _PARTS.fullmatch(url)
     authority = _AUTHORITY.fullmatch(parts[2]) if parts else None
@@ -47,7 +47,7 @@ def place(url: str) -> Place:
     login = f"{authority[1]}@" if authority[1] is not None else ""
     written = f"[{name}]" if ":" in name else name
     port = f":{authority[3]}" if authority[3] else ""
-    return Place(name, f"{parts[1].lower()}://{login}{written}{port}{parts[3] or ''}")
+    return Endpoint(name, f"{parts[1].lower()}://{login}{written}{port}{parts[3] or ''}")
 
 
 def shown(url: str) -> str:

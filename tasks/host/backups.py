@@ -14,7 +14,7 @@ from longshore.tasks.host.machine.port import sha
 from longshore.tasks.implementation import Context
 
 
-class Kept:
+class Backups:
     """Of one step, or of one part of it."""
 
     def __init__(self, ctx: Context) -> None:

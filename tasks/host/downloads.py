@@ -55,7 +55,7 @@ def _web(url: str, limit: int) -> bytes:
 
     from longshore.tasks.host.http_session import session  # noqa: PLC0415 - see above
 
-    where, end, shown = addresses.place(url), time.monotonic() + _WHOLE, addresses.shown(url)
+    where, end, shown = addresses.endpoint(url), time.monotonic() + _WHOLE, addresses.shown(url)
     addresses.check(where.name)
     data = b""
     try:

@@ -64,7 +64,7 @@ def _service_manager() -> str:
     return "openrc" if shutil.which("rc-service") else ""
 
 
-def learn_engine() -> Mapping[str, Any]:
+def report_engine() -> Mapping[str, Any]:
     """Ask the engine and Compose for their versions: `docker` and `compose` among the facts from now on.
 
     `''` where it is there and does not answer, None where there is none.

@@ -67,7 +67,7 @@ def _measure(folder: Path) -> int:
     return int(_kept["bytes"])
 
 
-def learn_folders() -> None:
+def report_folders() -> None:
     """Ask the engine where its stacks lie, and whether these folders are here, too."""
     from longshore.tasks.host.engine.factory import engine_url  # noqa: PLC0415 - only workers of docker work load it
 

@@ -59,7 +59,7 @@ class _Adapter(HTTPAdapter):
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
         """Each hop comes by here."""
-        addresses.check(addresses.place(str(request.url)).name)
+        addresses.check(addresses.endpoint(str(request.url)).name)
         return super().send(request, *args, **kwargs)
 
 

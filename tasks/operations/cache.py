@@ -21,9 +21,9 @@ from longshore.tasks.crash_points import point
 from longshore.tasks.implementation import (
     Context,
     Implementation,
-    Looks,
     Outcome,
     Prediction,
+    ReadOnly,
     implementation,
     implements,
 )
@@ -89,7 +89,7 @@ class Rebuild(Implementation[RebuildParams]):
 
 
 @implements(CHECK)
-class Check(Looks[CheckParams]):
+class Check(ReadOnly[CheckParams]):
     """See its schema."""
 
     def act(self, ctx: Context, params: CheckParams, before: dict[str, Any]) -> Outcome:

@@ -24,10 +24,10 @@ from longshore.orchestration.operations.file import (
 from longshore.orchestration.settings import get_settings
 from longshore.orchestration.store.objects import Entry
 from longshore.tasks.host import downloads
-from longshore.tasks.host.backups import Kept, write_private
+from longshore.tasks.host.backups import Backups, write_private
 from longshore.tasks.host.machine.factory import machine_of
 from longshore.tasks.host.machine.port import Machine, State, sha
-from longshore.tasks.implementation import Context, Implementation, Looks, Outcome, Prediction, implements
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, ReadOnly, implements
 
 _DEFAULT_MODE = 0o644
 #: A larger file belongs in the object store, not in a plan.
@@ -99,7 +99,7 @@ class _Deployed:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def put_back(self, was: dict[str, Any] | None) -> None:
+    def restore(self, was: dict[str, Any] | None) -> None:
         if was is None:
             self._path.unlink(missing_ok=True)
         else:
@@ -125,7 +125,7 @@ class Deploy(Implementation[DeployParams]):
             machine.require_removal()
             return {"file": None, "made": machine.missing_folders(params.path)} | record
         state, data = found
-        Kept(ctx).keep(data)
+        Backups(ctx).keep(data)
         return {"file": state.as_json(), "made": []} | record
 
     def act(self, ctx: Context, params: DeployParams, before: dict[str, Any]) -> Outcome:
@@ -159,7 +159,7 @@ class Deploy(Implementation[DeployParams]):
         return Prediction(f"would change {path}: {what}", undo=f"restore {now.sha256[:12]}")
 
     def undo(self, ctx: Context, params: DeployParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        machine, path, kept = machine_of(ctx), params.path, Kept(ctx)
+        machine, path, kept = machine_of(ctx), params.path, Backups(ctx)
         was = _state_of(before)
         found = machine.read(path)
         now = found[0] if found else None
@@ -178,11 +178,11 @@ class Deploy(Implementation[DeployParams]):
             _bring_back(machine, path, was, kept)
         machine.remove_folders(before.get("made", []))
         kept.forget()
-        _Deployed(ctx, path).put_back(before.get("deployed"))
+        _Deployed(ctx, path).restore(before.get("deployed"))
         return Outcome(changed=changed)
 
 
-def _bring_back(machine: Machine, path: str, was: State | None, kept: Kept) -> None:
+def _bring_back(machine: Machine, path: str, was: State | None, kept: Backups) -> None:
     if was is None:
         machine.remove(path)
         return
@@ -210,7 +210,7 @@ class Undeploy(Implementation[UndeployParams]):
         found = machine_of(ctx).read(params.path)
         if found is None:
             return {"file": None}
-        Kept(ctx).keep(found[1])
+        Backups(ctx).keep(found[1])
         return {"file": found[0].as_json()}
 
     def act(self, ctx: Context, params: UndeployParams, before: dict[str, Any]) -> Outcome:
@@ -228,7 +228,7 @@ class Undeploy(Implementation[UndeployParams]):
     def undo(
         self, ctx: Context, params: UndeployParams, before: dict[str, Any], data: dict[str, Any] | None
     ) -> Outcome:
-        machine, kept, was = machine_of(ctx), Kept(ctx), _state_of(before)
+        machine, kept, was = machine_of(ctx), Backups(ctx), _state_of(before)
         found = machine.read(params.path)
         if was is None or (found is not None and found[0] == was):
             kept.forget()
@@ -241,7 +241,7 @@ class Undeploy(Implementation[UndeployParams]):
 
 
 @implements(STATUS)
-class Status(Looks[StatusParams]):
+class Status(ReadOnly[StatusParams]):
     """See its schema."""
 
     def act(self, ctx: Context, params: StatusParams, before: dict[str, Any]) -> Outcome:
@@ -319,7 +319,7 @@ def _taken(name: str) -> Preflight:
 
 
 @implements(CHANGED)
-class Changed(Looks[ChangedParams]):
+class Changed(ReadOnly[ChangedParams]):
     """See its schema."""
 
     def act(self, ctx: Context, params: ChangedParams, before: dict[str, Any]) -> Outcome:

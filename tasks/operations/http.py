@@ -34,7 +34,7 @@ from longshore.orchestration.settings import get_settings
 from longshore.tasks.host import addresses
 from longshore.tasks.host.machine.factory import machine_of
 from longshore.tasks.host.machine.port import Program
-from longshore.tasks.implementation import Context, Implementation, Looks, Outcome, Prediction, implements
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, ReadOnly, implements
 
 _BODY_LIMIT = 64 * 1024
 #: Bytes that curl takes as its configuration, and that its answer may have.
@@ -104,7 +104,7 @@ def send(ctx: Context, call: Call) -> Answer:
     # What it carries is for that service, and not for where it points.
     secret = any(ctx.redact(value) != value for value in call.headers.values())
     call = replace(call, follow=call.method in {"GET", "HEAD"} and not secret)
-    where = addresses.place(call.url)
+    where = addresses.endpoint(call.url)
     addresses.check(where.name)
     call = replace(call, url=where.url)
     if not ctx.container:
@@ -265,7 +265,7 @@ def _well(code: int, ok: list[int] | None) -> bool:
 
 
 @implements(HTTP_GET)
-class HttpGet(Looks[HttpGetParams]):
+class HttpGet(ReadOnly[HttpGetParams]):
     """See its schema."""
 
     def act(self, ctx: Context, params: HttpGetParams, before: dict[str, Any]) -> Outcome:

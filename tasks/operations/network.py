@@ -15,10 +15,10 @@ from longshore.orchestration.operations.network import (
     PingParams,
 )
 from longshore.tasks.host import addresses
-from longshore.tasks.host.backups import Kept
+from longshore.tasks.host.backups import Backups
 from longshore.tasks.host.machine.factory import machine_of
 from longshore.tasks.host.machine.port import Machine, Program, State, sha
-from longshore.tasks.implementation import Context, Implementation, Looks, Outcome, Prediction, implements
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, ReadOnly, implements
 
 _PATH = "/etc/resolv.conf"
 
@@ -37,7 +37,7 @@ def _lists(text: str) -> tuple[list[str], list[str]]:
 
 
 @implements(DNS_GET)
-class DnsGet(Looks[DnsParams]):
+class DnsGet(ReadOnly[DnsParams]):
     """See its schema."""
 
     def act(self, ctx: Context, params: DnsParams, before: dict[str, Any]) -> Outcome:
@@ -56,7 +56,7 @@ class DnsUpdate(Implementation[DnsUpdateParams]):
         found = self._read(machine_of(ctx))
         if found is None:
             return {"file": None}
-        Kept(ctx).keep(found[1])
+        Backups(ctx).keep(found[1])
         return {"file": found[0].as_json()}
 
     def act(self, ctx: Context, params: DnsUpdateParams, before: dict[str, Any]) -> Outcome:
@@ -80,7 +80,7 @@ class DnsUpdate(Implementation[DnsUpdateParams]):
     def undo(
         self, ctx: Context, params: DnsUpdateParams, before: dict[str, Any], data: dict[str, Any] | None
     ) -> Outcome:
-        machine, kept = machine_of(ctx), Kept(ctx)
+        machine, kept = machine_of(ctx), Backups(ctx)
         was = State(**before["file"]) if before.get("file") else None
         found = self._read(machine)
         now = found[0].sha256 if found else None
@@ -136,7 +136,7 @@ _TIMES = re.compile(r"= ([\d.]+)/([\d.]+)/([\d.]+)")
 
 
 @implements(PING)
-class Ping(Looks[PingParams]):
+class Ping(ReadOnly[PingParams]):
     """See its schema."""
 
     def act(self, ctx: Context, params: PingParams, before: dict[str, Any]) -> Outcome:

@@ -9,7 +9,7 @@ from longshore.orchestration.operations import node
 from longshore.orchestration.operations.node import DiskParams
 from longshore.tasks.host.machine.factory import machine_of
 from longshore.tasks.host.machine.port import Machine, Program
-from longshore.tasks.implementation import Context, Looks, Outcome, Prediction, implements
+from longshore.tasks.implementation import Context, Outcome, Prediction, ReadOnly, implements
 
 
 def _text(machine: Machine, path: str) -> str:
@@ -83,7 +83,7 @@ def load(machine: Machine) -> dict[str, Any]:
     return {"load1": float(one), "load5": float(five), "load15": float(fifteen), "cpus": cpus}
 
 
-class _Asks(Looks[Any]):
+class _Asks(ReadOnly[Any]):
     """Asks the machine."""
 
     what = ""

@@ -23,36 +23,36 @@ from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store.admission import Admission
 from longshore.orchestration.store.run_store import SCHEMA_VERSION
-from longshore.tasks.external_wait import FOR_EVER, Parking, Place, Waiting
+from longshore.tasks.external_wait import FOR_EVER, ExternalWait, WaitContext, WaitingImplementation
 from longshore.tasks.implementation import Context, Prediction, implements
 from longshore.tasks.loaded_runs import Loaded
 
 
 @implements(APPROVAL)
-class Approval(Waiting[ApprovalParams]):
+class Approval(WaitingImplementation[ApprovalParams]):
     """A decision of a person's: `longshore runs approve RUN STEP [--reject]`."""
 
-    def park(self, place: Place, params: ApprovalParams) -> Parking:
+    def park(self, place: WaitContext, params: ApprovalParams) -> ExternalWait:
         seconds = params.timeout if place.timeout is None else min(place.timeout, params.timeout)
         info = {"on_timeout": params.on_timeout, "seconds": seconds}
-        return Parking(seconds, info, f"an approval{f': {params.message}' if params.message else ''}")
+        return ExternalWait(seconds, info, f"an approval{f': {params.message}' if params.message else ''}")
 
     def predict(self, ctx: Context, params: ApprovalParams) -> Prediction:
         return Prediction(f"would wait for an approval, at most {format_duration(params.timeout)}", changed=False)
 
 
 @implements(RUN)
-class SubPlan(Waiting[RunParams]):
+class SubPlan(WaitingImplementation[RunParams]):
     """A child run."""
 
-    def park(self, place: Place, params: RunParams) -> Parking:
+    def park(self, place: WaitContext, params: RunParams) -> ExternalWait:
         plan, body = _child(place.loaded, place.plan.steps[index_of(place.step_id)].name, params)
         body["parent"] = {
             "run": place.run_id,
             "step": place.step_id,
             "line": [*place.loaded.wanted.parents, place.run_id],
         }
-        body["born"] = f"{place.loaded.born}.{place.step_id}"
+        body["instance_id"] = f"{place.loaded.instance_id}.{place.step_id}"
         child_id = child_run(place.run_id, place.name)
         state = place.store.state(child_id)
         if place.epoch and state in {RunState.UNDONE, RunState.UNDO_FAILED}:
@@ -60,20 +60,20 @@ class SubPlan(Waiting[RunParams]):
             child_id = child_run(place.run_id, f"{place.name}.{place.epoch}")
             state = place.store.state(child_id)
         there = Admission(place.store).submit(child_id, body, bounded=False)
-        if there is not None and (there["digest"], there.get("born")) != (body["digest"], body["born"]):
+        if there is not None and (there["digest"], there.get("instance_id")) != (body["digest"], body["instance_id"]):
             raise OperationError(f"the child's run id {child_id} is taken by another run")
         info: dict[str, Any] = {"child": child_id}
         if place.epoch and state in {RunState.FAILED, RunState.PARTIAL}:
             info["resumed"] = self._resumed(place, child_id)
         place.canvas(child_id, None).send_start(plan.name)
-        return Parking(place.timeout or FOR_EVER, info, f"run {child_id}")
+        return ExternalWait(place.timeout or FOR_EVER, info, f"run {child_id}")
 
     @staticmethod
-    def _resumed(place: Place, child_id: str) -> str:
+    def _resumed(place: WaitContext, child_id: str) -> str:
         """Ask the child to go on where it failed, as its parent does; the command's id."""
         return place.store.command(child_id, "resume", reason=f"run {place.run_id} was resumed")
 
-    def park_undo(self, place: Place, params: RunParams, info: dict[str, Any]) -> Parking | None:
+    def park_undo(self, place: WaitContext, params: RunParams, info: dict[str, Any]) -> ExternalWait | None:
         child_id = str(info["child"]) if info else child_run(place.run_id, place.name)
         fields = place.store.fields(child_id)
         if not fields and place.store.body(child_id) is None:
@@ -81,7 +81,7 @@ class SubPlan(Waiting[RunParams]):
         # What is asked of the child is asked once this is parked, and again by whoever finds it so.
         epoch = int(fields.get("epoch", 0))
         seconds = place.store.settings.undo_timeout
-        return Parking(seconds, {"child": child_id, "epoch": epoch}, f"the undo of run {child_id}")
+        return ExternalWait(seconds, {"child": child_id, "epoch": epoch}, f"the undo of run {child_id}")
 
     def predict(self, ctx: Context, params: RunParams) -> Prediction:
         name = params.plan if isinstance(params.plan, str) else params.plan.get("name", "")
@@ -115,15 +115,15 @@ def _child(loaded: Loaded, step: str, params: RunParams) -> tuple[Plan, dict[str
 
 
 @implements(CELERY)
-class ForeignTask(Waiting[TaskParams]):
+class ForeignTask(WaitingImplementation[TaskParams]):
     """An application's task, sent to the application's workers with a word to send when it has ended."""
 
-    def park(self, place: Place, params: TaskParams) -> Parking:
+    def park(self, place: WaitContext, params: TaskParams) -> ExternalWait:
         task_id = f"{place.run_id}.{place.name}{'@undo' if place.side else ''}.{place.attempt}"
         told = (place.run_id, place.step_id, place.side, place.fence)
         place.canvas(place.run_id, None).send_task(params.task, params.args, params.kwargs, params.queue, task_id, told)
         seconds = place.timeout or place.store.settings.step_timeout
-        return Parking(seconds, {"task": task_id, "seconds": seconds}, f"task {params.task}")
+        return ExternalWait(seconds, {"task": task_id, "seconds": seconds}, f"task {params.task}")
 
     def predict(self, ctx: Context, params: TaskParams) -> Prediction:
         return Prediction(f"would send the task {params.task} to the queue {params.queue}", changed=None)

@@ -11,25 +11,25 @@ from longshore.orchestration.language.targets import is_label
 from longshore.orchestration.language.templates import is_template
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.runs.report import Report
-from longshore.tasks.simulation.sandbox import Bench
+from longshore.tasks.simulation.sandbox import Sandbox
 
 
 @dataclass(frozen=True)
-class Rehearsed:
+class SimulatedFailure:
     """How a run would end in which that step fails; None is the run in which all goes well."""
 
     step: str | None
     report: Report
 
 
-def rehearse(plan: Plan, params: Mapping[str, Any] | None = None) -> Iterator[Rehearsed]:
+def simulate(plan: Plan, params: Mapping[str, Any] | None = None) -> Iterator[SimulatedFailure]:
     """The run in which all goes well, then one for each step, in which that step fails."""
     for step in [None, *plan.steps]:
         targets = {step.target for step in plan.steps.values()} | {plan.target}
-        bench = Bench(hosts=_stand_ins(targets), pretend=True, approve_all=True)
+        sandbox = Sandbox(hosts=_stand_ins(targets), pretend=True, approve_all=True)
         if step is not None:
-            bench.fail(step, OperationError("fails, in this rehearsal"))
-        yield Rehearsed(step, bench.run(plan, params, run_id="rehearsal"))
+            sandbox.fail(step, OperationError("fails, in this rehearsal"))
+        yield SimulatedFailure(step, sandbox.run(plan, params, run_id="rehearsal"))
 
 
 def _stand_ins(targets: Iterable[str | None]) -> dict[str, dict[str, str]]:

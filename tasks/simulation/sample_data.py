@@ -9,7 +9,7 @@ from longshore.orchestration.language import templates
 from longshore.orchestration.plans.model import Plan, UndoSpec
 
 
-def placeholders(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+def sample_data(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Per step data, and what it journals, of the shape that templates look for."""
     data: dict[str, dict[str, Any]] = {}
     before: dict[str, dict[str, Any]] = {}

@@ -24,7 +24,7 @@ from longshore.orchestration.plans.compiled import CompiledPlan, StepId, at_host
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.runs import events, report
 from longshore.orchestration.runs.events import Event
-from longshore.orchestration.runs.hooks import Hooks, Teller
+from longshore.orchestration.runs.hooks import HookDispatcher, Hooks
 from longshore.orchestration.runs.report import Report
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.states import TERMINAL
@@ -33,19 +33,19 @@ from longshore.orchestration.store.admission import Admission
 from longshore.orchestration.store.hosts import Hosts, Node, NodeState
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.run_store import Grant, Recorded, Store
-from longshore.tasks.attempts.base import AttemptFailed, IsParked, Refused, TryAgain
+from longshore.tasks.attempts.base import AttemptFailed, Refused, TryAgain, WaitsOutside
 from longshore.tasks.attempts.receipts import Trace
 from longshore.tasks.attempts.runner import Attempt
-from longshore.tasks.control.coordinator import Driver
+from longshore.tasks.control.coordinator import Coordinator
 from longshore.tasks.control.receipt_comparison import HostAgent
-from longshore.tasks.external_wait import Waiting
+from longshore.tasks.external_wait import WaitingImplementation
 from longshore.tasks.host.engine import factory
 from longshore.tasks.host.facts import facts
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implementation
 from longshore.tasks.loaded_runs import NotOurs, Plans
 from longshore.tasks.operations import cache, command, compose, docker, file, http, network, node, noop, stacks, waiting  # noqa: F401 - they make their operations known
 from longshore.tasks.simulation.engine import MemoryEngine
-from longshore.tasks.simulation.sample_data import placeholders
+from longshore.tasks.simulation.sample_data import sample_data
 
 _TIME = "redis.call('TIME')"
 _CLOCK = "redis.call('HMGET', 'bench:clock', 's', 'us')"
@@ -80,10 +80,10 @@ class MemoryStore(Store):
             self._scripts[name] = self.client.register_script(lua.source(name).replace(_TIME, _CLOCK))
         return super()._run(name, run_id, *args, keys=keys)
 
-    def run_alone(self, name: str, keys: list[str], *args: object) -> Any:
+    def run_global(self, name: str, keys: list[str], *args: object) -> Any:
         if name not in self._scripts:
-            self._scripts[name] = self.client.register_script(lua.alone(name).replace(_TIME, _CLOCK))
-        return super().run_alone(name, keys, *args)
+            self._scripts[name] = self.client.register_script(lua.installation_source(name).replace(_TIME, _CLOCK))
+        return super().run_global(name, keys, *args)
 
     def advance(self, seconds: float) -> None:
         """Let time pass."""
@@ -168,8 +168,8 @@ class Script:
 class _Staged(Implementation[Params]):
     """An operation on the bench: as scripted, else for real where it is harmless, else pretended."""
 
-    def __init__(self, bench: Bench, operation: Operation, real: Implementation[Any] | None) -> None:
-        self.bench = bench
+    def __init__(self, sandbox: Sandbox, operation: Operation, real: Implementation[Any] | None) -> None:
+        self.sandbox = sandbox
         self.operation = operation
         self.real = real
 
@@ -182,12 +182,12 @@ class _Staged(Implementation[Params]):
     def before(self, ctx: Context, params: Params) -> dict[str, Any]:
         if self.real is not None:
             return self.real.before(ctx, params)
-        return self.bench.pretended_before.get(ctx.step, {})
+        return self.sandbox.sample_before.get(ctx.step, {})
 
     def act(self, ctx: Context, params: Params, before: dict[str, Any]) -> Outcome:
         name = ctx.step if ctx.unit is None else f"{ctx.step}[{ctx.unit}]"
-        self.bench.done.append(name)
-        script = self.bench.scripts.get(name) or self.bench.scripts.get(ctx.step)
+        self.sandbox.done.append(name)
+        script = self.sandbox.scripts.get(name) or self.sandbox.scripts.get(ctx.step)
         if script is None:
             return self._act(ctx, params, before)
         error = script.errors.pop(0) if script.errors else script.always
@@ -204,15 +204,15 @@ class _Staged(Implementation[Params]):
     def _act(self, ctx: Context, params: Params, before: dict[str, Any]) -> Outcome:
         if self.real is not None:
             return self.real.act(ctx, params, before)
-        return Outcome(changed=True, data=self.bench.pretended.get(ctx.step, {}))
+        return Outcome(changed=True, data=self.sandbox.sample.get(ctx.step, {}))
 
     def predict(self, ctx: Context, params: Params) -> Prediction:
         return Prediction(f"would run {self.operation.name}", changed=None)
 
     def undo(self, ctx: Context, params: Params, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         name = ctx.step if ctx.unit is None else f"{ctx.step}[{ctx.unit}]"
-        self.bench.undone.append(name)
-        script = self.bench.undo_scripts.get(name) or self.bench.undo_scripts.get(ctx.step)
+        self.sandbox.undone.append(name)
+        script = self.sandbox.undo_scripts.get(name) or self.sandbox.undo_scripts.get(ctx.step)
         if script is not None and (error := script.errors.pop(0) if script.errors else script.always):
             raise error
         return self.real.undo(ctx, params, before, data) if self.real is not None else Outcome(changed=True)
@@ -222,7 +222,7 @@ class _Staged(Implementation[Params]):
 class Done:
     """One act by itself, and what it recorded."""
 
-    bench: Bench
+    sandbox: Sandbox
     operation: str
     params: Params
     context: Context
@@ -232,26 +232,26 @@ class Done:
     def undo(self) -> Outcome:
         """Take it back."""
         done = implementation(self.operation)
-        with self.bench.engine_in_use():
+        with self.sandbox.engine_in_use():
             return done.undo(self.context, self.params, self.before, self.outcome.data)
 
 
 class _NoReceipts:
     """The receipts of a host on which nothing is done."""
 
-    def close(self, run_id: str, born: str, epoch: int, parts: Collection[str]) -> None:
+    def close(self, run_id: str, instance_id: str, epoch: int, parts: Collection[str]) -> None:
         """Nothing can act later."""
 
     def traces(
-        self, run_id: str, born: str, patience: float, parts: Collection[str] | None = None
+        self, run_id: str, instance_id: str, patience: float, parts: Collection[str] | None = None
     ) -> tuple[list[Trace], list[str]]:
         return [], []
 
-    def version(self, run_id: str, born: str) -> int:
+    def version(self, run_id: str, instance_id: str) -> int:
         return 0
 
 
-class Bench:
+class Sandbox:
     """Runs plans in memory. Steps of `noop`, `docker` (on `engine`) and own operations are done; those of any
     other family are pretended: they succeed, change, and give the data that `give` says. `pretend=True`
     pretends all of them, `approve_all` approves whatever waits for a person. `hosts` are names, or names with labels.
@@ -276,15 +276,15 @@ class Bench:
         self.approve_all = approve_all
         self.scripts: dict[str, Script] = {}
         self.undo_scripts: dict[str, Script] = {}
-        self.pretended: dict[str, dict[str, Any]] = {}
-        self.pretended_before: dict[str, dict[str, Any]] = {}
+        self.sample: dict[str, dict[str, Any]] = {}
+        self.sample_before: dict[str, dict[str, Any]] = {}
         #: Steps that were done and undone, in order, each attempt.
         self.done: list[str] = []
         self.undone: list[str] = []
         self.store = MemoryStore(self.settings)
         self.plans = Plans(self.store)
         self._queue: deque[_Message] = deque()
-        self._driver = Driver(None, self.store, self.plans, self._canvas)  # type: ignore[arg-type]
+        self._coordinator = Coordinator(None, self.store, self.plans, self._canvas)  # type: ignore[arg-type]
         queues = [operation.queue for operation in all_operations().values()]
         self._agents = [HostAgent(self.store, self.plans, _NoReceipts(), host, queues) for host in self.hosts]
         self._owners = itertools.count(1)
@@ -350,16 +350,16 @@ class Bench:
             own = tuple(name for name, operation in all_operations().items() if operation.function is not None)
             labels = self.labels.get(host, {})
             Hosts(self.store).register(host, Node("bench", queues, own, labels=labels, facts=facts()))
-        self.pretended, self.pretended_before = placeholders(plan)
+        self.sample, self.sample_before = sample_data(plan)
         Admission(self.store).submit(run_id, request_body(plan, params or {}, "bench"))
         self._queue.append(_Message(ADVANCE, run_id))
-        self._driver.look_at_clock()
+        self._coordinator.look_at_clock()
         with self.engine_in_use():
             self._until_it_rests(run_id)
         if hooks is not None:
-            teller = Teller(self.store, run_id, self.plans.get(run_id).plan)
+            dispatcher = HookDispatcher(self.store, run_id, self.plans.get(run_id).plan)
             for event in self.events(run_id):
-                teller.tell(event, hooks)
+                dispatcher.tell(event, hooks)
         return self.report(run_id)
 
     def _known(self, plan: Plan) -> None:
@@ -418,13 +418,15 @@ class Bench:
         self._sweep(run_ids)
 
     def _sweep(self, run_ids: Sequence[str]) -> None:
-        self._driver.look_at_clock()
-        self._driver.judging = True  # sweepers were at work all the while, however far time has gone at once
+        self._coordinator.look_at_clock()
+        self._coordinator.may_expire_leases = (
+            True  # sweepers were at work all the while, however far time has gone at once
+        )
         for agent in self._agents:
-            for each in agent.look(self._driver.clock.asked):
-                self._driver.advance(each)
+            for each in agent.look(self._coordinator.clock.asked):
+                self._coordinator.advance(each)
         for each in run_ids:
-            self._driver.advance(each, thorough=True)
+            self._coordinator.advance(each, recover=True)
 
     def _live_on(self) -> None:
         for host in self.hosts:
@@ -460,7 +462,7 @@ class Bench:
     def _deliver(self, message: _Message) -> None:
         if message.task == ADVANCE:
             try:
-                self._driver.advance(message.run_id)
+                self._coordinator.advance(message.run_id)
             except NotOurs:
                 return
             return
@@ -469,7 +471,7 @@ class Bench:
             recorded = attempt.forward() if message.task == STEP else attempt.backward()
         except (Refused, Vanished):
             return
-        except IsParked:
+        except WaitsOutside:
             self._queue.append(_Message(ADVANCE, message.run_id))
         except TryAgain as again:
             if not again.parked:
@@ -493,7 +495,7 @@ class Bench:
     def _attempt(self, message: _Message) -> Attempt:
         name = f"task-{next(self._owners)}"
         following = message.rest[0] if message.rest else None
-        return _BenchAttempt(
+        return _SandboxAttempt(
             self.store,
             self.plans.get(message.run_id),
             message.run_id,
@@ -503,7 +505,7 @@ class Bench:
             self._canvas,
             message.host or self.hosts[index_of(message.step_id) % len(self.hosts)],
             next_link=following,
-            bench=self,
+            sandbox=self,
         )
 
     def staged(self, name: str) -> Implementation[Any]:
@@ -536,8 +538,8 @@ def _names(plan: Plan) -> Iterator[str]:
 
 
 @dataclass
-class _BenchAttempt(Attempt):
-    bench: Bench = None  # type: ignore[assignment]
+class _SandboxAttempt(Attempt):
+    sandbox: Sandbox = None  # type: ignore[assignment]
 
     @contextlib.contextmanager
     def _receipt(self, grant: Grant, context: Context) -> Iterator[tuple[None, None]]:
@@ -547,7 +549,7 @@ class _BenchAttempt(Attempt):
         """Nothing is lost in memory."""
 
     def _doing(self, operation: str) -> Implementation[Any]:
-        done = self.bench.staged(operation)
-        if isinstance(done, Waiting) and self.bench.scripts.get(self.step.name):
-            return _Staged(self.bench, find(operation), None)
+        done = self.sandbox.staged(operation)
+        if isinstance(done, WaitingImplementation) and self.sandbox.scripts.get(self.step.name):
+            return _Staged(self.sandbox, find(operation), None)
         return done

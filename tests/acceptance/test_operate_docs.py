@@ -24,7 +24,7 @@ from longshore.orchestration.monitoring.metrics import _COUNTERS, _HISTOGRAMS
 from longshore.orchestration.settings import Settings, get_settings
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.integration, pytest.mark.docker, pytest.mark.operated]
+pytestmark = [pytest.mark.integration, pytest.mark.docker, pytest.mark.operations]
 
 
 def page(name: str) -> str:

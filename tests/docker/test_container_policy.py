@@ -21,7 +21,7 @@ from tests.servers import IMAGE, RedisServer, engine_url
 if TYPE_CHECKING:
     import docker
 
-pytestmark = [pytest.mark.docker, pytest.mark.operated]
+pytestmark = [pytest.mark.docker, pytest.mark.operations]
 assert stack
 
 
@@ -161,10 +161,10 @@ def test_gc_takes_what_forgotten_runs_have_kept_and_nothing_of_others(  # noqa: 
         tags, containers = kept()
         assert len(containers) == 2
         assert place.longshore("gc", "-o", "json").json["steps"][0]["status"] == "unchanged"  # nothing is old enough
-        rehearsed = place.longshore("gc", "--older-than", "0s", "--dry-run")
-        assert rehearsed.code == 0, rehearsed.err
-        assert f"{names[0]}--longshore-" in rehearsed.out
-        assert names[1] not in rehearsed.out
+        dry_run = place.longshore("gc", "--older-than", "0s", "--dry-run")
+        assert dry_run.code == 0, dry_run.err
+        assert f"{names[0]}--longshore-" in dry_run.out
+        assert names[1] not in dry_run.out
         assert kept() == (tags, containers)
 
         done = place.longshore("gc", "--older-than", "0s")

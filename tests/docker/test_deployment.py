@@ -26,7 +26,7 @@ from tests.machine import images
 from tests.servers import IMAGE, free_port, redis_program, remove_project, require_compose
 
 # Images are built from the lock's wheels, which a machine that has never seen them downloads first.
-pytestmark = [pytest.mark.docker, pytest.mark.operated, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.docker, pytest.mark.operations, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "compose" / "compose.yaml"
 #: Names of images that stand in for those of registries.

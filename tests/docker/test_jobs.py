@@ -179,9 +179,9 @@ def test_an_image_that_is_not_there_costs_no_downtime(place: Installation, clien
     shop.up(labels={"worker.image": "longshore-nothing:1", "worker.pull": "never"})
     before = {service: shop.started_at(service) for service in RUNNING}
 
-    rehearsed = place.longshore("job", "run", shop.job, "--dry-run")
-    assert rehearsed.code == 1
-    assert "cannot succeed" in rehearsed.out
+    dry_run = place.longshore("job", "run", shop.job, "--dry-run")
+    assert dry_run.code == 1
+    assert "cannot succeed" in dry_run.out
     with pytest.raises(ImageMissing):
         client.run_job(shop.job)
 

@@ -300,9 +300,9 @@ def test_a_network_is_made_once_and_its_undo_removes_it(
     outcomes = create.act_at_once(4)
     assert len(engine.networks(names=[name])) == 1, "the engine itself allows two of one name"
     assert {outcome.changed for outcome in outcomes} == {True}
-    looked = step("docker.network-inspect.get", name=name).act()
-    assert not looked.changed
-    assert (looked.data["internal"], looked.data["subnets"]) == (True, ["10.213.7.0/24"])
+    selection_of = step("docker.network-inspect.get", name=name).act()
+    assert not selection_of.changed
+    assert (selection_of.data["internal"], selection_of.data["subnets"]) == (True, ["10.213.7.0/24"])
     other = step("docker.network-create.execute", name=name, internal=True)
     assert other.predict().changed is False
     assert not other.act().changed

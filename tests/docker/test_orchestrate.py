@@ -22,10 +22,10 @@ import yaml
 from docker.errors import NotFound
 
 from longshore.orchestration.runs.step_report import StepReport
-from longshore.orchestration.stacks.plan import Manner
-from longshore.orchestration.stacks.rules import described
+from longshore.orchestration.stacks.plan import RolloutOptions
+from longshore.orchestration.stacks.rules import stack_rules
 from longshore.orchestration.store.caches import Caches, Entry
-from longshore.tasks.crash_points import DEPLOYED_POINTS
+from longshore.tasks.crash_points import STACK_POINTS
 from longshore.tasks.operations.compose.cli import _program
 from tests.conftest import get
 from tests.docker.engine_proxy import InBetween
@@ -37,7 +37,7 @@ from tests.servers import IMAGE, PASSWORD, USER, Registry, engine_url, remove_pr
 if TYPE_CHECKING:
     import docker
 
-pytestmark = [pytest.mark.docker, pytest.mark.integration, pytest.mark.deployed]
+pytestmark = [pytest.mark.docker, pytest.mark.integration, pytest.mark.stacks]
 assert module_installation
 assert install
 assert short_folder
@@ -91,7 +91,7 @@ def two(project: MakeProject) -> tuple[Project, Project]:
 
 def selected(place: Installation, **options: Any) -> dict[str, list[str]]:
     """The reasons by the services' names."""
-    found = place.client().deployed().select(**options)
+    found = place.client().stacks().select(**options)
     assert found.errors == {}
     return {one.name: [reason.text for reason in one.reasons] for one in found.chosen}
 
@@ -106,7 +106,7 @@ def restarts(place: Installation) -> list[str]:
 def restarted(place: Installation, before: set[str]) -> list[StepReport]:
     """The restarts of those runs that came after."""
     steps = [step for run_id in set(restarts(place)) - before for step in place.client().get(run_id).report().steps]
-    return [step for step in steps if step.op == "deployed.restart.execute"]
+    return [step for step in steps if step.op == "stacks.restart.execute"]
 
 
 def generation(place: Installation) -> int:
@@ -205,7 +205,7 @@ def test_a_worker_that_is_killed_after_the_rebuild_leaves_nothing_forgotten(
     assert shop.state()["web-1"][1] == now
 
 
-@pytest.mark.parametrize("point", DEPLOYED_POINTS)
+@pytest.mark.parametrize("point", STACK_POINTS)
 def test_a_worker_that_is_killed_anywhere_is_followed_by_another(
     place: Installation, project: MakeProject, point: str, tmp_path: Path
 ) -> None:
@@ -263,7 +263,7 @@ def test_beat_brings_right_what_is_stale(place: Installation, project: MakeProje
     finally:
         beat.kill()
         beat.communicate()
-        wait_for("its runs to end", lambda: not place.client().deployed().at_it())
+        wait_for("its runs to end", lambda: not place.client().stacks().active_runs())
 
 
 # --- what is left alone -----------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def test_what_was_stopped_by_hand_or_has_ended_well_is_told_of_and_left_alone(
     )
     shop.compose("stop", "--timeout", "1", "db", "stubborn")
     # The engine remembers 256 events, and these tests are not alone on it.
-    place.client().deployed().rebuild([HOST])
+    place.client().stacks().rebuild([HOST])
     shop.image_moves("db")
     now = shop.image_moves("web")
     before = shop.state()
@@ -428,7 +428,7 @@ def test_an_entry_that_is_rubbish_and_one_that_lies_are_found_out(
     other_shape = Entry(1, {"projects": []}, "x").text()
     for wrong in ("rubbish", "{}", "[1]", lie, whole_lie, other_shape, good[:-9]):
         store.client.hset(key, "current", wrong)
-        checked = place.client().deployed().check()
+        checked = place.client().stacks().check()
         assert (checked.exit_code, checked.valid) == (1, False), wrong[:20]
         assert "cannot be used" in checked.reason
         assert selected(place) == stale, wrong[:20]
@@ -445,7 +445,7 @@ def test_a_rebuild_is_undone_to_the_generation_before(place: Installation, proje
     caches = Caches(client.store)
     assert place.longshore("rebuild", "--force").code == 0
     before = caches.get(f"deployed@{HOST}").entry
-    run = client.start(client.deployed().rebuild_plan([HOST]))
+    run = client.start(client.stacks().rebuild_plan([HOST]))
     assert run.wait(30).step(HOST).changed
     assert caches.get(f"deployed@{HOST}").generation > before.generation if before else False
 
@@ -577,8 +577,8 @@ def test_what_has_moved_since_it_was_selected_is_looked_at_again(place: Installa
     shop.up()
     shop.image_moves("web")
     shop.image_moves("db")
-    deployed = place.client().deployed()
-    plan = deployed.plan(deployed.select(), Manner(min_healthy_time=0.5))
+    stacks = place.client().stacks()
+    plan = stacks.plan(stacks.select(), RolloutOptions(min_healthy_time=0.5))
     shop.compose("up", "--detach", "db")  # somebody was faster
     before = shop.state()
 
@@ -780,7 +780,7 @@ def test_the_page_does_what_it_says(place: Installation, engine: docker.APIClien
 
 def test_the_file_on_the_page_is_one(tmp_path: Path) -> None:
     (tmp_path / "stacks.yaml").write_text(blocks("yaml")[0])
-    said = described(str(tmp_path / "stacks.yaml"))
+    said = stack_rules(str(tmp_path / "stacks.yaml"))
     assert (list(said.stacks), said.only) == (["shop"], ["*", "!test-*"])
     shown = blocks("yaml")[1].rpartition("  …")[0]
     assert shown in (ROOT / "examples" / "features" / "catalog.yaml").read_text()

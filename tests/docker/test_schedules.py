@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from longshore.orchestration import Run
-from longshore.orchestration.schedules.due_times import Mark, Schedules
+from longshore.orchestration.schedules.due_times import Mark, ScheduleMarks
 from longshore.orchestration.store.breakers import Breakers
 from tests.docker.job_stack import JobStack, shop
 from tests.fork_server import Process
@@ -47,7 +47,7 @@ class Clockwork:
     def __init__(self, place: Installation, shop: JobStack) -> None:
         self.client = place.client()
         self.key = f"{shop.job}@{HOST}"
-        self.schedules = Schedules(self.client.store)
+        self.schedules = ScheduleMarks(self.client.store)
 
     def mark(self) -> Mark | None:
         return self.schedules.marks().get(self.key)

@@ -21,14 +21,14 @@ from longshore.orchestration.language import templates
 from longshore.orchestration.language.templates import TemplateProblem, render
 from longshore.orchestration.messaging import signing
 from longshore.orchestration.monitoring import counters
-from longshore.orchestration.plans.policy import denied
+from longshore.orchestration.plans.policy import reject_forbidden
 from longshore.orchestration.runs.search import Filter, search
 from longshore.orchestration.settings import get_settings
 from longshore.orchestration.store import audit
 from longshore.orchestration.store.admission import Admission
 from longshore.orchestration.store.keys import RUN_TYPES, TYPES
 from longshore.orchestration.store.run_store import Store
-from longshore.tasks.control.coordinator import Driver
+from longshore.tasks.control.coordinator import Coordinator
 from longshore.tasks.loaded_runs import Plans
 from longshore.workers import transport
 from tests.fuzz.conftest import LONG, timed
@@ -179,7 +179,7 @@ def test_plans_are_read_or_refused(fuzz: Fuzz) -> None:
         text = json.dumps(data)
         plan = timed(lambda: parse(text), clean=(PlanError,))
         if plan is not None:
-            timed(lambda: denied(plan, get_settings()), clean=(PlanError,))
+            timed(lambda: reject_forbidden(plan, get_settings()), clean=(PlanError,))
             timed(lambda: request_body(plan, {}, "ann"), clean=(LongshoreError,))
 
     fuzz(one)
@@ -224,13 +224,13 @@ class Here:
         plan.step("b", "noop.execute").after("a")
         self.body = request_body(plan, {}, "ann")
         Admission(self.store).submit("good", self.body)
-        self.driver = Driver(MessageQueue(), self.store, Plans(self.store), canvas=lambda *_: Nowhere())  # type: ignore[arg-type]
+        self.driver = Coordinator(MessageQueue(), self.store, Plans(self.store), canvas=lambda *_: Nowhere())  # type: ignore[arg-type]
         self.driver.sweep()
 
     def look(self) -> None:
         """Everything that reads: none of it may fail."""
         self.driver.sweep()
-        self.store.call(self.store.client.delete, self.store.keys.tidied)
+        self.store.call(self.store.client.delete, self.store.keys.purged)
         self.driver.sweep()
         search(self, Filter())  # type: ignore[arg-type]
         counters.totals(self.store)
@@ -265,7 +265,7 @@ def test_requests_are_begun_or_refused(fuzz: Fuzz) -> None:
         here.raw.delete(*here.raw.keys("longshore:{r}:*") or [b"none"])
         for index in ("inbox", "live", "queue", "admitted", "runs", "ended"):
             here.raw.zrem(f"longshore:{index}", "r")
-        here.raw.hdel(here.store.keys.known, "r")
+        here.raw.hdel(here.store.keys.admission_requests, "r")
         here.driver.plans._loaded.pop("r", None)
 
     fuzz(one)
@@ -338,7 +338,7 @@ def test_messages_are_taken_or_put_aside(fuzz: Fuzz) -> None:
 
 # --- entries of indices -----------------------------------------------------------------------------------
 
-KEYS = [*(name for name in TYPES if not name.endswith(":")), "machine:h", "breaker:b", "blocked:b", "probing:b", "lock:l",
+KEYS = [*(name for name in TYPES if not name.endswith(":")), "host:h", "breaker:b", "blocked:b", "half-open:b", "lock:l",
         "slot:k", "plan:p", *(f"{{r}}:{name}" for name in RUN_TYPES)]  # fmt: skip
 
 
@@ -370,7 +370,7 @@ def test_entries_of_indices_harm_themselves(fuzz: Fuzz) -> None:
             if here.raw.type(key).decode() not in {"none", kind}:
                 here.raw.delete(key)
             write(here.raw, key, kind, first, second)
-        timed(lambda: (integrity.mend(here.store), here.look(), list(doctor._keys(here.store))), clean=())
+        timed(lambda: (integrity.repair(here.store), here.look(), list(doctor._keys(here.store))), clean=())
         assert integrity.wrong_keys(here.store) == []
         assert here.store.state("good") == "running"
 

@@ -316,7 +316,7 @@ def redis_of(installation: Installation) -> dict[bytes, Any]:
     """
     client = installation.redis
     prefix = b"" if installation.namespace == "longshore" else f"{installation.namespace}:".encode()
-    wiring = (b"pidbox", b"celeryev", b"_kombu.binding_deadlines", b":fleet", b":machine:")
+    wiring = (b"pidbox", b"celeryev", b"_kombu.binding_deadlines", b":hosts", b":host:")
     keys = [key for key in client.scan_iter(prefix + b"*") if not any(word in key for word in wiring)]
     # What expires by itself may do so at any time: a pause of the sweepers, a sign of life.
     keys = [key for key in keys if client.pttl(key) == -1]

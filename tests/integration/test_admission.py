@@ -263,7 +263,7 @@ def test_runs_are_forgotten_after_their_time_and_not_before(
     assert keys_of(brief, old)
 
     def tidied() -> bool:
-        brief.redis.delete(f"{brief.namespace}:tidied")  # once a minute is too seldom for a test
+        brief.redis.delete(f"{brief.namespace}:purged")  # once a minute is too seldom for a test
         return not keys_of(brief, old)
 
     wait_for("it to be forgotten", tidied)

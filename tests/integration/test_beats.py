@@ -15,14 +15,14 @@ from longshore.orchestration import Client
 from longshore.orchestration.language.schedule import Scheduled
 from longshore.orchestration.schedules import schedules
 from longshore.orchestration.schedules.celery_beat import beat_schedule
-from longshore.orchestration.schedules.due_times import Mark, Schedules
+from longshore.orchestration.schedules.due_times import Mark, ScheduleMarks
 from longshore.orchestration.store import audit
 from tests.fork_server import Process
 from tests.integration.conftest import QUICK
 from tests.integration.processes import PATIENCE, Installation, lines, wait_for
 from tests.servers import RedisServer
 
-pytestmark = pytest.mark.tended
+pytestmark = pytest.mark.maintenance
 
 #: Seconds between two planned times: short, and long enough for a busy machine to carry out what two beats send.
 EVERY = 2
@@ -151,7 +151,7 @@ def have_ended(clock: Clockwork, prefix: str) -> bool:
 
 
 def test_what_was_missed_while_no_beat_was_there_is_made_up_for_as_it_says(clock: Clockwork) -> None:
-    marks = Schedules(clock.client.store)
+    marks = ScheduleMarks(clock.client.store)
     wait_for("their marks", lambda: {"late", "lost", "every-one"} <= marks.marks().keys())
     for beat in list(clock.beats):
         clock.end(beat)
@@ -184,8 +184,8 @@ def test_a_schedule_is_listed_started_by_hand_paused_and_resumed(clock: Clockwor
     assert rows["own.mine"]["plan"] == "own"
     assert rows["late"]["next"].endswith("-01-01T00:00:00+00:00")
 
-    rehearsed = place.longshore("schedules", "trigger", "late", "--dry-run")
-    assert (rehearsed.code, rehearsed.out) == (0, "would start plan late\n")
+    dry_run = place.longshore("schedules", "trigger", "late", "--dry-run")
+    assert (dry_run.code, dry_run.out) == (0, "would start plan late\n")
     before = len(lines(clock.folder / "late.log"))
     assert place.longshore("schedules", "trigger", "late").code == 0
     assert len(lines(clock.folder / "late.log")) == before + 1

@@ -179,12 +179,12 @@ def assert_at_rest(case: Case) -> None:
     """Nothing of the run is left in what the sweepers look at."""
     installation = installation_of(case)
     keys = case.run.store.keys
-    at_rest: Callable[[], bool] = lambda: (  # noqa: E731 - a sentence about one thing
+    settled: Callable[[], bool] = lambda: (  # noqa: E731 - a sentence about one thing
         installation.redis.zscore(keys.live, case.run.id) is None
         and installation.redis.zscore(keys.inbox, case.run.id) is None
         and installation.redis.zcard(keys.of(case.run.id).leases) == 0
     )
-    wait_for("the indices to be clean", at_rest)
+    wait_for("the indices to be clean", settled)
     case.worker.kill()
 
 

@@ -18,7 +18,7 @@ from tests.integration.processes import Installation, wait_for
 from tests.integration.test_poisoned_messages import message
 from tests.servers import RedisServer
 
-pytestmark = pytest.mark.tended
+pytestmark = pytest.mark.maintenance
 
 FAMILIES = "control,noop.undo,noop,command.undo,command,file.undo,file"
 
@@ -55,7 +55,7 @@ def test_a_good_installation_has_nothing_to_tell(place: Installation) -> None:
     beat = place.popen("beat")
     try:
         store = place.client().store
-        wait_for("a tick", lambda: store.client.get(store.keys.ticked))
+        wait_for("a tick", lambda: store.client.get(store.keys.last_tick))
     finally:
         beat.kill()
         beat.communicate()
@@ -77,8 +77,8 @@ def planted(place: Installation, client: Client) -> dict[str, str]:
         "  own: {op: billing.charge}\n  stack: {op: docker.start.execute, with: {container: web}, timeout: 30m}\n"
     )
     place.redis.lpush(place.queue_key("cache"), json.dumps(message()))
-    place.redis.hset(client.store.keys.machine("elsewhere"), "had:cache", "")
-    place.redis.zadd(client.store.keys.fleet, {"elsewhere": client.store.now() - 10**8})
+    place.redis.hset(client.store.keys.host("elsewhere"), "had:cache", "")
+    place.redis.zadd(client.store.keys.hosts, {"elsewhere": client.store.now() - 10**8})
     Breakers(client.store).hold("registry", "it does not answer")
 
     plan = Plan("stands")
@@ -89,19 +89,19 @@ def planted(place: Installation, client: Client) -> dict[str, str]:
     # a worker of another version, an hour ahead, with a full disk, and with keys that the other has not
     host = Hosts(client.store).all()[place.namespace]
     node = host.alive[0]
-    told = json.loads(place.redis.hget(client.store.keys.machine(place.namespace), f"node:{node.name}"))  # type: ignore[arg-type]
+    told = json.loads(place.redis.hget(client.store.keys.host(place.namespace), f"node:{node.name}"))  # type: ignore[arg-type]
     told |= {"version": "0.0.1", "queues": ["docker", "docker.undo"], "facts": {"docker": "19.03.1"}}
     told["health"] = {"skew": 3_600_000, "free": 1000, "kept": 5 * 1024**2, "keys": ["w1"], "missing": ["/srv/gone"]}
-    other = client.store.keys.machine("other")
+    other = client.store.keys.host("other")
     # Nobody is there who could mend anything, and both count as alive for as long as a lease of a minute allows.
     place.workers[0].kill()
     place.options["lease"] = "1m"
     beat = f"{client.store.now()} ready 0"
-    place.redis.hset(client.store.keys.machine(place.namespace), f"beat:{node.name}", beat)
+    place.redis.hset(client.store.keys.host(place.namespace), f"beat:{node.name}", beat)
     place.redis.hset(other, mapping={"node:two@other": json.dumps(told), "beat:two@other": beat})
-    place.redis.zadd(client.store.keys.fleet, {"other": client.store.now()})
+    place.redis.zadd(client.store.keys.hosts, {"other": client.store.now()})
     place.redis.hset(keys.run, "state", "running")
-    place.redis.hset(keys.steps, mapping={"s:0": "ready", "s:1": "ready"})
+    place.redis.hset(keys.steps, mapping={"status:0": "ready", "status:1": "ready"})
     place.redis.zadd(client.store.keys.live, {run.id: 0})
     place.redis.delete(keys.waits, keys.events)
     place.redis.xadd(keys.events, {"event": "run_created", "at": "1"}, id="1-1")

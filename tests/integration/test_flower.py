@@ -32,7 +32,7 @@ from tests.integration.conftest import QUICK
 from tests.integration.processes import LONGSHORE, PATIENCE, Installation, wait_for
 from tests.servers import RedisServer, free_port
 
-pytestmark = pytest.mark.operated
+pytestmark = pytest.mark.operations
 
 T = TypeVar("T")
 USER, PASSWORD = "ops", "correct-horse"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from longshore.orchestration import E, Plan, Report, UnknownName
-from longshore.orchestration.testing import Bench
+from longshore.orchestration.testing import Sandbox
 from tests.integration import own_operations  # noqa: F401 - known here, as in an application
 from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import Installation, wait_for
@@ -208,19 +208,19 @@ def test_when_on_data_that_is_missing_fails_the_step_with_the_reason(two_hosts: 
 def test_the_bench_says_the_same_as_the_workers() -> None:
     """The table once more, in memory, so that plans can be tried there."""
     for guard, before, reason in ROWS:
-        report = Bench().run(guarded(guard, **{name: dict(given) for name, given in before.items()}))
+        report = Sandbox().run(guarded(guard, **{name: dict(given) for name, given in before.items()}))
         step = report.step("guarded")
         assert (step.status, step.reason or "") == (("skipped", reason) if reason else ("changed", "")), guard
 
 
 def test_a_guard_can_be_tried_on_the_bench_with_hosts_of_its_own() -> None:
-    bench = Bench(hosts=["web1", "web2", "web3"])
+    sandbox = Sandbox(hosts=["web1", "web2", "web3"])
     plan = Plan("fleet", on_error="continue")
     both = plan.step("all", "noop.execute").target("_all").tolerate(1)
     plan.step("repair", "noop.execute").after(both).only_if_any_host_failed()
-    bench.fail("all[1]")
+    sandbox.fail("all[1]")
 
-    report = bench.run(plan)
+    report = sandbox.run(plan)
 
     assert [host.status for host in report.step("all").hosts] == ["changed", "failed", "changed"]
     assert report.step("repair").status == "changed"

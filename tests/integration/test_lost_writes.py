@@ -133,7 +133,7 @@ def test_an_undo_notices_that_its_record_is_older_than_its_host_knows(
 
     ledger = Ledger(place.settings.state_dir, place.namespace)
     store = place.client().store
-    ledger.seen(run.id, store.fields(run.id)["born"], store.version(run.id) + 1000)
+    ledger.seen(run.id, store.fields(run.id)["instance_id"], store.version(run.id) + 1000)
     back.start()
 
     # then it is held before anything is undone

@@ -26,7 +26,7 @@ from tests.integration.conftest import QUICK
 from tests.integration.processes import PATIENCE, Installation, lines, wait_for
 from tests.servers import RedisServer
 
-pytestmark = pytest.mark.operated
+pytestmark = pytest.mark.operations
 
 SECRET = "of-the-webhook"  # noqa: S105
 Metrics = dict[tuple[str, tuple[str, ...]], float]

@@ -350,8 +350,8 @@ def test_an_own_operation_journals_is_retried_undone_and_foretold(shop: Installa
     plan.step("touch", "own.touch", path=str(tmp_path / "touched")).after("charge")
     plan.step("boom", "noop.execute", fail=True).after("touch")
 
-    (rehearsed, *_) = shop.client().dry_run(plan)
-    assert (rehearsed["action"], rehearsed["changed"]) == ("would charge 5", True)
+    (dry_run, *_) = shop.client().dry_run(plan)
+    assert (dry_run["action"], dry_run["changed"]) == ("would charge 5", True)
 
     report = run(shop, plan)
 

@@ -33,7 +33,7 @@ from tests.integration.test_poisoned_messages import message
 from tests.unit.conftest import own_registry
 from tests.unit.tasks.operations.test_http import Service
 
-pytestmark = pytest.mark.operated
+pytestmark = pytest.mark.operations
 assert own_registry
 
 PASSWORDS = {role: f"{role}-password" for role in acl.ROLES}
@@ -162,7 +162,7 @@ def test_a_client_may_write_no_record(guarded: Guarded) -> None:
     client = guarded.client.store.client
     for write in (
         lambda: client.hset(keys.run, "state", "succeeded"),
-        lambda: client.hset(keys.steps, "s:0", "failed"),
+        lambda: client.hset(keys.steps, "status:0", "failed"),
         lambda: client.xadd(keys.events, {"event": "run_ended"}),
         lambda: client.delete(keys.run),
         lambda: client.xadd(guarded.client.store.keys.audit, {"what": "start"}),
@@ -387,8 +387,8 @@ def test_an_operator_has_what_each_command_needs(guarded: Guarded) -> None:
 
 def test_what_a_client_says_of_itself_is_told_apart_and_breaks_nothing(guarded: Guarded) -> None:
     store = guarded.client.store
-    store.client.xadd(store.keys.reported, {"what": "approve", "actor": "boss", "run": "any"})
-    store.client.xadd(store.keys.reported, {"nonsense": "\x00"})
+    store.client.xadd(store.keys.client_reports, {"what": "approve", "actor": "boss", "run": "any"})
+    store.client.xadd(store.keys.client_reports, {"nonsense": "\x00"})
     found = list(audit.lines(store, limit=5))
     assert {line.by_client for line in found if line.actor == "boss"} == {True}
     said = guarded.as_role("operator", guarded.client_keys).longshore("audit", "-n", "5")
@@ -530,7 +530,7 @@ def test_a_signed_request_with_a_path_for_its_identity_is_refused_and_writes_not
     plan.step("a", "command.exec.execute", argv=["true"])
     outside = tmp_path / "outside"
     for run_id, changed in (
-        ("escape-born", {"born": f"x/../../../../../../../../..{outside}"}),
+        ("escape-born", {"instance_id": f"x/../../../../../../../../..{outside}"}),
         ("escape-parent", {"parent": {"run": "../x", "step": 0, "line": []}}),
     ):
         body = request_body(plan, {}, "eve") | changed

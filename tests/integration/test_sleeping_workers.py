@@ -55,7 +55,7 @@ def place(install: MakeInstallation, monkeypatch: pytest.MonkeyPatch) -> Iterato
         worker.signal_group(signal.SIGCONT)
 
 
-def at_rest(place: Installation, began: Path) -> bool:
+def settled(place: Installation, began: Path) -> bool:
     """Whether its work has begun, or each process that could do it stands still before that."""
     children = place.at(f"sleeper@{place.namespace}").children()
     return began.exists() or all("\nState:\tT" in Path(f"/proc/{pid}/status").read_text() for pid in children)
@@ -72,7 +72,7 @@ def asleep(place: Installation, folder: Path, **environment: str) -> tuple[Worke
     for run in runs.values():
         wait_for("it to be at work", lambda: run.report().step("work").status == "running")  # noqa: B023
     began = [folder / f"{name.replace(' ', '-')}.began" for name in runs]
-    wait_for("each to be where it sleeps", lambda: all(at_rest(place, path) for path in began))
+    wait_for("each to be where it sleeps", lambda: all(settled(place, path) for path in began))
     sleeper.signal_group(signal.SIGSTOP)
     return sleeper, runs
 

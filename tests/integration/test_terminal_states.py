@@ -149,13 +149,13 @@ def test_runs_undo_takes_a_succeeded_run_back(workers: Installation, client: Cli
     assert run.wait(PATIENCE).state == "succeeded"
 
     # when
-    rehearsed = workers.longshore("runs", "undo", run.id, "--dry-run")
+    dry_run = workers.longshore("runs", "undo", run.id, "--dry-run")
     assert (tmp_path / "first").exists()
     said = workers.longshore("runs", "undo", run.id, "-o", "json")
 
     # then
-    assert rehearsed.code == 0
-    assert "last" in rehearsed.out
+    assert dry_run.code == 0
+    assert "last" in dry_run.out
     report = said.json
     assert (report["state"], report["cause"], report["left_over"]) == ("undone", "operator", [])
     assert said.code == 0

@@ -17,7 +17,7 @@ from tests.integration.conftest import QUICK
 from tests.integration.processes import PATIENCE, Installation, wait_for
 from tests.servers import RedisServer, free_port
 
-pytestmark = pytest.mark.tended
+pytestmark = pytest.mark.maintenance
 
 
 def two_steps(name: str, sleep: float = 0.0) -> Plan:

@@ -19,7 +19,7 @@ from longshore.orchestration.saga import DEPENDENCY_FAILED
 from longshore.orchestration.states import STEP_BAD, STEP_GOOD, STEP_IN_FLIGHT, UNDO_FINAL, StepState
 from longshore.orchestration.store.admission import Admission
 from longshore.orchestration.store.run_store import Grant, Recorded, Store
-from longshore.tasks.control.coordinator import Driver
+from longshore.tasks.control.coordinator import Coordinator
 from longshore.tasks.loaded_runs import Plans
 from tests.store.stored_run import StoredRun, settings_for
 
@@ -184,8 +184,8 @@ class World:
         self.events: list[dict[str, str]] = []
         self._owners = 0
 
-    def new_driver(self, store: Store) -> Driver:
-        return Driver(self.queue, store, Plans(store))  # type: ignore[arg-type]
+    def new_driver(self, store: Store) -> Coordinator:
+        return Coordinator(self.queue, store, Plans(store))  # type: ignore[arg-type]
 
     def request(self) -> None:
         params: dict[str, Any] = {}
@@ -409,10 +409,10 @@ class World:
                 work = self.deliver(self.queue.pop(0))
                 if work is not None:
                     self.finish(work, "undone" if work.side else "changed")
-            if self.rests():
+            if self.is_settled():
                 return
         raise AssertionError(f"I13: the run does not come to rest: {self.stored.dump()[:3]}")
 
-    def rests(self) -> bool:
+    def is_settled(self) -> bool:
         """No index of the sweeper names the run any more."""
         return self.store.live_count() == 0

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from longshore.orchestration.language.guards import Unit, Verdict
+from longshore.orchestration.language.guards import GuardDecision, Unit
 from longshore.orchestration.plans.compiled import StepId
 from longshore.orchestration.saga import RunRecord
 from longshore.orchestration.settings import Settings
@@ -21,7 +21,7 @@ from longshore.orchestration.store.run_store import Grant, Recorded, Store, run_
 
 LEASE = 10.0
 #: Fields of the steps' hash that are times which something waits for; an undo's have a `u` before them.
-_TIMES = frozenset({"q", "d", "n", "uq", "ud", "un"})
+_TIMES = frozenset({"sent", "sent_until", "not_before", "usent", "usent_until", "unot_before"})
 _numbers = itertools.count(1)
 
 SIDES = pytest.mark.parametrize("side", ["", "u"], ids=["forward", "backward"])
@@ -110,8 +110,8 @@ class StoredRun:
         yield found
         found += self.events()[before:]
         assert [event["event"] for event in found] == list(names)
-        assert [int(event["ver"]) for event in found] == [before + n + 1 for n in range(len(names))]
-        assert int(self.run("ver") or 0) == before + len(names)
+        assert [int(event["version"]) for event in found] == [before + n + 1 for n in range(len(names))]
+        assert int(self.run("version") or 0) == before + len(names)
 
     # --- a state of affairs -------------------------------------------------------------------------
 
@@ -129,10 +129,17 @@ class StoredRun:
 
     def dispatch(self, side: str, *, left: int = 1, status: str = "ready") -> None:
         """A run in which step 0 has been dispatched just now, forward or backward."""
-        self.lay(busy(side), left=left, ulevel=0)
+        self.lay(busy(side), left=left, undo_level=0)
         sent = self.store.now()
         due = round(sent + LEASE * 1000)
-        self.put(steps={f"{side}s:0": status, f"{side}q:0": sent, f"{side}d:0": due, f"{side}n:0": 0})
+        self.put(
+            steps={
+                f"{side}status:0": status,
+                f"{side}sent:0": sent,
+                f"{side}sent_until:0": due,
+                f"{side}not_before:0": 0,
+            }
+        )
 
     def begin(self, *ready: int, skipped: Mapping[int, str] | None = None) -> None:
         """A run whose first level has been opened."""
@@ -204,7 +211,7 @@ class StoredRun:
         """A run whose step 0 has been fanned out, into items 0, 1, …"""
         self.create()
         parts = tuple(Unit(str(n), skip=(skip or {}).get(n, "")) for n in range(units))
-        verdict = Verdict(units=parts, at_once=at_once, tolerated=tolerated, canary=canary)
+        verdict = GuardDecision(units=parts, at_once=at_once, tolerated=tolerated, canary=canary)
         seen = self.record()
         assert self.store.open_level(self.run_id, seen, state, 0, (), {}, fanned={0: verdict})
 

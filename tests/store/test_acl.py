@@ -16,7 +16,7 @@ from longshore.orchestration.installation import acl, integrity
 from longshore.orchestration.installation.doctor import examine
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.store import lua
-from longshore.orchestration.store.admission import Admission, Wanted
+from longshore.orchestration.store.admission import Admission, AdmissionRequest
 from longshore.orchestration.store.run_store import Store
 from tests.servers import RedisServer
 
@@ -55,7 +55,7 @@ _NONE = {
 
 
 def commands_of_scripts() -> set[str]:
-    texts = [*map(lua.source, lua.names()), *map(lua.alone, ("submit", "admit"))]
+    texts = [*map(lua.source, lua.names()), *map(lua.installation_source, ("submit", "admit"))]
     return {name.lower() for text in texts for name in _CALL.findall(text)}
 
 
@@ -181,11 +181,11 @@ def test_a_client_waits_a_moment_for_a_worker_to_load_the_scripts_again(server: 
 def test_a_script_that_only_workers_call_does_nothing_for_a_client(server: RedisServer) -> None:
     admin, client = server.client(), as_role(server, "client")
     keys = client.keys.of("r")
-    admin.hset(keys.run, mapping={"state": "running", "ver": 1})
+    admin.hset(keys.run, mapping={"state": "running", "version": 1})
     before = admin.hgetall(keys.run)
-    for text in [*map(lua.source, lua.names()), lua.alone("admit")]:
+    for text in [*map(lua.source, lua.names()), lua.installation_source("admit")]:
         sha = admin.script_load(text)
-        for names in (keys.record(), [client.keys.queue, client.keys.known, client.keys.admitted]):
+        for names in (keys.record(), [client.keys.queue, client.keys.admission_requests, client.keys.admitted]):
             with pytest.raises(redis.exceptions.ResponseError):
                 client.client.evalsha(sha, len(names), *names, *["r"] * 8)
     assert admin.hgetall(keys.run) == before
@@ -224,11 +224,11 @@ def test_doctor_examines_every_key_as_any_role_that_may_ask_for_it(
 ) -> None:
     as_role(server, "worker").load_scripts()
     keys = Store(Settings(namespace=SPACE), admin).keys
-    admin.hset(keys.machine("web1"), mapping={"seen": 1, "queues": "docker@web1"})
-    admin.zadd(keys.fleet, {"web1": 1})
+    admin.hset(keys.host("web1"), mapping={"seen": 1, "queues": "docker@web1"})
+    admin.zadd(keys.hosts, {"web1": 1})
     admin.sadd(keys.breakers, "bank")
     admin.sadd(keys.locks, "deploy")
-    admin.hset(keys.known, "r", Wanted("p", key="k", locks=("deploy",)).text())
+    admin.hset(keys.admission_requests, "r", AdmissionRequest("p", key="k", locks=("deploy",)).text())
     admin.zadd(keys.runs, {"r": 1})
     admin.lpush(keys.of("r").run, "of another type")
     admin.acl_log_reset()
@@ -247,7 +247,7 @@ def test_a_worker_moves_keys_of_a_wrong_type_out_of_the_way(server: RedisServer)
     for key in wrong:
         admin.set(key, "text")
 
-    assert {each.key for each in integrity.mend(store)} == wrong
+    assert {each.key for each in integrity.repair(store)} == wrong
     assert integrity.clean(store) == 0
     assert integrity.wrong_keys(store) == []
 
@@ -259,7 +259,7 @@ def test_only_a_worker_writes_the_record_of_a_run(admin: redis.Redis, role: str)
     writes = [("HSET", key, "f", "v") for key in (keys.run, keys.steps)]
     writes += [("XADD", key, "*", "f", "v") for key in (keys.events, keys.log(0), store.keys.audit)]
     writes += [("ZADD", key, "1", "m") for key in (keys.leases, keys.waits, store.keys.admitted, store.keys.runs)]
-    writes += [("DEL", keys.run), ("SET", store.keys.carried("mac"), "1"), ("SET", store.keys.signed, "k")]
+    writes += [("DEL", keys.run), ("SET", store.keys.accepted("mac"), "1"), ("SET", store.keys.signing_keys, "k")]
     for words in writes:
         answer = str(admin.execute_command("ACL", "DRYRUN", f"longshore-{role}", *words))
         assert (answer == "OK") is (role == "worker"), (words, answer)
@@ -271,7 +271,7 @@ def test_a_monitor_starts_and_commands_nothing(admin: redis.Redis) -> None:
     for words in (
         ("SET", keys.request, "{}"), ("XADD", keys.commands, "*", "kind", "cancel"),
         ("ZADD", store.keys.inbox, "1", "r"), ("LPUSH", f"{SPACE}:control", "message"),
-        ("HSET", store.keys.fleet, "f", "v"),
+        ("HSET", store.keys.hosts, "f", "v"),
     ):  # fmt: skip
         assert "permissions" in str(admin.execute_command("ACL", "DRYRUN", "longshore-monitor", *words)), words
 
@@ -280,7 +280,7 @@ def test_a_worker_touches_no_key_of_another_installation(admin: redis.Redis) -> 
     own, other = Store(Settings(namespace=SPACE), admin).keys, Store(Settings(namespace="other"), admin).keys
     for keys, allowed in ((own, True), (other, False)):
         for words in (
-            ("GET", keys.of("r").request), ("HSET", keys.of("r").run, "state", "x"), ("DEL", keys.inbox),
+            ("GET", keys.of("rendered").request), ("HSET", keys.of("r").run, "state", "x"), ("DEL", keys.inbox),
             ("LPUSH", f"{keys.namespace}:noop", "m"), ("BRPOP", f"{keys.namespace}:docker@web1", "1"),
         ):  # fmt: skip
             answer = str(admin.execute_command("ACL", "DRYRUN", "longshore-worker", *words))

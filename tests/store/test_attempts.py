@@ -26,9 +26,9 @@ def test_a_claim_gives_the_step_to_one_attempt(stored: StoredRun, side: str) -> 
 
     assert (grant.attempt, grant.rendered, grant.before, grant.outcome) == (1, "", "", "")
     assert now <= grant.first_started <= now + 5000
-    assert stored.step(f"{side}s:0") == busy(side)
-    assert (stored.step(f"{side}w:0"), stored.step(f"{side}t:0")) == ("task-7@one/abc", "task-7")
-    assert stored.step(f"{side}f:0") == grant.fence
+    assert stored.step(f"{side}status:0") == busy(side)
+    assert (stored.step(f"{side}owner:0"), stored.step(f"{side}task_ids:0")) == ("task-7@one/abc", "task-7")
+    assert stored.step(f"{side}fence:0") == grant.fence
     assert now + LEASE * 1000 <= stored.leases()[f"{side}0"] <= now + LEASE * 1000 + 5000
     assert (events[0]["step"], events[0]["attempt"], events[0]["owner"]) == ("0", "1", "task-7@one/abc")
 
@@ -70,7 +70,7 @@ def test_a_step_that_is_not_dispatched_is_not_claimed(stored: StoredRun, side: s
 
 @SIDES
 def test_a_step_that_was_never_dispatched_is_not_claimed(stored: StoredRun, side: str) -> None:
-    stored.lay(busy(side), ulevel=0)
+    stored.lay(busy(side), undo_level=0)
 
     with stored.unchanged():
         assert stored.ask(0, side) == "pending"
@@ -86,7 +86,7 @@ def test_the_same_delivery_that_asks_again_has_the_same_grant(stored: StoredRun,
         again = stored.claim(0, side)
 
     assert again == grant
-    assert stored.step(f"{side}a:0") == "1"
+    assert stored.step(f"{side}attempts:0") == "1"
     assert stored.leases()[f"{side}0"] > stored.store.now() + (LEASE - 5) * 1000
 
 
@@ -147,8 +147,8 @@ def test_a_fence_is_larger_than_one_that_redis_has_forgotten(stored: StoredRun, 
     """A crash of Redis takes its last writes with it; what had been granted must not be granted again."""
     stored.dispatch(side)
     before = int(stored.claim(0, side).fence)
-    stored.redis.hdel(stored.keys.steps, f"{side}f:0", f"{side}w:0", f"{side}a:0")
-    stored.put(steps={f"{side}s:0": "ready"})
+    stored.redis.hdel(stored.keys.steps, f"{side}fence:0", f"{side}owner:0", f"{side}attempts:0")
+    stored.put(steps={f"{side}status:0": "ready"})
 
     assert int(stored.claim(0, side, "other").fence) > before
 
@@ -157,7 +157,7 @@ def test_a_fence_is_larger_than_one_that_redis_has_forgotten(stored: StoredRun, 
 def test_a_fence_grows_also_where_the_clock_went_back(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     ahead = (stored.store.now() + 3_600_000) * 1000
-    stored.put(steps={f"{side}f:0": ahead})
+    stored.put(steps={f"{side}fence:0": ahead})
 
     assert int(stored.claim(0, side).fence) == ahead + 1
 
@@ -181,7 +181,7 @@ def test_a_later_attempt_is_given_what_the_first_one_wrote_down(stored: StoredRu
 
     assert (second.attempt, second.rendered, second.before) == (2, '{"a":1}', '{"was":2}')
     assert second.first_started == first.first_started
-    assert stored.step("t:0") == "t1 t2"
+    assert stored.step("task_ids:0") == "t1 t2"
 
 
 def test_an_undo_is_given_what_the_step_wrote_down_and_recorded(stored: StoredRun) -> None:
@@ -214,7 +214,7 @@ def test_the_journal_keeps_what_came_first(stored: StoredRun, side: str) -> None
         assert stored.journal(0, fence, "rendered", "before", side=side)
         assert stored.journal(0, fence, "later", "later", side=side)
 
-    assert (stored.step(f"{side}r:0"), stored.step(f"{side}j:0")) == ("rendered", "before")
+    assert (stored.step(f"{side}rendered:0"), stored.step(f"{side}before:0")) == ("rendered", "before")
 
 
 def test_the_journal_has_no_empty_entries(stored: StoredRun) -> None:
@@ -224,7 +224,7 @@ def test_the_journal_has_no_empty_entries(stored: StoredRun) -> None:
     with stored.unchanged():
         assert stored.journal(0, fence)
     assert stored.journal(0, fence, "", "before")
-    assert (stored.step("r:0"), stored.step("j:0")) == (None, "before")
+    assert (stored.step("rendered:0"), stored.step("before:0")) == (None, "before")
 
 
 @SIDES
@@ -269,9 +269,9 @@ def test_complete_records_an_outcome(stored: StoredRun, side: str, status: str) 
         recorded = stored.complete(0, fence, status, side=side, outcome='{"x":1}', error="why")
 
     assert recorded == Recorded(accepted=True, advance=False)
-    assert (stored.step(f"{side}s:0"), stored.step(f"{side}o:0")) == (status, '{"x":1}')
-    assert stored.step(f"{side}e:0")
-    assert stored.step(f"{side}z:0") is None
+    assert (stored.step(f"{side}status:0"), stored.step(f"{side}outcome:0")) == (status, '{"x":1}')
+    assert stored.step(f"{side}ended:0")
+    assert stored.step(f"{side}no_effect:0") is None
     assert (stored.run("left"), stored.leases()) == ("1", {})
     assert (events[0]["step"], events[0]["status"], events[0]["error"]) == ("0", status, "why")
 
@@ -427,8 +427,8 @@ def test_a_good_link_of_a_chain_opens_the_level_of_the_next(stored: StoredRun, s
         recorded = stored.complete(0, fence, status, next_link=1)
 
     assert recorded == Recorded(accepted=True, advance=False)  # the chain's own message follows
-    assert (stored.run("level"), stored.run("left"), stored.step("s:1")) == ("1", "1", "ready")
-    assert int(stored.step("d:1") or 0) == int(stored.step("q:1") or 0) + LEASE * 1000
+    assert (stored.run("level"), stored.run("left"), stored.step("status:1")) == ("1", "1", "ready")
+    assert int(stored.step("sent_until:1") or 0) == int(stored.step("sent:1") or 0) + LEASE * 1000
     assert (events[1]["level"], events[1]["steps"]) == ("1", "1")
     with stored.unchanged():
         assert stored.complete(0, fence, status, next_link=1) == recorded
@@ -440,7 +440,7 @@ def test_a_bad_link_ends_its_chain(stored: StoredRun, status: str) -> None:
 
     assert stored.complete(0, stored.claim(0).fence, status, next_link=1).advance
 
-    assert (stored.run("level"), stored.step("s:1")) == ("0", None)
+    assert (stored.run("level"), stored.step("status:1")) == ("0", None)
 
 
 def test_no_link_follows_where_something_of_the_level_is_left(stored: StoredRun) -> None:
@@ -448,7 +448,7 @@ def test_no_link_follows_where_something_of_the_level_is_left(stored: StoredRun)
 
     assert not stored.complete(0, stored.claim(0).fence, next_link=1).advance
 
-    assert (stored.run("level"), stored.run("left"), stored.step("s:1")) == ("0", "1", None)
+    assert (stored.run("level"), stored.run("left"), stored.step("status:1")) == ("0", "1", None)
 
 
 @pytest.mark.parametrize("state", [R.ABORTING, R.FINISHING])
@@ -459,7 +459,7 @@ def test_no_link_follows_in_a_run_that_is_ending(stored: StoredRun, state: RunSt
 
     assert stored.complete(0, fence, next_link=1).advance
 
-    assert (stored.run("level"), stored.step("s:1")) == ("0", None)
+    assert (stored.run("level"), stored.step("status:1")) == ("0", None)
 
 
 # --- retry ----------------------------------------------------------------------------------------------
@@ -474,10 +474,10 @@ def test_a_retry_puts_the_step_back_until_its_time(stored: StoredRun, side: str)
     with stored.emits("undo_retrying" if side else "step_retrying") as events:
         assert stored.retry(0, fence, delay=60, grace=5, side=side) == 1
 
-    due = int(stored.step(f"{side}n:0") or 0)
+    due = int(stored.step(f"{side}not_before:0") or 0)
     assert now + 60_000 <= due <= now + 65_000
-    assert (stored.step(f"{side}q:0"), stored.step(f"{side}d:0")) == (str(due), str(due + 5000))
-    assert (stored.step(f"{side}s:0"), stored.leases(), stored.run("left")) == ("retrying", {}, "1")
+    assert (stored.step(f"{side}sent:0"), stored.step(f"{side}sent_until:0")) == (str(due), str(due + 5000))
+    assert (stored.step(f"{side}status:0"), stored.leases(), stored.run("left")) == ("retrying", {}, "1")
     assert (events[0]["step"], events[0]["attempt"], events[0]["error"]) == ("0", "1", "busy")
     assert events[0]["delay_ms"] == "60000"
 
@@ -515,7 +515,7 @@ def test_an_attempt_that_has_lost_its_step_cannot_put_it_back(stored: StoredRun,
 def test_what_has_ended_is_not_tried_again(stored: StoredRun, side: str, status: str) -> None:
     stored.dispatch(side)
     fence = stored.claim(0, side).fence
-    stored.put(steps={f"{side}s:0": status})
+    stored.put(steps={f"{side}status:0": status})
 
     with stored.unchanged():
         assert stored.retry(0, fence, side=side) == 0
@@ -538,4 +538,4 @@ def test_an_always_step_has_its_retry_also_while_the_run_is_ending(stored: Store
     with stored.emits("step_retrying"):
         assert stored.retry(0, fence, always=True) == 1
 
-    assert (stored.step("s:0"), stored.run("left")) == ("retrying", "1")
+    assert (stored.step("status:0"), stored.run("left")) == ("retrying", "1")

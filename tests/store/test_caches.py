@@ -200,7 +200,7 @@ def test_a_build_that_fails_leaves_what_is_there(step: Step, caches: Caches, bui
         rebuild(step, "r2", force=True, params={"fail": "no catalogue today"}).act()
     with pytest.raises(OperationError, match="at most 100000 may be stored"):
         rebuild(step, "r3", force=True, params={"size": 50_000}).act()
-    for params in ({"builder": "nobody.build"}, {"builder": "catalog.build", "params": {"size": "x"}}):
+    for params in ({"builder": "nobody.build"}, {"builder": "catalog.build", "params": {"size": "resent"}}):
         with pytest.raises(Preflight, match="builder"):
             step("rebuild.execute", "r4", **params).before  # noqa: B018 - it is read
     assert caches.get("catalog").entry == was

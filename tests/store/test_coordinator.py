@@ -76,18 +76,18 @@ def test_an_advance_that_was_lost_is_made_up_for(world: Callable[..., World]) ->
     lost.driver.sweep()
 
     assert lost.store.state(lost.run_id) == RunState.SUCCEEDED
-    assert lost.rests()
+    assert lost.is_settled()
 
 
 def test_a_step_that_no_worker_takes_fails_and_says_so(world: Callable[..., World]) -> None:
-    alone = world(plan_of("a"), claim_timeout=600.0)
-    alone.driver.sweep()
+    installation_source = world(plan_of("a"), claim_timeout=600.0)
+    installation_source.driver.sweep()
 
-    alone.age(601)
-    alone.driver.sweep()
+    installation_source.age(601)
+    installation_source.driver.sweep()
 
-    assert alone.stored.step("s:0") == "failed"
-    assert alone.stored.run("err") == "no worker of the queue noop took it within 600 s"
+    assert installation_source.stored.step("status:0") == "failed"
+    assert installation_source.stored.run("err") == "no worker of the queue noop took it within 600 s"
 
 
 def test_an_undo_that_takes_too_long_is_given_up_and_named(world: Callable[..., World]) -> None:
@@ -103,8 +103,8 @@ def test_an_undo_that_takes_too_long_is_given_up_and_named(world: Callable[..., 
     slow.driver.sweep()
 
     assert slow.store.state(slow.run_id) == RunState.UNDO_FAILED
-    assert (slow.stored.step("us:0"), slow.stored.step("us:1")) == ("undone", "undo_failed")
-    assert "ran out of its time" in str(slow.stored.step("uo:1"))
+    assert (slow.stored.step("ustatus:0"), slow.stored.step("ustatus:1")) == ("undone", "undo_failed")
+    assert "ran out of its time" in str(slow.stored.step("uoutcome:1"))
 
 
 def test_an_entry_of_the_inbox_without_a_request_is_forgotten_after_a_minute(
@@ -148,7 +148,7 @@ def test_a_link_of_a_chain_is_skipped_where_another_dependency_has_failed(world:
     do(run, 1)
     run.settle()
 
-    assert run.stored.step("s:3") == "skipped"
+    assert run.stored.step("status:3") == "skipped"
 
 
 def test_a_command_that_comes_while_its_run_is_looked_at_is_not_lost(world: Callable[..., World]) -> None:
@@ -159,7 +159,7 @@ def test_a_command_that_comes_while_its_run_is_looked_at_is_not_lost(world: Call
 
     def look_and_be_asked(run_id: str) -> Any:
         found = looks(run_id)
-        if len(run.store.commands(run.run_id)) == 1 and found.fields.get("cmd"):
+        if len(run.store.commands(run.run_id)) == 1 and found.fields.get("last_command"):
             run.store.command(run.run_id, "undo")
         return found
 
@@ -216,7 +216,7 @@ def test_an_always_step_that_is_lost_as_its_run_is_cancelled_runs_again(world: C
     run.driver.sweep()
     run.settle()
 
-    assert run.stored.step("s:1") == "changed"
+    assert run.stored.step("status:1") == "changed"
 
 
 @pytest.fixture
@@ -237,4 +237,4 @@ def test_an_outage_of_redis_costs_no_worker_its_step(world: Callable[..., World]
     run.driver.sweep()
 
     assert run.stored.events("lease_lost") == []
-    assert run.stored.step("s:0") == "running"
+    assert run.stored.step("status:0") == "running"

@@ -116,7 +116,7 @@ def test_a_decision_puts_a_waiting_run_forward(make: Make) -> None:
     world.store.command("r", "approve", step=0)
     world.driver.sweep()
 
-    assert world.store.step_fields("r", [0], ("s",))[0] == ("unchanged",)
+    assert world.store.step_fields("r", [0], ("status",))[0] == ("unchanged",)
     assert when(world, "r") <= world.store.settings.lease
 
 
@@ -127,7 +127,8 @@ def test_a_run_that_goes_on_by_a_message_is_looked_at_again_soon(make: Make) -> 
     make_due(world)
     settle(world)
     world.stored.redis.hset(
-        world.store.keys.of("r").steps, mapping={"dk:0": "approve", "dw:0": "ann", "dn:0": "", "dt:0": 1}
+        world.store.keys.of("r").steps,
+        mapping={"decision:0": "approve", "decided_by:0": "ann", "note:0": "", "decided_at:0": 1},
     )
 
     world.driver.advance("r")
@@ -210,7 +211,7 @@ def test_room_that_was_made_without_a_word_is_found_by_the_next_tidying_up(make:
     world.stored.redis.hset(world.store.keys.of("r0").run, mapping={"state": "succeeded", "ended": world.store.now()})
     world.stored.redis.zrem(world.store.keys.live, "r0")
 
-    world.stored.redis.delete(world.store.keys.tidied)
+    world.stored.redis.delete(world.store.keys.purged)
     world.driver.sweep()
     world.driver.sweep()
 

@@ -30,7 +30,7 @@ def test_a_script_without_one_guard_breaks_its_scenario(
     monkeypatch.setattr(lua, "text", lambda path: mutant.text if path == mutant.script else text(path))
     # Past the caches, which hold the whole scripts.
     monkeypatch.setattr(lua, "source", lua.source.__wrapped__)
-    monkeypatch.setattr(lua, "alone", lua.alone.__wrapped__)
+    monkeypatch.setattr(lua, "installation_source", lua.installation_source.__wrapped__)
     redis_server.flush()  # else a scenario could fail of what another one has left
     stored = StoredRun(redis_server.url, client=redis_server.shared_client)
 

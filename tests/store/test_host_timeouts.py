@@ -79,8 +79,8 @@ def test_a_step_is_taken_from_an_attempt_that_is_silent(stored: StoredRun, side:
     with stored.emits("lease_lost") as events:
         assert stored.expire(0, side) == "again"
 
-    assert (stored.step(f"{side}s:0"), stored.step(f"{side}l:0"), stored.leases()) == ("ready", "1", {})
-    assert int(stored.step(f"{side}f:0") or 0) > int(grant.fence)
+    assert (stored.step(f"{side}status:0"), stored.step(f"{side}lost:0"), stored.leases()) == ("ready", "1", {})
+    assert int(stored.step(f"{side}fence:0") or 0) > int(grant.fence)
     assert stored.run("left") == "1"
     assert (events[0]["step"], events[0]["undo"], events[0]["owner"]) == ("0", side, "lost@one/1")
     assert events[0]["lost"] == "1"
@@ -119,9 +119,9 @@ def test_what_must_not_be_repeated_is_unknown(stored: StoredRun, side: str) -> N
         assert stored.expire(0, side, repeatable=False) == "unknown"
 
     final = "undo_failed" if side else "unknown"
-    assert (stored.step(f"{side}s:0"), stored.run("left"), stored.leases()) == (final, "1", {})
-    assert stored.step(f"{side}o:0") == '{"error": "its worker was lost"}'
-    assert stored.step(f"{side}e:0")
+    assert (stored.step(f"{side}status:0"), stored.run("left"), stored.leases()) == (final, "1", {})
+    assert stored.step(f"{side}outcome:0") == '{"error": "its worker was lost"}'
+    assert stored.step(f"{side}ended:0")
     assert (events[1]["status"], events[1]["error"]) == (final, "its worker was lost")
     assert not stored.complete(0, grant.fence, side=side).accepted
     assert stored.run("state") == busy(side)
@@ -149,7 +149,7 @@ def test_a_step_that_kills_its_workers_is_given_up(stored: StoredRun, side: str)
         stored.end_lease(f"{side}0")
         verdicts.append(stored.expire(0, side))
     assert verdicts == ["again"] * 2 + ["unknown"]
-    assert "3 times" in str(stored.step(f"{side}o:0"))
+    assert "3 times" in str(stored.step(f"{side}outcome:0"))
 
 
 def test_a_loss_for_good_ends_the_run_where_a_failure_would(stored: StoredRun) -> None:
@@ -185,7 +185,7 @@ def test_a_step_that_is_lost_while_the_run_is_ending_is_not_repeated(stored: Sto
 
     assert stored.expire(0) == "unknown"
 
-    assert (stored.step("s:0"), stored.run("left")) == ("unknown", "1")
+    assert (stored.step("status:0"), stored.run("left")) == ("unknown", "1")
 
 
 def test_an_always_step_that_is_lost_while_the_run_is_ending_waits_for_its_turn(stored: StoredRun) -> None:
@@ -197,7 +197,7 @@ def test_an_always_step_that_is_lost_while_the_run_is_ending_waits_for_its_turn(
     with stored.emits("lease_lost"):
         assert stored.expire(0, always=True) == "again"
 
-    assert (stored.step("s:0"), stored.run("left"), stored.leases()) == (None, "0", {})
+    assert (stored.step("status:0"), stored.run("left"), stored.leases()) == (None, "0", {})
 
 
 def test_an_always_step_that_must_not_be_repeated_is_unknown_all_the_same(stored: StoredRun) -> None:
@@ -215,7 +215,7 @@ def test_an_always_step_that_is_lost_in_a_run_that_goes_on_is_ready_again(stored
     stored.put(state=state)
     stored.end_lease("0")
     assert stored.expire(0, always=True) == "again"
-    assert (stored.step("s:0"), stored.run("left")) == ("ready", "1")
+    assert (stored.step("status:0"), stored.run("left")) == ("ready", "1")
 
 
 # --- resend ---------------------------------------------------------------------------------------------
@@ -251,10 +251,10 @@ def test_the_patience_doubles_up_to_ten_minutes(stored: StoredRun) -> None:
     waits = []
     for _ in range(9):
         stored.age(700)
-        stored.put(steps={"q:0": stored.store.now()})
+        stored.put(steps={"sent:0": stored.store.now()})
         now = stored.store.now()
         assert stored.store.resend(stored.run_id, "", [0]) == ([0], [])
-        waits.append(round((int(stored.step("d:0") or 0) - now) / 1000))
+        waits.append(round((int(stored.step("sent_until:0") or 0) - now) / 1000))
     assert waits == [20, 40, 80, 160, 320, 600, 600, 600, 600]
 
 
@@ -269,7 +269,7 @@ def test_a_message_that_arrived_ends_the_doubling(stored: StoredRun, side: str) 
 
     stored.store.resend(stored.run_id, side, [0])
 
-    assert int(stored.step(f"{side}d:0") or 0) <= stored.store.now() + 2 * LEASE * 1000
+    assert int(stored.step(f"{side}sent_until:0") or 0) <= stored.store.now() + 2 * LEASE * 1000
 
 
 @SIDES
@@ -285,7 +285,7 @@ def test_a_parked_retry_is_sent_when_its_time_has_come(stored: StoredRun, side: 
 
 def test_a_retry_is_not_sent_before_its_time_though_its_message_is_overdue(stored: StoredRun) -> None:
     stored.dispatch("", status="retrying")
-    stored.put(steps={"n:0": stored.store.now() + 60_000, "d:0": 0})
+    stored.put(steps={"not_before:0": stored.store.now() + 60_000, "sent_until:0": 0})
 
     with stored.unchanged():
         assert stored.store.resend(stored.run_id, "", [0]) == ([], [])
@@ -304,7 +304,7 @@ def test_resend_looks_at_many_steps_at_once(stored: StoredRun) -> None:
     stored.begin(0, 1, 2, 3)
     stored.claim(1)
     stored.age(LEASE + 1)
-    stored.put(steps={"q:3": 0, "d:2": stored.store.now() + 5000}, claimed=0)
+    stored.put(steps={"sent:3": 0, "sent_until:2": stored.store.now() + 5000}, claimed=0)
 
     assert stored.store.resend(stored.run_id, "", [0, 1, 2, 3]) == ([0], [3])
     assert stored.store.resend(stored.run_id, "", []) == ([], [])

@@ -13,9 +13,9 @@ from longshore.orchestration import Plan, UnknownName
 from longshore.orchestration.installation.doctor import _work as examine
 from longshore.orchestration.monitoring.metrics import text
 from longshore.orchestration.operations import find
-from longshore.orchestration.runs.pending_reasons import reasons
+from longshore.orchestration.runs.pending_reasons import pending_reasons
 from longshore.orchestration.store.hosts import Hosts, HostState, Node, NodeState, cannot, grouped, meant
-from longshore.orchestration.store.queue_lengths import backlogs
+from longshore.orchestration.store.queue_lengths import queue_lengths
 from longshore.orchestration.store.run_store import Store
 from tests.servers import RedisServer
 from tests.store.stored_run import StoredRun, settings_for
@@ -57,7 +57,7 @@ def node(name: str, host: str, **more: Any) -> Node:
 
 def ago(hosts: Hosts, host: str, seconds: float) -> None:
     """Have all that was said of a host be said earlier."""
-    key = hosts._keys.machine(host)
+    key = hosts._keys.host(host)
     for name, value in hosts._client.hgetall(key).items():
         if name.startswith("beat:"):
             at, _, rest = value.partition(" ")
@@ -102,10 +102,10 @@ def test_a_drained_host_is_drained_once_each_worker_says_so_and_is_at_nothing(ho
     hosts.register("web1", node("b@web1", "web1"))
     assert hosts.drain("web1", "ann").state is HostState.DRAINING
 
-    wish = hosts.beat("web1", "a@web1", NodeState.DRAINED, 1)
-    assert wish is not None
-    assert (wish.by, wish.stop) == ("ann", False)
-    assert hosts.wish("web1") == wish
+    request_drain = hosts.beat("web1", "a@web1", NodeState.DRAINED, 1)
+    assert request_drain is not None
+    assert (request_drain.by, request_drain.stop) == ("ann", False)
+    assert hosts.request_drain("web1") == request_drain
     hosts.beat("web1", "b@web1", NodeState.DRAINED, 0)
     assert hosts.get("web1").state is HostState.DRAINING
     hosts.beat("web1", "a@web1", NodeState.DRAINED, 0)
@@ -114,11 +114,11 @@ def test_a_drained_host_is_drained_once_each_worker_says_so_and_is_at_nothing(ho
     hosts.leave("web1", "a@web1")
     hosts.leave("web1", "b@web1")
     hosts.register("web1", node("a@web1", "web1"))
-    assert hosts.wish("web1") == wish, "a worker that starts anew is drained, too"
+    assert hosts.request_drain("web1") == request_drain, "a worker that starts anew is drained, too"
 
     hosts.undrain("web1")
 
-    assert hosts.wish("web1") is None
+    assert hosts.request_drain("web1") is None
     assert hosts.get("web1").state is HostState.READY
 
 
@@ -134,7 +134,7 @@ def test_a_host_whose_workers_all_stop_is_stopping(hosts: Hosts) -> None:
 def test_a_host_whose_last_worker_said_good_bye_is_not_lost_for_one_that_was_killed_before(hosts: Hosts) -> None:
     hosts.register("web1", node("killed@web1", "web1"))
     hosts.register("web1", node("last@web1", "web1"))
-    hosts._client.hset(hosts._keys.machine("web1"), "beat:killed@web1", "1 ready 1")
+    hosts._client.hset(hosts._keys.host("web1"), "beat:killed@web1", "1 ready 1")
     hosts.leave("web1", "last@web1")
     assert hosts.get("web1").state is HostState.STOPPED
     hosts.register("web1", node("new@web1", "web1"))
@@ -159,13 +159,13 @@ def test_what_is_not_known_is_told_with_what_is(hosts: Hosts) -> None:
 
 def test_what_has_been_silent_for_long_is_forgotten(hosts: Hosts) -> None:
     hosts.register("web1", node("a@web1", "web1"))
-    hosts._client.zadd(hosts._keys.fleet, {"web1": 1})
+    hosts._client.zadd(hosts._keys.hosts, {"web1": 1})
     hosts.register("web2", node("a@web2", "web2"))
 
     assert hosts.forget_old(60) == ["web1"]
 
     hosts.register("web2", node("killed@web2", "web2"))
-    hosts._client.hset(hosts._keys.machine("web2"), "beat:killed@web2", "1 ready 0")
+    hosts._client.hset(hosts._keys.host("web2"), "beat:killed@web2", "1 ready 0")
     assert hosts.forget_old(60) == []
     assert [each.name for each in hosts.get("web2").nodes] == ["a@web2"]
     assert list(hosts.all()) == ["web2"]
@@ -263,20 +263,20 @@ def test_each_queue_has_its_length_its_oldest_and_its_workers(stored: StoredRun)
     sent(stored.store, "noop", "longshore.step", stored.run_id, 1)
     sent(stored.store, "noop.undo", "somebody.elses", 1)
 
-    found = {backlog.queue: backlog for backlog in backlogs(stored.store)}
+    found = {backlog.queue: backlog for backlog in queue_lengths(stored.store)}
 
     assert (found["noop"].length, found["noop"].workers) == (2, 1)
     assert 29 <= found["noop"].oldest <= 40
     assert (found["noop.undo"].length, found["noop.undo"].oldest) == (1, 0.0)
     assert (found["control"].length, found["control"].workers) == (0, 0)
     hosts.drain("web1", "ann")
-    assert {backlog.queue: backlog.workers for backlog in backlogs(stored.store)}["noop"] == 0
-    assert {backlog.queue: backlog.workers for backlog in backlogs(stored.store)}["noop.undo"] == 1
+    assert {backlog.queue: backlog.workers for backlog in queue_lengths(stored.store)}["noop"] == 0
+    assert {backlog.queue: backlog.workers for backlog in queue_lengths(stored.store)}["noop.undo"] == 1
     told = text(stored.store)
     assert 'longshore_queue_length{queue="noop"} 2.0' in told
     assert 'longshore_hosts{state="draining"} 1.0' in told
     hosts.leave("web1", "a@web1")
-    assert {backlog.queue: backlog.length for backlog in backlogs(stored.store)}["noop"] == 2, (
+    assert {backlog.queue: backlog.length for backlog in queue_lengths(stored.store)}["noop"] == 2, (
         "also where no worker is left"
     )
 
@@ -285,25 +285,27 @@ def test_a_step_that_waits_for_a_worker_says_for_which(stored: StoredRun) -> Non
     plan = Plan("p", target="web1")
     plan.step("a", "noop.execute")
     stored.begin(0)
-    stored.put(steps={"h:0": "web1"})
+    stored.put(steps={"host:0": "web1"})
     from longshore.orchestration.plans.compiled import CompiledPlan
 
     compiled, hosts = CompiledPlan(plan), Hosts(stored.store)
 
     def why() -> str:
         _, steps = stored.store.everything(stored.run_id)
-        return reasons(stored.store, compiled, steps).get("wait:0", "")
+        return pending_reasons(stored.store, compiled, steps).get("wait:0", "")
 
     assert why() == "waits: no worker takes what is in the queue noop@web1"
     hosts.register("web1", node("a@web1", "web1"))
     assert why() == ""
     hosts.drain("web1", "ann")
     assert why() == "waits: host web1 is drained by ann"
-    stored.put(steps={"s:0": "changed", "us:0": "ready"})
-    stored.redis.hdel(stored.keys.steps, "h:0")
-    assert reasons(stored.store, compiled, stored.store.everything(stored.run_id)[1]) == {}, "a drained host takes undo"
-    stored.put(steps={"s:0": "ready", "h:0": "web1"})
-    stored.redis.hdel(stored.keys.steps, "us:0")
+    stored.put(steps={"status:0": "changed", "ustatus:0": "ready"})
+    stored.redis.hdel(stored.keys.steps, "host:0")
+    assert pending_reasons(stored.store, compiled, stored.store.everything(stored.run_id)[1]) == {}, (
+        "a drained host takes undo"
+    )
+    stored.put(steps={"status:0": "ready", "host:0": "web1"})
+    stored.redis.hdel(stored.keys.steps, "ustatus:0")
     hosts.undrain("web1")
     ago(hosts, "web1", stored.store.settings.lease + 1)
     assert "waits: host web1 has not been heard of for" in why()

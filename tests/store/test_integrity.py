@@ -9,12 +9,12 @@ import pytest
 
 from longshore.orchestration.client.request import shared
 from longshore.orchestration.installation import doctor, integrity
-from longshore.orchestration.jobs.discovery import Board
+from longshore.orchestration.jobs.discovery import JobDiscovery
 from longshore.orchestration.monitoring import counters
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.runs import events
 from longshore.orchestration.runs.search import Filter, search
-from longshore.orchestration.schedules.due_times import Schedules
+from longshore.orchestration.schedules.due_times import ScheduleMarks
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store import audit
 from longshore.orchestration.store.admission import Admission
@@ -23,7 +23,7 @@ from longshore.orchestration.store.connection import connect
 from longshore.orchestration.store.hosts import Hosts, Node
 from longshore.orchestration.store.keys import RUN_TYPES, TYPES
 from longshore.orchestration.store.locks import Locks
-from longshore.orchestration.store.queue_lengths import backlogs
+from longshore.orchestration.store.queue_lengths import queue_lengths
 from longshore.tasks.control import coordinator
 from tests.servers import RedisServer
 from tests.store.simulated_workers import ADVANCE, Message, QueueCanvas, World
@@ -70,9 +70,9 @@ INDICES = [name for name in TYPES if not name.endswith(":")]
 MEMBERS = [
     "plan:p",
     "slot:one",
-    "machine:web1",
+    "host:web1",
     "breaker:registry",
-    "probing:registry",
+    "half-open:registry",
     "blocked:registry",
     "lock:shop",
 ]
@@ -85,7 +85,7 @@ def test_a_key_of_a_wrong_type_is_renamed_and_stops_no_run(world: World, name: s
         world.driver.sweep()
     spoil(world, spaced(world, name))
 
-    integrity.mend(world.store)
+    integrity.repair(world.store)
     world.settle()
 
     assert world.store.state(world.run_id) == RunState.SUCCEEDED
@@ -94,7 +94,7 @@ def test_a_key_of_a_wrong_type_is_renamed_and_stops_no_run(world: World, name: s
     assert world.stored.redis.exists(spaced(world, f"damaged:{name}"))
 
 
-@pytest.mark.parametrize("name", ["inbox", "live", "queue", "known", "admitted", "ended", "runs"])
+@pytest.mark.parametrize("name", ["inbox", "live", "queue", "admission-requests", "admitted", "ended", "runs"])
 def test_a_sweep_that_meets_a_key_of_a_wrong_type_renames_it_and_goes_on(world: World, name: str) -> None:
     spoil(world, spaced(world, name))
 
@@ -109,15 +109,15 @@ def test_a_key_of_the_broker_with_a_wrong_type_is_renamed(world: World, name: st
     key = f"{world.store.settings.broker_prefix()}{name}"
     world.stored.redis.xadd(key, {"no": "queue"})
 
-    assert [wrong.key for wrong in integrity.mend(world.store)] == [key]
+    assert [wrong.key for wrong in integrity.repair(world.store)] == [key]
 
     assert not world.stored.redis.exists(key)
 
 
-@pytest.mark.parametrize("name", ["order", "tick", "pause", "jobs-asked"])
+@pytest.mark.parametrize("name", ["admission-order", "tick", "pause", "job-questions"])
 def test_a_counter_that_holds_no_number_stops_no_run(world: World, name: str) -> None:
     world.stored.redis.set(spaced(world, name), "no number")
-    integrity.mend(world.store)
+    integrity.repair(world.store)
 
     world.settle()
 
@@ -134,17 +134,17 @@ def test_a_sweep_reads_over_a_time_that_is_none(world: World, name: str) -> None
 
 def test_an_order_that_was_lost_goes_on_behind_the_runs_that_wait(world: World) -> None:
     world.stored.redis.zadd(world.store.keys.queue, {"waits": 70})
-    spoil(world, world.store.keys.order)
+    spoil(world, world.store.keys.admission_order)
 
-    integrity.mend(world.store)
+    integrity.repair(world.store)
 
-    assert int(world.stored.redis.incr(world.store.keys.order)) > 70
+    assert int(world.stored.redis.incr(world.store.keys.admission_order)) > 70
 
 
 def test_a_queue_that_was_lost_is_rebuilt_from_the_runs_that_wait(world: World) -> None:
     spoil(world, world.store.keys.queue)
 
-    integrity.mend(world.store)
+    integrity.repair(world.store)
 
     assert world.stored.redis.zrange(world.store.keys.queue, 0, -1) == [world.run_id]
 
@@ -171,7 +171,7 @@ def test_an_entry_that_is_no_run_id_becomes_one_dead_letter(world: World, index:
 def test_tidying_up_makes_one_dead_letter_of_an_entry_that_is_no_run_id(world: World, index: str) -> None:
     world.stored.redis.zadd(spaced(world, index), {NO_TEXT: 1e15})
 
-    world.driver.door.tidy()
+    world.driver.door.purge_expired()
 
     assert world.stored.redis.zscore(spaced(world, index), NO_TEXT) is None
     assert len(letters(world)) == 1
@@ -179,9 +179,9 @@ def test_tidying_up_makes_one_dead_letter_of_an_entry_that_is_no_run_id(world: W
 
 @pytest.mark.parametrize(
     ("name", "field"),
-    [("known", "other"), ("jobs-seen", "web1"), ("scheduled", "nightly"), ("counted", "runs"),
-     ("machine:web1", "node:w@web1"), ("machine:web1", "beat:w@web1"), ("machine:web1", "drained"),
-     ("machine:web1", "last")],
+    [("admission-requests", "other"), ("job-snapshots", "web1"), ("schedule-marks", "nightly"), ("counters", "runs"),
+     ("host:web1", "node:w@web1"), ("host:web1", "beat:w@web1"), ("host:web1", "drained"),
+     ("host:web1", "last")],
 )  # fmt: skip
 @pytest.mark.parametrize(
     "garbage", [NO_TEXT, b"{", b"[]", b"{}", b"[" * 100_000], ids=["bytes", "cut", "list", "{}", "deep"]
@@ -193,9 +193,9 @@ def test_a_field_that_cannot_be_read_becomes_one_dead_letter(
     store = world.store
 
     # All that reads it does without it.
-    Hosts(store).all(), Board(store).seen(), Schedules(store).marks(), Admission(store).known()
+    Hosts(store).all(), JobDiscovery(store).seen(), ScheduleMarks(store).marks(), Admission(store).known()
     counters.totals(store), Admission(store).next(), doctor.examine(store)
-    world.driver.door.tidy()
+    world.driver.door.purge_expired()
 
     assert world.stored.redis.hget(spaced(world, name), field) is None
     assert len(letters(world)) == 1
@@ -207,7 +207,7 @@ def test_a_lock_that_nobody_holds_is_freed(world: World) -> None:
     world.stored.redis.set(world.store.keys.lock("shop"), "no holder")
     assert Locks(world.store).held() == []
 
-    world.driver.door.tidy()
+    world.driver.door.purge_expired()
 
     assert world.stored.redis.get(world.store.keys.lock("shop")) is None
     assert len(letters(world)) == 1
@@ -240,13 +240,13 @@ def test_a_run_with_a_key_of_a_wrong_type_becomes_one_dead_letter(world: World, 
     assert world.stored.redis.zscore(world.store.keys.inbox, other) is None
     assert len(letters(world)) == 1
     assert prefix in letters(world)[0]
-    world.driver.door.tidy()
+    world.driver.door.purge_expired()
     world.settle()
     assert world.store.state(world.run_id) == RunState.SUCCEEDED
 
 
 @pytest.mark.parametrize(
-    "field", ["state", "level", "ulevel", "left", "cause", "deadline", "undo_deadline", "epoch", "was"]
+    "field", ["state", "level", "undo_level", "left", "cause", "deadline", "undo_deadline", "epoch", "suspended_state"]
 )
 def test_a_record_that_cannot_be_read_becomes_one_dead_letter(world: World, field: str) -> None:
     world.driver.sweep()
@@ -327,16 +327,16 @@ def test_messages_that_are_none_are_counted_and_read_over(world: World) -> None:
     for message in (NO_TEXT, b"{", b"[" * 100_000, json.dumps({"headers": {"task": "longshore.step"}, "body": "W10="})):
         world.stored.redis.lpush(queue, message)
 
-    assert {backlog.queue: backlog.length for backlog in backlogs(world.store)}["control"] == 4
+    assert {backlog.queue: backlog.length for backlog in queue_lengths(world.store)}["control"] == 4
 
 
 def test_doctor_names_a_key_of_a_wrong_type_with_a_remedy(world: World) -> None:
-    for name in ("live", "fleet", "known"):
+    for name in ("live", "hosts", "admission-requests"):
         spoil(world, spaced(world, name))
 
     found = [finding for finding in doctor.examine(world.store) if finding.grade == "error"]
 
-    for name in ("live", "fleet", "known"):
+    for name in ("live", "hosts", "admission-requests"):
         assert any(spaced(world, name) in finding.what and "RENAME" in finding.remedy for finding in found)
 
 

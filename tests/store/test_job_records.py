@@ -10,11 +10,11 @@ import pytest
 
 from longshore.orchestration.errors import WaitTimeout
 from longshore.orchestration.jobs import Entity, schedule
-from longshore.orchestration.jobs.discovery import Board, Seen
+from longshore.orchestration.jobs.discovery import HostSnapshot, JobDiscovery
 from longshore.orchestration.jobs.schedule import forget_ends, note_end, service, tick
 from longshore.orchestration.plans.model import Plan
-from longshore.orchestration.schedules.due_times import Mark, Schedules
-from longshore.orchestration.store.admission import Admission, Wanted
+from longshore.orchestration.schedules.due_times import Mark, ScheduleMarks
+from longshore.orchestration.store.admission import Admission, AdmissionRequest
 from longshore.orchestration.store.breakers import Breakers
 from longshore.orchestration.store.hosts import Hosts, Node
 from longshore.orchestration.store.run_store import Store
@@ -42,26 +42,26 @@ def host(store: Store, name: str, **facts: Any) -> None:
 
 
 def test_an_answer_counts_from_the_number_that_was_asked_for(store: Store) -> None:
-    board = Board(store)
+    board = JobDiscovery(store)
     host(store, "web1")
     assert (board.asked(), board.answered("web1")) == (0, -1)
     with pytest.raises(WaitTimeout, match="no answer from web1"):
         board.look(patience=0.1)
-    board.answer(Seen("web1", board.asked(), engine="E", entities=(entity(),)))
+    board.answer(HostSnapshot("web1", board.asked(), engine="E", entities=(entity(),)))
     assert [(job.name, job.host) for job in board.last().jobs] == [("backup", "web1")]
 
     with pytest.raises(WaitTimeout):
         board.look(patience=0.1)  # that was the answer to another question
-    board.answer(Seen("web1", board.asked() + 1, engine="E", entities=(entity(),)))
+    board.answer(HostSnapshot("web1", board.asked() + 1, engine="E", entities=(entity(),)))
     assert [job.name for job in board.look(patience=0.1).jobs] == ["backup"]
 
 
 def test_whoever_has_no_engine_is_not_asked_and_whoever_is_silent_is_named(store: Store) -> None:
-    board = Board(store)
+    board = JobDiscovery(store)
     host(store, "web1")
     host(store, "web2")
     host(store, "plain", docker=None)
-    board.answer(Seen("web1", 1, entities=(entity(),)))
+    board.answer(HostSnapshot("web1", 1, entities=(entity(),)))
     known = board.look(patience=0.1)
     assert known.silent == ("web2",)
     assert [str(finding) for finding in known.findings] == ["host web2: it did not answer"]
@@ -70,19 +70,19 @@ def test_whoever_has_no_engine_is_not_asked_and_whoever_is_silent_is_named(store
 
 def test_what_a_host_has_said_goes_with_it(store: Store) -> None:
     host(store, "web1")
-    board = Board(store)
-    board.answer(Seen("web1", 1))
+    board = JobDiscovery(store)
+    board.answer(HostSnapshot("web1", 1))
     Hosts(store).forget("web1")
     assert board.seen() == {}
 
 
 def test_without_a_host_there_is_nobody_to_ask(store: Store) -> None:
     with pytest.raises(WaitTimeout, match="no host with a Docker engine"):
-        Board(store).look(patience=0.1)
+        JobDiscovery(store).look(patience=0.1)
 
 
 def test_marks_are_kept_and_forgotten(store: Store) -> None:
-    schedules = Schedules(store)
+    schedules = ScheduleMarks(store)
     schedules.put(KEY, Mark(5, "* * * * * UTC"))
     assert schedules.marks() == {KEY: Mark(5, "* * * * * UTC")}
     schedules.forget([KEY, "another"])
@@ -110,11 +110,11 @@ def scheduled(**said: str) -> Entity:
 @pytest.fixture
 def due(store: Store, monkeypatch: pytest.MonkeyPatch) -> Starts:
     """Host web1 has the job, which was planned for three minutes ago and since; whoever is asked says nothing new."""
-    monkeypatch.setattr(Board, "look", lambda self, files, **_: self.last(files))
+    monkeypatch.setattr(JobDiscovery, "look", lambda self, files, **_: self.last(files))
     monkeypatch.setattr(schedule, "_once", schedule._Once())
     host(store, "web1")
-    Board(store).answer(Seen("web1", 1, engine="E", entities=(scheduled(),)))
-    Schedules(store).put(KEY, Mark(store.now() - 180_000, "* * * * * UTC"))
+    JobDiscovery(store).answer(HostSnapshot("web1", 1, engine="E", entities=(scheduled(),)))
+    ScheduleMarks(store).put(KEY, Mark(store.now() - 180_000, "* * * * * UTC"))
     return Starts(store)
 
 
@@ -128,7 +128,9 @@ def test_a_tick_starts_what_is_due_and_the_next_one_nothing(due: Starts) -> None
 def test_a_job_that_cannot_be_used_is_not_started_and_told_of_once(
     due: Starts, caplog: pytest.LogCaptureFixture
 ) -> None:
-    Board(due.store).answer(Seen("web1", 1, engine="E", entities=(scheduled(**{"worker.command": "echo 'x"}),)))
+    JobDiscovery(due.store).answer(
+        HostSnapshot("web1", 1, engine="E", entities=(scheduled(**{"worker.command": "echo 'x"}),))
+    )
     for _ in range(3):
         tick(due, [])  # type: ignore[arg-type]
     assert due.started == []
@@ -149,17 +151,17 @@ def test_a_file_that_cannot_be_read_keeps_no_label_from_being_obeyed(
 def test_what_a_host_missed_while_it_was_away_is_not_forgotten(due: Starts) -> None:
     Hosts(due.store).leave("web1", "one@web1")
     tick(due, [])  # type: ignore[arg-type]
-    assert KEY in Schedules(due.store).marks()
+    assert KEY in ScheduleMarks(due.store).marks()
     host(due.store, "web1")
-    Board(due.store).answer(Seen("web1", 1, engine="E"))
+    JobDiscovery(due.store).answer(HostSnapshot("web1", 1, engine="E"))
     tick(due, [])  # type: ignore[arg-type]
-    assert Schedules(due.store).marks() == {}, "it is back, and the job is no more"
+    assert ScheduleMarks(due.store).marks() == {}, "it is back, and the job is no more"
 
 
 def test_another_host_with_the_same_engine_goes_on_where_the_first_was(due: Starts) -> None:
     Hosts(due.store).leave("web1", "one@web1")
     host(due.store, "web2")
-    Board(due.store).answer(Seen("web2", 1, engine="E", entities=(scheduled(),)))
+    JobDiscovery(due.store).answer(HostSnapshot("web2", 1, engine="E", entities=(scheduled(),)))
     tick(due, [])  # type: ignore[arg-type]
     (run_id,) = due.started
     assert run_id.startswith("backup@web2.")
@@ -214,8 +216,8 @@ def test_so_many_jobs_run_at_once_and_other_runs_are_not_held_up(
     for run_id, asked in {"j1": body, "j2": {**body, "plan": {"name": "job.b"}}, "p1": {"plan": {"name": "p"}}}.items():
         assert admission.submit(run_id, asked) is None
     assert [run_id for run_id, _ in admission.next()] == ["j1", "p1"]
-    wanted = Wanted.of({**body, "plan": {"name": "job.b"}})
+    wanted = AdmissionRequest.of({**body, "plan": {"name": "job.b"}})
     assert admission.limit_of(wanted) == "plan"
     assert admission.why_not(wanted, "plan") == "it waits for its turn: 1 jobs are live"
-    admission.release("j1", Wanted.of(body))
+    admission.release("j1", AdmissionRequest.of(body))
     assert [run_id for run_id, _ in admission.next()] == ["j2"]

@@ -253,8 +253,8 @@ class Saga(RuleBasedStateMachine):
 
     def versions_are_events(self, run: dict[str, str]) -> None:
         events = self.world.events
-        assert [int(entry["ver"]) for entry in events] == list(range(1, len(events) + 1)), "I2"
-        assert int(run["ver"]) == len(events) >= self.versions, "I2"
+        assert [int(entry["version"]) for entry in events] == list(range(1, len(events) + 1)), "I2"
+        assert int(run["version"]) == len(events) >= self.versions, "I2"
         for entry in events[self.versions :]:
             name = entry["event"]
             state = {"run_created": "pending", "run_started": "running", "run_ended": entry.get("state")}.get(name)
@@ -269,11 +269,11 @@ class Saga(RuleBasedStateMachine):
 
     def counts_are_true(self, run: dict[str, str], steps: dict[str, str]) -> None:
         side = "u" if run["state"] == "undoing" else ""
-        in_flight = [steps.get(f"{side}s:{i}") for i in range(len(self.world.plan))]
+        in_flight = [steps.get(f"{side}status:{i}") for i in range(len(self.world.plan))]
         flying = STEP_IN_FLIGHT | {UndoState.UNDOING}
         assert int(run["left"]) == sum(status in flying for status in in_flight), "I10"
         started = [entry for entry in self.world.events if entry["event"] == "step_started"]
-        attempts = sum(int(steps.get(f"a:{i}", 0)) for i in range(len(self.world.plan)))
+        attempts = sum(int(steps.get(f"attempts:{i}", 0)) for i in range(len(self.world.plan)))
         assert attempts == len(started) == sum(not work.side for work in self.world.grants), "I11"
         undone = [entry for entry in self.world.events if entry["event"] == "undo_started"]
         assert len(undone) == sum(bool(work.side) for work in self.world.grants), "I11"
@@ -292,14 +292,16 @@ class Saga(RuleBasedStateMachine):
         self.final = {k: v for k, v in steps.items() if k.partition(":")[0] in {"s", "us"} and v in final}
         if self.rested is not None:
             assert not self.world.stored.leases()
-            assert all(steps.get(f"s:{i}") in STEP_FINAL for i in range(len(self.world.plan))), "a step did not end"
+            assert all(steps.get(f"status:{i}") in STEP_FINAL for i in range(len(self.world.plan))), (
+                "a step did not end"
+            )
 
     def an_index_names_the_run(self, run: dict[str, str]) -> None:
         waits = self.world.run_id in self.world.store.waiting()
         live = self.client.zscore(self.world.store.keys.live, self.world.run_id) is not None
         assert live or waits or run["state"] in TERMINAL, "I12: a live run in no index"
         asked = self.world.store.commands(self.world.run_id)
-        if asked and asked[-1][0] != run.get("cmd"):
+        if asked and asked[-1][0] != run.get("last_command"):
             assert live or waits, "I12: a command of a run in no index"
 
     # --- the end ------------------------------------------------------------------------------------
@@ -335,7 +337,7 @@ class Saga(RuleBasedStateMachine):
         self.end_fits_the_steps(run, steps, state)
         never_began = not any(e["event"] == "run_started" for e in world.events)
         for step in world.plan.steps:
-            i, status, undo = step.index, steps[f"s:{step.index}"], steps.get(f"us:{step.index}")
+            i, status, undo = step.index, steps[f"status:{step.index}"], steps.get(f"ustatus:{step.index}")
             applied, taken_back = world.target.count(i, "applied"), world.target.count(i, "taken back")
             assert applied <= 1, "it was done twice"
             assert taken_back <= applied
@@ -343,7 +345,7 @@ class Saga(RuleBasedStateMachine):
             stands = i in world.target.present
             if step.always:
                 assert undo is None, "an always step was undone"
-                assert never_began or int(steps.get(f"a:{i}", 0)) >= 1, "an always step did not run"
+                assert never_began or int(steps.get(f"attempts:{i}", 0)) >= 1, "an always step did not run"
                 continue
             if status == StepState.CHANGED and not step.read_only:
                 assert applied == 1
@@ -366,15 +368,15 @@ class Saga(RuleBasedStateMachine):
 
     def end_fits_the_steps(self, run: dict[str, str], steps: dict[str, str], state: RunState) -> None:
         plan = self.world.plan
-        status = {step.index: StepState(steps[f"s:{step.index}"]) for step in plan.steps}
+        status = {step.index: StepState(steps[f"status:{step.index}"]) for step in plan.steps}
         bad = [i for i in status if status[i] in STEP_BAD]
         good = [i for i in status if status[i] in STEP_GOOD and not plan.steps[i].always]
-        given_up = any(steps.get(f"us:{i}") == UndoState.UNDO_FAILED for i in status)
+        given_up = any(steps.get(f"ustatus:{i}") == UndoState.UNDO_FAILED for i in status)
         cause = run.get("cause")
         if cause is None:
             assert state == ("succeeded" if not bad else "partial" if good else "failed")
             for step in plan.steps:
-                lost = any(status[d] in STEP_BAD or steps.get(f"v:{d}") for d in step.needs)
+                lost = any(status[d] in STEP_BAD or steps.get(f"tainted:{d}") for d in step.needs)
                 skipped = status[step.index] is StepState.SKIPPED
                 assert skipped == (lost and not step.always), "what needs a failed step is skipped, and nothing else"
         elif state is not RunState.FAILED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from longshore.orchestration.states import RunState
-from longshore.orchestration.store.run_store import Found, run_record
+from longshore.orchestration.store.run_store import UnrecordedAttempt, run_record
 from tests.store.stored_run import LEASE, StoredRun
 
 pytestmark = pytest.mark.store
@@ -23,12 +23,16 @@ def ask(stored: StoredRun, *hosts: str, question: str = "0:1:all", epoch: int = 
     return stored.store.ask(stored.run_id, epoch, question, hosts)
 
 
-def found(fence: int, status: str = "unknown", *, rendered: str = "", before: str = "") -> Found:
-    return Found(0, fence, status, "{}", rendered, before)
+def found(fence: int, status: str = "unknown", *, rendered: str = "", before: str = "") -> UnrecordedAttempt:
+    return UnrecordedAttempt(0, fence, status, "{}", rendered, before)
 
 
 def answer(
-    stored: StoredRun, *unseen: Found, question: str = "0:1:all", host: str = "web1", doubts: list[str] | None = None
+    stored: StoredRun,
+    *unseen: UnrecordedAttempt,
+    question: str = "0:1:all",
+    host: str = "web1",
+    doubts: list[str] | None = None,
 ) -> bool:
     return stored.store.note_answer(stored.run_id, question, host, 0, doubts or [], unseen)
 
@@ -67,34 +71,45 @@ def test_an_attempt_that_the_record_does_not_know_counts_and_brings_what_undo_ne
     with aborting.emits("step_found", "hosts_answered"):
         assert answer(aborting, found(7, "changed", rendered='{"path":"x"}', before='{"sha256":"ab"}'))
 
-    assert [aborting.step(f"{name}:0") for name in ("s", "a", "f", "hd", "hj")] == ["changed", "1", "7", "web1", "1"]
-    assert (aborting.step("r:0"), aborting.step("j:0")) == ('{"path":"x"}', '{"sha256":"ab"}')
+    assert [aborting.step(f"{name}:0") for name in ("status", "attempts", "fence", "done_at", "journalled")] == [
+        "changed",
+        "1",
+        "7",
+        "web1",
+        "1",
+    ]
+    assert (aborting.step("rendered:0"), aborting.step("before:0")) == ('{"path":"x"}', '{"sha256":"ab"}')
     assert aborting.run("answered") == " web1"
     assert aborting.store.asked("web1") == []
 
 
 @pytest.mark.parametrize("side", ["", "u"])
 def test_an_attempt_that_the_record_knows_changes_nothing(aborting: StoredRun, side: str) -> None:
-    aborting.put(steps={"s:0": "cancelled", f"{side}f:0": 7, "z:0": 1})
+    aborting.put(steps={"status:0": "cancelled", f"{side}fence:0": 7, "no_effect:0": 1})
     ask(aborting, "web1")
     with aborting.emits("hosts_answered"):
         answer(aborting, found(7))
-    assert (aborting.step("s:0"), aborting.step("z:0")) == ("cancelled", "1")
+    assert (aborting.step("status:0"), aborting.step("no_effect:0")) == ("cancelled", "1")
 
 
 @pytest.mark.parametrize("status", ["changed", "failed", "unknown"])
 def test_what_was_recorded_of_an_earlier_attempt_stands(aborting: StoredRun, status: str) -> None:
-    aborting.put(steps={"s:0": status, "a:0": 1, "f:0": 5, "j:0": "first", "o:0": "own"})
+    aborting.put(steps={"status:0": status, "attempts:0": 1, "fence:0": 5, "before:0": "first", "outcome:0": "own"})
     ask(aborting, "web1")
     answer(aborting, found(7, before="later"))
-    assert [aborting.step(f"{name}:0") for name in ("s", "f", "j", "o")] == [status, "7", "first", "own"]
+    assert [aborting.step(f"{name}:0") for name in ("status", "fence", "before", "outcome")] == [
+        status,
+        "7",
+        "first",
+        "own",
+    ]
 
 
 def test_an_outcome_without_effect_does_not_stand_against_a_later_attempt(aborting: StoredRun) -> None:
-    aborting.put(steps={"s:0": "unchanged", "a:0": 1, "f:0": 5, "z:0": 1})
+    aborting.put(steps={"status:0": "unchanged", "attempts:0": 1, "fence:0": 5, "no_effect:0": 1})
     ask(aborting, "web1")
     answer(aborting, found(7))
-    assert (aborting.step("s:0"), aborting.step("z:0")) == ("unknown", None)
+    assert (aborting.step("status:0"), aborting.step("no_effect:0")) == ("unknown", None)
 
 
 def test_an_answer_to_a_question_that_is_not_asked_is_refused(aborting: StoredRun) -> None:
@@ -114,7 +129,7 @@ def test_doubts_add_up(aborting: StoredRun) -> None:
 def test_a_record_is_as_new_as_what_a_host_has_seen(aborting: StoredRun) -> None:
     ask(aborting, "web1")
     aborting.store.note_answer(aborting.run_id, "0:1:all", "web1", 500, [], [])
-    assert int(aborting.run("ver") or 0) == 501
+    assert int(aborting.run("version") or 0) == 501
 
 
 # --- going on -------------------------------------------------------------------------------------------
@@ -156,7 +171,7 @@ def test_what_was_lost_before_the_run_was_ended_has_to_be_fenced(stored: StoredR
     stored.expire(0)
     stored.put(state="aborting")
     stored.store.drain(stored.run_id, [(0, False)])
-    assert (stored.step("s:0"), stored.record().lost) == ("unknown", 1)
+    assert (stored.step("status:0"), stored.record().lost) == ("unknown", 1)
 
 
 def test_a_lost_undo_is_fenced_by_the_next_one(stored: StoredRun) -> None:
@@ -179,8 +194,16 @@ def test_times_from_before_a_jump_move_with_it(stored: StoredRun, by: int) -> No
     stored.claim(0)
     then = stored.store.now() - by
     stored.put(deadline=then + 60_000, timeout=90_000, claimed=then - 100, **{"claimed@one": then - 100})
-    stored.put(steps={"s:1": "ready", "q:1": then - 500, "d:1": then + 5000, "s:2": "retrying", "n:2": then + 7000})
-    stored.put(steps={"nd:2": 8000, "nd:3": 10_000})
+    stored.put(
+        steps={
+            "status:1": "ready",
+            "sent:1": then - 500,
+            "sent_until:1": then + 5000,
+            "status:2": "retrying",
+            "not_before:2": then + 7000,
+        }
+    )
+    stored.put(steps={"delay:2": 8000, "delay:3": 10_000})
     stored.redis.zadd(stored.keys.leases, {"0": then + 3000})
     stored.redis.zadd(stored.keys.waits, {"3": then + 9000})
 
@@ -188,9 +211,9 @@ def test_times_from_before_a_jump_move_with_it(stored: StoredRun, by: int) -> No
         assert stored.store.shift(stored.run_id, 1, by)
 
     now = then + by
-    assert int(stored.step("q:1") or 0) == pytest.approx(now - 500, abs=50)
-    assert int(stored.step("d:1") or 0) == pytest.approx(now + 5000, abs=50)
-    assert int(stored.step("n:2") or 0) == pytest.approx(now + 7000, abs=50)
+    assert int(stored.step("sent:1") or 0) == pytest.approx(now - 500, abs=50)
+    assert int(stored.step("sent_until:1") or 0) == pytest.approx(now + 5000, abs=50)
+    assert int(stored.step("not_before:2") or 0) == pytest.approx(now + 7000, abs=50)
     assert int(stored.run("deadline") or 0) == pytest.approx(now + 60_000, abs=50)
     assert int(stored.run("claimed@one") or 0) == pytest.approx(now - 100, abs=50)
     assert stored.leases()["0"] == pytest.approx(now + 3000, abs=50)
@@ -201,11 +224,11 @@ def test_times_from_before_a_jump_move_with_it(stored: StoredRun, by: int) -> No
 def test_times_from_after_a_jump_stay(stored: StoredRun, by: int) -> None:
     stored.begin(0)
     stored.claim(0)
-    before, lease = int(stored.step("q:0") or 0), stored.leases()["0"]
+    before, lease = int(stored.step("sent:0") or 0), stored.leases()["0"]
 
     assert stored.store.shift(stored.run_id, 1, by)
 
-    assert before <= int(stored.step("q:0") or 0) <= stored.store.now()
+    assert before <= int(stored.step("sent:0") or 0) <= stored.store.now()
     assert lease <= stored.leases()["0"] <= stored.store.now() + LEASE * 1000
 
 
@@ -219,9 +242,9 @@ def test_a_jump_moves_a_run_once_and_a_sweeper_that_is_late_does_not_move_it_bac
 
 def test_what_is_due_at_once_stays_so(stored: StoredRun) -> None:
     stored.lay(left=1)
-    stored.put(steps={"s:0": "ready", "q:0": stored.store.now(), "d:0": 0})
+    stored.put(steps={"status:0": "ready", "sent:0": stored.store.now(), "sent_until:0": 0})
     stored.store.shift(stored.run_id, 1, HOUR)
-    assert stored.step("d:0") == "0"
+    assert stored.step("sent_until:0") == "0"
 
 
 def test_a_jump_is_counted_once_and_every_live_run_is_looked_at(stored: StoredRun) -> None:

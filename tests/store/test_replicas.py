@@ -43,7 +43,7 @@ def test_an_outcome_counts_once_a_replica_has_it(
         stored.store.client.script_flush()
         grant = stored.claim(0)
         copy = replica.client()
-        assert copy.hget(stored.keys.steps, "s:0") == "running"
+        assert copy.hget(stored.keys.steps, "status:0") == "running"
         stored.redis.set(stored.keys.request, "{}")
         assert stored.store.command(stored.run_id, "cancel")
         assert copy.xlen(stored.keys.commands) == 1
@@ -59,7 +59,7 @@ def test_an_outcome_counts_once_a_replica_has_it(
         assert stored.store.renew(stored.run_id, [("0", "task@one/1")]) == 0, "it had ended"
         os.kill(replica.pid, signal.SIGCONT)
         assert stored.complete(0, grant.fence).accepted, "said again, it is taken for what it is"
-        assert copy.hget(stored.keys.steps, "s:0") == "changed"
+        assert copy.hget(stored.keys.steps, "status:0") == "changed"
     finally:
         stored.close()
 

@@ -100,8 +100,8 @@ def test_every_transition_is_one_version_and_one_event(stored: StoredRun) -> Non
     live_a_whole_life(stored)
 
     events = stored.events()
-    assert [int(event["ver"]) for event in events] == list(range(1, len(events) + 1))
-    assert stored.run("ver") == str(len(events))
+    assert [int(event["version"]) for event in events] == list(range(1, len(events) + 1))
+    assert stored.run("version") == str(len(events))
     times = [float(event["at"]) for event in events]
     assert times == sorted(times)
     assert {event["event"] for event in events} == {
@@ -122,7 +122,7 @@ def test_time_is_that_of_redis(stored: StoredRun, monkeypatch: pytest.MonkeyPatc
 
     stamps = [int(float(event["at"])) for event in stored.events()]
     stamps += [int(stored.run(field) or 0) for field in ("created", "started", "ended")]
-    stamps += [int(stored.step(field) or 0) for field in ("b:0", "e:0", "ub:0", "ue:0", "q:1")]
+    stamps += [int(stored.step(field) or 0) for field in ("started:0", "ended:0", "ustarted:0", "uended:0", "sent:1")]
     # The time that was let pass inside is the only one by which they may differ.
     assert all(began - 2 * LEASE * 1000 <= stamp <= began + 60_000 for stamp in stamps)
 
@@ -166,7 +166,7 @@ def test_create_begins_the_record(stored: StoredRun) -> None:
         assert stored.create()
 
     fields = stored.store.fields(stored.run_id)
-    expected = {"state": "pending", "level": "-1", "left": "0", "plan": "p", "digest": "d", "ver": "1"}
+    expected = {"state": "pending", "level": "-1", "left": "0", "plan": "p", "digest": "d", "version": "1"}
     assert fields.items() >= expected.items()
     assert now <= int(fields["created"]) <= now + 5000
     assert "deadline" not in fields
@@ -201,10 +201,10 @@ def test_opening_the_first_level_begins_the_run(stored: StoredRun) -> None:
     now = stored.store.now()
     assert (stored.run("state"), stored.run("level"), stored.run("left")) == ("running", "0", "2")
     assert stored.run("started")
-    assert [stored.step(f"s:{i}") for i in range(4)] == ["ready", "skipped", "ready", None]
-    assert stored.step("y:1") == "dependency failed"
-    assert now - 5000 <= int(stored.step("q:0") or 0) <= now
-    assert int(stored.step("d:0") or 0) == int(stored.step("q:0") or 0) + LEASE * 1000
+    assert [stored.step(f"status:{i}") for i in range(4)] == ["ready", "skipped", "ready", None]
+    assert stored.step("reason:1") == "dependency failed"
+    assert now - 5000 <= int(stored.step("sent:0") or 0) <= now
+    assert int(stored.step("sent_until:0") or 0) == int(stored.step("sent:0") or 0) + LEASE * 1000
     assert (events[1]["level"], events[1]["steps"]) == ("0", "0 2")
     assert (events[2]["step"], events[2]["reason"]) == ("1", "dependency failed")
 
@@ -282,24 +282,24 @@ def test_opening_the_undo_takes_the_highest_level_first(stored: StoredRun) -> No
     with stored.emits("run_undoing", "undo_level_started", "undo_impossible") as events:
         assert stored.open_undo(1, [1], {2: "it has no undo"})
 
-    assert (stored.run("state"), stored.run("ulevel"), stored.run("left")) == ("undoing", "1", "1")
-    assert (stored.step("us:1"), stored.step("us:2"), stored.step("uy:2")) == (
+    assert (stored.run("state"), stored.run("undo_level"), stored.run("left")) == ("undoing", "1", "1")
+    assert (stored.step("ustatus:1"), stored.step("ustatus:2"), stored.step("ureason:2")) == (
         "ready",
         "not_undoable",
         "it has no undo",
     )
-    assert int(stored.step("ud:1") or 0) == int(stored.step("uq:1") or 0) + LEASE * 1000
+    assert int(stored.step("usent_until:1") or 0) == int(stored.step("usent:1") or 0) + LEASE * 1000
     assert int(stored.run("undo_deadline") or 0) >= stored.store.now() + 3_500_000
     assert (events[1]["steps"], events[2]["step"], events[2]["reason"]) == ("1", "2", "it has no undo")
 
 
 def test_the_undo_goes_down_and_its_time_runs_on(stored: StoredRun) -> None:
-    stored.lay("undoing", left=0, ulevel=1, undo_deadline=12345)
+    stored.lay("undoing", left=0, undo_level=1, undo_deadline=12345)
 
     with stored.emits("undo_level_started"):
         assert stored.open_undo(0, [0])
 
-    assert (stored.run("ulevel"), stored.run("left"), stored.run("undo_deadline")) == ("0", "1", "12345")
+    assert (stored.run("undo_level"), stored.run("left"), stored.run("undo_deadline")) == ("0", "1", "12345")
 
 
 def test_the_time_of_an_undo_that_an_operator_asked_for_is_limited_too(stored: StoredRun) -> None:
@@ -323,9 +323,9 @@ def test_the_undo_is_not_opened_from_another_state(stored: StoredRun, state: Run
 
 @pytest.mark.parametrize("level", [0, 2, 3])
 def test_the_undo_is_not_opened_from_another_level(stored: StoredRun, level: int) -> None:
-    stored.lay("undoing", left=0, ulevel=1)
+    stored.lay("undoing", left=0, undo_level=1)
     seen = stored.record()
-    stored.put(ulevel=level)
+    stored.put(undo_level=level)
 
     with stored.unchanged():
         assert not stored.open_undo(0, [0], seen=seen)
@@ -341,7 +341,7 @@ def test_the_undo_waits_for_what_runs(stored: StoredRun) -> None:
 
 
 def test_the_undo_waits_for_the_level_above(stored: StoredRun) -> None:
-    stored.lay("undoing", left=1, ulevel=1)
+    stored.lay("undoing", left=1, undo_level=1)
 
     with stored.unchanged():
         assert not stored.open_undo(0, [0])
@@ -398,15 +398,15 @@ def test_drain_cancels_what_was_not_begun(stored: StoredRun) -> None:
     with stored.emits("step_ended", "step_ended") as events:
         assert not stored.store.drain(stored.run_id, [(0, False), (1, False), (2, False)])
 
-    assert [stored.step(f"s:{i}") for i in range(3)] == ["cancelled", "cancelled", "running"]
-    assert stored.step("y:0") == "the run was ended before it began"
-    assert stored.step("e:0")
+    assert [stored.step(f"status:{i}") for i in range(3)] == ["cancelled", "cancelled", "running"]
+    assert stored.step("reason:0") == "the run was ended before it began"
+    assert stored.step("ended:0")
     assert stored.run("left") == "1"
     assert [(event["step"], event["status"]) for event in events] == [("0", "cancelled"), ("1", "cancelled")]
 
 
 def test_drain_says_when_nothing_runs_any_more(stored: StoredRun) -> None:
-    stored.lay("aborting", steps={"s:0": "ready"})
+    stored.lay("aborting", steps={"status:0": "ready"})
     assert stored.script("drain", 0, "") == 1
 
 
@@ -417,7 +417,7 @@ def test_an_always_step_waits_for_its_turn(stored: StoredRun) -> None:
     with stored.emits():
         stored.store.drain(stored.run_id, [(0, True)])
 
-    assert stored.step("s:0") is None
+    assert stored.step("status:0") is None
     assert stored.run("left") == "0"
 
 
@@ -432,13 +432,13 @@ def test_a_step_whose_worker_was_lost_is_unknown_and_not_cancelled(stored: Store
     with stored.emits("step_ended") as events:
         stored.store.drain(stored.run_id, [(0, False)])
 
-    assert (stored.step("s:0"), events[0]["status"]) == ("unknown", "unknown")
-    assert stored.step("y:0") != "the run was ended before it began"
+    assert (stored.step("status:0"), events[0]["status"]) == ("unknown", "unknown")
+    assert stored.step("reason:0") != "the run was ended before it began"
 
 
 @pytest.mark.parametrize("state", but(R.ABORTING))
 def test_drain_takes_nothing_from_a_run_that_is_not_ending(stored: StoredRun, state: RunState) -> None:
-    stored.lay(state, steps={"s:0": "ready", "s:1": "retrying"}, left=2)
+    stored.lay(state, steps={"status:0": "ready", "status:1": "retrying"}, left=2)
 
     with stored.unchanged():
         stored.store.drain(stored.run_id, [(0, False), (1, True)])
@@ -447,7 +447,7 @@ def test_drain_takes_nothing_from_a_run_that_is_not_ending(stored: StoredRun, st
 @pytest.mark.parametrize("status", ["running", "changed", "unchanged", "failed", "unknown", "skipped", "cancelled"])
 @pytest.mark.parametrize("always", [False, True])
 def test_drain_leaves_every_other_step_as_it_is(stored: StoredRun, status: str, always: bool) -> None:
-    stored.lay("aborting", steps={"s:0": status}, left=2)
+    stored.lay("aborting", steps={"status:0": status}, left=2)
 
     with stored.unchanged():
         stored.store.drain(stored.run_id, [(0, always)])
@@ -465,7 +465,7 @@ def test_finish_ends_the_run(stored: StoredRun, state: RunState) -> None:
 
     assert (stored.run("state"), stored.run("left")) == ("undone", "0")
     assert stored.run("ended")
-    assert (stored.step("s:1"), stored.step("s:2"), stored.step("s:0")) == ("not_run", "not_run", None)
+    assert (stored.step("status:1"), stored.step("status:2"), stored.step("status:0")) == ("not_run", "not_run", None)
     assert (events[0]["state"], events[0]["cause"]) == ("undone", "failure")
 
 
@@ -506,7 +506,7 @@ def test_a_run_ends_once(stored: StoredRun) -> None:
 @pytest.fixture
 def reopened(stored: StoredRun) -> tuple[StoredRun, RunRecord]:
     """A run that has come back to the state that a slow process had decided from."""
-    stored.lay("undoing", left=0, ulevel=1)
+    stored.lay("undoing", left=0, undo_level=1)
     slow = stored.record()
     assert stored.store.finish(stored.run_id, R.UNDOING, R.UNDO_FAILED, [])
     stored.store.carry_out(stored.run_id, "1-1", {"kind": "undo"}, 1, [0])
@@ -541,7 +541,7 @@ def test_a_cancel_ends_what_runs(stored: StoredRun) -> None:
         assert carry_out(stored, "cancel") == "done"
 
     assert (stored.run("state"), stored.run("cause"), stored.run("err")) == ("aborting", "cancel", "because")
-    assert (stored.run("cmd"), stored.run("answer"), stored.run("keep")) == ("5-1", "done", None)
+    assert (stored.run("last_command"), stored.run("answer"), stored.run("keep")) == ("5-1", "done", None)
     assert (events[0]["kind"], events[0]["actor"], events[0]["reason"]) == ("cancel", "eve", "because")
     assert (events[1]["cause"], events[1]["actor"]) == ("cancel", "eve")
 
@@ -561,7 +561,7 @@ def test_a_cancel_of_a_run_that_has_not_begun_ends_it_and_all_its_steps(stored: 
     assert (stored.run("state"), stored.run("cause")) == ("failed", "cancel")
     assert stored.run("ended")
     assert (events[1]["state"], events[1]["cause"]) == ("failed", "cancel")
-    assert [stored.step(f"s:{i}") for i in range(4)] == ["not_run", "not_run", "not_run", None]
+    assert [stored.step(f"status:{i}") for i in range(4)] == ["not_run", "not_run", "not_run", None]
 
 
 @pytest.mark.parametrize("state", but(R.RUNNING, R.PENDING))
@@ -582,7 +582,7 @@ def test_an_undo_reopens_a_run_that_rests(stored: StoredRun, state: RunState) ->
     with stored.emits("command", "run_undoing"):
         assert carry_out(stored, "undo") == "done"
 
-    assert (stored.run("state"), stored.run("ulevel"), stored.run("left")) == ("undoing", "3", "0")
+    assert (stored.run("state"), stored.run("undo_level"), stored.run("left")) == ("undoing", "3", "0")
     assert (stored.run("cause"), stored.run("ended"), stored.run("undo_deadline"), stored.run("keep")) == (
         "operator",
         *[None] * 3,
@@ -606,14 +606,14 @@ def test_an_undo_of_a_run_that_does_not_rest_says_why_not(stored: StoredRun, sta
 
 
 def test_an_undo_tries_again_from_the_beginning_what_failed(stored: StoredRun) -> None:
-    tried = {"s": "undo_failed", "n": 1, "a": 6, "x": 9, "l": 3}
+    tried = {"status": "undo_failed", "not_before": 1, "attempts": 6, "resent": 9, "lost": 3}
     fields = {f"u{kind}:{i}": value for kind, value in tried.items() for i in (0, 1)}
-    stored.lay("undo_failed", steps=fields | {"uf:0": 77, "us:1": "undone"})
+    stored.lay("undo_failed", steps=fields | {"ufence:0": 77, "ustatus:1": "undone"})
 
     carry_out(stored, "undo", failed=(0,))
 
     assert [stored.step(f"u{kind}:0") for kind in tried] == [None] * 5
-    assert stored.step("uf:0") == "77"  # a fence is never forgotten
+    assert stored.step("ufence:0") == "77"  # a fence is never forgotten
     assert [stored.step(f"u{kind}:1") for kind in tried] == ["undone", "1", "6", "9", "3"]
 
 

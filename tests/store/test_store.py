@@ -134,8 +134,8 @@ def test_one_look_shows_the_run_what_was_asked_of_it_and_the_time(stored: Stored
 def test_steps_are_read_as_the_reducer_wants_them(stored: StoredRun) -> None:
     stored.begin(0, 1, skipped={2: "dependency failed"})
     stored.claim(0)
-    stored.complete(0, stored.step("f:0") or "", "failed", no_effect=True)
-    stored.put(steps={"us:0": "undo_failed"})
+    stored.complete(0, stored.step("fence:0") or "", "failed", no_effect=True)
+    stored.put(steps={"ustatus:0": "undo_failed"})
 
     records = stored.store.step_records(stored.run_id, [0, 1, 2, 3])
 
@@ -225,8 +225,8 @@ def test_a_live_run_is_due_once_a_lease(store: Store) -> None:
 
     score = store.client.zscore(store.keys.live, "due")
     assert now + LEASE * 1000 <= float(str(score)) <= now + LEASE * 1000 + 5000
-    store.at_rest("due")
-    store.at_rest("due")
+    store.remove_from_live("due")
+    store.remove_from_live("due")
     assert store.live_count() == 1
 
 
@@ -247,7 +247,7 @@ def test_a_run_that_came_to_rest_meanwhile_is_not_put_back(store: Store) -> None
 
     def then_rest(*args: Any, **kwargs: Any) -> Any:
         result = found(*args, **kwargs)
-        store.at_rest("r1")
+        store.remove_from_live("r1")
         return result
 
     store.client.zrangebyscore = then_rest  # type: ignore[method-assign]
@@ -347,23 +347,23 @@ def test_the_output_of_a_step_is_its_last_thousand_lines(store: Store) -> None:
 
 
 def test_a_probe_vanishes_by_itself(store: Store) -> None:
-    store.put_probe("p1", '{"a":1}', 0.05)
+    store.put_dry_run("p1", '{"a":1}', 0.05)
     store.answer("p1", '{"index":0}', 0.05)
-    assert store.probe("p1") == '{"a":1}'
+    assert store.dry_run("p1") == '{"a":1}'
 
     time.sleep(0.1)
 
-    assert store.probe("p1") is None
+    assert store.dry_run("p1") is None
     assert store.client.keys("*") == []
 
 
 def test_a_probe_is_taken_away_by_who_asked(store: Store) -> None:
-    store.put_probe("p1", "{}", 60)
+    store.put_dry_run("p1", "{}", 60)
     store.answer("p1", '{"index":0}', 60)
     store.answer("p1", '{"index":1}', 60)
 
     assert store.next_answer("p1", 1.0) == {"index": 0}
-    store.drop_probe("p1")
+    store.drop_dry_run("p1")
 
     assert store.next_answer("p1", 0.05) is None
     assert store.client.keys("*") == []
@@ -378,12 +378,12 @@ def test_two_installations_on_one_redis_do_not_meet(server: RedisServer, connect
     stored = StoredRun(server.url, store=ours, run_id="r1")
     stored.begin(0)
     ours.command("r1", "cancel")
-    ours.put_probe("p1", "{}", 60)
+    ours.put_dry_run("p1", "{}", 60)
     ours.answer("p1", "{}", 60)
     ours.add_log("r1", 0, ["line"])
 
     assert theirs.runs() == theirs.waiting() == theirs.due(LEASE) == []
-    assert (theirs.body("r1"), theirs.probe("p1"), theirs.next_answer("p1", 0.05)) == (None, None, None)
+    assert (theirs.body("r1"), theirs.dry_run("p1"), theirs.next_answer("p1", 0.05)) == (None, None, None)
     assert (theirs.live_count(), theirs.look("r1").fields, list(theirs.log("r1", 0))) == (0, {}, [])
     assert ask_for(theirs, "r1", 2) is None
     assert ours.body("r1") == body(1)
@@ -481,7 +481,7 @@ def test_a_server_that_refuses_to_write_is_one_clear_line(stored: StoredRun) -> 
     writes: list[Callable[[], object]] = [
         lambda: ask_for(stored.store, "r1"),
         lambda: stored.store.command("there", "cancel"),
-        lambda: stored.store.put_probe("p1", "{}", 60),
+        lambda: stored.store.put_dry_run("p1", "{}", 60),
         lambda: stored.store.add_log("r1", 0, ["line"]),
         lambda: stored.store.look_at("r1", 0),
     ]
@@ -527,10 +527,14 @@ WRITES: dict[str, tuple[str, tuple[object, ...]]] = {
 def test_a_script_that_may_not_write_changes_nothing_and_works_afterwards(stored: StoredRun, name: str) -> None:
     state, args = WRITES[name]
     if state:
-        stored.lay(state, left=0, steps={"s:0": "ready", "s:1": "running", "f:1": "77", "w:1": "owner", "a:1": 1})
-        stored.put(steps={"q:0": stored.store.now(), "d:0": 0})
+        stored.lay(
+            state,
+            left=0,
+            steps={"status:0": "ready", "status:1": "running", "fence:1": "77", "owner:1": "owner", "attempts:1": 1},
+        )
+        stored.put(steps={"sent:0": stored.store.now(), "sent_until:0": 0})
         if state == "suspended":
-            stored.put(was="running", hold="breaker")
+            stored.put(suspended_state="running", hold="breaker")
     if name not in {"finish", "open_undo"}:  # these wait for what runs
         stored.redis.zadd(stored.keys.leases, {"1": 1})
     before = stored.dump()

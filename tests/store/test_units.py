@@ -18,13 +18,13 @@ def end(stored: StoredRun, unit: str, status: str = "changed", **more: object) -
 
 def test_a_fanned_out_step_counts_as_one_and_runs_until_its_last_unit_has_ended(stored: StoredRun) -> None:
     stored.fan_out(3)
-    assert (stored.run("left"), stored.step("s:0"), stored.step("k:0")) == ("1", "running", "3")
+    assert (stored.run("left"), stored.step("status:0"), stored.step("fan_out_left:0")) == ("1", "running", "3")
 
     assert end(stored, "0.1") == Recorded(True, False)
     assert end(stored, "0.0", "unchanged") == Recorded(True, False)
     assert end(stored, "0.2") == Recorded(True, True)
 
-    assert (stored.run("left"), stored.step("s:0")) == ("0", "changed")
+    assert (stored.run("left"), stored.step("status:0")) == ("0", "changed")
     assert [e["event"] for e in stored.events()][-2:] == ["item_ended", "step_ended"]
 
 
@@ -40,7 +40,7 @@ def test_so_many_units_may_fail_as_are_tolerated(stored: StoredRun, tolerated: i
     stored.fan_out(3, tolerated=tolerated)
     for n in range(3):
         end(stored, f"0.{n}", "failed" if n < failed else "changed", error="broken", stops=True)
-    assert stored.step("s:0") == status
+    assert stored.step("status:0") == status
     assert stored.run("state") == ("aborting" if status == "failed" else "running")
 
 
@@ -77,7 +77,7 @@ def test_nothing_is_let_go_once_the_run_is_ending(stored: StoredRun) -> None:
     stored.store.abort(stored.run_id, Cause.CANCEL, "")
     assert stored.complete("0.0", grant.fence).next_units == ()
     stored.store.drain(stored.run_id, [("0.1", False)])
-    assert (stored.step("s:0.1"), stored.step("s:0")) == ("cancelled", "cancelled")
+    assert (stored.step("status:0.1"), stored.step("status:0")) == ("cancelled", "cancelled")
 
 
 def test_what_is_parked_has_no_lease_and_is_no_workers(stored: StoredRun) -> None:
@@ -85,7 +85,7 @@ def test_what_is_parked_has_no_lease_and_is_no_workers(stored: StoredRun) -> Non
     grant = stored.claim(0)
     with stored.emits("step_waiting"):
         assert stored.park(0, grant.fence)
-    assert (stored.step("s:0"), stored.leases(), list(stored.waits())) == ("waiting", {}, ["0"])
+    assert (stored.step("status:0"), stored.leases(), list(stored.waits())) == ("waiting", {}, ["0"])
     with stored.unchanged():
         assert stored.park(0, grant.fence), "asked again, for the answer was lost"
 
@@ -97,7 +97,7 @@ def test_what_is_parked_ends_without_a_fence_and_with_the_one_it_had(stored: Sto
         fence = other.claim(0).fence
         other.park(0, fence)
         assert other.complete(0, fence if known else "") == Recorded(True, True)
-        assert (other.step("s:0"), other.waits()) == ("changed", {})
+        assert (other.step("status:0"), other.waits()) == ("changed", {})
 
 
 def test_a_step_that_waits_for_a_person_is_cancelled_with_its_run(stored: StoredRun) -> None:
@@ -105,7 +105,7 @@ def test_a_step_that_waits_for_a_person_is_cancelled_with_its_run(stored: Stored
     stored.park(0, stored.claim(0).fence)
     stored.store.abort(stored.run_id, Cause.CANCEL, "")
     stored.store.drain(stored.run_id, [(0, False)])
-    assert (stored.step("s:0"), stored.step("y:0"), stored.waits()) == (
+    assert (stored.step("status:0"), stored.step("reason:0"), stored.waits()) == (
         "cancelled",
         "the run was ended while it waited",
         {},
@@ -118,7 +118,7 @@ def test_a_step_can_fail_before_it_begins_and_end_its_run(stored: StoredRun) -> 
         stored.run_id, stored.record(), RunState.RUNNING, 0, (1,), {2: "when"}, failed={0: "no such data"}, stopped_by=0
     )
     assert opened
-    assert (stored.step("s:0"), stored.step("s:1"), stored.step("s:2")) == ("failed", "ready", "skipped")
+    assert (stored.step("status:0"), stored.step("status:1"), stored.step("status:2")) == ("failed", "ready", "skipped")
     assert (stored.run("state"), stored.run("err"), stored.run("err_step")) == ("aborting", "no such data", "0")
 
 
@@ -127,7 +127,7 @@ def test_large_data_is_kept_apart_and_found_again(stored: StoredRun) -> None:
     text = f'{{"data":{{"text":"{"x" * LARGE_DATA_BYTES}"}}}}'
     stored.complete(0, stored.claim(0).fence, bulk=text)
 
-    assert len(stored.step("o:0") or "") < 100
+    assert len(stored.step("outcome:0") or "") < 100
     assert stored.store.steps_hash(stored.run_id, [0])["bulk:0"] == text
     assert stored.store.everything(stored.run_id)[1]["bulk:0"] == text
 
@@ -136,7 +136,7 @@ def test_what_is_not_large_is_a_part_of_the_outcome(stored: StoredRun) -> None:
     stored.begin(0, 1)
     stored.complete(0, stored.claim(0).fence, outcome='{"s":1}', bulk='{"data":{"n":2}}')
     stored.complete(1, stored.claim(1).fence, bulk='{"data":{"n":2}}')
-    assert [stored.step("o:0"), stored.step("o:1")] == ['{"s":1,"data":{"n":2}}', '{"data":{"n":2}}']
+    assert [stored.step("outcome:0"), stored.step("outcome:1")] == ['{"s":1,"data":{"n":2}}', '{"data":{"n":2}}']
 
 
 def test_what_waits_while_others_are_claimed_is_not_refused(stored: StoredRun) -> None:

@@ -53,7 +53,7 @@ def workflow() -> dict[str, Any]:
     return found
 
 
-def recipe(target: str) -> str:
+def plan_record(target: str) -> str:
     """A target's commands in the Makefile, each on one line."""
     found = re.search(rf"^{target}:[^\n]*\n((?:\t[^\n]*\n)+)", MAKEFILE, re.MULTILINE)
     assert found is not None, target
@@ -88,7 +88,7 @@ def test_every_declared_dependency_is_locked_in_a_version_that_it_admits(python:
 def test_the_lock_records_the_command_of_make_lock() -> None:
     command = next(line for line in LOCK.splitlines() if " pip compile " in line).removeprefix("#").split()
 
-    made_by = recipe("lock").replace("$(LOCK)", "requirements.lock").splitlines()[-1].split()
+    made_by = plan_record("lock").replace("$(LOCK)", "requirements.lock").splitlines()[-1].split()
 
     assert [word for word in made_by[1:] if word not in {"--quiet", "--upgrade"}] == command[1:]
     assert re.search(r"^UV := uv==\d+\.\d+\.\d+$", MAKEFILE, re.MULTILINE)
@@ -99,8 +99,8 @@ def test_the_build_backend_is_locked_as_it_is_declared() -> None:
 
 
 def test_the_environment_is_installed_from_the_lock_alone() -> None:
-    assert "--require-hashes -r $(LOCK)" in recipe(r"\.venv/\.locked")
-    assert "--no-deps --no-build-isolation" in recipe(r"\.venv/\.env")
+    assert "--require-hashes -r $(LOCK)" in plan_record(r"\.venv/\.locked")
+    assert "--no-deps --no-build-isolation" in plan_record(r"\.venv/\.env")
     assert re.search(r"^\.venv/\.locked: \$\(LOCK\)", MAKEFILE, re.MULTILINE)
 
 
@@ -151,7 +151,7 @@ def test_a_commit_is_checked_as_make_lint_checks() -> None:
     configured = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     hooks = [hook for repo in configured["repos"] for hook in repo["hooks"]]
 
-    assert [hook["entry"] for hook in hooks] == recipe("lint").replace("$(BIN)", ".venv/bin").splitlines()
+    assert [hook["entry"] for hook in hooks] == plan_record("lint").replace("$(BIN)", ".venv/bin").splitlines()
     assert all(hook["language"] == "system" and hook["pass_filenames"] is False for hook in hooks)
 
 

@@ -111,7 +111,7 @@ class OneRun(Page):
     async def get(self, run_id: str) -> None:
         if not RUN_ID.fullmatch(run_id):
             raise web.HTTPError(404, f"no run {run_id!r}")
-        part, seen = self.get_argument("part", ""), self.get_argument("ver", "")
+        part, seen = self.get_argument("part", ""), self.get_argument("version", "")
         shown = await self.look(lambda: _shown(run_id, seen if part else ""))
         if shown is None:
             self.set_status(204)

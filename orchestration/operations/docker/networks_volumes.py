@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from longshore.orchestration.operations.base import LOOKS, About, Kind, Params, Result, Undo
+from longshore.orchestration.operations.base import READ_ONLY, About, Kind, Params, Result, Undo
 from longshore.orchestration.operations.docker.fields import NAME, docker_operation
 
 _Name = Annotated[
@@ -104,7 +104,7 @@ NETWORK_REMOVE = docker_operation(
     undo=Undo.PARTIAL,
 )
 NETWORK_INSPECT = docker_operation(
-    "network-inspect.get", NetworkParams, NetworkResult, "Look at a network", LOOKS, **_LOOKS
+    "network-inspect.get", NetworkParams, NetworkResult, "Look at a network", READ_ONLY, **_LOOKS
 )
 VOLUME_CREATE = docker_operation(
     "volume-create.execute",
@@ -132,4 +132,6 @@ VOLUME_REMOVE = docker_operation(
     kind=Kind.CONVERGES,
     undo=Undo.NONE,
 )
-VOLUME_INSPECT = docker_operation("volume-inspect.get", VolumeParams, VolumeResult, "Look at a volume", LOOKS, **_LOOKS)
+VOLUME_INSPECT = docker_operation(
+    "volume-inspect.get", VolumeParams, VolumeResult, "Look at a volume", READ_ONLY, **_LOOKS
+)

@@ -12,7 +12,7 @@ from longshore.orchestration.operations.command import (
     COMMAND_ABOUT,
     CommandParams,
     CommandResult,
-    looks_only,
+    is_read_only_command,
     repeatable,
 )
 from longshore.orchestration.operations.docker.containers import CreateParams
@@ -87,6 +87,6 @@ EXEC = docker_operation(
     undo=Undo.NONE,
     retry=NO_RETRY,
     repeatable=repeatable,
-    looks_only=looks_only,
+    is_read_only_command=is_read_only_command,
     secrets=frozenset({"env", "stdin"}),
 )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from longshore.orchestration.language.durations import Duration
-from longshore.orchestration.operations.base import LOOKS, About, Kind, Params, Result, Undo
+from longshore.orchestration.operations.base import READ_ONLY, About, Kind, Params, Result, Undo
 from longshore.orchestration.operations.docker.fields import OfContainer, docker_operation
 
 
@@ -103,17 +103,17 @@ class WaitResult(Result):
 
 _LOOKS: dict[str, Any] = {"kind": Kind.READ_ONLY, "undo": Undo.NONE}
 
-LIST = docker_operation("list.get", ListParams, ListResult, "List containers", LOOKS, **_LOOKS)
-INSPECT = docker_operation("inspect.get", InspectParams, InspectResult, "Look at a container", LOOKS, **_LOOKS)
-LOGS = docker_operation("logs.get", LogsParams, LogsResult, "Read what a container said", LOOKS, **_LOOKS)
+LIST = docker_operation("list.get", ListParams, ListResult, "List containers", READ_ONLY, **_LOOKS)
+INSPECT = docker_operation("inspect.get", InspectParams, InspectResult, "Look at a container", READ_ONLY, **_LOOKS)
+LOGS = docker_operation("logs.get", LogsParams, LogsResult, "Read what a container said", READ_ONLY, **_LOOKS)
 WAIT = docker_operation(
     "wait.get",
     WaitParams,
     WaitResult,
     "Wait until a container is healthy, runs steadily, or has ended",
     About(
-        changed=LOOKS.changed,
-        undo=LOOKS.undo,
+        changed=READ_ONLY.changed,
+        undo=READ_ONLY.undo,
         duplicate="waits again",
         dry_run="says how the container stands now",
         retried=f"{About('', '', '').retried}; a container that is ill or late is a failure",

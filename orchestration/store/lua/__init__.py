@@ -23,7 +23,7 @@ def source(name: str) -> str:
 
 
 @cache
-def alone(name: str) -> str:
+def installation_source(name: str) -> str:
     """The text of a script that is about no single run, and has no prelude."""
     return without_comments(text(f"installation/{name}"))
 

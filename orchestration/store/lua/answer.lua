@@ -14,23 +14,23 @@ if asking ~= ARGV[1] then
 end
 for n = 5, #ARGV, 6 do
   local i, fence, status = ARGV[n], ARGV[n + 1], ARGV[n + 2]
-  local forward, backward, before = unpack(redis.call('HMGET', steps, 'f:' .. i, 'uf:' .. i, 's:' .. i))
+  local forward, backward, before = unpack(redis.call('HMGET', steps, 'fence:' .. i, 'ufence:' .. i, 'status:' .. i))
   -- guard: an attempt that the record knows changes nothing; without it: true
   if tonumber(fence) > math.max(tonumber(forward) or 0, tonumber(backward) or 0) then
     -- What the record has of an earlier attempt stands, unless it says that there was no effect.
     -- guard: the recorded outcome of an earlier attempt stands; without it: true
     if before ~= 'changed' and before ~= 'failed' and before ~= 'unknown' then
-      redis.call('HSET', steps, 's:' .. i, status, 'o:' .. i, ARGV[n + 3], 'e:' .. i, now)
+      redis.call('HSET', steps, 'status:' .. i, status, 'outcome:' .. i, ARGV[n + 3], 'ended:' .. i, now)
     end
-    redis.call('HSET', steps, 'f:' .. i, fence, 'hd:' .. i, ARGV[2], 'hj:' .. i, 1)
-    redis.call('HSETNX', steps, 'a:' .. i, 1)
+    redis.call('HSET', steps, 'fence:' .. i, fence, 'done_at:' .. i, ARGV[2], 'journalled:' .. i, 1)
+    redis.call('HSETNX', steps, 'attempts:' .. i, 1)
     -- guard: an earlier outcome without effect does not stand
-    redis.call('HDEL', steps, 'z:' .. i, 'y:' .. i)
+    redis.call('HDEL', steps, 'no_effect:' .. i, 'reason:' .. i)
     if ARGV[n + 4] ~= '' then
-      redis.call('HSETNX', steps, 'r:' .. i, ARGV[n + 4])
+      redis.call('HSETNX', steps, 'rendered:' .. i, ARGV[n + 4])
     end
     if ARGV[n + 5] ~= '' then
-      redis.call('HSETNX', steps, 'j:' .. i, ARGV[n + 5])
+      redis.call('HSETNX', steps, 'before:' .. i, ARGV[n + 5])
     end
     emit(whole_of(i) and 'item_found' or 'step_found', 'step', i, 'host', ARGV[2], 'status', status)
   end
@@ -39,8 +39,8 @@ if ARGV[4] ~= '' then
   redis.call('HSET', run, 'doubts', (doubts and doubts .. '\n' or '') .. ARGV[4])
 end
 -- guard: a record is as new as what a host has seen
-if (tonumber(redis.call('HGET', run, 'ver')) or 0) < tonumber(ARGV[3]) then
-  redis.call('HSET', run, 'ver', ARGV[3])
+if (tonumber(redis.call('HGET', run, 'version')) or 0) < tonumber(ARGV[3]) then
+  redis.call('HSET', run, 'version', ARGV[3])
 end
 redis.call('HSET', run, 'answered', answered .. ' ' .. ARGV[2])
 emit('hosts_answered', 'host', ARGV[2])

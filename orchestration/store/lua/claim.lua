@@ -11,9 +11,9 @@
 --          or {'no', why}
 -- EVENTS   step_started | item_started | undo_started
 local i, p, owner = ARGV[1], ARGV[2], ARGV[3]
-local born = redis.call('HGET', run, 'born')
+local instance_id = redis.call('HGET', run, 'instance_id')
 -- guard: a message of an earlier run with the same id claims nothing
-if born and ARGV[7] ~= '' and born ~= ARGV[7] then
+if instance_id and ARGV[7] ~= '' and instance_id ~= ARGV[7] then
   return {'no', 'another run'}
 end
 -- guard: an always step begins in a suspended run; without it: redis.call('HGET', run, 'state')
@@ -28,7 +28,7 @@ if p == 'u' and state ~= 'undoing' then
   return {'no', 'run ' .. (state or 'gone')}
 end
 local status, fence, not_before, held = unpack(redis.call('HMGET', steps,
-  p .. 's:' .. i, p .. 'f:' .. i, p .. 'n:' .. i, p .. 'w:' .. i))
+  p .. 'status:' .. i, p .. 'fence:' .. i, p .. 'not_before:' .. i, p .. 'owner:' .. i))
 local busy = p == '' and 'running' or 'undoing'
 local highest = tonumber(fence) or 0
 -- The same delivery asks again where the answer to its first call was lost.
@@ -45,7 +45,7 @@ if not (status == busy and held == owner) then
   end
   local begun_on, journalled
   if ARGV[9] == '1' then
-    begun_on, journalled = unpack(redis.call('HMGET', steps, 'hd:' .. i, 'hj:' .. i))
+    begun_on, journalled = unpack(redis.call('HMGET', steps, 'done_at:' .. i, 'journalled:' .. i))
     -- guard: a step without a journal may begin on another host
     if (journalled or p == 'u')
         -- guard: a journalled step is claimed only on its host; without it: false
@@ -54,30 +54,31 @@ if not (status == busy and held == owner) then
     end
   end
   -- Grows with every claim, forward or backward, and does not repeat even if Redis lost its last writes.
-  local other = redis.call('HGET', steps, (p == '' and 'u' or '') .. 'f:' .. i)
+  local other = redis.call('HGET', steps, (p == '' and 'u' or '') .. 'fence:' .. i)
   -- guard: a compensation has a higher fence than its step
   highest = math.max(highest, tonumber(other) or 0)
   -- guard: a fence grows although the clock went back; without it: string.format('%.0f', clock[1] * 1000000 + clock[2])
   -- guard: a fence is not granted again after redis lost it; without it: string.format('%.0f', highest + 1)
   fence = string.format('%.0f', math.max(highest + 1, clock[1] * 1000000 + clock[2]))
-  local attempt = redis.call('HINCRBY', steps, p .. 'a:' .. i, 1)
-  redis.call('HSETNX', steps, p .. 'b:' .. i, now)
+  local attempt = redis.call('HINCRBY', steps, p .. 'attempts:' .. i, 1)
+  redis.call('HSETNX', steps, p .. 'started:' .. i, now)
   -- A message arrived: those of the next attempt are counted anew, or a lost one would wait longer each time.
   -- guard: the messages of each attempt are counted anew
-  redis.call('HDEL', steps, p .. 'x:' .. i)
-  local ids = redis.call('HGET', steps, p .. 't:' .. i)
-  redis.call('HSET', steps, p .. 's:' .. i, busy, p .. 'f:' .. i, fence, p .. 'w:' .. i, owner,
-             p .. 't:' .. i, (ids and ids .. ' ' or '') .. ARGV[4])
+  redis.call('HDEL', steps, p .. 'resent:' .. i)
+  local ids = redis.call('HGET', steps, p .. 'task_ids:' .. i)
+  redis.call('HSET', steps, p .. 'status:' .. i, busy, p .. 'fence:' .. i, fence, p .. 'owner:' .. i, owner,
+             p .. 'task_ids:' .. i, (ids and ids .. ' ' or '') .. ARGV[4])
   redis.call('HSET', run, 'claimed', now, 'claimed@' .. ARGV[8], now)
   -- The host whose state was journalled is the one that it is taken back on.
   if p == '' and ARGV[9] == '1' then
-    redis.call('HSET', steps, 'hd:' .. i, ARGV[8])
+    redis.call('HSET', steps, 'done_at:' .. i, ARGV[8])
   end
   emit(kind(p, i) .. 'started', 'step', i, 'attempt', attempt, 'owner', owner)
 end
 redis.call('ZADD', leases, now + tonumber(ARGV[5]), p .. i)
-local r = redis.call('HMGET', steps, p .. 'a:' .. i, p .. 'r:' .. i, 'r:' .. i, 'j:' .. i, 'o:' .. i, p .. 'b:' .. i,
-                     'i:' .. i, p .. 'ab:' .. i, p .. 'sv:' .. i, p .. 'bl:' .. i)
+local r = redis.call('HMGET', steps, p .. 'attempts:' .. i, p .. 'rendered:' .. i, 'rendered:' .. i, 'before:' .. i,
+                     'outcome:' .. i, p .. 'started:' .. i,
+                     'item:' .. i, p .. 'free_attempts:' .. i, p .. 'service:' .. i, p .. 'blocked:' .. i)
 return {'ok', fence, r[1], r[2] or '', r[3] or '', r[4] or '', r[5] or '', r[6], r[7] or '', r[1] - (r[8] or 0),
-        redis.call('HGET', run, 'ver'), r[9] or '', string.format('%.0f', highest),
+        redis.call('HGET', run, 'version'), r[9] or '', string.format('%.0f', highest),
         redis.call('HGET', run, 'epoch') or 0, r[10] or 0}

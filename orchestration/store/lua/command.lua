@@ -16,20 +16,20 @@ local state = redis.call('HGET', run, 'state')
 -- What was not decided must not stand in the events as if it had been.
 if ARGV[2] == 'approve' or ARGV[2] == 'reject' then
   local id, why = ARGV[7] or '', nil
-  local status = redis.call('HGET', steps, 's:' .. id) or 'pending'
+  local status = redis.call('HGET', steps, 'status:' .. id) or 'pending'
   -- guard: only a waiting step is approved or rejected
   if status ~= 'waiting' then
     why = 'the step does not wait for an approval: it is ' .. status
   -- guard: the first decision on a step counts
-  elseif redis.call('HSETNX', steps, 'dk:' .. id, ARGV[2]) == 0 then
-    why = 'somebody else has decided: ' .. redis.call('HGET', steps, 'dk:' .. id)
+  elseif redis.call('HSETNX', steps, 'decision:' .. id, ARGV[2]) == 0 then
+    why = 'somebody else has decided: ' .. redis.call('HGET', steps, 'decision:' .. id)
   end
   emit('command', 'kind', why and 'refuse' or ARGV[2], 'actor', ARGV[3], 'reason', why or ARGV[4], 'step', id)
   if why then
     return answer(ARGV[1], why)
   end
   -- The driver records the outcome that follows from it.
-  redis.call('HSET', steps, 'dw:' .. id, ARGV[3], 'dn:' .. id, ARGV[4], 'dt:' .. id, now)
+  redis.call('HSET', steps, 'decided_by:' .. id, ARGV[3], 'note:' .. id, ARGV[4], 'decided_at:' .. id, now)
   return answer(ARGV[1], 'done')
 end
 emit('command', 'kind', ARGV[2], 'actor', ARGV[3], 'reason', ARGV[4])
@@ -37,7 +37,7 @@ if ARGV[2] == 'cancel' then
   if state == 'pending' then
     redis.call('HSET', run, 'state', 'failed', 'cause', 'cancel', 'err', ARGV[4], 'ended', now)
     for i = 0, tonumber(redis.call('HGET', run, 'steps')) - 1 do
-      redis.call('HSET', steps, 's:' .. i, 'not_run')
+      redis.call('HSET', steps, 'status:' .. i, 'not_run')
     end
     emit('run_ended', 'state', 'failed', 'cause', 'cancel')
     return answer(ARGV[1], 'done')
@@ -60,10 +60,11 @@ if ARGV[2] == 'undo' then
     return answer(ARGV[1], 'the run is ' .. state)
   end
   for n = 7, #ARGV do
-    redis.call('HDEL', steps, 'us:' .. ARGV[n], 'un:' .. ARGV[n], 'ua:' .. ARGV[n], 'ux:' .. ARGV[n],
-               'ul:' .. ARGV[n], 'uab:' .. ARGV[n], 'uds:' .. ARGV[n])
+    redis.call('HDEL', steps, 'ustatus:' .. ARGV[n], 'unot_before:' .. ARGV[n], 'uattempts:' .. ARGV[n],
+               'uresent:' .. ARGV[n],
+               'ulost:' .. ARGV[n], 'ufree_attempts:' .. ARGV[n], 'udelayed:' .. ARGV[n])
   end
-  redis.call('HSET', run, 'state', 'undoing', 'ulevel', ARGV[6], 'left', 0)
+  redis.call('HSET', run, 'state', 'undoing', 'undo_level', ARGV[6], 'left', 0)
   redis.call('HINCRBY', run, 'epoch', 1)
   redis.call('HSETNX', run, 'cause', 'operator')
   redis.call('HDEL', run, 'ended', 'undo_deadline', 'keep')

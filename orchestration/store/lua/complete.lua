@@ -11,7 +11,7 @@
 -- EVENTS   step_ended | item_ended | undo_ended, step_skipped | item_skipped, run_aborting, level_started (next link)
 local i, p, fence, status = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local state = redis.call('HGET', run, 'state')
-local was, held = unpack(redis.call('HMGET', steps, p .. 's:' .. i, p .. 'f:' .. i))
+local was, held = unpack(redis.call('HMGET', steps, p .. 'status:' .. i, p .. 'fence:' .. i))
 local busy = p == '' and 'running' or 'undoing'
 if fence ~= '' then
   -- guard: an outcome counts only under the current fence
@@ -26,12 +26,12 @@ if fence ~= '' then
 elseif was ~= 'ready' and was ~= 'retrying' and was ~= 'waiting' then
   return {'stale', '', ''}
 end
-redis.call('HSET', steps, p .. 's:' .. i, status, p .. 'o:' .. i, ARGV[5], p .. 'e:' .. i, now)
+redis.call('HSET', steps, p .. 'status:' .. i, status, p .. 'outcome:' .. i, ARGV[5], p .. 'ended:' .. i, now)
 if ARGV[6] == '1' then
-  redis.call('HSET', steps, p .. 'z:' .. i, 1)
+  redis.call('HSET', steps, p .. 'no_effect:' .. i, 1)
 end
 if ARGV[11] ~= '' then
-  redis.call('HSET', steps, p .. 'da:' .. i, ARGV[11])
+  redis.call('HSET', steps, p .. 'data_key:' .. i, ARGV[11])
 end
 -- guard: an attempt that has ended holds no lease
 redis.call('ZREM', leases, p .. i)

@@ -11,14 +11,14 @@ if redis.call('HGET', run, 'state') ~= 'aborting' then
 end
 for n = 1, #ARGV, 2 do
   local i = ARGV[n]
-  local status = redis.call('HGET', steps, 's:' .. i)
+  local status = redis.call('HGET', steps, 'status:' .. i)
   -- guard: a drain cancels units that were held back; without it: false
   local held_back = not status and whole_of(i)
   -- guard: a drain leaves a claimed step alone; without it: true
   if status == 'ready' or status == 'retrying' or status == 'waiting' or held_back then
     -- guard: a drain leaves an always step to its turn
     if ARGV[n + 1] == '1' then
-      redis.call('HDEL', steps, 's:' .. i, 'dk:' .. i)
+      redis.call('HDEL', steps, 'status:' .. i, 'decision:' .. i)
       redis.call('ZREM', waits, i)
       if not whole_of(i) then
         redis.call('HINCRBY', run, 'left', -1)
@@ -27,11 +27,11 @@ for n = 1, #ARGV, 2 do
       local final, why = 'cancelled', 'the run was ended before it began'
       if status == 'waiting' then
         why = 'the run was ended while it waited'
-      elseif redis.call('HEXISTS', steps, 'a:' .. i) == 1 then
-        local tried, in_vain = unpack(redis.call('HMGET', steps, 'a:' .. i, 'bl:' .. i))
+      elseif redis.call('HEXISTS', steps, 'attempts:' .. i) == 1 then
+        local tried, in_vain = unpack(redis.call('HMGET', steps, 'attempts:' .. i, 'blocked:' .. i))
         -- guard: a step whose service was down had no effect
         if status == 'retrying' and tried == in_vain then
-          redis.call('HSET', steps, 'z:' .. i, 1)  -- its service was down: nothing was ever begun
+          redis.call('HSET', steps, 'no_effect:' .. i, 1)  -- its service was down: nothing was ever begun
         end
         why = 'the run was ended before it was tried again'
         -- guard: a step that was lost before the abort has to be fenced
@@ -41,11 +41,11 @@ for n = 1, #ARGV, 2 do
         -- guard: a lost step is unknown and not cancelled
         if status == 'ready'
             -- guard: a step with an open outcome is unknown and not cancelled
-            or redis.call('HEXISTS', steps, 'ds:' .. i) == 1 then
+            or redis.call('HEXISTS', steps, 'delayed:' .. i) == 1 then
           final, why = 'unknown', (status == 'ready' and 'its worker was lost' or 'it was not known yet how it ended') .. ', and ' .. why
         end
       end
-      redis.call('HSET', steps, 's:' .. i, final, 'y:' .. i, why, 'e:' .. i, now)
+      redis.call('HSET', steps, 'status:' .. i, final, 'reason:' .. i, why, 'ended:' .. i, now)
       redis.call('ZREM', waits, i)
       ended('', i, final, final == 'unknown' and why or '')
     end

@@ -15,12 +15,13 @@ if not ends
     or tonumber(ends) > now then
   return {'no', ''}
 end
-local lost = redis.call('HINCRBY', steps, p .. 'l:' .. i, 1)
-emit('lease_lost', 'step', i, 'host', at(i), 'undo', p, 'owner', redis.call('HGET', steps, p .. 'w:' .. i) or '', 'lost', lost)
+local lost = redis.call('HINCRBY', steps, p .. 'lost:' .. i, 1)
+emit('lease_lost', 'step', i, 'host', at(i), 'undo', p, 'owner', redis.call('HGET', steps, p .. 'owner:' .. i) or '',
+  'lost', lost)
 -- A new fence: whatever the lost attempt still says is refused.
-local fence = tonumber(redis.call('HGET', steps, p .. 'f:' .. i) or 0)
+local fence = tonumber(redis.call('HGET', steps, p .. 'fence:' .. i) or 0)
 -- guard: an expired attempt is fenced off at once
-redis.call('HSET', steps, p .. 'f:' .. i, string.format('%.0f', math.max(fence + 1, clock[1] * 1000000 + clock[2])))
+redis.call('HSET', steps, p .. 'fence:' .. i, string.format('%.0f', math.max(fence + 1, clock[1] * 1000000 + clock[2])))
 -- guard: an expired lease is removed
 redis.call('ZREM', leases, p .. i)
 local state = doing()
@@ -30,11 +31,11 @@ if ARGV[3] == '1'
     and lost < tonumber(ARGV[4]) then
   -- guard: a lost step of an aborting run is not repeated; without it: true
   if state ~= 'aborting' then
-    redis.call('HSET', steps, p .. 's:' .. i, 'ready', p .. 'd:' .. i, 0, p .. 'q:' .. i, now)
+    redis.call('HSET', steps, p .. 'status:' .. i, 'ready', p .. 'sent_until:' .. i, 0, p .. 'sent:' .. i, now)
     return {'again', ''}
   -- guard: a lost always step of an aborting run runs in its turn
   elseif ARGV[8] == '1' then
-    redis.call('HDEL', steps, 's:' .. i)
+    redis.call('HDEL', steps, 'status:' .. i)
     if not whole_of(i) then
       redis.call('HINCRBY', run, 'left', -1)
     end
@@ -51,14 +52,14 @@ if p == ''
     and ARGV[10] ~= ''
     -- guard: a person is asked only in a running run
     and state == 'running' then
-  redis.call('HSET', steps, 's:' .. i, 'waiting', 'p:' .. i, ARGV[11], 'nd:' .. i, ARGV[10])
+  redis.call('HSET', steps, 'status:' .. i, 'waiting', 'wait:' .. i, ARGV[11], 'delay:' .. i, ARGV[10])
   redis.call('ZADD', waits, now + tonumber(ARGV[10]), i)
   emit(kind(p, i) .. 'waiting', 'step', i, 'for', ARGV[12], 'until', now + tonumber(ARGV[10]))
   suspend('unknown', ARGV[6], '')
   return {'asked', ''}
 end
 local status = p == '' and 'unknown' or 'undo_failed'
-redis.call('HSET', steps, p .. 's:' .. i, status, p .. 'o:' .. i, ARGV[5], p .. 'e:' .. i, now)
+redis.call('HSET', steps, p .. 'status:' .. i, status, p .. 'outcome:' .. i, ARGV[5], p .. 'ended:' .. i, now)
 local total, err = ended(p, i, status, ARGV[6])
 if not total then
   return {'unknown', next_units(i, tonumber(ARGV[9]))}

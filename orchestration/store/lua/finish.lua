@@ -21,7 +21,7 @@ if ARGV[1] ~= 'aborting' and tonumber(redis.call('HGET', run, 'left')) > 0 then
   return 0
 end
 for n = 4, #ARGV do
-  redis.call('HSET', steps, 's:' .. ARGV[n], 'not_run')
+  redis.call('HSET', steps, 'status:' .. ARGV[n], 'not_run')
 end
 redis.call('HSET', run, 'state', ARGV[2], 'left', 0, 'ended', now)
 emit('run_ended', 'state', ARGV[2], 'cause', redis.call('HGET', run, 'cause') or '')

@@ -6,19 +6,19 @@
 -- EVENTS   none: nothing has happened yet
 local i, p = ARGV[1], ARGV[2]
 -- guard: a journal entry needs the current fence
-if redis.call('HGET', steps, p .. 'f:' .. i) ~= ARGV[3]
+if redis.call('HGET', steps, p .. 'fence:' .. i) ~= ARGV[3]
     -- guard: an attempt that has ended writes no journal
     or not redis.call('ZSCORE', leases, p .. i) then
   return 0
 end
 if ARGV[4] ~= '' then
-  -- guard: the first journal entry counts; without it: redis.call('HSET', steps, p .. 'r:' .. i, ARGV[4])
-  redis.call('HSETNX', steps, p .. 'r:' .. i, ARGV[4])
+  -- guard: the first journal entry counts; without it: redis.call('HSET', steps, p .. 'rendered:' .. i, ARGV[4])
+  redis.call('HSETNX', steps, p .. 'rendered:' .. i, ARGV[4])
 end
 if ARGV[5] ~= '' then
-  -- guard: the first journal entry counts; without it: redis.call('HSET', steps, p .. 'j:' .. i, ARGV[5])
-  redis.call('HSETNX', steps, p .. 'j:' .. i, ARGV[5])
+  -- guard: the first journal entry counts; without it: redis.call('HSET', steps, p .. 'before:' .. i, ARGV[5])
+  redis.call('HSETNX', steps, p .. 'before:' .. i, ARGV[5])
   -- What was found there is of that host.
-  redis.call('HSET', steps, p .. 'hj:' .. i, 1)
+  redis.call('HSET', steps, p .. 'journalled:' .. i, 1)
 end
 return 1

@@ -44,10 +44,10 @@ end
 
 -- A step is skipped, or fails, before its units begin; one that was fanned out before has units that must end with it.
 local function close_units(i, status, why)
-  for u = 0, tonumber(redis.call('HGET', steps, 'g:' .. i) or 0) - 1 do
+  for u = 0, tonumber(redis.call('HGET', steps, 'fan_out:' .. i) or 0) - 1 do
     local id = i .. '.' .. u
-    if redis.call('HEXISTS', steps, 's:' .. id) == 0 then
-      redis.call('HSET', steps, 's:' .. id, status, 'y:' .. id, why, 'e:' .. id, now)
+    if redis.call('HEXISTS', steps, 'status:' .. id) == 0 then
+      redis.call('HSET', steps, 'status:' .. id, status, 'reason:' .. id, why, 'ended:' .. id, now)
     end
   end
 end
@@ -55,22 +55,23 @@ end
 -- Units are ready as many as may be at once, of canaries first; the others are held back. A step that goes on where
 -- an abort has stopped it, or is resumed, does so with the units that have not ended. Returns whether any is open.
 local function fan_out(i, units, at_once, tolerated, canaries, first)
-  local known, why, open, skipped = redis.call('HGET', steps, 'g:' .. i), reasons_of(units, first), 0, 0
+  local known, why, open, skipped = redis.call('HGET', steps, 'fan_out:' .. i), reasons_of(units, first), 0, 0
   if not known then
-    redis.call('HSET', steps, 'g:' .. i, units, 'kt:' .. i, tolerated, 'a:' .. i, 1, 'b:' .. i, now)
+    redis.call('HSET', steps, 'fan_out:' .. i, units, 'tolerated:' .. i, tolerated, 'attempts:' .. i, 1,
+               'started:' .. i, now)
     for u = 0, units - 1 do
       local id = i .. '.' .. u
-      redis.call('HSET', steps, 'i:' .. id, ARGV[first + 3 * u], 'h:' .. id, ARGV[first + 3 * u + 1])
+      redis.call('HSET', steps, 'item:' .. id, ARGV[first + 3 * u], 'host:' .. id, ARGV[first + 3 * u + 1])
     end
   end
   for u = 0, tonumber(known or units) - 1 do
     local id = i .. '.' .. u
-    local status, item, host = unpack(redis.call('HMGET', steps, 's:' .. id, 'i:' .. id, 'h:' .. id))
+    local status, item, host = unpack(redis.call('HMGET', steps, 'status:' .. id, 'item:' .. id, 'host:' .. id))
     local reason = not status and why[(item or '') .. '\n' .. (host or '')] or ''
     -- guard: a unit whose host skips it gets no message
     if reason ~= '' then
       status = 'skipped'
-      redis.call('HSET', steps, 's:' .. id, status, 'y:' .. id, reason)
+      redis.call('HSET', steps, 'status:' .. id, status, 'reason:' .. id, reason)
       later[#later + 1] = {'item_skipped', 'step', id, 'host', host, 'reason', reason}
     end
     if not status then
@@ -86,12 +87,13 @@ local function fan_out(i, units, at_once, tolerated, canaries, first)
   if canaries > 0 then
     -- guard: canaries are dispatched first
     begin = math.min(at_once, canaries)
-    redis.call('HSET', steps, 'cn:' .. i, canaries, 'ca:' .. i, canaries - begin)
+    redis.call('HSET', steps, 'canaries:' .. i, canaries, 'canaries_held:' .. i, canaries - begin)
   else
-    redis.call('HDEL', steps, 'cn:' .. i)
+    redis.call('HDEL', steps, 'canaries:' .. i)
   end
-  redis.call('HDEL', steps, 'cf:' .. i)
-  redis.call('HSET', steps, 's:' .. i, 'running', 'k:' .. i, open, 'ks:' .. i, skipped, 'm:' .. i, 0, 'ao:' .. i, at_once)
+  redis.call('HDEL', steps, 'canary_failed:' .. i)
+  redis.call('HSET', steps, 'status:' .. i, 'running', 'fan_out_left:' .. i, open, 'fan_out_skipped:' .. i, skipped,
+             'fan_out_sent:' .. i, 0, 'at_once:' .. i, at_once)
   dispatch_units(i, begin, grace)
   return open > 0
 end
@@ -102,20 +104,20 @@ while n <= #ARGV do
   if what == 'r' then
     dispatched('', i, grace)
     if ARGV[n + 2] ~= '' then
-      redis.call('HSET', steps, 'h:' .. i, ARGV[n + 2])
+      redis.call('HSET', steps, 'host:' .. i, ARGV[n + 2])
     end
     begun[#begun + 1], left, n = i, left + 1, n + 3
   elseif what == 's' then
-    redis.call('HSET', steps, 's:' .. i, 'skipped', 'y:' .. i, ARGV[n + 2])
+    redis.call('HSET', steps, 'status:' .. i, 'skipped', 'reason:' .. i, ARGV[n + 2])
     -- guard: a skipped step leaves no unit open
     close_units(i, 'skipped', ARGV[n + 2])
     if ARGV[n + 3] == '1' then
-      redis.call('HSET', steps, 'v:' .. i, 1)
+      redis.call('HSET', steps, 'tainted:' .. i, 1)
     end
     later[#later + 1] = {'step_skipped', 'step', i, 'reason', ARGV[n + 2]}
     n = n + 4
   elseif what == 'f' then
-    redis.call('HSET', steps, 's:' .. i, 'failed', 'o:' .. i, ARGV[n + 2], 'e:' .. i, now)
+    redis.call('HSET', steps, 'status:' .. i, 'failed', 'outcome:' .. i, ARGV[n + 2], 'ended:' .. i, now)
     -- guard: a step that fails before it begins leaves no unit open
     close_units(i, 'not_run', ARGV[n + 3])
     later[#later + 1] = {'step_ended', 'step', i, 'status', 'failed', 'error', ARGV[n + 3]}
@@ -143,7 +145,7 @@ if state == 'pending' then
   if timeout then
     redis.call('HSET', run, 'deadline', now + timeout)
   end
-  redis.call('HDEL', run, 'held')
+  redis.call('HDEL', run, 'hold_reason')
   emit('run_started')
 elseif state ~= ARGV[3] then
   emit('run_' .. ARGV[3])

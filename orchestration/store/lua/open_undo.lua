@@ -7,7 +7,7 @@
 --          then the run's epoch
 -- RETURNS  1 done, 0 somebody else was first
 -- EVENTS   run_undoing (from aborting), undo_level_started, undo_impossible for each
-local state, level, epoch = unpack(redis.call('HMGET', run, 'state', 'ulevel', 'epoch'))
+local state, level, epoch = unpack(redis.call('HMGET', run, 'state', 'undo_level', 'epoch'))
 if state ~= ARGV[1]
     -- guard: a level of the compensation opens once
     or (level or '') ~= ARGV[2]
@@ -28,13 +28,13 @@ end
 local ready = tonumber(ARGV[6])
 -- From its first level on; an undo that an operator asked for begins here with `undoing`.
 redis.call('HSETNX', run, 'undo_deadline', now + tonumber(ARGV[5]))
-redis.call('HSET', run, 'state', 'undoing', 'ulevel', ARGV[3], 'left', ready)
+redis.call('HSET', run, 'state', 'undoing', 'undo_level', ARGV[3], 'left', ready)
 emit('undo_level_started', 'level', ARGV[3], 'steps', table.concat(ARGV, ' ', 7, 6 + ready))
 for n = 7, 6 + ready do
   dispatched('u', ARGV[n], tonumber(ARGV[4]))
 end
 for n = 7 + ready, #ARGV - 1, 2 do
-  redis.call('HSET', steps, 'us:' .. ARGV[n], 'not_undoable', 'uy:' .. ARGV[n], ARGV[n + 1])
+  redis.call('HSET', steps, 'ustatus:' .. ARGV[n], 'not_undoable', 'ureason:' .. ARGV[n], ARGV[n + 1])
   emit('undo_impossible', 'step', ARGV[n], 'reason', ARGV[n + 1])
 end
 return 1

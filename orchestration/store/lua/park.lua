@@ -6,7 +6,7 @@
 -- RETURNS  1 parked, 0 the attempt has lost its step
 -- EVENTS   step_waiting | item_waiting | undo_waiting
 local i, p = ARGV[1], ARGV[2]
-local status, fence = unpack(redis.call('HMGET', steps, p .. 's:' .. i, p .. 'f:' .. i))
+local status, fence = unpack(redis.call('HMGET', steps, p .. 'status:' .. i, p .. 'fence:' .. i))
 -- guard: a superseded attempt does not park its step
 if fence ~= ARGV[3] then
   return 0
@@ -18,7 +18,7 @@ end
 if status ~= (p == '' and 'running' or 'undoing') then
   return 0
 end
-redis.call('HSET', steps, p .. 's:' .. i, 'waiting', p .. 'p:' .. i, ARGV[5], p .. 'nd:' .. i, ARGV[4])
+redis.call('HSET', steps, p .. 'status:' .. i, 'waiting', p .. 'wait:' .. i, ARGV[5], p .. 'delay:' .. i, ARGV[4])
 -- guard: a parked step holds no lease
 redis.call('ZREM', leases, p .. i)
 redis.call('ZADD', waits, now + tonumber(ARGV[4]), p .. i)

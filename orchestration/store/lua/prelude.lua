@@ -15,19 +15,19 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 -- Every transition is one version and one event.
 local function emit(name, ...)
-  local ver = redis.call('HINCRBY', run, 'ver', 1)
-  redis.call('XADD', events, '*', 'event', name, 'ver', ver, 'at', now, ...)
+  local ver = redis.call('HINCRBY', run, 'version', 1)
+  redis.call('XADD', events, '*', 'event', name, 'version', ver, 'at', now, ...)
 end
 
 -- A step that was just dispatched: its message counts as under way for `grace` ms.
 local function dispatched(prefix, id, grace)
-  redis.call('HSET', steps, prefix .. 's:' .. id, 'ready', prefix .. 'q:' .. id, now,
-             prefix .. 'd:' .. id, now + grace)
+  redis.call('HSET', steps, prefix .. 'status:' .. id, 'ready', prefix .. 'sent:' .. id, now,
+             prefix .. 'sent_until:' .. id, now + grace)
 end
 
 -- What the run is doing, also while it is suspended.
 local function doing()
-  local state, was = unpack(redis.call('HMGET', run, 'state', 'was'))
+  local state, was = unpack(redis.call('HMGET', run, 'state', 'suspended_state'))
   if state == 'suspended' then
     return was
   end
@@ -36,7 +36,7 @@ end
 
 -- A command is carried out once: those up to `cmd` have been.
 local function handled(id)
-  local last = redis.call('HGET', run, 'cmd')
+  local last = redis.call('HGET', run, 'last_command')
   if not last then
     return false
   end
@@ -49,22 +49,22 @@ end
 
 -- Note that a command was handled, and what became of it.
 local function answer(id, text)
-  redis.call('HSET', run, 'cmd', id, 'answer', text)
+  redis.call('HSET', run, 'last_command', id, 'answer', text)
   return text
 end
 
 -- The run goes on where it was suspended, or is ended.
 local function lift()
-  redis.call('HDEL', run, 'was', 'held', 'hold', 'service')
+  redis.call('HDEL', run, 'suspended_state', 'hold_reason', 'hold', 'service')
 end
 
 -- Hold the run where it is: nothing new is claimed until somebody, or the end of `what`, lets it go on.
 local function suspend(what, why, service)
   local state = redis.call('HGET', run, 'state')
   if state ~= 'suspended' then
-    redis.call('HSET', run, 'state', 'suspended', 'was', state)
+    redis.call('HSET', run, 'state', 'suspended', 'suspended_state', state)
   end
-  redis.call('HSET', run, 'hold', what, 'held', why, 'service', service)
+  redis.call('HSET', run, 'hold', what, 'hold_reason', why, 'service', service)
   emit('run_suspended', 'for', what, 'error', why)
 end
 
@@ -83,7 +83,7 @@ end
 
 -- For an event: the host that a unit was sent to.
 local function at(id)
-  return whole_of(id) and redis.call('HGET', steps, 'h:' .. id) or ''
+  return whole_of(id) and redis.call('HGET', steps, 'host:' .. id) or ''
 end
 
 -- What an event about a step, a unit or an undo is called.
@@ -94,13 +94,14 @@ end
 -- All units of a step have ended, and with them the step. Returns its status and error.
 local function whole_ended(step)
   local all, failed, changed, cancelled, tolerated, first, skipped, canary = unpack(redis.call('HMGET', steps,
-    'g:' .. step, 'kf:' .. step, 'kc:' .. step, 'kx:' .. step, 'kt:' .. step, 'er:' .. step, 'ks:' .. step,
-    'cf:' .. step))
+    'fan_out:' .. step, 'fan_out_failed:' .. step, 'fan_out_changed:' .. step, 'fan_out_cancelled:' .. step,
+      'tolerated:' .. step, 'error:' .. step, 'fan_out_skipped:' .. step,
+    'canary_failed:' .. step))
   failed = tonumber(failed or 0)
   -- guard: a step is skipped if all of its units are skipped
   if skipped == all then
-    local why = 'all of its parts were skipped; the first: ' .. redis.call('HGET', steps, 'y:' .. step .. '.0')
-    redis.call('HSET', steps, 's:' .. step, 'skipped', 'y:' .. step, why, 'e:' .. step, now)
+    local why = 'all of its parts were skipped; the first: ' .. redis.call('HGET', steps, 'reason:' .. step .. '.0')
+    redis.call('HSET', steps, 'status:' .. step, 'skipped', 'reason:' .. step, why, 'ended:' .. step, now)
     emit('step_skipped', 'step', step, 'reason', why)
     return 'skipped', ''
   end
@@ -110,7 +111,7 @@ local function whole_ended(step)
     if canary then
       text = 'its canary failed, and the rest was left alone: ' .. first
     end
-    redis.call('HSET', steps, 'er:' .. step, text)
+    redis.call('HSET', steps, 'error:' .. step, text)
   end
   if failed > tonumber(tolerated)
       -- guard: a failed canary is not tolerated
@@ -121,19 +122,19 @@ local function whole_ended(step)
   elseif changed then
     total = 'changed'
   end
-  redis.call('HSET', steps, 's:' .. step, total, 'e:' .. step, now)
+  redis.call('HSET', steps, 'status:' .. step, total, 'ended:' .. step, now)
   emit('step_ended', 'step', step, 'status', total, 'error', text)
   return total, text
 end
 
 -- The canary of a step has failed: what was held back behind it is left alone.
 local function leave_the_rest(step)
-  redis.call('HSET', steps, 'cf:' .. step, 1)
-  for u = 0, tonumber(redis.call('HGET', steps, 'g:' .. step)) - 1 do
+  redis.call('HSET', steps, 'canary_failed:' .. step, 1)
+  for u = 0, tonumber(redis.call('HGET', steps, 'fan_out:' .. step)) - 1 do
     local id = step .. '.' .. u
-    if redis.call('HEXISTS', steps, 's:' .. id) == 0 then
-      redis.call('HSET', steps, 's:' .. id, 'not_run', 'y:' .. id, 'the canary failed', 'e:' .. id, now)
-      redis.call('HINCRBY', steps, 'k:' .. step, -1)
+    if redis.call('HEXISTS', steps, 'status:' .. id) == 0 then
+      redis.call('HSET', steps, 'status:' .. id, 'not_run', 'reason:' .. id, 'the canary failed', 'ended:' .. id, now)
+      redis.call('HINCRBY', steps, 'fan_out_left:' .. step, -1)
       emit('item_ended', 'step', id, 'status', 'not_run', 'error', '')
     end
   end
@@ -143,7 +144,7 @@ end
 -- nil while other units of it go on.
 local function ended(prefix, id, status, err)
   if status == 'skipped' then
-    redis.call('HSET', steps, 'y:' .. id, err)
+    redis.call('HSET', steps, 'reason:' .. id, err)
     emit(kind(prefix, id) .. 'skipped', 'step', id, 'host', at(id), 'reason', err)
     err = ''
   else
@@ -155,19 +156,19 @@ local function ended(prefix, id, status, err)
     return status, err
   end
   local bad = status == 'failed' or status == 'unknown'
-  local counter = bad and 'kf:' or status == 'changed' and 'kc:' or status == 'cancelled' and 'kx:'
-                  or status == 'skipped' and 'ks:' or nil
+  local counter = bad and 'fan_out_failed:' or status == 'changed' and 'fan_out_changed:' or status == 'cancelled' and 'fan_out_cancelled:'
+                  or status == 'skipped' and 'fan_out_skipped:' or nil
   if counter then
     redis.call('HINCRBY', steps, counter .. step, 1)
   end
   if bad then
-    redis.call('HSETNX', steps, 'er:' .. step, err)
-    if tonumber(redis.call('HGET', steps, 'cn:' .. step) or 0) > 0 then
+    redis.call('HSETNX', steps, 'error:' .. step, err)
+    if tonumber(redis.call('HGET', steps, 'canaries:' .. step) or 0) > 0 then
       -- guard: a failed canary leaves the held back units alone
       leave_the_rest(step)
     end
   end
-  if redis.call('HINCRBY', steps, 'k:' .. step, -1) > 0 then
+  if redis.call('HINCRBY', steps, 'fan_out_left:' .. step, -1) > 0 then
     return nil
   end
   redis.call('HINCRBY', run, 'left', -1)
@@ -176,12 +177,12 @@ end
 
 -- Dispatch up to so many of the units of a step that were held back. Returns their ids.
 local function dispatch_units(step, at_most, grace)
-  local all, sent = unpack(redis.call('HMGET', steps, 'g:' .. step, 'm:' .. step))
+  local all, sent = unpack(redis.call('HMGET', steps, 'fan_out:' .. step, 'fan_out_sent:' .. step))
   local found, u = {}, tonumber(sent)
   -- Some have ended already: of a step that goes on after an interruption, or on hosts that do not do it.
   while u < tonumber(all) and #found < at_most do
     local id = step .. '.' .. u
-    local begun = redis.call('HEXISTS', steps, 's:' .. id) == 1
+    local begun = redis.call('HEXISTS', steps, 'status:' .. id) == 1
     -- guard: a unit that has ended is not dispatched again; without it: true
     if not begun then
       dispatched('', id, grace)
@@ -189,7 +190,7 @@ local function dispatch_units(step, at_most, grace)
     end
     u = u + 1
   end
-  redis.call('HSET', steps, 'm:' .. step, u)
+  redis.call('HSET', steps, 'fan_out_sent:' .. step, u)
   return found
 end
 
@@ -199,15 +200,15 @@ local function next_units(id, grace)
   if state ~= 'running' and state ~= 'finishing' then
     return ''
   end
-  if tonumber(redis.call('HGET', steps, 'cn:' .. step) or 0) > 0 then
+  if tonumber(redis.call('HGET', steps, 'canaries:' .. step) or 0) > 0 then
     -- It was a canary. The rest waits for all of them, and then begins as many as may be at once.
-    if redis.call('HINCRBY', steps, 'cn:' .. step, -1) > 0 then
-      local later = tonumber(redis.call('HGET', steps, 'ca:' .. step))
+    if redis.call('HINCRBY', steps, 'canaries:' .. step, -1) > 0 then
+      local later = tonumber(redis.call('HGET', steps, 'canaries_held:' .. step))
       -- guard: no more canaries are dispatched than were chosen; without it: 1
       free = math.min(1, later)
-      redis.call('HSET', steps, 'ca:' .. step, later - free)
+      redis.call('HSET', steps, 'canaries_held:' .. step, later - free)
     else
-      free = tonumber(redis.call('HGET', steps, 'ao:' .. step))
+      free = tonumber(redis.call('HGET', steps, 'at_once:' .. step))
     end
   end
   return table.concat(dispatch_units(step, free, grace), ' ')

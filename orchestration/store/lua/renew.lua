@@ -8,7 +8,7 @@ local renewed = 0
 for n = 2, #ARGV, 2 do
   local member, who = ARGV[n], ARGV[n + 1]
   local p, i = string.match(member, '^(u?)([%d.]+)$')
-  local owner = redis.call('HGET', steps, p .. 'w:' .. i)
+  local owner = redis.call('HGET', steps, p .. 'owner:' .. i)
   if owner
       -- guard: a lease is renewed only by its owner
       and string.sub(owner, 1, #who) == who

@@ -21,34 +21,36 @@ emit('command', 'kind', 'resume', 'actor', ARGV[2], 'reason', ARGV[3])
 -- What an attempt has rendered and journalled stays: an undo goes back to before the first one.
 for n = 7, #ARGV do
   local i = ARGV[n]
-  local tries = redis.call('HGET', steps, 'a:' .. i)
+  local tries = redis.call('HGET', steps, 'attempts:' .. i)
   if tries then
-    redis.call('HSET', steps, 'ab:' .. i, tries)
+    redis.call('HSET', steps, 'free_attempts:' .. i, tries)
   end
-  local apart = redis.call('HGET', steps, 'da:' .. i)
+  local apart = redis.call('HGET', steps, 'data_key:' .. i)
   if apart then
     redis.call('DEL', string.sub(run, 1, -4) .. 'data:' .. apart)
   end
-  for _, name in ipairs({'s:', 'e:', 'o:', 'y:', 'v:', 'z:', 'n:', 'x:', 'l:', 'q:', 'd:', 'p:', 'dk:', 'dw:', 'dn:',
-                         'dt:', 'da:', 'ds:', 'kf:', 'kx:', 'cf:', 'er:', 'us:', 'uo:', 'uy:'}) do
+  for _, name in ipairs({'status:', 'ended:', 'outcome:', 'reason:', 'tainted:', 'no_effect:', 'not_before:', 'resent:',
+                         'lost:', 'sent:', 'sent_until:', 'wait:', 'decision:', 'decided_by:', 'note:', 'decided_at:',
+                         'data_key:', 'delayed:', 'fan_out_failed:', 'fan_out_cancelled:', 'canary_failed:',
+                         'error:', 'ustatus:', 'uoutcome:', 'ureason:'}) do
     redis.call('HDEL', steps, name .. i)
   end
 end
 for n = 7, #ARGV do
   -- Of a step that was fanned out, the parts that changed something are those that are done.
-  local units, changed = tonumber(redis.call('HGET', steps, 'g:' .. ARGV[n]) or 0), 0
+  local units, changed = tonumber(redis.call('HGET', steps, 'fan_out:' .. ARGV[n]) or 0), 0
   for u = 0, units - 1 do
-    if redis.call('HGET', steps, 's:' .. ARGV[n] .. '.' .. u) == 'changed' then
+    if redis.call('HGET', steps, 'status:' .. ARGV[n] .. '.' .. u) == 'changed' then
       changed = changed + 1
     end
   end
   if changed > 0 then
-    redis.call('HSET', steps, 'kc:' .. ARGV[n], changed)
+    redis.call('HSET', steps, 'fan_out_changed:' .. ARGV[n], changed)
   else
-    redis.call('HDEL', steps, 'kc:' .. ARGV[n])
+    redis.call('HDEL', steps, 'fan_out_changed:' .. ARGV[n])
   end
 end
-redis.call('HDEL', run, 'cause', 'err', 'err_step', 'ended', 'keep', 'ulevel', 'undo_deadline', 'deadline')
+redis.call('HDEL', run, 'cause', 'err', 'err_step', 'ended', 'keep', 'undo_level', 'undo_deadline', 'deadline')
 redis.call('HSET', run, 'state', 'running', 'level', ARGV[5], 'left', 0)
 if ARGV[6] == '1' then
   redis.call('HSET', run, 'keep', 1)

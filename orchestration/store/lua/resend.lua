@@ -13,7 +13,7 @@ for n = 4, #ARGV, 2 do
   local last = host == '' and 'claimed' or 'claimed@' .. host
   local claimed = tonumber(redis.call('HGET', run, last) or 0)
   local status, sent, due, not_before, times = unpack(redis.call('HMGET', steps,
-    p .. 's:' .. i, p .. 'q:' .. i, p .. 'd:' .. i, p .. 'n:' .. i, p .. 'x:' .. i))
+    p .. 'status:' .. i, p .. 'sent:' .. i, p .. 'sent_until:' .. i, p .. 'not_before:' .. i, p .. 'resent:' .. i))
   -- guard: no message is sent for a claimed step; without it: true
   if status == 'ready' or status == 'retrying' then
     if now - math.max(tonumber(sent), claimed) >= tonumber(ARGV[3]) then
@@ -22,8 +22,9 @@ for n = 4, #ARGV, 2 do
     elseif tonumber(due) <= now
         -- guard: a retry is not sent before it is due
         and tonumber(not_before or 0) <= now then
-      local again = redis.call('HINCRBY', steps, p .. 'x:' .. i, 1)
-      redis.call('HSET', steps, p .. 'd:' .. i, now + math.min(600000, tonumber(ARGV[2]) * 2 ^ math.min(again, 20)))
+      local again = redis.call('HINCRBY', steps, p .. 'resent:' .. i, 1)
+      redis.call('HSET', steps, p .. 'sent_until:' .. i, now + math.min(600000,
+                 tonumber(ARGV[2]) * 2 ^ math.min(again, 20)))
       emit('message_resent', 'step', i, 'undo', p, 'times', again)
       found[#found + 1] = i
     end

@@ -11,15 +11,16 @@ if handled(ARGV[1]) then
 end
 local what, i = ARGV[4], ARGV[5]
 local state = redis.call('HGET', run, 'state')
-local status, undo, parked, keeps = unpack(redis.call('HMGET', steps, 's:' .. i, 'us:' .. i, 'p:' .. i, 'a:' .. i))
+local status, undo, parked, keeps = unpack(redis.call('HMGET', steps, 'status:' .. i, 'ustatus:' .. i, 'wait:' .. i,
+                                                      'attempts:' .. i))
 status = status or 'pending'
 local resting = state == 'failed' or state == 'partial' or state == 'undo_failed' or state == 'undone'
 local asked = status == 'waiting' and parked and string.find(parked, '"unknown"', 1, true)
 local why
 if asked then
   -- guard: the first resolution of a step counts
-  if redis.call('HSETNX', steps, 'dk:' .. i, what) == 0 then
-    why = 'somebody else has said: ' .. redis.call('HGET', steps, 'dk:' .. i)
+  if redis.call('HSETNX', steps, 'decision:' .. i, what) == 0 then
+    why = 'somebody else has said: ' .. redis.call('HGET', steps, 'decision:' .. i)
   end
 -- guard: a step of a live run is not resolved
 elseif not resting then
@@ -27,8 +28,8 @@ elseif not resting then
 elseif what == 'done' or what == 'skip' then
   if state ~= 'failed' and state ~= 'partial' then
     why = 'the run is ' .. state .. ': only what is left over of it can be resolved'
-  -- guard: a step that is done is not resolved; without it: status == 'skipped' and redis.call('HEXISTS', steps, 'v:' .. i) == 0
-  elseif status == 'changed' or status == 'unchanged' or (status == 'skipped' and redis.call('HEXISTS', steps, 'v:' .. i) == 0) then
+  -- guard: a step that is done is not resolved; without it: status == 'skipped' and redis.call('HEXISTS', steps, 'tainted:' .. i) == 0
+  elseif status == 'changed' or status == 'unchanged' or (status == 'skipped' and redis.call('HEXISTS', steps, 'tainted:' .. i) == 0) then
     why = 'the step is ' .. status
   end
 -- guard: a step that was compensated is not resolved
@@ -45,18 +46,19 @@ emit('step_resolved', 'step', i, 'as', what, 'actor', ARGV[2])
 local said = what .. ' by ' .. ARGV[2] .. (ARGV[3] ~= '' and ': ' .. ARGV[3] or '')
 if asked then
   -- The driver records the outcome that follows from it.
-  redis.call('HSET', steps, 'dw:' .. i, ARGV[2], 'dn:' .. i, ARGV[3], 'dt:' .. i, now)
+  redis.call('HSET', steps, 'decided_by:' .. i, ARGV[2], 'note:' .. i, ARGV[3], 'decided_at:' .. i, now)
   if what == 'abandon' then
-    redis.call('HSET', steps, 'us:' .. i, 'not_undoable', 'uy:' .. i, said)
+    redis.call('HSET', steps, 'ustatus:' .. i, 'not_undoable', 'ureason:' .. i, said)
   end
 elseif what == 'done' or what == 'skip' then
-  redis.call('HDEL', steps, 'v:' .. i)
-  redis.call('HSET', steps, 's:' .. i, what == 'done' and 'changed' or 'skipped', 'y:' .. i, said, 'e:' .. i, now)
+  redis.call('HDEL', steps, 'tainted:' .. i)
+  redis.call('HSET', steps, 'status:' .. i, what == 'done' and 'changed' or 'skipped', 'reason:' .. i, said,
+             'ended:' .. i, now)
 else
-  redis.call('HDEL', steps, 'uo:' .. i)
-  redis.call('HSET', steps, 'us:' .. i, what == 'undone' and 'undone' or 'not_undoable', 'uy:' .. i, said)
+  redis.call('HDEL', steps, 'uoutcome:' .. i)
+  redis.call('HSET', steps, 'ustatus:' .. i, what == 'undone' and 'undone' or 'not_undoable', 'ureason:' .. i, said)
   if state == 'undo_failed' then
-    redis.call('HSET', run, 'state', 'undoing', 'ulevel', 0, 'left', 0)
+    redis.call('HSET', run, 'state', 'undoing', 'undo_level', 0, 'left', 0)
     redis.call('HINCRBY', run, 'epoch', 1)
     redis.call('HDEL', run, 'ended')
     emit('run_undoing')

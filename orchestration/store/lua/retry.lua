@@ -10,7 +10,7 @@
 --          -2 it has been asked for so long that it is unknown
 -- EVENTS   step_retrying | item_retrying | undo_retrying
 local i, p = ARGV[1], ARGV[2]
-local status, fence = unpack(redis.call('HMGET', steps, p .. 's:' .. i, p .. 'f:' .. i))
+local status, fence = unpack(redis.call('HMGET', steps, p .. 'status:' .. i, p .. 'fence:' .. i))
 -- guard: a superseded attempt does not retry its step
 if fence ~= ARGV[3] then
   return 0
@@ -31,26 +31,27 @@ if p == ''
 end
 local due = now + tonumber(ARGV[4])
 if ARGV[9] ~= '' then
-  redis.call('HSETNX', steps, p .. 'ds:' .. i, now)
+  redis.call('HSETNX', steps, p .. 'delayed:' .. i, now)
   -- guard: a step with an open outcome becomes unknown in the end
-  if due - tonumber(redis.call('HGET', steps, p .. 'ds:' .. i)) > tonumber(ARGV[9]) then
+  if due - tonumber(redis.call('HGET', steps, p .. 'delayed:' .. i)) > tonumber(ARGV[9]) then
     return -2
   end
 end
 if ARGV[10] ~= '' then
-  redis.call('HSET', steps, p .. 'sv:' .. i, ARGV[10])
-  redis.call('HINCRBY', steps, p .. 'bl:' .. i, 1)
+  redis.call('HSET', steps, p .. 'service:' .. i, ARGV[10])
+  redis.call('HINCRBY', steps, p .. 'blocked:' .. i, 1)
 end
 -- guard: an attempt in vain does not count
 if ARGV[8] == '1' then
-  redis.call('HINCRBY', steps, p .. 'ab:' .. i, 1)
+  redis.call('HINCRBY', steps, p .. 'free_attempts:' .. i, 1)
 end
-redis.call('HSET', steps, p .. 's:' .. i, 'retrying', p .. 'n:' .. i, due, p .. 'd:' .. i, due + tonumber(ARGV[5]),
-           p .. 'q:' .. i, due, p .. 'nd:' .. i, ARGV[4])
+redis.call('HSET', steps, p .. 'status:' .. i, 'retrying', p .. 'not_before:' .. i, due, p .. 'sent_until:' .. i,
+           due + tonumber(ARGV[5]),
+           p .. 'sent:' .. i, due, p .. 'delay:' .. i, ARGV[4])
 -- guard: a retried step holds no lease
 redis.call('ZREM', leases, p .. i)
 -- guard: a retried step is removed from the waits
 redis.call('ZREM', waits, p .. i)
 emit(kind(p, i) .. 'retrying', 'step', i, 'error', ARGV[6], 'delay_ms', ARGV[4],
-     'attempt', redis.call('HGET', steps, p .. 'a:' .. i), 'in_vain', ARGV[8])
+     'attempt', redis.call('HGET', steps, p .. 'attempts:' .. i), 'in_vain', ARGV[8])
 return 1

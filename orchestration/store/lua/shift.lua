@@ -21,15 +21,15 @@ local function moved(time, ahead)
   return time > now + ahead and time + by or time
 end
 -- A message that counts as under way for longer is sent again early, which does no harm.
-local longest = {q = 0, d = tonumber(ARGV[3]), n = 0, ds = 0}
+local longest = {sent = 0, sent_until = tonumber(ARGV[3]), not_before = 0, delayed = 0}
 local values = redis.call('HGETALL', steps)
 for n = 1, #values, 2 do
-  local side, name, i = string.match(values[n], '^(u?)(%a+):(.+)$')
+  local side, name, i = string.match(values[n], '^(u?)([%a_]+):(.+)$')
   if longest[name]
       -- guard: a message that is due at once stays due
       and tonumber(values[n + 1]) > 0 then
-    local status, delay = unpack(redis.call('HMGET', steps, side .. 's:' .. i, side .. 'nd:' .. i))
-    local ahead = longest[name] + (status == 'retrying' and name ~= 'ds' and tonumber(delay or 0) or 0)
+    local status, delay = unpack(redis.call('HMGET', steps, side .. 'status:' .. i, side .. 'delay:' .. i))
+    local ahead = longest[name] + (status == 'retrying' and name ~= 'delayed' and tonumber(delay or 0) or 0)
     redis.call('HSET', steps, values[n], string.format('%.0f', moved(tonumber(values[n + 1]), ahead)))
   end
 end
@@ -46,7 +46,7 @@ for _, key in ipairs({leases, waits}) do
   local members = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
   for n = 1, #members, 2 do
     local side, i = string.match(members[n], '^(u?)(.+)$')
-    local ahead = key == leases and ARGV[3] or redis.call('HGET', steps, side .. 'nd:' .. i) or 0
+    local ahead = key == leases and ARGV[3] or redis.call('HGET', steps, side .. 'delay:' .. i) or 0
     redis.call('ZADD', key, string.format('%.0f', moved(tonumber(members[n + 1]), tonumber(ahead))), members[n])
   end
 end

@@ -11,9 +11,9 @@ if ARGV[4] ~= '' and (epoch or '0') ~= ARGV[4] then
   return 0
 end
 -- guard: a lost version is not reached again
-if ARGV[5] ~= '' and tonumber(redis.call('HGET', run, 'ver') or 0) < tonumber(ARGV[5]) then
+if ARGV[5] ~= '' and tonumber(redis.call('HGET', run, 'version') or 0) < tonumber(ARGV[5]) then
   -- What comes now is newer than all that was lost.
-  redis.call('HSET', run, 'ver', ARGV[5])
+  redis.call('HSET', run, 'version', ARGV[5])
 -- guard: a loss of writes suspends a run once
 elseif ARGV[5] ~= '' then
   return 0

@@ -6,7 +6,7 @@
 -- ARGV[5]  id of the command that asks for it, '' if none does  ARGV[6]  actor  ARGV[7]  reason, then the ids of its batch
 -- RETURNS  1 it goes on, 0 somebody else was first
 -- EVENTS   command, run_resumed
-local state, was, hold, epoch = unpack(redis.call('HMGET', run, 'state', 'was', 'hold', 'epoch'))
+local state, was, hold, epoch = unpack(redis.call('HMGET', run, 'state', 'suspended_state', 'hold', 'epoch'))
 -- guard: a run that goes on is not released again
 if state ~= 'suspended'
     -- guard: a breaker does not release a run that waits for a person
@@ -20,10 +20,11 @@ end
 local p, due = ARGV[3], now + tonumber(ARGV[4])
 for n = 8, #ARGV do
   local i = ARGV[n]
-  local status = redis.call('HGET', steps, p .. 's:' .. i)
+  local status = redis.call('HGET', steps, p .. 'status:' .. i)
   -- guard: a release leaves a running step alone; without it: true
   if status == 'ready' or status == 'retrying' then
-    redis.call('HSET', steps, p .. 'q:' .. i, due, p .. 'd:' .. i, due, p .. 'n:' .. i, due, p .. 'nd:' .. i, ARGV[4])
+    redis.call('HSET', steps, p .. 'sent:' .. i, due, p .. 'sent_until:' .. i, due, p .. 'not_before:' .. i, due,
+               p .. 'delay:' .. i, ARGV[4])
   end
 end
 redis.call('HSET', run, 'state', was)

@@ -88,7 +88,7 @@ class Calls:
         prepared = Request("GET", url, params=params).prepare().url
         self._connections = streams.record_connections(self._api, str(prepared))
 
-    def hang_up(self) -> None:
+    def close_connections(self) -> None:
         """End the calls that are under way, and this client."""
         for connection in self._connections:
             with contextlib.suppress(Exception):

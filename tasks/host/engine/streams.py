@@ -87,7 +87,7 @@ def entries(engine: Any, begin: Callable[[Any], Any], check: Check) -> Iterator[
         try:
             response = begin(engine)
             if given_up.is_set():
-                engine.hang_up()  # it answered late: what it has begun ends with its connection
+                engine.close_connections()  # it answered late: what it has begun ends with its connection
                 return
             for line in response.iter_lines(_CHUNK):
                 if line.strip():
@@ -115,7 +115,7 @@ def entries(engine: Any, begin: Callable[[Any], Any], check: Check) -> Iterator[
             check()
     finally:
         given_up.set()
-        engine.hang_up()  # the engine gives up then, also where it has not answered yet
+        engine.close_connections()  # the engine gives up then, also where it has not answered yet
 
 
 def record_connections(api: Any, url: str) -> list[Any]:

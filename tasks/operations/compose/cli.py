@@ -168,7 +168,7 @@ def check_build(build: Mapping[str, Any]) -> None:
         if not context or str(context).startswith(("service:", "docker-image://")):
             continue
         if not os.path.isabs(str(context)):
-            addresses.check(addresses.place(str(context)).name)
+            addresses.check(addresses.endpoint(str(context)).name)
             continue
         root = paths.require_tree(str(context))
         dockerfile = os.path.join(root, str(build.get("dockerfile") or "Dockerfile"))
@@ -282,8 +282,8 @@ class Compose:
             raise unfit(self._ctx, what, "set it in .env or in the step's env_file")
         if done.exit_code:
             failure = _classified(words[0], done)
-            looks_only = words[0] == "config" and not isinstance(failure, Transient)
-            raise unfit(self._ctx, failure.message, failure.remedy) if looks_only else failure
+            is_read_only_command = words[0] == "config" and not isinstance(failure, Transient)
+            raise unfit(self._ctx, failure.message, failure.remedy) if is_read_only_command else failure
         if done.truncated:
             raise OperationError(f"compose {words[0]} said more than {_LIMIT} bytes")
         return done

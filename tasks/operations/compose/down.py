@@ -10,7 +10,7 @@ from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
 from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, Source
-from longshore.tasks.operations.compose.project import alone, failing, members_of, named, names, snapshot
+from longshore.tasks.operations.compose.project import failing, members_of, named, names, project_lock, snapshot
 from longshore.tasks.operations.compose.rollout import UNKNOWN, former, keep_former
 from longshore.tasks.operations.compose.state import Member, members
 
@@ -28,7 +28,7 @@ class Down(Implementation[DownParams]):
 
     def act(self, ctx: Context, params: DownParams, before: dict[str, Any]) -> Outcome:
         docker, project, was = engine(), before["project"], members_of(before)
-        with alone(ctx, docker, project):
+        with project_lock(ctx, docker, project):
             if members(docker, project) or docker.networks({PROJECT: project}):
                 revisions.keep_images(ctx, docker, project, (member.image_id for member in was))
                 source = Source(project)  # then all goes that bears the project's label
@@ -60,7 +60,7 @@ class Down(Implementation[DownParams]):
         docker, project = engine(), before["project"]
         if not before["containers"]:
             return Outcome(changed=False)
-        with alone(ctx, docker, project):
+        with project_lock(ctx, docker, project):
             done = revisions.restore(ctx, docker, before)
         return Outcome(changed=done)
 

@@ -13,7 +13,7 @@ from longshore.tasks.operations.compose.cli import Compose, Resolved
 from longshore.tasks.operations.compose.project import failing, source_for
 from longshore.tasks.operations.docker.images import give_back, keep, release
 from longshore.tasks.operations.docker.registry import fetch, login_of
-from longshore.tasks.operations.docker.tag_backup import Given
+from longshore.tasks.operations.docker.tag_backup import TagBackup
 
 
 def _resolved(ctx: Context, docker: Engine, params: ProjectParams) -> Resolved:
@@ -54,7 +54,7 @@ class _Images(Implementation[Any]):
 
     def undo(self, ctx: Context, params: Any, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, changed, failures = engine(), False, []
-        given = Given(ctx)
+        given = TagBackup(ctx)
         noted = given.names()
         for ref, image_id in before["refs"].items():
             ours = data["images"][ref]["after"] if data else noted.get(ref)
@@ -135,7 +135,7 @@ class Build(_Images):
         Compose(ctx, docker).build(target.source, services, options)
         for ref in map(target.image, services):
             if image_id := docker.image_id(ref):
-                Given(ctx).note(ref, image_id)
+                TagBackup(ctx).note(ref, image_id)
 
     def predict(self, ctx: Context, params: BuildParams) -> Prediction:
         try:

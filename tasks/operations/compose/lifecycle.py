@@ -10,8 +10,8 @@ from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
 from longshore.tasks.operations.compose.cli import Compose, Resolved
-from longshore.tasks.operations.compose.project import alone, failing, members_of, named, names
-from longshore.tasks.operations.compose.state import Gate, Member, jobs, members, start_in_order, stop_in_order
+from longshore.tasks.operations.compose.project import failing, members_of, named, names, project_lock
+from longshore.tasks.operations.compose.state import HealthWaiter, Member, jobs, members, start_in_order, stop_in_order
 
 _WELL = 60.0
 
@@ -48,7 +48,7 @@ class Stop(Implementation[StopParams]):
 
     def act(self, ctx: Context, params: StopParams, before: dict[str, Any]) -> Outcome:
         docker, project, was = engine(), before["project"], members_of(before)
-        with alone(ctx, docker, project):
+        with project_lock(ctx, docker, project):
             ids = {member.id for member in was}
             running = [member for member in members(docker, project) if member.running and member.id in ids]
             if running:
@@ -77,10 +77,10 @@ class Stop(Implementation[StopParams]):
     def undo(self, ctx: Context, params: StopParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), before["project"]
         was = [member for member in members_of(before) if member.running]
-        with alone(ctx, docker, project):
+        with project_lock(ctx, docker, project):
             everything = members(docker, project)
             heirs = _heirs(was, everything)
-            gate = Gate(ctx, docker, project, deadline=_WELL, settle=0.0, jobs=jobs(everything))
+            gate = HealthWaiter(ctx, docker, project, deadline=_WELL, settle=0.0, jobs=jobs(everything))
             # Those that are left are started, before it is said that one is gone.
             wanted = [heirs[member.id] for member in was if member.id in heirs]
             started = start_in_order(gate, wanted, everything)
@@ -115,7 +115,7 @@ class Start(Implementation[StartParams]):
 
     def act(self, ctx: Context, params: StartParams, before: dict[str, Any]) -> Outcome:
         docker, project, was = engine(), before["project"], members_of(before)
-        with alone(ctx, docker, project):
+        with project_lock(ctx, docker, project):
             ids = {member.id for member in was}
             everything = members(docker, project)
             found = [member for member in everything if member.id in ids]
@@ -145,7 +145,7 @@ class Start(Implementation[StartParams]):
     def undo(self, ctx: Context, params: StartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), before["project"]
         idle = [member for member in members_of(before) if not member.running]
-        with alone(ctx, docker, project):
+        with project_lock(ctx, docker, project):
             heirs = _heirs(idle, members(docker, project))
             running = [heirs[member.id] for member in idle if member.id in heirs and heirs[member.id].running]
             stop_in_order(running)
@@ -171,9 +171,9 @@ class Start(Implementation[StartParams]):
         return [member for member in found if member.service in wanted - ended]
 
     @staticmethod
-    def _gate(ctx: Context, docker: Engine, project: str, params: StartParams, was: list[Member]) -> Gate:
+    def _gate(ctx: Context, docker: Engine, project: str, params: StartParams, was: list[Member]) -> HealthWaiter:
         steady = {member.id: member.started_at for member in was if member.running}
-        return Gate(
+        return HealthWaiter(
             ctx,
             docker,
             project,
@@ -200,14 +200,16 @@ class Restart(Implementation[RestartParams]):
     def act(self, ctx: Context, params: RestartParams, before: dict[str, Any]) -> Outcome:
         docker, project, was = engine(), before["project"], members_of(before)
         began = {member.id: member.started_at for member in was}
-        with alone(ctx, docker, project):
+        with project_lock(ctx, docker, project):
             everything = members(docker, project)
             mine = [member for member in everything if member.id in began]
             if len(mine) < len(was):
                 raise OperationError(f"containers of project {project} were removed meanwhile")
             left = [member for member in mine if member.started_at == began[member.id]]
             stop_in_order((member for member in left if member.running), params.grace)
-            gate = Gate(ctx, docker, project, params.healthy_deadline, params.min_healthy_time, jobs(everything))
+            gate = HealthWaiter(
+                ctx, docker, project, params.healthy_deadline, params.min_healthy_time, jobs(everything)
+            )
             everything = members(docker, project)
             start_in_order(gate, [member for member in everything if member.id in began], everything)
             now = gate.wait({member.service for member in was})
@@ -228,10 +230,10 @@ class Restart(Implementation[RestartParams]):
 
     def undo(self, ctx: Context, params: RestartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project, was = engine(), before["project"], members_of(before)
-        with alone(ctx, docker, project):
+        with project_lock(ctx, docker, project):
             everything = members(docker, project)
             heirs = _heirs(was, everything)
-            gate = Gate(ctx, docker, project, deadline=_WELL, settle=0.0, jobs=jobs(everything))
+            gate = HealthWaiter(ctx, docker, project, deadline=_WELL, settle=0.0, jobs=jobs(everything))
             wanted = [heirs[member.id] for member in was if member.id in heirs]
             started = start_in_order(gate, wanted, everything)
             if gone := [member for member in was if member.id not in heirs]:

@@ -17,7 +17,7 @@ from longshore.tasks.implementation import Context, Prediction, implements
 from longshore.tasks.operations.command import Command
 from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.cli import Compose, Source
-from longshore.tasks.operations.compose.project import alone, failing, source_for
+from longshore.tasks.operations.compose.project import failing, project_lock, source_for
 from longshore.tasks.operations.compose.state import members
 from longshore.tasks.operations.docker import spec
 from longshore.tasks.operations.docker.run import RunsOnce
@@ -57,7 +57,7 @@ class Run(RunsOnce[ServiceRunParams]):
             options += [word for key, value in labels.items() for word in ("--label", f"{key}={value}")]
             options += ["--user", params.user] if params.user else []
             options += ["--workdir", params.workdir] if params.workdir else []
-            with alone(ctx, docker, before["project"]):
+            with project_lock(ctx, docker, before["project"]):
                 self._made(ctx, docker, params, options)
             found = docker.inspect(name)
         if found is None:

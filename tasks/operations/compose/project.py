@@ -16,7 +16,7 @@ from longshore.tasks.operations.compose.state import Member, containers
 
 
 @contextlib.contextmanager
-def alone(ctx: Context, docker: Engine, project: str) -> Iterator[None]:
+def project_lock(ctx: Context, docker: Engine, project: str) -> Iterator[None]:
     """Compose has no lock of its own, and two at once break a project.
 
     The one of this host is freed by the kernel when its holder dies; that in Redis counts for all hosts whose

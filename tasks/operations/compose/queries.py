@@ -8,7 +8,7 @@ from typing import Any
 
 from longshore.orchestration.operations.compose import CONFIG, PS, ConfigParams, PsParams
 from longshore.tasks.host.engine.factory import engine
-from longshore.tasks.implementation import Context, Looks, Outcome, Prediction, implements
+from longshore.tasks.implementation import Context, Outcome, Prediction, ReadOnly, implements
 from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.cli import PROJECT, Compose
 from longshore.tasks.operations.compose.project import project_of, source_for
@@ -16,7 +16,7 @@ from longshore.tasks.operations.compose.state import Member
 
 
 @implements(CONFIG)
-class Config(Looks[ConfigParams]):
+class Config(ReadOnly[ConfigParams]):
     """No values of variables: they may be secret."""
 
     def act(self, ctx: Context, params: ConfigParams, before: dict[str, Any]) -> Outcome:
@@ -41,7 +41,7 @@ class Config(Looks[ConfigParams]):
 
 
 @implements(PS)
-class Ps(Looks[PsParams]):
+class Ps(ReadOnly[PsParams]):
     """Out of the engine's labels, which all versions of Compose have."""
 
     def act(self, ctx: Context, params: PsParams, before: dict[str, Any]) -> Outcome:

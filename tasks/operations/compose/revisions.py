@@ -22,7 +22,7 @@ from longshore.tasks.host.engine.port import Container, Engine, NotThere
 from longshore.tasks.implementation import Context
 from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, Source
 from longshore.tasks.operations.compose.state import (
-    Gate,
+    HealthWaiter,
     Member,
     fingerprint,
     jobs,
@@ -31,7 +31,7 @@ from longshore.tasks.operations.compose.state import (
     stop_in_order,
 )
 from longshore.tasks.operations.docker.spec import KEEP, safe
-from longshore.tasks.operations.docker.tag_backup import Given
+from longshore.tasks.operations.docker.tag_backup import TagBackup
 
 _WELL = 60.0
 
@@ -280,7 +280,7 @@ def restore(ctx: Context, docker: Engine, before: dict[str, Any], *, known: Iter
     """
     project, scope, refs = before["project"], set(before["services"]), before["refs"]
     was = [Member(**said) for said in before["containers"]]
-    given = Given(ctx).names()
+    given = TagBackup(ctx).names()
     foreign = _foreign_names(docker, refs, given, was)
 
     def now() -> list[Member]:
@@ -305,7 +305,7 @@ def restore(ctx: Context, docker: Engine, before: dict[str, Any], *, known: Iter
         # A stop that a program had asked for before it was ended may still be under way in the engine.
         raise Transient(f"project {project} is not as it was: {', '.join(sorted(left))}")
     release_images(ctx, docker, project, [*(member.image_id for member in was), *filter(None, refs.values())])
-    Given(ctx).forget()
+    TagBackup(ctx).forget()
     return done
 
 
@@ -393,7 +393,7 @@ def _stop_and_remove(docker: Engine, was: list[Member], now: list[Member]) -> No
 
 def _start_what_ran(ctx: Context, docker: Engine, project: str, was: list[Member], now: list[Member]) -> None:
     ran = {member.key: member for member in was if member.running}
-    gate = Gate(ctx, docker, project, deadline=_WELL, settle=0.0, jobs=jobs(now))
+    gate = HealthWaiter(ctx, docker, project, deadline=_WELL, settle=0.0, jobs=jobs(now))
     start_in_order(gate, [member for member in now if member.key in ran], now)
     gate.wait({member.service for member in ran.values() if member.health == "healthy"})
     for member in now:

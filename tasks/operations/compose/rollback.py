@@ -12,11 +12,11 @@ from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
 from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.cli import Resolved, Source
-from longshore.tasks.operations.compose.project import alone, failing, project_of, snapshot
+from longshore.tasks.operations.compose.project import failing, project_lock, project_of, snapshot
 from longshore.tasks.operations.compose.revisions import Revision
-from longshore.tasks.operations.compose.rollout import Bringing, difference, keep_former
+from longshore.tasks.operations.compose.rollout import Rollout, difference, keep_former
 from longshore.tasks.operations.compose.state import members, to_do
-from longshore.tasks.operations.docker.tag_backup import Given
+from longshore.tasks.operations.docker.tag_backup import TagBackup
 
 
 @implements(ROLLBACK)
@@ -36,7 +36,7 @@ class Rollback(Implementation[RollbackParams]):
 
     def act(self, ctx: Context, params: RollbackParams, before: dict[str, Any]) -> Outcome:
         docker, project = engine(), before["project"]
-        with alone(ctx, docker, project):
+        with project_lock(ctx, docker, project):
             revision, target = self._load(docker, project, before["to"])
             path = revisions.save(ctx, "after", target)
             for service, said in revision.services.items():
@@ -45,11 +45,11 @@ class Rollback(Implementation[RollbackParams]):
                     was = before["refs"].get(ref)
                     revisions.keep_images(ctx, docker, project, [was] if was else [])
                     docker.tag(said["image_id"], ref)
-                    Given(ctx).note(ref, said["image_id"])
+                    TagBackup(ctx).note(ref, said["image_id"])
             source = Source(project, target.source.directory, (str(path),), (), ("*",))
             options = ["--remove-orphans", *revision.scale()]
             extra = any(member.service not in revision.services for member in members(docker, project))
-            bringing = Bringing(ctx, docker, params, before, target, params.max_parallel)
+            bringing = Rollout(ctx, docker, params, before, target, params.max_parallel)
             now = bringing.bring(source, list(revision.services), options, also=extra)
         data = difference(before, now) | {"project": project, "revision": str(path), "to": before["to"]}
         changed = any(data[what] for what in ("created", "recreated", "started", "removed"))
@@ -81,7 +81,7 @@ class Rollback(Implementation[RollbackParams]):
         self, ctx: Context, params: RollbackParams, before: dict[str, Any], data: dict[str, Any] | None
     ) -> Outcome:
         docker, project = engine(), before["project"]
-        with alone(ctx, docker, project):
+        with project_lock(ctx, docker, project):
             known = revisions.brought(ctx, project)
             done = bool(known) and revisions.restore(ctx, docker, before, known=known)
         return Outcome(changed=done)

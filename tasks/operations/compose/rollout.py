@@ -13,7 +13,7 @@ from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.config_hashes import note_aliases
 from longshore.tasks.operations.compose.project import members_of
-from longshore.tasks.operations.compose.state import Gate, Member, containers, members, to_do
+from longshore.tasks.operations.compose.state import HealthWaiter, Member, containers, members, to_do
 
 UNKNOWN = "the configuration that project {} runs with is not to be had any more"
 
@@ -34,7 +34,7 @@ def keep_former(ctx: Context, docker: Engine, project: str, found: list[Member],
     return was is not None
 
 
-class Careful(Protocol):
+class RolloutLimits(Protocol):
     """What the parameters of each step have that does so."""
 
     @property
@@ -48,12 +48,12 @@ class Careful(Protocol):
 
 
 @dataclass
-class Bringing:
+class Rollout:
     """One step that brings a project, or some of its services, to a configuration. Its lock is held."""
 
     ctx: Context
     docker: Engine
-    params: Careful
+    params: RolloutLimits
     before: dict[str, Any]
     target: Resolved
     #: So many services at once.
@@ -64,25 +64,25 @@ class Bringing:
         project = self.before["project"]
         services = self.target.with_dependencies(named)
 
-        def up(gate: Gate) -> None:
+        def up(gate: HealthWaiter) -> None:
             touched = to_do(self.docker, self.target, services, members(self.docker, project))
             if touched or also:
                 self.keep_images()
                 self._up(gate, source, named, list(touched), options)
 
-        return self.carefully(up, services)
+        return self.within_limits(up, services)
 
     def keep_images(self) -> None:
         """Those of what was there, for the undo."""
         images = (member.image_id for member in members_of(self.before))
         revisions.keep_images(self.ctx, self.docker, self.before["project"], images)
 
-    def carefully(self, change: Callable[[Gate], None], services: Iterable[str]) -> list[Member]:
+    def within_limits(self, change: Callable[[HealthWaiter], None], services: Iterable[str]) -> list[Member]:
         """Make a change, and wait until these services are well; go back if they do not get so, where that is asked
         for. The members in scope, all well.
         """
         project, was = self.before["project"], members_of(self.before)
-        gate = Gate(
+        gate = HealthWaiter(
             self.ctx,
             self.docker,
             project,
@@ -103,7 +103,7 @@ class Bringing:
         scope = self.before["services"]
         return [member for member in members(self.docker, project) if member.service in scope]
 
-    def _up(self, gate: Gate, source: Source, named: list[str], touched: list[str], options: list[str]) -> None:
+    def _up(self, gate: HealthWaiter, source: Source, named: list[str], touched: list[str], options: list[str]) -> None:
         grace = self.params.grace
         options = options + ([] if grace is None else ["--timeout", str(round(grace))])
         compose = Compose(self.ctx, self.docker)

@@ -163,7 +163,7 @@ def to_do(docker: Engine, target: Resolved, services: list[str], found: list[Mem
 
 
 @dataclass
-class Gate:
+class HealthWaiter:
     """Waits until services are well: healthy, or without a health check steady for `settle` seconds.
 
     `up --wait` cannot be asked: it takes a container that dies a moment later for well, a service that
@@ -230,7 +230,7 @@ class Gate:
         return OperationError(f"container {member.name} {how}" + (f": {said[0]}" if said else ""))
 
 
-def start_in_order(gate: Gate, wanted: list[Member], everything: list[Member]) -> list[str]:
+def start_in_order(gate: HealthWaiter, wanted: list[Member], everything: list[Member]) -> list[str]:
     """Start these where they do not run, dependencies first, waiting for the conditions of dependents."""
     started: list[str] = []
     conditions: dict[str, set[str]] = {}

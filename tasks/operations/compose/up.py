@@ -11,8 +11,8 @@ from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, unfit
 from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.cli import Compose, Resolved
-from longshore.tasks.operations.compose.project import alone, failing, snapshot, source_for
-from longshore.tasks.operations.compose.rollout import UNKNOWN, Bringing, difference, former, keep_former
+from longshore.tasks.operations.compose.project import failing, project_lock, snapshot, source_for
+from longshore.tasks.operations.compose.rollout import UNKNOWN, Rollout, difference, former, keep_former
 from longshore.tasks.operations.compose.state import Member, members, to_do
 from longshore.tasks.operations.docker.registry import fetch, login_of
 
@@ -35,14 +35,14 @@ class Up(Implementation[UpParams]):
     def act(self, ctx: Context, params: UpParams, before: dict[str, Any]) -> Outcome:
         docker, compose = engine(), Compose(ctx, engine())
         project = before["project"]
-        with alone(ctx, docker, project):
+        with project_lock(ctx, docker, project):
             source = source_for(docker, params)
             target = compose.resolve(source, params.services)
             path = revisions.save(ctx, "after", target)
             self._images(ctx, docker, params, before, target)
             orphans = self._orphans(ctx, params, target, members(docker, project))
             options = ["--remove-orphans"] if params.remove_orphans else []
-            bringing = Bringing(ctx, docker, params, before, target, params.max_parallel)
+            bringing = Rollout(ctx, docker, params, before, target, params.max_parallel)
             now = bringing.bring(source, params.services, options, also=bool(orphans))
             revisions.note(ctx, docker, target)
         data = difference(before, now) | {"project": project, "revision": str(path)}
@@ -77,7 +77,7 @@ class Up(Implementation[UpParams]):
 
     def undo(self, ctx: Context, params: UpParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), before["project"]
-        with alone(ctx, docker, project):
+        with project_lock(ctx, docker, project):
             known = revisions.brought(ctx, project)
             if not known:
                 return Outcome(changed=False)  # it is kept before anything is touched

@@ -25,7 +25,7 @@ COMPOSE_HASH = "com.docker.compose.config-hash"
 
 
 @dataclass(frozen=True)
-class Was:
+class ContainerSnapshot:
     """A container before the step."""
 
     id: str
@@ -83,7 +83,7 @@ def result(container: Container) -> dict[str, Any]:
     }
 
 
-def start_again(docker: Engine, container: Container, was: Was) -> bool:
+def start_again(docker: Engine, container: Container, was: ContainerSnapshot) -> bool:
     started = not container.running and docker.start(container.id)
     if was.paused and not container.paused:
         docker.pause(container.id)
@@ -143,10 +143,10 @@ class Start(Implementation[StartParams]):
             raise Preflight(f"container {container.name} is paused", remedy=f"docker unpause {container.name}")
         if container.labels.get(spec.KIND) == "run":
             raise Preflight(f"container {container.name} ran once, for another step, and is not started again")
-        return Was.of(container)
+        return ContainerSnapshot.of(container)
 
     def act(self, ctx: Context, params: StartParams, before: dict[str, Any]) -> Outcome:
-        docker, was = engine(), Was(**before)
+        docker, was = engine(), ContainerSnapshot(**before)
         container = docker.inspect(was.id)
         if container is None:
             raise OperationError(f"container {was.name} is gone")
@@ -174,7 +174,7 @@ class Start(Implementation[StartParams]):
         )
 
     def undo(self, ctx: Context, params: StartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        docker, was = engine(), Was(**before)
+        docker, was = engine(), ContainerSnapshot(**before)
         container = was.now(docker)
         if was.running or container is None or not container.running:
             return Outcome(changed=False)
@@ -196,10 +196,10 @@ class Stop(Implementation[StopParams]):
     def before(self, ctx: Context, params: StopParams) -> dict[str, Any]:
         container = there(engine(), params.container)
         stoppable(container)
-        return Was.of(container)
+        return ContainerSnapshot.of(container)
 
     def act(self, ctx: Context, params: StopParams, before: dict[str, Any]) -> Outcome:
-        docker, was = engine(), Was(**before)
+        docker, was = engine(), ContainerSnapshot(**before)
         container = docker.inspect(was.id)
         if container is None:
             raise OperationError(f"container {was.name} is gone")
@@ -220,7 +220,7 @@ class Stop(Implementation[StopParams]):
         return Prediction(f"would stop {container.name}", undo=f"start {container.name}", impossible=impossible)
 
     def undo(self, ctx: Context, params: StopParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        docker, was = engine(), Was(**before)
+        docker, was = engine(), ContainerSnapshot(**before)
         if not was.running:
             return Outcome(changed=False)
         container = was.now(docker)
@@ -240,11 +240,11 @@ class Remove(Implementation[RemoveParams]):
         if container.running and not params.force:
             raise Preflight(f"container {container.name} is running", remedy="stop it first, or say force: true")
         stoppable(container)
-        return Was.of(container)
+        return ContainerSnapshot.of(container)
 
     def act(self, ctx: Context, params: RemoveParams, before: dict[str, Any]) -> Outcome:
         docker = engine()
-        was = Was(**before) if before else None
+        was = ContainerSnapshot(**before) if before else None
         container = docker.inspect(was.id) if was else None
         if was is None or container is None:
             return Outcome(changed=False, data={"name": params.container})
@@ -277,7 +277,7 @@ class Remove(Implementation[RemoveParams]):
     def undo(self, ctx: Context, params: RemoveParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         if not before:
             return Outcome(changed=False)
-        docker, was = engine(), Was(**before)
+        docker, was = engine(), ContainerSnapshot(**before)
         container = docker.inspect(was.id)
         if container is None:
             raise OperationError(f"container {was.name} is gone, and cannot be brought back")
@@ -299,7 +299,7 @@ class Remove(Implementation[RemoveParams]):
         return Outcome(changed=changed)
 
     @staticmethod
-    def _aside(ctx: Context, was: Was) -> str:
+    def _aside(ctx: Context, was: ContainerSnapshot) -> str:
         return f"{was.name}--longshore-{spec.safe(ctx.op_id)}"
 
     @staticmethod

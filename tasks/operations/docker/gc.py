@@ -39,7 +39,7 @@ def _text(run_id: str) -> str:
 
 
 @dataclass
-class Found:
+class Garbage:
     """What is to go."""
 
     images: list[str] = field(default_factory=list)
@@ -116,10 +116,10 @@ class Gc(Implementation[GcParams]):
     def undo(self, ctx: Context, params: GcParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         raise OperationError("what was taken away is gone")
 
-    def _look(self, params: GcParams) -> Found:
+    def _look(self, params: GcParams) -> Garbage:
         limit = get_settings().retention if params.older_than is None else params.older_than
         docker, runs, since = engine(), _Runs(params.every_run), time.time() - limit
-        found = Found()
+        found = Garbage()
         for image in docker.images():
             names = [tag for tag in image.tags if (of := _KEPT_TAG.match(tag)) and runs.forgotten(of[1])]
             if names and _tagged(docker, image.id) <= since:

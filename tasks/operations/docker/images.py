@@ -22,7 +22,7 @@ from longshore.tasks.host.engine.port import Engine, Image, NotThere
 from longshore.tasks.host.machine.live import Live
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, unfit
 from longshore.tasks.operations.docker.spec import KEEP, need, safe
-from longshore.tasks.operations.docker.tag_backup import Given
+from longshore.tasks.operations.docker.tag_backup import TagBackup
 
 #: Bytes of a .dockerignore.
 _LARGEST_IGNORE = 1024 * 1024
@@ -49,7 +49,7 @@ class Named(Implementation[Any]):
         return note(engine(), self.name(params))
 
     def undo(self, ctx: Context, params: Any, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        name, given = self.name(params), Given(ctx)
+        name, given = self.name(params), TagBackup(ctx)
         ours = data["image_id"] if data else given.names().get(name)
         changed = give_back(ctx, engine(), name, before["image_id"], ours)
         given.forget()
@@ -145,7 +145,7 @@ class Build(Named):
         image = docker.image(params.image)
         if image is None:
             raise OperationError(f"{params.image} was built ({built}), and is not there")
-        Given(ctx).note(params.image, image.id)
+        TagBackup(ctx).note(params.image, image.id)
         if image.id == was:
             release(ctx, docker, image.id)
         data = {"name": params.image, "image_id": image.id, "before_id": was}
@@ -213,7 +213,7 @@ class Tag(Named):
         if docker.image_id(params.name) != wanted:
             keep(ctx, docker, was)
             docker.tag(wanted, params.name)
-            Given(ctx).note(params.name, wanted)
+            TagBackup(ctx).note(params.name, wanted)
         return Outcome(wanted != was, {"name": params.name, "image_id": wanted, "before_id": was})
 
     def predict(self, ctx: Context, params: TagParams) -> Prediction:

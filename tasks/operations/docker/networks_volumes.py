@@ -22,7 +22,7 @@ from longshore.tasks.host import policy
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Conflict, Engine
 from longshore.tasks.host.file_lock import exclusive
-from longshore.tasks.implementation import Context, Implementation, Looks, Outcome, Prediction, implements
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, ReadOnly, implements
 from longshore.tasks.operations.docker.spec import OP
 
 
@@ -153,7 +153,7 @@ class NetworkCreate(_Made):
 
 
 @implements(NETWORK_REMOVE)
-class NetworkRemove(Looks[NetworkParams]):
+class NetworkRemove(ReadOnly[NetworkParams]):
     """See its schema."""
 
     def before(self, ctx: Context, params: NetworkParams) -> dict[str, Any]:
@@ -198,7 +198,7 @@ class NetworkRemove(Looks[NetworkParams]):
 
 
 @implements(NETWORK_INSPECT)
-class NetworkInspect(Looks[NetworkParams]):
+class NetworkInspect(ReadOnly[NetworkParams]):
     """See its schema."""
 
     def act(self, ctx: Context, params: NetworkParams, before: dict[str, Any]) -> Outcome:
@@ -322,7 +322,7 @@ class VolumeRemove(Implementation[VolumeRemoveParams]):
 
 
 @implements(VOLUME_INSPECT)
-class VolumeInspect(Looks[VolumeParams]):
+class VolumeInspect(ReadOnly[VolumeParams]):
     """See its schema."""
 
     def act(self, ctx: Context, params: VolumeParams, before: dict[str, Any]) -> Outcome:

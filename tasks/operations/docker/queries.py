@@ -19,7 +19,7 @@ from longshore.orchestration.operations.docker.queries import (
 )
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Container, Engine
-from longshore.tasks.implementation import Context, Looks, Outcome, Prediction, implements
+from longshore.tasks.implementation import Context, Outcome, Prediction, ReadOnly, implements
 from longshore.tasks.operations.docker.containers import COMPOSE_HASH, missing, there
 
 _PROJECT = "com.docker.compose.project"
@@ -28,12 +28,12 @@ _LOOK = 0.2
 _STOPPED = ["created", "exited", "dead"]
 
 
-class _Looks(Looks[Any]):
+class _Looks(ReadOnly[Any]):
     """Takes nothing back, for there is nothing."""
 
 
 @implements(LIST)
-class List(Looks[Any]):
+class List(ReadOnly[Any]):
     """See its schema."""
 
     def act(self, ctx: Context, params: ListParams, before: dict[str, Any]) -> Outcome:
@@ -67,7 +67,7 @@ class List(Looks[Any]):
 
 
 @implements(INSPECT)
-class Inspect(Looks[Any]):
+class Inspect(ReadOnly[Any]):
     """In a normal form; and in the engine's own words, without what may be secret."""
 
     def act(self, ctx: Context, params: InspectParams, before: dict[str, Any]) -> Outcome:
@@ -101,7 +101,7 @@ class Inspect(Looks[Any]):
 
 
 @implements(LOGS)
-class Logs(Looks[Any]):
+class Logs(ReadOnly[Any]):
     """See its schema."""
 
     def act(self, ctx: Context, params: LogsParams, before: dict[str, Any]) -> Outcome:
@@ -119,7 +119,7 @@ class Logs(Looks[Any]):
 
 
 @implements(WAIT)
-class Wait(Looks[Any]):
+class Wait(ReadOnly[Any]):
     """Looks a few times a second; `Running` is true of one that is being restarted as well."""
 
     def act(self, ctx: Context, params: WaitParams, before: dict[str, Any]) -> Outcome:

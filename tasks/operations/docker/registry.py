@@ -18,10 +18,10 @@ from longshore.orchestration.stacks.image_names import repository
 from longshore.tasks.host import policy
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine, Image, Login, NotThere
-from longshore.tasks.implementation import Context, Implementation, Looks, Outcome, Prediction, implements, unfit
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, ReadOnly, implements, unfit
 from longshore.tasks.operations.docker.images import Named, give_back, impossible, keep, lacking, release
 from longshore.tasks.operations.docker.spec import need
-from longshore.tasks.operations.docker.tag_backup import Given
+from longshore.tasks.operations.docker.tag_backup import TagBackup
 
 
 def login_of(params: Any) -> Login | None:
@@ -61,7 +61,7 @@ def fetch(
     image = docker.image(ref)
     if image is None:
         raise OperationError(f"image {ref} was fetched, and is not there")
-    Given(ctx).note(ref, image.id)
+    TagBackup(ctx).note(ref, image.id)
     return image
 
 
@@ -179,7 +179,7 @@ class Push(Implementation[PushParams]):
 
 
 @implements(DIGEST)
-class Digest(Looks[DigestParams]):
+class Digest(ReadOnly[DigestParams]):
     """See its schema."""
 
     def act(self, ctx: Context, params: DigestParams, before: dict[str, Any]) -> Outcome:

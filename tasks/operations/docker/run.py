@@ -36,7 +36,7 @@ class Bounded(Protocol):
 P = TypeVar("P", bound=Params)
 
 
-def told_all(docker: Engine, ended: Container) -> Container:
+def captured_output(docker: Engine, ended: Container) -> Container:
     """A container that has ended, once the engine has said all of it: that memory was the reason comes in an event of
     its own, which may come after that of the end.
     """
@@ -111,7 +111,7 @@ class RunsOnce(Implementation[P]):
             if not now.running:
                 if now.started_at is None:
                     raise Transient(f"container {container.name} has not started: {now.error}")
-                return told_all(docker, now)
+                return captured_output(docker, now)
             try:
                 ctx.sleep(pause)
             except (StepCancelled, StepTimeout) as end:

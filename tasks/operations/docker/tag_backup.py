@@ -8,7 +8,7 @@ from longshore.tasks.host.backups import file_of, write_private
 from longshore.tasks.implementation import Context
 
 
-class Given:
+class TagBackup:
     """Of one step. A step that was killed before it noted one leaves it to a person."""
 
     def __init__(self, ctx: Context) -> None:

@@ -18,7 +18,14 @@ from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Conflict, Engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
 from longshore.tasks.operations.docker import spec
-from longshore.tasks.operations.docker.containers import Was, missing, result, start_again, stoppable, there
+from longshore.tasks.operations.docker.containers import (
+    ContainerSnapshot,
+    missing,
+    result,
+    start_again,
+    stoppable,
+    there,
+)
 
 
 @implements(RESTART)
@@ -32,10 +39,10 @@ class Restart(Implementation[RestartParams]):
         if container.labels.get(spec.KIND) == "run":
             raise Preflight(f"container {container.name} ran once, for another step, and is not started again")
         stoppable(container)
-        return Was.of(container)
+        return ContainerSnapshot.of(container)
 
     def act(self, ctx: Context, params: RestartParams, before: dict[str, Any]) -> Outcome:
-        docker, was = engine(), Was(**before)
+        docker, was = engine(), ContainerSnapshot(**before)
         container = docker.inspect(was.id)
         if container is None:
             raise OperationError(f"container {was.name} is gone")
@@ -57,7 +64,7 @@ class Restart(Implementation[RestartParams]):
         return Prediction(f"would {verb} {container.name}", undo="nothing, if it runs again", impossible=impossible)
 
     def undo(self, ctx: Context, params: RestartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        docker, was = engine(), Was(**before)
+        docker, was = engine(), ContainerSnapshot(**before)
         container = was.now(docker)
         if container is None:
             raise OperationError(f"container {was.name} is gone")

@@ -38,13 +38,13 @@ def _of_jobs(labels: dict[str, str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Left:
+class LeftWorker:
     """A worker container, whoever made it. `made` in seconds since 1970, by the engine's clock."""
 
     id: str
     name: str
     run_id: str
-    recipe: str
+    plan_record: str
     made: float
     #: As the engine has it: created, running, exited, …
     state: str
@@ -61,11 +61,11 @@ class Left:
         return self.name.endswith(KEPT_NAME)
 
 
-def workers(docker: Engine) -> list[Left]:
+def workers(docker: Engine) -> list[LeftWorker]:
     """All that were made for a job and not removed."""
     rows: list[dict[str, Any]] = docker.rows({"label": [f"{spec.KIND}={KIND}"]}, all_of_them=True)
     return [
-        Left(
+        LeftWorker(
             row["Id"], row["Names"][0].removeprefix("/"), row["Labels"].get(spec.RUN, ""),
             row["Labels"].get(RECIPE, "{}"), float(row["Created"]), row["State"],
             row["Labels"].get(OF, ""),

@@ -18,7 +18,7 @@ _LAST_WORDS = 5.0
 _AGAIN = 1.0
 
 
-class Told:
+class LogForwarder:
     """Lines on their way, from two threads: one reads them, the other sees to it that none is held for long."""
 
     def __init__(self, ctx: Context) -> None:
@@ -39,11 +39,11 @@ class Told:
 
 
 @contextlib.contextmanager
-def followed(ctx: Context, container: str, engine_time: float) -> Iterator[Told]:
+def followed(ctx: Context, container: str, engine_time: float) -> Iterator[LogForwarder]:
     """Follow a container's output meanwhile. A later attempt goes on where it comes in: `engine_time` is now, on the
     engine's clock.
     """
-    told, ended = Told(ctx), threading.Event()
+    told, ended = LogForwarder(ctx), threading.Event()
     skew = engine_time - time.time()
 
     def follow() -> None:

@@ -33,7 +33,7 @@ _JOINS = "container:"
 
 
 @dataclass(frozen=True)
-class Kept:
+class ContainerSnapshot:
     """One container that ran. As JSON it goes into a label."""
 
     id: str
@@ -54,7 +54,7 @@ class Kept:
     ends: bool = False
 
     @classmethod
-    def of(cls, container: Container, ends: Set[tuple[str, str]] = frozenset()) -> Kept:
+    def of(cls, container: Container, ends: Set[tuple[str, str]] = frozenset()) -> ContainerSnapshot:
         member = Member.of(container)
         ill = "restarting" if container.restarting else "unhealthy" if container.health == "unhealthy" else ""
         return cls(
@@ -76,7 +76,7 @@ class Kept:
 class Snapshot:
     """All that ran, and the files that each project was made from, should a container vanish."""
 
-    kept: tuple[Kept, ...] = ()
+    kept: tuple[ContainerSnapshot, ...] = ()
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def text(self) -> str:
@@ -85,7 +85,7 @@ class Snapshot:
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> Snapshot:
         """What `text` is the JSON of."""
-        return cls(tuple(Kept(**one) for one in said["kept"]), said["sources"])
+        return cls(tuple(ContainerSnapshot(**one) for one in said["kept"]), said["sources"])
 
     def source(self, project: str) -> Source | None:
         said = self.sources.get(project)
@@ -149,12 +149,13 @@ def take(docker: Engine, stacks: Sequence[str], names: Sequence[str]) -> Snapsho
         if condition == "service_completed_successfully"
     }
     kept = sorted(
-        (Kept.of(one, ends) for one in chosen.values()), key=lambda k: (k.project, k.service, k.number, k.name)
+        (ContainerSnapshot.of(one, ends) for one in chosen.values()),
+        key=lambda k: (k.project, k.service, k.number, k.name),
     )
     return Snapshot(tuple(kept), sources)
 
 
-def in_order(kept: Iterable[Kept]) -> list[list[Kept]]:
+def in_order(kept: Iterable[ContainerSnapshot]) -> list[list[ContainerSnapshot]]:
     """Levels: each depends only on what stands before it. Those that depend on each other stand together."""
     by_id = {one.id: one for one in kept}
     by_service: dict[tuple[str, str], set[str]] = {}
@@ -167,7 +168,7 @@ def in_order(kept: Iterable[Kept]) -> list[list[Kept]]:
     return [[by_id[i] for i in level] for level in levels(needs)]
 
 
-def names(kept: Iterable[Kept]) -> str:
+def names(kept: Iterable[ContainerSnapshot]) -> str:
     return ", ".join(one.name for one in kept) or "nothing"
 
 

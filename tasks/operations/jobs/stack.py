@@ -23,11 +23,19 @@ from longshore.orchestration.states import StepState
 from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.factory import close_engine, engine
 from longshore.tasks.host.engine.port import Container, Engine, NotThere
-from longshore.tasks.implementation import Context, Looks, Outcome, Prediction, Stands, implements
+from longshore.tasks.implementation import Context, NoUndo, Outcome, Prediction, ReadOnly, implements
 from longshore.tasks.operations.compose.cli import PROJECT, Compose
-from longshore.tasks.operations.compose.project import alone
+from longshore.tasks.operations.compose.project import project_lock
 from longshore.tasks.operations.compose.state import Member, members
-from longshore.tasks.operations.jobs.snapshot import Kept, Snapshot, in_order, names, recall, take, worker_of
+from longshore.tasks.operations.jobs.snapshot import (
+    ContainerSnapshot,
+    Snapshot,
+    in_order,
+    names,
+    recall,
+    take,
+    worker_of,
+)
 
 _LOOK = 0.2
 #: Seconds without a restart after which a container without a health check is well.
@@ -37,21 +45,21 @@ _INTERRUPTED = frozenset({StepState.CANCELLED, StepState.UNKNOWN})
 
 
 @contextlib.contextmanager
-def alone_with(ctx: Context, docker: Engine, params: JobParams, snapshot: Snapshot) -> Iterator[None]:
+def lock_projects(ctx: Context, docker: Engine, params: JobParams, snapshot: Snapshot) -> Iterator[None]:
     """Nobody else changes the stacks meanwhile. Always in one order: two who want several never wait for each other."""
     with contextlib.ExitStack() as held:
         for project in sorted({*params.stacks, *params.beside, *snapshot.projects}):
-            held.enter_context(alone(ctx, docker, project))
+            held.enter_context(project_lock(ctx, docker, project))
         yield
 
 
-def stop_all(docker: Engine, kept: tuple[Kept, ...], timeout: float) -> list[str]:
+def stop_all(docker: Engine, kept: tuple[ContainerSnapshot, ...], timeout: float) -> list[str]:
     """Stop what runs of it, dependents first; one that asks for more time than `timeout` has it.
 
     OperationError names what would not stop, once all of a level were asked.
     """
 
-    def stop(one: Kept) -> tuple[str, bool, OperationError | None]:
+    def stop(one: ContainerSnapshot) -> tuple[str, bool, OperationError | None]:
         try:
             mine = engine()  # a client of this thread's own
             container = now_of(mine, one)
@@ -66,7 +74,7 @@ def stop_all(docker: Engine, kept: tuple[Kept, ...], timeout: float) -> list[str
 
     stopped: list[str] = []
 
-    def is_running(one: Kept) -> bool:
+    def is_running(one: ContainerSnapshot) -> bool:
         now = now_of(docker, one)
         return now is not None and now.running
 
@@ -85,12 +93,12 @@ def stop_all(docker: Engine, kept: tuple[Kept, ...], timeout: float) -> list[str
     return stopped
 
 
-def _told(levels: Iterable[list[Kept]]) -> str:
+def _told(levels: Iterable[list[ContainerSnapshot]]) -> str:
     return ", then ".join(names(level) for level in levels)
 
 
 @implements(STOP)
-class Stop(Stands[StopParams]):
+class Stop(NoUndo[StopParams]):
     """What it leaves half done, the job's start step makes good."""
 
     def act(self, ctx: Context, params: StopParams, before: dict[str, Any]) -> Outcome:
@@ -101,7 +109,7 @@ class Stop(Stands[StopParams]):
         if worker.started_at is not None and not worker.running:
             # A run that Redis has lost, and that was past this: its stack may be up again.
             return Outcome(changed=False, data={"stopped": []})
-        with alone_with(ctx, docker, params, snapshot):
+        with lock_projects(ctx, docker, params, snapshot):
             stopped = stop_all(docker, snapshot.kept, params.timeout)
         point("job.stopped")
         return Outcome(changed=bool(stopped), data={"stopped": stopped})
@@ -112,13 +120,13 @@ class Stop(Stands[StopParams]):
 
 
 @implements(START)
-class Start(Stands[StartParams]):
+class Start(NoUndo[StartParams]):
     """One that does not start is told of, and keeps no other from being started."""
 
     def act(self, ctx: Context, params: StartParams, before: dict[str, Any]) -> Outcome:
         docker = engine()
         _, snapshot = recall(docker, ctx, params)
-        with alone_with(ctx, docker, params, snapshot):
+        with lock_projects(ctx, docker, params, snapshot):
             worker = worker_of(docker, ctx, params)
             if worker is not None and worker.running:
                 ctx.log(f"worker {worker.name} is still at work, and is stopped")
@@ -186,7 +194,7 @@ class _Bringing:
                 with contextlib.suppress(OperationError):  # told of already, or by the step after this
                     self._start(one)
 
-    def _start(self, one: Kept) -> None:
+    def _start(self, one: ContainerSnapshot) -> None:
         container = now_of(self.docker, one) or self._made_again(one)
         if self.docker.start(container.id):
             self.started.append(one.name)
@@ -194,7 +202,7 @@ class _Bringing:
             with contextlib.suppress(OperationError):  # it was paused meanwhile
                 self.docker.pause(container.id)
 
-    def _made_again(self, one: Kept) -> Container:
+    def _made_again(self, one: ContainerSnapshot) -> Container:
         """Of a container that was removed meanwhile, what Compose makes in its place."""
         source = self.snapshot.source(one.project)
         if source is None or not one.service:
@@ -213,7 +221,7 @@ class _Bringing:
         return made
 
 
-def now_of(docker: Engine, one: Kept) -> Container | None:
+def now_of(docker: Engine, one: ContainerSnapshot) -> Container | None:
     """The container, or the one that stands in its place in the project now."""
     container = docker.inspect(one.id)
     if container is not None or not one.service:
@@ -223,7 +231,7 @@ def now_of(docker: Engine, one: Kept) -> Container | None:
 
 
 def wait_until_well(
-    ctx: Context, docker: Engine, kept: list[Kept], timeout: float, *, settle: float = _SETTLE
+    ctx: Context, docker: Engine, kept: list[ContainerSnapshot], timeout: float, *, settle: float = _SETTLE
 ) -> dict[str, str]:
     """What is not well by then, and why. One that was not well before only has to run."""
     end, settle = time.monotonic() + timeout, min(settle, timeout / 2)
@@ -247,7 +255,7 @@ def wait_until_well(
 
 
 def _not_yet(
-    one: Kept, container: Container, since: dict[tuple[str, str | None], float], now: float, settle: float
+    one: ContainerSnapshot, container: Container, since: dict[tuple[str, str | None], float], now: float, settle: float
 ) -> str:
     if one.ill == "restarting":
         return ""
@@ -264,7 +272,7 @@ def _not_yet(
 
 
 @implements(HEALTHY)
-class Healthy(Looks[HealthyParams]):
+class Healthy(ReadOnly[HealthyParams]):
     """Names what is not well."""
 
     def act(self, ctx: Context, params: HealthyParams, before: dict[str, Any]) -> Outcome:

@@ -15,7 +15,7 @@ from longshore.orchestration.errors import (
     Transient,
     Unsuccessful,
 )
-from longshore.orchestration.jobs.plan import from_recipe
+from longshore.orchestration.jobs.plan import plan_from_record
 from longshore.orchestration.operations.docker.containers import CreateParams, Mount
 from longshore.orchestration.operations.jobs import REMOVE, WORK, WORKER, RemoveParams, WorkerParams, WorkParams
 from longshore.orchestration.settings import get_settings
@@ -24,11 +24,11 @@ from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Container, Engine, seconds_of
 from longshore.tasks.host.file_lock import exclusive
-from longshore.tasks.implementation import Context, Outcome, Prediction, Stands, implements
+from longshore.tasks.implementation import Context, NoUndo, Outcome, Prediction, implements
 from longshore.tasks.operations.docker import spec
-from longshore.tasks.operations.docker.run import data_of, told_all
-from longshore.tasks.operations.jobs.discovery import Left, workers
-from longshore.tasks.operations.jobs.log_follower import Told, followed
+from longshore.tasks.operations.docker.run import captured_output, data_of
+from longshore.tasks.operations.jobs.discovery import LeftWorker, workers
+from longshore.tasks.operations.jobs.log_follower import LogForwarder, followed
 from longshore.tasks.operations.jobs.snapshot import (
     JOB,
     KEPT_NAME,
@@ -42,7 +42,7 @@ from longshore.tasks.operations.jobs.snapshot import (
     take,
     worker_of,
 )
-from longshore.tasks.operations.jobs.stack import alone_with, stop_all
+from longshore.tasks.operations.jobs.stack import lock_projects, stop_all
 
 #: Seconds between two looks, at first and at most.
 _POLL = (0.05, 0.5)
@@ -55,7 +55,7 @@ _CLOSE = 0.5
 
 
 @implements(WORKER)
-class Worker(Stands[WorkerParams]):
+class Worker(NoUndo[WorkerParams]):
     """Whatever is wrong with the job costs no downtime: nothing has been stopped yet."""
 
     def before(self, ctx: Context, params: WorkerParams) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class Worker(Stands[WorkerParams]):
                 point("job.snapped")
                 said = self._container(ctx, params, snapshot)
                 ours = get_settings().installation()
-                marks = {JOB: params.job, SNAPSHOT: snapshot.text(), RECIPE: params.recipe, OF: ours}
+                marks = {JOB: params.job, SNAPSHOT: snapshot.text(), RECIPE: params.plan_record, OF: ours}
                 worker, _ = spec.make(docker, ctx, said, before["image_id"], kind=KIND, marks=marks)
                 made = True
                 try:
@@ -150,9 +150,9 @@ def _wait_for_others(docker: Engine, ctx: Context, params: WorkerParams, mine: s
         raise Delayed(f"another installation is at work on it: {left.name} of run {left.run_id}", after=_OTHERS_LOOK)
 
 
-def _stacks_of(left: Left) -> set[str]:
+def _stacks_of(left: LeftWorker) -> set[str]:
     try:
-        job, _ = from_recipe(left.recipe)
+        job, _ = plan_from_record(left.plan_record)
     except ValueError:
         return set()  # nothing can be told of it
     return {*job.stacks, *job.projects, *job.alone}
@@ -171,7 +171,7 @@ def in_use(docker: Engine, params: WorkerParams, snapshot: Snapshot) -> dict[str
 
 
 @implements(WORK)
-class Work(Stands[WorkParams]):
+class Work(NoUndo[WorkParams]):
     """Once: whoever finds the container started waits for it, and never starts it a second time."""
 
     def act(self, ctx: Context, params: WorkParams, before: dict[str, Any]) -> Outcome:
@@ -179,7 +179,7 @@ class Work(Stands[WorkParams]):
         worker, snapshot = recall(docker, ctx, params)
         if worker is None:
             raise OperationError("the job's worker container was removed by somebody else")
-        with alone_with(ctx, docker, params, snapshot):
+        with lock_projects(ctx, docker, params, snapshot):
             if worker.started_at is None and not params.begin:
                 raise Preflight("too much time has passed since the job was asked for: it is not begun any more")
             if worker.started_at is None:
@@ -216,7 +216,7 @@ class Work(Stands[WorkParams]):
         return docker.inspect(worker.id) or now
 
     def _wait(
-        self, ctx: Context, docker: Engine, params: WorkParams, worker: Container, skew: float, told: Told
+        self, ctx: Context, docker: Engine, params: WorkParams, worker: Container, skew: float, told: LogForwarder
     ) -> tuple[Container, bool]:
         """The container as it ended, and whether it had run out of its time. `skew`: by how much the engine's clock
         is ahead.
@@ -229,7 +229,7 @@ class Work(Stands[WorkParams]):
             if not now.running:
                 if now.started_at is None:
                     raise Transient(f"worker {now.name} has not started: {now.error}")
-                now = told_all(docker, now)
+                now = captured_output(docker, now)
                 return now, _ran_for(now, time.time() + skew) >= params.timeout
             if _ran_for(now, time.time() + skew) >= params.timeout:
                 docker.stop(now.id, params.grace)
@@ -261,7 +261,7 @@ def _ran_for(container: Container, now: float) -> float:
 
 
 @implements(REMOVE)
-class Remove(Stands[RemoveParams]):
+class Remove(NoUndo[RemoveParams]):
     """As long as the stack is not up again, the worker is what remembers it."""
 
     def act(self, ctx: Context, params: RemoveParams, before: dict[str, Any]) -> Outcome:

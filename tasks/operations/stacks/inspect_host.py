@@ -16,9 +16,9 @@ from typing import Any
 
 from longshore.orchestration.errors import BadIdentifier, OperationError, StepCancelled, StepTimeout, Transient
 from longshore.orchestration.language import identifiers
-from longshore.orchestration.operations.stacks import Demand, LookParams, ServiceSpec, StackSpec
+from longshore.orchestration.operations.stacks import Demand, InspectParams, ServiceSpec, StackSpec
 from longshore.orchestration.stacks.image_names import normal, registry_of
-from longshore.orchestration.stacks.inventory import Project, Remote, Replica, Seen, Service, Tracked
+from longshore.orchestration.stacks.inventory import Inventory, Project, Remote, Replica, Service, Tracked
 from longshore.orchestration.stacks.rules import AFTER, FILES, counts, demanded, parse_after, parse_files
 from longshore.orchestration.store.caches import digest_of
 from longshore.tasks.host.engine.port import Container, Engine, Image, Login, seconds_of
@@ -46,15 +46,15 @@ _LIMITED = 900.0
 
 
 @dataclass
-class Survey:
+class HostInspection:
     """One look at a host. `known` is what was seen before, and still is to be trusted; without `read`, files that have
     changed are not read.
     """
 
     ctx: Context
     docker: Engine
-    params: LookParams
-    known: Seen | None = None
+    params: InspectParams
+    known: Inventory | None = None
     read: bool = True
     #: What registries have said before.
     remotes: Mapping[str, Remote] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Survey:
     #: Of the project that is looked at.
     _aliases: dict[str, str] = field(default_factory=dict)
 
-    def look(self, project: str | None = None) -> Seen:
+    def look(self, project: str | None = None) -> Inventory:
         """All projects, or one. A project whose files cannot be read has an error, and harms no other."""
         engine = identity(self.docker)
         self._starts = starts(engine)
@@ -85,7 +85,7 @@ class Survey:
         for name, its_rows in sorted(by_project.items()):
             self.ctx.check()
             projects[name] = self._project(name, its_rows)
-        seen = self._with_registries(Seen(engine=engine, rules=rules, projects=projects))
+        seen = self._with_registries(Inventory(engine=engine, rules=rules, projects=projects))
         if self.keep:
             keep_starts(engine, seen, {row["Id"]: self._starts.get(row["Id"], Start()) for row in there})
         return seen
@@ -245,7 +245,7 @@ class Survey:
 
     # --- registries -------------------------------------------------------------------------------
 
-    def _with_registries(self, seen: Seen) -> Seen:
+    def _with_registries(self, seen: Inventory) -> Inventory:
         """With what they say of the images, or have said before."""
         known = self.remotes
         remotes: dict[str, Remote] = {}
@@ -296,7 +296,7 @@ class Survey:
         return remote.digest if image is None or image.digests else ""
 
 
-def rules_of(params: LookParams) -> str:
+def rules_of(params: InspectParams) -> str:
     """Of all that makes one look see something else than another."""
     return digest_of(params.model_dump(mode="json", include={"stacks", "only"}))[:16]
 

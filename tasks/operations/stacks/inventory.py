@@ -1,34 +1,34 @@
-"""`deployed.check` and `deployed.rebuild`: whether the cache says what is there, and making it say so."""
+"""`stacks.check` and `stacks.rebuild`: whether the cache says what is there, and making it say so."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from longshore.orchestration.operations.stacks import CHECK, REBUILD, CheckParams, RebuildParams
-from longshore.orchestration.stacks.drift import Stale, judged
-from longshore.orchestration.stacks.inventory import Remote, Seen, difference, seen_in
+from longshore.orchestration.stacks.drift import Stale, find_drift
+from longshore.orchestration.stacks.inventory import Inventory, Remote, difference, inventory_of
 from longshore.orchestration.store.caches import CACHE, Caches, Entry, Found
 from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.factory import engine
-from longshore.tasks.implementation import Context, Implementation, Looks, Outcome, Prediction, implements
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, ReadOnly, implements
 from longshore.tasks.operations.cache import joined, mine, told
-from longshore.tasks.operations.stacks.inspect_host import Survey, rules_of
+from longshore.tasks.operations.stacks.inspect_host import HostInspection, rules_of
 
 
-def _remotes(seen: Seen | None, *, fresh: bool) -> dict[str, Remote]:
+def _remotes(seen: Inventory | None, *, fresh: bool) -> dict[str, Remote]:
     """What registries have said; of a look from nothing only that they want to be left alone."""
     remotes = seen.remotes if seen else {}
     return {ref: one for ref, one in remotes.items() if not fresh or one.error == "limited"}
 
 
-def _read(caches: Caches, found: Found) -> tuple[Seen | None, str]:
+def _read(caches: Caches, found: Found) -> tuple[Inventory | None, str]:
     """What a generation says, whatever it is worth; and why nothing of it is trusted."""
-    seen, unreadable = seen_in(found)
+    seen, unreadable = inventory_of(found)
     return seen, found.wrong(caches.now()) or unreadable
 
 
 @implements(CHECK)
-class Check(Looks[CheckParams]):
+class Check(ReadOnly[CheckParams]):
     """See its schema."""
 
     def act(self, ctx: Context, params: CheckParams, before: dict[str, Any]) -> Outcome:
@@ -39,7 +39,7 @@ class Check(Looks[CheckParams]):
         data: dict[str, Any] = {"generation": found.generation}
         data["age_s"] = round(found.entry.age(caches.now()), 3) if found.entry else None
         if trusted is not None or params.state:
-            look = Survey(ctx, engine(), params, trusted, params.state, _remotes(seen, fresh=False))
+            look = HostInspection(ctx, engine(), params, trusted, params.state, _remotes(seen, fresh=False))
             now = look.look()
             why = why or (difference(trusted, now) if trusted else "")
             if params.state:
@@ -72,7 +72,7 @@ class Rebuild(Implementation[RebuildParams]):
             trusted = None if why or params.fresh else seen
             began = caches.now()
             remotes = _remotes(seen, fresh=params.fresh)
-            now = Survey(ctx, engine(), params, trusted, True, remotes, keep=True).look()
+            now = HostInspection(ctx, engine(), params, trusted, True, remotes, keep=True).look()
             if trusted is not None:
                 why = difference(trusted, now)
                 if not why and now.remotes == trusted.remotes:
@@ -94,7 +94,7 @@ class Rebuild(Implementation[RebuildParams]):
         undo = "bring the generation before it back" if found.entry else "take it away"
         if params.fresh or why or seen is None:
             return Prediction(f"would build it from nothing: {why or 'nothing of it is to be trusted'}", undo=undo)
-        look = Survey(ctx, engine(), params, seen, False, _remotes(seen, fresh=False))
+        look = HostInspection(ctx, engine(), params, seen, False, _remotes(seen, fresh=False))
         why = difference(seen, look.look())
         if not why:
             return Prediction("the cache is valid", changed=None if ctx.has_upstream else False)
@@ -104,16 +104,16 @@ class Rebuild(Implementation[RebuildParams]):
         return Outcome(changed=ctx.caches().back(CACHE + ctx.host.name, ctx.op_id))
 
 
-def _is_mine(seen: Seen, found: Found, asked: int, params: RebuildParams) -> bool:
+def _is_mine(seen: Inventory, found: Found, asked: int, params: RebuildParams) -> bool:
     """Whether somebody has built meanwhile what this step would: by the same rules, and without asking registries."""
     same = seen.rules == rules_of(params) and not params.registry
     return same and joined(found, asked, seen.fingerprint, fresh=params.fresh)
 
 
 def _told(
-    caches: Caches, name: str, found: Found, before: dict[str, Any], seen: Seen, *, built: bool = False
+    caches: Caches, name: str, found: Found, before: dict[str, Any], seen: Inventory, *, built: bool = False
 ) -> dict[str, Any]:
-    stale = sum(isinstance(one, Stale) for one in judged("", seen))
+    stale = sum(isinstance(one, Stale) for one in find_drift("", seen))
     services = sum(len(project.services) for project in seen.projects.values())
     counts = {"projects": len(seen.projects), "services": services, "stale": stale}
     return told(caches, name, found, before, built=built) | counts

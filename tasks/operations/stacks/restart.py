@@ -1,4 +1,4 @@
-"""`deployed.restart`: services of a project brought right, and nothing else of it."""
+"""`stacks.restart`: services of a project brought right, and nothing else of it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from longshore.orchestration.errors import Preflight
-from longshore.orchestration.operations.stacks import RESTART, LookParams, RestartParams, Wanted
+from longshore.orchestration.operations.stacks import RESTART, InspectParams, RestartParams, ServiceAction
 from longshore.orchestration.stacks.drift import Stale, stale_of
 from longshore.orchestration.stacks.image_names import registry_of
-from longshore.orchestration.stacks.inventory import Replica, Service, seen_in
+from longshore.orchestration.stacks.inventory import Replica, Service, inventory_of
 from longshore.orchestration.store.caches import CACHE
 from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.factory import engine
@@ -18,10 +18,10 @@ from longshore.tasks.host.engine.port import Engine, Login
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, unfit
 from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
-from longshore.tasks.operations.compose.project import alone, failing, members_of, snapshot
-from longshore.tasks.operations.compose.rollout import UNKNOWN, Bringing, difference, former, keep_former
+from longshore.tasks.operations.compose.project import failing, members_of, project_lock, snapshot
+from longshore.tasks.operations.compose.rollout import UNKNOWN, Rollout, difference, former, keep_former
 from longshore.tasks.operations.compose.state import (
-    Gate,
+    HealthWaiter,
     Member,
     containers,
     levels,
@@ -30,7 +30,7 @@ from longshore.tasks.operations.compose.state import (
     stop_in_order,
 )
 from longshore.tasks.operations.docker.registry import fetch
-from longshore.tasks.operations.stacks.inspect_host import Survey
+from longshore.tasks.operations.stacks.inspect_host import HostInspection
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class _Found:
     """The project as it is now, and what is to be done about it."""
 
     target: Resolved
-    todo: dict[str, Wanted]
+    todo: dict[str, ServiceAction]
     #: It is another than when its services were selected.
     moved: bool
     #: Its containers of these services.
@@ -64,19 +64,19 @@ class Restart(Implementation[RestartParams]):
 
     def act(self, ctx: Context, params: RestartParams, before: dict[str, Any]) -> Outcome:
         docker, project = engine(), params.project
-        todo = {name: Wanted(**said) for name, said in before["todo"].items()}
+        todo = {name: ServiceAction(**said) for name, said in before["todo"].items()}
         left = sorted(params.services.keys() - todo.keys())
         data: dict[str, Any] = {"project": project, "moved": before["moved"], "left": left, "services": {}}
         if not todo:
             return Outcome(changed=False, data=data)
-        with alone(ctx, docker, project):
+        with project_lock(ctx, docker, project):
             source = _source(docker, project)
             target = Compose(ctx, docker).resolve(source, list(todo))
             revisions.save(ctx, "after", target)
             fetched = self._images(ctx, docker, params, before, target, todo)
-            bringing = Bringing(ctx, docker, params, before, target)
+            bringing = Rollout(ctx, docker, params, before, target)
 
-            def change(gate: Gate) -> None:
+            def change(gate: HealthWaiter) -> None:
                 bringing.keep_images()
                 gate.may_end = _may_end(target, todo, members_of(before))
                 gate.stopped = {member.key for member in members_of(before) if member.name in before["stopped"]}
@@ -84,7 +84,7 @@ class Restart(Implementation[RestartParams]):
                     self._level(bringing, gate, source, {name: todo[name].do for name in level})
                     gate.wait(level)
 
-            now = bringing.carefully(change, todo)
+            now = bringing.within_limits(change, todo)
             point("deployed.brought")
             revisions.note(ctx, docker, target)
         what = difference(before, now)
@@ -111,16 +111,16 @@ class Restart(Implementation[RestartParams]):
 
     def undo(self, ctx: Context, params: RestartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), params.project
-        with alone(ctx, docker, project):
+        with project_lock(ctx, docker, project):
             known = revisions.brought(ctx, project)
             return Outcome(changed=bool(known) and revisions.restore(ctx, docker, before, known=known))
 
     @staticmethod
     def _look(ctx: Context, docker: Engine, params: RestartParams) -> _Found:
         """Again: what it was selected by may not be so any more, and then it is not applied blindly."""
-        seen, _ = seen_in(ctx.caches().get(CACHE + ctx.host.name))
-        said = LookParams(stacks=params.stacks, only=params.only)
-        look = Survey(ctx, docker, said, seen, True, seen.remotes if seen else {})
+        seen, _ = inventory_of(ctx.caches().get(CACHE + ctx.host.name))
+        said = InspectParams(stacks=params.stacks, only=params.only)
+        look = HostInspection(ctx, docker, said, seen, True, seen.remotes if seen else {})
         project = look.look(params.project).projects.get(params.project)
         if project is None:
             raise Preflight(f"project {params.project} has no container any more", remedy="compose.up.execute makes it")
@@ -154,7 +154,7 @@ class Restart(Implementation[RestartParams]):
         params: RestartParams,
         before: dict[str, Any],
         target: Resolved,
-        todo: dict[str, Wanted],
+        todo: dict[str, ServiceAction],
     ) -> bool:
         """All are here before anything is stopped. Whether one was fetched."""
         refs = sorted({target.image(name) for name, wanted in todo.items() if wanted.fetch})
@@ -171,7 +171,7 @@ class Restart(Implementation[RestartParams]):
         return any(docker.image_id(ref) != before["refs"].get(ref) for ref in refs)
 
     @staticmethod
-    def _level(bringing: Bringing, gate: Gate, source: Source, do: dict[str, str]) -> None:
+    def _level(bringing: Rollout, gate: HealthWaiter, source: Source, do: dict[str, str]) -> None:
         """Services that do not need each other."""
         docker, target, params = bringing.docker, bringing.target, bringing.params
         project = bringing.before["project"]
@@ -200,9 +200,11 @@ class Restart(Implementation[RestartParams]):
         stop_in_order((m for m in everything if m.service in do and m.key in gate.stopped and m.running), params.grace)
 
 
-def wanted_of(stale: Stale, *, fetch: bool | None = None) -> Wanted:
+def wanted_of(stale: Stale, *, fetch: bool | None = None) -> ServiceAction:
     """What brings it right."""
-    return Wanted(do=stale.action, fetch=stale.fetch if fetch is None else fetch, why=list(map(str, stale.reasons)))
+    return ServiceAction(
+        do=stale.action, fetch=stale.fetch if fetch is None else fetch, why=list(map(str, stale.reasons))
+    )
 
 
 def _source(docker: Engine, project: str) -> Source:
@@ -229,7 +231,7 @@ def _may_end(target: Resolved, todo: Iterable[str], was: list[Member]) -> set[st
     return set(todo) - ran - back
 
 
-def _add_sharers(target: Resolved, todo: dict[str, Wanted], there: list[Member]) -> None:
+def _add_sharers(target: Resolved, todo: dict[str, ServiceAction], there: list[Member]) -> None:
     """What runs in the name space of another one's container is cut off when that is replaced or restarted."""
     running = {member.service for member in there if member.running}
     found = True
@@ -240,7 +242,7 @@ def _add_sharers(target: Resolved, todo: dict[str, Wanted], there: list[Member])
                 kind, _, other = str(target.services.get(name, {}).get(key) or "").partition(":")
                 if kind == "service" and other in todo and name not in todo:
                     do: Literal["restart", "redeploy"] = "restart" if todo[other].do == "restart" else "redeploy"
-                    todo[name] = Wanted(do=do, why=[f"it has the {key} of {other}"])
+                    todo[name] = ServiceAction(do=do, why=[f"it has the {key} of {other}"])
                     found = True
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from longshore.orchestration.settings import get_settings
-from longshore.orchestration.stacks.inventory import Seen
+from longshore.orchestration.stacks.inventory import Inventory
 from longshore.tasks.host.backups import write_private
 
 
@@ -41,7 +41,7 @@ def starts(engine: str) -> dict[str, Start]:
         return {}
 
 
-def keep_starts(engine: str, seen: Seen, known: Mapping[str, Start]) -> None:
+def keep_starts(engine: str, seen: Inventory, known: Mapping[str, Start]) -> None:
     """Keep what was seen now, and of `known`, all containers that there are, the others. Where two look at once, they
     see the same.
     """

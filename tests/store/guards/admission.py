@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from longshore.orchestration.errors import QueueFull
-from longshore.orchestration.store.admission import Admission, Wanted
+from longshore.orchestration.store.admission import Admission, AdmissionRequest
 from tests.store.guards.marks import scenario
 from tests.store.stored_run import StoredRun
 
@@ -22,14 +22,14 @@ def empty_queue(stored: StoredRun, **limits: int) -> Admission:
 
 def submit(
     queue: Admission, run_id: str, key: str = "", parents: Sequence[str] = (), locks: Sequence[str] = ()
-) -> Wanted:
+) -> AdmissionRequest:
     """Submit a run of plan `p`; `parents` are the runs that it is a part of, outermost first."""
     parent = {"run": "top", "line": list(parents)} if parents else None
     body: dict[str, Any] = {"plan": {"name": "p"}, "parent": parent, "locks": list(locks)}
     if key:
         body["concurrency"] = {"key": key, "limit": 1, "on_limit": "queue"}
     queue.submit(run_id, body)
-    return Wanted.of(body)
+    return AdmissionRequest.of(body)
 
 
 # --- submit ------------------------------------------------------------------------------------
@@ -39,7 +39,7 @@ def submit(
 def a_run_is_submitted_once(stored: StoredRun) -> None:
     queue = empty_queue(stored)
     submit(queue, "a")
-    queue.admit("a", Wanted("p"))
+    queue.admit("a", AdmissionRequest("p"))
     submit(queue, "a")
     assert not queue.waits("a")
 

@@ -26,8 +26,8 @@ def no_other_step_begins_in_a_suspended_run(stored: StoredRun) -> None:
 @scenario
 def a_message_of_an_earlier_run_with_the_same_id_claims_nothing(stored: StoredRun) -> None:
     stored.begin(0)
-    stored.put(born="second")
-    assert stored.store.claim(stored.run_id, 0, "", "o", "t", born="first") == "another run"
+    stored.put(instance_id="second")
+    assert stored.store.claim(stored.run_id, 0, "", "o", "t", instance_id="first") == "another run"
 
 
 @scenario
@@ -39,7 +39,7 @@ def a_step_begins_only_in_a_running_or_finishing_run(stored: StoredRun) -> None:
 
 @scenario
 def a_compensation_begins_only_in_an_undoing_run(stored: StoredRun) -> None:
-    stored.lay("undoing", ulevel=0, steps={"us:0": "ready"})
+    stored.lay("undoing", undo_level=0, steps={"ustatus:0": "ready"})
     stored.put(state="finishing")
     assert isinstance(stored.ask(0, "u"), str)
 
@@ -49,7 +49,7 @@ def a_repeated_delivery_gets_its_claim_again(stored: StoredRun) -> None:
     stored.begin(0)
     grant = stored.claim(0)
     assert stored.ask(0) == grant
-    assert stored.step("a:0") == "1"
+    assert stored.step("attempts:0") == "1"
 
 
 @scenario
@@ -94,7 +94,7 @@ def a_compensation_has_a_higher_fence_than_its_step(stored: StoredRun) -> None:
     """What an undo leaves at its target refuses the forward attempt that wakes up after it."""
     stored.begin(0)
     ahead = (stored.store.now() + 3_600_000) * 1000
-    stored.put(state="undoing", steps={"f:0": ahead, "us:0": "ready"})
+    stored.put(state="undoing", steps={"fence:0": ahead, "ustatus:0": "ready"})
     assert int(stored.claim(0, "u").fence) > ahead
 
 
@@ -102,7 +102,7 @@ def a_compensation_has_a_higher_fence_than_its_step(stored: StoredRun) -> None:
 def a_fence_grows_although_the_clock_went_back(stored: StoredRun) -> None:
     stored.begin(0)
     ahead = (stored.store.now() + 3_600_000) * 1000
-    stored.put(steps={"f:0": ahead})
+    stored.put(steps={"fence:0": ahead})
     assert int(stored.claim(0).fence) > ahead
 
 
@@ -110,8 +110,8 @@ def a_fence_grows_although_the_clock_went_back(stored: StoredRun) -> None:
 def a_fence_is_not_granted_again_after_redis_lost_it(stored: StoredRun) -> None:
     stored.begin(0)
     before = int(stored.claim(0).fence)
-    stored.redis.hdel(stored.keys.steps, "f:0")
-    stored.put(steps={"s:0": "ready"})
+    stored.redis.hdel(stored.keys.steps, "fence:0")
+    stored.put(steps={"status:0": "ready"})
     assert int(stored.claim(0, owner="other").fence) > before
 
 
@@ -122,7 +122,7 @@ def the_messages_of_each_attempt_are_counted_anew(stored: StoredRun) -> None:
     stored.age(LEASE + 1)
     assert stored.store.resend(stored.run_id, "", [0]) == ([0], [])
     stored.claim(0)
-    assert stored.step("x:0") is None
+    assert stored.step("resent:0") is None
 
 
 # --- complete ----------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def an_outcome_counts_only_under_the_current_fence(stored: StoredRun) -> None:
 
     assert not stored.complete(0, lost, "failed", stops=True).accepted
     assert stored.run("state") == RunState.RUNNING
-    assert stored.step("s:0") == "running"
+    assert stored.step("status:0") == "running"
 
 
 @scenario
@@ -152,7 +152,7 @@ def the_sweeper_does_not_end_a_claimed_step(stored: StoredRun) -> None:
     stored.begin(0)
     stored.claim(0)
     assert not stored.complete(0, "", "failed", stops=True).accepted
-    assert stored.step("s:0") == "running"
+    assert stored.step("status:0") == "running"
 
 
 @scenario
@@ -184,15 +184,15 @@ def a_failure_does_not_abort_a_finishing_run(stored: StoredRun) -> None:
 @scenario
 def a_failure_aborts_a_suspended_run(stored: StoredRun) -> None:
     suspended(stored)
-    stored.complete(0, str(stored.step("f:0")), "failed", stops=True)
-    assert (stored.run("state"), stored.run("was")) == ("aborting", None)
+    stored.complete(0, str(stored.step("fence:0")), "failed", stops=True)
+    assert (stored.run("state"), stored.run("suspended_state")) == ("aborting", None)
 
 
 @scenario
 def the_next_link_of_the_chain_waits_for_the_rest_of_its_level(stored: StoredRun) -> None:
     stored.begin(0, 2)
     stored.complete(0, stored.claim(0).fence, next_link=1)
-    assert stored.step("s:1") is None
+    assert stored.step("status:1") is None
 
 
 @scenario
@@ -201,14 +201,14 @@ def an_aborting_run_does_not_open_the_next_link_of_the_chain(stored: StoredRun) 
     fence = stored.claim(0).fence
     abort(stored)
     stored.complete(0, fence, next_link=1)
-    assert stored.step("s:1") is None
+    assert stored.step("status:1") is None
 
 
 @scenario
 def a_failure_does_not_open_the_next_link_of_the_chain(stored: StoredRun) -> None:
     stored.begin(0)
     stored.complete(0, stored.claim(0).fence, "failed", next_link=1)
-    assert stored.step("s:1") is None
+    assert stored.step("status:1") is None
 
 
 # --- journal -----------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def the_first_journal_entry_counts(stored: StoredRun) -> None:
     fence = stored.claim(0).fence
     stored.journal(0, fence, "rendered", "before")
     stored.journal(0, fence, "later", "later")
-    assert (stored.step("r:0"), stored.step("j:0")) == ("rendered", "before")
+    assert (stored.step("rendered:0"), stored.step("before:0")) == ("rendered", "before")
 
 
 # --- park --------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def the_first_journal_entry_counts(stored: StoredRun) -> None:
 def a_superseded_attempt_does_not_park_its_step(stored: StoredRun) -> None:
     lost = superseded(stored)
     stored.park(0, lost)
-    assert stored.step("s:0") == "running"
+    assert stored.step("status:0") == "running"
 
 
 @scenario
@@ -254,7 +254,7 @@ def a_step_that_has_ended_is_not_parked(stored: StoredRun) -> None:
     fence = stored.claim(0).fence
     stored.complete(0, fence)
     stored.park(0, fence)
-    assert stored.step("s:0") == "changed"
+    assert stored.step("status:0") == "changed"
 
 
 @scenario
@@ -294,7 +294,7 @@ def an_expired_lease_is_not_renewed(stored: StoredRun) -> None:
 def a_superseded_attempt_does_not_retry_its_step(stored: StoredRun) -> None:
     lost = superseded(stored)
     assert stored.retry(0, lost) == 0
-    assert stored.step("s:0") == "running"
+    assert stored.step("status:0") == "running"
 
 
 @scenario
@@ -303,7 +303,7 @@ def a_step_that_has_ended_is_not_retried(stored: StoredRun) -> None:
     fence = stored.claim(0).fence
     stored.complete(0, fence)
     assert stored.retry(0, fence) == 0
-    assert stored.step("s:0") == "changed"
+    assert stored.step("status:0") == "changed"
 
 
 @scenario
@@ -328,7 +328,7 @@ def a_step_with_an_open_outcome_becomes_unknown_in_the_end(stored: StoredRun) ->
     assert stored.store.retry(stored.run_id, 0, "", stored.claim(0).fence, 0, 0, "not yet", ask_for=10.0) == 1
     again = stored.claim(0, owner="second")
     assert stored.store.retry(stored.run_id, 0, "", again.fence, 11.0, 0, "not yet", ask_for=10.0) == -2
-    assert stored.step("s:0") == "running"
+    assert stored.step("status:0") == "running"
 
 
 @scenario

@@ -34,6 +34,6 @@ def a_jump_moves_a_run_once(stored: StoredRun) -> None:
 @scenario
 def a_message_that_is_due_at_once_stays_due(stored: StoredRun) -> None:
     stored.lay()
-    stored.put(steps={"s:0": "ready", "q:0": stored.store.now(), "d:0": 0})
+    stored.put(steps={"status:0": "ready", "sent:0": stored.store.now(), "sent_until:0": 0})
     assert stored.store.shift(stored.run_id, 1, HOUR)
-    assert stored.step("d:0") == "0"
+    assert stored.step("sent_until:0") == "0"

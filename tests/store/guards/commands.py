@@ -31,7 +31,7 @@ def a_run_that_has_ended_is_not_aborted(stored: StoredRun) -> None:
 def a_suspended_run_is_aborted(stored: StoredRun) -> None:
     suspended(stored)
     assert stored.store.abort(stored.run_id, Cause.DEADLINE, "")
-    assert (stored.run("state"), stored.run("was")) == ("aborting", None)
+    assert (stored.run("state"), stored.run("suspended_state")) == ("aborting", None)
 
 
 # --- command -----------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def commands_of_one_millisecond_have_an_order(stored: StoredRun) -> None:
 def only_a_waiting_step_is_approved_or_rejected(stored: StoredRun) -> None:
     stored.begin(0)
     stored.script("command", "1-1", "approve", "ann", "", "", 1, 0)
-    assert stored.step("dk:0") is None
+    assert stored.step("decision:0") is None
 
 
 @scenario
@@ -67,7 +67,7 @@ def the_first_decision_on_a_step_counts(stored: StoredRun) -> None:
     stored.park(0, stored.claim(0).fence)
     stored.script("command", "1-1", "approve", "ann", "", "", 1, 0)
     stored.script("command", "2-1", "reject", "eve", "", "", 1, 0)
-    assert (stored.step("dk:0"), stored.step("dw:0")) == ("approve", "ann")
+    assert (stored.step("decision:0"), stored.step("decided_by:0")) == ("approve", "ann")
 
 
 @scenario
@@ -91,7 +91,7 @@ def a_run_that_was_undone_is_not_undone_again(stored: StoredRun) -> None:
 def a_resume_is_carried_out_once(stored: StoredRun) -> None:
     failed(stored)
     assert resume(stored) == "done"
-    assert (stored.run("state"), stored.step("s:0"), stored.step("ab:0")) == ("running", None, "1")
+    assert (stored.run("state"), stored.step("status:0"), stored.step("free_attempts:0")) == ("running", None, "1")
     stored.put(state="failed", epoch=0)
     assert resume(stored) == "old"
 
@@ -118,8 +118,8 @@ def a_run_is_resumed_only_in_the_epoch_that_was_seen(stored: StoredRun) -> None:
 def a_resolution_is_carried_out_once(stored: StoredRun) -> None:
     failed(stored)
     assert resolve(stored, "done") == "done"
-    assert stored.step("s:0") == "changed"
-    stored.put(steps={"s:0": "failed"})
+    assert stored.step("status:0") == "changed"
+    stored.put(steps={"status:0": "failed"})
     assert resolve(stored, "done") == "old"
 
 
@@ -128,32 +128,32 @@ def the_first_resolution_of_a_step_counts(stored: StoredRun) -> None:
     ask_a_person(stored)
     assert resolve(stored, "done") == "done"
     assert resolve(stored, "undone", "2-1") != "done"
-    assert (stored.step("dk:0"), stored.step("dw:0")) == ("done", "ann")
+    assert (stored.step("decision:0"), stored.step("decided_by:0")) == ("done", "ann")
 
 
 @scenario
 def a_step_of_a_live_run_is_not_resolved(stored: StoredRun) -> None:
     stored.begin(0)
     stored.claim(0)
-    stored.put(steps={"us:0": "undo_failed"})
+    stored.put(steps={"ustatus:0": "undo_failed"})
     assert resolve(stored, "undone") != "done"
-    assert stored.step("us:0") == "undo_failed"
+    assert stored.step("ustatus:0") == "undo_failed"
 
 
 @scenario
 def a_step_that_is_done_is_not_resolved(stored: StoredRun) -> None:
     failed(stored)
-    stored.put(steps={"s:0": "unchanged"})
+    stored.put(steps={"status:0": "unchanged"})
     assert resolve(stored, "skip") != "done"
-    assert stored.step("s:0") == "unchanged"
+    assert stored.step("status:0") == "unchanged"
 
 
 @scenario
 def a_step_that_was_compensated_is_not_resolved(stored: StoredRun) -> None:
     failed(stored)
-    stored.put(state="undone", steps={"us:0": "undone"})
+    stored.put(state="undone", steps={"ustatus:0": "undone"})
     assert resolve(stored, "abandon") != "done"
-    assert stored.step("us:0") == "undone"
+    assert stored.step("ustatus:0") == "undone"
 
 
 # --- hold --------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def a_step_that_was_compensated_is_not_resolved(stored: StoredRun) -> None:
 def a_run_that_has_begun_is_not_held(stored: StoredRun) -> None:
     stored.begin(0)
     stored.store.hold(stored.run_id, "it waits for its turn")
-    assert stored.run("held") is None
+    assert stored.run("hold_reason") is None
 
 
 @scenario

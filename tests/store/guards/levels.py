@@ -49,13 +49,13 @@ def always_steps_wait_for_running_attempts(stored: StoredRun) -> None:
 @scenario
 def a_unit_whose_host_skips_it_gets_no_message(stored: StoredRun) -> None:
     stored.fan_out(3, skip={1: "it is drained"})
-    assert [stored.step(f"s:0.{n}") for n in range(3)] == ["ready", "skipped", "ready"]
+    assert [stored.step(f"status:0.{n}") for n in range(3)] == ["ready", "skipped", "ready"]
 
 
 @scenario
 def no_more_units_are_dispatched_than_may_run_at_once(stored: StoredRun) -> None:
     stored.fan_out(3, at_once=1)
-    assert [stored.step(f"s:0.{n}") for n in range(3)] == ["ready", None, None]
+    assert [stored.step(f"status:0.{n}") for n in range(3)] == ["ready", None, None]
 
 
 @scenario
@@ -63,13 +63,13 @@ def a_step_has_no_more_canaries_than_units(stored: StoredRun) -> None:
     stored.fan_out(2, canary=5)
     stored.complete("0.0", stored.claim("0.0").fence)
     stored.complete("0.1", stored.claim("0.1").fence)
-    assert (stored.step("cn:0"), stored.step("s:0")) == ("1", "changed")
+    assert (stored.step("canaries:0"), stored.step("status:0")) == ("1", "changed")
 
 
 @scenario
 def canaries_are_dispatched_first(stored: StoredRun) -> None:
     stored.fan_out(4, canary=2)
-    assert [stored.step(f"s:0.{n}") for n in range(4)] == ["ready", "ready", None, None]
+    assert [stored.step(f"status:0.{n}") for n in range(4)] == ["ready", "ready", None, None]
     assert stored.complete("0.0", stored.claim("0.0").fence).next_units == ()
     assert stored.complete("0.1", stored.claim("0.1").fence).next_units == ("0.2", "0.3")
 
@@ -78,14 +78,14 @@ def canaries_are_dispatched_first(stored: StoredRun) -> None:
 def a_skipped_step_leaves_no_unit_open(stored: StoredRun) -> None:
     seen = interrupted(stored)
     assert stored.store.open_level(stored.run_id, seen, RunState.FINISHING, 0, (), {0: "when: false"})
-    assert [stored.step(f"s:0.{n}") for n in range(2)] == ["changed", "skipped"]
+    assert [stored.step(f"status:0.{n}") for n in range(2)] == ["changed", "skipped"]
 
 
 @scenario
 def a_step_that_fails_before_it_begins_leaves_no_unit_open(stored: StoredRun) -> None:
     seen = interrupted(stored)
     assert stored.store.open_level(stored.run_id, seen, RunState.FINISHING, 0, (), {}, failed={0: "no host"})
-    assert [stored.step(f"s:0.{n}") for n in range(2)] == ["changed", "not_run"]
+    assert [stored.step(f"status:0.{n}") for n in range(2)] == ["changed", "not_run"]
 
 
 # --- open_undo ---------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def a_step_that_fails_before_it_begins_leaves_no_unit_open(stored: StoredRun) ->
 
 @scenario
 def a_level_of_the_compensation_opens_once(stored: StoredRun) -> None:
-    stored.lay("undoing", left=0, ulevel=2)
+    stored.lay("undoing", left=0, undo_level=2)
     seen = stored.record()
     assert stored.open_undo(1, [], seen=seen)
     assert not stored.open_undo(1, [], seen=seen)
@@ -115,7 +115,7 @@ def the_compensation_waits_for_running_attempts(stored: StoredRun) -> None:
 
 @scenario
 def a_level_of_the_compensation_waits_for_the_one_above(stored: StoredRun) -> None:
-    stored.lay("undoing", left=1, ulevel=1)
+    stored.lay("undoing", left=1, undo_level=1)
     assert not stored.open_undo(0, [0])
 
 
@@ -156,23 +156,23 @@ def a_step_is_skipped_if_all_of_its_units_are_skipped(stored: StoredRun) -> None
     stored.fan_out(2)
     for unit in ("0.0", "0.1"):
         stored.complete(unit, stored.claim(unit).fence, "skipped", error="it has no engine")
-    assert stored.step("s:0") == "skipped"
-    assert "it has no engine" in str(stored.step("y:0"))
+    assert stored.step("status:0") == "skipped"
+    assert "it has no engine" in str(stored.step("reason:0"))
 
 
 @scenario
 def a_failed_canary_is_not_tolerated(stored: StoredRun) -> None:
     stored.fan_out(3, canary=1, tolerated=2)
     stored.complete("0.0", stored.claim("0.0").fence, "failed", error="broken")
-    assert stored.step("s:0") == "failed"
+    assert stored.step("status:0") == "failed"
 
 
 @scenario
 def a_failed_canary_leaves_the_held_back_units_alone(stored: StoredRun) -> None:
     stored.fan_out(3, canary=1)
     assert stored.complete("0.0", stored.claim("0.0").fence, "failed", error="broken").next_units == ()
-    assert [stored.step(f"s:0.{n}") for n in range(3)] == ["failed", "not_run", "not_run"]
-    assert (stored.step("s:0"), stored.run("left")) == ("failed", "0")
+    assert [stored.step(f"status:0.{n}") for n in range(3)] == ["failed", "not_run", "not_run"]
+    assert (stored.step("status:0"), stored.run("left")) == ("failed", "0")
 
 
 @scenario
@@ -183,11 +183,15 @@ def a_unit_that_has_ended_is_not_dispatched_again(stored: StoredRun) -> None:
     abort(stored)
     stored.store.drain(stored.run_id, [("0.1", True)])
     stored.fan_out(2, state=RunState.FINISHING)
-    assert (stored.step("s:0.0"), stored.step("s:0.1"), stored.step("k:0")) == ("changed", "ready", "1")
+    assert (stored.step("status:0.0"), stored.step("status:0.1"), stored.step("fan_out_left:0")) == (
+        "changed",
+        "ready",
+        "1",
+    )
 
 
 @scenario
 def no_more_canaries_are_dispatched_than_were_chosen(stored: StoredRun) -> None:
     stored.fan_out(4, at_once=2, canary=2)
     assert stored.complete("0.0", stored.claim("0.0").fence).next_units == ()
-    assert stored.step("s:0.2") is None
+    assert stored.step("status:0.2") is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from longshore.orchestration.store.run_store import Found
+from longshore.orchestration.store.run_store import UnrecordedAttempt
 from tests.store.guards.marks import scenario
 from tests.store.guards.situations import abort, expired
 from tests.store.stored_run import StoredRun
@@ -21,12 +21,12 @@ def ask(stored: StoredRun, epoch: int = 0) -> bool:
     return stored.store.ask(stored.run_id, epoch, QUESTION, ["web1"])
 
 
-def answer(stored: StoredRun, *found: Found, question: str = QUESTION, version: int = 0) -> bool:
+def answer(stored: StoredRun, *found: UnrecordedAttempt, question: str = QUESTION, version: int = 0) -> bool:
     return stored.store.note_answer(stored.run_id, question, "web1", version, [], found)
 
 
-def found(fence: int, status: str = "unknown") -> Found:
-    return Found(0, fence, status, "{}", "", "")
+def found(fence: int, status: str = "unknown") -> UnrecordedAttempt:
+    return UnrecordedAttempt(0, fence, status, "{}", "", "")
 
 
 # --- ask ---------------------------------------------------------------------------------------
@@ -64,29 +64,29 @@ def an_answer_counts_only_for_the_question_that_is_asked(stored: StoredRun) -> N
 def an_attempt_that_the_record_knows_changes_nothing(stored: StoredRun) -> None:
     """Neither an attempt at the step, nor one at its compensation."""
     aborting(stored)
-    stored.put(steps={"s:0": "cancelled", "f:0": 7, "uf:0": 9, "z:0": 1})
+    stored.put(steps={"status:0": "cancelled", "fence:0": 7, "ufence:0": 9, "no_effect:0": 1})
     ask(stored)
     with stored.emits("hosts_answered"):
         answer(stored, found(7), found(9))
-    assert (stored.step("s:0"), stored.step("z:0")) == ("cancelled", "1")
+    assert (stored.step("status:0"), stored.step("no_effect:0")) == ("cancelled", "1")
 
 
 @scenario
 def the_recorded_outcome_of_an_earlier_attempt_stands(stored: StoredRun) -> None:
     aborting(stored)
-    stored.put(steps={"s:0": "changed", "o:0": "own", "f:0": 5})
+    stored.put(steps={"status:0": "changed", "outcome:0": "own", "fence:0": 5})
     ask(stored)
     answer(stored, found(7))
-    assert [stored.step(f"{name}:0") for name in ("s", "o", "f")] == ["changed", "own", "7"]
+    assert [stored.step(f"{name}:0") for name in ("status", "outcome", "fence")] == ["changed", "own", "7"]
 
 
 @scenario
 def an_earlier_outcome_without_effect_does_not_stand(stored: StoredRun) -> None:
     aborting(stored)
-    stored.put(steps={"s:0": "unchanged", "f:0": 5, "z:0": 1, "y:0": "nothing to do"})
+    stored.put(steps={"status:0": "unchanged", "fence:0": 5, "no_effect:0": 1, "reason:0": "nothing to do"})
     ask(stored)
     answer(stored, found(7))
-    assert [stored.step(f"{name}:0") for name in ("s", "z", "y")] == ["unknown", None, None]
+    assert [stored.step(f"{name}:0") for name in ("status", "no_effect", "reason")] == ["unknown", None, None]
 
 
 @scenario
@@ -94,7 +94,7 @@ def a_record_is_as_new_as_what_a_host_has_seen(stored: StoredRun) -> None:
     aborting(stored)
     ask(stored)
     answer(stored, version=500)
-    assert int(stored.run("ver") or 0) > 500
+    assert int(stored.run("version") or 0) > 500
 
 
 # --- settle ------------------------------------------------------------------------------------
@@ -141,4 +141,4 @@ def a_step_that_was_lost_before_the_abort_has_to_be_fenced(stored: StoredRun) ->
     expired(stored)
     abort(stored)
     stored.store.drain(stored.run_id, [(0, False)])
-    assert (stored.step("s:0"), stored.record().lost) == ("unknown", 1)
+    assert (stored.step("status:0"), stored.record().lost) == ("unknown", 1)

@@ -15,7 +15,7 @@ def an_attempt_with_a_live_lease_keeps_its_step(stored: StoredRun) -> None:
     stored.begin(0)
     stored.claim(0)
     assert stored.expire(0) == "no"
-    assert stored.step("s:0") == "running"
+    assert stored.step("status:0") == "running"
 
 
 @scenario
@@ -62,13 +62,17 @@ def a_lost_step_of_an_aborting_run_is_not_repeated(stored: StoredRun) -> None:
 def a_lost_always_step_of_an_aborting_run_runs_in_its_turn(stored: StoredRun) -> None:
     lost_while_aborting(stored)
     assert stored.expire(0, always=True) == "again"
-    assert stored.step("s:0") is None
+    assert stored.step("status:0") is None
 
 
 @scenario
 def a_person_decides_on_a_step_that_may_have_happened(stored: StoredRun) -> None:
     assert ask_a_person(stored) == "asked"
-    assert (stored.step("s:0"), stored.run("state"), stored.run("was")) == ("waiting", "suspended", "running")
+    assert (stored.step("status:0"), stored.run("state"), stored.run("suspended_state")) == (
+        "waiting",
+        "suspended",
+        "running",
+    )
 
 
 @scenario
@@ -127,7 +131,7 @@ def a_retry_is_not_sent_before_it_is_due(stored: StoredRun) -> None:
 def a_drain_cancels_nothing_in_a_run_that_goes_on(stored: StoredRun) -> None:
     stored.begin(0)
     stored.store.drain(stored.run_id, [(0, False)])
-    assert stored.step("s:0") == "ready"
+    assert stored.step("status:0") == "ready"
 
 
 @scenario
@@ -135,7 +139,7 @@ def a_drain_cancels_units_that_were_held_back(stored: StoredRun) -> None:
     stored.fan_out(2, at_once=1)
     abort(stored)
     stored.store.drain(stored.run_id, [("0.0", False), ("0.1", False)])
-    assert stored.step("s:0") == "cancelled"
+    assert stored.step("status:0") == "cancelled"
 
 
 @scenario
@@ -144,7 +148,7 @@ def a_drain_leaves_a_claimed_step_alone(stored: StoredRun) -> None:
     stored.claim(0)
     abort(stored)
     stored.store.drain(stored.run_id, [(0, False)])
-    assert stored.step("s:0") == "running"
+    assert stored.step("status:0") == "running"
 
 
 @scenario
@@ -152,7 +156,7 @@ def a_drain_leaves_an_always_step_to_its_turn(stored: StoredRun) -> None:
     stored.begin(0)
     abort(stored)
     stored.store.drain(stored.run_id, [(0, True)])
-    assert stored.step("s:0") is None
+    assert stored.step("status:0") is None
 
 
 @scenario
@@ -163,7 +167,7 @@ def a_lost_step_is_unknown_and_not_cancelled(stored: StoredRun) -> None:
     stored.expire(0)
     abort(stored)
     stored.store.drain(stored.run_id, [(0, False)])
-    assert stored.step("s:0") == "unknown"
+    assert stored.step("status:0") == "unknown"
 
 
 @scenario
@@ -172,7 +176,7 @@ def a_step_whose_service_was_down_had_no_effect(stored: StoredRun) -> None:
     stored.store.retry(stored.run_id, 0, "", stored.claim(0).fence, 60, 0, "down", counts=False, service="billing")
     abort(stored)
     stored.store.drain(stored.run_id, [(0, False)])
-    assert (stored.step("s:0"), stored.step("z:0")) == ("cancelled", "1")
+    assert (stored.step("status:0"), stored.step("no_effect:0")) == ("cancelled", "1")
 
 
 @scenario
@@ -181,7 +185,7 @@ def a_step_with_an_open_outcome_is_unknown_and_not_cancelled(stored: StoredRun) 
     stored.store.retry(stored.run_id, 0, "", stored.claim(0).fence, 60, 0, "not yet", ask_for=3600.0)
     abort(stored)
     stored.store.drain(stored.run_id, [(0, False)])
-    assert stored.step("s:0") == "unknown"
+    assert stored.step("status:0") == "unknown"
 
 
 # --- suspend -----------------------------------------------------------------------------------
@@ -198,13 +202,13 @@ def only_the_epoch_that_was_seen_is_suspended(stored: StoredRun) -> None:
 def a_lost_version_is_not_reached_again(stored: StoredRun) -> None:
     stored.begin(0)
     assert stored.store.suspend(stored.run_id, "regressed", "writes were lost", 0, version=100)
-    assert int(stored.run("ver") or 0) > 100
+    assert int(stored.run("version") or 0) > 100
 
 
 @scenario
 def a_loss_of_writes_suspends_a_run_once(stored: StoredRun) -> None:
     stored.begin(0)
-    stored.put(ver=100)
+    stored.put(version=100)
     assert not stored.store.suspend(stored.run_id, "regressed", "writes were lost", 0, version=100)
 
 
@@ -230,7 +234,7 @@ def a_resting_or_finishing_run_is_not_suspended(stored: StoredRun) -> None:
 @scenario
 def a_run_that_goes_on_is_not_released_again(stored: StoredRun) -> None:
     stored.begin(0)
-    stored.put(was="undoing", hold="breaker")
+    stored.put(suspended_state="undoing", hold="breaker")
     assert not stored.store.unsuspend(stored.run_id, "breaker", 0, "", [])
 
 
@@ -247,7 +251,7 @@ def a_command_releases_a_run_once(stored: StoredRun) -> None:
     stored.store.suspend(stored.run_id, "regressed", "lost")
     asked = {"command_id": "5-1", "command": {"actor": "ann"}}
     assert stored.store.unsuspend(stored.run_id, "regressed", 0, "", [0], **asked)
-    assert (stored.run("cmd"), stored.run("answer"), stored.run("state")) == ("5-1", "done", "running")
+    assert (stored.run("last_command"), stored.run("answer"), stored.run("state")) == ("5-1", "done", "running")
     stored.store.suspend(stored.run_id, "regressed", "lost again")
     assert not stored.store.unsuspend(stored.run_id, "regressed", 0, "", [0], **asked)
     assert stored.run("state") == "suspended"
@@ -256,10 +260,10 @@ def a_command_releases_a_run_once(stored: StoredRun) -> None:
 @scenario
 def a_release_leaves_a_running_step_alone(stored: StoredRun) -> None:
     suspended(stored)
-    sent = stored.step("q:0")
-    stored.put(steps={"q:0": "1"})
+    sent = stored.step("sent:0")
+    stored.put(steps={"sent:0": "1"})
     assert stored.store.unsuspend(stored.run_id, "breaker", 0, "", [0, 1])
     assert sent is not None
-    assert stored.step("q:0") == "1"
+    assert stored.step("sent:0") == "1"
     assert stored.run("state") == "running"
-    assert int(stored.step("d:1") or 0) <= stored.store.now()
+    assert int(stored.step("sent_until:1") or 0) <= stored.store.now()

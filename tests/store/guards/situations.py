@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from longshore.orchestration.saga import Again, RunRecord
+from longshore.orchestration.saga import ResumeSet, RunRecord
 from longshore.orchestration.states import Cause, RunState
 from tests.store.stored_run import StoredRun
 
@@ -23,7 +23,7 @@ def failed(stored: StoredRun) -> None:
 
 def reopened(stored: StoredRun) -> RunRecord:
     """A run that was reopened: its state, level and steps left are those of the older record, which is returned."""
-    stored.lay("undoing", left=0, ulevel=2)
+    stored.lay("undoing", left=0, undo_level=2)
     seen = stored.record()
     stored.store.finish(stored.run_id, RunState.UNDOING, RunState.UNDO_FAILED, [])
     stored.store.carry_out(stored.run_id, "1-1", {"kind": "undo"}, 2, [])
@@ -76,7 +76,7 @@ def abort(stored: StoredRun) -> None:
 
 
 def resume(stored: StoredRun) -> str:
-    return stored.store.reopen(stored.run_id, "1-1", {"actor": "ann"}, 0, Again(-1, (0, 1, 2)), keep=False)
+    return stored.store.reopen(stored.run_id, "1-1", {"actor": "ann"}, 0, ResumeSet(-1, (0, 1, 2)), keep=False)
 
 
 def resolve(stored: StoredRun, resolution: str, command_id: str = "1-1") -> str:

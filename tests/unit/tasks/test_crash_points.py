@@ -26,7 +26,7 @@ def test_every_point_is_in_the_code_and_every_point_in_the_code_is_in_the_list()
         *crash_points.POINTS,
         *crash_points.HELD_POINTS,
         *crash_points.JOB_POINTS,
-        *crash_points.DEPLOYED_POINTS,
+        *crash_points.STACK_POINTS,
     }
     assert len(set(crash_points.POINTS)) == len(crash_points.POINTS)
 

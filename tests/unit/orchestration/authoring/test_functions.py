@@ -9,7 +9,7 @@ import pytest
 from longshore.orchestration import Context, Plan, PlanError, Prediction, Result, operation, validate
 from longshore.orchestration.errors import ConfigError
 from longshore.orchestration.operations import Kind, find
-from longshore.orchestration.testing import Bench
+from longshore.orchestration.testing import Sandbox
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 
@@ -60,7 +60,7 @@ def test_the_context_comes_by_its_type_or_by_its_name_and_knows_what_it_says() -
     plan.step("first", "noop.execute", data={"x": 1})
     plan.step("look", "unit.look", n="{{ item }}").after("first").foreach([7, 8])
 
-    report = Bench(hosts=["web1"]).run(plan, run_id="r")
+    report = Sandbox(hosts=["web1"]).run(plan, run_id="r")
 
     assert seen == [("r.look@0", 1, 7, "web1", False, ["first"]), ("r.look@1", 1, 8, "web1", False, ["first"])]
     assert report.step("look").status == "unchanged"
@@ -80,10 +80,10 @@ def test_what_was_done_already_is_not_done_again() -> None:
 
     plan = Plan("p")
     plan.step("a", "unit.act", n=1)
-    bench = Bench()
-    bench.vanish("a")
+    sandbox = Sandbox()
+    sandbox.vanish("a")
 
-    report = bench.run(plan)
+    report = sandbox.run(plan)
 
     assert acts == [1]
     assert (report.step("a").status, report.step("a").attempts, report.step("a").data) == ("changed", 2, {"found": 1})
@@ -98,10 +98,10 @@ def test_what_must_not_be_called_twice_is_unknown_when_its_worker_is_lost() -> N
 
     plan = Plan("p")
     plan.step("a", "unit.act")
-    bench = Bench()
-    bench.vanish("a")
+    sandbox = Sandbox()
+    sandbox.vanish("a")
 
-    report = bench.run(plan)
+    report = sandbox.run(plan)
 
     assert (acts, report.step("a").status, report.left_over) == ([1], "unknown", ["a"])
 
@@ -127,7 +127,7 @@ def test_an_undo_by_name_takes_what_was_recorded_what_was_before_and_the_paramet
     plan = Plan("p")
     plan.step("a", "unit.create", name="x")
     plan.step("b", "noop.execute", fail=True).after("a")
-    assert Bench().run(plan).state == "undone"
+    assert Sandbox().run(plan).state == "undone"
     assert undone == [("id of x", "nothing", "x", 3)]
 
 
@@ -141,7 +141,7 @@ def test_an_undo_that_misses_what_it_needs_says_so() -> None:
 
     plan = Plan("p")
     plan.step("a", "unit.create")
-    report = Bench().run(plan)
+    report = Sandbox().run(plan)
 
     assert report.state == "undo_failed"
     undo = report.step("a").undo
@@ -158,7 +158,7 @@ def test_errors_that_pass_are_tried_again_and_others_are_not() -> None:
     plan = Plan("p", on_error="continue")
     plan.step("passes", "unit.away", how="passes")
     plan.step("stays", "unit.away", how="stays")
-    report = Bench().run(plan)
+    report = Sandbox().run(plan)
 
     assert (report.step("passes").status, report.step("passes").attempts) == ("changed", 3)
     assert (report.step("stays").status, report.step("stays").attempts) == ("failed", 1)
@@ -197,7 +197,7 @@ def test_a_function_is_given_a_secret_and_tells_it_nowhere(monkeypatch: pytest.M
     plan.step("good", "unit.sign", token=TOKEN).undo("none")
     plan.step("bad", "unit.sign", token=TOKEN, fails=True)
 
-    report = Bench().run(plan)
+    report = Sandbox().run(plan)
 
     assert seen == ["correct-horse"] * 2
     assert report.step("good").data == {"signed": "by ***"}
@@ -226,7 +226,7 @@ def test_a_secret_of_one_step_is_told_by_no_other(monkeypatch: pytest.MonkeyPatc
     plan.step("after", "unit.comes-across", fails=True).after(given)
     plan.step("none", "unit.takes", token=TOKEN.replace("UNIT", "NONE")).after("after")
 
-    report = Bench().run(plan)
+    report = Sandbox().run(plan)
 
     assert report.step("before").data == {"found": "the ***"}
     assert report.step("after").error == "RuntimeError: *** is wrong"

@@ -18,8 +18,8 @@ def test_a_module_is_looked_for_where_its_client_would_find_it(tmp_path: Path, m
     monkeypatch.setenv("PYTHONPATH", f"mods{os.pathsep}/elsewhere")
     settings = Settings(state_dir=tmp_path / "state", imports="shop")
 
-    text = embedded._teach(settings)
+    text = embedded._send_imports(settings)
 
     assert json.loads(text)["shop"]["path"].split(os.pathsep) == [f"{tmp_path}/mods", "/elsewhere", str(tmp_path)]
     assert (tmp_path / "state" / embedded.IMPORTS).read_text() == text
-    assert embedded._teach(settings) == text
+    assert embedded._send_imports(settings) == text

@@ -15,11 +15,11 @@ from longshore.orchestration import Plan, validate
 from longshore.orchestration.client.request import request_body
 from longshore.orchestration.errors import ConfigError, JobNotFound, UsageError
 from longshore.orchestration.jobs import Entity, Job, Mount, job_plan
-from longshore.orchestration.jobs.discovery import Declared, Known, Seen, declared_in, merged
+from longshore.orchestration.jobs.discovery import DeclaredJobs, HostSnapshot, JobListing, declared_in, merged
 from longshore.orchestration.jobs.file import read_jobs
-from longshore.orchestration.jobs.plan import Choices, again_plan, from_recipe, recipe
+from longshore.orchestration.jobs.plan import JobOptions, plan_from_record, plan_record, restart_plan
 from longshore.orchestration.language import templates
-from longshore.orchestration.testing import Bench
+from longshore.orchestration.testing import Sandbox
 
 JOB = Job(
     "backup", "backup:1", stacks=("shop",), targets=("shop-db-1",), host="web1", mounts=(Mount("data", "/mnt/data"),)
@@ -43,14 +43,14 @@ def test_the_worker_is_made_before_anything_is_stopped_and_removed_last() -> Non
 
 
 def test_a_stack_that_is_to_stay_stopped_is_not_started() -> None:
-    plan = job_plan(JOB, Choices(keep_stopped=True))
+    plan = job_plan(JOB, JobOptions(keep_stopped=True))
     validate(plan)
     assert list(plan.steps) == ["image", "worker", "stop", "work", "remove"]
     assert plan.steps["remove"].after == ["work"]
 
 
 def test_what_is_chosen_for_one_start_counts() -> None:
-    steps = job_plan(JOB, Choices(timeout="2m", stop_timeout=3, start_timeout="1.5s", keep_failed_worker=True)).steps
+    steps = job_plan(JOB, JobOptions(timeout="2m", stop_timeout=3, start_timeout="1.5s", keep_failed_worker=True)).steps
     assert steps["work"].with_["timeout"] == 120
     assert steps["work"].timeout is not None
     assert steps["work"].timeout > 130
@@ -62,7 +62,7 @@ def test_what_is_chosen_for_one_start_counts() -> None:
 @pytest.mark.parametrize("wrong", ["soon", 0, "0s", -1])
 def test_a_time_that_is_none_is_refused(wrong: Any) -> None:
     with pytest.raises(UsageError, match="stop_timeout"):
-        job_plan(JOB, Choices(stop_timeout=wrong))
+        job_plan(JOB, JobOptions(stop_timeout=wrong))
 
 
 @pytest.mark.parametrize("scope", ["stack", "containers"])
@@ -91,17 +91,17 @@ def test_what_a_file_gives_may_be_a_template() -> None:
 
 def test_a_run_can_be_made_again_from_the_workers_label() -> None:
     skips = dataclasses.replace(JOB, overlap="skip")
-    label = templates.render(recipe(skips, Choices(keep_failed_worker=True)), {})
-    assert from_recipe(label)[0].overlap == "skip"
-    job, choices = from_recipe(label)
-    assert choices == Choices(keep_failed_worker=True)
+    label = templates.render(plan_record(skips, JobOptions(keep_failed_worker=True)), {})
+    assert plan_from_record(label)[0].overlap == "skip"
+    job, choices = plan_from_record(label)
+    assert choices == JobOptions(keep_failed_worker=True)
     plan = job_plan(job, choices, reconstructed=True, begin=False, host="web2")
     validate(plan)
     assert list(plan.steps) == list(job_plan(JOB).steps), "its record may be read by who has the former plan"
     assert [name for name, step in plan.steps.items() if step.when] == ["image", "stop"]
     assert plan.target == "web2"
     assert plan.steps["work"].with_["begin"] is False
-    again = again_plan(job, choices, "run-1")
+    again = restart_plan(job, choices, "run-1")
     validate(again)
     assert list(again.steps) == ["start", "healthy", "remove"]
     assert {step.with_["run"] for step in again.steps.values()} == {"run-1"}
@@ -110,12 +110,12 @@ def test_a_run_can_be_made_again_from_the_workers_label() -> None:
     )
     assert plan.steps["worker"].with_["make"] is False
     with pytest.raises(ValueError, match="no job"):
-        from_recipe("{}")
+        plan_from_record("{}")
 
 
 def test_what_an_older_version_has_not_kept_has_its_default() -> None:
-    job, choices = from_recipe('{"name": "j", "image": "i", "later": 1}')
-    assert (job, choices) == (Job("j", "i"), Choices())
+    job, choices = plan_from_record('{"name": "j", "image": "i", "later": 1}')
+    assert (job, choices) == (Job("j", "i"), JobOptions())
 
 
 def test_its_stacks_are_locked_from_beginning_to_end() -> None:
@@ -149,7 +149,7 @@ def test_a_file_describes_jobs(tmp_path: Path) -> None:
             stop_timeout: 5s
         """
     )
-    (job,) = merged({"web1": Seen("web1", 0)}, declared_in([path])).jobs
+    (job,) = merged({"web1": HostSnapshot("web1", 0)}, declared_in([path])).jobs
     assert (job.name, job.host, job.stacks, job.image) == ("nightly", "web1", ("shop",), "backup:1")
     assert job.command == ("sh", "-c", "echo hello")
     assert job.mounts == (Mount("data", "/mnt/data", "rw"), Mount("other", "/mnt/other", "ro"))
@@ -174,7 +174,7 @@ def test_what_is_wrong_in_a_file_is_told_and_keeps_no_other_job_from_being_known
 ) -> None:
     path = tmp_path / "jobs.json"
     path.write_text(json.dumps({"jobs": {"j": said, "good": {"image": "i", "stacks": ["shop"]}}}))
-    known = merged({"web1": Seen("web1", 0)}, declared_in([path]))
+    known = merged({"web1": HostSnapshot("web1", 0)}, declared_in([path]))
 
     assert [job.name for job in known.jobs] == ["good"]
     (finding,) = known.findings
@@ -199,13 +199,13 @@ def test_a_file_that_is_none_of_jobs_is_refused(tmp_path: Path, text: str) -> No
 def test_a_label_may_be_named_as_it_is_on_a_container(tmp_path: Path) -> None:
     path = tmp_path / "jobs.json"
     path.write_text(json.dumps({"jobs": {"j": {"image": "i", "stacks": ["s"], "overlap_policy": "skip"}}}))
-    (job,) = merged({"web1": Seen("web1", 0)}, declared_in([path])).jobs
+    (job,) = merged({"web1": HostSnapshot("web1", 0)}, declared_in([path])).jobs
     assert job.overlap == "skip"
 
 
 def test_a_job_whose_label_cannot_be_used_is_not_run_in_another_way() -> None:
     good, bad = labelled("good", "a"), labelled("bad", "b", **{"worker.command": "echo 'unclosed"})
-    known = merged({"web1": Seen("web1", 0, entities=(good, bad))}, Declared())
+    known = merged({"web1": HostSnapshot("web1", 0, entities=(good, bad))}, DeclaredJobs())
     assert known.job("good").name == "good"
     with pytest.raises(UsageError, match=r"job 'bad' cannot be run .*worker.command: No closing quotation"):
         known.job("bad")
@@ -213,7 +213,7 @@ def test_a_job_whose_label_cannot_be_used_is_not_run_in_another_way() -> None:
 
 def test_what_contradicts_is_told_and_the_first_counts() -> None:
     one, other = labelled("j", "a", timeout="1s"), labelled("j", "b", timeout="2s")
-    known = merged({"web1": Seen("web1", 0, entities=(other, one))}, Declared())
+    known = merged({"web1": HostSnapshot("web1", 0, entities=(other, one))}, DeclaredJobs())
     assert known.job("j").timeout == 1.0
     assert [finding.job for finding in known.findings] == ["j"]
 
@@ -223,13 +223,13 @@ def test_what_contradicts_is_told_and_the_first_counts() -> None:
 
 def test_two_hosts_with_one_engine_have_its_jobs_once() -> None:
     here = (labelled("backup"),)
-    seen = {name: Seen(name, 0, engine="E", entities=here) for name in ("web2", "web1")}
-    assert [(job.name, job.host) for job in merged(seen, Declared()).jobs] == [("backup", "web1")]
+    seen = {name: HostSnapshot(name, 0, engine="E", entities=here) for name in ("web2", "web1")}
+    assert [(job.name, job.host) for job in merged(seen, DeclaredJobs()).jobs] == [("backup", "web1")]
 
 
 def test_one_name_on_two_engines_has_to_be_chosen() -> None:
-    seen = {name: Seen(name, 0, engine=name, entities=(labelled("backup"),)) for name in ("web2", "web1")}
-    known = merged(seen, Declared())
+    seen = {name: HostSnapshot(name, 0, engine=name, entities=(labelled("backup"),)) for name in ("web2", "web1")}
+    known = merged(seen, DeclaredJobs())
     with pytest.raises(UsageError, match=r"several hosts \(web1, web2\)"):
         known.job("backup")
     assert known.job("backup", "web2").host == "web2"
@@ -238,14 +238,14 @@ def test_one_name_on_two_engines_has_to_be_chosen() -> None:
 
 
 def test_a_job_of_a_file_is_done_where_its_stack_is() -> None:
-    seen = {name: Seen(name, 0, engine=name, stacks=(f"shop-{name}",)) for name in ("web1", "web2")}
+    seen = {name: HostSnapshot(name, 0, engine=name, stacks=(f"shop-{name}",)) for name in ("web1", "web2")}
     declared: dict[str, dict[str, Any]] = {
         "there": {"stacks": ["shop-web2"], "image": "i"},
         "named": {"host": "web1", "image": "i"},
         "nowhere": {"image": "i"},
         "away": {"host": "web3", "image": "i"},
     }
-    known = merged(seen, Declared(declared))
+    known = merged(seen, DeclaredJobs(declared))
     assert [(job.name, job.host) for job in known.jobs] == [("named", "web1"), ("there", "web2")]
     assert sorted(str(finding) for finding in known.findings) == [
         "job away: host: no answer from its host web3",
@@ -255,9 +255,9 @@ def test_a_job_of_a_file_is_done_where_its_stack_is() -> None:
 
 
 def test_what_a_file_says_counts_where_a_label_says_otherwise() -> None:
-    seen = {"web1": Seen("web1", 0, entities=(labelled("backup", **{"timeout": "5s", "worker.env.A": "1"}),))}
+    seen = {"web1": HostSnapshot("web1", 0, entities=(labelled("backup", **{"timeout": "5s", "worker.env.A": "1"}),))}
     declared = {"backup": {"timeout": 9.0, "stacks": ["more"], "env": {"B": "2"}}}
-    known = merged(seen, Declared(declared))
+    known = merged(seen, DeclaredJobs(declared))
     (job,) = known.jobs
     assert (job.timeout, job.stacks, dict(job.env), job.image) == (
         9.0,
@@ -272,15 +272,15 @@ def test_what_a_file_says_counts_where_a_label_says_otherwise() -> None:
 
 
 def test_who_does_not_answer_is_told_of() -> None:
-    known = merged({"web1": Seen("web1", 0, error="no engine")}, Declared(), ["web2"])
-    assert known == Known((), known.findings, ("web2",))
+    known = merged({"web1": HostSnapshot("web1", 0, error="no engine")}, DeclaredJobs(), ["web2"])
+    assert known == JobListing((), known.findings, ("web2",))
     assert [str(finding) for finding in known.findings] == ["host web2: it did not answer", "host web1: no engine"]
 
 
 def test_a_run_that_is_made_again_too_late_only_brings_the_stack_up() -> None:
-    bench = Bench(hosts=("web1",))
-    bench.fail("work", "too much time has passed")
-    report = bench.run(job_plan(JOB, reconstructed=True, begin=False))
+    sandbox = Sandbox(hosts=("web1",))
+    sandbox.fail("work", "too much time has passed")
+    report = sandbox.run(job_plan(JOB, reconstructed=True, begin=False))
     assert [(step.name, str(step.status)) for step in report.steps] == [
         ("image", "skipped"),
         ("worker", "changed"),
@@ -310,20 +310,20 @@ def test_a_run_that_is_made_again_too_late_only_brings_the_stack_up() -> None:
 def test_how_the_work_ended_and_how_the_stack_stands_are_two_things(
     step: str, result: str, restart: str, code: int
 ) -> None:
-    bench = Bench(hosts=("web1",), pretend=True)
+    sandbox = Sandbox(hosts=("web1",), pretend=True)
     if step:
-        bench.fail(step)
-    report = bench.run(job_plan(JOB))
+        sandbox.fail(step)
+    report = sandbox.run(job_plan(JOB))
     assert report.job is not None
     assert (report.job.result, report.job.restart, report.exit_code) == (result, restart, code)
-    assert {"start", "healthy", "remove"} <= set(bench.done), "whatever fails"
+    assert {"start", "healthy", "remove"} <= set(sandbox.done), "whatever fails"
 
 
 def test_only_the_plan_of_a_job_has_a_jobs_report() -> None:
     plan = Plan("p", labels={"job": "mine"})
     plan.step("work", "noop.execute")
     plan.step("remove", "noop.execute").after("work")
-    report = Bench().run(plan)
+    report = Sandbox().run(plan)
     assert report.job is None
     assert "job" not in report.model_dump()
 
@@ -332,5 +332,5 @@ def test_what_may_be_secret_is_known_to_the_work_too_also_when_it_is_made_again(
     job = Job("j", "i", env={"TOKEN": "{{ secret('env:X') }}", "PLAIN": "1"}, templated=frozenset({"TOKEN"}))
     wanted = {"TOKEN": "{{ secret('env:X') }}"}
     assert job_plan(job).steps["work"].with_["env"] == wanted
-    again, choices = from_recipe(templates.render(recipe(job, Choices()), {}))
+    again, choices = plan_from_record(templates.render(plan_record(job, JobOptions()), {}))
     assert job_plan(again, choices, reconstructed=True).steps["work"].with_["env"] == wanted

@@ -19,7 +19,7 @@ from longshore.orchestration.language.params import Param, resolve
 from longshore.orchestration.language.template_engine import LARGEST, STEPS, spending
 from longshore.orchestration.language.templates import TemplateProblem, render, truth
 from longshore.orchestration.plans.model import Plan
-from longshore.orchestration.plans.policy import denied
+from longshore.orchestration.plans.policy import reject_forbidden
 from longshore.orchestration.settings import get_settings
 
 #: Seconds of CPU that decide; a stopped worker would never end. On an idle machine each takes less than one.
@@ -115,7 +115,7 @@ def test_a_plan_with_a_costly_template_is_read_or_refused(text: str) -> None:
     data = {"name": "p", "params": {"a": "integer", "b": "integer"}}
     steps = {"s": {"op": "command.argv.execute", "with": {"argv": ["echo", text]}, "when": "1 == 1"}}
     with contextlib.suppress(PlanError):
-        denied(parse(json.dumps(data | {"steps": steps})), get_settings())
+        reject_forbidden(parse(json.dumps(data | {"steps": steps})), get_settings())
 
 
 def test_the_conditions_of_the_issue_end_in_an_error() -> None:

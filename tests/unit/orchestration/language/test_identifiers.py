@@ -11,7 +11,7 @@ from longshore.orchestration.errors import BadIdentifier
 from longshore.orchestration.language import identifiers
 from longshore.orchestration.settings import get_settings
 from longshore.tasks.attempts.receipts import Ledger
-from longshore.tasks.host.backups import Kept
+from longshore.tasks.host.backups import Backups
 from longshore.tasks.implementation import Context
 from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.config_hashes import aliases
@@ -54,14 +54,14 @@ def test_no_path_in_the_state_folder_is_made_of_it(text: str, tmp_path: Path) ->
     with pytest.raises(BadIdentifier):
         ledger.seen("run", text, 7)
     with pytest.raises(BadIdentifier):
-        ledger.version(text, "born")
+        ledger.version(text, "instance_id")
     with pytest.raises(BadIdentifier):
         ledger.receipt("run", text, "step", 1, "", alone=True)
     with pytest.raises(BadIdentifier):
-        ledger.receipt("run", "born", text, 1, "", alone=True)
+        ledger.receipt("run", "instance_id", text, 1, "", alone=True)
     for ctx in (Context(text, "step", "p"), Context("run", text, "p")):
         with pytest.raises(BadIdentifier):
-            Kept(ctx)
+            Backups(ctx)
     with pytest.raises(BadIdentifier):
         revisions.folder(text)
     with pytest.raises(BadIdentifier):

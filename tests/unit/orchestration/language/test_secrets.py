@@ -13,7 +13,7 @@ from longshore.orchestration import Plan
 from longshore.orchestration.client import replay
 from longshore.orchestration.errors import OperationError
 from longshore.orchestration.language import secrets, templates
-from longshore.orchestration.language.secrets import HIDDEN, Marks, Redaction
+from longshore.orchestration.language.secrets import HIDDEN, Redaction, SecretMarks
 from longshore.orchestration.plans.loading import resolve
 from longshore.orchestration.plans.validation import problems
 from tests.unit.tasks.operations.fake_step import Doing
@@ -72,7 +72,7 @@ def test_a_secret_stands_in_parameters_only(where: str) -> None:
 
 def test_a_mark_counts_only_with_its_own_word() -> None:
     values = {"env:TOKEN": "correct-horse"}
-    marks, found = Marks(), set[str]()
+    marks, found = SecretMarks(), set[str]()
     mark = marks("env:TOKEN")
     assert "correct-horse" not in mark
     revealed = secrets.reveal({"a": [f"x{mark}y"]}, marks.word, found, values.__getitem__)
@@ -147,7 +147,7 @@ def test_what_is_cut_was_looked_through_before() -> None:
 
 
 def test_only_marks_are_references_again_when_a_step_is_replayed() -> None:
-    marks = Marks()
+    marks = SecretMarks()
     text = f"{{{{ secret('file:/etc/shadow') }}}} and {{% broken {marks('env:TOKEN')}"
     made = replay.Replay(Plan("again", params={}))
     again = replay._as_it_is(made, 0, "content", {"a": [text], "b": "{{ 1 + 1 }}", "c": "plain"}, marks.word)

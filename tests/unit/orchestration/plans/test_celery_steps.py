@@ -9,7 +9,7 @@ from celery import Celery, chain
 
 from longshore.orchestration import Plan, PlanError, UnknownName, UsageError, validate
 from longshore.orchestration.client.client import _same_server
-from longshore.orchestration.testing import Bench
+from longshore.orchestration.testing import Sandbox
 
 #: An application may say so all the same.
 pytestmark = pytest.mark.filterwarnings("ignore::celery.exceptions.CDeprecationWarning")
@@ -80,7 +80,7 @@ def test_two_ways_to_write_a_server_are_one(one: str, other: str, same: bool) ->
 def test_the_bench_refuses_to_be_told_of_a_step_that_is_not_there() -> None:
     plan = Plan("p")
     plan.step("check", "noop.execute")
-    bench = Bench()
-    bench.fail("chek")
+    sandbox = Sandbox()
+    sandbox.fail("chek")
     with pytest.raises(UnknownName, match="'chek', which is not in the plan: did you mean 'check'"):
-        bench.run(plan)
+        sandbox.run(plan)

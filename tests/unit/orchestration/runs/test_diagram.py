@@ -134,7 +134,14 @@ def test_what_xml_does_not_have_is_left_out(character: str) -> None:
 
 def test_a_picture_is_coloured_by_what_became_of_the_steps() -> None:
     plan = compiled(of_edges({"a": [], "b": ["a"], "c": ["b"]}))
-    fields = {"s:0": "changed", "a:0": "1", "us:0": "undone", "s:1": "failed", "a:1": "1", "s:2": "not_run"}
+    fields = {
+        "status:0": "changed",
+        "attempts:0": "1",
+        "ustatus:0": "undone",
+        "status:1": "failed",
+        "attempts:1": "1",
+        "status:2": "not_run",
+    }
 
     states = diagram.states_of(report.build("r", plan, {"state": "undone"}, fields, 0))
 

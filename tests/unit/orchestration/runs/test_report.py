@@ -37,9 +37,9 @@ def steps(*rows: dict[str, Any]) -> dict[str, str]:
     }
 
 
-CHANGED = {"s": "changed", "a": "1"}
-UNDONE = CHANGED | {"us": "undone"}
-FAILED = {"s": "failed", "a": "1", "o": {"error": "it broke", "host": "web1"}}
+CHANGED = {"status": "changed", "attempts": "1"}
+UNDONE = CHANGED | {"ustatus": "undone"}
+FAILED = {"status": "failed", "attempts": "1", "outcome": {"error": "it broke", "host": "web1"}}
 
 
 def report(state: str, *rows: dict[str, Any], run: dict[str, str] | None = None, **changes: Any) -> Report:
@@ -52,23 +52,23 @@ def report(state: str, *rows: dict[str, Any], run: dict[str, str] | None = None,
     [
         # 0: all as asked
         (0, "succeeded", [CHANGED, CHANGED, CHANGED]),
-        (0, "succeeded", [{"s": "unchanged", "a": "1"}] * 3),
-        (0, "succeeded", [CHANGED, {"s": "skipped", "y": "when: false"}, CHANGED]),
+        (0, "succeeded", [{"status": "unchanged", "attempts": "1"}] * 3),
+        (0, "succeeded", [CHANGED, {"status": "skipped", "reason": "when: false"}, CHANGED]),
         # 1: failed, and nothing unintended stands
-        (1, "undone", [UNDONE, FAILED | {"us": "not_undoable"}, CHANGED]),
-        (1, "undone", [UNDONE, {"s": "not_run"}, CHANGED]),
-        (1, "failed", [FAILED, {"s": "not_run"}, CHANGED]),
-        (1, "failed", [{"s": "not_run"}] * 3),
+        (1, "undone", [UNDONE, FAILED | {"ustatus": "not_undoable"}, CHANGED]),
+        (1, "undone", [UNDONE, {"status": "not_run"}, CHANGED]),
+        (1, "failed", [FAILED, {"status": "not_run"}, CHANGED]),
+        (1, "failed", [{"status": "not_run"}] * 3),
         # 3: something stands or is left over
         (3, "partial", [CHANGED, FAILED, CHANGED]),
         (3, "failed", [CHANGED, FAILED, CHANGED]),
-        (3, "undo_failed", [CHANGED | {"us": "undo_failed"}, FAILED, CHANGED]),
-        (3, "undone", [UNDONE, CHANGED | {"us": "not_undoable"}, CHANGED]),
-        (3, "undone", [UNDONE, {"s": "unknown", "a": "1", "us": "not_undoable"}, CHANGED]),
+        (3, "undo_failed", [CHANGED | {"ustatus": "undo_failed"}, FAILED, CHANGED]),
+        (3, "undone", [UNDONE, CHANGED | {"ustatus": "not_undoable"}, CHANGED]),
+        (3, "undone", [UNDONE, {"status": "unknown", "attempts": "1", "ustatus": "not_undoable"}, CHANGED]),
         # 3: a failed always step, however the run ended
-        (3, "undone", [UNDONE, FAILED | {"us": "not_undoable"}, FAILED]),
-        (3, "failed", [FAILED, {"s": "not_run"}, FAILED]),
-        (3, "failed", [FAILED, {"s": "not_run"}, {"s": "unknown", "a": "1"}]),
+        (3, "undone", [UNDONE, FAILED | {"ustatus": "not_undoable"}, FAILED]),
+        (3, "failed", [FAILED, {"status": "not_run"}, FAILED]),
+        (3, "failed", [FAILED, {"status": "not_run"}, {"status": "unknown", "attempts": "1"}]),
     ],
 )
 def test_the_exit_code_says_what_stands(code: int, state: str, rows: list[dict[str, Any]]) -> None:
@@ -92,7 +92,7 @@ def test_a_step_that_is_explicitly_not_to_be_undone_is_not_left_over() -> None:
 
 
 def test_what_is_left_over_is_named_in_the_order_of_the_plan() -> None:
-    found = report("undo_failed", CHANGED | {"us": "undo_failed"}, CHANGED | {"us": "not_undoable"}, CHANGED)
+    found = report("undo_failed", CHANGED | {"ustatus": "undo_failed"}, CHANGED | {"ustatus": "not_undoable"}, CHANGED)
 
     assert found.left_over == ["pull", "migrate"]
 
@@ -112,12 +112,12 @@ def test_every_step_is_in_the_report_also_of_a_run_that_has_not_begun() -> None:
 
 def test_a_step_is_told_with_attempts_times_tasks_host_and_data() -> None:
     row = {
-        "s": "changed",
-        "a": "3",
-        "b": "1000",
-        "e": "2500",
-        "t": "id1 id2 id3",
-        "o": {"host": "web1", "data": {"id": "sha256:1"}, "s": 0.5},
+        "status": "changed",
+        "attempts": "3",
+        "started": "1000",
+        "ended": "2500",
+        "task_ids": "id1 id2 id3",
+        "outcome": {"host": "web1", "data": {"id": "sha256:1"}, "status": 0.5},
     }
 
     step = report("running", row).step("pull")
@@ -129,7 +129,14 @@ def test_a_step_is_told_with_attempts_times_tasks_host_and_data() -> None:
 
 
 def test_an_undo_is_told_beside_its_step() -> None:
-    row = CHANGED | {"us": "undo_failed", "ua": "2", "ub": "4000", "ue": "4250", "ut": "u1 u2", "uo": {"error": "no"}}
+    row = CHANGED | {
+        "ustatus": "undo_failed",
+        "uattempts": "2",
+        "ustarted": "4000",
+        "uended": "4250",
+        "utask_ids": "u1 u2",
+        "uoutcome": {"error": "no"},
+    }
 
     undo = report("undo_failed", row, FAILED, CHANGED).step("pull").undo
 
@@ -139,9 +146,9 @@ def test_an_undo_is_told_beside_its_step() -> None:
 
 
 def test_the_reason_of_a_skip_and_of_what_cannot_be_undone_is_told() -> None:
-    not_undoable = CHANGED | {"us": "not_undoable", "uy": "it has no undo"}
+    not_undoable = CHANGED | {"ustatus": "not_undoable", "ureason": "it has no undo"}
 
-    found = report("undone", not_undoable, {"s": "skipped", "y": "why"}, CHANGED)
+    found = report("undone", not_undoable, {"status": "skipped", "reason": "why"}, CHANGED)
 
     assert found.step("migrate").reason == "why"
     undo = found.step("pull").undo
@@ -173,7 +180,7 @@ def test_without_an_error_of_its_own_the_first_steps_is_the_runs() -> None:
 
 
 def test_the_summary_counts_in_the_order_of_a_steps_life_and_leaves_out_what_there_is_none_of() -> None:
-    found = report("undone", UNDONE, FAILED | {"us": "not_undoable"}, {"s": "unchanged", "a": "1"})
+    found = report("undone", UNDONE, FAILED | {"ustatus": "not_undoable"}, {"status": "unchanged", "attempts": "1"})
 
     assert found.summary == "3 steps, 1 changed, 1 unchanged, 1 failed; 1 undone, 1 not_undoable"
     assert summary(found.steps[:1]) == "1 step, 1 changed; 1 undone"

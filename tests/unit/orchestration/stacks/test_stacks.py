@@ -13,14 +13,14 @@ from longshore.orchestration import validate
 from longshore.orchestration.errors import ConfigError, UnknownName, UsageError
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.runs.stack_outcome import exit_code, stacks_of
-from longshore.orchestration.stacks.drift import Note, Reason, Stale, judged
+from longshore.orchestration.stacks.drift import Note, Reason, Stale, find_drift
 from longshore.orchestration.stacks.image_names import is_meant, normal, registry_of
-from longshore.orchestration.stacks.inventory import Project, Replica, Seen, Service, Tracked, difference
-from longshore.orchestration.stacks.plan import Manner, restart_plan
-from longshore.orchestration.stacks.rules import Described, demanded, described, parse_files
+from longshore.orchestration.stacks.inventory import Inventory, Project, Replica, Service, Tracked, difference
+from longshore.orchestration.stacks.plan import RolloutOptions, restart_plan
+from longshore.orchestration.stacks.rules import StackRules, demanded, parse_files, stack_rules
 from longshore.orchestration.stacks.selection import choose, named
 from longshore.orchestration.states import Cause, RunState, StepState
-from longshore.orchestration.testing import Bench
+from longshore.orchestration.testing import Sandbox
 from longshore.tasks.operations.compose.cli import Source
 from longshore.tasks.operations.compose.inputs import digest_of_file, inputs_of
 
@@ -39,7 +39,7 @@ def service(*containers: Replica, **said: Any) -> Service:
 
 def told(of: Service) -> tuple[list[str], str, list[str]]:
     """Reasons, action, and what is only told."""
-    found = list(judged("web1", Seen(projects={"shop": Project(services={"web": of})})))
+    found = list(find_drift("web1", Inventory(projects={"shop": Project(services={"web": of})})))
     stale = [one for one in found if isinstance(one, Stale)]
     notes = [one.text for one in found if isinstance(one, Note)]
     return ([str(reason) for reason in stale[0].reasons], stale[0].action, notes) if stale else ([], "", notes)
@@ -101,7 +101,7 @@ def test_a_service_is_judged_by_what_was_seen(of: Service, reasons: list[str], a
 
 def test_a_project_whose_files_cannot_be_read_is_told_of_and_harms_no_other() -> None:
     broken = Project(error="its files cannot be used: no such file", services={"web": service(DEAD)})
-    found = list(judged("web1", Seen(projects={"a": broken, "b": Project(services={"web": service(DEAD)})})))
+    found = list(find_drift("web1", Inventory(projects={"a": broken, "b": Project(services={"web": service(DEAD)})})))
     assert [str(one) for one in found if isinstance(one, Note)] == ["a: its files cannot be used: no such file"]
     assert [one.name for one in found if isinstance(one, Stale)] == ["b/web"]
 
@@ -120,7 +120,7 @@ def test_a_project_whose_files_cannot_be_read_is_told_of_and_harms_no_other() ->
     ],
 )
 def test_what_is_not_as_it_was_is_named(change: dict[str, Any], says: str) -> None:
-    was = Seen(engine="1", rules="1", projects={"shop": Project(services={"web": service(replica())})})
+    was = Inventory(engine="1", rules="1", projects={"shop": Project(services={"web": service(replica())})})
     if "projects" in change and change["projects"].get("shop", Project()).inputs:
         was = was.model_copy(update={"projects": {"shop": Project(inputs={"/a": "1"})}})
     now = was.model_copy(update=change)
@@ -131,8 +131,8 @@ def test_what_is_not_as_it_was_is_named(change: dict[str, Any], says: str) -> No
 # --- which are meant --------------------------------------------------------------------------------
 
 
-def world(**projects: Project) -> dict[str, Seen]:
-    return {"web1": Seen(engine="1", projects=projects)}
+def world(**projects: Project) -> dict[str, Inventory]:
+    return {"web1": Inventory(engine="1", projects=projects)}
 
 
 def shop(**services: Service) -> Project:
@@ -143,7 +143,7 @@ def test_a_service_without_a_container_is_found_by_the_labels_in_its_files() -> 
     seen = world(shop=shop(web=service(declared={"tier": "prod"}), db=service(labels={"tier": "test"}, hash="h2")))
 
     def chosen(*labels: str) -> list[str]:
-        return [one.name for one in choose(Described(), seen, {}, labels=labels).chosen]
+        return [one.name for one in choose(StackRules(), seen, {}, labels=labels).chosen]
 
     assert chosen() == ["shop/db", "shop/web"]
     assert chosen("tier=prod") == ["shop/web"]
@@ -161,7 +161,7 @@ def test_names_mean_services_and_projects() -> None:
         broken=Project(error="its files cannot be used: no such file", services={"one": Service()}),
         asleep=shop(one=service(STOPPED)),
     )
-    selection = choose(Described(), seen | {"web2": seen["web1"]}, {})
+    selection = choose(StackRules(), seen | {"web2": seen["web1"]}, {})
     assert (list(selection.seen), selection.twins["web2"]) == (["web1"], "web1")
     assert [str(note) for note in selection.wrong] == ["broken: its files cannot be used: no such file"]
     assert selection.incomplete
@@ -186,11 +186,11 @@ def test_names_mean_services_and_projects() -> None:
 
 
 def test_what_the_file_says_of_what_is_not_there_is_told() -> None:
-    said = Described.model_validate({"stacks": {"shop": {"services": {"wbe": {}}}, "ghost": {}}})
+    said = StackRules.model_validate({"stacks": {"shop": {"services": {"wbe": {}}}, "ghost": {}}})
     seen = world(shop=Project(after=["infra"], services={"web": service(replica())}))
     assert [str(note).partition(":")[0] for note in choose(said, seen, {}).notes] == ["shop/wbe", "ghost", "shop"]
     assert choose(said, seen, {"web2": "away"}).notes == (), "it may be there"
-    assert "no project is one of x" in str(choose(Described(only=["x"]), world(), {}).notes[0])
+    assert "no project is one of x" in str(choose(StackRules(only=["x"]), world(), {}).notes[0])
 
 
 # --- names of images --------------------------------------------------------------------------------
@@ -220,8 +220,8 @@ def test_an_image_is_meant_by_its_name_by_any_of_its_tags_or_by_its_id() -> None
     assert not is_meant("shop:2", "shop:1", {OLD})
     assert not is_meant("hop", "shop:1", {OLD})
     assert not is_meant("bbbbbbbbbbbb", "shop:1", {OLD})
-    assert [registry_of(ref) for ref in ("nginx", "acme/shop", "r.local/x", "localhost/x", "r:5000/a/b:1")] == [
-        "docker.io", "docker.io", "r.local", "localhost", "r:5000",
+    assert [registry_of(ref) for ref in ("nginx", "acme/shop", "r.local/x", "localhost/x", "rendered:5000/a/b:1")] == [
+        "docker.io", "docker.io", "r.local", "localhost", "rendered:5000",
     ]  # fmt: skip
 
 
@@ -254,12 +254,12 @@ def test_what_a_file_demands_is_said_by_the_first_pattern_that_fits() -> None:
 def test_a_file_that_says_something_else_is_refused(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "stacks.yaml").write_text(text)
     with pytest.raises(ConfigError, match=says):
-        described(str(tmp_path / "stacks.yaml"))
+        stack_rules(str(tmp_path / "stacks.yaml"))
     for path in (tmp_path / "nobody.yaml", tmp_path):
         with pytest.raises(ConfigError, match="cannot be read"):
-            described(str(path))
+            stack_rules(str(path))
     (tmp_path / "empty.yaml").write_text("\n")
-    assert described(str(tmp_path / "empty.yaml")) == described("") == Described()
+    assert stack_rules(str(tmp_path / "empty.yaml")) == stack_rules("") == StackRules()
 
 
 # --- what a configuration is read from --------------------------------------------------------------
@@ -311,9 +311,9 @@ def stale(*keys: tuple[str, str]) -> list[Stale]:
     return [Stale(host, project, "web", (Reason("image", "image a → b"),), "up") for host, project in keys]
 
 
-def seen(**after: list[str]) -> dict[str, Seen]:
+def seen(**after: list[str]) -> dict[str, Inventory]:
     """Projects by what they come after, on one host."""
-    return {"web1": Seen(projects={name: Project(after=names) for name, names in after.items()})}
+    return {"web1": Inventory(projects={name: Project(after=names) for name, names in after.items()})}
 
 
 def levels(plan: Any) -> dict[str, int]:
@@ -323,18 +323,20 @@ def levels(plan: Any) -> dict[str, int]:
 def test_stacks_come_after_those_that_they_need_also_by_way_of_others() -> None:
     where = seen(shop=["auth"], auth=["infra"], infra=[], blog=[])
     found = levels(
-        restart_plan(stale(*(("web1", name) for name in ("shop", "infra", "blog"))), where, Described(), Manner())
+        restart_plan(
+            stale(*(("web1", name) for name in ("shop", "infra", "blog"))), where, StackRules(), RolloutOptions()
+        )
     )
     assert found == {"infra": 0, "blog": 0, "shop": 1, "cache.web1": 2}
 
 
 def test_stacks_that_wait_for_each_other_are_refused() -> None:
     with pytest.raises(UsageError, match="in a circle: a, b"):
-        restart_plan(stale(("web1", "a"), ("web1", "b")), seen(a=["b"], b=["a"]), Described(), Manner())
+        restart_plan(stale(("web1", "a"), ("web1", "b")), seen(a=["b"], b=["a"]), StackRules(), RolloutOptions())
     with pytest.raises(UsageError, match="stacks are none"):
-        Manner(canary=0)
+        RolloutOptions(canary=0)
     with pytest.raises(UsageError, match="in no time"):
-        Manner(healthy_deadline=0)
+        RolloutOptions(healthy_deadline=0)
 
 
 @given(
@@ -348,7 +350,10 @@ def test_no_more_than_asked_for_at_once_each_behind_what_it_needs_and_the_canari
     names = [f"p{number}" for number in range(len(needs))]
     after = {name: [f"p{n}" for n in needs[i] if n < i] for i, name in enumerate(names)}
     plan = restart_plan(
-        stale(*(("web1", name) for name in names)), seen(**after), Described(), Manner(max_parallel=size, canary=canary)
+        stale(*(("web1", name) for name in names)),
+        seen(**after),
+        StackRules(),
+        RolloutOptions(max_parallel=size, canary=canary),
     )
     validate(plan)
     found = levels(plan)
@@ -364,24 +369,24 @@ def test_no_more_than_asked_for_at_once_each_behind_what_it_needs_and_the_canari
 
 
 @pytest.mark.parametrize(
-    ("manner", "failing", "ends"),
+    ("options", "failing", "ends"),
     [
-        (Manner(), "a", {"a": "failed", "b": "changed", "c": "skipped"}),
-        (Manner(max_parallel=1), "a", {"a": "failed", "b": "changed", "c": "skipped"}),
-        (Manner(max_parallel=1), "b", {"a": "changed", "b": "failed", "c": "changed"}),
-        (Manner(canary=1), "a", {"a": "failed", "b": "skipped", "c": "skipped"}),
-        (Manner(canary=1, max_parallel=1), "a", {"a": "failed", "b": "skipped", "c": "skipped"}),
-        (Manner(), "", {"a": "changed", "b": "changed", "c": "changed"}),
+        (RolloutOptions(), "a", {"a": "failed", "b": "changed", "c": "skipped"}),
+        (RolloutOptions(max_parallel=1), "a", {"a": "failed", "b": "changed", "c": "skipped"}),
+        (RolloutOptions(max_parallel=1), "b", {"a": "changed", "b": "failed", "c": "changed"}),
+        (RolloutOptions(canary=1), "a", {"a": "failed", "b": "skipped", "c": "skipped"}),
+        (RolloutOptions(canary=1, max_parallel=1), "a", {"a": "failed", "b": "skipped", "c": "skipped"}),
+        (RolloutOptions(), "", {"a": "changed", "b": "changed", "c": "changed"}),
     ],
 )
-def test_what_fails_holds_up_only_what_needs_it(manner: Manner, failing: str, ends: dict[str, str]) -> None:
+def test_what_fails_holds_up_only_what_needs_it(options: RolloutOptions, failing: str, ends: dict[str, str]) -> None:
     plan = restart_plan(
-        stale(("web1", "a"), ("web1", "b"), ("web1", "c")), seen(a=[], b=[], c=["a"]), Described(), manner
+        stale(("web1", "a"), ("web1", "b"), ("web1", "c")), seen(a=[], b=[], c=["a"]), StackRules(), options
     )
-    bench = Bench(hosts={"web1": {}}, pretend=True)
+    sandbox = Sandbox(hosts={"web1": {}}, pretend=True)
     if failing:
-        bench.fail(failing, "is unhealthy")
-    report = bench.run(plan)
+        sandbox.fail(failing, "is unhealthy")
+    report = sandbox.run(plan)
     assert {name: str(report.step(name).status) for name in ends} == ends
     assert report.step("cache.web1").status == "changed", "the cache says in any case what is there now"
     assert report.exit_code == (3 if failing else 0)
@@ -390,11 +395,11 @@ def test_what_fails_holds_up_only_what_needs_it(manner: Manner, failing: str, en
 
 def test_where_all_is_to_go_back_nothing_stands_and_where_it_was_cancelled_nothing_is_wrong() -> None:
     plan = restart_plan(
-        stale(("web1", "a"), ("web1", "b")), seen(a=[], b=["a"]), Described(), Manner(on_failure="undo")
+        stale(("web1", "a"), ("web1", "b")), seen(a=[], b=["a"]), StackRules(), RolloutOptions(on_failure="undo")
     )
-    bench = Bench(hosts={"web1": {}}, pretend=True)
-    bench.fail("b", "is unhealthy")
-    report = bench.run(plan)
+    sandbox = Sandbox(hosts={"web1": {}}, pretend=True)
+    sandbox.fail("b", "is unhealthy")
+    report = sandbox.run(plan)
     assert (report.exit_code, report.state, report.step("a").undo.status if report.step("a").undo else "") == (
         1,
         "undone",
@@ -411,9 +416,9 @@ def test_where_all_is_to_go_back_nothing_stands_and_where_it_was_cancelled_nothi
 
 
 def test_stacks_of_several_hosts_are_steps_with_their_names() -> None:
-    where = {host: Seen(projects={"shop": Project(), "x" * 70: Project()}) for host in ("web1", "web2")}
+    where = {host: Inventory(projects={"shop": Project(), "x" * 70: Project()}) for host in ("web1", "web2")}
     found = levels(
-        restart_plan(stale(*((h, p) for h in where for p in ("shop", "x" * 70))), where, Described(), Manner())
+        restart_plan(stale(*((h, p) for h in where for p in ("shop", "x" * 70))), where, StackRules(), RolloutOptions())
     )
     assert {"web1.shop", "web2.shop", "cache.web1", "cache.web2"} <= found.keys()
     assert len(found) == 6

@@ -14,13 +14,13 @@ from longshore.orchestration.settings import Settings
 from longshore.orchestration.store.breakers import Breakers
 from longshore.orchestration.store.clock import Clock, Jumps
 from longshore.orchestration.store.hosts import Host, HostState, Node
-from longshore.tasks.simulation.sandbox import Bench, MemoryStore
+from longshore.tasks.simulation.sandbox import MemoryStore, Sandbox
 
 HOUR = 3600.0
 JUMPS = [-24 * HOUR, -HOUR, HOUR, 24 * HOUR]
 LEASE = 15.0
 
-_bench: list[Bench] = []
+_bench: list[Sandbox] = []
 
 
 @operation("clock.set", idempotent=True)
@@ -30,90 +30,90 @@ def set_clock(ctx: Context, seconds: float) -> None:
 
 
 @pytest.fixture
-def bench() -> Iterator[Bench]:
-    _bench[:] = [Bench(lease=LEASE)]
+def sandbox() -> Iterator[Sandbox]:
+    _bench[:] = [Sandbox(lease=LEASE)]
     yield _bench[0]
     _bench.clear()
 
 
-def elapsed(bench: Bench) -> float:
+def elapsed(sandbox: Sandbox) -> float:
     """Seconds that the run has taken, by the clock that nobody sets."""
-    return (bench.store.steady() - 1e12) / 1000
+    return (sandbox.store.steady() - 1e12) / 1000
 
 
 @pytest.mark.parametrize("seconds", JUMPS)
-def test_a_run_whose_worker_was_lost_goes_on_within_leases(bench: Bench, seconds: float) -> None:
+def test_a_run_whose_worker_was_lost_goes_on_within_leases(sandbox: Sandbox, seconds: float) -> None:
     plan = Plan("p")
     plan.step("set", "clock.set", seconds=seconds)
     plan.step("after", "noop.execute").after("set")
-    bench.vanish("set")
+    sandbox.vanish("set")
 
-    report = bench.run(plan)
+    report = sandbox.run(plan)
 
     assert report.state == "succeeded"
-    assert elapsed(bench) < 5 * LEASE
+    assert elapsed(sandbox) < 5 * LEASE
 
 
 @pytest.mark.parametrize("seconds", JUMPS)
-def test_a_retry_comes_after_its_delay(bench: Bench, seconds: float) -> None:
+def test_a_retry_comes_after_its_delay(sandbox: Sandbox, seconds: float) -> None:
     plan = Plan("p")
     plan.step("waits", "noop.execute").retry(1, initial=100, maximum=100)
     plan.step("set", "clock.set", seconds=seconds)
-    bench.fail("waits", times=1)
-    bench.vanish("set")
+    sandbox.fail("waits", times=1)
+    sandbox.vanish("set")
 
-    report = bench.run(plan)
+    report = sandbox.run(plan)
 
     assert report.state == "succeeded"
-    assert 50 <= elapsed(bench) <= 150 + 3 * LEASE
+    assert 50 <= elapsed(sandbox) <= 150 + 3 * LEASE
 
 
 @pytest.mark.parametrize("seconds", JUMPS)
-def test_a_deadline_keeps_its_distance(bench: Bench, seconds: float) -> None:
+def test_a_deadline_keeps_its_distance(sandbox: Sandbox, seconds: float) -> None:
     plan = Plan("p", timeout="10m")
     plan.step("set", "clock.set", seconds=seconds)
     plan.step("ask", "approval.wait.execute", timeout="3h").after("set")
 
-    report = bench.run(plan)
+    report = sandbox.run(plan)
 
     assert (report.state, report.cause) == ("undone", "deadline")
-    assert 600 <= elapsed(bench) <= 600 + 3 * LEASE
+    assert 600 <= elapsed(sandbox) <= 600 + 3 * LEASE
 
 
 @pytest.mark.parametrize("seconds", JUMPS)
-def test_a_delay_that_begins_before_the_jump_is_noticed_is_no_longer(bench: Bench, seconds: float) -> None:
+def test_a_delay_that_begins_before_the_jump_is_noticed_is_no_longer(sandbox: Sandbox, seconds: float) -> None:
     plan = Plan("p")
     plan.step("set", "clock.set", seconds=seconds)
     plan.step("waits", "noop.execute").after("set").retry(1, initial=100, maximum=100)
     plan.step("ask", "approval.wait.execute", timeout="2h").after("set")
-    bench.fail("waits", times=1)
+    sandbox.fail("waits", times=1)
 
-    bench.run(plan)
+    sandbox.run(plan)
 
-    assert 2 * HOUR <= elapsed(bench) <= 2 * HOUR + 3 * LEASE
+    assert 2 * HOUR <= elapsed(sandbox) <= 2 * HOUR + 3 * LEASE
 
 
 @pytest.mark.parametrize("seconds", JUMPS)
-def test_an_approval_is_waited_for_as_long_as_was_said(bench: Bench, seconds: float) -> None:
+def test_an_approval_is_waited_for_as_long_as_was_said(sandbox: Sandbox, seconds: float) -> None:
     plan = Plan("p")
     plan.step("ask", "approval.wait.execute", timeout="2h")
     plan.step("set", "clock.set", seconds=seconds)
-    bench.vanish("set")
+    sandbox.vanish("set")
 
-    bench.run(plan)
+    sandbox.run(plan)
 
-    assert 2 * HOUR <= elapsed(bench) <= 2 * HOUR + 3 * LEASE
+    assert 2 * HOUR <= elapsed(sandbox) <= 2 * HOUR + 3 * LEASE
 
 
-def test_a_jump_is_an_event_of_the_run_and_a_warning(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_jump_is_an_event_of_the_run_and_a_warning(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
     plan = Plan("p")
     plan.step("set", "clock.set", seconds=-HOUR)
-    bench.vanish("set")
+    sandbox.vanish("set")
 
     with caplog.at_level(logging.WARNING):
-        report = bench.run(plan)
+        report = sandbox.run(plan)
 
-    told = [event for event in bench.events(report.run_id) if event.name == "clock_jumped"]
+    told = [event for event in sandbox.events(report.run_id) if event.name == "clock_jumped"]
     assert [int(event.fields["ms"]) for event in told] == [-HOUR * 1000]
     assert "Redis's clock has jumped back by 1h" in caplog.text
 
@@ -192,14 +192,14 @@ def test_a_process_that_starts_anew_goes_on_from_what_its_machine_has_measured(
 def test_what_rests_is_kept_as_long_as_before(store: MemoryStore, seconds: float) -> None:
     clock = Clock(store)
     clock.look()
-    store.rests("run", store.now())
+    store.add_to_ended("run", store.now())
     store.jump(seconds)
     clock.look()
 
     store.advance(3500)
-    assert store.kept_until(HOUR) == []
+    assert store.ended_since(HOUR) == []
     store.advance(200)
-    assert store.kept_until(HOUR) == ["run"]
+    assert store.ended_since(HOUR) == ["run"]
 
 
 def test_no_pause_lies_farther_ahead_than_a_lease(store: MemoryStore) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 
 from hypothesis import given
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from longshore.orchestration.language.identifiers import RUN_ID
 from longshore.orchestration.store import keys as module
+from longshore.orchestration.store import lua
 from longshore.orchestration.store.keys import Field, Keys, RunKeys
 
 run_ids = st.from_regex(RUN_ID, fullmatch=True)
@@ -42,7 +42,7 @@ def test_neither_two_runs_nor_two_installations_meet(one: tuple[str, str], two: 
 @given(namespaces, run_ids)
 def test_a_run_of_any_name_does_not_meet_the_indices(namespace: str, run_id: str) -> None:
     keys = Keys(namespace)
-    indices = {keys.inbox, keys.live, keys.runs, keys.probe(run_id), keys.answers(run_id)}
+    indices = {keys.inbox, keys.live, keys.runs, keys.dry_run(run_id), keys.dry_run_answers(run_id)}
 
     assert len(indices) == 5
     assert not indices & set(all_of(keys.of(run_id)))
@@ -62,20 +62,27 @@ def test_every_key_stands_in_the_list_at_the_head_of_the_module() -> None:
         keys.inbox,
         keys.live,
         keys.runs,
-        keys.probe("<id>"),
-        keys.answers("<id>"),
-        keys.fleet,
-        keys.machine("<name>"),
+        keys.dry_run("<id>"),
+        keys.dry_run_answers("<id>"),
+        keys.hosts,
+        keys.host("<name>"),
     ]
 
     assert all(f"    {key} " in str(module.__doc__) for key in made)
 
 
-def test_fields_of_a_step_are_short_differ_and_leave_the_u_to_the_undo() -> None:
+def test_fields_of_a_step_differ_and_leave_the_u_to_the_undo() -> None:
     assert len(set(Field)) == len(Field.__members__)
-    assert all(len(field) <= 2 for field in Field)
     assert not any(field.startswith("u") for field in Field)
-    assert all(f'{name} = "' in inspect.getsource(Field) for name in Field.__members__)
+
+
+def test_scripts_and_python_name_the_same_fields_of_a_step() -> None:
+    texts = [lua.source(name) for name in lua.names()]
+    in_scripts = {name for text in texts for name in re.findall(r"'([a-z_]+):'", text)} - {"data"}
+    in_scripts = {name if name in set(Field) else name.removeprefix("u") for name in in_scripts}
+
+    assert in_scripts <= set(Field)
+    assert set(Field) - in_scripts <= {Field.DATA_KEY}
 
 
 def test_the_type_of_every_key_stands_in_the_list_and_in_the_table() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from longshore.orchestration.errors import StepCancelled, Transient
-from longshore.tasks.attempts.receipts import Ledger, Overtaken, Process, Receipt
+from longshore.tasks.attempts.receipts import Ledger, Process, Receipt, StaleAttempt
 
 HOLDER = """
 import sys, time
@@ -80,7 +80,7 @@ def test_what_was_only_begun_is_done_again(tmp_path: Path) -> None:
 def test_an_attempt_that_comes_after_a_later_one_is_refused(tmp_path: Path) -> None:
     with Receipt(tmp_path / "r", 7, "").held(1.0, nothing):
         pass
-    with pytest.raises(Overtaken), Receipt(tmp_path / "r", 6, "").held(1.0, nothing):
+    with pytest.raises(StaleAttempt), Receipt(tmp_path / "r", 6, "").held(1.0, nothing):
         pass
 
 
@@ -90,7 +90,7 @@ def test_after_an_undo_nothing_is_done_forward_any_more(tmp_path: Path) -> None:
         first.done({"changed": True, "data": {}})
     with Receipt(tmp_path / "r", 2, "u").held(1.0, nothing) as found:
         assert found is None, "an undo is done whatever the forward attempt has left"
-    with pytest.raises(Overtaken), Receipt(tmp_path / "r", 1, "").held(1.0, nothing):
+    with pytest.raises(StaleAttempt), Receipt(tmp_path / "r", 1, "").held(1.0, nothing):
         pass
 
 
@@ -126,7 +126,7 @@ def test_whoever_waits_for_the_lock_can_be_asked_to_stop(tmp_path: Path) -> None
 def test_the_holder_with_the_later_fence_is_left_alone(tmp_path: Path) -> None:
     later = holder(tmp_path / "r", 9, "alone")
 
-    with pytest.raises(Overtaken), Receipt(tmp_path / "r", 2, "").held(5.0, nothing):
+    with pytest.raises(StaleAttempt), Receipt(tmp_path / "r", 2, "").held(5.0, nothing):
         pass
     assert later.poll() is None
     end(later)
@@ -143,7 +143,7 @@ def test_programs_that_outlived_their_attempt_are_ended(tmp_path: Path) -> None:
         until = time.monotonic() + 5.0
         found = Process.read(program)
         assert found is not None
-        while found.is_there() and "Z" not in Path(f"/proc/{found.pid}/stat").read_text().rpartition(")")[2][:3]:
+        while found.exists() and "Z" not in Path(f"/proc/{found.pid}/stat").read_text().rpartition(")")[2][:3]:
             assert time.monotonic() < until, "it is still there"
             time.sleep(0.05)
     end(ghost)
@@ -152,9 +152,9 @@ def test_programs_that_outlived_their_attempt_are_ended(tmp_path: Path) -> None:
 def test_a_process_is_known_by_more_than_its_number(tmp_path: Path) -> None:
     mine = Process.of(os.getpid())
     assert mine is not None
-    assert mine.is_there()
-    assert not Process(mine.pid, "1", mine.boot).is_there()
-    assert not Process(mine.pid, mine.started, "another boot").is_there()
+    assert mine.exists()
+    assert not Process(mine.pid, "1", mine.boot).exists()
+    assert not Process(mine.pid, mine.started, "another boot").exists()
     assert Process.of(2**22 + 1) is None
 
 
@@ -209,51 +209,51 @@ def test_only_its_owner_can_read_it(tmp_path: Path) -> None:
 
 def test_no_forward_attempt_acts_at_a_closed_step_whatever_its_fence(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "ns")
-    ledger.close("run", "born", 0, ["closed", "parts@1"])
+    ledger.close("run", "instance_id", 0, ["closed", "parts@1"])
 
     for part in ("closed", "closed@3", "parts@1"):
-        receipt = ledger.receipt("run", "born", part, 10**18, "", alone=True)
-        with pytest.raises(Overtaken), receipt.held(1.0, nothing):
+        receipt = ledger.receipt("run", "instance_id", part, 10**18, "", alone=True)
+        with pytest.raises(StaleAttempt), receipt.held(1.0, nothing):
             pass
     for part in ("open", "parts@2"):
-        with ledger.receipt("run", "born", part, 1, "", alone=True).held(1.0, nothing):
+        with ledger.receipt("run", "instance_id", part, 1, "", alone=True).held(1.0, nothing):
             pass
 
 
 def test_a_closed_step_is_undone_and_done_again_once_its_run_is_resumed(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "ns")
-    ledger.close("run", "born", 0, ["step"])
+    ledger.close("run", "instance_id", 0, ["step"])
 
-    with ledger.receipt("run", "born", "step", 1, "u", alone=True).held(1.0, nothing):
+    with ledger.receipt("run", "instance_id", "step", 1, "u", alone=True).held(1.0, nothing):
         pass
-    with ledger.receipt("run", "born", "step", 2, "", epoch=1, alone=True).held(1.0, nothing):
+    with ledger.receipt("run", "instance_id", "step", 2, "", epoch=1, alone=True).held(1.0, nothing):
         pass
 
 
 def test_what_is_closed_later_is_closed_beside_what_was(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "ns")
-    ledger.close("run", "born", 0, ["one"])
-    ledger.close("run", "born", 0, ["two"])
+    ledger.close("run", "instance_id", 0, ["one"])
+    ledger.close("run", "instance_id", 0, ["two"])
 
     for part in ("one", "two"):
-        receipt = ledger.receipt("run", "born", part, 1, "", alone=True)
-        with pytest.raises(Overtaken), receipt.held(1.0, nothing):
+        receipt = ledger.receipt("run", "instance_id", part, 1, "", alone=True)
+        with pytest.raises(StaleAttempt), receipt.held(1.0, nothing):
             pass
 
 
 def test_a_receipt_tells_what_is_needed_to_undo_its_step(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "ns")
-    with ledger.receipt("run", "born", "step", 5, "", alone=True).held(1.0, nothing):
+    with ledger.receipt("run", "instance_id", "step", 5, "", alone=True).held(1.0, nothing):
         pass
     # A later attempt keeps the journal of the first.
-    first = ledger.receipt("run", "born", "step", 6, "", alone=True)
+    first = ledger.receipt("run", "instance_id", "step", 6, "", alone=True)
     with first.held(1.0, nothing):
         first.journalled('{"path":"x"}', '{"sha256":"ab"}')
-    second = ledger.receipt("run", "born", "step", 7, "", alone=True)
+    second = ledger.receipt("run", "instance_id", "step", 7, "", alone=True)
     with second.held(1.0, nothing):
         second.done({"changed": True, "data": {}})
 
-    (trace,), held = ledger.traces("run", "born", 1.0)
+    (trace,), held = ledger.traces("run", "instance_id", 1.0)
 
     assert held == []
     assert (trace.part, trace.fence, trace.rendered, trace.before) == ("step", 7, '{"path":"x"}', '{"sha256":"ab"}')
@@ -262,12 +262,12 @@ def test_a_receipt_tells_what_is_needed_to_undo_its_step(tmp_path: Path) -> None
 
 def test_whoever_holds_a_receipt_of_a_run_that_ends_is_ended(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "ns")
-    path = ledger.receipt("run", "born", "step", 1, "", alone=True).path
+    path = ledger.receipt("run", "instance_id", "step", 1, "", alone=True).path
     path.parent.mkdir(parents=True)
     ghost = holder(path, 10**18, "alone")
     ghost.send_signal(signal.SIGSTOP)
 
-    (trace,), held = ledger.traces("run", "born", 10.0)
+    (trace,), held = ledger.traces("run", "instance_id", 10.0)
 
     assert ghost.wait(5.0) == -signal.SIGKILL
     assert (trace.outcome, held) == (None, [])
@@ -276,9 +276,9 @@ def test_whoever_holds_a_receipt_of_a_run_that_ends_is_ended(tmp_path: Path) -> 
 
 def test_a_holder_that_cannot_be_ended_is_told(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "ns")
-    path = ledger.receipt("run", "born", "step", 1, "", alone=True).path
+    path = ledger.receipt("run", "instance_id", "step", 1, "", alone=True).path
     path.parent.mkdir(parents=True)
     busy = holder(path, 1, "threads")
 
-    assert ledger.traces("run", "born", 0.2) == ([], ["step"])
+    assert ledger.traces("run", "instance_id", 0.2) == ([], ["step"])
     end(busy)

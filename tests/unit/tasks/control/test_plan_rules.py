@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from longshore.orchestration import Plan, Report, validate
 from longshore.orchestration.errors import PlanError
-from longshore.orchestration.testing import Bench
+from longshore.orchestration.testing import Sandbox
 
 pytest.importorskip("lupa")
 
@@ -95,18 +95,18 @@ def plan_of(drawn: list[Spec], on_error: str, on_failure: str) -> Plan:
     return plan
 
 
-def sandbox_for(drawn: list[Spec]) -> Bench:
-    bench = Bench()
+def sandbox_for(drawn: list[Spec]) -> Sandbox:
+    sandbox = Sandbox()
     for spec in drawn:
         for n, end in enumerate(spec.ends):
             name = f"{spec.name}[{n}]" if spec.items else spec.name
             if end == "failed":
-                bench.fail(name)
+                sandbox.fail(name)
             elif end == "flaky":
-                bench.fail(name, times=1)
+                sandbox.fail(name, times=1)
             else:
-                bench.give(name, {}, changed=end == "changed")
-    return bench
+                sandbox.give(name, {}, changed=end == "changed")
+    return sandbox
 
 
 FAILS = Spec("s0", [], ["failed"], on_error="continue")

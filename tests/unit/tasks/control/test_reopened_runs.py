@@ -10,13 +10,13 @@ import pytest
 from longshore.orchestration import Blocked, Delayed, Plan, operation
 from longshore.orchestration.client.request import request_body
 from longshore.orchestration.store.admission import Admission
-from longshore.orchestration.testing import Bench
+from longshore.orchestration.testing import Sandbox
 from longshore.tasks.simulation.sandbox import ADVANCE, _Message
 
 State = dict[str, str | None]
 
 
-class Table(Bench):
+class Table(Sandbox):
     """A bench on which several runs go on at once, and people ask for things."""
 
     def begin(self, plan: Plan, run_id: str) -> None:
@@ -35,7 +35,7 @@ class Table(Bench):
                     self._deliver(self._queue.popleft())
                 if seconds:
                     self.store.advance(1.0)
-                    self._driver.sweep()
+                    self._coordinator.sweep()
 
     def ask(self, run_id: str, kind: str, step: str = "", word: str = "", seconds: int = 0) -> str:
         at = self.plans.get(run_id).plan.id_of(step) if step else None
@@ -187,7 +187,7 @@ def test_a_step_that_is_blocked_while_its_run_ends_does_not_hold_it(own_registry
     @operation("table.ends")
     def ends() -> None:
         table.store.command("r", "cancel")
-        table._driver.advance("r")
+        table._coordinator.advance("r")
         raise Blocked("refused", service="billing")
 
     plan = Plan("p")
@@ -346,13 +346,13 @@ def test_what_is_asked_of_a_run_that_is_gone_is_asked_of_no_other(table: Table) 
 
 
 def test_a_process_that_knows_the_forgotten_run_does_not_take_the_new_one_for_it(table: Table) -> None:
-    from longshore.tasks.control.coordinator import Driver
+    from longshore.tasks.control.coordinator import Coordinator
     from longshore.tasks.loaded_runs import Plans
 
     # given a process that has seen the first run, far ahead of where the second is
     old = Plans(table.store)
     make: Callable[..., Any] = table._canvas
-    elsewhere = Driver(None, table.store, old, make)  # type: ignore[arg-type]
+    elsewhere = Coordinator(None, table.store, old, make)  # type: ignore[arg-type]
     table.begin(kept("a0", "a1", "a2"), "n")
     elsewhere.advance("n")
     table.store.command("n", "prune")
@@ -372,7 +372,7 @@ def test_an_installation_at_rest_forgets_what_was_kept_for_its_time(own_registry
     table.begin(kept("a"), "n")
     table.go_on(2)
     assert (table.state("n"), table.store.live_count()) == ("succeeded", 0)
-    table.store.client.delete(table.store.keys.tidied)  # once a minute is enough, but not for a test
+    table.store.client.delete(table.store.keys.purged)  # once a minute is enough, but not for a test
 
     table.go_on(10)
 

@@ -58,7 +58,7 @@ def resolves(monkeypatch: pytest.MonkeyPatch) -> Resolves:
 )  # fmt: skip
 def test_a_url_with_more_than_one_meaning_or_none_is_refused(url: str) -> None:
     with pytest.raises(Preflight, match=r"not a URL|neither a host"):
-        addresses.place(url)
+        addresses.endpoint(url)
 
 
 @pytest.mark.parametrize(
@@ -75,13 +75,13 @@ def test_a_url_with_more_than_one_meaning_or_none_is_refused(url: str) -> None:
     ],
 )
 def test_a_url_is_called_as_it_was_understood(url: str, name: str, called: str) -> None:
-    assert addresses.place(url) == addresses.Place(name, called)
+    assert addresses.endpoint(url) == addresses.Endpoint(name, called)
 
 
 @given(st.text(st.sampled_from("ab1.:/@\\[]%#?-_ \t\u2024é０"), max_size=24))
 def test_the_called_host_is_the_checked_host_whatever_is_written(text: str) -> None:
     try:
-        found = addresses.place(f"http://{text}")
+        found = addresses.endpoint(f"http://{text}")
     except Preflight:
         return
     assert (parse_url(found.url).host or "").strip("[]") == found.name

@@ -17,7 +17,7 @@ from longshore.orchestration.cli.main import cli
 from longshore.orchestration.errors import ConfigError, NotAllowed, PlanDenied
 from longshore.orchestration.installation import acl
 from longshore.orchestration.messaging import signing
-from longshore.orchestration.plans.policy import denied
+from longshore.orchestration.plans.policy import reject_forbidden
 from longshore.orchestration.settings import Settings, get_settings
 from longshore.tasks.host import policy
 from longshore.tasks.operations.compose import reads
@@ -204,8 +204,8 @@ def test_init_makes_all_secrets_once_for_their_owner_alone(tmp_path: Any, monkey
     again = CliRunner().invoke(cli, ["init", str(folder)])
     assert "already" in str(again.exception)
     assert "--after" in str(CliRunner().invoke(cli, ["init", str(folder), "--rotate", "--after", "xyz"]).exception)
-    rehearsed = CliRunner().invoke(cli, ["--dry-run", "init", str(folder), "--rotate"])
-    assert "would write" in rehearsed.output
+    dry_run = CliRunner().invoke(cli, ["--dry-run", "init", str(folder), "--rotate"])
+    assert "would write" in dry_run.output
     assert {name: path.read_bytes() for name, path in files.items()} == before
     assert CliRunner().invoke(cli, ["init", str(folder), "--rotate"]).exit_code == 0
     assert len(json.loads((folder / "worker/keys.json").read_text())["keys"]) == 4
@@ -594,10 +594,10 @@ def test_secrets_are_demanded_as_references_by_their_names(name: str, value: str
     plan.step("a", "command.exec.execute", argv=["true"], env={name: value})
     if refused:
         with pytest.raises(PlanDenied, match="in clear"):
-            denied(plan, Settings())
-        denied(plan, Settings(clear_secrets="allow"))
+            reject_forbidden(plan, Settings())
+        reject_forbidden(plan, Settings(clear_secrets="allow"))
     else:
-        denied(plan, Settings())
+        reject_forbidden(plan, Settings())
 
 
 def test_a_body_is_not_read_before_its_signature_holds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -649,7 +649,7 @@ def test_a_request_is_not_read_before_its_signature_holds(tmp_path: Path, monkey
     ):
         with pytest.raises(signing.Forged):
             signing.check_text(ring, "request", "run", other)
-    for use, name in (("request", "other"), ("probe", "run")):
+    for use, name in (("request", "other"), ("dry_run", "run")):
         with pytest.raises(signing.Forged, match="changed"):
             signing.check_text(ring, use, name, text)
 

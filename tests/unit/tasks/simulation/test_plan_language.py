@@ -11,7 +11,7 @@ from longshore.orchestration import Context, E, Hooks, HostResult, Plan, PlanErr
 from longshore.orchestration.operations import base
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.settings import MAX_DATA_BYTES
-from longshore.orchestration.testing import Bench
+from longshore.orchestration.testing import Sandbox
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 
@@ -45,7 +45,7 @@ def test_whatever_an_expression_does_its_run_ends(field: str, value: str, said: 
         {"name": "p", "params": {"n": {"type": "integer", "default": 1}}, "steps": {"a": a, "b": step}}
     )
 
-    report = Bench().run(plan)
+    report = Sandbox().run(plan)
 
     if field == "when" and always:
         assert report.step("b").status == "changed", "a guard that errs does not hold up what always runs"
@@ -81,7 +81,7 @@ def test_a_result_that_cannot_be_kept_fails_its_step_and_the_report_can_be_read(
     plan.step("a", "unit.result")
     plan.step("b", "noop.execute").after("a").only_if("failed")
 
-    report = Bench().run(plan)
+    report = Sandbox().run(plan)
 
     assert said in (report.step("a").error or "")
     assert report.step("b").status == "changed"
@@ -100,7 +100,7 @@ def test_text_that_is_no_text_and_an_exit_are_no_lost_workers() -> None:
     for how in ("exit", "error", "text"):
         plan.step(how, "unit.odd", how=how)
 
-    report = Bench().run(plan)
+    report = Sandbox().run(plan)
 
     assert report.step("exit").error == "it wanted to end the process: SystemExit(3)"
     assert (report.step("error").error or "").endswith("a: boom")
@@ -114,13 +114,13 @@ def test_an_always_approval_that_an_abort_has_interrupted_is_asked_again() -> No
     plan = Plan("p")
     plan.approval("ask", timeout="30s", on_timeout="approve").always()
     plan.step("boom", "noop.execute", fail=True)
-    bench = Bench()
+    sandbox = Sandbox()
 
-    report = bench.run(plan)
+    report = sandbox.run(plan)
 
     assert report.step("ask").status == "unchanged"
-    waits = [event for event in bench.events(report.run_id) if event.name == "step_waiting"]
-    ends = [event for event in bench.events(report.run_id) if event.name == "step_ended" and event.step == "ask"]
+    waits = [event for event in sandbox.events(report.run_id) if event.name == "step_waiting"]
+    ends = [event for event in sandbox.events(report.run_id) if event.name == "step_ended" and event.step == "ask"]
     assert len(waits) == 2
     assert ends[0].at - waits[1].at >= 30_000, "its time is counted from its turn"
 
@@ -129,15 +129,15 @@ def test_an_interrupted_always_step_keeps_to_its_max_parallel() -> None:
     plan = Plan("p")
     each = plan.step("each", "noop.execute").foreach(list(range(6))).max_parallel(1).always()
     plan.step("boom", "noop.execute", fail=True)
-    bench = Bench()
+    sandbox = Sandbox()
 
-    report = bench.run(plan)
+    report = sandbox.run(plan)
 
     assert each.plan is plan
     assert [str(item.status) for item in report.step("each").items] == ["changed"] * 6
-    assert sorted(bench.done) == ["boom", *(f"each[{n}]" for n in range(6))]
+    assert sorted(sandbox.done) == ["boom", *(f"each[{n}]" for n in range(6))]
     at_once, most = 0, 0
-    for event in bench.events(report.run_id):
+    for event in sandbox.events(report.run_id):
         at_once += {"item_started": 1, "item_ended": -1}.get(event.name, 0)
         most = max(most, at_once)
     assert most == 1
@@ -147,16 +147,16 @@ def test_a_child_past_its_point_of_no_return_is_not_taken_back_and_is_named() ->
     plan = Plan("p")
     plan.run_plan("sub", child(irreversible=True))
     plan.step("boom", "noop.execute", fail=True).after("sub")
-    bench = Bench()
+    sandbox = Sandbox()
 
-    report = bench.run(plan, run_id="r")
+    report = sandbox.run(plan, run_id="r")
 
     assert (report.state, report.exit_code, report.left_over) == ("undo_failed", 3, ["sub"])
     undo = report.step("sub").undo
     assert undo is not None
     assert undo.error == "run r.sub: it is past its point of no return, and only goes forward"
-    assert bench.report("r.sub").state == "succeeded"
-    assert bench.undone == ["boom"]
+    assert sandbox.report("r.sub").state == "succeeded"
+    assert sandbox.undone == ["boom"]
 
 
 def test_a_child_that_was_begun_by_a_worker_that_died_is_ended_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +169,7 @@ def test_a_child_that_was_begun_by_a_worker_that_died_is_ended_with_its_parent(m
     inner.approval("ask", timeout="10h")
     plan.run_plan("sub", inner)
     plan.step("boom", "noop.execute", fail=True)
-    parked, bench = Attempt._park, Bench()
+    parked, sandbox = Attempt._park, Sandbox()
 
     def die_once(self: Attempt, *args: Any) -> None:
         if self.step.name == "sub" and not self._side:
@@ -178,11 +178,11 @@ def test_a_child_that_was_begun_by_a_worker_that_died_is_ended_with_its_parent(m
 
     monkeypatch.setattr(Attempt, "_park", die_once)
 
-    report = bench.run(plan, run_id="r")
+    report = sandbox.run(plan, run_id="r")
 
     assert report.step("sub").status == "unknown"
     assert (report.step("sub").undo or report).model_dump()["status"] == "undone"
-    assert bench.report("r.sub").ended
+    assert sandbox.report("r.sub").ended
     assert (report.duration_s or 0) < 600
 
 
@@ -190,36 +190,36 @@ def test_steps_with_alike_names_have_children_of_their_own() -> None:
     plan = Plan("p")
     plan.run_plan("a", child()).foreach(["x", "y"])
     plan.run_plan("a.0", child())
-    bench = Bench()
+    sandbox = Sandbox()
 
-    report = bench.run(plan, run_id="r")
+    report = sandbox.run(plan, run_id="r")
 
     ids = [item.data["run_id"] for item in report.step("a").items] + [report.step("a.0").data["run_id"]]
     assert ids == ["r.a@0", "r.a@1", "r.a.0"]
-    assert bench.done.count("act") == 3
+    assert sandbox.done.count("act") == 3
 
 
 def test_an_empty_list_has_results_and_they_are_empty() -> None:
     plan = Plan("p")
     each = plan.step("each", "noop.execute").foreach([])
     plan.step("after", "noop.execute", data={"all": each.data.results}).after(each)
-    assert Bench().run(plan).step("after").data == {"all": []}
+    assert Sandbox().run(plan).step("after").data == {"all": []}
 
 
 def test_what_waits_for_other_items_is_not_refused() -> None:
     """Busy workers take each in its turn, however long that is."""
     plan = Plan("p")
     plan.step("each", "noop.execute", data={"n": E.item}).foreach(list(range(30)))
-    bench = Bench()
-    bench.store.settings = bench.settings.model_copy(update={"claim_timeout": 5.0})
+    sandbox = Sandbox()
+    sandbox.store.settings = sandbox.settings.model_copy(update={"claim_timeout": 5.0})
 
     @operation("unit.slow")
     def slow() -> None:
-        bench.store.advance(1.0)
+        sandbox.store.advance(1.0)
 
     plan.steps["each"] = plan.steps["each"].model_copy(update={"op": "unit.slow", "with_": {}})
 
-    assert Bench.run(bench, plan).state == "succeeded"
+    assert Sandbox.run(sandbox, plan).state == "succeeded"
 
 
 # --- keys, hooks, reports --------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def test_the_undo_by_name_has_an_idempotency_key_of_its_own() -> None:
     plan = Plan("p")
     plan.step("a", "unit.charge")
     plan.step("boom", "noop.execute", fail=True).after("a")
-    Bench().run(plan, run_id="r")
+    Sandbox().run(plan, run_id="r")
     assert keys == ["r.a", "r.a@undo"]
 
 
@@ -249,7 +249,7 @@ def test_on_undo_is_called_once_a_step_when_all_of_it_has_been_taken_back() -> N
     plan.step("each", "noop.execute").foreach([1, 2, 3])
     plan.step("boom", "noop.execute", fail=True).after("each")
 
-    Bench().run(plan, hooks=Hooks(on_undo=lambda step: told.append((step.name, str(step.undo and step.undo.status)))))
+    Sandbox().run(plan, hooks=Hooks(on_undo=lambda step: told.append((step.name, str(step.undo and step.undo.status)))))
 
     assert told == [("boom", "undone"), ("each", "undone")]
 
@@ -257,28 +257,28 @@ def test_on_undo_is_called_once_a_step_when_all_of_it_has_been_taken_back() -> N
 def test_a_tolerated_failure_is_no_error_of_the_run() -> None:
     plan = Plan("p")
     plan.step("each", "noop.execute").foreach([1, 2]).tolerate(1)
-    bench = Bench()
-    bench.fail("each[1]")
-    report = bench.run(plan)
+    sandbox = Sandbox()
+    sandbox.fail("each[1]")
+    report = sandbox.run(plan)
     assert (report.state, report.exit_code, report.error) == ("succeeded", 0, None)
 
 
 def test_what_a_celery_undo_gives_back_is_of_no_account() -> None:
     plan = Plan("p")
     plan.step("a", "celery.task.execute", task="x").timeout("5s").undo("celery.task.execute", task="y")
-    bench = Bench()
-    bench.run(plan, run_id="r")
-    parked = bench._driver.parked
-    loaded = bench.plans.get("r")
+    sandbox = Sandbox()
+    sandbox.run(plan, run_id="r")
+    parked = sandbox._coordinator.parked
+    loaded = sandbox.plans.get("r")
     # as if its undo were under way
-    bench.store.command("r", "undo")
-    bench._driver.advance("r")
-    claimed = bench.store.claim("r", 0, "u", "w", "t")
+    sandbox.store.command("r", "undo")
+    sandbox._coordinator.advance("r")
+    claimed = sandbox.store.claim("r", 0, "u", "w", "t")
     assert not isinstance(claimed, str)
-    assert bench.store.park("r", 0, "u", claimed.fence, 60, '{"task":"y","seconds":60}', "task y")
+    assert sandbox.store.park("r", 0, "u", claimed.fence, 60, '{"task":"y","seconds":60}', "task y")
     assert parked.task_ended({"text": "x" * MAX_DATA_BYTES}, "r", 0, "u", claimed.fence, ok=True)
     assert loaded.digest
-    assert bench.report("r").step("a").undo is not None
+    assert sandbox.report("r").step("a").undo is not None
 
 
 def test_a_run_with_an_operation_that_nobody_knows_can_be_read_told_of_and_cancelled() -> None:
@@ -287,25 +287,25 @@ def test_a_run_with_an_operation_that_nobody_knows_can_be_read_told_of_and_cance
 
     plan = Plan("p")
     plan.step("a", "unit.there")
-    bench = Bench()
+    sandbox = Sandbox()
     from longshore.orchestration.client.request import request_body
     from longshore.orchestration.store.admission import Admission
 
-    Admission(bench.store).submit("r", request_body(plan, {}, "me"))
+    Admission(sandbox.store).submit("r", request_body(plan, {}, "me"))
     del base._REGISTRY["unit.there"]
 
-    bench._driver.sweep()
+    sandbox._coordinator.sweep()
     lenient = CompiledPlan(plan, lenient=True)
     from longshore.orchestration.runs import report
 
-    run, steps = bench.store.everything("r")
+    run, steps = sandbox.store.everything("r")
     told = report.build("r", lenient, run, steps, 0)
     assert told.error is not None
     assert "unknown operation 'unit.there'" in told.error.message
 
-    bench.store.command("r", "cancel")
-    bench._driver.sweep()
-    assert bench.store.state("r") == "failed"
+    sandbox.store.command("r", "cancel")
+    sandbox._coordinator.sweep()
+    assert sandbox.store.state("r") == "failed"
 
 
 # --- mistakes in the plan --------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ import pytest
 from longshore.orchestration import Event, Hooks, Plan
 from longshore.orchestration.cli.main import call
 from longshore.orchestration.errors import PlanError
-from longshore.orchestration.testing import Bench, MemoryEngine, rehearse
-from longshore.tasks.control.event_forwarder import Herald
+from longshore.orchestration.testing import MemoryEngine, Sandbox, simulate
+from longshore.tasks.control.event_forwarder import EventForwarder
 
 
 def release() -> Plan:
@@ -24,16 +24,16 @@ def release() -> Plan:
 
 
 def test_a_run_acts_on_the_engine_in_memory_and_takes_it_back() -> None:
-    bench = Bench()
-    bench.engine.run("shop", "shop:1")
-    bench.fail("migrate")
+    sandbox = Sandbox()
+    sandbox.engine.run("shop", "shop:1")
+    sandbox.fail("migrate")
 
-    report = bench.run(release())
+    report = sandbox.run(release())
 
     assert report.state == "undone"
-    assert bench.done == ["stop", "migrate", "start"]
-    assert bench.undone == ["stop"]
-    shop = bench.engine.inspect("shop")
+    assert sandbox.done == ["stop", "migrate", "start"]
+    assert sandbox.undone == ["stop"]
+    shop = sandbox.engine.inspect("shop")
     assert shop is not None
     assert shop.running
 
@@ -43,12 +43,12 @@ def test_commands_are_pretended() -> None:
     plan.step("a", "command.exec.execute", argv=["rm", "-rf", "/nowhere"])
     plan.step("b", "noop.execute", data={"said": "{{ steps.a.data.stdout }}"}).after("a")
 
-    report = Bench().run(plan)
+    report = Sandbox().run(plan)
     assert report.step("b").data == {"said": "a-stdout"}
 
-    bench = Bench()
-    bench.give("a", {"stdout": "hello"}, changed=False)
-    report = bench.run(plan)
+    sandbox = Sandbox()
+    sandbox.give("a", {"stdout": "hello"}, changed=False)
+    report = sandbox.run(plan)
     assert (report.step("a").status, report.step("b").data) == ("unchanged", {"said": "hello"})
 
 
@@ -57,12 +57,12 @@ def test_a_step_can_hang_vanish_and_recover() -> None:
     plan.step("hangs", "noop.execute").timeout("2s")
     plan.step("vanishes", "command.exec.execute", argv=["x"], changes=False)
     plan.step("recovers", "noop.execute").retry(3, initial=10)
-    bench = Bench()
-    bench.hang("hangs")
-    bench.vanish("vanishes", times=2)
-    bench.fail("recovers", times=2)
+    sandbox = Sandbox()
+    sandbox.hang("hangs")
+    sandbox.vanish("vanishes", times=2)
+    sandbox.fail("recovers", times=2)
 
-    report = bench.run(plan)
+    report = sandbox.run(plan)
 
     assert report.step("hangs").error == "ran out of its time (2s)"
     assert (report.step("vanishes").status, report.step("vanishes").attempts) == ("unchanged", 3)
@@ -75,35 +75,35 @@ def test_people_decide_on_the_bench_too() -> None:
     plan.approval("ask", timeout="1h")
     plan.step("after", "noop.execute").after("ask")
 
-    bench = Bench()
-    bench.approve("ask", "go")
-    assert bench.run(plan).step("ask").data["note"] == "go"
-    bench.reject("ask", "no")
-    assert (bench.run(plan).step("ask").error or "").endswith(": no")
-    late = Bench().run(plan)
+    sandbox = Sandbox()
+    sandbox.approve("ask", "go")
+    assert sandbox.run(plan).step("ask").data["note"] == "go"
+    sandbox.reject("ask", "no")
+    assert (sandbox.run(plan).step("ask").error or "").endswith(": no")
+    late = Sandbox().run(plan)
     assert late.step("ask").error == "nobody approved it within 1h"
     assert (late.duration_s or 0) >= 3600
 
 
 def test_one_operation_and_its_undo_alone(tmp_path: Path) -> None:
-    bench = Bench()
-    done = bench.act("file.deploy.execute", path=str(tmp_path / "f"), content="x")
+    sandbox = Sandbox()
+    done = sandbox.act("file.deploy.execute", path=str(tmp_path / "f"), content="x")
     assert (done.outcome.changed, (tmp_path / "f").read_text()) == (True, "x")
     assert done.undo().changed
     assert not (tmp_path / "f").exists()
 
-    bench.engine.run("shop", "shop:1")
-    stopped = bench.act("docker.stop.execute", container="shop")
-    assert not bench.act("docker.stop.execute", container="shop").outcome.changed
+    sandbox.engine.run("shop", "shop:1")
+    stopped = sandbox.act("docker.stop.execute", container="shop")
+    assert not sandbox.act("docker.stop.execute", container="shop").outcome.changed
     stopped.undo()
-    shop = bench.engine.inspect("shop")
+    shop = sandbox.engine.inspect("shop")
     assert shop is not None
     assert shop.running
 
 
 def test_hooks_are_called_on_the_bench() -> None:
     told: list[str] = []
-    Bench().run(release_of_two(), hooks=Hooks(before_step=told.append))
+    Sandbox().run(release_of_two(), hooks=Hooks(before_step=told.append))
     assert told == ["a", "b"]
 
 
@@ -114,17 +114,17 @@ def release_of_two() -> Plan:
     return plan
 
 
-def test_the_fixture_gives_a_bench(longshore_bench: Any) -> None:
-    assert longshore_bench.run(release_of_two()).state == "succeeded"
+def test_the_fixture_gives_a_bench(longshore_sandbox: Any) -> None:
+    assert longshore_sandbox.run(release_of_two()).state == "succeeded"
 
 
 def test_a_broken_plan_is_refused_on_the_bench_too() -> None:
     with pytest.raises(PlanError):
-        Bench().run(Plan("empty"))
+        Sandbox().run(Plan("empty"))
 
 
 def test_a_rehearsal_fails_each_step_in_turn() -> None:
-    found = {each.step: each.report for each in rehearse(release())}
+    found = {each.step: each.report for each in simulate(release())}
 
     assert {step: (str(report.state), report.exit_code) for step, report in found.items()} == {
         None: ("succeeded", 0),
@@ -138,7 +138,7 @@ def test_a_rehearsal_fails_each_step_in_turn() -> None:
 def test_the_command_shows_how_each_run_would_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "plan.yaml").write_text(release().to_yaml())
 
-    code = call(["plan", "rehearse", str(tmp_path / "plan.yaml")])
+    code = call(["plan", "simulate", str(tmp_path / "plan.yaml")])
 
     assert code == 3, "a failing always step leaves something to look at"
     assert capsys.readouterr().out.splitlines() == [
@@ -147,7 +147,7 @@ def test_the_command_shows_how_each_run_would_end(tmp_path: Path, capsys: pytest
         "migrate fails: undone, exit code 1; undone: stop",
         "start fails: partial, exit code 3; left over: stop, migrate",
     ]
-    call(["plan", "rehearse", str(tmp_path / "plan.yaml"), "-o", "json"])
+    call(["plan", "simulate", str(tmp_path / "plan.yaml"), "-o", "json"])
     told = json.loads(capsys.readouterr().out)
     assert [each["fails"] for each in told] == [None, "stop", "migrate", "start"]
 
@@ -156,17 +156,17 @@ def test_the_workers_hooks_are_told_each_event_and_again_only_what_was_not_noted
     """A worker that dies as it tells: what it had not noted is told once more, with the same id."""
     told: list[tuple[str, str]] = []
     hooks = Hooks(before_step=lambda name: told.append((hooks.event.id if hooks.event else "", name)))
-    bench = Bench()
-    bench.run(release_of_two(), run_id="r")
-    plan = bench.plans.get("r").plan
+    sandbox = Sandbox()
+    sandbox.run(release_of_two(), run_id="r")
+    plan = sandbox.plans.get("r").plan
 
-    Herald(bench.store, [hooks]).tell("r", plan)
-    Herald(bench.store, [hooks]).tell("r", plan)
+    EventForwarder(sandbox.store, [hooks]).tell("r", plan)
+    EventForwarder(sandbox.store, [hooks]).tell("r", plan)
     assert [name for _, name in told] == ["a", "b"]
 
-    first = next(event for event in bench.events("r") if event.name == "step_started")
-    bench.store.told("r", first.id)
-    Herald(bench.store, [hooks]).tell("r", plan)
+    first = next(event for event in sandbox.events("r") if event.name == "step_started")
+    sandbox.store.notified("r", first.id)
+    EventForwarder(sandbox.store, [hooks]).tell("r", plan)
     assert [name for _, name in told] == ["a", "b", "b"]
     assert told[1] == told[2]
 
@@ -177,10 +177,10 @@ def test_a_hook_that_fails_on_a_worker_costs_neither_the_run_nor_the_other_hooks
     told: list[Event | None] = []
     good = Hooks(before_step=lambda _name: told.append(good.event))
     bad = Hooks(before_step=lambda _name: 1 / 0)
-    bench = Bench()
-    bench.run(release_of_two(), run_id="r")
+    sandbox = Sandbox()
+    sandbox.run(release_of_two(), run_id="r")
 
-    Herald(bench.store, [bad, good]).tell("r", bench.plans.get("r").plan)
+    EventForwarder(sandbox.store, [bad, good]).tell("r", sandbox.plans.get("r").plan)
 
     assert len(told) == 2
     assert "a hook failed at event" in caplog.text

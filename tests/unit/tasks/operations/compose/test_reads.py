@@ -123,7 +123,7 @@ def test_a_build_reads_from_the_roots_and_its_dockerfile_lies_in_its_context(hom
     build, ctx = find("docker.build.execute").params, Context("r", "s", "p")
 
     def archive(**said: str) -> None:
-        _archive(ctx, build.model_validate({"image": "a:1", "context": str(home)} | said)).close()
+        _archive(ctx, build.model_validate({"image": "attempts:1", "context": str(home)} | said)).close()
 
     for said in ({"context": str(tmp_path / "other")}, {"context": f"{home}/ctx"}, {"context": f"{home}/.."},
                  {"dockerfile": "../other/Dockerfile"}, {"dockerfile": "link"},
@@ -143,7 +143,7 @@ def test_no_build_takes_along_what_is_the_workers_own(home: Path, monkeypatch: p
     for check in (
         lambda: _archive(
             Context("r", "s", "p"),
-            find("docker.build.execute").params.model_validate({"image": "a:1", "context": str(home)}),
+            find("docker.build.execute").params.model_validate({"image": "attempts:1", "context": str(home)}),
         ),
         lambda: check_build({"context": str(home)}),
     ):

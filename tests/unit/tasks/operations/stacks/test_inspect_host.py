@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 
 from longshore.orchestration.errors import OperationError, StepCancelled
-from longshore.orchestration.operations.stacks import LookParams
+from longshore.orchestration.operations.stacks import InspectParams
 from longshore.orchestration.settings import get_settings
-from longshore.orchestration.stacks.drift import Note, Stale, judged
-from longshore.orchestration.stacks.inventory import Seen
-from longshore.orchestration.stacks.rules import Described
+from longshore.orchestration.stacks.drift import Note, Stale, find_drift
+from longshore.orchestration.stacks.inventory import Inventory
+from longshore.orchestration.stacks.rules import StackRules
 from longshore.orchestration.stacks.selection import choose
 from longshore.tasks.host.engine.port import Image
 from longshore.tasks.implementation import Context
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.inputs import digest_of_file
-from longshore.tasks.operations.stacks.inspect_host import Survey
+from longshore.tasks.operations.stacks.inspect_host import HostInspection
 from longshore.tasks.simulation.engine import MemoryEngine
 
 LABEL = "com.docker.compose."
@@ -102,11 +102,13 @@ def start(engine: Engine, service: str, *, created: float = 0.0) -> str:
     return made
 
 
-def look(engine: Engine, known: Seen | None = None, **params: Any) -> Seen:
+def look(engine: Engine, known: Inventory | None = None, **params: Any) -> Inventory:
     engine.asked.clear()
     ctx = Context(run_id="r1", step="s", plan="p")
     read, keep = params.pop("read", True), params.pop("keep", True)
-    return Survey(ctx, engine, LookParams(**params), known, read, known.remotes if known else {}, keep).look()
+    return HostInspection(
+        ctx, engine, InspectParams(**params), known, read, known.remotes if known else {}, keep
+    ).look()
 
 
 def forget(engine: Engine) -> None:
@@ -114,10 +116,10 @@ def forget(engine: Engine) -> None:
     shutil.rmtree(engine.folder / "state" / "starts")
 
 
-def said(seen: Seen) -> dict[str, str]:
+def said(seen: Inventory) -> dict[str, str]:
     return {
         one.service: one.text if isinstance(one, Note) else ", ".join(map(str, one.reasons))
-        for one in judged("h", seen)
+        for one in find_drift("h", seen)
         if isinstance(one, Note | Stale)
     }
 
@@ -261,7 +263,7 @@ def test_a_registry_is_asked_once_in_a_while_and_left_alone_when_it_says_so(engi
     engine.limited = True
     limited = look(engine, newer, registry=True, registry_every=0)
     assert said(limited) == said(newer)
-    assert [str(note) for note in choose(Described(), {"h": limited}, {}).notes] == [
+    assert [str(note) for note in choose(StackRules(), {"h": limited}, {}).notes] == [
         "image shop:1: its registry could not be asked: limited"
     ]
     look(engine, limited, registry=True, registry_every=0)
