@@ -10,7 +10,15 @@ from longshore.tasks.host.engine.port import Engine, engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
 from longshore.tasks.operations.compose.cli import Compose, Resolved
 from longshore.tasks.operations.compose.project import alone, failing, members_of, named, names
-from longshore.tasks.operations.compose.state import Gate, Member, jobs, members, start_in_order, stop_in_order
+from longshore.tasks.operations.compose.state import (
+    Gate,
+    Member,
+    await_stops,
+    jobs,
+    members,
+    start_in_order,
+    stop_in_order,
+)
 
 _WELL = 60.0
 
@@ -77,6 +85,7 @@ class Stop(Implementation[StopParams]):
         docker, project = engine(), before["project"]
         was = [member for member in members_of(before) if member.running]
         with alone(ctx, docker, project):
+            await_stops(ctx, docker, members(docker, project), params.grace)
             everything = members(docker, project)
             heirs = _heirs(was, everything)
             gate = Gate(ctx, docker, project, deadline=_WELL, settle=0.0, jobs=jobs(everything))
@@ -228,6 +237,7 @@ class Restart(Implementation[RestartParams]):
     def undo(self, ctx: Context, params: RestartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project, was = engine(), before["project"], members_of(before)
         with alone(ctx, docker, project):
+            await_stops(ctx, docker, members(docker, project), params.grace)
             everything = members(docker, project)
             heirs = _heirs(was, everything)
             gate = Gate(ctx, docker, project, deadline=_WELL, settle=0.0, jobs=jobs(everything))
