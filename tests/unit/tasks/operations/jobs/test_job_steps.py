@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from longshore.orchestration.errors import Delayed, OperationError, Preflight, Transient, Unsuccessful
 from longshore.orchestration.settings import get_settings
 from longshore.orchestration.states import StepState
+from longshore.tasks.crash_points import JOB_POINTS
 from longshore.tasks.host.engine import port as engines
 from longshore.tasks.operations import jobs
 from longshore.tasks.operations.docker.run import told_all
@@ -190,6 +192,44 @@ def test_a_second_delivery_does_nothing_twice(docker: Stubborn) -> None:
     step("work.execute").act()
     step("work.execute").act()
     assert docker.calls.count(f"start {first.outcome.data['name']}") == 1
+
+
+class Killed(BaseException):
+    """The process of a step is killed at a point."""
+
+
+@pytest.mark.parametrize("point", JOB_POINTS)
+def test_a_step_that_is_killed_anywhere_is_finished_by_its_next_attempt(
+    docker: Stubborn, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    passed: list[str] = []
+
+    def pass_by(name: str, variable: str, _signal: int) -> None:
+        if variable == "LONGSHORE_CRASH_AT":
+            passed.append(name)
+            if name == point and passed.count(point) == 1:
+                raise Killed
+
+    monkeypatch.setattr("longshore.tasks.crash_points._signal_at", pass_by)
+    up = running(docker)
+    kills = 0
+
+    for verb, said in {"worker": {"image": "work:1"}, "stop": {}, "work": {}, "start": {}, "remove": {}}.items():
+        doing = step(f"{verb}.execute", **said)
+        try:
+            doing.act()
+        except Killed:
+            kills += 1
+            doing.act()
+        if verb == "work":
+            assert not running(docker) & up, "the stack stands still for the work"
+
+    assert kills == 1, passed
+    assert running(docker) == up
+    assert workers(docker) == []
+    starts = [event["Actor"]["ID"] for event in docker.events(["start"], 0.0, time.time() + 1)]
+    stack = {row["Id"] for row in docker.rows({}, all_of_them=True)}
+    assert len([one for one in starts if one not in stack]) == 1, "the work is done once"
 
 
 def test_what_is_made_again_meanwhile_is_stopped_as_well(docker: Stubborn) -> None:
