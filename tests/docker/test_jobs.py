@@ -295,8 +295,9 @@ def test_a_worker_container_that_is_killed_has_failed(client: Client, shop: JobS
     shop.engine.kill(shop.workers()[0])
 
     report = run.wait(SOON)
-    assert shop.is_well(), report
 
+    assert shop.is_well(), report
+    assert report.job is not None
     assert (report.job.result, report.job.exit_code, report.exit_code) == ("failed", 137, 1)
 
 
@@ -307,8 +308,9 @@ def test_a_worker_container_that_is_removed_is_told_of(client: Client, shop: Job
     shop.engine.remove_container(shop.workers()[0], force=True)
 
     report = run.wait(SOON)
-    assert shop.is_well(), report
 
+    assert shop.is_well(), report
+    assert report.job is not None
     assert (report.job.result, report.job.restart) == ("failed", "healthy"), "the record knows what ran, too"
 
 
