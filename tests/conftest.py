@@ -24,6 +24,7 @@ FIRST = (
     "test_jobs.py",
     "test_jobs_interrupted.py",
     "test_orchestrate.py",
+    "test_restarts.py",
     "test_deployment.py",
     "test_flower.py",
     "test_crashes.py",
