@@ -22,7 +22,9 @@ T = TypeVar("T")
 KINDS = ("docker", "packaging", "integration", "acceptance", "faults", "store", "unit")
 FIRST = (
     "test_jobs.py",
+    "test_jobs_interrupted.py",
     "test_orchestrate.py",
+    "test_restarts.py",
     "test_deployment.py",
     "test_flower.py",
     "test_crashes.py",

@@ -142,7 +142,7 @@ def _flower_config() -> str:
 
     found = find_spec("longshore.workers")
     folders = (found.submodule_search_locations if found else None) or [""]
-    return f"{folders[0]}/web/config.py"
+    return f"{folders[0]}/flower_pages/config.py"
 
 
 def _use_embedded_if_there(settings: Settings) -> None:

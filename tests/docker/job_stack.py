@@ -1,4 +1,8 @@
-"""A Compose project of three services and one that somebody has stopped, with a job described in its labels."""
+"""A Compose project of three services and one that somebody has stopped, and jobs that labels describe for it.
+
+The project is brought up once for a module. Each test has a job of its own, described by a container that is never
+started, and finds the project as it was at first.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,6 @@ import os
 import subprocess
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +25,11 @@ if TYPE_CHECKING:
 WORK = "echo $LONGSHORE_JOB_NAME $LONGSHORE_STACK; wc -c </mnt/data/log; sleep {sleep}; wc -c </mnt/data/log; {more}"
 COUNT = "echo run >>/mnt/data/runs"
 RUNNING = ["app-1", "app-2", "db-1", "web-1"]
+#: Seconds within which a stack has to be up again, once a worker is back.
+SOON = 60.0
+#: The volume says for which jobs it is mounted, and its labels cannot change.
+_MOST_JOBS = 60
+_PROJECT = "com.docker.compose.project"
 
 
 class JobStack:
@@ -31,12 +39,11 @@ class JobStack:
         self.engine = engine
         self.project = project
         self.name = project.name
-        self.job = f"job-{project.name}"
+        self._numbers = iter(range(1, _MOST_JOBS + 1))
+        self.job = ""
 
-    def write(self, *, sleep: float = 0.3, more: str = COUNT, labels: dict[str, str] | None = None) -> None:
-        said = {"enabled": "true", "name": self.job, "worker.image": IMAGE, "stop-timeout": "5s", "grace": "1s"}
-        said["worker.command"] = f"sh -c '{WORK.format(sleep=sleep, more=more)}'".replace("$", "$$")
-        said |= labels or {}
+    def begin(self) -> None:
+        """Have it run, but for `extra`, which somebody stops."""
         service = {"image": IMAGE, "init": True, "command": ["sleep", "9999"], "stop_grace_period": "1s"}
         test = ["CMD", "test", "-f", "/data/log"]
         services: dict[str, dict[str, Any]] = {
@@ -45,22 +52,62 @@ class JobStack:
                 "command": ["sh", "-c", "while true; do date >>/data/log; sleep 0.1; done"],
                 "volumes": ["data:/data"],
                 "healthcheck": {"test": test, "interval": "500ms", "retries": 60},
-                "labels": {f"longshore.job.{key}": value for key, value in said.items() if value},
             },
             "app": service | {"deploy": {"replicas": 2}, "depends_on": {"db": {"condition": "service_healthy"}}},
             "web": service | {"depends_on": ["app"]},
             "extra": service | {"depends_on": ["db"]},
         }
-        volume = {"longshore.job.attach": self.job, "longshore.job.mount.path": "/mnt/data"}
+        jobs = ",".join(self._job(number) for number in range(1, _MOST_JOBS + 1))
+        volume = {"longshore.job.attach": jobs, "longshore.job.mount.path": "/mnt/data"}
         volume["longshore.job.mount.mode"] = "rw"
         text = json.dumps({"services": services, "volumes": {"data": {"labels": volume}}})
         (self.project.directory / "compose.yml").write_text(text)
+        self._heal()
+
+    def next_job(self) -> None:
+        self.job = self._job(next(self._numbers))
+
+    def _job(self, number: int) -> str:
+        return f"job-{self.name}-{number}"
 
     def up(self, **said: Any) -> None:
-        """Have it run, but for `extra`, which somebody stops."""
-        self.write(**said)
+        """Have it run as at first, with a description of the job."""
+        for service in RUNNING:
+            if self._is_there(service) and self.inspect(service)["State"]["Paused"]:
+                self.engine.unpause(f"{self.name}-{service}")
+        if "db-1" in self.running():
+            self.in_db("sh", "-c", "rm -rf /data/runs; test -f /data/log || rm -rf /data/log")
+        if not self.is_well():
+            self._heal()
+        self.describe(**said)
+
+    def describe(self, *, sleep: float = 0.3, more: str = COUNT, labels: dict[str, str] | None = None) -> None:
+        """Say anew what the job is."""
+        said = {"enabled": "true", "name": self.job, "worker.image": IMAGE, "stop-timeout": "5s", "grace": "1s"}
+        said["worker.command"] = f"sh -c '{WORK.format(sleep=sleep, more=more)}'"
+        said |= labels or {}
+        described = {f"longshore.job.{key}": value for key, value in said.items() if value}
+        self._forget()
+        # Compose sees only what is labelled as no one-off.
+        labels = described | {_PROJECT: self.name}
+        self.engine.create_container(IMAGE, ["true"], name=f"{self.job}-description", labels=labels)
+
+    def _forget(self) -> None:
+        for row in self.engine.containers(all=True, filters={"label": f"{_PROJECT}={self.name}"}):
+            if row["Names"] and row["Names"][0].endswith("-description"):
+                self.engine.remove_container(row["Id"], force=True)
+
+    def _heal(self) -> None:
         self.compose("up", "--detach", "--wait")
         self.compose("stop", "--timeout", "1", "extra")
+
+    def _is_there(self, service: str) -> bool:
+        return bool(self.engine.containers(all=True, filters={"name": f"^/{self.name}-{service}$"}))
+
+    def in_db(self, *command: str) -> bytes:
+        done = self.engine.exec_create(f"{self.name}-db-1", list(command))
+        text: bytes = self.engine.exec_start(done["Id"])
+        return text
 
     def compose(self, *words: str) -> None:
         command = ["docker", "compose", "-p", self.name, "-f", str(self.project.directory / "compose.yml"), *words]
@@ -73,7 +120,7 @@ class JobStack:
         return found
 
     def running(self) -> list[str]:
-        filters = {"label": f"com.docker.compose.project={self.name}"}
+        filters = {"label": f"{_PROJECT}={self.name}"}
         names = [row["Names"][0].removeprefix(f"/{self.name}-") for row in self.engine.containers(filters=filters)]
         return sorted(names)
 
@@ -96,20 +143,29 @@ class JobStack:
 
     def runs(self) -> int:
         """How often the work was done."""
-        done = self.engine.exec_create(f"{self.name}-db-1", ["cat", "/data/runs"])
-        text: bytes = self.engine.exec_start(done["Id"])
-        return text.count(b"run\n")
+        return self.in_db("cat", "/data/runs").count(b"run\n")
 
     def clear(self) -> None:
+        """Remove what belongs to the job of one test."""
         for worker in self.workers():
             self.engine.remove_container(worker, force=True)
+        self._forget()
+
+
+@pytest.fixture(scope="module")
+def module_shop(engine: docker.APIClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobStack]:
+    get(require_compose)
+    # Other tests look at all that is called as theirs are.
+    stack = JobStack(engine, ComposeProject(f"ljs-{uuid.uuid4().hex[:8]}", tmp_path_factory.mktemp("shop")))
+    try:
+        stack.begin()
+        yield stack
+    finally:
+        remove_project(engine, stack.name)
 
 
 @pytest.fixture
-def shop(engine: docker.APIClient, tmp_path: Path) -> Iterator[JobStack]:
-    get(require_compose)
-    # Other tests look at all that is called as theirs are.
-    stack = JobStack(engine, ComposeProject(f"ljs-{uuid.uuid4().hex[:8]}", tmp_path))
-    yield stack
-    stack.clear()
-    remove_project(engine, stack.name)
+def shop(module_shop: JobStack) -> Iterator[JobStack]:
+    module_shop.next_job()
+    yield module_shop
+    module_shop.clear()

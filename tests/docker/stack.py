@@ -98,6 +98,11 @@ class Stack:
     def container(self, service: str) -> str:
         return f"{self.name}-{service}-1"
 
+    def was_told_to_end(self, service: str) -> bool:
+        """Reports whether the engine has sent a signal to the container, by the events that it remembers."""
+        filters = {"container": [self.container(service)], "event": ["kill"]}
+        return bool(list(self.engine.events(since=0, until=time.time(), filters=filters)))
+
     def new_image(self) -> str:
         """The stack's image name means another image from now on."""
         made = self.engine.create_container(IMAGE, ["true"])["Id"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import ValidationError
 
-from longshore.orchestration.errors import OperationError, Preflight, StepCancelled
+from longshore.orchestration.errors import OperationError, Preflight, StepCancelled, Transient
 from longshore.orchestration.operations import find
 from longshore.tasks.host.engine.factory import close_engine
 from tests.docker.conftest import Step
@@ -343,6 +343,21 @@ def test_stop_stops_what_runs_and_its_undo_starts_only_that(trio: Stack) -> None
     assert trio.look() == was
     assert trio.ids() == ids
     assert not stop.undo().changed
+
+
+def test_the_undo_of_a_stop_that_was_cancelled_waits_for_the_engine_and_starts(stack: Stack) -> None:
+    stack.write(web={"init": False})  # ignores TERM, so the engine kills it at the end of its grace
+    stack.up().act()
+    stop = stack.other("stop", services=["web"])
+    cancelled = stop.again(1, asked_to_stop=lambda: stack.was_told_to_end("web"))
+
+    with pytest.raises((StepCancelled, Transient)):
+        cancelled.act()
+
+    assert "web" in stack.running(), "its grace is not over"
+    assert stop.undo().changed
+    time.sleep(2.5)  # longer than the grace: no stop comes later
+    assert stack.running() == {"db", "web"}
 
 
 def test_stop_of_some_services_leaves_the_others_alone(trio: Stack) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -32,6 +33,8 @@ COMPOSE = ROOT / "compose" / "compose.yaml"
 #: Names of images that stand in for those of registries.
 BASE, CLI, REDIS = "los-python:1", "los-cli:1", "los-redis:1"
 MADE = ("los-longshore:1", "los-longshore-client:1")
+#: As many as it takes for one to go on with what another one has left.
+WORKERS = 2
 
 
 class Deployment:
@@ -92,11 +95,25 @@ class Deployment:
         return self.compose("ps", "-q", service).stdout.split()
 
 
+def locked_packages(folder: Path) -> Path:
+    """A folder with the locked packages; what was downloaded for this lock before is kept in `.dev`."""
+    lock = ROOT / "requirements.lock"
+    digest = hashlib.sha256(lock.read_bytes() + sys.version.encode()).hexdigest()[:16]
+    kept, made = ROOT / ".dev" / "wheels" / digest, folder / "made"
+    if not kept.is_dir():
+        options = ["-q", "--no-deps", "--require-hashes", "-r", str(lock), "-d", str(made)]
+        command = [sys.executable, "-m", "pip", "download", *options]
+        subprocess.run(command, check=True, capture_output=True, cwd=folder)
+        shutil.rmtree(kept.parent, ignore_errors=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(made, kept.with_suffix(".part"))
+        kept.with_suffix(".part").rename(kept)
+    return kept
+
+
 def build(folder: Path) -> None:
     """The images that stand in for a registry's, with the locked packages."""
-    lock, wheels = str(ROOT / "requirements.lock"), str(folder / "wheels")
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--require-hashes", "-r", lock, "-d", wheels]
-    subprocess.run(command, check=True, capture_output=True, cwd=folder)
+    shutil.copytree(locked_packages(folder), folder / "wheels")
     images.load(f"{BASE}-bare", images.python())
     (folder / "Dockerfile").write_text(f"FROM {BASE}-bare\nCOPY wheels {images.WHEELS}\n")
     subprocess.run(["docker", "build", "-q", "-t", BASE, str(folder)], check=True, capture_output=True)
@@ -119,7 +136,7 @@ def deployment(engine: docker.APIClient, tmp_path_factory: pytest.TempPathFactor
     try:
         made.compose("build", "control")
         made.compose("--profile", "client", "build", "client")
-        made.compose("up", "-d", "--no-build", "--wait", "--scale", "worker=4")
+        made.compose("up", "-d", "--no-build", "--wait", "--scale", f"worker={WORKERS}")
         yield made
     finally:
         if os.environ.get("LONGSHORE_KEEP_LOGS"):
@@ -157,10 +174,10 @@ def test_compose_resolves_the_deployment_without_a_warning(deployment: Deploymen
 
 
 def test_the_deployment_is_up_scaled_and_one_host_and_nobody_in_it_is_root(deployment: Deployment) -> None:
-    assert len(deployment.containers("worker")) == 4
+    assert len(deployment.containers("worker")) == WORKERS
     (host,) = deployment.longshore("hosts", "ls")
     assert (host["name"], host["state"], host["labels"]) == ("shop", "ready", {"role": "shop"})
-    assert len(host["nodes"]) == 6  # control, engine, four workers
+    assert len(host["nodes"]) == 2 + WORKERS  # control and engine
     for service in ("control", "engine", "worker", "flower", "beat", "redis"):
         (container, *_) = deployment.containers(service)
         told = subprocess.run(["docker", "exec", container, "id", "-u"], capture_output=True, text=True, check=True)
@@ -216,8 +233,8 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_step_is_replaced_and_flower_
     assert "its worker was lost" in page
     wait_for("its root in Flower", lambda: '"SUCCESS"' in deployment.flower(f"/api/task/info/{run_id}")[1])
     # A container that is killed by hand stays so; compose brings it back.
-    deployment.compose("up", "-d", "--no-build", "--wait", "--scale", "worker=4")
-    wait_for("all of them", lambda: len(deployment.containers("worker")) == 4)
+    deployment.compose("up", "-d", "--no-build", "--wait", "--scale", f"worker={WORKERS}")
+    wait_for("all of them", lambda: len(deployment.containers("worker")) == WORKERS)
 
 
 def test_nobody_reaches_redis_without_a_user_and_messages_of_others_are_refused(deployment: Deployment) -> None:

@@ -12,44 +12,39 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from longshore.orchestration import Client, Run
+from longshore.orchestration import Client
 from longshore.orchestration.errors import (
     ImageMissing,
     JobNotFound,
     JobTimeout,
     StartFailed,
-    StopFailed,
     WorkerFailed,
 )
 from longshore.orchestration.jobs import labels
 from longshore.orchestration.jobs.file import read_jobs
-from longshore.orchestration.states import TERMINAL
-from longshore.tasks.crash_points import JOB_POINTS
+from longshore.orchestration.jobs.jobs import Jobs
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.operations.jobs.discovery import workers
 from longshore.workers.job_agent import JobWatch
-from tests.docker.engine_proxy import InBetween, refusal
-from tests.docker.job_stack import COUNT, RUNNING, JobStack, shop
-from tests.integration.conftest import QUICK, MakeInstallation, module_installation, short_folder
+from tests.docker.job_stack import COUNT, RUNNING, SOON, JobStack, module_shop, shop
+from tests.integration.conftest import MakeInstallation, module_installation
 from tests.integration.processes import Installation, Worker, wait_for
-from tests.servers import IMAGE, RedisServer, engine_url, remove_project
+from tests.servers import IMAGE, engine_url, remove_project
 
 if TYPE_CHECKING:
     from docker import APIClient
 
 pytestmark = [pytest.mark.docker, pytest.mark.integration, pytest.mark.jobs]
 assert shop
+assert module_shop
 assert module_installation
-assert short_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = "web1"
-#: Seconds within which a stack has to be up again, once a worker is back.
-SOON = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +65,6 @@ def worker(place: Installation) -> Worker:
 
 
 @pytest.fixture
-def alone(place: Installation) -> Installation:
-    """For tests that kill, with workers of their own."""
-    for one in place.workers:
-        one.kill()
-    return place
-
-
-@pytest.fixture
 def client(place: Installation, worker: Worker) -> Client:
     return place.client()
 
@@ -87,7 +74,7 @@ def test_a_stack_stands_still_for_its_job_and_comes_back_as_it_was(client: Clien
     before = {service: shop.started_at(service) for service in [*RUNNING, "extra-1"]}
     said = io.StringIO()
 
-    report = client.run_job(shop.job, log=said)
+    report = Jobs(client).run(shop.job, log=said)
 
     assert report.job is not None
     assert (report.exit_code, report.job.result, report.job.restart, report.job.down) == (0, "succeeded", "healthy", [])
@@ -137,14 +124,14 @@ def test_a_worker_that_fails_leaves_the_stack_up(place: Installation, worker: Wo
     client = place.client()
 
     with pytest.raises(WorkerFailed, match="ended with 7: no room") as failed:
-        client.run_job(shop.job)
+        Jobs(client).run(shop.job)
 
     assert failed.value.exit_code == failed.value.report.exit_code == 1
     assert failed.value.report.job.exit_code == 7
     assert shop.is_well()
     assert shop.workers() == []
 
-    kept = client.run_job(shop.job, check=False, keep_failed_worker=True)
+    kept = Jobs(client).run(shop.job, check=False, keep_failed_worker=True)
     assert kept.job is not None
     assert kept.job.result == "failed"
     (container,) = shop.workers()
@@ -159,7 +146,7 @@ def test_a_worker_that_takes_too_long_is_ended(client: Client, shop: JobStack) -
     shop.up(sleep=60)
 
     with pytest.raises(JobTimeout) as failed:
-        client.run_job(shop.job, timeout="1s")
+        Jobs(client).run(shop.job, timeout="1s")
 
     assert failed.value.report.job.result == "timed_out"
     assert failed.value.exit_code == 1
@@ -169,7 +156,7 @@ def test_a_worker_that_takes_too_long_is_ended(client: Client, shop: JobStack) -
 def test_one_that_ends_well_after_its_time_was_over_has_not_succeeded(client: Client, shop: JobStack) -> None:
     shop.up(labels={"worker.command": "sh -c 'trap \"exit 0\" TERM; sleep 60 & wait'", "timeout": "1s"})
 
-    report = client.run_job(shop.job, check=False)
+    report = Jobs(client).run(shop.job, check=False)
 
     assert report.job is not None
     assert (report.job.result, report.job.exit_code, report.exit_code) == ("timed_out", 0, 1)
@@ -183,7 +170,7 @@ def test_an_image_that_is_not_there_costs_no_downtime(place: Installation, clien
     assert dry_run.code == 1
     assert "cannot succeed" in dry_run.out
     with pytest.raises(ImageMissing):
-        client.run_job(shop.job)
+        Jobs(client).run(shop.job)
 
     assert {service: shop.started_at(service) for service in RUNNING} == before
 
@@ -215,74 +202,19 @@ def test_a_dry_run_says_what_is_impossible_and_touches_nothing(
     assert shop.workers() == []
 
 
-def test_a_secret_of_a_file_reaches_the_worker_and_nothing_else(alone: Installation, shop: JobStack) -> None:
-    shop.up()
-    secret, file = f"s3cret-{shop.name}", alone.folder / "secret.yaml"
-    command = ["sh", "-c", 'echo "has $TOKEN"; test -n "$TOKEN"']
-    said = {
-        "image": IMAGE,
-        "stacks": [shop.name],
-        "command": command,
-        "env": {"TOKEN": "{{ secret('env:LONGSHORE_SECRET_LST') }}"},
-    }
-    file.write_text(json.dumps({"jobs": {f"{shop.job}-s": said}}))
-
-    with alone.worker("knows", "-c", "2", LONGSHORE_SECRET_LST=secret):
-        done = alone.longshore("job", "run", f"{shop.job}-s", "-f", str(file), "--run-id", f"{shop.name}-s")
-
-    assert done.code == 0, done.err
-    assert "| has " in done.out
-    kept = [alone.redis.dump(key) or b"" for key in alone.redis.scan_iter("*")]
-    assert not [text for text in [done.out.encode(), done.err.encode(), *kept] if secret.encode() in text]
-    assert alone.client().get(f"{shop.name}-s").report().step("work").data["stdout"].startswith("has ***")
-
-
 def test_a_stack_that_would_not_stop_is_started_again(client: Client, shop: JobStack) -> None:
     shop.up()
     shop.engine.pause(f"{shop.name}-app-1")  # it takes its TERM only when it goes on, and this engine says so
-    report = client.run_job(shop.job, check=False)
+    report = Jobs(client).run(shop.job, check=False)
     assert report.job is not None
     assert report.job.restart == "healthy"
     assert shop.running() == RUNNING
     assert shop.inspect("app-1")["State"]["Paused"], "as it was"
 
 
-class Unwilling(InBetween):
-    """Stops everything but one container."""
-
-    spared = ""
-
-    def answer(self, request: bytes) -> bytes:
-        if self.spared and re.match(rf"POST \S*/containers/{self.spared}/stop", request.decode(errors="replace")):
-            return refusal("cannot stop container: tried to kill container, but did not receive an exit event")
-        return b""
-
-
-def test_a_stop_that_fails_half_way_brings_back_what_was_stopped(
-    alone: Installation, shop: JobStack, short_folder: Path
-) -> None:
-    shop.up()
-    before = {name: shop.started_at(name) for name in ("db-1", "app-1", "app-2")}
-    engine = Unwilling(short_folder)
-    engine.spared = f"(?:{shop.inspect('app-1')['Id']}|{shop.name}-app-1)"
-    with alone.worker("behind", "-c", "2", LONGSHORE_DOCKER_HOST=engine.url), pytest.raises(StopFailed) as failed:
-        alone.client().run_job(shop.job)
-    engine.close()
-
-    report = failed.value.report
-    assert report.job is not None
-    assert (report.exit_code, report.job.result, report.job.restart) == (1, "failed", "healthy")
-    assert "did not receive an exit event" in str(report.step("stop").error)
-    assert report.step("work").status == "not_run"
-    assert shop.is_well()
-    assert shop.started_at("web-1") > max(before.values()), "it was stopped, and is started again"
-    assert {name: shop.started_at(name) for name in ("db-1", "app-1")}.items() <= before.items(), "never stopped"
-    assert shop.workers() == []
-
-
 def test_a_container_that_vanishes_meanwhile_is_made_again(client: Client, shop: JobStack) -> None:
     shop.up(sleep=2)
-    run = client.start_job(shop.job)
+    run = Jobs(client).start(shop.job)
     wait_for("the worker to be at work", shop.worker_is_running)
     was = shop.inspect("web-1")["Id"]
     shop.engine.remove_container(was)
@@ -298,7 +230,7 @@ def test_a_stack_that_does_not_come_up_is_named(client: Client, shop: JobStack) 
     shop.up(more=f"{COUNT}; rm /mnt/data/log; mkdir /mnt/data/log", labels={"start-timeout": "2s"})
 
     with pytest.raises(StartFailed) as failed:
-        client.run_job(shop.job)
+        Jobs(client).run(shop.job)
 
     report = failed.value.report
     assert failed.value.exit_code == report.exit_code == 3
@@ -311,7 +243,7 @@ def test_a_stack_that_does_not_come_up_is_named(client: Client, shop: JobStack) 
 def test_a_stack_is_left_stopped_where_that_is_asked_for(client: Client, shop: JobStack) -> None:
     shop.up()
 
-    report = client.run_job(shop.job, keep_stopped=True)
+    report = Jobs(client).run(shop.job, keep_stopped=True)
 
     assert report.job is not None
     assert (report.exit_code, report.job.restart) == (0, "kept_stopped")
@@ -324,7 +256,7 @@ def test_a_stack_is_left_stopped_where_that_is_asked_for(client: Client, shop: J
 
 def test_a_cancel_stops_the_worker_and_starts_the_stack(place: Installation, client: Client, shop: JobStack) -> None:
     shop.up(sleep=60)
-    run = client.start_job(shop.job)
+    run = Jobs(client).start(shop.job)
     wait_for("the worker to be at work", shop.worker_is_running)
 
     assert place.longshore("runs", "cancel", run.id).code in {0, 1}
@@ -338,7 +270,7 @@ def test_a_cancel_stops_the_worker_and_starts_the_stack(place: Installation, cli
 
 def test_ctrl_c_leaves_the_job_going_and_twice_ends_it(place: Installation, worker: Worker, shop: JobStack) -> None:
     shop.up(sleep=60)
-    process = place.popen("job", "run", shop.job, "--run-id", f"{shop.name}-c")
+    process = place.popen("job", "run", shop.job, "--run-id", f"{shop.job}-c")
     wait_for("the worker to be at work", shop.worker_is_running)
     process.send_signal(signal.SIGINT)
     time.sleep(0.7)
@@ -346,98 +278,41 @@ def test_ctrl_c_leaves_the_job_going_and_twice_ends_it(place: Installation, work
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
 
-    assert f"run {shop.name}-c goes on" in err
+    assert f"run {shop.job}-c goes on" in err
     assert "cancelling" in err
-    report = place.client().get(f"{shop.name}-c").wait(SOON)
+    report = place.client().get(f"{shop.job}-c").wait(SOON)
     assert report.job is not None
     assert report.job.result == "cancelled"
     assert shop.is_well()
 
 
-# --- killed ---------------------------------------------------------------------------------------
-
-
-def recovered(run: Run, shop: JobStack) -> Any:
-    report = run.wait(SOON)
-    assert shop.is_well(), report
-    return report
-
-
-@pytest.mark.parametrize("point", JOB_POINTS)
-def test_whatever_is_killed_the_work_is_done_once_and_the_stack_is_up(
-    alone: Installation, shop: JobStack, tmp_path: Path, point: str
-) -> None:
-    shop.up(sleep=0.5)
-    client, marker = alone.client(), tmp_path / "killed"
-    doomed = alone.worker("doomed", "-c", "2", LONGSHORE_CRASH_AT=f"{point}:{marker}")
-    doomed.start()
-    run = client.start_job(shop.job, run_id=f"{shop.name}-k")
-    wait_for(f"it to be killed at {point}", marker.exists)
-    doomed.kill()
-
-    with alone.worker("healer", "-c", "2"):
-        report = recovered(run, shop)
-
-    assert (report.state, report.job.result, report.job.restart) == ("succeeded", "succeeded", "healthy")
-    assert shop.runs() == 1
-    assert shop.workers() == []
-
-
-def test_a_worker_that_is_told_to_end_ends_its_job_first(alone: Installation, shop: JobStack) -> None:
-    shop.up(sleep=2)
-    client = alone.client()
-    polite = alone.worker("polite", "-c", "2")
-    polite.start()
-    run = client.start_job(shop.job)
-    wait_for("the worker to be at work", shop.worker_is_running)
-    polite.stop()
-
-    with alone.worker("healer", "-c", "2"):
-        report = recovered(run, shop)
-
-    assert report.job.result == "succeeded"
-    assert shop.runs() == 1
+# --- killed or removed under it -------------------------------------------------------------------
 
 
 def test_a_worker_container_that_is_killed_has_failed(client: Client, shop: JobStack) -> None:
     shop.up(sleep=60)
-    run = client.start_job(shop.job)
+    run = Jobs(client).start(shop.job)
     wait_for("the worker to be at work", shop.worker_is_running)
     shop.engine.kill(shop.workers()[0])
 
-    report = recovered(run, shop)
+    report = run.wait(SOON)
 
+    assert shop.is_well(), report
+    assert report.job is not None
     assert (report.job.result, report.job.exit_code, report.exit_code) == ("failed", 137, 1)
 
 
 def test_a_worker_container_that_is_removed_is_told_of(client: Client, shop: JobStack) -> None:
     shop.up(sleep=60)
-    run = client.start_job(shop.job)
+    run = Jobs(client).start(shop.job)
     wait_for("the worker to be at work", shop.worker_is_running)
     shop.engine.remove_container(shop.workers()[0], force=True)
 
-    report = recovered(run, shop)
+    report = run.wait(SOON)
 
-    assert (report.job.result, report.job.restart) == ("failed", "healthy"), "the record knows what ran, too"
-
-
-def test_what_redis_has_lost_is_finished_from_the_labels(alone: Installation, shop: JobStack) -> None:
-    shop.up(sleep=3)
-    client = alone.client()
-    with alone.worker("first", "-c", "2"):
-        run = client.start_job(shop.job, run_id=f"{shop.name}-lost")
-        wait_for("the worker to be at work", shop.worker_is_running)
-    assert alone.redis.flushall()
-
-    with alone.worker("healer", "-c", "2"):
-        wait_for("the stack to be up", shop.is_well, SOON)
-        wait_for("the run to be known again", lambda: client.store.body(run.id))
-        report = client.get(run.id).wait(SOON)
-
+    assert shop.is_well(), report
     assert report.job is not None
-    assert (report.job.result, report.job.restart, report.job.reconstructed) == ("succeeded", "healthy", True)
-    assert shop.runs() == 1
-    assert shop.workers() == []
+    assert (report.job.result, report.job.restart) == ("failed", "healthy"), "the record knows what ran, too"
 
 
 def test_who_waits_for_a_job_that_redis_has_lost_hears_of_its_end(
@@ -455,67 +330,11 @@ def test_who_waits_for_a_job_that_redis_has_lost_hears_of_its_end(
     assert shop.is_well()
 
 
-@pytest.mark.parametrize("point", ["job.created", "job.recorded"])
-def test_what_is_killed_and_lost_is_finished_from_the_labels(
-    alone: Installation, shop: JobStack, tmp_path: Path, point: str
-) -> None:
-    shop.up(sleep=1)
-    client, marker = alone.client(), tmp_path / "killed"
-    doomed = alone.worker("doomed", "-c", "2", LONGSHORE_CRASH_AT=f"{point}:{marker}")
-    doomed.start()
-    run = client.start_job(shop.job, run_id=f"{shop.name}-kl")
-    wait_for(f"it to be killed at {point}", marker.exists)
-    doomed.kill()
-    began = shop.started_at("db-1") if point == "job.recorded" else ""
-    assert alone.redis.flushall()
-
-    with alone.worker("healer", "-c", "2"):
-        wait_for("the run to be known again", lambda: client.store.body(run.id))
-        report = client.get(run.id).wait(SOON)
-
-    assert report.job is not None
-    assert (report.job.result, report.job.restart, report.job.reconstructed) == ("succeeded", "healthy", True)
-    assert shop.is_well()
-    assert shop.runs() == 1
-    assert shop.workers() == []
-    if began:
-        assert shop.started_at("db-1") == began, "it was up again, and is not stopped another time"
-
-
-def test_a_restart_of_redis_does_not_disturb_a_job(
-    shop: JobStack, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    server = RedisServer()
-    server.start()
-    made = Installation(server.url, tmp_path, docker_host=engine_url(), options=QUICK | {"host": HOST})
-    request.addfinalizer(server.close)
-    request.addfinalizer(made.close)
-    worker = made.worker("one", "-c", "2")
-    worker.start()
-    shop.up(sleep=2)
-    run = made.client().start_job(shop.job)
-    wait_for("the worker to be at work", shop.worker_is_running)
-
-    server.stop(signal.SIGKILL)
-    time.sleep(1)
-    server.start()
-
-    def over() -> bool:
-        worker.keep_alive()
-        return run.state() in TERMINAL
-
-    wait_for("it to end", over, SOON)
-    report = run.report()
-    assert report.job is not None
-    assert (report.exit_code, report.job.result, report.job.restart) == (0, "succeeded", "healthy")
-    assert shop.runs() == 1
-
-
 def test_a_stack_that_was_not_up_is_brought_up_later(
     place: Installation, client: Client, shop: JobStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop.up(more="rm /mnt/data/log; mkdir /mnt/data/log", labels={"start-timeout": "2s"})
-    report = client.run_job(shop.job, run_id=f"{shop.name}-down", check=False)
+    report = Jobs(client).run(shop.job, run_id=f"{shop.job}-down", check=False)
     assert report.exit_code == 3
     (container,) = shop.workers()
 
@@ -527,7 +346,7 @@ def test_a_stack_that_was_not_up_is_brought_up_later(
     monkeypatch.setattr("longshore.workers.job_agent._AGAIN", (0.0,))
     watch.finish()
     watch.finish()
-    later = client.get(f"{shop.name}-down.again1").wait(SOON)
+    later = client.get(f"{shop.job}-down.again1").wait(SOON)
     assert later.job is not None
     assert later.job.restart == "healthy"
     watch.finish()
@@ -537,7 +356,7 @@ def test_a_stack_that_was_not_up_is_brought_up_later(
 
 def test_one_stack_has_one_job_at_a_time(place: Installation, worker: Worker, client: Client, shop: JobStack) -> None:
     shop.up(sleep=1.5)
-    first, second = (client.start_job(shop.job, run_id=f"{shop.name}-{n}") for n in range(2))
+    first, second = (Jobs(client).start(shop.job, run_id=f"{shop.job}-{n}") for n in range(2))
 
     held = place.longshore("locks", "ls", "-o", "json").json
     assert f"{HOST}/{shop.name}" in json.dumps(held)
@@ -552,9 +371,9 @@ def test_one_stack_has_one_job_at_a_time(place: Installation, worker: Worker, cl
 @pytest.mark.parametrize("policy", ["skip", "cancel-running"])
 def test_what_overlaps_is_skipped_or_takes_its_place(client: Client, shop: JobStack, policy: str) -> None:
     shop.up(sleep=2, labels={"overlap-policy": policy})
-    first = client.start_job(shop.job, run_id=f"{shop.name}-1")
+    first = Jobs(client).start(shop.job, run_id=f"{shop.job}-1")
     wait_for("the worker to be at work", shop.worker_is_running)
-    second = client.start_job(shop.job, run_id=f"{shop.name}-2")
+    second = Jobs(client).start(shop.job, run_id=f"{shop.job}-2")
 
     results = [run.wait(SOON).job for run in (first, second)]
 
@@ -568,15 +387,15 @@ def test_hosts_answer_also_after_redis_was_emptied_under_them(
 ) -> None:
     shop.up()
     for _ in range(3):
-        assert client.jobs().job(shop.job)
+        assert Jobs(client).list().job(shop.job)
     assert place.redis.flushall()
     wait_for("the worker to be registered again", client.hosts)
-    assert client.jobs().job(shop.job)
+    assert Jobs(client).list().job(shop.job)
 
 
 def test_a_worker_that_a_live_run_owns_is_left_to_it(client: Client, shop: JobStack) -> None:
     shop.up(sleep=2)
-    run = client.start_job(shop.job)
+    run = Jobs(client).start(shop.job)
     wait_for("the worker to be at work", shop.worker_is_running)
     (left,) = [one for one in workers(engine()) if one.run_id == run.id]
 
@@ -590,7 +409,7 @@ def test_a_worker_that_a_live_run_owns_is_left_to_it(client: Client, shop: JobSt
 def test_there_is_no_such_job(client: Client, shop: JobStack) -> None:
     shop.up()
     with pytest.raises(JobNotFound, match=shop.job) as failed:
-        client.plan_job("nothing-such")
+        Jobs(client).plan("nothing-such")
     assert failed.value.exit_code == 2
 
 

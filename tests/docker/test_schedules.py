@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import pytest
 
 from longshore.orchestration import Run
+from longshore.orchestration.jobs.jobs import Jobs
 from longshore.orchestration.schedules.due_times import Mark, ScheduleMarks
 from longshore.orchestration.store.breakers import Breakers
-from tests.docker.job_stack import JobStack, shop
+from tests.docker.job_stack import JobStack, module_shop, shop
 from tests.fork_server import Process
 from tests.integration.conftest import MakeInstallation, module_installation
 from tests.integration.processes import Installation, wait_for
@@ -21,6 +22,7 @@ from tests.servers import engine_url
 
 pytestmark = [pytest.mark.docker, pytest.mark.integration, pytest.mark.jobs]
 assert shop
+assert module_shop
 assert module_installation
 
 HOST = "web1"
@@ -56,7 +58,7 @@ class Clockwork:
         """The hosts are asked twice a minute; here, at once."""
 
         def look() -> Mark | None:
-            self.client.jobs()
+            Jobs(self.client).list()
             found = self.mark()
             return found if found and found.schedule == schedule else None
 
@@ -87,8 +89,7 @@ def test_two_beats_start_one_run_for_a_planned_time_by_the_labels_of_that_moment
     (run,) = clock.started(1, settle=2.0)
     assert run.report().exit_code == 0
 
-    shop.write(more="echo changed; echo run >>/mnt/data/runs", labels=labels)
-    shop.compose("up", "--detach", "--wait")
+    shop.describe(more="echo changed; echo run >>/mnt/data/runs", labels=labels)
     clock.schedules.put(clock.key, Mark(mark.until - 2 * DAY, mark.schedule))
     runs = clock.started(2, settle=2.0)
     assert len(runs) == 2, "two beats, one run for each planned time"
@@ -136,8 +137,8 @@ def test_the_command_line_and_beat_at_the_same_moment_take_turns(place: Installa
     mark = clock.until_known(f"{HALF_A_DAY_AWAY} UTC")
 
     clock.schedules.put(clock.key, Mark(mark.until - DAY, mark.schedule))
-    done = place.longshore("job", "run", shop.job, "--run-id", f"{shop.name}-by-hand")
-    runs = [*clock.started(1), clock.client.get(f"{shop.name}-by-hand")]
+    done = place.longshore("job", "run", shop.job, "--run-id", f"{shop.job}-by-hand")
+    runs = [*clock.started(1), clock.client.get(f"{shop.job}-by-hand")]
 
     assert done.code == 0
     assert [run.wait(60).exit_code for run in runs] == [0, 0]

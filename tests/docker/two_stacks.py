@@ -71,7 +71,7 @@ class Project:
         made = self.engine.create_container(IMAGE, ["true"])["Id"]
         try:
             changes = [f"ENV MOVED={os.urandom(8).hex()}"]
-            changes += [f"HEALTHCHECK --interval=1s --retries=1 CMD {json.dumps(command)}"] if command else []
+            changes += [f"HEALTHCHECK --interval=300ms --retries=1 CMD {json.dumps(command)}"] if command else []
             done = self.engine.commit(made, self.name, service, changes=changes)
         finally:
             self.engine.remove_container(made)

@@ -61,7 +61,7 @@ class Down(Implementation[DownParams]):
         if not before["containers"]:
             return Outcome(changed=False)
         with project_lock(ctx, docker, project):
-            done = revisions.restore(ctx, docker, before)
+            done = revisions.restore(ctx, docker, before, grace=params.grace)
         return Outcome(changed=done)
 
     @staticmethod

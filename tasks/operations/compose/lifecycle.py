@@ -11,7 +11,15 @@ from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
 from longshore.tasks.operations.compose.cli import Compose, Resolved
 from longshore.tasks.operations.compose.project import failing, members_of, named, names, project_lock
-from longshore.tasks.operations.compose.state import HealthWaiter, Member, jobs, members, start_in_order, stop_in_order
+from longshore.tasks.operations.compose.state import (
+    HealthWaiter,
+    Member,
+    await_stops,
+    jobs,
+    members,
+    start_in_order,
+    stop_in_order,
+)
 
 _WELL = 60.0
 
@@ -78,6 +86,7 @@ class Stop(Implementation[StopParams]):
         docker, project = engine(), before["project"]
         was = [member for member in members_of(before) if member.running]
         with project_lock(ctx, docker, project):
+            await_stops(ctx, docker, members(docker, project), params.grace)
             everything = members(docker, project)
             heirs = _heirs(was, everything)
             gate = HealthWaiter(ctx, docker, project, deadline=_WELL, settle=0.0, jobs=jobs(everything))
@@ -231,6 +240,7 @@ class Restart(Implementation[RestartParams]):
     def undo(self, ctx: Context, params: RestartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project, was = engine(), before["project"], members_of(before)
         with project_lock(ctx, docker, project):
+            await_stops(ctx, docker, members(docker, project), params.grace)
             everything = members(docker, project)
             heirs = _heirs(was, everything)
             gate = HealthWaiter(ctx, docker, project, deadline=_WELL, settle=0.0, jobs=jobs(everything))

@@ -24,6 +24,7 @@ from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, S
 from longshore.tasks.operations.compose.state import (
     HealthWaiter,
     Member,
+    await_stops,
     fingerprint,
     jobs,
     members,
@@ -272,11 +273,18 @@ def keep_images(ctx: Context, docker: Engine, project: str, image_ids: Iterable[
             ctx.log(f"image {image_id} is gone already, only its containers are left: they cannot be made again")
 
 
-def restore(ctx: Context, docker: Engine, before: dict[str, Any], *, known: Iterable[Resolved] = ()) -> bool:
+def restore(
+    ctx: Context,
+    docker: Engine,
+    before: dict[str, Any],
+    *,
+    known: Iterable[Resolved] = (),
+    grace: float | None = None,
+) -> bool:
     """Make the project what it was: configuration, images, and what runs. Whether there was anything to do.
 
     `known` is what the step was to bring about; containers that are neither that nor what was are
-    somebody else's work, and not touched. So are names of images that the step has not moved.
+    somebody else's work, and not touched. So are names of images that the step has not moved. `grace` is the step's.
     """
     project, scope, refs = before["project"], set(before["services"]), before["refs"]
     was = [Member(**said) for said in before["containers"]]
@@ -287,6 +295,7 @@ def restore(ctx: Context, docker: Engine, before: dict[str, Any], *, known: Iter
         return [member for member in members(docker, project) if member.service in scope]
 
     _refuse_foreign(project, was, now(), known)
+    await_stops(ctx, docker, now(), grace)
     done = fingerprint(was) != fingerprint(now())
     if done:
         _remove_rests(docker, was, now())

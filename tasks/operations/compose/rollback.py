@@ -83,7 +83,7 @@ class Rollback(Implementation[RollbackParams]):
         docker, project = engine(), before["project"]
         with project_lock(ctx, docker, project):
             known = revisions.brought(ctx, project)
-            done = bool(known) and revisions.restore(ctx, docker, before, known=known)
+            done = bool(known) and revisions.restore(ctx, docker, before, known=known, grace=params.grace)
         return Outcome(changed=done)
 
     def _wanted(self, docker: Engine, project: str, params: RollbackParams) -> tuple[Revision, Resolved]:

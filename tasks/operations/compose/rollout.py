@@ -135,7 +135,7 @@ class Rollout:
         project = self.before["project"]
         self.ctx.log(f"{error.message}: project {project} goes back to what it was")
         try:
-            revisions.restore(self.ctx, self.docker, self.before, known=[self.target])
+            revisions.restore(self.ctx, self.docker, self.before, known=[self.target], grace=self.params.grace)
         except (StepCancelled, StepTimeout):
             raise
         except OperationError as failure:

@@ -18,6 +18,8 @@ from longshore.tasks.operations.compose.config_hashes import aliases, meant
 
 _LABEL = "com.docker.compose."
 _LOOK = 0.2
+#: What the engine takes for a grace where a container has none of its own, and how much longer a stop may take.
+_GRACE, _MARGIN = 10.0, 5.0
 #: Conditions of `depends_on` that more than a start fulfils.
 _AWAITED = {"service_healthy", "service_completed_successfully"}
 
@@ -132,6 +134,30 @@ def stop_in_order(found: Iterable[Member], grace: float | None = None) -> None:
     for level in reversed(in_order(found)):
         with ThreadPoolExecutor(max_workers=8) as pool:
             list(pool.map(stop, level))
+
+
+def await_stops(ctx: Context, docker: Engine, found: Iterable[Member], grace: float | None = None) -> None:
+    """Wait until no stop of these is under way in the engine.
+
+    A stop goes on in the engine when the program that asked for it has ended. Until the grace is over, its container
+    looks as if it ran on. `grace`: what the program may have asked for.
+    """
+    running = {member.id for member in found if member.running}
+    if not running:
+        return
+    told: dict[str, float] = {}
+    for event in docker.events(("start", "kill", "die"), 0.0, time.time()):
+        told.pop(event["Actor"]["ID"], None)
+        if event["Action"] == "kill":
+            told[event["Actor"]["ID"]] = float(event["time"])
+    for container_id in running & told.keys():
+        container = docker.inspect(container_id)
+        own = container.stop_timeout if container is not None else None
+        limit = max(_GRACE if own is None else own, grace or 0.0) + _MARGIN
+        end = time.monotonic() + limit - max(0.0, time.time() - told[container_id])
+        while container is not None and container.running and time.monotonic() < end:
+            ctx.sleep(_LOOK)
+            container = docker.inspect(container_id)
 
 
 def jobs(found: Iterable[Member]) -> set[str]:

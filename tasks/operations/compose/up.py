@@ -81,7 +81,7 @@ class Up(Implementation[UpParams]):
             known = revisions.brought(ctx, project)
             if not known:
                 return Outcome(changed=False)  # it is kept before anything is touched
-            done = revisions.restore(ctx, docker, before, known=known)
+            done = revisions.restore(ctx, docker, before, known=known, grace=params.grace)
         return Outcome(changed=done)
 
     @staticmethod

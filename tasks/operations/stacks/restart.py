@@ -113,7 +113,8 @@ class Restart(Implementation[RestartParams]):
         docker, project = engine(), params.project
         with project_lock(ctx, docker, project):
             known = revisions.brought(ctx, project)
-            return Outcome(changed=bool(known) and revisions.restore(ctx, docker, before, known=known))
+            done = bool(known) and revisions.restore(ctx, docker, before, known=known, grace=params.grace)
+        return Outcome(changed=done)
 
     @staticmethod
     def _look(ctx: Context, docker: Engine, params: RestartParams) -> _Found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from longshore.orchestration.errors import Delayed, OperationError, Preflight, Transient, Unsuccessful
 from longshore.orchestration.settings import get_settings
 from longshore.orchestration.states import StepState
-from longshore.tasks.host.engine import factory
+from longshore.tasks.crash_points import JOB_POINTS
+from longshore.tasks.host.engine import port as engines
 from longshore.tasks.operations import jobs
 from longshore.tasks.operations.docker.run import captured_output
 from longshore.tasks.operations.jobs.discovery import described, workers
@@ -60,13 +62,13 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stubborn
     made = Stubborn()
     for image in ("shop:1", "work:1"):
         made.add_image(image)
-    before = factory._factory
-    factory.use_engines(lambda _url: made)
+    before = engines._factory
+    engines.use_engines(lambda _url: made)
     for service, depends_on in STACK.items():
         add(made, f"shop-{service}-1", service, depends_on)
     made.calls.clear()
     yield made
-    factory.use_engines(before)
+    engines.use_engines(before)
     get_settings.cache_clear()
 
 
@@ -106,9 +108,7 @@ def test_exactly_what_ran_is_stopped_and_started_in_order(docker: Stubborn) -> N
     step("work.execute").act()
     started = step("start.execute").act()
 
-    calls = [call for call in docker.calls if "job" not in call]
-    calls[1:3], calls[5:7] = sorted(calls[1:3]), sorted(calls[5:7])  # containers of one level stop at the same time
-    assert calls == [
+    assert [call for call in docker.calls if "job" not in call] == [
         *("stop shop-web-1", "stop shop-app-1", "stop shop-app-2", "stop shop-db-1"),
         # Once more before the work: nothing has come up meanwhile.
         *("stop shop-web-1", "stop shop-app-1", "stop shop-app-2", "stop shop-db-1"),
@@ -192,6 +192,44 @@ def test_a_second_delivery_does_nothing_twice(docker: Stubborn) -> None:
     step("work.execute").act()
     step("work.execute").act()
     assert docker.calls.count(f"start {first.outcome.data['name']}") == 1
+
+
+class Killed(BaseException):
+    """The process of a step is killed at a point."""
+
+
+@pytest.mark.parametrize("point", JOB_POINTS)
+def test_a_step_that_is_killed_anywhere_is_finished_by_its_next_attempt(
+    docker: Stubborn, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    passed: list[str] = []
+
+    def pass_by(name: str, variable: str, _signal: int) -> None:
+        if variable == "LONGSHORE_CRASH_AT":
+            passed.append(name)
+            if name == point and passed.count(point) == 1:
+                raise Killed
+
+    monkeypatch.setattr("longshore.tasks.crash_points._signal_at", pass_by)
+    up = running(docker)
+    kills = 0
+
+    for verb, said in {"worker": {"image": "work:1"}, "stop": {}, "work": {}, "start": {}, "remove": {}}.items():
+        doing = step(f"{verb}.execute", **said)
+        try:
+            doing.act()
+        except Killed:
+            kills += 1
+            doing.act()
+        if verb == "work":
+            assert not running(docker) & up, "the stack stands still for the work"
+
+    assert kills == 1, passed
+    assert running(docker) == up
+    assert workers(docker) == []
+    starts = [event["Actor"]["ID"] for event in docker.events(["start"], 0.0, time.time() + 1)]
+    stack = {row["Id"] for row in docker.rows({}, all_of_them=True)}
+    assert len([one for one in starts if one not in stack]) == 1, "the work is done once"
 
 
 def test_what_is_made_again_meanwhile_is_stopped_as_well(docker: Stubborn) -> None:

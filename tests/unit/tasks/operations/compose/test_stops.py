@@ -1,0 +1,98 @@
+"""Stops that are under way in the engine, which is one in memory: what is waited for, and what is not."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from longshore.tasks.host.engine.port import Container
+from longshore.tasks.implementation import Context
+from longshore.tasks.operations.compose.state import Member, await_stops, members
+from longshore.tasks.simulation.engine import MemoryEngine
+
+
+class Ending(MemoryEngine):
+    """An engine in which a stop takes some looks at its container."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left: int | None = None
+        self.looks = 0
+        self.add_image("shop:1")
+
+    def inspect(self, container: str) -> Container | None:
+        self.looks += 1
+        if self.left is not None:
+            self.left -= 1
+            if self.left == 0:
+                super().stop(container)
+        return super().inspect(container)
+
+    def kill_event(self, container: str, age: float = 0.0) -> None:
+        self._events.append({"Action": "kill", "Actor": {"ID": container}, "time": time.time() - age})
+
+
+@pytest.fixture
+def docker() -> Ending:
+    made = Ending()
+    labels = {"com.docker.compose.project": "shop", "com.docker.compose.service": "web"}
+    made.create("shop-web-1", {"Image": "shop:1", "Labels": labels, "StopTimeout": 1})
+    made.start("shop-web-1")
+    return made
+
+
+def found(docker: Ending) -> list[Member]:
+    said = members(docker, "shop")
+    docker.looks = 0
+    return said
+
+
+def wait(docker: Ending, of: list[Member], **said: Any) -> None:
+    await_stops(Context(run_id="r1", step="step", plan="plan"), docker, of, **said)
+
+
+def test_a_container_that_is_about_to_end_is_waited_for(docker: Ending) -> None:
+    (web,) = found(docker)
+    docker.kill_event(web.id)
+    docker.left = 3
+
+    wait(docker, [web])
+
+    (now,) = members(docker, "shop")
+    assert not now.running
+
+
+def test_a_container_that_nobody_stops_is_not_waited_for(docker: Ending) -> None:
+    (web,) = found(docker)
+    wait(docker, [web])
+    assert docker.looks == 0
+
+
+def test_a_container_that_has_been_started_since_is_not_waited_for(docker: Ending) -> None:
+    (web,) = found(docker)
+    docker.kill_event(web.id)
+    docker.stop(web.id)
+    docker.start(web.id)
+    of = found(docker)
+
+    wait(docker, of)
+
+    assert docker.looks == 0
+
+
+def test_a_container_that_has_outlived_its_grace_got_another_signal(docker: Ending) -> None:
+    (web,) = found(docker)
+    docker.kill_event(web.id, age=60.0)
+    wait(docker, [web])
+    assert docker.looks == 1
+
+
+def test_a_longer_grace_of_the_step_counts(docker: Ending) -> None:
+    (web,) = found(docker)
+    docker.kill_event(web.id, age=60.0)
+    docker.left = 3
+    wait(docker, [web], grace=90.0)
+    (now,) = members(docker, "shop")
+    assert not now.running
