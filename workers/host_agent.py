@@ -23,7 +23,7 @@ from longshore.orchestration.operations import all_operations
 from longshore.orchestration.plans.compiled import is_forward
 from longshore.orchestration.store.hosts import Drained, Hosts, Node, NodeState
 from longshore.orchestration.store.run_store import Store
-from longshore.tasks.attempts.base import hostname
+from longshore.tasks.attempts.delivery import hostname
 from longshore.tasks.host.facts import facts, labels, report_engine
 from longshore.tasks.host.health import health, report_folders
 from longshore.workers.queues import at_this_host

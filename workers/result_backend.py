@@ -1,7 +1,7 @@
 """A result backend that keeps no results: it sends the body of a chord when the record says so.
 
-Outcomes live in the saga. The script that records an outcome also counts its level; the task leaves
-its answer on its own request, and this publishes what follows. Nothing is counted twice, and a failed
+Outcomes live in the saga. The script that records an outcome also counts its level; the task
+returns, or its exception carries, an `Advance` where the run can go on, and the backend publishes what follows. Nothing is counted twice, and a failed
 step is a failed Celery task while its chord still goes on.
 """
 
@@ -14,6 +14,7 @@ from celery import Celery, states
 from celery.backends.base import DisabledBackend
 
 from longshore.orchestration.messaging.canvas import Canvas
+from longshore.tasks.control.celery_tasks import Advance
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ class SagaBackend(DisabledBackend):
         store_result: bool = True,
         state: str = states.SUCCESS,
     ) -> None:
-        self._go_on(request)
+        if isinstance(result, Advance):
+            self._go_on(request, result)
 
     def mark_as_failure(
         self,
@@ -52,16 +54,15 @@ class SagaBackend(DisabledBackend):
         call_errbacks: bool = True,
         state: str = states.FAILURE,
     ) -> None:
-        self._go_on(request)
+        advance = getattr(exc, "advance", None)
+        if isinstance(advance, Advance):
+            self._go_on(request, advance)
 
-    def _go_on(self, request: Any) -> None:
-        """Publish the chord's body, or an advance of its own, if this outcome lets the run go on."""
-        target = getattr(request, "longshore_advance", None) if request is not None else None
-        if target is None:
-            return
-        run_id, plan_name = target
+    def _go_on(self, request: Any, advance: Advance) -> None:
+        """Publish the body of the chord, or an advance message where the step has none."""
+        run_id, plan_name = advance
         try:
-            if request.chord:
+            if request is not None and request.chord:
                 # Its own parent is the run, not the header task that happened to end last.
                 self.app.signature(request.chord).apply_async(root_id=run_id, parent_id=run_id)
             else:

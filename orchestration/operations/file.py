@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from longshore.orchestration.operations.base import (
     NO_RETRY,
@@ -18,10 +19,13 @@ from longshore.orchestration.operations.base import (
     register,
 )
 
+#: The type of the validation error of a path with `..`.
+UPWARDS = "path_upwards"
+
 
 def _straight(value: str) -> str:
     if ".." in value.split("/"):
-        raise ValueError(f"{value!r} has a .. in it: say where it leads")
+        raise PydanticCustomError(UPWARDS, "{path} has a .. in it: say where it leads", {"path": repr(value)})
     return value
 
 

@@ -14,7 +14,7 @@ from longshore.orchestration.plans.model import UndoSpec
 from longshore.orchestration.store.caches import Caches
 from longshore.orchestration.store.objects import Objects
 from longshore.orchestration.store.run_store import Store
-from longshore.tasks.attempts.runner import render_step, reveal_params
+from longshore.tasks.attempts.params import render_step, reveal_params
 from longshore.tasks.attempts.scope import of_steps
 from longshore.tasks.host import policy
 from longshore.tasks.host.facts import facts, labels

@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from celery import Task, shared_task
@@ -20,8 +20,17 @@ from longshore.orchestration.messaging.canvas import ADVANCE, DRY_RUN, STEP, TAS
 from longshore.orchestration.monitoring import logs
 from longshore.orchestration.plans.compiled import StepId
 from longshore.orchestration.store.audit import note_refusal
-from longshore.orchestration.store.run_store import Recorded, Store, read_request
-from longshore.tasks.attempts.base import AnotherInstance, AttemptFailed, Refused, TryAgain, WaitsOutside, hostname
+from longshore.orchestration.store.run_store import Store, read_request
+from longshore.tasks.attempts.delivery import (
+    AnotherInstance,
+    Delivery,
+    Ended,
+    Refused,
+    Result,
+    RetryScheduled,
+    WaitsOutside,
+    hostname,
+)
 from longshore.tasks.attempts.dry_run import dry_run_step
 from longshore.tasks.attempts.runner import Attempt
 from longshore.tasks.control.coordinator import Coordinator
@@ -43,6 +52,19 @@ def store_and_plans() -> tuple[Store, Plans]:
         store = Store()
         _here[pid] = (store, Plans(store))
     return _here[pid]
+
+
+class Advance(NamedTuple):
+    """The result of a step's task where the run can go on now: `SagaBackend` sends the next message."""
+
+    run_id: str
+    plan: str
+
+
+class AttemptFailed(Exception):
+    """The recorded final failure of a step, raised so that its Celery task is a failed one."""
+
+    advance: Advance | None = None
 
 
 class SagaTask(Task):  # type: ignore[type-arg]
@@ -82,7 +104,8 @@ class SagaTask(Task):  # type: ignore[type-arg]
             raise Ignore(why)
 
 
-def _attempt(task: SagaTask, run_id: str, step_id: StepId) -> Attempt:
+def _delivery(task: SagaTask, run_id: str, step_id: StepId, side: str) -> Delivery:
+    """The delivery of this message. Raises Ignore, and Retry for a message of a newer version."""
     store, plans = store_and_plans()
     request = task.request
     try:
@@ -96,12 +119,17 @@ def _attempt(task: SagaTask, run_id: str, step_id: StepId) -> Attempt:
         why = f"message {request.id} was signed for another plan than that of the run"
         note_refusal(store, why, run=run_id)
         raise Ignore(why)
-    # Unique to this delivery, so that only its own repeated claim is answered again.
-    owner = f"{request.id}@{request.hostname}/{uuid4().hex[:8]}"
-    canvas = partial(Canvas, task.app)
-    host = hostname(str(request.hostname or ""))
-    return Attempt(
-        store, loaded, run_id, step_id, owner, str(request.id), canvas, host, next_link=_next_link(request.chain)
+    return Delivery(
+        store,
+        loaded,
+        run_id,
+        step_id,
+        owner=f"{request.id}@{request.hostname}/{uuid4().hex[:8]}",
+        task_id=str(request.id),
+        canvas=partial(Canvas, task.app),
+        host=hostname(str(request.hostname or "")),
+        side=side,
+        next_link=_next_link(request.chain),
     )
 
 
@@ -122,59 +150,59 @@ def _next_link(rest: Any) -> int | None:
     return int(args[1]) if len(args) > 1 else None
 
 
-def _carry_out(task: SagaTask, attempt: Attempt, *, forward: bool) -> None:
-    """Run an attempt, and tell the result backend whether the run can go on."""
-    logs.add(step=attempt.plan.name_of(attempt.step_id), host=attempt.host)
+def _carry_out(task: SagaTask, run_id: str, step_id: StepId, side: str) -> Advance | None:
+    """Run the attempt and end its Celery task the same way. Raises Ignore, Retry, AttemptFailed."""
+    delivery = _delivery(task, run_id, step_id, side)
+    logs.add(step=delivery.name, host=delivery.host)
     try:
         try:
-            recorded: Recorded = attempt.forward() if forward else attempt.backward()
+            result: Result = Attempt(delivery).run()
         except AnotherInstance:
-            # The plan that this process knows is of a run that was forgotten.
-            store_and_plans()[1].get(attempt.run_id, again=True)
-            attempt = _attempt(task, attempt.run_id, attempt.step_id)
-            recorded = attempt.forward() if forward else attempt.backward()
+            # This process has the plan of a run that was deleted.
+            store_and_plans()[1].get(run_id, again=True)
+            delivery = _delivery(task, run_id, step_id, side)
+            result = Attempt(delivery).run()
     except Refused as why:
         raise Ignore(str(why)) from None
-    except WaitsOutside as what:
-        # What it waits for may have happened already: the record is looked at once more.
-        attempt.canvas(attempt.run_id, None).send_advance(attempt.plan.plan.name)
-        raise Ignore(str(what)) from None
-    except TryAgain as again:
-        if again.parked:
-            # Redis holds it until its time; Celery is told that it is a retry, and sends nothing.
-            due = datetime.now(UTC) + timedelta(seconds=again.delay)
-            raise Retry(again.error, exc=AttemptFailed(again.error), when=due) from None
-        queue = attempt.queue_again(forward=forward)
-        where: dict[str, Any] = {"queue": queue} if queue else {}
-        raise task.retry(exc=AttemptFailed(again.error), countdown=again.delay, max_retries=None, **where) from None
-    except AttemptFailed as failed:
-        ended: Recorded | None = getattr(failed, "recorded", None)
-        task.request.update(longshore_advance=_target(attempt) if ended is None or ended.advance else None)
-        _send_next(attempt, ended)
-        raise AttemptFailed(str(failed)) from None
-    task.request.update(longshore_advance=_target(attempt) if recorded.advance else None)
-    _send_next(attempt, recorded)
+    if isinstance(result, WaitsOutside):
+        # The external event may have come already: the coordinator reads the record once more.
+        delivery.canvas(run_id, None).send_advance(delivery.plan.plan.name)
+        raise Ignore(result.what)
+    if isinstance(result, RetryScheduled):
+        raise _retry(task, delivery, result)
+    return _ended(delivery, result)
 
 
-def _send_next(attempt: Attempt, recorded: Recorded | None) -> None:
-    if recorded is not None:
-        send_next(attempt.store, attempt.canvas, attempt.run_id, attempt.plan, recorded.next_units)
+def _retry(task: SagaTask, delivery: Delivery, retry: RetryScheduled) -> Exception:
+    if retry.parked:
+        # Celery notes a retry and sends nothing: the sweeper sends the message when it is due.
+        due = datetime.now(UTC) + timedelta(seconds=retry.delay)
+        return Retry(retry.error, exc=AttemptFailed(retry.error), when=due)
+    where: dict[str, Any] = {"queue": delivery.retry_queue} if delivery.retry_queue else {}
+    return task.retry(exc=AttemptFailed(retry.error), countdown=retry.delay, max_retries=None, throw=False, **where)
 
 
-def _target(attempt: Attempt) -> tuple[str, str]:
-    return attempt.run_id, attempt.plan.plan.name
+def _ended(delivery: Delivery, result: Ended) -> Advance | None:
+    recorded = result.recorded
+    send_next(delivery.store, delivery.canvas, delivery.run_id, delivery.plan, recorded.next_units)
+    advance = Advance(delivery.run_id, delivery.plan.plan.name) if recorded.advance else None
+    if result.error:
+        failed = AttemptFailed(result.error)
+        failed.advance = advance
+        raise failed
+    return advance
 
 
 @shared_task(name=STEP, base=SagaTask, bind=True)
-def step(self: SagaTask, run_id: str, step_id: StepId) -> None:
-    """One step of a run, or one unit of it."""
-    _carry_out(self, _attempt(self, run_id, step_id), forward=True)
+def step(self: SagaTask, run_id: str, step_id: StepId) -> Advance | None:
+    """Run one step, or one unit of it."""
+    return _carry_out(self, run_id, step_id, "")
 
 
 @shared_task(name=UNDO, base=SagaTask, bind=True)
-def undo(self: SagaTask, run_id: str, step_id: StepId) -> None:
-    """Take one step of a run, or one unit of it, back."""
-    _carry_out(self, _attempt(self, run_id, step_id), forward=False)
+def undo(self: SagaTask, run_id: str, step_id: StepId) -> Advance | None:
+    """Run the compensation of one step, or of one unit of it."""
+    return _carry_out(self, run_id, step_id, "u")
 
 
 @shared_task(name=ADVANCE, base=SagaTask, bind=True)

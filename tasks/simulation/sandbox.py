@@ -4,7 +4,6 @@ are not. See `longshore.orchestration.testing`.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 from collections import deque
@@ -12,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from longshore.orchestration.client.request import request_body
@@ -32,8 +32,9 @@ from longshore.orchestration.store import lua
 from longshore.orchestration.store.admission import Admission
 from longshore.orchestration.store.hosts import Hosts, Node, NodeState
 from longshore.orchestration.store.keys import Field
-from longshore.orchestration.store.run_store import Grant, Recorded, Store
-from longshore.tasks.attempts.base import AttemptFailed, Refused, TryAgain, WaitsOutside
+from longshore.orchestration.store.run_store import Recorded, Store
+from longshore.tasks.attempts.delivery import Delivery, Refused, RetryScheduled, WaitsOutside
+from longshore.tasks.attempts.fencing import NoFence
 from longshore.tasks.attempts.receipts import Trace
 from longshore.tasks.attempts.runner import Attempt
 from longshore.tasks.control.coordinator import Coordinator
@@ -468,46 +469,52 @@ class Sandbox:
             except NotOurs:
                 return
             return
-        attempt = self._attempt(message)
+        delivery = self._delivery(message)
+        attempt = Attempt(
+            delivery, fence=NoFence(delivery), implementation_of=partial(self._implementation_of, delivery)
+        )
         try:
-            recorded = attempt.forward() if message.task == STEP else attempt.backward()
+            result = attempt.run()
         except (Refused, Vanished):
             return
-        except WaitsOutside:
+        if isinstance(result, WaitsOutside):
             self._queue.append(_Message(ADVANCE, message.run_id))
-        except TryAgain as again:
-            if not again.parked:
-                self.store.advance(again.delay)
+        elif isinstance(result, RetryScheduled):
+            if not result.parked:
+                self.store.advance(result.delay)
                 self._queue.append(replace(message, rest=()))
-        except AttemptFailed as failed:
-            self._follow(message, getattr(failed, "recorded", None), good=False)
         else:
-            self._follow(message, recorded, good=True)
+            self._follow(message, result.recorded, good=not result.error)
 
-    def _follow(self, message: _Message, recorded: Recorded | None, *, good: bool) -> None:
-        """What Celery and the result backend do when a task has ended."""
-        if recorded is None or recorded.advance:
+    def _implementation_of(self, delivery: Delivery, operation: str) -> Implementation[Any]:
+        done = self.staged(operation)
+        if isinstance(done, WaitingImplementation) and self.scripts.get(delivery.step.name):
+            return _Staged(self, find(operation), None)
+        return done
+
+    def _follow(self, message: _Message, recorded: Recorded, *, good: bool) -> None:
+        """Send the messages that Celery and the result backend send after a task."""
+        if recorded.advance:
             self._queue.append(_Message(ADVANCE, message.run_id))
-        units = recorded.next_units if recorded is not None else ()
+        units = recorded.next_units
         for unit, (host,) in self.store.step_fields(message.run_id, units, (Field.HOST,)).items():
             self._queue.append(_Message(STEP, message.run_id, unit, host or ""))
         if good and message.rest:
             self._queue.append(_Message(STEP, message.run_id, message.rest[0], rest=message.rest[1:]))
 
-    def _attempt(self, message: _Message) -> Attempt:
+    def _delivery(self, message: _Message) -> Delivery:
         name = f"task-{next(self._owners)}"
-        following = message.rest[0] if message.rest else None
-        return _SandboxAttempt(
+        return Delivery(
             self.store,
             self.plans.get(message.run_id),
             message.run_id,
             message.step_id,
-            f"{name}@bench/1",
-            name,
-            self._canvas,
-            message.host or self.hosts[index_of(message.step_id) % len(self.hosts)],
-            next_link=following,
-            sandbox=self,
+            owner=f"{name}@sandbox/1",
+            task_id=name,
+            canvas=self._canvas,
+            host=message.host or self.hosts[index_of(message.step_id) % len(self.hosts)],
+            side="" if message.task == STEP else "u",
+            next_link=message.rest[0] if message.rest else None,
         )
 
     def staged(self, name: str) -> Implementation[Any]:
@@ -537,21 +544,3 @@ def _names(plan: Plan) -> Iterator[str]:
         yield name
         if step.op == RUN.name and "plan" in step.with_:
             yield from _names(loading.resolve(plan, step.with_["plan"]))
-
-
-@dataclass
-class _SandboxAttempt(Attempt):
-    sandbox: Sandbox = None  # type: ignore[assignment]
-
-    @contextlib.contextmanager
-    def _receipt(self, grant: Grant, context: Context) -> Iterator[tuple[None, None]]:
-        yield None, None  # nothing is done that could be done twice
-
-    def _is_newest(self, grant: Grant) -> None:
-        """Nothing is lost in memory."""
-
-    def _doing(self, operation: str) -> Implementation[Any]:
-        done = self.sandbox.staged(operation)
-        if isinstance(done, WaitingImplementation) and self.sandbox.scripts.get(self.step.name):
-            return _Staged(self.sandbox, find(operation), None)
-        return done

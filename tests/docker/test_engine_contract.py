@@ -171,7 +171,7 @@ def test_an_image_has_names(port: Engine) -> None:
 
 
 def test_functions_have_the_sdks_own_client(engine: docker.APIClient) -> None:
-    from longshore.tasks.attempts.base import _engine
+    from longshore.tasks.attempts.contexts import _engine
 
     client = _engine()
     assert client.ping()

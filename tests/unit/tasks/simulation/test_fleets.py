@@ -11,7 +11,7 @@ from longshore.orchestration import Plan, PlanError, validate
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.states import RunState, StepState
 from longshore.orchestration.testing import Sandbox, simulate
-from longshore.tasks.attempts.base import ClaimedStep
+from longshore.tasks.attempts.delivery import Delivery
 
 FLEET = {f"web{n}": {"role": "web"} for n in range(1, 5)} | {"db1": {"role": "db"}}
 
@@ -152,8 +152,8 @@ def test_what_is_done_to_a_host_is_tried_again_in_the_queue_of_that_host(
 ) -> None:
     plan = Plan("p")
     plan.step("work", operation, **({"path": "/x", "content": "x"} if operation.startswith("file") else {}))
-    attempt: Any = SimpleNamespace(step=CompiledPlan(plan).steps[0], host="web1")
-    assert ClaimedStep.queue_again(attempt, forward=forward) == queue
+    delivery: Any = SimpleNamespace(step=CompiledPlan(plan).steps[0], host="web1", side="" if forward else "u")
+    assert Delivery.retry_queue.fget(delivery) == queue  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_a_child_past_its_point_of_no_return_is_not_taken_back_and_is_named() ->
 
 def test_a_child_that_was_begun_by_a_worker_that_died_is_ended_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the child's request and the parking, while the parent is being ended."""
-    from longshore.tasks.attempts.runner import Attempt
+    from longshore.tasks.attempts.delivery import Delivery
     from longshore.tasks.simulation.sandbox import Vanished
 
     plan = Plan("p", on_error="stop")
@@ -169,14 +169,14 @@ def test_a_child_that_was_begun_by_a_worker_that_died_is_ended_with_its_parent(m
     inner.approval("ask", timeout="10h")
     plan.run_plan("sub", inner)
     plan.step("boom", "noop.execute", fail=True)
-    parked, sandbox = Attempt._park, Sandbox()
+    park, sandbox = Delivery.park, Sandbox()
 
-    def die_once(self: Attempt, *args: Any) -> None:
-        if self.step.name == "sub" and not self._side:
+    def die_once(self: Delivery, *args: Any) -> Any:
+        if self.step.name == "sub" and not self.side:
             raise Vanished
-        parked(self, *args)
+        return park(self, *args)
 
-    monkeypatch.setattr(Attempt, "_park", die_once)
+    monkeypatch.setattr(Delivery, "park", die_once)
 
     report = sandbox.run(plan, run_id="r")
 
