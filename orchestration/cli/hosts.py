@@ -46,7 +46,6 @@ def ls(
     label: tuple[str, ...], os: str | None, arch: str | None, fact: tuple[str, ...], healthy: bool | None, every: bool
 ) -> None:
     """List hosts with state, labels, facts and workers, one host per line."""
-
     options = current_options()
     try:
         facts = parse_facts(",".join(fact))
@@ -108,7 +107,6 @@ def drain(host: str, stop: bool, wait: bool, timeout: float) -> None:
     The host still runs undo steps and steps with `always`. Exit codes: 0 drained, 1 a worker has not acknowledged the
     drain, or steps are still active after --timeout, 2 usage or an unknown host.
     """
-
     hosts = _registry()
     found = hosts.get(host)
     if current_options().dry_run:

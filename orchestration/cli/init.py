@@ -51,7 +51,6 @@ def init(folder: Path, rotate: bool, after: str, queues: tuple[str, ...], where:
     --env-file), and plans, an empty folder for the secrets that plans may refer to. Existing files are never replaced;
     --rotate adds new keys to worker/keys.json and client/keys.json. Exit codes: 0 created, 2 usage or files exist.
     """
-
     made: dict[str, str] = {}
     if not re.match(r"(rediss?|unix|sentinel)://.", where):
         raise UsageError(f"--redis {where!r} is not a URL of Redis", remedy="use redis://host:6379/0, or rediss://…")

@@ -42,7 +42,6 @@ def job_group() -> None:
 @_STRICT
 def ls(files: tuple[str, ...], strict: bool) -> None:
     """List the jobs that labels and files describe, with the next start."""
-
     connected = client()
     listing, now = Jobs(connected).list(files=files), connected.store.now()
     options = current_options()
@@ -62,7 +61,6 @@ def ls(files: tuple[str, ...], strict: bool) -> None:
 @_STRICT
 def show(name: str, host: str | None, files: tuple[str, ...], strict: bool) -> None:
     """Print the job NAME and its plan."""
-
     connected, options = client(), current_options()
     listing = Jobs(connected).list(files=files)
     findings = listing.about(name)
@@ -102,7 +100,6 @@ def run(name: str, host: str | None, files: tuple[str, ...], run_id: str | None,
     Exit codes: 0 the worker succeeded and the stack is up; 1 the worker failed and the stack is up; 2 no such job, or
     usage; 3 the stack is not fully up, even if the worker succeeded.
     """
-
     connected = client()
     listing = Jobs(connected).list(files=files)
     plan = job_plan(listing.job(name, host), JobOptions(**options))

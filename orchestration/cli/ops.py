@@ -32,7 +32,6 @@ def ops_group() -> None:
 @click.argument("pattern", default="")
 def ls(pattern: str) -> None:
     """List all operations, or the operations with PATTERN in their name."""
-
     found = [operation for name, operation in all_operations().items() if pattern in name]
     if current_options().json:
         current_options().show(
@@ -50,7 +49,6 @@ def ls(pattern: str) -> None:
 @click.argument("operation")
 def show(operation: str) -> None:
     """Print the parameters, the result and the guarantees of OPERATION."""
-
     entry = describe(find(operation))
     if current_options().json:
         current_options().show(entry)
@@ -97,7 +95,6 @@ def run(
     A value that begins with [ or { is parsed as YAML. KEY.INNER=VALUE sets one entry of a mapping. A repeated KEY
     makes a list. Exit codes: 0 succeeded, 1 failed, 2 usage, 3 changes are left over.
     """
-
     values = typed(find(operation), read_values(params))
     plan = single(operation, values, target=target, inside=inside, timeout=timeout)
     start_and_watch(plan, {}, run_id, detach=detach, show=True)
@@ -108,7 +105,6 @@ def typed(operation: Operation, values: dict[str, Any]) -> dict[str, Any]:
 
     A value that does not fit stays a string, which the validation of the plan rejects.
     """
-
     found = dict(values)
     for name, field in operation.params.model_fields.items():
         if isinstance(value := values.get(name), str) and "{{" not in value:
@@ -123,7 +119,6 @@ def typed(operation: Operation, values: dict[str, Any]) -> dict[str, Any]:
 
 def read_values(pairs: tuple[str, ...]) -> dict[str, Any]:
     """Parameters from KEY=VALUE arguments. UsageError for an argument of another form."""
-
     found: dict[str, Any] = {}
     for pair in pairs:
         key, sign, text = pair.partition("=")

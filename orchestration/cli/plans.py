@@ -32,7 +32,6 @@ def validate(plan: str) -> None:
 
     Exit codes: 0 valid, 2 not valid.
     """
-
     options = current_options()
     try:
         checked = load_plan(plan)
@@ -59,7 +58,6 @@ def _problem_data(problem: Problem) -> dict[str, object]:
 @click.argument("plan")
 def levels(plan: str) -> None:
     """Print the levels of PLAN; the steps of a level run in parallel."""
-
     compiled = CompiledPlan(load_plan(plan))
     names = [[compiled.steps[i].name for i in members] for members in compiled.levels]
     if current_options().json:
@@ -73,7 +71,6 @@ def levels(plan: str) -> None:
 @click.argument("plan")
 def explain(plan: str) -> None:
     """Explain PLAN: the order, retries and undo of its steps, and changes without undo."""
-
     text = explanation.explain(CompiledPlan(load_plan(plan)))
     if current_options().json:
         current_options().show({"explanation": text.splitlines()})
@@ -93,7 +90,6 @@ def explain(plan: str) -> None:
 )
 def graph(plan: str, form: str) -> None:
     """Print PLAN as a diagram."""
-
     print_lines(FORMATS[form](CompiledPlan(load_plan(plan))))
 
 
@@ -107,7 +103,6 @@ def simulate(plan: str, pairs: tuple[str, ...], file: str | None) -> None:
     The command prints how each simulated run ends, and changes nothing. Exit codes: the exit code of the run without a
     failure, if that is not 0; else 3 if any simulated run leaves changes that could not be undone; else 0.
     """
-
     checked = load_plan(plan)
     found = list(testing.simulate(checked, read_params(checked, pairs, file)))
     if current_options().json:
@@ -136,5 +131,4 @@ def _print_simulated(failed: str | None, report: Report) -> None:
 @command(plan_group, "schema")
 def schema() -> None:
     """Print the JSON Schema of plans, for editors."""
-
     current_options().show(loading.schema())

@@ -51,7 +51,6 @@ def worker(
 
     The command runs `celery -A longshore.workers worker`. Exit code 2 for wrong settings; else the worker's own.
     """
-
     if get_settings().redis_url is None:
         raise ConfigError(
             "LONGSHORE_REDIS_URL is not set",
@@ -92,7 +91,6 @@ def beat(loglevel: str) -> None:
     Beat starts plans and jobs at the times of their schedules. The command runs `celery -A longshore.workers beat`.
     Several beats may run at a time; each start still happens once.
     """
-
     if get_settings().redis_url is None:
         raise ConfigError("LONGSHORE_REDIS_URL is not set", remedy="set it; schedules need a permanent Redis")
     arguments = [*_CELERY, "beat", "--pidfile", "", "-l", loglevel]
@@ -116,7 +114,6 @@ def flower(port: int, address: str, read_only: bool, more: tuple[str, ...]) -> N
     MORE are options of Flower itself. To require a login, set FLOWER_BASIC_AUTH=user:password in the environment, or
     configure Flower's OAuth.
     """
-
     if find_spec("flower") is None:
         raise ConfigError("Flower is missing", remedy="pip install 'longshore[flower]'")
     _require_redis(get_settings())
@@ -138,7 +135,6 @@ def flower(port: int, address: str, read_only: bool, more: tuple[str, ...]) -> N
 
 def _flower_config() -> str:
     """The configuration file that adds the pages to Flower, found without importing Flower."""
-
     found = find_spec("longshore.workers")
     folders = (found.submodule_search_locations if found else None) or [""]
     return f"{folders[0]}/flower_pages/config.py"
@@ -146,7 +142,6 @@ def _flower_config() -> str:
 
 def _require_redis(settings: Settings) -> None:
     """Raise ConfigError unless Redis is configured or the embedded server runs."""
-
     if settings.redis_url is None and not embedded.supervisor_pid(settings.state_dir):
         raise ConfigError(
             "LONGSHORE_REDIS_URL is not set, and no embedded server runs",
@@ -170,7 +165,6 @@ def dev() -> None:
     The command needs no configuration, and serves development on one machine. Flower starts where the package is
     installed. Exit code 2 if LONGSHORE_REDIS_URL is set.
     """
-
     settings = get_settings()
     if settings.redis_url is not None:
         raise ConfigError("LONGSHORE_REDIS_URL is set", remedy="unset it for longshore dev, or start longshore worker")
@@ -199,7 +193,6 @@ def dev() -> None:
 
 def _start_beat_and_flower(server: subprocess.Popen[bytes], settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     """Start beat, and Flower where it is installed, once the server answers. Their logs go to the state folder."""
-
     while server.poll() is None and not settings.embedded_socket.exists():
         time.sleep(0.1)
     parts = {"beat": [*_CELERY, "beat", "--pidfile", ""]}

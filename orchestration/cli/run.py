@@ -120,7 +120,6 @@ def watch_to_end(run: Run, *, show: bool = False, follow: str = "") -> int:
 
     `follow` names the step whose output is printed as it arrives; `show`: print the data of the steps, too.
     """
-
     options = current_options()
     console = options.console()
     output_reader = _follow_output(run, follow, console) if follow and not options.quiet else None

@@ -48,7 +48,6 @@ def runs_group() -> None:
 @click.option("--text", default="", help="Only runs with this text in the id, the plan, the actor or the error.")
 def ls(limit: int, plan: str, state: str, label: str, since: str, text: str) -> None:
     """List the latest runs, newest first."""
-
     options, run_filter = current_options(), Filter.read(text, plan, state, label, since)
     connected = client()
     runs = (
@@ -61,7 +60,6 @@ def ls(limit: int, plan: str, state: str, label: str, since: str, text: str) -> 
         options.show([r.model_dump(mode="json", exclude={"steps"}) for r in reports])
         return
     reports = printable.values(reports)
-
     console = options.console()
     if not console.is_terminal:
         console.width = 200  # for grep, not for a screen
@@ -90,7 +88,6 @@ def show(run: str) -> None:
 
     Exit codes: 0 succeeded or not ended, 1 failed and undone, or cancelled, 2 unknown run, 3 changes are left over.
     """
-
     options = current_options()
     report = client().get(run).report()
     if options.json:
@@ -191,9 +188,8 @@ def resume(run: str, reason: str, detach: bool) -> None:
     """Resume RUN after a suspension, a failure or a failed undo.
 
     A suspended run continues. A failed run continues with the first step that has not succeeded. A failed undo is
-    retried. Exit codes: those of `longshore run`, and 1 if the resume is refused.
+    retried. Exit codes: those of `longshore run`, or 1 if the resume is refused.
     """
-
     found, options = client().get(run), current_options()
     if options.dry_run:
         _print_dry_run(
@@ -225,7 +221,6 @@ def _print_dry_run(run: Run, states: set[str], action: str) -> None:
 
 def _resume_steps(run: Run) -> str:
     """The steps that a resume would run, as the end of a sentence."""
-
     if run.state() not in {"failed", "partial"}:
         return ""
     records = run.store.step_records(run.id, range(len(run.plan)))
@@ -284,7 +279,7 @@ def replay(host: str, service: str, since: str | None, run_id: str | None, detac
     """Repeat the recorded steps of a host or service that has lost its data.
 
     One new run repeats the steps that changed the host or the service, with the recorded parameters and in the original
-    order. Exit codes: those of `longshore run`, and 3 if some steps cannot be repeated.
+    order. Exit codes: those of `longshore run`, or 3 if some steps cannot be repeated.
     """
     options, connected = current_options(), client()
     if options.dry_run:

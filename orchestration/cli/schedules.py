@@ -23,11 +23,11 @@ def schedules_group() -> None:
 
 @command(schedules_group, "ls")
 def ls() -> None:
-    """List all schedules, with their next and last times.
+    """List all schedules, with plan, times and next start.
 
-    Schedules come from the settings file, from stored plans, from entries of other beats, and from jobs.
+    Schedules come from the settings file, from stored plans, from entries of other beats, and from jobs. DONE UNTIL is
+    the time up to which all planned starts are handled.
     """
-
     options, connected = current_options(), client()
     declared, problems = schedules.declared(connected.settings)
     stored = due_times.ScheduleMarks(connected.store)
@@ -83,7 +83,6 @@ def trigger(name: str, detach: bool) -> None:
 
     The times of the schedule do not change. Exit codes: those of `longshore run`.
     """
-
     connected = client()
     if current_options().dry_run:
         found = schedules.find(connected.settings, name)

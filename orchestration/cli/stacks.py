@@ -161,7 +161,6 @@ def rebuild(force: bool, hosts: tuple[str, ...], registry: bool) -> None:
     confirmation, on the terminal or from stdin. Exit codes: 0 rebuilt, 1 no host rebuilt or not confirmed, 2 usage, 3
     some hosts failed.
     """
-
     stacks = _stacks()
     present, missing = stacks.hosts(hosts)
     options = current_options()
@@ -365,7 +364,6 @@ def _dry_run_orchestrate(
     rollout: RolloutOptions,
 ) -> None:
     """Print the selection and the plan of an `orchestrate`, from reads only."""
-
     checked = stacks.check(hosts, registry=registry, state=True)
     found = choose(stacks.said, checked.seen, checked.errors, labels=labels, image=image)
     options = current_options()
