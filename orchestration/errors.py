@@ -269,7 +269,7 @@ class Blocked(OperationError):
     `service` is its name, the one that the operation declares where it is left out. It uses up no attempt.
     """
 
-    def __init__(self, message: str = "it does not answer", *, service: str = "", remedy: str = "") -> None:
+    def __init__(self, message: str = "the service does not answer", *, service: str = "", remedy: str = "") -> None:
         super().__init__(message, remedy=remedy)
         self.service = service
 

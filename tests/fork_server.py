@@ -36,7 +36,7 @@ PRELOADED = (
     "celery.worker.consumer", "celery.worker.strategy", "celery.app.amqp", "celery.app.control", "celery.events.state",
     "celery.fixups.django", "celery.loaders.app", "celery.worker.autoscale", "celery.worker.components",
     "kombu.transport.redis", "kombu.serialization", "docker", "requests", "rich.live", "rich.console", "rich.table",
-    "longshore.orchestration.cli.main", "longshore.orchestration.client.client",
+    "longshore.orchestration.cli.main", "longshore.orchestration.cli.runs", "longshore.orchestration.client.client",
 )  # fmt: skip
 PACKAGES = ("longshore.tasks", "longshore.orchestration.operations")
 

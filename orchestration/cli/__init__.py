@@ -1,1 +1,1 @@
-"""The command line: click groups over the client; nothing is decided here."""
+"""The command line: click commands that call the client and print its answers."""

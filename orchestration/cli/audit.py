@@ -1,4 +1,4 @@
-"""`longshore audit`: who did what, from where, and what was refused."""
+"""`longshore audit`: the audit trail of commands and denied requests."""
 
 from __future__ import annotations
 
@@ -6,25 +6,38 @@ import dataclasses
 
 import click
 
-from longshore.orchestration.cli.common import client, current, global_options, show_table
+from longshore.orchestration.cli.common import current_options, global_options, print_table
+from longshore.orchestration.cli.inputs import client
+from longshore.orchestration.store import audit as audit_trail
 
 
 @click.command()
-@click.option("-n", "--limit", default=50, show_default=True, type=click.IntRange(1, 100_000))
-@click.option("--run", default="", metavar="RUN", help="Only what is about this run.")
-@click.option("--refused", is_flag=True, help="Only what was refused.")
+@click.option(
+    "-n",
+    "--limit",
+    default=50,
+    show_default=True,
+    type=click.IntRange(1, 100_000),
+    help="Print at most the latest N entries.",
+)
+@click.option("--run", default="", metavar="RUN", help="Only entries about this run.")
+@click.option("--refused", is_flag=True, help="Only denied requests.")
 @global_options
 def audit(limit: int, run: str, refused: bool) -> None:
-    """The audit trail, the latest last."""
-    from longshore.orchestration.store.audit import lines  # noqa: PLC0415 - see cli.common
+    """Print the audit trail, oldest entry first.
 
-    found = list(lines(client().store, limit=limit, run=run, refused=refused))[::-1]
-    if current().json:
-        current().show([dataclasses.asdict(line) | {"at": line.at.isoformat()} for line in found])
+    Each entry has the time, the action, the actor, the address of the client, the run, the step and the reason.
+    """
+    entries = list(audit_trail.lines(client().store, limit=limit, run=run, refused=refused))[::-1]
+    options = current_options()
+    if options.json:
+        options.show([dataclasses.asdict(entry) | {"at": entry.at.isoformat()} for entry in entries])
         return
-    rows = [("WHEN", "WHAT", "WHO", "FROM", "RUN", "STEP", "WHY")]
-    for line in found:
-        about = line.run or line.plan
-        what = f"{line.what} (as a client says)" if line.by_client else line.what
-        rows.append((f"{line.at:%Y-%m-%d %H:%M:%S}", what, line.actor, line.origin, about, line.step, line.why))
-    show_table(rows)
+    rows = [("WHEN", "ACTION", "ACTOR", "FROM", "RUN", "STEP", "REASON")]
+    for entry in entries:
+        run_or_plan = entry.run or entry.plan
+        action = f"{entry.what} (as a client says)" if entry.by_client else entry.what
+        rows.append(
+            (f"{entry.at:%Y-%m-%d %H:%M:%S}", action, entry.actor, entry.origin, run_or_plan, entry.step, entry.why)
+        )
+    print_table(rows)

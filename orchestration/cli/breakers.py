@@ -1,4 +1,4 @@
-"""`longshore breaker …`: the services that are down, and what waits for them."""
+"""`longshore breaker …`: services whose circuit breaker is open, and the runs that wait for them."""
 
 from __future__ import annotations
 
@@ -6,35 +6,42 @@ import dataclasses
 
 import click
 
-from longshore.orchestration.cli.common import client, command, current, leave, say, tell
+from longshore.orchestration.cli.common import command, current_options, exit_with, print_line, print_result
+from longshore.orchestration.cli.inputs import client
+from longshore.orchestration.jobs.schedule import forget_ends
+from longshore.orchestration.store.breakers import Breakers
 
 
 @click.group("breaker")
 def breaker_group() -> None:
-    """List and reset the circuit breakers of services."""
+    """List and reset the circuit breakers of services.
+
+    A breaker opens when a service does not answer. Runs that need the service are suspended until the breaker closes.
+    """
 
 
 @command(breaker_group, "ls")
 def ls() -> None:
-    """The services that are down; nothing where all answer."""
-    from longshore.orchestration.store.breakers import Breakers  # noqa: PLC0415 - see cli.common
+    """List the services whose circuit breaker is open.
 
-    options, store = current(), client().store
-    found = Breakers(store).open()
+    Each line has the time since the breaker opened, the next trial call, the number of waiting runs and the error.
+    """
+    options, store = current_options(), client().store
+    breakers = Breakers(store).open()
     if options.json:
-        options.show([dataclasses.asdict(breaker) for breaker in found])
+        options.show([dataclasses.asdict(breaker) for breaker in breakers])
         return
     now = store.now()
-    for breaker in found:
-        tried = (
-            f"tried by {breaker.probe}"
+    for breaker in breakers:
+        trial = (
+            f"half-open, on trial by {breaker.probe}"
             if breaker.probe
-            else f"tried again in {max(0, breaker.until - now) / 1000:.0f} s"
+            else f"next trial in {max(0, breaker.until - now) / 1000:.0f} s"
             if breaker.until
-            else "until it is reset"
+            else "until a reset"
         )
-        say(
-            f"{breaker.service}  open for {(now - breaker.since) / 1000:.0f} s, {tried}; "
+        print_line(
+            f"{breaker.service}  open for {(now - breaker.since) / 1000:.0f} s, {trial}; "
             f"{breaker.waiting} runs wait; {breaker.why}"
         )
 
@@ -42,20 +49,22 @@ def ls() -> None:
 @command(breaker_group, "reset")
 @click.argument("service")
 def reset(service: str) -> None:
-    """Take a service for up again: whoever waits for it goes on, spread over a few seconds."""
-    from longshore.orchestration.jobs.schedule import forget_ends  # noqa: PLC0415
-    from longshore.orchestration.store.breakers import Breakers  # noqa: PLC0415 - see cli.common
+    """Close the circuit breaker of SERVICE.
 
+    The suspended runs that wait for the service resume, spread over a few seconds. Exit code 2 if the breaker is not
+    open.
+    """
     store = client().store
     breakers = Breakers(store)
-    known = [breaker.service for breaker in breakers.open()]
-    if service not in known:
-        names = ", ".join(known) or "none is"
-        say(f"error: service {service!r} is not down (of those that are: {names})", err=True)
-        leave(2)
-    if current().dry_run:
-        tell(f"would take service {service} for up again", service=service)
+    open_services = [breaker.service for breaker in breakers.open()]
+    if service not in open_services:
+        names = ", ".join(open_services) or "none"
+        print_line(f"error: the breaker of service {service!r} is not open: choose one of the open ones: {names}",
+                   err=True)  # fmt: skip
+        exit_with(2)
+    if current_options().dry_run:
+        print_result(f"would close the breaker of service {service}", service=service)
         return
     breakers.close(service)
     forget_ends(store, service)
-    tell(f"reset: {service}", service=service)
+    print_result(f"reset: {service}", service=service)

@@ -1,9 +1,10 @@
-"""What all commands share: the global options, wherever they stand, and output."""
+"""Global options and output of all commands. Imports click only, because `longshore --help` loads this module."""
 
 from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,22 +12,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from longshore.orchestration.errors import UsageError
 from longshore.orchestration.language import printable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-    from rich.console import Console
 
-    from longshore.orchestration.client.client import Client
-    from longshore.orchestration.plans.model import Plan
+    from longshore.orchestration.cli.console import PlainConsole
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass
 class Options:
-    """The global options of one call."""
+    """The global options of one command."""
 
     output: str = "text"
     dry_run: bool = False
@@ -35,45 +33,46 @@ class Options:
 
     @property
     def json(self) -> bool:
+        """Whether the output is JSON."""
         return self.output == "json"
 
-    def console(self, *, error: bool = False) -> Console:
-        """Where people read. Progress goes to stderr when stdout is for a program."""
-        from longshore.orchestration.cli.console import PlainConsole  # noqa: PLC0415 - 70 ms that --help need not pay
+    def console(self, *, error: bool = False) -> PlainConsole:
+        """The console for people: stderr where stdout carries JSON."""
+        from longshore.orchestration.cli.console import PlainConsole  # noqa: PLC0415 - rich takes 70 ms; --help has none
 
         return PlainConsole(stderr=error or self.json, quiet=self.quiet and not error)
 
     def show(self, value: Any) -> None:
-        """Print data as JSON."""
-        say_json(json.dumps(value, ensure_ascii=False, indent=2))
+        """Print a value as JSON."""
+        print_json(json.dumps(value, ensure_ascii=False, indent=2))
 
 
-def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
-    """Print one line. What is in it from outside moves no cursor and makes no second line."""
+def print_line(text: object = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print one line; control characters and newlines in the text are escaped."""
     click.echo(printable.line(str(text)), err=err, nl=nl)
 
 
-def say_lines(text: str, *, err: bool = False, nl: bool = True) -> None:
-    """Print a text of several lines; newlines and tabs stay."""
+def print_lines(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Print several lines; control characters other than newline and tab are escaped."""
     click.echo(printable.lines(text), err=err, nl=nl)
 
 
-def say_report(report: BaseModel) -> None:
-    """Print a report as JSON. Its own `model_dump_json` refuses text that was decoded by `surrogateescape`."""
-    current().show(report.model_dump(mode="json"))
+def print_report(report: BaseModel) -> None:
+    """Print a report as JSON. `model_dump_json` is not used: pydantic rejects text decoded with `surrogateescape`."""
+    current_options().show(report.model_dump(mode="json"))
 
 
-def say_json(document: str) -> None:
-    """Print a document in JSON, with what would move a terminal's cursor as JSON's own escapes."""
+def print_json(document: str) -> None:
+    """Print a JSON document; control characters become JSON escapes."""
     click.echo(printable.as_json(document))
 
 
-def current() -> Options:
-    """The options of the command that runs."""
+def current_options() -> Options:
+    """The global options of the command that runs."""
     return click.get_current_context().ensure_object(Options)
 
 
-def _remember(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+def _store_option(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     def callback(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
         if value:
             setattr(ctx.find_root().ensure_object(Options), name, value)
@@ -90,16 +89,15 @@ def _set_actor(_ctx: click.Context, _param: click.Parameter, value: str | None) 
 
 
 def _set_environment(name: str, value: str | None) -> None:
-    """A flag comes before the environment, also in the processes that are started from here."""
-    import os  # noqa: PLC0415 - beside its only use
-
+    """Set an environment variable, which the processes that this command starts inherit."""
     if value:
         os.environ[name] = value
 
 
 def global_options(function: F, *, without: str = "") -> F:
-    """Add the global options to a command; they may stand before or after its name. `without` one of them, where the
-    command has its own.
+    """Add the global options to a command, so that users may write them before or after the command's name.
+
+    `without` names an option that the command defines itself.
     """
     for names, settings in _GLOBAL:
         if without in names:
@@ -111,27 +109,34 @@ def global_options(function: F, *, without: str = "") -> F:
 _GLOBAL: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (
         ("-v", "--verbose"),
-        {"is_flag": True, "callback": _remember("verbose"), "help": "Say more; show tracebacks."},
+        {"is_flag": True, "callback": _store_option("verbose"), "help": "Print more, and tracebacks of errors."},
     ),
-    (("-q", "--quiet"), {"is_flag": True, "callback": _remember("quiet"), "help": "Print errors only."}),
+    (("-q", "--quiet"), {"is_flag": True, "callback": _store_option("quiet"), "help": "Print errors only."}),
     (
         ("--dry-run",),
-        {"is_flag": True, "callback": _remember("dry_run"), "help": "Change nothing; say what would happen."},
+        {
+            "is_flag": True,
+            "callback": _store_option("dry_run"),
+            "help": "Change nothing; print the changes that the command would make.",
+        },
     ),
     (
         ("-o", "--output"),
-        {"type": click.Choice(["text", "json"]), "callback": _remember("output"), "help": "Form of the output."},
+        {"type": click.Choice(["text", "json"]), "callback": _store_option("output"), "help": "Output format."},
     ),
     (
         ("--config",),
-        {"metavar": "FILE", "is_eager": True, "callback": _set_config, "help": "Settings, YAML or TOML."},
+        {"metavar": "FILE", "is_eager": True, "callback": _set_config, "help": "Settings file, YAML or TOML."},
     ),
-    (("--actor",), {"metavar": "NAME", "callback": _set_actor, "help": "Who does it, on every event."}),
+    (
+        ("--actor",),
+        {"metavar": "NAME", "callback": _set_actor, "help": "Name recorded as the author of every event and command."},
+    ),
 )
 
 
 def command(group: click.Group, name: str | None = None) -> Callable[[F], click.Command]:
-    """Add a command with the global options to a group."""
+    """Decorator that adds a command with the global options to a group."""
 
     def add(function: F) -> click.Command:
         @functools.wraps(function)
@@ -143,52 +148,24 @@ def command(group: click.Group, name: str | None = None) -> Callable[[F], click.
     return add
 
 
-def client() -> Client:
-    """A client for this call."""
-    from longshore.orchestration.client.client import Client  # noqa: PLC0415 - celery and redis are slow to import
-
-    return Client()
-
-
-def load_plan(name: str) -> Plan:
-    from longshore.orchestration.plans.loading import load  # noqa: PLC0415 - pydantic is slow to import
-
-    return load(name)
-
-
-def read_params(plan: Plan, pairs: tuple[str, ...], file: str | None) -> dict[str, Any]:
-    """Parameters from a file, then from `-p name=value`, which win."""
-    from pathlib import Path  # noqa: PLC0415 - beside its only use
-
-    from longshore.orchestration.plans.loading import read_mapping  # noqa: PLC0415 - see load_plan
-
-    values = read_mapping(Path(file)) if file else {}
-    for pair in pairs:
-        name, sign, text = pair.partition("=")
-        if not sign or not name:
-            raise UsageError(f"-p {pair!r} is not name=value")
-        values[name] = plan.params[name].parse(text) if name in plan.params else text
-    return values
-
-
-def tell(line: str, **facts: Any) -> None:
-    """Say what was done, or would be: a line for people; with `-o json` the facts, and that line as `message`."""
-    options = current()
+def print_result(line: str, **facts: Any) -> None:
+    """Print the result of a command, or of its dry run; with `-o json` the facts, and the line as `message`."""
+    options = current_options()
     if options.json:
         options.show({**facts, "dry_run": options.dry_run, "message": line})
     elif options.dry_run or not options.quiet:
-        say(line)
+        print_line(line)
 
 
-def show_table(rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as they have to be; the first row is their heads."""
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in aligned columns; the first row is the header."""
     rows = [[printable.line(text) for text in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+        print_line("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
 
 
-def leave(code: int) -> None:
-    """End the command with that exit code."""
+def exit_with(code: int) -> None:
+    """End the command with an exit code."""
     sys.stdout.flush()
     click.get_current_context().exit(code)

@@ -1,4 +1,4 @@
-"""The console on which reports are drawn: nothing from outside moves its cursor, or counts as markup of it."""
+"""The rich console for reports. Texts of users and steps can neither move the cursor nor act as markup."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from longshore.orchestration.language import printable
 
 
 class PlainConsole(Console):
-    """Text is text, and a string that is printed is one line."""
+    """A console without markup, highlighting and emoji codes, which prints each string as one line."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, highlight=False, markup=False, emoji=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`longshore doctor`: whether a live installation is as it should be."""
+"""`longshore doctor`: a diagnosis of a live installation."""
 
 from __future__ import annotations
 
@@ -6,24 +6,29 @@ import dataclasses
 
 import click
 
-from longshore.orchestration.cli.common import client, current, global_options, leave, say
+from longshore.orchestration.cli.common import current_options, exit_with, global_options, print_line
+from longshore.orchestration.cli.inputs import client
+from longshore.orchestration.installation import doctor as checks
 
-_MARKS = {"ok": "ok     ", "warning": "warning", "error": "ERROR  "}
+_GRADES = {"ok": "ok     ", "warning": "warning", "error": "ERROR  "}
 
 
 @click.command()
 @global_options
 def doctor() -> None:
-    """Look at Redis, the workers, and what waits for somebody; 1 where something is wrong."""
-    from longshore.orchestration.installation.doctor import examine  # noqa: PLC0415 - see cli.common
+    """Diagnose the installation.
 
-    options = current()
-    found = examine(client().store)
+    Checks Redis, its users and scripts, the workers, and runs that wait for a decision; prints a remedy for each
+    problem. Exit codes: 0 no errors (warnings allowed), 1 at least one error.
+    """
+    options = current_options()
+    findings = checks.examine(client().store)
     if options.json:
-        options.show([dataclasses.asdict(finding) for finding in found])
+        options.show([dataclasses.asdict(finding) for finding in findings])
     else:
-        for finding in found:
+        for finding in findings:
             if options.quiet and finding.grade == "ok":
                 continue
-            say(f"{_MARKS[finding.grade]}  {finding.what}" + (f": {finding.remedy}" if finding.remedy else ""))
-    leave(1 if any(finding.grade == "error" for finding in found) else 0)
+            remedy = f": {finding.remedy}" if finding.remedy else ""
+            print_line(f"{_GRADES[finding.grade]}  {finding.what}{remedy}")
+    exit_with(1 if any(finding.grade == "error" for finding in findings) else 0)

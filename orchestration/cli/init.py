@@ -1,4 +1,4 @@
-"""`longshore init`: the secrets of an installation, made once; and its keys, made anew from time to time."""
+"""`longshore init`: creation of the secrets of an installation, and rotation of its signing keys."""
 
 from __future__ import annotations
 
@@ -10,52 +10,61 @@ from pathlib import Path
 
 import click
 
-from longshore.orchestration.cli.common import current, global_options, tell
+from longshore.orchestration.cli.common import current_options, global_options, print_result
+from longshore.orchestration.cli.inputs import read_duration
 from longshore.orchestration.errors import UsageError
-from longshore.orchestration.language.durations import parse_duration
+from longshore.orchestration.installation import acl
+from longshore.orchestration.messaging import signing
+from longshore.orchestration.settings import get_settings
 
-#: Made in the folder: one for each reader, to be mounted as a whole, for what is made anew takes the old one's place.
+#: Files in the folder. Each reader has a folder of its own, which is mounted as a whole: a rotation replaces the files.
 KEYS, CLIENT_KEYS, USERS, ENVIRONMENT = "worker/keys.json", "client/keys.json", "redis/users.acl", "env"
-#: A folder for secrets that plans may name, which are a person's to put there.
-OF_PLANS = "plans"
+#: The folder of secrets that plans may refer to. Operators fill this folder.
+PLAN_SECRETS = "plans"
 
 
 @click.command()
 @click.argument("folder", default="secrets", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--rotate", is_flag=True, help="Only add new keys to those that are there.")
-@click.option("--after", default="1d", show_default=True, metavar="DURATION", help="When new keys begin to sign.")
-@click.option("--queue", "queues", multiple=True, metavar="NAME", help="A queue of own operations; may be given again.")
-@click.option("--redis", "where", default="redis://redis:6379/0", show_default=True, help="Where Redis will be.")
-@click.option("--owner", type=int, metavar="UID", help="Who is to own the files: the user of the containers.")
+@click.option("--rotate", is_flag=True, help="Only add new signing keys to the existing ones.")
+@click.option(
+    "--after",
+    default="1d",
+    show_default=True,
+    metavar="DURATION",
+    help="With --rotate: delay until messages are signed with the new keys.",
+)
+@click.option("--queue", "queues", multiple=True, metavar="NAME", help="Queue of custom operations; repeatable.")
+@click.option(
+    "--redis",
+    "where",
+    default="redis://redis:6379/0",
+    show_default=True,
+    help="URL of Redis, as workers and clients reach it.",
+)
+@click.option("--owner", type=int, metavar="UID", help="Owner of the files: the user id inside the containers.")
 @global_options
 def init(folder: Path, rotate: bool, after: str, queues: tuple[str, ...], where: str, owner: int | None) -> None:
-    """Make what an installation keeps secret: keys for messages, users and passwords of Redis, a login for Flower.
+    """Create the secrets of an installation.
 
-    FOLDER then has worker/keys.json, client/keys.json (applications and people), redis/users.acl, env for docker
-    compose --env-file, and plans, an empty folder for the secrets that plans may name. Nothing that is there is
-    replaced.
+    The secrets are keys that sign messages, users and passwords of Redis, and a login for Flower. FOLDER receives
+    worker/keys.json, client/keys.json (for applications and operators), redis/users.acl, env (for docker compose
+    --env-file), and plans, an empty folder for the secrets that plans may refer to. Existing files are never replaced;
+    --rotate adds new keys to worker/keys.json and client/keys.json. Exit codes: 0 created, 2 usage or files exist.
     """
-    from longshore.orchestration.installation import acl  # noqa: PLC0415 - see cli.common
-    from longshore.orchestration.messaging import signing  # noqa: PLC0415 - see cli.common
-    from longshore.orchestration.settings import get_settings  # noqa: PLC0415
-
     made: dict[str, str] = {}
     if not re.match(r"(rediss?|unix|sentinel)://.", where):
-        raise UsageError(f"--redis {where!r} is no address of a Redis", remedy="redis://host:6379/0, or rediss://…")
+        raise UsageError(f"--redis {where!r} is not a URL of Redis", remedy="use redis://host:6379/0, or rediss://…")
     for name in queues:
         if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
-            raise UsageError(f"--queue {name!r} is no name of a queue")
+            raise UsageError(f"--queue {name!r} is not a queue name")
     if rotate:
-        try:
-            keys = signing.rotated(signing.read(folder / KEYS).keys, time.time(), parse_duration(after))
-        except ValueError as error:
-            raise UsageError(f"--after: {error}") from None
+        keys = signing.rotated(signing.read(folder / KEYS).keys, time.time(), read_duration(after, "--after"))
     else:
-        there = [name for name in (KEYS, CLIENT_KEYS, USERS, ENVIRONMENT) if (folder / name).exists()]
-        if there:
+        existing = [name for name in (KEYS, CLIENT_KEYS, USERS, ENVIRONMENT) if (folder / name).exists()]
+        if existing:
             raise UsageError(
-                f"{folder} has {', '.join(there)} already",
-                remedy="longshore init --rotate adds new keys; for all anew choose another folder",
+                f"{folder} has {', '.join(existing)} already",
+                remedy="add new keys with longshore init --rotate, or choose another folder",
             )
         keys = [signing.new_key("worker"), signing.new_key("client")]
         passwords = {role: secrets.token_urlsafe(24) for role in acl.ROLES}
@@ -68,32 +77,34 @@ def init(folder: Path, rotate: bool, after: str, queues: tuple[str, ...], where:
         )  # fmt: skip
     made[KEYS] = signing.written(keys)
     made[CLIENT_KEYS] = signing.written([key for key in keys if key.role == "client"])
-    if current().dry_run:
-        tell(f"would write {', '.join(sorted(made))} in {folder}", folder=str(folder), files=sorted(made))
+    if current_options().dry_run:
+        print_result(f"would write {', '.join(sorted(made))} in {folder}", folder=str(folder), files=sorted(made))
         return
     try:
-        for inner in (folder, *((folder / name).parent for name in made), folder / OF_PLANS):
+        for inner in (folder, *((folder / name).parent for name in made), folder / PLAN_SECRETS):
             inner.mkdir(parents=True, exist_ok=True, mode=0o700)
             if owner is not None:
                 os.chown(inner, owner, -1)
         for name, text in made.items():
             _write(folder / name, text, owner)
     except OSError as error:
-        raise UsageError(f"{folder}: {error.strerror}", remedy="choose another folder, or run it as root") from None
-    line = f"{', '.join(sorted(made))} are in {folder}; keep them as you keep passwords"
+        raise UsageError(
+            f"{folder}: {error.strerror}", remedy="choose another folder, or run the command as root"
+        ) from None
+    line = f"wrote {', '.join(sorted(made))} in {folder}; protect these files like passwords"
     if rotate:
-        line += f"; bring {KEYS} to the workers and {CLIENT_KEYS} to the clients: the new keys sign in {after}"
-    tell(line, folder=str(folder), files=sorted(made))
+        line += f"; copy {KEYS} to the workers and {CLIENT_KEYS} to the clients within {after}"
+    print_result(line, folder=str(folder), files=sorted(made))
 
 
 def _write(path: Path, text: str, owner: int | None) -> None:
-    """Whole or not at all; for its owner alone."""
-    beside = path.with_name(f".{path.name}.new")
-    beside.unlink(missing_ok=True)
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    """Write a file atomically, readable by its owner only."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     if owner is not None:
-        os.chown(beside, owner, -1)
-    beside.replace(path)
+        os.chown(temporary, owner, -1)
+    temporary.replace(path)

@@ -1,4 +1,4 @@
-"""`longshore locks …`: who holds what several hosts share."""
+"""`longshore locks …`: locks that several hosts share, with their holders."""
 
 from __future__ import annotations
 
@@ -6,31 +6,35 @@ import dataclasses
 
 import click
 
-from longshore.orchestration.cli.common import client, command, current, say
+from longshore.orchestration.cli.common import command, current_options, print_line
+from longshore.orchestration.cli.inputs import client
+from longshore.orchestration.store.admission import Admission
+from longshore.orchestration.store.locks import Locks
 
 
 @click.group("locks")
 def locks_group() -> None:
-    """Look at the locks of projects."""
+    """List the locks that runs and steps hold."""
 
 
 @command(locks_group, "ls")
 def ls() -> None:
-    """The locks that are held; nothing where none is."""
-    from longshore.orchestration.store.admission import Admission  # noqa: PLC0415
-    from longshore.orchestration.store.locks import Locks  # noqa: PLC0415 - see cli.common
+    """List the locks that are held, with holder, reason and lease.
 
-    options, store = current(), client().store
-    found, runs = Locks(store).held(), Admission(store).held()
+    A run holds the lock of a project until the run ends. A step holds a lock by a lease, which expires unless its
+    worker renews the lease.
+    """
+    options, store = current_options(), client().store
+    holders, runs = Locks(store).held(), Admission(store).held()
     if options.json:
         of_runs = [{"name": name, "what": f"project {name}", "run": run, "since": since} for name, run, since in runs]
-        options.show([dataclasses.asdict(holder) for holder in found] + of_runs)
+        options.show([dataclasses.asdict(holder) for holder in holders] + of_runs)
         return
     now = store.now()
     for name, run, since in runs:
-        say(f"project {name}  held for {(now - since) / 1000:.0f} s by run {run}, to its end")
-    for holder in found:
-        say(
+        print_line(f"project {name}  held for {(now - since) / 1000:.0f} s by run {run}, until the run ends")
+    for holder in holders:
+        print_line(
             f"{holder.what}  held for {(now - holder.since) / 1000:.0f} s by run {holder.run} step {holder.step} on "
-            f"{holder.host} ({holder.why}), its lease for {holder.left:.0f} s more"
+            f"{holder.host} ({holder.why}), lease expires in {holder.left:.0f} s"
         )

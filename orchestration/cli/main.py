@@ -1,4 +1,4 @@
-"""`longshore`: the root of the command line, and how errors are told."""
+"""`longshore`: the root command, its table of commands, and the output of errors."""
 
 from __future__ import annotations
 
@@ -8,68 +8,60 @@ from importlib.metadata import version
 
 import click
 
-from longshore.orchestration.cli.audit import audit
-from longshore.orchestration.cli.breakers import breaker_group
-from longshore.orchestration.cli.common import Options, current, global_options, say, say_lines
-from longshore.orchestration.cli.doctor import doctor
-from longshore.orchestration.cli.gc import gc
-from longshore.orchestration.cli.hosts import hosts_group
-from longshore.orchestration.cli.init import init
-from longshore.orchestration.cli.jobs import job_group
-from longshore.orchestration.cli.locks import locks_group
-from longshore.orchestration.cli.metrics import metrics
-from longshore.orchestration.cli.ops import ops_group
-from longshore.orchestration.cli.plans import plan_group
-from longshore.orchestration.cli.processes import beat, dev, flower, worker
-from longshore.orchestration.cli.run import run
-from longshore.orchestration.cli.runs import runs_group
-from longshore.orchestration.cli.schedules import schedules_group
-from longshore.orchestration.cli.stacks import check, orchestrate, rebuild, restart, select
+from longshore.orchestration.cli.common import Options, global_options, print_line, print_lines
+from longshore.orchestration.cli.lazy import LazyCommand
 from longshore.orchestration.errors import LongshoreError, exit_code_of
+
+#: Name, MODULE:ATTRIBUTE in this package, and the first line of the command's help.
+COMMANDS = (
+    ("run", "run:run", "Start a run of PLAN and watch the run until it ends."),
+    ("plan", "plans:plan_group", "Validate, explain, draw and simulate plans."),
+    ("runs", "runs:runs_group", "List, watch, cancel, resume and undo runs."),
+    ("orchestrate", "stacks:orchestrate", "Check the cache, and restart all stale services."),
+    ("check", "stacks:check", "Check that the cached inventory matches the hosts."),
+    ("rebuild", "stacks:rebuild", "Rebuild the cached inventory of the hosts."),
+    ("select", "stacks:select", "List stale services with the reasons; restart none."),
+    ("restart", "stacks:restart", "Restart the stale services, or the services NAME."),
+    ("job", "jobs:job_group", "List, show and run jobs."),
+    ("schedules", "schedules:schedules_group", "List, trigger, pause and resume schedules."),
+    ("ops", "ops:ops_group", "List, describe and run operations."),
+    ("hosts", "hosts:hosts_group", "List, drain and forget hosts."),
+    ("breaker", "breakers:breaker_group", "List and reset the circuit breakers of services."),
+    ("locks", "locks:locks_group", "List the locks that runs and steps hold."),
+    ("audit", "audit:audit", "Print the audit trail, oldest entry first."),
+    ("metrics", "metrics:metrics", "Print or serve metrics in the format of Prometheus."),
+    ("doctor", "doctor:doctor", "Diagnose the installation."),
+    ("gc", "gc:gc", "Delete backups that compensations no longer need."),
+    ("init", "init:init", "Create the secrets of an installation."),
+    ("worker", "processes:worker", "Start a Celery worker in the foreground."),
+    ("beat", "processes:beat", "Start Celery beat in the foreground."),
+    ("flower", "processes:flower", "Start Flower with the pages of runs, in the foreground."),
+    ("dev", "processes:dev", "Start Redis, a worker, beat and Flower in the foreground."),
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(version("longshore"), "--version", prog_name="longshore")
 @global_options
 def cli() -> None:
-    """Run plans of many steps on Celery, and take them back when they fail."""
+    """Run plans of many steps on Celery, and undo them when a step fails.
+
+    Exit codes of all commands, unless a command's help has others: 0 success, 1 failure, 2 wrong usage or wrong
+    configuration, 3 changes are left over that could not be undone, 130 interrupted.
+    """
 
 
-for part in (
-    run,
-    plan_group,
-    runs_group,
-    orchestrate,
-    check,
-    rebuild,
-    select,
-    restart,
-    job_group,
-    schedules_group,
-    ops_group,
-    hosts_group,
-    breaker_group,
-    locks_group,
-    audit,
-    metrics,
-    doctor,
-    gc,
-    init,
-    worker,
-    beat,
-    flower,
-    dev,
-):
-    cli.add_command(part)
+for _name, _target, _help in COMMANDS:
+    cli.add_command(LazyCommand(_name, f"longshore.orchestration.cli.{_target}", _help))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: exit codes 0, 1, 2, 3; errors are one line on stderr."""
+    """Run a command and exit with its exit code; an error is one line on stderr."""
     sys.exit(call(sys.argv[1:] if arguments is None else arguments))
 
 
 def call(arguments: list[str]) -> int:
-    """One command's exit code."""
+    """Run a command and return its exit code."""
     options = Options()
     try:
         result = cli.main(arguments, prog_name="longshore", standalone_mode=False, obj=options)
@@ -77,17 +69,17 @@ def call(arguments: list[str]) -> int:
         error.show()
         return 2
     except (KeyboardInterrupt, click.Abort):
-        say("interrupted", err=True)
+        print_line("interrupted", err=True)
         return 130
     except BrokenPipeError:
         return 0
-    except Exception as error:  # noqa: BLE001 - the one place where errors become lines
+    except Exception as error:  # noqa: BLE001 - every error becomes one line and an exit code
         if options.verbose:
-            say_lines(traceback.format_exc(), err=True)
+            print_lines(traceback.format_exc(), err=True)
         elif isinstance(error, LongshoreError):
-            say(f"error: {error}", err=True)
+            print_line(f"error: {error}", err=True)
         else:
-            say(f"error: {type(error).__name__}: {error} (-v shows where)", err=True)
+            print_line(f"error: {type(error).__name__}: {error} (-v shows the traceback)", err=True)
         return exit_code_of(error)
     return result if isinstance(result, int) else 0
 
@@ -95,8 +87,8 @@ def call(arguments: list[str]) -> int:
 @click.command("longshore", context_settings={"ignore_unknown_options": True}, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def celery_plugin(arguments: tuple[str, ...]) -> None:
-    """Longshore's command line: celery longshore run PLAN."""
+    """Run a command of Longshore: celery longshore run PLAN."""
     sys.exit(call(list(arguments)))
 
 
-__all__ = ["call", "celery_plugin", "cli", "current", "main"]
+__all__ = ["COMMANDS", "call", "celery_plugin", "cli", "main"]

@@ -1,95 +1,101 @@
-"""`longshore run PLAN`: start, watch, report."""
+"""`longshore run PLAN`, and the watching of runs that other commands start."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from longshore.orchestration.cli.common import (
-    client,
-    current,
+    current_options,
+    exit_with,
     global_options,
-    leave,
-    load_plan,
-    read_params,
-    say,
-    say_lines,
-    say_report,
+    print_line,
+    print_lines,
+    print_report,
 )
-from longshore.orchestration.errors import RunLost
+from longshore.orchestration.cli.console import PlainConsole
+from longshore.orchestration.cli.inputs import client, load_plan, read_params
+from longshore.orchestration.client import live
+from longshore.orchestration.client.client import Client
+from longshore.orchestration.client.run import Run
+from longshore.orchestration.errors import LongshoreError, RunLost
+from longshore.orchestration.jobs.jobs import Jobs
+from longshore.orchestration.plans.model import Plan
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from longshore.orchestration.client.client import Client
-    from longshore.orchestration.client.run import Run
-    from longshore.orchestration.plans.model import Plan
-
-#: A second Ctrl-C within so many seconds cancels the run.
-_SECOND_THOUGHT = 2.0
-#: Seconds for the last of a step's output to be read.
-_LAST_WORDS = 3.0
+#: Seconds in which a second Ctrl-C cancels the run.
+_CANCEL_WINDOW = 2.0
+#: Seconds to read the remaining output of a step after the run has ended.
+_OUTPUT_DRAIN_TIMEOUT = 3.0
 
 
 @click.command()
 @click.argument("plan")
-@click.option("-p", "--param", "pairs", multiple=True, metavar="NAME=VALUE", help="A parameter of the plan.")
-@click.option("--params", "file", metavar="FILE", help="Parameters from a YAML or JSON file.")
-@click.option("--run-id", metavar="ID", help="The same id with the same plan attaches to the run that is there.")
-@click.option("--detach", is_flag=True, help="Print the run's id and leave it running.")
+@click.option("-p", "--param", "pairs", multiple=True, metavar="NAME=VALUE", help="Parameter of the plan; repeatable.")
+@click.option("--params", "file", metavar="FILE", help="File with parameters, YAML or JSON; -p overrides them.")
+@click.option(
+    "--run-id",
+    metavar="ID",
+    help="Id of the run. An existing run with this id and the same plan is watched, not started again.",
+)
+@click.option("--detach", is_flag=True, help="Print the id of the run and return at once.")
 @global_options
 def run(plan: str, pairs: tuple[str, ...], file: str | None, run_id: str | None, detach: bool) -> None:
-    """Start PLAN (a file, or the name of a stored plan) and watch it to its end."""
+    """Start a run of PLAN and watch the run until it ends.
+
+    PLAN is a file (YAML or JSON) or the name of a stored plan. Ctrl-C stops watching, and the run continues; a second
+    Ctrl-C within two seconds cancels the run. Exit codes: 0 succeeded, 1 failed and undone, or cancelled, 2 usage or an
+    invalid plan, 3 changes are left over that could not be undone, 130 watching was interrupted.
+    """
     loaded = load_plan(plan)
     params = read_params(loaded, pairs, file)
-    return begin(loaded, params, run_id, detach=detach)
+    return start_and_watch(loaded, params, run_id, detach=detach)
 
 
-def begin(plan: Plan, params: dict[str, Any], run_id: str | None, *, detach: bool, show: bool = False) -> None:
-    """Start and watch, or rehearse, as the options say; ends the command. `show`: what the steps have found, too."""
-    options = current()
+def start_and_watch(
+    plan: Plan, params: dict[str, Any], run_id: str | None, *, detach: bool, show: bool = False
+) -> None:
+    """Start and watch a run, or print its dry run; ends the command. `show`: print the data of the steps, too."""
+    options = current_options()
     if options.dry_run:
-        return leave(show_dry_run(plan, params))
-    return attend(client().start(plan, params, run_id=run_id), detach=detach, show=show)
+        return exit_with(show_dry_run(plan, params))
+    return watch_started(client().start(plan, params, run_id=run_id), detach=detach, show=show)
 
 
-def attend(started: Run, *, detach: bool, show: bool = False, follow: str = "") -> None:
-    """Watch a run that was just started, or only say its id; ends the command."""
-    options = current()
+def watch_started(started: Run, *, detach: bool, show: bool = False, follow: str = "") -> None:
+    """Watch a run that was just started, or with `detach` print its id; ends the command."""
+    options = current_options()
     console = options.console()
     if started.attached:
-        console.print(f"run {started.id} is there already; nothing was started", style="yellow")
+        console.print(f"run {started.id} exists already; nothing was started", style="yellow")
     elif not options.quiet and (missing := started.unserved()):
         queues = ",".join(missing)
-        say(f"run {started.id}: no worker takes from {queues} now: longshore worker -Q {queues}", err=True)
+        print_line(f"run {started.id}: no worker serves {queues}: start longshore worker -Q {queues}", err=True)
     if detach:
         if options.json:
             options.show({"run_id": started.id, "attached": started.attached})
         else:
-            say(started.id)
+            print_line(started.id)
         return None
-    return leave(watch_to_end(started, show=show, follow=follow))
+    return exit_with(watch_to_end(started, show=show, follow=follow))
 
 
-def begin_job(made: Client, plan: Plan, run_id: str | None, *, detach: bool) -> None:
-    """Start the plan of a job and watch it, with what its worker says; ends the command."""
-    started = made.start(plan, run_id=run_id)
+def start_job(connected: Client, plan: Plan, run_id: str | None, *, detach: bool) -> None:
+    """Start the plan of a job and watch it with the output of its worker; ends the command."""
+    started = connected.start(plan, run_id=run_id)
     try:
-        return attend(started, detach=detach, follow="work")
+        return watch_started(started, detach=detach, follow="work")
     except RunLost as lost:
-        from longshore.orchestration.jobs.jobs import Jobs  # noqa: PLC0415 - see cli.common
-
-        say(f"{lost.message}; waiting for a worker that finds its container", err=True)
-        return attend(Jobs(made).recover(started.id), detach=detach, follow="work")
+        print_line(f"{lost.message}; waiting for a worker to find the container of the job", err=True)
+        return watch_started(Jobs(connected).recover(started.id), detach=detach, follow="work")
 
 
-def show_dry_run(plan: Any, params: dict[str, Any]) -> int:
-    """Show what a run would do; 1 if it is certain to fail."""
-    options = current()
+def show_dry_run(plan: Plan, params: dict[str, Any]) -> int:
+    """Print the predicted changes of a run. Returns 0, or 1 if a step is certain to fail."""
+    options = current_options()
     answers = client().dry_run(plan, params)
     impossible = [answer for answer in answers if answer["impossible"]]
     if options.json:
@@ -110,23 +116,21 @@ def show_dry_run(plan: Any, params: dict[str, Any]) -> int:
 
 
 def watch_to_end(run: Run, *, show: bool = False, follow: str = "") -> int:
-    """Watch, print the report, and give the run's exit code. Ctrl-C leaves the run going.
+    """Watch a run, print its report and return its exit code. Ctrl-C stops watching; the run continues.
 
-    `follow`: the step whose output is shown as it comes.
+    `follow` names the step whose output is printed as it arrives; `show`: print the data of the steps, too.
     """
-    from longshore.orchestration.client import live  # noqa: PLC0415 - rich is slow to import
-
-    options = current()
+    options = current_options()
     console = options.console()
-    told = _followed(run, follow, console) if follow and not options.quiet else None
+    output_reader = _follow_output(run, follow, console) if follow and not options.quiet else None
     try:
         report = run.wait() if options.quiet else live.watch(run, console)
-        if told is not None:
-            told.join(_LAST_WORDS)
+        if output_reader is not None:
+            output_reader.join(_OUTPUT_DRAIN_TIMEOUT)
     except KeyboardInterrupt:
-        return left_alone(run)
+        return stop_watching(run)
     if options.json:
-        say_report(report)
+        print_report(report)
     else:
         console.print(live.closing(report))
         for step in report.steps if show else []:
@@ -135,13 +139,11 @@ def watch_to_end(run: Run, *, show: bool = False, follow: str = "") -> int:
     return report.exit_code or 0
 
 
-def _followed(run: Run, step: str, console: Console) -> threading.Thread:
-    """What a step prints is shown above what is drawn, from a thread of its own."""
+def _follow_output(run: Run, step: str, console: PlainConsole) -> threading.Thread:
+    """Start a thread that prints the output of a step above the live view."""
 
     def follow() -> None:
-        from longshore.orchestration.errors import LongshoreError  # noqa: PLC0415 - beside its only use
-
-        with contextlib.suppress(LongshoreError):  # the watch itself tells of it
+        with contextlib.suppress(LongshoreError):  # the live view reports the error
             for stream, text in run.output(step, follow=True):
                 line = text.expandtabs()
                 console.print(f"  | {line}" if stream else f"  {line}", style="" if stream else "dim")
@@ -151,16 +153,16 @@ def _followed(run: Run, step: str, console: Console) -> threading.Thread:
     return thread
 
 
-def left_alone(run: Run) -> int:
-    """The watcher leaves; asked twice, the run is cancelled."""
-    say_lines(
-        f"\nrun {run.id} goes on; watch it again: longshore runs watch {run.id}"
-        f"\nCtrl-C again within {_SECOND_THOUGHT:g} seconds cancels it",
+def stop_watching(run: Run) -> int:
+    """Handle Ctrl-C: stop watching, or cancel the run at a second Ctrl-C. Returns the exit code."""
+    print_lines(
+        f"\nrun {run.id} continues; to watch it: longshore runs watch {run.id}"
+        f"\nCtrl-C again within {_CANCEL_WINDOW:g} seconds cancels it",
         err=True,
     )
     try:
-        time.sleep(_SECOND_THOUGHT)
+        time.sleep(_CANCEL_WINDOW)
     except KeyboardInterrupt:
         run.cancel("Ctrl-C twice")
-        say(f"cancelling; watch it: longshore runs watch {run.id}", err=True)
+        print_line(f"cancelling run {run.id}; to watch it: longshore runs watch {run.id}", err=True)
     return 130

@@ -1,4 +1,4 @@
-"""`longshore schedules …`: what starts by itself."""
+"""`longshore schedules …`: plans and jobs that beat starts at their times."""
 
 from __future__ import annotations
 
@@ -6,46 +6,53 @@ from datetime import UTC, datetime
 
 import click
 
-from longshore.orchestration.cli.common import client, command, current, say, show_table, tell
-from longshore.orchestration.cli.run import attend
+from longshore.orchestration.cli.common import command, current_options, print_line, print_result, print_table
+from longshore.orchestration.cli.inputs import client
+from longshore.orchestration.cli.run import watch_started
 from longshore.orchestration.errors import UnknownName, UsageError
+from longshore.orchestration.schedules import due_times, schedules
 
 
 @click.group("schedules")
 def schedules_group() -> None:
-    """List what starts by itself; start it now, pause and resume it."""
+    """List, trigger, pause and resume schedules.
+
+    A schedule starts a plan or a job at given times, while `longshore beat` runs.
+    """
 
 
 @command(schedules_group, "ls")
 def ls() -> None:
-    """All schedules: of the configuration, of stored plans, of other beats' entries, and of jobs."""
-    from longshore.orchestration.schedules import due_times, schedules  # noqa: PLC0415 - see cli.common
+    """List all schedules, with plan, times and next start.
 
-    options, asked = current(), client()
-    known, wrong = schedules.declared(asked.settings)
-    kept = due_times.ScheduleMarks(asked.store)
-    marks, paused, now = kept.marks(), kept.paused(), asked.store.now()
+    Schedules come from the settings file, from stored plans, from entries of other beats, and from jobs. DONE UNTIL is
+    the time up to which all planned starts are handled.
+    """
+    options, connected = current_options(), client()
+    declared, problems = schedules.declared(connected.settings)
+    stored = due_times.ScheduleMarks(connected.store)
+    marks, paused, now = stored.marks(), stored.paused(), connected.store.now()
     rows = [
         {
             "name": each.name,
             "plan": each.plan,
             "when": each.said(),
             "next": at.isoformat() if (at := schedules.upcoming(each, now)) else None,
-            "done_until": _time(marks[each.name].until) if each.name in marks else None,
+            "done_until": _iso(marks[each.name].until) if each.name in marks else None,
             "overlap": each.when.overlap,
             "missed": each.when.missed,
             "paused_by": paused.get(each.name),
         }
-        for each in known
+        for each in declared
     ]
-    names = {each.name for each in known}
+    names = {each.name for each in declared}
     rows += [
         {
             "name": name,
             "plan": "job" if "@" in name else "(not declared here)",
             "when": mark.schedule,
             "next": None,
-            "done_until": _time(mark.until),
+            "done_until": _iso(mark.until),
             "overlap": None,
             "missed": None,
             "paused_by": paused.get(name),
@@ -53,67 +60,69 @@ def ls() -> None:
         for name, mark in sorted(marks.items())
         if name not in names
     ]
-    for why in wrong:
-        say(f"error: {why}", err=True)
+    for problem in problems:
+        print_line(f"error: {problem}", err=True)
     if options.json:
         options.show(rows)
         return
-    table: list[tuple[str, ...]] = [("SCHEDULE", "PLAN", "WHEN", "NEXT", "DEALT WITH UNTIL", "PAUSED BY")]
+    table: list[tuple[str, ...]] = [("SCHEDULE", "PLAN", "WHEN", "NEXT", "DONE UNTIL", "PAUSED BY")]
     columns = ("name", "plan", "when", "next", "done_until", "paused_by")
     table += [tuple(str(row[key] or "")[:60] for key in columns) for row in rows]
-    show_table(table)
+    print_table(table)
 
 
-def _time(ms: int) -> str:
+def _iso(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
 
 
 @command(schedules_group, "trigger")
 @click.argument("name")
-@click.option("--detach", is_flag=True, help="Do not wait for its end.")
+@click.option("--detach", is_flag=True, help="Return at once; do not wait for the run to end.")
 def trigger(name: str, detach: bool) -> None:
-    """Start it now, whatever its times are; they stay as they are."""
-    from longshore.orchestration.schedules import schedules  # noqa: PLC0415 - see cli.common
+    """Start the plan of schedule NAME now, and watch the run.
 
-    asked = client()
-    if current().dry_run:
-        found = schedules.find(asked.settings, name)
+    The times of the schedule do not change. Exit codes: those of `longshore run`.
+    """
+    connected = client()
+    if current_options().dry_run:
+        found = schedules.find(connected.settings, name)
         if why := schedules.problem(found):
             raise UsageError(f"schedule {name} cannot be started: {why}")
-        tell(f"would start plan {found.loaded().name}", schedule=name, plan=found.loaded().name)
+        print_result(f"would start plan {found.loaded().name}", schedule=name, plan=found.loaded().name)
         return
-    run = schedules.trigger(asked, name)
-    attend(run, detach=detach)
+    run = schedules.trigger(connected, name)
+    watch_started(run, detach=detach)
 
 
 @command(schedules_group, "pause")
 @click.argument("name")
 def pause(name: str) -> None:
-    """Start it no more by itself, until it is resumed; its times pass, and none of them counts as missed."""
-    _pause(name, paused=True)
+    """Pause schedule NAME until it is resumed.
+
+    Times that pass during the pause do not count as missed.
+    """
+    _set_paused(name, paused=True)
 
 
 @command(schedules_group, "resume")
 @click.argument("name")
 def resume(name: str) -> None:
-    """Have it start by itself again."""
-    _pause(name, paused=False)
+    """Resume the paused schedule NAME."""
+    _set_paused(name, paused=False)
 
 
-def _pause(name: str, *, paused: bool) -> None:
-    from longshore.orchestration.schedules import due_times, schedules  # noqa: PLC0415 - see cli.common
-
-    asked = client()
+def _set_paused(name: str, *, paused: bool) -> None:
+    connected = client()
     try:
-        schedules.find(asked.settings, name)
+        schedules.find(connected.settings, name)
     except UnknownName as error:
-        # Of a job, or of an entry in somebody's beat: known by what was done for it.
-        if name not in due_times.ScheduleMarks(asked.store).marks():
+        # A schedule of a job, or of an entry of another beat: only its stored times are known.
+        if name not in due_times.ScheduleMarks(connected.store).marks():
             raise error from None
     word = "paused" if paused else "resumed"
-    if current().dry_run:
-        tell(f"schedule {name} would be {word}", schedule=name)
+    if current_options().dry_run:
+        print_result(f"schedule {name} would be {word}", schedule=name)
         return
-    changed = schedules.pause(asked.store, name, paused=paused)
-    as_before = f"schedule {name} was {'paused already' if paused else 'not paused'}"
-    tell(f"schedule {name} is {word}" if changed else as_before, schedule=name, changed=changed)
+    changed = schedules.pause(connected.store, name, paused=paused)
+    unchanged = f"schedule {name} was {'paused already' if paused else 'not paused'}"
+    print_result(f"schedule {name} is {word}" if changed else unchanged, schedule=name, changed=changed)

@@ -1,4 +1,4 @@
-"""`longshore orchestrate`, and its phases one by one: check, rebuild, select, restart."""
+"""`longshore orchestrate`, and its phases as commands: check, rebuild, select, restart."""
 
 from __future__ import annotations
 
@@ -7,68 +7,85 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import yaml
 
-from longshore.orchestration.cli.common import client, current, global_options, leave, say, say_lines, show_table
-from longshore.orchestration.cli.run import left_alone, show_dry_run
+from longshore.orchestration.cli.common import (
+    current_options,
+    exit_with,
+    global_options,
+    print_line,
+    print_lines,
+    print_table,
+)
+from longshore.orchestration.cli.inputs import client, read_duration
+from longshore.orchestration.cli.run import show_dry_run, stop_watching
+from longshore.orchestration.client import live
+from longshore.orchestration.client.run import Run
 from longshore.orchestration.errors import LongshoreError, UsageError
-from longshore.orchestration.language.durations import parse_duration
+from longshore.orchestration.runs.report import Report
+from longshore.orchestration.stacks.orchestrate import Checked, Orchestrated, Selection, Stacks, failures
+from longshore.orchestration.stacks.plan import RolloutOptions
+from longshore.orchestration.stacks.selection import choose, named
 
-if TYPE_CHECKING:
-    from longshore.orchestration.client.run import Run
-    from longshore.orchestration.runs.report import Report
-    from longshore.orchestration.stacks.orchestrate import Checked, Orchestrated, RolloutOptions, Selection, Stacks
-
-_HOST = click.option("--host", "hosts", multiple=True, metavar="HOST", help="Only this host; may be given again.")
-_REGISTRY = click.option("--registry", is_flag=True, help="Ask registries whether tags have moved; nothing is pulled.")
-_IMAGE = click.option("--image", metavar="IMAGE", help="What runs this image: a name, with or without tag, or an id.")
+_HOST = click.option("--host", "hosts", multiple=True, metavar="HOST", help="Only this host; repeatable.")
+_REGISTRY = click.option("--registry", is_flag=True, help="Compare image tags with their registries, without pulling.")
+_IMAGE = click.option(
+    "--image", metavar="IMAGE", help="Only containers of this image: a name, with or without tag, or an id."
+)
 _LABEL = click.option(
-    "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Only containers with this label."
+    "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Only containers with this label; repeatable."
 )
 
 
 def _rollout_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option("--max-parallel", type=click.IntRange(1), help="So many stacks at once."),
-        click.option("--canary", type=click.IntRange(1), help="So many stacks first; if one fails, the rest is left."),
+        click.option(
+            "--max-parallel", type=click.IntRange(1), help="Maximum number of stacks that restart in parallel."
+        ),
+        click.option(
+            "--canary", type=click.IntRange(1), help="Restart N stacks first; if one fails, leave the others unchanged."
+        ),
         click.option(
             "--on-failure",
             type=click.Choice(["keep", "undo"]),
             default="keep",
             show_default=True,
-            help="keep: each stack that fails goes back by itself; undo: all go back.",
+            help="keep: undo only the stacks that fail; undo: undo all stacks.",
         ),
-        click.option("--healthy-deadline", metavar="TIME", default="60s", show_default=True, help="To get well."),
         click.option(
-            "--min-healthy-time", metavar="TIME", default="5s", show_default=True, help="Without a health check."
+            "--healthy-deadline",
+            metavar="TIME",
+            default="60s",
+            show_default=True,
+            help="Time for a stack to become healthy.",
         ),
-        click.option("--run-id", metavar="ID", help="Of the run that restarts."),
-        click.option("--detach", is_flag=True, help="Print that run's id and leave it running."),
+        click.option(
+            "--min-healthy-time",
+            metavar="TIME",
+            default="5s",
+            show_default=True,
+            help="Time a container without health check must run.",
+        ),
+        click.option("--run-id", metavar="ID", help="Id of the run that restarts the stacks."),
+        click.option("--detach", is_flag=True, help="Print the id of that run and return at once."),
     ):
         function = option(function)
     return function
 
 
-def _rollout(said: dict[str, Any]) -> RolloutOptions:
-    from longshore.orchestration.stacks.plan import RolloutOptions  # noqa: PLC0415 - see cli.common
-
+def _rollout_from(options: dict[str, Any]) -> RolloutOptions:
     for name in ("healthy_deadline", "min_healthy_time"):
-        try:
-            said[name] = parse_duration(said[name])
-        except ValueError as error:
-            raise UsageError(f"--{name.replace('_', '-')}: {error}") from None
-    return RolloutOptions(**said)
+        options[name] = read_duration(options[name], f"--{name.replace('_', '-')}")
+    return RolloutOptions(**options)
 
 
 # --- check ------------------------------------------------------------------------------------------
 
 
 def _stacks() -> Stacks:
-    from longshore.orchestration.stacks.orchestrate import Stacks  # noqa: PLC0415 - see cli.common
-
     return Stacks(client())
 
 
@@ -79,35 +96,36 @@ def _stacks() -> Stacks:
 @_REGISTRY
 @global_options
 def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bool) -> None:
-    """Whether the cache of what is deployed says what is there. Changes nothing.
+    """Check that the cached inventory matches the hosts.
 
-    Exit codes: 0 valid, 1 needs a rebuild, 2 it cannot be told.
+    The inventory lists the deployed stacks of each host. The command changes nothing. Exit codes: 0 valid, 1 needs a
+    rebuild, 2 the check failed.
     """
-    as_json = as_json or current().json
+    as_json = as_json or current_options().json
     found = None
     try:
         stacks = _stacks()
         checked = stacks.check(hosts, registry=registry, state=image is not None)
         if image is not None:
-            from longshore.orchestration.stacks.selection import choose  # noqa: PLC0415 - see cli.common
-
             found = choose(stacks.said, checked.seen, {}, image=image, running=True)
     except LongshoreError as error:
         if as_json:
-            current().show({"valid": False, "reason": None, "error": str(error), "timestamp": _now(), "exit_code": 2})
+            current_options().show(
+                {"valid": False, "reason": None, "error": str(error), "timestamp": _now(), "exit_code": 2}
+            )
         else:
-            say(f"error: cache check failed: {error}", err=True)
-        return leave(2)
+            print_line(f"error: cache check failed: {error}", err=True)
+        return exit_with(2)
     if as_json:
-        current().show(_check_json(checked, found))
-    elif not current().quiet:
+        current_options().show(_check_json(checked, found))
+    elif not current_options().quiet:
         for line in _check_lines(checked):
-            say(line)
+            print_line(line)
         if found is not None:
-            _table(found)
+            _print_selection(found)
     for host, why in checked.errors.items():
-        say(f"error: {host}: {why}", err=True)
-    return leave(checked.exit_code)
+        print_line(f"error: {host}: {why}", err=True)
+    return exit_with(checked.exit_code)
 
 
 def _check_lines(checked: Checked) -> Iterable[str]:
@@ -119,9 +137,9 @@ def _check_lines(checked: Checked) -> Iterable[str]:
 
 
 def _check_json(checked: Checked, found: Selection | None) -> dict[str, Any]:
-    said: dict[str, Any] = {"valid": checked.valid, "reason": checked.reason or None, "timestamp": _now()}
-    said |= {"hosts": [one.as_json() for one in checked.hosts], "exit_code": checked.exit_code}
-    return said | ({"deployments": _deployments(found)} if found is not None else {})
+    document: dict[str, Any] = {"valid": checked.valid, "reason": checked.reason or None, "timestamp": _now()}
+    document |= {"hosts": [one.as_json() for one in checked.hosts], "exit_code": checked.exit_code}
+    return document | ({"deployments": _deployments(found)} if found is not None else {})
 
 
 def _now() -> str:
@@ -132,43 +150,42 @@ def _now() -> str:
 
 
 @click.command("rebuild")
-@click.option("--force", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Do not ask for confirmation.")
 @_HOST
 @_REGISTRY
 @global_options
 def rebuild(force: bool, hosts: tuple[str, ...], registry: bool) -> None:
-    """Build the cache of what is deployed from nothing, and trust nothing of what was cached.
+    """Rebuild the cached inventory of the hosts.
 
-    Asks first; without a terminal it reads the answer from its input. Exit codes: 0 built, 1 not (or no answer), 2
-    usage, 3 not of every host.
+    The command deletes the cached inventory and inspects each host again. Without --force the command asks for
+    confirmation, on the terminal or from stdin. Exit codes: 0 rebuilt, 1 no host rebuilt or not confirmed, 2 usage, 3
+    some hosts failed.
     """
-    from longshore.orchestration.stacks.orchestrate import failures  # noqa: PLC0415 - see cli.common
-
     stacks = _stacks()
-    there, away = stacks.hosts(hosts)
-    options = current()
+    present, missing = stacks.hosts(hosts)
+    options = current_options()
     if options.dry_run:
-        return leave(show_dry_run(stacks.rebuild_plan(there, registry=registry), {}) if there else 1)
-    if not force and not _confirmed(f"What is cached of {', '.join(there) or 'no host'} is thrown away. Continue?"):
-        say("Aborted", err=True)
-        return leave(1)
-    report = stacks.rebuild(there, registry=registry) if there else None
-    failed = away | (failures(report) if report else {})
+        return exit_with(show_dry_run(stacks.rebuild_plan(present, registry=registry), {}) if present else 1)
+    if not force and not _confirmed(f"Delete and rebuild the cached inventory of {', '.join(present) or 'no host'}?"):
+        print_line("Aborted", err=True)
+        return exit_with(1)
+    report = stacks.rebuild(present, registry=registry) if present else None
+    failed = missing | (failures(report) if report else {})
     built = {step.name: step.data for step in report.steps if step.name not in failed} if report else {}
     if options.json:
         options.show({"rebuilt": built, "errors": failed, "run_id": report.run_id if report else None})
     elif not options.quiet:
         for host, data in built.items():
-            say(f"{host}: generation {data['generation']}: {data['projects']} projects, {data['services']} "
+            print_line(f"{host}: generation {data['generation']}: {data['projects']} projects, {data['services']} "
                        f"services, {data['stale']} stale")  # fmt: skip
     for host, why in failed.items():
-        say(f"error: cache rebuild failed: {host}: {why}", err=True)
-    return leave(0 if not failed else 3 if built else 1)
+        print_line(f"error: cache rebuild failed: {host}: {why}", err=True)
+    return exit_with(0 if not failed else 3 if built else 1)
 
 
 def _confirmed(question: str) -> bool:
-    """On a terminal it is asked; otherwise the answer is the first line of the input."""
-    say(f"{question} [y/N]: ", err=True, nl=not sys.stdin.isatty())
+    """Ask a question. The answer is a line of stdin, also without a terminal."""
+    print_line(f"{question} [y/N]: ", err=True, nl=not sys.stdin.isatty())
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
@@ -188,29 +205,33 @@ def _confirmed(question: str) -> bool:
     type=click.Choice(["table", "text", "json", "names", "yaml"]),
     default="table",
     show_default=True,
-    help="Form of the output.",
+    help="Output format.",
 )
 def select(labels: tuple[str, ...], image: str | None, hosts: tuple[str, ...], registry: bool, form: str) -> None:
-    """What does not run as its files and images say, and why. Restarts nothing."""
+    """List stale services with the reasons; restart none.
+
+    A service is stale if its containers differ from its compose files or images. Exit codes: 0 all hosts inspected, 2
+    usage or no host inspected, 3 some hosts or projects could not be inspected.
+    """
     stacks = _stacks()
-    found = stacks.select(hosts, labels=labels, image=image, registry=registry, look_only=current().dry_run)
-    form = "json" if current().json and form == "table" else form
+    found = stacks.select(hosts, labels=labels, image=image, registry=registry, look_only=current_options().dry_run)
+    form = "json" if current_options().json and form == "table" else form
     if form == "names":
         for one in found.chosen:
-            say(found.name(one))
+            print_line(found.name(one))
     elif form in {"json", "yaml"}:
-        said = _selection_json(found)
+        document = _selection_json(found)
         if form == "yaml":
-            say_lines(yaml.safe_dump(said, sort_keys=False, allow_unicode=True).rstrip())
+            print_lines(yaml.safe_dump(document, sort_keys=False, allow_unicode=True).rstrip())
         else:
-            current().show(said)
+            current_options().show(document)
     else:
-        _table(found)
+        _print_selection(found)
     for host, why in found.errors.items():
-        say(f"error: {host}: {why}", err=True)
+        print_line(f"error: {host}: {why}", err=True)
     for note in found.wrong:
-        say(f"error: {note}", err=True)
-    return leave(0 if not found.incomplete else 3 if found.seen else 2)
+        print_line(f"error: {note}", err=True)
+    return exit_with(0 if not found.incomplete else 3 if found.seen else 2)
 
 
 def _deployments(found: Selection) -> list[dict[str, Any]]:
@@ -223,22 +244,22 @@ def _selection_json(found: Selection) -> dict[str, Any]:
         for one in found.notes
     ]
     wrong = {f"{one.host}:{one.project}": one.text for one in found.wrong}
-    said = {"deployments": _deployments(found), "count": len(found.chosen), "left_alone": notes}
-    return said | {"errors": found.errors | wrong}
+    document = {"deployments": _deployments(found), "count": len(found.chosen), "left_alone": notes}
+    return document | {"errors": found.errors | wrong}
 
 
-def _table(found: Selection) -> None:
+def _print_selection(found: Selection) -> None:
     if not found.chosen:
-        say("no deployments selected")
+        print_line("no deployments selected")
     else:
         rows = [("HOST", "PROJECT", "SERVICE", "ACTION", "REASON")]
         rows += [(o.host, o.project, o.service, o.action, ", ".join(map(str, o.reasons))) for o in found.chosen]
-        show_table(rows)
+        print_table(rows)
     for note in found.notes:
-        say(f"left alone: {note}")
+        print_line(f"left alone: {note}")
 
 
-# --- restart, and all of it -------------------------------------------------------------------------
+# --- restart and orchestrate ------------------------------------------------------------------------
 
 
 @click.command("restart")
@@ -255,44 +276,41 @@ def restart(
     registry: bool,
     run_id: str | None,
     detach: bool,
-    **said: Any,
+    **rollout_options: Any,
 ) -> None:
-    """Bring right what `select` selects; or restart the deployments NAME: project/service, a project, or a service.
+    """Restart the stale services, or the services NAME.
 
-    With - for NAME they are read from the input, one in a line; an empty input is an error. Exit codes: 0 all are
-    right, 1 it was cancelled, or all was taken back, 2 usage or a name that does not exist, 3 some stack is not right.
+    NAME is project/service, a project or a service; without NAME the command restarts the services that `longshore
+    select` lists. With - for NAME the command reads names from stdin, one per line. Exit codes: 0 all up to date, 1
+    cancelled or all undone, 2 usage or an unknown name, 3 some stacks are not up to date.
     """
-    asked = _names(names)
-    rollout = _rollout(said)
+    requested = _read_names(names)
+    rollout = _rollout_from(rollout_options)
     stacks = _stacks()
     if not names:
         stacks.wait_for_active_runs(hosts)
-    found = stacks.select(hosts, labels=labels, registry=registry, look_only=current().dry_run)
+    found = stacks.select(hosts, labels=labels, registry=registry, look_only=current_options().dry_run)
     if names:
-        from longshore.orchestration.stacks.selection import named  # noqa: PLC0415 - see cli.common
-
-        found = replace(found, chosen=named(asked, found))
+        found = replace(found, chosen=named(requested, found))
     if not found.chosen:
-        return _end(_nothing(found))
-    if current().dry_run:
-        return leave(show_dry_run(stacks.plan(found, rollout, asked=bool(names)), {}))
+        return _finish(_nothing_to_restart(found))
+    if current_options().dry_run:
+        return exit_with(show_dry_run(stacks.plan(found, rollout, asked=bool(names)), {}))
     run = stacks.start(found, rollout, asked=bool(names), run_id=run_id)
-    return _end(stacks.ended(_watched(run, detach=detach), found))
+    return _finish(stacks.ended(_watch(run, detach=detach), found))
 
 
-def _names(names: Sequence[str]) -> list[str]:
+def _read_names(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         found += [line.strip() for line in sys.stdin] if name == "-" else [name]
     found = [name for name in found if name]
     if names and not found:
-        raise UsageError("no deployments specified", remedy="longshore select -o names lists them")
+        raise UsageError("no deployments specified", remedy="choose from the list of longshore select -o names")
     return found
 
 
-def _nothing(found: Selection) -> Orchestrated:
-    from longshore.orchestration.stacks.orchestrate import Orchestrated  # noqa: PLC0415 - see cli.common
-
+def _nothing_to_restart(found: Selection) -> Orchestrated:
     return Orchestrated("select", "no deployments need restart", 3 if found.incomplete else 0, found)
 
 
@@ -310,33 +328,34 @@ def orchestrate(
     registry: bool,
     run_id: str | None,
     detach: bool,
-    **said: Any,
+    **rollout_options: Any,
 ) -> None:
-    """Check the cache, rebuild it where needed, select what is stale, and bring it right.
+    """Check the cache, and restart all stale services.
 
-    Exit codes: 0 nothing to do, or all is right now; 1 a phase failed before anything was touched, or all was taken
-    back; 2 usage; 3 some stack is not right, or could not be looked at.
+    Phases: check the cached inventory, rebuild it where needed, select stale services, restart their stacks. Exit
+    codes: 0 nothing to do or all up to date, 1 a phase failed before any change or all undone, 2 usage, 3 some stacks
+    are not up to date or could not be inspected.
     """
-    rollout = _rollout(said)
+    rollout = _rollout_from(rollout_options)
     stacks = _stacks()
-    if current().dry_run:
-        return _show_dry_run_of_all(stacks, labels, image, hosts, registry, rollout)
-    quiet = current().quiet or current().json
-    return _end(
+    if current_options().dry_run:
+        return _dry_run_orchestrate(stacks, labels, image, hosts, registry, rollout)
+    quiet = current_options().quiet or current_options().json
+    return _finish(
         stacks.orchestrate(
             hosts,
             labels=labels,
             image=image,
             registry=registry,
             run_id=run_id,
-            tell=lambda line: None if quiet else say(line),
-            watch=lambda run: _watched(run, detach=detach),
+            tell=lambda line: None if quiet else print_line(line),
+            watch=lambda run: _watch(run, detach=detach),
             **asdict(rollout),
         )
     )
 
 
-def _show_dry_run_of_all(
+def _dry_run_orchestrate(
     stacks: Stacks,
     labels: Sequence[str],
     image: str | None,
@@ -344,12 +363,10 @@ def _show_dry_run_of_all(
     registry: bool,
     rollout: RolloutOptions,
 ) -> None:
-    """What a run would find and do, from looks alone."""
-    from longshore.orchestration.stacks.selection import choose  # noqa: PLC0415 - see cli.common
-
+    """Print the selection and the plan of an `orchestrate`, from reads only."""
     checked = stacks.check(hosts, registry=registry, state=True)
     found = choose(stacks.said, checked.seen, checked.errors, labels=labels, image=image)
-    options = current()
+    options = current_options()
     code = 3 if found.incomplete else 0
     plan = stacks.plan(found, rollout) if found.chosen else None
     if options.json:
@@ -357,39 +374,37 @@ def _show_dry_run_of_all(
         possible = not any(step["impossible"] for step in steps)
         options.show({"dry_run": True, "plan": "orchestrate", "possible": possible, "steps": steps,
                       "check": _check_json(checked, None), "select": _selection_json(found)})  # fmt: skip
-        return leave(code if possible else 1)
+        return exit_with(code if possible else 1)
     for line in _check_lines(checked):
-        say(line.replace("needs rebuild", "would be rebuilt"))
-    _table(found)
+        print_line(line.replace("needs rebuild", "would be rebuilt"))
+    _print_selection(found)
     if plan is not None:
         code = show_dry_run(plan, {}) or code
     for host, why in found.errors.items():
-        say(f"error: {host}: {why}", err=True)
+        print_line(f"error: {host}: {why}", err=True)
     for note in found.wrong:
-        say(f"error: {note}", err=True)
-    return leave(code)
+        print_line(f"error: {note}", err=True)
+    return exit_with(code)
 
 
-def _watched(run: Run, *, detach: bool) -> Report:
-    from longshore.orchestration.client import live  # noqa: PLC0415 - rich is slow to import
-
-    options = current()
+def _watch(run: Run, *, detach: bool) -> Report:
+    options = current_options()
     if detach:
-        options.show({"run_id": run.id, "attached": run.attached}) if options.json else say(run.id)
-        leave(0)
+        options.show({"run_id": run.id, "attached": run.attached}) if options.json else print_line(run.id)
+        exit_with(0)
     try:
         report = run.wait() if options.quiet else live.watch(run, options.console())
     except KeyboardInterrupt:
-        leave(left_alone(run))
+        exit_with(stop_watching(run))
         raise
     if not options.json:
         options.console().print(live.closing(report))
     return report
 
 
-def _end(done: Orchestrated) -> None:
-    """Say how it ended, and end the command."""
-    options = current()
+def _finish(done: Orchestrated) -> None:
+    """Print the result and end the command with its exit code."""
+    options = current_options()
     if options.json:
         report = done.report.model_dump(mode="json") if done.report is not None else None
         stacks = {"right": list(done.stacks.right), "wrong": done.stacks.wrong}
@@ -398,9 +413,9 @@ def _end(done: Orchestrated) -> None:
                       "report": report})  # fmt: skip
     else:
         for note in [] if options.quiet else done.selection.notes:
-            say(f"left alone: {note}")
-        say(done.message, err=done.exit_code != 0)
-    return leave(done.exit_code)
+            print_line(f"left alone: {note}")
+        print_line(done.message, err=done.exit_code != 0)
+    return exit_with(done.exit_code)
 
 
 __all__ = ["check", "orchestrate", "rebuild", "restart", "select"]

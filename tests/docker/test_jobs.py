@@ -278,7 +278,7 @@ def test_ctrl_c_leaves_the_job_going_and_twice_ends_it(place: Installation, work
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
 
-    assert f"run {shop.job}-c goes on" in err
+    assert f"run {shop.job}-c continues" in err
     assert "cancelling" in err
     report = place.client().get(f"{shop.job}-c").wait(SOON)
     assert report.job is not None

@@ -93,7 +93,7 @@ def test_more_than_may_wait_are_refused_with_one_clear_error_and_nothing_is_stor
     for n in range(3):
         begun = closed.longshore("run", str(plan), "--run-id", f"r{n}", "--detach")
         assert begun.code == 0
-        assert "no worker takes from command,control now" in begun.err
+        assert "no worker serves command,control" in begun.err
 
     # when
     refused = closed.longshore("run", str(plan), "--run-id", "r3", "--detach")
@@ -240,7 +240,7 @@ def test_a_run_that_rests_is_forgotten_when_somebody_says_so(open_house: Install
     refused = open_house.longshore("runs", "prune", live.id)
 
     # then
-    assert f"would forget run {done.id}" in would.out
+    assert f"would delete run {done.id}" in would.out
     assert said.code == 0, said.err
     assert said.json == {"dry_run": False, "forgotten": [done.id], "refused": []}
     assert keys_of(open_house, done) == []

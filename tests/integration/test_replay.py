@@ -76,11 +76,11 @@ def test_a_host_that_was_wiped_is_rebuilt(fleet: Installation, tmp_path: Path) -
     said = fleet.longshore("runs", "replay", "--host", "web1", "--run-id", "rebuilt")
 
     # then
-    assert "would do again: run first-" in would.out
+    assert "would repeat: run first-" in would.out
     assert tree(disk) == was
     assert not list(other.iterdir()), "the other host was left alone"
     assert said.code == 3, said.err
-    assert said.err.count("cannot be done again") == 2
+    assert said.err.count("cannot be repeated") == 2
     assert "step acts: command.shell.execute does not bring about a state, but acts each time" in said.err
     assert lines(tmp_path / "acts") == ["once", "once"]
     # and a second time the same is done, not twice as much
@@ -107,5 +107,5 @@ def test_what_is_to_be_replayed_has_to_be_said(fleet: Installation) -> None:
     with pytest.raises(UsageError):
         fleet.client().replay(host="web1", service="billing")
     nothing = fleet.longshore("runs", "replay", "--host", "nowhere")
-    assert (nothing.code, "nothing to do again" in nothing.err) == (0, True)
+    assert (nothing.code, "no steps to repeat" in nothing.err) == (0, True)
     assert fleet.longshore("runs", "replay", "--host", "web1", "--since", "yesterday").code == 2

@@ -36,7 +36,7 @@ def test_the_same_run_id_twice_is_one_run(workers: Installation, plan: Path, cou
 
     # then
     assert second.code == 0
-    assert "twice-2.1@web is there already; nothing was started" in second.out + second.err
+    assert "twice-2.1@web exists already; nothing was started" in second.out + second.err
     assert "nothing was started" not in first.out + first.err
     assert sorted(lines(counter)) == ["first", "left", "right"]
 

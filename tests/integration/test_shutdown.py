@@ -61,7 +61,7 @@ def test_ctrl_c_leaves_the_run_going_and_runs_watch_ends_with_its_exit_code(
     # then
     for code, one in enumerate(left):
         assert one.code not in {0, 1, 2, 3}
-        assert f"run left-alone-{code} goes on" in one.err
+        assert f"run left-alone-{code} continues" in one.err
         assert f"longshore runs watch left-alone-{code}" in one.err
         assert "Traceback" not in one.err
     # and they are picked up while they go on

@@ -1,8 +1,11 @@
-"""The command line where it needs no server: looking at plans, and everything that can be said wrongly."""
+"""The command line without a server: plans, wrong usage, help and completion."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -11,8 +14,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from longshore.orchestration.cli.common import read_params
-from longshore.orchestration.cli.main import call, celery_plugin
+from longshore.orchestration.cli.inputs import read_params
+from longshore.orchestration.cli.lazy import LazyCommand
+from longshore.orchestration.cli.main import COMMANDS, call, celery_plugin, cli
 from longshore.orchestration.plans.model import Plan
 from tests.unit.orchestration.plans.test_loading import BAD
 from tests.unit.plans import diamond
@@ -270,7 +274,7 @@ def test_a_worker_needs_a_redis(monkeypatch: pytest.MonkeyPatch, capsys: Capture
     monkeypatch.delenv("LONGSHORE_REDIS_URL")
 
     assert call(["worker"]) == 2
-    assert "there is no LONGSHORE_REDIS_URL" in one_line(capsys)
+    assert "LONGSHORE_REDIS_URL is not set" in one_line(capsys)
 
     assert call(["dev", "--dry-run"]) == 0
     assert "would start a server, a worker, a beat and Flower" in capsys.readouterr().out
@@ -313,17 +317,79 @@ def test_celery_has_the_commands_too(capsys: Captured) -> None:
     assert "no plan 'nope'" in one_line(capsys)
 
 
-def test_help_does_not_load_what_only_running_needs() -> None:
+#: Packages that `longshore --help` and the completion of a command's name do not need.
+HEAVY = ("celery", "docker", "kombu", "pydantic", "redis", "rich", "yaml")
+LIGHT_MODULES = {f"longshore.orchestration.cli.{name}" for name in ("common", "lazy", "main")}
+
+
+def modules_of(arguments: list[str], **environment: str) -> tuple[str, set[str]]:
+    """The output of a command, and the modules that its process has imported."""
     code = (
         "import sys\n"
         "from longshore.orchestration.cli.main import call\n"
-        "call(['--help'])\n"
-        "print(sorted({'celery', 'kombu', 'redis', 'rich', 'docker'} & set(sys.modules)), file=sys.stderr)\n"
+        f"try: call({arguments!r})\n"
+        "finally: print(*sys.modules, file=sys.stderr)\n"
     )
+    env = {**os.environ, **environment}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
+    return done.stdout, set(done.stderr.split())
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
-    assert done.stderr.strip() == "[]"
+@pytest.mark.parametrize(
+    ("arguments", "completed", "output"),
+    [
+        (["--help"], "", "Start a run of PLAN"),
+        (["--version"], "", "longshore, version"),
+        ([], "longshore sched", "plain,schedules\n"),
+    ],
+    ids=["help", "version", "completion"],
+)
+def test_help_and_completion_import_no_command(arguments: list[str], completed: str, output: str) -> None:
+    completion = {"_LONGSHORE_COMPLETE": "bash_complete", "COMP_WORDS": completed, "COMP_CWORD": "1"}
+
+    printed, modules = modules_of(arguments, **(completion if completed else {}))
+
+    assert output in printed
+    assert not {name.partition(".")[0] for name in modules} & set(HEAVY)
+    assert not {name for name in modules if name.startswith("longshore.orchestration.plans")}
+    assert {name for name in modules if name.startswith("longshore.orchestration.cli.")} == LIGHT_MODULES
+
+
+def test_a_command_imports_no_module_of_unrelated_commands() -> None:
+    _, modules = modules_of(["plan", "schema"])
+
+    commands = {name.rpartition(".")[2] for name in modules if name.startswith("longshore.orchestration.cli.")}
+    assert "plans" in commands
+    assert not {"audit", "doctor", "jobs", "processes", "runs", "schedules", "stacks"} & commands
+
+
+@pytest.mark.parametrize(("name", "target", "text"), COMMANDS, ids=[name for name, _, _ in COMMANDS])
+def test_the_table_of_commands_has_the_first_help_line_of_each(name: str, target: str, text: str) -> None:
+    command = cli.commands[name]
+    assert isinstance(command, LazyCommand)
+
+    loaded = command.load()
+
+    assert command.target == f"longshore.orchestration.cli.{target}"
+    assert loaded.name == name
+    assert (loaded.help or "").splitlines()[0] == text
+    assert loaded.get_short_help_str(100) == text
+
+
+def test_few_imports_stand_inside_functions_and_each_has_a_reason() -> None:
+    folder = Path(str(importlib.import_module("longshore.orchestration.cli").__file__)).parent
+    marked = [line for path in folder.glob("*.py") for line in path.read_text().splitlines() if "PLC0415" in line]
+
+    assert len(marked) <= 6
+    assert [line for line in marked if not re.search(r"# noqa: PLC0415 - \w", line)] == []
+
+
+def test_completion_reaches_the_subcommands_and_options_of_a_command() -> None:
+    words = {"longshore runs res": "plain,resolve\nplain,resume\n", "longshore plan graph x --for": "plain,--format\n"}
+    for typed, completed in words.items():
+        count = str(len(typed.split()) - 1)
+        printed, _ = modules_of([], _LONGSHORE_COMPLETE="bash_complete", COMP_WORDS=typed, COMP_CWORD=count)
+        assert printed == completed
 
 
 def test_a_plan_that_was_written_by_the_command_line_can_be_read_back(tmp_path: Path, capsys: Captured) -> None:

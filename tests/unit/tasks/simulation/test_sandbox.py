@@ -142,7 +142,7 @@ def test_the_command_shows_how_each_run_would_end(tmp_path: Path, capsys: pytest
 
     assert code == 3, "a failing always step leaves something to look at"
     assert capsys.readouterr().out.splitlines() == [
-        "all goes well: succeeded, exit code 0",
+        "no step fails: succeeded, exit code 0",
         "stop fails: undone, exit code 1; undone: stop",
         "migrate fails: undone, exit code 1; undone: stop",
         "start fails: partial, exit code 3; left over: stop, migrate",
