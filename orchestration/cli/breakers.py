@@ -43,7 +43,7 @@ def ls() -> None:
 @click.argument("service")
 def reset(service: str) -> None:
     """Take a service for up again: whoever waits for it goes on, spread over a few seconds."""
-    from longshore.orchestration.jobs.schedule import forget_ends  # noqa: PLC0415
+    from longshore.orchestration.jobs.schedule import reset_results  # noqa: PLC0415
     from longshore.orchestration.store.breakers import Breakers  # noqa: PLC0415 - see cli.common
 
     store = client().store
@@ -57,5 +57,5 @@ def reset(service: str) -> None:
         tell(f"would take service {service} for up again", service=service)
         return
     breakers.close(service)
-    forget_ends(store, service)
+    reset_results(store, service)
     tell(f"reset: {service}", service=service)

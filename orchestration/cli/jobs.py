@@ -57,7 +57,7 @@ def show(name: str, host: str | None, files: tuple[str, ...], strict: bool) -> N
 
     made, options = client(), current()
     known = Jobs(made).list(files=files)
-    wrong = known.about(name)
+    wrong = known.findings_of(name)
     try:
         job, now = known.job(name, host), made.store.now()
     except UsageError:
@@ -98,7 +98,7 @@ def run(name: str, host: str | None, files: tuple[str, ...], run_id: str | None,
     made = client()
     known = Jobs(made).list(files=files)
     plan = job_plan(known.job(name, host), JobOptions(**choices))
-    _tell(known.about(name), strict=False)
+    _tell(known.findings_of(name), strict=False)
     if current().dry_run:
         return leave(show_dry_run(plan, {}))
     return begin_job(made, plan, run_id, detach=detach)

@@ -193,7 +193,7 @@ def test_a_field_that_cannot_be_read_becomes_one_dead_letter(
     store = world.store
 
     # All that reads it does without it.
-    Hosts(store).all(), JobDiscovery(store).seen(), ScheduleMarks(store).marks(), Admission(store).known()
+    Hosts(store).all(), JobDiscovery(store).snapshots(), ScheduleMarks(store).marks(), Admission(store).known()
     counters.totals(store), Admission(store).next(), doctor.examine(store)
     world.driver.door.purge_expired()
 
