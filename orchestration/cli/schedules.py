@@ -29,7 +29,7 @@ def ls() -> None:
         {
             "name": each.name,
             "plan": each.plan,
-            "when": each.said(),
+            "when": each.definition(),
             "next": at.isoformat() if (at := schedules.upcoming(each, now)) else None,
             "done_until": _time(marks[each.name].until) if each.name in marks else None,
             "overlap": each.when.overlap,
@@ -79,7 +79,7 @@ def trigger(name: str, detach: bool) -> None:
     if current().dry_run:
         found = schedules.find(asked.settings, name)
         if why := schedules.problem(found):
-            raise UsageError(f"schedule {name} cannot be started: {why}")
+            raise UsageError(f"schedule {name} cannot start its plan: {why}")
         tell(f"would start plan {found.loaded().name}", schedule=name, plan=found.loaded().name)
         return
     run = schedules.trigger(asked, name)

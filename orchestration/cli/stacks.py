@@ -91,7 +91,7 @@ def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bo
         if image is not None:
             from longshore.orchestration.stacks.selection import choose  # noqa: PLC0415 - see cli.common
 
-            found = choose(stacks.said, checked.seen, {}, image=image, running=True)
+            found = choose(stacks.rules, checked.seen, {}, image=image, running=True)
     except LongshoreError as error:
         if as_json:
             current().show({"valid": False, "reason": None, "error": str(error), "timestamp": _now(), "exit_code": 2})
@@ -193,7 +193,7 @@ def _confirmed(question: str) -> bool:
 def select(labels: tuple[str, ...], image: str | None, hosts: tuple[str, ...], registry: bool, form: str) -> None:
     """What does not run as its files and images say, and why. Restarts nothing."""
     stacks = _stacks()
-    found = stacks.select(hosts, labels=labels, image=image, registry=registry, look_only=current().dry_run)
+    found = stacks.select(hosts, labels=labels, image=image, registry=registry, read_only=current().dry_run)
     form = "json" if current().json and form == "table" else form
     if form == "names":
         for one in found.chosen:
@@ -208,7 +208,7 @@ def select(labels: tuple[str, ...], image: str | None, hosts: tuple[str, ...], r
         _table(found)
     for host, why in found.errors.items():
         say(f"error: {host}: {why}", err=True)
-    for note in found.wrong:
+    for note in found.undetermined:
         say(f"error: {note}", err=True)
     return leave(0 if not found.incomplete else 3 if found.seen else 2)
 
@@ -222,7 +222,7 @@ def _selection_json(found: Selection) -> dict[str, Any]:
         {"host": one.host, "project": one.project, "service": one.service or None, "text": one.text}
         for one in found.notes
     ]
-    wrong = {f"{one.host}:{one.project}": one.text for one in found.wrong}
+    wrong = {f"{one.host}:{one.project}": one.text for one in found.undetermined}
     said = {"deployments": _deployments(found), "count": len(found.chosen), "left_alone": notes}
     return said | {"errors": found.errors | wrong}
 
@@ -267,7 +267,7 @@ def restart(
     stacks = _stacks()
     if not names:
         stacks.wait_for_active_runs(hosts)
-    found = stacks.select(hosts, labels=labels, registry=registry, look_only=current().dry_run)
+    found = stacks.select(hosts, labels=labels, registry=registry, read_only=current().dry_run)
     if names:
         from longshore.orchestration.stacks.selection import named  # noqa: PLC0415 - see cli.common
 
@@ -329,7 +329,7 @@ def orchestrate(
             image=image,
             registry=registry,
             run_id=run_id,
-            tell=lambda line: None if quiet else say(line),
+            progress=lambda line: None if quiet else say(line),
             watch=lambda run: _watched(run, detach=detach),
             **asdict(rollout),
         )
@@ -348,7 +348,7 @@ def _show_dry_run_of_all(
     from longshore.orchestration.stacks.selection import choose  # noqa: PLC0415 - see cli.common
 
     checked = stacks.check(hosts, registry=registry, state=True)
-    found = choose(stacks.said, checked.seen, checked.errors, labels=labels, image=image)
+    found = choose(stacks.rules, checked.seen, checked.errors, labels=labels, image=image)
     options = current()
     code = 3 if found.incomplete else 0
     plan = stacks.plan(found, rollout) if found.chosen else None
@@ -365,7 +365,7 @@ def _show_dry_run_of_all(
         code = show_dry_run(plan, {}) or code
     for host, why in found.errors.items():
         say(f"error: {host}: {why}", err=True)
-    for note in found.wrong:
+    for note in found.undetermined:
         say(f"error: {note}", err=True)
     return leave(code)
 
