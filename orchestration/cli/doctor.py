@@ -1,4 +1,4 @@
-"""`longshore doctor`: whether a live installation is as it should be."""
+"""`longshore doctor`: diagnose a live installation."""
 
 from __future__ import annotations
 

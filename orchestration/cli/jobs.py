@@ -134,7 +134,7 @@ def _table(known: JobListing, now: int) -> None:
     for job in known.jobs:
         said = _as_data(job, now)
         schedule = f"{job.schedule} {job.timezone}" if job.schedule else "-"
-        where = ", ".join([*job.stacks, *job.alone]) or "-"
+        where = ", ".join([*job.stacks, *job.standalone]) or "-"
         rows.append((job.name, job.host, where, job.image, schedule, job.overlap, said["next"] or "-"))
     show_table(rows)
 

@@ -1,6 +1,6 @@
 """Job discovery: clients request, and each host with an engine publishes, the jobs that its labels describe.
 
-A request increments a number; the main process of each worker answers with a snapshot taken after that. Plain commands,
+A request increments a number; the main process of each worker answers with a newer snapshot. Plain commands,
 no scripts.
 """
 

@@ -104,7 +104,7 @@ class Job:
     grace: float = 10.0
 
     @property
-    def alone(self) -> tuple[str, ...]:
+    def standalone(self) -> tuple[str, ...]:
         """The targets to stop individually: all with scope `containers`, else those outside of any stack."""
         return self.targets if self.scope == "containers" else self.loose
 

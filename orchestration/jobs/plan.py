@@ -110,7 +110,7 @@ def _plan(job: Job, host: str, labels: dict[str, str], *, waits: bool) -> Plan:
 def _around(job: Job) -> dict[str, Any]:
     stacks = () if job.scope == "containers" else job.stacks
     beside = sorted({*job.stacks, *job.projects} - set(stacks))
-    common = {"job": job.name, "stacks": _literals(stacks), "containers": _literals(job.alone)}
+    common = {"job": job.name, "stacks": _literals(stacks), "containers": _literals(job.standalone)}
     return common | ({"beside": _literals(beside)} if beside else {})
 
 

@@ -36,7 +36,7 @@ _BAD = {RunState.FAILED, RunState.PARTIAL, RunState.UNDONE}
 
 @dataclass(frozen=True)
 class Notice:
-    """A notification. `why` is the error, the awaited decision, or the failure of a service; `link` is the run's page."""
+    """A notification. `why` is an error, an awaited decision or the failure of a service; `link`, the run's page."""
 
     id: str
     kind: Kind
@@ -88,8 +88,8 @@ def kind_of(event: Event) -> Kind | None:
             return None
 
 
-def wanted(settings: Settings) -> frozenset[str]:
-    """Which kinds are told of; none where there is nobody to be told."""
+def enabled_kinds(settings: Settings) -> frozenset[str]:
+    """The kinds of notices to send; none without a notifier."""
     if not (settings.notify_webhook or settings.notify_command or settings.notify_apprise or _registered()):
         return frozenset()
     return frozenset(word.strip() for word in settings.notify_on.split(",") if word.strip())

@@ -153,7 +153,7 @@ def _fingerprint(name: str) -> tuple[Any, ...]:
     return (str(path), info.st_mtime_ns, info.st_size)
 
 
-def given(settings: Settings, name: str, options: Mapping[str, Any]) -> Schedule:
+def from_entry(settings: Settings, name: str, options: Mapping[str, Any]) -> Schedule:
     """The declared schedule of that name, or else the one in a beat entry, of a stored plan. Raises UsageError."""
     for each in declared(settings)[0]:
         if each.name == name:

@@ -52,7 +52,7 @@ def scheduled(name: str, given: dict[str, Any] | None = None) -> None:
     store, _ = store_and_plans()
     client = _client(store.settings)
     try:
-        one = schedules.given(store.settings, name, given) if given else schedules.find(store.settings, name)
+        one = schedules.from_entry(store.settings, name, given) if given else schedules.find(store.settings, name)
         schedules.start_one(client, one)
     except LongshoreError as error:
         log.error("schedule %s: %s", name, error)
