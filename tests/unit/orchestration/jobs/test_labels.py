@@ -161,8 +161,8 @@ def test_a_mistake_leaves_the_default() -> None:
 def test_a_label_that_there_is_not_is_a_warning() -> None:
     found = discover([container(tiemout="5s"), volume("v", mount__paht="/x")])
     assert [str(finding) for finding in found.findings] == [
-        "container shop-db-1: longshore.job.tiemout: there is no such label",
-        "volume v: longshore.job.mount.paht: there is no such label",
+        "container shop-db-1: longshore.job.tiemout: unknown label",
+        "volume v: longshore.job.mount.paht: unknown label",
     ]
     assert found.errors == ()
     assert len(found.jobs) == 1
