@@ -207,7 +207,7 @@ def test_a_job_whose_label_cannot_be_used_is_not_run_in_another_way() -> None:
     good, bad = labelled("good", "a"), labelled("bad", "b", **{"worker.command": "echo 'unclosed"})
     known = merged({"web1": HostSnapshot("web1", 0, entities=(good, bad))}, DeclaredJobs())
     assert known.job("good").name == "good"
-    with pytest.raises(UsageError, match=r"description of job 'bad' is invalid: .*worker.command: No closing quotation"):
+    with pytest.raises(UsageError, match=r"description of job 'bad' .*worker.command: No closing quotation"):
         known.job("bad")
 
 
