@@ -41,7 +41,7 @@ class JobWatch:
     def __init__(self, store: Store, host: str, queues: tuple[str, ...]) -> None:
         self.store = store
         self.host = host
-        self.board = JobDiscovery(store)
+        self.discovery = JobDiscovery(store)
         self._here = any(queue.partition("@")[0] == QUEUE for queue in queues)
         self._installation = store.settings.installation()
         self._answered = 0
@@ -56,7 +56,7 @@ class JobWatch:
         """Answer what is asked, and look for what was left now and then. Does not wait for the engine."""
         if not self._here:
             return
-        asked = self.board.asked()
+        asked = self.discovery.last_request()
         if asked != self._answered:  # smaller, where Redis was emptied
             self._in_background("answer", lambda: self._answer(asked))
         if time.monotonic() >= self._look_at:
@@ -86,13 +86,13 @@ class JobWatch:
         self._threads[name].start()
 
     def _answer(self, asked: int) -> None:
-        if self.board.answered(self.host) != asked:
+        if self.discovery.last_answer(self.host) != asked:
             try:
                 where, stacks, entities = described(engine())
                 seen = HostSnapshot(self.host, asked, engine=where, stacks=stacks, entities=entities)
             except OperationError as error:
                 seen = HostSnapshot(self.host, asked, error=str(error))
-            self.board.answer(seen)
+            self.discovery.publish(seen)
         self._answered = asked
 
     # --- what was left ----------------------------------------------------------------------------

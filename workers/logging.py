@@ -20,4 +20,4 @@ def _is_done(**_: Any) -> None:
 @after_setup_task_logger.connect
 def _dress(logger: logging.Logger | None = None, **_: Any) -> None:
     if logger is not None:
-        logs.dress(logger, get_settings().log_format, get_settings().host)
+        logs.configure(logger, get_settings().log_format, get_settings().host)

@@ -8,7 +8,7 @@ import click
 
 from longshore.orchestration.cli.common import command, current_options, exit_with, print_line, print_result
 from longshore.orchestration.cli.inputs import client
-from longshore.orchestration.jobs.schedule import forget_ends
+from longshore.orchestration.jobs.schedule import reset_results
 from longshore.orchestration.store.breakers import Breakers
 
 
@@ -66,5 +66,5 @@ def reset(service: str) -> None:
         print_result(f"would close the breaker of service {service}", service=service)
         return
     breakers.close(service)
-    forget_ends(store, service)
+    reset_results(store, service)
     print_result(f"reset: {service}", service=service)

@@ -63,7 +63,7 @@ def show(name: str, host: str | None, files: tuple[str, ...], strict: bool) -> N
     """Print the job NAME and its plan."""
     connected, options = client(), current_options()
     listing = Jobs(connected).list(files=files)
-    findings = listing.about(name)
+    findings = listing.findings_of(name)
     try:
         job, now = listing.job(name, host), connected.store.now()
     except UsageError:
@@ -103,7 +103,7 @@ def run(name: str, host: str | None, files: tuple[str, ...], run_id: str | None,
     connected = client()
     listing = Jobs(connected).list(files=files)
     plan = job_plan(listing.job(name, host), JobOptions(**options))
-    _print_findings(listing.about(name), strict=False)
+    _print_findings(listing.findings_of(name), strict=False)
     if current_options().dry_run:
         return exit_with(show_dry_run(plan, {}))
     return start_job(connected, plan, run_id, detach=detach)
@@ -137,7 +137,7 @@ def _print_jobs(listing: JobListing, now: int) -> None:
     for job in listing.jobs:
         data = _job_data(job, now)
         schedule = f"{job.schedule} {job.timezone}" if job.schedule else "-"
-        where = ", ".join([*job.stacks, *job.alone]) or "-"
+        where = ", ".join([*job.stacks, *job.standalone]) or "-"
         rows.append((job.name, job.host, where, job.image, schedule, job.overlap, data["next"] or "-"))
     print_table(rows)
 

@@ -36,7 +36,7 @@ def ls() -> None:
         {
             "name": each.name,
             "plan": each.plan,
-            "when": each.said(),
+            "when": each.definition(),
             "next": at.isoformat() if (at := schedules.upcoming(each, now)) else None,
             "done_until": _iso(marks[each.name].until) if each.name in marks else None,
             "overlap": each.when.overlap,

@@ -107,7 +107,7 @@ def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bo
         stacks = _stacks()
         checked = stacks.check(hosts, registry=registry, state=image is not None)
         if image is not None:
-            found = choose(stacks.said, checked.seen, {}, image=image, running=True)
+            found = choose(stacks.rules, checked.seen, {}, image=image, running=True)
     except LongshoreError as error:
         if as_json:
             current_options().show(
@@ -214,7 +214,7 @@ def select(labels: tuple[str, ...], image: str | None, hosts: tuple[str, ...], r
     usage or no host inspected, 3 some hosts or projects could not be inspected.
     """
     stacks = _stacks()
-    found = stacks.select(hosts, labels=labels, image=image, registry=registry, look_only=current_options().dry_run)
+    found = stacks.select(hosts, labels=labels, image=image, registry=registry, read_only=current_options().dry_run)
     form = "json" if current_options().json and form == "table" else form
     if form == "names":
         for one in found.chosen:
@@ -229,7 +229,7 @@ def select(labels: tuple[str, ...], image: str | None, hosts: tuple[str, ...], r
         _print_selection(found)
     for host, why in found.errors.items():
         print_line(f"error: {host}: {why}", err=True)
-    for note in found.wrong:
+    for note in found.undetermined:
         print_line(f"error: {note}", err=True)
     return exit_with(0 if not found.incomplete else 3 if found.seen else 2)
 
@@ -243,7 +243,7 @@ def _selection_json(found: Selection) -> dict[str, Any]:
         {"host": one.host, "project": one.project, "service": one.service or None, "text": one.text}
         for one in found.notes
     ]
-    wrong = {f"{one.host}:{one.project}": one.text for one in found.wrong}
+    wrong = {f"{one.host}:{one.project}": one.text for one in found.undetermined}
     document = {"deployments": _deployments(found), "count": len(found.chosen), "left_alone": notes}
     return document | {"errors": found.errors | wrong}
 
@@ -289,7 +289,7 @@ def restart(
     stacks = _stacks()
     if not names:
         stacks.wait_for_active_runs(hosts)
-    found = stacks.select(hosts, labels=labels, registry=registry, look_only=current_options().dry_run)
+    found = stacks.select(hosts, labels=labels, registry=registry, read_only=current_options().dry_run)
     if names:
         found = replace(found, chosen=named(requested, found))
     if not found.chosen:
@@ -348,7 +348,7 @@ def orchestrate(
             image=image,
             registry=registry,
             run_id=run_id,
-            tell=lambda line: None if quiet else print_line(line),
+            progress=lambda line: None if quiet else print_line(line),
             watch=lambda run: _watch(run, detach=detach),
             **asdict(rollout),
         )
@@ -365,7 +365,7 @@ def _dry_run_orchestrate(
 ) -> None:
     """Print the selection and the plan of an `orchestrate`, from reads only."""
     checked = stacks.check(hosts, registry=registry, state=True)
-    found = choose(stacks.said, checked.seen, checked.errors, labels=labels, image=image)
+    found = choose(stacks.rules, checked.seen, checked.errors, labels=labels, image=image)
     options = current_options()
     code = 3 if found.incomplete else 0
     plan = stacks.plan(found, rollout) if found.chosen else None
@@ -382,7 +382,7 @@ def _dry_run_orchestrate(
         code = show_dry_run(plan, {}) or code
     for host, why in found.errors.items():
         print_line(f"error: {host}: {why}", err=True)
-    for note in found.wrong:
+    for note in found.undetermined:
         print_line(f"error: {note}", err=True)
     return exit_with(code)
 

@@ -1,1 +1,1 @@
-"""Checks of an installation, and the rights of its Redis users."""
+"""Diagnosis of an installation, and the ACL of its Redis users."""

@@ -1,13 +1,13 @@
-"""Redis's users, one a role, as lines of its ACL file.
+"""Users of Redis, one per role, as lines of its ACL file.
 
-* `worker`: every record and queue of this installation, and nothing of another's
-* `operator`: what people do by the command line: start, read, command, drain, pause
-* `client`: an application: start and read; no record of a run can be written, and no step's either
-* `flower`: reads records, commands runs, listens to workers
-* `monitor`: what a scrape of the metrics, and doctor, read, and the counters
+* `worker`: reads and writes every record and queue of this installation, and of no other
+* `operator`: the command line: start, read, command, drain, pause
+* `client`: an application: start and read runs; may write no record of a run or of a step
+* `flower`: reads records, commands runs, receives the events of workers
+* `monitor`: a scrape of the metrics, and doctor; writes the counters only
 
-Each has its commands by name: none may flush, configure, load a script of its own (but workers), look at or end the
-connections of others, or, but for workers and operators, list keys. `default` is off.
+Each role has a list of allowed commands. No role may flush or configure Redis, or list or end connections; only workers
+may load scripts, and only workers and operators may list keys. The user `default` is off.
 """
 
 from __future__ import annotations
@@ -21,54 +21,57 @@ from longshore.orchestration.settings import Settings
 from longshore.orchestration.store.keys import Keys
 
 ROLES = ("worker", "operator", "client", "flower", "monitor")
-#: Families whose queues are there in every installation.
+#: Families whose queues exist in every installation.
 _FAMILIES = ("control", "docker", "compose", "cache", "command", "file", "network", "node", "noop", "functions")
 
-#: Celery's broadcasts: remote control, events, and the patterns by which workers and Flower hear them.
+#: Channels of Celery's remote control and events, and the patterns that workers and Flower subscribe to.
 _TOPICS = ("celery.pidbox", "celeryev/*", "celeryev/worker.*", "celeryev/task.*")
 
-#: What all of them read. No KEYS and no SCAN: keys are known by their names, or not at all.
+#: Read commands of every role. Neither KEYS nor SCAN, so that keys cannot be listed.
 _READS = (
     "exists get hexists hget hgetall hkeys hlen hmget hvals llen lrange mget pttl scard sismember smembers ttl type "
     "xlen xrange xread xrevrange zcard zcount zrange zrangebyscore zrevrange zscore"
 )
-#: A connection, a transaction, and how far replicas are. Redis itself lets everybody call AUTH, HELLO, QUIT and RESET.
-_CONNECTS = "discard exec multi ping select time unwatch wait watch"
-#: What a request, a command, a dry run and a message are written with. Scripts are called by digest, and loaded by
-#: workers alone: whoever could load one could stop Redis with an endless loop.
-_ASKS = "blpop del evalsha expire hset incr lpush pexpire sadd set xadd zadd zrem"
-#: What counts what people and scrapes do, and keeps it.
-_COUNTS = "hdel hincrby hincrbyfloat hset hsetnx incrby persist"
-#: How remote control and events are spoken to workers, and heard.
-_HEARS = "brpop psubscribe publish punsubscribe srem subscribe unsubscribe"
-#: What doctor asks.
+#: Connection, transactions and WAIT. Redis always allows AUTH, HELLO, QUIT and RESET.
+_CONNECTION = "discard exec multi ping select time unwatch wait watch"
+#: Writes of a request, a command, a dry run and a message. Scripts are called by digest, and only workers may load
+#: them, because an endless loop in a script stops Redis.
+_REQUESTS = "blpop del evalsha expire hset incr lpush pexpire sadd set xadd zadd zrem"
+#: Writes of counters.
+_COUNTERS = "hdel hincrby hincrbyfloat hset hsetnx incrby persist"
+#: Remote control and events of workers: publish and subscribe.
+_REMOTE_CONTROL = "brpop psubscribe publish punsubscribe srem subscribe unsubscribe"
+#: Commands of doctor.
 _DIAGNOSES = "info script|exists"
-#: With RENAME it moves a key of a wrong type out of the way, to `…:damaged:…`, and with HSCAN it reads a long index.
-_WORKS = f"{_ASKS} {_COUNTS} {_HEARS} {_DIAGNOSES} hscan rename rpop rpush scan script|load srandmember zremrangebyrank"
-#: By role, each command by its name.
+#: RENAME moves a key of a wrong type to `…:damaged:…`; HSCAN reads a long index.
+_WORKER = (
+    f"{_REQUESTS} {_COUNTERS} {_REMOTE_CONTROL} {_DIAGNOSES} "
+    "hscan rename rpop rpush scan script|load srandmember zremrangebyrank"
+)
+#: The allowed commands of each role.
 COMMANDS: dict[str, frozenset[str]] = {
-    role: frozenset(f"{_READS} {_CONNECTS} {more}".split())
+    role: frozenset(f"{_READS} {_CONNECTION} {more}".split())
     for role, more in {
-        "worker": _WORKS,
-        # Caches are found by their names' beginning.
-        "operator": f"{_ASKS} {_COUNTS} {_HEARS} {_DIAGNOSES} rpush scan",
-        "client": _ASKS,
-        "flower": f"{_ASKS} {_HEARS} {_DIAGNOSES}",
-        "monitor": f"{_COUNTS} {_DIAGNOSES}",
+        "worker": _WORKER,
+        # SCAN finds caches by their prefix.
+        "operator": f"{_REQUESTS} {_COUNTERS} {_REMOTE_CONTROL} {_DIAGNOSES} rpush scan",
+        "client": _REQUESTS,
+        "flower": f"{_REQUESTS} {_REMOTE_CONTROL} {_DIAGNOSES}",
+        "monitor": f"{_COUNTERS} {_DIAGNOSES}",
     }.items()
 }
 
 
 def queues(settings: Settings, own: Iterable[str] = ()) -> list[str]:
-    """Patterns of the names that queues have in Redis: `docker`, `docker.undo`, `docker@web1`, …"""
+    """Patterns of the queues' keys in Redis: `docker`, `docker.undo`, `docker@web1`, …"""
     known = dict.fromkeys([*_FAMILIES, *(op.queue for op in all_operations().values()), *own])
     prefix = settings.broker_prefix()
     return [f"{prefix}{name}{end}" for name in known for end in ("", ".undo", "@*")]
 
 
 def users(settings: Settings, passwords: Mapping[str, str], own_queues: Iterable[str] = (), *, admin: str = "") -> str:
-    """The file's text; `passwords` by role, kept as digests. `own_queues` are those of own operations."""
-    # With `nopass` Redis would take itself for unprotected, and answer this machine only.
+    """The text of the ACL file, with the digests of `passwords`, by role. `own_queues`: of custom operations."""
+    # With `nopass`, Redis enters protected mode and serves local clients only.
     lines = ["user default off resetpass sanitize-payload resetchannels -@all"]
     if admin:
         lines.append(f"user admin on #{_digest(admin)} ~* &* +@all")
@@ -81,7 +84,7 @@ def users(settings: Settings, passwords: Mapping[str, str], own_queues: Iterable
 
 
 def url(role: str, password: str, where: str = "redis://redis:6379/0") -> str:
-    """The URL by which that role reaches Redis."""
+    """The Redis URL of a role."""
     scheme, _, rest = where.partition("://")
     return f"{scheme}://longshore-{role}:{quote(password, safe='')}@{rest}"
 
@@ -91,28 +94,28 @@ def _digest(password: str) -> str:
 
 
 def _transport(settings: Settings, own: list[str]) -> list[str]:
-    """The keys of messages that wait, of those that were delivered, and of bindings."""
+    """Keys of queued messages, of unacknowledged messages and of bindings."""
     prefix = settings.broker_prefix()
     return [*queues(settings, own), *(f"{prefix}{name}" for name in ("_kombu.*", "unacked*"))]
 
 
 def _broker(settings: Settings, own: list[str]) -> list[str]:
-    """The keys and channels of all that is a broker's."""
+    """All keys and channels of the broker."""
     prefix = settings.broker_prefix()
     names = [*_transport(settings, own), *(f"{prefix}{name}" for name in ("*.pidbox", "celeryev*"))]
-    # A pattern that is subscribed to has to stand here as it is. The database is part of a channel's name.
+    # Redis compares subscribed patterns literally. The database number is part of a channel's name.
     topics = [f"{prefix}/{db}.{name}" for db in range(16) for name in _TOPICS]
     return [*(f"~{name}" for name in names), *(f"&{topic}" for topic in topics)]
 
 
-def _sends(settings: Settings, own: list[str]) -> list[str]:
-    """What is in a queue is not for its senders: another's message could be read there, and put into another queue."""
+def _producer(settings: Settings, own: list[str]) -> list[str]:
+    """Write-only access to queues: a client that could read a message could move it into another queue."""
     prefix = settings.broker_prefix()
     return [*(f"%W~{name}" for name in queues(settings, own)), f"~{prefix}_kombu.binding*"]
 
 
-def _asks(settings: Settings) -> list[str]:
-    """A request, written once; commands; dry runs; and the indices of what is wanted."""
+def _requests(settings: Settings) -> list[str]:
+    """Access to records (read-only), requests, commands, dry runs and the indices of admission."""
     space = settings.namespace
     own = [
         ":{*}:request",
@@ -129,7 +132,7 @@ def _asks(settings: Settings) -> list[str]:
 
 
 def _records(keys: Keys) -> list[str]:
-    """Patterns of all that is recorded. Those of queues begin alike where the name space is not the default one."""
+    """Patterns of all record keys. Queue keys share their prefix unless the namespace is the default one."""
     patterns = [f"{keys.namespace}:{{*}}:*"]
     for name, made in vars(Keys).items():
         if isinstance(made, property):
@@ -139,22 +142,22 @@ def _records(keys: Keys) -> list[str]:
     return patterns
 
 
-def _operates(settings: Settings) -> list[str]:
+def _operator(settings: Settings) -> list[str]:
     own = (":host:*", ":hosts", ":breaker*", ":blocked:*", ":half-open:*", ":paused-schedules", ":job:*", ":counters*")
     more = (":cache:*", ":active-rollouts", ":job-snapshots", ":schedule-marks")
     return [f"~{settings.namespace}{name}" for name in (*own, *more)]
 
 
 _KEYS = {
-    # Why an application's own task has failed is in the results of that application.
+    # An application's result backend holds the errors of its own tasks.
     "worker": lambda settings, own: [
         f"~{settings.namespace}:*",
         *(f"%R~{prefix}celery-task-meta-*" for prefix in dict.fromkeys(["", settings.broker_prefix()])),
         *_broker(settings, own),
     ],
-    "operator": lambda settings, own: [*_asks(settings), *_operates(settings), *_broker(settings, own)],
-    "client": lambda settings, own: [*_asks(settings), *_sends(settings, own)],
-    "flower": lambda settings, own: [*_asks(settings), *_broker(settings, own)],
+    "operator": lambda settings, own: [*_requests(settings), *_operator(settings), *_broker(settings, own)],
+    "client": lambda settings, own: [*_requests(settings), *_producer(settings, own)],
+    "flower": lambda settings, own: [*_requests(settings), *_broker(settings, own)],
     "monitor": lambda settings, own: [
         *(f"%R~{name}" for name in [f"{settings.namespace}:*", *_transport(settings, own)]),
         f"~{settings.namespace}:counters*",

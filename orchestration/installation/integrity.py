@@ -1,8 +1,8 @@
-"""Keys of a wrong type and entries that cannot be read: found, named, and moved out of the way of all the others.
+"""Detection and repair of keys of a wrong type and of unreadable entries.
 
-Longshore writes neither, but other users of the same Redis, a restored backup or an attacker can. A key of a wrong type
-is renamed, so that nothing is lost, and the index in its place is rebuilt from the runs. An unreadable entry becomes
-one dead letter, and is removed from its index.
+Longshore writes neither, but other users of the same Redis, a restored backup or an attacker can. Repair renames a key
+of a wrong type, so that no data is lost, and rebuilds its index from the runs. Each unreadable entry becomes one dead
+letter, and is removed from its index.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from longshore.orchestration.store.run_store import Store
 
 log = logging.getLogger(__name__)
 
-#: Entries of one index that one call examines.
-_AT_ONCE = 1000
+#: Entries of one index that one call examines at most.
+_PAGE = 1000
 #: The keys of kombu's Redis transport.
 _BROKER = {"unacked": "hash", "unacked_index": "zset", "unacked_mutex": "string"}
 #: Strings that hold an integer.
@@ -42,21 +42,21 @@ _OF_RUNS = ("inbox", "live", "queue", "admitted", "ended", "runs")
 
 @dataclass(frozen=True)
 class WrongKey:
-    """A key that has another type, or as a number another value, than Longshore gave it."""
+    """A key whose type, or whose numeric value, is not the one that Longshore writes."""
 
     key: str
     wanted: str
     found: str
 
     def __str__(self) -> str:
-        return f"the key {self.key} is a {self.found}, and must be a {self.wanted}"
+        return f"key {self.key} is a {self.found}, expected a {self.wanted}"
 
 
 # --- keys -----------------------------------------------------------------------------------------
 
 
 def wrong_keys(store: Store) -> list[WrongKey]:
-    """Every key of the installation, and of its broker, that has the wrong type."""
+    """All keys of a wrong type, of the installation and of its broker."""
     space = store.keys.namespace
     wanted = {f"{space}:{name}": kind for name, kind in TYPES.items() if not name.endswith(":")}
     fixed = _wrong(store, wanted)
@@ -70,7 +70,7 @@ def wrong_keys(store: Store) -> list[WrongKey]:
 
 
 def wrong_keys_of(store: Store, run_id: str) -> list[WrongKey]:
-    """The same of the keys of one run."""
+    """The keys of a wrong type of one run."""
     prefix = store.keys.of(run_id).run.removesuffix("run")
     return _wrong(store, {f"{prefix}{name}": kind for name, kind in RUN_TYPES.items()})
 
@@ -84,7 +84,7 @@ def _wrong(store: Store, wanted: dict[str, str]) -> list[WrongKey]:
 
 
 def _members(store: Store, broken: set[str]) -> Iterator[tuple[str, str]]:
-    """The keys of each family that an index names: the family, and the name."""
+    """Family and name of each key that an index refers to."""
     client, keys = store.client, store.keys
 
     def read(key: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -116,13 +116,13 @@ def _of_broker(store: Store, broken: set[str]) -> dict[str, str]:
 
 
 def repair(store: Store) -> list[WrongKey]:
-    """Rename every key of a wrong type, and rebuild the indices from the runs; what was renamed. Safe to repeat."""
+    """Rename every key of a wrong type and rebuild the indices from the runs; returns the keys. Safe to repeat."""
     found = wrong_keys(store)
     for wrong in found:
         kept = f"{store.keys.namespace}:damaged:{wrong.key.removeprefix(f'{store.keys.namespace}:')}"
         store.call(store.client.rename, wrong.key, kept)
         store.call(store.client.expire, kept, round(store.settings.retention))
-        why = f"{wrong}: it was renamed to {kept}, and the index is rebuilt from the runs"
+        why = f"{wrong}: the key was renamed to {kept}, and the index is rebuilt from the runs"
         store.dead_letter(wrong.key, wrong.found, why)
         note_refusal(store, why)
     if found:
@@ -131,7 +131,7 @@ def repair(store: Store) -> list[WrongKey]:
 
 
 def _rebuild(store: Store) -> None:
-    """Have every run that some index knows in each index in which it belongs."""
+    """Add every run that any index lists to each index that it belongs to."""
     client, keys = store.client, store.keys
     ids: dict[str, None] = {}
     for name in _OF_RUNS:
@@ -139,8 +139,8 @@ def _rebuild(store: Store) -> None:
     known = store.call(client.hgetall, keys.admission_requests)
     runs = [run_id for run_id in (ids | dict.fromkeys(known)) if RUN_ID.fullmatch(run_id)]
     now = store.now()
-    for begin in range(0, len(runs), _AT_ONCE):
-        page = runs[begin : begin + _AT_ONCE]
+    for begin in range(0, len(runs), _PAGE):
+        page = runs[begin : begin + _PAGE]
         reads = client.pipeline(transaction=False)
         for run_id in page:
             reads.hmget(keys.of(run_id).run, "state", "created", "ended")
@@ -173,36 +173,34 @@ def _rebuild(store: Store) -> None:
 
 
 def clean(store: Store) -> int:
-    """Make one dead letter of each entry of an index that cannot be read, and remove it; returns how many."""
+    """Move each unreadable entry of an index to the dead letters; returns their number."""
     found = 0
     for part in (_run_ids, _hashes, _hosts, _locks):
         try:
             found += part(store)
-        except WrongType as error:  # `mend` sees to it
+        except WrongType as error:  # `repair` renames the key
             log.warning("%s", error)
     return found
 
 
 def discard_damaged(store: Store, index: str, entries: Iterable[str], why: str) -> int:
-    """Remove entries from an index of runs, each as one dead letter; returns how many."""
-    key, buried = f"{store.keys.namespace}:{index}", 0
+    """Move entries of an index of runs to the dead letters; returns their number."""
+    key, moved = f"{store.keys.namespace}:{index}", 0
     for entry in entries:
         # Of several workers, the one that removes the entry records it.
         if store.call(store.client.zrem, key, entry):
             store.dead_letter(key, entry, why)
-            buried += 1
-    return buried
+            moved += 1
+    return moved
 
 
 def _run_ids(store: Store) -> int:
     found = 0
     for name in _OF_RUNS:
         # A listing of runs begins with the highest score.
-        entries = store.call(
-            store.client.zrange, f"{store.keys.namespace}:{name}", 0, _AT_ONCE - 1, desc=name == "runs"
-        )
+        entries = store.call(store.client.zrange, f"{store.keys.namespace}:{name}", 0, _PAGE - 1, desc=name == "runs")
         found += discard_damaged(
-            store, name, (entry for entry in entries if not RUN_ID.fullmatch(entry)), "it is no run id"
+            store, name, (entry for entry in entries if not RUN_ID.fullmatch(entry)), "not a run id"
         )
     return found
 
@@ -216,7 +214,7 @@ def _hashes(store: Store) -> int:
     }  # fmt: skip
     found = 0
     for key, read in readers.items():
-        for field, text in store.call(list, store.client.hscan_iter(key, count=_AT_ONCE)):
+        for field, text in store.call(list, store.client.hscan_iter(key, count=_PAGE)):
             try:
                 read(text)
             except UNREADABLE as error:
@@ -231,7 +229,7 @@ def _hashes(store: Store) -> int:
 def _drop_field(store: Store, key: str, field: str, text: str, error: object) -> int:
     if not store.call(store.client.hdel, key, field):
         return 0
-    store.dead_letter(f"{key} {field!r}", text, f"it cannot be read: {error}")
+    store.dead_letter(f"{key} {field!r}", text, f"unreadable: {error}")
     return 1
 
 
@@ -246,7 +244,7 @@ def _hosts(store: Store) -> int:
 
 
 def _locks(store: Store) -> int:
-    """A text that no holder wrote would be waited for until somebody deletes it."""
+    """Delete unreadable locks, which no holder would ever release."""
     found = 0
     for name in store.call(store.client.smembers, store.keys.locks):
         key = store.keys.lock(name)
@@ -256,6 +254,6 @@ def _locks(store: Store) -> int:
             Holder(**json.loads(text))
         except UNREADABLE as error:
             if store.call(store.client.delete, key):
-                store.dead_letter(key, text, f"it names no holder: {error}")
+                store.dead_letter(key, text, f"not a lock holder: {error}")
                 found += 1
     return found

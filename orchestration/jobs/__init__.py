@@ -1,8 +1,8 @@
-"""Jobs: stop a stack, run a worker container on its volumes, and always start the stack again.
+"""Jobs: stop a stack, run a worker container on its volumes, and always restart the stack.
 
-A job is found in labels and files (`labels`, `file`), becomes an ordinary plan (`plan`) and is run as one; what
-became of it stands in the run's report (`outcome`). The hosts with an engine say what is on it (`board`), and the
-jobs that have a schedule are started by beat's tick (`schedule`).
+Labels and files describe jobs (`labels`, `file`); each host with an engine publishes its labels (`discovery`). A job
+runs as an ordinary plan (`plan`); its outcome is in the run's report (`longshore.orchestration.runs.job_outcome`). The
+tick of beat starts jobs that have a schedule (`schedule`).
 """
 
 from longshore.orchestration.jobs.jobs import Jobs

@@ -1,6 +1,7 @@
-"""Where the hosts with an engine say which jobs are described on it: asked for, answered by each worker's main process.
+"""Job discovery: clients request, and each host with an engine publishes, the jobs that its labels describe.
 
-A number is asked for; every host answers with what it sees from then on. Plain commands, no scripts.
+A request increments a number; the main process of each worker answers with a newer snapshot. Plain commands,
+no scripts.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from longshore.orchestration.language.targets import listed
 from longshore.orchestration.store.connection import Connection, as_number
 from longshore.orchestration.store.hosts import with_engine
 
-_LOOK = 0.05
+#: Seconds between two reads of the snapshots.
+_POLL = 0.05
 
 
 @dataclass(frozen=True)
 class HostSnapshot:
-    """What one host has seen. `at` in ms of Redis's clock; `engine` tells which engine it was."""
+    """The labelled containers and volumes of a host. `at` in ms of Redis's clock; `engine` is the engine's id."""
 
     host: str
-    asked: int
+    #: Number of the request that it answers.
+    request: int
     at: int = 0
     engine: str = ""
     stacks: tuple[str, ...] = ()
@@ -39,109 +42,110 @@ class HostSnapshot:
 
     @classmethod
     def read(cls, text: str) -> HostSnapshot:
-        said: dict[str, Any] = json.loads(text)
-        said["stacks"] = tuple(said.get("stacks", ()))
-        return cls(**said | {"entities": tuple(Entity(**one) for one in said["entities"])})
+        values: dict[str, Any] = json.loads(text)
+        values["stacks"] = tuple(values.get("stacks", ()))
+        return cls(**values | {"entities": tuple(Entity(**entity) for entity in values["entities"])})
 
 
 @dataclass(frozen=True)
 class JobListing:
-    """The jobs of an installation, sorted by name and host, and what is wrong with their descriptions."""
+    """The jobs of an installation, sorted by name and host, and the findings about their descriptions."""
 
     jobs: tuple[Job, ...] = ()
     findings: tuple[Finding, ...] = ()
-    #: Hosts that were asked and did not answer; and those that did, without an error.
+    #: Hosts that did not answer; and hosts that answered without an error.
     silent: tuple[str, ...] = ()
     answered: tuple[str, ...] = field(default=(), compare=False)
 
-    def about(self, name: str) -> list[Finding]:
-        """What is wrong with the description of one job."""
+    def findings_of(self, name: str) -> list[Finding]:
+        """The findings about the description of one job."""
         return [finding for finding in self.findings if finding.job == name]
 
-    def unusable(self, name: str) -> list[Finding]:
-        """Of that, what keeps it from being run."""
-        return [finding for finding in self.about(name) if finding.unusable]
+    def blocking_findings(self, name: str) -> list[Finding]:
+        """The findings because of which one job cannot run."""
+        return [finding for finding in self.findings_of(name) if finding.unusable]
 
     def job(self, name: str, host: str | None = None) -> Job:
-        """The one of that name. JobNotFound names those that there are; UsageError where it is on several hosts, or its
-        description cannot be used.
+        """The job of that name. Raises JobNotFound, which lists the known jobs, and UsageError where several hosts have
+        the job, or its description is invalid.
         """
         found = [job for job in self.jobs if job.name == name and host in {None, job.host}]
-        if wrong := self.unusable(name):
-            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-            raise UsageError(f"job {name!r} cannot be run as it is described: {wrong[0]}{more}",
-                             remedy=f"longshore job show {name} has all of it")  # fmt: skip
+        if blocking := self.blocking_findings(name):
+            more = f" (and {len(blocking) - 1} more)" if len(blocking) > 1 else ""
+            raise UsageError(f"the description of job {name!r} is invalid: {blocking[0]}{more}",
+                             remedy=f"see longshore job show {name}")  # fmt: skip
         if not found:
-            known = listed(sorted({job.name for job in self.jobs}))
+            known = listed(sorted({job.name for job in self.jobs})) or "none"
             where = f" on host {host}" if host else ""
             silent = f"; no answer from {', '.join(self.silent)}" if self.silent else ""
-            raise JobNotFound(f"there is no job {name!r}{where} (there are: {known}{silent})")
+            raise JobNotFound(f"no job {name!r}{where} (known jobs: {known}{silent})")
         if len(found) > 1:
             hosts = ", ".join(job.host for job in found)
-            raise UsageError(f"job {name!r} is described on several hosts ({hosts})", remedy="name one: --host")
+            raise UsageError(f"job {name!r} is described on several hosts ({hosts})", remedy="choose one with --host")
         return found[0]
 
 
 class JobDiscovery:
-    """The one of an installation. Raises StoreUnavailable."""
+    """Requests for job descriptions, and the hosts' snapshots, in Redis. Raises StoreUnavailable."""
 
     def __init__(self, store: Connection) -> None:
         self._store = store
         self._keys = store.keys
 
-    # --- the hosts' side --------------------------------------------------------------------------
+    # --- hosts ------------------------------------------------------------------------------------
 
-    def asked(self) -> int:
-        """The last number that was asked for."""
+    def last_request(self) -> int:
+        """The number of the latest request."""
         return as_number(self._store.call(self._store.client.get, self._keys.job_questions)) or 0
 
-    def answered(self, host: str) -> int:
-        """The last number that a host has answered to, by whichever of its workers."""
+    def last_answer(self, host: str) -> int:
+        """The number of the latest request that any worker of a host has answered; -1 for none."""
         text = self._store.call(self._store.client.hget, self._keys.job_snapshots, host)
-        seen = _known(text) if text else None
-        return seen.asked if seen is not None else -1
+        snapshot = _readable(text) if text else None
+        return snapshot.request if snapshot is not None else -1
 
-    def answer(self, seen: HostSnapshot) -> None:
-        told = replace(seen, at=self._store.now()).text()
-        self._store.call(self._store.client.hset, self._keys.job_snapshots, seen.host, told)
+    def publish(self, snapshot: HostSnapshot) -> None:
+        """Store the snapshot of a host, with the time."""
+        text = replace(snapshot, at=self._store.now()).text()
+        self._store.call(self._store.client.hset, self._keys.job_snapshots, snapshot.host, text)
 
-    # --- the readers' side ------------------------------------------------------------------------
+    # --- clients ----------------------------------------------------------------------------------
 
-    def ask(self) -> int:
+    def request(self) -> int:
+        """Request new snapshots of all hosts; returns the number of the request."""
         return int(self._store.call(self._store.client.incr, self._keys.job_questions))
 
-    def seen(self) -> dict[str, HostSnapshot]:
-        """What each host has said last."""
+    def snapshots(self) -> dict[str, HostSnapshot]:
+        """The latest snapshot of each host."""
         found = self._store.call(self._store.client.hgetall, self._keys.job_snapshots)
-        return {host: seen for host, text in sorted(found.items()) if (seen := _known(text)) is not None}
+        return {host: one for host, text in sorted(found.items()) if (one := _readable(text)) is not None}
 
-    def look(self, files: DeclaredJobs | None = None, *, patience: float = 10.0) -> JobListing:
-        """The jobs as they are described now: every host with an engine is asked.
+    def refresh(self, files: DeclaredJobs | None = None, *, timeout: float = 10.0) -> JobListing:
+        """Request a snapshot of every host with an engine, and return the jobs that they describe.
 
-        Waits up to `patience` seconds for all of them. WaitTimeout where there is no such host, or none that answers.
+        Waits up to `timeout` seconds for all hosts. Raises WaitTimeout where no host has an engine, or none answers.
         """
-        number = self.ask()
-        until = time.monotonic() + patience
+        number = self.request()
+        until = time.monotonic() + timeout
         while True:
-            wanted = with_engine(self._store)
-            seen = {host: one for host, one in self.seen().items() if host in wanted and one.asked >= number}
-            if (wanted and len(seen) == len(wanted)) or time.monotonic() >= until:
+            hosts = with_engine(self._store)
+            answers = {host: one for host, one in self.snapshots().items() if host in hosts and one.request >= number}
+            if (hosts and len(answers) == len(hosts)) or time.monotonic() >= until:
                 break
-            time.sleep(_LOOK)
-        if not seen:
-            silent = f": no answer from {', '.join(sorted(wanted))}" if wanted else ""
-            raise WaitTimeout(f"no host with a Docker engine is there to be asked for its jobs{silent}",
-                              remedy="start a worker there: longshore worker")  # fmt: skip
-        return merged(seen, files or DeclaredJobs(), silent=sorted(wanted - seen.keys()))
+            time.sleep(_POLL)
+        if not answers:
+            why = f"no answer from {', '.join(sorted(hosts))}" if hosts else "no host with a Docker engine has a worker"
+            raise WaitTimeout(f"cannot list the jobs: {why}", remedy="start a worker there: longshore worker")
+        return merged(answers, files or DeclaredJobs(), silent=sorted(hosts - answers.keys()))
 
-    def last(self, files: DeclaredJobs | None = None) -> JobListing:
-        """The jobs as the hosts that are alive have described them last; asks nobody."""
+    def latest(self, files: DeclaredJobs | None = None) -> JobListing:
+        """The jobs in the latest snapshots of the hosts that are alive, without a new request."""
         alive = with_engine(self._store)
-        return merged({host: one for host, one in self.seen().items() if host in alive}, files or DeclaredJobs())
+        return merged({host: one for host, one in self.snapshots().items() if host in alive}, files or DeclaredJobs())
 
 
-def _known(text: str) -> HostSnapshot | None:
-    """None for an answer that cannot be read: the host is asked anew."""
+def _readable(text: str) -> HostSnapshot | None:
+    """The snapshot; None for an unreadable one, which the next request replaces."""
     try:
         return HostSnapshot.read(text)
     except UNREADABLE:
@@ -150,41 +154,41 @@ def _known(text: str) -> HostSnapshot | None:
 
 @dataclass(frozen=True)
 class DeclaredJobs:
-    """What files say of jobs, by name; and what is wrong with them."""
+    """The jobs that files describe, by name, and the findings about them."""
 
     jobs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
 
 
 def declared_in(files: Iterable[Path], unreadable: Callable[[ConfigError], object] | None = None) -> DeclaredJobs:
-    """What is wrong with one job of a file keeps no other from being known.
+    """Read the jobs of these files. An invalid job becomes a finding, and does not affect the other jobs.
 
-    ConfigError for a file that cannot be read at all; `unreadable` is told of it instead, and the others count.
+    Raises ConfigError for an unreadable file; with `unreadable`, calls it with the error and skips that file instead.
     """
     found: dict[str, Mapping[str, Any]] = {}
     findings: list[Finding] = []
     for path in files:
         try:
-            jobs, wrong = read_jobs(path)
+            jobs, invalid = read_jobs(path)
         except ConfigError as error:
             if unreadable is None:
                 raise
             unreadable(error)
             continue
-        findings += wrong
-        for name, said in jobs.items():
+        findings += invalid
+        for name, values in jobs.items():
             if name in found:
-                why = "another file describes it, too, and that one counts"
+                why = "another file, which takes precedence, describes this job too"
                 findings.append(Finding("file", str(path), f"jobs.{name}", why, job=name))
                 continue
-            found[name] = said
+            found[name] = values
     return DeclaredJobs(found, tuple(findings))
 
 
 def merged(seen: Mapping[str, HostSnapshot], files: DeclaredJobs, silent: Sequence[str] = ()) -> JobListing:
-    """The jobs of all hosts. Two hosts with one engine have the same jobs: the first of them does them."""
+    """The jobs of all hosts. Of several hosts that share an engine, the first by name runs its jobs."""
     declared = files.jobs
-    findings = [*files.findings, *(Finding("host", host, "", "it did not answer") for host in silent)]
+    findings = [*files.findings, *(Finding("host", host, "", "no answer") for host in silent)]
     findings += [Finding("host", one.host, "", one.error) for one in seen.values() if one.error]
     by_engine: dict[str, HostSnapshot] = {}
     for host in sorted(seen):
@@ -201,7 +205,7 @@ def merged(seen: Mapping[str, HostSnapshot], files: DeclaredJobs, silent: Sequen
         findings += found.findings
     for name in sorted(declared.keys() - placed):
         where = declared[name].get("host")
-        why = f"no answer from its host {where}" if where else "no host has its stack: say which, by host"
+        why = f"no answer from its host {where}" if where else "no host has its stack: set host"
         findings.append(Finding("job", name, "host", why, job=name, unusable=True))
     answered = tuple(host for host, one in seen.items() if not one.error)
     return JobListing(tuple(sorted(jobs, key=_by_name)), tuple(findings), tuple(silent), answered)
@@ -213,13 +217,13 @@ _by_name: Callable[[Job], tuple[str, str]] = lambda job: (job.name, job.host)  #
 def _of_host(
     one: HostSnapshot, declared: Mapping[str, Mapping[str, Any]], twins: Mapping[str, str], *, alone: bool
 ) -> dict[str, Mapping[str, Any]]:
-    """What the files say that is for this host: by its name, its labels, its stacks, or because it is the only one."""
+    """The declared jobs of this host: by `host`, by labels, by stacks, or because no other host exists."""
     labelled = {entity.labels.get(f"{PREFIX}name") for entity in one.entities}
     found: dict[str, Mapping[str, Any]] = {}
-    for name, said in declared.items():
-        where = said.get("host") or ""
+    for name, values in declared.items():
+        where = values.get("host") or ""
         if twins.get(where, where) == one.host or (
-            not where and (alone or name in labelled or set(said.get("stacks", ())) & set(one.stacks))
+            not where and (alone or name in labelled or set(values.get("stacks", ())) & set(one.stacks))
         ):
-            found[name] = {key: value for key, value in said.items() if key != "host"}
+            found[name] = {key: value for key, value in values.items() if key != "host"}
     return found

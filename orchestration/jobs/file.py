@@ -1,4 +1,4 @@
-"""Jobs that a file describes, beside those of labels.
+"""Job descriptions in a file, in addition to those in labels.
 
 jobs:
   nightly:
@@ -30,12 +30,12 @@ from longshore.orchestration.plans.model import NAME
 
 def _host(value: str) -> str:
     if not is_host_name(value):
-        raise ValueError(f"{value!r} is no name of a host")
+        raise ValueError(f"{value!r} is not a host name")
     return value
 
 
 def _mount(value: Any) -> Mount:
-    """`volume[:path[:ro|rw]]`; without a path /mnt/<volume>, without a mode only to be read."""
+    """Parse `volume[:path[:ro|rw]]`; the path defaults to /mnt/<volume>, the mode to ro."""
     volume, _, rest = str(value).partition(":")
     path, _, mode = rest.partition(":")
     if (
@@ -45,24 +45,24 @@ def _mount(value: Any) -> Mount:
         or mode not in {"", "ro", "rw"}
         or (path and path[0] != "/")
     ):
-        raise ValueError(f"{value!r} is not volume[:/path[:ro|rw]], with a volume's name")
+        raise ValueError(f"{value!r}: expected VOLUME[:/PATH[:ro|rw]] with the name of a volume")
     return Mount(volume, path or f"/mnt/{volume}", "rw" if mode == "rw" else "ro")
 
 
 class JobSpec(BaseModel):
-    """A job as the file has it. The names are those of the labels, with _ for - and without `worker.`."""
+    """A job in the file. Its fields are named like the labels, with _ for - and without `worker.`."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
-    image: str | None = Field(None, min_length=1, description="The image that does the work")
+    image: str | None = Field(None, min_length=1, description="Image of the worker container")
     command: Annotated[list[str], BeforeValidator(lambda v: shlex.split(v) if isinstance(v, str) else v)] = []
-    env: dict[str, str] = Field({}, description="Its environment; may hold {{ secret('env:NAME') }}")
+    env: dict[str, str] = Field({}, description="Environment of the worker; may hold {{ secret('env:NAME') }}")
     pull: Pull = "missing"
     mounts: list[Annotated[Mount, BeforeValidator(_mount)]] = []
     stacks: list[str] = []
-    containers: list[str] = Field([], description="Targets that are of no stack")
+    containers: list[str] = Field([], description="Target containers outside of any stack")
     scope: Scope = "stack"
-    host: Annotated[str, BeforeValidator(_host)] = Field("", description="Where it is done, if that is not plain")
+    host: Annotated[str, BeforeValidator(_host)] = Field("", description="Host of the job, if several could run it")
     schedule: Annotated[str, BeforeValidator(parse_cron)] = ""
     timezone: Annotated[str, BeforeValidator(parse_zone)] = "UTC"
     missed: Missed = "once"
@@ -72,8 +72,8 @@ class JobSpec(BaseModel):
     timeout: Annotated[Duration, Field(gt=0)] = 3600.0
     grace: Annotated[Duration, Field(gt=0)] = 10.0
 
-    def said(self) -> dict[str, Any]:
-        """What it says, as fields of `Job`; what it does not say is left to labels and defaults."""
+    def job_fields(self) -> dict[str, Any]:
+        """The fields of `Job` that are set; labels and defaults provide the others."""
         found = {name: getattr(self, name) for name in self.model_fields_set if name not in {"containers", "command"}}
         found |= {"targets": self.containers}
         if "command" in self.model_fields_set:
@@ -82,9 +82,9 @@ class JobSpec(BaseModel):
 
 
 def read_jobs(path: Path) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
-    """What a file says of jobs, by name, as fields of `Job`; and what is wrong with one of them, which is left out.
+    """The jobs of a file by name, as fields of `Job`, and the findings about invalid jobs, which are left out.
 
-    ConfigError where the file cannot be read, or is none of jobs.
+    Raises ConfigError where the file cannot be read, or is not a file of jobs.
     """
     try:
         whole = read_mapping(path)
@@ -93,17 +93,17 @@ def read_jobs(path: Path) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
     jobs = whole.get("jobs")
     if not isinstance(jobs, dict) or len(whole) > 1:
         other = ", ".join(str(key) for key in whole if key != "jobs")
-        raise ConfigError(f"{path}: it has to have jobs, and nothing else{f' ({other})' if other else ''}")
+        raise ConfigError(f"{path}: expected the key jobs, and no other{f' (found {other})' if other else ''}")
     found: dict[str, dict[str, Any]] = {}
     findings: list[Finding] = []
-    for name, said in jobs.items():
+    for name, values in jobs.items():
         if not isinstance(name, str) or not re.fullmatch(NAME, name):
             findings.append(
-                Finding("file", str(path), f"jobs.{name}", "this is no name: letters, digits, dots, _ and -")
+                Finding("file", str(path), f"jobs.{name}", "invalid name: use letters, digits, dots, _ and -")
             )
             continue
         try:
-            found[name] = JobSpec.model_validate(said).said()
+            found[name] = JobSpec.model_validate(values).job_fields()
         except ValidationError as error:
             for item in error.errors():
                 where = ".".join(["jobs", name, *(str(part) for part in item["loc"])])

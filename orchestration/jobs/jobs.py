@@ -1,4 +1,4 @@
-"""Jobs of an installation through a client: list, plan, start, run."""
+"""The facade of jobs: list, plan, start and run the jobs of an installation."""
 
 from __future__ import annotations
 
@@ -32,31 +32,30 @@ from longshore.orchestration.runs.report import Report
 
 
 def failure(report: Report) -> JobFailed | None:
-    """The error that stands for how a job ended; None where all went as asked."""
+    """The JobFailed for the outcome of a job; None where the job succeeded."""
     job, code = report.job, report.exit_code
     if job is None or not code:
         return None
     why = report.error.message if report.error else report.summary
     step = report.error.step if report.error else None
-    told = f"job {job.name}, run {report.run_id}: {why}"
+    message = f"job {job.name}, run {report.run_id}: {why}"
     if job.restart == "failed":
-        down = f"; not up again: {', '.join(job.down)}" if job.down else ""
-        return StartFailed(f"{told}{down}", report=report, exit_code=code)
+        down = f"; still stopped: {', '.join(job.down)}" if job.down else ""
+        return StartFailed(f"{message}{down}", report=report, exit_code=code)
     by_result: dict[str | None, type[JobFailed]] = {"timed_out": JobTimeout, "cancelled": JobCancelled}
     by_step: dict[str | None, type[JobFailed]] = {"image": ImageMissing, "stop": StopFailed, "work": WorkerFailed}
     kind = by_result.get(job.result) or by_step.get(step, JobFailed)
-    return kind(told, report=report, exit_code=code)
+    return kind(message, report=report, exit_code=code)
 
 
-#: Seconds between two reads of a run that a worker may restore.
+#: Seconds between two reads of a run that a worker is to restore.
 _POLL = 0.2
 
 
 class JobChoices(TypedDict, total=False):
-    """Options of one start, in place of the job's own. Times in seconds, or as text ("90s").
+    """Options of one start, which override those of the job. Times in seconds, or as text ("90s").
 
-    `keep_stopped` leaves the stack as the worker leaves it; `keep_failed_worker` leaves the container of a worker that
-    failed.
+    `keep_stopped` does not restart the stack; `keep_failed_worker` keeps the container of a failed worker.
     """
 
     timeout: float | str | None
@@ -67,25 +66,25 @@ class JobChoices(TypedDict, total=False):
 
 
 class Jobs:
-    """The jobs of the hosts that a client's workers run on."""
+    """Lists, plans, starts and runs the jobs that labels and files describe on the hosts of an installation."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     def list(self, *, files: Iterable[str | Path] = ()) -> JobListing:
-        """The jobs as labels and files describe them now. Each host with an engine is asked.
+        """List the jobs that labels and files describe now, with a request to each host with an engine.
 
         `files` are read beside those of the setting `jobs`. Raises WaitTimeout where no host answers, ConfigError for
         a bad file.
         """
         self._client.ensure_server()
         paths = [Path(name) for name in self._client.settings.jobs.split(":") if name]
-        return JobDiscovery(self._client.store).look(declared_in([*paths, *map(Path, files)]))
+        return JobDiscovery(self._client.store).refresh(declared_in([*paths, *map(Path, files)]))
 
     def plan(
         self, name: str, *, host: str | None = None, files: Iterable[str | Path] = (), **choices: Unpack[JobChoices]
     ) -> Plan:
-        """The plan that carries a job out, to be shown or passed to `Client.dry_run`. Raises JobNotFound."""
+        """The plan of a job, to show it or to pass it to `Client.dry_run`. Raises JobNotFound."""
         return job_plan(self.list(files=files).job(name, host), JobOptions(**choices))
 
     def start(
@@ -97,7 +96,7 @@ class Jobs:
         files: Iterable[str | Path] = (),
         **choices: Unpack[JobChoices],
     ) -> Run:
-        """Start a job; returns at once. Raises as `plan` and `Client.start`."""
+        """Start a job and return its run at once. Raises as `plan` and `Client.start`."""
         return self._client.start(self.plan(name, host=host, files=files, **choices), run_id=run_id)
 
     def run(
@@ -134,9 +133,9 @@ class Jobs:
         return report
 
     def recover(self, run_id: str, timeout: float = 60.0) -> Run:
-        """The run of a job that Redis has lost, once a worker has restored it from the labels of its container.
+        """Wait until a worker has restored a run that Redis lost, from the labels of its container, and return it.
 
-        Raises RunLost where none has in `timeout` seconds, for example because no container had been created yet.
+        Raises RunLost after `timeout` seconds, for example because the run had not yet created a container.
         """
         until = time.monotonic() + timeout
         while time.monotonic() < until:
@@ -144,8 +143,8 @@ class Jobs:
                 return self._client.get(run_id)
             time.sleep(_POLL)
         raise RunLost(
-            f"run {run_id} is gone: Redis has lost it, and no worker has found a container of it",
-            remedy="longshore doctor shows whether Redis keeps its data",
+            f"run {run_id} is gone: Redis has lost it, and no worker has found its container",
+            remedy="check with longshore doctor whether Redis persists its data",
         )
 
 

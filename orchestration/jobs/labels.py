@@ -1,25 +1,25 @@
-"""Work on a stack that has to stand still for it, as labels of containers and volumes describe it, and a file.
+"""Job descriptions in the labels of containers and volumes.
 
 longshore.job.enabled          true: this container is a target of a job
 longshore.job.name             the job's name; containers with the same one are targets of one job
-longshore.job.scope            what is stopped: stack (if left out), all that runs of the targets' stacks; or containers
-longshore.job.schedule         when it runs by itself: five fields of cron, or @daily and its like
-longshore.job.timezone         the zone of the schedule, UTC if left out
-longshore.job.missed           skip, once or all: what becomes of times at which nobody was there to start it
-longshore.job.overlap-policy   queue, skip or cancel_running: what becomes of a start while it runs
-longshore.job.worker.image     the image that does the work
+longshore.job.scope            what a run stops: stack (default), the containers of the targets' stacks; or containers
+longshore.job.schedule         when beat starts it: five fields of cron, or @daily and the like
+longshore.job.timezone         time zone of the schedule, UTC by default
+longshore.job.missed           skip, once or all: which missed times are made up for
+longshore.job.overlap-policy   queue, skip or cancel_running: how a start while the job runs is handled
+longshore.job.worker.image     image of the worker container
 longshore.job.worker.command   its command, as a shell would split it
 longshore.job.worker.pull      missing, always or never
 longshore.job.worker.env.NAME  a variable of its environment
-longshore.job.stop-timeout     of each container, until it is killed
-longshore.job.start-timeout    until what was stopped is well again
-longshore.job.timeout          of the work
-longshore.job.grace            from the work's TERM to its KILL
-longshore.stack                the stack's name, Compose's project if left out
+longshore.job.stop-timeout     time limit of the stop of each container, before it is killed
+longshore.job.start-timeout    time limit until the stopped containers are healthy again
+longshore.job.timeout          time limit of the worker
+longshore.job.grace            time from the worker's SIGTERM to its SIGKILL
+longshore.stack                name of the stack, by default the Compose project
 
-longshore.job.attach           on a volume: the job that it is mounted for
-longshore.job.mount.path       where, /mnt/<volume> if left out
-longshore.job.mount.mode       ro (if left out) or rw
+longshore.job.attach           on a volume: the jobs whose worker mounts it
+longshore.job.mount.path       mount path, /mnt/<volume> by default
+longshore.job.mount.mode       ro (default) or rw
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ Scope = Literal["stack", "containers"]
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong with a description: of which entity, in which field; a warning changes nothing."""
+    """A problem in a job description: its entity, field and message. A warning does not change the job."""
 
     kind: Literal["container", "volume", "job", "file", "host"]
     name: str
     field: str
     message: str
     warning: bool = False
-    #: The job that it is about, where that is known.
+    #: The job concerned, if known.
     job: str = ""
-    #: Whether that job cannot be run as long as it stands: what it would do is not what was meant.
+    #: Whether the job cannot run until the problem is corrected.
     unusable: bool = False
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Mount:
-    """A named volume, as the work sees it."""
+    """A named volume, mounted into the worker container."""
 
     volume: str
     path: str
@@ -75,24 +75,23 @@ class Mount:
 class Job:
     """One job. Times in seconds.
 
-    `targets` are names of containers, `stacks` those of the stacks that they are of; `host` is where it is done, ''
-    where that is not known yet.
+    `targets` are names of containers, `stacks` those of their stacks; `host` runs the job, '' while it is unknown.
     """
 
     name: str
     image: str
     stacks: tuple[str, ...] = ()
-    #: Compose projects that the targets are of, under whatever name of a stack.
+    #: Compose projects of the targets, whatever the names of their stacks.
     projects: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
-    #: Those of the targets that are of no stack.
+    #: Targets outside of any stack.
     loose: tuple[str, ...] = ()
     scope: Scope = "stack"
     host: str = ""
     mounts: tuple[Mount, ...] = ()
     command: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
-    #: Of its environment, what a file has given: there, and nowhere else, templates are templates.
+    #: Environment variables from a file: the only ones in which templates are rendered.
     templated: frozenset[str] = frozenset()
     schedule: str = ""
     timezone: str = "UTC"
@@ -105,14 +104,14 @@ class Job:
     grace: float = 10.0
 
     @property
-    def alone(self) -> tuple[str, ...]:
-        """The targets that are meant by themselves: because only targets are, or because they are of no stack."""
+    def standalone(self) -> tuple[str, ...]:
+        """The targets to stop individually: all with scope `containers`, else those outside of any stack."""
         return self.targets if self.scope == "containers" else self.loose
 
 
 @dataclass(frozen=True)
 class Entity:
-    """A container or volume with its labels, as the engine tells of it."""
+    """A container or volume with its labels, as listed by the engine."""
 
     kind: Literal["container", "volume"]
     name: str
@@ -121,7 +120,7 @@ class Entity:
 
 @dataclass(frozen=True)
 class Discovered:
-    """The jobs by their names, and what was wrong; what is wrong with a field leaves it at its default."""
+    """The jobs sorted by name, and the findings; an invalid field keeps its default."""
 
     jobs: tuple[Job, ...]
     findings: tuple[Finding, ...]
@@ -137,7 +136,7 @@ def _one_of(kind: Any) -> Callable[[str], str]:
     def read(text: str) -> str:
         word = text.strip().lower().replace("-", "_")
         if word not in words:
-            raise ValueError(f"{text!r} is none of {', '.join(words)}")
+            raise ValueError(f"{text!r}: expected one of {', '.join(words)}")
         return word
 
     return read
@@ -146,11 +145,11 @@ def _one_of(kind: Any) -> Callable[[str], str]:
 def _seconds(text: str) -> float:
     seconds = parse_duration(text)
     if seconds <= 0:
-        raise ValueError(f"{text!r} is no time to wait")
+        raise ValueError(f"{text!r}: expected a positive duration")
     return seconds
 
 
-#: Each label of a container after its prefix: the field of a job, and how its text is read.
+#: Each label of a container, without its prefix: the field of a job, and its parser.
 _READ: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "scope": ("scope", _one_of(Scope)),
     "schedule": ("schedule", parse_cron),
@@ -169,43 +168,45 @@ _OF_CONTAINERS = frozenset({"enabled", "name", *_READ})
 _OF_VOLUMES = frozenset({"attach", "mount.path", "mount.mode"})
 
 
-#: Of a job, what its containers say together.
+#: Fields of a job that are unions over its containers.
 _SETS = ("stacks", "projects", "targets", "loose")
 
 
 def discover(entities: Iterable[Entity], declared: Mapping[str, Mapping[str, Any]] | None = None) -> Discovered:
-    """The jobs that labels and a file describe, the same whatever the order of the entities is.
+    """The jobs that labels and a file describe, independent of the order of the entities.
 
-    `declared`: what a file says, by job, as fields of `Job`. It comes first, so that it counts where a label says
-    something else; targets, stacks, mounts and the environment are those of both.
+    `declared`: the jobs of a file, as fields of `Job`. The file overrides labels; targets, stacks, mounts and
+    environment are merged.
     """
     ordered = sorted(entities, key=lambda entity: (entity.kind, entity.name))
     findings: list[Finding] = []
     fields: dict[str, dict[str, Any]] = {}
-    said_by: dict[tuple[str, str], str] = {}
-    for name, said in sorted((declared or {}).items()):
+    sources: dict[tuple[str, str], str] = {}
+    for name, values in sorted((declared or {}).items()):
         known = fields[name] = {"targets": set(), "loose": set(), "stacks": set(), "projects": set(), "env": {}} | dict(
-            said
+            values
         )
         for key in ("targets", "stacks"):
             known[key] = set(known[key])
         known["env"] = dict(known["env"])
         known["templated"] = frozenset(known["env"])
         known["loose"] = set(known["targets"])
-        known["mounts"] = list(said.get("mounts", ()))
+        known["mounts"] = list(values.get("mounts", ()))
     for entity in ordered:
         findings += _unknown(entity)
         if entity.kind == "container" and _is_on(entity):
-            _add_target(entity, fields, said_by, findings)
+            _add_target(entity, fields, sources, findings)
     mounts = _mounts(ordered, fields, findings)
     jobs = []
     for name, known in sorted(fields.items()):
         if not known.get("image"):
-            why = "nothing says which image does the work"
+            why = "no image is set for the worker"
             findings.append(Finding("job", name, f"{PREFIX}worker.image", why, job=name, unusable=True))
             continue
         if not (known["targets"] if known.get("scope") == "containers" else known["stacks"] or known["targets"]):
-            findings.append(Finding("job", name, "stacks", "nothing is stopped for it", warning=True, job=name))
+            findings.append(
+                Finding("job", name, "stacks", "the job has no targets and stops nothing", warning=True, job=name)
+            )
         known |= {key: tuple(sorted(known[key])) for key in _SETS}
         jobs.append(Job(**known | {"name": name, "mounts": tuple(mounts.get(name, ()))}))
     return Discovered(tuple(jobs), tuple(findings))
@@ -221,18 +222,18 @@ def _unknown(entity: Entity) -> Iterator[Finding]:
         word = label.removeprefix(PREFIX)
         env = entity.kind == "container" and word.startswith(_ENV) and word != _ENV
         if label.startswith(PREFIX) and word not in known and not env:
-            yield Finding(entity.kind, entity.name, label, "there is no such label", warning=True)
+            yield Finding(entity.kind, entity.name, label, "unknown label", warning=True)
 
 
 def _add_target(
     entity: Entity,
     fields: dict[str, dict[str, Any]],
-    said_by: dict[tuple[str, str], str],
+    sources: dict[tuple[str, str], str],
     findings: list[Finding],
 ) -> None:
     name = entity.labels.get(f"{PREFIX}name", "").strip()
     if not re.fullmatch(NAME, name):
-        why = f"{name!r} is no name: letters, digits, dots, _ and -" if name else "a job that is enabled needs a name"
+        why = f"invalid name {name!r}: use letters, digits, dots, _ and -" if name else "an enabled job needs a name"
         findings.append(Finding("container", entity.name, f"{PREFIX}name", why))
         return
     job = fields.setdefault(name, {key: set() for key in _SETS} | {"env": {}})
@@ -249,11 +250,11 @@ def _add_target(
         if not word.startswith(PREFIX):
             continue
         if label.startswith(_ENV) and label != _ENV:
-            _put(job["env"], label.removeprefix(_ENV), text, name, entity, word, said_by, findings)
+            _put(job["env"], label.removeprefix(_ENV), text, name, entity, word, sources, findings)
         elif label in _READ:
             key, read = _READ[label]
             try:
-                _put(job, key, read(text), name, entity, word, said_by, findings)
+                _put(job, key, read(text), name, entity, word, sources, findings)
             except ValueError as error:
                 findings.append(Finding("container", entity.name, word, str(error), job=name, unusable=True))
 
@@ -265,13 +266,13 @@ def _put(
     job: str,
     entity: Entity,
     label: str,
-    said_by: dict[tuple[str, str], str],
+    sources: dict[tuple[str, str], str],
     findings: list[Finding],
 ) -> None:
-    """The first value counts, of the containers in the order of their names; another one is told."""
-    first = said_by.setdefault((job, label), "the file" if key in values else f"container {entity.name}")
+    """Set a value. The file, then the first container by name, takes precedence; a conflict becomes a finding."""
+    first = sources.setdefault((job, label), "the file" if key in values else f"container {entity.name}")
     if key in values and values[key] != value:
-        why = f"{first} says {values[key]!r} for job {job}, which counts; this says {value!r}"
+        why = f"{value!r} conflicts with {values[key]!r} of {first}, which takes precedence for job {job}"
         findings.append(Finding("container", entity.name, label, why, job=job))
         return
     values[key] = value
@@ -287,18 +288,18 @@ def _mounts(entities: Iterable[Entity], jobs: Mapping[str, Any], findings: list[
         path = entity.labels.get(f"{PREFIX}mount.path", "").strip() or f"/mnt/{entity.name}"
         for job in attached:
             if job not in jobs:
-                findings.append(Finding("volume", entity.name, f"{PREFIX}attach", f"there is no job {job!r}"))
+                findings.append(Finding("volume", entity.name, f"{PREFIX}attach", f"no job {job!r}"))
                 continue
             mount = Mount(entity.name, path, "rw" if mode == "rw" else "ro")
             other = next((one for one in found[job] if one.path == path), None)
             if other == mount:
                 continue
             wrong = {
-                "mount.mode": "" if mode in {"ro", "rw"} else f"{mode!r} is neither ro nor rw",
-                "mount.path": "" if path.startswith("/") else f"{path!r} does not begin with /",
+                "mount.mode": "" if mode in {"ro", "rw"} else f"{mode!r}: expected ro or rw",
+                "mount.path": "" if path.startswith("/") else f"{path!r}: expected an absolute path",
             }
             if other is not None:
-                wrong["mount.path"] = f"volume {other.volume} is mounted at {path} for job {job} already"
+                wrong["mount.path"] = f"volume {other.volume} is already mounted at {path} for job {job}"
             for label, why in wrong.items():
                 if why:
                     at = f"{PREFIX}{label}"

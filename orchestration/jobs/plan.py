@@ -1,4 +1,4 @@
-"""A job as the plan that it is run by: what is shown, rehearsed and done is the same."""
+"""The plan of a job, used alike to show it, to dry-run it and to run it."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from longshore.orchestration.language.durations import parse_duration
 from longshore.orchestration.plans.labels import JOB_LABEL, RECONSTRUCTED_LABEL
 from longshore.orchestration.plans.model import Concurrency, Plan, StepHandle
 
-#: Seconds of an attempt at the work beyond the work itself: for its end, its output, and the engine.
-_AROUND = 120.0
+#: Seconds added to the time limits of the steps `work` and `healthy`, for engine calls and output.
+_MARGIN = 120.0
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What one start of a job may have otherwise than the job says. Times in seconds, or with their unit."""
+    """Options of one start, which override those of the job. Times in seconds, or as text ("90s")."""
 
     timeout: float | str | None = None
     stop_timeout: float | str | None = None
     start_timeout: float | str | None = None
-    #: The stack stays as the worker leaves it.
+    #: Leave the stack stopped.
     keep_stopped: bool = False
-    #: A worker that failed is not removed.
+    #: Keep the container of a failed worker.
     keep_failed_worker: bool = False
 
     def of(self, job: Job) -> Job:
-        """The job with these times. UsageError for one that is none."""
+        """The job with these times. Raises UsageError for an invalid one."""
         given: dict[str, Any] = {}
         for name in ("timeout", "stop_timeout", "start_timeout"):
-            said = getattr(self, name)
-            if said is None:
+            value = getattr(self, name)
+            if value is None:
                 continue
             try:
-                seconds = parse_duration(said)
+                seconds = parse_duration(value)
             except ValueError as error:
                 raise UsageError(f"{name}: {error}") from None
             if seconds <= 0:
-                raise UsageError(f"{name}: {said!r} is no time to wait")
+                raise UsageError(f"{name} must be positive, not {value!r}")
             given[name] = seconds
         return replace(job, **given)
 
@@ -51,32 +51,32 @@ def job_plan(
 ) -> Plan:
     """The plan of a job.
 
-    `reconstructed`: its worker is there already, and the image is not asked for. `begin`: whether that worker is
-    started, if it never was, so that the stack has to stand still for it. `host`: where, if not where the job says.
+    `reconstructed`: the worker container exists, and its image is not pulled. `begin`: whether that worker is started,
+    and the stack stopped for it, if it never was. `host` overrides the host of the job.
 
-    The worker is made before anything is stopped, and carries what ran: from then on the engine itself remembers
-    what has to be started again.
+    The plan creates the worker before it stops anything, and records the running containers in its labels, so that the
+    engine keeps the list of what to restart.
     """
     chosen = choices or JobOptions()
     job = chosen.of(job)
     plan = _plan(job, host, {RECONSTRUCTED_LABEL: "true"} if reconstructed else {}, waits=reconstructed)
     around = _around(job)
-    # All of its steps are there in any case: whoever has the plan that it had before reads its record by their order.
+    # Every variant has the same steps in the same order, because run records refer to steps by index.
     image = plan.step("image", "docker.pull.execute", image=_literal(job.image), policy=job.pull).undo("none")
-    image.describe("The image is there before anything is stopped")
+    image.describe("Pull the image before anything is stopped")
     if reconstructed:
-        image.when("false", reason="its worker is there")
-    made = {"make": False} if reconstructed else {}
-    worker = plan.step("worker", "job.worker.execute", **around, **_worker(job, chosen), **made).undo("none")
+        image.when("false", reason="the worker container exists")
+    create = {"make": False} if reconstructed else {}
+    worker = plan.step("worker", "job.worker.execute", **around, **_worker(job, chosen), **create).undo("none")
     worker.after(image)
     stop = plan.step("stop", "job.stop.execute", **around, timeout=job.stop_timeout).after(worker).undo("none")
     late: dict[str, Any] = {} if begin else {"begin": False}
     if not begin:
-        stop.when("false", reason="its worker is not begun any more")
+        stop.when("false", reason="the worker is not started")
     late |= {"timeout": job.timeout, "grace": job.grace}
     late |= {"env": _templates(job)} if job.templated else {}
     work = plan.step("work", "job.work.execute", **around, stop_timeout=job.stop_timeout, **late)
-    work.after(stop).undo("none").timeout(job.timeout + job.grace + _AROUND)
+    work.after(stop).undo("none").timeout(job.timeout + job.grace + _MARGIN)
     last = work
     if not chosen.keep_stopped:
         work.irreversible()
@@ -87,7 +87,7 @@ def job_plan(
 
 
 def restart_plan(job: Job, choices: JobOptions, run_id: str, host: str = "") -> Plan:
-    """Once more for a stack that a run could not bring up: what of the job comes after the work."""
+    """The plan that restarts the stack after a run failed to: the steps of a job after the work."""
     plan, around = _plan(job, host, {}, waits=True), _around(job) | {"run": run_id}
     start = _start(plan, job, around)
     healthy = _healthy(plan, job, around).after(start)
@@ -96,7 +96,7 @@ def restart_plan(job: Job, choices: JobOptions, run_id: str, host: str = "") -> 
 
 
 def _plan(job: Job, host: str, labels: dict[str, str], *, waits: bool) -> Plan:
-    """Without its steps. `waits`: it has its turn whatever the job says of overlaps."""
+    """The plan without steps. `waits`: its run queues, whatever the overlap policy of the job."""
     return Plan(
         f"job.{job.name}"[:64],
         labels={JOB_LABEL: job.name} | labels,
@@ -110,8 +110,8 @@ def _plan(job: Job, host: str, labels: dict[str, str], *, waits: bool) -> Plan:
 def _around(job: Job) -> dict[str, Any]:
     stacks = () if job.scope == "containers" else job.stacks
     beside = sorted({*job.stacks, *job.projects} - set(stacks))
-    said = {"job": job.name, "stacks": _literals(stacks), "containers": _literals(job.alone)}
-    return said | ({"beside": _literals(beside)} if beside else {})
+    common = {"job": job.name, "stacks": _literals(stacks), "containers": _literals(job.standalone)}
+    return common | ({"beside": _literals(beside)} if beside else {})
 
 
 def _literals(names: Iterable[str]) -> list[str]:
@@ -132,7 +132,7 @@ def _start(plan: Plan, job: Job, around: dict[str, Any]) -> StepHandle:
 
 def _healthy(plan: Plan, job: Job, around: dict[str, Any]) -> StepHandle:
     step = plan.step("healthy", "job.healthy.get", **around, timeout=job.start_timeout)
-    return step.always().timeout(job.start_timeout + _AROUND)
+    return step.always().timeout(job.start_timeout + _MARGIN)
 
 
 def _remove(plan: Plan, around: dict[str, Any], choices: JobOptions) -> StepHandle:
@@ -141,7 +141,7 @@ def _remove(plan: Plan, around: dict[str, Any], choices: JobOptions) -> StepHand
 
 
 def _templates(job: Job) -> dict[str, str]:
-    """Of its environment, what a file has given: there may be secrets in it."""
+    """The environment variables from a file, which may refer to secrets."""
     return {name: value for name, value in job.env.items() if name in job.templated}
 
 
@@ -156,7 +156,7 @@ def _worker(job: Job, choices: JobOptions) -> dict[str, Any]:
     }
 
 
-#: What a run is made again by, should Redis lose it: all but what the worker, which is there, was made of.
+#: Fields that restore the run if Redis loses it: all but those that only the creation of the worker needs.
 _KEPT: tuple[str, ...] = (
     *("name", "image", "stacks", "projects", "targets", "loose", "scope", "host", "overlap"),
     *("stop_timeout", "start_timeout", "timeout", "grace"),
@@ -164,20 +164,20 @@ _KEPT: tuple[str, ...] = (
 
 
 def plan_record(job: Job, choices: JobOptions) -> str:
-    """What the worker's label keeps of a job."""
+    """The job and its options as text, for a label of the worker container."""
     kept = {name: getattr(job, name) for name in _KEPT} | {"env": _templates(job)}
     kept |= {"keep_stopped": choices.keep_stopped, "keep_failed_worker": choices.keep_failed_worker}
     return _literal(json.dumps(kept))
 
 
 def plan_from_record(text: str) -> tuple[Job, JobOptions]:
-    """The other way round; what an older version has not kept has its default. ValueError for what is none."""
+    """The job and options of `plan_record`, with defaults for missing fields. Raises ValueError for other text."""
     kept: Mapping[str, Any] = json.loads(text)
     found: dict[str, Any] = {
         name: tuple(kept[name]) if isinstance(kept[name], list) else kept[name] for name in _KEPT if name in kept
     }
     if not {"name", "image"} <= found.keys():
-        raise ValueError("it names no job, or no image")
+        raise ValueError("the record has no job name or no image")
     env = dict(kept.get("env", {}))
     return Job(**found, env=env, templated=frozenset(env)), JobOptions(
         keep_stopped=bool(kept.get("keep_stopped")), keep_failed_worker=bool(kept.get("keep_failed_worker"))
@@ -185,7 +185,7 @@ def plan_from_record(text: str) -> tuple[Job, JobOptions]:
 
 
 def _literal(text: str) -> str:
-    """Text that stands for itself, whatever it holds: labels are data, and no templates."""
+    """Escape text so that templates in it are not rendered: labels are data."""
     if not any(mark in text for mark in ("{{", "{%", "{#")):
         return text
     return "{{ " + json.dumps(text, ensure_ascii=False) + " }}"

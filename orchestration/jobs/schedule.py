@@ -1,7 +1,7 @@
-"""Jobs that start by themselves: which planned times are due, and what was done about each.
+"""Scheduled jobs: start the runs that are due, and stop after repeated failures.
 
-Beat sends a tick every few seconds; whichever worker takes it starts what is due. The run's id is made of the job and
-the planned time, so that two beats, or two ticks at once, start one run.
+Beat sends a tick every few seconds; the worker that receives it starts the due runs. A run's id is derived from the job
+and the planned time, so that two beats, or two concurrent ticks, start one run.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Seconds for which what a host has said last tells whether something of it is due.
+#: Age in seconds up to which the snapshot of a host is used to decide whether a job is due.
 _FRESH = 90.0
-#: Seconds between two times that the hosts are asked for their jobs, where nothing is due.
+#: Seconds between two requests for snapshots while no job is due.
 _REFRESH = 30.0
-#: Failures in a row after which a job is not started by its schedule any more.
+#: Consecutive failures after which the breaker of a job opens.
 FAILURES = 3
-#: Ends of runs that are kept of a job.
-_KEPT = 20
+#: Results of runs that are stored per job.
+_HISTORY = 20
 
 
 def key_of(job: Job) -> str:
@@ -48,17 +48,17 @@ def key_of(job: Job) -> str:
 
 
 def service(key: str) -> str:
-    """What the breaker of a job is called."""
+    """The service name of a job's breaker."""
     return f"job {key}"
 
 
 def planned(job: Job, after: int, until: int) -> list[int]:
-    """Its planned times in (after, until], ms since 1970, the latest hundred."""
+    """The latest hundred planned times in (after, until], ms since 1970."""
     return schedule.by_cron(job.schedule, job.timezone, after, until)
 
 
 def upcoming(job: Job, now: int) -> datetime | None:
-    """When it is planned next; None without a schedule, or where that never comes."""
+    """The next planned time; None without a schedule, or where none follows."""
     return schedule.next_by_cron(job.schedule, job.timezone, now) if job.schedule else None
 
 
@@ -67,45 +67,45 @@ def run_id_of(job: Job, at: int) -> str:
 
 
 def tick(client: Client, files: Iterable[Path]) -> list[Run]:
-    """Start what is due; returns the runs. What cannot be started now is due at the next tick again."""
+    """Start the due jobs and return their runs. A start that fails for now is due again at the next tick."""
     store = client.store
-    _once.next_tick()
-    declared = declared_in(files, lambda error: _once.say(f"schedules: {error}"))
-    board, schedules = JobDiscovery(store), ScheduleMarks(store)
+    _log_once.next_tick()
+    declared = declared_in(files, lambda error: _log_once.error(f"scheduled jobs: {error}"))
+    discovery, schedules = JobDiscovery(store), ScheduleMarks(store)
     now = store.now()
-    known, marks = board.last(declared), schedules.marks()
-    ages = {host: (now - one.at) / 1000 for host, one in board.seen().items()}
-    # A host that is alive and says nothing must not have every tick wait for it.
+    known, marks = discovery.latest(declared), schedules.marks()
+    ages = {host: (now - one.at) / 1000 for host, one in discovery.snapshots().items()}
+    # A tick must not wait for a live host that sends no snapshots.
     fresh = [job for job in known.jobs if ages.get(job.host, _FRESH) < _FRESH]
     if min(ages.values(), default=now) >= _REFRESH or any(_due(job, marks.get(key_of(job)), now) for job in fresh):
         try:
-            known = board.look(declared, patience=5.0)
+            known = discovery.refresh(declared, timeout=5.0)
         except WaitTimeout as error:
-            log.warning("schedules: %s", error)
+            log.warning("scheduled jobs: %s", error)
             return []
     started: list[Run] = []
-    seen = board.seen()
+    snapshots = discovery.snapshots()
     for job in known.jobs:
         if not job.schedule:
             continue
-        if wrong := known.unusable(job.name):
-            _once.say(f"job {key_of(job)} is not started by its schedule: {'; '.join(map(str, wrong))}")
+        if blocking := known.blocking_findings(job.name):
+            _log_once.error(f"job {key_of(job)} was not started by its schedule: {'; '.join(map(str, blocking))}")
             continue
-        mark = marks.get(key_of(job)) or _inherited(seen, job, marks, known)
+        mark = marks.get(key_of(job)) or _inherited(snapshots, job, marks, known)
         started += _start_due(client, schedules, job, mark, now)
-    there = {key_of(job) for job in known.jobs}
-    schedules.forget(key for key in marks if key not in there and key.rpartition("@")[2] in known.answered)
+    current = {key_of(job) for job in known.jobs}
+    schedules.forget(key for key in marks if key not in current and key.rpartition("@")[2] in known.answered)
     return started
 
 
-class _Once:
-    """Says what is wrong with descriptions when it is new, and not at every tick that finds it so."""
+class _LogOnce:
+    """Logs each error once, instead of at every tick that meets it."""
 
     def __init__(self) -> None:
         self._before: set[str] = set()
         self._now: set[str] = set()
 
-    def say(self, text: str) -> None:
+    def error(self, text: str) -> None:
         if text not in self._before | self._now:
             log.error("%s", text)
         self._now.add(text)
@@ -114,23 +114,23 @@ class _Once:
         self._before, self._now = self._now, set()
 
 
-#: Of this process.
-_once = _Once()
+#: One per process.
+_log_once = _LogOnce()
 
 
 def _due(job: Job, mark: Mark | None, now: int) -> bool:
     return bool(job.schedule) and mark is not None and bool(planned(job, mark.until, now))
 
 
-def _said(job: Job) -> str:
+def _definition(job: Job) -> str:
     return f"{job.schedule} {job.timezone}"
 
 
 def _start_due(client: Client, schedules: ScheduleMarks, job: Job, mark: Mark | None, now: int) -> list[Run]:
     key = key_of(job)
-    if mark is None or mark.schedule != _said(job):
-        # What a schedule would have planned before it was there is nothing that was missed.
-        schedules.put(key, Mark(now, _said(job)))
+    if mark is None or mark.schedule != _definition(job):
+        # Times before the schedule existed do not count as missed.
+        schedules.put(key, Mark(now, _definition(job)))
         return []
     if mark.as_of(now) != mark:
         schedules.put(key, mark.as_of(now))
@@ -142,7 +142,11 @@ def _start_due(client: Client, schedules: ScheduleMarks, job: Job, mark: Mark | 
         schedules.put(key, Mark(times[-1], mark.schedule))
         return []
     if Breakers(client.store).is_open(service(key)):
-        log.warning("job %s was not started: its breaker is open: longshore breaker reset '%s'", key, service(key))
+        log.warning(
+            "job %s was not started: its breaker is open: run longshore breaker reset '%s' to close it",
+            key,
+            service(key),
+        )
         schedules.put(key, Mark(times[-1], mark.schedule))
         return []
     started = []
@@ -150,9 +154,9 @@ def _start_due(client: Client, schedules: ScheduleMarks, job: Job, mark: Mark | 
         try:
             started.append(client.start(job_plan(job), run_id=run_id_of(job, at)))
         except RunConflict:
-            continue  # another tick has started it, by the labels of that moment
+            continue  # another tick started it, with the labels of that moment
         except (QueueFull, StoreUnavailable) as error:
-            log.warning("job %s: the start planned for %s has to wait: %s", key, at, error)
+            log.warning("job %s: the start planned for %s is delayed: %s", key, at, error)
             return started
         except LongshoreError as error:
             log.error("job %s cannot be started: %s", key, error)
@@ -160,43 +164,45 @@ def _start_due(client: Client, schedules: ScheduleMarks, job: Job, mark: Mark | 
     return started
 
 
-def _inherited(seen: Mapping[str, HostSnapshot], job: Job, marks: Mapping[str, Mark], known: JobListing) -> Mark | None:
-    """Of a job that another host with the same engine had until now, which is not there any more."""
-    here = seen[job.host].engine if job.host in seen else ""
-    for host, one in seen.items():
-        if here and one.engine == here and host not in known.answered and (mark := marks.get(f"{job.name}@{host}")):
+def _inherited(
+    snapshots: Mapping[str, HostSnapshot], job: Job, marks: Mapping[str, Mark], known: JobListing
+) -> Mark | None:
+    """The mark of the same job on a host that had the same engine and is gone."""
+    engine = snapshots[job.host].engine if job.host in snapshots else ""
+    for host, one in snapshots.items():
+        if engine and one.engine == engine and host not in known.answered and (mark := marks.get(f"{job.name}@{host}")):
             return mark
     return None
 
 
-# --- how they end ---------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
-def note_end(store: Store, key: str, run_id: str, result: str, ended: int) -> None:
-    """Note how a run of a job ended, once; open the job's breaker at the third failure in a row, close it at a success.
+def record_result(store: Store, key: str, run_id: str, result: str, ended: int) -> None:
+    """Record the result of a run of a job; open the job's breaker at the third failure in a row, close it at a success.
 
-    A run that somebody has cancelled tells nothing. Safe to repeat.
+    A cancelled run does not count. Safe to repeat.
     """
     if result == "cancelled":
         return
     name = store.keys.job(key)
     store.call(store.client.zadd, name, {f"{run_id} {result}": ended})
-    store.call(store.client.zremrangebyrank, name, 0, -_KEPT - 1)
+    store.call(store.client.zremrangebyrank, name, 0, -_HISTORY - 1)
     breakers = Breakers(store)
-    # By what is known of the last ones, whoever tells of which: a run's end may be told of more than once.
+    # Decided from the stored results, because the end of a run may be recorded more than once.
     last = store.call(store.client.zrevrange, name, 0, FAILURES - 1)
-    good = [member.endswith(" succeeded") for member in last]
-    if good[0]:
+    succeeded = [member.endswith(" succeeded") for member in last]
+    if succeeded[0]:
         breakers.close(service(key))
-    elif len(last) == FAILURES and not any(good):
-        why = f"{FAILURES} runs in a row failed, the last is {last[0].rpartition(' ')[0]}"
+    elif len(last) == FAILURES and not any(succeeded):
+        why = f"{FAILURES} consecutive runs failed, the latest is {last[0].rpartition(' ')[0]}"
         if breakers.hold(service(key), why):
-            log.error("job %s is not started by its schedule any more: %s", key, why)
+            log.error("job %s is no longer started by its schedule: %s", key, why)
             store.add_event(run_id, "breaker_opened", {"service": service(key), "error": why})
 
 
-def forget_ends(store: Store, name: str) -> None:
-    """What is counted begins anew, for the job that a breaker is of."""
+def reset_results(store: Store, name: str) -> None:
+    """Delete the stored results of the job whose breaker has this service name."""
     key = name.removeprefix(service(""))
     if key != name:
         store.call(store.client.delete, store.keys.job(key))

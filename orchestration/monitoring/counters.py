@@ -1,8 +1,7 @@
-"""Counters of what runs have done, for metrics: folded out of the records themselves, each run once.
+"""Counters for metrics, computed from the records of runs at each scrape, each run once.
 
-Nothing is counted while work is done. Whoever scrapes folds the runs that came to rest since the last scrape into the
-totals, and adds what live runs have done so far; so what is counted is what the reports say. A counter never goes back:
-of a run that is reopened, what it had counted stays.
+Runs count nothing themselves. A scrape adds the runs that ended since the last scrape to the totals, and then the
+progress of live runs, so that counters agree with reports. A counter never decreases: a reopened run keeps its counts.
 """
 
 from __future__ import annotations
@@ -27,22 +26,22 @@ if TYPE_CHECKING:
 #: Upper ends of the histograms, seconds.
 STEP_BUCKETS = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
 RUN_BUCKETS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0)
-#: Runs that one scrape folds, or looks at, at most.
-_AT_ONCE = 1000
-#: ms by which the time up to which runs were folded lies back: their clocks are one, their order is not.
+#: Runs that one scrape reads in one page, and live runs that it reads at most.
+_PAGE = 1000
+#: ms that a scrape reads again before the last end that it has counted, because ends are not stored in order.
 _OVERLAP = 60_000
-#: Between the parts of a counter's name in Redis: the metric, then its labels' values.
+#: Separator in a counter's name in Redis: the metric, then the values of its labels.
 SEP = "\x1f"
 _UNTIL = f"{SEP}until"
 
-#: What a sweeper has found, by the field of a step, or of its undo, that counts it.
+#: Metrics of a sweeper, by the field of a step, or of its undo, that counts them.
 _SWEPT: dict[str, str] = {Field.LOST: "lost", Field.RESENT: "resent"}
 
 Counts = dict[str, float]
 
 
 def of_run(store: Store, run_id: str) -> tuple[Counts, RunState] | None:
-    """What a run has done so far; None where it is gone, or cannot be read."""
+    """The counts and the state of a run; None where the run is gone or unreadable."""
     try:
         body = store.body(run_id)
         if body is None:
@@ -55,7 +54,7 @@ def of_run(store: Store, run_id: str) -> tuple[Counts, RunState] | None:
         if isinstance(error, WrongType):
             return None
         raise
-    except (*UNREADABLE, LongshoreError):  # a damaged run counts for nothing, and the others count
+    except (*UNREADABLE, LongshoreError):  # a damaged run must not stop the scrape
         return None
 
 
@@ -93,13 +92,13 @@ def _counts(plan: CompiledPlan, steps: Mapping[str, str], done: report.Report) -
 
 @dataclass
 class Totals:
-    """Everything that was counted; `live` runs by plan and state."""
+    """All counters; `live` runs by plan and state."""
 
     counts: Counts = field(default_factory=dict)
     live: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def of(self, metric: str) -> Iterator[tuple[tuple[str, ...], float]]:
-        """The labels' values of each of its counters, and how much it is."""
+        """Label values and value of each counter of a metric."""
         for name, value in sorted(self.counts.items()):
             first, *labels = name.split(SEP)
             if first == metric:
@@ -107,9 +106,9 @@ class Totals:
 
 
 def totals(store: Store) -> Totals:
-    """All of it, now. Raises StoreUnavailable."""
-    # The live ones first: one that comes to rest meanwhile is found among the others.
-    live = store.call(store.client.zrange, store.keys.live, 0, _AT_ONCE - 1)
+    """Compute all counters. Raises StoreUnavailable."""
+    # Live runs are read first, so that a run that ends meanwhile is still counted.
+    live = store.call(store.client.zrange, store.keys.live, 0, _PAGE - 1)
     _fold(store)
     found = Totals(_numbers(store.call(store.client.hgetall, store.keys.counters)))
     before = _snapshots(store, live)
@@ -122,28 +121,28 @@ def totals(store: Store) -> Totals:
         for name, more in new.items():
             found.counts[name] = found.counts.get(name, 0) + more
         if state in TERMINAL:
-            _add(store, run_id, counts)  # what was told once is told from now on
+            _add(store, run_id, counts)  # a counter, once reported, must not decrease
             continue
         found.live[store.call(store.client.hget, store.keys.of(run_id).run, "plan") or "", str(state)] += 1
     return found
 
 
 def _fold(store: Store) -> None:
-    """Add what came to rest since the last time; of each run only what was not added before."""
+    """Add the runs that ended since the last scrape, each without counts added before."""
     client, keys = store.client, store.keys
     since = (_number(store.call(client.hget, keys.counters, _UNTIL)) or 0.0) - _OVERLAP
     begin = 0
     while True:
-        ended = store.call(client.zrangebyscore, keys.ended, since, "+inf", start=begin, num=_AT_ONCE, withscores=True)
+        ended = store.call(client.zrangebyscore, keys.ended, since, "+inf", start=begin, num=_PAGE, withscores=True)
         before = _snapshots(store, [run_id for run_id, _ in ended])
         for run_id, at in ended:
             seen = of_run(store, run_id)
             if seen is not None and (run_id not in before or _more(before[run_id], seen[0])):
                 _add(store, run_id, seen[0], at)
         begin += len(ended)
-        if len(ended) < _AT_ONCE:
+        if len(ended) < _PAGE:
             break
-    if store.call(client.hlen, keys.counted_runs) > store.call(client.zcard, keys.runs) + _AT_ONCE:
+    if store.call(client.hlen, keys.counted_runs) > store.call(client.zcard, keys.runs) + _PAGE:
         known = set(store.call(client.zrange, keys.runs, 0, -1))
         gone = [run_id for run_id in store.call(client.hkeys, keys.counted_runs) if run_id not in known]
         if gone:
@@ -151,7 +150,7 @@ def _fold(store: Store) -> None:
 
 
 def _add(store: Store, run_id: str, counts: Counts, until: float | None = None) -> None:
-    """What of a run was not added before, in one transaction: two scrapes at once add it once."""
+    """Add the new counts of a run, in one transaction, so that concurrent scrapes add them once."""
     from redis.exceptions import WatchError  # noqa: PLC0415 - slow to import
 
     keys = store.keys
@@ -187,7 +186,7 @@ def _snapshots(store: Store, run_ids: list[str]) -> dict[str, Counts]:
 
 
 def _snapshot(text: str) -> Counts:
-    """Nothing for a text that cannot be read: the run is counted anew."""
+    """The stored counts of a run; none for an unreadable text, so that the run is counted again."""
     try:
         return _numbers(json.loads(text))
     except UNREADABLE:
@@ -195,7 +194,7 @@ def _snapshot(text: str) -> Counts:
 
 
 def _numbers(found: Mapping[str, object]) -> Counts:
-    """Without what is no number."""
+    """The finite numbers among these values."""
     read = {name: _number(value) for name, value in found.items() if name != _UNTIL}
     return {name: value for name, value in read.items() if value is not None}
 

@@ -1,4 +1,4 @@
-"""What a line of a log is about: run, step, attempt and host, in every line; as text, or as JSON."""
+"""Log formats, text and JSON, with run, step, attempt and host in each line."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 from longshore.orchestration.errors import ConfigError
 from longshore.orchestration.language import printable
 
-#: What this process is at.
+#: The fields of the run that this process works on.
 _about: ContextVar[dict[str, object]] = ContextVar("longshore_about", default={})  # noqa: B039 - never changed in place
 FIELDS = ("run", "step", "attempt", "host")
 _TEXT = "[%(asctime)s: %(levelname)s/%(processName)s] %(about)s%(message)s"
 
 
 def begin(**fields: object) -> None:
-    """What is logged from now on, by this process, is about that and nothing else."""
+    """Set the fields of all further log lines of this process, in place of earlier ones."""
     _about.set(fields)
 
 
 def add(**fields: object) -> None:
-    """And about that."""
+    """Add fields to all further log lines of this process."""
     _about.set(_about.get() | fields)
 
 
@@ -44,7 +44,7 @@ class About(logging.Filter):
 
 
 class Lines(logging.Formatter):
-    """A record is one line, and the lines of a traceback are indented: no text in a record looks like another one."""
+    """One line per record, with indented tracebacks, so that text in a record cannot imitate another record."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the base class's name
         return printable.line(super().formatMessage(record))
@@ -61,7 +61,7 @@ def _indented(text: str) -> str:
 
 
 def formatter(kind: str) -> logging.Formatter:
-    """`text` or `json`; ConfigError where what JSON needs is missing."""
+    """The formatter for `text` or `json`. Raises ConfigError where python-json-logger is missing for JSON."""
     if kind == "text":
         return Lines(_TEXT)
     try:
@@ -77,9 +77,9 @@ def formatter(kind: str) -> logging.Formatter:
     return JsonLines(names, rename_fields={"levelname": "level"}, timestamp=True)
 
 
-def dress(logger: logging.Logger, kind: str, host: str = "") -> None:
-    """Have all that a logger's handlers write carry the fields."""
-    made, adds = formatter(kind), About(host)
+def configure(logger: logging.Logger, kind: str, host: str = "") -> None:
+    """Set the format and the fields for all handlers of a logger."""
+    chosen, about = formatter(kind), About(host)
     for handler in logger.handlers:
-        handler.setFormatter(made)
-        handler.addFilter(adds)
+        handler.setFormatter(chosen)
+        handler.addFilter(about)

@@ -1,4 +1,4 @@
-"""What a monitoring system, or whatever scales workers, wants to know: read when it is asked for."""
+"""Prometheus metrics of an installation, read from Redis at each scrape."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from longshore.orchestration.store.hosts import Hosts, HostState
 from longshore.orchestration.store.queue_lengths import queue_lengths
 from longshore.orchestration.store.run_store import Store
 
-#: Each counter: its metric in `counting`, what it is called here, what it says, and its labels.
+#: Each counter: its metric in `counters`, its name, its help text and its labels.
 _COUNTERS = (
-    ("runs", "longshore_runs", "Runs that came to rest", ("plan", "state")),
+    ("runs", "longshore_runs", "Runs that ended", ("plan", "state")),
     ("steps", "longshore_steps", "Steps that ended", ("op", "status")),
-    ("attempts", "longshore_step_attempts", "Tries of steps, and of their parts", ("op",)),
-    ("undos", "longshore_undos", "Steps that were taken back, or not", ("op", "status")),
-    ("lost", "longshore_leases_lost", "Attempts whose worker was lost", ("op",)),
-    ("resent", "longshore_messages_resent", "Messages that the sweeper found missing, and sent again", ("op",)),
+    ("attempts", "longshore_step_attempts", "Attempts at steps and at their units", ("op",)),
+    ("undos", "longshore_undos", "Undos of steps, by outcome", ("op", "status")),
+    ("lost", "longshore_leases_lost", "Attempts whose lease expired", ("op",)),
+    ("resent", "longshore_messages_resent", "Lost messages that the sweeper resent", ("op",)),
 )
 _HISTOGRAMS = (
-    ("run_s", "longshore_run_duration_seconds", "From its admission to its end", "plan"),
-    ("step_s", "longshore_step_duration_seconds", "From the first claim to the outcome", "op"),
+    ("run_s", "longshore_run_duration_seconds", "Time from the admission of a run to its end", "plan"),
+    ("step_s", "longshore_step_duration_seconds", "Time from the first claim of a step to its outcome", "op"),
 )
 
 
 class Collector:
-    """All of an installation's, as Prometheus has them."""
+    """Collects all metrics of an installation for a Prometheus registry."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -53,17 +53,17 @@ class Collector:
 
     @staticmethod
     def _live(totals: Totals) -> Metric:
-        live = GaugeMetricFamily("longshore_runs_live", "Runs that have not come to rest", labels=["plan", "state"])
+        live = GaugeMetricFamily("longshore_runs_live", "Runs that have not ended", labels=["plan", "state"])
         for (plan, state), count in sorted(totals.live.items()):
             live.add_metric([plan, state], count)
         return live
 
     def _queues(self) -> Iterator[Metric]:
-        length = GaugeMetricFamily("longshore_queue_length", "Messages that wait in a queue", labels=["queue"])
+        length = GaugeMetricFamily("longshore_queue_length", "Messages in a queue", labels=["queue"])
         oldest = GaugeMetricFamily(
-            "longshore_queue_oldest_seconds", "For how long the next message of a queue has waited", labels=["queue"]
+            "longshore_queue_oldest_seconds", "Age of the next message in a queue", labels=["queue"]
         )
-        workers = GaugeMetricFamily("longshore_queue_workers", "Workers that take from a queue now", labels=["queue"])
+        workers = GaugeMetricFamily("longshore_queue_workers", "Live workers that consume a queue", labels=["queue"])
         for backlog in queue_lengths(self._store):
             length.add_metric([backlog.queue], backlog.length)
             oldest.add_metric([backlog.queue], backlog.oldest)
@@ -72,7 +72,7 @@ class Collector:
 
     def _hosts(self) -> Iterator[Metric]:
         states = GaugeMetricFamily("longshore_hosts", "Hosts by their state", labels=["state"])
-        active = GaugeMetricFamily("longshore_host_active_steps", "Steps that a host is at", labels=["host"])
+        active = GaugeMetricFamily("longshore_host_active_steps", "Steps that run on a host", labels=["host"])
         hosts = Hosts(self._store).all().values()
         counted = Counter(host.state for host in hosts)
         for state in HostState:
@@ -83,16 +83,16 @@ class Collector:
 
     def _redis(self) -> Iterator[Metric]:
         store = self._store
-        breakers = GaugeMetricFamily("longshore_breaker_open", "Services that are down", labels=["service"])
+        breakers = GaugeMetricFamily("longshore_breaker_open", "Services whose breaker is open", labels=["service"])
         for breaker in Breakers(store).open():
             breakers.add_metric([breaker.service], 1)
         yield breakers
-        aside = GaugeMetricFamily("longshore_messages_aside", "Messages that no worker could take")
-        aside.add_metric([], store.call(store.client.xlen, store.keys.dead_letters))
-        yield aside
+        dead_letters = GaugeMetricFamily("longshore_messages_aside", "Dead letters")
+        dead_letters.add_metric([], store.call(store.client.xlen, store.keys.dead_letters))
+        yield dead_letters
         info: dict[str, Any] = store.call(store.client.info, "memory")
         memory = GaugeMetricFamily(
-            "longshore_redis_memory_bytes", "Of Redis: used, and the most it may", labels=["kind"]
+            "longshore_redis_memory_bytes", "Memory of Redis: used, and its limit", labels=["kind"]
         )
         memory.add_metric(["used"], int(info.get("used_memory", 0)))
         memory.add_metric(["max"], int(info.get("maxmemory", 0)))
@@ -112,12 +112,12 @@ def _histogram(totals: Totals, metric: str, name: str, what: str, label: str) ->
 
 
 def registry(store: Store) -> CollectorRegistry:
-    """All of it, for a scrape."""
+    """A registry with all metrics."""
     made = CollectorRegistry(auto_describe=False)
     made.register(Collector(store))
     return made
 
 
 def text(store: Store) -> str:
-    """In Prometheus's text format. StoreUnavailable."""
+    """All metrics in Prometheus's text format. Raises StoreUnavailable."""
     return generate_latest(registry(store)).decode()

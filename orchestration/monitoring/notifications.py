@@ -1,8 +1,8 @@
-"""What somebody has to hear of: a run that failed, an undo that failed, an approval that is waited for, a breaker.
+"""Notifications of failed runs, failed undos, requested approvals and open breakers.
 
-Told by the workers, out of the run's own events, each at least once (`Notice.id` tells a repetition): to a webhook, to
-a command, to Apprise, and to what packages offer under the entry-point group `longshore.notifiers`: a function of a
-Notice.
+Workers send each notice at least once, from the events of the run (a repetition has the same `Notice.id`): to a
+webhook, a command, Apprise, and the functions that packages register under the entry-point group
+`longshore.notifiers`, each of which receives a Notice.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from longshore.orchestration.states import Cause, RunState
 log = logging.getLogger(__name__)
 
 Kind = Literal["failed", "undo_failed", "approval_wanted", "breaker_open"]
-#: Seconds that one who is told may take.
-PATIENCE = 10.0
+#: Time limit in seconds of one webhook request or command.
+TIMEOUT = 10.0
 _BAD = {RunState.FAILED, RunState.PARTIAL, RunState.UNDONE}
 
 
 @dataclass(frozen=True)
 class Notice:
-    """What is told. `why` is the error, what is waited for, or what the service said; `link` leads to its page."""
+    """A notification. `why` is an error, an awaited decision or the failure of a service; `link`, the run's page."""
 
     id: str
     kind: Kind
@@ -53,9 +53,9 @@ class Notice:
     def title(self) -> str:
         what = {
             "failed": f"run {self.run_id} ended {self.state}",
-            "undo_failed": f"run {self.run_id} could not be taken back",
-            "approval_wanted": f"run {self.run_id} waits for a word on step {self.step}",
-            "breaker_open": f"a service is down, and run {self.run_id} waits for it",
+            "undo_failed": f"undo of run {self.run_id} failed",
+            "approval_wanted": f"run {self.run_id} waits for a decision on step {self.step}",
+            "breaker_open": f"run {self.run_id} waits for a service that is down",
         }[self.kind]
         return f"{self.plan}: {what}"
 
@@ -65,12 +65,12 @@ class Notice:
         return "\n".join(filter(None, [self.title, f"{where}{self.why}" if self.why else "", self.link]))
 
     def as_json(self) -> str:
-        """With `text`, by which chat services take it for a message."""
+        """The notice as JSON, with the field `text` that chat services expect."""
         return json.dumps(asdict(self) | {"title": self.title, "text": self.text}, ensure_ascii=False)
 
 
 def kind_of(event: Event) -> Kind | None:
-    """What an event is to be told as; None for most."""
+    """The kind of notice for an event; None for most events."""
     match event.name:
         case "run_ended" if event.fields.get("state") == RunState.UNDO_FAILED:
             return "undo_failed"
@@ -88,15 +88,15 @@ def kind_of(event: Event) -> Kind | None:
             return None
 
 
-def wanted(settings: Settings) -> frozenset[str]:
-    """Which kinds are told of; none where there is nobody to be told."""
-    if not (settings.notify_webhook or settings.notify_command or settings.notify_apprise or _offered()):
+def enabled_kinds(settings: Settings) -> frozenset[str]:
+    """The kinds of notices to send; none without a notifier."""
+    if not (settings.notify_webhook or settings.notify_command or settings.notify_apprise or _registered()):
         return frozenset()
     return frozenset(word.strip() for word in settings.notify_on.split(",") if word.strip())
 
 
 def make(settings: Settings, run_id: str, plan: str, fields: dict[str, str], event: Event, kind: Kind) -> Notice:
-    """The notice of an event; `fields` are the run's own."""
+    """The notice of an event; `fields` are those of the run's record."""
     link = f"{settings.notify_link.rstrip('/')}/runs/{quote(run_id, safe='')}" if settings.notify_link else ""
     why = event.fields.get("error") or fields.get("err", "") or event.fields.get("for", "")
     return Notice(
@@ -105,19 +105,19 @@ def make(settings: Settings, run_id: str, plan: str, fields: dict[str, str], eve
     )  # fmt: skip
 
 
-def tell(settings: Settings, notice: Notice, heard: set[str]) -> None:
-    """Tell everybody who has not heard of it, and add who has. What one of them raises is raised when all the others
-    have been told.
+def deliver(settings: Settings, notice: Notice, delivered: set[str]) -> None:
+    """Send a notice to each notifier that is not in `delivered`, and add those that succeed. Raises the first error
+    after all notifiers were tried.
     """
     errors: list[Exception] = []
     for name, dispatcher in _dispatchers(settings):
-        if name in heard:
+        if name in delivered:
             continue
         try:
             dispatcher(notice)
-            heard.add(name)
-        except Exception as error:  # noqa: BLE001 - the others have to hear of it all the same
-            log.warning("%s could not be told of %s: %s", name, notice.id, error)
+            delivered.add(name)
+        except Exception as error:  # noqa: BLE001 - the other notifiers are still tried
+            log.warning("notice %s could not be sent to %s: %s", notice.id, name, error)
             errors.append(error)
     if errors:
         raise errors[0]
@@ -130,17 +130,17 @@ def _dispatchers(settings: Settings) -> Iterator[tuple[str, Callable[[Notice], o
         yield "the command", partial(_command, settings)
     if settings.notify_apprise:
         yield "Apprise", partial(_apprise, settings)
-    yield from _offered()
+    yield from _registered()
 
 
 @lru_cache(maxsize=1)
-def _offered() -> tuple[tuple[str, Callable[[Notice], object]], ...]:
+def _registered() -> tuple[tuple[str, Callable[[Notice], object]], ...]:
     found = []
     for entry in entry_points(group="longshore.notifiers"):
         try:
             found.append((entry.name, entry.load()))
-        except Exception:  # a package's mistake must not keep workers from working
-            log.exception("the notifier %s cannot be loaded", entry.name)
+        except Exception:  # an error of a package must not stop workers
+            log.exception("notifier %s cannot be loaded", entry.name)
     return tuple(found)
 
 
@@ -152,22 +152,22 @@ def _webhook(settings: Settings, notice: Notice) -> None:
     if settings.notify_secret:
         mac = hmac.new(settings.notify_secret.encode(), body, hashlib.sha256).hexdigest()
         headers["Longshore-Signature"] = f"sha256={mac}"
-    answer = requests.post(settings.notify_webhook, data=body, headers=headers, timeout=PATIENCE, allow_redirects=False)
+    answer = requests.post(settings.notify_webhook, data=body, headers=headers, timeout=TIMEOUT, allow_redirects=False)
     if not answer.ok:
-        raise OSError(f"it answered {answer.status_code}")
+        raise OSError(f"the webhook answered with status {answer.status_code}")
 
 
 def _command(settings: Settings, notice: Notice) -> None:
-    """Without a shell; the notice as JSON on stdin, and its parts as LONGSHORE_NOTICE_… in the environment."""
+    """Run the command without a shell: notice as JSON on stdin, its fields as LONGSHORE_NOTICE_… in the environment."""
     parts: dict[str, Any] = asdict(notice) | {"title": notice.title}
-    told = {f"LONGSHORE_NOTICE_{name.upper()}": str(value) for name, value in parts.items()}
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TZ") if name in os.environ}
+    variables = {f"LONGSHORE_NOTICE_{name.upper()}": str(value) for name, value in parts.items()}
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TZ") if name in os.environ}
     done = subprocess.run(
-        shlex.split(settings.notify_command), input=notice.as_json(), env=kept | told, timeout=PATIENCE,
+        shlex.split(settings.notify_command), input=notice.as_json(), env=inherited | variables, timeout=TIMEOUT,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
-        raise OSError(f"it ended with exit code {done.returncode}: {done.stderr.strip()[-200:]}")
+        raise OSError(f"the command ended with exit code {done.returncode}: {done.stderr.strip()[-200:]}")
 
 
 def _apprise(settings: Settings, notice: Notice) -> None:
@@ -176,6 +176,6 @@ def _apprise(settings: Settings, notice: Notice) -> None:
     service = apprise.Apprise()
     for url in settings.notify_apprise.split():
         if not service.add(url):
-            raise OSError("Apprise knows no such address")
+            raise OSError("Apprise does not support an address of LONGSHORE_NOTIFY_APPRISE")
     if not service.notify(title=notice.title, body=notice.text):
-        raise OSError("Apprise could not deliver it")
+        raise OSError("Apprise could not deliver the notice")

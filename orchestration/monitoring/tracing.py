@@ -1,8 +1,8 @@
-"""One OpenTelemetry trace for each run, across all workers: drawn from its record when it has come to rest.
+"""One OpenTelemetry trace per run, across all workers, built from the record of the run after its end.
 
-Ids are made from the run, the step and the attempt, so that a worker knows the id of the span that its attempt will
-have, and what an operation records by itself lies under it; and a trace that is sent twice is the same one. Where it
-is sent is said by OpenTelemetry's own environment (`OTEL_EXPORTER_OTLP_ENDPOINT`, …).
+Span ids are derived from the run, the step and the attempt. A worker therefore knows the id of its attempt's span,
+under which operations record their own spans, and a trace that is sent twice is the same trace. The environment
+variables of OpenTelemetry (`OTEL_EXPORTER_OTLP_ENDPOINT`, …) set the destination.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _context(run_id: str, instance_id: str, traceparent: str, *name: object) -> 
 
 @contextlib.contextmanager
 def attempt(run_id: str, instance_id: str, traceparent: str, part: str, *, undo: bool, number: int) -> Iterator[None]:
-    """What is recorded meanwhile lies under this attempt's span."""
+    """Make the span of this attempt the parent of spans that are recorded meanwhile."""
     from opentelemetry import context, trace  # noqa: PLC0415 - an extra
 
     span = trace.NonRecordingSpan(_context(run_id, instance_id, traceparent, part, undo, number))
@@ -57,7 +57,7 @@ def attempt(run_id: str, instance_id: str, traceparent: str, part: str, *, undo:
 
 
 def spans(run: Run) -> list[ReadableSpan]:
-    """The whole run: one root, a span for each attempt of each step, forward and backward."""
+    """The spans of a run: a root, and one span per attempt at each step and at its undo."""
     from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - an extra
     from opentelemetry.sdk.trace import ReadableSpan  # noqa: PLC0415
     from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags  # noqa: PLC0415
@@ -111,7 +111,7 @@ def _exporter() -> Any:
 
 
 def send(run: Run) -> None:
-    """Send the run's trace. OSError where nobody takes it."""
+    """Export the trace of a run. Raises OSError where the export fails."""
     from opentelemetry.sdk.trace.export import SpanExportResult  # noqa: PLC0415 - an extra
 
     if _exporter().export(spans(run)) is not SpanExportResult.SUCCESS:

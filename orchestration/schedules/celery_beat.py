@@ -1,6 +1,7 @@
-"""For applications with a beat of their own: Longshore's schedules as its entries, static or by RedBeat.
+"""Entries of Longshore's schedules for the beat of an application, static or through RedBeat.
 
-The app's broker has to be Longshore's Redis; its workers need to know nothing, for the messages are Longshore's.
+The application must use Longshore's Redis as its broker. Its workers need no change: Longshore's workers consume the
+messages.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from longshore.orchestration.settings import Settings, get_settings
 
 
 def beat_schedule(settings: Settings | None = None) -> dict[str, dict[str, Any]]:
-    """Entries for `app.conf.beat_schedule`, by name: of all that is declared."""
+    """Entries of all declared schedules for `app.conf.beat_schedule`, by name."""
     known, _ = declared(settings or get_settings())
     return {each.entry_name: each.entry() for each in known}
 
 
 def redbeat_entry(schedule: Schedule, settings: Settings | None = None) -> Any:
-    """RedBeat's entry of it, to be saved or deleted while beats run (`LONGSHORE_BEAT=redbeat`). ConfigError where
-    celery-redbeat is missing.
+    """The RedBeat entry of a schedule, which can be saved or deleted while beats run (`LONGSHORE_BEAT=redbeat`). Raises
+    ConfigError where celery-redbeat is missing.
     """
     try:
         from redbeat.schedulers import RedBeatSchedulerEntry, ensure_conf  # noqa: PLC0415 - an extra
@@ -35,7 +36,7 @@ def redbeat_entry(schedule: Schedule, settings: Settings | None = None) -> Any:
 
 
 def redbeat(settings: Settings) -> dict[str, Any]:
-    """Where RedBeat keeps its entries: beside Longshore's own keys. One of several beats is at it."""
+    """RedBeat's settings: entries beside Longshore's own keys, and a lock that makes one of several beats active."""
     return {
         "redbeat_redis_url": settings.url(),
         "redbeat_key_prefix": f"{settings.namespace}:redbeat:",

@@ -1,7 +1,7 @@
-"""When what starts by itself is planned: cron or an interval, in a time zone; and what was dealt with already.
+"""Marks in Redis of the planned times already handled, shared by the schedules of plans and of jobs.
 
-Shared by the schedules of plans and of jobs. Beat sends a tick every few seconds, and whichever worker takes it starts
-what is due: what counts is what is written here, never when a message came.
+Beat sends a tick every few seconds, and the worker that receives it starts the due runs. The marks decide which planned
+times are due; the time at which a message arrives does not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Mark:
-    """Up to when the planned times of something are dealt with; of which schedule."""
+    """The time, ms since 1970, up to which the planned times of a schedule are handled, and its definition."""
 
     until: int
     schedule: str
@@ -27,8 +27,8 @@ class Mark:
         return f"{self.until} {self.schedule}"
 
     def as_of(self, now: int) -> Mark:
-        """The mark itself, or one of now where it lies ahead: Redis's clock was set back since. A start that was made
-        meanwhile is not made twice, for its run has the planned time in its id.
+        """The mark, or a mark of now if it lies in the future because Redis's clock was set back. No start is repeated,
+        because the id of its run contains the planned time.
         """
         return self if self.until <= now + round(ON_TIME * 1000) else Mark(now, self.schedule)
 
@@ -38,8 +38,8 @@ class Mark:
         return cls(int(until), schedule)
 
     @classmethod
-    def known(cls, text: str) -> Mark | None:
-        """None for a mark that cannot be read: its schedule begins anew."""
+    def read_or_none(cls, text: str) -> Mark | None:
+        """The mark; None for an unreadable one, whose schedule begins anew."""
         try:
             return cls.read(text)
         except ValueError:
@@ -47,16 +47,14 @@ class Mark:
 
 
 class ScheduleMarks:
-    """The marks of an installation, and what of it somebody has paused. Plain commands: to do a thing twice is to
-    find it done.
-    """
+    """The marks and the paused schedules of an installation. Plain commands, each of them idempotent."""
 
     def __init__(self, store: Connection) -> None:
         self._store = store
 
     def marks(self) -> dict[str, Mark]:
         found = self._store.call(self._store.client.hgetall, self._store.keys.schedule_marks)
-        return {key: mark for key, text in found.items() if (mark := Mark.known(text)) is not None}
+        return {key: mark for key, text in found.items() if (mark := Mark.read_or_none(text)) is not None}
 
     def put(self, key: str, mark: Mark) -> None:
         self._store.call(self._store.client.hset, self._store.keys.schedule_marks, key, mark.text())
@@ -68,13 +66,13 @@ class ScheduleMarks:
     # --- pauses -----------------------------------------------------------------------------------
 
     def paused(self) -> dict[str, str]:
-        """What is paused, and by whom."""
+        """The keys of the paused schedules, each with the actor who paused it."""
         return dict(self._store.call(self._store.client.hgetall, self._store.keys.paused_schedules))
 
     def pause(self, key: str, who: str) -> None:
-        """Its planned times pass until it is resumed; none of them counts as missed."""
+        """Pause a schedule; planned times during the pause do not count as missed."""
         self._store.call(self._store.client.hset, self._store.keys.paused_schedules, key, who)
 
     def resume(self, key: str) -> bool:
-        """Whether it was paused."""
+        """Resume a schedule; returns whether it was paused."""
         return bool(self._store.call(self._store.client.hdel, self._store.keys.paused_schedules, key))

@@ -1,8 +1,8 @@
-"""Plans that start by themselves: declared in the configuration, in stored plans, or in an entry of somebody's beat.
+"""Schedules of plans: declared in the configuration, in stored plans, or in an entry of an application's beat.
 
-A schedule is an ordinary entry of `beat_schedule` (`entry`), for Celery's own beat and for RedBeat. Its firing says no
-more than "look": which planned times are due is decided by the worker, from the mark in Redis, so that two beats start
-one run, and what a beat has missed is made up for as the schedule says.
+A schedule is an ordinary entry of `beat_schedule` (`entry`), for Celery's own beat and for RedBeat. A message of beat
+only triggers a check: the worker decides from the mark in Redis which planned times are due. Two beats therefore start
+one run, and missed times are made up for as the schedule defines.
 """
 
 from __future__ import annotations
@@ -41,28 +41,28 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: The Celery task that looks whether one is due.
+#: The Celery task that checks whether a schedule is due.
 TASK = "longshore.scheduled"
-#: Seconds after which a firing is of no use any more: others follow, and none of its times is lost.
+#: Seconds after which a message of beat expires; later ones cover the same planned times.
 _EXPIRES = 300
-#: ms before its first firing by somebody else's beat at which a planned time still is that firing's.
-_FIRST = 30_000
+#: ms before the first message of an application's beat within which planned times are due.
+_FIRST_WINDOW = 30_000
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """One, by its name: what is started, and when. `plan` is a stored plan's name, or a file."""
+    """A named schedule of a plan. `plan` is the name of a stored plan, or a file."""
 
     name: str
     plan: str
     when: Scheduled
 
-    def said(self) -> str:
-        """What its mark is of: with another one, what was planned before is nothing that was missed."""
+    def definition(self) -> str:
+        """The text that its mark records; after a change of it, earlier planned times do not count as missed."""
         return self.when.said()
 
     def planned(self, after: int, until: int) -> list[int]:
-        """Its planned times in (after, until], ms since 1970, without those that are still held back by its jitter."""
+        """The planned times in (after, until], ms since 1970, without those that the jitter still delays."""
         times = self.when.planned(after, until)
         due = []
         for at in times:
@@ -72,32 +72,32 @@ class Schedule:
         return due
 
     def jitter(self, at: int) -> int:
-        """ms by which the start planned for `at` is held back: the same for whoever asks."""
+        """ms by which the start planned for `at` is delayed; a hash of name and time, so that workers agree."""
         if not self.when.jitter:
             return 0
         digest = hashlib.sha256(f"{self.name} {at}".encode()).digest()
         return int.from_bytes(digest[:8]) % max(1, round(self.when.jitter * 1000))
 
     def loaded(self) -> Plan:
-        """The plan, with what becomes of a start while the one before it runs."""
+        """The plan, with the overlap policy of the schedule as its concurrency limit."""
         plan = load(self.plan)
         shared = plan.concurrency or Concurrency(key=self.key, on_limit=self.when.overlap)
         return plan.model_copy(update={"concurrency": shared.model_copy(update={"on_limit": self.when.overlap})})
 
     @property
     def key(self) -> str:
-        """What its runs have in common."""
+        """The concurrency key of its runs."""
         return f"schedule {self.name}"
 
     @property
     def entry_name(self) -> str:
-        """What its entry is called in a `beat_schedule`."""
+        """The name of its entry in a `beat_schedule`."""
         return f"longshore.schedule.{self.name}"
 
     def entry(self) -> dict[str, Any]:
-        """An entry for a `beat_schedule`, of any app whose broker is Longshore's; it carries all that is needed.
+        """A complete entry for the `beat_schedule` of any app on Longshore's broker.
 
-        Of RedBeat: `RedBeatSchedulerEntry(name, app=app, **schedule.entry())`. What it holds is JSON.
+        For RedBeat: `RedBeatSchedulerEntry(name, app=app, **schedule.entry())`. The entry can be written as JSON.
         """
         return {
             "task": TASK,
@@ -107,33 +107,33 @@ class Schedule:
         }
 
 
-# --- which there are ------------------------------------------------------------------------------
+# --- declarations ---------------------------------------------------------------------------------
 
 
 def declared(settings: Settings) -> tuple[list[Schedule], list[str]]:
-    """Those of the configuration and of stored plans, by name; and what is wrong with others."""
+    """The valid schedules of the configuration and of stored plans, sorted by name, and the errors of the others."""
     found: dict[str, Schedule] = {}
-    wrong: list[str] = []
+    errors: list[str] = []
     for name, given in settings.schedules.items():
         if not given.plan:
-            wrong.append(f"schedule {name}: it names no plan")
+            errors.append(f"schedule {name} names no plan")
             continue
         found[name] = Schedule(name, given.plan, given)
     for schedule, why in _of_plans():
         if why:
-            wrong.append(why)
+            errors.append(why)
         elif schedule is not None and schedule.name in found:
-            wrong.append(f"schedule {schedule.name} is there twice: in the configuration, and in its plan")
+            errors.append(f"schedule {schedule.name} is declared twice: in the configuration and in its plan")
         elif schedule is not None:
             found[schedule.name] = schedule
-    return [found[name] for name in sorted(found)], wrong
+    return [found[name] for name in sorted(found)], errors
 
 
 def _of_plans() -> Iterator[tuple[Schedule | None, str]]:
     for name in stored():
         try:
-            plan = _read(name, _changed(name))
-        except Exception as error:  # noqa: BLE001 - a package's mistake must not keep workers from starting
+            plan = _read(name, _fingerprint(name))
+        except Exception as error:  # noqa: BLE001 - an error of a package must not keep workers from starting
             yield None, f"plan {name}: {error}"
             continue
         for part, when in plan.schedules.items():
@@ -141,11 +141,11 @@ def _of_plans() -> Iterator[tuple[Schedule | None, str]]:
 
 
 @lru_cache(maxsize=512)
-def _read(name: str, changed: tuple[Any, ...]) -> Plan:  # noqa: ARG001 - a file is read again once it has changed
-    return load(name, check=False)  # when it is started
+def _read(name: str, changed: tuple[Any, ...]) -> Plan:  # noqa: ARG001 - the cache misses once a file changes
+    return load(name, check=False)  # checked when it is started
 
 
-def _changed(name: str) -> tuple[Any, ...]:
+def _fingerprint(name: str) -> tuple[Any, ...]:
     path = where_stored(name)
     if path is None:
         return ()
@@ -153,24 +153,25 @@ def _changed(name: str) -> tuple[Any, ...]:
     return (str(path), info.st_mtime_ns, info.st_size)
 
 
-def given(settings: Settings, name: str, said: Mapping[str, Any]) -> Schedule:
-    """One that an entry carries: of a stored plan, and by a name of its own. UsageError."""
+def from_entry(settings: Settings, name: str, options: Mapping[str, Any]) -> Schedule:
+    """The declared schedule of that name, or else the one in a beat entry, of a stored plan. Raises UsageError."""
     for each in declared(settings)[0]:
         if each.name == name:
             return each
     try:
-        when = Scheduled.model_validate(said)
+        when = Scheduled.model_validate(options)
     except ValueError as error:
         raise UsageError(f"schedule {name}: {' '.join(str(error).split())}") from None
     if when.plan not in stored():
         raise UsageError(
-            f"schedule {name}: its plan {when.plan!r} is no stored plan", remedy="LONGSHORE_PLANS has them"
+            f"schedule {name}: {when.plan!r} is not a stored plan",
+            remedy="put the plan into a folder of LONGSHORE_PLANS",
         )
     return Schedule(name, when.plan, when)
 
 
 def problem(schedule: Schedule) -> str:
-    """Why it cannot be started; '' where it can."""
+    """Why the plan of a schedule cannot be started; '' where it can."""
     try:
         resolve(schedule.loaded().params, schedule.when.params)
     except (LongshoreError, OSError) as error:
@@ -179,14 +180,14 @@ def problem(schedule: Schedule) -> str:
 
 
 def find(settings: Settings, name: str) -> Schedule:
-    """UnknownName names those that there are."""
+    """The declared schedule of that name. Raises UnknownName, which lists the declared schedules."""
     known, _ = declared(settings)
     for schedule in known:
         if schedule.name == name:
             return schedule
     raise UnknownName(
-        f"there is no schedule {name!r} (there are: {listed([each.name for each in known]) or 'none'})",
-        remedy="beats, workers and whoever asks have to read the same configuration and LONGSHORE_PLANS",
+        f"no schedule {name!r} (declared: {listed([each.name for each in known]) or 'none'})",
+        remedy="use the same configuration and LONGSHORE_PLANS for beats, workers and clients",
     )
 
 
@@ -194,10 +195,10 @@ def find(settings: Settings, name: str) -> Schedule:
 
 
 def start_due(client: Client) -> list[Run]:
-    """Start what is due of all that is declared; returns the runs. What cannot be started now is due again."""
-    known, wrong = declared(client.settings)
-    for why in wrong:
-        _say(why)
+    """Start the due plans of all declared schedules; returns their runs. A start that fails for now stays due."""
+    known, errors = declared(client.settings)
+    for error in errors:
+        _log_once(error)
     if not known:
         return []
     schedules = ScheduleMarks(client.store)
@@ -209,12 +210,12 @@ def start_due(client: Client) -> list[Run]:
 
 
 def start_one(client: Client, schedule: Schedule) -> list[Run]:
-    """The same of one, because a beat has fired for it."""
+    """Start the due runs of one schedule, for which a beat has sent a message."""
     schedules = ScheduleMarks(client.store)
     now, mark = client.store.now(), schedules.marks().get(schedule.name)
     if mark is None:
-        # The beat knew of it before: what it has fired for was planned just now.
-        mark = Mark(now - _FIRST, schedule.said())
+        # The beat already had the entry, and its message is for a time that was planned just now.
+        mark = Mark(now - _FIRST_WINDOW, schedule.definition())
     return _start(client, schedules, schedule, mark, now, schedules.paused())
 
 
@@ -222,9 +223,9 @@ def _start(
     client: Client, schedules: ScheduleMarks, schedule: Schedule, mark: Mark | None, now: int, paused: Mapping[str, str]
 ) -> list[Run]:
     name = schedule.name
-    if mark is None or mark.schedule != schedule.said():
-        # What a schedule would have planned before it was there is nothing that was missed.
-        schedules.put(name, Mark(now, schedule.said()))
+    if mark is None or mark.schedule != schedule.definition():
+        # Times before the schedule existed do not count as missed.
+        schedules.put(name, Mark(now, schedule.definition()))
         return []
     if mark.as_of(now) != mark:
         schedules.put(name, mark.as_of(now))
@@ -239,43 +240,43 @@ def _start(
             try:
                 run = start_at(client, schedule, at)
             except (QueueFull, StoreUnavailable) as error:
-                log.warning("schedule %s: the start planned for %s has to wait: %s", name, at, error)
+                log.warning("schedule %s: the start planned for %s is delayed: %s", name, at, error)
                 return started
             except LongshoreError as error:
-                log.error("schedule %s cannot be started: %s", name, error)
-                audit.note_refusal(client.store, f"schedule {name} cannot be started: {error}", actor="schedule")
+                log.error("schedule %s cannot start its plan: %s", name, error)
+                audit.note_refusal(client.store, f"schedule {name} cannot start its plan: {error}", actor="schedule")
                 continue
             started += [run] if run is not None else []
-    now_known = schedules.marks().get(name)
-    if now_known is None or now_known.schedule != mark.schedule or now_known.until < times[-1]:
-        schedules.put(name, Mark(times[-1], mark.schedule))  # a tick that was quicker has seen more
+    current = schedules.marks().get(name)
+    if current is None or current.schedule != mark.schedule or current.until < times[-1]:
+        schedules.put(name, Mark(times[-1], mark.schedule))  # unless a concurrent tick has handled later times
     return started
 
 
 def start_at(client: Client, schedule: Schedule, at: int) -> Run | None:
-    """The run planned for that time, which another may have started; None where it is passed over."""
+    """Start the run planned for that time, or return it if it exists; None where the start is skipped."""
     plan, planned = schedule.loaded(), run_id(schedule.name, at)
     if schedule.when.overlap == "skip" and client.store.body(planned) is None:
         holders = Admission(client.store).holders(
             AdmissionRequest("", key=plan.concurrency.key if plan.concurrency else "")
         )
         if holders:
-            log.info("schedule %s: %s still runs, and this start is passed over", schedule.name, ", ".join(holders))
+            log.info("schedule %s: start skipped, because run %s is still live", schedule.name, ", ".join(holders))
             return None
     try:
         return client.start(plan, schedule.when.params, run_id=planned)
     except RunConflict:
-        return None  # another has started it, by what the plan said at that moment
+        return None  # another tick started it, with the plan of that moment
 
 
 def trigger(client: Client, name: str) -> Run:
-    """Start it now, whatever its times are, in a run of its own. UnknownName."""
+    """Start the plan of a schedule now, in a run of its own. Raises UnknownName."""
     schedule = find(client.settings, name)
     return client.start(schedule.loaded(), schedule.when.params, run_id=f"{name[:100]}.by-hand-{uuid4().hex[:8]}")
 
 
 def pause(store: Store, name: str, *, paused: bool) -> bool:
-    """Whether that changed anything."""
+    """Pause or resume a schedule; returns whether that changed it."""
     schedules, who = ScheduleMarks(store), actor(store.settings)
     if paused == (name in schedules.paused()):
         return False
@@ -287,18 +288,18 @@ def pause(store: Store, name: str, *, paused: bool) -> bool:
     return True
 
 
-#: What was said of those that cannot be used, by this process.
-_said: set[str] = set()
+#: Errors of declarations that this process has logged.
+_logged: set[str] = set()
 
 
-def _say(text: str) -> None:
-    """What is wrong is told when it is new, and not at every tick that finds it so."""
-    if text not in _said:
+def _log_once(text: str) -> None:
+    """Log an error the first time, and not at every tick that meets it."""
+    if text not in _logged:
         log.error("%s", text)
-        _said.add(text)
+        _logged.add(text)
 
 
 def upcoming(schedule: Schedule, now: int) -> datetime | None:
-    """When it is planned next."""
+    """The next planned time; None where none follows."""
     at = schedule.when.next(now)
     return datetime.fromtimestamp(at / 1000, UTC) if at is not None else None

@@ -1,1 +1,1 @@
-"""What is deployed where, what of it is stale, and the plan that brings it right."""
+"""Stacks: inventory of deployed services, drift from their files and images, and the plan that restarts them."""

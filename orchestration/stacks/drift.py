@@ -1,6 +1,6 @@
-"""Which services are not what they should be, why, and what brings them right. Pure.
+"""Drift: services that differ from their files and images, the reasons, and the action that updates them. Pure.
 
-What was stopped by hand, and what has ended with 0, is as somebody wants it: it is told of, and left alone.
+Containers that were stopped by hand, or ended with 0, are intended to be stopped: they are noted, and left alone.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 from longshore.orchestration.stacks.inventory import Inventory, Project, Replica, Service, short
 
-#: up: as its files say, if it is not so. redeploy: made anew in any case. restart: stopped and started.
+#: up: recreate containers that differ from the files. redeploy: recreate all. restart: stop and start.
 Action = Literal["up", "redeploy", "restart"]
 Kind = Literal["image", "config", "missing", "unhealthy", "file", "asked"]
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a service is stale, for programs and for people."""
+    """A reason why a service is stale, as a kind for programs and a text for people."""
 
     kind: Kind
     text: str
@@ -29,14 +29,14 @@ class Reason:
 
 @dataclass(frozen=True)
 class Stale:
-    """A service that has to be brought right."""
+    """A stale service, and the action that updates it."""
 
     host: str
     project: str
     service: str
     reasons: tuple[Reason, ...]
     action: Action
-    #: Its image has to be fetched first.
+    #: Whether its image must be pulled first.
     fetch: bool = False
 
     @property
@@ -44,54 +44,54 @@ class Stale:
         return f"{self.project}/{self.service}"
 
     def as_json(self) -> dict[str, Any]:
-        said = {"host": self.host, "project": self.project, "service": self.service, "name": self.name}
+        found = {"host": self.host, "project": self.project, "service": self.service, "name": self.name}
         reasons = [{"kind": reason.kind, "text": reason.text} for reason in self.reasons]
-        return said | {"action": self.action, "fetch": self.fetch, "reasons": reasons}
+        return found | {"action": self.action, "fetch": self.fetch, "reasons": reasons}
 
 
 @dataclass(frozen=True)
 class Note:
-    """What is told of a service, or of a whole project (no service), that is left alone; or of what was said of them.
+    """A note about a service, or a whole project (no service), that is left alone; or about the rules for one.
 
-    `wrong`: it cannot be told whether it is right.
+    `undetermined`: the state of the project cannot be determined.
     """
 
     host: str
     project: str
     service: str
     text: str
-    wrong: bool = False
+    undetermined: bool = False
 
     def __str__(self) -> str:
         return ": ".join(filter(None, ["/".join(filter(None, [self.project, self.service])), self.text]))
 
 
 def find_drift(host: str, seen: Inventory) -> Iterator[Stale | Note]:
-    """What is to be said of a host's services, in the order of their names."""
+    """The stale services of a host and the notes about others, sorted by project and service."""
     for name, project in sorted(seen.projects.items()):
         if project.error:
-            yield Note(host, name, "", project.error, wrong=not project.unknown)
+            yield Note(host, name, "", project.error, undetermined=not project.unknown)
             continue
-        for service, said in sorted(project.services.items()):
-            yield from _drift_of(host, name, service, said)
+        for service, described in sorted(project.services.items()):
+            yield from _drift_of(host, name, service, described)
 
 
 def stale_of(project: Project) -> dict[str, Stale]:
-    """The stale services of one project by their names."""
+    """The stale services of one project, by name."""
     found = find_drift("", Inventory(projects={"p": project}))
     return {one.service: one for one in found if isinstance(one, Stale)}
 
 
 def _drift_of(host: str, project: str, name: str, service: Service) -> Iterator[Stale | Note]:
     if not service.hash:
-        yield Note(host, project, name, "its project's files tell nothing of it")
+        yield Note(host, project, name, "not defined in the files of its project")
         return
     if service.profiled and not service.containers:
         return
-    if service.wrong:
-        yield Note(host, project, name, service.wrong)
+    if service.label_error:
+        yield Note(host, project, name, service.label_error)
     stopped = [one for one in service.containers if one.by_hand]
-    ended = [one for one in service.containers if one.ended_well and not one.by_hand]
+    ended = [one for one in service.containers if one.succeeded and not one.by_hand]
     others = [one for one in service.containers if one not in stopped and one not in ended]
     if stopped:
         yield Note(host, project, name, f"stopped by hand{_which(service, stopped)}")
@@ -100,18 +100,18 @@ def _drift_of(host: str, project: str, name: str, service: Service) -> Iterator[
     if any(one.state == "paused" for one in others):
         yield Note(host, project, name, "paused")
     if len(service.containers) > service.replicas:
-        more = f"{len(service.containers)} containers, where its files say {service.replicas}: they stay"
-        yield Note(host, project, name, more)
+        extra = f"{len(service.containers)} containers, but its files define {service.replicas}; all are kept"
+        yield Note(host, project, name, extra)
     reasons: list[Reason] = []
-    demanded: set[Action] = set()
-    for reason, demand in _reasons(service, others):
+    actions: set[Action] = set()
+    for reason, required in _reasons(service, others):
         reasons.append(reason)
-        demanded.add(demand)
+        actions.add(required)
     if (stopped or ended) and not others and len(service.containers) >= service.replicas:
-        return  # as somebody wants it
+        return  # stopped on purpose
     if reasons:
-        # What is made anew is started anew, too; what is only to be started again may have to be made first.
-        action: Action = demanded.pop() if len(demanded) == 1 else "redeploy"
+        # To recreate a container covers every other action.
+        action: Action = actions.pop() if len(actions) == 1 else "redeploy"
         yield Stale(host, project, name, tuple(reasons), action, bool(service.newer))
 
 
@@ -121,8 +121,8 @@ def _reasons(service: Service, containers: list[Replica]) -> Iterator[tuple[Reas
         yield Reason("image", f"image {short(old.image_id)} → {short(service.image_id)}"), "up"
     if service.newer:
         yield Reason("image", f"image {service.image} → {short(service.newer)} at its registry"), "up"
-    if other := _first(one for one in containers if one.hash != service.hash):
-        yield Reason("config", f"config {other.hash[:12]} → {service.hash[:12]}"), "up"
+    if differing := _first(one for one in containers if one.hash != service.hash):
+        yield Reason("config", f"config {differing.hash[:12]} → {service.hash[:12]}"), "up"
     if len(service.containers) < service.replicas:
         there = f" ({len(service.containers)} of {service.replicas})" if service.containers else ""
         yield Reason("missing", f"missing{there}"), "up"

@@ -1,4 +1,4 @@
-"""Names of images: the same one is written in several ways."""
+"""Image names: normal form, repository and registry."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _HUB = ("docker.io/library/", "index.docker.io/library/", "docker.io/", "index.d
 
 
 def normal(ref: str) -> str:
-    """As an engine lists it: with a tag or digest, and without the registry that goes without saying."""
+    """The name as an engine lists it: with a tag or digest, and without the default registry."""
     for begin in _HUB:
         if ref.startswith(begin):
             ref = ref[len(begin) :]
@@ -22,7 +22,7 @@ def normal(ref: str) -> str:
 
 
 def repository(ref: str) -> str:
-    """Without its tag; a colon before the last slash belongs to a registry's port."""
+    """The name without its tag; a colon before the last slash belongs to a registry's port."""
     head, colon, tag = ref.rpartition(":")
     return head if colon and "/" not in tag else ref
 
@@ -33,15 +33,15 @@ def registry_of(ref: str) -> str:
     return first if slash and ("." in first or ":" in first or first == "localhost") else "docker.io"
 
 
-def is_meant(asked: str, ref: str, image_ids: set[str]) -> bool:
-    """Whether an image is the one that is asked for: by its name (without a tag, any), or the beginning of its id."""
-    if re.fullmatch(r"(sha256:)?[0-9a-f]{12,64}", asked):
-        wanted = asked.removeprefix("sha256:")
+def matches_image(pattern: str, ref: str, image_ids: set[str]) -> bool:
+    """Whether an image has the name `pattern` (without a tag: any tag), or an id that begins with it."""
+    if re.fullmatch(r"(sha256:)?[0-9a-f]{12,64}", pattern):
+        wanted = pattern.removeprefix("sha256:")
         if any(image_id.removeprefix("sha256:").startswith(wanted) for image_id in image_ids):
             return True
     if not ref:
         return False
-    name = normal(asked)
-    if "@" not in asked and repository(asked) == asked:
+    name = normal(pattern)
+    if "@" not in pattern and repository(pattern) == pattern:
         return repository(normal(ref).partition("@")[0]) == repository(name)
     return normal(ref) == name

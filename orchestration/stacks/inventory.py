@@ -1,6 +1,6 @@
-"""What runs on a host, beside what its files and images say: what the cache keeps.
+"""The inventory of a host, as cached: its running containers beside the content of its files and images.
 
-It is read on the host (`longshore.tasks.operations.stacks.inspect_host`), and judged without it (`stale`).
+The host collects the inventory (`longshore.tasks.operations.stacks.inspect_host`); `drift` evaluates it elsewhere.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class _Model(BaseModel):
 
 
 class Tracked(_Model):
-    """A file that a service has from its host. `digest` is '' for one that is not there."""
+    """A file mounted from the host into a service. `digest` is '' for a missing file."""
 
     digest: str
     requires: Demand = "redeploy"
@@ -33,16 +33,16 @@ class Replica(_Model):
     number: int
     image_id: str
     hash: str
-    #: The engine's word: running, exited, …
+    #: State as the engine reports it: running, exited, …
     state: str
     health: str | None = None
     exit_code: int | None = None
-    #: It was stopped on purpose, not by its own end.
+    #: Whether the container was stopped by a person, and did not end by itself.
     by_hand: bool = False
-    #: Another one with each start.
+    #: Identifies the start of the container; differs after each start.
     start: str = ""
-    #: Digests of the tracked files as it was started with them; '' for one that was changed since, nobody knows from
-    #: what.
+    #: Digests of the tracked files at the start of the container; '' for a file that changed since, from an unknown
+    #: content.
     files: dict[str, str] = {}
 
     @property
@@ -50,48 +50,48 @@ class Replica(_Model):
         return self.state in {"running", "paused", "restarting"}
 
     @property
-    def ended_well(self) -> bool:
+    def succeeded(self) -> bool:
         return self.state == "exited" and self.exit_code == 0
 
 
 class Service(_Model):
-    """One service of a project: what its files and images say now, and its containers.
+    """One service of a project: its definition in files and images, and its containers.
 
-    Without a `hash` the project's files tell nothing of it.
+    Without a `hash`, the project's files do not define the service.
     """
 
     image: str = ""
-    #: What the image's name means on this host; None where it means nothing.
+    #: Id of the image of that name on this host; None where the host has none.
     image_id: str | None = None
-    #: Digest that the name has at its registry, where that is another image.
+    #: Digest of that name at its registry, if the image there differs.
     newer: str = ""
     hash: str = ""
     replicas: int = 0
-    #: Its restart policy; and whether it is of a profile, so that it may be missing.
+    #: Restart policy; and whether the service has a profile, so that it may be missing.
     restart: str = ""
     profiled: bool = False
-    #: As its files give them, and as its containers have them.
+    #: Labels in its files, and labels of its containers.
     declared: dict[str, str] = {}
     labels: dict[str, str] = {}
     files: dict[str, Tracked] = {}
     containers: list[Replica] = []
-    #: What is wrong with its labels.
-    wrong: str = ""
+    #: Why its labels are invalid.
+    label_error: str = ""
 
 
 class Project(_Model):
-    """One Compose project. `inputs` are the digests of all files that its configuration was read from; without `known`
-    it cannot be told which these are, so that it is read each time.
+    """One Compose project. `inputs` are the digests of all files of its configuration; without `known` their list is
+    incomplete, and the configuration is read each time.
     """
 
     directory: str = ""
     files: list[str] = []
     inputs: dict[str, str] = {}
     known: bool = True
-    #: Projects that have to be right before this one.
+    #: Projects to update before this one.
     after: list[str] = []
     services: dict[str, Service] = {}
-    #: Why its files cannot be read; or that nobody knows which they are.
+    #: Why its files cannot be read; `unknown`, if their paths are unknown.
     error: str = ""
     unknown: bool = False
 
@@ -101,7 +101,7 @@ class Project(_Model):
 
 
 class Remote(_Model):
-    """What a registry said of a name, when, in seconds since 1970; and what the name meant on the host then."""
+    """A registry's answer about an image name at `at`, seconds since 1970, and the host's image id at that time."""
 
     digest: str = ""
     at: float = 0.0
@@ -113,14 +113,14 @@ class Inventory(_Model):
     """All projects of a host."""
 
     engine: str = ""
-    #: Digest of what it was looked at by.
+    #: Digest of the rules used for the inspection.
     rules: str = ""
     projects: dict[str, Project] = {}
     remotes: dict[str, Remote] = {}
 
     @property
     def fingerprint(self) -> str:
-        """Of what it says of the world; when a registry was asked is no part of it."""
+        """Digest of the inventory without the times of registry queries."""
         return digest_of(self.model_dump(exclude={"remotes"}))
 
     def as_json(self) -> dict[str, Any]:
@@ -128,24 +128,24 @@ class Inventory(_Model):
 
 
 def inventory_of(found: Found) -> tuple[Inventory | None, str]:
-    """What a generation says; and why it says nothing."""
+    """The inventory in a cache generation; or None, and the reason."""
     if found.entry is None:
         return None, found.why
     try:
         seen = Inventory.model_validate(found.entry.value)
     except ValidationError as error:
-        return None, f"what is there cannot be used: {error.errors()[0]['msg']}"
+        return None, f"the cached inventory cannot be used: {error.errors()[0]['msg']}"
     if seen.fingerprint != found.entry.fingerprint:
-        return None, "what is there cannot be used: it contradicts its fingerprint"
+        return None, "the cached inventory cannot be used: its fingerprint does not match"
     return seen, ""
 
 
 def difference(was: Inventory, now: Inventory) -> str:
-    """The first of what is not as it was, for people; '' if nothing is."""
+    """The first difference between two inventories, for people; '' if none."""
     if was.rules != now.rules:
-        return "other files are tracked"
+        return "the rules for tracked files changed"
     if was.engine != now.engine:
-        return "it is another engine"
+        return "the engine was replaced"
     for word, names in (
         ("new", sorted(now.projects.keys() - was.projects.keys())),
         ("gone", sorted(was.projects.keys() - now.projects.keys())),
@@ -169,7 +169,7 @@ def _changed(was: Project, now: Project) -> str:
         if service != before:
             return f"service {name}: {_of_service(before, service)}"
     gone = sorted(was.services.keys() - now.services.keys())
-    return f"service {gone[0]} is gone" if gone else "it is not as it was"
+    return f"service {gone[0]} is gone" if gone else "changed"
 
 
 def _of_service(was: Service, now: Service) -> str:
@@ -187,9 +187,9 @@ def _of_service(was: Service, now: Service) -> str:
     for path in sorted({*was.files, *now.files}):
         if was.files.get(path) != now.files.get(path):
             return f"file {path} changed"
-    return "it is not as it was"
+    return "changed"
 
 
 def short(image_id: str | None) -> str:
-    """An id as people read it."""
+    """The first 12 digits of an image id."""
     return image_id.removeprefix("sha256:")[:12] if image_id else "none"

@@ -1,7 +1,6 @@
-"""Check the cache, rebuild it, select what is stale, restart it: each by itself, or all of it.
+"""The facade of stacks: check caches, rebuild them, select stale services and restart them; singly or all in one.
 
-What a rebuild has marked as seen is not done with that: what is stale is selected as often as somebody looks, until it
-is right.
+A rebuild does not clear drift: every selection finds a stale service again until its restart succeeds.
 """
 
 from __future__ import annotations
@@ -31,25 +30,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HostCheck:
-    """What a host's cache is worth. `age_s` in seconds."""
+    """The validity of one host's cache. `age_s` in seconds."""
 
     host: str
     valid: bool
     reason: str | None = None
     generation: int = 0
     age_s: float | None = None
-    #: Why the host could not be asked.
+    #: Why the host could not be checked.
     error: str | None = None
     seen: Inventory | None = field(default=None, repr=False)
 
     def as_json(self) -> dict[str, Any]:
-        said = {"host": self.host, "valid": self.valid, "reason": self.reason, "generation": self.generation}
-        return said | {"age_s": self.age_s, "error": self.error}
+        found = {"host": self.host, "valid": self.valid, "reason": self.reason, "generation": self.generation}
+        return found | {"age_s": self.age_s, "error": self.error}
 
 
 @dataclass(frozen=True)
 class Checked:
-    """All hosts' caches. Exit codes: 0 valid, 1 needs a rebuild, 2 a host could not be asked."""
+    """The validity of all hosts' caches. Exit codes: 0 valid, 1 needs a rebuild, 2 a host could not be checked."""
 
     hosts: tuple[HostCheck, ...]
 
@@ -63,7 +62,7 @@ class Checked:
 
     @property
     def reason(self) -> str:
-        """The first host's, where several have one."""
+        """The reason of the first host whose cache is not valid."""
         return next((f"{one.host}: {one.error or one.reason}" for one in self.hosts if not one.valid), "")
 
     @property
@@ -72,7 +71,7 @@ class Checked:
 
     @property
     def seen(self) -> dict[str, Inventory]:
-        """What there is to be seen, by host, where that was asked for."""
+        """The inventories by host, if requested."""
         return {one.host: one.seen for one in self.hosts if one.seen is not None}
 
     @property
@@ -82,7 +81,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class Orchestrated:
-    """How it ended: the phase that it came to, in one sentence, and the run that restarted, if there was one."""
+    """The outcome of `orchestrate`: last phase, a summary in one sentence, and the report of the restart, if any."""
 
     phase: str
     message: str
@@ -106,72 +105,73 @@ class RolloutChoices(TypedDict, total=False):
     min_healthy_time: float
 
 
-#: Seconds for a first host to be there, and between two looks.
-_PATIENCE, _LOOK = 10.0, 0.1
-_GONE = "no worker of it is there any more"
-#: Seconds of a rebuild after which it is looked whether the hosts are still there.
-_LEFT_ALONE = 3.0
+#: Seconds to wait for a first host, and between two reads.
+_PATIENCE, _POLL = 10.0, 0.1
+_GONE = "the host has no live worker any more"
+#: Seconds between two checks whether the hosts of a rebuild are alive.
+_LIVENESS_CHECK = 3.0
 
-#: Told what goes on, a line at a time.
-Tell = Callable[[str], None]
+#: Receives one line per step of the progress.
+Progress = Callable[[str], None]
 
 
 class Stacks:
-    """The stacks of an installation through a client: check, rebuild, select, restart, or all of it (`orchestrate`)."""
+    """Checks caches of hosts, rebuilds them, selects stale services and restarts them; `orchestrate` does all of it."""
 
-    def __init__(self, client: Client, said: StackRules | None = None) -> None:
+    def __init__(self, client: Client, rules: StackRules | None = None) -> None:
         client.ensure_server()
         self._client = client
         self._store = client.store
-        self.said = said if said is not None else stack_rules(client.settings.stacks)
+        self.rules = rules if rules is not None else stack_rules(client.settings.stacks)
 
     # --- the hosts ----------------------------------------------------------------------------------
 
     def hosts(self, wanted: Iterable[str] = ()) -> tuple[list[str], dict[str, str]]:
-        """Those that can be asked; and why not, of those that were there or are wanted. UnknownName for a host that
-        nobody knows; WaitTimeout where there is none at all.
+        """The hosts that can be inspected, and the reasons of known or requested hosts that cannot. Raises UnknownName
+        for an unknown host, and WaitTimeout where no host with an engine is known.
         """
-        asked = list(dict.fromkeys([wanted] if isinstance(wanted, str) else wanted))
+        requested = list(dict.fromkeys([wanted] if isinstance(wanted, str) else wanted))
         until = time.monotonic() + _PATIENCE
         while not (alive := with_engine(self._store)) and time.monotonic() < until:
-            time.sleep(_LOOK)  # the first worker may just be starting
+            time.sleep(_POLL)  # the first worker may be starting
         known = alive | {name.removeprefix(CACHE) for name in Caches(self._store).names(CACHE)}
-        if unknown := [name for name in asked if name not in known]:
+        if unknown := [name for name in requested if name not in known]:
             raise UnknownName(f"no host {unknown[0]!r} with a Docker engine is known",
-                              remedy=f"there are: {', '.join(sorted(known)) or 'none'}")  # fmt: skip
+                              remedy=f"choose one of: {', '.join(sorted(known)) or 'none'}")  # fmt: skip
         if not known:
             log = self._client.settings.state_dir / "worker.log"
             remedy = (
                 f"see {log}" if self._client.settings.redis_url is None else "start a worker there: longshore worker"
             )
-            raise WaitTimeout("no host with a Docker engine is there to be asked what is deployed on it", remedy=remedy)
-        names = asked or sorted(known)
+            raise WaitTimeout("no host with a Docker engine has a live worker", remedy=remedy)
+        names = requested or sorted(known)
         hosts = Hosts(self._store).all()
-        # A host that takes no new work would have everything wait for it.
-        away = {
+        # The run would wait for a host that takes no new steps.
+        unavailable = {
             name: (hosts[name].why_not() if name in hosts else "")
-            or f"no worker of it is there; if it is gone for good: longshore hosts forget {name}"
+            or f"the host has no live worker; if it is gone for good: longshore hosts forget {name}"
             for name in names
             if name not in alive or hosts[name].why_not()
         }
-        return [name for name in names if name not in away], away
+        return [name for name in names if name not in unavailable], unavailable
 
     # --- the phases ---------------------------------------------------------------------------------
 
     def check(self, hosts: Iterable[str] = (), *, registry: bool = False, state: bool = False) -> Checked:
-        """Whether the caches say what is there. Changes nothing. `state`: with what there is to be seen."""
-        there, away = self.hosts(hosts)
-        found = [HostCheck(host, valid=False, error=why) for host, why in away.items()]
-        if there:
-            answers = self._client.dry_run(self._plan("orchestrate-check", CHECK.name, there, registry, state=state))
-            for host, answer in zip(there, _by_step(answers, there), strict=True):
+        """Check whether the caches match the hosts. Changes nothing. `state`: with the inventories."""
+        available, unavailable = self.hosts(hosts)
+        found = [HostCheck(host, valid=False, error=why) for host, why in unavailable.items()]
+        if available:
+            plan = self._plan("orchestrate-check", CHECK.name, available, registry, state=state)
+            answers = self._client.dry_run(plan)
+            for host, answer in zip(available, _by_step(answers, available), strict=True):
                 found.append(_checked(host, answer))
         return Checked(tuple(sorted(found, key=lambda one: one.host)))
 
     def rebuild_plan(self, hosts: Sequence[str], *, registry: bool = False, fresh: bool = True, asked: int = 0) -> Plan:
-        """The plan that caches what is there on these hosts; `fresh`: trusting nothing of what was cached.
+        """The plan that caches the inventories of these hosts; `fresh`: without reuse of cached data.
 
-        `asked`: what somebody else has begun to build since then will do, in ms of Redis's clock.
+        `asked`, in ms of Redis's clock: reuse the result of a rebuild that another run has begun since then.
         """
         more: dict[str, Any] = {"ttl": self._client.settings.cache_ttl}
         more |= {"fresh": True} if fresh else {}
@@ -179,35 +179,35 @@ class Stacks:
         return self._plan("orchestrate-rebuild", REBUILD.name, hosts, registry, **more)
 
     def rebuild(self, hosts: Sequence[str], *, registry: bool = False, fresh: bool = True, asked: int = 0) -> Report:
-        """Have it done; the report has a step for each host. A host that fails harms no other."""
+        """Rebuild the caches of these hosts; the report has one step per host, independent of the others."""
         plan = self.rebuild_plan(hosts, registry=registry, fresh=fresh, asked=asked)
         run = self._client.start(plan)
         while True:
             try:
-                return run.wait(_LEFT_ALONE)
+                return run.wait(_LIVENESS_CHECK)
             except WaitTimeout:
                 report = run.report()
                 left = {step.name for step in report.steps if step.status not in STEP_FINAL}
                 if left & with_engine(self._store):
                     continue
-                # Their hosts have gone meanwhile; nobody else can do it.
+                # The hosts of the remaining steps are gone, and no other host can execute them.
                 run.cancel(_GONE, keep=True)
                 return report
 
-    def look(self, ticket: str) -> Run:
-        """Begin to have the caches say what is there, where they do not; `ticket` may be the run of an earlier call,
-        or a word that is the same for all who mean the same look.
+    def refresh(self, ticket: str) -> Run:
+        """Start a rebuild of outdated caches, and return its run at once. `ticket` is the id of an earlier such run,
+        or a text that concurrent callers share in order to share one run.
         """
         if self._store.body(ticket) is not None:
             return self._client.get(ticket)
-        there, _ = self.hosts()
-        plan = self.rebuild_plan(there, fresh=False)
-        return self._client.start(plan, run_id=f"orchestrate-look-{ticket}-{digest_of(plan.to_dict())[:8]}")
+        available, _ = self.hosts()
+        plan = self.rebuild_plan(available, fresh=False)
+        return self._client.start(plan, run_id=f"orchestrate-refresh-{ticket}-{digest_of(plan.to_dict())[:8]}")
 
     def selection_of(self, report: Report) -> Selection:
-        """What such a look has found to be stale."""
-        _, away = self.hosts()
-        return self._from_cache([step.name for step in report.steps], away | failures(report), (), None)
+        """The stale services after such a rebuild."""
+        _, unavailable = self.hosts()
+        return self._from_cache([step.name for step in report.steps], unavailable | failures(report), (), None)
 
     def select(
         self,
@@ -216,30 +216,31 @@ class Stacks:
         labels: Iterable[str] = (),
         image: str | None = None,
         registry: bool = False,
-        look_only: bool = False,
+        read_only: bool = False,
     ) -> Selection:
-        """What is stale now. Hosts of which nothing useful is cached are rebuilt, unless it is to `look_only`.
+        """Select the stale services. Hosts without a usable cache are rebuilt first, unless `read_only`.
 
-        `labels` are `key` or `key=value` of the containers, all of them; `image`: what runs this image, stale or not.
+        `labels` are `key` or `key=value` of the containers, all of which must match; `image`: the services that run
+        this image, stale or not.
         """
-        there, away = self.hosts(hosts)
-        # What registries say is kept, so that they are asked once.
-        lacking = [] if look_only else [host for host in there if registry or self.cached(host)[0] is None]
-        _, failed = self._rebuilt(lacking, self._store.now(), registry=registry)
-        left = [host for host in there if host not in failed]
-        checked = self.check(left, registry=registry and look_only, state=True) if left else Checked(())
-        errors = away | failed | checked.errors
-        return choose(self.said, checked.seen, errors, labels=labels, image=image, running=True)
+        available, unavailable = self.hosts(hosts)
+        # A rebuild caches the answers of registries, so that each is queried once.
+        outdated = [] if read_only else [host for host in available if registry or self.cached(host)[0] is None]
+        _, failed = self._rebuilt(outdated, self._store.now(), registry=registry)
+        left = [host for host in available if host not in failed]
+        checked = self.check(left, registry=registry and read_only, state=True) if left else Checked(())
+        errors = unavailable | failed | checked.errors
+        return choose(self.rules, checked.seen, errors, labels=labels, image=image, running=True)
 
     def _rebuilt(self, hosts: Sequence[str], asked: int, *, registry: bool) -> tuple[list[str], dict[str, str]]:
-        """Have these hosts' caches made to say what is there: which were built, and which failed and why."""
+        """Rebuild the caches of these hosts: the hosts whose cache changed, and the errors of others."""
         if not hosts:
             return [], {}
         report = self.rebuild(hosts, registry=registry, fresh=False, asked=asked)
         return [host for host in hosts if report.step(host).changed], failures(report)
 
     def cached(self, host: str) -> tuple[Inventory | None, str]:
-        """What is cached of a host, if it can be used; and why not."""
+        """The cached inventory of a host; or None, and the reason."""
         caches = Caches(self._store)
         found = caches.get(CACHE + host)
         if why := found.wrong(caches.now()):
@@ -247,14 +248,14 @@ class Stacks:
         return inventory_of(found)
 
     def plan(self, selection: Selection, options: RolloutOptions, *, asked: bool = False) -> Plan:
-        """The plan that brings right what was selected."""
+        """The plan that restarts the selected services."""
         ttl = self._client.settings.cache_ttl
-        return restart_plan(selection.chosen, selection.seen, self.said, options, asked=asked, ttl=ttl)
+        return restart_plan(selection.chosen, selection.seen, self.rules, options, asked=asked, ttl=ttl)
 
     def start(
         self, selection: Selection, options: RolloutOptions, *, asked: bool = False, run_id: str | None = None
     ) -> Run:
-        """Have it brought right; returns at once. Whoever asks for the same at the same time gets the same run."""
+        """Start the restart of the selected services and return its run. Concurrent equal calls share one run."""
         plan = self.plan(selection, options, asked=asked)
         run = self._client.start(plan, run_id=run_id) if run_id is not None else self._shared(selection, plan)
         now = dict.fromkeys((one.host for one in selection.chosen), run.id)
@@ -271,7 +272,7 @@ class Stacks:
                 return self._client.start(plan, run_id=run_id)
             number += 1
 
-    # --- all of it ----------------------------------------------------------------------------------
+    # --- all phases ---------------------------------------------------------------------------------
 
     def orchestrate(
         self,
@@ -281,7 +282,7 @@ class Stacks:
         image: str | None = None,
         registry: bool = False,
         run_id: str | None = None,
-        tell: Tell = lambda _line: None,
+        progress: Progress = lambda _line: None,
         watch: Callable[[Run], Report] | None = None,
         **options: Unpack[RolloutChoices],
     ) -> Orchestrated:
@@ -289,65 +290,65 @@ class Stacks:
 
         `hosts`, `labels` (`key`, `key=value`) and `image` choose among them; `registry` asks registries whether tags
         have moved. At most `max_parallel` stacks are restarted at once, `canary` stacks first. `on_failure` is `keep`
-        (each stack that fails goes back by itself) or `undo` (all go back). Concurrent calls share one rebuild and one
+        (a failed stack is undone by itself) or `undo` (all are undone). Concurrent calls share one rebuild and one
         run. `Orchestrated.exit_code` is that of the command. `watch` waits for the report in place of `Run.wait`.
         Raises WaitTimeout where no host answers.
         """
         hosts = list(hosts)
-        self.wait_for_active_runs(hosts, tell)
+        self.wait_for_active_runs(hosts, progress)
         asked = self._store.now()
         with _phase("cache check"):
             checked = self.check(hosts)
-        lacking = [one.host for one in checked.hosts if not one.error and (registry or not one.valid)]
+        outdated = [one.host for one in checked.hosts if not one.error and (registry or not one.valid)]
         for one in checked.hosts:
-            said = "cache valid" if one.valid else one.error or f"cache needs rebuild: {one.reason}"
-            tell(f"check: {one.host}: {said}")
+            state = "cache valid" if one.valid else one.error or f"cache needs rebuild: {one.reason}"
+            progress(f"check: {one.host}: {state}")
         with _phase("cache rebuild"):
             if len(checked.errors) == len(checked.hosts):
                 raise LongshoreError(_listed(checked.errors))
-            built, failed = self._rebuilt(lacking, asked, registry=registry)
-            if lacking and len(failed | checked.errors) == len(checked.hosts):
+            built, failed = self._rebuilt(outdated, asked, registry=registry)
+            if outdated and len(failed | checked.errors) == len(checked.hosts):
                 raise LongshoreError(_listed(failed | checked.errors))
-        for host in lacking:
-            tell(f"rebuild: {host}: {failed.get(host) or ('done' if host in built else 'not needed')}")
+        for host in outdated:
+            progress(f"rebuild: {host}: {failed.get(host) or ('done' if host in built else 'not needed')}")
         with _phase("selection"):
             selection = self._from_cache(checked.all, checked.errors | failed, labels, image)
         for stale in selection.chosen:
-            tell(f"select: {selection.name(stale)}: {', '.join(map(str, stale.reasons))}")
+            progress(f"select: {selection.name(stale)}: {', '.join(map(str, stale.reasons))}")
         done = 3 if selection.incomplete else 0
         if not selection.chosen:
             valid = not built and not selection.incomplete
             message = "cache valid, nothing to do" if valid else "no deployments need restart: nothing to do"
-            return Orchestrated("select", message + _unasked(selection), done, selection, rebuilt=tuple(built))
+            return Orchestrated("select", message + _uninspected(selection), done, selection, rebuilt=tuple(built))
         with _phase("restart"):
             run = self.start(selection, RolloutOptions(**options), run_id=run_id)
-        tell(f"restart: run {run.id}")
+        progress(f"restart: run {run.id}")
         report = watch(run) if watch is not None else run.wait()
         return self.ended(report, selection, tuple(built))
 
     def active_runs(self, hosts: Sequence[str] = ()) -> list[str]:
-        """Runs that are bringing right what is stale on these hosts (all), and change what a look would find."""
+        """Live runs that restart services on these hosts (default: all), and so change their inventories."""
         known = self._store.call(self._store.client.hgetall, self._store.keys.active_rollouts)
         found = sorted({run_id for host, run_id in known.items() if not hosts or host in hosts})
         return [run_id for run_id in found if (self._store.state(run_id) or RunState.FAILED) not in TERMINAL]
 
-    def wait_for_active_runs(self, hosts: Sequence[str] = (), tell: Tell = lambda _line: None) -> None:
-        """Until none of these is there."""
+    def wait_for_active_runs(self, hosts: Sequence[str] = (), progress: Progress = lambda _line: None) -> None:
+        """Wait for the end of these runs."""
         for run_id in self.active_runs(hosts):
-            tell(f"check: run {run_id} is at it; waiting for its end")
+            progress(f"check: waiting for the end of run {run_id}, which restarts services on these hosts")
             self._client.get(run_id).wait()
 
     def ended(self, report: Report, selection: Selection, rebuilt: tuple[str, ...] = ()) -> Orchestrated:
-        """What became of the run that restarted."""
+        """The outcome of the run that restarted services."""
         code = report.exit_code or (3 if selection.incomplete else 0)
         stacks = stacks_of(report.steps)
         if report.exit_code == 0:
             message = "orchestration complete"
         else:
-            wrong = "; ".join(f"{name}: {why}" for name, why in stacks.wrong.items()) or report.summary
-            of = len(stacks.right) + len(stacks.wrong)
-            message = f"restart failed: {len(stacks.right)} of {of} stacks are right: {wrong}"
-        return Orchestrated("restart", message + _unasked(selection), code, selection, report, rebuilt)
+            failed = "; ".join(f"{name}: {why}" for name, why in stacks.wrong.items()) or report.summary
+            total = len(stacks.right) + len(stacks.wrong)
+            message = f"restart failed: {len(stacks.right)} of {total} stacks are up to date: {failed}"
+        return Orchestrated("restart", message + _uninspected(selection), code, selection, report, rebuilt)
 
     def _from_cache(
         self, hosts: Iterable[str], failed: Mapping[str, str], labels: Iterable[str], image: str | None
@@ -361,22 +362,22 @@ class Stacks:
                 errors[host] = why
             else:
                 seen[host] = found
-        return choose(self.said, seen, errors, labels=labels, image=image)
+        return choose(self.rules, seen, errors, labels=labels, image=image)
 
     def _plan(self, name: str, operation: str, hosts: Sequence[str], registry: bool, **more: Any) -> Plan:
-        """A step for each host: one that fails harms no other."""
+        """A plan with one independent step per host."""
         plan = Plan(name, on_error="continue", on_failure="keep")
-        given = {key: value for key, value in self.said.params().items() if value} | more
-        given |= {"registry": True} if registry else {}
+        params = {key: value for key, value in self.rules.params().items() if value} | more
+        params |= {"registry": True} if registry else {}
         if not registry:
-            given.pop("registries", None)
+            params.pop("registries", None)
         for host in hosts:
-            plan.step(host, operation, **given).target(host)
+            plan.step(host, operation, **params).target(host)
         return plan
 
 
-class _phase:  # noqa: N801 - it reads as a word
-    """An error says in which phase it was."""
+class _phase:  # noqa: N801 - a context manager, used like a function
+    """Adds the name of the phase to the message of an error."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -392,7 +393,7 @@ class _phase:  # noqa: N801 - it reads as a word
 
 def _by_step(answers: Sequence[Mapping[str, Any]], hosts: Sequence[str]) -> list[Mapping[str, Any]]:
     found = {answer["step"]: answer for answer in answers}
-    return [found.get(host, {"action": "it did not answer"}) for host in hosts]
+    return [found.get(host, {"action": "no answer"}) for host in hosts]
 
 
 def _checked(host: str, answer: Mapping[str, Any]) -> HostCheck:
@@ -404,7 +405,7 @@ def _checked(host: str, answer: Mapping[str, Any]) -> HostCheck:
 
 
 def failures(report: Report) -> dict[str, str]:
-    """Of the run of a rebuild, the hosts that it failed on, and why."""
+    """The hosts on which a rebuild failed, and why."""
     return {
         step.name: step.error or step.reason or (str(step.status) if step.status in STEP_FINAL else _GONE)
         for step in report.steps
@@ -416,9 +417,9 @@ def _listed(errors: Mapping[str, str]) -> str:
     return "; ".join(f"{host}: {why}" for host, why in errors.items())
 
 
-def _unasked(selection: Selection) -> str:
-    told = [f"{host} could not be looked at: {why}" for host, why in selection.errors.items()]
-    return "".join(f"; {text}" for text in [*told, *map(str, selection.wrong)])
+def _uninspected(selection: Selection) -> str:
+    errors = [f"host {host} could not be inspected: {why}" for host, why in selection.errors.items()]
+    return "".join(f"; {text}" for text in [*errors, *map(str, selection.undetermined)])
 
 
 __all__ = ["Checked", "HostCheck", "Orchestrated", "RolloutOptions", "Selection", "Stacks", "failures"]

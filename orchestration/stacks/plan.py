@@ -1,4 +1,4 @@
-"""What was selected as the plan that brings it right: a step for each stack, on its host, in order."""
+"""The plan that restarts selected services: one step per stack, on its host, in dependency order."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from longshore.orchestration.stacks.rules import AFTER, StackRules
 #: A host and a project.
 _Key = tuple[str, str]
 
-#: Seconds of a stack's step beside the time that its services are given to get well.
-_AROUND = 600.0
-#: Characters of a step's name.
-_LONGEST = 64
+#: Seconds of a stack's step in addition to the health deadlines of its services.
+_MARGIN = 600.0
+#: Maximum length of a step's name.
+_MAX_NAME = 64
 
 
 @dataclass(frozen=True)
 class RolloutOptions:
-    """How stale stacks are brought right. Times in seconds."""
+    """Options of a rollout. Times in seconds."""
 
-    #: So many stacks at once, on all hosts together.
+    #: Maximum number of stacks restarted at once, on all hosts together.
     max_parallel: int | None = None
-    #: So many stacks go first, alone: if one of them fails, the rest is left as it is.
+    #: Number of stacks restarted first; if one of them fails, the others are skipped.
     canary: int | None = None
-    #: keep: each stack that fails goes back by itself, the others stay. undo: all go back.
+    #: keep: a failed stack is undone by itself, the others are kept. undo: all stacks are undone.
     on_failure: Literal["keep", "undo"] = "keep"
     healthy_deadline: float = 60.0
     min_healthy_time: float = 5.0
 
     def __post_init__(self) -> None:
         if self.healthy_deadline <= 0:
-            raise UsageError("healthy_deadline: nothing gets well in no time")
+            raise UsageError("healthy_deadline must be positive")
         for name in ("max_parallel", "canary"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"{name}: {value} stacks are none")
+                raise UsageError(f"{name} must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ class _Group:
 def restart_plan(
     chosen: Sequence[Stale],
     seen: Mapping[str, Inventory],
-    said: StackRules,
+    rules: StackRules,
     options: RolloutOptions,
     *,
     asked: bool = False,
     ttl: float = 3600.0,
 ) -> Plan:
-    """The plan. `asked`: the services were named, and are restarted in any case; `ttl`: of the cache that tells of them
-    afterwards. UsageError where stacks wait for each other in a circle.
+    """The plan that restarts the chosen services. `asked`: the services were named, and are restarted even if they
+    are up to date; `ttl`: of the refreshed cache. Raises UsageError where stacks depend on each other in a circle.
     """
     plan = Plan(
         "orchestrate",
@@ -90,14 +90,14 @@ def restart_plan(
         for group in wave:
             canaries = {one.key for one in first} if group not in first else set()
             hard = [steps[key] for key in sorted(needs[group.key] | canaries)]
-            steps[group.key] = _step(plan, group, seen, said, options, asked=asked, several=several)
-            _behind(steps[group.key], hard, before)
+            steps[group.key] = _step(plan, group, seen, rules, options, asked=asked, several=several)
+            _run_after(steps[group.key], hard, before)
         before = [steps[group.key] for group in wave] if options.max_parallel else []
     for host in sorted({group.host for group in groups}):
         own = [step for (where, _), step in steps.items() if where == host]
-        look = plan.step(_name(f"cache.{host}"), REBUILD.name, ttl=ttl, **_look(said)).target(host).undo("none")
-        look.describe("The cache says what is there now")
-        _behind(look, [], own)
+        refresh = plan.step(_name(f"cache.{host}"), REBUILD.name, ttl=ttl, **_inspection(rules))
+        refresh.target(host).undo("none").describe("Refresh the cache of the host")
+        _run_after(refresh, [], own)
     return plan
 
 
@@ -105,7 +105,7 @@ def _step(
     plan: Plan,
     group: _Group,
     seen: Mapping[str, Inventory],
-    said: StackRules,
+    rules: StackRules,
     options: RolloutOptions,
     *,
     asked: bool,
@@ -120,30 +120,32 @@ def _step(
     given: dict[str, Any] = {"project": group.project, "services": services, "index": project.fingerprint}
     given |= {"asked": True} if asked else {}
     given |= {"healthy_deadline": options.healthy_deadline, "min_healthy_time": options.min_healthy_time}
-    given |= {key: value for key, value in said.params().items() if value}
+    given |= {key: value for key, value in rules.params().items() if value}
     if not any(one.fetch for one in group.services):
         given.pop("registries", None)
     name = f"{group.host}.{group.project}" if several else group.project
     step = plan.step(_name(name), RESTART.name, **given).target(group.host)
-    # Each level of services is waited for by itself.
-    return step.timeout(_AROUND + options.healthy_deadline * len(group.services) * 2)
+    # Each level of services has a health deadline of its own.
+    return step.timeout(_MARGIN + options.healthy_deadline * len(group.services) * 2)
 
 
-def _look(said: StackRules) -> dict[str, Any]:
-    return {key: value for key, value in said.params().items() if value and key != "registries"}
+def _inspection(rules: StackRules) -> dict[str, Any]:
+    return {key: value for key, value in rules.params().items() if value and key != "registries"}
 
 
-def _behind(step: StepHandle, hard: Sequence[StepHandle], soft: Sequence[StepHandle]) -> None:
-    """After all of these; and only if the hard ones have gone well."""
+def _run_after(step: StepHandle, hard: Sequence[StepHandle], soft: Sequence[StepHandle]) -> None:
+    """Run a step after all of these, and only if the `hard` ones succeeded."""
     step.after(*dict.fromkeys([*hard, *soft]))
     for other in hard:
-        step.when(f"steps['{other.name}'].status in ['changed', 'unchanged']", reason=f"{other.name} is not right")
+        step.when(
+            f"steps['{other.name}'].status in ['changed', 'unchanged']", reason=f"step {other.name} did not succeed"
+        )
     if soft and not hard:
         step.when(f"steps['{soft[0].name}'].status != ''")
 
 
 def _waves(levels: Sequence[Sequence[_Group]], first: Sequence[_Group], size: int | None) -> Iterator[list[_Group]]:
-    """What is begun at once: those that go first, then the others, of each level so many."""
+    """Groups that start together: canaries, then the others, at most `size` of a level."""
     for mine in (True, False):
         for level in levels:
             some = [group for group in level if (group in first) is mine]
@@ -160,8 +162,8 @@ def _levels(groups: Sequence[_Group], needs: Mapping[_Key, set[_Key]]) -> list[l
     except CycleError:
         circle = sorted({project for key, others in needs.items() if key in others for project in [key[1]]})
         raise UsageError(
-            f"stacks wait for each other in a circle: {', '.join(circle)}",
-            remedy=f"see their labels {AFTER}, and LONGSHORE_STACKS",
+            f"stacks depend on each other in a circle: {', '.join(circle)}",
+            remedy=f"correct their labels {AFTER}, or the file of LONGSHORE_STACKS",
         ) from None
     while sorter.is_active():
         ready = sorted(sorter.get_ready())
@@ -171,20 +173,20 @@ def _levels(groups: Sequence[_Group], needs: Mapping[_Key, set[_Key]]) -> list[l
 
 
 def _needs(group: _Group, groups: Sequence[_Group], seen: Mapping[str, Inventory]) -> set[_Key]:
-    """What has to be right before it, also by way of stacks that are right as they are: on its host, where they are
-    there, else on whichever.
+    """Groups to restart before this one, also through stacks that are up to date: on its own host, or else on any host
+    that has the project.
     """
-    there = {other.key for other in groups}
+    keys = {other.key for other in groups}
     found: set[_Key] = set()
-    asked, left = set(), list(seen[group.host].projects[group.project].after)
+    visited, left = set(), list(seen[group.host].projects[group.project].after)
     while left:
         name = left.pop()
-        if name in asked:
+        if name in visited:
             continue
-        asked.add(name)
+        visited.add(name)
         hosts = [group.host] if name in seen[group.host].projects else [h for h in seen if name in seen[h].projects]
         for host in hosts:
-            found |= {(host, name)} & there
+            found |= {(host, name)} & keys
             left += seen[host].projects[name].after
     return found
 
@@ -197,8 +199,8 @@ def _grouped(chosen: Sequence[Stale]) -> list[_Group]:
 
 
 def _name(text: str) -> str:
-    """As a step may be called; what has to be cut stays distinct."""
+    """Text as a valid name of a step; a changed or shortened name gets a hash, so that it stays unique."""
     clean = re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip("._-") or "stack"
-    if clean == text and len(text) <= _LONGEST:
+    if clean == text and len(text) <= _MAX_NAME:
         return text
-    return f"{clean[: _LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{clean[: _MAX_NAME - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -1,10 +1,10 @@
-"""What is said of stacks beside what their files say: in labels of their services, and in a file.
+"""Rules for stacks, from labels of their services and from a file.
 
-longshore.files   what a change of a file demands: `nginx.conf=restart, certs/*=redeploy, data.json=none`
-longshore.after   projects that have to be right before this one: `infra, auth`
+longshore.files   action after a change of a file: `nginx.conf=restart, certs/*=redeploy, data.json=none`
+longshore.after   projects to update before this one: `infra, auth`
 
-Paths are relative to the project's folder, or absolute. Every file that is bind-mounted is tracked; one that nothing is
-said of demands `redeploy`. The file says the same, and comes before the labels:
+Paths are relative to the project's folder, or absolute. Every bind-mounted file is tracked; without a rule, a change
+requires `redeploy`. The file has the same rules, and overrides the labels:
 
 stacks:
   shop:
@@ -12,7 +12,7 @@ stacks:
     files: {nginx.conf: restart}
     services:
       web: {files: {"certs/*": redeploy}}
-only: ["*", "!test-*"]        # the projects that count, and not those with !; all, if left out
+only: ["*", "!test-*"]        # included projects, without those with !; default: all
 registries:
   registry.local:5000: {username: ci, password: "{{ secret('env:LONGSHORE_SECRET_REGISTRY') }}"}
 """
@@ -38,7 +38,7 @@ _DEMANDS = get_args(Demand)
 
 
 class StackRules(BaseModel):
-    """What a file says."""
+    """The rules in a file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
@@ -51,16 +51,16 @@ class StackRules(BaseModel):
     def _by_reference(cls, value: dict[str, Login]) -> dict[str, Login]:
         for registry, login in value.items():
             if not re.search(r"\{\{.*secret\(.*\}\}", login.password):
-                raise ValueError(f"{registry}: give the password by reference: \"{{{{ secret('env:NAME') }}}}\"")
+                raise ValueError(f"{registry}: refer to the password as \"{{{{ secret('env:NAME') }}}}\"")
         return value
 
     def params(self) -> dict[str, Any]:
-        """For the operations that look."""
+        """Parameters of the operations that inspect hosts."""
         return self.model_dump(exclude_defaults=True)
 
 
 def stack_rules(path: str) -> StackRules:
-    """What the file says; nothing without one. ConfigError for what it cannot say."""
+    """The rules in the file; none without a file. Raises ConfigError for an invalid file."""
     if not path:
         return StackRules()
     try:
@@ -72,29 +72,29 @@ def stack_rules(path: str) -> StackRules:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        what = "there is no such word here" if first["type"] == "extra_forbidden" else first["msg"]
+        what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
         raise ConfigError(f"{path}: {where}: {what.removeprefix('Value error, ')}") from None
 
 
 def parse_files(text: str) -> dict[str, Demand]:
-    """What the label says. ValueError names what is wrong with it."""
+    """Parse the label `longshore.files`. Raises ValueError."""
     found: dict[str, Demand] = {}
     for part in (part.strip() for part in text.replace("\n", ",").split(",")):
         if not part:
             continue
         path, sign, demand = (word.strip() for word in part.rpartition("="))
         if not sign or not path or demand not in _DEMANDS:
-            raise ValueError(f"{part!r} is not PATH={'|'.join(_DEMANDS)}")
+            raise ValueError(f"{part!r}: expected PATH={'|'.join(_DEMANDS)}")
         found[path] = demand  # type: ignore[assignment]
     return found
 
 
 def counts(project: str, only: Sequence[str]) -> bool:
-    """Whether a project is looked at: one of the patterns fits, and none of those with an !."""
-    but = [pattern[1:] for pattern in only if pattern.startswith("!")]
-    wanted = [pattern for pattern in only if not pattern.startswith("!")] or ["*"]
-    return any(fnmatchcase(project, pattern) for pattern in wanted) and not any(
-        fnmatchcase(project, pattern) for pattern in but
+    """Whether a project is inspected: it matches a pattern, and none of those with an !."""
+    excluded = [pattern[1:] for pattern in only if pattern.startswith("!")]
+    included = [pattern for pattern in only if not pattern.startswith("!")] or ["*"]
+    return any(fnmatchcase(project, pattern) for pattern in included) and not any(
+        fnmatchcase(project, pattern) for pattern in excluded
     )
 
 
@@ -102,9 +102,9 @@ def parse_after(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def demanded(path: str, directory: str, said: Iterable[Mapping[str, Demand]]) -> Demand:
-    """What a change of that file demands: the first pattern that fits says it."""
-    for patterns in said:
+def required_action(path: str, directory: str, rules: Iterable[Mapping[str, Demand]]) -> Demand:
+    """The action after a change of a file, by the first matching pattern."""
+    for patterns in rules:
         for pattern, demand in patterns.items():
             whole = os.path.normpath(os.path.join(directory or "/", pattern))
             if path == whole or fnmatchcase(path, whole) or path.startswith(whole.rstrip("/") + "/"):

@@ -1,4 +1,4 @@
-"""Which services are meant: what is stale, what runs an image, what has a name."""
+"""Selection of services: stale ones, those that run an image, and named ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from longshore.orchestration.errors import UnknownName, UsageError
 from longshore.orchestration.language.targets import listed
 from longshore.orchestration.stacks.drift import Note, Reason, Stale, find_drift
-from longshore.orchestration.stacks.image_names import is_meant
+from longshore.orchestration.stacks.image_names import matches_image
 from longshore.orchestration.stacks.inventory import Inventory
 from longshore.orchestration.stacks.rules import StackRules
 from longshore.orchestration.store.caches import digest_of
@@ -16,31 +16,31 @@ from longshore.orchestration.store.caches import digest_of
 
 @dataclass(frozen=True)
 class Selection:
-    """What is stale, what else there is to tell, and what it was found in: `seen`, by host."""
+    """The stale services, notes about others, and the inventories (`seen`, by host) in which they were found."""
 
     chosen: tuple[Stale, ...] = ()
     notes: tuple[Note, ...] = ()
-    #: Hosts that nothing is known of, and why.
+    #: Hosts without an inventory, and why.
     errors: dict[str, str] = field(default_factory=dict)
     seen: dict[str, Inventory] = field(default_factory=dict, repr=False)
-    #: Projects of which it cannot be told whether they are right.
-    wrong: tuple[Note, ...] = ()
-    #: The host that counts, by another one with the same engine.
+    #: Projects whose state cannot be determined.
+    undetermined: tuple[Note, ...] = ()
+    #: By host, the host that stands for all hosts with the same engine.
     twins: dict[str, str] = field(default_factory=dict)
 
     def name(self, one: Stale) -> str:
-        """As `restart` takes it: with its host where another one has a service of that name."""
+        """The name for `restart`, with the host where several hosts have the project."""
         several = sum(one.project in seen.projects for seen in self.seen.values()) > 1
         return f"{one.host}:{one.name}" if several else one.name
 
     @property
     def incomplete(self) -> bool:
-        """Whether there is something that nobody could look at."""
-        return bool(self.errors or self.wrong)
+        """Whether a host or a project could not be inspected."""
+        return bool(self.errors or self.undetermined)
 
     @property
     def index(self) -> str:
-        """Of what was selected, and what it was found in."""
+        """Digest of the selected services and of their projects' inventories."""
         prints = sorted(
             {(one.host, one.project, self.seen[one.host].projects[one.project].fingerprint) for one in self.chosen}
         )
@@ -48,7 +48,7 @@ class Selection:
 
 
 def choose(
-    said: StackRules,
+    rules: StackRules,
     seen: Mapping[str, Inventory],
     errors: Mapping[str, str],
     *,
@@ -56,10 +56,10 @@ def choose(
     image: str | None = None,
     running: bool = False,
 ) -> Selection:
-    """What is stale in what was seen. Of hosts with one engine the first one counts.
+    """Select the stale services in these inventories. Of several hosts that share an engine, the first by name is used.
 
-    `labels` are `key` or `key=value` of the containers, all of them; `image`: only what runs this one, and with
-    `running` also what runs it and is right as it is. `errors`: why nothing was seen of other hosts.
+    `labels` are `key` or `key=value` of the containers, all of which must match; `image`: only services that run this
+    image, and with `running` also those that are up to date. `errors`: why other hosts have no inventory.
     """
     first: dict[str, str] = {}
     for host in sorted(seen):
@@ -67,65 +67,64 @@ def choose(
     mine = {host: seen[host] for host in sorted(first.values())}
     wanted = [_label(text) for text in labels]
     stale: list[Stale] = []
-    notes: list[Note] = [] if errors else _unknown(said, mine)
-    wrong: list[Note] = []
+    notes: list[Note] = [] if errors else _unknown(rules, mine)
+    undetermined: list[Note] = []
     for host, one in mine.items():
-        found = [told for told in find_drift(host, one) if _has(one, told, wanted) and _runs(one, told, image)]
-        stale += [told for told in found if isinstance(told, Stale)]
-        notes += [told for told in found if isinstance(told, Note) and not told.wrong]
-        wrong += [told for told in found if isinstance(told, Note) and told.wrong]
+        found = [each for each in find_drift(host, one) if _has(one, each, wanted) and _runs(one, each, image)]
+        stale += [each for each in found if isinstance(each, Stale)]
+        notes += [each for each in found if isinstance(each, Note) and not each.undetermined]
+        undetermined += [each for each in found if isinstance(each, Note) and each.undetermined]
         if not wanted and image is None:
             notes += [
-                Note(host, "", "", f"image {ref}: its registry could not be asked: {remote.error}")
+                Note(host, "", "", f"image {ref}: its registry could not be queried: {remote.error}")
                 for ref, remote in one.remotes.items()
                 if remote.error
             ]
         if image is not None and running:
             stale += _running(host, one, image, wanted, stale, notes)
-    stale.sort(key=lambda told: (told.host, told.project, told.service))
+    stale.sort(key=lambda each: (each.host, each.project, each.service))
     twins = {host: first[one.engine] for host, one in seen.items()}
-    return Selection(tuple(stale), tuple(notes), dict(errors), mine, tuple(wrong), twins)
+    return Selection(tuple(stale), tuple(notes), dict(errors), mine, tuple(undetermined), twins)
 
 
 def named(names: Iterable[str], selection: Selection) -> tuple[Stale, ...]:
     """The services of these names: `service`, `project`, `project/service`, each with `host:` before it.
 
-    What is not stale is restarted because it was asked for; of a whole project only what runs. UnknownName for what
-    is not there, UsageError where a service's name alone is of several projects.
+    A named service is restarted even if it is up to date; of a whole project, only running services. Raises UnknownName
+    for an unknown name, and UsageError for a service name that several projects have.
     """
     stale = {(one.host, one.project, one.service): one for one in selection.chosen}
     found: dict[tuple[str, str, str], Stale] = {}
     for name in names:
-        for key in _meant(name, selection):
-            there = selection.seen[key[0]].projects[key[1]].services[key[2]].containers
-            asked = Stale(*key, (Reason("asked", "asked for"),), "restart" if there else "up")
-            found[key] = stale.get(key, asked)
+        for key in _matching(name, selection):
+            containers = selection.seen[key[0]].projects[key[1]].services[key[2]].containers
+            requested = Stale(*key, (Reason("asked", "requested"),), "restart" if containers else "up")
+            found[key] = stale.get(key, requested)
     return tuple(found.values())
 
 
-def _unknown(said: StackRules, seen: Mapping[str, Inventory]) -> list[Note]:
-    """What the file says of projects and services that there are none of: a slip of the pen, mostly."""
+def _unknown(rules: StackRules, seen: Mapping[str, Inventory]) -> list[Note]:
+    """Notes about rules for projects and services that do not exist, mostly misspelled names."""
     services: dict[str, set[str]] = {}
     for one in seen.values():
         for name, project in one.projects.items():
             services.setdefault(name, set()).update(project.services)
     found = (
-        [Note("", "", "", f"no project is one of {', '.join(said.only)} (only)")] if said.only and not services else []
+        [Note("", "", "", f"no project matches only: {', '.join(rules.only)}")] if rules.only and not services else []
     )
-    for name, spec in said.stacks.items():
+    for name, spec in rules.stacks.items():
         if name not in services:
-            found.append(Note("", name, "", "the file of LONGSHORE_STACKS tells of it, and there is no such project"))
+            found.append(Note("", name, "", "no such project, but the file of LONGSHORE_STACKS has rules for it"))
             continue
         missing = sorted(spec.services.keys() - services[name])
         found += [
-            Note("", name, one, "the file of LONGSHORE_STACKS tells of it, and there is no such service")
-            for one in missing
+            Note("", name, one, "no such service, but the file of LONGSHORE_STACKS has rules for it") for one in missing
         ]
     after = {
         (name, other) for one in seen.values() for name, project in one.projects.items() for other in project.after
     }
     found += [
-        Note("", name, "", f"it is to come after {other}, and there is no such project")
+        Note("", name, "", f"no project {other}, which it must come after")
         for name, other in sorted(after)
         if other not in services
     ]
@@ -135,27 +134,27 @@ def _unknown(said: StackRules, seen: Mapping[str, Inventory]) -> list[Note]:
 def _label(text: str) -> tuple[str, str | None]:
     key, sign, value = text.partition("=")
     if not key:
-        raise UsageError(f"label {text!r} is no label: key, or key=value")
+        raise UsageError(f"label {text!r}: expected KEY or KEY=VALUE")
     return key, value if sign else None
 
 
-def _has(seen: Inventory, said: Stale | Note, wanted: Sequence[tuple[str, str | None]]) -> bool:
+def _has(seen: Inventory, each: Stale | Note, wanted: Sequence[tuple[str, str | None]]) -> bool:
     if not wanted:
         return True
-    service = seen.projects[said.project].services.get(said.service)
-    labels = {"com.docker.compose.project": said.project, "com.docker.compose.service": said.service}
+    service = seen.projects[each.project].services.get(each.service)
+    labels = {"com.docker.compose.project": each.project, "com.docker.compose.service": each.service}
     labels |= service.declared | service.labels if service is not None else {}
     return all(key in labels and value in {None, labels[key]} for key, value in wanted)
 
 
-def _runs(seen: Inventory, said: Stale | Note, image: str | None) -> bool:
+def _runs(seen: Inventory, each: Stale | Note, image: str | None) -> bool:
     if image is None:
         return True
-    service = seen.projects[said.project].services.get(said.service)
+    service = seen.projects[each.project].services.get(each.service)
     if service is None:
         return False
     ids = {one.image_id for one in service.containers} | ({service.image_id} if service.image_id else set())
-    return is_meant(image, service.image, ids)
+    return matches_image(image, service.image, ids)
 
 
 def _running(
@@ -166,44 +165,50 @@ def _running(
     stale: list[Stale],
     notes: list[Note],
 ) -> list[Stale]:
-    """What runs an image and is right as it is."""
-    told = {(said.host, said.project, said.service) for group in (stale, notes) for said in group}
+    """The services that run an image and are up to date."""
+    listed_already = {(each.host, each.project, each.service) for group in (stale, notes) for each in group}
     found = []
     for name, project in seen.projects.items():
-        for service, said in project.services.items():
-            one = Stale(host, name, service, (Reason("asked", f"runs {said.image}"),), "restart")
-            live = any(replica.runs for replica in said.containers)
-            if live and (host, name, service) not in told and _runs(seen, one, image) and _has(seen, one, wanted):
+        for service, described in project.services.items():
+            one = Stale(host, name, service, (Reason("asked", f"runs {described.image}"),), "restart")
+            live = any(replica.runs for replica in described.containers)
+            if (
+                live
+                and (host, name, service) not in listed_already
+                and _runs(seen, one, image)
+                and _has(seen, one, wanted)
+            ):
                 found.append(one)
     return found
 
 
-def _meant(name: str, selection: Selection) -> list[tuple[str, str, str]]:
+def _matching(name: str, selection: Selection) -> list[tuple[str, str, str]]:
+    """Host, project and service of each service that has this name."""
     host, colon, rest = name.rpartition(":")
     host, seen = selection.twins.get(host, host), selection.seen
     stale = {(one.host, one.project, one.service) for one in selection.chosen}
     project, slash, service = rest.rpartition("/")
     found = [
         (where, stack, one)
-        for where, all_of_it in seen.items()
+        for where, inventory in seen.items()
         if not colon or where == host
-        for stack, said in all_of_it.projects.items()
-        for one, about in said.services.items()
-        if about.hash and ((stack == project and one == service) if slash else rest in {stack, one})
+        for stack, content in inventory.projects.items()
+        for one, described in content.services.items()
+        if described.hash and ((stack == project and one == service) if slash else rest in {stack, one})
     ]
     if not slash and (whole := [key for key in found if key[1] == rest]):
         runs = [key for key in whole if any(c.runs for c in seen[key[0]].projects[key[1]].services[key[2]].containers)]
         if chosen := [key for key in whole if key in runs or key in stale]:
             return chosen
-        raise UsageError(f"nothing of project {rest} runs", remedy="name its services, to have them started")
+        raise UsageError(f"no service of project {rest} is running", remedy="name the services to start")
     if not found:
         for where, one in seen.items():
-            for stack, said in one.projects.items():
-                if said.error and rest in {stack, *(f"{stack}/{s}" for s in said.services), *said.services}:
-                    raise UsageError(f"{stack} on {where} cannot be restarted: {said.error}")
-        there = sorted({f"{p}/{s}" for one in seen.values() for p, said in one.projects.items() for s in said.services})
-        raise UnknownName(f"there is no deployment {name!r}", remedy=f"there are: {listed(there)}")
+            for stack, content in one.projects.items():
+                if content.error and rest in {stack, *(f"{stack}/{s}" for s in content.services), *content.services}:
+                    raise UsageError(f"project {stack} on host {where} cannot be restarted: {content.error}")
+        known = sorted({f"{p}/{s}" for one in seen.values() for p, each in one.projects.items() for s in each.services})
+        raise UnknownName(f"no service or project {name!r}", remedy=f"choose one of: {listed(known) or 'none'}")
     if len({key[1] for key in found}) > 1:
         several = ", ".join(f"{key[1]}/{key[2]}" for key in found)
-        raise UsageError(f"{name!r} is a service of several projects ({several})", remedy="name one")
+        raise UsageError(f"several projects have a service {name!r} ({several})", remedy="name one: PROJECT/SERVICE")
     return found

@@ -1,17 +1,17 @@
-"""To try plans and operations of one's own without a server, a worker or an engine.
+"""Tests of plans and custom operations without a server, a worker or an engine.
 
-    from longshore.orchestration.testing import Bench
+    from longshore.orchestration.testing import Sandbox
 
     def test_a_failed_migration_starts_the_shop_again():
-        bench = Bench()
-        bench.fail("migrate")
-        report = bench.run(plan, {"tag": "2.1"})
+        sandbox = Sandbox()
+        sandbox.fail("migrate")
+        report = sandbox.run(plan, {"tag": "2.1"})
         assert report.state == "undone"
         assert report.step("start").status == "changed"
 
-The reducer, the scripts, the driver and the runner are those of production; the server (fakeredis), the engine,
-the messages and the clock are in memory. `pip install 'longshore[testing]'`. With pytest, `longshore_bench` is
-a fixture that gives a fresh one.
+Reducer, scripts, coordinator and runner are those of production; the Redis server (fakeredis), the engine, the messages
+and the clock are in memory. Install with `pip install 'longshore[testing]'`. With pytest, the fixture
+`longshore_sandbox` is a new Sandbox for each test.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-#: The doing lies in a package that only machines with workers need.
+#: The implementation is in the package `longshore.tasks`, which only machines with workers have.
 _HOMES = {
     "Sandbox": "simulation.sandbox",
     "Done": "simulation.sandbox",

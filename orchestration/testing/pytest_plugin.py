@@ -1,4 +1,4 @@
-"""For pytest: the fixture `longshore_bench`, a fresh `longshore.orchestration.testing.Bench`."""
+"""pytest plugin with the fixture `longshore_sandbox`, a new `longshore.orchestration.testing.Sandbox`."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ import pytest
 
 @pytest.fixture
 def longshore_sandbox() -> Any:
-    """Runs plans in memory."""
+    """A new sandbox, which runs plans in memory."""
     return import_module("longshore.orchestration.testing").Sandbox()

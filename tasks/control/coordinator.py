@@ -215,7 +215,8 @@ class Coordinator:
         job = report.build(run_id, loaded.plan, run, steps, now).job
         if job is not None and job.result is not None:
             result = "failed" if job.restart == "failed" else job.result
-            schedule.note_end(self.store, f"{job.name}@{loaded.plan.plan.target}", run_id, result, int(run["ended"]))
+            key = f"{job.name}@{loaded.plan.plan.target}"
+            schedule.record_result(self.store, key, run_id, result, int(run["ended"]))
 
     def _rest(self, run_id: str, loaded: Loaded, ended: int) -> None:
         """Take a run that has ended out of the index of the live ones, unless it was reopened meanwhile."""

@@ -48,7 +48,7 @@ class EventForwarder:
     def tell(self, run_id: str, plan: CompiledPlan) -> None:
         """Tell what has happened since the last time."""
         notified = _hooks() if self._hooks is None else self._hooks
-        kinds = notifications.wanted(self._store.settings) if isinstance(self._app, Celery) else frozenset()
+        kinds = notifications.enabled_kinds(self._store.settings) if isinstance(self._app, Celery) else frozenset()
         traced = self._store.settings.tracing and isinstance(self._app, Celery)
         if not (notified or kinds or traced):
             return

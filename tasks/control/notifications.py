@@ -43,12 +43,12 @@ def notify(run_id: str, event_id: str) -> None:
     if not store.call(store.client.set, active_runs, "1", nx=True, ex=_AT_IT):
         raise Ignore("it is being told")
     known: set[str] = set(store.call(store.client.smembers, by_whom))
-    heard = set(known)
+    delivered = set(known)
     try:
-        notifications.tell(store.settings, notice, heard)
+        notifications.deliver(store.settings, notice, delivered)
     finally:
-        if heard - known:
-            store.call(store.client.sadd, by_whom, *(heard - known))
+        if delivered - known:
+            store.call(store.client.sadd, by_whom, *(delivered - known))
             store.call(store.client.expire, by_whom, round(store.settings.retention))
         store.call(store.client.delete, active_runs)
 

@@ -52,7 +52,7 @@ def scheduled(name: str, given: dict[str, Any] | None = None) -> None:
     store, _ = store_and_plans()
     client = _client(store.settings)
     try:
-        one = schedules.given(store.settings, name, given) if given else schedules.find(store.settings, name)
+        one = schedules.from_entry(store.settings, name, given) if given else schedules.find(store.settings, name)
         schedules.start_one(client, one)
     except LongshoreError as error:
         log.error("schedule %s: %s", name, error)
@@ -76,7 +76,7 @@ def orchestrate(every: float = 300.0, look: str = "") -> None:
         if busy := stacks.active_runs():
             log.info("orchestrate: run %s is at it", ", ".join(busy))
             return
-        run = stacks.look(look or f"{store.now() // round(every * 1000)}")
+        run = stacks.refresh(look or f"{store.now() // round(every * 1000)}")
         if run.state() not in TERMINAL:
             again = {"every": every, "look": run.id}
             orchestrate.apply_async(kwargs=again, countdown=_AGAIN, queue=CONTROL, expires=every + _AGAIN)
@@ -86,7 +86,7 @@ def orchestrate(every: float = 300.0, look: str = "") -> None:
         if report.exit_code == 0 and not any(step.changed for step in report.steps):
             run.prune(0)  # it has found all as it was, and there is one every few minutes
         for host, why in selection.errors.items():
-            log.warning("orchestrate: host %s could not be looked at: %s", host, why)
+            log.warning("orchestrate: host %s could not be inspected: %s", host, why)
         if selection.chosen:
             started = stacks.start(selection, RolloutOptions())
             log.info("orchestrate: run %s for %s", started.id, ", ".join(map(selection.name, selection.chosen)))

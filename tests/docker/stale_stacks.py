@@ -83,7 +83,7 @@ def selected(place: Installation, **options: Any) -> dict[str, list[str]]:
 
 def restarts(place: Installation) -> list[str]:
     """Runs that have restarted something, or tried to."""
-    looks = ("orchestrate-rebuild", "orchestrate-look")
+    looks = ("orchestrate-rebuild", "orchestrate-refresh")
     ids = [run.id for run in place.client().runs(500)]
     return [run_id for run_id in ids if run_id.startswith("orchestrate-") and not run_id.startswith(looks)]
 

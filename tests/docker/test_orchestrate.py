@@ -103,7 +103,7 @@ def test_a_stack_whose_new_image_does_not_get_well_goes_back_and_is_selected_aga
     done = place.longshore("orchestrate", *QUICK)
 
     assert done.code == 3
-    assert f"1 of 2 stacks are right: {shop.name}: " in done.err
+    assert f"1 of 2 stacks are up to date: {shop.name}: " in done.err
     assert "is unhealthy" in done.err
     assert (shop.state()["db-1"][1], shop.state()["db-1"][3]) == (old, "running")
     assert blog.state()["db-1"][1] == good
@@ -435,7 +435,7 @@ def test_a_host_that_cannot_be_looked_at_harms_no_other(
         assert place.longshore("hosts", "forget", "web2").code == 0
     assert {one["host"]: one["valid"] for one in checked.json["hosts"]} == {HOST: False, "web2": False}
     assert done.code == 3
-    assert "web2 could not be looked at" in done.err
+    assert "host web2 could not be inspected" in done.err
     assert (drained.code, "web2 is drained" in drained.json["hosts"][1]["error"]) == (2, True)
     assert place.longshore("check").code == 0, "what is forgotten is not missed"
     assert shop.state()["web-1"][1] == now

@@ -247,7 +247,7 @@ def test_a_tag_that_moved_at_its_registry_is_found_without_a_pull(
     engine.push(ref, auth_config=login)
     shop.up(db={"image": ref})
     assert selected(place, registry=True) == {}, "whoever is not let in is told nothing, and that is no error"
-    assert f"left alone: image {ref}: its registry could not be asked: " in place.longshore("select").out
+    assert f"left alone: image {ref}: its registry could not be queried: " in place.longshore("select").out
     second = new_image(ref)
     engine.push(ref, auth_config=login)
     engine.tag(first, ref.rpartition(":")[0], "1")

@@ -62,10 +62,10 @@ def test_a_good_installation_has_nothing_to_tell(place: Installation) -> None:
     assert said(place) == (0, {})
     text = place.longshore("doctor").out
     for good in (
-        "Redis keeps its data on disk",
-        "each queue that is needed has a worker",
-        "and a beat ticks",
-        "MiB kept",
+        "Redis persists its data to disk",
+        "every required queue has a worker",
+        "and a beat is running",
+        "MiB of undo backups",
     ):
         assert good in text
 
@@ -107,19 +107,19 @@ def planted(place: Installation, client: Client) -> dict[str, str]:
     place.redis.xadd(keys.events, {"event": "run_created", "at": "1"}, id="1-1")
     place.redis.config_set("appendfsync", "everysec")
     return {
-        "operation": "no worker knows operation billing.charge, which plan nightly needs",
-        "queue": "1 messages wait in queue cache, and no worker takes from it",
+        "operation": "no worker provides operation billing.charge, which plan nightly needs",
+        "queue": "1 messages wait in queue cache, and no worker consumes it",
         "visibility": "is not longer than the longest step",
         "persistence": "appendfsync everysec",
         "breaker": "service registry is down",
-        "stuck": f"1 runs stand still: {run.id}",
-        "version": "not all have one version of Longshore",
+        "stuck": f"1 runs make no progress: {run.id}",
+        "version": "versions of Longshore differ",
         "clock": "the clock of host other is 3600.0 s ahead of that of Redis",
         "disk": "host other has 0 MiB free",
-        "keys": "some workers sign their messages",
+        "keys": "do not sign messages",
         "engine": "Docker 19.03.1 is older than 20.10",
-        "folders": "folders of stacks are not mounted: /srv/gone",
-        "beat": "1 schedules, and no beat has ticked ever",
+        "folders": "stack directories are not mounted in its worker: /srv/gone",
+        "beat": "1 schedules, but no beat has ever ticked",
     }
 
 
@@ -141,12 +141,12 @@ def test_each_fault_that_was_planted_is_named_with_what_mends_it(place: Installa
 def test_no_worker_and_half_a_worker_are_faults(place: Installation) -> None:
     code, found = said(place)
     assert code == 1
-    assert "no worker has been seen lately" in found
+    assert "no worker is alive" in found
     place.worker("half", "-c", "1", "-Q", "noop").start()
     code, found = said(place)
     assert code == 1
-    assert any("no worker takes from queue control" in what for what in found)
-    assert any("nobody from noop.undo" in what for what in found)
+    assert any("no worker consumes queue control" in what for what in found)
+    assert any("none consumes noop.undo" in what for what in found)
 
 
 def test_keys_that_do_not_fit_are_told(place: Installation) -> None:
@@ -157,6 +157,6 @@ def test_keys_that_do_not_fit_are_told(place: Installation) -> None:
     place.worker("one", "-c", "1", "-Q", FAMILIES, LONGSHORE_KEYS=str(keys)).start()
     assert any("this client has no key" in one.what for one in examine(place.client().store))
     place.options["keys"] = str(theirs)
-    assert any("does not know key" in one.what for one in examine(place.client().store))
+    assert any("does not have key" in one.what for one in examine(place.client().store))
     place.options["keys"] = str(keys)
     assert not any("key" in one.what for one in examine(place.client().store))

@@ -212,7 +212,7 @@ def test_doctor_has_the_scripts_loaded_or_says_that_they_are_missing(server: Red
         return [f"{each.grade}: {each.what}" for each in examine(as_role(server, role)) if "script" in each.what]
 
     (missing,) = found("operator")
-    assert missing.startswith("error: Redis does not know the scripts that clients call")
+    assert missing.startswith("error: the scripts that clients call are missing in Redis")
     (loaded,) = found("worker")
     assert loaded.startswith("ok")
     assert found("operator") == []

@@ -39,9 +39,9 @@ def told(store: Store) -> dict[str, float]:
 
 
 def test_more_runs_than_are_read_at_once_may_end_at_one_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counters, "_AT_ONCE", 20)
-    ended(store, 2 * counters._AT_ONCE + 7)
-    expected = {name: value * (2 * counters._AT_ONCE + 7) for name, value in DONE.items()}
+    monkeypatch.setattr(counters, "_PAGE", 20)
+    ended(store, 2 * counters._PAGE + 7)
+    expected = {name: value * (2 * counters._PAGE + 7) for name, value in DONE.items()}
     assert told(store) == expected
     assert told(store) == expected
     ended(store, 3, at=10**12 + 5, prefix="later")
@@ -70,7 +70,7 @@ def test_a_run_that_is_reopened_adds_only_what_is_new_and_takes_nothing_back(
 
 
 def test_what_is_kept_of_runs_that_are_forgotten_goes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counters, "_AT_ONCE", 5)
+    monkeypatch.setattr(counters, "_PAGE", 5)
     ended(store, 20)
     before = told(store)
     store.client.zrem(store.keys.runs, *(f"r{n}" for n in range(15)))

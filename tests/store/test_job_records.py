@@ -11,7 +11,7 @@ import pytest
 from longshore.orchestration.errors import WaitTimeout
 from longshore.orchestration.jobs import Entity, schedule
 from longshore.orchestration.jobs.discovery import HostSnapshot, JobDiscovery
-from longshore.orchestration.jobs.schedule import forget_ends, note_end, service, tick
+from longshore.orchestration.jobs.schedule import record_result, reset_results, service, tick
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.schedules.due_times import Mark, ScheduleMarks
 from longshore.orchestration.store.admission import Admission, AdmissionRequest
@@ -42,43 +42,43 @@ def host(store: Store, name: str, **facts: Any) -> None:
 
 
 def test_an_answer_counts_from_the_number_that_was_asked_for(store: Store) -> None:
-    board = JobDiscovery(store)
+    discovery = JobDiscovery(store)
     host(store, "web1")
-    assert (board.asked(), board.answered("web1")) == (0, -1)
+    assert (discovery.last_request(), discovery.last_answer("web1")) == (0, -1)
     with pytest.raises(WaitTimeout, match="no answer from web1"):
-        board.look(patience=0.1)
-    board.answer(HostSnapshot("web1", board.asked(), engine="E", entities=(entity(),)))
-    assert [(job.name, job.host) for job in board.last().jobs] == [("backup", "web1")]
+        discovery.refresh(timeout=0.1)
+    discovery.publish(HostSnapshot("web1", discovery.last_request(), engine="E", entities=(entity(),)))
+    assert [(job.name, job.host) for job in discovery.latest().jobs] == [("backup", "web1")]
 
     with pytest.raises(WaitTimeout):
-        board.look(patience=0.1)  # that was the answer to another question
-    board.answer(HostSnapshot("web1", board.asked() + 1, engine="E", entities=(entity(),)))
-    assert [job.name for job in board.look(patience=0.1).jobs] == ["backup"]
+        discovery.refresh(timeout=0.1)  # that was the answer to another question
+    discovery.publish(HostSnapshot("web1", discovery.last_request() + 1, engine="E", entities=(entity(),)))
+    assert [job.name for job in discovery.refresh(timeout=0.1).jobs] == ["backup"]
 
 
 def test_whoever_has_no_engine_is_not_asked_and_whoever_is_silent_is_named(store: Store) -> None:
-    board = JobDiscovery(store)
+    discovery = JobDiscovery(store)
     host(store, "web1")
     host(store, "web2")
     host(store, "plain", docker=None)
-    board.answer(HostSnapshot("web1", 1, entities=(entity(),)))
-    known = board.look(patience=0.1)
+    discovery.publish(HostSnapshot("web1", 1, entities=(entity(),)))
+    known = discovery.refresh(timeout=0.1)
     assert known.silent == ("web2",)
-    assert [str(finding) for finding in known.findings] == ["host web2: it did not answer"]
+    assert [str(finding) for finding in known.findings] == ["host web2: no answer"]
     assert [job.name for job in known.jobs] == ["backup"]
 
 
 def test_what_a_host_has_said_goes_with_it(store: Store) -> None:
     host(store, "web1")
-    board = JobDiscovery(store)
-    board.answer(HostSnapshot("web1", 1))
+    discovery = JobDiscovery(store)
+    discovery.publish(HostSnapshot("web1", 1))
     Hosts(store).forget("web1")
-    assert board.seen() == {}
+    assert discovery.snapshots() == {}
 
 
 def test_without_a_host_there_is_nobody_to_ask(store: Store) -> None:
     with pytest.raises(WaitTimeout, match="no host with a Docker engine"):
-        JobDiscovery(store).look(patience=0.1)
+        JobDiscovery(store).refresh(timeout=0.1)
 
 
 def test_marks_are_kept_and_forgotten(store: Store) -> None:
@@ -110,10 +110,10 @@ def scheduled(**said: str) -> Entity:
 @pytest.fixture
 def due(store: Store, monkeypatch: pytest.MonkeyPatch) -> Starts:
     """Host web1 has the job, which was planned for three minutes ago and since; whoever is asked says nothing new."""
-    monkeypatch.setattr(JobDiscovery, "look", lambda self, files, **_: self.last(files))
-    monkeypatch.setattr(schedule, "_once", schedule._Once())
+    monkeypatch.setattr(JobDiscovery, "refresh", lambda self, files, **_: self.latest(files))
+    monkeypatch.setattr(schedule, "_log_once", schedule._LogOnce())
     host(store, "web1")
-    JobDiscovery(store).answer(HostSnapshot("web1", 1, engine="E", entities=(scheduled(),)))
+    JobDiscovery(store).publish(HostSnapshot("web1", 1, engine="E", entities=(scheduled(),)))
     ScheduleMarks(store).put(KEY, Mark(store.now() - 180_000, "* * * * * UTC"))
     return Starts(store)
 
@@ -128,14 +128,14 @@ def test_a_tick_starts_what_is_due_and_the_next_one_nothing(due: Starts) -> None
 def test_a_job_that_cannot_be_used_is_not_started_and_told_of_once(
     due: Starts, caplog: pytest.LogCaptureFixture
 ) -> None:
-    JobDiscovery(due.store).answer(
+    JobDiscovery(due.store).publish(
         HostSnapshot("web1", 1, engine="E", entities=(scheduled(**{"worker.command": "echo 'x"}),))
     )
     for _ in range(3):
         tick(due, [])  # type: ignore[arg-type]
     assert due.started == []
     told = [record.getMessage() for record in caplog.records]
-    assert len([text for text in told if "is not started by its schedule" in text]) == 1, told
+    assert len([text for text in told if "was not started by its schedule" in text]) == 1, told
 
 
 def test_a_file_that_cannot_be_read_keeps_no_label_from_being_obeyed(
@@ -153,7 +153,7 @@ def test_what_a_host_missed_while_it_was_away_is_not_forgotten(due: Starts) -> N
     tick(due, [])  # type: ignore[arg-type]
     assert KEY in ScheduleMarks(due.store).marks()
     host(due.store, "web1")
-    JobDiscovery(due.store).answer(HostSnapshot("web1", 1, engine="E"))
+    JobDiscovery(due.store).publish(HostSnapshot("web1", 1, engine="E"))
     tick(due, [])  # type: ignore[arg-type]
     assert ScheduleMarks(due.store).marks() == {}, "it is back, and the job is no more"
 
@@ -161,7 +161,7 @@ def test_what_a_host_missed_while_it_was_away_is_not_forgotten(due: Starts) -> N
 def test_another_host_with_the_same_engine_goes_on_where_the_first_was(due: Starts) -> None:
     Hosts(due.store).leave("web1", "one@web1")
     host(due.store, "web2")
-    JobDiscovery(due.store).answer(HostSnapshot("web2", 1, engine="E", entities=(scheduled(),)))
+    JobDiscovery(due.store).publish(HostSnapshot("web2", 1, engine="E", entities=(scheduled(),)))
     tick(due, [])  # type: ignore[arg-type]
     (run_id,) = due.started
     assert run_id.startswith("backup@web2.")
@@ -169,7 +169,7 @@ def test_another_host_with_the_same_engine_goes_on_where_the_first_was(due: Star
 
 def fail(store: Store, *numbers: int, result: str = "failed") -> None:
     for number in numbers:
-        note_end(store, KEY, f"r{number}", result, number)
+        record_result(store, KEY, f"r{number}", result, number)
 
 
 def test_the_third_failure_in_a_row_opens_the_breaker_and_a_success_closes_it(store: Store) -> None:
@@ -180,7 +180,7 @@ def test_the_third_failure_in_a_row_opens_the_breaker_and_a_success_closes_it(st
     assert not breakers.is_open(service(KEY)), "what somebody has cancelled tells nothing"
     fail(store, 4, result="timed_out")
     (found,) = breakers.open()
-    assert (found.service, found.why) == (service(KEY), "3 runs in a row failed, the last is r4")
+    assert (found.service, found.why) == (service(KEY), "3 consecutive runs failed, the latest is r4")
     fail(store, 5, result="succeeded")
     assert not breakers.is_open(service(KEY))
     fail(store, 6, 7)
@@ -199,8 +199,8 @@ def test_after_a_reset_they_are_counted_anew(store: Store) -> None:
     breakers = Breakers(store)
     fail(store, 1, 2, 3)
     breakers.close(service(KEY))
-    forget_ends(store, service(KEY))
-    forget_ends(store, "another service")
+    reset_results(store, service(KEY))
+    reset_results(store, "another service")
     fail(store, 4, 5)
     assert not breakers.is_open(service(KEY))
     fail(store, 6)

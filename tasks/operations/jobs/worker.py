@@ -155,7 +155,7 @@ def _stacks_of(left: LeftWorker) -> set[str]:
         job, _ = plan_from_record(left.plan_record)
     except ValueError:
         return set()  # nothing can be told of it
-    return {*job.stacks, *job.projects, *job.alone}
+    return {*job.stacks, *job.projects, *job.standalone}
 
 
 def in_use(docker: Engine, params: WorkerParams, snapshot: Snapshot) -> dict[str, str]:

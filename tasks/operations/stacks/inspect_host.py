@@ -19,7 +19,7 @@ from longshore.orchestration.language import identifiers
 from longshore.orchestration.operations.stacks import Demand, InspectParams, ServiceSpec, StackSpec
 from longshore.orchestration.stacks.image_names import normal, registry_of
 from longshore.orchestration.stacks.inventory import Inventory, Project, Remote, Replica, Service, Tracked
-from longshore.orchestration.stacks.rules import AFTER, FILES, counts, demanded, parse_after, parse_files
+from longshore.orchestration.stacks.rules import AFTER, FILES, counts, parse_after, parse_files, required_action
 from longshore.orchestration.store.caches import digest_of
 from longshore.tasks.host.engine.port import Container, Engine, Image, Login, seconds_of
 from longshore.tasks.implementation import Context
@@ -170,7 +170,7 @@ class HostInspection:
                 "files": files,
                 "containers": sorted(containers, key=lambda one: (one.number, one.name)),
                 "labels": {key: value for key, value in sorted(labels.items()) if not key.startswith("com.docker.")},
-                "wrong": wrong,
+                "label_error": wrong,
             }
         )
 
@@ -350,7 +350,7 @@ def _below(path: str) -> list[str]:
 
 
 def _tracked(path: str, directory: str, rules: Iterable[Mapping[str, Demand]]) -> Tracked:
-    return Tracked(digest=digest_of_file(path), requires=demanded(path, directory, rules))
+    return Tracked(digest=digest_of_file(path), requires=required_action(path, directory, rules))
 
 
 def _changed_at(path: str) -> float:

@@ -115,36 +115,36 @@ def test_volumes_are_mounted_for_their_job() -> None:
 @pytest.mark.parametrize(
     ("entities", "told"),
     [
-        ([container(name="")], "container shop-db-1: longshore.job.name: a job that is enabled needs a name"),
-        ([container(name="a b")], "container shop-db-1: longshore.job.name: 'a b' is no name"),
+        ([container(name="")], "container shop-db-1: longshore.job.name: an enabled job needs a name"),
+        ([container(name="a b")], "container shop-db-1: longshore.job.name: invalid name 'a b'"),
         (
             [container(worker__image="")],
-            "job backup: longshore.job.worker.image: nothing says which image does the work",
+            "job backup: longshore.job.worker.image: no image is set for the worker",
         ),
         ([container(timeout="soon")], "container shop-db-1: longshore.job.timeout: "),
-        ([container(timeout="0")], "'0' is no time to wait"),
-        ([container(overlap_policy="maybe")], "'maybe' is none of queue, skip, cancel_running"),
+        ([container(timeout="0")], "'0': expected a positive duration"),
+        ([container(overlap_policy="maybe")], "'maybe': expected one of queue, skip, cancel_running"),
         ([container(timezone="Mars/Olympus")], "'Mars/Olympus' is no time zone"),
         ([container(worker__command="sh -c 'x")], "longshore.job.worker.command: No closing quotation"),
         ([container(schedule="* * *")], "has 3 fields, and a schedule has 5"),
         (
             [container(), container("z", worker__image="backup:2")],
-            "container z: longshore.job.worker.image: container shop-db-1 says 'backup:1' for job backup, which counts;"
-            " this says 'backup:2'",
+            "container z: longshore.job.worker.image: 'backup:2' conflicts with 'backup:1' of container shop-db-1, "
+            "which takes precedence for job backup",
         ),
         (
             [container(), volume("data", attach="restore")],
-            "volume data: longshore.job.attach: there is no job 'restore'",
+            "volume data: longshore.job.attach: no job 'restore'",
         ),
-        ([container(), volume("data", attach="backup", mount__mode="x")], "'x' is neither ro nor rw"),
-        ([container(), volume("data", attach="backup", mount__path="mnt")], "'mnt' does not begin with /"),
+        ([container(), volume("data", attach="backup", mount__mode="x")], "'x': expected ro or rw"),
+        ([container(), volume("data", attach="backup", mount__path="mnt")], "'mnt': expected an absolute path"),
         (
             [
                 container(),
                 volume("a", attach="backup", mount__path="/m"),
                 volume("b", attach="backup", mount__path="/m"),
             ],
-            "volume b: longshore.job.mount.path: volume a is mounted at /m for job backup already",
+            "volume b: longshore.job.mount.path: volume a is already mounted at /m for job backup",
         ),
     ],
 )
@@ -161,8 +161,8 @@ def test_a_mistake_leaves_the_default() -> None:
 def test_a_label_that_there_is_not_is_a_warning() -> None:
     found = discover([container(tiemout="5s"), volume("v", mount__paht="/x")])
     assert [str(finding) for finding in found.findings] == [
-        "container shop-db-1: longshore.job.tiemout: there is no such label",
-        "volume v: longshore.job.mount.paht: there is no such label",
+        "container shop-db-1: longshore.job.tiemout: unknown label",
+        "volume v: longshore.job.mount.paht: unknown label",
     ]
     assert found.errors == ()
     assert len(found.jobs) == 1

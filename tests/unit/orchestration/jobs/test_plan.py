@@ -161,12 +161,12 @@ def test_a_file_describes_jobs(tmp_path: Path) -> None:
     [
         ({"schedule": "daily"}, "jobs.j.schedule: 'daily' has 1 fields"),
         ({"schedule": "61 * * * *"}, "bad minute"),
-        ({"mounts": ["data:here"]}, "is not volume"),
-        ({"mounts": ["/etc:/x:ro"]}, "is not volume"),
+        ({"mounts": ["data:here"]}, "expected VOLUME"),
+        ({"mounts": ["/etc:/x:ro"]}, "expected VOLUME"),
         ({"colour": "red"}, "jobs.j.colour"),
         ({"timezone": "Mars"}, "no time zone"),
         ({"timeout": 0}, "jobs.j.timeout"),
-        ({"host": "a b"}, "no name of a host"),
+        ({"host": "a b"}, "not a host name"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_told_and_keeps_no_other_job_from_being_known(
@@ -180,7 +180,7 @@ def test_what_is_wrong_in_a_file_is_told_and_keeps_no_other_job_from_being_known
     (finding,) = known.findings
     assert told in str(finding)
     assert str(path) in str(finding)
-    with pytest.raises(UsageError, match="cannot be run as it is described"):
+    with pytest.raises(UsageError, match="the description of job"):
         known.job("j")
 
 
@@ -207,7 +207,7 @@ def test_a_job_whose_label_cannot_be_used_is_not_run_in_another_way() -> None:
     good, bad = labelled("good", "a"), labelled("bad", "b", **{"worker.command": "echo 'unclosed"})
     known = merged({"web1": HostSnapshot("web1", 0, entities=(good, bad))}, DeclaredJobs())
     assert known.job("good").name == "good"
-    with pytest.raises(UsageError, match=r"job 'bad' cannot be run .*worker.command: No closing quotation"):
+    with pytest.raises(UsageError, match=r"description of job 'bad' .*worker.command: No closing quotation"):
         known.job("bad")
 
 
@@ -233,7 +233,7 @@ def test_one_name_on_two_engines_has_to_be_chosen() -> None:
     with pytest.raises(UsageError, match=r"several hosts \(web1, web2\)"):
         known.job("backup")
     assert known.job("backup", "web2").host == "web2"
-    with pytest.raises(JobNotFound, match=r"there is no job 'other' .*backup"):
+    with pytest.raises(JobNotFound, match=r"no job 'other' .*backup"):
         known.job("other")
 
 
@@ -249,8 +249,8 @@ def test_a_job_of_a_file_is_done_where_its_stack_is() -> None:
     assert [(job.name, job.host) for job in known.jobs] == [("named", "web1"), ("there", "web2")]
     assert sorted(str(finding) for finding in known.findings) == [
         "job away: host: no answer from its host web3",
-        "job named: stacks: nothing is stopped for it",
-        "job nowhere: host: no host has its stack: say which, by host",
+        "job named: stacks: the job has no targets and stops nothing",
+        "job nowhere: host: no host has its stack: set host",
     ]
 
 
@@ -267,14 +267,15 @@ def test_what_a_file_says_counts_where_a_label_says_otherwise() -> None:
     )
     (finding,) = known.findings
     assert str(finding) == (
-        "container shop-db-1: longshore.job.timeout: the file says 9.0 for job backup, which counts; this says 5.0"
+        "container shop-db-1: longshore.job.timeout: "
+        "5.0 conflicts with 9.0 of the file, which takes precedence for job backup"
     )
 
 
 def test_who_does_not_answer_is_told_of() -> None:
     known = merged({"web1": HostSnapshot("web1", 0, error="no engine")}, DeclaredJobs(), ["web2"])
     assert known == JobListing((), known.findings, ("web2",))
-    assert [str(finding) for finding in known.findings] == ["host web2: it did not answer", "host web1: no engine"]
+    assert [str(finding) for finding in known.findings] == ["host web2: no answer", "host web1: no engine"]
 
 
 def test_a_run_that_is_made_again_too_late_only_brings_the_stack_up() -> None:

@@ -205,7 +205,7 @@ def test_a_record_of_a_log_is_one_line_and_a_traceback_is_indented(kind: str) ->
     logger = logging.Logger("longshore.test")
     handler = logging.StreamHandler(out)
     logger.addHandler(handler)
-    logs.dress(logger, kind, "web1")
+    logs.configure(logger, kind, "web1")
     logger.warning("step %s", HOSTILE, extra={"run": HOSTILE})
     written = out.getvalue()
     harmless(written, lines=1)

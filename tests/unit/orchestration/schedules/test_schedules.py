@@ -95,13 +95,13 @@ def test_an_entry_fires_at_least_as_often_as_starts_are_due(tmp_path: Path, monk
     (tmp_path / "backup.yaml").write_text(NIGHTLY)
     monkeypatch.setenv("LONGSHORE_PLANS", str(tmp_path))
     get_settings.cache_clear()
-    read = schedules.given(get_settings(), told["name"], told["given"])
+    read = schedules.from_entry(get_settings(), told["name"], told["given"])
     assert read.plan == "backup"
     assert read.when.model_copy(update={"plan": ""}) == one.when
-    with pytest.raises(UsageError, match="no stored plan"):
-        schedules.given(get_settings(), "n", told["given"] | {"plan": "/etc/passwd"})
+    with pytest.raises(UsageError, match="not a stored plan"):
+        schedules.from_entry(get_settings(), "n", told["given"] | {"plan": "/etc/passwd"})
     # one that is declared is what its declaration says
-    assert schedules.given(get_settings(), "backup.nightly", told["given"]).said().startswith("0 3")
+    assert schedules.from_entry(get_settings(), "backup.nightly", told["given"]).definition().startswith("0 3")
 
 
 def test_schedules_are_found_in_the_configuration_and_in_stored_plans(
@@ -123,7 +123,9 @@ def test_schedules_are_found_in_the_configuration_and_in_stored_plans(
     assert (plan.concurrency.key, plan.concurrency.on_limit) == ("schedule hourly", "skip")
     (tmp_path / "backup.yaml").write_text(NIGHTLY.replace("0 3", "0 14"))
     assert (
-        next(one for one in schedules.declared(load_settings())[0] if "nightly" in one.name).said().startswith("0 14")
+        next(one for one in schedules.declared(load_settings())[0] if "nightly" in one.name)
+        .definition()
+        .startswith("0 14")
     )
 
 

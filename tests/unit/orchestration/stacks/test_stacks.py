@@ -14,10 +14,10 @@ from longshore.orchestration.errors import ConfigError, UnknownName, UsageError
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.runs.stack_outcome import exit_code, stacks_of
 from longshore.orchestration.stacks.drift import Note, Reason, Stale, find_drift
-from longshore.orchestration.stacks.image_names import is_meant, normal, registry_of
+from longshore.orchestration.stacks.image_names import matches_image, normal, registry_of
 from longshore.orchestration.stacks.inventory import Inventory, Project, Replica, Service, Tracked, difference
 from longshore.orchestration.stacks.plan import RolloutOptions, restart_plan
-from longshore.orchestration.stacks.rules import StackRules, demanded, parse_files, stack_rules
+from longshore.orchestration.stacks.rules import StackRules, parse_files, required_action, stack_rules
 from longshore.orchestration.stacks.selection import choose, named
 from longshore.orchestration.states import Cause, RunState, StepState
 from longshore.orchestration.testing import Sandbox
@@ -81,9 +81,9 @@ CHANGED = {"/x": Tracked(digest="2")}
         (service(STOPPED, image_id=NEW, hash="h2"), [], "", ["stopped by hand"]),
         (service(ENDED, image_id=NEW), [], "", ["ended with 0"]),
         (service(replica(state="paused")), [], "", ["paused"]),
-        (service(replica(), hash=""), [], "", ["its project's files tell nothing of it"]),
+        (service(replica(), hash=""), [], "", ["not defined in the files of its project"]),
         (
-            service(replica(), replica(2)), [], "", ["2 containers, where its files say 1: they stay"],
+            service(replica(), replica(2)), [], "", ["2 containers, but its files define 1; all are kept"],
         ),
         (
             service(replica(), replica(2, state="exited", exit_code=143, by_hand=True), replicas=2),
@@ -110,8 +110,8 @@ def test_a_project_whose_files_cannot_be_read_is_told_of_and_harms_no_other() ->
     ("change", "says"),
     [
         ({}, ""),
-        ({"rules": "2"}, "other files are tracked"),
-        ({"engine": "2"}, "it is another engine"),
+        ({"rules": "2"}, "the rules for tracked files changed"),
+        ({"engine": "2"}, "the engine was replaced"),
         ({"projects": {}}, "project shop is gone"),
         ({"projects": {"shop": Project(inputs={"/a": "2"})}}, "shop: file /a changed"),
         ({"projects": {"shop": Project(services={"web": service(replica(id="c9"))})}}, "container shop-web-1 is new"),
@@ -150,7 +150,7 @@ def test_a_service_without_a_container_is_found_by_the_labels_in_its_files() -> 
     assert chosen("tier") == ["shop/db", "shop/web"]
     assert chosen("com.docker.compose.project=shop", "com.docker.compose.service=db") == ["shop/db"]
     assert chosen("com.docker.compose.project=blog") == []
-    with pytest.raises(UsageError, match="no label"):
+    with pytest.raises(UsageError, match="expected KEY"):
         chosen("=x")
 
 
@@ -163,7 +163,7 @@ def test_names_mean_services_and_projects() -> None:
     )
     selection = choose(StackRules(), seen | {"web2": seen["web1"]}, {})
     assert (list(selection.seen), selection.twins["web2"]) == (["web1"], "web1")
-    assert [str(note) for note in selection.wrong] == ["broken: its files cannot be used: no such file"]
+    assert [str(note) for note in selection.undetermined] == ["broken: its files cannot be used: no such file"]
     assert selection.incomplete
 
     def meant(*names: str) -> dict[str, str]:
@@ -174,12 +174,12 @@ def test_names_mean_services_and_projects() -> None:
     assert meant("shop/db", "shop/idle") == {"shop/db": "restart", "shop/idle": "up"}
     assert meant("web2:shop/web", "web1:db") == {"shop/web": "restart", "shop/db": "restart"}
     for names, error, says in (
-        (["web"], UsageError, "of several projects"),
-        (["nobody"], UnknownName, "there are: asleep/one, blog/api"),
-        (["web3:shop"], UnknownName, "no deployment"),
+        (["web"], UsageError, "several projects have"),
+        (["nobody"], UnknownName, "choose one of: asleep/one, blog/api"),
+        (["web3:shop"], UnknownName, "no service or project"),
         (["broken/one"], UsageError, "its files cannot be used"),
         (["broken"], UsageError, "its files cannot be used"),
-        (["asleep"], UsageError, "nothing of project asleep runs"),
+        (["asleep"], UsageError, "no service of project asleep is running"),
     ):
         with pytest.raises(error, match=says):
             meant(*names)
@@ -190,7 +190,7 @@ def test_what_the_file_says_of_what_is_not_there_is_told() -> None:
     seen = world(shop=Project(after=["infra"], services={"web": service(replica())}))
     assert [str(note).partition(":")[0] for note in choose(said, seen, {}).notes] == ["shop/wbe", "ghost", "shop"]
     assert choose(said, seen, {"web2": "away"}).notes == (), "it may be there"
-    assert "no project is one of x" in str(choose(StackRules(only=["x"]), world(), {}).notes[0])
+    assert "no project matches only: x" in str(choose(StackRules(only=["x"]), world(), {}).notes[0])
 
 
 # --- names of images --------------------------------------------------------------------------------
@@ -213,13 +213,13 @@ def test_an_image_is_known_by_the_name_that_the_engine_gives_it(ref: str, engine
     assert normal(engines) == engines
 
 
-def test_an_image_is_meant_by_its_name_by_any_of_its_tags_or_by_its_id() -> None:
-    assert is_meant("shop:1", "shop:1", {OLD})
-    assert is_meant("docker.io/library/shop", "shop:1", {OLD})
-    assert is_meant("aaaaaaaaaaaa", "shop:1", {OLD})
-    assert not is_meant("shop:2", "shop:1", {OLD})
-    assert not is_meant("hop", "shop:1", {OLD})
-    assert not is_meant("bbbbbbbbbbbb", "shop:1", {OLD})
+def test_an_image_matches_image_by_its_name_by_any_of_its_tags_or_by_its_id() -> None:
+    assert matches_image("shop:1", "shop:1", {OLD})
+    assert matches_image("docker.io/library/shop", "shop:1", {OLD})
+    assert matches_image("aaaaaaaaaaaa", "shop:1", {OLD})
+    assert not matches_image("shop:2", "shop:1", {OLD})
+    assert not matches_image("hop", "shop:1", {OLD})
+    assert not matches_image("bbbbbbbbbbbb", "shop:1", {OLD})
     assert [registry_of(ref) for ref in ("nginx", "acme/shop", "r.local/x", "localhost/x", "rendered:5000/a/b:1")] == [
         "docker.io", "docker.io", "r.local", "localhost", "rendered:5000",
     ]  # fmt: skip
@@ -231,22 +231,22 @@ def test_an_image_is_meant_by_its_name_by_any_of_its_tags_or_by_its_id() -> None
 def test_what_a_file_demands_is_said_by_the_first_pattern_that_fits() -> None:
     said = parse_files("nginx.conf=restart,\n certs/*=redeploy, data=none")
     assert said == {"nginx.conf": "restart", "certs/*": "redeploy", "data": "none"}
-    demands = {path: demanded(f"/srv/shop/{path}", "/srv/shop", [{"certs/a": "none"}, said]) for path in (
+    demands = {path: required_action(f"/srv/shop/{path}", "/srv/shop", [{"certs/a": "none"}, said]) for path in (
         "nginx.conf", "certs/a", "certs/b", "data/deep/x", "other")}  # fmt: skip
     assert demands == {
         "nginx.conf": "restart", "certs/a": "none", "certs/b": "redeploy", "data/deep/x": "none", "other": "redeploy",
     }  # fmt: skip
     for wrong in ("nginx.conf", "a=b", "=none"):
-        with pytest.raises(ValueError, match="is not PATH=redeploy"):
+        with pytest.raises(ValueError, match="expected PATH=redeploy"):
             parse_files(wrong)
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("stack: {}", "stack: there is no such word here"),
+        ("stack: {}", "stack: unknown key"),
         ("stacks: {shop: {files: {a: reboot}}}", "stacks.shop.files.a: "),
-        ("registries: {r: {username: x, password: y}}", "give the password by reference"),
+        ("registries: {r: {username: x, password: y}}", "refer to the password as"),
         ("registries: {r: {username: x}}", "registries.r.password: "),
         ("- 1", "not a mapping"),
     ],
@@ -333,9 +333,9 @@ def test_stacks_come_after_those_that_they_need_also_by_way_of_others() -> None:
 def test_stacks_that_wait_for_each_other_are_refused() -> None:
     with pytest.raises(UsageError, match="in a circle: a, b"):
         restart_plan(stale(("web1", "a"), ("web1", "b")), seen(a=["b"], b=["a"]), StackRules(), RolloutOptions())
-    with pytest.raises(UsageError, match="stacks are none"):
+    with pytest.raises(UsageError, match="must be at least 1"):
         RolloutOptions(canary=0)
-    with pytest.raises(UsageError, match="in no time"):
+    with pytest.raises(UsageError, match="healthy_deadline must be positive"):
         RolloutOptions(healthy_deadline=0)
 
 

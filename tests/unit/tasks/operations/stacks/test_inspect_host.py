@@ -264,7 +264,7 @@ def test_a_registry_is_asked_once_in_a_while_and_left_alone_when_it_says_so(engi
     limited = look(engine, newer, registry=True, registry_every=0)
     assert said(limited) == said(newer)
     assert [str(note) for note in choose(StackRules(), {"h": limited}, {}).notes] == [
-        "image shop:1: its registry could not be asked: limited"
+        "image shop:1: its registry could not be queried: limited"
     ]
     look(engine, limited, registry=True, registry_every=0)
     assert not any(call.startswith("registry") for call in engine.asked)
