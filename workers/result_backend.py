@@ -1,8 +1,8 @@
-"""A result backend that keeps no results: it sends the body of a chord when the record says so.
+"""A result backend that stores no results: it publishes a chord's body when the run's record allows it.
 
-Outcomes live in the saga. The script that records an outcome also counts its level; the task leaves
-its answer on its own request, and this publishes what follows. Nothing is counted twice, and a failed
-step is a failed Celery task while its chord still goes on.
+The saga holds the outcomes. The script that records an outcome also counts its level; the task leaves
+the script's answer on its request, and the backend publishes what follows. No outcome counts twice, and a
+failed step is a failed Celery task while its chord continues.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ log = logging.getLogger(__name__)
 
 
 class SagaBackend(DisabledBackend):
-    """For Longshore's own tasks; other tasks of the same app have no results here."""
+    """The backend of Longshore's own tasks; other tasks of the same app have no results."""
 
     app: Celery  # set by the base class
 
     def ensure_chords_allowed(self) -> None:
-        """They are: the record counts them."""
+        """Allow chords: the record counts them."""
 
     def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
-        """Nothing has to be stored: the run knows its level."""
+        """Store nothing: the run's record counts its level."""
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
-        """Likewise."""
+        """Store nothing: the run's record counts its level."""
 
     def mark_as_done(
         self,
@@ -40,7 +40,7 @@ class SagaBackend(DisabledBackend):
         store_result: bool = True,
         state: str = states.SUCCESS,
     ) -> None:
-        self._go_on(request)
+        self._publish_next(request)
 
     def mark_as_failure(
         self,
@@ -52,19 +52,19 @@ class SagaBackend(DisabledBackend):
         call_errbacks: bool = True,
         state: str = states.FAILURE,
     ) -> None:
-        self._go_on(request)
+        self._publish_next(request)
 
-    def _go_on(self, request: Any) -> None:
-        """Publish the chord's body, or an advance of its own, if this outcome lets the run go on."""
+    def _publish_next(self, request: Any) -> None:
+        """Publish the chord's body, or an advance, if this outcome lets the run continue."""
         target = getattr(request, "longshore_advance", None) if request is not None else None
         if target is None:
             return
         run_id, plan_name = target
         try:
             if request.chord:
-                # Its own parent is the run, not the header task that happened to end last.
+                # The body's parent is the run, not the header task that ended last.
                 self.app.signature(request.chord).apply_async(root_id=run_id, parent_id=run_id)
             else:
                 Canvas(self.app, run_id).send_advance(plan_name)
-        except Exception:  # the sweeper sends what this could not
-            log.warning("run %s: its advance could not be sent; the sweeper will", run_id, exc_info=True)
+        except Exception:  # the sweeper sends a lost advance
+            log.warning("run %s: sending its advance failed; the sweeper sends it", run_id, exc_info=True)
