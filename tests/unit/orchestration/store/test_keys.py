@@ -21,7 +21,7 @@ def all_of(run: RunKeys) -> list[str]:
 
 
 @given(namespaces, run_ids)
-def test_all_keys_of_a_run_lie_in_one_slot(namespace: str, run_id: str) -> None:
+def test_all_keys_of_a_run_share_one_slot(namespace: str, run_id: str) -> None:
     made = all_of(Keys(namespace).of(run_id))
 
     # A slot is made of what stands between the first { and the next }.

@@ -296,7 +296,9 @@ def reachable(drawn: list[Spec], on_error: str) -> bool:
 @example([Spec("s0", [], ["failed"]), Spec("s1", ["s0"], ["changed"], always=True)], "stop", "undo", True)
 @example([Spec("s0", [], ["flaky"], retries=1), Spec("s1", ["s0"], ["failed"])], "stop", "undo", True)
 @given(specs(), st.sampled_from(["stop", "continue"]), st.sampled_from(["undo", "undo", "keep"]), st.booleans())
-def test_each_step_of_any_run_follows_the_rules(drawn: list[Spec], on_error: str, on_failure: str, yes: bool) -> None:
+def test_every_step_of_a_generated_run_follows_the_rules(
+    drawn: list[Spec], on_error: str, on_failure: str, yes: bool
+) -> None:
     plan = plan_of(drawn, on_error, on_failure)
     if not reachable(drawn, on_error):
         with pytest.raises(PlanError, match="can never hold"):
