@@ -283,7 +283,7 @@ def test_run_with_a_replaced_request_keeps_its_cached_plan(world: World) -> None
     stranger.sweep()
 
     (refused,) = audit.lines(world.store, refused=True)
-    assert "another than the one that it was begun with" in refused.why
+    assert "replaced after the run began" in refused.why
     world.settle()
     assert world.store.state(world.run_id) == RunState.SUCCEEDED
 

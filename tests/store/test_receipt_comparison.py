@@ -144,7 +144,7 @@ def test_run_continues_after_receipt_comparison(aborting: StoredRun) -> None:
     assert aborting.run("asking") is None
 
 
-def test_comparison_needs_more_than_lost_attempts_receipts(aborting: StoredRun) -> None:
+def test_comparison_is_incomplete_with_receipts_of_lost_attempts_only(aborting: StoredRun) -> None:
     settle(aborting, ending=False)
     assert (aborting.record().fenced, aborting.record().compared) == (1, False)
 

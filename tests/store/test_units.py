@@ -141,7 +141,7 @@ def test_small_data_is_stored_in_the_outcome(stored: StoredRun) -> None:
     assert [stored.step("outcome:0"), stored.step("outcome:1")] == ['{"s":1,"data":{"n":2}}', '{"data":{"n":2}}']
 
 
-def test_waiting_unit_is_not_rejected(stored: StoredRun) -> None:
+def test_waiting_unit_is_reported_only_after_the_claim_timeout(stored: StoredRun) -> None:
     """Nor is it, once they have not been for as long as the limit says."""
     stored.fan_out(2)
     limit = stored.store.settings.claim_timeout
