@@ -1,4 +1,4 @@
-"""What each of Redis's users may call: each command of the server is tried for each role, without being carried out."""
+"""Permissions of the Redis users: every command of the server, dry-run for every role."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def commands_of_scripts() -> set[str]:
 
 
 def commands_of_the_store() -> set[str]:
-    """Methods of whatever is called `client` or like a pipeline that are Redis's."""
+    """The Redis commands that the store calls on a client or a pipeline."""
     root, found = Path(str(lua.__file__)).resolve().parents[3], set[str]()
     for folder in ("orchestration", "tasks", "workers"):
         for path in (root / folder).rglob("*.py"):
@@ -81,7 +81,7 @@ def admin(server: RedisServer) -> Iterator[redis.Redis]:
 
 
 def may(admin: redis.Redis, role: str, command: str) -> bool:
-    """By ACL DRYRUN, with keys that nobody may touch: only whether the command itself is allowed."""
+    """Report, by ACL DRYRUN with forbidden keys, whether the command itself is allowed."""
     words = command.split("|")
     answer = ""
     for count in range(8):  # until there are as many arguments as it wants
@@ -112,7 +112,7 @@ def test_acl_lines_name_no_category() -> None:
 
 
 def test_worker_may_call_every_command_of_scripts_and_store() -> None:
-    """A command that is called, and is not listed, would be refused in an installation with users only."""
+    """An unlisted command would fail only in an installation with Redis users."""
     assert commands_of_scripts() <= acl.COMMANDS["worker"]
     assert commands_of_the_store() <= acl.COMMANDS["worker"]
 
@@ -147,7 +147,7 @@ def test_client_can_only_call_scripts_loaded_by_workers(server: RedisServer) -> 
 @pytest.mark.usefixtures("admin")
 @pytest.mark.parametrize("role", ["flower", "operator"])
 def test_control_clients_may_release_the_broker_lock(server: RedisServer, role: str) -> None:
-    """kombu takes it in each consumer; held to its end it would keep workers from what a lost one has left."""
+    """kombu acquires the lock in each consumer; a lock held until its expiry delays the restore of lost messages."""
     server.client().script_flush()
     as_role(server, "worker").load_scripts()
     lock = as_role(server, role).client.lock(f"{SPACE}:unacked_mutex", timeout=60)

@@ -144,7 +144,7 @@ def test_fence_grows_with_every_claim(stored: StoredRun, side: str) -> None:
 
 @SIDES
 def test_fence_exceeds_one_lost_by_redis(stored: StoredRun, side: str) -> None:
-    """A crash of Redis takes its last writes with it; what had been granted must not be granted again."""
+    """A crash of Redis loses its last writes; a lost fence must not be granted again."""
     stored.dispatch(side)
     before = int(stored.claim(0, side).fence)
     stored.redis.hdel(stored.keys.steps, f"{side}fence:0", f"{side}owner:0", f"{side}attempts:0")

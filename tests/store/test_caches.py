@@ -53,7 +53,7 @@ def caches(store: Store) -> Caches:
 
 @pytest.fixture
 def built(own_registry: None) -> list[Any]:
-    """What a builder of the application's own was asked to build."""
+    """Builds requested from the application's own builder."""
     asked: list[Any] = []
 
     @operation("catalog.build", read_only=True)

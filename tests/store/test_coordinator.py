@@ -1,4 +1,4 @@
-"""The driver on a real record: what it does about silence, and the races that chance alone rarely finds."""
+"""The coordinator on a real record: lost messages and workers, and rare races."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHELL = "command.shell.execute"
 
 @pytest.fixture
 def world(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
-    """A run of a plan, with its first message under way."""
+    """Create a run whose first message is enqueued."""
     monkeypatch.setattr(coordinator, "Canvas", QueueCanvas)
     redis_server.flush()
 
@@ -34,7 +34,7 @@ def world(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Callabl
 
 
 def plan_of(*steps: str, **fields: Any) -> Plan:
-    """Independent steps that can be repeated and undone."""
+    """A plan of independent, repeatable steps with undo."""
     plan = Plan("p", **fields)
     for name in steps:
         plan.step(name, "noop.execute")
@@ -42,7 +42,7 @@ def plan_of(*steps: str, **fields: Any) -> Plan:
 
 
 def do(world: World, index: int, how: str = "changed", side: str = "") -> None:
-    """One whole attempt, from a message that was sent."""
+    """Run a whole attempt from its message."""
     task = "longshore.undo" if side else "longshore.step"
     message = next(m for m in world.queue if (m.task, m.index) == (task, index))
     world.queue.remove(message)

@@ -1,4 +1,4 @@
-"""Counters that are folded out of records: each run once, whoever scrapes, and however many end at one time."""
+"""Counters aggregated from records: each run counts once, with concurrent scrapes and simultaneous ends."""
 
 from __future__ import annotations
 

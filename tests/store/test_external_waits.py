@@ -1,4 +1,4 @@
-"""Runs that wait are found by due time only: nobody looks at them before, and nothing of what they wait for is lost."""
+"""Waiting runs are swept at their due time only, and miss no event."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def park(world: World, run_id: str) -> str:
 
 
 def when(world: World, run_id: str) -> float:
-    """Seconds from now until it is looked at."""
+    """Seconds until the run is due."""
     score = world.stored.redis.zscore(world.store.keys.live, run_id)
     assert score is not None
     return float(score - world.store.now()) / 1000
@@ -77,7 +77,7 @@ def settle(world: World) -> None:
 
 
 def commands(world: World) -> int:
-    """Redis's count of commands, without this one."""
+    """Redis's count of commands, excluding this one."""
     return int(world.stored.redis.info("stats")["total_commands_processed"])
 
 
@@ -121,7 +121,7 @@ def test_decision_makes_a_waiting_run_due(make: Make) -> None:
 
 
 def test_run_advanced_by_a_message_is_swept_soon(make: Make) -> None:
-    """The control worker that moves it on may be killed on the way."""
+    """The control worker that advances the run may be killed meanwhile."""
     world = make(approval())
     park(world, "r")
     make_due(world)

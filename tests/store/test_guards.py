@@ -1,4 +1,4 @@
-"""Each guard of a script is needed: its scenario holds with the script as it is, and fails without the guard."""
+"""Mutation tests of the scripts: a guard's scenario passes with the script, and fails without the guard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripts about attempts and messages that are not heard of: renew, expire, resend."""
+"""The scripts for silent attempts and lost messages: renew, expire, resend."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_lost_attempt_of_a_non_repeatable_step_is_unknown(stored: StoredRun, sid
 
 @SIDES
 def test_unknown_step_is_not_claimed_again(stored: StoredRun, side: str) -> None:
-    """SEMANTICS 14, whatever messages there still are."""
+    """SEMANTICS 14, regardless of remaining messages."""
     stored.dispatch(side)
     stored.claim(0, side)
     stored.end_lease(f"{side}0")
@@ -260,7 +260,7 @@ def test_resend_delay_doubles_up_to_ten_minutes(stored: StoredRun) -> None:
 
 @SIDES
 def test_claim_resets_the_resend_delay(stored: StoredRun, side: str) -> None:
-    """Else a parked retry would wait longer for each next one, in the end beyond the limit of the claim."""
+    """Otherwise each parked retry would wait longer, in the end beyond the claim timeout."""
     stored.dispatch(side)
     for n in range(8):
         stored.age(LEASE + 1)

@@ -1,4 +1,4 @@
-"""The registry of hosts: what is said of them, what they are taken for, and which of them a target means."""
+"""The registry of hosts: registrations, host states, and the hosts that a target selects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WEB = {"role": "web", "group": "web.dev.eu"}
 
 
 class Clocked(Store):
-    """With a clock that can be put forward."""
+    """Hosts with a clock that a test can advance."""
 
     ahead = 0
 
@@ -56,7 +56,7 @@ def node(name: str, host: str, **more: Any) -> Node:
 
 
 def ago(hosts: Hosts, host: str, seconds: float) -> None:
-    """Have all that was said of a host be said earlier."""
+    """Backdate all registrations of a host."""
     key = hosts._keys.host(host)
     for name, value in hosts._client.hgetall(key).items():
         if name.startswith("beat:"):
@@ -246,7 +246,7 @@ def test_label_targets_select_groups_of_hosts(hosts: Hosts) -> None:
 
 
 def sent(store: Store, queue: str, task: str, *arguments: Any) -> None:
-    """A message as Celery leaves it in Redis."""
+    """A message as Celery enqueues it in Redis."""
     import base64
 
     body = base64.b64encode(json.dumps([list(arguments), {}, {}]).encode()).decode()

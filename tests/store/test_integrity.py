@@ -1,4 +1,4 @@
-"""Keys of a wrong type and entries that nobody can read: each harms itself, and no run but its own."""
+"""Keys of a wrong type and unreadable entries affect their own run only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Redis knows of jobs: who was asked and has answered, what is dealt with, how they ended, how many may run."""
+"""Job records in Redis: discovery requests and answers, schedule marks, ends, and limits."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_schedule_marks_are_stored_and_removed(store: Store) -> None:
 
 
 class Starts:
-    """A client that only notes what it was to start."""
+    """A client that records starts without executing them."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -109,7 +109,7 @@ def scheduled(**said: str) -> Entity:
 
 @pytest.fixture
 def due(store: Store, monkeypatch: pytest.MonkeyPatch) -> Starts:
-    """Host web1 has the job, which was planned for three minutes ago and since; whoever is asked says nothing new."""
+    """Host web1 has the job, due three minutes ago and every minute since; discovery answers are unchanged."""
     monkeypatch.setattr(JobDiscovery, "look", lambda self, files, **_: self.last(files))
     monkeypatch.setattr(schedule, "_once", schedule._Once())
     host(store, "web1")

@@ -1,4 +1,4 @@
-"""Locks in Redis: one holder, known by name, freed by its lease, its release, or a later attempt of its step."""
+"""Locks in Redis: one named holder, released by its lease, by itself, or by a later attempt of its step."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def hold(store: Store) -> Hold:
 
 
 class Stopped:
-    """Gives up after a while."""
+    """Raised after a while by a waiting client."""
 
     def __init__(self, seconds: float) -> None:
         self._until = time.monotonic() + seconds
@@ -101,7 +101,7 @@ def test_lock_holders_are_serialised(hold: Hold) -> None:
 
 
 def abandoned(store: Store, **said: Any) -> None:
-    """Somebody took it and died."""
+    """A lock whose holder has died."""
     holder = Holder("engine/shop", "project shop", **{"run": "r1", "step": "up", "host": "web1", "why": "x"} | said)
     store.client.sadd(store.keys.locks, "engine/shop")
     store.client.set(store.keys.lock("engine/shop"), holder.text(), px=60_000)

@@ -1,8 +1,8 @@
-"""The reducer, the driver and the scripts under faults, judged by a log that they do not write.
+"""The reducer, the coordinator and the scripts under faults, checked by an independent log.
 
-Messages are lost, doubled and late; workers and drivers die anywhere; leases end; a run is cancelled and undone at
-any time. The invariants of `facts/reliability.md` §5.8 hold after each move; once the faults stop, the run comes to
-rest with nothing left behind.
+Messages are lost, doubled and late; workers and coordinators die anywhere; leases expire; a run is cancelled and
+undone at any time. The invariants of `facts/reliability.md` §5.8 hold after each move; once the faults stop, the run
+becomes terminal and leaves no index entry.
 """
 
 from __future__ import annotations

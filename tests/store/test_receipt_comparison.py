@@ -1,4 +1,4 @@
-"""The scripts that compare receipts with a record, and that follow Redis's clock."""
+"""The scripts that compare receipts with a record, and those that follow Redis's clock."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ HOUR = 3_600_000
 
 @pytest.mark.parametrize("by", [HOUR, -HOUR])
 def test_times_before_a_clock_jump_are_shifted(stored: StoredRun, by: int) -> None:
-    """As the clock stood then, `by` before what it is now."""
+    """Times by the clock before the jump, `by` before the current one."""
     stored.begin(0)
     stored.claim(0)
     then = stored.store.now() - by

@@ -1,4 +1,4 @@
-"""What is acknowledged is on a replica as well, where the settings ask for that; a renewed lease need not be."""
+"""Acknowledged writes wait for a replica if the settings require that; renewals of leases do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripts that move a run: what each does, what it refuses, and that twice is once."""
+"""The scripts that change a run's state: effects, refusals and idempotency."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_script_runs_on_plain_redis(name: str) -> None:
 
 
 def live_a_whole_life(stored: StoredRun) -> None:
-    """A run in which each script has its part: one step fails, one is lost, one is taken back."""
+    """Run all scripts in one run: one step fails, one is lost, one is undone."""
     stored.begin(0, 1, 2)
     done = stored.claim(0)
     stored.journal(0, done.fence, '{"a":1}', '{"b":2}')
@@ -422,7 +422,7 @@ def test_drain_keeps_always_steps_pending(stored: StoredRun) -> None:
 
 
 def test_drain_marks_a_lost_step_unknown(stored: StoredRun) -> None:
-    """It was claimed and never reported: it may have happened, and `left_over` has to name it."""
+    """A claimed step without an outcome may have had an effect, and `left_over` has to name the step."""
     stored.begin(0)
     stored.claim(0)
     stored.end_lease("0")
@@ -505,7 +505,7 @@ def test_run_ends_once(stored: StoredRun) -> None:
 
 @pytest.fixture
 def reopened(stored: StoredRun) -> tuple[StoredRun, RunRecord]:
-    """A run that has come back to the state that a slow process had decided from."""
+    """A run that was reopened into the state of an earlier, delayed decision."""
     stored.lay("undoing", left=0, undo_level=1)
     slow = stored.record()
     assert stored.store.finish(stored.run_id, R.UNDOING, R.UNDO_FAILED, [])

@@ -1,4 +1,4 @@
-"""What clients write and read, the sweeper's indices, and Redis being away."""
+"""Client reads and writes, the sweeper's indices, and outages of Redis."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def take_out(store: Store, run_id: str) -> None:
 
 
 def body(n: int = 0) -> dict[str, Any]:
-    """Requests that can be told apart."""
+    """A request unique to its name."""
     return {"plan": {"name": "p"}, "n": n}
 
 
@@ -198,7 +198,7 @@ def test_runs_are_listed_newest_first_after_waiting_ones(store: Store) -> None:
 
 
 def test_run_is_indexed_before_its_record_exists(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker may die at any point: a record that no index knows of would never be looked at."""
+    """A worker may die at any point: an unindexed record would never be swept."""
     whole = store._run
 
     def die(name: str, *args: object) -> object:
@@ -241,7 +241,7 @@ def test_due_time_can_only_move_forward(store: Store) -> None:
 
 
 def test_terminal_run_is_not_rescheduled(store: Store) -> None:
-    """`due` pushes what it found; what another sweeper has taken out in between must stay out."""
+    """`due` reschedules the runs that it read; a run that another sweeper removed meanwhile must stay removed."""
     store.look_at("r1", 0)
     found = store.client.zrangebyscore
 
@@ -273,7 +273,7 @@ def test_expired_attempts_are_listed_by_lease_member(stored: StoredRun) -> None:
 
 
 def ticked(store: Store, ago: float) -> None:
-    """The last sweep was so many seconds ago."""
+    """Backdate the last sweep by so many seconds."""
     store.client.hset(store.keys.clock, "tick", store.now() - round(ago * 1000))
 
 
@@ -294,7 +294,7 @@ def test_leases_expire_only_while_a_sweeper_runs(store: Store) -> None:
 
 
 def test_outage_longer_than_a_lease_delays_expiry(store: Store) -> None:
-    """Workers renew every third of a lease, so what they hold ends two thirds of a lease after Redis went."""
+    """Workers renew every third of a lease, so their leases expire two thirds of a lease after the outage begins."""
     ticked(store, 0.8 * LEASE)
     assert not Clock(store).look()
 
@@ -427,7 +427,7 @@ def test_password_is_masked_in_errors(connect: Callable[..., Store], url: str) -
 
 @contextlib.contextmanager
 def silent_server() -> Iterator[int]:
-    """A port that accepts and never says a word, as a stopped or overloaded server does."""
+    """A port that accepts connections and never answers, like a stopped or overloaded server."""
     with socket.create_server(("127.0.0.1", free_port()), backlog=64) as listener:
         yield listener.getsockname()[1]
 
@@ -466,7 +466,7 @@ def test_invalid_redis_url_is_reported() -> None:
 
 @contextlib.contextmanager
 def full(stored: StoredRun) -> Iterator[None]:
-    """A server whose memory is used up, and that evicts nothing."""
+    """A server with exhausted memory and without eviction."""
     stored.redis.config_set("maxmemory-policy", "noeviction")
     stored.redis.config_set("maxmemory", "1")
     try:

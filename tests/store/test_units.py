@@ -142,7 +142,7 @@ def test_small_data_is_stored_in_the_outcome(stored: StoredRun) -> None:
 
 
 def test_waiting_unit_is_reported_only_after_the_claim_timeout(stored: StoredRun) -> None:
-    """Nor is it, once they have not been for as long as the limit says."""
+    """The claim timeout of a waiting unit starts at the last claim of its step."""
     stored.fan_out(2)
     limit = stored.store.settings.claim_timeout
     stored.age(limit + 1)

@@ -24,7 +24,7 @@ def packages_on_disk() -> set[str]:
 
 
 def modules_on_disk() -> dict[str, Path]:
-    """Every module of the product by its name. They are read, not loaded: workers' modules set things up."""
+    """Every module of the product by name. Modules are read, not imported: workers' modules have side effects."""
     found = {}
     for name, folder in FOLDERS.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -36,7 +36,7 @@ MODULES = modules_on_disk()
 
 
 def offered_by(path: Path) -> list[str] | None:
-    """A module's `__all__`, as it is written."""
+    """A module's `__all__`, from its source."""
     text = path.read_text()
     for node in ast.parse(text).body if "__all__ = [" in text else ():
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":

@@ -37,7 +37,7 @@ def locked(python: str) -> dict[str, str]:
 
 
 def declared() -> Iterator[Requirement]:
-    """All that pyproject.toml asks for, in every extra, and the build backend."""
+    """All requirements of pyproject.toml, with every extra and the build backend."""
     project = PROJECT["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values(), PROJECT["build-system"]["requires"]]
     yield from (Requirement(text) for group in groups for text in group)

@@ -1,4 +1,4 @@
-"""The threat model: each of its lines names the tests that show it, and there are such tests."""
+"""The threat model: each line names existing tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors: exit codes through any wrapping, and what they say."""
+"""Errors: exit codes through any wrapping, and messages."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ FAILED = StepRecord(StepState.FAILED, attempts=1)
 
 
 def recorded(plan: CompiledPlan, **known: StepRecord) -> dict[int, StepRecord]:
-    """A record for each step: what is given, else pending."""
+    """A record for each step: the given state, or pending."""
     return {step.index: known.get(step.name, StepRecord()) for step in plan.steps}
 
 
@@ -90,7 +90,7 @@ def test_failed_step_skips_transitive_dependents(bad: StepState) -> None:
     assert second == saga.OpenLevel(RunState.RUNNING, 2, (), {4: "dependency failed"}, frozenset({4}))
 
 
-def test_step_skipped_by_its_guard_skips_no_dependents() -> None:
+def test_step_skipped_by_a_guard_skips_no_dependents() -> None:
     plan = compiled(of_edges({"a": [], "b": ["a"]}))
     steps = recorded(plan, a=StepRecord(StepState.SKIPPED, reason="when: false"))
 

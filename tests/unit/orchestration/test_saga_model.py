@@ -1,4 +1,4 @@
-"""The state machine of a run, in every order of its events; and without any one guard, a rule breaks."""
+"""Model checking of a run's state machine: every order of events keeps the invariants, and each guard is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings: flag, environment, file, default, in this order; and what is said of wrong ones."""
+"""Settings: precedence of flag, environment, file and default, and errors."""
 
 from __future__ import annotations
 

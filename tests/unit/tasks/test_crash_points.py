@@ -1,4 +1,4 @@
-"""The labelled points of death: all there, and asleep."""
+"""Crash points: all listed, and inactive by default."""
 
 from __future__ import annotations
 

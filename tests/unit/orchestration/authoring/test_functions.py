@@ -1,4 +1,4 @@
-"""Functions as operations: what is checked when they are made, and what they are given."""
+"""Functions as operations: validation at registration, and arguments of calls."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_undo_without_required_data_fails_with_the_reason() -> None:
     assert "its undo unit.delete needs id, which the step did not record" in (undo.error or "")
 
 
-def test_only_transient_errors_are_retried() -> None:
+def test_only_declared_errors_are_retried() -> None:
     @operation("unit.away", retry_on=(ConnectionError,))
     def away(ctx: Context, how: str) -> None:
         if ctx.attempt < 3:

@@ -1,4 +1,4 @@
-"""The command line where it needs no server: looking at plans, and everything that can be said wrongly."""
+"""The command line without a server: plan commands and usage errors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def broken(tmp_path: Path) -> str:
 
 
 def one_line(captured: Captured) -> str:
-    """What was said of an error: one line on stderr, and nothing else anywhere."""
+    """Return an error's text: one line on stderr, with no other output."""
     out, err = captured.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 1, err
@@ -235,7 +235,7 @@ def test_unreachable_redis_is_reported_without_the_password(monkeypatch: pytest.
     assert "secret" not in said
 
 
-def test_debug_option_shows_a_traceback(capsys: Captured) -> None:
+def test_verbose_option_shows_a_traceback(capsys: Captured) -> None:
     assert call(["-v", "run", "nope.yaml"]) == 2
 
     err = capsys.readouterr().err

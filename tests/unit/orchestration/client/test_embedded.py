@@ -1,4 +1,4 @@
-"""What the embedded worker is told of the modules that it has to import."""
+"""The imports that a client passes to the embedded worker."""
 
 from __future__ import annotations
 

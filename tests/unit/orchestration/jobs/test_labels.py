@@ -1,4 +1,4 @@
-"""Jobs out of labels: what each label does, what is told of mistakes, and that order does not matter."""
+"""Jobs from labels: effects of labels, reports of errors, and independence of order."""
 
 from __future__ import annotations
 

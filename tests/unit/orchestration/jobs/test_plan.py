@@ -1,4 +1,4 @@
-"""A job as a plan, as a label and as a file; and the jobs of several hosts together."""
+"""A job as a plan, as a label and as a file; merging the jobs of several hosts."""
 
 from __future__ import annotations
 

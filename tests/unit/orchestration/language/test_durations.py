@@ -1,4 +1,4 @@
-"""Durations: what people write, and what is written back."""
+"""Durations: parsing and formatting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Expressions in Python are text for Jinja2, and mean there what they mean here."""
+"""Python expressions compile to Jinja2 text with the same meaning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each `only_if` condition over dependencies that changed, failed, were skipped, or ended differently on two hosts."""
+"""Every `only_if` condition, over dependencies that changed, failed, were skipped, or differ between two hosts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Templates and patterns that would stop a worker: each ends in a clean error, in bounded time and memory."""
+"""Hostile templates and patterns fail with a clean error, in bounded time and memory."""
 
 # ruff: noqa: E501 - templates are lines as they are
 

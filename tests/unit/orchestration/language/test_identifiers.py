@@ -1,4 +1,4 @@
-"""Texts that become parts of keys and paths: what of them is refused, where the path is made."""
+"""Validation of identifiers that become parts of keys and paths."""
 
 from __future__ import annotations
 

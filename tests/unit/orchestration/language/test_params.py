@@ -64,7 +64,7 @@ def test_out_of_range_value_is_refused_with_its_bound(
 
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity"])
-def test_nan_is_refused(text: str) -> None:
+def test_non_finite_number_is_refused(text: str) -> None:
     param = Param(type="number")
 
     assert param.problem(param.parse(text)) is not None

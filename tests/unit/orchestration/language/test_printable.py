@@ -1,4 +1,4 @@
-"""Text from outside moves no terminal's cursor, forges no line and keeps its order, wherever people read it."""
+"""Escaping of external text: no control sequences, forged lines or bidirectional overrides in any output."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def hostile_report() -> Report:
 
 
 def harmless(text: str, *, lines: int) -> None:
-    """Nothing but printable text, in as many lines as there should be."""
+    """Check that the text is printable and has the expected number of lines."""
     assert text.count("\n") == lines, text
     for char in text.replace("\n", "").replace("\t", ""):
         assert char == " " or unicodedata.category(char) not in {"Cc", "Cs", "Zl", "Zp"}, repr(char)
@@ -187,7 +187,7 @@ def test_error_is_always_one_line(capsys: pytest.CaptureFixture[str], monkeypatc
 
 
 def test_command_line_prints_through_one_function() -> None:
-    """Else what is printed past it is not escaped."""
+    """Output that bypasses the function is not escaped."""
     for path in sorted(Path(str(cli_package.__file__)).parent.glob("*.py")):
         if path.name in {"common.py", "console.py"}:
             continue

@@ -1,4 +1,4 @@
-"""Which planned times are due, across days on which a clock is changed, and what becomes of those that were missed."""
+"""Planned times of schedules, across changes of daylight saving time, and missed times."""
 
 from __future__ import annotations
 

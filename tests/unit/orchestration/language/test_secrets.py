@@ -1,4 +1,4 @@
-"""Secrets by reference: where they may stand, how they are read, and that nothing tells them."""
+"""Secrets by reference: permitted places, reading, and redaction."""
 
 from __future__ import annotations
 

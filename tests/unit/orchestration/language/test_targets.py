@@ -1,4 +1,4 @@
-"""Which hosts are meant: targets, labels in words, conditions on what a host is like."""
+"""Host selection: targets, labels and conditions on hosts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Templates in parameters: what they give, what they refer to, what they must not reach."""
+"""Templates in parameters: results, references and sandboxing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The catalogue: complete, described, and the reference page is what it says."""
+"""The catalogue of operations is complete and documented, and the reference page is current."""
 
 from __future__ import annotations
 

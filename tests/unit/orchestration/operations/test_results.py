@@ -1,4 +1,4 @@
-"""What a function gives back, and how data becomes a type again."""
+"""Results of functions, and conversion of data to types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An application's Celery tasks as steps: what is taken from a signature, and what is refused."""
+"""An application's Celery tasks as steps: supported and refused parts of signatures."""
 
 from __future__ import annotations
 

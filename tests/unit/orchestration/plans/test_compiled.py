@@ -1,4 +1,4 @@
-"""A plan by numbers: levels, links, and what each step is."""
+"""Compiled plans: levels, chains, and properties of steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def longest_way(edges: dict[str, list[str]], name: str) -> int:
 
 
 def layers(edges: dict[str, list[str]]) -> list[set[str]]:
-    """The levels as graphlib hands them out when everything that is ready is done at once."""
+    """The levels in graphlib's order, with all ready nodes processed at once."""
     sorter = TopologicalSorter(edges)
     sorter.prepare()
     found = []

@@ -1,4 +1,4 @@
-"""What a plan would do, told beforehand."""
+"""The text of `plan explain`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def told(plan: Plan) -> list[str]:
 
 
 def line_of(plan: Plan, step: str) -> str:
-    """What is said of a step's undo."""
+    """The line about a step's undo."""
     lines = told(plan)
     undo = lines[lines.index("Undo, if a step fails:") + 1 :]
     return next(line.partition(": ")[2] for line in undo if line.strip().startswith(f"{step}: "))

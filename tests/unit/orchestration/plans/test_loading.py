@@ -1,4 +1,4 @@
-"""Plans from files and by name: what is read, and what is refused with which words and which line."""
+"""Loading plans from files and by name: accepted forms, and errors with their lines."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
 
 
 def told(error: PlanError) -> None:
-    """Every refusal is a usage error of one line."""
+    """Check that the refusal is a usage error of one line."""
     assert error.exit_code == 2
     assert len(str(error).splitlines()) == 1
 

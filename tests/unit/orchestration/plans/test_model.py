@@ -1,4 +1,4 @@
-"""A plan as data: three ways to write it, one object, and nothing lost between them."""
+"""The plan model: YAML, JSON and Python build equal plans and round-trip without loss."""
 
 from __future__ import annotations
 

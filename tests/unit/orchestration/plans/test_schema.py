@@ -1,4 +1,4 @@
-"""The JSON Schema that editors get."""
+"""The JSON Schema of plans, as editors use it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CHECKING |= {"minimum", "maximum", "minItems", "pattern", "patternProperties", "
 
 
 def accepts(rule: Any, value: Any, root: dict[str, Any]) -> bool:
-    """Whether the schema has nothing against the value: as much of JSON Schema as pydantic writes."""
+    """Report whether the schema accepts the value; covers the part of JSON Schema that pydantic emits."""
     if isinstance(rule, bool):
         return rule
     if "$ref" in rule:
@@ -69,7 +69,7 @@ def accepts(rule: Any, value: Any, root: dict[str, Any]) -> bool:
 
 
 def rules(rule: Any, where: str = "plan") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every rule inside of a schema, with the way to it."""
+    """Every rule of a schema, with its path."""
     if not isinstance(rule, dict):
         return
     yield where, rule

@@ -1,4 +1,4 @@
-"""What is wrong with a plan although it has the shape of one."""
+"""Semantic validation of well-formed plans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of plans."""
+"""Diagrams of plans: text, Mermaid, DOT and SVG."""
 
 from __future__ import annotations
 

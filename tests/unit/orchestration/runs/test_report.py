@@ -1,4 +1,4 @@
-"""The report of a run: every step, how it ended, what stands, and the exit code."""
+"""The report of a run: steps, outcomes, left-over effects, and the exit code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def plan(**changes: Any) -> CompiledPlan:
 
 
 def steps(*rows: dict[str, Any]) -> dict[str, str]:
-    """The steps' hash as Redis has it, from one row of fields a step."""
+    """The steps' hash as in Redis, from one row of fields per step."""
     return {
         f"{name}:{i}": value if isinstance(value, str) else json.dumps(value)
         for i, row in enumerate(rows)

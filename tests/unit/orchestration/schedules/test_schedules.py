@@ -1,4 +1,4 @@
-"""Plans that start by themselves: which times are planned, what is due, and how it is written."""
+"""Scheduled plans: planned times, due starts, and notation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_jitter_is_deterministic_for_each_start(at: int, jitter: float) -> None:
     assert one.jitter(at) == again.jitter(at)
 
 
-def test_jittered_start_delays_later_ones() -> None:
+def test_jittered_start_is_due_after_its_delay() -> None:
     one = schedules.Schedule("a", "p", Scheduled(cron="0 * * * *", jitter=600))
     at = ms("2026-11-21T10:00:00")
     held = one.jitter(at)

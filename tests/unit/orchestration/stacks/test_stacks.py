@@ -1,4 +1,4 @@
-"""What is stale, by what was seen of it; what is said of stacks; and the plan that brings them right."""
+"""Drift of stacks from host snapshots, rules for stacks, and the plan of a rollout."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def service(*containers: Replica, **said: Any) -> Service:
 
 
 def told(of: Service) -> tuple[list[str], str, list[str]]:
-    """Reasons, action, and what is only told."""
+    """The reasons, the action, and the notes."""
     found = list(find_drift("web1", Inventory(projects={"shop": Project(services={"web": of})})))
     stale = [one for one in found if isinstance(one, Stale)]
     notes = [one.text for one in found if isinstance(one, Note)]
@@ -312,7 +312,7 @@ def stale(*keys: tuple[str, str]) -> list[Stale]:
 
 
 def seen(**after: list[str]) -> dict[str, Inventory]:
-    """Projects by what they come after, on one host."""
+    """Projects of one host, with their dependencies."""
     return {"web1": Inventory(projects={name: Project(after=names) for name, names in after.items()})}
 
 

@@ -1,4 +1,4 @@
-"""Redis's clock is set while a run is under way: the run goes on as if it had not been, and the jump is told."""
+"""Changes of Redis's clock during a run do not affect the run, and are reported."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 def elapsed(sandbox: Sandbox) -> float:
-    """Seconds that the run has taken, by the clock that nobody sets."""
+    """The run's duration in seconds, by the monotonic clock."""
     return (sandbox.store.steady() - 1e12) / 1000
 
 

@@ -1,4 +1,4 @@
-"""Names of keys: two runs never meet, two installations neither, and one run lies in one slot."""
+"""Names of keys: distinct for runs and installations, and in one slot for one run."""
 
 from __future__ import annotations
 

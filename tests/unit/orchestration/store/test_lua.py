@@ -1,4 +1,4 @@
-"""The scripts as files: each has its contract at its head, and each is used."""
+"""The Lua files: each declares its contract and is called by the store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDER = ROOT / "orchestration" / "store" / "lua"
 
 
 def head(name: str) -> str:
-    """The comment that a script begins with."""
+    """The comment at the head of a script."""
     lines = (FOLDER / f"{name}.lua").read_text().splitlines()
     end = next(n for n, line in enumerate(lines) if not line.startswith("--"))
     return "\n".join(lines[:end])

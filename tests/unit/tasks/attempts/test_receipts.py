@@ -1,4 +1,4 @@
-"""A file beside the effect: one attempt at a time, and none after a later one."""
+"""Receipts: one attempt at a time, and none after one with a higher fence."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ with receipt.held(5.0, lambda: None):
 
 
 def nothing() -> None:
-    """Nobody asks it to stop."""
+    """A check that never cancels."""
 
 
 def holder(path: Path, fence: int, *arguments: str) -> subprocess.Popen[str]:
-    """A process that holds the receipt until it is ended."""
+    """Start a process that holds the receipt until killed."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(path), str(fence), *arguments], stdout=subprocess.PIPE, text=True
     )

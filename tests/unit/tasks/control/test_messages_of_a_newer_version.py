@@ -1,4 +1,4 @@
-"""What becomes of a message that a version to come has sent, where an old worker takes it."""
+"""Messages of a newer version that an older worker receives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from longshore.tasks.loaded_runs import Newer
 
 
 class FakeTask:
-    """Keeps how it was sent anew."""
+    """Records how the task is sent again."""
 
     def __init__(self, retries: int) -> None:
         self.request = SimpleNamespace(retries=retries)

@@ -1,5 +1,5 @@
-"""Plans with any failures, guards and policies follow the rules, step by step, on the bench: the reducer, the
-scripts, the driver and the runner in memory.
+"""Plans with any failures, guards and policies follow the rules, step by step, in the sandbox: the reducer, the
+scripts, the coordinator and the runner in memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WHENS = (
 
 @dataclass
 class Spec:
-    """One step, as it was drawn."""
+    """One generated step."""
 
     name: str
     after: list[str]
@@ -123,7 +123,7 @@ GOOD = {"changed", "unchanged"}
 
 @dataclass
 class Rules:
-    """The rules of DESIGN §3, each held against a report: what a step became follows from the steps before it.
+    """The rules of DESIGN §3, checked against a report: a step's outcome follows from the steps before.
 
     The rules know no order: where a failure stops a run, a step of the same level may have been cancelled or not.
     """

@@ -1,4 +1,4 @@
-"""Runs that are held, queued, resumed, resolved and forgotten, on the bench: no clock, no processes."""
+"""Suspended, queued, resumed, resolved and purged runs, in the sandbox without clock and processes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ State = dict[str, str | None]
 
 
 class Table(Sandbox):
-    """A bench on which several runs go on at once, and people ask for things."""
+    """A sandbox with several concurrent runs and commands."""
 
     def begin(self, plan: Plan, run_id: str) -> None:
         Admission(self.store).submit(run_id, request_body(plan, {}, "ann"))
         self.tell(run_id)
 
     def tell(self, run_id: str, seconds: int = 0) -> None:
-        """Have a run advanced, and some time pass."""
+        """Advance a run and the clock."""
         self._queue.append(_Message(ADVANCE, run_id))
         self.go_on(seconds)
 
@@ -256,7 +256,7 @@ def test_child_run_is_admitted_before_runs_queued_behind_its_parent(own_registry
 
 
 def test_cancelled_queued_run_is_not_admitted(own_registry: None) -> None:
-    """Somebody has read the queue, and comes with what he read when the run is gone from it."""
+    """A reader of the queue tries to admit a run that has left the queue since."""
     table = limited(max_runs=1)
     door = Admission(table.store)
     table.begin(waiting(), "one")

@@ -1,4 +1,4 @@
-"""Hosts that a worker may talk to: one meaning of a URL, and the address behind a name."""
+"""Hosts that a worker may reach: unambiguous URLs, and the addresses of names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def hosts(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 @pytest.fixture
 def resolves(monkeypatch: pytest.MonkeyPatch) -> Resolves:
-    """What DNS answers for any name."""
+    """Set the answer of DNS for any name."""
 
     def make(*found: str) -> None:
         def answer(_name: str, port: int | None, **_more: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What a worker may touch: folders and programs, links included."""
+"""Allow lists of folders and programs, including links."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def allow(monkeypatch: pytest.MonkeyPatch) -> Allow:
 
 @pytest.fixture
 def home(tmp_path: Path, allow: Allow) -> Path:
-    """A folder that may be touched, beside one that may not."""
+    """An allowed folder beside a forbidden one."""
     home = tmp_path / "home"
     (home / "inner").mkdir(parents=True)
     (tmp_path / "other").mkdir()
@@ -132,7 +132,7 @@ def test_worker_keys_and_proc_are_outside_all_roots(tmp_path: Path, allow: Allow
 
 @pytest.fixture
 def tools(tmp_path: Path) -> Path:
-    """A folder of programs that are allowed, beside a shell under another name that is not."""
+    """A folder of allowed programs, beside a forbidden shell under another name."""
     folder = tmp_path / "tools"
     folder.mkdir()
     (folder / "say").write_text('#!/bin/sh\necho "said $1 by $0"\n')

@@ -1,4 +1,4 @@
-"""What a worker may do at all: its settings' lists, whatever a plan says."""
+"""The worker's policy: allow lists of its settings, which no plan can override."""
 
 from __future__ import annotations
 
@@ -459,7 +459,7 @@ def test_existing_volume_follows_the_rules_for_new_ones() -> None:
     ],
 )
 def test_exec_in_a_privileged_or_longshore_container_is_refused(made: dict[str, Any]) -> None:
-    """Else `docker.exec` in the engine's worker would print its key, and in a proxy would have the engine's socket."""
+    """Otherwise `docker.exec` could print the key of the engine's worker, or reach the engine's socket in a proxy."""
     with pytest.raises(NotAllowed):
         policy.check_inside("any", made, "longshore")
     for fine in (
@@ -557,7 +557,7 @@ def test_foreign_message_or_message_with_callbacks_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["callbacks", "errbacks", "chain", "chord"])
 def test_application_result_message_has_no_callbacks_or_time_limit(name: str) -> None:
-    """A worker would sign what it sends after it, and anybody may write such a message."""
+    """A worker would sign the callbacks of a message that any client may write."""
     ring = signing.Ring((signing.new_key("worker"),))
     headers, _ = parts(task="longshore.task_ended")
     told = ["result", "run", 0, "", "1", True]

@@ -1,4 +1,4 @@
-"""Programs: what they say, how they end, and that nothing of them is left behind."""
+"""Programs: output, exit, and cleanup."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sh(command: str, **more: object) -> Completed:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process is there and no zombie."""
+    """Report whether the process exists and is not a zombie."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a worker's `secret()` reads, and what it reads under no name and no setting."""
+"""Sources of a worker's `secret()`, and values that no name or setting discloses."""
 
 from __future__ import annotations
 

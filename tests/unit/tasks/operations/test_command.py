@@ -1,4 +1,4 @@
-"""`command.*`: guards, exit codes, what a command sees, and what is foretold of it."""
+"""`command.*`: guards, exit codes, environment, and predictions."""
 
 from __future__ import annotations
 

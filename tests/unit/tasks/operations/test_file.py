@@ -1,4 +1,4 @@
-"""`file.deploy.execute`: content, mode and owner; put in place at once, and taken back exactly."""
+"""`file.deploy.execute`: content, mode and owner; atomic replacement and exact undo."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ assert http
 
 
 class Service:
-    """Answers as it is told, and remembers what it was asked."""
+    """A server with scripted answers, which records its requests."""
 
     def __init__(self) -> None:
         self.codes: list[int] = []
@@ -385,7 +385,7 @@ def test_http_calls_reach_allowed_hosts_only(service: Service, monkeypatch: pyte
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Has DNS answer for *.test, each time with the next address; and says what was asked for."""
+    """Let DNS answer each query for *.test with the next address; return the queries."""
 
     def make(*addresses: str) -> list[str]:
         real, asked, left = socket.getaddrinfo, list[str](), list(addresses)

@@ -1,4 +1,4 @@
-"""`node.*` agrees with what the machine itself says."""
+"""`node.*` agrees with the machine's own tools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps on several hosts, on the bench: canaries, skips, guards a host, and what is taken back where."""
+"""Steps on several hosts in the sandbox: canaries, skips, guards per host, and undo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan language on the bench, at its edges."""
+"""Edge cases of the plan language, in the sandbox."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_child_past_its_point_of_no_return_is_reported_and_not_undone() -> None:
 
 
 def test_child_started_by_a_killed_worker_ends_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the child's request and the parking, while the parent is being ended."""
+    """The worker dies between the child's request and the parking, while the parent is ending."""
     from longshore.tasks.attempts.runner import Attempt
     from longshore.tasks.simulation.sandbox import Vanished
 
@@ -207,7 +207,7 @@ def test_empty_foreach_has_empty_results() -> None:
 
 
 def test_item_waiting_for_other_items_is_not_rejected() -> None:
-    """Busy workers take each in its turn, however long that is."""
+    """Busy workers claim one item after another, without a time limit."""
     plan = Plan("p")
     plan.step("each", "noop.execute", data={"n": E.item}).foreach(list(range(30)))
     sandbox = Sandbox()

@@ -1,4 +1,4 @@
-"""The bench: what it can make a step do, and that nothing but memory is touched."""
+"""The sandbox: scripted outcomes of steps, in memory only."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_simulate_command_shows_each_end(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_server_hooks_get_each_event_at_least_once() -> None:
-    """A worker that dies as it tells: what it had not noted is told once more, with the same id."""
+    """A worker dies while it calls a hook: an event that is not yet marked is sent again, with the same id."""
     told: list[tuple[str, str]] = []
     hooks = Hooks(before_step=lambda name: told.append((hooks.event.id if hooks.event else "", name)))
     sandbox = Sandbox()

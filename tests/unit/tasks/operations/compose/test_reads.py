@@ -1,4 +1,4 @@
-"""Which files of this host a project has Compose read, and a build the engine."""
+"""Host files that Compose may read for a project, and the engine for a build."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from longshore.tasks.operations.docker.images import _archive
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder of the worker's, with a file beside it that is none of its affairs."""
+    """The worker's only root, with a forbidden file beside it."""
     home = tmp_path / "home"
     (home / "inner").mkdir(parents=True)
     (tmp_path / "other").mkdir()

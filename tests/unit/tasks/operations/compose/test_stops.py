@@ -1,4 +1,4 @@
-"""Stops that are under way in the engine, which is one in memory: what is waited for, and what is not."""
+"""Waiting for pending stops, on the in-memory engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from longshore.tasks.simulation.engine import MemoryEngine
 
 
 class Ending(MemoryEngine):
-    """An engine in which a stop takes some looks at its container."""
+    """An engine in which a stop takes several polls of its container."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The steps of a job on an engine in memory: what is stopped and started, in which order, and what goes wrong."""
+"""The steps of a job on an in-memory engine: stops and starts, their order, and failures."""
 
 from __future__ import annotations
 
@@ -293,7 +293,7 @@ def test_container_ended_by_an_interrupted_stop_is_restarted(docker: Stubborn) -
     late = iter(["shop-web-1"])
 
     class Ending(dict[str, Any]):
-        """The engine ends one of them a little later."""
+        """An engine that ends a container with a delay."""
 
         def __getitem__(self, name: str) -> Any:
             if name == "stop":

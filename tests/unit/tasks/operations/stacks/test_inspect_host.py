@@ -1,4 +1,4 @@
-"""A look at a host, with an engine in memory and Compose's answers given: what is asked, and what is made of it."""
+"""Inspection of a host, with an in-memory engine and fixed answers of Compose: queries and results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LABEL = "com.docker.compose."
 
 
 class Engine(MemoryEngine):
-    """It also has bind mounts, end points and a registry, and counts what it is asked."""
+    """An engine with bind mounts, endpoints and a registry, which records its calls."""
 
     def prepare(self, folder: Path) -> None:
         self.folder = folder
@@ -112,7 +112,7 @@ def look(engine: Engine, known: Inventory | None = None, **params: Any) -> Inven
 
 
 def forget(engine: Engine) -> None:
-    """Nobody has looked before."""
+    """Drop the snapshot of the previous inspection."""
     shutil.rmtree(engine.folder / "state" / "starts")
 
 
