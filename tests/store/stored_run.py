@@ -113,7 +113,7 @@ class StoredRun:
         assert [int(event["version"]) for event in found] == [before + n + 1 for n in range(len(names))]
         assert int(self.run("version") or 0) == before + len(names)
 
-    # --- a state of affairs -------------------------------------------------------------------------
+    # --- prepared states ----------------------------------------------------------------------------
 
     def put(self, *, steps: Mapping[str, object] | None = None, **run: object) -> None:
         """Write fields of the run, and of the steps' hash, past the scripts."""

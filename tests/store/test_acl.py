@@ -234,7 +234,7 @@ def test_doctor_examines_every_key_in_every_permitted_role(admin: redis.Redis, s
     (damaged,) = [each.what for each in examine(as_role(server, role)) if "damaged" in each.what]
 
     assert f"{keys.of('r').run} is a list" in damaged
-    # Of these two it needs neither: its library names itself, and a setting may stay unknown.
+    # The role needs neither command: redis-py names itself, and a setting may stay unknown.
     assert {entry["object"] for entry in admin.acl_log()} <= {"config|get", "client|setinfo"}
 
 

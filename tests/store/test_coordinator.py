@@ -51,7 +51,7 @@ def do(world: World, index: int, how: str = "changed", side: str = "") -> None:
     world.finish(work, how)
 
 
-# --- silence --------------------------------------------------------------------------------------------
+# --- lost messages and workers --------------------------------------------------------------------------
 
 
 def test_run_begins_without_its_first_message(world: Callable[..., World]) -> None:

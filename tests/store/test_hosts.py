@@ -242,7 +242,7 @@ def test_label_targets_select_groups_of_hosts(hosts: Hosts) -> None:
     assert list(grouped(found, "label:role")) == ["web"]
 
 
-# --- what waits -----------------------------------------------------------------------------------
+# --- queues and waiting steps ---------------------------------------------------------------------
 
 
 def sent(store: Store, queue: str, task: str, *arguments: Any) -> None:

@@ -190,7 +190,7 @@ def test_unreadable_field_becomes_one_dead_letter(world: World, name: str, field
     world.stored.redis.hset(spaced(world, name), field, garbage)
     store = world.store
 
-    # All that reads it does without it.
+    # Every reader works without the key.
     Hosts(store).all(), JobDiscovery(store).seen(), ScheduleMarks(store).marks(), Admission(store).known()
     counters.totals(store), Admission(store).next(), doctor.examine(store)
     world.driver.door.purge_expired()

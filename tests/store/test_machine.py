@@ -218,7 +218,7 @@ class Saga(RuleBasedStateMachine):
         finally:
             self.world.driver_store.mend()
 
-    # --- people -------------------------------------------------------------------------------------
+    # --- operators ----------------------------------------------------------------------------------
 
     @rule(keep=st.booleans(), message=st.booleans(), chance=st.integers(0, 3))
     def cancel(self, keep: bool, message: bool, chance: int) -> None:
@@ -235,7 +235,7 @@ class Saga(RuleBasedStateMachine):
         if message:
             self.world.queue.send(Message("longshore.advance"))
 
-    # --- what must hold after each move -------------------------------------------------------------
+    # --- invariants after each move -----------------------------------------------------------------
 
     @invariant()
     def the_record_is_sound(self) -> None:
@@ -304,7 +304,7 @@ class Saga(RuleBasedStateMachine):
         if asked and asked[-1][0] != run.get("last_command"):
             assert live or waits, "I12: a command of a run in no index"
 
-    # --- the end ------------------------------------------------------------------------------------
+    # --- the terminal state -------------------------------------------------------------------------
 
     def teardown(self) -> None:
         if not hasattr(self, "world") or sys.exc_info()[0] is not None:

@@ -46,7 +46,7 @@ def settle(
     return stored.store.settle(stored.run_id, run_record(fields | given, 0), doubts, ending=ending)
 
 
-# --- asking ---------------------------------------------------------------------------------------------
+# --- queries --------------------------------------------------------------------------------------------
 
 
 def test_receipt_query_is_recorded_once_in_the_hosts_list(aborting: StoredRun) -> None:
@@ -132,7 +132,7 @@ def test_record_version_is_raised_to_that_seen_by_a_host(aborting: StoredRun) ->
     assert int(aborting.run("version") or 0) == 501
 
 
-# --- going on -------------------------------------------------------------------------------------------
+# --- continuation ---------------------------------------------------------------------------------------
 
 
 def test_run_continues_after_receipt_comparison(aborting: StoredRun) -> None:
@@ -182,7 +182,7 @@ def test_lost_undo_is_fenced_by_its_next_attempt(stored: StoredRun) -> None:
     assert stored.record().lost == 0
 
 
-# --- the clock ------------------------------------------------------------------------------------------
+# --- clock jumps ----------------------------------------------------------------------------------------
 
 HOUR = 3_600_000
 

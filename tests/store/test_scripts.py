@@ -28,7 +28,7 @@ def but(*states: RunState) -> list[RunState]:
     return [state for state in RunState if state not in states]
 
 
-# --- all of them ----------------------------------------------------------------------------------------
+# --- all scripts ----------------------------------------------------------------------------------------
 
 
 def test_all_scripts_are_tested() -> None:

@@ -331,7 +331,7 @@ def test_stale_reader_does_not_remove_a_newer_inbox_entry(store: Store) -> None:
     assert store.waiting() == ["r1"]
 
 
-# --- output and probes ----------------------------------------------------------------------------------
+# --- output and dry runs --------------------------------------------------------------------------------
 
 
 def test_step_output_keeps_its_last_thousand_lines(store: Store) -> None:
@@ -369,7 +369,7 @@ def test_dry_run_is_deleted_by_its_client(store: Store) -> None:
     assert store.client.keys("*") == []
 
 
-# --- name spaces ----------------------------------------------------------------------------------------
+# --- namespaces -----------------------------------------------------------------------------------------
 
 
 def test_two_installations_on_one_redis_are_isolated(server: RedisServer, connect: Callable[..., Store]) -> None:
@@ -391,7 +391,7 @@ def test_two_installations_on_one_redis_are_isolated(server: RedisServer, connec
     assert all(name.startswith(("stored:", "other:")) for name in names)
 
 
-# --- Redis is away --------------------------------------------------------------------------------------
+# --- outages of Redis -----------------------------------------------------------------------------------
 
 
 def one_line(error: StoreUnavailable) -> str:
@@ -578,7 +578,7 @@ def test_record_survives_a_killed_redis(own_server: RedisServer) -> None:
 
 def test_waiting_threads_share_the_connection_pool(redis_server: RedisServer) -> None:
     redis_server.flush()
-    # The name tells them from those of other tests on the same server.
+    # The client name identifies this test's connections on the shared server.
     store = Store(settings_for(f"{redis_server.url}?client_name=crowded", max_connections=8))
     began = threading.Barrier(60)
     errors: list[Exception] = []

@@ -125,7 +125,7 @@ def test_run_state_follows_its_steps(a: StepRecord, b: StepRecord, state: RunSta
     assert decide(plan, RunRecord(RunState.RUNNING, level=0), recorded(plan, a=a, b=b)) == saga.Finish(state, ())
 
 
-# --- the abort ------------------------------------------------------------------------------------
+# --- abort ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("queued", [StepState.READY, StepState.RETRYING])
@@ -149,7 +149,7 @@ def test_undo_begins_with_the_highest_level_with_effects() -> None:
     aborting = RunRecord(RunState.ABORTING, level=3)
 
     assert decide(plan, aborting, steps) == saga.OpenUndo(1, (1,))
-    # given: it has been taken back
+    # given: the step has been undone
     steps |= {1: StepRecord(StepState.CHANGED, 1, UndoState.UNDONE)}
     undoing = RunRecord(RunState.UNDOING, level=3, undo_level=1)
     assert decide(plan, undoing, steps) == saga.OpenUndo(0, (0,))
@@ -215,7 +215,7 @@ def test_undo_level_is_awaited_until_its_timeout() -> None:
 
     assert at(49) is None
     assert at(50) == saga.GiveUpUndo((0, 2))
-    # what is at work is awaited: it has a time of its own
+    # a running step is awaited: the step has its own timeout
     steps |= {i: StepRecord(StepState.CHANGED, 1, UndoState.UNDO_FAILED) for i in (0, 2)}
     assert at(50) is None
 
@@ -263,7 +263,7 @@ def test_terminal_run_stays_terminal(state: RunState) -> None:
     assert decide(plan, RunRecord(state, level=2, now=10, deadline=1), recorded(plan)) is None
 
 
-# --- what is left over ----------------------------------------------------------------------------
+# --- left-over steps ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_terminal_run_stays_terminal(state: RunState) -> None:
         (COMMAND, StepRecord(StepState.CHANGED, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, True),
         (COMMAND, StepRecord(StepState.UNKNOWN, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, True),
         (COMMAND, StepRecord(StepState.FAILED, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, False),
-        # stopped half-way because the run was ended: it may have done something
+        # stopped half-way by the run's end: the step may have had an effect
         (COMMAND, StepRecord(StepState.CANCELLED, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, False),
         (COMMAND | {"undo": "none"}, CHANGED, RunState.UNDONE, False),
     ],

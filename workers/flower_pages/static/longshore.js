@@ -4,7 +4,7 @@
 (() => {
   const EVERY = 1000;
   const live = document.getElementById("live");
-  const said = document.getElementById("said");
+  const message = document.getElementById("message");
   const ask = document.getElementById("ask");
   let asked = null;
 
@@ -33,10 +33,10 @@
       const answer = await fetch(at(`${live.dataset.live}&part=1&version=${encodeURIComponent(version())}`));
       if (answer.status === 200) put(await answer.text());
       else if (answer.status !== 204) throw new Error(`${answer.status} ${await answer.text()}`);
-      if (said.dataset.lost) { said.textContent = ""; delete said.dataset.lost; }
+      if (message.dataset.lost) { message.textContent = ""; delete message.dataset.lost; }
     } catch (error) {
-      said.textContent = `This page may be out of date: ${error.message}`;
-      said.dataset.lost = "1";
+      message.textContent = `This page may be out of date: ${error.message}`;
+      message.dataset.lost = "1";
     }
   }
 
@@ -45,14 +45,14 @@
     const xsrf = document.cookie.match(/(?:^|; )_xsrf=([^;]*)/);
     const headers = { "X-Requested-With": "longshore" };
     if (xsrf) headers["X-XSRFToken"] = decodeURIComponent(xsrf[1]);
-    said.textContent = `${button.what} …`;
+    message.textContent = `${button.what} …`;
     const send = () => fetch(at(`${location.pathname}/${button.kind}`), { method: "POST", body: words, headers });
     try {
       // A kept-alive connection may be closed; a repeated command is harmless.
       const answer = await send().catch(send);
-      said.textContent = `${button.kind} ${button.step}: ${await answer.text()}`;
+      message.textContent = `${button.kind} ${button.step}: ${await answer.text()}`;
     } catch (error) {
-      said.textContent = `${button.kind}: ${error.message}`;
+      message.textContent = `${button.kind}: ${error.message}`;
     }
     refresh();
   }

@@ -57,7 +57,7 @@ def one_line(captured: Captured) -> str:
     return err.strip()
 
 
-# --- looking at a plan ----------------------------------------------------------------------------
+# --- plan commands --------------------------------------------------------------------------------
 
 
 def test_valid_plan_is_reported_valid(plan: str, capsys: Captured) -> None:
@@ -136,7 +136,7 @@ def test_stored_plan_is_shown_by_name(plan: str, monkeypatch: pytest.MonkeyPatch
     assert capsys.readouterr().out == "shop: 4 steps, no problems\n"
 
 
-# --- what cannot be done --------------------------------------------------------------------------
+# --- usage errors ---------------------------------------------------------------------------------
 
 
 #: Each bad plan with `run`, and each that is not a large one with a command that only looks.
@@ -263,7 +263,7 @@ def test_string_parameter_keeps_its_text() -> None:
     assert read_params(plan, ("tag=",), None) == {"tag": ""}
 
 
-# --- the parts ------------------------------------------------------------------------------------
+# --- commands -------------------------------------------------------------------------------------
 
 
 def test_worker_command_needs_redis(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
@@ -289,7 +289,7 @@ def test_worker_with_queues_consumes_their_undo_first(capsys: Captured) -> None:
     assert (told["dry_run"], told["message"]) == (True, f"would run: {' '.join(told['arguments'])}")
 
 
-# --- the root -------------------------------------------------------------------------------------
+# --- the entry point ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["run", "--help"], ["plan", "-h"], ["runs", "cancel", "-h"]])

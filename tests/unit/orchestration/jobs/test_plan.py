@@ -130,7 +130,7 @@ def test_job_locks_its_stacks_for_the_whole_run() -> None:
     assert body["concurrency"] == {"key": "job web1/j"}
 
 
-# --- a file ---------------------------------------------------------------------------------------
+# --- job files ------------------------------------------------------------------------------------
 
 
 def test_job_file_declares_jobs(tmp_path: Path) -> None:

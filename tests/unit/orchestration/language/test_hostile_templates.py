@@ -82,7 +82,7 @@ COSTLY = [
     "{% set ns = namespace(x=('a',)) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
     "{% set x %}{% for i in range(99999) %}{{ params.text }}{% endfor %}{% endset %}{{ x }}",
     "{% filter upper %}{% for i in range(99999) %}{{ params.text }}{% endfor %}{% endfilter %}",
-    # what is parsed and compiled
+    # parsing and compilation
     "{{ " + "(" * 10_000 + "1" + ")" * 10_000 + " }}", "{{ " + "not " * 3000 + "1 }}", "{{ " + "-" * 10_000 + "1 }}",
     "{{ " + "1+" * 5000 + "1 }}", "{{ a" + ".a" * 5000 + " }}", "{{ a" + "|e" * 5000 + " }}", "{{ " + "[" * 5000 + " }}",
     "{{ " + "1" * 10_000 + " }}", "{{ 1e999999999 }}", "{{ " + "'a' ~ " * 3000 + "'a' }}", "{{ a }}" * 100_000,

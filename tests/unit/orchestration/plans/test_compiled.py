@@ -121,7 +121,7 @@ def test_always_step_is_no_chain_link() -> None:
 
 
 def test_chain_link_depends_on_the_chain_only() -> None:
-    # given: `d` needs what stands beside its chain, `e` what the chain's first link needs as well
+    # given: `d` depends on a step beside its chain, `e` on a dependency of the chain's first link
     edges = {"a": [], "b": [], "c": ["b"], "d": ["c", "a"], "e": ["d", "b"]}
     plan = compiled(of_edges(edges, on_error="continue"))
 

@@ -354,7 +354,7 @@ def test_oversized_file_is_not_read_further(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_stored_plan_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given: two folders, and what is no plan in one of them
+    # given: two folders, one with a file that is not a plan
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()

@@ -220,7 +220,7 @@ def test_invalid_step_names_are_refused(name: str) -> None:
 
 
 def test_digest_is_independent_of_notation() -> None:
-    # given: other orders of keys, other spellings of the same
+    # given: equal plans with other orders of keys and other spellings
     one = {"name": "p", "timeout": "1m", "steps": {"a": {"op": "noop.execute", "with": {"sleep": 1, "changed": True}}}}
     two = {"steps": {"a": {"with": {"changed": True, "sleep": 1}, "op": "noop.execute"}}, "timeout": 60, "name": "p"}
 

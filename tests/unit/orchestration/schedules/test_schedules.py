@@ -100,7 +100,7 @@ def test_beat_entry_fires_at_least_as_often_as_starts(tmp_path: Path, monkeypatc
     assert read.when.model_copy(update={"plan": ""}) == one.when
     with pytest.raises(UsageError, match="no stored plan"):
         schedules.given(get_settings(), "n", told["given"] | {"plan": "/etc/passwd"})
-    # one that is declared is what its declaration says
+    # a declared schedule follows its declaration
     assert schedules.given(get_settings(), "backup.nightly", told["given"]).said().startswith("0 3")
 
 

@@ -128,7 +128,7 @@ def test_changed_parts_are_named(change: dict[str, Any], says: str) -> None:
     assert bool(difference(was, now)) is bool(says)
 
 
-# --- which are meant --------------------------------------------------------------------------------
+# --- selection --------------------------------------------------------------------------------------
 
 
 def world(**projects: Project) -> dict[str, Inventory]:
@@ -225,7 +225,7 @@ def test_image_is_selected_by_name_tag_or_id() -> None:
     ]  # fmt: skip
 
 
-# --- what is said of stacks -------------------------------------------------------------------------
+# --- rules for stacks -------------------------------------------------------------------------------
 
 
 def test_first_matching_pattern_decides_a_files_action() -> None:
@@ -262,7 +262,7 @@ def test_invalid_rules_file_is_refused(tmp_path: Path, text: str, says: str) -> 
     assert stack_rules(str(tmp_path / "empty.yaml")) == stack_rules("") == StackRules()
 
 
-# --- what a configuration is read from --------------------------------------------------------------
+# --- input files of a configuration -----------------------------------------------------------------
 
 
 def test_compose_input_files_are_known(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_circular_includes_terminate(tmp_path: Path) -> None:
     assert digest_of_file(str(tmp_path / "a.yaml")) != digest_of_file(str(tmp_path / "b.yaml"))
 
 
-# --- the plan ---------------------------------------------------------------------------------------
+# --- the rollout's plan -----------------------------------------------------------------------------
 
 
 def stale(*keys: tuple[str, str]) -> list[Stale]:

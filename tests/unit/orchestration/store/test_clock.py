@@ -118,7 +118,7 @@ def test_clock_jump_is_an_event_and_a_warning(sandbox: Sandbox, caplog: pytest.L
     assert "Redis's clock has jumped back by 1h" in caplog.text
 
 
-# --- what notices it ----------------------------------------------------------------------------------
+# --- detection ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def test_doctor_reports_a_clock_jump(store: MemoryStore) -> None:
     assert (finding.grade, finding.what) == ("warning", "Redis's clock has jumped forward by 1h")
 
 
-# --- other times that lie ahead -------------------------------------------------------------------------
+# --- other future times ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seconds", JUMPS)

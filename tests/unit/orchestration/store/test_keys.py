@@ -24,7 +24,7 @@ def all_of(run: RunKeys) -> list[str]:
 def test_all_keys_of_a_run_share_one_slot(namespace: str, run_id: str) -> None:
     made = all_of(Keys(namespace).of(run_id))
 
-    # A slot is made of what stands between the first { and the next }.
+    # The slot is the hash of the text between the first { and the next }.
     assert {re.search(r"\{([^}]+)\}", key)[1] for key in made} == {run_id}  # type: ignore[index]
     assert len(set(made)) == len(made)
     assert all(key.startswith(f"{namespace}:") for key in made)

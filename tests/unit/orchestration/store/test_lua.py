@@ -53,7 +53,7 @@ def test_script_documents_every_argument(name: str) -> None:
     used = {int(number) for number in re.findall(r"ARGV\[(\d+)\]", body(name))}
     said = {int(number) for number in re.findall(r"ARGV\[(\d+)", head(name))}
 
-    # What comes after a number of arguments is a list, said in words.
+    # The arguments after a fixed number form a list, described in words.
     assert {number for number in used if number <= max(said, default=0)} <= said
     assert not used or said or "-- ARGV" in head(name)
 

@@ -204,7 +204,7 @@ def test_ledger_is_readable_by_its_owner_only(tmp_path: Path) -> None:
         assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
 
-# --- the receipts of a run that ends ----------------------------------------------------------------------
+# --- receipts of an ending run ----------------------------------------------------------------------------
 
 
 def test_closed_step_rejects_every_forward_attempt(tmp_path: Path) -> None:

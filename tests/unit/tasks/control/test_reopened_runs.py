@@ -228,7 +228,7 @@ def test_suspended_run_retries_always_steps(service: dict[str, bool], table: Tab
     assert table.report("r").step("lights").status == "changed"
 
 
-# --- the door -------------------------------------------------------------------------------------------
+# --- admission ------------------------------------------------------------------------------------------
 
 
 def test_resume_does_not_bypass_the_run_queue(own_registry: None) -> None:
@@ -299,7 +299,7 @@ def test_concurrency_key_serialises_children_but_not_with_their_parents(own_regi
     assert table.state("top.m.c") == "running"
 
 
-# --- what was forgotten ---------------------------------------------------------------------------------
+# --- purged runs ----------------------------------------------------------------------------------------
 
 
 def all_keys(table: Table, run_id: str) -> list[str]:
@@ -307,7 +307,7 @@ def all_keys(table: Table, run_id: str) -> list[str]:
 
 
 def test_purged_run_leaves_no_keys_and_frees_its_id(table: Table) -> None:
-    # given a parent with a child, large data, and a life before
+    # given a reopened parent with a child and large data
     child = Plan("child")
     child.step("inner", "noop.execute")
     parent = kept()
@@ -349,7 +349,7 @@ def test_cached_plan_of_a_purged_run_is_not_used_for_a_new_run(table: Table) -> 
     from longshore.tasks.control.coordinator import Coordinator
     from longshore.tasks.loaded_runs import Plans
 
-    # given a process that has seen the first run, far ahead of where the second is
+    # given a process that has cached the first run at a higher version than the second's
     old = Plans(table.store)
     make: Callable[..., Any] = table._canvas
     elsewhere = Coordinator(None, table.store, old, make)  # type: ignore[arg-type]

@@ -91,7 +91,7 @@ def test_program_runs_in_the_given_folder(tmp_path: Path) -> None:
 
 
 def test_stdin_is_written_while_output_is_read() -> None:
-    # given: more than the pipes hold, both ways
+    # given: more data than the pipes hold, in both directions
     data = os.urandom(300_000).hex().encode()
 
     done = process.run(["cat"], env=ENV, stdin=data, limit=10_000_000)
@@ -123,7 +123,7 @@ def test_program_that_fails_to_start_has_no_effect(argv: list[str], cwd: str | N
 
 
 def test_timeout_kills_the_process_group(tmp_path: Path) -> None:
-    # given: a child of its own, and neither listens to TERM
+    # given: a program and its child, which both ignore TERM
     started = time.monotonic()
     script = (
         f"trap '' TERM; sleep 60 & echo $! >{tmp_path}/child; echo $$ >{tmp_path}/parent; while :; do sleep 60; done"
@@ -166,7 +166,7 @@ def test_program_exit_ends_the_call_despite_open_output(tmp_path: Path) -> None:
 
 
 def test_check_error_kills_the_program_and_propagates(tmp_path: Path) -> None:
-    # given: somebody who asks for its end
+    # given: a check that cancels
     asked = []
 
     def check() -> None:
@@ -182,7 +182,7 @@ def test_check_error_kills_the_program_and_propagates(tmp_path: Path) -> None:
 
 
 def test_program_dies_with_its_worker(tmp_path: Path) -> None:
-    # given: a worker at work
+    # given: a worker with a running program
     code = (
         "import os\nfrom longshore.tasks.host.machine import process\n"
         f"process.run(['/bin/sh', '-c', 'echo $$ >{tmp_path}/pid; exec sleep 60'], env=dict(os.environ))\n"

@@ -55,7 +55,7 @@ def put(path: Path, content: bytes = OLD, mode: int = 0o640) -> Path:
     return path
 
 
-# --- to deploy ------------------------------------------------------------------------------------
+# --- deploy ---------------------------------------------------------------------------------------
 
 
 def test_new_file_gets_content_and_default_mode(host: Path) -> None:
@@ -223,7 +223,7 @@ def test_unknown_owner_is_named(who: dict[str, Any], host: Path) -> None:
     assert seen(host) == {}
 
 
-# --- what is no file ------------------------------------------------------------------------------
+# --- non-regular files ----------------------------------------------------------------------------
 
 
 def link(path: Path) -> None:
@@ -232,7 +232,7 @@ def link(path: Path) -> None:
 
 
 def listen(path: Path) -> None:
-    # The path of a socket is short: it is made in its own folder.
+    # A socket's path must be short: the test creates the socket from its folder.
     here = Path.cwd()
     os.chdir(path.parent)
     try:
@@ -280,7 +280,7 @@ def test_path_through_a_file_is_refused(host: Path) -> None:
 
 
 def test_symlink_created_after_the_check_is_not_followed(host: Path) -> None:
-    # given: somebody puts a link there between the two
+    # given: a link created between check and write
     step = deploy(host / "app.conf")
     assert step.before["file"] is None
     link(host / "app.conf")
@@ -291,7 +291,7 @@ def test_symlink_created_after_the_check_is_not_followed(host: Path) -> None:
     assert (host / "target").read_bytes() == OLD
 
 
-# --- to take back ---------------------------------------------------------------------------------
+# --- undo -----------------------------------------------------------------------------------------
 
 
 def test_undo_removes_a_new_file_and_its_folders(host: Path) -> None:
@@ -368,7 +368,7 @@ def test_repeated_attempts_still_undo_to_the_original(
     step = deploy(path, content=content, mode=mode)
     assert step.before is not None
 
-    # when: attempts that saw no more than the first one's journal, each after the one before it was lost
+    # when: several attempts, each after a lost one, with the first attempt's journal
     outcomes = [step.act() for _ in range(acts)]
     deployed = seen(host)
     foretold = deploy(path, content=content, mode=mode).predict()
@@ -468,7 +468,7 @@ def test_steps_of_a_run_have_separate_backups(host: Path) -> None:
     assert seen(host) == was
 
 
-# --- what goes wrong ------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
 def failing(error: int) -> Callable[..., None]:
@@ -496,7 +496,7 @@ def test_failed_write_leaves_file_and_folder_unchanged(
 
 
 def test_failure_reported_without_effect_has_no_effect(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given: a worker that may not give files away
+    # given: a worker without the permission for chown
     step = deploy(host / "a" / "b" / "app.conf", owner=os.geteuid() + 1)
     monkeypatch.setattr(os, "fchown", failing(1))
 
@@ -506,7 +506,7 @@ def test_failure_reported_without_effect_has_no_effect(host: Path, monkeypatch: 
     assert seen(host) == {}
 
 
-# --- the dry run ----------------------------------------------------------------------------------
+# --- dry run --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

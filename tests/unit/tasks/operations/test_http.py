@@ -89,7 +89,7 @@ def request(service: Service, **said: Any) -> Doing:
     return Doing("network.http.request", url=f"{service.url}/charge", **said)
 
 
-# --- a health check -----------------------------------------------------------------------------------
+# --- health checks ------------------------------------------------------------------------------------
 
 
 def test_expected_answer_is_healthy(service: Service) -> None:
@@ -142,7 +142,7 @@ def test_cancelled_call_ends_at_once(service: Service) -> None:
     assert time.monotonic() - stop_at < 1.5
 
 
-# --- any call -----------------------------------------------------------------------------------------
+# --- calls --------------------------------------------------------------------------------------------
 
 
 def test_call_sends_idempotency_key_and_payload(service: Service) -> None:
@@ -257,7 +257,7 @@ def test_large_answer_is_truncated(service: Service) -> None:
     assert (len(data["body"]), data["truncated"]) == (64 * 1024, True)
 
 
-# --- names --------------------------------------------------------------------------------------------
+# --- name servers -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -380,7 +380,7 @@ def test_http_calls_reach_allowed_hosts_only(service: Service, monkeypatch: pyte
     get_settings.cache_clear()
 
 
-# --- one address, of one name -------------------------------------------------------------------------
+# --- addresses ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -431,7 +431,7 @@ def test_dns_and_redirects_cannot_reach_internal_addresses(
     with pytest.raises(NotAllowed, match="inside its network"):
         Doing("file.deploy.execute", path="/tmp/never", object=f"http://service.test:{port}/x").act()
     assert service.asked == []
-    # from a service that is admitted to one that is not, by name, by address, and by another spelling of it
+    # from an allowed service to a forbidden one: by name, by address, and by another spelling of the address
     admit(monkeypatch, "*.test,127.0.0.1")
     for elsewhere in ("http://127.0.0.2:1/x", "http://localhost:1/", "http://2130706433:1/", "http://[::1]:1/",
                       r"http://127.0.0.3:1\@service.test/", "//127.0.0.2:1/x", "file:///etc/passwd"):  # fmt: skip

@@ -25,7 +25,7 @@ def child(*, fails: bool = False, irreversible: bool = False) -> Plan:
     return plan
 
 
-# --- everything ends -------------------------------------------------------------------------------------
+# --- termination -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_run_with_an_unknown_operation_can_be_reported_and_cancelled() -> None:
     assert sandbox.store.state("r") == "failed"
 
 
-# --- mistakes in the plan --------------------------------------------------------------------------------
+# --- plan errors -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

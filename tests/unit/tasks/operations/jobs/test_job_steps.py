@@ -374,7 +374,8 @@ def test_two_installations_on_one_engine_serialise_jobs(docker: Stubborn, monkey
     mine = worker("ours", plan_record=said)
     assert mine.outcome is not None
 
-    # One of ours that this run meets is left of a run that Redis has lost: it must not wait for it with its locks.
+    # A worker container of this installation belongs to a run that Redis has lost: this run must not wait for that
+    # run with its locks.
     with pytest.raises(Transient, match="run ours has not done with it yet"):
         worker("next", plan_record=said)
     assert len(workers(docker)) == 1

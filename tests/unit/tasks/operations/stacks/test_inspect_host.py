@@ -136,14 +136,14 @@ def test_stop_origin_is_read_from_events_then_from_the_previous_snapshot(engine:
     assert engine.asked == ["rows", "images", "events"]
     engine._events.clear()  # it forgets
     assert said(look(engine)) == {"web": "stopped by hand"}
-    # and a death is one, also of what was stopped once before
+    # a death counts as one, also of a container that was stopped before
     engine.start(web)
     engine._end(engine._need(web), 137)
     dead = look(engine, seen)
     assert said(dead) == {"web": "missing (shop-web-1 ended with 137)"}
     engine._events.clear()
     assert said(look(engine, dead)) == {"web": "missing (shop-web-1 ended with 137)"}
-    # what nobody can read any more counts as not known
+    # an unreadable record counts as unknown
     for path in (engine.folder / "state" / "starts").iterdir():
         path.write_text("[]")
     assert said(look(engine)) == {"web": "stopped by hand"}, "by its exit code and restart policy"
@@ -183,13 +183,13 @@ def test_file_digest_is_compared_with_that_at_container_start(engine: Engine, *,
     file.write_text("two")
     changed = {"web": f"file {file} changed"}
     assert said(look(engine, seen)) == changed
-    # what is as it was is right, whatever its time, also for a look that trusts nothing of what is cached
+    # an unchanged file is right, whatever its time, also for an inspection without the cache
     file.write_text("one")
     assert said(look(engine)) == {}
     forget(engine)
     assert said(look(engine, keep=False)) == changed, "nobody knows better than by its time"
     assert not (engine.folder / "state" / "starts").exists()
-    # and so is what was started since
+    # a container that was started since is right too
     time.sleep(0.01)
     engine.stop(web)
     engine.start(web)
@@ -269,7 +269,7 @@ def test_registry_queries_are_cached_and_honour_rate_limits(engine: Engine) -> N
     look(engine, limited, registry=True, registry_every=0)
     assert not any(call.startswith("registry") for call in engine.asked)
     assert limited.fingerprint == newer.fingerprint
-    # and when the name means another image, what was said of the one before is no word about it
+    # a registry answer about the previous image does not apply to another image of the same name
     engine._images["shop:1"] = "sha256:another"
     assert "newer" not in str(said(look(engine, newer)))
     assert all("registry" not in text for text in said(look(engine, newer)).values())
