@@ -129,7 +129,7 @@ class Plans:
         if text is None:
             raise NotOurs(f"run {run_id}: Redis holds no request")
         begun = self._store.fields(run_id)
-        role = self._trusted(run_id, text, begun)
+        role = self._verify_signature(run_id, text, begun)
         body = read_request(run_id, text)
         version = body.get("v", 0)
         if not isinstance(version, int):
@@ -141,7 +141,7 @@ class Plans:
             if isinstance(parent := body.get("parent"), dict):
                 identifiers.run_id(parent.get("run"))
         except BadIdentifier as error:
-            raise self._denied(run_id, text, f"its request is refused: {error.message}", body) from None
+            raise self._denial(run_id, text, f"its request is refused: {error.message}", body) from None
         unknown = ""
         try:
             loaded = self.load(body)
@@ -151,22 +151,22 @@ class Plans:
         except UNREADABLE as error:
             raise Damaged(f"run {run_id}: its request cannot be read: {type(error).__name__}: {error}") from None
         loaded = replace(loaded, request=signing.digest_of(text))
-        self._check(run_id, text, body, loaded, begun, role)
+        self._check_request(run_id, text, body, loaded, begun, role)
         if unknown:
             raise UnknownOperation(unknown, loaded)
         return loaded
 
-    def _trusted(self, run_id: str, text: str, begun: Mapping[str, str]) -> signing.Role | None:
+    def _verify_signature(self, run_id: str, text: str, begun: Mapping[str, str]) -> signing.Role | None:
         """Verify a request's text before parsing: signed with a key that may start runs, or equal to the request that
         the run began with. Returns the key's role; None without signatures. Raises NotOurs.
         """
         if len(text) > _MAX_REQUEST:
-            raise self._denied(
+            raise self._denial(
                 run_id, text, f"its request has {len(text)} characters, over the limit of {_MAX_REQUEST}"
             )
         if begun:
             if begun.get("request", "") not in {"", signing.digest_of(text)}:
-                raise self._denied(run_id, text, "its request was replaced after the run began")
+                raise self._denial(run_id, text, "its request was replaced after the run began")
             return None
         keys = signing.ring(self._store.settings)
         if keys is None:
@@ -174,9 +174,9 @@ class Plans:
         try:
             return signing.check_text(keys, "request", run_id, text).role
         except signing.Forged as why:
-            raise self._denied(run_id, text, f"its request is refused: {why}") from None
+            raise self._denial(run_id, text, f"its request is refused: {why}") from None
 
-    def _check(
+    def _check_request(
         self,
         run_id: str,
         text: str,
@@ -187,7 +187,7 @@ class Plans:
     ) -> None:
         """Check a request's digest, the permissions of its key, and the rules for plans. Raises NotOurs."""
         if not hmac.compare_digest(loaded.digest, str(body.get("digest")).encode("ascii", "replace").decode()):
-            raise self._denied(run_id, text, "its plan does not match its digest", body)
+            raise self._denial(run_id, text, "its plan does not match its digest", body)
         if signing.ring(self._store.settings) is not None:
             loaded.plan.digest = loaded.digest
         if begun:
@@ -196,20 +196,20 @@ class Plans:
                 loaded.digest,
                 loaded.instance_id,
             ):
-                raise self._denied(run_id, text, "its request was replaced after the run began", body)
+                raise self._denial(run_id, text, "its request was replaced after the run began", body)
             return
         if role is not None:
             if body.get("parent") and role != "worker":
                 why = "its request is refused: a client may not start a child run"
-                raise self._denied(run_id, text, why, body)
+                raise self._denial(run_id, text, why, body)
             if self._store.call(self._store.client.exists, self._store.keys.accepted(loaded.instance_id)):
-                raise self._denied(run_id, text, "its request was already executed, and the run was pruned", body)
+                raise self._denial(run_id, text, "its request was already executed, and the run was pruned", body)
         try:
             reject_forbidden(loaded.plan.plan, self._store.settings)
         except PlanDenied as error:
-            raise self._denied(run_id, text, str(error), body) from None
+            raise self._denial(run_id, text, str(error), body) from None
 
-    def _denied(self, run_id: str, text: str, why: str, body: Mapping[str, Any] | None = None) -> NotOurs:
+    def _denial(self, run_id: str, text: str, why: str, body: Mapping[str, Any] | None = None) -> NotOurs:
         """Create the denial of a request, and write it to the audit trail once per process. `body` is given once its
         signature is verified: the entry then names the actor and the origin.
         """
