@@ -1,9 +1,8 @@
-"""Labelled points at which a process can be made to die, to try what follows from it.
+"""Crash points for fault tests: labelled places at which a process kills or stops itself.
 
-`LONGSHORE_CRASH_AT=<point>` kills the process, as `kill -9` would, the first time that it gets there;
-`LONGSHORE_CRASH_AT=<point>:<file>` only while that file does not exist, which it then makes, so that
-a restarted worker gets past. `LONGSHORE_STOP_AT` stops the process there, as `kill -STOP` would. Without the
-variables a point costs two looks at a dictionary.
+`LONGSHORE_CRASH_AT=<point>` sends SIGKILL to the process at its first pass of the point;
+`LONGSHORE_CRASH_AT=<point>:<file>` only if that file does not exist, and creates the file, so that a restarted
+worker passes. `LONGSHORE_STOP_AT` sends SIGSTOP. Without the variables a point costs two dictionary lookups.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ POINTS = (
     "advance.ended",
 )
 
-#: Those that only a run comes by that is held, or resumed.
+#: Points of a run that is held or resumed.
 HELD_POINTS = ("step.blocked", "run.lifted", "run.reopened")
 
 
-#: Those of a job, in the order of its life.
+#: Points of a job, in the order of its life.
 JOB_POINTS = (
     "job.snapped",
     "job.created",
@@ -49,22 +48,22 @@ JOB_POINTS = (
     "job.removed",
 )
 
-#: Those of a cache that is built, and of services that are brought right.
+#: Points of a cache's build and of a stack's rollout.
 STACK_POINTS = ("cache.swapped", "deployed.half", "deployed.brought")
 
 
 def point(name: str) -> None:
-    """Die or stop here, if that is what the environment asks for."""
+    """Kill or stop this process, if the environment names the point."""
     _signal_at(name, "LONGSHORE_CRASH_AT", signal.SIGKILL)
     _signal_at(name, "LONGSHORE_STOP_AT", signal.SIGSTOP)
 
 
 def _signal_at(name: str, variable: str, number: signal.Signals) -> None:
-    asked = os.environ.get(variable)
-    if not asked:
+    setting = os.environ.get(variable)
+    if not setting:
         return
-    wanted, _, marker = asked.partition(":")
-    if wanted != name:
+    selected, _, marker = setting.partition(":")
+    if selected != name:
         return
     if marker:
         try:

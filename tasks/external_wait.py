@@ -1,4 +1,4 @@
-"""TODO."""
+"""Steps that wait outside a worker for an external event: their context, their deadline, their interface."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from longshore.tasks.loaded_runs import Loaded
 P = TypeVar("P", bound=Params)
 
 
-#: Seconds that are as good as for ever: the child run has its own time.
+#: Seconds (ten years) of a wait without a deadline: a child run has its own timeout.
 FOR_EVER = 10 * 365 * 86_400.0
 
 
@@ -26,7 +26,7 @@ MakeCanvas = Callable[[str, Mapping[StepId, str] | None], Canvas]
 
 @dataclass(frozen=True)
 class ExternalWait:
-    """How long it is waited for at most, seconds; for what, as JSON holds it and as people read it."""
+    """An external wait: its timeout in seconds, its data as JSON, and its description for people."""
 
     seconds: float
     info: dict[str, Any]
@@ -35,7 +35,7 @@ class ExternalWait:
 
 @dataclass(frozen=True)
 class WaitContext:
-    """Which attempt it is that waits, and what it may use to begin."""
+    """The waiting attempt, and the services that it may use to begin."""
 
     store: Store
     canvas: MakeCanvas
@@ -46,7 +46,7 @@ class WaitContext:
     attempt: int
     fence: str
     timeout: float | None
-    #: How often the run was reopened.
+    #: The number of times that the run was reopened.
     epoch: int = 0
 
     @property
@@ -55,20 +55,20 @@ class WaitContext:
 
     @property
     def name(self) -> str:
-        """Of the step, or of a unit, as ids have it."""
+        """The name of the step or unit, in the spelling of ids."""
         return self.plan.name_of(self.step_id).replace("[", "@").removesuffix("]")
 
 
 class WaitingImplementation(Implementation[P], Generic[P]):
-    """An operation that is parked."""
+    """Implements an operation that waits outside a worker."""
 
     def park(self, place: WaitContext, params: P) -> ExternalWait:
-        """Begin it. A second call for the same attempt must begin nothing twice."""
+        """Begin the wait. Idempotent for one attempt."""
         raise NotImplementedError
 
     def park_undo(self, place: WaitContext, params: P, info: dict[str, Any]) -> ExternalWait | None:
-        """Begin to take it back; None where there is nothing to take back."""
+        """Begin the undo's wait; None if nothing is to be undone."""
         raise NotImplementedError
 
     def act(self, ctx: Context, params: P, before: dict[str, Any]) -> Outcome:
-        raise OperationError("it waits for something and cannot be done by itself")
+        raise OperationError("an operation with an external wait cannot be run directly")

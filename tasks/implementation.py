@@ -1,7 +1,7 @@
-"""How an operation is carried out: the port that each implementation fills.
+"""The interface of an operation's implementation, and the registry of implementations.
 
-The order is the runner's (`longshore.tasks.attempts.runner`): `before` is read and journalled, then `act`
-acts, then its outcome is recorded. `undo` gets what was journalled and what was recorded.
+The runner (`longshore.tasks.attempts.runner`) reads and journals `before`, then calls `act`, then records the
+outcome. `undo` receives the journalled and the recorded data.
 """
 
 from __future__ import annotations
@@ -17,58 +17,58 @@ P = TypeVar("P", bound=Params)
 
 
 class Implementation(Generic[P]):
-    """The doing of one operation.
+    """Implements one operation.
 
-    A dead worker's attempt may be followed by another: `act` then gets the `before` of the first one
-    and has to recognise what that one did. `changed` is always relative to `before`.
+    An attempt may follow that of a dead worker: `act` then receives the first attempt's `before` and has to
+    detect that attempt's effects. `changed` is always relative to `before`.
     """
 
     operation: Operation
 
     def before(self, ctx: Context, params: P) -> dict[str, Any]:
-        """Read what `undo` will need, JSON. It is journalled before `act`, once."""
+        """Read what `undo` needs, as JSON. The runner journals the result once, before `act`."""
         return {}
 
     def act(self, ctx: Context, params: P, before: dict[str, Any]) -> Outcome:
-        """Read, compare, change only what differs. Raises OperationError."""
+        """Read, compare, and change only the differences. Raises OperationError."""
         raise NotImplementedError
 
     def predict(self, ctx: Context, params: P) -> Prediction:
-        """Say what `act` would do, from reads only."""
+        """Predict the outcome of `act`, from reads only."""
         raise NotImplementedError
 
     def undo(self, ctx: Context, params: P, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        """Bring back `before`. `data` is None where no outcome was recorded: `act` may have stopped
-        anywhere, or never begun. Repeatable; never fetches anything; refuses (OperationError) to
-        overwrite what somebody else changed since. `changed` says whether there was something to undo.
+        """Restore `before`. `data` is None if no outcome was recorded: `act` may have stopped anywhere, or
+        never started. Idempotent; downloads nothing; raises OperationError rather than overwrite a later
+        change by others. `changed` reports whether anything was undone.
         """
         raise NotImplementedError
 
 
 def unfit(ctx: Context, what: str, remedy: str = "", *, touched: bool = False) -> OperationError:
-    """The error for what cannot be done: Preflight, unless this attempt has touched something (`touched`), or one
-    before it may have gone further.
+    """Create the error of an unmet precondition: Preflight, or OperationError if this attempt (`touched`) or an
+    earlier one may have had an effect.
     """
     return (Preflight if ctx.attempt == 1 and not touched else OperationError)(what, remedy=remedy)
 
 
 class NoUndo(Implementation[P]):
-    """The doing of an operation that has no undo of its own: something else of its plan makes it good."""
+    """Implements an operation without an undo of its own: another step of the plan compensates it."""
 
     def undo(self, ctx: Context, params: P, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         return Outcome(changed=False)
 
 
 class ReadOnly(NoUndo[P]):
-    """The doing of an operation that only looks."""
+    """Implements a read-only operation."""
 
 
 _IMPLEMENTATIONS: dict[str, Implementation[Any]] = {}
-_OF_FUNCTIONS: list[Callable[..., Implementation[Any]]] = []
+_FUNCTION_IMPLEMENTATION: list[Callable[..., Implementation[Any]]] = []
 
 
 def implements(operation: Operation) -> Callable[[type[Implementation[P]]], type[Implementation[P]]]:
-    """Class decorator: the class carries out that operation."""
+    """Class decorator: register the class as the implementation of an operation."""
 
     def add(cls: type[Implementation[P]]) -> type[Implementation[P]]:
         cls.operation = operation
@@ -79,19 +79,19 @@ def implements(operation: Operation) -> Callable[[type[Implementation[P]]], type
 
 
 def implements_functions(cls: type[Implementation[P]]) -> type[Implementation[P]]:
-    """Class decorator: instances of the class carry out the operations that an application registers."""
-    _OF_FUNCTIONS[:] = [cls]
+    """Class decorator: register the class that implements an application's functions."""
+    _FUNCTION_IMPLEMENTATION[:] = [cls]
     return cls
 
 
 def implementation(name: str) -> Implementation[Any]:
-    """The implementation of an operation; UnknownName if this worker has none."""
-    done = _IMPLEMENTATIONS.get(name)
-    if done is None and (operation := find(name)).function is not None:
-        done = _IMPLEMENTATIONS[name] = _OF_FUNCTIONS[0](operation, operation.function)
-    if done is None:
-        raise UnknownName(f"this worker cannot do {name!r}")
-    return done
+    """Return the implementation of an operation. Raises UnknownName if this worker has none."""
+    found = _IMPLEMENTATIONS.get(name)
+    if found is None and (operation := find(name)).function is not None:
+        found = _IMPLEMENTATIONS[name] = _FUNCTION_IMPLEMENTATION[0](operation, operation.function)
+    if found is None:
+        raise UnknownName(f"operation {name!r} has no implementation in this worker")
+    return found
 
 
 __all__ = [

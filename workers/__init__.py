@@ -1,6 +1,6 @@
-"""The doers: the Celery app, its queues, the sweeper, the embedded server.
+"""Celery workers: the app, its queues and transport, the sweeper, the embedded server.
 
-`celery -A longshore.workers worker` starts one; in a checkout, `celery -A workers worker` too.
+`celery -A longshore.workers worker` starts a worker; in a checkout, `celery -A workers worker` does too.
 """
 
 from longshore.workers.app import app

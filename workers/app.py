@@ -1,4 +1,4 @@
-"""The Celery app: `celery -A longshore.workers worker` is all that is needed."""
+"""The Celery app, as `celery -A longshore.workers worker` loads it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import importlib
 from celery import Celery
 
 from longshore.orchestration.operations.base import load_own
-from longshore.workers import beat, host_agent, logging, transport  # noqa: F401 - they hear Celery's signals
+from longshore.workers import beat, host_agent, logging, transport  # noqa: F401 - connect Celery's signals
 from longshore.workers.sweeper import Sweeper
 
 
 def make_app() -> Celery:
-    """The app of an installation, with all tasks."""
+    """Create an installation's app, with all tasks."""
     transport.use()
     app = Celery("longshore")
     app.config_from_object("longshore.workers.celeryconfig")
@@ -22,7 +22,7 @@ def make_app() -> Celery:
 
 
 def _import_operations() -> None:
-    """The catalogue's implementations, and the application's own operations."""
+    """Import the catalogue's implementations and the application's own operations."""
     importlib.import_module("longshore.tasks.control.celery_tasks")
     importlib.import_module("longshore.tasks.control.ticks")
     importlib.import_module("longshore.tasks.control.notifications")

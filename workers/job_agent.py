@@ -1,7 +1,7 @@
-"""In the main process of every worker with an engine: say which jobs are described on it, and finish what was left.
+"""Job discovery and recovery of orphaned worker containers, in the main process of every worker with an engine.
 
-A worker container that no live run owns is what a run leaves that Redis has lost, or that could not bring its stack
-up again. Its labels say all that is needed.
+A worker container is orphaned when Redis has lost its run, or when the run could not restart its stack. The
+container's labels hold all that recovery needs.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from longshore.tasks.operations.jobs.snapshot import KEPT_NAME
 
 log = logging.getLogger(__name__)
 
-#: Between two looks for what was left: so many leases, ten seconds by default.
+#: Leases between two searches for orphaned containers: ten seconds by default.
 _EVERY = 2 / 3
-#: Seconds after its end, or that of the one before, that a stack that did not come up is tried once more.
+#: Seconds from the end of the run, or of the previous restart run, to the next restart of a stack that is not up.
 _AGAIN = (60.0, 300.0, 1500.0)
 
 
 class JobWatch:
-    """This worker's. It is looked at by the sweeper, and asks the engine in a thread of its own."""
+    """Answers job discovery and recovers orphans; called by the sweeper, with engine calls in threads of its own."""
 
     def __init__(self, store: Store, host: str, queues: tuple[str, ...]) -> None:
         self.store = store
@@ -45,22 +45,22 @@ class JobWatch:
         self._here = any(queue.partition("@")[0] == QUEUE for queue in queues)
         self._installation = store.settings.installation()
         self._answered = 0
-        self._look_at = 0.0
-        #: What went wrong last, which is said once.
-        self._told: dict[str, str] = {}
+        self._next_search = 0.0
+        #: The last error of each task, which is logged once.
+        self._last_errors: dict[str, str] = {}
         self._threads: dict[str, threading.Thread] = {}
-        #: Containers that no run owned at the last look: what is seen twice is no accident.
+        #: Orphans of the last search: a container is recovered when two searches have found it.
         self._suspects: set[str] = set()
 
-    def look(self) -> None:
-        """Answer what is asked, and look for what was left now and then. Does not wait for the engine."""
+    def poll(self) -> None:
+        """Answer a discovery request, and search for orphans when due. Never waits for the engine."""
         if not self._here:
             return
         asked = self.discovery.last_request()
         if asked != self._answered:  # smaller, where Redis was emptied
             self._in_background("answer", lambda: self._answer(asked))
-        if time.monotonic() >= self._look_at:
-            self._look_at = time.monotonic() + _EVERY * self.store.settings.lease
+        if time.monotonic() >= self._next_search:
+            self._next_search = time.monotonic() + _EVERY * self.store.settings.lease
             self._in_background("finish", self.finish)
 
     def _in_background(self, name: str, do: Callable[[], None]) -> None:
@@ -68,21 +68,21 @@ class JobWatch:
         if running is not None and running.is_alive():
             return
 
-        def within_limits() -> None:
+        def run_logged() -> None:
             try:
                 do()
-                self._told.pop(name, None)
+                self._last_errors.pop(name, None)
             except (StoreUnavailable, OperationError) as error:
-                # Where there is no engine, that is so at every look.
-                if str(error) != self._told.get(name):
+                # A host without an engine fails each time.
+                if str(error) != self._last_errors.get(name):
                     log.warning("jobs on host %s: %s", self.host, error)
-                self._told[name] = str(error)
-            except Exception:  # whatever it is, it is tried again
-                log.exception("jobs on host %s cannot be looked after", self.host)
+                self._last_errors[name] = str(error)
+            except Exception:  # the next poll retries
+                log.exception("jobs on host %s: unexpected error, retried at the next poll", self.host)
             finally:
                 close_engine()
 
-        self._threads[name] = threading.Thread(target=within_limits, name=f"longshore-jobs-{name}", daemon=True)
+        self._threads[name] = threading.Thread(target=run_logged, name=f"longshore-jobs-{name}", daemon=True)
         self._threads[name].start()
 
     def _answer(self, asked: int) -> None:
@@ -95,14 +95,14 @@ class JobWatch:
             self.discovery.publish(seen)
         self._answered = asked
 
-    # --- what was left ----------------------------------------------------------------------------
+    # --- orphaned worker containers ---------------------------------------------------------------
 
     def finish(self) -> None:
-        """Take up each worker container that no live run owns. Safe to repeat, and for several at once."""
+        """Recover each worker container that no live run owns. Idempotent, and safe for several workers at once."""
         suspects = set()
         for left in workers(engine()):
             try:
-                if self._is_left(left):
+                if self._is_orphan(left):
                     suspects.add(left.id)
                     if left.id in self._suspects:
                         self._take_up(left)
@@ -110,11 +110,11 @@ class JobWatch:
                 raise
             except LongshoreError as error:
                 log.warning("worker container %s: %s", left.name, error)
-            except Exception:  # one that cannot be understood must not keep the others from being taken up
-                log.exception("worker container %s cannot be taken up", left.name)
+            except Exception:  # the error of one container must not block the others
+                log.exception("worker container %s cannot be recovered", left.name)
         self._suspects = suspects
 
-    def _is_left(self, left: LeftWorker) -> bool:
+    def _is_orphan(self, left: LeftWorker) -> bool:
         if not left.run_id or left.is_kept or left.of != self._installation:
             return False
         state = self.store.state(left.run_id)
@@ -126,7 +126,7 @@ class JobWatch:
             return
         found = self._report(left.run_id)
         if found is None:
-            return  # somebody else has just taken it up
+            return  # another worker has just recovered it
         if found[0].restart in {"healthy", "not_needed", "kept_stopped"}:
             self._clear(left)
             return
@@ -140,16 +140,18 @@ class JobWatch:
                 return
             later = self._report(again)
             if later is None:
-                return  # it is at it
+                return  # the restart run is live
             if later[0].restart == "healthy":
                 self._clear(left)
                 return
             ended = later[1]
-        log.error("run %s: its stack did not come up: %s is kept to be looked at", left.run_id, left.name)
+        log.error(
+            "run %s: its stack is not up after %d restarts; container %s is kept", left.run_id, len(_AGAIN), left.name
+        )
         engine().rename(left.id, left.name + KEPT_NAME)
 
     def _report(self, run_id: str) -> tuple[JobReport, int] | None:
-        """The job's part of the report of a run that rests, and when it ended; None of one that is live, or no job."""
+        """A terminal run's job report and its end, ms; None for a live run, or a run without a job."""
         body = self.store.body(run_id)
         run, steps = self.store.everything(run_id)
         if body is None or run.get("state") not in TERMINAL:
@@ -159,25 +161,25 @@ class JobWatch:
         return None if found is None else (found, int(run.get("ended", 0)))
 
     def _reconstruct(self, left: LeftWorker) -> None:
-        """Make a run anew that Redis has lost: under its own id, so that whoever asks for it finds it."""
+        """Recreate a run that Redis has lost, under its own id, so that clients find it."""
         job, choices = plan_from_record(left.plan_record)
         if job.host and job.host != self.host:
             other = Hosts(self.store).find(job.host)
             if other is not None and other.alive:
-                return  # its own host does it
+                return  # its own host recreates it
         begin = self.store.now() / 1000 - left.made <= job.timeout
         plan = job_plan(job, choices, reconstructed=True, begin=begin, host=self.host)
         self._start(left.run_id, plan, "Redis has no record of it")
 
     def _start(self, run_id: str, plan: Plan, why: str) -> None:
-        log.warning("run %s: a worker container of it was left, and %s: it is finished", run_id, why)
+        log.warning("run %s recovers an orphaned worker container: %s", run_id, why)
         try:
             Client(self.store.settings).start(plan, run_id=run_id)
         except RunConflict:
-            log.info("run %s is taken up by somebody else", run_id)
+            log.info("run %s was already started by another worker", run_id)
 
     def _clear(self, left: LeftWorker) -> None:
-        """The result is recorded, and nothing waits for the container; somebody may want to look at it."""
+        """Remove a container whose result is recorded; a failed container that its job keeps is renamed instead."""
         docker = engine()
         now = docker.inspect(left.id)
         if (
@@ -191,7 +193,7 @@ class JobWatch:
         if left.running:
             docker.stop(left.id, None)
         docker.remove(left.id)
-        log.warning("worker container %s was left by run %s, which has ended, and is removed", left.name, left.run_id)
+        log.warning("worker container %s is removed: its run %s has ended", left.name, left.run_id)
 
 
 __all__ = ["JobWatch"]

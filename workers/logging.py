@@ -1,4 +1,4 @@
-"""Workers' and beats' logs, as the settings have them; an application's own logging is left alone."""
+"""Log format of workers and beats, from the settings; an application's own logging stays unchanged."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from longshore.orchestration.settings import get_settings
 
 
 @task_postrun.connect
-def _is_done(**_: Any) -> None:
+def _reset_context(**_: Any) -> None:
     logs.begin()
 
 
 @after_setup_logger.connect
 @after_setup_task_logger.connect
-def _dress(logger: logging.Logger | None = None, **_: Any) -> None:
+def _set_format(logger: logging.Logger | None = None, **_: Any) -> None:
     if logger is not None:
         logs.configure(logger, get_settings().log_format, get_settings().host)

@@ -1,4 +1,4 @@
-"""Queues, and the order in which a worker looks at them."""
+"""Queues, and the order in which a worker reads them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from kombu.utils.scheduling import round_robin_cycle
 from longshore.orchestration.operations import all_operations
 from longshore.orchestration.plans.compiled import CONTROL, is_forward
 
-#: Families that have a queue although this version has no operation of theirs: own ones may.
+#: Families with a queue even where this version has no operation of the family: an application may.
 FAMILIES = ("docker", "compose", "cache", "command", "file", "network", "node", "noop", "functions")
 
 
 def names() -> list[str]:
-    """Every queue's plain name: control, each family's undo, each family."""
+    """The plain names of all queues: control, each family's undo, each family."""
     known = dict.fromkeys([*FAMILIES, *(op.queue for op in all_operations().values())])
     families = [family for family in known if family != CONTROL]
     return [CONTROL, *(f"{family}.undo" for family in families), *families]
 
 
 def at_this_host(queues: Iterable[str], host: str) -> list[str]:
-    """For each of a worker's queues the one of its host alone: `docker@web1`, `docker@web1.undo`."""
+    """The host's own queue for each of a worker's queues: `docker@web1`, `docker@web1.undo`."""
     found = []
     for queue in queues:
         family, undo = queue.removesuffix(".undo"), ".undo" if queue.endswith(".undo") else ""
@@ -33,18 +33,18 @@ def at_this_host(queues: Iterable[str], host: str) -> list[str]:
 
 
 def all_queues() -> list[Queue]:
-    """What a worker consumes unless it is told otherwise (`-Q`)."""
+    """The queues that a worker consumes without `-Q`."""
     return [Queue(name, routing_key=name) for name in names()]
 
 
 class UndoFirst(round_robin_cycle):  # type: ignore[type-arg]
-    """Control work, then what is to be taken back, then new work in turn.
+    """Orders control work first, then undo, then new work in turn.
 
     kombu's `priority` order would let the first family starve the others.
     """
 
     def consume(self, n: int) -> Iterator[Any]:
-        """The next `n` queues to ask, in that order."""
+        """Return the next `n` queues to read, in that order."""
         return iter(sorted(super().consume(n), key=_rank))
 
 

@@ -1,4 +1,4 @@
-"""A result backend that keeps no results: it sends the body of a chord when the record says so.
+"""A result backend that stores no results: it publishes a chord's body when the run's record allows it.
 
 Outcomes live in the saga. The script that records an outcome also counts its level; the task
 returns, or its exception carries, an `Advance` where the run can go on, and the backend publishes what follows. Nothing is counted twice, and a failed
@@ -20,18 +20,18 @@ log = logging.getLogger(__name__)
 
 
 class SagaBackend(DisabledBackend):
-    """For Longshore's own tasks; other tasks of the same app have no results here."""
+    """The backend of Longshore's own tasks; other tasks of the same app have no results."""
 
     app: Celery  # set by the base class
 
     def ensure_chords_allowed(self) -> None:
-        """They are: the record counts them."""
+        """Allow chords: the record counts them."""
 
     def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
-        """Nothing has to be stored: the run knows its level."""
+        """Store nothing: the run's record counts its level."""
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
-        """Likewise."""
+        """Store nothing: the run's record counts its level."""
 
     def mark_as_done(
         self,
@@ -67,5 +67,5 @@ class SagaBackend(DisabledBackend):
                 self.app.signature(request.chord).apply_async(root_id=run_id, parent_id=run_id)
             else:
                 Canvas(self.app, run_id).send_advance(plan_name)
-        except Exception:  # the sweeper sends what this could not
-            log.warning("run %s: its advance could not be sent; the sweeper will", run_id, exc_info=True)
+        except Exception:  # the sweeper sends a lost advance
+            log.warning("run %s: sending its advance failed; the sweeper sends it", run_id, exc_info=True)

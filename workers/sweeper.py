@@ -1,7 +1,7 @@
-"""In the main process of every worker: renew the leases of what runs here, and look at what is due.
+"""The sweeper and the renewal of leases, in the main process of every worker.
 
-It is what finds a lost message, a killed worker, a retry whose time has come, and a request whose
-first message never arrived. Several at once do no harm.
+The sweeper recovers lost messages, killed workers, due retries, and requests whose first message was lost.
+Concurrent sweepers are safe.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from longshore.tasks.attempts.receipts import Ledger
 from longshore.tasks.control.coordinator import Coordinator
 from longshore.tasks.control.receipt_comparison import HostAgent
 from longshore.tasks.loaded_runs import Plans
-from longshore.workers.host_agent import HostRegistration, of_worker
+from longshore.workers.host_agent import HostRegistration, registration_of
 from longshore.workers.job_agent import JobWatch
 
 log = logging.getLogger(__name__)
 
-#: Receipts are kept for so many times as long as runs: by them gc knows what it may take away.
+#: Retention of receipts, in retentions of runs: gc reads receipts to know what it may remove.
 _RECEIPTS = 4
-#: Seconds between two times that this host's receipts are looked through.
+#: Seconds between two cleanings of this host's receipts.
 _CLEAN_EVERY = 3600.0
-#: Seconds between two times that the types of this installation's keys are checked.
+#: Seconds between two checks of the types of this installation's keys.
 _CHECK_EVERY = 60.0
 
 
 class Sweeper(bootsteps.StartStopStep):
-    """Two threads a worker: one sweeps, one renews leases."""
+    """Runs two threads a worker: one sweeps, one renews leases."""
 
     requires = ("celery.worker.components:Pool",)
 
@@ -58,136 +58,135 @@ class Sweeper(bootsteps.StartStopStep):
         store = Store()
         refuse_eviction(worker, store)
         refuse_keys(worker)
-        presence = of_worker(worker, store)
-        refuse_name(worker, presence.host)
+        registration = registration_of(worker, store)
+        refuse_name(worker, registration.host)
         try:
             integrity.repair(store)
-            presence.register()  # before it takes any work: what it is sent is decided by what is known of its host
+            registration.register()  # before the first message: clients choose queues by the registered hosts
         except StoreUnavailable as error:
             log.warning("the worker is not registered yet: %s", error)
         self._stop.clear()
         self._threads = [
-            threading.Thread(target=target, args=(worker, presence), name=f"longshore-{name}", daemon=True)
-            for name, target in (("sweeper", self._loop), ("leases", self._keep))
+            threading.Thread(target=target, args=(worker, registration), name=f"longshore-{name}", daemon=True)
+            for name, target in (("sweeper", self._sweep_loop), ("leases", self._renew_loop))
         ]
         for thread in self._threads:
             thread.start()
 
     def stop(self, worker: Any) -> None:
-        """Sweep no more. A warm stop now waits for the steps under way: their leases are renewed to the end."""
+        """Stop sweeping. Leases are renewed until the steps of a warm stop have ended; Celery's signals deregister."""
         self._leaving.set()
-        # The registry hears of it by Celery's own signals.
 
     def terminate(self, worker: Any) -> None:
         self._stop.set()
         for thread in self._threads:
             thread.join(5.0)
 
-    def _loop(self, worker: Any, presence: HostRegistration) -> None:
-        store = presence.store
-        driver = Coordinator(worker.app, store, Plans(store), node=str(worker.hostname))
-        jobs = JobWatch(store, presence.host, presence.queues)
+    def _sweep_loop(self, worker: Any, registration: HostRegistration) -> None:
+        store = registration.store
+        coordinator = Coordinator(worker.app, store, Plans(store), node=str(worker.hostname))
+        jobs = JobWatch(store, registration.host, registration.queues)
         ledger = Ledger(store.settings.state_dir, store.settings.namespace)
-        agent = HostAgent(store, driver.plans, ledger, presence.host, presence.queues)
+        agent = HostAgent(store, coordinator.plans, ledger, registration.host, registration.queues)
         next_cleaning = next_check = 0.0
 
         def sweep() -> None:
             nonlocal next_cleaning, next_check
             if time.monotonic() >= next_check:
-                # What only the broker meets: its consumer would end over it.
+                # Keys that only the broker reads: a wrong type would end its consumer.
                 integrity.repair(store)
                 next_check = time.monotonic() + _CHECK_EVERY
             store.load_scripts()
             if not self._leaving.is_set():
-                driver.sweep()
-                for run_id in agent.look(driver.clock.asked):
-                    driver.advance(run_id)
-                as_dead_letters(store, jobs.look)
+                coordinator.sweep()
+                for run_id in agent.look(coordinator.clock.asked):
+                    coordinator.advance(run_id)
+                repairing(store, jobs.poll)
             if time.monotonic() >= next_cleaning:
                 ledger.clean(_RECEIPTS * store.settings.retention)
-                presence.hosts.forget_old(store.settings.retention)
+                registration.hosts.forget_old(store.settings.retention)
                 next_cleaning = time.monotonic() + _CLEAN_EVERY
             if store.settings.alive_file:
                 Path(store.settings.alive_file).touch()
 
-        self._again("sweeper", store.settings, lambda _: sweep())
+        self._repeat("sweeper", store.settings, lambda _: sweep())
 
-    def _keep(self, worker: Any, presence: HostRegistration) -> None:
-        """Renew leases, and say that the worker lives: beside the sweeps, however long one of them takes."""
-        store = presence.store
+    def _renew_loop(self, worker: Any, registration: HostRegistration) -> None:
+        """Renew leases and send heartbeats, independently of how long a sweep takes."""
+        store = registration.store
         next_renewal = 0.0
 
-        def keep(pause: float) -> None:
+        def renew_or_poll(pause: float) -> None:
             nonlocal next_renewal
             next_renewal -= pause
             if next_renewal <= 0:
                 renew(store, worker.hostname)
-                as_dead_letters(store, presence.beat)
+                repairing(store, registration.beat)
                 next_renewal = store.settings.lease / 3
             else:
-                as_dead_letters(store, presence.look)
+                repairing(store, registration.poll)
 
-        self._again("renewal of leases", store.settings, keep)
+        self._repeat("renewal of leases", store.settings, renew_or_poll)
 
-    def _again(self, what: str, settings: Settings, do: Callable[[float], None]) -> None:
-        silent = False
+    def _repeat(self, what: str, settings: Settings, do: Callable[[float], None]) -> None:
+        logged = False
         while not self._stop.is_set():
-            pause = settings.sweep_interval * random.uniform(0.8, 1.2)  # noqa: S311 - not in step
+            pause = settings.sweep_interval * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
             try:
                 do(pause)
-                silent = False
+                logged = False
             except StoreUnavailable as error:
-                if not silent:
-                    log.warning("the %s waits: %s", what, error)
-                silent = True
-            except Exception:  # the worker's part in recovery must outlive any single mistake
-                log.exception("the %s goes on after an error", what)
+                if not logged:
+                    log.warning("%s waits for Redis: %s", what, error)
+                logged = True
+            except Exception:  # recovery must survive any single error
+                log.exception("%s: unexpected error, retried", what)
             self._stop.wait(min(pause, settings.lease / 8))
 
 
-def as_dead_letters(store: Store, do: Callable[[], object]) -> None:
-    """Do one part of a sweep; a key of a wrong type is renamed, and must not end the parts after this one."""
+def repairing(store: Store, do: Callable[[], object]) -> None:
+    """Do one part of a sweep; a key of a wrong type is renamed, and does not end the parts after this one."""
     try:
         do()
     except WrongType as error:
         if not integrity.repair(store):
-            log.error("a part of the sweep was left out: %s", error)
+            log.error("a part of the sweep is skipped: %s", error)
 
 
 def refuse_keys(worker: Any) -> None:
-    """With a client's keys it could check nothing, and nobody would take what it sends."""
+    """Stop a worker with a client's keys: it could verify no message, and no worker would accept its own."""
     try:
         ring = signing.ring()
-        why = "LONGSHORE_KEYS are those of a client" if ring is not None and ring.role != "worker" else ""
+        why = "LONGSHORE_KEYS holds a client's keys" if ring is not None and ring.role != "worker" else ""
     except ConfigError as error:
         why = str(error)
     if why:
-        log.critical("this worker does not start: %s: take worker/keys.json of longshore init", why)
+        log.critical("this worker does not start: %s: use worker/keys.json of longshore init", why)
         worker.exitcode = 2
         raise WorkerTerminate
 
 
 def refuse_name(worker: Any, host: str) -> None:
-    """A host's name stands in the names of queues, and must not make one of them another's."""
+    """Stop a worker whose host name could form the name of another host's queue."""
     if not is_host_name(host):
-        log.critical("this worker does not start: %r cannot be a host's name: set LONGSHORE_HOST", host)
+        log.critical("this worker does not start: %r is not a valid host name: set LONGSHORE_HOST", host)
         worker.exitcode = 2
         raise WorkerTerminate
 
 
 def refuse_eviction(worker: Any, store: Store) -> None:
-    """A Redis that throws acknowledged keys away is no place for a record: a worker does not start with one."""
+    """Stop a worker whose Redis may evict keys: an eviction would lose acknowledged records."""
     try:
         for finding in eviction(store, store.call(store.client.info, "memory")):
             log.critical("this worker does not start: %s: %s", finding.what, finding.remedy)
             worker.exitcode = 2
             raise WorkerTerminate
     except StoreUnavailable as error:
-        log.warning("it cannot be seen whether Redis evicts: %s", error)
+        log.warning("the eviction policy of Redis cannot be read: %s", error)
 
 
 def renew(store: Store, node: str) -> None:
-    """Extend the leases of all attempts that this worker's processes are at, a call a run."""
+    """Extend the leases of all attempts that run in this worker's processes, one call a run."""
     running: dict[str, list[tuple[str, str]]] = {}
     for request in tuple(worker_state.active_requests):
         if request.type not in {STEP, UNDO} or len(request.args or ()) < 2:
@@ -198,5 +197,5 @@ def renew(store: Store, node: str) -> None:
     for run_id, attempts in running.items():
         try:
             store.renew(run_id, attempts)
-        except WrongType as error:  # of this run alone: the leases of the others are renewed
+        except WrongType as error:  # of this run only: the other runs' leases are renewed
             log.error("run %s: its leases cannot be renewed: %s", run_id, error)

@@ -1,8 +1,8 @@
-"""kombu's Redis transport, with a look at every message before anything is made of it.
+"""kombu's Redis transport, with validation of every message before kombu parses it.
 
-Whoever can write to a queue can put there what kills a worker: of eighteen kinds of malformed messages, seven
-end the process, and two of those come back and end the next one. Here such a message is put aside, with the
-reason, and the worker never sees it; what it may have been a step's is sent again by the sweeper.
+A malformed message can kill a worker: of eighteen kinds, seven end the process, and two of those are redelivered
+and end the next one. The transport moves such a message to the dead letters, with the reason, before the worker
+reads it; the sweeper sends the message of a waiting step again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from celery import current_app
 from kombu.transport import TRANSPORT_ALIASES, redis
-from redis.exceptions import ConnectionError, ResponseError  # noqa: A004 - the one that kombu knows
+from redis.exceptions import ConnectionError, ResponseError  # noqa: A004 - kombu catches this one
 
 from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.installation import integrity
@@ -26,9 +26,9 @@ from longshore.orchestration.store.run_store import Store
 
 log = logging.getLogger(__name__)
 
-#: Bytes of a message: the result of an application's task is the largest that one holds.
-_LONGEST = 8 * 1024 * 1024
-#: What a body is: arguments, keywords, and what else Celery sends along.
+#: Maximum bytes of a message: the largest holds the result of an application's task.
+_MAX_BYTES = 8 * 1024 * 1024
+#: Types of a body's parts: arguments, keywords, and Celery's embedded options.
 _BODY = (list, dict, dict)
 
 
@@ -38,57 +38,57 @@ def _store() -> Store:
 
 
 def fault(raw: bytes) -> str:
-    """What is wrong with a message; '' for one that a worker can take."""
-    if len(raw) > _LONGEST:
-        return f"it has {len(raw)} bytes, and at most {_LONGEST} may be"
+    """Return why a message is invalid; '' for a valid message."""
+    if len(raw) > _MAX_BYTES:
+        return f"{len(raw)} bytes, over the limit of {_MAX_BYTES}"
     try:
         return _fault(json.loads(raw))
     except (ValueError, RecursionError) as error:
-        return f"it is no JSON: {type(error).__name__}"
+        return f"not JSON: {type(error).__name__}"
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
-        return f"it is no message: {type(error).__name__}: {error}"
+        return f"not a Celery message: {type(error).__name__}: {error}"
 
 
 def _fault(message: Any) -> str:
     if not isinstance(message, dict):
-        return f"it is a {type(message).__name__}"
+        return f"a {type(message).__name__}, not an object"
     headers, properties = message["headers"], message["properties"]
     if not isinstance(properties["delivery_tag"], str) or not isinstance(properties["delivery_info"], dict):
-        return "it cannot be acknowledged"
+        return "no valid delivery tag: the message cannot be acknowledged"
     if message.get("content-type") != "application/json" or message.get("content-encoding") != "utf-8":
-        return f"its content is {message.get('content-type')} in {message.get('content-encoding')}, not JSON in utf-8"
+        return f"content is {message.get('content-type')} in {message.get('content-encoding')}, not JSON in utf-8"
     body = _body(message)
-    # Before anything in it is interpreted.
+    # The signature is checked before any other part is interpreted.
     return _forged(headers, body) or _wrong_header(headers) or _wrong_body(body)
 
 
 def _wrong_header(headers: dict[str, Any]) -> str:
     if headers["task"] not in current_app.tasks:
-        return f"there is no task {headers['task']!r} here"
+        return f"unknown task {headers['task']!r}"
     if not isinstance(headers["id"], str):
-        return "its id is no text"
+        return "id is not a string"
     if headers.get("compression"):
-        return "it is compressed, which is not done here"
+        return "compressed, which is not supported"
     for name in ("root_id", "parent_id", "group"):
         if not isinstance(headers.get(name), str | None):
-            return f"its {name} is no text"
+            return f"{name} is not a string"
     if not isinstance(headers.get("retries", 0), int):
-        return "its number of retries is none"
+        return "retries is not an integer"
     limits = headers.get("timelimit") or (None, None)
     if len(limits) != 2 or not all(isinstance(limit, int | float | None) for limit in limits):
-        return "its time limits are none"
+        return "timelimit is not two numbers"
     for name in ("eta", "expires"):
         if headers.get(name) is not None:
             datetime.fromisoformat(headers[name])
     if not isinstance(headers.get("stamped_headers"), list | None) or not isinstance(
         headers.get("stamps"), dict | None
     ):
-        return "its stamps are none"
+        return "stamps are invalid"
     return ""
 
 
 def _body(message: Any) -> bytes:
-    """As the bytes that were signed."""
+    """Return a message's body as the bytes that were signed."""
     body = message["body"]
     if message["properties"].get("body_encoding") == "base64":
         return base64.b64decode(body, validate=True)
@@ -98,9 +98,9 @@ def _body(message: Any) -> bytes:
 def _wrong_body(body: bytes) -> str:
     parts = json.loads(body)
     if not isinstance(parts, list) or len(parts) != len(_BODY):
-        return "its body is none of a task"
+        return "body is not that of a task"
     if not all(isinstance(part, kind) for part, kind in zip(parts, _BODY, strict=True)):
-        return "its body is none of a task"
+        return "body is not that of a task"
     return ""
 
 
@@ -116,17 +116,17 @@ def _forged(headers: dict[str, Any], body: bytes) -> str:
 
 
 def keep_dead_letter(queue: str, raw: bytes, why: str) -> None:
-    """Keep a message that no worker can take, for a person."""
-    log.error("a message in queue %s is put aside: %s", queue, why)
+    """Store an invalid message, with the reason, for an operator."""
+    log.error("queue %s: an invalid message is moved to the dead letters: %s", queue, why)
     try:
         _store().keep_dead_letter(queue, raw.decode("utf-8", "replace"), why)
         note_refusal(_store(), f"a message in queue {queue}: {why}")
     except StoreUnavailable as error:
-        log.error("and it could not be kept: %s: %r", error, raw[:2000])
+        log.error("queue %s: the invalid message is lost: %s: %r", queue, error, raw[:2000])
 
 
 def _filtered(parse: Any) -> Any:
-    """A client's `parse_response`, which gives nothing where what came is no message."""
+    """Wrap a client's `parse_response`: an invalid message becomes None."""
 
     def parse_response(connection: Any, command_name: str, **options: Any) -> Any:
         try:
@@ -134,14 +134,14 @@ def _filtered(parse: Any) -> Any:
         except ResponseError as error:
             if command_name != "BRPOP" or "WRONGTYPE" not in str(error):
                 raise
-            # A queue that is no list: kombu would end the worker, and the next one as well.
-            log.error("a queue has the wrong type: %s", error)
+            # A queue that is not a list: kombu would end this worker and the next one.
+            log.error("a queue's key is not a list: %s", error)
             integrity.repair(_store())
             return None
         if command_name != "BRPOP" or not answer:
             return answer
         queue, raw = answer
-        if b".pidbox" in queue:  # answers to remote control: no tasks, and read by whoever has asked
+        if b".pidbox" in queue:  # replies to remote control: no tasks
             return answer
         why = fault(raw)
         if not why:
@@ -153,13 +153,13 @@ def _filtered(parse: Any) -> Any:
 
 
 class _Filtering:
-    """For a channel: its client reads through the sieve, and is none once its connection was closed."""
+    """A channel whose client validates messages, and which opens no client on a closed connection."""
 
     def _connparams(self, asynchronous: bool = False) -> Any:
-        # kombu 5.7 gives back what a closed channel has not acknowledged, finds no connection, and ends the worker with
-        # an AttributeError. A lost connection it takes for what it is: the message comes again, as any lost one.
+        # kombu 5.7 restores the unacknowledged messages of a closed channel, finds no connection, and ends the worker
+        # with an AttributeError. kombu handles a ConnectionError: the message is redelivered.
         if self.connection.client is None:  # type: ignore[attr-defined]
-            raise ConnectionError("the connection of this channel was closed")
+            raise ConnectionError("this channel's connection is closed")
         return super()._connparams(asynchronous=asynchronous)  # type: ignore[misc]
 
     def _create_client(self, asynchronous: bool = False) -> Any:
@@ -169,7 +169,7 @@ class _Filtering:
 
 
 class Channel(_Filtering, redis.Channel):
-    """To one server."""
+    """A channel to one server."""
 
 
 class Transport(redis.Transport):
@@ -177,7 +177,7 @@ class Transport(redis.Transport):
 
 
 class SentinelChannel(_Filtering, redis.SentinelChannel):
-    """To whichever server Sentinel names."""
+    """A channel to the master that Sentinel names."""
 
 
 class SentinelTransport(redis.SentinelTransport):
@@ -185,7 +185,7 @@ class SentinelTransport(redis.SentinelTransport):
 
 
 def use() -> None:
-    """Have this process's apps read through it."""
+    """Register the transport for this process's apps."""
     for scheme in ("redis", "rediss", "redis+socket"):
         TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
     TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"

@@ -1,1 +1,1 @@
-"""The sandbox: runs in memory, without servers."""
+"""The sandbox, which runs plans in memory, without servers."""

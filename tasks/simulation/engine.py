@@ -1,6 +1,6 @@
-"""An engine in memory: containers, images and networks as the operations see them, and no process behind them.
+"""An in-memory Docker engine: containers, images, networks and volumes without processes.
 
-It keeps to what the real one does as far as the port shows it; one suite of tests holds both to that.
+The engine behaves like a real one, as far as the port shows; one contract suite tests both.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _NEVER = "0001-01-01T00:00:00Z"
 
 @dataclass
 class MemoryEngine:
-    """`images` are names of images by what they are called; `exit_codes` end a container at once, by image."""
+    """An engine in memory. `exit_codes`, by image, end a container at its start; `said` holds output by image."""
 
     url: str = "memory://"
     exit_codes: dict[str, int] = field(default_factory=dict)
     said: dict[str, Output] = field(default_factory=dict)
-    #: What a registry has: image ids by name. A name whose id is '' breaks off in the middle of its download.
+    #: The registry: image ids by name. The download of a name with the id '' fails half way.
     registry: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -58,16 +58,16 @@ class MemoryEngine:
         self._details: dict[str, dict[str, Any]] = {}
         self._events: list[dict[str, Any]] = []
 
-    # --- for whoever prepares it ------------------------------------------------------------------
+    # --- preparation ------------------------------------------------------------------------------
 
     def add_image(self, ref: str) -> str:
-        """Have an image of that name; returns its id."""
+        """Add an image of that name; return its id."""
         image_id = f"sha256:{_digest(ref)}"
         self._images[_tagged(ref)] = image_id
         return image_id
 
     def run(self, name: str, image: str, **config: Any) -> str:
-        """Have a container of that name running."""
+        """Create and start a container of that name; return its id."""
         if self.image_id(image) is None:
             self.add_image(image)
         container_id, _ = self.create(name, {"Image": image, **config})
@@ -141,7 +141,7 @@ class MemoryEngine:
         ]
 
     def _uses(self, one: Container, filters: Mapping[str, list[str]]) -> bool:
-        """Of an image, or in a network; it has no volumes."""
+        """Report whether a container matches the filters for images and networks; containers have no volumes."""
         networks = {key: name for key, (name, _) in self._networks.items()}
         images = [self.image_id(ref) for ref in filters.get("ancestor", [])]
         wanted = {networks.get(key, key) for key in filters.get("network", [])}
@@ -425,7 +425,7 @@ class MemoryEngine:
         return self._volumes.pop(name, None) is not None
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no connection is open."""
 
 
 def _digest(text: str) -> str:
@@ -441,7 +441,7 @@ def _has(own: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
 
 
 def _status(container: Container) -> str:
-    """As people read it in a list."""
+    """A container's status as `docker ps` shows it."""
     if container.status == "exited":
         return f"Exited ({container.exit_code}) 1 second ago"
     return "Up 1 second" if container.running else container.status.capitalize()

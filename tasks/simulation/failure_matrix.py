@@ -1,4 +1,4 @@
-"""How each run of a plan would end in which one step fails: on the bench, every step pretended."""
+"""Failure matrix of a plan: sandbox runs with pretended steps, in which each step fails in turn."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from longshore.tasks.simulation.sandbox import Sandbox
 
 @dataclass(frozen=True)
 class SimulatedFailure:
-    """How a run would end in which that step fails; None is the run in which all goes well."""
+    """The report of a simulated run in which that step fails; None is the run without a failure."""
 
     step: str | None
     report: Report
 
 
 def simulate(plan: Plan, params: Mapping[str, Any] | None = None) -> Iterator[SimulatedFailure]:
-    """The run in which all goes well, then one for each step, in which that step fails."""
+    """Simulate the run without a failure, then one run for each step, in which that step fails."""
     for step in [None, *plan.steps]:
         targets = {step.target for step in plan.steps.values()} | {plan.target}
         sandbox = Sandbox(hosts=_stand_ins(targets), pretend=True, approve_all=True)
         if step is not None:
-            sandbox.fail(step, OperationError("fails, in this rehearsal"))
-        yield SimulatedFailure(step, sandbox.run(plan, params, run_id="rehearsal"))
+            sandbox.fail(step, OperationError("simulated failure"))
+        yield SimulatedFailure(step, sandbox.run(plan, params, run_id="simulation"))
 
 
 def _stand_ins(targets: Iterable[str | None]) -> dict[str, dict[str, str]]:
-    """A host for each that a plan names, two for each label, and one at least."""
+    """Return a host for each host name in a plan, two for each label, and at least one."""
     hosts: dict[str, dict[str, str]] = {}
     for target in sorted(filter(None, targets)):
         if is_label(target):
@@ -41,4 +41,4 @@ def _stand_ins(targets: Iterable[str | None]) -> dict[str, dict[str, str]]:
             hosts |= {f"{value}-{n}": {key: value} for n in (1, 2)}
         elif target[0] != "_" and not is_template(target):
             hosts[target] = {}
-    return hosts or {"bench": {}}
+    return hosts or {"sandbox": {}}

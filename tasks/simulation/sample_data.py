@@ -1,4 +1,4 @@
-"""Data for steps that are only pretended: of the shape that the templates of a plan look for."""
+"""Sample data for pretended steps, in the shape that a plan's templates reference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from longshore.orchestration.plans.model import Plan, UndoSpec
 
 
 def sample_data(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Per step data, and what it journals, of the shape that templates look for."""
+    """Return sample data and sample journals by step, in the shape that templates reference."""
     data: dict[str, dict[str, Any]] = {}
     before: dict[str, dict[str, Any]] = {}
     for own, step in plan.steps.items():

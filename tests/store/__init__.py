@@ -1,1 +1,1 @@
-"""The record in Redis: scripts, reducer and driver on a real server."""
+"""Tests of the record in Redis: scripts, reducer and coordinator on a real server."""

@@ -1,4 +1,4 @@
-"""The same tests on both servers: the machine's Redis, and the Valkey that the `embedded` extra brings."""
+"""Runs each test on both servers: the machine's Redis, and the Valkey of the `embedded` extra."""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ class World:
         self.queue.send(Message(ADVANCE))
 
     def age(self, seconds: float) -> None:
-        """Let time pass, with sweepers at work."""
+        """Advance time, with active sweepers."""
         self.stored.age(seconds)
         self.stored.redis.delete(self.store.keys.clock)
 
@@ -267,7 +267,7 @@ class World:
             assert all(int(e["step"]) != work.index for e in lost), "a step with an unknown outcome was repeated"
 
     def must_be_undone(self, index: int) -> bool:
-        """By the log: an attempt claimed the step, and none has shown that it had no effect."""
+        """Report whether, by the log, an attempt claimed the step and none has proved that it had no effect."""
         step = self.plan.steps[index]
         if step.always or step.read_only or not step.has_undo:
             return False
@@ -368,7 +368,7 @@ class World:
         return recorded
 
     def _again(self, work: Work, *, dies: bool, twice: bool) -> bool:
-        """Whether the attempt is over: noted as a retry, or superseded."""
+        """Report whether the attempt has ended: recorded as a retry, or superseded."""
         parked = work.ended == "parked"
         delay = 30.0 if parked else 0.0
         held = self.holds(work)
@@ -401,7 +401,7 @@ class World:
         self.store.renew(self.run_id, asked)
 
     def settle(self, rounds: int = 40) -> None:
-        """Sweep, deliver and act without faults until the run rests."""
+        """Sweep, deliver and act without faults until the run is terminal."""
         for _ in range(rounds):
             self.age(601)
             self.driver.sweep()
@@ -414,5 +414,5 @@ class World:
         raise AssertionError(f"I13: the run does not come to rest: {self.stored.dump()[:3]}")
 
     def is_settled(self) -> bool:
-        """No index of the sweeper names the run any more."""
+        """Report whether no index of the sweeper names the run."""
         return self.store.live_count() == 0

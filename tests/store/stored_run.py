@@ -33,7 +33,7 @@ NOT_CLAIMABLE = [
 
 
 def busy(side: str) -> str:
-    """What both a step and its run are while an attempt is at work on that side."""
+    """The state of a run while an attempt runs on that side."""
     return "undoing" if side else "running"
 
 
@@ -58,7 +58,7 @@ class StoredRun:
         run_id: str = "",
         **settings: Any,
     ) -> None:
-        """`client` is a shared one, which stays open."""
+        """`client` is shared, and stays open."""
         values = settings_for(url, **settings) if settings else _usual_settings(url)
         self.store = store if store is not None else Store(values, client)
         self._shared = client is not None
@@ -79,7 +79,7 @@ class StoredRun:
         return self.redis.hget(self.keys.run, field)  # type: ignore[no-any-return]
 
     def step(self, field: str) -> str | None:
-        """A field of the steps' hash, as `s:0`."""
+        """Read a field of the steps' hash, such as `status:0`."""
         return self.redis.hget(self.keys.steps, field)  # type: ignore[no-any-return]
 
     def leases(self) -> dict[str, float]:
@@ -97,14 +97,14 @@ class StoredRun:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """What is done inside leaves the record as it is, to the last field."""
+        """Check that the block changes no field of the record."""
         before = self.dump()
         yield
         assert self.dump() == before
 
     @contextmanager
     def emits(self, *names: str) -> Iterator[list[dict[str, str]]]:
-        """What is done inside writes just these events, each a version of its own."""
+        """Check that the block writes exactly these events, one version each."""
         before = len(self.events())
         found: list[dict[str, str]] = []
         yield found
@@ -113,7 +113,7 @@ class StoredRun:
         assert [int(event["version"]) for event in found] == [before + n + 1 for n in range(len(names))]
         assert int(self.run("version") or 0) == before + len(names)
 
-    # --- a state of affairs -------------------------------------------------------------------------
+    # --- prepared states ----------------------------------------------------------------------------
 
     def put(self, *, steps: Mapping[str, object] | None = None, **run: object) -> None:
         """Write fields of the run, and of the steps' hash, past the scripts."""
@@ -123,12 +123,12 @@ class StoredRun:
             self.redis.hset(self.keys.steps, mapping={name: str(value) for name, value in steps.items()})
 
     def lay(self, state: str = "running", *, left: int = 1, level: int = 0, **run: Any) -> None:
-        """A run in that state, as if it had come there."""
+        """Write a run in that state."""
         self.create()
         self.put(state=state, left=left, level=level, **run)
 
     def dispatch(self, side: str, *, left: int = 1, status: str = "ready") -> None:
-        """A run in which step 0 has been dispatched just now, forward or backward."""
+        """Write a run in which step 0 has just been dispatched, forward or undo."""
         self.lay(busy(side), left=left, undo_level=0)
         sent = self.store.now()
         due = round(sent + LEASE * 1000)
@@ -142,12 +142,12 @@ class StoredRun:
         )
 
     def begin(self, *ready: int, skipped: Mapping[int, str] | None = None) -> None:
-        """A run whose first level has been opened."""
+        """Create a run and open its first level."""
         self.create()
         assert self.open_level(RunState.RUNNING, 0, ready or (0,), skipped or {})
 
     def age(self, seconds: float) -> None:
-        """Let time pass for all that this run waits for."""
+        """Age all deadlines and leases of this run."""
         ms = round(seconds * 1000)
         pipe = self.redis.pipeline()
         for name in self.redis.hkeys(self.keys.steps):
@@ -163,13 +163,13 @@ class StoredRun:
         pipe.execute()
 
     def end_lease(self, member: str) -> None:
-        """The worker of that attempt has been silent for too long."""
+        """Expire the lease of that attempt."""
         self.redis.zadd(self.keys.leases, {member: self.store.now() - 1}, xx=True)
 
     # --- the scripts --------------------------------------------------------------------------------
 
     def script(self, name: str, *args: object) -> Any:
-        """One script with arguments of the test's own."""
+        """Call a script with the test's own arguments."""
         return self.store._run(name, self.run_id, *args)
 
     def create(self, **fields: object) -> bool:
@@ -185,7 +185,7 @@ class StoredRun:
         *,
         seen: RunRecord | None = None,
     ) -> bool:
-        """`seen` is the record that it was decided from; the present one if left out."""
+        """Open a level; `seen` is the record of the decision, by default the current one."""
         return self.store.open_level(self.run_id, seen or self.record(), state, level, ready, skipped or {})
 
     def open_undo(
@@ -208,7 +208,7 @@ class StoredRun:
         skip: Mapping[int, str] | None = None,
         state: RunState = RunState.RUNNING,
     ) -> None:
-        """A run whose step 0 has been fanned out, into items 0, 1, …"""
+        """Write a run whose step 0 has been fanned out into items 0, 1, …"""
         self.create()
         parts = tuple(Unit(str(n), skip=(skip or {}).get(n, "")) for n in range(units))
         verdict = GuardDecision(units=parts, at_once=at_once, tolerated=tolerated, canary=canary)
@@ -245,7 +245,7 @@ class StoredRun:
         *,
         stays: bool = False,
     ) -> Grant | str:
-        """A claim that may be refused."""
+        """Claim a step; return the refusal."""
         return self.store.claim(self.run_id, index, side, owner, task, host=host, stays=stays)
 
     def complete(self, index: StepId, fence: str, status: str = "changed", *, side: str = "", **more: Any) -> Recorded:

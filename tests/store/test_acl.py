@@ -1,4 +1,4 @@
-"""What each of Redis's users may call: each command of the server is tried for each role, without being carried out."""
+"""Permissions of the Redis users: every command of the server, dry-run for every role."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def commands_of_scripts() -> set[str]:
 
 
 def commands_of_the_store() -> set[str]:
-    """Methods of whatever is called `client` or like a pipeline that are Redis's."""
+    """The Redis commands that the store calls on a client or a pipeline."""
     root, found = Path(str(lua.__file__)).resolve().parents[3], set[str]()
     for folder in ("orchestration", "tasks", "workers"):
         for path in (root / folder).rglob("*.py"):
@@ -81,7 +81,7 @@ def admin(server: RedisServer) -> Iterator[redis.Redis]:
 
 
 def may(admin: redis.Redis, role: str, command: str) -> bool:
-    """By ACL DRYRUN, with keys that nobody may touch: only whether the command itself is allowed."""
+    """Report, by ACL DRYRUN with forbidden keys, whether the command itself is allowed."""
     words = command.split("|")
     answer = ""
     for count in range(8):  # until there are as many arguments as it wants
@@ -95,7 +95,7 @@ def may(admin: redis.Redis, role: str, command: str) -> bool:
 
 
 @pytest.mark.parametrize("role", acl.ROLES)
-def test_a_role_may_call_the_commands_that_are_listed_for_it_and_no_other(admin: redis.Redis, role: str) -> None:
+def test_role_may_call_exactly_its_listed_commands(admin: redis.Redis, role: str) -> None:
     commands = {str(name).lower() for name in admin.execute_command("COMMAND LIST")}
     assert len(commands) > 200
     containers = {name.partition("|")[0] for name in commands if "|" in name}
@@ -103,16 +103,16 @@ def test_a_role_may_call_the_commands_that_are_listed_for_it_and_no_other(admin:
     assert allowed - _EVERYBODYS == acl.COMMANDS[role]
 
 
-def test_a_client_may_not(admin: redis.Redis) -> None:
+def test_client_may_not_call_dangerous_commands(admin: redis.Redis) -> None:
     assert [command for command in _NEVER if may(admin, "client", command.lower())] == []
 
 
-def test_no_line_of_the_users_names_a_category() -> None:
+def test_acl_lines_name_no_category() -> None:
     assert "+@" not in acl.users(Settings(), PASSWORDS)
 
 
-def test_a_worker_may_call_what_its_scripts_and_its_store_call() -> None:
-    """A command that is called, and is not listed, would be refused in an installation with users only."""
+def test_worker_may_call_every_command_of_scripts_and_store() -> None:
+    """An unlisted command would fail only in an installation with Redis users."""
     assert commands_of_scripts() <= acl.COMMANDS["worker"]
     assert commands_of_the_store() <= acl.COMMANDS["worker"]
 
@@ -127,7 +127,7 @@ def request(name: str = "p") -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("admin")
-def test_a_client_calls_scripts_that_workers_have_loaded_and_none_of_its_own(server: RedisServer) -> None:
+def test_client_can_only_call_scripts_loaded_by_workers(server: RedisServer) -> None:
     admin, client = server.client(), as_role(server, "client", connect_timeout=0.2)
     admin.script_flush()
     with pytest.raises(redis.exceptions.NoPermissionError):
@@ -146,8 +146,8 @@ def test_a_client_calls_scripts_that_workers_have_loaded_and_none_of_its_own(ser
 
 @pytest.mark.usefixtures("admin")
 @pytest.mark.parametrize("role", ["flower", "operator"])
-def test_who_speaks_to_workers_gives_back_the_lock_of_the_broker(server: RedisServer, role: str) -> None:
-    """kombu takes it in each consumer; held to its end it would keep workers from what a lost one has left."""
+def test_control_clients_may_release_the_broker_lock(server: RedisServer, role: str) -> None:
+    """kombu acquires the lock in each consumer; a lock held until its expiry delays the restore of lost messages."""
     server.client().script_flush()
     as_role(server, "worker").load_scripts()
     lock = as_role(server, role).client.lock(f"{SPACE}:unacked_mutex", timeout=60)
@@ -157,7 +157,7 @@ def test_who_speaks_to_workers_gives_back_the_lock_of_the_broker(server: RedisSe
 
 
 @pytest.mark.usefixtures("admin")
-def test_a_client_waits_a_moment_for_a_worker_to_load_the_scripts_again(server: RedisServer) -> None:
+def test_client_waits_for_a_worker_to_reload_scripts(server: RedisServer) -> None:
     client, worker = as_role(server, "client", connect_timeout=30.0), as_role(server, "worker")
     server.client().script_flush()
     asked = threading.Event()
@@ -178,7 +178,7 @@ def test_a_client_waits_a_moment_for_a_worker_to_load_the_scripts_again(server: 
 
 
 @pytest.mark.usefixtures("admin")
-def test_a_script_that_only_workers_call_does_nothing_for_a_client(server: RedisServer) -> None:
+def test_worker_only_script_is_refused_for_a_client(server: RedisServer) -> None:
     admin, client = server.client(), as_role(server, "client")
     keys = client.keys.of("r")
     admin.hset(keys.run, mapping={"state": "running", "version": 1})
@@ -192,7 +192,7 @@ def test_a_script_that_only_workers_call_does_nothing_for_a_client(server: Redis
 
 
 @pytest.mark.usefixtures("admin")
-def test_a_client_reads_no_message_of_a_queue_and_sends_one(server: RedisServer) -> None:
+def test_client_can_enqueue_but_not_read_messages(server: RedisServer) -> None:
     client = as_role(server, "client").client
     client.lpush(f"{SPACE}:control", "message")
     for read in (
@@ -205,7 +205,7 @@ def test_a_client_reads_no_message_of_a_queue_and_sends_one(server: RedisServer)
 
 
 @pytest.mark.usefixtures("admin")
-def test_doctor_has_the_scripts_loaded_or_says_that_they_are_missing(server: RedisServer) -> None:
+def test_doctor_loads_scripts_or_reports_them_missing(server: RedisServer) -> None:
     server.client().script_flush()
 
     def found(role: str) -> list[str]:
@@ -219,9 +219,7 @@ def test_doctor_has_the_scripts_loaded_or_says_that_they_are_missing(server: Red
 
 
 @pytest.mark.parametrize("role", sorted({*acl.ROLES} - {"client"}))
-def test_doctor_examines_every_key_as_any_role_that_may_ask_for_it(
-    admin: redis.Redis, server: RedisServer, role: str
-) -> None:
+def test_doctor_examines_every_key_in_every_permitted_role(admin: redis.Redis, server: RedisServer, role: str) -> None:
     as_role(server, "worker").load_scripts()
     keys = Store(Settings(namespace=SPACE), admin).keys
     admin.hset(keys.host("web1"), mapping={"seen": 1, "queues": "docker@web1"})
@@ -236,12 +234,12 @@ def test_doctor_examines_every_key_as_any_role_that_may_ask_for_it(
     (damaged,) = [each.what for each in examine(as_role(server, role)) if "damaged" in each.what]
 
     assert f"{keys.of('r').run} is a list" in damaged
-    # Of these two it needs neither: its library names itself, and a setting may stay unknown.
+    # The role needs neither command: redis-py names itself, and a setting may stay unknown.
     assert {entry["object"] for entry in admin.acl_log()} <= {"config|get", "client|setinfo"}
 
 
 @pytest.mark.usefixtures("admin")
-def test_a_worker_moves_keys_of_a_wrong_type_out_of_the_way(server: RedisServer) -> None:
+def test_worker_may_rename_keys_of_a_wrong_type(server: RedisServer) -> None:
     store, admin = as_role(server, "worker"), server.client()
     wrong = {store.keys.clock, store.keys.live, f"{store.settings.broker_prefix()}unacked"}
     for key in wrong:
@@ -253,7 +251,7 @@ def test_a_worker_moves_keys_of_a_wrong_type_out_of_the_way(server: RedisServer)
 
 
 @pytest.mark.parametrize("role", acl.ROLES)
-def test_only_a_worker_writes_the_record_of_a_run(admin: redis.Redis, role: str) -> None:
+def test_only_workers_may_write_run_records(admin: redis.Redis, role: str) -> None:
     store = Store(Settings(namespace=SPACE), admin)
     keys = store.keys.of("r")
     writes = [("HSET", key, "f", "v") for key in (keys.run, keys.steps)]
@@ -265,7 +263,7 @@ def test_only_a_worker_writes_the_record_of_a_run(admin: redis.Redis, role: str)
         assert (answer == "OK") is (role == "worker"), (words, answer)
 
 
-def test_a_monitor_starts_and_commands_nothing(admin: redis.Redis) -> None:
+def test_monitor_can_neither_start_nor_command_runs(admin: redis.Redis) -> None:
     store = Store(Settings(namespace=SPACE), admin)
     keys = store.keys.of("r")
     for words in (
@@ -276,7 +274,7 @@ def test_a_monitor_starts_and_commands_nothing(admin: redis.Redis) -> None:
         assert "permissions" in str(admin.execute_command("ACL", "DRYRUN", "longshore-monitor", *words)), words
 
 
-def test_a_worker_touches_no_key_of_another_installation(admin: redis.Redis) -> None:
+def test_worker_cannot_touch_keys_of_another_installation(admin: redis.Redis) -> None:
     own, other = Store(Settings(namespace=SPACE), admin).keys, Store(Settings(namespace="other"), admin).keys
     for keys, allowed in ((own, True), (other, False)):
         for words in (
@@ -287,7 +285,7 @@ def test_a_worker_touches_no_key_of_another_installation(admin: redis.Redis) -> 
             assert (answer == "OK") is allowed, (words, answer)
 
 
-def test_every_key_of_the_record_may_be_read_by_who_asks(admin: redis.Redis) -> None:
+def test_clients_may_read_every_key_of_a_record(admin: redis.Redis) -> None:
     keys = Store(Settings(namespace=SPACE), admin).keys
     names = [name for name, made in vars(type(keys)).items() if isinstance(made, property)]
     assert len(names) > 20

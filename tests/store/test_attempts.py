@@ -17,7 +17,7 @@ R = RunState
 
 
 @SIDES
-def test_a_claim_gives_the_step_to_one_attempt(stored: StoredRun, side: str) -> None:
+def test_claim_grants_the_step_to_one_attempt(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     now = stored.store.now()
 
@@ -33,7 +33,7 @@ def test_a_claim_gives_the_step_to_one_attempt(stored: StoredRun, side: str) -> 
     assert (events[0]["step"], events[0]["attempt"], events[0]["owner"]) == ("0", "1", "task-7@one/abc")
 
 
-def test_an_always_step_is_claimed_while_the_run_finishes(stored: StoredRun) -> None:
+def test_always_step_can_be_claimed_while_the_run_finishes(stored: StoredRun) -> None:
     stored.dispatch("")
     stored.put(state="finishing")
     assert stored.claim(0).attempt == 1
@@ -46,7 +46,7 @@ def test_an_always_step_is_claimed_while_the_run_finishes(stored: StoredRun) -> 
         *(("u", state) for state in RunState if state is not R.UNDOING),
     ],
 )
-def test_nothing_is_claimed_in_a_run_of_another_state(stored: StoredRun, side: str, state: RunState) -> None:
+def test_claim_is_refused_in_other_run_states(stored: StoredRun, side: str, state: RunState) -> None:
     stored.dispatch(side)
     stored.put(state=state)
 
@@ -55,13 +55,13 @@ def test_nothing_is_claimed_in_a_run_of_another_state(stored: StoredRun, side: s
 
 
 @SIDES
-def test_nothing_is_claimed_in_a_run_that_is_not_there(stored: StoredRun, side: str) -> None:
+def test_claim_is_refused_for_an_unknown_run(stored: StoredRun, side: str) -> None:
     with stored.unchanged():
         assert stored.ask(0, side) == "run gone"
 
 
 @pytest.mark.parametrize(("side", "status"), NOT_CLAIMABLE)
-def test_a_step_that_is_not_dispatched_is_not_claimed(stored: StoredRun, side: str, status: str) -> None:
+def test_claim_is_refused_for_a_step_that_is_not_dispatched(stored: StoredRun, side: str, status: str) -> None:
     stored.dispatch(side, status=status)
 
     with stored.unchanged():
@@ -69,7 +69,7 @@ def test_a_step_that_is_not_dispatched_is_not_claimed(stored: StoredRun, side: s
 
 
 @SIDES
-def test_a_step_that_was_never_dispatched_is_not_claimed(stored: StoredRun, side: str) -> None:
+def test_claim_is_refused_for_a_step_without_a_status(stored: StoredRun, side: str) -> None:
     stored.lay(busy(side), undo_level=0)
 
     with stored.unchanged():
@@ -77,7 +77,7 @@ def test_a_step_that_was_never_dispatched_is_not_claimed(stored: StoredRun, side
 
 
 @SIDES
-def test_the_same_delivery_that_asks_again_has_the_same_grant(stored: StoredRun, side: str) -> None:
+def test_repeated_claim_of_one_delivery_returns_the_same_grant(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     grant = stored.claim(0, side)
     stored.age(5)
@@ -91,7 +91,7 @@ def test_the_same_delivery_that_asks_again_has_the_same_grant(stored: StoredRun,
 
 
 @SIDES
-def test_another_delivery_is_refused_while_the_first_is_at_work(stored: StoredRun, side: str) -> None:
+def test_second_delivery_is_refused_while_the_first_runs(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     stored.claim(0, side, "first@one/1")
 
@@ -100,14 +100,14 @@ def test_another_delivery_is_refused_while_the_first_is_at_work(stored: StoredRu
 
 
 @SIDES
-def test_a_delivery_does_not_get_back_what_it_has_given_up(stored: StoredRun, side: str) -> None:
+def test_delivery_cannot_reclaim_a_released_step(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     stored.retry(0, stored.claim(0, side, "first@one/1").fence, delay=60, side=side)
     assert stored.ask(0, side, "first@one/1") == "early"
 
 
 @SIDES
-def test_a_retry_is_not_claimed_before_its_time(stored: StoredRun, side: str) -> None:
+def test_retry_cannot_be_claimed_before_it_is_due(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     stored.retry(0, stored.claim(0, side).fence, delay=60, side=side)
 
@@ -120,7 +120,7 @@ def test_a_retry_is_not_claimed_before_its_time(stored: StoredRun, side: str) ->
     assert stored.claim(0, side, "other").attempt == 2
 
 
-def test_an_always_step_whose_retry_was_drained_need_not_wait_for_its_time(stored: StoredRun) -> None:
+def test_drained_always_retry_can_be_claimed_at_once(stored: StoredRun) -> None:
     stored.dispatch("")
     stored.retry(0, stored.claim(0).fence, delay=600)
     stored.put(state="aborting")
@@ -132,7 +132,7 @@ def test_an_always_step_whose_retry_was_drained_need_not_wait_for_its_time(store
 
 
 @SIDES
-def test_fences_grow_with_every_claim(stored: StoredRun, side: str) -> None:
+def test_fence_grows_with_every_claim(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     fences = []
     for n in range(20):
@@ -143,8 +143,8 @@ def test_fences_grow_with_every_claim(stored: StoredRun, side: str) -> None:
 
 
 @SIDES
-def test_a_fence_is_larger_than_one_that_redis_has_forgotten(stored: StoredRun, side: str) -> None:
-    """A crash of Redis takes its last writes with it; what had been granted must not be granted again."""
+def test_fence_exceeds_one_lost_by_redis(stored: StoredRun, side: str) -> None:
+    """A crash of Redis loses its last writes; a lost fence must not be granted again."""
     stored.dispatch(side)
     before = int(stored.claim(0, side).fence)
     stored.redis.hdel(stored.keys.steps, f"{side}fence:0", f"{side}owner:0", f"{side}attempts:0")
@@ -154,7 +154,7 @@ def test_a_fence_is_larger_than_one_that_redis_has_forgotten(stored: StoredRun, 
 
 
 @SIDES
-def test_a_fence_grows_also_where_the_clock_went_back(stored: StoredRun, side: str) -> None:
+def test_fence_grows_when_the_clock_goes_back(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     ahead = (stored.store.now() + 3_600_000) * 1000
     stored.put(steps={f"{side}fence:0": ahead})
@@ -162,7 +162,7 @@ def test_a_fence_grows_also_where_the_clock_went_back(stored: StoredRun, side: s
     assert int(stored.claim(0, side).fence) == ahead + 1
 
 
-def test_a_fence_of_an_undo_is_larger_than_that_of_what_it_takes_back(stored: StoredRun) -> None:
+def test_undo_fence_exceeds_the_steps_fence(stored: StoredRun) -> None:
     stored.dispatch("")
     forward = stored.claim(0)
     stored.complete(0, forward.fence)
@@ -170,7 +170,7 @@ def test_a_fence_of_an_undo_is_larger_than_that_of_what_it_takes_back(stored: St
     assert int(stored.claim(0, "u").fence) > int(forward.fence)
 
 
-def test_a_later_attempt_is_given_what_the_first_one_wrote_down(stored: StoredRun) -> None:
+def test_later_attempt_receives_the_first_journal(stored: StoredRun) -> None:
     stored.dispatch("")
     first = stored.claim(0, task="t1")
     stored.journal(0, first.fence, '{"a":1}', '{"was":2}')
@@ -184,7 +184,7 @@ def test_a_later_attempt_is_given_what_the_first_one_wrote_down(stored: StoredRu
     assert stored.step("task_ids:0") == "t1 t2"
 
 
-def test_an_undo_is_given_what_the_step_wrote_down_and_recorded(stored: StoredRun) -> None:
+def test_undo_receives_journal_and_outcome(stored: StoredRun) -> None:
     stored.dispatch("")
     first = stored.claim(0)
     stored.journal(0, first.fence, '{"a":1}', '{"was":2}')
@@ -206,7 +206,7 @@ def test_an_undo_is_given_what_the_step_wrote_down_and_recorded(stored: StoredRu
 
 
 @SIDES
-def test_the_journal_keeps_what_came_first(stored: StoredRun, side: str) -> None:
+def test_journal_keeps_the_first_entry(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     fence = stored.claim(0, side).fence
 
@@ -217,7 +217,7 @@ def test_the_journal_keeps_what_came_first(stored: StoredRun, side: str) -> None
     assert (stored.step(f"{side}rendered:0"), stored.step(f"{side}before:0")) == ("rendered", "before")
 
 
-def test_the_journal_has_no_empty_entries(stored: StoredRun) -> None:
+def test_journal_has_no_empty_entries(stored: StoredRun) -> None:
     stored.dispatch("")
     fence = stored.claim(0).fence
 
@@ -228,7 +228,7 @@ def test_the_journal_has_no_empty_entries(stored: StoredRun) -> None:
 
 
 @SIDES
-def test_an_attempt_that_has_lost_its_step_writes_nothing_down(stored: StoredRun, side: str) -> None:
+def test_superseded_attempt_cannot_journal(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     lost = stored.claim(0, side)
     stored.end_lease(f"{side}0")
@@ -242,7 +242,7 @@ def test_an_attempt_that_has_lost_its_step_writes_nothing_down(stored: StoredRun
 
 
 @SIDES
-def test_an_attempt_that_has_ended_writes_nothing_down(stored: StoredRun, side: str) -> None:
+def test_ended_attempt_cannot_journal(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     fence = stored.claim(0, side).fence
     stored.retry(0, fence, side=side)
@@ -261,7 +261,7 @@ def test_an_attempt_that_has_ended_writes_nothing_down(stored: StoredRun, side: 
         *(("u", status) for status in ("undone", "undo_failed")),
     ],
 )
-def test_complete_records_an_outcome(stored: StoredRun, side: str, status: str) -> None:
+def test_complete_records_the_outcome(stored: StoredRun, side: str, status: str) -> None:
     stored.dispatch(side, left=2)
     fence = stored.claim(0, side).fence
 
@@ -277,19 +277,19 @@ def test_complete_records_an_outcome(stored: StoredRun, side: str, status: str) 
 
 
 @SIDES
-def test_the_last_outcome_of_a_level_lets_the_run_go_on(stored: StoredRun, side: str) -> None:
+def test_last_outcome_of_a_level_advances_the_run(stored: StoredRun, side: str) -> None:
     stored.dispatch(side, left=1)
     assert stored.complete(0, stored.claim(0, side).fence, side=side).advance
 
 
-def test_an_outcome_can_prove_that_nothing_was_touched(stored: StoredRun) -> None:
+def test_outcome_can_state_no_effect(stored: StoredRun) -> None:
     stored.dispatch("")
     stored.complete(0, stored.claim(0).fence, "failed", no_effect=True)
     assert stored.store.step_records(stored.run_id, [0])[0].no_effect
 
 
 @pytest.mark.parametrize("status", ["failed", "unknown"])
-def test_a_failure_that_stops_ends_the_run(stored: StoredRun, status: str) -> None:
+def test_stopping_failure_aborts_the_run(stored: StoredRun, status: str) -> None:
     stored.dispatch("", left=2)
     fence = stored.claim(0).fence
 
@@ -305,7 +305,7 @@ def test_a_failure_that_stops_ends_the_run(stored: StoredRun, status: str) -> No
 
 
 @pytest.mark.parametrize("status", ["failed", "unknown"])
-def test_a_failure_that_is_tolerated_does_not(stored: StoredRun, status: str) -> None:
+def test_tolerated_failure_does_not_abort_the_run(stored: StoredRun, status: str) -> None:
     stored.dispatch("", left=2)
 
     with stored.emits("step_started", "step_ended"):
@@ -315,14 +315,14 @@ def test_a_failure_that_is_tolerated_does_not(stored: StoredRun, status: str) ->
 
 
 @pytest.mark.parametrize("status", ["changed", "unchanged", "cancelled"])
-def test_only_a_bad_outcome_stops(stored: StoredRun, status: str) -> None:
+def test_good_outcome_never_aborts_the_run(stored: StoredRun, status: str) -> None:
     stored.dispatch("", left=2)
     stored.complete(0, stored.claim(0).fence, status, stops=True)
     assert stored.run("state") == R.RUNNING
 
 
 @pytest.mark.parametrize("state", [R.ABORTING, R.FINISHING])
-def test_a_failure_ends_no_run_that_is_ending_already(stored: StoredRun, state: RunState) -> None:
+def test_failure_does_not_abort_an_ending_run(stored: StoredRun, state: RunState) -> None:
     stored.dispatch("")
     fence = stored.claim(0).fence
     stored.put(state=state, cause="cancel", err="first")
@@ -333,7 +333,7 @@ def test_a_failure_ends_no_run_that_is_ending_already(stored: StoredRun, state: 
     assert (stored.run("state"), stored.run("cause"), stored.run("err")) == (state, "cancel", "first")
 
 
-def test_while_a_run_ends_it_goes_on_when_nothing_runs(stored: StoredRun) -> None:
+def test_ending_run_advances_when_nothing_runs(stored: StoredRun) -> None:
     stored.begin(0, 1, 2)
     first, second = stored.claim(0), stored.claim(1)
     stored.put(state="aborting")
@@ -343,7 +343,7 @@ def test_while_a_run_ends_it_goes_on_when_nothing_runs(stored: StoredRun) -> Non
 
 
 @SIDES
-def test_an_outcome_of_another_attempt_is_refused(stored: StoredRun, side: str) -> None:
+def test_outcome_of_another_attempt_is_rejected(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     fence = stored.claim(0, side).fence
 
@@ -353,7 +353,7 @@ def test_an_outcome_of_another_attempt_is_refused(stored: StoredRun, side: str) 
 
 
 @SIDES
-def test_an_attempt_whose_lease_was_taken_does_not_end_the_run(stored: StoredRun, side: str) -> None:
+def test_expired_attempt_cannot_abort_the_run(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     lost = stored.claim(0, side)
     stored.end_lease(f"{side}0")
@@ -369,7 +369,7 @@ def test_an_attempt_whose_lease_was_taken_does_not_end_the_run(stored: StoredRun
 
 @SIDES
 @pytest.mark.parametrize("left", [1, 2])
-def test_an_outcome_sent_twice_counts_once_and_has_the_same_answer(stored: StoredRun, side: str, left: int) -> None:
+def test_repeated_outcome_counts_once_with_the_same_answer(stored: StoredRun, side: str, left: int) -> None:
     stored.dispatch(side, left=left)
     fence = stored.claim(0, side).fence
     first = stored.complete(0, fence, "undone" if side else "changed", side=side)
@@ -380,7 +380,7 @@ def test_an_outcome_sent_twice_counts_once_and_has_the_same_answer(stored: Store
     assert second == first == Recorded(accepted=True, advance=left == 1)
 
 
-def test_a_failure_that_is_told_twice_lets_the_run_go_on_twice(stored: StoredRun) -> None:
+def test_repeated_failure_returns_advance_twice(stored: StoredRun) -> None:
     stored.dispatch("", left=2)
     fence = stored.claim(0).fence
     first = stored.complete(0, fence, "failed", stops=True)
@@ -390,7 +390,7 @@ def test_a_failure_that_is_told_twice_lets_the_run_go_on_twice(stored: StoredRun
 
 
 @SIDES
-def test_the_end_of_an_attempt_that_was_noted_as_a_retry_is_not_its_outcome(stored: StoredRun, side: str) -> None:
+def test_outcome_after_a_recorded_retry_is_rejected(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     fence = stored.claim(0, side).fence
     stored.retry(0, fence, delay=60, side=side)
@@ -401,7 +401,7 @@ def test_the_end_of_an_attempt_that_was_noted_as_a_retry_is_not_its_outcome(stor
 
 @SIDES
 @pytest.mark.parametrize("status", ["ready", "retrying"])
-def test_without_a_fence_it_is_the_end_of_what_nobody_has_claimed(stored: StoredRun, side: str, status: str) -> None:
+def test_complete_without_fence_ends_an_unclaimed_step(stored: StoredRun, side: str, status: str) -> None:
     stored.dispatch(side, left=1, status=status)
 
     with stored.emits("undo_ended" if side else "step_ended"):
@@ -411,7 +411,7 @@ def test_without_a_fence_it_is_the_end_of_what_nobody_has_claimed(stored: Stored
 
 
 @pytest.mark.parametrize(("side", "status"), [pair for pair in NOT_CLAIMABLE if pair[1] != "waiting"])
-def test_without_a_fence_nothing_else_is_ended(stored: StoredRun, side: str, status: str) -> None:
+def test_complete_without_fence_ends_no_claimed_step(stored: StoredRun, side: str, status: str) -> None:
     stored.dispatch(side, status=status)
 
     with stored.unchanged():
@@ -419,7 +419,7 @@ def test_without_a_fence_nothing_else_is_ended(stored: StoredRun, side: str, sta
 
 
 @pytest.mark.parametrize("status", ["changed", "unchanged"])
-def test_a_good_link_of_a_chain_opens_the_level_of_the_next(stored: StoredRun, status: str) -> None:
+def test_successful_chain_link_opens_the_next_level(stored: StoredRun, status: str) -> None:
     stored.begin(0)
     fence = stored.claim(0).fence
 
@@ -435,7 +435,7 @@ def test_a_good_link_of_a_chain_opens_the_level_of_the_next(stored: StoredRun, s
 
 
 @pytest.mark.parametrize("status", ["failed", "unknown", "cancelled"])
-def test_a_bad_link_ends_its_chain(stored: StoredRun, status: str) -> None:
+def test_failed_chain_link_ends_its_chain(stored: StoredRun, status: str) -> None:
     stored.begin(0)
 
     assert stored.complete(0, stored.claim(0).fence, status, next_link=1).advance
@@ -443,7 +443,7 @@ def test_a_bad_link_ends_its_chain(stored: StoredRun, status: str) -> None:
     assert (stored.run("level"), stored.step("status:1")) == ("0", None)
 
 
-def test_no_link_follows_where_something_of_the_level_is_left(stored: StoredRun) -> None:
+def test_chain_stops_while_its_level_has_open_steps(stored: StoredRun) -> None:
     stored.begin(0, 2)
 
     assert not stored.complete(0, stored.claim(0).fence, next_link=1).advance
@@ -452,7 +452,7 @@ def test_no_link_follows_where_something_of_the_level_is_left(stored: StoredRun)
 
 
 @pytest.mark.parametrize("state", [R.ABORTING, R.FINISHING])
-def test_no_link_follows_in_a_run_that_is_ending(stored: StoredRun, state: RunState) -> None:
+def test_chain_stops_in_an_ending_run(stored: StoredRun, state: RunState) -> None:
     stored.begin(0)
     fence = stored.claim(0).fence
     stored.put(state=state)
@@ -466,7 +466,7 @@ def test_no_link_follows_in_a_run_that_is_ending(stored: StoredRun, state: RunSt
 
 
 @SIDES
-def test_a_retry_puts_the_step_back_until_its_time(stored: StoredRun, side: str) -> None:
+def test_retry_delays_the_step_until_due(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     fence = stored.claim(0, side).fence
     now = stored.store.now()
@@ -483,7 +483,7 @@ def test_a_retry_puts_the_step_back_until_its_time(stored: StoredRun, side: str)
 
 
 @SIDES
-def test_a_retry_that_is_told_twice_is_noted_once(stored: StoredRun, side: str) -> None:
+def test_repeated_retry_is_recorded_once(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     fence = stored.claim(0, side).fence
     stored.retry(0, fence, delay=60, side=side)
@@ -493,7 +493,7 @@ def test_a_retry_that_is_told_twice_is_noted_once(stored: StoredRun, side: str) 
 
 
 @SIDES
-def test_an_attempt_that_has_lost_its_step_cannot_put_it_back(stored: StoredRun, side: str) -> None:
+def test_superseded_attempt_cannot_record_a_retry(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     lost = stored.claim(0, side)
     stored.end_lease(f"{side}0")
@@ -512,7 +512,7 @@ def test_an_attempt_that_has_lost_its_step_cannot_put_it_back(stored: StoredRun,
 @pytest.mark.parametrize(
     ("side", "status"), [pair for pair in NOT_CLAIMABLE if pair[1] not in {busy(pair[0]), "waiting"}]
 )
-def test_what_has_ended_is_not_tried_again(stored: StoredRun, side: str, status: str) -> None:
+def test_ended_step_is_not_retried(stored: StoredRun, side: str, status: str) -> None:
     stored.dispatch(side)
     fence = stored.claim(0, side).fence
     stored.put(steps={f"{side}status:0": status})
@@ -521,7 +521,7 @@ def test_what_has_ended_is_not_tried_again(stored: StoredRun, side: str, status:
         assert stored.retry(0, fence, side=side) == 0
 
 
-def test_while_the_run_is_ending_there_is_no_retry(stored: StoredRun) -> None:
+def test_ending_run_allows_no_retry(stored: StoredRun) -> None:
     stored.dispatch("")
     fence = stored.claim(0).fence
     stored.put(state="aborting")
@@ -530,7 +530,7 @@ def test_while_the_run_is_ending_there_is_no_retry(stored: StoredRun) -> None:
         assert stored.retry(0, fence) == -1
 
 
-def test_an_always_step_has_its_retry_also_while_the_run_is_ending(stored: StoredRun) -> None:
+def test_ending_run_retries_always_steps(stored: StoredRun) -> None:
     stored.dispatch("")
     fence = stored.claim(0).fence
     stored.put(state="aborting")

@@ -53,7 +53,7 @@ def caches(store: Store) -> Caches:
 
 @pytest.fixture
 def built(own_registry: None) -> list[Any]:
-    """What a builder of the application's own was asked to build."""
+    """Builds requested from the application's own builder."""
     asked: list[Any] = []
 
     @operation("catalog.build", read_only=True)
@@ -87,7 +87,7 @@ def rebuild(step: Step, run_id: str, /, **params: Any) -> Doing:
 
 
 @given(value=JSON, key=st.text(max_size=5), place=st.integers(0, 400), byte=st.characters(codec="ascii"))
-def test_an_entry_is_what_was_written_or_is_none(value: Any, key: str, place: int, byte: str) -> None:
+def test_cache_entry_is_complete_or_missing(value: Any, key: str, place: int, byte: str) -> None:
     entry = Entry(3, value, key, 1, 2, 3.0, "r1.step")
     text = entry.text()
     assert Entry.read(text) == entry
@@ -98,7 +98,7 @@ def test_an_entry_is_what_was_written_or_is_none(value: Any, key: str, place: in
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(st.lists(st.sampled_from(["build", "undo", "mark", "unmark", "rubbish"]), max_size=12))
-def test_the_current_generation_is_the_last_that_was_built_and_not_taken_back(caches: Caches, deeds: list[str]) -> None:
+def test_current_generation_is_the_last_one_not_undone(caches: Caches, deeds: list[str]) -> None:
     caches.forget("one")
     current: Entry | None = None
     previous: Entry | None = None
@@ -126,7 +126,7 @@ def test_the_current_generation_is_the_last_that_was_built_and_not_taken_back(ca
         assert caches.get("one").entry == current
 
 
-def test_a_cache_is_built_once_and_found_valid_until_it_is_not(step: Step, caches: Caches, built: list[Any]) -> None:
+def test_valid_cache_is_not_rebuilt(step: Step, caches: Caches, built: list[Any]) -> None:
     assert step("check.get").act().data["reason"] == "there is none"
     first = rebuild(step, "r1", ttl=0.3, fingerprint="1")
     assert first.predict().changed
@@ -155,9 +155,7 @@ def test_a_cache_is_built_once_and_found_valid_until_it_is_not(step: Step, cache
     assert step("check.get", fingerprint="9").act().data["valid"] is False
 
 
-def test_the_undo_brings_the_generation_before_back_unless_there_is_a_newer_one(
-    step: Step, caches: Caches, built: list[Any]
-) -> None:
+def test_undo_restores_the_previous_generation_unless_superseded(step: Step, caches: Caches, built: list[Any]) -> None:
     one, two = rebuild(step, "r1"), rebuild(step, "r2", force=True)
     one.act()
     two.act()
@@ -179,7 +177,7 @@ def test_the_undo_brings_the_generation_before_back_unless_there_is_a_newer_one(
     assert step("check.get").act().data["valid"]
 
 
-def test_many_at_once_build_once(step: Step, caches: Caches, built: list[Any]) -> None:
+def test_concurrent_builds_run_once(step: Step, caches: Caches, built: list[Any]) -> None:
     steps = [rebuild(step, f"r{number}", params={"slow": 0.2}) for number in range(8)]
     forced = [rebuild(step, f"f{number}", params={"slow": 0.2}, force=True) for number in range(4)]
     for many in (steps, forced):
@@ -193,7 +191,7 @@ def test_many_at_once_build_once(step: Step, caches: Caches, built: list[Any]) -
         assert sum(one.changed for one in done) == len(built) - before
 
 
-def test_a_build_that_fails_leaves_what_is_there(step: Step, caches: Caches, built: list[Any]) -> None:
+def test_failed_build_keeps_the_current_generation(step: Step, caches: Caches, built: list[Any]) -> None:
     rebuild(step, "r1").act()
     was = caches.get("catalog").entry
     with pytest.raises(Transient, match="no catalogue today"):
@@ -206,7 +204,7 @@ def test_a_build_that_fails_leaves_what_is_there(step: Step, caches: Caches, bui
     assert caches.get("catalog").entry == was
 
 
-def test_what_is_no_entry_is_none_and_is_built_anew(store: Store, step: Step, caches: Caches, built: list[Any]) -> None:
+def test_invalid_cache_entry_is_rebuilt(store: Store, step: Step, caches: Caches, built: list[Any]) -> None:
     rebuild(step, "r1").act()
     key = store.keys.cache("catalog")
     good = store.client.hget(key, "current") or ""
@@ -217,7 +215,7 @@ def test_what_is_no_entry_is_none_and_is_built_anew(store: Store, step: Step, ca
         assert step("check.get").act().data["valid"]
 
 
-def test_what_a_builder_says_is_searched_for_secrets_before_it_is_kept(
+def test_builder_output_is_redacted_before_storage(
     step: Step, caches: Caches, built: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = rebuild(step, "r1")
@@ -228,7 +226,7 @@ def test_what_a_builder_says_is_searched_for_secrets_before_it_is_kept(
     assert entry.value["items"] == "hidden"
 
 
-def test_a_cache_that_nobody_builds_any_more_goes(step: Step, store: Store, caches: Caches, built: list[Any]) -> None:
+def test_unused_cache_expires(step: Step, store: Store, caches: Caches, built: list[Any]) -> None:
     key = store.keys.cache("catalog")
     rebuild(step, "r1", ttl=5).act()
     assert store.settings.retention < store.client.pttl(key) / 1000 <= store.settings.retention + 5
@@ -236,7 +234,7 @@ def test_a_cache_that_nobody_builds_any_more_goes(step: Step, store: Store, cach
     assert store.client.pttl(key) == -1
 
 
-def test_a_builder_knows_the_step_that_it_builds_for(step: Step, own_registry: None) -> None:
+def test_builder_receives_its_steps_context(step: Step, own_registry: None) -> None:
     told: list[str] = []
 
     @operation("catalog.told", read_only=True)

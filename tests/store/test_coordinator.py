@@ -1,4 +1,4 @@
-"""The driver on a real record: what it does about silence, and the races that chance alone rarely finds."""
+"""The coordinator on a real record: lost messages and workers, and rare races."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHELL = "command.shell.execute"
 
 @pytest.fixture
 def world(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
-    """A run of a plan, with its first message under way."""
+    """Create a run whose first message is enqueued."""
     monkeypatch.setattr(coordinator, "Canvas", QueueCanvas)
     redis_server.flush()
 
@@ -34,7 +34,7 @@ def world(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Callabl
 
 
 def plan_of(*steps: str, **fields: Any) -> Plan:
-    """Independent steps that can be repeated and undone."""
+    """A plan of independent, repeatable steps with undo."""
     plan = Plan("p", **fields)
     for name in steps:
         plan.step(name, "noop.execute")
@@ -42,7 +42,7 @@ def plan_of(*steps: str, **fields: Any) -> Plan:
 
 
 def do(world: World, index: int, how: str = "changed", side: str = "") -> None:
-    """One whole attempt, from a message that was sent."""
+    """Run a whole attempt from its message."""
     task = "longshore.undo" if side else "longshore.step"
     message = next(m for m in world.queue if (m.task, m.index) == (task, index))
     world.queue.remove(message)
@@ -51,10 +51,10 @@ def do(world: World, index: int, how: str = "changed", side: str = "") -> None:
     world.finish(work, how)
 
 
-# --- silence --------------------------------------------------------------------------------------------
+# --- lost messages and workers --------------------------------------------------------------------------
 
 
-def test_a_run_begins_although_its_first_message_was_lost(world: Callable[..., World]) -> None:
+def test_run_begins_without_its_first_message(world: Callable[..., World]) -> None:
     lost = world(plan_of("a"))
     lost.queue.clear()
 
@@ -66,7 +66,7 @@ def test_a_run_begins_although_its_first_message_was_lost(world: Callable[..., W
     assert lost.store.state(lost.run_id) == RunState.SUCCEEDED
 
 
-def test_an_advance_that_was_lost_is_made_up_for(world: Callable[..., World]) -> None:
+def test_sweep_replaces_a_lost_advance(world: Callable[..., World]) -> None:
     lost = world(plan_of("a"))
     lost.driver.sweep()
     do(lost, 0)
@@ -79,7 +79,7 @@ def test_an_advance_that_was_lost_is_made_up_for(world: Callable[..., World]) ->
     assert lost.is_settled()
 
 
-def test_a_step_that_no_worker_takes_fails_and_says_so(world: Callable[..., World]) -> None:
+def test_step_without_a_worker_fails_with_the_reason(world: Callable[..., World]) -> None:
     installation_source = world(plan_of("a"), claim_timeout=600.0)
     installation_source.driver.sweep()
 
@@ -90,7 +90,7 @@ def test_a_step_that_no_worker_takes_fails_and_says_so(world: Callable[..., Worl
     assert installation_source.stored.run("err") == "no worker of the queue noop took it within 600 s"
 
 
-def test_an_undo_that_takes_too_long_is_given_up_and_named(world: Callable[..., World]) -> None:
+def test_undo_timeout_is_reported(world: Callable[..., World]) -> None:
     slow = world(plan_of("a", "b", on_error="stop"), undo_timeout=60.0)
     slow.driver.sweep()
     do(slow, 0)
@@ -107,7 +107,7 @@ def test_an_undo_that_takes_too_long_is_given_up_and_named(world: Callable[..., 
     assert "ran out of its time" in str(slow.stored.step("uoutcome:1"))
 
 
-def test_an_entry_of_the_inbox_without_a_request_is_forgotten_after_a_minute(
+def test_inbox_entry_without_a_request_is_removed_after_a_minute(
     world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = world(plan_of("a"))
@@ -122,7 +122,7 @@ def test_an_entry_of_the_inbox_without_a_request_is_forgotten_after_a_minute(
     assert "orphan" not in store.waiting()
 
 
-def test_a_damaged_run_does_not_keep_others_from_being_looked_at(world: Callable[..., World]) -> None:
+def test_damaged_run_does_not_block_the_sweep(world: Callable[..., World]) -> None:
     here = world(plan_of("a"))
     here.stored.redis.set(here.store.keys.of("0-damaged").request, "this is no JSON")
     here.stored.redis.zadd(here.store.keys.inbox, {"0-damaged": 1})
@@ -135,7 +135,7 @@ def test_a_damaged_run_does_not_keep_others_from_being_looked_at(world: Callable
 # --- races ----------------------------------------------------------------------------------------------
 
 
-def test_a_link_of_a_chain_is_skipped_where_another_dependency_has_failed(world: Callable[..., World]) -> None:
+def test_chain_link_with_a_failed_dependency_is_skipped(world: Callable[..., World]) -> None:
     plan = plan_of("bad", "good")
     plan.steps["bad"] = plan.steps["bad"].model_copy(update={"on_error": "continue"})
     plan.step("next", "noop.execute").after("good")
@@ -151,7 +151,7 @@ def test_a_link_of_a_chain_is_skipped_where_another_dependency_has_failed(world:
     assert run.stored.step("status:3") == "skipped"
 
 
-def test_a_command_that_comes_while_its_run_is_looked_at_is_not_lost(world: Callable[..., World]) -> None:
+def test_command_sent_during_a_sweep_is_not_lost(world: Callable[..., World]) -> None:
     run = world(plan_of("a"))
     run.settle()
     run.store.command(run.run_id, "cancel")  # refused, for it rests; it only brings the sweeper here
@@ -172,7 +172,7 @@ def test_a_command_that_comes_while_its_run_is_looked_at_is_not_lost(world: Call
     assert run.store.state(run.run_id) == RunState.UNDONE
 
 
-def test_a_run_that_was_reopened_by_a_driver_that_died_is_looked_after(world: Callable[..., World]) -> None:
+def test_run_reopened_by_a_killed_coordinator_is_swept(world: Callable[..., World]) -> None:
     run = world(plan_of("a"))
     run.settle()
     run.store.command(run.run_id, "undo")
@@ -192,7 +192,7 @@ def test_a_run_that_was_reopened_by_a_driver_that_died_is_looked_after(world: Ca
     assert run.store.state(run.run_id) == RunState.UNDONE
 
 
-def test_an_always_step_that_is_lost_as_its_run_is_cancelled_runs_again(world: Callable[..., World]) -> None:
+def test_always_step_lost_during_cancel_runs_again(world: Callable[..., World]) -> None:
     plan = plan_of("a")
     plan.step("clean", "noop.execute").always()
     run = world(plan)
@@ -225,7 +225,7 @@ def own_server(redis_server: RedisServer) -> Iterator[RedisServer]:
         yield server
 
 
-def test_an_outage_of_redis_costs_no_worker_its_step(world: Callable[..., World], own_server: RedisServer) -> None:
+def test_redis_outage_does_not_expire_running_steps(world: Callable[..., World], own_server: RedisServer) -> None:
     run = world(plan_of("a"), own_server, lease=0.4)
     run.driver.sweep()
     work = run.deliver(run.queue.pop())

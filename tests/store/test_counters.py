@@ -1,4 +1,4 @@
-"""Counters that are folded out of records: each run once, whoever scrapes, and however many end at one time."""
+"""Counters aggregated from records: each run counts once, with concurrent scrapes and simultaneous ends."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_more_runs_than_are_read_at_once_may_end_at_one_time(store: Store, monke
     assert told(store)[next(iter(DONE))] == expected[next(iter(DONE))] + 3
 
 
-def test_scrapes_at_the_same_time_count_nothing_twice(store: Store) -> None:
+def test_concurrent_scrapes_count_once(store: Store) -> None:
     ended(store, 40)
     threads = [threading.Thread(target=told, args=(Store(store.settings),)) for _ in range(6)]
     for thread in threads:
@@ -58,9 +58,7 @@ def test_scrapes_at_the_same_time_count_nothing_twice(store: Store) -> None:
     assert told(store) == {name: value * 40 for name, value in DONE.items()}
 
 
-def test_a_run_that_is_reopened_adds_only_what_is_new_and_takes_nothing_back(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reopened_run_adds_only_new_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     ended(store, 1)
     before = told(store)
     again = {f"runs{counters.SEP}p{counters.SEP}undone": 1.0, f"attempts{counters.SEP}noop": 5.0}

@@ -1,4 +1,4 @@
-"""Runs that wait are found by due time only: nobody looks at them before, and nothing of what they wait for is lost."""
+"""Waiting runs are swept at their due time only, and miss no event."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def park(world: World, run_id: str) -> str:
 
 
 def when(world: World, run_id: str) -> float:
-    """Seconds from now until it is looked at."""
+    """Seconds until the run is due."""
     score = world.stored.redis.zscore(world.store.keys.live, run_id)
     assert score is not None
     return float(score - world.store.now()) / 1000
@@ -77,11 +77,11 @@ def settle(world: World) -> None:
 
 
 def commands(world: World) -> int:
-    """Redis's count of commands, without this one."""
+    """Redis's count of commands, excluding this one."""
     return int(world.stored.redis.info("stats")["total_commands_processed"])
 
 
-def test_a_run_that_waits_for_an_approval_is_looked_at_when_its_time_is_over(make: Make) -> None:
+def test_run_waiting_for_approval_is_swept_at_its_deadline(make: Make) -> None:
     world = make(approval())
     park(world, "r")
     make_due(world)
@@ -91,7 +91,7 @@ def test_a_run_that_waits_for_an_approval_is_looked_at_when_its_time_is_over(mak
     assert 3500 < when(world, "r") <= 3600
 
 
-def test_sweeps_over_many_waiting_runs_cost_as_much_as_over_none(make: Make) -> None:
+def test_sweep_cost_is_independent_of_waiting_runs(make: Make) -> None:
     world = make(approval(), lease=600.0)  # longer than all this takes on a busy machine
     for number in range(150):
         park(world, f"r{number}")
@@ -107,7 +107,7 @@ def test_sweeps_over_many_waiting_runs_cost_as_much_as_over_none(make: Make) -> 
     assert taken <= 10, "commands of one sweep; a worker sweeps once a second"
 
 
-def test_a_decision_puts_a_waiting_run_forward(make: Make) -> None:
+def test_decision_makes_a_waiting_run_due(make: Make) -> None:
     world = make(approval())
     park(world, "r")
     make_due(world)
@@ -120,8 +120,8 @@ def test_a_decision_puts_a_waiting_run_forward(make: Make) -> None:
     assert when(world, "r") <= world.store.settings.lease
 
 
-def test_a_run_that_goes_on_by_a_message_is_looked_at_again_soon(make: Make) -> None:
-    """The control worker that moves it on may be killed on the way."""
+def test_run_advanced_by_a_message_is_swept_soon(make: Make) -> None:
+    """The control worker that advances the run may be killed meanwhile."""
     world = make(approval())
     park(world, "r")
     make_due(world)
@@ -136,7 +136,7 @@ def test_a_run_that_goes_on_by_a_message_is_looked_at_again_soon(make: Make) -> 
     assert when(world, "r") <= world.store.settings.lease / 3 + 1
 
 
-def test_a_run_that_moves_on_while_it_is_put_off_is_looked_at_soon(make: Make) -> None:
+def test_run_advanced_during_deferral_is_swept_soon(make: Make) -> None:
     world = make(approval())
     park(world, "r")
     version = world.store.version("r")
@@ -148,7 +148,7 @@ def test_a_run_that_moves_on_while_it_is_put_off_is_looked_at_soon(make: Make) -
     assert when(world, "r") <= 4
 
 
-def test_a_retry_that_is_far_off_is_looked_at_when_its_time_has_come(make: Make) -> None:
+def test_distant_retry_is_swept_when_due(make: Make) -> None:
     plan = Plan("retries")
     plan.step("a", "noop.execute").retry(3)
     world = make(plan)
@@ -164,7 +164,7 @@ def test_a_retry_that_is_far_off_is_looked_at_when_its_time_has_come(make: Make)
     assert 590 < when(world, "r") <= 600
 
 
-def test_a_run_of_which_something_is_at_work_is_looked_at_within_a_third_of_a_lease(make: Make) -> None:
+def test_run_with_a_running_step_is_swept_within_a_third_of_a_lease(make: Make) -> None:
     plan = Plan("both")
     plan.approval("ask", timeout="1h")
     plan.step("works", "noop.execute")
@@ -178,7 +178,7 @@ def test_a_run_of_which_something_is_at_work_is_looked_at_within_a_third_of_a_le
     assert when(world, "r") <= world.store.settings.lease / 3
 
 
-def test_runs_that_wait_for_their_turn_are_not_looked_at_until_there_is_room(make: Make) -> None:
+def test_queued_runs_are_not_swept_until_admitted(make: Make) -> None:
     plan = Plan("p", concurrency={"key": "one"})
     plan.step("a", "noop.execute")
     world = make(plan)
@@ -200,7 +200,7 @@ def test_runs_that_wait_for_their_turn_are_not_looked_at_until_there_is_room(mak
     assert world.store.state("r1") == RunState.RUNNING
 
 
-def test_room_that_was_made_without_a_word_is_found_by_the_next_tidying_up(make: Make) -> None:
+def test_purge_admits_runs_after_an_unreported_end(make: Make) -> None:
     plan = Plan("p", concurrency={"key": "one"})
     plan.step("a", "noop.execute")
     world = make(plan)
@@ -218,7 +218,7 @@ def test_room_that_was_made_without_a_word_is_found_by_the_next_tidying_up(make:
     assert world.store.state("r1") == RunState.RUNNING
 
 
-def test_of_many_runs_that_wait_for_a_service_one_looks_when_it_may_be_tried(make: Make) -> None:
+def test_few_of_the_runs_blocked_by_a_service_poll_its_breaker(make: Make) -> None:
     world = make(approval(), slow_retry=30)
     breakers = Breakers(world.store)
     breakers.trip("registry", "away", "r0")
@@ -234,7 +234,7 @@ def test_of_many_runs_that_wait_for_a_service_one_looks_when_it_may_be_tried(mak
     assert all(when(world, f"r{number}") <= 1 for number in range(0, 1000, 100))
 
 
-def test_a_parent_is_looked_at_when_its_child_has_ended_though_the_message_was_lost(make: Make) -> None:
+def test_parent_is_swept_after_its_childs_end_without_the_message(make: Make) -> None:
     world = make(approval())
     park(world, "parent")
     make_due(world)
@@ -247,7 +247,7 @@ def test_a_parent_is_looked_at_when_its_child_has_ended_though_the_message_was_l
     assert when(world, "parent") <= 0
 
 
-def test_a_thousand_entries_without_a_request_do_not_keep_the_inbox_from_the_others(make: Make) -> None:
+def test_inbox_entries_without_requests_do_not_block_others(make: Make) -> None:
     world = make(approval())
     world.stored.redis.zadd(world.store.keys.inbox, {f"orphan{number}": number - 1000 for number in range(300)})
     submit(world, "r")
@@ -258,7 +258,7 @@ def test_a_thousand_entries_without_a_request_do_not_keep_the_inbox_from_the_oth
     assert world.store.state("r") == RunState.RUNNING
 
 
-def test_a_sweep_takes_all_that_is_due(make: Make) -> None:
+def test_sweep_processes_all_due_runs(make: Make) -> None:
     world = make(approval())
     for number in range(130):
         submit(world, f"r{number}")
@@ -269,7 +269,7 @@ def test_a_sweep_takes_all_that_is_due(make: Make) -> None:
     assert world.driver.sweep() == 130
 
 
-def test_a_run_that_was_put_forward_while_it_is_put_off_stays_so(make: Make) -> None:
+def test_run_made_due_during_deferral_stays_due(make: Make) -> None:
     world = make(approval())
     park(world, "r")
     world.store.look_at("r", world.store.now(), sooner=True)

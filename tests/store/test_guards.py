@@ -1,4 +1,4 @@
-"""Each guard of a script is needed: its scenario holds with the script as it is, and fails without the guard."""
+"""Mutation tests of the scripts: a guard's scenario passes with the script, and fails without the guard."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MUTANTS = mutants()
 
 
 @pytest.mark.parametrize("rule", SCENARIOS)
-def test_a_scenario_holds(rule: str, stored: StoredRun) -> None:
+def test_scenario_holds(rule: str, stored: StoredRun) -> None:
     SCENARIOS[rule](stored)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=str)
-def test_a_script_without_one_guard_breaks_its_scenario(
+def test_removing_a_guard_breaks_its_scenario(
     mutant: Mutant, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = lua.text
@@ -38,7 +38,7 @@ def test_a_script_without_one_guard_breaks_its_scenario(
         SCENARIOS[mutant.rule](stored)
 
 
-def test_each_mark_has_a_scenario_and_each_scenario_a_mark() -> None:
+def test_marks_and_scenarios_match() -> None:
     assert {mutant.rule for mutant in MUTANTS} == set(SCENARIOS)
 
 
@@ -48,15 +48,15 @@ def test_each_script_has_a_guard() -> None:
     assert {mutant.script for mutant in MUTANTS} == scripts
 
 
-def test_no_guard_has_lost_its_scenario() -> None:
+def test_every_guard_has_a_scenario() -> None:
     assert len(MUTANTS) >= 148
 
 
-def test_the_documents_list_the_guards() -> None:
+def test_documentation_lists_the_guards() -> None:
     assert guards() in PAGE.read_text()
 
 
-def test_a_mark_removes_a_condition_an_operand_or_a_statement() -> None:
+def test_mark_removes_a_condition_operand_or_statement() -> None:
     script = """\
 -- guard: a condition
 if a and b then
@@ -83,6 +83,6 @@ return 1
 @pytest.mark.parametrize(
     "line", ["-- guard a rule", "-- guard: A rule.", "-- guard: a rule; without: x", "return 1  -- guard: a rule"]
 )
-def test_a_mark_that_is_not_understood_is_refused(line: str) -> None:
+def test_invalid_mark_is_refused(line: str) -> None:
     with pytest.raises(AssertionError, match=r"any\.lua:1: expected"):
         mutants_of("any", f"{line}\nreturn 1\n")

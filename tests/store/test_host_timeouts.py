@@ -1,4 +1,4 @@
-"""The scripts about attempts and messages that are not heard of: renew, expire, resend."""
+"""The scripts for silent attempts and lost messages: renew, expire, resend."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.store
 
 
 @SIDES
-def test_a_lease_is_renewed_by_the_node_of_its_attempt(stored: StoredRun, side: str) -> None:
+def test_lease_is_renewed_by_its_attempts_node(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     stored.claim(0, side, "task-1@one/abc")
     stored.age(8)
@@ -26,7 +26,7 @@ def test_a_lease_is_renewed_by_the_node_of_its_attempt(stored: StoredRun, side: 
 
 @SIDES
 @pytest.mark.parametrize("who", ["task-1@two/", "task-2@one/", "ask-1@one/", "task-1@one/abcd"])
-def test_a_lease_is_not_renewed_by_another(stored: StoredRun, side: str, who: str) -> None:
+def test_lease_is_not_renewed_by_another_node(stored: StoredRun, side: str, who: str) -> None:
     stored.dispatch(side)
     stored.claim(0, side, "task-1@one/abc")
     stored.age(8)
@@ -36,7 +36,7 @@ def test_a_lease_is_not_renewed_by_another(stored: StoredRun, side: str, who: st
 
 
 @SIDES
-def test_a_lease_that_was_taken_away_does_not_come_back(stored: StoredRun, side: str) -> None:
+def test_expired_lease_cannot_be_renewed(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     stored.claim(0, side, "task-1@one/abc")
     stored.end_lease(f"{side}0")
@@ -46,7 +46,7 @@ def test_a_lease_that_was_taken_away_does_not_come_back(stored: StoredRun, side:
         assert stored.store.renew(stored.run_id, [(f"{side}0", "task-1@one/")]) == 0
 
 
-def test_a_renewal_never_shortens_a_lease(stored: StoredRun) -> None:
+def test_renewal_never_shortens_a_lease(stored: StoredRun) -> None:
     stored.dispatch("")
     stored.claim(0, owner="task-1@one/abc")
     stored.age(-60)
@@ -55,7 +55,7 @@ def test_a_renewal_never_shortens_a_lease(stored: StoredRun) -> None:
         assert stored.store.renew(stored.run_id, [("0", "task-1@one/")]) == 1
 
 
-def test_many_leases_are_renewed_at_once(stored: StoredRun) -> None:
+def test_many_leases_are_renewed_in_one_call(stored: StoredRun) -> None:
     stored.begin(0, 1, 2)
     for i in (0, 1):
         stored.claim(i, owner=f"task-{i}@one/x")
@@ -71,7 +71,7 @@ def test_many_leases_are_renewed_at_once(stored: StoredRun) -> None:
 
 
 @SIDES
-def test_a_step_is_taken_from_an_attempt_that_is_silent(stored: StoredRun, side: str) -> None:
+def test_step_of_an_expired_attempt_is_requeued(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     grant = stored.claim(0, side, "lost@one/1")
     stored.age(LEASE + 1)
@@ -89,7 +89,7 @@ def test_a_step_is_taken_from_an_attempt_that_is_silent(stored: StoredRun, side:
 
 
 @SIDES
-def test_a_step_is_not_taken_from_an_attempt_that_is_alive(stored: StoredRun, side: str) -> None:
+def test_step_of_a_live_attempt_is_not_expired(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     stored.claim(0, side)
     stored.age(LEASE - 2)
@@ -99,7 +99,7 @@ def test_a_step_is_not_taken_from_an_attempt_that_is_alive(stored: StoredRun, si
 
 
 @SIDES
-def test_a_step_is_taken_away_once(stored: StoredRun, side: str) -> None:
+def test_attempt_is_expired_once(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     stored.claim(0, side)
     stored.end_lease(f"{side}0")
@@ -110,7 +110,7 @@ def test_a_step_is_taken_away_once(stored: StoredRun, side: str) -> None:
 
 
 @SIDES
-def test_what_must_not_be_repeated_is_unknown(stored: StoredRun, side: str) -> None:
+def test_lost_attempt_of_a_non_repeatable_step_is_unknown(stored: StoredRun, side: str) -> None:
     stored.dispatch(side, left=2)
     grant = stored.claim(0, side)
     stored.end_lease(f"{side}0")
@@ -128,8 +128,8 @@ def test_what_must_not_be_repeated_is_unknown(stored: StoredRun, side: str) -> N
 
 
 @SIDES
-def test_what_is_unknown_is_not_begun_again(stored: StoredRun, side: str) -> None:
-    """SEMANTICS 14, whatever messages there still are."""
+def test_unknown_step_is_not_claimed_again(stored: StoredRun, side: str) -> None:
+    """SEMANTICS 14, regardless of remaining messages."""
     stored.dispatch(side)
     stored.claim(0, side)
     stored.end_lease(f"{side}0")
@@ -141,7 +141,7 @@ def test_what_is_unknown_is_not_begun_again(stored: StoredRun, side: str) -> Non
 
 
 @SIDES
-def test_a_step_that_kills_its_workers_is_given_up(stored: StoredRun, side: str) -> None:
+def test_step_that_kills_its_workers_fails(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     verdicts = []
     for n in range(3):
@@ -152,7 +152,7 @@ def test_a_step_that_kills_its_workers_is_given_up(stored: StoredRun, side: str)
     assert "3 times" in str(stored.step(f"{side}outcome:0"))
 
 
-def test_a_loss_for_good_ends_the_run_where_a_failure_would(stored: StoredRun) -> None:
+def test_final_loss_aborts_the_run_like_a_failure(stored: StoredRun) -> None:
     stored.dispatch("", left=2)
     stored.claim(0)
     stored.end_lease("0")
@@ -165,7 +165,7 @@ def test_a_loss_for_good_ends_the_run_where_a_failure_would(stored: StoredRun) -
 
 
 @pytest.mark.parametrize("state", ["aborting", "finishing"])
-def test_a_loss_for_good_ends_no_run_that_is_ending_already(stored: StoredRun, state: str) -> None:
+def test_final_loss_does_not_abort_an_ending_run(stored: StoredRun, state: str) -> None:
     stored.dispatch("")
     stored.claim(0)
     stored.end_lease("0")
@@ -177,7 +177,7 @@ def test_a_loss_for_good_ends_no_run_that_is_ending_already(stored: StoredRun, s
     assert (stored.run("state"), stored.run("cause")) == (state, "cancel")
 
 
-def test_a_step_that_is_lost_while_the_run_is_ending_is_not_repeated(stored: StoredRun) -> None:
+def test_step_lost_in_an_ending_run_is_not_repeated(stored: StoredRun) -> None:
     stored.dispatch("", left=2)
     stored.claim(0)
     stored.put(state="aborting")
@@ -188,7 +188,7 @@ def test_a_step_that_is_lost_while_the_run_is_ending_is_not_repeated(stored: Sto
     assert (stored.step("status:0"), stored.run("left")) == ("unknown", "1")
 
 
-def test_an_always_step_that_is_lost_while_the_run_is_ending_waits_for_its_turn(stored: StoredRun) -> None:
+def test_always_step_lost_in_an_ending_run_waits_for_its_level(stored: StoredRun) -> None:
     stored.dispatch("")
     stored.claim(0)
     stored.put(state="aborting")
@@ -200,7 +200,7 @@ def test_an_always_step_that_is_lost_while_the_run_is_ending_waits_for_its_turn(
     assert (stored.step("status:0"), stored.run("left"), stored.leases()) == (None, "0", {})
 
 
-def test_an_always_step_that_must_not_be_repeated_is_unknown_all_the_same(stored: StoredRun) -> None:
+def test_non_repeatable_always_step_is_unknown_when_lost(stored: StoredRun) -> None:
     stored.dispatch("")
     stored.claim(0)
     stored.put(state="aborting")
@@ -209,7 +209,7 @@ def test_an_always_step_that_must_not_be_repeated_is_unknown_all_the_same(stored
 
 
 @pytest.mark.parametrize("state", ["running", "finishing"])
-def test_an_always_step_that_is_lost_in_a_run_that_goes_on_is_ready_again(stored: StoredRun, state: str) -> None:
+def test_always_step_lost_in_a_running_run_is_requeued(stored: StoredRun, state: str) -> None:
     stored.dispatch("")
     stored.claim(0)
     stored.put(state=state)
@@ -223,7 +223,7 @@ def test_an_always_step_that_is_lost_in_a_run_that_goes_on_is_ready_again(stored
 
 @SIDES
 @pytest.mark.parametrize("status", ["ready", "retrying"])
-def test_a_message_that_is_overdue_is_sent_again(stored: StoredRun, side: str, status: str) -> None:
+def test_overdue_message_is_resent(stored: StoredRun, side: str, status: str) -> None:
     stored.dispatch(side, status=status)
 
     with stored.unchanged():
@@ -238,7 +238,7 @@ def test_a_message_that_is_overdue_is_sent_again(stored: StoredRun, side: str, s
 
 
 @pytest.mark.parametrize(("side", "status"), NOT_CLAIMABLE)
-def test_no_message_is_sent_for_what_is_not_waited_for(stored: StoredRun, side: str, status: str) -> None:
+def test_no_message_is_resent_for_steps_not_dispatched(stored: StoredRun, side: str, status: str) -> None:
     stored.dispatch(side, status=status)
     stored.age(100_000)
 
@@ -246,7 +246,7 @@ def test_no_message_is_sent_for_what_is_not_waited_for(stored: StoredRun, side: 
         assert stored.store.resend(stored.run_id, side, [0]) == ([], [])
 
 
-def test_the_patience_doubles_up_to_ten_minutes(stored: StoredRun) -> None:
+def test_resend_delay_doubles_up_to_ten_minutes(stored: StoredRun) -> None:
     stored.dispatch("")
     waits = []
     for _ in range(9):
@@ -259,8 +259,8 @@ def test_the_patience_doubles_up_to_ten_minutes(stored: StoredRun) -> None:
 
 
 @SIDES
-def test_a_message_that_arrived_ends_the_doubling(stored: StoredRun, side: str) -> None:
-    """Else a parked retry would wait longer for each next one, in the end beyond the limit of the claim."""
+def test_claim_resets_the_resend_delay(stored: StoredRun, side: str) -> None:
+    """Otherwise each parked retry would wait longer, in the end beyond the claim timeout."""
     stored.dispatch(side)
     for n in range(8):
         stored.age(LEASE + 1)
@@ -273,7 +273,7 @@ def test_a_message_that_arrived_ends_the_doubling(stored: StoredRun, side: str) 
 
 
 @SIDES
-def test_a_parked_retry_is_sent_when_its_time_has_come(stored: StoredRun, side: str) -> None:
+def test_due_retry_is_sent(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     stored.retry(0, stored.claim(0, side).fence, delay=60, grace=0, side=side)
 
@@ -283,7 +283,7 @@ def test_a_parked_retry_is_sent_when_its_time_has_come(stored: StoredRun, side: 
     assert stored.store.resend(stored.run_id, side, [0]) == ([0], [])
 
 
-def test_a_retry_is_not_sent_before_its_time_though_its_message_is_overdue(stored: StoredRun) -> None:
+def test_retry_is_not_resent_before_it_is_due(stored: StoredRun) -> None:
     stored.dispatch("", status="retrying")
     stored.put(steps={"not_before:0": stored.store.now() + 60_000, "sent_until:0": 0})
 
@@ -292,7 +292,7 @@ def test_a_retry_is_not_sent_before_its_time_though_its_message_is_overdue(store
 
 
 @SIDES
-def test_a_step_that_nobody_takes_is_told_of(stored: StoredRun, side: str) -> None:
+def test_unclaimed_step_is_reported(stored: StoredRun, side: str) -> None:
     stored.dispatch(side)
     stored.age(601)
 
@@ -300,7 +300,7 @@ def test_a_step_that_nobody_takes_is_told_of(stored: StoredRun, side: str) -> No
         assert stored.store.resend(stored.run_id, side, [0]) == ([], [0])
 
 
-def test_resend_looks_at_many_steps_at_once(stored: StoredRun) -> None:
+def test_resend_checks_many_steps_in_one_call(stored: StoredRun) -> None:
     stored.begin(0, 1, 2, 3)
     stored.claim(1)
     stored.age(LEASE + 1)

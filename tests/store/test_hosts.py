@@ -1,4 +1,4 @@
-"""The registry of hosts: what is said of them, what they are taken for, and which of them a target means."""
+"""The registry of hosts: registrations, host states, and the hosts that a target selects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WEB = {"role": "web", "group": "web.dev.eu"}
 
 
 class Clocked(Store):
-    """With a clock that can be put forward."""
+    """Hosts with a clock that a test can advance."""
 
     ahead = 0
 
@@ -56,7 +56,7 @@ def node(name: str, host: str, **more: Any) -> Node:
 
 
 def ago(hosts: Hosts, host: str, seconds: float) -> None:
-    """Have all that was said of a host be said earlier."""
+    """Backdate all registrations of a host."""
     key = hosts._keys.host(host)
     for name, value in hosts._client.hgetall(key).items():
         if name.startswith("beat:"):
@@ -64,7 +64,7 @@ def ago(hosts: Hosts, host: str, seconds: float) -> None:
             hosts._client.hset(key, name, f"{int(at) - round(seconds * 1000)} {rest}")
 
 
-def test_a_host_is_what_its_workers_say(hosts: Hosts) -> None:
+def test_host_merges_its_workers_registrations(hosts: Hosts) -> None:
     hosts.register("web1", node("a@web1", "web1", active=2))
     hosts.register("web1", node("b@web1", "web1", labels={"spare": "yes"}, queues=("docker",), facts={"rack": "1"}))
 
@@ -79,7 +79,7 @@ def test_a_host_is_what_its_workers_say(hosts: Hosts) -> None:
     assert json.loads(json.dumps(web1.as_data()))["nodes"][0]["name"] == "a@web1"
 
 
-def test_a_host_of_which_nothing_is_heard_is_lost_and_one_that_says_good_bye_is_not(hosts: Hosts) -> None:
+def test_silent_host_is_lost_but_a_deregistered_host_is_not(hosts: Hosts) -> None:
     hosts.register("web1", node("a@web1", "web1"))
     hosts.register("web2", node("a@web2", "web2"))
     ago(hosts, "web1", 3 * LEASE - 1)
@@ -97,7 +97,7 @@ def test_a_host_of_which_nothing_is_heard_is_lost_and_one_that_says_good_bye_is_
     assert hosts.get("web1").state is HostState.READY
 
 
-def test_a_drained_host_is_drained_once_each_worker_says_so_and_is_at_nothing(hosts: Hosts) -> None:
+def test_drain_completes_when_every_worker_is_idle(hosts: Hosts) -> None:
     hosts.register("web1", node("a@web1", "web1", active=1))
     hosts.register("web1", node("b@web1", "web1"))
     assert hosts.drain("web1", "ann").state is HostState.DRAINING
@@ -122,7 +122,7 @@ def test_a_drained_host_is_drained_once_each_worker_says_so_and_is_at_nothing(ho
     assert hosts.get("web1").state is HostState.READY
 
 
-def test_a_host_whose_workers_all_stop_is_stopping(hosts: Hosts) -> None:
+def test_host_is_stopping_when_all_workers_stop(hosts: Hosts) -> None:
     hosts.register("web1", node("a@web1", "web1"))
     hosts.register("web1", node("b@web1", "web1"))
     hosts.beat("web1", "a@web1", NodeState.STOPPING, 1)
@@ -131,7 +131,7 @@ def test_a_host_whose_workers_all_stop_is_stopping(hosts: Hosts) -> None:
     assert hosts.get("web1").state is HostState.STOPPING
 
 
-def test_a_host_whose_last_worker_said_good_bye_is_not_lost_for_one_that_was_killed_before(hosts: Hosts) -> None:
+def test_deregistered_last_worker_outweighs_an_earlier_killed_one(hosts: Hosts) -> None:
     hosts.register("web1", node("killed@web1", "web1"))
     hosts.register("web1", node("last@web1", "web1"))
     hosts._client.hset(hosts._keys.host("web1"), "beat:killed@web1", "1 ready 1")
@@ -141,7 +141,7 @@ def test_a_host_whose_last_worker_said_good_bye_is_not_lost_for_one_that_was_kil
     assert hosts.get("web1").state is HostState.READY
 
 
-def test_where_workers_of_a_host_differ_the_one_that_was_started_last_counts(hosts: Hosts) -> None:
+def test_newest_worker_decides_a_hosts_facts(hosts: Hosts) -> None:
     hosts.register("web1", node("new@web1", "web1", labels={"role": "web"}, since=2000))
     hosts.register("web1", node("old@web1", "web1", labels={"role": "cache"}, since=1000))
     hosts.beat("web1", "old@web1", NodeState.READY, 0)
@@ -149,7 +149,7 @@ def test_where_workers_of_a_host_differ_the_one_that_was_started_last_counts(hos
     assert "different labels" in str(list(examine(hosts._store)))
 
 
-def test_what_is_not_known_is_told_with_what_is(hosts: Hosts) -> None:
+def test_unknown_host_is_reported_with_the_known_ones(hosts: Hosts) -> None:
     hosts.register("web1", node("a@web1", "web1"))
     for ask in (hosts.get, hosts.undrain, lambda name: hosts.drain(name, "ann")):
         with pytest.raises(UnknownName, match=r"no host 'web9' is known \(there are: web1\)"):
@@ -157,7 +157,7 @@ def test_what_is_not_known_is_told_with_what_is(hosts: Hosts) -> None:
     assert hosts.find("web9") is None
 
 
-def test_what_has_been_silent_for_long_is_forgotten(hosts: Hosts) -> None:
+def test_long_silent_host_is_removed(hosts: Hosts) -> None:
     hosts.register("web1", node("a@web1", "web1"))
     hosts._client.zadd(hosts._keys.hosts, {"web1": 1})
     hosts.register("web2", node("a@web2", "web2"))
@@ -173,7 +173,7 @@ def test_what_has_been_silent_for_long_is_forgotten(hosts: Hosts) -> None:
     assert not hosts.knows("web1", "a@web1")
 
 
-def test_a_target_means_the_hosts_that_are_there(hosts: Hosts) -> None:
+def test_target_selects_live_hosts(hosts: Hosts) -> None:
     for name in ("web1", "web2", "db1", "old1"):
         labels = WEB if name.startswith("web") else {"role": name[:-1]}
         hosts.register(name, node(f"a@{name}", name, labels=labels))
@@ -211,14 +211,14 @@ def test_a_target_means_the_hosts_that_are_there(hosts: Hosts) -> None:
         ("approval.wait.execute", (), {}, ""),
     ],
 )
-def test_what_a_host_cannot_do(
+def test_host_without_an_operation_is_refused(
     hosts: Hosts, operation: str, queues: tuple[str, ...], facts: dict[str, Any], why: str
 ) -> None:
     hosts.register("h", Node("a@h", queues=queues, facts=facts))
     assert cannot(find(operation), hosts.get("h")) == why
 
 
-def test_a_host_can_do_what_a_worker_could_that_is_only_away(hosts: Hosts) -> None:
+def test_temporarily_absent_worker_keeps_its_hosts_operations(hosts: Hosts) -> None:
     hosts.register("h", Node("docker@h", queues=("docker@h",), own=("billing.charge",)))
     hosts.register("h", Node("control@h", queues=("control",)))
     hosts.leave("h", "docker@h")
@@ -231,7 +231,7 @@ def test_a_host_can_do_what_a_worker_could_that_is_only_away(hosts: Hosts) -> No
     assert "never had a worker" in cannot(find("docker.stop.execute"), hosts.get("h"))
 
 
-def test_hosts_in_groups(hosts: Hosts) -> None:
+def test_label_targets_select_groups_of_hosts(hosts: Hosts) -> None:
     hosts.register("web1", node("a@web1", "web1"))
     hosts.register("db1", node("a@db1", "db1", labels={}, facts={"os": "alpine"}))
     found = list(hosts.all().values())
@@ -242,11 +242,11 @@ def test_hosts_in_groups(hosts: Hosts) -> None:
     assert list(grouped(found, "label:role")) == ["web"]
 
 
-# --- what waits -----------------------------------------------------------------------------------
+# --- queues and waiting steps ---------------------------------------------------------------------
 
 
 def sent(store: Store, queue: str, task: str, *arguments: Any) -> None:
-    """A message as Celery leaves it in Redis."""
+    """A message as Celery enqueues it in Redis."""
     import base64
 
     body = base64.b64encode(json.dumps([list(arguments), {}, {}]).encode()).decode()
@@ -254,7 +254,7 @@ def sent(store: Store, queue: str, task: str, *arguments: Any) -> None:
     store.client.lpush(f"{store.settings.broker_prefix()}{queue}", message)
 
 
-def test_each_queue_has_its_length_its_oldest_and_its_workers(stored: StoredRun) -> None:
+def test_queue_status_has_length_age_and_workers(stored: StoredRun) -> None:
     stored.begin(0, 1)
     hosts = Hosts(stored.store)
     hosts.register("web1", node("a@web1", "web1"))
@@ -281,7 +281,7 @@ def test_each_queue_has_its_length_its_oldest_and_its_workers(stored: StoredRun)
     )
 
 
-def test_a_step_that_waits_for_a_worker_says_for_which(stored: StoredRun) -> None:
+def test_waiting_step_names_its_missing_worker(stored: StoredRun) -> None:
     plan = Plan("p", target="web1")
     plan.step("a", "noop.execute")
     stored.begin(0)

@@ -1,4 +1,4 @@
-"""Keys of a wrong type and entries that nobody can read: each harms itself, and no run but its own."""
+"""Keys of a wrong type and unreadable entries affect their own run only."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ MEMBERS = [
 
 @pytest.mark.parametrize("begun", [False, True], ids=["before it begins", "while it runs"])
 @pytest.mark.parametrize("name", [*INDICES, *MEMBERS])
-def test_a_key_of_a_wrong_type_is_renamed_and_stops_no_run(world: World, name: str, begun: bool) -> None:
+def test_key_of_a_wrong_type_is_renamed_without_stopping_runs(world: World, name: str, begun: bool) -> None:
     if begun:
         world.driver.sweep()
     spoil(world, spaced(world, name))
@@ -95,7 +95,7 @@ def test_a_key_of_a_wrong_type_is_renamed_and_stops_no_run(world: World, name: s
 
 
 @pytest.mark.parametrize("name", ["inbox", "live", "queue", "admission-requests", "admitted", "ended", "runs"])
-def test_a_sweep_that_meets_a_key_of_a_wrong_type_renames_it_and_goes_on(world: World, name: str) -> None:
+def test_sweep_renames_a_key_of_a_wrong_type_and_continues(world: World, name: str) -> None:
     spoil(world, spaced(world, name))
 
     world.driver.sweep()
@@ -105,7 +105,7 @@ def test_a_sweep_that_meets_a_key_of_a_wrong_type_renames_it_and_goes_on(world: 
 
 
 @pytest.mark.parametrize("name", ["control", "docker", "unacked", "unacked_index", "_kombu.binding.control"])
-def test_a_key_of_the_broker_with_a_wrong_type_is_renamed(world: World, name: str) -> None:
+def test_broker_key_of_a_wrong_type_is_renamed(world: World, name: str) -> None:
     key = f"{world.store.settings.broker_prefix()}{name}"
     world.stored.redis.xadd(key, {"no": "queue"})
 
@@ -115,7 +115,7 @@ def test_a_key_of_the_broker_with_a_wrong_type_is_renamed(world: World, name: st
 
 
 @pytest.mark.parametrize("name", ["admission-order", "tick", "pause", "job-questions"])
-def test_a_counter_that_holds_no_number_stops_no_run(world: World, name: str) -> None:
+def test_invalid_counter_stops_no_run(world: World, name: str) -> None:
     world.stored.redis.set(spaced(world, name), "no number")
     integrity.repair(world.store)
 
@@ -125,14 +125,14 @@ def test_a_counter_that_holds_no_number_stops_no_run(world: World, name: str) ->
 
 
 @pytest.mark.parametrize("name", ["tick", "pause"])
-def test_a_sweep_reads_over_a_time_that_is_none(world: World, name: str) -> None:
+def test_sweep_ignores_an_invalid_time(world: World, name: str) -> None:
     world.driver.sweep()
     world.stored.redis.set(spaced(world, name), "no time")
 
     world.driver.sweep()
 
 
-def test_an_order_that_was_lost_goes_on_behind_the_runs_that_wait(world: World) -> None:
+def test_lost_queue_counter_continues_after_waiting_runs(world: World) -> None:
     world.stored.redis.zadd(world.store.keys.queue, {"waits": 70})
     spoil(world, world.store.keys.admission_order)
 
@@ -141,7 +141,7 @@ def test_an_order_that_was_lost_goes_on_behind_the_runs_that_wait(world: World) 
     assert int(world.stored.redis.incr(world.store.keys.admission_order)) > 70
 
 
-def test_a_queue_that_was_lost_is_rebuilt_from_the_runs_that_wait(world: World) -> None:
+def test_lost_run_queue_is_rebuilt(world: World) -> None:
     spoil(world, world.store.keys.queue)
 
     integrity.repair(world.store)
@@ -154,7 +154,7 @@ def test_a_queue_that_was_lost_is_rebuilt_from_the_runs_that_wait(world: World) 
 
 @pytest.mark.parametrize("entry", [NO_TEXT, b"", b"..", b"../../etc", b"x" * 200, b"a\nb"], ids=repr)
 @pytest.mark.parametrize("index", ["inbox", "live"])
-def test_an_entry_that_is_no_run_id_becomes_one_dead_letter(world: World, index: str, entry: bytes) -> None:
+def test_invalid_run_id_becomes_one_dead_letter(world: World, index: str, entry: bytes) -> None:
     world.stored.redis.zadd(spaced(world, index), {entry: 1})
 
     world.driver.sweep()
@@ -168,7 +168,7 @@ def test_an_entry_that_is_no_run_id_becomes_one_dead_letter(world: World, index:
 
 
 @pytest.mark.parametrize("index", ["queue", "admitted", "ended", "runs"])
-def test_tidying_up_makes_one_dead_letter_of_an_entry_that_is_no_run_id(world: World, index: str) -> None:
+def test_purge_makes_one_dead_letter_of_an_invalid_run_id(world: World, index: str) -> None:
     world.stored.redis.zadd(spaced(world, index), {NO_TEXT: 1e15})
 
     world.driver.door.purge_expired()
@@ -186,9 +186,7 @@ def test_tidying_up_makes_one_dead_letter_of_an_entry_that_is_no_run_id(world: W
 @pytest.mark.parametrize(
     "garbage", [NO_TEXT, b"{", b"[]", b"{}", b"[" * 100_000], ids=["bytes", "cut", "list", "{}", "deep"]
 )
-def test_a_field_that_cannot_be_read_becomes_one_dead_letter(
-    world: World, name: str, field: str, garbage: bytes
-) -> None:
+def test_unreadable_field_becomes_one_dead_letter(world: World, name: str, field: str, garbage: bytes) -> None:
     world.stored.redis.hset(spaced(world, name), field, garbage)
     store = world.store
 
@@ -203,7 +201,7 @@ def test_a_field_that_cannot_be_read_becomes_one_dead_letter(
     assert world.store.state(world.run_id) == RunState.SUCCEEDED
 
 
-def test_a_lock_that_nobody_holds_is_freed(world: World) -> None:
+def test_ownerless_lock_is_released(world: World) -> None:
     world.stored.redis.set(world.store.keys.lock("shop"), "no holder")
     assert Locks(world.store).held() == []
 
@@ -213,7 +211,7 @@ def test_a_lock_that_nobody_holds_is_freed(world: World) -> None:
     assert len(letters(world)) == 1
 
 
-def test_a_breaker_without_its_fields_is_listed(world: World) -> None:
+def test_incomplete_breaker_is_listed(world: World) -> None:
     world.stored.redis.delete(world.store.keys.breaker("registry"))
     world.stored.redis.hset(world.store.keys.breaker("registry"), "until", "soon")
 
@@ -225,7 +223,7 @@ def test_a_breaker_without_its_fields_is_listed(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", RUN_TYPES)
-def test_a_run_with_a_key_of_a_wrong_type_becomes_one_dead_letter(world: World, name: str) -> None:
+def test_run_with_a_key_of_a_wrong_type_becomes_one_dead_letter(world: World, name: str) -> None:
     other = "other"
     Admission(world.store).submit(other, (world.store.body(world.run_id) or {}) | {"concurrency": None})
     prefix = world.store.keys.of(other).run.removesuffix("run")
@@ -248,7 +246,7 @@ def test_a_run_with_a_key_of_a_wrong_type_becomes_one_dead_letter(world: World, 
 @pytest.mark.parametrize(
     "field", ["state", "level", "undo_level", "left", "cause", "deadline", "undo_deadline", "epoch", "suspended_state"]
 )
-def test_a_record_that_cannot_be_read_becomes_one_dead_letter(world: World, field: str) -> None:
+def test_unreadable_record_becomes_one_dead_letter(world: World, field: str) -> None:
     world.driver.sweep()
     world.stored.put(**{field: "\udcff garbage"})
 
@@ -264,7 +262,7 @@ def test_a_record_that_cannot_be_read_becomes_one_dead_letter(world: World, fiel
 @pytest.mark.parametrize(
     "text", ["no JSON", "[]", "null", "{}", "[" * 100_000, '{"plan": {}, "params": 1, "files": 2}']
 )
-def test_a_request_that_cannot_be_read_becomes_one_dead_letter(world: World, text: str) -> None:
+def test_unreadable_request_becomes_one_dead_letter(world: World, text: str) -> None:
     world.stored.redis.set(world.store.keys.of("damaged").request, text)
     world.stored.redis.zadd(world.store.keys.inbox, {"damaged": 1})
 
@@ -275,7 +273,7 @@ def test_a_request_that_cannot_be_read_becomes_one_dead_letter(world: World, tex
     assert len(letters(world)) == 1
 
 
-def test_a_run_whose_request_was_replaced_stays_with_the_workers_that_know_it(world: World) -> None:
+def test_run_with_a_replaced_request_keeps_its_cached_plan(world: World) -> None:
     world.driver.sweep()
     world.stored.redis.set(world.store.keys.of(world.run_id).request, "no JSON")
     stranger = world.new_driver(world.store)
@@ -285,12 +283,12 @@ def test_a_run_whose_request_was_replaced_stays_with_the_workers_that_know_it(wo
     stranger.sweep()
 
     (refused,) = audit.lines(world.store, refused=True)
-    assert "another than the one that it was begun with" in refused.why
+    assert "replaced after the run began" in refused.why
     world.settle()
     assert world.store.state(world.run_id) == RunState.SUCCEEDED
 
 
-def test_a_command_that_cannot_be_read_does_not_hold_up_the_next_one(world: World) -> None:
+def test_unreadable_command_does_not_block_the_next(world: World) -> None:
     world.driver.sweep()
     commands = world.store.keys.of(world.run_id).commands
     garbage: list[dict[Any, Any]] = [{"kind": "approve", "step": "x"}, {"kind": "resolve", "step": "77"}, {"step": ""}]
@@ -303,7 +301,7 @@ def test_a_command_that_cannot_be_read_does_not_hold_up_the_next_one(world: Worl
     assert world.stored.run("cause") == "cancel"
 
 
-def test_garbage_among_waits_and_leases_does_not_keep_a_run_from_its_end(world: World) -> None:
+def test_invalid_waits_and_leases_do_not_block_a_runs_end(world: World) -> None:
     world.driver.sweep()
     world.stored.redis.zadd(world.store.keys.of(world.run_id).waits, {NO_TEXT: 1, "77": 2, "0": float("inf")})
     world.stored.redis.zadd(world.store.keys.of(world.run_id).leases, {NO_TEXT: 1, "77": 2})
@@ -314,7 +312,7 @@ def test_garbage_among_waits_and_leases_does_not_keep_a_run_from_its_end(world: 
 
 
 @pytest.mark.parametrize("entry", [{"x": NO_TEXT}, {"event": "x", "at": "?"}, {"event": "x", "at": "1", "step": "77"}])
-def test_an_entry_of_the_events_that_is_none_is_read_over(world: World, entry: dict[Any, Any]) -> None:
+def test_invalid_event_entries_are_ignored(world: World, entry: dict[Any, Any]) -> None:
     world.driver.sweep()
     before = events.read(world.store, world.run_id, world.plan)
     world.stored.redis.xadd(world.store.keys.of(world.run_id).events, entry)
@@ -322,7 +320,7 @@ def test_an_entry_of_the_events_that_is_none_is_read_over(world: World, entry: d
     assert events.read(world.store, world.run_id, world.plan) == before
 
 
-def test_messages_that_are_none_are_counted_and_read_over(world: World) -> None:
+def test_invalid_messages_are_counted_and_ignored(world: World) -> None:
     queue = f"{world.store.settings.broker_prefix()}control"
     for message in (NO_TEXT, b"{", b"[" * 100_000, json.dumps({"headers": {"task": "longshore.step"}, "body": "W10="})):
         world.stored.redis.lpush(queue, message)
@@ -330,7 +328,7 @@ def test_messages_that_are_none_are_counted_and_read_over(world: World) -> None:
     assert {backlog.queue: backlog.length for backlog in queue_lengths(world.store)}["control"] == 4
 
 
-def test_doctor_names_a_key_of_a_wrong_type_with_a_remedy(world: World) -> None:
+def test_doctor_reports_a_key_of_a_wrong_type_with_a_remedy(world: World) -> None:
     for name in ("live", "hosts", "admission-requests"):
         spoil(world, spaced(world, name))
 
@@ -340,7 +338,7 @@ def test_doctor_names_a_key_of_a_wrong_type_with_a_remedy(world: World) -> None:
         assert any(spaced(world, name) in finding.what and "RENAME" in finding.remedy for finding in found)
 
 
-def test_a_scrape_counts_the_runs_beside_a_damaged_one(world: World) -> None:
+def test_scrape_counts_runs_beside_a_damaged_one(world: World) -> None:
     world.settle()
     world.stored.redis.zadd(world.store.keys.ended, {"damaged": world.store.now()})
     world.stored.redis.set(world.store.keys.of("damaged").request, "no JSON")

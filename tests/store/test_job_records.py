@@ -1,4 +1,4 @@
-"""What Redis knows of jobs: who was asked and has answered, what is dealt with, how they ended, how many may run."""
+"""Job records in Redis: discovery requests and answers, schedule marks, ends, and limits."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_whoever_has_no_engine_is_not_asked_and_whoever_is_silent_is_named(store
     assert [job.name for job in known.jobs] == ["backup"]
 
 
-def test_what_a_host_has_said_goes_with_it(store: Store) -> None:
+def test_discovery_answer_is_removed_with_its_host(store: Store) -> None:
     host(store, "web1")
     discovery = JobDiscovery(store)
     discovery.publish(HostSnapshot("web1", 1))
@@ -76,12 +76,12 @@ def test_what_a_host_has_said_goes_with_it(store: Store) -> None:
     assert discovery.snapshots() == {}
 
 
-def test_without_a_host_there_is_nobody_to_ask(store: Store) -> None:
+def test_discovery_without_hosts_is_empty(store: Store) -> None:
     with pytest.raises(WaitTimeout, match="no host with a Docker engine"):
         JobDiscovery(store).refresh(timeout=0.1)
 
 
-def test_marks_are_kept_and_forgotten(store: Store) -> None:
+def test_schedule_marks_are_stored_and_removed(store: Store) -> None:
     schedules = ScheduleMarks(store)
     schedules.put(KEY, Mark(5, "* * * * * UTC"))
     assert schedules.marks() == {KEY: Mark(5, "* * * * * UTC")}
@@ -90,7 +90,7 @@ def test_marks_are_kept_and_forgotten(store: Store) -> None:
 
 
 class Starts:
-    """A client that only notes what it was to start."""
+    """A client that records starts without executing them."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -118,7 +118,7 @@ def due(store: Store, monkeypatch: pytest.MonkeyPatch) -> Starts:
     return Starts(store)
 
 
-def test_a_tick_starts_what_is_due_and_the_next_one_nothing(due: Starts) -> None:
+def test_tick_starts_due_jobs_once(due: Starts) -> None:
     tick(due, [])  # type: ignore[arg-type]
     assert len(due.started) == 1, "of several that were missed, one"
     tick(due, [])  # type: ignore[arg-type]
@@ -138,7 +138,7 @@ def test_a_job_that_cannot_be_used_is_not_started_and_told_of_once(
     assert len([text for text in told if "was not started by its schedule" in text]) == 1, told
 
 
-def test_a_file_that_cannot_be_read_keeps_no_label_from_being_obeyed(
+def test_unreadable_job_file_does_not_block_labelled_jobs(
     due: Starts, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "jobs.yaml").write_text("jobs: 5")
@@ -148,7 +148,7 @@ def test_a_file_that_cannot_be_read_keeps_no_label_from_being_obeyed(
     assert len([record for record in caplog.records if "jobs.yaml" in record.getMessage()]) == 1
 
 
-def test_what_a_host_missed_while_it_was_away_is_not_forgotten(due: Starts) -> None:
+def test_missed_schedule_of_an_absent_host_is_caught_up(due: Starts) -> None:
     Hosts(due.store).leave("web1", "one@web1")
     tick(due, [])  # type: ignore[arg-type]
     assert KEY in ScheduleMarks(due.store).marks()
@@ -158,7 +158,7 @@ def test_what_a_host_missed_while_it_was_away_is_not_forgotten(due: Starts) -> N
     assert ScheduleMarks(due.store).marks() == {}, "it is back, and the job is no more"
 
 
-def test_another_host_with_the_same_engine_goes_on_where_the_first_was(due: Starts) -> None:
+def test_second_host_of_an_engine_continues_its_schedules(due: Starts) -> None:
     Hosts(due.store).leave("web1", "one@web1")
     host(due.store, "web2")
     JobDiscovery(due.store).publish(HostSnapshot("web2", 1, engine="E", entities=(scheduled(),)))
@@ -172,7 +172,7 @@ def fail(store: Store, *numbers: int, result: str = "failed") -> None:
         record_result(store, KEY, f"r{number}", result, number)
 
 
-def test_the_third_failure_in_a_row_opens_the_breaker_and_a_success_closes_it(store: Store) -> None:
+def test_breaker_opens_after_three_failures_and_closes_on_success(store: Store) -> None:
     breakers = Breakers(store)
     fail(store, 1, 2, 2, 2)
     assert not breakers.is_open(service(KEY)), "the same end, told several times, is one"
@@ -187,7 +187,7 @@ def test_the_third_failure_in_a_row_opens_the_breaker_and_a_success_closes_it(st
     assert not breakers.is_open(service(KEY)), "and they are counted anew"
 
 
-def test_an_end_that_is_told_of_late_counts_where_it_was(store: Store) -> None:
+def test_late_job_end_counts_in_its_order(store: Store) -> None:
     breakers = Breakers(store)
     fail(store, 1, result="succeeded")
     fail(store, 2, 3, 4)
@@ -195,7 +195,7 @@ def test_an_end_that_is_told_of_late_counts_where_it_was(store: Store) -> None:
     assert breakers.is_open(service(KEY))
 
 
-def test_after_a_reset_they_are_counted_anew(store: Store) -> None:
+def test_breaker_reset_restarts_the_count(store: Store) -> None:
     breakers = Breakers(store)
     fail(store, 1, 2, 3)
     breakers.close(service(KEY))
@@ -207,9 +207,7 @@ def test_after_a_reset_they_are_counted_anew(store: Store) -> None:
     assert breakers.is_open(service(KEY))
 
 
-def test_so_many_jobs_run_at_once_and_other_runs_are_not_held_up(
-    server: RedisServer, connect: Callable[..., Store]
-) -> None:
+def test_job_limit_does_not_delay_other_runs(server: RedisServer, connect: Callable[..., Store]) -> None:
     store = connect(server.url, max_jobs=1, max_runs_per_plan=2)
     admission = Admission(store)
     body = {"plan": {"name": "job.a"}, "group": "jobs"}

@@ -1,4 +1,4 @@
-"""Locks in Redis: one holder, known by name, freed by its lease, its release, or a later attempt of its step."""
+"""Locks in Redis: one named holder, released by its lease, by itself, or by a later attempt of its step."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def hold(store: Store) -> Hold:
 
 
 class Stopped:
-    """Gives up after a while."""
+    """Raised after a while by a waiting client."""
 
     def __init__(self, seconds: float) -> None:
         self._until = time.monotonic() + seconds
@@ -46,7 +46,7 @@ class Stopped:
             raise StepCancelled("enough")
 
 
-def test_who_holds_it_is_told_to_whoever_waits(store: Store, hold: Hold) -> None:
+def test_waiting_client_learns_the_lock_holder(store: Store, hold: Hold) -> None:
     waited: list[Holder] = []
     with hold():
         (held,) = Locks(store).held()
@@ -63,7 +63,7 @@ def test_who_holds_it_is_told_to_whoever_waits(store: Store, hold: Hold) -> None
         assert [held.run for held in Locks(store).held()] == ["r2"]
 
 
-def test_it_is_renewed_for_as_long_as_it_is_held(store: Store, hold: Hold) -> None:
+def test_held_lock_is_renewed(store: Store, hold: Hold) -> None:
     def left() -> int:
         return int(store.client.pttl(store.keys.lock("engine/shop")))
 
@@ -78,7 +78,7 @@ def test_it_is_renewed_for_as_long_as_it_is_held(store: Store, hold: Hold) -> No
         assert [held.run for held in Locks(store).held()] == ["r1"]
 
 
-def test_one_after_the_other(hold: Hold) -> None:
+def test_lock_holders_are_serialised(hold: Hold) -> None:
     inside, worst = 0, 0
     guard = threading.Lock()
 
@@ -101,13 +101,13 @@ def test_one_after_the_other(hold: Hold) -> None:
 
 
 def abandoned(store: Store, **said: Any) -> None:
-    """Somebody took it and died."""
+    """A lock whose holder has died."""
     holder = Holder("engine/shop", "project shop", **{"run": "r1", "step": "up", "host": "web1", "why": "x"} | said)
     store.client.sadd(store.keys.locks, "engine/shop")
     store.client.set(store.keys.lock("engine/shop"), holder.text(), px=60_000)
 
 
-def test_a_later_attempt_of_the_same_step_takes_over_at_once(store: Store, hold: Hold) -> None:
+def test_later_attempt_of_a_step_takes_over_its_lock(store: Store, hold: Hold) -> None:
     abandoned(store, fence=1, since=0)
     began = time.monotonic()
     with hold(fence=2):
@@ -115,20 +115,20 @@ def test_a_later_attempt_of_the_same_step_takes_over_at_once(store: Store, hold:
 
 
 @pytest.mark.parametrize("said", [{"fence": 3}, {"fence": 1, "step": "down"}, {"fence": 1, "run": "r9"}])
-def test_nobody_else_takes_over(store: Store, hold: Hold, said: dict[str, Any]) -> None:
+def test_other_steps_cannot_take_over_a_lock(store: Store, hold: Hold, said: dict[str, Any]) -> None:
     abandoned(store, since=0, **said)
     with pytest.raises(StepCancelled), hold(fence=2, check=Stopped(0.5)):
         pytest.fail("two hold it")
 
 
-def test_a_holder_that_died_loses_it_after_a_lease(store: Store, hold: Hold) -> None:
+def test_dead_holders_lock_expires_after_a_lease(store: Store, hold: Hold) -> None:
     abandoned(store, run="r9", fence=1, since=0)
     store.client.pexpire(store.keys.lock("engine/shop"), 700)
     with hold("r2"):
         assert [held.run for held in Locks(store).held()] == ["r2"]
 
 
-def test_what_lapsed_meanwhile_is_not_taken_from_the_next_one(store: Store, hold: Hold) -> None:
+def test_expired_holder_does_not_release_the_next_holders_lock(store: Store, hold: Hold) -> None:
     with hold():
         store.client.delete(store.keys.lock("engine/shop"))
         abandoned(store, run="r9", fence=1, since=0)

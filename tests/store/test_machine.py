@@ -1,8 +1,8 @@
-"""The reducer, the driver and the scripts under faults, judged by a log that they do not write.
+"""The reducer, the coordinator and the scripts under faults, checked by an independent log.
 
-Messages are lost, doubled and late; workers and drivers die anywhere; leases end; a run is cancelled and undone at
-any time. The invariants of `facts/reliability.md` §5.8 hold after each move; once the faults stop, the run comes to
-rest with nothing left behind.
+Messages are lost, doubled and late; workers and coordinators die anywhere; leases expire; a run is cancelled and
+undone at any time. The invariants of `facts/reliability.md` §5.8 hold after each move; once the faults stop, the run
+becomes terminal and leaves no index entry.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class Saga(RuleBasedStateMachine):
         finally:
             self.world.driver_store.mend()
 
-    # --- people -------------------------------------------------------------------------------------
+    # --- operators ----------------------------------------------------------------------------------
 
     @rule(keep=st.booleans(), message=st.booleans(), chance=st.integers(0, 3))
     def cancel(self, keep: bool, message: bool, chance: int) -> None:
@@ -235,7 +235,7 @@ class Saga(RuleBasedStateMachine):
         if message:
             self.world.queue.send(Message("longshore.advance"))
 
-    # --- what must hold after each move -------------------------------------------------------------
+    # --- invariants after each move -----------------------------------------------------------------
 
     @invariant()
     def the_record_is_sound(self) -> None:
@@ -304,7 +304,7 @@ class Saga(RuleBasedStateMachine):
         if asked and asked[-1][0] != run.get("last_command"):
             assert live or waits, "I12: a command of a run in no index"
 
-    # --- the end ------------------------------------------------------------------------------------
+    # --- the terminal state -------------------------------------------------------------------------
 
     def teardown(self) -> None:
         if not hasattr(self, "world") or sys.exc_info()[0] is not None:

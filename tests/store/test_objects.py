@@ -34,7 +34,7 @@ def step(objects: Objects, operation: str, run_id: str = "r1", /, **params: Any)
     return Doing(operation, context, **params)
 
 
-def test_an_entry_is_replaced_only_by_who_knows_what_is_there(objects: Objects) -> None:
+def test_object_is_replaced_only_with_its_current_digest(objects: Objects) -> None:
     one, two = Entry(b"\x00one\xff"), Entry(b"two", "template", "ann")
     assert objects.get("app.conf") is None
     assert objects.put("app.conf", one, was=None)
@@ -48,7 +48,7 @@ def test_an_entry_is_replaced_only_by_who_knows_what_is_there(objects: Objects) 
         objects.put("large", Entry(b"x" * 100_001), was=None)
 
 
-def test_an_upload_says_what_it_changed_and_is_taken_back(objects: Objects) -> None:
+def test_upload_reports_its_change_and_is_undone(objects: Objects) -> None:
     changed = step(objects, "file.changed.get", name="app.conf", content="one").act()
     assert (changed.changed, changed.data["differs"]) == (False, True)
     upload = step(objects, "file.upload", name="app.conf", content="one")
@@ -73,7 +73,7 @@ def test_an_upload_says_what_it_changed_and_is_taken_back(objects: Objects) -> N
     assert objects.get("app.conf") is None
 
 
-def test_an_upload_that_somebody_has_replaced_since_stays(objects: Objects) -> None:
+def test_undo_keeps_an_upload_replaced_since(objects: Objects) -> None:
     upload = step(objects, "file.upload", name="app.conf", content="one")
     upload.act()
     objects.put("app.conf", Entry(b"theirs"), was=objects.need("app.conf").sha256)
@@ -81,7 +81,7 @@ def test_an_upload_that_somebody_has_replaced_since_stays(objects: Objects) -> N
         upload.undo()
 
 
-def test_a_template_is_rendered_where_it_is_deployed(objects: Objects, tmp_path: Path) -> None:
+def test_template_is_rendered_on_the_deploying_host(objects: Objects, tmp_path: Path) -> None:
     content = "host={{ host.name }} arch={{ host.facts.arch }} run={{ run.id }} port={{ port }}\n"
     step(objects, "file.upload", name="app.conf", content=content, content_type="template").act()
     path = tmp_path / "app.conf"
@@ -96,7 +96,7 @@ def test_a_template_is_rendered_where_it_is_deployed(objects: Objects, tmp_path:
         step(objects, "file.deploy.execute", path=str(path), object="nothing").act()
 
 
-def test_the_status_of_a_file_is_what_is_on_the_disk(objects: Objects, tmp_path: Path) -> None:
+def test_file_status_reads_the_disk(objects: Objects, tmp_path: Path) -> None:
     path = tmp_path / "app.conf"
 
     def status() -> dict[str, Any]:
@@ -127,7 +127,7 @@ def test_the_status_of_a_file_is_what_is_on_the_disk(objects: Objects, tmp_path:
         undeploy.undo()
 
 
-def test_a_file_may_come_from_any_url(objects: Objects, tmp_path: Path) -> None:
+def test_file_may_come_from_any_supported_url(objects: Objects, tmp_path: Path) -> None:
     source, path = tmp_path / "source", tmp_path / "target"
     source.write_bytes(b"\x00from a url")
     step(objects, "file.deploy.execute", path=str(path), object=f"file://{source}").act()

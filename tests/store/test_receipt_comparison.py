@@ -1,4 +1,4 @@
-"""The scripts that compare receipts with a record, and that follow Redis's clock."""
+"""The scripts that compare receipts with a record, and those that follow Redis's clock."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def settle(
     return stored.store.settle(stored.run_id, run_record(fields | given, 0), doubts, ending=ending)
 
 
-# --- asking ---------------------------------------------------------------------------------------------
+# --- queries --------------------------------------------------------------------------------------------
 
 
-def test_a_question_is_noted_once_and_stays_in_the_hosts_list(aborting: StoredRun) -> None:
+def test_receipt_query_is_recorded_once_in_the_hosts_list(aborting: StoredRun) -> None:
     with aborting.emits("hosts_asked"):
         assert ask(aborting, "web1", "web2")
         assert not ask(aborting, "web1", "web2")
@@ -57,7 +57,7 @@ def test_a_question_is_noted_once_and_stays_in_the_hosts_list(aborting: StoredRu
     assert aborting.run("asked") == "web1 web2"
 
 
-def test_a_run_that_was_reopened_asks_nothing_from_before(aborting: StoredRun) -> None:
+def test_reopened_run_drops_earlier_receipt_queries(aborting: StoredRun) -> None:
     aborting.put(epoch=1)
     with aborting.unchanged():
         assert not ask(aborting, "web1")
@@ -66,7 +66,7 @@ def test_a_run_that_was_reopened_asks_nothing_from_before(aborting: StoredRun) -
 # --- answers --------------------------------------------------------------------------------------------
 
 
-def test_an_attempt_that_the_record_does_not_know_counts_and_brings_what_undo_needs(aborting: StoredRun) -> None:
+def test_receipt_of_an_unrecorded_attempt_restores_its_outcome_and_journal(aborting: StoredRun) -> None:
     ask(aborting, "web1")
     with aborting.emits("step_found", "hosts_answered"):
         assert answer(aborting, found(7, "changed", rendered='{"path":"x"}', before='{"sha256":"ab"}'))
@@ -84,7 +84,7 @@ def test_an_attempt_that_the_record_does_not_know_counts_and_brings_what_undo_ne
 
 
 @pytest.mark.parametrize("side", ["", "u"])
-def test_an_attempt_that_the_record_knows_changes_nothing(aborting: StoredRun, side: str) -> None:
+def test_receipt_of_a_recorded_attempt_changes_nothing(aborting: StoredRun, side: str) -> None:
     aborting.put(steps={"status:0": "cancelled", f"{side}fence:0": 7, "no_effect:0": 1})
     ask(aborting, "web1")
     with aborting.emits("hosts_answered"):
@@ -93,7 +93,7 @@ def test_an_attempt_that_the_record_knows_changes_nothing(aborting: StoredRun, s
 
 
 @pytest.mark.parametrize("status", ["changed", "failed", "unknown"])
-def test_what_was_recorded_of_an_earlier_attempt_stands(aborting: StoredRun, status: str) -> None:
+def test_recorded_outcome_of_an_earlier_attempt_is_kept(aborting: StoredRun, status: str) -> None:
     aborting.put(steps={"status:0": status, "attempts:0": 1, "fence:0": 5, "before:0": "first", "outcome:0": "own"})
     ask(aborting, "web1")
     answer(aborting, found(7, before="later"))
@@ -105,20 +105,20 @@ def test_what_was_recorded_of_an_earlier_attempt_stands(aborting: StoredRun, sta
     ]
 
 
-def test_an_outcome_without_effect_does_not_stand_against_a_later_attempt(aborting: StoredRun) -> None:
+def test_outcome_without_effect_yields_to_a_later_attempt(aborting: StoredRun) -> None:
     aborting.put(steps={"status:0": "unchanged", "attempts:0": 1, "fence:0": 5, "no_effect:0": 1})
     ask(aborting, "web1")
     answer(aborting, found(7))
     assert (aborting.step("status:0"), aborting.step("no_effect:0")) == ("unknown", None)
 
 
-def test_an_answer_to_a_question_that_is_not_asked_is_refused(aborting: StoredRun) -> None:
+def test_answer_without_a_query_is_rejected(aborting: StoredRun) -> None:
     ask(aborting, "web1")
     with aborting.unchanged():
         assert not answer(aborting, found(7), question="0:0:all")
 
 
-def test_doubts_add_up(aborting: StoredRun) -> None:
+def test_steps_in_doubt_accumulate(aborting: StoredRun) -> None:
     ask(aborting, "web1", "web2")
     answer(aborting, doubts=["one", "two"])
     answer(aborting, host="web2", doubts=["three"])
@@ -126,16 +126,16 @@ def test_doubts_add_up(aborting: StoredRun) -> None:
     assert aborting.run("doubts") == "one\ntwo\nthree\nfour"
 
 
-def test_a_record_is_as_new_as_what_a_host_has_seen(aborting: StoredRun) -> None:
+def test_record_version_is_raised_to_that_seen_by_a_host(aborting: StoredRun) -> None:
     ask(aborting, "web1")
     aborting.store.note_answer(aborting.run_id, "0:1:all", "web1", 500, [], [])
     assert int(aborting.run("version") or 0) == 501
 
 
-# --- going on -------------------------------------------------------------------------------------------
+# --- continuation ---------------------------------------------------------------------------------------
 
 
-def test_a_run_goes_on_once_its_receipts_were_compared(aborting: StoredRun) -> None:
+def test_run_continues_after_receipt_comparison(aborting: StoredRun) -> None:
     ask(aborting, "web1")
     with aborting.emits("receipts_compared"):
         assert settle(aborting)
@@ -144,19 +144,19 @@ def test_a_run_goes_on_once_its_receipts_were_compared(aborting: StoredRun) -> N
     assert aborting.run("asking") is None
 
 
-def test_receipts_of_lost_attempts_only_are_not_all(aborting: StoredRun) -> None:
+def test_comparison_is_incomplete_with_receipts_of_lost_attempts_only(aborting: StoredRun) -> None:
     settle(aborting, ending=False)
     assert (aborting.record().fenced, aborting.record().compared) == (1, False)
 
 
 @pytest.mark.parametrize("moved", [{"epoch": 1}, {"lost": 0}], ids=["another epoch", "one more was lost"])
-def test_a_run_that_has_moved_on_is_not_settled(aborting: StoredRun, moved: dict[str, int]) -> None:
+def test_comparison_is_rejected_after_the_run_has_advanced(aborting: StoredRun, moved: dict[str, int]) -> None:
     with aborting.unchanged():
         assert not settle(aborting, **moved)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("repeatable", [True, False])
-def test_only_an_attempt_that_none_follows_has_to_be_fenced(stored: StoredRun, repeatable: bool) -> None:
+def test_only_the_last_attempt_needs_fencing(stored: StoredRun, repeatable: bool) -> None:
     stored.begin(0)
     stored.claim(0)
     stored.end_lease("0")
@@ -164,7 +164,7 @@ def test_only_an_attempt_that_none_follows_has_to_be_fenced(stored: StoredRun, r
     assert stored.record().lost == (0 if repeatable else 1)
 
 
-def test_what_was_lost_before_the_run_was_ended_has_to_be_fenced(stored: StoredRun) -> None:
+def test_attempt_lost_before_the_runs_end_needs_fencing(stored: StoredRun) -> None:
     stored.begin(0)
     stored.claim(0)
     stored.end_lease("0")
@@ -174,7 +174,7 @@ def test_what_was_lost_before_the_run_was_ended_has_to_be_fenced(stored: StoredR
     assert (stored.step("status:0"), stored.record().lost) == ("unknown", 1)
 
 
-def test_a_lost_undo_is_fenced_by_the_next_one(stored: StoredRun) -> None:
+def test_lost_undo_is_fenced_by_its_next_attempt(stored: StoredRun) -> None:
     stored.dispatch("u")
     stored.claim(0, "u")
     stored.end_lease("u0")
@@ -182,14 +182,14 @@ def test_a_lost_undo_is_fenced_by_the_next_one(stored: StoredRun) -> None:
     assert stored.record().lost == 0
 
 
-# --- the clock ------------------------------------------------------------------------------------------
+# --- clock jumps ----------------------------------------------------------------------------------------
 
 HOUR = 3_600_000
 
 
 @pytest.mark.parametrize("by", [HOUR, -HOUR])
-def test_times_from_before_a_jump_move_with_it(stored: StoredRun, by: int) -> None:
-    """As the clock stood then, `by` before what it is now."""
+def test_times_before_a_clock_jump_are_shifted(stored: StoredRun, by: int) -> None:
+    """Times by the clock before the jump, `by` before the current one."""
     stored.begin(0)
     stored.claim(0)
     then = stored.store.now() - by
@@ -221,7 +221,7 @@ def test_times_from_before_a_jump_move_with_it(stored: StoredRun, by: int) -> No
 
 
 @pytest.mark.parametrize("by", [HOUR, -HOUR])
-def test_times_from_after_a_jump_stay(stored: StoredRun, by: int) -> None:
+def test_times_after_a_clock_jump_are_unchanged(stored: StoredRun, by: int) -> None:
     stored.begin(0)
     stored.claim(0)
     before, lease = int(stored.step("sent:0") or 0), stored.leases()["0"]
@@ -232,7 +232,7 @@ def test_times_from_after_a_jump_stay(stored: StoredRun, by: int) -> None:
     assert lease <= stored.leases()["0"] <= stored.store.now() + LEASE * 1000
 
 
-def test_a_jump_moves_a_run_once_and_a_sweeper_that_is_late_does_not_move_it_back(stored: StoredRun) -> None:
+def test_clock_jump_shifts_a_run_once(stored: StoredRun) -> None:
     stored.begin(0)
     assert stored.store.shift(stored.run_id, 2, HOUR)
     with stored.unchanged():
@@ -240,14 +240,14 @@ def test_a_jump_moves_a_run_once_and_a_sweeper_that_is_late_does_not_move_it_bac
         assert not stored.store.shift(stored.run_id, 1, -HOUR)
 
 
-def test_what_is_due_at_once_stays_so(stored: StoredRun) -> None:
+def test_immediately_due_times_are_not_shifted(stored: StoredRun) -> None:
     stored.lay(left=1)
     stored.put(steps={"status:0": "ready", "sent:0": stored.store.now(), "sent_until:0": 0})
     stored.store.shift(stored.run_id, 1, HOUR)
     assert stored.step("sent_until:0") == "0"
 
 
-def test_a_jump_is_counted_once_and_every_live_run_is_looked_at(stored: StoredRun) -> None:
+def test_clock_jump_is_counted_once_and_sweeps_all_live_runs(stored: StoredRun) -> None:
     store = stored.store
     store.look_at("run", store.now() + HOUR)
     assert store.note_jump(0, -HOUR)

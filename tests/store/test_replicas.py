@@ -1,4 +1,4 @@
-"""What is acknowledged is on a replica as well, where the settings ask for that; a renewed lease need not be."""
+"""Acknowledged writes wait for a replica if the settings require that; renewals of leases do not."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def pair() -> Iterator[tuple[RedisServer, RedisServer]]:
         os.kill(replica.pid, signal.SIGCONT)
 
 
-def test_an_outcome_counts_once_a_replica_has_it(
-    pair: tuple[RedisServer, RedisServer], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outcome_waits_for_a_replica(pair: tuple[RedisServer, RedisServer], monkeypatch: pytest.MonkeyPatch) -> None:
     master, replica = pair
     stored = StoredRun(master.url, replicas=1)
     try:
@@ -64,7 +62,7 @@ def test_an_outcome_counts_once_a_replica_has_it(
         stored.close()
 
 
-def test_a_lease_is_renewed_without_a_replica(pair: tuple[RedisServer, RedisServer]) -> None:
+def test_lease_renewal_does_not_wait_for_a_replica(pair: tuple[RedisServer, RedisServer]) -> None:
     master, replica = pair
     stored = StoredRun(master.url, replicas=1)
     try:

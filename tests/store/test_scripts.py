@@ -1,4 +1,4 @@
-"""The scripts that move a run: what each does, what it refuses, and that twice is once."""
+"""The scripts that change a run's state: effects, refusals and idempotency."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def but(*states: RunState) -> list[RunState]:
     return [state for state in RunState if state not in states]
 
 
-# --- all of them ----------------------------------------------------------------------------------------
+# --- all scripts ----------------------------------------------------------------------------------------
 
 
-def test_every_script_is_here() -> None:
+def test_all_scripts_are_tested() -> None:
     assert lua.names() == [
         *(
             "abort",
@@ -54,7 +54,7 @@ def test_every_script_is_here() -> None:
 
 
 @pytest.mark.parametrize("name", lua.names())
-def test_a_script_says_what_it_does_and_what_it_is_given(name: str) -> None:
+def test_script_declares_its_effect_and_arguments(name: str) -> None:
     own = files(lua).joinpath(f"{name}.lua").read_text()
     header = re.match(r"(--.*\n)+", own)
     assert header is not None
@@ -63,14 +63,14 @@ def test_a_script_says_what_it_does_and_what_it_is_given(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", lua.names())
-def test_a_script_runs_where_nothing_but_redis_is(name: str) -> None:
+def test_script_runs_on_plain_redis(name: str) -> None:
     source = lua.source(name)
     assert not re.search(r"cjson|cmsgpack|\bos\.|math\.random|sha1hex|loadstring", source)
     assert source.count("redis.call('TIME')") == 1
 
 
 def live_a_whole_life(stored: StoredRun) -> None:
-    """A run in which each script has its part: one step fails, one is lost, one is taken back."""
+    """Run all scripts in one run: one step fails, one is lost, one is undone."""
     stored.begin(0, 1, 2)
     done = stored.claim(0)
     stored.journal(0, done.fence, '{"a":1}', '{"b":2}')
@@ -96,7 +96,7 @@ def live_a_whole_life(stored: StoredRun) -> None:
     stored.store.finish(stored.run_id, R.UNDOING, R.UNDONE, [], epoch=1)
 
 
-def test_every_transition_is_one_version_and_one_event(stored: StoredRun) -> None:
+def test_every_transition_adds_one_version_and_one_event(stored: StoredRun) -> None:
     live_a_whole_life(stored)
 
     events = stored.events()
@@ -111,7 +111,7 @@ def test_every_transition_is_one_version_and_one_event(stored: StoredRun) -> Non
     }
 
 
-def test_time_is_that_of_redis(stored: StoredRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scripts_use_the_time_of_redis(stored: StoredRun, monkeypatch: pytest.MonkeyPatch) -> None:
     began = stored.store.now()
     day = 86_400
     far = time.time() + day
@@ -127,7 +127,7 @@ def test_time_is_that_of_redis(stored: StoredRun, monkeypatch: pytest.MonkeyPatc
     assert all(began - 2 * LEASE * 1000 <= stamp <= began + 60_000 for stamp in stamps)
 
 
-def test_all_keys_of_a_run_lie_in_one_slot(stored: StoredRun) -> None:
+def test_all_keys_of_a_run_share_one_slot(stored: StoredRun) -> None:
     keys = [*stored.keys.record(), stored.keys.request, stored.keys.commands, stored.keys.log(3)]
     assert len({key_slot(key.encode()) for key in keys}) == 1
     assert all(f"{{{stored.run_id}}}" in key for key in keys)
@@ -135,7 +135,7 @@ def test_all_keys_of_a_run_lie_in_one_slot(stored: StoredRun) -> None:
     assert not set(keys) & set(others)
 
 
-def test_a_script_touches_no_key_that_it_was_not_given(server: RedisServer, stored: StoredRun) -> None:
+def test_script_touches_only_its_given_keys(server: RedisServer, stored: StoredRun) -> None:
     stored.redis.execute_command(
         "ACL", "SETUSER", "bound", "on", ">bound", "+@all", *(f"~{key}" for key in stored.keys.record()),
         "~stored:live", "~stored:runs",
@@ -150,7 +150,7 @@ def test_a_script_touches_no_key_that_it_was_not_given(server: RedisServer, stor
     assert stored.run("state") == R.UNDONE
 
 
-def test_scripts_come_back_after_redis_forgot_them(stored: StoredRun) -> None:
+def test_scripts_are_reloaded_after_a_flush(stored: StoredRun) -> None:
     stored.begin(0)
     stored.redis.script_flush()
     assert stored.claim(0).attempt == 1
@@ -159,7 +159,7 @@ def test_scripts_come_back_after_redis_forgot_them(stored: StoredRun) -> None:
 # --- create ---------------------------------------------------------------------------------------------
 
 
-def test_create_begins_the_record(stored: StoredRun) -> None:
+def test_create_starts_the_record(stored: StoredRun) -> None:
     now = stored.store.now()
 
     with stored.emits("run_created") as events:
@@ -173,7 +173,7 @@ def test_create_begins_the_record(stored: StoredRun) -> None:
     assert (events[0]["plan"], events[0]["actor"]) == ("p", "ann")
 
 
-def test_the_clock_of_a_run_starts_when_it_begins(stored: StoredRun) -> None:
+def test_run_timeout_starts_when_the_run_begins(stored: StoredRun) -> None:
     stored.create(timeout=60_000)
     assert stored.run("deadline") is None
     stored.open_level(R.RUNNING, 0, [0])
@@ -181,7 +181,7 @@ def test_the_clock_of_a_run_starts_when_it_begins(stored: StoredRun) -> None:
 
 
 @pytest.mark.parametrize("state", list(RunState))
-def test_create_leaves_a_run_that_is_there_alone(stored: StoredRun, state: RunState) -> None:
+def test_create_keeps_an_existing_run(stored: StoredRun, state: RunState) -> None:
     stored.create()
     stored.put(state=state)
 
@@ -192,7 +192,7 @@ def test_create_leaves_a_run_that_is_there_alone(stored: StoredRun, state: RunSt
 # --- open_level -----------------------------------------------------------------------------------------
 
 
-def test_opening_the_first_level_begins_the_run(stored: StoredRun) -> None:
+def test_opening_the_first_level_starts_the_run(stored: StoredRun) -> None:
     stored.create()
 
     with stored.emits("run_started", "level_started", "step_skipped") as events:
@@ -209,7 +209,7 @@ def test_opening_the_first_level_begins_the_run(stored: StoredRun) -> None:
     assert (events[2]["step"], events[2]["reason"]) == ("1", "dependency failed")
 
 
-def test_opening_a_later_level_does_not_begin_the_run_again(stored: StoredRun) -> None:
+def test_opening_a_later_level_does_not_restart_the_run(stored: StoredRun) -> None:
     stored.lay(left=0, level=0, started=5)
 
     with stored.emits("level_started"):
@@ -218,7 +218,7 @@ def test_opening_a_later_level_does_not_begin_the_run_again(stored: StoredRun) -
     assert (stored.run("level"), stored.run("left"), stored.run("started")) == ("1", "1", "5")
 
 
-def test_opening_the_always_steps_finishes_the_run(stored: StoredRun) -> None:
+def test_opening_the_always_steps_moves_the_run_to_finishing(stored: StoredRun) -> None:
     stored.lay("aborting", left=0, level=2)
 
     with stored.emits("run_finishing", "level_started"):
@@ -228,7 +228,7 @@ def test_opening_the_always_steps_finishes_the_run(stored: StoredRun) -> None:
 
 
 @pytest.mark.parametrize("state", but(R.RUNNING))
-def test_a_level_is_not_opened_from_another_state(stored: StoredRun, state: RunState) -> None:
+def test_level_is_not_opened_from_another_state(stored: StoredRun, state: RunState) -> None:
     stored.lay("running", left=0)
     seen = stored.record()
     stored.put(state=state)
@@ -238,7 +238,7 @@ def test_a_level_is_not_opened_from_another_state(stored: StoredRun, state: RunS
 
 
 @pytest.mark.parametrize("level", [-1, 1, 2])
-def test_a_level_is_not_opened_from_another_level(stored: StoredRun, level: int) -> None:
+def test_level_is_not_opened_from_another_level(stored: StoredRun, level: int) -> None:
     stored.lay("running", left=0, level=0)
     seen = stored.record()
     stored.put(level=level)
@@ -248,14 +248,14 @@ def test_a_level_is_not_opened_from_another_level(stored: StoredRun, level: int)
 
 
 @pytest.mark.parametrize("state", [R.RUNNING, R.FINISHING, R.UNDOING])
-def test_a_level_is_not_opened_while_something_of_the_one_before_is_left(stored: StoredRun, state: RunState) -> None:
+def test_level_is_not_opened_while_the_previous_has_open_steps(stored: StoredRun, state: RunState) -> None:
     stored.lay(state, left=1)
 
     with stored.unchanged():
         assert not stored.open_level(R.FINISHING, 1, [1])
 
 
-def test_no_level_is_opened_while_the_run_is_ending_and_something_runs(stored: StoredRun) -> None:
+def test_level_is_not_opened_while_an_ending_run_has_running_steps(stored: StoredRun) -> None:
     stored.begin(0)
     stored.claim(0)
     stored.store.abort(stored.run_id, Cause.CANCEL, "")
@@ -264,7 +264,7 @@ def test_no_level_is_opened_while_the_run_is_ending_and_something_runs(stored: S
         assert not stored.open_level(R.FINISHING, 1, [1])
 
 
-def test_a_level_is_opened_once(stored: StoredRun) -> None:
+def test_level_is_opened_once(stored: StoredRun) -> None:
     stored.create()
     seen = stored.record()
     assert stored.open_level(R.RUNNING, 0, [0], seen=seen)
@@ -276,7 +276,7 @@ def test_a_level_is_opened_once(stored: StoredRun) -> None:
 # --- open_undo ------------------------------------------------------------------------------------------
 
 
-def test_opening_the_undo_takes_the_highest_level_first(stored: StoredRun) -> None:
+def test_undo_opens_the_highest_level_first(stored: StoredRun) -> None:
     stored.lay("aborting", level=1, left=0)
 
     with stored.emits("run_undoing", "undo_level_started", "undo_impossible") as events:
@@ -293,7 +293,7 @@ def test_opening_the_undo_takes_the_highest_level_first(stored: StoredRun) -> No
     assert (events[1]["steps"], events[2]["step"], events[2]["reason"]) == ("1", "2", "it has no undo")
 
 
-def test_the_undo_goes_down_and_its_time_runs_on(stored: StoredRun) -> None:
+def test_undo_descends_under_one_timeout(stored: StoredRun) -> None:
     stored.lay("undoing", left=0, undo_level=1, undo_deadline=12345)
 
     with stored.emits("undo_level_started"):
@@ -302,7 +302,7 @@ def test_the_undo_goes_down_and_its_time_runs_on(stored: StoredRun) -> None:
     assert (stored.run("undo_level"), stored.run("left"), stored.run("undo_deadline")) == ("0", "1", "12345")
 
 
-def test_the_time_of_an_undo_that_an_operator_asked_for_is_limited_too(stored: StoredRun) -> None:
+def test_operator_undo_has_a_timeout_too(stored: StoredRun) -> None:
     stored.lay("succeeded", left=0)
     stored.store.carry_out(stored.run_id, "1-1", {"kind": "undo"}, 1, [])
 
@@ -312,7 +312,7 @@ def test_the_time_of_an_undo_that_an_operator_asked_for_is_limited_too(stored: S
 
 
 @pytest.mark.parametrize("state", but(R.ABORTING))
-def test_the_undo_is_not_opened_from_another_state(stored: StoredRun, state: RunState) -> None:
+def test_undo_is_not_opened_from_another_state(stored: StoredRun, state: RunState) -> None:
     stored.lay("aborting", left=0)
     seen = stored.record()
     stored.put(state=state)
@@ -322,7 +322,7 @@ def test_the_undo_is_not_opened_from_another_state(stored: StoredRun, state: Run
 
 
 @pytest.mark.parametrize("level", [0, 2, 3])
-def test_the_undo_is_not_opened_from_another_level(stored: StoredRun, level: int) -> None:
+def test_undo_is_not_opened_from_another_level(stored: StoredRun, level: int) -> None:
     stored.lay("undoing", left=0, undo_level=1)
     seen = stored.record()
     stored.put(undo_level=level)
@@ -331,7 +331,7 @@ def test_the_undo_is_not_opened_from_another_level(stored: StoredRun, level: int
         assert not stored.open_undo(0, [0], seen=seen)
 
 
-def test_the_undo_waits_for_what_runs(stored: StoredRun) -> None:
+def test_undo_waits_for_running_steps(stored: StoredRun) -> None:
     stored.begin(0)
     stored.claim(0)
     stored.store.abort(stored.run_id, Cause.CANCEL, "")
@@ -340,14 +340,14 @@ def test_the_undo_waits_for_what_runs(stored: StoredRun) -> None:
         assert not stored.open_undo(0, [0])
 
 
-def test_the_undo_waits_for_the_level_above(stored: StoredRun) -> None:
+def test_undo_waits_for_the_level_above(stored: StoredRun) -> None:
     stored.lay("undoing", left=1, undo_level=1)
 
     with stored.unchanged():
         assert not stored.open_undo(0, [0])
 
 
-def test_an_undo_level_is_opened_once(stored: StoredRun) -> None:
+def test_undo_level_is_opened_once(stored: StoredRun) -> None:
     stored.lay("aborting", left=0)
     seen = stored.record()
     assert stored.open_undo(0, [0], seen=seen)
@@ -359,7 +359,7 @@ def test_an_undo_level_is_opened_once(stored: StoredRun) -> None:
 # --- abort ----------------------------------------------------------------------------------------------
 
 
-def test_abort_ends_what_runs_and_says_why(stored: StoredRun) -> None:
+def test_abort_moves_a_running_run_to_aborting_with_its_cause(stored: StoredRun) -> None:
     stored.lay("running")
 
     with stored.emits("run_aborting") as events:
@@ -372,14 +372,14 @@ def test_abort_ends_what_runs_and_says_why(stored: StoredRun) -> None:
     assert (events[0]["cause"], events[0]["actor"]) == ("deadline", "bob")
 
 
-def test_abort_can_keep_what_was_done(stored: StoredRun) -> None:
+def test_abort_can_keep_completed_steps(stored: StoredRun) -> None:
     stored.lay("running")
     stored.store.abort(stored.run_id, Cause.CANCEL, "", keep=True)
     assert stored.record().keep
 
 
 @pytest.mark.parametrize("state", but(R.RUNNING))
-def test_only_what_runs_is_aborted(stored: StoredRun, state: RunState) -> None:
+def test_only_a_running_run_is_aborted(stored: StoredRun, state: RunState) -> None:
     stored.lay(state, cause="cancel", err="first")
 
     with stored.unchanged():
@@ -389,7 +389,7 @@ def test_only_what_runs_is_aborted(stored: StoredRun, state: RunState) -> None:
 # --- drain ----------------------------------------------------------------------------------------------
 
 
-def test_drain_cancels_what_was_not_begun(stored: StoredRun) -> None:
+def test_drain_cancels_unclaimed_steps(stored: StoredRun) -> None:
     stored.begin(0, 1, 2)
     stored.retry(1, stored.claim(1).fence)
     stored.claim(2)
@@ -405,12 +405,12 @@ def test_drain_cancels_what_was_not_begun(stored: StoredRun) -> None:
     assert [(event["step"], event["status"]) for event in events] == [("0", "cancelled"), ("1", "cancelled")]
 
 
-def test_drain_says_when_nothing_runs_any_more(stored: StoredRun) -> None:
+def test_drain_reports_when_no_step_runs(stored: StoredRun) -> None:
     stored.lay("aborting", steps={"status:0": "ready"})
     assert stored.script("drain", 0, "") == 1
 
 
-def test_an_always_step_waits_for_its_turn(stored: StoredRun) -> None:
+def test_drain_keeps_always_steps_pending(stored: StoredRun) -> None:
     stored.begin(0)
     stored.put(state="aborting")
 
@@ -421,8 +421,8 @@ def test_an_always_step_waits_for_its_turn(stored: StoredRun) -> None:
     assert stored.run("left") == "0"
 
 
-def test_a_step_whose_worker_was_lost_is_unknown_and_not_cancelled(stored: StoredRun) -> None:
-    """It was claimed and never reported: it may have happened, and `left_over` has to name it."""
+def test_drain_marks_a_lost_step_unknown(stored: StoredRun) -> None:
+    """A claimed step without an outcome may have had an effect, and `left_over` has to name the step."""
     stored.begin(0)
     stored.claim(0)
     stored.end_lease("0")
@@ -437,7 +437,7 @@ def test_a_step_whose_worker_was_lost_is_unknown_and_not_cancelled(stored: Store
 
 
 @pytest.mark.parametrize("state", but(R.ABORTING))
-def test_drain_takes_nothing_from_a_run_that_is_not_ending(stored: StoredRun, state: RunState) -> None:
+def test_drain_changes_nothing_in_a_running_run(stored: StoredRun, state: RunState) -> None:
     stored.lay(state, steps={"status:0": "ready", "status:1": "retrying"}, left=2)
 
     with stored.unchanged():
@@ -446,7 +446,7 @@ def test_drain_takes_nothing_from_a_run_that_is_not_ending(stored: StoredRun, st
 
 @pytest.mark.parametrize("status", ["running", "changed", "unchanged", "failed", "unknown", "skipped", "cancelled"])
 @pytest.mark.parametrize("always", [False, True])
-def test_drain_leaves_every_other_step_as_it_is(stored: StoredRun, status: str, always: bool) -> None:
+def test_drain_keeps_all_other_steps(stored: StoredRun, status: str, always: bool) -> None:
     stored.lay("aborting", steps={"status:0": status}, left=2)
 
     with stored.unchanged():
@@ -470,7 +470,7 @@ def test_finish_ends_the_run(stored: StoredRun, state: RunState) -> None:
 
 
 @pytest.mark.parametrize("state", but(R.RUNNING))
-def test_finish_ends_nothing_from_another_state(stored: StoredRun, state: RunState) -> None:
+def test_finish_is_refused_from_another_state(stored: StoredRun, state: RunState) -> None:
     stored.lay(state, left=0)
 
     with stored.unchanged():
@@ -478,7 +478,7 @@ def test_finish_ends_nothing_from_another_state(stored: StoredRun, state: RunSta
 
 
 @pytest.mark.parametrize("state", [R.RUNNING, R.UNDOING, R.FINISHING])
-def test_finish_waits_for_what_is_left(stored: StoredRun, state: RunState) -> None:
+def test_finish_waits_for_open_steps(stored: StoredRun, state: RunState) -> None:
     stored.lay(state, left=1)
 
     with stored.unchanged():
@@ -486,7 +486,7 @@ def test_finish_waits_for_what_is_left(stored: StoredRun, state: RunState) -> No
 
 
 @pytest.mark.parametrize("state", [R.RUNNING, R.ABORTING, R.UNDOING, R.FINISHING])
-def test_finish_waits_for_what_runs(stored: StoredRun, state: RunState) -> None:
+def test_finish_waits_for_running_steps(stored: StoredRun, state: RunState) -> None:
     stored.begin(0)
     stored.claim(0)
     stored.put(state=state, left=0)
@@ -495,7 +495,7 @@ def test_finish_waits_for_what_runs(stored: StoredRun, state: RunState) -> None:
         assert not stored.store.finish(stored.run_id, state, R.SUCCEEDED, [])
 
 
-def test_a_run_ends_once(stored: StoredRun) -> None:
+def test_run_ends_once(stored: StoredRun) -> None:
     stored.lay("running", left=0)
     assert stored.store.finish(stored.run_id, R.RUNNING, R.SUCCEEDED, [])
 
@@ -505,7 +505,7 @@ def test_a_run_ends_once(stored: StoredRun) -> None:
 
 @pytest.fixture
 def reopened(stored: StoredRun) -> tuple[StoredRun, RunRecord]:
-    """A run that has come back to the state that a slow process had decided from."""
+    """A run that was reopened into the state of an earlier, delayed decision."""
     stored.lay("undoing", left=0, undo_level=1)
     slow = stored.record()
     assert stored.store.finish(stored.run_id, R.UNDOING, R.UNDO_FAILED, [])
@@ -513,7 +513,7 @@ def reopened(stored: StoredRun) -> tuple[StoredRun, RunRecord]:
     return stored, slow
 
 
-def test_what_was_decided_before_a_run_was_reopened_moves_it_no_more(reopened: tuple[StoredRun, RunRecord]) -> None:
+def test_decisions_before_a_reopening_are_rejected(reopened: tuple[StoredRun, RunRecord]) -> None:
     """SEMANTICS 7: a command that reopens a run has an epoch of its own."""
     stored, slow = reopened
 
@@ -534,7 +534,7 @@ def carry_out(stored: StoredRun, kind: str, command_id: str = "5-1", failed: tup
     return stored.store.carry_out(stored.run_id, command_id, command, 3, failed)
 
 
-def test_a_cancel_ends_what_runs(stored: StoredRun) -> None:
+def test_cancel_aborts_a_running_run(stored: StoredRun) -> None:
     stored.lay("running")
 
     with stored.emits("command", "run_aborting") as events:
@@ -546,13 +546,13 @@ def test_a_cancel_ends_what_runs(stored: StoredRun) -> None:
     assert (events[1]["cause"], events[1]["actor"]) == ("cancel", "eve")
 
 
-def test_a_cancel_can_keep_what_was_done(stored: StoredRun) -> None:
+def test_cancel_can_keep_completed_steps(stored: StoredRun) -> None:
     stored.lay("running")
     carry_out(stored, "cancel", keep="1")
     assert stored.record().keep
 
 
-def test_a_cancel_of_a_run_that_has_not_begun_ends_it_and_all_its_steps(stored: StoredRun) -> None:
+def test_cancel_of_a_pending_run_ends_it_with_all_steps(stored: StoredRun) -> None:
     stored.create(steps=3)
 
     with stored.emits("command", "run_ended") as events:
@@ -565,7 +565,7 @@ def test_a_cancel_of_a_run_that_has_not_begun_ends_it_and_all_its_steps(stored: 
 
 
 @pytest.mark.parametrize("state", but(R.RUNNING, R.PENDING))
-def test_a_cancel_of_any_other_run_says_why_not(stored: StoredRun, state: RunState) -> None:
+def test_cancel_in_another_state_returns_the_reason(stored: StoredRun, state: RunState) -> None:
     stored.lay(state, cause="failure")
 
     with stored.emits("command"):
@@ -576,7 +576,7 @@ def test_a_cancel_of_any_other_run_says_why_not(stored: StoredRun, state: RunSta
 
 
 @pytest.mark.parametrize("state", sorted(TERMINAL - {R.UNDONE}))
-def test_an_undo_reopens_a_run_that_rests(stored: StoredRun, state: RunState) -> None:
+def test_undo_reopens_a_terminal_run(stored: StoredRun, state: RunState) -> None:
     stored.lay(state, left=7, ended=5, undo_deadline=5, keep="1")
 
     with stored.emits("command", "run_undoing"):
@@ -589,14 +589,14 @@ def test_an_undo_reopens_a_run_that_rests(stored: StoredRun, state: RunState) ->
     )
 
 
-def test_an_undo_keeps_the_cause_that_the_run_ended_of(stored: StoredRun) -> None:
+def test_undo_keeps_the_runs_cause(stored: StoredRun) -> None:
     stored.lay("undo_failed", cause="deadline")
     carry_out(stored, "undo")
     assert stored.run("cause") == "deadline"
 
 
 @pytest.mark.parametrize("state", but(*(TERMINAL - {R.UNDONE})))
-def test_an_undo_of_a_run_that_does_not_rest_says_why_not(stored: StoredRun, state: RunState) -> None:
+def test_undo_of_a_live_run_returns_the_reason(stored: StoredRun, state: RunState) -> None:
     stored.lay(state)
 
     with stored.emits("command"):
@@ -605,7 +605,7 @@ def test_an_undo_of_a_run_that_does_not_rest_says_why_not(stored: StoredRun, sta
     assert (stored.run("state"), stored.run("left")) == (state, "1")
 
 
-def test_an_undo_tries_again_from_the_beginning_what_failed(stored: StoredRun) -> None:
+def test_undo_resets_failed_undos(stored: StoredRun) -> None:
     tried = {"status": "undo_failed", "not_before": 1, "attempts": 6, "resent": 9, "lost": 3}
     fields = {f"u{kind}:{i}": value for kind, value in tried.items() for i in (0, 1)}
     stored.lay("undo_failed", steps=fields | {"ufence:0": 77, "ustatus:1": "undone"})
@@ -618,7 +618,7 @@ def test_an_undo_tries_again_from_the_beginning_what_failed(stored: StoredRun) -
 
 
 @pytest.mark.parametrize("earlier", ["5-1", "5-0", "4-9", "4-10", "0-0"])
-def test_a_command_is_carried_out_once_and_in_order(stored: StoredRun, earlier: str) -> None:
+def test_commands_are_executed_once_and_in_order(stored: StoredRun, earlier: str) -> None:
     stored.lay("running")
     carry_out(stored, "nothing", "5-1")
 
@@ -627,13 +627,13 @@ def test_a_command_is_carried_out_once_and_in_order(stored: StoredRun, earlier: 
 
 
 @pytest.mark.parametrize(("first", "second"), [("5-9", "5-10"), ("9-1", "10-0"), ("999999999999-5", "1000000000000-0")])
-def test_ids_of_commands_are_numbers_and_not_text(stored: StoredRun, first: str, second: str) -> None:
+def test_command_ids_compare_as_numbers(stored: StoredRun, first: str, second: str) -> None:
     stored.lay("running")
     carry_out(stored, "nothing", first)
     assert carry_out(stored, "cancel", second) == "done"
 
 
-def test_a_command_that_nobody_knows_is_answered(stored: StoredRun) -> None:
+def test_unknown_command_is_answered(stored: StoredRun) -> None:
     stored.lay("running")
 
     with stored.emits("command"):
@@ -654,7 +654,7 @@ def other(server: RedisServer) -> Iterator[Store]:
     client.close()
 
 
-def test_two_processes_that_decided_the_same_open_a_level_once(stored: StoredRun, other: Store) -> None:
+def test_concurrent_decisions_open_a_level_once(stored: StoredRun, other: Store) -> None:
     stored.create()
     seen: RunRecord = stored.record()
 

@@ -1,4 +1,4 @@
-"""What clients write and read, the sweeper's indices, and Redis being away."""
+"""Client reads and writes, the sweeper's indices, and outages of Redis."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def take_out(store: Store, run_id: str) -> None:
 
 
 def body(n: int = 0) -> dict[str, Any]:
-    """Requests that can be told apart."""
+    """A request unique to its name."""
     return {"plan": {"name": "p"}, "n": n}
 
 
@@ -69,7 +69,7 @@ def ask_for(store: Store, run_id: str, n: int = 0) -> dict[str, Any] | None:
 # --- requests and commands ------------------------------------------------------------------------------
 
 
-def test_a_request_is_put_down_once_and_waits_in_the_inbox(store: Store) -> None:
+def test_request_is_stored_once_and_enters_the_inbox(store: Store) -> None:
     assert ask_for(store, "r1", 1) is None
     assert ask_for(store, "r1", 2) == body(1)
 
@@ -78,7 +78,7 @@ def test_a_request_is_put_down_once_and_waits_in_the_inbox(store: Store) -> None
     assert (store.state("r1"), store.fields("r1")) == (None, {})
 
 
-def test_of_clients_that_ask_at_once_one_is_the_first(server: RedisServer, connect: Callable[..., Store]) -> None:
+def test_concurrent_requests_create_one_run(server: RedisServer, connect: Callable[..., Store]) -> None:
     stores = [connect(server.url) for _ in range(8)]
     answers: list[dict[str, Any] | None] = []
     start = threading.Barrier(len(stores))
@@ -97,7 +97,7 @@ def test_of_clients_that_ask_at_once_one_is_the_first(server: RedisServer, conne
     assert all(answer == stores[0].body("r1") for answer in answers if answer is not None)
 
 
-def test_a_command_is_kept_in_order_and_put_into_the_inbox(store: Store) -> None:
+def test_commands_are_stored_in_order_and_enter_the_inbox(store: Store) -> None:
     ask_for(store, "r1")
     here = socket.gethostname()
     first = store.command("r1", "cancel", reason="why", keep=True)
@@ -115,7 +115,7 @@ def test_a_command_is_kept_in_order_and_put_into_the_inbox(store: Store) -> None
 # --- reading --------------------------------------------------------------------------------------------
 
 
-def test_one_look_shows_the_run_what_was_asked_of_it_and_the_time(stored: StoredRun) -> None:
+def test_look_returns_run_commands_and_time(stored: StoredRun) -> None:
     ask_for(stored.store, stored.run_id)
     nobody = stored.store.look("nobody")
     assert (nobody.fields, nobody.commands, nobody.inbox) == ({}, [], None)
@@ -131,7 +131,7 @@ def test_one_look_shows_the_run_what_was_asked_of_it_and_the_time(stored: Stored
     assert abs(now - stored.store.now()) < 5000
 
 
-def test_steps_are_read_as_the_reducer_wants_them(stored: StoredRun) -> None:
+def test_steps_are_read_in_the_reducers_form(stored: StoredRun) -> None:
     stored.begin(0, 1, skipped={2: "dependency failed"})
     stored.claim(0)
     stored.complete(0, stored.step("fence:0") or "", "failed", no_effect=True)
@@ -149,7 +149,7 @@ def test_steps_are_read_as_the_reducer_wants_them(stored: StoredRun) -> None:
     assert stored.store.step_records(stored.run_id, []) == {}
 
 
-def test_everything_is_the_two_hashes(stored: StoredRun) -> None:
+def test_everything_returns_run_and_step_hashes(stored: StoredRun) -> None:
     stored.begin(0)
     assert stored.store.everything(stored.run_id) == stored.dump()[:2]
     assert stored.store.everything("nobody") == ({}, {})
@@ -165,7 +165,7 @@ def test_events_are_read_after_a_cursor(stored: StoredRun) -> None:
     assert stored.store.read_events(stored.run_id, count=1) == entries[:1]
 
 
-def test_a_reader_is_woken_by_the_next_event(stored: StoredRun, server: RedisServer) -> None:
+def test_event_wakes_a_blocked_reader(stored: StoredRun, server: RedisServer) -> None:
     stored.begin(0)
     cursor = stored.store.read_events(stored.run_id)[-1][0]
     timer = threading.Timer(0.1, lambda: StoredRun(server.url, run_id=stored.run_id).claim(0))
@@ -182,7 +182,7 @@ def test_a_reader_is_woken_by_the_next_event(stored: StoredRun, server: RedisSer
 # --- the indices ----------------------------------------------------------------------------------------
 
 
-def test_runs_are_told_newest_first_and_those_that_wait_before_them(store: Store) -> None:
+def test_runs_are_listed_newest_first_after_waiting_ones(store: Store) -> None:
     for n, run_id in enumerate(["old", "middle", "new"]):
         store.create(run_id, {"plan": "p"}, 1000 + n)
     ask_for(store, "waits")
@@ -197,8 +197,8 @@ def test_runs_are_told_newest_first_and_those_that_wait_before_them(store: Store
     assert store.runs(limit=2) == ["new", "middle"]
 
 
-def test_a_run_is_in_the_indices_before_it_is_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker may die at any point: a record that no index knows of would never be looked at."""
+def test_run_is_indexed_before_its_record_exists(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker may die at any point: an unindexed record would never be swept."""
     whole = store._run
 
     def die(name: str, *args: object) -> object:
@@ -215,7 +215,7 @@ def test_a_run_is_in_the_indices_before_it_is_there(store: Store, monkeypatch: p
     assert store.create("r1", {"plan": "p"}, store.now())
 
 
-def test_a_live_run_is_due_once_a_lease(store: Store) -> None:
+def test_live_run_is_due_once_a_lease(store: Store) -> None:
     now = store.now()
     store.look_at("later", now + 60_000)
     store.look_at("due", now - 1)
@@ -230,7 +230,7 @@ def test_a_live_run_is_due_once_a_lease(store: Store) -> None:
     assert store.live_count() == 1
 
 
-def test_a_look_can_only_be_had_sooner(store: Store) -> None:
+def test_due_time_can_only_move_forward(store: Store) -> None:
     store.look_at("r1", 5000, sooner=True)
     store.look_at("r1", 9000, sooner=True)
     assert store.client.zscore(store.keys.live, "r1") == 5000
@@ -240,8 +240,8 @@ def test_a_look_can_only_be_had_sooner(store: Store) -> None:
     assert store.client.zscore(store.keys.live, "r1") == 9000
 
 
-def test_a_run_that_came_to_rest_meanwhile_is_not_put_back(store: Store) -> None:
-    """`due` pushes what it found; what another sweeper has taken out in between must stay out."""
+def test_terminal_run_is_not_rescheduled(store: Store) -> None:
+    """`due` reschedules the runs that it read; a run that another sweeper removed meanwhile must stay removed."""
     store.look_at("r1", 0)
     found = store.client.zrangebyscore
 
@@ -255,7 +255,7 @@ def test_a_run_that_came_to_rest_meanwhile_is_not_put_back(store: Store) -> None
     assert store.live_count() == 0
 
 
-def test_more_runs_than_one_sweep_takes_are_all_looked_at(store: Store) -> None:
+def test_all_due_runs_are_swept_over_several_sweeps(store: Store) -> None:
     for n in range(250):
         store.look_at(f"r{n}", n)
 
@@ -264,7 +264,7 @@ def test_more_runs_than_one_sweep_takes_are_all_looked_at(store: Store) -> None:
     assert sorted(seen) == sorted(f"r{n}" for n in range(250))
 
 
-def test_expired_attempts_are_told_by_their_members(stored: StoredRun) -> None:
+def test_expired_attempts_are_listed_by_lease_member(stored: StoredRun) -> None:
     stored.begin(0, 1)
     stored.claim(0)
     stored.claim(1)
@@ -273,11 +273,11 @@ def test_expired_attempts_are_told_by_their_members(stored: StoredRun) -> None:
 
 
 def ticked(store: Store, ago: float) -> None:
-    """The last sweep was so many seconds ago."""
+    """Backdate the last sweep by so many seconds."""
     store.client.hset(store.keys.clock, "tick", store.now() - round(ago * 1000))
 
 
-def test_leases_count_only_while_somebody_sweeps(store: Store) -> None:
+def test_leases_expire_only_while_a_sweeper_runs(store: Store) -> None:
     """SEMANTICS 24: after a gap every worker has one whole lease to renew."""
     clock = Clock(store)
     assert clock.look()
@@ -293,13 +293,13 @@ def test_leases_count_only_while_somebody_sweeps(store: Store) -> None:
     assert not clock.look()
 
 
-def test_an_outage_that_is_long_enough_to_end_leases_is_a_gap(store: Store) -> None:
-    """Workers renew every third of a lease, so what they hold ends two thirds of a lease after Redis went."""
+def test_outage_longer_than_a_lease_delays_expiry(store: Store) -> None:
+    """Workers renew every third of a lease, so their leases expire two thirds of a lease after the outage begins."""
     ticked(store, 0.8 * LEASE)
     assert not Clock(store).look()
 
 
-def test_of_sweepers_that_come_back_at_once_none_judges(server: RedisServer, connect: Callable[..., Store]) -> None:
+def test_sweepers_returning_together_expire_nothing(server: RedisServer, connect: Callable[..., Store]) -> None:
     one, other = connect(server.url), connect(server.url)
     ticked(one, 2 * LEASE)
     whole, answers = one.client.hset, []
@@ -316,7 +316,7 @@ def test_of_sweepers_that_come_back_at_once_none_judges(server: RedisServer, con
     assert answers == [False, False, False]
 
 
-def test_a_run_is_not_taken_out_of_the_inbox_by_whoever_saw_it_before_something_was_asked(store: Store) -> None:
+def test_stale_reader_does_not_remove_a_newer_inbox_entry(store: Store) -> None:
     ask_for(store, "r1")
     slow = store.look("r1").inbox
     assert slow is not None
@@ -331,10 +331,10 @@ def test_a_run_is_not_taken_out_of_the_inbox_by_whoever_saw_it_before_something_
     assert store.waiting() == ["r1"]
 
 
-# --- output and probes ----------------------------------------------------------------------------------
+# --- output and dry runs --------------------------------------------------------------------------------
 
 
-def test_the_output_of_a_step_is_its_last_thousand_lines(store: Store) -> None:
+def test_step_output_keeps_its_last_thousand_lines(store: Store) -> None:
     store.add_log("r1", 0, [f"line {n}" for n in range(3000)])
     store.add_log("r1", 0, ["the end"])
     store.add_log("r1", 1, [])
@@ -346,7 +346,7 @@ def test_the_output_of_a_step_is_its_last_thousand_lines(store: Store) -> None:
     assert list(store.log("r1", 1)) == []
 
 
-def test_a_probe_vanishes_by_itself(store: Store) -> None:
+def test_dry_run_expires(store: Store) -> None:
     store.put_dry_run("p1", '{"a":1}', 0.05)
     store.answer("p1", '{"index":0}', 0.05)
     assert store.dry_run("p1") == '{"a":1}'
@@ -357,7 +357,7 @@ def test_a_probe_vanishes_by_itself(store: Store) -> None:
     assert store.client.keys("*") == []
 
 
-def test_a_probe_is_taken_away_by_who_asked(store: Store) -> None:
+def test_dry_run_is_deleted_by_its_client(store: Store) -> None:
     store.put_dry_run("p1", "{}", 60)
     store.answer("p1", '{"index":0}', 60)
     store.answer("p1", '{"index":1}', 60)
@@ -369,10 +369,10 @@ def test_a_probe_is_taken_away_by_who_asked(store: Store) -> None:
     assert store.client.keys("*") == []
 
 
-# --- name spaces ----------------------------------------------------------------------------------------
+# --- namespaces -----------------------------------------------------------------------------------------
 
 
-def test_two_installations_on_one_redis_do_not_meet(server: RedisServer, connect: Callable[..., Store]) -> None:
+def test_two_installations_on_one_redis_are_isolated(server: RedisServer, connect: Callable[..., Store]) -> None:
     ours, theirs = connect(server.url), connect(server.url, namespace="other")
     ask_for(ours, "r1", 1)
     stored = StoredRun(server.url, store=ours, run_id="r1")
@@ -391,7 +391,7 @@ def test_two_installations_on_one_redis_do_not_meet(server: RedisServer, connect
     assert all(name.startswith(("stored:", "other:")) for name in names)
 
 
-# --- Redis is away --------------------------------------------------------------------------------------
+# --- outages of Redis -----------------------------------------------------------------------------------
 
 
 def one_line(error: StoreUnavailable) -> str:
@@ -401,7 +401,7 @@ def one_line(error: StoreUnavailable) -> str:
     return text
 
 
-def test_a_server_that_is_down_is_one_clear_line_within_the_time_limit(connect: Callable[..., Store]) -> None:
+def test_unreachable_server_is_one_line_within_the_timeout(connect: Callable[..., Store]) -> None:
     store = connect(f"redis://:hidden@127.0.0.1:{free_port()}/0", connect_timeout=30.0)
     began = time.monotonic()
 
@@ -419,7 +419,7 @@ def test_a_server_that_is_down_is_one_clear_line_within_the_time_limit(connect: 
 @pytest.mark.parametrize(
     "url", ["redis://user:hidden@{}", "redis://{}?password=hidden", "redis://{}?db=1&password=hidden"]
 )
-def test_no_password_is_shown(connect: Callable[..., Store], url: str) -> None:
+def test_password_is_masked_in_errors(connect: Callable[..., Store], url: str) -> None:
     store = connect(url.format("127.0.0.1:1/0"))
     assert "hidden" not in store.shown_url()
     assert store.shown_url().startswith("redis://127.0.0.1:1/0")
@@ -427,14 +427,12 @@ def test_no_password_is_shown(connect: Callable[..., Store], url: str) -> None:
 
 @contextlib.contextmanager
 def silent_server() -> Iterator[int]:
-    """A port that accepts and never says a word, as a stopped or overloaded server does."""
+    """A port that accepts connections and never answers, like a stopped or overloaded server."""
     with socket.create_server(("127.0.0.1", free_port()), backlog=64) as listener:
         yield listener.getsockname()[1]
 
 
-def test_a_server_that_does_not_answer_is_given_up_within_the_time_limit(
-    connect: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unresponsive_server_times_out(connect: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_LONGEST_BLOCK", -0.5)  # each of the tries waits for the connection's time only
     raised: list[StoreUnavailable] = []
 
@@ -454,21 +452,21 @@ def test_a_server_that_does_not_answer_is_given_up_within_the_time_limit(
     assert given_up
 
 
-def test_a_wrong_password_is_one_clear_line(server: RedisServer, connect: Callable[..., Store]) -> None:
+def test_wrong_password_is_one_line(server: RedisServer, connect: Callable[..., Store]) -> None:
     store = connect(server.url.replace("redis://", "redis://nobody:hidden@"))
     with pytest.raises(StoreUnavailable, match="invalid username-password") as caught:
         store.state("r1")
     assert "hidden" not in one_line(caught.value)
 
 
-def test_a_url_that_is_none_says_so() -> None:
+def test_invalid_redis_url_is_reported() -> None:
     with pytest.raises(ConfigError, match=r"no URL.*redis://host:6379/0"):
         Store(settings_for("http://example.org"))
 
 
 @contextlib.contextmanager
 def full(stored: StoredRun) -> Iterator[None]:
-    """A server whose memory is used up, and that evicts nothing."""
+    """A server with exhausted memory and without eviction."""
     stored.redis.config_set("maxmemory-policy", "noeviction")
     stored.redis.config_set("maxmemory", "1")
     try:
@@ -477,7 +475,7 @@ def full(stored: StoredRun) -> Iterator[None]:
         stored.redis.config_set("maxmemory", "0")
 
 
-def test_a_server_that_refuses_to_write_is_one_clear_line(stored: StoredRun) -> None:
+def test_read_only_server_is_one_line(stored: StoredRun) -> None:
     writes: list[Callable[[], object]] = [
         lambda: ask_for(stored.store, "r1"),
         lambda: stored.store.command("there", "cancel"),
@@ -524,7 +522,7 @@ WRITES: dict[str, tuple[str, tuple[object, ...]]] = {
 
 
 @pytest.mark.parametrize("name", sorted(WRITES))
-def test_a_script_that_may_not_write_changes_nothing_and_works_afterwards(stored: StoredRun, name: str) -> None:
+def test_script_refused_for_memory_changes_nothing_and_recovers(stored: StoredRun, name: str) -> None:
     state, args = WRITES[name]
     if state:
         stored.lay(
@@ -558,7 +556,7 @@ def own_server(redis_server: RedisServer) -> Iterator[RedisServer]:
         yield server
 
 
-def test_the_record_survives_a_kill_of_redis(own_server: RedisServer) -> None:
+def test_record_survives_a_killed_redis(own_server: RedisServer) -> None:
     stored = StoredRun(own_server.url)
     stored.begin(0, 1)
     grant = stored.claim(0)
@@ -578,9 +576,9 @@ def test_the_record_survives_a_kill_of_redis(own_server: RedisServer) -> None:
 # --- connections ------------------------------------------------------------------------------------------
 
 
-def test_more_threads_than_connections_wait_for_runs(redis_server: RedisServer) -> None:
+def test_waiting_threads_share_the_connection_pool(redis_server: RedisServer) -> None:
     redis_server.flush()
-    # The name tells them from those of other tests on the same server.
+    # The client name identifies this test's connections on the shared server.
     store = Store(settings_for(f"{redis_server.url}?client_name=crowded", max_connections=8))
     began = threading.Barrier(60)
     errors: list[Exception] = []
@@ -608,7 +606,7 @@ def test_more_threads_than_connections_wait_for_runs(redis_server: RedisServer) 
     assert 1 < most <= 8
 
 
-def test_a_process_without_a_free_connection_names_the_setting(
+def test_exhausted_connection_pool_names_its_setting(
     redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "_CONNECTION", 0.05)

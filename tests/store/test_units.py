@@ -16,7 +16,7 @@ def end(stored: StoredRun, unit: str, status: str = "changed", **more: object) -
     return stored.complete(unit, stored.claim(unit).fence, status, **more)
 
 
-def test_a_fanned_out_step_counts_as_one_and_runs_until_its_last_unit_has_ended(stored: StoredRun) -> None:
+def test_fanned_out_step_ends_with_its_last_unit(stored: StoredRun) -> None:
     stored.fan_out(3)
     assert (stored.run("left"), stored.step("status:0"), stored.step("fan_out_left:0")) == ("1", "running", "3")
 
@@ -28,7 +28,7 @@ def test_a_fanned_out_step_counts_as_one_and_runs_until_its_last_unit_has_ended(
     assert [e["event"] for e in stored.events()][-2:] == ["item_ended", "step_ended"]
 
 
-def test_each_unit_is_told_its_own_item(stored: StoredRun) -> None:
+def test_each_unit_receives_its_own_item(stored: StoredRun) -> None:
     stored.fan_out(2)
     assert [stored.claim(f"0.{n}").item for n in range(2)] == ["0", "1"]
 
@@ -36,7 +36,9 @@ def test_each_unit_is_told_its_own_item(stored: StoredRun) -> None:
 @pytest.mark.parametrize(
     ("tolerated", "failed", "status"), [(0, 0, "changed"), (0, 1, "failed"), (1, 1, "changed"), (1, 2, "failed")]
 )
-def test_so_many_units_may_fail_as_are_tolerated(stored: StoredRun, tolerated: int, failed: int, status: str) -> None:
+def test_step_fails_when_more_units_fail_than_tolerated(
+    stored: StoredRun, tolerated: int, failed: int, status: str
+) -> None:
     stored.fan_out(3, tolerated=tolerated)
     for n in range(3):
         end(stored, f"0.{n}", "failed" if n < failed else "changed", error="broken", stops=True)
@@ -44,7 +46,7 @@ def test_so_many_units_may_fail_as_are_tolerated(stored: StoredRun, tolerated: i
     assert stored.run("state") == ("aborting" if status == "failed" else "running")
 
 
-def test_the_failure_of_a_fanned_out_step_says_how_many_and_the_first(stored: StoredRun) -> None:
+def test_fan_out_failure_counts_failed_units_and_quotes_the_first(stored: StoredRun) -> None:
     stored.fan_out(3)
     end(stored, "0.2", "failed", error="second thoughts", stops=True)
     assert stored.run("state") == "running", "all items run: failing fast acts between steps"
@@ -54,7 +56,7 @@ def test_the_failure_of_a_fanned_out_step_says_how_many_and_the_first(stored: St
     assert stored.run("err_step") == "0"
 
 
-def test_what_is_held_back_goes_one_by_one_as_others_end(stored: StoredRun) -> None:
+def test_each_ended_unit_releases_the_next(stored: StoredRun) -> None:
     stored.fan_out(4, at_once=2)
     assert stored.ask("0.2") == "pending"
 
@@ -64,14 +66,14 @@ def test_what_is_held_back_goes_one_by_one_as_others_end(stored: StoredRun) -> N
     assert end(stored, "0.2") == Recorded(True, True)
 
 
-def test_a_unit_that_was_lost_lets_the_next_one_go(stored: StoredRun) -> None:
+def test_lost_unit_releases_the_next(stored: StoredRun) -> None:
     stored.fan_out(2, at_once=1, tolerated=1)
     stored.claim("0.0")
     stored.end_lease("0.0")
     assert stored.store.expire(stored.run_id, "0.0", "", repeatable=False) == ("unknown", ("0.1",))
 
 
-def test_nothing_is_let_go_once_the_run_is_ending(stored: StoredRun) -> None:
+def test_ending_run_releases_no_units(stored: StoredRun) -> None:
     stored.fan_out(2, at_once=1)
     grant = stored.claim("0.0")
     stored.store.abort(stored.run_id, Cause.CANCEL, "")
@@ -80,7 +82,7 @@ def test_nothing_is_let_go_once_the_run_is_ending(stored: StoredRun) -> None:
     assert (stored.step("status:0.1"), stored.step("status:0")) == ("cancelled", "cancelled")
 
 
-def test_what_is_parked_has_no_lease_and_is_no_workers(stored: StoredRun) -> None:
+def test_parked_step_has_no_lease_and_no_worker(stored: StoredRun) -> None:
     stored.begin(0)
     grant = stored.claim(0)
     with stored.emits("step_waiting"):
@@ -90,7 +92,7 @@ def test_what_is_parked_has_no_lease_and_is_no_workers(stored: StoredRun) -> Non
         assert stored.park(0, grant.fence), "asked again, for the answer was lost"
 
 
-def test_what_is_parked_ends_without_a_fence_and_with_the_one_it_had(stored: StoredRun) -> None:
+def test_parked_step_can_be_completed_with_or_without_its_fence(stored: StoredRun) -> None:
     for known in (False, True):
         other = StoredRun("", store=stored.store)
         other.begin(0)
@@ -100,7 +102,7 @@ def test_what_is_parked_ends_without_a_fence_and_with_the_one_it_had(stored: Sto
         assert (other.step("status:0"), other.waits()) == ("changed", {})
 
 
-def test_a_step_that_waits_for_a_person_is_cancelled_with_its_run(stored: StoredRun) -> None:
+def test_waiting_approval_is_cancelled_with_its_run(stored: StoredRun) -> None:
     stored.begin(0)
     stored.park(0, stored.claim(0).fence)
     stored.store.abort(stored.run_id, Cause.CANCEL, "")
@@ -112,7 +114,7 @@ def test_a_step_that_waits_for_a_person_is_cancelled_with_its_run(stored: Stored
     )
 
 
-def test_a_step_can_fail_before_it_begins_and_end_its_run(stored: StoredRun) -> None:
+def test_step_can_fail_before_it_begins_and_abort_its_run(stored: StoredRun) -> None:
     stored.create()
     opened = stored.store.open_level(
         stored.run_id, stored.record(), RunState.RUNNING, 0, (1,), {2: "when"}, failed={0: "no such data"}, stopped_by=0
@@ -122,7 +124,7 @@ def test_a_step_can_fail_before_it_begins_and_end_its_run(stored: StoredRun) -> 
     assert (stored.run("state"), stored.run("err"), stored.run("err_step")) == ("aborting", "no such data", "0")
 
 
-def test_large_data_is_kept_apart_and_found_again(stored: StoredRun) -> None:
+def test_large_data_is_stored_separately(stored: StoredRun) -> None:
     stored.begin(0)
     text = f'{{"data":{{"text":"{"x" * LARGE_DATA_BYTES}"}}}}'
     stored.complete(0, stored.claim(0).fence, bulk=text)
@@ -132,15 +134,15 @@ def test_large_data_is_kept_apart_and_found_again(stored: StoredRun) -> None:
     assert stored.store.everything(stored.run_id)[1]["bulk:0"] == text
 
 
-def test_what_is_not_large_is_a_part_of_the_outcome(stored: StoredRun) -> None:
+def test_small_data_is_stored_in_the_outcome(stored: StoredRun) -> None:
     stored.begin(0, 1)
     stored.complete(0, stored.claim(0).fence, outcome='{"s":1}', bulk='{"data":{"n":2}}')
     stored.complete(1, stored.claim(1).fence, bulk='{"data":{"n":2}}')
     assert [stored.step("outcome:0"), stored.step("outcome:1")] == ['{"s":1,"data":{"n":2}}', '{"data":{"n":2}}']
 
 
-def test_what_waits_while_others_are_claimed_is_not_refused(stored: StoredRun) -> None:
-    """Nor is it, once they have not been for as long as the limit says."""
+def test_waiting_unit_is_reported_only_after_the_claim_timeout(stored: StoredRun) -> None:
+    """The claim timeout of a waiting unit starts at the last claim of its step."""
     stored.fan_out(2)
     limit = stored.store.settings.claim_timeout
     stored.age(limit + 1)
@@ -151,7 +153,7 @@ def test_what_waits_while_others_are_claimed_is_not_refused(stored: StoredRun) -
     assert stored.store.resend(stored.run_id, "", ["0.1"])[1] == ["0.1"]
 
 
-def test_large_data_of_a_lost_attempt_is_not_left_lying(stored: StoredRun) -> None:
+def test_large_data_of_a_lost_attempt_is_removed(stored: StoredRun) -> None:
     stored.begin(0)
     stored.claim(0)
     before = set(stored.redis.keys(f"*{stored.run_id}*"))

@@ -1,1 +1,1 @@
-"""What needs no server: plans, the reducer, the command line's errors, programs and files."""
+"""Tests without a server: plans, the reducer, the command line's errors, programs and files."""

@@ -1,4 +1,4 @@
-"""Each test has settings of its own, from nothing but the defaults, and a Redis URL that nobody may use."""
+"""Gives each test default settings and an unusable Redis URL."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 
 @pytest.fixture
 def own_registry() -> Iterator[None]:
-    """What a test makes known is forgotten after it."""
+    """Reset the registry of operations after the test."""
     registries: list[dict[str, Any]] = [base._REGISTRY, doing._IMPLEMENTATIONS]
     before = [dict(registry) for registry in registries]
     yield

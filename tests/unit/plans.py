@@ -1,4 +1,4 @@
-"""Plans to try things on: small ones written by hand, and any valid one by Hypothesis."""
+"""Plans for tests: small ones written by hand, and any valid one by Hypothesis."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Json = st.recursive(
 
 
 def written(value: Any) -> Any:
-    """The value as data that holds no template: braces would be one."""
+    """The value without braces, so that no part is a template."""
     if isinstance(value, str):
         return value.replace("{", "(")
     if isinstance(value, list):
@@ -47,7 +47,7 @@ def diamond(**settings: Any) -> Plan:
 
 
 def of_edges(edges: dict[str, list[str]], **settings: Any) -> Plan:
-    """A plan of steps that do nothing: each name with what it comes after."""
+    """A plan of noop steps, from names with their dependencies."""
     return Plan(
         "edges", steps={name: {"op": "noop.execute", "after": after} for name, after in edges.items()}, **settings
     )
@@ -60,7 +60,7 @@ def compiled(plan: Plan) -> CompiledPlan:
 
 @st.composite
 def graphs(draw: st.DrawFn, max_steps: int = 8) -> dict[str, list[str]]:
-    """An acyclic graph in an order of its own: each name with what it comes after."""
+    """An acyclic graph in arbitrary order, as names with their dependencies."""
     count = draw(st.integers(1, max_steps))
     few = st.lists(st.integers(0, max_steps), max_size=3)
     before = {f"s{n}": [f"s{i}" for i in dict.fromkeys(i % n for i in draw(few))] if n else [] for n in range(count)}

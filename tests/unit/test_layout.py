@@ -24,7 +24,7 @@ def packages_on_disk() -> set[str]:
 
 
 def modules_on_disk() -> dict[str, Path]:
-    """Every module of the product by its name. They are read, not loaded: workers' modules set things up."""
+    """Every module of the product by name. Modules are read, not imported: workers' modules have side effects."""
     found = {}
     for name, folder in FOLDERS.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -36,7 +36,7 @@ MODULES = modules_on_disk()
 
 
 def offered_by(path: Path) -> list[str] | None:
-    """A module's `__all__`, as it is written."""
+    """A module's `__all__`, from its source."""
     text = path.read_text()
     for node in ast.parse(text).body if "__all__ = [" in text else ():
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
@@ -47,24 +47,24 @@ def offered_by(path: Path) -> list[str] | None:
 OFFERED = {name: offered for name, path in MODULES.items() if (offered := offered_by(path)) is not None}
 
 
-def test_the_project_names_every_package_and_no_other() -> None:
+def test_pyproject_lists_exactly_the_packages() -> None:
     named = PROJECT["tool"]["setuptools"]["packages"]
 
     assert set(named) == packages_on_disk()
     assert named == sorted(named)
 
 
-def test_every_folder_with_code_is_a_package() -> None:
+def test_every_code_folder_is_a_package() -> None:
     for folder in FOLDERS.values():
         for path in (ROOT / folder).rglob("*.py"):
             assert (path.parent / "__init__.py").exists(), path
 
 
-def test_every_package_is_typed() -> None:
+def test_every_package_has_py_typed() -> None:
     assert all((ROOT / folder / "py.typed").exists() for folder in FOLDERS.values())
 
 
-def test_the_top_of_the_repository_has_what_it_must_and_no_package_of_an_applications_name() -> None:
+def test_repository_root_has_the_required_entries() -> None:
     for name in (
         "pyproject.toml",
         "README.md",
@@ -80,7 +80,7 @@ def test_the_top_of_the_repository_has_what_it_must_and_no_package_of_an_applica
 
 
 @pytest.mark.parametrize("name", OFFERED)
-def test_what_a_module_offers_is_sorted(name: str) -> None:
+def test_module_exports_are_sorted(name: str) -> None:
     offered = OFFERED[name]
 
     # constants, then types, then functions: as ruff sorts them
@@ -89,20 +89,20 @@ def test_what_a_module_offers_is_sorted(name: str) -> None:
     assert not [one for one in offered if one.startswith("_")]
 
 
-def test_what_a_module_offers_can_be_imported() -> None:
+def test_module_exports_exist() -> None:
     for name, offered in OFFERED.items():
         module = importlib.import_module(name.removesuffix(".__init__"))
         assert [one for one in offered if not hasattr(module, one)] == [], name
 
 
-def test_the_names_that_an_application_needs_are_offered() -> None:
+def test_public_names_are_exported() -> None:
     assert {"Client", "Plan", "Run", "Report", "load", "parse", "exit_code_of"} <= set(
         OFFERED["longshore.orchestration.__init__"]
     )
     assert OFFERED["longshore.workers.__init__"] == ["app"]
 
 
-def test_every_module_says_what_it_is_for() -> None:
+def test_every_module_has_a_docstring() -> None:
     assert [name for name, path in MODULES.items() if not re.match(r'"""[^"]*\w', path.read_text())] == []
 
 
@@ -112,7 +112,7 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_an_application_that_only_orchestrates_loads_no_docker_and_no_workers() -> None:
+def test_orchestration_imports_no_docker_or_workers() -> None:
     code = (
         "import importlib, pkgutil, longshore.orchestration as package\n"
         "for module in pkgutil.walk_packages(package.__path__, 'longshore.orchestration.'):\n"
@@ -139,11 +139,11 @@ def documents() -> list[Path]:
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_document_names_a_registry(path: Path) -> None:
+def test_no_document_names_an_image_registry(path: Path) -> None:
     assert REGISTRY.findall(path.read_text()) == []
 
 
-def test_a_registry_would_be_seen() -> None:
+def test_registry_pattern_matches_known_registries() -> None:
     for image in (
         "ghcr.io/a/b:1",
         "docker.io/library/redis",
@@ -156,7 +156,7 @@ def test_a_registry_would_be_seen() -> None:
         assert not REGISTRY.search(f"image: {image}")
 
 
-def test_the_table_of_guards_is_the_one_in_the_documents() -> None:
+def test_guards_table_in_the_docs_is_current() -> None:
     from longshore.orchestration.language.guards import REASONS, WHEN_FALSE, OnlyIf
 
     text = (ROOT / "docs" / "guards.md").read_text()
@@ -167,7 +167,7 @@ def test_the_table_of_guards_is_the_one_in_the_documents() -> None:
     assert f"{WHEN_FALSE}." in text
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_imports_have_no_cycles() -> None:
     """Imports for types and inside functions count."""
     graph = grimp.build_graph(*FOLDERS)
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}

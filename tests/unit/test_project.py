@@ -37,7 +37,7 @@ def locked(python: str) -> dict[str, str]:
 
 
 def declared() -> Iterator[Requirement]:
-    """All that pyproject.toml asks for, in every extra, and the build backend."""
+    """All requirements of pyproject.toml, with every extra and the build backend."""
     project = PROJECT["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values(), PROJECT["build-system"]["requires"]]
     yield from (Requirement(text) for group in groups for text in group)
@@ -60,7 +60,7 @@ def plan_record(target: str) -> str:
     return re.sub(r"^\t@?", "", re.sub(r"\s*\\\n\s*", " ", found[1]), flags=re.MULTILINE)
 
 
-def test_each_locked_package_has_one_version_and_hashes() -> None:
+def test_locked_packages_have_one_version_and_hashes() -> None:
     assert len(entries()) > 50
     for pin, hashes in entries():
         assert re.fullmatch(r"==[^,*]+", str(pin.specifier)), pin
@@ -68,12 +68,12 @@ def test_each_locked_package_has_one_version_and_hashes() -> None:
         assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", one) for one in hashes), pin
 
 
-def test_the_lock_names_no_index_and_no_path() -> None:
+def test_lock_names_no_index_or_path() -> None:
     assert not re.search(r"://|--(extra-)?index-url|--find-links|^-e |^\S+ @ |(?<![\w.-])/", LOCK, re.MULTILINE)
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_every_declared_dependency_is_locked_in_a_version_that_it_admits(python: str) -> None:
+def test_declared_dependencies_are_locked_in_admitted_versions(python: str) -> None:
     versions = locked(python)
 
     missing = [
@@ -85,7 +85,7 @@ def test_every_declared_dependency_is_locked_in_a_version_that_it_admits(python:
     assert not missing, "run make lock"
 
 
-def test_the_lock_records_the_command_of_make_lock() -> None:
+def test_lock_records_the_make_lock_command() -> None:
     command = next(line for line in LOCK.splitlines() if " pip compile " in line).removeprefix("#").split()
 
     made_by = plan_record("lock").replace("$(LOCK)", "requirements.lock").splitlines()[-1].split()
@@ -94,17 +94,17 @@ def test_the_lock_records_the_command_of_make_lock() -> None:
     assert re.search(r"^UV := uv==\d+\.\d+\.\d+$", MAKEFILE, re.MULTILINE)
 
 
-def test_the_build_backend_is_locked_as_it_is_declared() -> None:
+def test_build_backend_lock_matches_its_declaration() -> None:
     assert PROJECT["dependency-groups"]["build"] == PROJECT["build-system"]["requires"]
 
 
-def test_the_environment_is_installed_from_the_lock_alone() -> None:
+def test_environment_is_installed_from_the_lock_only() -> None:
     assert "--require-hashes -r $(LOCK)" in plan_record(r"\.venv/\.locked")
     assert "--no-deps --no-build-isolation" in plan_record(r"\.venv/\.env")
     assert re.search(r"^\.venv/\.locked: \$\(LOCK\)", MAKEFILE, re.MULTILINE)
 
 
-def test_the_images_are_installed_from_the_lock_alone() -> None:
+def test_images_are_installed_from_the_lock_only() -> None:
     text = (ROOT / "compose/Dockerfile").read_text()
     commands = [line for line in text.splitlines() if re.search(r"\bpip\b.* (download|install)\b", line)]
 
@@ -113,7 +113,7 @@ def test_the_images_are_installed_from_the_lock_alone() -> None:
     assert all("--no-index --find-links /packages" in line for line in commands[1:])
 
 
-def test_the_workflow_calls_only_make_and_names_no_secret() -> None:
+def test_workflow_calls_only_make_and_uses_no_secrets() -> None:
     targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
     for step in steps():
         assert set(step) <= {"uses", "run", "with"}
@@ -127,7 +127,7 @@ def test_the_workflow_calls_only_make_and_names_no_secret() -> None:
     assert not re.search(r"secret|token|password", text)
 
 
-def test_the_workflow_tests_each_python_from_the_lock_and_the_newest_versions_weekly() -> None:
+def test_workflow_tests_every_python_and_newest_versions_weekly() -> None:
     found = workflow()
     jobs, started = found["jobs"], found[True]  # YAML 1.1 takes the word `on` for true
 
@@ -139,7 +139,7 @@ def test_the_workflow_tests_each_python_from_the_lock_and_the_newest_versions_we
     assert all(job["env"]["CI"] == "1" for job in jobs.values())
 
 
-def test_the_tests_before_a_merge_start_by_the_command_of_the_readme() -> None:
+def test_merge_tests_use_the_readme_command() -> None:
     script = (ROOT / ".ci/run").read_text()
 
     assert "export CI=1" in script
@@ -147,7 +147,7 @@ def test_the_tests_before_a_merge_start_by_the_command_of_the_readme() -> None:
     assert "    make test " in (ROOT / "README.md").read_text()
 
 
-def test_a_commit_is_checked_as_make_lint_checks() -> None:
+def test_pre_commit_matches_make_lint() -> None:
     configured = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     hooks = [hook for repo in configured["repos"] for hook in repo["hooks"]]
 
@@ -155,5 +155,5 @@ def test_a_commit_is_checked_as_make_lint_checks() -> None:
     assert all(hook["language"] == "system" and hook["pass_filenames"] is False for hook in hooks)
 
 
-def test_the_license_is_the_declared_one() -> None:
+def test_license_matches_its_declaration() -> None:
     assert (ROOT / "LICENSE").read_text().startswith(f"{PROJECT['project']['license']} License")

@@ -1,4 +1,4 @@
-"""The threat model: each of its lines names the tests that show it, and there are such tests."""
+"""The threat model: each line names existing tests."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def names_of_tests() -> set[str]:
     return {name for names in found for name in names}
 
 
-def test_each_test_that_the_threat_model_names_exists() -> None:
+def test_tests_named_in_the_threat_model_exist() -> None:
     named = set(re.findall(r"`(test_\w+)`", PAGE))
     assert len(named) > 30
     assert named - names_of_tests() == set()
 
 
-def test_each_line_of_the_threat_model_is_shown_by_a_test() -> None:
+def test_every_threat_model_line_names_a_test() -> None:
     for title in TABLES:
         section = PAGE.partition(f"{title}\n")[2].partition("\n## ")[0]
         rows = [line for line in section.splitlines() if line.startswith("| ")][1:]

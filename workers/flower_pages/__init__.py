@@ -1,4 +1,4 @@
-"""Pages of ours inside Flower, behind its login: the runs, and one run with its picture, its times and its buttons."""
+"""Longshore's pages inside Flower, behind its login: the list of runs, and one run with diagram, timeline, buttons."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from longshore.orchestration.language import printable
 
 HERE = Path(__file__).parent
 _FLOWERS = Path(str(urls.settings["template_path"]))
-#: Where they are in truth: Tornado gives out nothing by way of a link, and an editable install is made of those.
+#: The resolved folder: Tornado serves no symbolic links, which an editable install consists of.
 _STATIC = (HERE / "static" / "longshore.js").resolve().parent
-#: Where Flower's bar is open to one entry more.
+#: The element of Flower's navigation bar that gets the entry Runs.
 _WORKERS = '<ul class="app-nav navbar-nav">'
 _ENTRY = """
         <li class="nav-item">
@@ -29,7 +29,7 @@ _ENTRY = """
 
 
 class _Loader(tornado.template.Loader):
-    """Our templates beside Flower's, whose bar gets one entry more."""
+    """Loads Longshore's templates beside Flower's, and adds an entry to the navigation bar."""
 
     def _create_template(self, name: str) -> tornado.template.Template:
         ours = HERE / "templates" / name
@@ -39,16 +39,16 @@ class _Loader(tornado.template.Loader):
         return tornado.template.Template(text, name=name, loader=self)
 
 
-#: Names of this machine that no other machine's name server answers.
+#: Names of this machine that no name server of another machine resolves.
 _LOCAL = {"localhost", "127.0.0.1", "::1"}
-_LOOKS = {"GET", "HEAD", "OPTIONS"}
+_SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 
 
 def refused(request: HTTPServerRequest, options: Any) -> bool:
-    """Whether another site's page asks, by way of a browser on this machine: of Flower's own pages as well as ours.
+    """Report whether a request comes from another site's page; applies to Flower's own pages too.
 
-    Without a login whoever reaches the port is trusted, and a name of the attacker's may lead a browser to it. What
-    changes something is asked for by a page of the same origin, or by no page at all.
+    Without a login every client of the port is trusted, and DNS rebinding may lead a browser to it. A request that
+    changes something must come from a page of the same origin, or from no page.
     """
     origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site", "same-origin")
     try:
@@ -57,13 +57,13 @@ def refused(request: HTTPServerRequest, options: Any) -> bool:
         return True
     if not (options.basic_auth or options.auth or options.unix_socket) and host not in _LOCAL:
         return True
-    if request.method in _LOOKS:
+    if request.method in _SAFE_METHODS:
         return False
     return (origin is not None and asking != request.host.lower()) or site not in {"same-origin", "none"}
 
 
 def _guard() -> None:
-    """Have the application ask before it looks for a page."""
+    """Check every request before Flower routes it."""
     find = Flower.find_handler
 
     def find_handler(self: Flower, request: HTTPServerRequest, **given: Any) -> Any:
@@ -75,7 +75,7 @@ def _guard() -> None:
 
 
 def install() -> None:
-    """Have Flower serve them. To be called before Flower's application is made."""
+    """Add the pages to Flower; call before Flower's application is created."""
     from longshore.workers.flower_pages import pages  # noqa: PLC0415 - it imports this
 
     if any(getattr(handler, "name", None) == "runs" for handler in urls.handlers):
@@ -90,14 +90,14 @@ def install() -> None:
     ]
 
 
-#: What looks like a secret in the arguments of a task that is not ours.
+#: A probable secret in the arguments of a foreign task.
 _SECRET = re.compile(
     r"""((?:pass(?:word|wd)?|secret|token|api_?key|credential)\w*['"]?\s*[:=]\s*)('[^']*'|"[^"]*"|[^\s,)}\]]+)""", re.I
 )
 
 
 def format_task(task: Any) -> Any:
-    """A task as Flower shows it: what looks like a secret is hidden. (Ours show ids only.)"""
+    """Mask probable secrets in a task that Flower shows. (Longshore's tasks show ids only.)"""
     for name in ("args", "kwargs", "result", "exception", "traceback"):
         text = getattr(task, name, None)
         if isinstance(text, str):

@@ -1,6 +1,6 @@
 """Flower's configuration: `celery -A longshore.workers flower --conf=…/config.py`, and `longshore flower`.
 
-Flower executes it, after its own options from the environment and the command line were read.
+Flower executes the file after its options from the environment and the command line.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tornado.options import options
 
 from longshore.workers import flower_pages
 
-#: Nobody but this machine, unless it is said otherwise.
+#: Loopback only, unless an address is set.
 address = options.address or "127.0.0.1"
 
 
@@ -24,11 +24,11 @@ def _refuse(why: str) -> None:
 _HERE = {"127.0.0.1", "::1", "localhost"}
 _logins = options.basic_auth or []
 if not all(all(login.partition(":")[::2]) for login in _logins):
-    _refuse("error: FLOWER_BASIC_AUTH, or --basic_auth, is user:password, or several with commas between them")
+    _refuse("error: FLOWER_BASIC_AUTH (--basic_auth) must be user:password, or a comma-separated list of them")
 if not (options.unix_socket or address in _HERE or _logins or options.auth):
     _refuse(
-        f"error: Flower does not start open to the world ({address}): set FLOWER_BASIC_AUTH=user:password, or its "
-        "--auth with OAuth, or leave --address out"
+        f"error: Flower does not start open to the world ({address}): set FLOWER_BASIC_AUTH=user:password, set "
+        "--auth with OAuth, or omit --address"
     )
 if os.environ.get("FLOWER_UNAUTHENTICATED_API", "").lower() in {"1", "true", "yes"} and address not in _HERE:
     _refuse("error: Flower does not start with an API that is open to the world: unset FLOWER_UNAUTHENTICATED_API")

@@ -1,4 +1,4 @@
-"""The pages: what is looked up for them, and what their buttons do."""
+"""Handlers of the pages: their data, and the commands of their buttons."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ T = TypeVar("T")
 
 #: Runs on one page.
 PAGE = 50
-#: Steps that are drawn; a wider plan is a table.
+#: Maximum steps of a diagram; a larger plan is shown as a table only.
 _DRAWN = 300
-#: Seconds that a button waits for what became of it.
+#: Seconds that a button waits for its command's answer.
 _ANSWER = 10.0
 _POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
 
@@ -40,14 +40,14 @@ def _client() -> Client:
 
 
 class Page(BaseHandler):  # type: ignore[misc]
-    """Behind Flower's login; nothing here blocks its loop."""
+    """A page behind Flower's login; its handlers do not block Flower's event loop."""
 
     def prepare(self) -> None:
         self.set_header("Content-Security-Policy", _POLICY)
         self.set_header("Cache-Control", "no-store")
 
-    async def look(self, function: Callable[[], T]) -> T:
-        """What it returns, found in a thread. Errors become answers of this page."""
+    async def run_in_thread(self, function: Callable[[], T]) -> T:
+        """Return the function's result, computed in a thread. Errors become HTTP errors."""
         try:
             return await IOLoop.current().run_in_executor(None, function)
         except UnknownName as error:
@@ -61,16 +61,16 @@ class Page(BaseHandler):  # type: ignore[misc]
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = (kwargs.get("exc_info") or (None, None))[1]
-        told = error.log_message if isinstance(error, web.HTTPError) else None
-        if status_code in {404, 409, 500, 503} and told:
+        message = error.log_message if isinstance(error, web.HTTPError) else None
+        if status_code in {404, 409, 500, 503} and message:
             self.set_header("Content-Type", "text/plain; charset=utf-8")
-            self.finish(printable.line(told))
+            self.finish(printable.line(message))
         else:
             super().write_error(status_code, **kwargs)
 
     @property
-    def who(self) -> str:
-        """Who is at it: the login's name."""
+    def actor(self) -> str:
+        """The name of the login."""
         user = self.current_user
         if isinstance(user, str):
             return user
@@ -88,31 +88,31 @@ class Page(BaseHandler):  # type: ignore[misc]
 
 
 class Runs(Page):
-    """The list, searched. `part=1` gives its table alone."""
+    """The list of runs, filtered. `part=1` returns its table only."""
 
     @web.authenticated
     async def get(self) -> None:
-        given = {name: self.get_argument(name, "", escape=False) for name in ("q", "plan", "state", "label", "since")}
+        query = {name: self.get_argument(name, "", escape=False) for name in ("q", "plan", "state", "label", "since")}
         try:
-            wanted = Filter.read(**given)
+            wanted = Filter.read(**query)
         except UsageError as error:
-            wanted, wrong = Filter(), error.message
+            wanted, problem = Filter(), error.message
         else:
-            wrong = ""
-        rows: list[Row] = printable.values(await self.look(lambda: search(_client().store, wanted, PAGE)))
+            problem = ""
+        rows: list[Row] = printable.values(await self.run_in_thread(lambda: search(_client().store, wanted, PAGE)))
         name = "runs_table.html" if self.get_argument("part", "") else "runs.html"
-        self.render(name, rows=rows, given=given, wrong=wrong, states=[str(state) for state in RunState], ago=_ago)
+        self.render(name, rows=rows, query=query, problem=problem, states=[str(state) for state in RunState], ago=_ago)
 
 
 class OneRun(Page):
-    """One run. `part=1` gives what changes; nothing (204) where nothing has since `ver`."""
+    """One run. `part=1` returns the part that changes, or 204 where nothing has changed since `version`."""
 
     @web.authenticated
     async def get(self, run_id: str) -> None:
         if not RUN_ID.fullmatch(run_id):
             raise web.HTTPError(404, f"no run {run_id!r}")
         part, seen = self.get_argument("part", ""), self.get_argument("version", "")
-        shown = await self.look(lambda: _shown(run_id, seen if part else ""))
+        shown = await self.run_in_thread(lambda: _shown(run_id, seen if part else ""))
         if shown is None:
             self.set_status(204)
             return
@@ -120,18 +120,18 @@ class OneRun(Page):
 
 
 class Command(Page):
-    """What a button asks for; the answer is a line of text."""
+    """Sends a button's command; the answer is a line of text."""
 
     @web.authenticated
     async def post(self, run_id: str, kind: str) -> None:
-        # A form of somebody else's page cannot set it.
+        # A form of another site's page cannot set this header.
         if self.request.headers.get("X-Requested-With") != "longshore":
-            raise web.HTTPError(403, "this is asked for by the page of the run")
+            raise web.HTTPError(403, "commands are accepted from the run's page only")
         if not self.may_act:
             raise web.HTTPError(403, "this Flower is read-only")
         step = self.get_argument("step", "", escape=False)
         reason = self.get_argument("reason", "", escape=False)[:500]
-        settings = get_settings().model_copy(update={"actor": self.who, "origin": f"flower {self.request.remote_ip}"})
+        settings = get_settings().model_copy(update={"actor": self.actor, "origin": f"flower {self.request.remote_ip}"})
 
         def ask() -> str:
             client = Client(settings)
@@ -148,15 +148,15 @@ class Command(Page):
             finally:
                 client.close()
 
-        answer = await self.look(ask)
+        answer = await self.run_in_thread(ask)
         if answer != "done":
-            self.set_status(409)  # nothing was done, and this is why
+            self.set_status(409)  # the answer is the reason of the refusal
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.finish(printable.line(answer))
 
 
 def _shown(run_id: str, seen: str) -> dict[str, Any] | None:
-    """All that the page of a run shows; None where its record is as it was seen."""
+    """The data of a run's page; None where its record is unchanged since `seen`."""
     run = _client().get(run_id)
     version = f"{run.store.version(run_id)}.{run.store.newest_event(run_id)}"
     if seen == version and run.state() in TERMINAL:
@@ -164,7 +164,7 @@ def _shown(run_id: str, seen: str) -> dict[str, Any] | None:
     report, events = run.report(), run.events()
     if seen == version and not any(step.status in _MOVING for step in report.steps):
         return None
-    # As they were recorded: JSON escapes what they hold by itself.
+    # Read before escaping: JSON escapes its own text.
     data = {step.name: _text(step.data) for step in report.steps if step.data}
     report, events = printable.values(report), printable.values(events)
     now = run.store.now()
@@ -202,23 +202,23 @@ def _by_step(found: list[timeline.Bar]) -> dict[str, list[timeline.Bar]]:
 
 
 def _buttons(state: RunState) -> list[tuple[str, str]]:
-    """What may be asked of a run in that state, and what it does."""
+    """The commands for a run in that state, each with its effect."""
     if state not in TERMINAL:
-        found = [("cancel", "End it: nothing new begins, and what was done is taken back")]
-        return [*found, ("resume", "Go on")] if state is RunState.SUSPENDED else found
+        found = [("cancel", "End the run: no new step starts, and completed steps are undone")]
+        return [*found, ("resume", "Continue the run")] if state is RunState.SUSPENDED else found
     return {
-        RunState.FAILED: [("resume", "Go on from the first step that is not done")],
+        RunState.FAILED: [("resume", "Continue from the first step that is not done")],
         RunState.PARTIAL: [
-            ("resume", "Go on from the first step that is not done"),
-            ("undo", "Take back what was done"),
+            ("resume", "Continue from the first step that is not done"),
+            ("undo", "Undo the completed steps"),
         ],
-        RunState.SUCCEEDED: [("undo", "Take back what was done")],
-        RunState.UNDO_FAILED: [("resume", "Try the undos that failed once more")],
+        RunState.SUCCEEDED: [("undo", "Undo the completed steps")],
+        RunState.UNDO_FAILED: [("resume", "Retry the failed undos")],
     }.get(state, [])
 
 
 def _text(value: Any) -> str:
-    """Data as people read it."""
+    """Data as indented JSON."""
     text = printable.as_json(json.dumps(value, ensure_ascii=False, indent=1))
     return text if len(text) <= 4000 else f"{text[:4000]}\n… ({len(text)} characters: longshore runs show)"
 

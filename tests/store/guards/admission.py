@@ -23,7 +23,7 @@ def empty_queue(stored: StoredRun, **limits: int) -> Admission:
 def submit(
     queue: Admission, run_id: str, key: str = "", parents: Sequence[str] = (), locks: Sequence[str] = ()
 ) -> AdmissionRequest:
-    """Submit a run of plan `p`; `parents` are the runs that it is a part of, outermost first."""
+    """Submit a run of plan `p`; `parents` are its ancestors, outermost first."""
     parent = {"run": "top", "line": list(parents)} if parents else None
     body: dict[str, Any] = {"plan": {"name": "p"}, "parent": parent, "locks": list(locks)}
     if key:

@@ -91,7 +91,7 @@ def a_step_without_a_journal_may_begin_on_another_host(stored: StoredRun) -> Non
 
 @scenario
 def a_compensation_has_a_higher_fence_than_its_step(stored: StoredRun) -> None:
-    """What an undo leaves at its target refuses the forward attempt that wakes up after it."""
+    """The undo's receipt rejects a forward attempt that wakes up later."""
     stored.begin(0)
     ahead = (stored.store.now() + 3_600_000) * 1000
     stored.put(state="undoing", steps={"fence:0": ahead, "ustatus:0": "ready"})
@@ -148,7 +148,7 @@ def an_outcome_counts_once(stored: StoredRun) -> None:
 
 @scenario
 def the_sweeper_does_not_end_a_claimed_step(stored: StoredRun) -> None:
-    """`resend` has told that it waited too long; a worker claims it just then."""
+    """`resend` has reported the step as overdue; a worker claims the step at that moment."""
     stored.begin(0)
     stored.claim(0)
     assert not stored.complete(0, "", "failed", stops=True).accepted
@@ -230,7 +230,7 @@ def an_attempt_that_has_ended_writes_no_journal(stored: StoredRun) -> None:
 
 @scenario
 def the_first_journal_entry_counts(stored: StoredRun) -> None:
-    """A second attempt would find what the first one did, and take that for the state before."""
+    """A second attempt would journal the effect of the first one as the state before."""
     stored.begin(0)
     fence = stored.claim(0).fence
     stored.journal(0, fence, "rendered", "before")

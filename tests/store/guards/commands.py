@@ -1,4 +1,4 @@
-"""Guards of the scripts that create, abort, hold, resume, resolve and forget a run, and carry out its commands."""
+"""Guards of the scripts that create, abort, suspend, resume, resolve and purge a run, and execute its commands."""
 
 from __future__ import annotations
 

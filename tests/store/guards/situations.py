@@ -40,7 +40,7 @@ def expired(stored: StoredRun) -> str:
 
 
 def superseded(stored: StoredRun) -> str:
-    """The same, and a second attempt has claimed the step."""
+    """The fence of an expired attempt at step 0, which a second attempt has claimed."""
     fence = expired(stored)
     stored.claim(0, owner="second")
     return fence
@@ -55,7 +55,7 @@ def lost_while_aborting(stored: StoredRun) -> None:
 
 
 def ask_a_person(stored: StoredRun) -> str:
-    """The outcome of step 0 is not known, and a person is asked for it."""
+    """A run that asks a person for the unknown outcome of step 0."""
     stored.begin(0)
     stored.claim(0)
     stored.end_lease("0")
@@ -63,7 +63,7 @@ def ask_a_person(stored: StoredRun) -> str:
 
 
 def interrupted(stored: StoredRun) -> RunRecord:
-    """An always step of two units, of which one is done; an abort stopped it, and its turn comes at the end."""
+    """An always step of two units, one of them done, that an abort stopped and that continues at the run's end."""
     stored.fan_out(2, at_once=1)
     stored.complete("0.0", stored.claim("0.0").fence)
     abort(stored)

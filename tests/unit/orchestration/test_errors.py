@@ -1,4 +1,4 @@
-"""Errors: exit codes through any wrapping, and what they say."""
+"""Errors: exit codes through any wrapping, and messages."""
 
 from __future__ import annotations
 
@@ -67,26 +67,26 @@ def wrap(error: BaseException, *, explicit: bool = True) -> BaseException:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_an_error_keeps_its_exit_code_however_often_it_is_wrapped(error: LongshoreError, code: int) -> None:
+def test_wrapped_error_keeps_its_exit_code(error: LongshoreError, code: int) -> None:
     once = wrap(error)
     twice = wrap(wrap(error, explicit=False))
 
     assert [exit_code_of(found) for found in (error, once, twice)] == [code, code, code]
 
 
-def test_any_other_error_is_a_failure() -> None:
+def test_foreign_error_exits_1() -> None:
     assert exit_code_of(ValueError("x")) == 1
     assert exit_code_of(wrap(KeyError("x"))) == 1
 
 
-def test_the_outermost_of_ours_decides() -> None:
+def test_outermost_longshore_error_decides_the_exit_code() -> None:
     error = StoreUnavailable("x")
     error.__cause__ = PlanError("y")
 
     assert exit_code_of(wrap(error)) == 1
 
 
-def test_errors_that_were_raised_from_each_other_do_not_make_a_circle() -> None:
+def test_circular_error_causes_terminate() -> None:
     one, two = ValueError("1"), ValueError("2")
     one.__cause__, two.__cause__ = two, one
 
@@ -94,7 +94,7 @@ def test_errors_that_were_raised_from_each_other_do_not_make_a_circle() -> None:
     assert exit_code_of(one) == 1
 
 
-def test_an_error_keeps_its_exit_code_in_a_group() -> None:
+def test_grouped_error_keeps_its_exit_code() -> None:
     assert exit_code_of(ExceptionGroup("several", [ValueError("x"), PlanError("y")])) == 2
 
 
@@ -111,7 +111,7 @@ def test_an_error_keeps_its_exit_code_in_a_group() -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_an_error_survives_the_way_between_processes(error: LongshoreError) -> None:
+def test_error_is_picklable(error: LongshoreError) -> None:
     again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
 
     assert type(again) is type(error)
@@ -119,7 +119,7 @@ def test_an_error_survives_the_way_between_processes(error: LongshoreError) -> N
     assert repr(again.__dict__) == repr(error.__dict__)
 
 
-def test_an_error_says_what_and_then_what_to_do() -> None:
+def test_error_text_ends_with_the_remedy() -> None:
     assert str(UsageError("it is so", remedy="do that")) == "it is so: do that"
     assert str(UsageError("it is so")) == "it is so"
 
@@ -133,12 +133,12 @@ def test_an_error_says_what_and_then_what_to_do() -> None:
         (Problem("bad", step="a", line=3), "line 3, step 'a': bad"),
     ],
 )
-def test_a_problem_says_where(problem: Problem, text: str) -> None:
+def test_problem_has_a_location(problem: Problem, text: str) -> None:
     assert str(problem) == text
     assert str(PlanError([problem], source="plan.yaml")) == f"plan.yaml: {text}"
 
 
-def test_the_first_problem_is_told_and_the_others_are_counted() -> None:
+def test_first_problem_is_shown_and_others_are_counted() -> None:
     error = PlanError([Problem("one"), Problem("two"), Problem("three")])
 
     assert str(error) == "one; two; three"
@@ -147,7 +147,7 @@ def test_the_first_problem_is_told_and_the_others_are_counted() -> None:
     assert [problem.message for problem in error.problems] == ["one", "two", "three"]
 
 
-def test_every_error_is_in_the_tree_at_the_head_of_the_module_under_one_root() -> None:
+def test_module_docstring_lists_every_error_under_one_root() -> None:
     classes = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
 
     assert all(issubclass(kind, LongshoreError) for kind in classes)
@@ -155,7 +155,7 @@ def test_every_error_is_in_the_tree_at_the_head_of_the_module_under_one_root() -
 
 
 @pytest.mark.parametrize(("installed", "remedy"), [(None, "longshore[ssh]"), (object(), "LONGSHORE_DOCKER_HOST")])
-def test_a_missing_ssh_library_is_named_where_an_engine_is_reached_by_ssh(
+def test_ssh_engine_without_its_library_names_the_library(
     installed: object, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calls, "find_spec", lambda name: installed if name == "paramiko" else None)

@@ -25,7 +25,7 @@ FAILED = StepRecord(StepState.FAILED, attempts=1)
 
 
 def recorded(plan: CompiledPlan, **known: StepRecord) -> dict[int, StepRecord]:
-    """A record for each step: what is given, else pending."""
+    """A record for each step: the given state, or pending."""
     return {step.index: known.get(step.name, StepRecord()) for step in plan.steps}
 
 
@@ -39,7 +39,7 @@ COMMAND: dict[str, Any] = {"op": "command.exec.execute", "with": {"argv": ["x"]}
 # --- forward --------------------------------------------------------------------------------------
 
 
-def test_a_run_that_is_pending_begins_with_its_first_level() -> None:
+def test_pending_run_opens_its_first_level() -> None:
     plan = compiled(of_edges({"late": ["a"], "a": [], "b": []}))
 
     decision = decide(plan, RunRecord(RunState.PENDING), recorded(plan))
@@ -47,13 +47,13 @@ def test_a_run_that_is_pending_begins_with_its_first_level() -> None:
     assert decision == saga.OpenLevel(RunState.RUNNING, 0, (1, 2))
 
 
-def test_a_run_waits_until_nothing_of_its_level_is_left() -> None:
+def test_run_waits_for_its_level() -> None:
     plan = compiled(diamond())
 
     assert decide(plan, RunRecord(RunState.RUNNING, level=0, left=1), {}) is None
 
 
-def test_a_level_of_a_large_plan_asks_for_a_few_records_only() -> None:
+def test_large_plan_level_reads_few_records() -> None:
     edges = {f"s{n}": [f"s{n - 100}"] if n >= 100 else [] for n in range(5000)}
     plan = compiled(of_edges(edges))
 
@@ -64,7 +64,7 @@ def test_a_level_of_a_large_plan_asks_for_a_few_records_only() -> None:
     assert wanted(plan, RunRecord(RunState.ABORTING, level=3)) == tuple(range(5000))
 
 
-def test_a_run_out_of_its_time_is_aborted_also_in_the_middle_of_a_level() -> None:
+def test_timed_out_run_is_aborted_within_a_level() -> None:
     plan = compiled(diamond())
     run = RunRecord(RunState.RUNNING, level=0, left=1, now=100, deadline=100)
 
@@ -76,7 +76,7 @@ def test_a_run_out_of_its_time_is_aborted_also_in_the_middle_of_a_level() -> Non
 
 
 @pytest.mark.parametrize("bad", sorted(STEP_BAD))
-def test_what_depends_on_a_bad_step_is_skipped_and_so_is_what_depends_on_that(bad: StepState) -> None:
+def test_failed_step_skips_transitive_dependents(bad: StepState) -> None:
     plan = compiled(
         of_edges({"a": [], "b": [], "on_a": ["a"], "on_b": ["b"], "on_both": ["on_a", "on_b"]}, on_error="continue")
     )
@@ -90,14 +90,14 @@ def test_what_depends_on_a_bad_step_is_skipped_and_so_is_what_depends_on_that(ba
     assert second == saga.OpenLevel(RunState.RUNNING, 2, (), {4: "dependency failed"}, frozenset({4}))
 
 
-def test_a_step_that_was_skipped_for_another_reason_stops_nothing() -> None:
+def test_step_skipped_by_a_guard_skips_no_dependents() -> None:
     plan = compiled(of_edges({"a": [], "b": ["a"]}))
     steps = recorded(plan, a=StepRecord(StepState.SKIPPED, reason="when: false"))
 
     assert decide(plan, RunRecord(RunState.RUNNING, level=0), steps) == saga.OpenLevel(RunState.RUNNING, 1, (1,))
 
 
-def test_an_always_step_runs_in_its_place_whatever_became_of_what_it_comes_after() -> None:
+def test_always_step_runs_after_failed_dependencies() -> None:
     plan = compiled(Plan.model_validate({"name": "p", "on_error": "continue", "steps": {
         "a": {"op": "noop.execute"}, "b": {"op": "noop.execute", "after": ["a"], "always": True},
     }}))  # fmt: skip
@@ -119,39 +119,37 @@ def test_an_always_step_runs_in_its_place_whatever_became_of_what_it_comes_after
         (FAILED, StepRecord(StepState.SKIPPED, reason=DEPENDENCY_FAILED, tainted=True), RunState.FAILED),
     ],
 )
-def test_a_run_that_was_not_aborted_ends_by_what_its_steps_became(
-    a: StepRecord, b: StepRecord, state: RunState
-) -> None:
+def test_run_state_follows_its_steps(a: StepRecord, b: StepRecord, state: RunState) -> None:
     plan = compiled(of_edges({"a": [], "b": []}, on_error="continue"))
 
     assert decide(plan, RunRecord(RunState.RUNNING, level=0), recorded(plan, a=a, b=b)) == saga.Finish(state, ())
 
 
-# --- the abort ------------------------------------------------------------------------------------
+# --- abort ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("queued", [StepState.READY, StepState.RETRYING])
-def test_what_was_dispatched_and_not_claimed_is_cancelled_first(queued: StepState) -> None:
+def test_unclaimed_steps_are_cancelled_first(queued: StepState) -> None:
     plan = compiled(of_edges({"a": [], "b": [], "c": []}))
     steps = recorded(plan, a=FAILED, b=StepRecord(queued), c=StepRecord(StepState.RUNNING, 1))
 
     assert decide(plan, RunRecord(RunState.ABORTING, level=0, left=2), steps) == saga.Drain((1,))
 
 
-def test_what_still_runs_is_awaited_before_anything_is_taken_back() -> None:
+def test_running_steps_are_awaited_before_undo() -> None:
     plan = compiled(of_edges({"a": [], "b": []}))
     steps = recorded(plan, a=FAILED, b=StepRecord(StepState.RUNNING, 1))
 
     assert decide(plan, RunRecord(RunState.ABORTING, level=0, left=1), steps) is None
 
 
-def test_the_undo_begins_with_the_highest_level_that_did_something() -> None:
+def test_undo_begins_with_the_highest_level_with_effects() -> None:
     plan = compiled(of_edges({"a": [], "b": ["a"], "c": ["b"], "d": ["c"]}))
     steps = recorded(plan, a=CHANGED, b=CHANGED, c=StepRecord(StepState.UNCHANGED, 1))
     aborting = RunRecord(RunState.ABORTING, level=3)
 
     assert decide(plan, aborting, steps) == saga.OpenUndo(1, (1,))
-    # given: it has been taken back
+    # given: the step has been undone
     steps |= {1: StepRecord(StepState.CHANGED, 1, UndoState.UNDONE)}
     undoing = RunRecord(RunState.UNDOING, level=3, undo_level=1)
     assert decide(plan, undoing, steps) == saga.OpenUndo(0, (0,))
@@ -179,9 +177,7 @@ def test_the_undo_begins_with_the_highest_level_that_did_something() -> None:
     ],
     ids=str,
 )
-def test_what_was_claimed_is_taken_back_unless_it_is_known_to_have_had_no_effect(
-    step: dict[str, Any], record: StepRecord, undone: bool
-) -> None:
+def test_claimed_steps_are_undone_unless_without_effect(step: dict[str, Any], record: StepRecord, undone: bool) -> None:
     plan = one(**step)
 
     decision = decide(plan, RunRecord(RunState.ABORTING, level=0), {0: record})
@@ -197,7 +193,7 @@ def test_what_was_claimed_is_taken_back_unless_it_is_known_to_have_had_no_effect
         (FAILED, "it failed, and what it did until then has no undo"),
     ],
 )
-def test_a_step_without_an_undo_is_named_with_the_reason(record: StepRecord, why: str) -> None:
+def test_step_without_undo_is_reported_with_the_reason(record: StepRecord, why: str) -> None:
     plan = one(**COMMAND)
 
     decision = decide(plan, RunRecord(RunState.ABORTING, level=0), {0: record})
@@ -205,7 +201,7 @@ def test_a_step_without_an_undo_is_named_with_the_reason(record: StepRecord, why
     assert decision == saga.OpenUndo(0, (), {0: why})
 
 
-def test_a_level_of_the_undo_is_awaited_and_given_up_when_the_time_is_over() -> None:
+def test_undo_level_is_awaited_until_its_timeout() -> None:
     plan = compiled(of_edges({"a": [], "b": [], "c": []}))
     steps = recorded(
         plan,
@@ -219,12 +215,12 @@ def test_a_level_of_the_undo_is_awaited_and_given_up_when_the_time_is_over() -> 
 
     assert at(49) is None
     assert at(50) == saga.GiveUpUndo((0, 2))
-    # what is at work is awaited: it has a time of its own
+    # a running step is awaited: the step has its own timeout
     steps |= {i: StepRecord(StepState.CHANGED, 1, UndoState.UNDO_FAILED) for i in (0, 2)}
     assert at(50) is None
 
 
-def test_a_run_that_keeps_what_was_done_takes_nothing_back() -> None:
+def test_run_with_keep_undoes_nothing() -> None:
     plan = compiled(Plan.model_validate({"name": "p", "steps": {
         "a": {"op": "noop.execute"},
         "b": {"op": "noop.execute", "after": ["a"]},
@@ -240,7 +236,7 @@ def test_a_run_that_keeps_what_was_done_takes_nothing_back() -> None:
     assert second == saga.Finish(RunState.FAILED, ())
 
 
-def test_always_steps_that_were_not_reached_run_after_the_undo_level_by_level() -> None:
+def test_unreached_always_steps_run_after_the_undo() -> None:
     plan = compiled(Plan.model_validate({"name": "p", "steps": {
         "a": {"op": "noop.execute"},
         "b": {"op": "noop.execute", "after": ["a"]},
@@ -261,13 +257,13 @@ def test_always_steps_that_were_not_reached_run_after_the_undo_level_by_level() 
 
 
 @pytest.mark.parametrize("state", sorted(TERMINAL))
-def test_a_run_that_rests_stays_at_rest(state: RunState) -> None:
+def test_terminal_run_stays_terminal(state: RunState) -> None:
     plan = compiled(diamond())
 
     assert decide(plan, RunRecord(state, level=2, now=10, deadline=1), recorded(plan)) is None
 
 
-# --- what is left over ----------------------------------------------------------------------------
+# --- left-over steps ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -288,13 +284,13 @@ def test_a_run_that_rests_stays_at_rest(state: RunState) -> None:
         (COMMAND, StepRecord(StepState.CHANGED, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, True),
         (COMMAND, StepRecord(StepState.UNKNOWN, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, True),
         (COMMAND, StepRecord(StepState.FAILED, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, False),
-        # stopped half-way because the run was ended: it may have done something
+        # stopped half-way by the run's end: the step may have had an effect
         (COMMAND, StepRecord(StepState.CANCELLED, 1, UndoState.NOT_UNDOABLE), RunState.UNDONE, False),
         (COMMAND | {"undo": "none"}, CHANGED, RunState.UNDONE, False),
     ],
     ids=str,
 )
-def test_what_stands_although_the_run_did_not_succeed_is_left_over(
+def test_left_over_steps_are_completed_steps_of_a_failed_run(
     step: Mapping[str, Any], record: StepRecord, state: RunState, left: bool
 ) -> None:
     plan = one(**step)

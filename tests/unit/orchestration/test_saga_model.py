@@ -1,4 +1,4 @@
-"""The state machine of a run, in every order of its events; and without any one guard, a rule breaks."""
+"""Model checking of a run's state machine: every order of events keeps the invariants, and each guard is needed."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ TRIED_LONG = {
 
 
 @pytest.mark.parametrize("faults", TRIED.values(), ids=TRIED.keys())
-def test_no_order_of_events_breaks_a_rule(faults: Faults) -> None:
+def test_no_event_order_breaks_an_invariant(faults: Faults) -> None:
     assert Checker(PLAN, faults).explore(2_000_000) > 10
 
 
 @pytest.mark.parametrize(
     "faults", [Faults(zombie=2), Faults(zombie=1, cancel=1), Faults(zombie=1, failure=1), Faults(zombie=1, stale=1)]
 )
-def test_no_attempt_that_was_lost_for_good_acts_after_its_run(faults: Faults) -> None:
+def test_lost_attempt_never_acts_after_its_run(faults: Faults) -> None:
     assert Checker(WITHOUT_UNDO, faults).explore(2_000_000) > 10
 
 
-def test_unless_the_end_of_the_run_closes_its_receipts() -> None:
+def test_lost_attempt_acts_after_its_run_without_closed_receipts() -> None:
     with pytest.raises(AssertionError, match="after the end"):
         Checker(WITHOUT_UNDO, Faults(zombie=1), frozenset({"close"})).explore(2_000_000)
 
@@ -53,7 +53,7 @@ def test_unless_the_end_of_the_run_closes_its_receipts() -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(not LONG, reason="only in the long form: make faults")
 @pytest.mark.parametrize("faults", TRIED_LONG.values(), ids=TRIED_LONG.keys())
-def test_no_order_of_more_events_breaks_a_rule(faults: Faults) -> None:
+def test_no_longer_event_order_breaks_an_invariant(faults: Faults) -> None:
     states = Checker(PLAN, faults).explore(20_000_000)
     print(f"{states} states: {faults}")
 
@@ -70,6 +70,6 @@ def test_no_order_of_more_events_breaks_a_rule(faults: Faults) -> None:
         ("cas", Faults(failure=1, stale=1), None),
     ],
 )
-def test_without_any_one_guard_a_rule_is_broken(guard: str, faults: Faults, rule: str | None) -> None:
+def test_removing_a_guard_breaks_an_invariant(guard: str, faults: Faults, rule: str | None) -> None:
     with pytest.raises(AssertionError, match=rule):
         Checker(PLAN, faults, frozenset(guard.split(" and "))).explore(2_000_000)

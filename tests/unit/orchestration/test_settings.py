@@ -1,4 +1,4 @@
-"""Settings: flag, environment, file, default, in this order; and what is said of wrong ones."""
+"""Settings: precedence of flag, environment, file and default, and errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def config(monkeypatch: pytest.MonkeyPatch, path: Path, text: str) -> None:
     monkeypatch.setenv("LONGSHORE_CONFIG", str(path))
 
 
-def test_without_anything_set_everything_has_a_value(tmp_path: Path) -> None:
+def test_every_setting_has_a_default(tmp_path: Path) -> None:
     settings = load_settings()
 
     assert settings.redis_url is None
@@ -38,7 +38,7 @@ def test_without_anything_set_everything_has_a_value(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text"), [("c.yaml", "lease: 3s\nplans: /a\n"), ("c.toml", 'lease = "3s"\nplans = "/a"\n')]
 )
-def test_a_flag_comes_before_the_environment_before_the_file_before_the_default(
+def test_settings_precedence_is_flag_environment_file_default(
     name: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert load_settings().lease == 15.0
@@ -64,7 +64,7 @@ def test_a_flag_comes_before_the_environment_before_the_file_before_the_default(
         ("NAMESPACE", "a\n", ""),
     ],
 )
-def test_a_wrong_setting_is_named_with_what_to_do(
+def test_invalid_setting_is_named_with_a_remedy(
     name: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"LONGSHORE_{name}", value)
@@ -79,14 +79,14 @@ def test_a_wrong_setting_is_named_with_what_to_do(
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGSHORE_CONFIG", str(tmp_path / "nope.yaml"))
 
     with pytest.raises(ConfigError, match=r"no such configuration file: .*nope\.yaml"):
         load_settings()
 
 
-def test_a_wrong_setting_in_a_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_setting_in_a_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config(monkeypatch, tmp_path / "c.yaml", "lease: soon\n")
 
     with pytest.raises(ConfigError, match=r"setting lease: .*'soon' is not a duration"):
@@ -105,7 +105,7 @@ def test_a_wrong_setting_in_a_file_is_named(tmp_path: Path, monkeypatch: pytest.
         ("latin.toml", b'actor = "caf\xe9"\n'),
     ],
 )
-def test_a_file_that_cannot_be_read_is_a_wrong_configuration(
+def test_unreadable_settings_file_is_a_config_error(
     name: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -128,7 +128,7 @@ def test_a_file_that_cannot_be_read_is_a_wrong_configuration(
         ("a: {plan: p, evry: 5s}", "setting schedules.a.evry: there is no such setting"),
     ],
 )
-def test_a_wrong_schedule_is_named_in_plain_words(
+def test_invalid_schedule_setting_is_named(
     schedule: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config(monkeypatch, tmp_path / "c.yaml", f"schedules: {{{schedule}}}\n")
@@ -140,14 +140,14 @@ def test_a_wrong_schedule_is_named_in_plain_words(
     assert "LONGSHORE_" not in caught.value.remedy
 
 
-def test_a_setting_that_does_not_exist_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_setting_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config(monkeypatch, tmp_path / "c.yaml", "leese: 3s\n")
 
     with pytest.raises(ConfigError, match="leese"):
         load_settings()
 
 
-def test_a_variable_that_is_empty_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("REDIS_URL", "ACTOR", "CONCURRENCY"):
         monkeypatch.setenv(f"LONGSHORE_{name}", "")
 
@@ -166,13 +166,13 @@ def test_a_variable_that_is_empty_is_not_set(monkeypatch: pytest.MonkeyPatch) ->
         ({"redis_url": "redis://h", "namespace": "two"}, "redis://h", "redis://h", "two:"),
     ],
 )
-def test_client_and_broker_find_the_same_server(settings: dict[str, Any], url: str, broker: str, prefix: str) -> None:
+def test_client_and_broker_use_the_same_server(settings: dict[str, Any], url: str, broker: str, prefix: str) -> None:
     made = load_settings(**settings)
 
     assert (made.url(), made.broker_url(), made.broker_prefix()) == (url, broker, prefix)
 
 
-def test_the_state_folder_is_absolute_and_knows_the_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_state_folder_is_absolute_and_expands_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
@@ -180,7 +180,7 @@ def test_the_state_folder_is_absolute_and_knows_the_home(monkeypatch: pytest.Mon
     assert load_settings(state_dir="~/there").state_dir == tmp_path / "home" / "there"
 
 
-def test_settings_are_read_once_and_never_change() -> None:
+def test_settings_are_cached_and_immutable() -> None:
     settings = get_settings()
 
     assert get_settings() is settings
@@ -188,7 +188,7 @@ def test_settings_are_read_once_and_never_change() -> None:
         settings.lease = 3.0  # type: ignore[misc]
 
 
-def test_each_setting_has_a_variable() -> None:
+def test_every_setting_has_a_variable() -> None:
     assert {f"LONGSHORE_{name.upper()}" for name in Settings.model_fields} >= {
         *("LONGSHORE_REDIS_URL", "LONGSHORE_NAMESPACE", "LONGSHORE_STATE_DIR", "LONGSHORE_PLANS", "LONGSHORE_ACTOR"),
     }

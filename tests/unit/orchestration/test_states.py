@@ -1,4 +1,4 @@
-"""The table of states: what may follow what."""
+"""The table of states and its transitions."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ def reachable(begin: RunState) -> set[RunState]:
     return seen
 
 
-def test_every_state_has_its_place_in_the_table_and_can_be_reached() -> None:
+def test_every_state_is_in_the_table_and_reachable() -> None:
     assert TRANSITIONS.keys() == set(RunState)
     assert reachable(RunState.PENDING) == set(RunState)
 
 
-def test_every_state_leads_to_a_state_of_rest() -> None:
+def test_every_state_leads_to_a_terminal_state() -> None:
     assert all(reachable(state) & TERMINAL for state in RunState)
 
 
-def test_a_run_at_rest_is_only_reopened_to_be_taken_back_or_to_go_on() -> None:
+def test_terminal_run_is_reopened_only_by_undo_or_resume() -> None:
     for state in TERMINAL:
         goes_on = {RunState.RUNNING} if state in {RunState.FAILED, RunState.PARTIAL} else set()
         assert TRANSITIONS[state] <= {RunState.UNDOING} | goes_on
     assert TRANSITIONS[RunState.UNDONE] == frozenset()
 
 
-def test_a_run_is_either_live_or_at_rest() -> None:
+def test_run_is_either_live_or_terminal() -> None:
     assert set(RunState) == TERMINAL | LIVE
     assert not TERMINAL & LIVE
     assert all(TRANSITIONS[state] for state in LIVE)
 
 
-def test_no_state_follows_itself_and_only_what_was_resumed_comes_back_to_running() -> None:
+def test_only_resumed_runs_return_to_running() -> None:
     for state, following in TRANSITIONS.items():
         assert state not in following
         begins = {RunState.PENDING, RunState.SUSPENDED, RunState.FAILED, RunState.PARTIAL}
@@ -74,11 +74,11 @@ def test_no_state_follows_itself_and_only_what_was_resumed_comes_back_to_running
         (RunState.UNDONE, RunState.UNDOING, False),
     ],
 )
-def test_what_may_follow_is_what_the_table_says(before: RunState, after: RunState, may: bool) -> None:
+def test_transitions_match_the_table(before: RunState, after: RunState, may: bool) -> None:
     assert may_follow(before, after) is may
 
 
-def test_a_step_is_final_or_not_and_what_is_final_is_good_bad_or_was_not_run() -> None:
+def test_final_step_states_are_good_bad_or_not_run() -> None:
     assert set(StepState) == STEP_FINAL | STEP_IN_FLIGHT | {StepState.PENDING}
     assert not STEP_FINAL & STEP_IN_FLIGHT
     assert not STEP_GOOD & STEP_BAD
@@ -91,12 +91,12 @@ def test_a_step_is_final_or_not_and_what_is_final_is_good_bad_or_was_not_run() -
     }
 
 
-def test_states_are_written_as_they_are_named() -> None:
+def test_state_values_equal_their_names() -> None:
     for kind in (RunState, StepState, UndoState):
         assert all(state.value == state.name.lower() == str(state) for state in kind)
 
 
-def test_the_diagram_has_every_edge_and_is_the_one_in_the_documents() -> None:
+def test_state_diagram_in_the_docs_is_current() -> None:
     edges = {f"{before} --> {after}" for before, following in TRANSITIONS.items() for after in following}
 
     drawn = {line.strip() for line in diagram().splitlines()[1:]}

@@ -1,4 +1,4 @@
-"""The labelled points of death: all there, and asleep."""
+"""Crash points: all listed, and inactive by default."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def points_in_code() -> list[str]:
     return [name for path in sources for name in re.findall(r'\bpoint\("([\w.]+)"\)', path.read_text())]
 
 
-def test_every_point_is_in_the_code_and_every_point_in_the_code_is_in_the_list() -> None:
+def test_crash_points_in_code_match_the_list() -> None:
     assert set(points_in_code()) == {
         *crash_points.POINTS,
         *crash_points.HELD_POINTS,
@@ -32,7 +32,7 @@ def test_every_point_is_in_the_code_and_every_point_in_the_code_is_in_the_list()
 
 
 @pytest.mark.parametrize("asked", [None, "", "nothing.of.that.name", "step.acted:", "undo.claimed", "step"])
-def test_nothing_happens_where_nothing_is_asked_for(asked: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crash_point_is_inactive_by_default(asked: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     def kill(pid: int, number: int) -> None:
         raise AssertionError(f"kill {pid} {number}")
 
@@ -51,12 +51,12 @@ def at(asked: str) -> int:
     return subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode
 
 
-def test_a_process_dies_at_its_point_as_if_it_was_killed() -> None:
+def test_crash_point_kills_the_process() -> None:
     assert at("step.acted") == -signal.SIGKILL
     assert at("step.recorded") == 0
 
 
-def test_with_a_file_a_process_dies_there_once(tmp_path: Path) -> None:
+def test_crash_point_with_a_marker_file_kills_once(tmp_path: Path) -> None:
     marker = tmp_path / "died"
 
     assert at(f"step.acted:{marker}") == -signal.SIGKILL

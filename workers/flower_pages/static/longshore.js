@@ -1,16 +1,16 @@
-// Keeps a page as its run is, and asks before a button does anything. No library, nothing from elsewhere.
+// Refreshes a page every second, and confirms each button's command. Without libraries or external resources.
 "use strict";
 
 (() => {
   const EVERY = 1000;
   const live = document.getElementById("live");
-  const said = document.getElementById("said");
+  const message = document.getElementById("message");
   const ask = document.getElementById("ask");
   let asked = null;
 
   const version = () => live.querySelector("[data-version]")?.dataset.version ?? "";
 
-  // The page's own address may hold a login, with which nothing can be fetched.
+  // fetch() refuses an address with a login, which the page's own address may hold.
   const at = (path) => new URL(path, location.origin);
 
   function put(html) {
@@ -27,16 +27,16 @@
     });
   }
 
-  async function look() {
+  async function refresh() {
     if (document.visibilityState === "hidden") return;
     try {
-      const answer = await fetch(at(`${live.dataset.live}&part=1&ver=${encodeURIComponent(version())}`));
+      const answer = await fetch(at(`${live.dataset.live}&part=1&version=${encodeURIComponent(version())}`));
       if (answer.status === 200) put(await answer.text());
       else if (answer.status !== 204) throw new Error(`${answer.status} ${await answer.text()}`);
-      if (said.dataset.lost) { said.textContent = ""; delete said.dataset.lost; }
+      if (message.dataset.lost) { message.textContent = ""; delete message.dataset.lost; }
     } catch (error) {
-      said.textContent = `What is shown may be old: ${error.message}`;
-      said.dataset.lost = "1";
+      message.textContent = `This page may be out of date: ${error.message}`;
+      message.dataset.lost = "1";
     }
   }
 
@@ -45,16 +45,16 @@
     const xsrf = document.cookie.match(/(?:^|; )_xsrf=([^;]*)/);
     const headers = { "X-Requested-With": "longshore" };
     if (xsrf) headers["X-XSRFToken"] = decodeURIComponent(xsrf[1]);
-    said.textContent = `${button.what} …`;
+    message.textContent = `${button.what} …`;
     const send = () => fetch(at(`${location.pathname}/${button.kind}`), { method: "POST", body: words, headers });
     try {
-      // A connection may have been closed just then; to ask twice does no harm.
+      // A kept-alive connection may be closed; a repeated command is harmless.
       const answer = await send().catch(send);
-      said.textContent = `${button.kind} ${button.step}: ${await answer.text()}`;
+      message.textContent = `${button.kind} ${button.step}: ${await answer.text()}`;
     } catch (error) {
-      said.textContent = `${button.kind}: ${error.message}`;
+      message.textContent = `${button.kind}: ${error.message}`;
     }
-    look();
+    refresh();
   }
 
   live.addEventListener("click", (event) => {
@@ -72,5 +72,5 @@
     asked = null;
   });
 
-  setInterval(look, EVERY);
+  setInterval(refresh, EVERY);
 })();

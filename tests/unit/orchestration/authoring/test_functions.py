@@ -1,4 +1,4 @@
-"""Functions as operations: what is checked when they are made, and what they are given."""
+"""Functions as operations: validation at registration, and arguments of calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from longshore.orchestration.testing import Sandbox
 pytestmark = pytest.mark.usefixtures("own_registry")
 
 
-def test_the_signature_is_the_parameters() -> None:
+def test_function_signature_defines_parameters() -> None:
     @operation("unit.greet", read_only=True)
     def greet(name: str, times: int = 1, *, loud: bool = False) -> str:
         """Say hello."""
@@ -31,14 +31,14 @@ def test_the_signature_is_the_parameters() -> None:
         validate(plan)
 
 
-def test_parameters_without_names_are_refused() -> None:
+def test_unnamed_parameters_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"\*args and \*\*kwargs have none"):
 
         @operation("unit.many")
         def many(*names: str) -> None: ...
 
 
-def test_a_name_is_one_functions() -> None:
+def test_function_name_is_unique() -> None:
     @operation("unit.once")
     def once() -> None: ...
 
@@ -46,7 +46,7 @@ def test_a_name_is_one_functions() -> None:
         operation("unit.once")(lambda: None)
 
 
-def test_the_context_comes_by_its_type_or_by_its_name_and_knows_what_it_says() -> None:
+def test_context_is_injected_by_type_or_name() -> None:
     seen: list[tuple[Any, ...]] = []
 
     @operation("unit.look")
@@ -67,7 +67,7 @@ def test_the_context_comes_by_its_type_or_by_its_name_and_knows_what_it_says() -
     assert [data["n"] for data in report.step("look").data["results"]] == [7, 8]
 
 
-def test_what_was_done_already_is_not_done_again() -> None:
+def test_completed_function_is_not_called_again() -> None:
     acts: list[int] = []
 
     @operation("unit.act")
@@ -89,7 +89,7 @@ def test_what_was_done_already_is_not_done_again() -> None:
     assert (report.step("a").status, report.step("a").attempts, report.step("a").data) == ("changed", 2, {"found": 1})
 
 
-def test_what_must_not_be_called_twice_is_unknown_when_its_worker_is_lost() -> None:
+def test_non_repeatable_function_is_unknown_when_its_worker_is_lost() -> None:
     acts: list[int] = []
 
     @operation("unit.act")
@@ -106,7 +106,7 @@ def test_what_must_not_be_called_twice_is_unknown_when_its_worker_is_lost() -> N
     assert (acts, report.step("a").status, report.left_over) == ([1], "unknown", ["a"])
 
 
-def test_an_undo_by_name_takes_what_was_recorded_what_was_before_and_the_parameters() -> None:
+def test_named_undo_receives_data_before_and_parameters() -> None:
     undone: list[tuple[Any, ...]] = []
 
     @operation("unit.create", undo="unit.delete")
@@ -131,7 +131,7 @@ def test_an_undo_by_name_takes_what_was_recorded_what_was_before_and_the_paramet
     assert undone == [("id of x", "nothing", "x", 3)]
 
 
-def test_an_undo_that_misses_what_it_needs_says_so() -> None:
+def test_undo_without_required_data_fails_with_the_reason() -> None:
     @operation("unit.create", undo="unit.delete")
     def create() -> None:
         raise RuntimeError("half-way")
@@ -149,7 +149,7 @@ def test_an_undo_that_misses_what_it_needs_says_so() -> None:
     assert "its undo unit.delete needs id, which the step did not record" in (undo.error or "")
 
 
-def test_errors_that_pass_are_tried_again_and_others_are_not() -> None:
+def test_only_declared_errors_are_retried() -> None:
     @operation("unit.away", retry_on=(ConnectionError,))
     def away(ctx: Context, how: str) -> None:
         if ctx.attempt < 3:
@@ -164,7 +164,7 @@ def test_errors_that_pass_are_tried_again_and_others_are_not() -> None:
     assert (report.step("stays").status, report.step("stays").attempts) == ("failed", 1)
 
 
-def test_a_prediction_may_be_a_sentence() -> None:
+def test_prediction_may_be_a_string() -> None:
     from longshore.tasks.implementation import implementation
 
     @operation("unit.act")
@@ -181,7 +181,7 @@ def test_a_prediction_may_be_a_sentence() -> None:
 TOKEN = "{{ secret('env:LONGSHORE_SECRET_UNIT') }}"  # noqa: S105 - a reference
 
 
-def test_a_function_is_given_a_secret_and_tells_it_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_function_secret_is_redacted_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGSHORE_SECRET_UNIT", "correct-horse")
     seen: list[str] = []
 
@@ -207,7 +207,7 @@ def test_a_function_is_given_a_secret_and_tells_it_nowhere(monkeypatch: pytest.M
         operation("unit.sing", secrets=["tokn"])(lambda _token: None)
 
 
-def test_a_secret_of_one_step_is_told_by_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secret_of_one_step_is_redacted_in_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGSHORE_SECRET_UNIT", "correct-horse")
 
     @operation("unit.takes", secrets=["token"])
@@ -233,7 +233,7 @@ def test_a_secret_of_one_step_is_told_by_no_other(monkeypatch: pytest.MonkeyPatc
     assert "correct-horse" not in report.model_dump_json()
 
 
-def test_a_secret_where_an_operation_takes_none_is_refused() -> None:
+def test_unsupported_secret_is_refused() -> None:
     @operation("unit.plain")
     def plain(token: str) -> None: ...
 

@@ -53,7 +53,7 @@ def broken(tmp_path: Path) -> str:
 
 
 def one_line(captured: Captured) -> str:
-    """What was said of an error: one line on stderr, and nothing else anywhere."""
+    """Return an error's text: one line on stderr, with no other output."""
     out, err = captured.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 1, err
@@ -61,10 +61,10 @@ def one_line(captured: Captured) -> str:
     return err.strip()
 
 
-# --- looking at a plan ----------------------------------------------------------------------------
+# --- plan commands --------------------------------------------------------------------------------
 
 
-def test_a_good_plan_is_told_to_be_good(plan: str, capsys: Captured) -> None:
+def test_valid_plan_is_reported_valid(plan: str, capsys: Captured) -> None:
     assert call(["plan", "validate", plan]) == 0
     assert capsys.readouterr().out == "shop: 4 steps, no problems\n"
 
@@ -72,7 +72,7 @@ def test_a_good_plan_is_told_to_be_good(plan: str, capsys: Captured) -> None:
     assert json.loads(capsys.readouterr().out) == {"valid": True, "plan": "shop", "steps": 4, "problems": []}
 
 
-def test_every_problem_of_a_bad_plan_is_told_on_a_line_of_its_own(broken: str, capsys: Captured) -> None:
+def test_each_plan_problem_is_printed_on_its_own_line(broken: str, capsys: Captured) -> None:
     assert call(["plan", "validate", broken]) == 2
 
     out, err = capsys.readouterr()
@@ -84,7 +84,7 @@ def test_every_problem_of_a_bad_plan_is_told_on_a_line_of_its_own(broken: str, c
     ]
 
 
-def test_problems_are_data_where_a_program_reads_them(broken: str, capsys: Captured) -> None:
+def test_json_output_lists_problems(broken: str, capsys: Captured) -> None:
     assert call(["-o", "json", "plan", "validate", broken]) == 2
 
     told = json.loads(capsys.readouterr().out)
@@ -104,7 +104,7 @@ def test_levels_are_printed(plan: str, capsys: Captured) -> None:
     assert json.loads(capsys.readouterr().out) == [["build"], ["test", "lint"], ["ship"]]
 
 
-def test_a_plan_is_explained(plan: str, capsys: Captured) -> None:
+def test_plan_is_explained(plan: str, capsys: Captured) -> None:
     assert call(["plan", "explain", plan]) == 0
     text = capsys.readouterr().out
     assert "  ship: command.exec.execute after test, lint" in text
@@ -118,7 +118,7 @@ def test_a_plan_is_explained(plan: str, capsys: Captured) -> None:
     ("form", "begins"),
     [("text", "shop: 4 steps"), ("mermaid", "flowchart TD"), ("dot", 'digraph "shop"'), ("svg", "<svg ")],
 )
-def test_a_plan_is_drawn(form: str, begins: str, plan: str, capsys: Captured) -> None:
+def test_plan_is_drawn(form: str, begins: str, plan: str, capsys: Captured) -> None:
     assert call(["plan", "graph", plan, "--format", form]) == 0
 
     drawn = capsys.readouterr().out
@@ -127,20 +127,20 @@ def test_a_plan_is_drawn(form: str, begins: str, plan: str, capsys: Captured) ->
         assert ET.fromstring(drawn).tag.endswith("svg")  # noqa: S314 - our own
 
 
-def test_the_schema_is_printed(capsys: Captured) -> None:
+def test_schema_is_printed(capsys: Captured) -> None:
     assert call(["plan", "schema"]) == 0
 
     assert json.loads(capsys.readouterr().out)["title"] == "Longshore plan"
 
 
-def test_a_stored_plan_is_looked_at_by_its_name(plan: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+def test_stored_plan_is_shown_by_name(plan: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     monkeypatch.setenv("LONGSHORE_PLANS", str(Path(plan).parent))
 
     assert call(["plan", "validate", "shop"]) == 0
     assert capsys.readouterr().out == "shop: 4 steps, no problems\n"
 
 
-# --- what cannot be done --------------------------------------------------------------------------
+# --- usage errors ---------------------------------------------------------------------------------
 
 
 #: Each bad plan with `run`, and each that is not a large one with a command that only looks.
@@ -149,7 +149,7 @@ CALLS += [("plan levels", name) for command, name in CALLS if len(BAD[name][0]) 
 
 
 @pytest.mark.parametrize(("command", "bad"), CALLS)
-def test_a_bad_plan_ends_every_command_with_one_line_before_anything_is_sent(
+def test_invalid_plan_ends_every_command_before_sending(
     command: str, bad: str, tmp_path: Path, capsys: Captured
 ) -> None:
     path = tmp_path / "bad.yaml"
@@ -184,7 +184,7 @@ def test_a_bad_plan_ends_every_command_with_one_line_before_anything_is_sent(
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
-def test_what_was_asked_wrongly_ends_with_2_and_one_line(
+def test_usage_error_exits_2_with_one_line(
     arguments: list[str], says: str, plan: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Captured
 ) -> None:
     (tmp_path / "list.yaml").write_text("- tag\n")
@@ -211,7 +211,7 @@ def test_what_was_asked_wrongly_ends_with_2_and_one_line(
     ],
     ids=" ".join,
 )
-def test_a_command_that_does_not_exist_or_is_not_complete_ends_with_2(arguments: list[str], capsys: Captured) -> None:
+def test_unknown_or_incomplete_command_exits_2(arguments: list[str], capsys: Captured) -> None:
     assert call(arguments) == 2
 
     out, err = capsys.readouterr()
@@ -220,7 +220,7 @@ def test_a_command_that_does_not_exist_or_is_not_complete_ends_with_2(arguments:
     assert "Traceback" not in err
 
 
-def test_a_wrong_setting_ends_a_command_with_2(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+def test_invalid_setting_exits_2(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     monkeypatch.setenv("LONGSHORE_LEASE", "soon")
 
     assert call(["runs", "ls"]) == 2
@@ -228,7 +228,7 @@ def test_a_wrong_setting_ends_a_command_with_2(monkeypatch: pytest.MonkeyPatch, 
     assert "setting lease" in one_line(capsys)
 
 
-def test_a_redis_that_is_away_is_told_without_the_password(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+def test_unreachable_redis_is_reported_without_the_password(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     monkeypatch.setenv("LONGSHORE_REDIS_URL", "redis://ops:secret@127.0.0.1:1/0")
 
     assert call(["runs", "ls"]) == 1
@@ -239,7 +239,7 @@ def test_a_redis_that_is_away_is_told_without_the_password(monkeypatch: pytest.M
     assert "secret" not in said
 
 
-def test_a_traceback_is_shown_where_it_is_asked_for(capsys: Captured) -> None:
+def test_verbose_option_shows_a_traceback(capsys: Captured) -> None:
     assert call(["-v", "run", "nope.yaml"]) == 2
 
     err = capsys.readouterr().err
@@ -250,7 +250,7 @@ def test_a_traceback_is_shown_where_it_is_asked_for(capsys: Captured) -> None:
 # --- parameters -----------------------------------------------------------------------------------
 
 
-def test_parameters_on_the_command_line_come_before_those_of_the_file(tmp_path: Path) -> None:
+def test_command_line_parameters_override_the_file(tmp_path: Path) -> None:
     file = tmp_path / "values.yaml"
     file.write_text("tag: '1.0'\nreplicas: 2\n")
     plan = Plan("p", params={"tag": str, "replicas": int, "hosts": list})
@@ -260,17 +260,17 @@ def test_parameters_on_the_command_line_come_before_those_of_the_file(tmp_path: 
     assert values == {"tag": "a=b", "replicas": 3, "hosts": ["a", "b"]}
 
 
-def test_a_parameter_keeps_its_text_where_the_plan_says_text() -> None:
+def test_string_parameter_keeps_its_text() -> None:
     plan = Plan("p", params={"tag": str})
 
     assert read_params(plan, ("tag=1.10",), None) == {"tag": "1.10"}
     assert read_params(plan, ("tag=",), None) == {"tag": ""}
 
 
-# --- the parts ------------------------------------------------------------------------------------
+# --- commands -------------------------------------------------------------------------------------
 
 
-def test_a_worker_needs_a_redis(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+def test_worker_command_needs_redis(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     monkeypatch.delenv("LONGSHORE_REDIS_URL")
 
     assert call(["worker"]) == 2
@@ -280,7 +280,7 @@ def test_a_worker_needs_a_redis(monkeypatch: pytest.MonkeyPatch, capsys: Capture
     assert "would start a server, a worker, a beat and Flower" in capsys.readouterr().out
 
 
-def test_a_worker_of_some_queues_takes_their_undo_first(capsys: Captured) -> None:
+def test_worker_with_queues_consumes_their_undo_first(capsys: Captured) -> None:
     assert call(["worker", "--dry-run", "-Q", "docker, file.undo,control,docker", "-c", "2", "-n", "w1"]) == 0
 
     said = capsys.readouterr().out.split()
@@ -293,23 +293,23 @@ def test_a_worker_of_some_queues_takes_their_undo_first(capsys: Captured) -> Non
     assert (told["dry_run"], told["message"]) == (True, f"would run: {' '.join(told['arguments'])}")
 
 
-# --- the root -------------------------------------------------------------------------------------
+# --- the entry point ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["run", "--help"], ["plan", "-h"], ["runs", "cancel", "-h"]])
-def test_help_is_there_for_every_command(arguments: list[str], capsys: Captured) -> None:
+def test_every_command_has_help(arguments: list[str], capsys: Captured) -> None:
     assert call(arguments) == 0
 
     assert capsys.readouterr().out.startswith("Usage: longshore")
 
 
-def test_the_version_is_the_packages(capsys: Captured) -> None:
+def test_version_matches_the_package(capsys: Captured) -> None:
     assert call(["--version"]) == 0
 
     assert capsys.readouterr().out == f"longshore, version {version('longshore')}\n"
 
 
-def test_celery_has_the_commands_too(capsys: Captured) -> None:
+def test_celery_command_includes_longshore(capsys: Captured) -> None:
     with pytest.raises(SystemExit) as ended:
         celery_plugin.main(["plan", "levels", "nope"], standalone_mode=False)
 
@@ -392,7 +392,7 @@ def test_completion_reaches_the_subcommands_and_options_of_a_command() -> None:
         assert printed == completed
 
 
-def test_a_plan_that_was_written_by_the_command_line_can_be_read_back(tmp_path: Path, capsys: Captured) -> None:
+def test_exported_plan_can_be_loaded(tmp_path: Path, capsys: Captured) -> None:
     path = tmp_path / "plan.json"
     path.write_text(diamond().to_json())
 

@@ -1,4 +1,4 @@
-"""What the embedded worker is told of the modules that it has to import."""
+"""The imports that a client passes to the embedded worker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from longshore.orchestration.client import embedded
 from longshore.orchestration.settings import Settings
 
 
-def test_a_module_is_looked_for_where_its_client_would_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedded_worker_finds_modules_like_its_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mods").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f"mods{os.pathsep}/elsewhere")

@@ -1,4 +1,4 @@
-"""Jobs out of labels: what each label does, what is told of mistakes, and that order does not matter."""
+"""Jobs from labels: effects of labels, reports of errors, and independence of order."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def only(*entities: Entity) -> Job:
     return job
 
 
-def test_a_job_has_what_its_labels_say_and_defaults_for_the_rest() -> None:
+def test_job_is_read_from_labels_with_defaults() -> None:
     job = only(container())
     assert job == Job("backup", "backup:1", stacks=("shop",), projects=("shop",), targets=("shop-db-1",))
     assert (job.stop_timeout, job.start_timeout, job.timeout, job.grace) == (30.0, 30.0, 3600.0, 10.0)
@@ -66,11 +66,11 @@ def test_a_job_has_what_its_labels_say_and_defaults_for_the_rest() -> None:
         ("scope", "Containers", "scope", "containers"),
     ],
 )
-def test_each_label_takes_effect(label: str, text: str, field: str, value: Any) -> None:
+def test_every_label_has_an_effect(label: str, text: str, field: str, value: Any) -> None:
     assert getattr(only(container(**{label: text})), field) == value
 
 
-def test_no_label_is_declared_and_not_tried() -> None:
+def test_every_declared_label_is_tested() -> None:
     assert set(_READ) == {
         *("scope", "schedule", "timezone", "missed", "overlap-policy", "worker.image", "worker.command", "worker.pull"),
         *("stop-timeout", "start-timeout", "timeout", "grace"),
@@ -79,7 +79,7 @@ def test_no_label_is_declared_and_not_tried() -> None:
     assert {"attach", "mount.path", "mount.mode"} == _OF_VOLUMES
 
 
-def test_the_environment_of_the_work_is_in_labels() -> None:
+def test_labels_set_the_worker_environment() -> None:
     entity = container()
     entity = Entity(
         "container", entity.name, {**entity.labels, f"{JOB}worker.env.LEVEL": "9", f"{JOB}worker.env.A.b": ""}
@@ -87,22 +87,22 @@ def test_the_environment_of_the_work_is_in_labels() -> None:
     assert only(entity).env == {"LEVEL": "9", "A.b": ""}
 
 
-def test_containers_of_one_name_are_targets_of_one_job() -> None:
+def test_containers_with_the_same_job_name_form_one_job() -> None:
     job = only(container("shop-web-1", worker__image=""), container(), container("other-db-1", stack="other"))
     assert job.targets == ("other-db-1", "shop-db-1", "shop-web-1")
     assert job.stacks == ("other", "shop")
 
 
-def test_a_stack_may_be_called_otherwise_than_composes_project() -> None:
+def test_stack_name_may_differ_from_the_compose_project() -> None:
     entity = container()
     assert only(Entity("container", "x", {**entity.labels, "longshore.stack": "mine"})).stacks == ("mine",)
 
 
-def test_what_is_not_enabled_is_no_target() -> None:
+def test_disabled_container_is_no_target() -> None:
     assert discover([container(enabled="false"), container("x", enabled="")]).jobs == ()
 
 
-def test_volumes_are_mounted_for_their_job() -> None:
+def test_volume_labels_mount_volumes_in_their_job() -> None:
     job = only(
         container(),
         volume("data", attach="backup"),
@@ -148,17 +148,17 @@ def test_volumes_are_mounted_for_their_job() -> None:
         ),
     ],
 )
-def test_a_mistake_is_told_with_its_place(entities: list[Entity], told: str) -> None:
+def test_invalid_label_is_reported_with_its_location(entities: list[Entity], told: str) -> None:
     found = discover(entities)
     assert any(told in str(finding) for finding in found.errors), [str(finding) for finding in found.findings]
 
 
-def test_a_mistake_leaves_the_default() -> None:
+def test_invalid_label_keeps_the_default() -> None:
     (job,) = discover([container(timeout="soon", grace="1s")]).jobs
     assert (job.timeout, job.grace) == (3600.0, 1.0)
 
 
-def test_a_label_that_there_is_not_is_a_warning() -> None:
+def test_unknown_label_is_a_warning() -> None:
     found = discover([container(tiemout="5s"), volume("v", mount__paht="/x")])
     assert [str(finding) for finding in found.findings] == [
         "container shop-db-1: longshore.job.tiemout: unknown label",
@@ -169,7 +169,7 @@ def test_a_label_that_there_is_not_is_a_warning() -> None:
 
 
 @pytest.mark.parametrize("text", [*DESCRIPTORS, "0 0 * * 7", "1,2,3 */2 1-31/3 DEC sun-sat", "5/10 * * * *"])
-def test_these_are_schedules(text: str) -> None:
+def test_valid_schedules_are_accepted(text: str) -> None:
     assert len(parse_cron(text).split()) == 5
 
 
@@ -188,13 +188,13 @@ def test_these_are_schedules(text: str) -> None:
         "x * * * *",
     ],
 )
-def test_these_are_none(text: str) -> None:
+def test_invalid_schedules_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"fields|none of|is no schedule: bad "):
         parse_cron(text)
 
 
 @given(st.randoms(use_true_random=False))
-def test_the_order_in_which_they_are_found_does_not_matter(dice: random.Random) -> None:
+def test_discovery_order_does_not_matter(dice: random.Random) -> None:
     entities = [
         container("b", timeout="2h"),
         container("a", worker__image="backup:2"),

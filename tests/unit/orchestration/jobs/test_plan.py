@@ -1,4 +1,4 @@
-"""A job as a plan, as a label and as a file; and the jobs of several hosts together."""
+"""A job as a plan, as a label and as a file; merging the jobs of several hosts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def labelled(name: str, stack: str = "shop", **labels: str) -> Entity:
     return Entity("container", f"{stack}-db-1", found | {"com.docker.compose.project": stack})
 
 
-def test_the_worker_is_made_before_anything_is_stopped_and_removed_last() -> None:
+def test_worker_is_created_before_stops_and_removed_last() -> None:
     plan = job_plan(JOB)
     validate(plan)
     assert list(plan.steps) == ["image", "worker", "stop", "work", "start", "healthy", "remove"]
@@ -42,14 +42,14 @@ def test_the_worker_is_made_before_anything_is_stopped_and_removed_last() -> Non
     assert plan.target == "web1"
 
 
-def test_a_stack_that_is_to_stay_stopped_is_not_started() -> None:
+def test_keep_stopped_skips_the_restart() -> None:
     plan = job_plan(JOB, JobOptions(keep_stopped=True))
     validate(plan)
     assert list(plan.steps) == ["image", "worker", "stop", "work", "remove"]
     assert plan.steps["remove"].after == ["work"]
 
 
-def test_what_is_chosen_for_one_start_counts() -> None:
+def test_options_of_one_start_override_the_job() -> None:
     steps = job_plan(JOB, JobOptions(timeout="2m", stop_timeout=3, start_timeout="1.5s", keep_failed_worker=True)).steps
     assert steps["work"].with_["timeout"] == 120
     assert steps["work"].timeout is not None
@@ -60,13 +60,13 @@ def test_what_is_chosen_for_one_start_counts() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["soon", 0, "0s", -1])
-def test_a_time_that_is_none_is_refused(wrong: Any) -> None:
+def test_invalid_duration_is_refused(wrong: Any) -> None:
     with pytest.raises(UsageError, match="stop_timeout"):
         job_plan(JOB, JobOptions(stop_timeout=wrong))
 
 
 @pytest.mark.parametrize("scope", ["stack", "containers"])
-def test_a_scope_says_what_is_stopped(scope: Any) -> None:
+def test_scope_selects_the_stopped_containers(scope: Any) -> None:
     job = Job("j", "i", stacks=("shop",), targets=("a", "b"), loose=("b",), scope=scope)
     said = job_plan(job).steps["stop"].with_
     wanted = (["shop"], ["b"]) if scope == "stack" else ([], ["a", "b"])
@@ -74,14 +74,14 @@ def test_a_scope_says_what_is_stopped(scope: Any) -> None:
 
 
 @given(st.text(), st.text())
-def test_labels_are_data_and_no_templates(value: str, more: str) -> None:
+def test_label_values_are_not_rendered(value: str, more: str) -> None:
     text = f"{value}{{{{ params }}}}{more}{{% if %}}"
     plan = job_plan(Job("j", "i", env={"A": text}, command=(text,)))
     said = plan.steps["worker"].with_
     assert templates.render([said["env"]["A"], said["command"][0]], {}) == [text, text]
 
 
-def test_what_a_file_gives_may_be_a_template() -> None:
+def test_job_file_values_may_be_templates() -> None:
     job = Job("j", "i", env={"A": "{{ secret('env:X') }}", "B": "{{ 1 }}"}, templated=frozenset({"A"}))
     said = job_plan(job).steps["worker"].with_["env"]
     assert said["A"] == "{{ secret('env:X') }}"
@@ -89,7 +89,7 @@ def test_what_a_file_gives_may_be_a_template() -> None:
     validate(job_plan(job))
 
 
-def test_a_run_can_be_made_again_from_the_workers_label() -> None:
+def test_run_can_be_recreated_from_the_worker_label() -> None:
     skips = dataclasses.replace(JOB, overlap="skip")
     label = templates.render(plan_record(skips, JobOptions(keep_failed_worker=True)), {})
     assert plan_from_record(label)[0].overlap == "skip"
@@ -113,12 +113,12 @@ def test_a_run_can_be_made_again_from_the_workers_label() -> None:
         plan_from_record("{}")
 
 
-def test_what_an_older_version_has_not_kept_has_its_default() -> None:
+def test_missing_fields_of_older_records_have_defaults() -> None:
     job, choices = plan_from_record('{"name": "j", "image": "i", "later": 1}')
     assert (job, choices) == (Job("j", "i"), JobOptions())
 
 
-def test_its_stacks_are_locked_from_beginning_to_end() -> None:
+def test_job_locks_its_stacks_for_the_whole_run() -> None:
     job = Job("j", "i", stacks=("b", "a"), projects=("p",), targets=("c",), loose=("c",), host="web1")
     body = request_body(job_plan(job), {}, "me")
     assert body["locks"] == ["web1/a", "web1/b", "web1/container c", "web1/p"]
@@ -130,10 +130,10 @@ def test_its_stacks_are_locked_from_beginning_to_end() -> None:
     assert body["concurrency"] == {"key": "job web1/j"}
 
 
-# --- a file ---------------------------------------------------------------------------------------
+# --- job files ------------------------------------------------------------------------------------
 
 
-def test_a_file_describes_jobs(tmp_path: Path) -> None:
+def test_job_file_declares_jobs(tmp_path: Path) -> None:
     path = tmp_path / "jobs.yaml"
     path.write_text(
         """
@@ -169,9 +169,7 @@ def test_a_file_describes_jobs(tmp_path: Path) -> None:
         ({"host": "a b"}, "not a host name"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_told_and_keeps_no_other_job_from_being_known(
-    tmp_path: Path, said: dict[str, Any], told: str
-) -> None:
+def test_invalid_job_is_reported_without_hiding_others(tmp_path: Path, said: dict[str, Any], told: str) -> None:
     path = tmp_path / "jobs.json"
     path.write_text(json.dumps({"jobs": {"j": said, "good": {"image": "i", "stacks": ["shop"]}}}))
     known = merged({"web1": HostSnapshot("web1", 0)}, declared_in([path]))
@@ -185,7 +183,7 @@ def test_what_is_wrong_in_a_file_is_told_and_keeps_no_other_job_from_being_known
 
 
 @pytest.mark.parametrize("text", ["jobs: [", "jobs: 5", "{}", "jobs: {}\nmore: 1", "- a"])
-def test_a_file_that_is_none_of_jobs_is_refused(tmp_path: Path, text: str) -> None:
+def test_file_without_jobs_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "jobs.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as failed:
@@ -196,14 +194,14 @@ def test_a_file_that_is_none_of_jobs_is_refused(tmp_path: Path, text: str) -> No
         read_jobs(tmp_path / "none.yaml")
 
 
-def test_a_label_may_be_named_as_it_is_on_a_container(tmp_path: Path) -> None:
+def test_job_file_accepts_full_label_names(tmp_path: Path) -> None:
     path = tmp_path / "jobs.json"
     path.write_text(json.dumps({"jobs": {"j": {"image": "i", "stacks": ["s"], "overlap_policy": "skip"}}}))
     (job,) = merged({"web1": HostSnapshot("web1", 0)}, declared_in([path])).jobs
     assert job.overlap == "skip"
 
 
-def test_a_job_whose_label_cannot_be_used_is_not_run_in_another_way() -> None:
+def test_job_with_an_invalid_label_does_not_run() -> None:
     good, bad = labelled("good", "a"), labelled("bad", "b", **{"worker.command": "echo 'unclosed"})
     known = merged({"web1": HostSnapshot("web1", 0, entities=(good, bad))}, DeclaredJobs())
     assert known.job("good").name == "good"
@@ -211,7 +209,7 @@ def test_a_job_whose_label_cannot_be_used_is_not_run_in_another_way() -> None:
         known.job("bad")
 
 
-def test_what_contradicts_is_told_and_the_first_counts() -> None:
+def test_conflicting_labels_are_reported_and_the_first_applies() -> None:
     one, other = labelled("j", "a", timeout="1s"), labelled("j", "b", timeout="2s")
     known = merged({"web1": HostSnapshot("web1", 0, entities=(other, one))}, DeclaredJobs())
     assert known.job("j").timeout == 1.0
@@ -221,13 +219,13 @@ def test_what_contradicts_is_told_and_the_first_counts() -> None:
 # --- several hosts --------------------------------------------------------------------------------
 
 
-def test_two_hosts_with_one_engine_have_its_jobs_once() -> None:
+def test_jobs_of_a_shared_engine_are_listed_once() -> None:
     here = (labelled("backup"),)
     seen = {name: HostSnapshot(name, 0, engine="E", entities=here) for name in ("web2", "web1")}
     assert [(job.name, job.host) for job in merged(seen, DeclaredJobs()).jobs] == [("backup", "web1")]
 
 
-def test_one_name_on_two_engines_has_to_be_chosen() -> None:
+def test_ambiguous_job_name_needs_a_host() -> None:
     seen = {name: HostSnapshot(name, 0, engine=name, entities=(labelled("backup"),)) for name in ("web2", "web1")}
     known = merged(seen, DeclaredJobs())
     with pytest.raises(UsageError, match=r"several hosts \(web1, web2\)"):
@@ -237,7 +235,7 @@ def test_one_name_on_two_engines_has_to_be_chosen() -> None:
         known.job("other")
 
 
-def test_a_job_of_a_file_is_done_where_its_stack_is() -> None:
+def test_file_job_runs_on_the_host_of_its_stack() -> None:
     seen = {name: HostSnapshot(name, 0, engine=name, stacks=(f"shop-{name}",)) for name in ("web1", "web2")}
     declared: dict[str, dict[str, Any]] = {
         "there": {"stacks": ["shop-web2"], "image": "i"},
@@ -254,7 +252,7 @@ def test_a_job_of_a_file_is_done_where_its_stack_is() -> None:
     ]
 
 
-def test_what_a_file_says_counts_where_a_label_says_otherwise() -> None:
+def test_job_file_overrides_labels() -> None:
     seen = {"web1": HostSnapshot("web1", 0, entities=(labelled("backup", **{"timeout": "5s", "worker.env.A": "1"}),))}
     declared = {"backup": {"timeout": 9.0, "stacks": ["more"], "env": {"B": "2"}}}
     known = merged(seen, DeclaredJobs(declared))
@@ -272,13 +270,13 @@ def test_what_a_file_says_counts_where_a_label_says_otherwise() -> None:
     )
 
 
-def test_who_does_not_answer_is_told_of() -> None:
+def test_silent_host_is_reported() -> None:
     known = merged({"web1": HostSnapshot("web1", 0, error="no engine")}, DeclaredJobs(), ["web2"])
     assert known == JobListing((), known.findings, ("web2",))
     assert [str(finding) for finding in known.findings] == ["host web2: no answer", "host web1: no engine"]
 
 
-def test_a_run_that_is_made_again_too_late_only_brings_the_stack_up() -> None:
+def test_late_recreated_run_only_restarts_the_stack() -> None:
     sandbox = Sandbox(hosts=("web1",))
     sandbox.fail("work", "too much time has passed")
     report = sandbox.run(job_plan(JOB, reconstructed=True, begin=False))
@@ -308,9 +306,7 @@ def test_a_run_that_is_made_again_too_late_only_brings_the_stack_up() -> None:
         ("", "succeeded", "healthy", 0),
     ],
 )
-def test_how_the_work_ended_and_how_the_stack_stands_are_two_things(
-    step: str, result: str, restart: str, code: int
-) -> None:
+def test_report_separates_work_result_from_stack_state(step: str, result: str, restart: str, code: int) -> None:
     sandbox = Sandbox(hosts=("web1",), pretend=True)
     if step:
         sandbox.fail(step)
@@ -320,7 +316,7 @@ def test_how_the_work_ended_and_how_the_stack_stands_are_two_things(
     assert {"start", "healthy", "remove"} <= set(sandbox.done), "whatever fails"
 
 
-def test_only_the_plan_of_a_job_has_a_jobs_report() -> None:
+def test_job_report_requires_a_job_plan() -> None:
     plan = Plan("p", labels={"job": "mine"})
     plan.step("work", "noop.execute")
     plan.step("remove", "noop.execute").after("work")
@@ -329,7 +325,7 @@ def test_only_the_plan_of_a_job_has_a_jobs_report() -> None:
     assert "job" not in report.model_dump()
 
 
-def test_what_may_be_secret_is_known_to_the_work_too_also_when_it_is_made_again() -> None:
+def test_recreated_job_keeps_its_secret_environment() -> None:
     job = Job("j", "i", env={"TOKEN": "{{ secret('env:X') }}", "PLAIN": "1"}, templated=frozenset({"TOKEN"}))
     wanted = {"TOKEN": "{{ secret('env:X') }}"}
     assert job_plan(job).steps["work"].with_["env"] == wanted

@@ -1,4 +1,4 @@
-"""Durations: what people write, and what is written back."""
+"""Durations: parsing and formatting."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from longshore.orchestration.language.durations import format_duration, parse_du
         (0, 0.0),
     ],
 )
-def test_a_duration_is_read_as_people_write_it(written: object, seconds: float) -> None:
+def test_duration_is_parsed_from_text(written: object, seconds: float) -> None:
     assert parse_duration(written) == seconds
 
 
@@ -38,7 +38,7 @@ def test_a_duration_is_read_as_people_write_it(written: object, seconds: float) 
     ],
     ids=lambda value: repr(value)[:12],
 )
-def test_what_is_no_duration_is_refused_in_one_line_that_shows_it(written: object) -> None:
+def test_invalid_duration_is_refused_and_quoted(written: object) -> None:
     with pytest.raises(ValueError, match="is not a duration") as caught:
         parse_duration(written)
 
@@ -50,15 +50,15 @@ def test_what_is_no_duration_is_refused_in_one_line_that_shows_it(written: objec
     ("seconds", "written"),
     [(90, "90s"), (600, "10m"), (0.25, "250ms"), (7200, "2h"), (0, "0s"), (0.0005, "0.0005"), (86_400, "24h")],
 )
-def test_a_duration_is_written_in_its_shortest_form(seconds: float, written: str) -> None:
+def test_duration_is_formatted_in_its_shortest_form(seconds: float, written: str) -> None:
     assert format_duration(seconds) == written
 
 
 @given(st.integers(0, 400 * 86_400_000))
-def test_a_duration_of_whole_milliseconds_survives_being_written_and_read(ms: int) -> None:
+def test_millisecond_duration_round_trips(ms: int) -> None:
     assert round(parse_duration(format_duration(ms / 1000)) * 1000) == ms
 
 
 @given(st.floats(0, 1e9))
-def test_any_duration_is_read_back_to_a_microsecond_or_so(seconds: float) -> None:
+def test_duration_round_trips_to_a_microsecond(seconds: float) -> None:
     assert parse_duration(format_duration(seconds)) == pytest.approx(seconds, rel=1e-8, abs=1e-5)

@@ -1,4 +1,4 @@
-"""Expressions in Python are text for Jinja2, and mean there what they mean here."""
+"""Python expressions compile to Jinja2 text with the same meaning."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ VALUES = st.one_of(st.none(), st.booleans(), st.integers(-9, 9), Text)
 
 
 @given(VALUES, VALUES)
-def test_a_comparison_holds_there_as_it_does_here(value: Any, other: Any) -> None:
+def test_expression_comparison_matches_python(value: Any, other: Any) -> None:
     scope = {"params": {"v": value}}
     assert templates.truth(as_text(E.params.v == other), scope) == (value == other)
     assert templates.truth(as_text(E.params.v != other), scope) == (value != other)
 
 
 @given(st.integers(-3, 3), st.integers(-3, 3), st.integers(-3, 3))
-def test_operators_bind_as_they_are_written(a: int, b: int, c: int) -> None:
+def test_expression_operators_keep_their_precedence(a: int, b: int, c: int) -> None:
     scope = {"params": {"a": a, "b": b, "c": c}}
     p = E.params
     one = (p.a < p.b) & ~(p.b <= p.c) | (p.a > c) & (p.c >= b)
     assert templates.truth(as_text(one), scope) == ((a < b and not b <= c) or (a > c >= b))
 
 
-def test_an_expression_stands_for_the_value_and_in_text_for_its_text() -> None:
+def test_expression_yields_the_value_or_its_text() -> None:
     plan = Plan("p", params={"tag": str})
     a = plan.step("check-health", "noop.execute")
     plan.step(
@@ -46,7 +46,7 @@ def test_an_expression_stands_for_the_value_and_in_text_for_its_text() -> None:
     validate(plan)
 
 
-def test_it_is_no_value_here() -> None:
+def test_expression_has_no_truth_value_or_iteration() -> None:
     with pytest.raises(TypeError, match=r"use &, \| and ~"):
         bool(E.item == 1)
     with pytest.raises(TypeError, match="use foreach"):
@@ -55,5 +55,5 @@ def test_it_is_no_value_here() -> None:
         _ = E.nothing
 
 
-def test_is_in() -> None:
+def test_is_in_operator() -> None:
     assert templates.truth(as_text(E.item.is_in(["a", "b"])), {"item": "a"})

@@ -1,4 +1,4 @@
-"""Each `only_if` condition over dependencies that changed, failed, were skipped, or ended differently on two hosts."""
+"""Every `only_if` condition, over dependencies that changed, failed, were skipped, or differ between two hosts."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ DEPENDENCIES = {
         ("failed mixed", "failed any_host_failed any_host_changed"),
     ],
 )
-def test_a_condition_holds_for_these_dependencies(dependencies: str, conditions: str) -> None:
+def test_condition_evaluates_dependencies(dependencies: str, conditions: str) -> None:
     seen = [DEPENDENCIES[name] for name in dependencies.split()]
 
     held = {str(condition) for condition in OnlyIf if holds(condition, seen)}

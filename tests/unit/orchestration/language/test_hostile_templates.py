@@ -1,4 +1,4 @@
-"""Templates and patterns that would stop a worker: each ends in a clean error, in bounded time and memory."""
+"""Hostile templates and patterns fail with a clean error, in bounded time and memory."""
 
 # ruff: noqa: E501 - templates are lines as they are
 
@@ -82,7 +82,7 @@ COSTLY = [
     "{% set ns = namespace(x=('a',)) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
     "{% set x %}{% for i in range(99999) %}{{ params.text }}{% endfor %}{% endset %}{{ x }}",
     "{% filter upper %}{% for i in range(99999) %}{{ params.text }}{% endfor %}{% endfilter %}",
-    # what is parsed and compiled
+    # parsing and compilation
     "{{ " + "(" * 10_000 + "1" + ")" * 10_000 + " }}", "{{ " + "not " * 3000 + "1 }}", "{{ " + "-" * 10_000 + "1 }}",
     "{{ " + "1+" * 5000 + "1 }}", "{{ a" + ".a" * 5000 + " }}", "{{ a" + "|e" * 5000 + " }}", "{{ " + "[" * 5000 + " }}",
     "{{ " + "1" * 10_000 + " }}", "{{ 1e999999999 }}", "{{ " + "'a' ~ " * 3000 + "'a' }}", "{{ a }}" * 100_000,
@@ -93,7 +93,7 @@ COSTLY = [
 
 
 @pytest.mark.parametrize("text", COSTLY, ids=lambda text: text[:60])
-def test_a_costly_template_ends_in_an_error(text: str) -> None:
+def test_costly_template_fails(text: str) -> None:
     with pytest.raises(TemplateProblem) as found:
         render(text, SCOPE)
 
@@ -101,7 +101,7 @@ def test_a_costly_template_ends_in_an_error(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", COSTLY, ids=lambda text: text[:60])
-def test_all_that_looks_at_a_costly_template_ends(text: str) -> None:
+def test_every_analysis_of_a_costly_template_terminates(text: str) -> None:
     for look in (templates.references, templates.reads_outcome, templates.paths, templates.looks_for_failure_of):
         try:
             look(text)
@@ -111,19 +111,19 @@ def test_all_that_looks_at_a_costly_template_ends(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", COSTLY, ids=lambda text: text[:60])
-def test_a_plan_with_a_costly_template_is_read_or_refused(text: str) -> None:
+def test_plan_with_a_costly_template_loads_or_is_refused(text: str) -> None:
     data = {"name": "p", "params": {"a": "integer", "b": "integer"}}
     steps = {"s": {"op": "command.argv.execute", "with": {"argv": ["echo", text]}, "when": "1 == 1"}}
     with contextlib.suppress(PlanError):
         reject_forbidden(parse(json.dumps(data | {"steps": steps})), get_settings())
 
 
-def test_the_conditions_of_the_issue_end_in_an_error() -> None:
+def test_costly_power_expression_fails() -> None:
     with pytest.raises(TemplateProblem, match="the power is too large"):
         truth("params.a ** params.b > 1", SCOPE)
 
 
-def test_templates_that_share_a_budget_end_together() -> None:
+def test_templates_share_one_budget() -> None:
     text = "{% for i in range(20_000) %}{% endfor %}{{ params.a }}"
 
     with spending():
@@ -132,7 +132,7 @@ def test_templates_that_share_a_budget_end_together() -> None:
             render([text] * (STEPS // 50_000), SCOPE)
 
 
-def test_the_templates_of_a_plan_are_only_so_long() -> None:
+def test_template_length_is_limited() -> None:
     plan = Plan("p")
     for number in range(60):
         plan.step(f"s{number}", "command.argv.execute", argv=["echo", "{{ params.a + 1 }}" * 900])
@@ -171,14 +171,14 @@ def test_the_templates_of_a_plan_are_only_so_long() -> None:
         ("{% call(x) m() %}{{ x }}{% endcall %}{% macro m() %}{{ caller(1) }}{% endmacro %}", None),
     ],
 )
-def test_templates_of_usual_plans_render(text: str, value: Any) -> None:
+def test_usual_templates_render(text: str, value: Any) -> None:
     if value is None:
         text = "{% macro m() %}{{ caller(1) }}{% endmacro %}{% call(x) m() %}{{ x }}{% endcall %}"
         value = "1"
     assert render(text, SCOPE) == value
 
 
-def test_a_file_of_the_largest_size_is_rendered() -> None:
+def test_largest_file_is_rendered() -> None:
     text = "line {{ params.a }}\n" + "x" * (LARGEST // 4)
 
     assert render(text, SCOPE).startswith("line 3\nxxx")
@@ -194,7 +194,7 @@ CATASTROPHIC = [
 
 @pytest.mark.parametrize("pattern", CATASTROPHIC)
 @pytest.mark.parametrize("text", ["a" * 9999 + "!", "01" * 4999 + "2", "x" * 9999, "aaa bbb " * 1000 + "!"], ids=repr)
-def test_a_catastrophic_pattern_is_matched_in_linear_time(pattern: str, text: str) -> None:
+def test_catastrophic_pattern_is_matched_in_linear_time(pattern: str, text: str) -> None:
     Param.model_validate({"pattern": pattern}).problem(text)
 
 
@@ -204,7 +204,7 @@ def test_a_catastrophic_pattern_is_matched_in_linear_time(pattern: str, text: st
      "(?P<n>a)(?P=n)", "a{5}{5}{5}{5}{5}{5}"],
     ids=lambda text: text[:20],
 )  # fmt: skip
-def test_a_pattern_that_takes_too_long_is_refused_with_its_plan(pattern: str) -> None:
+def test_slow_pattern_is_refused_with_its_plan(pattern: str) -> None:
     with pytest.raises(PlanError) as found:
         parse(json.dumps({"name": "p", "params": {"a": {"pattern": pattern}}, "steps": {"s": {"op": "noop.execute"}}}))
 
@@ -221,14 +221,14 @@ def test_a_pattern_that_takes_too_long_is_refused_with_its_plan(pattern: str) ->
         ("(?i)abc", "AbC", "abd"),
     ],
 )
-def test_a_pattern_has_to_match_the_whole_text(pattern: str, good: str, bad: str) -> None:
+def test_pattern_must_match_the_whole_text(pattern: str, good: str, bad: str) -> None:
     param = Param.model_validate({"pattern": pattern})
 
     assert param.problem(good) is None
     assert param.problem(bad) is not None
 
 
-def test_a_text_that_is_too_long_for_its_pattern_is_refused() -> None:
+def test_text_too_long_for_its_pattern_is_refused() -> None:
     with pytest.raises(ParamsError, match="at most 10000 characters"):
         resolve({"a": Param.model_validate({"pattern": ".*"})}, {"a": "x" * 10_001})
 
@@ -258,6 +258,6 @@ def test_a_text_that_is_too_long_for_its_pattern_is_refused() -> None:
     ],
     ids=lambda text: repr(text[:30]),
 )  # fmt: skip
-def test_a_file_that_is_a_bomb_ends_in_a_clean_error(text: str) -> None:
+def test_alias_bomb_file_fails_cleanly(text: str) -> None:
     with pytest.raises(PlanError):
         parse(text)

@@ -1,4 +1,4 @@
-"""Texts that become parts of keys and paths: what of them is refused, where the path is made."""
+"""Validation of identifiers that become parts of keys and paths."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ BAD = [
 
 
 @pytest.mark.parametrize("text", [*BAD, None, 7, ["a"]])
-def test_a_text_that_leads_elsewhere_is_no_identifier(text: Any) -> None:
+def test_path_like_text_is_no_identifier(text: Any) -> None:
     for kind in (identifiers.run_id, identifiers.instance, identifiers.part, identifiers.project):
         with pytest.raises(BadIdentifier, match="must match"):
             kind(text)
 
 
-def test_an_ordinary_one_is_given_back() -> None:
+def test_valid_identifier_is_returned() -> None:
     assert identifiers.run_id("release-1.2@shop") == "release-1.2@shop"
     assert identifiers.instance("") == ""
     assert identifiers.instance("0123456789abcdef.3.12") == "0123456789abcdef.3.12"
@@ -49,7 +49,7 @@ def test_an_ordinary_one_is_given_back() -> None:
 
 
 @pytest.mark.parametrize("text", BAD)
-def test_no_path_in_the_state_folder_is_made_of_it(text: str, tmp_path: Path) -> None:
+def test_invalid_identifier_creates_no_path(text: str, tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "state", "longshore")
     with pytest.raises(BadIdentifier):
         ledger.seen("run", text, 7)

@@ -24,7 +24,7 @@ FITS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", FITS)
-def test_a_value_fits_its_own_type_and_no_other(kind: str) -> None:
+def test_value_matches_its_own_type_only(kind: str) -> None:
     param = Param.model_validate({"type": kind})
 
     fitting = {name for name, value in FITS.items() if param.problem(value) is None}
@@ -32,12 +32,12 @@ def test_a_value_fits_its_own_type_and_no_other(kind: str) -> None:
     assert fitting == {kind} | ({"integer"} if kind == "number" else set())
 
 
-def test_a_truth_value_is_no_number() -> None:
+def test_boolean_is_not_a_number() -> None:
     assert "must be of type integer, not True" in str(Param(type="integer").problem(True))
     assert Param(type="number").problem(False) is not None
 
 
-def test_null_is_of_no_type() -> None:
+def test_null_matches_no_type() -> None:
     assert all(Param.model_validate({"type": kind}).problem(None) for kind in FITS)
 
 
@@ -54,7 +54,7 @@ def test_null_is_of_no_type() -> None:
         ({"type": "integer", "min": -1}, [-1, 5], [-2], "value of at least -1"),
     ],
 )
-def test_a_value_outside_of_its_bounds_is_refused_with_the_bound(
+def test_out_of_range_value_is_refused_with_its_bound(
     declared: dict[str, Any], good: list[Any], bad: list[Any], says: str
 ) -> None:
     param = Param.model_validate(declared)
@@ -64,7 +64,7 @@ def test_a_value_outside_of_its_bounds_is_refused_with_the_bound(
 
 
 @pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity"])
-def test_a_number_that_is_none_is_refused_also_from_the_command_line(text: str) -> None:
+def test_non_finite_number_is_refused(text: str) -> None:
     param = Param(type="number")
 
     assert param.problem(param.parse(text)) is not None
@@ -96,7 +96,7 @@ def test_a_number_that_is_none_is_refused_also_from_the_command_line(text: str) 
     ],
     ids=lambda part: repr(part)[:20],
 )
-def test_text_from_the_command_line_becomes_a_value_of_the_type_or_stays_text(kind: str, text: str, value: Any) -> None:
+def test_command_line_text_is_converted_to_the_type(kind: str, text: str, value: Any) -> None:
     parsed = Param.model_validate({"type": kind}).parse(text)
 
     assert parsed == value
@@ -107,7 +107,7 @@ def test_text_from_the_command_line_becomes_a_value_of_the_type_or_stays_text(ki
     ("short", "kind"),
     [(str, "string"), (int, "integer"), (float, "number"), (bool, "boolean"), (list, "list"), (dict, "object")],
 )
-def test_python_types_and_bare_words_are_short_forms(short: type, kind: str) -> None:
+def test_python_types_and_names_declare_parameters(short: type, kind: str) -> None:
     assert Plan("p", params={"x": short}).params["x"].type == kind
     assert Plan("p", params={"x": kind}).params["x"].type == kind
 
@@ -123,18 +123,18 @@ def test_python_types_and_bare_words_are_short_forms(short: type, kind: str) -> 
         (3, "Param"),
     ],
 )
-def test_a_declaration_that_contradicts_itself_is_refused(declared: Any, says: str) -> None:
+def test_contradictory_declaration_is_refused(declared: Any, says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         Param.model_validate(declared)
 
 
-def test_given_values_come_before_defaults() -> None:
+def test_given_values_override_defaults() -> None:
     declared = {"a": Param(default="x"), "b": Param(default="y")}
 
     assert resolve(declared, {"b": "z"}) == {"a": "x", "b": "z"}
 
 
-def test_a_default_of_null_is_something_else_than_no_default() -> None:
+def test_null_default_differs_from_no_default() -> None:
     null, none = Param(type="string", default=None), Param(type="string")
 
     assert resolve({"x": null}, {}) == {"x": None}
@@ -145,7 +145,7 @@ def test_a_default_of_null_is_something_else_than_no_default() -> None:
 
 
 @given(params())
-def test_a_declaration_survives_being_written_and_read(declared: dict[str, Any]) -> None:
+def test_declaration_round_trips(declared: dict[str, Any]) -> None:
     param = Param.model_validate(declared)
 
     again = Param.model_validate(json.loads(json.dumps(param.model_dump(mode="json"))))
@@ -163,7 +163,7 @@ def test_a_declaration_survives_being_written_and_read(declared: dict[str, Any])
         ({"tag": None}, "parameter 'tag' must be of type string, not None"),
     ],
 )
-def test_values_that_do_not_fit_name_the_parameter_in_one_line(given: dict[str, Any], says: str) -> None:
+def test_invalid_value_error_names_the_parameter(given: dict[str, Any], says: str) -> None:
     with pytest.raises(ParamsError) as caught:
         resolve({"tag": Param()}, given)
 

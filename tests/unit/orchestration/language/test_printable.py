@@ -1,4 +1,4 @@
-"""Text from outside moves no terminal's cursor, forges no line and keeps its order, wherever people read it."""
+"""Escaping of external text: no control sequences, forged lines or bidirectional overrides in any output."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def hostile_report() -> Report:
 
 
 def harmless(text: str, *, lines: int) -> None:
-    """Nothing but printable text, in as many lines as there should be."""
+    """Check that the text is printable and has the expected number of lines."""
     assert text.count("\n") == lines, text
     for char in text.replace("\n", "").replace("\t", ""):
         assert char == " " or unicodedata.category(char) not in {"Cc", "Cs", "Zl", "Zp"}, repr(char)
@@ -67,7 +67,7 @@ def harmless(text: str, *, lines: int) -> None:
 
 
 @pytest.mark.parametrize("escape", [printable.line, printable.lines, printable.as_json])
-def test_every_character_that_a_terminal_acts_upon_is_escaped(escape: Any) -> None:
+def test_terminal_control_characters_are_escaped(escape: Any) -> None:
     for number in range(sys.maxunicode + 1):
         char = chr(number)
         acts = unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"} or unicodedata.bidirectional(char) in _BIDI
@@ -77,14 +77,14 @@ def test_every_character_that_a_terminal_acts_upon_is_escaped(escape: Any) -> No
         assert escape(fine) == fine
 
 
-def test_a_document_in_json_means_the_same_with_its_escapes() -> None:
+def test_escaped_json_is_equivalent() -> None:
     value = {"a": HOSTILE, "\u202e": ["\U000e0041", 1]}
     shown = printable.as_json(json.dumps(value, ensure_ascii=False, indent=2))
     assert json.loads(shown) == value
     harmless(shown, lines=6)
 
 
-def test_a_report_is_drawn_in_as_many_lines_as_it_has_parts() -> None:
+def test_report_lines_match_its_parts() -> None:
     for terminal in (False, True):
         out = io.StringIO()
         console = PlainConsole(file=out, force_terminal=terminal, no_color=True, width=1000)
@@ -110,7 +110,7 @@ def test_a_report_is_drawn_in_as_many_lines_as_it_has_parts() -> None:
         {"event": "run_aborting", "cause": HOSTILE, "step": HOSTILE},
     ],
 )
-def test_an_event_is_one_line_of_the_live_view(fields: dict[str, str]) -> None:
+def test_event_is_one_line_of_the_live_view(fields: dict[str, str]) -> None:
     out = io.StringIO()
     line = live._line(Event("1-0", fields["event"], 0, fields))
     PlainConsole(file=out, width=10_000).print(line)
@@ -158,14 +158,14 @@ def hostile_client(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 @pytest.mark.usefixtures("hostile_client")
-def test_no_command_shows_text_from_outside_as_it_is(command: list[str], lines: int) -> None:
+def test_commands_escape_external_text(command: list[str], lines: int) -> None:
     harmless(CliRunner().invoke(cli, command).output, lines=lines)
     as_json = CliRunner().invoke(cli, [*command, "-o", "json"]).output
     harmless(as_json, lines=as_json.count("\n"))
     assert [json.loads(each) for each in as_json.splitlines()] if "logs" in command else json.loads(as_json)
 
 
-def test_a_plan_that_is_explained_adds_no_line_by_its_description() -> None:
+def test_plan_description_adds_no_line_to_explain() -> None:
     plain, hostile = Plan("p"), Plan("p", description=f"first\nLevel 9: forged{HOSTILE}")
     for plan in (plain, hostile):
         plan.step("a", "noop.execute")
@@ -174,9 +174,7 @@ def test_a_plan_that_is_explained_adds_no_line_by_its_description() -> None:
     assert "\nLevel 9" not in shown
 
 
-def test_an_error_is_one_line_whatever_is_in_it(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_error_is_always_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> None:
         raise UsageError(HOSTILE)
 
@@ -188,8 +186,8 @@ def test_an_error_is_one_line_whatever_is_in_it(
     harmless(err, lines=err.count("\n"))
 
 
-def test_the_command_line_prints_by_way_of_one_place() -> None:
-    """Else what is printed past it is not escaped."""
+def test_command_line_prints_through_one_function() -> None:
+    """Output that bypasses the function is not escaped."""
     for path in sorted(Path(str(cli_package.__file__)).parent.glob("*.py")):
         if path.name in {"common.py", "console.py"}:
             continue
@@ -200,7 +198,7 @@ def test_the_command_line_prints_by_way_of_one_place() -> None:
 
 
 @pytest.mark.parametrize("kind", ["text", "json"])
-def test_a_record_of_a_log_is_one_line_and_a_traceback_is_indented(kind: str) -> None:
+def test_log_record_is_one_line_with_an_indented_traceback(kind: str) -> None:
     out = io.StringIO()
     logger = logging.Logger("longshore.test")
     handler = logging.StreamHandler(out)
@@ -225,12 +223,12 @@ def test_a_record_of_a_log_is_one_line_and_a_traceback_is_indented(kind: str) ->
 # --- pages ------------------------------------------------------------------------------------------
 
 
-def test_a_picture_shows_what_a_text_hides() -> None:
+def test_diagram_shows_hidden_characters() -> None:
     assert diagram.escape(f"<b>{HOSTILE}").startswith(r"&lt;b&gt;\x1b[31mred\r\nstep b")
     harmless(diagram.escape(HOSTILE), lines=0)
 
 
-def test_what_flower_shows_of_a_task_holds_no_control_characters() -> None:
+def test_flower_tasks_hold_no_control_characters() -> None:
     from longshore.workers import flower_pages
 
     task = flower_pages.format_task(
@@ -269,9 +267,7 @@ def _request(method: str = "GET", host: str = "localhost:5555", **headers: str) 
         (_request("POST", "flower.lan", Sec_Fetch_Site="same-origin"), True, False),
     ],
 )
-def test_another_sites_page_cannot_have_a_browser_ask_flower(
-    request_: HTTPServerRequest, login: bool, refused: bool
-) -> None:
+def test_cross_site_requests_to_flower_are_refused(request_: HTTPServerRequest, login: bool, refused: bool) -> None:
     from flower.app import Flower
 
     from longshore.workers import flower_pages

@@ -1,4 +1,4 @@
-"""Which planned times are due, across days on which a clock is changed, and what becomes of those that were missed."""
+"""Planned times of schedules, across changes of daylight saving time, and missed times."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def told(found: list[int]) -> list[str]:
     return [f"{datetime.fromtimestamp(at / 1000, UTC):%d %H:%M}" for at in found]
 
 
-def test_what_is_planned_lies_after_the_one_and_not_after_the_other() -> None:
+def test_planned_times_lie_in_a_half_open_interval() -> None:
     found = planned(job("0 * * * *"), ms("2026-05-01T10:00:00+00:00"), ms("2026-05-01T12:00:00+00:00"))
     assert told(found) == ["01 11:00", "01 12:00"]
 
@@ -42,12 +42,12 @@ def test_what_is_planned_lies_after_the_one_and_not_after_the_other() -> None:
         ("*/30 2 * * *", "2026-10-25", ["25 00:00", "25 00:30", "25 01:00", "25 01:30"]),
     ],
 )
-def test_a_clock_that_is_changed_neither_loses_nor_doubles_a_run(schedule: str, day: str, times: list[str]) -> None:
+def test_dst_change_neither_skips_nor_repeats_a_run(schedule: str, day: str, times: list[str]) -> None:
     begin = ms(f"{day}T00:00:00+00:00") - 1
     assert told(planned(job(schedule, "Europe/Berlin"), begin, begin + 20 * 3600 * 1000)) == times
 
 
-def test_of_a_long_time_only_the_latest_hundred_are_caught_up_with() -> None:
+def test_catch_up_is_limited_to_a_hundred() -> None:
     begin, end = ms("2026-05-01T00:00:00+00:00"), ms("2026-05-08T00:00:00+00:00")
     found = planned(job("* * * * *"), begin, end)
     assert len(found) == 100
@@ -55,13 +55,13 @@ def test_of_a_long_time_only_the_latest_hundred_are_caught_up_with() -> None:
 
 
 @given(st.integers(0, 4 * 10**12), st.integers(0, 10**8), st.integers(0, 10**8))
-def test_two_spans_have_what_the_whole_has(begin: int, first: int, second: int) -> None:
+def test_adjacent_intervals_equal_the_whole(begin: int, first: int, second: int) -> None:
     every = job("*/7 * * * *", "America/New_York")
     parts = planned(every, begin, begin + first) + planned(every, begin + first, begin + first + second)
     assert parts[-100:] == planned(every, begin, begin + first + second)
 
 
-def test_what_was_missed_is_skipped_done_once_or_all_of_it() -> None:
+def test_catch_up_policy_selects_missed_runs() -> None:
     now = ms("2026-05-01T12:00:10+00:00")
     missed = [ms("2026-05-01T10:00:00+00:00"), ms("2026-05-01T11:00:00+00:00")]
     due = [*missed, ms("2026-05-01T12:00:00+00:00")]
@@ -75,14 +75,14 @@ def test_what_was_missed_is_skipped_done_once_or_all_of_it() -> None:
         assert chosen(policy, [], now) == []  # type: ignore[arg-type]
 
 
-def test_the_same_planned_time_has_the_same_run_id() -> None:
+def test_planned_time_determines_the_run_id() -> None:
     at = ms("2026-05-01T12:00:00+02:00")
     assert run_id_of(job("@hourly"), at) == "nightly@web1.20260501T100000Z"
     longest = Job("n" * 64, "backup:1", host="h" * 64)
     assert RUN_ID.fullmatch(run_id_of(longest, at))
 
 
-def test_when_it_is_next() -> None:
+def test_next_planned_time() -> None:
     now = ms("2026-05-01T12:00:00+00:00")
     found = upcoming(job("0 3 * * *", "Europe/Berlin"), now)
     assert found is not None
@@ -90,6 +90,6 @@ def test_when_it_is_next() -> None:
     assert upcoming(job(""), now) is None
 
 
-def test_a_mark_is_read_as_it_was_written() -> None:
+def test_schedule_mark_round_trips() -> None:
     mark = Mark(17, "*/5 * * * * Europe/Berlin")
     assert Mark.read(mark.text()) == mark

@@ -1,4 +1,4 @@
-"""Secrets by reference: where they may stand, how they are read, and that nothing tells them."""
+"""Secrets by reference: permitted places, reading, and redaction."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def told(op: str, **params: Any) -> list[str]:
     return [str(problem) for problem in problems(plan, resolve)]
 
 
-def test_a_secret_may_stand_where_nobody_sees_it() -> None:
+def test_secret_is_allowed_in_hidden_parameters() -> None:
     secret = "{{ secret('env:DB_PASSWORD') }}"  # noqa: S105 - a reference
     assert told("command.exec.execute", argv=["env"], env={"PGPASSWORD": secret}, stdin=secret) == []
     assert told("file.deploy.execute", path="/x", content=f"password={secret}\n") == []
@@ -47,14 +47,14 @@ def test_a_secret_may_stand_where_nobody_sees_it() -> None:
         ("file.upload", {"name": "x", "content": "{{ secret('env:X') }}"}),
     ],
 )
-def test_a_secret_that_would_be_seen_is_refused(op: str, params: dict[str, Any]) -> None:
+def test_visible_secret_is_refused(op: str, params: dict[str, Any]) -> None:
     assert any("would be seen" in text for text in told(op, **params))
 
 
 @pytest.mark.parametrize(
     "written", ["secret('X')", "secret('env:')", "secret('file:relative')", "secret(params.x)", "secret()", "secret(1)"]
 )
-def test_a_reference_that_is_none_is_refused(written: str) -> None:
+def test_invalid_secret_reference_is_refused(written: str) -> None:
     plan = Plan("secret", params={"x": str})
     plan.step("do", "command.exec.execute", argv=["env"], env={"A": f"{{{{ {written} }}}}"})
     found = [str(problem) for problem in problems(plan, resolve)]
@@ -62,7 +62,7 @@ def test_a_reference_that_is_none_is_refused(written: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["when", "target", "foreach"])
-def test_a_secret_stands_in_parameters_only(where: str) -> None:
+def test_secrets_are_allowed_in_parameters_only(where: str) -> None:
     plan = Plan("secret")
     step = plan.step("do", "noop.execute")
     text = "{{ secret('env:X') }}"
@@ -70,7 +70,7 @@ def test_a_secret_stands_in_parameters_only(where: str) -> None:
     assert any("would be seen" in str(problem) for problem in problems(plan, resolve))
 
 
-def test_a_mark_counts_only_with_its_own_word() -> None:
+def test_secret_mark_needs_its_own_nonce() -> None:
     values = {"env:TOKEN": "correct-horse"}
     marks, found = SecretMarks(), set[str]()
     mark = marks("env:TOKEN")
@@ -90,7 +90,7 @@ _AROUND = st.text(st.characters(exclude_categories=["Cc", "Cs"]))
 
 
 @given(st.text(min_size=4).filter(lambda text: text.strip() and HIDDEN not in text), _AROUND, _AROUND)
-def test_no_spelling_of_a_secret_is_left(value: str, before: str, after: str) -> None:
+def test_every_encoding_of_a_secret_is_redacted(value: str, before: str, after: str) -> None:
     redaction = Redaction()
     redaction.values.add(value)
     told = redaction.data({"a": [before + value + after], value: {"b": json.dumps(value), "c": repr(value)}})
@@ -99,7 +99,7 @@ def test_no_spelling_of_a_secret_is_left(value: str, before: str, after: str) ->
     assert json.dumps(value, ensure_ascii=False)[1:-1] not in text.replace(HIDDEN, "")
 
 
-def test_an_error_tells_nothing_either() -> None:
+def test_errors_redact_secrets() -> None:
     redaction = Redaction()
     redaction.values.add(VALUE)
     error = secrets.no_value(OperationError(f"no: {VALUE}", remedy=VALUE, data={"out": [VALUE]}), redaction)
@@ -108,25 +108,25 @@ def test_an_error_tells_nothing_either() -> None:
 
 
 @pytest.mark.parametrize("written", ["secret('env:X')|upper", "secret('env:X')[:9]", "secret('env:X').upper()"])
-def test_a_part_or_another_form_of_a_secret_is_refused(written: str) -> None:
+def test_derived_forms_of_a_secret_are_refused(written: str) -> None:
     assert told("command.exec.execute", argv=["env"], env={"A": f"{{{{ {written} }}}}"})
     together = "{{ 'Bearer ' ~ secret('env:X') }}"
     assert told("command.exec.execute", argv=["env"], env={"A": together}) == []
 
 
-def test_a_number_tells_a_secret_too() -> None:
+def test_numeric_secret_is_redacted() -> None:
     redaction = Redaction()
     redaction.values.add("48151623")
     assert redaction.data({"pin": 48151623, "other": 4, "yes": True}) == {"pin": HIDDEN, "other": 4, "yes": True}
 
 
-def test_no_line_of_a_secret_is_told() -> None:
+def test_every_line_of_a_secret_is_redacted() -> None:
     redaction = Redaction()
     redaction.values.add("pw12345\nqr67890\n")
     assert redaction.text("qr67890") == HIDDEN
 
 
-def test_what_is_cut_was_looked_through_before() -> None:
+def test_text_is_redacted_before_truncation() -> None:
     value = "S3cret" * 10
     context = {"redact": lambda text: text.replace(value, HIDDEN)}
     lines: list[str] = []
@@ -146,7 +146,7 @@ def test_what_is_cut_was_looked_through_before() -> None:
     assert "ret" not in str(error.value)
 
 
-def test_only_marks_are_references_again_when_a_step_is_replayed() -> None:
+def test_replay_restores_marks_only() -> None:
     marks = SecretMarks()
     text = f"{{{{ secret('file:/etc/shadow') }}}} and {{% broken {marks('env:TOKEN')}"
     made = replay.Replay(Plan("again", params={}))

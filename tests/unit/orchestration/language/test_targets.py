@@ -1,4 +1,4 @@
-"""Which hosts are meant: targets, labels in words, conditions on what a host is like."""
+"""Host selection: targets, labels and conditions on hosts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Machine:
 
 
 @given(WORD, VALUE)
-def test_each_beginning_in_whole_words_selects_a_label(key: str, value: str) -> None:
+def test_label_prefix_of_whole_words_matches(key: str, value: str) -> None:
     words = value.split(".")
     for n in range(1, len(words) + 1):
         selector = f"{key}:{'.'.join(words[:n])}"
@@ -47,29 +47,29 @@ def test_each_beginning_in_whole_words_selects_a_label(key: str, value: str) -> 
 
 
 @given(st.dictionaries(WORD, VALUE))
-def test_labels_are_read_as_they_are_written(labels: dict[str, str]) -> None:
+def test_labels_are_parsed(labels: dict[str, str]) -> None:
     assert parse_labels(",".join(f"{key}={value}" for key, value in labels.items())) == labels
 
 
 @pytest.mark.parametrize(
     "text", ["role", "role=", "ro le=web", "role=we b", "role=web..eu", "role=.web", "=web", "a:b=c"]
 )
-def test_what_is_no_label_is_told(text: str) -> None:
+def test_invalid_label_text_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no"):
         parse_labels(text)
 
 
-def test_facts_may_have_any_value() -> None:
+def test_fact_values_are_arbitrary() -> None:
     assert parse_facts(" rack = 12 ,note=a=b, ") == {"rack": "12", "note": "a=b"}
 
 
 @pytest.mark.parametrize("target", ["_all", "role:web", "role:web.dev.eu"])
-def test_these_mean_several_hosts(target: str) -> None:
+def test_label_targets_select_several_hosts(target: str) -> None:
     assert is_several(target)
 
 
 @pytest.mark.parametrize("target", ["_any", "web1", "web1.example.com"])
-def test_these_mean_one(target: str) -> None:
+def test_host_targets_select_one_host(target: str) -> None:
     assert not is_several(target)
     assert is_target(target)
 
@@ -77,12 +77,12 @@ def test_these_mean_one(target: str) -> None:
 @pytest.mark.parametrize(
     ("name", "good"), [("web1", True), ("a.b", True), ("web1.undo", False), ("a:b", False), ("", False)]
 )
-def test_a_hosts_name_makes_no_queue_of_another_hosts(name: str, good: bool) -> None:
+def test_host_name_cannot_form_another_hosts_queue(name: str, good: bool) -> None:
     assert is_host_name(name) is good
 
 
 @pytest.mark.parametrize("target", ["", "role:", ":web", "a b", "role:we b", "role:web:eu", "_other", "a" * 65])
-def test_these_are_no_targets(target: str) -> None:
+def test_invalid_targets_are_refused(target: str) -> None:
     assert not is_target(target)
 
 
@@ -105,7 +105,7 @@ MACHINE = Machine(
         {"healthy": True},
     ],
 )
-def test_a_host_that_is_like_that(conditions: dict[str, Any]) -> None:
+def test_host_filter_matches(conditions: dict[str, Any]) -> None:
     assert HostFilter.model_validate(conditions).matches(MACHINE)
 
 
@@ -123,14 +123,14 @@ def test_a_host_that_is_like_that(conditions: dict[str, Any]) -> None:
         {"healthy": False},
     ],
 )
-def test_a_host_that_is_not(conditions: dict[str, Any]) -> None:
+def test_host_filter_rejects(conditions: dict[str, Any]) -> None:
     condition = HostFilter.model_validate(conditions)
     assert not condition.matches(MACHINE)
     if "healthy" not in conditions:
         assert not condition.matches(Machine()), "of which nothing is known"
 
 
-def test_a_condition_keeps_what_was_said_and_no_more() -> None:
+def test_host_filter_keeps_only_given_conditions() -> None:
     condition = HostFilter.model_validate({"min_memory": "2GiB", "fact": "rack=7"})
     assert condition.model_dump() == {"fact": {"rack": "7"}, "min_memory": 2 * 2**30}
     assert HostFilter.model_validate(condition.model_dump()) == condition
@@ -139,7 +139,7 @@ def test_a_condition_keeps_what_was_said_and_no_more() -> None:
             HostFilter.model_validate(wrong)
 
 
-def test_of_many_names_the_first_are_told() -> None:
+def test_long_name_lists_are_abbreviated() -> None:
     assert listed([]) == "none"
     assert listed("abc") == "a, b, c"
     assert listed(map(str, range(10))) == "0, 1, 2, 3, 4, 5, 6, 7 and 2 more"

@@ -1,4 +1,4 @@
-"""Templates in parameters: what they give, what they refer to, what they must not reach."""
+"""Templates in parameters: results, references and sandboxing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SCOPE: dict[str, Any] = {
         ("{{ '}}' }}", "}}"),
     ],
 )
-def test_a_lone_expression_gives_the_object_as_it_is(template: str, value: Any) -> None:
+def test_lone_expression_keeps_its_type(template: str, value: Any) -> None:
     rendered = render(template, SCOPE)
 
     assert rendered == value
@@ -69,21 +69,21 @@ def test_a_lone_expression_gives_the_object_as_it_is(template: str, value: Any) 
         ("{{ params.tag }} and\n", "1.10 and\n"),
     ],
 )
-def test_anything_else_is_text_and_is_never_parsed_back_into_a_type(template: str, text: str) -> None:
+def test_mixed_template_is_always_text(template: str, text: str) -> None:
     rendered = render(template, SCOPE)
 
     assert rendered == text
     assert type(rendered) is str
 
 
-def test_templates_are_rendered_at_any_depth_and_in_keys_too() -> None:
+def test_templates_are_rendered_in_nested_values_and_keys() -> None:
     value = {"env": {"{{ params.tag }}": ["{{ params.port }}", "x{{ params.port }}", 7, None]}, "plain": True}
 
     assert render(value, SCOPE) == {"env": {"1.10": [8080, "x8080", 7, None]}, "plain": True}
 
 
 @given(st.text().filter(lambda text: "{" not in text))
-def test_text_without_a_template_is_left_as_it_is(text: str) -> None:
+def test_plain_text_is_unchanged(text: str) -> None:
     assert not is_template(text)
     assert render({"a": [text]}, {}) == {"a": [text]}
 
@@ -112,7 +112,7 @@ def test_text_without_a_template_is_left_as_it_is(text: str) -> None:
         "first\n{{ params.nope }}\nlast",
     ],
 )
-def test_what_is_missing_or_broken_is_told_in_one_line_with_the_template(template: str) -> None:
+def test_template_error_is_one_line_with_the_template(template: str) -> None:
     with pytest.raises(TemplateProblem) as caught:
         render(template, SCOPE)
 
@@ -142,7 +142,7 @@ def test_what_is_missing_or_broken_is_told_in_one_line_with_the_template(templat
         "{{ namespace.__init__.__globals__ }}",
     ],
 )
-def test_the_sandbox_lets_nothing_out_and_nothing_be_changed(template: str) -> None:
+def test_template_sandbox_blocks_access_and_mutation(template: str) -> None:
     before = repr(SCOPE)
 
     with pytest.raises(TemplateProblem):
@@ -170,18 +170,18 @@ def test_the_sandbox_lets_nothing_out_and_nothing_be_changed(template: str) -> N
         ("{# {{ other }} #}", References()),
     ],
 )
-def test_what_a_value_refers_to_is_found_wherever_it_stands(value: Any, refers: References) -> None:
+def test_references_are_found_at_any_depth(value: Any, refers: References) -> None:
     assert references(value) == refers
 
 
-def test_an_undo_may_look_at_what_its_step_left() -> None:
+def test_undo_template_may_read_its_steps_data() -> None:
     roots = frozenset({"params", "steps", "run", "host", "data", "before"})
 
     assert references("{{ data.id }} {{ before.image }}", roots).unknown == frozenset()
 
 
 @pytest.mark.parametrize("template", ["{{ 1 + }}", "{{ params.x", "{% endif %}", "{{ a | }}", "line\n{% nope %}"])
-def test_a_broken_template_is_found_before_it_is_rendered(template: str) -> None:
+def test_broken_template_is_found_by_validation(template: str) -> None:
     with pytest.raises(TemplateProblem, match="broken template") as caught:
         references({"deep": [template]})
 
@@ -191,19 +191,19 @@ def test_a_broken_template_is_found_before_it_is_rendered(template: str) -> None
 @pytest.mark.parametrize(
     ("value", "has"), [("x", False), ("{", False), ("{# c #}", True), ({"{{ a }}": 1}, True), ([["{%"]], True)]
 )
-def test_a_template_is_seen_at_any_depth(value: Any, has: bool) -> None:
+def test_template_is_detected_at_any_depth(value: Any, has: bool) -> None:
     assert has_template(value) is has
 
 
 @pytest.mark.parametrize("name", ["items", "keys", "values", "get", "copy"])
-def test_a_parameter_may_be_called_as_a_method_of_dictionaries_is(name: str) -> None:
+def test_parameter_may_share_a_dict_methods_name(name: str) -> None:
     assert render(f"{{{{ params.{name} }}}}", {"params": {name: [1, 2]}}) == [1, 2]
 
 
 @pytest.mark.parametrize(
     "template", ["{{ [params.nope] }}", "{{ {'a': params.nope} }}", "{{ [[steps.pull.data.id]] }}"]
 )
-def test_a_missing_value_inside_of_a_list_is_missing_all_the_same(template: str) -> None:
+def test_missing_value_in_a_list_fails(template: str) -> None:
     with pytest.raises(TemplateProblem):
         render(template, SCOPE)
 
@@ -212,6 +212,6 @@ def test_a_missing_value_inside_of_a_list_is_missing_all_the_same(template: str)
     "template",
     ["{{ params.tag.upper }}", "{{ params.hosts | map('upper') }}", "{{ params.tag.encode() }}", "{{ lipsum }}"],
 )
-def test_what_a_lone_expression_gives_is_data_or_is_refused(template: str) -> None:
+def test_lone_expression_must_yield_data(template: str) -> None:
     with pytest.raises(TemplateProblem):
         render(template, SCOPE)

@@ -1,4 +1,4 @@
-"""The catalogue: complete, described, and the reference page is what it says."""
+"""The catalogue of operations is complete and documented, and the reference page is current."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ compose.rollback.execute
 )
 
 
-def test_the_whole_table_is_there() -> None:
+def test_operation_catalogue_is_complete() -> None:
     assert OWN.keys() >= TABLE
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_each_is_done_and_each_is_described(name: str) -> None:
+def test_every_operation_is_implemented_and_documented(name: str) -> None:
     operation, done = OWN[name], implementation(name)
     said = describe(operation)
     assert operation.about is not None
@@ -66,7 +66,7 @@ def test_each_is_done_and_each_is_described(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_a_name_says_what_it_does(name: str) -> None:
+def test_operation_names_follow_the_convention(name: str) -> None:
     operation = OWN[name]
     if name.endswith(".get"):
         assert (operation.kind, operation.undo) == (Kind.READ_ONLY, Undo.NONE)
@@ -74,7 +74,7 @@ def test_a_name_says_what_it_does(name: str) -> None:
         assert "never" in str(describe(operation)["about"]["changed"])
 
 
-def test_the_reference_page_is_the_one_in_the_documents() -> None:
+def test_reference_page_is_current() -> None:
     assert PAGE.read_text() == page(), "make it again: python -m longshore.orchestration.operations.reference"
 
 
@@ -90,17 +90,17 @@ def test_the_reference_page_is_the_one_in_the_documents() -> None:
         (("labels={a: b}",), {"labels": {"a": "b"}}),
     ],
 )  # fmt: skip
-def test_parameters_on_the_command_line(pairs: tuple[str, ...], values: dict[str, Any]) -> None:
+def test_operation_parameters_are_parsed_from_the_command_line(pairs: tuple[str, ...], values: dict[str, Any]) -> None:
     assert read_values(pairs) == values
 
 
 @pytest.mark.parametrize("pair", ["image", "=x", "a b=c", "argv=[1", f"argv={'[' * 700}"], ids=len)
-def test_what_is_no_parameter_is_refused(pair: str) -> None:
+def test_invalid_command_line_parameter_is_refused(pair: str) -> None:
     with pytest.raises(UsageError):
         read_values((pair,))
 
 
-def test_a_worker_can_do_all_of_it() -> None:
+def test_worker_implements_every_operation() -> None:
     code = (
         "from longshore.workers import app\n"
         "from longshore.orchestration.operations import all_operations\n"

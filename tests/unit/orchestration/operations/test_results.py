@@ -1,4 +1,4 @@
-"""What a function gives back, and how data becomes a type again."""
+"""Results of functions, and conversion of data to types."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ class Copy:
 
 
 @pytest.mark.parametrize("value", [Image(name="shop", size=1), Copy("shop", 1), {"name": "shop", "size": 1}])
-def test_data_is_a_mapping_whatever_it_was(value: Any) -> None:
+def test_data_is_always_a_mapping(value: Any) -> None:
     assert as_mapping(value) == {"name": "shop", "size": 1}
 
 
-def test_what_is_no_mapping_is_the_result_and_what_is_no_json_is_an_error() -> None:
+def test_scalar_result_is_wrapped_and_non_json_fails() -> None:
     assert as_mapping([1, 2]) == {"result": [1, 2]}
     with pytest.raises(OperationError, match="not what JSON can hold"):
         as_mapping({"socket": object()})
 
 
 @pytest.mark.parametrize("model", [Image, Copy])
-def test_data_becomes_the_type_that_is_asked_for(model: Any) -> None:
+def test_data_is_converted_to_the_requested_type(model: Any) -> None:
     assert as_mapping(decode(model, {"name": "shop", "size": 1}, "step 'x'")) == {"name": "shop", "size": 1}
 
 
-def test_data_that_is_missing_or_does_not_fit_is_a_clear_error() -> None:
+def test_missing_or_mismatched_data_is_a_clear_error() -> None:
     with pytest.raises(DecodeError, match="no result data for step 'x'"):
         decode(Image, {}, "step 'x'")
     with pytest.raises(DecodeError, match="the data of step 'x' is no Image: size"):
         decode(Image, {"name": "shop"}, "step 'x'")
 
 
-def test_hosts_are_gathered_and_their_failure_is_no_error_here() -> None:
+def test_results_of_hosts_are_collected_with_failures() -> None:
     answers = {"a": "changed", "b": "broken", "c": ""}
 
     def mapped(item: tuple[str, str]) -> HostResult:

@@ -1,4 +1,4 @@
-"""An application's Celery tasks as steps: what is taken from a signature, and what is refused."""
+"""An application's Celery tasks as steps: supported and refused parts of signatures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def app() -> Celery:
 
 
 @pytest.mark.parametrize(("task", "queue"), [("plain", None), ("routed", "by-route"), ("own", "special")])
-def test_a_task_goes_where_its_application_sends_it(app: Celery, task: str, queue: str | None) -> None:
+def test_celery_task_uses_its_applications_route(app: Celery, task: str, queue: str | None) -> None:
     plan = Plan("p")
     plan.celery("a", app.tasks[task].s(1), timeout="5s")
 
@@ -39,13 +39,13 @@ def test_a_task_goes_where_its_application_sends_it(app: Celery, task: str, queu
     validate(plan)
 
 
-def test_a_queue_of_the_signatures_own_wins(app: Celery) -> None:
+def test_signature_queue_overrides_the_route(app: Celery) -> None:
     plan = Plan("p")
     plan.celery("a", app.tasks["own"].s(1).set(queue="urgent"), timeout="5s")
     assert plan.steps["a"].with_["queue"] == "urgent"
 
 
-def test_what_a_step_cannot_carry_is_refused_and_leaves_no_step(app: Celery) -> None:
+def test_unsupported_signature_is_refused_without_a_step(app: Celery) -> None:
     plain: Any = app.tasks["plain"]
     plan = Plan("p")
     for signature, said in (
@@ -73,11 +73,11 @@ def test_what_a_step_cannot_carry_is_refused_and_leaves_no_step(app: Celery) -> 
         ("amqp://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0", False),
     ],
 )
-def test_two_ways_to_write_a_server_are_one(one: str, other: str, same: bool) -> None:
+def test_equivalent_server_urls_are_equal(one: str, other: str, same: bool) -> None:
     assert _same_server(one, other) is same
 
 
-def test_the_bench_refuses_to_be_told_of_a_step_that_is_not_there() -> None:
+def test_sandbox_refuses_an_unknown_step() -> None:
     plan = Plan("p")
     plan.step("check", "noop.execute")
     sandbox = Sandbox()

@@ -1,4 +1,4 @@
-"""A plan by numbers: levels, links, and what each step is."""
+"""Compiled plans: levels, chains, and properties of steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def longest_way(edges: dict[str, list[str]], name: str) -> int:
 
 
 def layers(edges: dict[str, list[str]]) -> list[set[str]]:
-    """The levels as graphlib hands them out when everything that is ready is done at once."""
+    """The levels in graphlib's order, with all ready nodes processed at once."""
     sorter = TopologicalSorter(edges)
     sorter.prepare()
     found = []
@@ -34,7 +34,7 @@ def layers(edges: dict[str, list[str]]) -> list[set[str]]:
 
 
 @given(graphs(max_steps=10))
-def test_levels_are_those_of_graphlib_and_of_the_longest_way(edges: dict[str, list[str]]) -> None:
+def test_levels_match_graphlib_and_longest_paths(edges: dict[str, list[str]]) -> None:
     plan = compiled(of_edges(edges))
 
     assert [{plan.steps[i].name for i in members} for members in plan.levels] == layers(edges)
@@ -42,7 +42,7 @@ def test_levels_are_those_of_graphlib_and_of_the_longest_way(edges: dict[str, li
 
 
 @given(graphs(max_steps=10))
-def test_numbers_follow_the_plan_and_edges_are_known_from_both_ends(edges: dict[str, list[str]]) -> None:
+def test_step_indices_follow_plan_order_with_edges_both_ways(edges: dict[str, list[str]]) -> None:
     plan = compiled(of_edges(edges))
 
     assert [step.name for step in plan.steps] == list(edges)
@@ -57,7 +57,7 @@ def test_numbers_follow_the_plan_and_edges_are_known_from_both_ends(edges: dict[
 
 
 @given(graphs(max_steps=10))
-def test_upstream_is_everything_that_can_be_reached_backwards(edges: dict[str, list[str]]) -> None:
+def test_upstream_is_every_transitive_dependency(edges: dict[str, list[str]]) -> None:
     plan = compiled(of_edges(edges))
 
     def before(name: str) -> set[str]:
@@ -68,7 +68,7 @@ def test_upstream_is_everything_that_can_be_reached_backwards(edges: dict[str, l
 
 
 @given(graphs(), st.data())
-def test_a_cycle_is_found_if_and_only_if_there_is_one(edges: dict[str, list[str]], data: st.DataObject) -> None:
+def test_cycle_is_found_exactly_when_one_exists(edges: dict[str, list[str]], data: st.DataObject) -> None:
     assert find_cycle(of_edges(edges)) is None
     name = data.draw(st.sampled_from(list(edges)))
     upstream = [name, *compiled_upstream(edges, name)]
@@ -97,11 +97,11 @@ def chain(length: int, **marks: Any) -> CompiledPlan:
 
 
 @pytest.mark.parametrize(("length", "begin", "links"), [(1, 0, 1), (3, 0, 3), (8, 0, 8), (20, 0, 8), (20, 15, 5)])
-def test_a_chain_has_a_bounded_number_of_links(length: int, begin: int, links: int) -> None:
+def test_chain_length_is_bounded(length: int, begin: int, links: int) -> None:
     assert chain(length).chain_from(begin, CHAIN_LINKS) == tuple(range(begin, begin + links))
 
 
-def test_a_chain_ends_before_a_level_of_several_steps() -> None:
+def test_chain_ends_before_a_level_of_several_steps() -> None:
     plan = diamond()
     plan.step("first", "noop.execute")
     plan.steps["build"].after.append("first")
@@ -112,7 +112,7 @@ def test_a_chain_ends_before_a_level_of_several_steps() -> None:
     assert names == ["first", "build"]
 
 
-def test_an_always_step_is_no_link() -> None:
+def test_always_step_is_no_chain_link() -> None:
     plan = chain(5, always=(2,))
 
     assert plan.chain_from(0, CHAIN_LINKS) == (0, 1)
@@ -120,8 +120,8 @@ def test_an_always_step_is_no_link() -> None:
     assert plan.chain_from(3, CHAIN_LINKS) == (3, 4)
 
 
-def test_a_link_needs_nothing_that_may_have_failed_beside_the_chain() -> None:
-    # given: `d` needs what stands beside its chain, `e` what the chain's first link needs as well
+def test_chain_link_depends_on_the_chain_only() -> None:
+    # given: `d` depends on a step beside its chain, `e` on a dependency of the chain's first link
     edges = {"a": [], "b": [], "c": ["b"], "d": ["c", "a"], "e": ["d", "b"]}
     plan = compiled(of_edges(edges, on_error="continue"))
 
@@ -131,7 +131,7 @@ def test_a_link_needs_nothing_that_may_have_failed_beside_the_chain() -> None:
 
 
 @given(graphs(max_steps=12), st.integers(1, 10))
-def test_links_are_single_steps_of_levels_that_follow_each_other(edges: dict[str, list[str]], at_most: int) -> None:
+def test_chain_links_are_single_steps_of_consecutive_levels(edges: dict[str, list[str]], at_most: int) -> None:
     plan = compiled(of_edges(edges))
 
     for step in plan.steps:
@@ -143,7 +143,7 @@ def test_links_are_single_steps_of_levels_that_follow_each_other(edges: dict[str
             assert len(links) == 1 or len(plan.levels[step.level + n]) == 1
 
 
-def test_a_step_knows_what_can_be_done_about_it() -> None:
+def test_step_knows_its_undo_and_retry() -> None:
     plan = Plan("p")
     plan.step("noop", "noop.execute")
     plan.step("plain", "command.exec.execute", argv=["x"])
@@ -169,7 +169,7 @@ def test_a_step_knows_what_can_be_done_about_it() -> None:
     }
 
 
-def test_an_undo_goes_to_the_queue_of_the_operation_that_does_it() -> None:
+def test_undo_uses_the_queue_of_its_operation() -> None:
     plan = Plan("p")
     plan.step("a", "command.exec.execute", argv=["x"]).undo("file.deploy.execute", path="/x", content="")
     plan.step("b", "noop.execute")
@@ -180,7 +180,7 @@ def test_an_undo_goes_to_the_queue_of_the_operation_that_does_it() -> None:
     assert [step.undo_queue for step in steps] == ["file.undo", "noop.undo", "noop.undo"]
 
 
-def test_what_a_failure_means_is_the_steps_word_then_the_plans() -> None:
+def test_step_on_error_overrides_the_plans() -> None:
     def stops(of_plan: str, of_step: str | None, *, always: bool = False) -> bool:
         step = {"op": "noop.execute", "on_error": of_step, "always": always}
         return compiled(Plan.model_validate({"name": "p", "on_error": of_plan, "steps": {"a": step}})).stops(0)
@@ -192,7 +192,7 @@ def test_what_a_failure_means_is_the_steps_word_then_the_plans() -> None:
     assert not stops("stop", "stop", always=True)
 
 
-def test_a_retry_policy_is_the_steps_then_the_plans_then_the_operations() -> None:
+def test_retry_policy_precedence_is_step_plan_operation() -> None:
     own, whole = Retry(attempts=7, initial=1), Retry(attempts=5)
     plan = Plan("p", retry=whole)
     plan.step("own", "noop.execute").retry(6, initial=1)
@@ -204,7 +204,7 @@ def test_a_retry_policy_is_the_steps_then_the_plans_then_the_operations() -> Non
     assert bare.retry_policy(0) == find("noop.execute").retry
 
 
-def test_a_retry_without_an_initial_wait_is_immediate_in_yaml_and_in_python_alike() -> None:
+def test_retry_without_initial_delay_is_immediate() -> None:
     written = parse("name: p\nsteps: {a: {op: noop.execute, retry: {attempts: 3}}}")
     plan = Plan("p")
     plan.step("a", "noop.execute").retry(2)

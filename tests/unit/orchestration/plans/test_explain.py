@@ -1,4 +1,4 @@
-"""What a plan would do, told beforehand."""
+"""The text of `plan explain`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def told(plan: Plan) -> list[str]:
 
 
 def line_of(plan: Plan, step: str) -> str:
-    """What is said of a step's undo."""
+    """The line about a step's undo."""
     lines = told(plan)
     undo = lines[lines.index("Undo, if a step fails:") + 1 :]
     return next(line.partition(": ")[2] for line in undo if line.strip().startswith(f"{step}: "))
 
 
-def test_order_queues_limits_and_retries_are_told() -> None:
+def test_explain_shows_order_queues_limits_and_retries() -> None:
     plan = diamond(description="A release")
     plan.step("sweep", "command.exec.execute", argv=["sweep"]).after("tell").timeout("10m").retry(2, initial=1)
 
@@ -63,7 +63,7 @@ def test_order_queues_limits_and_retries_are_told() -> None:
     ]
 
 
-def test_what_cannot_be_taken_back_is_warned_of_and_the_rest_is_told_apart() -> None:
+def test_explain_warns_of_steps_without_undo() -> None:
     plan = Plan("p")
     plan.step("bare", "command.exec.execute", argv=["x"])
     plan.step("looks", "command.exec.execute", argv=["x"], changes=False)
@@ -78,7 +78,7 @@ def test_what_cannot_be_taken_back_is_warned_of_and_the_rest_is_told_apart() -> 
     assert line_of(plan, "last") == "never undone (always)"
 
 
-def test_guards_items_and_limits_are_told() -> None:
+def test_explain_shows_guards_items_and_limits() -> None:
     plan = Plan("p", on_error="continue", timeout="1h")
     a = plan.step("a", "noop.execute")
     b = plan.step("b", "noop.execute").after(a).foreach(a.data.all).max_parallel(3).tolerate("5%").target("web1")
@@ -101,7 +101,7 @@ def test_guards_items_and_limits_are_told() -> None:
     assert "the point of no return: once it has succeeded, nothing is taken back" in text
 
 
-def test_what_goes_on_after_a_failure_is_told() -> None:
+def test_explain_shows_steps_that_continue_after_a_failure() -> None:
     plan = Plan("p", on_failure="keep")
     plan.step("may", "noop.execute").on_error("continue")
     plan.step("must", "noop.execute").always()
@@ -114,7 +114,7 @@ def test_what_goes_on_after_a_failure_is_told() -> None:
 
 
 @pytest.mark.parametrize(("retries", "says"), [(0, "tried once"), (1, "up to 2 tries, waiting at most 0s in all")])
-def test_a_retry_without_a_delay_is_told_so(retries: int, says: str) -> None:
+def test_explain_shows_immediate_retries(retries: int, says: str) -> None:
     plan = Plan("p")
     plan.step("a", "noop.execute").retry(retries)
 
@@ -123,13 +123,13 @@ def test_a_retry_without_a_delay_is_told_so(retries: int, says: str) -> None:
 
 @settings(max_examples=25)
 @given(plans())
-def test_any_plan_is_explained_with_each_of_its_steps(plan: Plan) -> None:
+def test_explain_lists_every_step_of_any_plan(plan: Plan) -> None:
     text = explain(compiled(plan))
 
     assert all(f"  {name}: {step.op}" in text for name, step in plan.steps.items())
 
 
-def test_what_no_receipt_fences_is_named_before_the_run() -> None:
+def test_explain_names_operations_without_receipts() -> None:
     plan = Plan("p")
     plan.step("call", "network.http.request", url="http://x/", method="POST").undo("none")
     plan.step("look", "network.http.get", url="http://x/")

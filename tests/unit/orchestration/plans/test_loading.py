@@ -1,4 +1,4 @@
-"""Plans from files and by name: what is read, and what is refused with which words and which line."""
+"""Loading plans from files and by name: accepted forms, and errors with their lines."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
 
 
 def told(error: PlanError) -> None:
-    """Every refusal is a usage error of one line."""
+    """Check that the refusal is a usage error of one line."""
     assert error.exit_code == 2
     assert len(str(error).splitlines()) == 1
 
@@ -187,9 +187,7 @@ def bad() -> list[Any]:
 
 
 @pytest.mark.parametrize(("text", "step", "line", "says"), bad())
-def test_a_bad_plan_is_refused_with_its_step_and_its_line(
-    text: str, step: str | None, line: int | None, says: str
-) -> None:
+def test_invalid_plan_is_refused_with_step_and_line(text: str, step: str | None, line: int | None, says: str) -> None:
     with pytest.raises(PlanError) as caught:
         parse(text, source="plan.yaml")
 
@@ -203,19 +201,19 @@ def test_a_bad_plan_is_refused_with_its_step_and_its_line(
 
 
 @pytest.mark.parametrize("name", ["yes", "on", "no", "1", "1.0", "2024-01-01", "0x1f", "1_000"])
-def test_a_name_that_yaml_takes_for_something_else_is_text_all_the_same(name: str) -> None:
+def test_yaml_keywords_as_names_stay_text(name: str) -> None:
     plan = parse(f"{HEAD}  {name}: {{op: noop.execute}}\n  b: {{op: noop.execute, after: '{name}'}}\n")
 
     assert list(plan.steps) == [name, "b"]
 
 
-def test_names_that_yaml_takes_for_the_same_are_two() -> None:
+def test_names_equal_in_yaml_stay_distinct() -> None:
     plan = parse(HEAD + "  yes: {op: noop.execute}\n  on: {op: noop.execute}\n")
 
     assert list(plan.steps) == ["yes", "on"]
 
 
-def test_all_problems_are_told_the_first_in_the_message() -> None:
+def test_all_problems_are_reported_the_first_in_the_message() -> None:
     text = HEAD + "  a:\n    op: nope\n  b:\n    op: noop.execute\n    with:\n      slep: 1\n      data: 1\n"
 
     with pytest.raises(PlanError) as caught:
@@ -226,7 +224,7 @@ def test_all_problems_are_told_the_first_in_the_message() -> None:
     assert "(and 2 more: longshore plan validate)" in str(caught.value)
 
 
-def test_a_bomb_of_aliases_is_refused_before_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alias_bomb_is_refused_before_expansion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_module, "_MAX_EXPANDED", 2_000)
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
     bomb += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9))
@@ -237,7 +235,7 @@ def test_a_bomb_of_aliases_is_refused_before_it_grows(monkeypatch: pytest.Monkey
     told(caught.value)
 
 
-def test_nesting_without_end_does_not_end_the_process() -> None:
+def test_endless_nesting_does_not_crash() -> None:
     # The C parser of PyYAML 6.0.4 refuses a thousand levels itself, before it reports the first of them.
     openings = ["[", "- ", '{"a":', "a: [ 1, ["]
     code = (
@@ -253,16 +251,14 @@ def test_nesting_without_end_does_not_end_the_process() -> None:
     assert done.stdout.splitlines() == ["plan: line 1: it is nested too deeply"] * len(openings)
 
 
-def test_a_broken_line_with_many_brackets_has_the_parsers_own_message() -> None:
+def test_syntax_error_with_many_brackets_keeps_the_parser_message() -> None:
     with pytest.raises(PlanError, match="this is not YAML: "):
         parse(f'name: "{"[" * 2000}\n')
 
 
 @pytest.mark.parametrize("loader", [yaml.CSafeLoader, yaml.SafeLoader])
 @pytest.mark.parametrize("ends", [200, 2_000])
-def test_nesting_has_one_message_whichever_parser_refuses_it(
-    loader: type, ends: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nesting_error_is_the_same_for_every_parser(loader: type, ends: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_module, "_LOADER", loader)
 
     with pytest.raises(PlanError) as caught:
@@ -271,7 +267,7 @@ def test_nesting_has_one_message_whichever_parser_refuses_it(
     assert str(caught.value) == "plan: line 3: it is nested too deeply"
 
 
-def test_aliases_in_a_plan_are_followed() -> None:
+def test_yaml_aliases_are_resolved() -> None:
     plan = parse(HEAD + "  a: &same\n    op: noop.execute\n    with: {sleep: 1}\n  b: *same\n")
 
     assert plan.steps["a"] == plan.steps["b"]
@@ -280,7 +276,7 @@ def test_aliases_in_a_plan_are_followed() -> None:
 JSON = '{\n\t"name": "p",\n\t"steps": {\n\t\t"a": {"op": "%s", "with": {"data": {"x": 1.5}}}\n\t}\n}\n'
 
 
-def test_json_is_read_with_its_lines_too() -> None:
+def test_json_plan_errors_have_lines() -> None:
     plan = parse(JSON % "noop.execute")
     with pytest.raises(PlanError) as caught:
         parse(JSON % "noop.execut")
@@ -291,7 +287,7 @@ def test_json_is_read_with_its_lines_too() -> None:
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
-def test_a_number_that_json_does_not_have_is_not_read_as_text(number: float) -> None:
+def test_non_json_number_is_refused(number: float) -> None:
     plan = {"name": "p", "steps": {"a": {"op": "noop.execute", "with": {"data": {"x": number}}}}}
 
     with pytest.raises(PlanError) as caught:
@@ -306,14 +302,14 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
     return path
 
 
-def test_a_file_is_read_with_or_without_a_mark_of_its_order(tmp_path: Path) -> None:
+def test_file_is_read_with_or_without_a_bom(tmp_path: Path) -> None:
     plain = write(tmp_path, "plain.yaml", STEP)
     marked = write(tmp_path, "marked.yaml", b"\xef\xbb\xbf" + STEP.encode())
 
     assert load(str(plain)) == load(str(marked)) == parse(STEP)
 
 
-def test_a_plan_knows_the_folder_of_its_file(tmp_path: Path) -> None:
+def test_plan_knows_its_files_folder(tmp_path: Path) -> None:
     path = write(tmp_path, "plan.yaml", STEP)
 
     assert load(str(path))._base_dir == str(tmp_path)
@@ -328,9 +324,7 @@ def test_a_plan_knows_the_folder_of_its_file(tmp_path: Path) -> None:
         (b"\x1f\x8b\x08\x00" + b"\x00" * 20, 1, "this is not UTF-8 text"),
     ],
 )
-def test_a_file_that_is_not_utf_8_is_refused_with_the_line(
-    tmp_path: Path, content: bytes, line: int, says: str
-) -> None:
+def test_non_utf8_file_is_refused_with_the_line(tmp_path: Path, content: bytes, line: int, says: str) -> None:
     path = write(tmp_path, "plan.yaml", content)
 
     with pytest.raises(PlanError) as caught:
@@ -340,7 +334,7 @@ def test_a_file_that_is_not_utf_8_is_refused_with_the_line(
     assert str(caught.value) == f"{path}: line {line}: {says}"
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_unreadable_file_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "nope.yaml"
     for path, why in ((missing, "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(PlanError) as caught:
@@ -349,7 +343,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         assert str(caught.value) == f"{path}: cannot be read: {why}"
 
 
-def test_a_file_that_is_too_large_is_not_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oversized_file_is_not_read_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_module, "MAX_PLAN_BYTES", 10)
     path = write(tmp_path, "plan.yaml", STEP)
 
@@ -359,8 +353,8 @@ def test_a_file_that_is_too_large_is_not_read_on(tmp_path: Path, monkeypatch: py
     told(caught.value)
 
 
-def test_a_stored_plan_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given: two folders, and what is no plan in one of them
+def test_stored_plan_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given: two folders, one with a file that is not a plan
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
@@ -383,7 +377,7 @@ def test_a_stored_plan_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.
     )
 
 
-def test_a_stored_plan_that_is_broken_is_told_with_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_stored_plan_is_reported_with_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, "release.yaml", HEAD + "  a:\n    op: nope\n")
     monkeypatch.setenv("LONGSHORE_PLANS", str(tmp_path))
     get_settings.cache_clear()
@@ -394,14 +388,14 @@ def test_a_stored_plan_that_is_broken_is_told_with_its_file(tmp_path: Path, monk
     assert str(caught.value).startswith(f"{path}: ")
 
 
-def test_a_file_here_comes_before_a_stored_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_file_precedes_a_stored_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "release", STEP)
     monkeypatch.chdir(tmp_path)
 
     assert load("release") == parse(STEP)
 
 
-def test_a_package_may_offer_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_package_may_provide_plans(monkeypatch: pytest.MonkeyPatch) -> None:
     class Entry:
         def __init__(self, name: str, offered: object) -> None:
             self.name = name
@@ -425,7 +419,7 @@ def test_a_package_may_offer_plans(monkeypatch: pytest.MonkeyPatch) -> None:
         load("empty")
 
 
-def test_a_file_of_parameters_is_one_mapping(tmp_path: Path) -> None:
+def test_parameter_file_is_one_mapping(tmp_path: Path) -> None:
     good = write(tmp_path, "good.yaml", "tag: '1.10'\nreplicas: 3\n")
     bad_one = write(tmp_path, "bad.yaml", "- tag\n")
     broken = write(tmp_path, "broken.yaml", "tag: [\n")
@@ -437,7 +431,7 @@ def test_a_file_of_parameters_is_one_mapping(tmp_path: Path) -> None:
         told(caught.value)
 
 
-def test_everything_that_is_wrong_is_told_at_once() -> None:
+def test_all_load_errors_are_reported_at_once() -> None:
     text = """
     name: bad
     typo: 1

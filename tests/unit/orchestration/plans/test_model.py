@@ -1,4 +1,4 @@
-"""A plan as data: three ways to write it, one object, and nothing lost between them."""
+"""The plan model: YAML, JSON and Python build equal plans and round-trip without loss."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def as_written(text: str) -> Plan:
     return Plan.model_validate(yaml.safe_load(text))
 
 
-def test_yaml_json_and_python_build_the_same_plan() -> None:
+def test_yaml_json_and_python_build_equal_plans() -> None:
     from_yaml = as_written(YAML)
     from_json = Plan.model_validate(json.loads(json.dumps(yaml.safe_load(YAML))))
 
@@ -82,14 +82,14 @@ def test_yaml_json_and_python_build_the_same_plan() -> None:
     assert from_yaml.digest({}, {}) == from_json.digest({}, {}) == in_python().digest({}, {})
 
 
-def test_only_what_differs_from_the_default_is_written() -> None:
+def test_export_omits_defaults() -> None:
     plan = Plan("small")
     plan.step("one", "noop.execute")
 
     assert plan.to_dict() == {"name": "small", "steps": {"one": {"op": "noop.execute"}}}
 
 
-def test_what_is_written_is_json_and_keeps_the_forms_that_people_write() -> None:
+def test_export_is_json_in_human_forms() -> None:
     written = in_python().to_dict()
 
     assert json.loads(json.dumps(written)) == written
@@ -101,7 +101,7 @@ def test_what_is_written_is_json_and_keeps_the_forms_that_people_write() -> None
 
 
 @given(plans())
-def test_any_valid_plan_survives_yaml_json_and_dictionaries_without_loss(plan: Plan) -> None:
+def test_plan_round_trips_through_yaml_json_and_dicts(plan: Plan) -> None:
     validate(plan)
 
     again = [parse(plan.to_yaml()), parse(plan.to_json()), Plan.model_validate(plan.to_dict())]
@@ -116,7 +116,7 @@ def test_any_valid_plan_survives_yaml_json_and_dictionaries_without_loss(plan: P
 @pytest.mark.parametrize(
     "text", ["\x07", "\x7f", "\x9f", "a\x85b", "\u2028", "\ufeff", "\ufffe", "a\tb", "1.10", "on", "null", "~", "1:30"]
 )
-def test_any_text_survives_yaml(text: str) -> None:
+def test_text_round_trips_through_yaml(text: str) -> None:
     plan = Plan("p", description=text)
     plan.step("one", "noop.execute", data={"text": text})
 
@@ -124,28 +124,28 @@ def test_any_text_survives_yaml(text: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["\x7f", "\x85", "\ufffe", 1e16, 1e-7, 5e-324])
-def test_any_value_survives_json(value: Any) -> None:
+def test_value_round_trips_through_json(value: Any) -> None:
     plan = Plan("p")
     plan.step("one", "noop.execute", data={"value": value})
 
     assert parse(plan.to_json()) == plan
 
 
-def test_json_as_other_programs_write_it_is_read() -> None:
+def test_json_of_other_writers_is_read() -> None:
     plan = Plan("p", description="fine 👍")
     plan.step("one", "noop.execute")
 
     assert parse(json.dumps(plan.to_dict())) == plan
 
 
-def test_a_quoted_key_is_a_word_whatever_it_says() -> None:
+def test_quoted_key_is_always_text() -> None:
     plan = Plan("p")
     plan.step("one", "noop.execute", data={"<<": 1, "=": 2, "null": 3, "": 4, "~": 5, "on": 6, "1.0": 7})
 
     assert parse(plan.to_yaml()) == plan
 
 
-def test_a_plan_that_is_sequential_by_a_word_is_a_chain() -> None:
+def test_sequential_plan_is_a_chain() -> None:
     text = "name: p\nsequential: true\nsteps: {a: {op: noop.execute}, b: {op: noop.execute}, c: {op: noop.execute}}"
     built = Plan("p", sequential=True)
     for name in "abc":
@@ -157,7 +157,7 @@ def test_a_plan_that_is_sequential_by_a_word_is_a_chain() -> None:
     assert plan == built == parse(plan.to_yaml())
 
 
-def test_sequential_keeps_the_dependencies_that_are_written() -> None:
+def test_sequential_keeps_explicit_dependencies() -> None:
     plan = Plan.model_validate(
         {
             "name": "p",
@@ -170,7 +170,7 @@ def test_sequential_keeps_the_dependencies_that_are_written() -> None:
     assert Plan.model_validate(plan.to_dict()) == plan
 
 
-def test_a_chain_in_python_makes_each_step_come_after_the_one_before() -> None:
+def test_python_chain_orders_steps() -> None:
     plan = Plan("p")
     a, b, c = (plan.step(name, "noop.execute") for name in "abc")
 
@@ -179,7 +179,7 @@ def test_a_chain_in_python_makes_each_step_come_after_the_one_before() -> None:
     assert {name: step.after for name, step in plan.steps.items()} == {"a": ["c"], "b": ["a"], "c": []}
 
 
-def test_a_step_comes_after_another_once_however_often_that_is_said() -> None:
+def test_repeated_dependency_is_stored_once() -> None:
     plan = Plan("p")
     a = plan.step("a", "noop.execute")
 
@@ -188,7 +188,7 @@ def test_a_step_comes_after_another_once_however_often_that_is_said() -> None:
     assert plan.steps["b"].after == ["a"]
 
 
-def test_n_retries_in_python_are_n_plus_one_attempts_in_yaml() -> None:
+def test_python_retries_are_yaml_attempts_minus_one() -> None:
     plan = Plan("p")
     plan.step("a", "noop.execute").retry(3, initial="500ms", maximum=4, jitter=False)
     plan.step("b", "noop.execute").retry(0)
@@ -198,7 +198,7 @@ def test_n_retries_in_python_are_n_plus_one_attempts_in_yaml() -> None:
     assert plan.steps["b"].retry.attempts == 1
 
 
-def test_a_name_is_given_to_one_step_only() -> None:
+def test_step_names_are_unique() -> None:
     plan = Plan("p")
     plan.step("a", "noop.execute")
 
@@ -207,20 +207,20 @@ def test_a_name_is_given_to_one_step_only() -> None:
 
 
 @pytest.mark.parametrize("name", ["a", "A", "7", "check-health", "v1.2_3", "x" * 64])
-def test_a_name_of_letters_digits_dots_and_dashes_will_do(name: str) -> None:
+def test_valid_step_names_are_accepted(name: str) -> None:
     validate(of_edges({name: []}))
 
 
 @pytest.mark.parametrize("name", ["", "-a", ".a", "_a", "a b", "a/b", "é", "x" * 65, "a\n", "a:b", "{a}", "a\0"])
-def test_any_other_name_is_refused(name: str) -> None:
+def test_invalid_step_names_are_refused(name: str) -> None:
     for plan in (of_edges({name: []}), Plan(name, steps={"a": {"op": "noop.execute"}})):
         with pytest.raises(PlanError, match="must match") as caught:
             validate(plan)
         assert "\n" not in str(caught.value)
 
 
-def test_the_digest_does_not_depend_on_how_a_plan_is_written() -> None:
-    # given: other orders of keys, other spellings of the same
+def test_digest_is_independent_of_notation() -> None:
+    # given: equal plans with other orders of keys and other spellings
     one = {"name": "p", "timeout": "1m", "steps": {"a": {"op": "noop.execute", "with": {"sleep": 1, "changed": True}}}}
     two = {"steps": {"a": {"with": {"changed": True, "sleep": 1}, "op": "noop.execute"}}, "timeout": 60, "name": "p"}
 
@@ -229,7 +229,7 @@ def test_the_digest_does_not_depend_on_how_a_plan_is_written() -> None:
     )
 
 
-def test_the_digest_tells_apart_whatever_makes_a_difference() -> None:
+def test_digest_differs_for_every_relevant_change() -> None:
     def changed(**changes: Any) -> Plan:
         return Plan.model_validate(diamond().to_dict() | changes)
 
@@ -263,13 +263,13 @@ def test_the_digest_tells_apart_whatever_makes_a_difference() -> None:
     assert all(len(digest) == 64 for digest in digests)
 
 
-def test_two_plans_of_one_digest_number_their_steps_alike() -> None:
+def test_equal_digests_imply_equal_step_order() -> None:
     one, two = of_edges({"a": [], "b": []}), of_edges({"b": [], "a": []})
 
     assert one.digest({}, {}) != two.digest({}, {})
 
 
-def test_where_its_file_lies_is_no_part_of_a_plan() -> None:
+def test_file_location_is_not_part_of_a_plan() -> None:
     here, there = diamond(), diamond()
     there._base_dir = "/somewhere/else"
 
@@ -295,12 +295,12 @@ def test_where_its_file_lies_is_no_part_of_a_plan() -> None:
     ],
     ids=str,
 )
-def test_what_has_not_the_shape_of_a_plan_is_refused(broken: dict[str, Any]) -> None:
+def test_malformed_plan_is_refused(broken: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Plan.model_validate(broken)
 
 
-def test_checking_tells_everything_that_is_wrong_at_once() -> None:
+def test_check_reports_all_problems_at_once() -> None:
     plan = Plan("p")
     plan.step("a", "noop.execut")
     plan.step("b", "noop.execute", slep=1)

@@ -1,4 +1,4 @@
-"""The JSON Schema that editors get."""
+"""The JSON Schema of plans, as editors use it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CHECKING |= {"minimum", "maximum", "minItems", "pattern", "patternProperties", "
 
 
 def accepts(rule: Any, value: Any, root: dict[str, Any]) -> bool:
-    """Whether the schema has nothing against the value: as much of JSON Schema as pydantic writes."""
+    """Report whether the schema accepts the value; covers the part of JSON Schema that pydantic emits."""
     if isinstance(rule, bool):
         return rule
     if "$ref" in rule:
@@ -69,7 +69,7 @@ def accepts(rule: Any, value: Any, root: dict[str, Any]) -> bool:
 
 
 def rules(rule: Any, where: str = "plan") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every rule inside of a schema, with the way to it."""
+    """Every rule of a schema, with its path."""
     if not isinstance(rule, dict):
         return
     yield where, rule
@@ -82,7 +82,7 @@ def rules(rule: Any, where: str = "plan") -> Iterator[tuple[str, dict[str, Any]]
         yield from rules(option, where)
 
 
-def test_the_schema_is_one_and_says_of_which_draft() -> None:
+def test_schema_declares_its_draft() -> None:
     assert json.loads(json.dumps(SCHEMA)) == SCHEMA
     assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     for where, rule in rules(SCHEMA):
@@ -93,7 +93,7 @@ def test_the_schema_is_one_and_says_of_which_draft() -> None:
             assert rule["$ref"].removeprefix("#/$defs/") in SCHEMA["$defs"], where
 
 
-def test_the_schema_has_every_field_of_every_part_and_allows_no_other() -> None:
+def test_schema_covers_all_fields_and_allows_no_others() -> None:
     parts = {where: rule for where, rule in rules(SCHEMA) if "properties" in rule}
     models: dict[str, type[BaseModel]] = {"plan": Plan}
     models |= {
@@ -108,7 +108,7 @@ def test_the_schema_has_every_field_of_every_part_and_allows_no_other() -> None:
         assert parts[where]["additionalProperties"] is False
 
 
-def test_the_schema_tells_of_every_field_what_it_is_for() -> None:
+def test_schema_describes_every_field() -> None:
     undescribed = [
         f"{where}.{name}"
         for where, rule in rules(SCHEMA)
@@ -121,7 +121,7 @@ def test_the_schema_tells_of_every_field_what_it_is_for() -> None:
 
 @settings(max_examples=25)
 @given(plans())
-def test_the_schema_accepts_every_plan_as_it_is_written(plan: Plan) -> None:
+def test_schema_accepts_every_exported_plan(plan: Plan) -> None:
     assert accepts(SCHEMA, plan.to_dict(), SCHEMA)
 
 
@@ -135,7 +135,7 @@ def test_the_schema_accepts_every_plan_as_it_is_written(plan: Plan) -> None:
         "name: p\nparams: {tag: string}\nsteps: {a: {op: noop.execute}}",
     ],
 )
-def test_the_schema_accepts_what_people_write(text: str) -> None:
+def test_schema_accepts_human_forms(text: str) -> None:
     assert parse(text)
     assert accepts(SCHEMA, yaml.safe_load(text), SCHEMA)
 
@@ -156,5 +156,5 @@ def test_the_schema_accepts_what_people_write(text: str) -> None:
     ],
     ids=str,
 )
-def test_the_schema_refuses_what_is_no_plan(written: Any) -> None:
+def test_schema_refuses_invalid_plans(written: Any) -> None:
     assert not accepts(SCHEMA, written, SCHEMA)

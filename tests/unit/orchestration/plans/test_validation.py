@@ -1,4 +1,4 @@
-"""What is wrong with a plan although it has the shape of one."""
+"""Semantic validation of well-formed plans."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def told(plan: Plan) -> list[str]:
     return [str(problem) for problem in problems(plan, resolve)]
 
 
-def test_a_good_plan_has_no_problems() -> None:
+def test_valid_plan_has_no_problems() -> None:
     assert told(diamond()) == []
 
 
-def test_a_cycle_is_told_with_its_whole_path() -> None:
+def test_cycle_is_reported_with_its_path() -> None:
     plan = of_edges({"start": [], "a": ["start", "c"], "b": ["a"], "c": ["b"], "end": ["c"]})
 
     (problem,) = problems(plan, resolve)
@@ -43,12 +43,12 @@ def test_a_cycle_is_told_with_its_whole_path() -> None:
     assert all(after in plan.steps[name].after for name, after in pairwise(names))
 
 
-def test_a_step_that_waits_for_itself_is_a_cycle_too() -> None:
+def test_self_dependency_is_a_cycle() -> None:
     assert told(of_edges({"a": ["a"]})) == ["step 'a': the steps wait for each other: a → a"]
 
 
 @given(graphs())
-def test_a_plan_has_a_cycle_as_soon_as_one_of_its_edges_goes_back(edges: dict[str, list[str]]) -> None:
+def test_back_edge_makes_a_cycle(edges: dict[str, list[str]]) -> None:
     assert told(of_edges(edges)) == []
     for name, after in edges.items():
         for dependency in after:
@@ -56,7 +56,7 @@ def test_a_plan_has_a_cycle_as_soon_as_one_of_its_edges_goes_back(edges: dict[st
             assert "the steps wait for each other" in told(of_edges(back))[0]
 
 
-def test_a_missing_dependency_is_told_with_the_nearest_name() -> None:
+def test_missing_dependency_suggests_the_nearest_name() -> None:
     plan = of_edges({"build": [], "test": ["biuld"], "ship": ["elsewhere"]})
 
     assert told(plan) == [
@@ -65,11 +65,11 @@ def test_a_missing_dependency_is_told_with_the_nearest_name() -> None:
     ]
 
 
-def test_an_empty_plan_has_nothing_to_run() -> None:
+def test_empty_plan_is_refused() -> None:
     assert told(Plan("p")) == ["the plan has no steps"]
 
 
-def test_ten_thousand_steps_are_allowed_and_one_more_is_not() -> None:
+def test_plan_is_limited_to_ten_thousand_steps() -> None:
     most = of_edges({f"s{n}": [] for n in range(10_000)})
     too_many = of_edges({f"s{n}": [] for n in range(10_001)})
 
@@ -86,7 +86,7 @@ def test_ten_thousand_steps_are_allowed_and_one_more_is_not() -> None:
         ("zzz", "own operations come with LONGSHORE_IMPORTS"),
     ],
 )
-def test_an_unknown_operation_is_told_with_the_nearest_ones(op: str, near: str) -> None:
+def test_unknown_operation_suggests_the_nearest_names(op: str, near: str) -> None:
     (problem,) = told(one_step(op))
 
     assert problem.startswith(f"step 'first': unknown operation {op!r}")
@@ -127,14 +127,14 @@ def test_an_unknown_operation_is_told_with_the_nearest_ones(op: str, near: str) 
         ),
     ],
 )
-def test_a_parameter_that_does_not_fit_is_told_with_its_name(op: str, params: dict[str, Any], says: str) -> None:
+def test_invalid_parameter_is_named(op: str, params: dict[str, Any], says: str) -> None:
     (problem,) = told(one_step(op, **params))
 
     assert problem.startswith("step 'first': ")
     assert says in problem
 
 
-def test_a_value_with_a_template_is_checked_when_it_is_rendered() -> None:
+def test_templated_value_is_validated_at_rendering() -> None:
     assert told(one_step("command.exec.execute", argv="{{ params.many }}", timeout="{{ params.tag }}")) == []
 
 
@@ -151,7 +151,7 @@ def test_a_value_with_a_template_is_checked_when_it_is_rendered() -> None:
         ("{% if params.tag %}", "broken template"),
     ],
 )
-def test_a_template_that_looks_at_what_is_not_there_is_told(template: str, says: str) -> None:
+def test_template_with_an_unknown_reference_is_reported(template: str, says: str) -> None:
     plan = one_step(data={"deep": [{"in": template}]})
 
     (problem,) = told(plan)
@@ -160,7 +160,7 @@ def test_a_template_that_looks_at_what_is_not_there_is_told(template: str, says:
     assert says in problem
 
 
-def test_a_template_may_look_at_any_step_upstream_and_at_no_other() -> None:
+def test_template_may_reference_upstream_steps_only() -> None:
     plan = diamond()
     plan.steps["ship"].with_["data"] = {"ok": "{{ steps.build.data.id }} {{ steps['lint'].status }}"}
     plan.steps["lint"].with_["data"] = {"beside": "{{ steps.test.status }}", "below": "{{ steps['tell'].status }}"}
@@ -171,7 +171,7 @@ def test_a_template_may_look_at_any_step_upstream_and_at_no_other() -> None:
     ]
 
 
-def test_an_undo_is_checked_like_a_step_and_may_use_what_the_step_left() -> None:
+def test_undo_is_validated_and_may_reference_its_step() -> None:
     plan = diamond()
     argv = ["{{ data.id }}", "{{ before.x }}", "{{ steps.ship.status }}", "{{ steps.build.data }}"]
     StepHandle(plan, "ship").undo("command.exec.execute", argv=argv)
@@ -188,7 +188,7 @@ def test_an_undo_is_checked_like_a_step_and_may_use_what_the_step_left() -> None
     ]
 
 
-def test_an_undo_of_an_always_step_would_never_run() -> None:
+def test_undo_of_an_always_step_is_refused() -> None:
     plan = Plan("p")
     plan.step("a", "noop.execute").always().undo("noop.execute")
     plan.step("b", "noop.execute").always().undo("none")
@@ -196,7 +196,7 @@ def test_an_undo_of_an_always_step_would_never_run() -> None:
     assert told(plan) == ["step 'a': an always step is never undone, so its undo would never run"]
 
 
-def test_problems_come_in_the_order_of_the_plan_with_the_way_to_them() -> None:
+def test_problems_are_in_plan_order_with_paths() -> None:
     plan = Plan("p")
     plan.step("a", "noop.execute", slep=1, data="x")
     plan.step("b", "command.exec.execute", argv=["{{ nope }}"])
@@ -210,12 +210,12 @@ def test_problems_come_in_the_order_of_the_plan_with_the_way_to_them() -> None:
     ]
 
 
-def test_inline_content_that_is_a_template_may_name_its_variables() -> None:
+def test_inline_template_may_use_its_variables() -> None:
     plan = one_step("file.deploy.execute", path="/x", content="port {{ port }}\n", template=True, vars={"port": 80})
 
     assert told(plan) == []
 
 
 @pytest.mark.parametrize("value", [object(), float("nan"), float("inf")], ids=["object", "nan", "inf"])
-def test_a_value_that_json_does_not_have_is_refused(value: object) -> None:
+def test_non_json_value_is_refused(value: object) -> None:
     assert told(one_step(data={"x": [value]})) != []

@@ -1,4 +1,4 @@
-"""Pictures of plans."""
+"""Diagrams of plans: text, Mermaid, DOT and SVG."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def picture(drawn: str) -> ET.Element:
     return ET.fromstring(drawn)  # noqa: S314 - our own
 
 
-def test_text_shows_levels_steps_and_what_they_come_after() -> None:
+def test_text_diagram_shows_levels_steps_and_dependencies() -> None:
     plan = diamond()
     plan.steps["tell"].always = True
 
@@ -44,7 +44,7 @@ def test_text_shows_levels_steps_and_what_they_come_after() -> None:
     ]
 
 
-def test_mermaid_has_every_step_and_every_edge() -> None:
+def test_mermaid_has_every_step_and_edge() -> None:
     drawn = diagram.mermaid(compiled(diamond()))
 
     labels = dict(re.findall(r'(s\d+)\["(\S+?)<br/>', drawn))
@@ -54,7 +54,7 @@ def test_mermaid_has_every_step_and_every_edge() -> None:
     assert set(labels.values()) == set(diamond().steps)
 
 
-def test_dot_has_every_step_and_every_edge() -> None:
+def test_dot_has_every_step_and_edge() -> None:
     drawn = diagram.dot(compiled(diamond()))
 
     assert sorted(re.findall(r'"(\S+)" -> "(\S+)";', drawn)) == sorted(EDGES)
@@ -62,7 +62,7 @@ def test_dot_has_every_step_and_every_edge() -> None:
     assert (drawn.startswith('digraph "diamond" {'), drawn.endswith("}")) == (True, True)
 
 
-def test_svg_is_well_formed_and_has_each_step_inside_of_the_picture() -> None:
+def test_svg_is_well_formed_with_all_steps_inside() -> None:
     root = picture(diagram.svg(compiled(diamond())))
 
     boxes = {group.get("id"): group for group in root.iter(f"{SVG}g") if group.get("id")}
@@ -87,7 +87,7 @@ def boxes_of(drawn: str) -> list[tuple[float, float]]:
 
 @settings(max_examples=25)
 @given(graphs(max_steps=12))
-def test_no_two_boxes_of_a_picture_overlap_and_edges_go_down(edges: dict[str, list[str]]) -> None:
+def test_svg_boxes_do_not_overlap_and_edges_go_down(edges: dict[str, list[str]]) -> None:
     plan = compiled(of_edges(edges))
 
     places = boxes_of(diagram.svg(plan))
@@ -101,7 +101,7 @@ def test_no_two_boxes_of_a_picture_overlap_and_edges_go_down(edges: dict[str, li
 
 @settings(max_examples=25)
 @given(plans(), st.data())
-def test_any_plan_can_be_drawn_in_every_form_in_any_state(plan: Plan, data: st.DataObject) -> None:
+def test_any_plan_can_be_drawn_in_every_format_and_state(plan: Plan, data: st.DataObject) -> None:
     whole = compiled(plan)
     words = st.sampled_from([*StepState, "undone", "undo_failed", "something new"])
     states = {name: str(data.draw(words)) for name in plan.steps}
@@ -113,7 +113,7 @@ def test_any_plan_can_be_drawn_in_every_form_in_any_state(plan: Plan, data: st.D
         assert all(name[:23] in drawn for name in plan.steps)
 
 
-def test_what_would_be_markup_is_escaped() -> None:
+def test_markup_in_names_is_escaped() -> None:
     plan = Plan("p")
     plan.step("a", "noop.execute").describe('<script>alert("x")</script> & more')
 
@@ -125,14 +125,14 @@ def test_what_would_be_markup_is_escaped() -> None:
 
 
 @pytest.mark.parametrize("character", ["\x00", "\x07", "\x1b", "\ufffe"])
-def test_what_xml_does_not_have_is_left_out(character: str) -> None:
+def test_invalid_xml_characters_are_omitted(character: str) -> None:
     plan = Plan("p")
     plan.step("a", "noop.execute").describe(f"ring{character}ring")
 
     picture(diagram.svg(compiled(plan)))
 
 
-def test_a_picture_is_coloured_by_what_became_of_the_steps() -> None:
+def test_diagram_colours_show_step_states() -> None:
     plan = compiled(of_edges({"a": [], "b": ["a"], "c": ["b"]}))
     fields = {
         "status:0": "changed",

@@ -1,4 +1,4 @@
-"""The report of a run: every step, how it ended, what stands, and the exit code."""
+"""The report of a run: steps, outcomes, left-over effects, and the exit code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def plan(**changes: Any) -> CompiledPlan:
 
 
 def steps(*rows: dict[str, Any]) -> dict[str, str]:
-    """The steps' hash as Redis has it, from one row of fields a step."""
+    """The steps' hash as in Redis, from one row of fields per step."""
     return {
         f"{name}:{i}": value if isinstance(value, str) else json.dumps(value)
         for i, row in enumerate(rows)
@@ -71,12 +71,12 @@ def report(state: str, *rows: dict[str, Any], run: dict[str, str] | None = None,
         (3, "failed", [FAILED, {"status": "not_run"}, {"status": "unknown", "attempts": "1"}]),
     ],
 )
-def test_the_exit_code_says_what_stands(code: int, state: str, rows: list[dict[str, Any]]) -> None:
+def test_exit_code_reflects_the_outcome(code: int, state: str, rows: list[dict[str, Any]]) -> None:
     assert report(state, *rows).exit_code == code
 
 
 @pytest.mark.parametrize("state", sorted(set(RunState) - TERMINAL))
-def test_a_run_that_goes_on_has_no_exit_code(state: RunState) -> None:
+def test_live_run_has_no_exit_code(state: RunState) -> None:
     found = report(state, CHANGED)
 
     assert found.exit_code is None
@@ -84,20 +84,20 @@ def test_a_run_that_goes_on_has_no_exit_code(state: RunState) -> None:
     assert found.left_over == []
 
 
-def test_a_step_that_is_explicitly_not_to_be_undone_is_not_left_over() -> None:
+def test_step_with_undo_none_is_not_left_over() -> None:
     migrate = PLAN["steps"]["migrate"] | {"undo": "none"}  # type: ignore[index]
     found = report("undone", UNDONE, CHANGED, CHANGED, steps=PLAN["steps"] | {"migrate": migrate})  # type: ignore[operator]
 
     assert (found.exit_code, found.left_over) == (1, [])
 
 
-def test_what_is_left_over_is_named_in_the_order_of_the_plan() -> None:
+def test_left_over_steps_are_in_plan_order() -> None:
     found = report("undo_failed", CHANGED | {"ustatus": "undo_failed"}, CHANGED | {"ustatus": "not_undoable"}, CHANGED)
 
     assert found.left_over == ["pull", "migrate"]
 
 
-def test_every_step_is_in_the_report_also_of_a_run_that_has_not_begun() -> None:
+def test_report_lists_every_step_of_a_pending_run() -> None:
     found = build("r1", plan(), {}, {}, now=5)
 
     assert found.state is RunState.PENDING
@@ -110,7 +110,7 @@ def test_every_step_is_in_the_report_also_of_a_run_that_has_not_begun() -> None:
     assert found.summary == "3 steps, 3 pending"
 
 
-def test_a_step_is_told_with_attempts_times_tasks_host_and_data() -> None:
+def test_report_shows_a_steps_attempts_times_tasks_host_and_data() -> None:
     row = {
         "status": "changed",
         "attempts": "3",
@@ -128,7 +128,7 @@ def test_a_step_is_told_with_attempts_times_tasks_host_and_data() -> None:
     assert (host.host, host.status, host.changed, host.data) == ("web1", "changed", True, {"id": "sha256:1"})
 
 
-def test_an_undo_is_told_beside_its_step() -> None:
+def test_report_shows_undo_with_its_step() -> None:
     row = CHANGED | {
         "ustatus": "undo_failed",
         "uattempts": "2",
@@ -145,7 +145,7 @@ def test_an_undo_is_told_beside_its_step() -> None:
     )
 
 
-def test_the_reason_of_a_skip_and_of_what_cannot_be_undone_is_told() -> None:
+def test_report_shows_reasons_of_skips_and_missing_undos() -> None:
     not_undoable = CHANGED | {"ustatus": "not_undoable", "ureason": "it has no undo"}
 
     found = report("undone", not_undoable, {"status": "skipped", "reason": "why"}, CHANGED)
@@ -156,7 +156,7 @@ def test_the_reason_of_a_skip_and_of_what_cannot_be_undone_is_told() -> None:
     assert undo.error == "it has no undo"
 
 
-def test_the_run_is_told_with_its_times_cause_actor_and_error() -> None:
+def test_report_shows_the_runs_times_cause_actor_and_error() -> None:
     run = {"cause": "failure", "actor": "ops", "err_step": "1", "err": "it broke"}
 
     found = report("undone", UNDONE, FAILED, CHANGED, run=run)
@@ -168,18 +168,18 @@ def test_the_run_is_told_with_its_times_cause_actor_and_error() -> None:
     assert (found.error.step, found.error.message) == ("migrate", "it broke")
 
 
-def test_a_run_that_goes_on_lasts_until_now() -> None:
+def test_duration_of_a_live_run_lasts_until_now() -> None:
     assert build("r1", plan(), {"state": "running", "started": "1000"}, {}, now=9000).duration_s == 8.0
 
 
-def test_without_an_error_of_its_own_the_first_steps_is_the_runs() -> None:
+def test_run_error_defaults_to_the_first_steps() -> None:
     error = report("partial", CHANGED, FAILED, CHANGED).error
 
     assert error is not None
     assert (error.step, error.message) == ("migrate", "it broke")
 
 
-def test_the_summary_counts_in_the_order_of_a_steps_life_and_leaves_out_what_there_is_none_of() -> None:
+def test_summary_counts_states_in_order_and_omits_zeros() -> None:
     found = report("undone", UNDONE, FAILED | {"ustatus": "not_undoable"}, {"status": "unchanged", "attempts": "1"})
 
     assert found.summary == "3 steps, 1 changed, 1 unchanged, 1 failed; 1 undone, 1 not_undoable"
@@ -187,7 +187,7 @@ def test_the_summary_counts_in_the_order_of_a_steps_life_and_leaves_out_what_the
     assert summary([]) == "0 steps"
 
 
-def test_the_report_is_json_and_survives_it() -> None:
+def test_report_round_trips_through_json() -> None:
     found = report("undone", UNDONE, FAILED, CHANGED, run={"cause": "failure"})
 
     again = Report.model_validate_json(found.model_dump_json())
@@ -199,13 +199,13 @@ def test_the_report_is_json_and_survives_it() -> None:
     ]
 
 
-def test_what_could_not_be_fenced_is_in_doubt_whatever_the_end() -> None:
+def test_unfenced_steps_are_in_doubt() -> None:
     found = report("undone", UNDONE, run={"doubts": "host web1 could not be asked\nhost web2 could not be asked"})
 
     assert (found.exit_code, found.left_over) == (3, [])
     assert found.in_doubt == ["host web1 could not be asked", "host web2 could not be asked"]
 
 
-def test_a_step_that_the_plan_does_not_have_is_not_in_the_report() -> None:
+def test_unknown_step_is_not_in_the_report() -> None:
     with pytest.raises(KeyError, match="nope"):
         report("succeeded").step("nope")

@@ -1,4 +1,4 @@
-"""Plans that start by themselves: which times are planned, what is due, and how it is written."""
+"""Scheduled plans: planned times, due starts, and notation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def ms(text: str) -> int:
 
 
 @each(st.floats(0.2, 5000), st.integers(0, 10**12), st.integers(0, 10**6), st.integers(0, 10**6))
-def test_two_spans_have_what_the_whole_has(every: float, begin: int, first: int, second: int) -> None:
+def test_adjacent_intervals_equal_the_whole(every: float, begin: int, first: int, second: int) -> None:
     middle, end = begin + first, begin + first + second
     whole = schedule.by_interval(every, begin, end)
     both = schedule.by_interval(every, begin, middle) + schedule.by_interval(every, middle, end)
@@ -38,14 +38,14 @@ def test_two_spans_have_what_the_whole_has(every: float, begin: int, first: int,
 
 
 @each(st.integers(0, 10**12), st.floats(1, 600))
-def test_jitter_holds_each_start_back_for_the_same_time_whoever_asks(at: int, jitter: float) -> None:
+def test_jitter_is_deterministic_for_each_start(at: int, jitter: float) -> None:
     one = schedules.Schedule("a", "p", Scheduled(every=3600, jitter=jitter))
     again = schedules.Schedule("a", "p", Scheduled(every=3600, jitter=jitter))
     assert 0 <= one.jitter(at) < jitter * 1000
     assert one.jitter(at) == again.jitter(at)
 
 
-def test_a_start_that_is_held_back_is_not_due_yet_and_those_after_it_wait_for_it() -> None:
+def test_jittered_start_is_due_after_its_delay() -> None:
     one = schedules.Schedule("a", "p", Scheduled(cron="0 * * * *", jitter=600))
     at = ms("2026-11-21T10:00:00")
     held = one.jitter(at)
@@ -68,20 +68,20 @@ def test_a_start_that_is_held_back_is_not_due_yet_and_those_after_it_wait_for_it
         ({"cron": "*/5 * * * *", "jitter": "5m"}, "shorter"),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_the_plan(given: dict[str, str], why: str) -> None:
+def test_invalid_schedule_is_refused_with_its_plan(given: dict[str, str], why: str) -> None:
     text = json.dumps({"name": "p", "schedules": {"s": given}, "steps": {"a": {"op": "noop.execute"}}})
     with pytest.raises(PlanError, match=why):
         parse(text)
 
 
-def test_a_plan_with_schedules_is_read_and_written_without_loss() -> None:
+def test_plan_with_schedules_round_trips() -> None:
     plan = parse(NIGHTLY)
     assert parse(plan.to_yaml()) == plan
     assert Plan.model_validate(plan.to_dict()) == plan
     assert plan.schedules["nightly"].timezone == "Europe/Berlin"
 
 
-def test_an_entry_fires_at_least_as_often_as_starts_are_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beat_entry_fires_at_least_as_often_as_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Scheduled(cron="5 4 * * 1-5").beat() == crontab("5", "4", "1-5")
     assert Scheduled(every=90).beat() == interval(run_every=90)
     for other in (
@@ -104,9 +104,7 @@ def test_an_entry_fires_at_least_as_often_as_starts_are_due(tmp_path: Path, monk
     assert schedules.from_entry(get_settings(), "backup.nightly", told["given"]).definition().startswith("0 3")
 
 
-def test_schedules_are_found_in_the_configuration_and_in_stored_plans(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_schedules_come_from_configuration_and_stored_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "backup.yaml").write_text(NIGHTLY)
     (tmp_path / "broken.yaml").write_text("name: [")
     config = tmp_path / "longshore.yaml"
@@ -129,14 +127,14 @@ def test_schedules_are_found_in_the_configuration_and_in_stored_plans(
     )
 
 
-def test_run_ids_are_of_the_schedule_and_the_planned_time() -> None:
+def test_run_id_combines_schedule_and_planned_time() -> None:
     at = ms("2026-11-21T03:00:00")
     assert schedule.run_id("backup.nightly", at) == "backup.nightly.20261121T030000Z"
     assert schedule.run_id("a", at + 500) != schedule.run_id("a", at)
     assert RUN_ID.fullmatch(schedule.run_id("x" * 300, at))
 
 
-def test_a_packages_plan_that_cannot_be_loaded_is_told_and_keeps_no_worker_from_starting(
+def test_unloadable_package_plan_does_not_block_worker_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(_name: str, **_: object) -> Plan:

@@ -1,4 +1,4 @@
-"""What is stale, by what was seen of it; what is said of stacks; and the plan that brings them right."""
+"""Drift of stacks from host snapshots, rules for stacks, and the plan of a rollout."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def service(*containers: Replica, **said: Any) -> Service:
 
 
 def told(of: Service) -> tuple[list[str], str, list[str]]:
-    """Reasons, action, and what is only told."""
+    """The reasons, the action, and the notes."""
     found = list(find_drift("web1", Inventory(projects={"shop": Project(services={"web": of})})))
     stale = [one for one in found if isinstance(one, Stale)]
     notes = [one.text for one in found if isinstance(one, Note)]
@@ -95,11 +95,11 @@ CHANGED = {"/x": Tracked(digest="2")}
         ),
     ],
 )  # fmt: skip
-def test_a_service_is_judged_by_what_was_seen(of: Service, reasons: list[str], action: str, notes: list[str]) -> None:
+def test_service_drift_follows_the_snapshot(of: Service, reasons: list[str], action: str, notes: list[str]) -> None:
     assert told(of) == (reasons, action, notes)
 
 
-def test_a_project_whose_files_cannot_be_read_is_told_of_and_harms_no_other() -> None:
+def test_unreadable_project_is_reported_without_affecting_others() -> None:
     broken = Project(error="its files cannot be used: no such file", services={"web": service(DEAD)})
     found = list(find_drift("web1", Inventory(projects={"a": broken, "b": Project(services={"web": service(DEAD)})})))
     assert [str(one) for one in found if isinstance(one, Note)] == ["a: its files cannot be used: no such file"]
@@ -119,7 +119,7 @@ def test_a_project_whose_files_cannot_be_read_is_told_of_and_harms_no_other() ->
         ({"projects": {"shop": Project()}}, "shop: service web is gone"),
     ],
 )
-def test_what_is_not_as_it_was_is_named(change: dict[str, Any], says: str) -> None:
+def test_changed_parts_are_named(change: dict[str, Any], says: str) -> None:
     was = Inventory(engine="1", rules="1", projects={"shop": Project(services={"web": service(replica())})})
     if "projects" in change and change["projects"].get("shop", Project()).inputs:
         was = was.model_copy(update={"projects": {"shop": Project(inputs={"/a": "1"})}})
@@ -128,7 +128,7 @@ def test_what_is_not_as_it_was_is_named(change: dict[str, Any], says: str) -> No
     assert bool(difference(was, now)) is bool(says)
 
 
-# --- which are meant --------------------------------------------------------------------------------
+# --- selection --------------------------------------------------------------------------------------
 
 
 def world(**projects: Project) -> dict[str, Inventory]:
@@ -139,7 +139,7 @@ def shop(**services: Service) -> Project:
     return Project(services=services)
 
 
-def test_a_service_without_a_container_is_found_by_the_labels_in_its_files() -> None:
+def test_service_without_a_container_is_found_by_file_labels() -> None:
     seen = world(shop=shop(web=service(declared={"tier": "prod"}), db=service(labels={"tier": "test"}, hash="h2")))
 
     def chosen(*labels: str) -> list[str]:
@@ -154,7 +154,7 @@ def test_a_service_without_a_container_is_found_by_the_labels_in_its_files() -> 
         chosen("=x")
 
 
-def test_names_mean_services_and_projects() -> None:
+def test_names_select_services_and_projects() -> None:
     seen = world(
         shop=shop(web=service(replica()), db=service(STOPPED), idle=service(profiled=True)),
         blog=shop(web=service(replica()), api=service(DEAD)),
@@ -185,7 +185,7 @@ def test_names_mean_services_and_projects() -> None:
             meant(*names)
 
 
-def test_what_the_file_says_of_what_is_not_there_is_told() -> None:
+def test_rules_for_unknown_stacks_are_reported() -> None:
     said = StackRules.model_validate({"stacks": {"shop": {"services": {"wbe": {}}}, "ghost": {}}})
     seen = world(shop=Project(after=["infra"], services={"web": service(replica())}))
     assert [str(note).partition(":")[0] for note in choose(said, seen, {}).notes] == ["shop/wbe", "ghost", "shop"]
@@ -208,7 +208,7 @@ def test_what_the_file_says_of_what_is_not_there_is_told() -> None:
         ("c" * 64, "sha256:" + "c" * 64),
     ],
 )
-def test_an_image_is_known_by_the_name_that_the_engine_gives_it(ref: str, engines: str) -> None:
+def test_image_name_is_normalised_like_the_engine(ref: str, engines: str) -> None:
     assert normal(ref) == engines
     assert normal(engines) == engines
 
@@ -225,10 +225,10 @@ def test_an_image_matches_image_by_its_name_by_any_of_its_tags_or_by_its_id() ->
     ]  # fmt: skip
 
 
-# --- what is said of stacks -------------------------------------------------------------------------
+# --- rules for stacks -------------------------------------------------------------------------------
 
 
-def test_what_a_file_demands_is_said_by_the_first_pattern_that_fits() -> None:
+def test_first_matching_pattern_decides_a_files_action() -> None:
     said = parse_files("nginx.conf=restart,\n certs/*=redeploy, data=none")
     assert said == {"nginx.conf": "restart", "certs/*": "redeploy", "data": "none"}
     demands = {path: required_action(f"/srv/shop/{path}", "/srv/shop", [{"certs/a": "none"}, said]) for path in (
@@ -251,7 +251,7 @@ def test_what_a_file_demands_is_said_by_the_first_pattern_that_fits() -> None:
         ("- 1", "not a mapping"),
     ],
 )
-def test_a_file_that_says_something_else_is_refused(tmp_path: Path, text: str, says: str) -> None:
+def test_invalid_rules_file_is_refused(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "stacks.yaml").write_text(text)
     with pytest.raises(ConfigError, match=says):
         stack_rules(str(tmp_path / "stacks.yaml"))
@@ -262,10 +262,10 @@ def test_a_file_that_says_something_else_is_refused(tmp_path: Path, text: str, s
     assert stack_rules(str(tmp_path / "empty.yaml")) == stack_rules("") == StackRules()
 
 
-# --- what a configuration is read from --------------------------------------------------------------
+# --- input files of a configuration -----------------------------------------------------------------
 
 
-def test_the_files_that_compose_reads_are_known(tmp_path: Path) -> None:
+def test_compose_input_files_are_known(tmp_path: Path) -> None:
     (tmp_path / "parts").mkdir()
     (tmp_path / "compose.yaml").write_text(
         "include:\n  - parts/db.yaml\n  - {path: [more.yaml], env_file: more.env}\nservices:\n"
@@ -286,17 +286,17 @@ def test_the_files_that_compose_reads_are_known(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("include", ["${PART}/db.yaml", "oci://docker.io/acme/part", "https://git.local/x.git"])
-def test_where_the_files_cannot_be_known_that_is_said(tmp_path: Path, include: str) -> None:
+def test_undeterminable_input_files_are_reported(tmp_path: Path, include: str) -> None:
     (tmp_path / "compose.yaml").write_text(f"include: ['{include}']\nservices: {{}}\n")
     assert not inputs_of(Source("shop", str(tmp_path), (str(tmp_path / "compose.yaml"),)))[1]
 
 
-def test_a_file_that_is_nested_too_deeply_leaves_the_inputs_unknown(tmp_path: Path) -> None:
+def test_deeply_nested_file_leaves_inputs_unknown(tmp_path: Path) -> None:
     (tmp_path / "compose.yaml").write_text("services: " + "[" * 700 + "]" * 700)
     assert not inputs_of(Source("shop", str(tmp_path), (str(tmp_path / "compose.yaml"),)))[1]
 
 
-def test_files_that_include_each_other_end(tmp_path: Path) -> None:
+def test_circular_includes_terminate(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("include: [b.yaml]")
     (tmp_path / "b.yaml").write_text("include: [a.yaml]")
     assert inputs_of(Source("shop", str(tmp_path), (str(tmp_path / "a.yaml"),)))[1]
@@ -304,7 +304,7 @@ def test_files_that_include_each_other_end(tmp_path: Path) -> None:
     assert digest_of_file(str(tmp_path / "a.yaml")) != digest_of_file(str(tmp_path / "b.yaml"))
 
 
-# --- the plan ---------------------------------------------------------------------------------------
+# --- the rollout's plan -----------------------------------------------------------------------------
 
 
 def stale(*keys: tuple[str, str]) -> list[Stale]:
@@ -312,7 +312,7 @@ def stale(*keys: tuple[str, str]) -> list[Stale]:
 
 
 def seen(**after: list[str]) -> dict[str, Inventory]:
-    """Projects by what they come after, on one host."""
+    """Projects of one host, with their dependencies."""
     return {"web1": Inventory(projects={name: Project(after=names) for name, names in after.items()})}
 
 
@@ -320,7 +320,7 @@ def levels(plan: Any) -> dict[str, int]:
     return {step.name: step.level for step in CompiledPlan(plan).steps}
 
 
-def test_stacks_come_after_those_that_they_need_also_by_way_of_others() -> None:
+def test_stacks_follow_transitive_dependencies() -> None:
     where = seen(shop=["auth"], auth=["infra"], infra=[], blog=[])
     found = levels(
         restart_plan(
@@ -330,7 +330,7 @@ def test_stacks_come_after_those_that_they_need_also_by_way_of_others() -> None:
     assert found == {"infra": 0, "blog": 0, "shop": 1, "cache.web1": 2}
 
 
-def test_stacks_that_wait_for_each_other_are_refused() -> None:
+def test_circular_stack_dependencies_are_refused() -> None:
     with pytest.raises(UsageError, match="in a circle: a, b"):
         restart_plan(stale(("web1", "a"), ("web1", "b")), seen(a=["b"], b=["a"]), StackRules(), RolloutOptions())
     with pytest.raises(UsageError, match="must be at least 1"):
@@ -344,7 +344,7 @@ def test_stacks_that_wait_for_each_other_are_refused() -> None:
     st.one_of(st.none(), st.integers(1, 3)),
     st.one_of(st.none(), st.integers(1, 3)),
 )
-def test_no_more_than_asked_for_at_once_each_behind_what_it_needs_and_the_canaries_first(
+def test_rollout_respects_limit_order_and_canaries(
     needs: list[list[int]], size: int | None, canary: int | None
 ) -> None:
     names = [f"p{number}" for number in range(len(needs))]
@@ -379,7 +379,7 @@ def test_no_more_than_asked_for_at_once_each_behind_what_it_needs_and_the_canari
         (RolloutOptions(), "", {"a": "changed", "b": "changed", "c": "changed"}),
     ],
 )
-def test_what_fails_holds_up_only_what_needs_it(options: RolloutOptions, failing: str, ends: dict[str, str]) -> None:
+def test_failed_stack_blocks_its_dependents_only(options: RolloutOptions, failing: str, ends: dict[str, str]) -> None:
     plan = restart_plan(
         stale(("web1", "a"), ("web1", "b"), ("web1", "c")), seen(a=[], b=[], c=["a"]), StackRules(), options
     )
@@ -393,7 +393,7 @@ def test_what_fails_holds_up_only_what_needs_it(options: RolloutOptions, failing
     assert set(stacks_of(report.steps).right) == {name for name, end in ends.items() if end == "changed"}
 
 
-def test_where_all_is_to_go_back_nothing_stands_and_where_it_was_cancelled_nothing_is_wrong() -> None:
+def test_undone_or_cancelled_rollout_reports_no_stack_right_or_wrong() -> None:
     plan = restart_plan(
         stale(("web1", "a"), ("web1", "b")), seen(a=[], b=["a"]), StackRules(), RolloutOptions(on_failure="undo")
     )
@@ -415,7 +415,7 @@ def test_where_all_is_to_go_back_nothing_stands_and_where_it_was_cancelled_nothi
     assert exit_code({}, RunState.FAILED, Cause.FAILURE, report.steps) is None
 
 
-def test_stacks_of_several_hosts_are_steps_with_their_names() -> None:
+def test_stacks_of_several_hosts_have_distinct_step_names() -> None:
     where = {host: Inventory(projects={"shop": Project(), "x" * 70: Project()}) for host in ("web1", "web2")}
     found = levels(
         restart_plan(stale(*((h, p) for h in where for p in ("shop", "x" * 70))), where, StackRules(), RolloutOptions())

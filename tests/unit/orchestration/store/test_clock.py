@@ -1,4 +1,4 @@
-"""Redis's clock is set while a run is under way: the run goes on as if it had not been, and the jump is told."""
+"""Changes of Redis's clock during a run do not affect the run, and are reported."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 def elapsed(sandbox: Sandbox) -> float:
-    """Seconds that the run has taken, by the clock that nobody sets."""
+    """The run's duration in seconds, by the monotonic clock."""
     return (sandbox.store.steady() - 1e12) / 1000
 
 
 @pytest.mark.parametrize("seconds", JUMPS)
-def test_a_run_whose_worker_was_lost_goes_on_within_leases(sandbox: Sandbox, seconds: float) -> None:
+def test_run_of_a_lost_worker_resumes_within_leases(sandbox: Sandbox, seconds: float) -> None:
     plan = Plan("p")
     plan.step("set", "clock.set", seconds=seconds)
     plan.step("after", "noop.execute").after("set")
@@ -55,7 +55,7 @@ def test_a_run_whose_worker_was_lost_goes_on_within_leases(sandbox: Sandbox, sec
 
 
 @pytest.mark.parametrize("seconds", JUMPS)
-def test_a_retry_comes_after_its_delay(sandbox: Sandbox, seconds: float) -> None:
+def test_retry_keeps_its_delay_across_a_clock_jump(sandbox: Sandbox, seconds: float) -> None:
     plan = Plan("p")
     plan.step("waits", "noop.execute").retry(1, initial=100, maximum=100)
     plan.step("set", "clock.set", seconds=seconds)
@@ -69,7 +69,7 @@ def test_a_retry_comes_after_its_delay(sandbox: Sandbox, seconds: float) -> None
 
 
 @pytest.mark.parametrize("seconds", JUMPS)
-def test_a_deadline_keeps_its_distance(sandbox: Sandbox, seconds: float) -> None:
+def test_deadline_keeps_its_distance_across_a_clock_jump(sandbox: Sandbox, seconds: float) -> None:
     plan = Plan("p", timeout="10m")
     plan.step("set", "clock.set", seconds=seconds)
     plan.step("ask", "approval.wait.execute", timeout="3h").after("set")
@@ -81,7 +81,7 @@ def test_a_deadline_keeps_its_distance(sandbox: Sandbox, seconds: float) -> None
 
 
 @pytest.mark.parametrize("seconds", JUMPS)
-def test_a_delay_that_begins_before_the_jump_is_noticed_is_no_longer(sandbox: Sandbox, seconds: float) -> None:
+def test_delay_begun_before_jump_detection_is_not_extended(sandbox: Sandbox, seconds: float) -> None:
     plan = Plan("p")
     plan.step("set", "clock.set", seconds=seconds)
     plan.step("waits", "noop.execute").after("set").retry(1, initial=100, maximum=100)
@@ -94,7 +94,7 @@ def test_a_delay_that_begins_before_the_jump_is_noticed_is_no_longer(sandbox: Sa
 
 
 @pytest.mark.parametrize("seconds", JUMPS)
-def test_an_approval_is_waited_for_as_long_as_was_said(sandbox: Sandbox, seconds: float) -> None:
+def test_approval_keeps_its_timeout_across_a_clock_jump(sandbox: Sandbox, seconds: float) -> None:
     plan = Plan("p")
     plan.step("ask", "approval.wait.execute", timeout="2h")
     plan.step("set", "clock.set", seconds=seconds)
@@ -105,7 +105,7 @@ def test_an_approval_is_waited_for_as_long_as_was_said(sandbox: Sandbox, seconds
     assert 2 * HOUR <= elapsed(sandbox) <= 2 * HOUR + 3 * LEASE
 
 
-def test_a_jump_is_an_event_of_the_run_and_a_warning(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+def test_clock_jump_is_an_event_and_a_warning(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
     plan = Plan("p")
     plan.step("set", "clock.set", seconds=-HOUR)
     sandbox.vanish("set")
@@ -118,7 +118,7 @@ def test_a_jump_is_an_event_of_the_run_and_a_warning(sandbox: Sandbox, caplog: p
     assert "Redis's clock has jumped back by 1h" in caplog.text
 
 
-# --- what notices it ----------------------------------------------------------------------------------
+# --- detection ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def store() -> MemoryStore:
     return MemoryStore(Settings(redis_url="redis://x", namespace="clock", lease=LEASE))
 
 
-def test_every_sweeper_counts_a_jump_once(store: MemoryStore) -> None:
+def test_every_sweeper_counts_a_clock_jump_once(store: MemoryStore) -> None:
     one, other = Clock(store), Clock(store)
     for clock in (one, other):
         clock.look()
@@ -142,7 +142,7 @@ def test_every_sweeper_counts_a_jump_once(store: MemoryStore) -> None:
     assert judged
 
 
-def test_an_outage_is_no_jump(store: MemoryStore) -> None:
+def test_outage_is_not_a_clock_jump(store: MemoryStore) -> None:
     clock = Clock(store)
     clock.look()
     store.advance(HOUR)
@@ -151,7 +151,7 @@ def test_an_outage_is_no_jump(store: MemoryStore) -> None:
     assert clock.jumps.number == 0
 
 
-def test_a_machine_that_stood_still_does_not_take_its_sleep_for_a_jump(store: MemoryStore) -> None:
+def test_suspended_machine_does_not_report_a_clock_jump(store: MemoryStore) -> None:
     frozen, awake = Clock(store), Clock(store)
     frozen.look()
     awake.look()
@@ -165,7 +165,7 @@ def test_a_machine_that_stood_still_does_not_take_its_sleep_for_a_jump(store: Me
     assert frozen.jumps.number == 0
 
 
-def test_a_sweeper_that_starts_after_the_clock_was_set_back_notices_it_by_the_last_tick(store: MemoryStore) -> None:
+def test_new_sweeper_detects_a_clock_set_back_by_the_last_tick(store: MemoryStore) -> None:
     before = Clock(store)
     before.look()
     store.jump(-HOUR)
@@ -176,9 +176,7 @@ def test_a_sweeper_that_starts_after_the_clock_was_set_back_notices_it_by_the_la
 
 
 @pytest.mark.parametrize("seconds", JUMPS)
-def test_a_process_that_starts_anew_goes_on_from_what_its_machine_has_measured(
-    store: MemoryStore, seconds: float
-) -> None:
+def test_restarted_process_continues_its_machines_clock_measurement(store: MemoryStore, seconds: float) -> None:
     Clock(store).look()
     store.jump(seconds)
     store.advance(30)
@@ -189,7 +187,7 @@ def test_a_process_that_starts_anew_goes_on_from_what_its_machine_has_measured(
 
 
 @pytest.mark.parametrize("seconds", JUMPS)
-def test_what_rests_is_kept_as_long_as_before(store: MemoryStore, seconds: float) -> None:
+def test_retention_is_kept_across_a_clock_jump(store: MemoryStore, seconds: float) -> None:
     clock = Clock(store)
     clock.look()
     store.add_to_ended("run", store.now())
@@ -202,7 +200,7 @@ def test_what_rests_is_kept_as_long_as_before(store: MemoryStore, seconds: float
     assert store.ended_since(HOUR) == ["run"]
 
 
-def test_no_pause_lies_farther_ahead_than_a_lease(store: MemoryStore) -> None:
+def test_pause_is_at_most_a_lease(store: MemoryStore) -> None:
     clock = Clock(store)
     clock.look()
     store.client.hset(store.keys.clock, "pause", store.now() + 3_600_000)
@@ -210,7 +208,7 @@ def test_no_pause_lies_farther_ahead_than_a_lease(store: MemoryStore) -> None:
     assert clock.look()
 
 
-def test_every_live_run_is_looked_at_after_a_jump(store: MemoryStore) -> None:
+def test_every_live_run_is_swept_after_a_clock_jump(store: MemoryStore) -> None:
     clock = Clock(store)
     clock.look()
     store.look_at("run", store.now() + 5000)
@@ -221,7 +219,7 @@ def test_every_live_run_is_looked_at_after_a_jump(store: MemoryStore) -> None:
     assert store.due(LEASE) == ["run"]
 
 
-def test_doctor_names_a_jump(store: MemoryStore) -> None:
+def test_doctor_reports_a_clock_jump(store: MemoryStore) -> None:
     clock = Clock(store)
     clock.look()
     assert list(_clock(store)) == []
@@ -232,17 +230,17 @@ def test_doctor_names_a_jump(store: MemoryStore) -> None:
     assert (finding.grade, finding.what) == ("warning", "Redis's clock has jumped forward by 1h")
 
 
-# --- other times that lie ahead -------------------------------------------------------------------------
+# --- other future times ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seconds", JUMPS)
-def test_a_host_that_is_dead_does_not_live_on_because_the_clock_was_set(seconds: float) -> None:
+def test_clock_change_does_not_keep_a_dead_host_alive(seconds: float) -> None:
     now = 10**12
     host = Host("web1", nodes=(Node("w", seen=now),), now=now + round(seconds * 1000), silent=45_000)
     assert host.state is HostState.LOST
 
 
-def test_a_service_is_tried_again_in_time(store: MemoryStore) -> None:
+def test_breaker_retries_in_time_after_a_clock_jump(store: MemoryStore) -> None:
     breakers = Breakers(store)
     breakers.trip("bank", "refused", "run")
     store.jump(-HOUR)
@@ -250,6 +248,6 @@ def test_a_service_is_tried_again_in_time(store: MemoryStore) -> None:
     assert breakers.ask("bank", "run").allowed
 
 
-def test_a_schedule_whose_mark_lies_ahead_goes_on_from_now() -> None:
+def test_schedule_with_a_future_mark_continues_from_now() -> None:
     assert Mark(10_000_000, "x").as_of(1_000_000) == Mark(1_000_000, "x")
     assert Mark(1_030_000, "x").as_of(1_000_000) == Mark(1_030_000, "x")

@@ -1,4 +1,4 @@
-"""Names of keys: two runs never meet, two installations neither, and one run lies in one slot."""
+"""Names of keys: distinct for runs and installations, and in one slot for one run."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def all_of(run: RunKeys) -> list[str]:
 
 
 @given(namespaces, run_ids)
-def test_all_keys_of_a_run_lie_in_one_slot(namespace: str, run_id: str) -> None:
+def test_all_keys_of_a_run_share_one_slot(namespace: str, run_id: str) -> None:
     made = all_of(Keys(namespace).of(run_id))
 
-    # A slot is made of what stands between the first { and the next }.
+    # The slot is the hash of the text between the first { and the next }.
     assert {re.search(r"\{([^}]+)\}", key)[1] for key in made} == {run_id}  # type: ignore[index]
     assert len(set(made)) == len(made)
     assert all(key.startswith(f"{namespace}:") for key in made)
 
 
 @given(st.tuples(namespaces, run_ids), st.tuples(namespaces, run_ids))
-def test_neither_two_runs_nor_two_installations_meet(one: tuple[str, str], two: tuple[str, str]) -> None:
+def test_keys_of_runs_and_installations_are_distinct(one: tuple[str, str], two: tuple[str, str]) -> None:
     if one == two:
         return
     of_one, of_two = (Keys(namespace).of(run_id) for namespace, run_id in (one, two))
@@ -40,7 +40,7 @@ def test_neither_two_runs_nor_two_installations_meet(one: tuple[str, str], two: 
 
 
 @given(namespaces, run_ids)
-def test_a_run_of_any_name_does_not_meet_the_indices(namespace: str, run_id: str) -> None:
+def test_run_keys_never_collide_with_indices(namespace: str, run_id: str) -> None:
     keys = Keys(namespace)
     indices = {keys.inbox, keys.live, keys.runs, keys.dry_run(run_id), keys.dry_run_answers(run_id)}
 
@@ -48,13 +48,13 @@ def test_a_run_of_any_name_does_not_meet_the_indices(namespace: str, run_id: str
     assert not indices & set(all_of(keys.of(run_id)))
 
 
-def test_scripts_get_the_record_in_their_own_order() -> None:
+def test_scripts_receive_keys_in_declared_order() -> None:
     keys = Keys("ns").of("r")
 
     assert keys.record() == ["ns:{r}:run", "ns:{r}:steps", "ns:{r}:leases", "ns:{r}:events", "ns:{r}:waits"]
 
 
-def test_every_key_stands_in_the_list_at_the_head_of_the_module() -> None:
+def test_module_docstring_lists_every_key() -> None:
     keys = Keys("{ns}")
     made = [key.replace("{r}", "{run}") for key in all_of(keys.of("r"))]
     made = [key.replace("log:0", "log:<id>").replace("log:10", "log:<id>") for key in made]
@@ -71,12 +71,12 @@ def test_every_key_stands_in_the_list_at_the_head_of_the_module() -> None:
     assert all(f"    {key} " in str(module.__doc__) for key in made)
 
 
-def test_fields_of_a_step_differ_and_leave_the_u_to_the_undo() -> None:
+def test_step_fields_are_distinct_and_reserve_the_undo_prefix() -> None:
     assert len(set(Field)) == len(Field.__members__)
     assert not any(field.startswith("u") for field in Field)
 
 
-def test_scripts_and_python_name_the_same_fields_of_a_step() -> None:
+def test_scripts_and_python_use_the_same_step_fields() -> None:
     texts = [lua.source(name) for name in lua.names()]
     in_scripts = {name for text in texts for name in re.findall(r"'([a-z_]+):'", text)} - {"data"}
     in_scripts = {name if name in set(Field) else name.removeprefix("u") for name in in_scripts}
@@ -85,7 +85,7 @@ def test_scripts_and_python_name_the_same_fields_of_a_step() -> None:
     assert set(Field) - in_scripts <= {Field.DATA_KEY}
 
 
-def test_the_type_of_every_key_stands_in_the_list_and_in_the_table() -> None:
+def test_key_types_match_the_list_and_the_table() -> None:
     listed = re.findall(
         r"^    \{ns\}:([a-z-]+:?)\S*\s+(?:(string|hash|zset|set|list|stream|text)\b)", module.__doc__ or "", re.M
     )

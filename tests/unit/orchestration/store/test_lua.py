@@ -1,4 +1,4 @@
-"""The scripts as files: each has its contract at its head, and each is used."""
+"""The Lua files: each declares its contract and is called by the store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDER = ROOT / "orchestration" / "store" / "lua"
 
 
 def head(name: str) -> str:
-    """The comment that a script begins with."""
+    """The comment at the head of a script."""
     lines = (FOLDER / f"{name}.lua").read_text().splitlines()
     end = next(n for n, line in enumerate(lines) if not line.startswith("--"))
     return "\n".join(lines[:end])
@@ -27,7 +27,7 @@ def body(name: str) -> str:
     return re.sub(r"--.*", "", (FOLDER / f"{name}.lua").read_text())
 
 
-def test_every_file_is_a_script_and_is_installed_with_the_package() -> None:
+def test_every_lua_file_is_a_packaged_script() -> None:
     in_folder = {path.stem for path in FOLDER.glob("*.lua")} - {"prelude"}
 
     assert set(lua.names()) == in_folder
@@ -38,7 +38,7 @@ def test_every_file_is_a_script_and_is_installed_with_the_package() -> None:
 
 
 @pytest.mark.parametrize("name", lua.names())
-def test_a_script_says_from_where_with_what_and_to_what_it_goes(name: str) -> None:
+def test_script_declares_states_and_arguments(name: str) -> None:
     said = head(name)
 
     first, second, *_ = said.splitlines()
@@ -49,24 +49,24 @@ def test_a_script_says_from_where_with_what_and_to_what_it_goes(name: str) -> No
 
 
 @pytest.mark.parametrize("name", lua.names())
-def test_a_script_says_of_each_argument_what_it_is(name: str) -> None:
+def test_script_documents_every_argument(name: str) -> None:
     used = {int(number) for number in re.findall(r"ARGV\[(\d+)\]", body(name))}
     said = {int(number) for number in re.findall(r"ARGV\[(\d+)", head(name))}
 
-    # What comes after a number of arguments is a list, said in words.
+    # The arguments after a fixed number form a list, described in words.
     assert {number for number in used if number <= max(said, default=0)} <= said
     assert not used or said or "-- ARGV" in head(name)
 
 
 @pytest.mark.parametrize("name", lua.names())
-def test_a_script_names_the_events_that_it_writes(name: str) -> None:
+def test_script_declares_its_events(name: str) -> None:
     written = set(re.findall(r"emit\('(\w+)'", body(name)))
 
     assert all(event in head(name) or name == "command" for event in written)
 
 
 @pytest.mark.parametrize("name", lua.names())
-def test_a_script_needs_nothing_that_redis_may_not_have_or_that_is_no_data(name: str) -> None:
+def test_script_uses_only_portable_redis_functions(name: str) -> None:
     code = body(name)
 
     assert "cjson" not in code
@@ -75,13 +75,13 @@ def test_a_script_needs_nothing_that_redis_may_not_have_or_that_is_no_data(name:
     assert not re.search(r"\b(loadstring|load|dofile|require|os|io)\b\s*[.(]", code)
 
 
-def test_every_script_is_called_by_the_store_and_nothing_else_is() -> None:
+def test_store_calls_every_script_and_no_other() -> None:
     called = re.findall(r'_run\((?:\s|#.*)*"(\w+)"', (ROOT / "orchestration" / "store" / "run_store.py").read_text())
 
     assert set(called) == set(lua.names())
 
 
-def test_a_script_stands_behind_the_prelude() -> None:
+def test_prelude_precedes_every_script() -> None:
     prelude = (FOLDER / "prelude.lua").read_text()
 
     for name in lua.names():
@@ -90,7 +90,7 @@ def test_a_script_stands_behind_the_prelude() -> None:
         assert re.search(rf"^-- KEYS\[{number}\] {key}\b", prelude, re.MULTILINE)
 
 
-def test_redis_gets_no_comments_and_lines_keep_their_numbers() -> None:
+def test_stripped_scripts_keep_line_numbers() -> None:
     commented = "-- a contract\nif a then\n  -- guard: a rule\n  return 'a -- b'  -- why\nend\n"
 
     assert lua.without_comments(commented) == "\nif a then\n\n  return 'a -- b'  -- why\nend\n"
@@ -98,7 +98,7 @@ def test_redis_gets_no_comments_and_lines_keep_their_numbers() -> None:
         assert "-- guard" not in lua.source(name)
 
 
-def test_scripts_move_only_to_states_that_there_are() -> None:
+def test_scripts_use_only_known_states() -> None:
     known = {str(s) for kind in (states.RunState, states.StepState, states.UndoState) for s in kind}
 
     for name in lua.names():
@@ -107,7 +107,7 @@ def test_scripts_move_only_to_states_that_there_are() -> None:
         assert set(set_to) <= known, name
 
 
-def test_scripts_use_only_fields_that_the_keys_module_names() -> None:
+def test_scripts_use_only_declared_fields() -> None:
     fields = set(keys.Field)
 
     for name in [*lua.names(), "prelude"]:

@@ -1,4 +1,4 @@
-"""A file beside the effect: one attempt at a time, and none after a later one."""
+"""Receipts: one attempt at a time, and none after one with a higher fence."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ with receipt.held(5.0, lambda: None):
 
 
 def nothing() -> None:
-    """Nobody asks it to stop."""
+    """A check that never cancels."""
 
 
 def holder(path: Path, fence: int, *arguments: str) -> subprocess.Popen[str]:
-    """A process that holds the receipt until it is ended."""
+    """Start a process that holds the receipt until killed."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(path), str(fence), *arguments], stdout=subprocess.PIPE, text=True
     )
@@ -48,7 +48,7 @@ def end(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def test_the_outcome_of_an_attempt_that_could_not_record_it_is_found(tmp_path: Path) -> None:
+def test_unrecorded_outcome_is_read_from_the_receipt(tmp_path: Path) -> None:
     path = tmp_path / "run" / "step.json"
     first = Receipt(path, 1, "")
     with first.held(1.0, nothing) as found:
@@ -62,7 +62,7 @@ def test_the_outcome_of_an_attempt_that_could_not_record_it_is_found(tmp_path: P
         assert found is not None
 
 
-def test_what_was_done_before_a_run_was_reopened_is_not_done_now(tmp_path: Path) -> None:
+def test_reopened_run_ignores_receipts_of_earlier_epoch(tmp_path: Path) -> None:
     first = Receipt(tmp_path / "r", 1, "", epoch=0)
     with first.held(1.0, nothing):
         first.done({"changed": True, "data": {}})
@@ -70,21 +70,21 @@ def test_what_was_done_before_a_run_was_reopened_is_not_done_now(tmp_path: Path)
         assert found is None
 
 
-def test_what_was_only_begun_is_done_again(tmp_path: Path) -> None:
+def test_begun_receipt_without_outcome_allows_a_retry(tmp_path: Path) -> None:
     with Receipt(tmp_path / "r", 1, "").held(1.0, nothing):
         pass
     with Receipt(tmp_path / "r", 2, "").held(1.0, nothing) as found:
         assert found is None
 
 
-def test_an_attempt_that_comes_after_a_later_one_is_refused(tmp_path: Path) -> None:
+def test_attempt_with_a_lower_fence_is_rejected(tmp_path: Path) -> None:
     with Receipt(tmp_path / "r", 7, "").held(1.0, nothing):
         pass
     with pytest.raises(StaleAttempt), Receipt(tmp_path / "r", 6, "").held(1.0, nothing):
         pass
 
 
-def test_after_an_undo_nothing_is_done_forward_any_more(tmp_path: Path) -> None:
+def test_undo_receipt_rejects_forward_attempts(tmp_path: Path) -> None:
     first = Receipt(tmp_path / "r", 1, "")
     with first.held(1.0, nothing):
         first.done({"changed": True, "data": {}})
@@ -94,7 +94,7 @@ def test_after_an_undo_nothing_is_done_forward_any_more(tmp_path: Path) -> None:
         pass
 
 
-def test_a_stopped_attempt_that_holds_the_lock_is_ended(tmp_path: Path) -> None:
+def test_stopped_lock_holder_is_killed(tmp_path: Path) -> None:
     ghost = holder(tmp_path / "r", 1, "alone")
     ghost.send_signal(signal.SIGSTOP)
 
@@ -103,7 +103,7 @@ def test_a_stopped_attempt_that_holds_the_lock_is_ended(tmp_path: Path) -> None:
     end(ghost)
 
 
-def test_a_process_that_does_other_things_too_is_waited_for(tmp_path: Path) -> None:
+def test_shared_process_holding_the_lock_is_awaited(tmp_path: Path) -> None:
     busy = holder(tmp_path / "r", 1, "threads")
 
     with pytest.raises(Transient, match="still at work"), Receipt(tmp_path / "r", 2, "").held(0.3, nothing):
@@ -112,7 +112,7 @@ def test_a_process_that_does_other_things_too_is_waited_for(tmp_path: Path) -> N
     end(busy)
 
 
-def test_whoever_waits_for_the_lock_can_be_asked_to_stop(tmp_path: Path) -> None:
+def test_waiting_for_the_lock_can_be_cancelled(tmp_path: Path) -> None:
     busy = holder(tmp_path / "r", 1, "threads")
 
     def stop() -> None:
@@ -123,7 +123,7 @@ def test_whoever_waits_for_the_lock_can_be_asked_to_stop(tmp_path: Path) -> None
     end(busy)
 
 
-def test_the_holder_with_the_later_fence_is_left_alone(tmp_path: Path) -> None:
+def test_lock_holder_with_a_higher_fence_is_not_killed(tmp_path: Path) -> None:
     later = holder(tmp_path / "r", 9, "alone")
 
     with pytest.raises(StaleAttempt), Receipt(tmp_path / "r", 2, "").held(5.0, nothing):
@@ -132,7 +132,7 @@ def test_the_holder_with_the_later_fence_is_left_alone(tmp_path: Path) -> None:
     end(later)
 
 
-def test_programs_that_outlived_their_attempt_are_ended(tmp_path: Path) -> None:
+def test_orphaned_programs_of_an_attempt_are_killed(tmp_path: Path) -> None:
     ghost = holder(tmp_path / "r", 1, "alone", "with a program")
     ghost.send_signal(signal.SIGKILL)
     ghost.wait()
@@ -149,7 +149,7 @@ def test_programs_that_outlived_their_attempt_are_ended(tmp_path: Path) -> None:
     end(ghost)
 
 
-def test_a_process_is_known_by_more_than_its_number(tmp_path: Path) -> None:
+def test_process_identity_includes_start_time(tmp_path: Path) -> None:
     mine = Process.of(os.getpid())
     assert mine is not None
     assert mine.exists()
@@ -159,13 +159,13 @@ def test_a_process_is_known_by_more_than_its_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"x"', '{"fence": 0}'])
-def test_a_receipt_that_was_torn_is_as_none(tmp_path: Path, text: str) -> None:
+def test_torn_receipt_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / "r").write_text(text)
     with Receipt(tmp_path / "r", 1, "").held(1.0, nothing) as found:
         assert found is None
 
 
-def test_an_outcome_that_is_too_large_is_done_again(tmp_path: Path) -> None:
+def test_outcome_too_large_for_a_receipt_is_repeated(tmp_path: Path) -> None:
     first = Receipt(tmp_path / "r", 1, "")
     with first.held(1.0, nothing):
         first.done({"changed": True, "data": {"text": "x" * 100_000}})
@@ -173,7 +173,7 @@ def test_an_outcome_that_is_too_large_is_done_again(tmp_path: Path) -> None:
         assert found is None
 
 
-def test_the_ledger_keeps_how_far_a_run_had_come(tmp_path: Path) -> None:
+def test_ledger_keeps_the_highest_version_of_a_run(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "ns")
     assert ledger.version("r", "b") == 0
     ledger.seen("r", "b", 7)
@@ -185,7 +185,7 @@ def test_the_ledger_keeps_how_far_a_run_had_come(tmp_path: Path) -> None:
     )
 
 
-def test_the_ledger_forgets_what_is_old(tmp_path: Path) -> None:
+def test_ledger_removes_expired_receipts(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "ns")
     ledger.clean(10.0)
     ledger.seen("old", "b", 1)
@@ -198,16 +198,16 @@ def test_the_ledger_forgets_what_is_old(tmp_path: Path) -> None:
     assert (ledger.version("old", "b"), ledger.version("new", "b")) == (0, 1)
 
 
-def test_only_its_owner_can_read_it(tmp_path: Path) -> None:
+def test_ledger_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     with Ledger(tmp_path, "ns").receipt("r", "b", "step", 1, "", alone=True).held(1.0, nothing):
         (path,) = tmp_path.glob("receipts/ns/*/step.json")
         assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
 
 
-# --- the receipts of a run that ends ----------------------------------------------------------------------
+# --- receipts of an ending run ----------------------------------------------------------------------------
 
 
-def test_no_forward_attempt_acts_at_a_closed_step_whatever_its_fence(tmp_path: Path) -> None:
+def test_closed_step_rejects_every_forward_attempt(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "ns")
     ledger.close("run", "instance_id", 0, ["closed", "parts@1"])
 
@@ -220,7 +220,7 @@ def test_no_forward_attempt_acts_at_a_closed_step_whatever_its_fence(tmp_path: P
             pass
 
 
-def test_a_closed_step_is_undone_and_done_again_once_its_run_is_resumed(tmp_path: Path) -> None:
+def test_resume_reopens_a_closed_step(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "ns")
     ledger.close("run", "instance_id", 0, ["step"])
 
@@ -230,7 +230,7 @@ def test_a_closed_step_is_undone_and_done_again_once_its_run_is_resumed(tmp_path
         pass
 
 
-def test_what_is_closed_later_is_closed_beside_what_was(tmp_path: Path) -> None:
+def test_closing_more_steps_keeps_earlier_ones_closed(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "ns")
     ledger.close("run", "instance_id", 0, ["one"])
     ledger.close("run", "instance_id", 0, ["two"])
@@ -241,7 +241,7 @@ def test_what_is_closed_later_is_closed_beside_what_was(tmp_path: Path) -> None:
             pass
 
 
-def test_a_receipt_tells_what_is_needed_to_undo_its_step(tmp_path: Path) -> None:
+def test_receipt_holds_the_data_for_undo(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "ns")
     with ledger.receipt("run", "instance_id", "step", 5, "", alone=True).held(1.0, nothing):
         pass
@@ -260,7 +260,7 @@ def test_a_receipt_tells_what_is_needed_to_undo_its_step(tmp_path: Path) -> None
     assert trace.outcome == {"changed": True, "data": {}}
 
 
-def test_whoever_holds_a_receipt_of_a_run_that_ends_is_ended(tmp_path: Path) -> None:
+def test_closing_a_run_kills_receipt_lock_holders(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "ns")
     path = ledger.receipt("run", "instance_id", "step", 1, "", alone=True).path
     path.parent.mkdir(parents=True)
@@ -274,7 +274,7 @@ def test_whoever_holds_a_receipt_of_a_run_that_ends_is_ended(tmp_path: Path) -> 
     end(ghost)
 
 
-def test_a_holder_that_cannot_be_ended_is_told(tmp_path: Path) -> None:
+def test_lock_holder_that_cannot_be_killed_is_reported(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "ns")
     path = ledger.receipt("run", "instance_id", "step", 1, "", alone=True).path
     path.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What becomes of a message that a version to come has sent, where an old worker takes it."""
+"""Messages of a newer version that an older worker receives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from longshore.tasks.loaded_runs import Newer
 
 
 class FakeTask:
-    """Keeps how it was sent anew."""
+    """Records how the task is sent again."""
 
     def __init__(self, retries: int) -> None:
         self.request = SimpleNamespace(retries=retries)
@@ -36,7 +36,7 @@ def newer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(celery_tasks, "store_and_plans", lambda: (None, NewerPlans()))
 
 
-def test_it_goes_back_into_its_queue_so_that_a_newer_worker_has_its_turn() -> None:
+def test_message_of_a_newer_version_is_requeued() -> None:
     task: Any = FakeTask(retries=0)
 
     with pytest.raises(Retry):
@@ -46,7 +46,7 @@ def test_it_goes_back_into_its_queue_so_that_a_newer_worker_has_its_turn() -> No
     assert 0.2 <= task.again[0] <= 1.0
 
 
-def test_it_does_not_go_back_for_ever() -> None:
+def test_message_of_a_newer_version_is_requeued_a_limited_number_of_times() -> None:
     task: Any = FakeTask(retries=celery_tasks._PASSED_ON)
 
     with pytest.raises(Ignore):

@@ -1,5 +1,5 @@
-"""Plans with any failures, guards and policies follow the rules, step by step, on the bench: the reducer, the
-scripts, the driver and the runner in memory.
+"""Plans with any failures, guards and policies follow the rules, step by step, in the sandbox: the reducer, the
+scripts, the coordinator and the runner in memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WHENS = (
 
 @dataclass
 class Spec:
-    """One step, as it was drawn."""
+    """One generated step."""
 
     name: str
     after: list[str]
@@ -123,7 +123,7 @@ GOOD = {"changed", "unchanged"}
 
 @dataclass
 class Rules:
-    """The rules of DESIGN §3, each held against a report: what a step became follows from the steps before it.
+    """The rules of DESIGN §3, checked against a report: a step's outcome follows from the steps before.
 
     The rules know no order: where a failure stops a run, a step of the same level may have been cancelled or not.
     """
@@ -296,7 +296,9 @@ def reachable(drawn: list[Spec], on_error: str) -> bool:
 @example([Spec("s0", [], ["failed"]), Spec("s1", ["s0"], ["changed"], always=True)], "stop", "undo", True)
 @example([Spec("s0", [], ["flaky"], retries=1), Spec("s1", ["s0"], ["failed"])], "stop", "undo", True)
 @given(specs(), st.sampled_from(["stop", "continue"]), st.sampled_from(["undo", "undo", "keep"]), st.booleans())
-def test_each_step_of_any_run_follows_the_rules(drawn: list[Spec], on_error: str, on_failure: str, yes: bool) -> None:
+def test_every_step_of_a_generated_run_follows_the_rules(
+    drawn: list[Spec], on_error: str, on_failure: str, yes: bool
+) -> None:
     plan = plan_of(drawn, on_error, on_failure)
     if not reachable(drawn, on_error):
         with pytest.raises(PlanError, match="can never hold"):

@@ -1,4 +1,4 @@
-"""Runs that are held, queued, resumed, resolved and forgotten, on the bench: no clock, no processes."""
+"""Suspended, queued, resumed, resolved and purged runs, in the sandbox without clock and processes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ State = dict[str, str | None]
 
 
 class Table(Sandbox):
-    """A bench on which several runs go on at once, and people ask for things."""
+    """A sandbox with several concurrent runs and commands."""
 
     def begin(self, plan: Plan, run_id: str) -> None:
         Admission(self.store).submit(run_id, request_body(plan, {}, "ann"))
         self.tell(run_id)
 
     def tell(self, run_id: str, seconds: int = 0) -> None:
-        """Have a run advanced, and some time pass."""
+        """Advance a run and the clock."""
         self._queue.append(_Message(ADVANCE, run_id))
         self.go_on(seconds)
 
@@ -77,7 +77,7 @@ def waiting(name: str = "p", **more: Any) -> Plan:
 # --- resume and resolve ---------------------------------------------------------------------------------
 
 
-def test_a_step_that_was_taken_back_by_hand_is_done_anew(table: Table) -> None:
+def test_resume_repeats_a_manually_undone_step(table: Table) -> None:
     table.fail("b", times=1)
     table.begin(kept("a", "b"), "r")
     assert table.state("r") == "failed"
@@ -90,7 +90,7 @@ def test_a_step_that_was_taken_back_by_hand_is_done_anew(table: Table) -> None:
 
 
 @pytest.mark.parametrize("word", ["done", "skip"])
-def test_a_step_whose_last_item_was_resolved_ends_when_it_is_resumed(table: Table, word: str) -> None:
+def test_resume_completes_a_step_whose_last_item_was_resolved(table: Table, word: str) -> None:
     plan = Plan("p", on_failure="keep")
     plan.step("s", "noop.execute").foreach(["a", "b"])
     plan.step("t", "noop.execute").after("s")
@@ -104,7 +104,7 @@ def test_a_step_whose_last_item_was_resolved_ends_when_it_is_resumed(table: Tabl
     assert table.done.count("s[1]") == 1
 
 
-def test_what_is_abandoned_is_left_as_it_is_and_named(table: Table) -> None:
+def test_abandoned_steps_are_kept_and_reported(table: Table) -> None:
     plan = Plan("p", on_unknown="ask")
     plan.step("a", "command.exec.execute", argv=["x"]).undo("command.exec.execute", argv=["y"])
     table.vanish("a")
@@ -118,7 +118,7 @@ def test_what_is_abandoned_is_left_as_it_is_and_named(table: Table) -> None:
     assert (report.state, report.left_over, report.exit_code) == ("undone", ["a"], 3)
 
 
-def test_a_person_is_asked_about_what_was_delayed_for_too_long_as_well(table: Table) -> None:
+def test_long_delayed_step_asks_an_operator(table: Table) -> None:
     plan = Plan("p", on_unknown="ask")
     plan.step("a", "noop.execute").timeout("60s").undo("none")
     table.fail("a", Delayed("not yet"))
@@ -131,7 +131,7 @@ def test_a_person_is_asked_about_what_was_delayed_for_too_long_as_well(table: Ta
 
 
 @pytest.mark.parametrize("on_failure", ["keep", "undo"])
-def test_a_parent_that_is_resumed_has_its_child_go_on(table: Table, on_failure: str) -> None:
+def test_resuming_a_parent_resumes_its_child(table: Table, on_failure: str) -> None:
     child = Plan("child", on_failure=on_failure)
     child.step("s", "noop.execute")
     child.step("t", "noop.execute").after("s")
@@ -172,7 +172,7 @@ def bill(**more: Any) -> Plan:
     return plan
 
 
-def test_a_step_whose_service_was_down_all_the_time_is_not_taken_back(service: dict[str, bool], table: Table) -> None:
+def test_step_blocked_by_a_down_service_is_not_undone(service: dict[str, bool], table: Table) -> None:
     service["up"] = False
     table.begin(bill(), "r")
     assert table.state("r") == "suspended"
@@ -183,7 +183,7 @@ def test_a_step_whose_service_was_down_all_the_time_is_not_taken_back(service: d
     assert (report.state, report.exit_code, report.step("s").undo) == ("undone", 1, None)
 
 
-def test_a_step_that_is_blocked_while_its_run_ends_does_not_hold_it(own_registry: None, table: Table) -> None:
+def test_blocked_step_does_not_delay_an_ending_run(own_registry: None, table: Table) -> None:
     @operation("table.ends")
     def ends() -> None:
         table.store.command("r", "cancel")
@@ -198,7 +198,7 @@ def test_a_step_that_is_blocked_while_its_run_ends_does_not_hold_it(own_registry
     assert table.state("r") == "undone"
 
 
-def test_the_run_that_is_in_has_the_probe_and_not_one_that_waits_at_the_door(
+def test_admitted_run_gets_the_half_open_trial_before_waiting_runs(
     service: dict[str, bool], own_registry: None
 ) -> None:
     table = limited(max_runs=1)
@@ -214,7 +214,7 @@ def test_the_run_that_is_in_has_the_probe_and_not_one_that_waits_at_the_door(
     assert [table.state(run_id) for run_id in ("first", "q0", "q4")] == ["succeeded"] * 3
 
 
-def test_an_always_step_is_tried_again_in_a_suspended_run(service: dict[str, bool], table: Table) -> None:
+def test_suspended_run_retries_always_steps(service: dict[str, bool], table: Table) -> None:
     service["up"] = False
     plan = Plan("p")
     plan.step("lights", "noop.execute").always().retry(3, initial=5, jitter=False)
@@ -228,10 +228,10 @@ def test_an_always_step_is_tried_again_in_a_suspended_run(service: dict[str, boo
     assert table.report("r").step("lights").status == "changed"
 
 
-# --- the door -------------------------------------------------------------------------------------------
+# --- admission ------------------------------------------------------------------------------------------
 
 
-def test_a_run_in_the_queue_cannot_be_resumed_past_it(own_registry: None) -> None:
+def test_resume_does_not_bypass_the_run_queue(own_registry: None) -> None:
     table = limited(max_runs=1)
     table.begin(waiting(), "one")
     table.begin(waiting(), "two")
@@ -240,7 +240,7 @@ def test_a_run_in_the_queue_cannot_be_resumed_past_it(own_registry: None) -> Non
     assert (table.state("one"), table.state("two")) == ("running", "pending")
 
 
-def test_a_child_does_not_wait_behind_those_who_wait_for_its_parent(own_registry: None) -> None:
+def test_child_run_is_admitted_before_runs_queued_behind_its_parent(own_registry: None) -> None:
     table = limited(max_runs=1)
     child = Plan("child")
     child.step("w", "noop.execute")
@@ -255,8 +255,8 @@ def test_a_child_does_not_wait_behind_those_who_wait_for_its_parent(own_registry
     assert (table.state("P.c"), table.state("P"), table.state("Q")) == ("succeeded", "succeeded", "running")
 
 
-def test_a_run_that_was_cancelled_meanwhile_is_given_no_place(own_registry: None) -> None:
-    """Somebody has read the queue, and comes with what he read when the run is gone from it."""
+def test_cancelled_queued_run_is_not_admitted(own_registry: None) -> None:
+    """A reader of the queue tries to admit a run that has left the queue since."""
     table = limited(max_runs=1)
     door = Admission(table.store)
     table.begin(waiting(), "one")
@@ -271,7 +271,7 @@ def test_a_run_that_was_cancelled_meanwhile_is_given_no_place(own_registry: None
     assert door.admitted() == ["three"]
 
 
-def test_children_are_held_apart_by_their_key_but_not_from_their_own_parents(own_registry: None) -> None:
+def test_concurrency_key_serialises_children_but_not_with_their_parents(own_registry: None) -> None:
     table = Table()
     key = {"concurrency": {"key": "prod"}}
     child = Plan("child", **key)
@@ -299,15 +299,15 @@ def test_children_are_held_apart_by_their_key_but_not_from_their_own_parents(own
     assert table.state("top.m.c") == "running"
 
 
-# --- what was forgotten ---------------------------------------------------------------------------------
+# --- purged runs ----------------------------------------------------------------------------------------
 
 
 def all_keys(table: Table, run_id: str) -> list[str]:
     return [key for key in table.store.client.keys("*") if f"{{{run_id}" in key]
 
 
-def test_a_forgotten_run_leaves_nothing_and_its_id_is_free(table: Table) -> None:
-    # given a parent with a child, large data, and a life before
+def test_purged_run_leaves_no_keys_and_frees_its_id(table: Table) -> None:
+    # given a reopened parent with a child and large data
     child = Plan("child")
     child.step("inner", "noop.execute")
     parent = kept()
@@ -333,7 +333,7 @@ def test_a_forgotten_run_leaves_nothing_and_its_id_is_free(table: Table) -> None
     assert (table.state("n"), table.done.count("inner")) == ("succeeded", 2)
 
 
-def test_what_is_asked_of_a_run_that_is_gone_is_asked_of_no_other(table: Table) -> None:
+def test_command_for_a_purged_run_does_not_reach_its_successor(table: Table) -> None:
     table.begin(kept("a"), "n")
     table.store.command("n", "prune")
     table.tell("n")
@@ -345,11 +345,11 @@ def test_what_is_asked_of_a_run_that_is_gone_is_asked_of_no_other(table: Table) 
     assert table.state("n") == "succeeded"
 
 
-def test_a_process_that_knows_the_forgotten_run_does_not_take_the_new_one_for_it(table: Table) -> None:
+def test_cached_plan_of_a_purged_run_is_not_used_for_a_new_run(table: Table) -> None:
     from longshore.tasks.control.coordinator import Coordinator
     from longshore.tasks.loaded_runs import Plans
 
-    # given a process that has seen the first run, far ahead of where the second is
+    # given a process that has cached the first run at a higher version than the second's
     old = Plans(table.store)
     make: Callable[..., Any] = table._canvas
     elsewhere = Coordinator(None, table.store, old, make)  # type: ignore[arg-type]
@@ -367,7 +367,7 @@ def test_a_process_that_knows_the_forgotten_run_does_not_take_the_new_one_for_it
     assert old.get("n").plan.plan.name == "second"
 
 
-def test_an_installation_at_rest_forgets_what_was_kept_for_its_time(own_registry: None) -> None:
+def test_idle_installation_purges_expired_runs(own_registry: None) -> None:
     table = limited(retention=5.0)
     table.begin(kept("a"), "n")
     table.go_on(2)

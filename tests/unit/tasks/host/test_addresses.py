@@ -1,4 +1,4 @@
-"""Hosts that a worker may talk to: one meaning of a URL, and the address behind a name."""
+"""Hosts that a worker may reach: unambiguous URLs, and the addresses of names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def hosts(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 @pytest.fixture
 def resolves(monkeypatch: pytest.MonkeyPatch) -> Resolves:
-    """What DNS answers for any name."""
+    """Set the answer of DNS for any name."""
 
     def make(*found: str) -> None:
         def answer(_name: str, port: int | None, **_more: Any) -> list[Any]:
@@ -56,7 +56,7 @@ def resolves(monkeypatch: pytest.MonkeyPatch) -> Resolves:
         "http://" + "a" * 64 + "/", "http://" + "a." * 200 + "b/",
     ],
 )  # fmt: skip
-def test_a_url_with_more_than_one_meaning_or_none_is_refused(url: str) -> None:
+def test_ambiguous_url_is_refused(url: str) -> None:
     with pytest.raises(Preflight, match=r"not a URL|neither a host"):
         addresses.endpoint(url)
 
@@ -74,12 +74,12 @@ def test_a_url_with_more_than_one_meaning_or_none_is_refused(url: str) -> None:
         ("http://10.0.0.1?x", "10.0.0.1", "http://10.0.0.1?x"),
     ],
 )
-def test_a_url_is_called_as_it_was_understood(url: str, name: str, called: str) -> None:
+def test_url_is_called_in_its_parsed_form(url: str, name: str, called: str) -> None:
     assert addresses.endpoint(url) == addresses.Endpoint(name, called)
 
 
 @given(st.text(st.sampled_from("ab1.:/@\\[]%#?-_ \t\u2024é０"), max_size=24))
-def test_the_called_host_is_the_checked_host_whatever_is_written(text: str) -> None:
+def test_called_host_equals_the_checked_host(text: str) -> None:
     try:
         found = addresses.endpoint(f"http://{text}")
     except Preflight:
@@ -87,7 +87,7 @@ def test_the_called_host_is_the_checked_host_whatever_is_written(text: str) -> N
     assert (parse_url(found.url).host or "").strip("[]") == found.name
 
 
-def test_without_a_list_everything_but_the_link_is_talked_to(resolves: Resolves) -> None:
+def test_without_an_allow_list_only_link_local_is_refused(resolves: Resolves) -> None:
     addresses.check("registry.example")
     resolves("169.254.169.254", "10.0.0.1", "127.0.0.1")
     assert addresses.resolve("registry.example", 80) == ["10.0.0.1", "127.0.0.1"]
@@ -99,7 +99,7 @@ def test_without_a_list_everything_but_the_link_is_talked_to(resolves: Resolves)
             addresses.check(address)
 
 
-def test_a_name_is_in_the_list_or_it_is_not(hosts: Callable[[str], None]) -> None:
+def test_host_name_matches_the_allow_list(hosts: Callable[[str], None]) -> None:
     hosts("*.lan, Registry.Example, s3://backups, 10.1.0.0/16, 10.2.*, fd12::/16")
     for name in ("db.lan", "registry.example", "10.1.2.3", "10.2.0.1", "::ffff:10.1.2.3", "fd12::7"):
         addresses.check(addresses.host(name if ":" not in name else f"[{name}]"))
@@ -119,7 +119,7 @@ def test_a_name_is_in_the_list_or_it_is_not(hosts: Callable[[str], None]) -> Non
      "fe80::1", "fd00:ec2::254", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "224.0.0.1",
      "255.255.255.255"],
 )  # fmt: skip
-def test_a_name_in_the_list_leads_inside_only_where_that_address_is_in_it_too(
+def test_allowed_name_needs_an_allowed_internal_address(
     inside: str, hosts: Callable[[str], None], resolves: Resolves
 ) -> None:
     hosts("registry.example,*.lan")
@@ -133,7 +133,7 @@ def test_a_name_in_the_list_leads_inside_only_where_that_address_is_in_it_too(
     assert addresses.resolve("registry.example", 443) == [inside]
 
 
-def test_localhost_is_this_machine(hosts: Callable[[str], None], resolves: Resolves) -> None:
+def test_localhost_resolves_to_loopback(hosts: Callable[[str], None], resolves: Resolves) -> None:
     hosts("localhost")
     resolves("127.0.0.1")
     assert addresses.resolve("localhost", 80) == ["127.0.0.1"]

@@ -1,4 +1,4 @@
-"""What a worker may touch: folders and programs, links included."""
+"""Allow lists of folders and programs, including links."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def allow(monkeypatch: pytest.MonkeyPatch) -> Allow:
 
 @pytest.fixture
 def home(tmp_path: Path, allow: Allow) -> Path:
-    """A folder that may be touched, beside one that may not."""
+    """An allowed folder beside a forbidden one."""
     home = tmp_path / "home"
     (home / "inner").mkdir(parents=True)
     (tmp_path / "other").mkdir()
@@ -40,20 +40,20 @@ def deploy(path: Path | str) -> Doing:
     return Doing("file.deploy.execute", path=str(path), content="x")
 
 
-def test_a_path_inside_is_fine_through_links_inside_as_well(home: Path) -> None:
+def test_path_in_the_roots_is_allowed_through_links(home: Path) -> None:
     (home / "current").symlink_to(home / "inner")
     deploy(home / "current" / "file").act()
     assert (home / "inner" / "file").read_text() == "x"
 
 
 @pytest.mark.parametrize("where", ["../other/file", "inner/../file", ".."])
-def test_a_path_says_where_it_leads(home: Path, where: str) -> None:
+def test_path_resolves_to_its_target(home: Path, where: str) -> None:
     with pytest.raises(ValidationError, match=r"has a \.\. in it"):
         deploy(f"{home}/{where}")
 
 
 @pytest.mark.parametrize("where", ["out/file", "inner/out/deep/file"])
-def test_a_path_that_leads_out_is_refused(home: Path, where: str) -> None:
+def test_path_outside_the_roots_is_refused(home: Path, where: str) -> None:
     (home / "out").symlink_to(home.parent / "other")
     (home / "inner" / "out").symlink_to(home.parent / "other")
     for step in (
@@ -68,7 +68,7 @@ def test_a_path_that_leads_out_is_refused(home: Path, where: str) -> None:
     assert list((home.parent / "other").iterdir()) == []
 
 
-def test_the_file_itself_is_no_link(home: Path) -> None:
+def test_final_symlink_is_refused(home: Path) -> None:
     (home.parent / "other" / "target").write_text("theirs")
     (home / "file").symlink_to(home.parent / "other" / "target")
     with pytest.raises(Preflight, match="is a link"):
@@ -76,13 +76,13 @@ def test_the_file_itself_is_no_link(home: Path) -> None:
     assert (home.parent / "other" / "target").read_text() == "theirs"
 
 
-def test_a_command_is_run_inside_only(home: Path) -> None:
+def test_command_folder_must_lie_in_the_roots(home: Path) -> None:
     assert Doing("command.exec.execute", argv=["pwd"], cwd=str(home)).act().data["stdout"] == f"{home}\n"
     with pytest.raises(Preflight, match="lies outside"):
         Doing("command.exec.execute", argv=["pwd"], cwd="/").act()
 
 
-def test_a_file_of_this_host_is_taken_from_inside_only(home: Path) -> None:
+def test_host_file_source_must_lie_in_the_roots(home: Path) -> None:
     step = Doing("file.deploy.execute", path=f"{home}/passwd", object="file:///etc/passwd")
     with pytest.raises(Preflight, match="lies outside"):
         step.act()
@@ -91,18 +91,18 @@ def test_a_file_of_this_host_is_taken_from_inside_only(home: Path) -> None:
     assert (home / "copy").read_text() == "mine"
 
 
-def test_a_command_without_a_folder_is_run_inside_too(home: Path) -> None:
+def test_command_without_a_folder_runs_in_the_roots(home: Path) -> None:
     assert Doing("command.exec.execute", argv=["pwd"]).act().data["stdout"] == f"{home}\n"
 
 
-def test_an_allowed_program_is_the_workers_own(allow: Allow, tmp_path: Path) -> None:
+def test_allowed_program_comes_from_the_workers_path(allow: Allow, tmp_path: Path) -> None:
     allow(allowed_commands="cat")
     for env in ({"PATH": str(tmp_path)}, {"LD_PRELOAD": "/x.so"}):
         with pytest.raises(Preflight, match="may make another of one"):
             Doing("command.exec.execute", argv=["cat"], env=env).act()
 
 
-def test_only_the_allowed_programs_are_run(allow: Allow) -> None:
+def test_only_allowed_programs_run(allow: Allow) -> None:
     allow(allowed_commands="true, /usr/bin/env, pg_*")
     assert Doing("command.exec.execute", argv=["true"]).act().changed
     Doing("command.exec.execute", argv=["/usr/bin/env"]).act()
@@ -116,7 +116,7 @@ def test_only_the_allowed_programs_are_run(allow: Allow) -> None:
         Doing("command.exec.execute", argv=["true"], unless="true").act()
 
 
-def test_a_workers_keys_and_other_processes_lie_in_no_folder_that_may_be_touched(tmp_path: Path, allow: Allow) -> None:
+def test_worker_keys_and_proc_are_outside_all_roots(tmp_path: Path, allow: Allow) -> None:
     secrets = tmp_path / "secrets"
     secrets.mkdir()
     allow(allowed_roots="/", keys=str(secrets / "keys.json"))
@@ -132,7 +132,7 @@ def test_a_workers_keys_and_other_processes_lie_in_no_folder_that_may_be_touched
 
 @pytest.fixture
 def tools(tmp_path: Path) -> Path:
-    """A folder of programs that are allowed, beside a shell under another name that is not."""
+    """A folder of allowed programs, beside a forbidden shell under another name."""
     folder = tmp_path / "tools"
     folder.mkdir()
     (folder / "say").write_text('#!/bin/sh\necho "said $1 by $0"\n')
@@ -141,7 +141,7 @@ def tools(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_program_is_the_file_that_it_resolves_to(allow: Allow, tools: Path) -> None:
+def test_allow_list_matches_the_resolved_program(allow: Allow, tools: Path) -> None:
     allow(allowed_commands=f"{tools}/*")
     (tools / "shell").symlink_to("/bin/sh")
     step = Doing("command.exec.execute", argv=[f"{tools.parent}/tools/../tools/say", "x"])
@@ -152,7 +152,7 @@ def test_a_program_is_the_file_that_it_resolves_to(allow: Allow, tools: Path) ->
             Doing("command.exec.execute", argv=[program, "-c", "true"], cwd=str(tools)).act()
 
 
-def test_a_pattern_without_a_folder_is_a_program_of_the_workers_path_only(allow: Allow, tools: Path) -> None:
+def test_bare_pattern_matches_the_workers_path_only(allow: Allow, tools: Path) -> None:
     allow(allowed_commands="s*")
     assert Doing("command.exec.execute", argv=["sh", "-c", "true"]).act().changed
     for program in (f"{tools}/say", "/bin/sh", "./say"):
@@ -162,7 +162,7 @@ def test_a_pattern_without_a_folder_is_a_program_of_the_workers_path_only(allow:
     assert Doing("command.exec.execute", argv=[f"{tools}/say"]).act().changed
 
 
-def test_one_file_that_is_many_programs_is_only_the_one_that_is_listed(allow: Allow, tools: Path) -> None:
+def test_multi_call_binary_is_allowed_under_its_listed_name_only(allow: Allow, tools: Path) -> None:
     (tools / "many").write_text('#!/bin/sh\nprintf %s "${0##*/}"\n')
     (tools / "many").chmod(0o755)
     for name in ("one", "two"):
@@ -174,7 +174,7 @@ def test_one_file_that_is_many_programs_is_only_the_one_that_is_listed(allow: Al
             Doing("command.exec.execute", argv=[f"{tools}/{name}"]).act()
 
 
-def test_a_link_of_the_plans_is_never_what_is_started(allow: Allow, tools: Path, tmp_path: Path) -> None:
+def test_plan_created_link_runs_the_resolved_program(allow: Allow, tools: Path, tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "say").symlink_to(tools / "say")
     allow(allowed_commands=f"{tools}/say")
@@ -188,7 +188,7 @@ def test_a_link_of_the_plans_is_never_what_is_started(allow: Allow, tools: Path,
      "NODE_OPTIONS", "RUBYOPT", "GIT_SSH_COMMAND", "GIT_CONFIG_COUNT", "JAVA_TOOL_OPTIONS", "IFS", "PATH", "HOME",
      "SHELLOPTS", "TMPDIR", "EDITOR", "PAGER", "LESSOPEN", "LOCPATH", "DOCKER_HOST", "LONGSHORE_CONFIG", "X"],
 )  # fmt: skip
-def test_a_plan_sets_no_variable_that_makes_another_program_of_one(name: str, allow: Allow) -> None:
+def test_plan_cannot_set_loader_variables(name: str, allow: Allow) -> None:
     argv = ["true"]
     allow(allowed_commands="true")
     for given in ({"argv": argv, "env": {name: "/x"}}, {"argv": argv, "unless": ["true"], "env": {name: "/x"}}):
@@ -199,7 +199,7 @@ def test_a_plan_sets_no_variable_that_makes_another_program_of_one(name: str, al
     assert Doing("command.exec.execute", argv=argv, env={name: "/x"}).act().changed
 
 
-def test_known_names_and_the_workers_own_values_are_set(allow: Allow) -> None:
+def test_harmless_variables_and_unchanged_values_are_allowed(allow: Allow) -> None:
     allow(allowed_commands="env")
     env = {"PGPASSWORD": "correct-horse", "LC_ALL": "C", "PATH": os.environ["PATH"]}
     assert "PGPASSWORD=correct-horse" in Doing("command.exec.execute", argv=["env"], env=env).act().data["stdout"]
@@ -208,7 +208,7 @@ def test_known_names_and_the_workers_own_values_are_set(allow: Allow) -> None:
 # --- paths ------------------------------------------------------------------------------------------
 
 
-def test_the_existence_of_a_file_outside_is_not_disclosed(home: Path) -> None:
+def test_refusal_does_not_disclose_file_existence(home: Path) -> None:
     for creates in ("/etc/passwd", "/etc/no-such-file", "../other", f"{home}/../other", "inner/../../other"):
         step = Doing("command.exec.execute", argv=["true"], cwd=str(home), creates=creates)
         with pytest.raises(NotAllowed, match="lies outside"):
@@ -221,7 +221,7 @@ def test_the_existence_of_a_file_outside_is_not_disclosed(home: Path) -> None:
     assert Doing("command.exec.execute", argv=["true"], creates="made").act().changed
 
 
-def test_the_state_of_a_worker_lies_in_no_folder_that_may_be_touched(tmp_path: Path, allow: Allow) -> None:
+def test_worker_state_folder_is_outside_all_roots(tmp_path: Path, allow: Allow) -> None:
     state = get_settings().state_dir
     allow(allowed_roots=f"/:{state}")
     for path in (state / "receipts" / "longshore" / "r1~b" / "step.json", state / "x"):
@@ -233,7 +233,7 @@ def test_the_state_of_a_worker_lies_in_no_folder_that_may_be_touched(tmp_path: P
         deploy(tmp_path / "other" / "x").act()
 
 
-def test_the_configuration_of_a_worker_is_not_touched_under_any_name(
+def test_worker_configuration_is_protected_under_every_path(
     home: Path, allow: Allow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = home / "longshore.yaml"
@@ -258,7 +258,7 @@ def test_the_configuration_of_a_worker_is_not_touched_under_any_name(
         "local+file:///etc/passwd", "generic://x", "hdfs://h/x", "root://h/x",
     ],
 )  # fmt: skip
-def test_a_file_system_that_wraps_another_is_no_object(url: str, home: Path) -> None:
+def test_wrapping_file_system_urls_are_refused(url: str, home: Path) -> None:
     with pytest.raises(Preflight, match="no such kind of object"):
         Doing("file.deploy.execute", path=f"{home}/x", object=url).act()
 
@@ -274,7 +274,7 @@ def test_a_file_system_that_wraps_another_is_no_object(url: str, home: Path) -> 
         "file://{home}/out/passwd",
     ],
 )
-def test_an_object_of_this_host_lies_in_the_roots(url: str, home: Path) -> None:
+def test_local_object_must_lie_in_the_roots(url: str, home: Path) -> None:
     (home / "link").symlink_to("/etc/passwd")
     (home / "out").symlink_to("/etc")
     with pytest.raises(NotAllowed, match="lies outside"):
@@ -283,7 +283,7 @@ def test_an_object_of_this_host_lies_in_the_roots(url: str, home: Path) -> None:
         Doing("file.deploy.execute", path=f"{home}/x", object="file://localhost/etc/passwd").act()
 
 
-def test_an_object_of_a_web_server_asks_for_its_host(home: Path, allow: Allow) -> None:
+def test_web_object_host_must_be_allowed(home: Path, allow: Allow) -> None:
     allow(allowed_hosts="registry.example,s3://backups")
     for url in (
         "http://127.0.0.1:1/x",
@@ -295,7 +295,7 @@ def test_an_object_of_a_web_server_asks_for_its_host(home: Path, allow: Allow) -
             Doing("file.deploy.execute", path=f"{home}/x", object=url).act()
 
 
-def test_no_folder_outside_is_removed_because_a_record_names_it(home: Path) -> None:
+def test_undo_removes_no_folder_outside_the_roots(home: Path) -> None:
     outside = home.parent / "other" / "empty"
     outside.mkdir()
     step = deploy(home / "file")

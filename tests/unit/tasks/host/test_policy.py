@@ -1,4 +1,4 @@
-"""What a worker may do at all: its settings' lists, whatever a plan says."""
+"""The worker's policy: allow lists of its settings, which no plan can override."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def given(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["/", "//", "/srv/..", "/./", "/var/run/docker.sock", "/run/docker.sock"])
-def test_what_is_root_on_the_host_is_not_given_to_a_container(source: str) -> None:
+def test_container_gets_no_host_root_privileges(source: str) -> None:
     with pytest.raises(NotAllowed, match="root on the host"):
         policy.check_bind(source)
 
 
-def test_binds_are_those_below_the_roots_that_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bind_mounts_must_lie_in_the_allowed_roots(monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, allowed_binds="/srv:/data")
     policy.check_bind("/srv/shop")
     policy.check_bind("/data")
@@ -61,16 +61,14 @@ def test_binds_are_those_below_the_roots_that_are_allowed(monkeypatch: pytest.Mo
         {"security_opt": ["apparmor=unconfined"]},
     ],
 )
-def test_no_service_is_privileged_unless_the_worker_allows_it(
-    said: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_privileged_service_needs_the_workers_permission(said: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotAllowed, match="no privileged containers"):
         policy.check_service("shop/web", said)
     given(monkeypatch, allow_privileged="true")
     policy.check_service("shop/web", said)
 
 
-def test_an_ordinary_service_is_as_before() -> None:
+def test_ordinary_service_is_allowed() -> None:
     mounts = [{"type": "bind", "source": "/srv/shop"}, {"type": "volume", "source": "data"}]
     said: dict[str, Any] = {"image": "shop:1", "cap_add": ["NET_BIND_SERVICE"], "network_mode": "host"}
     policy.check_service("shop/web", said | {"security_opt": ["no-new-privileges"], "volumes": mounts})
@@ -83,7 +81,7 @@ def test_an_ordinary_service_is_as_before() -> None:
     policy.check_container({"Image": "a", "HostConfig": {"Binds": ["data:/host"]}})
 
 
-def test_operations_and_images_are_those_that_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_listed_operations_and_images_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, allowed_operations="noop.*, docker.start.execute", allowed_images="shop*")
     policy.check_operation("noop.execute")
     policy.check_image("shop:1")
@@ -134,7 +132,7 @@ def signed(ring: signing.Ring, headers: dict[str, Any], body: list[Any], plan: s
         {"shadow": "another name"},
     ],
 )
-def test_whatever_of_a_message_is_changed_its_signature_does_not_fit_any_more(change: dict[str, Any]) -> None:
+def test_any_change_to_a_message_breaks_its_signature(change: dict[str, Any]) -> None:
     ring = signing.Ring((signing.new_key("worker"),))
     headers, body = parts()
     good = signed(ring, headers, body)
@@ -159,7 +157,7 @@ def test_whatever_of_a_message_is_changed_its_signature_does_not_fit_any_more(ch
         signing.check_message(signing.Ring((signing.new_key("worker"),)), good, raw(body))
 
 
-def test_a_signature_counts_for_a_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signature_expires(monkeypatch: pytest.MonkeyPatch) -> None:
     ring = signing.Ring((signing.new_key("worker"),))
     headers, body = parts()
     good = signed(ring, headers, body)
@@ -170,7 +168,7 @@ def test_a_signature_counts_for_a_time_only(monkeypatch: pytest.MonkeyPatch) -> 
             signing.check_message(ring, good, raw(body))
 
 
-def test_a_new_key_signs_from_its_time_on_and_the_one_before_is_known_until_all_has_arrived() -> None:
+def test_key_rotation_accepts_the_previous_key_during_overlap() -> None:
     keys = signing.rotated([signing.new_key("worker"), signing.new_key("client")], now=1000.0, after=100.0)
     ring = signing.Ring(tuple(keys))
     old, new = [key for key in keys if key.role == "worker"]
@@ -182,7 +180,7 @@ def test_a_new_key_signs_from_its_time_on_and_the_one_before_is_known_until_all_
     assert {key.id for key in again} & {old.id} == set()
 
 
-def test_init_makes_all_secrets_once_for_their_owner_alone(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_init_creates_secrets_once_with_private_modes(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "secrets"
     said = CliRunner().invoke(cli, ["init", str(folder), "--queue", "billing"])
     assert said.exit_code == 0, said.output
@@ -260,7 +258,7 @@ def test_init_makes_all_secrets_once_for_their_owner_alone(tmp_path: Any, monkey
         "/home/me/.profile",
     ],
 )
-def test_nor_what_leads_to_it(source: str) -> None:
+def test_container_gets_no_path_that_gives_root_on_the_host(source: str) -> None:
     with pytest.raises(NotAllowed, match="root on the host"):
         policy.check_bind(source)
     for fine in ("/etc/localtime", "/srv/shop", "/var/lib/shop", "/home/me/shop", "/opt/shop", "./relative", "data"):
@@ -268,9 +266,7 @@ def test_nor_what_leads_to_it(source: str) -> None:
     policy.check_bind("/etc/ssl/certs", read_only=True)
 
 
-def test_longshores_own_state_its_keys_and_its_engines_socket_are_not_given(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
-) -> None:
+def test_container_gets_no_state_keys_or_engine_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     keys, socket = tmp_path / "keys" / "keys.json", tmp_path / "engine" / "engine"
     given(monkeypatch, state_dir=str(tmp_path / "state"), keys=str(keys), docker_host=f"unix://{socket}")
     for closed in ("state", "state/receipts", "keys", "keys/keys.json", "engine/engine", "engine", "."):
@@ -279,7 +275,7 @@ def test_longshores_own_state_its_keys_and_its_engines_socket_are_not_given(
     policy.check_bind(str(tmp_path / "shop"))
 
 
-def test_a_link_that_a_container_has_left_leads_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_container_created_link_is_not_followed(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "config").symlink_to("/etc")
     with pytest.raises(NotAllowed, match="root on the host"):
@@ -314,7 +310,7 @@ def test_a_link_that_a_container_has_left_leads_nowhere(monkeypatch: pytest.Monk
         ({}, "vieux/sshfs"),
     ],
 )
-def test_a_volume_is_a_folder_of_its_own_a_remote_one_or_one_that_may_be_bound(
+def test_volume_is_local_remote_or_an_allowed_bind(
     options: dict[str, str], driver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for check in (
@@ -384,9 +380,7 @@ def test_a_volume_is_a_folder_of_its_own_a_remote_one_or_one_that_may_be_bound(
         {"something_new": True},
     ],
 )
-def test_a_service_has_what_every_container_has_and_nothing_that_is_not_known(
-    said: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_service_options_are_refused(said: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotAllowed):
         policy.check_service("shop/web", {"image": "shop:1"} | said)
     ordinary = {
@@ -406,7 +400,7 @@ def test_a_service_has_what_every_container_has_and_nothing_that_is_not_known(
     policy.check_service("shop/web", {"image": "shop:1"} | said)
 
 
-def test_an_image_that_is_built_here_is_none_of_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_service_with_a_build_is_no_listed_image(monkeypatch: pytest.MonkeyPatch) -> None:
     said = {"image": "shop/web", "build": {"context": "/srv/shop", "dockerfile_inline": "FROM evil"}}
     policy.check_service("shop/web", said)
     given(monkeypatch, allowed_images="shop/*")
@@ -434,13 +428,13 @@ def test_an_image_that_is_built_here_is_none_of_a_list(monkeypatch: pytest.Monke
         {"Binds": ["/etc/hosts:/etc/hosts"]},
     ],
 )
-def test_nor_does_a_container_of_a_step(host: dict[str, Any]) -> None:
+def test_step_container_follows_the_same_rules(host: dict[str, Any]) -> None:
     with pytest.raises(NotAllowed):
         policy.check_container({"Image": "a", "HostConfig": host})
     policy.check_container({"Image": "a", "HostConfig": {"NetworkMode": "host", "Binds": ["/etc/hosts:/etc/hosts:ro"]}})
 
 
-def test_a_volume_that_is_there_is_one_that_might_be_made_and_none_of_longshores_own() -> None:
+def test_existing_volume_follows_the_rules_for_new_ones() -> None:
     bound = {"Name": "v", "Driver": "local", "Options": {"type": "none", "o": "bind", "device": "/"}}
     own = {"Name": "longshore_redis-data", "Driver": "local", "Labels": {"com.docker.compose.project": "longshore"}}
     for found in (bound, own):
@@ -464,8 +458,8 @@ def test_a_volume_that_is_there_is_one_that_might_be_made_and_none_of_longshores
         {"Mounts": [{"Type": "bind", "Source": "/var/lib/docker", "RW": False}]},
     ],
 )
-def test_no_step_acts_in_a_container_that_has_its_host_or_longshores_keys(made: dict[str, Any]) -> None:
-    """Else `docker.exec` in the engine's worker would print its key, and in a proxy would have the engine's socket."""
+def test_exec_in_a_privileged_or_longshore_container_is_refused(made: dict[str, Any]) -> None:
+    """Otherwise `docker.exec` could print the key of the engine's worker, or reach the engine's socket in a proxy."""
     with pytest.raises(NotAllowed):
         policy.check_inside("any", made, "longshore")
     for fine in (
@@ -482,7 +476,7 @@ def test_no_step_acts_in_a_container_that_has_its_host_or_longshores_keys(made: 
         policy.check_inside("any", fine)
 
 
-def test_compose_reads_no_file_of_a_project_that_a_container_may_not_have(tmp_path: Any) -> None:
+def test_compose_files_follow_the_container_path_rules(tmp_path: Any) -> None:
     secret = tmp_path / "state" / "worker.env"
     secret.parent.mkdir()
     secret.write_text("KEY=1")
@@ -534,7 +528,7 @@ def test_compose_reads_no_file_of_a_project_that_a_container_may_not_have(tmp_pa
         {"configs": {"c": {"file": "/etc/../proc/1/environ"}}},
     ],
 )
-def test_no_other_way_of_compose_leads_there(said: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_compose_features_cannot_bypass_the_rules(said: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotAllowed):
         policy.check_project("shop", said)
     policy.check_project("shop", {
@@ -547,7 +541,7 @@ def test_no_other_way_of_compose_leads_there(said: dict[str, Any], monkeypatch: 
         policy.check_project("shop", {"services": {"a": {"build": {"context": "."}}}})
 
 
-def test_a_message_that_is_none_of_ours_or_has_more_sent_after_it_is_refused() -> None:
+def test_foreign_message_or_message_with_callbacks_is_refused() -> None:
     worker, client = signing.Ring((signing.new_key("worker"),)), signing.Ring((signing.new_key("client"),))
     both = signing.Ring((*worker.keys, *client.keys))
     headers, body = parts(task="celery.group")
@@ -562,8 +556,8 @@ def test_a_message_that_is_none_of_ours_or_has_more_sent_after_it_is_refused() -
 
 
 @pytest.mark.parametrize("name", ["callbacks", "errbacks", "chain", "chord"])
-def test_what_an_applications_worker_tells_has_nothing_sent_after_it_and_no_time_limit(name: str) -> None:
-    """A worker would sign what it sends after it, and anybody may write such a message."""
+def test_application_result_message_has_no_callbacks_or_time_limit(name: str) -> None:
+    """A worker would sign the callbacks of a message that any client may write."""
     ring = signing.Ring((signing.new_key("worker"),))
     headers, _ = parts(task="longshore.task_ended")
     told = ["result", "run", 0, "", "1", True]
@@ -589,7 +583,7 @@ def test_what_an_applications_worker_tells_has_nothing_sent_after_it_and_no_time
         ("COLOUR", "blue", False),
     ],
 )
-def test_secrets_are_demanded_as_references_by_their_names(name: str, value: str, refused: bool) -> None:
+def test_plain_secrets_are_refused_by_parameter_name(name: str, value: str, refused: bool) -> None:
     plan = Plan("p", params={"pw": str})
     plan.step("a", "command.exec.execute", argv=["true"], env={name: value})
     if refused:
@@ -600,7 +594,7 @@ def test_secrets_are_demanded_as_references_by_their_names(name: str, value: str
         reject_forbidden(plan, Settings())
 
 
-def test_a_body_is_not_read_before_its_signature_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_body_is_not_parsed_before_its_signature_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
     ring = signing.Ring((signing.new_key("worker"),))
     headers, body = parts()
     monkeypatch.setattr(signing.json, "loads", lambda _: pytest.fail("it was read"))
@@ -608,7 +602,7 @@ def test_a_body_is_not_read_before_its_signature_holds(monkeypatch: pytest.Monke
         signing.check_message(ring, signed(ring, headers, body), b"{ no JSON")
 
 
-def test_a_message_is_signed_as_the_bytes_that_kombu_sends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_signature_covers_the_bytes_that_kombu_sends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = tmp_path / "keys.json"
     keys.write_text(signing.written([signing.new_key("worker")]))
     keys.chmod(0o600)
@@ -628,7 +622,9 @@ def test_a_message_is_signed_as_the_bytes_that_kombu_sends(tmp_path: Path, monke
         signing.check_message(ring, headers, body + b" ")
 
 
-def test_a_request_is_not_read_before_its_signature_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_is_not_parsed_before_its_signature_is_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keys = tmp_path / "keys.json"
     keys.write_text(signing.written([signing.new_key("client")]))
     keys.chmod(0o600)
@@ -669,7 +665,7 @@ def test_a_request_is_not_read_before_its_signature_holds(tmp_path: Path, monkey
         {"plan": {}},
     ],
 )
-def test_a_signature_of_any_shape_is_refused(field: Any) -> None:
+def test_malformed_signature_is_refused(field: Any) -> None:
     ring = signing.Ring((signing.new_key("worker"),))
     headers, body = parts()
     good = signed(ring, headers, body)[signing.FIELD]
@@ -678,7 +674,7 @@ def test_a_signature_of_any_shape_is_refused(field: Any) -> None:
         signing.check_message(ring, headers | {signing.FIELD: wrong if field != {} else {}}, raw(body))
 
 
-def test_a_command_of_any_size_is_refused_before_it_is_read() -> None:
+def test_oversized_command_is_refused_before_parsing() -> None:
     ring = signing.Ring((signing.new_key("client"),))
     with pytest.raises(signing.Forged, match="characters"):
         signing.check_command(ring, "run", {"kind": "cancel", "reason": "x" * 100_000})

@@ -1,4 +1,4 @@
-"""Programs: what they say, how they end, and that nothing of them is left behind."""
+"""Programs: output, exit, and cleanup."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sh(command: str, **more: object) -> Completed:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process is there and no zombie."""
+    """Report whether the process exists and is not a zombie."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
@@ -48,7 +48,7 @@ def noted(path: Path) -> int:
     raise AssertionError(f"{path} was not written")
 
 
-def test_what_a_program_says_is_kept_apart() -> None:
+def test_stdout_and_stderr_are_separate() -> None:
     done = sh("echo out; echo err >&2; exit 3")
 
     assert (done.exit_code, done.stdout, done.stderr, done.truncated) == (3, "out\n", "err\n", False)
@@ -56,11 +56,11 @@ def test_what_a_program_says_is_kept_apart() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1])
-def test_a_death_by_a_signal_is_told_as_a_shell_tells_it(number: signal.Signals) -> None:
+def test_signal_exit_code_is_128_plus_signal(number: signal.Signals) -> None:
     assert sh(f"kill -{number.value} $$").exit_code == 128 + number.value
 
 
-def test_of_much_output_the_end_is_kept() -> None:
+def test_long_output_keeps_its_end() -> None:
     done = sh("head -c 300000 /dev/zero | tr '\\0' x; echo the end; echo short >&2")
 
     assert len(done.stdout) == OUTPUT_LIMIT
@@ -69,16 +69,16 @@ def test_of_much_output_the_end_is_kept() -> None:
     assert done.truncated
 
 
-def test_output_of_just_the_limit_is_whole() -> None:
+def test_output_at_the_limit_is_complete() -> None:
     assert not sh("printf 12345", limit=5).truncated
     assert sh("printf 123456", limit=5).stdout == "23456"
 
 
-def test_output_that_is_no_text_is_told_as_far_as_it_is() -> None:
+def test_invalid_utf8_output_is_replaced() -> None:
     assert sh(r"printf 'a\377b'").stdout == "a�b"
 
 
-def test_a_program_sees_the_environment_that_it_is_given_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_program_gets_only_the_given_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGSHORE_SECRET", "x")
 
     done = process.run(["env"], env=ENV | {"ONE": "1"})
@@ -86,12 +86,12 @@ def test_a_program_sees_the_environment_that_it_is_given_and_no_other(monkeypatc
     assert sorted(line.partition("=")[0] for line in done.stdout.splitlines()) == ["ONE", "PATH"]
 
 
-def test_a_program_runs_where_it_is_told_to(tmp_path: Path) -> None:
+def test_program_runs_in_the_given_folder(tmp_path: Path) -> None:
     assert sh("pwd", cwd=str(tmp_path)).stdout == f"{tmp_path}\n"
 
 
-def test_input_is_read_to_its_end_also_while_output_flows() -> None:
-    # given: more than the pipes hold, both ways
+def test_stdin_is_written_while_output_is_read() -> None:
+    # given: more data than the pipes hold, in both directions
     data = os.urandom(300_000).hex().encode()
 
     done = process.run(["cat"], env=ENV, stdin=data, limit=10_000_000)
@@ -99,7 +99,7 @@ def test_input_is_read_to_its_end_also_while_output_flows() -> None:
     assert done.stdout.encode() == data
 
 
-def test_input_that_nobody_reads_holds_nothing_up() -> None:
+def test_unread_stdin_does_not_block() -> None:
     assert sh("exit 0", stdin=b"x" * 1_000_000).exit_code == 0
     assert sh("cat", stdin=b"").stdout == ""
     assert sh("cat").stdout == "", "without input there is an end of it"
@@ -117,13 +117,13 @@ def test_input_that_nobody_reads_holds_nothing_up() -> None:
         (["true\0"], None, "embedded null byte"),
     ],
 )
-def test_what_cannot_be_started_has_had_no_effect(argv: list[str], cwd: str | None, says: str) -> None:
+def test_program_that_fails_to_start_has_no_effect(argv: list[str], cwd: str | None, says: str) -> None:
     with pytest.raises(Preflight, match=says):
         process.run(argv, cwd=cwd, env=ENV)
 
 
-def test_out_of_its_time_the_whole_group_dies(tmp_path: Path) -> None:
-    # given: a child of its own, and neither listens to TERM
+def test_timeout_kills_the_process_group(tmp_path: Path) -> None:
+    # given: a program and its child, which both ignore TERM
     started = time.monotonic()
     script = (
         f"trap '' TERM; sleep 60 & echo $! >{tmp_path}/child; echo $$ >{tmp_path}/parent; while :; do sleep 60; done"
@@ -137,7 +137,7 @@ def test_out_of_its_time_the_whole_group_dies(tmp_path: Path) -> None:
     assert is_gone(noted(tmp_path / "child"))
 
 
-def test_a_program_that_listens_to_term_ends_without_waiting_for_the_kill(tmp_path: Path) -> None:
+def test_sigterm_ends_a_program_before_sigkill(tmp_path: Path) -> None:
     started = time.monotonic()
 
     with pytest.raises(OperationError, match="ran out of its"):
@@ -147,13 +147,13 @@ def test_a_program_that_listens_to_term_ends_without_waiting_for_the_kill(tmp_pa
     assert (tmp_path / "said").read_text() == "bye\n"
 
 
-def test_time_counts_also_for_a_program_that_has_closed_its_output() -> None:
+def test_timeout_applies_after_output_is_closed() -> None:
     assert sh("exec >&- 2>&-; sleep 0.2; exit 4").exit_code == 4
     with pytest.raises(OperationError, match="ran out of its"):
         sh("exec >&- 2>&-; exec sleep 60", timeout=0.3, grace=0.2)
 
 
-def test_the_end_of_the_program_counts_not_that_of_its_output(tmp_path: Path) -> None:
+def test_program_exit_ends_the_call_despite_open_output(tmp_path: Path) -> None:
     # given: a child that keeps the pipes open
     started = time.monotonic()
 
@@ -165,8 +165,8 @@ def test_the_end_of_the_program_counts_not_that_of_its_output(tmp_path: Path) ->
     assert time.monotonic() - started < SOON
 
 
-def test_what_its_check_raises_ends_the_program_and_is_passed_on(tmp_path: Path) -> None:
-    # given: somebody who asks for its end
+def test_check_error_kills_the_program_and_propagates(tmp_path: Path) -> None:
+    # given: a check that cancels
     asked = []
 
     def check() -> None:
@@ -181,8 +181,8 @@ def test_what_its_check_raises_ends_the_program_and_is_passed_on(tmp_path: Path)
     assert asked[-1] - asked[0] < 2, "it is asked several times a second"
 
 
-def test_a_program_dies_with_its_worker(tmp_path: Path) -> None:
-    # given: a worker at work
+def test_program_dies_with_its_worker(tmp_path: Path) -> None:
+    # given: a worker with a running program
     code = (
         "import os\nfrom longshore.tasks.host.machine import process\n"
         f"process.run(['/bin/sh', '-c', 'echo $$ >{tmp_path}/pid; exec sleep 60'], env=dict(os.environ))\n"
@@ -196,7 +196,7 @@ def test_a_program_dies_with_its_worker(tmp_path: Path) -> None:
     assert is_gone(program)
 
 
-def test_nothing_is_left_open(tmp_path: Path) -> None:
+def test_no_file_descriptors_leak(tmp_path: Path) -> None:
     def descriptors() -> set[str]:
         return set(os.listdir("/proc/self/fd"))
 

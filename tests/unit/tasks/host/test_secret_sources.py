@@ -1,4 +1,4 @@
-"""What a worker's `secret()` reads, and what it reads under no name and no setting."""
+"""Sources of a worker's `secret()`, and values that no name or setting discloses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def keys(tmp_path: Path, admit: Callable[..., None]) -> Path:
     return path
 
 
-def test_by_default_only_variables_with_the_prefix_and_run_secrets_are_read(
+def test_default_secret_sources_are_prefixed_variables_and_run_secrets(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("LONGSHORE_SECRET_DB", "correct-horse")
@@ -57,7 +57,7 @@ def test_by_default_only_variables_with_the_prefix_and_run_secrets_are_read(
         read("file:/no/such/folder/either")
 
 
-def test_the_list_admits_beginnings_of_names_and_folders(
+def test_secret_list_allows_name_prefixes_and_folders(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, admit: Callable[..., None]
 ) -> None:
     admit("APP_", tmp_path / "given")
@@ -76,7 +76,7 @@ def test_the_list_admits_beginnings_of_names_and_folders(
         Settings(allowed_secrets="APP_*")
 
 
-def test_a_secret_that_is_not_there_is_one_clear_error(
+def test_missing_secret_is_one_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, admit: Callable[..., None]
 ) -> None:
     admit("NO_SUCH", "SHORT", tmp_path)
@@ -103,7 +103,7 @@ def test_a_secret_that_is_not_there_is_one_clear_error(
     ["LONGSHORE_REDIS_URL", "longshore_redis_url", "LONGSHORE_KEYS", "LONGSHORE_NOTIFY_SECRET", "LONGSHORE_CONFIG",
      "LONGSHORE_SECRETS", "LONGSHORE_WORKER_URL", "CELERY_BROKER_URL", "FLOWER_BASIC_AUTH", "REDIS_ADMIN_PASSWORD"],
 )  # fmt: skip
-def test_no_setting_of_the_installation_is_a_secret_of_plans(
+def test_installation_settings_are_not_plan_secrets(
     name: str, monkeypatch: pytest.MonkeyPatch, admit: Callable[..., None]
 ) -> None:
     admit("L", "l", "CELERY_", "FLOWER_", "REDIS_", "/")
@@ -113,7 +113,7 @@ def test_no_setting_of_the_installation_is_a_secret_of_plans(
         read(f"env:{name}")
 
 
-def test_the_workers_own_access_is_no_secret_of_plans_under_any_name(
+def test_worker_credentials_are_not_plan_secrets(
     keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, admit: Callable[..., None]
 ) -> None:
     admit("APP_", tmp_path)
@@ -129,7 +129,7 @@ def test_the_workers_own_access_is_no_secret_of_plans_under_any_name(
     assert read("env:APP_REDIS")
 
 
-def test_no_name_of_the_keys_nor_of_the_state_folder_leads_there(
+def test_keys_and_state_folder_are_unreachable_as_secrets(
     keys: Path, tmp_path: Path, admit: Callable[..., None]
 ) -> None:
     state, given = tmp_path / "state", tmp_path / "given"
@@ -150,9 +150,7 @@ def test_no_name_of_the_keys_nor_of_the_state_folder_leads_there(
             read(f"file:{path}")
 
 
-def test_a_file_beside_the_keys_is_read_only_where_that_folder_itself_is_listed(
-    keys: Path, admit: Callable[..., None]
-) -> None:
+def test_secret_beside_the_keys_needs_its_folder_listed(keys: Path, admit: Callable[..., None]) -> None:
     (keys.parent / "db").write_text("correct-horse")
     admit(keys.parent.parent)
     with pytest.raises(NotAllowed):
@@ -161,7 +159,7 @@ def test_a_file_beside_the_keys_is_read_only_where_that_folder_itself_is_listed(
     assert read(f"file:{keys.parent}/db") == "correct-horse"
 
 
-def test_the_configuration_file_is_no_secret_of_plans(
+def test_configuration_file_is_not_a_plan_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, admit: Callable[..., None]
 ) -> None:
     config = tmp_path / "longshore.yaml"

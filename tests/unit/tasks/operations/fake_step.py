@@ -1,4 +1,4 @@
-"""A step as its runner treats it, without a run: what is journalled travels through JSON."""
+"""A step without a run, called as the runner does; journalled data passes through JSON."""
 
 from __future__ import annotations
 

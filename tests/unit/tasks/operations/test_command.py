@@ -1,4 +1,4 @@
-"""`command.*`: guards, exit codes, what a command sees, and what is foretold of it."""
+"""`command.*`: guards, exit codes, environment, and predictions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def shell(command: str, context: dict[str, Any] | None = None, **params: Any) ->
     return Doing("command.shell.execute", context, command=command, **params)
 
 
-def test_what_a_command_said_and_how_it_ended_is_its_data() -> None:
+def test_command_data_holds_output_and_exit_code() -> None:
     outcome = shell("echo out; echo err >&2").act()
 
     assert outcome.changed
@@ -31,18 +31,18 @@ def test_what_a_command_said_and_how_it_ended_is_its_data() -> None:
     assert data == {"stdout": "out\n", "stderr": "err\n", "exit_code": 0, "truncated": False}
 
 
-def test_an_argument_list_is_seen_by_no_shell() -> None:
+def test_argument_list_bypasses_the_shell() -> None:
     assert execute("echo", "$HOME; `id` && *").act().data["stdout"] == "$HOME; `id` && *\n"
 
 
-def test_a_command_that_only_looks_changes_nothing() -> None:
+def test_read_only_command_reports_no_change() -> None:
     step = execute("true", changes=False)
 
     assert step.predict().changed is False
     assert not step.act().changed
 
 
-def test_an_exit_code_that_is_not_in_order_is_a_failure_that_says_the_last_line() -> None:
+def test_unexpected_exit_code_fails_with_the_last_line() -> None:
     step = shell("echo first; echo second >&2; echo why >&2; exit 7")
 
     with pytest.raises(Unsuccessful, match=r"^/bin/sh ended with exit code 7: why$") as caught:
@@ -52,20 +52,20 @@ def test_an_exit_code_that_is_not_in_order_is_a_failure_that_says_the_last_line(
     assert caught.value.data["stderr"] == "second\nwhy\n"
 
 
-def test_a_failure_without_words_on_stderr_is_told_by_stdout() -> None:
+def test_failure_without_stderr_quotes_stdout() -> None:
     with pytest.raises(Unsuccessful, match=r"ended with exit code 1: said$"):
         shell("echo said; exit 1").act()
     with pytest.raises(Unsuccessful, match=r"ended with exit code 1$"):
         shell("exit 1").act()
 
 
-def test_the_plan_says_which_exit_codes_are_in_order() -> None:
+def test_plan_sets_the_accepted_exit_codes() -> None:
     assert shell("exit 3", ok_codes=[0, 3]).act().data["exit_code"] == 3
     with pytest.raises(Unsuccessful):
         shell("exit 0", ok_codes=[3]).act()
 
 
-def test_what_is_created_already_is_not_created_again(tmp_path: Path) -> None:
+def test_existing_creates_path_skips_the_command(tmp_path: Path) -> None:
     step = shell("echo x >>made; echo ran", cwd=str(tmp_path), creates="made")
 
     first, second = step.act(), step.act()
@@ -76,14 +76,14 @@ def test_what_is_created_already_is_not_created_again(tmp_path: Path) -> None:
     assert step.predict().changed is False
 
 
-def test_what_is_created_may_be_named_from_the_root(tmp_path: Path) -> None:
+def test_creates_path_may_be_absolute(tmp_path: Path) -> None:
     step = execute("touch", f"{tmp_path}/made", creates=f"{tmp_path}/made")
 
     assert [step.act().changed, step.act().changed] == [True, False]
 
 
 @pytest.mark.parametrize("unless", ["test -e made", ["test", "-e", "made"]])
-def test_a_check_decides_whether_there_is_anything_to_do(unless: str | list[str], tmp_path: Path) -> None:
+def test_check_command_decides_whether_to_run(unless: str | list[str], tmp_path: Path) -> None:
     step = shell("echo x >>made", cwd=str(tmp_path), unless=unless)
 
     assert step.predict().changed is None
@@ -91,7 +91,7 @@ def test_a_check_decides_whether_there_is_anything_to_do(unless: str | list[str]
     assert (tmp_path / "made").read_text() == "x\n"
 
 
-def test_a_command_sees_what_it_is_given_and_who_it_is_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_environment_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET", "x")
     monkeypatch.setenv("HOME", "/home/ops")
 
@@ -115,11 +115,11 @@ def test_a_command_sees_what_it_is_given_and_who_it_is_and_nothing_else(monkeypa
     }
 
 
-def test_a_command_reads_the_text_that_it_is_given() -> None:
+def test_command_reads_stdin() -> None:
     assert execute("cat", stdin="grüße\n").act().data["stdout"] == "grüße\n"
 
 
-def test_what_a_command_prints_goes_to_the_steps_log() -> None:
+def test_command_output_is_logged_for_the_step() -> None:
     told: list[tuple[str, list[str]]] = []
 
     def printed(stream: str, lines: Sequence[str]) -> None:
@@ -131,7 +131,7 @@ def test_what_a_command_prints_goes_to_the_steps_log() -> None:
     assert told == [("stdout", ["out"]), ("stderr", ["err"]), ("stdout", ["rest"])]
 
 
-def test_output_is_told_while_the_command_runs_and_never_more_than_is_kept() -> None:
+def test_output_is_streamed_and_bounded() -> None:
     told: list[tuple[float, int]] = []
     began = time.monotonic()
 
@@ -144,14 +144,14 @@ def test_output_is_told_while_the_command_runs_and_never_more_than_is_kept() -> 
     assert max(count for _, count in told) <= 1000
 
 
-def test_a_command_that_cannot_be_started_has_had_no_effect() -> None:
+def test_command_that_fails_to_start_has_no_effect() -> None:
     with pytest.raises(Preflight, match="no such program"):
         execute("no-such-program").act()
     with pytest.raises(Preflight, match="no such directory"):
         execute("true", cwd="/no/such/folder").act()
 
 
-def test_a_command_ends_at_its_own_limit_and_at_that_of_its_attempt() -> None:
+def test_command_ends_at_its_timeout_and_at_its_attempts() -> None:
     started = time.monotonic()
 
     with pytest.raises(OperationError, match=r"ran out of its 0\.2 s"):
@@ -162,7 +162,7 @@ def test_a_command_ends_at_its_own_limit_and_at_that_of_its_attempt() -> None:
     assert time.monotonic() - started < SOON
 
 
-def test_a_command_ends_when_the_run_does() -> None:
+def test_command_is_killed_when_its_run_is_cancelled() -> None:
     started = time.monotonic()
 
     with pytest.raises(StepCancelled):
@@ -171,7 +171,7 @@ def test_a_command_ends_when_the_run_does() -> None:
     assert time.monotonic() - started < SOON
 
 
-def test_a_dry_run_says_what_would_be_run_and_runs_nothing(tmp_path: Path) -> None:
+def test_dry_run_shows_the_command_without_running_it(tmp_path: Path) -> None:
     made = tmp_path / "made"
     plain = execute("touch", str(made), "two words")
     guarded = shell(f"touch {made}", unless=f"touch {made}")
@@ -182,7 +182,7 @@ def test_a_dry_run_says_what_would_be_run_and_runs_nothing(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_command_is_not_taken_back_by_itself() -> None:
+def test_command_has_no_undo_of_its_own() -> None:
     step = execute("true")
     step.act()
 
@@ -190,7 +190,7 @@ def test_a_command_is_not_taken_back_by_itself() -> None:
         step.undo()
 
 
-def test_output_without_line_ends_that_is_no_text_is_bounded() -> None:
+def test_binary_output_without_newlines_is_bounded() -> None:
     told = 0
 
     def printed(_stream: str, lines: Sequence[str]) -> None:

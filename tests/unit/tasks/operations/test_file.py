@@ -1,4 +1,4 @@
-"""`file.deploy.execute`: content, mode and owner; put in place at once, and taken back exactly."""
+"""`file.deploy.execute`: content, mode and owner; atomic replacement and exact undo."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def put(path: Path, content: bytes = OLD, mode: int = 0o640) -> Path:
     return path
 
 
-# --- to deploy ------------------------------------------------------------------------------------
+# --- deploy ---------------------------------------------------------------------------------------
 
 
-def test_a_new_file_gets_its_content_and_the_usual_mode(host: Path) -> None:
+def test_new_file_gets_content_and_default_mode(host: Path) -> None:
     outcome = deploy(host / "app.conf", content="grüße\n").act()
 
     info = (host / "app.conf").stat()
@@ -75,7 +75,7 @@ def test_a_new_file_gets_its_content_and_the_usual_mode(host: Path) -> None:
     assert os.listdir(host) == ["app.conf"], "nothing else is left"
 
 
-def test_an_existing_file_keeps_the_mode_and_the_owner_that_nobody_spoke_of(host: Path) -> None:
+def test_deploy_keeps_unspecified_mode_and_owner(host: Path) -> None:
     path = put(host / "app.conf", mode=0o600)
 
     assert deploy(path).act().changed
@@ -83,7 +83,7 @@ def test_an_existing_file_keeps_the_mode_and_the_owner_that_nobody_spoke_of(host
     assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"new\n", 0o600)
 
 
-def test_a_second_deploy_changes_nothing(host: Path) -> None:
+def test_second_deploy_reports_no_change(host: Path) -> None:
     deploy(host / "app.conf", mode="0640").act()
     was, inode = seen(host), (host / "app.conf").stat().st_ino
 
@@ -95,7 +95,7 @@ def test_a_second_deploy_changes_nothing(host: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["0600", "640", "0755", "4755", "1777"])
-def test_a_mode_alone_is_a_change(mode: str, host: Path) -> None:
+def test_mode_difference_is_a_change(mode: str, host: Path) -> None:
     path = put(host / "app.conf", b"new\n", 0o644)
     step = deploy(path, mode=mode)
 
@@ -110,7 +110,7 @@ def test_a_mode_alone_is_a_change(mode: str, host: Path) -> None:
 @pytest.mark.parametrize(
     "who", [{"owner": 1234}, {"group": 1234}, {"owner": "1234", "group": "4321"}, {"owner": "nobody"}]
 )
-def test_an_owner_alone_is_a_change(who: dict[str, Any], host: Path) -> None:
+def test_owner_difference_is_a_change(who: dict[str, Any], host: Path) -> None:
     path = put(host / "app.conf", b"new\n", 0o644)
     was = seen(host)
     step = deploy(path, **who)
@@ -124,7 +124,7 @@ def test_an_owner_alone_is_a_change(who: dict[str, Any], host: Path) -> None:
 
 
 @as_root
-def test_a_file_that_is_given_away_keeps_its_special_bits(host: Path) -> None:
+def test_chown_keeps_setuid_bits(host: Path) -> None:
     deploy(host / "tool", mode="6755", owner=1234, group=1234).act()
 
     assert stat.S_IMODE((host / "tool").stat().st_mode) == 0o6755
@@ -140,7 +140,7 @@ def test_a_file_that_is_given_away_keeps_its_special_bits(host: Path) -> None:
     ],
     ids=["content", "mode", "gone", "empty"],
 )
-def test_what_has_drifted_since_is_repaired(drift: Callable[[Path], object], host: Path) -> None:
+def test_drifted_file_is_repaired(drift: Callable[[Path], object], host: Path) -> None:
     path = host / "app.conf"
     deploy(path, mode="0640").act()
     drift(path)
@@ -149,13 +149,13 @@ def test_what_has_drifted_since_is_repaired(drift: Callable[[Path], object], hos
     assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"new\n", 0o640)
 
 
-def test_missing_folders_are_made(host: Path) -> None:
+def test_missing_folders_are_created(host: Path) -> None:
     deploy(host / "a" / "b" / "app.conf").act()
 
     assert (host / "a" / "b" / "app.conf").read_bytes() == b"new\n"
 
 
-def test_a_file_that_the_plan_carries_is_deployed_byte_for_byte(host: Path) -> None:
+def test_plan_file_is_deployed_byte_for_byte(host: Path) -> None:
     carried = {"conf/app.bin": OLD}
 
     deploy(host / "app.bin", {"files": carried.__getitem__}, source="conf/app.bin").act()
@@ -163,19 +163,19 @@ def test_a_file_that_the_plan_carries_is_deployed_byte_for_byte(host: Path) -> N
     assert (host / "app.bin").read_bytes() == OLD
 
 
-def test_a_file_that_the_plan_does_not_carry_is_named(host: Path) -> None:
+def test_missing_plan_file_is_named(host: Path) -> None:
     with pytest.raises(Preflight, match=r"the plan carries no file 'app\.bin'"):
         deploy(host / "app.bin", source="app.bin").act()
 
 
-def test_content_may_be_a_template_over_its_variables(host: Path) -> None:
+def test_content_template_renders_its_variables(host: Path) -> None:
     deploy(host / "app.conf", content="port {{ port }}\n{% for h in hosts %}{{ h }}\n{% endfor %}", template=True,
            vars={"port": 80, "hosts": ["a", "b"]}).act()  # fmt: skip
 
     assert (host / "app.conf").read_text() == "port 80\na\nb\n"
 
 
-def test_without_a_word_content_is_no_template(host: Path) -> None:
+def test_content_is_literal_by_default(host: Path) -> None:
     deploy(host / "app.conf", content="{{ as_it_is }}").act()
 
     assert (host / "app.conf").read_text() == "{{ as_it_is }}"
@@ -197,7 +197,7 @@ def test_without_a_word_content_is_no_template(host: Path) -> None:
         ),
     ],
 )
-def test_a_template_that_does_not_render_has_had_no_effect(content: str, says: str, host: Path) -> None:
+def test_failed_template_has_no_effect(content: str, says: str, host: Path) -> None:
     step = deploy(host / "app.conf", content=content, template=True, vars={"port": 80})
 
     for what in (step.act, step.predict):
@@ -206,7 +206,7 @@ def test_a_template_that_does_not_render_has_had_no_effect(content: str, says: s
     assert seen(host) == {}
 
 
-def test_content_that_is_too_large_is_refused(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oversized_content_is_refused(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CONTENT_LIMIT", 3)
 
     with pytest.raises(Preflight, match="4 bytes are more than the 3"):
@@ -214,7 +214,7 @@ def test_content_that_is_too_large_is_refused(host: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("who", [{"owner": "no-such-user"}, {"group": "no-such-group"}])
-def test_a_user_that_the_host_does_not_have_is_named(who: dict[str, Any], host: Path) -> None:
+def test_unknown_owner_is_named(who: dict[str, Any], host: Path) -> None:
     step = deploy(host / "app.conf", **who)
 
     for what in (step.act, step.predict):
@@ -223,7 +223,7 @@ def test_a_user_that_the_host_does_not_have_is_named(who: dict[str, Any], host: 
     assert seen(host) == {}
 
 
-# --- what is no file ------------------------------------------------------------------------------
+# --- non-regular files ----------------------------------------------------------------------------
 
 
 def link(path: Path) -> None:
@@ -232,7 +232,7 @@ def link(path: Path) -> None:
 
 
 def listen(path: Path) -> None:
-    # The path of a socket is short: it is made in its own folder.
+    # A socket's path must be short: the test creates the socket from its folder.
     here = Path.cwd()
     os.chdir(path.parent)
     try:
@@ -255,7 +255,7 @@ def listen(path: Path) -> None:
         ),
     ],
 )
-def test_what_is_there_and_is_no_regular_file_is_left_alone(make: Callable[[Path], None], host: Path) -> None:
+def test_deploy_refuses_non_regular_files(make: Callable[[Path], None], host: Path) -> None:
     make(host / "app.conf")
     was = seen(host)
 
@@ -266,21 +266,21 @@ def test_what_is_there_and_is_no_regular_file_is_left_alone(make: Callable[[Path
     assert seen(host) == was
 
 
-def test_a_device_is_left_alone() -> None:
+def test_deploy_refuses_devices() -> None:
     with pytest.raises(Preflight, match="is there and is not a regular file"):
         deploy(Path("/dev/null")).act()
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
 
-def test_a_path_through_a_file_is_refused(host: Path) -> None:
+def test_path_through_a_file_is_refused(host: Path) -> None:
     put(host / "file")
 
     with pytest.raises(Preflight, match="a part of the path is a file"):
         deploy(host / "file" / "app.conf").act()
 
 
-def test_a_link_that_comes_after_the_look_is_not_followed(host: Path) -> None:
-    # given: somebody puts a link there between the two
+def test_symlink_created_after_the_check_is_not_followed(host: Path) -> None:
+    # given: a link created between check and write
     step = deploy(host / "app.conf")
     assert step.before["file"] is None
     link(host / "app.conf")
@@ -291,10 +291,10 @@ def test_a_link_that_comes_after_the_look_is_not_followed(host: Path) -> None:
     assert (host / "target").read_bytes() == OLD
 
 
-# --- to take back ---------------------------------------------------------------------------------
+# --- undo -----------------------------------------------------------------------------------------
 
 
-def test_the_undo_of_a_new_file_takes_it_and_its_folders_away(host: Path) -> None:
+def test_undo_removes_a_new_file_and_its_folders(host: Path) -> None:
     step = deploy(host / "a" / "b" / "app.conf")
     step.act()
 
@@ -303,7 +303,7 @@ def test_the_undo_of_a_new_file_takes_it_and_its_folders_away(host: Path) -> Non
     assert not step.undo().changed
 
 
-def test_folders_in_which_something_else_is_by_now_stay(host: Path) -> None:
+def test_undo_keeps_non_empty_folders(host: Path) -> None:
     step = deploy(host / "a" / "b" / "app.conf")
     step.act()
     put(host / "a" / "other")
@@ -312,7 +312,7 @@ def test_folders_in_which_something_else_is_by_now_stay(host: Path) -> None:
     assert list(seen(host)) == ["a", "a/other"]
 
 
-def test_folders_that_were_there_stay(host: Path) -> None:
+def test_undo_keeps_preexisting_folders(host: Path) -> None:
     (host / "a").mkdir()
     step = deploy(host / "a" / "app.conf")
     step.act()
@@ -324,7 +324,7 @@ def test_folders_that_were_there_stay(host: Path) -> None:
 
 @pytest.mark.parametrize("with_data", [True, False], ids=["recorded", "not recorded"])
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o4711, 0o000])
-def test_the_undo_restores_bytes_and_mode(mode: int, with_data: bool, host: Path) -> None:
+def test_undo_restores_bytes_and_mode(mode: int, with_data: bool, host: Path) -> None:
     put(host / "app.conf", OLD, mode)
     was = seen(host)
     step = deploy(host / "app.conf", mode="0644")
@@ -337,7 +337,7 @@ def test_the_undo_restores_bytes_and_mode(mode: int, with_data: bool, host: Path
 
 
 @as_root
-def test_the_undo_restores_the_owner(host: Path) -> None:
+def test_undo_restores_the_owner(host: Path) -> None:
     os.chown(put(host / "app.conf"), 1234, 4321)
     was = seen(host)
     step = deploy(host / "app.conf", owner=0, group=0)
@@ -355,7 +355,7 @@ def test_the_undo_restores_the_owner(host: Path) -> None:
     acts=st.integers(0, 3),
     recorded=st.booleans(),
 )
-def test_whatever_was_there_is_there_again_however_often_it_was_tried(
+def test_repeated_attempts_still_undo_to_the_original(
     host: Path, was: tuple[bytes, int] | None, content: str, mode: str | None, acts: int, recorded: bool
 ) -> None:
     shutil.rmtree(host)
@@ -368,7 +368,7 @@ def test_whatever_was_there_is_there_again_however_often_it_was_tried(
     step = deploy(path, content=content, mode=mode)
     assert step.before is not None
 
-    # when: attempts that saw no more than the first one's journal, each after the one before it was lost
+    # when: several attempts, each after a lost one, with the first attempt's journal
     outcomes = [step.act() for _ in range(acts)]
     deployed = seen(host)
     foretold = deploy(path, content=content, mode=mode).predict()
@@ -384,7 +384,7 @@ def test_whatever_was_there_is_there_again_however_often_it_was_tried(
     assert not list((get_settings().state_dir / "backups").rglob("*.bytes"))
 
 
-def test_the_undo_refuses_to_overwrite_what_somebody_else_has_changed(host: Path) -> None:
+def test_undo_refuses_to_overwrite_later_changes(host: Path) -> None:
     path = put(host / "app.conf")
     step = deploy(path)
     step.act()
@@ -397,7 +397,7 @@ def test_the_undo_refuses_to_overwrite_what_somebody_else_has_changed(host: Path
     assert seen(host) == was
 
 
-def test_the_undo_of_a_new_file_refuses_too(host: Path) -> None:
+def test_undo_refuses_to_remove_a_changed_new_file(host: Path) -> None:
     step = deploy(host / "app.conf")
     step.act()
     (host / "app.conf").write_text("somebody's")
@@ -407,7 +407,7 @@ def test_the_undo_of_a_new_file_refuses_too(host: Path) -> None:
     assert (host / "app.conf").read_text() == "somebody's"
 
 
-def test_what_somebody_has_taken_away_comes_back(host: Path) -> None:
+def test_undo_restores_a_removed_file(host: Path) -> None:
     put(host / "app.conf")
     was = seen(host)
     step = deploy(host / "app.conf")
@@ -418,7 +418,7 @@ def test_what_somebody_has_taken_away_comes_back(host: Path) -> None:
     assert seen(host) == was
 
 
-def test_an_undo_of_what_never_happened_does_nothing(host: Path) -> None:
+def test_undo_without_effect_changes_nothing(host: Path) -> None:
     put(host / "app.conf")
     was = seen(host)
     step = deploy(host / "app.conf")
@@ -428,7 +428,7 @@ def test_an_undo_of_what_never_happened_does_nothing(host: Path) -> None:
     assert seen(host) == was
 
 
-def test_bytes_that_were_kept_and_are_gone_or_damaged_are_not_made_up(host: Path) -> None:
+def test_undo_fails_on_missing_or_damaged_backup(host: Path) -> None:
     put(host / "app.conf")
     step = deploy(host / "app.conf")
     step.act()
@@ -443,7 +443,7 @@ def test_bytes_that_were_kept_and_are_gone_or_damaged_are_not_made_up(host: Path
     assert (host / "app.conf").read_bytes() == b"new\n"
 
 
-def test_what_was_there_before_is_kept_for_the_worker_alone_and_in_no_record(host: Path) -> None:
+def test_backup_is_private_to_the_worker(host: Path) -> None:
     put(host / "app.conf", b"password")
     step = deploy(host / "app.conf")
     step.act()
@@ -455,7 +455,7 @@ def test_what_was_there_before_is_kept_for_the_worker_alone_and_in_no_record(hos
     assert "password" not in repr(step.before)
 
 
-def test_two_steps_of_a_run_keep_their_bytes_apart(host: Path) -> None:
+def test_steps_of_a_run_have_separate_backups(host: Path) -> None:
     one, two = put(host / "one", b"1"), put(host / "two", b"2")
     was = seen(host)
     steps = [deploy(one, {"step": "first"}), deploy(two, {"step": "second"})]
@@ -468,7 +468,7 @@ def test_two_steps_of_a_run_keep_their_bytes_apart(host: Path) -> None:
     assert seen(host) == was
 
 
-# --- what goes wrong ------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------
 
 
 def failing(error: int) -> Callable[..., None]:
@@ -479,7 +479,7 @@ def failing(error: int) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize(("error", "kind"), [(28, Transient), (5, Transient), (30, OperationError), (1, Preflight)])
-def test_a_write_that_fails_leaves_the_file_as_it_was_and_nothing_beside_it(
+def test_failed_write_leaves_file_and_folder_unchanged(
     error: int, kind: type[OperationError], host: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(host / "app.conf")
@@ -495,8 +495,8 @@ def test_a_write_that_fails_leaves_the_file_as_it_was_and_nothing_beside_it(
     assert seen(host) == was
 
 
-def test_a_failure_that_says_it_had_no_effect_has_had_none(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given: a worker that may not give files away
+def test_failure_reported_without_effect_has_no_effect(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given: a worker without the permission for chown
     step = deploy(host / "a" / "b" / "app.conf", owner=os.geteuid() + 1)
     monkeypatch.setattr(os, "fchown", failing(1))
 
@@ -506,7 +506,7 @@ def test_a_failure_that_says_it_had_no_effect_has_had_none(host: Path, monkeypat
     assert seen(host) == {}
 
 
-# --- the dry run ----------------------------------------------------------------------------------
+# --- dry run --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -519,7 +519,7 @@ def test_a_failure_that_says_it_had_no_effect_has_had_none(host: Path, monkeypat
         ((b"old\n", 0o600), {"mode": "0644"}, "mode 0600 → 0644", "restore "),
     ],
 )
-def test_what_is_foretold_is_what_happens(
+def test_prediction_matches_the_outcome(
     was: tuple[bytes, int] | None, params: dict[str, Any], action: str, undo: str | None, host: Path
 ) -> None:
     path = host / "app.conf"
@@ -537,7 +537,7 @@ def test_what_is_foretold_is_what_happens(
 
 
 @as_root
-def test_an_owner_that_would_change_is_foretold(host: Path) -> None:
+def test_prediction_includes_an_owner_change(host: Path) -> None:
     path = put(host / "app.conf", b"new\n", 0o644)
 
     assert deploy(path, owner=1, group=2).predict().action == f"would change {path}: owner 0:0 → 1:2"

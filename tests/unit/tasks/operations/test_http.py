@@ -40,7 +40,7 @@ assert http
 
 
 class Service:
-    """Answers as it is told, and remembers what it was asked."""
+    """A server with scripted answers, which records its requests."""
 
     def __init__(self) -> None:
         self.codes: list[int] = []
@@ -89,10 +89,10 @@ def request(service: Service, **said: Any) -> Doing:
     return Doing("network.http.request", url=f"{service.url}/charge", **said)
 
 
-# --- a health check -----------------------------------------------------------------------------------
+# --- health checks ------------------------------------------------------------------------------------
 
 
-def test_a_service_that_answers_as_expected_is_well(service: Service) -> None:
+def test_expected_answer_is_healthy(service: Service) -> None:
     service.headers = {"Content-Type": "application/json"}
     service.body = b'{"ok": true}'
     get = Doing("network.http.get", url=f"{service.url}/health?x=1", headers={"X-A": "b"}, contains='"ok"')
@@ -103,7 +103,7 @@ def test_a_service_that_answers_as_expected_is_well(service: Service) -> None:
     assert service.asked[0]["headers"]["X-A"] == "b"
 
 
-def test_an_answer_whose_json_is_nested_too_deeply_stays_text(service: Service) -> None:
+def test_deeply_nested_json_answer_stays_text(service: Service) -> None:
     service.headers = {"Content-Type": "application/json"}
     service.body = b"[" * 5000 + b"]" * 5000
     outcome = Doing("network.http.get", url=f"{service.url}/").act()
@@ -111,7 +111,7 @@ def test_an_answer_whose_json_is_nested_too_deeply_stays_text(service: Service) 
     assert outcome.data["body"].startswith("[[[")
 
 
-def test_a_service_is_asked_until_its_deadline(service: Service) -> None:
+def test_health_check_retries_until_its_deadline(service: Service) -> None:
     service.codes = [503, 503, 200]
     waited = Doing("network.http.get", url=service.url, deadline="5s", interval="50ms")
     assert waited.act().data["code"] == 200
@@ -126,14 +126,14 @@ def test_a_service_is_asked_until_its_deadline(service: Service) -> None:
     assert Doing("network.http.get", url=service.url, ok_codes=[200, 404]).act().data["code"] == 200
 
 
-def test_nobody_there_is_a_failure() -> None:
+def test_refused_connection_is_a_failure() -> None:
     with pytest.raises(Unsuccessful, match="refused"):
         Doing("network.http.get", url="http://127.0.0.1:1/").act()
     with pytest.raises(ValidationError, match="not a URL"):
         find("network.http.get").params.model_validate({"url": "ftp://x"})
 
 
-def test_a_call_that_is_cancelled_ends_at_once(service: Service) -> None:
+def test_cancelled_call_ends_at_once(service: Service) -> None:
     service.slow = 5
     stop_at = time.monotonic() + 0.5
     get = Doing("network.http.get", {"asked_to_stop": lambda: time.monotonic() > stop_at}, url=service.url, timeout=30)
@@ -142,10 +142,10 @@ def test_a_call_that_is_cancelled_ends_at_once(service: Service) -> None:
     assert time.monotonic() - stop_at < 1.5
 
 
-# --- any call -----------------------------------------------------------------------------------------
+# --- calls --------------------------------------------------------------------------------------------
 
 
-def test_a_call_sends_its_key_and_its_payload(service: Service) -> None:
+def test_call_sends_idempotency_key_and_payload(service: Service) -> None:
     call = request(service, payload={"amount": 3}, headers={"Authorization": "Bearer x"})
     assert call.act().changed
     call.act()
@@ -163,7 +163,7 @@ def test_a_call_sends_its_key_and_its_payload(service: Service) -> None:
     ("code", "error"),
     [(202, Delayed), (503, Blocked), (429, Transient), (500, Transient), (400, Unsuccessful), (301, Unsuccessful)],
 )
-def test_what_an_answer_means(service: Service, code: int, error: type[OperationError]) -> None:
+def test_status_codes_map_to_outcomes(service: Service, code: int, error: type[OperationError]) -> None:
     service.codes, service.headers = [code], {"Retry-After": "7"}
     with pytest.raises(error, match=f"answered {code}") as raised:
         request(service).act()
@@ -174,7 +174,7 @@ def test_what_an_answer_means(service: Service, code: int, error: type[Operation
         assert raised.value.service == service.url.removeprefix("http://")
 
 
-def test_what_an_answer_means_can_be_said_otherwise(service: Service) -> None:
+def test_status_code_mapping_can_be_overridden(service: Service) -> None:
     service.codes = [202]
     assert request(service, ok_codes=[202]).act().changed
     service.codes = [208]
@@ -183,7 +183,7 @@ def test_what_an_answer_means_can_be_said_otherwise(service: Service) -> None:
     assert not request(service, method="GET").act().changed
 
 
-def test_a_lost_answer_is_in_doubt_unless_it_may_be_sent_again(service: Service) -> None:
+def test_lost_answer_is_unknown_unless_idempotent(service: Service) -> None:
     service.slow = 3
     for said, error in (
         ({}, InDoubt),
@@ -207,7 +207,7 @@ def test_a_lost_answer_is_in_doubt_unless_it_may_be_sent_again(service: Service)
         (ProtocolError("NewConnectionError to /ConnectTimeout: [Errno 111]", ConnectionResetError()), InDoubt),
     ],
 )
-def test_whether_a_call_was_sent_is_known_by_the_type_of_the_error_and_not_by_its_words(
+def test_error_type_decides_whether_a_call_was_sent(
     raised: Exception, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
@@ -219,7 +219,7 @@ def test_whether_a_call_was_sent_is_known_by_the_type_of_the_error_and_not_by_it
         Doing("network.http.request", url="http://127.0.0.1:1/", method="POST", idempotent=False).act()
 
 
-def test_the_undo_is_the_call_that_was_given(service: Service) -> None:
+def test_undo_sends_the_given_call(service: Service) -> None:
     undo = {"method": "DELETE", "url": f"{service.url}/charges/{{key}}"}
     call = request(service, undo=undo)
     assert call.predict().undo == f"DELETE {service.url}/charges/{{key}}"
@@ -242,7 +242,7 @@ def test_the_undo_is_the_call_that_was_given(service: Service) -> None:
     assert not operation.undoable({})
 
 
-def test_calls_that_make_no_sense_are_refused() -> None:
+def test_invalid_calls_are_refused() -> None:
     for said, why in (
         ({"payload": 1, "body": "x"}, "one of payload and body"),
         ({"method": "GET", "undo": {"url": "http://x"}}, "nothing to undo"),
@@ -251,13 +251,13 @@ def test_calls_that_make_no_sense_are_refused() -> None:
             find("network.http.request").params.model_validate({"url": "http://x"} | said)
 
 
-def test_a_large_answer_is_bounded(service: Service) -> None:
+def test_large_answer_is_truncated(service: Service) -> None:
     service.body = b"x" * 200_000
     data = request(service).act().data
     assert (len(data["body"]), data["truncated"]) == (64 * 1024, True)
 
 
-# --- names --------------------------------------------------------------------------------------------
+# --- name servers -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -268,7 +268,7 @@ def resolv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_name_servers_are_changed_and_the_rest_stays(resolv: Path) -> None:
+def test_name_server_update_keeps_other_lines(resolv: Path) -> None:
     was = resolv.read_bytes()
     assert Doing("network.dns.get").act().data["servers"] == ["10.0.0.1"]
     update = Doing("network.dns.update", servers=["10.0.0.2", "10.0.0.3"])
@@ -286,7 +286,7 @@ def test_name_servers_are_changed_and_the_rest_stays(resolv: Path) -> None:
     assert not update.undo().changed
 
 
-def test_a_file_that_somebody_has_changed_since_stays(resolv: Path) -> None:
+def test_undo_refuses_a_resolv_conf_changed_since(resolv: Path) -> None:
     update = Doing("network.dns.update", servers=["10.0.0.2"])
     update.act()
     resolv.write_text("nameserver 10.7.7.7\n")
@@ -294,7 +294,7 @@ def test_a_file_that_somebody_has_changed_since_stays(resolv: Path) -> None:
         update.undo()
 
 
-def test_a_file_that_a_program_writes_is_left_alone(resolv: Path, tmp_path: Path) -> None:
+def test_generated_resolv_conf_is_refused(resolv: Path, tmp_path: Path) -> None:
     resolv.rename(tmp_path / "real")
     resolv.symlink_to(tmp_path / "real")
     with pytest.raises(Preflight, match="is a link"):
@@ -302,12 +302,12 @@ def test_a_file_that_a_program_writes_is_left_alone(resolv: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("said", [{}, {"servers": ["not-an-address"]}, {"servers": [], "search_domains": []}])
-def test_an_update_that_says_nothing_is_refused(said: dict[str, Any]) -> None:
+def test_empty_dns_update_is_refused(said: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         find("network.dns.update").params.model_validate(said)
 
 
-def test_ping_counts() -> None:
+def test_ping_reports_packet_counts() -> None:
     ping = Doing("network.ping.do", address="127.0.0.1", count=2)
     if shutil.which("ping") is None:
         with pytest.raises(Preflight, match="has no ping"):
@@ -320,7 +320,7 @@ def test_ping_counts() -> None:
         Doing("network.ping.do", address="no-such-host.invalid", count=1, timeout=2).act()
 
 
-def test_what_a_call_carries_is_for_its_own_service(service: Service) -> None:
+def test_call_with_a_secret_header_follows_no_redirect(service: Service) -> None:
     other = Service()
     thread = threading.Thread(target=other.server.serve_forever)
     thread.start()
@@ -337,7 +337,7 @@ def test_what_a_call_carries_is_for_its_own_service(service: Service) -> None:
         thread.join()
 
 
-def test_what_cannot_be_sent_has_had_no_effect(service: Service) -> None:
+def test_unsent_call_has_no_effect(service: Service) -> None:
     for headers in ({"X-A": "\u20ac"}, {"X-A": "a\r\nX-B: c"}):
         with pytest.raises(Preflight, match="holds what no header may"):
             request(service, headers=headers).act()
@@ -346,14 +346,14 @@ def test_what_cannot_be_sent_has_had_no_effect(service: Service) -> None:
     assert service.asked == []
 
 
-def test_a_service_that_asks_for_an_age_is_given_a_day(service: Service) -> None:
+def test_retry_after_is_capped_at_a_day(service: Service) -> None:
     service.codes, service.headers = [202], {"Retry-After": "9" * 400}
     with pytest.raises(Delayed) as error:
         request(service).act()
     assert error.value.after == 86_400
 
 
-def test_name_servers_that_somebody_has_changed_since_stay_where_nothing_was_recorded(resolv: Path) -> None:
+def test_undo_without_outcome_keeps_name_servers_changed_since(resolv: Path) -> None:
     update = Doing("network.dns.update", servers=["10.0.0.2"])
     assert update.before
     resolv.write_text("nameserver 10.7.7.7\n")
@@ -361,9 +361,7 @@ def test_name_servers_that_somebody_has_changed_since_stay_where_nothing_was_rec
         update.undo(with_data=False)
 
 
-def test_only_hosts_that_are_listed_are_talked_to_and_no_answer_leads_elsewhere(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_http_calls_reach_allowed_hosts_only(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGSHORE_ALLOWED_HOSTS", "*.lan")
     get_settings.cache_clear()
     with pytest.raises(NotAllowed, match="ALLOWED_HOSTS"):
@@ -382,12 +380,12 @@ def test_only_hosts_that_are_listed_are_talked_to_and_no_answer_leads_elsewhere(
     get_settings.cache_clear()
 
 
-# --- one address, of one name -------------------------------------------------------------------------
+# --- addresses ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Has DNS answer for *.test, each time with the next address; and says what was asked for."""
+    """Let DNS answer each query for *.test with the next address; return the queries."""
 
     def make(*addresses: str) -> list[str]:
         real, asked, left = socket.getaddrinfo, list[str](), list(addresses)
@@ -409,7 +407,7 @@ def admit(monkeypatch: pytest.MonkeyPatch, hosts: str) -> None:
     get_settings.cache_clear()
 
 
-def test_a_call_goes_to_the_address_that_was_checked(
+def test_call_connects_to_the_checked_address(
     service: Service, monkeypatch: pytest.MonkeyPatch, answers: Callable[..., list[str]]
 ) -> None:
     # A name server that answers with another address the next time is not asked a next time.
@@ -422,7 +420,7 @@ def test_a_call_goes_to_the_address_that_was_checked(
 
 
 @pytest.mark.parametrize("inside", ["127.0.0.1", "::ffff:127.0.0.1", "0.0.0.0"])  # noqa: S104 - refused
-def test_no_answer_of_dns_and_no_redirect_leads_inside(
+def test_dns_and_redirects_cannot_reach_internal_addresses(
     inside: str, service: Service, monkeypatch: pytest.MonkeyPatch, answers: Callable[..., list[str]]
 ) -> None:
     port = service.server.server_port
@@ -433,7 +431,7 @@ def test_no_answer_of_dns_and_no_redirect_leads_inside(
     with pytest.raises(NotAllowed, match="inside its network"):
         Doing("file.deploy.execute", path="/tmp/never", object=f"http://service.test:{port}/x").act()
     assert service.asked == []
-    # from a service that is admitted to one that is not, by name, by address, and by another spelling of it
+    # from an allowed service to a forbidden one: by name, by address, and by another spelling of the address
     admit(monkeypatch, "*.test,127.0.0.1")
     for elsewhere in ("http://127.0.0.2:1/x", "http://localhost:1/", "http://2130706433:1/", "http://[::1]:1/",
                       r"http://127.0.0.3:1\@service.test/", "//127.0.0.2:1/x", "file:///etc/passwd"):  # fmt: skip
@@ -444,7 +442,7 @@ def test_no_answer_of_dns_and_no_redirect_leads_inside(
         assert [one["path"] for one in service.asked] == ["/x"]
 
 
-def test_the_check_and_the_call_read_a_url_alike(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_and_call_parse_urls_alike(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     admit(monkeypatch, "registry.example")
     port = service.server.server_port
     for url in (rf"http://127.0.0.1:{port}\@registry.example/x", f"http://registry.example@127.0.0.1:{port}/",
@@ -455,7 +453,7 @@ def test_the_check_and_the_call_read_a_url_alike(service: Service, monkeypatch: 
     assert service.asked == []
 
 
-def test_a_certificate_is_that_of_the_name_and_not_of_the_address(
+def test_certificate_is_verified_for_the_host_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: Callable[..., list[str]]
 ) -> None:
     if shutil.which("openssl") is None:
@@ -488,7 +486,7 @@ def test_a_certificate_is_that_of_the_name_and_not_of_the_address(
         thread.join()
 
 
-def test_an_object_may_come_from_a_web_server(service: Service, tmp_path: Path) -> None:
+def test_object_may_be_downloaded_from_a_web_server(service: Service, tmp_path: Path) -> None:
     path, url = tmp_path / "file", f"{service.url}/app.conf"
     service.body = b"\x00from the web"
     Doing("file.deploy.execute", path=str(path), object=url).act()

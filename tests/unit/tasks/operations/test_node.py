@@ -1,4 +1,4 @@
-"""`node.*` agrees with what the machine itself says."""
+"""`node.*` agrees with the machine's own tools."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def look(name: str, **params: str) -> dict[str, object]:
     return doing.outcome.data if doing.outcome else {}
 
 
-def test_the_name_and_system_are_the_kernels() -> None:
+def test_node_name_and_system_come_from_uname() -> None:
     assert look("hostname")["hostname"] == os.uname().nodename
     said = look("os")
     assert (said["kernel"], said["architecture"]) == (os.uname().release, os.uname().machine)
     assert said["distribution"] == platform.freedesktop_os_release()["ID"]
 
 
-def test_disks_are_those_of_df() -> None:
+def test_disks_come_from_df() -> None:
     disks = look("disk")["disks"]
     assert isinstance(disks, list)
     root = next(disk for disk in disks if disk["mount"] == "/")
@@ -44,7 +44,7 @@ def test_disks_are_those_of_df() -> None:
         Doing("node.disk.get", path="/no/such/path").act()
 
 
-def test_memory_uptime_and_load_are_those_of_proc() -> None:
+def test_memory_uptime_and_load_come_from_proc() -> None:
     total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
     assert look("memory")["total"] == total
     uptime = float(Path("/proc/uptime").read_text().split()[0])
@@ -54,5 +54,5 @@ def test_memory_uptime_and_load_are_those_of_proc() -> None:
     assert float(str(load["load1"])) >= 0
 
 
-def test_status_is_all_of_it() -> None:
+def test_status_combines_all_node_facts() -> None:
     assert look("status").keys() == {"hostname", "os", "uptime_s", "load", "memory", "disks"}

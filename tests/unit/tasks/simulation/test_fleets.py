@@ -1,4 +1,4 @@
-"""Steps on several hosts, on the bench: canaries, skips, guards a host, and what is taken back where."""
+"""Steps on several hosts in the sandbox: canaries, skips, guards per host, and undo."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def plan_step(plan: Plan):  # type: ignore[no-untyped-def]
     return StepHandle(plan, "work")
 
 
-def test_a_step_has_a_part_on_each_host_and_is_taken_back_on_each() -> None:
+def test_step_runs_and_is_undone_on_each_host() -> None:
     plan = on_web()
     plan.step("fail", "noop.execute", fail=True).after("work")
 
@@ -44,7 +44,7 @@ def test_a_step_has_a_part_on_each_host_and_is_taken_back_on_each() -> None:
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_a_canary_that_fails_leaves_the_rest_alone(failing: int) -> None:
+def test_failed_canary_stops_the_rollout(failing: int) -> None:
     sandbox = Sandbox(hosts=FLEET)
     sandbox.fail(f"work[{failing}]")
 
@@ -57,14 +57,14 @@ def test_a_canary_that_fails_leaves_the_rest_alone(failing: int) -> None:
     assert not {"work[2]", "work[3]"} & {*sandbox.done, *sandbox.undone}
 
 
-def test_what_fails_after_the_canaries_is_tolerated() -> None:
+def test_failures_after_the_canaries_are_tolerated() -> None:
     sandbox = Sandbox(hosts=FLEET)
     sandbox.fail("work[3]")
     assert sandbox.run(on_web(canary=2, tolerate=1)).state is RunState.SUCCEEDED
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3])
-def test_canaries_keep_to_what_may_be_at_once(at_once: int) -> None:
+def test_canaries_respect_max_parallel(at_once: int) -> None:
     sandbox = Sandbox(hosts=FLEET)
     report = sandbox.run(on_web(canary=3, max_parallel=at_once), run_id="r")
     assert report.state is RunState.SUCCEEDED
@@ -81,14 +81,14 @@ def test_canaries_keep_to_what_may_be_at_once(at_once: int) -> None:
     assert most <= at_once
 
 
-def test_a_canary_that_vanishes_is_one_that_fails() -> None:
+def test_lost_canary_counts_as_failed() -> None:
     sandbox = Sandbox(hosts=FLEET)
     sandbox.vanish("work[0]", times=9)
     report = sandbox.run(on_web(canary=1))
     assert [str(item.status) for item in report.step("work").items] == ["unknown", "not_run", "not_run", "not_run"]
 
 
-def test_hosts_that_skip_it_are_no_canaries() -> None:
+def test_skipped_hosts_are_not_canaries() -> None:
     sandbox = Sandbox(hosts=FLEET)
     plan = on_web(canary=1, when="host.name != 'web1'")
     sandbox.fail("work[1]")
@@ -96,7 +96,7 @@ def test_hosts_that_skip_it_are_no_canaries() -> None:
     assert [str(item.status) for item in report.step("work").items] == ["skipped", "failed", "not_run", "not_run"]
 
 
-def test_a_step_that_each_host_skips_is_skipped_and_the_next_one_runs() -> None:
+def test_step_skipped_on_all_hosts_lets_the_next_run() -> None:
     plan = on_web(when="host.labels.role == 'db'")
     plan.step("next", "noop.execute").after("work")
     report = Sandbox(hosts=FLEET).run(plan)
@@ -106,14 +106,14 @@ def test_a_step_that_each_host_skips_is_skipped_and_the_next_one_runs() -> None:
     assert report.step("next").status is StepState.CHANGED
 
 
-def test_items_times_hosts_have_guards_of_their_own() -> None:
+def test_each_item_on_each_host_has_its_own_guard() -> None:
     plan = on_web(foreach=["web1", "web2"], when="item == host.name")
     report = Sandbox(hosts=FLEET).run(plan)
     done = [(item.item, item.host) for item in report.step("work").items if item.status is StepState.CHANGED]
     assert done == [("web1", "web1"), ("web2", "web2")]
 
 
-def test_an_always_step_on_several_hosts_goes_on_where_an_abort_stopped_it() -> None:
+def test_aborted_always_step_continues_on_its_remaining_hosts() -> None:
     plan = Plan("p")
     plan.step("clean", "noop.execute").target("role:web").always().canary(1)
     plan.step("fail", "noop.execute", fail=True)
@@ -123,7 +123,7 @@ def test_an_always_step_on_several_hosts_goes_on_where_an_abort_stopped_it() -> 
     assert len(report.step("clean").hosts) == 4
 
 
-def test_a_condition_on_facts_for_any_worker_asks_for_some_host() -> None:
+def test_fact_condition_without_a_target_needs_any_matching_host() -> None:
     plan = Plan("p")
     plan.step("some", "noop.execute").when_fact(label="role:db")
     plan.step("none", "noop.execute").when_fact(label="role:cache")
@@ -134,7 +134,7 @@ def test_a_condition_on_facts_for_any_worker_asks_for_some_host() -> None:
     )
 
 
-def test_a_rehearsal_has_hosts_of_each_label() -> None:
+def test_simulation_has_hosts_for_each_label() -> None:
     assert [str(each.report.state) for each in simulate(on_web(canary=1))] == ["succeeded", "undone"]
 
 
@@ -147,9 +147,7 @@ def test_a_rehearsal_has_hosts_of_each_label() -> None:
         ("noop.execute", False, None),
     ],
 )
-def test_what_is_done_to_a_host_is_tried_again_in_the_queue_of_that_host(
-    operation: str, forward: bool, queue: str | None
-) -> None:
+def test_retry_uses_the_queue_of_its_host(operation: str, forward: bool, queue: str | None) -> None:
     plan = Plan("p")
     plan.step("work", operation, **({"path": "/x", "content": "x"} if operation.startswith("file") else {}))
     delivery: Any = SimpleNamespace(step=CompiledPlan(plan).steps[0], host="web1", side="" if forward else "u")
@@ -169,7 +167,7 @@ def test_what_is_done_to_a_host_is_tried_again_in_the_queue_of_that_host(
         ("target: _all, when_fact: {min_memory: much}", "when_fact.min_memory"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(step: str, why: str) -> None:
+def test_plan_error_is_one_line(step: str, why: str) -> None:
     from longshore.orchestration import parse
 
     with pytest.raises(PlanError) as caught:
@@ -178,7 +176,7 @@ def test_a_mistake_is_told_in_one_line(step: str, why: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_approval_is_asked_for_once_and_not_on_each_host() -> None:
+def test_approval_is_requested_once_for_all_hosts() -> None:
     plan = Plan("p", target="_all")
     sure = plan.approval("sure")
     assert Sandbox(hosts=FLEET, approve_all=True).run(plan).step("sure").items == []

@@ -1,4 +1,4 @@
-"""The plan language on the bench, at its edges."""
+"""Edge cases of the plan language, in the sandbox."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def child(*, fails: bool = False, irreversible: bool = False) -> Plan:
     return plan
 
 
-# --- everything ends -------------------------------------------------------------------------------------
+# --- termination -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def child(*, fails: bool = False, irreversible: bool = False) -> Plan:
     ],
 )
 @pytest.mark.parametrize("always", [False, True])
-def test_whatever_an_expression_does_its_run_ends(field: str, value: str, said: str, always: bool) -> None:
+def test_run_ends_whatever_its_expressions_raise(field: str, value: str, said: str, always: bool) -> None:
     step: dict[str, Any] = {"op": "noop.execute", "after": ["a"], field: value, "always": always}
     a = {"op": "noop.execute", "with": {"data": {"all": ["x"], "n": 1}}}
     plan = Plan.model_validate(
@@ -54,7 +54,7 @@ def test_whatever_an_expression_does_its_run_ends(field: str, value: str, said: 
         assert (report.step("b").error or "").startswith(said)
 
 
-def test_an_undo_that_waits_for_a_person_or_a_run_is_refused() -> None:
+def test_undo_with_an_external_wait_is_refused() -> None:
     for undo in ("approval.wait.execute", "plan.run.execute"):
         plan = Plan("p")
         plan.step("a", "noop.execute").undo(undo)
@@ -72,7 +72,7 @@ def test_an_undo_that_waits_for_a_person_or_a_run_is_refused() -> None:
         (Result(hosts=[HostResult("a", data={"t": "x" * MAX_DATA_BYTES})]), "is larger than the"),
     ],
 )
-def test_a_result_that_cannot_be_kept_fails_its_step_and_the_report_can_be_read(result: Result, said: str) -> None:
+def test_unstorable_result_fails_its_step(result: Result, said: str) -> None:
     @operation("unit.result")
     def give() -> Result:
         return result
@@ -87,7 +87,7 @@ def test_a_result_that_cannot_be_kept_fails_its_step_and_the_report_can_be_read(
     assert report.step("b").status == "changed"
 
 
-def test_text_that_is_no_text_and_an_exit_are_no_lost_workers() -> None:
+def test_invalid_text_and_system_exit_fail_the_step() -> None:
     @operation("unit.odd")
     def odd(how: str) -> Any:
         if how == "exit":
@@ -110,7 +110,7 @@ def test_text_that_is_no_text_and_an_exit_are_no_lost_workers() -> None:
 # --- always, items, points of no return ------------------------------------------------------------------
 
 
-def test_an_always_approval_that_an_abort_has_interrupted_is_asked_again() -> None:
+def test_aborted_always_approval_is_requested_again() -> None:
     plan = Plan("p")
     plan.approval("ask", timeout="30s", on_timeout="approve").always()
     plan.step("boom", "noop.execute", fail=True)
@@ -125,7 +125,7 @@ def test_an_always_approval_that_an_abort_has_interrupted_is_asked_again() -> No
     assert ends[0].at - waits[1].at >= 30_000, "its time is counted from its turn"
 
 
-def test_an_interrupted_always_step_keeps_to_its_max_parallel() -> None:
+def test_interrupted_always_step_respects_max_parallel() -> None:
     plan = Plan("p")
     each = plan.step("each", "noop.execute").foreach(list(range(6))).max_parallel(1).always()
     plan.step("boom", "noop.execute", fail=True)
@@ -143,7 +143,7 @@ def test_an_interrupted_always_step_keeps_to_its_max_parallel() -> None:
     assert most == 1
 
 
-def test_a_child_past_its_point_of_no_return_is_not_taken_back_and_is_named() -> None:
+def test_child_past_its_point_of_no_return_is_reported_and_not_undone() -> None:
     plan = Plan("p")
     plan.run_plan("sub", child(irreversible=True))
     plan.step("boom", "noop.execute", fail=True).after("sub")
@@ -186,7 +186,7 @@ def test_a_child_that_was_begun_by_a_worker_that_died_is_ended_with_its_parent(m
     assert (report.duration_s or 0) < 600
 
 
-def test_steps_with_alike_names_have_children_of_their_own() -> None:
+def test_steps_with_similar_names_have_separate_children() -> None:
     plan = Plan("p")
     plan.run_plan("a", child()).foreach(["x", "y"])
     plan.run_plan("a.0", child())
@@ -199,15 +199,15 @@ def test_steps_with_alike_names_have_children_of_their_own() -> None:
     assert sandbox.done.count("act") == 3
 
 
-def test_an_empty_list_has_results_and_they_are_empty() -> None:
+def test_empty_foreach_has_empty_results() -> None:
     plan = Plan("p")
     each = plan.step("each", "noop.execute").foreach([])
     plan.step("after", "noop.execute", data={"all": each.data.results}).after(each)
     assert Sandbox().run(plan).step("after").data == {"all": []}
 
 
-def test_what_waits_for_other_items_is_not_refused() -> None:
-    """Busy workers take each in its turn, however long that is."""
+def test_item_waiting_for_other_items_is_not_rejected() -> None:
+    """Busy workers claim one item after another, without a time limit."""
     plan = Plan("p")
     plan.step("each", "noop.execute", data={"n": E.item}).foreach(list(range(30)))
     sandbox = Sandbox()
@@ -225,7 +225,7 @@ def test_what_waits_for_other_items_is_not_refused() -> None:
 # --- keys, hooks, reports --------------------------------------------------------------------------------
 
 
-def test_the_undo_by_name_has_an_idempotency_key_of_its_own() -> None:
+def test_named_undo_has_its_own_idempotency_key() -> None:
     keys: list[str] = []
 
     @operation("unit.charge", undo="unit.refund")
@@ -243,7 +243,7 @@ def test_the_undo_by_name_has_an_idempotency_key_of_its_own() -> None:
     assert keys == ["r.a", "r.a@undo"]
 
 
-def test_on_undo_is_called_once_a_step_when_all_of_it_has_been_taken_back() -> None:
+def test_on_undo_hook_runs_once_after_a_step_is_undone() -> None:
     told: list[tuple[str, str]] = []
     plan = Plan("p")
     plan.step("each", "noop.execute").foreach([1, 2, 3])
@@ -254,7 +254,7 @@ def test_on_undo_is_called_once_a_step_when_all_of_it_has_been_taken_back() -> N
     assert told == [("boom", "undone"), ("each", "undone")]
 
 
-def test_a_tolerated_failure_is_no_error_of_the_run() -> None:
+def test_tolerated_failure_is_not_the_runs_error() -> None:
     plan = Plan("p")
     plan.step("each", "noop.execute").foreach([1, 2]).tolerate(1)
     sandbox = Sandbox()
@@ -263,7 +263,7 @@ def test_a_tolerated_failure_is_no_error_of_the_run() -> None:
     assert (report.state, report.exit_code, report.error) == ("succeeded", 0, None)
 
 
-def test_what_a_celery_undo_gives_back_is_of_no_account() -> None:
+def test_celery_undo_result_is_ignored() -> None:
     plan = Plan("p")
     plan.step("a", "celery.task.execute", task="x").timeout("5s").undo("celery.task.execute", task="y")
     sandbox = Sandbox()
@@ -281,7 +281,7 @@ def test_what_a_celery_undo_gives_back_is_of_no_account() -> None:
     assert sandbox.report("r").step("a").undo is not None
 
 
-def test_a_run_with_an_operation_that_nobody_knows_can_be_read_told_of_and_cancelled() -> None:
+def test_run_with_an_unknown_operation_can_be_reported_and_cancelled() -> None:
     @operation("unit.there")
     def there() -> None: ...
 
@@ -308,7 +308,7 @@ def test_a_run_with_an_operation_that_nobody_knows_can_be_read_told_of_and_cance
     assert sandbox.store.state("r") == "failed"
 
 
-# --- mistakes in the plan --------------------------------------------------------------------------------
+# --- plan errors -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_a_run_with_an_operation_that_nobody_knows_can_be_read_told_of_and_cance
         ("irreversible: true, undo: {op: noop.execute}", "it is irreversible, so its undo would never run"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(step: str, said: str) -> None:
+def test_plan_error_is_one_line(step: str, said: str) -> None:
     op = "" if "op: celery" in step or "op: plan" in step or "op: approval" in step else "op: noop.execute, "
     text = f"name: p\nparams: {{t: string}}\nsteps:\n  a: {{op: noop.execute}}\n  b: {{{op}after: a, {step}}}\n"
     with pytest.raises(PlanError) as caught:
@@ -340,7 +340,7 @@ def test_a_mistake_is_told_in_one_line(step: str, said: str) -> None:
     assert len(told) == 1, told
 
 
-def test_a_point_of_no_return_is_alone_and_nothing_after_it_has_an_undo() -> None:
+def test_point_of_no_return_is_unique_and_precedes_no_undo() -> None:
     plan = Plan("p")
     plan.step("point", "noop.execute").irreversible()
     plan.step("beside", "noop.execute")
@@ -352,7 +352,7 @@ def test_a_point_of_no_return_is_alone_and_nothing_after_it_has_an_undo() -> Non
     assert "it comes after 'point', the point of no return" in told
 
 
-def test_an_undo_that_is_not_known_is_a_mistake() -> None:
+def test_unknown_undo_operation_is_a_plan_error() -> None:
     @operation("unit.half", undo="unit.nowhere")
     def half() -> None: ...
 
@@ -362,7 +362,7 @@ def test_an_undo_that_is_not_known_is_a_mistake() -> None:
         validate(plan)
 
 
-def test_plans_that_lie_in_each_other_for_ever_are_refused(tmp_path: Path) -> None:
+def test_recursive_child_plans_are_refused(tmp_path: Path) -> None:
     (tmp_path / "loop.yaml").write_text(
         "name: loop\nsteps:\n  again: {op: plan.run.execute, with: {plan: loop.yaml}}\n"
     )

@@ -1,4 +1,4 @@
-"""The bench: what it can make a step do, and that nothing but memory is touched."""
+"""The sandbox: scripted outcomes of steps, in memory only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def release() -> Plan:
     return plan
 
 
-def test_a_run_acts_on_the_engine_in_memory_and_takes_it_back() -> None:
+def test_run_acts_on_the_memory_engine_and_undoes() -> None:
     sandbox = Sandbox()
     sandbox.engine.run("shop", "shop:1")
     sandbox.fail("migrate")
@@ -38,7 +38,7 @@ def test_a_run_acts_on_the_engine_in_memory_and_takes_it_back() -> None:
     assert shop.running
 
 
-def test_commands_are_pretended() -> None:
+def test_commands_are_simulated() -> None:
     plan = Plan("p")
     plan.step("a", "command.exec.execute", argv=["rm", "-rf", "/nowhere"])
     plan.step("b", "noop.execute", data={"said": "{{ steps.a.data.stdout }}"}).after("a")
@@ -52,7 +52,7 @@ def test_commands_are_pretended() -> None:
     assert (report.step("a").status, report.step("b").data) == ("unchanged", {"said": "hello"})
 
 
-def test_a_step_can_hang_vanish_and_recover() -> None:
+def test_scripted_step_can_hang_vanish_and_recover() -> None:
     plan = Plan("p", on_error="continue")
     plan.step("hangs", "noop.execute").timeout("2s")
     plan.step("vanishes", "command.exec.execute", argv=["x"], changes=False)
@@ -70,7 +70,7 @@ def test_a_step_can_hang_vanish_and_recover() -> None:
     assert (report.duration_s or 0) > 15, "time passes by the bench's clock alone"
 
 
-def test_people_decide_on_the_bench_too() -> None:
+def test_sandbox_approves_and_rejects() -> None:
     plan = Plan("p")
     plan.approval("ask", timeout="1h")
     plan.step("after", "noop.execute").after("ask")
@@ -85,7 +85,7 @@ def test_people_decide_on_the_bench_too() -> None:
     assert (late.duration_s or 0) >= 3600
 
 
-def test_one_operation_and_its_undo_alone(tmp_path: Path) -> None:
+def test_single_operation_and_its_undo(tmp_path: Path) -> None:
     sandbox = Sandbox()
     done = sandbox.act("file.deploy.execute", path=str(tmp_path / "f"), content="x")
     assert (done.outcome.changed, (tmp_path / "f").read_text()) == (True, "x")
@@ -101,7 +101,7 @@ def test_one_operation_and_its_undo_alone(tmp_path: Path) -> None:
     assert shop.running
 
 
-def test_hooks_are_called_on_the_bench() -> None:
+def test_sandbox_calls_hooks() -> None:
     told: list[str] = []
     Sandbox().run(release_of_two(), hooks=Hooks(before_step=told.append))
     assert told == ["a", "b"]
@@ -114,16 +114,16 @@ def release_of_two() -> Plan:
     return plan
 
 
-def test_the_fixture_gives_a_bench(longshore_sandbox: Any) -> None:
+def test_pytest_fixture_provides_a_sandbox(longshore_sandbox: Any) -> None:
     assert longshore_sandbox.run(release_of_two()).state == "succeeded"
 
 
-def test_a_broken_plan_is_refused_on_the_bench_too() -> None:
+def test_sandbox_refuses_an_invalid_plan() -> None:
     with pytest.raises(PlanError):
         Sandbox().run(Plan("empty"))
 
 
-def test_a_rehearsal_fails_each_step_in_turn() -> None:
+def test_simulation_fails_each_step_in_turn() -> None:
     found = {each.step: each.report for each in simulate(release())}
 
     assert {step: (str(report.state), report.exit_code) for step, report in found.items()} == {
@@ -135,7 +135,7 @@ def test_a_rehearsal_fails_each_step_in_turn() -> None:
     assert found["migrate"].step("start").status == "changed"
 
 
-def test_the_command_shows_how_each_run_would_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_simulate_command_shows_each_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "plan.yaml").write_text(release().to_yaml())
 
     code = call(["plan", "simulate", str(tmp_path / "plan.yaml")])
@@ -152,8 +152,8 @@ def test_the_command_shows_how_each_run_would_end(tmp_path: Path, capsys: pytest
     assert [each["fails"] for each in told] == [None, "stop", "migrate", "start"]
 
 
-def test_the_workers_hooks_are_told_each_event_and_again_only_what_was_not_noted() -> None:
-    """A worker that dies as it tells: what it had not noted is told once more, with the same id."""
+def test_server_hooks_get_each_event_at_least_once() -> None:
+    """A worker dies while it calls a hook: an event that is not yet marked is sent again, with the same id."""
     told: list[tuple[str, str]] = []
     hooks = Hooks(before_step=lambda name: told.append((hooks.event.id if hooks.event else "", name)))
     sandbox = Sandbox()
@@ -171,7 +171,7 @@ def test_the_workers_hooks_are_told_each_event_and_again_only_what_was_not_noted
     assert told[1] == told[2]
 
 
-def test_a_hook_that_fails_on_a_worker_costs_neither_the_run_nor_the_other_hooks(
+def test_failing_server_hook_affects_no_run_or_other_hook(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     told: list[Event | None] = []
@@ -186,7 +186,7 @@ def test_a_hook_that_fails_on_a_worker_costs_neither_the_run_nor_the_other_hooks
     assert "a hook failed at event" in caplog.text
 
 
-def test_an_engine_ends_what_ends_at_once() -> None:
+def test_memory_engine_ends_containers_with_exit_codes() -> None:
     engine = MemoryEngine(exit_codes={"job:1": 3})
     engine.run("job", "job:1")
     ended = engine.inspect("job")

@@ -1,4 +1,4 @@
-"""Which files of this host a project has Compose read, and a build the engine."""
+"""Host files that Compose may read for a project, and the engine for a build."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from longshore.tasks.operations.docker.images import _archive
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder of the worker's, with a file beside it that is none of its affairs."""
+    """The worker's only root, with a forbidden file beside it."""
     home = tmp_path / "home"
     (home / "inner").mkdir(parents=True)
     (tmp_path / "other").mkdir()
@@ -32,7 +32,7 @@ def params(**said: Any) -> Any:
     return find("compose.up.execute").params.model_validate(said)
 
 
-def test_folder_files_and_variables_of_a_project_lie_in_the_roots(home: Path) -> None:
+def test_project_paths_must_lie_in_the_roots(home: Path) -> None:
     fine = params(project_dir=str(home), files=["compose.yaml"], env_file=["inner/x.env"])
     assert source_of(fine, None).files == (f"{home}/compose.yaml",)
     (home / "out").symlink_to(home.parent / "other")
@@ -77,7 +77,7 @@ SERVICE = "services: {web: {image: a, %s}}"
         "{}\n---\n" + SERVICE % "env_file: /etc/passwd",
     ],
 )
-def test_nothing_that_a_projects_files_name_lies_elsewhere(text: str, home: Path) -> None:
+def test_paths_in_project_files_must_lie_in_the_roots(text: str, home: Path) -> None:
     (home / "out").symlink_to(home.parent / "other")
     (home / "inner" / "base.yaml").write_text(SERVICE % "env_file: /etc/passwd")
     (home / "inner" / "more.yaml").write_text("include: [../../other/x.yaml]")
@@ -90,7 +90,7 @@ def test_nothing_that_a_projects_files_name_lies_elsewhere(text: str, home: Path
             reads.check(str(home), files, [])
 
 
-def test_an_ordinary_project_is_read(home: Path) -> None:
+def test_ordinary_project_is_accepted(home: Path) -> None:
     (home / "inner" / "more.yaml").write_text("include: [../compose.yaml]\nservices: {more: {env_file: x.env}}")
     (home / "compose.yaml").write_text(
         "include: [inner/more.yaml]\n"
@@ -107,14 +107,14 @@ def test_an_ordinary_project_is_read(home: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["a: [", "a: !!python/object:os.system x", "a: &a [*a", "\0"])
-def test_a_file_that_cannot_be_understood_is_read_by_nobody(text: str, home: Path) -> None:
+def test_unparsable_project_file_is_refused(text: str, home: Path) -> None:
     (home / "compose.yaml").write_text(f"{text}\n# correct-horse\n")
     with pytest.raises(Preflight, match="cannot be read as a Compose file") as refused:
         reads.check(str(home), [], [])
     assert "correct-horse" not in str(refused.value)
 
 
-def test_a_build_reads_from_the_roots_and_its_dockerfile_lies_in_its_context(home: Path, tmp_path: Path) -> None:
+def test_build_context_lies_in_the_roots_and_holds_its_dockerfile(home: Path, tmp_path: Path) -> None:
     (home / "Dockerfile").write_text("FROM scratch\n")
     (home / "link").symlink_to("/etc/passwd")
     (home / "ctx").symlink_to(tmp_path / "other")
@@ -136,7 +136,7 @@ def test_a_build_reads_from_the_roots_and_its_dockerfile_lies_in_its_context(hom
     archive()
 
 
-def test_no_build_takes_along_what_is_the_workers_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_context_must_not_contain_worker_files(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "Dockerfile").write_text("FROM scratch\n")
     monkeypatch.setenv("LONGSHORE_STATE_DIR", str(home / "state"))
     get_settings.cache_clear()
@@ -151,7 +151,7 @@ def test_no_build_takes_along_what_is_the_workers_own(home: Path, monkeypatch: p
             check()
 
 
-def test_a_build_of_a_service_asks_the_same(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_service_build_applies_the_same_rules(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_build({"context": str(home), "dockerfile": "inner/Dockerfile", "additional_contexts": {"a": "service:b"}})
     monkeypatch.setenv("LONGSHORE_ALLOWED_HOSTS", "registry.example")
     get_settings.cache_clear()

@@ -1,4 +1,4 @@
-"""Stops that are under way in the engine, which is one in memory: what is waited for, and what is not."""
+"""Waiting for pending stops, on the in-memory engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from longshore.tasks.simulation.engine import MemoryEngine
 
 
 class Ending(MemoryEngine):
-    """An engine in which a stop takes some looks at its container."""
+    """An engine in which a stop takes several polls of its container."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def wait(docker: Ending, of: list[Member], **said: Any) -> None:
     await_stops(Context(run_id="r1", step="step", plan="plan"), docker, of, **said)
 
 
-def test_a_container_that_is_about_to_end_is_waited_for(docker: Ending) -> None:
+def test_stopping_container_is_awaited(docker: Ending) -> None:
     (web,) = found(docker)
     docker.kill_event(web.id)
     docker.left = 3
@@ -64,13 +64,13 @@ def test_a_container_that_is_about_to_end_is_waited_for(docker: Ending) -> None:
     assert not now.running
 
 
-def test_a_container_that_nobody_stops_is_not_waited_for(docker: Ending) -> None:
+def test_running_container_is_not_awaited(docker: Ending) -> None:
     (web,) = found(docker)
     wait(docker, [web])
     assert docker.looks == 0
 
 
-def test_a_container_that_has_been_started_since_is_not_waited_for(docker: Ending) -> None:
+def test_restarted_container_is_not_awaited(docker: Ending) -> None:
     (web,) = found(docker)
     docker.kill_event(web.id)
     docker.stop(web.id)
@@ -82,14 +82,14 @@ def test_a_container_that_has_been_started_since_is_not_waited_for(docker: Endin
     assert docker.looks == 0
 
 
-def test_a_container_that_has_outlived_its_grace_got_another_signal(docker: Ending) -> None:
+def test_container_beyond_its_grace_period_is_polled_once(docker: Ending) -> None:
     (web,) = found(docker)
     docker.kill_event(web.id, age=60.0)
     wait(docker, [web])
     assert docker.looks == 1
 
 
-def test_a_longer_grace_of_the_step_counts(docker: Ending) -> None:
+def test_longer_grace_period_of_the_step_applies(docker: Ending) -> None:
     (web,) = found(docker)
     docker.kill_event(web.id, age=60.0)
     docker.left = 3

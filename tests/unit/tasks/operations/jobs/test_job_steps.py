@@ -1,4 +1,4 @@
-"""The steps of a job on an engine in memory: what is stopped and started, in which order, and what goes wrong."""
+"""The steps of a job on an in-memory engine: stops and starts, their order, and failures."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def running(docker: MemoryEngine) -> set[str]:
     return {row["Names"][0].removeprefix("/") for row in docker.rows({}, all_of_them=False)}
 
 
-def test_exactly_what_ran_is_stopped_and_started_in_order(docker: Stubborn) -> None:
+def test_job_stops_and_restarts_exactly_the_running_containers(docker: Stubborn) -> None:
     add(docker, "shop-app-2", "app", STACK["app"])
     add(docker, "shop-extra-1", "extra", "db")
     docker.stop("shop-extra-1")
@@ -124,7 +124,7 @@ def test_exactly_what_ran_is_stopped_and_started_in_order(docker: Stubborn) -> N
     assert not step("stop.execute").act().changed, "a second time there is nothing to do"
 
 
-def test_what_shares_a_network_with_the_stack_goes_with_it(docker: Stubborn) -> None:
+def test_containers_sharing_the_network_namespace_are_stopped_too(docker: Stubborn) -> None:
     db = docker.inspect("shop-db-1")
     assert db is not None
     add(docker, "sidecar", NetworkMode=f"container:{db.id}")
@@ -140,7 +140,7 @@ def test_what_shares_a_network_with_the_stack_goes_with_it(docker: Stubborn) -> 
     assert not [call for call in docker.calls if "bystander" in call]
 
 
-def test_a_stop_that_fails_half_way_leaves_what_others_need_alone_and_all_is_started(docker: Stubborn) -> None:
+def test_failed_stop_keeps_dependencies_and_restarts_all(docker: Stubborn) -> None:
     docker.refuses["stop shop-app-1"] = OperationError("will not")
     worker()
 
@@ -156,7 +156,7 @@ def test_a_stop_that_fails_half_way_leaves_what_others_need_alone_and_all_is_sta
         step("stop.execute").act()
 
 
-def test_one_that_does_not_start_keeps_no_other_from_it(docker: Stubborn) -> None:
+def test_failed_start_does_not_block_other_containers(docker: Stubborn) -> None:
     worker()
     step("stop.execute").act()
     docker.refuses["start shop-app-1"] = OperationError("port is already allocated")
@@ -170,7 +170,7 @@ def test_one_that_does_not_start_keeps_no_other_from_it(docker: Stubborn) -> Non
         step("healthy.get", timeout="200ms").act()
 
 
-def test_a_worker_that_nobody_could_stop_is_stopped_before_the_stack_is_started(docker: Stubborn) -> None:
+def test_running_worker_is_stopped_before_the_stack_restarts(docker: Stubborn) -> None:
     docker.exit_codes.clear()
     made = worker()
     assert made.outcome is not None
@@ -183,7 +183,7 @@ def test_a_worker_that_nobody_could_stop_is_stopped_before_the_stack_is_started(
     assert docker.calls[0] == f"stop {made.outcome.data['name']}"
 
 
-def test_a_second_delivery_does_nothing_twice(docker: Stubborn) -> None:
+def test_redelivery_repeats_no_effect(docker: Stubborn) -> None:
     first, second = worker(), worker()
     assert first.outcome is not None
     assert second.outcome is not None
@@ -199,7 +199,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("point", JOB_POINTS)
-def test_a_step_that_is_killed_anywhere_is_finished_by_its_next_attempt(
+def test_next_attempt_completes_a_step_killed_at_any_point(
     docker: Stubborn, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     passed: list[str] = []
@@ -232,7 +232,7 @@ def test_a_step_that_is_killed_anywhere_is_finished_by_its_next_attempt(
     assert len([one for one in starts if one not in stack]) == 1, "the work is done once"
 
 
-def test_what_is_made_again_meanwhile_is_stopped_as_well(docker: Stubborn) -> None:
+def test_recreated_container_is_stopped_too(docker: Stubborn) -> None:
     worker()
     web = docker.inspect("shop-web-1")
     assert web is not None
@@ -245,19 +245,19 @@ def test_what_is_made_again_meanwhile_is_stopped_as_well(docker: Stubborn) -> No
     assert running(docker) == set()
 
 
-def test_one_that_the_engine_would_remove_is_not_stopped(docker: Stubborn) -> None:
+def test_auto_remove_container_is_not_stopped(docker: Stubborn) -> None:
     add(docker, "loose", AutoRemove=True)
     with pytest.raises(Preflight, match="the engine removes loose when it stops"):
         step("worker.execute", image="work:1", stacks=[], containers=["loose"]).act()
     assert workers(docker) == []
 
 
-def test_a_worker_that_is_gone_is_not_made_a_second_time(docker: Stubborn) -> None:
+def test_removed_worker_is_not_recreated(docker: Stubborn) -> None:
     with pytest.raises(OperationError, match="removed by somebody else"):
         step("worker.execute", image="work:1", make=False).act()
 
 
-def test_a_container_of_another_stack_is_left_alone(docker: Stubborn) -> None:
+def test_containers_of_other_stacks_are_untouched(docker: Stubborn) -> None:
     label = "com.docker.compose."
     labels = {f"{label}project": "shop", f"{label}service": "blue", "longshore.stack": "blue"}
     docker.create("shop-blue-1", {"Image": "shop:1", "Labels": labels})
@@ -267,7 +267,7 @@ def test_a_container_of_another_stack_is_left_alone(docker: Stubborn) -> None:
     assert running(docker) == {"shop-blue-1"}
 
 
-def test_a_paused_container_is_paused_again_and_well(docker: Stubborn) -> None:
+def test_paused_container_is_paused_again_after_restart(docker: Stubborn) -> None:
     docker.pause("shop-app-1")
     worker()
     step("stop.execute").act()
@@ -278,7 +278,7 @@ def test_a_paused_container_is_paused_again_and_well(docker: Stubborn) -> None:
     step("healthy.get", timeout="200ms").act()
 
 
-def test_an_engine_that_is_away_for_a_moment_is_asked_again(docker: Stubborn) -> None:
+def test_unreachable_engine_is_retried(docker: Stubborn) -> None:
     worker()
     step("stop.execute").act()
     docker.refuses = {f"start shop-{service}-1": Transient("it does not answer") for service in STACK}
@@ -288,12 +288,12 @@ def test_an_engine_that_is_away_for_a_moment_is_asked_again(docker: Stubborn) ->
     assert len(step("start.execute").act().data["started"]) == 3
 
 
-def test_what_an_interrupted_stop_still_ends_is_started_again(docker: Stubborn) -> None:
+def test_container_ended_by_an_interrupted_stop_is_restarted(docker: Stubborn) -> None:
     worker()
     late = iter(["shop-web-1"])
 
     class Ending(dict[str, Any]):
-        """The engine ends one of them a little later."""
+        """An engine that ends a container with a delay."""
 
         def __getitem__(self, name: str) -> Any:
             if name == "stop":
@@ -306,7 +306,7 @@ def test_what_an_interrupted_stop_still_ends_is_started_again(docker: Stubborn) 
     assert running(docker) >= {"shop-web-1", "shop-app-1", "shop-db-1"}
 
 
-def test_one_that_comes_too_late_is_not_begun(docker: Stubborn) -> None:
+def test_late_attempt_does_not_begin(docker: Stubborn) -> None:
     made = worker()
     assert made.outcome is not None
     with pytest.raises(Preflight, match="not begun any more"):
@@ -314,7 +314,7 @@ def test_one_that_comes_too_late_is_not_begun(docker: Stubborn) -> None:
     assert f"start {made.outcome.data['name']}" not in docker.calls
 
 
-def test_what_is_wrong_is_known_before_anything_is_made(docker: Stubborn) -> None:
+def test_preflight_fails_before_any_effect(docker: Stubborn) -> None:
     wrong = {
         "there are no containers of stack 'other'": {"stacks": ["other"]},
         "there is no container 'nobody'": {"containers": ["nobody"]},
@@ -330,7 +330,7 @@ def test_what_is_wrong_is_known_before_anything_is_made(docker: Stubborn) -> Non
     assert prediction.impossible is not None
 
 
-def test_the_worker_is_the_record_until_the_stack_is_up(docker: Stubborn) -> None:
+def test_worker_container_is_kept_until_the_stack_is_up(docker: Stubborn) -> None:
     def results(start: StepState, work: StepState = StepState.CHANGED) -> dict[str, Any]:
         states = {"start": start, "healthy": StepState.UNCHANGED, "work": work}
         return {name: SimpleNamespace(status=status, data={}) for name, status in states.items()}
@@ -347,7 +347,7 @@ def test_the_worker_is_the_record_until_the_stack_is_up(docker: Stubborn) -> Non
     assert not step("remove.execute", results=failed).act().changed
 
 
-def test_what_ran_is_known_from_the_record_where_the_worker_is_gone(docker: Stubborn) -> None:
+def test_snapshot_is_read_from_the_record_without_the_worker(docker: Stubborn) -> None:
     made = worker()
     assert made.outcome is not None
     step("stop.execute").act()
@@ -357,7 +357,7 @@ def test_what_ran_is_known_from_the_record_where_the_worker_is_gone(docker: Stub
     assert len(step("start.execute", results=record).act().data["started"]) == 3
 
 
-def test_two_installations_on_one_engine_take_turns(docker: Stubborn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_installations_on_one_engine_serialise_jobs(docker: Stubborn, monkeypatch: pytest.MonkeyPatch) -> None:
     plan_record = {"stacks": ["shop"], "targets": [], "loose": [], "name": "backup", "image": "i", "scope": "stack"}
     plan_record |= {"host": "", "overlap": "queue", "stop_timeout": 1, "start_timeout": 1, "timeout": 1, "grace": 1}
     said = json.dumps(plan_record | {"keep_stopped": False, "keep_failed_worker": False})
@@ -374,13 +374,14 @@ def test_two_installations_on_one_engine_take_turns(docker: Stubborn, monkeypatc
     mine = worker("ours", plan_record=said)
     assert mine.outcome is not None
 
-    # One of ours that this run meets is left of a run that Redis has lost: it must not wait for it with its locks.
+    # A worker container of this installation belongs to a run that Redis has lost: this run must not wait for that
+    # run with its locks.
     with pytest.raises(Transient, match="run ours has not done with it yet"):
         worker("next", plan_record=said)
     assert len(workers(docker)) == 1
 
 
-def test_only_descriptions_are_told_of(docker: Stubborn) -> None:
+def test_discovery_lists_only_described_jobs(docker: Stubborn) -> None:
     docker.create("target", {"Image": "shop:1", "Labels": {"longshore.job.enabled": "true", "secret": "x"}})
     worker()
     _, stacks, entities = described(docker)
@@ -391,7 +392,7 @@ def test_only_descriptions_are_told_of(docker: Stubborn) -> None:
 
 
 @given(st.lists(st.lists(st.integers(0, 30), max_size=4), max_size=12))
-def test_each_container_stands_after_what_it_depends_on(edges: list[list[int]]) -> None:
+def test_containers_are_ordered_by_dependencies(edges: list[list[int]]) -> None:
     kept = [
         ContainerSnapshot(
             f"id{n}", f"c{n}", "p", f"s{n}", depends_on={f"s{m}": "service_started" for m in needs if m < n}
@@ -405,13 +406,13 @@ def test_each_container_stands_after_what_it_depends_on(edges: list[list[int]]) 
         assert all(place[other] < place[one.service] for other in one.depends_on)
 
 
-def test_those_that_depend_on_each_other_stand_together() -> None:
+def test_dependency_cycle_shares_one_level() -> None:
     one = ContainerSnapshot("a", "a", "p", "a", depends_on={"b": "service_started"})
     other = ContainerSnapshot("b", "b", "p", "b", depends_on={"a": "service_started"})
     assert in_order([one, other]) == [[one, other]]
 
 
-def test_why_a_container_was_killed_may_be_said_a_moment_later(docker: Stubborn) -> None:
+def test_oom_state_is_read_after_a_delay(docker: Stubborn) -> None:
     docker.create("eater", {"Image": "shop:1"})
     docker.start("eater")
     found = docker.inspect("eater")

@@ -1,4 +1,4 @@
-"""A look at a host, with an engine in memory and Compose's answers given: what is asked, and what is made of it."""
+"""Inspection of a host, with an in-memory engine and fixed answers of Compose: queries and results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LABEL = "com.docker.compose."
 
 
 class Engine(MemoryEngine):
-    """It also has bind mounts, end points and a registry, and counts what it is asked."""
+    """An engine with bind mounts, endpoints and a registry, which records its calls."""
 
     def prepare(self, folder: Path) -> None:
         self.folder = folder
@@ -112,7 +112,7 @@ def look(engine: Engine, known: Inventory | None = None, **params: Any) -> Inven
 
 
 def forget(engine: Engine) -> None:
-    """Nobody has looked before."""
+    """Drop the snapshot of the previous inspection."""
     shutil.rmtree(engine.folder / "state" / "starts")
 
 
@@ -124,7 +124,7 @@ def said(seen: Inventory) -> dict[str, str]:
     }
 
 
-def test_what_was_stopped_is_known_from_the_engine_and_then_from_the_look_before(engine: Engine) -> None:
+def test_stop_origin_is_read_from_events_then_from_the_previous_snapshot(engine: Engine) -> None:
     start(engine, "once")
     web = start(engine, "web")
     seen = look(engine)
@@ -136,14 +136,14 @@ def test_what_was_stopped_is_known_from_the_engine_and_then_from_the_look_before
     assert engine.asked == ["rows", "images", "events"]
     engine._events.clear()  # it forgets
     assert said(look(engine)) == {"web": "stopped by hand"}
-    # and a death is one, also of what was stopped once before
+    # a death counts as one, also of a container that was stopped before
     engine.start(web)
     engine._end(engine._need(web), 137)
     dead = look(engine, seen)
     assert said(dead) == {"web": "missing (shop-web-1 ended with 137)"}
     engine._events.clear()
     assert said(look(engine, dead)) == {"web": "missing (shop-web-1 ended with 137)"}
-    # what nobody can read any more counts as not known
+    # an unreadable record counts as unknown
     for path in (engine.folder / "state" / "starts").iterdir():
         path.write_text("[]")
     assert said(look(engine)) == {"web": "stopped by hand"}, "by its exit code and restart policy"
@@ -160,7 +160,7 @@ def test_what_was_stopped_is_known_from_the_engine_and_then_from_the_look_before
         ("once", 0, "ended with 0"),
     ],
 )
-def test_where_nobody_remembers_the_exit_code_tells(engine: Engine, service: str, code: int, says: str) -> None:
+def test_exit_code_decides_when_events_are_missing(engine: Engine, service: str, code: int, says: str) -> None:
     start(engine, "web" if service == "once" else "once")
     one = start(engine, service)
     engine._end(engine._need(one), code)
@@ -169,7 +169,7 @@ def test_where_nobody_remembers_the_exit_code_tells(engine: Engine, service: str
 
 
 @pytest.mark.parametrize("end_points", [True, False])
-def test_a_file_is_compared_with_what_the_container_was_started_with(engine: Engine, *, end_points: bool) -> None:
+def test_file_digest_is_compared_with_that_at_container_start(engine: Engine, *, end_points: bool) -> None:
     engine.has_end_points = end_points
     file = engine.folder / "site.conf"
     file.write_text("one")
@@ -183,13 +183,13 @@ def test_a_file_is_compared_with_what_the_container_was_started_with(engine: Eng
     file.write_text("two")
     changed = {"web": f"file {file} changed"}
     assert said(look(engine, seen)) == changed
-    # what is as it was is right, whatever its time, also for a look that trusts nothing of what is cached
+    # an unchanged file is right, whatever its time, also for an inspection without the cache
     file.write_text("one")
     assert said(look(engine)) == {}
     forget(engine)
     assert said(look(engine, keep=False)) == changed, "nobody knows better than by its time"
     assert not (engine.folder / "state" / "starts").exists()
-    # and so is what was started since
+    # a container that was started since is right too
     time.sleep(0.01)
     engine.stop(web)
     engine.start(web)
@@ -198,7 +198,7 @@ def test_a_file_is_compared_with_what_the_container_was_started_with(engine: Eng
     assert said(look(engine)) == changed
 
 
-def test_no_container_is_looked_at_whose_files_are_older(engine: Engine) -> None:
+def test_container_newer_than_its_files_is_not_inspected(engine: Engine) -> None:
     file = engine.folder / "site.conf"
     file.write_text("one")
     start(engine, "once", created=time.time() + 2)
@@ -208,7 +208,7 @@ def test_no_container_is_looked_at_whose_files_are_older(engine: Engine) -> None
     assert "inspect" not in engine.asked
 
 
-def test_compose_is_asked_again_only_where_a_file_has_changed(engine: Engine) -> None:
+def test_compose_config_is_cached_until_a_file_changes(engine: Engine) -> None:
     start(engine, "web")
     seen = look(engine)
     assert "compose" not in (look(engine, seen), engine.asked)[1]
@@ -223,7 +223,7 @@ def test_compose_is_asked_again_only_where_a_file_has_changed(engine: Engine) ->
         assert "compose" in engine.asked, "its files cannot be told"
 
 
-def test_files_that_could_not_be_read_are_read_again_and_an_end_of_the_step_is_no_error_of_theirs(
+def test_unreadable_files_are_retried_and_cancellation_is_not_a_file_error(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start(engine, "web")
@@ -245,7 +245,7 @@ def test_files_that_could_not_be_read_are_read_again_and_an_end_of_the_step_is_n
     assert said(look(engine, seen)) == {"once": "missing"}
 
 
-def test_a_registry_is_asked_once_in_a_while_and_left_alone_when_it_says_so(engine: Engine) -> None:
+def test_registry_queries_are_cached_and_honour_rate_limits(engine: Engine) -> None:
     start(engine, "web")
     start(engine, "once")
     seen = look(engine)
@@ -269,13 +269,13 @@ def test_a_registry_is_asked_once_in_a_while_and_left_alone_when_it_says_so(engi
     look(engine, limited, registry=True, registry_every=0)
     assert not any(call.startswith("registry") for call in engine.asked)
     assert limited.fingerprint == newer.fingerprint
-    # and when the name means another image, what was said of the one before is no word about it
+    # a registry answer about the previous image does not apply to another image of the same name
     engine._images["shop:1"] = "sha256:another"
     assert "newer" not in str(said(look(engine, newer)))
     assert all("registry" not in text for text in said(look(engine, newer)).values())
 
 
-def test_what_others_have_seen_is_not_forgotten_and_what_is_gone_is(engine: Engine) -> None:
+def test_start_facts_of_other_projects_are_kept_and_of_removed_containers_dropped(engine: Engine) -> None:
     file = engine.folder / "site.conf"
     file.write_text("one")
     web = start(engine, "web")
@@ -292,7 +292,7 @@ def test_what_others_have_seen_is_not_forgotten_and_what_is_gone_is(engine: Engi
     assert path.read_text() == "{}"
 
 
-def test_projects_that_do_not_count_are_not_seen(engine: Engine) -> None:
+def test_excluded_projects_are_not_inspected(engine: Engine) -> None:
     start(engine, "web")
     assert look(engine, only=["blog", "s*"]).projects.keys() == {"shop"}
     assert look(engine, only=["blog"]).projects == {}
@@ -301,7 +301,7 @@ def test_projects_that_do_not_count_are_not_seen(engine: Engine) -> None:
     assert look(engine, only=["s*", "!sh*"]).projects == {}
 
 
-def test_a_label_that_is_no_projects_name_harms_no_other_project(engine: Engine) -> None:
+def test_invalid_project_label_does_not_affect_other_projects(engine: Engine) -> None:
     start(engine, "web")
     labels = {f"{LABEL}project": "../../outside", f"{LABEL}service": "x"}
     other, _ = engine.create("foreign", {"Image": "shop:1", "Labels": labels})
@@ -314,7 +314,7 @@ def test_a_label_that_is_no_projects_name_harms_no_other_project(engine: Engine)
     assert "must match" in found["../../outside"].error
 
 
-def test_no_digest_of_a_workers_own_file_is_taken(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_files_are_never_digested(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGSHORE_KEYS", str(engine.folder / "keys" / "keys.json"))
     get_settings.cache_clear()
     for path in (engine.folder / "keys" / "keys.json", engine.folder / "state" / "x", engine.folder / "fine"):
