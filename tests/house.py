@@ -55,7 +55,7 @@ def reduced(imports: Mapping[str, set[str]]) -> dict[str, set[str]]:
 
 
 def diagram() -> str:
-    """Mermaid text: one group for each tree, one box for each package, one arrow for each import that is not implied."""
+    """Mermaid text: a group for each tree, a box for each package, an arrow for each import that is not implied."""
     imports = reduced(arrows())
     lines = ["flowchart TD"]
     for tree in reversed(TREES):
