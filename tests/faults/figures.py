@@ -14,8 +14,8 @@ HEAD = """\
 # Fault injection
 
 `make faults` injects faults into real workers, messages, connections and Redis, prints its seed and these results, and
-writes this page. `make test` runs a short form of each test. The operations of the runs write a log of their own, outside
-of Redis; the tests compare the rules with this log.
+writes this page. `make test` runs a short form of each test. The operations of the runs write a log of their own,
+outside of Redis; the tests compare the rules with this log.
 
 """
 GUARDS = """\
