@@ -1,8 +1,7 @@
-"""The main job, shown: a release succeeds, the next one fails in its check, and is taken back.
+"""Demo: a release succeeds, the next one fails in its check and is compensated.
 
-Everything happens in `.dev/demo` of the checkout, with an embedded Redis and a worker of its own; both
-are stopped at the end. Where a Docker engine with Compose answers, the shop is a compose stack, from
-images that are built on the spot.
+The demo runs in `.dev/demo` of the checkout, with an embedded Redis and a worker; both are stopped at the end. If a
+Docker engine with Compose answers, the shop is a Compose stack, with images that the demo builds.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def longshore(*arguments: str) -> int:
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Every file: its digest, mode and owner."""
+    """Digest, mode and owner of each file."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -54,20 +53,20 @@ def docker(*arguments: str) -> str:
 
 
 def has_docker() -> str | None:
-    """None where the stack can be shown, else why not."""
+    """None if the demo can run the stack, else the reason."""
     if shutil.which("docker") is None:
-        return "there is no docker program"
+        return "no docker program"
     if not docker("version", "--format", "{{.Server.Version}}"):
         return "no Docker engine answers"
     if not docker("compose", "version", "--short"):
-        return "there is no Compose v2 plugin"
+        return "no Compose v2 plugin"
     if not static_busybox():
-        return "there is no static busybox to build an image from (Debian: busybox-static)"
+        return "no static busybox to build an image from (Debian: busybox-static)"
     return None
 
 
 def static_busybox() -> str | None:
-    """A busybox that runs in an image of nothing else."""
+    """Path of a statically linked busybox, which needs no other file in an image."""
     path = shutil.which("busybox")
     if path is None:
         return None
@@ -76,7 +75,7 @@ def static_busybox() -> str | None:
 
 
 def build_images() -> None:
-    """One image a release, from nothing but a static busybox."""
+    """Build an image for each release from a static busybox."""
     for tag in ("1.0", "2.0"):
         with tempfile.TemporaryDirectory(dir=ROOT) as folder:
             shutil.copy(str(static_busybox()), Path(folder) / "busybox")
@@ -91,14 +90,14 @@ def build_images() -> None:
 
 
 def stack() -> dict[str, str]:
-    """Per service the image id that runs."""
+    """Image id of each running service."""
     ids = docker("ps", "-q", "--no-trunc", "--filter", f"label=com.docker.compose.project={PROJECT}").split()
     label = '{{index .Config.Labels "com.docker.compose.service"}} {{.Image}}'
     return dict(line.split() for line in docker("inspect", "--format", label, *ids).splitlines()) if ids else {}
 
 
 def clean_up_docker() -> None:
-    """Remove exactly what the demo made."""
+    """Remove the containers, networks and images of the demo."""
     label = f"label=com.docker.compose.project={PROJECT}"
     if containers := docker("ps", "-aq", "--filter", label).split():
         docker("rm", "-f", "-v", *containers)
@@ -110,7 +109,7 @@ def clean_up_docker() -> None:
 
 
 def stop_supervisor() -> None:
-    """The embedded server would end by itself when idle; the demo does not leave it even that long."""
+    """Stop the embedded server at once, instead of after its idle timeout."""
     pid_file = ROOT / "state" / "supervisor.lock"
     if not pid_file.exists() or not pid_file.read_text().strip():
         return
@@ -130,7 +129,7 @@ def show(before: dict[str, str], after: dict[str, str], what: str) -> bool:
         mark = "=" if before.get(name) == state else "≠"
         print(f"   {mark} {name}  {state}")
     for name in before.keys() - after.keys():
-        print(f"   ≠ {name}  is gone")
+        print(f"   ≠ {name}  is missing")
     print(f"   {what}: {'exactly as before' if same else 'NOT as before'}")
     return same
 
@@ -155,7 +154,7 @@ def story(shop: Path, *, with_stack: bool, missing: str) -> int:
     plan = HERE / ("release-stack.yaml" if with_stack else "release.yaml")
     more = ["-p", f"project={PROJECT}"] if with_stack else []
     if with_stack:
-        say("A Docker engine answers: two releases of the shop's image are built from nothing")
+        say("A Docker engine answers: building the images of two releases")
         clean_up_docker()
         build_images()
         shutil.copytree(HERE / "stack", shop / "stack")
@@ -165,20 +164,20 @@ def story(shop: Path, *, with_stack: bool, missing: str) -> int:
     say("The plan")
     longshore("plan", "levels", str(plan))
 
-    say("Release 1.0: everything goes well")
+    say("Release 1.0 succeeds")
     first = longshore("run", str(plan), "-p", "tag=1.0", "-p", f"root={shop}", *more, "--run-id", "release-1.0")
     files, images = snapshot(shop), stack()
 
-    say("Release 2.0: its check fails, and everything that was done is taken back")
+    say("Release 2.0 fails in its check, and is compensated")
     second = longshore("run", str(plan), "-p", "tag=2.0", "-p", f"root={shop}", *more, "--run-id", "release-2.0")
 
-    say("What is left of release 2.0")
+    say("The state after release 2.0")
     same = show(files, snapshot(shop), "the files, by content, mode and owner")
     if with_stack:
         same &= show(images, stack(), "the stack's image ids")
     print(f"   the always step ran both times: {(ROOT / 'releases.log').read_text().split(chr(10))[:2]}")
 
-    say("Both runs are on record")
+    say("The records of both runs")
     longshore("runs", "ls")
     good = first == 0 and second == 1 and same
     say("The demo did what it promised" if good else f"The demo FAILED (exit codes {first}, {second})")

@@ -1,4 +1,4 @@
-"""A Celery application of its own, which knows nothing of Longshore: celery -A bank worker."""
+"""A Celery application without Longshore: celery -A bank worker."""
 
 import os
 from pathlib import Path

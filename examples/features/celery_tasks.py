@@ -1,4 +1,4 @@
-"""Existing Celery tasks as a saga: run by their application's own worker, undone by tasks of its own."""
+"""Existing Celery tasks as a saga: the application's own worker runs them and their compensations."""
 
 import bank
 

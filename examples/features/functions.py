@@ -1,4 +1,4 @@
-"""Functions as steps: typed, retried, undone, and given the results of the steps before them."""
+"""Functions as steps: typed, retried, compensated, with the results of earlier steps."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Guards are data: expressions over parameters and over what came before, each with its reason; all must hold."""
+"""Guards: expressions over parameters and earlier steps, each with its reason; all must hold."""
 
 from longshore.orchestration import Client, E, Plan
 

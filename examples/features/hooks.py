@@ -1,4 +1,4 @@
-"""Hooks, called in the order of the run's events by the process that watches the run."""
+"""Hooks, called in the order of the run's events by the watching process."""
 
 from longshore.orchestration import Client, Hooks, Plan
 

@@ -1,4 +1,4 @@
-"""A plan can be looked at before it runs: what is wrong with it, its levels, what it would do, how it could end."""
+"""Analysis of a plan before it runs: problems, levels, explanation, and the failure matrix."""
 
 from longshore.orchestration import Plan, PlanError, validate
 from longshore.orchestration.plans.compiled import CompiledPlan

@@ -1,4 +1,4 @@
-"""Results keep their types on the way to other steps, and become a model of yours again in the report."""
+"""Typed results: parameters of later steps keep their types, and the report decodes them into a model."""
 
 import shop
 

@@ -1,4 +1,4 @@
-"""Operations of an application's own. The worker imports this module: LONGSHORE_IMPORTS=shop."""
+"""Operations of an application. The worker imports this module: LONGSHORE_IMPORTS=shop."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ class Order(BaseModel):
 
 
 class Bank(Exception):
-    """The bank is away."""
+    """The bank does not answer."""
 
 
 @operation("shop.charge", idempotent=True, retry_on=(Bank,))
 def charge(ctx: Context, order: Order, ledger: Path) -> Result:
-    """The key is the same at every attempt, so a bank that knows it charges once."""
+    """Charge an order once: the idempotency key is the same at every attempt."""
     if ctx.idempotency_key not in (ledger.read_text() if ledger.exists() else ""):
         with ledger.open("a") as file:
             file.write(f"charge {order.number} {order.amount} {ctx.idempotency_key}\n")
@@ -38,17 +38,17 @@ def would_charge(order: Order) -> Prediction:
 
 @operation("shop.total", read_only=True)
 def total(ctx: Context) -> dict[str, int]:
-    """What the steps before this one have charged."""
+    """Sum of the charges of the earlier steps."""
     return {"total": sum(step.decode(Order).amount for step in ctx.results.values() if step.data)}
 
 
 @operation("shop.health", read_only=True)
 def health(hosts: list[str]) -> Result:
-    """One answer a host; the step fails if a host did, unless the plan tolerates it."""
+    """A result for each host; the step fails if a host fails, unless the plan tolerates the failure."""
     return Result.from_hosts(hosts, lambda host: HostResult(host, error="no answer" if host == "db1" else None))
 
 
 @operation("shop.catalog", read_only=True)
 def catalog() -> dict[str, list[str]]:
-    """What is for sale: `catalog.yaml` has it built once, and kept."""
+    """The items for sale: builder of the cache in `catalog.yaml`."""
     return {"items": ["anchor", "compass"]}

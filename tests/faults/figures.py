@@ -11,11 +11,11 @@ from tests.store.guards.marks import mutants
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 HEAD = """\
-# Faults, and what is left of them
+# Fault injection
 
-`make faults` injects them for real, into workers, messages, connections and Redis, prints its seed and these figures,
-and writes this page. A short form of each is part of `make test`. What the rules are held against is a log that the
-operations of these runs write themselves, outside of Redis.
+`make faults` injects faults into real workers, messages, connections and Redis, prints its seed and these results, and
+writes this page. `make test` runs a short form of each test. The operations of the runs write a log of their own,
+outside of Redis; the tests compare the rules with this log.
 
 """
 GUARDS = """\
