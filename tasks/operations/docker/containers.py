@@ -51,7 +51,7 @@ class ContainerSnapshot:
         }
 
     def now(self, docker: Engine) -> Container | None:
-        """The same container, or the replacement that Compose has created under its name from the same configuration."""
+        """The same container, or a replacement that Compose has created under its name from the same configuration."""
         container = docker.inspect(self.id)
         if container is None and self.hash:
             replacement = docker.inspect(self.name)
