@@ -212,7 +212,7 @@ def test_what_is_no_entry_is_none_and_is_built_anew(store: Store, step: Step, ca
     good = store.client.hget(key, "current") or ""
     for number, wrong in enumerate(("rubbish", "[]", "{}", good.replace("items", "itens"), good[:-3])):
         store.client.hset(key, "current", wrong)
-        assert "cannot be used" in step("check.get").act().data["reason"]
+        assert "its files are invalid" in step("check.get").act().data["reason"]
         assert rebuild(step, f"n{number}").act().changed
         assert step("check.get").act().data["valid"]
 

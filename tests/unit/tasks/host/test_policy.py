@@ -32,7 +32,7 @@ def given(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
 
 @pytest.mark.parametrize("source", ["/", "//", "/srv/..", "/./", "/var/run/docker.sock", "/run/docker.sock"])
 def test_what_is_root_on_the_host_is_not_given_to_a_container(source: str) -> None:
-    with pytest.raises(NotAllowed, match="root on the host"):
+    with pytest.raises(NotAllowed, match="root access to the host"):
         policy.check_bind(source)
 
 
@@ -64,7 +64,7 @@ def test_binds_are_those_below_the_roots_that_are_allowed(monkeypatch: pytest.Mo
 def test_no_service_is_privileged_unless_the_worker_allows_it(
     said: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(NotAllowed, match="no privileged containers"):
+    with pytest.raises(NotAllowed, match="may not create privileged containers"):
         policy.check_service("shop/web", said)
     given(monkeypatch, allow_privileged="true")
     policy.check_service("shop/web", said)
@@ -261,7 +261,7 @@ def test_init_makes_all_secrets_once_for_their_owner_alone(tmp_path: Any, monkey
     ],
 )
 def test_nor_what_leads_to_it(source: str) -> None:
-    with pytest.raises(NotAllowed, match="root on the host"):
+    with pytest.raises(NotAllowed, match="root access to the host"):
         policy.check_bind(source)
     for fine in ("/etc/localtime", "/srv/shop", "/var/lib/shop", "/home/me/shop", "/opt/shop", "./relative", "data"):
         policy.check_bind(fine)
@@ -274,7 +274,7 @@ def test_longshores_own_state_its_keys_and_its_engines_socket_are_not_given(
     keys, socket = tmp_path / "keys" / "keys.json", tmp_path / "engine" / "engine"
     given(monkeypatch, state_dir=str(tmp_path / "state"), keys=str(keys), docker_host=f"unix://{socket}")
     for closed in ("state", "state/receipts", "keys", "keys/keys.json", "engine/engine", "engine", "."):
-        with pytest.raises(NotAllowed, match="root on the host"):
+        with pytest.raises(NotAllowed, match="root access to the host"):
             policy.check_bind(str(tmp_path / closed))
     policy.check_bind(str(tmp_path / "shop"))
 
@@ -282,9 +282,9 @@ def test_longshores_own_state_its_keys_and_its_engines_socket_are_not_given(
 def test_a_link_that_a_container_has_left_leads_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "config").symlink_to("/etc")
-    with pytest.raises(NotAllowed, match="root on the host"):
+    with pytest.raises(NotAllowed, match="root access to the host"):
         policy.check_bind(str(tmp_path / "shop" / "config"))
-    with pytest.raises(NotAllowed, match="root on the host"):
+    with pytest.raises(NotAllowed, match="root access to the host"):
         policy.check_bind(str(tmp_path / "shop" / "config" / "cron.d"))
     given(monkeypatch, allowed_binds=str(tmp_path / "shop"))
     policy.check_bind(str(tmp_path / "shop"))
@@ -410,7 +410,7 @@ def test_an_image_that_is_built_here_is_none_of_a_list(monkeypatch: pytest.Monke
     said = {"image": "shop/web", "build": {"context": "/srv/shop", "dockerfile_inline": "FROM evil"}}
     policy.check_service("shop/web", said)
     given(monkeypatch, allowed_images="shop/*")
-    with pytest.raises(NotAllowed, match="listed images only"):
+    with pytest.raises(NotAllowed, match="LONGSHORE_ALLOWED_IMAGES is set"):
         policy.check_service("shop/web", said)
     with pytest.raises(NotAllowed, match="ALLOWED_IMAGES"):
         policy.check_service("shop/web", {"image": "shop/web", "volumes": [{"type": "image", "source": "evil"}]})

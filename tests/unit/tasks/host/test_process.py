@@ -110,7 +110,7 @@ def test_input_that_nobody_reads_holds_nothing_up() -> None:
     [
         (["no-such-program"], None, "no such program: no-such-program"),
         (["/no/such/program"], None, "no such program: /no/such/program"),
-        (["true"], "/no/such/folder", "no such directory: /no/such/folder"),
+        (["true"], "/no/such/folder", "no such folder: /no/such/folder"),
         (["true"], "/etc/passwd", "cannot run true: "),
         (["/etc/passwd"], None, "cannot run /etc/passwd: "),
         (["/"], None, "cannot run /: "),
@@ -129,7 +129,7 @@ def test_out_of_its_time_the_whole_group_dies(tmp_path: Path) -> None:
         f"trap '' TERM; sleep 60 & echo $! >{tmp_path}/child; echo $$ >{tmp_path}/parent; while :; do sleep 60; done"
     )
 
-    with pytest.raises(OperationError, match=r"ran out of its 0\.4 s"):
+    with pytest.raises(OperationError, match=r"exceeded its timeout of 0\.4 s"):
         sh(script, timeout=0.4, grace=0.2)
 
     assert time.monotonic() - started < SOON
@@ -140,7 +140,7 @@ def test_out_of_its_time_the_whole_group_dies(tmp_path: Path) -> None:
 def test_a_program_that_listens_to_term_ends_without_waiting_for_the_kill(tmp_path: Path) -> None:
     started = time.monotonic()
 
-    with pytest.raises(OperationError, match="ran out of its"):
+    with pytest.raises(OperationError, match="exceeded its timeout of"):
         sh(f"trap 'echo bye >{tmp_path}/said; exit 0' TERM; while :; do sleep 0.05; done", timeout=0.3, grace=30)
 
     assert time.monotonic() - started < SOON
@@ -149,7 +149,7 @@ def test_a_program_that_listens_to_term_ends_without_waiting_for_the_kill(tmp_pa
 
 def test_time_counts_also_for_a_program_that_has_closed_its_output() -> None:
     assert sh("exec >&- 2>&-; sleep 0.2; exit 4").exit_code == 4
-    with pytest.raises(OperationError, match="ran out of its"):
+    with pytest.raises(OperationError, match="exceeded its timeout of"):
         sh("exec >&- 2>&-; exec sleep 60", timeout=0.3, grace=0.2)
 
 

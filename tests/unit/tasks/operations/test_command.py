@@ -45,7 +45,7 @@ def test_a_command_that_only_looks_changes_nothing() -> None:
 def test_an_exit_code_that_is_not_in_order_is_a_failure_that_says_the_last_line() -> None:
     step = shell("echo first; echo second >&2; echo why >&2; exit 7")
 
-    with pytest.raises(Unsuccessful, match=r"^/bin/sh ended with exit code 7: why$") as caught:
+    with pytest.raises(Unsuccessful, match=r"^/bin/sh exited with code 7: why$") as caught:
         step.act()
 
     assert caught.value.data["exit_code"] == 7
@@ -53,9 +53,9 @@ def test_an_exit_code_that_is_not_in_order_is_a_failure_that_says_the_last_line(
 
 
 def test_a_failure_without_words_on_stderr_is_told_by_stdout() -> None:
-    with pytest.raises(Unsuccessful, match=r"ended with exit code 1: said$"):
+    with pytest.raises(Unsuccessful, match=r"exited with code 1: said$"):
         shell("echo said; exit 1").act()
-    with pytest.raises(Unsuccessful, match=r"ended with exit code 1$"):
+    with pytest.raises(Unsuccessful, match=r"exited with code 1$"):
         shell("exit 1").act()
 
 
@@ -71,7 +71,7 @@ def test_what_is_created_already_is_not_created_again(tmp_path: Path) -> None:
     first, second = step.act(), step.act()
 
     assert (first.changed, second.changed) == (True, False)
-    assert second.data["skipped"] == f"{tmp_path}/made is there"
+    assert second.data["skipped"] == f"{tmp_path}/made exists"
     assert (tmp_path / "made").read_text() == "x\n"
     assert step.predict().changed is False
 
@@ -147,14 +147,14 @@ def test_output_is_told_while_the_command_runs_and_never_more_than_is_kept() -> 
 def test_a_command_that_cannot_be_started_has_had_no_effect() -> None:
     with pytest.raises(Preflight, match="no such program"):
         execute("no-such-program").act()
-    with pytest.raises(Preflight, match="no such directory"):
+    with pytest.raises(Preflight, match="no such folder"):
         execute("true", cwd="/no/such/folder").act()
 
 
 def test_a_command_ends_at_its_own_limit_and_at_that_of_its_attempt() -> None:
     started = time.monotonic()
 
-    with pytest.raises(OperationError, match=r"ran out of its 0\.2 s"):
+    with pytest.raises(OperationError, match=r"exceeded its timeout of 0\.2 s"):
         execute("sleep", "60", timeout="200ms").act()
     with pytest.raises(StepTimeout):
         execute("sleep", "60", context={"deadline": time.monotonic() + 0.2}).act()
@@ -178,7 +178,7 @@ def test_a_dry_run_says_what_would_be_run_and_runs_nothing(tmp_path: Path) -> No
 
     assert plain.predict().action == f"would run: touch {made} 'two words'"
     assert plain.predict().changed is True
-    assert guarded.predict().action.startswith("would run, unless its check ends with 0: ")
+    assert guarded.predict().action.startswith("would run, unless its check exits with 0: ")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -237,7 +237,7 @@ def test_files_that_could_not_be_read_are_read_again_and_an_end_of_the_step_is_n
 
     fails(OperationError("Docker Compose is not installed"))
     seen = look(engine)
-    assert said(seen) == {"": "its files cannot be used: Docker Compose is not installed"}
+    assert said(seen) == {"": "its files are invalid: Docker Compose is not installed"}
     fails(StepCancelled("stopped"))
     with pytest.raises(StepCancelled):
         look(engine, seen)
