@@ -101,7 +101,7 @@ class _MachineQuery(ReadOnly[Any]):
 
 @implements(node.HOSTNAME)
 class Hostname(_MachineQuery):
-    """See its schema."""
+    """Reads the host name and the labels."""
 
     what = "name"
 
@@ -111,7 +111,7 @@ class Hostname(_MachineQuery):
 
 @implements(node.OS)
 class Os(_MachineQuery):
-    """See its schema."""
+    """Reads the distribution and the kernel."""
 
     what = "distribution and kernel"
 
@@ -121,7 +121,7 @@ class Os(_MachineQuery):
 
 @implements(node.DISK)
 class Disk(_MachineQuery):
-    """See its schema."""
+    """Reads the sizes of the file systems."""
 
     what = "disks"
 
@@ -131,7 +131,7 @@ class Disk(_MachineQuery):
 
 @implements(node.MEMORY)
 class Memory(_MachineQuery):
-    """See its schema."""
+    """Reads the sizes of memory and swap."""
 
     what = "memory"
 
@@ -141,7 +141,7 @@ class Memory(_MachineQuery):
 
 @implements(node.UPTIME)
 class Uptime(_MachineQuery):
-    """See its schema."""
+    """Reads the seconds since the machine's start."""
 
     what = "uptime"
 
@@ -151,7 +151,7 @@ class Uptime(_MachineQuery):
 
 @implements(node.LOAD)
 class Load(_MachineQuery):
-    """See its schema."""
+    """Reads the load averages and the number of CPUs."""
 
     what = "load"
 
@@ -161,7 +161,7 @@ class Load(_MachineQuery):
 
 @implements(node.STATUS)
 class Status(_MachineQuery):
-    """See its schema."""
+    """Reads all values of the other node operations."""
 
     what = "state"
 

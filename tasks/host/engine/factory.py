@@ -14,6 +14,7 @@ from typing import Any
 
 from longshore.orchestration.errors import OperationError
 from longshore.orchestration.settings import get_settings
+from longshore.tasks.host.engine.client import DockerEngine
 from longshore.tasks.host.engine.port import Engine
 
 DEFAULT_URL = "unix:///var/run/docker.sock"
@@ -82,8 +83,6 @@ def close_engine() -> None:
 
 
 def _docker_engine(url: str) -> Engine:
-    from longshore.tasks.host.engine.client import DockerEngine  # noqa: PLC0415 - a fake engine replaces it
-
     return DockerEngine(url)
 
 

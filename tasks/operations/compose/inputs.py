@@ -6,14 +6,12 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from longshore.tasks.host import paths
-
-if TYPE_CHECKING:
-    from longshore.tasks.operations.compose.cli import Source
+from longshore.tasks.operations.compose.cli import Source
 
 #: Larger files are identified by size and time.
 _LARGE = 16 * 1024 * 1024

@@ -39,13 +39,13 @@ class Rollback(Implementation[RollbackParams]):
         with project_lock(ctx, docker, project):
             revision, target = self._load(docker, project, before["to"])
             path = revisions.save(ctx, "after", target)
-            for service, said in revision.services.items():
+            for service, recorded in revision.services.items():
                 ref = target.image(service)
-                if docker.image_id(ref) != said["image_id"]:
+                if docker.image_id(ref) != recorded["image_id"]:
                     was = before["refs"].get(ref)
                     revisions.keep_images(ctx, docker, project, [was] if was else [])
-                    docker.tag(said["image_id"], ref)
-                    TagBackup(ctx).note(ref, said["image_id"])
+                    docker.tag(recorded["image_id"], ref)
+                    TagBackup(ctx).note(ref, recorded["image_id"])
             source = Source(project, target.source.directory, (str(path),), (), ("*",))
             options = ["--remove-orphans", *revision.scale()]
             extra = any(member.service not in revision.services for member in members(docker, project))
@@ -67,8 +67,8 @@ class Rollback(Implementation[RollbackParams]):
         why = to_do(docker, target, list(revision.services), found)
         why |= {
             service: "image changed"
-            for service, said in revision.services.items()
-            if service in images and images[service] != said["image_id"]
+            for service, recorded in revision.services.items()
+            if service in images and images[service] != recorded["image_id"]
         }
         if not why:
             changed = None if ctx.has_upstream else False
@@ -98,7 +98,7 @@ class Rollback(Implementation[RollbackParams]):
                 raise Preflight(f"project {project} has no revision {params.to}", remedy=f"choose one of {have}")
             return self._load(docker, project, params.to)
         now = revisions.images_of(members(docker, project))
-        others = [one for one in kept if any(now.get(name) != said for name, said in one.images.items())]
+        others = [one for one in kept if any(now.get(name) != image for name, image in one.images.items())]
         if not others:
             raise Preflight(f"project {project} has no revision other than the running one")
         return self._load(docker, project, others[-1].number)
@@ -109,9 +109,11 @@ class Rollback(Implementation[RollbackParams]):
         target = revisions.load(found[0].path(project)) if found else None
         if target is None:
             raise OperationError(f"revision {number} of project {project} was deleted")
-        for service, said in found[0].services.items():
-            if docker.image(said["image_id"]) is None:
-                what = f"image {said['image_id'][7:19]} of service {service} in revision {number} is not on the host"
+        for service, recorded in found[0].services.items():
+            if docker.image(recorded["image_id"]) is None:
+                what = (
+                    f"image {recorded['image_id'][7:19]} of service {service} in revision {number} is not on the host"
+                )
                 raise Preflight(what, remedy="pull the image, or choose another revision")
-        counts = {name: int(said["count"]) for name, said in found[0].services.items()}
+        counts = {name: int(recorded["count"]) for name, recorded in found[0].services.items()}
         return found[0], replace(target, counts=counts)

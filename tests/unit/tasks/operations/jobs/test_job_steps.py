@@ -161,7 +161,9 @@ def test_one_that_does_not_start_keeps_no_other_from_it(docker: Stubborn) -> Non
     step("stop.execute").act()
     docker.refuses["start shop-app-1"] = OperationError("port is already allocated")
 
-    with pytest.raises(Unsuccessful, match="1 of 3 containers not started: shop-app-1: port is already allocated") as failed:
+    with pytest.raises(
+        Unsuccessful, match="1 of 3 containers not started: shop-app-1: port is already allocated"
+    ) as failed:
         step("start.execute").act()
 
     assert failed.value.data["down"] == ["shop-app-1"]
