@@ -291,7 +291,7 @@ def test_an_object_of_a_web_server_asks_for_its_host(home: Path, allow: Allow) -
         "https://10.0.0.1/x",
         "s3://other/x",
     ):
-        with pytest.raises(Preflight, match=r"ALLOWED_HOSTS|not a URL"):
+        with pytest.raises(Preflight, match=r"ALLOWED_HOSTS|not a valid HTTP URL"):
             Doing("file.deploy.execute", path=f"{home}/x", object=url).act()
 
 

@@ -102,7 +102,7 @@ def test_text_that_is_no_text_and_an_exit_are_no_lost_workers() -> None:
 
     report = Sandbox().run(plan)
 
-    assert report.step("exit").error == "called sys.exit: SystemExit(3)"
+    assert report.step("exit").error == "unit.odd called sys.exit: SystemExit(3)"
     assert (report.step("error").error or "").endswith("a: boom")
     assert report.step("text").data == {"text": "half ? pair"}
 
