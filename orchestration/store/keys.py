@@ -20,8 +20,8 @@
     {ns}:runs                     zset    all runs → time of creation, ms
     {ns}:ended                    zset    ended runs → time of their end, ms
     {ns}:purged                   string  set after a purge of ended runs; expires when the next one may begin
-    {ns}:clock                    hash    of Redis's clock: tick, time of the last sweep, ms; pause, until when no lease expires,
-                                          ms; jumps and jumped, their number and sum; by and at, the last of them;
+    {ns}:clock                    hash    of Redis's clock: tick, last sweep, ms; pause, time until which no lease
+                                          expires; jumps and jumped, their number and sum; by and at, the last of them;
                                           asked, number of receipt questions; sample:<boot>, a machine's last sample
     {ns}:asked:<host>             set     runs that wait for a host's receipts
     {ns}:lock:<name>              string  holder of a lock, JSON; expires with its lease

@@ -27,7 +27,7 @@ from longshore.orchestration.runs.events import Event
 from longshore.orchestration.runs.hooks import HookDispatcher, Hooks
 from longshore.orchestration.runs.report import Report
 from longshore.orchestration.settings import Settings
-from longshore.orchestration.states import TERMINAL
+from longshore.orchestration.states import TERMINAL, StepState
 from longshore.orchestration.store import lua
 from longshore.orchestration.store.admission import Admission
 from longshore.orchestration.store.hosts import Hosts, Node, NodeState
@@ -51,6 +51,7 @@ _TIME = "redis.call('TIME')"
 _CLOCK = "redis.call('HMGET', 'bench:clock', 's', 'us')"
 #: Families that act on nothing but the engine in memory, or on nothing at all.
 _HARMLESS = ("noop.", "docker.", "approval.", "plan.")
+_NOT_BEFORE = frozenset({Field.NOT_BEFORE, f"u{Field.NOT_BEFORE}"})
 #: Turns of the loop without anything to do: then the run stands still.
 _PATIENCE = 400
 
@@ -441,7 +442,8 @@ class Sandbox:
             yield from (float(fields[name]) for name in ("deadline", "undo_deadline") if fields.get(name))
             for name, value in steps.items():
                 kind, _, step_id = name.partition(":")
-                if kind in {"n", "un"} and steps.get(f"{kind[:-1]}s:{step_id}") == "retrying":
+                side = kind.removesuffix(Field.NOT_BEFORE)
+                if kind in _NOT_BEFORE and steps.get(f"{side}{Field.STATUS}:{step_id}") == StepState.RETRYING:
                     yield float(value)
 
     def _scores(self, key: str) -> list[tuple[str, float]]:

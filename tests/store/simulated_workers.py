@@ -271,7 +271,7 @@ class World:
         step = self.plan.steps[index]
         if step.always or step.read_only or not step.has_undo:
             return False
-        fields = self.store.step_fields(self.run_id, [index], ("s", "z"))[index]
+        fields = self.store.step_fields(self.run_id, [index], ("status", "no_effect"))[index]
         granted = any(work.index == index and not work.side for work in self.grants)
         return granted and fields[0] != "unchanged" and not fields[1]
 

@@ -289,7 +289,7 @@ class Saga(RuleBasedStateMachine):
         for name, was in self.final.items():
             assert steps.get(name) == was or was == UndoState.UNDO_FAILED, f"I1: {name} was {was}"
         final = STEP_FINAL | UNDO_FINAL
-        self.final = {k: v for k, v in steps.items() if k.partition(":")[0] in {"s", "us"} and v in final}
+        self.final = {k: v for k, v in steps.items() if k.partition(":")[0] in {"status", "ustatus"} and v in final}
         if self.rested is not None:
             assert not self.world.stored.leases()
             assert all(steps.get(f"status:{i}") in STEP_FINAL for i in range(len(self.world.plan))), (

@@ -18,7 +18,7 @@ from longshore.orchestration.errors import Delayed, OperationError, Preflight, T
 from longshore.orchestration.settings import get_settings
 from longshore.orchestration.states import StepState
 from longshore.tasks.crash_points import JOB_POINTS
-from longshore.tasks.host.engine import port as engines
+from longshore.tasks.host.engine import factory
 from longshore.tasks.operations import jobs
 from longshore.tasks.operations.docker.run import captured_output
 from longshore.tasks.operations.jobs.discovery import described, workers
@@ -62,13 +62,13 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stubborn
     made = Stubborn()
     for image in ("shop:1", "work:1"):
         made.add_image(image)
-    before = engines._factory
-    engines.use_engines(lambda _url: made)
+    before = factory._factory
+    factory.use_engines(lambda _url: made)
     for service, depends_on in STACK.items():
         add(made, f"shop-{service}-1", service, depends_on)
     made.calls.clear()
     yield made
-    engines.use_engines(before)
+    factory.use_engines(before)
     get_settings.cache_clear()
 
 
