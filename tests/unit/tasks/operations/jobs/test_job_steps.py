@@ -377,7 +377,7 @@ def test_two_installations_on_one_engine_take_turns(docker: Stubborn, monkeypatc
     assert mine.outcome is not None
 
     # One of ours that this run meets is left of a run that Redis has lost: it must not wait for it with its locks.
-    with pytest.raises(Transient, match="run ours has not done with it yet"):
+    with pytest.raises(Transient, match="run ours still uses these stacks"):
         worker("next", plan_record=said)
     assert len(workers(docker)) == 1
 
