@@ -123,7 +123,7 @@ def test_the_status_of_a_file_is_what_is_on_the_disk(objects: Objects, tmp_path:
     assert status()["status"] == "in-sync"
     undeploy.act()
     path.write_text("theirs")
-    with pytest.raises(OperationError, match="another file"):
+    with pytest.raises(OperationError, match="outside of this run"):
         undeploy.undo()
 
 
