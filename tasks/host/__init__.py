@@ -1,1 +1,1 @@
-"""The machine that a worker runs on: its engine, programs, files and locks."""
+"""Access to the worker's machine: its engine, programs, files, locks and the policy that bounds them."""

@@ -1,7 +1,7 @@
-"""Other machines that a worker may talk to: `LONGSHORE_ALLOWED_HOSTS`, for their names and the addresses behind them.
+"""The check of outgoing connections against `LONGSHORE_ALLOWED_HOSTS`, by host name and by address.
 
-A URL is parsed once, strictly, and called as it was understood: two parsers that differ are how a check is passed for
-one host and another is called. A name is resolved once, and the connection is made to an address that was checked.
+A URL is parsed once, strictly, and the request uses the parsed form: two parsers that differ would let a check pass for
+one host and the request go to another. A name is resolved once, and the connection uses an address that was checked.
 """
 
 from __future__ import annotations
@@ -21,28 +21,30 @@ Address = IPv4Address | IPv6Address
 _PARTS = re.compile(r"(https?)://([^/?#]*)([/?#].*)?", re.IGNORECASE | re.DOTALL)
 _AUTHORITY = re.compile(r"(?:([^@\\\s\x00-\x1f]*)@)?(\[[0-9A-Fa-f:.]+\]|[^@:\\\s\x00-\x1f\[\]%]+)(?::([0-9]{1,5})?)?")
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
-_BEGINNING = re.compile(r"[0-9a-fA-F]+[.:]")
+_PREFIX = re.compile(r"[0-9a-fA-F]+[.:]")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
-#: Metadata services of clouds, which give out the credentials of a machine, outside of the addresses of the link.
+#: Metadata services of clouds outside of the link-local addresses: these services return the credentials of a machine.
 _METADATA = {IPv4Address("100.100.100.200"), IPv4Address("192.0.0.192"), IPv6Address("fd00:ec2::254")}
-#: An IPv4 address behind a translator stands in the last bytes of one of these.
+#: NAT64 addresses: the last 4 bytes are an IPv4 address.
 _NAT64 = IPv6Network("64:ff9b::/96")
+_ADD_HOST = "add the host to LONGSHORE_ALLOWED_HOSTS of the worker, or choose an allowed host"
+_ADD_BUCKET = "add the bucket to LONGSHORE_ALLOWED_HOSTS of the worker, or choose an allowed bucket"
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The target of a URL: `name` is a host's, in lower case and ASCII, or an address; `url` is the URL to call."""
+    """The target of a URL: `name` is a host name in lower case and ASCII, or an address; `url` is to be requested."""
 
     name: str
     url: str
 
 
 def endpoint(url: str) -> Endpoint:
-    """Preflight for a URL that could be understood in more than one way, or in none."""
+    """Parse a URL. Raises Preflight for a URL that is invalid, or that parsers could read in different ways."""
     parts = _PARTS.fullmatch(url)
     authority = _AUTHORITY.fullmatch(parts[2]) if parts else None
     if parts is None or authority is None or any(letter < " " for letter in url):
-        raise Preflight(f"{shown(url)} is not a URL that can be called", remedy="write http://HOST[:PORT]/PATH")
+        raise Preflight(f"{shown(url)} is not a valid HTTP URL", remedy="write http://HOST[:PORT]/PATH")
     name = host(authority[2])
     login = f"{authority[1]}@" if authority[1] is not None else ""
     written = f"[{name}]" if ":" in name else name
@@ -51,13 +53,13 @@ def endpoint(url: str) -> Endpoint:
 
 
 def shown(url: str) -> str:
-    """The URL without the parts that may be secret: its query and its login."""
+    """The URL without the parts that may be secret: the query and the login."""
     text = ascii(re.sub(r"//[^/]*@", "//", url.partition("?")[0]))[1:-1]
     return text if len(text) <= 100 else f"{text[:99]}…"
 
 
 def host(text: str) -> str:
-    """A host's name in lower case and ASCII, or an address as it is usually written. Preflight for anything else."""
+    """Normalize a host name to lower case and ASCII, or an address to its usual form. Raises Preflight otherwise."""
     if text.startswith("["):
         text = text[1:-1]
     try:
@@ -65,16 +67,16 @@ def host(text: str) -> str:
     except ValueError:
         name = _ascii(text.removesuffix(".").lower())
     labels = name.split(".")
-    # Of addresses there are more spellings (127.1, 0x7f000001, 2130706433), which some programs know and others do not.
+    # Addresses have more spellings (127.1, 0x7f000001, 2130706433), and programs disagree on them.
     if len(name) > 253 or not all(map(_LABEL.fullmatch, labels)) or _NUMBER.fullmatch(labels[-1]):
-        raise Preflight(f"{text!a} is neither a host's name nor an address", remedy="write an address as 10.0.0.1")
+        raise Preflight(f"{text!a} is neither a host name nor an address", remedy="write an address as 10.0.0.1")
     return name
 
 
 def _ascii(name: str) -> str:
     if name.isascii():
         return name
-    import idna  # noqa: PLC0415 - few names need it
+    import idna  # noqa: PLC0415 - optional: only names outside of ASCII need the package
 
     try:
         return idna.encode(name, uts46=True).decode()
@@ -83,17 +85,17 @@ def _ascii(name: str) -> str:
 
 
 def check(name: str) -> None:
-    """NotAllowed for a host that is not in the list, by its name or, where it is an address, by that."""
+    """Raise NotAllowed for a host name or address that the allow-list does not admit."""
     address = _address(name)
     admitted = _may_connect(name, address) if address is not None else not _entries() or _admits_name(name)
     if not admitted:
-        raise NotAllowed(f"this worker may not talk to {name}", remedy="its LONGSHORE_ALLOWED_HOSTS says so")
+        raise NotAllowed(f"this worker may not connect to {name}", remedy=_ADD_HOST)
 
 
 def resolve(name: str, port: int | None) -> list[str]:
-    """The addresses of a host, those that this worker may connect to. NotAllowed where there are none of them.
+    """The addresses of a host that this worker may connect to.
 
-    Raises socket.gaierror where the name has no address.
+    Raises NotAllowed if none of its addresses is admitted, and socket.gaierror if the name has no address.
     """
     found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
     every = list(dict.fromkeys(str(info[4][0]).partition("%")[0] for info in found))
@@ -101,19 +103,17 @@ def resolve(name: str, port: int | None) -> list[str]:
     if not fine:
         where = f"{name} is at {every[0]}" if every[0] != name else name
         raise NotAllowed(
-            f"this worker may not talk to {where}, an address inside its network",
-            remedy="where it has to, name that address in the worker's LONGSHORE_ALLOWED_HOSTS",
+            f"this worker may not connect to {where}, an address inside its network",
+            remedy="to allow the address, add it to LONGSHORE_ALLOWED_HOSTS of the worker",
         )
     return fine
 
 
 def check_store(scheme: str, bucket: str) -> None:
-    """NotAllowed for a bucket that is not in the list, as `s3://NAME`: where its server is, the worker's own
-    configuration says.
-    """
+    """Raise NotAllowed for a bucket that no entry `s3://NAME` admits. The worker's configuration names the server."""
     entries = _entries()
     if entries and not any(fnmatch.fnmatchcase(f"{scheme}://{bucket}", entry) for entry in entries):
-        raise NotAllowed(f"this worker may not read {scheme}://{bucket}", remedy="its LONGSHORE_ALLOWED_HOSTS says so")
+        raise NotAllowed(f"this worker may not read {scheme}://{bucket}", remedy=_ADD_BUCKET)
 
 
 def _entries() -> list[str]:
@@ -140,13 +140,13 @@ def _admits_name(name: str) -> bool:
 
 
 def _admits_address(address: Address) -> bool:
-    """By an entry for addresses: one of them, a network, or the beginning of one (10.0.*)."""
+    """Reports whether an entry admits the address: as that address, as a network, or as a prefix (10.0.*)."""
     for entry in _entries():
-        network, beginning = _network(entry), _BEGINNING.match(entry)
+        network, prefix = _network(entry), _PREFIX.match(entry)
         for one in {address, _inner(address)}:
             if network is not None and one in network:
                 return True
-            if network is None and beginning and fnmatch.fnmatchcase(str(one), entry.lower()):
+            if network is None and prefix and fnmatch.fnmatchcase(str(one), entry.lower()):
                 return True
     return False
 
@@ -165,7 +165,7 @@ def _may_connect(name: str, address: Address) -> bool:
 
 
 def _inner(address: Address) -> Address:
-    """The IPv4 address that an IPv6 one stands for."""
+    """The IPv4 address that is embedded in an IPv6 address; otherwise the address itself."""
     if isinstance(address, IPv4Address):
         return address
     if address in _NAT64:

@@ -1,4 +1,4 @@
-"""Bytes that were there before a step: kept on its host, readable by the worker only, until its undo or gc."""
+"""Backups of the bytes that a step replaces: on the step's host, readable by the worker only, until undo or gc."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from longshore.orchestration.settings import get_settings
 from longshore.tasks.host.machine.port import sha
 from longshore.tasks.implementation import Context
 
+_RESTORE = "restore the previous content by hand"
+
 
 class Backups:
-    """Of one step, or of one part of it."""
+    """The backup of one step, or of one part of a step."""
 
     def __init__(self, ctx: Context) -> None:
         self._path = file_of(ctx, "backups", ".bytes")
@@ -24,14 +26,14 @@ class Backups:
         write_private(self._path, data)
 
     def bytes_of(self, digest: str, what: str) -> bytes:
-        """OperationError where they are gone or damaged."""
+        """The backup with this digest. Raises OperationError if the backup is missing or damaged."""
         try:
-            kept = self._path.read_bytes()
+            data = self._path.read_bytes()
         except FileNotFoundError as error:
-            raise OperationError(f"the bytes that {what} had are not on this host any more") from error
-        if sha(kept) != digest:
-            raise OperationError(f"the kept bytes of {what} are damaged")
-        return kept
+            raise OperationError(f"the backup of {what} is missing on this host", remedy=_RESTORE) from error
+        if sha(data) != digest:
+            raise OperationError(f"the backup of {what} is damaged", remedy=_RESTORE)
+        return data
 
     def forget(self) -> None:
         with contextlib.suppress(OSError):
@@ -40,13 +42,13 @@ class Backups:
 
 
 def file_of(ctx: Context, kind: str, suffix: str) -> Path:
-    """The file of one step, or of one part of it, among those of a kind in the state folder."""
+    """The path of a step's (or part's) file of one kind in the state folder."""
     folder = get_settings().state_dir / kind / identifiers.run_id(ctx.run_id)
     return folder / f"{identifiers.part(ctx.part)}{suffix}"
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Whole or not at all, 0600."""
+    """Write a file of mode 0600 atomically and durably."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.new")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

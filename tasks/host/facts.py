@@ -1,4 +1,4 @@
-"""What a worker knows of its own host: read once a process, but for its engine, which is asked now and then."""
+"""Facts of the worker's host: read once per process, except the versions of engine and Compose, which are refreshed."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ from typing import Any
 from longshore.orchestration.errors import OperationError
 from longshore.orchestration.language.targets import parse_facts, parse_labels
 from longshore.orchestration.settings import get_settings
+from longshore.tasks.host.engine.calls import raw_client
+from longshore.tasks.host.engine.factory import engine_url
 
-#: Seconds that the engine, or Compose, is given to say its version.
+#: Timeout in seconds of the version query to the engine and to Compose.
 _PATIENCE = 3.0
-#: By the program that each comes with.
+#: Package managers, detected by their program.
 _PACKAGE_MANAGERS = ("apt-get", "dnf", "yum", "zypper", "apk", "pacman", "brew")
 
-#: What was last learned of the engine. Processes that are forked afterwards know it, too.
+#: The last known versions of engine and Compose. Forked child processes inherit them.
 _engine: dict[str, Any] = {}
 
 
 def facts() -> dict[str, Any]:
-    """`os, version, kernel, arch, cpus, memory` (bytes), `hostname, package_manager, service_manager`, what the setting
-    `facts` says, and, once it was learned, `docker` and `compose`. Nothing that asks a name server.
+    """`os, version, kernel, arch, cpus, memory` (bytes), `hostname, package_manager, service_manager`, the setting
+    `facts`, and, after `report_engine`, `docker` and `compose`. Never queries a name server.
     """
     return _of_machine() | _engine | parse_facts(get_settings().facts)
 
 
 def labels() -> dict[str, str]:
-    """Of this host, by the setting."""
+    """The labels of this host, from the setting."""
     return parse_labels(get_settings().labels)
 
 
@@ -44,15 +46,15 @@ def _of_machine() -> dict[str, Any]:
         release = platform.freedesktop_os_release()
     except OSError:
         release = {}
-    said = os.uname()
+    kernel = os.uname()
     return {
-        "os": release.get("ID", said.sysname.lower()),
+        "os": release.get("ID", kernel.sysname.lower()),
         "version": release.get("VERSION_ID", ""),
-        "kernel": said.release,
-        "arch": said.machine,
+        "kernel": kernel.release,
+        "arch": kernel.machine,
         "cpus": os.cpu_count() or 1,
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "hostname": said.nodename,
+        "hostname": kernel.nodename,
         "package_manager": next((name for name in _PACKAGE_MANAGERS if shutil.which(name)), ""),
         "service_manager": _service_manager(),
     }
@@ -65,17 +67,15 @@ def _service_manager() -> str:
 
 
 def report_engine() -> Mapping[str, Any]:
-    """Ask the engine and Compose for their versions: `docker` and `compose` among the facts from now on.
+    """Refresh the facts `docker` and `compose` with the versions of engine and Compose.
 
-    `''` where it is there and does not answer, None where there is none.
+    A version is `''` if the program does not respond, and None if the program is not installed.
     """
     _engine.update(docker=_docker(), compose=_compose())
     return _engine
 
 
 def _docker() -> str | None:
-    from longshore.tasks.host.engine.calls import raw_client  # noqa: PLC0415
-    from longshore.tasks.host.engine.factory import engine_url  # noqa: PLC0415 - only workers of docker work load it
 
     if find_spec("docker") is None:
         return None
@@ -83,16 +83,16 @@ def _docker() -> str | None:
         url = engine_url()
     except OperationError:
         return ""
-    gone = url.startswith("unix://") and not Path(url.removeprefix("unix://")).exists()
-    if gone and not shutil.which("dockerd"):
+    socket_missing = url.startswith("unix://") and not Path(url.removeprefix("unix://")).exists()
+    if socket_missing and not shutil.which("dockerd"):
         return None
-    if shutil.which("docker"):  # the SDK would cost each worker, also one that never needs it, 40 MiB
-        return _said(["docker", "--host", url, "version", "--format", "{{.Server.Version}}"]) or ""
+    if shutil.which("docker"):  # the SDK would add 40 MiB to every worker, also to workers that never need it
+        return _output_of(["docker", "--host", url, "version", "--format", "{{.Server.Version}}"]) or ""
     client = None
     try:
         client = raw_client(url, timeout=_PATIENCE)
         return str(client.version()["Version"])
-    except Exception:  # noqa: BLE001 - whatever it is, it does not answer
+    except Exception:  # noqa: BLE001 - every failure of this query means that the engine does not respond
         return ""
     finally:
         if client is not None:
@@ -103,12 +103,12 @@ def _docker() -> str | None:
 def _compose() -> str | None:
     if not shutil.which("docker"):
         return None
-    said = _said(["docker", "compose", "version", "--short"])
-    return said.removeprefix("v") if said else said
+    version = _output_of(["docker", "compose", "version", "--short"])
+    return version.removeprefix("v") if version else version
 
 
-def _said(command: list[str]) -> str | None:
-    """What a program says; '' if it does not end in time, None if it fails."""
+def _output_of(command: list[str]) -> str | None:
+    """The standard output of a program; '' if the program times out, None if it fails."""
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE, check=False

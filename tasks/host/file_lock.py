@@ -1,4 +1,4 @@
-"""Locks between the workers of one host, for what the engine and Compose do not lock themselves."""
+"""File locks between the workers of one host, for operations that engine and Compose do not serialize."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _TICK = 0.05
 
 @contextlib.contextmanager
 def exclusive(name: str, check: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of that name. `check` is called while waiting, and may raise to give up.
+    """Hold the lock of that name. The wait calls `check` every 50 ms; an error of `check` ends the wait.
 
-    The kernel frees it when its holder dies, however it dies.
+    The kernel releases the lock when the holding process ends.
     """
     folder = get_settings().state_dir / "locks"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

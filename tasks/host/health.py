@@ -1,4 +1,4 @@
-"""What a worker tells of how its host stands, for `longshore doctor`: nothing that a plan may go by."""
+"""The health of a worker's host for `longshore doctor`; plans cannot read these values."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from longshore.orchestration.errors import ConfigError, OperationError
 from longshore.orchestration.messaging import signing
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.store.run_store import Store
+from longshore.tasks.host.engine.factory import engine_url
 
-#: Seconds between two times that what is kept is measured.
+#: Seconds between two measurements of the state folder's size.
 _MEASURED = 3600.0
 _PATIENCE = 5.0
 _DIRECTORY = '{{.Label "com.docker.compose.project.working_dir"}}'
 _kept: dict[str, Any] = {"at": float("-inf"), "bytes": 0}
-#: Folders of stacks that are not where the engine's host has them, as the engine was asked last.
+#: Folders of stacks that exist on the engine's host and not here, as of the last query.
 _missing: list[str] = []
 
 
 def health(store: Store) -> dict[str, Any]:
-    """In ms `skew`, by which this clock is ahead of Redis's; in bytes `free`, beside the state folder, and `kept`
-    in it; `keys`, the ids of those that it knows; `missing`, folders of stacks that are not mounted here.
+    """`skew`: ms by which this clock is ahead of Redis's; `free`: free bytes on the disk of the state folder; `kept`:
+    bytes in the state folder; `keys`: ids of the known signing keys; `missing`: folders of stacks not mounted here.
     """
     before = time.time()
-    theirs = store.now()
-    mine = (before + time.time()) / 2 * 1000
+    redis_time = store.now()
+    local_time = (before + time.time()) / 2 * 1000
     folder = store.settings.state_dir
     return {
-        "skew": round(mine - theirs),
-        "free": shutil.disk_usage(_there(folder)).free,
+        "skew": round(local_time - redis_time),
+        "free": shutil.disk_usage(_nearest_existing(folder)).free,
         "kept": _measure(folder),
         "keys": _keys(store.settings),
         "missing": list(_missing),
@@ -48,7 +49,7 @@ def _keys(settings: Settings) -> list[str]:
     return sorted(key.id for key in ring.keys) if ring is not None else []
 
 
-def _there(folder: Path) -> Path:
+def _nearest_existing(folder: Path) -> Path:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder
@@ -68,8 +69,7 @@ def _measure(folder: Path) -> int:
 
 
 def report_folders() -> None:
-    """Ask the engine where its stacks lie, and whether these folders are here, too."""
-    from longshore.tasks.host.engine.factory import engine_url  # noqa: PLC0415 - only workers of docker work load it
+    """Query the engine for the folders of its stacks, and record the folders that do not exist here."""
 
     if not shutil.which("docker"):
         return

@@ -1,4 +1,4 @@
-"""Calls by `requests` that go to no other address than one that was checked, at each hop of a redirect."""
+"""A `requests` session that connects only to checked addresses, at each hop of a redirect."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from longshore.tasks.host import addresses
 
 
 def _connected(connection: Any, connect: Callable[[], socket.socket]) -> socket.socket:
-    """A connection to one of the admitted addresses of its host; certificates are still those of the name."""
+    """Connect to one of the admitted addresses of the host; certificates are verified against the host name."""
     name = connection._dns_host
     try:
         found = addresses.resolve(name.strip("[]"), connection.port)
@@ -31,7 +31,7 @@ def _connected(connection: Any, connect: Callable[[], socket.socket]) -> socket.
                 raise
         finally:
             connection._dns_host = name
-    raise AssertionError("no address was found, and none was refused")
+    raise AssertionError("resolve() returned no address")
 
 
 class _Http(HTTPConnection):
@@ -58,15 +58,15 @@ class _Adapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
 
     def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
-        """Each hop comes by here."""
+        """Check the host, then send; requests calls this method for each hop of a redirect."""
         addresses.check(addresses.endpoint(str(request.url)).name)
         return super().send(request, *args, **kwargs)
 
 
 def session() -> requests.Session:
-    """Without a proxy and a .netrc of the worker's: nobody has checked where these lead."""
-    made = requests.Session()
-    made.trust_env = False
+    """A session without the worker's proxy and .netrc, which would bypass the address check."""
+    web = requests.Session()
+    web.trust_env = False
     for scheme in ("http://", "https://"):
-        made.mount(scheme, _Adapter())
-    return made
+        web.mount(scheme, _Adapter())
+    return web

@@ -1,7 +1,7 @@
-"""The folders of its host that a worker may touch: `LONGSHORE_ALLOWED_ROOTS`, without all that is the worker's own.
+"""The check of file paths against `LONGSHORE_ALLOWED_ROOTS`, minus the worker's own files and folders.
 
-A path is resolved before it is compared, so that no link and no `..` leads out. A file is then opened folder by folder
-below the resolved path, without following a link, so that nothing can be put in its place between check and use.
+A path is resolved before the comparison, so that no link and no `..` leads out of a root. A file is then opened folder
+by folder along the resolved path, without following links, so that no replacement between check and use succeeds.
 """
 
 from __future__ import annotations
@@ -24,16 +24,14 @@ def allowed_roots() -> list[str]:
 
 
 def own_folders() -> list[str]:
-    """Folders that are in no root, whatever the setting: the worker's keys and state, and what the kernel tells of
-    processes, the worker's environment for instance.
-    """
+    """Folders that no root admits: the worker's keys and state, and /proc, which shows the worker's environment."""
     settings = get_settings()
     own = ["/proc", os.path.realpath(settings.state_dir)]
     return [*own, os.path.realpath(os.path.dirname(settings.keys))] if settings.keys else own
 
 
 def own_files() -> list[str]:
-    """Single files of the worker's own: the Redis URL may stand in its configuration."""
+    """The worker's own files: its configuration, which may hold the Redis URL, and its keys."""
     config = os.environ.get("LONGSHORE_CONFIG")
     return [os.path.realpath(path) for path in (config, get_settings().keys) if path]
 
@@ -44,7 +42,7 @@ def is_own(real: str) -> bool:
 
 
 def admitted(path: str) -> str | None:
-    """The path with all links followed, where that lies in an allowed root; else None."""
+    """The resolved path if an allowed root contains it; otherwise None."""
     real = os.path.realpath(path)
     if is_own(real):
         return None
@@ -52,7 +50,7 @@ def admitted(path: str) -> str | None:
 
 
 def require(path: str) -> str:
-    """The path with all links followed; NotAllowed where that lies outside of the allowed roots."""
+    """The resolved path. Raises NotAllowed if no allowed root contains it."""
     real = admitted(path)
     if real is None:
         raise outside(path)
@@ -60,35 +58,35 @@ def require(path: str) -> str:
 
 
 def require_tree(path: str) -> str:
-    """The resolved path of a folder that is read as a whole; NotAllowed also where the worker's own files lie in it."""
+    """The resolved path of a folder to read recursively. Raises NotAllowed also if it contains the worker's files."""
     real = require(path)
     if any(within(own, real) for own in (*own_folders()[1:], *own_files())):
-        raise NotAllowed(f"{path} holds keys or state of this worker", remedy="choose a folder beside these")
+        raise NotAllowed(f"{path} contains keys or state of this worker", remedy="choose a folder without these files")
     return real
 
 
 def outside(path: str) -> NotAllowed:
     roots = ", ".join(allowed_roots()) or "none"
     return NotAllowed(
-        f"{path} lies outside of the folders that this worker may touch ({roots})",
-        remedy="choose another path, or set the worker's LONGSHORE_ALLOWED_ROOTS",
+        f"{path} is outside of the allowed folders of this worker ({roots})",
+        remedy="choose a path in these folders, or add its folder to LONGSHORE_ALLOWED_ROOTS of the worker",
     )
 
 
 @contextlib.contextmanager
 def opened(real: str, closed: Sequence[str] = ()) -> Iterator[int]:
-    """A folder, open, by its resolved path: a link that was put into it meanwhile is an OSError.
+    """Open a folder by its resolved path. Raises OSError if a part of the path has become a link.
 
-    NotAllowed where one of the folders on the way is one of `closed` by another name, a bind mount for instance.
+    Raises NotAllowed if a folder of the path is one of `closed` under another name, such as a bind mount.
     """
-    shut = {known for path in closed if (known := _identity(path)) is not None}
+    forbidden = {known for path in closed if (known := _identity(path)) is not None}
     fd = os.open("/", _FOLDER)
     try:
         for part in Path(real).parts[1:]:
             inner = os.open(part, _FOLDER, dir_fd=fd)
             os.close(fd)
             fd = inner
-            if shut and (found := os.fstat(fd)) and (found.st_dev, found.st_ino) in shut:
+            if forbidden and (found := os.fstat(fd)) and (found.st_dev, found.st_ino) in forbidden:
                 raise outside(real)
         yield fd
     finally:
@@ -105,7 +103,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def folder_of(path: str) -> Iterator[int]:
-    """The folder that a path is in, open; NotAllowed where that lies outside."""
+    """Open the parent folder of a path. Raises NotAllowed if the folder is outside of the allowed roots."""
     real = require(os.path.dirname(path))
     if os.path.join(real, os.path.basename(path)) in own_files():
         raise outside(path)
@@ -114,8 +112,9 @@ def folder_of(path: str) -> Iterator[int]:
 
 
 def open_regular(name: str, folder: int) -> int | None:
-    """A regular file of an open folder, for reading; None for anything else. Raises OSError, for a link as well, and
-    NotAllowed for one of the worker's own files by another name.
+    """Open a regular file of an open folder for reading; None for other file types.
+
+    Raises OSError, also for a link, and NotAllowed for one of the worker's own files under another name.
     """
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     found = os.fstat(fd)
@@ -129,9 +128,9 @@ def open_regular(name: str, folder: int) -> int | None:
 
 
 def read(path: str, limit: int) -> bytes:
-    """At most `limit` + 1 bytes of a regular file in the allowed folders, links inside of them followed.
+    """At most `limit` + 1 bytes of a regular file in the allowed folders; links within these folders are followed.
 
-    Raises NotAllowed, OSError, and Preflight for what is no regular file.
+    Raises NotAllowed, OSError, and Preflight if the path is not a regular file.
     """
     real = require(path)
     with opened(os.path.dirname(real), own_folders()) as folder:

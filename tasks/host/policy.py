@@ -1,8 +1,8 @@
-"""What this worker may do at all, whatever a plan says: its settings' lists.
+"""The worker's own limits on operations, images, binds, containers, volumes and builds, whatever a plan requests.
 
-Raises NotAllowed, which stands in the audit trail. A list that is left out allows everything, but what is root on the
-host by itself: folders from which a host is taken over, and containers with anything beyond what every container has.
-Of containers, volumes and builds what is known to be harmless is allowed, and an unknown attribute is refused.
+A check raises NotAllowed, which the audit trail records. An unset list allows everything except root access to the
+host: system folders, and containers with more privileges than the default. Containers, volumes and builds are checked
+against known harmless attributes; an unknown attribute is rejected.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from longshore.orchestration.settings import get_settings
 from longshore.tasks.host import addresses
 from longshore.tasks.host.allow_lists import patterns, within
 
-#: Folders whose files the Docker host itself runs, trusts or answers by. The list ends: FHS names them.
+#: Folders whose files the Docker host executes or trusts. The list is complete as far as FHS defines such folders.
 _SYSTEM = (
     "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/root", "/run", "/sbin", "/sys",
     "/usr", "/var/run", "/var/spool/at", "/var/spool/cron", "/var/spool/anacron", "/var/lib/apt", "/var/lib/dpkg",
@@ -27,24 +27,24 @@ _SYSTEM = (
     "/var/lib/buildkit", "/var/lib/kubelet", "/var/lib/rancher", "/var/lib/etcd", "/var/lib/lxc", "/var/lib/lxd",
     "/var/lib/incus", "/var/lib/libvirt", "/var/lib/machines", "/var/snap", "/snap",
 )  # fmt: skip
-#: An engine's socket is root on its host, wherever it lies.
+#: Access to an engine's socket is root access to its host, at any path.
 _SOCKETS = {"docker.sock", "containerd.sock", "podman.sock", "crio.sock", "buildkitd.sock", "cri-dockerd.sock"}
-#: Files of these folders that a container may have all the same: the time zone; and the others for reading only.
+#: Exceptions in these folders: a container may mount the time zone, and the others read-only.
 _TIME = ("/etc/localtime", "/etc/timezone", "/usr/share/zoneinfo")
 _PUBLIC = (
     "/etc/ca-certificates", "/etc/hostname", "/etc/hosts", "/etc/machine-id", "/etc/os-release", "/etc/pki/ca-trust",
     "/etc/pki/tls/certs", "/etc/resolv.conf", "/etc/ssl/certs", "/usr/share/ca-certificates",
 )  # fmt: skip
-#: Capabilities that a container has by default, or may have without harm to its host.
+#: Capabilities of the default set, or harmless to the host.
 _CAPABILITIES = {
     "AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "IPC_LOCK", "KILL", "MKNOD", "NET_BIND_SERVICE",
     "NET_RAW", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT", "SYS_NICE",
 }  # fmt: skip
-#: Attributes of a service that give it nothing of its host's. An attribute that is in neither list is refused.
+#: Attributes of a service without access to its host. An attribute in neither list is rejected.
 _ORDINARY = frozenset({
     "attach", "blkio_config", "cap_drop", "command", "configs", "container_name", "cpu_count", "cpu_percent",
     "cpu_period", "cpu_quota", "cpu_rt_period", "cpu_rt_runtime", "cpu_shares", "cpus", "cpuset", "depends_on",
-    # Only `compose watch` acts by `develop`, and no operation starts that.
+    # Only `compose watch` reads `develop`, and no operation runs it.
     "develop", "dns", "dns_opt", "dns_search", "domainname", "entrypoint", "env_file", "environment", "expose",
     "external_links", "extra_hosts", "group_add", "healthcheck", "hostname", "image", "init", "label_file", "labels",
     "links", "mac_address", "mem_limit", "mem_reservation", "mem_swap_limit", "mem_swappiness", "memswap_limit",
@@ -53,13 +53,13 @@ _ORDINARY = frozenset({
     "stop_signal", "storage_opt", "tmpfs", "tty", "ulimits", "user", "volumes", "working_dir",
 })  # fmt: skip
 _RESOURCES = {"cpus", "memory", "pids"}
-#: The namespaces that a service may have, apart from those of another service of its project.
+#: The namespaces that a service may use, besides those of another service of its project.
 _NAMESPACES = {
     "cgroup": {"private"}, "ipc": {"private", "none", "shareable"}, "isolation": {"default"}, "pid": set(),
     "runtime": {"runc"}, "userns_mode": {"private"}, "uts": set(),
 }  # fmt: skip
 _SECURITY = {"no-new-privileges", "no-new-privileges:true", "apparmor:docker-default", "seccomp:builtin"}
-#: What the kernel keeps for each namespace by itself.
+#: Sysctls that the kernel keeps per namespace.
 _SYSCTLS = ("net.", "kernel.msg", "kernel.sem", "kernel.shm", "fs.mqueue.")
 _LOG_DRIVERS = {"", "none", "json-file", "local", "journald", "syslog", "gelf", "fluentd"}
 _NETWORK_DRIVERS = {"", "default", "bridge", "overlay", "macvlan", "ipvlan", "host", "none", "null"}
@@ -68,7 +68,7 @@ _BUILD = frozenset({
     "extra_hosts", "isolation", "labels", "no_cache", "platforms", "provenance", "pull", "sbom", "secrets", "shm_size",
     "tags", "target", "ulimits",
 })  # fmt: skip
-#: Of the volume driver `local`: file systems that hold nothing of the host's, and words of a mount that change no more.
+#: Of the volume driver `local`: file systems without data of the host, and harmless mount options.
 _REMOTE_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3"}
 _MOUNT_WORDS = frozenset({
     "bind", "rbind", "ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "atime", "noatime", "diratime",
@@ -76,65 +76,65 @@ _MOUNT_WORDS = frozenset({
     "size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "defaults",
 })  # fmt: skip
 _PROJECT = "com.docker.compose.project"
-#: Of the engine's own description of a container.
+#: Keys of HostConfig in the engine's container description that are checked or harmless.
 _HOST_CONFIG = frozenset({
     "Binds", "Dns", "Init", "LogConfig", "Memory", "Mounts", "NanoCpus", "NetworkMode", "PortBindings", "RestartPolicy",
 })  # fmt: skip
 
 
 def _refuse(what: str, setting: str) -> NotAllowed:
-    return NotAllowed(f"this worker may not {what}", remedy=f"its LONGSHORE_{setting} says so")
+    return NotAllowed(f"this worker may not {what}", remedy=f"to allow this, set LONGSHORE_{setting} of the worker")
 
 
 def check_operation(name: str) -> None:
     allowed = patterns(get_settings().allowed_operations)
     if allowed and not any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed):
-        raise _refuse(f"do {name}", "ALLOWED_OPERATIONS")
+        raise _refuse(f"run operation {name}", "ALLOWED_OPERATIONS")
 
 
 def check_image(name: str) -> None:
-    """By the name that it is asked for with: `shop`, `registry.example/shop:1`, or an id."""
+    """Check an image by the name in the request: `shop`, `registry.example/shop:1`, or an id."""
     allowed = patterns(get_settings().allowed_images)
     if allowed and not any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed):
         raise _refuse(f"use image {name}", "ALLOWED_IMAGES")
 
 
 def check_bind(source: str, *, read_only: bool = False) -> None:
-    """A folder, or file, of the Docker host that a container is to be given.
+    """Check a folder or file of the Docker host that a container is to mount.
 
-    The path is checked as it is written and, where this machine has it, as its links lead: a container may have left a
-    link in a folder that it was given. On another machine's engine links are that machine's, and stay unknown.
+    The path is checked as written and, if it exists on this machine, with its links resolved: a container may have put
+    a link into a mounted folder. Links on the host of a remote engine cannot be checked.
     """
     paths = _paths(source)
     roots = [root for root in get_settings().allowed_binds.split(":") if root]
     if roots:
         allowed = {*map(os.path.normpath, roots), *map(os.path.realpath, roots)}
         if not all(any(within(path, root) for root in allowed) for path in paths):
-            raise _refuse(f"give a container {source}", "ALLOWED_BINDS")
+            raise _refuse(f"mount {source} into a container", "ALLOWED_BINDS")
     elif _of_the_host(paths, read_only=read_only):
         raise NotAllowed(
-            f"this worker may not give a container {source}, which would be root on the host",
-            remedy="where it has to be, name it in the worker's LONGSHORE_ALLOWED_BINDS",
+            f"this worker may not mount {source} into a container: it gives root access to the host",
+            remedy="choose another path, or add this path to LONGSHORE_ALLOWED_BINDS of the worker",
         )
 
 
 def check_read(path: str) -> None:
-    """A file that Compose reads on this machine for a project: what a container may not be given, it does not read."""
+    """Check a file that Compose reads on this machine for a project, by the rules for read-only mounts."""
     paths = _paths(path)
     roots = [os.path.realpath(root) for root in get_settings().allowed_binds.split(":") if root]
     if not any(within(paths[-1], root) for root in roots) and _of_the_host(paths, read_only=True):
         raise NotAllowed(
             f"this worker may not read {path} for a project",
-            remedy="keep the file beside the project's others, or name it in the worker's LONGSHORE_ALLOWED_BINDS",
+            remedy="move the file into the project's folder, or add it to LONGSHORE_ALLOWED_BINDS of the worker",
         )
 
 
 def _paths(source: str) -> list[str]:
-    """As written, and as its links lead."""
+    """The path as written, and with its links resolved."""
     plain = os.path.normpath(source)
     if not plain.startswith("/"):
         return [plain]
-    # Two slashes at the beginning mean the same as one.
+    # Two leading slashes are equivalent to one.
     plain = "/" + plain.lstrip("/")
     try:
         return [plain, os.path.realpath(source)]
@@ -143,7 +143,7 @@ def _paths(source: str) -> list[str]:
 
 
 def _of_the_host(paths: Sequence[str], *, read_only: bool) -> bool:
-    """Whether one of them is, holds, or lies in a part of the host by which that can be taken over."""
+    """Reports whether a path is, contains, or lies in a part of the host that gives control over the host."""
     harmless = (*_TIME, *_PUBLIC) if read_only else _TIME
     if any(within(paths[0], known) for known in harmless):
         return False
@@ -159,40 +159,42 @@ def _of_the_host(paths: Sequence[str], *, read_only: bool) -> bool:
 
 
 def _sockets() -> list[str]:
-    """Where this worker's own engine is."""
+    """The socket paths of this worker's engine."""
     urls = (get_settings().docker_host, os.environ.get("DOCKER_HOST", ""))
     return [url.removeprefix("unix://") for url in urls if url.startswith("unix:///")]
 
 
 def _of_a_home(path: str) -> bool:
-    """A home, or what its programs are set up by: `.ssh`, `.config`, `.profile`."""
+    """Reports whether a path is a home folder or configuration in one: `.ssh`, `.config`, `.profile`."""
     _, *parts = path.split("/")
     return parts[:1] == ["home"] and (len(parts) < 3 or parts[2].startswith("."))
 
 
-def check_project(name: str, said: Mapping[str, Any]) -> None:
-    """A Compose configuration with nothing left open: its services, and what they are given."""
-    for service, part in (said.get("services") or {}).items():
+def check_project(name: str, config: Mapping[str, Any]) -> None:
+    """Check a resolved Compose configuration: services, volumes, networks, secrets and configs."""
+    for service, part in (config.get("services") or {}).items():
         check_service(f"{name}/{service}", part)
-    for volume in (said.get("volumes") or {}).values():
+    for volume in (config.get("volumes") or {}).values():
         check_volume((volume or {}).get("driver_opts") or {}, str((volume or {}).get("driver") or ""))
-    for network in (said.get("networks") or {}).values():
+    for network in (config.get("networks") or {}).values():
         check_network(str((network or {}).get("driver") or ""))
     for kind in ("secrets", "configs"):
-        for part in (said.get(kind) or {}).values():
+        for part in (config.get(kind) or {}).values():
             if isinstance(part, Mapping) and part.get("file"):
                 check_bind(str(part["file"]), read_only=True)
 
 
 def check_volume(options: Mapping[str, Any], driver: str = "") -> None:
-    """A volume may be another name for a folder of the host's, or for a file system that shows one."""
+    """Check a volume, which may be an alias of a folder of the host, or of a file system that exposes one."""
     if driver not in {"", "local"}:
         _unless_privileged(f"a volume of the driver {driver}")
     kind, device = str(options.get("type") or ""), str(options.get("device") or "")
     words = [word.strip() for word in str(options.get("o") or "").split(",") if word.strip()]
-    if {"bind", "rbind"} & set(words):  # whatever type stands beside it
+    if {"bind", "rbind"} & set(words):  # regardless of the type
         if not device.startswith("/"):
-            raise NotAllowed(f"this worker makes no volume of the path {device!r}", remedy="give an absolute path")
+            raise NotAllowed(
+                f"this worker may not create a volume of the relative path {device!r}", remedy="give an absolute path"
+            )
         check_bind(device)
     elif kind in _REMOTE_FILE_SYSTEMS:
         named = [word.partition("=")[2] for word in words if word.startswith("addr=")]
@@ -207,11 +209,14 @@ def check_volume(options: Mapping[str, Any], driver: str = "") -> None:
 
 
 def check_existing_volume(found: Mapping[str, Any] | None, own_project: str = "") -> None:
-    """A volume that is there already, in the engine's words: it may be one that this worker would not have made."""
+    """Check an existing volume, in the engine's format: this worker might not have been allowed to create it."""
     if found is None:
         return
     if own_project and (found.get("Labels") or {}).get(_PROJECT) == own_project:
-        raise NotAllowed(f"no container of a step is given volume {found.get('Name')}, which is Longshore's own")
+        raise NotAllowed(
+            f"no step may mount volume {found.get('Name')}, which belongs to Longshore's own deployment",
+            remedy="choose another volume",
+        )
     check_volume(found.get("Options") or {}, str(found.get("Driver") or ""))
 
 
@@ -221,63 +226,66 @@ def check_network(driver: str) -> None:
 
 
 def check_build(name: str) -> None:
-    """An image that is made here has whatever content its Dockerfile says, under whatever name."""
+    """Reject builds if the allowed images are listed: a Dockerfile decides the content behind any name."""
     if patterns(get_settings().allowed_images):
         raise NotAllowed(
-            f"this worker may not build {name}: it uses listed images only",
-            remedy="build it where no LONGSHORE_ALLOWED_IMAGES is set, and pull it here",
+            f"this worker may not build {name}: LONGSHORE_ALLOWED_IMAGES is set",
+            remedy="build the image on a worker without LONGSHORE_ALLOWED_IMAGES, and pull it here",
         )
 
 
 def check_inside(name: str, made: Mapping[str, Any], own_project: str = "") -> None:
-    """A container in which a step acts, in the engine's words: the step has what the container has.
+    """Check a container in which a step acts, in the engine's format: the step gets the container's privileges.
 
-    `own_project`: the Compose project that this worker is part of, which has the keys and the users of all.
+    `own_project`: the Compose project that contains this worker, and with it Longshore's keys.
     """
     labels, host = (made.get("Config") or {}).get("Labels") or {}, made.get("HostConfig") or {}
     if own_project and labels.get(_PROJECT) == own_project:
-        raise NotAllowed(f"no step may act in container {name}, which is part of Longshore's own deployment")
+        raise NotAllowed(
+            f"no step may act in container {name}, which belongs to Longshore's own deployment",
+            remedy="choose another container",
+        )
     if host.get("Privileged") or host.get("PidMode") == "host":
         _unless_privileged(f"a step that acts in the privileged container {name}")
     for mount in made.get("Mounts") or ():
         source, writable = str(mount.get("Source") or ""), mount.get("RW", True)
         shown = not writable and any(source != tree and within(source, tree) for tree in ("/etc", "/usr"))
-        if mount.get("Type") == "bind" and not shown:  # of these a part is configuration
+        if mount.get("Type") == "bind" and not shown:  # parts of /etc and /usr are configuration
             try:
                 check_bind(source, read_only=not writable)
             except NotAllowed as error:
                 raise NotAllowed(
-                    f"no step may act in container {name}, which has {source}: {error.message}", remedy=error.remedy
+                    f"no step may act in container {name}, which mounts {source}: {error.message}", remedy=error.remedy
                 ) from None
 
 
 def _unless_privileged(what: str) -> None:
     if not get_settings().allow_privileged:
         raise NotAllowed(
-            f"this worker does not make {what}: it may reach the host",
-            remedy="leave it out, or set the worker's LONGSHORE_ALLOW_PRIVILEGED",
+            f"this worker may not create {what}, which may reach the host",
+            remedy="remove it, or set LONGSHORE_ALLOW_PRIVILEGED of the worker",
         )
 
 
-def check_service(name: str, said: Mapping[str, Any]) -> None:
-    """A service of a Compose configuration with nothing left open."""
+def check_service(name: str, service: Mapping[str, Any]) -> None:
+    """Check a service of a resolved Compose configuration."""
     if not get_settings().allow_privileged:
-        for what in _more_than_its_own(said):
+        for what in _privileges(service):
             raise NotAllowed(
-                f"service {name} asks for {what}, and this worker makes no privileged containers",
-                remedy="leave it out, or set the worker's LONGSHORE_ALLOW_PRIVILEGED",
+                f"service {name} requests {what}, and this worker may not create privileged containers",
+                remedy="remove it, or set LONGSHORE_ALLOW_PRIVILEGED of the worker",
             )
-    check_image(str(said.get("image") or name.replace("/", "-")))
-    if said.get("build"):
+    check_image(str(service.get("image") or name.replace("/", "-")))
+    if service.get("build"):
         check_build(name)
-        _check_contexts(said["build"])
-    for mount in said.get("volumes") or ():
+        _check_contexts(service["build"])
+    for mount in service.get("volumes") or ():
         if isinstance(mount, Mapping):
             _check_mount(mount)
         elif str(mount).startswith(("/", ".", "~")):
             check_bind(str(mount).partition(":")[0])
     for key in ("env_file", "label_file"):
-        files = said.get(key) or ()
+        files = service.get(key) or ()
         for file in [files] if isinstance(files, str | Mapping) else files:
             check_read(str(file["path"] if isinstance(file, Mapping) else file))
 
@@ -291,18 +299,18 @@ def _check_mount(mount: Mapping[str, Any]) -> None:
 
 
 def _check_contexts(build: Any) -> None:
-    """Folders of this machine that are sent to the engine to build from."""
-    said = build if isinstance(build, Mapping) else {"context": build}
-    named = said.get("additional_contexts") or {}
+    """Check the folders of this machine that a build sends to the engine."""
+    options = build if isinstance(build, Mapping) else {"context": build}
+    named = options.get("additional_contexts") or {}
     contexts = [*named.values()] if isinstance(named, Mapping) else [str(each).partition("=")[2] for each in named]
-    for context in (str(said.get("context") or ""), *map(str, contexts)):
+    for context in (str(options.get("context") or ""), *map(str, contexts)):
         if context.startswith("/"):
             check_read(context)
 
 
-def _more_than_its_own(said: Mapping[str, Any]) -> Iterator[str]:
-    """What a service asks for beyond what every container has."""
-    for key, value in said.items():
+def _privileges(service: Mapping[str, Any]) -> Iterator[str]:
+    """The privileges that a service requests beyond the default."""
+    for key, value in service.items():
         if not value or key in _ORDINARY or key.startswith("x-"):
             continue
         check = _CHECKS.get(key)
@@ -344,7 +352,7 @@ def _hooks(key: str, value: Any) -> Iterator[str]:
 
 
 def _logging(key: str, value: Any) -> Iterator[str]:
-    """A log that is sent to a socket of the host's may be a request there."""
+    """Reject log drivers that may write to a socket of the host."""
     options = value.get("options") or {}
     if str(value.get("driver") or "") not in _LOG_DRIVERS or any("unix" in str(each) for each in options.values()):
         yield f"{key}: {_short(value)}"
@@ -380,10 +388,10 @@ def _short(value: Any) -> str:
 
 
 def check_container(made: Mapping[str, Any]) -> None:
-    """What the engine is to make, in its own words."""
+    """Check a container to create, in the engine's format."""
     host = made.get("HostConfig") or {}
     if host.get("Privileged") and not get_settings().allow_privileged:
-        raise _refuse("make a privileged container", "ALLOW_PRIVILEGED")
+        raise _refuse("create a privileged container", "ALLOW_PRIVILEGED")
     for name in sorted(host.keys() - _HOST_CONFIG):
         if host[name]:
             _unless_privileged(f"a container with {name}: {_short(host[name])}")

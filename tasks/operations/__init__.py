@@ -1,1 +1,1 @@
-"""The implementations of the operations, one module or package a family."""
+"""The implementations of the operations, one module or package per family."""

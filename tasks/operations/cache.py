@@ -1,4 +1,4 @@
-"""`cache.*`: generations of what took long to find out."""
+"""`cache.*`: generations of values that are expensive to compute."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from longshore.tasks.implementation import (
 
 @implements(REBUILD)
 class Rebuild(Implementation[RebuildParams]):
-    """The builder is carried out as a part of this step: by its context it may log, and is told to stop."""
+    """Runs the builder operation within this step and its context, and stores the result as a new generation."""
 
     def before(self, ctx: Context, params: RebuildParams) -> dict[str, Any]:
         self._builder(params)
@@ -39,16 +39,16 @@ class Rebuild(Implementation[RebuildParams]):
 
     def act(self, ctx: Context, params: RebuildParams, before: dict[str, Any]) -> Outcome:
         caches = ctx.caches()
-        asked = caches.now()
+        requested_at = caches.now()
         with ctx.lock(f"cache {params.cache}", f"cache {params.cache}"):
             found = caches.get(params.cache)
             why = found.wrong(caches.now(), params.fingerprint)
             if mine(ctx, found):
-                return Outcome(changed=True, data=told(caches, params.cache, found, before, built=True))
+                return Outcome(changed=True, data=summary(caches, params.cache, found, before, built=True))
             if not why and not params.force:
-                return Outcome(changed=False, data=told(caches, params.cache, found, before))
-            if joined(found, asked, params.fingerprint):
-                return Outcome(changed=False, data=told(caches, params.cache, found, before))
+                return Outcome(changed=False, data=summary(caches, params.cache, found, before))
+            if joined(found, requested_at, params.fingerprint):
+                return Outcome(changed=False, data=summary(caches, params.cache, found, before))
             began = caches.now()
             name, given = self._builder(params)
             builder = implementation(name)
@@ -58,7 +58,7 @@ class Rebuild(Implementation[RebuildParams]):
             entry = Entry(number, value, params.fingerprint, began, at, params.ttl, ctx.op_id)
             caches.swap(params.cache, entry)
             point("cache.swapped")
-        data = told(caches, params.cache, Found(entry), before, built=True, why=why or "it was to be built anew")
+        data = summary(caches, params.cache, Found(entry), before, built=True, why=why or "a rebuild was requested")
         return Outcome(changed=True, data=data)
 
     def predict(self, ctx: Context, params: RebuildParams) -> Prediction:
@@ -68,8 +68,8 @@ class Rebuild(Implementation[RebuildParams]):
         if not why and not params.force:
             return Prediction(f"cache {params.cache} is valid", changed=None if ctx.has_upstream else False)
         return Prediction(
-            f"would have {name} build cache {params.cache}: {why or 'it is to be built anew'}",
-            undo="bring the generation before it back",
+            f"would build cache {params.cache} by {name}: {why or 'a rebuild was requested'}",
+            undo="restore the previous generation",
         )
 
     def undo(self, ctx: Context, params: RebuildParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
@@ -90,7 +90,7 @@ class Rebuild(Implementation[RebuildParams]):
 
 @implements(CHECK)
 class Check(ReadOnly[CheckParams]):
-    """See its schema."""
+    """Reports whether the current generation is valid."""
 
     def act(self, ctx: Context, params: CheckParams, before: dict[str, Any]) -> Outcome:
         caches = ctx.caches()
@@ -102,27 +102,25 @@ class Check(ReadOnly[CheckParams]):
 
     def predict(self, ctx: Context, params: CheckParams) -> Prediction:
         data = self.act(ctx, params, {}).data
-        return Prediction(f"would look whether cache {params.cache} is valid", changed=False, data=data)
+        return Prediction(f"would check whether cache {params.cache} is valid", changed=False, data=data)
 
 
 @implements(INVALIDATE)
 class Invalidate(Implementation[InvalidateParams]):
-    """See its schema."""
+    """Marks the current generation as invalid."""
 
     def act(self, ctx: Context, params: InvalidateParams, before: dict[str, Any]) -> Outcome:
         caches = ctx.caches()
         found = caches.get(params.cache)
-        # Redelivered, it finds its own mark, and has done it all the same.
+        # A redelivered attempt finds its own mark and still counts as the change.
         done = caches.mark(params.cache, ctx.op_id) or bool(found.entry and found.entry.invalidated == ctx.op_id)
         return Outcome(changed=done, data={"cache": params.cache, "generation": found.generation})
 
     def predict(self, ctx: Context, params: InvalidateParams) -> Prediction:
         found = ctx.caches().get(params.cache)
         if found.entry is None or found.entry.invalidated:
-            return Prediction(
-                f"cache {params.cache} is not valid as it is", changed=None if ctx.has_upstream else False
-            )
-        return Prediction(f"would say that generation {found.generation} of cache {params.cache} is not valid any more")
+            return Prediction(f"cache {params.cache} is already invalid", changed=None if ctx.has_upstream else False)
+        return Prediction(f"would invalidate generation {found.generation} of cache {params.cache}")
 
     def undo(
         self, ctx: Context, params: InvalidateParams, before: dict[str, Any], data: dict[str, Any] | None
@@ -134,25 +132,25 @@ class Invalidate(Implementation[InvalidateParams]):
 
 
 def mine(ctx: Context, found: Found) -> bool:
-    """Whether an attempt before this one has built it."""
+    """Reports whether an earlier attempt of this step has built the generation."""
     return found.entry is not None and found.entry.by == ctx.op_id
 
 
-def joined(found: Found, asked: int, fingerprint: str = "", *, fresh: bool = False) -> bool:
-    """Whether somebody began to build what is there after it was asked for, so that it is as good as one's own.
+def joined(found: Found, requested_at: int, fingerprint: str = "", *, fresh: bool = False) -> bool:
+    """Reports whether another run began to build the generation after this request, so that it satisfies the request.
 
-    `fresh`: only what was built from nothing is.
+    `fresh`: only a generation that was built from scratch does.
     """
     entry = found.entry
     if entry is None or entry.invalidated or entry.fingerprint != fingerprint:
         return False
-    return entry.began > asked and (entry.fresh or not fresh)
+    return entry.began > requested_at and (entry.fresh or not fresh)
 
 
-def told(
+def summary(
     caches: Caches, name: str, found: Found, before: dict[str, Any], *, built: bool = False, why: str = ""
 ) -> dict[str, Any]:
-    """What a rebuild says of the generation that is current."""
+    """The result of a rebuild: the current generation and its age."""
     age = round(found.entry.age(caches.now()), 3) if found.entry else 0.0
     previous = before["generation"] or None
     return {"cache": name, "generation": found.generation, "previous": previous, "built": built, "age_s": age} | (

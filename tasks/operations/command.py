@@ -1,4 +1,4 @@
-"""`command.exec.execute` and `command.shell.execute`, and what `docker.exec` and `compose.exec` share with them."""
+"""`command.exec.execute` and `command.shell.execute`, and their base, which `docker.exec` and `compose.exec` share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNLESS_TIMEOUT = 60.0
 
 
 class Command(Implementation[Any]):
-    """One program on one machine."""
+    """Runs one program on one machine."""
 
     def machine(self, ctx: Context, params: Any) -> Machine:
         return machine_of(ctx)
@@ -29,7 +29,7 @@ class Command(Implementation[Any]):
 
     def act(self, ctx: Context, params: CommandParams, before: dict[str, Any]) -> Outcome:
         machine = self.machine(ctx, params)
-        if (why := _held_back(machine, params)) or (why := self._satisfied(ctx, machine, params)):
+        if (why := _created_already(machine, params)) or (why := self._satisfied(ctx, machine, params)):
             return Outcome(changed=False, data={"stdout": "", "stderr": "", "skipped": why})
         program = machine.require(
             Program(
@@ -51,47 +51,47 @@ class Command(Implementation[Any]):
             "truncated": done.truncated,
         }
         if done.exit_code not in params.ok_codes:
-            said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-            what = f"{program.argv[0]} ended with exit code {done.exit_code}"
-            raise Unsuccessful(what + (f": {ctx.redact(said[-1])[:200]}" if said else ""), data=data)
+            lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+            what = f"{program.argv[0]} exited with code {done.exit_code}"
+            raise Unsuccessful(what + (f": {ctx.redact(lines[-1])[:200]}" if lines else ""), data=data)
         return Outcome(changed=params.changes, data=data)
 
     def predict(self, ctx: Context, params: CommandParams) -> Prediction:
         machine = self.machine(ctx, params)
-        if why := _held_back(machine, params):
+        if why := _created_already(machine, params):
             return Prediction(f"would run nothing: {why}", changed=False)
         try:
             machine.require(Program(self.argv(params), _environment(ctx, machine, params), cwd=params.cwd))
         except Preflight as error:
             return Prediction(f"would fail: {error}", changed=False, impossible=str(error))
         if params.unless is not None:
-            return Prediction(f"would run, unless its check ends with 0: {self.shown(params)}", changed=None)
+            return Prediction(f"would run, unless its check exits with 0: {self.shown(params)}", changed=None)
         return Prediction(f"would run: {self.shown(params)}", changed=params.changes)
 
     def undo(self, ctx: Context, params: Any, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        raise OperationError("a command cannot be taken back by itself", remedy="give the step an undo")
+        raise OperationError("a command has no undo of its own", remedy="give the step an undo")
 
     def _satisfied(self, ctx: Context, machine: Machine, params: CommandParams) -> str:
-        """Why nothing is to be done: the `unless` command ends with 0."""
+        """The reason to skip the program: the `unless` command exits with 0; else ''."""
         if params.unless is None:
             return ""
         argv = params.unless if isinstance(params.unless, list) else ["/bin/sh", "-c", params.unless]
         env = _environment(ctx, machine, params)
         done = machine.run(machine.require(Program(argv, env, cwd=params.cwd, timeout=_UNLESS_TIMEOUT)))
-        return "unless ended with 0" if done.exit_code == 0 else ""
+        return "unless exited with 0" if done.exit_code == 0 else ""
 
 
 def _environment(ctx: Context, machine: Machine, params: CommandParams) -> dict[str, str]:
-    told = {"LONGSHORE_RUN_ID": ctx.run_id, "LONGSHORE_STEP": ctx.part, "LONGSHORE_ATTEMPT": str(ctx.attempt)}
-    return machine.environment() | told | params.env
+    step = {"LONGSHORE_RUN_ID": ctx.run_id, "LONGSHORE_STEP": ctx.part, "LONGSHORE_ATTEMPT": str(ctx.attempt)}
+    return machine.environment() | step | params.env
 
 
-def _held_back(machine: Machine, params: CommandParams) -> str:
-    """Why nothing is to be done: the path that it would create is there."""
+def _created_already(machine: Machine, params: CommandParams) -> str:
+    """The reason to skip the program: the path in `creates` exists; else ''."""
     if params.creates is None:
         return ""
     path = str(PurePosixPath(params.cwd or ".") / params.creates)
-    return f"{path} is there" if machine.exists(path) else ""
+    return f"{path} exists" if machine.exists(path) else ""
 
 
 @implements(EXEC)

@@ -1,4 +1,4 @@
-"""`file.*`: a file's bytes, mode and owner, put in place at once and taken back exactly; and the object store."""
+"""`file.*`: atomic writes of a file's bytes, mode and owner, with exact undos; and the object store."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from longshore.tasks.host.machine.port import Machine, State, sha
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, ReadOnly, implements
 
 _DEFAULT_MODE = 0o644
-#: A larger file belongs in the object store, not in a plan.
+#: The maximum bytes of a file in a plan; larger files belong in the object store.
 _CONTENT_LIMIT = 1024 * 1024
-#: Seconds that a run may take before its retention begins; what its undo needs is kept for both.
+#: The longest assumed duration of a run in seconds, added to the retention of the object that its undo needs.
 _LONGEST_RUN = 30 * 86_400.0
 
 
@@ -40,7 +40,9 @@ def _carried(ctx: Context, source: str) -> bytes:
     try:
         return ctx.files(source)
     except (KeyError, FileNotFoundError):
-        raise Preflight(f"the plan carries no file {source!r}") from None
+        raise Preflight(
+            f"the plan contains no file {source!r}", remedy="correct source, or submit the plan with that file"
+        ) from None
 
 
 def _content(ctx: Context, params: DeployParams) -> bytes:
@@ -56,8 +58,8 @@ def _content(ctx: Context, params: DeployParams) -> bytes:
         data = entry.data
         template = entry.content_type == "template" if params.template is None else template
     if params.object is None and len(data) > _CONTENT_LIMIT:
-        what = f"{params.path}: {len(data)} bytes are more than the {_CONTENT_LIMIT} that a plan carries"
-        raise Preflight(what, remedy="put it into the object store, and name that as object")
+        what = f"{params.path}: {len(data)} bytes exceed the {_CONTENT_LIMIT} bytes of a file in a plan"
+        raise Preflight(what, remedy="upload the file to the object store, and set object to its name")
     return _rendered(ctx, params, data) if template else data
 
 
@@ -83,7 +85,7 @@ def _state_of(before: dict[str, Any]) -> State | None:
 
 
 class _Deployed:
-    """What was deployed last under a path of this host, or of a container on it."""
+    """The record of the last deployment to a path of this host, or of a container on it."""
 
     def __init__(self, ctx: Context, path: str) -> None:
         name = sha(f"{ctx.container}\0{path}".encode())
@@ -115,7 +117,7 @@ class _Deployed:
 
 @implements(DEPLOY)
 class Deploy(Implementation[DeployParams]):
-    """Compares what is on disk, not what was deployed last, so that drift is repaired."""
+    """Writes a file if the one on disk differs, so that drift is repaired."""
 
     def before(self, ctx: Context, params: DeployParams) -> dict[str, Any]:
         machine = machine_of(ctx)
@@ -139,7 +141,7 @@ class Deploy(Implementation[DeployParams]):
             try:
                 machine.write(path, data, wanted)
             except Preflight:
-                machine.remove_folders(before["made"])  # so that nothing was touched indeed
+                machine.remove_folders(before["made"])  # nothing was changed
                 raise
         _Deployed(ctx, path).note(ctx, path, wanted)
         result = wanted.as_json() | {"path": path, "mode": f"{wanted.mode:04o}"}
@@ -152,7 +154,7 @@ class Deploy(Implementation[DeployParams]):
         now = found[0] if found else None
         wanted = _wanted(machine, params, data, now)
         if wanted == now:
-            return Prediction(f"{path} is as it should be", changed=False)
+            return Prediction(f"{path} is up to date", changed=False)
         if now is None:
             return Prediction(f"would create {path} ({wanted.size} bytes)", undo=f"remove {path}")
         what = ", ".join(_differences(now, wanted))
@@ -172,17 +174,17 @@ class Deploy(Implementation[DeployParams]):
                 foreign = (now.mode, now.uid, now.gid) != made
             if foreign:
                 raise OperationError(
-                    f"{path} was changed by somebody else since",
-                    remedy="look at it, then longshore runs resolve --undone",
+                    f"{path} was changed outside of this run",
+                    remedy="check the file, then run: longshore runs resolve --undone",
                 )
-            _bring_back(machine, path, was, kept)
+            _restore(machine, path, was, kept)
         machine.remove_folders(before.get("made", []))
         kept.forget()
         _Deployed(ctx, path).restore(before.get("deployed"))
         return Outcome(changed=changed)
 
 
-def _bring_back(machine: Machine, path: str, was: State | None, kept: Backups) -> None:
+def _restore(machine: Machine, path: str, was: State | None, kept: Backups) -> None:
     if was is None:
         machine.remove(path)
         return
@@ -204,7 +206,7 @@ def _differences(now: State, wanted: State) -> list[str]:
 
 @implements(UNDEPLOY)
 class Undeploy(Implementation[UndeployParams]):
-    """See its schema."""
+    """Removes a file; the undo restores it."""
 
     def before(self, ctx: Context, params: UndeployParams) -> dict[str, Any]:
         found = machine_of(ctx).read(params.path)
@@ -222,8 +224,8 @@ class Undeploy(Implementation[UndeployParams]):
 
     def predict(self, ctx: Context, params: UndeployParams) -> Prediction:
         if machine_of(ctx).read(params.path) is None:
-            return Prediction(f"{params.path} is not there", changed=None if ctx.has_upstream else False)
-        return Prediction(f"would remove {params.path}", undo="bring it back")
+            return Prediction(f"{params.path} does not exist", changed=None if ctx.has_upstream else False)
+        return Prediction(f"would remove {params.path}", undo="restore the file")
 
     def undo(
         self, ctx: Context, params: UndeployParams, before: dict[str, Any], data: dict[str, Any] | None
@@ -234,15 +236,18 @@ class Undeploy(Implementation[UndeployParams]):
             kept.forget()
             return Outcome(changed=False)
         if found is not None:
-            raise OperationError(f"there is another file at {params.path} now")
-        _bring_back(machine, params.path, was, kept)
+            raise OperationError(
+                f"{params.path} was created outside of this run",
+                remedy="check the file, then run: longshore runs resolve --undone",
+            )
+        _restore(machine, params.path, was, kept)
         kept.forget()
         return Outcome(changed=True)
 
 
 @implements(STATUS)
 class Status(ReadOnly[StatusParams]):
-    """See its schema."""
+    """Compares a file with its last deployment."""
 
     def act(self, ctx: Context, params: StatusParams, before: dict[str, Any]) -> Outcome:
         found = machine_of(ctx).read(params.path)
@@ -255,7 +260,7 @@ class Status(ReadOnly[StatusParams]):
         return Outcome(changed=False, data=data)
 
     def predict(self, ctx: Context, params: StatusParams) -> Prediction:
-        return Prediction(f"would look at {params.path}", changed=False)
+        return Prediction(f"would read the state of {params.path}", changed=False)
 
 
 def _given(ctx: Context, params: UploadParams | ChangedParams) -> bytes:
@@ -264,7 +269,7 @@ def _given(ctx: Context, params: UploadParams | ChangedParams) -> bytes:
 
 @implements(UPLOAD)
 class Upload(Implementation[UploadParams]):
-    """See its schema."""
+    """Stores an object; the undo restores the former one."""
 
     def before(self, ctx: Context, params: UploadParams) -> dict[str, Any]:
         found = ctx.objects().get(params.name)
@@ -282,7 +287,7 @@ class Upload(Implementation[UploadParams]):
             if found is not None and found.sha256 != before["sha256"] and not params.force:
                 raise _taken(params.name)
             if not objects.put(params.name, entry, was=found.sha256 if found else None):
-                raise Transient(f"object {params.name!r} was replaced by somebody else at the same moment")
+                raise Transient(f"object {params.name!r} was replaced by another run at the same moment")
         data = {"name": params.name, "sha256": entry.sha256, "size": entry.size, "content_type": entry.content_type}
         was = (before["sha256"], before.get("content_type"))
         return Outcome(changed=was != (entry.sha256, entry.content_type), data=data)
@@ -291,11 +296,11 @@ class Upload(Implementation[UploadParams]):
         found = ctx.objects().get(params.name)
         digest = sha(_given(ctx, params))
         if found is None:
-            return Prediction(f"would store {params.name}", undo=f"take {params.name} away")
+            return Prediction(f"would store {params.name}", undo=f"remove {params.name}")
         if (found.sha256, found.content_type) == (digest, params.content_type):
-            return Prediction(f"the store has {params.name} just so", changed=False)
+            return Prediction(f"the object store has this {params.name}", changed=False)
         impossible = None if params.force or found.sha256 == digest else str(_taken(params.name))
-        return Prediction(f"would replace {params.name}", undo=f"bring {found.sha256[:12]} back", impossible=impossible)
+        return Prediction(f"would replace {params.name}", undo=f"restore {found.sha256[:12]}", impossible=impossible)
 
     def undo(self, ctx: Context, params: UploadParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         objects, digest = ctx.objects(), sha(_given(ctx, params))
@@ -306,21 +311,24 @@ class Upload(Implementation[UploadParams]):
             objects.forget(ctx.op_id)
             return Outcome(changed=False)
         if now not in {digest, None}:
-            raise OperationError(f"object {params.name!r} was replaced by somebody else since")
+            raise OperationError(
+                f"object {params.name!r} was replaced outside of this run",
+                remedy="check the object, then run: longshore runs resolve --undone",
+            )
         former = objects.kept(ctx.op_id) if before["sha256"] else None
         if not objects.put(params.name, former, was=now):
-            raise Transient(f"object {params.name!r} was replaced by somebody else at the same moment")
+            raise Transient(f"object {params.name!r} was replaced by another run at the same moment")
         objects.forget(ctx.op_id)
         return Outcome(changed=True)
 
 
 def _taken(name: str) -> Preflight:
-    return Preflight(f"object {name!r} is there with other bytes", remedy="choose another name, or say force: true")
+    return Preflight(f"object {name!r} exists with different bytes", remedy="choose another name, or set force: true")
 
 
 @implements(CHANGED)
 class Changed(ReadOnly[ChangedParams]):
-    """See its schema."""
+    """Compares content with an object of the store."""
 
     def act(self, ctx: Context, params: ChangedParams, before: dict[str, Any]) -> Outcome:
         digest = sha(_given(ctx, params))
@@ -329,4 +337,4 @@ class Changed(ReadOnly[ChangedParams]):
         return Outcome(changed=False, data={"name": params.name, "differs": differs, "sha256": digest})
 
     def predict(self, ctx: Context, params: ChangedParams) -> Prediction:
-        return Prediction(f"would compare it with what the store has as {params.name}", changed=False)
+        return Prediction(f"would compare the content with object {params.name}", changed=False)

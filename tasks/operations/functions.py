@@ -1,4 +1,4 @@
-"""An application's own operations, carried out."""
+"""The implementation of operations that an application defines by functions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from longshore.tasks.implementation import (
 
 @implements_functions
 class FunctionImplementation(Implementation[Params]):
-    """The port, filled by functions."""
+    """Calls an application's functions for each call of the port."""
 
     def __init__(self, operation: Operation, functions: Functions) -> None:
         self.operation = operation
@@ -51,39 +51,39 @@ class FunctionImplementation(Implementation[Params]):
         if self._functions.predict is None:
             changed = False if self._functions.read_only else None
             return Prediction(f"would call {self.operation.name}", changed=changed, undo=self._functions.undo_by)
-        said = self._call(self._functions.predict, ctx, params)
-        return said if isinstance(said, Prediction) else Prediction(str(said), changed=None)
+        predicted = self._call(self._functions.predict, ctx, params)
+        return predicted if isinstance(predicted, Prediction) else Prediction(str(predicted), changed=None)
 
     def undo(self, ctx: Context, params: Params, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         if self._functions.undo is not None:
             return self._outcome(self._call(self._functions.undo, ctx, params, before=before, data=data))
         name = self._functions.undo_by
         if name is None:
-            raise OperationError(f"{self.operation.name} has no undo")
+            raise OperationError(f"{self.operation.name} has no undo", remedy="give the step an undo")
         operation = find(name)
-        said = params.model_dump()
-        # What was recorded holds no secret; where it held one, it cannot be gone back to.
-        known = said | before | (data or {}) | {key: said[key] for key in self.operation.secrets}
+        dumped = params.model_dump()
+        # Records are redacted: a value that contained a secret cannot be restored.
+        known = dumped | before | (data or {}) | {key: dumped[key] for key in self.operation.secrets}
         given = {key: known[key] for key in operation.params.model_fields if key in known}
         if hidden := [
             key for key, value in given.items() if key not in self.operation.secrets and HIDDEN in str(value)
         ]:
-            raise OperationError(f"its undo {name} needs {hidden[0]}, which held a secret and was not kept")
+            raise OperationError(f"the undo {name} needs {hidden[0]}, which contained a secret and was not recorded")
         try:
             values = operation.params.model_validate(given)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise OperationError(
-                f"its undo {name} needs {where}, which the step did not record: {plain(first['msg'])}"
+                f"the undo {name} needs {where}, which the step did not record: {plain(first['msg'])}"
             ) from None
         done = implementation(name)
-        # Another key: whoever knows the act by its key must not take this for a repetition of it.
+        # The undo has its own idempotency key, so that no service takes it for a repetition of the act.
         own = replace(ctx, step=f"{ctx.step}@undo")
         return done.act(own, values, done.before(own, values))
 
     def _call(self, function: Callable[..., Any], ctx: Context, params: Params, **more: Any) -> Any:
-        """Call it with what it names."""
+        """Call a function with the parameters that its signature names."""
         known: dict[str, Any] = {name: getattr(params, name) for name in type(params).model_fields} | more
         wanted = inspect.signature(function).parameters
         context = context_parameter(function)
@@ -97,10 +97,10 @@ class FunctionImplementation(Implementation[Params]):
         except self._functions.retry_on as error:
             raise Transient(f"{type(error).__name__}: {error}") from error
         except SystemExit as error:
-            raise OperationError(f"it wanted to end the process: SystemExit({error})") from error
+            raise OperationError(f"{self.operation.name} called sys.exit: SystemExit({error})") from error
 
     def _outcome(self, value: Any) -> Outcome:
-        """What the function gave back, as it is recorded."""
+        """The outcome from a function's return value."""
         changes = not self._functions.read_only
         if isinstance(value, Outcome):
             return value

@@ -1,4 +1,4 @@
-"""`network.dns.*` and `network.ping`: names and reachability, as the machine itself sees them."""
+"""`network.dns.*` and `network.ping`: name servers and reachability on the step's machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PATH = "/etc/resolv.conf"
 
 
 def _lists(text: str) -> tuple[list[str], list[str]]:
-    """Servers and search domains; of several lines with domains the last one counts."""
+    """Servers and search domains; the last line with domains counts."""
     servers: list[str] = []
     domains: list[str] = []
     for line in text.splitlines():
@@ -38,7 +38,7 @@ def _lists(text: str) -> tuple[list[str], list[str]]:
 
 @implements(DNS_GET)
 class DnsGet(ReadOnly[DnsParams]):
-    """See its schema."""
+    """Reads the name servers and search domains."""
 
     def act(self, ctx: Context, params: DnsParams, before: dict[str, Any]) -> Outcome:
         servers, domains = _lists(machine_of(ctx).text(_PATH) or "")
@@ -50,7 +50,10 @@ class DnsGet(ReadOnly[DnsParams]):
 
 @implements(DNS_UPDATE)
 class DnsUpdate(Implementation[DnsUpdateParams]):
-    """The file's other lines stay. A container's is a mount, which cannot be replaced but can be written."""
+    """Changes name servers and search domains, and keeps the other lines.
+
+    In a container the file is a mount, which can be written but not replaced.
+    """
 
     def before(self, ctx: Context, params: DnsUpdateParams) -> dict[str, Any]:
         found = self._read(machine_of(ctx))
@@ -74,8 +77,8 @@ class DnsUpdate(Implementation[DnsUpdateParams]):
         found = self._read(machine_of(ctx))
         now = found[1].decode(errors="replace") if found else ""
         if self._wanted(params, now) == now:
-            return Prediction(f"{_PATH} is as it should be", changed=False)
-        return Prediction(f"would change {_PATH}", undo="bring its bytes back")
+            return Prediction(f"{_PATH} is up to date", changed=False)
+        return Prediction(f"would change {_PATH}", undo="restore its bytes")
 
     def undo(
         self, ctx: Context, params: DnsUpdateParams, before: dict[str, Any], data: dict[str, Any] | None
@@ -89,7 +92,10 @@ class DnsUpdate(Implementation[DnsUpdateParams]):
             return Outcome(changed=False)
         kept_text = kept.bytes_of(was.sha256, _PATH).decode(errors="replace") if was is not None else ""
         if now is not None and now != sha(self._wanted(params, kept_text).encode()):
-            raise OperationError(f"{_PATH} was changed by somebody else since")
+            raise OperationError(
+                f"{_PATH} was changed outside of this run",
+                remedy="check the file, then run: longshore runs resolve --undone",
+            )
         if was is None:
             machine.remove(_PATH)
         else:
@@ -103,8 +109,8 @@ class DnsUpdate(Implementation[DnsUpdateParams]):
             return machine.read(_PATH)
         except Preflight as error:
             if "link" in error.message:
-                what = f"{_PATH} is a link: a program of this machine's writes it"
-                raise Preflight(what, remedy="set the name servers by that program") from error
+                what = f"{_PATH} is a link: another program writes it"
+                raise Preflight(what, remedy="set the name servers with that program") from error
             raise
 
     @staticmethod
@@ -125,7 +131,7 @@ class DnsUpdate(Implementation[DnsUpdateParams]):
         except OperationError as error:
             if "busy" not in error.message.lower():
                 raise
-            # It is a mount of the container's: its bytes are all that can be changed.
+            # In a container the file is a mount, of which only the bytes can change.
             done = machine.run(Program(["/bin/sh", "-c", f"cat >{_PATH}"], machine.environment(), stdin=data))
             if done.exit_code:
                 raise OperationError(f"{_PATH}: {done.stderr.strip()}") from error
@@ -137,7 +143,7 @@ _TIMES = re.compile(r"= ([\d.]+)/([\d.]+)/([\d.]+)")
 
 @implements(PING)
 class Ping(ReadOnly[PingParams]):
-    """See its schema."""
+    """Sends ICMP echo requests with the ping program."""
 
     def act(self, ctx: Context, params: PingParams, before: dict[str, Any]) -> Outcome:
         machine = machine_of(ctx)
@@ -149,8 +155,8 @@ class Ping(ReadOnly[PingParams]):
             raise Preflight(f"this machine has no ping: {error.message}", remedy="install iputils-ping") from error
         counts = _COUNTS.search(done.stdout)
         if counts is None:
-            said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:] or [f"exit code {done.exit_code}"]
-            raise (Transient if "temporary" in said[0].lower() else OperationError)(f"ping {params.address}: {said[0]}")
+            why = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:] or [f"exit code {done.exit_code}"]
+            raise (Transient if "temporary" in why[0].lower() else OperationError)(f"ping {params.address}: {why[0]}")
         sent, received = int(counts[1]), int(counts[2])
         loss = round(100 * (1 - received / sent), 1) if sent else 100.0
         data: dict[str, Any] = {"packets_sent": sent, "packets_received": received, "packet_loss": loss}
@@ -162,7 +168,7 @@ class Ping(ReadOnly[PingParams]):
 
     @staticmethod
     def _target(ctx: Context, params: PingParams) -> str:
-        """The address that was checked; inside a container its own name, which is resolved there."""
+        """The checked address; for a container the name, which the container resolves."""
         name = addresses.host(params.address)
         addresses.check(name)
         if ctx.container:

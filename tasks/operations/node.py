@@ -1,4 +1,4 @@
-"""`node.*`: what a machine is and how it stands, out of the files and programs that say so there."""
+"""`node.*`: system information and load of the step's machine, from its files and programs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from longshore.tasks.implementation import Context, Outcome, Prediction, ReadOnl
 def _text(machine: Machine, path: str) -> str:
     found = machine.text(path)
     if found is None:
-        raise OperationError(f"{path} cannot be read")
+        raise OperationError(f"{path} is missing or unreadable")
     return found
 
 
-def _said(machine: Machine, *argv: str) -> str:
+def _output_of(machine: Machine, *argv: str) -> str:
     done = machine.run(Program(argv, machine.environment(), timeout=10.0))
     if done.exit_code:
-        raise OperationError(f"{' '.join(argv)} ended with exit code {done.exit_code}: {done.stderr.strip()}")
+        raise OperationError(f"{' '.join(argv)} exited with code {done.exit_code}: {done.stderr.strip()}")
     return done.stdout
 
 
@@ -37,7 +37,7 @@ def system(machine: Machine) -> dict[str, str]:
             pairs = (line.partition("=") for line in found.splitlines() if "=" in line)
             words = {key: value.strip().strip("\"'") for key, _, value in pairs}
             break
-    kernel, _, architecture = _said(machine, "uname", "-r", "-m").strip().rpartition(" ")
+    kernel, _, architecture = _output_of(machine, "uname", "-r", "-m").strip().rpartition(" ")
     return {
         "distribution": words.get("ID", "unknown"),
         "version": words.get("VERSION_ID", ""),
@@ -48,7 +48,7 @@ def system(machine: Machine) -> dict[str, str]:
 
 
 def disks(machine: Machine, path: str | None = None) -> list[dict[str, Any]]:
-    """As `df` says them. One that cannot be looked at is left out by df itself, which ends with 1 then."""
+    """The file systems in the output of `df`, which omits unreadable ones and then exits with 1."""
     argv = ["df", "-P", "-k", *([path] if path else [])]
     done = machine.run(Program(argv, machine.environment() | {"LC_ALL": "C"}, timeout=10.0))
     found = []
@@ -59,7 +59,7 @@ def disks(machine: Machine, path: str | None = None) -> list[dict[str, Any]]:
             entry = {"filesystem": words[0], "mount": words[5]}
             found.append(entry | {"total": total, "used": used, "available": available})
     if path and not found:
-        raise Preflight(f"{path}: {done.stderr.strip() or 'is on no file system that has a size'}")
+        raise Preflight(f"{path}: {done.stderr.strip() or 'not on a file system with a size'}")
     return found
 
 
@@ -83,89 +83,89 @@ def load(machine: Machine) -> dict[str, Any]:
     return {"load1": float(one), "load5": float(five), "load15": float(fifteen), "cpus": cpus}
 
 
-class _Asks(ReadOnly[Any]):
-    """Asks the machine."""
+class _MachineQuery(ReadOnly[Any]):
+    """The base of read-only queries of the machine."""
 
     what = ""
 
-    def look(self, ctx: Context, machine: Machine, params: Any) -> dict[str, Any]:
+    def query(self, ctx: Context, machine: Machine, params: Any) -> dict[str, Any]:
         raise NotImplementedError
 
     def act(self, ctx: Context, params: Any, before: dict[str, Any]) -> Outcome:
-        return Outcome(changed=False, data=self.look(ctx, machine_of(ctx), params))
+        return Outcome(changed=False, data=self.query(ctx, machine_of(ctx), params))
 
     def predict(self, ctx: Context, params: Any) -> Prediction:
         where = f" of container {ctx.container}" if ctx.container else ""
-        return Prediction(f"would look at the {self.what}{where}", changed=False)
+        return Prediction(f"would read the {self.what}{where}", changed=False)
 
 
 @implements(node.HOSTNAME)
-class Hostname(_Asks):
-    """See its schema."""
+class Hostname(_MachineQuery):
+    """Reads the host name and the labels."""
 
     what = "name"
 
-    def look(self, ctx: Context, machine: Machine, params: Any) -> dict[str, Any]:
+    def query(self, ctx: Context, machine: Machine, params: Any) -> dict[str, Any]:
         return {"hostname": hostname(machine), "labels": dict(ctx.host.labels)}
 
 
 @implements(node.OS)
-class Os(_Asks):
-    """See its schema."""
+class Os(_MachineQuery):
+    """Reads the distribution and the kernel."""
 
     what = "distribution and kernel"
 
-    def look(self, ctx: Context, machine: Machine, params: Any) -> dict[str, Any]:
+    def query(self, ctx: Context, machine: Machine, params: Any) -> dict[str, Any]:
         return system(machine)
 
 
 @implements(node.DISK)
-class Disk(_Asks):
-    """See its schema."""
+class Disk(_MachineQuery):
+    """Reads the sizes of the file systems."""
 
     what = "disks"
 
-    def look(self, ctx: Context, machine: Machine, params: DiskParams) -> dict[str, Any]:
+    def query(self, ctx: Context, machine: Machine, params: DiskParams) -> dict[str, Any]:
         return {"disks": disks(machine, params.path)}
 
 
 @implements(node.MEMORY)
-class Memory(_Asks):
-    """See its schema."""
+class Memory(_MachineQuery):
+    """Reads the sizes of memory and swap."""
 
     what = "memory"
 
-    def look(self, ctx: Context, machine: Machine, params: Any) -> dict[str, Any]:
+    def query(self, ctx: Context, machine: Machine, params: Any) -> dict[str, Any]:
         return dict(memory(machine))
 
 
 @implements(node.UPTIME)
-class Uptime(_Asks):
-    """See its schema."""
+class Uptime(_MachineQuery):
+    """Reads the seconds since the machine's start."""
 
-    what = "time since its start"
+    what = "uptime"
 
-    def look(self, ctx: Context, machine: Machine, params: Any) -> dict[str, Any]:
+    def query(self, ctx: Context, machine: Machine, params: Any) -> dict[str, Any]:
         return {"uptime_s": uptime(machine)}
 
 
 @implements(node.LOAD)
-class Load(_Asks):
-    """See its schema."""
+class Load(_MachineQuery):
+    """Reads the load averages and the number of CPUs."""
 
     what = "load"
 
-    def look(self, ctx: Context, machine: Machine, params: Any) -> dict[str, Any]:
+    def query(self, ctx: Context, machine: Machine, params: Any) -> dict[str, Any]:
         return load(machine)
 
 
 @implements(node.STATUS)
-class Status(_Asks):
-    """See its schema."""
+class Status(_MachineQuery):
+    """Reads all values of the other node operations."""
 
     what = "state"
 
-    def look(self, ctx: Context, machine: Machine, params: Any) -> dict[str, Any]:
+    def query(self, ctx: Context, machine: Machine, params: Any) -> dict[str, Any]:
         return {
             "hostname": hostname(machine),
             "os": system(machine),

@@ -1,4 +1,4 @@
-"""`noop.execute`: what it is told, and nothing else."""
+"""`noop.execute`: a step without effects, for tests and examples."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from longshore.tasks.implementation import Context, Implementation, Outcome, Pre
 
 @implements(NOOP)
 class Noop(Implementation[NoopParams]):
-    """Sleeps, fails, and gives data as told. There is nothing to take back."""
+    """Sleeps, fails or returns data as its parameters specify. The undo has no effect."""
 
     def act(self, ctx: Context, params: NoopParams, before: dict[str, Any]) -> Outcome:
         if params.sleep:
             ctx.sleep(params.sleep)
         if params.fail:
-            raise Unsuccessful(params.fail if isinstance(params.fail, str) else "told to fail")
+            raise Unsuccessful(params.fail if isinstance(params.fail, str) else "fail is set")
         return Outcome(changed=params.changed, data=dict(params.data))
 
     def predict(self, ctx: Context, params: NoopParams) -> Prediction:
         if params.fail:
-            return Prediction("would fail, as told", changed=False)
-        return Prediction("would do nothing", changed=params.changed, undo="nothing to take back")
+            return Prediction("would fail: fail is set", changed=False)
+        return Prediction("would do nothing", changed=params.changed, undo="nothing to undo")
 
     def undo(self, ctx: Context, params: NoopParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         return Outcome(changed=False)

@@ -1,6 +1,6 @@
-"""Operations that begin something and then wait without a worker: a person, a child run, somebody's task.
+"""Operations that wait without a worker for an external end: an approval, a child run, a task of an application.
 
-`park` begins it and says what is waited for; how it ends is `longshore.tasks.control.external_waits`'s part.
+`park` starts the external work and returns its wait; `longshore.tasks.control.external_waits` completes the step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from longshore.tasks.loaded_runs import Loaded
 
 @implements(APPROVAL)
 class Approval(WaitingImplementation[ApprovalParams]):
-    """A decision of a person's: `longshore runs approve RUN STEP [--reject]`."""
+    """Waits for an approval: `longshore runs approve RUN STEP [--reject]`."""
 
     def park(self, place: WaitContext, params: ApprovalParams) -> ExternalWait:
         seconds = params.timeout if place.timeout is None else min(place.timeout, params.timeout)
@@ -43,7 +43,7 @@ class Approval(WaitingImplementation[ApprovalParams]):
 
 @implements(RUN)
 class SubPlan(WaitingImplementation[RunParams]):
-    """A child run."""
+    """Starts a child run and waits for its end."""
 
     def park(self, place: WaitContext, params: RunParams) -> ExternalWait:
         plan, body = _child(place.loaded, place.plan.steps[index_of(place.step_id)].name, params)
@@ -56,12 +56,13 @@ class SubPlan(WaitingImplementation[RunParams]):
         child_id = child_run(place.run_id, place.name)
         state = place.store.state(child_id)
         if place.epoch and state in {RunState.UNDONE, RunState.UNDO_FAILED}:
-            # What was taken back is done anew, in a run of its own.
+            # An undone child is replaced by a new run.
             child_id = child_run(place.run_id, f"{place.name}.{place.epoch}")
             state = place.store.state(child_id)
-        there = Admission(place.store).submit(child_id, body, bounded=False)
-        if there is not None and (there["digest"], there.get("instance_id")) != (body["digest"], body["instance_id"]):
-            raise OperationError(f"the child's run id {child_id} is taken by another run")
+        existing = Admission(place.store).submit(child_id, body, bounded=False)
+        ours = (body["digest"], body["instance_id"])
+        if existing is not None and (existing["digest"], existing.get("instance_id")) != ours:
+            raise OperationError(f"another run has the child's run id {child_id}", remedy="start under a new run id")
         info: dict[str, Any] = {"child": child_id}
         if place.epoch and state in {RunState.FAILED, RunState.PARTIAL}:
             info["resumed"] = self._resumed(place, child_id)
@@ -70,7 +71,7 @@ class SubPlan(WaitingImplementation[RunParams]):
 
     @staticmethod
     def _resumed(place: WaitContext, child_id: str) -> str:
-        """Ask the child to go on where it failed, as its parent does; the command's id."""
+        """Resume the child like its parent, and return the command's id."""
         return place.store.command(child_id, "resume", reason=f"run {place.run_id} was resumed")
 
     def park_undo(self, place: WaitContext, params: RunParams, info: dict[str, Any]) -> ExternalWait | None:
@@ -78,18 +79,18 @@ class SubPlan(WaitingImplementation[RunParams]):
         fields = place.store.fields(child_id)
         if not fields and place.store.body(child_id) is None:
             return None
-        # What is asked of the child is asked once this is parked, and again by whoever finds it so.
+        # The undo of the child is requested after this step is parked, and again by each later delivery.
         epoch = int(fields.get("epoch", 0))
         seconds = place.store.settings.undo_timeout
         return ExternalWait(seconds, {"child": child_id, "epoch": epoch}, f"the undo of run {child_id}")
 
     def predict(self, ctx: Context, params: RunParams) -> Prediction:
         name = params.plan if isinstance(params.plan, str) else params.plan.get("name", "")
-        return Prediction(f"would run the plan {name}", changed=None, undo="what its run did")
+        return Prediction(f"would run the plan {name}", changed=None, undo="undo the child run")
 
 
 def child_run(run_id: str, name: str) -> str:
-    """The id of a child: the parent's and the step's, shortened where it would be too long for an id."""
+    """The id of a child run: the parent's id and the step's name, shortened to the maximum length."""
     plain = f"{run_id}.{name}"
     if len(plain) <= 128:
         return plain
@@ -97,7 +98,7 @@ def child_run(run_id: str, name: str) -> str:
 
 
 def _child(loaded: Loaded, step: str, params: RunParams) -> tuple[Plan, dict[str, Any]]:
-    """The child's plan as it was when the parent was started, and its request."""
+    """The child's plan as of the start of its parent, and its request."""
     kept = json.loads(base64.b64decode(loaded.contents[subplans.key(step)]))
     plan = Plan.model_validate(kept["plan"])
     try:
@@ -116,14 +117,16 @@ def _child(loaded: Loaded, step: str, params: RunParams) -> tuple[Plan, dict[str
 
 @implements(CELERY)
 class ForeignTask(WaitingImplementation[TaskParams]):
-    """An application's task, sent to the application's workers with a word to send when it has ended."""
+    """Enqueues an application's task with a callback message for its end, and waits for the end."""
 
     def park(self, place: WaitContext, params: TaskParams) -> ExternalWait:
         task_id = f"{place.run_id}.{place.name}{'@undo' if place.side else ''}.{place.attempt}"
-        told = (place.run_id, place.step_id, place.side, place.fence)
-        place.canvas(place.run_id, None).send_task(params.task, params.args, params.kwargs, params.queue, task_id, told)
+        callback = (place.run_id, place.step_id, place.side, place.fence)
+        place.canvas(place.run_id, None).send_task(
+            params.task, params.args, params.kwargs, params.queue, task_id, callback
+        )
         seconds = place.timeout or place.store.settings.step_timeout
         return ExternalWait(seconds, {"task": task_id, "seconds": seconds}, f"task {params.task}")
 
     def predict(self, ctx: Context, params: TaskParams) -> Prediction:
-        return Prediction(f"would send the task {params.task} to the queue {params.queue}", changed=None)
+        return Prediction(f"would enqueue task {params.task} in queue {params.queue}", changed=None)

@@ -67,7 +67,7 @@ def test_the_undo_of_a_release_brings_back_configuration_images_and_what_ran(tri
     # When the release is made
     up = trio.up()
     foretold = up.predict()
-    assert foretold.undo == "bring back the former configuration and images"
+    assert foretold.undo == "restore the former configuration and images"
     outcome = up.act()
 
     # Then all is new
@@ -176,13 +176,13 @@ def test_a_service_that_does_not_get_well_fails_the_step_and_the_undo_heals(stac
 
 def test_a_service_that_dies_a_moment_later_is_not_taken_for_well(stack: Stack) -> None:
     stack.write(web={"command": ["sh", "-c", "sleep 1; echo out of luck >&2; exit 4"]})
-    with pytest.raises(OperationError, match=r"web-1 ended with 4: out of luck"):
+    with pytest.raises(OperationError, match=r"web-1 exited with code 4: out of luck"):
         stack.up(min_healthy_time="2s").act()
 
 
 def test_a_service_that_keeps_crashing_fails_at_the_deadline(stack: Stack) -> None:
     stack.write(web={"command": ["false"], "restart": "always"})
-    with pytest.raises(OperationError, match=r"not well after 2 s.*web-1"):
+    with pytest.raises(OperationError, match=r"not healthy after 2 s.*web-1"):
         stack.up(healthy_deadline="2s", min_healthy_time="1s").act()
 
 
@@ -219,7 +219,7 @@ def test_undo_leaves_what_somebody_else_has_changed_since(stack: Stack) -> None:
     stack.up(services=["web"]).act()
     ids = stack.ids()
 
-    with pytest.raises(OperationError, match=r"service web of project .* was changed by somebody else"):
+    with pytest.raises(OperationError, match=r"service web of project .* was changed outside of this run"):
         up.undo()
     assert stack.ids() == ids
 
@@ -418,7 +418,7 @@ def test_start_starts_what_a_service_depends_on_too(stack: Stack) -> None:
 def test_a_project_or_a_service_that_is_not_there_is_one_clear_error(stack: Stack, verb: str) -> None:
     nothing = stack.other(verb)
     assert nothing.predict().impossible
-    with pytest.raises(Preflight, match=f"no containers of project {stack.name}"):
+    with pytest.raises(Preflight, match=f"project {stack.name} has no containers"):
         _ = nothing.before
     stack.up(services=["db"]).act()
     with pytest.raises(Preflight, match="no container of service 'web'"):

@@ -31,9 +31,9 @@ assert stack
         ({"privileged": True}, "privileged: true"),
         ({"pid": "host"}, "pid: host"),
         ({"cap_add": ["SYS_ADMIN"]}, "SYS_ADMIN"),
-        ({"volumes": ["/:/host"]}, "root on the host"),
-        ({"volumes": [{"type": "bind", "source": "/srv/..", "target": "/host"}]}, "root on the host"),
-        ({"volumes": ["/var/run/docker.sock:/var/run/docker.sock"]}, "root on the host"),
+        ({"volumes": ["/:/host"]}, "root access to the host"),
+        ({"volumes": [{"type": "bind", "source": "/srv/..", "target": "/host"}]}, "root access to the host"),
+        ({"volumes": ["/var/run/docker.sock:/var/run/docker.sock"]}, "root access to the host"),
     ],
 )
 def test_a_stack_that_is_root_on_the_host_is_not_brought_up(
@@ -56,12 +56,12 @@ def test_a_container_is_not_given_the_hosts_root_nor_an_image_that_is_not_listed
     mount = {"type": "bind", "source": "/", "target": "/host"}
     for operation in ("docker.create.execute", "docker.run.execute"):
         made = step(operation, image=IMAGE, command=["true"], volumes=[mount])
-        with pytest.raises(NotAllowed, match="root on the host"):
+        with pytest.raises(NotAllowed, match="root access to the host"):
             made.act()
-        with pytest.raises(NotAllowed, match="root on the host"):
+        with pytest.raises(NotAllowed, match="root access to the host"):
             made.predict()  # a rehearsal says what the real one would
     disguised = {"type": "none", "o": "bind", "device": "/"}
-    with pytest.raises(NotAllowed, match="root on the host"):
+    with pytest.raises(NotAllowed, match="root access to the host"):
         step("docker.volume-create.execute", name="los-disguised", options=disguised).act()
     monkeypatch.setenv("LONGSHORE_ALLOWED_IMAGES", "shop/*")
     get_settings.cache_clear()
@@ -81,7 +81,7 @@ def test_what_a_worker_refuses_fails_the_step_touches_nothing_and_stands_in_the_
         place.worker("one", "-c", "2").start()
         for name, op, given, word in (
             ("bind", "docker.run.execute", {"image": IMAGE, "command": ["true"],
-             "volumes": [{"type": "bind", "source": "/", "target": "/host"}]}, "root on the host"),
+             "volumes": [{"type": "bind", "source": "/", "target": "/host"}]}, "root access to the host"),
             ("path", "file.deploy.execute", {"path": "/etc/los-evil", "content": "x"}, "ALLOWED_ROOTS"),
             ("operation", "command.exec.execute", {"argv": ["true"]}, "ALLOWED_OPERATIONS"),
             ("template", "file.deploy.execute", {"path": upwards, "content": "x"}, "has a .. in it"),
@@ -116,9 +116,9 @@ def test_no_way_through_a_projects_files_leads_to_the_workers_own_access(
     assert "depends on a variable" in str(refused.value)
     assert "swordfish" not in str(refused.value)
     assert not stack.ids()
-    # Without a variable it is not even read, where it lies outside.
+    # Without a variable it is not even read, where it is outside.
     stack.write(web={"env_file": ["/proc/self/environ"]})
-    with pytest.raises(NotAllowed, match="lies outside"):
+    with pytest.raises(NotAllowed, match="is outside"):
         stack.up().act()
 
 

@@ -276,8 +276,8 @@ def test_the_undo_of_stop_pauses_again_what_was_paused(
 @pytest.mark.parametrize("verb", ["start", "stop"])
 def test_a_container_that_is_not_there_is_one_clear_error(step: MakeStep, verb: str) -> None:
     missing = step(f"docker.{verb}.execute", container="lst-nobody")
-    assert missing.predict().impossible == "there is no container 'lst-nobody'"
-    with pytest.raises(Preflight, match="there is no container 'lst-nobody'"):
+    assert missing.predict().impossible == "container 'lst-nobody' does not exist"
+    with pytest.raises(Preflight, match="container 'lst-nobody' does not exist"):
         _ = missing.before
     later = step(f"docker.{verb}.execute", {"has_upstream": True}, container="lst-nobody").predict()
     assert (later.changed, later.impossible) == (None, None)
@@ -334,7 +334,7 @@ def test_the_undo_of_remove_does_not_push_aside_a_new_container(
     new = step("docker.create.execute", image=IMAGE, name=name)
     new.act()
 
-    with pytest.raises(OperationError, match="was given to another container"):
+    with pytest.raises(OperationError, match="another container has taken the name"):
         remove.undo()
     new.undo()
     assert remove.undo().changed
@@ -424,11 +424,11 @@ def _swallow(act: Callable[[], object]) -> None:
 
 def test_a_run_that_fails_says_why_and_only_a_retry_runs_it_again(step: MakeStep) -> None:
     run = step("docker.run.execute", image=IMAGE, command=["sh", "-c", "echo no space >&2; exit 3"])
-    with pytest.raises(OperationError, match="ended with 3: no space") as first:
+    with pytest.raises(OperationError, match="exited with code 3: no space") as first:
         run.act()
-    with pytest.raises(OperationError, match="ended with 3") as late:
+    with pytest.raises(OperationError, match="exited with code 3") as late:
         run.act()
-    with pytest.raises(OperationError, match="ended with 3") as retried:
+    with pytest.raises(OperationError, match="exited with code 3") as retried:
         run.again().act()
 
     assert late.value.data["id"] == first.value.data["id"]
@@ -479,7 +479,7 @@ def test_a_run_that_is_killed_for_memory_says_so(step: MakeStep) -> None:
         with pytest.raises(OperationError) as ended:
             run.act()
         told.append(str(ended.value))
-        if "want of memory" in told[-1]:
+        if "ran out of memory" in told[-1]:
             return
     pytest.fail(f"no word of memory in {told}")
 
@@ -498,7 +498,7 @@ def test_the_undo_of_a_run_leaves_a_volume_in_which_it_may_have_written(
 
 def test_an_engine_that_is_away_can_come_back(step: MakeStep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGSHORE_DOCKER_HOST", "unix:///nowhere/docker.sock")
-    with pytest.raises(Transient, match=r"unix:///nowhere/docker.sock does not answer: start it"):
+    with pytest.raises(Transient, match=r"unix:///nowhere/docker.sock does not respond: start the engine"):
         step("docker.inspect.get", container="lst-nobody").act()
 
 
@@ -506,5 +506,5 @@ def test_an_unknown_context_is_an_error_and_not_the_default_engine(monkeypatch: 
     monkeypatch.delenv("LONGSHORE_DOCKER_HOST")
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     monkeypatch.setenv("DOCKER_CONTEXT", "lst-nowhere")
-    with pytest.raises(OperationError, match="there is no Docker context 'lst-nowhere'"):
+    with pytest.raises(OperationError, match="Docker context 'lst-nowhere' does not exist"):
         engine_url()

@@ -1,4 +1,4 @@
-"""An engine behind TLS, as `tcp://` with certificates; and what is said where it cannot be reached."""
+"""An engine through TLS, as `tcp://` with certificates; and what is said where it cannot be reached."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_an_engine_behind_tls_is_reached_with_certificates(
     assert (
         step("docker.run.execute", image="longshore-test:1", command=["echo", "well"]).act().data["stdout"] == "well\n"
     )
-    with pytest.raises(OperationError, match="behind TLS"):
+    with pytest.raises(OperationError, match="through TLS"):
         step("docker.exec.execute", container=name, argv=["cat"], stdin="x").act()
 
 
@@ -125,7 +125,7 @@ def test_an_engine_behind_tls_is_not_reached_without(
     other = tmp_path_factory.mktemp("others")
     certificates(other)
     use(behind_tls, DOCKER_TLS_VERIFY="1", DOCKER_CERT_PATH=str(other))
-    with pytest.raises(OperationError, match="no trust between") as error:
+    with pytest.raises(OperationError, match="TLS verification between") as error:
         step("docker.list.get").act()
     assert not isinstance(error.value, Transient)
 
@@ -133,7 +133,7 @@ def test_an_engine_behind_tls_is_not_reached_without(
 @pytest.mark.parametrize("url", ["unix:///no/such.sock", "tcp://127.0.0.1:1"])
 def test_an_engine_that_is_not_there_is_one_clear_error(step: MakeStep, use: Callable[..., None], url: str) -> None:
     use(url)
-    with pytest.raises(Transient, match="does not answer: start it, or set LONGSHORE_DOCKER_HOST"):
+    with pytest.raises(Transient, match="does not respond: start the engine, or set LONGSHORE_DOCKER_HOST"):
         step("docker.list.get").act()
 
 

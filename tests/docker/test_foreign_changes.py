@@ -52,7 +52,7 @@ def test_a_name_that_this_step_never_moved_is_not_given_back(
     tag = step("docker.pull.execute", image=f"{PREFIX}moved:1")
     assert tag.before  # and then its worker died
     theirs = new_image(f"{PREFIX}moved:1")
-    with pytest.raises(OperationError, match="this step has not noted"):
+    with pytest.raises(OperationError, match="this step has no record"):
         tag.undo()
     assert engine.inspect_image(f"{PREFIX}moved:1")["Id"] == theirs
 

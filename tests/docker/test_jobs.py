@@ -123,7 +123,7 @@ def test_a_worker_that_fails_leaves_the_stack_up(place: Installation, worker: Wo
     shop.up(more="echo no room >&2; exit 7")
     client = place.client()
 
-    with pytest.raises(WorkerFailed, match="ended with 7: no room") as failed:
+    with pytest.raises(WorkerFailed, match="exited with code 7: no room") as failed:
         Jobs(client).run(shop.job)
 
     assert failed.value.exit_code == failed.value.report.exit_code == 1
@@ -191,8 +191,8 @@ def test_a_dry_run_says_what_is_impossible_and_touches_nothing(
         possible.out
     )
     for name, why in {
-        "no-stack": "there are no containers of stack 'nothing-such'",
-        "no-volume": "there is no volume 'nothing-such'",
+        "no-stack": "stack 'nothing-such' has no containers",
+        "no-volume": "volume 'nothing-such' does not exist",
         "no-image": "image 'longshore-nothing:1' is not on the Docker host",
     }.items():
         done = place.longshore("job", "run", name, "--dry-run", "-f", str(file), "-o", "json")

@@ -87,7 +87,7 @@ def test_a_stop_that_takes_longer_than_the_client_waits_is_looked_at_and_not_rep
     try:
         assert port.info()
         monkeypatch.setattr("longshore.tasks.host.engine.client.CALL_TIMEOUT", -2.0)  # one second less than it takes
-        with pytest.raises(Transient, match="did not answer"):
+        with pytest.raises(Transient, match="did not respond"):
             port.stop(name, 3)
         deadline = time.monotonic() + 10
         while engine.inspect_container(name)["State"]["Running"]:

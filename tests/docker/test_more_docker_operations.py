@@ -250,7 +250,7 @@ def test_wait_waits_for_a_health_check(step: MakeStep) -> None:
 
 
 def test_wait_does_not_take_what_dies_a_moment_later_for_well(step: MakeStep, container: MakeContainer) -> None:
-    with pytest.raises(OperationError, match="ended with 3"):
+    with pytest.raises(OperationError, match="exited with code 3"):
         step("docker.wait.get", container=container("sh", "-c", "sleep 1; exit 3"), min_healthy_time="3s").act()
     steady = step("docker.wait.get", container=container(), min_healthy_time="1s").act()
     assert steady.data["waited_s"] >= 1
@@ -264,7 +264,7 @@ def test_wait_for_an_end_does_not_take_what_never_began_for_ended(step: MakeStep
         step("docker.wait.get", container=container(start=False), until="exited", healthy_deadline="1s").act()
     ended = step("docker.wait.get", container=container("sh", "-c", "sleep 0.5"), until="exited").act()
     assert ended.data["exit_code"] == 0
-    with pytest.raises(OperationError, match="ended with 7"):
+    with pytest.raises(OperationError, match="exited with code 7"):
         step("docker.wait.get", container=container("sh", "-c", "exit 7"), until="exited").act()
 
 

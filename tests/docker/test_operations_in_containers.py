@@ -54,7 +54,7 @@ def test_a_file_is_deployed_inside_and_taken_back(
     name = container(start=running)
     inside: dict[str, Any] = {"container": name}
     if not running:
-        with pytest.raises(Preflight, match="could not be removed again"):
+        with pytest.raises(Preflight, match="an undo could not remove"):
             step("file.deploy.execute", inside, path="/app.conf", content="one").act()
         engine.put_archive(name, "/", archive("app.conf", b"none"))
     said = {"path": "/app.conf", "content": "one", "mode": "0600", "owner": "7", "group": 8}

@@ -332,7 +332,7 @@ def test_a_dry_run_of_any_of_them_changes_nothing(place: Installation, two: tupl
         assert codes == {words: int(words == ("check",)) for words in told}, told
         assert f"would bring {shop.name} right: db: up (image " in told["orchestrate",].out
         assert f"would bring {blog.name} right: web: redeploy (file " in told["restart",].out
-        assert "would build it from nothing" in told["rebuild",].out
+        assert "would build the cache from scratch" in told["rebuild",].out
         # and what it said is what is done
         assert place.longshore("orchestrate", *QUICK).code == 0
         now = [shop.state(), blog.state()]
@@ -363,7 +363,7 @@ def test_an_entry_that_is_rubbish_and_one_that_lies_are_found_out(
         store.client.hset(key, "current", wrong)
         checked = place.client().stacks().check()
         assert (checked.exit_code, checked.valid) == (1, False), wrong[:20]
-        assert "cannot be used" in checked.reason
+        assert "its files are invalid" in checked.reason
         assert selected(place) == stale, wrong[:20]
     store.client.hset(key, "current", "rubbish")
     assert place.longshore("orchestrate", *QUICK).code == 0

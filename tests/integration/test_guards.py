@@ -131,7 +131,7 @@ def test_host_guards_see_real_hosts(two_hosts: Installation) -> None:
     report = run(two_hosts, plan)
 
     assert [(host.host, host.status) for host in report.step("both").hosts] == [("web1", "changed"), ("web2", "failed")]
-    assert report.step("both").error == "1 of 2 failed; the first: /bin/sh ended with exit code 1"
+    assert report.step("both").error == "1 of 2 failed; the first: /bin/sh exited with code 1"
     assert {name: report.step(name).status for name in ("some", "every", "changed")} == {
         "some": "changed",
         "every": "skipped",

@@ -568,7 +568,7 @@ def test_the_failure_of_a_child_is_the_parents_and_the_undo_of_the_parent_is_the
     report = started.wait(timeout=60)
 
     assert (report.state, report.exit_code) == ("undone", 1)
-    assert report.step("bad").error == "run parent-2.bad ended undone: step end: told to fail"
+    assert report.step("bad").error == "run parent-2.bad ended undone: step end: fail is set"
     assert {str(shop.client().get(f"parent-2.{name}").report().state) for name in ("good", "bad")} == {"undone"}
     assert list(tmp_path.iterdir()) == []
 
@@ -645,7 +645,7 @@ def test_the_nine_hooks_are_called_in_order_with_what_they_are_given(shop: Insta
         ("after_level", (0, told[6][1][1])),
         ("before_level", (1, ["boom"], False)),
         ("before_step", ("boom",)),
-        ("on_retry", ("boom", 1, "told to fail")),
+        ("on_retry", ("boom", 1, "fail is set")),
         ("after_step", (told[10][1][0],)),
         ("after_level", (1, told[11][1][1])),
         ("on_undo", (("boom", "undone"),)),

@@ -238,4 +238,4 @@ def test_a_dry_run_of_what_cannot_work_ends_with_1(workers: Installation, tmp_pa
     # then
     assert said.code == 1
     assert said.json["possible"] is False
-    assert "a part of the path is a file" in by_name(said.json)["deploy"]["impossible"]
+    assert "a parent of the path is a file" in by_name(said.json)["deploy"]["impossible"]

@@ -86,7 +86,7 @@ def test_a_secret_that_a_worker_lacks_is_one_clear_error(place: Installation) ->
         "command.exec.execute", argv=["true"], env={"A": "{{ secret('env:LONGSHORE_SECRET_NONE') }}"}
     )
     report = run.wait()
-    assert "secret env:LONGSHORE_SECRET_NONE is not set for this worker" in str(report.steps[0].error)
+    assert "secret env:LONGSHORE_SECRET_NONE is not set on this worker" in str(report.steps[0].error)
     assert report.exit_code == 1
 
 

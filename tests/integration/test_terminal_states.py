@@ -186,7 +186,7 @@ def test_an_undo_that_failed_is_named_and_can_be_tried_again(
     undo = report.step("second").undo
     assert undo is not None
     assert undo.status == "undo_failed"
-    assert "changed by somebody else" in (undo.error or "")
+    assert "changed outside of this run" in (undo.error or "")
 
     # and when they have put it right
     other.write_text("x")

@@ -77,7 +77,7 @@ def test_undo_keeps_an_upload_replaced_since(objects: Objects) -> None:
     upload = step(objects, "file.upload", name="app.conf", content="one")
     upload.act()
     objects.put("app.conf", Entry(b"theirs"), was=objects.need("app.conf").sha256)
-    with pytest.raises(OperationError, match="somebody else"):
+    with pytest.raises(OperationError, match="outside of this run"):
         upload.undo()
 
 
@@ -123,7 +123,7 @@ def test_file_status_reads_the_disk(objects: Objects, tmp_path: Path) -> None:
     assert status()["status"] == "in-sync"
     undeploy.act()
     path.write_text("theirs")
-    with pytest.raises(OperationError, match="another file"):
+    with pytest.raises(OperationError, match="outside of this run"):
         undeploy.undo()
 
 
@@ -133,7 +133,7 @@ def test_file_may_come_from_any_supported_url(objects: Objects, tmp_path: Path) 
     step(objects, "file.deploy.execute", path=str(path), object=f"file://{source}").act()
     assert path.read_bytes() == b"\x00from a url"
     for url, why in (
-        (f"file://{tmp_path}/nothing", "nothing at"),
+        (f"file://{tmp_path}/nothing", "does not exist"),
         ("nosuch://x/y", "nosuch"),
     ):
         with pytest.raises(Preflight, match=why):

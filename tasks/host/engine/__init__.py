@@ -1,1 +1,1 @@
-"""The Docker engine: its port and the client behind it."""
+"""The Docker engine: the port that operations use, and the client that implements it."""

@@ -1,6 +1,6 @@
-"""One call of a real engine: docker-py's low-level client, its version negotiated, its errors told apart.
+"""HTTP calls to a Docker engine by docker-py's low-level client: version negotiation, timeouts, error classification.
 
-Nothing else imports docker.
+The package `docker` is an optional dependency, imported inside functions only.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from longshore.orchestration.errors import OperationError, Transient, wrapped
 from longshore.tasks.host.engine import streams
 from longshore.tasks.host.engine.port import Check, EngineTimeout, NotThere, classified, in_stream
 
-#: Seconds for a call that takes no time of its own.
+#: Timeout in seconds of an ordinary call.
 CALL_TIMEOUT = 60.0
-#: Without a word from a call that tells how it goes on.
+#: Seconds without an entry from a call that streams its progress.
 _STREAM_TIMEOUT = 600.0
 
-#: The version of the API by the engine's URL.
+#: The negotiated API version by engine URL.
 _versions: dict[str, str] = {}
 
 
 def raw_client(url: str, timeout: float = CALL_TIMEOUT) -> Any:
-    """docker-py's own client, for functions of an application's."""
+    """docker-py's own client, for the functions of an application."""
     try:
-        import docker  # noqa: PLC0415 - an extra
+        import docker  # noqa: PLC0415 - optional dependency
     except ImportError as error:
         raise OperationError("the Docker SDK is missing", remedy="pip install 'longshore[docker]'") from error
     return docker.DockerClient(base_url=url, version="auto", timeout=int(timeout), tls=_tls(url))
 
 
 class Calls:
-    """What reaches the engine."""
+    """The HTTP client of one engine, connected at the first call."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -48,30 +48,30 @@ class Calls:
     def _api(self) -> Any:
         if self._made is None:
             try:
-                import docker  # noqa: PLC0415 - an extra; and nothing else of Longshore needs it
+                import docker  # noqa: PLC0415 - optional dependency
             except ImportError as error:
                 raise OperationError("the Docker SDK is missing", remedy="pip install 'longshore[docker]'") from error
             path = self.url.removeprefix("unix://")
             if path != self.url and not os.path.exists(path):
-                raise self._away(FileNotFoundError(path))
+                raise self._unreachable(FileNotFoundError(path))
             try:
 
                 class Client(docker.APIClient):
-                    """Asks no proxy, and trusts what it is told to: the environment's own would come first."""
+                    """Ignores proxies and CA bundles of the environment, which would override the given settings."""
 
                     trust_env = property(lambda _self: False, lambda _self, _value: None)
 
                 self._made = Client(
                     base_url=self.url,
-                    # What was negotiated once in this process is not asked for by each thread again.
+                    # Threads of this process reuse the negotiated version.
                     version=_versions.get(self.url, "auto"),
                     timeout=int(CALL_TIMEOUT),
                     tls=_tls(self.url),
-                    # The machine's own ssh knows its keys, hosts and agents; docker-py's needs another library.
+                    # The ssh program uses the machine's keys, hosts and agents; docker-py's own needs another library.
                     use_ssh_client=True,
                 )
             except Exception as error:
-                raise self._away(error) from error
+                raise self._unreachable(error) from error
             _versions[self.url] = self._made.api_version
         return self._made
 
@@ -81,15 +81,15 @@ class Calls:
             self._made = None
 
     def record(self, path: str, params: Mapping[str, Any] | None) -> None:
-        """Remember the connection of the next call, so that it can be hung up."""
-        from requests import Request  # noqa: PLC0415 - comes with docker
+        """Record the connection of the next call, so that `close_connections` can close it."""
+        from requests import Request  # noqa: PLC0415 - slow to import, and installed with docker
 
         url = f"{self._api.base_url}/v{self._api.api_version}{path}"
         prepared = Request("GET", url, params=params).prepare().url
         self._connections = streams.record_connections(self._api, str(prepared))
 
     def close_connections(self) -> None:
-        """End the calls that are under way, and this client."""
+        """Abort the calls in progress, and close this client."""
         for connection in self._connections:
             with contextlib.suppress(Exception):
                 connection.sock.shutdown(socket.SHUT_RDWR)
@@ -115,7 +115,7 @@ class Calls:
         data: Any = None,
     ) -> Any:
         api = self._api
-        from requests.exceptions import RequestException, Timeout  # noqa: PLC0415 - comes with docker
+        from requests.exceptions import RequestException, Timeout  # noqa: PLC0415 - as in record
 
         try:
             url = f"{api.base_url}/v{api.api_version}{path}"
@@ -123,12 +123,16 @@ class Calls:
                 method, url, params=params, json=body, timeout=timeout, stream=stream, headers=headers, data=data
             )
         except Timeout as error:
-            raise EngineTimeout(f"the Docker engine at {self.url} did not answer {method} {path} in time") from error
+            raise EngineTimeout(
+                f"the Docker engine at {self.url} did not respond to {method} {path} in time"
+            ) from error
         except RequestException as error:
-            raise self._away(error) from error
+            raise self._unreachable(error) from error
         if response.status_code >= 400:
             message = _message(response)
-            if response.status_code == 400 and "client version" in message:  # it is another engine by now
+            if (
+                response.status_code == 400 and "client version" in message
+            ):  # the engine was replaced since the negotiation
                 _versions.pop(self.url, None)
                 self.close()
             raise classified(response.status_code, message)
@@ -136,29 +140,29 @@ class Calls:
 
     @contextlib.contextmanager
     def _read(self) -> Iterator[None]:
-        """Around the reading of an answer that comes bit by bit: what breaks off is the engine's not answering."""
-        from requests.exceptions import RequestException  # noqa: PLC0415 - comes with docker
-        from urllib3.exceptions import HTTPError  # noqa: PLC0415 - likewise
+        """Translate the errors of reading a streamed response: a broken stream counts as an unreachable engine."""
+        from requests.exceptions import RequestException  # noqa: PLC0415 - as in record
+        from urllib3.exceptions import HTTPError  # noqa: PLC0415 - as in record
 
         try:
             yield
         except (RequestException, HTTPError, OSError) as error:
-            raise self._away(error) from error
+            raise self._unreachable(error) from error
 
-    def _away(self, error: BaseException) -> OperationError:
+    def _unreachable(self, error: BaseException) -> OperationError:
         if any(isinstance(link, PermissionError) for link in wrapped(error)):
-            remedy = "let the worker's user be in group docker"
-            return OperationError(f"permission denied at the Docker engine's {self.url}", remedy=remedy)
+            remedy = "add the worker's user to the group docker"
+            return OperationError(f"the Docker engine at {self.url} denied permission", remedy=remedy)
         if tls := next((link for link in wrapped(error) if isinstance(link, ssl.SSLError)), None):
-            remedy = "DOCKER_CERT_PATH holds ca.pem, cert.pem and key.pem of that engine"
+            remedy = "put ca.pem, cert.pem and key.pem of that engine into DOCKER_CERT_PATH"
             why = tls.reason or str(tls)
             return OperationError(
-                f"no trust between this worker and the Docker engine at {self.url}: {why}", remedy=remedy
+                f"TLS verification between this worker and the Docker engine at {self.url} failed: {why}", remedy=remedy
             )
         if self.url.startswith("ssh://") and find_spec("paramiko") is None:
             return OperationError(f"{self.url} cannot be reached by ssh", remedy="pip install 'longshore[ssh]'")
-        remedy = "start it, or set LONGSHORE_DOCKER_HOST"
-        return Transient(f"the Docker engine at {self.url} does not answer", remedy=remedy)
+        remedy = "start the engine, or set LONGSHORE_DOCKER_HOST"
+        return Transient(f"the Docker engine at {self.url} does not respond", remedy=remedy)
 
     def _stream(
         self,
@@ -168,7 +172,7 @@ class Calls:
         follow: Callable[[dict[str, Any]], None] = lambda _entry: None,
         **request: Any,
     ) -> None:
-        """Follow a call that tells how it goes on; an error that is told is raised, whatever the status was."""
+        """Follow a call that streams its progress. Raises the error of an entry, also after a successful status."""
 
         def begin(engine: Calls) -> Any:
             engine.record(path, request.get("params"))
@@ -186,14 +190,14 @@ def _message(response: Any) -> str:
         text = response.json()["message"]
     except (ValueError, KeyError, TypeError):
         text = response.text
-    return " ".join(str(text).split()) or f"the Docker engine answered {response.status_code}"
+    return " ".join(str(text).split()) or f"the Docker engine returned {response.status_code}"
 
 
 def _tls(url: str) -> Any:
     folder = os.environ.get("DOCKER_CERT_PATH")
     if not os.environ.get("DOCKER_TLS_VERIFY") or not folder or not url.startswith("tcp://"):
         return False
-    from docker.tls import TLSConfig  # noqa: PLC0415 - see _api
+    from docker.tls import TLSConfig  # noqa: PLC0415 - optional dependency
 
     certificate = (os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem"))
     return TLSConfig(client_cert=certificate, ca_cert=os.path.join(folder, "ca.pem"), verify=True)

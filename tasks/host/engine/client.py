@@ -1,4 +1,4 @@
-"""The port's way to a real engine."""
+"""The engine port over HTTP: containers, programs, files, networks and volumes."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from longshore.tasks.host.engine.port import (
 )
 from longshore.tasks.host.machine.process import Tail
 
-#: The engine's own grace where neither call nor container has one.
+#: The engine's default grace in seconds, if neither call nor container has one.
 _STOP_TIMEOUT = 10.0
-#: Seconds without a word from a container that is followed.
+#: Seconds without output of a followed container.
 _FOLLOW_TIMEOUT = 300.0
 
 
 class DockerEngine(ImageCalls):
-    """The engine over docker-py's low-level client, whose version is negotiated at the first call."""
+    """The engine over docker-py's low-level client, which negotiates the API version at the first call."""
 
     def info(self) -> dict[str, Any]:
-        """Of the engine: its `ID`, the same for whoever reaches it, `NCPU`, and much more."""
+        """The engine's `/info`: `ID`, the same for all clients, `NCPU` and more."""
         found: dict[str, Any] = self._call("GET", "/info").json()
         return found
 
@@ -43,12 +43,12 @@ class DockerEngine(ImageCalls):
         return found
 
     def rows(self, filters: Mapping[str, list[str]], *, all_of_them: bool) -> list[dict[str, Any]]:
-        """One call for all: one look at each would be slower, and could miss one that has gone meanwhile."""
+        """List containers in one call: slower inspections of each could miss a container that is removed meanwhile."""
         return self._get("/containers/json", all=int(all_of_them), filters=json.dumps(filters)) or []
 
     def events(self, names: Sequence[str], since: float, until: float) -> list[dict[str, Any]]:
-        """What happened to containers, eldest first, as far back as the engine remembers: its last 256 events of all
-        kinds. Times in seconds since 1970 of its clock.
+        """Container events, oldest first, out of the engine's last 256 events of all kinds. Times in seconds since 1970
+        on the engine's clock.
         """
         filters = {"type": ["container"], "event": list(names)}
         params = {"since": f"{since:.9f}", "until": f"{until:.9f}", "filters": json.dumps(filters)}
@@ -66,9 +66,9 @@ class DockerEngine(ImageCalls):
         return None if raw is None else Container.of(raw)
 
     def containers(self, labels: Mapping[str, str]) -> list[Container]:
-        """All with these labels, stopped ones too."""
+        """All containers with these labels, stopped ones included."""
         rows = self._get("/containers/json", all=1, filters=_filters(labels)) or []
-        # One may be gone by the time it is looked at.
+        # A container may be removed before its inspection.
         return [found for row in rows if (found := self.inspect(row["Id"])) is not None]
 
     def create(self, name: str, body: Mapping[str, Any]) -> tuple[str, list[str]]:
@@ -76,19 +76,19 @@ class DockerEngine(ImageCalls):
         return made["Id"], list(made.get("Warnings") or [])
 
     def start(self, container: str) -> bool:
-        """Whether this call started it (False: it ran)."""
+        """Start a container. False if it was running."""
         path = f"/containers/{quoted(container)}/start"
         try:
             return bool(self._call("POST", path).status_code == 204)
         except OperationError as error:
-            # The port's last holder may have ended a moment ago.
+            # The previous holder of the port may have ended a moment ago.
             if "port is already allocated" not in error.message:
                 raise
         time.sleep(1.0)
         return bool(self._call("POST", path).status_code == 204)
 
     def stop(self, container: str, grace: float | None = None) -> bool:
-        """Whether this call stopped it. Comes back when it has ended."""
+        """Stop a container and return when it has ended. False if it was not running."""
         params = {} if grace is None else {"t": max(0, round(grace))}
         if grace is None:
             found = self.inspect(container)
@@ -112,7 +112,7 @@ class DockerEngine(ImageCalls):
         self._call("POST", f"/containers/{quoted(container)}/update", body={"RestartPolicy": dict(policy)})
 
     def remove(self, container: str) -> bool:
-        """Remove a stopped container with its anonymous volumes. False if it is not there."""
+        """Remove a stopped container with its anonymous volumes. False if it does not exist."""
         try:
             self._call("DELETE", f"/containers/{quoted(container)}", params={"v": 1, "force": 1})
         except NotThere:
@@ -120,14 +120,14 @@ class DockerEngine(ImageCalls):
         except Transient as error:
             if "already in progress" not in error.message:
                 raise
-            return self._gone(container)
+            return self._await_removal(container)
         return True
 
-    def _gone(self, container: str) -> bool:
+    def _await_removal(self, container: str) -> bool:
         end = time.monotonic() + _STOP_TIMEOUT
         while self.inspect(container) is not None:
             if time.monotonic() >= end:
-                raise Transient(f"container {container} is being removed and does not go")
+                raise Transient(f"the removal of container {container} did not end in {_STOP_TIMEOUT:g} s")
             time.sleep(0.1)
         return True
 
@@ -152,7 +152,7 @@ class DockerEngine(ImageCalls):
         except OperationError as error:
             if "logging driver" not in error.message.lower():
                 raise
-            return Output()  # what it said went elsewhere, or nowhere
+            return Output()  # this logging driver does not support reading
         with contextlib.closing(response):
             chunks = response.iter_content(1 << 16)
             for kind, piece in ((1, chunk) for chunk in chunks) if raw["Config"]["Tty"] else streams.frames(chunks):
@@ -160,9 +160,9 @@ class DockerEngine(ImageCalls):
         return Output(out.text(), err.text(), out.truncated or err.truncated)
 
     def follow(self, container: str, said: Said, ended: Callable[[], bool], *, since: float | None = None) -> None:
-        """Tell what it says as it comes, until it ends, or `ended` after something was said or all was quiet.
+        """Pass each piece of output to `said`, until the container ends or `ended` returns True after a piece.
 
-        `since` on the engine's clock; without it, from its beginning.
+        `since` on the engine's clock; without it, from the container's start.
         """
         path = f"/containers/{quoted(container)}"
         raw = self._get(f"{path}/json")
@@ -175,7 +175,7 @@ class DockerEngine(ImageCalls):
         except OperationError as error:
             if "logging driver" not in error.message.lower():
                 raise
-            return  # what it says goes elsewhere, or nowhere
+            return  # this logging driver does not support reading
         with contextlib.closing(response), self._read():
             chunks = response.iter_content(None)
             frames = ((1, chunk) for chunk in chunks) if raw["Config"]["Tty"] else streams.frames(chunks)
@@ -187,16 +187,22 @@ class DockerEngine(ImageCalls):
     # --- programs and files inside ----------------------------------------------------------------
 
     def create_exec(self, container: str, body: Mapping[str, Any]) -> str:
-        said = {"AttachStdout": True, "AttachStderr": True} | dict(body)
-        return str(self._call("POST", f"/containers/{quoted(container)}/exec", body=said).json()["Id"])
+        request = {"AttachStdout": True, "AttachStderr": True} | dict(body)
+        return str(self._call("POST", f"/containers/{quoted(container)}/exec", body=request).json()["Id"])
 
     def start_exec(self, execution: str, stdin: bytes | None, said: Said, check: Check) -> None:
-        """Start it and follow it to its end. What `check` raises leaves it running."""
+        """Start an execution and follow it to its end. An error of `check` leaves it running."""
         if self.url.startswith("ssh://"):
-            raise Preflight("programs inside a container cannot be run by ssh", remedy="a worker on that host can")
+            raise Preflight(
+                f"programs inside a container cannot run through {self.url}",
+                remedy="run the step on a worker on that host",
+            )
         if stdin is not None and self._api.base_url.startswith("https"):
-            # A TLS connection cannot be closed on one side, so the program would wait for more for ever.
-            raise Preflight("input cannot be sent to a program inside a container of an engine behind TLS")
+            # A TLS connection cannot be half-closed, so the program would never see the end of its input.
+            raise Preflight(
+                f"a program inside a container cannot read input through TLS ({self.url})",
+                remedy="pass the input in a file, or run the step on a worker on that host",
+            )
         headers = {"Connection": "Upgrade", "Upgrade": "tcp"}
         body = {"Detach": False, "Tty": False}
         response = self._call("POST", f"/exec/{execution}/start", body=body, stream=True, headers=headers)
@@ -218,7 +224,7 @@ class DockerEngine(ImageCalls):
         return True
 
     def read_archive(self, container: str, path: str, limit: int) -> bytes | None:
-        """A path as a tar archive; None if it is not there. OperationError above `limit` bytes."""
+        """A path as a tar archive; None if it does not exist. Raises OperationError above `limit` bytes."""
         try:
             response = self._call("GET", f"/containers/{quoted(container)}/archive", params={"path": path}, stream=True)
         except NotThere:
@@ -239,7 +245,7 @@ class DockerEngine(ImageCalls):
     # --- networks, volumes ------------------------------------------------------------------------
 
     def networks(self, labels: Mapping[str, str]) -> dict[str, str]:
-        """Names by id."""
+        """Network names by id."""
         return {row["Id"]: row["Name"] for row in self._get("/networks", filters=_filters(labels)) or []}
 
     def connect(self, network: str, container: str, aliases: list[str]) -> None:
@@ -254,9 +260,9 @@ class DockerEngine(ImageCalls):
         return True
 
     def network(self, name: str) -> dict[str, Any] | None:
-        """By name or id; OperationError where two have the name."""
+        """A network by name or id. Raises OperationError if two networks have the name."""
         found: dict[str, Any] | None = self._get(f"/networks/{quoted(name)}")
-        # The engine takes the beginning of an id as well.
+        # The engine accepts a prefix of an id as well.
         return found if found is not None and name in {found["Name"], found["Id"]} else None
 
     def create_network(self, body: Mapping[str, Any]) -> str:
@@ -274,12 +280,12 @@ class DockerEngine(ImageCalls):
         return sorted(row["Name"] for row in found.get("Volumes") or [])
 
     def labelled_volumes(self, label: str) -> dict[str, dict[str, str]]:
-        """The labels of those that have this one, by name."""
+        """The labels of the volumes that have this label, by volume name."""
         found = self._get("/volumes", filters=json.dumps({"label": [label]})) or {}
         return {row["Name"]: dict(row.get("Labels") or {}) for row in found.get("Volumes") or []}
 
     def remove_volume(self, name: str) -> bool:
-        """False if it is not there or in use."""
+        """Remove a volume. False if it does not exist or is in use."""
         try:
             self._call("DELETE", f"/volumes/{quoted(name)}")
         except (NotThere, Conflict):
@@ -288,7 +294,7 @@ class DockerEngine(ImageCalls):
 
 
 def _read_ahead(raw: Any, response: Any) -> bytes:
-    """What came with the answer's head, and lies in a buffer that nobody will look into again."""
+    """The bytes after the response head that the HTTP client has buffered and will not read again."""
     connection = getattr(raw, "_sock", raw)
     buffered: Any = getattr(getattr(response.raw, "_fp", None), "fp", None)
     if not hasattr(buffered, "peek"):

@@ -1,4 +1,4 @@
-"""The engine of this worker: where it is, and one client for each process and thread."""
+"""The engine of this worker: its URL, and one client per process and thread."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import Any
 
 from longshore.orchestration.errors import OperationError
 from longshore.orchestration.settings import get_settings
+from longshore.tasks.host.engine.client import DockerEngine
 from longshore.tasks.host.engine.port import Engine
 
 DEFAULT_URL = "unix:///var/run/docker.sock"
 
 
 def engine_url() -> str:
-    """Where the engine is: LONGSHORE_DOCKER_HOST, DOCKER_HOST, the chosen context, the usual socket.
+    """The engine's URL: LONGSHORE_DOCKER_HOST, else DOCKER_HOST, the current context, the default socket.
 
     `unix://…`, `tcp://host:port` (TLS with DOCKER_TLS_VERIFY and the certificates in DOCKER_CERT_PATH), or
-    `ssh://user@host` by the machine's own ssh.
-
-    A context that does not exist is an error; the SDK would quietly take the default engine instead.
+    `ssh://user@host` by the machine's ssh program. Raises OperationError for a missing context; the SDK would silently
+    use the default engine.
     """
     url = get_settings().docker_host or os.environ.get("DOCKER_HOST")
     if url:
@@ -37,8 +37,8 @@ def engine_url() -> str:
     meta = folder / "contexts" / "meta" / hashlib.sha256(name.encode()).hexdigest() / "meta.json"
     host = ((_json(meta).get("Endpoints") or {}).get("docker") or {}).get("Host")
     if not host:
-        remedy = "set DOCKER_HOST, or make it with docker context create"
-        raise OperationError(f"there is no Docker context {name!r}", remedy=remedy)
+        remedy = "set DOCKER_HOST, or create the context with docker context create"
+        raise OperationError(f"Docker context {name!r} does not exist", remedy=remedy)
     return str(host)
 
 
@@ -54,7 +54,7 @@ _clients = threading.local()
 
 
 def engine() -> Engine:
-    """The engine. One client a process, made after the fork; a thread of its own has one of its own."""
+    """The engine client of this process and thread, created after the fork."""
     url = engine_url()
     key = (os.getpid(), url)
     if getattr(_clients, "key", None) != key:
@@ -65,12 +65,12 @@ def engine() -> Engine:
 
 
 def own_project() -> str:
-    """The Compose project that this worker is part of; '' where it runs in no container of its engine."""
+    """The Compose project that contains this worker; '' if it runs in no container of its engine."""
     return _project(engine_url())
 
 
 @cache
-def _project(url: str) -> str:  # noqa: ARG001 - what it is remembered by
+def _project(url: str) -> str:  # noqa: ARG001 - the cache key
     made = engine().raw(socket.gethostname()) or {}
     return str(((made.get("Config") or {}).get("Labels") or {}).get("com.docker.compose.project") or "")
 
@@ -83,8 +83,6 @@ def close_engine() -> None:
 
 
 def _docker_engine(url: str) -> Engine:
-    from longshore.tasks.host.engine.client import DockerEngine  # noqa: PLC0415 - only where there is one
-
     return DockerEngine(url)
 
 
@@ -92,7 +90,7 @@ _factory: Callable[[str], Engine] = _docker_engine
 
 
 def use_engines(factory: Callable[[str], Engine]) -> None:
-    """Let `engine()` make its clients so, from the URL."""
-    global _factory  # noqa: PLW0603 - the one seam for a fake
+    """Set the factory that creates the clients of `engine()` from the URL."""
+    global _factory  # noqa: PLW0603 - the one seam for a fake engine
     _factory = factory
     close_engine()

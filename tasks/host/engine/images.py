@@ -1,4 +1,4 @@
-"""What a real engine does with images, its own and its registries'."""
+"""The engine port over HTTP: images, local and at registries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from longshore.tasks.host.engine.port import Check, Conflict, Image, Login, NotT
 
 
 class ImageCalls(Calls):
-    """The part of the port that is about images."""
+    """The image calls of the port."""
 
     def image(self, ref: str) -> Image | None:
         found = self._get(f"/images/{quoted(ref)}/json")
@@ -21,31 +21,31 @@ class ImageCalls(Calls):
         return Image(found["Id"], tags, digests, found["Size"], found["Architecture"], found["Os"])
 
     def images(self) -> list[Image]:
-        """All of them in one call, without what only a look at each tells."""
+        """All images in one call, without the architecture and OS, which need an inspection each."""
         return [
             Image(found["Id"], tuple(found.get("RepoTags") or ()), tuple(found.get("RepoDigests") or ()), found["Size"])
             for found in self._get("/images/json") or []
         ]
 
     def tagged_at(self, image_id: str) -> str:
-        """When it was given a name last, as the engine writes a time; '' where it does not tell."""
+        """The time of the image's last tag, in the engine's format; '' if unknown."""
         found = self._get(f"/images/{quoted(image_id)}/json") or {}
         return str((found.get("Metadata") or {}).get("LastTagTime") or "")
 
     def pull(self, ref: str, *, login: Login | None, platform: str | None, check: Check) -> None:
-        """Fetch it. An error in the middle of the stream is an error; docker-py's own `pull` takes it for success."""
+        """Pull an image. Raises an error that the stream reports midway, which docker-py's own `pull` ignores."""
         repository, tag = _split_ref(ref)
         params = {"fromImage": repository, "tag": tag} | ({"platform": platform} if platform else {})
         self._stream("POST", "/images/create", check, params=params, headers=self._credentials(ref, login))
 
     def push(self, ref: str, *, login: Login | None, check: Check) -> None:
         repository, tag = _split_ref(ref)
-        # Without a header the engine refuses, even where the registry asks for nobody.
+        # The engine requires the header, even for a registry without authentication.
         headers = {"X-Registry-Auth": "e30="} | self._credentials(ref, login)
         self._stream("POST", f"/images/{repository}/push", check, params={"tag": tag}, headers=headers)
 
     def build(self, context: BinaryIO, params: Mapping[str, Any], said: Callable[[str], None], check: Check) -> str:
-        """Build from a tar archive; the image's id."""
+        """Build an image from a tar archive, and return its id."""
         built = ""
 
         def follow(entry: dict[str, Any]) -> None:
@@ -59,20 +59,20 @@ class ImageCalls(Calls):
         return built
 
     def remote_digest(self, ref: str, *, login: Login | None) -> str:
-        """What the name means at its registry now, without fetching it."""
+        """The current digest of a name at its registry, without a pull."""
         path = f"/distribution/{ref}/json"
         found = self._call("GET", path, headers=self._credentials(ref, login)).json()
         return str(found["Descriptor"]["digest"])
 
     def remove_image(self, ref: str, *, force: bool) -> list[dict[str, str]]:
-        """Take the name off, and the image with its last name away: entries `Untagged` and `Deleted`."""
+        """Untag a name, and delete the image with its last name: entries `Untagged` and `Deleted`."""
         found = self._call("DELETE", f"/images/{quoted(ref)}", params={"force": int(force)}).json()
         return list(found or [])
 
     def _credentials(self, ref: str, login: Login | None) -> dict[str, str]:
-        """The given ones; else those of the worker's own docker configuration for that registry."""
-        from docker import auth  # noqa: PLC0415 - see _api
-        from docker.errors import DockerException  # noqa: PLC0415
+        """The headers with the given login, else with the worker's Docker configuration for the registry."""
+        from docker import auth  # noqa: PLC0415 - optional dependency
+        from docker.errors import DockerException  # noqa: PLC0415 - optional dependency
 
         registry, _ = auth.resolve_repository_name(_split_ref(ref)[0])
         if login is not None:
@@ -81,7 +81,9 @@ class ImageCalls(Calls):
         try:
             found = auth.load_config().resolve_authconfig(registry)
         except DockerException as error:
-            raise OperationError(f"the credentials for {registry} cannot be read: {error}") from error
+            raise OperationError(
+                f"the credentials for {registry} are unreadable: {error}", remedy=f"run: docker login {registry}"
+            ) from error
         return {"X-Registry-Auth": auth.encode_header(found).decode()} if found else {}
 
     def image_id(self, ref: str) -> str | None:
@@ -93,7 +95,7 @@ class ImageCalls(Calls):
         self._call("POST", f"/images/{quoted(image_id)}/tag", params={"repo": repository, "tag": tag})
 
     def untag(self, ref: str) -> bool:
-        """Take a name off an image; its last one stays as long as a container uses it."""
+        """Remove a name of an image. False if it is missing, or the last name of an image that a container uses."""
         try:
             self._call("DELETE", f"/images/{quoted(ref)}", params={"noprune": 1})
         except (NotThere, Conflict):
@@ -102,7 +104,7 @@ class ImageCalls(Calls):
 
 
 def _split_ref(ref: str) -> tuple[str, str]:
-    """Repository and tag, or digest; a colon before the last slash belongs to a registry's port."""
+    """Split a name into repository and tag or digest; a colon before the last slash belongs to the registry's port."""
     repository, at, digest = ref.partition("@")
     if at:
         return repository, digest

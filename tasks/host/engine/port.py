@@ -1,4 +1,4 @@
-"""The Docker engine as the operations see it: a small port, where it is, and what its errors mean."""
+"""The port between the operations and a Docker engine: its calls, its records and its errors."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, BinaryIO, Protocol
 
 from longshore.orchestration.errors import OperationError, Transient
 
-#: What the engine says for "never".
+#: The engine's time for "never".
 _NEVER = "0001-01-01"
-#: The engine answers 500 for these as well, and they do not pass by waiting.
+#: Permanent errors that the engine reports with status 500.
 _PERMANENT = (
     "port is already allocated",
     "address already in use",
@@ -28,20 +28,20 @@ _PERMANENT = (
 
 
 class NotThere(OperationError):
-    """404: the thing, or something that it needs, does not exist."""
+    """404: the object, or an object that it needs, does not exist."""
 
 
 class Conflict(OperationError):
-    """409: the name is taken, or the state does not allow it."""
+    """409: the name is in use, or the state forbids the call."""
 
 
 class EngineTimeout(Transient):
-    """The engine was asked and did not answer in time. It may still do it."""
+    """The engine did not respond in time. It may still complete the call."""
 
 
 @dataclass(frozen=True)
 class Container:
-    """What is asked of a container, out of the engine's long answer."""
+    """The state of a container, as far as operations need it."""
 
     id: str
     name: str
@@ -63,7 +63,7 @@ class Container:
     auto_remove: bool = False
     stop_timeout: int | None = None
     networks: tuple[str, ...] = ()
-    #: `container:<id>` for one that is in the network of another.
+    #: `container:<id>` for a container in the network of another.
     network_mode: str = ""
 
     @classmethod
@@ -97,7 +97,7 @@ class Container:
 
 @dataclass(frozen=True)
 class Output:
-    """The end of what a container said."""
+    """The end of a container's output."""
 
     stdout: str = ""
     stderr: str = ""
@@ -106,7 +106,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Image:
-    """What is asked of an image."""
+    """The properties of an image, as far as operations need them."""
 
     id: str
     tags: tuple[str, ...] = ()
@@ -117,38 +117,38 @@ class Image:
     os: str = ""
 
     def is_at(self, digest: str) -> bool:
-        """Whether a registry that names this digest has this image."""
+        """Reports whether the digest identifies this image at a registry."""
         return any(text.endswith(f"@{digest}") for text in self.digests)
 
 
 @dataclass(frozen=True)
 class Execution:
-    """A program that was started inside a container."""
+    """The state of a program inside a container."""
 
     running: bool
     exit_code: int | None
-    #: In the name space of the engine's host; 0 once it has ended.
+    #: In the PID namespace of the engine's host; 0 after the end.
     pid: int = 0
 
 
 @dataclass(frozen=True)
 class Login:
-    """Who asks a registry."""
+    """The credentials for a registry."""
 
     username: str
     password: str = field(repr=False)
 
 
-#: What is told of output as it comes: the stream (1, 2) and its bytes.
+#: Receives output as it arrives: the stream (1, 2) and its bytes.
 Said = Callable[[int, bytes], None]
-#: Called about five times a second; what it raises ends the call.
+#: Called about five times a second; an error that it raises ends the call.
 Check = Callable[[], None]
 
 
 class Engine(Protocol):
-    """What the operations ask of an engine. Missing things are None or False, never an error of a read.
+    """The calls that operations make to an engine. A read of a missing object returns None or False, and never raises.
 
-    Calls that may take long (pull, push, build, start_exec) are told to end by `check`.
+    `check` ends the calls that may take long (pull, push, build, start_exec).
     """
 
     url: str
@@ -213,12 +213,12 @@ def _time(text: str) -> str | None:
 
 
 def seconds_of(time: str) -> float:
-    """Seconds since 1970 of a time as the engine writes it, with nine digits of a second."""
+    """Seconds since 1970 of a time in the engine's format, which has nanoseconds."""
     return datetime.fromisoformat(time).timestamp()
 
 
 def classified(status: int, message: str) -> OperationError:
-    """The error for an engine's answer: which may pass and which may not."""
+    """The error for an engine's response: Transient if a retry may succeed, otherwise permanent."""
     low = message.lower()
     if status == 404:
         return NotThere(message)
@@ -229,7 +229,7 @@ def classified(status: int, message: str) -> OperationError:
     return OperationError(message)
 
 
-#: What a registry says in the middle of a download that broke off, or that it could not begin.
+#: Transient errors of a registry before or during a download.
 _PASSING = (
     "connection refused",
     "connection reset",
@@ -247,7 +247,7 @@ _PASSING = (
 
 
 def in_stream(message: str) -> OperationError:
-    """The error for one that came after a good status: most are the registry's, and may pass."""
+    """The error for a message in a stream with a successful status: most come from the registry and are transient."""
     low = message.lower()
     if any(text in low for text in ("manifest unknown", "not found", "does not exist", "unauthorized", "denied")):
         return OperationError(message)

@@ -1,4 +1,4 @@
-"""Answers of the engine that go on for a while: two streams in one, a program's input and output, progress."""
+"""Streamed responses of the engine: multiplexed output, the input and output of a program, progress entries."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from longshore.orchestration.errors import LongshoreError, Transient
-
-if TYPE_CHECKING:
-    from longshore.tasks.host.engine.port import Check, Said
+from longshore.tasks.host.engine.port import Check, Said
 
 _TICK = 0.2
 _CHUNK = 65536
 
 
 def frames(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """The engine's two streams in one: a byte says which (1, 2), and four give the length of what follows."""
+    """Demultiplex the engine's output: byte 0 of a header is the stream (1, 2), bytes 4 to 7 the payload's length."""
     held = bytearray()
     for chunk in chunks:
         held += chunk
@@ -34,9 +32,9 @@ def frames(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def talk(raw: Any, ahead: bytes, stdin: bytes | None, said: Said, check: Check) -> None:
-    """Feed a program and hear it to its end; over its connection, which is nobody else's now.
+    """Write a program's input and read its output to the end, over a connection for this program only.
 
-    `ahead` is what was read of it already.
+    `ahead`: output that was read before this call.
     """
     connection = getattr(raw, "_sock", raw)
     pending = memoryview(stdin or b"")
@@ -49,18 +47,18 @@ def talk(raw: Any, ahead: bytes, stdin: bytes | None, said: Said, check: Check) 
             yield ahead
         while True:
             check()
-            # What TLS has read ahead cannot be seen from outside.
-            hidden = getattr(connection, "pending", int)()
-            wait = 0 if hidden else _TICK
+            # select() does not see the bytes that TLS has buffered.
+            buffered = getattr(connection, "pending", int)()
+            wait = 0 if buffered else _TICK
             readable, writable, _ = select.select([connection], [connection] if pending else [], [], wait)
             if writable:
                 try:
                     pending = pending[connection.send(pending[:_CHUNK]) :]
                 except OSError:
-                    pending = pending[:0]  # it does not read on
+                    pending = pending[:0]  # the program has closed its input
                 if not pending:
                     _end_of_input(connection)
-            if readable or hidden:
+            if readable or buffered:
                 chunk = connection.recv(_CHUNK)
                 if not chunk:
                     return
@@ -76,9 +74,9 @@ def _end_of_input(connection: Any) -> None:
 
 
 def entries(engine: Any, begin: Callable[[Any], Any], check: Check) -> Iterator[dict[str, Any]]:
-    """What a call tells, one JSON object after the other. What `check` raises breaks it off, also while it is silent.
+    """The JSON entries of a streamed call. An error of `check` aborts the call, also between entries.
 
-    A thread reads, for a response cannot be waited for and be given up at the same time.
+    A thread reads the response, since a blocking read cannot be aborted.
     """
     heard: queue.Queue[Any] = queue.Queue()
     given_up = threading.Event()
@@ -87,7 +85,7 @@ def entries(engine: Any, begin: Callable[[Any], Any], check: Check) -> Iterator[
         try:
             response = begin(engine)
             if given_up.is_set():
-                engine.close_connections()  # it answered late: what it has begun ends with its connection
+                engine.close_connections()  # a late response: closing the connection ends the engine's work
                 return
             for line in response.iter_lines(_CHUNK):
                 if line.strip():
@@ -95,8 +93,8 @@ def entries(engine: Any, begin: Callable[[Any], Any], check: Check) -> Iterator[
             heard.put(None)
         except LongshoreError as error:
             heard.put(error)
-        except Exception as error:  # noqa: BLE001 - told to whoever waits
-            heard.put(Transient(f"the Docker engine broke off: {error}"))
+        except Exception as error:  # noqa: BLE001 - the consumer raises it
+            heard.put(Transient(f"the Docker engine closed the stream: {error}"))
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
@@ -115,16 +113,16 @@ def entries(engine: Any, begin: Callable[[Any], Any], check: Check) -> Iterator[
             check()
     finally:
         given_up.set()
-        engine.close_connections()  # the engine gives up then, also where it has not answered yet
+        engine.close_connections()  # the engine aborts the call, also before its response
 
 
 def record_connections(api: Any, url: str) -> list[Any]:
-    """The connections that calls of this URL are going to make: requests gives none of them out."""
+    """A list that collects the connections of later calls to this URL, which requests does not expose."""
     made: list[Any] = []
     adapter = api.get_adapter(url)
     find = getattr(adapter, "get_connection", None)
     if not hasattr(adapter, "pools") or find is None:
-        return made  # over the network: the call's own end will do
+        return made  # over the network: closing the response is enough
     pool = find(url)
     make = pool._new_conn
 

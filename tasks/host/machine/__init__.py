@@ -1,1 +1,1 @@
-"""The places where commands run: this host, or a container."""
+"""The machine of a step: this host or a container, with the same calls for programs and files."""

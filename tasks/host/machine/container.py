@@ -1,4 +1,4 @@
-"""Inside a container: programs by the engine's exec, files by its archives. Works without a shell where it can."""
+"""A container as the machine of a step: programs by the engine's exec, files by its archives, no shell if avoidable."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from longshore.tasks.host.machine.port import Program, State, sha, temporary_nam
 from longshore.tasks.host.machine.process import Completed, Tail
 from longshore.tasks.implementation import Context
 
-#: Says its process id before it becomes the program, so that it can be ended: the engine has no call for that.
-_TELLS_ITS_ID = ["/bin/sh", "-c", 'echo "$$"; exec "$@"', "longshore"]
-#: Seconds between two looks at whether it has ended.
-_LOOK = 0.1
-#: Seconds in which an engine under load has started a program, so that it has told its process id.
-_BEGINS = 30.0
+#: Prints its process id and then becomes the program, so that the worker can kill it: the engine has no call for that.
+_PRINTS_PID = ["/bin/sh", "-c", 'echo "$$"; exec "$@"', "longshore"]
+#: Seconds between two polls for the program's end.
+_POLL = 0.1
+#: Seconds that a program may take to print its process id on an engine under load.
+_START_TIMEOUT = 30.0
 _FILE_LIMIT = 64 * 1024 * 1024
 _SMALL = 1024 * 1024
 
 
 class ContainerMachine:
-    """See the port."""
+    """The Machine port for one container."""
 
     def __init__(self, ctx: Context, container: str = "") -> None:
         self._ctx = ctx
         self._name = container or ctx.container
         self._docker = engine()
         made = self._docker.raw(self._name)
-        if made is not None:  # what is not there is told of by whatever is to be done in it
+        if made is not None:  # the later calls report a missing container
             policy.check_inside(self._name, made, own_project())
 
     # --- programs ---------------------------------------------------------------------------------
 
     def require(self, program: Program) -> Program:
-        """What may be run inside is the container's affair."""
+        """The program unchanged: the container decides what may run inside."""
         return program
 
     def run(self, program: Program) -> Completed:
         started = time.monotonic()
         has_shell = self._has("/bin/sh")
         body = {
-            "Cmd": [*(_TELLS_ITS_ID if has_shell else []), *program.argv],
+            "Cmd": [*(_PRINTS_PID if has_shell else []), *program.argv],
             "Env": [f"{name}={value}" for name, value in program.env.items()],
             "AttachStdin": program.stdin is not None,
         }
@@ -58,46 +58,50 @@ class ContainerMachine:
         try:
             execution = self._docker.create_exec(self._name, body)
         except NotThere:
-            raise Preflight(f"there is no container {self._name!r}", remedy="docker ps lists them") from None
+            raise Preflight(
+                f"container {self._name!r} does not exist", remedy="list the containers with: docker ps"
+            ) from None
         except Conflict as error:
-            raise Preflight(f"nothing can be run in container {self._name}: {error.message}") from error
-        heard = _Heard(self._ctx, program.limit, tells_id=has_shell)
+            raise Preflight(
+                f"no program can run in container {self._name}: {error.message}", remedy="start the container"
+            ) from error
+        heard = _Heard(self._ctx, program.limit, prints_pid=has_shell)
         ends = None if program.timeout is None else started + program.timeout
 
         def check() -> None:
             heard.live.check()
-            if has_shell and not heard.pid and time.monotonic() < started + _BEGINS:
-                return  # nobody could end it yet
+            if has_shell and not heard.pid and time.monotonic() < started + _START_TIMEOUT:
+                return  # without its process id the program cannot be killed yet
             self._ctx.check()
             if ends is not None and time.monotonic() >= ends:
-                raise OperationError(f"{program.argv[0]!r} ran out of its {program.timeout:g} s")
+                raise OperationError(f"{program.argv[0]!r} exceeded its timeout of {program.timeout:g} s")
 
         try:
             self._docker.start_exec(execution, program.stdin, heard, check)
             code = self._code(execution, check)
         except (StepCancelled, StepTimeout, OperationError) as error:
-            raise self._ended(error, heard.pid, execution, program) from error
+            raise self._kill(error, heard.pid, execution, program) from error
         finally:
             heard.live.flush()
         if code in {126, 127} and not heard.pid and "exec failed" in heard.out.text() + heard.err.text():
-            said = (heard.out.text() + heard.err.text()).strip().splitlines()[-1]
-            raise Preflight(f"cannot run {program.argv[0]} in container {self._name}: {said}")
+            why = (heard.out.text() + heard.err.text()).strip().splitlines()[-1]
+            raise Preflight(f"cannot run {program.argv[0]} in container {self._name}: {why}")
         took = round((time.monotonic() - started) * 1000)
         return Completed(code, heard.out.text(), heard.err.text(), heard.out.truncated or heard.err.truncated, took)
 
     def _code(self, execution: str, check: Check) -> int:
-        """Its exit code; the stream may end a moment before it has one."""
+        """The exit code; the engine may report it a moment after the end of the stream."""
         while True:
             state = self._docker.execution(execution)
             if state is None:
-                raise OperationError(f"the engine has forgotten a program in container {self._name}")
+                raise OperationError(f"the engine has no record of the program in container {self._name}")
             if not state.running and state.exit_code is not None:
                 return state.exit_code
             check()
-            time.sleep(_LOOK)
+            time.sleep(_POLL)
 
-    def _ended(self, error: OperationError, pid: str, execution: str, program: Program) -> OperationError:
-        """The error, once the program has been ended; it says where that could not be done."""
+    def _kill(self, error: OperationError, pid: str, execution: str, program: Program) -> OperationError:
+        """Kill the program and return the error, with a note if the program may still run."""
         state = None
         with contextlib.suppress(OperationError):
             state = self._docker.execution(execution)
@@ -107,14 +111,14 @@ class ContainerMachine:
             end = time.monotonic() + program.grace
             self._signal(pid, "TERM")
             while time.monotonic() < end and self._runs(execution):
-                time.sleep(_LOOK)
+                time.sleep(_POLL)
             self._signal(pid, "KILL")
         if not pid or self._runs(execution, patience=2.0):
-            error.message += f"; it may still be at work in container {self._name}"
+            error.message += f"; the program may still run in container {self._name}"
         return error
 
     def _signal(self, pid: str, signal: str) -> None:
-        """To its whole process group, which it leads."""
+        """Signal the program's process group."""
         text = f"kill -{signal} -- -{pid} 2>/dev/null || kill -{signal} {pid}"
         with contextlib.suppress(OperationError):
             execution = self._docker.create_exec(self._name, {"Cmd": ["/bin/sh", "-c", text], "User": "0"})
@@ -128,19 +132,21 @@ class ContainerMachine:
                 return False
             if time.monotonic() >= end:
                 return True
-            time.sleep(_LOOK)
+            time.sleep(_POLL)
 
     def environment(self) -> dict[str, str]:
-        return {}  # the container's own is there
+        return {}  # the container supplies its own environment
 
     # --- files ------------------------------------------------------------------------------------
 
     def _entry(self, path: str, limit: int = _FILE_LIMIT) -> tuple[tarfile.TarInfo, bytes] | None:
-        """What is at a path, links not followed."""
+        """The entry at a path, without following links."""
         try:
             archive = self._docker.read_archive(self._name, path, limit)
         except NotThere:
-            raise Preflight(f"there is no container {self._name!r}", remedy="docker ps -a lists them") from None
+            raise Preflight(
+                f"container {self._name!r} does not exist", remedy="list the containers with: docker ps -a"
+            ) from None
         if archive is None:
             return None
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
@@ -154,7 +160,7 @@ class ContainerMachine:
         return self._docker.has_path(self._name, path)
 
     def text(self, path: str) -> str | None:
-        """Files of /proc have no size, so an archive has nothing of them: they are read by a program there."""
+        """The text of a small file. Files of /proc, which are empty in an archive, are read by `cat`."""
         if path.startswith("/proc/"):
             done = self.run(Program(["cat", path], {}, limit=_SMALL))
             return done.stdout if done.exit_code == 0 else None
@@ -173,14 +179,14 @@ class ContainerMachine:
             return None
         member, data = found
         if not member.isfile():
-            raise Preflight(f"{path} is there and is not a regular file")
+            raise Preflight(f"{path} in container {self._name} is not a regular file")
         return State(sha(data), len(data), member.mode & 0o7777, member.uid, member.gid), data
 
     def exists(self, path: str) -> bool:
         return self._has(path)
 
     def write(self, path: str, data: bytes, state: State) -> None:
-        """Put beside it and renamed, where the container runs and has an `mv`; else put in its place."""
+        """Write a temporary file and rename it if the container runs and has `mv`; otherwise write in place."""
         folder, name = posixpath.split(path)
         temporary = temporary_name(self._ctx, name)
         inspected = self._docker.inspect(self._name)
@@ -215,8 +221,8 @@ class ContainerMachine:
     def require_removal(self) -> None:
         found = self._docker.inspect(self._name)
         if found is None or not found.running or not (self._has("/bin/rm") or self._has("/usr/bin/rm")):
-            what = f"a new file in container {self._name} could not be removed again"
-            raise Preflight(what, remedy="start it, and have an rm in it; a file that is there can be changed")
+            what = f"an undo could not remove a new file in container {self._name}"
+            raise Preflight(what, remedy="start a container that has rm, or change an existing file only")
 
     def missing_folders(self, path: str) -> list[str]:
         missing: list[str] = []
@@ -248,20 +254,20 @@ class ContainerMachine:
             fields = line.split(":")
             if len(fields) > 2 and fields[0] == name and fields[2].isdigit():
                 return int(fields[2])
-        raise Preflight(f"no such {kind} in container {self._name}: {name}")
+        raise Preflight(f"{kind} {name} does not exist in container {self._name}")
 
     def me(self) -> tuple[int, int]:
         return 0, 0
 
 
 class _Heard:
-    """A program's output; before it, its process id where it tells that."""
+    """Receives a program's output, and the process id in front of it if the program prints one."""
 
-    def __init__(self, ctx: Context, limit: int, *, tells_id: bool) -> None:
+    def __init__(self, ctx: Context, limit: int, *, prints_pid: bool) -> None:
         self.out, self.err = Tail(limit, ctx.redact), Tail(limit, ctx.redact)
         self.live = Live(ctx)
         self.pid = ""
-        self._first: bytearray | None = bytearray() if tells_id else None
+        self._first: bytearray | None = bytearray() if prints_pid else None
 
     def __call__(self, stream: int, piece: bytes) -> None:
         if stream == 1 and self._first is not None:
@@ -272,7 +278,7 @@ class _Heard:
             self._first = None
             self.pid = word.decode() if word.isdigit() else ""
             if not self.pid:
-                piece = word + b"\n" + piece  # the engine's own word: it did not begin
+                piece = word + b"\n" + piece  # a message of the engine: the program did not start
         if piece:
             (self.err if stream == 2 else self.out).add(piece)
             self.live(stream, piece)

@@ -1,17 +1,15 @@
-"""The machine that an attempt works on, chosen by its step."""
+"""The machine of an attempt, chosen by its step."""
 
 from __future__ import annotations
 
+from longshore.tasks.host.machine.container import ContainerMachine
+from longshore.tasks.host.machine.host import HostMachine
 from longshore.tasks.host.machine.port import Machine
 from longshore.tasks.implementation import Context
 
 
 def machine_of(ctx: Context) -> Machine:
-    """The place where this attempt is at work."""
+    """The machine of this attempt: the step's container, else the worker's host."""
     if ctx.container:
-        from longshore.tasks.host.machine.container import ContainerMachine  # noqa: PLC0415 - it needs an engine
-
         return ContainerMachine(ctx)
-    from longshore.tasks.host.machine.host import HostMachine  # noqa: PLC0415 - it implements this
-
     return HostMachine(ctx)

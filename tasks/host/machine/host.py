@@ -1,4 +1,4 @@
-"""The worker's own host: programs in a process group of their own, files inside the folders that it may touch."""
+"""The worker's host as the machine of a step: programs in their own process groups, files in the allowed folders."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from longshore.tasks.host.machine.port import Program, State, sha, temporary_nam
 from longshore.tasks.host.machine.process import Completed
 from longshore.tasks.implementation import Context
 
-#: What a program may see of the worker's environment.
+#: Variables that the worker passes on to programs.
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "USER", "LOGNAME", "TZ", "TMPDIR")
-#: A disk error and a full disk may pass.
+#: EIO and ENOSPC, which are transient.
 _PASSING = {5, 28}
 
 
 class HostMachine:
-    """See the port."""
+    """The Machine port for this host."""
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
@@ -84,17 +84,17 @@ class HostMachine:
         except OSError as error:
             raise _refused(path, error) from error
         if fd is None:
-            raise Preflight(f"{path} is there and is not a regular file")
+            raise Preflight(f"{path} is not a regular file")
         with os.fdopen(fd, "rb") as file:
             info, data = os.fstat(fd), file.read()
         return State(sha(data), len(data), stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid), data
 
     def exists(self, path: str) -> bool:
-        """Also that a file outside is not there is not told."""
+        """Reports whether a path exists. Raises NotAllowed for a path outside of the roots, also if it is missing."""
         return os.path.exists(paths.require(os.path.join(_home(), path)))
 
     def write(self, path: str, data: bytes, state: State) -> None:
-        """Also whole or not at all if the power fails in the middle."""
+        """Write the file atomically and durably, also across a power failure."""
         name = os.path.basename(path)
         temporary = temporary_name(self._ctx, name)
         try:
@@ -116,7 +116,7 @@ class HostMachine:
                     with contextlib.suppress(OSError):
                         os.unlink(temporary, dir_fd=folder)
         except PermissionError as error:
-            raise Preflight(f"{path}: permission denied", remedy="run the worker as a user that may") from error
+            raise Preflight(f"{path}: permission denied", remedy="run the worker as a user with access") from error
         except OSError as error:
             kind = Transient if error.errno in _PASSING else OperationError
             raise kind(f"{path}: {error.strerror}") from error
@@ -152,7 +152,7 @@ class HostMachine:
     def remove_folders(self, made: Sequence[str]) -> None:
         for folder in reversed(made):
             try:
-                os.rmdir(paths.require(folder))  # the record says which, and anybody may have written that
+                os.rmdir(paths.require(folder))  # the paths come from a record, which is not trusted
             except OSError:
                 break
 
@@ -164,7 +164,7 @@ class HostMachine:
 
 
 def _home() -> str:
-    """Where a program is run that names no folder: where the worker is, if it may be there."""
+    """The default working directory of programs: the worker's own if allowed, else the first existing root."""
     roots = paths.allowed_roots()
     return paths.admitted(os.getcwd()) or next(filter(os.path.isdir, roots), next(iter(roots), "/"))
 
@@ -178,12 +178,12 @@ def _number(name: str | int | None, kind: str) -> int | None:
     try:
         return pwd.getpwnam(text).pw_uid if kind == "user" else grp.getgrnam(text).gr_gid
     except KeyError:
-        raise Preflight(f"no such {kind} on this host: {text}") from None
+        raise Preflight(f"{kind} {text} does not exist on this host") from None
 
 
 def _refused(path: str, error: OSError) -> Preflight:
     if isinstance(error, PermissionError):
-        return Preflight(f"{path}: permission denied", remedy="run the worker as a user that may")
+        return Preflight(f"{path}: permission denied", remedy="run the worker as a user with access")
     if isinstance(error, NotADirectoryError):
-        return Preflight(f"{path}: a part of the path is a file")
-    return Preflight(f"{path} is a link or cannot be read: {error.strerror}")
+        return Preflight(f"{path}: a parent of the path is a file")
+    return Preflight(f"{path} is a link or unreadable: {error.strerror}")

@@ -1,4 +1,4 @@
-"""Where a step is at work: its worker's host, or inside a container. Programs and files, the same for both."""
+"""The port for programs and files on the machine of a step: its worker's host, or a container."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from longshore.tasks.implementation import Context
 
 @dataclass(frozen=True)
 class State:
-    """A regular file as it is."""
+    """The content hash, size, mode and owner of a regular file."""
 
     sha256: str
     size: int
@@ -27,7 +27,7 @@ class State:
 
 @dataclass(frozen=True)
 class Program:
-    """What is to be run, and how it is bounded; `timeout` and `grace` in seconds."""
+    """A program to run and its limits; `timeout` and `grace` in seconds."""
 
     argv: Sequence[str]
     env: Mapping[str, str]
@@ -37,55 +37,53 @@ class Program:
     grace: float = 10.0
     limit: int = OUTPUT_LIMIT
     user: str | None = None
-    #: The file that is started; what `argv` names, if left out.
+    #: The file to start, if other than `argv[0]`.
     executable: str | None = None
 
 
 class Machine(Protocol):
-    """What operations ask of the place where they are at work. Errors are OperationErrors; Preflight before the
-    first effect.
-    """
+    """The calls that operations make to a machine. Errors are OperationErrors; Preflight before the first effect."""
 
     def require(self, program: Program) -> Program:
-        """The program as it may be run: the very file, in the very folder. Preflight where it may not."""
+        """The program with its resolved file and folder. Raises NotAllowed or Preflight if it may not run."""
 
     def run(self, program: Program) -> Completed:
-        """To its end; TERM, grace and KILL when the step is cancelled or out of its time."""
+        """Run a program to its end; TERM, grace and KILL if the step is cancelled or times out."""
 
     def environment(self) -> dict[str, str]:
-        """What a program may see of the place's own."""
+        """The variables that the machine passes on to programs."""
 
     def text(self, path: str) -> str | None:
-        """A small file of the system's, such as /etc/os-release; None if it is not there."""
+        """The text of a small system file, such as /etc/os-release; None if it does not exist."""
 
     def read(self, path: str) -> tuple[State, bytes] | None:
-        """The regular file, or None. Anything else there is refused."""
+        """State and content of a regular file; None if it does not exist. Raises Preflight for other file types."""
 
     def exists(self, path: str) -> bool:
-        """Relative to where programs are run. NotAllowed for a path that may not be touched."""
+        """Reports whether a path exists, relative to the default folder of programs. Raises NotAllowed."""
 
     def write(self, path: str, data: bytes, state: State) -> None:
-        """Put the file in place: whole or not at all."""
+        """Write the file atomically."""
 
     def remove(self, path: str) -> None: ...
 
     def require_removal(self) -> None:
-        """Preflight where a file that is made could not be removed again."""
+        """Raise Preflight if an undo could not remove a new file."""
 
     def missing_folders(self, path: str) -> list[str]:
-        """The folders above it that are not there, outermost first."""
+        """The missing parent folders of a path, outermost first."""
 
     def make_folders(self, path: str) -> None:
-        """Those above it."""
+        """Create the missing parent folders of a path."""
 
     def remove_folders(self, made: Sequence[str]) -> None:
-        """Innermost first, as long as nothing else is in them."""
+        """Remove the folders, innermost first, up to the first that is not empty."""
 
     def owner(self, user: str | int | None, group: str | int | None) -> tuple[int | None, int | None]:
-        """Their numbers there; Preflight where there is no such user or group."""
+        """The numeric user and group id on the machine. Raises Preflight if the user or group does not exist."""
 
     def me(self) -> tuple[int, int]:
-        """Who owns what is made there by default."""
+        """The user and group id of new files."""
 
 
 def sha(data: bytes) -> str:
@@ -93,5 +91,5 @@ def sha(data: bytes) -> str:
 
 
 def temporary_name(ctx: Context, name: str) -> str:
-    """Beside a file: a dead attempt's rest is overwritten, not left."""
+    """The name of a step's temporary file, the same for each attempt, so that a retry overwrites it."""
     return f".{name[:100]}.longshore-{sha(ctx.op_id.encode())[:12]}"

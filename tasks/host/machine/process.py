@@ -1,4 +1,4 @@
-"""Run a program in a process group of its own, bounded in time and output, and never leave it behind."""
+"""Programs in their own process group, with limited time and output, and killed with the worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from longshore.orchestration.errors import OperationError, Preflight
 from longshore.orchestration.language.secrets import OVERLAP
 
-#: Bytes kept of each stream: its end, where errors are said.
+#: Bytes kept of the end of each stream.
 OUTPUT_LIMIT = 64 * 1024
 #: Seconds between TERM and KILL.
 GRACE = 10.0
@@ -25,7 +25,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Completed:
-    """How a program ended. A death by signal N is exit code 128 + N, as a shell says it."""
+    """The outcome of a program. Death by signal N is exit code 128 + N, as in a shell."""
 
     exit_code: int
     stdout: str
@@ -35,7 +35,7 @@ class Completed:
 
 
 class Tail:
-    """The last `limit` bytes of a stream; some more are held until it is known what must not be told."""
+    """The last `limit` bytes of a stream, and some more, so that secrets across the cut are redacted."""
 
     def __init__(self, limit: int, redact: Callable[[str], str] = lambda text: text) -> None:
         self.limit = limit
@@ -57,8 +57,8 @@ class Tail:
 
 
 def _die_with_parent() -> None:
-    """A killed worker must not leave the program at work: its attempt counts as lost."""
-    with contextlib.suppress(OSError, AttributeError):  # Linux only; elsewhere the group is left
+    """Let the kernel kill the program with its worker: the attempt counts as lost."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux only; on other systems the program continues
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -68,7 +68,7 @@ def _signal_group(process: subprocess.Popen[bytes], sig: int) -> None:
 
 
 def _end(process: subprocess.Popen[bytes], grace: float) -> None:
-    """TERM, grace, KILL: to the whole group, children of the program too."""
+    """Send TERM, wait for the grace, and send KILL to the whole process group."""
     _signal_group(process, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(grace)
@@ -91,13 +91,11 @@ def run(
     limit: int = OUTPUT_LIMIT,
     redact: Callable[[str], str] = lambda text: text,
 ) -> Completed:
-    """Run to the end and return what it said; `said` is told each piece as it comes, with its stream (1, 2).
+    """Run a program to its end. `said` receives each piece of output with its stream (1, 2).
 
-    `executable` is the file that is started, where that is to be another than what the name in `argv` leads to.
-
-    `check` is called about five times a second; what it raises ends the program and is passed on. `began` is
-    told the program's pid, which is its group's.
-    Raises Preflight where the program cannot be started, OperationError when `timeout` seconds are over.
+    `executable`: the file to start, if other than `argv[0]`. `began` receives the pid, which is also the group id.
+    `check` is called about five times a second; an error that it raises ends the program and propagates.
+    Raises Preflight if the program cannot start, and OperationError after `timeout` seconds.
     """
     started = time.monotonic()
     try:
@@ -113,8 +111,8 @@ def run(
             preexec_fn=_die_with_parent,  # noqa: PLW1509 - prefork children are single-threaded here
         )
     except FileNotFoundError as error:
-        what = f"no such directory: {cwd}" if error.filename == cwd and cwd else f"no such program: {argv[0]}"
-        raise Preflight(what, remedy="check the path on the worker's host") from error
+        what = f"no such folder: {cwd}" if error.filename == cwd and cwd else f"no such program: {argv[0]}"
+        raise Preflight(what, remedy="correct the path, or create it on the worker's host") from error
     except (PermissionError, NotADirectoryError, OSError, ValueError) as error:
         raise Preflight(f"cannot run {argv[0]}: {error}") from error
     out, err = Tail(limit, redact), Tail(limit, redact)
@@ -153,10 +151,9 @@ def _pump(
     timeout: float | None,
     check: Callable[[], None],
 ) -> None:
-    """Feed and drain the program until it has ended.
+    """Write the program's input and read its output until the program ends.
 
-    A child that it left running may hold the pipes open, so the end of the program counts, not the
-    end of its output.
+    The end of the program counts, not the end of its output: a child process may hold the pipes open.
     """
     assert process.stdout is not None  # noqa: S101 - both are pipes by construction
     assert process.stderr is not None  # noqa: S101
@@ -173,7 +170,7 @@ def _pump(
             check()
             now = time.monotonic()
             if timeout is not None and now - started >= timeout:
-                raise OperationError(f"{process.args[0]!r} ran out of its {timeout:g} s")  # type: ignore[index]
+                raise OperationError(f"{process.args[0]!r} exceeded its timeout of {timeout:g} s")  # type: ignore[index]
             if process.poll() is not None:
                 ended_at = ended_at or now
                 if now - ended_at >= _TICK:
@@ -193,11 +190,11 @@ def _pump(
                     heard(key.data, chunk)
                 else:
                     selector.unregister(key.fileobj)
-    # The streams are closed; a program may close them early and go on.
+    # The streams are closed, and the program may still run.
     while True:
         left = None if timeout is None else timeout - (time.monotonic() - started)
         if left is not None and left <= 0:
-            raise OperationError(f"{process.args[0]!r} ran out of its {timeout:g} s")  # type: ignore[index]
+            raise OperationError(f"{process.args[0]!r} exceeded its timeout of {timeout:g} s")  # type: ignore[index]
         try:
             process.wait(min(_TICK, left) if left is not None else _TICK)
             return

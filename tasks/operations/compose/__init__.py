@@ -1,4 +1,4 @@
-"""The `compose.*` operations: to import this is to have their implementations."""
+"""The `compose.*` operations. Importing this package registers their implementations."""
 
 from longshore.tasks.operations.compose import down, images, lifecycle, programs, queries, revisions, rollback, up
 

@@ -1,7 +1,7 @@
-"""Hashes that Compose puts on containers for one configuration.
+"""The different hashes that Compose labels containers with for one configuration.
 
-With `--no-deps` it leaves out of a service's configuration what the service depends on, and hashes what is left: the
-label then is another than that of the same files otherwise. What such a container was made from is kept on its host.
+With `--no-deps` Compose omits the dependencies of a service from the hashed configuration, so that the label differs
+from the usual hash of the same files. The host stores which usual hash such a label stands for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from longshore.orchestration.language import identifiers
 from longshore.orchestration.settings import get_settings
 from longshore.tasks.host.backups import write_private
 
-#: So many are kept of a project, the latest.
+#: The number of latest entries that are kept per project.
 _KEPT = 100
 
 
@@ -22,7 +22,7 @@ def _path(project: str) -> Path:
 
 
 def aliases(project: str) -> dict[str, str]:
-    """The hash of the files by `service hash`, the hash that a container of the service has."""
+    """The hash of the files by `service hash`, where hash is the label of a container of the service."""
     try:
         found: dict[str, str] = json.loads(_path(project).read_text())
     except (OSError, ValueError):
@@ -31,12 +31,12 @@ def aliases(project: str) -> dict[str, str]:
 
 
 def meant(known: dict[str, str], service: str, hashed: str) -> str:
-    """What a container's hash stands for."""
+    """The hash of the files for the hash in a container's label."""
     return known.get(f"{service} {hashed}", hashed)
 
 
 def note_aliases(project: str, more: dict[tuple[str, str], str]) -> None:
-    """Keep what hashes stand for, by service and hash; what stands for itself is none. The project's lock is held."""
+    """Store hashes of files by service and label; equal ones are omitted. The caller holds the project's lock."""
     known = aliases(project)
     found = {key: value for key, value in known.items() if tuple(key.split(" ", 1)) not in more}
     found |= {f"{service} {hashed}": value for (service, hashed), value in more.items() if hashed != value}

@@ -1,4 +1,4 @@
-"""`compose.down`: what its undo can bring back is taken down."""
+"""`compose.down`: removes the containers and networks of a project that its undo can create again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from longshore.tasks.operations.compose.state import Member, members
 
 @implements(DOWN)
 class Down(Implementation[DownParams]):
-    """Takes down what its undo can bring back; what no file tells of stays, unless orphans are named."""
+    """Removes the containers of a project; orphans, which are in no file, only with `remove_orphans`."""
 
     def before(self, ctx: Context, params: DownParams) -> dict[str, Any]:
         docker = engine()
@@ -31,7 +31,7 @@ class Down(Implementation[DownParams]):
         with project_lock(ctx, docker, project):
             if members(docker, project) or docker.networks({PROJECT: project}):
                 revisions.keep_images(ctx, docker, project, (member.image_id for member in was))
-                source = Source(project)  # then all goes that bears the project's label
+                source = Source(project)  # without a revision, everything with the project's label is removed
                 if before["revision"]:
                     path = revisions.path_of(ctx, project, "before")
                     source = Source(project, None, (str(path),), (), ("*",))
@@ -47,13 +47,13 @@ class Down(Implementation[DownParams]):
         try:
             project, resolved = named(ctx, docker, params)
         except Preflight as error:
-            return failing(ctx, "take down", str(error))
+            return failing(ctx, "remove the containers of", str(error))
         found = self._mine(params, resolved, members(docker, project))
         if not found:
             changed = None if ctx.has_upstream else bool(docker.networks({PROJECT: project}))
             return Prediction(f"project {project} has no containers", changed=changed)
         known = former(ctx, docker, project, found, resolved)
-        undo = "make the containers again, with the same volumes, and start those that ran"
+        undo = "create the containers again, with the same volumes, and start those that ran"
         return Prediction(f"would remove {names(found)}", undo=undo if known else "none: " + UNKNOWN.format(project))
 
     def undo(self, ctx: Context, params: DownParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
@@ -66,7 +66,7 @@ class Down(Implementation[DownParams]):
 
     @staticmethod
     def _mine(params: DownParams, resolved: Resolved | None, found: list[Member]) -> list[Member]:
-        """Those that go; orphans only if that is said, or no file says what is one."""
+        """The containers to remove; orphans only with `remove_orphans`, or if the files are unknown."""
         if resolved is None or params.remove_orphans:
             return found
         return [member for member in found if member.service in resolved.services]

@@ -1,4 +1,4 @@
-"""`compose.pull` and `compose.build`: the images of a project's services."""
+"""`compose.pull` and `compose.build` for the images of a project's services."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _resolved(ctx: Context, docker: Engine, params: ProjectParams) -> Resolved:
 
 
 class _Images(Implementation[Any]):
-    """Names of images that may mean others afterwards."""
+    """The base of operations that may move the names of images."""
 
     def services(self, target: Resolved, params: Any) -> list[str]:
         raise NotImplementedError
@@ -44,7 +44,7 @@ class _Images(Implementation[Any]):
             self.get(ctx, docker, params, target, self.services(target, params))
         except Preflight:
             for image_id in {*refs.values()}:
-                release(ctx, docker, image_id)  # so that nothing was touched indeed
+                release(ctx, docker, image_id)  # nothing was changed
             raise
         now = {ref: docker.image_id(ref) for ref in refs}
         for image_id in {*refs.values()} & {*now.values()}:
@@ -70,10 +70,10 @@ class _Images(Implementation[Any]):
 
 @implements(PULL)
 class Pull(_Images):
-    """Each by itself, so that one that breaks off in the middle is an error."""
+    """Pulls each image separately, so that a broken download is an error."""
 
     def services(self, target: Resolved, params: PullParams) -> list[str]:
-        """What is built here is not fetched."""
+        """The services whose images are pulled and not built."""
         chosen = params.services or list(target.services)
         return [name for name in chosen if not (target.services[name].get("build") and not _named(target, name))]
 
@@ -89,7 +89,7 @@ class Pull(_Images):
         try:
             target = _resolved(ctx, docker, params)
         except Preflight as error:
-            return failing(ctx, "fetch the images of", str(error))
+            return failing(ctx, "pull the images of", str(error))
         stale: list[str] = []
         unknown: list[str] = []
         for ref in dict.fromkeys(map(target.image, self.services(target, params))):
@@ -99,20 +99,22 @@ class Pull(_Images):
             try:
                 remote = docker.remote_digest(ref, login=login_of(params))
             except NotThere as error:
-                return failing(ctx, "fetch the images of", f"{ref}: {error.message}")
+                return failing(ctx, "pull the images of", f"{ref}: {error.message}")
             except OperationError:
                 unknown.append(ref)
                 continue
             if image is None or not image.is_at(remote):
                 stale.append(ref)
-        undo = "let the names mean what they mean now"
+        undo = "move the names back to their present images"
         if unknown:
             return Prediction(
-                f"would fetch {', '.join([*stale, *unknown])}, if there is newer", changed=None, undo=undo
+                f"would pull {', '.join([*stale, *unknown])}, if newer ones exist", changed=None, undo=undo
             )
         if not stale:
-            return Prediction("all images are what their registry has", changed=None if ctx.has_upstream else False)
-        return Prediction(f"would fetch {', '.join(stale)}", undo=undo)
+            return Prediction(
+                "all images are up to date with their registries", changed=None if ctx.has_upstream else False
+            )
+        return Prediction(f"would pull {', '.join(stale)}", undo=undo)
 
 
 def _named(target: Resolved, service: str) -> bool:
@@ -121,13 +123,13 @@ def _named(target: Resolved, service: str) -> bool:
 
 @implements(BUILD)
 class Build(_Images):
-    """By Compose's own program, which knows what a `build` means."""
+    """Builds images with the Compose program, which interprets `build`."""
 
     def services(self, target: Resolved, params: BuildParams) -> list[str]:
         chosen = params.services or list(target.services)
         built = [name for name in chosen if target.services[name].get("build")]
         if not built:
-            raise Preflight(f"project {target.project} has nothing to build", remedy="give a service a build")
+            raise Preflight(f"no service of project {target.project} has a build", remedy="add build to a service")
         return built
 
     def get(self, ctx: Context, docker: Engine, params: BuildParams, target: Resolved, services: list[str]) -> None:
@@ -143,5 +145,5 @@ class Build(_Images):
             services = self.services(target, params)
         except Preflight as error:
             return failing(ctx, "build the images of", str(error))
-        undo = "let the names mean what they mean now"
+        undo = "move the names back to their present images"
         return Prediction(f"would build {', '.join(services)}", changed=None, undo=undo)

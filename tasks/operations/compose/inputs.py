@@ -1,4 +1,4 @@
-"""Which files a project's configuration is read from: as long as none of them changes, Compose need not be asked."""
+"""The files that a project's configuration depends on: while none changes, the resolved configuration stays valid."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from longshore.tasks.host import paths
+from longshore.tasks.operations.compose.cli import Source
 
-if TYPE_CHECKING:
-    from longshore.tasks.operations.compose.cli import Source
-
-#: Larger files are known by their size and time.
+#: Larger files are identified by size and time.
 _LARGE = 16 * 1024 * 1024
 _DEEPEST = 20
 
 
 def digest_of_file(path: str) -> str:
-    """Of its content; '' where there is no such file, it cannot be read, or it is the worker's own."""
+    """The digest of a file; '' if it is missing, unreadable, or one of the worker's own."""
     if paths.is_own(os.path.realpath(path)):
         return ""
     try:
@@ -34,9 +32,9 @@ def digest_of_file(path: str) -> str:
 
 
 def inputs_of(source: Source) -> tuple[set[str], bool]:
-    """Paths of all that is read for it, also those that are not there; and whether these are all.
+    """The paths of all files that Compose reads, including missing ones; and whether the list is complete.
 
-    Where a path has a variable in it, or a file comes from elsewhere, it cannot be told.
+    The list is incomplete if a path contains a variable or refers to a remote file.
     """
     reading = _Reading()
     directory = source.directory or "/"
@@ -63,26 +61,26 @@ class _Reading:
         try:
             documents = list(yaml.load_all(Path(file).read_text(), Loader=_Loader))
         except OSError:
-            return  # Compose says what is wrong with it
+            return  # Compose reports the error
         except (ValueError, yaml.YAMLError, RecursionError):
             self.known = False
             return
-        for said in documents:
-            if isinstance(said, dict):
-                self._document(said, file, directory, depth)
+        for document in documents:
+            if isinstance(document, dict):
+                self._document(document, file, directory, depth)
 
-    def _document(self, said: dict[Any, Any], file: str, directory: str, depth: int) -> None:
-        # Relative to the project's folder, or to the file's own: whichever it is, the other is no file.
+    def _document(self, document: dict[Any, Any], file: str, directory: str, depth: int) -> None:
+        # A path is relative to the project's folder or to the file's own; the wrong candidate does not exist.
         folders = list(dict.fromkeys([directory, os.path.dirname(file)]))
-        for one in _entries(said.get("include")):
+        for one in _entries(document.get("include")):
             self._include(one, folders, depth)
-        services = said.get("services")
+        services = document.get("services")
         for service in services.values() if isinstance(services, dict) else ():
             if isinstance(service, dict):
                 self._service(service, folders, depth)
 
-    def _include(self, said: Any, folders: list[str], depth: int) -> None:
-        one = said if isinstance(said, dict) else {"path": said}
+    def _include(self, entry: Any, folders: list[str], depth: int) -> None:
+        one = entry if isinstance(entry, dict) else {"path": entry}
         for path in _texts(one.get("path")):
             for file in self._at(path, folders):
                 own = one.get("project_directory")
@@ -117,7 +115,7 @@ def _entries(value: Any) -> list[Any]:
 
 
 def _texts(value: Any) -> list[str]:
-    """Paths, written as one, as a list, or each with more beside it."""
+    """Paths in any form: a string, a list, or objects with a `path`."""
     found = []
     for one in _entries(value):
         path = one.get("path") if isinstance(one, dict) else one
@@ -127,10 +125,10 @@ def _texts(value: Any) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Takes Compose's own tags (`!reset`, `!override`) for what stands behind them."""
+    """Ignores Compose's tags (`!reset`, `!override`) and loads the tagged value."""
 
 
-def _behind(loader: yaml.SafeLoader, _suffix: str, node: yaml.Node) -> Any:
+def _tagged_value(loader: yaml.SafeLoader, _suffix: str, node: yaml.Node) -> Any:
     if isinstance(node, yaml.MappingNode):
         return loader.construct_mapping(node, deep=True)
     if isinstance(node, yaml.SequenceNode):
@@ -138,4 +136,4 @@ def _behind(loader: yaml.SafeLoader, _suffix: str, node: yaml.Node) -> Any:
     return None
 
 
-_Loader.add_multi_constructor("!", _behind)
+_Loader.add_multi_constructor("!", _tagged_value)

@@ -1,4 +1,4 @@
-"""`compose.stop`, `start` and `restart`: nothing is made or removed."""
+"""`compose.stop`, `start` and `restart`, which neither create nor remove containers."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from longshore.tasks.operations.compose.state import (
     stop_in_order,
 )
 
-_WELL = 60.0
+_HEALTHY_DEADLINE = 60.0
 
 
 def _lacking(project: str, found: list[Member], services: list[str]) -> str | None:
-    """Why these services of the project cannot be meant; None if they can."""
+    """The reason why the project or its services have no containers; None if all have."""
     missing = [name for name in services if name not in {member.service for member in found}]
     if missing:
         return f"project {project} has no container of service {missing[0]!r}"
-    return None if found else f"there are no containers of project {project}"
+    return None if found else f"project {project} has no containers"
 
 
-def _heirs(was: list[Member], now: list[Member]) -> dict[str, Member]:
-    """By id, the same containers now; or those that were made again, out of the same, in their place."""
+def _replacements(was: list[Member], now: list[Member]) -> dict[str, Member]:
+    """The present containers by former id: the same, or replacements from the same configuration and image."""
     found = {member.id: member for member in now}
     for member in was:
         if member.id not in found:
@@ -44,7 +44,7 @@ def _heirs(was: list[Member], now: list[Member]) -> dict[str, Member]:
 
 @implements(STOP)
 class Stop(Implementation[StopParams]):
-    """Its undo starts exactly those that it stopped; `compose start` would start the others as well."""
+    """Stops services. The undo starts exactly the stopped containers; `compose start` would start all."""
 
     def before(self, ctx: Context, params: StopParams) -> dict[str, Any]:
         docker = engine()
@@ -64,7 +64,7 @@ class Stop(Implementation[StopParams]):
             still = {member.id for member in members(docker, project) if member.running}
         stopped = [member.name for member in was if member.running and member.id not in still]
         if any(member.id in still for member in was):
-            raise OperationError(f"project {project} was started by somebody else meanwhile")
+            raise OperationError(f"project {project} was started outside of this run during the stop")
         return Outcome(changed=bool(stopped), data={"project": project, "stopped": stopped})
 
     def predict(self, ctx: Context, params: StopParams) -> Prediction:
@@ -79,7 +79,7 @@ class Stop(Implementation[StopParams]):
         running = [member for member in chosen if member.running]
         if not running:
             changed = None if ctx.has_upstream else False
-            return Prediction(f"nothing of it runs in project {project}", changed=changed)
+            return Prediction(f"none of these services runs in project {project}", changed=changed)
         return Prediction(f"would stop {names(running)}", undo=f"start {names(running)}")
 
     def undo(self, ctx: Context, params: StopParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
@@ -88,31 +88,31 @@ class Stop(Implementation[StopParams]):
         with project_lock(ctx, docker, project):
             await_stops(ctx, docker, members(docker, project), params.grace)
             everything = members(docker, project)
-            heirs = _heirs(was, everything)
-            gate = HealthWaiter(ctx, docker, project, deadline=_WELL, settle=0.0, jobs=jobs(everything))
-            # Those that are left are started, before it is said that one is gone.
-            wanted = [heirs[member.id] for member in was if member.id in heirs]
-            started = start_in_order(gate, wanted, everything)
+            replacements = _replacements(was, everything)
+            waiter = HealthWaiter(ctx, docker, project, deadline=_HEALTHY_DEADLINE, settle=0.0, jobs=jobs(everything))
+            # The remaining containers start before a missing one is reported.
+            wanted = [replacements[member.id] for member in was if member.id in replacements]
+            started = start_in_order(waiter, wanted, everything)
             for member in was:
-                if member.paused and member.id in heirs and not heirs[member.id].paused:
-                    docker.pause(heirs[member.id].id)
-            gone = [member for member in was if member.id not in heirs]
+                if member.paused and member.id in replacements and not replacements[member.id].paused:
+                    docker.pause(replacements[member.id].id)
+            gone = [member for member in was if member.id not in replacements]
             if gone:
-                raise OperationError(f"gone, and cannot be started again: {names(gone)}")
-            gate.wait({member.service for member in was if member.health == "healthy" and not member.paused})
+                raise OperationError(f"removed outside of this run and cannot be started: {names(gone)}")
+            waiter.wait({member.service for member in was if member.health == "healthy" and not member.paused})
         return Outcome(changed=bool(started), data={"project": project, "started": started})
 
     @staticmethod
     def _check(project: str, resolved: Resolved | None, found: list[Member], services: list[str]) -> None:
-        """A project that is not up has nothing to stop, as long as its files prove the name right."""
+        """Raise Preflight for a project without containers, unless its files prove that its name is correct."""
         lacking = _lacking(project, found, services)
         if lacking and resolved is None:
-            raise Preflight(lacking, remedy="docker compose ls -a lists the projects")
+            raise Preflight(lacking, remedy="list the projects with: docker compose ls -a")
 
 
 @implements(START)
 class Start(Implementation[StartParams]):
-    """Starts the services and what they depend on, but no job that has ended well."""
+    """Starts services and their dependencies, except one-shot services that have completed."""
 
     def before(self, ctx: Context, params: StartParams) -> dict[str, Any]:
         docker = engine()
@@ -129,10 +129,10 @@ class Start(Implementation[StartParams]):
             everything = members(docker, project)
             found = [member for member in everything if member.id in ids]
             if len(found) < len(ids):
-                raise OperationError(f"containers of project {project} were removed meanwhile")
-            gate = self._gate(ctx, docker, project, params, was)
-            start_in_order(gate, found, everything)
-            now = gate.wait({member.service for member in was})
+                raise OperationError(f"containers of project {project} were removed outside of this run")
+            waiter = self._waiter(ctx, docker, project, params, was)
+            start_in_order(waiter, found, everything)
+            now = waiter.wait({member.service for member in was})
         ran = {member.id for member in was if member.running}
         started = [member.name for member in now if member.id in ids - ran]
         return Outcome(changed=bool(started), data={"project": project, "started": started})
@@ -148,15 +148,19 @@ class Start(Implementation[StartParams]):
         wanted = [member for member in self._chosen(found, params.services) if not member.running]
         if not wanted:
             changed = None if ctx.has_upstream else False
-            return Prediction(f"all of it runs in project {project}", changed=changed)
+            return Prediction(f"all of these services run in project {project}", changed=changed)
         return Prediction(f"would start {names(wanted)}", undo=f"stop {names(wanted)}")
 
     def undo(self, ctx: Context, params: StartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), before["project"]
         idle = [member for member in members_of(before) if not member.running]
         with project_lock(ctx, docker, project):
-            heirs = _heirs(idle, members(docker, project))
-            running = [heirs[member.id] for member in idle if member.id in heirs and heirs[member.id].running]
+            replacements = _replacements(idle, members(docker, project))
+            running = [
+                replacements[member.id]
+                for member in idle
+                if member.id in replacements and replacements[member.id].running
+            ]
             stop_in_order(running)
         stopped = [member.name for member in running]
         return Outcome(changed=bool(stopped), data={"project": project, "stopped": stopped})
@@ -165,11 +169,11 @@ class Start(Implementation[StartParams]):
     def _check(project: str, found: list[Member], services: list[str]) -> None:
         lacking = _lacking(project, found, services)
         if lacking:
-            raise Preflight(lacking, remedy="compose.up.execute makes it")
+            raise Preflight(lacking, remedy="run compose.up.execute first")
 
     @staticmethod
     def _chosen(found: list[Member], services: list[str]) -> list[Member]:
-        """The services with what they depend on, without the jobs that have ended well."""
+        """The services and their dependencies, without completed one-shot services."""
         wanted = set(services) or {member.service for member in found}
         while True:
             more = {name for member in found if member.service in wanted for name in member.depends_on} - wanted
@@ -180,7 +184,7 @@ class Start(Implementation[StartParams]):
         return [member for member in found if member.service in wanted - ended]
 
     @staticmethod
-    def _gate(ctx: Context, docker: Engine, project: str, params: StartParams, was: list[Member]) -> HealthWaiter:
+    def _waiter(ctx: Context, docker: Engine, project: str, params: StartParams, was: list[Member]) -> HealthWaiter:
         steady = {member.id: member.started_at for member in was if member.running}
         return HealthWaiter(
             ctx,
@@ -195,14 +199,14 @@ class Start(Implementation[StartParams]):
 
 @implements(RESTART)
 class Restart(Implementation[RestartParams]):
-    """Stops and starts what ran when the step began; what was not started since is what is left to do."""
+    """Restarts the containers that ran when the step began; a later attempt skips containers started since."""
 
     def before(self, ctx: Context, params: RestartParams) -> dict[str, Any]:
         docker = engine()
         project, _ = named(ctx, docker, params)
         found = members(docker, project)
         if lacking := _lacking(project, found, params.services):
-            raise Preflight(lacking, remedy="compose.up.execute makes it")
+            raise Preflight(lacking, remedy="run compose.up.execute first")
         chosen = [m for m in found if m.running and (not params.services or m.service in params.services)]
         return {"project": project, "containers": [member.as_json() for member in chosen]}
 
@@ -213,15 +217,15 @@ class Restart(Implementation[RestartParams]):
             everything = members(docker, project)
             mine = [member for member in everything if member.id in began]
             if len(mine) < len(was):
-                raise OperationError(f"containers of project {project} were removed meanwhile")
+                raise OperationError(f"containers of project {project} were removed outside of this run")
             left = [member for member in mine if member.started_at == began[member.id]]
             stop_in_order((member for member in left if member.running), params.grace)
-            gate = HealthWaiter(
+            waiter = HealthWaiter(
                 ctx, docker, project, params.healthy_deadline, params.min_healthy_time, jobs(everything)
             )
             everything = members(docker, project)
-            start_in_order(gate, [member for member in everything if member.id in began], everything)
-            now = gate.wait({member.service for member in was})
+            start_in_order(waiter, [member for member in everything if member.id in began], everything)
+            now = waiter.wait({member.service for member in was})
         restarted = [member.name for member in now if member.id in began]
         return Outcome(changed=bool(was), data={"project": project, "restarted": restarted})
 
@@ -234,18 +238,20 @@ class Restart(Implementation[RestartParams]):
         running = members_of(before)
         if not running:
             changed = None if ctx.has_upstream else False
-            return Prediction(f"nothing of it runs in project {before['project']} on {docker.url}", changed=changed)
-        return Prediction(f"would restart {names(running)}", undo="start what it left stopped")
+            return Prediction(
+                f"none of these services runs in project {before['project']} on {docker.url}", changed=changed
+            )
+        return Prediction(f"would restart {names(running)}", undo="start the containers that it left stopped")
 
     def undo(self, ctx: Context, params: RestartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project, was = engine(), before["project"], members_of(before)
         with project_lock(ctx, docker, project):
             await_stops(ctx, docker, members(docker, project), params.grace)
             everything = members(docker, project)
-            heirs = _heirs(was, everything)
-            gate = HealthWaiter(ctx, docker, project, deadline=_WELL, settle=0.0, jobs=jobs(everything))
-            wanted = [heirs[member.id] for member in was if member.id in heirs]
-            started = start_in_order(gate, wanted, everything)
-            if gone := [member for member in was if member.id not in heirs]:
-                raise OperationError(f"gone, and cannot be started again: {names(gone)}")
+            replacements = _replacements(was, everything)
+            waiter = HealthWaiter(ctx, docker, project, deadline=_HEALTHY_DEADLINE, settle=0.0, jobs=jobs(everything))
+            wanted = [replacements[member.id] for member in was if member.id in replacements]
+            started = start_in_order(waiter, wanted, everything)
+            if gone := [member for member in was if member.id not in replacements]:
+                raise OperationError(f"removed outside of this run and cannot be started: {names(gone)}")
         return Outcome(changed=bool(started), data={"project": project, "started": started})

@@ -1,4 +1,4 @@
-"""`compose.exec` and `compose.run`: programs inside a service's container, and in one of their own."""
+"""`compose.exec` and `compose.run`: programs in a service's container, and in a one-off container."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from longshore.tasks.operations.docker.run import RunsOnce
 
 @implements(EXEC)
 class Exec(Command):
-    """Found by Compose's labels."""
+    """Runs a command in a service's container, found by Compose's labels."""
 
     def machine(self, ctx: Context, params: ServiceExecParams) -> Machine:
         for member in members(engine(), params.project):
             if (member.service, member.number) == (params.service, params.number):
                 return ContainerMachine(ctx, member.id)
         what = f"project {params.project} has no container {params.number} of service {params.service!r}"
-        raise Preflight(what, remedy="compose.up.execute makes it")
+        raise Preflight(what, remedy="run compose.up.execute first")
 
 
 @implements(RUN)
 class Run(RunsOnce[ServiceRunParams]):
-    """Made by Compose's own program, which knows a service's volumes and networks; found again by our label."""
+    """Runs a one-off container, created by Compose with the service's volumes and networks, found again by label."""
 
     def before(self, ctx: Context, params: ServiceRunParams) -> dict[str, Any]:
         docker = engine()
@@ -47,8 +47,8 @@ class Run(RunsOnce[ServiceRunParams]):
 
     def begin(self, ctx: Context, docker: Engine, params: ServiceRunParams, before: dict[str, Any]) -> Container:
         name = f"{before['project']}-{params.service}-{spec.safe(ctx.op_id)}"
-        said = json.dumps(params.model_dump(mode="json"), sort_keys=True)
-        digest = hashlib.sha256(ctx.redact(said).encode()).hexdigest()
+        dumped = json.dumps(params.model_dump(mode="json"), sort_keys=True)
+        digest = hashlib.sha256(ctx.redact(dumped).encode()).hexdigest()
         found = spec.find(docker, ctx, name, digest)
         if found is None:
             labels = {spec.OP: ctx.op_id, spec.RUN: ctx.run_id, spec.STEP: ctx.step, spec.KIND: "run"}
@@ -58,27 +58,27 @@ class Run(RunsOnce[ServiceRunParams]):
             options += ["--user", params.user] if params.user else []
             options += ["--workdir", params.workdir] if params.workdir else []
             with project_lock(ctx, docker, before["project"]):
-                self._made(ctx, docker, params, options)
+                self._create(ctx, docker, params, options)
             found = docker.inspect(name)
         if found is None:
-            raise Transient(f"container {name} was made, and is gone")
+            raise Transient(f"container {name} was removed right after its creation")
         if found.started_at is None:
             docker.start(found.id)
         return found
 
     @staticmethod
-    def _made(ctx: Context, docker: Engine, params: ServiceRunParams, options: list[str]) -> None:
-        """By way of a file for the worker alone: as an argument, or as Compose's own environment, the values of
-        `env` would be seen, or change what the project's files mean.
+    def _create(ctx: Context, docker: Engine, params: ServiceRunParams, options: list[str]) -> None:
+        """Create the container from a private file: as an argument, the values of `env` would be visible in the
+        process list, and in Compose's environment they would change the project's files.
         """
         compose = Compose(ctx, docker)
         target = compose.resolve(source_for(docker, params), [params.service])
-        said = json.loads(target.text)
-        service = said["services"][params.service]
+        config = json.loads(target.text)
+        service = config["services"][params.service]
         given = {name: value.replace("$", "$$") for name, value in params.env.items()}
         service["environment"] = (service.get("environment") or {}) | given
         path = revisions.folder(target.project) / f"{spec.safe(ctx.op_id)}.run.json"
-        write_private(path, json.dumps(said).encode())
+        write_private(path, json.dumps(config).encode())
         source = Source(target.project, target.source.directory, (str(path),), (), ("*",))
         try:
             compose.run(source, params.service, options, params.command or [])
@@ -94,5 +94,6 @@ class Run(RunsOnce[ServiceRunParams]):
         image = target.image(params.service)
         if docker.image_id(image) is None:
             return failing(ctx, "run a program of", f"image {image} is not on the Docker host")
-        said = " ".join(params.command or ["its own command"])
-        return Prediction(f"would run {params.service}: {said}", undo="remove its container; what it did stays done")
+        command = " ".join(params.command or ["its own command"])
+        undo = "remove its container; the effects of its program stay"
+        return Prediction(f"would run {params.service}: {command}", undo=undo)

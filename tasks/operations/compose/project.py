@@ -1,4 +1,4 @@
-"""What the `compose.*` operations share: which project, which of its containers, and who else is at it."""
+"""The parts that `compose.*` operations share: the project, the snapshot of its containers, and its lock."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from longshore.tasks.operations.compose.state import Member, containers
 
 @contextlib.contextmanager
 def project_lock(ctx: Context, docker: Engine, project: str) -> Iterator[None]:
-    """Compose has no lock of its own, and two at once break a project.
+    """Hold the lock of a project, since two simultaneous Compose calls break it.
 
-    The one of this host is freed by the kernel when its holder dies; that in Redis counts for all hosts whose
-    workers use the same engine.
+    The kernel releases the host's lock when its holder dies; the lock in Redis covers all hosts whose workers use the
+    same engine.
     """
     with (
         exclusive(f"compose {docker.url} {project}", ctx.check),
@@ -33,7 +33,7 @@ _identities: dict[str, str] = {}
 
 
 def identity(docker: Engine) -> str:
-    """Asked once a process."""
+    """The engine's ID, queried once per process."""
     if docker.url not in _identities:
         _identities[docker.url] = str(docker.info().get("ID") or docker.url)
     return _identities[docker.url]
@@ -47,7 +47,7 @@ def source_for(docker: Engine, params: ProjectParams) -> Source:
 
 
 def named(ctx: Context, docker: Engine, params: ProjectParams) -> tuple[str, Resolved | None]:
-    """The project's name; and what its files say, where only they know the name or the services."""
+    """The project's name; and its resolved files, unless the parameters name the project only."""
     if params.project_dir is None and params.project is not None:
         return params.project, None
     resolved = Compose(ctx, docker).resolve(source_for(docker, params), params.services)
@@ -55,14 +55,14 @@ def named(ctx: Context, docker: Engine, params: ProjectParams) -> tuple[str, Res
 
 
 def project_of(ctx: Context, docker: Engine, params: ProjectParams) -> str:
-    """The project's name; where only its folder is given, its files are asked."""
+    """The project's name, from the parameters or else from its files."""
     if params.project is not None:
         return params.project
     return Compose(ctx, docker).resolve(source_for(docker, params)).project
 
 
 def snapshot(docker: Engine, project: str, found: list[Member]) -> dict[str, Any]:
-    """What an undo needs to know. Image names that are ids stand for themselves."""
+    """The state that an undo needs. Images that are named by id are omitted from `refs`."""
     refs = {member.image for member in found if not member.image.startswith("sha256:")}
     return {
         "project": project,
@@ -73,7 +73,7 @@ def snapshot(docker: Engine, project: str, found: list[Member]) -> dict[str, Any
 
 
 def members_of(before: dict[str, Any]) -> list[Member]:
-    return [Member(**said) for said in before["containers"]]
+    return [Member(**one) for one in before["containers"]]
 
 
 def names(found: list[Member]) -> str:
@@ -81,7 +81,7 @@ def names(found: list[Member]) -> str:
 
 
 def failing(ctx: Context, verb: str, why: str) -> Prediction:
-    """For what is wrong now, and may be right once the steps before have run."""
+    """The prediction for an obstacle that an earlier step may remove."""
     if ctx.has_upstream:
-        return Prediction(f"would {verb} the project, unless this is still so then: {why}", changed=None)
+        return Prediction(f"would {verb} the project, if an earlier step resolves this: {why}", changed=None)
     return Prediction(f"would fail: {why}", changed=False, impossible=why)

@@ -1,4 +1,4 @@
-"""`compose.config` and `compose.ps`: what a project's files say, and what is there of it."""
+"""`compose.config` and `compose.ps`: the resolved files of a project, and its containers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from longshore.tasks.operations.compose.state import Member
 
 @implements(CONFIG)
 class Config(ReadOnly[ConfigParams]):
-    """No values of variables: they may be secret."""
+    """Resolves the files, without the values of variables, which may be secret."""
 
     def act(self, ctx: Context, params: ConfigParams, before: dict[str, Any]) -> Outcome:
         docker = engine()
@@ -27,10 +27,10 @@ class Config(ReadOnly[ConfigParams]):
                 "image": target.image(name),
                 "hash": target.hashes.get(name, ""),
                 "replicas": target.replicas(name),
-                "depends_on": sorted(said.get("depends_on") or {}),
-                "build": bool(said.get("build")),
+                "depends_on": sorted(service.get("depends_on") or {}),
+                "build": bool(service.get("build")),
             }
-            for name, said in target.services.items()
+            for name, service in target.services.items()
             if not params.services or name in params.services
         }
         digest = hashlib.sha256(target.text.encode()).hexdigest()
@@ -42,7 +42,7 @@ class Config(ReadOnly[ConfigParams]):
 
 @implements(PS)
 class Ps(ReadOnly[PsParams]):
-    """Out of the engine's labels, which all versions of Compose have."""
+    """Lists the containers of a project by labels, which all versions of Compose set."""
 
     def act(self, ctx: Context, params: PsParams, before: dict[str, Any]) -> Outcome:
         docker = engine()
@@ -61,4 +61,4 @@ class Ps(ReadOnly[PsParams]):
         return Outcome(changed=False, data=data)
 
     def predict(self, ctx: Context, params: PsParams) -> Prediction:
-        return Prediction(f"would look at project {params.project or params.project_dir}", changed=False)
+        return Prediction(f"would list the containers of project {params.project or params.project_dir}", changed=False)

@@ -1,6 +1,7 @@
-"""The files that a project's files have Compose read on this host: asked for before Compose reads any of them.
+"""The check of all files that Compose would read for a project, before Compose reads any of them.
 
-Their bytes end up in the environment of containers, or in an error, and whoever wrote the project gets them there.
+The bytes of these files end up in the environment of containers or in error messages, where the project's author could
+read them.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from longshore.orchestration.errors import NotAllowed, Preflight
 from longshore.orchestration.settings import get_settings
 from longshore.tasks.host import paths, policy
 
-#: In this order Compose looks for them where none is named; with one of them, its override.
+#: Compose's default file names, in the order of its search; each may have an override file.
 _NAMES = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
 _OVERRIDES = tuple(name.replace(".y", ".override.y") for name in _NAMES)
 _LARGEST = 1024 * 1024
 
 
 class _Loader(yaml.SafeLoader):
-    """Takes every scalar for text, merges as Compose does, and passes Compose's own tags (!reset, !override)."""
+    """Loads every scalar as text, merges like Compose, and ignores Compose's tags (!reset, !override)."""
 
     yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile(r"<<\Z"))]}
 
@@ -40,7 +41,7 @@ _Loader.add_multi_constructor("!", _plain)
 
 
 def _require(path: str) -> str:
-    """The real path of a file that this worker may read, and that a container may be given."""
+    """The resolved path of a file that this worker may read and a container may mount."""
     real = paths.require(path)
     if os.path.lexists(path):
         policy.check_read(path)
@@ -48,7 +49,7 @@ def _require(path: str) -> str:
 
 
 def check(directory: str | None, files: Sequence[str], env_files: Sequence[str]) -> None:
-    """NotAllowed where one of them lies outside of the worker's folders, or where cannot be told."""
+    """Raise NotAllowed for a file outside of the worker's folders, or a path that cannot be resolved beforehand."""
     base = directory or (os.path.dirname(files[0]) if files else "/")
     found = [os.path.join(base, name) for name in (*_NAMES, *_OVERRIDES)]
     for path in (*env_files, os.path.join(base, ".env")):
@@ -60,7 +61,7 @@ def check(directory: str | None, files: Sequence[str], env_files: Sequence[str])
 
 
 def _file(path: str, base: str, seen: set[tuple[str, str]]) -> None:
-    """One file of a project; what is relative in it is so to `base`."""
+    """Check one file of a project, with its relative paths resolved from `base`."""
     real, base = _require(path), os.path.realpath(base)
     if (real, base) in seen:
         return
@@ -68,22 +69,23 @@ def _file(path: str, base: str, seen: set[tuple[str, str]]) -> None:
     try:
         data = paths.read(real, _LARGEST)
         if len(data) > _LARGEST:
-            raise Preflight(f"{path} has more than {_LARGEST} bytes")
+            raise Preflight(f"{path} has more than {_LARGEST} bytes", remedy="split the file")
         documents = list(yaml.load_all(data, _Loader))
     except FileNotFoundError:
-        return  # Compose says so
+        return  # Compose reports the error
     except OSError as error:
         raise Preflight(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        what = type(error).__name__  # its text has pieces of the file
-        raise Preflight(f"{path} cannot be read as a Compose file: {what}", remedy="docker compose config") from error
-    for said in documents:
-        if isinstance(said, Mapping):
-            _project(said, base, seen)
+        what = type(error).__name__  # the error's text may quote the file
+        remedy = "correct the file; docker compose config shows the error"
+        raise Preflight(f"{path} is not a valid Compose file: {what}", remedy=remedy) from error
+    for document in documents:
+        if isinstance(document, Mapping):
+            _project(document, base, seen)
 
 
-def _project(said: Mapping[Any, Any], base: str, seen: set[tuple[str, str]]) -> None:
-    services = said.get("services")
+def _project(document: Mapping[Any, Any], base: str, seen: set[tuple[str, str]]) -> None:
+    services = document.get("services")
     for service in services.values() if isinstance(services, Mapping) else ():
         if not isinstance(service, Mapping):
             continue
@@ -94,12 +96,12 @@ def _project(said: Mapping[Any, Any], base: str, seen: set[tuple[str, str]]) -> 
         if isinstance(other, Mapping) and other.get("file"):
             path = _absolute(str(other["file"]), base)
             _file(path, os.path.dirname(path), seen)
-    for part in _listed(said.get("include")):
-        of = part if isinstance(part, Mapping) else {"path": part}
-        files = [_absolute(name, base) for name in _names(of.get("path"))]
-        inner = of.get("project_directory")
+    for part in _listed(document.get("include")):
+        include = part if isinstance(part, Mapping) else {"path": part}
+        files = [_absolute(name, base) for name in _names(include.get("path"))]
+        inner = include.get("project_directory")
         within = _absolute(str(inner), base) if inner else os.path.dirname(files[0]) if files else base
-        for name in _names(of.get("env_file")):
+        for name in _names(include.get("env_file")):
             _require(_absolute(name, base))
         if os.path.lexists(env := os.path.join(within, ".env")):
             _require(env)
@@ -112,7 +114,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _names(value: Any) -> Iterator[str]:
-    """Paths, by themselves or as an object with a `path`."""
+    """Paths, as strings or as objects with a `path`."""
     for part in _listed(value):
         name = part.get("path") if isinstance(part, Mapping) else part
         if name:
@@ -120,14 +122,14 @@ def _names(value: Any) -> Iterator[str]:
 
 
 def _absolute(name: str, base: str) -> str:
-    # A variable may hold any path, also one of the host's own files.
+    # A variable may contain any path, such as a system file of the host.
     if "$" in name and not (get_settings().allow_privileged and paths.allowed_roots() == ["/"]):
         raise NotAllowed(
             f"the path {name!r} depends on a variable, so that it cannot be checked before Compose reads the file",
             remedy="write the path without a variable",
         )
     if "://" in name or name.startswith("git@"):
-        raise NotAllowed(f"{name!r} is no file of this host", remedy="keep a copy beside the project's files")
+        raise NotAllowed(f"{name!r} is not a file of this host", remedy="put a copy beside the project's files")
     if name.startswith("~"):
-        _require(os.path.join(base, name))  # where Compose takes it for the name of a folder
+        _require(os.path.join(base, name))  # Compose may read `~` as the name of a folder
     return os.path.join(base, os.path.expanduser(name))

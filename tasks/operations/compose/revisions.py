@@ -1,4 +1,4 @@
-"""Revisions: the resolved files of a project, kept on its host, and the way back to one of them."""
+"""Revisions: the resolved files of a project, stored on its host, and the restoration of one of them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from longshore.tasks.operations.compose.state import (
 from longshore.tasks.operations.docker.spec import KEEP, safe
 from longshore.tasks.operations.docker.tag_backup import TagBackup
 
-_WELL = 60.0
+_HEALTHY_DEADLINE = 60.0
 
 
 def folder(project: str) -> Path:
@@ -42,19 +42,19 @@ def folder(project: str) -> Path:
 
 
 def path_of(ctx: Context, project: str, when: str) -> Path:
-    """`when` is before or after; of the latter each attempt has one of its own, for files change in between."""
+    """The file of a step. `when`: before or after; each attempt has its own `after`, since files may change between."""
     attempt = str(ctx.attempt) if when == "after" else ""
     return folder(project) / f"{safe(ctx.op_id)}.{when}{attempt}.yml"
 
 
 def brought(ctx: Context, project: str) -> list[Resolved]:
-    """What the attempts of this step were to bring about; empty where none has touched anything."""
+    """The target configurations of this step's attempts; empty if no attempt has changed anything."""
     kept = sorted(folder(project).glob(f"{glob.escape(safe(ctx.op_id))}.after*.yml"))
     return [resolved for path in kept if (resolved := load(path)) is not None]
 
 
 def save(ctx: Context, when: str, resolved: Resolved) -> Path:
-    """Keep the resolved file, 0600 for it may hold secrets, and beside it what it was made from."""
+    """Store the resolved file and its sources, with mode 0600, since it may contain secrets."""
     path = path_of(ctx, resolved.project, when)
     _write(path, resolved)
     return path
@@ -62,7 +62,7 @@ def save(ctx: Context, when: str, resolved: Resolved) -> Path:
 
 def _write(path: Path, resolved: Resolved) -> None:
     about = {"hashes": resolved.hashes, "source": asdict(resolved.source), "project": resolved.project}
-    # The file that is looked for comes last.
+    # Readers look for the configuration, which is written last.
     write_private(path.with_suffix(".json"), json.dumps(about).encode())
     write_private(path, resolved.text.encode())
 
@@ -78,13 +78,13 @@ def load(path: Path) -> Resolved | None:
         return None
 
 
-#: Of each project, so many revisions are kept.
+#: The number of revisions that are kept per project.
 RETAINED = 5
 
 
 @dataclass(frozen=True)
 class Revision:
-    """What an `up` that went well has left: its resolved file, and what ran then."""
+    """The resolved file and the running images after a successful `up`."""
 
     number: int
     at: float
@@ -94,14 +94,14 @@ class Revision:
 
     @property
     def images(self) -> dict[str, tuple[str, str]]:
-        return {name: (said["image_id"], said["hash"]) for name, said in self.services.items()}
+        return {name: (service["image_id"], service["hash"]) for name, service in self.services.items()}
 
     def path(self, project: str) -> Path:
         return folder(project) / f"r{self.number}.yml"
 
     def scale(self) -> list[str]:
-        """For Compose: there may have been more or fewer containers than the file says."""
-        counts = {name: said["count"] for name, said in self.services.items()}
+        """The `--scale` options of Compose, since the counts may differ from the file."""
+        counts = {name: service["count"] for name, service in self.services.items()}
         return [word for name, count in counts.items() for word in ("--scale", f"{name}={count}")]
 
 
@@ -110,7 +110,7 @@ def images_of(found: Iterable[Member]) -> dict[str, tuple[str, str]]:
 
 
 def history(project: str) -> list[Revision]:
-    """Those that are kept, the latest last."""
+    """The stored revisions, the latest last."""
     try:
         listed = json.loads((folder(project) / "history.json").read_text())
         return [Revision(**one) for one in listed]
@@ -119,34 +119,36 @@ def history(project: str) -> list[Revision]:
 
 
 def note(ctx: Context, docker: Engine, target: Resolved) -> None:
-    """Keep what runs now as a revision, unless it is the latest one; and let go of the eldest. The lock is held."""
+    """Store the running state as a revision unless it equals the latest, and delete the oldest. The caller holds the
+    project's lock.
+    """
     project, kept = target.project, history(target.project)
     services: dict[str, dict[str, Any]] = {}
     now = members(docker, project)
     text = _as_they_run(ctx, target, now)
     for member in now:
         if member.hash == text.hashes.get(member.service):
-            said = {"image": member.image, "image_id": member.image_id, "hash": member.hash, "count": 0}
-            services.setdefault(member.service, said)["count"] += 1
+            service = {"image": member.image, "image_id": member.image_id, "hash": member.hash, "count": 0}
+            services.setdefault(member.service, service)["count"] += 1
     if not services or (kept and kept[-1].services == services):
         return
     revision = Revision(kept[-1].number + 1 if kept else 1, round(time.time(), 3), ctx.run_id, services)
-    for image_id in {said["image_id"] for said in services.values()}:
+    for image_id in {service["image_id"] for service in services.values()}:
         docker.tag(image_id, _revision_tag(project, revision.number, image_id))
     _write(revision.path(project), text)
     kept = [*kept, revision]
     listed = [asdict(one) for one in kept[-RETAINED:]]
     write_private(folder(project) / "history.json", json.dumps(listed).encode())
     for old in kept[:-RETAINED]:
-        for image_id in {said["image_id"] for said in old.services.values()}:
+        for image_id in {service["image_id"] for service in old.services.values()}:
             docker.untag(_revision_tag(project, old.number, image_id))
         for suffix in (".yml", ".json"):
             old.path(project).with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _as_they_run(ctx: Context, target: Resolved, now: Iterable[Member]) -> Resolved:
-    """The configuration with each service as it runs: those that an `up` of others has left alone may be older."""
-    said, hashes = json.loads(target.text), dict(target.hashes)
+    """The configuration with each service as it runs: an `up` of other services leaves older ones unchanged."""
+    config, hashes = json.loads(target.text), dict(target.hashes)
     older = {member.service: member.hash for member in now if target.hashes.get(member.service) != member.hash}
     if not older:
         return target
@@ -155,21 +157,21 @@ def _as_they_run(ctx: Context, target: Resolved, now: Iterable[Member]) -> Resol
     for name, digest in older.items():
         found = next((one for one in known if one is not None and one.hashes.get(name) == digest), None)
         if found is None:
-            continue  # then it is no part of this revision
+            continue  # the revision omits this service
         other = json.loads(found.text)
-        said["services"][name] = other["services"][name]
+        config["services"][name] = other["services"][name]
         for part in ("networks", "volumes", "configs", "secrets"):
-            said[part] = (other.get(part) or {}) | (said.get(part) or {})
+            config[part] = (other.get(part) or {}) | (config.get(part) or {})
         hashes[name] = digest
-    return replace(target, text=json.dumps(said), services=said["services"], hashes=hashes)
+    return replace(target, text=json.dumps(config), services=config["services"], hashes=hashes)
 
 
-#: Of the configurations that were seen to run, so many are kept of a project.
-_SEEN = 3
+#: The number of observed configurations that are kept per project.
+_OBSERVED = 3
 
 
 def keep_seen(target: Resolved) -> None:
-    """Keep a configuration that something runs with, whoever brought it up: for `former`, when its files are others."""
+    """Store an observed running configuration, so that `former` can find it after a change of its files."""
     digest = hashlib.sha256("".join(sorted(target.hashes.values())).encode()).hexdigest()[:12]
     path = folder(target.project) / f"seen-{digest}.yml"
     if path.exists():
@@ -177,13 +179,13 @@ def keep_seen(target: Resolved) -> None:
     else:
         _write(path, target)
     kept = sorted(folder(target.project).glob("seen-*.yml"), key=_written)
-    for old in kept[:-_SEEN]:
+    for old in kept[:-_OBSERVED]:
         old.with_suffix(".json").unlink(missing_ok=True)
         old.unlink(missing_ok=True)
 
 
 def _written(path: Path) -> float:
-    """When; 0 for one that another has let go of meanwhile."""
+    """The modification time; 0 if another process has deleted the file."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -195,7 +197,7 @@ def _revision_tag(project: str, number: int, image_id: str) -> str:
 
 
 def recorded_source(project: str, found: Iterable[Container]) -> Source | None:
-    """The files that the newest container says it was made from; those of a revision lead to its own."""
+    """The files in the labels of the newest container; for a revision's file, the files of that revision."""
     for container in sorted(found, key=lambda one: one.started_at or "", reverse=True):
         labels = container.labels
         files = [name for name in labels.get(f"{PROJECT}.config_files", "").split(",") if name not in {"", "-"}]
@@ -216,10 +218,10 @@ def recorded_source(project: str, found: Iterable[Container]) -> Source | None:
 def former(
     ctx: Context, compose: Compose, found: list[Member], source: Source, *likely: Resolved | None
 ) -> Resolved | None:
-    """The configuration that the containers were made from, if it is still to be had anywhere.
+    """The configuration that the containers were created from, if this host still has it.
 
-    The hashes on the containers prove it. Files that were changed since are of no use, so each
-    revision that was kept is tried as well.
+    The hashes in the containers' labels must match. The files may have changed since, so that every stored revision is
+    a candidate as well.
     """
     wanted = {member.service: member.hash for member in found}
     if not wanted or any(wanted[member.service] != member.hash for member in found):
@@ -242,13 +244,13 @@ def former(
     try:
         resolved = compose.resolve(replace(source, profiles=("*",)))
     except OperationError as error:
-        ctx.log(f"the files of {project} cannot be read any more: {error}")
+        ctx.log(f"the files of project {project} are unreadable: {error}")
         return None
     return resolved if fits(resolved) else None
 
 
 def _repository(project: str) -> str:
-    """A project's name may be what no repository's can."""
+    """A repository name from a project's name, which may contain sequences that repositories forbid."""
     clean = re.sub(r"[_-]{2,}|_-|-_", "-", project).strip("_-")
     other = "" if clean == project else f"-{hashlib.sha256(project.encode()).hexdigest()[:8]}"
     return f"{KEEP}/{clean}{other}"
@@ -265,12 +267,12 @@ def release_images(ctx: Context, docker: Engine, project: str, image_ids: Iterab
 
 
 def keep_images(ctx: Context, docker: Engine, project: str, image_ids: Iterable[str]) -> None:
-    """Give the images a name, so that no prune takes them while the undo may need them."""
+    """Tag the images, so that no prune deletes them while the undo may need them."""
     for image_id in sorted(set(image_ids)):
         try:
             docker.tag(image_id, keep_tag(ctx, project, image_id))
         except NotThere:
-            ctx.log(f"image {image_id} is gone already, only its containers are left: they cannot be made again")
+            ctx.log(f"image {image_id} was removed before this step: an undo cannot create its containers again")
 
 
 def restore(
@@ -281,13 +283,14 @@ def restore(
     known: Iterable[Resolved] = (),
     grace: float | None = None,
 ) -> bool:
-    """Make the project what it was: configuration, images, and what runs. Whether there was anything to do.
+    """Restore a project's configuration, images and running containers. Returns whether anything differed.
 
-    `known` is what the step was to bring about; containers that are neither that nor what was are
-    somebody else's work, and not touched. So are names of images that the step has not moved. `grace` is the step's.
+    `known`: the target configurations of the step. Containers that match neither these nor the former state were
+    changed outside of this run and are left alone, like names of images that the step has not moved. `grace`: the
+    grace of the step.
     """
     project, scope, refs = before["project"], set(before["services"]), before["refs"]
-    was = [Member(**said) for said in before["containers"]]
+    was = [Member(**one) for one in before["containers"]]
     given = TagBackup(ctx).names()
     foreign = _foreign_names(docker, refs, given, was)
 
@@ -298,21 +301,21 @@ def restore(
     await_stops(ctx, docker, now(), grace)
     done = fingerprint(was) != fingerprint(now())
     if done:
-        _remove_rests(docker, was, now())
+        _remove_unstarted(docker, was, now())
         lost = _lost(was, now())
         if lost:
             _recreate(ctx, docker, path_of(ctx, project, "before"), [m for m in was if m.service in lost])
         placed = _renumbered(was, now())
         _stop_and_remove(docker, placed, now())
         _start_what_ran(ctx, docker, project, placed, now())
-    done |= _names_of_their_own(docker, was, now())
+    done |= _restore_names(docker, was, now())
     done |= _remove_networks(docker, project, before["networks"])
-    _give_names_back(docker, refs, given, foreign, was)
+    _restore_tags(docker, refs, given, foreign, was)
     is_now, should = fingerprint(now()), fingerprint(was)
     left = {entry[0] for entry in (is_now - should) + (should - is_now)}
     if left:
-        # A stop that a program had asked for before it was ended may still be under way in the engine.
-        raise Transient(f"project {project} is not as it was: {', '.join(sorted(left))}")
+        # The engine may still execute a stop that a killed program had requested.
+        raise Transient(f"project {project} is not restored yet: {', '.join(sorted(left))} differ")
     release_images(ctx, docker, project, [*(member.image_id for member in was), *filter(None, refs.values())])
     TagBackup(ctx).forget()
     return done
@@ -324,12 +327,12 @@ def _refuse_foreign(project: str, was: list[Member], now: list[Member], known: I
         ours = {one.hash for one in was if one.service == member.service}
         ours |= {one.hashes.get(member.service, "") for one in known}
         if member.hash not in ours:
-            what = f"service {member.service} of project {project} was changed by somebody else since"
-            raise OperationError(what, remedy="look at it, then: longshore runs resolve")
+            what = f"service {member.service} of project {project} was changed outside of this run"
+            raise OperationError(what, remedy="check the service, then run: longshore runs resolve")
 
 
-def _remove_rests(docker: Engine, was: list[Member], now: list[Member]) -> None:
-    """What a killed Compose had made and not started yet, beside the one that it was to replace."""
+def _remove_unstarted(docker: Engine, was: list[Member], now: list[Member]) -> None:
+    """Remove containers that a killed Compose had created as replacements and not started."""
     old = {(member.key, member.hash, member.image_id) for member in was}
     for member in now:
         if member.status == "created" and (member.key, member.hash, member.image_id) not in old:
@@ -337,7 +340,7 @@ def _remove_rests(docker: Engine, was: list[Member], now: list[Member]) -> None:
 
 
 def _lost(was: list[Member], now: list[Member]) -> set[str]:
-    """Services that lack a container, or have another one in its place."""
+    """Services with a missing or replaced container."""
     made = Counter((member.service, member.hash, member.image_id) for member in now)
     needed = Counter((member.service, member.hash, member.image_id) for member in was)
     twice = {key[0] for key, count in Counter(member.key for member in now).items() if count > 1}
@@ -345,7 +348,7 @@ def _lost(was: list[Member], now: list[Member]) -> set[str]:
 
 
 def _renumbered(was: list[Member], now: list[Member]) -> list[Member]:
-    """What was, by the numbers that its containers have now: made again, they are counted from one."""
+    """The former state with the present container numbers: Compose numbers new containers from 1."""
     placed: list[Member] = []
     for service in dict.fromkeys(member.service for member in was):
         old = sorted((one for one in was if one.service == service), key=lambda one: one.number)
@@ -356,10 +359,8 @@ def _renumbered(was: list[Member], now: list[Member]) -> list[Member]:
     return placed
 
 
-def _names_of_their_own(docker: Engine, was: list[Member], now: list[Member]) -> bool:
-    """Compose gives a container that takes another's place a name for the time being, `<id>_<name>`, and the right one
-    at the end. Where that end did not come, it is given here.
-    """
+def _restore_names(docker: Engine, was: list[Member], now: list[Member]) -> bool:
+    """Rename replacements that an interrupted Compose has left with their temporary name `<id>_<name>`."""
     taken, renamed = {member.name for member in now}, False
     for member in now:
         name = next((one.name for one in was if member.name.endswith(f"_{one.name}") and one.name not in taken), None)
@@ -371,18 +372,20 @@ def _names_of_their_own(docker: Engine, was: list[Member], now: list[Member]) ->
 
 
 def _recreate(ctx: Context, docker: Engine, path: Path, was: list[Member]) -> None:
-    """Containers out of the former file and the former images; none is started."""
+    """Create containers from the former file and images, without a start."""
     revision = load(path)
     if revision is None:
-        what = f"the configuration that {was[0].name} was made from is not known"
-        raise OperationError(what, remedy="bring it up from its former files, then: longshore runs resolve")
+        what = f"the former configuration of container {was[0].name} is unknown"
+        raise OperationError(what, remedy="bring the project up from its former files, then: longshore runs resolve")
     for member in was:
         if member.image.startswith("sha256:") or docker.image_id(member.image) == member.image_id:
             continue
         try:
             docker.tag(member.image_id, member.image)
         except NotThere as error:
-            raise OperationError(f"image {member.image_id} of {member.name} is gone") from error
+            raise OperationError(
+                f"image {member.image_id} of container {member.name} was removed outside of this run"
+            ) from error
     counts: dict[str, int] = {}
     for member in was:
         counts[member.service] = counts.get(member.service, 0) + 1
@@ -392,7 +395,7 @@ def _recreate(ctx: Context, docker: Engine, path: Path, was: list[Member]) -> No
 
 
 def _stop_and_remove(docker: Engine, was: list[Member], now: list[Member]) -> None:
-    """Stop what did not run, remove what was not there."""
+    """Stop containers that did not run, and remove containers that did not exist."""
     ran, there = {member.key for member in was if member.running}, {member.key for member in was}
     stop_in_order(member for member in now if member.running and member.key not in ran)
     for member in now:
@@ -402,9 +405,9 @@ def _stop_and_remove(docker: Engine, was: list[Member], now: list[Member]) -> No
 
 def _start_what_ran(ctx: Context, docker: Engine, project: str, was: list[Member], now: list[Member]) -> None:
     ran = {member.key: member for member in was if member.running}
-    gate = HealthWaiter(ctx, docker, project, deadline=_WELL, settle=0.0, jobs=jobs(now))
-    start_in_order(gate, [member for member in now if member.key in ran], now)
-    gate.wait({member.service for member in ran.values() if member.health == "healthy"})
+    waiter = HealthWaiter(ctx, docker, project, deadline=_HEALTHY_DEADLINE, settle=0.0, jobs=jobs(now))
+    start_in_order(waiter, [member for member in now if member.key in ran], now)
+    waiter.wait({member.service for member in ran.values() if member.health == "healthy"})
     for member in now:
         if member.key in ran and ran[member.key].paused and not member.paused:
             docker.pause(member.id)
@@ -414,7 +417,7 @@ def _remove_networks(docker: Engine, project: str, kept: list[str]) -> bool:
     removed = False
     for network, name in docker.networks({PROJECT: project}).items():
         if name not in kept:
-            with contextlib.suppress(OperationError):  # in use by what is not of this step
+            with contextlib.suppress(OperationError):  # containers outside of this step use it
                 removed |= docker.remove_network(network)
     return removed
 
@@ -422,7 +425,7 @@ def _remove_networks(docker: Engine, project: str, kept: list[str]) -> bool:
 def _foreign_names(
     docker: Engine, refs: dict[str, str | None], given: dict[str, str], was: list[Member]
 ) -> dict[str, str]:
-    """Names of images that mean neither what they meant nor what the step has let them mean."""
+    """Names that were moved outside of this run, to neither their former image nor the step's."""
     ours = {member.image_id for member in was}
     current = {ref: docker.image_id(ref) for ref in refs}
     return {
@@ -432,10 +435,10 @@ def _foreign_names(
     }
 
 
-def _give_names_back(
+def _restore_tags(
     docker: Engine, refs: dict[str, str | None], given: dict[str, str], foreign: dict[str, str], was: list[Member]
 ) -> None:
-    """Names of images mean again what they meant; those that somebody else has moved stay where he has moved them."""
+    """Move names back to their former images, except names that were moved outside of this run."""
     ours = {member.image_id for member in was}
     for ref, image_id in refs.items():
         wanted = foreign.get(ref, image_id)

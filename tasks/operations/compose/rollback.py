@@ -1,4 +1,4 @@
-"""`compose.rollback`: back to a revision that was kept. Nothing is pulled or built."""
+"""`compose.rollback`: restores a stored revision, without pulls and builds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from longshore.tasks.operations.docker.tag_backup import TagBackup
 
 @implements(ROLLBACK)
 class Rollback(Implementation[RollbackParams]):
-    """An `up` of what was kept; its undo is that of an `up`."""
+    """An `up` of a stored revision, with the undo of an `up`."""
 
     def before(self, ctx: Context, params: RollbackParams) -> dict[str, Any]:
         docker = engine()
@@ -39,18 +39,18 @@ class Rollback(Implementation[RollbackParams]):
         with project_lock(ctx, docker, project):
             revision, target = self._load(docker, project, before["to"])
             path = revisions.save(ctx, "after", target)
-            for service, said in revision.services.items():
+            for service, recorded in revision.services.items():
                 ref = target.image(service)
-                if docker.image_id(ref) != said["image_id"]:
+                if docker.image_id(ref) != recorded["image_id"]:
                     was = before["refs"].get(ref)
                     revisions.keep_images(ctx, docker, project, [was] if was else [])
-                    docker.tag(said["image_id"], ref)
-                    TagBackup(ctx).note(ref, said["image_id"])
+                    docker.tag(recorded["image_id"], ref)
+                    TagBackup(ctx).note(ref, recorded["image_id"])
             source = Source(project, target.source.directory, (str(path),), (), ("*",))
             options = ["--remove-orphans", *revision.scale()]
             extra = any(member.service not in revision.services for member in members(docker, project))
-            bringing = Rollout(ctx, docker, params, before, target, params.max_parallel)
-            now = bringing.bring(source, list(revision.services), options, also=extra)
+            rollout = Rollout(ctx, docker, params, before, target, params.max_parallel)
+            now = rollout.bring(source, list(revision.services), options, also=extra)
         data = difference(before, now) | {"project": project, "revision": str(path), "to": before["to"]}
         changed = any(data[what] for what in ("created", "recreated", "started", "removed"))
         return Outcome(changed=changed, data=data)
@@ -67,15 +67,15 @@ class Rollback(Implementation[RollbackParams]):
         why = to_do(docker, target, list(revision.services), found)
         why |= {
             service: "image changed"
-            for service, said in revision.services.items()
-            if service in images and images[service] != said["image_id"]
+            for service, recorded in revision.services.items()
+            if service in images and images[service] != recorded["image_id"]
         }
         if not why:
             changed = None if ctx.has_upstream else False
-            return Prediction(f"project {project} is at revision {revision.number}", changed=changed)
+            return Prediction(f"project {project} runs revision {revision.number}", changed=changed)
         listed = "; ".join(f"{name}: {reason}" for name, reason in why.items())
-        undo = "bring back what runs now"
-        return Prediction(f"would bring {project} back to revision {revision.number} ({listed})", undo=undo)
+        undo = "restore the present state"
+        return Prediction(f"would roll back project {project} to revision {revision.number} ({listed})", undo=undo)
 
     def undo(
         self, ctx: Context, params: RollbackParams, before: dict[str, Any], data: dict[str, Any] | None
@@ -90,17 +90,17 @@ class Rollback(Implementation[RollbackParams]):
         kept = revisions.history(project)
         if not kept:
             raise Preflight(
-                f"no revision of project {project} is kept", remedy="each compose.up that goes well keeps one"
+                f"project {project} has no stored revision", remedy="run compose.up.execute, which stores one"
             )
         if params.to != "previous":
             if params.to not in {revision.number for revision in kept}:
                 have = ", ".join(str(revision.number) for revision in kept)
-                raise Preflight(f"project {project} has no revision {params.to}", remedy=f"it has {have}")
+                raise Preflight(f"project {project} has no revision {params.to}", remedy=f"choose one of {have}")
             return self._load(docker, project, params.to)
         now = revisions.images_of(members(docker, project))
-        others = [one for one in kept if any(now.get(name) != said for name, said in one.images.items())]
+        others = [one for one in kept if any(now.get(name) != image for name, image in one.images.items())]
         if not others:
-            raise Preflight(f"project {project} has no revision but the one that runs")
+            raise Preflight(f"project {project} has no revision other than the running one")
         return self._load(docker, project, others[-1].number)
 
     @staticmethod
@@ -108,9 +108,12 @@ class Rollback(Implementation[RollbackParams]):
         found = [revision for revision in revisions.history(project) if revision.number == number]
         target = revisions.load(found[0].path(project)) if found else None
         if target is None:
-            raise OperationError(f"revision {number} of project {project} is not kept any more")
-        for service, said in found[0].services.items():
-            if docker.image(said["image_id"]) is None:
-                raise Preflight(f"image {said['image_id'][7:19]} of {service} in revision {number} is gone")
-        counts = {name: int(said["count"]) for name, said in found[0].services.items()}
+            raise OperationError(f"revision {number} of project {project} was deleted")
+        for service, recorded in found[0].services.items():
+            if docker.image(recorded["image_id"]) is None:
+                what = (
+                    f"image {recorded['image_id'][7:19]} of service {service} in revision {number} is not on the host"
+                )
+                raise Preflight(what, remedy="pull the image, or choose another revision")
+        counts = {name: int(recorded["count"]) for name, recorded in found[0].services.items()}
         return found[0], replace(target, counts=counts)

@@ -1,4 +1,4 @@
-"""How containers of a project are brought to what a configuration says: some at a time, gated, and back if need be."""
+"""Rollout of a configuration to a project's containers: in waves, with a health wait, and reverted on failure."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from longshore.tasks.operations.compose.config_hashes import note_aliases
 from longshore.tasks.operations.compose.project import members_of
 from longshore.tasks.operations.compose.state import HealthWaiter, Member, containers, members, to_do
 
-UNKNOWN = "the configuration that project {} runs with is not to be had any more"
+UNKNOWN = "the running configuration of project {} is not stored on this host"
 
 
 def former(ctx: Context, docker: Engine, project: str, found: list[Member], likely: Resolved | None) -> Resolved | None:
-    """The configuration that these containers were made from, if it is to be had."""
+    """The configuration that these containers were created from, if this host has it."""
     recorded = revisions.recorded_source(project, containers(docker, project)) or Source(project)
     return revisions.former(ctx, Compose(ctx, docker), found, recorded, likely)
 
 
 def keep_former(ctx: Context, docker: Engine, project: str, found: list[Member], likely: Resolved | None) -> bool:
-    """Keep the configuration that the containers were made from, for the undo."""
+    """Store the configuration that the containers were created from, for the undo."""
     was = former(ctx, docker, project, found, likely)
     if was is not None:
         revisions.save(ctx, "before", was)
@@ -35,7 +35,7 @@ def keep_former(ctx: Context, docker: Engine, project: str, found: list[Member],
 
 
 class RolloutLimits(Protocol):
-    """What the parameters of each step have that does so."""
+    """The parameters of each step that rolls out a configuration."""
 
     @property
     def healthy_deadline(self) -> float: ...
@@ -49,40 +49,40 @@ class RolloutLimits(Protocol):
 
 @dataclass
 class Rollout:
-    """One step that brings a project, or some of its services, to a configuration. Its lock is held."""
+    """The rollout of one step to a project, or to some of its services. The caller holds the project's lock."""
 
     ctx: Context
     docker: Engine
     params: RolloutLimits
     before: dict[str, Any]
     target: Resolved
-    #: So many services at once.
+    #: The number of services per wave.
     max_parallel: int | None = None
 
     def bring(self, source: Source, named: list[str], options: list[str], *, also: bool = False) -> list[Member]:
-        """The members in scope, all well. `also`: there is more to do than `to_do` knows."""
+        """Roll out and return the members in scope, all healthy. `also`: run Compose even if `to_do` finds nothing."""
         project = self.before["project"]
         services = self.target.with_dependencies(named)
 
-        def up(gate: HealthWaiter) -> None:
+        def up(waiter: HealthWaiter) -> None:
             touched = to_do(self.docker, self.target, services, members(self.docker, project))
             if touched or also:
                 self.keep_images()
-                self._up(gate, source, named, list(touched), options)
+                self._up(waiter, source, named, list(touched), options)
 
         return self.within_limits(up, services)
 
     def keep_images(self) -> None:
-        """Those of what was there, for the undo."""
+        """Keep the images of the former containers for the undo."""
         images = (member.image_id for member in members_of(self.before))
         revisions.keep_images(self.ctx, self.docker, self.before["project"], images)
 
     def within_limits(self, change: Callable[[HealthWaiter], None], services: Iterable[str]) -> list[Member]:
-        """Make a change, and wait until these services are well; go back if they do not get so, where that is asked
-        for. The members in scope, all well.
+        """Apply a change, wait until these services are healthy, and return the members in scope. On failure the
+        project is restored if `auto_revert` is set.
         """
         project, was = self.before["project"], members_of(self.before)
-        gate = HealthWaiter(
+        waiter = HealthWaiter(
             self.ctx,
             self.docker,
             project,
@@ -90,12 +90,12 @@ class Rollout:
             self.params.min_healthy_time,
             self.target.jobs(),
         )
-        gate.steady = {member.id: member.started_at for member in was if member.running}
+        waiter.steady = {member.id: member.started_at for member in was if member.running}
         try:
-            change(gate)
-            gate.wait(services)
+            change(waiter)
+            waiter.wait(services)
         except (StepCancelled, StepTimeout, Transient):
-            raise  # its undo, or its next attempt, goes on from here
+            raise  # the undo or the next attempt continues from here
         except OperationError as error:
             if not self.params.auto_revert:
                 raise
@@ -103,45 +103,47 @@ class Rollout:
         scope = self.before["services"]
         return [member for member in members(self.docker, project) if member.service in scope]
 
-    def _up(self, gate: HealthWaiter, source: Source, named: list[str], touched: list[str], options: list[str]) -> None:
+    def _up(
+        self, waiter: HealthWaiter, source: Source, named: list[str], touched: list[str], options: list[str]
+    ) -> None:
         grace = self.params.grace
         options = options + ([] if grace is None else ["--timeout", str(round(grace))])
         compose = Compose(self.ctx, self.docker)
         if self.max_parallel is None or not touched:
             compose.up(source, named, options)
             return
-        # What they depend on stands before them in this order, and was gated when their turn comes.
+        # Dependencies precede their dependents, so that they are healthy before the dependents' wave.
         for wave in _waves(touched, self.max_parallel):
             self.up_alone(source, wave, options)
-            gate.wait(wave)
+            waiter.wait(wave)
 
     def up_alone(self, source: Source, services: list[str], options: list[str]) -> None:
-        """Bring up these, and nothing that they depend on: it may be stopped on purpose, or a job that has ended.
+        """Bring up services without their dependencies, which may be stopped on purpose or completed one-shots.
 
-        Where there is nothing to do about that anyway, Compose is not told to leave it out: see `aliases`.
+        `--no-deps` is omitted if the dependencies need no change, since it changes the hashes: see `aliases`.
         """
         others = [name for name in self.target.with_dependencies(services) if name not in services]
         found = members(self.docker, self.before["project"])
         run = all(member.running for member in found if member.service in others)
         compose = Compose(self.ctx, self.docker)
-        fine = run and not to_do(self.docker, self.target, others, found)
-        compose.up(source, services, options if fine else ["--no-deps", *options])
+        unchanged = run and not to_do(self.docker, self.target, others, found)
+        compose.up(source, services, options if unchanged else ["--no-deps", *options])
         made = map(Member.of, containers(self.docker, self.before["project"]))
-        said = {(m.service, m.hash): self.target.hashes[m.service] for m in made if m.service in services}
-        note_aliases(self.before["project"], said)
+        hashes = {(m.service, m.hash): self.target.hashes[m.service] for m in made if m.service in services}
+        note_aliases(self.before["project"], hashes)
 
     def _revert(self, error: OperationError) -> None:
-        """Bring it back at once; the step has failed all the same."""
+        """Restore the project at once, and raise the error of the failed rollout."""
         project = self.before["project"]
-        self.ctx.log(f"{error.message}: project {project} goes back to what it was")
+        self.ctx.log(f"{error.message}: reverting project {project}")
         try:
             revisions.restore(self.ctx, self.docker, self.before, known=[self.target], grace=self.params.grace)
         except (StepCancelled, StepTimeout):
             raise
         except OperationError as failure:
-            what = f"{error.message}; and going back failed: {failure.message}"
+            what = f"{error.message}; the revert failed: {failure.message}"
             raise OperationError(what, data={"reverted": False}) from error
-        raise OperationError(f"{error.message}; {project} is back at what it was", data={"reverted": True}) from error
+        raise OperationError(f"{error.message}; project {project} was reverted", data={"reverted": True}) from error
 
 
 def _waves(services: list[str], size: int) -> Iterator[list[str]]:
@@ -150,7 +152,7 @@ def _waves(services: list[str], size: int) -> Iterator[list[str]]:
 
 
 def difference(before: dict[str, Any], now: list[Member]) -> dict[str, Any]:
-    """What happened to which container."""
+    """The names of created, recreated, started, removed and unchanged containers."""
     old, new = {member.key: member for member in members_of(before)}, {member.key: member for member in now}
     both = [(old[key], new[key]) for key in new if key in old]
     started = [n for o, n in both if o.id == n.id and o.started_at != n.started_at]

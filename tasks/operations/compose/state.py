@@ -1,4 +1,4 @@
-"""What is there of a Compose project: read from the engine, compared, ordered, watched until it is well."""
+"""The containers of a Compose project: read from the engine, compared, ordered, and awaited until healthy."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from longshore.tasks.operations.compose.cli import PROJECT, Resolved
 from longshore.tasks.operations.compose.config_hashes import aliases, meant
 
 _LABEL = "com.docker.compose."
-_LOOK = 0.2
-#: What the engine takes for a grace where a container has none of its own, and how much longer a stop may take.
+_POLL = 0.2
+#: Seconds: the engine's default grace, and the time that a stop may take beyond its grace.
 _GRACE, _MARGIN = 10.0, 5.0
-#: Conditions of `depends_on` that more than a start fulfils.
+#: Conditions of `depends_on` that need more than a start.
 _AWAITED = {"service_healthy", "service_completed_successfully"}
 
 
 @dataclass(frozen=True)
 class Member:
-    """One container of a project. As JSON it goes into a step's `before`."""
+    """One container of a project, stored as JSON in a step's `before`."""
 
     id: str
     name: str
@@ -78,7 +78,7 @@ class Member:
 
 
 def containers(docker: Engine, project: str) -> list[Container]:
-    """All of the project's containers but those of `compose run`."""
+    """All containers of a project except one-off ones of `compose run`."""
     found = docker.containers({PROJECT: project})
     return [one for one in found if one.labels.get(_LABEL + "oneoff", "False") != "True"]
 
@@ -91,12 +91,12 @@ def members(docker: Engine, project: str) -> list[Member]:
 
 
 def fingerprint(found: Iterable[Member]) -> Counter[tuple[str, str, str, bool]]:
-    """What an undo promises to bring back: container ids and numbers, and the time of their start, are not in it."""
+    """The state that an undo restores, without container ids, numbers and start times."""
     return Counter((one.service, one.hash, one.image_id, one.running) for one in found)
 
 
 def in_order(found: Iterable[Member]) -> list[list[Member]]:
-    """Levels: each depends only on what stands before it."""
+    """Members in levels: a level depends only on earlier levels."""
     groups: dict[str, list[Member]] = {}
     for member in found:
         groups.setdefault(member.service, []).append(member)
@@ -105,9 +105,7 @@ def in_order(found: Iterable[Member]) -> list[list[Member]]:
 
 
 def levels(needs: Mapping[str, Set[str]]) -> list[list[str]]:
-    """Each needs only what stands in a level before its own. Those that need each other stand together; what is needed
-    and is not there counts for nothing.
-    """
+    """Names in levels, each after the levels that it needs. Cycles share a level; missing dependencies are ignored."""
     left = dict(needs)
     found: list[list[str]] = []
     while left:
@@ -123,11 +121,11 @@ def _waits_for(group: list[Member]) -> set[str]:
 
 
 def stop_in_order(found: Iterable[Member], grace: float | None = None) -> None:
-    """Stop these, dependents first; those of one level at once, for each may take its whole grace."""
+    """Stop members, dependents first; one level in parallel, since each stop may take its whole grace."""
 
     def stop(member: Member) -> None:
         try:
-            engine().stop(member.id, grace)  # a client of this thread's own
+            engine().stop(member.id, grace)  # one client per thread
         finally:
             close_engine()
 
@@ -137,31 +135,31 @@ def stop_in_order(found: Iterable[Member], grace: float | None = None) -> None:
 
 
 def await_stops(ctx: Context, docker: Engine, found: Iterable[Member], grace: float | None = None) -> None:
-    """Wait until no stop of these is under way in the engine.
+    """Wait until the engine executes no stop of these members.
 
-    A stop goes on in the engine when the program that asked for it has ended. Until the grace is over, its container
-    looks as if it ran on. `grace`: what the program may have asked for.
+    The engine continues a stop after the death of the program that requested it. Until the grace is over, the
+    container appears as running. `grace`: the grace that the program may have requested.
     """
     running = {member.id for member in found if member.running}
     if not running:
         return
-    told: dict[str, float] = {}
+    signalled: dict[str, float] = {}
     for event in docker.events(("start", "kill", "die"), 0.0, time.time()):
-        told.pop(event["Actor"]["ID"], None)
+        signalled.pop(event["Actor"]["ID"], None)
         if event["Action"] == "kill":
-            told[event["Actor"]["ID"]] = float(event["time"])
-    for container_id in running & told.keys():
+            signalled[event["Actor"]["ID"]] = float(event["time"])
+    for container_id in running & signalled.keys():
         container = docker.inspect(container_id)
         own = container.stop_timeout if container is not None else None
         limit = max(_GRACE if own is None else own, grace or 0.0) + _MARGIN
-        end = time.monotonic() + limit - max(0.0, time.time() - told[container_id])
+        end = time.monotonic() + limit - max(0.0, time.time() - signalled[container_id])
         while container is not None and container.running and time.monotonic() < end:
-            ctx.sleep(_LOOK)
+            ctx.sleep(_POLL)
             container = docker.inspect(container_id)
 
 
 def jobs(found: Iterable[Member]) -> set[str]:
-    """Services whose end another one waits for."""
+    """One-shot services: another service depends on their successful end."""
     return {
         name
         for member in found
@@ -171,29 +169,29 @@ def jobs(found: Iterable[Member]) -> set[str]:
 
 
 def to_do(docker: Engine, target: Resolved, services: list[str], found: list[Member]) -> dict[str, str]:
-    """Which services `up` would have to touch, and why."""
+    """The services that `up` would change, with the reasons."""
     why: dict[str, str] = {}
     for service in services:
         there = [member for member in found if member.service == service]
         image_id = docker.image_id(target.image(service))
-        ended_well = service in target.jobs()
+        one_shot = service in target.jobs()
         if len(there) != target.replicas(service):
             why[service] = "missing" if not there else f"{len(there)} of {target.replicas(service)}"
         elif any(member.hash != target.hashes[service] for member in there):
             why[service] = "configuration changed"
         elif any(member.image_id != image_id for member in there):
             why[service] = "image changed"
-        elif not all(m.running or (ended_well and m.status == "exited" and m.exit_code == 0) for m in there):
+        elif not all(m.running or (one_shot and m.status == "exited" and m.exit_code == 0) for m in there):
             why[service] = "not running"
     return why
 
 
 @dataclass
 class HealthWaiter:
-    """Waits until services are well: healthy, or without a health check steady for `settle` seconds.
+    """Waits until services are healthy or, without a health check, have run for `settle` seconds.
 
-    `up --wait` cannot be asked: it takes a container that dies a moment later for well, a service that
-    has done its work and ended for ill, and cannot be cancelled in between.
+    `up --wait` is unsuitable: it accepts a container that dies a moment later, rejects a completed one-shot service,
+    and cannot be cancelled.
     """
 
     ctx: Context
@@ -201,17 +199,17 @@ class HealthWaiter:
     project: str
     deadline: float
     settle: float
-    #: Services that are meant to end, with 0.
+    #: One-shot services, which must exit with 0.
     jobs: set[str] = field(default_factory=set)
-    #: Services that may have done their work and ended, with 0; nobody waits for it.
+    #: Services that may exit with 0, without a service that waits for their end.
     may_end: set[str] = field(default_factory=set)
-    #: Containers that are not looked at, by service and number: somebody has stopped them.
+    #: Ignored containers by service and number: stopped by an operator.
     stopped: set[tuple[str, int]] = field(default_factory=set)
-    #: Containers that ran before, by id, with their start: there is nothing to settle.
+    #: The start times of containers that ran before, by id: these need no settling.
     steady: dict[str, str | None] = field(default_factory=dict)
 
     def wait(self, services: Iterable[str]) -> list[Member]:
-        """The members, all well. OperationError says which service is not, and its last words."""
+        """The members, all healthy. Raises OperationError with the unhealthy containers and their last output."""
         wanted = set(services)
         end = time.monotonic() + self.deadline
         since: dict[tuple[str, str | None], float] = {}
@@ -223,49 +221,49 @@ class HealthWaiter:
             if not waiting:
                 return found
             if now >= end:
-                raise OperationError(f"not well after {self.deadline:g} s: {'; '.join(waiting)}")
-            self.ctx.sleep(min(_LOOK, max(0.01, end - now)))
+                raise OperationError(f"not healthy after {self.deadline:g} s: {'; '.join(waiting)}")
+            self.ctx.sleep(min(_POLL, max(0.01, end - now)))
 
     def _not_yet(self, member: Member, since: dict[tuple[str, str | None], float], now: float) -> str | None:
-        """Why it is not well yet; None if it is. Raises if it will not be."""
+        """The reason to wait longer; None if the member is healthy. Raises if it cannot become healthy."""
         if member.service in self.jobs and member.status == "exited":
             if member.exit_code:
-                raise self._ill(member, f"ended with {member.exit_code}")
+                raise self._failure(member, f"exited with code {member.exit_code}")
             return None
         if member.status == "restarting":
             return f"{member.name} keeps restarting (exit code {member.exit_code})"
         if not member.running and member.status == "exited" and not member.exit_code and member.service in self.may_end:
             return None
         if not member.running:
-            hint = "" if member.exit_code else "; a service that is meant to end needs another that waits for it"
-            raise self._ill(member, f"ended with {member.exit_code}{hint}")
+            hint = "" if member.exit_code else "; a one-shot service needs another service that depends on its end"
+            raise self._failure(member, f"exited with code {member.exit_code}{hint}")
         if member.health is not None:
             if member.health == "unhealthy":
-                raise self._ill(member, "is unhealthy")
+                raise self._failure(member, "is unhealthy")
             return None if member.health == "healthy" else f"{member.name} is {member.health}"
         if member.service in self.jobs:
-            return f"{member.name} is still at work"
+            return f"{member.name} still runs"
         if self.steady.get(member.id) == member.started_at:
             return None
         steady = now - since.setdefault((member.id, member.started_at), now)
-        return None if steady >= self.settle else f"{member.name} runs for {steady:.0f} s"
+        return None if steady >= self.settle else f"{member.name} has run for {steady:.0f} s"
 
-    def _ill(self, member: Member, how: str) -> OperationError:
+    def _failure(self, member: Member, how: str) -> OperationError:
         output = self.docker.logs(member.id, 4096)
-        said = (output.stderr or output.stdout).strip().splitlines()[-1:]
-        return OperationError(f"container {member.name} {how}" + (f": {said[0]}" if said else ""))
+        last_line = (output.stderr or output.stdout).strip().splitlines()[-1:]
+        return OperationError(f"container {member.name} {how}" + (f": {last_line[0]}" if last_line else ""))
 
 
-def start_in_order(gate: HealthWaiter, wanted: list[Member], everything: list[Member]) -> list[str]:
-    """Start these where they do not run, dependencies first, waiting for the conditions of dependents."""
+def start_in_order(waiter: HealthWaiter, wanted: list[Member], everything: list[Member]) -> list[str]:
+    """Start members that do not run, dependencies first, and wait for the conditions of their dependents."""
     started: list[str] = []
     conditions: dict[str, set[str]] = {}
     for member in everything:
         for name, condition in member.depends_on.items():
             conditions.setdefault(name, set()).add(condition)
     for level in in_order(wanted):
-        started += [member.name for member in level if not member.running and gate.docker.start(member.id)]
+        started += [member.name for member in level if not member.running and waiter.docker.start(member.id)]
         held = {member.service for member in level if conditions.get(member.service, set()) & _AWAITED}
         if held:
-            gate.wait(held)
+            waiter.wait(held)
     return started

@@ -1,4 +1,4 @@
-"""`compose.up`. State is read from the engine; Compose's own program makes the changes."""
+"""`compose.up`: the step reads the state from the engine, and the Compose program applies the changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from longshore.tasks.operations.docker.registry import fetch, login_of
 
 @implements(UP)
 class Up(Implementation[UpParams]):
-    """Its undo brings back the former configuration out of the file that was kept, and pulls nothing."""
+    """Brings services up. The undo restores the former configuration from its stored file, without pulls."""
 
     def before(self, ctx: Context, params: UpParams) -> dict[str, Any]:
         docker = engine()
@@ -42,8 +42,8 @@ class Up(Implementation[UpParams]):
             self._images(ctx, docker, params, before, target)
             orphans = self._orphans(ctx, params, target, members(docker, project))
             options = ["--remove-orphans"] if params.remove_orphans else []
-            bringing = Rollout(ctx, docker, params, before, target, params.max_parallel)
-            now = bringing.bring(source, params.services, options, also=bool(orphans))
+            rollout = Rollout(ctx, docker, params, before, target, params.max_parallel)
+            now = rollout.bring(source, params.services, options, also=bool(orphans))
             revisions.note(ctx, docker, target)
         data = difference(before, now) | {"project": project, "revision": str(path)}
         changed = any(data[what] for what in ("created", "recreated", "started", "removed"))
@@ -62,17 +62,17 @@ class Up(Implementation[UpParams]):
             return failing(ctx, "bring up", f"image {missing[0]} is not on the Docker host")
         found = members(docker, project)
         orphans = self._orphans(ctx, params, target, found)
-        why = to_do(docker, target, services, found) | dict.fromkeys(orphans, "not in the files any more")
+        why = to_do(docker, target, services, found) | dict.fromkeys(orphans, "no longer in the files")
         if not why:
             unknown = ctx.has_upstream or params.pull == "always"
-            action = f"project {project} is up and as its files say"
+            action = f"project {project} is up and matches its files"
             return Prediction(action, changed=None if unknown else False)
         listed = "; ".join(f"{name}: {reason}" for name, reason in why.items())
-        undo = "take it down again; its volumes stay"
+        undo = "remove its containers; the volumes stay"
         mine = [member for member in found if member.service in {*services, *orphans}]
         if mine:
             known = former(ctx, docker, project, mine, target)
-            undo = "bring back the former configuration and images" if known else "none: " + UNKNOWN.format(project)
+            undo = "restore the former configuration and images" if known else "none: " + UNKNOWN.format(project)
         return Prediction(f"would bring up {project} ({listed})", undo=undo)
 
     def undo(self, ctx: Context, params: UpParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
@@ -80,7 +80,7 @@ class Up(Implementation[UpParams]):
         with project_lock(ctx, docker, project):
             known = revisions.brought(ctx, project)
             if not known:
-                return Outcome(changed=False)  # it is kept before anything is touched
+                return Outcome(changed=False)  # the target is stored before the first change
             done = revisions.restore(ctx, docker, before, known=known, grace=params.grace)
         return Outcome(changed=done)
 
@@ -93,7 +93,7 @@ class Up(Implementation[UpParams]):
 
     @staticmethod
     def _images(ctx: Context, docker: Engine, params: UpParams, before: dict[str, Any], target: Resolved) -> None:
-        """All images are here before anything is stopped."""
+        """Provide all images before the first stop."""
         refs = list(dict.fromkeys(map(target.image, target.with_dependencies(params.services))))
         wanted = [ref for ref in refs if params.pull == "always" or docker.image_id(ref) is None]
         if wanted and params.pull != "never":
@@ -106,6 +106,6 @@ class Up(Implementation[UpParams]):
                 raise
         lacking = [ref for ref in refs if docker.image_id(ref) is None]
         if lacking:
-            remedy = "pull or build it in a step before, or say pull: missing"
+            remedy = "pull or build it in an earlier step, or set pull: missing"
             touched = bool(wanted) and params.pull != "never"
             raise unfit(ctx, f"image {lacking[0]} is not on the Docker host", remedy, touched=touched)

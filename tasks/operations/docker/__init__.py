@@ -1,4 +1,4 @@
-"""The `docker.*` operations: to import this is to have their implementations."""
+"""The `docker.*` operations. Importing this package registers their implementations."""
 
 from longshore.tasks.operations.docker import (
     containers,

@@ -1,4 +1,4 @@
-"""`docker.create`, `start`, `stop` and `remove`: containers, one at a time."""
+"""`docker.create`, `start`, `stop` and `remove` for a single container."""
 
 from __future__ import annotations
 
@@ -51,26 +51,30 @@ class ContainerSnapshot:
         }
 
     def now(self, docker: Engine) -> Container | None:
-        """The same container; or the one that Compose has made again, out of the same, under its name."""
+        """The same container, or a replacement that Compose has created under its name from the same configuration."""
         container = docker.inspect(self.id)
         if container is None and self.hash:
-            heir = docker.inspect(self.name)
-            if heir and heir.image_id == self.image_id and heir.labels.get(COMPOSE_HASH) == self.hash:
-                return heir
+            replacement = docker.inspect(self.name)
+            if (
+                replacement
+                and replacement.image_id == self.image_id
+                and replacement.labels.get(COMPOSE_HASH) == self.hash
+            ):
+                return replacement
         return container
 
 
 def there(docker: Engine, name: str) -> Container:
     container = docker.inspect(name)
     if container is None:
-        raise Preflight(f"there is no container {name!r}", remedy="docker ps -a lists them")
+        raise Preflight(f"container {name!r} does not exist", remedy="list the containers with: docker ps -a")
     return container
 
 
 def missing(ctx: Context, name: str, verb: str) -> Prediction:
     if ctx.has_upstream:
-        return Prediction(f"would {verb} {name}: not there now, an earlier step may make it", changed=None)
-    what = f"there is no container {name!r}"
+        return Prediction(f"would {verb} {name}, which an earlier step would have to create", changed=None)
+    what = f"container {name!r} does not exist"
     return Prediction(f"would fail: {what}", changed=False, impossible=what)
 
 
@@ -93,7 +97,7 @@ def start_again(docker: Engine, container: Container, was: ContainerSnapshot) ->
 
 @implements(CREATE)
 class Create(Implementation[CreateParams]):
-    """Known again by its label; one that another run has made just so is left as it is."""
+    """Creates a container, found again by its label. An equal container of another run is attached unchanged."""
 
     def before(self, ctx: Context, params: CreateParams) -> dict[str, Any]:
         return {"image_id": spec.need(engine(), params.image).id}
@@ -113,14 +117,14 @@ class Create(Implementation[CreateParams]):
         if image_id is None:
             what = f"image {params.image!r} is not on the Docker host"
             if ctx.has_upstream:
-                return Prediction(f"would make container {name}; {what} yet", changed=None, undo=f"remove {name}")
+                return Prediction(f"would create container {name}; {what} yet", changed=None, undo=f"remove {name}")
             return Prediction(f"would fail: {what}", changed=False, impossible=what)
         if container is None:
-            return Prediction(f"would make container {name} from {params.image}", undo=f"remove {name}")
+            return Prediction(f"would create container {name} from {params.image}", undo=f"remove {name}")
         if container.labels.get(spec.SPEC) == spec.spec_of(ctx, params, image_id):
-            return Prediction(f"container {name} is there, made just so", changed=False)
+            return Prediction(f"container {name} exists with these parameters", changed=False)
         if ctx.has_upstream:
-            return Prediction(f"would make container {name}, if an earlier step frees its name", changed=None)
+            return Prediction(f"would create container {name}, if an earlier step frees its name", changed=None)
         what = f"the name {name} belongs to another container"
         return Prediction(f"would fail: {what}", changed=False, impossible=what)
 
@@ -128,28 +132,31 @@ class Create(Implementation[CreateParams]):
         docker, name = engine(), spec.name_of(ctx, params)
         for container in spec.own(docker, ctx):
             if container.name != name:
-                raise OperationError(f"container {name} was renamed to {container.name} by somebody else")
-        removed, left = spec.take_away(docker, ctx, grace=None)
+                raise OperationError(
+                    f"container {name} was renamed to {container.name} outside of this run",
+                    remedy="rename it back, then resume the undo",
+                )
+        removed, left = spec.remove_own(docker, ctx, grace=None)
         return Outcome(changed=removed, data={"left_volumes": left} if left else {})
 
 
 @implements(START)
 class Start(Implementation[StartParams]):
-    """A container that was started since `before` is not started again, even if it has ended already."""
+    """Starts a container once: a container that was started since `before` is not started again, even if it ended."""
 
     def before(self, ctx: Context, params: StartParams) -> dict[str, Any]:
         container = there(engine(), params.container)
         if container.paused:
             raise Preflight(f"container {container.name} is paused", remedy=f"docker unpause {container.name}")
         if container.labels.get(spec.KIND) == "run":
-            raise Preflight(f"container {container.name} ran once, for another step, and is not started again")
+            raise Preflight(f"container {container.name} belongs to a docker.run step and runs only once")
         return ContainerSnapshot.of(container)
 
     def act(self, ctx: Context, params: StartParams, before: dict[str, Any]) -> Outcome:
         docker, was = engine(), ContainerSnapshot(**before)
         container = docker.inspect(was.id)
         if container is None:
-            raise OperationError(f"container {was.name} is gone")
+            raise OperationError(f"container {was.name} was removed outside of this run")
         if not container.running and container.started_at == was.started_at:
             docker.start(was.id)
             container = docker.inspect(was.id) or container
@@ -184,14 +191,14 @@ class Start(Implementation[StartParams]):
 def stoppable(container: Container) -> None:
     if container.auto_remove:
         raise Preflight(
-            f"container {container.name} was made with --rm: to stop it is to lose it",
-            remedy="make it without --rm, so that this can be undone",
+            f"container {container.name} was created with --rm, so that a stop deletes it and has no undo",
+            remedy="create it without --rm",
         )
 
 
 @implements(STOP)
 class Stop(Implementation[StopParams]):
-    """Its undo starts it only if it ran, and pauses it again if it was paused."""
+    """Stops a container. The undo starts it only if it ran before, and pauses it if it was paused."""
 
     def before(self, ctx: Context, params: StopParams) -> dict[str, Any]:
         container = there(engine(), params.container)
@@ -202,7 +209,7 @@ class Stop(Implementation[StopParams]):
         docker, was = engine(), ContainerSnapshot(**before)
         container = docker.inspect(was.id)
         if container is None:
-            raise OperationError(f"container {was.name} is gone")
+            raise OperationError(f"container {was.name} was removed outside of this run")
         stopped = container.running and docker.stop(was.id, params.grace)
         container = docker.inspect(was.id) or container
         killed = was.running and container.exit_code == 137 and not container.oom_killed
@@ -216,7 +223,7 @@ class Stop(Implementation[StopParams]):
         if not container.running:
             changed = None if ctx.has_upstream else False
             return Prediction(f"container {container.name} is not running", changed=changed)
-        impossible = f"container {container.name} was made with --rm" if container.auto_remove else None
+        impossible = f"container {container.name} was created with --rm" if container.auto_remove else None
         return Prediction(f"would stop {container.name}", undo=f"start {container.name}", impossible=impossible)
 
     def undo(self, ctx: Context, params: StopParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
@@ -225,20 +232,22 @@ class Stop(Implementation[StopParams]):
             return Outcome(changed=False)
         container = was.now(docker)
         if container is None:
-            raise OperationError(f"container {was.name} is gone, and cannot be started again")
+            raise OperationError(f"container {was.name} was removed outside of this run and cannot be started")
         return Outcome(changed=start_again(docker, container, was))
 
 
 @implements(REMOVE)
 class Remove(Implementation[RemoveParams]):
-    """Puts the container aside, stopped and under another name, until gc: only so can it come back."""
+    """Stops the container and renames it, so that the undo can restore it until gc removes it."""
 
     def before(self, ctx: Context, params: RemoveParams) -> dict[str, Any]:
         container = engine().inspect(params.container)
         if container is None:
             return {}
         if container.running and not params.force:
-            raise Preflight(f"container {container.name} is running", remedy="stop it first, or say force: true")
+            raise Preflight(
+                f"container {container.name} is running", remedy="stop it in an earlier step, or set force: true"
+            )
         stoppable(container)
         return ContainerSnapshot.of(container)
 
@@ -249,29 +258,31 @@ class Remove(Implementation[RemoveParams]):
         if was is None or container is None:
             return Outcome(changed=False, data={"name": params.container})
         if container.running and not params.force:
-            raise OperationError(f"container {was.name} was started by somebody else meanwhile")
-        aside = self._aside(ctx, was)
+            raise OperationError(
+                f"container {was.name} was started outside of this run", remedy="stop it, or set force: true"
+            )
+        backup_name = self._backup_name(ctx, was)
         if container.restart_policy.get("Name") not in {"", "no"}:
             docker.set_restart(was.id, spec.restart_policy("no"))
         if container.running:
             docker.stop(was.id, params.grace)
-        if container.name != aside:
-            self._rename(docker, was.id, aside)
-        return Outcome(changed=True, data={"id": was.id, "name": was.name, "kept_as": aside})
+        if container.name != backup_name:
+            self._rename(docker, was.id, backup_name)
+        return Outcome(changed=True, data={"id": was.id, "name": was.name, "kept_as": backup_name})
 
     def predict(self, ctx: Context, params: RemoveParams) -> Prediction:
         container = engine().inspect(params.container)
         if container is None:
             if ctx.has_upstream:
                 return missing(ctx, params.container, "remove")
-            return Prediction(f"there is no container {params.container}", changed=False)
+            return Prediction(f"container {params.container} does not exist", changed=False)
         impossible = None
         if container.auto_remove:
-            impossible = f"container {container.name} was made with --rm"
+            impossible = f"container {container.name} was created with --rm"
         elif container.running and not params.force and not ctx.has_upstream:
             impossible = f"container {container.name} is running, and force is not set"
         verb = "stop and remove" if container.running else "remove"
-        undo = f"give {container.name} its name back" + (" and start it" if container.running else "")
+        undo = f"rename it back to {container.name}" + (" and start it" if container.running else "")
         return Prediction(f"would {verb} {container.name}", undo=undo, impossible=impossible)
 
     def undo(self, ctx: Context, params: RemoveParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
@@ -280,17 +291,20 @@ class Remove(Implementation[RemoveParams]):
         docker, was = engine(), ContainerSnapshot(**before)
         container = docker.inspect(was.id)
         if container is None:
-            raise OperationError(f"container {was.name} is gone, and cannot be brought back")
+            raise OperationError(f"container {was.name} was removed outside of this run and cannot be restored")
         changed = False
-        if container.name == self._aside(ctx, was):
+        if container.name == self._backup_name(ctx, was):
             try:
                 docker.rename(was.id, was.name)
             except Conflict as error:
-                what = f"the name {was.name} was given to another container meanwhile"
-                raise OperationError(what, remedy="remove or rename that one, then resume the undo") from error
+                what = f"another container has taken the name {was.name} meanwhile"
+                raise OperationError(what, remedy="remove or rename that container, then resume the undo") from error
             changed = True
         elif container.name != was.name:
-            raise OperationError(f"container {was.name} was renamed to {container.name} by somebody else")
+            raise OperationError(
+                f"container {was.name} was renamed to {container.name} outside of this run",
+                remedy="rename it back, then resume the undo",
+            )
         if container.restart_policy != was.restart:
             docker.set_restart(was.id, was.restart)
             changed = True
@@ -299,7 +313,7 @@ class Remove(Implementation[RemoveParams]):
         return Outcome(changed=changed)
 
     @staticmethod
-    def _aside(ctx: Context, was: ContainerSnapshot) -> str:
+    def _backup_name(ctx: Context, was: ContainerSnapshot) -> str:
         return f"{was.name}--longshore-{spec.safe(ctx.op_id)}"
 
     @staticmethod
@@ -307,7 +321,7 @@ class Remove(Implementation[RemoveParams]):
         try:
             docker.rename(container, name)
         except OperationError:
-            # Another delivery of the same step may have been quicker.
+            # Another delivery of the same step may have renamed it already.
             now = docker.inspect(container)
             if now is None or now.name != name:
                 raise

@@ -1,7 +1,7 @@
-"""`docker.gc`: keep-tags, containers that were renamed, revisions and receipts of runs that are forgotten.
+"""`docker.gc`: removes keep-tags, renamed containers, revisions and receipts of runs that Redis no longer has.
 
-Only what Longshore has made: names that it gives to nothing else, of runs of which this host has receipts. What a run
-that is still known may need stays, however old it is.
+gc removes only objects that Longshore has created: with names that it reserves, of runs with receipts on this host.
+Objects that a run in Redis may need stay, at any age.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from longshore.tasks.implementation import Context, Implementation, Outcome, Pre
 from longshore.tasks.operations.docker.spec import KEEP, KIND, RUN, safe
 
 _PROJECT = "com.docker.compose.project"
-#: Between a container's name and the step that has put it aside.
+#: Separates the original name of a removed container from its step.
 _ASIDE = "--longshore-"
 _KEPT_TAG = re.compile(rf"^{re.escape(KEEP)}/[^:]+:k-(.+)-[0-9a-f]{{12}}$")
-#: What a step has kept of a project's configuration.
+#: Names of the files in which a step has saved a project's configuration.
 _OF_STEP = re.compile(r"(.+)\.(before|after\d*)\.(yml|json)$")
-#: Of what stands for a step in a tag or a name, so much is as it was.
-_TRUE = 80
+#: Characters of a run id that a shortened tag or name keeps unchanged.
+_UNSHORTENED = 80
 
 
 def _text(run_id: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", f"{run_id}.")[:_TRUE]
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", f"{run_id}.")[:_UNSHORTENED]
 
 
 @dataclass
 class Garbage:
-    """What is to go."""
+    """The objects to remove."""
 
     images: list[str] = field(default_factory=list)
     containers: list[tuple[str, str]] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Garbage:
 
 
 class _Runs:
-    """Those that are known, and those of which this host has receipts."""
+    """The runs that Redis has, and the runs with receipts on this host."""
 
     def __init__(self, every_run: bool) -> None:
         settings = get_settings()
@@ -61,7 +61,7 @@ class _Runs:
         runs = {path: path.name.rpartition("~")[0] for path in self.receipts}
         self.ours = set(runs.values())
         self._ours = {safe(f"{run}.{part.stem}") for path, run in runs.items() for part in path.glob("*.json")}
-        # Last: a run that has begun meanwhile, and left a receipt, is known.
+        # Read after the receipts, so that a run that began meanwhile is among the known ones.
         store = Store()
         try:
             self.known = set(store.runs(1_000_000))
@@ -71,7 +71,7 @@ class _Runs:
         self._every = every_run
 
     def forgotten(self, text: str) -> bool:
-        """Whether the step that a tag or a name tells of is of a run of ours that nobody knows any more."""
+        """Reports whether the step in a tag or a name belongs to a run of this host that Redis no longer has."""
         if any(text.startswith(known) for known in self._live):
             return False
         return self._every or text in self._ours
@@ -82,10 +82,10 @@ class _Runs:
 
 @implements(GC)
 class Gc(Implementation[GcParams]):
-    """See its schema."""
+    """Removes the garbage of forgotten runs."""
 
     def act(self, ctx: Context, params: GcParams, before: dict[str, Any]) -> Outcome:
-        docker, found = engine(), self._look(params)
+        docker, found = engine(), self._find(params)
         size = 0
         for name in found.images:
             docker.untag(name)
@@ -107,16 +107,16 @@ class Gc(Implementation[GcParams]):
         return Outcome(bool(found), data)
 
     def predict(self, ctx: Context, params: GcParams) -> Prediction:
-        found = self._look(params)
+        found = self._find(params)
         what = [*found.images, *(name for _, name in found.containers), *map(str, found.files)]
         what += [f"{len(found.receipts)} receipts"] if found.receipts else []
-        text = f"would take away {', '.join(what)}" if what else "there is nothing to take away"
+        text = f"would remove {', '.join(what)}" if what else "nothing to remove"
         return Prediction(text, changed=bool(found))
 
     def undo(self, ctx: Context, params: GcParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        raise OperationError("what was taken away is gone")
+        raise OperationError("docker.gc has no undo: the removed objects cannot be restored")
 
-    def _look(self, params: GcParams) -> Garbage:
+    def _find(self, params: GcParams) -> Garbage:
         limit = get_settings().retention if params.older_than is None else params.older_than
         docker, runs, since = engine(), _Runs(params.every_run), time.time() - limit
         found = Garbage()
@@ -134,13 +134,13 @@ class Gc(Implementation[GcParams]):
 
 
 def _tagged(docker: Engine, image_id: str) -> float:
-    """When an image was given a name last; never, where the engine does not tell."""
-    told = docker.tagged_at(image_id)
-    return seconds_of(told) if told else float("inf")
+    """The time of an image's last tag; infinity if unknown, so that the image stays."""
+    tagged_at = docker.tagged_at(image_id)
+    return seconds_of(tagged_at) if tagged_at else float("inf")
 
 
 def _containers(docker: Engine, runs: _Runs, since: float) -> Iterator[tuple[str, str]]:
-    """Containers that were put aside, and one-off ones that their step did not come to remove."""
+    """Containers that a step has renamed, and one-off containers that their step has not removed."""
     for row in docker.rows({"status": ["exited", "created", "dead"]}, all_of_them=True):
         name = str(row["Names"][0]).removeprefix("/") if row.get("Names") else ""
         labels = row.get("Labels") or {}
@@ -155,7 +155,7 @@ def _containers(docker: Engine, runs: _Runs, since: float) -> Iterator[tuple[str
 
 
 def _revisions(docker: Engine, runs: _Runs, since: float) -> Iterator[Path]:
-    """What steps have kept of a project's configuration; and all of projects that have no container any more."""
+    """Configurations that forgotten steps have saved, and whole folders of projects without containers."""
     root = get_settings().state_dir / "revisions"
     rows = docker.rows({"label": [_PROJECT]}, all_of_them=True)
     there = {(row.get("Labels") or {}).get(_PROJECT) for row in rows}

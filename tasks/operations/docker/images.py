@@ -1,4 +1,4 @@
-"""`docker.build`, `tag` and `image-remove`: what the names of images mean, and what they meant before."""
+"""`docker.build`, `tag` and `image-remove`: operations that move names of images, and restore them."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _LARGEST_IGNORE = 1024 * 1024
 
 
 def keep_name(ctx: Context, image_id: str) -> str:
-    """The op_id may begin as no tag may."""
+    """The name that keeps an image for an undo; the prefix makes any op_id a valid tag."""
     return f"{KEEP}/images:k-{safe(ctx.op_id)}-{image_id.removeprefix('sha256:')[:12]}"
 
 
 def release(ctx: Context, docker: Engine, image_id: str | None) -> None:
-    """It needs the other name no more."""
+    """Remove the name that keeps an image for the undo."""
     if image_id is not None:
         docker.untag(keep_name(ctx, image_id))
 
 
 class Named(Implementation[Any]):
-    """What an operation that moves one name to an image has in common with the others."""
+    """The base of operations that move one name to another image."""
 
     def name(self, params: Any) -> str:
         return str(params.image)
@@ -61,7 +61,7 @@ def note(docker: Engine, ref: str) -> dict[str, Any]:
 
 
 def keep(ctx: Context, docker: Engine, image_id: str | None) -> str | None:
-    """Give an image that is about to lose its name another one, so that no prune takes it."""
+    """Tag an image that is about to lose its name, so that no prune deletes it."""
     if image_id is None:
         return None
     name = keep_name(ctx, image_id)
@@ -70,30 +70,32 @@ def keep(ctx: Context, docker: Engine, image_id: str | None) -> str | None:
 
 
 def give_back(ctx: Context, docker: Engine, ref: str, image_id: str | None, ours: str | None) -> bool:
-    """Let a name mean what it meant. `ours` is what the step made of it; None where it has noted nothing."""
+    """Move a name back to its former image. `ours`: the image that the step gave the name; None if not recorded."""
     now = docker.image_id(ref)
     changed = now != image_id
     if changed and now is not None and now != ours:
-        who = "by somebody else since" if ours is not None else "since, and this step has not noted that it did"
-        what = f"the name {ref} was given to another image {who}"
-        raise OperationError(what, remedy="look at it, then: longshore runs resolve --undone")
+        who = "outside of this run" if ours is not None else "since, and this step has no record of moving it"
+        what = f"the name {ref} was moved to another image {who}"
+        raise OperationError(what, remedy="check the image, then run: longshore runs resolve --undone")
     if changed and image_id is None:
         docker.untag(ref)
         changed = docker.image_id(ref) is None
         if not changed:
-            raise OperationError(f"the name {ref} cannot be taken off: a container uses it")
+            raise OperationError(
+                f"the name {ref} cannot be removed: a container uses it", remedy="remove the container"
+            )
     elif changed and image_id is not None:
         try:
             docker.tag(image_id, ref)
         except NotThere as error:
-            raise OperationError(f"image {image_id}, which {ref} meant, is gone") from error
+            raise OperationError(f"image {image_id}, the former {ref}, was removed outside of this run") from error
     release(ctx, docker, image_id)
     return changed
 
 
 def familiar(ref: str) -> str:
-    """A name as the engine lists it: without the registry and library that it adds itself, with a tag."""
-    from docker.auth import INDEX_NAME  # noqa: PLC0415 - docker is an extra
+    """A name as the engine lists it: without the default registry and library, with a tag."""
+    from docker.auth import INDEX_NAME  # noqa: PLC0415 - optional dependency
 
     for host in (INDEX_NAME, f"index.{INDEX_NAME}"):
         ref = ref.removeprefix(f"{host}/library/").removeprefix(f"{host}/")
@@ -108,14 +110,14 @@ def impossible(ctx: Context, why: str) -> Prediction:
 
 def lacking(ctx: Context, ref: str, verb: str) -> Prediction:
     if ctx.has_upstream:
-        return Prediction(f"would {verb} {ref}, which is not there yet", changed=None)
+        return Prediction(f"would {verb} {ref}, which an earlier step would have to provide", changed=None)
     what = f"image {ref!r} is not on the Docker host"
     return Prediction(f"would fail: {what}", changed=False, impossible=what)
 
 
 @implements(BUILD)
 class Build(Named):
-    """The folder goes to the engine as an archive, without what .dockerignore names."""
+    """Builds an image from a folder, sent as an archive without the files that .dockerignore excludes."""
 
     def act(self, ctx: Context, params: BuildParams, before: dict[str, Any]) -> Outcome:
         docker, was = engine(), before["image_id"]
@@ -123,28 +125,30 @@ class Build(Named):
         archive = _archive(ctx, params)
         keep(ctx, docker, was)
         live = Live(ctx)
-        said: list[str] = []
+        output: list[str] = []
 
-        def hear(text: str) -> None:
+        def add_output(text: str) -> None:
             live(1, text.encode())
-            said.append(text)
-            del said[:-50]
+            output.append(text)
+            del output[:-50]
 
         try:
             with archive:
-                built = docker.build(archive, _build_params(params), hear, ctx.check)
+                built = docker.build(archive, _build_params(params), add_output, ctx.check)
         except (StepCancelled, StepTimeout):
             raise
         except Transient as error:
             raise Transient(f"build of {params.image}: {error.message}") from None
         except OperationError as error:
-            data = {"output": "".join(said)[-4096:]}
+            data = {"output": "".join(output)[-4096:]}
             raise OperationError(f"build of {params.image}: {error.message}", data=data) from None
         finally:
             live.flush()
         image = docker.image(params.image)
         if image is None:
-            raise OperationError(f"{params.image} was built ({built}), and is not there")
+            raise OperationError(
+                f"image {params.image} was built ({built}) and does not exist: another process has removed it"
+            )
         TagBackup(ctx).note(params.image, image.id)
         if image.id == was:
             release(ctx, docker, image.id)
@@ -153,13 +157,13 @@ class Build(Named):
 
     def predict(self, ctx: Context, params: BuildParams) -> Prediction:
         if not _has_dockerfile(params):
-            return impossible(ctx, f"there is no {params.dockerfile} in {params.context}")
-        undo = "let the name mean what it means now, or take it off"
+            return impossible(ctx, f"{params.dockerfile} does not exist in {params.context}")
+        undo = "move the name back to its present image, or remove it"
         return Prediction(f"would build {params.image} from {params.context}", changed=None, undo=undo)
 
 
 def _has_dockerfile(params: BuildParams) -> bool:
-    """NotAllowed for a context that this worker may not read, or a Dockerfile outside of its context."""
+    """Reports whether the Dockerfile exists. Raises NotAllowed for a forbidden context, or a Dockerfile outside it."""
     root = paths.require_tree(params.context)
     path = os.path.join(root, params.dockerfile)
     if not within(os.path.realpath(path), root):
@@ -168,10 +172,10 @@ def _has_dockerfile(params: BuildParams) -> bool:
 
 
 def _archive(ctx: Context, params: BuildParams) -> BinaryIO:
-    from docker.utils import build as docker_build  # noqa: PLC0415 - docker is an extra
+    from docker.utils import build as docker_build  # noqa: PLC0415 - optional dependency
 
     if not _has_dockerfile(params):
-        raise unfit(ctx, f"there is no {params.dockerfile} in {params.context}")
+        raise unfit(ctx, f"{params.dockerfile} does not exist in {params.context}", "correct dockerfile or context")
     root = paths.require_tree(params.context)
     ignore = os.path.join(root, ".dockerignore")
     lines = (
@@ -179,12 +183,12 @@ def _archive(ctx: Context, params: BuildParams) -> BinaryIO:
     )
     excluded = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     files = sorted(docker_build.exclude_paths(root, excluded, dockerfile=params.dockerfile))
-    made: Any = docker_build.create_archive(root, files=files, gzip=False)
-    return cast("BinaryIO", made)
+    archive: Any = docker_build.create_archive(root, files=files, gzip=False)
+    return cast("BinaryIO", archive)
 
 
 def _build_params(params: BuildParams) -> dict[str, Any]:
-    said = {
+    options = {
         "t": params.image,
         "dockerfile": params.dockerfile,
         "buildargs": json.dumps(params.args),
@@ -194,12 +198,12 @@ def _build_params(params: BuildParams) -> dict[str, Any]:
         "rm": 1,
         "forcerm": 1,
     }
-    return said | ({"target": params.target} if params.target else {})
+    return options | ({"target": params.target} if params.target else {})
 
 
 @implements(TAG)
 class Tag(Named):
-    """See its schema."""
+    """Gives an image a further name."""
 
     def name(self, params: TagParams) -> str:
         return params.name
@@ -209,7 +213,7 @@ class Tag(Named):
 
     def act(self, ctx: Context, params: TagParams, before: dict[str, Any]) -> Outcome:
         docker, was, wanted = engine(), before["image_id"], before["wanted"]
-        policy.check_image(params.image)  # another name would make a listed one of it
+        policy.check_image(params.image)  # a new name could bypass the allow-list
         if docker.image_id(params.name) != wanted:
             keep(ctx, docker, was)
             docker.tag(wanted, params.name)
@@ -220,30 +224,30 @@ class Tag(Named):
         docker = engine()
         wanted, now = docker.image_id(params.image), docker.image_id(params.name)
         if wanted is None:
-            return lacking(ctx, params.image, "name")
+            return lacking(ctx, params.image, "tag")
         if wanted == now:
-            return Prediction(f"{params.name} means {params.image}", changed=None if ctx.has_upstream else False)
-        undo = f"take {params.name} off" if now is None else f"let {params.name} mean {now[7:19]}"
-        return Prediction(f"would let {params.name} mean {params.image} ({wanted[7:19]})", undo=undo)
+            return Prediction(f"{params.name} is {params.image}", changed=None if ctx.has_upstream else False)
+        undo = f"remove the name {params.name}" if now is None else f"move {params.name} back to {now[7:19]}"
+        return Prediction(f"would move {params.name} to {params.image} ({wanted[7:19]})", undo=undo)
 
     def undo(self, ctx: Context, params: TagParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, wanted = engine(), before["wanted"]
         image = docker.image(wanted)
         if before["image_id"] is None and image is not None and set(image.tags) == {familiar(params.name)}:
-            keep(ctx, docker, wanted)  # it was there without a name, and would go with its only one
+            keep(ctx, docker, wanted)  # the image had no name before, and would be deleted with its only name
         return super().undo(ctx, params, before, {"image_id": wanted})
 
 
 @implements(IMAGE_REMOVE)
 class ImageRemove(Implementation[ImageRemoveParams]):
-    """Takes the name off; the image itself stays under a name of ours until gc, so that it can come back."""
+    """Removes the name; the image stays under a keep-tag until gc, so that the undo can restore it."""
 
     def before(self, ctx: Context, params: ImageRemoveParams) -> dict[str, Any]:
         docker = engine()
         image = docker.image(params.image)
         tags = self._names(image, params.image) if image is not None else []
         if image is None or (not tags and image.tags):
-            return {"image_id": None, "tags": []}  # only the names are left that an undo keeps
+            return {"image_id": None, "tags": []}  # only keep-tags are left
         if not params.force:
             self._unused(docker, image, tags)
         return {"image_id": image.id, "tags": tags}
@@ -255,7 +259,7 @@ class ImageRemove(Implementation[ImageRemoveParams]):
         try:
             kept = keep(ctx, docker, was)
         except NotThere as error:
-            raise OperationError(f"image {params.image} is gone, by somebody else") from error
+            raise OperationError(f"image {params.image} was removed outside of this run") from error
         untagged = [tag for tag in before["tags"] if docker.image_id(tag) != was or docker.untag(tag)]
         data = {"image": params.image, "image_id": was, "untagged": untagged, "kept_as": kept}
         return Outcome(changed=True, data=data)
@@ -267,12 +271,12 @@ class ImageRemove(Implementation[ImageRemoveParams]):
             tags = self._names(image, params.image) if image is not None else []
             if image is None or (not tags and image.tags):
                 changed = None if ctx.has_upstream else False
-                return Prediction(f"there is no image {params.image}", changed=changed)
+                return Prediction(f"image {params.image} does not exist", changed=changed)
             if not params.force:
                 self._unused(docker, image, tags)
         except Preflight as error:
             return impossible(ctx, error.message)
-        return Prediction(f"would remove {params.image} ({image.size} bytes)", undo="give it its name back")
+        return Prediction(f"would remove {params.image} ({image.size} bytes)", undo="restore its name")
 
     def undo(
         self, ctx: Context, params: ImageRemoveParams, before: dict[str, Any], data: dict[str, Any] | None
@@ -284,31 +288,39 @@ class ImageRemove(Implementation[ImageRemoveParams]):
         for tag in before["tags"]:
             now = docker.image_id(tag)
             if now is not None and now != was:
-                raise OperationError(f"the name {tag} was given to another image by somebody else since")
+                raise OperationError(
+                    f"the name {tag} was moved to another image outside of this run",
+                    remedy="remove that name, then resume the undo",
+                )
             if now is None:
                 try:
                     docker.tag(was, tag)
                 except NotThere as error:
-                    raise OperationError(f"image {was} is gone, and cannot be brought back") from error
+                    raise OperationError(
+                        f"image {was} was removed outside of this run and cannot be restored"
+                    ) from error
                 changed = True
         release(ctx, docker, was)
         return Outcome(changed=changed)
 
     @staticmethod
     def _names(image: Image, ref: str) -> list[str]:
-        """The names that go: the one that was given; all but ours, where its id was."""
+        """The names to remove: the given name, or all names but keep-tags if an id was given."""
         if "@" in ref:
-            raise Preflight(f"{ref} is a digest, which cannot be given back", remedy="name a tag or an id")
+            raise Preflight(f"{ref} is a digest, which an undo cannot restore", remedy="name a tag or an id")
         if familiar(ref) in image.tags:
             return [familiar(ref)]
         return [tag for tag in image.tags if not tag.startswith(f"{KEEP}/")]
 
     @staticmethod
     def _unused(docker: Engine, image: Image, tags: list[str]) -> None:
-        """As the engine has it: with its last name an image that containers use does not go."""
+        """Raise Preflight for the last name of an image that containers use, which the engine would not remove."""
         if {tag for tag in image.tags if not tag.startswith(f"{KEEP}/")} - set(tags):
             return
         users = [row for row in docker.rows({"ancestor": [image.id]}, all_of_them=True) if row["ImageID"] == image.id]
         if users:
             names = ", ".join(sorted(str(row["Names"][0]).removeprefix("/") for row in users))
-            raise Preflight(f"image {', '.join(tags) or image.id} is used by {names}", remedy="or say force: true")
+            raise Preflight(
+                f"image {', '.join(tags) or image.id} is used by {names}",
+                remedy="remove these containers first, or set force: true",
+            )

@@ -1,4 +1,4 @@
-"""`docker.network-*` and `docker.volume-*`."""
+"""`docker.network-*` and `docker.volume-*`: networks and volumes of the engine."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ from longshore.tasks.host.file_lock import exclusive
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, ReadOnly, implements
 from longshore.tasks.operations.docker.spec import OP
 
+_REMOVE_USERS = "remove these containers, then resume the undo"
 
-class _Made(Implementation[Any]):
-    """What has a name on the engine, and is made only where it is not there."""
+
+class _CreatedIfMissing(Implementation[Any]):
+    """The base of operations that create a named object unless it exists."""
 
     kind = ""
 
     def find(self, docker: Engine, name: str) -> dict[str, Any] | None:
         raise NotImplementedError
 
-    def unlike(self, params: Any, found: dict[str, Any]) -> str:
-        """What is there has otherwise; '' if nothing."""
+    def difference(self, params: Any, found: dict[str, Any]) -> str:
+        """The difference of the existing object from the parameters; '' if none."""
         raise NotImplementedError
 
     def users(self, docker: Engine, found: dict[str, Any]) -> list[str]:
@@ -45,18 +47,18 @@ class _Made(Implementation[Any]):
         raise NotImplementedError
 
     def allow(self, params: Any) -> None:
-        """NotAllowed for one that this worker may not make."""
+        """Raise NotAllowed for an object that this worker may not create."""
         raise NotImplementedError
 
     def predict(self, ctx: Context, params: Any) -> Prediction:
         self.allow(params)
         found = self.find(engine(), params.name)
         if found is None:
-            return Prediction(f"would make {self.kind} {params.name}", undo=f"remove {params.name}")
-        if (why := self.unlike(params, found)) and not ctx.has_upstream:
-            what = f"{self.kind} {params.name} is there with {why}"
+            return Prediction(f"would create {self.kind} {params.name}", undo=f"remove {params.name}")
+        if (why := self.difference(params, found)) and not ctx.has_upstream:
+            what = f"{self.kind} {params.name} exists with {why}"
             return Prediction(f"would fail: {what}", changed=False, impossible=what)
-        return Prediction(f"{self.kind} {params.name} is there", changed=None if ctx.has_upstream else False)
+        return Prediction(f"{self.kind} {params.name} exists", changed=None if ctx.has_upstream else False)
 
     def undo(self, ctx: Context, params: Any, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker = engine()
@@ -64,7 +66,7 @@ class _Made(Implementation[Any]):
         if found is None or not _ours(found, ctx):
             return Outcome(changed=False)
         if users := self.users(docker, found):
-            raise OperationError(f"{self.kind} {params.name} is used by {', '.join(users)}")
+            raise OperationError(f"{self.kind} {params.name} is used by {', '.join(users)}", remedy=_REMOVE_USERS)
         return Outcome(changed=self.remove(docker, found))
 
 
@@ -94,29 +96,29 @@ def _body(params: NetworkCreateParams, op_id: str) -> dict[str, Any]:
     return body | ({"IPAM": {"Config": [{"Subnet": params.subnet}]}} if params.subnet else {})
 
 
-def _unlike(params: NetworkCreateParams, found: dict[str, Any]) -> str:
-    """What a network of that name has otherwise; '' if nothing."""
-    said = _network(found, params.name)
-    if said["driver"] != params.driver:
-        return f"driver {said['driver']}"
-    if said["internal"] != params.internal:
-        return f"internal: {str(said['internal']).lower()}"
-    if params.subnet and params.subnet not in said["subnets"]:
-        return f"subnet {', '.join(said['subnets'])}"
+def _network_difference(params: NetworkCreateParams, found: dict[str, Any]) -> str:
+    """The difference of the existing network from the parameters; '' if none."""
+    existing = _network(found, params.name)
+    if existing["driver"] != params.driver:
+        return f"driver {existing['driver']}"
+    if existing["internal"] != params.internal:
+        return f"internal: {str(existing['internal']).lower()}"
+    if params.subnet and params.subnet not in existing["subnets"]:
+        return f"subnet {', '.join(existing['subnets'])}"
     return ""
 
 
 @implements(NETWORK_CREATE)
-class NetworkCreate(_Made):
-    """The engine allows two networks of one name; so it is looked for under a lock."""
+class NetworkCreate(_CreatedIfMissing):
+    """Creates a network. A lock guards the look-up by name, since the engine allows two networks of one name."""
 
     kind = "network"
 
     def find(self, docker: Engine, name: str) -> dict[str, Any] | None:
         return docker.network(name)
 
-    def unlike(self, params: NetworkCreateParams, found: dict[str, Any]) -> str:
-        return _unlike(params, found)
+    def difference(self, params: NetworkCreateParams, found: dict[str, Any]) -> str:
+        return _network_difference(params, found)
 
     def users(self, docker: Engine, found: dict[str, Any]) -> list[str]:
         return _members(docker, found)
@@ -129,8 +131,8 @@ class NetworkCreate(_Made):
 
     def before(self, ctx: Context, params: NetworkCreateParams) -> dict[str, Any]:
         found = engine().network(params.name)
-        if found is not None and (why := _unlike(params, found)):
-            raise Preflight(f"network {params.name} is there with {why}", remedy="choose another name, or remove it")
+        if found is not None and (why := _network_difference(params, found)):
+            raise Preflight(f"network {params.name} exists with {why}", remedy="choose another name, or remove it")
         return {"id": found["Id"] if found else None}
 
     def act(self, ctx: Context, params: NetworkCreateParams, before: dict[str, Any]) -> Outcome:
@@ -146,22 +148,25 @@ class NetworkCreate(_Made):
                         raise OperationError(f"network {params.name}: {error.message}") from error
                 found = docker.network(params.name)
         if found is None:
-            raise OperationError(f"network {params.name} was made, and is gone")
-        if why := _unlike(params, found):
-            raise OperationError(f"network {params.name} is there with {why}")
+            raise OperationError(f"network {params.name} was removed right after its creation")
+        if why := _network_difference(params, found):
+            raise OperationError(f"network {params.name} exists with {why}", remedy="choose another name, or remove it")
         return Outcome(changed=before["id"] is None and _ours(found, ctx), data=_network(found, params.name))
 
 
 @implements(NETWORK_REMOVE)
 class NetworkRemove(ReadOnly[NetworkParams]):
-    """See its schema."""
+    """Removes an unused network; the undo creates it again with the same settings."""
 
     def before(self, ctx: Context, params: NetworkParams) -> dict[str, Any]:
         found = engine().network(params.name)
         if found is None:
             return {"network": None}
         if users := _members(engine(), found):
-            raise Preflight(f"network {params.name} is used by {', '.join(users)}", remedy="stop them in a step before")
+            raise Preflight(
+                f"network {params.name} is used by {', '.join(users)}",
+                remedy="remove these containers in an earlier step",
+            )
         kept = ("Id", "Name", "Driver", "Internal", "Labels", "Options", "IPAM", "Attachable", "EnableIPv6")
         return {"network": {key: found[key] for key in kept if key in found}}
 
@@ -176,11 +181,11 @@ class NetworkRemove(ReadOnly[NetworkParams]):
         found = engine().network(params.name)
         if found is None:
             changed = None if ctx.has_upstream else False
-            return Prediction(f"there is no network {params.name}", changed=changed)
+            return Prediction(f"network {params.name} does not exist", changed=changed)
         users = _members(engine(), found)
         what = f"network {params.name} is used by {', '.join(users)}"
         impossible = what if users and not ctx.has_upstream else None
-        return Prediction(f"would remove network {params.name}", undo="make it again", impossible=impossible)
+        return Prediction(f"would remove network {params.name}", undo="create it again", impossible=impossible)
 
     def undo(self, ctx: Context, params: NetworkParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, was = engine(), before["network"]
@@ -193,39 +198,42 @@ class NetworkRemove(ReadOnly[NetworkParams]):
                 return Outcome(changed=True)
         alike = ("Driver", "Internal", "Options", "IPAM")
         if found["Id"] != was["Id"] and any(found.get(key) != was.get(key) for key in alike):
-            raise OperationError(f"there is another network {was['Name']} now")
+            raise OperationError(
+                f"a different network {was['Name']} was created outside of this run",
+                remedy="remove or rename that network, then resume the undo",
+            )
         return Outcome(changed=False)
 
 
 @implements(NETWORK_INSPECT)
 class NetworkInspect(ReadOnly[NetworkParams]):
-    """See its schema."""
+    """Reads the state of a network."""
 
     def act(self, ctx: Context, params: NetworkParams, before: dict[str, Any]) -> Outcome:
         return Outcome(changed=False, data=_network(engine().network(params.name), params.name))
 
     def predict(self, ctx: Context, params: NetworkParams) -> Prediction:
-        return Prediction(f"would look at network {params.name}", changed=False)
+        return Prediction(f"would inspect network {params.name}", changed=False)
 
 
 def _volume(found: dict[str, Any] | None, name: str) -> dict[str, Any]:
     if found is None:
         return {"exists": False, "name": name}
-    said = {"exists": True, "name": found["Name"], "driver": found["Driver"], "mountpoint": found.get("Mountpoint")}
-    return said | {"labels": found.get("Labels") or {}, "options": found.get("Options") or {}}
+    state = {"exists": True, "name": found["Name"], "driver": found["Driver"], "mountpoint": found.get("Mountpoint")}
+    return state | {"labels": found.get("Labels") or {}, "options": found.get("Options") or {}}
 
 
-def _other(params: VolumeCreateParams, found: dict[str, Any]) -> str:
-    said = _volume(found, params.name)
-    if said["driver"] != params.driver:
-        return f"driver {said['driver']}"
-    return "other options" if said["options"] != params.options else ""
+def _volume_difference(params: VolumeCreateParams, found: dict[str, Any]) -> str:
+    existing = _volume(found, params.name)
+    if existing["driver"] != params.driver:
+        return f"driver {existing['driver']}"
+    return "other options" if existing["options"] != params.options else ""
 
 
 def _members(docker: Engine, network: dict[str, Any]) -> list[str]:
-    """Stopped ones too, which the network itself does not list: they could not be started without it.
+    """The containers of a network, including stopped ones, which the network does not list and which need it to start.
 
-    One that was never started knows it by its name alone.
+    A container that was never started refers to the network by name only.
     """
     rows = docker.rows({"network": [network["Id"], network["Name"]]}, all_of_them=True)
     return sorted(str(row["Names"][0]).removeprefix("/") for row in rows if row.get("Names"))
@@ -237,16 +245,16 @@ def _users(docker: Engine, name: str) -> list[str]:
 
 
 @implements(VOLUME_CREATE)
-class VolumeCreate(_Made):
-    """The engine makes one of a name only once; what is there already it leaves as it is, without a word."""
+class VolumeCreate(_CreatedIfMissing):
+    """Creates a volume. The engine silently keeps an existing volume of the name."""
 
     kind = "volume"
 
     def find(self, docker: Engine, name: str) -> dict[str, Any] | None:
         return docker.volume(name)
 
-    def unlike(self, params: VolumeCreateParams, found: dict[str, Any]) -> str:
-        return _other(params, found)
+    def difference(self, params: VolumeCreateParams, found: dict[str, Any]) -> str:
+        return _volume_difference(params, found)
 
     def users(self, docker: Engine, found: dict[str, Any]) -> list[str]:
         return _users(docker, found["Name"])
@@ -259,8 +267,8 @@ class VolumeCreate(_Made):
 
     def before(self, ctx: Context, params: VolumeCreateParams) -> dict[str, Any]:
         found = engine().volume(params.name)
-        if found is not None and (why := _other(params, found)):
-            raise Preflight(f"volume {params.name} is there with {why}", remedy="choose another name")
+        if found is not None and (why := _volume_difference(params, found)):
+            raise Preflight(f"volume {params.name} exists with {why}", remedy="choose another name")
         return {"exists": found is not None}
 
     def act(self, ctx: Context, params: VolumeCreateParams, before: dict[str, Any]) -> Outcome:
@@ -270,29 +278,30 @@ class VolumeCreate(_Made):
         docker.create_volume(body | {"Labels": params.labels | {OP: ctx.op_id}})
         found = docker.volume(params.name)
         if found is None:
-            raise OperationError(f"volume {params.name} was made, and is gone")
-        if why := _other(params, found):
-            raise OperationError(f"volume {params.name} is there with {why}")
+            raise OperationError(f"volume {params.name} was removed right after its creation")
+        if why := _volume_difference(params, found):
+            raise OperationError(f"volume {params.name} exists with {why}", remedy="choose another name")
         return Outcome(changed=not before["exists"] and _ours(found, ctx), data=_volume(found, params.name))
 
 
 @implements(VOLUME_REMOVE)
 class VolumeRemove(Implementation[VolumeRemoveParams]):
-    """See its schema."""
+    """Removes an unused volume and its data, which no undo restores."""
 
     def before(self, ctx: Context, params: VolumeRemoveParams) -> dict[str, Any]:
         found = engine().volume(params.name)
         if found is not None:
             self._check(params)
             if users := _users(engine(), params.name):
-                raise Preflight(f"volume {params.name} is used by {', '.join(users)}")
+                what = f"volume {params.name} is used by {', '.join(users)}"
+                raise Preflight(what, remedy="remove these containers in an earlier step")
         return {"exists": found is not None}
 
     def act(self, ctx: Context, params: VolumeRemoveParams, before: dict[str, Any]) -> Outcome:
         docker = engine()
         if docker.volume(params.name) is not None:
             if not before["exists"]:
-                raise OperationError(f"volume {params.name} was made by somebody else meanwhile")
+                raise OperationError(f"volume {params.name} was created outside of this run")
             if not docker.remove_volume(params.name) and docker.volume(params.name) is not None:
                 raise OperationError(f"volume {params.name} is used by {', '.join(_users(docker, params.name))}")
         return Outcome(changed=before["exists"], data={"name": params.name, "exists": False})
@@ -300,7 +309,7 @@ class VolumeRemove(Implementation[VolumeRemoveParams]):
     def predict(self, ctx: Context, params: VolumeRemoveParams) -> Prediction:
         docker = engine()
         if docker.volume(params.name) is None:
-            return Prediction(f"there is no volume {params.name}", changed=None if ctx.has_upstream else False)
+            return Prediction(f"volume {params.name} does not exist", changed=None if ctx.has_upstream else False)
         impossible = None
         try:
             self._check(params)
@@ -313,20 +322,22 @@ class VolumeRemove(Implementation[VolumeRemoveParams]):
     def undo(
         self, ctx: Context, params: VolumeRemoveParams, before: dict[str, Any], data: dict[str, Any] | None
     ) -> Outcome:
-        raise OperationError("nobody can bring a volume's data back")
+        raise OperationError(f"the data of volume {params.name} cannot be restored", remedy="restore it from a backup")
 
     @staticmethod
     def _check(params: VolumeRemoveParams) -> None:
         if not params.data_loss:
-            raise Preflight(f"volume {params.name} would be lost for good", remedy="say data_loss: true")
+            raise Preflight(
+                f"the removal of volume {params.name} deletes its data for good", remedy="set data_loss: true"
+            )
 
 
 @implements(VOLUME_INSPECT)
 class VolumeInspect(ReadOnly[VolumeParams]):
-    """See its schema."""
+    """Reads the state of a volume."""
 
     def act(self, ctx: Context, params: VolumeParams, before: dict[str, Any]) -> Outcome:
         return Outcome(changed=False, data=_volume(engine().volume(params.name), params.name))
 
     def predict(self, ctx: Context, params: VolumeParams) -> Prediction:
-        return Prediction(f"would look at volume {params.name}", changed=False)
+        return Prediction(f"would inspect volume {params.name}", changed=False)

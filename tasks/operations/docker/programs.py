@@ -1,4 +1,4 @@
-"""`docker.exec`: a program inside a container that runs."""
+"""`docker.exec`: a program inside a running container."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from longshore.tasks.operations.command import Command
 
 @implements(EXEC)
 class Exec(Command):
-    """A command, like any other."""
+    """Runs a command with the container as its machine."""
 
     def machine(self, ctx: Context, params: DockerExecParams) -> Machine:
         return ContainerMachine(ctx, params.container)

@@ -1,4 +1,4 @@
-"""`docker.list`, `inspect`, `logs` and `wait`: what only looks at containers."""
+"""`docker.list`, `inspect`, `logs` and `wait`: read-only queries of containers."""
 
 from __future__ import annotations
 
@@ -23,24 +23,20 @@ from longshore.tasks.implementation import Context, Outcome, Prediction, ReadOnl
 from longshore.tasks.operations.docker.containers import COMPOSE_HASH, missing, there
 
 _PROJECT = "com.docker.compose.project"
-_LOOK = 0.2
-#: Those that were made and do not run; `dead` are those whose removal failed.
+_POLL = 0.2
+#: States of containers that do not run; `dead`: the removal failed.
 _STOPPED = ["created", "exited", "dead"]
-
-
-class _Looks(ReadOnly[Any]):
-    """Takes nothing back, for there is nothing."""
 
 
 @implements(LIST)
 class List(ReadOnly[Any]):
-    """See its schema."""
+    """Lists containers by label, project, name and state."""
 
     def act(self, ctx: Context, params: ListParams, before: dict[str, Any]) -> Outcome:
         labels = params.label | ({_PROJECT: params.project} if params.project else {})
         filters = {"label": [key if value is None else f"{key}={value}" for key, value in labels.items()]}
         if params.name:
-            # The engine's filter is a pattern, and finds a part of a name as well.
+            # The engine's filter is a pattern that matches parts of names.
             filters["name"] = [f"^/{re.escape(params.name.removeprefix('/'))}$"]
         if params.state == "stopped":
             filters["status"] = _STOPPED
@@ -68,7 +64,7 @@ class List(ReadOnly[Any]):
 
 @implements(INSPECT)
 class Inspect(ReadOnly[Any]):
-    """In a normal form; and in the engine's own words, without what may be secret."""
+    """Reads a container in a normalized form and, as `full`, in the engine's form without the environment."""
 
     def act(self, ctx: Context, params: InspectParams, before: dict[str, Any]) -> Outcome:
         raw = engine().raw(params.container)
@@ -97,12 +93,12 @@ class Inspect(ReadOnly[Any]):
         return Outcome(changed=False, data=data | {"full": full})
 
     def predict(self, ctx: Context, params: InspectParams) -> Prediction:
-        return Prediction(f"would look at container {params.container}", changed=False)
+        return Prediction(f"would inspect container {params.container}", changed=False)
 
 
 @implements(LOGS)
 class Logs(ReadOnly[Any]):
-    """See its schema."""
+    """Reads the end of a container's output."""
 
     def act(self, ctx: Context, params: LogsParams, before: dict[str, Any]) -> Outcome:
         docker = engine()
@@ -114,13 +110,13 @@ class Logs(ReadOnly[Any]):
 
     def predict(self, ctx: Context, params: LogsParams) -> Prediction:
         if engine().inspect(params.container) is None:
-            return missing(ctx, params.container, "read what is said by")
-        return Prediction(f"would read what container {params.container} said", changed=False)
+            return missing(ctx, params.container, "read the output of")
+        return Prediction(f"would read the output of container {params.container}", changed=False)
 
 
 @implements(WAIT)
 class Wait(ReadOnly[Any]):
-    """Looks a few times a second; `Running` is true of one that is being restarted as well."""
+    """Polls a container until it runs, is healthy or has exited. The engine's `Running` is true during a restart."""
 
     def act(self, ctx: Context, params: WaitParams, before: dict[str, Any]) -> Outcome:
         docker, began = engine(), time.monotonic()
@@ -136,10 +132,10 @@ class Wait(ReadOnly[Any]):
             if now - began >= params.healthy_deadline:
                 what = f"container {container.name} {why} after {params.healthy_deadline:g} s"
                 raise OperationError(what, data=_data(container, now - began))
-            ctx.sleep(min(_LOOK, max(0.01, params.healthy_deadline - (now - began))))
+            ctx.sleep(min(_POLL, max(0.01, params.healthy_deadline - (now - began))))
             found = docker.inspect(container.id)
             if found is None:
-                raise OperationError(f"container {container.name} was removed meanwhile")
+                raise OperationError(f"container {container.name} was removed during the wait")
             container = found
 
     def predict(self, ctx: Context, params: WaitParams) -> Prediction:
@@ -152,22 +148,22 @@ class Wait(ReadOnly[Any]):
 
     @staticmethod
     def _not_yet(docker: Engine, params: WaitParams, container: Container, steady: float) -> str:
-        """Why it is not so yet; '' if it is. Raises if it will not be."""
+        """The reason to wait longer; '' if the condition holds. Raises if it cannot hold any more."""
         if params.until == "exited":
             if container.running or container.started_at is None:
-                return "is still at work" if container.running else "has not been started"
+                return "still runs" if container.running else "has not been started"
             if container.exit_code not in params.ok_codes:
-                raise _ill(docker, container, f"ended with {container.exit_code}")
+                raise _failure(docker, container, f"exited with code {container.exit_code}")
             return ""
         if container.restarting:
             return f"keeps restarting (exit code {container.exit_code})"
         if not container.running:
             if container.started_at is None:
                 return "has not been started"
-            raise _ill(docker, container, f"ended with {container.exit_code}")
+            raise _failure(docker, container, f"exited with code {container.exit_code}")
         if params.until == "healthy" and container.health is not None:
             if container.health == "unhealthy":
-                raise _ill(docker, container, "is unhealthy")
+                raise _failure(docker, container, "is unhealthy")
             return "" if container.health == "healthy" else f"is {container.health}"
         return "" if steady >= params.min_healthy_time else f"has run for {steady:.0f} s without a restart"
 
@@ -177,8 +173,8 @@ def _data(container: Container, waited: float) -> dict[str, Any]:
     return {name: getattr(container, name) for name in kept} | {"waited_s": round(waited, 1)}
 
 
-def _ill(docker: Engine, container: Container, how: str) -> OperationError:
+def _failure(docker: Engine, container: Container, how: str) -> OperationError:
     output = docker.logs(container.id, 4096)
-    said = (output.stderr or output.stdout).strip().splitlines()[-1:]
-    what = f"container {container.name} {how}" + (f": {said[0]}" if said else "")
+    last_line = (output.stderr or output.stdout).strip().splitlines()[-1:]
+    what = f"container {container.name} {how}" + (f": {last_line[0]}" if last_line else "")
     return OperationError(what, data=_data(container, 0.0))

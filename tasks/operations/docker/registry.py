@@ -1,4 +1,4 @@
-"""`docker.pull`, `push` and `digest`: what an engine and a registry give each other."""
+"""`docker.pull`, `push` and `digest`: transfers between an engine and a registry."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def login_of(params: Any) -> Login | None:
 
 
 def _digest_of(image: Image, ref: str) -> str | None:
-    """The one of the repository that the name is in."""
+    """The digest of an image in the repository of the name."""
     wanted = repository(ref.partition("@")[0])
     return next((text.partition("@")[2] for text in image.digests if text.partition("@")[0] == wanted), None)
 
@@ -43,15 +43,15 @@ def fetch(
     *,
     touched: bool = False,
 ) -> Image:
-    """Pull it, and be sure that it is what was asked for. What an error leaves is what was there before.
+    """Pull an image and verify that it exists. A failed pull leaves the name unchanged.
 
-    `touched`: the step has fetched another one already.
+    `touched`: the step has pulled another image before.
     """
     policy.check_image(ref)
     try:
         docker.pull(ref, login=login, platform=platform, check=ctx.check)
     except NotThere as error:
-        raise unfit(ctx, f"image {ref}: {error.message}", "is its name right?", touched=touched) from None
+        raise unfit(ctx, f"image {ref}: {error.message}", "correct the name or the tag", touched=touched) from None
     except (StepCancelled, StepTimeout):
         raise
     except Transient as error:
@@ -60,27 +60,31 @@ def fetch(
         raise unfit(ctx, f"image {ref}: {error.message}", error.remedy, touched=touched) from None
     image = docker.image(ref)
     if image is None:
-        raise OperationError(f"image {ref} was fetched, and is not there")
+        raise OperationError(f"image {ref} was pulled and does not exist: another process has removed it")
     TagBackup(ctx).note(ref, image.id)
     return image
 
 
 @implements(PULL)
 class Pull(Named):
-    """The stream is read to its end: docker-py's own takes a download that broke off for a success."""
+    """Pulls an image and reads the progress to its end: docker-py's own `pull` ignores a broken download."""
 
     def act(self, ctx: Context, params: PullParams, before: dict[str, Any]) -> Outcome:
         docker, was = engine(), before["image_id"]
         image = docker.image(params.image)
         kept = None
         if image is None and params.policy == "never":
-            raise unfit(ctx, f"image {params.image!r} is not on the Docker host, and is not to be fetched")
+            raise unfit(
+                ctx,
+                f"image {params.image!r} is not on the Docker host, and policy is never",
+                "set policy: missing, or pull the image in an earlier step",
+            )
         if image is None or params.policy == "always":
             kept = keep(ctx, docker, was)
             try:
                 image = fetch(ctx, docker, params.image, login_of(params), params.platform)
             except Preflight:
-                release(ctx, docker, was)  # so that nothing was touched indeed
+                release(ctx, docker, was)  # nothing was changed
                 raise
         if params.platform is not None:
             self._check(ctx, docker, params, image, was)
@@ -94,31 +98,33 @@ class Pull(Named):
     def predict(self, ctx: Context, params: PullParams) -> Prediction:
         docker = engine()
         image = docker.image(params.image)
-        undo = f"let {params.image} mean {image.id[7:19]}" if image else f"take the name {params.image} off"
+        undo = f"move {params.image} back to {image.id[7:19]}" if image else f"remove the name {params.image}"
         if image is None and params.policy == "never":
-            return impossible(ctx, f"image {params.image!r} is not on the Docker host, and is not to be fetched")
+            return impossible(ctx, f"image {params.image!r} is not on the Docker host, and policy is never")
         if image is not None and params.policy != "always":
             if params.platform and [image.os, image.architecture] != params.platform.split("/")[:2]:
                 what = f"{params.image} is for {image.os}/{image.architecture}, not for {params.platform}"
                 return impossible(ctx, what)
-            return Prediction(f"{params.image} is there", changed=False)
+            return Prediction(f"{params.image} is on the Docker host", changed=False)
         try:
             remote = docker.remote_digest(params.image, login=login_of(params))
         except NotThere as error:
             return impossible(ctx, f"{params.image}: {error.message}")
         except OperationError as error:
-            what = f"would fetch {params.image}; its registry cannot be asked: {error.message}"
-            # It may answer by then; as things are, a run would fail.
+            what = f"would pull {params.image}; its registry does not respond: {error.message}"
+            # The registry may respond by then; at the moment a run would fail.
             fails = image is None and not ctx.has_upstream
-            why = f"image {params.image!r} is not on the Docker host, and its registry cannot be asked"
+            why = f"image {params.image!r} is not on the Docker host, and its registry does not respond"
             return Prediction(what, changed=None, undo=undo, impossible=f"{why}: {error.message}" if fails else None)
         if image is not None and image.is_at(remote):
-            return Prediction(f"{params.image} is what its registry has", changed=None if ctx.has_upstream else False)
-        return Prediction(f"would fetch {params.image} ({remote[7:19]})", undo=undo)
+            return Prediction(
+                f"{params.image} is up to date with its registry", changed=None if ctx.has_upstream else False
+            )
+        return Prediction(f"would pull {params.image} ({remote[7:19]})", undo=undo)
 
     @staticmethod
     def _check(ctx: Context, docker: Engine, params: PullParams, image: Image, was: str | None) -> None:
-        """An engine may give an image of another platform without a word."""
+        """Verify the platform: an engine may silently pull an image of another one."""
         wanted = str(params.platform).split("/")
         if [image.os, image.architecture] == wanted[:2]:
             return
@@ -127,7 +133,7 @@ class Pull(Named):
 
 
 def _remote(docker: Engine, params: OfRegistry) -> str | None:
-    """The registry's digest; None where it has nothing under that name, or does not tell."""
+    """The registry's digest of the name; None if missing or denied. Raises Transient if the registry is unreachable."""
     try:
         return docker.remote_digest(params.image, login=login_of(params))
     except Transient:
@@ -138,7 +144,7 @@ def _remote(docker: Engine, params: OfRegistry) -> str | None:
 
 @implements(PUSH)
 class Push(Implementation[PushParams]):
-    """See its schema."""
+    """Pushes an image to its registry, which has no undo."""
 
     def before(self, ctx: Context, params: PushParams) -> dict[str, Any]:
         image = need(engine(), params.image)
@@ -165,22 +171,24 @@ class Push(Implementation[PushParams]):
         docker = engine()
         image = docker.image(params.image)
         if image is None:
-            return lacking(ctx, params.image, "send")
+            return lacking(ctx, params.image, "push")
         try:
             remote = _remote(docker, params)
         except Transient as error:
-            return Prediction(f"would send {params.image}; its registry cannot be asked: {error.message}", changed=None)
+            return Prediction(
+                f"would push {params.image}; its registry does not respond: {error.message}", changed=None
+            )
         if remote is not None and image.is_at(remote):
-            return Prediction(f"the registry has {params.image} just so", changed=None if ctx.has_upstream else False)
-        return Prediction(f"would send {params.image}")
+            return Prediction(f"the registry has this {params.image}", changed=None if ctx.has_upstream else False)
+        return Prediction(f"would push {params.image}")
 
     def undo(self, ctx: Context, params: PushParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        raise OperationError("a registry does not take back what it was sent", remedy="give the step an undo")
+        raise OperationError(f"the push of {params.image} has no undo", remedy="give the step an undo")
 
 
 @implements(DIGEST)
 class Digest(ReadOnly[DigestParams]):
-    """See its schema."""
+    """Compares the digests of a name at its registry and on this host."""
 
     def act(self, ctx: Context, params: DigestParams, before: dict[str, Any]) -> Outcome:
         docker = engine()
@@ -194,4 +202,4 @@ class Digest(ReadOnly[DigestParams]):
         return Outcome(changed=False, data=data | {"stale": remote not in local if image else None})
 
     def predict(self, ctx: Context, params: DigestParams) -> Prediction:
-        return Prediction(f"would ask the registry what {params.image} means", changed=False)
+        return Prediction(f"would query the registry for the digest of {params.image}", changed=False)

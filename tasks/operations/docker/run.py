@@ -1,4 +1,4 @@
-"""`docker.run.execute`: a container that does one thing and ends."""
+"""`docker.run.execute`: a container that runs one command and exits."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from longshore.tasks.operations.docker import spec
 
 #: Bytes kept of each stream of its output: the end.
 _OUTPUT = 64 * 1024
-#: Ends the names of those whose failure was reported, so that a retry knows that it may run again.
+#: Suffix of the names of containers whose failure was reported, so that a retry may create a new one.
 _FAILED = "--failed-"
-#: Seconds between two looks, at first and at most.
+#: Seconds between two polls, at first and at most.
 _POLL = (0.02, 0.5)
-#: The exit code of what was killed; and seconds for the engine to say that it was for want of memory.
+#: The exit code after SIGKILL; and seconds until the engine reports an out-of-memory kill.
 _KILLED, _MEMORY_EVENT = 137, 2.0
 
 
 class Bounded(Protocol):
-    """What the parameters of each such operation have."""
+    """The parameters that all such operations share."""
 
     @property
     def ok_codes(self) -> list[int]: ...
@@ -37,9 +37,7 @@ P = TypeVar("P", bound=Params)
 
 
 def captured_output(docker: Engine, ended: Container) -> Container:
-    """A container that has ended, once the engine has said all of it: that memory was the reason comes in an event of
-    its own, which may come after that of the end.
-    """
+    """The final state of an exited container: the engine may report an out-of-memory kill after the exit."""
     until = time.monotonic() + _MEMORY_EVENT
     while ended.exit_code == _KILLED and not ended.oom_killed and time.monotonic() < until:
         time.sleep(0.05)
@@ -48,7 +46,7 @@ def captured_output(docker: Engine, ended: Container) -> Container:
 
 
 def data_of(ctx: Context, docker: Engine, container: Container) -> dict[str, Any]:
-    """How a container ended, and the end of what it said."""
+    """The outcome of a container and the end of its output."""
     output = docker.logs(container.id, _OUTPUT, redact=ctx.redact)
     return {
         "id": container.id,
@@ -65,18 +63,18 @@ def data_of(ctx: Context, docker: Engine, container: Container) -> dict[str, Any
 
 
 class RunsOnce(Implementation[P]):
-    """Once: whatever finds the container again waits for it, and never starts it a second time.
+    """Runs a container once: a later attempt waits for the existing container and never starts it again.
 
-    Only a retry after a failure that was reported makes another one.
+    Only a retry after a reported failure creates a new container.
     """
 
     def begin(self, ctx: Context, docker: Engine, params: P, before: dict[str, Any]) -> Container:
-        """The step's container, made and started by this attempt or by one before it."""
+        """The step's container, created and started by this attempt or an earlier one."""
         raise NotImplementedError
 
     def act(self, ctx: Context, params: Any, before: dict[str, Any]) -> Outcome:
         docker = engine()
-        # Two who both see it not started would both start it, and a short one would run twice.
+        # Without the lock two deliveries could both start a short container, which would run twice.
         with exclusive(f"run {docker.url} {ctx.op_id}", ctx.check):
             container = self._reported(docker, ctx)
             if container is None:
@@ -86,18 +84,18 @@ class RunsOnce(Implementation[P]):
         if container.exit_code in params.ok_codes and not container.oom_killed:
             return Outcome(changed=True, data=data)
         self._report(docker, ctx, container)
-        why = "was killed for want of memory" if container.oom_killed else f"ended with {container.exit_code}"
-        said = (data["stderr"] or data["stdout"]).strip().splitlines()[-1:]
-        what = f"container {data['name']} {why}" + (f": {said[0]}" if said else "")
+        why = "ran out of memory" if container.oom_killed else f"exited with code {container.exit_code}"
+        last_line = (data["stderr"] or data["stdout"]).strip().splitlines()[-1:]
+        what = f"container {data['name']} {why}" + (f": {last_line[0]}" if last_line else "")
         raise Unsuccessful(what, data=data)
 
     def undo(self, ctx: Context, params: Any, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        removed, left = spec.take_away(engine(), ctx, grace=params.grace)
+        removed, left = spec.remove_own(engine(), ctx, grace=params.grace)
         return Outcome(changed=removed, data={"left_volumes": left} if left else {})
 
     @staticmethod
     def _reported(docker: Engine, ctx: Context) -> Container | None:
-        """The container whose failure was reported, if this is no retry but a late delivery."""
+        """The container whose failure was reported, if this attempt is a late delivery and not a retry."""
         failed = [container for container in spec.own(docker, ctx) if _FAILED in container.name]
         late = failed and int(failed[-1].labels[spec.ATTEMPT]) >= ctx.attempt
         return failed[-1] if late else None
@@ -124,19 +122,19 @@ class RunsOnce(Implementation[P]):
 
     @staticmethod
     def _report(docker: Engine, ctx: Context, container: Container) -> None:
-        """Mark that its failure was read, and free its name for a retry."""
+        """Rename the container: the new name records the reported failure, and the old one is free for a retry."""
         if _FAILED in container.name:
             return
         name = f"{container.name}{_FAILED}{container.labels[spec.ATTEMPT]}"
         try:
             docker.rename(container.id, name)
         except OperationError as error:
-            ctx.log(f"container {container.name} keeps its name: {error.message}")
+            ctx.log(f"container {container.name} could not be renamed: {error.message}")
 
 
 @implements(RUN)
 class Run(RunsOnce[RunParams]):
-    """See its schema."""
+    """Creates a container from an image and runs it once."""
 
     def before(self, ctx: Context, params: RunParams) -> dict[str, Any]:
         return {"image_id": spec.need(engine(), params.image).id}
@@ -150,7 +148,7 @@ class Run(RunsOnce[RunParams]):
     def predict(self, ctx: Context, params: RunParams) -> Prediction:
         spec.allow(ctx, params)
         name = spec.name_of(ctx, params)
-        undo = f"remove {name}; what it did stays done"
+        undo = f"remove {name}; the effects of its program stay"
         if engine().image_id(params.image) is None:
             what = f"image {params.image!r} is not on the Docker host"
             if ctx.has_upstream:

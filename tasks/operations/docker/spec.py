@@ -1,4 +1,4 @@
-"""How a container that Longshore makes is described, named, labelled, found again and taken away."""
+"""The specification, name and labels of containers that Longshore creates, and their look-up and removal."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ STEP = "longshore.step"
 KIND = "longshore.kind"
 SPEC = "longshore.spec"
 ATTEMPT = "longshore.attempt"
-#: Repositories of the names that keep an image for an undo, or for a revision.
+#: The repository prefix of tags that keep an image for an undo or a revision.
 KEEP = "longshore-keep"
 
-#: Networks of the engine that are modes: they take neither aliases nor a second network.
+#: Network modes, which allow neither aliases nor a second network.
 _MODES = {"host", "none"}
-#: Seconds in which a container that is being made, or removed, by another call comes to light.
+#: Seconds until a container that another call creates or removes becomes visible.
 _NAME_TAKEN = 3.0
 _LIMITED_LOGS = {"json-file", "local"}
 
 
 def safe(op_id: str) -> str:
-    """The op_id as part of a container's name or an image's tag; still one of a kind."""
+    """The op_id as part of a container's name or an image's tag; unique."""
     clean = re.sub(r"[^A-Za-z0-9_.-]", "_", op_id)
     if clean == op_id and len(clean) <= 100:
         return clean
@@ -42,7 +42,7 @@ def safe(op_id: str) -> str:
 
 
 def short(text: str) -> str:
-    """Enough of it to tell it from others, in a name."""
+    """A short digest that makes a name unique."""
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
@@ -51,32 +51,32 @@ def name_of(ctx: Context, params: CreateParams) -> str:
 
 
 def spec_of(ctx: Context, params: CreateParams, image_id: str) -> str:
-    """One digest for all that makes a container what it is, but what its secrets are."""
-    said = params.model_dump(mode="json", include=set(CreateParams.model_fields))
-    text = json.dumps({"params": said, "image": image_id}, sort_keys=True)
+    """A digest of a container's parameters and image, without the values of secrets."""
+    dumped = params.model_dump(mode="json", include=set(CreateParams.model_fields))
+    text = json.dumps({"params": dumped, "image": image_id}, sort_keys=True)
     return hashlib.sha256(ctx.redact(text).encode()).hexdigest()
 
 
 def need(engine: Engine, ref: str) -> Image:
-    """The image of that name. A missing one is never fetched here."""
+    """The image of that name on the Docker host. Raises Preflight if it is missing; never pulls."""
     found = engine.image(ref)
     if found is None:
-        raise Preflight(f"image {ref!r} is not on the Docker host", remedy="pull or build it in a step before")
+        raise Preflight(f"image {ref!r} is not on the Docker host", remedy="pull or build it in an earlier step")
     return found
 
 
 def own(engine: Engine, ctx: Context) -> list[Container]:
-    """The containers that this step has made, in the order of its attempts."""
+    """The containers that this step has created, in the order of its attempts."""
     found = engine.containers({OP: ctx.op_id})
     return sorted(found, key=lambda container: int(container.labels.get(ATTEMPT, "0")))
 
 
 def find(engine: Engine, ctx: Context, name: str, spec: str) -> Container | None:
-    """The container that an attempt of this step has made under that name."""
+    """The container that an attempt of this step has created under that name."""
     for container in own(engine, ctx):
         if container.name == name:
             if container.labels.get(SPEC) != spec:
-                what = f"container {name} was made by this step from other parameters"
+                what = f"container {name} was created by this step with other parameters"
                 raise OperationError(what, remedy="undo the run, or start it under another run id")
             return container
     return None
@@ -91,15 +91,15 @@ def make(
     kind: str,
     marks: Mapping[str, str] | None = None,
 ) -> tuple[Container, list[str]]:
-    """The container, made now or by whoever was quicker, in all its networks; and the engine's warnings.
+    """The container, created by this or another delivery, connected to all its networks; and the engine's warnings.
 
-    `marks`: further labels of Longshore's own.
+    `marks`: additional labels of Longshore.
     """
     name, spec = name_of(ctx, params), spec_of(ctx, params, image_id)
     warnings: list[str] = []
     container = find(engine, ctx, name, spec)
     if container is None:
-        # The name reads better in a listing, as long as it still means the journalled image.
+        # The name is more readable in a listing, as long as it refers to the journalled image.
         image = params.image if engine.image_id(params.image) == image_id else image_id
         labels = {OP: ctx.op_id, RUN: ctx.run_id, STEP: ctx.step, KIND: kind, SPEC: spec}
         labels |= {ATTEMPT: str(ctx.attempt)} | dict(marks or {})
@@ -109,10 +109,10 @@ def make(
         except Conflict as error:
             return _of_that_name(engine, ctx, name, spec, kind=kind, error=error), []
         except NotThere as error:
-            raise Preflight(f"container {name} cannot be made: {error.message}") from error
+            raise Preflight(f"container {name} cannot be created: {error.message}") from error
         container = engine.inspect(name)
         if container is None:
-            raise Transient(f"container {name} was made, and is gone")
+            raise Transient(f"container {name} was removed right after its creation")
     for network in params.networks[1:]:
         if network.name not in container.networks:
             engine.connect(network.name, container.id, network.aliases)
@@ -120,7 +120,7 @@ def make(
 
 
 def allow(ctx: Context, params: CreateParams) -> None:
-    """NotAllowed for one that this worker may not make."""
+    """Raise NotAllowed for a container that this worker may not create."""
     policy.check_container(body(params, params.image, {OP: ctx.op_id}))
     for mount in params.volumes:
         if mount.type == "volume" and mount.source is not None:
@@ -131,19 +131,21 @@ def _of_that_name(engine: Engine, ctx: Context, name: str, spec: str, *, kind: s
     end = time.monotonic() + _NAME_TAKEN
     while (container := engine.inspect(name)) is None:
         if time.monotonic() >= end:
-            raise Transient(f"the name {name} is taken, but by nobody: {error.message}") from error
-        ctx.sleep(0.05)  # between the name's reservation and the container's being there
+            raise Transient(
+                f"the name {name} is reserved by a container that is not visible: {error.message}"
+            ) from error
+        ctx.sleep(0.05)  # the engine reserves the name before the container is visible
     labels = container.labels
     if labels.get(SPEC) == spec and labels.get(KIND) == kind and (kind == "create" or labels[OP] == ctx.op_id):
         return container
     raise Preflight(
         f"the name {name} belongs to another container ({container.id[:12]}, {container.image})",
-        remedy="choose another name, or remove that container in a step before",
+        remedy="choose another name, or remove that container in an earlier step",
     ) from error
 
 
 def body(params: CreateParams, image: str, labels: dict[str, str]) -> dict[str, Any]:
-    """The engine's own form of the parameters."""
+    """The parameters in the engine's format."""
     host: dict[str, Any] = {
         "Init": params.init,
         "RestartPolicy": restart_policy(params.restart),
@@ -184,10 +186,10 @@ def restart_policy(text: str) -> dict[str, Any]:
     return {"Name": name, "MaximumRetryCount": int(times or 0)}
 
 
-def _health(said: Health) -> dict[str, Any]:
-    """The engine counts in nanoseconds."""
-    times = {"Interval": said.interval, "Timeout": said.timeout, "StartPeriod": said.start_period}
-    return {"Test": ["CMD", *said.test], "Retries": said.retries} | {
+def _health(health: Health) -> dict[str, Any]:
+    """The health check in the engine's format, in nanoseconds."""
+    times = {"Interval": health.interval, "Timeout": health.timeout, "StartPeriod": health.start_period}
+    return {"Test": ["CMD", *health.test], "Retries": health.retries} | {
         key: round(value * 1e9) for key, value in times.items()
     }
 
@@ -205,22 +207,22 @@ def _mount(mount: Mount, op_id: str) -> dict[str, Any]:
     if mount.source is not None:
         made["Source"] = mount.source
     if mount.type == "volume":
-        made["VolumeOptions"] = {"Labels": {OP: op_id}}  # sticks to a volume that this makes, to no other
+        made["VolumeOptions"] = {"Labels": {OP: op_id}}  # the engine labels new volumes only
     return made
 
 
 def _port(text: str) -> tuple[str, dict[str, str]]:
-    """`80/tcp` and where it is to be had; a bare port gets a free one."""
+    """The container's port, such as `80/tcp`, and its host binding; without a host port the engine chooses one."""
     ports, _, protocol = text.partition("/")
     outside, _, inner = ports.rpartition(":")
     host, _, outer = outside.rpartition(":")
     return f"{inner}/{protocol or 'tcp'}", {"HostIp": host.strip("[]"), "HostPort": outer}
 
 
-def take_away(engine: Engine, ctx: Context, *, grace: float | None) -> tuple[bool, list[str]]:
-    """Remove what this step has made. Whether there was something, and the volumes that stay.
+def remove_own(engine: Engine, ctx: Context, *, grace: float | None) -> tuple[bool, list[str]]:
+    """Remove the containers and unused volumes of this step. Returns whether any existed, and the volumes that stay.
 
-    A volume in which a program may have written stays: nobody can make its data again.
+    A volume of a started container stays, since its data cannot be restored.
     """
     containers = own(engine, ctx)
     for container in containers:

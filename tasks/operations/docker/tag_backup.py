@@ -1,4 +1,4 @@
-"""What a step has let a name of an image mean: noted on its host as soon as it is known, for its undo."""
+"""The image names that a step has moved, recorded on its host for the undo."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from longshore.tasks.implementation import Context
 
 
 class TagBackup:
-    """Of one step. A step that was killed before it noted one leaves it to a person."""
+    """The record of one step. If an attempt is killed before it records a name, the undo cannot verify the name."""
 
     def __init__(self, ctx: Context) -> None:
         self._path = file_of(ctx, "names", ".json")

@@ -1,4 +1,4 @@
-"""`docker.restart`, `rename` and `update`: what is changed about a container that is there."""
+"""`docker.restart`, `rename` and `update`: changes to an existing container."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from longshore.tasks.operations.docker.containers import (
 
 @implements(RESTART)
 class Restart(Implementation[RestartParams]):
-    """A stop and a start, so that a later attempt goes on where the first one was."""
+    """Stops and starts a container as two calls, so that a later attempt resumes in between."""
 
     def before(self, ctx: Context, params: RestartParams) -> dict[str, Any]:
         container = there(engine(), params.container)
         if container.paused:
             raise Preflight(f"container {container.name} is paused", remedy=f"docker unpause {container.name}")
         if container.labels.get(spec.KIND) == "run":
-            raise Preflight(f"container {container.name} ran once, for another step, and is not started again")
+            raise Preflight(f"container {container.name} belongs to a docker.run step and runs only once")
         stoppable(container)
         return ContainerSnapshot.of(container)
 
@@ -45,7 +45,7 @@ class Restart(Implementation[RestartParams]):
         docker, was = engine(), ContainerSnapshot(**before)
         container = docker.inspect(was.id)
         if container is None:
-            raise OperationError(f"container {was.name} is gone")
+            raise OperationError(f"container {was.name} was removed outside of this run")
         if container.started_at == was.started_at:
             if container.running:
                 docker.stop(was.id, params.grace)
@@ -61,13 +61,13 @@ class Restart(Implementation[RestartParams]):
         verb = "restart" if container.running else "start"
         certain = container.paused and not ctx.has_upstream
         impossible = f"container {container.name} is paused" if certain else None
-        return Prediction(f"would {verb} {container.name}", undo="nothing, if it runs again", impossible=impossible)
+        return Prediction(f"would {verb} {container.name}", undo="nothing, if it runs", impossible=impossible)
 
     def undo(self, ctx: Context, params: RestartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, was = engine(), ContainerSnapshot(**before)
         container = was.now(docker)
         if container is None:
-            raise OperationError(f"container {was.name} is gone")
+            raise OperationError(f"container {was.name} was removed outside of this run")
         if was.running:
             return Outcome(changed=start_again(docker, container, was))
         return Outcome(changed=container.running and docker.stop(container.id))
@@ -75,21 +75,22 @@ class Restart(Implementation[RestartParams]):
 
 @implements(RENAME)
 class Rename(Implementation[RenameParams]):
-    """See its schema."""
+    """Renames a container; the undo restores the former name."""
 
     def before(self, ctx: Context, params: RenameParams) -> dict[str, Any]:
         docker = engine()
         container = docker.inspect(params.container) or there(docker, params.name)
         other = docker.inspect(params.name)
         if other is not None and other.id != container.id:
-            raise Preflight(f"the name {params.name} belongs to another container ({other.id[:12]})")
+            what = f"the name {params.name} belongs to another container ({other.id[:12]})"
+            raise Preflight(what, remedy="choose another name, or rename that container in an earlier step")
         return {"id": container.id, "name": container.name}
 
     def act(self, ctx: Context, params: RenameParams, before: dict[str, Any]) -> Outcome:
         docker = engine()
         container = docker.inspect(before["id"])
         if container is None:
-            raise OperationError(f"container {before['name']} is gone")
+            raise OperationError(f"container {before['name']} was removed outside of this run")
         if container.name != params.name:
             _renamed(docker, container.id, params.name)
         data = {"id": before["id"], "name": params.name, "was": before["name"]}
@@ -101,23 +102,28 @@ class Rename(Implementation[RenameParams]):
         if container is None and other is None:
             return missing(ctx, params.container, "rename")
         if container is None or (other is not None and other.id == container.id):
-            return Prediction(f"it is called {params.name}", changed=None if ctx.has_upstream else False)
+            return Prediction(f"the container is named {params.name}", changed=None if ctx.has_upstream else False)
         impossible = (
             None if other is None or ctx.has_upstream else f"the name {params.name} belongs to another container"
         )
         return Prediction(
-            f"would rename {container.name} to {params.name}", undo=f"call it {container.name}", impossible=impossible
+            f"would rename {container.name} to {params.name}",
+            undo=f"rename it back to {container.name}",
+            impossible=impossible,
         )
 
     def undo(self, ctx: Context, params: RenameParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker = engine()
         container = docker.inspect(before["id"])
         if container is None:
-            raise OperationError(f"container {before['name']} is gone")
+            raise OperationError(f"container {before['name']} was removed outside of this run")
         if container.name == before["name"]:
             return Outcome(changed=False)
         if container.name != params.name:
-            raise OperationError(f"container {before['name']} was renamed to {container.name} by somebody else")
+            raise OperationError(
+                f"container {before['name']} was renamed to {container.name} outside of this run",
+                remedy="rename it back, then resume the undo",
+            )
         _renamed(docker, container.id, before["name"])
         return Outcome(changed=True)
 
@@ -128,42 +134,42 @@ def _renamed(docker: Engine, container: str, name: str) -> None:
     except OperationError as error:
         found = docker.inspect(container)
         if found is not None and found.name == name:
-            return  # the same delivery was quicker
+            return  # another delivery of this step has renamed it
         if not isinstance(error, Conflict):
             raise
-        raise OperationError(f"the name {name} was given to another container meanwhile: {error.message}") from error
+        raise OperationError(f"another container has taken the name {name} meanwhile: {error.message}") from error
 
 
 def _everything(docker: Engine) -> dict[str, int]:
-    """What the machine has of what can be limited, in the engine's units; as much as that is no limit."""
+    """The machine's memory and CPUs in the engine's units; a limit of that size counts as none."""
     info = docker.info()
     return {"memory": int(info["MemTotal"]), "cpus": int(info["NCPU"]) * 1_000_000_000}
 
 
 def _limit(value: int, everything: int) -> int:
-    """0 for none, and for as much as there is, which is the same."""
+    """The limit; 0 for no limit, or for one that covers the whole machine."""
     return value if 0 < value < everything else 0
 
 
 @implements(UPDATE)
 class Update(Implementation[UpdateParams]):
-    """See its schema."""
+    """Changes the limits and the restart policy of a container; the undo restores the former values."""
 
     def before(self, ctx: Context, params: UpdateParams) -> dict[str, Any]:
         container = there(engine(), params.container)
         if container.auto_remove and params.restart not in {None, "no"}:
-            raise Preflight(f"container {container.name} was made with --rm, and takes no restart policy")
+            raise Preflight(f"container {container.name} was created with --rm and cannot have a restart policy")
         now = self._now(engine(), container.id, _everything(engine()))
         return {"id": container.id, "name": container.name, "was": now}
 
     def act(self, ctx: Context, params: UpdateParams, before: dict[str, Any]) -> Outcome:
         docker, everything = engine(), _everything(engine())
-        said = self._wanted(params, everything)
-        wanted = before["was"] | said
+        requested = self._wanted(params, everything)
+        wanted = before["was"] | requested
         if self._now(docker, before["id"], everything) != wanted:
             docker.update(before["id"], self._body(wanted, before["was"], everything))
         now = self._now(docker, before["id"], everything)
-        wrong = sorted(key for key in said if now[key] != wanted[key])
+        wrong = sorted(key for key in requested if now[key] != wanted[key])
         if wrong:
             raise OperationError(f"the engine did not change {', '.join(wrong)} of {before['name']}")
         return Outcome(changed=wanted != before["was"], data=self._data(before, now))
@@ -177,19 +183,22 @@ class Update(Implementation[UpdateParams]):
         differs = {key: value for key, value in self._wanted(params, everything).items() if now[key] != value}
         if not differs:
             changed = None if ctx.has_upstream else False
-            return Prediction(f"container {container.name} is as it should be", changed=changed)
+            return Prediction(f"container {container.name} has these values", changed=changed)
         what = ", ".join(f"{key} {now[key]} → {value}" for key, value in differs.items())
-        return Prediction(f"would change {container.name}: {what}", undo="bring the former values back")
+        return Prediction(f"would change {container.name}: {what}", undo="restore the former values")
 
     def undo(self, ctx: Context, params: UpdateParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, was = engine(), before["was"]
         if docker.inspect(before["id"]) is None:
-            raise OperationError(f"container {before['name']} is gone")
+            raise OperationError(f"container {before['name']} was removed outside of this run")
         everything = _everything(docker)
         now, wanted = self._now(docker, before["id"], everything), self._wanted(params, everything)
         foreign = [key for key in wanted if now[key] not in {was[key], wanted[key]}]
         if foreign:
-            raise OperationError(f"{', '.join(foreign)} of {before['name']} was changed by somebody else since")
+            raise OperationError(
+                f"{', '.join(foreign)} of container {before['name']} was changed outside of this run",
+                remedy="check the values, then run: longshore runs resolve --undone",
+            )
         if all(now[key] == was[key] for key in wanted):
             return Outcome(changed=False)
         back = {key: was[key] for key in [*wanted, *(["swap"] if "memory" in wanted else [])]}
@@ -200,7 +209,7 @@ class Update(Implementation[UpdateParams]):
     def _now(docker: Engine, container: str, everything: dict[str, int]) -> dict[str, Any]:
         raw = docker.raw(container)
         if raw is None:
-            raise OperationError(f"container {container} is gone")
+            raise OperationError(f"container {container} was removed outside of this run")
         host = raw["HostConfig"]
         policy = host.get("RestartPolicy") or {}
         times = policy.get("MaximumRetryCount") or 0
@@ -209,23 +218,23 @@ class Update(Implementation[UpdateParams]):
             "memory": _limit(host.get("Memory") or 0, everything["memory"]),
             "cpus": _limit(host.get("NanoCpus") or 0, everything["cpus"]),
             "pids": host.get("PidsLimit") if (host.get("PidsLimit") or 0) > 0 else -1,
-            # Goes with the memory: swap included, -1 for no limit.
+            # Memory plus swap; -1 for no limit.
             "swap": host.get("MemorySwap") or 0,
         }
 
     @staticmethod
     def _wanted(params: UpdateParams, everything: dict[str, int]) -> dict[str, Any]:
-        said = {
+        values = {
             "restart": params.restart,
             "memory": None if params.memory is None else _limit(parse_size(params.memory), everything["memory"]),
             "cpus": None if params.cpus is None else _limit(round(params.cpus * 1e9), everything["cpus"]),
             "pids": params.pids if params.pids != 0 else -1,
         }
-        return {key: value for key, value in said.items() if value is not None}
+        return {key: value for key, value in values.items() if value is not None}
 
     @staticmethod
     def _body(wanted: dict[str, Any], was: dict[str, Any], everything: dict[str, int]) -> dict[str, Any]:
-        """Only what differs. The engine takes 0 for "as it is", so no limit is one that is as large as can be."""
+        """The changed values. The engine keeps a value for 0, so that "no limit" becomes the machine's full size."""
         body: dict[str, Any] = {}
         if wanted["restart"] != was["restart"]:
             body["RestartPolicy"] = spec.restart_policy(wanted["restart"])
@@ -240,14 +249,14 @@ class Update(Implementation[UpdateParams]):
 
     @staticmethod
     def _swap(wanted: dict[str, Any], was: dict[str, Any], memory: int) -> int:
-        """What goes with that much memory."""
+        """The swap limit for that memory limit."""
         if wanted["swap"] != was["swap"] and wanted["swap"]:
-            return int(wanted["swap"])  # as it was before
+            return int(wanted["swap"])  # the former value
         if was["swap"] == -1 or (was["swap"] and was["swap"] == was["memory"]):
             return -1 if was["swap"] == -1 else memory  # no limit stays none, and no swap stays none
-        return 2 * memory  # what the engine itself gives at creation
+        return 2 * memory  # the engine's default at creation
 
     @staticmethod
     def _data(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-        said = {"id": before["id"], "name": before["name"], "restart": now["restart"], "memory": now["memory"]}
-        return said | {"cpus": now["cpus"] / 1e9, "pids": now["pids"] if now["pids"] > 0 else None}
+        data = {"id": before["id"], "name": before["name"], "restart": now["restart"], "memory": now["memory"]}
+        return data | {"cpus": now["cpus"] / 1e9, "pids": now["pids"] if now["pids"] > 0 else None}

@@ -1,4 +1,4 @@
-"""The `job.*` operations: to import this is to have their implementations."""
+"""The `job.*` operations. Importing this package registers their implementations."""
 
 from longshore.tasks.operations.jobs import discovery, log_follower, snapshot, stack, worker
 

@@ -1,4 +1,4 @@
-"""What an engine shows of jobs: the descriptions on it, and workers that may have been left behind."""
+"""Discovery of jobs on an engine: descriptions in labels, and worker containers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from longshore.tasks.operations.jobs.snapshot import KEPT_NAME, KIND, OF, ONEOFF
 
 
 def described(docker: Engine) -> tuple[str, tuple[str, ...], tuple[Entity, ...]]:
-    """Which engine it is, its stacks, and the containers and volumes with labels of jobs: two calls."""
+    """The engine's ID, its stacks, and the containers and volumes with job labels, in two calls."""
     rows = docker.rows({}, all_of_them=True)
     entities = [
         Entity("container", row["Names"][0].removeprefix("/"), _of_jobs(row["Labels"]))
@@ -39,16 +39,16 @@ def _of_jobs(labels: dict[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class LeftWorker:
-    """A worker container, whoever made it. `made` in seconds since 1970, by the engine's clock."""
+    """A worker container of any installation. `made` in seconds since 1970, by the engine's clock."""
 
     id: str
     name: str
     run_id: str
     plan_record: str
     made: float
-    #: As the engine has it: created, running, exited, …
+    #: The engine's state: created, running, exited, …
     state: str
-    #: The installation that made it.
+    #: The installation that created the container.
     of: str = ""
 
     @property
@@ -57,12 +57,12 @@ class LeftWorker:
 
     @property
     def is_kept(self) -> bool:
-        """Somebody wants to look at it."""
+        """Reports whether the container is kept for an inspection after a failure."""
         return self.name.endswith(KEPT_NAME)
 
 
 def workers(docker: Engine) -> list[LeftWorker]:
-    """All that were made for a job and not removed."""
+    """All worker containers that were not removed."""
     rows: list[dict[str, Any]] = docker.rows({"label": [f"{spec.KIND}={KIND}"]}, all_of_them=True)
     return [
         LeftWorker(

@@ -1,4 +1,4 @@
-"""What a worker container says, told as it comes, from a thread of its own; nothing depends on it."""
+"""Live output of a job's worker container, forwarded by a separate thread on a best-effort basis."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from longshore.tasks.host.engine.factory import close_engine, engine
 from longshore.tasks.host.machine.live import Live
 from longshore.tasks.implementation import Context
 
-#: Seconds for the last of it to be read.
+#: Seconds to read the remaining output after the container's end.
 _LAST_WORDS = 5.0
-#: Seconds until a connection that broke is made again; and in which what was told already may come again.
-_AGAIN = 1.0
+#: Seconds until a broken connection is retried.
+_RETRY_AFTER = 1.0
 
 
 class LogForwarder:
-    """Lines on their way, from two threads: one reads them, the other sees to it that none is held for long."""
+    """Forwards lines, thread-safe: one thread reads them, and another sends the buffered ones in time."""
 
     def __init__(self, ctx: Context) -> None:
         self._live = Live(ctx)
-        self._alone = threading.Lock()
+        self._lock = threading.Lock()
 
     def __call__(self, stream: int, piece: bytes) -> None:
-        with self._alone:
+        with self._lock:
             self._live(stream, piece)
 
     def check(self) -> None:
-        with self._alone:
+        with self._lock:
             self._live.check()
 
     def flush(self) -> None:
-        with self._alone:
+        with self._lock:
             self._live.flush()
 
 
 @contextlib.contextmanager
 def followed(ctx: Context, container: str, engine_time: float) -> Iterator[LogForwarder]:
-    """Follow a container's output meanwhile. A later attempt goes on where it comes in: `engine_time` is now, on the
-    engine's clock.
+    """Follow a container's output within the block. A retry forwards only output after `engine_time`, the present time
+    on the engine's clock.
     """
-    told, ended = LogForwarder(ctx), threading.Event()
+    forwarder, ended = LogForwarder(ctx), threading.Event()
     skew = engine_time - time.time()
 
     def follow() -> None:
@@ -51,22 +51,22 @@ def followed(ctx: Context, container: str, engine_time: float) -> Iterator[LogFo
         try:
             while not ended.is_set():
                 try:
-                    engine().follow(container, told, ended.is_set, since=since)
+                    engine().follow(container, forwarder, ended.is_set, since=since)
                 except OperationError:
-                    # It was quiet for long, or the engine was away: what it says is to be had again.
+                    # No output for long, or a lost connection: follow again from now.
                     since = time.time() + skew
                     close_engine()
-                    ended.wait(_AGAIN)
+                    ended.wait(_RETRY_AFTER)
                 else:
                     return
         finally:
-            told.flush()
+            forwarder.flush()
             close_engine()
 
     follower = threading.Thread(target=follow, name="longshore-follow", daemon=True)
     follower.start()
     try:
-        yield told
+        yield forwarder
     finally:
         follower.join(_LAST_WORDS)
         ended.set()

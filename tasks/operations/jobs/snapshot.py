@@ -1,4 +1,4 @@
-"""What ran before a job: taken once, kept in a label of the worker, and in which order it stops and starts."""
+"""The snapshot of the containers that ran before a job, stored in a label of the worker, and their start order."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from longshore.tasks.operations.compose.cli import PROJECT, Source
 from longshore.tasks.operations.compose.state import Member, levels
 from longshore.tasks.operations.docker import spec
 
-#: The kind of container that does a job's work.
+#: The kind label of a job's worker container.
 KIND = "job"
 JOB = "longshore.job.run-of"
 SNAPSHOT = "longshore.job.snapshot"
 RECIPE = "longshore.job.recipe"
-#: Which installation it is of: several may use one engine.
+#: The installation of a worker; several installations may use one engine.
 OF = "longshore.job.installation"
 ONEOFF = "com.docker.compose.oneoff"
-#: Ends the name of a worker that failed and is kept to be looked at.
+#: Suffix of the name of a failed worker that is kept for an inspection.
 KEPT_NAME = "--kept"
-#: How a container says whose network it is in.
+#: Prefix of the network mode of a container in the network of another.
 _JOINS = "container:"
 
 
 @dataclass(frozen=True)
 class ContainerSnapshot:
-    """One container that ran. As JSON it goes into a label."""
+    """One container that ran, stored as JSON in a label."""
 
     id: str
     name: str
@@ -43,14 +43,14 @@ class ContainerSnapshot:
     number: int = 0
     #: Condition by service.
     depends_on: dict[str, str] = field(default_factory=dict)
-    #: The container whose network it is in.
+    #: The container whose network it shares.
     joins: str = ""
     paused: bool = False
-    #: Seconds that it asks for itself, between its TERM and its KILL.
+    #: The container's own stop timeout in seconds, between TERM and KILL.
     grace: int = 0
-    #: In which way it was not well before; '' where it was.
+    #: Its state before the job if not healthy: restarting or unhealthy; otherwise ''.
     ill: str = ""
-    #: Whether it is meant to end, with 0.
+    #: Whether its service is one-shot and must exit with 0.
     ends: bool = False
 
     @classmethod
@@ -74,7 +74,7 @@ class ContainerSnapshot:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that ran, and the files that each project was made from, should a container vanish."""
+    """All containers that ran, and the files of their projects, from which a removed container can be created."""
 
     kept: tuple[ContainerSnapshot, ...] = ()
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -83,15 +83,15 @@ class Snapshot:
         return json.dumps({"kept": [asdict(one) for one in self.kept], "sources": self.sources}, separators=(",", ":"))
 
     @classmethod
-    def of(cls, said: Mapping[str, Any]) -> Snapshot:
-        """What `text` is the JSON of."""
-        return cls(tuple(ContainerSnapshot(**one) for one in said["kept"]), said["sources"])
+    def of(cls, record: Mapping[str, Any]) -> Snapshot:
+        """The snapshot from the decoded JSON of `text`."""
+        return cls(tuple(ContainerSnapshot(**one) for one in record["kept"]), record["sources"])
 
     def source(self, project: str) -> Source | None:
-        said = self.sources.get(project)
-        if said is None:
+        files = self.sources.get(project)
+        if files is None:
             return None
-        return Source(project, said["directory"], tuple(said["files"]), tuple(said["env_files"]))
+        return Source(project, files["directory"], tuple(files["files"]), tuple(files["env_files"]))
 
     @property
     def projects(self) -> list[str]:
@@ -104,39 +104,44 @@ def joins(container: Container) -> str:
 
 
 def meant(docker: Engine, stacks: Sequence[str], names: Sequence[str]) -> list[Container]:
-    """The containers that a job names. Preflight says which stack or container there is none of."""
+    """The containers that a job names. Raises Preflight for a stack without containers or a missing container."""
     found: dict[str, Container] = {}
     for stack in stacks:
         there = [one for label in (PROJECT, STACK) for one in docker.containers({label: stack})]
         there = [one for one in there if _is_of(one, stack)]
         if not there:
-            raise Preflight(f"there are no containers of stack {stack!r}", remedy="is its name right, and its host?")
+            raise Preflight(
+                f"stack {stack!r} has no containers on this host", remedy="correct the name of the stack or the host"
+            )
         found |= {one.id: one for one in there}
     for name in names:
         container = docker.inspect(name)
         if container is None:
-            raise Preflight(f"there is no container {name!r}", remedy="is its name right, and its host?")
+            raise Preflight(
+                f"container {name!r} does not exist on this host",
+                remedy="correct the name of the container or the host",
+            )
         found[container.id] = container
     return list(found.values())
 
 
 def _is_of(container: Container, stack: str) -> bool:
-    """Not what runs once, nor a worker of ours; nor what somebody has put into another stack."""
+    """Reports whether a container belongs to a stack: no one-off container, no worker, and no other stack's label."""
     labels = container.labels
     return labels.get(ONEOFF, "False") != "True" and spec.KIND not in labels and labels.get(STACK) in {None, "", stack}
 
 
 def take(docker: Engine, stacks: Sequence[str], names: Sequence[str]) -> Snapshot:
-    """What runs of them now, with all that is in the network of one of those. Raises as `meant`."""
+    """A snapshot of the running ones, and of all containers that share their networks. Raises as `meant`."""
     everything = meant(docker, stacks, names)
     chosen = {one.id: one for one in everything if one.running}
     rows = [row for row in docker.rows({}, all_of_them=False) if row["HostConfig"]["NetworkMode"].startswith(_JOINS)]
     others = [one for row in rows if (one := docker.inspect(row["Id"]))]
     while more := {one.id: one for one in others if one.id not in chosen and joins(one) in chosen}:
         chosen |= more
-    if gone := [one.name for one in chosen.values() if one.auto_remove]:
-        what = f"the engine removes {gone[0]} when it stops (--rm), and nobody could start it again"
-        raise Preflight(what, remedy="let it be made without --rm, or leave it out")
+    if temporary := [one.name for one in chosen.values() if one.auto_remove]:
+        what = f"the engine would delete container {temporary[0]} at its stop (--rm), so that no start could follow"
+        raise Preflight(what, remedy="create it without --rm, or remove it from the job")
     sources = {}
     for project in sorted({one.labels.get(PROJECT, "") for one in chosen.values()} - {""}):
         source = revisions.recorded_source(project, everything)
@@ -156,7 +161,7 @@ def take(docker: Engine, stacks: Sequence[str], names: Sequence[str]) -> Snapsho
 
 
 def in_order(kept: Iterable[ContainerSnapshot]) -> list[list[ContainerSnapshot]]:
-    """Levels: each depends only on what stands before it. Those that depend on each other stand together."""
+    """Containers in levels: a level depends only on earlier levels. Cycles share a level."""
     by_id = {one.id: one for one in kept}
     by_service: dict[tuple[str, str], set[str]] = {}
     for one in by_id.values():
@@ -173,21 +178,21 @@ def names(kept: Iterable[ContainerSnapshot]) -> str:
 
 
 def worker_of(docker: Engine, ctx: Context, params: JobParams) -> Container | None:
-    """The worker container of the run, if it is there."""
+    """The worker container of the run, if it exists."""
     ours = get_settings().installation()
     found = docker.containers({spec.RUN: params.run or ctx.run_id, spec.KIND: KIND, OF: ours})
     return found[0] if found else None
 
 
 def recall(docker: Engine, ctx: Context, params: JobParams) -> tuple[Container | None, Snapshot]:
-    """The run's worker, and what ran before it was made: by its label, else by the record of the run."""
+    """The run's worker and its snapshot, from its label or else from the run's record."""
     worker = worker_of(docker, ctx, params)
     if worker is not None and SNAPSHOT in worker.labels:
         return worker, Snapshot.of(json.loads(worker.labels[SNAPSHOT]))
-    said = ctx.results["worker"].data.get("snapshot") if "worker" in ctx.results else None
-    if said is None:
+    record = ctx.results["worker"].data.get("snapshot") if "worker" in ctx.results else None
+    if record is None:
         return worker, Snapshot()
     try:
-        return worker, Snapshot.of(said)
+        return worker, Snapshot.of(record)
     except (KeyError, TypeError) as error:
-        raise OperationError(f"what ran before the job cannot be read from the record: {error}") from None
+        raise OperationError(f"the job's snapshot in the record of the run is unreadable: {error}") from None

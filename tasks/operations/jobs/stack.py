@@ -1,4 +1,4 @@
-"""`job.stop`, `start` and `healthy`: what a job stops, and how all of it comes back."""
+"""`job.stop`, `start` and `healthy`: stop the containers of a job's stacks, start them again, and await health."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ from longshore.tasks.operations.jobs.snapshot import (
     worker_of,
 )
 
-_LOOK = 0.2
-#: Seconds without a restart after which a container without a health check is well.
+_POLL = 0.2
+#: Seconds without a restart after which a container without a health check counts as healthy.
 _SETTLE = 1.0
-#: How a step ended that may not have heard what became of what it had asked the engine for.
+#: States of a stop step whose requests the engine may still execute.
 _INTERRUPTED = frozenset({StepState.CANCELLED, StepState.UNKNOWN})
 
 
 @contextlib.contextmanager
 def lock_projects(ctx: Context, docker: Engine, params: JobParams, snapshot: Snapshot) -> Iterator[None]:
-    """Nobody else changes the stacks meanwhile. Always in one order: two who want several never wait for each other."""
+    """Hold the locks of all projects of the job. Sorted acquisition prevents deadlocks."""
     with contextlib.ExitStack() as held:
         for project in sorted({*params.stacks, *params.beside, *snapshot.projects}):
             held.enter_context(project_lock(ctx, docker, project))
@@ -54,19 +54,19 @@ def lock_projects(ctx: Context, docker: Engine, params: JobParams, snapshot: Sna
 
 
 def stop_all(docker: Engine, kept: tuple[ContainerSnapshot, ...], timeout: float) -> list[str]:
-    """Stop what runs of it, dependents first; one that asks for more time than `timeout` has it.
+    """Stop running containers, dependents first, each with `timeout` or its own longer stop timeout.
 
-    OperationError names what would not stop, once all of a level were asked.
+    Raises OperationError with the containers that did not stop, after all stops of a level.
     """
 
     def stop(one: ContainerSnapshot) -> tuple[str, bool, OperationError | None]:
         try:
-            mine = engine()  # a client of this thread's own
+            mine = engine()  # one client per thread
             container = now_of(mine, one)
             stopped = container is not None and mine.stop(container.id, max(timeout, one.grace))
             return one.name, stopped, None
         except NotThere:
-            return one.name, False, None  # gone is as good as stopped
+            return one.name, False, None  # a removed container counts as stopped
         except OperationError as error:
             return one.name, False, error
         finally:
@@ -86,28 +86,28 @@ def stop_all(docker: Engine, kept: tuple[ContainerSnapshot, ...], timeout: float
         failed = [f"{name}: {error.message}" for name, _, error in done if error is not None]
         failed += [f"{one.name} still runs" for one in level if is_running(one)]
         if failed:
-            passes = bool(errors) and all(isinstance(error, Transient) for error in errors)
-            kind = Transient if passes else OperationError
+            transient = bool(errors) and all(isinstance(error, Transient) for error in errors)
+            kind = Transient if transient else OperationError
             raise kind(f"not stopped: {'; '.join(failed)}", data={"stopped": stopped})
         point("job.half_stopped")
     return stopped
 
 
-def _told(levels: Iterable[list[ContainerSnapshot]]) -> str:
+def _order_text(levels: Iterable[list[ContainerSnapshot]]) -> str:
     return ", then ".join(names(level) for level in levels)
 
 
 @implements(STOP)
 class Stop(NoUndo[StopParams]):
-    """What it leaves half done, the job's start step makes good."""
+    """Stops the containers. The job's start step repairs a partial stop."""
 
     def act(self, ctx: Context, params: StopParams, before: dict[str, Any]) -> Outcome:
         docker = engine()
         worker, snapshot = recall(docker, ctx, params)
         if worker is None:
-            raise OperationError("the job's worker container was removed by somebody else: nothing was stopped")
+            raise OperationError("the job's worker container was removed outside of this run: no container was stopped")
         if worker.started_at is not None and not worker.running:
-            # A run that Redis has lost, and that was past this: its stack may be up again.
+            # A run that Redis lost after this step: its stack may be running again.
             return Outcome(changed=False, data={"stopped": []})
         with lock_projects(ctx, docker, params, snapshot):
             stopped = stop_all(docker, snapshot.kept, params.timeout)
@@ -115,13 +115,13 @@ class Stop(NoUndo[StopParams]):
         return Outcome(changed=bool(stopped), data={"stopped": stopped})
 
     def predict(self, ctx: Context, params: StopParams) -> Prediction:
-        order = _told(reversed(in_order(take(engine(), params.stacks, params.containers).kept)))
-        return Prediction(f"would stop {order}" if order else "nothing of it runs", changed=bool(order))
+        order = _order_text(reversed(in_order(take(engine(), params.stacks, params.containers).kept)))
+        return Prediction(f"would stop {order}" if order else "none of these containers runs", changed=bool(order))
 
 
 @implements(START)
 class Start(NoUndo[StartParams]):
-    """One that does not start is told of, and keeps no other from being started."""
+    """Starts the containers of the snapshot. A failed start is reported and does not prevent the others."""
 
     def act(self, ctx: Context, params: StartParams, before: dict[str, Any]) -> Outcome:
         docker = engine()
@@ -129,29 +129,29 @@ class Start(NoUndo[StartParams]):
         with lock_projects(ctx, docker, params, snapshot):
             worker = worker_of(docker, ctx, params)
             if worker is not None and worker.running:
-                ctx.log(f"worker {worker.name} is still at work, and is stopped")
+                ctx.log(f"worker {worker.name} still runs and is stopped")
                 docker.stop(worker.id, params.grace)
-            bringing = _Bringing(ctx, docker, snapshot, params.timeout)
-            bringing.start()
+            stack = _StackStart(ctx, docker, snapshot, params.timeout)
+            stack.start()
             if "stop" in ctx.results and ctx.results["stop"].status in _INTERRUPTED:
-                bringing.stay(params.stop_timeout)
+                stack.keep_started(params.stop_timeout)
         point("job.restarted")
-        data = {"started": bringing.started, "down": list(bringing.failed)}
-        if bringing.failed:
-            why = "; ".join(f"{name}: {error.message}" for name, error in bringing.failed.items())
-            if all(isinstance(error, Transient) for error in bringing.failed.values()):
+        data = {"started": stack.started, "down": list(stack.failed)}
+        if stack.failed:
+            why = "; ".join(f"{name}: {error.message}" for name, error in stack.failed.items())
+            if all(isinstance(error, Transient) for error in stack.failed.values()):
                 raise Transient(why, data=data)
-            raise Unsuccessful(f"{len(bringing.failed)} of {len(snapshot.kept)} not started: {why}", data=data)
-        return Outcome(changed=bool(bringing.started), data=data)
+            raise Unsuccessful(f"{len(stack.failed)} of {len(snapshot.kept)} containers not started: {why}", data=data)
+        return Outcome(changed=bool(stack.started), data=data)
 
     def predict(self, ctx: Context, params: StartParams) -> Prediction:
-        order = _told(in_order(take(engine(), params.stacks, params.containers).kept))
+        order = _order_text(in_order(take(engine(), params.stacks, params.containers).kept))
         return Prediction(f"would start {order}" if order else "nothing to start", changed=bool(order))
 
 
 @dataclass
-class _Bringing:
-    """A stack on its way up."""
+class _StackStart:
+    """The start of all containers of a snapshot."""
 
     ctx: Context
     docker: Engine
@@ -181,48 +181,46 @@ class _Bringing:
             ]
             late = wait_until_well(self.ctx, self.docker, awaited, self.timeout, settle=0.0)
             for name, why in late.items():
-                self.ctx.log(f"{name} {why} after {self.timeout:g} s; what depends on it is started all the same")
+                self.ctx.log(f"{name} {why} after {self.timeout:g} s; its dependents are started anyway")
 
-    def stay(self, seconds: float) -> None:
-        """Nobody knows whether the engine still carries out a stop that was asked for: what ends in this time is
-        started again.
-        """
+    def keep_started(self, seconds: float) -> None:
+        """Restart containers that exit within this time, since the engine may still execute requested stops."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             self.ctx.sleep(min(1.0, seconds))
             for one in self.snapshot.kept:
-                with contextlib.suppress(OperationError):  # told of already, or by the step after this
+                with contextlib.suppress(OperationError):  # reported already, or by the following step
                     self._start(one)
 
     def _start(self, one: ContainerSnapshot) -> None:
-        container = now_of(self.docker, one) or self._made_again(one)
+        container = now_of(self.docker, one) or self._recreated(one)
         if self.docker.start(container.id):
             self.started.append(one.name)
         if one.paused:
             with contextlib.suppress(OperationError):  # it was paused meanwhile
                 self.docker.pause(container.id)
 
-    def _made_again(self, one: ContainerSnapshot) -> Container:
-        """Of a container that was removed meanwhile, what Compose makes in its place."""
+    def _recreated(self, one: ContainerSnapshot) -> Container:
+        """Let Compose create a container again that was removed meanwhile."""
         source = self.snapshot.source(one.project)
         if source is None or not one.service:
-            raise OperationError("it was removed meanwhile, and nothing tells how it was made")
-        self.ctx.log(f"{one.name} was removed meanwhile: Compose makes it again")
+            raise OperationError("removed during the job, and its Compose files are unknown")
+        self.ctx.log(f"{one.name} was removed during the job: Compose creates it again")
         kept = {(other.project, other.service, other.number) for other in self.snapshot.kept}
         ran = {member.id for member in members(self.docker, one.project) if member.running}
         Compose(self.ctx, self.docker).up(source, [one.service], ["--no-recreate", "--no-deps"])
         for member in members(self.docker, one.project):
-            # Compose brings up all of the service, also what somebody had stopped.
+            # Compose starts all containers of the service, including those that did not run before.
             if member.service == one.service and member.id not in ran and (one.project, *member.key) not in kept:
                 self.docker.stop(member.id)
         made = now_of(self.docker, one)
         if made is None:
-            raise OperationError("it was removed meanwhile, and Compose has not made it again")
+            raise OperationError("removed during the job, and Compose did not create it again")
         return made
 
 
 def now_of(docker: Engine, one: ContainerSnapshot) -> Container | None:
-    """The container, or the one that stands in its place in the project now."""
+    """The container, or its present replacement in the project."""
     container = docker.inspect(one.id)
     if container is not None or not one.service:
         return container
@@ -233,7 +231,9 @@ def now_of(docker: Engine, one: ContainerSnapshot) -> Container | None:
 def wait_until_well(
     ctx: Context, docker: Engine, kept: list[ContainerSnapshot], timeout: float, *, settle: float = _SETTLE
 ) -> dict[str, str]:
-    """What is not well by then, and why. One that was not well before only has to run."""
+    """Wait until all are healthy, and return the others with the reasons. A container that was unhealthy before the job
+    only has to run.
+    """
     end, settle = time.monotonic() + timeout, min(settle, timeout / 2)
     since: dict[tuple[str, str | None], float] = {}
     while True:
@@ -242,7 +242,7 @@ def wait_until_well(
         hopeless = True
         for one in kept:
             container = now_of(docker, one)
-            why = "is gone" if container is None else _not_yet(one, container, since, now, settle)
+            why = "was removed" if container is None else _not_yet(one, container, since, now, settle)
             if container is not None and not container.running and not container.exit_code and one.ends:
                 why = ""
             if why:
@@ -251,7 +251,7 @@ def wait_until_well(
                 hopeless = hopeless and over
         if not waiting or hopeless or now >= end:
             return waiting
-        ctx.sleep(min(_LOOK, max(0.01, end - now)))
+        ctx.sleep(min(_POLL, max(0.01, end - now)))
 
 
 def _not_yet(
@@ -264,16 +264,16 @@ def _not_yet(
     if container.restarting:
         return f"keeps restarting (exit code {container.exit_code})"
     if not container.running:
-        return f"ended with {container.exit_code}"
+        return f"exited with code {container.exit_code}"
     if container.health is not None:
         return "" if container.health == "healthy" or one.ill else f"is {container.health}"
     steady = now - since.setdefault((container.id, container.started_at), now)
-    return "" if steady >= settle else "has just been started"
+    return "" if steady >= settle else "has just started"
 
 
 @implements(HEALTHY)
 class Healthy(ReadOnly[HealthyParams]):
-    """Names what is not well."""
+    """Awaits the health of all containers, and reports the unhealthy ones."""
 
     def act(self, ctx: Context, params: HealthyParams, before: dict[str, Any]) -> Outcome:
         docker = engine()
@@ -286,9 +286,9 @@ class Healthy(ReadOnly[HealthyParams]):
         }
         if down:
             why = "; ".join(f"{name} {how}" for name, how in down.items())
-            raise Unsuccessful(f"{len(down)} of {len(snapshot.kept)} not well: {why}", data=data)
+            raise Unsuccessful(f"{len(down)} of {len(snapshot.kept)} containers not healthy: {why}", data=data)
         return Outcome(changed=False, data=data)
 
     def predict(self, ctx: Context, params: HealthyParams) -> Prediction:
         kept = take(engine(), params.stacks, params.containers).kept
-        return Prediction(f"would wait until these are well: {names(kept)}", changed=False)
+        return Prediction(f"would wait until these are healthy: {names(kept)}", changed=False)

@@ -1,4 +1,4 @@
-"""`job.worker`, `work` and `remove`: the container that does the work, from its making to its end."""
+"""`job.worker`, `work` and `remove`: creation, execution and removal of a job's worker container."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ from longshore.tasks.operations.jobs.snapshot import (
 )
 from longshore.tasks.operations.jobs.stack import lock_projects, stop_all
 
-#: Seconds between two looks, at first and at most.
+#: Seconds between two polls, at first and at most.
 _POLL = (0.05, 0.5)
-#: Seconds between two looks for the worker of another installation; and how long one counts that was not started.
-_OTHERS_LOOK, _YOUNG = 2.0, 600.0
-#: Why a worker is kept that somebody wants to look at.
-_FAILED = "it failed"
-#: Seconds by which a worker's clock may be behind when it is asked whether it has run for all its time.
-_CLOSE = 0.5
+#: Seconds between two polls for a worker of another installation; and how long an unstarted one blocks this run.
+_OTHERS_POLL, _UNSTARTED_BLOCKS = 2.0, 600.0
+#: The reason to keep a worker for an inspection.
+_FAILED = "the worker failed"
+#: Tolerance in seconds of the comparison of a worker's run time with its timeout.
+_CLOCK_TOLERANCE = 0.5
 
 
 @implements(WORKER)
 class Worker(NoUndo[WorkerParams]):
-    """Whatever is wrong with the job costs no downtime: nothing has been stopped yet."""
+    """Creates the worker before any stop, so that an invalid job causes no downtime."""
 
     def before(self, ctx: Context, params: WorkerParams) -> dict[str, Any]:
         docker = engine()
@@ -64,7 +64,7 @@ class Worker(NoUndo[WorkerParams]):
         if there is not None:
             return {"image_id": there.image_id}
         if not params.make:
-            raise OperationError("the job's worker container was removed by somebody else")
+            raise OperationError("the job's worker container was removed outside of this run")
         self._check(docker, params)
         return {"image_id": spec.need(docker, params.image).id}
 
@@ -77,19 +77,19 @@ class Worker(NoUndo[WorkerParams]):
                 _wait_for_others(docker, ctx, params)
                 snapshot = take(docker, params.stacks, params.containers)
                 point("job.snapped")
-                said = self._container(ctx, params, snapshot)
+                container = self._container(ctx, params, snapshot)
                 ours = get_settings().installation()
                 marks = {JOB: params.job, SNAPSHOT: snapshot.text(), RECIPE: params.plan_record, OF: ours}
-                worker, _ = spec.make(docker, ctx, said, before["image_id"], kind=KIND, marks=marks)
+                worker, _ = spec.make(docker, ctx, container, before["image_id"], kind=KIND, marks=marks)
                 made = True
                 try:
                     _wait_for_others(docker, ctx, params, mine=worker.id)
                 except OperationError:
-                    docker.remove(worker.id)  # two at the same moment: the one that was made first goes on
+                    docker.remove(worker.id)  # of two simultaneous workers, the first one continues
                     raise
         known = json.loads(worker.labels[SNAPSHOT])
         for volume, others in in_use(docker, params, Snapshot.of(known)).items():
-            ctx.log(f"volume {volume} is also used by {others}, which is not stopped")
+            ctx.log(f"volume {volume} is also used by {others}, outside of the job")
         point("job.created")
         return Outcome(changed=made, data={"id": worker.id, "name": worker.name, "snapshot": known})
 
@@ -101,17 +101,19 @@ class Worker(NoUndo[WorkerParams]):
         except Preflight as error:
             return Prediction(f"would fail: {error}", changed=False, impossible=str(error))
         mounts = "".join(f", with {mount.volume} at {mount.path} ({mount.mode})" for mount in params.mounts)
-        what = f"would make the worker from {params.image}{mounts}; it remembers what runs: {names(snapshot.kept)}"
+        what = f"would create the worker from {params.image}{mounts}, with a snapshot of {names(snapshot.kept)}"
         for volume, others in in_use(docker, params, snapshot).items():
-            what += f"; volume {volume} is also used by {others}, which would go on"
+            what += f"; volume {volume} is also used by {others}, which would keep running"
         return Prediction(what)
 
     @staticmethod
     def _check(docker: Engine, params: WorkerParams) -> None:
-        """A volume that is not there would be made by the engine, and backed up empty."""
+        """Raise Preflight for a missing volume, which the engine would create, and the job would back up empty."""
         for mount in params.mounts:
             if docker.volume(mount.volume) is None:
-                raise Preflight(f"there is no volume {mount.volume!r}", remedy="is its name right, and its host?")
+                raise Preflight(
+                    f"volume {mount.volume!r} does not exist", remedy="correct the name of the volume or the host"
+                )
 
     @staticmethod
     def _container(ctx: Context, params: WorkerParams, snapshot: Snapshot) -> CreateParams:
@@ -128,10 +130,10 @@ class Worker(NoUndo[WorkerParams]):
 
 
 def _wait_for_others(docker: Engine, ctx: Context, params: WorkerParams, mine: str = "") -> None:
-    """Raise where another worker is at work on one of these stacks, or about to be.
+    """Raise if another worker runs, or is about to run, on one of these stacks.
 
-    That of another installation, which knows nothing of our locks, is waited for. One of ours that this run meets is
-    left of a run that Redis has lost, and needs the locks that this run has: this one gives way.
+    Raises Delayed for a worker of another installation, which does not share our locks. Raises Transient for a worker
+    of this installation: its run was lost in Redis and needs the locks that this run holds.
     """
     ours, now = get_settings().installation(), _engine_time(docker)
     here = {*params.stacks, *params.beside, *params.containers}
@@ -140,14 +142,15 @@ def _wait_for_others(docker: Engine, ctx: Context, params: WorkerParams, mine: s
     for left in found:
         if left.id == mine or left.run_id == (params.run or ctx.run_id) or left.is_kept:
             continue
-        waits = left.state == "created" and (left.of == ours or now - left.made < _YOUNG)
+        waits = left.state == "created" and (left.of == ours or now - left.made < _UNSTARTED_BLOCKS)
         if not (left.running or waits) or not here & _stacks_of(left):
             continue
         if own is not None and not left.running and (own.made, own.id) < (left.made, left.id):
             continue
         if left.of == ours:
-            raise Transient(f"run {left.run_id} has not done with it yet: its worker {left.name} is {left.state}")
-        raise Delayed(f"another installation is at work on it: {left.name} of run {left.run_id}", after=_OTHERS_LOOK)
+            raise Transient(f"run {left.run_id} still uses these stacks: its worker {left.name} is {left.state}")
+        what = f"another installation uses these stacks: worker {left.name} of run {left.run_id}"
+        raise Delayed(what, after=_OTHERS_POLL)
 
 
 def _stacks_of(left: LeftWorker) -> set[str]:
@@ -159,7 +162,7 @@ def _stacks_of(left: LeftWorker) -> set[str]:
 
 
 def in_use(docker: Engine, params: WorkerParams, snapshot: Snapshot) -> dict[str, str]:
-    """The volumes that the worker sees and that somebody uses who is not stopped, with their names."""
+    """The volumes of the worker that containers outside of the snapshot use, with the names of these containers."""
     stopped = {one.id for one in snapshot.kept}
     found = {}
     for mount in params.mounts:
@@ -172,28 +175,28 @@ def in_use(docker: Engine, params: WorkerParams, snapshot: Snapshot) -> dict[str
 
 @implements(WORK)
 class Work(NoUndo[WorkParams]):
-    """Once: whoever finds the container started waits for it, and never starts it a second time."""
+    """Runs the worker once: a later attempt waits for a started container and never starts it again."""
 
     def act(self, ctx: Context, params: WorkParams, before: dict[str, Any]) -> Outcome:
         docker = engine()
         worker, snapshot = recall(docker, ctx, params)
         if worker is None:
-            raise OperationError("the job's worker container was removed by somebody else")
+            raise OperationError("the job's worker container was removed outside of this run")
         with lock_projects(ctx, docker, params, snapshot):
             if worker.started_at is None and not params.begin:
-                raise Preflight("too much time has passed since the job was asked for: it is not begun any more")
+                raise Preflight("the job was requested too long ago and is not started", remedy="start the job again")
             if worker.started_at is None:
                 worker = self._start(ctx, docker, params, worker, snapshot)
             point("job.running")
             clock = _engine_time(docker)
-            with followed(ctx, worker.id, clock) as told:
-                ended, timed_out = self._wait(ctx, docker, params, worker, clock - time.time(), told)
+            with followed(ctx, worker.id, clock) as forwarder:
+                ended, timed_out = self._wait(ctx, docker, params, worker, clock - time.time(), forwarder)
         point("job.waited")
         data = data_of(ctx, docker, ended) | {"timed_out": timed_out}
         if ended.exit_code == 0 and not timed_out:
             return Outcome(changed=True, data=data)
-        why = f"was stopped after {params.timeout:g} s" if timed_out else f"ended with {ended.exit_code}"
-        why = "was killed for want of memory" if ended.oom_killed else why
+        why = f"was stopped after {params.timeout:g} s" if timed_out else f"exited with code {ended.exit_code}"
+        why = "ran out of memory" if ended.oom_killed else why
         last = (data["stderr"] or data["stdout"]).strip().splitlines()[-1:]
         raise Unsuccessful(f"worker {ended.name} {why}" + (f": {last[0]}" if last else ""), data=data)
 
@@ -203,23 +206,23 @@ class Work(NoUndo[WorkParams]):
         with exclusive(f"job {docker.url} {ctx.run_id}", ctx.check):
             now = docker.inspect(worker.id)
             if now is None:
-                raise OperationError("the job's worker container was removed by somebody else")
+                raise OperationError("the job's worker container was removed outside of this run")
             if now.started_at is not None:
                 return now
-            # What came up meanwhile, because the engine was restarted or somebody has started it, would write.
+            # Containers that started meanwhile, by the engine's restart or by an operator, would write to the volumes.
             if again := stop_all(docker, snapshot.kept, params.stop_timeout):
-                ctx.log(f"stopped once more: {', '.join(again)}")
+                ctx.log(f"stopped again: {', '.join(again)}")
             if not ctx.renew():
-                raise StepCancelled("the step is another attempt's now")
+                raise StepCancelled("another attempt has claimed the step")
             docker.start(worker.id)
             point("job.started")
         return docker.inspect(worker.id) or now
 
     def _wait(
-        self, ctx: Context, docker: Engine, params: WorkParams, worker: Container, skew: float, told: LogForwarder
+        self, ctx: Context, docker: Engine, params: WorkParams, worker: Container, skew: float, forwarder: LogForwarder
     ) -> tuple[Container, bool]:
-        """The container as it ended, and whether it had run out of its time. `skew`: by how much the engine's clock
-        is ahead.
+        """The exited container, and whether it exceeded its timeout. `skew`: seconds by which the engine's clock is
+        ahead.
         """
         pause, longest = _POLL
         while True:
@@ -234,7 +237,7 @@ class Work(NoUndo[WorkParams]):
             if _ran_for(now, time.time() + skew) >= params.timeout:
                 docker.stop(now.id, params.grace)
                 return docker.inspect(now.id) or now, True
-            told.check()
+            forwarder.check()
             try:
                 ctx.sleep(pause)
             except (StepCancelled, StepTimeout) as end:
@@ -248,21 +251,21 @@ class Work(NoUndo[WorkParams]):
 
 
 def _engine_time(docker: Engine) -> float:
-    """The engine's clock, by which it says when a container was started."""
-    told = docker.info().get("SystemTime")
-    return seconds_of(str(told)) if told else time.time()
+    """The time on the engine's clock, which dates the starts of containers."""
+    now = docker.info().get("SystemTime")
+    return seconds_of(str(now)) if now else time.time()
 
 
 def _ran_for(container: Container, now: float) -> float:
     began = seconds_of(container.started_at) if container.started_at else now
     ended = seconds_of(container.finished_at) if container.finished_at and not container.running else now
-    # One that was ended by a signal may have been so a moment before the whole time was over, by this clock.
-    return ended - began + _CLOSE * bool(not container.running and container.exit_code)
+    # By this clock, a stop at the timeout may come a moment before the timeout.
+    return ended - began + _CLOCK_TOLERANCE * bool(not container.running and container.exit_code)
 
 
 @implements(REMOVE)
 class Remove(NoUndo[RemoveParams]):
-    """As long as the stack is not up again, the worker is what remembers it."""
+    """Removes the worker, unless the stack is not up: its label holds the snapshot."""
 
     def act(self, ctx: Context, params: RemoveParams, before: dict[str, Any]) -> Outcome:
         docker = engine()
@@ -273,7 +276,7 @@ class Remove(NoUndo[RemoveParams]):
         if why := self._needed(ctx, params, worker):
             ctx.log(f"worker {worker.name} is kept: {why}")
             if why == _FAILED and not worker.name.endswith(KEPT_NAME):
-                docker.rename(worker.id, worker.name + KEPT_NAME)  # so that nobody clears it away
+                docker.rename(worker.id, worker.name + KEPT_NAME)  # the suffix protects it from later clean-ups
             return Outcome(changed=False, data={"removed": False, "kept": why})
         if worker.running:
             docker.stop(worker.id, None)
@@ -285,7 +288,7 @@ class Remove(NoUndo[RemoveParams]):
     def _needed(ctx: Context, params: RemoveParams, worker: Container) -> str:
         ends = [ctx.results[name].status for name in ("start", "healthy") if name in ctx.results]
         if not all(status in STEP_GOOD for status in ends):
-            return "the stack is not up again"
+            return "the stack is not up"
         failed = bool(worker.exit_code)
         if "work" in ctx.results:
             failed = ctx.results["work"].status not in STEP_GOOD

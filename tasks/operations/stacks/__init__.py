@@ -1,4 +1,4 @@
-"""The `deployed.*` operations: to import this is to have their implementations."""
+"""The `stacks.*` operations. Importing this package registers their implementations."""
 
 from longshore.tasks.operations.stacks import inspect_host, inventory, restart, start_facts
 

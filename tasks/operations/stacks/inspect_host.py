@@ -1,7 +1,7 @@
-"""Look at a host: its Compose projects as they run, beside what their files and images say.
+"""Inspection of a host: its running Compose projects, compared with their files, images and registries.
 
-All containers come by one call and all images by another; what a project's files say is taken from what is known, as
-long as none of them has changed.
+One call lists all containers and another all images. The resolved configuration of a project comes from the cache as
+long as none of its files has changed.
 """
 
 from __future__ import annotations
@@ -31,51 +31,49 @@ from longshore.tasks.operations.compose.project import identity
 from longshore.tasks.operations.stacks.start_facts import Start, keep_starts, starts
 
 _LABEL = "com.docker.compose."
-#: What of a service its files say.
+#: Fields of a service that its files determine.
 _OF_FILES = {"image", "hash", "replicas", "restart", "profiled", "declared"}
 _EXITED = re.compile(r"(?:Exited|Restarting|Dead) \((-?\d+)\)")
 _HEALTH = re.compile(r"\((healthy|unhealthy|health: starting)\)")
-#: Of a bind-mounted or named folder, so many files are tracked at most.
+#: The maximum number of tracked files per service.
 _FILES = 1000
-#: Exit codes of what was asked to end.
+#: Exit codes after SIGINT and SIGTERM.
 _ASKED = {130, 143}
 _KILLED = 137
 _COMES_BACK = {"always", "unless-stopped"}
-#: Seconds for which a registry is left alone that was asked too often.
+#: Seconds without queries to a registry after its rate limit.
 _LIMITED = 900.0
 
 
 @dataclass
 class HostInspection:
-    """One look at a host. `known` is what was seen before, and still is to be trusted; without `read`, files that have
-    changed are not read.
-    """
+    """One inspection of a host. `known`: a trusted earlier inventory. Without `read`, changed files are not read."""
 
     ctx: Context
     docker: Engine
     params: InspectParams
     known: Inventory | None = None
     read: bool = True
-    #: What registries have said before.
+    #: Earlier responses of registries.
     remotes: Mapping[str, Remote] = field(default_factory=dict)
-    #: What is seen of what runs is kept on the host: what its files say is the way back when they are changed.
+    #: Whether to store observed configurations and starts on the host, for undos after a change of the files.
     keep: bool = False
     _images: dict[str, Image] = field(default_factory=dict)
     _starts: dict[str, Start] = field(default_factory=dict)
     _events: dict[str, list[str]] = field(default_factory=dict)
-    #: Of the project that is looked at.
+    #: The aliases of the project under inspection.
     _aliases: dict[str, str] = field(default_factory=dict)
 
     def look(self, project: str | None = None) -> Inventory:
-        """All projects, or one. A project whose files cannot be read has an error, and harms no other."""
+        """The inventory of all projects, or of one. Unreadable files are recorded as the error of their project."""
         engine = identity(self.docker)
         self._starts = starts(engine)
         rules = rules_of(self.params)
         if self.known is not None and (self.known.engine, self.known.rules) != (engine, rules):
             self.known = None
         label = PROJECT if project is None else f"{PROJECT}={project}"
-        there = self.docker.rows({"label": [label]}, all_of_them=True)
-        rows = [row for row in there if self._counts(row)]
+        all_rows = self.docker.rows({"label": [label]}, all_of_them=True)
+        rows = [row for row in all_rows if self._counts(row)]
         self._images = _index(self.docker.images())
         self._events = self._ends(rows)
         by_project: dict[str, list[dict[str, Any]]] = {}
@@ -87,11 +85,11 @@ class HostInspection:
             projects[name] = self._project(name, its_rows)
         seen = self._with_registries(Inventory(engine=engine, rules=rules, projects=projects))
         if self.keep:
-            keep_starts(engine, seen, {row["Id"]: self._starts.get(row["Id"], Start()) for row in there})
+            keep_starts(engine, seen, {row["Id"]: self._starts.get(row["Id"], Start()) for row in all_rows})
         return seen
 
     def _counts(self, row: Mapping[str, Any]) -> bool:
-        """Not those of `compose run`, and only of the projects that count."""
+        """Reports whether a container counts: no one-off container, and of a selected project."""
         if not row["Names"] or row["Labels"].get(f"{_LABEL}oneoff", "False") == "True":
             return False
         return counts(row["Labels"][PROJECT], self.params.only)
@@ -101,14 +99,14 @@ class HostInspection:
     def _project(self, name: str, rows: list[dict[str, Any]]) -> Project:
         try:
             self._aliases = aliases(identifiers.project(name))
-        except BadIdentifier as error:  # a label of a container may be any text
+        except BadIdentifier as error:  # a label may contain any text
             return self._filled(Project(error=error.message, unknown=True), rows, StackSpec())
         was = self.known.projects.get(name) if self.known else None
         source = _source(name, rows)
         spec = self.params.stacks.get(name, StackSpec())
         after = sorted({*spec.after, *(p for row in rows for p in parse_after(row["Labels"].get(AFTER, "")))} - {name})
         if source is None:
-            why = "its containers do not say which files they were made from"
+            why = "the labels of its containers name no Compose files"
             return self._filled(Project(after=after, error=why, unknown=True), rows, spec)
         paths, known = inputs_of(source)
         inputs = {path: digest_of_file(path) for path in sorted(paths)}
@@ -116,14 +114,14 @@ class HostInspection:
         base = Project(
             directory=source.directory or "", files=list(source.files), inputs=inputs, known=known, after=after
         )
-        # Where it cannot be told what it is read from, and where it could not be read, it is read each time.
+        # Files are read each time if their list is incomplete or the last read failed.
         settled = same and was is not None and not was.error
         if was is not None and (settled or (known and not self.read)):
-            # What its files say is as it was; or it shows in their digests that it is not.
-            said = {
+            # The files are unchanged, or their digests show the change.
+            services = {
                 name: Service(**one.model_dump(include=_OF_FILES)) for name, one in was.services.items() if one.hash
             }
-            base = base.model_copy(update={"services": said, "error": was.error})
+            base = base.model_copy(update={"services": services, "error": was.error})
         elif self.read or not known:
             base = self._resolved(base, source, {row["Labels"].get(f"{_LABEL}config-hash", "") for row in rows})
         return self._filled(base, rows, spec)
@@ -134,23 +132,25 @@ class HostInspection:
         except (StepCancelled, StepTimeout, Transient):
             raise
         except OperationError as error:
-            return base.model_copy(update={"error": f"its files cannot be used: {error.message}"})
+            return base.model_copy(update={"error": f"its files are invalid: {error.message}"})
         if self.keep and running & set(resolved.hashes.values()):
             revisions.keep_seen(resolved)
-        return base.model_copy(update={"services": {name: _said(resolved, name) for name in resolved.services}})
+        return base.model_copy(update={"services": {name: _service_of(resolved, name) for name in resolved.services}})
 
     def _filled(self, base: Project, rows: list[dict[str, Any]], spec: StackSpec) -> Project:
-        """With its containers, images and files as they are now."""
+        """The project with its present containers, images and files."""
         by_service: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             by_service.setdefault(row["Labels"].get(f"{_LABEL}service", ""), []).append(row)
         services = {}
         for name in sorted({*base.services, *by_service}):
-            said = base.services.get(name, Service())
-            services[name] = self._service(said, by_service.get(name, []), base, spec, name)
+            service = base.services.get(name, Service())
+            services[name] = self._service(service, by_service.get(name, []), base, spec, name)
         return base.model_copy(update={"services": services})
 
-    def _service(self, said: Service, rows: list[dict[str, Any]], base: Project, spec: StackSpec, name: str) -> Service:
+    def _service(
+        self, service: Service, rows: list[dict[str, Any]], base: Project, spec: StackSpec, name: str
+    ) -> Service:
         labels: dict[str, str] = dict(rows[0]["Labels"]) if rows else {}
         wrong = ""
         try:
@@ -158,13 +158,13 @@ class HostInspection:
         except ValueError as error:
             of_label, wrong = {}, f"label {FILES}: {error}"
         own = spec.services.get(name, ServiceSpec()).files
-        # The nearer says it first.
+        # The most specific rule comes first.
         rules = [own, spec.files, of_label]
         paths = _files(rows, base.directory, [own, of_label], spec.files)
         files = {path: _tracked(path, base.directory, rules) for path in paths}
-        image = self._images.get(normal(said.image)) if said.image else None
-        containers = [self._replica(row, files, said) for row in rows]
-        return said.model_copy(
+        image = self._images.get(normal(service.image)) if service.image else None
+        containers = [self._replica(row, files, service) for row in rows]
+        return service.model_copy(
             update={
                 "image_id": image.id if image else None,
                 "files": files,
@@ -176,7 +176,7 @@ class HostInspection:
 
     # --- one container ----------------------------------------------------------------------------
 
-    def _replica(self, row: Mapping[str, Any], files: Mapping[str, Tracked], said: Service) -> Replica:
+    def _replica(self, row: Mapping[str, Any], files: Mapping[str, Tracked], service: Service) -> Replica:
         labels, state, status = row["Labels"], row["State"], row.get("Status") or ""
         hashed = labels.get(f"{_LABEL}config-hash", "")
         code = _EXITED.search(status)
@@ -193,7 +193,7 @@ class HostInspection:
             exit_code=exit_code,
         )
         if state == "exited":
-            return found.model_copy(update={"by_hand": self._by_hand(found, said)})
+            return found.model_copy(update={"by_hand": self._by_hand(found, service)})
         if not found.runs or not files:
             return found
         start, was = _start_of(row), self._starts.get(found.id, Start())
@@ -204,9 +204,9 @@ class HostInspection:
     def _with_files(
         self, found: Replica, row: Mapping[str, Any], files: Mapping[str, Tracked], was: Start, start: str
     ) -> Replica:
-        """With the files' digests as they were when it was started, as far as that can be told by the times of both."""
+        """The replica with the digests of its files at its start, as far as the modification times determine these."""
         changed = {path: _changed_at(path) for path in files}
-        # Of a file that is older than the container nothing more has to be known. The engine gives whole seconds.
+        # Files older than the container need no inspection of its start. `Created` is in whole seconds.
         started = float(row["Created"]) if max(changed.values()) < float(row["Created"]) else None
         if started is None or not start:
             inspected = self.docker.inspect(found.id)
@@ -219,7 +219,7 @@ class HostInspection:
         return found.model_copy(update={"start": start, "files": digests})
 
     def _ends(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-        """What the engine remembers of those that have ended, by container."""
+        """The engine's events of exited containers, by container."""
         ended = {row["Id"] for row in rows if row["State"] == "exited"}
         found: dict[str, list[str]] = {}
         if ended:
@@ -228,8 +228,10 @@ class HostInspection:
                     found.setdefault(event["Actor"]["ID"], []).append(event["Action"])
         return found
 
-    def _by_hand(self, found: Replica, said: Service) -> bool:
-        """Whether it was stopped: the engine tells as long as it remembers, and then so does its exit code."""
+    def _by_hand(self, found: Replica, service: Service) -> bool:
+        """Reports whether a container was stopped on purpose, by the engine's events, else the stored start, else its
+        exit code.
+        """
         events = self._events.get(found.id, [])
         if "start" in events:
             events = events[len(events) - events[::-1].index("start") :]
@@ -240,13 +242,13 @@ class HostInspection:
         known = self._starts.get(found.id, Start()).by_hand
         if known is not None:
             return known
-        # What always comes back, and does not, was told to stay away.
-        return found.exit_code in _ASKED or (found.exit_code == _KILLED and said.restart in _COMES_BACK)
+        # A container with an always-restart policy that does not run was stopped.
+        return found.exit_code in _ASKED or (found.exit_code == _KILLED and service.restart in _COMES_BACK)
 
     # --- registries -------------------------------------------------------------------------------
 
     def _with_registries(self, seen: Inventory) -> Inventory:
-        """With what they say of the images, or have said before."""
+        """The inventory with the present or earlier responses of the registries."""
         known = self.remotes
         remotes: dict[str, Remote] = {}
         limited = {
@@ -255,12 +257,13 @@ class HostInspection:
         projects = {}
         for name, project in seen.projects.items():
             services = {}
-            for service, said in project.services.items():
-                if said.hash and said.image and said.containers and said.image not in remotes and "@" not in said.image:
+            for service_name, service in project.services.items():
+                image, in_use = service.image, bool(service.hash and service.containers)
+                if in_use and image and image not in remotes and "@" not in image:
                     self.ctx.check()
-                    remote = self._remote(said.image, known.get(said.image), limited)
-                    remotes |= {said.image: remote} if remote is not None else {}
-                services[service] = said.model_copy(update={"newer": self._newer(said, remotes)})
+                    remote = self._remote(image, known.get(image), limited)
+                    remotes |= {image: remote} if remote is not None else {}
+                services[service_name] = service.model_copy(update={"newer": self._newer(service, remotes)})
             projects[name] = project.model_copy(update={"services": services})
         return seen.model_copy(update={"projects": projects, "remotes": remotes})
 
@@ -269,7 +272,7 @@ class HostInspection:
         image = self._images.get(normal(ref))
         here = image.id if image else ""
         if was is not None and was.image_id != here:
-            was = None  # it was fetched meanwhile, or means something else
+            was = None  # the local image changed since
         if not self.params.registry or registry in limited:
             missing = Remote(at=now, error="limited", image_id=here) if self.params.registry else None
             return was or missing
@@ -277,31 +280,31 @@ class HostInspection:
             return was
         login = self.params.registries.get(registry)
         try:
-            asked = Login(login.username, login.password) if login else None
-            return Remote(digest=self.docker.remote_digest(ref, login=asked), at=now, image_id=here)
+            credentials = Login(login.username, login.password) if login else None
+            return Remote(digest=self.docker.remote_digest(ref, login=credentials), at=now, image_id=here)
         except OperationError as error:
             low = error.message.lower()
             if "toomanyrequests" in low or "too many requests" in low or "rate limit" in low:
                 limited.add(registry)
                 return Remote(digest=was.digest if was else "", at=now, error="limited", image_id=here)
-            # What is not told leaves what is there as it is.
+            # Without a digest, the service counts as up to date.
             return Remote(at=now, error=error.message[:200], image_id=here)
 
-    def _newer(self, said: Service, remotes: Mapping[str, Remote]) -> str:
-        remote = remotes.get(said.image)
-        image = self._images.get(normal(said.image))
+    def _newer(self, service: Service, remotes: Mapping[str, Remote]) -> str:
+        remote = remotes.get(service.image)
+        image = self._images.get(normal(service.image))
         if remote is None or not remote.digest or (image is not None and image.is_at(remote.digest)):
             return ""
-        # One that was made here, and never came from there, is not for its registry to replace.
+        # A locally built image, without a registry digest, is never replaced from the registry.
         return remote.digest if image is None or image.digests else ""
 
 
 def rules_of(params: InspectParams) -> str:
-    """Of all that makes one look see something else than another."""
+    """A digest of the parameters that influence an inspection's result."""
     return digest_of(params.model_dump(mode="json", include={"stacks", "only"}))[:16]
 
 
-# --- what rows say ----------------------------------------------------------------------------------
+# --- container rows ---------------------------------------------------------------------------------
 
 
 def _source(name: str, rows: Iterable[Mapping[str, Any]]) -> Source | None:
@@ -313,7 +316,7 @@ def _source(name: str, rows: Iterable[Mapping[str, Any]]) -> Source | None:
 
 
 def _start_of(row: Mapping[str, Any]) -> str:
-    """Its end points in networks are made anew with each start; '' where it has none."""
+    """The identity of a container's start, from its network endpoints, which each start creates; '' if it has none."""
     networks = (row.get("NetworkSettings") or {}).get("Networks") or {}
     return (
         digest_of(sorted(one.get("EndpointID") or "" for one in networks.values()))[:16]
@@ -325,14 +328,16 @@ def _start_of(row: Mapping[str, Any]) -> str:
 def _files(
     rows: Iterable[Mapping[str, Any]], directory: str, own: Iterable[Mapping[str, Demand]], shared: Mapping[str, Demand]
 ) -> list[str]:
-    """Files that are bind-mounted, those that the service's own rules name, and of the shared ones those it has."""
+    """Bind-mounted files, files that the service's own rules name, and mounted files that shared rules name."""
     mounted = {str(mount["Source"]) for row in rows for mount in row.get("Mounts") or [] if mount.get("Type") == "bind"}
     found = dict.fromkeys(source for source in sorted(mounted) if os.path.isfile(source))
-    for pattern in (pattern for said in own for pattern in said):
+    for pattern in (pattern for rules in own for pattern in rules):
         found |= dict.fromkeys(_named(pattern, directory))
     for pattern in shared:
-        has = (path for path in _named(pattern, directory) if any(path.startswith(f"{source}/") for source in mounted))
-        found |= dict.fromkeys(has)
+        mounted_files = (
+            path for path in _named(pattern, directory) if any(path.startswith(f"{source}/") for source in mounted)
+        )
+        found |= dict.fromkeys(mounted_files)
     return list(found)[:_FILES]
 
 
@@ -354,30 +359,30 @@ def _tracked(path: str, directory: str, rules: Iterable[Mapping[str, Demand]]) -
 
 
 def _changed_at(path: str) -> float:
-    """When it was last written, replaced or given other rights; 0 where it is not there."""
+    """The time of the last change of a file's content, link or permissions; 0 if it is missing."""
     try:
         return max(os.stat(path).st_ctime, os.lstat(path).st_ctime)
     except OSError:
         return 0.0
 
 
-# --- what files say ---------------------------------------------------------------------------------
+# --- configurations ---------------------------------------------------------------------------------
 
 
-def _said(resolved: Resolved, name: str) -> Service:
-    said = resolved.services[name]
+def _service_of(resolved: Resolved, name: str) -> Service:
+    config = resolved.services[name]
     return Service(
         image=resolved.image(name),
         hash=resolved.hashes.get(name, ""),
         replicas=resolved.replicas(name),
-        declared={key: str(value) for key, value in sorted((said.get("labels") or {}).items())},
-        restart=str(said.get("restart") or ""),
-        profiled=bool(said.get("profiles")),
+        declared={key: str(value) for key, value in sorted((config.get("labels") or {}).items())},
+        restart=str(config.get("restart") or ""),
+        profiled=bool(config.get("profiles")),
     )
 
 
 def _index(images: Iterable[Image]) -> dict[str, Image]:
-    """By each of their names, and by their ids."""
+    """Images by id and by each name."""
     found = {image.id: image for image in images}
     for image in list(found.values()):
         found |= {normal(name): image for name in (*image.tags, *image.digests)}

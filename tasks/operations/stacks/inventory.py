@@ -1,4 +1,4 @@
-"""`stacks.check` and `stacks.rebuild`: whether the cache says what is there, and making it say so."""
+"""`stacks.check` and `stacks.rebuild`: validation and rebuild of the cached inventory of a host."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from longshore.orchestration.store.caches import CACHE, Caches, Entry, Found
 from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, ReadOnly, implements
-from longshore.tasks.operations.cache import joined, mine, told
+from longshore.tasks.operations.cache import joined, mine, summary
 from longshore.tasks.operations.stacks.inspect_host import HostInspection, rules_of
 
 
 def _remotes(seen: Inventory | None, *, fresh: bool) -> dict[str, Remote]:
-    """What registries have said; of a look from nothing only that they want to be left alone."""
+    """The earlier responses of registries; for a fresh build, their rate limits only."""
     remotes = seen.remotes if seen else {}
     return {ref: one for ref, one in remotes.items() if not fresh or one.error == "limited"}
 
 
 def _read(caches: Caches, found: Found) -> tuple[Inventory | None, str]:
-    """What a generation says, whatever it is worth; and why nothing of it is trusted."""
+    """The inventory of a generation, also an invalid one; and the reason why it is invalid."""
     seen, unreadable = inventory_of(found)
     return seen, found.wrong(caches.now()) or unreadable
 
 
 @implements(CHECK)
 class Check(ReadOnly[CheckParams]):
-    """See its schema."""
+    """Compares the cached inventory with the host."""
 
     def act(self, ctx: Context, params: CheckParams, before: dict[str, Any]) -> Outcome:
         caches = ctx.caches()
@@ -48,27 +48,27 @@ class Check(ReadOnly[CheckParams]):
 
     def predict(self, ctx: Context, params: CheckParams) -> Prediction:
         data = self.act(ctx, params, {}).data
-        said = "is valid" if data["valid"] else f"needs a rebuild: {data['reason']}"
-        return Prediction(f"the cache {said}", changed=False, data=data)
+        state = "is valid" if data["valid"] else f"needs a rebuild: {data['reason']}"
+        return Prediction(f"the cache {state}", changed=False, data=data)
 
 
 @implements(REBUILD)
 class Rebuild(Implementation[RebuildParams]):
-    """Looks at the host and keeps what it sees, aside at first, then in the place of what was kept before."""
+    """Inspects the host and stores the inventory as a new generation, which atomically replaces the current one."""
 
     def before(self, ctx: Context, params: RebuildParams) -> dict[str, Any]:
         return {"generation": ctx.caches().get(CACHE + ctx.host.name).generation}
 
     def act(self, ctx: Context, params: RebuildParams, before: dict[str, Any]) -> Outcome:
         caches, name = ctx.caches(), CACHE + ctx.host.name
-        asked = params.asked or caches.now()
+        requested_at = params.asked or caches.now()
         with ctx.lock(f"cache {name}", f"the cache of {ctx.host.name}"):
             found = caches.get(name)
             seen, why = _read(caches, found)
             if seen is not None and mine(ctx, found):
-                return Outcome(changed=True, data=_told(caches, name, found, before, seen, built=True))
-            if seen is not None and not why and _is_mine(seen, found, asked, params):
-                return Outcome(changed=False, data=_told(caches, name, found, before, seen))
+                return Outcome(changed=True, data=_summary(caches, name, found, before, seen, built=True))
+            if seen is not None and not why and _is_equivalent(seen, found, requested_at, params):
+                return Outcome(changed=False, data=_summary(caches, name, found, before, seen))
             trusted = None if why or params.fresh else seen
             began = caches.now()
             remotes = _remotes(seen, fresh=params.fresh)
@@ -76,44 +76,44 @@ class Rebuild(Implementation[RebuildParams]):
             if trusted is not None:
                 why = difference(trusted, now)
                 if not why and now.remotes == trusted.remotes:
-                    return Outcome(changed=False, data=_told(caches, name, found, before, trusted))
+                    return Outcome(changed=False, data=_summary(caches, name, found, before, trusted))
             entry = Entry(
                 caches.number(name), now.as_json(), now.fingerprint, began, caches.now(), params.ttl, ctx.op_id,
                 fresh=trusted is None,
             )  # fmt: skip
             caches.swap(name, entry)
             point("cache.swapped")
-        why = why or ("it was to be built from nothing" if params.fresh else "registries were asked")
-        data = _told(caches, name, Found(entry), before, now, built=True) | {"why": why}
+        why = why or ("a fresh build was requested" if params.fresh else "registries were queried")
+        data = _summary(caches, name, Found(entry), before, now, built=True) | {"why": why}
         return Outcome(changed=True, data=data)
 
     def predict(self, ctx: Context, params: RebuildParams) -> Prediction:
         caches, name = ctx.caches(), CACHE + ctx.host.name
         found = caches.get(name)
         seen, why = _read(caches, found)
-        undo = "bring the generation before it back" if found.entry else "take it away"
+        undo = "restore the previous generation" if found.entry else "remove the generation"
         if params.fresh or why or seen is None:
-            return Prediction(f"would build it from nothing: {why or 'nothing of it is to be trusted'}", undo=undo)
+            return Prediction(f"would build the cache from scratch: {why or 'no generation is valid'}", undo=undo)
         look = HostInspection(ctx, engine(), params, seen, False, _remotes(seen, fresh=False))
         why = difference(seen, look.look())
         if not why:
             return Prediction("the cache is valid", changed=None if ctx.has_upstream else False)
-        return Prediction(f"would look at what has changed: {why}", undo=undo)
+        return Prediction(f"would inspect the changes: {why}", undo=undo)
 
     def undo(self, ctx: Context, params: RebuildParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         return Outcome(changed=ctx.caches().back(CACHE + ctx.host.name, ctx.op_id))
 
 
-def _is_mine(seen: Inventory, found: Found, asked: int, params: RebuildParams) -> bool:
-    """Whether somebody has built meanwhile what this step would: by the same rules, and without asking registries."""
+def _is_equivalent(seen: Inventory, found: Found, requested_at: int, params: RebuildParams) -> bool:
+    """Reports whether another run has built an equivalent generation meanwhile: same rules, no registry queries."""
     same = seen.rules == rules_of(params) and not params.registry
-    return same and joined(found, asked, seen.fingerprint, fresh=params.fresh)
+    return same and joined(found, requested_at, seen.fingerprint, fresh=params.fresh)
 
 
-def _told(
+def _summary(
     caches: Caches, name: str, found: Found, before: dict[str, Any], seen: Inventory, *, built: bool = False
 ) -> dict[str, Any]:
     stale = sum(isinstance(one, Stale) for one in find_drift("", seen))
     services = sum(len(project.services) for project in seen.projects.values())
     counts = {"projects": len(seen.projects), "services": services, "stale": stale}
-    return told(caches, name, found, before, built=built) | counts
+    return summary(caches, name, found, before, built=built) | counts

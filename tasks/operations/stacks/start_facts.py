@@ -1,8 +1,7 @@
-"""What only a look at the time can tell of a container: what its files were when it was started, and whether it was
-stopped on purpose.
+"""Facts that only an inspection at the time can observe: the files at a container's start, and a stop on purpose.
 
-It is kept on the host, and is no part of the cache: a rebuild from nothing must not forget it, and nothing that
-somebody writes into Redis changes it.
+The facts are stored on the host and not in the cache: a fresh build must keep them, and writes to Redis must not change
+them.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from longshore.tasks.host.backups import write_private
 
 @dataclass(frozen=True)
 class Start:
-    """The last start of a container that somebody has seen; and of one that has ended, how."""
+    """The last observed start of a container; and for an exited one, whether it was stopped on purpose."""
 
     start: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
@@ -33,17 +32,17 @@ def _path(engine: str) -> Path:
 
 
 def starts(engine: str) -> dict[str, Start]:
-    """By container id; nothing where nothing is known."""
+    """The stored facts by container id; empty if none are readable."""
     try:
-        said: dict[str, Any] = json.loads(_path(engine).read_text())
-        return {key: Start(one["start"], one["files"], one["by_hand"]) for key, one in said.items()}
+        stored: dict[str, Any] = json.loads(_path(engine).read_text())
+        return {key: Start(one["start"], one["files"], one["by_hand"]) for key, one in stored.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def keep_starts(engine: str, seen: Inventory, known: Mapping[str, Start]) -> None:
-    """Keep what was seen now, and of `known`, all containers that there are, the others. Where two look at once, they
-    see the same.
+    """Store the facts of this inventory, and those of `known` for other containers. Concurrent inspections write equal
+    facts.
     """
     found = {key: asdict(one) for key, one in known.items() if one != Start()}
     for project in seen.projects.values():

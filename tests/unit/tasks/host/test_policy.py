@@ -270,7 +270,7 @@ def test_container_gets_no_state_keys_or_engine_socket(monkeypatch: pytest.Monke
     keys, socket = tmp_path / "keys" / "keys.json", tmp_path / "engine" / "engine"
     given(monkeypatch, state_dir=str(tmp_path / "state"), keys=str(keys), docker_host=f"unix://{socket}")
     for closed in ("state", "state/receipts", "keys", "keys/keys.json", "engine/engine", "engine", "."):
-        with pytest.raises(NotAllowed, match="root on the host"):
+        with pytest.raises(NotAllowed, match="root access to the host"):
             policy.check_bind(str(tmp_path / closed))
     policy.check_bind(str(tmp_path / "shop"))
 
@@ -278,9 +278,9 @@ def test_container_gets_no_state_keys_or_engine_socket(monkeypatch: pytest.Monke
 def test_container_created_link_is_not_followed(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "config").symlink_to("/etc")
-    with pytest.raises(NotAllowed, match="root on the host"):
+    with pytest.raises(NotAllowed, match="root access to the host"):
         policy.check_bind(str(tmp_path / "shop" / "config"))
-    with pytest.raises(NotAllowed, match="root on the host"):
+    with pytest.raises(NotAllowed, match="root access to the host"):
         policy.check_bind(str(tmp_path / "shop" / "config" / "cron.d"))
     given(monkeypatch, allowed_binds=str(tmp_path / "shop"))
     policy.check_bind(str(tmp_path / "shop"))
@@ -404,7 +404,7 @@ def test_service_with_a_build_is_no_listed_image(monkeypatch: pytest.MonkeyPatch
     said = {"image": "shop/web", "build": {"context": "/srv/shop", "dockerfile_inline": "FROM evil"}}
     policy.check_service("shop/web", said)
     given(monkeypatch, allowed_images="shop/*")
-    with pytest.raises(NotAllowed, match="listed images only"):
+    with pytest.raises(NotAllowed, match="LONGSHORE_ALLOWED_IMAGES is set"):
         policy.check_service("shop/web", said)
     with pytest.raises(NotAllowed, match="ALLOWED_IMAGES"):
         policy.check_service("shop/web", {"image": "shop/web", "volumes": [{"type": "image", "source": "evil"}]})
@@ -502,7 +502,7 @@ def test_compose_files_follow_the_container_path_rules(tmp_path: Any) -> None:
             patched.setattr(f"longshore.tasks.{module}.get_settings", lambda: settings)
         for text in written.values():
             file.write_text(text)
-            with pytest.raises(NotAllowed, match=r"may not read|may touch|cannot be checked|no file of this host"):
+            with pytest.raises(NotAllowed, match=r"may not read|is outside|cannot be checked|not a file of this host"):
                 reads.check(source.directory, source.files, source.env_files)
         file.write_text("services: {a: {image: a, env_file: [a.env]}}")
         (file.parent / "a.env").write_text("A=1")

@@ -110,7 +110,7 @@ def test_unread_stdin_does_not_block() -> None:
     [
         (["no-such-program"], None, "no such program: no-such-program"),
         (["/no/such/program"], None, "no such program: /no/such/program"),
-        (["true"], "/no/such/folder", "no such directory: /no/such/folder"),
+        (["true"], "/no/such/folder", "no such folder: /no/such/folder"),
         (["true"], "/etc/passwd", "cannot run true: "),
         (["/etc/passwd"], None, "cannot run /etc/passwd: "),
         (["/"], None, "cannot run /: "),
@@ -129,7 +129,7 @@ def test_timeout_kills_the_process_group(tmp_path: Path) -> None:
         f"trap '' TERM; sleep 60 & echo $! >{tmp_path}/child; echo $$ >{tmp_path}/parent; while :; do sleep 60; done"
     )
 
-    with pytest.raises(OperationError, match=r"ran out of its 0\.4 s"):
+    with pytest.raises(OperationError, match=r"exceeded its timeout of 0\.4 s"):
         sh(script, timeout=0.4, grace=0.2)
 
     assert time.monotonic() - started < SOON
@@ -140,7 +140,7 @@ def test_timeout_kills_the_process_group(tmp_path: Path) -> None:
 def test_sigterm_ends_a_program_before_sigkill(tmp_path: Path) -> None:
     started = time.monotonic()
 
-    with pytest.raises(OperationError, match="ran out of its"):
+    with pytest.raises(OperationError, match="exceeded its timeout of"):
         sh(f"trap 'echo bye >{tmp_path}/said; exit 0' TERM; while :; do sleep 0.05; done", timeout=0.3, grace=30)
 
     assert time.monotonic() - started < SOON
@@ -149,7 +149,7 @@ def test_sigterm_ends_a_program_before_sigkill(tmp_path: Path) -> None:
 
 def test_timeout_applies_after_output_is_closed() -> None:
     assert sh("exec >&- 2>&-; sleep 0.2; exit 4").exit_code == 4
-    with pytest.raises(OperationError, match="ran out of its"):
+    with pytest.raises(OperationError, match="exceeded its timeout of"):
         sh("exec >&- 2>&-; exec sleep 60", timeout=0.3, grace=0.2)
 
 

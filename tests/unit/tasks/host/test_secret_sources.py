@@ -89,10 +89,10 @@ def test_missing_secret_is_one_clear_error(
         ("env:NO_SUCH", "is not set"),
         ("env:SHORT", "fewer than 4"),
         (f"file:{tmp_path}/nothing", "No such file"),
-        (f"file:{tmp_path}/binary", "no text"),
+        (f"file:{tmp_path}/binary", "not UTF-8 text"),
         (f"file:{tmp_path}/large", "larger than"),
-        (f"file:{tmp_path}/pipe", "no regular file"),
-        (f"file:{tmp_path}", "no regular file|lies in no folder"),
+        (f"file:{tmp_path}/pipe", "not a regular file"),
+        (f"file:{tmp_path}", "not a regular file|lies in no folder"),
     ):
         with pytest.raises(Preflight, match=why):
             read(reference)
@@ -109,7 +109,7 @@ def test_installation_settings_are_not_plan_secrets(
     admit("L", "l", "CELERY_", "FLOWER_", "REDIS_", "/")
     get_settings()  # as a worker has read them when it started
     monkeypatch.setenv(name, "correct-horse")
-    with pytest.raises(NotAllowed, match="a setting of Longshore's"):
+    with pytest.raises(NotAllowed, match="a setting of Longshore"):
         read(f"env:{name}")
 
 
@@ -122,7 +122,7 @@ def test_worker_credentials_are_not_plan_secrets(
         monkeypatch.setenv("APP_REDIS", value)
         (tmp_path / "copy").write_text(value)
         for reference in ("env:APP_REDIS", f"file:{tmp_path}/copy"):
-            with pytest.raises(NotAllowed, match="this worker's own access") as refused:
+            with pytest.raises(NotAllowed, match="a credential of this worker") as refused:
                 read(reference)
             assert value not in str(refused.value)
     monkeypatch.setenv("APP_REDIS", "redis://app:another-one@redis:6379/0")

@@ -45,7 +45,7 @@ def test_read_only_command_reports_no_change() -> None:
 def test_unexpected_exit_code_fails_with_the_last_line() -> None:
     step = shell("echo first; echo second >&2; echo why >&2; exit 7")
 
-    with pytest.raises(Unsuccessful, match=r"^/bin/sh ended with exit code 7: why$") as caught:
+    with pytest.raises(Unsuccessful, match=r"^/bin/sh exited with code 7: why$") as caught:
         step.act()
 
     assert caught.value.data["exit_code"] == 7
@@ -55,7 +55,7 @@ def test_unexpected_exit_code_fails_with_the_last_line() -> None:
 def test_failure_without_stderr_quotes_stdout() -> None:
     with pytest.raises(Unsuccessful, match=r"ended with exit code 1: said$"):
         shell("echo said; exit 1").act()
-    with pytest.raises(Unsuccessful, match=r"ended with exit code 1$"):
+    with pytest.raises(Unsuccessful, match=r"exited with code 1$"):
         shell("exit 1").act()
 
 
@@ -71,7 +71,7 @@ def test_existing_creates_path_skips_the_command(tmp_path: Path) -> None:
     first, second = step.act(), step.act()
 
     assert (first.changed, second.changed) == (True, False)
-    assert second.data["skipped"] == f"{tmp_path}/made is there"
+    assert second.data["skipped"] == f"{tmp_path}/made exists"
     assert (tmp_path / "made").read_text() == "x\n"
     assert step.predict().changed is False
 
@@ -147,14 +147,14 @@ def test_output_is_streamed_and_bounded() -> None:
 def test_command_that_fails_to_start_has_no_effect() -> None:
     with pytest.raises(Preflight, match="no such program"):
         execute("no-such-program").act()
-    with pytest.raises(Preflight, match="no such directory"):
+    with pytest.raises(Preflight, match="no such folder"):
         execute("true", cwd="/no/such/folder").act()
 
 
 def test_command_ends_at_its_timeout_and_at_its_attempts() -> None:
     started = time.monotonic()
 
-    with pytest.raises(OperationError, match=r"ran out of its 0\.2 s"):
+    with pytest.raises(OperationError, match=r"exceeded its timeout of 0\.2 s"):
         execute("sleep", "60", timeout="200ms").act()
     with pytest.raises(StepTimeout):
         execute("sleep", "60", context={"deadline": time.monotonic() + 0.2}).act()
@@ -178,7 +178,7 @@ def test_dry_run_shows_the_command_without_running_it(tmp_path: Path) -> None:
 
     assert plain.predict().action == f"would run: touch {made} 'two words'"
     assert plain.predict().changed is True
-    assert guarded.predict().action.startswith("would run, unless its check ends with 0: ")
+    assert guarded.predict().action.startswith("would run, unless its check exits with 0: ")
     assert list(tmp_path.iterdir()) == []
 
 

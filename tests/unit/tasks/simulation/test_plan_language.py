@@ -102,7 +102,7 @@ def test_invalid_text_and_system_exit_fail_the_step() -> None:
 
     report = Sandbox().run(plan)
 
-    assert report.step("exit").error == "it wanted to end the process: SystemExit(3)"
+    assert report.step("exit").error == "unit.odd called sys.exit: SystemExit(3)"
     assert (report.step("error").error or "").endswith("a: boom")
     assert report.step("text").data == {"text": "half ? pair"}
 

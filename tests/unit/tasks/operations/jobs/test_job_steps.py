@@ -161,12 +161,14 @@ def test_failed_start_does_not_block_other_containers(docker: Stubborn) -> None:
     step("stop.execute").act()
     docker.refuses["start shop-app-1"] = OperationError("port is already allocated")
 
-    with pytest.raises(Unsuccessful, match="1 of 3 not started: shop-app-1: port is already allocated") as failed:
+    with pytest.raises(
+        Unsuccessful, match="1 of 3 containers not started: shop-app-1: port is already allocated"
+    ) as failed:
         step("start.execute").act()
 
     assert failed.value.data["down"] == ["shop-app-1"]
     assert running(docker) >= {"shop-db-1", "shop-web-1"}
-    with pytest.raises(Unsuccessful, match="1 of 3 not well: shop-app-1 ended with 0"):
+    with pytest.raises(Unsuccessful, match="1 of 3 containers not healthy: shop-app-1 exited with code 0"):
         step("healthy.get", timeout="200ms").act()
 
 
@@ -247,7 +249,7 @@ def test_recreated_container_is_stopped_too(docker: Stubborn) -> None:
 
 def test_auto_remove_container_is_not_stopped(docker: Stubborn) -> None:
     add(docker, "loose", AutoRemove=True)
-    with pytest.raises(Preflight, match="the engine removes loose when it stops"):
+    with pytest.raises(Preflight, match="the engine would delete container loose"):
         step("worker.execute", image="work:1", stacks=[], containers=["loose"]).act()
     assert workers(docker) == []
 
@@ -309,16 +311,16 @@ def test_container_ended_by_an_interrupted_stop_is_restarted(docker: Stubborn) -
 def test_late_attempt_does_not_begin(docker: Stubborn) -> None:
     made = worker()
     assert made.outcome is not None
-    with pytest.raises(Preflight, match="not begun any more"):
+    with pytest.raises(Preflight, match="requested too long ago"):
         step("work.execute", begin=False).act()
     assert f"start {made.outcome.data['name']}" not in docker.calls
 
 
 def test_preflight_fails_before_any_effect(docker: Stubborn) -> None:
     wrong = {
-        "there are no containers of stack 'other'": {"stacks": ["other"]},
-        "there is no container 'nobody'": {"containers": ["nobody"]},
-        "there is no volume 'data'": {"mounts": [{"volume": "data", "path": "/mnt"}]},
+        "stack 'other' has no containers": {"stacks": ["other"]},
+        "container 'nobody' does not exist": {"containers": ["nobody"]},
+        "volume 'data' does not exist": {"mounts": [{"volume": "data", "path": "/mnt"}]},
         "image 'none:1' is not on the Docker host": {"image": "none:1"},
     }
     for why, said in wrong.items():
@@ -338,9 +340,9 @@ def test_worker_container_is_kept_until_the_stack_is_up(docker: Stubborn) -> Non
     worker()
     step("work.execute").act()
     kept = step("remove.execute", results=results(StepState.FAILED)).act()
-    assert kept.data == {"removed": False, "kept": "the stack is not up again"}
+    assert kept.data == {"removed": False, "kept": "the stack is not up"}
     failed = results(StepState.CHANGED, StepState.FAILED)
-    assert step("remove.execute", results=failed, keep_failed=True).act().data["kept"] == "it failed"
+    assert step("remove.execute", results=failed, keep_failed=True).act().data["kept"] == "the worker failed"
     (left,) = workers(docker)
     assert left.is_kept
     assert step("remove.execute", results=failed).act().data == {"removed": True}
@@ -368,7 +370,7 @@ def test_two_installations_on_one_engine_serialise_jobs(docker: Stubborn, monkey
     monkeypatch.setenv("LONGSHORE_NAMESPACE", "another")
     get_settings.cache_clear()
 
-    with pytest.raises(Delayed, match="another installation is at work on it: longshore-job-backup-"):
+    with pytest.raises(Delayed, match="another installation uses these stacks: worker longshore-job-backup-"):
         worker("ours", plan_record=said)
     docker.remove(first.outcome.data["id"])
     mine = worker("ours", plan_record=said)

@@ -237,7 +237,7 @@ def test_unreadable_files_are_retried_and_cancellation_is_not_a_file_error(
 
     fails(OperationError("Docker Compose is not installed"))
     seen = look(engine)
-    assert said(seen) == {"": "its files cannot be used: Docker Compose is not installed"}
+    assert said(seen) == {"": "its files are invalid: Docker Compose is not installed"}
     fails(StepCancelled("stopped"))
     with pytest.raises(StepCancelled):
         look(engine, seen)
