@@ -175,7 +175,7 @@ def test_a_bad_plan_ends_every_command_with_one_line_before_anything_is_sent(
         (["run", "{plan}", "-p", "tag=1", "--run-id", "two words"], "run id 'two words' must match"),
         (["run", "{plan}", "-p", "tag=1", "--run-id", ""], "run id '' must match"),
         (["run", "{plan}", "-p", "tag=1", "--run-id", "x" * 129], "must match"),
-        (["runs", "ls", "--config", "nope.yaml"], "no such configuration file: nope.yaml"),
+        (["runs", "ls", "--config", "nope.yaml"], "configuration file nope.yaml does not exist"),
         (["dev"], "LONGSHORE_REDIS_URL is set: unset it for longshore dev, or start longshore worker"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
