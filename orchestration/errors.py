@@ -13,7 +13,7 @@
     ├── StoreUnavailable              Redis does not answer
     │   └── WrongType                 a key in Redis has an unexpected type
     ├── Damaged                       an unreadable entry in Redis
-    ├── QueueFull                 as many runs wait as may
+    ├── QueueFull                 the run queue is full
     ├── ServiceDown               a service that the plan needs is down; the run was refused
     ├── RunLost                   the run's record is no longer in Redis
     ├── RunFailed                     a run did not succeed; carries the report and its exit code
