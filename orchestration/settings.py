@@ -284,7 +284,7 @@ class Settings(BaseSettings):
             try:
                 sources.append(kind(settings_cls, path))
             except RecursionError:
-                raise ConfigError(f"the configuration file {config} cannot be read: it is nested too deeply") from None
+                raise ConfigError(f"the configuration file {config} cannot be read: nested too deeply") from None
             except (yaml.YAMLError, tomllib.TOMLDecodeError, OSError, ValueError, TypeError) as error:
                 what = " ".join(str(error).split())
                 raise ConfigError(f"the configuration file {config} cannot be read: {what}") from error

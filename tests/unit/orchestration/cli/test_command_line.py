@@ -74,8 +74,8 @@ def test_every_problem_of_a_bad_plan_is_told_on_a_line_of_its_own(broken: str, c
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        f"error: {broken}: line 7, step 'test': comes after 'biuld', which is not in the plan; did you mean 'build'?",
-        f"error: {broken}: line 8, step 'lint': comes after 'biuld', which is not in the plan; did you mean 'build'?",
+        f"error: {broken}: line 7, step 'test': depends on 'biuld', which is not in the plan; did you mean 'build'?",
+        f"error: {broken}: line 8, step 'lint': depends on 'biuld', which is not in the plan; did you mean 'build'?",
         f"error: {broken}: line 9, step 'ship': unknown operation 'command.exec': did you mean command.exec.execute?",
     ]
 
@@ -171,7 +171,7 @@ def test_a_bad_plan_ends_every_command_with_one_line_before_anything_is_sent(
         (["run", "{plan}", "-p", "tag=1", "-p", "replicas=1.5"], "parameter 'replicas' must be of type integer"),
         (["run", "{plan}", "-p", "tag=1", "--dry-run", "-p", "x=1"], "unknown parameter 'x'"),
         (["run", "{plan}", "--params", "nope.yaml"], "nope.yaml: cannot be read"),
-        (["run", "{plan}", "--params", "{folder}/list.yaml"], "list.yaml: it is not a mapping of parameters"),
+        (["run", "{plan}", "--params", "{folder}/list.yaml"], "list.yaml: the file is not a mapping of parameters"),
         (["run", "{plan}", "-p", "tag=1", "--run-id", "two words"], "run id 'two words' must match"),
         (["run", "{plan}", "-p", "tag=1", "--run-id", ""], "run id '' must match"),
         (["run", "{plan}", "-p", "tag=1", "--run-id", "x" * 129], "must match"),

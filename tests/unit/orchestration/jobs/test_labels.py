@@ -124,7 +124,7 @@ def test_volumes_are_mounted_for_their_job() -> None:
         ([container(timeout="soon")], "container shop-db-1: longshore.job.timeout: "),
         ([container(timeout="0")], "'0' is no time to wait"),
         ([container(overlap_policy="maybe")], "'maybe' is none of queue, skip, cancel_running"),
-        ([container(timezone="Mars/Olympus")], "'Mars/Olympus' is no time zone"),
+        ([container(timezone="Mars/Olympus")], "'Mars/Olympus' is not a time zone"),
         ([container(worker__command="sh -c 'x")], "longshore.job.worker.command: No closing quotation"),
         ([container(schedule="* * *")], "has 3 fields, and a schedule has 5"),
         (

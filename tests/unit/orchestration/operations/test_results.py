@@ -31,7 +31,7 @@ def test_data_is_a_mapping_whatever_it_was(value: Any) -> None:
 
 def test_what_is_no_mapping_is_the_result_and_what_is_no_json_is_an_error() -> None:
     assert as_mapping([1, 2]) == {"result": [1, 2]}
-    with pytest.raises(OperationError, match="not what JSON can hold"):
+    with pytest.raises(OperationError, match="cannot be represented as JSON"):
         as_mapping({"socket": object()})
 
 

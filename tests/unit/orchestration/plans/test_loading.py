@@ -27,7 +27,7 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
         "  c:\n    op: noop.execute\n    after: [b]\n",
         "a",
         3,
-        "the steps wait for each other: a → c → b → a",
+        "the steps form a cycle: a → c → b → a",
     ),
     "an unknown operation": (HEAD + "  a:\n    op: noop.execut\n", "a", 4, "did you mean noop.execute"),
     "a wrong type": (STEP + "    with:\n      sleep: soon\n", "a", 6, "sleep: 'soon' is not a duration"),
@@ -51,10 +51,10 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
         STEP + '    with:\n      fail: "{{ steps.b.status }}"\n  b: {op: noop.execute}\n',
         "a",
         6,
-        "looks at step 'b', which does not come before this step",
+        "looks at step 'b', which does not run before this step",
     ),
     "a broken template": (STEP + '    with:\n      fail: "{{ 1 + }}"\n', "a", 6, "broken template"),
-    "a duplicate step": (STEP + "  a:\n    op: noop.execute\n", "a", 5, "there are two steps of this name"),
+    "a duplicate step": (STEP + "  a:\n    op: noop.execute\n", "a", 5, "duplicate step name"),
     "a duplicate field": (STEP + "    op: noop.execute\n", "a", 5, "'op' stands here twice"),
     "a duplicate parameter": (STEP + "    with: {sleep: 1,\n      sleep: 2}\n", "a", 6, "'sleep' stands here twice"),
     "a duplicate at the top": ("name: p\nname: q\n", None, 2, "'name' stands here twice"),
@@ -100,16 +100,16 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
         "params.x: its default must be of type integer",
     ),
     "a label that is no text": ("name: p\nlabels:\n  a: 1\n", None, 3, "labels.a: "),
-    "broken YAML": ("name: p\nsteps: [\n", None, 3, "this is not YAML: "),
-    "a colon too many": ("name: p\nsteps: a: b\n", None, 2, "this is not YAML: "),
-    "an open quote": ('name: "p\n', None, 2, "this is not YAML: "),
-    "an alias of nothing": ("name: *x\n", None, 1, "this is not YAML: "),
-    "two documents": ("name: p\n---\nname: q\n", None, 2, "this is not YAML: "),
-    "tabs": ("name: p\nsteps:\n\ta:\n\t\top: noop.execute\n", None, 3, "this is not YAML: "),
+    "broken YAML": ("name: p\nsteps: [\n", None, 3, "invalid YAML: "),
+    "a colon too many": ("name: p\nsteps: a: b\n", None, 2, "invalid YAML: "),
+    "an open quote": ('name: "p\n', None, 2, "invalid YAML: "),
+    "an alias of nothing": ("name: *x\n", None, 1, "invalid YAML: "),
+    "two documents": ("name: p\n---\nname: q\n", None, 2, "invalid YAML: "),
+    "tabs": ("name: p\nsteps:\n\ta:\n\t\top: noop.execute\n", None, 3, "invalid YAML: "),
     "a merge key": ("x: &x {a: 1}\nname: p\nsteps:\n  <<: *x\n", None, 4, "merge"),
     "a merge key deep inside": (STEP + "    with:\n      data: {<<: {a: 1}}\n", "a", 6, "merge"),
-    "a key that is a list": ("name: p\n? [a]\n: b\n", None, 2, "a key must be a word"),
-    "a key that is nothing": ("name: p\n~: b\n", None, 2, "a key must be a word"),
+    "a key that is a list": ("name: p\n? [a]\n: b\n", None, 2, "a key must be a scalar"),
+    "a key that is nothing": ("name: p\n~: b\n", None, 2, "a key must be a scalar"),
     "an object of Python": (
         STEP + "    description: !!python/name:os.system x\n",
         "a",
@@ -131,8 +131,8 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
     "a value that is no number": (STEP + "    with: {data: {x: .nan}}\n", "a", 5, "nan"),
     "a value without end": (STEP + "    with: {data: {x: [-.inf]}}\n", "a", 5, "inf"),
     "a bound that is no number": ("name: p\nparams: {x: {type: number, min: .nan}}\n", None, 2, "nan"),
-    "an alias of itself": ("a: &a [*a]\n", None, 1, "its aliases make it too large"),
-    "deep nesting": (f"name:\n  {'[' * 500}{']' * 500}\n", None, 2, "it is nested too deeply"),
+    "an alias of itself": ("a: &a [*a]\n", None, 1, "the aliases expand to a file that is too large"),
+    "deep nesting": (f"name:\n  {'[' * 500}{']' * 500}\n", None, 2, "nested too deeply"),
     "deep nesting in JSON": (
         '{"name": "p", "steps": {"a": {"op": "noop.execute", "with": {"data": {"x":\n'
         + "[" * 300
@@ -140,13 +140,13 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
         + "}}}}}",
         None,
         2,
-        "it is nested too deeply",
+        "nested too deeply",
     ),
     "a duplicate step in JSON": (
         '{"name": "p", "steps": {\n"a": {"op": "noop.execute"},\n"a": {"op": "noop.execute"}}}',
         "a",
         3,
-        "there are two steps of this name",
+        "duplicate step name",
     ),
     "half a character in JSON": (
         '{"name": "p",\n"description": "\\ud800", "steps": {"a": {"op": "noop.execute"}}}',
@@ -165,7 +165,7 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
         HEAD + "  1: {op: noop.execute}\n  '1': {op: noop.execute}\n",
         "1",
         4,
-        "there are two steps of this name",
+        "duplicate step name",
     ),
     "a key with an end of line": (
         HEAD + '  a:\n    op: command.exec.execute\n    with: {argv: [x], env: {"A\\nB": 5}}\n',
@@ -231,7 +231,7 @@ def test_a_bomb_of_aliases_is_refused_before_it_grows(monkeypatch: pytest.Monkey
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
     bomb += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9))
 
-    with pytest.raises(PlanError, match="its aliases make it too large") as caught:
+    with pytest.raises(PlanError, match="the aliases expand to a file that is too large") as caught:
         parse(bomb)
 
     told(caught.value)
@@ -250,11 +250,11 @@ def test_nesting_without_end_does_not_end_the_process() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == ["plan: line 1: it is nested too deeply"] * len(openings)
+    assert done.stdout.splitlines() == ["plan: line 1: nested too deeply"] * len(openings)
 
 
 def test_a_broken_line_with_many_brackets_has_the_parsers_own_message() -> None:
-    with pytest.raises(PlanError, match="this is not YAML: "):
+    with pytest.raises(PlanError, match="invalid YAML: "):
         parse(f'name: "{"[" * 2000}\n')
 
 
@@ -268,7 +268,7 @@ def test_nesting_has_one_message_whichever_parser_refuses_it(
     with pytest.raises(PlanError) as caught:
         parse("name: p\nsteps:\n  " + "[" * ends)
 
-    assert str(caught.value) == "plan: line 3: it is nested too deeply"
+    assert str(caught.value) == "plan: line 3: nested too deeply"
 
 
 def test_aliases_in_a_plan_are_followed() -> None:
@@ -322,10 +322,10 @@ def test_a_plan_knows_the_folder_of_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "line", "says"),
     [
-        (b"name: p\n# caf\xe9\n", 2, "this is not UTF-8 text"),
-        ("name: p\n".encode("utf-16"), 1, "this is not UTF-8 text"),
-        (b"\xff", 1, "this is not UTF-8 text"),
-        (b"\x1f\x8b\x08\x00" + b"\x00" * 20, 1, "this is not UTF-8 text"),
+        (b"name: p\n# caf\xe9\n", 2, "the text is not UTF-8"),
+        ("name: p\n".encode("utf-16"), 1, "the text is not UTF-8"),
+        (b"\xff", 1, "the text is not UTF-8"),
+        (b"\x1f\x8b\x08\x00" + b"\x00" * 20, 1, "the text is not UTF-8"),
     ],
 )
 def test_a_file_that_is_not_utf_8_is_refused_with_the_line(
@@ -431,7 +431,7 @@ def test_a_file_of_parameters_is_one_mapping(tmp_path: Path) -> None:
     broken = write(tmp_path, "broken.yaml", "tag: [\n")
 
     assert read_mapping(good) == {"tag": "1.10", "replicas": 3}
-    for path, says in ((bad_one, "it is not a mapping of parameters"), (broken, "line 2: this is not YAML")):
+    for path, says in ((bad_one, "the file is not a mapping of parameters"), (broken, "line 2: this is not YAML")):
         with pytest.raises(PlanError, match=says) as caught:
             read_mapping(path)
         told(caught.value)
@@ -459,8 +459,8 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
         "step 'b': unknown operation 'noop.exec'",
         "step 'b': foreach: it is neither a list nor a template",
         "step 'c': only_if: failed can never hold",
-        "step 'd': data: the template looks at step 'z'",
+        "step 'd': data: the template reads step 'z'",
         "step 'd': when: 'params.x ==' is no expression",
-        "step 'd': max_parallel is for a step with a foreach or several hosts",
+        "step 'd': max_parallel requires a foreach or several hosts",
     ):
         assert any(part in line for line in told), (part, told)

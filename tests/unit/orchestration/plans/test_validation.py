@@ -36,7 +36,7 @@ def test_a_cycle_is_told_with_its_whole_path() -> None:
 
     text, _, path = problem.message.partition(": ")
     names = path.split(" → ")
-    assert text == "the steps wait for each other"
+    assert text == "the steps form a cycle"
     assert names[0] == names[-1] == problem.step
     assert sorted(names[1:]) == ["a", "b", "c"]
     # each waits for the next
@@ -44,7 +44,7 @@ def test_a_cycle_is_told_with_its_whole_path() -> None:
 
 
 def test_a_step_that_waits_for_itself_is_a_cycle_too() -> None:
-    assert told(of_edges({"a": ["a"]})) == ["step 'a': the steps wait for each other: a → a"]
+    assert told(of_edges({"a": ["a"]})) == ["step 'a': the steps form a cycle: a → a"]
 
 
 @given(graphs())
@@ -53,15 +53,15 @@ def test_a_plan_has_a_cycle_as_soon_as_one_of_its_edges_goes_back(edges: dict[st
     for name, after in edges.items():
         for dependency in after:
             back = {other: [*needs, name] if other == dependency else needs for other, needs in edges.items()}
-            assert "the steps wait for each other" in told(of_edges(back))[0]
+            assert "the steps form a cycle" in told(of_edges(back))[0]
 
 
 def test_a_missing_dependency_is_told_with_the_nearest_name() -> None:
     plan = of_edges({"build": [], "test": ["biuld"], "ship": ["elsewhere"]})
 
     assert told(plan) == [
-        "step 'test': comes after 'biuld', which is not in the plan; did you mean 'build'?",
-        "step 'ship': comes after 'elsewhere', which is not in the plan",
+        "step 'test': depends on 'biuld', which is not in the plan; did you mean 'build'?",
+        "step 'ship': depends on 'elsewhere', which is not in the plan",
     ]
 
 
@@ -74,7 +74,7 @@ def test_ten_thousand_steps_are_allowed_and_one_more_is_not() -> None:
     too_many = of_edges({f"s{n}": [] for n in range(10_001)})
 
     assert told(most) == []
-    assert told(too_many) == ["10001 steps are more than the 10000 that a plan may have"]
+    assert told(too_many) == ["the plan has 10001 steps; at most 10000 are allowed: split the plan"]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_ten_thousand_steps_are_allowed_and_one_more_is_not() -> None:
         ("noop.execut", "did you mean noop.execute"),
         ("docker.strat.execute", "docker.start.execute"),
         ("compose.up", "did you mean compose.up.execute"),
-        ("zzz", "own operations come with LONGSHORE_IMPORTS"),
+        ("zzz", "load custom operations with LONGSHORE_IMPORTS"),
     ],
 )
 def test_an_unknown_operation_is_told_with_the_nearest_ones(op: str, near: str) -> None:
@@ -145,8 +145,8 @@ def test_a_value_with_a_template_is_checked_when_it_is_rendered() -> None:
         ("{{ data.id }}", "the template names 'data'"),
         ("{{ params.nope }}", "the plan has no parameter 'nope'"),
         ("{{ params['nope'] }}", "the plan has no parameter 'nope'"),
-        ("{{ steps.gone.data }}", "the template looks at step 'gone', which is not in the plan"),
-        ("{{ steps.first.data }}", "the template looks at step 'first', which does not come before this step"),
+        ("{{ steps.gone.data }}", "the template reads step 'gone', which is not in the plan"),
+        ("{{ steps.first.data }}", "the template reads step 'first', which does not run before this step"),
         ("{{ 1 + }}", "broken template '{{ 1 + }}'"),
         ("{% if params.tag %}", "broken template"),
     ],
@@ -166,8 +166,8 @@ def test_a_template_may_look_at_any_step_upstream_and_at_no_other() -> None:
     plan.steps["lint"].with_["data"] = {"beside": "{{ steps.test.status }}", "below": "{{ steps['tell'].status }}"}
 
     assert told(plan) == [
-        "step 'lint': data: the template looks at step 'tell', which does not come before this step",
-        "step 'lint': data: the template looks at step 'test', which does not come before this step",
+        "step 'lint': data: the template reads step 'tell', which does not run before this step",
+        "step 'lint': data: the template reads step 'test', which does not run before this step",
     ]
 
 
@@ -184,7 +184,7 @@ def test_an_undo_is_checked_like_a_step_and_may_use_what_the_step_left() -> None
     assert [problem.partition("; ")[0].partition(": did")[0] for problem in told(plan)] == [
         "step 'last': unknown operation 'noop.execut'",
         "step 'least': noop.execute has no parameter 'slep'",
-        "step 'late': data: the template looks at step 'ship', which does not come before this step",
+        "step 'late': data: the template reads step 'ship', which does not run before this step",
     ]
 
 
@@ -193,7 +193,7 @@ def test_an_undo_of_an_always_step_would_never_run() -> None:
     plan.step("a", "noop.execute").always().undo("noop.execute")
     plan.step("b", "noop.execute").always().undo("none")
 
-    assert told(plan) == ["step 'a': an always step is never undone, so its undo would never run"]
+    assert told(plan) == ["step 'a': an always step is never undone: remove undo"]
 
 
 def test_problems_come_in_the_order_of_the_plan_with_the_way_to_them() -> None:

@@ -159,9 +159,9 @@ def test_what_is_done_to_a_host_is_tried_again_in_the_queue_of_that_host(
 @pytest.mark.parametrize(
     ("step", "why"),
     [
-        ("canary: 1", "canary is for a step with a foreach or several hosts"),
+        ("canary: 1", "canary requires a foreach or several hosts"),
         ("canary: 0, target: _all", "canary: "),
-        ("on_no_host: skip", "on_no_host is for a step with a target"),
+        ("on_no_host: skip", "on_no_host requires a target"),
         ("when: host.name == 'x'", "give it a target"),
         ("target: '{{ host.name }}'", "target: the template names 'host'"),
         ("target: _all, foreach: '{{ host.facts.disks }}'", "foreach: the template names 'host'"),
@@ -183,5 +183,5 @@ def test_an_approval_is_asked_for_once_and_not_on_each_host() -> None:
     sure = plan.approval("sure")
     assert Sandbox(hosts=FLEET, approve_all=True).run(plan).step("sure").items == []
     sure.target("_all")
-    with pytest.raises(PlanError, match="is done once, not on each host"):
+    with pytest.raises(PlanError, match="runs once, not on each host: target a single host"):
         validate(plan)

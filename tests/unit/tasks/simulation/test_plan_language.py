@@ -67,8 +67,8 @@ def test_an_undo_that_waits_for_a_person_or_a_run_is_refused() -> None:
     ("result", "said"),
     [
         (Result(hosts=[HostResult(1)]), "no name of a host"),  # type: ignore[arg-type]
-        (Result(hosts=[HostResult("a", status="ok")]), "'ok' is none of changed, unchanged, failed, skipped"),  # type: ignore[arg-type]
-        (Result(data={"x": object()}), "not what JSON can hold"),
+        (Result(hosts=[HostResult("a", status="ok")]), "'ok' is not one of changed, unchanged, failed, skipped"),  # type: ignore[arg-type]
+        (Result(data={"x": object()}), "cannot be represented as JSON"),
         (Result(hosts=[HostResult("a", data={"t": "x" * MAX_DATA_BYTES})]), "is larger than the"),
     ],
 )
@@ -314,20 +314,20 @@ def test_a_run_with_an_operation_that_nobody_knows_can_be_read_told_of_and_cance
 @pytest.mark.parametrize(
     ("step", "said"),
     [
-        ("when: \"{{ params.t }} == 'yes'\"", "is text, and text is true: write the condition without braces"),
-        ("when: \"steps.a.status == 'failed'\"", "step 'a' ends the run when it fails; give it on_error: continue"),
+        ("when: \"{{ params.t }} == 'yes'\"", "renders to text, which is always true"),
+        ("when: \"steps.a.status == 'failed'\"", "step 'a' ends the run on failure: set on_error: continue on it"),
         ("foreach: 3", "foreach: must be a list, or a template that gives one"),
         ('foreach: "x {{ 1 }}"', "it can only give text, not a list"),
         ("target: role=web", "target: must be _any, _all, a host's name, or a label as key:value"),
         ("tolerate: 200%", "tolerate: must be a number of items or hosts, or a part of them: 2, or 10%"),
         ("when: true", "when: must be an expression, as text"),
-        ("irreversible: true, always: true", "it is irreversible, and so cannot be an always step"),
-        ("retry: {attempts: 2}, op: approval.wait.execute", "is not tried again, so it has no retry"),
+        ("irreversible: true, always: true", "an irreversible step cannot be an always step: remove one of the two"),
+        ("retry: {attempts: 2}, op: approval.wait.execute", "is never retried: remove retry"),
         ("op: celery.task.execute, with: {task: x}", "needs a timeout"),
         ("op: plan.run.execute, with: {plan: nowhere}", "no plan 'nowhere'"),
-        ("max_parallel: 2", "max_parallel is for a step with a foreach or several hosts"),
+        ("max_parallel: 2", "max_parallel requires a foreach or several hosts"),
         ('with: {data: "{{ item }}"}', "item is there in the parameters of a step with a foreach"),
-        ("irreversible: true, undo: {op: noop.execute}", "it is irreversible, so its undo would never run"),
+        ("irreversible: true, undo: {op: noop.execute}", "an irreversible step is never undone: remove undo"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(step: str, said: str) -> None:
