@@ -123,7 +123,7 @@ def test_a_file_that_cannot_be_read_is_a_wrong_configuration(
     [
         ('"night ly": {plan: p, every: 5s}', "setting schedules.night ly: "),
         ("a@b: {plan: p, every: 5s}", "setting schedules.a@b: "),
-        ("a: {plan: p, cron: '61 * * * *'}", "setting schedules.a.cron: '61 * * * *' is no schedule"),
+        ("a: {plan: p, cron: '61 * * * *'}", "setting schedules.a.cron: '61 * * * *' is not a valid schedule"),
         ("a: {plan: p, cron: '@daily', every: 5s}", "setting schedules.a: give either cron or every"),
         ("a: {plan: p, evry: 5s}", "setting schedules.a.evry: unknown setting"),
     ],

@@ -48,7 +48,7 @@ def test_a_secret_may_stand_where_nobody_sees_it() -> None:
     ],
 )
 def test_a_secret_that_would_be_seen_is_refused(op: str, params: dict[str, Any]) -> None:
-    assert any("would be seen" in text for text in told(op, **params))
+    assert any("would be visible" in text for text in told(op, **params))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_secret_stands_in_parameters_only(where: str) -> None:
     step = plan.step("do", "noop.execute")
     text = "{{ secret('env:X') }}"
     {"when": step.when, "target": step.target, "foreach": step.foreach}[where](text)
-    assert any("would be seen" in str(problem) for problem in problems(plan, resolve))
+    assert any("would be visible" in str(problem) for problem in problems(plan, resolve))
 
 
 def test_a_mark_counts_only_with_its_own_word() -> None:

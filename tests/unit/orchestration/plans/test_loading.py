@@ -45,23 +45,23 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
         "needs the parameter 'argv'",
     ),
     "a missing dependency": (STEP + "    after:\n      - b\n", "a", 5, "comes after 'b', which is not in the plan"),
-    "an undefined variable": (STEP + '    with:\n      fail: "{{ item }}"\n', "a", 6, "the template names 'item'"),
+    "an undefined variable": (STEP + '    with:\n      fail: "{{ item }}"\n', "a", 6, "the template uses the unknown name 'item'"),
     "an undefined parameter": (STEP + '    with:\n      fail: "{{ params.x }}"\n', "a", 6, "no parameter 'x'"),
     "a template of a step that is not upstream": (
         STEP + '    with:\n      fail: "{{ steps.b.status }}"\n  b: {op: noop.execute}\n',
         "a",
         6,
-        "looks at step 'b', which does not run before this step",
+        "reads step 'b', which does not run before this step",
     ),
     "a broken template": (STEP + '    with:\n      fail: "{{ 1 + }}"\n', "a", 6, "broken template"),
     "a duplicate step": (STEP + "  a:\n    op: noop.execute\n", "a", 5, "duplicate step name"),
     "a duplicate field": (STEP + "    op: noop.execute\n", "a", 5, "'op' stands here twice"),
     "a duplicate parameter": (STEP + "    with: {sleep: 1,\n      sleep: 2}\n", "a", 6, "'sleep' stands here twice"),
     "a duplicate at the top": ("name: p\nname: q\n", None, 2, "'name' stands here twice"),
-    "nothing": ("", None, None, "it is empty"),
-    "nothing but a comment": ("# later\n", None, None, "it is empty"),
-    "a list": ("- a\n", None, None, "it is not a mapping"),
-    "a word": ("plan\n", None, None, "it is not a mapping"),
+    "nothing": ("", None, None, "the plan is empty"),
+    "nothing but a comment": ("# later\n", None, None, "the plan is empty"),
+    "a list": ("- a\n", None, None, "the plan is not a mapping"),
+    "a word": ("plan\n", None, None, "the plan is not a mapping"),
     "no steps": ("name: p\nsteps: {}\n", None, 2, "the plan has no steps"),
     "no steps at all": ("name: p\n", None, 1, "the plan has no steps"),
     "steps that are a list": ("name: p\nsteps:\n  - op: x\n", None, 2, "steps: must be a mapping"),
@@ -76,7 +76,7 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
         HEAD + "".join(f"  s{n}: {{op: noop.execute}}\n" for n in range(10_001)),
         None,
         2,
-        "10001 steps are more than the 10000",
+        "10001 steps; at most 10000",
     ),
     "an unknown field": (STEP + "    atfer: [b]\n", "a", 5, "unknown field 'atfer'"),
     "an unknown field of the plan": ("name: p\nfoo: 1\n", None, 2, "unknown field 'foo'"),
@@ -353,7 +353,7 @@ def test_a_file_that_is_too_large_is_not_read_on(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(source_module, "MAX_PLAN_BYTES", 10)
     path = write(tmp_path, "plan.yaml", STEP)
 
-    with pytest.raises(PlanError, match="bytes are more than the 10 that a plan may have") as caught:
+    with pytest.raises(PlanError, match="at most 10 are allowed") as caught:
         load(str(path))
 
     told(caught.value)
@@ -431,7 +431,7 @@ def test_a_file_of_parameters_is_one_mapping(tmp_path: Path) -> None:
     broken = write(tmp_path, "broken.yaml", "tag: [\n")
 
     assert read_mapping(good) == {"tag": "1.10", "replicas": 3}
-    for path, says in ((bad_one, "the file is not a mapping of parameters"), (broken, "line 2: this is not YAML")):
+    for path, says in ((bad_one, "the file is not a mapping of parameters"), (broken, "line 2: invalid YAML")):
         with pytest.raises(PlanError, match=says) as caught:
             read_mapping(path)
         told(caught.value)

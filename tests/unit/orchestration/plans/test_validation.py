@@ -141,8 +141,8 @@ def test_a_value_with_a_template_is_checked_when_it_is_rendered() -> None:
 @pytest.mark.parametrize(
     ("template", "says"),
     [
-        ("{{ item }}", "the template names 'item'; it may use host, params, run, steps"),
-        ("{{ data.id }}", "the template names 'data'"),
+        ("{{ item }}", "the template uses the unknown name 'item'; allowed are host, params, run, steps"),
+        ("{{ data.id }}", "the template uses the unknown name 'data'"),
         ("{{ params.nope }}", "the plan has no parameter 'nope'"),
         ("{{ params['nope'] }}", "the plan has no parameter 'nope'"),
         ("{{ steps.gone.data }}", "the template reads step 'gone', which is not in the plan"),

@@ -317,7 +317,7 @@ def test_a_run_with_an_operation_that_nobody_knows_can_be_read_told_of_and_cance
         ("when: \"{{ params.t }} == 'yes'\"", "renders to text, which is always true"),
         ("when: \"steps.a.status == 'failed'\"", "step 'a' ends the run on failure: set on_error: continue on it"),
         ("foreach: 3", "foreach: must be a list, or a template that gives one"),
-        ('foreach: "x {{ 1 }}"', "it can only give text, not a list"),
+        ('foreach: "x {{ 1 }}"', "the template renders to text, not a list"),
         ("target: role=web", "target: must be _any, _all, a host's name, or a label as key:value"),
         ("tolerate: 200%", "tolerate: must be a number of items or hosts, or a part of them: 2, or 10%"),
         ("when: true", "when: must be an expression, as text"),
