@@ -140,13 +140,13 @@ def _undo_of(step: CompiledStep) -> str:
     if step.always:
         return "never undone (always)"
     if step.read_only:
-        return "nothing to take back, it only looks"
+        return "nothing to undo, the step is read-only"
     if step.step.undo == "none":
-        return "nothing to take back, the plan says"
+        return "nothing to undo, the plan sets undo: none"
     if isinstance(step.step.undo, UndoSpec):
         return f"{step.step.undo.op} on queue {step.undo_queue}"
     if not step.has_undo:
-        return "WARNING: it has no undo; what it changed would stand (give it an undo, or undo: none)"
+        return "WARNING: the step has no undo, and its changes would remain: declare undo, or undo: none"
     if step.operation.function is not None:
         return f"its own undo on queue {step.undo_queue}"
     return f"{step.operation.undo} undo by {step.operation.name} on queue {step.undo_queue}"

@@ -43,7 +43,7 @@ def test_data_becomes_the_type_that_is_asked_for(model: Any) -> None:
 def test_data_that_is_missing_or_does_not_fit_is_a_clear_error() -> None:
     with pytest.raises(DecodeError, match="no result data for step 'x'"):
         decode(Image, {}, "step 'x'")
-    with pytest.raises(DecodeError, match="the data of step 'x' is no Image: size"):
+    with pytest.raises(DecodeError, match="the data of step 'x' does not match Image: size"):
         decode(Image, {"name": "shop"}, "step 'x'")
 
 
