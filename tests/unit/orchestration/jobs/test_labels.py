@@ -126,7 +126,7 @@ def test_volumes_are_mounted_for_their_job() -> None:
         ([container(overlap_policy="maybe")], "'maybe' is none of queue, skip, cancel_running"),
         ([container(timezone="Mars/Olympus")], "'Mars/Olympus' is not a time zone"),
         ([container(worker__command="sh -c 'x")], "longshore.job.worker.command: No closing quotation"),
-        ([container(schedule="* * *")], "has 3 fields, and a schedule has 5"),
+        ([container(schedule="* * *")], "has 3 fields; a schedule has 5"),
         (
             [container(), container("z", worker__image="backup:2")],
             "container z: longshore.job.worker.image: container shop-db-1 says 'backup:1' for job backup, which counts;"

@@ -164,7 +164,7 @@ def test_a_file_describes_jobs(tmp_path: Path) -> None:
         ({"mounts": ["data:here"]}, "is not volume"),
         ({"mounts": ["/etc:/x:ro"]}, "is not volume"),
         ({"colour": "red"}, "jobs.j.colour"),
-        ({"timezone": "Mars"}, "no time zone"),
+        ({"timezone": "Mars"}, "not a time zone"),
         ({"timeout": 0}, "jobs.j.timeout"),
         ({"host": "a b"}, "no name of a host"),
     ],

@@ -71,7 +71,7 @@ def test_what_cannot_be_taken_back_is_warned_of_and_the_rest_is_told_apart() -> 
     plan.step("own", "command.exec.execute", argv=["x"]).undo("file.deploy.execute", path="/x", content="")
     plan.step("last", "command.exec.execute", argv=["x"]).always()
 
-    assert line_of(plan, "bare").startswith("WARNING: it has no undo")
+    assert line_of(plan, "bare").startswith("WARNING: the step has no undo")
     assert line_of(plan, "looks") == "nothing to undo, the step is read-only"
     assert line_of(plan, "none") == "nothing to undo, the plan sets undo: none"
     assert line_of(plan, "own") == "file.deploy.execute on queue file.undo"

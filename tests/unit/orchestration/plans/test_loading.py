@@ -462,7 +462,7 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
         "step 'a': depends on 'nowhere'",
         "step 'a': noop.execute has no parameter 'sleeep'",
         "step 'b': unknown operation 'noop.exec'",
-        "step 'b': foreach: it is neither a list nor a template",
+        "step 'b': foreach: expected a list, or a template",
         "step 'c': only_if: failed can never hold",
         "step 'd': data: the template reads step 'z'",
         "step 'd': when: 'params.x ==' is no expression",

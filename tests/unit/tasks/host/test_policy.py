@@ -593,7 +593,7 @@ def test_secrets_are_demanded_as_references_by_their_names(name: str, value: str
     plan = Plan("p", params={"pw": str})
     plan.step("a", "command.exec.execute", argv=["true"], env={name: value})
     if refused:
-        with pytest.raises(PlanDenied, match="in clear"):
+        with pytest.raises(PlanDenied, match="plaintext secret"):
             reject_forbidden(plan, Settings())
         reject_forbidden(plan, Settings(clear_secrets="allow"))
     else:

@@ -162,7 +162,7 @@ def test_what_is_done_to_a_host_is_tried_again_in_the_queue_of_that_host(
         ("canary: 1", "canary requires a foreach or several hosts"),
         ("canary: 0, target: _all", "canary: "),
         ("on_no_host: skip", "on_no_host requires a target"),
-        ("when: host.name == 'x'", "give it a target"),
+        ("when: host.name == 'x'", "set target"),
         ("target: '{{ host.name }}'", "target: the template uses the unknown name 'host'"),
         ("target: _all, foreach: '{{ host.facts.disks }}'", "foreach: the template uses the unknown name 'host'"),
         ("target: _all, when_fact: {colour: red}", "unknown field 'colour'"),

@@ -31,7 +31,7 @@ def child(*, fails: bool = False, irreversible: bool = False) -> Plan:
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("target", "{{ steps.a.data.all }}", "target: it gives no name of a host but a list"),
+        ("target", "{{ steps.a.data.all }}", "target: it gives invalid host name but a list"),
         ("when", "params.n | dictsort", "when:"),
         ("foreach", "{{ namespace() }}", "foreach:"),
         ("foreach", "{{ steps.a.data.n }}", "foreach: it gives no list but a int"),
@@ -66,7 +66,7 @@ def test_an_undo_that_waits_for_a_person_or_a_run_is_refused() -> None:
 @pytest.mark.parametrize(
     ("result", "said"),
     [
-        (Result(hosts=[HostResult(1)]), "no name of a host"),  # type: ignore[arg-type]
+        (Result(hosts=[HostResult(1)]), "invalid host name"),  # type: ignore[arg-type]
         (Result(hosts=[HostResult("a", status="ok")]), "'ok' is not one of changed, unchanged, failed, skipped"),  # type: ignore[arg-type]
         (Result(data={"x": object()}), "cannot be represented as JSON"),
         (Result(hosts=[HostResult("a", data={"t": "x" * MAX_DATA_BYTES})]), "is larger than the"),
@@ -326,7 +326,7 @@ def test_a_run_with_an_operation_that_nobody_knows_can_be_read_told_of_and_cance
         ("op: celery.task.execute, with: {task: x}", "needs a timeout"),
         ("op: plan.run.execute, with: {plan: nowhere}", "no plan 'nowhere'"),
         ("max_parallel: 2", "max_parallel requires a foreach or several hosts"),
-        ('with: {data: "{{ item }}"}', "item is there in the parameters of a step with a foreach"),
+        ('with: {data: "{{ item }}"}', "item requires a foreach of a step with a foreach"),
         ("irreversible: true, undo: {op: noop.execute}", "an irreversible step is never undone: remove undo"),
     ],
 )
@@ -348,7 +348,7 @@ def test_a_point_of_no_return_is_alone_and_nothing_after_it_has_an_undo() -> Non
     with pytest.raises(PlanError) as caught:
         validate(plan)
     told = " / ".join(map(str, caught.value.problems))
-    assert "must be alone in its level; beside would run beside it" in told
+    assert "must be alone in its level, but beside would run beside it" in told
     assert "it comes after 'point', the point of no return" in told
 
 
@@ -368,5 +368,5 @@ def test_plans_that_lie_in_each_other_for_ever_are_refused(tmp_path: Path) -> No
     )
     from longshore.orchestration import load
 
-    with pytest.raises(PlanError, match="plans lie in each other more than 8 deep"):
+    with pytest.raises(PlanError, match="plans are nested more than 8 deep"):
         load(str(tmp_path / "loop.yaml"))
