@@ -465,7 +465,7 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
         "step 'b': foreach: expected a list, or a template",
         "step 'c': only_if: failed can never hold",
         "step 'd': data: the template reads step 'z'",
-        "step 'd': when: 'params.x ==' is no expression",
+        "step 'd': when: 'params.x ==' is not a valid expression",
         "step 'd': max_parallel requires a foreach or several hosts",
     ):
         assert any(part in line for line in told), (part, told)

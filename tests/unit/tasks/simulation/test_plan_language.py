@@ -31,7 +31,7 @@ def child(*, fails: bool = False, irreversible: bool = False) -> Plan:
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("target", "{{ steps.a.data.all }}", "target: it gives invalid host name but a list"),
+        ("target", "{{ steps.a.data.all }}", "target: it gives no name of a host but a list"),
         ("when", "params.n | dictsort", "when:"),
         ("foreach", "{{ namespace() }}", "foreach:"),
         ("foreach", "{{ steps.a.data.n }}", "foreach: it gives no list but a int"),
@@ -326,7 +326,7 @@ def test_a_run_with_an_operation_that_nobody_knows_can_be_read_told_of_and_cance
         ("op: celery.task.execute, with: {task: x}", "needs a timeout"),
         ("op: plan.run.execute, with: {plan: nowhere}", "no plan 'nowhere'"),
         ("max_parallel: 2", "max_parallel requires a foreach or several hosts"),
-        ('with: {data: "{{ item }}"}', "item requires a foreach of a step with a foreach"),
+        ('with: {data: "{{ item }}"}', "item requires a foreach"),
         ("irreversible: true, undo: {op: noop.execute}", "an irreversible step is never undone: remove undo"),
     ],
 )
