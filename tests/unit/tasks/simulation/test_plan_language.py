@@ -349,7 +349,7 @@ def test_a_point_of_no_return_is_alone_and_nothing_after_it_has_an_undo() -> Non
         validate(plan)
     told = " / ".join(map(str, caught.value.problems))
     assert "must be alone in its level, but beside would run beside it" in told
-    assert "it comes after 'point', the point of no return" in told
+    assert "the undo would never run after 'point', the point of no return" in told
 
 
 def test_an_undo_that_is_not_known_is_a_mistake() -> None:
