@@ -104,7 +104,7 @@ def test_a_plan_is_explained(plan: str, capsys: Captured) -> None:
     assert call(["plan", "explain", plan]) == 0
     text = capsys.readouterr().out
     assert "  ship: command.exec.execute after test, lint" in text
-    assert "  ship: WARNING: it has no undo" in text
+    assert "  ship: WARNING: the step has no undo" in text
 
     assert call(["plan", "explain", plan, "-o", "json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"explanation": text.splitlines()}
@@ -166,7 +166,7 @@ def test_a_bad_plan_ends_every_command_with_one_line_before_anything_is_sent(
         (["run", "{plan}", "-p", "tag"], "-p 'tag' is not name=value"),
         (["run", "{plan}", "-p", "=x"], "-p '=x' is not name=value"),
         (["run", "{plan}"], "parameter 'tag' is missing: give it with -p tag=…"),
-        (["run", "{plan}", "-p", "tga=1"], "unknown parameter 'tga': the plan has: tag, replicas"),
+        (["run", "{plan}", "-p", "tga=1"], "unknown parameter 'tga': use one of: tag, replicas"),
         (["run", "{plan}", "-p", "tag=1", "-p", "replicas=many"], "parameter 'replicas' must be of type integer"),
         (["run", "{plan}", "-p", "tag=1", "-p", "replicas=1.5"], "parameter 'replicas' must be of type integer"),
         (["run", "{plan}", "-p", "tag=1", "--dry-run", "-p", "x=1"], "unknown parameter 'x'"),
