@@ -1,44 +1,44 @@
-"""Every error of Longshore, under one root.
+"""All exceptions of Longshore, in one hierarchy.
 
     LongshoreError                    exit code 1
-    ├── UsageError                    exit code 2: what was asked for makes no sense
-    │   ├── PlanError                 a plan that cannot be run, with step and line
-    │   │   └── PlanDenied            one that could do harm: too large, a secret in clear, a template that breaks out
-    │   ├── ParamsError               values that do not fit the plan's `params`
+    ├── UsageError                    exit code 2: an invalid request
+    │   ├── PlanError                 an invalid plan, with step and line
+    │   │   └── PlanDenied            a plan refused by policy: too large, a plaintext secret, an unsafe template
+    │   ├── ParamsError               values that do not match the plan's `params`
     │   ├── UnknownName               no such plan, run, step or operation
-    │   │   └── JobNotFound           no such job; names those that there are
-    │   ├── RunConflict               the run id is taken by another plan
-    │   ├── BadIdentifier             a text that can be no part of a key or of a path
-    │   └── ConfigError               settings, a missing program or package
+    │   │   └── JobNotFound           no such job; the message lists the known ones
+    │   ├── RunConflict               the run id belongs to a run of another plan
+    │   ├── BadIdentifier             a text that is not valid in a key or a path
+    │   └── ConfigError               invalid settings, or a missing program or package
     ├── StoreUnavailable              Redis does not answer
-    │   └── WrongType                 a key in Redis has another type than Longshore gave it
-    ├── Damaged                       an entry in Redis that cannot be read
-    ├── QueueFull                 as many runs wait as may
-    ├── ServiceDown               a service that the plan needs is down, and new runs are refused
-    ├── RunLost                   the run is not in Redis any more
-    ├── RunFailed                     a run ended badly; carries the report and its exit code
-    ├── JobFailed                     a job ended badly; carries its report
-    │   ├── ImageMissing              its image could not be had: nothing was stopped
-    │   ├── StopFailed                the stack, or part of it, would not stop
-    │   ├── WorkerFailed              the worker ended with an error, or never began
-    │   ├── JobTimeout                the worker ran out of its time
-    │   ├── JobCancelled              somebody has cancelled it
-    │   └── StartFailed               the stack is not fully up again
-    ├── DecodeError                   a step's data is not of the type that was asked for
-    ├── WaitTimeout                   the run goes on, the waiting ended
+    │   └── WrongType                 a key in Redis has an unexpected type
+    ├── Damaged                       an unreadable entry in Redis
+    ├── QueueFull                 the run queue is full
+    ├── ServiceDown               a service that the plan needs is down; the run was refused
+    ├── RunLost                   the run's record is no longer in Redis
+    ├── RunFailed                     a run did not succeed; carries the report and its exit code
+    ├── JobFailed                     a job did not succeed; carries its report
+    │   ├── ImageMissing              the image could not be pulled; nothing was stopped
+    │   ├── StopFailed                the stack, or a part of it, did not stop
+    │   ├── WorkerFailed              the worker container failed or did not start
+    │   ├── JobTimeout                the worker container exceeded its timeout
+    │   ├── JobCancelled              the run was cancelled
+    │   └── StartFailed               the stack was not fully restarted
+    ├── DecodeError                   a step's data does not match the requested type
+    ├── WaitTimeout                   waiting timed out; the run continues
     └── OperationError                an operation failed on a worker
-        ├── Transient                 may pass: it is tried again
-        ├── Unsuccessful              it was done and did not work: tried again where the plan says so
-        ├── Delayed                   not known yet how it ended: it is asked again
-        ├── InDoubt                   it may have happened, and asking again would be to do it again
-        ├── Blocked                   its service is down: its breaker opens, the run is suspended
-        ├── Preflight                 failed before anything was touched
-        │   └── NotAllowed            this worker's settings forbid it; stands in the audit trail
-        ├── StepTimeout               the attempt ran out of its time
-        └── StepCancelled             the run asked its running steps to stop
+        ├── Transient                 a temporary error: the step is retried
+        ├── Unsuccessful              the effect was attempted and failed: retried only under an explicit policy
+        ├── Delayed                   the outcome is not known yet: the operation is polled
+        ├── InDoubt                   the effect may have happened, and a retry could repeat it
+        ├── Blocked                   the service is down: its breaker opens, the run is suspended
+        ├── Preflight                 failed before any effect
+        │   └── NotAllowed            denied by the worker's settings; recorded in the audit trail
+        ├── StepTimeout               the attempt exceeded its timeout
+        └── StepCancelled             the attempt stopped because its run was cancelled
 
-Each error says what happened, where, and what to do next; `exit_code` is what the command line
-returns for it, through any wrapping (`exit_code_of`).
+Each error states what failed, where, and the remedy. `exit_code` is the exit code of the command line,
+through any wrapping (`exit_code_of`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from typing import Any
 
 
 class LongshoreError(Exception):
-    """Root of all errors. `remedy` is one sentence that says what to do next."""
+    """Root of all errors. `remedy` is one imperative sentence: the next thing to do."""
 
     exit_code = 1
 
@@ -61,7 +61,7 @@ class LongshoreError(Exception):
         return f"{self.message}: {self.remedy}" if self.remedy else self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Keyword-only arguments are not in `args`, from which exceptions are copied between processes.
+        # Pickle rebuilds an exception from `args`, which hold no keyword-only arguments.
         return _rebuild, (type(self), self.args, self.__dict__)
 
 
@@ -73,16 +73,15 @@ def _rebuild(kind: type[LongshoreError], args: tuple[Any, ...], state: dict[str,
 
 
 class UsageError(LongshoreError):
-    """What was asked for cannot be done as it was asked."""
+    """An invalid request: wrong input, names or settings."""
 
     exit_code = 2
 
 
 class Problem:
-    """One thing that is wrong with a plan: what, in which step, at which line of its file.
+    """One defect of a plan, with its step and the line of its file.
 
-    `path` leads to it inside the plan (`("steps", "pull", "with")`); the reader of a file turns it
-    into a line.
+    `path` is its location inside the plan (`("steps", "pull", "with")`), from which the loader derives the line.
     """
 
     def __init__(
@@ -102,35 +101,37 @@ class Problem:
         where = [f"line {self.line}"] if self.line else []
         where += [f"step {self.step!r}"] if self.step else []
         text = f"{', '.join(where)}: {self.message}" if where else self.message
-        return " ".join(text.split())  # one line, whatever a file has put into a name
+        return " ".join(text.split())  # names from a file may contain newlines
 
     def __repr__(self) -> str:
         return f"Problem({str(self)!r})"
 
 
-#: Problems that one line may tell of.
-_TOLD = 5
+#: The most problems listed in one message.
+_LISTED = 5
 
 
 class PlanError(UsageError):
-    """A plan that cannot be run. `problems` holds all that was found, the message names the first of them."""
+    """An invalid plan. `problems` lists every defect; the message names the first ones."""
 
     def __init__(self, problems: list[Problem] | str, *, source: str = "") -> None:
         found = [Problem(problems)] if isinstance(problems, str) else problems
         more = f" (and {len(found) - 1} more: longshore plan validate)" if len(found) > 1 else ""
-        # A plan that was built in Python has no file that could be validated: all of it is told here.
-        first = "; ".join(map(str, found[:_TOLD])) + (f"; and {len(found) - _TOLD} more" if len(found) > _TOLD else "")
+        # A plan built in Python has no file to validate, so the message lists several problems.
+        first = "; ".join(map(str, found[:_LISTED])) + (
+            f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+        )
         super().__init__(f"{source}: {found[0]}{more}" if source else first)
         self.problems = found
         self.source = source
 
 
 class PlanDenied(PlanError):
-    """A plan that is refused for what it could do. It stands in the audit trail."""
+    """A plan that the policy refuses. The denial is recorded in the audit trail."""
 
 
 class ParamsError(UsageError):
-    """Values that do not fit the plan's `params`."""
+    """Values that do not match the plan's `params`."""
 
 
 class UnknownName(UsageError):
@@ -138,11 +139,11 @@ class UnknownName(UsageError):
 
 
 class JobNotFound(UnknownName):
-    """No such job, on the hosts that answered."""
+    """No such job on the hosts that answered."""
 
 
 class BadIdentifier(UsageError):
-    """A run id, or another text that becomes a part of a key or of a path, is none."""
+    """A run id, or another part of a key or a path, has invalid characters."""
 
 
 class RunConflict(UsageError):
@@ -150,47 +151,47 @@ class RunConflict(UsageError):
 
 
 class ConfigError(UsageError):
-    """Settings that contradict each other, or a program or package that is missing."""
+    """Invalid or contradictory settings, or a missing program or package."""
 
 
 class StoreUnavailable(LongshoreError):
-    """Redis does not answer, or refuses to write."""
+    """Redis does not answer, or refuses writes."""
 
 
 class WrongType(StoreUnavailable):
-    """A key in Redis has another type than the one that Longshore gave it."""
+    """A key in Redis has an unexpected type."""
 
 
 class Damaged(LongshoreError):
-    """An entry in Redis that cannot be read: it becomes one dead letter, and harms nothing else."""
+    """An unreadable entry in Redis. The reader moves it to the dead letters and continues."""
 
 
-#: What the reader of a damaged entry raises.
+#: Exceptions that decoding a damaged entry can raise.
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 
 
 class DecodeError(LongshoreError):
-    """There is no such step, or its data does not fit the type."""
+    """The step does not exist, or its data does not match the type."""
 
 
 class WaitTimeout(LongshoreError):
-    """Waiting ended before the run did. The run goes on."""
+    """Waiting timed out before the run ended. The run continues."""
 
 
 class QueueFull(LongshoreError):
-    """As many runs wait to begin as may. Nothing was stored."""
+    """The run queue is full. Nothing was stored."""
 
 
 class ServiceDown(LongshoreError):
-    """A service that the plan needs is down, and the setting `on_blocked` refuses new runs. Nothing was stored."""
+    """A service that the plan needs is down and `on_blocked` is `refuse`. Nothing was stored."""
 
 
 class RunLost(LongshoreError):
-    """The run was there, and is not in Redis any more: it was pruned, or Redis has lost its data."""
+    """The run's record is no longer in Redis: it was pruned, or Redis lost its data."""
 
 
 class RunFailed(LongshoreError):
-    """A run that did not end as asked; `report` is complete all the same."""
+    """A run that did not succeed; `report` is complete."""
 
     def __init__(self, message: str, *, report: Any, exit_code: int) -> None:
         super().__init__(message)
@@ -199,7 +200,7 @@ class RunFailed(LongshoreError):
 
 
 class JobFailed(LongshoreError):
-    """A job that did not end as asked; `report` is the whole run's, `report.job` its own part."""
+    """A job that did not succeed; `report` covers the whole run, `report.job` the job."""
 
     def __init__(self, message: str, *, report: Any, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -208,31 +209,31 @@ class JobFailed(LongshoreError):
 
 
 class ImageMissing(JobFailed):
-    """The worker's image is not there and could not be had. Nothing was stopped."""
+    """The worker's image is missing and could not be pulled. Nothing was stopped."""
 
 
 class StopFailed(JobFailed):
-    """The stack, or a part of it, would not stop. What was stopped has been started again."""
+    """The stack, or a part of it, did not stop. Stopped containers have been started again."""
 
 
 class WorkerFailed(JobFailed):
-    """The worker ended with an error, or never began."""
+    """The worker container failed or did not start."""
 
 
 class JobTimeout(JobFailed):
-    """The worker ran out of its time, and was ended."""
+    """The worker container exceeded its timeout and was killed."""
 
 
 class JobCancelled(JobFailed):
-    """Somebody has cancelled the run."""
+    """The run was cancelled."""
 
 
 class StartFailed(JobFailed):
-    """Not all that ran before is well again: `report.job.down` names it. The work itself may have succeeded."""
+    """Some containers did not become healthy again (`report.job.down`). The work itself may have succeeded."""
 
 
 class OperationError(LongshoreError):
-    """An operation failed. Permanent unless it is `Transient`; its effect is unknown unless `Preflight`."""
+    """An operation failed: permanently unless `Transient`, with an unknown effect unless `Preflight`."""
 
     def __init__(self, message: str, *, remedy: str = "", data: dict[str, Any] | None = None) -> None:
         super().__init__(message, remedy=remedy)
@@ -240,33 +241,33 @@ class OperationError(LongshoreError):
 
 
 class Transient(OperationError):
-    """An error that can pass: the engine is busy, a registry is away. The step's policy tries it again."""
+    """A temporary error: a busy engine, an unreachable registry. The step's policy retries the attempt."""
 
 
 class Unsuccessful(OperationError):
-    """Done, and not with success: an exit code. Tried again only where step or plan has a policy."""
+    """A completed effect without success, such as an exit code. Retried only where step or plan has a policy."""
 
 
 class Delayed(OperationError):
-    """It was begun, and it is not known yet how it ended: it is asked again, until the step's time is over.
+    """The effect has begun and its outcome is not known yet: the operation is polled until the step times out.
 
-    Asking is to call the operation once more, with the same idempotency key; one that has a `done` answers by
-    that. `after` is when, in seconds; the setting `slow_retry` where it is left out. It uses up no attempt.
+    A poll calls the operation again with the same idempotency key, or its `done` if it has one. `after` is the
+    delay in seconds, by default the setting `slow_retry`. A poll does not count against the retry limit.
     """
 
-    def __init__(self, message: str = "not known yet", *, after: float | None = None, remedy: str = "") -> None:
+    def __init__(self, message: str = "outcome not known yet", *, after: float | None = None, remedy: str = "") -> None:
         super().__init__(message, remedy=remedy)
         self.after = after
 
 
 class InDoubt(OperationError):
-    """It may have happened, and there is nobody to ask: the step ends `unknown`."""
+    """The effect may have happened and cannot be verified: the step ends `unknown`."""
 
 
 class Blocked(OperationError):
-    """Nothing was done, because the service is down: its breaker opens, and the run waits until it is back.
+    """The service is down and no effect happened: its breaker opens, and the run is suspended until it closes.
 
-    `service` is its name, the one that the operation declares where it is left out. It uses up no attempt.
+    `service` is the name of the service, by default that of the operation. It does not count against the retry limit.
     """
 
     def __init__(self, message: str = "the service does not answer", *, service: str = "", remedy: str = "") -> None:
@@ -275,23 +276,23 @@ class Blocked(OperationError):
 
 
 class Preflight(OperationError):
-    """Failed before anything was touched, so that there is nothing to undo."""
+    """Failed before any effect: there is nothing to undo."""
 
 
 class NotAllowed(Preflight):
-    """The settings of the worker forbid it, whatever a plan says. It stands in the audit trail."""
+    """Denied by the worker's settings. The denial is recorded in the audit trail."""
 
 
 class StepTimeout(OperationError):
-    """The attempt ran out of its time."""
+    """The attempt exceeded its timeout."""
 
 
 class StepCancelled(OperationError):
-    """The run asked its running steps to stop, and this one did."""
+    """The attempt stopped because its run was cancelled."""
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and everything it was raised from, outermost first."""
+    """The error and its causes, outermost first."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -306,7 +307,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def wrapped(error: BaseException) -> Iterator[BaseException]:
-    """The error, its causes, and the errors that requests and urllib3 keep in its arguments."""
+    """The error, its causes, and the errors that requests and urllib3 store in `args` and `reason`."""
     seen: set[int] = set()
     waiting: list[object] = [error]
     while waiting:
@@ -318,7 +319,7 @@ def wrapped(error: BaseException) -> Iterator[BaseException]:
 
 
 def exit_code_of(error: BaseException) -> int:
-    """The exit code an error stands for, however often it was wrapped."""
+    """The exit code of an error, through any wrapping."""
     for link in chain(error):
         if isinstance(link, LongshoreError):
             return link.exit_code
@@ -326,5 +327,5 @@ def exit_code_of(error: BaseException) -> int:
 
 
 def plain(message: str) -> str:
-    """A message of pydantic's without the words that are for programmers."""
+    """A pydantic message without its `Value error, ` prefix."""
     return message.removeprefix("Value error, ")

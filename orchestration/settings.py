@@ -1,4 +1,4 @@
-"""Settings: flag > `LONGSHORE_*` environment > file > default."""
+"""Settings, by precedence: flag, `LONGSHORE_*` environment, file, default."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.language.schedule import Scheduled, ScheduleName
 from longshore.orchestration.language.targets import is_host_name, parse_facts, parse_labels
 
-#: A plan with more steps is refused: its record would no longer fit into one script's work.
+#: The most steps of a plan: one Lua script processes the whole record.
 MAX_STEPS = 10_000
-#: Bytes of a plan with its parameters and files, as stored.
+#: The largest plan in bytes, with its parameters and files, as stored.
 MAX_PLAN_BYTES = 32 * 1024 * 1024
-#: Bytes of one local file that a plan carries.
+#: The largest local file that a plan carries, in bytes.
 MAX_FILE_BYTES = 1024 * 1024
-#: Bytes of one step's recorded data; larger data is an error of the step.
+#: The largest recorded data of a step, in bytes; larger data fails the step.
 MAX_DATA_BYTES = 4 * 1024 * 1024
-#: Bytes above which a step's data has a key of its own, which is read only where it is wanted.
+#: Step data above this size, in bytes, has a key of its own, read on demand.
 LARGE_DATA_BYTES = 64 * 1024
-#: Units of one step: items, hosts, or their product.
+#: The most units of one step: items, hosts, or their product.
 MAX_UNITS = 10_000
 
 
-#: A URL that names not the server but those who know which one it is.
+#: Scheme of a URL that names Redis Sentinels.
 SENTINEL = "sentinel://"
 
 
 @dataclass(frozen=True)
 class Sentinel:
-    """`sentinel://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…]/SERVICE[/DB]`; user and password are the server's."""
+    """`sentinel://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…]/SERVICE[/DB]`; with the server's user and password."""
 
     hosts: tuple[tuple[str, int], ...]
     service: str
@@ -63,7 +63,7 @@ class Sentinel:
 
 
 def sentinel(url: str) -> Sentinel:
-    """The parts of such a URL; ConfigError names what is missing."""
+    """Parse a `sentinel://` URL. Raises ConfigError."""
     rest, _, _ = url.removeprefix(SENTINEL).partition("?")
     who, _, where = rest.rpartition("@")
     places, _, path = where.partition("/")
@@ -72,8 +72,8 @@ def sentinel(url: str) -> Sentinel:
     hosts = [place.rpartition(":") for place in places.split(",") if place]
     if not hosts or not service or not all(host and port.isdigit() for host, _, port in hosts):
         raise ConfigError(
-            "the Redis URL names no sentinels, or no service of theirs",
-            remedy="sentinel://host1:26379,host2:26379/mymaster/0",
+            "the Redis URL names no sentinel, or no service",
+            remedy="write it as sentinel://host1:26379,host2:26379/mymaster/0",
         )
     return Sentinel(
         tuple((host, int(port)) for host, _, port in hosts), service, int(db or 0),
@@ -87,140 +87,139 @@ def _state_home() -> Path:
 
 
 class Settings(BaseSettings):
-    """Everything that a deployment may set. Names in the environment: `LONGSHORE_REDIS_URL`, …"""
+    """All settings of an installation. Environment variables: `LONGSHORE_REDIS_URL`, …"""
 
     model_config = SettingsConfigDict(env_prefix="LONGSHORE_", env_ignore_empty=True, extra="forbid", frozen=True)
 
-    #: Without one, an embedded server is started and kept in the state folder.
+    #: By default the client starts an embedded server, whose data is in the state folder.
     redis_url: str | None = None
-    #: Prefix of every key and queue, so that two installations on one Redis do not meet.
+    #: Prefix of every key and queue, which separates installations on one Redis.
     namespace: str = Field(default="longshore", pattern=r"^[A-Za-z0-9_-]{1,32}$")
     state_dir: Path = Field(default_factory=_state_home)
-    #: Folders in which plans are found by name, separated by `:`.
+    #: Folders of plans that can be run by name, separated by `:`.
     plans: str = ""
-    #: Files that describe jobs, separated by `:`, beside the labels of containers.
+    #: Files that declare jobs in addition to container labels, separated by `:`.
     jobs: str = ""
-    #: A file that says of stacks what their labels do not: what a change of a file demands, registries' credentials.
+    #: File with stack rules in addition to labels: the action on a changed file, registry credentials.
     stacks: str = ""
-    #: How old what is cached of a host's stacks may be; then everything is read again, whether it has changed or not.
+    #: Lifetime of the cached stack inventory of a host; after that the whole host is inspected again.
     cache_ttl: Duration = Field(default=3600.0, gt=0)
-    #: How often beat has stale stacks brought right; never, if left out.
+    #: Interval at which beat reconciles stale stacks; never by default.
     orchestrate_every: Duration | None = Field(default=None, gt=0)
-    #: Plans that start by themselves, by the name of the schedule; in a file, or as JSON.
+    #: Scheduled plans by schedule name; in the settings file, or as JSON.
     schedules: dict[ScheduleName, Scheduled] = Field(default_factory=dict)
-    #: What beat goes by: Celery's own in-memory scheduler, or RedBeat, whose entries can be changed while it runs.
+    #: Scheduler of beat: Celery's in-memory one, or RedBeat, whose entries can change at run time.
     beat: Literal["celery", "redbeat"] = "celery"
-    #: How often beat has looked at what is due: schedules of plans, and jobs that have one.
+    #: Interval at which beat checks for due plans and jobs.
     tick: Duration = 5.0
-    #: What this installation is called on its engines, where its workers name its Redis in different ways, or it moves.
+    #: Name of this installation on Docker engines; set it if workers use different Redis URLs, or before Redis moves.
     installed_as: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
-    #: How many jobs may run at once, of all stacks; the others wait in their order.
+    #: The most jobs that run at once, over all stacks; others queue in order.
     max_jobs: int | None = Field(default=None, ge=1)
-    #: Modules with own operations, imported by client and worker, separated by commas.
+    #: Modules with custom operations, imported by client and worker, separated by commas.
     imports: str = ""
-    #: A file that a worker touches as long as it sweeps, and a beat as long as it ticks, for whatever looks after them.
+    #: Liveness file, touched by a worker at each sweep and by a beat at each tick.
     alive_file: str = ""
-    #: Of workers: `text`, or `json`, a line an object.
+    #: Log format of workers: `text`, or `json` with one object per line.
     log_format: Literal["text", "json"] = "text"
-    #: Whether each run is sent as a trace of OpenTelemetry; where to is said by OTEL_EXPORTER_OTLP_ENDPOINT.
+    #: Export each run as an OpenTelemetry trace, to OTEL_EXPORTER_OTLP_ENDPOINT.
     tracing: bool = False
-    #: What is told of: failed, undo_failed, approval_wanted, breaker_open.
+    #: Events that trigger a notification: failed, undo_failed, approval_wanted, breaker_open.
     notify_on: str = "failed,undo_failed,approval_wanted,breaker_open"
-    #: To whom: a URL that takes JSON by POST, signed with a secret if there is one; a program with its arguments; and
-    #: Apprise's addresses, with blanks between them.
+    #: Receivers of notifications: a URL for JSON by POST, signed if a secret is set; a program with its arguments;
+    #: Apprise addresses, separated by blanks.
     notify_webhook: str = ""
     notify_secret: str = ""
     notify_command: str = ""
     notify_apprise: str = ""
-    #: Where Flower is to be had, for links to runs.
+    #: URL of Flower, for links to runs.
     notify_link: str = ""
-    #: Who does it, on every event; the OS user if left out.
+    #: Actor recorded on every event; by default the OS user.
     actor: str | None = None
-    #: From where, in the audit trail; the machine's name if left out.
+    #: Origin recorded in the audit trail; by default the machine's name.
     origin: str = ""
-    #: A file of keys, made by `longshore init`: then every message and request is signed, and what is not is refused.
+    #: Key file made by `longshore init`; if set, messages and requests are signed and unsigned ones rejected.
     keys: str = ""
-    #: What becomes of a plan in which something that is called a password or a token stands in clear.
+    #: Whether a plan with a plaintext password or token is refused.
     clear_secrets: Literal["refuse", "allow"] = "refuse"
-    #: Bytes of a plan with its parameters and files; a larger one is refused.
+    #: The largest plan in bytes, with its parameters and files.
     max_plan: int = Field(default=MAX_PLAN_BYTES, ge=1024, le=MAX_PLAN_BYTES)
 
-    #: Where a worker's Docker engine is: unix://, tcp:// or ssh://. DOCKER_HOST and docker's own context if left out.
+    #: URL of a worker's Docker engine: unix://, tcp:// or ssh://. By default DOCKER_HOST, then the docker context.
     docker_host: str = ""
-    #: Folders that a worker's operations may read, write and run commands in, separated by `:`; links do not lead out.
+    #: Folders in which operations may read, write and run commands, separated by `:`; symlinks cannot leave them.
     allowed_roots: str = "/"
-    #: Programs that commands may run, by name or path, with * and ?, separated by commas; any if left out.
+    #: Programs that commands may run: names or paths with * and ?, separated by commas; any by default.
     allowed_commands: str = ""
-    #: Names, with * and ?, of what a plan may set in the environment of these programs; only known ones, for many
-    #: names make another program of one (BASH_ENV, LD_PRELOAD, PYTHONPATH, GIT_SSH_COMMAND).
+    #: Environment variables that a plan may set for these programs: names with * and ?. An allow list, because some
+    #: variables execute other code (BASH_ENV, LD_PRELOAD, PYTHONPATH, GIT_SSH_COMMAND).
     allowed_environment: str = (
         "LC_*,LANG,TZ,TERM,COLUMNS,LINES,NO_COLOR,PGHOST,PGPORT,PGUSER,PGPASSWORD,PGDATABASE,MYSQL_PWD,REDISCLI_AUTH"
     )
-    #: Sources of secret(): prefixes of environment variables' names, and folders, separated by commas. Never admitted:
-    #: LONGSHORE_* (except LONGSHORE_SECRET_*), the worker's keys, its Redis URL, and its state folder.
+    #: Sources of secret(): prefixes of environment variables, and folders, separated by commas. Always denied:
+    #: LONGSHORE_* (except LONGSHORE_SECRET_*), the worker's keys, its Redis URL and its state folder.
     allowed_secrets: str = "LONGSHORE_SECRET_,/run/secrets"
-    #: Operations that this worker may do, with * and ?, separated by commas; any if left out.
+    #: Operations that this worker may run, with * and ?, separated by commas; any by default.
     allowed_operations: str = ""
-    #: Images of which it may make containers, or which it may pull; any if left out.
+    #: Images that this worker may pull or create containers from, with * and ?; any by default.
     allowed_images: str = ""
-    #: Folders of the Docker host that containers may be given, separated by `:`. If left out folders of data: none of
-    #: the system's own, of homes as a whole, of engines, or of Longshore's.
+    #: Folders of the Docker host that containers may mount, separated by `:`. By default any but folders of the
+    #: system, whole home folders, and folders of engines and of Longshore.
     allowed_binds: str = ""
-    #: Other machines that a worker's operations may talk to, separated by commas: names with * and ?, addresses, and
-    #: networks (10.0.0.0/8). A name that leads to an address inside needs that in the list, too. If left out any, but
-    #: for addresses of the link (169.254.169.254 for instance, where clouds keep credentials).
+    #: Machines that operations may connect to, separated by commas: names with * and ?, addresses, and networks
+    #: (10.0.0.0/8). A name that resolves to a private address needs that address in the list, too. By default any
+    #: but link-local addresses (such as 169.254.169.254, the metadata service of clouds).
     allowed_hosts: str = ""
-    #: Whether containers may be privileged: all capabilities, devices, namespaces of the host's, and whatever
-    #: else is not known to be harmless.
+    #: Whether containers may be privileged: all capabilities, devices, namespaces of the host, and any other
+    #: option that is not known to be harmless.
     allow_privileged: bool = False
-    #: Bytes of one entry of the object store.
+    #: The largest entry of the object store, in bytes.
     max_object: int = Field(default=16 * 1024 * 1024, ge=1, le=256 * 1024 * 1024)
 
-    #: This host's name, where it is not the one in the worker's node name (`worker@HOST`).
+    #: Name of this host; by default HOST in the worker's node name (`worker@HOST`).
     host: str = ""
-    #: Labels of this host, and facts of its own: `role=web,group=web.dev.eu`.
+    #: Labels and custom facts of this host: `role=web,group=web.dev.eu`.
     labels: str = ""
     facts: str = ""
-    #: How many replicas of Redis must have what is acknowledged; if left out 1 with sentinels, else none.
+    #: Replicas of Redis that must acknowledge a write; by default 1 with sentinels, else 0.
     replicas: int | None = Field(default=None, ge=0, le=10)
-    #: A worker that is silent for so long has lost its step.
+    #: Lease of a claimed step; a worker that does not renew it in this time loses the step.
     lease: Duration = 15.0
-    #: How often each worker looks for what is due. About the precision of a long retry delay.
+    #: Interval of each worker's sweep for due work: the precision of long retry delays.
     sweep_interval: Duration = 1.0
-    #: From dispatch to claim; then the step fails, because nobody does this work.
+    #: Longest time from dispatch to claim; then the step fails, as no worker consumes its queue.
     claim_timeout: Duration = 600.0
-    #: An attempt's time where the step says none.
+    #: Timeout of an attempt whose step sets none.
     step_timeout: Duration = 3600.0
-    #: How many runs may be live at once, in all and of one plan; the others wait in their order.
+    #: The most live runs, in total and per plan; others queue in order.
     max_runs: int | None = Field(default=None, ge=1)
     max_runs_per_plan: int | None = Field(default=None, ge=1)
-    #: How many may wait; more are refused.
+    #: The most queued runs; further ones are refused.
     max_queued: int = Field(default=10_000, ge=0)
-    #: How often a step's worker may be lost before the step is given up.
+    #: How many times a step may lose its worker before the step fails.
     max_lost: int = Field(default=3, ge=1, le=1000)
-    #: How long a person may think about a step that may have happened (`on_unknown: ask`).
+    #: Time for a decision about a step in doubt (`on_unknown: ask`).
     ask_timeout: Duration = 86_400.0
-    #: How long a service that is down is left alone before one run may try it; and an operation that does not
-    #: know yet how it ended.
+    #: Time from the opening of a breaker to the trial by one run; also the poll interval of delayed operations.
     slow_retry: Duration = 30.0
-    #: How long the other runs wait once it is back.
+    #: Delay of the other runs after the breaker has closed.
     fast_retry: Duration = 0.0
-    #: Over how long they are spread, so that they do not all come at once.
+    #: Period over which these runs are spread, to avoid a burst.
     retry_spread: Duration = 2.0
-    #: How long a run that rests is kept, with all that its undo needs.
+    #: How long an ended run is kept, with the backups for its undo.
     retention: Duration = 7 * 86_400.0
-    #: What becomes of new runs that need a service that is down.
+    #: Whether new runs that need a down service are queued or refused.
     on_blocked: Literal["queue", "refuse"] = "queue"
-    #: The whole of a run's undo.
+    #: Timeout of the whole undo of a run.
     undo_timeout: Duration = 3600.0
-    #: After which Celery delivers what was not acknowledged once more. Longer than any step: a shorter one does no
-    #: harm, but is work.
+    #: Time after which Celery redelivers an unacknowledged message. Should exceed the longest step; a shorter one is
+    #: safe, but causes redundant deliveries.
     visibility_timeout: Duration = 86_400.0
-    #: How long a client waits for Redis before it gives up with one clear error.
+    #: How long a client waits for Redis before it raises StoreUnavailable.
     connect_timeout: Duration = 5.0
-    #: Connections to Redis of one process. More threads than half of them may wait for runs: they ask now and then.
+    #: Redis connections of one process. Threads beyond half of them that wait for runs poll instead.
     max_connections: int = Field(default=100, ge=2, le=10_000)
-    #: An embedded server with nothing to do ends after this time.
+    #: Idle time after which an embedded server stops.
     idle_timeout: Duration = 20.0
     #: Processes of the embedded worker.
     concurrency: int = Field(default_factory=lambda: max(4, os.cpu_count() or 1), ge=1, le=256)
@@ -229,7 +228,7 @@ class Settings(BaseSettings):
     @classmethod
     def _host_name(cls, value: str) -> str:
         if value and not is_host_name(value):
-            raise ValueError("a host's name has letters, digits, dots, _ and -, at most 64, and no .undo at its end")
+            raise ValueError("a host name has at most 64 letters, digits, dots, _ and -, and does not end in .undo")
         return value
 
     @field_validator("labels")
@@ -250,7 +249,7 @@ class Settings(BaseSettings):
         known = ("failed", "undo_failed", "approval_wanted", "breaker_open")
         wrong = [word for word in map(str.strip, value.split(",")) if word and word not in known]
         if wrong:
-            raise ValueError(f"{wrong[0]!r} is none of {', '.join(known)}")
+            raise ValueError(f"{wrong[0]!r} is not one of {', '.join(known)}")
         return value
 
     @field_validator("allowed_secrets")
@@ -258,7 +257,7 @@ class Settings(BaseSettings):
     def _are_sources(cls, value: str) -> str:
         for entry in filter(None, map(str.strip, value.split(","))):
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*|/[^\x00]*|-", entry):
-                raise ValueError(f"{entry!r} is neither the beginning of an environment variable's name nor a folder")
+                raise ValueError(f"{entry!r} is neither a prefix of an environment variable nor an absolute folder")
         return value
 
     @field_validator("state_dir")
@@ -280,12 +279,12 @@ class Settings(BaseSettings):
         if config:
             path = Path(config)
             if not path.is_file():
-                raise ConfigError(f"no such configuration file: {config}")
+                raise ConfigError(f"configuration file {config} does not exist", remedy="correct LONGSHORE_CONFIG")
             kind = TomlConfigSettingsSource if path.suffix == ".toml" else YamlConfigSettingsSource
             try:
                 sources.append(kind(settings_cls, path))
             except RecursionError:
-                raise ConfigError(f"the configuration file {config} cannot be read: it is nested too deeply") from None
+                raise ConfigError(f"the configuration file {config} cannot be read: nested too deeply") from None
             except (yaml.YAMLError, tomllib.TOMLDecodeError, OSError, ValueError, TypeError) as error:
                 what = " ".join(str(error).split())
                 raise ConfigError(f"the configuration file {config} cannot be read: {what}") from error
@@ -293,33 +292,31 @@ class Settings(BaseSettings):
 
     @property
     def embedded_socket(self) -> Path:
-        """Where the embedded server listens."""
+        """Socket of the embedded server."""
         return self.state_dir / "redis.sock"
 
     def url(self) -> str:
-        """The Redis that is used, embedded or not."""
+        """URL of Redis, embedded or not."""
         return self.redis_url or f"unix://{self.embedded_socket}"
 
     def broker_url(self) -> str:
-        """The same server, as kombu spells it."""
+        """URL of Redis in kombu's syntax."""
         url = self.url()
         if url.startswith(SENTINEL):
             return sentinel(url).broker_url()
         return f"redis+socket://{url.removeprefix('unix://')}" if url.startswith("unix://") else url
 
     def broker_options(self) -> dict[str, Any]:
-        """What kombu has to be told besides."""
+        """Transport options for kombu."""
         more = {"master_name": sentinel(self.url()).service} if self.url().startswith(SENTINEL) else {}
         return {"global_keyprefix": self.broker_prefix()} | more
 
     def needed_replicas(self) -> int:
-        """How many replicas must have a record before it counts."""
+        """Replicas that must acknowledge a write."""
         return int(self.url().startswith(SENTINEL)) if self.replicas is None else self.replicas
 
     def installation(self) -> str:
-        """The same for all parts of one installation, also after its Redis has lost everything: where that Redis is,
-        and the name space.
-        """
+        """Identity of the installation, derived from the address of Redis and the namespace; survives loss of data."""
         if self.installed_as:
             return self.installed_as
         url = self.url()
@@ -334,24 +331,24 @@ class Settings(BaseSettings):
         return hashlib.sha256(f"{where} {self.namespace}".encode()).hexdigest()[:16]
 
     def broker_prefix(self) -> str:
-        """Before every key of the broker's, in any name space but the default one."""
+        """Prefix of the broker's keys; empty in the default namespace."""
         return "" if self.namespace == "longshore" else f"{self.namespace}:"
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Settings from file, environment and the given overrides; ConfigError names what is wrong."""
+    """Settings from file, environment and overrides. Raises ConfigError."""
     try:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         top, *inner = [str(part) for part in first["loc"] if part != "[key]"] or ["configuration"]
         name = ".".join([top, *inner])
-        what = "there is no such setting" if first["type"] == "extra_forbidden" else plain(first["msg"])
-        remedy = f"see the file's {name}" if inner else f"set LONGSHORE_{top.upper()} or the file's {top}"
+        what = "unknown setting" if first["type"] == "extra_forbidden" else plain(first["msg"])
+        remedy = f"correct {name} in the file" if inner else f"correct LONGSHORE_{top.upper()}, or {top} in the file"
         raise ConfigError(f"setting {name}: {what}", remedy=remedy) from error
 
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The process's settings, read once."""
+    """Settings of the process, read once."""
     return load_settings()

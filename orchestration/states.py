@@ -1,7 +1,7 @@
-"""The states of runs and steps, and which may follow which.
+"""States of runs and steps, and the allowed transitions.
 
-A step has two fields: `status` goes forward, `undo` goes backward. `TRANSITIONS` is the whole
-machine of a run; the reducer and the Lua scripts only ever move along it.
+A step has two fields: `status` for its execution, `undo` for its compensation. `TRANSITIONS` is the complete
+state machine of a run; the reducer and the Lua scripts make no other transition.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ from enum import StrEnum
 
 
 class RunState(StrEnum):
-    """What a run is doing, or how it ended."""
+    """State of a run."""
 
     PENDING = "pending"
     RUNNING = "running"
-    #: Nothing new is claimed; what runs is awaited.
+    #: No step is claimed; running steps are awaited.
     ABORTING = "aborting"
     UNDOING = "undoing"
-    #: Held where it was: a service is down, a person is asked, or Redis has lost what it knew. Nothing new is
-    #: claimed.
+    #: Paused: a service is down, a decision is pending, or Redis lost data. No step is claimed.
     SUSPENDED = "suspended"
-    #: The `always` steps that were not reached.
+    #: Running the `always` steps that were not reached.
     FINISHING = "finishing"
     SUCCEEDED = "succeeded"
     PARTIAL = "partial"
@@ -30,20 +29,20 @@ class RunState(StrEnum):
 
 
 class StepState(StrEnum):
-    """What a step is doing, or what its last attempt recorded."""
+    """State of a step, as its last attempt recorded it."""
 
     PENDING = "pending"
-    #: Dispatched; a message for it is, or was, under way.
+    #: Dispatched: a message for it was enqueued.
     READY = "ready"
     RUNNING = "running"
-    #: An attempt failed in a way that can pass; the next one waits for its time.
+    #: An attempt failed with a temporary error; the next one is scheduled.
     RETRYING = "retrying"
-    #: Parked, without a worker: for a person, another run, somebody's task.
+    #: Waiting without a worker: for an approval, a child run or an external task.
     WAITING = "waiting"
     CHANGED = "changed"
     UNCHANGED = "unchanged"
     FAILED = "failed"
-    #: Claimed and never reported: it may have happened.
+    #: Claimed and never reported: the effect may have happened.
     UNKNOWN = "unknown"
     SKIPPED = "skipped"
     CANCELLED = "cancelled"
@@ -51,7 +50,7 @@ class StepState(StrEnum):
 
 
 class UndoState(StrEnum):
-    """How taking a step back stands."""
+    """State of a step's compensation."""
 
     READY = "ready"
     UNDOING = "undoing"
@@ -63,7 +62,7 @@ class UndoState(StrEnum):
 
 
 class Cause(StrEnum):
-    """Why a run left `running` before its end."""
+    """Why a run left `running` early."""
 
     FAILURE = "failure"
     CANCEL = "cancel"
@@ -80,7 +79,7 @@ TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     _R.UNDOING: frozenset({_R.SUSPENDED, _R.FINISHING, _R.UNDONE, _R.UNDO_FAILED}),
     _R.SUSPENDED: frozenset({_R.RUNNING, _R.ABORTING, _R.UNDOING}),
     _R.FINISHING: frozenset({_R.UNDONE, _R.UNDO_FAILED, _R.FAILED}),
-    # Resting states are reopened only by an operator's command.
+    # Only an operator's command leaves a terminal state.
     _R.SUCCEEDED: frozenset({_R.UNDOING}),
     _R.PARTIAL: frozenset({_R.RUNNING, _R.UNDOING}),
     _R.FAILED: frozenset({_R.RUNNING, _R.UNDOING}),
@@ -88,9 +87,9 @@ TRANSITIONS: dict[RunState, frozenset[RunState]] = {
     _R.UNDO_FAILED: frozenset({_R.UNDOING}),
 }
 
-#: States in which a run rests.
+#: States of an ended run.
 TERMINAL = frozenset({_R.SUCCEEDED, _R.PARTIAL, _R.FAILED, _R.UNDONE, _R.UNDO_FAILED})
-#: States in which a run still has something to do.
+#: States of a run with pending work.
 LIVE = frozenset(RunState) - TERMINAL
 
 #: Final states of a step.
@@ -105,9 +104,9 @@ STEP_FINAL = frozenset(
         StepState.NOT_RUN,
     }
 )
-#: Final states that are as good as asked for.
+#: Final states that count as success.
 STEP_GOOD = frozenset({StepState.CHANGED, StepState.UNCHANGED})
-#: Final states that stop what depends on them.
+#: Final states that block dependent steps.
 STEP_BAD = frozenset({StepState.FAILED, StepState.UNKNOWN, StepState.CANCELLED})
 #: Dispatched and not final.
 STEP_IN_FLIGHT = frozenset({StepState.READY, StepState.RUNNING, StepState.RETRYING, StepState.WAITING})
@@ -116,12 +115,12 @@ UNDO_FINAL = frozenset({UndoState.UNDONE, UndoState.UNDO_FAILED, UndoState.NOT_U
 
 
 def may_follow(before: RunState, after: RunState) -> bool:
-    """Whether a run may go from one state to the other."""
+    """Whether a run may change from one state to the other."""
     return after in TRANSITIONS[before]
 
 
 def diagram() -> str:
-    """The machine of a run as a Mermaid state diagram; `docs/states.md` holds it."""
+    """The state machine of a run as a Mermaid diagram, as in `docs/states.md`."""
     lines = ["stateDiagram-v2", "    [*] --> pending"]
     for before, followers in TRANSITIONS.items():
         lines += [f"    {before} --> {after}" for after in RunState if after in followers]

@@ -1,1 +1,1 @@
-"""The values that a plan is written in: durations, templates, expressions, secrets, schedules."""
+"""The vocabulary of plans: durations, templates, expressions, guards, params, secrets, targets, schedules."""

@@ -1,4 +1,4 @@
-"""Durations as people write them: `500ms`, `30s`, `10m`, `1h`, or seconds as a number."""
+"""Parsing and formatting of durations: `500ms`, `30s`, `10m`, `1h`, or seconds as a number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 
 
 def parse_duration(value: Any) -> float:
-    """Seconds. Raises ValueError for anything that is not a duration, and for a negative one."""
+    """Parse a duration to seconds. Raises ValueError for invalid and negative ones."""
     if isinstance(value, bool) or value is None:
         raise ValueError(f"{value!r} is not a duration (500ms, 30s, 10m, 1h, or seconds)")
     if isinstance(value, int | float):
@@ -30,7 +30,7 @@ def parse_duration(value: Any) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest exact form: 90 → `90s`, 600 → `10m`, 0.25 → `250ms`."""
+    """Format seconds in the shortest exact form: 90 → `90s`, 600 → `10m`, 0.25 → `250ms`."""
     for unit, size in (("h", 3600.0), ("m", 60.0), ("s", 1.0), ("ms", 0.001)):
         amount = round(seconds / size, 9)
         if amount >= 1 and amount == int(amount):
@@ -38,7 +38,7 @@ def format_duration(seconds: float) -> str:
     return repr(float(seconds)) if seconds else "0s"
 
 
-#: A pydantic field type: seconds inside, the written form outside.
+#: A pydantic field type: seconds in memory, the text form when serialized.
 Duration = Annotated[
     float,
     BeforeValidator(parse_duration),

@@ -1,6 +1,6 @@
 """Template expressions written in Python: `pull.data.image`, `(pull.status == "failed") & ~check.changed`.
 
-They are text all along, so that a plan built with them is data like any other.
+Expressions are text, so that a plan built with them remains plain data.
 """
 
 from __future__ import annotations
@@ -8,19 +8,19 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn
 
-#: What the templates may name, as attributes of `E`.
+#: Root names of templates, available as attributes of `E`.
 _ROOTS = ("params", "steps", "run", "host", "item")
 
 
 class Expression:
-    """A piece of Jinja2. Attributes and items look inside; comparisons, `&`, `|` and `~` combine.
+    """A Jinja2 expression, built with attributes, items, comparisons, `&`, `|` and `~`.
 
-    As a parameter of a step it stands for the value itself, inside an f-string for its text.
+    As a step parameter, an expression yields the value itself; inside an f-string, its text.
     """
 
     def __init__(self, text: str, *, simple: bool = True) -> None:
         self._text = text
-        #: Whether it can be put beside an operator as it is.
+        #: Whether the text needs no parentheses beside an operator.
         self._simple = simple
 
     def __getattr__(self, name: str) -> Expression:
@@ -38,10 +38,10 @@ class Expression:
         return f"Expression({self._text!r})"
 
     def __bool__(self) -> NoReturn:
-        raise TypeError("its value is known when the plan runs: use &, | and ~ in place of and, or, not")
+        raise TypeError("an expression has no value before the run: use &, | and ~ instead of and, or, not")
 
     def __iter__(self) -> NoReturn:
-        raise TypeError("its value is known when the plan runs: use foreach")
+        raise TypeError("an expression has no value before the run: use foreach")
 
     def _operand(self) -> str:
         return self._text if self._simple else f"({self._text})"
@@ -83,23 +83,23 @@ class Expression:
 
 
 def operand(value: Any) -> str:
-    """A value beside an operator."""
+    """A value as operand text."""
     return value._operand() if isinstance(value, Expression) else _literal(value)
 
 
 def _literal(value: Any) -> str:
-    """JSON's text is Jinja2's, but for three words."""
+    """A literal: JSON text, except for the three constants."""
     words = {None: "none", True: "true", False: "false"}
     return words[value] if value is None or isinstance(value, bool) else json.dumps(value, ensure_ascii=False)
 
 
 def as_text(expression: Expression | str) -> str:
-    """The expression without braces, as `when` has it."""
+    """The expression without braces, as in `when`."""
     return expression._text if isinstance(expression, Expression) else expression
 
 
 def as_data(value: Any) -> Any:
-    """A parameter's value with every expression inside as a template."""
+    """Convert each expression inside a value to a template."""
     if isinstance(value, Expression):
         return str(value)
     if isinstance(value, dict):
@@ -122,5 +122,5 @@ E = _Roots()
 
 
 def of_step(name: str) -> Expression:
-    """What a step leaves: `.status`, `.changed`, `.data`, `.hosts`, `.items`, `.error`."""
+    """The outcome of a step: `.status`, `.changed`, `.data`, `.hosts`, `.items`, `.error`."""
     return Expression(f"steps.{name}" if name.isidentifier() else f"steps[{json.dumps(name)}]")

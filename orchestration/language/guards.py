@@ -1,8 +1,8 @@
-"""Guards: whether a step runs, decided from what the steps before it did.
+"""Guards: conditions on the outcomes of earlier steps that decide whether a step runs.
 
-`only_if` looks at the steps that a step comes directly after. Its words, what they mean for a step without
-hosts or without dependencies, and the reasons that a report gives, are those of the table in the docs
-(`docs/guards.md`), which a test holds against this module. All guards of a step must hold.
+`only_if` tests the direct dependencies of a step. The table in `docs/guards.md`, which a test compares with this
+module, defines the words, their meaning for steps without hosts or dependencies, and the skip reasons in reports. All
+guards of a step must hold.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class OnlyIf(StrEnum):
     ANY_HOST_SKIPPED = "any_host_skipped"
 
 
-#: Guards for which a failed dependency is no reason to be skipped (SEMANTICS 12).
+#: Guards that a failed dependency does not skip (SEMANTICS 12).
 LOOKS_AT_FAILURE = frozenset({OnlyIf.FAILED, OnlyIf.ANY_HOST_FAILED, OnlyIf.ALL_HOSTS_FAILED})
 
 #: `unknown` counts as failed, `cancelled` does not.
@@ -48,7 +48,7 @@ WHEN_FALSE = "when: guard returned false"
 
 
 class HostResultSeen(Protocol):
-    """What a guard sees of one host of a dependency."""
+    """The outcome of a dependency on one host, as a guard reads it."""
 
     @property
     def status(self) -> StepState: ...
@@ -57,7 +57,7 @@ class HostResultSeen(Protocol):
 
 
 class StepSeen(Protocol):
-    """What a guard sees of a dependency."""
+    """The outcome of a dependency, as a guard reads it."""
 
     @property
     def status(self) -> StepState: ...
@@ -80,12 +80,12 @@ def _host_skipped(host: HostResultSeen) -> bool:
 
 
 def _any_host(steps: Sequence[StepSeen], test: Callable[[HostResultSeen], bool]) -> bool:
-    """A step without hosts is left out."""
+    """Whether any host passes; a step without hosts is ignored."""
     return any(test(host) for step in steps for host in step.hosts)
 
 
 def _all_hosts(steps: Sequence[StepSeen], test: Callable[[HostResultSeen], bool]) -> bool:
-    """A step without hosts makes it false."""
+    """Whether all hosts pass; false if a step has no hosts."""
     return bool(steps) and all(step.hosts and all(test(host) for host in step.hosts) for step in steps)
 
 
@@ -102,36 +102,36 @@ _TESTS: Mapping[OnlyIf, Callable[[Sequence[StepSeen]], bool]] = {
 
 
 def holds(condition: OnlyIf, dependencies: Sequence[StepSeen]) -> bool:
-    """Whether a condition holds for the steps that a step comes directly after."""
+    """Whether a condition holds for the direct dependencies of a step."""
     return _TESTS[condition](dependencies)
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One part of a step that was fanned out: its item and the host that it goes to."""
+    """One unit of a step with fan-out: an item and a host."""
 
     #: JSON.
     item: str = ""
-    #: '' for whichever host takes it.
+    #: '' for any host.
     host: str = ""
-    #: Why it is not done there; '' where it is.
+    #: The reason to skip the unit; '' to run it.
     skip: str = ""
 
 
 @dataclass(frozen=True)
 class GuardDecision:
-    """What becomes of a step whose turn has come: it runs, unless `skip` or `fail` says why not."""
+    """The decision on a ready step: run, unless `skip` or `fail` has a reason."""
 
     skip: str = ""
     fail: str = ""
-    #: The units of a step that is fanned out; None for one that is done once.
+    #: The units of a step with fan-out; None for a single run.
     units: tuple[Unit, ...] | None = None
-    #: For a step that is done once: the host that it goes to.
+    #: The host of a step without fan-out.
     host: str = ""
-    #: How many units may be at work at once, and how many may fail.
+    #: The most units that run at once, and the most that may fail.
     at_once: int = 0
     tolerated: int = 0
-    #: How many of them go first, alone; 0 where none do.
+    #: Number of canary units that run first, alone; 0 for none.
     canary: int = 0
 
 

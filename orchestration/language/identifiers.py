@@ -1,7 +1,7 @@
-"""Identifiers that become keys in Redis and names of files: one alphabet, checked where the key or the name is made.
+"""Validation of identifiers in Redis keys and file names, at the place where the key or name is built.
 
-A run id, the identity of a run and the name of a step arrive in requests and messages, which anybody with access to
-a queue can write. None of them may hold a separator of paths, or be a name that leads upwards.
+A run id, the identity of a run and the name of a step arrive in requests and messages, which any client with access
+to a queue can write. An identifier must not contain a path separator, nor be `.` or `..`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from longshore.orchestration.errors import BadIdentifier
 
 _LETTERS = r"(?!\.\.?$)[A-Za-z0-9._@-]"
 RUN_ID = re.compile(_LETTERS + "{1,128}")
-#: A child's identity is that of its parent with the step behind it. With the run id it is the name of one folder.
+#: The identity of a child is its parent's with the step appended. With the run id it names one folder.
 _INSTANCE = re.compile(_LETTERS + "{0,120}")
 #: A step, or one item of it: `step@3`.
 _PART = re.compile(_LETTERS + "{1,100}")
@@ -28,20 +28,20 @@ def _checked(kind: re.Pattern[str], what: str, text: object) -> str:
 
 
 def run_id(text: object) -> str:
-    """The text, if it can be a run's id. Raises BadIdentifier."""
+    """Validate a run id. Raises BadIdentifier."""
     return _checked(RUN_ID, "run id", text)
 
 
 def instance(text: object) -> str:
-    """The text, if it can tell two runs of one id apart; '' is that of a run without one. Raises BadIdentifier."""
+    """Validate the identity that distinguishes runs of one id; '' for none. Raises BadIdentifier."""
     return _checked(_INSTANCE, "identity of a run", text)
 
 
 def part(text: object) -> str:
-    """The text, if it can be the name of a step, or of one item of it. Raises BadIdentifier."""
+    """Validate the name of a step or of one of its items. Raises BadIdentifier."""
     return _checked(_PART, "name of a step", text)
 
 
 def project(text: object) -> str:
-    """The text, if it can be the name of a Compose project. Raises BadIdentifier."""
+    """Validate the name of a Compose project. Raises BadIdentifier."""
     return _checked(_PROJECT, "name of a project", text)

@@ -1,4 +1,4 @@
-"""A plan's typed inputs."""
+"""Typed parameters of a plan."""
 
 from __future__ import annotations
 
@@ -26,21 +26,23 @@ _PYTHON = {str: "string", int: "integer", float: "number", bool: "boolean", list
 
 
 class Param(BaseModel):
-    """One input: its type, and what values it may have.
+    """One parameter: its type and constraints.
 
-    `min` and `max` bound a number, or the length of a text or list. Without a `default` it is required.
-    In YAML the type alone will do (`tag: string`), in Python the Python type (`{"tag": str}`).
+    `min` and `max` bound a number, or the length of a text or list. A parameter without `default` is required.
+    Short forms: the type alone in YAML (`tag: string`), the Python type in Python (`{"tag": str}`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
-    type: Literal["string", "integer", "number", "boolean", "list", "object"] = Field("string", description="Its type")
-    description: str = Field("", description="For people")
-    default: Any = Field(None, description="The value where none is given")
-    enum: list[Any] | None = Field(None, description="The values that it may have")
+    type: Literal["string", "integer", "number", "boolean", "list", "object"] = Field(
+        "string", description="Type of the value"
+    )
+    description: str = Field("", description="Description for people")
+    default: Any = Field(None, description="Default value")
+    enum: list[Any] | None = Field(None, description="Allowed values")
     pattern: str | None = Field(None, description="A regular expression that the whole text must match")
-    min: float | None = Field(None, description="The least number, or length")
-    max: float | None = Field(None, description="The greatest number, or length")
+    min: float | None = Field(None, description="Minimum of the number or length")
+    max: float | None = Field(None, description="Maximum of the number or length")
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -48,7 +50,7 @@ class Param(BaseModel):
 
     @model_serializer(mode="wrap")
     def _as_written(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        # A default of null is something else than no default.
+        # A default of null differs from no default.
         return {key: value for key, value in handler(self).items() if key in self.model_fields_set or key == "type"}
 
     @model_validator(mode="before")
@@ -63,7 +65,7 @@ class Param(BaseModel):
         if self.pattern is not None:
             patterns.check(self.pattern)
         if self.default is not None and (problem := self.problem(self.default)):
-            raise ValueError(f"its default {problem}")
+            raise ValueError(f"default {problem}")
         return self
 
     @property
@@ -71,7 +73,7 @@ class Param(BaseModel):
         return "default" not in self.model_fields_set
 
     def problem(self, value: Any) -> str | None:
-        """What is wrong with a value, or None."""
+        """The reason why a value is invalid, or None."""
         if not isinstance(value, _TYPES[self.type]) or (isinstance(value, bool) and self.type != "boolean"):
             return f"must be of type {self.type}, not {value!r}"
         if isinstance(value, float) and not math.isfinite(value):
@@ -80,7 +82,7 @@ class Param(BaseModel):
             return f"must be one of {', '.join(map(str, self.enum))}, not {value!r}"
         if self.pattern is not None:
             if len(str(value)) > patterns.LONGEST_TEXT:
-                return f"must have at most {patterns.LONGEST_TEXT} characters, for it has a pattern"
+                return f"must have at most {patterns.LONGEST_TEXT} characters to be matched against its pattern"
             if not patterns.matches(self.pattern, str(value)):
                 return f"must match {self.pattern}, not {value!r}"
         size: Any = len(value) if isinstance(value, str | list | dict) else value
@@ -92,7 +94,7 @@ class Param(BaseModel):
         return None
 
     def parse(self, text: str) -> Any:
-        """A value from the command line, where everything is text."""
+        """Parse a value from command-line text."""
         if self.type == "string":
             return text
         if self.type == "boolean" and text.lower() in {"true", "yes", "on", "1", "false", "no", "off", "0"}:
@@ -104,11 +106,11 @@ class Param(BaseModel):
 
 
 def resolve(declared: Mapping[str, Param], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a run: what was given, then defaults. ParamsError names the first that does not fit."""
+    """The parameters of a run: given values, then defaults. Raises ParamsError for the first invalid one."""
     for name in given:
         if name not in declared:
             known = ", ".join(declared) or "none"
-            raise ParamsError(f"unknown parameter {name!r}", remedy=f"the plan has: {known}")
+            raise ParamsError(f"unknown parameter {name!r}", remedy=f"use one of: {known}")
     values: dict[str, Any] = {}
     for name, param in declared.items():
         if name in given:

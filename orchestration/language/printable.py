@@ -1,8 +1,8 @@
-"""Text from outside, before a terminal, a log line or a page shows it.
+"""Escaping of untrusted text for terminals, log lines and pages.
 
-A step's output, an error, an actor or a container's name may hold escape sequences that move a terminal's cursor or
-type into its input, newlines that forge a line of ours, and marks that show text in another order. All of them are
-shown as what they are: `\\x1b`, `\\n`, `\\u202e`.
+A step's output, an error, an actor or a container name may contain escape sequences that control the terminal,
+newlines that forge a log line, and bidirectional marks that reorder text. All of these are shown escaped: `\\x1b`,
+`\\n`, `\\u202e`.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-#: Control characters; marks of direction, of lines and of language; halves of characters.
+#: Control characters; marks of direction, line and language; surrogates.
 _HIDDEN = (
     "\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\ufffe\uffff"
     "\U000e0000-\U000e007f"
 )
 _ONE = re.compile(f"[{_HIDDEN}]")
-#: Of several lines: newlines and tabs stay.
+#: In multi-line text, newlines and tabs stay.
 _SEVERAL = re.compile(f"(?![\n\t])[{_HIDDEN}]")
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def line(text: str) -> str:
-    """One line: newlines too are escaped."""
+    """Escape to one line, including newlines."""
     return text if text.isprintable() else _ONE.sub(_escape, text)
 
 
 def lines(text: str) -> str:
-    """As many lines as there are: newlines and tabs stay."""
+    """Escape multi-line text; newlines and tabs stay."""
     return text if text.isprintable() else _SEVERAL.sub(_escape, text)
 
 
 def as_json(text: str) -> str:
-    """A document in JSON that means the same, with escapes of JSON's own."""
+    """Escape a JSON document with equivalent JSON escapes."""
     return text if text.isprintable() else _SEVERAL.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
@@ -50,15 +50,15 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def values(value: T) -> T:
-    """The same value with each text in it as one line: of reports, events and findings, for people to read."""
+    """Escape each text inside a value to one line: for reports, events and findings."""
     return _values(value)  # type: ignore[no-any-return]
 
 
 def _values(value: Any) -> Any:
     if isinstance(value, str):
-        # A state stays one: its styles and rules go by it.
+        # A StrEnum such as a state keeps its type.
         return value if type(value) is not str else line(value)
-    if hasattr(value, "model_copy"):  # of pydantic's, which `longshore --help` need not load
+    if hasattr(value, "model_copy"):  # a pydantic model, without importing pydantic for `longshore --help`
         return value.model_copy(update={name: _values(each) for name, each in value.__dict__.items()})
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         changed = {each.name: _values(getattr(value, each.name)) for each in dataclasses.fields(value) if each.init}

@@ -1,4 +1,4 @@
-"""When a plan starts by itself, as it is written in a configuration or in a plan."""
+"""Schedules of plans: cron or interval, as written in settings or in a plan."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ DESCRIPTORS = {
     "@midnight": "0 0 * * *",
     "@hourly": "0 * * * *",
 }
-#: Seconds after its planned time at which a start still is on time, or two ticks where those are longer.
+#: Tolerance in seconds for a start to count as on time, or two ticks if longer.
 ON_TIME = 60.0
-#: Planned times that are caught up with at most, the latest.
+#: The most missed times that are caught up, the latest ones.
 CAUGHT_UP = 100
-#: ms before now in which planned times are looked for, at first and at last: an hour, and about a century.
+#: First and last search window for planned times before now, in ms: an hour, and about a century.
 _WINDOW, _FARTHEST = 3_600_000, 100 * 366 * 86_400_000
-#: Characters of a run id before its planned time.
+#: The longest prefix of a run id before the planned time, in characters.
 _LONGEST = 108
 
 
@@ -41,30 +41,30 @@ def parse_zone(text: str) -> str:
     try:
         ZoneInfo(text)
     except (KeyError, ValueError, OSError):
-        raise ValueError(f"{text!r} is no time zone") from None
+        raise ValueError(f"{text!r} is not a time zone") from None
     return text
 
 
 def parse_cron(text: str) -> str:
-    """A schedule as five fields of cron, with names, ranges, steps and `L`. ValueError says what is wrong."""
+    """Validate five cron fields, with names, ranges, steps and `L`, or a descriptor. Raises ValueError."""
     written = text.strip()
     if written.startswith("@"):
         if written.lower() not in DESCRIPTORS:
-            raise ValueError(f"{written!r} is none of {', '.join(DESCRIPTORS)}")
+            raise ValueError(f"{written!r} is not one of {', '.join(DESCRIPTORS)}")
         return DESCRIPTORS[written.lower()]
     fields = written.split()
     if len(fields) != 5:
-        raise ValueError(f"{written!r} has {len(fields)} fields, and a schedule has 5: minute hour day month weekday")
+        raise ValueError(f"{written!r} has {len(fields)} fields; a schedule has 5: minute hour day month weekday")
     try:
         CronSim(" ".join(fields), datetime(2000, 1, 1, tzinfo=UTC))
     except CronSimError as error:
-        raise ValueError(f"{written!r} is no schedule: {str(error).lower()}") from None
+        raise ValueError(f"{written!r} is not a valid schedule: {str(error).lower()}") from None
     return " ".join(fields)
 
 
 def by_cron(cron: str, zone: str, after: int, until: int) -> list[int]:
     """Planned times in (after, until], ms since 1970, the latest hundred."""
-    # From the end: a mark or a jitter of decades would have each minute of them counted.
+    # Search backwards in growing windows, as a period of decades would enumerate every minute.
     window = _WINDOW
     while True:
         begin = max(after, until - window)
@@ -86,7 +86,7 @@ def _by_cron(cron: str, zone: str, after: int, until: int) -> list[int]:
 
 
 def by_interval(every: float, after: int, until: int) -> list[int]:
-    """The same, each so many seconds, counted from 1970: two beats mean the same times."""
+    """Planned times of an interval, counted from 1970 so that all beats compute the same times."""
     step = max(1, round(every * 1000))
     last = until // step
     first = max(after // step + 1, last - CAUGHT_UP + 1)
@@ -94,12 +94,12 @@ def by_interval(every: float, after: int, until: int) -> list[int]:
 
 
 def next_by_cron(cron: str, zone: str, now: int) -> datetime | None:
-    """When it is planned next; None where that never comes."""
+    """The next planned time; None if there is none."""
     return next(iter(CronSim(cron, datetime.fromtimestamp(now / 1000, UTC).astimezone(ZoneInfo(zone)))), None)
 
 
 def chosen(missed: Missed, times: Sequence[int], now: int, on_time: float = ON_TIME) -> list[int]:
-    """Which of the planned times that have passed are started now, eldest first."""
+    """The missed times to start now, eldest first."""
     if missed == "all":
         return list(times)
     if missed == "once":
@@ -108,7 +108,7 @@ def chosen(missed: Missed, times: Sequence[int], now: int, on_time: float = ON_T
 
 
 def run_id(name: str, at: int) -> str:
-    """Of the schedule and the planned time: two beats, or two ticks at once, start one run."""
+    """Run id from schedule and planned time, so that concurrent beats or ticks start one run."""
     if len(name) > _LONGEST:
         name = f"{name[: _LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     moment = datetime.fromtimestamp(at / 1000, UTC)
@@ -116,48 +116,48 @@ def run_id(name: str, at: int) -> str:
     return f"{name}.{moment:%Y%m%dT%H%M%S}{fraction}Z"
 
 
-#: The name of a schedule is part of its runs' ids; an `@` is in those of jobs only.
+#: The name of a schedule is part of its run ids; only ids of jobs contain an `@`.
 ScheduleName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
-#: Planned times that are looked at.
-_LOOKED_AT = 100
+#: Number of planned times that validation examines.
+_EXAMINED = 100
 
 
 class Scheduled(BaseModel):
-    """`cron` or `every`, one of them."""
+    """A schedule, by either `cron` or `every`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
-    plan: str = Field("", description="A stored plan's name, or a file; in a plan it is that one")
-    params: dict[str, Any] = Field(default_factory=dict, description="Its parameters")
+    plan: str = Field("", description="Name of a stored plan, or a file; inside a plan, that plan")
+    params: dict[str, Any] = Field(default_factory=dict, description="Parameters of the plan")
     cron: Annotated[str, BeforeValidator(parse_cron)] | None = Field(
-        None, description="Five fields, or @daily and its like"
+        None, description="Five cron fields, or a descriptor such as @daily"
     )
-    every: Annotated[Duration, Field(gt=0)] | None = Field(None, description="An interval, counted from 1970")
-    timezone: Annotated[str, BeforeValidator(parse_zone)] = Field("UTC", description="Of the fields of cron")
-    jitter: Duration = Field(0.0, description="Each start is held back by up to so long")
-    overlap: Overlap = Field("queue", description="What becomes of a start while the one before it runs")
-    missed: Missed = Field("once", description="Which of the times that nobody was there for are made up for")
+    every: Annotated[Duration, Field(gt=0)] | None = Field(None, description="Interval, counted from 1970")
+    timezone: Annotated[str, BeforeValidator(parse_zone)] = Field("UTC", description="Time zone of cron")
+    jitter: Duration = Field(0.0, description="Largest random delay of each start")
+    overlap: Overlap = Field("queue", description="Policy for a start while the previous run is live")
+    missed: Missed = Field("once", description="Which missed starts are caught up")
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.cron is None) == (self.every is None):
-            raise ValueError("give cron or every, one of them")
+            raise ValueError("give either cron or every")
         if self.jitter and self.jitter >= self._shortest():
             raise ValueError("jitter must be shorter than the time between two starts")
         return self
 
     def _shortest(self) -> float:
-        """Seconds between two planned times that follow each other, of the next hundred."""
+        """The shortest time between consecutive starts in seconds, over the next hundred."""
         if self.every is not None:
             return self.every
         times: list[int] = []
         at = 0
-        while len(times) < _LOOKED_AT and (found := self.next(at)) is not None:
+        while len(times) < _EXAMINED and (found := self.next(at)) is not None:
             times.append(at := found)
         return min(((b - a) / 1000 for a, b in pairwise(times)), default=float("inf"))
 
     def said(self) -> str:
-        """The times that it means, in short."""
+        """Short description of the schedule."""
         return f"{self.cron} {self.timezone}" if self.cron else f"every {self.every:g}s"
 
     def planned(self, after: int, until: int) -> list[int]:
@@ -166,7 +166,7 @@ class Scheduled(BaseModel):
         return by_cron(self.cron or "", self.timezone, after, until)
 
     def next(self, now: int) -> int | None:
-        """ms since 1970; None where it never comes."""
+        """The next planned time in ms since 1970; None if there is none."""
         if self.every is not None:
             step = max(1, round(self.every * 1000))
             return (now // step + 1) * step
@@ -174,8 +174,8 @@ class Scheduled(BaseModel):
         return None if found is None else round(found.timestamp() * 1000)
 
     def beat(self) -> Any:
-        """What Celery's beat, whose zone is UTC, goes by. It may fire more often than a start is due, never less: which
-        are due is decided by whoever is told.
+        """The schedule for Celery beat, in UTC. Beat may fire more often than a start is due, never less; the receiving
+        task decides which starts are due.
         """
         from celery.schedules import ParseException, crontab, schedule  # noqa: PLC0415 - only beats need it
 

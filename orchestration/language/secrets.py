@@ -1,9 +1,8 @@
 """Secrets by reference: `{{ secret('env:LONGSHORE_SECRET_DB') }}`, or `secret('file:/run/secrets/db')`.
 
-What is rendered and stored is a mark that holds the reference; the value is read by the worker, at each attempt,
-just before the operation is called, if the worker's settings admit it (see `longshore.tasks.host.secret_sources`). A
-mark counts only with the random word that was stored beside it, so that no parameter and no step's data can pose as
-one.
+A rendered template stores a mark with the reference. The worker reads the value at each attempt, just before it calls
+the operation, if its settings allow the source (see `longshore.tasks.host.secret_sources`). A mark is only valid with
+the random word stored beside it, so that parameters and step data cannot forge one.
 """
 
 from __future__ import annotations
@@ -20,22 +19,22 @@ from longshore.orchestration.errors import OperationError
 
 _REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/[^\x00\n⟧]+")
 _SHORTEST_LINE = 4
-#: Bytes that are kept beyond a limit until they were looked through: a secret that is cut is one no more.
+#: Extra bytes of output kept until redaction: a truncated secret would not be recognised.
 OVERLAP = 4096
 HIDDEN = "***"
-#: Under it, the random word stands beside a step's rendered parameters; no parameter's name begins with a blank.
+#: Key of the random word in a step's rendered parameters; no parameter name begins with a blank.
 WORD = " secrets"
 
 
 def problem(reference: Any) -> str | None:
-    """What is wrong with a reference as it is written; None if nothing is."""
+    """The reason why a reference is invalid, or None."""
     if isinstance(reference, str) and _REFERENCE.fullmatch(reference):
         return None
-    return f"secret({reference!r}): a secret is 'env:NAME' or 'file:/path'"
+    return f"secret({reference!r}): invalid reference: write 'env:NAME' or 'file:/path'"
 
 
 class SecretMarks:
-    """Gives a mark for each reference, while one step's parameters are rendered."""
+    """Creates the marks while the parameters of one step are rendered."""
 
     def __init__(self) -> None:
         self.word = uuid4().hex
@@ -53,7 +52,7 @@ def _mark(word: str) -> re.Pattern[str]:
 
 
 def reveal(value: Any, word: str, found: set[str], read: Callable[[str], str]) -> Any:
-    """The value with each secret in the place of its mark, as `read` gives it; each is added to `found`."""
+    """Replace each mark by the secret that `read` returns, and add the secrets to `found`."""
 
     def secret(mark: re.Match[str]) -> str:
         found.add(value := read(mark[1]))
@@ -63,12 +62,12 @@ def reveal(value: Any, word: str, found: set[str], read: Callable[[str], str]) -
 
 
 def marked(value: Any, word: str) -> bool:
-    """Whether there is a mark anywhere inside."""
+    """Whether a value contains a mark."""
     return bool(_each(value, lambda text: _mark(word).sub("", text)) != value)
 
 
 def pieces(text: str, word: str) -> list[tuple[bool, str]]:
-    """A text in its order: references (True), and what stands between their marks."""
+    """Split a text into references (True) and the parts between their marks (False)."""
     parts = _mark(word).split(text)
     return [(bool(number % 2), part) for number, part in enumerate(parts) if part]
 
@@ -84,7 +83,7 @@ def _each(value: Any, change: Any) -> Any:
 
 
 class Redaction:
-    """Takes secrets out of what is recorded, however they are spelled there."""
+    """Redacts secrets from recorded text and data, in all common encodings."""
 
     def __init__(self) -> None:
         self.values: set[str] = set()
@@ -99,7 +98,7 @@ class Redaction:
         return text
 
     def data(self, value: Any) -> Any:
-        """The same for what will be JSON, its keys as well."""
+        """Redact JSON data, including keys."""
         if not self.values:
             return value
         if isinstance(value, str):
@@ -123,7 +122,7 @@ class Redaction:
 
 
 def no_value(error: OperationError, redaction: Redaction) -> OperationError:
-    """The error, with no secret in anything that it says."""
+    """Redact the message, remedy and data of an error."""
     error.message, error.remedy = redaction.text(error.message), redaction.text(error.remedy)
     error.data = redaction.data(error.data)
     return error

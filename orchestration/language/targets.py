@@ -1,7 +1,7 @@
-"""Which hosts are meant: the grammar of targets and labels, and conditions on what a host is like.
+"""The grammar of targets and labels, and conditions on hosts.
 
-A target is `_any` worker, `_all` hosts, a host's name, or `key:value`: each host that has the label. Values of labels
-are hierarchical: `group:web` means `web`, and `web.dev` and `web.dev.eu` as well.
+A target is `_any` (any worker), `_all` (all hosts), a host name, or `key:value` (each host with the label). Values of
+labels are hierarchical: `group:web` selects `web`, `web.dev` and `web.dev.eu`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_serializer
 
-#: A name of a host, which stands in the names of queues.
+#: Pattern of host names, which are part of queue names.
 HOST = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _LABEL_KEY = r"[A-Za-z0-9_-]{1,63}"
 _LABEL_VALUE = r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*"
@@ -20,7 +20,7 @@ ANY, ALL = "_any", "_all"
 
 
 def is_host_name(text: str) -> bool:
-    """Whether a host may be called so. The end is that of the queues of undo work."""
+    """Whether the text is a valid host name; `.undo` is the suffix of undo queues."""
     return re.fullmatch(HOST, text) is not None and not text.endswith(".undo")
 
 
@@ -28,44 +28,44 @@ _TARGET = re.compile(rf"_any|_all|{HOST}|{_LABEL_KEY}:{_LABEL_VALUE}")
 
 
 def is_target(text: str) -> bool:
-    """Whether a plan may have it as a target. What a template gives is looked at when it is rendered."""
+    """Whether the text is a valid target. A template is only checked when rendered."""
     if "{{" in text:
         return "}}" in text and "\n" not in text
     return _TARGET.fullmatch(text) is not None
 
 
-#: Names of the same processor, as kernels, Docker and people write them.
+#: Aliases of processor architectures.
 _ARCH = {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
 
 
 def is_label(target: str) -> bool:
-    """Whether a target selects by a label. No host's name has a colon."""
+    """Whether a target selects by label. Host names contain no colon."""
     return re.fullmatch(rf"{_LABEL_KEY}:{_LABEL_VALUE}", target) is not None
 
 
 def is_several(target: str) -> bool:
-    """Whether a target may mean more hosts than one."""
+    """Whether a target can select several hosts."""
     return target == ALL or is_label(target)
 
 
 def has_label(labels: Mapping[str, str], selector: str) -> bool:
-    """Whether `key:value` selects a host of these labels: by its value, or by a beginning of it in whole words."""
+    """Whether `key:value` selects a host with these labels, by the whole value or a prefix of whole words."""
     key, _, wanted = selector.partition(":")
     value = labels.get(key)
     return value is not None and (value == wanted or value.startswith(f"{wanted}."))
 
 
 def parse_labels(text: str) -> dict[str, str]:
-    """`role=web,group=web.dev.eu` as labels. ValueError names what is none."""
+    """Parse labels such as `role=web,group=web.dev.eu`. Raises ValueError."""
     found = _pairs(text)
     for key, value in found.items():
         if not re.fullmatch(_LABEL_KEY, key) or not re.fullmatch(_LABEL_VALUE, value):
-            raise ValueError(f"{key}={value} is no label: a name, and words with dots between them, as in group=web.eu")
+            raise ValueError(f"{key}={value} is not a label: write name=value with dotted words, such as group=web.eu")
     return found
 
 
 def parse_facts(text: str) -> dict[str, str]:
-    """`rack=12,zone=eu-1` as facts. ValueError names what is none."""
+    """Parse facts such as `rack=12,zone=eu-1`. Raises ValueError."""
     return _pairs(text)
 
 
@@ -80,7 +80,7 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 class HostDescription(Protocol):
-    """What a condition looks at."""
+    """The host data that a condition reads."""
 
     @property
     def labels(self) -> Mapping[str, str]: ...
@@ -91,7 +91,7 @@ class HostDescription(Protocol):
 
 
 def _as_labels(value: Any) -> Any:
-    """One, several, or a mapping; `role=web`, as a worker is given it, will do as well."""
+    """Normalise a label, a list or a mapping; `role=web`, the form of the worker's setting, is also accepted."""
     given = [f"{key}:{each}" for key, each in value.items()] if isinstance(value, Mapping) else value
     given = [given] if isinstance(given, str) else given
     return [each.replace("=", ":", 1) if isinstance(each, str) else each for each in given]
@@ -99,7 +99,7 @@ def _as_labels(value: Any) -> Any:
 
 def _is_label(value: str) -> str:
     if not is_label(value):
-        raise ValueError(f"{value!r} is no label: write key:value, as in role:web")
+        raise ValueError(f"{value!r} is not a label: write key:value, such as role:web")
     return value
 
 
@@ -111,22 +111,22 @@ def _as_facts(value: Any) -> Any:
 
 
 class HostFilter(BaseModel):
-    """Conditions on a host; all that are given must hold. A host of which nothing is known fulfils none."""
+    """Conditions on a host, all of which must hold. A host without known facts matches none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
-    os: str | None = Field(None, description="The distribution: debian, alpine, …")
-    version: str | None = Field(None, description="The distribution's version")
-    arch: str | None = Field(None, description="The processor: x86_64 (amd64), aarch64 (arm64), …")
-    min_cpu: float | None = Field(None, ge=0, description="At least so many processors")
-    min_memory: ByteSize | None = Field(None, description="At least so much memory: bytes, or 2GiB")
+    os: str | None = Field(None, description="Distribution: debian, alpine, …")
+    version: str | None = Field(None, description="Version of the distribution")
+    arch: str | None = Field(None, description="Processor: x86_64 (amd64), aarch64 (arm64), …")
+    min_cpu: float | None = Field(None, ge=0, description="Minimum number of processors")
+    min_memory: ByteSize | None = Field(None, description="Minimum memory: bytes, or 2GiB")
     label: Annotated[list[_Label], BeforeValidator(_as_labels)] = Field(
-        default_factory=list, description="Labels, each as key:value"
+        default_factory=list, description="Required labels, each as key:value"
     )
     fact: Annotated[dict[str, Any], BeforeValidator(_as_facts)] = Field(
-        default_factory=dict, description="Facts that must have these values"
+        default_factory=dict, description="Required values of facts"
     )
-    healthy: bool | None = Field(None, description="Whether it takes work, and its engine answers")
+    healthy: bool | None = Field(None, description="Whether the host accepts work and its engine answers")
 
     @model_serializer(mode="plain")
     def _only_what_is_given(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class HostFilter(BaseModel):
         return {name: int(value) if isinstance(value, ByteSize) else value for name, value in given.items()}
 
     def matches(self, host: HostDescription) -> bool:
-        """Whether a host is like that."""
+        """Whether a host fulfils all conditions."""
         facts = host.facts
         return (
             self._is("os", facts)
@@ -162,7 +162,7 @@ def _number(value: Any) -> float:
 
 
 def listed(names: Iterable[str], at_most: int = 8) -> str:
-    """Names for a sentence; of many the first."""
+    """Format names for a message, at most the first ones."""
     known = list(names)
     shown = ", ".join(known[:at_most]) or "none"
     return f"{shown} and {len(known) - at_most} more" if len(known) > at_most else shown

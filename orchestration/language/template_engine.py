@@ -1,9 +1,9 @@
-"""Jinja2 with a budget: a template ends after so many steps, and no value in it grows beyond a size.
+"""A Jinja2 environment with a budget that limits the steps of a template and the size of its values.
 
-Plans come from whoever may start a run, and workers render their templates in the process that also renews leases. The
-sandbox of Jinja2 keeps a template from Python's internals; nothing in it keeps `'a' * 10**9` or a loop over a loop from
-stopping the worker. Here every loop, call, filter, test, operator and output pays for the size of its operands before
-it is carried out.
+Every client that may start a run can submit templates, and workers render them in the process that renews leases. The
+sandbox of Jinja2 protects Python's internals, but does not stop `'a' * 10**9` or nested loops from blocking the
+worker. Here every loop, call, filter, test, operator and output is charged for the size of its operands before
+execution.
 """
 
 from __future__ import annotations
@@ -19,23 +19,22 @@ import jinja2
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 
-#: Steps of one template, or of all that share a budget: about half a second.
+#: Budget of one template, or of several with a shared budget: about half a second.
 STEPS = 300_000
-#: Characters of a text, and items of a list.
+#: The largest text in characters, and list in items.
 LARGEST = 4 * 1024 * 1024
-#: Bits of an integer.
+#: The largest integer, in bits.
 _BITS = 4096
-#: Columns of a padded text, and digits of a rounded number.
+#: The widest padding in columns, and rounding in digits.
 _WIDEST = 10_000
-#: Characters that count as one step.
+#: Characters charged as one step.
 _CHARACTERS = 64
-#: Characters inside the tags of one template, and of all templates of a plan.
+#: Most characters inside the tags of one template, and of all templates of a plan.
 LONGEST_CODE, LONGEST_CODE_OF_PLAN = 16 * 1024, 512 * 1024
-#: Steps that compiling one character takes.
+#: Steps charged for compiling one character.
 _COMPILING = 4
 
-#: The filters and tests of Jinja2 that a template may use: each pays for its operands, and makes nothing larger but
-#: those that are bounded below.
+#: The allowed Jinja2 filters. Each is charged for its operands; those that can enlarge a value are bounded below.
 _FILTERS = (
     "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape", "first",
     "filesizeformat", "float", "forceescape", "format", "groupby", "indent", "int", "items", "join", "last", "length",
@@ -44,7 +43,7 @@ _FILTERS = (
     "upper", "urlencode", "wordcount", "wordwrap",
 )  # fmt: skip
 _GLOBALS = ("range", "dict", "namespace")
-#: Methods that a template may call, by the type of the object.
+#: Allowed methods, by the type of the object.
 _TEXT = frozenset({
     "capitalize", "casefold", "center", "count", "endswith", "find", "format", "index", "isalnum", "isalpha", "isascii",
     "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace", "istitle", "isupper",
@@ -58,11 +57,11 @@ _PADDING = frozenset({"center", "ljust", "rjust", "zfill"})
 
 
 class TooCostly(Exception):
-    """A template takes more steps, or makes a larger value, than any template may."""
+    """A template exceeds the budget of steps or the size of values."""
 
 
 class Budget:
-    """The steps that are left."""
+    """The remaining steps of a template."""
 
     def __init__(self, steps: int = STEPS) -> None:
         self.left = steps
@@ -70,10 +69,10 @@ class Budget:
     def spend(self, steps: int) -> None:
         self.left -= steps
         if self.left < 0:
-            raise TooCostly(f"it takes more than {STEPS} steps: compute less in the template, or in fewer steps")
+            raise TooCostly(f"the template takes more than {STEPS} steps: compute less in the template")
 
     def charge(self, *values: Any) -> None:
-        """Pay for the size of values: what they hold, as often as they hold it."""
+        """Charge for the size of values, counting shared contents at each occurrence."""
         stack: list[Any] = list(values)
         steps = 0
         while stack:
@@ -100,7 +99,7 @@ _budget: ContextVar[Budget | None] = ContextVar("longshore_template_budget", def
 
 @contextlib.contextmanager
 def spending(budget: Budget | None = None) -> Iterator[Budget]:
-    """What is rendered meanwhile shares one budget: the one given, else the one in use, else a new one."""
+    """Share one budget among the renderings inside: the given one, else the current, else a new one."""
     shared = budget or _budget.get() or Budget()
     token = _budget.set(shared)
     try:
@@ -114,12 +113,12 @@ def _now() -> Budget:
 
 
 def charge(*values: Any) -> None:
-    """Have what is rendered just now pay for the size of values."""
+    """Charge the current rendering for the size of values."""
     _now().charge(*values)
 
 
 def too_large(what: str) -> NoReturn:
-    raise TooCostly(f"{what} is too large: a template makes at most {LARGEST} characters or items")
+    raise TooCostly(f"{what} is too large: a template may create at most {LARGEST} characters or items")
 
 
 def _bounded(size: float, what: str) -> None:
@@ -127,7 +126,7 @@ def _bounded(size: float, what: str) -> None:
         too_large(what)
 
 
-# --- what grows -----------------------------------------------------------------------------------
+# --- limits on growing values ---------------------------------------------------------------------
 
 
 def _check_operator(operator: str, left: Any, right: Any) -> None:
@@ -148,13 +147,13 @@ def _check_operator(operator: str, left: Any, right: Any) -> None:
 
 
 def _weight(value: Any) -> int:
-    """Steps of repeating a value once."""
+    """Steps charged for one repetition of a value."""
     if isinstance(value, str):
         return len(value) // _CHARACTERS
     return len(value) if isinstance(value, list | tuple) else 1
 
 
-#: A width, a precision, or one that an argument gives.
+#: A width or precision, also by argument.
 _WIDTHS = re.compile(r"\d+|\*")
 
 
@@ -168,7 +167,7 @@ def _check_printf(template: str, values: Any) -> None:
 
 
 def _text_size(value: Any) -> int:
-    """Characters of a value as text, at most and about."""
+    """Estimated upper bound of the characters of a value as text."""
     if isinstance(value, str):
         return len(value)
     before = _now().left
@@ -198,7 +197,7 @@ def _as_int(value: Any) -> int:
     return int(value) if isinstance(value, int | float | str) and len(str(value)[:20]) < 20 else 0
 
 
-#: What a filter may not be asked for, by its name; each gets the value and the other arguments.
+#: Checks of filter arguments, by filter name.
 def _check_filter(name: str, value: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     more = [*args, *kwargs.values()]
     if name in {"center", "indent", "round", "tojson", "wordwrap", "batch", "slice", "truncate", "int"}:
@@ -220,7 +219,7 @@ def _check_filter(name: str, value: Any, args: tuple[Any, ...], kwargs: Mapping[
 
 
 def _metered(name: str, function: Callable[..., Any], *, returns: bool) -> Callable[..., Any]:
-    """A filter or a test that pays for its operands, and for what it gives."""
+    """Wrap a filter or test to charge for operands and result."""
     passes = int(getattr(function, "jinja_pass_arg", None) is not None)
 
     @functools.wraps(function)
@@ -241,12 +240,12 @@ def _metered(name: str, function: Callable[..., Any], *, returns: bool) -> Calla
 
 
 def _listed(value: Any) -> Any:
-    """What is read more than once, as a list."""
+    """Materialise an iterator that is read more than once."""
     return list(_counted(value)) if isinstance(value, Iterator) else value
 
 
 def _counted(value: Any) -> Any:
-    """An iterator that pays for each item that it gives."""
+    """Charge one step for each item of an iterator."""
     return _each(value) if isinstance(value, Iterator) else value
 
 
@@ -262,7 +261,7 @@ def _paid(value: Any) -> Any:
 
 
 class _Formatter(SandboxedFormatter):
-    """`str.format` without widths of millions."""
+    """`str.format` with bounded widths."""
 
     def format_field(self, value: Any, format_spec: str) -> Any:
         if any(int(width[:9]) > _WIDEST for width in re.findall(r"\d+", format_spec)):
@@ -277,7 +276,7 @@ class _Formatter(SandboxedFormatter):
 
 @jinja2.pass_environment
 def _output(_environment: Any, value: Any) -> Any:
-    """What a template writes is paid for."""
+    """Charge for template output."""
     _now().charge(value)
     return value
 
@@ -298,7 +297,7 @@ def _joined(parts: list[Any]) -> str:
 
 
 class Environment(ImmutableSandboxedEnvironment):
-    """The language of plans. A key comes before a method: `params.items` is the parameter, if there is one."""
+    """The template environment of plans. Keys take precedence over methods: `params.items` is the parameter."""
 
     intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
 
@@ -308,7 +307,7 @@ class Environment(ImmutableSandboxedEnvironment):
             keep_trailing_newline=True,
             autoescape=False,
             finalize=_output,
-            # It would compute constants as the template is compiled, outside of any budget.
+            # The optimizer would evaluate constants at compile time, outside of the budget.
             optimized=False,
         )
         self.filters = {name: _metered(name, self.filters[name], returns=True) for name in _FILTERS}
@@ -317,7 +316,7 @@ class Environment(ImmutableSandboxedEnvironment):
         self.tests = {name: _metered(name, test, returns=False) for name, test in tests.items()}
         self.globals = {name: self.globals[name] for name in _GLOBALS}
 
-    # --- what a template does ---------------------------------------------------------------------
+    # --- rendering --------------------------------------------------------------------------------
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         _now().spend(1)
@@ -381,10 +380,10 @@ class Environment(ImmutableSandboxedEnvironment):
             return (parts,)
         return args
 
-    # --- what is compiled -------------------------------------------------------------------------
+    # --- compilation ------------------------------------------------------------------------------
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
-        """Jinja2's hook for another code generator: here, for a tree in which the loops are counted."""
+        """Generate code from a tree with metered loops (hook of Jinja2)."""
         return super()._generate(self._with_meters(source), *args, **kwargs)
 
     def _with_meters(self, tree: nodes.Template) -> nodes.Template:
@@ -410,7 +409,7 @@ def _with_filter(node: nodes.Expr, name: str) -> nodes.Filter:
 
 
 def _replace(tree: nodes.Node) -> None:
-    """`a ~ b` joins in C: it becomes a filter that looks at the sizes first."""
+    """Replace `a ~ b`, which joins in C, by a filter that checks the sizes first."""
     stack: list[nodes.Node] = [tree]
     while stack:
         node = stack.pop()
@@ -426,22 +425,22 @@ def _replace(tree: nodes.Node) -> None:
 
 
 def _cost(node: nodes.Node) -> int:
-    """Steps of one pass through a body."""
+    """Steps of one iteration of a loop body."""
     found = sum(1 + len(getattr(one, "data", "")) // _CHARACTERS for one in node.find_all(nodes.Node))
     return max(1, found // 4)
 
 
-#: Tags of a template, each up to its end or that of the text.
+#: Tags of a template, each up to its end or the end of the text.
 _TAGS = re.compile(r"\{\{.*?(?:\}\}|\Z)|\{%.*?(?:%\}|\Z)", re.S)
 
 
 def code_size(text: str) -> int:
-    """Characters inside the tags of a template: what it takes long to compile."""
+    """Characters inside the tags of a template, which dominate compile time."""
     return sum(found.end() - found.start() for found in _TAGS.finditer(text))
 
 
 def pay_for_compiling(text: str) -> None:
-    """Raises TooCostly for a template that takes too long to compile."""
+    """Charge for the compilation. Raises TooCostly for a template that is too long."""
     if (size := code_size(text)) > LONGEST_CODE:
-        raise TooCostly(f"it has {size} characters inside its tags, and at most {LONGEST_CODE} are compiled")
+        raise TooCostly(f"the template has {size} characters inside its tags; at most {LONGEST_CODE} are allowed")
     _now().spend(1 + len(text) // _CHARACTERS + _COMPILING * size)

@@ -1,7 +1,7 @@
-"""Jinja2 in parameters: found, checked and rendered.
+"""Jinja2 templates in parameters: analysis, validation and rendering.
 
-A value that is one lone `{{ expression }}` becomes the object itself; any other text with templates
-becomes text, and is never parsed back into a type: `"1.10"` stays text.
+A value of exactly one `{{ expression }}` renders to the object itself. Any other text with templates renders to text
+and is never parsed back into a type: `"1.10"` stays text.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from jinja2 import nodes
 
 from longshore.orchestration.language.template_engine import Environment, TooCostly, charge, pay_for_compiling, spending
 
-#: The function that stands for a secret, where one may stand (`longshore.orchestration.language.secrets`).
+#: The function that references a secret (`longshore.orchestration.language.secrets`).
 SECRET = "secret"  # noqa: S105 - a name
-#: What a template may name.
+#: Root names of templates.
 ROOTS = frozenset({"params", "steps", "run", "host"})
 
 
@@ -29,7 +29,7 @@ _ENVIRONMENT = Environment()
 
 
 class TemplateProblem(Exception):
-    """A template that cannot be parsed, names what does not exist, or does not render. `why` is without its text."""
+    """A template that does not parse or render, or uses an undefined name. `why` omits the template's text."""
 
     def __init__(self, message: str, why: str = "") -> None:
         super().__init__(message)
@@ -38,12 +38,12 @@ class TemplateProblem(Exception):
 
 @dataclass(frozen=True)
 class References:
-    """What a value's templates look at: parameters, steps, and names that are neither."""
+    """The parameters, steps and other names that the templates of a value use."""
 
     params: frozenset[str] = frozenset()
     steps: frozenset[str] = frozenset()
     unknown: frozenset[str] = frozenset()
-    #: Arguments of `secret()`; None for one that is not written out.
+    #: Arguments of `secret()`; None for one that is not a literal.
     secrets: frozenset[str | None] = frozenset()
 
     def __or__(self, other: References) -> References:
@@ -56,12 +56,12 @@ class References:
 
 
 def is_template(text: str) -> bool:
-    """Whether the text has anything for Jinja2 in it."""
+    """Whether the text contains Jinja2 tags."""
     return "{{" in text or "{%" in text or "{#" in text
 
 
 def has_template(value: Any) -> bool:
-    """Whether a value has a template anywhere inside."""
+    """Whether a value contains a template."""
     return any(is_template(text) for text in _texts(value))
 
 
@@ -78,9 +78,9 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def references(value: Any, roots: frozenset[str] = ROOTS) -> References:
-    """Everything that the templates inside a value refer to; what is not in `roots` is unknown.
+    """The references of all templates inside a value; names outside of `roots` are unknown.
 
-    Raises TemplateProblem for a broken one.
+    Raises TemplateProblem for a broken template.
     """
     found = References()
     for text in _texts(value):
@@ -90,24 +90,24 @@ def references(value: Any, roots: frozenset[str] = ROOTS) -> References:
 
 
 def _parse(text: str) -> nodes.Template:
-    """Raises TemplateProblem. A tree that is deeper than Python's stack is refused here, once for all who walk it."""
+    """Parse a template. Raises TemplateProblem, also for a tree too deep for recursive functions."""
     try:
         pay_for_compiling(text)
         tree = _ENVIRONMENT.parse(text)
         if _depth(tree) > _DEEPEST:
-            raise TooCostly("it is nested too deeply")
+            raise TooCostly("nested too deeply")
     except jinja2.TemplateSyntaxError as error:
         raise TemplateProblem(f"broken template {_shown(text)}: {error.message}", str(error.message)) from None
     except (RecursionError, MemoryError):
-        raise TemplateProblem(f"broken template {_shown(text)}: it is nested too deeply") from None
+        raise TemplateProblem(f"broken template {_shown(text)}: nested too deeply") from None
     except (TooCostly, ValueError, OverflowError) as error:  # ValueError: a number of ten thousand digits
         raise TemplateProblem(f"broken template {_shown(text)}: {error}", str(error)) from None
     return tree
 
 
-#: Levels of a template's tree; each takes several of Python's own.
+#: The deepest template tree; each level takes several stack frames.
 _DEEPEST = 60
-#: Characters of a template that an error shows.
+#: The longest template text in an error, in characters.
 _LONGEST_SHOWN = 200
 
 
@@ -136,10 +136,10 @@ def _references(text: str) -> References:
             named[item.node.name].add(str(item.arg.value))
     try:
         names = jinja2.meta.find_undeclared_variables(tree)
-    except jinja2.TemplateError as error:  # a filter or a test that there is not
+    except jinja2.TemplateError as error:  # an unknown filter or test
         raise TemplateProblem(f"broken template {_shown(text)}: {error.message}", str(error.message)) from None
     secrets: set[str | None] = set()
-    # A mark that a filter, a part or a function has changed stands for nothing.
+    # A mark changed by a filter, an item access or a function is no longer valid.
     around = tree.find_all((nodes.Filter, nodes.Getitem, nodes.Getattr, nodes.Test, nodes.Compare, nodes.Call))
     changed = {inner for outer in around for inner in outer.find_all(nodes.Call)}
     for call in tree.find_all(nodes.Call):
@@ -151,7 +151,7 @@ def _references(text: str) -> References:
 
 
 def reads_outcome(text: str) -> bool:
-    """Whether an expression looks at how a step ended: its `.status` or `.error`."""
+    """Whether an expression reads the outcome of a step: its `.status` or `.error`."""
     tree = _parse(text)
     names = {item.attr for item in tree.find_all(nodes.Getattr) if _is_step(item.node)}
     for item in tree.find_all(nodes.Getitem):
@@ -162,16 +162,16 @@ def reads_outcome(text: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def reaches_inside(text: str) -> str:
-    """A name of Python's own that a template reaches for, `__class__` for instance; '' where it does not.
+    """The first Python internal that a template accesses, such as `__class__`; '' for none.
 
-    The sandbox refuses each of them when it renders; a plan that tries is refused as it comes.
+    The sandbox rejects such names at rendering; this check rejects the plan on arrival.
     """
     if not is_template(text):
         return ""
     try:
         tree = _parse(text)
     except TemplateProblem:
-        return ""  # told of by whoever checks it
+        return ""  # reported by validation
     words = [node.attr for node in tree.find_all(nodes.Getattr)]
     words += [node.name for node in tree.find_all(nodes.Name)]
     words += [str(node.value) for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]
@@ -179,18 +179,18 @@ def reaches_inside(text: str) -> str:
 
 
 def paths(value: Any) -> list[tuple[str, ...]]:
-    """The ways to the values that templates read: `("steps", "pull", "data", "image")`, each in full."""
+    """The full paths of the values that templates read, such as `("steps", "pull", "data", "image")`."""
     found: list[tuple[str, ...]] = []
     for text in _texts(value):
         if is_template(text):
             found += [path for node in _parse(text).find_all((nodes.Getattr, nodes.Getitem)) if (path := _path(node))]
-    # A part of the way to another value is no value of its own.
+    # A prefix of another path is not a value of its own.
     parts = {path[:end] for path in found for end in range(1, len(path))}
     return list(dict.fromkeys(path for path in found if path not in parts))
 
 
 def _path(node: nodes.Node) -> tuple[str, ...]:
-    """`steps.a.data['b']` as its words; empty where a part is not written out."""
+    """The parts of `steps.a.data['b']`; empty if a part is not a literal."""
     if isinstance(node, nodes.Name):
         return (node.name,)
     if isinstance(node, nodes.Getattr):
@@ -203,7 +203,7 @@ def _path(node: nodes.Node) -> tuple[str, ...]:
 
 
 def _is_step(node: nodes.Node) -> bool:
-    """Whether it is `steps.x` or `steps['x']`."""
+    """Whether a node is `steps.x` or `steps['x']`."""
     return (
         isinstance(node, nodes.Getattr | nodes.Getitem)
         and isinstance(node.node, nodes.Name)
@@ -212,17 +212,17 @@ def _is_step(node: nodes.Node) -> bool:
 
 
 def braced(expression: str) -> str:
-    """An expression as a template of its own, unless it is one."""
+    """Put an expression in braces, unless it is a template."""
     return expression if is_template(expression) else f"{{{{ {expression} }}}}"
 
 
 def is_lone(text: str) -> bool:
-    """Whether a value is one expression, and so gives an object, not text."""
+    """Whether a value is a single expression, which renders to an object, not text."""
     return _lone_expression(text) is not None
 
 
 def looks_for_failure_of(expression: str) -> str | None:
-    """The step of which a condition is just `steps.x.status == 'failed'`; None for any other."""
+    """The step x of a condition of exactly `steps.x.status == 'failed'`; None for any other condition."""
     output = _parse(expression).body
     if len(output) != 1 or not isinstance(output[0], nodes.Output) or len(output[0].nodes) != 1:
         return None
@@ -235,13 +235,13 @@ def looks_for_failure_of(expression: str) -> str | None:
 
 
 def truth(expression: str, scope: Mapping[str, Any]) -> bool:
-    """Whether a condition holds. Raises TemplateProblem where something is missing."""
+    """Whether a condition holds. Raises TemplateProblem for an undefined value."""
     value = _render_text(braced(expression), scope)
     return bool(value)
 
 
 def render(value: Any, scope: Mapping[str, Any]) -> Any:
-    """The value with every template rendered. Raises TemplateProblem where something is missing."""
+    """Render every template inside a value. Raises TemplateProblem for an undefined value."""
     if isinstance(value, str):
         return _render_text(value, scope) if is_template(value) else value
     if isinstance(value, Mapping):
@@ -260,14 +260,14 @@ def _render_text(text: str, scope: Mapping[str, Any]) -> Any:
         except jinja2.UndefinedError as error:
             raise TemplateProblem(f"{_shown(text)}: {error.message}") from None
         except RecursionError:
-            raise TemplateProblem(f"{_shown(text)}: it calls itself too deeply") from None
+            raise TemplateProblem(f"{_shown(text)}: the template recurses too deeply") from None
         except Exception as error:  # noqa: BLE001 - a filter may raise anything
             raise TemplateProblem(f"{_shown(text)}: {error}") from None
 
 
 @lru_cache(maxsize=1024)
 def _compiled(text: str) -> Callable[..., Any]:
-    """The template, or its one expression, as a function of the scope."""
+    """Compile a template, or its single expression, to a function of the scope."""
     _parse(text)
     lone = _lone_expression(text)
     if lone is None:
@@ -276,16 +276,14 @@ def _compiled(text: str) -> Callable[..., Any]:
 
 
 def _as_data(value: Any, text: str) -> Any:
-    """What an expression gave, if it is data: JSON's types and nothing else. A value that holds itself many times over
-    is paid for as often.
-    """
+    """Convert a result to JSON types, or raise TemplateProblem. Repeated contents are charged at each occurrence."""
     charge(value)
     return _data(value, text)
 
 
 def _data(value: Any, text: str) -> Any:
     if isinstance(value, jinja2.Undefined):
-        raise TemplateProblem(f"{_shown(text)}: there is no such value")
+        raise TemplateProblem(f"{_shown(text)}: the value is undefined")
     if value is None or isinstance(value, bool | int | str):
         return str(value) if isinstance(value, StrEnum) else value
     if isinstance(value, float) and math.isfinite(value):
@@ -294,13 +292,13 @@ def _data(value: Any, text: str) -> Any:
         return {str(key): _data(item, text) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_data(item, text) for item in value]
-    raise TemplateProblem(f"{_shown(text)}: it gives no data but a {type(value).__name__}")
+    raise TemplateProblem(f"{_shown(text)}: the result is not data, but a {type(value).__name__}")
 
 
 @lru_cache(maxsize=4096)
 def _lone_expression(text: str) -> str | None:
-    """The expression's own text if the whole value is one `{{ … }}`."""
-    stripped = text.strip(" ")  # a line's end is text, as in a block of YAML
+    """The text of the expression, if the whole value is one `{{ … }}`; else None."""
+    stripped = text.strip(" ")  # a newline is text, as in a YAML block
     if not (stripped.startswith("{{") and stripped.endswith("}}")):
         return None
     try:

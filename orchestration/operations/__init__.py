@@ -1,4 +1,4 @@
-"""The catalogue of operations: names, parameters, results and promises, without their doing."""
+"""The catalogue of operations: names, parameters, results and guarantees, without implementations."""
 
 from longshore.orchestration.operations import (
     approval,

@@ -1,4 +1,4 @@
-"""A pause for a person."""
+"""A step that waits for an approval."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from longshore.orchestration.operations.base import NO_RETRY, Kind, Operation, P
 
 
 class ApprovalParams(Params):
-    """`timeout` is counted from the step's turn; then the step fails, or is approved by nobody."""
+    """`timeout` starts when the step is dispatched; after it, `on_timeout` fails or approves the step."""
 
     message: str = ""
     timeout: Duration = 86_400.0
@@ -17,7 +17,7 @@ class ApprovalParams(Params):
 
 
 class ApprovalResult(Result):
-    """`by` is nobody where the time ran out; `at` is ms of Redis's clock."""
+    """`by` is empty after a timeout; `at` is in ms of the Redis clock."""
 
     approved: bool
     by: str = ""
@@ -33,7 +33,7 @@ APPROVAL = register(
         queue="control",
         kind=Kind.READ_ONLY,
         undo=Undo.NONE,
-        summary="Wait until a person approves or rejects; no worker is held meanwhile",
+        summary="Wait for an approval or rejection, without occupying a worker",
         retry=NO_RETRY,
         waits=Waits.PERSON,
     )

@@ -1,7 +1,7 @@
-"""What an operation is: its name, its parameters, its result and its promises.
+"""The schema of an operation: its name, parameters, result and guarantees.
 
-Only schemas live here, so that a plan can be checked where no Docker is. The doing is in
-`longshore.tasks`, one implementation an operation.
+This package holds schemas only, so that a plan can be validated without Docker. `longshore.tasks` has one
+implementation for each operation.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from longshore.orchestration.settings import get_settings
 
 
 class Params(BaseModel):
-    """Base of an operation's parameters: an unknown one is an error, and none changes later.
+    """Base of an operation's parameters: immutable, unknown names rejected.
 
-    Its schema is built when it is first needed: there are a hundred of them, and a process needs a few.
+    The schema is built on first use, as a process needs only a few of the hundred operations.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
@@ -36,18 +36,18 @@ class Result(BaseModel):
 
 
 class Kind(StrEnum):
-    """What a second call does."""
+    """The effect of a repeated call."""
 
-    #: Looks only; never `changed`.
+    #: Reads only; never `changed`.
     READ_ONLY = "read_only"
-    #: Brings about a state: the second call says `unchanged`.
+    #: Converges to a state: a second call returns `unchanged`.
     CONVERGES = "converges"
-    #: Does it each time.
+    #: Acts on each call.
     ACTS = "acts"
 
 
 class Undo(StrEnum):
-    """How much of its effect an operation can take back by itself."""
+    """How much of its effect an operation can undo by itself."""
 
     FULL = "full"
     PARTIAL = "partial"
@@ -55,44 +55,44 @@ class Undo(StrEnum):
 
 
 class Waits(StrEnum):
-    """What a step is parked for, without a worker."""
+    """The external event that a step waits for, without a worker."""
 
     NOTHING = ""
-    #: A person's decision.
+    #: An approval.
     PERSON = "person"
     #: The end of a child run.
     RUN = "run"
-    #: The end of a Celery task of somebody else's.
+    #: The end of an application's Celery task.
     TASK = "task"
 
 
 class Retry(BaseModel):
-    """When an attempt that failed is tried again.
+    """Retry policy of failed attempts.
 
-    `attempts` counts all tries. The delay doubles from `initial` to at most `maximum`; with `jitter`
-    it lies between half and the whole of that. Without an `initial` it is tried again at once.
+    `attempts` includes the first attempt. The delay doubles from `initial` up to `maximum`; `jitter` draws it
+    between half and the whole of that. Without `initial`, retries are immediate.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
-    attempts: int = Field(default=4, ge=1, le=100, description="All tries, the first included")
-    initial: Duration = Field(0.0, description="The first wait, which doubles each time; none if left out")
-    maximum: Duration = Field(30.0, description="The longest wait")
-    jitter: bool = Field(default=True, description="Between half and the whole of the wait")
+    attempts: int = Field(default=4, ge=1, le=100, description="All attempts, including the first")
+    initial: Duration = Field(0.0, description="First delay, doubled for each retry; none by default")
+    maximum: Duration = Field(30.0, description="Longest delay")
+    jitter: bool = Field(default=True, description="Draw each delay between half and the whole")
 
     def delay(self, attempt: int, chance: float) -> float:
-        """Seconds to wait after attempt number `attempt` (from 1); `chance` in [0, 1) is the dice."""
+        """Seconds to wait after attempt number `attempt` (from 1); `chance` in [0, 1) is the random draw."""
         full = min(self.initial * 2.0 ** min(attempt - 1, 60), self.maximum)
         return full * (0.5 + 0.5 * chance) if self.jitter else full
 
     def worst_case(self) -> float:
-        """Seconds spent waiting if every try but the last fails."""
+        """Total delay in seconds if every attempt but the last fails."""
         return sum(self.delay(n, 1.0) for n in range(1, self.attempts))
 
 
-#: For errors that can pass, where neither step nor plan has a policy.
+#: Policy for temporary errors, where neither step nor plan sets one.
 BACKOFF = Retry(attempts=4, initial=1.0, maximum=30.0)
-#: For operations whose errors do not pass by waiting.
+#: Policy of operations whose errors are permanent.
 NO_RETRY = Retry(attempts=1, initial=0.0, maximum=0.0, jitter=False)
 
 
@@ -106,36 +106,36 @@ def _never(_params: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class About:
-    """What a person has to know of an operation besides its parameters; each a sentence without its full stop."""
+    """The documented guarantees of an operation; each text is a sentence without its full stop."""
 
-    #: When it says `changed`.
+    #: When the step is `changed`.
     changed: str
-    #: What its undo does.
+    #: The effect of its undo.
     undo: str
-    #: How a second delivery of the same step is recognised.
+    #: How a duplicate delivery of the step is handled.
     duplicate: str
-    #: What a dry run says.
-    dry_run: str = "compares what is there with what is wanted, and says what would be done"
-    #: Which errors are tried again.
-    retried: str = "an engine that does not answer or is busy; nothing else"
+    #: The answer of a dry run.
+    dry_run: str = "compares the current with the requested state, and predicts the changes"
+    #: Which errors are retried.
+    retried: str = "an unreachable or busy engine only"
 
 
-#: Of what only looks.
+#: Texts of read-only operations.
 READ_ONLY = About(
-    changed="never: it only looks",
-    undo="nothing to take back",
-    duplicate="looks again",
-    dry_run="says what would be looked at",
+    changed="never: the operation only reads",
+    undo="none needed",
+    duplicate="reads again",
+    dry_run="names the object that would be read",
 )
 
 
 @dataclass(frozen=True)
 class Operation:
-    """The schema of one kind of work.
+    """The schema of one operation.
 
-    `repeatable` and `looks_only` are asked with the step's raw `with`, before it is rendered:
-    whether an attempt that vanished may simply be done again (because the operation recognises
-    what it did), and whether these parameters make it one that changes nothing.
+    The predicates take the step's raw `with`, before it is rendered. `repeatable`: whether a lost attempt may be
+    retried, because the operation detects its earlier effect. `is_read_only_command`: whether the operation changes
+    nothing with these parameters.
     """
 
     name: str
@@ -147,46 +147,46 @@ class Operation:
     summary: str
     retry: Retry = BACKOFF
     repeatable: Callable[[dict[str, Any]], bool] = _always
-    #: The parameters that are no templates of the plan's: the operation has its own use for the braces.
+    #: Parameters that the plan does not render as templates, because the operation interprets the braces.
     literal: Callable[[dict[str, Any]], frozenset[str]] = lambda _params: frozenset()
     is_read_only_command: Callable[[dict[str, Any]], bool] = _never
     waits: Waits = Waits.NOTHING
-    #: Whether it does anything at all outside of its worker's process.
+    #: Whether the operation has an effect outside of the worker's process.
     effect: bool = True
-    #: The service that it needs, `{host}` for the host that it runs on: while that is down it is not tried.
+    #: The service that the operation depends on, with `{host}` for its host; not attempted while its breaker is open.
     service: str = ""
-    #: Whether, with these raw parameters, its undo can do something.
+    #: Whether the undo has an effect with these raw parameters.
     undoable: Callable[[dict[str, Any]], bool] = _always
-    #: The parameters in which `secret()` may stand.
+    #: Parameters that may contain `secret()`.
     secrets: frozenset[str] = frozenset()
-    #: Whether it can be done inside a container (`in:` of a step).
+    #: Whether the operation can run inside a container (`in:` of a step).
     inside: bool = False
     about: About | None = None
-    #: Of an application's own: what does it (`longshore.orchestration.authoring.functions`).
+    #: The function of a custom operation (`longshore.orchestration.authoring.functions`).
     function: Any = None
 
     @property
     def takes_back(self) -> bool:
-        """Whether it has an undo of its own."""
+        """Whether the operation has an undo of its own."""
         return self.undo is not Undo.NONE or getattr(self.function, "undo", None) is not None
 
     @property
     def elsewhere(self) -> bool:
-        """Whether another party brings its effect about, which no receipt on a worker's host fences."""
+        """Whether another system performs the effect, which no receipt on a worker's host can fence."""
         return self.queue == "network" or self.function is not None or self.name == "celery.task.execute"
 
     def templated(self, params: dict[str, Any]) -> dict[str, Any]:
-        """The parameters that the plan's templates are looked for in."""
+        """The parameters that the plan renders as templates."""
         literal = self.literal(params)
         return {name: value for name, value in params.items() if name not in literal} if literal else params
 
     def is_read_only(self, params: dict[str, Any]) -> bool:
-        """Whether a step with these parameters cannot change anything."""
+        """Whether a step with these parameters changes nothing."""
         return self.kind is Kind.READ_ONLY or self.is_read_only_command(params)
 
 
 def service_of(operation: Operation, host: str) -> str:
-    """The service that an operation needs there; '' where it names none, or one of a host that is not known."""
+    """The service that an operation needs on a host; '' if it needs none or the host is unknown."""
     if not host and "{host}" in operation.service:
         return ""
     return operation.service.replace("{host}", host)
@@ -196,7 +196,7 @@ _REGISTRY: dict[str, Operation] = {}
 
 
 def register(operation: Operation) -> Operation:
-    """Make an operation known by its name. The same name twice is a programming error."""
+    """Register an operation by name. Raises ValueError for a duplicate name."""
     if operation.name in _REGISTRY:
         raise ValueError(f"operation {operation.name!r} is registered twice")
     _REGISTRY[operation.name] = operation
@@ -204,7 +204,7 @@ def register(operation: Operation) -> Operation:
 
 
 def find(name: str) -> Operation:
-    """The operation of that name; UnknownName otherwise, with the nearest known ones."""
+    """The operation of that name. Raises UnknownName with the nearest names."""
     from difflib import get_close_matches  # noqa: PLC0415 - only on the way to an error
 
     operation = _REGISTRY.get(name)
@@ -214,13 +214,17 @@ def find(name: str) -> Operation:
     if operation is None:
         longer = [known for known in _REGISTRY if known.startswith(name)][:2]
         near = longer or get_close_matches(name, _REGISTRY, n=2)
-        remedy = f"did you mean {' or '.join(near)}?" if near else "own operations come with LONGSHORE_IMPORTS"
+        remedy = (
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else "list operations with longshore ops ls; load custom operations with LONGSHORE_IMPORTS"
+        )
         raise UnknownName(f"unknown operation {name!r}", remedy=remedy)
     return operation
 
 
 def known(name: str) -> Operation | None:
-    """The operation of that name, if it is known here."""
+    """The operation of that name, or None."""
     try:
         return find(name)
     except UnknownName:
@@ -229,8 +233,8 @@ def known(name: str) -> Operation | None:
 
 @cache
 def load_own() -> None:
-    """Import what brings operations of an application's own: the entry points `longshore.operations`, and the
-    modules of the setting `imports`, found from the working directory as well. ConfigError names one that fails.
+    """Import custom operations: the entry points `longshore.operations`, and the modules of the setting `imports`,
+    also from the working directory. Raises ConfigError for an import that fails.
     """
     from celery.utils.imports import import_from_cwd  # noqa: PLC0415 - only where there is something to import
 
@@ -245,12 +249,12 @@ def _import(what: str, load: Callable[[], object]) -> None:
         load()
     except Exception as error:
         raise ConfigError(
-            f"{what}, which brings operations, cannot be imported: {type(error).__name__}: {error}",
-            remedy="see LONGSHORE_IMPORTS",
+            f"cannot import {what} with custom operations: {type(error).__name__}: {error}",
+            remedy="correct LONGSHORE_IMPORTS, or install the package",
         ) from error
 
 
 def all_operations() -> dict[str, Operation]:
-    """Every known operation by name, sorted."""
+    """All registered operations, sorted by name."""
     load_own()
     return dict(sorted(_REGISTRY.items()))

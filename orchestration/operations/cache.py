@@ -1,4 +1,4 @@
-"""Caches: what took long to find out, kept by generations, built by an operation."""
+"""Caches of expensive results, built by an operation and stored as generations."""
 
 from __future__ import annotations
 
@@ -13,29 +13,28 @@ CacheName = Annotated[str, Field(pattern=r"^(\{\{.*\}\}|[A-Za-z0-9][A-Za-z0-9._@
 
 
 class CacheParams(Params):
-    """Which cache."""
+    """The name of a cache."""
 
     cache: CacheName
 
 
 class RebuildParams(CacheParams):
-    """Has an operation build what is kept: its data are the next generation, read by `Client().cached(NAME)`.
+    """Run a builder operation and store its data as the next generation, read with `Client().cached(NAME)`.
 
-    Nothing is built where the current generation is valid: it is there, as it was written, younger than `ttl`, built
-    from the same `fingerprint`, and nobody has invalidated it. `force` builds all the same. What its builder does
-    beside that is not taken back.
+    A valid generation is not rebuilt, unless `force` is set. A generation is valid if it is intact, younger than
+    `ttl`, built from the same `fingerprint` and not invalidated. Side effects of the builder are not undone.
     """
 
-    builder: Annotated[str, Field(min_length=1)] = Field(description="The operation; it runs on this step's worker")
-    params: dict[str, Any] = Field({}, description="Its parameters")
-    fingerprint: str = Field("", description="What it is built from, e.g. a version: another one needs another build")
-    ttl: Duration = Field(0.0, description="How long a generation is valid; for ever if left out")
-    force: bool = Field(default=False, description="Build also where the current generation is valid")
+    builder: Annotated[str, Field(min_length=1)] = Field(description="The builder operation, run on this step's worker")
+    params: dict[str, Any] = Field({}, description="Parameters of the builder")
+    fingerprint: str = Field("", description="Version of the builder's input; a different one needs a rebuild")
+    ttl: Duration = Field(0.0, description="Lifetime of a generation; unlimited by default")
+    force: bool = Field(default=False, description="Build even if the current generation is valid")
 
 
 class RebuildResult(Result):
-    """`generation` is the one that is current now, `previous` the one before; `built` tells whether this step built it
-    or found it valid. `age_s` in seconds.
+    """`generation` is the current generation, `previous` the one before; `built` is false if the step found a valid
+    generation. `age_s` in seconds.
     """
 
     cache: str
@@ -47,13 +46,13 @@ class RebuildResult(Result):
 
 
 class CheckParams(CacheParams):
-    """Whether a cache is valid; with `fingerprint`, for what would be built now."""
+    """Check whether a cache is valid, with `fingerprint` for the given version of its input."""
 
     fingerprint: str = ""
 
 
 class CheckResult(Result):
-    """`reason` says why it is not valid."""
+    """`reason`: why the cache is not valid."""
 
     cache: str
     valid: bool
@@ -63,11 +62,11 @@ class CheckResult(Result):
 
 
 class InvalidateParams(CacheParams):
-    """Have the next rebuild build, whatever is there. What is there stays for an undo, and is read no more."""
+    """Mark a cache invalid, so that the next rebuild builds it. The current generation is kept for an undo only."""
 
 
 class InvalidateResult(Result):
-    """`generation` is the one that is not valid any more, 0 where there was none."""
+    """`generation`: the invalidated generation; 0 if the cache had none."""
 
     cache: str
     generation: int = 0
@@ -81,14 +80,14 @@ REBUILD = register(
         queue="cache",
         kind=Kind.CONVERGES,
         undo=Undo.FULL,
-        summary="Have an operation build a cache, if it is not valid",
+        summary="Build a cache with an operation, unless it is valid",
         secrets=frozenset({"params"}),
         about=About(
             changed="a generation was built",
-            undo="brings the generation before it back, unless another one was built since",
-            duplicate="one at a time by the cache's lock; the others find the generation that it built",
-            dry_run="says whether it is valid, and what would build it",
-            retried="whatever its builder says may pass",
+            undo="restores the previous generation, unless another one was built since",
+            duplicate="one at a time by the cache's lock; the others find the new generation",
+            dry_run="shows whether the cache is valid, and its builder",
+            retried="temporary errors of the builder",
         ),
     )
 )
@@ -100,7 +99,7 @@ CHECK = register(
         queue="cache",
         kind=Kind.READ_ONLY,
         undo=Undo.NONE,
-        summary="Whether a cache is valid, and why not",
+        summary="Check whether a cache is valid",
         about=READ_ONLY,
     )
 )
@@ -112,12 +111,12 @@ INVALIDATE = register(
         queue="cache",
         kind=Kind.CONVERGES,
         undo=Undo.FULL,
-        summary="Say that a cache is not valid any more",
+        summary="Invalidate a cache",
         about=About(
-            changed="it was valid until then",
-            undo="lets it be valid again, unless another generation was built since",
-            duplicate="finds it marked",
-            dry_run="says which generation would be marked",
+            changed="the cache was valid",
+            undo="makes the generation valid again, unless another one was built since",
+            duplicate="finds the cache invalidated",
+            dry_run="names the generation that would be invalidated",
         ),
     )
 )

@@ -1,4 +1,4 @@
-"""An application's own Celery task as a step, run bare by the application's own workers."""
+"""An application's Celery task as a step, executed by the application's own workers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class TaskParams(Params):
-    """A signature's parts. `queue` is where the application's workers look for it."""
+    """The parts of a signature. `queue` is a queue that the application's workers consume."""
 
     task: Annotated[str, Field(min_length=1)]
     args: list[Any] = []
@@ -23,7 +23,7 @@ class TaskParams(Params):
 
 
 class TaskResult(Result):
-    """A mapping that the task returned is the data itself; anything else is `result`."""
+    """The mapping that the task returned; any other value is stored as `result`."""
 
     result: Any = None
 
@@ -38,7 +38,7 @@ CELERY = register(
         undo=Undo.NONE,
         summary="Run an application's Celery task on the application's workers",
         retry=NO_RETRY,
-        # It may be under way at any time after it was sent.
+        # The task may execute at any time after it was sent.
         repeatable=lambda _params: False,
         waits=Waits.TASK,
     )
@@ -46,17 +46,17 @@ CELERY = register(
 
 
 def as_params(signature: Signature[Any]) -> dict[str, Any]:
-    """A signature as parameters: its task, arguments and queue. UsageError for what is no single task, and for
-    options that would be lost on the way.
+    """Convert a signature to parameters: its task, arguments and queue. Raises UsageError for a canvas, and for
+    options that a step does not carry.
     """
     if not isinstance(signature, dict):
-        raise UsageError(f"{signature!r} is no signature", remedy="give one, as task.s(42) makes it")
+        raise UsageError(f"{signature!r} is not a signature", remedy="pass one, such as task.s(42)")
     if signature.get("subtask_type"):
-        raise UsageError("a step is one task's signature", remedy="give each task of a canvas a step of its own")
+        raise UsageError("a step takes the signature of a single task", remedy="make each task of the canvas a step")
     if lost := sorted(key for key, value in signature.options.items() if key not in _CARRIED and value is not None):
         raise UsageError(
-            f"the signature of {signature.task} has {', '.join(lost)}, which a step does not carry",
-            remedy="what comes after it is a step of its own; times and retries are the step's",
+            f"the signature of {signature.task} has unsupported options: {', '.join(lost)}",
+            remedy="make callbacks steps of their own, and set timeouts and retries on the step",
         )
     params: dict[str, Any] = {"task": signature.task}
     if signature.args:
@@ -68,12 +68,12 @@ def as_params(signature: Signature[Any]) -> dict[str, Any]:
     return params
 
 
-#: Options of a signature that say where it goes; its id is the step's own.
+#: Options of a signature that routing uses; the task id is that of the step.
 _CARRIED = frozenset({"queue", "routing_key", "exchange", "task_id", "immutable"})
 
 
 def _queue(signature: Signature[Any]) -> str:
-    """As the task itself, the signature and the application's routes say."""
+    """The queue by the task's options, the signature's options and the application's routes."""
     app = signature.app
     task: Any = app.tasks.get(str(signature.task))
     own = {key: value for key, value in (task._get_exec_options() if task else {}).items() if value is not None}

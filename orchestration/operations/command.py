@@ -11,39 +11,39 @@ from longshore.orchestration.operations.base import NO_RETRY, About, Kind, Opera
 
 
 class CommandParams(Params):
-    """A program that ends with one of `ok_codes`; any other exit code is a failure."""
+    """A program with its environment and limits. An exit code outside of `ok_codes` is a failure."""
 
-    cwd: str | None = Field(None, description="Where it is run")
+    cwd: str | None = Field(None, description="Working directory")
     env: dict[str, str] = Field(
         {},
-        description="Given, not inherited: it sees these and PATH, HOME, LANG, USER, TZ, TMPDIR, LONGSHORE_*. Where a "
-        "worker runs only some programs, it takes only some names",
+        description="Environment, not inherited: these, PATH, HOME, LANG, USER, TZ, TMPDIR, LONGSHORE_*. The setting "
+        "`allowed_environment` limits the names",
     )
-    stdin: str | None = Field(None, description="Text for its standard input")
+    stdin: str | None = Field(None, description="Text for standard input")
     timeout: Annotated[Duration, Field(gt=0)] | None = Field(
-        None, description="Then it gets TERM, grace and KILL, its children too; the step's own time if left out"
+        None, description="Then TERM, grace and KILL for the process group; by default the step's timeout"
     )
     grace: Duration = Field(10.0, description="Between TERM and KILL")
     ok_codes: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1)] = [0]
-    changes: bool = Field(default=True, description="false: it only looks, and has nothing to take back")
-    creates: str | None = Field(None, description="A path; if it is there, nothing is run")
-    unless: str | list[str] | None = Field(None, description="A command; if it ends with 0, nothing is run")
+    changes: bool = Field(default=True, description="false: the command only reads, and needs no undo")
+    creates: str | None = Field(None, description="A path; if it exists, the command is not run")
+    unless: str | list[str] | None = Field(None, description="A command; if it exits with 0, the command is not run")
 
 
 class ExecParams(CommandParams):
-    """An argument list; no shell sees it."""
+    """An argument list, executed without a shell."""
 
     argv: Annotated[list[str], Field(min_length=1, description="The program and its arguments")]
 
 
 class ShellParams(CommandParams):
-    """Text for `/bin/sh -c`."""
+    """A command line for `/bin/sh -c`."""
 
     command: Annotated[str, Field(min_length=1)]
 
 
 class CommandResult(Result):
-    """Output is kept up to 64 KiB a stream, its end; `truncated` says when there was more."""
+    """The last 64 KiB of each output stream; `truncated` if there was more."""
 
     stdout: str = ""
     stderr: str = ""
@@ -61,12 +61,12 @@ def repeatable(params: dict[str, Any]) -> bool:
 
 
 COMMAND_ABOUT = About(
-    changed="it was run, unless the step says changes: false; not where creates or unless held it back",
-    undo="none of its own: give the step one",
-    duplicate="one at a time by its receipt; one that was lost is unknown, and run again only with creates, unless "
-    "or changes: false",
-    dry_run="says what would be run, and whether creates holds it back",
-    retried="none, unless the plan says so; then an exit code as well",
+    changed="the command ran, and changes is not false",
+    undo="none by itself: declare undo on the step",
+    duplicate="one at a time by its receipt; a lost attempt is unknown, and retried only with creates, unless or "
+    "changes: false",
+    dry_run="shows the command, and whether creates skips it",
+    retried="none, unless the plan has a retry policy; then exit codes too",
 )
 
 
@@ -91,4 +91,4 @@ def _command(name: str, params: type[CommandParams], summary: str) -> Operation:
 
 
 EXEC = _command("command.exec.execute", ExecParams, "Run a program with an argument list")
-SHELL = _command("command.shell.execute", ShellParams, "Run a command line by /bin/sh")
+SHELL = _command("command.shell.execute", ShellParams, "Run a command line with /bin/sh")

@@ -1,4 +1,4 @@
-"""Compose projects, whole or some of their services."""
+"""Compose projects, as a whole or by service."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Paths = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_li
 
 
 class ProjectParams(Params):
-    """Which project, and which of its services (none named: all).
+    """A project, and a selection of its services (all by default).
 
-    `project_dir` is a folder on the Docker host; `files` and `env_file` lie in it unless they are
-    absolute. With `project` alone, folder and files are those that its containers were made from.
+    `project_dir` is a folder on the Docker host; `files` and `env_file` are relative to it unless absolute. With
+    `project` alone, folder and files are those of the existing containers.
     """
 
     project_dir: Annotated[str, Field(min_length=1)] | None = None
@@ -53,7 +53,7 @@ class ProjectParams(Params):
     def _project(cls, value: str | None) -> str | None:
         legal = "abcdefghijklmnopqrstuvwxyz0123456789_-"
         if value is not None and "{{" not in value and (set(value) - set(legal) or value[0] in "_-"):
-            raise ValueError(f"{value!r} is not a project's name: a-z, 0-9, _ and -, a letter or digit first")
+            raise ValueError(f"{value!r} is not a project name: use a-z, 0-9, _ and -, with a letter or digit first")
         return value
 
     @model_validator(mode="after")
@@ -66,40 +66,42 @@ class ProjectParams(Params):
 
 
 class HealthChecked(ProjectParams):
-    """Waits until each service is healthy, or, where it has no health check, has run steadily."""
+    """Waits until each service is healthy or, without a health check, has run without a restart."""
 
-    healthy_deadline: Duration = Field(60.0, description="The longest wait for it; then the step fails")
-    min_healthy_time: Duration = Field(5.0, description="So long one without a health check must run without a restart")
+    healthy_deadline: Duration = Field(60.0, description="Longest wait; then the step fails")
+    min_healthy_time: Duration = Field(5.0, description="Time without a restart, for services without a health check")
 
 
 class Replacing(HealthChecked):
-    """Containers are replaced by others, some at a time."""
+    """A rollout: containers are replaced in batches."""
 
     max_parallel: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="So many services at once, each gated before the next, dependencies first; all if left out"
+        None, description="Services per batch, dependencies first, each batch healthy before the next; all by default"
     )
     auto_revert: bool = Field(
-        default=False, description="If they do not get well, the project goes back at once to what it was"
+        default=False, description="If the services do not become healthy, revert the project at once"
     )
-    grace: Duration | None = Field(None, description="Between TERM and KILL for what is replaced; its own if left out")
+    grace: Duration | None = Field(
+        None, description="Between TERM and KILL for replaced containers; by default their own"
+    )
 
 
 class UpParams(Replacing):
-    """Nothing is built, and nothing pulled unless `pull` says so, before anything is stopped.
+    """Images are never built, and only pulled as `pull` sets, before any container is stopped.
 
-    The step succeeds when each service is healthy by `healthy_deadline`, or, where it has no health
-    check, has run for `min_healthy_time` without a restart.
+    The step succeeds when, by `healthy_deadline`, each service is healthy or, without a health check, has run for
+    `min_healthy_time` without a restart.
     """
 
     pull: Literal["never", "missing", "always"] = "never"
-    auth: Login | None = Field(None, description="For the registry; the worker's own docker configuration if left out")
-    remove_orphans: bool = Field(default=False, description="Remove containers of services that no file tells of")
+    auth: Login | None = Field(None, description="Registry credentials; by default the worker's docker configuration")
+    remove_orphans: bool = Field(default=False, description="Remove containers of services that no file defines")
 
 
 class DownParams(ProjectParams):
-    """Containers and networks go; volumes and images stay. Only a whole project can go down.
+    """Containers and networks are removed; volumes and images stay. A project goes down as a whole.
 
-    With `remove_orphans`, containers go as well of which the files tell nothing any more.
+    `remove_orphans` also removes containers of services that the files no longer define.
     """
 
     remove_orphans: bool = False
@@ -109,49 +111,49 @@ class DownParams(ProjectParams):
     @classmethod
     def _whole(cls, value: list[str]) -> list[str]:
         if value:
-            raise ValueError("a project goes down as a whole: compose.stop.execute takes services")
+            raise ValueError("a project goes down as a whole: use compose.stop.execute for single services")
         return value
 
 
 class StopParams(ProjectParams):
-    """What runs is stopped, dependents before what they depend on."""
+    """Running containers are stopped, dependents before their dependencies."""
 
     grace: Duration | None = None
 
 
 class StartParams(HealthChecked):
-    """What was made and does not run is started, dependencies first; nothing is made."""
+    """Stopped containers are started, dependencies first; no container is created."""
 
     min_healthy_time: Duration = 1.0
 
 
 class RestartParams(HealthChecked):
-    """What runs is stopped and started again, in order. What was changed in the files is not applied: that is `up`."""
+    """Running containers are restarted in order. Changes of the files are not applied; use `up` for those."""
 
     min_healthy_time: Duration = 1.0
     grace: Duration | None = None
 
 
 class ConfigParams(ProjectParams):
-    """What the files say, with nothing left open. A variable that is not set is an error."""
+    """The resolved configuration of the files. An unset variable is an error."""
 
 
 class PsParams(ProjectParams):
-    """All containers of the project, those of `compose run` as well."""
+    """All containers of the project, including those of `compose run`."""
 
 
 class PullParams(ProjectParams):
-    """The images of the services; nothing is started."""
+    """Pull the images of the services; no container is started."""
 
     policy: Literal["always", "missing"] = "always"
-    auth: Login | None = Field(None, description="For the registry; the worker's own docker configuration if left out")
+    auth: Login | None = Field(None, description="Registry credentials; by default the worker's docker configuration")
 
 
 class BuildParams(ProjectParams):
-    """The images of the services that have a `build`; nothing is started."""
+    """Build the images of the services with a `build` section; no container is started."""
 
     no_cache: bool = False
-    pull: bool = Field(default=False, description="Ask for newer base images")
+    pull: bool = Field(default=False, description="Pull newer base images")
 
 
 class ServiceExecParams(CommandParams):
@@ -159,48 +161,48 @@ class ServiceExecParams(CommandParams):
 
     project: Annotated[str, Field(min_length=1)]
     service: Annotated[str, Field(min_length=1)]
-    number: Annotated[int, Field(ge=1)] = Field(1, description="Which of its containers")
+    number: Annotated[int, Field(ge=1)] = Field(1, description="Number of the container")
     argv: Annotated[list[str], Field(min_length=1)]
     user: str | None = None
 
 
 class ServiceRunParams(ProjectParams):
-    """A container of a service's image, networks, volumes and environment that does one thing and ends, once.
+    """A one-off container with the image, networks, volumes and environment of a service.
 
-    What the service depends on must be there; it is not started by this. It publishes no ports.
+    Dependencies of the service must be running; the step does not start them. The container publishes no ports.
     """
 
     service: Annotated[str, Field(min_length=1)]
-    command: list[str] | None = Field(None, description="In the place of the service's own")
+    command: list[str] | None = Field(None, description="Replaces the command of the service")
     env: dict[str, str] = {}
     user: str | None = None
     workdir: str | None = None
     ok_codes: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1)] = [0]
-    grace: Duration = Field(10.0, description="Between TERM and KILL, when it is cancelled or out of its time")
+    grace: Duration = Field(10.0, description="Between TERM and KILL after a cancellation or timeout")
 
     @field_validator("services")
     @classmethod
     def _one(cls, value: list[str]) -> list[str]:
         if value:
-            raise ValueError("it is one service: give service")
+            raise ValueError("the step runs one service: set service, not services")
         return value
 
 
 class RollbackParams(Replacing):
-    """Back to a revision: the resolved files and images of an `up` that went well. Nothing is pulled or built.
+    """Return to a revision: the resolved files and images of a successful `up`. Images are neither pulled nor built.
 
-    The whole project goes back; `longshore ops run compose.ps.get project=…` shows its revisions.
+    The project is rolled back as a whole; `longshore ops run compose.ps.get project=…` lists its revisions.
     """
 
     to: Annotated[int, Field(ge=1)] | Literal["previous"] = Field(
-        "previous", description="A revision's number; previous is the latest that is not what runs now"
+        "previous", description="Number of a revision; previous: the latest that differs from the running one"
     )
 
     @field_validator("services")
     @classmethod
     def _whole(cls, value: list[str]) -> list[str]:
         if value:
-            raise ValueError("a revision is of the whole project")
+            raise ValueError("a rollback covers the whole project: remove services")
         return value
 
 
@@ -217,9 +219,9 @@ class ContainerState(Result):
 
 
 class UpResult(Result):
-    """Containers' names by what happened to them, and what is there now.
+    """Container names by action, and the current containers.
 
-    `revision` is the saved resolved file on the Docker host; it may hold secrets and never leaves it.
+    `revision` is the saved resolved file on the Docker host. The file may contain secrets and is never sent.
     """
 
     project: str
@@ -233,16 +235,16 @@ class UpResult(Result):
 
 
 class ConfigResult(Result):
-    """Per service its image, the hash of its configuration and how many containers it has; no values of variables."""
+    """Image, configuration hash and number of containers of each service, without values of variables."""
 
     project: str
     services: dict[str, dict[str, Any]] = {}
-    #: Of the resolved files as a whole.
+    #: Hash of the resolved files as a whole.
     sha256: str = ""
 
 
 class PsResult(Result):
-    """`revisions`: those that can be gone back to, the latest last: `number, at, run, services` (image ids)."""
+    """`revisions`: targets of a rollback, the latest last: `number, at, run, services` (image ids)."""
 
     project: str
     exists: bool = False
@@ -251,14 +253,14 @@ class PsResult(Result):
 
 
 class ImagesResult(Result):
-    """Per image its id before (null where there was none) and after."""
+    """Id of each image before (null for none) and after the step."""
 
     project: str
     images: dict[str, dict[str, str | None]] = {}
 
 
 class ChangeResult(Result):
-    """Names of the containers that were changed."""
+    """Names of the changed containers."""
 
     project: str
     removed: list[str] = []
@@ -278,20 +280,20 @@ def _compose(
 
 
 _LOOKS: dict[str, Any] = {"kind": Kind.READ_ONLY, "undo": Undo.NONE, "about": READ_ONLY}
-_ENGINE = "an engine or registry that does not answer; Compose's own conflict after a crash"
-_BY_STATE = "finds the containers as they should be"
+_ENGINE = "an unreachable engine or registry; a Compose conflict after a crash"
+_BY_STATE = "finds the containers in the requested state"
 
 UP = _compose(
     "up.execute",
     UpParams,
     UpResult,
-    "Bring a project up and wait until it is well",
+    "Bring a project up and wait until it is healthy",
     About(
-        changed="a container was created, replaced, started or removed, or a pull brought another image",
-        undo="brings back the former configuration, images and what ran, from what was kept; takes a new project "
-        "down, its volumes stay. Refuses where somebody else has changed it since",
-        duplicate="one at a time by the project's lock; finds hashes, images and state as they should be",
-        dry_run="which services would be touched, and why: missing, configuration, image, not running",
+        changed="a container was created, replaced, started or removed, or a pull fetched another image",
+        undo="restores the former configuration, images and running containers from backups; takes a new project "
+        "down, without its volumes. Fails if the project was changed since",
+        duplicate="one at a time by the project's lock; finds hashes, images and states as requested",
+        dry_run="lists the services that would change, with reasons: missing, configuration, image, not running",
         retried=_ENGINE,
     ),
     secrets=frozenset({"auth"}),
@@ -302,10 +304,10 @@ DOWN = _compose(
     ChangeResult,
     "Take a project down; volumes stay",
     About(
-        changed="a container or network was there",
-        undo="makes the containers again out of what was kept, and starts those that ran; anonymous volumes and "
-        "what was written inside the containers are lost",
-        duplicate="finds it gone",
+        changed="a container or network existed",
+        undo="creates the containers again from backups, and starts those that ran; anonymous volumes and data "
+        "written inside the containers are lost",
+        duplicate="finds the project removed",
         retried=_ENGINE,
     ),
     undo=Undo.PARTIAL,
@@ -314,10 +316,10 @@ STOP = _compose(
     "stop.execute",
     StopParams,
     ChangeResult,
-    "Stop what runs of a project",
+    "Stop running containers of a project",
     About(
-        changed="one of its containers ran",
-        undo="starts exactly those that it stopped, in order, and pauses those that were paused",
+        changed="a container ran",
+        undo="starts exactly the containers that the step stopped, in order, and pauses those that were paused",
         duplicate=_BY_STATE,
         retried=_ENGINE,
     ),
@@ -326,10 +328,10 @@ START = _compose(
     "start.execute",
     StartParams,
     ChangeResult,
-    "Start what is stopped of a project",
+    "Start stopped containers of a project",
     About(
-        changed="one of its containers did not run",
-        undo="stops exactly those that it started",
+        changed="a container did not run",
+        undo="stops exactly the containers that the step started",
         duplicate=_BY_STATE,
         retried=_ENGINE,
     ),
@@ -338,12 +340,12 @@ RESTART = _compose(
     "restart.execute",
     RestartParams,
     ChangeResult,
-    "Stop and start what runs of a project",
+    "Restart running containers of a project",
     About(
-        changed="one of its containers ran, or was started",
-        undo="starts those that ran, if the restart left one stopped",
-        duplicate="those that were started since the step began are left alone",
-        dry_run="says what would be restarted",
+        changed="a container ran, or was started",
+        undo="starts the containers that ran, if the restart left one stopped",
+        duplicate="skips containers that were started since the step began",
+        dry_run="lists the containers to restart",
         retried=_ENGINE,
     ),
     kind=Kind.ACTS,
@@ -352,13 +354,13 @@ PULL = _compose(
     "pull.execute",
     PullParams,
     ImagesResult,
-    "Fetch the images of a project",
+    "Pull the images of a project",
     About(
-        changed="one of the names means another image than before",
-        undo="lets the names mean what they meant, or takes them off; the layers stay on the disk",
-        duplicate="the names mean what the registry has",
+        changed="a tag refers to another image",
+        undo="restores or removes the tags; layers stay on disk",
+        duplicate="finds the tags at the images of the registry",
         dry_run="compares the registry's digests with the local ones",
-        retried="a registry or an engine that does not answer; a download that breaks off",
+        retried="an unreachable registry or engine; an interrupted download",
     ),
     undo=Undo.PARTIAL,
     secrets=frozenset({"auth"}),
@@ -369,10 +371,10 @@ BUILD = _compose(
     ImagesResult,
     "Build the images of a project",
     About(
-        changed="one of the names means another image than before",
-        undo="lets the names mean what they meant, or takes them off; layers and cache stay on the disk",
-        duplicate="the engine's cache gives the same images again",
-        dry_run="says which services would be built; whether that gives other images is not known before",
+        changed="a tag refers to another image",
+        undo="restores or removes the tags; layers and cache stay on disk",
+        duplicate="builds again; the engine's cache returns the same images",
+        dry_run="lists the services to build; the resulting images are not known in advance",
         retried=_ENGINE,
     ),
     undo=Undo.PARTIAL,
@@ -381,17 +383,17 @@ ROLLBACK = _compose(
     "rollback.execute",
     RollbackParams,
     UpResult,
-    "Bring a project back to an earlier revision",
+    "Roll a project back to an earlier revision",
     About(
         changed="a container was created, replaced, started or removed",
-        undo="brings back what ran before, as that of compose.up.execute does",
+        undo="restores the former state, like the undo of compose.up.execute",
         duplicate="one at a time by the project's lock; finds the revision running",
-        dry_run="which services would be touched, and why",
+        dry_run="lists the services that would change, with reasons",
         retried=_ENGINE,
     ),
 )
-CONFIG = _compose("config.get", ConfigParams, ConfigResult, "What a project's files say", **_LOOKS)
-PS = _compose("ps.get", PsParams, PsResult, "A project's containers and revisions", **_LOOKS)
+CONFIG = _compose("config.get", ConfigParams, ConfigResult, "Get the resolved configuration of a project", **_LOOKS)
+PS = _compose("ps.get", PsParams, PsResult, "List the containers and revisions of a project", **_LOOKS)
 EXEC = _compose(
     "exec.execute",
     ServiceExecParams,
@@ -408,7 +410,7 @@ RUN = _compose(
     "run.execute",
     ServiceRunParams,
     RunResult,
-    "Run a container of a service to its end, once",
+    "Run a one-off container of a service to completion",
     DOCKER_RUN.about,
     kind=Kind.ACTS,
     undo=Undo.PARTIAL,

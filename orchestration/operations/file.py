@@ -1,4 +1,4 @@
-"""Files on the worker's host or inside a container, and the store that they may come from."""
+"""Files on the worker's host or inside a container, and the object store."""
 
 from __future__ import annotations
 
@@ -30,32 +30,33 @@ def _straight(value: str) -> str:
 
 
 _Path = Annotated[
-    str, Field(min_length=1, pattern=r"^/[^\x00]*$|.*\{\{.*", description="Absolute"), AfterValidator(_straight)
+    str, Field(min_length=1, pattern=r"^/[^\x00]*$|.*\{\{.*", description="Absolute path"), AfterValidator(_straight)
 ]
 #: A name in the object store.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._/@-]{0,254}$"
 
 
 class DeployParams(Params):
-    """One of `content`, `source` and `object` is needed.
+    """One of `content`, `source` and `object` is required.
 
-    Without `mode`, `owner` or `group` an existing file keeps its own; a new one gets 0644 and the
-    worker's user. With `template`, the content is a Jinja2 template over `vars`, `host` and `run`; a name that is
-    not there is an error.
+    Without `mode`, `owner` or `group`, an existing file keeps its own; a new file gets 0644 and the worker's user.
+    With `template`, the content is a Jinja2 template over `vars`, `host` and `run`; an undefined name is an error.
     """
 
     path: _Path
     content: str | None = Field(None, description="Text")
-    source: str | None = Field(None, description="A file beside the plan, carried with it")
+    source: str | None = Field(None, description="A file beside the plan, sent with the run")
     object: str | None = Field(
         None,
         description="A name in the object store (file.upload), or a URL: https://…, file:///…, s3://…, gs://…, az://…",
     )
-    template: bool | None = Field(None, description="Left out: as the object was uploaded, else false")
-    vars: dict[str, Any] = Field({}, description="For the template")
-    mode: Annotated[str, Field(pattern=r"^0?[0-7]{3,4}$|.*\{\{.*")] | None = Field(None, description="Octal: '0644'")
-    owner: str | int | None = Field(None, description="A user's name or number, there")
-    group: str | int | None = Field(None, description="A group's name or number, there")
+    template: bool | None = Field(None, description="By default as the object was uploaded, else false")
+    vars: dict[str, Any] = Field({}, description="Variables of the template")
+    mode: Annotated[str, Field(pattern=r"^0?[0-7]{3,4}$|.*\{\{.*")] | None = Field(
+        None, description="Octal, such as '0644'"
+    )
+    owner: str | int | None = Field(None, description="User name or number on the target")
+    group: str | int | None = Field(None, description="Group name or number on the target")
 
     @model_validator(mode="after")
     def _one_source(self) -> DeployParams:
@@ -65,7 +66,7 @@ class DeployParams(Params):
 
 
 class DeployResult(Result):
-    """What is on disk now; `mode` in octal."""
+    """The file on disk after the step; `mode` in octal."""
 
     path: str
     sha256: str
@@ -76,20 +77,20 @@ class DeployResult(Result):
 
 
 class UndeployParams(Params):
-    """Remove a file. The record of its deployment stays, so that its status is `missing`."""
+    """Remove a file. The record of its deployment is kept, so that its status becomes `missing`."""
 
     path: _Path
 
 
 class UndeployResult(Result):
-    """`sha256` of what was there."""
+    """`sha256` of the removed file; null if it did not exist."""
 
     path: str
     sha256: str | None = None
 
 
 class StatusParams(Params):
-    """How a file compares with what was deployed last."""
+    """Compare a file with its last deployment."""
 
     path: _Path
 
@@ -101,14 +102,14 @@ class StatusResult(Result):
     status: Literal["in-sync", "drifted", "missing"]
     sha256: str | None = None
     deployed_sha256: str | None = None
-    #: What differs: content, mode, owner.
+    #: The attributes that differ: content, mode, owner.
     differs: list[str] = []
 
 
 class _Named(Params):
-    name: Annotated[str, Field(pattern=NAME + r"|.*\{\{.*", description="In the object store")]
+    name: Annotated[str, Field(pattern=NAME + r"|.*\{\{.*", description="Name in the object store")]
     content: str | None = Field(None, description="Text")
-    source: str | None = Field(None, description="A file beside the plan, carried with it")
+    source: str | None = Field(None, description="A file beside the plan, sent with the run")
 
     @model_validator(mode="after")
     def _one_source(self) -> _Named:
@@ -118,14 +119,14 @@ class _Named(Params):
 
 
 class UploadParams(_Named):
-    """Put bytes into the object store. Other bytes under a name that is taken are refused without `force`."""
+    """Store bytes under a name. Without `force`, different bytes under an existing name are an error."""
 
-    content_type: Literal["raw", "template"] = Field("raw", description="template: rendered where it is deployed")
-    force: bool = Field(default=False, description="Replace what is there")
+    content_type: Literal["raw", "template"] = Field("raw", description="template: rendered at deployment")
+    force: bool = Field(default=False, description="Replace an existing entry")
 
 
 class UploadResult(Result):
-    """What the store has under that name now."""
+    """The entry in the object store after the step."""
 
     name: str
     sha256: str
@@ -134,11 +135,11 @@ class UploadResult(Result):
 
 
 class ChangedParams(_Named):
-    """Whether an upload of this would change what the store has."""
+    """Check whether an upload of these bytes would change the object store."""
 
 
 class ChangedResult(Result):
-    """`differs`: the store has nothing under that name, or other bytes."""
+    """`differs`: the store has no entry of that name, or different bytes."""
 
     name: str
     differs: bool
@@ -154,12 +155,12 @@ def _file(name: str, params: type[Params], result: type[Result], summary: str, a
 
 
 _FULL: dict[str, Any] = {"kind": Kind.CONVERGES, "undo": Undo.FULL}
-_NOTHING = "a full disk or a disk error; nothing else"
+_NOTHING = "a full disk or a disk error only"
 _LOOKS: dict[str, Any] = {"kind": Kind.READ_ONLY, "undo": Undo.NONE}
 
 
 def _literal(params: dict[str, Any]) -> frozenset[str]:
-    """Over `vars` alone, and rendered when the file is written."""
+    """`content` is rendered when the file is written, with `vars`."""
     return frozenset({"content"}) if params.get("template") is True else frozenset()
 
 
@@ -167,12 +168,12 @@ DEPLOY = _file(
     "file.deploy.execute",
     DeployParams,
     DeployResult,
-    "Put a file in place: content, mode and owner",
+    "Deploy a file: content, mode and owner",
     About(
-        changed="bytes, mode, owner or group on the disk were others",
-        undo="brings back bytes, mode and owner, or removes the file and the folders made for it; refuses where "
-        "somebody else has changed it since",
-        duplicate="finds it as wanted",
+        changed="content, mode, owner or group on disk differed",
+        undo="restores content, mode and owner, or removes the file and the folders created for it; fails if the "
+        "file was changed since",
+        duplicate="finds the file as requested",
         retried=_NOTHING,
     ),
     literal=_literal,
@@ -186,9 +187,9 @@ UNDEPLOY = _file(
     UndeployResult,
     "Remove a file",
     About(
-        changed="it was there",
-        undo="brings back bytes, mode and owner; refuses where there is another file now",
-        duplicate="finds it gone",
+        changed="the file existed",
+        undo="restores content, mode and owner; fails if another file exists at the path",
+        duplicate="finds the file removed",
         retried=_NOTHING,
     ),
     inside=True,
@@ -198,7 +199,7 @@ STATUS = _file(
     "file.status.get",
     StatusParams,
     StatusResult,
-    "Compare a file with what was deployed last",
+    "Compare a file with its last deployment",
     READ_ONLY,
     inside=True,
     **_LOOKS,
@@ -207,12 +208,12 @@ UPLOAD = _file(
     "file.upload",
     UploadParams,
     UploadResult,
-    "Put bytes into the object store",
+    "Store bytes in the object store",
     About(
-        changed="the store had nothing under that name, or something else",
-        undo="brings back what the store had; refuses where somebody else has replaced it since",
-        duplicate="finds it as wanted",
-        retried="Redis that does not answer",
+        changed="the store had no entry of that name, or different bytes",
+        undo="restores the former entry; fails if the entry was replaced since",
+        duplicate="finds the entry as requested",
+        retried="an unreachable Redis",
     ),
     literal=lambda params: frozenset({"content"}) if params.get("content_type") == "template" else frozenset(),
     **_FULL,
@@ -221,7 +222,7 @@ CHANGED = _file(
     "file.changed.get",
     ChangedParams,
     ChangedResult,
-    "Compare bytes with what the object store has",
+    "Compare bytes with an entry of the object store",
     READ_ONLY,
     **_LOOKS,
 )

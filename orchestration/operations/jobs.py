@@ -1,4 +1,4 @@
-"""The steps of a job: a stack stands still while a worker container is at work on its volumes."""
+"""The steps of a job: a stack is stopped while a worker container processes its volumes."""
 
 from __future__ import annotations
 
@@ -25,19 +25,17 @@ Seconds = Annotated[Duration, Field(gt=0)]
 
 
 class JobParams(Params):
-    """A step of a job. What ran is known by the label of the run's worker container."""
+    """A step of a job. A label of the worker container records the containers that ran before."""
 
     job: str = Field(min_length=1, description="The job's name")
-    stacks: list[str] = Field([], description="Compose projects, all that runs of which stands still")
-    containers: list[str] = Field([], description="Further containers that stand still")
-    beside: list[str] = Field(
-        [], description="Stacks that only a part of stands still for it: nobody else changes them"
-    )
-    run: str = Field("", description="The run whose worker it is, where that is another one")
+    stacks: list[str] = Field([], description="Compose projects to stop as a whole")
+    containers: list[str] = Field([], description="Further containers to stop")
+    beside: list[str] = Field([], description="Stacks of which only a part is stopped; locked against other changes")
+    run: str = Field("", description="The run that owns the worker, if it is another one")
 
 
 class JobMount(Params):
-    """A volume that is there, and where the work finds it."""
+    """An existing volume and its path in the worker container."""
 
     volume: str
     path: str
@@ -45,54 +43,56 @@ class JobMount(Params):
 
 
 class WorkerParams(JobParams):
-    """The worker container is made, not started, and carries the list of what runs."""
+    """The worker container is created, not started; its label records the running containers."""
 
-    image: str = Field(min_length=1, description="On the host already")
-    command: list[Text] = Field([], description="The image's own, if left out")
-    env: dict[str, Text] = Field({}, description="Beside LONGSHORE_JOB_NAME, LONGSHORE_RUN_ID and LONGSHORE_STACK")
+    image: str = Field(min_length=1, description="An image on the host")
+    command: list[Text] = Field([], description="By default the image's own")
+    env: dict[str, Text] = Field(
+        {}, description="In addition to LONGSHORE_JOB_NAME, LONGSHORE_RUN_ID and LONGSHORE_STACK"
+    )
     mounts: list[JobMount] = []
-    make: bool = Field(default=True, description="false: it has been made, and nobody can make it again")
-    plan_record: str = Field("{}", description="What the run is made again by, should Redis lose it")
+    make: bool = Field(default=True, description="false: the container exists and cannot be created again")
+    plan_record: str = Field("{}", description="The record from which the run is rebuilt if Redis loses it")
 
 
 class StopParams(JobParams):
-    """Dependents stop first, those of one level at once."""
+    """Dependents stop first; containers of one level stop in parallel."""
 
-    timeout: Seconds = Field(30.0, description="Of each container, until it is killed")
+    timeout: Seconds = Field(30.0, description="Time for each container to stop before it is killed")
 
 
 class WorkParams(JobParams):
-    """Started once; who comes later waits for it, or reads how it ended."""
+    """The worker container is started once; later attempts wait for it or read its exit code."""
 
-    timeout: Seconds = Field(3600.0, description="From its start to its TERM")
-    grace: Duration = Field(10.0, description="From its TERM to its KILL")
-    stop_timeout: Seconds = Field(30.0, description="Of what came up again since it was stopped")
-    env: dict[str, Text] = Field({}, description="Of the worker's environment, what must not be told if it says it")
-    begin: bool = Field(default=True, description="Whether one that was never started is started still")
+    timeout: Seconds = Field(3600.0, description="From start to TERM")
+    grace: Duration = Field(10.0, description="From TERM to KILL")
+    stop_timeout: Seconds = Field(30.0, description="Time to stop containers that were restarted meanwhile")
+    env: dict[str, Text] = Field({}, description="Secret variables of the worker, redacted from its output")
+    begin: bool = Field(default=True, description="Start a worker that was not started yet")
 
 
 class StartParams(JobParams):
-    """Exactly what ran before, in the order of its dependencies."""
+    """Start exactly the containers that ran before, in dependency order."""
 
-    timeout: Seconds = Field(30.0, description="That what others depend on has to be well")
-    stop_timeout: Seconds = Field(30.0, description="How long a stop that was interrupted may still be carried out")
-    grace: Duration = Field(10.0, description="For a worker that is still at work, because nobody could stop it")
+    timeout: Seconds = Field(30.0, description="Time for each dependency to become healthy")
+    stop_timeout: Seconds = Field(30.0, description="Time to complete an interrupted stop")
+    grace: Duration = Field(10.0, description="Between TERM and KILL for a worker that is still running")
 
 
 class HealthyParams(JobParams):
-    """That all that ran before runs, and is healthy where it has a health check and was healthy."""
+    """Check that each container that ran before runs again, and is healthy if it was healthy before."""
 
     timeout: Seconds = 30.0
 
 
 class RemoveParams(JobParams):
-    """The worker container, once its result is recorded; it stays where the stack is not up again."""
+    """Remove the worker container after its result is recorded; kept if the stack was not restarted."""
 
-    keep_failed: bool = Field(default=False, description="A worker that failed stays, too")
+    keep_failed: bool = Field(default=False, description="Keep a failed worker")
 
 
 class WorkerResult(Result):
-    """`snapshot.kept` is what ran, one entry a container; `snapshot.sources` the files of their projects."""
+    """`snapshot.kept` has one entry for each container that ran, `snapshot.sources` the files of their projects."""
 
     id: str
     name: str
@@ -100,26 +100,26 @@ class WorkerResult(Result):
 
 
 class StopResult(Result):
-    """In the order in which they were stopped."""
+    """The stopped containers, in order."""
 
     stopped: list[str] = []
 
 
 class WorkResult(RunResult):
-    """As of a container that runs once; and whether it had run out of its time."""
+    """The result of the worker container; `timed_out` if it exceeded its timeout."""
 
     timed_out: bool = False
 
 
 class StartResult(Result):
-    """In the order in which they were started; `down` could not be."""
+    """The started containers, in order; `down` lists those that did not start."""
 
     started: list[str] = []
     down: list[str] = []
 
 
 class HealthyResult(Result):
-    """`down` is not well, `as_before` was not well before either."""
+    """`well`: healthy; `down`: unhealthy; `as_before`: unhealthy now and before the job."""
 
     well: list[str] = []
     down: list[str] = []
@@ -127,13 +127,13 @@ class HealthyResult(Result):
 
 
 class RemoveResult(Result):
-    """`kept`: why it was not removed."""
+    """`kept`: the reason why the container was not removed."""
 
     removed: bool
     kept: str = ""
 
 
-#: Once a stack has been stopped, an engine that is away is waited for, for some minutes.
+#: After a stack was stopped, the steps retry an unreachable engine for some minutes.
 _PATIENT = Retry(attempts=10, initial=1.0, maximum=30.0)
 
 
@@ -160,12 +160,12 @@ WORKER = _job(
     "worker.execute",
     WorkerParams,
     WorkerResult,
-    "Make a job's worker container, which remembers what runs",
+    "Create a job's worker container, which records the running containers",
     About(
-        changed="it was made",
-        undo="none: the job's last step removes it",
+        changed="the container was created",
+        undo="none: the job's last step removes the container",
         duplicate="finds the container by the run in its label",
-        dry_run="checks stacks, containers and volumes, and says what would be stopped",
+        dry_run="checks stacks, containers and volumes, and lists the containers to stop",
     ),
     Kind.CONVERGES,
     retry=BACKOFF,
@@ -174,27 +174,27 @@ STOP = _job(
     "stop.execute",
     StopParams,
     StopResult,
-    "Stop what a job needs to stand still",
+    "Stop the stacks and containers of a job",
     About(
-        changed="something ran",
-        undo="none of its own: the job's start step always comes",
-        duplicate="stops what still runs",
-        dry_run="says what would be stopped, in order",
+        changed="a container ran",
+        undo="none: the job's start step always runs",
+        duplicate="stops the containers that still run",
+        dry_run="lists the containers to stop, in order",
     ),
     Kind.CONVERGES,
-    retry=BACKOFF,  # a stop that does not succeed must not keep the stack half down for long
+    retry=BACKOFF,  # a failing stop must not leave the stack partly down for long
 )
 WORK = _job(
     "work.execute",
     WorkParams,
     WorkResult,
-    "Run a job's worker to its end, once",
+    "Run a job's worker container to completion, once",
     About(
-        changed="it ran",
-        undo="none: what it did stays done",
-        duplicate="waits for the container that was started, or reads how it ended",
-        dry_run="says what would be run",
-        retried="an engine that does not answer or is busy; a worker that failed is not started again",
+        changed="the worker ran",
+        undo="none: the effects of the worker stay",
+        duplicate="waits for the started container, or reads its exit code",
+        dry_run="names the container that would run",
+        retried="an unreachable or busy engine; a failed worker is not started again",
     ),
     Kind.ACTS,
 )
@@ -202,12 +202,12 @@ START = _job(
     "start.execute",
     StartParams,
     StartResult,
-    "Start again exactly what ran before a job",
+    "Restart exactly the containers that ran before a job",
     About(
-        changed="something did not run",
+        changed="a container did not run",
         undo="none",
-        duplicate="starts what does not run",
-        dry_run="says what would be started, in order",
+        duplicate="starts the containers that do not run",
+        dry_run="lists the containers to start, in order",
     ),
     Kind.CONVERGES,
 )
@@ -215,12 +215,12 @@ HEALTHY = _job(
     "healthy.get",
     HealthyParams,
     HealthyResult,
-    "Wait until what ran before a job is well again",
+    "Wait until the containers that ran before a job are healthy again",
     About(
-        changed="never: it only looks",
-        undo="nothing to take back",
-        duplicate="looks again",
-        dry_run="says what would be waited for",
+        changed="never: the operation only reads",
+        undo="none needed",
+        duplicate="waits again",
+        dry_run="lists the containers to wait for",
     ),
     Kind.READ_ONLY,
 )
@@ -230,10 +230,10 @@ REMOVE = _job(
     RemoveResult,
     "Remove a job's worker container",
     About(
-        changed="it was there",
+        changed="the container existed",
         undo="none",
-        duplicate="finds nothing to remove",
-        dry_run="says that it would be removed",
+        duplicate="finds the container removed",
+        dry_run="predicts the removal",
     ),
     Kind.CONVERGES,
 )

@@ -1,4 +1,4 @@
-"""Names, reachability and calls to services, from the worker's host or from inside a container."""
+"""DNS, reachability and HTTP calls, from the worker's host or from inside a container."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _Code = Annotated[int, Field(ge=100, le=599)]
 
 def _url(value: str) -> str:
     if "{{" not in value and not _URL.fullmatch(value):
-        raise ValueError(f"{value!r} is not a URL that begins with http:// or https://")
+        raise ValueError(f"{value!r} is not an http:// or https:// URL")
     return value
 
 
@@ -33,11 +33,11 @@ Url = Annotated[str, AfterValidator(_url)]
 
 
 class DnsParams(Params):
-    """There is nothing to say."""
+    """No parameters."""
 
 
 class DnsResult(Result):
-    """As /etc/resolv.conf has them, in its order."""
+    """From /etc/resolv.conf, in its order."""
 
     servers: list[str] = []
     search_domains: list[str] = []
@@ -45,12 +45,12 @@ class DnsResult(Result):
 
 
 class DnsUpdateParams(Params):
-    """Name servers and search domains in /etc/resolv.conf; a list that is left out stays as it is.
+    """Name servers and search domains in /etc/resolv.conf; an omitted list and other lines are unchanged.
 
-    Its other lines stay too. Where a program of the machine's writes that file (it is a link then), this is refused.
+    The step fails if the file is a symlink, because a program of the machine generates it.
     """
 
-    servers: list[str] | None = Field(None, description="Addresses, the first is asked first")
+    servers: list[str] | None = Field(None, description="Addresses, in query order")
     search_domains: list[str] | None = None
 
     @field_validator("servers")
@@ -74,18 +74,18 @@ class DnsUpdateParams(Params):
 
 
 class PingParams(Params):
-    """By the machine's own `ping`."""
+    """Runs the machine's `ping`."""
 
     address: Annotated[str, Field(min_length=1, pattern=r"^[^-]", description="A name or an address")]
-    count: Annotated[int, Field(ge=1, le=100)] = Field(3, description="How many packets")
-    timeout: Annotated[Duration, Field(gt=0)] = Field(5.0, description="For all of them")
+    count: Annotated[int, Field(ge=1, le=100)] = Field(3, description="Number of packets")
+    timeout: Annotated[Duration, Field(gt=0)] = Field(5.0, description="Total time for all packets")
     max_loss: Annotated[float, Field(ge=0, le=100)] = Field(
-        99.9, description="Percent that may be lost; more is a failure. 100: it is never one"
+        99.9, description="Tolerated packet loss in percent; more is a failure. 100 never fails"
     )
 
 
 class PingResult(Result):
-    """Loss in percent, times in milliseconds, null where nothing came back."""
+    """Loss in percent, times in milliseconds, null without a reply."""
 
     packets_sent: int
     packets_received: int
@@ -96,20 +96,20 @@ class PingResult(Result):
 
 
 class HttpGetParams(Params):
-    """Asked again every `interval` until the answer is as expected, for `deadline`; then it is a failure."""
+    """A GET request, repeated every `interval` until the response is as expected; fails after `deadline`."""
 
     url: Url
     headers: dict[str, str] = {}
-    ok_codes: Annotated[list[_Code], Field(min_length=1)] | None = Field(None, description="200 to 299 if left out")
-    contains: str | None = Field(None, description="Text that must be in the answer")
-    timeout: Annotated[Duration, Field(gt=0)] = Field(5.0, description="For one answer")
-    deadline: Duration = Field(0.0, description="For an answer as expected; 0: asked once")
-    interval: Annotated[Duration, Field(gt=0)] = Field(1.0, description="Between two tries")
-    verify: bool = Field(default=True, description="Whether a certificate must be good")
+    ok_codes: Annotated[list[_Code], Field(min_length=1)] | None = Field(None, description="By default 200 to 299")
+    contains: str | None = Field(None, description="Text that the response must contain")
+    timeout: Annotated[Duration, Field(gt=0)] = Field(5.0, description="Timeout of one request")
+    deadline: Duration = Field(0.0, description="Time until the expected response; 0: a single request")
+    interval: Annotated[Duration, Field(gt=0)] = Field(1.0, description="Delay between requests")
+    verify: bool = Field(default=True, description="Verify TLS certificates")
 
 
 class HttpResult(Result):
-    """`body` up to 64 KiB, its beginning; `json` is there where the answer says that it is some."""
+    """`body`: the first 64 KiB; `json`: the parsed body, if the response has a JSON content type."""
 
     code: int
     body: str = ""
@@ -119,7 +119,7 @@ class HttpResult(Result):
 
 
 class Undoing(Params):
-    """The call that takes the step back; `{key}` in it is the step's idempotency key."""
+    """The compensating request; `{key}` is replaced by the step's idempotency key."""
 
     method: Literal["POST", "PUT", "PATCH", "DELETE"] = "POST"
     url: Url
@@ -127,40 +127,42 @@ class Undoing(Params):
     payload: Any = Field(None, description="Sent as JSON")
     body: str | None = None
     ok_codes: Annotated[list[_Code], Field(min_length=1)] | None = Field(
-        None, description="200 to 299, 404 and 410 if left out: what is not there is taken back"
+        None, description="By default 200 to 299, 404 and 410, as a missing resource counts as undone"
     )
 
 
 class HttpRequestParams(Params):
-    """A call to a service. GET and HEAD only look; any other method may change something.
+    """A request to a service. GET and HEAD are read-only; any other method may have an effect.
 
-    Each attempt sends the same idempotency key, so that a service that knows such keys does it once.
+    Each attempt sends the same idempotency key, so that a service with support for such keys acts once.
     """
 
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"] = "POST"
     url: Url
     headers: dict[str, str] = {}
     payload: Any = Field(None, description="Sent as JSON")
-    body: str | None = Field(None, description="Sent as it is")
-    ok_codes: Annotated[list[_Code], Field(min_length=1)] | None = Field(None, description="200 to 299 if left out")
-    unchanged_codes: list[_Code] = Field([304, 208], description="Well, and nothing was changed by this")
-    delayed_codes: list[_Code] = Field([202], description="Not known yet: it is asked again, with the same key")
-    blocked_codes: list[_Code] = Field([503], description="The service is down: the run waits until it is back")
-    retried_codes: list[_Code] = Field([408, 425, 429, 500, 502, 504], description="Pass by waiting")
-    idempotency_header: str | None = Field("Idempotency-Key", description="null: none is sent")
-    idempotent: bool | None = Field(
-        None, description="Whether it may be sent again after a lost answer; left out: by method, PUT and DELETE may"
+    body: str | None = Field(None, description="Sent verbatim")
+    ok_codes: Annotated[list[_Code], Field(min_length=1)] | None = Field(None, description="By default 200 to 299")
+    unchanged_codes: list[_Code] = Field([304, 208], description="Success without a change")
+    delayed_codes: list[_Code] = Field([202], description="Outcome not known yet: polled with the same key")
+    blocked_codes: list[_Code] = Field(
+        [503], description="The service is down: the run is suspended until its breaker closes"
     )
-    timeout: Annotated[Duration, Field(gt=0)] = Field(30.0, description="For one answer")
-    verify: bool = Field(default=True, description="Whether a certificate must be good")
-    undo: Undoing | None = Field(None, description="The call that takes it back")
+    retried_codes: list[_Code] = Field([408, 425, 429, 500, 502, 504], description="Temporary errors, retried")
+    idempotency_header: str | None = Field("Idempotency-Key", description="null: no key is sent")
+    idempotent: bool | None = Field(
+        None, description="Allow a retry after a lost response; by default for PUT and DELETE"
+    )
+    timeout: Annotated[Duration, Field(gt=0)] = Field(30.0, description="Timeout of one request")
+    verify: bool = Field(default=True, description="Verify TLS certificates")
+    undo: Undoing | None = Field(None, description="The compensating request")
 
     @model_validator(mode="after")
     def _one_body(self) -> HttpRequestParams:
         if self.payload is not None and self.body is not None:
             raise ValueError("give one of payload and body")
         if self.undo is not None and self.method in {"GET", "HEAD"}:
-            raise ValueError(f"{self.method} changes nothing, so there is nothing to undo")
+            raise ValueError(f"{self.method} changes nothing, so there is nothing to undo: remove undo")
         return self
 
 
@@ -180,7 +182,7 @@ def _repeatable(params: dict[str, Any]) -> bool:
     return bool(said) if said is not None else params.get("method") in {"GET", "HEAD", "PUT", "DELETE"}
 
 
-DNS_GET = _network("dns.get", DnsParams, DnsResult, "The name servers that are asked")
+DNS_GET = _network("dns.get", DnsParams, DnsResult, "Get the name servers and search domains")
 DNS_UPDATE = _network(
     "dns.update",
     DnsUpdateParams,
@@ -189,24 +191,24 @@ DNS_UPDATE = _network(
     kind=Kind.CONVERGES,
     undo=Undo.FULL,
     about=About(
-        changed="one of the lists was another",
-        undo="brings the file's bytes back; refuses where somebody else has changed it since",
-        duplicate="finds it as wanted",
-        retried="a disk error; nothing else",
+        changed="one of the lists differed",
+        undo="restores the file's content; fails if the file was changed since",
+        duplicate="finds the file as requested",
+        retried="a disk error only",
     ),
 )
-PING = _network("ping.do", PingParams, PingResult, "Whether a machine answers, and how fast")
+PING = _network("ping.do", PingParams, PingResult, "Ping a machine")
 HTTP_GET = _network(
     "http.get",
     HttpGetParams,
     HttpResult,
-    "Whether a service answers as it should",
+    "Check that a service responds as expected",
     secrets=frozenset({"headers"}),
     about=About(
-        changed="never: it only looks",
-        undo="nothing to take back",
-        duplicate="asks again",
-        dry_run="says what would be asked",
+        changed="never: the operation only reads",
+        undo="none needed",
+        duplicate="sends the request again",
+        dry_run="shows the request",
         retried="inside the step, until its deadline",
     ),
 )
@@ -214,7 +216,7 @@ HTTP_REQUEST = _network(
     "http.request",
     HttpRequestParams,
     HttpResult,
-    "Call a service",
+    "Send an HTTP request to a service",
     kind=Kind.ACTS,
     undo=Undo.FULL,
     is_read_only_command=_only_looks,
@@ -222,10 +224,10 @@ HTTP_REQUEST = _network(
     undoable=lambda params: bool(params.get("undo")),
     secrets=frozenset({"headers", "payload", "body", "undo"}),
     about=About(
-        changed="the method may change something, and the answer was none of unchanged_codes",
-        undo="the call that undo says; without one there is nothing that takes it back",
-        duplicate="each attempt sends the same idempotency key; the service has to know it",
-        dry_run="says what would be called",
-        retried="no connection, and retried_codes; after a lost answer only what may be sent again, else it is unknown",
+        changed="the method may have an effect, and the status is not in unchanged_codes",
+        undo="the request given as undo; none without it",
+        duplicate="each attempt sends the same idempotency key, which the service must support",
+        dry_run="shows the request",
+        retried="a failed connection, and retried_codes; a lost response only if idempotent, else the step is unknown",
     ),
 )

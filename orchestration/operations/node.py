@@ -1,4 +1,4 @@
-"""What a machine is and how it stands: the worker's host, or a container."""
+"""Facts and status of a machine: the worker's host, or a container."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from longshore.orchestration.operations.base import READ_ONLY, Kind, Operation, 
 
 
 class NodeParams(Params):
-    """There is nothing to say."""
+    """No parameters."""
 
 
 class DiskParams(Params):
-    """Which file systems; all that have a size if left out."""
+    """A selection of file systems; by default all with a size."""
 
-    path: str | None = Field(None, description="Only the one that this path is on")
+    path: str | None = Field(None, description="Only the file system of this path")
 
 
 class HostnameResult(Result):
-    """As the kernel has it; `labels` are the worker's."""
+    """The kernel's hostname; `labels` are those of the worker."""
 
     hostname: str
     labels: dict[str, str] = {}
 
 
 class OsResult(Result):
-    """Out of /etc/os-release; `kernel` and `architecture` as `uname` says them."""
+    """From /etc/os-release; `kernel` and `architecture` from `uname`."""
 
     distribution: str
     version: str = ""
@@ -37,13 +37,13 @@ class OsResult(Result):
 
 
 class DiskResult(Result):
-    """Each as `filesystem, mount, total, used, available`, in bytes, as `df -P` says them."""
+    """Each as `filesystem, mount, total, used, available`, in bytes, from `df -P`."""
 
     disks: list[dict[str, Any]] = []
 
 
 class MemoryResult(Result):
-    """Bytes, as /proc/meminfo says them."""
+    """In bytes, from /proc/meminfo."""
 
     total: int
     free: int
@@ -60,7 +60,7 @@ class UptimeResult(Result):
 
 
 class LoadResult(Result):
-    """Over one, five and fifteen minutes; `cpus` that it is shared by."""
+    """Load averages over one, five and fifteen minutes, and the number of CPUs."""
 
     load1: float
     load5: float
@@ -69,7 +69,7 @@ class LoadResult(Result):
 
 
 class StatusResult(Result):
-    """All of it in one."""
+    """All node facts in one result."""
 
     hostname: str
     os: OsResult
@@ -95,10 +95,10 @@ def _node(name: str, params: type[Params], result: type[Result], summary: str) -
     )
 
 
-HOSTNAME = _node("hostname", NodeParams, HostnameResult, "The machine's name")
-OS = _node("os", NodeParams, OsResult, "Its distribution, kernel and architecture")
-DISK = _node("disk", DiskParams, DiskResult, "Its file systems and what is left on them")
-MEMORY = _node("memory", NodeParams, MemoryResult, "Its memory")
-UPTIME = _node("uptime", NodeParams, UptimeResult, "How long it has been up")
-LOAD = _node("load", NodeParams, LoadResult, "How busy it is")
-STATUS = _node("status", NodeParams, StatusResult, "All of that in one")
+HOSTNAME = _node("hostname", NodeParams, HostnameResult, "Get the machine's name")
+OS = _node("os", NodeParams, OsResult, "Get the distribution, kernel and architecture")
+DISK = _node("disk", DiskParams, DiskResult, "Get the file systems and their free space")
+MEMORY = _node("memory", NodeParams, MemoryResult, "Get the memory usage")
+UPTIME = _node("uptime", NodeParams, UptimeResult, "Get the uptime")
+LOAD = _node("load", NodeParams, LoadResult, "Get the load averages")
+STATUS = _node("status", NodeParams, StatusResult, "Get all node facts")

@@ -1,4 +1,4 @@
-"""Does what it is told and nothing else: for rehearsals, examples and benchmarks."""
+"""An operation without effects, for simulations, examples and benchmarks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from longshore.orchestration.operations.base import Kind, Operation, Params, Res
 
 
 class NoopParams(Params):
-    """`fail` makes it fail, with that text if it is one."""
+    """`fail` makes the step fail, with the given text as its error."""
 
     sleep: Duration = 0.0
     fail: bool | str = False
@@ -26,6 +26,6 @@ NOOP = register(
         kind=Kind.ACTS,
         undo=Undo.FULL,
         effect=False,
-        summary="Do nothing: sleep, fail, say changed and give data as told",
+        summary="Have no effect: sleep, fail, or return the given data",
     )
 )

@@ -1,4 +1,4 @@
-"""The catalogue of operations as people read it: every row out of the schemas themselves."""
+"""The reference page of the operations, generated from their schemas."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from longshore.orchestration.operations import About, Kind, Operation, all_opera
 from longshore.orchestration.operations.base import READ_ONLY
 
 _KINDS = {
-    Kind.READ_ONLY: "read-only: it never changes anything",
-    Kind.CONVERGES: "converges: a second call says unchanged",
-    Kind.ACTS: "acts: it does it each time",
+    Kind.READ_ONLY: "read-only: the operation changes nothing",
+    Kind.CONVERGES: "converges: a second call returns unchanged",
+    Kind.ACTS: "acts: each call has its effect",
 }
-#: What fences off an attempt that was lost is the receipt on the worker's host (SEMANTICS 26).
-_HERE = "on this host; a lost attempt that wakes up is ended before another acts"
-_ELSEWHERE = "at least once: what is asked of others may arrive after its undo, if a worker was stopped meanwhile"
+#: The receipt on the worker's host fences a superseded attempt (SEMANTICS 26).
+_HERE = "on this host; a superseded attempt is fenced before the next one acts"
+_ELSEWHERE = "at least once: a request to another system may arrive after its undo, if the worker was paused meanwhile"
 
 
 def describe(operation: Operation) -> dict[str, Any]:
-    """All that is known of one, JSON: what `ops show` and the reference page print."""
-    about = operation.about or (READ_ONLY if operation.kind is Kind.READ_ONLY else _UNTOLD)
+    """Describe an operation as JSON data, for `ops show` and the reference page."""
+    about = operation.about or (READ_ONLY if operation.kind is Kind.READ_ONLY else _DEFAULT_ABOUT)
     retry = operation.retry
     tries = "once" if retry.attempts == 1 else f"up to {retry.attempts} times"
     if retry.attempts > 1:
@@ -54,10 +54,10 @@ def describe(operation: Operation) -> dict[str, Any]:
     }
 
 
-_UNTOLD = About(
-    changed="it says so itself",
-    undo="as it was given",
-    duplicate="by its idempotency key, if it knows it",
+_DEFAULT_ABOUT = About(
+    changed="the function returns it",
+    undo="the function given as undo",
+    duplicate="the function may use its idempotency key",
 )
 
 
@@ -65,30 +65,30 @@ def _effect(operation: Operation) -> str:
     if operation.kind is Kind.READ_ONLY or not operation.effect:
         return "none"
     if operation.queue == "cache":
-        return "in Redis, in one step"
+        return "in Redis, atomically"
     return _ELSEWHERE if operation.elsewhere else _HERE
 
 
 def _notes(model: type[BaseModel]) -> str:
-    """What its docstring says of the whole."""
+    """The docstring of a model as one line."""
     return " ".join((inspect.getdoc(model) or "").split())
 
 
 def _rows(model: type[BaseModel]) -> Iterator[dict[str, Any]]:
-    """Per field: name, type, default (`needed` where there is none), description."""
+    """Per field: name, type, default (`required` without one), description."""
     schema = model.model_json_schema()
     needed = set(schema.get("required", []))
     for name, said in schema.get("properties", {}).items():
         yield {
             "name": name,
             "type": _type(said, schema.get("$defs", {})),
-            "default": "needed" if name in needed else _shown(said.get("default")),
+            "default": "required" if name in needed else _shown(said.get("default")),
             "description": said.get("description", ""),
         }
 
 
 def _shown(value: Any) -> str:
-    """A default; a map's is told by its fields."""
+    """A default as text; empty for null, empty lists and maps."""
     match value:
         case None | [] | {}:
             return ""
@@ -98,7 +98,7 @@ def _shown(value: Any) -> str:
 
 
 def _type(said: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    """A JSON schema's type, in a word or two."""
+    """The type of a JSON schema, in a few words."""
     if "$ref" in said:
         inner = known.get(str(said["$ref"]).rpartition("/")[2], {})
         return f"{{{', '.join(inner.get('properties', {}))}}}" if inner.get("properties") else _type(inner, known)
@@ -126,7 +126,7 @@ def page() -> str:
     lines = [
         "# Operations",
         "",
-        "Generated from the schemas: `longshore ops show OP` prints the same. Every parameter may hold templates.",
+        "Generated from the schemas; `longshore ops show OP` prints the same. Every parameter may contain templates.",
         "",
         "| operation | does | kind | undo | queue |",
         "|---|---|---|---|---|",
@@ -143,7 +143,7 @@ def page() -> str:
         if one["inside"]:
             lines.append("- **inside a container:** with `in: {container: NAME}`")
         if one["secrets"]:
-            lines.append(f"- **`secret()` may stand in:** {', '.join(one['secrets'])}")
+            lines.append(f"- **`secret()` is allowed in:** {', '.join(one['secrets'])}")
         for title, rows in (("parameter", one["parameters"]), ("result", one["result"])):
             if rows:
                 lines += ["", f"| {title} | type | default | |", "|---|---|---|---|"]

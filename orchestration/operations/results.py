@@ -1,4 +1,4 @@
-"""What a function operation gives back, and how data becomes a type again."""
+"""Results of function operations, and decoding of recorded data into types."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ HostStatus = Literal["changed", "unchanged", "failed", "skipped"]
 
 @dataclass(frozen=True)
 class HostResult:
-    """What was done on one host. A host with an error has failed, unless it was skipped.
+    """The result of one host. A host with an error has failed, unless its status is `skipped`.
 
-    `status` follows from `changed` and `error` where it is left out. `data` as for `Result`.
+    By default, `status` follows from `changed` and `error`. `data` as for `Result`.
     """
 
     host: str
@@ -32,13 +32,15 @@ class HostResult:
     status: HostStatus | None = None
 
     def as_record(self) -> dict[str, Any]:
-        """As JSON holds it. OperationError for what a report could not read."""
+        """The result as a JSON record. Raises OperationError for an invalid name or status."""
         implied = "failed" if self.error else "changed" if self.changed else "unchanged"
         status = self.status or implied
         if not isinstance(self.host, str) or not self.host:
-            raise OperationError(f"a host's result has the name {self.host!r}, which is no name of a host")
+            raise OperationError(f"invalid host name {self.host!r} in a HostResult", remedy="give a non-empty text")
         if status not in get_args(HostStatus):
-            raise OperationError(f"host {self.host!r}: {status!r} is none of {', '.join(get_args(HostStatus))}")
+            raise OperationError(
+                f"host {self.host!r}: status {status!r} is not one of {', '.join(get_args(HostStatus))}"
+            )
         record = {"host": self.host, "status": status, "changed": bool(self.changed)}
         if self.error:
             record["error"] = str(self.error)
@@ -49,11 +51,11 @@ class HostResult:
 
 @dataclass(frozen=True)
 class Result:
-    """What a function operation did.
+    """The result of a function operation.
 
-    `data` is a mapping, a pydantic model or a dataclass; it is recorded as JSON. `changed` left out means
-    what the operation's kind means: one that reads changes nothing, any other does. With `hosts`, the step
-    has an entry for each in the report, has changed if one has, and fails if more fail than `tolerate` lets.
+    `data` is a mapping, a pydantic model or a dataclass, recorded as JSON. `changed` defaults to false for a
+    read-only operation and to true for any other. With `hosts`, the report has an entry for each host; the step is
+    changed if one host is, and fails if more hosts fail than `tolerate` allows.
     """
 
     data: Any = None
@@ -62,13 +64,13 @@ class Result:
 
     @classmethod
     def from_hosts(cls, items: Iterable[A], mapper: Callable[[A], HostResult], *, data: Any = None) -> Self:
-        """A result of a collection of answers, one a host. Never fails because hosts have failed."""
+        """A result built from one answer for each host. Failed hosts raise no error here."""
         hosts = [mapper(item) for item in items]
         return cls(data=data, changed=any(host.changed for host in hosts), hosts=hosts)
 
 
 def as_mapping(value: Any) -> dict[str, Any]:
-    """Data as it is recorded: JSON types, a mapping. OperationError for what JSON does not have."""
+    """Data as a mapping of JSON types. Raises OperationError for a value that JSON cannot represent."""
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -76,14 +78,17 @@ def as_mapping(value: Any) -> dict[str, Any]:
     try:
         made = to_jsonable_python(value, inf_nan_mode="constants")
     except (PydanticSerializationError, ValueError) as error:
-        raise OperationError(f"its result is not what JSON can hold: {error}") from None
+        raise OperationError(
+            f"the result cannot be represented as JSON: {error}",
+            remedy="return JSON types, a pydantic model or a dataclass",
+        ) from None
     if not isinstance(made, Mapping):
         made = {"result": made}
     return {str(key): item for key, item in made.items()}
 
 
 def decode(model: type[T], data: Any, what: str) -> T:
-    """The data as that type: a pydantic model, a dataclass, a TypedDict, …"""
+    """The data as the given type: a pydantic model, a dataclass, a TypedDict, … Raises DecodeError."""
     if not data:
         raise DecodeError(f"no result data for {what}")
     try:
@@ -92,4 +97,4 @@ def decode(model: type[T], data: Any, what: str) -> T:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         name = getattr(model, "__name__", str(model))
-        raise DecodeError(f"the data of {what} is no {name}: {where}: {first['msg']}") from None
+        raise DecodeError(f"the data of {what} does not match {name}: {where}: {first['msg']}") from None

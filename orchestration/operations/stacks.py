@@ -1,4 +1,4 @@
-"""What is deployed on a host: looked at, kept in a cache, and brought right."""
+"""The stacks of a host: inspection, the cached inventory, and reconciliation."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ _Names = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstanc
 
 
 class ServiceSpec(Params):
-    """What is said of one service beside its labels."""
+    """Rules of one service in addition to its labels."""
 
     files: Files = Field(
-        {}, description="Paths or patterns, relative to the project's folder, and what a change demands"
+        {}, description="Paths or patterns, relative to the project's folder, with the action on a change"
     )
 
 
 class StackSpec(ServiceSpec):
-    """What is said of a whole project; its files are those of each service that has them."""
+    """Rules of a whole project; its files apply to each service that mounts them."""
 
-    after: _Names = Field([], description="Projects that have to be right before this one")
+    after: _Names = Field([], description="Projects to reconcile before this one")
     services: dict[str, ServiceSpec] = {}
 
 
 class StackParams(Params):
-    """What a file says of the stacks; the same for all who are to see the same."""
+    """The stack rules of a file. Steps with equal rules share one inventory."""
 
-    stacks: dict[str, StackSpec] = Field({}, description="What is said of projects beside their labels")
-    only: _Names = Field([], description="Patterns of the projects that count, and with ! that do not; all if left out")
+    stacks: dict[str, StackSpec] = Field({}, description="Rules of projects in addition to their labels")
+    only: _Names = Field([], description="Patterns of the projects to include, or with ! to exclude; all by default")
     registries: dict[str, Login] = Field(
-        {}, description="By a registry's host[:port]; the worker's own docker configuration for those left out"
+        {}, description="Credentials by the registry's host[:port]; by default the worker's docker configuration"
     )
 
 
 class InspectParams(StackParams):
-    """How the host is looked at: all Compose projects of its engine, their files and images.
+    """Inspection of a host: all Compose projects of its engine, with their files and images.
 
-    `registry` has each image's registry asked whether its tag has moved, at most once in `registry_every`, and not
-    for a while after it said that it was asked too often. What a check hears is not kept.
+    `registry` also queries the registry of each image for a moved tag, at most once in `registry_every`, with a pause
+    after a rate limit. A check does not store the answers.
     """
 
     registry: bool = False
@@ -52,13 +52,13 @@ class InspectParams(StackParams):
 
 
 class CheckParams(InspectParams):
-    """`state`: give back what there is to be seen, too; files that have changed are read for it."""
+    """`state`: also return the inventory of the host; this reads changed files."""
 
     state: bool = False
 
 
 class CheckResult(Result):
-    """Whether the cache of this host says what is there, and why not. `seen` is what there is to be seen."""
+    """Whether the cached inventory of the host is up to date, else the reason. `seen` is the current inventory."""
 
     valid: bool
     reason: str | None = None
@@ -68,15 +68,15 @@ class CheckResult(Result):
 
 
 class RebuildParams(InspectParams):
-    """`fresh`: nothing of what is cached is trusted."""
+    """`fresh`: inspect the whole host, without the cache."""
 
     fresh: bool = False
-    asked: int = Field(0, ge=0, description="What somebody else has begun to build since will do; ms of Redis's clock")
-    ttl: Duration = Field(3600.0, description="After that everything is read again, whether it has changed or not")
+    asked: int = Field(0, ge=0, description="Accept a build begun after this time, in ms of the Redis clock")
+    ttl: Duration = Field(3600.0, description="Lifetime of the inventory; after it the whole host is inspected again")
 
 
 class RebuildResult(Result):
-    """`generation` is the one that is current now; `built` whether this step built it. Counts of what it holds."""
+    """`generation` is the current generation, `built` whether this step built it; then the counts of its objects."""
 
     cache: str
     generation: int
@@ -89,18 +89,19 @@ class RebuildResult(Result):
 
 
 class ServiceAction(Params):
-    """What is to be done to one service; `up`: what its files say, if it is not so."""
+    """The action on one service; `up` applies its files if the containers differ from them."""
 
     do: Literal["up", "redeploy", "restart"] = "up"
-    fetch: bool = Field(default=False, description="Ask its registry for the image first")
+    fetch: bool = Field(default=False, description="Pull the image first")
     why: list[str] = []
 
 
 class RestartParams(StackParams):
-    """Brings services of one project right, dependencies first, and nothing else of it.
+    """Reconcile the given services of one project, dependencies first, and no other service.
 
-    With `index`, the fingerprint of what they were selected by, it is looked again where the project is another by
-    now: what is not stale any more is left alone. `asked`: they were named, and are restarted in any case.
+    `index` is the fingerprint of the inventory at selection. If the project has changed since, the step inspects it
+    again and skips services that are no longer stale. `asked`: the services were named explicitly and are always
+    restarted.
     """
 
     project: Annotated[str, Field(min_length=1)]
@@ -109,14 +110,14 @@ class RestartParams(StackParams):
     asked: bool = False
     healthy_deadline: Duration = 60.0
     min_healthy_time: Duration = 5.0
-    auto_revert: bool = Field(
-        default=True, description="If they do not get well, they go back at once to what they were"
+    auto_revert: bool = Field(default=True, description="If the services do not become healthy, revert them at once")
+    grace: Duration | None = Field(
+        None, description="Between TERM and KILL for replaced containers; by default their own"
     )
-    grace: Duration | None = Field(None, description="Between TERM and KILL for what is replaced; its own if left out")
 
 
 class RestartResult(Result):
-    """Names of services by what was done to them. `moved`: the project was another than when they were selected."""
+    """Service names by action. `moved`: the project has changed since the selection."""
 
     project: str
     moved: bool = False
@@ -129,7 +130,7 @@ class RestartResult(Result):
 
 
 _SECRET = frozenset({"registries"})
-#: What is read from files and labels, and is no template.
+#: Parameters from files and labels, which are not templates.
 _LITERAL = frozenset({"stacks", "only", "project", "services", "index"})
 
 CHECK = register(
@@ -140,14 +141,14 @@ CHECK = register(
         queue="cache",
         kind=Kind.READ_ONLY,
         undo=Undo.NONE,
-        summary="Whether the cache of what is deployed on a host says what is there",
+        summary="Check whether the cached stack inventory of a host is up to date",
         secrets=_SECRET,
         literal=lambda _params: _LITERAL,
         about=About(
-            changed="never: it only looks",
-            undo="nothing to take back",
-            duplicate="looks again",
-            dry_run="looks, and says what it found",
+            changed="never: the operation only reads",
+            undo="none needed",
+            duplicate="inspects again",
+            dry_run="inspects the host and returns the result",
         ),
     )
 )
@@ -159,14 +160,14 @@ REBUILD = register(
         queue="cache",
         kind=Kind.CONVERGES,
         undo=Undo.FULL,
-        summary="Cache what is deployed on a host, where the cache does not say it",
+        summary="Update the cached stack inventory of a host, unless it is up to date",
         secrets=_SECRET,
         literal=lambda _params: _LITERAL,
         about=About(
             changed="a generation was built",
-            undo="brings the generation before it back, unless another one was built since",
-            duplicate="one at a time by the cache's lock; the others find the generation that it built",
-            dry_run="says what is not as the cache has it",
+            undo="restores the previous generation, unless another one was built since",
+            duplicate="one at a time by the cache's lock; the others find the new generation",
+            dry_run="lists the differences between host and cache",
         ),
     )
 )
@@ -178,16 +179,16 @@ RESTART = register(
         queue="compose",
         kind=Kind.ACTS,
         undo=Undo.FULL,
-        summary="Bring services of a project right, and wait until they are well",
+        summary="Reconcile services of a project, and wait until they are healthy",
         secrets=_SECRET,
         literal=lambda _params: _LITERAL,
         about=About(
             changed="a container was created, replaced, started or restarted, or an image was fetched",
-            undo="brings back the former configuration, images and what ran, from what was kept. Refuses where "
-            "somebody else has changed it since",
-            duplicate="one at a time by the project's lock; what was done is known by the containers that were there",
-            dry_run="looks again, and says which services would be brought right, and why",
-            retried="an engine or registry that does not answer; Compose's own conflict after a crash",
+            undo="restores the former configuration, images and running containers from backups; fails if the "
+            "project was changed since",
+            duplicate="one at a time by the project's lock; the former containers show the actions already done",
+            dry_run="inspects again, and lists the services to reconcile, with reasons",
+            retried="an unreachable engine or registry; a Compose conflict after a crash",
         ),
     )
 )

@@ -1,4 +1,4 @@
-"""Another plan as a step: a child run with an id of its own."""
+"""A plan as a step of another plan: a child run with an id of its own."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from longshore.orchestration.operations.base import NO_RETRY, Kind, Operation, P
 
 
 class RunParams(Params):
-    """`plan` is a plan written out, a stored one's name, or a file's path from the folder of this plan's file.
+    """`plan` is an inline plan, the name of a stored plan, or a path relative to this plan's file.
 
-    It is read when the run is started, and kept with it. The child's id is `<run>.<step>`, and `@<number>` for an item.
+    The client reads the plan when the run is started, and stores it with the run. The child's id is `<run>.<step>`,
+    with `@<number>` for an item.
     """
 
     plan: str | dict[str, Any]
@@ -18,7 +19,7 @@ class RunParams(Params):
 
 
 class RunResult(Result):
-    """What the child's report says; `steps` has each step's data by its name."""
+    """The outcome of the child run; `steps` maps step names to their data."""
 
     run_id: str
     state: str
@@ -36,7 +37,7 @@ RUN = register(
         undo=Undo.FULL,
         summary="Run another plan as a child of this run",
         retry=NO_RETRY,
-        # The plan's own templates are the child's.
+        # Templates inside the plan belong to the child run.
         literal=lambda _params: frozenset({"plan"}),
         waits=Waits.RUN,
     )

@@ -1,7 +1,7 @@
-"""A plan as the machine walks it: steps by number, dependencies, levels, and what each step is.
+"""A compiled plan: steps by index, with dependencies, levels, queues and policies.
 
-Levels are those of `graphlib`: 1 + the highest level among the dependencies, roots 0. Inside a level
-steps stand in the plan's order.
+The level of a step is 1 + the highest level of its dependencies, 0 for roots. Inside a level, steps keep the order of
+the plan.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from longshore.orchestration.plans.model import Plan, Step
 
 
 def tolerated(written: str | None, units: int) -> int:
-    """How many of so many units may fail."""
+    """The number of units that may fail."""
     if written is None:
         return 0
     if written.endswith("%"):
@@ -39,23 +39,23 @@ def tolerated(written: str | None, units: int) -> int:
     return int(written)
 
 
-#: A step by its index, or a unit of one that was fanned out as `<index>.<unit>`.
+#: The index of a step, or `<index>.<unit>` for a unit of a step with fan-out.
 StepId = int | str
 
 
 def index_of(step_id: StepId) -> int:
-    """The step that an id is of."""
+    """The index of the step of an id."""
     return step_id if isinstance(step_id, int) else int(step_id.partition(".")[0])
 
 
 def unit_of(step_id: StepId) -> int | None:
-    """The unit that an id is of; None for a step."""
+    """The unit of an id; None for a step."""
     unit = "" if isinstance(step_id, int) else step_id.partition(".")[2]
     return int(unit) if unit else None
 
 
 def as_id(text: str) -> StepId:
-    """An id as the record has it."""
+    """Parse an id of a record."""
     return text if "." in text else int(text)
 
 
@@ -63,11 +63,11 @@ def _unknown(name: str) -> Operation:
     try:
         return find(name)
     except UnknownName:
-        return Operation(name, Params, Result, "unknown", Kind.ACTS, Undo.NONE, "not known here")
+        return Operation(name, Params, Result, "unknown", Kind.ACTS, Undo.NONE, "unknown operation")
 
 
 def find_cycle(plan: Plan) -> list[str] | None:
-    """The steps of one cycle, first and last the same; or None."""
+    """The steps of one cycle, with the first repeated at the end; or None."""
     graph = {name: [d for d in step.after if d in plan.steps] for name, step in plan.steps.items()}
     try:
         TopologicalSorter(graph).prepare()
@@ -78,7 +78,7 @@ def find_cycle(plan: Plan) -> list[str] | None:
 
 @dataclass(frozen=True)
 class CompiledStep:
-    """One step, with everything that does not depend on the run."""
+    """One step, with all properties that are the same for every run."""
 
     index: int
     name: str
@@ -87,7 +87,7 @@ class CompiledStep:
     level: int
     needs: tuple[int, ...]
     needed_by: tuple[int, ...]
-    #: Where it runs: its own target, else the plan's.
+    #: The step's own target, else the plan's.
     target: str = "_any"
 
     @property
@@ -96,7 +96,7 @@ class CompiledStep:
 
     @property
     def inside(self) -> str:
-        """The container that it is done in, as it is written; '' for the host itself."""
+        """The container to run in, as written; '' for the host itself."""
         return self.step.in_.container if self.step.in_ is not None else ""
 
     @cached_property
@@ -105,49 +105,49 @@ class CompiledStep:
 
     @cached_property
     def repeatable(self) -> bool:
-        """Whether an attempt that vanished may be done again."""
+        """Whether a lost attempt may be retried."""
         return self.read_only or self.operation.repeatable(self.step.with_)
 
     @cached_property
     def fenced(self) -> bool:
-        """Whether an attempt leaves a receipt beside what it does (`longshore.tasks.attempts.receipts`)."""
+        """Whether an attempt leaves a receipt beside its effect (`longshore.tasks.attempts.receipts`)."""
         return not self.read_only and self.waits is Waits.NOTHING and self.operation.effect
 
     @cached_property
     def has_undo(self) -> bool:
-        """Whether there is something to run in order to take it back."""
+        """Whether the step has a compensation to run."""
         if self.step.undo is None:
             return self.operation.takes_back and self.operation.undoable(self.step.with_)
         return self.step.undo != "none"
 
     @cached_property
     def guarded(self) -> bool:
-        """Whether it has to be decided, when its turn comes, that it runs."""
+        """Whether guards decide at dispatch that the step runs."""
         return bool(self.step.when or self.step.only_if or self.step.when_fact)
 
     @cached_property
     def looks_at_failure(self) -> bool:
-        """Whether a failed dependency is no reason to skip it: a guard of its own looks at that."""
+        """Whether a guard of the step handles failed dependencies, which then do not skip the step."""
         return any(word in LOOKS_AT_FAILURE for word in self.step.only_if) or any(
             templates.reads_outcome(templates.braced(condition.if_)) for condition in self.step.when
         )
 
     @cached_property
     def fans_out(self) -> bool:
-        """Whether it may have several units: items, hosts or both."""
+        """Whether the step can have several units: items, hosts or both."""
         return self.step.foreach is not None or is_several(self.target) or templates.is_template(self.target)
 
     def stays(self, side: str) -> bool:
-        """Whether what it does is done to the host that it is done on: a later attempt, and the undo, go there."""
+        """Whether the effect is on the executing host, which later attempts and the undo must use, too."""
         return self.operation.queue in AT_HOST and (not side or self._undo_operation.queue in AT_HOST)
 
     @cached_property
     def plain(self) -> bool:
-        """Whether nothing about it has to be decided when its turn comes."""
+        """Whether dispatch needs no decision: no guards, no fan-out, no target."""
         return not self.guarded and not self.fans_out and self.target == "_any"
 
     def place(self, side: str, sent_to: str | None, done_at: str | None, journalled: str | None) -> str:
-        """The host that it has to be done on, by what the record has of it; '' for whichever takes it."""
+        """The required host according to the record; '' for any host."""
         begun = self.stays(side) and (side or journalled)
         return sent_to or (done_at if begun and done_at else "")
 
@@ -160,8 +160,8 @@ class CompiledStep:
         return self.queue_at("")
 
     def queue_at(self, host: str) -> str:
-        """Its queue, on one host where it has to be that one. An always step is not held up by other work, nor by a
-        host's being drained: it goes with the undo work.
+        """The queue of the step, of one host if given. An always step uses the undo queue, so that neither other work
+        nor a drained host delays it.
         """
         queue = at_host(self.operation.queue, host)
         return _first(queue) if self.always else queue
@@ -171,7 +171,7 @@ class CompiledStep:
         return self.undo_queue_at("")
 
     def undo_queue_at(self, host: str) -> str:
-        """Undo work has a queue of its own, consumed first, so that new work cannot hold it up."""
+        """The undo queue, which workers consume first so that new work cannot delay compensations."""
         return _first(at_host(self._undo_operation.queue, host))
 
     @property
@@ -180,45 +180,44 @@ class CompiledStep:
         return self.operation if undo is None or undo == "none" else find(undo.op)
 
 
-#: The queue of short work that every installation has a worker for.
+#: The queue of control work, which every installation consumes.
 CONTROL = "control"
 
 
-#: The queues of operations whose effect is on the machine, or the engine, of the worker that does them.
+#: The queues of operations with an effect on the worker's machine or engine.
 AT_HOST = frozenset({"docker", "compose", "command", "file", "network", "node"})
 
 
 def _first(queue: str) -> str:
-    """The queue of the same work that is consumed before it."""
+    """The prioritised queue of the same work."""
     return queue if queue == CONTROL else f"{queue}.undo"
 
 
 def is_forward(queue: str) -> bool:
-    """Whether a queue brings new work: all but control work, undo and what always runs."""
+    """Whether a queue carries new work: neither control work, undo nor always steps."""
     return queue != CONTROL and not queue.endswith(".undo")
 
 
 def at_host(queue: str, host: str) -> str:
-    """The queue of one host. Control work is nobody's in particular."""
+    """The queue of one host; control work is not bound to a host."""
     return f"{queue}@{host}" if host and queue != CONTROL else queue
 
 
 def target_of(plan: Plan, name: str) -> str:
-    """Where a step is done: its own target, else the plan's. Control work is done anywhere, unless the step says so."""
+    """The step's own target, else the plan's; for control work `_any`, unless the step sets a target."""
     step, operation = plan.steps[name], known(plan.steps[name].op)
     return step.target or (ANY if operation is not None and operation.queue == CONTROL else plan.target)
 
 
 class CompiledPlan:
-    """The plan by numbers. The plan must be free of problems.
+    """A compiled plan. The plan must be valid.
 
-    `lenient` takes operations that are not known here for what they say of themselves: for looking at a run, not
-    for doing it.
+    `lenient` accepts unknown operations, for displaying a run, not for executing it.
     """
 
     def __init__(self, plan: Plan, *, lenient: bool = False) -> None:
         self.plan = plan
-        #: With its parameters and files, where messages are signed.
+        #: Digest with parameters and files; set if messages are signed.
         self.digest = ""
         names = list(plan.steps)
         index = {name: i for i, name in enumerate(names)}
@@ -258,8 +257,8 @@ class CompiledPlan:
         return not step.always and (step.step.on_error or self.plan.on_error) == "stop"
 
     def retry_policy(self, index: int) -> Retry:
-        """The step's own policy, else the plan's, else the operation's. What waits for a person or a run is not
-        tried again.
+        """The policy of the step, else of the plan, else of the operation. Steps that wait for an approval or a run
+        are not retried.
         """
         step = self.steps[index]
         if step.waits in {Waits.PERSON, Waits.RUN}:
@@ -267,37 +266,37 @@ class CompiledPlan:
         return step.step.retry or self.plan.retry or step.operation.retry
 
     def may_chain(self, index: int) -> bool:
-        """Whether the step can be a link of a chain: nothing about it has to be decided when its turn comes."""
+        """Whether the step can be part of a chain: alone in its level, and no decision at dispatch."""
         step = self.steps[index]
         alone = len(self.levels[step.level]) == 1
         return alone and not step.always and step.plain and step.waits is Waits.NOTHING
 
     def chain_from(self, index: int, at_most: int) -> tuple[int, ...]:
-        """The step and the single steps of the levels that follow it, as far as they can be linked."""
+        """The step and the single steps of the following levels that can be chained to it."""
         links = [index]
         for level in self.levels[self.steps[index].level + 1 :]:
             if len(links) == at_most or len(level) != 1 or not self.may_chain(level[0]):
                 break
-            # What the first link comes after went well; any other step may have failed without ending the run.
+            # Dependencies of the first link have succeeded; any other step may have failed without ending the run.
             if not set(self.steps[level[0]].needs) <= {*links, *self.steps[index].needs}:
                 break
             links.append(level[0])
         return tuple(links) if self.may_chain(index) else (index,)
 
     def name_of(self, step_id: StepId) -> str:
-        """As people see it: `copy`, or `copy[17]` for a unit."""
+        """The display name: `copy`, or `copy[17]` for a unit."""
         unit = unit_of(step_id)
         name = self.steps[index_of(step_id)].name
         return name if unit is None else f"{name}[{unit}]"
 
     def part_of(self, step_id: StepId) -> str:
-        """As receipts name it: `copy`, or `copy@17` for a unit."""
+        """The name in receipts: `copy`, or `copy@17` for a unit."""
         unit = unit_of(step_id)
         name = self.steps[index_of(step_id)].name
         return name if unit is None else f"{name}@{unit}"
 
     def id_of(self, name: str) -> StepId:
-        """The other way round; KeyError if there is no such step."""
+        """The id of a display name. Raises KeyError for an unknown step."""
         if name in self.index:
             return self.index[name]
         stem, bracket, unit = name.rpartition("[")
@@ -306,7 +305,7 @@ class CompiledPlan:
         return f"{self.index[stem]}.{unit[:-1]}"
 
     def upstream(self, index: int) -> frozenset[int]:
-        """Every step that this one comes after, directly or not."""
+        """All direct and indirect dependencies of a step."""
         seen: set[int] = set()
         stack = list(self.steps[index].needs)
         while stack:

@@ -1,4 +1,4 @@
-"""What a plan would do, told beforehand: order, retries with their worst case, undo, and what stands."""
+"""Explanation of a plan before its run: order, retries, worst-case times and undo."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from longshore.orchestration.settings import get_settings
 
 
 def explain(plan: CompiledPlan) -> str:
-    """Several lines of text for people."""
+    """Explain a plan as multi-line text."""
     lines = [f"Plan {plan.plan.name}: {len(plan)} steps, {len(plan.levels)} levels"]
     if plan.plan.description:
         lines.append(" ".join(plan.plan.description.split()))
     if plan.plan.timeout is not None:
-        lines.append(f"The whole run may take {format_duration(plan.plan.timeout)}")
+        lines.append(f"Timeout of the run: {format_duration(plan.plan.timeout)}")
     for level, members in enumerate(plan.levels):
         lines += ["", f"Level {level}: {_canvas(plan, level)}"]
         for i in members:
@@ -32,34 +32,34 @@ def explain(plan: CompiledPlan) -> str:
         lines += [
             "",
             f"Not fenced: {', '.join(unfenced)}",
-            "  what a lost attempt has asked of another service may arrive after the end of the run: have that service"
+            "  a request of a superseded attempt may reach another service after the end of the run: let that service"
             " reject an old fence or a known idempotency key",
         ]
     return "\n".join(map(printable.line, lines))
 
 
 def worst_case(plan: CompiledPlan, index: int) -> float:
-    """Seconds that a step may take if every try but the last runs out of its time, waits included.
+    """Seconds that a step may take if every attempt times out, including delays.
 
-    A step with items counts once: how many there will be is not known.
+    A step with items counts once, as their number is unknown.
     """
     policy = plan.retry_policy(index)
     return policy.attempts * _timeout(plan.steps[index]) + policy.worst_case()
 
 
 def critical_path(plan: CompiledPlan) -> tuple[list[str], float]:
-    """The steps that bound the run, one a level because a level waits for the one before, and their worst case."""
+    """The slowest step of each level, and the sum of their worst cases; each level waits for the one before."""
     longest = [max(members, key=lambda i: worst_case(plan, i)) for members in plan.levels]
     return [plan.steps[i].name for i in longest], sum(worst_case(plan, i) for i in longest)
 
 
 def _is_unfenced(step: CompiledStep) -> bool:
-    """Whether no receipt on its host keeps a lost attempt at it from acting later."""
+    """Whether a superseded attempt can still act, because no receipt on a host fences it."""
     return not step.read_only and step.operation.elsewhere
 
 
 def _about(seconds: float) -> str:
-    """To the minute, where it is long."""
+    """Format a duration, rounded up to minutes if it is long."""
     minutes = math.ceil(seconds / 60)
     if minutes < 100:
         return format_duration(round(seconds, 3))
@@ -72,7 +72,7 @@ def _timeout(step: CompiledStep) -> float:
         given = step.step.with_.get("timeout", ApprovalParams().timeout)
         return ApprovalParams().timeout if templates.has_template(given) else parse_duration(given)
     if step.waits is Waits.RUN and step.step.timeout is None:
-        return 0.0  # the other plan's own time
+        return 0.0  # bounded by the child plan
     return step.step.timeout or get_settings().step_timeout
 
 
@@ -112,12 +112,12 @@ def _step(plan: CompiledPlan, step: CompiledStep) -> list[str]:
 
 
 def guards_of(step: CompiledStep) -> list[str]:
-    """What must hold for the step to run, in words."""
+    """The guards of a step in words."""
     words = [f"only if {str(condition).replace('_', ' ')}" for condition in step.step.only_if]
     words += [f"when {guard.if_}" for guard in step.step.when]
     if step.step.when_fact is not None:
-        told = ", ".join(f"{name} {value}" for name, value in step.step.when_fact.model_dump().items())
-        words.append(f"{'where some host has' if step.target == ANY else 'on hosts with'} {told}")
+        facts = ", ".join(f"{name} {value}" for name, value in step.step.when_fact.model_dump().items())
+        words.append(f"{'where some host has' if step.target == ANY else 'on hosts with'} {facts}")
     return words
 
 
@@ -140,13 +140,13 @@ def _undo_of(step: CompiledStep) -> str:
     if step.always:
         return "never undone (always)"
     if step.read_only:
-        return "nothing to take back, it only looks"
+        return "nothing to undo, the step is read-only"
     if step.step.undo == "none":
-        return "nothing to take back, the plan says"
+        return "nothing to undo, the plan sets undo: none"
     if isinstance(step.step.undo, UndoSpec):
         return f"{step.step.undo.op} on queue {step.undo_queue}"
     if not step.has_undo:
-        return "WARNING: it has no undo; what it changed would stand (give it an undo, or undo: none)"
+        return "WARNING: the step has no undo, and its changes would remain: declare undo, or undo: none"
     if step.operation.function is not None:
         return f"its own undo on queue {step.undo_queue}"
     return f"{step.operation.undo} undo by {step.operation.name} on queue {step.undo_queue}"

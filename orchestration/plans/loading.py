@@ -1,4 +1,4 @@
-"""Plans from files and by name, with the line of everything that is wrong in them."""
+"""Loading of plans from files or by name; problems carry the line of the file."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.plans.validation import problems
 from longshore.orchestration.settings import MAX_PLAN_BYTES, get_settings
 
-#: Plans in plans in plans.
+#: The deepest nesting of child plans.
 _DEEPEST = 8
 
 
 def validate(plan: Plan) -> None:
-    """Raise PlanError with every problem of the plan, and of the plans that its steps run."""
+    """Raise PlanError with every problem of the plan and of its child plans."""
     if found := problems(plan, resolve):
         raise PlanError(found)
 
 
 def resolve(parent: Plan, given: Any, *, seen: tuple[str, ...] = ()) -> Plan:
-    """The plan that a step names, or writes out, checked. Raises PlanError, UnknownName, UsageError."""
+    """Load and validate a child plan, inline or by name. Raises PlanError, UnknownName, UsageError."""
     if len(seen) >= _DEEPEST:
-        raise UsageError(f"plans lie in each other more than {_DEEPEST} deep: {' → '.join(seen)}")
+        raise UsageError(f"plans are nested more than {_DEEPEST} deep: {' → '.join(seen)}")
     if isinstance(given, Mapping):
         try:
             child = Plan.model_validate(given)
@@ -58,25 +58,25 @@ _Path = tuple[str | int, ...]
 #: The C parser where PyYAML has it: ten times as fast.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SUFFIXES = (".yaml", ".yml", ".json")
-#: Nodes by which following the aliases may make a file larger; a bomb of aliases grows far beyond any real plan.
+#: The most nodes that YAML aliases may add; an alias bomb exceeds any real plan.
 _MAX_EXPANDED = 50_000
 
 
-#: Levels of a file; a plan has about ten.
+#: The deepest nesting of a file; plans have about ten levels.
 _MAX_DEPTH = 64
 _SCALARS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp"))
 
 
 class _NotJsonError(PlanError):
-    """JSON, but for what its readers make of it beyond the standard."""
+    """JSON with a non-standard constant."""
 
 
 class _TooDeepError(PlanError):
-    """No reader of anything should go on with it."""
+    """Nesting that is too deep for any parser."""
 
 
 class _Document:
-    """A parsed file and where each part of it stands."""
+    """A parsed file, with the line of each part."""
 
     def __init__(self, text: str, source: str) -> None:
         self.source = source
@@ -90,7 +90,7 @@ class _Document:
         except _TooDeepError:
             raise
         except PlanError:
-            # JSON is read as YAML for the sake of the lines; where the two differ, JSON counts.
+            # JSON is parsed as YAML, too, for the line numbers; where the two differ, JSON takes precedence.
             self.data = self._from_json()
             if self.data is None:
                 raise
@@ -98,12 +98,12 @@ class _Document:
             self.data = self._from_json() or self.data
 
     def _from_json(self) -> Any:
-        """The text as JSON; None if it is not JSON, or names something twice."""
+        """The text as JSON; None if it is not JSON, or has duplicate keys."""
         if not self._text.lstrip().startswith("{"):
             return None
         try:
             data = json.loads(self._text, object_pairs_hook=_once, parse_constant=_no_constant)
-            json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is no text
+            json.dumps(data, ensure_ascii=False).encode()  # rejects lone surrogates
             return data
         except _NotJsonError as error:
             raise PlanError(error.problems, source=self.source) from None
@@ -117,22 +117,22 @@ class _Document:
         except yaml.YAMLError as error:
             self._measure_a_refused_text()
             raise self._broken(error) from None
-        except UnicodeError:  # half a surrogate pair, of a text that was built in Python
-            raise self._problem("this is not UTF-8 text", None) from None
+        except UnicodeError:  # a lone surrogate in text from Python
+            raise self._problem("the text is not UTF-8", None) from None
         return None if root is None else self._build(root, ())
 
     def _measure_a_refused_text(self) -> None:
-        """Raise _TooDeepError where a limit of the parser's own has hidden that the nesting passes ours.
+        """Raise _TooDeepError if the parser's own limit has hidden that the nesting exceeds ours.
 
-        The C parser of some versions has such a limit, and reads one line ahead of its events; Python's has none, and
-        is slow. So it reads only a text with a line that has brackets enough.
+        Some versions of the C parser have such a limit, and read one line ahead of their events. Python's parser has
+        none but is slow, so it only parses a text with enough brackets in a line.
         """
         if any(line.count("[") + line.count("{") > _MAX_DEPTH for line in self._text.splitlines()):
             with contextlib.suppress(yaml.YAMLError):
                 self._measure(yaml.SafeLoader)
 
     def _measure(self, loader: Any) -> None:
-        """Refuse what is nested too deeply before it is built: the builder calls itself."""
+        """Reject too deep nesting before the recursive build."""
         depth = 0
         for event in yaml.parse(self._text, Loader=loader):
             self._most += 1
@@ -140,7 +140,7 @@ class _Document:
                 depth += 1
                 if depth > _MAX_DEPTH:
                     line = event.start_mark.line + 1 if event.start_mark else None
-                    raise _TooDeepError([Problem("it is nested too deeply", line=line)], source=self.source)
+                    raise _TooDeepError([Problem("nested too deeply", line=line)], source=self.source)
             elif isinstance(event, yaml.CollectionEndEvent):
                 depth -= 1
 
@@ -149,12 +149,12 @@ class _Document:
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
         line = mark.line + 1 if mark is not None else None
         if "nesting depth" in what:
-            return _TooDeepError([Problem("it is nested too deeply", line=line)], source=self.source)
+            return _TooDeepError([Problem("nested too deeply", line=line)], source=self.source)
         if isinstance(error, yaml.reader.ReaderError):
-            # Its position is one of bytes or of characters, as the parser is C's or Python's.
+            # The position is in bytes or characters, depending on the parser.
             line = self._text.count("\n", 0, self._text.find(chr(error.character))) + 1
             what = f"the character #x{error.character:04x} is not allowed"
-        return self._problem(f"this is not YAML: {what}", line)
+        return self._problem(f"invalid YAML: {what}", line)
 
     def _problem(self, message: str, line: int | None, step: str | None = None) -> PlanError:
         return PlanError([Problem(message, step=step, line=line)], source=self.source)
@@ -163,7 +163,7 @@ class _Document:
         self._nodes += 1
         line = node.start_mark.line + 1
         if self._nodes > self._most or len(path) > _MAX_DEPTH:
-            raise self._problem("its aliases make it too large", line)
+            raise self._problem("the aliases expand to a file that is too large", line)
         self.lines.setdefault(path, line)
         if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
             return dict(self._items(node, path))
@@ -178,15 +178,15 @@ class _Document:
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:null":
-                raise self._problem("a key must be a word", line, _step_of(path))
+                raise self._problem("a key must be a scalar", line, _step_of(path))
             if key_node.tag == "tag:yaml.org,2002:merge":
                 raise self._problem("merge keys are not supported", line, _step_of(path))
-            # A step named 1 or on is text all the same.
+            # A step named 1 or on is text, too.
             name = str(key_node.value)
             if name in seen:
                 if path == ("steps",):
-                    raise self._problem("there are two steps of this name", line, name)
-                raise self._problem(f"{name!r} stands here twice", line, _step_of(path))
+                    raise self._problem("duplicate step name", line, name)
+                raise self._problem(f"duplicate key {name!r}", line, _step_of(path))
             seen.add(name)
             self.lines[(*path, name)] = line
             yield name, self._build(value_node, (*path, name))
@@ -200,13 +200,13 @@ class _Document:
             what = str(getattr(error, "problem", None) or error)
             raise self._problem(what, node.start_mark.line + 1, _step_of(path)) from None
         if isinstance(value, float) and not math.isfinite(value):
-            what = f"{node.value} is not a number that JSON has"
+            what = f"{node.value} is not a valid JSON number"
             raise self._problem(what, node.start_mark.line + 1, _step_of(path))
-        # Dates are the one scalar of YAML that JSON does not have.
+        # Dates are the only YAML scalar without a JSON equivalent.
         return value if isinstance(value, str | int | float | bool | type(None)) else str(node.value)
 
     def line(self, path: _Path) -> int | None:
-        """The line of the nearest known place on the way to `path`."""
+        """The line of `path`, or of its nearest known parent."""
         for end in range(len(path), -1, -1):
             if path[:end] in self.lines:
                 return self.lines[path[:end]]
@@ -220,22 +220,22 @@ def _step_of(path: _Path) -> str | None:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name stands twice")
+        raise ValueError("duplicate key")
     return found
 
 
 def _no_constant(name: str) -> None:
-    raise _NotJsonError(f"{name} is not a number that JSON has")
+    raise _NotJsonError(f"{name} is not a valid JSON number")
 
 
 def parse(text: str, *, source: str = "plan", base_dir: str = ".", check: bool = True) -> Plan:
-    """A plan from YAML or JSON text (JSON is YAML). PlanError has every problem with its line.
+    """Parse a plan from YAML or JSON text. Raises PlanError with every problem and its line.
 
-    `base_dir` is the folder that its relative paths are found in.
+    `base_dir` is the folder of relative paths.
     """
     document = _Document(text, source)
     if not isinstance(document.data, dict):
-        raise PlanError("it is empty" if document.data is None else "it is not a mapping", source=source)
+        raise PlanError("the plan is empty" if document.data is None else "the plan is not a mapping", source=source)
     try:
         plan = Plan.model_validate(document.data)
     except ValidationError as error:
@@ -252,11 +252,11 @@ def parse(text: str, *, source: str = "plan", base_dir: str = ".", check: bool =
 
 
 def _besides(document: _Document, error: ValidationError) -> list[Problem]:
-    """What else is wrong with a plan, the values left out that are told of already."""
+    """Further problems of a plan, without the values that are already reported."""
     data = deepcopy(document.data)
     for item in error.errors():
         place: Any = data
-        # The last part that is a place in the file: types and keys that are missing are none.
+        # Delete the last part that exists in the file; types and missing keys do not.
         for part in item["loc"]:
             if not isinstance(place, dict) or part not in place:
                 break
@@ -276,11 +276,11 @@ def _besides(document: _Document, error: ValidationError) -> list[Problem]:
 
 
 def _unique(found: list[Problem]) -> list[Problem]:
-    """A union reports each of its members; the first says enough."""
+    """The first problem of each path, as a union reports each of its members."""
     return list({problem.path: problem for problem in reversed(found)}.values())[::-1]
 
 
-#: What pydantic puts between the parts of a place: names of types, not of anything in the file.
+#: Parts of a pydantic location that name types, not parts of the file.
 _INSIDE = ("function-", "UndoSpec", "literal[", "[key]")
 
 
@@ -301,33 +301,33 @@ def _from_pydantic(item: Any, document: _Document) -> Problem:
 
 
 def read_text(path: Path) -> str:
-    """A plan's or parameter file's text; PlanError if it cannot be read."""
+    """Read the text of a plan or parameter file. Raises PlanError."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise PlanError(f"cannot be read: {error.strerror}", source=str(path)) from None
     if len(data) > MAX_PLAN_BYTES:
-        raise PlanError(f"{len(data)} bytes are more than the {MAX_PLAN_BYTES} that a plan may have", source=str(path))
+        raise PlanError(f"the file has {len(data)} bytes; at most {MAX_PLAN_BYTES} are allowed", source=str(path))
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise PlanError([Problem("this is not UTF-8 text", line=line)], source=str(path)) from None
+        raise PlanError([Problem("the text is not UTF-8", line=line)], source=str(path)) from None
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """A file of parameters: one YAML or JSON mapping."""
+    """Read a parameter file: one YAML or JSON mapping. Raises PlanError."""
     data = _Document(read_text(path), str(path)).data
     if not isinstance(data, dict):
-        raise PlanError("it is not a mapping of parameters", source=str(path))
+        raise PlanError("the file is not a mapping of parameters", source=str(path))
     return data
 
 
 def load(name: str, *, check: bool = True) -> Plan:
-    """A plan by its file, or by its name in the folders of `LONGSHORE_PLANS` and in packages.
+    """Load a plan from a file, or by name from the folders of `LONGSHORE_PLANS` and from packages.
 
-    A package offers a plan by an entry point of the group `longshore.plans`: a Plan, or a function
-    that makes one.
+    A package provides a plan with an entry point of the group `longshore.plans`: a Plan, or a function that returns
+    one.
     """
     path = Path(name)
     if path.is_file() or path.suffix in _SUFFIXES or os.sep in name:
@@ -348,7 +348,7 @@ def load(name: str, *, check: bool = True) -> Plan:
 
 
 def where_stored(name: str) -> Path | None:
-    """The file of a stored plan; None for one of a package, or of nobody."""
+    """The file of a stored plan; None for a plan of a package and an unknown one."""
     for folder in filter(None, get_settings().plans.split(os.pathsep)):
         for suffix in _SUFFIXES:
             if (found := Path(folder) / f"{name}{suffix}").is_file():
@@ -361,7 +361,7 @@ def _load_file(path: Path, *, check: bool) -> Plan:
 
 
 def stored() -> list[str]:
-    """The names of all plans that can be started by name, sorted."""
+    """The names of all stored plans, sorted."""
     names = {entry.name for entry in entry_points(group="longshore.plans")}
     for folder in get_settings().plans.split(os.pathsep):
         if folder and Path(folder).is_dir():

@@ -1,6 +1,6 @@
-"""What a plan may not hold, whoever wrote it: secrets in clear, and templates that reach into Python.
+"""Policy checks of plans: plaintext secrets, unsafe templates and paths with `..`.
 
-Looked at by the client before anything is stored, and by each worker that reads a plan out of Redis.
+The client checks a plan before it is stored, and each worker when it reads the plan from Redis.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from longshore.orchestration.operations import find
 from longshore.orchestration.plans.model import Plan, UndoSpec
 from longshore.orchestration.settings import Settings
 
-#: What is called so is a secret; `…_FILE` names where one lies.
+#: Names of secret values; names such as `…_FILE` are locations.
 _SECRET = re.compile(
     r"(passw(or)?d|passphrase|secret|token|(api|access|private|secret)_?key|credential|authorization|(^|_)pass$)", re.I
 )
@@ -24,7 +24,7 @@ _NO_SECRET = re.compile(r"(_file|_path|_name|_id|_url|_ttl|_length|_type|_expiry
 
 
 def reject_forbidden(plan: Plan, settings: Settings) -> None:
-    """Raises PlanDenied, with all that is found."""
+    """Raise PlanDenied with all violations of the policy."""
     if costly := excessive_code(plan):
         raise PlanDenied([costly])
     found = [*_inside(plan), *_upwards(plan), *(plaintext_secrets(plan) if settings.clear_secrets == "refuse" else ())]
@@ -33,15 +33,17 @@ def reject_forbidden(plan: Plan, settings: Settings) -> None:
 
 
 def excessive_code(plan: Plan) -> Problem | None:
-    """All templates of a plan are parsed wherever it is read: they may be only so long."""
+    """The problem of too much template code, which every reader of the plan would have to parse."""
     size = sum(code_size(text) for text, _ in _texts(plan.model_dump(), ()) if templates.is_template(text))
     if size <= LONGEST_CODE_OF_PLAN:
         return None
-    return Problem(f"its templates have {size} characters inside their tags, and at most {LONGEST_CODE_OF_PLAN} may be")
+    return Problem(
+        f"the templates have {size} characters inside their tags; at most {LONGEST_CODE_OF_PLAN} are allowed"
+    )
 
 
 def _done(plan: Plan) -> Iterator[tuple[str, str, dict[str, Any], tuple[str | int, ...]]]:
-    """Each operation that the plan names: the step, the operation, its parameters, and where they stand."""
+    """Each operation of the plan: step, operation, parameters and their path."""
     for name, step in plan.steps.items():
         yield name, step.op, step.with_, ("steps", name, "with")
         if isinstance(step.undo, UndoSpec):
@@ -57,9 +59,9 @@ def plaintext_secrets(plan: Plan) -> Iterator[Problem]:
         for field in sorted(fields & params.keys()):
             for key, path in _named(params[field], (*at, field)):
                 yield Problem(
-                    f"{field}: {key} is given in clear, and would be stored so: "
-                    "{{ secret('env:LONGSHORE_SECRET_NAME') }}, or secret('file:/run/secrets/NAME'), has the worker "
-                    "read it (LONGSHORE_CLEAR_SECRETS=allow where it is none)",
+                    f"{field}: {key} is a plaintext secret and would be stored: use "
+                    "{{ secret('env:LONGSHORE_SECRET_NAME') }} or secret('file:/run/secrets/NAME'), or set "
+                    "LONGSHORE_CLEAR_SECRETS=allow if the value is not secret",
                     step=name, path=path,
                 )  # fmt: skip
 
@@ -85,22 +87,22 @@ def _is_secret(name: str) -> bool:
 
 
 def _in_sight(value: str) -> bool:
-    """Whether what stands there is stored as it is: in the plan, or in its parameters."""
+    """Whether the value is stored in plaintext, in the plan or in its parameters."""
     if not templates.is_template(value):
         return bool(value)
     try:
         found = templates.references(value)
     except templates.TemplateProblem:
-        return False  # told of by whoever checks it
+        return False  # reported by validation
     return bool(found.params) and not found.secrets
 
 
 def _upwards(plan: Plan) -> Iterator[Problem]:
-    """Paths of files that lead out of where they seem to lie."""
+    """Problems of file paths with `..`."""
     for name, op, params, at in _done(plan):
         path = params.get("path") if op.startswith("file.") else None
         if isinstance(path, str) and ".." in path.split("/"):
-            yield Problem(f"path: {path!r} has a .. in it: say where it leads", step=name, path=(*at, "path"))
+            yield Problem(f"path: {path!r} has a .. in it: write the resolved path", step=name, path=(*at, "path"))
 
 
 def _inside(plan: Plan) -> Iterator[Problem]:
@@ -108,7 +110,7 @@ def _inside(plan: Plan) -> Iterator[Problem]:
     for text, path in _texts(written, ()):
         if word := templates.reaches_inside(text):
             step = str(path[1]) if len(path) > 1 and path[0] == "steps" else None
-            yield Problem(f"a template reaches for {word!r}, which no template may", step=step, path=path)
+            yield Problem(f"a template accesses the forbidden name {word!r}: remove it", step=step, path=path)
 
 
 def _texts(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str, tuple[str | int, ...]]]:

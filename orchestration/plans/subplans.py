@@ -1,7 +1,7 @@
-"""Plans inside plans: found, checked, and kept with the run that will need them.
+"""Child plans, resolved and stored with the parent's request.
 
-A child's plan is read when the parent is started. Its text goes into the parent's request beside the files
-that the plan names, and so into its digest: whatever becomes of the file, the run does what was started.
+The client reads a child's plan when the parent is started. The text is part of the parent's request and digest, so
+that later changes of the file do not affect the run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from longshore.orchestration.plans.model import Plan
 
 
 def pinned(plan: Plan, files_of: Any) -> dict[str, str]:
-    """What the run of a plan has to carry for its children: by `key`, base64 of JSON with plan and files."""
+    """The child plans that a run carries: by `key`, base64 of JSON with plan and files."""
     found: dict[str, str] = {}
     for name, step in plan.steps.items():
         if step.op != RUN.name:
@@ -26,12 +26,12 @@ def pinned(plan: Plan, files_of: Any) -> dict[str, str]:
         try:
             files = files_of(child, {}) | pinned(child, files_of)
         except PlanError as error:
-            raise PlanError([Problem(f"its plan: {error}", step=name, path=("steps", name, "with"))]) from None
+            raise PlanError([Problem(f"child plan: {error}", step=name, path=("steps", name, "with"))]) from None
         text = json.dumps({"plan": child.to_dict(), "files": files}, ensure_ascii=False, sort_keys=True)
         found[key(name)] = base64.b64encode(text.encode()).decode("ascii")
     return found
 
 
 def key(step: str) -> str:
-    """Where the plan of a step's child lies among the files; no path looks like it."""
+    """The key of a child plan among the files of a request; never a valid path."""
     return f"plan of step {step}"

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a plan, found before anything is stored."""
+"""Validation of plans, before anything is stored."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from longshore.orchestration.plans.model import NAME, Plan, Step, UndoSpec
 from longshore.orchestration.plans.policy import excessive_code
 from longshore.orchestration.settings import MAX_STEPS, MAX_UNITS
 
-#: Gives the plan that a step of another plan names or contains.
+#: Loads the child plan that a step names or contains.
 Resolve = Callable[[Plan, Any], Plan]
-#: What is rendered before it is known where a step is done.
+#: Root names of templates that are rendered before the host is known.
 _NO_HOST = templates.ROOTS - {"host"}
 
 
 def problems(plan: Plan, resolve: Resolve) -> list[Problem]:
-    """Every problem, in the order of the file; empty for a plan that can be run. `resolve` gives the plan that a step
-    names or contains, and raises a LongshoreError where it cannot.
+    """Every problem of a plan, in the order of the file; empty for a valid plan. `resolve` loads a child plan, and
+    raises a LongshoreError if it cannot.
     """
     if costly := excessive_code(plan):
         return [costly]
@@ -39,7 +39,7 @@ def problems(plan: Plan, resolve: Resolve) -> list[Problem]:
     in_order = not found
     for name, step in plan.steps.items():
         found += _step(plan, name, step, resolve)
-    # Without an order of the steps there are no levels.
+    # Levels need a valid order of the steps.
     return found + (list(_points_of_no_return(plan)) if in_order else [])
 
 
@@ -51,7 +51,9 @@ def _whole(plan: Plan) -> Iterator[Problem]:
     if not plan.steps:
         yield Problem("the plan has no steps", path=("steps",))
     if len(plan.steps) > MAX_STEPS:
-        yield Problem(f"{len(plan.steps)} steps are more than the {MAX_STEPS} that a plan may have", path=("steps",))
+        yield Problem(
+            f"the plan has {len(plan.steps)} steps; at most {MAX_STEPS} are allowed: split the plan", path=("steps",)
+        )
         return
     for name, step in plan.steps.items():
         at: tuple[str | int, ...] = ("steps", name)
@@ -62,20 +64,20 @@ def _whole(plan: Plan) -> Iterator[Problem]:
                 near = get_close_matches(dependency, plan.steps, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 yield Problem(
-                    f"comes after {dependency!r}, which is not in the plan{hint}",
+                    f"depends on {dependency!r}, which is not in the plan{hint}",
                     step=name,
                     path=(*at, "after"),
                 )
     if cycle := find_cycle(plan):
         yield Problem(
-            f"the steps wait for each other: {' → '.join(cycle)}",
+            f"the steps form a cycle: {' → '.join(cycle)}",
             step=cycle[0],
             path=("steps", cycle[0], "after"),
         )
 
 
 def _upstream(plan: Plan, name: str) -> set[str]:
-    """Every step that comes before this one."""
+    """All direct and indirect dependencies of a step."""
     seen: set[str] = set()
     stack = list(plan.steps[name].after)
     while stack:
@@ -95,7 +97,7 @@ def _step(plan: Plan, name: str, step: Step, resolve: Resolve) -> Iterator[Probl
     yield from _fan_out(plan, name, step)
     operation = known(step.op)
     if operation is not None and operation.waits in {Waits.PERSON, Waits.RUN} and step.retry is not None:
-        yield Problem(f"{step.op} is not tried again, so it has no retry", step=name, path=(*at, "retry"))
+        yield Problem(f"{step.op} is never retried: remove retry", step=name, path=(*at, "retry"))
     undo_by = getattr(operation.function, "undo_by", None) if operation is not None else None
     if undo_by is not None and known(undo_by) is None:
         yield Problem(f"the undo of {step.op} is the unknown operation {undo_by!r}", step=name, path=(*at, "op"))
@@ -103,7 +105,7 @@ def _step(plan: Plan, name: str, step: Step, resolve: Resolve) -> Iterator[Probl
         yield from _sub_plan(plan, name, step, resolve)
     if step.op == celery_task.CELERY.name and step.timeout is None:
         yield Problem(
-            "an application's task needs a timeout: without one, a lost task would be waited for for ever",
+            "a Celery task needs a timeout, because a lost task never ends the step: set timeout",
             step=name,
             path=at,
         )
@@ -113,9 +115,13 @@ def _step(plan: Plan, name: str, step: Step, resolve: Resolve) -> Iterator[Probl
         yield from _operation(plan, name, step.undo.op, step.undo.with_, undo_at, roots)
         undo = known(step.undo.op)
         if undo is not None and undo.waits in {Waits.PERSON, Waits.RUN}:
-            yield Problem(f"{undo.name} cannot be an undo: give one that acts by itself", step=name, path=undo_at)
+            yield Problem(
+                f"{undo.name} cannot be an undo, because it waits for an external event: use another operation",
+                step=name,
+                path=undo_at,
+            )
         if step.always:
-            yield Problem("an always step is never undone, so its undo would never run", step=name, path=undo_at)
+            yield Problem("an always step is never undone: remove undo", step=name, path=undo_at)
 
 
 def _item(step: Step) -> set[str]:
@@ -130,7 +136,7 @@ def _inside(plan: Plan, name: str, step: Step, roots: frozenset[str] | set[str])
     for op in [step.op, *([step.undo.op] if isinstance(step.undo, UndoSpec) else [])]:
         operation = known(op)
         if operation is not None and not operation.inside:
-            yield Problem(f"{op} cannot be done inside a container", step=name, path=where)
+            yield Problem(f"{op} cannot run inside a container", step=name, path=where)
 
 
 def _guards(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
@@ -140,12 +146,12 @@ def _guards(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
         try:
             templates.references(expression)
         except templates.TemplateProblem as error:
-            yield Problem(f"when: {condition.if_!r} is no expression: {error.why}", step=name, path=where)
+            yield Problem(f"when: {condition.if_!r} is not a valid expression: {error.why}", step=name, path=where)
             continue
         yield from _template(plan, name, "when", expression, where, templates.ROOTS | _item(step))
         if target_of(plan, name) == ANY and "host" in templates.references(expression, frozenset()).unknown:
             yield Problem(
-                "when: it looks at host, and which worker will take the step is not known: give it a target",
+                "when: the condition reads host, but the step has no target: set target",
                 step=name,
                 path=where,
             )
@@ -153,35 +159,36 @@ def _guards(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
     at_failure = [word for word in step.only_if if word in LOOKS_AT_FAILURE]
     if at_failure and step.after and not step.always and not any(_may_fail(plan, d) for d in step.after):
         yield Problem(
-            f"only_if: {at_failure[0]} can never hold: each step before it ends the run when it fails; "
-            "give one of them on_error: continue",
+            f"only_if: {at_failure[0]} can never hold, because each dependency ends the run on failure: "
+            "set on_error: continue on one of them",
             step=name,
             path=("steps", name, "only_if"),
         )
 
 
 def _condition(plan: Plan, name: str, expression: str, where: tuple[str, ...]) -> Iterator[Problem]:
-    """A condition that always has the same answer is a mistake."""
+    """Problems of conditions with a constant answer."""
     if not templates.is_lone(expression):
         yield Problem(
-            f"when: {expression!r} is text, and text is true: write the condition without braces",
+            f"when: {expression!r} renders to text, which is always true: write the condition without braces",
             step=name,
             path=where,
         )
     failed = templates.looks_for_failure_of(expression)
     if failed is not None and failed in plan.steps and not plan.steps[name].always and not _may_fail(plan, failed):
         yield Problem(
-            f"when: it can never hold: step {failed!r} ends the run when it fails; give it on_error: continue",
+            f"when: the condition can never hold, because step {failed!r} ends the run on failure: "
+            "set on_error: continue on it",
             step=name,
             path=where,
         )
 
 
 def _may_fail(plan: Plan, name: str) -> bool:
-    """Whether the run can go on after something of the step has failed."""
+    """Whether the run can continue after a failure of the step."""
     step = plan.steps.get(name)
     if step is None:
-        return True  # that it is not there is told elsewhere
+        return True  # a missing step is reported elsewhere
     return step.always or step.tolerate is not None or (step.on_error or plan.on_error) == "continue"
 
 
@@ -189,37 +196,37 @@ def _fan_out(plan: Plan, name: str, step: Step) -> Iterator[Problem]:
     at = ("steps", name)
     target = target_of(plan, name)
     if isinstance(step.foreach, str) and not templates.is_template(step.foreach):
-        yield Problem(
-            "foreach: it is neither a list nor a template that gives one, {{ … }}", step=name, path=(*at, "foreach")
-        )
+        yield Problem("foreach: expected a list, or a template for one: {{ … }}", step=name, path=(*at, "foreach"))
     elif isinstance(step.foreach, str) and not _is_lone(step.foreach):
-        yield Problem("foreach: it can only give text, not a list: write one {{ expression }}", step=name, path=at)
+        yield Problem(
+            "foreach: the template renders to text, not a list: write a single {{ expression }}", step=name, path=at
+        )
     try:
         json.dumps(step.foreach, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        yield Problem(f"foreach: its items are not what JSON can hold: {error}", step=name, path=(*at, "foreach"))
+        yield Problem(f"foreach: the items cannot be represented as JSON: {error}", step=name, path=(*at, "foreach"))
     if step.foreach is not None:
         yield from _template(plan, name, "foreach", step.foreach, (*at, "foreach"), _NO_HOST)
     yield from _template(plan, name, "target", target, (*at, "target") if step.target else ("target",), _NO_HOST)
     if isinstance(step.foreach, list) and len(step.foreach) > MAX_UNITS:
-        yield Problem(f"foreach: more than {MAX_UNITS} items", step=name, path=(*at, "foreach"))
+        yield Problem(f"foreach: at most {MAX_UNITS} items are allowed", step=name, path=(*at, "foreach"))
     hosts = is_several(target)
     many = step.foreach is not None or hosts or templates.is_template(target)
     for word in ("max_parallel", "canary"):
         if getattr(step, word) is not None and not many:
-            yield Problem(f"{word} is for a step with a foreach or several hosts", step=name, path=(*at, word))
+            yield Problem(f"{word} requires a foreach or several hosts", step=name, path=(*at, word))
     if step.on_no_host == "skip" and target == ANY:
-        yield Problem("on_no_host is for a step with a target", step=name, path=(*at, "on_no_host"))
+        yield Problem("on_no_host requires a target", step=name, path=(*at, "on_no_host"))
     operation = known(step.op)
     if hosts and operation is not None and operation.queue == CONTROL:
-        yield Problem(f"{step.op} is done once, not on each host", step=name, path=at)
+        yield Problem(f"{step.op} runs once, not on each host: target a single host", step=name, path=at)
 
 
 def _is_lone(text: str) -> bool:
     try:
         return templates.is_lone(text)
     except templates.TemplateProblem:
-        return True  # broken, which is told elsewhere
+        return True  # a broken template is reported elsewhere
 
 
 def _points_of_no_return(plan: Plan) -> Iterator[Problem]:
@@ -233,30 +240,31 @@ def _points_of_no_return(plan: Plan) -> Iterator[Problem]:
         others = [compiled.steps[i].name for i in compiled.levels[point.level] if i != point.index]
         if others:
             yield Problem(
-                f"it is irreversible, and so must be alone in its level; {', '.join(others)} would run beside it",
+                f"an irreversible step must be alone in its level, but {', '.join(others)} would run beside it: "
+                "order them with after",
                 step=name,
                 path=at,
             )
         if point.always:
-            yield Problem("it is irreversible, and so cannot be an always step", step=name, path=at)
+            yield Problem("an irreversible step cannot be an always step: remove one of the two", step=name, path=at)
         if isinstance(point.step.undo, UndoSpec):
-            yield Problem("it is irreversible, so its undo would never run", step=name, path=at)
+            yield Problem("an irreversible step is never undone: remove undo", step=name, path=at)
         for step in compiled.steps:
             if step.level > point.level and isinstance(step.step.undo, UndoSpec):
                 yield Problem(
-                    f"it comes after {name!r}, the point of no return, so its undo would never run",
+                    f"the undo would never run after {name!r}, the point of no return: remove undo",
                     step=step.name,
                     path=("steps", step.name, "undo"),
                 )
 
 
 def _sub_plan(plan: Plan, name: str, step: Step, resolve: Resolve) -> Iterator[Problem]:
-    """The other plan must be one that can be run, with these parameters as far as they are known."""
+    """Problems of a child plan and of the parameters given to it."""
     at = ("steps", name, "with", "plan")
     try:
         child = resolve(plan, step.with_.get("plan"))
     except LongshoreError as error:
-        yield Problem(f"its plan: {error}", step=name, path=at)
+        yield Problem(f"child plan: {error}", step=name, path=at)
         return
     given = step.with_.get("params", {})
     if isinstance(given, dict):
@@ -278,22 +286,22 @@ def _template(
     own: bool = False,
     secret: bool = False,
 ) -> Iterator[Problem]:
-    """Whether a value's templates look only at what there is."""
+    """Problems of the references in a value's templates."""
     try:
         refers = templates.references(value, frozenset(roots))
     except templates.TemplateProblem as error:
         yield Problem(str(error), step=name, path=where)
         return
     for reference in sorted(refers.secrets, key=str):
-        why = None if secret else f"{what}: secret() may not stand here: it would be seen"
+        why = None if secret else f"{what}: secret() is not allowed here, because the value would be visible"
         if reference is None:
-            why = why or f"{what}: secret() takes one reference as it is written, and no filter: secret('env:NAME')"
+            why = why or f"{what}: secret() takes one literal reference and no filter: write secret('env:NAME')"
         if why := why or secrets.problem(reference):
             yield Problem(why, step=name, path=where)
     for unknown in sorted(refers.unknown):
-        hint = "; item is there in the parameters of a step with a foreach" if unknown == "item" else ""
+        hint = "; item requires a foreach" if unknown == "item" else ""
         yield Problem(
-            f"{what}: the template names {unknown!r}; it may use {', '.join(sorted(roots))}{hint}",
+            f"{what}: the template uses the unknown name {unknown!r}; allowed are {', '.join(sorted(roots))}{hint}",
             step=name,
             path=where,
         )
@@ -301,11 +309,11 @@ def _template(
         yield Problem(f"{what}: the plan has no parameter {param!r}", step=name, path=where)
     if name not in plan.steps:
         return
-    # A plan of many steps with few templates must not pay for every step's ancestors.
+    # Computed on demand, as a large plan with few templates must not compute all ancestors.
     upstream = _upstream(plan, name) | ({name} if own else set()) if refers.steps else set()
     for other in sorted(refers.steps - upstream):
-        why = "which does not come before this step" if other in plan.steps else "which is not in the plan"
-        yield Problem(f"{what}: the template looks at step {other!r}, {why}", step=name, path=where)
+        why = "which does not run before this step" if other in plan.steps else "which is not in the plan"
+        yield Problem(f"{what}: the template reads step {other!r}, {why}", step=name, path=where)
 
 
 def _operation(
@@ -324,7 +332,7 @@ def _operation(
     try:
         json.dumps(params, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        yield Problem(f"its parameters are not what JSON can hold: {error}", step=name, path=(*at, "with"))
+        yield Problem(f"the parameters cannot be represented as JSON: {error}", step=name, path=(*at, "with"))
         return
     yield from (Problem(text, step=name, path=(*at, *where)) for text, where in _parameters(operation, params))
     for key, value in operation.templated(params).items():
@@ -333,7 +341,7 @@ def _operation(
 
 
 def _parameters(operation: Operation, params: dict[str, Any]) -> Iterator[tuple[str, tuple[str | int, ...]]]:
-    """Check what is written; a value with a template in it is checked when it is rendered."""
+    """Problems of literal parameters; values with templates are checked when rendered."""
     if not templates.has_template(operation.templated(params)):
         yield from _messages(operation, validation_error(operation.params, params))
         return
@@ -351,7 +359,7 @@ def _parameters(operation: Operation, params: dict[str, Any]) -> Iterator[tuple[
 
 
 def validation_error(model: type[Params], params: dict[str, Any]) -> ValidationError | None:
-    """What pydantic has against the parameters, or None."""
+    """The validation error of the parameters, or None."""
     try:
         model.model_validate(params)
     except ValidationError as error:

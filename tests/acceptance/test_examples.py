@@ -216,7 +216,7 @@ def test_results(environment: dict[str, str]) -> None:
 def test_introspection(environment: dict[str, str]) -> None:
     code, out = done(environment, "introspection.py")
     assert code == 0
-    assert "step 'a': the steps wait for each other: a → b → a" in out
+    assert "step 'a': the steps form a cycle: a → b → a" in out
     assert "[['pull'], ['stop'], ['migrate'], ['start']]" in out
     assert "migrate undone 1" in out
 

@@ -281,7 +281,7 @@ def test_keys_are_rotated_while_everything_goes_on(guarded: Guarded) -> None:
 @pytest.mark.parametrize(
     ("values", "word"),
     [
-        ({"op": "command.exec.execute", "argv": ["true"], "env": {"DB_PASSWORD": "hunter22"}}, "in clear"),
+        ({"op": "command.exec.execute", "argv": ["true"], "env": {"DB_PASSWORD": "hunter22"}}, "plaintext secret"),
         ({"op": "file.deploy.execute", "path": "/srv/../etc/shadow", "content": "x"}, "has a .. in it"),
         ({"op": "noop.execute", "data": {"x": "{{ params.__class__ }}"}}, "__class__"),
     ],

@@ -1,4 +1,4 @@
-"""Containers of a Docker engine, one at a time: made, started, stopped, changed, removed."""
+"""Single containers of a Docker engine: create, start, stop, restart, update, rename, remove."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from longshore.orchestration.operations.docker.fields import (
 _PORT = re.compile(
     r"(?:(?:(?P<host>\[[0-9a-fA-F:]+\]|[0-9.]+):)?(?P<outer>\d*):)?(?P<inner>\d+)(?:/(?P<protocol>tcp|udp|sctp))?"
 )
-#: Characters of a volume as one text: two paths of the longest kind.
+#: The longest volume text, in characters: two paths of the greatest length.
 _LONGEST = 2 * 4096 + 16
 _RESTART = re.compile(r"no|always|unless-stopped|on-failure(?::\d+)?")
 
 
 class Mount(Params):
-    """What is mounted where. `source` is an absolute path (bind) or a volume's name; tmpfs has none."""
+    """A mount. `source` is an absolute path (bind) or a volume name; tmpfs has none."""
 
     target: Annotated[str, Field(pattern=r"^(/|\{\{)")]
     source: str | None = None
@@ -38,7 +38,7 @@ class Mount(Params):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        """`source:target[:ro|rw]`, as on Docker's command line, without its anonymous volumes."""
+        """Parse `source:target[:ro|rw]`, as on Docker's command line, without anonymous volumes."""
         if not isinstance(value, str):
             return value
         source, *rest = _split(value)
@@ -56,19 +56,19 @@ class Mount(Params):
         if self.type == "bind" and not self.source.startswith("/"):
             raise ValueError(f"the path {self.source!r} is not absolute")
         if self.type == "volume" and not NAME.fullmatch(self.source):
-            raise ValueError(f"{self.source!r} is neither an absolute path nor a volume's name")
+            raise ValueError(f"{self.source!r} is neither an absolute path nor a volume name")
         return self
 
 
 def _split(text: str) -> list[str]:
-    """At the colons, but not at those inside a template."""
-    if len(text) > _LONGEST:  # each colon looks for the end of a template
-        raise ValueError(f"{len(text)} characters are too long for it")
+    """Split at colons outside of templates."""
+    if len(text) > _LONGEST:  # the pattern is quadratic: each colon searches the end of a template
+        raise ValueError(f"a volume of {len(text)} characters is too long: use at most {_LONGEST}")
     return re.split(r":(?![^{]*\}\})", text)
 
 
 class Network(Params):
-    """A network to be in, and the names to be found by there."""
+    """A network to join, and the container's aliases in it."""
 
     name: Annotated[str, Field(min_length=1)]
     aliases: list[str] = []
@@ -80,7 +80,7 @@ class Network(Params):
 
 
 class Log(Params):
-    """Where output goes. Without a limit, json-file fills the disk."""
+    """The log driver. Without a size limit, json-file can fill the disk."""
 
     driver: str = "json-file"
     max_size: str | None = "10m"
@@ -88,7 +88,7 @@ class Log(Params):
 
 
 class Health(Params):
-    """How the engine finds out whether it is well: a program inside that ends with 0."""
+    """The health check: a program inside the container that exits with 0."""
 
     test: Annotated[list[str], Field(min_length=1)]
     interval: Duration = 30.0
@@ -98,10 +98,10 @@ class Health(Params):
 
 
 class CreateParams(Params):
-    """A container's making. Its image must be on the host.
+    """Creation of a container. The image must be on the host.
 
-    Without `name` it is called after the run and the step. A bind's path must exist; a volume that
-    does not is made. `memory` takes 64m, 1g or bytes, `cpus` a number such as 1.5.
+    By default the name is derived from run and step. The path of a bind must exist; a missing volume is created.
+    `memory` takes 64m, 1g or bytes, `cpus` a number such as 1.5.
     """
 
     image: Annotated[str, Field(min_length=1)]
@@ -111,15 +111,15 @@ class CreateParams(Params):
     env: dict[str, Text] = {}
     labels: dict[str, Text] = {}
     volumes: list[Mount] = []
-    #: The first is joined at creation; the engine's default network if there is none.
+    #: The first is joined at creation; by default the engine's default network.
     networks: list[Network] = []
-    #: `80`, `8080:80`, `127.0.0.1:8080:80`, each with `/udp` if need be.
+    #: `80`, `8080:80`, `127.0.0.1:8080:80`, each optionally with `/udp`.
     ports: list[Text] = []
     user: Text | None = None
     workdir: str | None = None
     hostname: str | None = None
     restart: str = "no"
-    #: A small init as process 1, so that TERM reaches a program that does not handle it.
+    #: A small init as process 1, so that TERM ends a program without a handler.
     init: bool = True
     memory: Text | None = None
     cpus: Annotated[float, Field(gt=0)] | None = None
@@ -137,7 +137,9 @@ class CreateParams(Params):
     def _labels(cls, value: dict[str, str]) -> dict[str, str]:
         own = [key for key in value if key.startswith("longshore.")]
         if own:
-            raise ValueError(f"labels that begin with longshore. are set by Longshore: {own[0]!r}")
+            raise ValueError(
+                f"label {own[0]!r} is reserved: rename it, as longshore. is the prefix of Longshore's own labels"
+            )
         return value
 
     @field_validator("ports")
@@ -155,7 +157,7 @@ class CreateParams(Params):
     @field_validator("restart", mode="before")
     @classmethod
     def _restart(cls, value: Any) -> Any:
-        text = "no" if value is False else value  # YAML reads a bare no as false
+        text = "no" if value is False else value  # YAML parses an unquoted no as false
         if not isinstance(text, str) or not (is_template(text) or _RESTART.fullmatch(text)):
             raise ValueError(f"{value!r} is not no, always, unless-stopped or on-failure[:times]")
         return text
@@ -169,24 +171,24 @@ class CreateParams(Params):
 
 
 class StartParams(OfContainer):
-    """A container that was made before."""
+    """An existing container."""
 
 
 class StopParams(OfContainer):
-    """`grace` lies between TERM and KILL; without it the container's own counts, else 10 seconds."""
+    """`grace`: time between TERM and KILL; by default the container's own, else 10 seconds."""
 
     grace: Duration | None = None
 
 
 class RemoveParams(OfContainer):
-    """A running container is only removed with `force`, which stops it first."""
+    """A running container is only removed with `force`, which stops the container first."""
 
     force: bool = False
     grace: Duration | None = None
 
 
 class ContainerResult(Result):
-    """The container as it is now."""
+    """The container after the step."""
 
     id: str
     name: str
@@ -195,7 +197,7 @@ class ContainerResult(Result):
 
 
 class CreateResult(Result):
-    """What was made. `attached` says that an earlier attempt of this step had made it."""
+    """The created container. `attached`: an earlier attempt of this step created it."""
 
     id: str
     name: str
@@ -205,14 +207,14 @@ class CreateResult(Result):
 
 
 class StopResult(ContainerResult):
-    """`killed`: it did not end on TERM within the grace."""
+    """`killed`: the container did not exit within the grace period after TERM."""
 
     exit_code: int | None = None
     killed: bool = False
 
 
 class RemoveResult(Result):
-    """`kept_as` is the name it is kept under until gc, so that the removal can be undone."""
+    """`kept_as`: name of the stopped container, kept for undo until gc."""
 
     id: str | None = None
     name: str | None = None
@@ -220,18 +222,16 @@ class RemoveResult(Result):
 
 
 class RestartParams(OfContainer):
-    """Stopped and started again, whatever it does; one that does not run is started.
+    """Restart a container in any state; a stopped one is started.
 
-    What was changed in a project's files is not applied by this: that is `compose.up.execute`.
+    Changes of a project's files are not applied; use `compose.up.execute` for those.
     """
 
-    grace: Duration | None = Field(
-        None, description="Between TERM and KILL; the container's own if left out, else 10 s"
-    )
+    grace: Duration | None = Field(None, description="Between TERM and KILL; by default the container's own, else 10 s")
 
 
 class RenameParams(OfContainer):
-    """A container keeps its id; its networks know it by the new name from then on."""
+    """The container keeps its id; its networks resolve the new name."""
 
     name: str = Field(description="The new name")
 
@@ -242,7 +242,7 @@ class RenameParams(OfContainer):
 
 
 class RenameResult(Result):
-    """Which container it is, and what it was called."""
+    """The container, with its former name in `was`."""
 
     id: str
     name: str
@@ -250,14 +250,12 @@ class RenameResult(Result):
 
 
 class UpdateParams(OfContainer):
-    """What can be changed while it runs; what is left out stays as it is."""
+    """Limits that can change while the container runs; omitted ones are unchanged."""
 
     restart: str | None = Field(None, description="no, always, unless-stopped or on-failure[:times]")
-    memory: Text | None = Field(None, description="The most it may use: 64m, 1g, or bytes; 0 for no limit")
-    cpus: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="How many it may use, such as 1.5; 0: no limit"
-    )
-    pids: Annotated[int, Field(ge=-1)] | None = Field(None, description="How many processes; -1 for no limit")
+    memory: Text | None = Field(None, description="Memory limit: 64m, 1g, or bytes; 0 for none")
+    cpus: Annotated[float, Field(ge=0)] | None = Field(None, description="CPU limit, such as 1.5; 0 for none")
+    pids: Annotated[int, Field(ge=-1)] | None = Field(None, description="Process limit; -1 for none")
 
     @field_validator("restart", mode="before")
     @classmethod
@@ -277,7 +275,7 @@ class UpdateParams(OfContainer):
 
 
 class UpdateResult(Result):
-    """What holds now; `memory` in bytes."""
+    """The limits after the step; `memory` in bytes."""
 
     id: str
     name: str
@@ -288,17 +286,17 @@ class UpdateResult(Result):
 
 
 _CONVERGES: dict[str, Any] = {"kind": Kind.CONVERGES, "undo": Undo.FULL}
-_FOUND_AS_WANTED = "finds it as wanted"
+_FOUND_AS_WANTED = "finds the container as requested"
 
 CREATE = docker_operation(
     "create.execute",
     CreateParams,
     CreateResult,
-    "Make a container, not started",
+    "Create a container without starting it",
     About(
-        changed="the container was made by this step",
-        undo="removes what this step has made; volumes in which a program may have written stay",
-        duplicate="finds the container by its label: the run, the step, and a digest of what it is made from",
+        changed="the step created the container",
+        undo="removes the container and the volumes that the step created; volumes that may contain data stay",
+        duplicate="finds the container by its labels: run, step and a digest of its parameters",
     ),
     secrets=frozenset({"env"}),
     **_CONVERGES,
@@ -309,9 +307,9 @@ START = docker_operation(
     ContainerResult,
     "Start a container",
     About(
-        changed="it did not run",
-        undo="stops it, if it did not run before",
-        duplicate="it has been started since the step began, even if it has ended already",
+        changed="the container did not run",
+        undo="stops the container, if it did not run before",
+        duplicate="finds the container started since the step began, even if it has exited",
     ),
     **_CONVERGES,
 )
@@ -321,8 +319,8 @@ STOP = docker_operation(
     StopResult,
     "Stop a container",
     About(
-        changed="it ran",
-        undo="starts it, and pauses it if it was paused; only if it ran before",
+        changed="the container ran",
+        undo="starts the container if it ran before, and pauses it if it was paused",
         duplicate=_FOUND_AS_WANTED,
     ),
     **_CONVERGES,
@@ -334,8 +332,8 @@ RESTART = docker_operation(
     "Stop a container and start it again",
     About(
         changed="always",
-        undo="stops it, if it did not run before; starts it, if the restart left it stopped",
-        duplicate="it has been started since the step began",
+        undo="stops the container if it did not run before; starts it if the restart left it stopped",
+        duplicate="finds the container started since the step began",
     ),
     kind=Kind.ACTS,
     undo=Undo.FULL,
@@ -346,8 +344,8 @@ REMOVE = docker_operation(
     RemoveResult,
     "Remove a container",
     About(
-        changed="it was there",
-        undo="gives it its name back and starts it: until gc it is kept, stopped, under another name",
+        changed="the container existed",
+        undo="restores the name and starts the container, which is kept stopped under another name until gc",
         duplicate=_FOUND_AS_WANTED,
     ),
     **_CONVERGES,
@@ -356,10 +354,10 @@ RENAME = docker_operation(
     "rename.execute",
     RenameParams,
     RenameResult,
-    "Give a container another name",
+    "Rename a container",
     About(
-        changed="it had another name",
-        undo="gives it its old name back; refuses where another container has it now",
+        changed="the name differed",
+        undo="restores the old name; fails if another container uses it",
         duplicate=_FOUND_AS_WANTED,
     ),
     **_CONVERGES,
@@ -370,8 +368,8 @@ UPDATE = docker_operation(
     UpdateResult,
     "Change a container's restart policy and limits while it runs",
     About(
-        changed="one of the values that are given was another",
-        undo="brings the former values back; refuses where somebody else has changed them since",
+        changed="one of the given values differed",
+        undo="restores the former values; fails if they were changed since",
         duplicate=_FOUND_AS_WANTED,
     ),
     **_CONVERGES,

@@ -1,4 +1,4 @@
-"""Values that several `docker.*` operations take: names, sizes, texts."""
+"""Shared field types of the `docker.*` operations: names, sizes, texts."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def is_template(text: str) -> bool:
 
 
 def _text(value: Any) -> Any:
-    """Numbers are welcome where the engine wants text; truth values are not: `yes` or `true`?"""
+    """Convert numbers to text; reject booleans, whose spelling in YAML is lost (`yes` or `true`)."""
     if isinstance(value, bool):
-        raise ValueError(f"{value!r} is a truth value: put it in quotes")
+        raise ValueError(f"{value!r} is a boolean: put it in quotes")
     return str(value) if isinstance(value, int | float) else value
 
 
 def container_name(value: str) -> str:
     if not is_template(value) and not NAME.fullmatch(value):
-        raise ValueError(f"{value!r} is neither a container's name nor its id")
+        raise ValueError(f"{value!r} is not a container name or id")
     return value.removeprefix("/")
 
 
 def parse_size(value: Any) -> int:
-    """Bytes, from a number or from `512k`, `64m`, `1.5g`. Raises ValueError."""
+    """Parse a size in bytes: a number, or `512k`, `64m`, `1.5g`. Raises ValueError."""
     if isinstance(value, bool):
         raise ValueError(f"{value!r} is not a size (64m, 1g, or bytes)")
     match = _SIZE.fullmatch(str(value).strip())
@@ -45,9 +45,9 @@ ContainerName = Annotated[str, Field(min_length=1), BeforeValidator(_text)]
 
 
 class OfContainer(Params):
-    """An operation on one container."""
+    """Parameters of an operation on one container."""
 
-    container: ContainerName = Field(description="Its name or id")
+    container: ContainerName = Field(description="Name or id")
 
     @field_validator("container")
     @classmethod
@@ -58,7 +58,7 @@ class OfContainer(Params):
 def docker_operation(
     verb: str, params: type[Params], result: type[Result], summary: str, about: About, **promises: Any
 ) -> Operation:
-    """Make one known under `docker.`; it is done on the queue `docker`."""
+    """Register an operation `docker.<verb>` on the queue `docker`."""
     name = f"docker.{verb}"
     return register(
         Operation(name=name, params=params, result=result, queue="docker", summary=summary, about=about, **promises)

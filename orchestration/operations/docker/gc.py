@@ -1,4 +1,4 @@
-"""`docker.gc`: what was kept for an undo that nobody can ask for any more."""
+"""`docker.gc`: removal of undo backups beyond retention."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from longshore.orchestration.operations.docker.fields import docker_operation
 
 
 class GcParams(Params):
-    """What is kept of a run goes when its run is forgotten, and so long after it was made."""
+    """Backups of a run are removed when the run is purged and the backup is older than `older_than`."""
 
     older_than: Annotated[Duration, Field(ge=0)] | None = Field(
-        None, description="How long ago it was kept; the worker's retention if left out"
+        None, description="Minimum age of a backup; by default the worker's retention"
     )
     every_run: bool = Field(
         default=False,
-        description="Also what no receipt tells to be of this installation: of others on the same engine, too",
+        description="Also remove backups without a receipt of this installation, even those of others on the engine",
     )
 
 
 class GcResult(Result):
-    """What was taken away; `bytes` of files, an image's size is not known to be free."""
+    """The removed backups; `bytes` counts files only, as images share layers."""
 
     images: list[str] = []
     containers: list[str] = []
@@ -37,11 +37,11 @@ GC = docker_operation(
     "gc.execute",
     GcParams,
     GcResult,
-    "Take away what was kept for undo, beyond retention",
+    "Remove undo backups beyond retention",
     About(
-        changed="something was taken away",
-        undo="none: what it takes away nobody can ask for any more",
-        duplicate="finds less to take away",
+        changed="a backup was removed",
+        undo="none: the removed backups belong to purged runs",
+        duplicate="removes the remaining backups",
     ),
     kind=Kind.CONVERGES,
     undo=Undo.NONE,

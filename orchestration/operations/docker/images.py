@@ -1,4 +1,4 @@
-"""Images: fetched, sent, built, named and removed."""
+"""Images: pull, push, build, tag and remove."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ Ref = Annotated[str, Field(min_length=1, description="name[:tag], with its regis
 
 
 class Login(Params):
-    """Who asks the registry. Without one, the worker's own docker configuration is asked."""
+    """Registry credentials. By default the worker's docker configuration is used."""
 
     username: str = Field(min_length=1)
     password: str = Field(min_length=1, description="{{ secret('env:NAME') }}")
 
 
 class OfRegistry(Params):
-    """An operation that asks a registry."""
+    """Parameters of an operation that queries a registry."""
 
     image: Ref
-    auth: Login | None = Field(None, description="username and password, the latter as secret('env:NAME')")
+    auth: Login | None = Field(None, description="username and password, the password as secret('env:NAME')")
 
 
 class PullParams(OfRegistry):
-    """The former image of that name keeps a name until gc, so that nothing is fetched to go back to it."""
+    """The former image keeps a backup tag until gc, so that an undo needs no download."""
 
     policy: Literal["always", "missing", "never"] = Field(
-        "always", description="missing: not asked for, if it is there; never: it has to be there"
+        "always", description="missing: pull only if the host lacks the image; never: the image must exist"
     )
-    platform: str | None = Field(None, description="os/architecture; an image of another one is refused")
+    platform: str | None = Field(None, description="os/architecture; an image for another platform is an error")
 
 
 class PullResult(Result):
-    """`before_id` is what the name meant before, null where there was none."""
+    """`before_id`: the image that the tag referred to before; null for none."""
 
     image: str
     image_id: str
@@ -47,11 +47,11 @@ class PullResult(Result):
 
 
 class PushParams(OfRegistry):
-    """Send an image that is here to the registry in its name."""
+    """Push a local image to the registry in its name."""
 
 
 class PushResult(Result):
-    """`before` is the digest that the registry had under this name."""
+    """`before`: the former digest of the tag at the registry."""
 
     image: str
     image_id: str
@@ -60,15 +60,15 @@ class PushResult(Result):
 
 
 class BuildParams(Params):
-    """From a folder on the worker's host. Base images are not asked for anew, unless `pull` says so."""
+    """Build from a folder on the worker's host. Base images are only refreshed with `pull`."""
 
     image: Ref
-    context: str = Field(description="The folder, absolute; .dockerignore is obeyed")
-    dockerfile: str = Field("Dockerfile", description="Its path in the folder")
+    context: str = Field(description="Absolute path of the folder; .dockerignore applies")
+    dockerfile: str = Field("Dockerfile", description="Path relative to the folder")
     args: dict[str, str] = Field({}, description="Build arguments")
-    target: str | None = Field(None, description="The stage to stop at")
+    target: str | None = Field(None, description="Build stage")
     labels: dict[str, str] = {}
-    pull: bool = Field(default=False, description="Ask for newer base images")
+    pull: bool = Field(default=False, description="Pull newer base images")
     no_cache: bool = False
 
     @field_validator("context")
@@ -80,14 +80,14 @@ class BuildParams(Params):
 
 
 class TagParams(Params):
-    """Let a name mean an image that is here."""
+    """Add a tag to a local image."""
 
     image: Ref
-    name: str = Field(min_length=1, description="The name that it gets")
+    name: str = Field(min_length=1, description="The new tag")
 
 
 class TagResult(Result):
-    """`before_id` is what the name meant before, null where there was none."""
+    """`before_id`: the image that the tag referred to before; null for none."""
 
     name: str
     image_id: str
@@ -95,14 +95,14 @@ class TagResult(Result):
 
 
 class ImageRemoveParams(Params):
-    """Its name is taken off; with its last one the image goes, in the end: until gc it keeps a name of ours."""
+    """Remove a tag. After the last tag, the image is kept under a backup tag until gc."""
 
     image: Ref
-    force: bool = Field(default=False, description="Also where containers use it")
+    force: bool = Field(default=False, description="Remove even if containers use the image")
 
 
 class ImageRemoveResult(Result):
-    """What is gone, and under which name it is kept until gc."""
+    """The removed tags; `kept_as`: the backup tag until gc."""
 
     image: str
     image_id: str | None = None
@@ -111,11 +111,11 @@ class ImageRemoveResult(Result):
 
 
 class DigestParams(OfRegistry):
-    """What the name means at its registry now; nothing is fetched."""
+    """Query the current digest of a tag at its registry, without a download."""
 
 
 class DigestResult(Result):
-    """`stale`: the image here is another one; null where there is none here."""
+    """`stale`: the local image differs; null without a local image."""
 
     image: str
     digest: str
@@ -124,22 +124,22 @@ class DigestResult(Result):
 
 
 _REGISTRY_ERRORS = (
-    "a registry or an engine that does not answer, or too many requests; a download that breaks off. "
-    "A name that is not there, wrong credentials and a full disk are final"
+    "an unreachable registry or engine, a rate limit, an interrupted download. "
+    "A missing tag, wrong credentials and a full disk are permanent"
 )
 _CONVERGES: dict[str, Any] = {"kind": Kind.CONVERGES, "undo": Undo.FULL}
-_NAMED_AS_WANTED = "the name means the image that the first attempt gave it"
+_NAMED_AS_WANTED = "finds the tag at the image of the first attempt"
 
 PULL = docker_operation(
     "pull.execute",
     PullParams,
     PullResult,
-    "Fetch an image from its registry",
+    "Pull an image from its registry",
     About(
-        changed="the name means another image than before",
-        undo="lets the name mean what it meant, or takes it off; the layers stay on the disk",
+        changed="the tag refers to another image",
+        undo="restores or removes the tag; layers stay on disk",
         duplicate=_NAMED_AS_WANTED,
-        dry_run="compares the registry's digest with the local ones; not known where the registry is away",
+        dry_run="compares the registry's digest with the local ones; unknown if the registry is unreachable",
         retried=_REGISTRY_ERRORS,
     ),
     kind=Kind.CONVERGES,
@@ -150,11 +150,11 @@ PUSH = docker_operation(
     "push.execute",
     PushParams,
     PushResult,
-    "Send an image to its registry",
+    "Push an image to its registry",
     About(
-        changed="the registry had another image under that name, or none",
-        undo="none: a registry does not take back what it has, and others may have fetched it",
-        duplicate="the registry has it already",
+        changed="the registry had another image for the tag, or none",
+        undo="none: a push cannot be reverted, and clients may have pulled the image",
+        duplicate="finds the image at the registry",
         dry_run="compares the registry's digest with the local ones",
         retried=_REGISTRY_ERRORS,
     ),
@@ -168,10 +168,10 @@ BUILD = docker_operation(
     TagResult,
     "Build an image from a folder",
     About(
-        changed="the name means another image than before",
-        undo="lets the name mean what it meant, or takes it off; layers and cache stay on the disk",
-        duplicate="the engine's cache gives the same image again",
-        dry_run="says what would be built; whether that gives another image is not known before",
+        changed="the tag refers to another image",
+        undo="restores or removes the tag; layers and cache stay on disk",
+        duplicate="builds again; the engine's cache returns the same image",
+        dry_run="shows the build; the resulting image is not known in advance",
     ),
     kind=Kind.CONVERGES,
     undo=Undo.PARTIAL,
@@ -180,10 +180,10 @@ TAG = docker_operation(
     "tag.execute",
     TagParams,
     TagResult,
-    "Let a name mean an image",
+    "Tag an image",
     About(
-        changed="the name meant another image, or none",
-        undo="lets the name mean what it meant, or takes it off; refuses where somebody else has moved it since",
+        changed="the tag referred to another image, or did not exist",
+        undo="restores or removes the tag; fails if the tag was moved since",
         duplicate=_NAMED_AS_WANTED,
     ),
     **_CONVERGES,
@@ -194,9 +194,9 @@ IMAGE_REMOVE = docker_operation(
     ImageRemoveResult,
     "Remove an image",
     About(
-        changed="it was there",
-        undo="gives it its name back: until gc it is kept under another one",
-        duplicate="finds it gone",
+        changed="the image existed",
+        undo="restores the tag from the backup tag, which is kept until gc",
+        duplicate="finds the image removed",
     ),
     **_CONVERGES,
 )
@@ -204,12 +204,12 @@ DIGEST = docker_operation(
     "digest.get",
     DigestParams,
     DigestResult,
-    "Ask a registry what a name means now",
+    "Get the current digest of a tag from its registry",
     About(
-        changed="never: it only looks",
-        undo="nothing to take back",
-        duplicate="asks again",
-        dry_run="says what would be asked",
+        changed="never: the operation only reads",
+        undo="none needed",
+        duplicate="queries again",
+        dry_run="shows the query",
         retried=_REGISTRY_ERRORS,
     ),
     kind=Kind.READ_ONLY,

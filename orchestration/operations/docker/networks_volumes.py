@@ -10,7 +10,7 @@ from longshore.orchestration.operations.base import READ_ONLY, About, Kind, Para
 from longshore.orchestration.operations.docker.fields import NAME, docker_operation
 
 _Name = Annotated[
-    str, Field(min_length=1, pattern=rf"({NAME.pattern.removeprefix('/?')}|.*\{{\{{.*)", description="Its name")
+    str, Field(min_length=1, pattern=rf"({NAME.pattern.removeprefix('/?')}|.*\{{\{{.*)", description="Name")
 ]
 
 
@@ -21,17 +21,17 @@ class NetworkParams(Params):
 
 
 class NetworkCreateParams(NetworkParams):
-    """One that is there with the same driver, `internal` and subnet is left as it is; with others it is an error."""
+    """An existing network with equal driver, `internal` and subnet is kept; a different one is an error."""
 
     driver: str = "bridge"
-    internal: bool = Field(default=False, description="No way out of it")
-    subnet: str | None = Field(None, description="Such as 10.9.0.0/24; the engine's choice if left out")
+    internal: bool = Field(default=False, description="Without external access")
+    subnet: str | None = Field(None, description="Such as 10.9.0.0/24; chosen by the engine by default")
     labels: dict[str, str] = {}
-    options: dict[str, str] = Field({}, description="The driver's own")
+    options: dict[str, str] = Field({}, description="Options of the driver")
 
 
 class NetworkResult(Result):
-    """`containers`: the names of those that are in it."""
+    """`containers`: names of the connected containers."""
 
     exists: bool = True
     id: str | None = None
@@ -50,17 +50,17 @@ class VolumeParams(Params):
 
 
 class VolumeCreateParams(VolumeParams):
-    """One that is there with the same driver and options is left as it is; with others it is an error."""
+    """An existing volume with equal driver and options is kept; a different one is an error."""
 
     driver: str = "local"
-    options: dict[str, str] = Field({}, description="The driver's own")
+    options: dict[str, str] = Field({}, description="Options of the driver")
     labels: dict[str, str] = {}
 
 
 class VolumeRemoveParams(VolumeParams):
-    """Its data is gone for good, so this has to be said: `data_loss: true`."""
+    """The data is lost for good; confirm with `data_loss: true`."""
 
-    data_loss: bool = Field(default=False, description="Must be true where the volume is there")
+    data_loss: bool = Field(default=False, description="Must be true if the volume exists")
 
 
 class VolumeResult(Result):
@@ -75,16 +75,16 @@ class VolumeResult(Result):
 
 
 _LOOKS: dict[str, Any] = {"kind": Kind.READ_ONLY, "undo": Undo.NONE}
-_MADE_BY_LABEL = "finds it by its label: the run and the step"
+_MADE_BY_LABEL = "finds the object by its label: run and step"
 
 NETWORK_CREATE = docker_operation(
     "network-create.execute",
     NetworkCreateParams,
     NetworkResult,
-    "Make a network",
+    "Create a network",
     About(
-        changed="it was made by this step",
-        undo="removes it, if this step has made it; refuses while containers are in it",
+        changed="the step created the network",
+        undo="removes the network, if the step created it; fails while containers are connected",
         duplicate=_MADE_BY_LABEL,
     ),
     kind=Kind.CONVERGES,
@@ -96,24 +96,24 @@ NETWORK_REMOVE = docker_operation(
     NetworkResult,
     "Remove a network",
     About(
-        changed="it was there",
-        undo="makes it again with the same driver, subnet, options and labels; it has another id then",
-        duplicate="finds it gone",
+        changed="the network existed",
+        undo="creates the network again with the same driver, subnet, options and labels, under a new id",
+        duplicate="finds the network removed",
     ),
     kind=Kind.CONVERGES,
     undo=Undo.PARTIAL,
 )
 NETWORK_INSPECT = docker_operation(
-    "network-inspect.get", NetworkParams, NetworkResult, "Look at a network", READ_ONLY, **_LOOKS
+    "network-inspect.get", NetworkParams, NetworkResult, "Inspect a network", READ_ONLY, **_LOOKS
 )
 VOLUME_CREATE = docker_operation(
     "volume-create.execute",
     VolumeCreateParams,
     VolumeResult,
-    "Make a volume",
+    "Create a volume",
     About(
-        changed="it was made by this step",
-        undo="removes it, if this step has made it; refuses while a container uses it",
+        changed="the step created the volume",
+        undo="removes the volume, if the step created it; fails while a container uses it",
         duplicate=_MADE_BY_LABEL,
     ),
     kind=Kind.CONVERGES,
@@ -125,13 +125,13 @@ VOLUME_REMOVE = docker_operation(
     VolumeResult,
     "Remove a volume and its data",
     About(
-        changed="it was there",
-        undo="none: nobody can bring the data back",
-        duplicate="finds it gone",
+        changed="the volume existed",
+        undo="none: the data cannot be restored",
+        duplicate="finds the volume removed",
     ),
     kind=Kind.CONVERGES,
     undo=Undo.NONE,
 )
 VOLUME_INSPECT = docker_operation(
-    "volume-inspect.get", VolumeParams, VolumeResult, "Look at a volume", READ_ONLY, **_LOOKS
+    "volume-inspect.get", VolumeParams, VolumeResult, "Inspect a volume", READ_ONLY, **_LOOKS
 )

@@ -1,4 +1,4 @@
-"""Programs in containers: one that does one thing and ends, and one inside a container that runs."""
+"""Programs in containers: one-off containers, and programs inside running containers."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from longshore.orchestration.operations.docker.fields import ContainerName, dock
 
 
 class RunParams(CreateParams):
-    """A container that does one thing and ends; the step's timeout bounds it.
+    """A one-off container, bounded by the step's timeout.
 
-    The container is made once, started once and awaited. `ok_codes` are the exit codes of success.
-    The ended container stays, labelled `longshore.kind=run`, until its undo or gc: it is the proof
-    that it ran, by which a second delivery knows not to run it again.
+    The container is created once, started once and awaited. `ok_codes` are the exit codes of success. The exited
+    container, labelled `longshore.kind=run`, stays until undo or gc, so that a duplicate delivery detects it and does
+    not run it again.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     ok_codes: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1)] = [0]
     restart: Literal["no"] = "no"
-    #: Between TERM and KILL, when it is cancelled or runs out of its time.
+    #: Between TERM and KILL after a cancellation or timeout.
     grace: Duration = 10.0
 
 
 class RunResult(Result):
-    """Output is kept up to 64 KiB a stream, its end; `truncated` says when there was more."""
+    """The last 64 KiB of each output stream; `truncated` if there was more."""
 
     id: str
     name: str
@@ -51,27 +51,27 @@ class RunResult(Result):
 
 
 class DockerExecParams(CommandParams):
-    """A program inside a container that runs; no shell sees its arguments.
+    """A program inside a running container, executed without a shell.
 
-    Where the container has no /bin/sh, a program that is cancelled or out of its time cannot be ended from outside.
+    In a container without /bin/sh, a cancelled or timed out program cannot be terminated from outside.
     """
 
-    container: Annotated[ContainerName, Field(description="Its name or id")]
+    container: Annotated[ContainerName, Field(description="Name or id")]
     argv: Annotated[list[str], Field(min_length=1, description="The program and its arguments")]
-    user: str | None = Field(None, description="user[:group] inside; the container's own if left out")
+    user: str | None = Field(None, description="user[:group] inside; by default that of the container")
 
 
 RUN = docker_operation(
     "run.execute",
     RunParams,
     RunResult,
-    "Run a container to its end, once",
+    "Run a container to completion, once",
     About(
-        changed="it ran",
-        undo="stops and removes the container; what it did elsewhere stays done",
-        duplicate="finds the container by its label, and waits for it or reads how it ended",
-        dry_run="says what would be run, and whether image and name are to be had",
-        retried="an engine that does not answer or is busy; an exit code only where the plan says so",
+        changed="the container ran",
+        undo="stops and removes the container; its effects elsewhere stay",
+        duplicate="finds the container by its label, and waits for it or reads its exit code",
+        dry_run="shows the container, and whether image and name are available",
+        retried="an unreachable or busy engine; an exit code only with a retry policy of the plan",
     ),
     kind=Kind.ACTS,
     undo=Undo.PARTIAL,
@@ -81,7 +81,7 @@ EXEC = docker_operation(
     "exec.execute",
     DockerExecParams,
     CommandResult,
-    "Run a program inside a container that runs",
+    "Run a program inside a running container",
     COMMAND_ABOUT,
     kind=Kind.ACTS,
     undo=Undo.NONE,

@@ -1,4 +1,4 @@
-"""What only looks at containers: lists them, shows one, reads what it said, waits until it is well."""
+"""Read-only container operations: list, inspect, logs and wait."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from longshore.orchestration.operations.docker.fields import OfContainer, docker
 
 
 class ListParams(Params):
-    """Which containers; all that are left out do not count."""
+    """A filter of containers; omitted conditions match any."""
 
-    state: Literal["running", "stopped", "all"] = Field(
-        "running", description="stopped: those that were made and do not run"
-    )
-    name: str | None = Field(None, description="The whole name")
-    label: dict[str, str | None] = Field({}, description="Labels that it must have; null for any value")
+    state: Literal["running", "stopped", "all"] = Field("running", description="stopped: created or exited containers")
+    name: str | None = Field(None, description="Exact name")
+    label: dict[str, str | None] = Field({}, description="Required labels; null for any value")
     project: str | None = Field(None, description="A Compose project")
-    limit: Annotated[int, Field(ge=1, le=10_000)] = Field(1000, description="At most so many, the newest first")
+    limit: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        1000, description="The most containers listed, the newest first"
+    )
 
 
 class ListResult(Result):
     """Each container as `id, name, image, image_id, state, status, labels, created` (seconds since 1970)."""
 
     containers: list[dict[str, Any]] = []
-    #: How many there were; more than are listed where there is a limit.
+    #: Number of matches, including those beyond the limit.
     count: int = 0
 
 
 class InspectParams(OfContainer):
-    """A container that is not there is an answer (`exists: false`), not an error."""
+    """A missing container is a result (`exists: false`), not an error."""
 
 
 class InspectResult(Result):
-    """The normal form; `restarting` containers count as running in the engine's own words."""
+    """The normalised state; the engine counts `restarting` containers as running."""
 
     exists: bool
     id: str | None = None
@@ -53,22 +53,24 @@ class InspectResult(Result):
     image_id: str | None = None
     config_hash: str | None = None
     labels: dict[str, str] = {}
-    #: The engine's own words, without the environment, which may hold secrets.
+    #: The engine's own answer, without the environment, which may contain secrets.
     full: dict[str, Any] = {}
 
 
 class LogsParams(OfContainer):
-    """The end of what a container said."""
+    """The end of a container's output."""
 
     tail: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="The last so many lines, of both streams together; all if left out"
+        None, description="Number of last lines, over both streams; all by default"
     )
-    since: Duration | None = Field(None, description="Only what it said in so long a time before now")
-    max_bytes: Annotated[int, Field(ge=1, le=1024 * 1024)] = Field(65536, description="Kept of each stream, its end")
+    since: Duration | None = Field(None, description="Only output younger than this")
+    max_bytes: Annotated[int, Field(ge=1, le=1024 * 1024)] = Field(
+        65536, description="Size limit of each stream; the end is kept"
+    )
 
 
 class LogsResult(Result):
-    """`truncated` says when there was more than `max_bytes`."""
+    """`truncated`: the output exceeded `max_bytes`."""
 
     stdout: str = ""
     stderr: str = ""
@@ -76,21 +78,21 @@ class LogsResult(Result):
 
 
 class WaitParams(OfContainer):
-    """Until it is well, or has ended, by `healthy_deadline`.
+    """Wait for a state of a container, until `healthy_deadline`.
 
-    `healthy`: its health check says so; without one it has run for `min_healthy_time` without a restart.
-    `running`: it has run for `min_healthy_time` without a restart, whatever its health check says.
-    `exited`: it has ended, with one of `ok_codes`.
+    `healthy`: the health check passes or, without one, the container has run for `min_healthy_time` without a restart.
+    `running`: the container has run for `min_healthy_time` without a restart, regardless of its health check.
+    `exited`: the container has exited with one of `ok_codes`.
     """
 
     until: Literal["healthy", "running", "exited"] = "healthy"
-    healthy_deadline: Duration = Field(60.0, description="The longest wait; then the step fails")
-    min_healthy_time: Duration = Field(5.0, description="So long it must have run without a restart")
+    healthy_deadline: Duration = Field(60.0, description="Longest wait; then the step fails")
+    min_healthy_time: Duration = Field(5.0, description="Required time without a restart")
     ok_codes: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1)] = [0]
 
 
 class WaitResult(Result):
-    """How it stands; `waited_s` in seconds."""
+    """The state of the container; `waited_s` in seconds."""
 
     id: str
     name: str
@@ -104,19 +106,19 @@ class WaitResult(Result):
 _LOOKS: dict[str, Any] = {"kind": Kind.READ_ONLY, "undo": Undo.NONE}
 
 LIST = docker_operation("list.get", ListParams, ListResult, "List containers", READ_ONLY, **_LOOKS)
-INSPECT = docker_operation("inspect.get", InspectParams, InspectResult, "Look at a container", READ_ONLY, **_LOOKS)
-LOGS = docker_operation("logs.get", LogsParams, LogsResult, "Read what a container said", READ_ONLY, **_LOOKS)
+INSPECT = docker_operation("inspect.get", InspectParams, InspectResult, "Inspect a container", READ_ONLY, **_LOOKS)
+LOGS = docker_operation("logs.get", LogsParams, LogsResult, "Read the logs of a container", READ_ONLY, **_LOOKS)
 WAIT = docker_operation(
     "wait.get",
     WaitParams,
     WaitResult,
-    "Wait until a container is healthy, runs steadily, or has ended",
+    "Wait until a container is healthy, running or exited",
     About(
         changed=READ_ONLY.changed,
         undo=READ_ONLY.undo,
         duplicate="waits again",
-        dry_run="says how the container stands now",
-        retried=f"{About('', '', '').retried}; a container that is ill or late is a failure",
+        dry_run="shows the current state of the container",
+        retried=f"{About('', '', '').retried}; an unhealthy container or an expired deadline is a failure",
     ),
     **_LOOKS,
 )

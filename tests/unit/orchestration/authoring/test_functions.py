@@ -239,5 +239,5 @@ def test_unsupported_secret_is_refused() -> None:
 
     plan = Plan("p")
     plan.step("a", "unit.plain", token=TOKEN)
-    with pytest.raises(PlanError, match="would be seen"):
+    with pytest.raises(PlanError, match="would be visible"):
         validate(plan)

@@ -78,8 +78,8 @@ def test_each_plan_problem_is_printed_on_its_own_line(broken: str, capsys: Captu
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        f"error: {broken}: line 7, step 'test': comes after 'biuld', which is not in the plan; did you mean 'build'?",
-        f"error: {broken}: line 8, step 'lint': comes after 'biuld', which is not in the plan; did you mean 'build'?",
+        f"error: {broken}: line 7, step 'test': depends on 'biuld', which is not in the plan; did you mean 'build'?",
+        f"error: {broken}: line 8, step 'lint': depends on 'biuld', which is not in the plan; did you mean 'build'?",
         f"error: {broken}: line 9, step 'ship': unknown operation 'command.exec': did you mean command.exec.execute?",
     ]
 
@@ -108,7 +108,7 @@ def test_plan_is_explained(plan: str, capsys: Captured) -> None:
     assert call(["plan", "explain", plan]) == 0
     text = capsys.readouterr().out
     assert "  ship: command.exec.execute after test, lint" in text
-    assert "  ship: WARNING: it has no undo" in text
+    assert "  ship: WARNING: the step has no undo" in text
 
     assert call(["plan", "explain", plan, "-o", "json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"explanation": text.splitlines()}
@@ -170,16 +170,16 @@ def test_invalid_plan_ends_every_command_before_sending(
         (["run", "{plan}", "-p", "tag"], "-p 'tag' is not name=value"),
         (["run", "{plan}", "-p", "=x"], "-p '=x' is not name=value"),
         (["run", "{plan}"], "parameter 'tag' is missing: give it with -p tag=…"),
-        (["run", "{plan}", "-p", "tga=1"], "unknown parameter 'tga': the plan has: tag, replicas"),
+        (["run", "{plan}", "-p", "tga=1"], "unknown parameter 'tga': use one of: tag, replicas"),
         (["run", "{plan}", "-p", "tag=1", "-p", "replicas=many"], "parameter 'replicas' must be of type integer"),
         (["run", "{plan}", "-p", "tag=1", "-p", "replicas=1.5"], "parameter 'replicas' must be of type integer"),
         (["run", "{plan}", "-p", "tag=1", "--dry-run", "-p", "x=1"], "unknown parameter 'x'"),
         (["run", "{plan}", "--params", "nope.yaml"], "nope.yaml: cannot be read"),
-        (["run", "{plan}", "--params", "{folder}/list.yaml"], "list.yaml: it is not a mapping of parameters"),
+        (["run", "{plan}", "--params", "{folder}/list.yaml"], "list.yaml: the file is not a mapping of parameters"),
         (["run", "{plan}", "-p", "tag=1", "--run-id", "two words"], "run id 'two words' must match"),
         (["run", "{plan}", "-p", "tag=1", "--run-id", ""], "run id '' must match"),
         (["run", "{plan}", "-p", "tag=1", "--run-id", "x" * 129], "must match"),
-        (["runs", "ls", "--config", "nope.yaml"], "no such configuration file: nope.yaml"),
+        (["runs", "ls", "--config", "nope.yaml"], "configuration file nope.yaml does not exist"),
         (["dev"], "LONGSHORE_REDIS_URL is set: unset it for longshore dev, or start longshore worker"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",

@@ -126,7 +126,7 @@ def test_volume_labels_mount_volumes_in_their_job() -> None:
         ([container(overlap_policy="maybe")], "'maybe': expected one of queue, skip, cancel_running"),
         ([container(timezone="Mars/Olympus")], "'Mars/Olympus' is no time zone"),
         ([container(worker__command="sh -c 'x")], "longshore.job.worker.command: No closing quotation"),
-        ([container(schedule="* * *")], "has 3 fields, and a schedule has 5"),
+        ([container(schedule="* * *")], "has 3 fields; a schedule has 5"),
         (
             [container(), container("z", worker__image="backup:2")],
             "container z: longshore.job.worker.image: 'backup:2' conflicts with 'backup:1' of container shop-db-1, "

@@ -164,7 +164,7 @@ def test_job_file_declares_jobs(tmp_path: Path) -> None:
         ({"mounts": ["data:here"]}, "expected VOLUME"),
         ({"mounts": ["/etc:/x:ro"]}, "expected VOLUME"),
         ({"colour": "red"}, "jobs.j.colour"),
-        ({"timezone": "Mars"}, "no time zone"),
+        ({"timezone": "Mars"}, "not a time zone"),
         ({"timeout": 0}, "jobs.j.timeout"),
         ({"host": "a b"}, "not a host name"),
     ],

@@ -116,9 +116,9 @@ def test_python_types_and_names_declare_parameters(short: type, kind: str) -> No
     ("declared", "says"),
     [
         ({"type": "text"}, "type"),
-        ({"pattern": "["}, "is not a regular expression"),
-        ({"type": "integer", "default": "three"}, "its default must be of type integer"),
-        ({"enum": ["a"], "default": "b"}, "its default must be one of a"),
+        ({"pattern": "["}, "is not a valid regular expression"),
+        ({"type": "integer", "default": "three"}, "default must be of type integer"),
+        ({"enum": ["a"], "default": "b"}, "default must be one of a"),
         ({"minimum": 3}, "minimum"),
         (3, "Param"),
     ],
@@ -159,7 +159,7 @@ def test_declaration_round_trips(declared: dict[str, Any]) -> None:
     [
         ({}, "parameter 'tag' is missing: give it with -p tag=…"),
         ({"tag": 3}, "parameter 'tag' must be of type string, not 3"),
-        ({"tag": "a", "tga": "b"}, "unknown parameter 'tga': the plan has: tag"),
+        ({"tag": "a", "tga": "b"}, "unknown parameter 'tga': use one of: tag"),
         ({"tag": None}, "parameter 'tag' must be of type string, not None"),
     ],
 )

@@ -67,7 +67,7 @@ def test_secrets_are_allowed_in_parameters_only(where: str) -> None:
     step = plan.step("do", "noop.execute")
     text = "{{ secret('env:X') }}"
     {"when": step.when, "target": step.target, "foreach": step.foreach}[where](text)
-    assert any("would be seen" in str(problem) for problem in problems(plan, resolve))
+    assert any("would be visible" in str(problem) for problem in problems(plan, resolve))
 
 
 def test_secret_mark_needs_its_own_nonce() -> None:

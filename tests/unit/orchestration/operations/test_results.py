@@ -31,7 +31,7 @@ def test_data_is_always_a_mapping(value: Any) -> None:
 
 def test_scalar_result_is_wrapped_and_non_json_fails() -> None:
     assert as_mapping([1, 2]) == {"result": [1, 2]}
-    with pytest.raises(OperationError, match="not what JSON can hold"):
+    with pytest.raises(OperationError, match="cannot be represented as JSON"):
         as_mapping({"socket": object()})
 
 
@@ -43,7 +43,7 @@ def test_data_is_converted_to_the_requested_type(model: Any) -> None:
 def test_missing_or_mismatched_data_is_a_clear_error() -> None:
     with pytest.raises(DecodeError, match="no result data for step 'x'"):
         decode(Image, {}, "step 'x'")
-    with pytest.raises(DecodeError, match="the data of step 'x' is no Image: size"):
+    with pytest.raises(DecodeError, match="the data of step 'x' does not match Image: size"):
         decode(Image, {"name": "shop"}, "step 'x'")
 
 

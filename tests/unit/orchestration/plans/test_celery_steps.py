@@ -50,12 +50,12 @@ def test_unsupported_signature_is_refused_without_a_step(app: Celery) -> None:
     plan = Plan("p")
     for signature, said in (
         (plain.s(1).set(countdown=3), "countdown"),
-        (chain(plain.s(1), plain.s()), "one task's signature"),
-        (plain, "is no signature: give one, as task.s"),
+        (chain(plain.s(1), plain.s()), "the signature of a single task"),
+        (plain, "is not a signature: pass one, such as task.s"),
     ):
         with pytest.raises(UsageError, match=said):
             plan.celery("a", signature, timeout="5s")
-    with pytest.raises(UsageError, match="is no signature"):
+    with pytest.raises(UsageError, match="is not a signature"):
         plan.celery("a", plain.s(1), timeout="5s", undo="plain")  # type: ignore[arg-type]
     with pytest.raises(PlanError, match="timeout"):
         plan.celery("b", plain.s(1), timeout=0)

@@ -54,7 +54,7 @@ def test_explain_shows_order_queues_limits_and_retries() -> None:
         "Critical path, at most 16h 31m: build → test → ship → tell → sweep",
         "",
         "Undo, if a step fails:",
-        "  sweep: WARNING: it has no undo; what it changed would stand (give it an undo, or undo: none)",
+        "  sweep: WARNING: the step has no undo, and its changes would remain: declare undo, or undo: none",
         "  tell: full undo by noop.execute on queue noop.undo",
         "  ship: full undo by noop.execute on queue noop.undo",
         "  test: full undo by noop.execute on queue noop.undo",
@@ -71,9 +71,9 @@ def test_explain_warns_of_steps_without_undo() -> None:
     plan.step("own", "command.exec.execute", argv=["x"]).undo("file.deploy.execute", path="/x", content="")
     plan.step("last", "command.exec.execute", argv=["x"]).always()
 
-    assert line_of(plan, "bare").startswith("WARNING: it has no undo")
-    assert line_of(plan, "looks") == "nothing to take back, it only looks"
-    assert line_of(plan, "none") == "nothing to take back, the plan says"
+    assert line_of(plan, "bare").startswith("WARNING: the step has no undo")
+    assert line_of(plan, "looks") == "nothing to undo, the step is read-only"
+    assert line_of(plan, "none") == "nothing to undo, the plan sets undo: none"
     assert line_of(plan, "own") == "file.deploy.execute on queue file.undo"
     assert line_of(plan, "last") == "never undone (always)"
 
@@ -88,7 +88,7 @@ def test_explain_shows_guards_items_and_limits() -> None:
 
     text = explain(compiled(plan))
 
-    assert "The whole run may take 1h" in text
+    assert "Timeout of the run: 1h" in text
     assert (
         "queue noop on web1; at most 1h an attempt; up to 4 tries, waiting at most 7s in all; only if any host" in text
     )

@@ -27,7 +27,7 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
         "  c:\n    op: noop.execute\n    after: [b]\n",
         "a",
         3,
-        "the steps wait for each other: a → c → b → a",
+        "the steps form a cycle: a → c → b → a",
     ),
     "an unknown operation": (HEAD + "  a:\n    op: noop.execut\n", "a", 4, "did you mean noop.execute"),
     "a wrong type": (STEP + "    with:\n      sleep: soon\n", "a", 6, "sleep: 'soon' is not a duration"),
@@ -44,24 +44,29 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
         5,
         "needs the parameter 'argv'",
     ),
-    "a missing dependency": (STEP + "    after:\n      - b\n", "a", 5, "comes after 'b', which is not in the plan"),
-    "an undefined variable": (STEP + '    with:\n      fail: "{{ item }}"\n', "a", 6, "the template names 'item'"),
+    "a missing dependency": (STEP + "    after:\n      - b\n", "a", 5, "depends on 'b', which is not in the plan"),
+    "an undefined variable": (
+        STEP + '    with:\n      fail: "{{ item }}"\n',
+        "a",
+        6,
+        "the template uses the unknown name 'item'",
+    ),
     "an undefined parameter": (STEP + '    with:\n      fail: "{{ params.x }}"\n', "a", 6, "no parameter 'x'"),
     "a template of a step that is not upstream": (
         STEP + '    with:\n      fail: "{{ steps.b.status }}"\n  b: {op: noop.execute}\n',
         "a",
         6,
-        "looks at step 'b', which does not come before this step",
+        "reads step 'b', which does not run before this step",
     ),
     "a broken template": (STEP + '    with:\n      fail: "{{ 1 + }}"\n', "a", 6, "broken template"),
-    "a duplicate step": (STEP + "  a:\n    op: noop.execute\n", "a", 5, "there are two steps of this name"),
-    "a duplicate field": (STEP + "    op: noop.execute\n", "a", 5, "'op' stands here twice"),
-    "a duplicate parameter": (STEP + "    with: {sleep: 1,\n      sleep: 2}\n", "a", 6, "'sleep' stands here twice"),
-    "a duplicate at the top": ("name: p\nname: q\n", None, 2, "'name' stands here twice"),
-    "nothing": ("", None, None, "it is empty"),
-    "nothing but a comment": ("# later\n", None, None, "it is empty"),
-    "a list": ("- a\n", None, None, "it is not a mapping"),
-    "a word": ("plan\n", None, None, "it is not a mapping"),
+    "a duplicate step": (STEP + "  a:\n    op: noop.execute\n", "a", 5, "duplicate step name"),
+    "a duplicate field": (STEP + "    op: noop.execute\n", "a", 5, "duplicate key 'op'"),
+    "a duplicate parameter": (STEP + "    with: {sleep: 1,\n      sleep: 2}\n", "a", 6, "duplicate key 'sleep'"),
+    "a duplicate at the top": ("name: p\nname: q\n", None, 2, "duplicate key 'name'"),
+    "nothing": ("", None, None, "the plan is empty"),
+    "nothing but a comment": ("# later\n", None, None, "the plan is empty"),
+    "a list": ("- a\n", None, None, "the plan is not a mapping"),
+    "a word": ("plan\n", None, None, "the plan is not a mapping"),
     "no steps": ("name: p\nsteps: {}\n", None, 2, "the plan has no steps"),
     "no steps at all": ("name: p\n", None, 1, "the plan has no steps"),
     "steps that are a list": ("name: p\nsteps:\n  - op: x\n", None, 2, "steps: must be a mapping"),
@@ -76,7 +81,7 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
         HEAD + "".join(f"  s{n}: {{op: noop.execute}}\n" for n in range(10_001)),
         None,
         2,
-        "10001 steps are more than the 10000",
+        "10001 steps; at most 10000",
     ),
     "an unknown field": (STEP + "    atfer: [b]\n", "a", 5, "unknown field 'atfer'"),
     "an unknown field of the plan": ("name: p\nfoo: 1\n", None, 2, "unknown field 'foo'"),
@@ -97,19 +102,19 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
         "name: p\nparams:\n  x:\n    type: integer\n    default: y\n",
         None,
         3,
-        "params.x: its default must be of type integer",
+        "params.x: default must be of type integer",
     ),
     "a label that is no text": ("name: p\nlabels:\n  a: 1\n", None, 3, "labels.a: "),
-    "broken YAML": ("name: p\nsteps: [\n", None, 3, "this is not YAML: "),
-    "a colon too many": ("name: p\nsteps: a: b\n", None, 2, "this is not YAML: "),
-    "an open quote": ('name: "p\n', None, 2, "this is not YAML: "),
-    "an alias of nothing": ("name: *x\n", None, 1, "this is not YAML: "),
-    "two documents": ("name: p\n---\nname: q\n", None, 2, "this is not YAML: "),
-    "tabs": ("name: p\nsteps:\n\ta:\n\t\top: noop.execute\n", None, 3, "this is not YAML: "),
+    "broken YAML": ("name: p\nsteps: [\n", None, 3, "invalid YAML: "),
+    "a colon too many": ("name: p\nsteps: a: b\n", None, 2, "invalid YAML: "),
+    "an open quote": ('name: "p\n', None, 2, "invalid YAML: "),
+    "an alias of nothing": ("name: *x\n", None, 1, "invalid YAML: "),
+    "two documents": ("name: p\n---\nname: q\n", None, 2, "invalid YAML: "),
+    "tabs": ("name: p\nsteps:\n\ta:\n\t\top: noop.execute\n", None, 3, "invalid YAML: "),
     "a merge key": ("x: &x {a: 1}\nname: p\nsteps:\n  <<: *x\n", None, 4, "merge"),
     "a merge key deep inside": (STEP + "    with:\n      data: {<<: {a: 1}}\n", "a", 6, "merge"),
-    "a key that is a list": ("name: p\n? [a]\n: b\n", None, 2, "a key must be a word"),
-    "a key that is nothing": ("name: p\n~: b\n", None, 2, "a key must be a word"),
+    "a key that is a list": ("name: p\n? [a]\n: b\n", None, 2, "a key must be a scalar"),
+    "a key that is nothing": ("name: p\n~: b\n", None, 2, "a key must be a scalar"),
     "an object of Python": (
         STEP + "    description: !!python/name:os.system x\n",
         "a",
@@ -126,13 +131,13 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
     "a mapping that is an object": (STEP + "    with: !!python/object:os.x {sleep: 1}\n", "a", 5, "tag"),
     "a set": (STEP + "    with: {data: {x: !!set {a, b}}}\n", "a", 5, "tag"),
     "no date": (STEP + "    description: 2024-99-99\n", "a", 5, "month must be in 1..12"),
-    "a duration that never ends": (STEP + "    timeout: .inf\n", "a", 5, ".inf is not a number"),
-    "a sleep that is no number": (STEP + "    with: {sleep: .nan}\n", "a", 5, ".nan is not a number"),
+    "a duration that never ends": (STEP + "    timeout: .inf\n", "a", 5, ".inf is not a valid JSON number"),
+    "a sleep that is no number": (STEP + "    with: {sleep: .nan}\n", "a", 5, ".nan is not a valid JSON number"),
     "a value that is no number": (STEP + "    with: {data: {x: .nan}}\n", "a", 5, "nan"),
     "a value without end": (STEP + "    with: {data: {x: [-.inf]}}\n", "a", 5, "inf"),
     "a bound that is no number": ("name: p\nparams: {x: {type: number, min: .nan}}\n", None, 2, "nan"),
-    "an alias of itself": ("a: &a [*a]\n", None, 1, "its aliases make it too large"),
-    "deep nesting": (f"name:\n  {'[' * 500}{']' * 500}\n", None, 2, "it is nested too deeply"),
+    "an alias of itself": ("a: &a [*a]\n", None, 1, "the aliases expand to a file that is too large"),
+    "deep nesting": (f"name:\n  {'[' * 500}{']' * 500}\n", None, 2, "nested too deeply"),
     "deep nesting in JSON": (
         '{"name": "p", "steps": {"a": {"op": "noop.execute", "with": {"data": {"x":\n'
         + "[" * 300
@@ -140,13 +145,13 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
         + "}}}}}",
         None,
         2,
-        "it is nested too deeply",
+        "nested too deeply",
     ),
     "a duplicate step in JSON": (
         '{"name": "p", "steps": {\n"a": {"op": "noop.execute"},\n"a": {"op": "noop.execute"}}}',
         "a",
         3,
-        "there are two steps of this name",
+        "duplicate step name",
     ),
     "half a character in JSON": (
         '{"name": "p",\n"description": "\\ud800", "steps": {"a": {"op": "noop.execute"}}}',
@@ -165,7 +170,7 @@ BAD: dict[str, tuple[str, str | None, int | None, str]] = {
         HEAD + "  1: {op: noop.execute}\n  '1': {op: noop.execute}\n",
         "1",
         4,
-        "there are two steps of this name",
+        "duplicate step name",
     ),
     "a key with an end of line": (
         HEAD + '  a:\n    op: command.exec.execute\n    with: {argv: [x], env: {"A\\nB": 5}}\n',
@@ -229,7 +234,7 @@ def test_alias_bomb_is_refused_before_expansion(monkeypatch: pytest.MonkeyPatch)
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
     bomb += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9))
 
-    with pytest.raises(PlanError, match="its aliases make it too large") as caught:
+    with pytest.raises(PlanError, match="the aliases expand to a file that is too large") as caught:
         parse(bomb)
 
     told(caught.value)
@@ -248,7 +253,7 @@ def test_endless_nesting_does_not_crash() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == ["plan: line 1: it is nested too deeply"] * len(openings)
+    assert done.stdout.splitlines() == ["plan: line 1: nested too deeply"] * len(openings)
 
 
 def test_syntax_error_with_many_brackets_keeps_the_parser_message() -> None:
@@ -264,7 +269,7 @@ def test_nesting_error_is_the_same_for_every_parser(loader: type, ends: int, mon
     with pytest.raises(PlanError) as caught:
         parse("name: p\nsteps:\n  " + "[" * ends)
 
-    assert str(caught.value) == "plan: line 3: it is nested too deeply"
+    assert str(caught.value) == "plan: line 3: nested too deeply"
 
 
 def test_yaml_aliases_are_resolved() -> None:
@@ -318,10 +323,10 @@ def test_plan_knows_its_files_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "line", "says"),
     [
-        (b"name: p\n# caf\xe9\n", 2, "this is not UTF-8 text"),
-        ("name: p\n".encode("utf-16"), 1, "this is not UTF-8 text"),
-        (b"\xff", 1, "this is not UTF-8 text"),
-        (b"\x1f\x8b\x08\x00" + b"\x00" * 20, 1, "this is not UTF-8 text"),
+        (b"name: p\n# caf\xe9\n", 2, "the text is not UTF-8"),
+        ("name: p\n".encode("utf-16"), 1, "the text is not UTF-8"),
+        (b"\xff", 1, "the text is not UTF-8"),
+        (b"\x1f\x8b\x08\x00" + b"\x00" * 20, 1, "the text is not UTF-8"),
     ],
 )
 def test_non_utf8_file_is_refused_with_the_line(tmp_path: Path, content: bytes, line: int, says: str) -> None:
@@ -347,7 +352,7 @@ def test_oversized_file_is_not_read_further(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(source_module, "MAX_PLAN_BYTES", 10)
     path = write(tmp_path, "plan.yaml", STEP)
 
-    with pytest.raises(PlanError, match="bytes are more than the 10 that a plan may have") as caught:
+    with pytest.raises(PlanError, match="at most 10 are allowed") as caught:
         load(str(path))
 
     told(caught.value)
@@ -425,7 +430,7 @@ def test_parameter_file_is_one_mapping(tmp_path: Path) -> None:
     broken = write(tmp_path, "broken.yaml", "tag: [\n")
 
     assert read_mapping(good) == {"tag": "1.10", "replicas": 3}
-    for path, says in ((bad_one, "it is not a mapping of parameters"), (broken, "line 2: this is not YAML")):
+    for path, says in ((bad_one, "the file is not a mapping of parameters"), (broken, "line 2: invalid YAML")):
         with pytest.raises(PlanError, match=says) as caught:
             read_mapping(path)
         told(caught.value)
@@ -448,13 +453,13 @@ def test_all_load_errors_are_reported_at_once() -> None:
     for part in (
         "line 3: unknown field 'typo'",
         "step 'a': unknown field 'wen'",
-        "step 'a': comes after 'nowhere'",
+        "step 'a': depends on 'nowhere'",
         "step 'a': noop.execute has no parameter 'sleeep'",
         "step 'b': unknown operation 'noop.exec'",
-        "step 'b': foreach: it is neither a list nor a template",
+        "step 'b': foreach: expected a list, or a template",
         "step 'c': only_if: failed can never hold",
-        "step 'd': data: the template looks at step 'z'",
-        "step 'd': when: 'params.x ==' is no expression",
-        "step 'd': max_parallel is for a step with a foreach or several hosts",
+        "step 'd': data: the template reads step 'z'",
+        "step 'd': when: 'params.x ==' is not a valid expression",
+        "step 'd': max_parallel requires a foreach or several hosts",
     ):
         assert any(part in line for line in told), (part, told)

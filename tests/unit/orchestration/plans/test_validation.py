@@ -36,7 +36,7 @@ def test_cycle_is_reported_with_its_path() -> None:
 
     text, _, path = problem.message.partition(": ")
     names = path.split(" → ")
-    assert text == "the steps wait for each other"
+    assert text == "the steps form a cycle"
     assert names[0] == names[-1] == problem.step
     assert sorted(names[1:]) == ["a", "b", "c"]
     # each waits for the next
@@ -53,15 +53,15 @@ def test_back_edge_makes_a_cycle(edges: dict[str, list[str]]) -> None:
     for name, after in edges.items():
         for dependency in after:
             back = {other: [*needs, name] if other == dependency else needs for other, needs in edges.items()}
-            assert "the steps wait for each other" in told(of_edges(back))[0]
+            assert "the steps form a cycle" in told(of_edges(back))[0]
 
 
 def test_missing_dependency_suggests_the_nearest_name() -> None:
     plan = of_edges({"build": [], "test": ["biuld"], "ship": ["elsewhere"]})
 
     assert told(plan) == [
-        "step 'test': comes after 'biuld', which is not in the plan; did you mean 'build'?",
-        "step 'ship': comes after 'elsewhere', which is not in the plan",
+        "step 'test': depends on 'biuld', which is not in the plan; did you mean 'build'?",
+        "step 'ship': depends on 'elsewhere', which is not in the plan",
     ]
 
 
@@ -74,7 +74,7 @@ def test_plan_is_limited_to_ten_thousand_steps() -> None:
     too_many = of_edges({f"s{n}": [] for n in range(10_001)})
 
     assert told(most) == []
-    assert told(too_many) == ["10001 steps are more than the 10000 that a plan may have"]
+    assert told(too_many) == ["the plan has 10001 steps; at most 10000 are allowed: split the plan"]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_plan_is_limited_to_ten_thousand_steps() -> None:
         ("noop.execut", "did you mean noop.execute"),
         ("docker.strat.execute", "docker.start.execute"),
         ("compose.up", "did you mean compose.up.execute"),
-        ("zzz", "own operations come with LONGSHORE_IMPORTS"),
+        ("zzz", "load custom operations with LONGSHORE_IMPORTS"),
     ],
 )
 def test_unknown_operation_suggests_the_nearest_names(op: str, near: str) -> None:
@@ -141,12 +141,12 @@ def test_templated_value_is_validated_at_rendering() -> None:
 @pytest.mark.parametrize(
     ("template", "says"),
     [
-        ("{{ item }}", "the template names 'item'; it may use host, params, run, steps"),
-        ("{{ data.id }}", "the template names 'data'"),
+        ("{{ item }}", "the template uses the unknown name 'item'; allowed are host, params, run, steps"),
+        ("{{ data.id }}", "the template uses the unknown name 'data'"),
         ("{{ params.nope }}", "the plan has no parameter 'nope'"),
         ("{{ params['nope'] }}", "the plan has no parameter 'nope'"),
-        ("{{ steps.gone.data }}", "the template looks at step 'gone', which is not in the plan"),
-        ("{{ steps.first.data }}", "the template looks at step 'first', which does not come before this step"),
+        ("{{ steps.gone.data }}", "the template reads step 'gone', which is not in the plan"),
+        ("{{ steps.first.data }}", "the template reads step 'first', which does not run before this step"),
         ("{{ 1 + }}", "broken template '{{ 1 + }}'"),
         ("{% if params.tag %}", "broken template"),
     ],
@@ -166,8 +166,8 @@ def test_template_may_reference_upstream_steps_only() -> None:
     plan.steps["lint"].with_["data"] = {"beside": "{{ steps.test.status }}", "below": "{{ steps['tell'].status }}"}
 
     assert told(plan) == [
-        "step 'lint': data: the template looks at step 'tell', which does not come before this step",
-        "step 'lint': data: the template looks at step 'test', which does not come before this step",
+        "step 'lint': data: the template reads step 'tell', which does not run before this step",
+        "step 'lint': data: the template reads step 'test', which does not run before this step",
     ]
 
 
@@ -184,7 +184,7 @@ def test_undo_is_validated_and_may_reference_its_step() -> None:
     assert [problem.partition("; ")[0].partition(": did")[0] for problem in told(plan)] == [
         "step 'last': unknown operation 'noop.execut'",
         "step 'least': noop.execute has no parameter 'slep'",
-        "step 'late': data: the template looks at step 'ship', which does not come before this step",
+        "step 'late': data: the template reads step 'ship', which does not run before this step",
     ]
 
 
@@ -193,7 +193,7 @@ def test_undo_of_an_always_step_is_refused() -> None:
     plan.step("a", "noop.execute").always().undo("noop.execute")
     plan.step("b", "noop.execute").always().undo("none")
 
-    assert told(plan) == ["step 'a': an always step is never undone, so its undo would never run"]
+    assert told(plan) == ["step 'a': an always step is never undone: remove undo"]
 
 
 def test_problems_are_in_plan_order_with_paths() -> None:

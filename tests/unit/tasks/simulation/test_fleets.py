@@ -157,12 +157,12 @@ def test_retry_uses_the_queue_of_its_host(operation: str, forward: bool, queue: 
 @pytest.mark.parametrize(
     ("step", "why"),
     [
-        ("canary: 1", "canary is for a step with a foreach or several hosts"),
+        ("canary: 1", "canary requires a foreach or several hosts"),
         ("canary: 0, target: _all", "canary: "),
-        ("on_no_host: skip", "on_no_host is for a step with a target"),
-        ("when: host.name == 'x'", "give it a target"),
-        ("target: '{{ host.name }}'", "target: the template names 'host'"),
-        ("target: _all, foreach: '{{ host.facts.disks }}'", "foreach: the template names 'host'"),
+        ("on_no_host: skip", "on_no_host requires a target"),
+        ("when: host.name == 'x'", "set target"),
+        ("target: '{{ host.name }}'", "target: the template uses the unknown name 'host'"),
+        ("target: _all, foreach: '{{ host.facts.disks }}'", "foreach: the template uses the unknown name 'host'"),
         ("target: _all, when_fact: {colour: red}", "unknown field 'colour'"),
         ("target: _all, when_fact: {min_memory: much}", "when_fact.min_memory"),
     ],
@@ -181,5 +181,5 @@ def test_approval_is_requested_once_for_all_hosts() -> None:
     sure = plan.approval("sure")
     assert Sandbox(hosts=FLEET, approve_all=True).run(plan).step("sure").items == []
     sure.target("_all")
-    with pytest.raises(PlanError, match="is done once, not on each host"):
+    with pytest.raises(PlanError, match="runs once, not on each host: target a single host"):
         validate(plan)

@@ -66,9 +66,9 @@ def test_undo_with_an_external_wait_is_refused() -> None:
 @pytest.mark.parametrize(
     ("result", "said"),
     [
-        (Result(hosts=[HostResult(1)]), "no name of a host"),  # type: ignore[arg-type]
-        (Result(hosts=[HostResult("a", status="ok")]), "'ok' is none of changed, unchanged, failed, skipped"),  # type: ignore[arg-type]
-        (Result(data={"x": object()}), "not what JSON can hold"),
+        (Result(hosts=[HostResult(1)]), "invalid host name"),  # type: ignore[arg-type]
+        (Result(hosts=[HostResult("a", status="ok")]), "'ok' is not one of changed, unchanged, failed, skipped"),  # type: ignore[arg-type]
+        (Result(data={"x": object()}), "cannot be represented as JSON"),
         (Result(hosts=[HostResult("a", data={"t": "x" * MAX_DATA_BYTES})]), "is larger than the"),
     ],
 )
@@ -314,20 +314,20 @@ def test_run_with_an_unknown_operation_can_be_reported_and_cancelled() -> None:
 @pytest.mark.parametrize(
     ("step", "said"),
     [
-        ("when: \"{{ params.t }} == 'yes'\"", "is text, and text is true: write the condition without braces"),
-        ("when: \"steps.a.status == 'failed'\"", "step 'a' ends the run when it fails; give it on_error: continue"),
+        ("when: \"{{ params.t }} == 'yes'\"", "renders to text, which is always true"),
+        ("when: \"steps.a.status == 'failed'\"", "step 'a' ends the run on failure: set on_error: continue on it"),
         ("foreach: 3", "foreach: must be a list, or a template that gives one"),
-        ('foreach: "x {{ 1 }}"', "it can only give text, not a list"),
+        ('foreach: "x {{ 1 }}"', "the template renders to text, not a list"),
         ("target: role=web", "target: must be _any, _all, a host's name, or a label as key:value"),
         ("tolerate: 200%", "tolerate: must be a number of items or hosts, or a part of them: 2, or 10%"),
         ("when: true", "when: must be an expression, as text"),
-        ("irreversible: true, always: true", "it is irreversible, and so cannot be an always step"),
-        ("retry: {attempts: 2}, op: approval.wait.execute", "is not tried again, so it has no retry"),
+        ("irreversible: true, always: true", "an irreversible step cannot be an always step: remove one of the two"),
+        ("retry: {attempts: 2}, op: approval.wait.execute", "is never retried: remove retry"),
         ("op: celery.task.execute, with: {task: x}", "needs a timeout"),
         ("op: plan.run.execute, with: {plan: nowhere}", "no plan 'nowhere'"),
-        ("max_parallel: 2", "max_parallel is for a step with a foreach or several hosts"),
-        ('with: {data: "{{ item }}"}', "item is there in the parameters of a step with a foreach"),
-        ("irreversible: true, undo: {op: noop.execute}", "it is irreversible, so its undo would never run"),
+        ("max_parallel: 2", "max_parallel requires a foreach or several hosts"),
+        ('with: {data: "{{ item }}"}', "item requires a foreach"),
+        ("irreversible: true, undo: {op: noop.execute}", "an irreversible step is never undone: remove undo"),
     ],
 )
 def test_plan_error_is_one_line(step: str, said: str) -> None:
@@ -348,8 +348,8 @@ def test_point_of_no_return_is_unique_and_precedes_no_undo() -> None:
     with pytest.raises(PlanError) as caught:
         validate(plan)
     told = " / ".join(map(str, caught.value.problems))
-    assert "must be alone in its level; beside would run beside it" in told
-    assert "it comes after 'point', the point of no return" in told
+    assert "must be alone in its level, but beside would run beside it" in told
+    assert "the undo would never run after 'point', the point of no return" in told
 
 
 def test_unknown_undo_operation_is_a_plan_error() -> None:
@@ -368,5 +368,5 @@ def test_recursive_child_plans_are_refused(tmp_path: Path) -> None:
     )
     from longshore.orchestration import load
 
-    with pytest.raises(PlanError, match="plans lie in each other more than 8 deep"):
+    with pytest.raises(PlanError, match="plans are nested more than 8 deep"):
         load(str(tmp_path / "loop.yaml"))
