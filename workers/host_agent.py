@@ -78,7 +78,7 @@ class HostRegistration:
         if self._refresh_at and has_engine(self.queues):
             # An unresponsive engine must not delay the leases; the next registration carries its answer.
             threading.Thread(target=_report_host, name="longshore-engine", daemon=True).start()
-        with self._saying:
+        with self._registry_lock:
             if self._gone:
                 return
             node = self.describe()
@@ -109,14 +109,14 @@ class HostRegistration:
             self._beat()
 
     def _beat(self) -> None:
-        with self._saying:
+        with self._registry_lock:
             if self._gone:
                 return
             request_drain = self.hosts.beat(self.host, self.node, self._state(), active())
         self._apply_drain(request_drain)
 
     def leave(self) -> None:
-        with self._saying:
+        with self._registry_lock:
             self._gone = True
             self.hosts.leave(self.host, self.node)
 
