@@ -51,10 +51,10 @@ def test_after_a_restart_without_its_data_there_is_a_plain_error_and_no_hang(
     server.restart(signal.SIGKILL)
 
     # then whoever waits is told
-    with pytest.raises(RunLost, match=r"is gone.*longshore doctor"):
+    with pytest.raises(RunLost, match=r"does not exist any more.*longshore doctor"):
         run.wait(PATIENCE)
     shown = place.longshore("runs", "show", run.id)
-    assert (shown.code, "no run" in shown.err) == (2, True)
+    assert (shown.code, "does not exist" in shown.err) == (2, True)
     assert "does not keep its data: appendonly is off" in doctor.out
 
     # and the worker, or the one that is started in its place, works on

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 import redis
 
-from longshore.orchestration import Client, Plan, operation
+from longshore.orchestration import Plan, operation
+from longshore.orchestration.client import preconditions
 from longshore.orchestration.client.request import request_body
 from longshore.orchestration.errors import PlanDenied, StoreUnavailable
 from longshore.orchestration.installation import acl
@@ -239,7 +240,7 @@ def test_a_request_and_a_command_that_nobody_signed_are_refused(
     guarded: Guarded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     thief = guarded.as_role("client").client()  # the password, and not the key
-    monkeypatch.setattr(Client, "_refuse_without_a_key", lambda _self: None)  # who means harm asks nobody
+    monkeypatch.setattr(preconditions, "require_signing_key", lambda _store: None)  # an attacker skips the check
     run = thief.start(wide("stolen"))
     assert "its request is refused: it is not signed" in guarded.refused("its request is refused")
     assert thief.store.state(run.id) is None

@@ -407,7 +407,7 @@ def test_where_all_is_to_go_back_nothing_stands_and_where_it_was_cancelled_nothi
     )
     assert stacks_of(report.steps).right == ()
     assert report.step("cache.web1").status is StepState.NOT_RUN
-    assert set(stacks_of(report.steps).wrong.values()) == {"is unhealthy", "taken back"}
+    assert set(stacks_of(report.steps).wrong.values()) == {"is unhealthy", "undone"}
     keep = {"orchestrate": "keep"}
     assert exit_code(keep, RunState.FAILED, Cause.FAILURE, report.steps) == 3
     assert exit_code(keep, RunState.FAILED, Cause.CANCEL, report.steps) is None
