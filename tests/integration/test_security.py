@@ -180,7 +180,7 @@ def test_a_client_may_write_no_record(guarded: Guarded) -> None:
 
 def test_a_message_that_nobody_signed_is_refused(guarded: Guarded) -> None:
     guarded.push("noop", json.dumps(message([["run", 0], {}, {}])).encode())
-    assert "it is not signed" in guarded.refused("longshore.step is refused")
+    assert "it has no signature" in guarded.refused("longshore.step is refused")
 
 
 def test_pickle_is_refused(guarded: Guarded) -> None:
@@ -217,7 +217,7 @@ def test_a_signed_message_that_is_renamed_or_changed_or_comes_again_is_refused(g
     body[0][0] = "another-run"
     other = copied | {"body": base64.b64encode(json.dumps(body).encode()).decode()}
     guarded.push("noop", json.dumps(other).encode())
-    assert "it was changed" in guarded.refused("longshore.step is refused: its signature does not fit")
+    assert "the content was changed" in guarded.refused("longshore.step is refused: its signature does not match")
 
     before = guarded.client.get(run_id).report()
     guarded.push("noop", json.dumps(copied).encode())
@@ -242,7 +242,7 @@ def test_a_request_and_a_command_that_nobody_signed_are_refused(
     thief = guarded.as_role("client").client()  # the password, and not the key
     monkeypatch.setattr(preconditions, "require_signing_key", lambda _store: None)  # an attacker skips the check
     run = thief.start(wide("stolen"))
-    assert "its request is refused: it is not signed" in guarded.refused("its request is refused")
+    assert "its request is refused: it has no signature" in guarded.refused("its request is refused")
     assert thief.store.state(run.id) is None
 
     slow = Plan("kept")
@@ -265,7 +265,7 @@ def test_a_plan_of_an_unknown_operation_that_is_put_into_redis_begins_nothing(gu
     store = guarded.client.store
     store.client.set(store.keys.of("planted").request, json.dumps(body))
     store.client.zadd(store.keys.inbox, {"planted": "1"})
-    assert "planted" not in guarded.refused("its request is refused: it is not signed")
+    assert "planted" not in guarded.refused("its request is refused: it has no signature")
     assert store.state("planted") is None
 
 
