@@ -77,7 +77,7 @@ def test_a_full_redis_is_one_clear_error_and_nothing_is_lost(
 
     # when
     place.redis.config_set("maxmemory", "1")
-    with pytest.raises(StoreUnavailable, match=r"maxmemory.*no memory left: raise its maxmemory"):
+    with pytest.raises(StoreUnavailable, match=r"maxmemory.*Redis has no memory left: raise its maxmemory"):
         place.run(noop())
     time.sleep(2.5)
     assert not run.report().ended

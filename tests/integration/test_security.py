@@ -211,7 +211,7 @@ def test_a_signed_message_that_is_renamed_or_changed_or_comes_again_is_refused(g
 
     renamed = copied | {"headers": copied["headers"] | {"task": "longshore.undo"}}
     guarded.push("noop", json.dumps(renamed).encode())
-    assert "it was changed" in guarded.refused("longshore.undo is refused")
+    assert "the content was changed" in guarded.refused("longshore.undo is refused")
 
     body = json.loads(base64.b64decode(copied["body"]))
     body[0][0] = "another-run"

@@ -127,7 +127,7 @@ def test_the_current_generation_is_the_last_that_was_built_and_not_taken_back(ca
 
 
 def test_a_cache_is_built_once_and_found_valid_until_it_is_not(step: Step, caches: Caches, built: list[Any]) -> None:
-    assert step("check.get").act().data["reason"] == "there is none"
+    assert step("check.get").act().data["reason"] == "the cache is empty"
     first = rebuild(step, "r1", ttl=0.3, fingerprint="1")
     assert first.predict().changed
     assert built == []
@@ -143,11 +143,11 @@ def test_a_cache_is_built_once_and_found_valid_until_it_is_not(step: Step, cache
     # another source, too old, invalidated, forced
     assert rebuild(step, "r3", ttl=0.3, fingerprint="2").act().changed
     time.sleep(0.35)
-    assert "may be 0.3" in step("check.get").act().data["reason"]
+    assert "of at most 0.3 s" in step("check.get").act().data["reason"]
     assert rebuild(step, "r4", fingerprint="2").act().changed
     assert step("invalidate.execute", "r5").act().changed
     found = step("check.get").act().data
-    assert (found["valid"], found["reason"], found["generation"]) == (False, "it was invalidated by r5.step", 3)
+    assert (found["valid"], found["reason"], found["generation"]) == (False, "invalidated by r5.step", 3)
     assert rebuild(step, "r6", fingerprint="2").act().changed
     assert rebuild(step, "r7", fingerprint="2", force=True).act().changed
     assert len(built) == 5

@@ -462,7 +462,7 @@ def test_a_wrong_password_is_one_clear_line(server: RedisServer, connect: Callab
 
 
 def test_a_url_that_is_none_says_so() -> None:
-    with pytest.raises(ConfigError, match=r"no URL.*redis://host:6379/0"):
+    with pytest.raises(ConfigError, match=r"URL is invalid.*redis://host:6379/0"):
         Store(settings_for("http://example.org"))
 
 

@@ -107,7 +107,7 @@ def test_a_step_that_waits_for_a_person_is_cancelled_with_its_run(stored: Stored
     stored.store.drain(stored.run_id, [(0, False)])
     assert (stored.step("status:0"), stored.step("reason:0"), stored.waits()) == (
         "cancelled",
-        "the run was ended while it waited",
+        "the run was aborted while the step waited",
         {},
     )
 
