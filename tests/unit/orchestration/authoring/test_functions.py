@@ -32,7 +32,7 @@ def test_the_signature_is_the_parameters() -> None:
 
 
 def test_parameters_without_names_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"\*args and \*\*kwargs have none"):
+    with pytest.raises(ConfigError, match=r"'names' is \*args, \*\*kwargs or positional-only"):
 
         @operation("unit.many")
         def many(*names: str) -> None: ...
@@ -203,7 +203,7 @@ def test_a_function_is_given_a_secret_and_tells_it_nowhere(monkeypatch: pytest.M
     assert report.step("good").data == {"signed": "by ***"}
     assert report.step("bad").error == "RuntimeError: *** is wrong"
     assert "correct-horse" not in report.model_dump_json()
-    with pytest.raises(ConfigError, match="no parameter 'tokn'"):
+    with pytest.raises(ConfigError, match="names 'tokn', which is not a parameter"):
         operation("unit.sing", secrets=["tokn"])(lambda _token: None)
 
 
