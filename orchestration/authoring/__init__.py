@@ -1,1 +1,1 @@
-"""What an application writes: operations of its own, and their context."""
+"""The interface for an application's own operations: `@operation` and `Context`."""

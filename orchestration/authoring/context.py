@@ -1,4 +1,4 @@
-"""What an operation may know and ask while it is at work, and what it says when it has ended."""
+"""The interface between an operation and the attempt that runs it: its context, outcome and prediction."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an attempt did. `data` must be JSON. With `hosts`, the step fails if too many of them did."""
+    """The result of an attempt. `data` must be JSON. With `hosts`, the step fails where too many hosts failed."""
 
     changed: bool
     data: dict[str, Any] = field(default_factory=dict)
@@ -28,16 +28,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a real run would do, as read from the machine now.
+    """The answer of a dry run: what the operation would do, as read from the machine now.
 
-    `changed` is None where it cannot be known yet. `impossible` says why a run would certainly fail.
+    `changed` is None where it cannot be predicted. `impossible` gives the reason why a run would certainly fail.
     """
 
     action: str
     changed: bool | None = True
     undo: str | None = None
     impossible: str | None = None
-    #: What an operation that only looks has found.
+    #: The findings of a read-only operation.
     data: dict[str, Any] | None = None
 
 
@@ -52,13 +52,15 @@ class HostFacts:
 
 @dataclass
 class Context:
-    """What an attempt may know and ask.
+    """The context of an attempt: its identity, its limits, and access to logs, locks, results and files.
 
-    `op_id` (`<run>.<step>`, and `@<number>` for an item or host) is the same at every attempt and
-    delivery: it is the idempotency key that effects and calls to others can carry. `fence` grows with every
-    attempt. `deadline` is on the clock of `time.monotonic`. `asked_to_stop` is cheap to call often.
-    `results` are the steps before this one, by name, read when they are asked for. `files` gives the content
-    of a local file that the plan carries, by the path written in it.
+    * `op_id` – the idempotency key for effects and calls to other services: `<run>.<step>`, followed by `@<number>` for
+      an item or host; the same for every attempt and delivery
+    * `fence` – grows with every attempt
+    * `deadline` – on the clock of `time.monotonic`
+    * `asked_to_stop` – reports whether the attempt should end; cheap enough to call often
+    * `results` – the reports of earlier steps by name, read on access
+    * `files` – returns the content of a file that the plan carries, by the path written in the plan
     """
 
     run_id: str
@@ -66,28 +68,28 @@ class Context:
     plan: str
     attempt: int = 1
     fence: int = 0
-    #: The number of its item or host, where the step was fanned out; and the item itself.
+    #: The number of the item or host of a step that was fanned out, and the item itself.
     unit: int | None = None
     item: Any = None
     host: HostFacts = field(default_factory=HostFacts)
     deadline: float | None = None
     dry_run: bool = False
-    #: Whether a step before this one may still change what is found now.
+    #: Whether an earlier step may still change what a dry run reads now.
     has_upstream: bool = False
     asked_to_stop: Callable[[], bool] = lambda: False
-    #: The container that it is done inside of; '' for the host itself.
+    #: The container that the step runs in; '' for the host itself.
     container: str = ""
-    #: Of what is recorded; what the operation's own marks must not tell either.
+    #: Removes secrets from text; for anything that the operation stores or prints by itself.
     redact: Callable[[str], str] = lambda text: text
-    #: The same for data that is kept elsewhere than in its outcome.
+    #: Removes secrets from data that is stored elsewhere than in the outcome.
     redact_data: Callable[[dict[str, Any]], dict[str, Any]] = lambda data: data
     log: Callable[[str], None] = lambda _text: None
-    #: Told whole lines of a program's output as they come, with the stream they are of: stdout or stderr.
+    #: Receives whole lines of a program's output as they are printed, with their stream: stdout or stderr.
     printed: Callable[[str, Sequence[str]], None] = lambda _stream, _lines: None
     renew: Callable[[], bool] = lambda: True
-    #: Hold what others share, by its name and what it is called; waits for it.
+    #: Holds a shared lock, by name and label for people; blocks until the lock is free.
     lock: Callable[[str, str], AbstractContextManager[None]] = lambda _name, _what: nullcontext()
-    #: Told of a program that was started in a process group of its own, by its pid.
+    #: Receives the pid of a program that was started in a process group of its own.
     began: Callable[[int], None] = lambda _pid: None
     results: Mapping[str, StepReport] = field(default_factory=dict)
     files: Callable[[str], bytes] = field(default_factory=lambda: _no_file)
@@ -97,52 +99,56 @@ class Context:
 
     @property
     def op_id(self) -> str:
+        """`<run>.<step>`, followed by `@<number>` for an item or host."""
         return f"{self.run_id}.{self.part}"
 
     @property
     def part(self) -> str:
-        """The step, or the item of it; no name has an @."""
+        """The step, or its item as `<step>@<number>`; no name of a step contains an @."""
         return self.step if self.unit is None else f"{self.step}@{self.unit}"
 
     @property
     def idempotency_key(self) -> str:
+        """The same as `op_id`."""
         return self.op_id
 
     @property
     def cancelled(self) -> bool:
-        """Whether the run is being ended, so that the step should stop; or out of its time."""
+        """Whether the attempt should stop: the run is aborting, or the deadline has passed."""
         return self.asked_to_stop() or (self.deadline is not None and time.monotonic() >= self.deadline)
 
     @property
     def engine(self) -> Any:
-        """The Docker engine of this host: a `docker.DockerClient`. ConfigError without `longshore[docker]`."""
+        """The Docker engine of this host, a `docker.DockerClient`. Raises ConfigError without `longshore[docker]`."""
         return self.make_engine()
 
     def heartbeat(self, note: str = "") -> None:
-        """Say that it is alive: renew the lease, and log a note. Raises StepCancelled or StepTimeout if it
-        should end, also when the step has become another attempt's.
+        """Renew the lease of the attempt, and log a note.
+
+        Raises StepTimeout after the deadline, and StepCancelled where the run is aborting or a later attempt has
+        claimed the step.
         """
         if note:
             self.log(note)
         self.check()
         if not self.renew():
-            raise StepCancelled("the step is another attempt's now")
+            raise StepCancelled("another attempt has claimed the step")
 
     def remaining(self, at_most: float) -> float:
-        """Seconds left for this attempt, and not more than `at_most`."""
+        """Seconds until the deadline, at most `at_most`."""
         if self.deadline is None:
             return at_most
         return max(0.0, min(at_most, self.deadline - time.monotonic()))
 
     def check(self) -> None:
-        """Raise StepTimeout or StepCancelled if the attempt should end now."""
+        """Raise StepTimeout after the deadline, or StepCancelled where the run is aborting."""
         if self.deadline is not None and time.monotonic() >= self.deadline:
-            raise StepTimeout("ran out of its time")
+            raise StepTimeout("the attempt exceeded its timeout")
         if self.asked_to_stop():
-            raise StepCancelled("stopped because the run is being ended")
+            raise StepCancelled("stopped because the run is aborting")
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, but wake up for a cancel or the deadline, and raise then."""
+        """Sleep for some seconds. Raises StepTimeout or StepCancelled, as `check` does, within 0.2 s."""
         end = time.monotonic() + seconds
         while True:
             self.check()
@@ -157,12 +163,12 @@ def _no_file(path: str) -> bytes:
 
 
 def _no_objects() -> Any:
-    raise RuntimeError("there is no object store in this context")
+    raise RuntimeError("this context has no object store")
 
 
 def _no_caches() -> Any:
-    raise RuntimeError("there are no caches in this context")
+    raise RuntimeError("this context has no caches")
 
 
 def _no_engine() -> Any:
-    raise RuntimeError("there is no engine in this context")
+    raise RuntimeError("this context has no engine")

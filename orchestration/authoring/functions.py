@@ -1,11 +1,11 @@
-"""An application's own operations: functions, typed by their signatures.
+"""The `@operation` decorator: turns a function of an application into an operation, typed by its signature.
 
     @operation("billing.charge", queue="billing", idempotent=True, undo="billing.refund")
     def charge(ctx: Context, customer: str, amount: int) -> Result:
         ...
 
-Known where the module is imported: by the application, and by the workers, which import what the entry-point
-group `longshore.operations` or the setting `imports` names.
+An operation is registered where its module is imported: by the application, and by the workers, which import the
+modules of the entry-point group `longshore.operations` and of the setting `imports`.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from longshore.orchestration.operations import Result as AnyResult
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: What the functions that are added to an operation are given, and what pydantic's models have.
+#: Names that parameters cannot have: arguments of the added functions, and an attribute of pydantic's models.
 _TAKEN = frozenset({"before", "data", "model_config"})
-#: The queue of functions that name none.
+#: The queue of functions that name no other.
 QUEUE = "functions"
 
 
 @dataclass
 class Functions:
-    """What does an operation: its function, and those that were added to it."""
+    """The functions of an operation: the one that acts, and those that its decorators added."""
 
     act: Callable[..., Any]
     retry_on: tuple[type[BaseException], ...] = ()
-    #: The operation that takes it back.
+    #: The operation that compensates this one.
     undo_by: str | None = None
     read_only: bool = False
     before: Callable[..., Any] | None = None
@@ -47,16 +47,16 @@ class Functions:
 
 
 class OwnOperation(Generic[P, R]):
-    """A function that is an operation; it can still be called as the function that it was.
+    """An operation made of a function, which remains callable as a function.
 
-    Its methods are decorators that add to it. Each of the added functions takes what it names of the
-    context, the operation's parameters, and what is said here:
+    Its methods are decorators that add further functions. Each takes, by name, any of the context, the parameters of
+    the operation, and the arguments listed here:
 
-    * `before` – reads what the undo will need; a mapping, recorded before the function is called.
-    * `undo` – takes it back: `before`, and `data`, what was recorded, None where nothing was.
-    * `predict` – what a dry run says: a Prediction or a sentence. Only reads.
-    * `done` – whether an attempt before this one did it already, though nobody heard of it: `before`; the
-      result, or None.
+    * `before` – reads the state that the undo will need; returns a mapping, recorded before the function acts
+    * `undo` – the compensation; takes `before`, and `data`, the recorded data of the step, or None
+    * `predict` – the answer of a dry run, as a Prediction or a sentence; reads only
+    * `done` – finds the effect of an earlier attempt whose outcome was lost; takes `before`; returns the result,
+      or None where there was no effect
     """
 
     def __init__(self, name: str, function: Callable[P, R], functions: Functions) -> None:
@@ -70,20 +70,27 @@ class OwnOperation(Generic[P, R]):
         return self._function(*args, **kwargs)
 
     def before(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: set the function that reads the state before the step acts."""
         self._functions.before = function
         return function
 
     def undo(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: set the compensation. Raises ConfigError where the operation names another as its undo."""
         if self._functions.undo_by is not None:
-            raise ConfigError(f"operation {self.name!r} has an undo already: {self._functions.undo_by}")
+            raise ConfigError(
+                f"operation {self.name!r} has an undo already: {self._functions.undo_by}",
+                remedy="remove `undo=` from @operation, or the undo function",
+            )
         self._functions.undo = function
         return function
 
     def predict(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: set the function that answers a dry run."""
         self._functions.predict = function
         return function
 
     def done(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: set the function that finds the effect of a lost attempt; the operation becomes repeatable."""
         self._functions.done = function
         return function
 
@@ -101,17 +108,24 @@ def operation(
     secrets: Iterable[str] = (),
     summary: str = "",
 ) -> Callable[[Callable[P, R]], OwnOperation[P, R]]:
-    """Make a function an operation of that name.
+    """Decorate a function as the operation `name`.
 
-    Its parameters are the step's, checked by pydantic; one that is annotated as Context, or is named `ctx`,
-    gets the context. It returns a Result, a mapping, a model, a dataclass, or nothing; what it raises fails
-    the step. `read_only` says that it changes nothing, `idempotent` that a second call with the
-    same `ctx.idempotency_key` does no harm: only such a one is called again when its worker was lost. Errors
-    of the types in `retry_on` can pass and are tried again, as `retry` says. `undo` names the operation that
-    takes it back: its parameters are looked for by their names in what was recorded, in `before`, and in the
-    step's parameters. `service` names what it needs (`{host}` in it is the host that it runs on): one that is
-    found down, by a `Blocked`, is left alone, and whoever needs it waits. `secrets` names the parameters in which
-    `{{ secret('env:NAME') }}` may stand: the function gets the value, and no record does.
+    The parameters of the function are those of the step, validated by pydantic; a parameter that is annotated as
+    Context, or named `ctx`, receives the context. The function returns a Result, a mapping, a model, a dataclass, or
+    None; an exception fails the step.
+
+    * `undo` – the operation that compensates this one; its parameters are taken by name from the recorded data, from
+      `before`, and from the parameters of the step
+    * `read_only` – the function changes nothing
+    * `idempotent` – a second call with the same `ctx.idempotency_key` has no further effect; after the loss of a worker
+      only such a step runs again
+    * `retry_on` – exceptions that are retried, as `retry` configures
+    * `service` – the service that the function needs, with `{host}` for its host; after a `Blocked`, its breaker opens,
+      and runs that need it wait
+    * `secrets` – parameters that may contain `{{ secret('env:NAME') }}`; the function receives the value, and no
+      record does
+
+    Raises ConfigError for a function whose parameters cannot be a step's.
     """
     hidden = frozenset(secrets)
 
@@ -120,7 +134,10 @@ def operation(
         functions = Functions(function, retry_on, undo, read_only)
         params = _params(name, function, context)
         if unknown := sorted(hidden - params.model_fields.keys()):
-            raise ConfigError(f"operation {name!r}: it has no parameter {unknown[0]!r} that could be a secret")
+            raise ConfigError(
+                f"operation {name!r}: `secrets` names {unknown[0]!r}, which is not a parameter of the function",
+                remedy="name parameters of the function only",
+            )
         made = OwnOperation(name, function, functions)
         register(
             Operation(
@@ -144,7 +161,7 @@ def operation(
 
 
 def context_parameter(function: Callable[..., Any]) -> str | None:
-    """The name of the parameter that gets the context."""
+    """The name of the parameter that receives the context, or None."""
     hints = _hints(function)
     for name in inspect.signature(function).parameters:
         if name == "ctx" or hints.get(name) is Context:
@@ -156,7 +173,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return get_type_hints(function, include_extras=True)
     except NameError as error:
-        raise ConfigError(f"{function!r}: its types cannot be resolved: {error}") from None
+        raise ConfigError(f"{function!r}: the annotations cannot be resolved: {error}") from None
 
 
 def _params(name: str, function: Callable[..., Any], context: str | None) -> type[Params]:
@@ -166,9 +183,14 @@ def _params(name: str, function: Callable[..., Any], context: str | None) -> typ
         if parameter.name == context:
             continue
         if parameter.kind not in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}:
-            raise ConfigError(f"operation {name!r}: its parameters need names, *args and **kwargs have none")
+            raise ConfigError(
+                f"operation {name!r}: parameter {parameter.name!r} is *args, **kwargs or positional-only",
+                remedy="declare each parameter by name",
+            )
         if parameter.name in _TAKEN:
-            raise ConfigError(f"operation {name!r}: a parameter cannot be called {parameter.name!r}")
+            raise ConfigError(
+                f"operation {name!r}: the parameter name {parameter.name!r} is reserved", remedy="rename the parameter"
+            )
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[parameter.name] = (hints.get(parameter.name, Any), default)
     title = "".join(part.capitalize() for part in name.replace("-", ".").replace("_", ".").split("."))

@@ -1,4 +1,4 @@
-"""A rehearsal of a plan: each step's workers are asked what it would do. Nothing is changed."""
+"""The dry run of a plan: asks the workers of each step what the step would do, and changes nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PROBE_SECONDS = 60.0
 
 
 def dry_run(store: Store, producer: Celery, plan: CompiledPlan, body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """See `Client.dry_run`; `body` is the request that a real run would be."""
+    """The entries that `Client.dry_run` returns. `body` is the request that a real run would store."""
     dry_run_id = uuid4().hex
     text = signing.sealed(store.settings, "dry_run", dry_run_id, json.dumps(body, ensure_ascii=False))
     store.put_dry_run(dry_run_id, text, _PROBE_SECONDS)
@@ -56,11 +56,11 @@ def dry_run(store: Store, producer: Celery, plan: CompiledPlan, body: Mapping[st
 def _places(
     step: CompiledStep, params: Mapping[str, Any], hosts: Mapping[str, Host]
 ) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
-    """Where a step would be done: the host, the queue to ask, and the answer where that is known without asking."""
+    """The places of a step: host, queue to ask, and the answer where no worker need be asked."""
     try:
         target = str(templates.render(step.target, {"params": dict(params)}))
     except templates.TemplateProblem:
-        target = ANY  # known when its turn comes
+        target = ANY  # depends on results
     if target == ANY:
         reason = left_out(step, None, hosts, alone=True)
         yield "", step.queue, _skipped(reason) if reason else None
@@ -98,7 +98,7 @@ def _held(why: str) -> dict[str, Any]:
 @dataclass(frozen=True)
 class _Question:
     index: int
-    #: '' for whichever host answers.
+    #: '' for any host.
     host: str
     queue: str
 
@@ -118,7 +118,7 @@ def _ask(producer: Celery, dry_run_id: str, plan: CompiledPlan, question: _Quest
 
 
 def _answers(store: Store, dry_run_id: str, asked: list[_Question]) -> list[dict[str, Any]]:
-    """One for each question, also for a host that does not answer. Raises WaitTimeout where nobody does for a queue."""
+    """One answer for each question, also for a silent host. Raises WaitTimeout where no worker of a queue answers."""
     answers: list[dict[str, Any]] = []
     until = time.monotonic() + _PROBE_SECONDS
     while len(answers) < len(asked):
@@ -126,11 +126,14 @@ def _answers(store: Store, dry_run_id: str, asked: list[_Question]) -> list[dict
         if answer is not None:
             answers.append(answer)
         elif time.monotonic() > until:
-            told = {(answer["index"], place) for answer in answers for place in (answer["host"], "")}
-            silent = [question for question in asked if (question.index, question.host) not in told]
-            if nobody := sorted({question.queue for question in silent if not question.host}):
-                raise WaitTimeout(f"no worker answered for: {', '.join(nobody)}", remedy="start one: longshore worker")
-            why = "cannot be told: no worker of the host answered"
+            answered = {(answer["index"], place) for answer in answers for place in (answer["host"], "")}
+            silent = [question for question in asked if (question.index, question.host) not in answered]
+            if unserved := sorted({question.queue for question in silent if not question.host}):
+                raise WaitTimeout(
+                    f"dry run: no worker answered for queue {', '.join(unserved)}",
+                    remedy="start a worker of that queue: longshore worker",
+                )
+            why = "unknown: no worker of the host answered"
             return answers + [
                 {"index": question.index, "host": question.host, "changed": None, "action": why}
                 | {"undo": "nothing to take back", "impossible": None}

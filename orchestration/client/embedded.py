@@ -1,7 +1,7 @@
-"""The embedded default, seen from a client: make sure that the user's own server and worker are up.
+"""The embedded server and worker of one user, started by a client on demand.
 
-One supervisor a state folder owns both (`longshore.workers.embedded`). It is a process of its own, so
-that runs outlive the command that started them, and it ends when it has nothing to do.
+One supervisor for each state folder owns both (`longshore.workers.embedded`). The supervisor is a process of its own,
+so that runs outlive the command that started them, and ends when idle.
 """
 
 from __future__ import annotations
@@ -20,22 +20,29 @@ from longshore.orchestration.errors import ConfigError, StoreUnavailable
 from longshore.orchestration.settings import Settings
 
 SUPERVISOR = "longshore.workers.embedded"
-#: In the state folder: the modules that the worker has to import, and those that it was started with.
+#: Files in the state folder: the modules that the worker must import, and those that it was started with.
 IMPORTS, LEARNED = "imports.json", "imports.learned"
-#: Seconds for the server to answer.
+#: Seconds to wait for the server to answer.
 _PATIENCE = 20.0
 
 
 def ensure(settings: Settings) -> None:
-    """Return when the embedded server answers; start its supervisor if there is none."""
+    """Start the supervisor unless one runs, and return when the server answers.
+
+    Raises StoreUnavailable after 20 s, and ConfigError where this installation has no worker or the supervisor rejects
+    its settings.
+    """
     folder = settings.state_dir
-    told = _send_imports(settings)
+    requested = _send_imports(settings)
     if is_up(settings):
         touch(folder)
-        _wait_for_imports(folder, told)
+        _wait_for_imports(folder, requested)
         return
     if importlib.util.find_spec(SUPERVISOR) is None:
-        raise ConfigError("there is no worker in this installation", remedy="set LONGSHORE_REDIS_URL")
+        raise ConfigError(
+            "the embedded server cannot start: this installation has no worker",
+            remedy="set LONGSHORE_REDIS_URL to a Redis with workers",
+        )
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     log_path = folder / "supervisor.log"
     until = time.monotonic() + _PATIENCE
@@ -43,22 +50,22 @@ def ensure(settings: Settings) -> None:
     while time.monotonic() < until:
         if is_up(settings):
             touch(folder)
-            _wait_for_imports(folder, told)
+            _wait_for_imports(folder, requested)
             return
-        # Whoever loses the race for the lock ends at once; the loop then finds the winner's server.
+        # A supervisor that loses the race for the lock ends at once; the loop then finds the winner's server.
         if process is None or process.poll() is not None:
             if process is not None and process.returncode not in {0, None}:
-                said = last_line(log_path).removeprefix("longshore: ")
+                why = last_line(log_path).removeprefix("longshore: ")
                 if process.returncode == ConfigError.exit_code:
-                    raise ConfigError(said)
-                raise StoreUnavailable(f"the embedded server did not start: {said}", remedy=f"see {log_path}")
+                    raise ConfigError(why)
+                raise StoreUnavailable(f"the embedded server did not start: {why}", remedy=f"read {log_path}")
             if process is not None and _locked(folder):
                 time.sleep(0.05)
                 continue
             with log_path.open("ab") as log:
                 process = subprocess.Popen(
                     [sys.executable, "-m", SUPERVISOR],
-                    # What the worker has to import is in the note, with where it is found.
+                    # The imports file names the modules, with the path of each.
                     env=os.environ | {"LONGSHORE_STATE_DIR": str(folder), "LONGSHORE_IMPORTS": ""},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -67,36 +74,38 @@ def ensure(settings: Settings) -> None:
                     cwd="/",
                 )
         time.sleep(0.05)
-    raise StoreUnavailable(f"the embedded server did not answer: {last_line(log_path)}", remedy=f"see {log_path}")
+    raise StoreUnavailable(
+        f"the embedded server did not answer within {_PATIENCE:g} s: {last_line(log_path)}", remedy=f"read {log_path}"
+    )
 
 
 def _send_imports(settings: Settings) -> str:
-    """Put down which modules of the caller's the worker has to import, from where, and of which age.
+    """Write the modules that the worker must import, with their path and modification time; return the text written.
 
-    The supervisor starts its worker again when that changes. Returns what it has to have read by then.
+    The supervisor restarts its worker when the file changes.
     """
     names = [name for part in settings.imports.split(",") if (name := part.strip())]
     if not names:
         return ""
-    note = settings.state_dir / IMPORTS
-    before = note.read_text() if note.exists() else "{}"
+    file = settings.state_dir / IMPORTS
+    before = file.read_text() if file.exists() else "{}"
     known = json.loads(before)
     path_given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     for name in names:
-        # Where this process would find it: the worker is started from somewhere else.
+        # The import path of this process: the worker starts in another folder.
         path = os.pathsep.join([*map(os.path.abspath, filter(None, path_given)), os.getcwd()])
         known[name] = {"path": path, "age": _age(name)}
     text = json.dumps(known, sort_keys=True)
     if text != before:
         settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        new = note.with_name(f"{IMPORTS}.{os.getpid()}")
+        new = file.with_name(f"{IMPORTS}.{os.getpid()}")
         new.write_text(text)
-        new.replace(note)
+        new.replace(file)
     return text
 
 
 def _age(module: str) -> float:
-    """Of a module's file, if it can be found from here."""
+    """The modification time of the file of a module, or 0 where this process cannot find the module."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         sys.path.insert(0, os.getcwd())
         try:
@@ -108,31 +117,31 @@ def _age(module: str) -> float:
     return 0.0
 
 
-def _wait_for_imports(folder: Path, told: str) -> None:
-    """A step that only the new worker can do must not meet the old one."""
+def _wait_for_imports(folder: Path, requested: str) -> None:
+    """Wait until the worker runs with the requested imports: the former worker would not know a new operation."""
     until = time.monotonic() + _PATIENCE
     learned = folder / LEARNED
-    while told and time.monotonic() < until:
+    while requested and time.monotonic() < until:
         with contextlib.suppress(OSError):
-            # Somebody else may have asked for more meanwhile.
-            if json.loads(told).items() <= json.loads(learned.read_text()).items():
+            # Another client may have requested more imports meanwhile.
+            if json.loads(requested).items() <= json.loads(learned.read_text()).items():
                 return
         time.sleep(0.05)
 
 
 def is_up(settings: Settings) -> bool:
-    """Whether the server answers, and somebody looks after it and its worker."""
+    """Report whether the server answers and a supervisor runs that is not ending."""
     if not settings.embedded_socket.exists() or not _locked(settings.state_dir):
         return False
     import redis  # noqa: PLC0415 - 0.2 s that `longshore --help` need not pay
     from redis.backoff import NoBackoff  # noqa: PLC0415
     from redis.retry import Retry  # noqa: PLC0415
 
-    # A killed server leaves its socket: the client's own retries would wait ten seconds for it.
+    # A killed server leaves its socket, and the client's own retries would wait ten seconds.
     once = Retry(NoBackoff(), 0)
     client = redis.Redis(unix_socket_path=str(settings.embedded_socket), socket_timeout=1.0, retry=once)
     try:
-        # An ending supervisor still has its server: a client must not begin with it.
+        # The server of an ending supervisor still answers, but is about to stop.
         return bool(client.ping()) and not (settings.state_dir / "ending").exists()
     except (redis.RedisError, OSError):
         return False
@@ -141,13 +150,13 @@ def is_up(settings: Settings) -> bool:
 
 
 def touch(folder: Path) -> None:
-    """Say that somebody is there: the supervisor's idle time begins anew."""
+    """Restart the idle time of the supervisor."""
     with contextlib.suppress(OSError):
         (folder / "used").touch()
 
 
 def supervisor_pid(folder: Path) -> int | None:
-    """The supervisor's process id, if one holds the folder."""
+    """The process id of the supervisor that holds the folder, or None."""
     if not _locked(folder):
         return None
     try:
@@ -168,9 +177,9 @@ def _locked(folder: Path) -> bool:
 
 
 def last_line(path: Path) -> str:
-    """The last thing that a log says."""
+    """The last line of a log file."""
     try:
         lines = path.read_text(errors="replace").strip().splitlines()
     except OSError:
-        return "nothing is known"
-    return lines[-1] if lines else "nothing is known"
+        return "no log"
+    return lines[-1] if lines else "the log is empty"

@@ -1,4 +1,4 @@
-"""A run as it goes, on a terminal: a tree of levels and steps, then the undo as it happens."""
+"""The live view of a run on a terminal: a tree of levels and steps, updated with each event."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ _UNDO_STYLES = {
     UndoState.UNDO_FAILED: "bold red",
     UndoState.NOT_UNDOABLE: "magenta",
 }
-#: Wider levels are shown by their numbers.
+#: Steps of one level, and items of one step, that are shown; the others are counted.
 _SHOWN = 24
-#: Seconds that Redis may be away before a watch is given up.
+#: Seconds without an answer from Redis after which a watch fails.
 _PATIENCE = 60.0
 
 T = TypeVar("T")
 
 
 def watch(run: Run, console: Console) -> Report:
-    """Show the run until it rests; returns its report. Interrupting it does not touch the run."""
+    """Show the run until it has ended, and return its report. Interrupting the view does not affect the run."""
     if console.is_terminal:
         with Live(console=console, refresh_per_second=8, transient=False) as live:
             for report in _reports(run):
@@ -60,7 +60,7 @@ def watch(run: Run, console: Console) -> Report:
 
 
 def _reports(run: Run) -> Iterator[Report]:
-    """A fresh report whenever something has happened, at most ten a second."""
+    """A new report after each event, at most ten a second."""
     yield (report := _patiently(run.report))
     while not report.ended:
         _patiently(lambda: run.store.read_events(run.id, "$", block_ms=500, count=1))
@@ -69,7 +69,7 @@ def _reports(run: Run) -> Iterator[Report]:
 
 
 def _lines(run: Run, console: Console) -> Report:
-    """A line for what matters, where there is no terminal to draw on."""
+    """Print a line for each notable event, for output that is not a terminal."""
     after = "0-0"
 
     def show() -> None:
@@ -84,7 +84,7 @@ def _lines(run: Run, console: Console) -> Report:
 
 
 def _patiently(read: Callable[[], T]) -> T:
-    """What is read, also across a restart of Redis: the run goes on, and so does whoever watches it."""
+    """The result of a read that is retried for up to 60 s while Redis does not answer."""
     until = None
     while True:
         try:
@@ -118,8 +118,8 @@ def _line(event: Event) -> Text | None:
             return Text(f"  ↩ {name} {fields['status']}{error}")
         case "step_retrying" | "item_retrying" | "undo_retrying":
             delay = int(fields["delay_ms"]) / 1000
-            what = "not yet" if fields.get("in_vain") else f"attempt {fields['attempt']} failed"
-            return Text(f"  {fields['step']} {what}, again in {delay:.1f} s{error}", "yellow")
+            what = "did not act" if fields.get("in_vain") else f"attempt {fields['attempt']} failed"
+            return Text(f"  {fields['step']} {what}, retry in {delay:.1f} s{error}", "yellow")
         case "step_skipped" | "item_skipped" | "undo_impossible":
             what = "cannot be undone" if event.name == "undo_impossible" else "skipped"
             return Text(f"  {name} {what}: {fields['reason']}")
@@ -129,20 +129,20 @@ def _line(event: Event) -> Text | None:
             word = "waits" if event.name == "run_held" else "suspended"
             return Text(f"{word}{error}", "yellow")
         case "run_resumed":
-            return Text("it goes on", "bold")
+            return Text("resumed", "bold")
         case "run_aborting":
             where = f" in {fields['step']}" if fields.get("step") else ""
             return Text(f"ending the run: {fields['cause']}{where}", "bold")
         case "run_undoing":
-            return Text("taking back what was done", "bold")
+            return Text("undoing the completed steps", "bold")
         case "run_finishing":
-            return Text("the steps that always run", "bold")
+            return Text("running the always steps", "bold")
         case _:
             return None
 
 
 def tree(report: Report) -> Tree:
-    """The run as a tree."""
+    """The run as a tree of its levels and steps."""
     report = printable.values(report)
     style = "red" if report.state not in {RunState.SUCCEEDED, RunState.RUNNING, RunState.PENDING} else "bold"
     took = f"  {report.duration_s:.1f} s" if report.duration_s is not None else ""
@@ -159,8 +159,8 @@ def tree(report: Report) -> Tree:
             for host in step.hosts if not step.items and len(step.hosts) > 1 else ():
                 if host.status in FAILED:
                     node.add(Text(f"{host.host}  {host.status}  {host.error or ''}", style="red"))
-            told = [item for item in step.items if item.status not in FAILED and item.reason]
-            for item in told[:_SHOWN]:
+            notable = [item for item in step.items if item.status not in FAILED and item.reason]
+            for item in notable[:_SHOWN]:
                 style = "yellow" if item.status in STEP_IN_FLIGHT else "dim"
                 node.add(Text(f"{_what(item)}  {item.status}  {item.reason}", style=style))
         if len(steps) > _SHOWN:
@@ -171,7 +171,7 @@ def tree(report: Report) -> Tree:
 
 
 def _what(item: ItemReport) -> str:
-    """The item, the host, or both."""
+    """The label of an item: its value, its host, or both."""
     parts = [json.dumps(item.item, ensure_ascii=False)] if item.item is not None else []
     return " on ".join([*parts, *([item.host] if item.host else [])])
 
@@ -204,7 +204,7 @@ def _named(report: Report, step: StepReport) -> bool:
 
 
 def _of_job(job: JobReport) -> str:
-    """How the work ended, and how the stack stands."""
+    """The line of a job: the result of its work, and the state of its stack."""
     stack = {
         "healthy": "the stack is up again",
         "not_needed": "the stack was not touched",
@@ -217,7 +217,7 @@ def _of_job(job: JobReport) -> str:
 
 
 def closing(report: Report) -> Group:
-    """The last lines: what became of it, and what to do next."""
+    """The closing lines: the outcome, what is left over or in doubt, and the next command."""
     report = printable.values(report)
     lines = [Text(f"{report.state}: {report.summary}", style="green" if report.exit_code == 0 else "bold red")]
     if report.error:
@@ -232,5 +232,5 @@ def closing(report: Report) -> Group:
         lines.append(Text(f"left over: {', '.join(report.left_over)}", style="bold magenta"))
     lines += [Text(f"in doubt: {doubt}", style="bold magenta") for doubt in report.in_doubt]
     if report.state in TERMINAL and report.exit_code:
-        lines.append(Text(f"look at it: longshore runs show {report.run_id}", style="dim"))
+        lines.append(Text(f"for details: longshore runs show {report.run_id}", style="dim"))
     return Group(*lines)

@@ -1,7 +1,7 @@
-"""What runs had done on a host, or at a service, applied again: for one that has lost its data.
+"""Replay: applies recorded effects again, on a host or service that has lost its data.
 
-The recorded parameters of every step that stands are put into one plan, in the order in which they ended, and
-that plan is run like any other. Only what brings about a state can be applied again; the rest is named.
+The recorded parameters of every step whose effect stands go into one plan, in the order in which the steps ended, and
+that plan runs like any other. Only convergent operations are applied again; the others are listed as left out.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from longshore.orchestration.store.keys import Field
 if TYPE_CHECKING:
     from longshore.orchestration.store.run_store import Store
 
-#: What may have happened, or stand half.
+#: States in which a step may have had all of its effect, or a part of it.
 _IN_DOUBT = frozenset({StepState.UNKNOWN, StepState.FAILED})
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What was done and cannot be applied again."""
+    """An effect that cannot be applied again, and why."""
 
     run_id: str
     step: str
@@ -50,7 +50,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class _Effect:
-    """One step, or part of one, that stands."""
+    """The recorded effect of one step or unit."""
 
     run_id: str
     step: str
@@ -60,20 +60,23 @@ class _Effect:
     host: str
     ended: int
     timeout: float | None = None
-    #: The container that it was done in.
+    #: The container that the step ran in.
     inside: str = ""
-    #: What makes a mark of a secret one.
+    #: The word that identifies marks of secrets in `params`.
     word: str = ""
 
 
 @dataclass
 class Replay:
-    """The plan that does it all again, its parameters, and what it leaves out. `close` when it was started."""
+    """The plan of a replay, its parameters, and the effects that it leaves out.
+
+    The caller calls `close` once the plan was started, which deletes the temporary files.
+    """
 
     plan: Plan
     params: dict[str, Any] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
-    #: Per step of the plan, the run and the step that it comes from.
+    #: By step of the plan, the run and step of origin.
     sources: dict[str, str] = field(default_factory=dict)
     _folder: TemporaryDirectory[str] | None = None
 
@@ -83,27 +86,28 @@ class Replay:
 
 
 def collect(store: Store, *, host: str = "", service: str = "", since: int = 0) -> Replay:
-    """What is to be done again. `since`: runs created from then on, ms of Redis's clock.
+    """Collect the effects to apply again, of runs created at or after `since` (ms of Redis's clock).
 
-    UsageError where neither or both of host and service are given, or where it is more than a plan may have.
+    Raises UsageError unless exactly one of `host` and `service` is given, and for more steps than a plan may have.
     """
     if bool(host) == bool(service):
-        both = "say one of them" if host else "say what has lost its data: a host or a service"
-        raise UsageError(both, remedy="--host NAME or --service NAME")
-    deeds: list[_Effect] = []
+        why = "both a host and a service are given" if host else "neither a host nor a service is given"
+        raise UsageError(f"replay: {why}", remedy="give one of --host NAME and --service NAME")
+    effects: list[_Effect] = []
     left_out: list[LeftOut] = []
     for run_id in store.created_since(since):
         for found in _of_run(store, run_id, host, service):
             if isinstance(found, LeftOut):
                 left_out.append(found)
             else:
-                deeds.append(found)
-    deeds.sort(key=lambda deed: deed.ended)
-    if len(deeds) > MAX_STEPS:
+                effects.append(found)
+    effects.sort(key=lambda effect: effect.ended)
+    if len(effects) > MAX_STEPS:
         raise UsageError(
-            f"{len(deeds)} steps are more than the {MAX_STEPS} that a plan may have", remedy="narrow it by --since"
+            f"replay: {len(effects)} steps exceed the {MAX_STEPS} that a plan may have",
+            remedy="limit the replay to later runs: --since",
         )
-    return _as_plan(deeds, left_out, host, service)
+    return _as_plan(effects, left_out, host, service)
 
 
 def _of_run(store: Store, run_id: str, host: str, service: str) -> Iterator[_Effect | LeftOut]:
@@ -113,11 +117,11 @@ def _of_run(store: Store, run_id: str, host: str, service: str) -> Iterator[_Eff
             return
         plan = CompiledPlan(Plan.model_validate(body["plan"]), lenient=True)
     except (ValidationError, LongshoreError) as error:
-        yield LeftOut(run_id, "*", f"its plan cannot be read: {error}")
+        yield LeftOut(run_id, "*", f"the plan of the run cannot be read: {error}")
         return
     _, fields = store.everything(run_id)
     for step in plan.steps:
-        # What a replay did is what its runs had done, as long as those are known.
+        # The effect of a replayed step is counted with its origin, as long as that run is recorded.
         origin = step.step.description.split() if REPLAY_LABEL in plan.plan.labels else []
         if len(origin) == 4 and store.body(origin[1]) is not None:
             continue
@@ -148,22 +152,22 @@ def _of_step(
         return
     if status in _IN_DOUBT:
         if not fields.get(f"{Field.NO_EFFECT}:{step_id}"):
-            yield LeftOut(run_id, name, f"it is {status}: what it did is not known")
+            yield LeftOut(run_id, name, f"the step is {status}: its effect is not known")
         return
     if undo:
-        yield LeftOut(run_id, name, f"its undo is {undo}")
+        yield LeftOut(run_id, name, f"the undo of the step is {undo}")
         return
     if not _converges(step.operation, step.step.with_):
-        # What found its state as it should be has nothing that could be lost.
+        # An unchanged step had no effect that could be lost.
         if status is StepState.CHANGED and step.waits is not Waits.RUN:
-            yield LeftOut(run_id, name, f"{step.operation.name} does not bring about a state, but acts each time")
+            yield LeftOut(run_id, name, f"{step.operation.name} is not convergent: it acts each time")
         return
     rendered = fields.get(f"{Field.RENDERED}:{step_id}")
     params = json.loads(rendered) if rendered else dict(step.step.with_)
     word = params.pop(secrets.WORD, "")
     inside = params.pop(INSIDE, step.inside)
     if not rendered and templates.has_template(step.operation.templated(params)):
-        yield LeftOut(run_id, name, "a person has said that it was done; its parameters are not known")
+        yield LeftOut(run_id, name, "a person has resolved the step as done; its parameters are not known")
         return
     ended = int(fields.get(f"{Field.ENDED}:{step_id}") or 0)
     target = fields.get(f"{Field.HOST}:{step_id}") or (there if host else "")
@@ -171,40 +175,40 @@ def _of_step(
 
 
 def _converges(operation: Operation, params: dict[str, Any]) -> bool:
-    """Whether a second call, with nothing lost, would change nothing."""
+    """Report whether a second call would change nothing while the effect stands."""
     if operation.kind is Kind.CONVERGES:
         return True
     own = operation.function is not None or operation.queue == "command"
     return own and operation.repeatable(params)
 
 
-def _as_plan(deeds: list[_Effect], left_out: list[LeftOut], host: str, service: str) -> Replay:
+def _as_plan(effects: list[_Effect], left_out: list[LeftOut], host: str, service: str) -> Replay:
     shown = re.sub(r"[^A-Za-z0-9._-]", "-", host or service)[:50]
     plan = Plan(f"replay-{shown}", on_failure="keep", sequential=True, labels={REPLAY_LABEL: host or service})
     replay = Replay(plan, left_out=left_out)
-    for number, deed in enumerate(deeds):
-        with_ = dict(deed.params)
-        if isinstance(source := with_.get("source"), str) and source in deed.files:
-            with_["source"] = _carried(replay, number, deed.files[source])
-        literal = deed.operation.literal(with_)
+    for number, effect in enumerate(effects):
+        with_ = dict(effect.params)
+        if isinstance(source := with_.get("source"), str) and source in effect.files:
+            with_["source"] = _carried(replay, number, effect.files[source])
+        literal = effect.operation.literal(with_)
         given = {
-            key: value if key in literal else _as_it_is(replay, number, key, value, deed.word)
+            key: value if key in literal else _as_it_is(replay, number, key, value, effect.word)
             for key, value in with_.items()
         }
-        step = plan.step(f"s{number:05}", deed.operation.name, **given)
-        step.describe(f"run {deed.run_id} step {deed.step}")
-        if deed.inside:
-            step.inside(deed.inside)
-        if deed.timeout is not None:
-            step.timeout(deed.timeout)
-        if deed.host:
-            step.target(deed.host)
-        replay.sources[step.name] = f"run {deed.run_id} step {deed.step}"
+        step = plan.step(f"s{number:05}", effect.operation.name, **given)
+        step.describe(f"run {effect.run_id} step {effect.step}")
+        if effect.inside:
+            step.inside(effect.inside)
+        if effect.timeout is not None:
+            step.timeout(effect.timeout)
+        if effect.host:
+            step.target(effect.host)
+        replay.sources[step.name] = f"run {effect.run_id} step {effect.step}"
     return replay
 
 
 def _as_it_is(replay: Replay, number: int, key: str, value: Any, word: str) -> Any:
-    """What was rendered once is not rendered again: braces in it are its own; only marks are references again."""
+    """A rendered value as a value of the new plan: braces in it stay literal, and marks become secret references."""
     if word and secrets.marked(value, word):
         if isinstance(value, Mapping):
             return {
@@ -226,7 +230,7 @@ def _as_it_is(replay: Replay, number: int, key: str, value: Any, word: str) -> A
 
 
 def _carried(replay: Replay, number: int, content: str) -> str:
-    """The file that a step had carried, where the new plan finds it."""
+    """Write a carried file into the folder of the new plan, and return its name."""
     if replay._folder is None:
         replay._folder = TemporaryDirectory(prefix="longshore-replay-")
         replay.plan._base_dir = replay._folder.name

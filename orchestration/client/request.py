@@ -1,4 +1,4 @@
-"""What is stored of a run before anything else: its plan, its inputs, and everything that it will need."""
+"""The request of a run: its plan, parameters, files and sub-plans, as stored before anything else."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from longshore.orchestration.settings import MAX_FILE_BYTES
 from longshore.orchestration.store.admission import JOBS
 from longshore.orchestration.store.run_store import SCHEMA_VERSION
 
-#: Characters of a concurrency key, rendered.
+#: Characters of a rendered concurrency key.
 _LONGEST_KEY = 256
-#: How the operations of jobs are called, and the one without which nothing is begun, but only finished.
+#: The prefix of the operations of jobs, and the operation by which a plan begins a job rather than only finishes one.
 _JOB, _BEGINS = "job.", "job.worker.execute"
 
 
 def request_body(plan: Plan, given: Mapping[str, Any], who: str, origin: str = "") -> dict[str, Any]:
-    """The request as it is stored: the normalised plan, its parameters, the files and plans that it names.
+    """The request as stored: the normalised plan, its parameters, and the files and plans that it names.
 
-    Raises PlanError, ParamsError.
+    Raises PlanError and ParamsError.
     """
     validate(plan)
     params = resolve(plan.params, given)
@@ -44,7 +44,7 @@ def request_body(plan: Plan, given: Mapping[str, Any], who: str, origin: str = "
         "digest": plan.digest(params, files),
         "actor": who,
         "origin": origin,
-        # Two runs of one id, the first long forgotten, must not take each other's traces for their own.
+        # Tells two runs of one id apart, where the first was deleted.
         "instance_id": secrets.token_hex(8),
     }
     trace = {"trace": trace_context.current_traceparent()} if "opentelemetry" in sys.modules else {}
@@ -52,7 +52,7 @@ def request_body(plan: Plan, given: Mapping[str, Any], who: str, origin: str = "
 
 
 def shared(plan: Plan, params: dict[str, Any]) -> dict[str, Any]:
-    """What the request says of that which it shares with other runs."""
+    """The part of the request that admission reads: concurrency key, locks and group."""
     locks = sorted(set(_projects(plan, params)))
     begins = any(step.op == _BEGINS for step in plan.steps.values()) and RECONSTRUCTED_LABEL not in plan.labels
     group = {"group": JOBS} if begins else {}
@@ -60,7 +60,10 @@ def shared(plan: Plan, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _projects(plan: Plan, params: dict[str, Any]) -> Iterator[str]:
-    """The projects that its steps change on hosts that it names; others are locked by their step alone."""
+    """The locks of the run, as `host/project`: what its steps change on hosts that the plan names.
+
+    Where only the results determine host or project, the step itself takes the lock.
+    """
     for step in plan.steps.values():
         target, project = step.target or plan.target, step.with_.get("project")
         operation = known(step.op)
@@ -74,13 +77,13 @@ def _projects(plan: Plan, params: dict[str, Any]) -> Iterator[str]:
         try:
             named = [str(templates.render(value, {"params": params})) for value in (target, project or "")]
         except templates.TemplateProblem:
-            continue  # known when its turn comes
+            continue  # depends on results: locked by its step
         if named[0][:1] != "_" and named[1]:
             yield "/".join(named)
 
 
 def _concurrency(plan: Plan, params: dict[str, Any]) -> dict[str, Any]:
-    """What the request says of the runs that must not be live at the same time. PlanError where its key is none."""
+    """The concurrency limit of the run, with its key rendered. Raises PlanError for an invalid key."""
     if plan.concurrency is None:
         return {}
     try:
@@ -88,16 +91,17 @@ def _concurrency(plan: Plan, params: dict[str, Any]) -> dict[str, Any]:
     except templates.TemplateProblem as error:
         raise PlanError([Problem(f"concurrency: {error}", path=("concurrency", "key"))]) from None
     if not 0 < len(key) <= _LONGEST_KEY:
-        raise PlanError([Problem(f"concurrency: a key of {len(key)} characters", path=("concurrency", "key"))])
+        why = f"concurrency: the key has {len(key)} characters; 1 to {_LONGEST_KEY} are allowed"
+        raise PlanError([Problem(why, path=("concurrency", "key"))])
     return {"concurrency": plan.concurrency.model_dump() | {"key": key}}
 
 
-#: The operations of which `source` is a file beside the plan.
+#: The operations whose `source` is a file beside the plan.
 _CARRY = frozenset({"file.deploy.execute", "file.upload", "file.changed.get"})
 
 
 def _local_files(plan: Plan, params: dict[str, Any]) -> dict[str, str]:
-    """The contents of the local files that steps name as `source`, base64, by the path written in the plan."""
+    """The local files that steps name as `source`, in base64, by the path written in the plan. Raises PlanError."""
     found: dict[str, str] = {}
     for name, step in plan.steps.items():
         source = step.with_.get("source")
@@ -107,7 +111,7 @@ def _local_files(plan: Plan, params: dict[str, Any]) -> dict[str, str]:
         try:
             rendered = str(templates.render(source, {"params": params}))
         except templates.TemplateProblem as error:
-            raise PlanError([Problem(f"source may only use params: {error}", step=name, path=path)]) from None
+            raise PlanError([Problem(f"source may use only params: {error}", step=name, path=path)]) from None
         try:
             data = (Path(plan._base_dir) / rendered).read_bytes()
         except OSError as error:
@@ -116,7 +120,7 @@ def _local_files(plan: Plan, params: dict[str, Any]) -> dict[str, str]:
             raise PlanError(
                 [
                     Problem(
-                        f"source {rendered} has {len(data)} bytes; at most {MAX_FILE_BYTES} can be carried",
+                        f"source {rendered} has {len(data)} bytes; a plan carries at most {MAX_FILE_BYTES}",
                         step=name,
                     )
                 ]

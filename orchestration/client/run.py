@@ -1,6 +1,6 @@
-"""One run as its client sees it: read, watched, waited for and commanded.
+"""The handle of one run: read its state, watch it, wait for its end, and send it commands.
 
-A command is written to the record of the run and carried out by a worker; each method that sends one returns at once.
+A command is stored in Redis and carried out by a worker; each method that sends one returns at once.
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ from longshore.orchestration.runs.report import Report
 from longshore.orchestration.states import TERMINAL, RunState
 from longshore.orchestration.store.run_store import Store, stream_order
 
-#: What may be said of a step that nobody else knows more of.
+#: How a person may resolve a step whose outcome the record does not know; see `Run.resolve`.
 Resolution = Literal["done", "skip", "undone", "abandon"]
 
 
-#: Between two looks at what a step has printed.
+#: Seconds between two reads of the output of a step.
 _FOLLOW = 0.3
 
 
 class Run:
-    """One run, as a client sees it. `attached` where it was there before."""
+    """A handle to one run. `attached` is True where the run existed before this client asked for it.
+
+    Raises StoreUnavailable from every method where Redis does not answer in time.
+    """
 
     def __init__(
         self,
@@ -60,43 +63,45 @@ class Run:
         return f"Run({self.id!r})"
 
     def state(self) -> RunState:
+        """The state of the run; `pending` until a worker has read its request."""
         return RunState(self.store.state(self.id) or RunState.PENDING)
 
     def _state_there(self) -> RunState:
-        """The state of a run that is waited for; RunLost where there is none any more."""
+        """The state of the run. Raises RunLost where neither record nor request exists."""
         state = self.store.state(self.id)
         if state is None and self.store.body(self.id) is None:
             raise RunLost(
-                f"run {self.id} is gone: it was pruned, or Redis has lost it",
-                remedy="longshore doctor shows whether Redis keeps its data",
+                f"run {self.id} does not exist any more: it was pruned, or Redis has lost it",
+                remedy="check whether Redis keeps its data: longshore doctor",
             )
         return RunState(state or RunState.PENDING)
 
     def unserved(self) -> list[str]:
-        """The queues that it needs and that no worker takes new work from now: it waits for one."""
+        """The queues that the run needs and that no worker consumes now."""
         if self.store.settings.redis_url is None:
-            return []  # the embedded default starts its worker by itself
+            return []  # the embedded supervisor starts its worker by itself
         return pending_reasons.unserved(self.store, self.plan)
 
     def report(self) -> Report:
-        """How it stands; complete when it has ended."""
+        """The report of the run as of now; complete once the run has ended."""
         store = self.store
         run, steps = store.everything(self.id)
         if self._digest and run.get("digest", self._digest) != self._digest:
-            # Redis has lost it, and it was made anew; with another plan.
+            # Redis lost the run, and a client created it again under the same id with another plan.
             self.plan, self._digest = stored_plan(store, self.id)
         if run.get("state") not in TERMINAL:
             steps |= pending_reasons.pending_reasons(store, self.plan, steps)
         return report.build(self.id, self.plan, run, steps, store.now())
 
     def events(self, after: str = "0-0") -> list[Event]:
-        """What happened so far, after a cursor."""
+        """The events so far, after the cursor `after` (an event's id)."""
         return events.read(self.store, self.id, self.plan, after)
 
     def watch(self, after: str = "0-0", *, hooks: Hooks | None = None) -> Iterator[Event]:
-        """Events as they come, until the run rests. Reading changes nothing.
+        """Yield events as they occur, until the run has ended. Reads only.
 
-        `hooks` are called as their events come, each once and in order, from `after` on.
+        `hooks` are called for each event after `after`, once each and in order. An exception from a hook is raised
+        here. Raises RunLost where the run does not exist any more.
         """
         watcher = _Watcher(self, hooks, after) if hooks is not None else None
         for event in self._watch(after):
@@ -108,23 +113,23 @@ class Run:
         for event in events.follow(self.store, self.id, self.plan, after):
             if event is not None:
                 yield event
-            # An event says that it ended; without one, the state does: a watcher may come late.
+            # A watcher that begins after the last event sees the end in the state alone.
             if (event is None or event.name == "run_ended") and self._state_there() in TERMINAL:
                 yield from self.events(event.id) if event is not None else ()
                 return
 
     def wait(self, timeout: float | None = None, *, check: bool = False, hooks: Hooks | None = None) -> Report:
-        """The report, once the run rests. Raises WaitTimeout after `timeout` seconds; the run goes on.
+        """Block until the run has ended and return its report.
 
-        RunLost where it is gone. With `check`, raises RunFailed unless everything went as asked. `hooks` as for
-        `watch`.
+        Raises WaitTimeout after `timeout` seconds, which does not affect the run, and RunLost where the run does not
+        exist any more. With `check`, raises RunFailed for an exit code other than 0. `hooks` are called as in `watch`.
         """
         watcher = _Watcher(self, hooks) if hooks is not None else None
         store = self.store
         began = time.monotonic()
         until = None if timeout is None else began + timeout
         while True:
-            # Before the state: what happens after it was looked at must wake the reader.
+            # Read before the state, so that any later event wakes the blocking read below.
             newest = store.newest_event(self.id)
             if self._state_there() in TERMINAL:
                 break
@@ -133,12 +138,12 @@ class Run:
                 why = self.report().error
                 raise WaitTimeout(
                     f"run {self.id} has not ended in {timeout:g} s{f' ({why.message})' if why else ''}",
-                    remedy=f"it goes on: longshore runs watch {self.id}",
+                    remedy=f"the run goes on; watch it: longshore runs watch {self.id}",
                 )
             if watcher is not None:
                 watcher.call_for_new_events()
             if store.read_events(self.id, newest, block_ms=max(1, round(left * 1000)), count=1):
-                # A run of many steps has an event every millisecond: looking at each would slow it down.
+                # A wide run emits an event every millisecond; a read for each would slow the run down.
                 time.sleep(min(0.05, (time.monotonic() - began) / 50))
         if watcher is not None:
             watcher.call_for_new_events()
@@ -149,13 +154,13 @@ class Run:
         return done
 
     def log(self, step: str) -> Iterator[str]:
-        """What a step printed: its last thousand lines. UnknownName for a step that the plan does not have."""
+        """The output of a step, its last thousand lines. Raises UnknownName for a step that the plan does not have."""
         return (line for _, line in self.output(step))
 
     def output(self, step: str, *, follow: bool = False) -> Iterator[tuple[str, str]]:
-        """The same, each line with its stream: stdout, stderr, or '' for what the operation itself says.
+        """The output of a step as (stream, line); the stream is stdout, stderr, or '' for the operation's own.
 
-        `follow`: as they come, until the run rests.
+        With `follow`, yields lines as they are printed, until the run has ended.
         """
         step_id, after = self._id_of(step), "-"
         while True:
@@ -168,47 +173,52 @@ class Run:
             time.sleep(_FOLLOW)
 
     def cancel(self, reason: str = "", *, keep: bool = False) -> str:
-        """Ask for its end: nothing new begins, what runs is asked to stop, and what was done is undone
-        (`keep`: stays). Returns at once, with the command's id for `answer`.
+        """Cancel the run: no further step begins, running attempts are asked to stop, and completed steps are undone.
+
+        With `keep`, the effects of completed steps stay. Returns the id of the command, for `answer`.
         """
         return self._command("cancel", reason, keep=keep)
 
     def undo(self, reason: str = "") -> str:
-        """Ask that a run that rests be taken back, or that a failed undo be tried again. Returns at once,
-        with the command's id for `answer`.
-        """
+        """Compensate a run that has ended, or retry its failed undos. Returns the id of the command, for `answer`."""
         return self._command("undo", reason)
 
     def resume(self, reason: str = "") -> str:
-        """Ask that it go on: from where it is suspended, from the first step that is not done (`failed`,
-        `partial`), or with the undos that failed (`undo_failed`). Returns at once, with the command's id for
-        `answer`.
+        """Resume a run: from its suspension, from the first step that is not done (`failed`, `partial`), or with the
+        undos that failed (`undo_failed`). Returns the id of the command, for `answer`.
         """
         return self._command("resume", reason)
 
     def resolve(self, step: str, word: Resolution, note: str = "") -> str:
-        """Say what became of a step, as one who knows better: `done` (it happened), `skip` (go on as if it were
-        not needed), `undone` (taken back by hand, or it never happened), `abandon` (leave it as it is, and name
-        it). Returns at once, with the command's id for `answer`. UnknownName for a step that the plan does not
-        have.
+        """Resolve a step whose outcome a person knows and the record does not.
+
+        * `done` – the step had its effect
+        * `skip` – continue as if the step were not needed
+        * `undone` – a person compensated the step, or the step never had an effect
+        * `abandon` – leave the effect; the report lists the step as left over
+
+        Returns the id of the command, for `answer`. Raises UnknownName for a step that the plan does not have.
         """
         return self._command("resolve", note, step=self._id_of(step), resolved_as=word)
 
     def prune(self, timeout: float = 30.0) -> str:
-        """Have a run that rests forgotten, with all that is kept of it: `done`, or why it was not. Afterwards it
-        can no longer be undone. WaitTimeout if no worker took it; with a `timeout` of 0 it is asked for only.
+        """Delete an ended run with all its records, after which it can no longer be undone.
+
+        Returns `done`, or the reason of a refusal. Raises WaitTimeout where no worker reads the command in time. With a
+        `timeout` of 0, returns '' at once.
         """
         command_id = self._command("prune", "")
         return self.answer(command_id, timeout) if timeout else ""
 
     def approve(self, step: str, note: str = "") -> str:
-        """Say that a step that waits for an approval may go on. Returns at once, with the command's id for
-        `answer`. UnknownName for a step that the plan does not have.
+        """Approve a step that waits for an approval. Returns the id of the command, for `answer`.
+
+        Raises UnknownName for a step that the plan does not have.
         """
         return self._command("approve", note, step=self._id_of(step))
 
     def reject(self, step: str, note: str = "") -> str:
-        """The opposite: the step fails, and with it what depends on it."""
+        """Reject a step that waits for an approval, so that the step fails. Returns and raises as `approve` does."""
         return self._command("reject", note, step=self._id_of(step))
 
     def _id_of(self, step: str) -> StepId:
@@ -216,20 +226,26 @@ class Run:
             return self.plan.id_of(step)
         except KeyError:
             raise UnknownName(
-                f"run {self.id} has no step {step!r}", remedy=f"it has {', '.join(self.plan.index)}"
+                f"run {self.id} has no step {step!r}", remedy=f"name one of its steps: {', '.join(self.plan.index)}"
             ) from None
 
     def answer(self, command_id: str, timeout: float = 30.0) -> str:
-        """What became of a command: `done`, or why nothing was done. WaitTimeout if no worker took it."""
+        """Block until a worker has handled a command; return `done`, or the reason of a refusal.
+
+        Raises WaitTimeout after `timeout` seconds; the command is kept.
+        """
         until = time.monotonic() + timeout
         while time.monotonic() < until:
             fields = self.store.fields(self.id)
             if not fields and self.store.body(self.id) is None:
-                return "done"  # it was forgotten, as asked
+                return "done"  # pruned, as commanded
             if stream_order(fields.get("last_command", "0-0")) >= stream_order(command_id):
                 return fields.get("answer", "done")
             time.sleep(0.05)
-        raise WaitTimeout("no worker has taken the command yet", remedy="it is kept; start one: longshore worker")
+        raise WaitTimeout(
+            f"no worker has read the command of run {self.id} yet",
+            remedy="start a worker, which will carry it out: longshore worker",
+        )
 
     def _command(
         self, kind: str, reason: str, *, keep: bool = False, step: StepId | None = None, resolved_as: str = ""
@@ -241,7 +257,7 @@ class Run:
         except OperationalError as error:
             raise StoreUnavailable(
                 f"the {kind} of run {self.id} is stored, but its message could not be sent: {error}",
-                remedy="it is carried out when a worker sweeps",
+                remedy="wait until a worker sweeps, which carries it out; start one if none runs: longshore worker",
             ) from error
         return command_id
 
@@ -252,15 +268,15 @@ class _Watcher:
     def __init__(self, run: Run, hooks: Hooks, after: str = "0-0") -> None:
         self._run = run
         self._hooks = hooks
-        self._teller = HookDispatcher(run.store, run.id, run.plan)
+        self._dispatcher = HookDispatcher(run.store, run.id, run.plan)
         self.cursor = after
-        # Events before the cursor give the hooks' arguments, and are not passed on again.
+        # Earlier events only rebuild the state of the dispatcher, which the arguments of hooks need.
         for event in run.events() if after != "0-0" else []:
             if stream_order(event.id) <= stream_order(after):
-                self._teller.note(event)
+                self._dispatcher.note(event)
 
     def call(self, event: Event) -> None:
-        self._teller.tell(event, self._hooks)
+        self._dispatcher.tell(event, self._hooks)
         self.cursor = event.id
 
     def call_for_new_events(self) -> None:
@@ -269,8 +285,8 @@ class _Watcher:
 
 
 def stored_plan(store: Store, run_id: str) -> tuple[CompiledPlan, str]:
-    """The plan of a run, and the digest of its request. Raises UnknownName."""
+    """The plan of a run and the digest of its request. Raises UnknownName where no request is stored."""
     body = store.body(run_id)
     if body is None:
-        raise UnknownName(f"no run {run_id!r}", remedy="longshore runs ls shows the latest")
+        raise UnknownName(f"run {run_id!r} does not exist", remedy="list the latest runs: longshore runs ls")
     return CompiledPlan(Plan.model_validate(body["plan"]), lenient=True), str(body.get("digest", ""))

@@ -1,1 +1,1 @@
-"""The contents of a Celery message: its canvas, its signature, its trace context."""
+"""Celery messages: their canvas, signature and trace context."""

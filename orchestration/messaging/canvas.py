@@ -1,9 +1,8 @@
-"""A level as Celery canvas: a chord of two or more steps, or a chain of single ones.
+"""The Celery canvas of a level: a chord of two or more steps, or a chain of single steps.
 
-Messages hold ids: the run and the number of the step. The body of a chord, and whatever else moves
-a run on, is one idempotent task, `longshore.advance`. Celery 5.7 runs `chain(group, group, …)`
-several times over and sends the rest of the plan with each task, so a level is dispatched when the
-one before it has closed, never earlier.
+Messages carry ids only: the run, and the number of the step. The body of a chord is the idempotent task
+`longshore.advance`, which also moves a run on in all other cases. Each level is dispatched after the level before it
+has closed: Celery 5.7 runs `chain(group, group, …)` several times over and sends the rest of the plan with each task.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ TICK = "longshore.tick"
 ORCHESTRATE = "longshore.orchestrate"
 TASK_ENDED = "longshore.task_ended"
 
-#: Links of one chain: each message carries those that follow it, so their number is bounded.
+#: The links of one chain, bounded because each message carries all later links.
 CHAIN_LINKS = 8
-#: Seconds after a step's own time limit: then its process is interrupted, and then it is killed.
+#: Seconds after the timeout of a step until its process is interrupted, and until it is killed.
 SOFT_GRACE, HARD_GRACE = 5.0, 30.0
 
 
 class _WorkersQueues(Queues):
-    """Queues of the exchange that the workers have bound: naming one leaves no key of its own in Redis."""
+    """Queues that the workers have bound: a producer that names one creates no binding key in Redis."""
 
     def new_missing(self, name: str) -> Queue:
         return Queue(name, routing_key=name)
 
 
 def producer(settings: Settings) -> Celery:
-    """An app that only sends: it knows no task, and is nobody's current app."""
+    """A Celery app that only sends messages; it registers no task and does not become the current app."""
     app = Celery("longshore-client", broker=settings.broker_url(), set_as_current=False)
     app.amqp.queues_cls = _WorkersQueues
     app.conf.update(
@@ -51,7 +50,7 @@ def producer(settings: Settings) -> Celery:
         broker_transport_options={
             "socket_connect_timeout": settings.connect_timeout,
             "socket_timeout": 30,
-            # As the workers have it: a queue is one list.
+            # The same as on the workers: one list for each queue.
             "priority_steps": [0],
             **settings.broker_options(),
         },
@@ -72,14 +71,14 @@ class Canvas:
         self, app: Celery, run_id: str, hosts: Mapping[StepId, str] | None = None, *, digest: str = ""
     ) -> None:
         self.app = app
-        #: Of the plan, where messages are signed.
+        #: The digest of the request, where messages are signed.
         self.digest = digest
         self.run_id = run_id
-        #: The hosts of those steps and units that are not for whichever worker takes them.
+        #: The hosts of those steps and units that target one.
         self.hosts = hosts or {}
 
     def _options(self, queue: str, shadow: str, shown: str) -> dict[str, Any]:
-        """One root for the whole run, the step's own name, and no parameter in sight."""
+        """Message options: the run as the root, the name of the step for display, and no visible parameters."""
         return {
             "queue": queue,
             "root_id": self.run_id,
@@ -91,7 +90,7 @@ class Canvas:
         }
 
     def advance(self, plan_name: str, **options: Any) -> Signature[Any]:
-        """The task that moves the run on."""
+        """The signature of `longshore.advance`, which moves the run on."""
         shown = self._options(CONTROL, f"{plan_name} (advance)", f"({self.run_id!r},)") | options
         shown["headers"] = plan_header(self.digest)
         return self.app.signature(ADVANCE, args=(self.run_id,), immutable=True, options=shown)
@@ -105,23 +104,24 @@ class Canvas:
         else:
             queue, shadow = step.queue_at(host), name
         options = self._options(queue, shadow, f"({self.run_id!r}, {shown!r})")
-        # An attempt watches its own time; these end one that is stuck where it cannot.
+        # An attempt checks its own deadline; these limits end one that is stuck.
         limit = step.step.timeout or get_settings().step_timeout
         options |= {"soft_time_limit": limit + SOFT_GRACE, "time_limit": limit + HARD_GRACE}
         options["headers"] = plan_header(plan.digest)
         return self.app.signature(task, args=(self.run_id, step_id), immutable=True, options=options)
 
     def send_start(self, plan_name: str) -> None:
-        """The first message; its task id is the run's, so that Flower shows it as the root of the tree."""
+        """Send the first message of the run; its task id is the run id, which makes it the root in Flower."""
         sig = self.advance(plan_name, shadow=plan_name, task_id=self.run_id)
         del sig.options["parent_id"]
         sig.apply_async()
 
     def send_advance(self, plan_name: str) -> None:
+        """Send a message that moves the run on."""
         self.advance(plan_name).apply_async()
 
     def send_level(self, plan: CompiledPlan, ids: Sequence[StepId], *, may_chain: bool) -> None:
-        """A level's steps: one chord, or one chain with the single steps that follow."""
+        """Send the steps of a level: a chord of several, or a chain of one and the single steps that follow."""
         if len(ids) > 1:
             self._send_chord(STEP, plan, ids)
             return
@@ -136,14 +136,14 @@ class Canvas:
             chain(*signatures, app=self.app).apply_async(root_id=self.run_id, parent_id=self.run_id)
 
     def send_undo(self, plan: CompiledPlan, ids: Sequence[StepId]) -> None:
-        """An undo level's steps."""
+        """Send the undos of a level: a chord of several, or a single message."""
         if len(ids) > 1:
             self._send_chord(UNDO, plan, ids)
         else:
             self.send_single(UNDO, plan, ids[0])
 
     def send_single(self, task: str, plan: CompiledPlan, step_id: StepId) -> None:
-        """One step by itself, outside of chord and chain: how the sweeper sends."""
+        """Send one step outside of any chord or chain, as the sweeper does."""
         self._work(task, plan, step_id).apply_async()
 
     def send_task(
@@ -153,9 +153,9 @@ class Canvas:
         kwargs: Mapping[str, Any],
         queue: str,
         task_id: str,
-        told: tuple[Any, ...],
+        reply: tuple[Any, ...],
     ) -> None:
-        """An application's own task, bare; Celery tells us by `link` or `link_error` when it has ended."""
+        """Send a task of an application; Celery reports its end by `link` or `link_error`."""
         self.app.send_task(
             task,
             args=list(args),
@@ -164,16 +164,18 @@ class Canvas:
             task_id=task_id,
             root_id=self.run_id,
             parent_id=self.run_id,
-            link=self._ended(told, ok=True),
-            link_error=self._ended(told, ok=False),
+            link=self._ended(reply, ok=True),
+            link_error=self._ended(reply, ok=False),
         )
 
-    def _ended(self, told: tuple[Any, ...], *, ok: bool) -> Signature[Any]:
-        """Celery puts the result, or the id of the task that failed, before these arguments."""
-        options = self._options(CONTROL, f"{TASK_ENDED} ({'ok' if ok else 'failed'})", str(told[:2]))
-        # An application's worker sends it, and has no key.
-        sealed = seal("ended", {"told": list(told), "ok": ok})
-        return self.app.signature(TASK_ENDED, args=(*told, ok), kwargs=sealed, options=options | {"serializer": "json"})
+    def _ended(self, reply: tuple[Any, ...], *, ok: bool) -> Signature[Any]:
+        """The `longshore.task_ended` message; Celery puts the result, or the id of the failed task, before `reply`."""
+        options = self._options(CONTROL, f"{TASK_ENDED} ({'ok' if ok else 'failed'})", str(reply[:2]))
+        # The worker of the application sends this message and has no key, so the seal is made here.
+        sealed = seal("ended", {"told": list(reply), "ok": ok})
+        return self.app.signature(
+            TASK_ENDED, args=(*reply, ok), kwargs=sealed, options=options | {"serializer": "json"}
+        )
 
     def _send_chord(self, task: str, plan: CompiledPlan, ids: Sequence[StepId]) -> None:
         header = group([self._work(task, plan, step_id) for step_id in ids], app=self.app)

@@ -1,10 +1,10 @@
-"""TODO."""
+"""The trace context of the caller, as a request carries it."""
 
 from __future__ import annotations
 
 
 def current_traceparent() -> str:
-    """The W3C `traceparent` of the caller's own trace, which the run then is a part of; '' where there is none."""
+    """The W3C `traceparent` of the current span, which becomes the parent of the run; '' without one."""
     try:
         from opentelemetry import trace  # noqa: PLC0415 - an extra
     except ImportError:

@@ -1,1 +1,1 @@
-"""Reports, events and diagrams of runs."""
+"""Reading runs: reports, events, hooks, timelines, diagrams and search."""

@@ -1,4 +1,4 @@
-"""A plan as a picture: text, Mermaid, DOT, SVG. Drawn from the plan, coloured by a report if there is one."""
+"""Diagrams of a plan as text, Mermaid, DOT or SVG, coloured by the states in a report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep
 from longshore.orchestration.runs.report import Report
 from longshore.orchestration.states import STEP_BAD, StepState, UndoState
 
-#: Fill and stroke by state; pairs that differ in lightness too, for eyes that do not see the colour.
+#: Fill and stroke by state; the pairs differ in lightness too, for readers who do not distinguish the colours.
 COLOURS = {
     "pending": ("#f3f4f6", "#6b7280"),
     "ready": ("#e0f2fe", "#0284c7"),
@@ -31,25 +31,25 @@ _WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 190, 46, 28, 44, 20
 
 
 def escape(text: str) -> str:
-    """For XML, which has no control characters but three; and for people, who see what a text hides."""
+    """Text escaped for XML, with control characters made visible."""
     return escape_html(printable.line(text))
 
 
 def states_of(report: Report | None) -> dict[str, str]:
-    """Per step the word to colour it by: its undo's where there is one."""
+    """The state to colour each step by, that of its undo included."""
     if report is None:
         return {}
     shown = {}
     for step in report.steps:
         undo = step.undo.status if step.undo else None
-        # Which one failed is what is looked for, also when all is as it was again.
-        told = undo is UndoState.UNDO_FAILED or (undo is UndoState.UNDONE and step.status not in STEP_BAD)
-        shown[step.name] = str(undo if told else step.status)
+        # A failed step keeps its own colour after its undo, so that the cause of the failure stays visible.
+        undo_counts = undo is UndoState.UNDO_FAILED or (undo is UndoState.UNDONE and step.status not in STEP_BAD)
+        shown[step.name] = str(undo if undo_counts else step.status)
     return shown
 
 
 def text(plan: CompiledPlan, states: Mapping[str, str] | None = None) -> str:
-    """Levels from the top, each step with what it comes after."""
+    """The plan as text: its levels, each step with its dependencies."""
     states = states or {}
     lines = [f"{plan.plan.name}: {len(plan)} steps, {len(plan.levels)} levels"]
     for level, members in enumerate(plan.levels):
@@ -70,7 +70,7 @@ def _flags(step: CompiledStep) -> str:
 
 
 def mermaid(plan: CompiledPlan, states: Mapping[str, str] | None = None) -> str:
-    """For GitHub, GitLab and most documentation tools."""
+    """The plan as a Mermaid flowchart, for GitHub, GitLab and most documentation tools."""
     states = states or {}
     lines = ["flowchart TD"]
     for step in plan.steps:
@@ -85,7 +85,7 @@ def mermaid(plan: CompiledPlan, states: Mapping[str, str] | None = None) -> str:
 
 
 def dot(plan: CompiledPlan, states: Mapping[str, str] | None = None) -> str:
-    """For Graphviz."""
+    """The plan as a DOT graph, for Graphviz."""
     states = states or {}
     lines = [f'digraph "{plan.plan.name}" {{', '  rankdir=TB; node [shape=box, style="rounded,filled"];']
     for step in plan.steps:
@@ -97,9 +97,9 @@ def dot(plan: CompiledPlan, states: Mapping[str, str] | None = None) -> str:
 
 
 def svg(plan: CompiledPlan, states: Mapping[str, str] | None = None, *, link: str = "") -> str:
-    """A stand-alone picture: levels from top to bottom, no program and no network needed.
+    """The plan as a self-contained SVG, with the levels from top to bottom.
 
-    With `link`, each step leads to that and its name: `#step-row-` to a row of the same page.
+    With `link`, each step links to `link` followed by its name: `#step-row-` leads to a row of the same page.
     """
     states = states or {}
     widest = max(len(members) for members in plan.levels)
@@ -133,7 +133,7 @@ def svg(plan: CompiledPlan, states: Mapping[str, str] | None = None, *, link: st
 
 
 def _places(plan: CompiledPlan, width: int) -> dict[int, tuple[float, float]]:
-    """Each level centred; inside it, steps stand under the middle of what they come after."""
+    """The position of each step: levels are centred, and steps ordered by the mean position of their dependencies."""
     place: dict[int, tuple[float, float]] = {}
     for level, members in enumerate(plan.levels):
 

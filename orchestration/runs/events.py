@@ -1,4 +1,4 @@
-"""What happens in a run, in order: the run's own stream, read by whoever watches."""
+"""The events of a run, read from its stream in order."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from longshore.orchestration.errors import UNREADABLE
 from longshore.orchestration.plans.compiled import CompiledPlan, as_id
 from longshore.orchestration.store.run_store import Store
 
-#: Seconds that one read waits before it looks whether the run has ended.
+#: Seconds that one read blocks before the caller can check whether the run has ended.
 _BLOCK = 2.0
 
 
 @dataclass(frozen=True)
 class Event:
-    """One transition. `id` is its place in the stream, `at` ms of Redis's clock.
+    """One transition of a run. `id` is its id in the stream, which serves as a cursor; `at` is in ms of Redis's clock.
 
-    `fields` are its own: `step` is the step's name (`copy[17]` for an item of it), `steps` names, `attempt`,
-    `status`, `error`, …
+    `fields` depend on the event: `step` (a name, `copy[17]` for an item), `steps` (names), `attempt`, `status`,
+    `error`, …
     """
 
     id: str
@@ -28,11 +28,12 @@ class Event:
 
     @property
     def step(self) -> str | None:
+        """The name of the step or item that the event is about, or None."""
         return self.fields.get("step")
 
 
 def read(store: Store, run_id: str, plan: CompiledPlan, after: str = "0-0") -> list[Event]:
-    """What there is after a cursor."""
+    """All events after a cursor."""
     found: list[Event] = []
     while entries := store.read_events(run_id, after):
         found += filter(None, (_event(plan, *entry) for entry in entries))
@@ -41,7 +42,7 @@ def read(store: Store, run_id: str, plan: CompiledPlan, after: str = "0-0") -> l
 
 
 def follow(store: Store, run_id: str, plan: CompiledPlan, after: str = "0-0") -> Iterator[Event | None]:
-    """Events as they come, for ever; None whenever there was none for two seconds."""
+    """Yield events as they occur, without end, and None after each two seconds without one."""
     while True:
         entries = store.read_events(run_id, after, block_ms=round(_BLOCK * 1000))
         if not entries:
@@ -53,7 +54,7 @@ def follow(store: Store, run_id: str, plan: CompiledPlan, after: str = "0-0") ->
 
 
 def _event(plan: CompiledPlan, stream_id: str, fields: dict[str, str]) -> Event | None:
-    """The stream holds the numbers of steps; people see names. None for an entry that is no event."""
+    """An entry of the stream as an event, with names for the numbers of steps; None for an unreadable entry."""
     try:
         return _named(plan, stream_id, fields)
     except UNREADABLE:

@@ -1,9 +1,8 @@
-"""What is called as a run goes: nine hooks, from the run's event stream, in its order.
+"""User hooks, invoked in the order of the run's event stream.
 
-In the process that watches, `run.watch(hooks=…)` and `run.wait(hooks=…)` call each once and in order, from the
-watcher's cursor on. On the workers, what the entry-point
-group `longshore.hooks` names (a Hooks, or a function that makes one) is called at least once for each event:
-`hooks.event.id` tells a repetition.
+`run.watch(hooks=…)` and `run.wait(hooks=…)` invoke hooks in the watching process, exactly once for each event after the
+watcher's cursor. Workers invoke the hooks of the entry-point group `longshore.hooks` (a Hooks, or a function that
+returns one) at least once for each event; `hooks.event.id` identifies a repetition.
 """
 
 from __future__ import annotations
@@ -26,18 +25,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LevelSummary:
-    """One level of a plan: its steps' names."""
+    """The names of the steps of one level of a plan."""
 
     steps: tuple[str, ...]
 
     @property
     def parallel(self) -> bool:
+        """Whether the level has more than one step."""
         return len(self.steps) > 1
 
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """A plan before it runs."""
+    """The plan of a run, as passed to `before_plan`."""
 
     run_id: str
     plan: str
@@ -51,17 +51,17 @@ def _nothing(*_: Any) -> None:
 
 @dataclass
 class Hooks:
-    """Functions to be called; each may be left out.
+    """The hooks of one subscriber. Each hook is optional.
 
-    * `before_plan(summary)`, `after_plan(report)`
-    * `before_level(level, steps, parallel)`, `after_level(level, results)` – level from 0, names of its
-      steps; then the level's StepReports, those that were skipped among them
-    * `before_step(name)` – never for a step that is skipped; `after_step(result)` – a StepReport
-    * `on_retry(name, attempt, error)` – the attempt that failed (from 1), before the wait
+    * `before_plan(summary)` – a PlanSummary; `after_plan(report)` – a Report
+    * `before_level(level, steps, parallel)` – the level, from 0, and the names of its steps
+    * `after_level(level, results)` – the StepReports of the level, skipped steps included
+    * `before_step(name)` – not called for a skipped step; `after_step(result)` – a StepReport
+    * `on_retry(name, attempt, error)` – the attempt that failed, from 1; called before the delay
     * `on_skip(name, reason)`
-    * `on_undo(result)` – a StepReport whose `undo` has ended
+    * `on_undo(result)` – a StepReport whose `undo` has ended; once for each step
 
-    What a hook raises is the caller's who watches; on a worker it is logged, and the run goes on.
+    An exception propagates to the caller of `watch` or `wait`; a worker logs the exception and the run goes on.
     """
 
     before_plan: Callable[[PlanSummary], object] = _nothing
@@ -73,37 +73,40 @@ class Hooks:
     on_retry: Callable[[str, int, str], object] = _nothing
     on_skip: Callable[[str, str], object] = _nothing
     on_undo: Callable[[StepReport], object] = _nothing
-    #: The event that is being told of.
+    #: The event that the current call is about.
     event: Event | None = field(default=None, compare=False)
 
 
 @dataclass
 class HookDispatcher:
-    """Turns the events of one run into calls. Fed with each event in order, from the first one on."""
+    """Translates the events of one run into calls of hooks.
+
+    The caller passes every event in order from the first one on, to `tell` or to `note`.
+    """
 
     store: Store
     run_id: str
     plan: CompiledPlan
-    #: The level that is open.
+    #: The open level.
     level: int | None = None
-    #: Steps that `before_step` was called for.
+    #: Steps for which `before_step` was called.
     started: set[str] = field(default_factory=set)
-    #: Of each step the parts that are still to be taken back.
+    #: By step, its parts whose undo has not ended.
     undoing: dict[str, set[str]] = field(default_factory=dict)
 
     def tell(self, event: Event, hooks: Hooks) -> None:
-        """Call what the event means."""
+        """Call the hooks of an event."""
         hooks.event = event
         for name, arguments in self.calls(event):
             getattr(hooks, name)(*arguments())
 
     def note(self, event: Event) -> None:
-        """Take note of an event that was told of before."""
+        """Update the state for an event whose hooks were called before."""
         for _ in self.calls(event):
             pass
 
     def calls(self, event: Event) -> Iterator[tuple[str, Callable[[], tuple[Any, ...]]]]:
-        """The hooks that an event calls; what they are given is read only if it is asked for."""
+        """Yield the hooks of an event, each with a function that reads its arguments on demand."""
         step = event.step or ""
         whole = self._whole(step)
         match event.name:
@@ -133,7 +136,7 @@ class HookDispatcher:
             case "undo_ended" | "undo_impossible":
                 left = self.undoing.get(whole, set())
                 left.discard(step)
-                # A step with items is told of once: when the last of them has been taken back.
+                # A step with items is reported once, after the undo of its last item.
                 if not left and (event.name == "undo_ended" or whole not in self.undoing):
                     yield "on_undo", lambda: (self._step(whole),)
             case "run_aborting" | "run_undoing" | "run_finishing":
@@ -173,12 +176,12 @@ class HookDispatcher:
 
 
 def on_workers() -> list[Hooks]:
-    """What the installed packages want to be told of."""
+    """The hooks of installed packages, from the entry-point group `longshore.hooks`; logs those that fail to load."""
     found = []
     for entry in entry_points(group="longshore.hooks"):
         try:
             offered = entry.load()
             found.append(offered if isinstance(offered, Hooks) else offered())
-        except Exception:  # a package's mistake must not keep workers from working
-            log.exception("the hooks %s cannot be loaded", entry.name)
+        except Exception:  # a faulty package must not stop the worker
+            log.exception("the hooks %s cannot be loaded; fix or remove the package that provides them", entry.name)
     return found

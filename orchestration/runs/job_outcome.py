@@ -1,4 +1,4 @@
-"""What became of a job: how the work ended, and whether the stack is up again. The one does not tell of the other."""
+"""The outcome of a job: the result of its work, and separately the state of its stack afterwards."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from longshore.orchestration.states import STEP_BAD, STEP_FINAL, STEP_GOOD, TERM
 if TYPE_CHECKING:
     from longshore.orchestration.runs.step_report import StepReport
 
-#: How the work ended.
+#: The result of the work.
 Result = Literal["succeeded", "failed", "timed_out", "cancelled"]
-#: How the stack stands: as it did before, not touched, left stopped as asked, or not all of it up.
+#: The state of the stack: running as before, not touched, left stopped as requested, or not fully up.
 Restart = Literal["healthy", "not_needed", "kept_stopped", "failed"]
 
 
 class JobReport(BaseModel):
-    """The part of a report that only a job has. What is not known yet is null."""
+    """The part of a report that only the run of a job has. Values that are not known yet are null."""
 
     model_config = ConfigDict(frozen=True, defer_build=True)
 
     name: str
     result: Result | None = None
     restart: Restart | None = None
-    #: Containers that ran before, and are not well.
+    #: Containers that ran before and are not healthy now.
     down: list[str] = []
-    #: The worker container, and how it ended.
+    #: The name, exit code and OOM flag of the worker container.
     worker: str | None = None
     exit_code: int | None = None
     oom_killed: bool = False
-    #: Whether the record was made again out of the labels of the worker.
+    #: Whether the record was reconstructed from the labels of the worker container.
     reconstructed: bool = False
 
     @property
     def exit(self) -> int:
-        """The exit code of a run that has ended: 3 where the stack is not fully up, whatever became of the work."""
+        """The exit code of an ended run: 3 where the stack is not fully up, whatever the result of the work."""
         if self.restart in {"failed", None}:
             return 3
         return 0 if self.result in {"succeeded", None} else 1
 
 
 def outcome(plan: Plan, state: RunState, cause: Cause | None, steps: Sequence[StepReport]) -> JobReport | None:
-    """Of the run of a job; None of any other."""
+    """The outcome of the run of a job; None for any other run."""
     found = {step.op.split(".")[1]: step for step in steps if step.op.startswith("job.")}
     if JOB_LABEL not in plan.labels or "remove" not in found or not {"healthy", "work"} & found.keys():
         return None
-    if "work" not in found:  # only the stack is brought up, once more
+    if "work" not in found:  # the run starts the stack only
         name = plan.labels[JOB_LABEL]
         return JobReport(name=name, restart=_restart(found, state, touched=True), down=_down(found))
     work = found["work"]

@@ -1,4 +1,4 @@
-"""Why a step that was sent to the workers has not begun: read from the hosts, when somebody looks."""
+"""The reasons why dispatched steps have not begun, computed from the state of the hosts when a report is read."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from longshore.orchestration.store.hosts import SILENT_LEASES, Host, Hosts, take
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.run_store import Store
 
-#: Among the fields of steps, as the report reads them; it is in no record.
+#: The field that the report reads the reason from; no record stores it.
 WAITS = "wait"
 
 
 def pending_reasons(store: Store, plan: CompiledPlan, steps: Mapping[str, str]) -> dict[str, str]:
-    """`wait:<id>`, and `uwait:<id>` of undos: why each that waits for a worker does, where that can be said."""
+    """The reason for each step or undo that waits for a worker, as `wait:<id>` or `uwait:<id>`, where one is known."""
     waiting = list(_waiting(steps, store.now()))
     if not waiting:
         return {}
@@ -33,7 +33,7 @@ def pending_reasons(store: Store, plan: CompiledPlan, steps: Mapping[str, str]) 
 
 
 def unserved(store: Store, plan: CompiledPlan) -> list[str]:
-    """The queues that a run of the plan needs, and that no worker takes new work from now."""
+    """The queues that a run of the plan needs and that no worker consumes now."""
     hosts = list(Hosts(store).all().values())
     needed = {CONTROL, *(step.operation.queue for step in plan.steps)}
     return sorted(queue for queue in needed if not takers(hosts, queue))
@@ -54,9 +54,9 @@ def _why(hosts: Mapping[str, Host], name: str, queue: str) -> str:
     host = hosts.get(name)
     taken = takers(hosts.values() if host is None else [host], queue)
     if host is not None:
-        # A drained host still takes what always runs, and undo.
+        # A drained host still claims always steps and undo.
         if host.why_not() and not (host.drained is not None and host.alive and not is_forward(queue)):
             return host.why_not()
         if host.now - host.seen > host.silent / SILENT_LEASES:
-            return f"host {name} has not been heard of for {(host.now - host.seen) / 1000:.0f} s"
-    return "" if taken else f"no worker takes what is in the queue {queue}"
+            return f"host {name} has sent no heartbeat for {(host.now - host.seen) / 1000:.0f} s"
+    return "" if taken else f"no worker consumes queue {queue}"

@@ -1,4 +1,4 @@
-"""What became of a run: every step, in one of its states, none missing."""
+"""The report of a run: its state, and that of every step of its plan."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Report(_Part):
-    """The run's result. `exit_code` is what the command line returns for it; None while it goes on."""
+    """The state or result of a run. `exit_code`, the exit status of the command line, is None while the run is live."""
 
     run_id: str
     plan: str
@@ -47,11 +47,11 @@ class Report(_Part):
     actor: str = ""
     error: ErrorReport | None = None
     steps: list[StepReport]
-    #: Steps whose effect stands although the run did not succeed.
+    #: Steps whose effect remains although the run did not succeed.
     left_over: list[str] = []
-    #: What may have happened, or may happen yet, and could not be fenced or compared.
+    #: Possible effects of lost attempts that could be neither fenced nor compared with receipts.
     in_doubt: list[str] = []
-    #: Only of the run of a job: how the work ended, and how the stack stands.
+    #: The outcome of a job; None for any other run.
     job: JobReport | None = None
 
     @model_serializer(mode="wrap")
@@ -63,31 +63,38 @@ class Report(_Part):
 
     @property
     def ended(self) -> bool:
+        """Whether the run has ended. An operator can still undo or resume an ended run."""
         return self.state in TERMINAL
 
     def step(self, name: str) -> StepReport:
-        """One step's part; KeyError if the plan has no such step."""
+        """The report of one step. Raises KeyError where the plan has no such step."""
         for step in self.steps:
             if step.name == name:
                 return step
         raise KeyError(name)
 
     def decode(self, name: str, model: type[T]) -> T:
-        """One step's data as that type. DecodeError if there is no such step, or it does not fit."""
+        """The data of one step as the type `model`.
+
+        Raises DecodeError where the plan has no such step, or the data does not match the type.
+        """
         try:
             return self.step(name).decode(model)
         except KeyError:
-            raise DecodeError(f"no result for {name!r}", remedy=f"run {self.run_id} has no such step") from None
+            raise DecodeError(
+                f"no result for {name!r}: run {self.run_id} has no such step",
+                remedy=f"name one of its steps: {', '.join(step.name for step in self.steps)}",
+            ) from None
 
 
 def read(store: Store, run_id: str, plan: CompiledPlan, indices: Sequence[int]) -> dict[int, StepReport]:
-    """Some steps of a run as they stand, without reading the others."""
+    """The reports of some steps of a run, by index, without reading the others."""
     fields = store.steps_hash(run_id, indices)
     return {i: _step(plan, i, fields)[1] for i in indices}
 
 
 def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mapping[str, str], now: int) -> Report:
-    """The report of a run from its record; empty fields are a run that has not begun. `now` in ms."""
+    """The report of a run from its record; empty fields describe a run that has not begun. `now` is in ms."""
     state = RunState(run.get("state", "pending"))
     records: dict[int, StepRecord] = {}
     reports = []
@@ -130,13 +137,13 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
 
 
 def _name(plan: CompiledPlan, step_id: StepId, host: str | None) -> str:
-    """Of a part of a step, also the host that it is left over on."""
+    """The name of a step or unit; for a unit, with its host."""
     name = plan.name_of(step_id)
     return f"{name} on {host}" if host and isinstance(step_id, str) else name
 
 
 def _exit_code(plan: CompiledPlan, state: RunState, records: Mapping[int, StepRecord], left: Sequence[StepId]) -> int:
-    """0 all as asked, 3 something stands, is left over or in doubt, 1 failed and nothing does (SEMANTICS 6)."""
+    """0 for success, 3 where an effect remains or is in doubt, 1 for a failure without either (SEMANTICS 6)."""
     always_failed = any(records[s.index].status in STEP_BAD for s in plan.steps if s.always)
     if left or always_failed or state in {RunState.PARTIAL, RunState.UNDO_FAILED}:
         return 3
@@ -152,7 +159,7 @@ def _step(plan: CompiledPlan, index: int, fields: Mapping[str, str]) -> tuple[St
         data = {"results": []}
     if units:
         hosts = _by_host(units)
-        # Hosts without items: each has its own data, and the step has none.
+        # A fan-out over hosts only: each host has its own data, and the step has none.
         data = {"results": [unit.part.data for _, unit in units]} if step.step.foreach is not None else {}
         error = fields.get(f"{Field.ERROR}:{index}")
         record = replace(record, units=tuple(unit for unit, _ in units))
@@ -177,11 +184,11 @@ def _step(plan: CompiledPlan, index: int, fields: Mapping[str, str]) -> tuple[St
 
 @dataclass(frozen=True)
 class _Done:
-    """What the record has of a step or a unit."""
+    """The recorded result of a step or a unit."""
 
     part: ItemReport
     hosts: list[HostReport]
-    #: Said by a step that failed all the same.
+    #: Whether there was a change, also of a step that failed afterwards.
     changed: bool
 
 
@@ -234,7 +241,7 @@ def _host(part: ItemReport) -> HostReport:
 
 
 def _by_host(units: Sequence[tuple[StepRecord, _Done]]) -> list[HostReport]:
-    """One entry a host, in the order in which they first come: its worst status, and whether any item changed it."""
+    """One entry for each host, in order of first appearance: its worst status, and whether any item changed it."""
     found: dict[str, list[HostReport]] = {}
     for _, unit in units:
         for host in unit.hosts or ([_host(unit.part)] if unit.part.host else []):
@@ -242,7 +249,7 @@ def _by_host(units: Sequence[tuple[StepRecord, _Done]]) -> list[HostReport]:
     return [_worst(parts) for parts in found.values()]
 
 
-#: The later, the worse.
+#: States by severity, the worst last.
 _BADNESS = [
     StepState.UNCHANGED, StepState.SKIPPED, StepState.NOT_RUN, StepState.CHANGED, StepState.CANCELLED,
     StepState.UNKNOWN, StepState.FAILED,
@@ -255,7 +262,7 @@ def _worst(parts: list[HostReport]) -> HostReport:
 
 
 def _undo_of(undos: list[UndoReport]) -> UndoReport | None:
-    """How taking back the parts of a step went, as one: the worst of them."""
+    """The undos of the units of a step as one, with the worst status."""
     if not undos:
         return None
     order = [UndoState.UNDO_FAILED, UndoState.NOT_UNDOABLE, *(s for s in UndoState if s not in UNDO_FINAL)]
@@ -285,13 +292,13 @@ def _undo(get: Any) -> UndoReport | None:
 
 
 def summary(steps: list[StepReport]) -> str:
-    """`5 steps, 2 changed, 1 failed; 2 undone`: what there is none of is left out."""
+    """The counts of states, as in `5 steps, 2 changed, 1 failed; 2 undone`; zero counts are omitted."""
     counts = Counter(step.status for step in steps)
     parts = [f"{len(steps)} step{'' if len(steps) == 1 else 's'}"]
     parts += [f"{counts[state]} {state}" for state in StepState if counts[state]]
     undos = Counter(step.undo.status for step in steps if step.undo)
-    taken_back = [f"{undos[state]} {state}" for state in UndoState if undos[state]]
-    return ", ".join(parts) + (f"; {', '.join(taken_back)}" if taken_back else "")
+    undone = [f"{undos[state]} {state}" for state in UndoState if undos[state]]
+    return ", ".join(parts) + (f"; {', '.join(undone)}" if undone else "")
 
 
 def _number(fields: Mapping[str, str], name: str) -> int | None:

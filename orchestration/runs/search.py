@@ -1,4 +1,4 @@
-"""Runs searched: by what is written of them, plan, state, label and time; the latest first."""
+"""Search of runs by text, plan, state, label and time, the latest first."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from longshore.orchestration.states import RunState
 if TYPE_CHECKING:
     from longshore.orchestration.store.run_store import Store
 
-#: Runs that are read at once, and that are looked at in all.
+#: Runs that are read at once, and that a search examines at most.
 _PAGE, _FARTHEST = 200, 20_000
 _FIELDS = ("state", "plan", "created", "started", "ended", "actor", "err")
 
 
 @dataclass(frozen=True)
 class Filter:
-    """What is looked for; what is left out is not asked for."""
+    """The conditions of a search; empty conditions match every run."""
 
-    #: A part of the run's id, its plan's name, who started it, or its error.
+    #: A part of the run's id, plan, actor or error.
     text: str = ""
     plan: str = ""
     state: RunState | None = None
@@ -36,12 +36,13 @@ class Filter:
 
     @classmethod
     def read(cls, q: str = "", plan: str = "", state: str = "", label: str = "", since: str = "") -> Filter:
-        """As people write it: `since` is a date, a time, or how long ago (`2h`). UsageError."""
+        """A filter from text; `since` is a date, a time, or an age (`2h`). Raises UsageError for an invalid one."""
         if state and state not in {str(one) for one in RunState}:
-            raise UsageError(f"there is no state {state!r}", remedy=f"one of {', '.join(map(str, RunState))}")
+            raise UsageError(f"unknown state {state!r}", remedy=f"choose one of {', '.join(map(str, RunState))}")
         return cls(q.strip().lower(), plan.strip(), RunState(state) if state else None, label.strip(), _since(since))
 
     def fits(self, row: Row, labels: dict[str, str]) -> bool:
+        """Report whether a run matches."""
         key, sign, value = self.label.partition("=")
         about = f"{row.run_id} {row.plan} {row.actor} {row.error}".lower()
         return (
@@ -63,14 +64,14 @@ def _since(text: str) -> int:
             at = datetime.now(UTC) - timedelta(seconds=parse_duration(text))
         except (ValueError, OverflowError):
             raise UsageError(
-                f"since {text!r} is no date, no time and no duration", remedy="2026-11-20, or 2h"
+                f"since {text!r} is not a date, time or duration", remedy="write 2026-11-20, or 2h"
             ) from None
     return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run, in short."""
+    """One run in a list of results."""
 
     run_id: str
     plan: str
@@ -82,7 +83,7 @@ class Row:
 
 
 def search(store: Store, wanted: Filter, limit: int = 50) -> list[Row]:
-    """The latest runs of that kind. One that nobody has begun yet is `pending`."""
+    """The latest runs that match the filter. A run whose request no worker has read yet is `pending`."""
     return list(islice(_found(store, wanted), limit))
 
 
@@ -96,11 +97,11 @@ def _found(store: Store, wanted: Filter) -> Iterator[Row]:
             pipe.hmget(store.keys.of(run_id).run, _FIELDS)
         answers = zip(page, store.call(pipe.execute, raise_on_error=False), strict=True)
         now = store.now()
-        # A run whose record is damaged is left out: doctor names it.
+        # Damaged records are omitted; doctor names them.
         rows = [_row(now, run_id, values) for run_id, values in answers if RUN_ID.fullmatch(run_id)]
         for row in filter(None, rows):
             if wanted.since and row.created.timestamp() * 1000 < wanted.since:
-                return  # they come in the order of their times
+                return  # runs are ordered by creation
             if wanted.fits(row, _labels(store, row.run_id) if wanted.label else {}):
                 yield row
 
@@ -114,7 +115,7 @@ def _labels(store: Store, run_id: str) -> dict[str, str]:
 
 
 def _row(now: int, run_id: str, values: list[str | None] | Exception) -> Row | None:
-    """None for a record that cannot be read."""
+    """The row of a run; None for an unreadable record."""
     if isinstance(values, Exception):
         return None
     known = {name: value or "" for name, value in zip(_FIELDS, values, strict=True)}

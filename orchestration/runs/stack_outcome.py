@@ -1,4 +1,4 @@
-"""How the run of an orchestration ends: which stacks were brought right, and its exit code."""
+"""The outcome of an orchestration: which stacks it restarted, and its exit code."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StackOutcomes:
-    """Names of the steps of stacks: those that are right, and why the others are not."""
+    """The steps of stacks by outcome: names of those that succeeded, and reasons for the others."""
 
     right: tuple[str, ...] = ()
     wrong: dict[str, str] = field(default_factory=dict)
 
 
 def stacks_of(steps: Sequence[StepReport]) -> StackOutcomes:
+    """The outcomes of the steps that restart stacks."""
     mine = [step for step in steps if step.op == RESTART.name]
     right = [s for s in mine if s.status in STEP_GOOD and (s.undo is None or s.undo.status is not UndoState.UNDONE)]
     return StackOutcomes(
@@ -31,15 +32,16 @@ def stacks_of(steps: Sequence[StepReport]) -> StackOutcomes:
 
 
 def _why(step: StepReport) -> str:
-    taken_back = "taken back" if step.status in STEP_GOOD else ""
-    return taken_back or step.error or step.reason or str(step.status)
+    undone = "undone" if step.status in STEP_GOOD else ""
+    return undone or step.error or step.reason or str(step.status)
 
 
 def exit_code(
     labels: Mapping[str, str], state: RunState, cause: Cause | None, steps: Sequence[StepReport]
 ) -> int | None:
-    """That of such a run, where it is another than that of any: what was done is kept, and no stack got right, which is
-    something left over.
+    """The exit code of an orchestration where it differs from that of any run, else None.
+
+    A failed orchestration that keeps its effects exits with 3 where a stack did not succeed: its effects are left over.
     """
     if labels.get(ORCHESTRATE_LABEL) != "keep" or state is not RunState.FAILED or cause is Cause.CANCEL:
         return None

@@ -18,18 +18,18 @@ class _Part(BaseModel):
 
 
 class ErrorReport(_Part):
-    """Why the run was ended: the step, if it was one."""
+    """The error that ended the run, and the step that raised it, if any."""
 
     step: str | None = None
     message: str
 
 
 class UndoReport(_Part):
-    """How taking a step back went. `duration_s` from its first claim to its outcome."""
+    """The compensation of a step. `duration_s` runs from its first claim to its outcome."""
 
     status: UndoState
     error: str | None = None
-    #: Why it has not begun.
+    #: Why the undo has not begun.
     reason: str | None = None
     attempts: int = 0
     duration_s: float | None = None
@@ -37,23 +37,23 @@ class UndoReport(_Part):
 
 
 class HostReport(_Part):
-    """What a step did on one host."""
+    """The result of a step on one host."""
 
     host: str
     status: StepState
     changed: bool
     error: str | None = None
-    #: Why it was skipped there, left alone, or is waited for.
+    #: Why the step was skipped there, did not run, or waits.
     reason: str | None = None
     data: dict[str, Any] = {}
 
     def decode(self, model: type[T]) -> T:
-        """The host's data as that type. DecodeError if it does not fit."""
+        """The data of the host as the type `model`. Raises DecodeError where the data does not match the type."""
         return results.decode(model, self.data, f"host {self.host!r}")
 
 
 class ItemReport(_Part):
-    """What a step did for one item of its `foreach`, or on one of its hosts."""
+    """The result of a step for one item of its `foreach`, or on one of its hosts."""
 
     item: Any = None
     host: str | None = None
@@ -69,10 +69,10 @@ class ItemReport(_Part):
 
 
 class StepReport(_Part):
-    """One step. `duration_s` from its first claim to its outcome, waits between attempts included.
+    """The state or result of one step.
 
-    Of a step that was fanned out: `items` has its parts in their order, and `data` is
-    `{"results": [...]}`, the data of each.
+    `duration_s` runs from the first claim to the outcome, delays between attempts included. For a step that was fanned
+    out, `items` lists its units in order, and `data` is `{"results": [...]}` with the data of each.
     """
 
     name: str
@@ -91,10 +91,13 @@ class StepReport(_Part):
     items: list[ItemReport] = []
 
     def decode(self, model: type[T]) -> T:
-        """Its data as that type; of a step on several hosts, the first host's. DecodeError if it does not fit."""
+        """The data of the step as the type `model`; for a step on several hosts, the data of the first host.
+
+        Raises DecodeError where the data does not match the type.
+        """
         data = self.data if self.data or not self.hosts else self.hosts[0].data
         return results.decode(model, data, f"step {self.name!r}")
 
     def failures(self) -> list[ItemReport]:
-        """The items that failed, tolerated or not."""
+        """The failed and unknown items, tolerated ones included."""
         return [item for item in self.items if item.status in guards.FAILED]

@@ -1,4 +1,4 @@
-"""When what was done: each attempt of each step as a bar, drawn from the run's events."""
+"""The timeline of a run: each attempt as a bar, drawn from the run's events."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.runs.diagram import COLOURS, escape
 from longshore.orchestration.runs.events import Event
 
-#: Pixels of the picture.
+#: Dimensions in pixels.
 _WIDTH, _LEFT, _ROW, _TOP = 900, 190, 22, 26
 _SHORTEST_BAR = 3
-#: Rows that are drawn; a run may have thousands.
+#: The highest number of rows drawn; a run may have thousands.
 LONGEST = 400
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One attempt. Times in ms of Redis's clock; `end` is None while it goes on. `how` is the state that it ended in,
-    `retrying` where it is tried again, `lost` where its worker was.
+    """One attempt. Times are in ms of Redis's clock; `end` is None while the attempt runs.
+
+    `how` is the final state, `retrying` for an attempt that is retried, or `lost` for one whose lease expired.
     """
 
     part: str
@@ -33,12 +34,12 @@ class Bar:
 
     @property
     def step(self) -> str:
-        """The step that it is a part of."""
+        """The name of the step, without the number of the item."""
         return self.part.partition("[")[0]
 
 
 def bars(events: Iterable[Event]) -> list[Bar]:
-    """In the order in which they began."""
+    """The attempts of a run, in the order in which they began."""
     done: list[Bar] = []
     open_: dict[tuple[str, bool], int] = {}
     for event in events:
@@ -47,7 +48,7 @@ def bars(events: Iterable[Event]) -> list[Bar]:
         part = event.step or ""
         where = (part, undo)
         if verb == "started" and kind in {"step", "item", "undo"}:
-            # A step that was fanned out has its items' bars, and one around them.
+            # A fanned-out step has a bar for each item, and one around them.
             _close(done, open_, where, event.at, "lost")
             owner = event.fields.get("owner", "").partition("@")[2].rpartition("/")[0]
             open_[where] = len(done)
@@ -69,7 +70,7 @@ def _close(
 
 
 def gantt(plan: CompiledPlan, events: list[Event], now: int) -> str:
-    """The bars as an SVG, a row for each step, those of its undo below; '' where nothing has begun."""
+    """The timeline as an SVG, with a row for each step and rows for undos below; '' where no attempt has begun."""
     found = bars(events)
     if not found:
         return ""

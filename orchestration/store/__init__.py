@@ -1,1 +1,1 @@
-"""The records in Redis, and the scripts that change them."""
+"""The records in Redis, and the Lua scripts that change them."""

@@ -1,8 +1,9 @@
-"""Which runs may begin: at most so many at once, the others in the order in which they were asked for.
+"""Admission of runs: limits on live runs, and a queue for the others, in the order of their requests.
 
-Limits: all runs (`max_runs`), those of one plan (`max_runs_per_plan`), those with one key (`concurrency` in a
-plan), and one run for each project on a host that the plan names (SEMANTICS 34), from its beginning to its end, undo
-included. A run that is held up by its plan's limit, its key or a lock does not hold up those behind it.
+There are limits for all runs (`max_runs`), for those of one plan (`max_runs_per_plan`), for those with one key
+(`concurrency` in a plan), and a lock for each project on a host that the plan names (SEMANTICS 34), held from the
+beginning of the run to its end, undo included. A run that waits for its plan's limit, a key or a lock does not block
+the runs behind it.
 """
 
 from __future__ import annotations
@@ -18,45 +19,41 @@ from longshore.orchestration.store.indices import mark
 from longshore.orchestration.store.run_store import Store, read_request
 
 #: Queued runs that are read at once.
-_LOOKED_AT = 1000
-
-
+_PAGE = 1000
 #: The group of the runs of jobs.
 JOBS = "jobs"
 
 
 def _kinds(wanted: AdmissionRequest) -> set[tuple[object, ...]]:
-    """What a run may be refused for, so that all others with the same are refused, too. A part of another run is
-    admitted by what that one holds.
-    """
+    """The limits of a run, as keys that equally limited runs share; none for a child run, admitted by its parents."""
     if wanted.parents:
         return set()
     return {("plan", wanted.plan_key), ("key", wanted.key, wanted.limit), ("lock", wanted.locks)}
 
 
 def _lock(name: str) -> str:
-    """Its slot; no key of a plan begins so."""
+    """The slot of a lock; no concurrency key begins with its prefix."""
     return f"lock {name}"
 
 
 @dataclass(frozen=True)
 class AdmissionRequest:
-    """What admission has to know of a run."""
+    """The part of a request that admission needs."""
 
     plan: str
     key: str = ""
     limit: int = 1
     on_limit: str = "queue"
-    #: The runs that it is a part of, the nearest last.
+    #: The parent runs, the nearest last.
     parents: tuple[str, ...] = ()
-    #: What it needs for itself alone, as `host/project`, sorted.
+    #: The exclusive locks of the run, as `host/project`, sorted.
     locks: tuple[str, ...] = ()
-    #: What it is one of, where those have a limit of their own: `jobs`.
+    #: The group of runs that share a limit of their own: `jobs`.
     group: str = ""
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> AdmissionRequest:
-        """As a request says it."""
+        """The admission request of a run request."""
         shared = body.get("concurrency") or {}
         parents = tuple((body.get("parent") or {}).get("line", ()))
         return cls(
@@ -69,16 +66,16 @@ class AdmissionRequest:
 
     @property
     def plan_key(self) -> str:
-        """Those that it shares a limit with; no plan's name has a space in it."""
+        """The group or plan whose limit counts; a name of a plan contains no space."""
         return f"all {self.group}" if self.group else self.plan
 
     def text(self) -> str:
-        """As `read` reads it."""
+        """The request as JSON, for `read`."""
         return json.dumps(vars(self), ensure_ascii=False)
 
     @classmethod
     def read(cls, text: str) -> AdmissionRequest:
-        """Raises what `UNREADABLE` names."""
+        """Parse a stored request. Raises one of `UNREADABLE` for a damaged entry."""
         known = json.loads(text)
         wanted = cls(**known | {"parents": tuple(known["parents"]), "locks": tuple(known.get("locks", ()))})
         if not all(isinstance(word, str) for word in (wanted.plan, wanted.key, wanted.group, *wanted.locks)):
@@ -87,7 +84,7 @@ class AdmissionRequest:
 
     @classmethod
     def known(cls, text: str) -> AdmissionRequest | None:
-        """None for an entry that cannot be read."""
+        """Parse a stored request; None for a damaged entry."""
         try:
             return cls.read(text)
         except UNREADABLE:
@@ -95,13 +92,16 @@ class AdmissionRequest:
 
 
 class Admission:
-    """The queue of an installation. Every call is safe to repeat."""
+    """The admission queue of an installation. Every call is idempotent."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def submit(self, run_id: str, body: Mapping[str, Any], *, bounded: bool = True) -> dict[str, Any] | None:
-        """Put down that a run is wanted, once; the request that was there before, if any. QueueFull stores nothing."""
+        """Store a request and enqueue its run, atomically and once; return the earlier request of this id, if any.
+
+        Raises QueueFull, with nothing stored, where `bounded` and `max_queued` runs wait already.
+        """
         store, keys = self._store, self._store.keys
         text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
         text = sealed(store.settings, "request", run_id, text)
@@ -114,19 +114,21 @@ class Admission:
             keys.admission_order,
             keys.of(run_id).commands,
         ]
-        said, there = store.run_global("submit", names, run_id, text, mark(), AdmissionRequest.of(body).text(), at_most)
-        if said == "full":
+        result, detail = store.run_global(
+            "submit", names, run_id, text, mark(), AdmissionRequest.of(body).text(), at_most
+        )
+        if result == "full":
             raise QueueFull(
-                f"{there} runs wait already, and no more may (max_queued)",
-                remedy="try again later, or let more run at once: LONGSHORE_MAX_RUNS",
+                f"run {run_id}: the run queue is full: {detail} runs wait already (max_queued)",
+                remedy="try again later, or raise LONGSHORE_MAX_RUNS or LONGSHORE_MAX_QUEUED",
             )
-        return read_request(run_id, there) if said == "there" else None
+        return read_request(run_id, detail) if result == "there" else None
 
     def admit(self, run_id: str, wanted: AdmissionRequest, *, anyway: bool = False) -> str:
-        """Let it begin if there is room; else what there is none in: `all`, `plan`, `key`, `lock`. `gone`: it was
-        released.
+        """Admit a run, atomically, unless a limit is reached; return '' or the limit: `all`, `plan`, `key` or `lock`.
 
-        `anyway`: it has begun before, and somebody has asked that it go on.
+        Returns `gone` for a run that was released. With `anyway`, admits beyond the limits a run that has begun before
+        and resumes.
         """
         store, keys, settings = self._store, self._store.keys, self._store.settings
         names = [
@@ -138,23 +140,23 @@ class Admission:
         ]
         names.append(keys.live)
         names += [keys.slot(_lock(name)) for name in wanted.locks]
-        said = store.run_global(
+        limit = store.run_global(
             "admit", names, run_id, settings.max_runs or "", self._limit_of_plan(wanted) or "",
             wanted.limit if wanted.key else "", "1" if anyway else "", *wanted.parents,
         )  # fmt: skip
-        return "" if said == "ok" else str(said)
+        return "" if limit == "ok" else str(limit)
 
     def _limit_of_plan(self, wanted: AdmissionRequest) -> int | None:
         settings = self._store.settings
         return settings.max_jobs if wanted.group == JOBS else settings.max_runs_per_plan
 
     def readmit_request(self, run_id: str, wanted: AdmissionRequest) -> None:
-        """A run that rested is wanted again: it has its place, whether there is room or not."""
+        """Admit an ended run that resumes, whether or not a limit is reached."""
         self._store.call(self._store.client.hset, self._store.keys.admission_requests, run_id, wanted.text())
         self.admit(run_id, wanted, anyway=True)
 
     def release(self, run_id: str, wanted: AdmissionRequest) -> None:
-        """It has ended: its place is free."""
+        """Free the place, key and locks of an ended run, atomically."""
         keys = self._store.keys
         pipe = self._store.client.pipeline()
         pipe.zrem(keys.queue, run_id)
@@ -168,52 +170,52 @@ class Admission:
         self._store.call(pipe.execute)
 
     def limited(self, wanted: AdmissionRequest) -> bool:
-        """Whether anything can hold it up."""
+        """Report whether any limit applies to the run."""
         return bool(self._store.settings.max_runs or self._limit_of_plan(wanted) or wanted.key or wanted.locks)
 
     def next(self) -> list[tuple[str, AdmissionRequest]]:
-        """Let those begin for whom there is room now, in their order; returns them."""
+        """Admit the queued runs that no limit holds back, in order, and return them."""
         store, keys = self._store, self._store.keys
         admitted: list[tuple[str, AdmissionRequest]] = []
         refused: set[tuple[object, ...]] = set()
         begin = 0
-        while waiting := store.call(store.client.zrange, keys.queue, begin, begin + _LOOKED_AT - 1):
+        while waiting := store.call(store.client.zrange, keys.queue, begin, begin + _PAGE - 1):
             known = store.call(store.client.hmget, keys.admission_requests, waiting)
             for run_id, text in zip(waiting, known, strict=True):
-                # Released just now, or damaged.
+                # None for a run that was just released, or a damaged entry.
                 wanted = AdmissionRequest.known(text) if text else None
                 if wanted is None or not refused.isdisjoint(kinds := _kinds(wanted)):
                     continue
                 try:
                     why = self.admit(run_id, wanted)
-                except WrongType:  # its own slot, or its plan's: those behind it do not wait for that
+                except WrongType:  # a damaged slot blocks its own runs only
                     continue
                 if not why:
                     admitted.append((run_id, wanted))
                 elif why == "all":
                     return admitted
-                else:  # what one run waits for, all others of its kind wait for as well
+                else:  # the limit holds for all runs that share it
                     refused |= {kind for kind in kinds if kind[0] == why}
-            begin += _LOOKED_AT
+            begin += _PAGE
         return admitted
 
     def waits(self, run_id: str) -> bool:
-        """Whether it is in the queue."""
+        """Report whether the run is queued."""
         return self._store.call(self._store.client.zscore, self._store.keys.queue, run_id) is not None
 
     def remember(self, run_id: str, wanted: AdmissionRequest) -> bool:
-        """Whether a run in the queue was unknown: what was known of it was lost, and is known again now."""
+        """Store again the admission request of a queued run, if Redis has lost it; report whether it had."""
         store, keys = self._store, self._store.keys
         return self.waits(run_id) and bool(
             store.call(store.client.hsetnx, keys.admission_requests, run_id, wanted.text())
         )
 
     def is_in(self, run_id: str) -> bool:
-        """Whether it has its place."""
+        """Report whether the run is admitted."""
         return self._store.call(self._store.client.zscore, self._store.keys.admitted, run_id) is not None
 
     def limit_of(self, wanted: AdmissionRequest) -> str:
-        """What a run waits for that is not in yet."""
+        """The limit that a queued run waits for."""
         store, keys = self._store, self._store.keys
         if wanted.key and len(self.holders(wanted)) >= wanted.limit:
             return "key"
@@ -223,7 +225,7 @@ class Admission:
         return "plan" if plan_key >= (self._limit_of_plan(wanted) or plan_key + 1) else "all"
 
     def known_page(self, cursor: int, count: int) -> tuple[int, dict[str, AdmissionRequest]]:
-        """About so many of them, from a cursor on; the next cursor, 0 after the last."""
+        """One page of about `count` requests from a cursor on, with the next cursor, 0 after the last page."""
         following, found = self._store.call(
             self._store.client.hscan, self._store.keys.admission_requests, cursor, count=count
         )
@@ -232,44 +234,47 @@ class Admission:
         }
 
     def known(self) -> dict[str, AdmissionRequest]:
-        """Every run that waits or has begun, and has not been released."""
+        """The requests of all runs that are queued or admitted."""
         found = self._store.call(self._store.client.hgetall, self._store.keys.admission_requests)
         return {
             run_id: wanted for run_id, text in found.items() if (wanted := AdmissionRequest.known(text)) is not None
         }
 
     def wanted(self, run_id: str) -> AdmissionRequest | None:
-        """What is known of one run that waits or has begun."""
+        """The request of one run that is queued or admitted."""
         text = self._store.call(self._store.client.hget, self._store.keys.admission_requests, run_id)
         return AdmissionRequest.known(text) if text else None
 
     def why_not(self, wanted: AdmissionRequest, limit: str) -> str:
-        """What a person is told of a run that waits."""
+        """The reason, for people, why a queued run waits.
+
+        Each begins with the same words, which a skipped run leaves out of its reason.
+        """
         store, settings = self._store, self._store.settings
         if limit == "key":
             holders = ", ".join(self.holders(wanted))
             return f"it waits for its turn: {wanted.key!r} is held by {holders or 'another run'}"
         if limit == "lock":
             held = {name: self.holders_of(name) for name in wanted.locks}
-            told = "; ".join(f"{name} is held by {', '.join(runs)}" for name, runs in held.items() if runs)
-            return f"it waits for its turn: {told or 'another run has what it needs'}"
+            holders = "; ".join(f"{name} is held by {', '.join(runs)}" for name, runs in held.items() if runs)
+            return f"it waits for its turn: {holders or 'another run holds its lock'}"
         if limit == "plan" and wanted.group:
             return f"it waits for its turn: {self._limit_of_plan(wanted)} {wanted.group} are live"
         if limit == "plan":
             return f"it waits for its turn: {settings.max_runs_per_plan} runs of plan {wanted.plan} are live"
         live = store.call(store.client.zcard, store.keys.admitted)
-        return f"it waits for its turn: {live} runs are live, and {settings.max_runs} may be"
+        return f"it waits for its turn: {live} runs are live, of at most {settings.max_runs}"
 
     def holders(self, wanted: AdmissionRequest) -> list[str]:
-        """The runs that hold its key."""
+        """The runs that hold the concurrency key."""
         return sorted(self._store.call(self._store.client.smembers, self._store.keys.slot(wanted.key)))
 
     def holders_of(self, lock: str) -> list[str]:
-        """The runs that hold a lock: one, and what is part of it; more where an operator has reopened one."""
+        """The runs that hold a lock: one and its child runs; more where an operator has reopened a run."""
         return sorted(self._store.call(self._store.client.smembers, self._store.keys.slot(_lock(lock))))
 
     def held(self) -> list[tuple[str, str, int]]:
-        """Locks of runs: `host/project`, the run, and since when, in ms of Redis's clock."""
+        """The held locks, as `host/project`, run, and time of admission in ms of Redis's clock."""
         since = dict(self._store.call(self._store.client.zrange, self._store.keys.admitted, 0, -1, withscores=True))
         known = self.known()
         return sorted(
@@ -277,5 +282,5 @@ class Admission:
         )
 
     def admitted(self) -> list[str]:
-        """All that have a place, the eldest first."""
+        """All admitted runs, the eldest first."""
         return list(self._store.call(self._store.client.zrange, self._store.keys.admitted, 0, -1))

@@ -1,6 +1,6 @@
-"""The audit trail: who started, ended, approved or changed what, from where; and what was refused, and why.
+"""The audit trail: commands and refused requests, with actor, origin and reason.
 
-A stream, written by workers as they carry out or refuse what was asked, and by a client that refuses by itself.
+Workers append to one stream as they carry out or refuse commands; clients append their own refusals to another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.messaging.signing import origin
 from longshore.orchestration.store.connection import Connection
 
-#: Lines that are kept, about.
+#: The approximate number of lines kept.
 KEPT = 100_000
 #: Characters of one field.
 _LONGEST = 2000
@@ -28,7 +28,7 @@ REFUSED = "refused"
 
 @dataclass(frozen=True)
 class Line:
-    """One thing that was asked. `what` is start, cancel, …, or `refused`; `why` is the reason, given or told."""
+    """One command or refusal. `what` is start, cancel, …, or `refused`; `why` is the reason given for either."""
 
     at: datetime
     what: str
@@ -38,36 +38,36 @@ class Line:
     step: str = ""
     plan: str = ""
     why: str = ""
-    #: Told by a client of itself; a worker has seen all other lines.
+    #: Whether a client reported the line about itself; workers write all other lines.
     by_client: bool = False
 
 
 def note(store: Connection, what: str, *, key: str = "", **fields: str) -> None:
-    """Add a line. Raises StoreUnavailable."""
+    """Append a line. Raises StoreUnavailable."""
     entry: dict[Any, Any] = {"what": what}
     entry |= {name: str(value)[:_LONGEST] for name, value in fields.items() if value}
     store.call(store.client.xadd, key or store.keys.audit, entry, maxlen=KEPT, approximate=True)
 
 
 def note_refusal(store: Connection, why: str, **fields: str) -> None:
-    """The same for what was refused; where Redis is away, what is refused stays refused."""
+    """Append a refusal; without Redis the line is dropped, and the refusal stands."""
     with contextlib.suppress(StoreUnavailable):
         note(store, REFUSED, why=why, **fields)
 
 
 def report(store: Connection, what: str, **fields: str) -> None:
-    """What a client does by itself, in a stream that clients may write to."""
+    """Append a client's own action to the stream of clients; dropped without Redis."""
     with contextlib.suppress(StoreUnavailable):
         note(store, what, key=store.keys.client_reports, origin=origin(store.settings), **fields)
 
 
 def report_refusal(store: Connection, why: str, **fields: str) -> None:
-    """By a client, into a stream that clients may write to."""
+    """Append a client's own refusal to the stream of clients; dropped without Redis."""
     note_refusal(store, why, key=store.keys.client_reports, **fields)
 
 
 def lines(store: Connection, *, limit: int = 100, run: str = "", refused: bool = False) -> Iterator[Line]:
-    """The latest first."""
+    """The lines of both streams, the latest first."""
     parts = [_entries(store, key) for key in (store.keys.audit, store.keys.client_reports)]
     both = heapq.merge(*parts, key=lambda entry: entry["at"], reverse=True)
     wanted = (e for e in both if (not run or e.get("run") == run) and (not refused or e.get("what") == REFUSED))
@@ -75,7 +75,7 @@ def lines(store: Connection, *, limit: int = 100, run: str = "", refused: bool =
 
 
 def _entries(store: Connection, key: str) -> Iterator[dict[str, Any]]:
-    """Clients write to one of the two: nothing in it is relied on but the ids, which are Redis's."""
+    """The entries of one stream, the latest first. Times come from Redis's ids: clients write the fields."""
     last, by_client = "+", key == store.keys.client_reports
     while page := store.call(store.client.xrevrange, key, max=last, count=_PAGE):
         for entry_id, entry in page:

@@ -1,8 +1,8 @@
-"""Circuit breakers: what is known of the services that operations need, shared by all workers.
+"""Circuit breakers of the services that operations need, shared by all workers.
 
-A service is closed (it answers) unless somebody found it down. While it is open nobody tries it; after
-`slow_retry` one run may, as a probe; what that finds closes it or leaves it open. Kept in Redis for as long as
-it is open, so that a restart forgets nothing.
+A breaker is closed until an attempt finds the service down. While it is open, no run uses the service; after
+`slow_retry`, one run may (half-open), and its result closes the breaker or keeps it open. Redis holds each open
+breaker, so that a restart keeps its state.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.store.connection import as_number
 from longshore.orchestration.store.run_store import Store
 
-#: ms by which a run that waits for a service looks again later at most.
+#: The longest extra delay, ms, before a run that waits for a service asks again.
 _LATEST = 3_600_000
-#: Runs that are woken by one call.
+#: Runs that one call wakes.
 _AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
 class BreakerDecision:
-    """Whether a service may be tried now; else until when not, ms, and why."""
+    """Whether a run may use a service now; if not, the time of the next question, ms, and the reason."""
 
     allowed: bool
     until: int = 0
     why: str = ""
-    #: It is allowed to find out whether the service is back.
+    #: Whether the run is the half-open trial.
     probe: bool = False
 
 
 @dataclass(frozen=True)
 class Breaker:
-    """An open one. Times are ms of Redis's clock; `waiting` is how many runs wait for it."""
+    """An open breaker. Times are in ms of Redis's clock; `waiting` counts waiting runs; `probe` is the run on trial."""
 
     service: str
     why: str
@@ -48,23 +48,23 @@ class Breaker:
 
 
 class Breakers:
-    """Those of one installation. Plain commands: the probe alone has to be one run's, and `SET NX` makes it so."""
+    """The breakers of an installation. Uses plain commands; `SET NX` makes the half-open trial exclusive."""
 
     def __init__(self, store: Store, chance: Callable[[], float] = random.random) -> None:
         self._store = store
         self._chance = chance
 
     def _slow(self) -> int:
-        """ms until the next probe, jittered."""
+        """ms until the next trial, jittered."""
         return round(self._store.settings.slow_retry * 1000 * (0.8 + 0.4 * self._chance()))
 
     @property
     def _longest(self) -> int:
-        """ms that `_slow` gives at most."""
+        """The longest delay of `_slow`, ms."""
         return round(self._store.settings.slow_retry * 1200)
 
     def ask(self, service: str, run_id: str) -> BreakerDecision:
-        """Whether this run may try the service. To be allowed while it is open is to be its probe."""
+        """Decide whether this run may use the service; a run that is allowed while the breaker is open is its trial."""
         store, keys = self._store, self._store.keys
         found = store.call(store.client.hgetall, keys.breaker(service))
         if not found:
@@ -73,29 +73,30 @@ class Breakers:
         probe = store.call(store.client.get, keys.half_open(service))
         if probe == run_id:
             return BreakerDecision(allowed=True, why=why, probe=True)
-        # Farther ahead than it can have been put: Redis's clock was set back since.
+        # A time too far ahead was set before Redis's clock went back.
         if probe is None and not now < until <= now + self._longest:
             taken = store.call(store.client.set, keys.half_open(service), run_id, nx=True, px=max(1000, self._slow()))
             if taken:
                 return BreakerDecision(allowed=True, why=why, probe=True)
-        # A run that waits looks again when the probe must have ended. Of many that wait one is to be the next probe:
-        # the others look again as much later as there are of them, and are woken once it is back.
+        # A waiting run asks again when the trial must have ended, and the later the more of them wait: one is enough
+        # for the next trial, and a closing breaker wakes the others.
         others = max(0, int(store.call(store.client.scard, keys.blocked(service))) - 1)
         later = min(_LATEST, round(self._slow() * others * self._chance()))
         soonest = now + min(1000, self._slow())
         return BreakerDecision(allowed=False, until=max(min(until, now + self._longest), soonest) + later, why=why)
 
     def is_open(self, service: str) -> bool:
+        """Report whether the breaker of the service is open."""
         return bool(self._store.call(self._store.client.exists, self._store.keys.breaker(service)))
 
     def give_back(self, service: str, run_id: str) -> None:
-        """This run does not try it after all."""
+        """End the trial of this run without a result."""
         store, key = self._store, self._store.keys.half_open(service)
         if store.call(store.client.get, key) == run_id:
             store.call(store.client.delete, key)
 
     def trip(self, service: str, why: str, run_id: str) -> BreakerDecision:
-        """It was found down, by this run."""
+        """Open the breaker, or keep it open, because this run found the service down."""
         store, key = self._store, self._store.keys.breaker(service)
         now = store.now()
         until = now + self._slow()
@@ -110,7 +111,7 @@ class Breakers:
         return BreakerDecision(allowed=False, until=until, why=f"service {service} is down: {why}")
 
     def hold(self, service: str, why: str) -> bool:
-        """It is not to be tried until somebody says so (`close`); whether that was news."""
+        """Open the breaker until `close` is called; report whether it was closed before."""
         store, key = self._store, self._store.keys.breaker(service)
         now = store.now()
         pipe = store.client.pipeline()
@@ -120,11 +121,11 @@ class Breakers:
         return bool(store.call(pipe.execute)[0])
 
     def wait(self, service: str, run_id: str) -> None:
-        """Have this run be woken when the service is back."""
+        """Register a run to be woken when the breaker closes."""
         self._store.call(self._store.client.sadd, self._store.keys.blocked(service), run_id)
 
     def close(self, service: str) -> bool:
-        """It answers; whether that was news. The runs that waited for it go on, spread over `retry_spread`."""
+        """Close the breaker and wake the waiting runs, spread over `retry_spread`; report whether it was open."""
         store, keys = self._store, self._store.keys
         if not store.call(store.client.exists, keys.breaker(service)):
             return False
@@ -136,17 +137,17 @@ class Breakers:
         return True
 
     def wake(self, service: str) -> None:
-        """Have the runs that wait for it looked at, after `fast_retry`."""
+        """Schedule a sweep of the waiting runs after `fast_retry`."""
         store, settings = self._store, self._store.settings
         now = store.now()
         while waiting := store.call(store.client.srandmember, store.keys.blocked(service), _AT_ONCE):
             for run_id in waiting:
                 store.look_at(run_id, now + round(1000 * settings.fast_retry), sooner=True)
-            # After they were told: one that is told twice does no harm.
+            # Removed after the wake-up, so that a crash repeats it, which does no harm.
             store.call(store.client.srem, store.keys.blocked(service), *waiting)
 
     def open(self) -> list[Breaker]:
-        """Those that are open, by name."""
+        """The open breakers, by service; damaged entries are omitted."""
         store, keys = self._store, self._store.keys
         found = []
         for service in sorted(store.call(store.client.smembers, keys.breakers)):
@@ -156,7 +157,7 @@ class Breakers:
             pipe.get(keys.half_open(service))
             try:
                 fields, waiting, probe = store.call(pipe.execute)
-            except WrongType:  # one of its keys, and of nobody else's
+            except WrongType:
                 continue
             if fields:
                 since, until, trips = (_ms(fields, name) for name in ("since", "until", "trips"))
@@ -165,11 +166,11 @@ class Breakers:
 
 
 def _ms(fields: Mapping[str, str], name: str) -> int:
-    """A number of a breaker's; 0, by which it may be tried at once, for a field that is missing or damaged."""
+    """A numeric field of a breaker; 0 where it is missing or damaged, which permits a trial at once."""
     return as_number(fields.get(name)) or 0
 
 
 def services(plan: CompiledPlan, host: str = "") -> list[str]:
-    """The services that a plan's operations say that they need, but for those of a host that is not known yet."""
+    """The services that the operations of a plan declare, except those of a host that is not known yet."""
     found = (service_of(step.operation, host) for step in plan.steps if not step.always)
     return sorted({service for service in found if service})

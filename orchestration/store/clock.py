@@ -1,9 +1,9 @@
-"""Redis's clock, compared with one that cannot be set: a jump is noticed, logged, and taken out of what waits.
+"""Detection of jumps of Redis's clock, by comparison with a steady clock that cannot be set.
 
-Each sweep compares how far Redis's clock has moved since the last one with how far this machine's own steady clock has.
-The difference is a jump, whatever its direction; an outage of Redis or of all workers moves both clocks alike. The sum
-of all jumps is kept in Redis, each run's record holds the sum up to which its times were moved, and `Store.shift` moves
-the rest. What time alone decides is therefore decided by a sweep, right after it has compared the clocks.
+Each sweep compares the progress of Redis's clock since the last sweep with that of this machine's steady clock. The
+difference is a jump, forward or back; an outage of Redis or of all workers affects both clocks alike. Redis keeps the
+sum of all jumps, the record of each run holds the sum up to which its times were moved, and `Store.shift` moves them by
+the rest. Decisions that depend on time alone are therefore made by a sweep, right after this comparison.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from longshore.orchestration.store.run_store import Store
 
 log = logging.getLogger(__name__)
 
-#: ms after which a sample that another process of this machine left is no measure: clocks drift.
+#: ms after which the sample of an earlier process of this machine is too old to compare with: clocks drift.
 _OLD = 3_600_000
 
 
 @dataclass(frozen=True)
 class Jumps:
-    """How many were noted, and the sum of them, ms."""
+    """The number of recorded jumps, and their sum in ms."""
 
     number: int = 0
     total: int = 0
@@ -35,7 +35,7 @@ class Jumps:
 
 @dataclass(frozen=True)
 class _Sample:
-    """Redis's clock, ms, and between which two times of the steady clock, ms, it was read; the jumps known then."""
+    """A reading of Redis's clock, the bounds of its time on the steady clock, and the jumps known then; all in ms."""
 
     redis: int
     earliest: float
@@ -52,36 +52,36 @@ class _Sample:
 
 
 class Clock:
-    """One sweeper's view of Redis's clock. Raises StoreUnavailable."""
+    """One sweeper's view of Redis's clock. Each method raises StoreUnavailable where Redis does not answer."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._last: _Sample | None = None
-        #: The clock hash's field in which this machine keeps its last sample, so that a new process goes on from it.
+        #: The field of the clock hash with this machine's last sample, from which a new process continues.
         self._mine = f"sample:{_boot()}"
-        #: How often hosts had been asked for receipts as of the last look: read with the rest, it costs nothing.
+        #: The number of receipt questions as of the last comparison, read in the same round trip.
         self.asked = 0
         self._text: str | None = None
 
     @property
     def _tolerance(self) -> int:
-        """Leases are renewed every third of their length: two thirds of silence can end one."""
+        """The smallest jump that counts, ms: half a lease. Two thirds could expire a lease, renewed every third."""
         return milliseconds(self._store.settings.lease) // 2
 
     @property
     def jumps(self) -> Jumps:
-        """All jumps as of the last look."""
+        """All jumps as of the last comparison."""
         return self._last.jumps if self._last is not None else self.read_jumps()
 
     def read_jumps(self) -> Jumps:
-        """The same, from Redis."""
+        """All jumps, as read from Redis now."""
         number, total = self._store.call(self._store.client.hmget, self._store.keys.clock, ("jumps", "jumped"))
         return Jumps(as_number(number) or 0, as_number(total) or 0)
 
     def look(self) -> bool:
-        """Compare the clocks, and note that a sweeper is at work; whether leases may be judged now.
+        """Compare the clocks and record the sweep; return whether leases may expire now.
 
-        After a time in which no worker swept, and after a jump, every worker has one whole lease to renew first
+        After a pause of all sweepers, and after a jump, every worker first has one whole lease to renew its leases
         (SEMANTICS 24).
         """
         tick, pause, sample = self._read()
@@ -93,7 +93,7 @@ class Clock:
         gap = tick is not None and abs(now - tick) > self._tolerance
         marks: dict[str, int | str] = {"pause": now + lease} if gap else {}
         marks[self._mine] = sample.text()
-        # A sweeper that has seen one sample only cannot tell a jump from an outage, and leaves that to the others.
+        # A single sample does not distinguish a jump from an outage, so its sweeper leaves the decision to others.
         if not (gap and first):
             marks["tick"] = now
         self._store.call(self._store.client.hset, self._store.keys.clock, mapping=marks)
@@ -101,11 +101,11 @@ class Clock:
         return not gap and not (pause is not None and now < pause <= now + lease)
 
     def rest(self) -> None:
-        """Nothing is live: the clocks may drift apart meanwhile."""
+        """Discard the last sample, since no run is live and the clocks may drift apart."""
         self._last = None
 
     def agrees(self, now: int) -> bool:
-        """Whether a time that Redis gave just now is one that the last look leads to expect."""
+        """Report whether a time just read from Redis agrees with the last sample."""
         steady = self._store.steady()
         return self._last is None or not self._moved(self._last, _Sample(now, steady, steady, self._last.jumps))
 
@@ -119,7 +119,7 @@ class Clock:
         return as_number(tick), as_number(pause), sample
 
     def _left(self, sample: _Sample) -> _Sample | None:
-        """The last sample of a process of this machine that has ended."""
+        """The last sample of an earlier process of this machine, unless it is too old."""
         with contextlib.suppress(ValueError):
             left = _Sample.read(self._text or "")
             if 0 <= sample.latest - left.latest < _OLD:
@@ -127,19 +127,19 @@ class Clock:
         return None
 
     def _jump(self, sample: _Sample, tick: int | None) -> int:
-        """By how many ms the clock has jumped, as far as no sweeper has noted it."""
+        """The jump in ms that no sweeper has recorded yet; 0 for none."""
         last = self._last
         if last is None:
-            # Without a sample of its own a sweeper knows only that no tick can be later than now.
+            # Without a sample of its own, a sweeper knows only that no recorded sweep can be later than now.
             return sample.redis - tick if tick is not None and tick - sample.redis > self._tolerance else 0
         jump = self._moved(last, sample)
         elapsed = sample.latest - last.earliest
         if jump > 0 and tick is not None and tick > last.redis + elapsed + self._tolerance:
-            return 0  # another sweeper saw no jump meanwhile: this machine stood still
+            return 0  # another sweeper saw no jump, so this machine stood still
         return jump
 
     def _moved(self, last: _Sample, sample: _Sample) -> int:
-        """How much farther Redis's clock has moved than the steady one, beyond what the measurement can explain."""
+        """The progress of Redis's clock beyond that of the steady clock, where it exceeds the error of measurement."""
         moved = (sample.redis - last.redis) - (sample.jumps.total - last.jumps.total)
         least, most = sample.earliest - last.latest, sample.latest - last.earliest
         if moved > most + self._tolerance:
@@ -151,17 +151,17 @@ class Clock:
     def _note(self, sample: _Sample, jump: int) -> None:
         store = self._store
         if not store.note_jump(sample.jumps.number, jump):
-            return  # another sweeper was first
+            return  # recorded by another sweeper
         where = "forward" if jump > 0 else "back"
         log.warning(
-            "Redis's clock has jumped %s by %s: live runs wait as long as before; check the time service of its host",
+            "Redis's clock has jumped %s by %s; timeouts of live runs were moved. Check the time service of its host",
             where, format_duration(round(abs(jump) / 1000)),
         )  # fmt: skip
 
 
 @cache
 def _boot() -> str:
-    """What no other start of this machine has: since then its steady clock has not begun anew."""
+    """The id of this boot of the machine, which its steady clock counts from."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""One connection to the saga's Redis, and its one error."""
+"""The connection to Redis, with retries, acknowledged writes, and errors translated to StoreUnavailable."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ if TYPE_CHECKING:
     import redis
     from redis.commands.core import Script
 
-#: Times that a command is sent again over a new connection before the caller is told.
+#: Retries of a command over a new connection before the call fails.
 _TRIES = 1
-#: Seconds that replicas are given to have what was written.
+#: Seconds to wait for replicas to acknowledge a write.
 _REPLICATION = 2.0
-#: Seconds between two times that a script which others load is called.
+#: Seconds between two calls of a script that a worker has to load.
 _SCRIPT_PAUSE = 0.1
-#: Seconds that a thread waits for one of the process's connections.
+#: Seconds that a thread waits for a free connection of the pool.
 _CONNECTION = 30.0
-#: Seconds that a read may wait on the server.
+#: The longest blocking read, in seconds.
 _LONGEST_BLOCK = 2.0
-#: Elsewhere than on Linux the clock stands still while the machine sleeps.
+#: The steady clock; on Linux it includes the time that the machine sleeps.
 _STEADY: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def milliseconds(seconds: float) -> int:
+    """Seconds as whole ms."""
     return round(seconds * 1000)
 
 
 def as_number(text: object) -> int | None:
-    """The integer that a key or a field holds; None where there is none, or no integer."""
+    """The integer in the text of a key or field; None where the text is missing or no integer."""
     try:
         return int(str(text))
     except ValueError:
@@ -45,10 +46,9 @@ def as_number(text: object) -> int | None:
 
 
 def connect(settings: Settings) -> redis.Redis:
-    """A client of the saga's Redis. Nothing is sent yet.
+    """A client of the Redis of the settings; connects on first use. Raises ConfigError for an invalid URL.
 
-    Commands are tried again after a lost connection, so a script may be applied twice: each of ours
-    can be.
+    Commands are retried after a lost connection, so a script may be applied twice; every script is idempotent.
     """
     import redis  # noqa: PLC0415 - 0.2 s that `longshore --help` need not pay
     from redis.backoff import ExponentialWithJitterBackoff  # noqa: PLC0415
@@ -56,63 +56,63 @@ def connect(settings: Settings) -> redis.Redis:
 
     options: dict[str, Any] = {
         "decode_responses": True,
-        # Bytes that are no text are one damaged entry; an exception would end the reading of all the others.
+        # Undecodable bytes damage one entry only; an exception would fail the read of all others.
         "encoding_errors": "surrogateescape",
         "socket_connect_timeout": settings.connect_timeout,
-        # Longer than any read that waits for something to happen.
+        # Longer than the longest blocking read.
         "socket_timeout": max(_LONGEST_BLOCK + 1.0, settings.connect_timeout),
         "health_check_interval": 15,
         "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES),
     }
     if settings.url().startswith(SENTINEL):
         found = sentinel(settings.url())
-        # redis-py has no pool of a sentinel's that waits for a connection: it makes as many as are asked for.
+        # redis-py has no blocking pool for a sentinel, so the number of connections is not limited.
         options["max_connections"] = 2**31
         ask = {"socket_timeout": settings.connect_timeout, "socket_connect_timeout": settings.connect_timeout}
         return redis.Sentinel(found.hosts, sentinel_kwargs=ask).master_for(  # type: ignore[no-untyped-call, no-any-return]
             found.service, db=found.db, username=found.username, password=found.password, **options
         )
     try:
-        # A thread too many waits for a connection, where redis-py's own pool fails.
+        # The blocking pool makes a thread wait for a free connection; redis-py's default pool raises.
         pool = redis.BlockingConnectionPool.from_url(
             settings.url(), max_connections=settings.max_connections, timeout=_CONNECTION, **options
         )
         return redis.Redis.from_pool(pool)
     except ValueError as error:
-        raise ConfigError(f"the Redis URL is no URL: {error}", remedy="redis://host:6379/0") from None
+        raise ConfigError(f"the Redis URL is invalid: {error}", remedy="write redis://host:6379/0") from None
 
 
-def _remedy(said: str) -> str:
-    """What to do about what Redis says."""
+def _remedy(error: str) -> str:
+    """The remedy for an error of Redis."""
     for word, remedy in _REMEDIES.items():
-        if word in said:
+        if word in error:
             return remedy
-    return "is it up, and LONGSHORE_REDIS_URL right?"
+    return "start Redis if it is down, and check LONGSHORE_REDIS_URL"
 
 
 _REMEDIES = {
-    "No connection available": "too many threads share its connections: raise LONGSHORE_MAX_CONNECTIONS",
-    "maxmemory": "it has no memory left: raise its maxmemory, or longshore runs prune; nothing is lost",
-    "MISCONF": "it cannot write to its disk: make room there",
-    "READONLY": "it is a replica: use the address of the master, or a sentinel:// URL",
+    "No connection available": "too many threads share the connections: raise LONGSHORE_MAX_CONNECTIONS",
+    "maxmemory": "Redis has no memory left: raise its maxmemory, or longshore runs prune; no data is lost",
+    "MISCONF": "Redis cannot write to its disk: free space there",
+    "READONLY": "the server is a replica: use the address of the master, or a sentinel:// URL",
     "NOAUTH": "put the password into LONGSHORE_REDIS_URL",
-    "HELLO must": "it wants a user and a password: put them into LONGSHORE_REDIS_URL",
-    "invalid username-password": "the user or password in LONGSHORE_REDIS_URL is wrong",
-    "WRONGPASS": "the user or password in LONGSHORE_REDIS_URL is wrong",
-    "NOPERM": "its user may not do that: docs/security.md has what each may",
-    "no permissions": "its user may not do that: docs/security.md has what each may",
-    "LOADING": "it is reading its data, and will answer soon",
+    "HELLO must": "Redis requires a user and a password: put them into LONGSHORE_REDIS_URL",
+    "invalid username-password": "correct the user or password in LONGSHORE_REDIS_URL",
+    "WRONGPASS": "correct the user or password in LONGSHORE_REDIS_URL",
+    "NOPERM": "grant the Redis user the permission: docs/security.md lists those of each role",
+    "no permissions": "grant the Redis user the permission: docs/security.md lists those of each role",
+    "LOADING": "wait: Redis is loading its data, and will answer soon",
 }
 
 
 class Connection:
-    """One installation's keys on its Redis. Raises StoreUnavailable where that does not answer."""
+    """A connection to the keys of one installation. Each method raises StoreUnavailable where Redis does not answer."""
 
     def __init__(self, settings: Settings | None = None, client: redis.Redis | None = None) -> None:
         self.settings = settings or get_settings()
         self.keys = Keys(self.settings.namespace)
         self.client = client if client is not None else connect(self.settings)
-        #: Whether its user may load scripts, as far as is known.
+        #: Whether the Redis user may load scripts, as far as is known.
         self._loads = True
 
     @cached_property
@@ -121,8 +121,9 @@ class Connection:
 
     @contextlib.contextmanager
     def blocking(self, seconds: float) -> Iterator[bool]:
-        """Whether a read may wait on the server just now: it holds a connection all the while, and half of them are
-        kept for commands. Where it may not, the thread has waited here instead.
+        """Yield whether a read may block on the server now; where it may not, sleep for about as long first.
+
+        A blocking read occupies a connection, and half of the pool is reserved for commands.
         """
         if self._blocking.acquire(blocking=False):
             try:
@@ -130,7 +131,7 @@ class Connection:
             finally:
                 self._blocking.release()
             return
-        time.sleep(seconds * random.uniform(0.5, 1.0))  # noqa: S311 - not all at once
+        time.sleep(seconds * random.uniform(0.5, 1.0))  # noqa: S311 - spreads the reads
         yield False
 
     @cached_property
@@ -140,18 +141,19 @@ class Connection:
         return (redis.ConnectionError, redis.TimeoutError, redis.ResponseError)
 
     def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call a function of the client. Raises WrongType or StoreUnavailable for an error of Redis."""
         try:
             return function(*args, **kwargs)
         except self._errors as error:
             why = str(error).rstrip(".")
             if "WRONGTYPE" in why:
                 raise WrongType(
-                    f"Redis at {self.shown_url()}: a key has the wrong type", remedy="longshore doctor names the key"
+                    f"Redis at {self.shown_url()}: a key has the wrong type", remedy="find the key: longshore doctor"
                 ) from error
             raise StoreUnavailable(f"Redis at {self.shown_url()}: {why}", remedy=_remedy(why)) from error
 
     def acknowledged(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """A script's answer, once as many replicas as the settings ask for have what it wrote; see `written`."""
+        """Run a script and return its answer once the required replicas have its writes; see `written`."""
         return self.call(self._evaluated, script, keys, args)
 
     def _evaluated(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
@@ -169,7 +171,7 @@ class Connection:
                 self._load(script, until)
 
     def _load(self, script: Script, until: float) -> None:
-        """Have the server know a script, or wait a moment until a worker has: a client's user may load none."""
+        """Load a script into the server, or, as a user who may load none, wait 0.1 s for a worker to load it."""
         import redis  # noqa: PLC0415 - see connect
 
         if self._loads:
@@ -181,42 +183,42 @@ class Connection:
                 return
         if time.monotonic() >= until:
             raise StoreUnavailable(
-                f"Redis at {self.shown_url()} does not know the scripts of this version, and its user may load none",
-                remedy="start a worker of this version, which loads them; does Redis just restart, try again",
+                f"Redis at {self.shown_url()} does not know the scripts of this version, and this user may load none",
+                remedy="start a worker of this version, which loads them; after a restart of Redis, try again",
             )
         time.sleep(_SCRIPT_PAUSE)
 
     def written(self, pipe: Any) -> list[Any]:
-        """The answers of a pipeline, once as many replicas as the settings ask for have what it wrote.
+        """Execute a pipeline and return its answers once the required replicas have its writes.
 
-        A server that dies takes with it what only it had; what was acknowledged must not be of that. The pipeline is
-        no transaction, in which WAIT would not wait. To be called by `call`; raises StoreUnavailable where too few
-        have it in time: it may have been written all the same.
+        A failover loses writes that no replica has, so none of those may be acknowledged. The pipeline must not be a
+        transaction, in which WAIT does not wait; the caller passes this method to `call`. Raises StoreUnavailable where
+        too few replicas have the writes in time; the writes may have been applied all the same.
         """
         wanted = self.settings.needed_replicas()
-        if wanted:  # in the same pipeline: WAIT is about the writes of its own connection
+        if wanted:  # in the same pipeline: WAIT covers the writes of its own connection
             pipe.wait(wanted, milliseconds(_REPLICATION))
         answers = list(pipe.execute())
         if wanted and int(answers.pop()) < wanted:
             raise StoreUnavailable(
-                f"Redis at {self.shown_url()}: fewer than the {wanted} replicas that must have it have it",
-                remedy="is a replica up? With LONGSHORE_REPLICAS=0 none is waited for, and a failover can lose it",
+                f"Redis at {self.shown_url()}: fewer than the {wanted} required replicas have the write",
+                remedy="start the replicas; or set LONGSHORE_REPLICAS=0, with which a failover can lose writes",
             )
         return answers
 
     def shown_url(self) -> str:
-        """Without a password."""
+        """The URL of Redis without its password."""
         url = self.settings.url()
         scheme, _, rest = url.partition("://")
         return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
 
     def now(self) -> int:
-        """ms of Redis's clock."""
+        """The time by Redis's clock, ms."""
         seconds, micros = self.call(self.client.time)
         return int(seconds) * 1000 + int(micros) // 1000
 
     def now_with(self, *fields: str) -> tuple[int, list[str | None]]:
-        """ms of Redis's clock, and fields of what is known of that clock, in one round trip."""
+        """The time by Redis's clock, ms, and fields of the clock hash, in one round trip."""
         pipe = self.client.pipeline(transaction=False)
         pipe.time()
         pipe.hmget(self.keys.clock, fields)
@@ -224,5 +226,5 @@ class Connection:
         return int(seconds) * 1000 + int(micros) // 1000, values
 
     def steady(self) -> float:
-        """ms of a clock of this machine that is never set, and goes on while the machine sleeps."""
+        """The time by a clock of this machine that is never set, ms; includes sleep on Linux."""
         return time.clock_gettime(_STEADY) * 1000

@@ -1,4 +1,7 @@
-"""The indices of an installation: hints for the sweeper, mended from the runs themselves."""
+"""The indices of an installation: which runs exist, which are live, and when to sweep each.
+
+An index is a hint; the sweeper repairs it from the records of the runs.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,22 @@ import secrets
 from longshore.orchestration.store.connection import Connection, as_number
 from longshore.orchestration.store.connection import milliseconds as _ms
 
-#: Seconds after which a waiting run is looked at although nothing was due: an index is a hint, and hints can be lost.
+#: Seconds after which a waiting run is swept although nothing is due, since a hint can be lost.
 SAFETY = 7200.0
-#: Runs that are looked at in one go.
+#: Runs in one batch of a sweep.
 BATCH = 100
 
 
 def mark() -> int:
-    """Of an entry in the inbox. No two are the same, or a slow sweeper would take a later entry for what it saw."""
+    """A unique score for an entry of the inbox, by which a slow sweeper recognises that the entry was replaced."""
     return secrets.randbits(52)
 
 
 class Indices(Connection):
-    """Which runs there are, which are live, and when each is to be looked at next."""
+    """The indices of runs: all, live, ended, and the inbox. Each method raises StoreUnavailable."""
 
     def runs(self, limit: int = 50) -> list[str]:
-        """The latest runs, newest first, requests that no worker has seen yet before them."""
+        """The ids of the latest runs: first those whose request no worker has read yet, then newest first."""
         pipe = self.client.pipeline(transaction=False)
         pipe.zrange(self.keys.inbox, 0, limit)
         pipe.zrevrange(self.keys.runs, 0, limit - 1)
@@ -31,15 +34,15 @@ class Indices(Connection):
         return list(dict.fromkeys([*waiting, *known]))[:limit]
 
     def created_since(self, when: int) -> list[str]:
-        """Runs that were begun from then on, ms, the eldest first."""
+        """The runs created at or after a time, ms, the eldest first."""
         return list(self.call(self.client.zrangebyscore, self.keys.runs, when, "+inf"))
 
     def look_at(self, run_id: str, when: int, *, sooner: bool = False) -> None:
-        """Have the sweeper look at a live run at that time, ms (`sooner`: at the latest)."""
+        """Schedule the next sweep of a live run, ms; with `sooner`, only ever earlier."""
         self.call(self.client.zadd, self.keys.live, {run_id: when}, lt=sooner)
 
     def touch(self) -> tuple[int, int, dict[str, float]]:
-        """The time, how many runs are live, and the first runs of the inbox with their marks."""
+        """The time, ms, the number of live runs, and the head of the inbox with its scores; one round trip."""
         pipe = self.client.pipeline(transaction=False)
         pipe.time()
         pipe.zcard(self.keys.live)
@@ -48,7 +51,7 @@ class Indices(Connection):
         return int(seconds) * 1000 + int(micros) // 1000, int(live), {str(run): float(at) for run, at in inbox}
 
     def due(self, lease: float, now: int | None = None) -> list[str]:
-        """Live runs to be looked at now; the next sweeper will see them a lease later."""
+        """The live runs that are due, which are postponed by a lease for other sweepers."""
         now = self.now() if now is None else now
         found = self.call(self.client.zrangebyscore, self.keys.live, "-inf", now, start=0, num=BATCH)
         if found:
@@ -56,7 +59,7 @@ class Indices(Connection):
         return found  # type: ignore[no-any-return]
 
     def postpone(self, run_id: str, until: int, version: int, lease: float) -> None:
-        """Have nobody look at a waiting run before that time, ms, unless it has moved on from that version."""
+        """Postpone the sweep of a waiting run until a time, ms, unless the run has moved on from `version`."""
         pipe = self.client.pipeline()
         pipe.zscore(self.keys.live, run_id)
         pipe.zadd(self.keys.live, {run_id: until}, xx=True)
@@ -64,17 +67,17 @@ class Indices(Connection):
         pipe.time()
         before, _, known, (seconds, _) = self.call(pipe.execute)
         now = int(seconds) * 1000
-        # Who moves it on, or finds that it may go on, puts it forward: either after this, or this sees it and yields.
+        # A concurrent transition schedules an earlier sweep: either after this call, or this call restores it.
         forward = before is not None and before <= now + 1500 + _ms(self.settings.fast_retry)
         if forward or as_number(known) != version:
             self.look_at(run_id, round(before) if forward else now + _ms(lease), sooner=True)
 
     def waiting(self) -> list[str]:
-        """Runs in the inbox."""
+        """The first runs of the inbox."""
         return self.call(self.client.zrange, self.keys.inbox, 0, BATCH - 1)  # type: ignore[no-any-return]
 
     def seen(self, run_id: str, mark: float) -> None:
-        """Take a run out of the inbox, unless something new was asked since its mark was read."""
+        """Remove a run from the inbox, atomically, unless a command has renewed its score since."""
         import redis  # noqa: PLC0415 - see connect
 
         with self.client.pipeline() as pipe, contextlib.suppress(redis.WatchError):
@@ -85,27 +88,28 @@ class Indices(Connection):
                 self.call(pipe.execute)
 
     def add_to_ended(self, run_id: str, ended: int, *, again: bool = False) -> None:
-        """Its time to be kept begins when it ended, ms; with `again`, anew."""
+        """Begin the retention of a run at its end, ms; with `again`, restart it."""
         self.call(self.client.zadd, self.keys.ended, {run_id: ended}, nx=not again)
 
     def ended_since(self, seconds: float, at_most: int = -1) -> list[str]:
-        """Runs that have rested for so long, the eldest first."""
+        """The runs that ended at least so many seconds ago, the eldest first."""
         until = self.now() - _ms(seconds)
         return list(self.call(self.client.zrangebyscore, self.keys.ended, 0, until, start=0, num=at_most))
 
     def may_purge(self, seconds: float) -> bool:
-        """Whether nobody has tidied up for so long; whoever is told so does."""
+        """Claim the next purge, unless one began within so many seconds; the caller that gets True performs it."""
         return bool(self.call(self.client.set, self.keys.purged, 1, nx=True, px=_ms(seconds)))
 
     def take_over(self, run_id: str) -> None:
-        """A run that rests may be wanted again: it does not expire now."""
+        """Suspend the retention of an ended run that may be reopened."""
         self.call(self.client.zrem, self.keys.ended, run_id)
 
     def remove_from_live(self, run_id: str) -> None:
+        """Remove a run from the live ones."""
         self.call(self.client.zrem, self.keys.live, run_id)
 
     def live_count(self) -> int:
-        """Runs that are live or waiting to begin."""
+        """The number of runs that are live or in the inbox."""
         pipe = self.client.pipeline(transaction=False)
         pipe.zcard(self.keys.live)
         pipe.zcard(self.keys.inbox)

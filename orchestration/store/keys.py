@@ -65,7 +65,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-#: The type of each key of an installation, as TYPE has it; a name that ends in a colon begins a family of keys.
+#: The type of each key of an installation, in the words of TYPE; a name that ends in a colon is a prefix of keys.
 TYPES: Mapping[str, str] = {
     "inbox": "zset", "queue": "zset", "admission-requests": "hash", "admission-order": "string", "admitted": "zset",
     "plan:": "set", "slot:": "set", "live": "zset", "runs": "zset", "ended": "zset", "purged": "string",
@@ -76,7 +76,7 @@ TYPES: Mapping[str, str] = {
     "schedule-marks": "hash", "last-tick": "string", "paused-schedules": "hash", "job:": "zset", "breakers": "set",
     "breaker:": "hash", "half-open:": "string", "blocked:": "set", "dry-run:": "string", "dry-run-answers:": "list",
 }  # fmt: skip
-#: The same of the keys of one run.
+#: The type of each key of one run.
 RUN_TYPES: Mapping[str, str] = {
     "request": "string", "commands": "stream", "run": "hash", "steps": "hash", "leases": "zset", "events": "stream",
     "waits": "zset",
@@ -84,72 +84,72 @@ RUN_TYPES: Mapping[str, str] = {
 
 
 class Field(StrEnum):
-    """Fields of the steps' hash, each followed by `:<id>`; an undo's own have a `u` before them.
+    """The fields of the steps' hash, each followed by `:<id>`; fields of an undo have the prefix `u`.
 
-    The id is a step's index, or `<index>.<unit>` for a unit of a step that was fanned out.
+    The id is the index of a step, or `<index>.<unit>` for a unit of a step that was fanned out.
     """
 
     STATUS = "status"
-    #: Token of the latest attempt; grows with every claim, and never repeats.
+    #: The fencing token of the latest attempt; grows with every claim and never repeats.
     FENCE = "fence"
     ATTEMPTS = "attempts"
     #: Celery task id and node of the attempt that holds the lease.
     OWNER = "owner"
-    #: When a message for it was first sent, and until when that message counts as under way; ms.
+    #: When its message was first sent, and until when the message counts as under way; ms.
     SENT = "sent"
     SENT_UNTIL = "sent_until"
-    #: Not before; and, of that or of what it waits for, how far ahead it was put; ms.
+    #: The earliest time of the next attempt; and the length of that delay, or of the external wait; ms.
     NOT_BEFORE = "not_before"
     DELAY = "delay"
-    #: How often its message was sent again, and how often its worker was lost.
+    #: The number of repeated messages, and of lost workers.
     RESENT = "resent"
     LOST = "lost"
     STARTED = "started"
     ENDED = "ended"
     TASK_IDS = "task_ids"
-    #: JSON: the parameters as rendered, what undo needs, what the attempt recorded.
+    #: The rendered parameters, the state recorded for the undo, and the outcome; JSON.
     RENDERED = "rendered"
     BEFORE = "before"
     OUTCOME = "outcome"
-    #: Why it was skipped, cancelled, or cannot be undone.
+    #: Why the step was skipped or cancelled, or cannot be undone.
     REASON = "reason"
-    #: Set where the outcome proves that there was no effect.
+    #: Set where the outcome proves that the step had no effect.
     NO_EFFECT = "no_effect"
-    #: Set where it was skipped because of what failed before it.
+    #: Set where a failed dependency caused the skip.
     TAINTED = "tainted"
-    #: The host that it was sent to, and the item of a `foreach`, JSON.
+    #: The host that the step was dispatched to, and the item of a `foreach`, JSON.
     HOST = "host"
     ITEM = "item"
-    #: The host that it was first claimed on, and that its state there was journalled.
+    #: The host of the first claim, and whether the state there was journalled.
     DONE_AT = "done_at"
     JOURNALLED = "journalled"
-    #: What it waits for while it is parked, JSON; and who decided what, when, with which note.
+    #: The external wait of a parked step, JSON; and the decision on it, its actor, note and time.
     PARKED = "wait"
     DECISION = "decision"
     DECIDED_BY = "decided_by"
     NOTE = "note"
     DECIDED_AT = "decided_at"
-    #: Part of the name of the key that holds its data.
+    #: Part of the name of the key that holds the data of the step.
     DATA_KEY = "data_key"
-    #: The service that it found down.
+    #: The service that the last attempt found down.
     SERVICE = "service"
-    #: Of a step that was fanned out: its units, how many were dispatched, how many are not final, how many
-    #: ended in which way, how many may fail, and why the first of those did.
+    #: Of a step that was fanned out: the numbers of its units, of the dispatched and of the unfinished ones; below, the
+    #: numbers by outcome, the number of tolerated failures, and the error of the first failure.
     UNITS = "fan_out"
     UNITS_SENT = "fan_out_sent"
     UNITS_LEFT = "fan_out_left"
-    #: Since when it has been asked after, because its outcome was not known yet; ms.
+    #: Since when attempts have polled an outcome that was not known yet; ms.
     DELAYED = "delayed"
-    #: Attempts that do not count for its retries: before it was begun anew, or in vain because of a service.
+    #: Attempts that do not count against the retry limit: before a resume, or blocked by a service.
     UNCOUNTED = "free_attempts"
-    #: Those in vain because of a service: nothing was begun.
+    #: Attempts blocked by a service, which did not act.
     BLOCKED = "blocked"
     UNITS_FAILED = "fan_out_failed"
     UNITS_CHANGED = "fan_out_changed"
     UNITS_CANCELLED = "fan_out_cancelled"
     UNITS_SKIPPED = "fan_out_skipped"
     TOLERATED = "tolerated"
-    #: Of those: at most so many at once; canaries that have not ended, or not begun; and that one of them failed.
+    #: Of a step that was fanned out: the limit of concurrent units; canaries unfinished, and held back; one failed.
     AT_ONCE = "at_once"
     CANARIES = "canaries"
     CANARIES_HELD = "canaries_held"
@@ -202,7 +202,7 @@ class RunKeys:
         return self._key(f"data:{name}")
 
     def record(self) -> list[str]:
-        """What every transition script is given, in the order that they expect."""
+        """The keys of the record, in the order that every transition script expects."""
         return [self.run, self.steps, self.leases, self.events, self.waits]
 
 

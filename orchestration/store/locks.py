@@ -1,7 +1,7 @@
-"""Locks in Redis for what several hosts share: who holds them, why, since when, and until when if he dies.
+"""Leased locks shared by several hosts, with holder, reason and expiry.
 
-Each is one key with a lease, taken and released by redis-py's `Lock`, whose value says who holds it. A later attempt
-of the same step takes over from the one before it at once: that one has lost the step.
+Each lock is one key with a lease, acquired and released by redis-py's `Lock`, whose value names the holder. A later
+attempt of the same step replaces an earlier one at once, since the earlier attempt is superseded.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from longshore.orchestration.store.connection import Connection
 
 log = logging.getLogger(__name__)
 
-_LOOK = 0.2
+#: Seconds between two tries to acquire a lock.
+_POLL = 0.2
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock. `since` in ms of Redis's clock; `what` is what people call it, `why` the step's operation."""
+    """The holder of a lock. `since` is in ms of Redis's clock, `what` the label for people, `why` the operation."""
 
     name: str
     what: str
@@ -35,12 +36,13 @@ class Holder:
     why: str
     fence: int
     since: int
-    #: Of this holding: the same step may hold it twice.
+    #: Unique to one acquisition, since a step may acquire the lock twice.
     id: str = ""
-    #: Seconds that its lease has left.
+    #: Seconds left of the lease.
     left: float = 0.0
 
     def text(self) -> str:
+        """The value of the lock's key, JSON."""
         return json.dumps({key: value for key, value in asdict(self).items() if key != "left"}, sort_keys=True)
 
 
@@ -51,7 +53,7 @@ class Locks:
         self._redis = redis
 
     def held(self) -> list[Holder]:
-        """Those that somebody holds now, by name."""
+        """The holders of all locks, by name of the lock."""
         client, keys = self._redis.client, self._redis.keys
         names = sorted(self._redis.call(client.smembers, keys.locks))
         found = []
@@ -65,6 +67,7 @@ class Locks:
         return found
 
     def holder(self, name: str) -> Holder | None:
+        """The holder of a lock, or None."""
         text = self._redis.call(self._redis.client.get, self._redis.keys.lock(name))
         return _holder(text)
 
@@ -83,11 +86,14 @@ class Locks:
         sleep: Callable[[float], None],
         waits: Callable[[Holder], None] = lambda _holder: None,
     ) -> Iterator[None]:
-        """Hold it; `check` may raise to give up, `waits` is told once who else holds it. Renewed by a thread."""
+        """Hold a lock for the block; blocks until the lock is free. A thread renews the lease.
+
+        `check` is called between tries and may raise to give up; `waits` is called once with the other holder.
+        """
         lease = self._redis.settings.lease
         mine = Holder(name, what, run, step, host, why, fence, self._redis.now(), uuid4().hex)
         lock = self._redis.client.lock(self._redis.keys.lock(name), timeout=lease, thread_local=False)
-        told = False
+        reported = False
         self._redis.call(self._redis.client.sadd, self._redis.keys.locks, name)
         while not self._redis.call(lock.acquire, blocking=False, token=mine.text()):
             check()
@@ -95,10 +101,10 @@ class Locks:
             if other is not None and (other.run, other.step) == (run, step) and other.fence < fence:
                 self._take_over(name, other)
                 continue
-            if other is not None and not told:
+            if other is not None and not reported:
                 waits(other)
-                told = True
-            sleep(_LOOK)
+                reported = True
+            sleep(_POLL)
         ended = threading.Event()
         renewer = threading.Thread(target=self._renew, args=(lock, lease, ended, what, mine), daemon=True)
         renewer.start()
@@ -107,12 +113,12 @@ class Locks:
         finally:
             ended.set()
             renewer.join()
-            # Lapsed, or Redis is away: then it frees itself.
+            # An expired lock is free already; without Redis, the lease will expire.
             with contextlib.suppress(StoreUnavailable, _lock_error()):
                 self._redis.call(lock.release)
 
     def _take_over(self, name: str, other: Holder) -> None:
-        """Free it, if it is still that one's."""
+        """Release the lock of a superseded attempt, unless its holder has changed."""
         key = self._redis.keys.lock(name)
         stale = self._redis.client.lock(key, thread_local=False)
         stale.local.token = other.text().encode()
@@ -120,11 +126,11 @@ class Locks:
             self._redis.call(stale.release)
 
     def _regain(self, lock: Any, mine: Holder) -> bool:
-        """Take a lock that has lapsed again, unless another step has it; whether it is held."""
+        """Acquire an expired lock again, unless another step holds it; report whether it is held."""
         try:
             return bool(self._redis.call(lock.acquire, blocking=False, token=mine.text()))
         except StoreUnavailable:
-            return True  # asked again
+            return True  # the next renewal tries again
 
     def _renew(self, lock: Any, lease: float, ended: threading.Event, what: str, mine: Holder) -> None:
         while not ended.wait(lease / 3):
@@ -133,14 +139,14 @@ class Locks:
             except StoreUnavailable:
                 continue
             except _lock_error():
-                # Redis's clock has jumped, or this process stood still.
+                # Redis's clock jumped, or this process was suspended.
                 if not self._regain(lock, mine):
-                    log.warning("the lock of %s has lapsed while it was held, and another run has it", what)
+                    log.warning("the lock of %s has expired while held, and another run holds it now", what)
                     return
 
 
 def _holder(text: str | None) -> Holder | None:
-    """None where nobody holds the lock, and for a text that cannot be read."""
+    """The holder from the value of a lock's key; None for a free lock and for unreadable text."""
     try:
         return Holder(**json.loads(text)) if text else None
     except UNREADABLE:

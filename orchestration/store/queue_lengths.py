@@ -1,7 +1,7 @@
-"""What waits in the queues: how many messages, since when, and how many workers there are for them.
+"""Queue lengths: the number of waiting messages, the age of the oldest, and the number of workers for each queue.
 
-The age of a message is that of the step that it is of, as the record has it: by Redis's clock, and also where the
-message was sent a second time. For a message that moves a run on it is the time since the run last moved.
+The age of a message is that of its step in the record, by Redis's clock, and includes the time before a repeated
+message. The age of a message that moves a run on is the time since the last event of the run.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from longshore.orchestration.store.hosts import Hosts, takers
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.run_store import Store
 
-#: How many of the next messages of a queue are looked at: some may be of what has been done already.
-_LOOKED_AT = 10
+#: The number of next messages of a queue that are examined; some may be of steps that have ended.
+_EXAMINED = 10
 
 
 @dataclass(frozen=True)
 class QueueLength:
-    """One queue. `oldest` in seconds, 0 where nothing waits or that cannot be told."""
+    """The length of one queue. `oldest` is in seconds, 0 for an empty queue or an unknown age."""
 
     queue: str
     length: int
     oldest: float
-    #: Workers that take what is in it now.
+    #: The number of workers that consume the queue now.
     workers: int
 
 
 def queue_lengths(store: Store) -> list[QueueLength]:
-    """Each queue that a worker has ever consumed here, in the order of their names. StoreUnavailable."""
+    """The length of each queue that a worker has ever consumed, by name. Raises StoreUnavailable."""
     hosts = list(Hosts(store).all().values())
     names = sorted({CONTROL, *(queue for host in hosts for queue in host.had)})
     prefix = store.settings.broker_prefix()
     pipe = store.client.pipeline(transaction=False)
     for name in names:
         pipe.llen(f"{prefix}{name}")
-        pipe.lrange(f"{prefix}{name}", -_LOOKED_AT, -1)
+        pipe.lrange(f"{prefix}{name}", -_EXAMINED, -1)
     # A queue of the wrong type counts as empty; doctor names it.
     answers: list[Any] = [
         0 if isinstance(answer, Exception) else answer for answer in store.call(pipe.execute, raise_on_error=False)
@@ -59,7 +59,7 @@ def queue_lengths(store: Store) -> list[QueueLength]:
 
 
 def _since(store: Store, message: str) -> int:
-    """Since when, in ms, what a message is about has waited; 0 where it is not ours, or about nothing any more."""
+    """Since when the subject of a message has waited, ms; 0 for a foreign or obsolete message."""
     try:
         body = json.loads(message)
         task, arguments = body["headers"]["task"], json.loads(base64.b64decode(body["body"]))[0]

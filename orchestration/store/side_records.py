@@ -1,4 +1,4 @@
-"""What is no part of a run's record: what steps printed, messages put aside, dry runs."""
+"""Side records, outside of the record of a run: output of steps, dead letters, dry runs."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ log = logging.getLogger(__name__)
 
 
 class SideRecords(Connection):
-    """Plain commands, no scripts."""
+    """The side records of an installation; uses plain commands only. Each method raises StoreUnavailable."""
 
-    # --- messages that no worker can take ---------------------------------------------------------
+    # --- dead letters -----------------------------------------------------------------------------
 
     def keep_dead_letter(self, queue: str, message: str, why: str) -> None:
-        """Keep a message for a person: the last thousand, 64 KiB of each."""
+        """Keep a message that no worker can process: the last thousand, 64 KiB of each."""
         entry: dict[Any, Any] = {"queue": queue, "why": why, "message": message[:65536]}
         self.call(self.client.xadd, self.keys.dead_letters, entry, maxlen=1000, approximate=True)
 
     def dead_letter(self, where: str, entry: str, why: str) -> None:
-        """Keep an entry that nobody can read. Where even that is impossible, the log has it."""
-        log.error("an entry of %s cannot be read, and is a dead letter now: %r: %s", where, entry[:200], why)
+        """Log an unreadable entry and keep it as a dead letter; never raises StoreUnavailable."""
+        log.error("an entry of %s is unreadable and becomes a dead letter: %r: %s", where, entry[:200], why)
         try:
             self.keep_dead_letter(where, entry, why)
         except StoreUnavailable as error:
-            log.error("the dead letter could not be kept: %s", error)
+            log.error("a dead letter of %s was not stored: %s", where, error)
 
     def aside(self) -> list[dict[str, str]]:
-        """What was put aside, the latest first: `queue`, `why`, `message`."""
+        """The dead letters, the latest first: `queue`, `why`, `message`."""
         nothing = {"queue": "", "why": "", "message": ""}
         return [nothing | entry for _, entry in self.call(self.client.xrevrange, self.keys.dead_letters)]
 
-    # --- events that are no transitions -----------------------------------------------------------
+    # --- events that are not transitions ----------------------------------------------------------
 
     def add_event(self, run_id: str, name: str, fields: Mapping[str, str]) -> None:
-        """Tell those who watch a run of something that follows from it, and changes nothing about it."""
+        """Append an event that is not a transition to the stream of a run, for its watchers."""
         entry: dict[Any, Any] = {"event": name, "at": self.now()} | dict(fields)
         self.call(self.client.xadd, self.keys.of(run_id).events, entry, nomkstream=True)
 
     # --- output of steps --------------------------------------------------------------------------
 
     def add_log(self, run_id: str, step_id: StepId, lines: Sequence[str], stream: str = "") -> None:
-        """Keep what a step printed: the last thousand lines, with the stream that they are of."""
+        """Append output of a step; about the last thousand lines are kept, each with its stream."""
         key = self.keys.of(run_id).log(step_id)
         pipe = self.client.pipeline(transaction=False)
         for line in lines:
@@ -57,7 +57,7 @@ class SideRecords(Connection):
         self.call(pipe.execute)
 
     def log(self, run_id: str, step_id: StepId, after: str = "-") -> Iterator[tuple[str, str, str]]:
-        """What a step printed since: an id to go on from, the stream (stdout, stderr, or ''), and the line."""
+        """The output of a step after a cursor, as (cursor, stream, line); the stream is stdout, stderr, or ''."""
         begin = after if after == "-" else f"({after}"
         for entry_id, entry in self.call(self.client.xrange, self.keys.of(run_id).log(step_id), min=begin):
             yield entry_id, entry.get("stream", ""), entry.get("line", "")
@@ -65,19 +65,22 @@ class SideRecords(Connection):
     # --- dry runs ---------------------------------------------------------------------------------
 
     def put_dry_run(self, dry_run_id: str, body: str, seconds: float) -> None:
+        """Store the request of a dry run, which expires after so many seconds."""
         self.call(self.client.set, self.keys.dry_run(dry_run_id), body, px=_ms(seconds))
 
     def dry_run(self, dry_run_id: str) -> str | None:
-        """Its plan, as text with a signature before it where there are keys."""
+        """The request of a dry run, sealed where messages are signed; None where it has expired."""
         return self.call(self.client.get, self.keys.dry_run(dry_run_id)) or None
 
     def answer(self, dry_run_id: str, body: str, seconds: float) -> None:
+        """Add the answer of a worker to a dry run."""
         pipe = self.client.pipeline()
         pipe.rpush(self.keys.dry_run_answers(dry_run_id), body)
         pipe.pexpire(self.keys.dry_run_answers(dry_run_id), _ms(seconds))
         self.call(pipe.execute)
 
     def next_answer(self, dry_run_id: str, seconds: float) -> dict[str, Any] | None:
+        """Remove and return the next answer to a dry run; None where none arrives within so many seconds."""
         with self.blocking(seconds) as may:
             got = self.call(
                 self.client.blpop, [self.keys.dry_run_answers(dry_run_id)], timeout=seconds if may else 0.01
@@ -85,4 +88,5 @@ class SideRecords(Connection):
             return json.loads(got[1]) if got else None
 
     def drop_dry_run(self, dry_run_id: str) -> None:
+        """Delete a dry run and its answers."""
         self.call(self.client.delete, self.keys.dry_run(dry_run_id), self.keys.dry_run_answers(dry_run_id))

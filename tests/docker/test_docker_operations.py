@@ -439,7 +439,7 @@ def test_a_run_that_fails_says_why_and_only_a_retry_runs_it_again(step: MakeStep
 def test_a_run_ends_with_its_time(engine: docker.APIClient, step: MakeStep) -> None:
     deadline = time.monotonic() + 0.5
     run = step("docker.run.execute", {"deadline": deadline}, image=IMAGE, command=["sleep", "60"])
-    with pytest.raises(StepTimeout, match="ran out of its time"):
+    with pytest.raises(StepTimeout, match="exceeded its timeout"):
         run.act()
     assert not engine.containers(filters={"label": f"longshore.op={run.ctx.op_id}"})
 

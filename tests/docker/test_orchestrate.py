@@ -391,7 +391,7 @@ def test_what_is_too_old_is_read_again(place: Installation) -> None:
     assert place.longshore("rebuild", "--force", LONGSHORE_CACHE_TTL="1s").code == 0
     time.sleep(1.1)
     checked = place.longshore("check", "--json")
-    assert (checked.code, "may be 1" in checked.json["reason"]) == (1, True)
+    assert (checked.code, "of at most 1 s" in checked.json["reason"]) == (1, True)
     assert place.longshore("orchestrate").code == 0
 
 

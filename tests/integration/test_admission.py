@@ -69,7 +69,7 @@ def test_a_run_that_waits_says_for_what_and_can_be_cancelled(five: Installation,
 
     # then
     told = wait_for("its reason", lambda: waiting.report().error)
-    assert "5 runs are live, and 5 may be" in told.message
+    assert "5 runs are live, of at most 5" in told.message
     assert waiting.state() == "pending"
 
     # when

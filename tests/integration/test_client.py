@@ -123,7 +123,7 @@ def test_a_dry_run_where_no_worker_listens_says_for_which_queue(install: MakeIns
             module._PROBE_SECONDS = before
 
     # then
-    with pytest.raises(WaitTimeout, match=r"no worker answered for: noop.*longshore worker"):
+    with pytest.raises(WaitTimeout, match=r"no worker answered for queue noop.*longshore worker"):
         impatient()
 
 

@@ -529,7 +529,7 @@ def test_a_hundred_waiting_approvals_hold_no_worker(shop: Installation) -> None:
     for each in runs:
         each.cancel()
     assert {str(each.wait(timeout=90).state) for each in runs} == {"undone"}
-    assert runs[0].report().step("ask").reason == "the run was ended while it waited"
+    assert runs[0].report().step("ask").reason == "the run was aborted while the step waited"
 
 
 # --- plans in plans ----------------------------------------------------------------------------------------

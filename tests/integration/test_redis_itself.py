@@ -51,7 +51,7 @@ def test_after_a_restart_without_its_data_there_is_a_plain_error_and_no_hang(
     server.restart(signal.SIGKILL)
 
     # then whoever waits is told
-    with pytest.raises(RunLost, match=r"is gone.*longshore doctor"):
+    with pytest.raises(RunLost, match=r"does not exist any more.*longshore doctor"):
         run.wait(PATIENCE)
     shown = place.longshore("runs", "show", run.id)
     assert (shown.code, "no run" in shown.err) == (2, True)
@@ -77,7 +77,7 @@ def test_a_full_redis_is_one_clear_error_and_nothing_is_lost(
 
     # when
     place.redis.config_set("maxmemory", "1")
-    with pytest.raises(StoreUnavailable, match=r"maxmemory.*no memory left: raise its maxmemory"):
+    with pytest.raises(StoreUnavailable, match=r"maxmemory.*Redis has no memory left: raise its maxmemory"):
         place.run(noop())
     time.sleep(2.5)
     assert not run.report().ended

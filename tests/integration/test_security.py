@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 import redis
 
-from longshore.orchestration import Client, Plan, operation
+from longshore.orchestration import Plan, operation
+from longshore.orchestration.client import preconditions
 from longshore.orchestration.client.request import request_body
 from longshore.orchestration.errors import PlanDenied, StoreUnavailable
 from longshore.orchestration.installation import acl
@@ -179,7 +180,7 @@ def test_a_client_may_write_no_record(guarded: Guarded) -> None:
 
 def test_a_message_that_nobody_signed_is_refused(guarded: Guarded) -> None:
     guarded.push("noop", json.dumps(message([["run", 0], {}, {}])).encode())
-    assert "it is not signed" in guarded.refused("longshore.step is refused")
+    assert "it has no signature" in guarded.refused("longshore.step is refused")
 
 
 def test_pickle_is_refused(guarded: Guarded) -> None:
@@ -210,13 +211,13 @@ def test_a_signed_message_that_is_renamed_or_changed_or_comes_again_is_refused(g
 
     renamed = copied | {"headers": copied["headers"] | {"task": "longshore.undo"}}
     guarded.push("noop", json.dumps(renamed).encode())
-    assert "it was changed" in guarded.refused("longshore.undo is refused")
+    assert "the content was changed" in guarded.refused("longshore.undo is refused")
 
     body = json.loads(base64.b64decode(copied["body"]))
     body[0][0] = "another-run"
     other = copied | {"body": base64.b64encode(json.dumps(body).encode()).decode()}
     guarded.push("noop", json.dumps(other).encode())
-    assert "it was changed" in guarded.refused("longshore.step is refused: its signature does not fit")
+    assert "the content was changed" in guarded.refused("longshore.step is refused: its signature does not match")
 
     before = guarded.client.get(run_id).report()
     guarded.push("noop", json.dumps(copied).encode())
@@ -239,9 +240,9 @@ def test_a_request_and_a_command_that_nobody_signed_are_refused(
     guarded: Guarded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     thief = guarded.as_role("client").client()  # the password, and not the key
-    monkeypatch.setattr(Client, "_refuse_without_a_key", lambda _self: None)  # who means harm asks nobody
+    monkeypatch.setattr(preconditions, "require_signing_key", lambda _store: None)  # an attacker skips the check
     run = thief.start(wide("stolen"))
-    assert "its request is refused: it is not signed" in guarded.refused("its request is refused")
+    assert "its request is refused: it has no signature" in guarded.refused("its request is refused")
     assert thief.store.state(run.id) is None
 
     slow = Plan("kept")
@@ -264,7 +265,7 @@ def test_a_plan_of_an_unknown_operation_that_is_put_into_redis_begins_nothing(gu
     store = guarded.client.store
     store.client.set(store.keys.of("planted").request, json.dumps(body))
     store.client.zadd(store.keys.inbox, {"planted": "1"})
-    assert "planted" not in guarded.refused("its request is refused: it is not signed")
+    assert "planted" not in guarded.refused("its request is refused: it has no signature")
     assert store.state("planted") is None
 
 

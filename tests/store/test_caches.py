@@ -143,11 +143,11 @@ def test_valid_cache_is_not_rebuilt(step: Step, caches: Caches, built: list[Any]
     # another source, too old, invalidated, forced
     assert rebuild(step, "r3", ttl=0.3, fingerprint="2").act().changed
     time.sleep(0.35)
-    assert "may be 0.3" in step("check.get").act().data["reason"]
+    assert "of at most 0.3 s" in step("check.get").act().data["reason"]
     assert rebuild(step, "r4", fingerprint="2").act().changed
     assert step("invalidate.execute", "r5").act().changed
     found = step("check.get").act().data
-    assert (found["valid"], found["reason"], found["generation"]) == (False, "it was invalidated by r5.step", 3)
+    assert (found["valid"], found["reason"], found["generation"]) == (False, "invalidated by r5.step", 3)
     assert rebuild(step, "r6", fingerprint="2").act().changed
     assert rebuild(step, "r7", fingerprint="2", force=True).act().changed
     assert len(built) == 5

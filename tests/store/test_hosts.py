@@ -294,7 +294,7 @@ def test_waiting_step_names_its_missing_worker(stored: StoredRun) -> None:
         _, steps = stored.store.everything(stored.run_id)
         return pending_reasons(stored.store, compiled, steps).get("wait:0", "")
 
-    assert why() == "waits: no worker takes what is in the queue noop@web1"
+    assert why() == "waits: no worker consumes queue noop@web1"
     hosts.register("web1", node("a@web1", "web1"))
     assert why() == ""
     hosts.drain("web1", "ann")
@@ -308,6 +308,6 @@ def test_waiting_step_names_its_missing_worker(stored: StoredRun) -> None:
     stored.redis.hdel(stored.keys.steps, "ustatus:0")
     hosts.undrain("web1")
     ago(hosts, "web1", stored.store.settings.lease + 1)
-    assert "waits: host web1 has not been heard of for" in why()
+    assert "waits: host web1 has sent no heartbeat for" in why()
     ago(hosts, "web1", 100)
     assert "waits: host web1 is lost" in why()

@@ -399,7 +399,7 @@ def test_drain_cancels_unclaimed_steps(stored: StoredRun) -> None:
         assert not stored.store.drain(stored.run_id, [(0, False), (1, False), (2, False)])
 
     assert [stored.step(f"status:{i}") for i in range(3)] == ["cancelled", "cancelled", "running"]
-    assert stored.step("reason:0") == "the run was ended before it began"
+    assert stored.step("reason:0") == "the run was aborted before the step began"
     assert stored.step("ended:0")
     assert stored.run("left") == "1"
     assert [(event["step"], event["status"]) for event in events] == [("0", "cancelled"), ("1", "cancelled")]
@@ -433,7 +433,7 @@ def test_drain_marks_a_lost_step_unknown(stored: StoredRun) -> None:
         stored.store.drain(stored.run_id, [(0, False)])
 
     assert (stored.step("status:0"), events[0]["status"]) == ("unknown", "unknown")
-    assert stored.step("reason:0") != "the run was ended before it began"
+    assert stored.step("reason:0") != "the run was aborted before the step began"
 
 
 @pytest.mark.parametrize("state", but(R.ABORTING))
@@ -637,7 +637,7 @@ def test_unknown_command_is_answered(stored: StoredRun) -> None:
     stored.lay("running")
 
     with stored.emits("command"):
-        assert carry_out(stored, "explode") == "no such command: explode"
+        assert carry_out(stored, "explode") == "unknown command: explode"
 
     assert stored.run("state") == R.RUNNING
 

@@ -109,7 +109,7 @@ def test_waiting_approval_is_cancelled_with_its_run(stored: StoredRun) -> None:
     stored.store.drain(stored.run_id, [(0, False)])
     assert (stored.step("status:0"), stored.step("reason:0"), stored.waits()) == (
         "cancelled",
-        "the run was ended while it waited",
+        "the run was aborted while the step waited",
         {},
     )
 

@@ -1,8 +1,8 @@
--- End a run before its end: nothing new is claimed from now on.
+-- Abort a run: no further step is claimed, and running attempts are asked to stop.
 --
--- FROM     running, also where it is suspended
--- ARGV[1]  cause  ARGV[2]  error  ARGV[3]  actor  ARGV[4]  '1' to keep what was done
--- RETURNS  1 done, 0 it is not running
+-- FROM     running, or suspended there
+-- ARGV[1]  cause  ARGV[2]  error  ARGV[3]  actor  ARGV[4]  '1' to keep the effects of completed steps
+-- RETURNS  1 aborted, 0 the run is not running
 -- EVENTS   run_aborting
 -- guard: a run that has ended is not aborted
 -- guard: a suspended run is aborted; without it: redis.call('HGET', run, 'state') ~= 'running'

@@ -1,11 +1,11 @@
--- Note what a host's receipts say: it has answered, and these attempts were at work there that the record knows nothing
--- of. What they did counts as done, or as unknown, so that it is undone, or named.
+-- Record the answer of a host about its receipts, with the attempts that ran there and that the record does not know.
+-- Each such step becomes changed or unknown, so that a compensation undoes it or the report names it.
 --
--- FROM     a run that asks its hosts that question
--- ARGV[1]  name of the question  ARGV[2]  host  ARGV[3]  highest version of the run that was seen there
--- ARGV[4]  what cannot be fenced there, a line each, or ''
---          then id, fence, status, outcome JSON, parameters as rendered, what undo needs, for each such attempt
--- RETURNS  1 noted, 0 nobody asks that
+-- FROM     a run that waits for answers to this question
+-- ARGV[1]  name of the question  ARGV[2]  host  ARGV[3]  highest version of the run seen there
+-- ARGV[4]  attempts that cannot be fenced there, a line each, or ''
+--          then id, fence, status, outcome JSON, rendered parameters, state for the undo, for each such attempt
+-- RETURNS  1 recorded, 0 the run does not wait for this question
 -- EVENTS   hosts_answered, step_found | item_found for each
 local asking, answered, doubts = unpack(redis.call('HMGET', run, 'asking', 'answered', 'doubts'))
 -- guard: an answer counts only for the question that is asked
@@ -17,7 +17,7 @@ for n = 5, #ARGV, 6 do
   local forward, backward, before = unpack(redis.call('HMGET', steps, 'fence:' .. i, 'ufence:' .. i, 'status:' .. i))
   -- guard: an attempt that the record knows changes nothing; without it: true
   if tonumber(fence) > math.max(tonumber(forward) or 0, tonumber(backward) or 0) then
-    -- What the record has of an earlier attempt stands, unless it says that there was no effect.
+    -- A recorded outcome of an earlier attempt stands, unless the outcome proves that there was no effect.
     -- guard: the recorded outcome of an earlier attempt stands; without it: true
     if before ~= 'changed' and before ~= 'failed' and before ~= 'unknown' then
       redis.call('HSET', steps, 'status:' .. i, status, 'outcome:' .. i, ARGV[n + 3], 'ended:' .. i, now)

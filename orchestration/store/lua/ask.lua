@@ -1,8 +1,8 @@
--- Note which hosts are asked for their receipts, before the run goes on.
+-- Record which hosts are asked for their receipts before the run goes on.
 --
--- FROM     a run that has not ended, in the epoch given
--- ARGV[1]  epoch  ARGV[2]  name of this question  ARGV[3]  hosts, spaced
--- RETURNS  1 noted, 0 the run has moved on, or the question was noted before
+-- FROM     a run that has a record, in the epoch given
+-- ARGV[1]  epoch  ARGV[2]  name of the question  ARGV[3]  hosts, separated by spaces
+-- RETURNS  1 recorded, 0 the epoch has changed, or the question was recorded before
 -- EVENTS   hosts_asked
 local state, epoch, asking = unpack(redis.call('HMGET', run, 'state', 'epoch', 'asking'))
 if not state

@@ -1,14 +1,14 @@
--- Claim a step, or its undo, for one attempt.
+-- Claim a step, or its undo, for one attempt, under a new fence and a lease.
 --
 -- FROM     ready or retrying, in a run that is running or finishing (forward) or undoing (backward); an always
---          step also in a run that is suspended there
+--          step also while that run is suspended
 -- ARGV[1]  id       ARGV[2]  '' forward, 'u' backward    ARGV[3]  owner, unique to this delivery
--- ARGV[4]  task id  ARGV[5]  lease ms  ARGV[6]  '1' for an always step  ARGV[7]  what no other run of this id has
--- ARGV[8]  host that it is claimed on  ARGV[9]  '1' if it has to be the one that it is begun on
+-- ARGV[4]  task id  ARGV[5]  lease ms  ARGV[6]  '1' for an always step  ARGV[7]  instance id of the run
+-- ARGV[8]  host of the worker  ARGV[9]  '1' if the step may run only on the host of its first claim
 -- RETURNS  {'ok', fence, attempt, rendered, the step's rendered, before, outcome, first started ms,
---           item, tries since it was reopened, version of the run, service that it found down,
---           highest fence before, epoch, attempts in vain because of a service}
---          or {'no', why}
+--           item, attempts since the last resume, version of the run, service found down,
+--           highest former fence, epoch, attempts blocked by a service}
+--          or {'no', reason}
 -- EVENTS   step_started | item_started | undo_started
 local i, p, owner = ARGV[1], ARGV[2], ARGV[3]
 local instance_id = redis.call('HGET', run, 'instance_id')
@@ -31,7 +31,7 @@ local status, fence, not_before, held = unpack(redis.call('HMGET', steps,
   p .. 'status:' .. i, p .. 'fence:' .. i, p .. 'not_before:' .. i, p .. 'owner:' .. i))
 local busy = p == '' and 'running' or 'undoing'
 local highest = tonumber(fence) or 0
--- The same delivery asks again where the answer to its first call was lost.
+-- The same delivery claims again where the reply to its first call was lost.
 -- guard: a repeated delivery gets its claim again; without it: true
 -- guard: only the same delivery gets its claim again; without it: status ~= busy
 if not (status == busy and held == owner) then
@@ -53,7 +53,7 @@ if not (status == busy and held == owner) then
       return {'no', 'begun on ' .. begun_on}
     end
   end
-  -- Grows with every claim, forward or backward, and does not repeat even if Redis lost its last writes.
+  -- A fence grows with every claim, forward or backward, and does not repeat even if Redis lost its last writes.
   local other = redis.call('HGET', steps, (p == '' and 'u' or '') .. 'fence:' .. i)
   -- guard: a compensation has a higher fence than its step
   highest = math.max(highest, tonumber(other) or 0)
@@ -62,14 +62,14 @@ if not (status == busy and held == owner) then
   fence = string.format('%.0f', math.max(highest + 1, clock[1] * 1000000 + clock[2]))
   local attempt = redis.call('HINCRBY', steps, p .. 'attempts:' .. i, 1)
   redis.call('HSETNX', steps, p .. 'started:' .. i, now)
-  -- A message arrived: those of the next attempt are counted anew, or a lost one would wait longer each time.
+  -- The message has arrived, so the resends of the next attempt are counted from zero; their grace doubles each time.
   -- guard: the messages of each attempt are counted anew
   redis.call('HDEL', steps, p .. 'resent:' .. i)
   local ids = redis.call('HGET', steps, p .. 'task_ids:' .. i)
   redis.call('HSET', steps, p .. 'status:' .. i, busy, p .. 'fence:' .. i, fence, p .. 'owner:' .. i, owner,
              p .. 'task_ids:' .. i, (ids and ids .. ' ' or '') .. ARGV[4])
   redis.call('HSET', run, 'claimed', now, 'claimed@' .. ARGV[8], now)
-  -- The host whose state was journalled is the one that it is taken back on.
+  -- The undo runs on the host whose state was journalled.
   if p == '' and ARGV[9] == '1' then
     redis.call('HSET', steps, 'done_at:' .. i, ARGV[8])
   end

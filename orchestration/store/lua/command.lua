@@ -1,34 +1,34 @@
--- Carry out what somebody asked of a run, once.
+-- Carry out a command of a person, once.
 --
--- FROM     refuse: any, for the reason given; cancel: pending, or running, also
---          where it is suspended; undo: a resting state; approve, reject: a step that waits for a person
+-- FROM     refuse: any, for the reason given; cancel: pending, running, or suspended there; undo: an ended run;
+--          approve, reject: a step that waits for a person
 -- ARGV[1]  id of the command in the commands' stream  ARGV[2]  kind  ARGV[3]  actor  ARGV[4]  reason
--- ARGV[5]  '1' to keep what was done (cancel)  ARGV[6]  level above the highest (undo), then the ids
---          whose undo failed and is to be tried again; or the id that is approved or rejected
--- RETURNS  'done', 'old' it was handled before, or a sentence that says why nothing was done
---          (the run's field `answer` has it too)
--- EVENTS   command, and what follows from it
+-- ARGV[5]  '1' to keep the effects of completed steps (cancel)  ARGV[6]  level above the highest (undo), then the
+--          ids whose failed undo is retried; or the id that is approved or rejected
+-- RETURNS  'done', 'old' for a command that was handled before, or the reason of a refusal, for people
+--          (also in the run's field `answer`)
+-- EVENTS   command, and those of the transition that follows
 -- guard: a command is carried out once
 if handled(ARGV[1]) then
   return 'old'
 end
 local state = redis.call('HGET', run, 'state')
--- What was not decided must not stand in the events as if it had been.
+-- A decision that does not count is recorded as a refusal.
 if ARGV[2] == 'approve' or ARGV[2] == 'reject' then
   local id, why = ARGV[7] or '', nil
   local status = redis.call('HGET', steps, 'status:' .. id) or 'pending'
   -- guard: only a waiting step is approved or rejected
   if status ~= 'waiting' then
-    why = 'the step does not wait for an approval: it is ' .. status
+    why = 'the step does not wait for an approval: its state is ' .. status
   -- guard: the first decision on a step counts
   elseif redis.call('HSETNX', steps, 'decision:' .. id, ARGV[2]) == 0 then
-    why = 'somebody else has decided: ' .. redis.call('HGET', steps, 'decision:' .. id)
+    why = 'the step was decided before: ' .. redis.call('HGET', steps, 'decision:' .. id)
   end
   emit('command', 'kind', why and 'refuse' or ARGV[2], 'actor', ARGV[3], 'reason', why or ARGV[4], 'step', id)
   if why then
     return answer(ARGV[1], why)
   end
-  -- The driver records the outcome that follows from it.
+  -- The coordinator records the outcome that follows from the decision.
   redis.call('HSET', steps, 'decided_by:' .. id, ARGV[3], 'note:' .. id, ARGV[4], 'decided_at:' .. id, now)
   return answer(ARGV[1], 'done')
 end
@@ -74,4 +74,4 @@ end
 if ARGV[2] == 'refuse' then
   return answer(ARGV[1], ARGV[4])
 end
-return answer(ARGV[1], 'no such command: ' .. ARGV[2])
+return answer(ARGV[1], 'unknown command: ' .. ARGV[2])

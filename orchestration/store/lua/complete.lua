@@ -1,13 +1,14 @@
--- Record the outcome of an attempt, or that no attempt will come; count the level; begin the abort.
+-- Record the outcome of a step, count its level, and abort the run or open the next link of the chain.
 --
--- FROM     running (undoing) or waiting under the fence given; without a fence: ready, retrying or waiting
--- ARGV[1]  id       ARGV[2]  '' or 'u'    ARGV[3]  fence or ''    ARGV[4]  status it goes to
--- ARGV[5]  outcome JSON    ARGV[6]  '1' if it proves that there was no effect
--- ARGV[7]  '1' if a bad status ends the run    ARGV[8]  error, or why it is skipped; '' if none
+-- FROM     running (undoing) or waiting under the fence given; without a fence, as the sweeper ends a step that no
+--          attempt will claim: ready, retrying or waiting
+-- ARGV[1]  id       ARGV[2]  '' or 'u'    ARGV[3]  fence or ''    ARGV[4]  new status
+-- ARGV[5]  outcome JSON    ARGV[6]  '1' if the outcome proves that there was no effect
+-- ARGV[7]  '1' if a failure aborts the run    ARGV[8]  error, or reason of a skip; '' if none
 -- ARGV[9]  index of the next link of the chain, '' if none    ARGV[10]  grace ms
--- ARGV[11] name of the key that holds its data, '' if the outcome does
--- RETURNS  {'ok' | 'dup', advance, next units}, or {'stale', '', ''}: advance is 1 when the run can go on now,
---          the next units were held back and need their messages
+-- ARGV[11] name of the key that holds the data, '' if the outcome does
+-- RETURNS  {'ok' | 'dup', advance, next units}, or {'stale', '', ''}: advance is 1 where the run can go on now;
+--          the next units were held back, and the caller sends their messages
 -- EVENTS   step_ended | item_ended | undo_ended, step_skipped | item_skipped, run_aborting, level_started (next link)
 local i, p, fence, status = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local state = redis.call('HGET', run, 'state')
@@ -57,7 +58,7 @@ if ARGV[9] ~= ''
     and state == 'running'
     -- guard: a failure does not open the next link of the chain
     and (status == 'changed' or status == 'unchanged') then
-  -- The next link's message follows from this one's success; until its grace is over nobody else sends it.
+  -- Celery sends the message of the next link after this success; the sweeper resends it only after the grace.
   local level = redis.call('HINCRBY', run, 'level', 1)
   redis.call('HSET', run, 'left', 1)
   dispatched('', ARGV[9], tonumber(ARGV[10]))

@@ -1,8 +1,8 @@
--- Begin the record of a run, once.
+-- Create the record of a run, once.
 --
--- FROM       nothing: there is no record of the run
+-- FROM       no record
 -- ARGV[1..]  field, value, … of the run's hash
--- RETURNS    1 created, 0 it was there already
+-- RETURNS    1 created, 0 the record existed already
 -- EVENTS     run_created
 -- guard: a run is created once
 if redis.call('EXISTS', run) == 1 then

@@ -1,9 +1,9 @@
--- While a run is ending: cancel what was dispatched and not claimed. An always step waits for its turn.
--- A step whose attempt was lost may have happened: that is unknown, whatever its repetition might have said.
+-- Cancel the steps of an aborting run that were dispatched and not claimed. An always step waits for its turn.
+-- A step whose attempt was lost becomes unknown, since its effect may have happened.
 --
--- FROM     ready, retrying, or waiting for a person; a unit that was held back; in a run that is aborting
--- ARGV     id, '1' if it is an always step, for each
--- RETURNS  1 when nothing runs any more, else 0
+-- FROM     ready, retrying, or waiting; a unit that was held back; in a run that is aborting
+-- ARGV     id, '1' for an always step, for each
+-- RETURNS  1 where no attempt runs any more, else 0
 -- EVENTS   step_ended | item_ended (cancelled, unknown) for each
 -- guard: a drain cancels nothing in a run that goes on
 if redis.call('HGET', run, 'state') ~= 'aborting' then
@@ -24,16 +24,16 @@ for n = 1, #ARGV, 2 do
         redis.call('HINCRBY', run, 'left', -1)
       end
     else
-      local final, why = 'cancelled', 'the run was ended before it began'
+      local final, why = 'cancelled', 'the run was aborted before the step began'
       if status == 'waiting' then
-        why = 'the run was ended while it waited'
+        why = 'the run was aborted while the step waited'
       elseif redis.call('HEXISTS', steps, 'attempts:' .. i) == 1 then
         local tried, in_vain = unpack(redis.call('HMGET', steps, 'attempts:' .. i, 'blocked:' .. i))
         -- guard: a step whose service was down had no effect
         if status == 'retrying' and tried == in_vain then
           redis.call('HSET', steps, 'no_effect:' .. i, 1)  -- its service was down: nothing was ever begun
         end
-        why = 'the run was ended before it was tried again'
+        why = 'the run was aborted before the step was retried'
         -- guard: a step that was lost before the abort has to be fenced
         if status == 'ready' then
           redis.call('HINCRBY', run, 'lost', 1)
@@ -42,7 +42,7 @@ for n = 1, #ARGV, 2 do
         if status == 'ready'
             -- guard: a step with an open outcome is unknown and not cancelled
             or redis.call('HEXISTS', steps, 'delayed:' .. i) == 1 then
-          final, why = 'unknown', (status == 'ready' and 'its worker was lost' or 'it was not known yet how it ended') .. ', and ' .. why
+          final, why = 'unknown', (status == 'ready' and 'its worker was lost' or 'its outcome was not known yet') .. ', and ' .. why
         end
       end
       redis.call('HSET', steps, 'status:' .. i, final, 'reason:' .. i, why, 'ended:' .. i, now)

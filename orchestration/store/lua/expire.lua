@@ -1,12 +1,14 @@
--- Take a step away from an attempt whose lease has run out: it is done again, or its outcome is unknown.
+-- Expire a lease: the attempt is fenced off, and its step is retried, becomes unknown, or waits for a person.
 --
--- FROM     running (undoing) with a lease that ended before now
--- ARGV[1]  id  ARGV[2]  '' or 'u'  ARGV[3]  '1' if it may be done again  ARGV[4]  how often at most
--- ARGV[5]  outcome JSON if it is unknown  ARGV[6]  its error  ARGV[7]  '1' if that ends the run
--- ARGV[8]  '1' for an always step: while the run is ending it waits for its turn  ARGV[9]  grace ms
--- ARGV[10] ms that a person may be asked whether it happened, '' if nobody is  ARGV[11] what is asked, JSON  ARGV[12] the same for people
--- RETURNS  {what, next units}: 'again' it is, or will be, ready once more; 'unknown' it is recorded as such;
---          'asked' it waits for a person, and the run is suspended; 'no' the lease is alive. The next units were held back and need their messages
+-- FROM     running (undoing) with an expired lease
+-- ARGV[1]  id  ARGV[2]  '' or 'u'  ARGV[3]  '1' if the step may be repeated  ARGV[4]  limit of lost attempts
+-- ARGV[5]  outcome JSON for unknown  ARGV[6]  its error  ARGV[7]  '1' if a failure aborts the run
+-- ARGV[8]  '1' for an always step, which waits for its turn while the run is aborting  ARGV[9]  grace ms
+-- ARGV[10] ms to wait for a person to resolve the step, '' for no wait  ARGV[11] the wait, JSON  ARGV[12] the same,
+--          for people
+-- RETURNS  {what, next units}: 'again' the step is ready, or will be; 'unknown' the outcome is recorded;
+--          'asked' the step waits for a person, and the run is suspended; 'no' the lease is live. The next units were
+--          held back, and the caller sends their messages
 -- EVENTS   lease_lost, step_waiting | item_waiting, run_suspended, step_ended | item_ended | undo_ended, run_aborting
 local i, p = ARGV[1], ARGV[2]
 local ends = redis.call('ZSCORE', leases, p .. i)
@@ -18,7 +20,7 @@ end
 local lost = redis.call('HINCRBY', steps, p .. 'lost:' .. i, 1)
 emit('lease_lost', 'step', i, 'host', at(i), 'undo', p, 'owner', redis.call('HGET', steps, p .. 'owner:' .. i) or '',
   'lost', lost)
--- A new fence: whatever the lost attempt still says is refused.
+-- Under a new fence, any later write of the lost attempt is refused.
 local fence = tonumber(redis.call('HGET', steps, p .. 'fence:' .. i) or 0)
 -- guard: an expired attempt is fenced off at once
 redis.call('HSET', steps, p .. 'fence:' .. i, string.format('%.0f', math.max(fence + 1, clock[1] * 1000000 + clock[2])))
@@ -44,7 +46,7 @@ if ARGV[3] == '1'
 end
 -- guard: a lost undo is fenced by the next one; without it: true
 if p == '' then
-  -- It may wake up, and no attempt comes after it that would fence it off.
+  -- The lost attempt may resume on its host, where no later attempt of the step will fence it off.
   redis.call('HINCRBY', run, 'lost', 1)
 end
 if p == ''

@@ -1,9 +1,8 @@
--- End a run for good.
+-- End a run in a terminal state.
 --
--- FROM     the state that the caller decided from, with nothing of its batch left and nothing running
--- ARGV[1]  state it comes from  ARGV[2]  state it ends in  ARGV[3]  the run's epoch, then the indices of
---          steps that were never run
--- RETURNS  1 done, 0 somebody else was first
+-- FROM     the state that the caller decided from, with no step of its batch left and no attempt running
+-- ARGV[1]  former state  ARGV[2]  terminal state  ARGV[3]  epoch, then the indices of the steps that were not run
+-- RETURNS  1 ended, 0 a concurrent transition was first
 -- EVENTS   run_ended
 -- guard: a run ends only from the state that was seen
 if redis.call('HGET', run, 'state') ~= ARGV[1]
@@ -11,7 +10,7 @@ if redis.call('HGET', run, 'state') ~= ARGV[1]
     or redis.call('ZCARD', leases) > 0 then
   return 0
 end
--- A run that was reopened since is in the same state, and another one.
+-- A run that was reopened may have returned to the same state, in another epoch.
 -- guard: a reopened run is not ended by an older decision
 if (redis.call('HGET', run, 'epoch') or '0') ~= ARGV[3] then
   return 0

@@ -1,9 +1,9 @@
--- Delete a run that rests, with everything that was kept apart from its record.
+-- Delete the record and the side records of an ended run.
 --
--- FROM     a resting state, or no record
--- ARGV     none: the keys after the record's are deleted with it
--- RETURNS  1 it is gone, 0 it is live
--- EVENTS   none: there is nothing left to write them to
+-- FROM     a terminal state, or no record
+-- ARGV     none; the keys after those of the record are the side records
+-- RETURNS  1 deleted, 0 the run is live
+-- EVENTS   none, since the stream is deleted
 local state = redis.call('HGET', run, 'state')
 local rests = state == 'succeeded' or state == 'partial' or state == 'failed' or state == 'undone'
               or state == 'undo_failed'

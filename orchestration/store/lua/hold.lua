@@ -1,8 +1,8 @@
--- Say why a run does not begin.
+-- Record why a run does not begin.
 --
 -- FROM     pending
--- ARGV[1]  why
--- RETURNS  1 said, 0 it was said already, or the run has begun
+-- ARGV[1]  reason
+-- RETURNS  1 recorded, 0 recorded before, or the run has begun
 -- EVENTS   run_held
 local state, held = unpack(redis.call('HMGET', run, 'state', 'hold_reason'))
 -- guard: a run that has begun is not held

@@ -1,17 +1,17 @@
--- Go on to a level: its steps become ready, are fanned out, are skipped, or have failed already.
+-- Open a level: its steps become ready, are fanned out, are skipped, or fail before they begin.
 --
--- FROM     the state and level that the caller decided from, with nothing of that batch left
--- ARGV[1]  state it comes from      ARGV[2]  level it comes from
--- ARGV[3]  state it goes to         ARGV[4]  level it goes to
--- ARGV[5]  grace ms                 ARGV[6]  the run's epoch
--- ARGV[7]  index of the step whose failure ends the run, or ''
+-- FROM     the state and level that the caller decided from, with no step of that batch left
+-- ARGV[1]  former state             ARGV[2]  former level
+-- ARGV[3]  new state                ARGV[4]  new level
+-- ARGV[5]  grace ms                 ARGV[6]  epoch
+-- ARGV[7]  index of the step whose failure aborts the run, or ''
 --          then for each step one of
---            'r', index, host or ''                           it becomes ready
---            's', index, reason, '1' if for a dependency      it is skipped
---            'f', index, outcome JSON, error                  it has failed before it began
---            'x', index, units, at once, tolerated, canaries or 0, then for each unit
---                 item JSON, host, why it is skipped or ''
--- RETURNS  1 done, 0 somebody else was first
+--            'r', index, host or ''                           becomes ready
+--            's', index, reason, '1' if for a dependency      is skipped
+--            'f', index, outcome JSON, error                  failed before it began
+--            'x', index, units, concurrent units, tolerated failures, canaries or 0, then for each unit
+--                 item JSON, host, reason of a skip or ''
+-- RETURNS  1 opened, 0 a concurrent transition was first
 -- EVENTS   run_started (from pending), level_started, step_skipped, step_ended (failed), step_started
 --          (fanned out), item_skipped, run_aborting
 local state, level, epoch = unpack(redis.call('HMGET', run, 'state', 'level', 'epoch'))
@@ -33,7 +33,7 @@ if state == 'aborting' and redis.call('ZCARD', leases) > 0 then
 end
 local grace, left, begun, later, whole = tonumber(ARGV[5]), 0, {}, {}, {}
 
--- Why a unit is not done, by its item and host: what is decided now counts, for units that are known already, too.
+-- The reasons of skipped units, by item and host; a new reason counts for known units, too.
 local function reasons_of(units, first)
   local found = {}
   for u = 0, units - 1 do
@@ -42,7 +42,7 @@ local function reasons_of(units, first)
   return found
 end
 
--- A step is skipped, or fails, before its units begin; one that was fanned out before has units that must end with it.
+-- Ends the open units of a step that is skipped or fails before they begin.
 local function close_units(i, status, why)
   for u = 0, tonumber(redis.call('HGET', steps, 'fan_out:' .. i) or 0) - 1 do
     local id = i .. '.' .. u
@@ -52,8 +52,8 @@ local function close_units(i, status, why)
   end
 end
 
--- Units are ready as many as may be at once, of canaries first; the others are held back. A step that goes on where
--- an abort has stopped it, or is resumed, does so with the units that have not ended. Returns whether any is open.
+-- Dispatches as many units as may run concurrently, canaries first, and holds the others back. A step that continues
+-- after an abort or a resume does so with the units that have not ended. Returns whether any unit is open.
 local function fan_out(i, units, at_once, tolerated, canaries, first)
   local known, why, open, skipped = redis.call('HGET', steps, 'fan_out:' .. i), reasons_of(units, first), 0, 0
   if not known then
@@ -131,7 +131,7 @@ while n <= #ARGV do
       later[#later + 1] = {'step_started', 'step', i, 'attempt', 1, 'items', units}
       begun[#begun + 1], left = i, left + 1
     else
-      -- Each of its hosts skips it; or somebody has said that the last of its units are done.
+      -- All hosts skip the step, or a person has resolved its last open units.
       whole[#whole + 1] = i
     end
     n = n + 6 + 3 * units
@@ -140,7 +140,7 @@ end
 redis.call('HSET', run, 'state', ARGV[3], 'level', ARGV[4], 'left', left)
 if state == 'pending' then
   redis.call('HSET', run, 'started', now)
-  -- The run's clock starts here, and does not stop.
+  -- The timeout of the run begins here, and a suspension does not extend it.
   local timeout = tonumber(redis.call('HGET', run, 'timeout') or '')
   if timeout then
     redis.call('HSET', run, 'deadline', now + timeout)

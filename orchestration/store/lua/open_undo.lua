@@ -1,11 +1,11 @@
--- Go down to a level of the undo: its steps become ready to be taken back, or are named as not undoable.
+-- Open a level of the compensation: undos become ready, or are recorded as not_undoable.
 --
--- FROM     aborting with nothing running, or undoing with nothing of the former level left
--- ARGV[1]  state it comes from      ARGV[2]  undo level it comes from
--- ARGV[3]  undo level it goes to    ARGV[4]  grace ms      ARGV[5]  ms that the whole undo may take
--- ARGV[6]  number of steps to take back, then their ids, then id, reason for each that cannot be,
---          then the run's epoch
--- RETURNS  1 done, 0 somebody else was first
+-- FROM     aborting with no attempt running, or undoing with no undo of the former level left
+-- ARGV[1]  former state       ARGV[2]  former undo level
+-- ARGV[3]  new undo level     ARGV[4]  grace ms      ARGV[5]  timeout of the whole compensation, ms
+-- ARGV[6]  number of steps to undo, then their ids, then id and reason for each that is not undoable,
+--          then the epoch
+-- RETURNS  1 opened, 0 a concurrent transition was first
 -- EVENTS   run_undoing (from aborting), undo_level_started, undo_impossible for each
 local state, level, epoch = unpack(redis.call('HMGET', run, 'state', 'undo_level', 'epoch'))
 if state ~= ARGV[1]
@@ -26,7 +26,7 @@ elseif tonumber(redis.call('HGET', run, 'left')) > 0 then
   return 0
 end
 local ready = tonumber(ARGV[6])
--- From its first level on; an undo that an operator asked for begins here with `undoing`.
+-- The deadline counts from the first level on; an undo by an operator begins here, in state `undoing`.
 redis.call('HSETNX', run, 'undo_deadline', now + tonumber(ARGV[5]))
 redis.call('HSET', run, 'state', 'undoing', 'undo_level', ARGV[3], 'left', ready)
 emit('undo_level_started', 'level', ARGV[3], 'steps', table.concat(ARGV, ' ', 7, 6 + ready))

@@ -1,9 +1,9 @@
--- Let go of a step that waits for something else than a worker: a person, another run, somebody's task.
+-- Park a step that waits for an external event: a person, another run, or a task of an application.
 --
 -- FROM     running (undoing) under the fence given
--- ARGV[1]  id  ARGV[2]  '' or 'u'  ARGV[3]  fence  ARGV[4]  ms that it may wait  ARGV[5]  what it waits for, JSON
--- ARGV[6]  the same for people
--- RETURNS  1 parked, 0 the attempt has lost its step
+-- ARGV[1]  id  ARGV[2]  '' or 'u'  ARGV[3]  fence  ARGV[4]  timeout of the wait, ms  ARGV[5]  the wait, JSON
+-- ARGV[6]  the same, for people
+-- RETURNS  1 parked, 0 the attempt is superseded
 -- EVENTS   step_waiting | item_waiting | undo_waiting
 local i, p = ARGV[1], ARGV[2]
 local status, fence = unpack(redis.call('HMGET', steps, p .. 'status:' .. i, p .. 'fence:' .. i))

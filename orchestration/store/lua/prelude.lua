@@ -1,31 +1,31 @@
--- Before every script: its keys, Redis's clock, and the one way to write an event.
+-- The prelude of every script: its keys, Redis's clock, and shared functions; `emit` alone writes events.
 --
--- A step is named by its index, a unit of a step that was fanned out by `<index>.<unit>`.
+-- The id of a step is its index; that of a unit of a fanned-out step is `<index>.<unit>`.
 --
 -- KEYS[1] run     hash    state, level, left, …
--- KEYS[2] steps   hash    <field>:<id>; an undo's fields have a u before them
+-- KEYS[2] steps   hash    <field>:<id>; fields of an undo have the prefix u
 -- KEYS[3] leases  zset    <id> or u<id> → when the lease ends, ms
--- KEYS[4] events  stream  everything that happened
--- KEYS[5] waits   zset    <id> or u<id> of what is parked → until when at most, ms
--- KEYS[6] and on, of `forget`: what is kept apart from the record
+-- KEYS[4] events  stream  the events of the run
+-- KEYS[5] waits   zset    <id> or u<id> of a parked step → its time limit, ms
+-- KEYS[6] and on, for `forget`: the side records
 local run, steps, leases, events, waits = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local apart = {unpack(KEYS, 6)}
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
--- Every transition is one version and one event.
+-- Writes one event under the next version of the run.
 local function emit(name, ...)
   local ver = redis.call('HINCRBY', run, 'version', 1)
   redis.call('XADD', events, '*', 'event', name, 'version', ver, 'at', now, ...)
 end
 
--- A step that was just dispatched: its message counts as under way for `grace` ms.
+-- Marks a step as dispatched; its message counts as under way for `grace` ms.
 local function dispatched(prefix, id, grace)
   redis.call('HSET', steps, prefix .. 'status:' .. id, 'ready', prefix .. 'sent:' .. id, now,
              prefix .. 'sent_until:' .. id, now + grace)
 end
 
--- What the run is doing, also while it is suspended.
+-- The state of the run; of a suspended run, the state that it was suspended in.
 local function doing()
   local state, was = unpack(redis.call('HMGET', run, 'state', 'suspended_state'))
   if state == 'suspended' then
@@ -34,7 +34,7 @@ local function doing()
   return state
 end
 
--- A command is carried out once: those up to `cmd` have been.
+-- Reports whether a command was handled; commands are handled in order, up to `last_command`.
 local function handled(id)
   local last = redis.call('HGET', run, 'last_command')
   if not last then
@@ -47,18 +47,18 @@ local function handled(id)
   return c < a or (c == a and d <= b)
 end
 
--- Note that a command was handled, and what became of it.
+-- Records that a command was handled, and its answer.
 local function answer(id, text)
   redis.call('HSET', run, 'last_command', id, 'answer', text)
   return text
 end
 
--- The run goes on where it was suspended, or is ended.
+-- Removes the fields of a suspension, before the run resumes or aborts.
 local function lift()
   redis.call('HDEL', run, 'suspended_state', 'hold_reason', 'hold', 'service')
 end
 
--- Hold the run where it is: nothing new is claimed until somebody, or the end of `what`, lets it go on.
+-- Suspends the run: no further step is claimed until a person, or the end of the cause `what`, resumes it.
 local function suspend(what, why, service)
   local state = redis.call('HGET', run, 'state')
   if state ~= 'suspended' then
@@ -68,7 +68,7 @@ local function suspend(what, why, service)
   emit('run_suspended', 'for', what, 'error', why)
 end
 
--- Whether the run can go on now: nothing of the batch is left, or, while it is ending, nothing runs.
+-- Returns 1 where the run can go on now: no step of the batch is left, or, while aborting, no attempt runs.
 local function can_advance(state)
   if state == 'aborting' then
     return redis.call('ZCARD', leases) == 0 and 1 or 0
@@ -81,17 +81,17 @@ local function whole_of(id)
   return string.match(id, '^(%d+)%.%d+$')
 end
 
--- For an event: the host that a unit was sent to.
+-- The host that a unit was dispatched to, for events.
 local function at(id)
   return whole_of(id) and redis.call('HGET', steps, 'host:' .. id) or ''
 end
 
--- What an event about a step, a unit or an undo is called.
+-- The prefix of events about a step, a unit or an undo.
 local function kind(prefix, id)
   return prefix == 'u' and 'undo_' or whole_of(id) and 'item_' or 'step_'
 end
 
--- All units of a step have ended, and with them the step. Returns its status and error.
+-- Ends a step all of whose units have ended. Returns its status and error.
 local function whole_ended(step)
   local all, failed, changed, cancelled, tolerated, first, skipped, canary = unpack(redis.call('HMGET', steps,
     'fan_out:' .. step, 'fan_out_failed:' .. step, 'fan_out_changed:' .. step, 'fan_out_cancelled:' .. step,
@@ -100,7 +100,7 @@ local function whole_ended(step)
   failed = tonumber(failed or 0)
   -- guard: a step is skipped if all of its units are skipped
   if skipped == all then
-    local why = 'all of its parts were skipped; the first: ' .. redis.call('HGET', steps, 'reason:' .. step .. '.0')
+    local why = 'all items were skipped; the first: ' .. redis.call('HGET', steps, 'reason:' .. step .. '.0')
     redis.call('HSET', steps, 'status:' .. step, 'skipped', 'reason:' .. step, why, 'ended:' .. step, now)
     emit('step_skipped', 'step', step, 'reason', why)
     return 'skipped', ''
@@ -109,7 +109,7 @@ local function whole_ended(step)
   if failed > 0 then
     text = failed .. ' of ' .. all .. ' failed; the first: ' .. first
     if canary then
-      text = 'its canary failed, and the rest was left alone: ' .. first
+      text = 'a canary failed, and the other items were not run: ' .. first
     end
     redis.call('HSET', steps, 'error:' .. step, text)
   end
@@ -127,21 +127,21 @@ local function whole_ended(step)
   return total, text
 end
 
--- The canary of a step has failed: what was held back behind it is left alone.
+-- Ends the held-back units of a step whose canary has failed.
 local function leave_the_rest(step)
   redis.call('HSET', steps, 'canary_failed:' .. step, 1)
   for u = 0, tonumber(redis.call('HGET', steps, 'fan_out:' .. step)) - 1 do
     local id = step .. '.' .. u
     if redis.call('HEXISTS', steps, 'status:' .. id) == 0 then
-      redis.call('HSET', steps, 'status:' .. id, 'not_run', 'reason:' .. id, 'the canary failed', 'ended:' .. id, now)
+      redis.call('HSET', steps, 'status:' .. id, 'not_run', 'reason:' .. id, 'a canary failed', 'ended:' .. id, now)
       redis.call('HINCRBY', steps, 'fan_out_left:' .. step, -1)
       emit('item_ended', 'step', id, 'status', 'not_run', 'error', '')
     end
   end
 end
 
--- Count a final step, unit or undo, and write its event. Returns the status and the error of the whole step;
--- nil while other units of it go on.
+-- Counts a final step, unit or undo, and writes its event. Returns the status and error of the whole step; nil while
+-- other units of the step are unfinished.
 local function ended(prefix, id, status, err)
   if status == 'skipped' then
     redis.call('HSET', steps, 'reason:' .. id, err)
@@ -175,11 +175,11 @@ local function ended(prefix, id, status, err)
   return whole_ended(step)
 end
 
--- Dispatch up to so many of the units of a step that were held back. Returns their ids.
+-- Dispatches up to `at_most` held-back units of a step. Returns their ids.
 local function dispatch_units(step, at_most, grace)
   local all, sent = unpack(redis.call('HMGET', steps, 'fan_out:' .. step, 'fan_out_sent:' .. step))
   local found, u = {}, tonumber(sent)
-  -- Some have ended already: of a step that goes on after an interruption, or on hosts that do not do it.
+  -- Some units have ended already: in a step that is resumed, or on hosts that skip the step.
   while u < tonumber(all) and #found < at_most do
     local id = step .. '.' .. u
     local begun = redis.call('HEXISTS', steps, 'status:' .. id) == 1
@@ -194,14 +194,14 @@ local function dispatch_units(step, at_most, grace)
   return found
 end
 
--- After a unit has ended: those that were held back and have their turn are dispatched. Returns their ids, spaced.
+-- Dispatches the held-back units whose turn follows the end of a unit. Returns their ids, separated by spaces.
 local function next_units(id, grace)
   local step, state, free = whole_of(id), doing(), 1
   if state ~= 'running' and state ~= 'finishing' then
     return ''
   end
   if tonumber(redis.call('HGET', steps, 'canaries:' .. step) or 0) > 0 then
-    -- It was a canary. The rest waits for all of them, and then begins as many as may be at once.
+    -- The unit was a canary. The other units wait for all canaries, and then as many begin as may run concurrently.
     if redis.call('HINCRBY', steps, 'canaries:' .. step, -1) > 0 then
       local later = tonumber(redis.call('HGET', steps, 'canaries_held:' .. step))
       -- guard: no more canaries are dispatched than were chosen; without it: 1
@@ -214,7 +214,7 @@ local function next_units(id, grace)
   return table.concat(dispatch_units(step, free, grace), ' ')
 end
 
--- A failure that ends the run.
+-- Aborts the run for the failure of a step.
 local function stop(id, err)
   redis.call('HSET', run, 'state', 'aborting', 'cause', 'failure', 'err_step', whole_of(id) or id, 'err', err)
   lift()

@@ -1,8 +1,8 @@
--- Renew leases of attempts that a worker is still at.
+-- Renew the leases of attempts that a worker still runs.
 --
 -- FROM     an attempt whose owner begins with the name given
--- ARGV[1]  lease ms, then <id> or u<id>, beginning of its owner, for each
--- RETURNS  how many were renewed
+-- ARGV[1]  lease ms, then <id> or u<id>, prefix of its owner, for each
+-- RETURNS  number of renewed leases
 -- EVENTS   none
 local renewed = 0
 for n = 2, #ARGV, 2 do

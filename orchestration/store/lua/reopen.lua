@@ -1,9 +1,9 @@
--- Have a run that rests go on from the first step that is not done, as somebody asked.
+-- Resume an ended run from the first step that is not done, as a person has commanded.
 --
 -- FROM     failed or partial, in the epoch given
--- ARGV[1]  id of the command  ARGV[2]  actor  ARGV[3]  reason  ARGV[4]  epoch  ARGV[5]  level to go on after
--- ARGV[6]  '1' if what was done is kept on a failure, then the steps and units that begin anew
--- RETURNS  'done', 'old' it was handled before, or a sentence that says why nothing was done
+-- ARGV[1]  id of the command  ARGV[2]  actor  ARGV[3]  reason  ARGV[4]  epoch  ARGV[5]  last completed level
+-- ARGV[6]  '1' if a failure keeps the effects of completed steps, then the steps and units to run again
+-- RETURNS  'done', 'old' for a command that was handled before, or the reason of a refusal, for people
 -- EVENTS   command, run_resumed
 -- guard: a resume is carried out once
 if handled(ARGV[1]) then
@@ -18,7 +18,7 @@ if (state ~= 'failed' and state ~= 'partial')
   return answer(ARGV[1], 'the run is ' .. state)
 end
 emit('command', 'kind', 'resume', 'actor', ARGV[2], 'reason', ARGV[3])
--- What an attempt has rendered and journalled stays: an undo goes back to before the first one.
+-- The journal of earlier attempts stays, since an undo restores the state before the first attempt.
 for n = 7, #ARGV do
   local i = ARGV[n]
   local tries = redis.call('HGET', steps, 'attempts:' .. i)
@@ -37,7 +37,7 @@ for n = 7, #ARGV do
   end
 end
 for n = 7, #ARGV do
-  -- Of a step that was fanned out, the parts that changed something are those that are done.
+  -- The changed units of a fanned-out step are done, and count again.
   local units, changed = tonumber(redis.call('HGET', steps, 'fan_out:' .. ARGV[n]) or 0), 0
   for u = 0, units - 1 do
     if redis.call('HGET', steps, 'status:' .. ARGV[n] .. '.' .. u) == 'changed' then

@@ -1,14 +1,14 @@
--- Which of these steps need a message again: dispatched, not claimed, and their last message overdue.
+-- Find the steps that need another message: dispatched, not claimed, and the last message overdue.
 --
 -- FROM     ready or retrying, with no message under way
 -- ARGV[1]  '' or 'u'  ARGV[2]  grace ms, doubled each time up to ten minutes  ARGV[3]  ms from first
---          dispatch, or the run's last claim, before it counts as refused, then id, host or '' for each
--- RETURNS  {id or '!' .. id, …}: to be sent, or waited too long for
+--          dispatch, or the last claim in the run, until a step counts as refused, then id, host or '' for each
+-- RETURNS  {id or '!' .. id, …}: a message to send, or a step that counts as refused
 -- EVENTS   message_resent for each
 local p, found = ARGV[1], {}
 for n = 4, #ARGV, 2 do
   local i, host = ARGV[n], ARGV[n + 1]
-  -- Whoever waits while the same workers are at this run's other steps is not refused by them.
+  -- A step is not refused while the same workers claim other steps of the run.
   -- guard: a claim on another host does not count as a sign of life; without it: 'claimed'
   local last = host == '' and 'claimed' or 'claimed@' .. host
   local claimed = tonumber(redis.call('HGET', run, last) or 0)

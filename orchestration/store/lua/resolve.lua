@@ -1,10 +1,10 @@
--- Carry out what a person says who knows better what became of a step.
+-- Resolve a step whose outcome a person knows and the record does not, once.
 --
--- FROM     a step that waits for that word; in a run that rests: done and skip from a step that is not done, undone
---          and abandon from one that was not taken back
+-- FROM     a step that waits for a resolution; in an ended run: done and skip from a step that is not done, undone and
+--          abandon from a step that was not undone
 -- ARGV[1]  id of the command  ARGV[2]  actor  ARGV[3]  note  ARGV[4]  done, skip, undone or abandon  ARGV[5]  id
--- RETURNS  'done', 'old' it was handled before, or a sentence that says why nothing was done
--- EVENTS   command, step_resolved, run_undoing (to end anew without it)
+-- RETURNS  'done', 'old' for a command that was handled before, or the reason of a refusal, for people
+-- EVENTS   command, step_resolved, run_undoing (to end again without the step)
 -- guard: a resolution is carried out once
 if handled(ARGV[1]) then
   return 'old'
@@ -20,23 +20,23 @@ local why
 if asked then
   -- guard: the first resolution of a step counts
   if redis.call('HSETNX', steps, 'decision:' .. i, what) == 0 then
-    why = 'somebody else has said: ' .. redis.call('HGET', steps, 'decision:' .. i)
+    why = 'the step was resolved before: ' .. redis.call('HGET', steps, 'decision:' .. i)
   end
 -- guard: a step of a live run is not resolved
 elseif not resting then
   why = 'the run is ' .. state .. ', and the step is ' .. status
 elseif what == 'done' or what == 'skip' then
   if state ~= 'failed' and state ~= 'partial' then
-    why = 'the run is ' .. state .. ': only what is left over of it can be resolved'
+    why = 'the run is ' .. state .. ': only a step that is left over can be resolved'
   -- guard: a step that is done is not resolved; without it: status == 'skipped' and redis.call('HEXISTS', steps, 'tainted:' .. i) == 0
   elseif status == 'changed' or status == 'unchanged' or (status == 'skipped' and redis.call('HEXISTS', steps, 'tainted:' .. i) == 0) then
     why = 'the step is ' .. status
   end
 -- guard: a step that was compensated is not resolved
 elseif undo ~= 'undo_failed' and undo ~= 'not_undoable' and not (keeps and not undo and what == 'undone') then
-  why = 'the step is ' .. status .. (undo and ' and ' .. undo or ' and was not to be undone')
+  why = 'the step is ' .. status .. (undo and ' and ' .. undo or ' and has no failed undo')
 elseif what == 'abandon' and undo == 'not_undoable' then
-  why = 'it is left over as it is'
+  why = 'the step is left over already'
 end
 emit('command', 'kind', why and 'refuse' or 'resolve', 'actor', ARGV[2], 'reason', why or ARGV[3], 'step', i)
 if why then
@@ -45,7 +45,7 @@ end
 emit('step_resolved', 'step', i, 'as', what, 'actor', ARGV[2])
 local said = what .. ' by ' .. ARGV[2] .. (ARGV[3] ~= '' and ': ' .. ARGV[3] or '')
 if asked then
-  -- The driver records the outcome that follows from it.
+  -- The coordinator records the outcome that follows from the resolution.
   redis.call('HSET', steps, 'decided_by:' .. i, ARGV[2], 'note:' .. i, ARGV[3], 'decided_at:' .. i, now)
   if what == 'abandon' then
     redis.call('HSET', steps, 'ustatus:' .. i, 'not_undoable', 'ureason:' .. i, said)

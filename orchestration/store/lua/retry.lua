@@ -1,13 +1,13 @@
--- Note that an attempt failed in a way that can pass, and when the next one may come.
+-- Schedule a retry of a step after a transient failure.
 --
--- FROM     running (undoing) or waiting under the fence given; not while the run is ending
+-- FROM     running (undoing) or waiting under the fence given; not while the run is aborting
 -- ARGV[1]  id  ARGV[2]  '' or 'u'  ARGV[3]  fence  ARGV[4]  delay ms  ARGV[5]  grace ms  ARGV[6]  error
--- ARGV[7]  '1' for an always step, which has its turn also when the run is ending
--- ARGV[8]  '1' if the attempt does not count: nothing could be done, or is known of it yet
--- ARGV[9]  ms that it may be asked again after what is not known yet, '' if that is not why
--- ARGV[10] the service that it found down, or ''
--- RETURNS  1 noted, 0 the attempt has lost its step, -1 the run is ending: record a failure instead,
---          -2 it has been asked for so long that it is unknown
+-- ARGV[7]  '1' for an always step, which is retried also while the run is aborting
+-- ARGV[8]  '1' if the attempt does not count against the retry limit: it did not act, or its outcome is not known yet
+-- ARGV[9]  ms for which an outcome that is not known yet may be polled, '' for another cause
+-- ARGV[10] service found down, or ''
+-- RETURNS  1 scheduled, 0 the attempt is superseded, -1 the run is aborting: record a failure instead,
+--          -2 the outcome was polled for too long: record unknown instead
 -- EVENTS   step_retrying | item_retrying | undo_retrying
 local i, p = ARGV[1], ARGV[2]
 local status, fence = unpack(redis.call('HMGET', steps, p .. 'status:' .. i, p .. 'fence:' .. i))

@@ -1,9 +1,9 @@
--- The receipts were compared with the record, or could not be: the run goes on.
+-- End a question about receipts: all were compared with the record, or some hosts did not answer; the run goes on.
 --
--- FROM     a run that has not ended, in the epoch given
--- ARGV[1]  epoch  ARGV[2]  lost attempts that are fenced now  ARGV[3]  '1' if all receipts were compared
--- ARGV[4]  which hosts did not answer, a line each, or ''
--- RETURNS  1 done, 0 the run has moved on, or more attempts were lost meanwhile
+-- FROM     a run that has a record, in the epoch given
+-- ARGV[1]  epoch  ARGV[2]  number of lost attempts that are fenced now  ARGV[3]  '1' if all receipts were compared
+-- ARGV[4]  hosts that did not answer, a line each, or ''
+-- RETURNS  1 recorded, 0 the epoch has changed, or more attempts were lost meanwhile
 -- EVENTS   receipts_compared
 local state, epoch, lost, doubts = unpack(redis.call('HMGET', run, 'state', 'epoch', 'lost', 'doubts'))
 if not state

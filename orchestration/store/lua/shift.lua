@@ -1,10 +1,10 @@
--- Move the times that a run waits for by as much as Redis's clock has jumped since they were last moved.
--- What was written after the jump is consistent already: no time lies farther ahead than it was put.
+-- Move the times that a run waits for by the jumps of Redis's clock since the last move.
+-- A time that was written after the jump stays: no time may lie farther ahead than its own delay.
 --
--- FROM     any, as of an earlier jump
+-- FROM     any state, as of an earlier jump
 -- ARGV[1]  number of all jumps  ARGV[2]  sum of all jumps, ms  ARGV[3]  lease ms
--- ARGV[4]  ms that the whole undo may take
--- RETURNS  1 moved, 0 there was nothing to move
+-- ARGV[4]  timeout of the whole compensation, ms
+-- RETURNS  1 moved, 0 moved before, or no record
 -- EVENTS   clock_jumped
 local known, sum, timeout = unpack(redis.call('HMGET', run, 'jumps', 'jumped', 'timeout'))
 if redis.call('EXISTS', run) == 0
@@ -13,14 +13,14 @@ if redis.call('EXISTS', run) == 0
   return 0
 end
 local by = tonumber(ARGV[2]) - tonumber(sum or 0)
--- `ahead`: how far from now the time can lie at most.
+-- `ahead` is the longest distance from now at which the time can lie.
 local function moved(time, ahead)
   if by > 0 then
     return math.max(time, math.min(time + by, now + ahead))
   end
   return time > now + ahead and time + by or time
 end
--- A message that counts as under way for longer is sent again early, which does no harm.
+-- A message with a longer grace than a lease is sent again early, which does no harm.
 local longest = {sent = 0, sent_until = tonumber(ARGV[3]), not_before = 0, delayed = 0}
 local values = redis.call('HGETALL', steps)
 for n = 1, #values, 2 do

@@ -1,10 +1,10 @@
--- Hold a run where it is: nothing new is claimed, but its always steps.
+-- Suspend a run: no further step is claimed, except always steps.
 --
 -- FROM     running, aborting or undoing, in the epoch given, if one is
--- ARGV[1]  for what: breaker, or regressed  ARGV[2]  why  ARGV[3]  the service that is down, or ''
--- ARGV[4]  epoch, or ''  ARGV[5]  a version that the run had already reached, or ''
--- RETURNS  1 it is suspended, 0 it is not where it could be
--- EVENTS   run_suspended, run_regressed (where it cannot be held)
+-- ARGV[1]  cause: breaker or regressed  ARGV[2]  reason  ARGV[3]  service that is down, or ''
+-- ARGV[4]  epoch, or ''  ARGV[5]  version that the run had reached before Redis lost writes, or ''
+-- RETURNS  1 suspended, 0 the run cannot be suspended now
+-- EVENTS   run_suspended, run_regressed (where the run cannot be suspended)
 local state, epoch = unpack(redis.call('HMGET', run, 'state', 'epoch'))
 -- guard: only the epoch that was seen is suspended
 if ARGV[4] ~= '' and (epoch or '0') ~= ARGV[4] then
@@ -12,7 +12,7 @@ if ARGV[4] ~= '' and (epoch or '0') ~= ARGV[4] then
 end
 -- guard: a lost version is not reached again
 if ARGV[5] ~= '' and tonumber(redis.call('HGET', run, 'version') or 0) < tonumber(ARGV[5]) then
-  -- What comes now is newer than all that was lost.
+  -- Later versions are higher than all lost ones.
   redis.call('HSET', run, 'version', ARGV[5])
 -- guard: a loss of writes suspends a run once
 elseif ARGV[5] ~= '' then

@@ -1,10 +1,10 @@
--- Let a suspended run go on: what was dispatched and not claimed is due again, and its time begins anew.
+-- Resume a suspended run: steps that were dispatched and not claimed are due again, with a new claim timeout.
 --
 -- FROM     suspended for the reason given, in the epoch given
--- ARGV[1]  for what it was: breaker, unknown, regressed  ARGV[2]  epoch  ARGV[3]  'u' while undoing, else ''
--- ARGV[4]  ms until what was dispatched is due
--- ARGV[5]  id of the command that asks for it, '' if none does  ARGV[6]  actor  ARGV[7]  reason, then the ids of its batch
--- RETURNS  1 it goes on, 0 somebody else was first
+-- ARGV[1]  cause of the suspension: breaker, unknown, regressed  ARGV[2]  epoch  ARGV[3]  'u' while undoing, else ''
+-- ARGV[4]  ms until the dispatched steps are due
+-- ARGV[5]  id of the command, '' for none  ARGV[6]  actor  ARGV[7]  reason, then the ids of the batch
+-- RETURNS  1 resumed, 0 a concurrent transition was first
 -- EVENTS   command, run_resumed
 local state, was, hold, epoch = unpack(redis.call('HMGET', run, 'state', 'suspended_state', 'hold', 'epoch'))
 -- guard: a run that goes on is not released again
@@ -30,7 +30,7 @@ end
 redis.call('HSET', run, 'state', was)
 lift()
 if ARGV[5] ~= '' then
-  -- With it, or whoever looks in between would refuse the command: the run goes on already.
+  -- Handled atomically with the resume: a later reader would refuse the command of a run that is not suspended.
   emit('command', 'kind', 'resumed', 'actor', ARGV[6], 'reason', ARGV[7])
   answer(ARGV[5], 'done')
 end

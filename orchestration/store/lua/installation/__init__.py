@@ -1,1 +1,1 @@
-"""Scripts that are about no single run: each names its keys at its head."""
+"""The Lua scripts that concern no single run; the header of each names its keys."""

@@ -1,10 +1,10 @@
--- Let a run begin, if there is room for it.
+-- Admit a run, unless a limit is reached.
 --
--- KEYS     queue, what is known of runs, admitted runs, those of its plan, those that hold its key, live runs, then for
---          each of its locks who holds that
--- ARGV[1]  run  ARGV[2]  how many may be live, '' for any number  ARGV[3]  how many of its plan  ARGV[4]  how many
---          with its key  ARGV[5]  '1' whether there is room or not, then the runs that it is a part of
--- RETURNS  'ok', 'gone' it was released meanwhile, or what there is no room in: 'all', 'plan', 'key', 'lock'
+-- KEYS     queue, admission requests, admitted runs, those of its plan, those with its key, live runs, then the holders
+--          of each of its locks
+-- ARGV[1]  run  ARGV[2]  limit of admitted runs, '' for none  ARGV[3]  limit for the plan  ARGV[4]  limit for the key
+-- ARGV[5]  '1' to ignore the limits, then the parent runs
+-- RETURNS  'ok', 'gone' the run was released, or the limit that is reached: 'all', 'plan', 'key', 'lock'
 local run = ARGV[1]
 -- guard: a released run is not admitted
 if redis.call('HEXISTS', KEYS[2], run) == 0 then
@@ -21,7 +21,7 @@ local holds = false
 for n = 6, #ARGV do
   holds = holds or redis.call('SISMEMBER', KEYS[5], ARGV[n]) == 1
 end
--- A run that is part of another has its place already.
+-- A run that resumes is admitted beyond the limits.
 if ARGV[5] ~= '1' then
   if ARGV[2] ~= ''
       -- guard: a child run takes no place
@@ -44,7 +44,7 @@ if ARGV[5] ~= '1' then
       and redis.call('SCARD', KEYS[5]) >= tonumber(ARGV[4]) then
     return 'key'
   end
-  -- All of them or none: so two runs that want several never wait for each other.
+  -- All locks are acquired or none, so that two runs that need several never wait for each other.
   for k = 7, #KEYS do
     local others = redis.call('SCARD', KEYS[k])
     for n = 6, #ARGV do
@@ -71,6 +71,6 @@ for k = 7, #KEYS do
   redis.call('SADD', KEYS[k], run)
 end
 redis.call('ZREM', KEYS[1], run)
--- One that has waited was not to be looked at for long.
+-- A queued run is swept rarely, so the next sweep is due now.
 redis.call('ZADD', KEYS[6], 'XX', 'LT', clock[1] * 1000 + math.floor(clock[2] / 1000), run)
 return 'ok'

@@ -1,8 +1,8 @@
--- Note a jump of Redis's clock, once; every live run is looked at next, for none may wait for a time that was moved.
+-- Record a jump of Redis's clock, once, and schedule a sweep of every live run, since its due time may have moved.
 --
--- KEYS[1] clock  KEYS[2] live  KEYS[3] ended: what rests is kept as long as before
--- ARGV[1] number of the jumps that the caller knows  ARGV[2] ms of this jump
--- RETURNS 1 noted, 0 another sweeper has noted it
+-- KEYS[1] clock  KEYS[2] live  KEYS[3] ended, whose times are moved so that the retention stays the same
+-- ARGV[1] number of jumps that the caller knows  ARGV[2] ms of this jump
+-- RETURNS 1 recorded, 0 another sweeper has recorded a jump
 -- guard: a jump is counted once
 if (redis.call('HGET', KEYS[1], 'jumps') or '0') ~= ARGV[1] then
   return 0

@@ -203,7 +203,7 @@ def test_function_secret_is_redacted_everywhere(monkeypatch: pytest.MonkeyPatch)
     assert report.step("good").data == {"signed": "by ***"}
     assert report.step("bad").error == "RuntimeError: *** is wrong"
     assert "correct-horse" not in report.model_dump_json()
-    with pytest.raises(ConfigError, match="no parameter 'tokn'"):
+    with pytest.raises(ConfigError, match="names 'tokn', which is not a parameter"):
         operation("unit.sing", secrets=["tokn"])(lambda _token: None)
 
 

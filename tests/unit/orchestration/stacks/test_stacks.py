@@ -407,7 +407,7 @@ def test_undone_or_cancelled_rollout_reports_no_stack_right_or_wrong() -> None:
     )
     assert stacks_of(report.steps).right == ()
     assert report.step("cache.web1").status is StepState.NOT_RUN
-    assert set(stacks_of(report.steps).wrong.values()) == {"is unhealthy", "taken back"}
+    assert set(stacks_of(report.steps).wrong.values()) == {"is unhealthy", "undone"}
     keep = {"orchestrate": "keep"}
     assert exit_code(keep, RunState.FAILED, Cause.FAILURE, report.steps) == 3
     assert exit_code(keep, RunState.FAILED, Cause.CANCEL, report.steps) is None

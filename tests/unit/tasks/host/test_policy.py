@@ -153,7 +153,7 @@ def test_any_change_to_a_message_breaks_its_signature(change: dict[str, Any]) ->
     field = good[signing.FIELD]
     with pytest.raises(signing.Forged, match="changed"):
         signing.check_message(ring, good | {signing.FIELD: field | {"plan": "other"}}, raw(body))
-    with pytest.raises(signing.Forged, match="not known"):
+    with pytest.raises(signing.Forged, match="unknown here"):
         signing.check_message(signing.Ring((signing.new_key("worker"),)), good, raw(body))
 
 
@@ -164,7 +164,7 @@ def test_signature_expires(monkeypatch: pytest.MonkeyPatch) -> None:
     now = signing.time.time()
     for later in (signing.LASTS + 10, -1000):
         monkeypatch.setattr(signing.time, "time", lambda later=later: now + later)
-        with pytest.raises(signing.Forged, match="too old, or of a time"):
+        with pytest.raises(signing.Forged, match="too old, or dated in the future"):
             signing.check_message(ring, good, raw(body))
 
 
@@ -210,7 +210,7 @@ def test_init_creates_secrets_once_with_private_modes(tmp_path: Any, monkeypatch
     assert (folder / "redis/users.acl").read_bytes() == before["redis/users.acl"]
 
     (folder / "worker/keys.json").chmod(0o644)
-    with pytest.raises(ConfigError, match="can be read by others"):
+    with pytest.raises(ConfigError, match="can be read by other users"):
         signing.ring(Settings(keys=str(folder / "worker/keys.json")))
 
 
@@ -545,12 +545,12 @@ def test_foreign_message_or_message_with_callbacks_is_refused() -> None:
     worker, client = signing.Ring((signing.new_key("worker"),)), signing.Ring((signing.new_key("client"),))
     both = signing.Ring((*worker.keys, *client.keys))
     headers, body = parts(task="celery.group")
-    with pytest.raises(signing.Forged, match="no task of Longshore's"):
+    with pytest.raises(signing.Forged, match="not a task of Longshore's"):
         signing.check_message(both, signed(worker, headers, body), raw(body))
     headers, _ = parts(task="longshore.advance")
     for follow_up in ("callbacks", "errbacks", "chain", "chord"):
         more = [["run"], {}, {follow_up: [{"task": "longshore.undo"}]}]
-        with pytest.raises(signing.Forged, match="sent after it"):
+        with pytest.raises(signing.Forged, match="follow-up messages"):
             signing.check_message(both, signed(client, headers, more), raw(more))
         signing.check_message(both, signed(worker, headers, more), raw(more))
 
@@ -562,7 +562,7 @@ def test_application_result_message_has_no_callbacks_or_time_limit(name: str) ->
     headers, _ = parts(task="longshore.task_ended")
     told = ["result", "run", 0, "", "1", True]
     signing.check_message(ring, headers | {"timelimit": [None, None]}, raw([told, {"seal": {}}, {name: None}]))
-    with pytest.raises(signing.Forged, match="sent after it"):
+    with pytest.raises(signing.Forged, match="follow-up messages"):
         signing.check_message(ring, headers, raw([told, {"seal": {}}, {name: [{"task": "longshore.step"}]}]))
     with pytest.raises(signing.Forged, match="time limit"):
         signing.check_message(ring, headers | {"timelimit": [0.001, None]}, raw([told, {"seal": {}}, {}]))

@@ -102,7 +102,7 @@ def test_step_skipped_on_all_hosts_lets_the_next_run() -> None:
     report = Sandbox(hosts=FLEET).run(plan)
     assert report.state is RunState.SUCCEEDED
     assert report.step("work").status is StepState.SKIPPED
-    assert report.step("work").reason == "all of its parts were skipped; the first: when: guard returned false"
+    assert report.step("work").reason == "all items were skipped; the first: when: guard returned false"
     assert report.step("next").status is StepState.CHANGED
 
 
