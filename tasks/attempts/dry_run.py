@@ -1,4 +1,4 @@
-"""What a step would do: the dry run's part on the worker. Only reads."""
+"""Predict the effect of a step: the worker's part of a dry run. Only reads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from longshore.tasks.loaded_runs import Loaded, Plans
 
 
 def dry_run_step(body: dict[str, Any], index: int, host: str, store: Store) -> dict[str, Any]:
-    """The answer of one step: what it would do, whether that changes something, what its undo would be."""
+    """The prediction for one step: its action, whether that is a change, and its compensation."""
     loaded = Plans.load(body)
     step = loaded.plan.steps[index]
     templated = step.operation.templated(step.step.with_)
@@ -32,10 +32,10 @@ def dry_run_step(body: dict[str, Any], index: int, host: str, store: Store) -> d
     try:
         prediction = _guarded(loaded, index, _predict(loaded, index, unknown, host, store, redaction), host)
     except (LongshoreError, templates.TemplateProblem) as error:
-        # Before anything has run, what an earlier step will bring is missing; that is no proof.
+        # Results of earlier steps are missing in a dry run: an error of a step that needs them is no proof.
         certain = not step.needs
         prediction = Prediction(f"cannot be told: {error}", changed=None, impossible=str(error) if certain else None)
-    except Exception as error:  # noqa: BLE001 - somebody waits for the answer
+    except Exception as error:  # noqa: BLE001 - a client waits for the answer
         prediction = Prediction(f"cannot be told: {type(error).__name__}: {error}", changed=None)
     prediction = replace(
         prediction,
@@ -62,7 +62,7 @@ def dry_run_step(body: dict[str, Any], index: int, host: str, store: Store) -> d
 
 
 def _guarded(loaded: Loaded, index: int, prediction: Prediction, host: str) -> Prediction:
-    """A guard that looks only at what is known now is decided; any other is what the step depends on."""
+    """Decide each guard whose values are known now; list the others as conditions of the prediction."""
     step = loaded.plan.steps[index]
     depends = [f"only_if {condition}" for condition in step.step.only_if]
     for guard in step.step.when:

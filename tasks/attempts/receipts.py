@@ -1,11 +1,11 @@
-"""Receipts beside the effects: a lost attempt that wakes up does nothing more.
+"""Receipts stored beside each effect, so that a superseded attempt cannot act again.
 
-A lease is not enough: a worker that was stopped for longer than its lease goes on where it was, after its step
-was done again or taken back. So every attempt that may change something holds a file on its host, locked, while
-it acts, with its fence in it. The next attempt ends whoever still holds the lock, and whoever comes later with
-a lower fence is refused. The file also keeps the outcome until it is recorded: an attempt that finds it does
-nothing again. It holds for effects that are made from here: files, commands, containers. What a service does
-that was called has to be fenced there, by `ctx.fence` or `ctx.idempotency_key`.
+A lease is not enough: a worker that was stopped for longer than its lease continues where it was, after its step was
+retried or compensated. So every attempt that may change something holds a locked file with its fence on its host while
+it acts. The next attempt ends the process that still holds the lock, and a later attempt with a lower fence is refused.
+The file also stores the outcome until the record has it: an attempt that finds an outcome does not act again. Receipts
+cover effects made from this host: files, commands, containers. The effects of a called service have to be fenced by
+that service, by `ctx.fence` or `ctx.idempotency_key`.
 
 Nothing is synced to the disk: a power failure ends the attempts too.
 """
@@ -32,27 +32,27 @@ from longshore.orchestration.language import identifiers
 
 log = logging.getLogger(__name__)
 
-#: Bytes of an outcome that is kept; one that is larger is done again.
+#: Largest stored outcome, bytes; a step with a larger one is run again.
 _LARGEST = 64 * 1024
-#: Bytes of a receipt at most: an outcome, and a journal, which may be larger than that.
+#: Largest receipt, bytes: an outcome, and a journal, which may be larger than the outcome.
 _READ = 16 * 1024 * 1024
 _TICK = 0.05
 _CLOSED = "closed"
 
 
 class StaleAttempt(Exception):
-    """A later attempt has been here, or the run has ended."""
+    """A later attempt has acted here, or the run has ended."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a receipt says of the last attempt at a part of a run."""
+    """The receipt of the last attempt at one part of a run."""
 
     part: str
     fence: int
     side: str
     epoch: int
-    #: What it recorded here as its outcome, None where it did not get so far.
+    #: The outcome that the attempt stored here, None where it stored none.
     outcome: dict[str, Any] | None
     rendered: str
     before: str
@@ -60,7 +60,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class _Closed:
-    """Steps, or single parts of them, at which no forward attempt of up to that epoch may act any more."""
+    """Steps, or single parts of them, closed to forward attempts of epochs up to `epoch`."""
 
     epoch: int = -1
     parts: frozenset[str] = frozenset()
@@ -68,7 +68,7 @@ class _Closed:
 
 @dataclass(frozen=True)
 class Process:
-    """A process that cannot be mistaken for another: ids are used again."""
+    """The identity of a process: process ids are reused."""
 
     pid: int
     started: str
@@ -76,7 +76,7 @@ class Process:
 
     @classmethod
     def of(cls, pid: int) -> Process | None:
-        """The one that has this id here and now, or None."""
+        """The present process with this id, or None."""
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
             space = os.readlink("/proc/self/ns/pid")
@@ -95,27 +95,27 @@ class Process:
 
 @dataclass
 class Receipt:
-    """The file of one step, or of one part of it, on this host."""
+    """The receipt file of one step, or of one part of it, on this host."""
 
     path: Path
     fence: int
     side: str
-    #: How often its run was reopened: what was done before that is not done now.
+    #: How often the run was reopened: an outcome of an earlier epoch does not count now.
     epoch: int = 0
-    #: Whether the holder of the lock may be killed: a process that does nothing but this step.
+    #: Whether the holder of the lock may be killed: its process runs only this step.
     alone: bool = True
-    #: Of the attempt that was here before.
+    #: The fence of the previous attempt.
     earlier: int = 0
-    #: The parameters as rendered and what undo needs, JSON, of the first attempt that journalled them.
+    #: The rendered parameters and the data for the compensation, JSON, of the first attempt that journalled them.
     journal: list[str] = field(default_factory=lambda: ["", ""])
     _file: int = -1
     _groups: list[list[Any]] = field(default_factory=list)
 
     @contextlib.contextmanager
     def held(self, patience: float, check: Callable[[], None]) -> Iterator[dict[str, Any] | None]:
-        """Hold it while acting; gives the outcome of an attempt that acted and could not record it.
+        """Hold the receipt while acting; yield the outcome of an attempt that acted and could not record it.
 
-        Raises Overtaken, and Transient where an attempt before this one cannot be ended in `patience` seconds.
+        Raises StaleAttempt, and Transient where an earlier attempt cannot be ended in `patience` seconds.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -131,22 +131,22 @@ class Receipt:
             self._write("intent" if found is None else "done", found)
             yield found if isinstance(found, dict) else None
         finally:
-            os.close(self._file)  # and with it the lock
+            os.close(self._file)  # releases the lock
             self._file = -1
 
     def done(self, outcome: dict[str, Any]) -> None:
-        """It has happened; what is to be recorded of it."""
-        with contextlib.suppress(OSError):  # a full disk does not make it undone
+        """Store the outcome of the effect until the record has it."""
+        with contextlib.suppress(OSError):  # a full disk does not reverse the effect
             self._write("done", outcome if len(json.dumps(outcome)) <= _LARGEST else None)
 
     def journalled(self, rendered: str, before: str) -> None:
-        """Keep beside the effect what undo needs, for a Redis that loses it."""
+        """Store the data for the compensation beside the effect, in case Redis loses it."""
         self.journal = [rendered, before]
         with contextlib.suppress(OSError):
             self._write("intent", None)
 
     def taken_over(self, patience: float) -> Trace:
-        """End whoever holds it, and what that has started; what the receipt says then.
+        """End the holder and the programs that it started; return the receipt.
 
         Raises Transient where the holder cannot be ended in `patience` seconds.
         """
@@ -164,13 +164,13 @@ class Receipt:
         )  # fmt: skip
 
     def _is_closed(self) -> bool:
-        """Whether no forward attempt at it may act any more, whatever its fence."""
+        """Whether the part is closed to forward attempts, whatever their fence."""
         closed = _read_closed(self.path.parent)
         step = self.path.stem.partition("@")[0]
         return not self.side and self.epoch <= closed.epoch and bool({step, self.path.stem} & closed.parts)
 
     def began(self, pid: int) -> None:
-        """A program was started, in a process group of its own, that must end before anybody else acts."""
+        """Note a started program, in its own process group, that must end before another attempt acts."""
         process = Process.of(pid)
         if process is not None:
             self._groups.append([process.pid, process.started, process.boot])
@@ -195,7 +195,7 @@ class Receipt:
                 return found
 
     def _end(self, holder: dict[str, Any]) -> None:
-        """Whoever holds the lock has lost its step: end it, where it does nothing else."""
+        """End the holder of the lock, which has lost its step, where its process runs only that step."""
         if int(holder.get("fence", 0)) > self.fence:
             raise StaleAttempt
         process = Process.read(holder.get("process"))
@@ -206,7 +206,7 @@ class Receipt:
             os.kill(process.pid, signal.SIGKILL)
 
     def _end_groups(self, before: dict[str, Any]) -> None:
-        """Programs that a lost attempt has started and that outlived it."""
+        """End the programs that a lost attempt started and that outlived it."""
         for known in before.get("groups") or []:
             process = Process.read(known)
             if process is not None and process.exists():
@@ -217,7 +217,7 @@ class Receipt:
         try:
             found = json.loads(os.pread(self._file, _READ, 0) or b"{}")
         except ValueError:
-            return {}  # it died while it wrote
+            return {}  # its process died while writing
         return found if isinstance(found, dict) else {}
 
     def _write(self, phase: str, outcome: dict[str, Any] | None) -> None:
@@ -236,7 +236,7 @@ class Receipt:
         text = json.dumps(body).encode()
         was = os.pread(self._file, _READ, 0)
         if os.pwrite(self._file, text, 0) < len(text):
-            os.pwrite(self._file, was, 0)  # the room for that is there: the fence must stay readable
+            os.pwrite(self._file, was, 0)  # this text has room: the fence must stay readable
             raise OSError(errno.ENOSPC, "no room for a receipt", str(self.path))
         os.ftruncate(self._file, len(text))
 
@@ -255,7 +255,7 @@ def _read_closed(folder: Path) -> _Closed:
 
 
 class Ledger:
-    """The receipts of this host's state folder, and how far each run had come when it was last here."""
+    """The receipts in this host's state folder, with the last version of each run that this host has seen."""
 
     def __init__(self, folder: Path, namespace: str) -> None:
         self._folder = folder / "receipts" / namespace
@@ -269,14 +269,14 @@ class Ledger:
         return Receipt(self._of(run_id, instance_id) / f"{identifiers.part(part)}.json", fence, side, epoch, alone)
 
     def version(self, run_id: str, instance_id: str) -> int:
-        """The highest version of the run that was seen here."""
+        """The highest version of the run that this host has seen."""
         try:
             return int((self._of(run_id, instance_id) / "version").read_text() or 0)
         except (OSError, ValueError):
             return 0
 
     def seen(self, run_id: str, instance_id: str, version: int) -> None:
-        """Keep how far it has come. A race between two may keep the lower one, which is still a lower bound."""
+        """Store the version of the run. A race of two writers may store the lower one, still a lower bound."""
         folder = self._of(run_id, instance_id)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if version > self.version(run_id, instance_id):
@@ -285,10 +285,9 @@ class Ledger:
             written.replace(folder / "version")
 
     def close(self, run_id: str, instance_id: str, epoch: int, parts: Iterable[str]) -> None:
-        """Have no forward attempt of up to that epoch act on these steps, or parts, any more; also one that has not
-        left a receipt yet.
+        """Close these steps, or parts, to forward attempts of epochs up to `epoch`, with or without a receipt yet.
 
-        To be called before `traces`: an attempt that leaves a receipt afterwards finds that it is closed.
+        Call this before `traces`: an attempt that writes a receipt afterwards finds its part closed.
         """
         folder = self._of(run_id, instance_id)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -301,8 +300,9 @@ class Ledger:
     def traces(
         self, run_id: str, instance_id: str, patience: float, parts: Collection[str] | None = None
     ) -> tuple[list[Trace], list[str]]:
-        """What the receipts of a run say, of these parts or of all, once whoever holds them was ended; and the parts
-        whose holder could not be ended in `patience` seconds.
+        """The receipts of a run, of these parts or of all, after their holders were ended.
+
+        Also returns the parts whose holder could not be ended in `patience` seconds.
         """
         found: list[Trace] = []
         held: list[str] = []
@@ -318,7 +318,7 @@ class Ledger:
         return found, held
 
     def clean(self, seconds: float) -> None:
-        """Forget runs that nothing was done for on this host for so long."""
+        """Delete the receipts of runs without activity on this host for `seconds`."""
         if not self._folder.is_dir():
             return
         for folder in self._folder.iterdir():

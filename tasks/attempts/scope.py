@@ -1,4 +1,4 @@
-"""What templates may look at, read from the record: only the steps that they name."""
+"""The values that templates can read, from the record: only the steps that they name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from longshore.tasks.loaded_runs import Loaded
 
 
 def scope(store: Store, loaded: Loaded, run_id: str, raw: Any, host: str) -> dict[str, Any]:
-    """For the templates inside a value."""
+    """The scope of the templates inside a value."""
     names = sorted(templates.references(raw).steps)
     indices = [loaded.plan.index[name] for name in names if name in loaded.plan.index]
     found = report.read(store, run_id, loaded.plan, indices)
@@ -31,7 +31,7 @@ def of_steps(loaded: Loaded, run_id: str, found: Mapping[int, StepReport], host:
 
 
 def seen(step: StepReport) -> dict[str, Any]:
-    """A step as templates see it."""
+    """The fields of a step that templates can read."""
     return {
         "status": str(step.status),
         "changed": step.changed,

@@ -1,4 +1,4 @@
-"""The Celery tasks: each takes ids, and everything else from the record."""
+"""The Celery tasks: each receives ids, and reads everything else from the record."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from longshore.tasks.control.dispatch import send_next
 from longshore.tasks.control.external_waits import NotYet
 from longshore.tasks.loaded_runs import Newer, NotOurs, Plans
 
-#: How often a message of a version to come is put back into its queue; its own workers send anew what is lost then.
+#: How often a message of a newer version is requeued; after that the workers of that version resend it.
 _PASSED_ON = 10
 
 _here: dict[int, tuple[Store, Plans]] = {}
 
 
 def store_and_plans() -> tuple[Store, Plans]:
-    """This process's own: a connection must not be shared over a fork."""
+    """The store and plans of this process: a connection must not be shared over a fork."""
     pid = os.getpid()
     if pid not in _here:
         _here.clear()
@@ -55,20 +55,20 @@ def store_and_plans() -> tuple[Store, Plans]:
 
 
 class Advance(NamedTuple):
-    """The result of a step's task where the run can go on now: `SagaBackend` sends the next message."""
+    """The result of a step's task where the run can continue now: `SagaBackend` sends the next message."""
 
     run_id: str
     plan: str
 
 
 class AttemptFailed(Exception):
-    """The recorded final failure of a step, raised so that its Celery task is a failed one."""
+    """The recorded final failure of a step, raised so that its Celery task fails too."""
 
     advance: Advance | None = None
 
 
 class SagaTask(Task):  # type: ignore[type-arg]
-    """What all of ours share: Redis being away passes, and is waited for with backoff."""
+    """Base of all tasks: retries with backoff while Redis is unavailable."""
 
     abstract = True
     ignore_result = True
@@ -79,17 +79,18 @@ class SagaTask(Task):  # type: ignore[type-arg]
     retry_jitter = True
     max_retries = 20
     throws = (AttemptFailed,)
-    #: Whether it knows by itself what it has done, and nobody sends anew what was lost of it.
+    #: Whether the task records its own progress, so that a repeated message may run; no sweeper resends it.
     may_come_again = False
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
-        """A signed message is carried out once: one that comes again may be somebody's copy. What it was to do, and was
-        not done, is sent anew by the sweeper.
+        """Ignore a signed message that was carried out before: a repeated one may be a copy made by an attacker.
+
+        The sweeper resends the message of work that was not done.
         """
         logs.begin(**({"run": args[0]} if args else {}))
         signature = self.request.get(signing.FIELD)
         if signing.ring() is None or not isinstance(signature, dict):
-            return  # the transport lets nothing through that is not signed where it has to be
+            return  # the transport rejects unsigned messages where signatures are required
         store, _ = store_and_plans()
         if self.may_come_again:
             return
@@ -134,8 +135,10 @@ def _delivery(task: SagaTask, run_id: str, step_id: StepId, side: str) -> Delive
 
 
 def _pass_on(task: SagaTask, why: Newer) -> Exception:
-    """What a version to come has sent is for its own workers: back into the queue with it, so that one of them has its
-    turn. Sent anew each time it is lost, it could meet an old worker each time: Redis serves those who wait in turn.
+    """Requeue a message of a newer version, so that a worker of that version receives it.
+
+    A message that is only resent after each loss could reach an old worker each time: Redis serves waiting consumers in
+    turn.
     """
     if task.request.retries >= _PASSED_ON:
         return Ignore(str(why))
@@ -143,7 +146,7 @@ def _pass_on(task: SagaTask, why: Newer) -> Exception:
 
 
 def _next_link(rest: Any) -> int | None:
-    """The step that Celery will send once this one has succeeded: the last of what is left of the chain."""
+    """The step that Celery sends after this one has succeeded: the last entry of the remaining chain."""
     if not rest:
         return None
     args: Sequence[Any] = rest[-1].get("args") or []
@@ -158,14 +161,14 @@ def _carry_out(task: SagaTask, run_id: str, step_id: StepId, side: str) -> Advan
         try:
             result: Result = Attempt(delivery).run()
         except AnotherInstance:
-            # This process has the plan of a run that was deleted.
+            # This process has cached the plan of a deleted run with the same id.
             store_and_plans()[1].get(run_id, again=True)
             delivery = _delivery(task, run_id, step_id, side)
             result = Attempt(delivery).run()
     except Refused as why:
         raise Ignore(str(why)) from None
     if isinstance(result, WaitsOutside):
-        # The external event may have come already: the coordinator reads the record once more.
+        # The external event may have arrived already: the coordinator reads the record once more.
         delivery.canvas(run_id, None).send_advance(delivery.plan.plan.name)
         raise Ignore(result.what)
     if isinstance(result, RetryScheduled):
@@ -175,7 +178,7 @@ def _carry_out(task: SagaTask, run_id: str, step_id: StepId, side: str) -> Advan
 
 def _retry(task: SagaTask, delivery: Delivery, retry: RetryScheduled) -> Exception:
     if retry.parked:
-        # Celery notes a retry and sends nothing: the sweeper sends the message when it is due.
+        # Celery records a retry and sends nothing: the sweeper sends the message when it is due.
         due = datetime.now(UTC) + timedelta(seconds=retry.delay)
         return Retry(retry.error, exc=AttemptFailed(retry.error), when=due)
     where: dict[str, Any] = {"queue": delivery.retry_queue} if delivery.retry_queue else {}
@@ -207,14 +210,14 @@ def undo(self: SagaTask, run_id: str, step_id: StepId) -> Advance | None:
 
 @shared_task(name=ADVANCE, base=SagaTask, bind=True)
 def advance(self: SagaTask, run_id: str) -> None:
-    """Move a run on. The body of every chord; harmless at any other time."""
+    """Let the coordinator continue a run. Body of every chord; safe at any other time."""
     store, plans = store_and_plans()
     try:
         state = Coordinator(self.app, store, plans, node=str(self.request.hostname or "")).advance(run_id)
     except NotOurs as error:
         raise Ignore(str(error)) from None
     if self.request.id == run_id:
-        # It stands for the whole run: that it has ended is told when the run has.
+        # The root task represents the whole run: the event of its end is sent when the run ends.
         raise Ignore(f"the run goes on: {state}")
 
 
@@ -229,7 +232,7 @@ def task_ended(
     ok: bool,
     seal: dict[str, Any] | None = None,
 ) -> None:
-    """An application's own task has ended: its result, or the id of the one that failed."""
+    """Record the end of an application's own task: its result, or the id of the failed task."""
     store, plans = store_and_plans()
     try:
         signing.check_seal("ended", {"told": [run_id, step_id, side, fence], "ok": ok}, seal)
@@ -248,7 +251,7 @@ def task_ended(
 
 @shared_task(name=DRY_RUN, base=SagaTask, bind=True)
 def dry_run(self: SagaTask, dry_run_id: str, index: int) -> None:
-    """Say what a step would do, from reads only. Its answer and its plan vanish by themselves."""
+    """Predict the effect of a step from reads only. The answer and the plan expire by themselves."""
     store, _ = store_and_plans()
     text = store.dry_run(dry_run_id)
     if text is None:

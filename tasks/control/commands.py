@@ -1,4 +1,4 @@
-"""What people ask of a run, carried out: each command once, in order, in one script."""
+"""Carry out the commands of a run: each once, in order, in one script."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from longshore.tasks.control.dispatch import in_flight
 from longshore.tasks.crash_points import point
 from longshore.tasks.loaded_runs import Loaded, NotOurs
 
-#: Why a run is not taken back.
+#: Why a run is not compensated.
 PAST_RETURN = "it is past its point of no return, and only goes forward"
-#: Commands after which a run that rests may be live.
+#: Commands after which an ended run may be live.
 _REOPENS = frozenset({"resume", "undo", "resolve"})
-#: Said to whoever asks that a run that waits for his word go on.
+#: Refusal of a resume while the run waits for a decision about a step of unknown outcome.
 _WORD_FIRST = "it waits for a word on what became of a step: longshore runs resolve RUN STEP --done | --undone | …"
 
 
 class Commands:
-    """Reads what was asked of a run since last time, and applies it."""
+    """Reads the new commands of a run and applies them."""
 
     def __init__(
         self, store: Store, forget: Callable[[str], bool], readmit: Callable[[str, AdmissionRequest], None]
@@ -37,7 +37,7 @@ class Commands:
         self._come_back = readmit
 
     def carry_out(self, run_id: str, loaded: Loaded, found: RunSnapshot) -> bool:
-        """Whether anything was asked. Raises NotOurs where the run is gone after it."""
+        """Carry out the new commands; return whether there were any. Raises NotOurs where a command deleted the run."""
         done = False
         for command_id, command in found.commands:
             if stream_order(command_id) <= stream_order(found.fields.get("last_command", "0-0")):
@@ -46,22 +46,22 @@ class Commands:
                 self._refuse(run_id, command_id, command, forged)
                 done = True
                 continue
-            # A run that was at rest may live again: the index comes before the record.
+            # An ended run may become live again: the index is written before the record.
             self.store.look_at(run_id, found.now + round(1000 * self.store.settings.lease))
             settled = RunState(found.fields["state"]) in TERMINAL
             if command.get("kind") in _REOPENS and settled:
-                # A run that is reopened has its place again, whether there is room or not.
+                # A reopened run has its place again, whatever the admission limits.
                 self._come_back(run_id, loaded.wanted)
             try:
                 self._one(run_id, loaded.plan, command_id, command)
-            except UNREADABLE as error:  # a step that the plan does not have, say: the commands after it count
+            except UNREADABLE as error:  # for example a step that the plan does not have: later commands still count
                 self._refuse(run_id, command_id, command, f"the command cannot be read: {error}")
             self._note(run_id, loaded.plan, command)
             done = True
         return done
 
     def _note(self, run_id: str, plan: CompiledPlan, command: Mapping[str, str]) -> None:
-        """Who asked for it, and what came of it."""
+        """Record the actor and the result of a command in the audit trail."""
         answer = self.store.fields(run_id).get("answer", "done")
         refused = "" if answer in {"done", "", "ok"} else f"nothing was done: {answer}"
         audit.note(
@@ -71,7 +71,7 @@ class Commands:
         )  # fmt: skip
 
     def _forged(self, run_id: str, command_id: str, command: Mapping[str, str]) -> str:
-        """Why it is not carried out, where commands have to be signed; '' where it may be."""
+        """The reason to refuse a command, where commands have to be signed; '' to accept it."""
         keys = signing.ring(self.store.settings)
         if keys is None:
             return ""
@@ -87,7 +87,7 @@ class Commands:
         return ""
 
     def _is_first(self, command_id: str, command: Mapping[str, str]) -> None:
-        """Raises Forged for a copy of one that was carried out; the same one may be looked at again."""
+        """Raise Forged for a copy of a command that was carried out; the same command may be read again."""
         carried = self.store.keys.accepted(f"command {command['nonce']}")
         self.store.call(self.store.client.set, carried, command_id, nx=True, ex=signing.REMEMBERED)
         if self.store.call(self.store.client.get, carried) not in {command_id, None}:
@@ -110,10 +110,10 @@ class Commands:
             instance_id = self.store.fields(run_id).get("instance_id", "")
             if self._forget(run_id):
                 if signing.ring(self.store.settings) is not None:
-                    # Its request is signed, and whoever has kept it could put it back.
+                    # The request is signed, and a stored copy of it could be submitted again.
                     carried = self.store.keys.accepted(instance_id)
                     self.store.call(self.store.client.set, carried, "1", ex=signing.REMEMBERED)
-                self._note(run_id, plan, command)  # nobody comes by here again
+                self._note(run_id, plan, command)  # the caller's note is not reached
                 raise NotOurs(f"run {run_id} is forgotten")
             self._refuse(run_id, command_id, command, "only a run that rests, and is no part of another, is forgotten")
             return
@@ -134,7 +134,7 @@ class Commands:
         self.store.carry_out(run_id, command_id, asked, 0, [])
 
     def _resume(self, run_id: str, plan: CompiledPlan, command_id: str, command: Mapping[str, str]) -> None:
-        """Go on: from where it is suspended, with the undos that failed, or from the first step that is not done."""
+        """Resume a run: a suspended one, one with failed undos, or from the first step that is not done."""
         look = self.store.look(run_id)
         run = run_record(look.fields, look.now)
         if run.state is RunState.UNDO_FAILED:
@@ -147,7 +147,7 @@ class Commands:
             point("run.reopened")
         elif run.state is not RunState.SUSPENDED:
             if run.state not in TERMINAL:
-                # It goes on by itself; should it stand still, the next sweep finds out why.
+                # A live run continues by itself; the next sweep repairs one that stands still.
                 self.store.look_at(run_id, look.now)
             self._refuse(run_id, command_id, command, f"the run is {run.state}")
         elif look.fields.get("hold") == "unknown":
@@ -158,7 +158,7 @@ class Commands:
             self.store.unsuspend(run_id, hold, run.epoch, side, ids, command_id=command_id, command=command)
 
     def _refusal(self, run_id: str, plan: CompiledPlan, command: Mapping[str, str], ids: list[StepId]) -> str:
-        """Why a command makes no sense for this plan; '' where it may."""
+        """The reason why a command does not apply to this plan; '' where it applies."""
         kind = command.get("kind")
         if kind in {"approve", "reject"} and ids and plan.steps[index_of(ids[0])].waits is not Waits.PERSON:
             return "the step does not wait for an approval"
@@ -171,7 +171,7 @@ class Commands:
         return ""
 
     def _wrong_part(self, run_id: str, plan: CompiledPlan, step_id: StepId, *, whole: bool) -> str:
-        """Why this is no step, or part of one, that can be decided on by itself."""
+        """The reason why this step, or part of one, cannot be decided by itself; '' where it can."""
         count = self.store.units(run_id, [index_of(step_id)]).get(index_of(step_id))
         number, name = unit_of(step_id), plan.steps[index_of(step_id)].name
         if count is None:

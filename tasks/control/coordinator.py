@@ -1,6 +1,6 @@
-"""Moves runs on: reads the record, asks the reducer, applies its answer, sends the messages.
+"""The coordinator of runs: reads the record, asks the reducer, applies the transition, sends the messages.
 
-`advance` may be called by anybody, at any time, any number of times.
+Any process may call `advance`, at any time, any number of times.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ from longshore.tasks.loaded_runs import LOST_WRITES, Loaded, Newer, NotOurs, Pla
 
 log = logging.getLogger(__name__)
 
-#: Seconds after which a request whose writer died between inbox and request is forgotten.
+#: Seconds after which an inbox entry whose client died before writing the request is removed.
 _ORPHAN = 60.0
-#: Seconds after which a sweep takes no more of what is due.
+#: Seconds after which a sweep reads no more due runs.
 _LONGEST_SWEEP = 2.0
-#: Seconds that no message is waited for.
+#: Seconds of a time limit that never passes.
 _NEVER = 1e9
 
 
@@ -67,43 +67,43 @@ class Coordinator:
         self.parked = ExternalWaits(store, plans, self.canvas)
         self.forwarder = EventForwarder(store, app=app)
         self.root = RootTask(app)
-        #: The worker that this is in.
+        #: The worker of this coordinator.
         self.node = node
         self.breakers = Breakers(store)
         self.comparison = Comparison(store)
         self.door = RunLifecycle(store, self.breakers, self.canvas)
         self.commands = Commands(store, self.door.forget, self.door.readmit)
         self.clock = Clock(store)
-        #: Whether a lease that has run out means anything now.
+        #: Whether an expired lease counts now.
         self.may_expire_leases = True
-        #: Runs whose request was found to be unreadable, and was recorded as such.
+        #: Runs with an unreadable request that was recorded as a dead letter.
         self._unreadable: set[str] = set()
-        #: Runs in the inbox without a request: the mark, and since when.
+        #: Runs in the inbox without a request: the inbox score, and the time when this was first found.
         self._orphans: dict[str, tuple[float, float]] = {}
 
     def advance(self, run_id: str, *, recover: bool = False) -> RunState | None:
-        """Take the run as far as it goes now; returns its state, None where there is no such run.
+        """Advance the run as far as possible now; return its state, None where there is no such run.
 
-        `thorough` also looks for messages and workers that were lost, and decides what time alone decides: the
-        sweeper's part, for it has compared Redis's clock.
+        `recover` also finds lost messages and workers, and applies time limits: the sweeper's part, because the sweeper
+        has compared Redis's clock.
         """
         loaded, found, mark = self._look(run_id)
         if recover and self._has_jumped(run_id, found):
             found = self.store.look(run_id)
-        # Where no worker swept for a while, those that saw the clock before have one lease to notice a jump of it.
+        # After a time without sweeps, the workers that saw the clock before have one lease to notice a jump.
         timed = recover and self.may_expire_leases and self.clock.agrees(found.now)
         if timed:
             self._expire(run_id, loaded.plan, found.now)
             found = self.store.look(run_id)
         run = _record(found, timed)
         if not recover and (found.waits or run.state is RunState.SUSPENDED):
-            # Nobody was to look at it for long, and it may be under way from here on.
+            # The run was not due for long, and may be in progress from here on.
             self.store.look_at(run_id, found.now + round(1000 * self.store.settings.lease / 3), sooner=True)
         lifted, lift_at = unsuspend_if_possible(self.store, self.breakers, run_id, loaded.plan, run, found)
         if lifted:
             found = self.store.look(run_id)
             run = _record(found, timed)
-            timed = recover = True  # what it had dispatched is due now
+            timed = recover = True  # its dispatched steps are due now
         if run.state is RunState.PENDING and not self.door.may_start(run_id, loaded, found.now):
             if mark is not None:
                 self.store.seen(run_id, mark)
@@ -119,7 +119,7 @@ class Coordinator:
             run = self._decide_until_it_waits(run_id, loaded, run, timed=timed)
             if run.state is before or not waits:
                 break
-            # The state has changed: what is parked may have to hear of that.
+            # The state has changed: external waits may depend on it.
             found = self.store.look(run_id)
             run, waits = _record(found, timed), found.waits
         if mark is not None:
@@ -136,12 +136,12 @@ class Coordinator:
             version = self.store.version(run_id)  # before the steps are read
             rows = self._resend(run_id, loaded.plan, run, timed=timed)
             due = [*waits.values(), *filter(None, (run.deadline, run.undo_deadline, lift_at))]
-            if timed and run.now:  # a lifted run is decided on without a time, and looked at again soon
+            if timed and run.now:  # an unsuspended run was decided without a time, and is due again soon
                 self._postpone(run_id, run, version, rows, due)
         return run.state
 
     def _end(self, run_id: str, loaded: Loaded, found: RunSnapshot, state: RunState) -> None:
-        """Everything that follows the end of a run; each part may be repeated."""
+        """Perform everything that follows the end of a run; each part may be repeated."""
         point("advance.ended")
         self._note_job(run_id, loaded, found.now)
         self.root.ended(run_id, loaded.plan.plan.name, state, self.store.fields(run_id), self.node)
@@ -151,8 +151,9 @@ class Coordinator:
     def _postpone(
         self, run_id: str, run: RunRecord, version: int, rows: Collection[Sequence[str | None]], due: list[int]
     ) -> None:
-        """A run of which nothing is under way, neither a message nor an attempt, waits until something is due. A
-        command, the end of a child or of a task, and an admission put it forward.
+        """Postpone a run without a message or an attempt in progress until something is due.
+
+        A command, the end of a child or of a task, and an admission make the run due earlier.
         """
         now = run.now
         if run.state is not RunState.SUSPENDED and (run.left <= 0 or not rows):
@@ -171,7 +172,7 @@ class Coordinator:
             self.store.postpone(run_id, until, version, lease)
 
     def _has_jumped(self, run_id: str, found: RunSnapshot) -> bool:
-        """Whether the run waited for times that a jump of Redis's clock has moved; they are right now."""
+        """Correct the run's times after a jump of Redis's clock; return whether there was anything to correct."""
         if not found.fields:
             return False
         jumps = self.clock.jumps
@@ -179,21 +180,21 @@ class Coordinator:
         return jumps.number > known and self.store.shift(run_id, jumps.number, jumps.total)
 
     def _look(self, run_id: str) -> tuple[Loaded, RunSnapshot, float | None]:
-        """The run as it is, begun where it was not, with what people asked of it carried out; its mark in the inbox.
+        """The run, created where necessary and with its commands carried out, and its inbox score.
 
-        Raises NotOurs for a run that this worker must leave alone.
+        Raises NotOurs for a run that this worker must not change.
         """
         loaded = self.plans.get(run_id)
         found = self.store.look(run_id)
         mark = found.inbox
         if not found.fields:
-            # It may have been forgotten since its plan was read.
+            # The run may have been deleted since its plan was read.
             loaded = self.plans.get(run_id, again=True)
             self._create(run_id, loaded, found.now)
             found = self.store.look(run_id)
         if found.fields.get("instance_id", loaded.instance_id) != loaded.instance_id:
             loaded = self.plans.get(run_id, again=True)
-        run_record(found.fields, found.now)  # raises Damaged before anything is done by half of it
+        run_record(found.fields, found.now)  # raises Damaged before anything is changed
         if (as_number(found.fields.get("v", 0)) or 0) > SCHEMA_VERSION:
             raise Newer(f"run {run_id} was begun by a newer version", remedy="upgrade this worker")
         if known := self.plans.regressed(run_id, as_number(found.fields.get("version", 0)) or 0):
@@ -208,7 +209,7 @@ class Coordinator:
         return loaded, found, mark
 
     def _note_job(self, run_id: str, loaded: Loaded, now: int) -> None:
-        """How a job has ended: three failures in a row hold up its schedule."""
+        """Record the result of a job: three failures in a row hold its schedule."""
         if not loaded.plan.plan.labels.get(JOB_LABEL):
             return
         run, steps = self.store.everything(run_id)
@@ -219,7 +220,7 @@ class Coordinator:
             schedule.record_result(self.store, key, run_id, result, int(run["ended"]))
 
     def _rest(self, run_id: str, loaded: Loaded, ended: int) -> None:
-        """Take a run that has ended out of the index of the live ones, unless it was reopened meanwhile."""
+        """Remove an ended run from the index of live runs, unless the run was reopened meanwhile."""
         self.door.leave(run_id, loaded.wanted, ended)
         self.store.remove_from_live(run_id)
         state = self.store.state(run_id)
@@ -228,7 +229,7 @@ class Coordinator:
             self.store.look_at(run_id, self.store.now())
 
     def sweep(self) -> int:
-        """Look at every run that is due or waiting; returns how many."""
+        """Advance every run that is due or in the inbox; return how many."""
         try:
             return self._sweep()
         except WrongType:
@@ -239,14 +240,14 @@ class Coordinator:
     def _sweep(self) -> int:
         now, live, inbox = self.store.touch()
         if not live and not inbox:
-            # An installation at rest is not written to, unless something has been kept for long enough.
+            # An idle installation is not written to, unless a run's retention has passed.
             if self.store.ended_since(self.store.settings.retention, 1):
                 self.door.purge_expired()
             self.clock.rest()
             return 0
         self.look_at_clock()
-        # What was begun goes before what is new. Often enough that a run which stands still because two of its control
-        # workers were killed, one after the other, does so for no longer than a lease.
+        # Begun runs precede new ones. The interval is short enough that a run whose two control workers were killed,
+        # one after the other, stands still for no longer than a lease.
         end = time.monotonic() + _LONGEST_SWEEP
         selection_of = 0
         wanted = self._wanted(inbox)
@@ -262,8 +263,9 @@ class Coordinator:
         return selection_of
 
     def _wanted(self, inbox: Mapping[str, float]) -> list[str]:
-        """Of the inbox, what is to be looked at now: not what was found to have no request just now, or a thousand such
-        entries would keep it from the requests behind them.
+        """The inbox entries to advance now.
+
+        Entries recently found without a request are left out: a thousand of them would block the requests behind them.
         """
         found = []
         for run_id, at in inbox.items():
@@ -285,7 +287,7 @@ class Coordinator:
                 self._leave(run_id, error)
             except Newer as why:
                 log.info("%s", why)
-                # Looked at, it is not due for a while: but not by those who can do something for it.
+                # The sweep has postponed the run: make it due again for a worker that knows its version.
                 self.store.look_at(run_id, self.store.now(), sooner=True)
             except NotOurs:
                 self._forget_orphan(run_id)
@@ -293,7 +295,7 @@ class Coordinator:
                 self._put_away(run_id, error)
             except WrongType:
                 wrong.append(run_id)
-            except Exception:  # one damaged run must not keep the others from being looked at
+            except Exception:  # one damaged run must not block the others
                 log.exception("run %s cannot be advanced", run_id)
         if wrong and not integrity.repair(self.store):
             for run_id in wrong:
@@ -301,8 +303,9 @@ class Coordinator:
                     self._discard_damaged(run_id, ", ".join(map(str, keys)))
 
     def _put_away(self, run_id: str, why: Damaged) -> None:
-        """A run that cannot be read. One that has begun stays where it is found while its record is whole: the workers
-        that know its plan go on with it.
+        """Record a run that cannot be read as a dead letter.
+
+        A run that has begun stays in the index while its record is whole: workers that know its plan continue it.
         """
         fields = self.store.fields(run_id)
         try:
@@ -316,18 +319,18 @@ class Coordinator:
             self.store.dead_letter(self.store.keys.of(run_id).request, run_id, str(why))
 
     def _discard_damaged(self, run_id: str, why: str) -> None:
-        """Nobody looks at it any more, until it is asked for something again."""
+        """Remove a damaged run from the indices, until a command for it arrives."""
         wanted = self.door.admission.wanted(run_id)
-        if wanted is not None:  # it would hold up those that wait for its place for ever
+        if wanted is not None:  # its place would block waiting runs for ever
             self.door.admission.release(run_id, wanted)
-        # One dead letter, in whichever of the two it was found.
+        # One dead letter, from the index that contains the run.
         if integrity.discard_damaged(self.store, "live", [run_id], why):
             self.store.call(self.store.client.zrem, self.store.keys.inbox, run_id)
         else:
             integrity.discard_damaged(self.store, "inbox", [run_id], why)
 
     def look_at_clock(self) -> None:
-        """Compare Redis's clock, on which the sweeper's decisions rest."""
+        """Compare Redis's clock, on which the sweeper's decisions depend."""
         self.may_expire_leases = self.clock.look()
 
     # --- beginning and commands -------------------------------------------------------------------
@@ -356,8 +359,9 @@ class Coordinator:
         point("advance.created")
 
     def _leave(self, run_id: str, why: UnknownOperation) -> None:
-        """A run that this worker cannot do: the record says why it waits, and it can be cancelled as long as no
-        other worker has begun it.
+        """Record why a run with an operation that this worker lacks waits, and carry out its cancellation.
+
+        The run can be cancelled as long as no other worker has begun it.
         """
         found = self.store.look(run_id)
         if not found.fields:
@@ -373,10 +377,10 @@ class Coordinator:
             self._rest(run_id, why.loaded, found.now)
 
     def _forget_orphan(self, run_id: str) -> None:
-        """An inbox entry without a request: its client died in between, and was promised nothing.
+        """Remove an inbox entry without a request: its client died before writing it, and was promised nothing.
 
-        A run that has begun stays where it is found: somebody may have put another request in the place of its own,
-        and those that know it go on.
+        A run that has begun stays in the index: its request may have been replaced by another one, and workers that
+        know the run continue it.
         """
         found = self.store.look(run_id)
         if found.fields and found.fields.get("state") not in TERMINAL:
@@ -416,7 +420,7 @@ class Coordinator:
                 run.undo_level,
                 run.left,
             ):
-                return after  # refused, and nothing has moved: what it waits for is under way
+                return after  # refused without a change: the run waits for work in progress
             run = after
 
     def _apply(
@@ -452,18 +456,18 @@ class Coordinator:
                 return self.store.finish(run_id, run.state, state, not_run, run.epoch)
 
     def _unsuspend(self, run_id: str, plan: CompiledPlan, run: RunRecord) -> bool:
-        """Let a suspended run go on."""
+        """Unsuspend a suspended run."""
         side, ids = in_flight(self.store, run_id, plan, run)
         hold = self.store.fields(run_id).get("hold", "")
         return self.store.unsuspend(run_id, hold, run.epoch, side, ids)
 
     def _dispatch(self, run_id: str, plan: CompiledPlan, transition: saga.Transition, *, anew: bool) -> None:
-        """Send what the transition made ready. If this is lost, the sweeper sends it."""
+        """Send the messages of the steps that the transition made ready. The sweeper resends lost ones."""
         match transition:
             case transitions.OpenLevel(state, _, ready, _) if transition.stopped_by is None:
                 leaves: list[StepId] = [*ready, *self._first_units(run_id, transition.fanned)]
                 if leaves:
-                    # Of what begins for the first time, and is for any host, none can be bound to one yet.
+                    # A step that begins for the first time, for any host, cannot be bound to one yet.
                     bound = transition.hosts or transition.fanned or anew or state is RunState.FINISHING
                     hosts = hosts_of(self.store, run_id, plan, leaves) if bound else {}
                     may_chain = state is RunState.RUNNING and not anew
@@ -475,15 +479,15 @@ class Coordinator:
         point("advance.dispatched")
 
     def _first_units(self, run_id: str, fanned: Mapping[int, GuardDecision]) -> list[StepId]:
-        """Of steps that were just fanned out, the units that were not held back."""
+        """The units of just fanned-out steps that are not held back."""
         leaves = self.store.expanded(run_id, tuple(fanned)) if fanned else []
         rows = self.store.step_fields(run_id, leaves, (Field.STATUS,))
         return [i for i, (status,) in rows.items() if status == StepState.READY]
 
-    # --- what was lost ----------------------------------------------------------------------------
+    # --- lost messages and attempts ---------------------------------------------------------------
 
     def _expire(self, run_id: str, plan: CompiledPlan, now: int) -> None:
-        """Attempts whose worker has not renewed its lease."""
+        """Expire the attempts whose worker has not renewed its lease."""
         ask_for = self.store.settings.ask_timeout if plan.plan.on_unknown == "ask" else None
         for member in self.store.expired(run_id, now):
             side = "u" if member.startswith("u") else ""
@@ -496,7 +500,7 @@ class Coordinator:
                 run_id,
                 step_id,
                 side,
-                # Every undo can be repeated; forward it is the operation that says so.
+                # Every undo can be repeated; a forward step only where its operation declares so.
                 repeatable=bool(side) or step.repeatable,
                 stops=not side and plan.stops(step.index),
                 always=not side and step.always,
@@ -505,7 +509,7 @@ class Coordinator:
             send_next(self.store, self.canvas, run_id, plan, following)
 
     def _give_up(self, run_id: str, plan: CompiledPlan, step_id: StepId, side: str, why: str) -> None:
-        """Record the end of a step that no attempt will bring about."""
+        """Record the end of a step that no attempt will complete."""
         status = UndoState.UNDO_FAILED if side else StepState.FAILED
         outcome = json.dumps({"error": why}, ensure_ascii=False)
         stops = not side and plan.stops(index_of(step_id))
@@ -515,9 +519,10 @@ class Coordinator:
     def _resend(
         self, run_id: str, plan: CompiledPlan, run: RunRecord, *, timed: bool
     ) -> Collection[Sequence[str | None]]:
-        """Messages that were lost, and retries whose time has come: sent singly. Unless `timed`, none is given up. Of
-        each part of the batch how it stands after that: its status, not before when it is tried, and until when its
-        message counts as under way.
+        """Resend lost messages and due retries, each singly. Unless `timed`, no step is given up.
+
+        Returns for each part of the batch its status, the earliest time of its next attempt, and the time until which
+        its message counts as in flight.
         """
         if run.left <= 0:
             return ()
@@ -526,7 +531,7 @@ class Coordinator:
         if level is None or not 0 <= level < len(plan.levels) or run.state is RunState.ABORTING:
             return ()
         side, task = ("u", UNDO) if undoing else ("", STEP)
-        # Nothing holds an always step.
+        # A suspension does not hold back an always step.
         held = run.state is RunState.SUSPENDED
         members = [i for i in plan.levels[level] if not held or plan.steps[i].always]
         if not members or (held and run.was is not RunState.RUNNING):
@@ -562,7 +567,7 @@ class Coordinator:
         return rows
 
     def _leave_out(self, run_id: str, plan: CompiledPlan, drained: Mapping[StepId, str]) -> bool:
-        """Leave out the parts that nobody has begun, and whose host was drained meanwhile; whether there are any."""
+        """Skip the parts without an attempt whose host was drained meanwhile; return whether there are any."""
         done = False
         rows = self.store.step_fields(run_id, list(drained), (Field.STATUS, Field.ATTEMPTS))
         for i, (status, attempts) in rows.items():
@@ -575,19 +580,19 @@ class Coordinator:
         return done
 
     def _describe(self, host: str) -> str:
-        """Why a host takes no work, for a sentence that says what came of it."""
+        """The reason why a host claims no work, as the beginning of an error message."""
         found = Hosts(self.store).find(host)
         why = found.why_not() if found is not None else ""
         return f"{why}; " if why else ""
 
 
 def _next_message(rows: Collection[Sequence[str | None]]) -> int | None:
-    """When the next parked retry is due, or the next message counts as lost, ms."""
+    """The time at which the next parked retry is due or the next message counts as lost, ms."""
     times = [as_number(due) for status, due, _ in rows if status == StepState.RETRYING and due]
     times += [as_number(until) for status, _, until in rows if status == StepState.READY and until]
     return min((at for at in times if at is not None), default=None)
 
 
 def _record(found: RunSnapshot, timed: bool) -> RunRecord:
-    """The reducer's view of a run; without `timed`, at a time at which no time has run out."""
+    """The reducer's view of a run; without `timed`, at time 0, at which no time limit has passed."""
     return run_record(found.fields, found.now if timed else 0)

@@ -1,4 +1,4 @@
-"""Where the messages of steps and units go, and the message of a unit whose turn has come."""
+"""The hosts for the messages of steps and units, and the dispatch of the next units."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from longshore.tasks.external_wait import MakeCanvas
 
 
 def hosts_of(store: Store, run_id: str, plan: CompiledPlan, ids: Sequence[StepId], side: str = "") -> dict[StepId, str]:
-    """The hosts of those that are for one: by their target; or, where what they do is of one host, by what was done
-    there already.
-    """
+    """The hosts of the steps bound to one: by target or, where the effect belongs to one host, by earlier attempts."""
     bound = [i for i in ids if (step := plan.steps[index_of(i)]).target != ANY or step.stays(side)]
     rows = store.step_fields(run_id, bound, (Field.HOST, Field.DONE_AT, Field.JOURNALLED))
     found: dict[StepId, str] = {}
@@ -31,21 +29,21 @@ def hosts_of(store: Store, run_id: str, plan: CompiledPlan, ids: Sequence[StepId
 
 
 def silent_limit(settings: Settings) -> float:
-    """Seconds that one of several hosts is waited for while no worker of it says anything: it may be starting again."""
+    """Seconds to wait for one of several hosts whose workers give no sign of life: it may be restarting."""
     return min(settings.claim_timeout, 2 * settings.lease)
 
 
 @dataclass(frozen=True)
 class Away:
-    """Those that were sent to one of several hosts which takes no work now, and why it takes none.
+    """Units sent to one of several hosts which claims no work now, with the reason.
 
-    Who names one host means that one, and waits for it; of many, one that is gone must not hold up the others. What
-    always runs is waited for.
+    A step that names one host waits for that host; of many, one unavailable host must not delay the others. An always
+    step waits for its hosts.
     """
 
-    #: No worker says anything: soon given up.
+    #: No worker gives a sign of life: given up after `silent_limit`.
     silent: dict[StepId, str] = field(default_factory=dict)
-    #: Somebody has drained it since: left out, as those that were drained before.
+    #: The host was drained after dispatch: its units are skipped, as on hosts drained before.
     drained: dict[StepId, str] = field(default_factory=dict)
 
 
@@ -73,7 +71,7 @@ def _among_several(step: CompiledStep, places: int) -> bool:
 
 
 def send_next(store: Store, canvas: MakeCanvas, run_id: str, plan: CompiledPlan, units: Sequence[StepId]) -> None:
-    """Units that were held back have their turn. If their messages are lost, the sweeper sends them."""
+    """Send the units that were held back and may begin now. The sweeper resends lost messages."""
     if units:
         line = canvas(run_id, hosts_of(store, run_id, plan, units))
         for unit in units:

@@ -1,7 +1,8 @@
-"""Tells the workers' own hooks, and those who are to be notified, of what happens in a run: each event at least once.
+"""Forwards run events to server-side hooks and notifiers, at least once.
 
-How far it has come is kept with the run. Two workers may tell the same event at the same time; a worker that
-is killed while it tells leaves the rest to the next sweep, for a run stays live until all is told.
+The position in the event stream is stored with the run. Two workers may forward the same event at the same time. A
+worker that is killed while forwarding leaves the other events to the next sweep: a run stays live until all its events
+are forwarded.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ NOTIFY, TRACE = "longshore.notify", "longshore.trace"
 
 
 def send(app: Celery, task: str, run_id: str, *args: str) -> None:
-    """Have it told. What is lost on the way is not told: nothing of the run waits for it."""
+    """Send a notification task. A lost message is not resent: no part of the run waits for it."""
     app.send_task(
         task, args=(run_id, *args), queue="control", root_id=run_id, parent_id=run_id,
         argsrepr=repr((run_id, *args)), ignore_result=True,
@@ -38,7 +39,7 @@ def _hooks() -> list[Hooks]:
 
 
 class EventForwarder:
-    """For the runs of one installation."""
+    """Forwards the events of the runs of one installation."""
 
     def __init__(self, store: Store, hooks: list[Hooks] | None = None, app: Any = None) -> None:
         self._store = store
@@ -46,7 +47,7 @@ class EventForwarder:
         self._app = app
 
     def tell(self, run_id: str, plan: CompiledPlan) -> None:
-        """Tell what has happened since the last time."""
+        """Forward the events since the last call."""
         notified = _hooks() if self._hooks is None else self._hooks
         kinds = notifications.enabled_kinds(self._store.settings) if isinstance(self._app, Celery) else frozenset()
         traced = self._store.settings.tracing and isinstance(self._app, Celery)
@@ -66,7 +67,7 @@ class EventForwarder:
             for dispatcher, hooks in zip(dispatchers, notified, strict=True):
                 try:
                     dispatcher.tell(event, hooks)
-                except Exception:  # a hook's mistake is not the run's
+                except Exception:  # an error of a hook must not fail the run
                     log.exception("a hook failed at event %s of run %s", event.id, run_id)
             kind = notifications.kind_of(event)
             if kind in kinds:

@@ -1,4 +1,4 @@
-"""How what is parked ends: a decision, a child run's end, a task's, or the end of its time."""
+"""Settle external waits: by a decision, the end of a child run or of a task, or a time limit."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from longshore.tasks.loaded_runs import Loaded, Plans
 
 log = logging.getLogger(__name__)
 
-#: States of a step or an undo that has been claimed and is not parked yet.
+#: States of a claimed step or undo that is not parked yet.
 _BUSY = frozenset({str(StepState.RUNNING), str(UndoState.UNDOING)})
 
 
 class NotYet(Exception):
-    """The step is not parked yet: its worker is about to."""
+    """The step is not parked yet: its worker is about to park it."""
 
 
 class ExternalWaits:
-    """Settles what waits. Every call is safe to repeat: the record takes one outcome."""
+    """Settles the external waits of runs. Every call is safe to repeat: the record accepts one outcome."""
 
     def __init__(self, store: Store, plans: Plans, canvas: MakeCanvas) -> None:
         self.store = store
@@ -45,7 +45,7 @@ class ExternalWaits:
         self.canvas = canvas
 
     def settle(self, run_id: str, loaded: Loaded, run: RunRecord, waits: dict[str, int], now: int) -> bool:
-        """Record what has been decided or has ended meanwhile; whether that was anything."""
+        """Record the decisions and ends since the last call; return whether there were any."""
         done = False
         for member, until in waits.items():
             side = "u" if member.startswith("u") else ""
@@ -57,20 +57,20 @@ class ExternalWaits:
                 done |= _Wait(self, run_id, loaded, run, step_id, side, until <= now).settle()
             except StoreUnavailable:
                 raise
-            except Exception:  # one that cannot be settled must not hold up the run: its time limits still count
+            except Exception:  # one broken wait must not block the run: its time limits still count
                 log.exception("run %s: what %s waits for cannot be told", run_id, member)
         return done
 
     def tell_parent(self, run_id: str, fields: dict[str, str]) -> None:
-        """A child has ended: its parent is moved on. If this is lost, the parent's sweep finds it."""
+        """Advance the parent of a child run that has ended. The parent's sweep covers a lost message."""
         if parent := parent_in(fields.get("parent")):
             name = self.store.fields(parent).get("plan", parent)
-            # A parent that waits is looked at for this alone: a message could be lost.
+            # The sweep has to examine a waiting parent for this alone: the message could be lost.
             self.store.look_at(parent, self.store.now(), sooner=True)
             self.canvas(parent, None).send_advance(name)
 
     def task_ended(self, result: Any, run_id: str, step_id: StepId, side: str, fence: str, *, ok: bool) -> bool:
-        """An application's task has ended; whether the run can go on. Raises NotYet."""
+        """Record the end of an application's task; return whether the run can continue. Raises NotYet."""
         loaded = self.plans.get(run_id)
         self.store.look_at(run_id, self.store.now() + round(1000 * self.store.settings.lease / 3), sooner=True)
         kinds = (f"{side}{Field.STATUS}", f"{side}{Field.FENCE}", f"{side}{Field.ATTEMPTS}")
@@ -109,8 +109,11 @@ class ExternalWaits:
         )
 
     def _why(self, task_id: str) -> str:
-        """Celery tells us only that it failed; its result backend, where that is this Redis, knows why."""
-        # ResponseError: users of an older file of Redis's users may not read there.
+        """The error of a failed task, from Celery's result backend where that is this Redis.
+
+        Celery's message contains only the fact of the failure.
+        """
+        # ResponseError: Redis users of an older ACL file may not read these keys.
         with contextlib.suppress(ResponseError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
             prefixes = dict.fromkeys(["", self.store.settings.broker_prefix()])
             found = self.store.client.mget([f"{prefix}celery-task-meta-{task_id}" for prefix in prefixes])
@@ -133,7 +136,7 @@ class ExternalWaits:
         data: Any = None,
         no_effect: bool = False,
     ) -> bool:
-        """Record an outcome; whether the run can go on."""
+        """Record an outcome; return whether the run can continue."""
         plan, index = loaded.plan, index_of(step_id)
         outcome = json.dumps({"error": error} if error else {}, ensure_ascii=False)
         bulk = json.dumps({"data": data}, ensure_ascii=False) if data else ""
@@ -146,7 +149,7 @@ class ExternalWaits:
 
 
 class _Wait:
-    """One thing that is waited for."""
+    """One external wait of a run."""
 
     def __init__(
         self, parked: ExternalWaits, run_id: str, loaded: Loaded, run: RunRecord, step_id: StepId, side: str, late: bool
@@ -170,7 +173,7 @@ class _Wait:
         status, fence, info, *decision = self.store.step_fields(self.run_id, [self.step_id], kinds)[self.step_id]
         if status != StepState.WAITING:
             return False
-        # Of the attempt that waits: one that was interrupted meanwhile, and has its turn again, has another.
+        # The fence of the waiting attempt: a step that was interrupted and dispatched again has another.
         self.fence = fence or ""
         known = json.loads(info or "{}")
         if "child" in known:
@@ -202,7 +205,7 @@ class _Wait:
         return False
 
     def _word(self, info: dict[str, Any], word: str, by: str, note: str) -> bool:
-        """Somebody has said what became of a step whose worker was lost; or nobody did in time."""
+        """Settle a step whose worker was lost: by a person's decision, or after the time limit without one."""
         if not word and not self.late and self.run.state is not RunState.ABORTING:
             return False
         said = f"{word} by {by}{f': {note}' if note else ''}"
@@ -218,7 +221,7 @@ class _Wait:
         return done
 
     def _go_on(self) -> None:
-        """The run that was suspended for a word goes on, unless it waits for another."""
+        """Unsuspend the run that was suspended for such a decision, unless another step waits for one."""
         waits = self.store.look(self.run_id).waits
         kinds = (Field.STATUS, Field.PARKED)
         rows = self.store.step_fields(self.run_id, [as_id(member) for member in waits if member[0] != "u"], kinds)
@@ -240,10 +243,10 @@ class _Wait:
         if self.side:
             return self._child_undone(child_id, state, fields, int(info.get("epoch", 0)))
         if stream_order(str(info.get("resumed", ""))) > stream_order(fields.get("last_command", "0-0")):
-            return False  # it has not heard yet that it is to go on
+            return False  # the child has not processed its resume yet
         if state in TERMINAL:
             return self._child_ended(child_id, state)
-        # Only an abort of the parent's, or the end of the step's time, ends a child.
+        # Only an abort of the parent, or the step's time limit, ends a child.
         aborting = self.run.state is RunState.ABORTING and not self.step.always
         if aborting or self.late:
             why = "its parent is being ended" if aborting else "the step's time ran out"
@@ -251,8 +254,9 @@ class _Wait:
         return False
 
     def _ask(self, child_id: str, kind: str, why: str, fields: dict[str, str], *, keep: bool = False) -> None:
-        """Ask something of the child, once for each state that it answers from. Noted after it was asked: to ask
-        twice does no harm.
+        """Send the child a command, once for each state that it answers from.
+
+        The note is written after the command: a repeated command does no harm.
         """
         mark = f"pc:{self.step_id}:{kind}:{fields.get('state', '')}:{fields.get('last_command', '')}"
         if not self.store.noted(self.run_id, mark):
@@ -296,6 +300,6 @@ class _Wait:
             return self._end(UndoState.UNDO_FAILED, error=f"run {child_id}: {PAST_RETURN}")
         if self.late:
             return self._end(UndoState.UNDO_FAILED, error=f"run {child_id} was not undone in time")
-        # One that is still under way, because its parent's worker died as it was begun, is ended first.
+        # A child that is still live, because its parent's worker died while starting it, is cancelled first.
         self._ask(child_id, "undo" if state in TERMINAL else "cancel", why, fields)
         return False

@@ -1,4 +1,4 @@
-"""Where runs come in and go out: their turn to begin, the place that they leave, and when they are forgotten."""
+"""Admission, readmission, release and purge of runs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from longshore.tasks.loaded_runs import Loaded
 
 log = logging.getLogger(__name__)
 
-#: Seconds after which a run that waits for those that it ends is looked at once more.
+#: Seconds after which a run that waits for the runs that it cancels is due again.
 _LOOK_AGAIN = 60.0
-#: Runs of which one tidying up examines whether they still hold a place.
+#: Runs that one purge checks for a place that they no longer need.
 _EXAMINED = 50
-#: Seconds between two times of tidying up, in a whole installation.
+#: Seconds between two purges, in a whole installation.
 _TIDY_EVERY = 60.0
-#: Runs that are forgotten at once.
+#: Runs that one purge deletes at most.
 _FORGOTTEN = 200
 
 
 class RunLifecycle:
-    """Of one installation. Every call is safe to repeat: what is lost between two of them, the sweeper finds."""
+    """The run lifecycle of one installation. Every call is safe to repeat; the sweeper completes interrupted ones."""
 
     def __init__(self, store: Store, breakers: Breakers, canvas: MakeCanvas) -> None:
         self.store = store
@@ -38,14 +38,14 @@ class RunLifecycle:
         self._cursor = 0
 
     def may_start(self, run_id: str, loaded: Loaded, now: int) -> bool:
-        """Whether a pending run has its turn; where it has not, its record says why."""
+        """Whether a pending run may begin; where not, its record contains the reason."""
         limit = self._limit(run_id, loaded.wanted)
         if not limit:
-            # Only who is in asks for the service: the one that may try it must be able to.
+            # Only an admitted run asks the breaker: the half-open trial must be able to begin.
             return not self._is_held_by_service(run_id, loaded.plan)
         wanted = loaded.wanted
         if limit == "gone":
-            # It has ended, or was put down by hand: the record says which.
+            # The run has ended, or its admission entry was deleted by hand: the record decides.
             if self.store.state(run_id) == RunState.PENDING:
                 self.admission.readmit_request(run_id, wanted)
                 self.store.look_at(run_id, now)
@@ -58,13 +58,13 @@ class RunLifecycle:
         if limit == "key" and wanted.on_limit == "cancel_running":
             self._cancel_other_runs(run_id, wanted)
         self.store.hold(run_id, why)
-        # Whoever makes room has it looked at, and so does a tidying up: its admission puts it forward.
+        # A release makes the run due, and so does a purge: admission brings its due time forward.
         again = _LOOK_AGAIN if wanted.on_limit == "cancel_running" else SAFETY
         self.store.look_at(run_id, now + round(1000 * again))
         return False
 
     def _limit(self, run_id: str, wanted: AdmissionRequest) -> str:
-        """What a run waits for; '' where it is in."""
+        """The limit that a run waits for; '' where the run is admitted."""
         if wanted.parents or not self.admission.limited(wanted):
             return self.admission.admit(run_id, wanted)
         self.admit_waiting()
@@ -81,7 +81,7 @@ class RunLifecycle:
         verdict = self.breakers.ask(down[0], run_id)
         if verdict.allowed and len(down) == 1:
             return False
-        # Of one that needs two nobody learns anything: it is no probe of either.
+        # A run that needs two unavailable services proves nothing about either: no half-open trial.
         self.breakers.give_back(down[0], run_id)
         self.store.hold(run_id, verdict.why)
         self.breakers.wait(down[0], run_id)
@@ -89,7 +89,7 @@ class RunLifecycle:
         return True
 
     def _cancel_other_runs(self, run_id: str, wanted: AdmissionRequest) -> None:
-        """Those that hold its key are asked to end, each once."""
+        """Cancel the runs that hold the run's concurrency key, each once."""
         for other in self.admission.holders(wanted):
             note = f"cr:{other}"
             if not self.store.noted(run_id, note):
@@ -98,26 +98,26 @@ class RunLifecycle:
                 self.store.note(run_id, note)
 
     def admit_waiting(self) -> None:
-        """Have those begin for whom there is room. If a message is lost, the next sweep begins them."""
+        """Start the waiting runs that the limits admit. If a message is lost, the next sweep starts them."""
         for run_id, wanted in self.admission.next():
             self.store.look_at(run_id, self.store.now(), sooner=True)
             self.canvas(run_id, None).send_advance(wanted.plan)
 
     def leave(self, run_id: str, wanted: AdmissionRequest, ended: int) -> None:
-        """A run has ended: others may have its place, and its time to be kept begins."""
+        """Release the place of an ended run to others, and start its retention."""
         self.store.add_to_ended(run_id, ended)
         self.admission.release(run_id, wanted)
         self.admit_waiting()
 
     def readmit(self, run_id: str, wanted: AdmissionRequest) -> None:
-        """A run that rested is live again: it has its place, whether there is room or not, and does not expire."""
+        """Give a reopened run its place, whatever the limits, and end its retention."""
         self.store.take_over(run_id)
         self.admission.readmit_request(run_id, wanted)
 
-    # --- what is over -----------------------------------------------------------------------------
+    # --- ended runs -------------------------------------------------------------------------------
 
     def purge_expired(self) -> None:
-        """Now and then: forget what was kept for its time, and free what a run that is gone has left."""
+        """Delete runs whose retention has passed, and release places of deleted runs; at most once in 60 s."""
         if not self.store.may_purge(_TIDY_EVERY):
             return
         integrity.clean(self.store)
@@ -134,7 +134,7 @@ class RunLifecycle:
         self.admit_waiting()
 
     def _is_over(self, run_id: str) -> bool:
-        """Whether a run has ended, is gone, or is damaged: then nothing will ever release its place."""
+        """Whether a run has ended, is deleted, or is damaged: no later event would release its place."""
         try:
             state = self.store.state(run_id)
             return state in TERMINAL if state is not None else self.store.body(run_id) is None
@@ -148,7 +148,7 @@ class RunLifecycle:
             return False
 
     def forget(self, run_id: str) -> bool:
-        """Delete a run that rests; whether it is gone. A child is kept for as long as its parent."""
+        """Delete an ended run; return whether it is gone. A child is stored for as long as its parent."""
         parent = self.store.parent_of(run_id)
         if parent and self._is_there(parent):
             self.store.add_to_ended(run_id, self.store.now(), again=True)

@@ -1,4 +1,4 @@
-"""What is told of a run to those outside, by tasks of their own: nobody who listens holds a run up."""
+"""Celery tasks that send notifications and traces: a slow receiver does not delay a run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from longshore.orchestration.runs import events
 from longshore.tasks.control.celery_tasks import SagaTask, store_and_plans
 from longshore.tasks.control.event_forwarder import NOTIFY, TRACE
 
-#: Seconds after which one who was at telling is taken for gone.
+#: Seconds after which the sender of a notification counts as lost.
 _AT_IT = 120
 
 
 class _NotificationTask(SagaTask):
-    """Who does not answer is asked again for about ten minutes."""
+    """Base of the notification tasks: a failed delivery is retried for about ten minutes."""
 
     abstract = True
     may_come_again = True
@@ -30,7 +30,7 @@ class _NotificationTask(SagaTask):
 
 @shared_task(name=NOTIFY, base=_NotificationTask)
 def notify(run_id: str, event_id: str) -> None:
-    """Tell of one event of a run."""
+    """Send the notification of one event of a run."""
     store, _ = store_and_plans()
     run = Client(store.settings).get(run_id)
     before = _before(event_id)
@@ -61,6 +61,6 @@ def trace(run_id: str) -> None:
 
 
 def _before(event_id: str) -> str:
-    """A place in the stream just before that one."""
+    """The position in the stream just before an event."""
     ms, _, number = event_id.partition("-")
     return f"{ms}-{int(number) - 1}" if int(number or 0) else f"{int(ms) - 1}-{2**63}"

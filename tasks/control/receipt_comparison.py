@@ -1,9 +1,9 @@
-"""Receipts compared with the record: what Redis has lost is found, and a lost attempt is fenced on its host.
+"""Receipt comparison: find attempts that Redis has lost, and fence lost attempts on their hosts.
 
-The coordinator asks the hosts before a run that was aborted is undone or ends, and wherever an attempt was lost and no
-later one fences it off. The host agent, a thread in the main process of each worker, answers: it closes the run's
-receipts, ends the processes that still hold one, and tells which attempts the record knows nothing of. A host that does
-not answer in time is named by the report.
+The coordinator asks the hosts before an aborted run is compensated or ends, and wherever an attempt was lost and no
+later one fences it. The host agent, a thread in the main process of each worker, closes the run's receipts, ends the
+processes that still hold one, and answers with the attempts that are missing in the record. The report names a host
+that does not answer in time.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from longshore.tasks.loaded_runs import Loaded, NotOurs, Plans
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a host is given at least: what runs its workers may be starting one again.
+#: Minimum time limit of a host's answer, seconds: its supervisor may be restarting a worker.
 _STARTS = 15.0
-#: Seconds that the agent gives processes that it ends.
+#: Seconds that the agent waits for the processes that it ends.
 _PATIENCE = 5.0
 
 
@@ -44,13 +44,13 @@ class Receipts(Protocol):
 
 
 class Comparison:
-    """The coordinator's part. Every call is safe to repeat."""
+    """The coordinator's part of the comparison. Every call is safe to repeat."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
 
     def advance(self, run_id: str, plan: CompiledPlan, run: RunRecord, *, ending: bool) -> bool:
-        """Ask the hosts, or go on once they have answered or had their time; whether the run goes on now."""
+        """Ask the hosts, or settle after their answers or the time limit; return whether the run continues now."""
         found = self.store.look(run_id)
         question = f"{run.epoch}:{run.lost}:{'all' if ending else 'lost'}"
         if found.fields.get("asking") != question:
@@ -61,7 +61,7 @@ class Comparison:
         else:
             asked, answered = found.fields["asked"].split(), found.fields.get("answered", "").split()
             waiting = [host for host in asked if host not in answered]
-            # Time alone decides here: only where the clock was compared.
+            # A time limit decides here: only where the clock was compared.
             limit = max(_STARTS, 2 * self.store.settings.lease)
             late = bool(run.now) and run.now - int(found.fields["asked_at"]) >= 1000 * limit
             if not waiting or late:
@@ -73,8 +73,7 @@ class Comparison:
         return False
 
     def _hosts(self, run_id: str, plan: CompiledPlan, run: RunRecord, found: RunSnapshot, *, ending: bool) -> list[str]:
-        """Those that had an attempt that was lost; and, where Redis may have lost that others took part, each that can
-        have."""
+        """The hosts of lost attempts and, where Redis may have lost claims, each host that can have claimed a step."""
         queues = {step.operation.queue for step in plan.steps if step.fenced}
         if not queues:
             return []
@@ -97,12 +96,15 @@ class Comparison:
 
 
 def _lost(status: str | None) -> bool:
-    """Also where a person is asked what became of it: what the step itself waits for leaves no receipt."""
+    """Whether an attempt was lost.
+
+    A waiting step counts, because a person may be deciding about a lost attempt; other external waits leave no receipt.
+    """
     return status in {StepState.UNKNOWN, StepState.WAITING}
 
 
 def _host_of(node: str, known: dict[str, Host]) -> str:
-    """The host of a worker; by its name, where the registry does not know it."""
+    """The host of a worker; derived from the worker's name where the registry does not contain it."""
     for host in known.values():
         if any(one.name == node for one in (*host.nodes, *([host.last] if host.last else []))):
             return host.name
@@ -110,7 +112,7 @@ def _host_of(node: str, known: dict[str, Host]) -> str:
 
 
 def _could(host: Host, queues: Collection[str], since: int) -> bool:
-    """Whether a host can have taken part in a run that was begun then."""
+    """Whether a host can have claimed a step of a run that was created at `since`, ms."""
     had = any(queue in host.had or at_host(queue, host.name) in host.had for queue in queues)
     return had and (host.state not in {HostState.LOST, HostState.STOPPED} or host.seen >= since)
 
@@ -120,7 +122,7 @@ def _unanswered(host: str) -> str:
 
 
 class HostAgent:
-    """A host's part, in the main process of a worker of it."""
+    """A host's part of the comparison, in the main process of a worker."""
 
     def __init__(self, store: Store, plans: Plans, receipts: Receipts, host: str, queues: Collection[str]) -> None:
         self.store = store
@@ -131,7 +133,7 @@ class HostAgent:
         self._seen = -1
 
     def look(self, asked: int) -> list[str]:
-        """Answer what this host is asked; `asked` changes with each question. Returns the runs that can go on."""
+        """Answer the questions to this host; `asked` changes with each one. Returns the runs that can continue."""
         if asked == self._seen:
             return []
         done = [run_id for run_id in self.store.asked(self.host) if self._answer_safely(run_id)]
@@ -144,8 +146,8 @@ class HostAgent:
         except StoreUnavailable:
             raise
         except NotOurs:
-            return False  # another worker of this host may know it
-        except Exception:  # one run's receipts must not keep the others from being looked at
+            return False  # another worker of this host may know the run
+        except Exception:  # one run's receipts must not block the other runs
             log.exception("the receipts of run %s cannot be compared", run_id)
             return False
 
@@ -164,7 +166,7 @@ class HostAgent:
         epoch, ending = int(question.split(":")[0]), question.endswith(":all")
         leaves = self._leaves(run_id, loaded)
         parts = {part for part, (_, status, _) in leaves.items() if _lost(status)}
-        if ending:  # the always steps have their turn yet
+        if ending:  # always steps may still run
             parts |= {step.name for step in loaded.plan.steps if step.fenced and not step.always}
         self.receipts.close(run_id, loaded.instance_id, epoch, parts)
         traces, held = self.receipts.traces(run_id, loaded.instance_id, _PATIENCE, None if ending else parts)
@@ -177,11 +179,11 @@ class HostAgent:
         return self.store.note_answer(run_id, question, self.host, version, doubts, unseen)
 
     def _serves(self, queue: str) -> bool:
-        """Whether this worker's state folder is that of the workers that do this work: it takes it on, or back."""
+        """Whether this worker consumes the queue or its undo queue, and so has the state folder with the receipts."""
         return not self.queues.isdisjoint({queue, at_host(queue, self.host), f"{queue}.undo"})
 
     def _leaves(self, run_id: str, loaded: Loaded) -> dict[str, tuple[StepId, str | None, int]]:
-        """By part, its id, its status and the highest fence that the record knows."""
+        """The id, status and highest recorded fence of each part."""
         plan = loaded.plan
         ids: list[StepId] = []
         for step in plan.steps:
@@ -196,7 +198,7 @@ class HostAgent:
     def _unseen(
         self, loaded: Loaded, leaves: dict[str, tuple[StepId, str | None, int]], traces: list[Trace]
     ) -> tuple[list[UnrecordedAttempt], list[str]]:
-        """Attempts that the record knows nothing of; and those of parts that it does not even have."""
+        """The attempts that are missing in the record, and doubts about parts that are missing there altogether."""
         found: list[UnrecordedAttempt] = []
         doubts: list[str] = []
         for trace in traces:

@@ -1,7 +1,7 @@
-"""A run's first task stands for the whole run in Flower, and in whatever else listens to Celery's events.
+"""The root task: a run's first Celery task, which represents the run in Flower and other consumers of Celery's events.
 
-It is the root of all others. It stays started while the run goes on, and ends when the run does: well or as failed.
-These are signs only, sent once as it happens: the record is the truth, and nobody has to listen.
+All other tasks of the run have this root. The root task stays started while the run is live, and succeeds or fails when
+the run ends. Its events are sent once, without a guarantee: the record decides, and no consumer is required.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ log = logging.getLogger(__name__)
 
 
 class RootTask:
-    """Of the runs of one installation; `app` None where nobody is told (a simulation)."""
+    """Events of the root tasks of one installation; with `app` None (a simulation) none are sent."""
 
     def __init__(self, app: Celery | None) -> None:
         self._app = app
 
     def ended(self, run_id: str, plan: str, state: RunState, fields: Mapping[str, str], node: str = "") -> None:
-        """Say that the run has come to rest."""
+        """Send the event of the run's end."""
         took = (int(fields.get("ended") or 0) - int(fields.get("started") or fields.get("ended") or 0)) / 1000
         if state is RunState.SUCCEEDED:
             self._tell("task-succeeded", run_id, plan, node, result=repr(str(state)), runtime=took)
@@ -32,7 +32,7 @@ class RootTask:
             self._tell("task-failed", run_id, plan, node, exception=why, traceback="", runtime=took)
 
     def again(self, run_id: str, plan: str, node: str = "") -> None:
-        """Say that a run that rested goes on."""
+        """Send the event that an ended run is live again."""
         self._tell("task-retried", run_id, plan, node, exception="somebody has asked that it go on", traceback="")
 
     def _tell(self, event: str, run_id: str, plan: str, node: str, **fields: object) -> None:
@@ -41,5 +41,5 @@ class RootTask:
         try:
             with self._app.events.default_dispatcher(hostname=node or None) as dispatcher:
                 dispatcher.send(event, uuid=run_id, name=plan, root_id=run_id, **fields)
-        except Exception:  # who listens hears of it at the next occasion, or looks at the record
+        except Exception:  # consumers receive the next event, or read the record
             log.debug("nobody could be told of run %s", run_id, exc_info=True)

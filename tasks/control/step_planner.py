@@ -1,4 +1,4 @@
-"""Whether a step whose turn has come runs, for which items, and where: its guards, its `foreach`, its target."""
+"""Evaluate the guards, `foreach` and target of a step: whether it runs, for which items, and on which hosts."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from longshore.orchestration.store.run_store import Store
 from longshore.tasks.attempts.scope import of_steps
 from longshore.tasks.loaded_runs import Loaded
 
-#: Steps of templates by which each step of a level raises the budget of the level.
+#: Evaluation steps of templates that each step of a level adds to the budget of the level.
 _STEPS_MORE = 500
 
 
 class _Impossible(Exception):
-    """The step cannot even begin."""
+    """The step cannot begin."""
 
 
 class StepPlanner:
-    """Asked by the reducer about the steps of one level. Reads each step before them once."""
+    """Decides about the steps of one level for the reducer. Reads each earlier step once."""
 
     def __init__(self, store: Store, loaded: Loaded, run_id: str) -> None:
         self._store = store
@@ -46,7 +46,7 @@ class StepPlanner:
         step = self._loaded.plan.steps[index]
         if step.plain:
             return RUNS
-        # One budget for the level: a plan of many costly guards must not keep the worker from other runs.
+        # One budget for the level: a plan with many costly guards must not block the worker for other runs.
         self._budget.left += _STEPS_MORE
         try:
             with spending(self._budget):
@@ -57,13 +57,13 @@ class StepPlanner:
             return GuardDecision(fail=str(error))
         except StoreUnavailable:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a plan's own expression does, its run must end
+        except Exception as error:  # noqa: BLE001 - a run must end whatever its plan's own expressions do
             return GuardDecision(fail=f"it cannot begin: {type(error).__name__}: {error}")
 
     # --- guards -----------------------------------------------------------------------------------
 
     def _guards(self, step: CompiledStep) -> str:
-        """Why the step is skipped as a whole; '' where all of its guards hold that are not about a part of it."""
+        """The reason to skip the whole step; '' where all guards hold that do not depend on a part of it."""
         if step.step.only_if:
             found = self._read(step.needs)
             before = [found[i] for i in step.needs]
@@ -78,7 +78,7 @@ class StepPlanner:
                 holds = templates.truth(guard.if_, self._scope(templates.braced(guard.if_)) | more)
             except templates.TemplateProblem as error:
                 if step.always:
-                    continue  # a guard that errs must not hold up what always runs (SEMANTICS 16)
+                    continue  # a failing guard must not block an always step (SEMANTICS 16)
                 raise _Impossible(f"when: {error}") from None
             if not holds:
                 return guard.reason or guards.WHEN_FALSE
@@ -137,7 +137,7 @@ class StepPlanner:
         return self._hosts
 
     def _targets(self, step: CompiledStep, target: Any) -> list[Host | None]:
-        """The hosts that it is for, None for whichever takes it; empty where it is to be skipped for want of one."""
+        """The hosts of the step's target, None for any host; empty where the step is skipped for lack of a host."""
         if not isinstance(target, str):
             raise _Impossible(f"target: it gives no name of a host but a {type(target).__name__}")
         if target == ANY:
@@ -150,7 +150,7 @@ class StepPlanner:
             raise _Impossible(f"target: {error.message}") from None
 
     def _why_skipped(self, step: CompiledStep, unit: Unit, host: Host | None, *, alone: bool) -> str:
-        """Why one part of a step is not done; '' where it is. `alone`: it is for one host, and waits for that."""
+        """The reason to skip one part of a step, or ''. `alone`: the step has one host, and waits for it."""
         hosts = self._known() if step.step.when_fact is not None else {}
         if reason := left_out(step, host, hosts, alone=alone):
             return reason

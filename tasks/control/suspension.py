@@ -1,4 +1,4 @@
-"""Runs that are held because a service is down, and how they go on."""
+"""Unsuspend runs that wait for an unavailable service."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from longshore.tasks.crash_points import point
 def unsuspend_if_possible(
     store: Store, breakers: Breakers, run_id: str, plan: CompiledPlan, run: RunRecord, found: RunSnapshot
 ) -> tuple[bool, int | None]:
-    """Let a run go on whose service is back, or that may try whether it is; whether it does, else when to look again,
-    ms.
+    """Unsuspend a run whose service is back, or that is the half-open trial of it.
+
+    Returns whether the run was unsuspended and, where its breaker refuses, the time of the next check, ms.
     """
     if run.state is not RunState.SUSPENDED or found.fields.get("hold") != "breaker":
         return False, None
@@ -28,7 +29,7 @@ def unsuspend_if_possible(
         store.look_at(run_id, verdict.until, sooner=True)
         return False, verdict.until
     side, ids = in_flight(store, run_id, plan, run)
-    # Not all at once; the one that finds out whether it is back does so now.
+    # Spread the runs over time; the half-open trial begins now.
     delay = 0.0 if verdict.probe else store.settings.retry_spread * random.random()  # noqa: S311
     lifted = store.unsuspend(run_id, "breaker", run.epoch, side, ids, delay=delay)
     store.look_at(run_id, store.now() + round(1000 * delay), sooner=True)

@@ -1,4 +1,4 @@
-"""What beat sends: the tick that starts the jobs that are due, and the word to bring stale stacks right."""
+"""Celery tasks sent by beat: the tick that starts due schedules and jobs, and the restart of stale stacks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from longshore.tasks.control.celery_tasks import SagaTask, store_and_plans
 
 log = get_task_logger(__name__)
 
-#: Seconds after which a look is looked after again.
+#: Seconds between two checks of a refresh run.
 _AGAIN = 1.0
 
 
@@ -32,7 +32,7 @@ def job_files(settings: Settings) -> list[Path]:
 
 @shared_task(name=TICK, base=SagaTask, autoretry_for=(), acks_late=False)
 def tick() -> None:
-    """One that is lost is followed by another."""
+    """Start the schedules and jobs that are due. A lost tick is followed by another."""
     store, _ = store_and_plans()
     store.call(store.client.set, store.keys.last_tick, store.now(), ex=86_400)
     schedules.start_due(_client(store.settings))
@@ -40,14 +40,15 @@ def tick() -> None:
 
 
 def _client(settings: Settings) -> Client:
-    """What it starts was started by nobody else."""
+    """A client whose runs have the actor `schedule`."""
     return Client(settings.model_copy(update={"actor": "schedule"}))
 
 
 @shared_task(name=schedules.TASK, base=SagaTask, autoretry_for=(), acks_late=False)
 def scheduled(name: str, given: dict[str, Any] | None = None) -> None:
-    """A beat has fired for a schedule: one that is declared, or one that the message tells of. Whether it is due is
-    found here; what its jitter holds back is looked at once more.
+    """Start a schedule for which a beat has fired, if due: a declared one, or the one in the message (`given`).
+
+    A run that jitter delays is checked once more, by another message.
     """
     store, _ = store_and_plans()
     client = _client(store.settings)
@@ -65,10 +66,10 @@ def scheduled(name: str, given: dict[str, Any] | None = None) -> None:
 
 @shared_task(name=ORCHESTRATE, base=SagaTask, autoretry_for=(), acks_late=False)
 def orchestrate(every: float = 300.0, look: str = "") -> None:
-    """Has the hosts looked at, and comes again until that has ended (`look` is its run): it holds no process meanwhile.
+    """Refresh the inventory of the hosts and restart stale stacks.
 
-    Two beats, or one that is late, ask for the same runs: a look each `every` seconds. One that is lost is followed by
-    another.
+    The task requeues itself until the refresh run (`look`) has ended, and occupies no process meanwhile. Two beats, or
+    a late one, request the same runs: one refresh each `every` seconds. A lost message is followed by another.
     """
     store, _ = store_and_plans()
     try:
@@ -84,7 +85,7 @@ def orchestrate(every: float = 300.0, look: str = "") -> None:
         report = run.report()
         selection = stacks.selection_of(report)
         if report.exit_code == 0 and not any(step.changed for step in report.steps):
-            run.prune(0)  # it has found all as it was, and there is one every few minutes
+            run.prune(0)  # the refresh found no change, and another one follows in a few minutes
         for host, why in selection.errors.items():
             log.warning("orchestrate: host %s could not be inspected: %s", host, why)
         if selection.chosen:

@@ -1,5 +1,5 @@
-"""A run in memory: the real reducer, scripts, driver and runner; a server, an engine, a clock and messages that
-are not. See `longshore.orchestration.testing`.
+"""Runs in memory: the reducer, scripts, coordinator and runner of production, with a simulated server, engine, clock
+and messages. See `longshore.orchestration.testing`.
 """
 
 from __future__ import annotations
@@ -48,27 +48,27 @@ from longshore.tasks.simulation.memory_store import MemoryStore
 from longshore.tasks.simulation.messages import _Line, _Message, _NoReceipts
 from longshore.tasks.simulation.sample_data import sample_data
 
-#: Families that act on nothing but the engine in memory, or on nothing at all.
+#: Families that act only on the engine in memory, or have no effect.
 _HARMLESS = ("noop.", "docker.", "approval.", "plan.")
 _NOT_BEFORE = frozenset({Field.NOT_BEFORE, f"u{Field.NOT_BEFORE}"})
-#: Turns of the loop without anything to do: then the run stands still.
+#: Idle turns of the loop after which the run counts as stuck.
 _PATIENCE = 400
 
 
 class Vanished(BaseException):
-    """The worker was killed."""
+    """The simulated worker was killed."""
 
 
 @dataclass
 class Script:
-    """What the bench has a step do."""
+    """The scripted behaviour of a step in the sandbox."""
 
-    #: Errors of its next attempts, in turn; None is a success.
+    #: Errors of the next attempts, in order; None is a success.
     errors: list[OperationError | None] = field(default_factory=list)
-    #: What it does after those.
+    #: The error of every attempt after those.
     always: OperationError | None = None
     hangs: bool = False
-    #: How many workers die of it, and whether before they have acted.
+    #: The number of attempts whose worker is killed after the effect.
     vanishes: int = 0
     data: dict[str, Any] | None = None
     changed: bool = True
@@ -76,7 +76,7 @@ class Script:
 
 
 class _Staged(Implementation[Params]):
-    """An operation on the bench: as scripted, else for real where it is harmless, else pretended."""
+    """An operation in the sandbox: as scripted, else real where harmless, else pretended."""
 
     def __init__(self, sandbox: Sandbox, operation: Operation, real: Implementation[Any] | None) -> None:
         self.sandbox = sandbox
@@ -130,7 +130,7 @@ class _Staged(Implementation[Params]):
 
 @dataclass(frozen=True)
 class Done:
-    """One act by itself, and what it recorded."""
+    """The result of one operation that ran outside of a plan, with its journal."""
 
     sandbox: Sandbox
     operation: str
@@ -140,18 +140,20 @@ class Done:
     outcome: Outcome
 
     def undo(self) -> Outcome:
-        """Take it back."""
+        """Run the compensation of the operation."""
         done = implementation(self.operation)
         with self.sandbox.engine_in_use():
             return done.undo(self.context, self.params, self.before, self.outcome.data)
 
 
 class Sandbox:
-    """Runs plans in memory. Steps of `noop`, `docker` (on `engine`) and own operations are done; those of any
-    other family are pretended: they succeed, change, and give the data that `give` says. `pretend=True`
-    pretends all of them, `approve_all` approves whatever waits for a person. `hosts` are names, or names with labels.
+    """Runs plans in memory.
 
-    Time passes only as the run waits for it. Each method below names a step, or `step[3]` for one item of it.
+    Steps of `noop`, `docker` (on `engine`) and own operations are run; steps of any other family are pretended: they
+    succeed, count as changed, and return the data set by `give`. `pretend=True` pretends all of them; `approve_all`
+    approves every step that waits for a person. `hosts` are names, or names with labels.
+
+    Time passes only while the run waits for it. Each method below names a step, or `step[3]` for one item of it.
     """
 
     def __init__(
@@ -165,7 +167,7 @@ class Sandbox:
         self.settings = Settings(redis_url="redis://bench", lease=lease, namespace="bench")
         self.engine = MemoryEngine()
         self.hosts = list(hosts)
-        #: By the name of a host.
+        #: Labels by host name.
         self.labels = dict(hosts) if isinstance(hosts, Mapping) else {}
         self.pretend = pretend
         self.approve_all = approve_all
@@ -173,7 +175,7 @@ class Sandbox:
         self.undo_scripts: dict[str, Script] = {}
         self.sample: dict[str, dict[str, Any]] = {}
         self.sample_before: dict[str, dict[str, Any]] = {}
-        #: Steps that were done and undone, in order, each attempt.
+        #: Steps that were run and compensated, in order, one entry for each attempt.
         self.done: list[str] = []
         self.undone: list[str] = []
         self.store = MemoryStore(self.settings)
@@ -186,13 +188,13 @@ class Sandbox:
         self._numbers = itertools.count(1)
         self._decisions: dict[str, tuple[str, str]] = {}
 
-    # --- what is to happen ------------------------------------------------------------------------
+    # --- scripted behaviour -----------------------------------------------------------------------
 
     def _script(self, step: str) -> Script:
         return self.scripts.setdefault(step, Script())
 
     def fail(self, step: str, error: str | OperationError = "failed on the bench", *, times: int | None = None) -> None:
-        """Have a step fail: always, or that many times in a row and then no more."""
+        """Make a step fail: always, or `times` times in a row and then no more."""
         raised = error if isinstance(error, OperationError) else Unsuccessful(error)
         script = self._script(step)
         if times is None:
@@ -204,27 +206,27 @@ class Sandbox:
         self.undo_scripts.setdefault(step, Script()).always = OperationError(error)
 
     def hang(self, step: str) -> None:
-        """Have a step run out of its time."""
+        """Make a step exceed its time limit."""
         self._script(step).hangs = True
 
     def vanish(self, step: str, times: int = 1) -> None:
-        """Have the worker be killed after the step has acted and before it is recorded, that many times."""
+        """Kill the worker after the effect of the step and before its outcome is recorded, `times` times."""
         self._script(step).vanishes = times
 
     def give(self, step: str, data: Mapping[str, Any] | None = None, *, changed: bool = True) -> None:
-        """Have a step succeed with that data, without doing anything."""
+        """Make a step succeed with `data`, without an effect."""
         script = self._script(step)
         script.data, script.changed = dict(data or {}), changed
 
     def approve(self, step: str, note: str = "") -> None:
-        """Have somebody approve the step once it waits."""
+        """Approve the step when it waits."""
         self._decisions[step] = ("approve", note)
 
     def reject(self, step: str, note: str = "") -> None:
         self._decisions[step] = ("reject", note)
 
     def set_clock(self, seconds: float) -> None:
-        """Have Redis's clock jump, forward or back, as one does that is set by hand."""
+        """Make Redis's clock jump, forward or back, like a clock that is set by hand."""
         self.store.jump(seconds)
 
     # --- a run ------------------------------------------------------------------------------------
@@ -237,7 +239,10 @@ class Sandbox:
         run_id: str | None = None,
         hooks: Hooks | None = None,
     ) -> Report:
-        """Run a plan to its end; PlanError, ParamsError as `Client.start`. AssertionError if it stands still."""
+        """Run a plan to its end.
+
+        Raises PlanError and ParamsError like `Client.start`, and AssertionError if the run is stuck.
+        """
         self._known(plan)
         run_id = run_id or f"{plan.name}-{next(self._numbers)}"
         for host in self.hosts:
@@ -258,7 +263,7 @@ class Sandbox:
         return self.report(run_id)
 
     def _known(self, plan: Plan) -> None:
-        """What is to happen to a step that is not there would never happen, and the test would prove nothing."""
+        """Raise UnknownName for a script of a step that is not in the plan: the test would prove nothing."""
         names = set(_names(plan))
         for name in [*self.scripts, *self.undo_scripts, *self._decisions]:
             step = name if name in names else name.partition("[")[0]
@@ -278,7 +283,7 @@ class Sandbox:
 
     @contextmanager
     def engine_in_use(self) -> Iterator[None]:
-        """Docker operations of this process act on the bench's engine inside."""
+        """Make Docker operations of this process act on the sandbox's engine inside the context."""
         before = factory._factory
         factory.use_engines(lambda _url: self.engine)
         try:
@@ -303,9 +308,9 @@ class Sandbox:
             self._pass_time(run_id)
 
     def _pass_time(self, run_id: str) -> None:
-        """Until something is due; then sweep, as workers do."""
+        """Advance the clock until something is due; then sweep, as workers do."""
         run_ids = self.store.runs()
-        self._sweep(run_ids)  # sweepers are at work all the while
+        self._sweep(run_ids)  # sweepers run all the time
         now = self.store.now()
         due = [float(when) for when in self._due(run_ids) if when > now]
         self.store.advance((min(due) - now) / 1000 + 0.001 if due else self.settings.lease)
@@ -315,7 +320,7 @@ class Sandbox:
     def _sweep(self, run_ids: Sequence[str]) -> None:
         self._coordinator.look_at_clock()
         self._coordinator.may_expire_leases = (
-            True  # sweepers were at work all the while, however far time has gone at once
+            True  # sweepers run all the time, however far the clock was advanced in one step
         )
         for agent in self._agents:
             for each in agent.look(self._coordinator.clock.asked):
@@ -344,7 +349,7 @@ class Sandbox:
         return self.store.client.zrange(key, 0, -1, withscores=True)  # type: ignore[return-value]
 
     def _decide(self, run_id: str) -> None:
-        """The people's part: decisions on what waits."""
+        """Send the scripted decisions of people on waiting steps."""
         for each in self.store.runs():
             plan = self.plans.get(each).plan
             for member in self.store.look(each).waits:
@@ -411,7 +416,7 @@ class Sandbox:
         )
 
     def staged(self, name: str) -> Implementation[Any]:
-        """How an operation is carried out here."""
+        """The implementation of an operation in the sandbox."""
         operation = find(name)
         own = operation.function is not None
         if name.startswith(("approval.", "plan.")):
@@ -422,7 +427,7 @@ class Sandbox:
     # --- one operation ----------------------------------------------------------------------------
 
     def act(self, op: str, /, **params: Any) -> Done:
-        """Do one operation by itself, for real, its journal before it. Raises what it raises."""
+        """Run one real operation outside of a plan, after its journal. Raises the operation's errors."""
         done, values = implementation(op), find(op).params.model_validate(params)
         context = Context(run_id="bench", step=f"step-{next(self._numbers)}", plan="bench")
         with self.engine_in_use():
@@ -432,7 +437,7 @@ class Sandbox:
 
 
 def _names(plan: Plan) -> Iterator[str]:
-    """Of its steps, and of those of its sub-plans."""
+    """The names of a plan's steps, and of the steps of its sub-plans."""
     for name, step in plan.steps.items():
         yield name
         if step.op == RUN.name and "plan" in step.with_:
