@@ -1,8 +1,8 @@
-"""What comes next in a run: a pure function of the plan and the record, without any I/O.
+"""The reducer: the next transition of a run, as a pure function of the plan and the record, without any I/O.
 
-`decide` is asked again and again, by anybody, at any time: the body of a chord, the sweeper, an
-operator. It names one transition, or None where the run has to wait. The store applies it only if
-the run is still where it was decided from, so that asking twice does no harm.
+The body of a chord, the sweeper and commands call `decide` at any time, also concurrently. `decide` returns one
+transition, or None while the run has to wait. The store applies a transition only in the state that it was decided
+from, so that a repeated decision has no effect.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from longshore.orchestration.transitions import (
     evaluate_nothing,
 )
 
-#: The reason of a step that is skipped because of what it depends on; it goes on down the graph.
+#: Skip reason of a step with a failed dependency; passed on to the steps that depend on the skipped one.
 DEPENDENCY_FAILED = "dependency failed"
 
 
-#: What becomes of a step whose turn has come and whose dependencies are no obstacle: its guards, its units.
+#: Evaluates the guards, items and hosts of a step whose level opens and whose dependencies allow it.
 Evaluate = Callable[[int], GuardDecision]
 
 
@@ -49,15 +49,14 @@ _IRREVERSIBLE = "it is irreversible"
 _QUEUED = frozenset({StepState.READY, StepState.RETRYING})
 _STOPPED_HALF_WAY = frozenset({StepState.FAILED, StepState.CANCELLED})
 _UNDO_QUEUED = frozenset({UndoState.READY, UndoState.RETRYING, UndoState.WAITING})
-#: Not final, and not cancelled by a word.
+#: Not final; the run waits for the end of the attempt or of the external wait.
 _AT_WORK = frozenset({StepState.RUNNING, StepState.WAITING})
 
 
 def wanted(plan: CompiledPlan, run: RunRecord) -> tuple[int, ...]:
-    """The steps whose records `decide` will look at.
+    """The steps whose records `decide` reads.
 
-    Going forward that is the next level and what it depends on, so that a level's cost does not grow
-    with the plan.
+    Forward, these are the next level and its dependencies, so that the cost of a level does not grow with the plan.
     """
     if run.state is RunState.SUSPENDED:
         return ()
@@ -71,16 +70,16 @@ def wanted(plan: CompiledPlan, run: RunRecord) -> tuple[int, ...]:
 
 
 def wants_units(run: RunRecord) -> bool:
-    """Whether `decide` looks at the units of steps: not while the run goes forward, when they are counted."""
+    """Whether `decide` reads the units of steps. Forward runs only count units."""
     return run.state not in {RunState.PENDING, RunState.RUNNING}
 
 
 def decide(
     plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Evaluate = evaluate_nothing
 ) -> Transition | None:
-    """The next transition, or None while the run has to wait for what is under way.
+    """The next transition, or None while the run has to wait for steps under way.
 
-    `gate` is asked about steps that would begin now.
+    `gate` evaluates the steps that would begin now.
     """
     match run.state:
         case RunState.PENDING:
@@ -106,7 +105,7 @@ def decide(
 
 
 def _while_suspended(run: RunRecord) -> Transition | None:
-    """The run's clock does not stop."""
+    """The transition of a suspended run, whose deadlines still apply."""
     if run.was is RunState.RUNNING and run.deadline is not None and run.now >= run.deadline:
         return Abort(Cause.DEADLINE, "the run ran out of its time")
     if run.was is RunState.UNDOING and run.undo_deadline is not None and run.now >= run.undo_deadline:
@@ -119,7 +118,7 @@ def _next_level(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepReco
     if following == len(plan.levels):
         end = _good_end(plan, steps)
         return Finish(end, ()) if end is RunState.SUCCEEDED or run.compared else Compare(ending=True)
-    # In a run that was resumed, some of them are done.
+    # In a resumed run, some steps of the level are done.
     members = tuple(i for i in plan.levels[following] if steps[i].status is StepState.PENDING)
     return _open(plan, RunState.RUNNING, following, members, steps, gate)
 
@@ -132,7 +131,7 @@ def _open(
     steps: Mapping[int, StepRecord],
     gate: Evaluate,
 ) -> OpenLevel:
-    """What becomes of each step of a level: in the order of a step, its dependencies first, then its guards."""
+    """Open a level: for each of its steps, check the dependencies first, then the guards."""
     opened = OpenLevel(state, level, ())
     ready: list[int] = []
     tainted: set[int] = set()
@@ -160,7 +159,7 @@ def _open(
 
 
 def _good_end(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> RunState:
-    """A run that was not aborted: everything went well, or some of it, or nothing."""
+    """The end of a run that was not aborted: succeeded, partial, or failed where no step succeeded."""
     if not any(steps[s.index].status in STEP_BAD for s in plan.steps):
         return RunState.SUCCEEDED
     good = any(steps[s.index].status in STEP_GOOD for s in plan.steps if not s.always)
@@ -168,7 +167,7 @@ def _good_end(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> RunState:
 
 
 def _leaves(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> Iterator[tuple[StepId, CompiledStep, StepRecord]]:
-    """What is done and undone: each step, or each unit of one that was fanned out."""
+    """Each step, or each unit of a step that was fanned out."""
     for step in plan.steps:
         record = steps[step.index]
         if record.units:
@@ -194,14 +193,14 @@ def _while_aborting(
 
 
 def _can_be_cancelled(leaf_id: StepId, step: CompiledStep, leaf: StepRecord) -> bool:
-    """Dispatched and not claimed; held back, but for an always step's; or waiting for a person."""
+    """Whether a step or unit is dispatched but not claimed, held back (no always step), or waits for a person."""
     held_back = leaf.status is StepState.PENDING and isinstance(leaf_id, str) and not step.always
     parked = leaf.status is StepState.WAITING and step.waits is Waits.PERSON
     return leaf.status in _QUEUED or held_back or parked
 
 
 def past_return(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> bool:
-    """Whether the point of no return was passed: what was done stays."""
+    """Whether an irreversible step has succeeded, so that completed steps are not undone."""
     return any(_is_point(step, steps[step.index]) for step in plan.steps)
 
 
@@ -220,7 +219,7 @@ def _while_undoing(
 
 
 def _open_undo(plan: CompiledPlan, steps: Mapping[int, StepRecord], below: int) -> OpenUndo | None:
-    """The highest level under `below` in which something has to be taken back."""
+    """Open the highest level under `below` with steps to undo; None if there is none."""
     todo: dict[int, list[tuple[StepId, CompiledStep, StepRecord]]] = {}
     for leaf in _leaves(plan, steps):
         if leaf[1].level < below and _may_have_acted(leaf[1], leaf[2]):
@@ -242,7 +241,7 @@ def _is_point(step: CompiledStep, record: StepRecord) -> bool:
 
 
 def _may_have_acted(step: CompiledStep, record: StepRecord) -> bool:
-    """Claimed at least once, not taken back yet, and not known to have had no effect."""
+    """Whether a step was claimed, has not been undone yet, and is not proven to have had no effect."""
     return (
         record.attempts > 0
         and record.undo is None
@@ -262,7 +261,7 @@ def _why_impossible(record: StepRecord) -> str:
 
 
 def _always_or_end(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Evaluate) -> Transition:
-    """After the abort and the undo: the `always` steps that were not reached, level by level, then the end."""
+    """After abort and undo: open the `always` steps that were not reached, level by level, then finish."""
     for level, members in enumerate(plan.levels):
         pending = tuple(i for i in members if plan.steps[i].always and _not_reached(steps[i]))
         if pending:
@@ -272,33 +271,35 @@ def _always_or_end(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepR
 
 
 def _not_reached(record: StepRecord) -> bool:
-    """A step that has not begun, or that was fanned out and then interrupted by the abort."""
+    """Whether a step has not begun, or was fanned out and interrupted by the abort."""
     return record.status is StepState.PENDING or any(unit.status is StepState.PENDING for unit in record.units)
 
 
 def _bad_end(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord]) -> RunState:
-    # An undo that somebody asked for afterwards takes back what it can.
+    # An undo commanded after the end undoes what it can, also past the point of no return.
     if run.keep or (past_return(plan, steps) and run.undo_level is None):
         return RunState.FAILED
     failed = any(leaf.undo is UndoState.UNDO_FAILED for _, _, leaf in _leaves(plan, steps))
     return RunState.UNDO_FAILED if failed else RunState.UNDONE
 
 
-#: How the reason begins of a step that a person has said not to do.
+#: Prefix of the skip reason of a step that a person resolved as `skip`.
 BY_HAND = "skip by "
 
 
 @dataclass(frozen=True)
 class ResumeSet:
-    """What begins anew when a run is resumed, and the level that it goes on after."""
+    """The steps and units that a resume runs again, and the last completed level."""
 
     level: int
     steps: tuple[StepId, ...]
 
 
 def resumed(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> ResumeSet:
-    """From the first step that is not done: each that did not end well or was not reached, what was skipped after
-    one of those, and their `always` steps. Of a step that was fanned out, the parts that are not done.
+    """The resume set of an ended run.
+
+    The set holds each step that did not succeed or was not reached, the steps skipped after one of those, and their
+    `always` steps; of a step that was fanned out, the units that are not done.
     """
     again: list[StepId] = []
     anew: set[int] = set()
@@ -309,13 +310,13 @@ def resumed(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> ResumeSet:
             by_hand = record.reason.startswith(BY_HAND)
             stale = before and not by_hand and (record.status is StepState.SKIPPED or plan.steps[i].always)
             if done and not stale:
-                # What was decided after it is decided anew all the same.
+                # Steps skipped after this one are still decided again.
                 if before:
                     anew.add(i)
                 continue
             anew.add(i)
             again.append(i)
-            # Those that went well are done, but for an always step's: that is done anew as a whole.
+            # Units that succeeded are done; an always step runs again with all of its units.
             redone = [n for n, unit in enumerate(record.units) if _is_redone(unit) or plan.steps[i].always]
             again += [f"{i}.{n}" for n in redone]
     first = min((plan.steps[i].level for i in again if isinstance(i, int)), default=len(plan.levels))
@@ -323,22 +324,22 @@ def resumed(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> ResumeSet:
 
 
 def _is_redone(unit: StepRecord) -> bool:
-    """Whether a part of a step that begins anew does, too: also one that was skipped, for that is decided anew."""
+    """Whether a resume runs a unit of a repeated step again. A skipped unit is decided again, unless by a person."""
     skipped = unit.status is StepState.SKIPPED and not unit.reason.startswith(BY_HAND)
     return skipped or not _is_done(unit)
 
 
 def _is_done(record: StepRecord) -> bool:
-    """It ended well, or was skipped for a reason of its own; and nobody has taken it back since."""
+    """Whether a step succeeded, or was skipped without a failed dependency, and has not been undone."""
     good = record.status in STEP_GOOD or (record.status is StepState.SKIPPED and not record.tainted)
     return good and record.undo is not UndoState.UNDONE
 
 
 def left_over(plan: CompiledPlan, state: RunState, steps: Mapping[int, StepRecord]) -> list[StepId]:
-    """Steps and units whose effect stands although the run did not succeed.
+    """Steps and units whose effect remains although the run did not succeed.
 
-    A failed or cancelled step without an undo is told of in its own record and not here: it is known
-    to have stopped, not to have changed something.
+    A failed or cancelled step without an undo is reported only in its own record: it is known to have stopped, not to
+    have changed something.
     """
     if state is RunState.SUCCEEDED:
         return []

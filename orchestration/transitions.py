@@ -11,53 +11,53 @@ from longshore.orchestration.states import STEP_BAD, Cause, RunState, StepState,
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What the record says of a step."""
+    """The record of a step or unit, as the reducer reads it."""
 
     status: StepState = StepState.PENDING
-    #: How often it was claimed.
+    #: Number of claims.
     attempts: int = 0
     undo: UndoState | None = None
     reason: str = ""
-    #: Its outcome proves that nothing was touched.
+    #: Whether the outcome proves that there was no effect.
     no_effect: bool = False
-    #: It was skipped, and something before it had failed: so what comes after it is skipped, too.
+    #: Whether the step was skipped after a failed dependency, so that dependent steps are skipped too.
     tainted: bool = False
-    #: Of a step that was fanned out; only where `wanted` says that they are needed.
+    #: Units of a step that was fanned out; empty unless `wants_units` requires them.
     units: tuple[StepRecord, ...] = ()
 
     @property
     def breaks(self) -> bool:
-        """Whether what depends on it is skipped for that."""
+        """Whether dependent steps are skipped because of this step."""
         return self.status in STEP_BAD or self.tainted
 
 
 def evaluate_nothing(_index: int) -> GuardDecision:
-    """For steps without guards, items or hosts."""
+    """The `Evaluate` of steps without guards, items or hosts: run each."""
     return RUNS
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What the record says of the run. Times are ms of Redis's clock."""
+    """The record of a run, as the reducer reads it. Times are ms of Redis's clock."""
 
     state: RunState
     level: int = -1
     undo_level: int | None = None
-    #: Dispatched steps of the current batch that are not final.
+    #: Number of dispatched steps of the current batch that are not final.
     left: int = 0
     keep: bool = False
     cause: Cause | None = None
     now: int = 0
     deadline: int | None = None
     undo_deadline: int | None = None
-    #: Grows with each command that reopens it.
+    #: Grows with each command that reopens the run.
     epoch: int = 0
-    #: Where it is suspended.
+    #: State in which the run was suspended.
     was: RunState | None = None
-    #: Attempts that were lost without another one after them, and how many of those are fenced.
+    #: Number of attempts lost without a later attempt, and how many of these are fenced.
     lost: int = 0
     fenced: int = 0
-    #: Whether, in this epoch, the receipts of its hosts were compared with the record.
+    #: Whether the receipts of the hosts were compared with the record in this epoch.
     compared: bool = True
 
 
@@ -69,12 +69,12 @@ class OpenLevel:
     level: int
     ready: tuple[int, ...]
     skipped: dict[int, str] = field(default_factory=dict)
-    #: Of those that are skipped: something before them had failed.
+    #: Skipped steps that had a failed dependency.
     tainted: frozenset[int] = frozenset()
-    #: Why a step cannot even begin.
+    #: Steps that fail before they begin, each with the reason.
     failed: dict[int, str] = field(default_factory=dict)
     fanned: dict[int, GuardDecision] = field(default_factory=dict)
-    #: The hosts of those of the ready ones that are for one.
+    #: Hosts of the ready steps with a single host as target.
     hosts: dict[int, str] = field(default_factory=dict)
     #: The failed step that ends the run.
     stopped_by: int | None = None
@@ -82,7 +82,7 @@ class OpenLevel:
 
 @dataclass(frozen=True)
 class OpenUndo:
-    """Steps become ready to be taken back, or are named as not undoable."""
+    """Steps become ready to be undone, or are recorded as not undoable."""
 
     level: int
     ready: tuple[StepId, ...]
@@ -91,7 +91,7 @@ class OpenUndo:
 
 @dataclass(frozen=True)
 class Abort:
-    """Nothing new is claimed from now on."""
+    """The run aborts: no further step is claimed."""
 
     cause: Cause
     error: str
@@ -99,28 +99,28 @@ class Abort:
 
 @dataclass(frozen=True)
 class Drain:
-    """What was dispatched and not claimed, was held back, or waits for a person, is cancelled."""
+    """Steps that were dispatched and not claimed, held back, or wait for a person are cancelled."""
 
     steps: tuple[StepId, ...]
 
 
 @dataclass(frozen=True)
 class GiveUpUndo:
-    """The undo ran out of its time: what has not begun will not."""
+    """The compensation has exceeded its timeout: undos that have not begun are given up."""
 
     steps: tuple[StepId, ...]
 
 
 @dataclass(frozen=True)
 class Unsuspend:
-    """A suspended run goes on: what it waits for has taken too long."""
+    """A suspended run resumes because its undo deadline has passed."""
 
 
 @dataclass(frozen=True)
 class Compare:
-    """The receipts beside the effects are compared with the record, and lost attempts are fenced there.
+    """The receipts on the hosts are compared with the record, and lost attempts are fenced there.
 
-    `ending`: all receipts of the run, of attempts that the record does not know, too; nothing is at work.
+    `ending`: all receipts of the run are compared, including those of attempts that the record lacks; no attempt runs.
     """
 
     ending: bool
@@ -128,7 +128,7 @@ class Compare:
 
 @dataclass(frozen=True)
 class Finish:
-    """The run ends; `not_run` were never reached."""
+    """The run ends; the steps `not_run` were never reached."""
 
     state: RunState
     not_run: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""A plan as data: named steps, parameters, policies. YAML, JSON and Python build the same object."""
+"""A plan as data: named steps, parameters and policies. YAML, JSON and Python build the same object."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OnUnknown = Literal["fail", "ask"]
 
 
 class Concurrency(_Model):
-    """Runs that must not be live at the same time, of whatever plans."""
+    """A limit on the live runs that share a key, across plans."""
 
     key: str = Field(min_length=1, description="What they have in common; may use params")
     limit: Annotated[int, Field(ge=1)] = Field(1, description="How many of them may be live")
@@ -47,7 +47,7 @@ class Concurrency(_Model):
 
 
 class Plan(_Model):
-    """The whole procedure. `check()` says whether it can be run."""
+    """A DAG of named steps with parameters and policies. `loading.validate` checks a plan before its run."""
 
     name: str = Field(description="The plan's name")
     description: str = Field("", description="For people")
@@ -71,7 +71,7 @@ class Plan(_Model):
     )
     steps: dict[str, Step] = Field(default_factory=dict, description="The steps by name")
 
-    #: Folder that a step's relative `source` is found in.
+    #: Folder to which the relative `source` of a step refers.
     _base_dir: str = PrivateAttr(default=".")
 
     def __init__(self, name: str | None = None, /, **data: Any) -> None:
@@ -90,7 +90,7 @@ class Plan(_Model):
     # --- building in Python ---------------------------------------------------------------------
 
     def step(self, name: str, op: str, /, **params: Any) -> StepHandle:
-        """Add a step; keywords are its parameters. PlanError if the name is taken."""
+        """Add a step; keywords are the parameters of its operation. Raises PlanError for a name in use."""
         if name in self.steps:
             raise PlanError([Problem("there is a step of this name already", step=name)])
         after = [list(self.steps)[-1]] if self.sequential and self.steps else []
@@ -98,7 +98,7 @@ class Plan(_Model):
         return StepHandle(self, name)
 
     def run_plan(self, name: str, plan: Plan | str, params: Mapping[str, Any] | None = None, /) -> StepHandle:
-        """Add a step that runs another plan as a child: a plan, the name of a stored one, or its file."""
+        """Add a step that runs another plan as a child run: a plan, the name of a stored one, or its file."""
         inline = plan.to_dict() if isinstance(plan, Plan) else plan
         given = {"params": dict(params)} if params else {}
         return self.step(name, "plan.run.execute", plan=inline, **given)
@@ -112,7 +112,7 @@ class Plan(_Model):
         timeout: float | str | None = None,
         on_timeout: Literal["fail", "approve"] = "fail",
     ) -> StepHandle:
-        """Add a step that waits for a person: `longshore runs approve RUN STEP`."""
+        """Add a step that waits for an approval: `longshore runs approve RUN STEP`."""
         given: dict[str, Any] = {"message": message} if message else {}
         if timeout is not None:
             given["timeout"] = format_duration(parse_duration(timeout))
@@ -123,10 +123,10 @@ class Plan(_Model):
     def celery(
         self, name: str, signature: Signature[Any], /, *, timeout: float | str, undo: Signature[Any] | None = None
     ) -> StepHandle:
-        """Add an existing Celery task as a step, run by its application's own workers, unchanged.
+        """Add an existing Celery task as a step; the application's own workers run the task unchanged.
 
-        `undo` is the signature that takes it back. `timeout` (an attempt's) is needed: a task that does not
-        say how it ended in that time is `unknown`. See `longshore.orchestration.operations.celery_task`.
+        `undo` is the signature of the compensation. The `timeout` of an attempt is required: a task without a result
+        in that time is `unknown`. See `longshore.orchestration.operations.celery_task`.
         """
         from longshore.orchestration.operations.celery_task import CELERY, as_params  # noqa: PLC0415 - only here
 
@@ -136,14 +136,14 @@ class Plan(_Model):
 
     @staticmethod
     def chain(*steps: StepHandle) -> None:
-        """Make each step come after the one before it."""
+        """Make each step depend on the previous one."""
         for before, step in pairwise(steps):
             step.after(before)
 
     # --- data -------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types only; `Plan.model_validate` reads it back without loss."""
+        """The plan as JSON types; `Plan.model_validate` restores it without loss."""
         return self.model_dump(mode="json")
 
     def to_json(self) -> str:
@@ -151,27 +151,27 @@ class Plan(_Model):
 
     def to_yaml(self) -> str:
         data = self.to_dict()
-        # PyYAML takes these for the end of a line, and writes them as they are.
+        # PyYAML writes these characters unescaped and reads them as line ends.
         fragile = set("\x85\u2028\u2029\ufeff").intersection(json.dumps(data, ensure_ascii=False))
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=not fragile)
 
     def digest(self, params: Mapping[str, Any], files: Mapping[str, str]) -> str:
-        """What makes two starts the same: the normalised plan, its parameters, its files' contents."""
+        """SHA-256 of the normalised plan, its parameters and its files' contents; equal digests mean equal starts."""
         data = self.to_dict()
-        # The order of the steps is their numbering.
+        # The order of the steps defines their indices, and sort_keys would lose the order.
         order = list(data.get("steps", {}))
         body = json.dumps([data, order, dict(params), dict(files)], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(body.encode()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
-        # Where its file lies is no part of a plan.
+        # The folder of a plan's file is no part of the plan.
         return isinstance(other, Plan) and self.to_dict() == other.to_dict()
 
     __hash__ = None  # type: ignore[assignment]
 
 
 class StepHandle:
-    """A step under construction; each method changes it in its plan and returns the handle."""
+    """A step under construction; each method changes the step in its plan and returns the handle."""
 
     def __init__(self, plan: Plan, name: str) -> None:
         self.plan = plan
@@ -188,7 +188,7 @@ class StepHandle:
             raise PlanError([Problem(f"{where}: {why}", step=self.name)]) from None
         return self
 
-    # --- what the step leaves, for the parameters and guards of others ------------------------------
+    # --- outcome of the step, for parameters and guards of later steps ------------------------------
 
     @property
     def status(self) -> Expression:
@@ -217,18 +217,19 @@ class StepHandle:
     # --- guards ---------------------------------------------------------------------------------
 
     def when(self, condition: Expression | str, *, reason: str = "") -> Self:
-        """Run only if this holds, too; `reason` is the report's, where it does not."""
+        """Add a condition for the step to run; `reason` is the skip reason in the report."""
         known = self.plan.steps[self.name].when
         return self._set(when=[*known, When(if_=as_text(condition), reason=reason)])
 
     def when_fact(self, condition: HostFilter | None = None, /, **conditions: Any) -> Self:
-        """Do it only on those of its hosts that are like that: the keywords of `HostFilter`. A step that any worker may
-        take is done if some host is.
+        """Run the step only on the hosts of its target that match the keywords of `HostFilter`.
+
+        A step with the target `_any` runs if some host matches.
         """
         return self._set(when_fact=condition or conditions)
 
     def only_if(self, *conditions: OnlyIf | str) -> Self:
-        """Run only if the steps directly before it did this, too (`changed`, `failed`, …)."""
+        """Add conditions on the outcomes of the direct dependencies (`changed`, `failed`, …)."""
         known = self.plan.steps[self.name].only_if
         return self._set(only_if=[*known, *(word for word in conditions if word not in known)])
 
@@ -256,41 +257,41 @@ class StepHandle:
     def only_if_any_host_skipped(self) -> Self:
         return self.only_if(OnlyIf.ANY_HOST_SKIPPED)
 
-    # --- where, how often, and for what -----------------------------------------------------------
+    # --- targets, items and policies ----------------------------------------------------------------
 
     def foreach(self, items: list[Any] | Expression | str) -> Self:
-        """Do it for each item, at the same time; `item` is the item in its parameters."""
+        """Run the step for each item, concurrently; parameters read the item as `item`."""
         return self._set(foreach=as_data(items))
 
     def inside(self, container: str | Expression) -> Self:
-        """Do it inside a running container: command, file, node and network operations."""
+        """Run the step inside a running container: command, file, node and network operations."""
         return self._set(in_=Inside(container=str(container)))
 
     def target(self, target: str | Expression) -> Self:
-        """`_any` worker, `_all` hosts, one host by its name, or those with a label: `key:value`."""
+        """Set the target: `_any` worker, `_all` hosts, one host by its name, or hosts with a label, `key:value`."""
         return self._set(target=str(target))
 
     def on_no_host(self, policy: OnNoHost) -> Self:
-        """Where no host is meant by its target: `fail`, or `skip` the step."""
+        """Set the policy for a target without hosts: `fail`, or `skip` the step."""
         return self._set(on_no_host=policy)
 
     def tolerate(self, number: int | str) -> Self:
-        """So many of its items or hosts may fail: 2, or "10%"."""
+        """Set how many items or hosts may fail: 2, or "10%"."""
         return self._set(tolerate=number)
 
     def max_parallel(self, number: int) -> Self:
         return self._set(max_parallel=number)
 
     def canary(self, number: int) -> Self:
-        """So many of its items or hosts go first; if one of them fails, the rest is left alone."""
+        """Run so many items or hosts first; if one of them fails, the others do not run."""
         return self._set(canary=number)
 
     def irreversible(self) -> Self:
-        """The point of no return."""
+        """Mark the step as the point of no return: once it has succeeded, the run is not undone."""
         return self._set(irreversible=True)
 
     def after(self, *steps: StepHandle | str) -> Self:
-        """Run after these, too."""
+        """Add dependencies."""
         known = self.plan.steps[self.name].after
         added = [step if isinstance(step, str) else step.name for step in steps]
         return self._set(after=[*known, *(name for name in added if name not in known)])
@@ -303,7 +304,7 @@ class StepHandle:
         maximum: float | str = 30,
         jitter: bool = True,
     ) -> Self:
-        """Try again up to `retries` times after the first try; without `initial`, at once."""
+        """Retry up to `retries` times after the first attempt; without `initial`, immediately."""
         policy = {"attempts": retries + 1, "initial": initial, "maximum": maximum, "jitter": jitter}
         return self._set(retry=policy)
 
@@ -311,19 +312,19 @@ class StepHandle:
         return self._set(on_error=policy)
 
     def continue_on_error(self) -> Self:
-        """Go on without what depends on it."""
+        """Continue the run without the dependent steps if this step fails."""
         return self.on_error("continue")
 
     def timeout(self, duration: float | str) -> Self:
-        """Per attempt."""
+        """Limit the time of each attempt."""
         return self._set(timeout=duration)
 
     def undo(self, op: str, /, **params: Any) -> Self:
-        """Take it back with this operation; `undo("none")` says that nothing is to be taken back."""
+        """Set the compensation; `undo("none")` declares that the step needs none."""
         return self._set(undo="none" if op == "none" else UndoSpec(op=op, with_=as_data(params)))
 
     def always(self) -> Self:
-        """Run it however the run ends."""
+        """Run the step whether the run succeeds or not."""
         return self._set(always=True)
 
     def describe(self, text: str) -> Self:
@@ -338,7 +339,7 @@ def single(
     inside: str | None = None,
     timeout: float | str | None = None,
 ) -> Plan:
-    """A plan of one step, called after its operation."""
+    """A plan of one step, with the operation as its name."""
     plan = Plan(operation[:64], target=target, labels={"operation": operation})
     step = plan.step("do", operation, **params)
     if inside is not None:

@@ -1,4 +1,4 @@
-"""One step of a plan as data: its guards, undo, retries and targets."""
+"""One step of a plan as data: operation, guards, compensation, retries and target."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OnError = Literal["stop", "continue"]
 OnNoHost = Literal["fail", "skip"]
 
 
-#: Names of steps and plans. They stand in keys, file names and container names.
+#: Pattern of the names of steps and plans, which are used in keys, file names and container names.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
@@ -50,11 +50,11 @@ _GUARDS = WithJsonSchema(
 )
 
 
-#: Under it, the container that a step is done in stands beside its rendered parameters.
+#: Key of the container of `in` among the rendered parameters of a step.
 INSIDE = " in"
 
 
-#: A number of items or hosts, or a part of them.
+#: Pattern of `tolerate`: a number of items or hosts, or a percentage.
 TOLERATE = r"^(\d+|\d{1,2}(\.\d+)?%|100%)$"
 
 
@@ -82,7 +82,7 @@ def _as_target(value: Any) -> Any:
 
 
 def _as_conditions(value: Any) -> Any:
-    """`when` is one expression, one with a reason, or several: they are kept as a list of both."""
+    """Normalise `when` (an expression, an expression with a reason, or a list of these) to a list."""
     given = value if isinstance(value, list) else [value]
     if not all(isinstance(one, str | Expression | Mapping | When) for one in given):
         raise ValueError("must be an expression, as text")
@@ -96,13 +96,13 @@ def _as_items(value: Any) -> Any:
 
 
 def _shortest(conditions: list[When]) -> Any:
-    """The form that people write."""
+    """The shortest form of `when` for a written plan."""
     short = [condition.if_ if not condition.reason else condition.model_dump() for condition in conditions]
     return short[0] if len(short) == 1 else short
 
 
 class _Model(BaseModel):
-    """Written out, only what differs from the default is there: a round trip loses and adds nothing."""
+    """Base model that serialises only values other than the defaults; a round trip loses and adds nothing."""
 
     model_config = ConfigDict(
         extra="forbid", validate_by_name=True, validate_by_alias=True, serialize_by_alias=True, defer_build=True
@@ -121,7 +121,7 @@ class _Model(BaseModel):
 
 @cache
 def _defaults(model: type[BaseModel]) -> dict[str, tuple[str, Any]]:
-    """Per written key: the field's name, and its default."""
+    """The field's name and default for each serialised key."""
     return {
         field.serialization_alias or field.alias or name: (name, field.get_default(call_default_factory=True))
         for name, field in model.model_fields.items()
@@ -129,21 +129,21 @@ def _defaults(model: type[BaseModel]) -> dict[str, tuple[str, Any]]:
 
 
 class UndoSpec(_Model):
-    """An undo of the plan's own: an operation, with parameters that may use the step's `data` and `before`."""
+    """A compensation defined by the plan: an operation, with parameters that may use the step's `data` and `before`."""
 
     op: str = Field(description="The operation")
     with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="Its parameters")
 
 
 class When(_Model):
-    """A condition, and the reason that a report gives where it does not hold."""
+    """A condition, with the skip reason for the report."""
 
     if_: Annotated[str, Field(min_length=1)] = Field(alias="if", description="A Jinja2 expression, without braces")
     reason: str = Field("", description="Why the step is skipped where it is false")
 
     @property
     def of_part(self) -> bool:
-        """Whether it is asked of each item or host by itself: it looks at one."""
+        """Whether the condition reads `item` or `host`, and so is evaluated for each unit."""
         return bool(templates.references(templates.braced(self.if_), frozenset()).unknown & {"item", "host"})
 
     @classmethod
@@ -152,7 +152,7 @@ class When(_Model):
 
 
 class _OneOrSeveral:
-    """In the schema of a list field: one alone will do."""
+    """Schema annotation of a list field that also accepts a single element."""
 
     @staticmethod
     def __get_pydantic_json_schema__(core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -161,13 +161,13 @@ class _OneOrSeveral:
 
 
 class Inside(_Model):
-    """Inside of what a step is done."""
+    """The container in which a step runs."""
 
     container: str = Field(min_length=1, description="A running container's name or id; may use templates")
 
 
 class Step(_Model):
-    """A node of the plan."""
+    """One node of a plan: an operation, its parameters and its policies."""
 
     op: str = Field(description="The operation, e.g. compose.up.execute")
     with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="The operation's parameters")

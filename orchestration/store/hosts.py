@@ -1,7 +1,7 @@
-"""The registry of hosts: which there are, what they are like, and what their workers do. Plain commands, no scripts.
+"""The registry of hosts: labels, facts, workers and their activity. Plain commands, no scripts.
 
-Each worker is a node of its host. It registers what it is, and says every few seconds that it lives; one that ends
-in order says so, too. What a host is taken for follows from its nodes and from whether somebody drained it.
+Each worker is a node of its host. A worker registers, sends a heartbeat every few seconds, and deregisters at an
+orderly exit. A host's state follows from its nodes and from a drain.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from longshore.orchestration.language.targets import listed
 from longshore.orchestration.store.caches import CACHE as DEPLOYED
 from longshore.orchestration.store.connection import Connection
 
-#: The queue whose workers have an engine.
+#: The queue of workers with a Docker engine.
 QUEUE = "docker"
 
 
 def with_engine(store: Connection) -> set[str]:
-    """The hosts a worker of which is alive and has an engine."""
+    """The names of the hosts with an engine and a live worker for it."""
     return {
         name
         for name, host in Hosts(store).all().items()
@@ -31,31 +31,31 @@ def with_engine(store: Connection) -> set[str]:
     }
 
 
-#: A node whose last word is older than so many leases is lost: two words may come late.
+#: A node is lost when its last heartbeat is older than this number of leases. Two heartbeats may be late.
 SILENT_LEASES = 3
-#: Seconds after which a lost worker of a host that has others will not come back.
+#: Seconds after which a lost worker is removed from a host with live ones.
 _NODE_KEPT = 3600.0
 
 
 class HostState(StrEnum):
-    """What a host is taken for."""
+    """The state of a host."""
 
-    #: It takes work.
+    #: Accepts work.
     READY = "ready"
-    #: Somebody drained it: it ends what it is at.
+    #: Drained by a command; its running steps are not finished yet.
     DRAINING = "draining"
-    #: The same, and it is at nothing any more.
+    #: Drained by a command, and idle.
     DRAINED = "drained"
-    #: Each of its workers is ending.
+    #: All live workers are shutting down.
     STOPPING = "stopping"
-    #: No worker of it says anything, and none has said good-bye.
+    #: No worker sends heartbeats, and the last one did not deregister.
     LOST = "lost"
-    #: Its workers have ended in order.
+    #: The last worker has deregistered.
     STOPPED = "stopped"
 
 
 class NodeState(StrEnum):
-    """What a worker says of itself."""
+    """The state that a worker reports in its heartbeat."""
 
     READY = "ready"
     DRAINED = "drained"
@@ -64,11 +64,11 @@ class NodeState(StrEnum):
 
 @dataclass(frozen=True)
 class Node:
-    """One worker. Times are ms of Redis's clock."""
+    """One worker of a host. Times are ms of Redis's clock."""
 
     name: str
     queues: tuple[str, ...] = ()
-    #: The operations of applications' own that it knows; it knows all others of its version.
+    #: Registered function operations; a worker also knows the built-in operations of its version.
     own: tuple[str, ...] = ()
     version: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -76,15 +76,15 @@ class Node:
     since: int = 0
     seen: int = 0
     state: NodeState = NodeState.READY
-    #: Steps that it is at.
+    #: Number of running steps.
     active: int = 0
-    #: What it tells of how its host stands (`longshore.tasks.host.health`).
+    #: Health of the host, as reported by the worker (`longshore.tasks.host.health`).
     health: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Drained:
-    """That nothing new is to be done on a host: by whose word, since when, and whether its workers end then."""
+    """A drain of a host: actor, time in ms, and whether its workers stop once idle."""
 
     by: str
     since: int
@@ -93,14 +93,14 @@ class Drained:
 
 @dataclass(frozen=True)
 class Host:
-    """A machine with workers. `nodes` are those that have not said good-bye, `silent` ms is how long one may be."""
+    """A machine with workers. `nodes` have not deregistered; a node is lost after `silent` ms without a heartbeat."""
 
     name: str
     nodes: tuple[Node, ...] = ()
     drained: Drained | None = None
-    #: What its last node was, where none is left.
+    #: The node that deregistered last.
     last: Node | None = None
-    #: What its workers have ever consumed, and which operations of applications' own they have ever known.
+    #: All queues that its workers ever consumed, and all function operations that they ever registered.
     had: frozenset[str] = frozenset()
     own: frozenset[str] = frozenset()
     now: int = 0
@@ -115,7 +115,7 @@ class Host:
         if not self.nodes:
             return HostState.STOPPED
         if not self.alive:
-            # Where the last word of all was a good-bye, those that were killed before are not waited for.
+            # A deregistration after the last heartbeat means stopped, even if other workers were killed before.
             bye = self.last.seen if self.last is not None else 0
             return HostState.STOPPED if bye > max(node.seen for node in self.nodes) else HostState.LOST
         if self.drained is not None:
@@ -127,7 +127,7 @@ class Host:
 
     @property
     def _known(self) -> tuple[Node, ...]:
-        """The nodes that tell what it is like; where they differ the one that was started last, which comes first."""
+        """The nodes that describe the host, newest start first. Where nodes differ, the newest counts."""
         nodes = self.alive or self.nodes or ((self.last,) if self.last else ())
         return tuple(sorted(nodes, key=lambda node: node.since, reverse=True))
 
@@ -141,12 +141,12 @@ class Host:
 
     @cached_property
     def queues(self) -> tuple[str, ...]:
-        """What its workers consume that have not said good-bye."""
+        """The queues of the workers that have not deregistered."""
         return tuple(sorted({queue for node in self.nodes for queue in node.queues}))
 
     @property
     def healthy(self) -> bool:
-        """Whether it takes work, and its engine, if it has one, answers."""
+        """Whether the host accepts work, and its engine, if any, answers."""
         return self.state is HostState.READY and self.facts.get("docker") != ""
 
     @property
@@ -154,7 +154,7 @@ class Host:
         return max((node.seen for node in self._known), default=0)
 
     def why_not(self) -> str:
-        """Why it takes no new work now; '' where it does."""
+        """Why the host accepts no new work now; '' where it does."""
         if self.drained is not None:
             return f"host {self.name} is drained by {self.drained.by}"
         ago = f"{max(0, self.now - self.seen) / 1000:.0f} s"
@@ -169,7 +169,7 @@ class Host:
                 return ""
 
     def as_data(self) -> dict[str, Any]:
-        """JSON types."""
+        """The host as JSON types."""
         return {
             "name": self.name,
             "state": str(self.state),
@@ -190,10 +190,10 @@ class Hosts:
         self._keys = store.keys
         self._client = store.client
 
-    # --- what workers say -------------------------------------------------------------------------
+    # --- registration by workers ------------------------------------------------------------------
 
     def register(self, host: str, node: Node) -> None:
-        """Say what a worker is; it counts as heard of."""
+        """Register a worker; a registration counts as a heartbeat. Atomic."""
         now = self._store.now()
         told = {key: value for key, value in asdict(node).items() if key not in {"name", "seen", "state", "active"}}
         told["since"] = node.since or now
@@ -206,7 +206,7 @@ class Hosts:
         self._store.call(pipe.execute)
 
     def beat(self, host: str, node: str, state: NodeState, active: int) -> Drained | None:
-        """Say that a worker lives; what has been asked of its host."""
+        """Record a worker's heartbeat; return the drain of its host, if any."""
         now = self._store.now()
         pipe = self._client.pipeline(transaction=False)
         pipe.hset(self._keys.host(host), f"beat:{node}", _beat(now, state, active))
@@ -215,15 +215,15 @@ class Hosts:
         return _drained(self._store.call(pipe.execute)[2])
 
     def request_drain(self, host: str) -> Drained | None:
-        """What has been asked of a host."""
+        """The drain of a host, if any."""
         return _drained(self._store.call(self._client.hget, self._keys.host(host), "drained"))
 
     def knows(self, host: str, node: str) -> bool:
-        """Whether a worker's registration is there: somebody, or a Redis that lost data, may have taken it away."""
+        """Whether a worker is registered. `forget`, or a loss of data in Redis, removes registrations."""
         return bool(self._store.call(self._client.hexists, self._keys.host(host), f"node:{node}"))
 
     def leave(self, host: str, node: str) -> None:
-        """Say good-bye: the worker is not lost. What it was is kept, for the host's description."""
+        """Deregister a worker, which then does not count as lost. Its registration stays as the host's `last` node."""
         key = self._keys.host(host)
         told = self._store.call(self._client.hget, key, f"node:{node}")
         pipe = self._client.pipeline()
@@ -244,7 +244,7 @@ class Hosts:
         return found.get(name)
 
     def get(self, name: str) -> Host:
-        """UnknownName where no worker of it was ever seen."""
+        """The host of this name. Raises UnknownName where no worker ever registered for it."""
         host = self.find(name)
         if host is None:
             raise UnknownName(
@@ -261,16 +261,16 @@ class Hosts:
             pipe.hgetall(self._keys.host(name))
         rows, now = self._store.call(pipe.execute, raise_on_error=False), self._store.now()
         silent = round(SILENT_LEASES * self._store.settings.lease * 1000)
-        # A description of the wrong type, or one that cannot be read, is no host: the others are known all the same.
+        # A key of the wrong type is skipped, so that the other hosts are still listed.
         found = zip(names, rows, strict=True)
         return {name: _host(name, row, now, silent) for name, row in found if row and isinstance(row, dict)}
 
-    # --- what people ask --------------------------------------------------------------------------
+    # --- commands of people -----------------------------------------------------------------------
 
     def drain(self, name: str, by: str, *, stop: bool = False) -> Host:
-        """Have a host take no new work; `stop`: and have its workers end after it. Atomic; may be repeated.
+        """Stop a host from claiming new work; with `stop`, its workers exit once idle. Atomic, and safe to repeat.
 
-        UnknownName for a host that is not known.
+        Raises UnknownName for an unknown host.
         """
         self.get(name)
         request_drain = Drained(by, self._store.now(), stop)
@@ -278,13 +278,13 @@ class Hosts:
         return self.get(name)
 
     def undrain(self, name: str) -> Host:
-        """Have it take work again. UnknownName for a host that is not known."""
+        """End the drain of a host. Raises UnknownName for an unknown host."""
         self.get(name)
         self._store.call(self._client.hdel, self._keys.host(name), "drained")
         return self.get(name)
 
     def forget(self, name: str) -> None:
-        """Take a host out of the registry; if it has a worker, that registers again."""
+        """Remove a host from the registry. Atomic. A live worker registers again."""
         pipe = self._client.pipeline()
         pipe.zrem(self._keys.hosts, name)
         pipe.delete(self._keys.host(name))
@@ -294,15 +294,16 @@ class Hosts:
         self._store.call(pipe.execute)
 
     def forget_old(self, seconds: float) -> list[str]:
-        """Forget the hosts that have not been heard of for so long; their names. Of the others, the workers that are
-        lost for an hour and more.
+        """Remove the hosts without a heartbeat for so many seconds; return their names.
+
+        On the other hosts, workers that have been lost for more than an hour are removed.
         """
         until = self._store.now() - round(seconds * 1000)
         names = list(self._store.call(self._client.zrangebyscore, self._keys.hosts, 0, until))
         for name in names:
             self.forget(name)
         for host in self.all().values():
-            # Workers in containers get a name with each container: those that were killed would be kept for ever.
+            # Each container has a worker name of its own: killed workers would stay registered for ever.
             gone = [node.name for node in host.nodes if host.alive and host.now - node.seen > _NODE_KEPT * 1000]
             if gone:
                 fields = [f"{kind}:{node}" for node in gone for kind in ("node", "beat")]
@@ -322,7 +323,7 @@ def _drained(text: str | None) -> Drained | None:
 
 
 def unreadable(row: Mapping[str, str]) -> dict[str, str]:
-    """Fields of a host's description that cannot be read, and why."""
+    """The fields of a host's hash that cannot be read, each with the error."""
     wrong: dict[str, str] = {}
     for key, value in row.items():
         kind, _, node = key.partition(":")
@@ -347,7 +348,7 @@ def _read_beat(text: str) -> tuple[int, NodeState, int]:
 
 
 def _host(name: str, row: Mapping[str, str], now: int, silent: int) -> Host:
-    """A field that cannot be read is left out."""
+    """Parse a host's hash; fields that cannot be read are left out."""
     try:
         return _described(name, row, now, silent)
     except UNREADABLE:

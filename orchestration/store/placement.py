@@ -1,4 +1,4 @@
-"""Placement: the hosts that a target means, and the reasons why a host cannot take a step."""
+"""Placement: the hosts of a target, and the reasons why a host cannot run a step."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from longshore.orchestration.store.hosts import Host, HostState, NodeState
 
 
 def selected(hosts: Mapping[str, Host], target: str) -> list[Host]:
-    """The hosts that a target of several means, in the order of their names. Not those whose workers have ended in
-    order, unless somebody has drained them: then they are named.
+    """The hosts of `_all` or a label, in the order of their names.
+
+    Stopped hosts are left out, except drained ones, which the caller reports with a reason.
     """
     there = [host for _, host in sorted(hosts.items()) if host.state is not HostState.STOPPED or host.drained]
     return there if target == ALL else [host for host in there if has_label(host.labels, target)]
 
 
 def meant(hosts: Mapping[str, Host], target: str, *, always: bool = False) -> list[Host]:
-    """The hosts of a target that is not `_any`. UnknownName where there is none, or, of several, none that takes work.
+    """The hosts of a target other than `_any`. A drained host accepts an always step (`always`).
 
-    What always runs (`always`) is accepted by a host that was drained.
+    Raises UnknownName where no host matches, or where all hosts of `_all` or a label are drained.
     """
     if not is_several(target):
         if target not in hosts:
@@ -48,14 +49,15 @@ def meant(hosts: Mapping[str, Host], target: str, *, always: bool = False) -> li
 
 
 def why_drained(host: Host) -> str:
-    """Why a host is to be left out of several: somebody has drained it. One that is lost, or whose workers are ending,
-    is not left out in silence: it is waited for a little, and named.
+    """Why a host is left out of a target of several hosts: only for a drain; else ''.
+
+    A lost or stopping host is not left out: its units wait for a limited time and are named in the report.
     """
     return host.why_not() if host.drained is not None else ""
 
 
 def cannot(operation: Operation, host: Host) -> str:
-    """Why a host cannot do an operation at all; '' where it can, or where a worker that could is only away."""
+    """Why a host can never run an operation; '' where a worker can, or could before it went away."""
     queue = operation.queue
     if queue == CONTROL:
         return ""
@@ -71,9 +73,9 @@ def cannot(operation: Operation, host: Host) -> str:
 
 
 def left_out(step: CompiledStep, host: Host | None, hosts: Mapping[str, Host], *, alone: bool) -> str:
-    """Why a step is not done on a host, None for whichever takes it; '' where it is.
+    """Why a step is skipped on a host, or on any host for None; '' where it runs.
 
-    `alone`: it is for that host only, and waits for it where others would go on without it.
+    `alone`: the target is this one host, so the step waits for it even while the host is drained.
     """
     condition = step.step.when_fact
     if host is None:
@@ -86,7 +88,7 @@ def left_out(step: CompiledStep, host: Host | None, hosts: Mapping[str, Host], *
 
 
 def takers(hosts: Iterable[Host], queue: str) -> int:
-    """How many workers take what is in a queue now. Those of a drained host take what is no new work."""
+    """The number of live workers that consume a queue. A drained host consumes only queues without new work."""
     return sum(
         queue in node.queues and node.state is not NodeState.STOPPING
         for host in hosts
@@ -100,7 +102,7 @@ def matching(hosts: Sequence[Host], condition: HostFilter) -> list[Host]:
 
 
 def grouped(hosts: Sequence[Host], by: str) -> dict[str, list[Host]]:
-    """Hosts by a fact's value, or by a label's (`label:KEY`); those without one are left out."""
+    """Hosts by the value of a fact, or of a label (`label:KEY`). Hosts without a value are left out."""
     groups: dict[str, list[Host]] = {}
     for host in hosts:
         key = by.removeprefix("label:")

@@ -1,4 +1,4 @@
-"""The saga's record in Redis. Each method that changes it is one script, atomic, and safe to repeat."""
+"""The records of runs in Redis. Each transition is one script: atomic, and safe to repeat."""
 
 from __future__ import annotations
 
@@ -28,48 +28,49 @@ from longshore.orchestration.transitions import RunRecord, StepRecord
 if TYPE_CHECKING:
     from redis.commands.core import Script
 
-#: Of the record; a worker that meets a newer one leaves it alone.
+#: Schema version of a record. A worker skips records with a newer one.
 SCHEMA_VERSION = 3
-#: A time that is as good as never, ms: scores may be infinite.
+#: Upper bound for times in ms, since scores may be infinite.
 FAR = 2**53
 _MEMBER = re.compile(r"u?\d{1,6}(\.\d{1,6})?")
-#: Seconds after the start of Redis within which a run may be begun again whose record it has lost.
+#: Seconds after the start of Redis within which a run whose record was lost may be created again.
 _BEGUN_AGAIN = 600.0
-#: What a person is asked about a step that may have happened.
+#: The question to a person about a step whose effect may have happened.
 ASKED = "a word on whether it happened: longshore runs resolve"
 
 
 @dataclass(frozen=True)
 class Grant:
-    """A claimed attempt."""
+    """The grant of a claim: fence, counters and journal of the attempt."""
 
     fence: str
     attempt: int
-    #: JSON as journalled by an earlier attempt, '' where there was none.
+    #: JSON journalled by an earlier attempt, '' for none.
     rendered: str
     step_rendered: str
     before: str
     outcome: str
     first_started: int
-    #: JSON of the item that a unit of a `foreach` is for.
+    #: JSON of the item of a `foreach` unit.
     item: str = ""
-    #: Attempts that count for its retries, this one included: not those before the run was resumed, nor those in vain.
+    #: Attempts that count against the retry limit, with this one. Not counted: attempts before the last resume, and
+    #: attempts that did not act or whose outcome was still open.
     tries: int = 1
-    #: Of the run: grows with each transition.
+    #: Version of the run, which grows with each event.
     version: int = 0
-    #: That an earlier attempt found down.
+    #: Service that an earlier attempt found down.
     service: str = ""
-    #: The highest fence of an attempt before it, forward or backward.
+    #: Highest fence of an earlier attempt, forward or backward.
     previous: int = field(default=0, compare=False)
-    #: Of the run: how often it was reopened.
+    #: Epoch of the run: the number of times that it was reopened.
     epoch: int = 0
-    #: Attempts that found its service down, so that nothing was begun.
+    #: Attempts that found the service down and did not act.
     blocked: int = 0
 
 
 @dataclass(frozen=True)
 class UnrecordedAttempt:
-    """An attempt that a receipt knows of and the record does not. All but its step are JSON, '' where unknown."""
+    """An attempt that a receipt proves and the record lacks. Its outcome, parameters and `before` are JSON, or ''."""
 
     step_id: StepId
     fence: int
@@ -81,35 +82,35 @@ class UnrecordedAttempt:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What became of an outcome."""
+    """The result of recording an outcome."""
 
     accepted: bool
-    #: The run can go on now: somebody has to advance it.
+    #: Whether the run can go on now; the caller then sends an advance.
     advance: bool
-    #: Units that were held back, and need their messages now.
+    #: Units that were held back and are due now; the caller sends their messages.
     next_units: tuple[StepId, ...] = ()
 
 
 @dataclass(frozen=True)
 class RunSnapshot:
-    """A run as it was found: its fields, what was asked of it, the time, its mark in the inbox."""
+    """A run at one read: fields, commands, the time in ms, the score of its inbox entry, and external waits."""
 
     fields: dict[str, str]
     commands: list[tuple[str, dict[str, str]]]
     now: int
     inbox: float | None
-    #: What is parked, `<id>` or `u<id>`, and until when at most, ms.
+    #: External waits: `<id>` or `u<id>`, and the latest end in ms.
     waits: dict[str, int]
 
 
 def stream_order(stream_id: str) -> tuple[int, int]:
-    """Ids of a stream compare as numbers, not as text; whatever is no id comes first."""
+    """Sort key of a stream id: ids compare as numbers, not as text. Text that is no id comes first."""
     ms, _, number = stream_id.partition("-")
     return (int(ms), int(number or 0)) if ms.isdigit() and (number or "0").isdigit() else (0, 0)
 
 
 def actor(settings: Settings) -> str:
-    """Who does it: the setting, else the OS user."""
+    """The actor of commands: the setting, else the OS user, else `unknown`."""
     if settings.actor:
         return settings.actor
     try:
@@ -119,7 +120,7 @@ def actor(settings: Settings) -> str:
 
 
 class Store(Indices, SideRecords):
-    """One installation's runs. Raises StoreUnavailable where Redis does not answer."""
+    """The runs of one installation. Methods raise StoreUnavailable where Redis does not answer."""
 
     @cached_property
     def _scripts(self) -> dict[str, Script]:
@@ -130,22 +131,22 @@ class Store(Indices, SideRecords):
         if script is None:
             script = self._scripts[name] = self.client.register_script(lua.source(name))
         names = [*self.keys.of(run_id).record(), *keys]
-        if not lasting:  # what is lost with a server is done again, and must not wait for its replicas
+        if not lasting:  # a write that is repeated after its loss does not wait for replicas
             return self.call(script, keys=names, args=list(args))
         return self.acknowledged(script, names, list(args))
 
     def run_global(self, name: str, keys: list[str], *args: object) -> Any:
-        """A script that is about no single run."""
+        """Run a script of the whole installation."""
         script = self._scripts.get(name)
         if script is None:
             script = self._scripts[name] = self.client.register_script(lua.installation_source(name))
         return self.acknowledged(script, keys, list(args))
 
     def load_scripts(self) -> bool:
-        """Have Redis know the scripts that clients call; whether one was missing.
+        """Load the scripts that clients call; return whether one was missing.
 
-        A client's user may load no script, and Redis forgets them all when it restarts or another takes its place.
-        Flower, and whoever asks workers by remote control, gives back a lock of the broker's by a script of redis-py's.
+        A client's Redis user may load no scripts, and Redis loses all of them at a restart or failover. Flower and
+        other clients of Celery's remote control release a lock of the broker by a script of redis-py.
         """
         from redis.lock import Lock  # noqa: PLC0415 - see connect
 
@@ -157,7 +158,7 @@ class Store(Indices, SideRecords):
             self.call(self.client.script_load, script.script)
         return bool(missing)
 
-    # --- what clients write ---------------------------------------------------------------------
+    # --- commands of clients --------------------------------------------------------------------
 
     def command(
         self,
@@ -169,7 +170,7 @@ class Store(Indices, SideRecords):
         step: StepId | None = None,
         resolved_as: str = "",
     ) -> str:
-        """Put down what is asked of a run, or of a step of it; returns the command's id."""
+        """Store a command about a run or a step; return the command's id. Raises UnknownName for an unknown run."""
         fields: dict[Any, Any] = {
             "kind": kind,
             "actor": actor(self.settings),
@@ -194,30 +195,30 @@ class Store(Indices, SideRecords):
     # --- reading ----------------------------------------------------------------------------------
 
     def request(self, run_id: str) -> str | None:
-        """The request with its signature, as it was written; None where there is none."""
+        """The stored request with its signature, or None."""
         return self.call(self.client.get, self.keys.of(run_id).request) or None
 
     def body(self, run_id: str) -> dict[str, Any] | None:
-        """The request, whoever wrote it, or None. Damaged where it cannot be read."""
+        """The request, without a check of its signature, or None. Raises Damaged where it cannot be read."""
         text = self.request(run_id)
         return None if text is None else read_request(run_id, text)
 
     def fields(self, run_id: str) -> dict[str, str]:
-        """The run's own fields; empty for a run that has not begun."""
+        """The fields of the run's hash; empty for a run without a record."""
         return self.call(self.client.hgetall, self.keys.of(run_id).run)  # type: ignore[no-any-return]
 
     def state(self, run_id: str) -> str | None:
         return self.call(self.client.hget, self.keys.of(run_id).run, "state")  # type: ignore[no-any-return]
 
     def version(self, run_id: str) -> int:
-        """How many transitions it has gone through."""
+        """The run's version: the number of its events, 0 without a record."""
         return int(self.call(self.client.hget, self.keys.of(run_id).run, "version") or 0)
 
     def look(self, run_id: str) -> RunSnapshot:
-        """All that is needed to decide about a run, in one round trip."""
+        """Read all data for a decision about a run, in one round trip. Waits that name no step become dead letters."""
         keys = self.keys.of(run_id)
         pipe = self.client.pipeline(transaction=False)
-        # The inbox first: what is asked for after this is not taken for seen.
+        # The inbox first: a command stored after this read gets another score, so the entry stays in the inbox.
         pipe.zscore(self.keys.inbox, run_id)
         pipe.hgetall(keys.run)
         pipe.xrange(keys.commands)
@@ -231,7 +232,7 @@ class Store(Indices, SideRecords):
         return RunSnapshot(fields, commands, int(seconds) * 1000 + int(micros) // 1000, inbox, parked)
 
     def step_records(self, run_id: str, indices: Sequence[int], *, units: bool = True) -> dict[int, StepRecord]:
-        """What the reducer needs to know of these steps; with `units`, also of theirs."""
+        """The records of steps as the reducer reads them; with `units`, their units too. Raises Damaged."""
         counts = self.units(run_id, indices) if units else {}
         rows = self.step_fields(run_id, [*indices, *_ids(counts)], _RECORD)
         return {
@@ -240,19 +241,19 @@ class Store(Indices, SideRecords):
         }
 
     def units(self, run_id: str, indices: Sequence[int]) -> dict[int, int]:
-        """How many units each of these steps has: those that were fanned out."""
+        """The number of units of each of these steps that was fanned out."""
         rows = self.step_fields(run_id, indices, (Field.UNITS,))
         return {i: int(rows[i][0] or 0) for i in indices if rows[i][0]}
 
     def expanded(self, run_id: str, indices: Sequence[int]) -> list[StepId]:
-        """These steps, and in place of one that was fanned out its units."""
+        """These steps; the units of a step that was fanned out replace the step."""
         counts = self.units(run_id, indices)
         return [leaf for i in indices for leaf in ([f"{i}.{n}" for n in range(counts[i])] if i in counts else [i])]
 
     def step_fields(
         self, run_id: str, ids: Sequence[StepId], kinds: Sequence[str]
     ) -> dict[StepId, tuple[str | None, ...]]:
-        """The same fields of many steps or units."""
+        """The same fields of several steps or units, in one HMGET."""
         if not ids:
             return {}
         names = [f"{kind}:{i}" for i in ids for kind in kinds]
@@ -261,18 +262,18 @@ class Store(Indices, SideRecords):
         return {i: tuple(values[n * width : (n + 1) * width]) for n, i in enumerate(ids)}
 
     def noted(self, run_id: str, name: str) -> bool:
-        """Whether something was noted of the run's steps."""
+        """Whether `note` recorded this field in the hash of the run's steps."""
         return bool(self.call(self.client.hexists, self.keys.of(run_id).steps, name))
 
     def note(self, run_id: str, name: str) -> None:
         self.call(self.client.hset, self.keys.of(run_id).steps, name, 1)
 
     def steps_hash(self, run_id: str, indices: Sequence[int]) -> dict[str, str]:
-        """All fields of some steps and of their units, and what is kept apart from them."""
+        """All fields of some steps and of their units, with data from keys of their own."""
         return self.steps_of(run_id, [*indices, *_ids(self.units(run_id, indices))])
 
     def steps_of(self, run_id: str, ids: Sequence[StepId]) -> dict[str, str]:
-        """All fields of some steps or units, and what is kept apart from them."""
+        """All fields of some steps or units, with data from keys of their own."""
         kinds = [*Field, *(f"u{kind}" for kind in Field)]
         found: dict[str, str] = {}
         for i, row in self.step_fields(run_id, ids, kinds).items():
@@ -280,7 +281,7 @@ class Store(Indices, SideRecords):
         return found | self._large(run_id, found)
 
     def everything(self, run_id: str) -> tuple[dict[str, str], dict[str, str]]:
-        """The run's fields and its steps' fields, with what is kept apart from them."""
+        """The run's fields and its steps' fields, with data from keys of their own."""
         keys = self.keys.of(run_id)
         pipe = self.client.pipeline(transaction=False)
         pipe.hgetall(keys.run)
@@ -289,7 +290,7 @@ class Store(Indices, SideRecords):
         return run, steps | self._large(run_id, steps)
 
     def _large(self, run_id: str, steps: Mapping[str, str]) -> dict[str, str]:
-        """What is kept in keys of its own, each as `bulk:<id>`."""
+        """Large data from keys of their own, each as `bulk:<id>`."""
         keys = self.keys.of(run_id)
         prefix = f"{Field.DATA_KEY}:"
         named = {name.removeprefix(prefix): value for name, value in steps.items() if name.startswith(prefix)}
@@ -299,7 +300,7 @@ class Store(Indices, SideRecords):
         return {f"bulk:{i}": text for i, text in zip(named, texts, strict=True) if text is not None}
 
     def expired(self, run_id: str, now: int) -> list[str]:
-        """Attempts whose lease has run out: `<index>` or `u<index>`."""
+        """Attempts with an expired lease: `<id>` or `u<id>`. Leases that name no step become dead letters."""
         found = self.call(self.client.zrangebyscore, self.keys.of(run_id).leases, "-inf", now)
         for member in found:
             if not _is_member(member):
@@ -307,15 +308,15 @@ class Store(Indices, SideRecords):
         return [member for member in found if _is_member(member)]
 
     def has_leases(self, run_id: str) -> bool:
-        """Whether some attempt is at work, or was lost and not taken from its step yet."""
+        """Whether an attempt holds a lease, live or expired."""
         return bool(self.call(self.client.zcard, self.keys.of(run_id).leases))
 
     def drop_lease(self, run_id: str, member: str, why: str) -> None:
-        """Remove a lease that nobody can hold: a run does not end as long as it has one."""
+        """Remove a lease that names no step, since a run does not end while it has a lease."""
         self._drop(self.keys.of(run_id).leases, member, why)
 
     def drop_wait(self, run_id: str, member: str, why: str) -> None:
-        """Remove an external wait of a step that does not exist: the run would be looked at for it, again and again."""
+        """Remove an external wait that names no step, since each sweep would find the run due because of it."""
         self._drop(self.keys.of(run_id).waits, member, why)
 
     def _drop(self, key: str, member: str, why: str) -> None:
@@ -325,21 +326,21 @@ class Store(Indices, SideRecords):
     def read_events(
         self, run_id: str, after: str = "0-0", *, block_ms: int | None = None, count: int = 1000
     ) -> list[tuple[str, dict[str, str]]]:
-        """Events after a cursor; with `block_ms`, waits so long for the first."""
+        """Events after a cursor; with `block_ms`, wait at most so long for the first."""
         stream = {self.keys.of(run_id).events: after}
         with contextlib.nullcontext(False) if block_ms is None else self.blocking(block_ms / 1000) as may:
             found = self.call(self.client.xread, stream, count=count, block=block_ms if may else None)
         return found[0][1] if found else []
 
     def newest_event(self, run_id: str) -> str:
-        """Its id, as a cursor; that of the beginning where there is none."""
+        """The id of the newest event, as a cursor; `0-0` without events."""
         found = self.call(self.client.xrevrange, self.keys.of(run_id).events, count=1)
         return str(found[0][0]) if found else "0-0"
 
     # --- transitions ------------------------------------------------------------------------------
 
     def create(self, run_id: str, fields: Mapping[str, object], now: int) -> bool:
-        """Begin the record; False if it is there. The indices first: a run in none would be lost."""
+        """Create the record; False where it exists. The indices come first: no sweep finds a run without an entry."""
         self.look_at(run_id, now + _ms(self.settings.lease / 3))
         self.call(self.client.zadd, self.keys.runs, {run_id: now}, nx=True)
         pairs = [part for pair in fields.items() for part in pair]
@@ -388,7 +389,7 @@ class Store(Indices, SideRecords):
         return bool(self._run("abort", run_id, cause, error, who, "1" if keep else ""))
 
     def drain(self, run_id: str, steps: Iterable[tuple[StepId, bool]]) -> bool:
-        """Cancel what was dispatched and not claimed; pairs of step and whether it is an always step."""
+        """Cancel steps that were dispatched and not claimed. `steps`: pairs of id and whether it is an always step."""
         flat: list[object] = []
         for index, always in steps:
             flat += [index, "1" if always else ""]
@@ -405,7 +406,7 @@ class Store(Indices, SideRecords):
         levels: int,
         ids: Sequence[StepId],
     ) -> str:
-        """Do what was asked for. `ids`: the failed undos to be tried again, or the step that was decided on."""
+        """Carry out a command, once; return its result. `ids`: failed undos to retry, or the decided step."""
         return self._run(  # type: ignore[no-any-return]
             "command", run_id, command_id, command.get("kind", ""), command.get("actor", ""),
             command.get("reason", ""), command.get("keep", ""), levels, *ids,
@@ -414,20 +415,20 @@ class Store(Indices, SideRecords):
     def reopen(
         self, run_id: str, command_id: str, command: Mapping[str, str], epoch: int, again: ResumeSet, *, keep: bool
     ) -> str:
-        """Have a run that rests go on; what became of the command."""
+        """Resume an ended run; return the result of the command."""
         who, why = command.get("actor", ""), command.get("reason", "")
         args = (command_id, who, why, epoch, again.level, "1" if keep else "", *again.steps)
         return str(self._run("reopen", run_id, *args))
 
     def resolve(self, run_id: str, command_id: str, command: Mapping[str, str], step_id: StepId) -> str:
-        """Take a person's word for what became of a step; what became of the command."""
+        """Record a person's decision about the outcome of a step; return the result of the command."""
         who, note = command.get("actor", ""), command.get("reason", "")
         return str(self._run("resolve", run_id, command_id, who, note, command.get("as", ""), step_id))
 
     def suspend(
         self, run_id: str, what: str, why: str, epoch: int | None = None, *, service: str = "", version: int = 0
     ) -> bool:
-        """Hold a run where it is. `version`: it had come so far once, and Redis has lost that."""
+        """Suspend a run in its state. `version`: the version that the run had reached before Redis lost writes."""
         return bool(self._run("suspend", run_id, what, why, service, "" if epoch is None else epoch, version or ""))
 
     def unsuspend(
@@ -442,9 +443,9 @@ class Store(Indices, SideRecords):
         command_id: str = "",
         command: Mapping[str, str] | None = None,
     ) -> bool:
-        """Let a run go on that was suspended for that; `ids`: what it had dispatched, due after `delay` seconds.
+        """Resume a run that is suspended for `what`. Its dispatched steps `ids` are due after `delay` seconds.
 
-        With a command, it is carried out with that.
+        A command that is given is recorded as carried out in the same script.
         """
         asked = command or {}
         who = (command_id, asked.get("actor", ""), asked.get("reason", ""))
@@ -463,9 +464,10 @@ class Store(Indices, SideRecords):
         host: str = "",
         stays: bool = False,
     ) -> Grant | str:
-        """The attempt, or why there is none. An always step has its turn in a suspended run, too.
+        """Claim a step for an attempt; return the grant, or the reason of a refusal.
 
-        What `stays` is claimed only on the host that it was begun on, once it has.
+        An always step can be claimed in a suspended run too. A step that `stays` can be claimed again only on the host
+        of its first claim.
         """
         lease = _ms(self.settings.lease)
         more = ("1" if always else "", instance_id, host, "1" if stays else "")
@@ -480,7 +482,7 @@ class Store(Indices, SideRecords):
         )  # fmt: skip
 
     def journal(self, run_id: str, step_id: StepId, side: str, fence: str, rendered: str, before: str) -> bool:
-        """Keep what is needed to undo, before anything is done. False: the step is another attempt's now."""
+        """Journal the data for the undo before the attempt acts. False: the attempt is superseded."""
         return bool(self._run("journal", run_id, step_id, side, fence, rendered, before))
 
     def complete(
@@ -498,13 +500,13 @@ class Store(Indices, SideRecords):
         stops: bool = False,
         next_link: int | None = None,
     ) -> Recorded:
-        """Record an outcome; without a fence, that of a step that nobody has claimed, or that is parked.
+        """Record an outcome; without a fence, of a step that is not claimed, or that waits externally.
 
-        `bulk` is more of the outcome, a JSON object, that is kept in a key of its own where it is large.
+        `bulk` is the rest of the outcome, a JSON object. A `bulk` of more than LARGE_DATA_BYTES gets a key of its own.
         """
         apart = ""
         if len(bulk) > LARGE_DATA_BYTES:
-            # Before the record that names it; an attempt that is refused leaves a key that only it knew.
+            # Written before the record that names the key; the key contains the fence, so no other attempt uses it.
             apart = f"{side}{step_id}:{fence}"
             self.call(self.client.set, self.keys.of(run_id).data(apart), bulk)
         elif bulk:
@@ -518,7 +520,7 @@ class Store(Indices, SideRecords):
         return Recorded(code != "stale", str(advance) == "1", tuple(as_id(unit) for unit in held_back.split()))
 
     def park(self, run_id: str, step_id: StepId, side: str, fence: str, seconds: float, info: str, what: str) -> bool:
-        """Let go of a step that waits for something else than a worker. False: it is another attempt's now."""
+        """Turn a step into an external wait of at most `seconds`. False: the attempt is superseded."""
         return bool(self._run("park", run_id, step_id, side, fence, _ms(seconds), info, what))
 
     def retry(
@@ -536,8 +538,11 @@ class Store(Indices, SideRecords):
         ask_for: float | None = None,
         service: str = "",
     ) -> int:
-        """1 noted, 0 the step is another attempt's now, -1 the run is ending, -2 it was asked after for `ask_for`
-        seconds in vain. An attempt that does not count is none of those that a policy allows.
+        """Schedule another attempt after `delay` seconds.
+
+        Returns 1 for scheduled, 0 for a superseded attempt, -1 for an aborting run, and -2 where the outcome was
+        polled for `ask_for` seconds without a result. An attempt with `counts=False` does not count against the retry
+        limit.
         """
         times = (_ms(delay), _ms(grace))
         more = ("1" if always else "", "" if counts else "1", "" if ask_for is None else _ms(ask_for), service)
@@ -558,10 +563,10 @@ class Store(Indices, SideRecords):
         always: bool = False,
         ask_for: float | None = None,
     ) -> tuple[str, tuple[StepId, ...]]:
-        """Take a step from an attempt that has lost its lease: `again`, `unknown`, `asked` (a person has `ask_for`
-        seconds to say whether it happened), or `no`: it is alive.
+        """Fence off an attempt with an expired lease; return the decision, and the units to send messages for.
 
-        With it, the units that were held back, and need their messages now.
+        The decision is `again`, `unknown`, `asked` (a person has `ask_for` seconds to resolve the step), or `no` for a
+        live lease. The units were held back and are due now.
         """
         at_most = self.settings.max_lost
         why = "its worker was lost" + (f" {at_most} times, or as the run was ended" if repeatable else "")
@@ -580,8 +585,9 @@ class Store(Indices, SideRecords):
         hosts: Mapping[StepId, str] | None = None,
         limit: float | None = None,
     ) -> tuple[list[StepId], list[StepId]]:
-        """Steps that need a message again, and steps that have waited for a worker longer than `limit` seconds, the
-        setting `claim_timeout` if left out.
+        """Steps that need another message, and steps without a claim for `limit` seconds.
+
+        The default of `limit` is the setting `claim_timeout`.
         """
         if not ids:
             return [], []
@@ -591,9 +597,9 @@ class Store(Indices, SideRecords):
         return [as_id(i) for i in found if i[0] != "!"], [as_id(i[1:]) for i in found if i[0] == "!"]
 
     def note_jump(self, known: int, jump: int) -> bool:
-        """Note that Redis's clock has jumped, ms; False where there are more than the `known` ones.
+        """Record a jump of Redis's clock in ms; False where more than `known` jumps are recorded.
 
-        What expires by itself, and would now last longer than it may, is cut to its length.
+        The expiries of locks and of half-open trials are cut to their full length, since a jump may extend them.
         """
         if not self.run_global("jump", [self.keys.clock, self.keys.live, self.keys.ended], known, jump):
             return False
@@ -606,9 +612,9 @@ class Store(Indices, SideRecords):
         return True
 
     def ask(self, run_id: str, epoch: int, question: str, hosts: Sequence[str]) -> bool:
-        """Ask hosts for what their receipts of a run say; asked again, as long as they have not answered.
+        """Ask hosts for their receipts of a run; False where the epoch has changed or the question is recorded already.
 
-        The index comes first: a host looks there, and at the record whether it is still asked.
+        The hosts' index is written first: a host reads the index, then the record for whether the question is open.
         """
         pipe = self.client.pipeline(transaction=False)
         for host in hosts:
@@ -618,7 +624,7 @@ class Store(Indices, SideRecords):
         return bool(self._run("ask", run_id, epoch, question, " ".join(hosts)))
 
     def asked(self, host: str) -> list[str]:
-        """Runs that ask a host for what its receipts say."""
+        """The runs that ask a host for its receipts."""
         return sorted(self.call(self.client.smembers, self.keys.asked(host)))
 
     def note_answer(
@@ -630,24 +636,27 @@ class Store(Indices, SideRecords):
         doubts: Sequence[str],
         found: Sequence[UnrecordedAttempt],
     ) -> bool:
-        """Note a host's answer; False where nobody asks that any more."""
+        """Record a host's answer; False where the run no longer waits for this question."""
         flat = [part for one in found for part in astuple(one)]
         noted = self._run("answer", run_id, question, host, version, "\n".join(doubts), *flat)
         self.forget_asked(run_id, host)
         return bool(noted)
 
     def forget_asked(self, run_id: str, host: str) -> None:
-        """A run does not ask a host any more."""
+        """Remove a run from the index of a host's open questions."""
         self.call(self.client.srem, self.keys.asked(host), run_id)
 
     def settle(self, run_id: str, run: RunRecord, doubts: Sequence[str], *, ending: bool) -> bool:
-        """The receipts were compared, but for those of the hosts that `doubts` names."""
+        """Record that the receipts were compared, except those that `doubts` names.
+
+        False where the epoch has changed or more attempts were lost meanwhile.
+        """
         return bool(self._run("settle", run_id, run.epoch, run.lost, "1" if ending else "", "\n".join(doubts)))
 
     def may_have_lost(self, since: int) -> bool:
-        """Whether Redis may have lost what it acknowledged since then, ms: it was started, or took over, later.
+        """Whether Redis may have lost acknowledged writes after `since`, ms: after a restart or a failover.
 
-        A run that was itself begun again after such a loss is younger than the server, but not by much.
+        A run that was created again after such a loss is younger than the server, by at most _BEGUN_AGAIN seconds.
         """
         server = self.call(self.client.info, "server")
         if int(self.call(self.client.info, "replication").get("second_repl_offset", -1)) >= 0:
@@ -655,25 +664,25 @@ class Store(Indices, SideRecords):
         return since < self.now() - _ms(int(server["uptime_in_seconds"])) + _ms(_BEGUN_AGAIN)
 
     def shift(self, run_id: str, number: int, total: int) -> bool:
-        """Move the times that a run waits for with Redis's clock, which has jumped so often, by `total` ms in all."""
+        """Shift the due times of a run by the `number` jumps of Redis's clock, `total` ms. False: done before."""
         limits = _ms(self.settings.lease), _ms(self.settings.undo_timeout)
         return bool(self._run("shift", run_id, number, total, *limits))
 
     def parent_of(self, run_id: str) -> str:
-        """The run that it is a part of, or ''."""
+        """The id of the parent run, or ''."""
         text = self.call(self.client.hget, self.keys.of(run_id).run, "parent")
         return parent_in(text)
 
     def children_of(self, run_id: str) -> list[str]:
-        """The runs that are parts of it."""
+        """The ids of the child runs."""
         steps = self.call(self.client.hgetall, self.keys.of(run_id).steps)
         parked = (_object(value) for name, value in steps.items() if name.startswith(f"{Field.PARKED}:"))
         return [str(info["child"]) for info in parked if "child" in info]
 
     def forget(self, run_id: str) -> bool:
-        """Delete a run that rests, with its request, its output and its data, in one script; whether it is gone.
+        """Delete an ended run, with its request, output and data, in one script; False for a live run.
 
-        The indices last: if this is interrupted, it is done again.
+        The indices are cleared last, so that an interrupted deletion is repeated.
         """
         keys = self.keys.of(run_id)
         names = self.call(self.client.hkeys, keys.steps)
@@ -692,7 +701,7 @@ class Store(Indices, SideRecords):
         return True
 
     def notified(self, run_id: str, event_id: str | None = None) -> str:
-        """Up to which event the workers' hooks have been told; with an event, notes that."""
+        """The id of the last event forwarded to the workers' hooks; with `event_id`, record that one."""
         key = self.keys.of(run_id).run
         if event_id is not None:
             self.call(self.client.hset, key, "told", event_id)
@@ -700,18 +709,18 @@ class Store(Indices, SideRecords):
         return self.call(self.client.hget, key, "told") or "0-0"
 
     def hold(self, run_id: str, why: str) -> None:
-        """Say why a run does not begin."""
+        """Record why a run does not begin."""
         self._run("hold", run_id, why)
 
 
-#: What the reducer looks at.
+#: The fields of a step that the reducer reads.
 _RECORD = (
     Field.STATUS, Field.ATTEMPTS, f"u{Field.STATUS}", Field.REASON, Field.NO_EFFECT, Field.TAINTED,
 )  # fmt: skip
 
 
 def _record(row: tuple[str | None, ...]) -> StepRecord:
-    """Raises Damaged."""
+    """A step's record from its fields. Raises Damaged."""
     status, attempts, undo, reason, no_effect, tainted = row
     try:
         return _read_record(status, attempts, undo, reason, no_effect, tainted)
@@ -738,12 +747,12 @@ def _read_record(
 
 
 def parent_in(text: str | None) -> str:
-    """The run that the field `parent` of a run's record names, or ''."""
+    """The run id in the field `parent` of a run's record, or ''."""
     return str(_object(text or "").get("run", ""))
 
 
 def _object(text: str) -> dict[str, Any]:
-    """A JSON object; an empty one for a text that is none."""
+    """A JSON object; an empty one for text that is no JSON object."""
     try:
         return dict(json.loads(text or "{}"))
     except UNREADABLE:
@@ -755,7 +764,7 @@ def _ids(units: Mapping[int, int]) -> list[StepId]:
 
 
 def read_request(run_id: str, sealed_text: str) -> dict[str, Any]:
-    """A request without its signature. Raises Damaged."""
+    """Parse a request, without a check of its signature. Raises Damaged."""
     try:
         body = json.loads(opened(sealed_text)[0])
         if all(isinstance(body.get(name, {}), dict) for name in ("plan", "params", "files")):
@@ -766,7 +775,7 @@ def read_request(run_id: str, sealed_text: str) -> dict[str, Any]:
 
 
 def _is_member(text: str) -> bool:
-    """Whether it names a step, a unit, or the undo of one, as leases and waits do."""
+    """Whether a member of the leases or waits names a step, a unit, or the undo of one."""
     return _MEMBER.fullmatch(text) is not None
 
 
