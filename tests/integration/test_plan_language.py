@@ -319,7 +319,7 @@ def test_results_keep_their_types_and_become_models_again(shop: Installation, tm
     assert report.decode("c", Bill) == Bill(customer="ann", amount=3)
     with pytest.raises(DecodeError, match="no result for 'zzz'"):
         report.decode("zzz", Bill)
-    with pytest.raises(DecodeError, match="the data of step 'a' is no Bill: customer"):
+    with pytest.raises(DecodeError, match="the data of step 'a' does not match Bill: customer"):
         report.step("a").decode(Bill)
 
 
