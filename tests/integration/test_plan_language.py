@@ -512,7 +512,7 @@ def test_only_what_waits_can_be_approved_and_only_once(shop: Installation) -> No
     assert started.answer(started.approve("after")) == "the step does not wait for an approval"
     started.answer(started.reject("ask"))
     started.wait(timeout=30)
-    assert "it is failed" in started.answer(started.approve("ask"))
+    assert "its state is failed" in started.answer(started.approve("ask"))
     assert shop.longshore("runs", "approve", started.id, "zzz").code == 2
 
 

@@ -415,7 +415,7 @@ def test_who_has_no_key_that_fits_is_told_at_once_and_nothing_is_stored(guarded:
     plan.write_text("name: any\nsteps:\n  a: {op: noop.execute}\n")
     bare = guarded.as_role("operator")
     done = bare.longshore("run", str(plan), "--run-id", "bare")
-    assert (done.code, "there is no key here" in done.err, "client/keys.json" in done.err) == (2, True, True)
+    assert (done.code, "this client has no key" in done.err, "client/keys.json" in done.err) == (2, True, True)
     theirs = tmp_path / "theirs.json"
     theirs.write_text(signing.written([signing.new_key("client")]))
     theirs.chmod(0o600)
