@@ -427,7 +427,7 @@ def test_who_has_no_key_that_fits_is_told_at_once_and_nothing_is_stored(guarded:
     with_theirs = guarded.as_role("worker", guarded.client_keys).worker("none", "-c", "1")
     with_theirs.start(wait=False)
     wait_for("it to end", lambda: not with_theirs.running)
-    assert b"those of a client" in with_theirs.log.read_bytes()
+    assert b"a client's keys" in with_theirs.log.read_bytes()
 
 
 def test_an_applications_worker_that_has_no_key_answers_all_the_same(
