@@ -143,8 +143,8 @@ def _records(keys: Keys) -> list[str]:
 
 
 def _operator(settings: Settings) -> list[str]:
-    own = (":host:*", ":hosts", ":breaker*", ":blocked:*", ":half-open:*", ":paused-schedules", ":job:*", ":counters*")
-    more = (":cache:*", ":active-rollouts", ":job-snapshots", ":schedule-marks")
+    own = (":host:*", ":hosts", ":breaker*", ":blocked:*", ":half-open:*", ":paused-schedules", ":job:*", ":counters")
+    more = (":counted-runs", ":cache:*", ":active-rollouts", ":job-snapshots", ":schedule-marks")
     return [f"~{settings.namespace}{name}" for name in (*own, *more)]
 
 
@@ -160,6 +160,6 @@ _KEYS = {
     "flower": lambda settings, own: [*_requests(settings), *_broker(settings, own)],
     "monitor": lambda settings, own: [
         *(f"%R~{name}" for name in [f"{settings.namespace}:*", *_transport(settings, own)]),
-        f"~{settings.namespace}:counters*",
+        *(f"~{settings.namespace}:{name}" for name in ("counters", "counted-runs")),
     ],
 }  # fmt: skip

@@ -12,11 +12,11 @@ from longshore.orchestration.store.placement import takers
 from longshore.orchestration.store.run_store import Store
 
 #: The field that the report reads the reason from; no record stores it.
-WAITS = "wait"
+WAITS = "pending_reason"
 
 
 def pending_reasons(store: Store, plan: CompiledPlan, steps: Mapping[str, str]) -> dict[str, str]:
-    """The reason for each step or undo that waits for a worker, as `wait:<id>` or `uwait:<id>`, where one is known."""
+    """The reason for each step or undo that waits for a worker, as a field WAITS of its id, where one is known."""
     waiting = list(_waiting(steps, store.now()))
     if not waiting:
         return {}

@@ -218,7 +218,7 @@ def _unit(fields: Mapping[str, str], step_id: StepId) -> tuple[StepRecord, _Done
         duration_s=_span(get(Field.STARTED), get(Field.ENDED)),
         task_ids=(get(Field.TASK_IDS) or "").split(),
         undo=undo,
-        reason=_waits_for(get) if status is StepState.WAITING else get("wait") or record.reason or None,
+        reason=_waits_for(get) if status is StepState.WAITING else get("pending_reason") or record.reason or None,
         error=outcome.get("error"),
         data=outcome.get("data", {}),
     )
@@ -284,7 +284,7 @@ def _undo(get: Any) -> UndoReport | None:
     return UndoReport(
         status=UndoState(status),
         error=outcome.get("error") or get(f"u{Field.REASON}"),
-        reason=get("uwait"),
+        reason=get("upending_reason"),
         attempts=int(get(f"u{Field.ATTEMPTS}") or 0),
         duration_s=_span(get(f"u{Field.STARTED}"), get(f"u{Field.ENDED}")),
         task_ids=(get(f"u{Field.TASK_IDS}") or "").split(),

@@ -205,7 +205,7 @@ def test_results(environment: dict[str, str]) -> None:
     _, out = done(environment, "results.py")
     # The last words are pydantic's own.
     *lines, last = out.splitlines()
-    assert last.startswith("the data of step 'used' is no Order: number: ")
+    assert last.startswith("the data of step 'used' does not match Order: number: ")
     assert lines == [
         "number='o-7' amount=42",
         "{'amount': 42, 'text': 'order o-7'}",

@@ -66,7 +66,7 @@ def test_the_commands_of_operating_it(environment: dict[str, str], tmp_path: Pat
     for word in (
         "backup.nightly", "is paused", "is resumed", "would start plan backup", "succeeded",
         'longshore_runs_total{plan="heartbeat",state="succeeded"} 1.0', "pause schedule", "no beat has",
-        "nothing to take away",
+        "nothing to remove",
     ):  # fmt: skip
         assert word in said, (word, said)
 

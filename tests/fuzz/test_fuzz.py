@@ -232,7 +232,7 @@ class Here:
         self.driver.sweep()
         self.store.call(self.store.client.delete, self.store.keys.purged)
         self.driver.sweep()
-        search(self, Filter())  # type: ignore[arg-type]
+        search(self.store, Filter())
         counters.totals(self.store)
         list(audit.lines(self.store))
         integrity.clean(self.store)

@@ -203,7 +203,7 @@ def test_new_runs_that_need_a_service_that_is_down_are_queued_or_refused(
     queued = shop.run(plan)
     told = wait_for("its reason", lambda: queued.report().error)
     refusing = shop.client()
-    refusing.settings = refusing.settings.model_copy(update={"on_blocked": "refuse"})
+    refusing.store.settings = refusing.store.settings.model_copy(update={"on_blocked": "refuse"})
 
     # then
     assert "service billing is down" in told.message

@@ -339,7 +339,7 @@ def test_runs_are_searched_by_text_plan_state_label_and_time(flower: Flower, bro
         assert code == 200
         assert found in text, query
         assert f'id="to-{not_found}"' not in text, query
-    assert "no date" in flower.get("/runs?since=whenever")[1]
+    assert "is not a date" in flower.get("/runs?since=whenever")[1]
     assert "unknown state" in flower.get("/runs?state=good")[1]
     code, text = flower.get("/runs?q=%3Cscript%3Ealert(1)%3C/script%3E")
     assert "<script>alert" not in text

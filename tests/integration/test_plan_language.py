@@ -319,7 +319,7 @@ def test_results_keep_their_types_and_become_models_again(shop: Installation, tm
     assert report.decode("c", Bill) == Bill(customer="ann", amount=3)
     with pytest.raises(DecodeError, match="no result for 'zzz'"):
         report.decode("zzz", Bill)
-    with pytest.raises(DecodeError, match="the data of step 'a' is no Bill: customer"):
+    with pytest.raises(DecodeError, match="the data of step 'a' does not match Bill: customer"):
         report.step("a").decode(Bill)
 
 
@@ -512,7 +512,7 @@ def test_only_what_waits_can_be_approved_and_only_once(shop: Installation) -> No
     assert started.answer(started.approve("after")) == "the step does not wait for an approval"
     started.answer(started.reject("ask"))
     started.wait(timeout=30)
-    assert "it is failed" in started.answer(started.approve("ask"))
+    assert "its state is failed" in started.answer(started.approve("ask"))
     assert shop.longshore("runs", "approve", started.id, "zzz").code == 2
 
 

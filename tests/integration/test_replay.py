@@ -81,7 +81,7 @@ def test_a_host_that_was_wiped_is_rebuilt(fleet: Installation, tmp_path: Path) -
     assert not list(other.iterdir()), "the other host was left alone"
     assert said.code == 3, said.err
     assert said.err.count("cannot be repeated") == 2
-    assert "step acts: command.shell.execute does not bring about a state, but acts each time" in said.err
+    assert "step acts: command.shell.execute is not convergent: it acts each time" in said.err
     assert lines(tmp_path / "acts") == ["once", "once"]
     # and a second time the same is done, not twice as much
     again = fleet.longshore("--dry-run", "runs", "replay", "--host", "web1")

@@ -173,7 +173,7 @@ def test_a_client_may_write_no_record(guarded: Guarded) -> None:
     ):
         with pytest.raises(redis.exceptions.NoPermissionError):
             write()
-    with pytest.raises(StoreUnavailable, match="its user may not do that"):
+    with pytest.raises(StoreUnavailable, match="grant the Redis user the permission"):
         guarded.client.store.call(client.hset, keys.run, "state", "succeeded")
     assert any(keys.run == entry["object"] for entry in guarded.admin.acl_log())  # Redis's own audit line
 
@@ -329,7 +329,7 @@ def test_a_copy_of_a_command_and_of_the_request_of_a_pruned_run_is_refused(guard
     assert {("start", "tester"), ("undo", "tester"), ("prune", "tester")} <= set(told)
     store.client.set(keys.request, request)
     store.client.zadd(store.keys.inbox, {run.id: 1})
-    assert run.id in {line.run for line in _refusals(guarded, "was carried out before, and the run was pruned")}
+    assert run.id in {line.run for line in _refusals(guarded, "was already executed, and the run was pruned")}
     assert store.state(run.id) is None
 
 
@@ -352,7 +352,7 @@ def test_nobody_puts_another_request_in_the_place_of_a_live_run(guarded: Guarded
     )
     # a worker that reads it anew refuses it; those that have begun it go on with what they know
     with Worker(guarded.place, "fresh", "-Q", "control", "-c", "1"):
-        assert mine.id in {line.run for line in _refusals(guarded, "another than the one that it was begun with")}
+        assert mine.id in {line.run for line in _refusals(guarded, "its request was replaced after the run began")}
         # nor does it take it from those that go on with it
         assert store.client.zscore(store.keys.live, mine.id) is not None
     store.client.set(store.keys.of(mine.id).request, request)
@@ -415,7 +415,7 @@ def test_who_has_no_key_that_fits_is_told_at_once_and_nothing_is_stored(guarded:
     plan.write_text("name: any\nsteps:\n  a: {op: noop.execute}\n")
     bare = guarded.as_role("operator")
     done = bare.longshore("run", str(plan), "--run-id", "bare")
-    assert (done.code, "there is no key here" in done.err, "client/keys.json" in done.err) == (2, True, True)
+    assert (done.code, "this client has no key" in done.err, "client/keys.json" in done.err) == (2, True, True)
     theirs = tmp_path / "theirs.json"
     theirs.write_text(signing.written([signing.new_key("client")]))
     theirs.chmod(0o600)
@@ -427,7 +427,7 @@ def test_who_has_no_key_that_fits_is_told_at_once_and_nothing_is_stored(guarded:
     with_theirs = guarded.as_role("worker", guarded.client_keys).worker("none", "-c", "1")
     with_theirs.start(wait=False)
     wait_for("it to end", lambda: not with_theirs.running)
-    assert b"those of a client" in with_theirs.log.read_bytes()
+    assert b"a client's keys" in with_theirs.log.read_bytes()
 
 
 def test_an_applications_worker_that_has_no_key_answers_all_the_same(

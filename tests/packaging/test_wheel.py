@@ -181,7 +181,7 @@ def test_the_workers_are_there_for_celery_without_docker(clean: Path, env: dict[
     code = "from longshore.workers import app; print(sorted(t for t in app.tasks if t.startswith('longshore.')))"
     out = call(clean / "python", "-c", code, env=env, cwd=tmp_path)
     assert (
-        out == "['longshore.advance', 'longshore.notify', 'longshore.orchestrate', 'longshore.dry_run', "
+        out == "['longshore.advance', 'longshore.dry_run', 'longshore.notify', 'longshore.orchestrate', "
         "'longshore.scheduled', 'longshore.step', 'longshore.task_ended', 'longshore.tick', 'longshore.trace', "
         "'longshore.undo']\n"
     )

@@ -293,7 +293,7 @@ def test_waiting_step_names_its_missing_worker(stored: StoredRun) -> None:
 
     def why() -> str:
         _, steps = stored.store.everything(stored.run_id)
-        return pending_reasons(stored.store, compiled, steps).get("wait:0", "")
+        return pending_reasons(stored.store, compiled, steps).get("pending_reason:0", "")
 
     assert why() == "waits: no worker consumes queue noop@web1"
     hosts.register("web1", node("a@web1", "web1"))
