@@ -330,8 +330,8 @@ def test_a_dry_run_of_any_of_them_changes_nothing(place: Installation, two: tupl
         assert everything(place, shop, blog) == before
         codes = {words: said.code for words, said in told.items()}
         assert codes == {words: int(words == ("check",)) for words in told}, told
-        assert f"would bring {shop.name} right: db: up (image " in told["orchestrate",].out
-        assert f"would bring {blog.name} right: web: redeploy (file " in told["restart",].out
+        assert f"would repair project {shop.name}: db: up (image " in told["orchestrate",].out
+        assert f"would repair project {blog.name}: web: redeploy (file " in told["restart",].out
         assert "would build the cache from scratch" in told["rebuild",].out
         # and what it said is what is done
         assert place.longshore("orchestrate", *QUICK).code == 0
