@@ -79,7 +79,7 @@ class HostRegistration:
             # An unresponsive engine must not delay the leases; the next registration carries its answer.
             threading.Thread(target=_report_host, name="longshore-engine", daemon=True).start()
         with self._registry_lock:
-            if self._gone:
+            if self._deregistered:
                 return
             node = self.describe()
             self.hosts.register(self.host, node)
@@ -110,14 +110,14 @@ class HostRegistration:
 
     def _beat(self) -> None:
         with self._registry_lock:
-            if self._gone:
+            if self._deregistered:
                 return
             request_drain = self.hosts.beat(self.host, self.node, self._state(), active())
         self._apply_drain(request_drain)
 
     def leave(self) -> None:
         with self._registry_lock:
-            self._gone = True
+            self._deregistered = True
             self.hosts.leave(self.host, self.node)
 
     def _state(self) -> NodeState:

@@ -363,7 +363,7 @@ def test_an_entry_that_is_rubbish_and_one_that_lies_are_found_out(
         store.client.hset(key, "current", wrong)
         checked = place.client().stacks().check()
         assert (checked.exit_code, checked.valid) == (1, False), wrong[:20]
-        assert "its files are invalid" in checked.reason
+        assert "cannot be used" in checked.reason
         assert selected(place) == stale, wrong[:20]
     store.client.hset(key, "current", "rubbish")
     assert place.longshore("orchestrate", *QUICK).code == 0

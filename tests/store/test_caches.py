@@ -210,7 +210,7 @@ def test_invalid_cache_entry_is_rebuilt(store: Store, step: Step, caches: Caches
     good = store.client.hget(key, "current") or ""
     for number, wrong in enumerate(("rubbish", "[]", "{}", good.replace("items", "itens"), good[:-3])):
         store.client.hset(key, "current", wrong)
-        assert "its files are invalid" in step("check.get").act().data["reason"]
+        assert "cannot be used" in step("check.get").act().data["reason"]
         assert rebuild(step, f"n{number}").act().changed
         assert step("check.get").act().data["valid"]
 
