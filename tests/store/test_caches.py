@@ -127,7 +127,7 @@ def test_current_generation_is_the_last_one_not_undone(caches: Caches, deeds: li
 
 
 def test_valid_cache_is_not_rebuilt(step: Step, caches: Caches, built: list[Any]) -> None:
-    assert step("check.get").act().data["reason"] == "there is none"
+    assert step("check.get").act().data["reason"] == "the cache is empty"
     first = rebuild(step, "r1", ttl=0.3, fingerprint="1")
     assert first.predict().changed
     assert built == []
@@ -210,7 +210,7 @@ def test_invalid_cache_entry_is_rebuilt(store: Store, step: Step, caches: Caches
     good = store.client.hget(key, "current") or ""
     for number, wrong in enumerate(("rubbish", "[]", "{}", good.replace("items", "itens"), good[:-3])):
         store.client.hset(key, "current", wrong)
-        assert "cannot be used" in step("check.get").act().data["reason"]
+        assert "the entry cannot be used" in step("check.get").act().data["reason"]
         assert rebuild(step, f"n{number}").act().changed
         assert step("check.get").act().data["valid"]
 

@@ -92,7 +92,7 @@ def test_template_is_rendered_on_the_deploying_host(objects: Objects, tmp_path: 
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     with pytest.raises(Preflight, match="port"):
         step(objects, "file.deploy.execute", path=str(path), object="app.conf").act()
-    with pytest.raises(Preflight, match="no object 'nothing'"):
+    with pytest.raises(Preflight, match="object 'nothing' does not exist"):
         step(objects, "file.deploy.execute", path=str(path), object="nothing").act()
 
 

@@ -50,9 +50,9 @@ def test_outcome_waits_for_a_replica(pair: tuple[RedisServer, RedisServer], monk
 
         with monkeypatch.context() as brief:
             brief.setattr(connection, "_REPLICATION", 0.1)
-            with pytest.raises(StoreUnavailable, match="fewer than the 1 replicas"):
+            with pytest.raises(StoreUnavailable, match="fewer than the 1 required replicas"):
                 stored.complete(0, grant.fence)
-            with pytest.raises(StoreUnavailable, match="fewer than the 1 replicas"):
+            with pytest.raises(StoreUnavailable, match="fewer than the 1 required replicas"):
                 stored.store.command(stored.run_id, "cancel")
         assert stored.store.renew(stored.run_id, [("0", "task@one/1")]) == 0, "it had ended"
         os.kill(replica.pid, signal.SIGCONT)

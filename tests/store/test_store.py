@@ -460,7 +460,7 @@ def test_wrong_password_is_one_line(server: RedisServer, connect: Callable[..., 
 
 
 def test_invalid_redis_url_is_reported() -> None:
-    with pytest.raises(ConfigError, match=r"no URL.*redis://host:6379/0"):
+    with pytest.raises(ConfigError, match=r"the Redis URL is invalid.*redis://host:6379/0"):
         Store(settings_for("http://example.org"))
 
 

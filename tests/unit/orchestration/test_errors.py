@@ -160,6 +160,6 @@ def test_ssh_engine_without_its_library_names_the_library(
 ) -> None:
     monkeypatch.setattr(calls, "find_spec", lambda name: installed if name == "paramiko" else None)
 
-    error = calls.Calls("ssh://web1")._away(Exception("whatever docker-py writes"))
+    error = calls.Calls("ssh://web1")._unreachable(Exception("whatever docker-py writes"))
 
     assert remedy in str(error.remedy)

@@ -32,7 +32,7 @@ def test_function_signature_defines_parameters() -> None:
 
 
 def test_unnamed_parameters_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"\*args and \*\*kwargs have none"):
+    with pytest.raises(ConfigError, match=r"declare each parameter by name"):
 
         @operation("unit.many")
         def many(*names: str) -> None: ...
@@ -146,7 +146,7 @@ def test_undo_without_required_data_fails_with_the_reason() -> None:
     assert report.state == "undo_failed"
     undo = report.step("a").undo
     assert undo is not None
-    assert "its undo unit.delete needs id, which the step did not record" in (undo.error or "")
+    assert "the undo unit.delete needs id, which the step did not record" in (undo.error or "")
 
 
 def test_only_declared_errors_are_retried() -> None:

@@ -48,7 +48,7 @@ def test_secret_is_allowed_in_hidden_parameters() -> None:
     ],
 )
 def test_visible_secret_is_refused(op: str, params: dict[str, Any]) -> None:
-    assert any("would be seen" in text for text in told(op, **params))
+    assert any("would be visible" in text for text in told(op, **params))
 
 
 @pytest.mark.parametrize(

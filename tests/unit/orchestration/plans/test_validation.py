@@ -44,7 +44,7 @@ def test_cycle_is_reported_with_its_path() -> None:
 
 
 def test_self_dependency_is_a_cycle() -> None:
-    assert told(of_edges({"a": ["a"]})) == ["step 'a': the steps wait for each other: a → a"]
+    assert told(of_edges({"a": ["a"]})) == ["step 'a': the steps form a cycle: a → a"]
 
 
 @given(graphs())

@@ -40,7 +40,7 @@ def test_message_of_a_newer_version_is_requeued() -> None:
     task: Any = FakeTask(retries=0)
 
     with pytest.raises(Retry):
-        celery_tasks._attempt(task, "r", 0)
+        celery_tasks._delivery(task, "r", 0, "")
 
     assert len(task.again) == 1
     assert 0.2 <= task.again[0] <= 1.0
@@ -50,6 +50,6 @@ def test_message_of_a_newer_version_is_requeued_a_limited_number_of_times() -> N
     task: Any = FakeTask(retries=celery_tasks._PASSED_ON)
 
     with pytest.raises(Ignore):
-        celery_tasks._attempt(task, "r", 0)
+        celery_tasks._delivery(task, "r", 0, "")
 
     assert task.again == []

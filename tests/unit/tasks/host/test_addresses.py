@@ -57,7 +57,7 @@ def resolves(monkeypatch: pytest.MonkeyPatch) -> Resolves:
     ],
 )  # fmt: skip
 def test_ambiguous_url_is_refused(url: str) -> None:
-    with pytest.raises(Preflight, match=r"not a URL|neither a host"):
+    with pytest.raises(Preflight, match=r"not a valid HTTP URL|neither a host"):
         addresses.endpoint(url)
 
 

@@ -259,7 +259,7 @@ def test_worker_configuration_is_protected_under_every_path(
     ],
 )  # fmt: skip
 def test_wrapping_file_system_urls_are_refused(url: str, home: Path) -> None:
-    with pytest.raises(Preflight, match="no such kind of object"):
+    with pytest.raises(Preflight, match="unknown URL scheme"):
         Doing("file.deploy.execute", path=f"{home}/x", object=url).act()
 
 

@@ -72,7 +72,7 @@ def test_secret_list_allows_name_prefixes_and_folders(
     admit("-")
     with pytest.raises(NotAllowed):
         read("env:APP_TOKEN")
-    with pytest.raises(ValidationError, match="neither the beginning"):
+    with pytest.raises(ValidationError, match="neither a prefix"):
         Settings(allowed_secrets="APP_*")
 
 

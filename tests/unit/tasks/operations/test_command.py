@@ -53,7 +53,7 @@ def test_unexpected_exit_code_fails_with_the_last_line() -> None:
 
 
 def test_failure_without_stderr_quotes_stdout() -> None:
-    with pytest.raises(Unsuccessful, match=r"ended with exit code 1: said$"):
+    with pytest.raises(Unsuccessful, match=r"exited with code 1: said$"):
         shell("echo said; exit 1").act()
     with pytest.raises(Unsuccessful, match=r"exited with code 1$"):
         shell("exit 1").act()

@@ -164,7 +164,7 @@ def test_plan_file_is_deployed_byte_for_byte(host: Path) -> None:
 
 
 def test_missing_plan_file_is_named(host: Path) -> None:
-    with pytest.raises(Preflight, match=r"the plan carries no file 'app\.bin'"):
+    with pytest.raises(Preflight, match=r"the plan contains no file 'app\.bin'"):
         deploy(host / "app.bin", source="app.bin").act()
 
 
@@ -267,7 +267,7 @@ def test_deploy_refuses_non_regular_files(make: Callable[[Path], None], host: Pa
 
 
 def test_deploy_refuses_devices() -> None:
-    with pytest.raises(Preflight, match="is there and is not a regular file"):
+    with pytest.raises(Preflight, match="is not a regular file"):
         deploy(Path("/dev/null")).act()
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 

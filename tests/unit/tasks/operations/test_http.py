@@ -129,7 +129,7 @@ def test_health_check_retries_until_its_deadline(service: Service) -> None:
 def test_refused_connection_is_a_failure() -> None:
     with pytest.raises(Unsuccessful, match="refused"):
         Doing("network.http.get", url="http://127.0.0.1:1/").act()
-    with pytest.raises(ValidationError, match="not a URL"):
+    with pytest.raises(ValidationError, match="is not an http"):
         find("network.http.get").params.model_validate({"url": "ftp://x"})
 
 

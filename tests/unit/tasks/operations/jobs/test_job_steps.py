@@ -255,7 +255,7 @@ def test_auto_remove_container_is_not_stopped(docker: Stubborn) -> None:
 
 
 def test_removed_worker_is_not_recreated(docker: Stubborn) -> None:
-    with pytest.raises(OperationError, match="removed by somebody else"):
+    with pytest.raises(OperationError, match="removed outside of this run"):
         step("worker.execute", image="work:1", make=False).act()
 
 
@@ -378,7 +378,7 @@ def test_two_installations_on_one_engine_serialise_jobs(docker: Stubborn, monkey
 
     # A worker container of this installation belongs to a run that Redis has lost: this run must not wait for that
     # run with its locks.
-    with pytest.raises(Transient, match="run ours has not done with it yet"):
+    with pytest.raises(Transient, match="run ours still uses these stacks"):
         worker("next", plan_record=said)
     assert len(workers(docker)) == 1
 
