@@ -201,7 +201,7 @@ def test_beat_brings_right_what_is_stale(place: Installation, project: MakeProje
     finally:
         beat.kill()
         beat.communicate()
-        wait_for("its runs to end", lambda: not place.client().stacks().active_runs())
+        wait_for("its runs to end", lambda: not Stacks(place.client()).active_runs())
 
 
 # --- what is left alone -----------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_what_was_stopped_by_hand_or_has_ended_well_is_told_of_and_left_alone(
     )
     shop.compose("stop", "--timeout", "1", "db", "stubborn")
     # The engine remembers 256 events, and these tests are not alone on it.
-    place.client().stacks().rebuild([HOST])
+    Stacks(place.client()).rebuild([HOST])
     shop.image_moves("db")
     now = shop.image_moves("web")
     before = shop.state()
@@ -361,7 +361,7 @@ def test_an_entry_that_is_rubbish_and_one_that_lies_are_found_out(
     other_shape = Entry(1, {"projects": []}, "x").text()
     for wrong in ("rubbish", "{}", "[1]", lie, whole_lie, other_shape, good[:-9]):
         store.client.hset(key, "current", wrong)
-        checked = place.client().stacks().check()
+        checked = Stacks(place.client()).check()
         assert (checked.exit_code, checked.valid) == (1, False), wrong[:20]
         assert "cannot be used" in checked.reason
         assert selected(place) == stale, wrong[:20]
@@ -378,7 +378,7 @@ def test_a_rebuild_is_undone_to_the_generation_before(place: Installation, proje
     caches = Caches(client.store)
     assert place.longshore("rebuild", "--force").code == 0
     before = caches.get(f"deployed@{HOST}").entry
-    run = client.start(client.stacks().rebuild_plan([HOST]))
+    run = client.start(Stacks(client).rebuild_plan([HOST]))
     assert run.wait(30).step(HOST).changed
     assert caches.get(f"deployed@{HOST}").generation > before.generation if before else False
 
