@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from longshore.orchestration.operations import Retry
     from longshore.orchestration.operations.results import HostResult, Result
     from longshore.orchestration.plans.loading import load, parse, validate
-    from longshore.orchestration.plans.model import Plan, Step, When
+    from longshore.orchestration.plans.model import Plan
+    from longshore.orchestration.plans.steps import Step, When
     from longshore.orchestration.runs.events import Event
     from longshore.orchestration.runs.hooks import Hooks
     from longshore.orchestration.runs.report import Report

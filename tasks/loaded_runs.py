@@ -15,8 +15,9 @@ from longshore.orchestration.errors import UNREADABLE, BadIdentifier, Damaged, L
 from longshore.orchestration.language import identifiers, secrets, templates
 from longshore.orchestration.messaging import signing
 from longshore.orchestration.plans.compiled import CompiledPlan
-from longshore.orchestration.plans.model import Plan, UndoSpec
+from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.plans.policy import reject_forbidden
+from longshore.orchestration.plans.steps import UndoSpec
 from longshore.orchestration.settings import MAX_PLAN_BYTES
 from longshore.orchestration.store.admission import AdmissionRequest
 from longshore.orchestration.store.audit import note_refusal

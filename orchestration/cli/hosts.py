@@ -13,7 +13,8 @@ from longshore.orchestration.cli.common import command, current_options, exit_wi
 from longshore.orchestration.cli.inputs import client
 from longshore.orchestration.errors import UsageError
 from longshore.orchestration.language.targets import HostFilter, parse_facts
-from longshore.orchestration.store.hosts import Host, Hosts, HostState, matching
+from longshore.orchestration.store.hosts import Host, Hosts, HostState
+from longshore.orchestration.store.placement import matching
 
 #: Seconds for the workers of a host to acknowledge a drain.
 _DRAIN_ACK_TIMEOUT = 15.0

@@ -43,7 +43,8 @@ from longshore.orchestration.plans.policy import reject_forbidden
 from longshore.orchestration.settings import Settings, get_settings
 from longshore.orchestration.store.admission import Admission
 from longshore.orchestration.store.caches import Caches
-from longshore.orchestration.store.hosts import Host, Hosts, HostState, grouped, matching
+from longshore.orchestration.store.hosts import Host, Hosts, HostState
+from longshore.orchestration.store.placement import grouped, matching
 from longshore.orchestration.store.run_store import Store, actor
 
 

@@ -17,7 +17,8 @@ from longshore.orchestration.language.targets import ANY, is_several
 from longshore.orchestration.messaging import signing
 from longshore.orchestration.messaging.canvas import DRY_RUN
 from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep
-from longshore.orchestration.store.hosts import Host, Hosts, left_out, meant
+from longshore.orchestration.store.hosts import Host, Hosts
+from longshore.orchestration.store.placement import left_out, meant
 from longshore.orchestration.store.run_store import Store
 
 _PROBE_SECONDS = 60.0

@@ -19,7 +19,8 @@ from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.plans.policy import reject_forbidden
 from longshore.orchestration.store import audit
 from longshore.orchestration.store.breakers import Breakers, services
-from longshore.orchestration.store.hosts import Hosts, meant
+from longshore.orchestration.store.hosts import Hosts
+from longshore.orchestration.store.placement import meant
 from longshore.orchestration.store.run_store import Store, actor
 
 

@@ -24,7 +24,8 @@ from longshore.orchestration.operations import Kind, Operation, Waits
 from longshore.orchestration.operations.base import service_of
 from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep, StepId
 from longshore.orchestration.plans.labels import REPLAY_LABEL
-from longshore.orchestration.plans.model import INSIDE, Plan
+from longshore.orchestration.plans.model import Plan
+from longshore.orchestration.plans.steps import INSIDE
 from longshore.orchestration.settings import MAX_STEPS
 from longshore.orchestration.states import STEP_GOOD, StepState, UndoState
 from longshore.orchestration.store.keys import Field

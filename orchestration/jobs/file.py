@@ -25,7 +25,7 @@ from longshore.orchestration.language.schedule import Missed, Overlap, parse_cro
 from longshore.orchestration.language.targets import is_host_name
 from longshore.orchestration.operations.docker.fields import NAME as VOLUME
 from longshore.orchestration.plans.loading import read_mapping
-from longshore.orchestration.plans.model import NAME
+from longshore.orchestration.plans.steps import NAME
 
 
 def _host(value: str) -> str:

@@ -32,7 +32,7 @@ from typing import Any, Literal, get_args
 
 from longshore.orchestration.language.durations import parse_duration
 from longshore.orchestration.language.schedule import Missed, Overlap, parse_cron, parse_zone
-from longshore.orchestration.plans.model import NAME
+from longshore.orchestration.plans.steps import NAME
 
 PREFIX = "longshore.job."
 STACK = "longshore.stack"

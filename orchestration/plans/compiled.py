@@ -27,7 +27,8 @@ from longshore.orchestration.operations import (
     find,
     known,
 )
-from longshore.orchestration.plans.model import Plan, Step
+from longshore.orchestration.plans.model import Plan
+from longshore.orchestration.plans.steps import Step
 
 
 def tolerated(written: str | None, units: int) -> int:

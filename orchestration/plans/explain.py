@@ -10,7 +10,7 @@ from longshore.orchestration.language.targets import ANY
 from longshore.orchestration.operations import Retry, Waits
 from longshore.orchestration.operations.approval import ApprovalParams
 from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep
-from longshore.orchestration.plans.model import UndoSpec
+from longshore.orchestration.plans.steps import UndoSpec
 from longshore.orchestration.settings import get_settings
 
 

@@ -4,167 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    GetJsonSchemaHandler,
-    PlainSerializer,
     PrivateAttr,
     ValidationError,
-    WithJsonSchema,
-    model_serializer,
     model_validator,
 )
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticUndefined
 
 from longshore.orchestration.errors import PlanError, Problem, plain
-from longshore.orchestration.language import templates
 from longshore.orchestration.language.durations import Duration, format_duration, parse_duration
 from longshore.orchestration.language.expressions import Expression, as_data, as_text, of_step
 from longshore.orchestration.language.guards import OnlyIf
 from longshore.orchestration.language.params import Param
 from longshore.orchestration.language.schedule import Scheduled, ScheduleName
-from longshore.orchestration.language.targets import HostFilter, is_target
+from longshore.orchestration.language.targets import HostFilter
 from longshore.orchestration.operations import Retry
+from longshore.orchestration.plans.steps import Inside, OnError, OnNoHost, Step, UndoSpec, When, _as_target, _Model
 
 if TYPE_CHECKING:
     from celery import Signature
 
 
-#: Names of steps and plans. They stand in keys, file names and container names.
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-
-_NAMES = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
-
-_GUARDS = WithJsonSchema(
-    {
-        "anyOf": [
-            {"enum": [str(word) for word in OnlyIf]},
-            {"type": "array", "items": {"enum": [str(word) for word in OnlyIf]}},
-        ]
-    }
-)
-#: Under it, the container that a step is done in stands beside its rendered parameters.
-INSIDE = " in"
-#: A number of items or hosts, or a part of them.
-TOLERATE = r"^(\d+|\d{1,2}(\.\d+)?%|100%)$"
-
-OnError = Literal["stop", "continue"]
 OnFailure = Literal["undo", "keep"]
 OnUnknown = Literal["fail", "ask"]
-OnNoHost = Literal["fail", "skip"]
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _none_or_spec(value: Any) -> Any:
-    if isinstance(value, str) and value != "none":
-        raise ValueError("must be 'none', or an operation with its parameters")
-    return value
-
-
-def _as_tolerance(value: Any) -> Any:
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if text is not None and (not isinstance(text, str) or not re.fullmatch(TOLERATE, text)):
-        raise ValueError("must be a number of items or hosts, or a part of them: 2, or 10%")
-    return text
-
-
-def _as_target(value: Any) -> Any:
-    if value is not None and (not isinstance(value, str) or not is_target(value)):
-        raise ValueError("must be _any, _all, a host's name, or a label as key:value")
-    return value
-
-
-def _as_conditions(value: Any) -> Any:
-    """`when` is one expression, one with a reason, or several: they are kept as a list of both."""
-    given = value if isinstance(value, list) else [value]
-    if not all(isinstance(one, str | Expression | Mapping | When) for one in given):
-        raise ValueError("must be an expression, as text")
-    return [{"if": as_text(one)} if isinstance(one, str | Expression) else one for one in given]
-
-
-def _as_items(value: Any) -> Any:
-    if value is not None and not isinstance(value, list | str):
-        raise ValueError("must be a list, or a template that gives one")
-    return value
-
-
-def _shortest(conditions: list[When]) -> Any:
-    """The form that people write."""
-    short = [condition.if_ if not condition.reason else condition.model_dump() for condition in conditions]
-    return short[0] if len(short) == 1 else short
-
-
-class _Model(BaseModel):
-    """Written out, only what differs from the default is there: a round trip loses and adds nothing."""
-
-    model_config = ConfigDict(
-        extra="forbid", validate_by_name=True, validate_by_alias=True, serialize_by_alias=True, defer_build=True
-    )
-
-    @model_serializer(mode="wrap")
-    def _only_what_differs(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        defaults = _defaults(type(self))
-        written = handler(self)
-        return {
-            key: written[key]
-            for key, (name, default) in defaults.items()
-            if default is PydanticUndefined or getattr(self, name) != default
-        }
-
-
-@cache
-def _defaults(model: type[BaseModel]) -> dict[str, tuple[str, Any]]:
-    """Per written key: the field's name, and its default."""
-    return {
-        field.serialization_alias or field.alias or name: (name, field.get_default(call_default_factory=True))
-        for name, field in model.model_fields.items()
-    }
-
-
-class UndoSpec(_Model):
-    """An undo of the plan's own: an operation, with parameters that may use the step's `data` and `before`."""
-
-    op: str = Field(description="The operation")
-    with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="Its parameters")
-
-
-class When(_Model):
-    """A condition, and the reason that a report gives where it does not hold."""
-
-    if_: Annotated[str, Field(min_length=1)] = Field(alias="if", description="A Jinja2 expression, without braces")
-    reason: str = Field("", description="Why the step is skipped where it is false")
-
-    @property
-    def of_part(self) -> bool:
-        """Whether it is asked of each item or host by itself: it looks at one."""
-        return bool(templates.references(templates.braced(self.if_), frozenset()).unknown & {"item", "host"})
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return {"anyOf": [{"type": "string"}, handler(core)]}
-
-
-class _OneOrSeveral:
-    """In the schema of a list field: one alone will do."""
-
-    @staticmethod
-    def __get_pydantic_json_schema__(core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        several = handler(core)
-        return {"anyOf": [several["items"], several]}
 
 
 class Concurrency(_Model):
@@ -176,62 +44,6 @@ class Concurrency(_Model):
         "queue",
         description="What becomes of one more: it waits, it is not run, or it takes the place of those that run",
     )
-
-
-class Inside(_Model):
-    """Inside of what a step is done."""
-
-    container: str = Field(min_length=1, description="A running container's name or id; may use templates")
-
-
-class Step(_Model):
-    """A node of the plan."""
-
-    op: str = Field(description="The operation, e.g. compose.up.execute")
-    with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="The operation's parameters")
-    after: Annotated[list[str], BeforeValidator(_as_list), _NAMES] = Field(
-        default_factory=list, description="The steps that must have ended before"
-    )
-    when: Annotated[list[When], BeforeValidator(_as_conditions), PlainSerializer(_shortest), _OneOrSeveral()] = Field(
-        default_factory=list, description="Expressions that must hold, else the step is skipped"
-    )
-    only_if: Annotated[list[OnlyIf], BeforeValidator(_as_list), _GUARDS] = Field(
-        default_factory=list, description="What the steps before it must have done, else the step is skipped"
-    )
-    foreach: Annotated[list[Any] | str | None, BeforeValidator(_as_items)] = Field(
-        None, description="A list, or a {{ template }} that gives one: the step is done for each item at the same time"
-    )
-    target: Annotated[str | None, BeforeValidator(_as_target)] = Field(
-        None, description="_any worker, _all hosts, one host by its name, or those with a label: key:value"
-    )
-    on_no_host: OnNoHost = Field("fail", description="What becomes of it where no host is meant by its target")
-    when_fact: HostFilter | None = Field(
-        None,
-        description="What a host must be like for the step to be done there; on _any worker: what some host must be",
-    )
-    in_: Inside | None = Field(
-        None, alias="in", description="Done inside a container: command, file, node and network operations"
-    )
-    tolerate: Annotated[str | None, BeforeValidator(_as_tolerance)] = Field(
-        None, description="How many of its items or hosts may fail: 2, or 10%"
-    )
-    max_parallel: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="How many of its items or hosts are at work at once"
-    )
-    canary: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="How many of its items or hosts go first: if one of them fails, the rest is left alone"
-    )
-    retry: Retry | None = Field(None, description="When a failed attempt is tried again")
-    on_error: OnError | None = Field(None, description="stop ends the run, continue goes on without what depends on it")
-    timeout: Annotated[Duration, Field(gt=0)] | None = Field(None, description="Time of one attempt")
-    undo: Annotated[UndoSpec | Literal["none"] | None, BeforeValidator(_none_or_spec)] = Field(
-        None, description="How to take it back; none says that there is nothing to take back"
-    )
-    always: bool = Field(default=False, description="Runs however the run ends")
-    irreversible: bool = Field(
-        default=False, description="The point of no return: once it has succeeded, the run only goes forward"
-    )
-    description: str = Field("", description="For people")
 
 
 class Plan(_Model):

@@ -13,7 +13,8 @@ from longshore.orchestration.errors import PlanDenied, Problem, UnknownName
 from longshore.orchestration.language import templates
 from longshore.orchestration.language.template_engine import LONGEST_CODE_OF_PLAN, code_size
 from longshore.orchestration.operations import find
-from longshore.orchestration.plans.model import Plan, UndoSpec
+from longshore.orchestration.plans.model import Plan
+from longshore.orchestration.plans.steps import UndoSpec
 from longshore.orchestration.settings import Settings
 
 #: Names of secret values; names such as `…_FILE` are locations.

@@ -17,8 +17,9 @@ from longshore.orchestration.language.guards import LOOKS_AT_FAILURE
 from longshore.orchestration.language.targets import ANY, is_several
 from longshore.orchestration.operations import Operation, Params, Waits, celery_task, find, known, subplan
 from longshore.orchestration.plans.compiled import CONTROL, CompiledPlan, find_cycle, target_of
-from longshore.orchestration.plans.model import NAME, Plan, Step, UndoSpec
+from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.plans.policy import excessive_code
+from longshore.orchestration.plans.steps import NAME, Step, UndoSpec
 from longshore.orchestration.settings import MAX_STEPS, MAX_UNITS
 
 #: Loads the child plan that a step names or contains.

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 
 from longshore.orchestration.plans.compiled import CONTROL, CompiledPlan, StepId, as_id, index_of, is_forward
 from longshore.orchestration.states import StepState
-from longshore.orchestration.store.hosts import SILENT_LEASES, Host, Hosts, takers
+from longshore.orchestration.store.hosts import SILENT_LEASES, Host, Hosts
 from longshore.orchestration.store.keys import Field
+from longshore.orchestration.store.placement import takers
 from longshore.orchestration.store.run_store import Store
 
 #: The field that the report reads the reason from; no record stores it.

@@ -25,9 +25,9 @@ from longshore.orchestration.runs.step_report import (
     UndoReport,
     _Part,
 )
-from longshore.orchestration.saga import StepRecord
 from longshore.orchestration.states import STEP_BAD, TERMINAL, UNDO_FINAL, Cause, RunState, StepState, UndoState
 from longshore.orchestration.store.keys import Field
+from longshore.orchestration.transitions import StepRecord
 
 if TYPE_CHECKING:
     from longshore.orchestration.store.run_store import Store

@@ -16,8 +16,9 @@ from longshore.orchestration.messaging.canvas import ADVANCE, STEP, UNDO
 from longshore.orchestration.plans.compiled import CONTROL
 from longshore.orchestration.states import StepState
 from longshore.orchestration.store.connection import as_number
-from longshore.orchestration.store.hosts import Hosts, takers
+from longshore.orchestration.store.hosts import Hosts
 from longshore.orchestration.store.keys import Field
+from longshore.orchestration.store.placement import takers
 from longshore.orchestration.store.run_store import Store
 
 #: The number of next messages of a queue that are examined; some may be of steps that have ended.

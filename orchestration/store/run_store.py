@@ -15,7 +15,7 @@ from longshore.orchestration.errors import UNREADABLE, Damaged, UnknownName
 from longshore.orchestration.language.guards import GuardDecision
 from longshore.orchestration.messaging.signing import opened, origin, sealed_command
 from longshore.orchestration.plans.compiled import StepId, as_id
-from longshore.orchestration.saga import ResumeSet, RunRecord, StepRecord
+from longshore.orchestration.saga import ResumeSet
 from longshore.orchestration.settings import LARGE_DATA_BYTES, Settings
 from longshore.orchestration.states import Cause, RunState, StepState, UndoState
 from longshore.orchestration.store import lua
@@ -23,6 +23,7 @@ from longshore.orchestration.store.connection import milliseconds as _ms
 from longshore.orchestration.store.indices import Indices, mark
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.side_records import SideRecords
+from longshore.orchestration.transitions import RunRecord, StepRecord
 
 if TYPE_CHECKING:
     from redis.commands.core import Script

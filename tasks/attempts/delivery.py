@@ -14,7 +14,7 @@ from longshore.orchestration.errors import StoreUnavailable
 from longshore.orchestration.language.secrets import Redaction
 from longshore.orchestration.operations import Operation, find
 from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep, StepId, index_of
-from longshore.orchestration.plans.model import UndoSpec
+from longshore.orchestration.plans.steps import UndoSpec
 from longshore.orchestration.settings import get_settings
 from longshore.orchestration.store.run_store import Grant, Recorded, Store
 from longshore.tasks.crash_points import point

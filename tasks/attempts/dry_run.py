@@ -10,7 +10,7 @@ from longshore.orchestration.authoring.context import HostFacts
 from longshore.orchestration.errors import LongshoreError
 from longshore.orchestration.language import guards, templates
 from longshore.orchestration.language.secrets import Redaction
-from longshore.orchestration.plans.model import UndoSpec
+from longshore.orchestration.plans.steps import UndoSpec
 from longshore.orchestration.store.caches import Caches
 from longshore.orchestration.store.objects import Objects
 from longshore.orchestration.store.run_store import Store

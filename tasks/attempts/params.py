@@ -10,7 +10,7 @@ from longshore.orchestration.errors import NotAllowed, Preflight, plain
 from longshore.orchestration.language import secrets, templates
 from longshore.orchestration.operations import Operation, Params
 from longshore.orchestration.operations.file import UPWARDS
-from longshore.orchestration.plans.model import INSIDE
+from longshore.orchestration.plans.steps import INSIDE
 from longshore.tasks.host import secret_sources
 
 

@@ -34,7 +34,7 @@ from longshore.orchestration.language.durations import format_duration
 from longshore.orchestration.monitoring import logs, tracing
 from longshore.orchestration.operations import Operation, Params, Retry, find
 from longshore.orchestration.plans.compiled import tolerated
-from longshore.orchestration.plans.model import UndoSpec
+from longshore.orchestration.plans.steps import UndoSpec
 from longshore.orchestration.settings import MAX_DATA_BYTES
 from longshore.orchestration.states import STEP_GOOD, StepState, UndoState
 from longshore.orchestration.store.audit import note_refusal

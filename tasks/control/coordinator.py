@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from celery import Celery
 
-from longshore.orchestration import saga
+from longshore.orchestration import saga, transitions
 from longshore.orchestration.errors import Damaged, WrongType
 from longshore.orchestration.installation import integrity
 from longshore.orchestration.jobs import schedule
@@ -22,7 +22,6 @@ from longshore.orchestration.messaging.canvas import STEP, UNDO, Canvas
 from longshore.orchestration.plans.compiled import CompiledPlan, StepId, as_id, index_of
 from longshore.orchestration.plans.labels import JOB_LABEL
 from longshore.orchestration.runs import report
-from longshore.orchestration.saga import RunRecord, StepRecord
 from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
 from longshore.orchestration.store import audit
 from longshore.orchestration.store.breakers import Breakers
@@ -32,6 +31,7 @@ from longshore.orchestration.store.hosts import Hosts
 from longshore.orchestration.store.indices import BATCH, SAFETY
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.run_store import SCHEMA_VERSION, RunSnapshot, Store, run_record
+from longshore.orchestration.transitions import RunRecord, StepRecord
 from longshore.tasks.control.commands import Commands
 from longshore.tasks.control.dispatch import away, hosts_of, in_flight, send_next, silent_limit
 from longshore.tasks.control.event_forwarder import EventForwarder
@@ -428,27 +428,27 @@ class Coordinator:
         transition: saga.Transition,
     ) -> bool:
         match transition:
-            case saga.OpenLevel(state, level, ready, skipped):
+            case transitions.OpenLevel(state, level, ready, skipped):
                 return self.store.open_level(
                     run_id, run, state, level, ready, skipped, hosts=transition.hosts, tainted=transition.tainted,
                     failed=transition.failed, fanned=transition.fanned, stopped_by=transition.stopped_by,
                 )  # fmt: skip
-            case saga.OpenUndo(level, ready, impossible):
+            case transitions.OpenUndo(level, ready, impossible):
                 return self.store.open_undo(run_id, run, level, ready, impossible)
-            case saga.Abort(cause, error):
+            case transitions.Abort(cause, error):
                 return self.store.abort(run_id, cause, error)
-            case saga.Drain(steps):
+            case transitions.Drain(steps):
                 self.store.drain(run_id, ((i, plan.steps[index_of(i)].always) for i in steps))
                 return True
-            case saga.Compare(ending):
+            case transitions.Compare(ending):
                 return self.comparison.advance(run_id, plan, run, ending=ending)
-            case saga.Unsuspend():
+            case transitions.Unsuspend():
                 return self._unsuspend(run_id, plan, run)
-            case saga.GiveUpUndo(steps):
+            case transitions.GiveUpUndo(steps):
                 for i in steps:
                     self._give_up(run_id, plan, i, "u", "the undo ran out of its time")
                 return True
-            case saga.Finish(state, not_run):
+            case transitions.Finish(state, not_run):
                 return self.store.finish(run_id, run.state, state, not_run, run.epoch)
 
     def _unsuspend(self, run_id: str, plan: CompiledPlan, run: RunRecord) -> bool:
@@ -460,7 +460,7 @@ class Coordinator:
     def _dispatch(self, run_id: str, plan: CompiledPlan, transition: saga.Transition, *, anew: bool) -> None:
         """Send what the transition made ready. If this is lost, the sweeper sends it."""
         match transition:
-            case saga.OpenLevel(state, _, ready, _) if transition.stopped_by is None:
+            case transitions.OpenLevel(state, _, ready, _) if transition.stopped_by is None:
                 leaves: list[StepId] = [*ready, *self._first_units(run_id, transition.fanned)]
                 if leaves:
                     # Of what begins for the first time, and is for any host, none can be bound to one yet.
@@ -468,7 +468,7 @@ class Coordinator:
                     hosts = hosts_of(self.store, run_id, plan, leaves) if bound else {}
                     may_chain = state is RunState.RUNNING and not anew
                     self.canvas(run_id, hosts).send_level(plan, leaves, may_chain=may_chain)
-            case saga.OpenUndo(_, undone, _) if undone:
+            case transitions.OpenUndo(_, undone, _) if undone:
                 self.canvas(run_id, hosts_of(self.store, run_id, plan, undone, "u")).send_undo(plan, undone)
             case _:
                 return

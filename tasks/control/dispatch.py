@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from longshore.orchestration.language.targets import ANY, is_several
 from longshore.orchestration.messaging.canvas import STEP
 from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep, StepId, index_of
-from longshore.orchestration.saga import RunRecord
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store.hosts import Hosts, HostState
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.run_store import Store
+from longshore.orchestration.transitions import RunRecord
 from longshore.tasks.external_wait import MakeCanvas
 
 

@@ -16,11 +16,11 @@ from longshore.orchestration.operations import Waits
 from longshore.orchestration.operations.results import as_mapping
 from longshore.orchestration.plans.compiled import StepId, as_id, index_of
 from longshore.orchestration.runs import report
-from longshore.orchestration.saga import RunRecord
 from longshore.orchestration.settings import MAX_DATA_BYTES
 from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.run_store import Store, parent_in, stream_order
+from longshore.orchestration.transitions import RunRecord
 from longshore.tasks.control.commands import PAST_RETURN
 from longshore.tasks.control.dispatch import in_flight, send_next
 from longshore.tasks.external_wait import MakeCanvas

@@ -13,11 +13,12 @@ from longshore.orchestration.language.guards import RUNS, GuardDecision, Unit
 from longshore.orchestration.language.targets import ANY, is_several
 from longshore.orchestration.language.template_engine import Budget, spending
 from longshore.orchestration.plans.compiled import CompiledStep, tolerated
-from longshore.orchestration.plans.model import When
+from longshore.orchestration.plans.steps import When
 from longshore.orchestration.runs import report
 from longshore.orchestration.runs.step_report import StepReport
 from longshore.orchestration.settings import MAX_UNITS
-from longshore.orchestration.store.hosts import Host, Hosts, left_out, meant
+from longshore.orchestration.store.hosts import Host, Hosts
+from longshore.orchestration.store.placement import left_out, meant
 from longshore.orchestration.store.run_store import Store
 from longshore.tasks.attempts.scope import of_steps
 from longshore.tasks.loaded_runs import Loaded

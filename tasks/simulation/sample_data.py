@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from longshore.orchestration.language import templates
-from longshore.orchestration.plans.model import Plan, UndoSpec
+from longshore.orchestration.plans.model import Plan
+from longshore.orchestration.plans.steps import UndoSpec
 
 
 def sample_data(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:

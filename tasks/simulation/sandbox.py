@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -15,12 +15,12 @@ from functools import partial
 from typing import Any
 
 from longshore.orchestration.client.request import request_body
-from longshore.orchestration.errors import ConfigError, OperationError, StepTimeout, UnknownName, Unsuccessful
-from longshore.orchestration.messaging.canvas import ADVANCE, CHAIN_LINKS, STEP, UNDO, Canvas
+from longshore.orchestration.errors import OperationError, StepTimeout, UnknownName, Unsuccessful
+from longshore.orchestration.messaging.canvas import ADVANCE, STEP, Canvas
 from longshore.orchestration.operations import Operation, Params, Waits, all_operations, find
 from longshore.orchestration.operations.subplan import RUN
 from longshore.orchestration.plans import loading
-from longshore.orchestration.plans.compiled import CompiledPlan, StepId, at_host, index_of
+from longshore.orchestration.plans.compiled import StepId, at_host, index_of
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.runs import events, report
 from longshore.orchestration.runs.events import Event
@@ -28,14 +28,12 @@ from longshore.orchestration.runs.hooks import HookDispatcher, Hooks
 from longshore.orchestration.runs.report import Report
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.states import TERMINAL, StepState
-from longshore.orchestration.store import lua
 from longshore.orchestration.store.admission import Admission
 from longshore.orchestration.store.hosts import Hosts, Node, NodeState
 from longshore.orchestration.store.keys import Field
-from longshore.orchestration.store.run_store import Recorded, Store
+from longshore.orchestration.store.run_store import Recorded
 from longshore.tasks.attempts.delivery import Delivery, Refused, RetryScheduled, WaitsOutside
 from longshore.tasks.attempts.fencing import NoFence
-from longshore.tasks.attempts.receipts import Trace
 from longshore.tasks.attempts.runner import Attempt
 from longshore.tasks.control.coordinator import Coordinator
 from longshore.tasks.control.receipt_comparison import HostAgent
@@ -46,10 +44,10 @@ from longshore.tasks.implementation import Context, Implementation, Outcome, Pre
 from longshore.tasks.loaded_runs import NotOurs, Plans
 from longshore.tasks.operations import cache, command, compose, docker, file, http, network, node, noop, stacks, waiting  # noqa: F401 - they make their operations known
 from longshore.tasks.simulation.engine import MemoryEngine
+from longshore.tasks.simulation.memory_store import MemoryStore
+from longshore.tasks.simulation.messages import _Line, _Message, _NoReceipts
 from longshore.tasks.simulation.sample_data import sample_data
 
-_TIME = "redis.call('TIME')"
-_CLOCK = "redis.call('HMGET', 'bench:clock', 's', 'us')"
 #: Families that act on nothing but the engine in memory, or on nothing at all.
 _HARMLESS = ("noop.", "docker.", "approval.", "plan.")
 _NOT_BEFORE = frozenset({Field.NOT_BEFORE, f"u{Field.NOT_BEFORE}"})
@@ -59,96 +57,6 @@ _PATIENCE = 400
 
 class Vanished(BaseException):
     """The worker was killed."""
-
-
-class MemoryStore(Store):
-    """The store with its own scripts, on a server in memory and by a clock that only the bench moves."""
-
-    def __init__(self, settings: Settings) -> None:
-        try:
-            import fakeredis  # noqa: PLC0415 - an extra
-        except ImportError as error:
-            raise ConfigError("the bench needs fakeredis", remedy="pip install 'longshore[testing]'") from error
-        super().__init__(settings, fakeredis.FakeRedis(decode_responses=True))
-        self._clock = 1_000_000_000_000
-        #: ms by which that clock was set, and not merely went on.
-        self._set_by = 0
-        # Whoever asks for the time, alone or in a pipeline.
-        self.client.set_response_callback("TIME", lambda _time, **_: self._time())
-        self.advance(0)
-
-    def _run(self, name: str, run_id: str, *args: object, keys: Sequence[str] = (), lasting: bool = True) -> Any:
-        if name not in self._scripts:
-            self._scripts[name] = self.client.register_script(lua.source(name).replace(_TIME, _CLOCK))
-        return super()._run(name, run_id, *args, keys=keys)
-
-    def run_global(self, name: str, keys: list[str], *args: object) -> Any:
-        if name not in self._scripts:
-            self._scripts[name] = self.client.register_script(lua.installation_source(name).replace(_TIME, _CLOCK))
-        return super().run_global(name, keys, *args)
-
-    def advance(self, seconds: float) -> None:
-        """Let time pass."""
-        self._clock += round(seconds * 1000)
-        whole, micros = self._time()
-        self.client.hset("bench:clock", mapping={"s": whole, "us": micros})
-
-    def _time(self) -> tuple[int, int]:
-        """As Redis gives it, in seconds and microseconds."""
-        seconds, ms = divmod(self._clock, 1000)
-        return seconds, ms * 1000
-
-    def jump(self, seconds: float) -> None:
-        """Set the clock, forward or back."""
-        self._set_by += round(seconds * 1000)
-        self.advance(seconds)
-
-    def steady(self) -> float:
-        return self._clock - self._set_by
-
-    def may_have_lost(self, since: int) -> bool:
-        return False
-
-
-@dataclass(frozen=True)
-class _Message:
-    task: str
-    run_id: str
-    step_id: StepId = 0
-    host: str = ""
-    #: The links that follow it in its chain.
-    rest: tuple[int, ...] = ()
-
-
-class _Line(Canvas):
-    """The messages of a run, in a queue instead of a broker."""
-
-    def __init__(self, queue: deque[_Message], run_id: str, hosts: Mapping[StepId, str] | None = None) -> None:
-        self.queue = queue
-        self.run_id = run_id
-        self.hosts = hosts or {}
-
-    def send_start(self, plan_name: str) -> None:
-        self.send_advance(plan_name)
-
-    def send_advance(self, plan_name: str) -> None:
-        self.queue.append(_Message(ADVANCE, self.run_id))
-
-    def send_level(self, plan: CompiledPlan, ids: Sequence[StepId], *, may_chain: bool) -> None:
-        first = ids[0]
-        if len(ids) == 1 and may_chain and isinstance(first, int):
-            links = plan.chain_from(first, CHAIN_LINKS)
-            self.queue.append(_Message(STEP, self.run_id, first, rest=links[1:]))
-            return
-        for step_id in ids:
-            self.send_single(STEP, plan, step_id)
-
-    def send_undo(self, plan: CompiledPlan, ids: Sequence[StepId]) -> None:
-        for step_id in ids:
-            self.send_single(UNDO, plan, step_id)
-
-    def send_single(self, task: str, plan: CompiledPlan, step_id: StepId) -> None:
-        self.queue.append(_Message(task, self.run_id, step_id, self.hosts.get(step_id, "")))
 
 
 @dataclass
@@ -236,21 +144,6 @@ class Done:
         done = implementation(self.operation)
         with self.sandbox.engine_in_use():
             return done.undo(self.context, self.params, self.before, self.outcome.data)
-
-
-class _NoReceipts:
-    """The receipts of a host on which nothing is done."""
-
-    def close(self, run_id: str, instance_id: str, epoch: int, parts: Collection[str]) -> None:
-        """Nothing can act later."""
-
-    def traces(
-        self, run_id: str, instance_id: str, patience: float, parts: Collection[str] | None = None
-    ) -> tuple[list[Trace], list[str]]:
-        return [], []
-
-    def version(self, run_id: str, instance_id: str) -> int:
-        return 0
 
 
 class Sandbox:

@@ -13,11 +13,11 @@ import redis
 
 from longshore.orchestration.language.guards import GuardDecision, Unit
 from longshore.orchestration.plans.compiled import StepId
-from longshore.orchestration.saga import RunRecord
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.states import RunState, StepState, UndoState
 from longshore.orchestration.store.keys import RunKeys
 from longshore.orchestration.store.run_store import Grant, Recorded, Store, run_record
+from longshore.orchestration.transitions import RunRecord
 
 LEASE = 10.0
 #: Fields of the steps' hash that are times which something waits for; an undo's have a `u` before them.

@@ -14,7 +14,8 @@ from longshore.orchestration.installation.doctor import _work as examine
 from longshore.orchestration.monitoring.metrics import text
 from longshore.orchestration.operations import find
 from longshore.orchestration.runs.pending_reasons import pending_reasons
-from longshore.orchestration.store.hosts import Hosts, HostState, Node, NodeState, cannot, grouped, meant
+from longshore.orchestration.store.hosts import Hosts, HostState, Node, NodeState
+from longshore.orchestration.store.placement import cannot, grouped, meant
 from longshore.orchestration.store.queue_lengths import queue_lengths
 from longshore.orchestration.store.run_store import Store
 from tests.servers import RedisServer

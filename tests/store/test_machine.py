@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from longshore.orchestration.plans.model import Plan, Step
+from longshore.orchestration.plans.model import Plan
+from longshore.orchestration.plans.steps import Step
 from longshore.orchestration.runs import report
 from longshore.orchestration.states import (
     STEP_BAD,

@@ -11,10 +11,10 @@ import pytest
 import redis
 from redis.crc import key_slot
 
-from longshore.orchestration.saga import RunRecord
 from longshore.orchestration.states import TERMINAL, Cause, RunState
 from longshore.orchestration.store import lua
 from longshore.orchestration.store.run_store import Store
+from longshore.orchestration.transitions import RunRecord
 from tests.servers import RedisServer
 from tests.store.stored_run import LEASE, StoredRun, settings_for
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from longshore.orchestration.saga import ResumeSet, RunRecord
+from longshore.orchestration.saga import ResumeSet
 from longshore.orchestration.states import Cause, RunState
+from longshore.orchestration.transitions import RunRecord
 from tests.store.stored_run import StoredRun
 
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
-from longshore.orchestration import Plan, saga
+from longshore.orchestration import Plan, saga, transitions
 from longshore.orchestration.plans.compiled import CompiledPlan
-from longshore.orchestration.saga import RunRecord, StepRecord
 from longshore.orchestration.states import TERMINAL, TRANSITIONS, Cause, RunState, StepState, UndoState
+from longshore.orchestration.transitions import RunRecord, StepRecord
 
 FORWARD, BACK, ADVANCE = "step", "undo", "advance"
 R, S, U = RunState, StepState, UndoState
@@ -362,7 +362,7 @@ class Checker:
     def apply(self, world: World, decision: saga.Transition) -> World | None:
         """None where the script refuses it."""
         match decision:
-            case saga.OpenLevel(state, level, ready, skipped):
+            case transitions.OpenLevel(state, level, ready, skipped):
                 if world.state is R.ABORTING and world.leases:
                     return None
                 if world.state is not R.ABORTING and world.left > 0:
@@ -374,7 +374,7 @@ class Checker:
                     world = _put(world, i, replace(world.steps[i], status=S.READY))
                 world = _to(replace(world, level=level, left=len(ready)), state)
                 return replace(world, messages=_with(world, FORWARD, *ready))
-            case saga.OpenUndo(level, undone, impossible):
+            case transitions.OpenUndo(level, undone, impossible):
                 if world.state is R.ABORTING and world.leases:
                     return None
                 for i in undone:
@@ -383,11 +383,11 @@ class Checker:
                     world = _put(world, int(i), replace(world.steps[int(i)], undo=U.NOT_UNDOABLE))
                 world = _to(replace(world, undo_level=level, left=len(undone)), R.UNDOING)
                 return replace(world, messages=_with(world, BACK, *(int(i) for i in undone)))
-            case saga.Compare(ending):
+            case transitions.Compare(ending):
                 return self.compare(world, ending=ending)
-            case saga.Drain(waiting):
+            case transitions.Drain(waiting):
                 return self.drain(world, tuple(int(i) for i in waiting))
-            case saga.Finish(state, not_run):
+            case transitions.Finish(state, not_run):
                 if world.leases or (world.state is not R.ABORTING and world.left > 0):
                     return None
                 for i in not_run:

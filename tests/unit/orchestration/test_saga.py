@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from longshore.orchestration import Plan, saga
+from longshore.orchestration import Plan, saga, transitions
 from longshore.orchestration.plans.compiled import CompiledPlan
-from longshore.orchestration.saga import DEPENDENCY_FAILED, RunRecord, StepRecord, decide, left_over, wanted
+from longshore.orchestration.saga import DEPENDENCY_FAILED, decide, left_over, wanted
 from longshore.orchestration.states import (
     STEP_BAD,
     TERMINAL,
@@ -18,6 +18,7 @@ from longshore.orchestration.states import (
     StepState,
     UndoState,
 )
+from longshore.orchestration.transitions import RunRecord, StepRecord
 from tests.unit.plans import compiled, diamond, of_edges
 
 CHANGED = StepRecord(StepState.CHANGED, attempts=1)
@@ -44,7 +45,7 @@ def test_pending_run_opens_its_first_level() -> None:
 
     decision = decide(plan, RunRecord(RunState.PENDING), recorded(plan))
 
-    assert decision == saga.OpenLevel(RunState.RUNNING, 0, (1, 2))
+    assert decision == transitions.OpenLevel(RunState.RUNNING, 0, (1, 2))
 
 
 def test_run_waits_for_its_level() -> None:
@@ -70,7 +71,7 @@ def test_timed_out_run_is_aborted_within_a_level() -> None:
 
     decision = decide(plan, run, {})
 
-    assert isinstance(decision, saga.Abort)
+    assert isinstance(decision, transitions.Abort)
     assert decision.cause is Cause.DEADLINE
     assert decide(plan, RunRecord(RunState.RUNNING, level=0, left=1, now=99, deadline=100), {}) is None
 
@@ -86,15 +87,15 @@ def test_failed_step_skips_transitive_dependents(bad: StepState) -> None:
     steps |= {2: StepRecord(StepState.SKIPPED, reason=DEPENDENCY_FAILED, tainted=True), 3: CHANGED}
     second = decide(plan, RunRecord(RunState.RUNNING, level=1), steps)
 
-    assert first == saga.OpenLevel(RunState.RUNNING, 1, (3,), {2: "dependency failed"}, frozenset({2}))
-    assert second == saga.OpenLevel(RunState.RUNNING, 2, (), {4: "dependency failed"}, frozenset({4}))
+    assert first == transitions.OpenLevel(RunState.RUNNING, 1, (3,), {2: "dependency failed"}, frozenset({2}))
+    assert second == transitions.OpenLevel(RunState.RUNNING, 2, (), {4: "dependency failed"}, frozenset({4}))
 
 
 def test_step_skipped_by_a_guard_skips_no_dependents() -> None:
     plan = compiled(of_edges({"a": [], "b": ["a"]}))
     steps = recorded(plan, a=StepRecord(StepState.SKIPPED, reason="when: false"))
 
-    assert decide(plan, RunRecord(RunState.RUNNING, level=0), steps) == saga.OpenLevel(RunState.RUNNING, 1, (1,))
+    assert decide(plan, RunRecord(RunState.RUNNING, level=0), steps) == transitions.OpenLevel(RunState.RUNNING, 1, (1,))
 
 
 def test_always_step_runs_after_failed_dependencies() -> None:
@@ -104,7 +105,7 @@ def test_always_step_runs_after_failed_dependencies() -> None:
 
     decision = decide(plan, RunRecord(RunState.RUNNING, level=0), recorded(plan, a=FAILED))
 
-    assert decision == saga.OpenLevel(RunState.RUNNING, 1, (1,))
+    assert decision == transitions.OpenLevel(RunState.RUNNING, 1, (1,))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_always_step_runs_after_failed_dependencies() -> None:
 def test_run_state_follows_its_steps(a: StepRecord, b: StepRecord, state: RunState) -> None:
     plan = compiled(of_edges({"a": [], "b": []}, on_error="continue"))
 
-    assert decide(plan, RunRecord(RunState.RUNNING, level=0), recorded(plan, a=a, b=b)) == saga.Finish(state, ())
+    assert decide(plan, RunRecord(RunState.RUNNING, level=0), recorded(plan, a=a, b=b)) == transitions.Finish(state, ())
 
 
 # --- abort ----------------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ def test_unclaimed_steps_are_cancelled_first(queued: StepState) -> None:
     plan = compiled(of_edges({"a": [], "b": [], "c": []}))
     steps = recorded(plan, a=FAILED, b=StepRecord(queued), c=StepRecord(StepState.RUNNING, 1))
 
-    assert decide(plan, RunRecord(RunState.ABORTING, level=0, left=2), steps) == saga.Drain((1,))
+    assert decide(plan, RunRecord(RunState.ABORTING, level=0, left=2), steps) == transitions.Drain((1,))
 
 
 def test_running_steps_are_awaited_before_undo() -> None:
@@ -148,13 +149,13 @@ def test_undo_begins_with_the_highest_level_with_effects() -> None:
     steps = recorded(plan, a=CHANGED, b=CHANGED, c=StepRecord(StepState.UNCHANGED, 1))
     aborting = RunRecord(RunState.ABORTING, level=3)
 
-    assert decide(plan, aborting, steps) == saga.OpenUndo(1, (1,))
+    assert decide(plan, aborting, steps) == transitions.OpenUndo(1, (1,))
     # given: the step has been undone
     steps |= {1: StepRecord(StepState.CHANGED, 1, UndoState.UNDONE)}
     undoing = RunRecord(RunState.UNDOING, level=3, undo_level=1)
-    assert decide(plan, undoing, steps) == saga.OpenUndo(0, (0,))
+    assert decide(plan, undoing, steps) == transitions.OpenUndo(0, (0,))
     steps |= {0: StepRecord(StepState.CHANGED, 1, UndoState.UNDONE)}
-    assert decide(plan, undoing, steps) == saga.Finish(RunState.UNDONE, (3,))
+    assert decide(plan, undoing, steps) == transitions.Finish(RunState.UNDONE, (3,))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_claimed_steps_are_undone_unless_without_effect(step: dict[str, Any], re
 
     decision = decide(plan, RunRecord(RunState.ABORTING, level=0), {0: record})
 
-    assert decision == (saga.OpenUndo(0, (0,)) if undone else saga.Finish(RunState.UNDONE, ()))
+    assert decision == (transitions.OpenUndo(0, (0,)) if undone else transitions.Finish(RunState.UNDONE, ()))
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,7 @@ def test_step_without_undo_is_reported_with_the_reason(record: StepRecord, why: 
 
     decision = decide(plan, RunRecord(RunState.ABORTING, level=0), {0: record})
 
-    assert decision == saga.OpenUndo(0, (), {0: why})
+    assert decision == transitions.OpenUndo(0, (), {0: why})
 
 
 def test_undo_level_is_awaited_until_its_timeout() -> None:
@@ -214,7 +215,7 @@ def test_undo_level_is_awaited_until_its_timeout() -> None:
         return decide(plan, RunRecord(RunState.UNDOING, undo_level=0, left=3, now=now, undo_deadline=50), steps)
 
     assert at(49) is None
-    assert at(50) == saga.GiveUpUndo((0, 2))
+    assert at(50) == transitions.GiveUpUndo((0, 2))
     # a running step is awaited: the step has its own timeout
     steps |= {i: StepRecord(StepState.CHANGED, 1, UndoState.UNDO_FAILED) for i in (0, 2)}
     assert at(50) is None
@@ -232,8 +233,8 @@ def test_run_with_keep_undoes_nothing() -> None:
     steps |= {2: CHANGED}
     second = decide(plan, RunRecord(RunState.FINISHING, level=2, keep=True), steps)
 
-    assert first == saga.OpenLevel(RunState.FINISHING, 2, (2,))
-    assert second == saga.Finish(RunState.FAILED, ())
+    assert first == transitions.OpenLevel(RunState.FINISHING, 2, (2,))
+    assert second == transitions.Finish(RunState.FAILED, ())
 
 
 def test_unreached_always_steps_run_after_the_undo() -> None:
@@ -250,10 +251,10 @@ def test_unreached_always_steps_run_after_the_undo() -> None:
     second = decide(plan, RunRecord(RunState.FINISHING, level=1), steps | {2: FAILED})
     end = decide(plan, RunRecord(RunState.FINISHING, level=2), steps | {2: FAILED, 3: CHANGED})
 
-    assert first == saga.OpenLevel(RunState.FINISHING, 1, (2,))
+    assert first == transitions.OpenLevel(RunState.FINISHING, 1, (2,))
     assert waiting is None
-    assert second == saga.OpenLevel(RunState.FINISHING, 2, (3,))
-    assert end == saga.Finish(RunState.UNDO_FAILED, (1,))
+    assert second == transitions.OpenLevel(RunState.FINISHING, 2, (3,))
+    assert end == transitions.Finish(RunState.UNDO_FAILED, (1,))
 
 
 @pytest.mark.parametrize("state", sorted(TERMINAL))

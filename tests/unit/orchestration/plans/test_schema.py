@@ -15,7 +15,8 @@ from longshore.orchestration import Param, Plan, Retry, Step, When, parse
 from longshore.orchestration.language.schedule import Scheduled
 from longshore.orchestration.language.targets import HostFilter
 from longshore.orchestration.plans.loading import schema
-from longshore.orchestration.plans.model import Concurrency, Inside, UndoSpec
+from longshore.orchestration.plans.model import Concurrency
+from longshore.orchestration.plans.steps import Inside, UndoSpec
 from tests.unit.plans import plans
 
 TYPES: dict[str, tuple[type, ...]] = {

@@ -14,7 +14,8 @@ from longshore.orchestration.settings import Settings
 from longshore.orchestration.store.breakers import Breakers
 from longshore.orchestration.store.clock import Clock, Jumps
 from longshore.orchestration.store.hosts import Host, HostState, Node
-from longshore.tasks.simulation.sandbox import MemoryStore, Sandbox
+from longshore.tasks.simulation.memory_store import MemoryStore
+from longshore.tasks.simulation.sandbox import Sandbox
 
 HOUR = 3600.0
 JUMPS = [-24 * HOUR, -HOUR, HOUR, 24 * HOUR]

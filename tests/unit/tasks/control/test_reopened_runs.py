@@ -11,7 +11,8 @@ from longshore.orchestration import Blocked, Delayed, Plan, operation
 from longshore.orchestration.client.request import request_body
 from longshore.orchestration.store.admission import Admission
 from longshore.orchestration.testing import Sandbox
-from longshore.tasks.simulation.sandbox import ADVANCE, _Message
+from longshore.tasks.simulation.messages import _Message
+from longshore.tasks.simulation.sandbox import ADVANCE
 
 State = dict[str, str | None]
 

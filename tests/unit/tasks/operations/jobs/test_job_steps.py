@@ -108,7 +108,9 @@ def test_job_stops_and_restarts_exactly_the_running_containers(docker: Stubborn)
     step("work.execute").act()
     started = step("start.execute").act()
 
-    assert [call for call in docker.calls if "job" not in call] == [
+    calls = [call for call in docker.calls if "job" not in call]
+    calls[1:3], calls[5:7] = sorted(calls[1:3]), sorted(calls[5:7])  # containers of one level stop at the same time
+    assert calls == [
         *("stop shop-web-1", "stop shop-app-1", "stop shop-app-2", "stop shop-db-1"),
         # Once more before the work: nothing has come up meanwhile.
         *("stop shop-web-1", "stop shop-app-1", "stop shop-app-2", "stop shop-db-1"),

@@ -1,0 +1,65 @@
+"""The store of the sandbox: Redis in memory, with a clock that tests move."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from longshore.orchestration.errors import ConfigError
+from longshore.orchestration.settings import Settings
+from longshore.orchestration.store import lua
+from longshore.orchestration.store.run_store import Store
+
+_TIME = "redis.call('TIME')"
+
+
+_CLOCK = "redis.call('HMGET', 'bench:clock', 's', 'us')"
+
+
+class MemoryStore(Store):
+    """The store with its own scripts, on a server in memory and by a clock that only the bench moves."""
+
+    def __init__(self, settings: Settings) -> None:
+        try:
+            import fakeredis  # noqa: PLC0415 - an extra
+        except ImportError as error:
+            raise ConfigError("the bench needs fakeredis", remedy="pip install 'longshore[testing]'") from error
+        super().__init__(settings, fakeredis.FakeRedis(decode_responses=True))
+        self._clock = 1_000_000_000_000
+        #: ms by which that clock was set, and not merely went on.
+        self._set_by = 0
+        # Whoever asks for the time, alone or in a pipeline.
+        self.client.set_response_callback("TIME", lambda _time, **_: self._time())
+        self.advance(0)
+
+    def _run(self, name: str, run_id: str, *args: object, keys: Sequence[str] = (), lasting: bool = True) -> Any:
+        if name not in self._scripts:
+            self._scripts[name] = self.client.register_script(lua.source(name).replace(_TIME, _CLOCK))
+        return super()._run(name, run_id, *args, keys=keys)
+
+    def run_global(self, name: str, keys: list[str], *args: object) -> Any:
+        if name not in self._scripts:
+            self._scripts[name] = self.client.register_script(lua.installation_source(name).replace(_TIME, _CLOCK))
+        return super().run_global(name, keys, *args)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self._clock += round(seconds * 1000)
+        whole, micros = self._time()
+        self.client.hset("bench:clock", mapping={"s": whole, "us": micros})
+
+    def _time(self) -> tuple[int, int]:
+        """As Redis gives it, in seconds and microseconds."""
+        seconds, ms = divmod(self._clock, 1000)
+        return seconds, ms * 1000
+
+    def jump(self, seconds: float) -> None:
+        """Set the clock, forward or back."""
+        self._set_by += round(seconds * 1000)
+        self.advance(seconds)
+
+    def steady(self) -> float:
+        return self._clock - self._set_by
+
+    def may_have_lost(self, since: int) -> bool:
+        return False
