@@ -25,7 +25,7 @@ UPWARDS = "path_upwards"
 
 def _straight(value: str) -> str:
     if ".." in value.split("/"):
-        raise PydanticCustomError(UPWARDS, "{path} has a .. in it: say where it leads", {"path": repr(value)})
+        raise PydanticCustomError(UPWARDS, "{path} has a .. in it: write the resolved path", {"path": repr(value)})
     return value
 
 

@@ -100,6 +100,10 @@ class Project(_Model):
         return digest_of(self.model_dump())[:16]
 
 
+#: Error of a registry whose rate limit is exceeded.
+RATE_LIMITED = "its rate limit is exceeded"
+
+
 class Remote(_Model):
     """A registry's answer about an image name at `at`, seconds since 1970, and the host's image id at that time."""
 

@@ -154,13 +154,13 @@ def test_a_dry_create_makes_nothing(step: MakeStep, machine: Look) -> None:
     ("said", "why"),
     [
         ({"volumes": ["/data"]}, "is not source:target"),
-        ({"volumes": ["./here:/data"]}, "neither an absolute path nor a volume's name"),
+        ({"volumes": ["./here:/data"]}, "neither an absolute path nor a volume name"),
         ({"ports": ["eighty"]}, "is not a port"),
         ({"ports": ["70000:80"]}, "is not a port"),
         ({"memory": "lots"}, "is not a size"),
         ({"env": {"DEBUG": True}}, "put it in quotes"),
         ({"restart": "sometimes"}, "is not no, always"),
-        ({"labels": {"longshore.op": "x"}}, "set by Longshore"),
+        ({"labels": {"longshore.op": "x"}}, "longshore.op.*is reserved"),
         ({"colour": "red"}, "colour"),
     ],
 )

@@ -301,7 +301,7 @@ def test_a_build_that_fails_says_why_and_changes_nothing(
     assert "oh no" in error.value.data["output"]
     build.undo()
     assert names(engine) == was
-    with pytest.raises(Preflight, match="no Dockerfile"):
+    with pytest.raises(Preflight, match="Dockerfile does not exist in /nowhere"):
         step("docker.build.execute", image=f"{PREFIX}built:1", context="/nowhere").act()
 
 

@@ -320,7 +320,7 @@ def test_who_waits_for_a_job_that_redis_has_lost_hears_of_its_end(
 ) -> None:
     shop.up(sleep=3)
     with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(client.run_job, shop.job)
+        waiting = pool.submit(Jobs(client).run, shop.job)
         wait_for("the worker to be at work", shop.worker_is_running)
         assert place.redis.flushall()
         report = waiting.result(SOON)

@@ -139,7 +139,7 @@ def test_exec_tells_output_apart_and_gives_the_exit_code(step: MakeStep, contain
     ).act()
     assert done.changed
     assert (done.data["stdout"], done.data["stderr"]) == ("out\nin\nit\n7\n", "err\n")
-    with pytest.raises(Unsuccessful, match="exit code 3: why") as error:
+    with pytest.raises(Unsuccessful, match="exited with code 3: why") as error:
         step("docker.exec.execute", container=name, argv=["sh", "-c", "echo why >&2; exit 3"]).act()
     assert error.value.data["exit_code"] == 3
     looks = step("docker.exec.execute", container=name, argv=["true"], changes=False)
@@ -152,7 +152,7 @@ def test_exec_tells_output_apart_and_gives_the_exit_code(step: MakeStep, contain
 
 
 def test_exec_that_cannot_begin_has_had_no_effect(step: MakeStep, container: MakeContainer) -> None:
-    with pytest.raises(Preflight, match="no container"):
+    with pytest.raises(Preflight, match=r"lst-nothing.*does not exist"):
         step("docker.exec.execute", container="lst-nothing", argv=["true"]).act()
     with pytest.raises(Preflight, match="not running"):
         step("docker.exec.execute", container=container(start=False), argv=["true"]).act()
@@ -237,7 +237,7 @@ def healthy(step: MakeStep, *test: str) -> str:
 def test_wait_waits_for_a_health_check(step: MakeStep) -> None:
     good = healthy(step, "sh", "-c", "test -e /ready")
     wait = step("docker.wait.get", container=good, healthy_deadline="10s")
-    assert "it is running" in wait.predict().action
+    assert "; it is running" in wait.predict().action
     with pytest.raises(OperationError, match="is unhealthy"):
         wait.act()
     step("docker.exec.execute", container=good, argv=["touch", "/ready"]).act()

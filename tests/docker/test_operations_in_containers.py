@@ -107,7 +107,7 @@ def test_commands_see_the_container_and_not_the_worker(
     with pytest.raises(StepCancelled):
         step("command.shell.execute", cancelled, command="sleep 654", grace=1).act()
     assert not [row for row in engine.top(name)["Processes"] if "654" in " ".join(row)]
-    with pytest.raises(Preflight, match="no container"):
+    with pytest.raises(Preflight, match=r"lst-nothing.*does not exist"):
         step("command.exec.execute", {"container": "lst-nothing"}, argv=["true"]).act()
 
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from longshore.orchestration.stacks.orchestrate import Stacks
-from longshore.orchestration.store.caches import Caches, Entry
+from longshore.orchestration.store.caches import CACHE, Caches, Entry
 from longshore.tasks.crash_points import STACK_POINTS
 from tests.docker.stale_stacks import (
     HOST,
@@ -201,7 +201,7 @@ def test_beat_brings_right_what_is_stale(place: Installation, project: MakeProje
     finally:
         beat.kill()
         beat.communicate()
-        wait_for("its runs to end", lambda: not place.client().stacks().active_runs())
+        wait_for("its runs to end", lambda: not Stacks(place.client()).active_runs())
 
 
 # --- what is left alone -----------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_what_was_stopped_by_hand_or_has_ended_well_is_told_of_and_left_alone(
     )
     shop.compose("stop", "--timeout", "1", "db", "stubborn")
     # The engine remembers 256 events, and these tests are not alone on it.
-    place.client().stacks().rebuild([HOST])
+    Stacks(place.client()).rebuild([HOST])
     shop.image_moves("db")
     now = shop.image_moves("web")
     before = shop.state()
@@ -283,7 +283,7 @@ def test_a_file_that_changed_before_anybody_looked_is_found_by_its_time(
 ) -> None:
     shop = project("shop")
     shop.up()
-    Caches(place.client().store).forget(f"deployed@{HOST}")
+    Caches(place.client().store).forget(f"{CACHE}{HOST}")
     shop.file.write_text("two\n")
     assert selected(place) == {f"{shop.name}/web": [f"file {shop.file} changed"]}
     # and a container that was started since has it
@@ -309,7 +309,7 @@ def everything(place: Installation, *projects: Project) -> dict[str, Any]:
 
 def test_a_dry_run_of_any_of_them_changes_nothing(place: Installation, two: tuple[Project, Project]) -> None:
     shop, blog = two
-    Caches(place.client().store).forget(f"deployed@{HOST}")
+    Caches(place.client().store).forget(f"{CACHE}{HOST}")
     for number in range(2):  # without a cache, and with one
         shop.image_moves("db")
         blog.file.write_text(f"changed {number}\n")
@@ -330,8 +330,8 @@ def test_a_dry_run_of_any_of_them_changes_nothing(place: Installation, two: tupl
         assert everything(place, shop, blog) == before
         codes = {words: said.code for words, said in told.items()}
         assert codes == {words: int(words == ("check",)) for words in told}, told
-        assert f"would bring {shop.name} right: db: up (image " in told["orchestrate",].out
-        assert f"would bring {blog.name} right: web: redeploy (file " in told["restart",].out
+        assert f"would repair project {shop.name}: db: up (image " in told["orchestrate",].out
+        assert f"would repair project {blog.name}: web: redeploy (file " in told["restart",].out
         assert "would build the cache from scratch" in told["rebuild",].out
         # and what it said is what is done
         assert place.longshore("orchestrate", *QUICK).code == 0
@@ -347,7 +347,7 @@ def test_an_entry_that_is_rubbish_and_one_that_lies_are_found_out(
 ) -> None:
     shop, _ = two
     store = place.client().store
-    key = store.keys.cache(f"deployed@{HOST}")
+    key = store.keys.cache(f"{CACHE}{HOST}")
     now = shop.image_moves("db")
     assert place.longshore("rebuild", "--force").code == 0
     stale = selected(place)
@@ -361,9 +361,9 @@ def test_an_entry_that_is_rubbish_and_one_that_lies_are_found_out(
     other_shape = Entry(1, {"projects": []}, "x").text()
     for wrong in ("rubbish", "{}", "[1]", lie, whole_lie, other_shape, good[:-9]):
         store.client.hset(key, "current", wrong)
-        checked = place.client().stacks().check()
+        checked = Stacks(place.client()).check()
         assert (checked.exit_code, checked.valid) == (1, False), wrong[:20]
-        assert "its files are invalid" in checked.reason
+        assert "cannot be used" in checked.reason
         assert selected(place) == stale, wrong[:20]
     store.client.hset(key, "current", "rubbish")
     assert place.longshore("orchestrate", *QUICK).code == 0
@@ -377,14 +377,14 @@ def test_a_rebuild_is_undone_to_the_generation_before(place: Installation, proje
     client = place.client()
     caches = Caches(client.store)
     assert place.longshore("rebuild", "--force").code == 0
-    before = caches.get(f"deployed@{HOST}").entry
-    run = client.start(client.stacks().rebuild_plan([HOST]))
+    before = caches.get(f"{CACHE}{HOST}").entry
+    run = client.start(Stacks(client).rebuild_plan([HOST]))
     assert run.wait(30).step(HOST).changed
-    assert caches.get(f"deployed@{HOST}").generation > before.generation if before else False
+    assert caches.get(f"{CACHE}{HOST}").generation > before.generation if before else False
 
     run.answer(run.undo())
     wait_for("the undo", lambda: run.report().state == "undone")
-    assert caches.get(f"deployed@{HOST}").entry == before
+    assert caches.get(f"{CACHE}{HOST}").entry == before
 
 
 def test_what_is_too_old_is_read_again(place: Installation) -> None:

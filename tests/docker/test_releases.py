@@ -69,7 +69,7 @@ def test_rollback_brings_back_files_and_images_and_pulls_nothing(trio: Stack) ->
     assert not again.act().changed
     assert rollback.undo().changed
     assert trio.look() == second
-    with pytest.raises(Preflight, match="no revision 9: it has 1, 2"):
+    with pytest.raises(Preflight, match=r"no revision 9.*1, 2"):
         trio.other("rollback", to=9).act()
     with pytest.raises(Preflight, match="no stored revision"):
         trio.step("compose.rollback.execute", project="lst-nothing").act()
@@ -83,7 +83,7 @@ def test_a_release_that_never_gets_well_goes_back_by_itself_with_no_pull(trio: S
     trio.write(web=UNHEALTHY, jobs={"environment": {"A": "b"}})
     up = trio.up(auto_revert=True, healthy_deadline=20)
 
-    with pytest.raises(OperationError, match=r"is unhealthy.*back at what it was") as error:
+    with pytest.raises(OperationError, match=r"is unhealthy.*was reverted") as error:
         up.act()
 
     assert error.value.data == {"reverted": True}

@@ -228,7 +228,7 @@ def test_a_stack_whose_files_cannot_be_used_is_no_success(place: Installation, t
     done = place.longshore("orchestrate", *QUICK)
 
     assert done.code == 3
-    assert f"{shop.name}: its files cannot be used" in done.err
+    assert f"{shop.name}: its files are invalid" in done.err
     assert blog.state()["db-1"][1] == now, "it harms no other"
     assert place.longshore("select").code == 3
     assert place.longshore("restart", f"{shop.name}/db").code == 2

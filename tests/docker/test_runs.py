@@ -156,5 +156,5 @@ def test_an_undo_of_the_whole_release_by_hand(place: Installation, stack: Stack,
     shown = place.longshore("ops", "run", "compose.ps.get", f"project={stack.name}", "-o", "json").json
     assert [revision["number"] for revision in shown["steps"][0]["data"]["revisions"]] == [1, 2]
     back = place.longshore("ops", "run", "compose.rollback.execute", f"project={stack.name}", "to=2", "--dry-run")
-    assert "would bring" in back.out
+    assert f"project {stack.name} to revision 2" in back.out
     assert json.dumps(stack.look()["containers"]) == json.dumps(was["containers"])

@@ -210,7 +210,7 @@ def test_always_step_lost_during_cancel_runs_again(world: Callable[..., World]) 
 
     # The other process carries the cancel out just before this one takes the step away.
     run.driver_store.commands = list  # type: ignore[assignment,method-assign]
-    run.driver._carry_out = lambda *_: False  # type: ignore[method-assign]
+    run.driver.commands.carry_out = lambda *_: False  # type: ignore[method-assign]
     run.driver_store.expire = cancelled_meanwhile  # type: ignore[method-assign]
     run.age(11)
     run.driver.sweep()

@@ -98,7 +98,7 @@ class Stop(Implementation[StopParams]):
                     docker.pause(replacements[member.id].id)
             gone = [member for member in was if member.id not in replacements]
             if gone:
-                raise OperationError(f"removed outside of this run and cannot be started: {names(gone)}")
+                raise OperationError(f"containers of project {project} were removed outside of this run: {names(gone)}")
             waiter.wait({member.service for member in was if member.health == "healthy" and not member.paused})
         return Outcome(changed=bool(started), data={"project": project, "started": started})
 
@@ -253,5 +253,5 @@ class Restart(Implementation[RestartParams]):
             wanted = [replacements[member.id] for member in was if member.id in replacements]
             started = start_in_order(waiter, wanted, everything)
             if gone := [member for member in was if member.id not in replacements]:
-                raise OperationError(f"removed outside of this run and cannot be started: {names(gone)}")
+                raise OperationError(f"containers of project {project} were removed outside of this run: {names(gone)}")
         return Outcome(changed=bool(started), data={"project": project, "started": started})

@@ -18,7 +18,7 @@ from longshore.orchestration.errors import BadIdentifier, OperationError, StepCa
 from longshore.orchestration.language import identifiers
 from longshore.orchestration.operations.stacks import Demand, InspectParams, ServiceSpec, StackSpec
 from longshore.orchestration.stacks.image_names import normal, registry_of
-from longshore.orchestration.stacks.inventory import Inventory, Project, Remote, Replica, Service, Tracked
+from longshore.orchestration.stacks.inventory import RATE_LIMITED, Inventory, Project, Remote, Replica, Service, Tracked
 from longshore.orchestration.stacks.rules import AFTER, FILES, counts, parse_after, parse_files, required_action
 from longshore.orchestration.store.caches import digest_of
 from longshore.tasks.host.engine.port import Container, Engine, Image, Login, seconds_of
@@ -252,7 +252,9 @@ class HostInspection:
         known = self.remotes
         remotes: dict[str, Remote] = {}
         limited = {
-            registry_of(ref) for ref, one in known.items() if one.error == "limited" and time.time() - one.at < _LIMITED
+            registry_of(ref)
+            for ref, one in known.items()
+            if one.error == RATE_LIMITED and time.time() - one.at < _LIMITED
         }
         projects = {}
         for name, project in seen.projects.items():
@@ -274,7 +276,7 @@ class HostInspection:
         if was is not None and was.image_id != here:
             was = None  # the local image changed since
         if not self.params.registry or registry in limited:
-            missing = Remote(at=now, error="limited", image_id=here) if self.params.registry else None
+            missing = Remote(at=now, error=RATE_LIMITED, image_id=here) if self.params.registry else None
             return was or missing
         if was is not None and not was.error and now - was.at < self.params.registry_every:
             return was
@@ -286,7 +288,7 @@ class HostInspection:
             low = error.message.lower()
             if "toomanyrequests" in low or "too many requests" in low or "rate limit" in low:
                 limited.add(registry)
-                return Remote(digest=was.digest if was else "", at=now, error="limited", image_id=here)
+                return Remote(digest=was.digest if was else "", at=now, error=RATE_LIMITED, image_id=here)
             # Without a digest, the service counts as up to date.
             return Remote(at=now, error=error.message[:200], image_id=here)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from longshore.orchestration.operations.stacks import CHECK, REBUILD, CheckParams, RebuildParams
 from longshore.orchestration.stacks.drift import Stale, find_drift
-from longshore.orchestration.stacks.inventory import Inventory, Remote, difference, inventory_of
+from longshore.orchestration.stacks.inventory import RATE_LIMITED, Inventory, Remote, difference, inventory_of
 from longshore.orchestration.store.caches import CACHE, Caches, Entry, Found
 from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.factory import engine
@@ -18,7 +18,7 @@ from longshore.tasks.operations.stacks.inspect_host import HostInspection, rules
 def _remotes(seen: Inventory | None, *, fresh: bool) -> dict[str, Remote]:
     """The earlier responses of registries; for a fresh build, their rate limits only."""
     remotes = seen.remotes if seen else {}
-    return {ref: one for ref, one in remotes.items() if not fresh or one.error == "limited"}
+    return {ref: one for ref, one in remotes.items() if not fresh or one.error == RATE_LIMITED}
 
 
 def _read(caches: Caches, found: Found) -> tuple[Inventory | None, str]:
