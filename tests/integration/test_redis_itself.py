@@ -54,7 +54,7 @@ def test_after_a_restart_without_its_data_there_is_a_plain_error_and_no_hang(
     with pytest.raises(RunLost, match=r"does not exist any more.*longshore doctor"):
         run.wait(PATIENCE)
     shown = place.longshore("runs", "show", run.id)
-    assert (shown.code, "no run" in shown.err) == (2, True)
+    assert (shown.code, "does not exist" in shown.err) == (2, True)
     assert "does not persist its data: appendonly is off" in doctor.out
 
     # and the worker, or the one that is started in its place, works on

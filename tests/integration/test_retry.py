@@ -78,7 +78,7 @@ def check_retries(run: Run) -> None:
     assert len(delays) == step.attempts - 1
     for number, delay in enumerate(delays):
         assert 0.5 * 2**number <= delay <= 2.0**number
-    assert all("does not answer" in retry["error"] for retry in story(run, "step_retrying"))
+    assert all("does not respond" in retry["error"] for retry in story(run, "step_retrying"))
 
 
 def retried(events: list[dict[str, Any]], run: Run) -> list[dict[str, Any]]:
@@ -147,7 +147,7 @@ def test_an_engine_that_is_away_for_three_seconds_is_a_celery_retry(
     # then
     check_retries(run)
     assert len(retried(events, run)) == run.report().step("ask").attempts - 1
-    assert all("does not answer" in event["exception"] for event in retried(events, run))
+    assert all("does not respond" in event["exception"] for event in retried(events, run))
 
 
 @pytest.mark.docker

@@ -264,7 +264,7 @@ def test_registry_queries_are_cached_and_honour_rate_limits(engine: Engine) -> N
     limited = look(engine, newer, registry=True, registry_every=0)
     assert said(limited) == said(newer)
     assert [str(note) for note in choose(StackRules(), {"h": limited}, {}).notes] == [
-        "image shop:1: its registry could not be queried: limited"
+        "image shop:1: its registry could not be queried: its rate limit is exceeded"
     ]
     look(engine, limited, registry=True, registry_every=0)
     assert not any(call.startswith("registry") for call in engine.asked)
