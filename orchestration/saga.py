@@ -75,31 +75,31 @@ def wants_units(run: RunRecord) -> bool:
 
 
 def decide(
-    plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Evaluate = evaluate_nothing
+    plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], evaluate: Evaluate = evaluate_nothing
 ) -> Transition | None:
     """The next transition, or None while the run has to wait for steps under way.
 
-    `gate` evaluates the steps that would begin now.
+    `evaluate` decides on the steps that would begin now.
     """
     match run.state:
         case RunState.PENDING:
-            return _next_level(plan, run, steps, gate)
+            return _next_level(plan, run, steps, evaluate)
         case RunState.RUNNING:
             if run.deadline is not None and run.now >= run.deadline:
                 return Abort(Cause.DEADLINE, "the run ran out of its time")
             if run.lost > run.fenced:
                 return Compare(ending=False)
-            return None if run.left > 0 else _next_level(plan, run, steps, gate)
+            return None if run.left > 0 else _next_level(plan, run, steps, evaluate)
         case RunState.SUSPENDED:
             return _while_suspended(run)
         case RunState.ABORTING:
-            return _while_aborting(plan, run, steps, gate)
+            return _while_aborting(plan, run, steps, evaluate)
         case RunState.UNDOING:
-            return _while_undoing(plan, run, steps, gate)
+            return _while_undoing(plan, run, steps, evaluate)
         case RunState.FINISHING:
             if run.left > 0:
                 return None
-            return Compare(ending=False) if run.lost > run.fenced else _always_or_end(plan, run, steps, gate)
+            return Compare(ending=False) if run.lost > run.fenced else _always_or_end(plan, run, steps, evaluate)
         case _:
             return None
 
@@ -113,14 +113,14 @@ def _while_suspended(run: RunRecord) -> Transition | None:
     return Compare(ending=False) if run.was is RunState.RUNNING and run.lost > run.fenced else None
 
 
-def _next_level(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Evaluate) -> Transition:
+def _next_level(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], evaluate: Evaluate) -> Transition:
     following = run.level + 1
     if following == len(plan.levels):
         end = _good_end(plan, steps)
         return Finish(end, ()) if end is RunState.SUCCEEDED or run.compared else Compare(ending=True)
     # In a resumed run, some steps of the level are done.
     members = tuple(i for i in plan.levels[following] if steps[i].status is StepState.PENDING)
-    return _open(plan, RunState.RUNNING, following, members, steps, gate)
+    return _open(plan, RunState.RUNNING, following, members, steps, evaluate)
 
 
 def _open(
@@ -129,7 +129,7 @@ def _open(
     level: int,
     members: tuple[int, ...],
     steps: Mapping[int, StepRecord],
-    gate: Evaluate,
+    evaluate: Evaluate,
 ) -> OpenLevel:
     """Open a level: for each of its steps, check the dependencies first, then the guards."""
     opened = OpenLevel(state, level, ())
@@ -141,19 +141,19 @@ def _open(
             opened.skipped[i] = DEPENDENCY_FAILED
             tainted.add(i)
             continue
-        verdict = gate(i)
-        if verdict.skip:
-            opened.skipped[i] = verdict.skip
+        decision = evaluate(i)
+        if decision.skip:
+            opened.skipped[i] = decision.skip
             if broken:
                 tainted.add(i)
-        elif verdict.fail:
-            opened.failed[i] = verdict.fail
-        elif verdict.units is not None:
-            opened.fanned[i] = verdict
+        elif decision.fail:
+            opened.failed[i] = decision.fail
+        elif decision.units is not None:
+            opened.fanned[i] = decision
         else:
             ready.append(i)
-            if verdict.host:
-                opened.hosts[i] = verdict.host
+            if decision.host:
+                opened.hosts[i] = decision.host
     stopped_by = next((i for i in opened.failed if state is RunState.RUNNING and plan.stops(i)), None)
     return replace(opened, ready=tuple(ready), tainted=frozenset(tainted), stopped_by=stopped_by)
 
@@ -178,7 +178,7 @@ def _leaves(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> Iterator[tup
 
 
 def _while_aborting(
-    plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Evaluate
+    plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], evaluate: Evaluate
 ) -> Transition | None:
     queued = tuple(i for i, step, leaf in _leaves(plan, steps) if _can_be_cancelled(i, step, leaf))
     if queued:
@@ -189,7 +189,7 @@ def _while_aborting(
         return Compare(ending=True)
     if not run.keep and not past_return(plan, steps) and (undo := _open_undo(plan, steps, len(plan.levels))):
         return undo
-    return _always_or_end(plan, run, steps, gate)
+    return _always_or_end(plan, run, steps, evaluate)
 
 
 def _can_be_cancelled(leaf_id: StepId, step: CompiledStep, leaf: StepRecord) -> bool:
@@ -205,7 +205,7 @@ def past_return(plan: CompiledPlan, steps: Mapping[int, StepRecord]) -> bool:
 
 
 def _while_undoing(
-    plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Evaluate
+    plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], evaluate: Evaluate
 ) -> Transition | None:
     if run.left > 0:
         if run.undo_deadline is not None and run.now >= run.undo_deadline:
@@ -215,7 +215,7 @@ def _while_undoing(
     if not run.compared:
         return Compare(ending=True)
     top = len(plan.levels) if run.undo_level is None else run.undo_level
-    return _open_undo(plan, steps, top) or _always_or_end(plan, run, steps, gate)
+    return _open_undo(plan, steps, top) or _always_or_end(plan, run, steps, evaluate)
 
 
 def _open_undo(plan: CompiledPlan, steps: Mapping[int, StepRecord], below: int) -> OpenUndo | None:
@@ -260,12 +260,14 @@ def _why_impossible(record: StepRecord) -> str:
     return "it failed, and what it did until then has no undo"
 
 
-def _always_or_end(plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], gate: Evaluate) -> Transition:
+def _always_or_end(
+    plan: CompiledPlan, run: RunRecord, steps: Mapping[int, StepRecord], evaluate: Evaluate
+) -> Transition:
     """After abort and undo: open the `always` steps that were not reached, level by level, then finish."""
     for level, members in enumerate(plan.levels):
         pending = tuple(i for i in members if plan.steps[i].always and _not_reached(steps[i]))
         if pending:
-            return _open(plan, RunState.FINISHING, level, pending, steps, gate)
+            return _open(plan, RunState.FINISHING, level, pending, steps, evaluate)
     not_run = tuple(i for i in range(len(plan)) if steps[i].status is StepState.PENDING)
     return Finish(_bad_end(plan, run, steps), not_run)
 

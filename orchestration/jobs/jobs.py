@@ -2,21 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from longshore.orchestration.errors import (
-    ImageMissing,
-    JobCancelled,
-    JobFailed,
-    JobTimeout,
-    StartFailed,
-    StopFailed,
-    WorkerFailed,
-)
-
-if TYPE_CHECKING:
-    from longshore.orchestration.runs.report import Report
-
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,7 +9,16 @@ from typing import TextIO, TypedDict, Unpack
 
 from longshore.orchestration.client.client import Client
 from longshore.orchestration.client.run import Run
-from longshore.orchestration.errors import RunLost
+from longshore.orchestration.errors import (
+    ImageMissing,
+    JobCancelled,
+    JobFailed,
+    JobTimeout,
+    RunLost,
+    StartFailed,
+    StopFailed,
+    WorkerFailed,
+)
 from longshore.orchestration.jobs.discovery import JobDiscovery, JobListing, declared_in
 from longshore.orchestration.jobs.plan import JobOptions, job_plan
 from longshore.orchestration.plans.model import Plan

@@ -19,7 +19,7 @@ from longshore.orchestration.stacks.plan import RolloutOptions, restart_plan
 from longshore.orchestration.stacks.rules import StackRules, stack_rules
 from longshore.orchestration.stacks.selection import Selection, choose
 from longshore.orchestration.states import STEP_FINAL, STEP_GOOD, TERMINAL, RunState
-from longshore.orchestration.store.caches import CACHE, Caches, digest_of
+from longshore.orchestration.store.caches import STACK_CACHE, Caches, digest_of
 from longshore.orchestration.store.hosts import Hosts, with_engine
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Stacks:
         until = time.monotonic() + _PATIENCE
         while not (alive := with_engine(self._store)) and time.monotonic() < until:
             time.sleep(_POLL)  # the first worker may be starting
-        known = alive | {name.removeprefix(CACHE) for name in Caches(self._store).names(CACHE)}
+        known = alive | {name.removeprefix(STACK_CACHE) for name in Caches(self._store).names(STACK_CACHE)}
         if unknown := [name for name in requested if name not in known]:
             raise UnknownName(f"no host {unknown[0]!r} with a Docker engine is known",
                               remedy=f"choose one of: {', '.join(sorted(known)) or 'none'}")  # fmt: skip
@@ -242,7 +242,7 @@ class Stacks:
     def cached(self, host: str) -> tuple[Inventory | None, str]:
         """The cached inventory of a host; or None, and the reason."""
         caches = Caches(self._store)
-        found = caches.get(CACHE + host)
+        found = caches.get(STACK_CACHE + host)
         if why := found.wrong(caches.now()):
             return None, why
         return inventory_of(found)

@@ -18,7 +18,7 @@ from longshore.orchestration.errors import OperationError
 from longshore.orchestration.store.connection import Connection
 
 #: The prefix of the cache of a host's stacks; the host's name follows.
-CACHE = "stacks@"
+STACK_CACHE = "stacks@"
 
 _CURRENT, _PREVIOUS, _NUMBER = "current", "previous", "number"
 

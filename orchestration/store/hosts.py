@@ -15,7 +15,7 @@ from typing import Any
 
 from longshore.orchestration.errors import UNREADABLE, UnknownName
 from longshore.orchestration.language.targets import listed
-from longshore.orchestration.store.caches import CACHE as DEPLOYED
+from longshore.orchestration.store.caches import STACK_CACHE
 from longshore.orchestration.store.connection import Connection
 
 #: The queue of workers with a Docker engine.
@@ -289,7 +289,7 @@ class Hosts:
         pipe.zrem(self._keys.hosts, name)
         pipe.delete(self._keys.host(name))
         pipe.hdel(self._keys.job_snapshots, name)
-        pipe.delete(self._keys.cache(f"{DEPLOYED}{name}"))
+        pipe.delete(self._keys.cache(f"{STACK_CACHE}{name}"))
         pipe.hdel(self._keys.active_rollouts, name)
         self._store.call(pipe.execute)
 

@@ -95,8 +95,8 @@ class SagaTask(Task):  # type: ignore[type-arg]
         if self.may_come_again:
             return
         try:
-            carried = store.keys.accepted(str(signature["mac"]))
-            first = store.call(store.client.set, carried, "1", nx=True, ex=signing.REMEMBERED)
+            accepted = store.keys.accepted(str(signature["mac"]))
+            first = store.call(store.client.set, accepted, "1", nx=True, ex=signing.REMEMBERED)
         except StoreUnavailable as error:
             raise Ignore(f"it cannot be told whether it was carried out: {error}") from None
         if not first:
@@ -239,10 +239,10 @@ def task_ended(
     except signing.Forged as why:
         note_refusal(store, f"{TASK_ENDED} is refused: {why}", run=run_id)
         raise Ignore(str(why)) from None
-    driver = Coordinator(self.app, store, plans, node=str(self.request.hostname or ""))
+    coordinator = Coordinator(self.app, store, plans, node=str(self.request.hostname or ""))
     try:
-        if driver.parked.task_ended(result, run_id, step_id, side, fence, ok=ok):
-            driver.advance(run_id)
+        if coordinator.external_waits.task_ended(result, run_id, step_id, side, fence, ok=ok):
+            coordinator.advance(run_id)
     except NotYet:
         raise self.retry(countdown=0.3, max_retries=100) from None
     except NotOurs as error:

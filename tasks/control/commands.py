@@ -88,9 +88,9 @@ class Commands:
 
     def _is_first(self, command_id: str, command: Mapping[str, str]) -> None:
         """Raise Forged for a copy of a command that was carried out; the same command may be read again."""
-        carried = self.store.keys.accepted(f"command {command['nonce']}")
-        self.store.call(self.store.client.set, carried, command_id, nx=True, ex=signing.REMEMBERED)
-        if self.store.call(self.store.client.get, carried) not in {command_id, None}:
+        accepted = self.store.keys.accepted(f"command {command['nonce']}")
+        self.store.call(self.store.client.set, accepted, command_id, nx=True, ex=signing.REMEMBERED)
+        if self.store.call(self.store.client.get, accepted) not in {command_id, None}:
             raise signing.Forged("it is a copy of one that was carried out before")
 
     @staticmethod
@@ -111,8 +111,8 @@ class Commands:
             if self._forget(run_id):
                 if signing.ring(self.store.settings) is not None:
                     # The request is signed, and a stored copy of it could be submitted again.
-                    carried = self.store.keys.accepted(instance_id)
-                    self.store.call(self.store.client.set, carried, "1", ex=signing.REMEMBERED)
+                    accepted = self.store.keys.accepted(instance_id)
+                    self.store.call(self.store.client.set, accepted, "1", ex=signing.REMEMBERED)
                 self._note(run_id, plan, command)  # the caller's note is not reached
                 raise NotOurs(f"run {run_id} is forgotten")
             self._refuse(run_id, command_id, command, "only a run that rests, and is no part of another, is forgotten")

@@ -64,15 +64,15 @@ class Coordinator:
         self.store = store
         self.plans = plans
         self.canvas = canvas or (lambda run_id, hosts: Canvas(app, run_id, hosts))
-        self.parked = ExternalWaits(store, plans, self.canvas)
+        self.external_waits = ExternalWaits(store, plans, self.canvas)
         self.forwarder = EventForwarder(store, app=app)
         self.root = RootTask(app)
         #: The worker of this coordinator.
         self.node = node
         self.breakers = Breakers(store)
         self.comparison = Comparison(store)
-        self.door = RunLifecycle(store, self.breakers, self.canvas)
-        self.commands = Commands(store, self.door.forget, self.door.readmit)
+        self.lifecycle = RunLifecycle(store, self.breakers, self.canvas)
+        self.commands = Commands(store, self.lifecycle.forget, self.lifecycle.readmit)
         self.clock = Clock(store)
         #: Whether an expired lease counts now.
         self.may_expire_leases = True
@@ -104,7 +104,7 @@ class Coordinator:
             found = self.store.look(run_id)
             run = _record(found, timed)
             timed = recover = True  # its dispatched steps are due now
-        if run.state is RunState.PENDING and not self.door.may_start(run_id, loaded, found.now):
+        if run.state is RunState.PENDING and not self.lifecycle.may_start(run_id, loaded, found.now):
             if mark is not None:
                 self.store.seen(run_id, mark)
             return run.state
@@ -112,7 +112,7 @@ class Coordinator:
             point("advance.admitted")
         waits = found.waits
         while True:
-            if waits and self.parked.settle(run_id, loaded, run, waits, run.now):
+            if waits and self.external_waits.settle(run_id, loaded, run, waits, run.now):
                 found = self.store.look(run_id)
                 run = _record(found, timed)
             before = run.state
@@ -145,7 +145,7 @@ class Coordinator:
         point("advance.ended")
         self._note_job(run_id, loaded, found.now)
         self.root.ended(run_id, loaded.plan.plan.name, state, self.store.fields(run_id), self.node)
-        self.parked.tell_parent(run_id, found.fields | {"state": state})
+        self.external_waits.advance_parent(run_id, found.fields | {"state": state})
         self._rest(run_id, loaded, as_number(found.fields.get("ended")) or found.now)
 
     def _postpone(
@@ -221,11 +221,11 @@ class Coordinator:
 
     def _rest(self, run_id: str, loaded: Loaded, ended: int) -> None:
         """Remove an ended run from the index of live runs, unless the run was reopened meanwhile."""
-        self.door.leave(run_id, loaded.wanted, ended)
+        self.lifecycle.release(run_id, loaded.wanted, ended)
         self.store.remove_from_live(run_id)
         state = self.store.state(run_id)
         if state and RunState(state) not in TERMINAL:
-            self.door.readmit(run_id, loaded.wanted)
+            self.lifecycle.readmit(run_id, loaded.wanted)
             self.store.look_at(run_id, self.store.now())
 
     def sweep(self) -> int:
@@ -242,7 +242,7 @@ class Coordinator:
         if not live and not inbox:
             # An idle installation is not written to, unless a run's retention has passed.
             if self.store.ended_since(self.store.settings.retention, 1):
-                self.door.purge_expired()
+                self.lifecycle.purge_expired()
             self.clock.rest()
             return 0
         self.look_at_clock()
@@ -259,7 +259,7 @@ class Coordinator:
             selection_of += len(found)
             if len(due) < BATCH or time.monotonic() > end:
                 break
-        self.door.purge_expired()
+        self.lifecycle.purge_expired()
         return selection_of
 
     def _wanted(self, inbox: Mapping[str, float]) -> list[str]:
@@ -320,9 +320,9 @@ class Coordinator:
 
     def _discard_damaged(self, run_id: str, why: str) -> None:
         """Remove a damaged run from the indices, until a command for it arrives."""
-        wanted = self.door.admission.wanted(run_id)
+        wanted = self.lifecycle.admission.wanted(run_id)
         if wanted is not None:  # its place would block waiting runs for ever
-            self.door.admission.release(run_id, wanted)
+            self.lifecycle.admission.release(run_id, wanted)
         # One dead letter, from the index that contains the run.
         if integrity.discard_damaged(self.store, "live", [run_id], why):
             self.store.call(self.store.client.zrem, self.store.keys.inbox, run_id)

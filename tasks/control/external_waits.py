@@ -61,7 +61,7 @@ class ExternalWaits:
                 log.exception("run %s: what %s waits for cannot be told", run_id, member)
         return done
 
-    def tell_parent(self, run_id: str, fields: dict[str, str]) -> None:
+    def advance_parent(self, run_id: str, fields: dict[str, str]) -> None:
         """Advance the parent of a child run that has ended. The parent's sweep covers a lost message."""
         if parent := parent_in(fields.get("parent")):
             name = self.store.fields(parent).get("plan", parent)

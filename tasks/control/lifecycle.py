@@ -103,7 +103,7 @@ class RunLifecycle:
             self.store.look_at(run_id, self.store.now(), sooner=True)
             self.canvas(run_id, None).send_advance(wanted.plan)
 
-    def leave(self, run_id: str, wanted: AdmissionRequest, ended: int) -> None:
+    def release(self, run_id: str, wanted: AdmissionRequest, ended: int) -> None:
         """Release the place of an ended run to others, and start its retention."""
         self.store.add_to_ended(run_id, ended)
         self.admission.release(run_id, wanted)

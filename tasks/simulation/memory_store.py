@@ -13,7 +13,7 @@ from longshore.orchestration.store.run_store import Store
 _TIME = "redis.call('TIME')"
 
 
-_CLOCK = "redis.call('HMGET', 'bench:clock', 's', 'us')"
+_CLOCK = "redis.call('HMGET', 'sandbox:clock', 's', 'us')"
 
 
 class MemoryStore(Store):
@@ -46,7 +46,7 @@ class MemoryStore(Store):
         """Let time pass."""
         self._clock += round(seconds * 1000)
         whole, micros = self._time()
-        self.client.hset("bench:clock", mapping={"s": whole, "us": micros})
+        self.client.hset("sandbox:clock", mapping={"s": whole, "us": micros})
 
     def _time(self) -> tuple[int, int]:
         """As Redis gives it, in seconds and microseconds."""

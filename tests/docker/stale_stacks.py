@@ -13,7 +13,7 @@ import yaml
 
 from longshore.orchestration.runs.report import StepReport
 from longshore.orchestration.stacks.orchestrate import Stacks
-from longshore.orchestration.store.caches import CACHE, Caches
+from longshore.orchestration.store.caches import STACK_CACHE, Caches
 from tests.conftest import get
 from tests.docker.two_stacks import Project
 from tests.integration.conftest import MakeInstallation
@@ -95,4 +95,4 @@ def restarted(place: Installation, before: set[str]) -> list[StepReport]:
 
 
 def generation(place: Installation) -> int:
-    return Caches(place.client().store).get(f"{CACHE}{HOST}").generation
+    return Caches(place.client().store).get(f"{STACK_CACHE}{HOST}").generation

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from longshore.orchestration.stacks.orchestrate import Stacks
-from longshore.orchestration.store.caches import CACHE, Caches, Entry
+from longshore.orchestration.store.caches import STACK_CACHE, Caches, Entry
 from longshore.tasks.crash_points import STACK_POINTS
 from tests.docker.stale_stacks import (
     HOST,
@@ -283,7 +283,7 @@ def test_a_file_that_changed_before_anybody_looked_is_found_by_its_time(
 ) -> None:
     shop = project("shop")
     shop.up()
-    Caches(place.client().store).forget(f"{CACHE}{HOST}")
+    Caches(place.client().store).forget(f"{STACK_CACHE}{HOST}")
     shop.file.write_text("two\n")
     assert selected(place) == {f"{shop.name}/web": [f"file {shop.file} changed"]}
     # and a container that was started since has it
@@ -309,7 +309,7 @@ def everything(place: Installation, *projects: Project) -> dict[str, Any]:
 
 def test_a_dry_run_of_any_of_them_changes_nothing(place: Installation, two: tuple[Project, Project]) -> None:
     shop, blog = two
-    Caches(place.client().store).forget(f"{CACHE}{HOST}")
+    Caches(place.client().store).forget(f"{STACK_CACHE}{HOST}")
     for number in range(2):  # without a cache, and with one
         shop.image_moves("db")
         blog.file.write_text(f"changed {number}\n")
@@ -347,7 +347,7 @@ def test_an_entry_that_is_rubbish_and_one_that_lies_are_found_out(
 ) -> None:
     shop, _ = two
     store = place.client().store
-    key = store.keys.cache(f"{CACHE}{HOST}")
+    key = store.keys.cache(f"{STACK_CACHE}{HOST}")
     now = shop.image_moves("db")
     assert place.longshore("rebuild", "--force").code == 0
     stale = selected(place)
@@ -377,14 +377,14 @@ def test_a_rebuild_is_undone_to_the_generation_before(place: Installation, proje
     client = place.client()
     caches = Caches(client.store)
     assert place.longshore("rebuild", "--force").code == 0
-    before = caches.get(f"{CACHE}{HOST}").entry
+    before = caches.get(f"{STACK_CACHE}{HOST}").entry
     run = client.start(Stacks(client).rebuild_plan([HOST]))
     assert run.wait(30).step(HOST).changed
-    assert caches.get(f"{CACHE}{HOST}").generation > before.generation if before else False
+    assert caches.get(f"{STACK_CACHE}{HOST}").generation > before.generation if before else False
 
     run.answer(run.undo())
     wait_for("the undo", lambda: run.report().state == "undone")
-    assert caches.get(f"{CACHE}{HOST}").entry == before
+    assert caches.get(f"{STACK_CACHE}{HOST}").entry == before
 
 
 def test_what_is_too_old_is_read_again(place: Installation) -> None:

@@ -224,14 +224,14 @@ class Here:
         plan.step("b", "noop.execute").after("a")
         self.body = request_body(plan, {}, "ann")
         Admission(self.store).submit("good", self.body)
-        self.driver = Coordinator(MessageQueue(), self.store, Plans(self.store), canvas=lambda *_: Nowhere())  # type: ignore[arg-type]
-        self.driver.sweep()
+        self.coordinator = Coordinator(MessageQueue(), self.store, Plans(self.store), canvas=lambda *_: Nowhere())  # type: ignore[arg-type]
+        self.coordinator.sweep()
 
     def look(self) -> None:
         """Everything that reads: none of it may fail."""
-        self.driver.sweep()
+        self.coordinator.sweep()
         self.store.call(self.store.client.delete, self.store.keys.purged)
-        self.driver.sweep()
+        self.coordinator.sweep()
         search(self.store, Filter())
         counters.totals(self.store)
         list(audit.lines(self.store))
@@ -261,12 +261,12 @@ def test_requests_are_begun_or_refused(fuzz: Fuzz) -> None:
         here.raw.zadd(here.store.keys.inbox, {"r": 1})
         timed(here.look, clean=())
         assert here.store.state("good") == "running"
-        here.driver.door.forget("r")
+        here.coordinator.lifecycle.forget("r")
         here.raw.delete(*here.raw.keys("longshore:{r}:*") or [b"none"])
         for index in ("inbox", "live", "queue", "admitted", "runs", "ended"):
             here.raw.zrem(f"longshore:{index}", "r")
         here.raw.hdel(here.store.keys.admission_requests, "r")
-        here.driver.plans._loaded.pop("r", None)
+        here.coordinator.plans._loaded.pop("r", None)
 
     fuzz(one)
 

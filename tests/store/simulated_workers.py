@@ -173,7 +173,7 @@ class World:
         self.stored = StoredRun(url, store=self.store)
         self.run_id = self.stored.run_id
         self.queue = MessageQueue()
-        self.driver = self.new_driver(self.driver_store)
+        self.coordinator = self.new_driver(self.driver_store)
         self.other_driver = self.new_driver(self.store)
         self.target = Target()
         self.works: list[Work] = []
@@ -220,7 +220,7 @@ class World:
     def deliver(self, message: Message, *, worker: int = 0, asks_twice: bool = False) -> Work | None:
         """Hand a message to a worker. Returns its attempt, if the claim is granted."""
         if message.task == ADVANCE:
-            self.driver.advance(self.run_id)
+            self.coordinator.advance(self.run_id)
             return None
         side = "u" if message.task == UNDO else ""
         self._owners += 1
@@ -404,7 +404,7 @@ class World:
         """Sweep, deliver and act without faults until the run is terminal."""
         for _ in range(rounds):
             self.age(601)
-            self.driver.sweep()
+            self.coordinator.sweep()
             while self.queue:
                 work = self.deliver(self.queue.pop(0))
                 if work is not None:

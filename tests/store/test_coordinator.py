@@ -58,7 +58,7 @@ def test_run_begins_without_its_first_message(world: Callable[..., World]) -> No
     lost = world(plan_of("a"))
     lost.queue.clear()
 
-    assert lost.driver.sweep() == 1
+    assert lost.coordinator.sweep() == 1
 
     assert lost.queue == [Message("longshore.step", 0)]
     assert lost.store.waiting() == []
@@ -68,12 +68,12 @@ def test_run_begins_without_its_first_message(world: Callable[..., World]) -> No
 
 def test_sweep_replaces_a_lost_advance(world: Callable[..., World]) -> None:
     lost = world(plan_of("a"))
-    lost.driver.sweep()
+    lost.coordinator.sweep()
     do(lost, 0)
     lost.queue.clear()
 
     lost.age(11)
-    lost.driver.sweep()
+    lost.coordinator.sweep()
 
     assert lost.store.state(lost.run_id) == RunState.SUCCEEDED
     assert lost.is_settled()
@@ -81,10 +81,10 @@ def test_sweep_replaces_a_lost_advance(world: Callable[..., World]) -> None:
 
 def test_step_without_a_worker_fails_with_the_reason(world: Callable[..., World]) -> None:
     installation_source = world(plan_of("a"), claim_timeout=600.0)
-    installation_source.driver.sweep()
+    installation_source.coordinator.sweep()
 
     installation_source.age(601)
-    installation_source.driver.sweep()
+    installation_source.coordinator.sweep()
 
     assert installation_source.stored.step("status:0") == "failed"
     assert installation_source.stored.run("err") == "no worker of the queue noop took it within 600 s"
@@ -92,15 +92,15 @@ def test_step_without_a_worker_fails_with_the_reason(world: Callable[..., World]
 
 def test_undo_timeout_is_reported(world: Callable[..., World]) -> None:
     slow = world(plan_of("a", "b", on_error="stop"), undo_timeout=60.0)
-    slow.driver.sweep()
+    slow.coordinator.sweep()
     do(slow, 0)
     do(slow, 1, "failed")
-    slow.driver.advance(slow.run_id)
+    slow.coordinator.advance(slow.run_id)
     do(slow, 0, "undone", "u")
     slow.queue.clear()
 
     slow.age(61)
-    slow.driver.sweep()
+    slow.coordinator.sweep()
 
     assert slow.store.state(slow.run_id) == RunState.UNDO_FAILED
     assert (slow.stored.step("ustatus:0"), slow.stored.step("ustatus:1")) == ("undone", "undo_failed")
@@ -114,10 +114,10 @@ def test_inbox_entry_without_a_request_is_removed_after_a_minute(
     store = here.store
     store.client.zadd(store.keys.inbox, {"orphan": 0})
 
-    here.driver.sweep()
+    here.coordinator.sweep()
     assert "orphan" in store.waiting()
     monkeypatch.setattr(coordinator, "_ORPHAN", 0.0)
-    here.driver.sweep()
+    here.coordinator.sweep()
 
     assert "orphan" not in store.waiting()
 
@@ -127,7 +127,7 @@ def test_damaged_run_does_not_block_the_sweep(world: Callable[..., World]) -> No
     here.stored.redis.set(here.store.keys.of("0-damaged").request, "this is no JSON")
     here.stored.redis.zadd(here.store.keys.inbox, {"0-damaged": 1})
 
-    assert here.driver.sweep() == 2
+    assert here.coordinator.sweep() == 2
 
     assert here.store.state(here.run_id) == RunState.RUNNING
 
@@ -143,7 +143,7 @@ def test_chain_link_with_a_failed_dependency_is_skipped(world: Callable[..., Wor
     run = world(plan)
     assert run.plan.chain_from(2, 8) == (2,), "the chain must end where the record has to be asked"
 
-    run.driver.sweep()
+    run.coordinator.sweep()
     do(run, 0, "failed")
     do(run, 1)
     run.settle()
@@ -164,7 +164,7 @@ def test_command_sent_during_a_sweep_is_not_lost(world: Callable[..., World]) ->
         return found
 
     run.driver_store.look = look_and_be_asked  # type: ignore[method-assign]
-    run.driver.sweep()
+    run.coordinator.sweep()
     assert len(run.store.commands(run.run_id)) == 2
 
     run.settle()
@@ -182,9 +182,9 @@ def test_run_reopened_by_a_killed_coordinator_is_swept(world: Callable[..., Worl
 
     run.driver_store.look_at = die  # type: ignore[method-assign]
     with pytest.raises(DriverDied):
-        run.driver.sweep()
+        run.coordinator.sweep()
     run.driver_store.look_at = run.store.look_at  # type: ignore[method-assign]
-    run.driver.sweep()
+    run.coordinator.sweep()
     run.queue.clear()
 
     run.settle()
@@ -196,7 +196,7 @@ def test_always_step_lost_during_cancel_runs_again(world: Callable[..., World]) 
     plan = plan_of("a")
     plan.step("clean", "noop.execute").always()
     run = world(plan)
-    run.driver.sweep()
+    run.coordinator.sweep()
     do(run, 0)
     work = run.deliver(Message("longshore.step", 1))
     assert work is not None
@@ -210,10 +210,10 @@ def test_always_step_lost_during_cancel_runs_again(world: Callable[..., World]) 
 
     # The other process carries the cancel out just before this one takes the step away.
     run.driver_store.commands = list  # type: ignore[assignment,method-assign]
-    run.driver.commands.carry_out = lambda *_: False  # type: ignore[method-assign]
+    run.coordinator.commands.carry_out = lambda *_: False  # type: ignore[method-assign]
     run.driver_store.expire = cancelled_meanwhile  # type: ignore[method-assign]
     run.age(11)
-    run.driver.sweep()
+    run.coordinator.sweep()
     run.settle()
 
     assert run.stored.step("status:1") == "changed"
@@ -227,14 +227,14 @@ def own_server(redis_server: RedisServer) -> Iterator[RedisServer]:
 
 def test_redis_outage_does_not_expire_running_steps(world: Callable[..., World], own_server: RedisServer) -> None:
     run = world(plan_of("a"), own_server, lease=0.4)
-    run.driver.sweep()
+    run.coordinator.sweep()
     work = run.deliver(run.queue.pop())
     assert work is not None
 
     own_server.stop()
     time.sleep(0.5)  # longer than a lease, in which no worker could renew it
     own_server.start()
-    run.driver.sweep()
+    run.coordinator.sweep()
 
     assert run.stored.events("lease_lost") == []
     assert run.stored.step("status:0") == "running"

@@ -50,7 +50,7 @@ def submit(world: World, run_id: str) -> None:
 def park(world: World, run_id: str) -> str:
     """A run whose one step waits for an approval."""
     submit(world, run_id)
-    world.driver.advance(run_id)
+    world.coordinator.advance(run_id)
     grant = world.store.claim(run_id, 0, "", f"task@one/{run_id}", "task")
     assert not isinstance(grant, str), grant
     assert world.store.park(run_id, 0, "", grant.fence, 3600.0, '{"on_timeout":"fail","seconds":3600}', "an approval")
@@ -72,7 +72,7 @@ def make_due(world: World) -> None:
 def settle(world: World) -> None:
     """Sweep until nothing is due."""
     while True:
-        if world.driver.sweep() == 0 or not world.store.waiting():
+        if world.coordinator.sweep() == 0 or not world.store.waiting():
             return
 
 
@@ -86,7 +86,7 @@ def test_run_waiting_for_approval_is_swept_at_its_deadline(make: Make) -> None:
     park(world, "r")
     make_due(world)
 
-    world.driver.sweep()
+    world.coordinator.sweep()
 
     assert 3500 < when(world, "r") <= 3600
 
@@ -97,11 +97,11 @@ def test_sweep_cost_is_independent_of_waiting_runs(make: Make) -> None:
         park(world, f"r{number}")
     make_due(world)
     settle(world)
-    world.driver.sweep()
+    world.coordinator.sweep()
 
     before = commands(world)
     for _ in range(10):
-        world.driver.sweep()
+        world.coordinator.sweep()
     taken = (commands(world) - before) / 10
 
     assert taken <= 10, "commands of one sweep; a worker sweeps once a second"
@@ -114,7 +114,7 @@ def test_decision_makes_a_waiting_run_due(make: Make) -> None:
     settle(world)
 
     world.store.command("r", "approve", step=0)
-    world.driver.sweep()
+    world.coordinator.sweep()
 
     assert world.store.step_fields("r", [0], ("status",))[0] == ("unchanged",)
     assert when(world, "r") <= world.store.settings.lease
@@ -131,7 +131,7 @@ def test_run_advanced_by_a_message_is_swept_soon(make: Make) -> None:
         mapping={"decision:0": "approve", "decided_by:0": "ann", "note:0": "", "decided_at:0": 1},
     )
 
-    world.driver.advance("r")
+    world.coordinator.advance("r")
 
     assert when(world, "r") <= world.store.settings.lease / 3 + 1
 
@@ -141,7 +141,7 @@ def test_run_advanced_during_deferral_is_swept_soon(make: Make) -> None:
     park(world, "r")
     version = world.store.version("r")
     world.store.command("r", "approve", step=0)
-    world.driver.advance("r")
+    world.coordinator.advance("r")
 
     world.store.postpone("r", world.store.now() + 3_600_000, version, 3.0)
 
@@ -153,13 +153,13 @@ def test_distant_retry_is_swept_when_due(make: Make) -> None:
     plan.step("a", "noop.execute").retry(3)
     world = make(plan)
     submit(world, "r")
-    world.driver.advance("r")
+    world.coordinator.advance("r")
     grant = world.store.claim("r", 0, "", "task@one/x", "task")
     assert not isinstance(grant, str)
     assert world.store.retry("r", 0, "", grant.fence, 600.0, 10.0, "busy") == 1
     make_due(world)
 
-    world.driver.sweep()
+    world.coordinator.sweep()
 
     assert 590 < when(world, "r") <= 600
 
@@ -173,7 +173,7 @@ def test_run_with_a_running_step_is_swept_within_a_third_of_a_lease(make: Make) 
     assert not isinstance(world.store.claim("r", 1, "", "task@one/y", "task"), str)
     make_due(world)
 
-    world.driver.sweep()
+    world.coordinator.sweep()
 
     assert when(world, "r") <= world.store.settings.lease / 3
 
@@ -185,7 +185,7 @@ def test_queued_runs_are_not_swept_until_admitted(make: Make) -> None:
     for number in range(20):
         submit(world, f"r{number}")
     for _ in range(3):
-        world.driver.sweep()
+        world.coordinator.sweep()
 
     assert world.store.state("r0") == RunState.RUNNING
     assert all(when(world, f"r{number}") > 3000 for number in range(1, 20))
@@ -194,9 +194,9 @@ def test_queued_runs_are_not_swept_until_admitted(make: Make) -> None:
     assert not isinstance(grant, str)
     world.store.complete("r0", 0, "", grant.fence, "changed", "{}")
     world.queue.clear()
-    world.driver.advance("r0")
+    world.coordinator.advance("r0")
     assert when(world, "r1") <= 0, "its admission has it looked at, whatever becomes of its message"
-    world.driver.sweep()
+    world.coordinator.sweep()
     assert world.store.state("r1") == RunState.RUNNING
 
 
@@ -207,13 +207,13 @@ def test_purge_admits_runs_after_an_unreported_end(make: Make) -> None:
     submit(world, "r0")
     submit(world, "r1")
     for _ in range(3):
-        world.driver.sweep()
+        world.coordinator.sweep()
     world.stored.redis.hset(world.store.keys.of("r0").run, mapping={"state": "succeeded", "ended": world.store.now()})
     world.stored.redis.zrem(world.store.keys.live, "r0")
 
     world.stored.redis.delete(world.store.keys.purged)
-    world.driver.sweep()
-    world.driver.sweep()
+    world.coordinator.sweep()
+    world.coordinator.sweep()
 
     assert world.store.state("r1") == RunState.RUNNING
 
@@ -241,7 +241,7 @@ def test_parent_is_swept_after_its_childs_end_without_the_message(make: Make) ->
     settle(world)
     assert when(world, "parent") > 1000
 
-    world.driver.parked.tell_parent("child", {"parent": '{"run": "parent"}'})
+    world.coordinator.external_waits.advance_parent("child", {"parent": '{"run": "parent"}'})
     world.queue.clear()
 
     assert when(world, "parent") <= 0
@@ -253,7 +253,7 @@ def test_inbox_entries_without_requests_do_not_block_others(make: Make) -> None:
     submit(world, "r")
 
     for _ in range(4):
-        world.driver.sweep()
+        world.coordinator.sweep()
 
     assert world.store.state("r") == RunState.RUNNING
 
@@ -266,7 +266,7 @@ def test_sweep_processes_all_due_runs(make: Make) -> None:
     world.stored.redis.delete(world.store.keys.inbox)
     make_due(world)
 
-    assert world.driver.sweep() == 130
+    assert world.coordinator.sweep() == 130
 
 
 def test_run_made_due_during_deferral_stays_due(make: Make) -> None:

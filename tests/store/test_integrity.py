@@ -82,7 +82,7 @@ MEMBERS = [
 @pytest.mark.parametrize("name", [*INDICES, *MEMBERS])
 def test_key_of_a_wrong_type_is_renamed_without_stopping_runs(world: World, name: str, begun: bool) -> None:
     if begun:
-        world.driver.sweep()
+        world.coordinator.sweep()
     spoil(world, spaced(world, name))
 
     integrity.repair(world.store)
@@ -98,7 +98,7 @@ def test_key_of_a_wrong_type_is_renamed_without_stopping_runs(world: World, name
 def test_sweep_renames_a_key_of_a_wrong_type_and_continues(world: World, name: str) -> None:
     spoil(world, spaced(world, name))
 
-    world.driver.sweep()
+    world.coordinator.sweep()
     world.settle()
 
     assert world.store.state(world.run_id) == RunState.SUCCEEDED
@@ -126,10 +126,10 @@ def test_invalid_counter_stops_no_run(world: World, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["tick", "pause"])
 def test_sweep_ignores_an_invalid_time(world: World, name: str) -> None:
-    world.driver.sweep()
+    world.coordinator.sweep()
     world.stored.redis.set(spaced(world, name), "no time")
 
-    world.driver.sweep()
+    world.coordinator.sweep()
 
 
 def test_lost_queue_counter_continues_after_waiting_runs(world: World) -> None:
@@ -157,8 +157,8 @@ def test_lost_run_queue_is_rebuilt(world: World) -> None:
 def test_invalid_run_id_becomes_one_dead_letter(world: World, index: str, entry: bytes) -> None:
     world.stored.redis.zadd(spaced(world, index), {entry: 1})
 
-    world.driver.sweep()
-    world.driver.sweep()
+    world.coordinator.sweep()
+    world.coordinator.sweep()
 
     assert world.stored.redis.zscore(spaced(world, index), entry) is None
     assert len(letters(world)) == 1
@@ -171,7 +171,7 @@ def test_invalid_run_id_becomes_one_dead_letter(world: World, index: str, entry:
 def test_purge_makes_one_dead_letter_of_an_invalid_run_id(world: World, index: str) -> None:
     world.stored.redis.zadd(spaced(world, index), {NO_TEXT: 1e15})
 
-    world.driver.door.purge_expired()
+    world.coordinator.lifecycle.purge_expired()
 
     assert world.stored.redis.zscore(spaced(world, index), NO_TEXT) is None
     assert len(letters(world)) == 1
@@ -193,7 +193,7 @@ def test_unreadable_field_becomes_one_dead_letter(world: World, name: str, field
     # All that reads it does without it.
     Hosts(store).all(), JobDiscovery(store).snapshots(), ScheduleMarks(store).marks(), Admission(store).known()
     counters.totals(store), Admission(store).next(), doctor.examine(store)
-    world.driver.door.purge_expired()
+    world.coordinator.lifecycle.purge_expired()
 
     assert world.stored.redis.hget(spaced(world, name), field) is None
     assert len(letters(world)) == 1
@@ -205,7 +205,7 @@ def test_ownerless_lock_is_released(world: World) -> None:
     world.stored.redis.set(world.store.keys.lock("shop"), "no holder")
     assert Locks(world.store).held() == []
 
-    world.driver.door.purge_expired()
+    world.coordinator.lifecycle.purge_expired()
 
     assert world.stored.redis.get(world.store.keys.lock("shop")) is None
     assert len(letters(world)) == 1
@@ -231,14 +231,14 @@ def test_run_with_a_key_of_a_wrong_type_becomes_one_dead_letter(world: World, na
     spoil(world, f"{prefix}{name}")
 
     for _ in range(3):
-        world.driver.sweep()
+        world.coordinator.sweep()
         world.stored.redis.zadd(world.store.keys.live, {other: 1}, xx=True)
 
     assert world.stored.redis.zscore(world.store.keys.live, other) is None
     assert world.stored.redis.zscore(world.store.keys.inbox, other) is None
     assert len(letters(world)) == 1
     assert prefix in letters(world)[0]
-    world.driver.door.purge_expired()
+    world.coordinator.lifecycle.purge_expired()
     world.settle()
     assert world.store.state(world.run_id) == RunState.SUCCEEDED
 
@@ -247,12 +247,12 @@ def test_run_with_a_key_of_a_wrong_type_becomes_one_dead_letter(world: World, na
     "field", ["state", "level", "undo_level", "left", "cause", "deadline", "undo_deadline", "epoch", "suspended_state"]
 )
 def test_unreadable_record_becomes_one_dead_letter(world: World, field: str) -> None:
-    world.driver.sweep()
+    world.coordinator.sweep()
     world.stored.put(**{field: "\udcff garbage"})
 
     for _ in range(3):
         world.stored.redis.zadd(world.store.keys.live, {world.run_id: 1}, xx=True)
-        world.driver.sweep()
+        world.coordinator.sweep()
 
     assert world.store.live_count() == 0
     assert len(letters(world)) == 1
@@ -266,15 +266,15 @@ def test_unreadable_request_becomes_one_dead_letter(world: World, text: str) -> 
     world.stored.redis.set(world.store.keys.of("damaged").request, text)
     world.stored.redis.zadd(world.store.keys.inbox, {"damaged": 1})
 
-    world.driver.sweep()
-    world.driver.sweep()
+    world.coordinator.sweep()
+    world.coordinator.sweep()
 
     assert "damaged" not in world.store.waiting()
     assert len(letters(world)) == 1
 
 
 def test_run_with_a_replaced_request_keeps_its_cached_plan(world: World) -> None:
-    world.driver.sweep()
+    world.coordinator.sweep()
     world.stored.redis.set(world.store.keys.of(world.run_id).request, "no JSON")
     stranger = world.new_driver(world.store)
 
@@ -289,20 +289,20 @@ def test_run_with_a_replaced_request_keeps_its_cached_plan(world: World) -> None
 
 
 def test_unreadable_command_does_not_block_the_next(world: World) -> None:
-    world.driver.sweep()
+    world.coordinator.sweep()
     commands = world.store.keys.of(world.run_id).commands
     garbage: list[dict[Any, Any]] = [{"kind": "approve", "step": "x"}, {"kind": "resolve", "step": "77"}, {"step": ""}]
     for command in [*garbage, {b"\xff": NO_TEXT}]:
         world.stored.redis.xadd(commands, command)
     world.store.command(world.run_id, "cancel")
 
-    world.driver.sweep()
+    world.coordinator.sweep()
 
     assert world.stored.run("cause") == "cancel"
 
 
 def test_invalid_waits_and_leases_do_not_block_a_runs_end(world: World) -> None:
-    world.driver.sweep()
+    world.coordinator.sweep()
     world.stored.redis.zadd(world.store.keys.of(world.run_id).waits, {NO_TEXT: 1, "77": 2, "0": float("inf")})
     world.stored.redis.zadd(world.store.keys.of(world.run_id).leases, {NO_TEXT: 1, "77": 2})
 
@@ -313,7 +313,7 @@ def test_invalid_waits_and_leases_do_not_block_a_runs_end(world: World) -> None:
 
 @pytest.mark.parametrize("entry", [{"x": NO_TEXT}, {"event": "x", "at": "?"}, {"event": "x", "at": "1", "step": "77"}])
 def test_invalid_event_entries_are_ignored(world: World, entry: dict[Any, Any]) -> None:
-    world.driver.sweep()
+    world.coordinator.sweep()
     before = events.read(world.store, world.run_id, world.plan)
     world.stored.redis.xadd(world.store.keys.of(world.run_id).events, entry)
 

@@ -171,7 +171,7 @@ class Saga(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        self.world.driver.sweep()
+        self.world.coordinator.sweep()
 
     @rule(call=st.integers(0, 25))
     def a_sweeper_dies(self, call: int) -> None:
@@ -186,7 +186,7 @@ class Saga(RuleBasedStateMachine):
         self.world.age(11)
         self.world.queue.dies_after = sends
         try:
-            self.world.driver.sweep()
+            self.world.coordinator.sweep()
         except DriverDied:
             event("a driver died while it sent")
         finally:
@@ -213,7 +213,7 @@ class Saga(RuleBasedStateMachine):
     def broken(self, call: int, fault: Any) -> None:
         self.world.driver_store.break_at(call, fault)
         try:
-            self.world.driver.sweep()
+            self.world.coordinator.sweep()
         except DriverDied:
             event("a driver died")
         finally:

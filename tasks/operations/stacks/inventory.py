@@ -7,7 +7,7 @@ from typing import Any
 from longshore.orchestration.operations.stacks import CHECK, REBUILD, CheckParams, RebuildParams
 from longshore.orchestration.stacks.drift import Stale, find_drift
 from longshore.orchestration.stacks.inventory import RATE_LIMITED, Inventory, Remote, difference, inventory_of
-from longshore.orchestration.store.caches import CACHE, Caches, Entry, Found
+from longshore.orchestration.store.caches import STACK_CACHE, Caches, Entry, Found
 from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, ReadOnly, implements
@@ -33,7 +33,7 @@ class Check(ReadOnly[CheckParams]):
 
     def act(self, ctx: Context, params: CheckParams, before: dict[str, Any]) -> Outcome:
         caches = ctx.caches()
-        found = caches.get(CACHE + ctx.host.name)
+        found = caches.get(STACK_CACHE + ctx.host.name)
         seen, why = _read(caches, found)
         trusted = None if why else seen
         data: dict[str, Any] = {"generation": found.generation}
@@ -57,10 +57,10 @@ class Rebuild(Implementation[RebuildParams]):
     """Inspects the host and stores the inventory as a new generation, which atomically replaces the current one."""
 
     def before(self, ctx: Context, params: RebuildParams) -> dict[str, Any]:
-        return {"generation": ctx.caches().get(CACHE + ctx.host.name).generation}
+        return {"generation": ctx.caches().get(STACK_CACHE + ctx.host.name).generation}
 
     def act(self, ctx: Context, params: RebuildParams, before: dict[str, Any]) -> Outcome:
-        caches, name = ctx.caches(), CACHE + ctx.host.name
+        caches, name = ctx.caches(), STACK_CACHE + ctx.host.name
         requested_at = params.asked or caches.now()
         with ctx.lock(f"cache {name}", f"the cache of {ctx.host.name}"):
             found = caches.get(name)
@@ -88,7 +88,7 @@ class Rebuild(Implementation[RebuildParams]):
         return Outcome(changed=True, data=data)
 
     def predict(self, ctx: Context, params: RebuildParams) -> Prediction:
-        caches, name = ctx.caches(), CACHE + ctx.host.name
+        caches, name = ctx.caches(), STACK_CACHE + ctx.host.name
         found = caches.get(name)
         seen, why = _read(caches, found)
         undo = "restore the previous generation" if found.entry else "remove the generation"
@@ -101,7 +101,7 @@ class Rebuild(Implementation[RebuildParams]):
         return Prediction(f"would inspect the changes: {why}", undo=undo)
 
     def undo(self, ctx: Context, params: RebuildParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
-        return Outcome(changed=ctx.caches().back(CACHE + ctx.host.name, ctx.op_id))
+        return Outcome(changed=ctx.caches().back(STACK_CACHE + ctx.host.name, ctx.op_id))
 
 
 def _is_equivalent(seen: Inventory, found: Found, requested_at: int, params: RebuildParams) -> bool:

@@ -11,7 +11,7 @@ from longshore.orchestration.operations.stacks import RESTART, InspectParams, Re
 from longshore.orchestration.stacks.drift import Stale, stale_of
 from longshore.orchestration.stacks.image_names import registry_of
 from longshore.orchestration.stacks.inventory import Replica, Service, inventory_of
-from longshore.orchestration.store.caches import CACHE
+from longshore.orchestration.store.caches import STACK_CACHE
 from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine, Login
@@ -119,7 +119,7 @@ class Restart(Implementation[RestartParams]):
     @staticmethod
     def _inspect(ctx: Context, docker: Engine, params: RestartParams) -> _Found:
         """Inspect the project again: if it has changed since the selection, the actions are derived anew."""
-        seen, _ = inventory_of(ctx.caches().get(CACHE + ctx.host.name))
+        seen, _ = inventory_of(ctx.caches().get(STACK_CACHE + ctx.host.name))
         inspection = InspectParams(stacks=params.stacks, only=params.only)
         look = HostInspection(ctx, docker, inspection, seen, True, seen.remotes if seen else {})
         project = look.look(params.project).projects.get(params.project)

@@ -21,20 +21,20 @@ HOUR = 3600.0
 JUMPS = [-24 * HOUR, -HOUR, HOUR, 24 * HOUR]
 LEASE = 15.0
 
-_bench: list[Sandbox] = []
+_sandboxes: list[Sandbox] = []
 
 
 @operation("clock.set", idempotent=True)
 def set_clock(ctx: Context, seconds: float) -> None:
     if ctx.attempt == 1:
-        _bench[0].set_clock(seconds)
+        _sandboxes[0].set_clock(seconds)
 
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
-    _bench[:] = [Sandbox(lease=LEASE)]
-    yield _bench[0]
-    _bench.clear()
+    _sandboxes[:] = [Sandbox(lease=LEASE)]
+    yield _sandboxes[0]
+    _sandboxes.clear()
 
 
 def elapsed(sandbox: Sandbox) -> float:

@@ -259,17 +259,17 @@ def test_child_run_is_admitted_before_runs_queued_behind_its_parent(own_registry
 def test_cancelled_queued_run_is_not_admitted(own_registry: None) -> None:
     """A reader of the queue tries to admit a run that has left the queue since."""
     table = limited(max_runs=1)
-    door = Admission(table.store)
+    admission = Admission(table.store)
     table.begin(waiting(), "one")
     table.begin(waiting(), "two")
-    wanted = door.known()["two"]
+    wanted = admission.known()["two"]
     table.ask("two", "cancel")
 
     table.ask("one", "cancel")
-    assert door.admit("two", wanted) == "gone"
+    assert admission.admit("two", wanted) == "gone"
     table.begin(waiting(), "three")
 
-    assert door.admitted() == ["three"]
+    assert admission.admitted() == ["three"]
 
 
 def test_concurrency_key_serialises_children_but_not_with_their_parents(own_registry: None) -> None:

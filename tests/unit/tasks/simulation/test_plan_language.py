@@ -268,7 +268,7 @@ def test_celery_undo_result_is_ignored() -> None:
     plan.step("a", "celery.task.execute", task="x").timeout("5s").undo("celery.task.execute", task="y")
     sandbox = Sandbox()
     sandbox.run(plan, run_id="r")
-    parked = sandbox._coordinator.parked
+    parked = sandbox._coordinator.external_waits
     loaded = sandbox.plans.get("r")
     # as if its undo were under way
     sandbox.store.command("r", "undo")
