@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from longshore.orchestration.errors import LongshoreError
@@ -22,13 +23,15 @@ if TYPE_CHECKING:
 
 #: An entry of a stream: its id and its fields.
 Entry = tuple[str, dict[str, str]]
-#: Milliseconds that one read blocks, the longest time until a new subscription is read: Redis handles no other command
-#: of a connection meanwhile.
-_BLOCK_MS = 100
+#: Milliseconds that one read blocks, which Redis prolongs by up to a tenth of a second. A new subscription waits for its
+#: end, since Redis handles no other command of a connection meanwhile.
+_BLOCK_MS = 20
 #: Seconds between two reads with entries. A wide run emits an event every millisecond.
 _PAUSE = 0.01
 #: Seconds between two reads of the state of a run without events.
 _CHECK = 2.0
+#: States that are read in one round trip.
+_AT_ONCE = 25
 #: Entries of one read of one stream, and entries that a stream keeps.
 _COUNT, _KEPT = 1000, 256
 #: The event after which the state of a run is read at once.
@@ -57,8 +60,6 @@ class _Stream:
         for entry in entries:
             self.entries.append(entry)
             self.newest = entry[0]
-            if entry[1].get("event") == _ENDED:
-                self.due = 0.0
         while len(self.entries) > _KEPT:
             self.start = self.entries.popleft()[0]
 
@@ -153,8 +154,8 @@ class StreamReader:
         client = connect_async(self._store.settings)
         try:
             while self._streams:
-                await self._check(client)
-                await self._read(client)
+                is_behind = await self._check(client)
+                await self._read(client, None if is_behind else _BLOCK_MS)
         except self._store.errors as error:
             failure = self._store.translated(error)
             for stream in self._streams.values():
@@ -165,43 +166,51 @@ class StreamReader:
             self._task = None  # before the first await, so that a new subscription begins a reader of its own
             await client.aclose()
 
-    async def _read(self, client: redis.asyncio.Redis) -> None:
+    async def _read(self, client: redis.asyncio.Redis, block: int | None) -> None:
         """Read all streams once, and wake the subscribers of those with entries."""
         streams = {stream.key: stream for stream in self._streams.values() if stream.newest is not None}
         if not streams:
             return
         cursors: dict[Any, Any] = {key: stream.newest for key, stream in streams.items()}
-        found: Any = await client.xread(cursors, count=_COUNT, block=_BLOCK_MS)
+        found: Any = await client.xread(cursors, count=_COUNT, block=block)
         if not found:
             return
+        ended = []
         for key, entries in found:
             streams[key].add(entries)
-        await self._check(client)
+            if any(fields.get("event") == _ENDED for _, fields in entries):
+                ended.append(streams[key])
+        await self._check_each(client, ended)
         for key, _ in found:
             streams[key].wake()
         await asyncio.sleep(_PAUSE)
 
-    async def _check(self, client: redis.asyncio.Redis) -> None:
-        """Read the states of the runs that are due, in one round trip, and wake their subscribers."""
+    async def _check(self, client: redis.asyncio.Redis) -> bool:
+        """Read the states of some runs that are due, new subscriptions first; return whether more of them are due."""
         now = time.monotonic()
-        due = [stream for stream in self._streams.values() if stream.due <= now]
-        if not due:
+        due = sorted((each for each in self._streams.values() if each.due <= now), key=attrgetter("due"))
+        await self._check_each(client, due[:_AT_ONCE])
+        return len(due) > _AT_ONCE
+
+    async def _check_each(self, client: redis.asyncio.Redis, streams: Sequence[_Stream]) -> None:
+        """Read the states of runs, and wake their subscribers."""
+        if not streams:
             return
         pipe = client.pipeline(transaction=False)
-        for stream in due:
-            stream.due = now + _CHECK
+        for stream in streams:
+            of_run = self._store.keys.of(stream.run_id)
+            stream.due = time.monotonic() + _CHECK
             stream.begun += 1
-            keys = self._store.keys.of(stream.run_id)
-            # The end of the stream first: a later event wakes the read of all streams.
+            # The end of the stream before the state: a later event wakes the read of all streams.
             pipe.xrevrange(stream.key, count=1)
-            pipe.hget(keys.run, "state")
-            pipe.exists(keys.request)
-        begun = [stream.begun for stream in due]
+            pipe.hget(of_run.run, "state")
+            pipe.exists(of_run.request)
+        begun = [stream.begun for stream in streams]
         answers = await pipe.execute()
-        for n, stream in enumerate(due):
+        for n, stream in enumerate(streams):
             last, stream.state, request = answers[3 * n : 3 * n + 3]
             if stream.newest is None:
                 stream.newest = stream.start = last[0][0] if last else "0-0"
             stream.exists = stream.state is not None or bool(request)
-            stream.checked = begun[n]
+            stream.checked = max(stream.checked, begun[n])
             stream.wake()

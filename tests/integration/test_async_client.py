@@ -90,8 +90,6 @@ def test_waiting_ends_with_the_errors_of_the_blocking_client(workers: Installati
                 await run.wait(PATIENCE, check=True)
             assert [event.name async for event in run.events()][-1] == "run_ended"
             assert await run.prune() == "done"
-            with pytest.raises(RunLost):
-                await run.wait(PATIENCE)
 
     asyncio.run(run())
 
@@ -162,6 +160,21 @@ def test_a_watcher_that_is_far_behind_misses_no_event(workers: Installation, cli
     expected = [event.id for event in client.get(run_id).events()]
     assert len(expected) > 800
     assert slow == fast == expected
+
+
+def test_a_run_whose_record_disappears_is_lost(install: MakeInstallation) -> None:
+    installation = install()
+
+    async def main() -> None:
+        async with AsyncClient(installation.settings) as client:
+            run = await client.start(waiting())
+            waits = asyncio.create_task(run.wait(PATIENCE))
+            await asyncio.sleep(0.3)
+            installation.redis.delete(installation.client().store.keys.of(run.id).request)
+            with pytest.raises(RunLost):
+                await waits
+
+    asyncio.run(main())
 
 
 def test_a_redis_that_is_not_there_is_one_clear_error(install: MakeInstallation) -> None:
