@@ -15,6 +15,7 @@ from celery.app.amqp import Queues
 from kombu import Queue
 
 from longshore.orchestration.messaging.signing import plan_header, seal
+from longshore.orchestration.operations.celery_task import TaskOptions
 from longshore.orchestration.plans.compiled import CONTROL, CompiledPlan, StepId, index_of
 from longshore.orchestration.settings import Settings, get_settings
 
@@ -154,8 +155,16 @@ class Canvas:
         queue: str,
         task_id: str,
         reply: tuple[Any, ...],
+        options: TaskOptions,
     ) -> None:
         """Send a task of an application; Celery reports its end by `link` or `link_error`."""
+        limits = {"time_limit": options.time_limit, "soft_time_limit": options.soft_time_limit}
+        more: dict[str, Any] = {key: value for key, value in limits.items() if value}
+        if options.priority:
+            connection = self.app.connection_for_write()
+            # Longshore's own queues have one list each; those of an application have one for each priority.
+            connection.transport_options = (connection.transport_options or {}) | {"priority_steps": list(range(10))}
+            more |= {"priority": options.priority, "connection": connection}
         self.app.send_task(
             task,
             args=list(args),
@@ -164,9 +173,14 @@ class Canvas:
             task_id=task_id,
             root_id=self.run_id,
             parent_id=self.run_id,
+            expires=options.lifetime(),
+            headers=options.headers,
             link=self._ended(reply, ok=True),
             link_error=self._ended(reply, ok=False),
+            **more,
         )
+        if options.priority:
+            more["connection"].close()
 
     def _ended(self, reply: tuple[Any, ...], *, ok: bool) -> Signature[Any]:
         """The `longshore.task_ended` message; Celery puts the result, or the id of the failed task, before `reply`."""

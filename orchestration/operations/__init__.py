@@ -14,6 +14,7 @@ from longshore.orchestration.operations import (
     noop,
     stacks,
     subplan,
+    timer,
 )
 from longshore.orchestration.operations.base import (
     BACKOFF,
@@ -62,4 +63,5 @@ __all__ = [
     "register",
     "stacks",
     "subplan",
+    "timer",
 ]

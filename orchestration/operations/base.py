@@ -64,6 +64,13 @@ class Waits(StrEnum):
     RUN = "run"
     #: The end of an application's Celery task.
     TASK = "task"
+    #: A time.
+    TIME = "time"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether such a step is never retried and cannot be an undo, since a person, a run or a clock ends it."""
+        return self in {Waits.PERSON, Waits.RUN, Waits.TIME}
 
 
 class Retry(BaseModel):

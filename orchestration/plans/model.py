@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -133,6 +133,40 @@ class Plan(_Model):
         back = as_params(undo) if undo is not None else None
         step = self.step(name, CELERY.name, **as_params(signature)).timeout(timeout)
         return step.undo(CELERY.name, **back) if back is not None else step
+
+    @classmethod
+    def from_canvas(
+        cls,
+        signature: Signature[Any],
+        /,
+        *,
+        args: Sequence[Any] = (),
+        name: str = "",
+        undo: Mapping[Any, Any] | None = None,
+        timeout: float | str = "1h",
+    ) -> Self:
+        """A plan of the tasks of a Celery canvas of any shape; the application's own workers run them unchanged.
+
+        `args` are those of `signature.delay`. The result of a task becomes the first argument of the next one, as
+        Celery does it. Countdowns and etas become steps that wait without a worker; `timeout` is that of each task.
+        `undo` maps a task, or its name, to its compensation: a task, which is called with the same arguments; a
+        signature, whose templates may use `data.result`; or "none". Compensations of
+        `longshore.orchestration.celery.compensates` need no entry.
+
+        Raises UsageError for an option that a step cannot keep, for an argument that is not JSON, and for a name in
+        `undo` that no task has.
+        """
+        from longshore.orchestration.operations.canvas import convert  # noqa: PLC0415 - Celery is imported only here
+
+        found = convert(signature, args, undo).steps
+        plan = cls(name or "-".join(dict.fromkeys(step.name for step in found))[:48].rstrip("-") or "canvas")
+        for each in found:
+            step = plan.step(each.name, each.op, **each.params).after(*each.after)
+            if "task" in each.params:
+                step.timeout(timeout)
+            if each.undo is not None:
+                step.undo("none") if each.undo == "none" else step.undo(each.op, **each.undo)
+        return plan
 
     @staticmethod
     def chain(*steps: StepHandle) -> None:
