@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         WaitTimeout,
         exit_code_of,
     )
-    from longshore.orchestration.language.expressions import E
+    from longshore.orchestration.language.expressions import E, template
     from longshore.orchestration.language.guards import OnlyIf
     from longshore.orchestration.language.params import Param
     from longshore.orchestration.operations import Retry
@@ -103,6 +103,7 @@ __all__ = [
     "load",
     "operation",
     "parse",
+    "template",
     "validate",
 ]
 
@@ -156,6 +157,7 @@ _HOMES = {
     "load": "plans.loading",
     "operation": "authoring.functions",
     "parse": "plans.loading",
+    "template": "language.expressions",
     "validate": "plans.loading",
 }
 

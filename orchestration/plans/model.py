@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, Self, overload
 
 import yaml
 from pydantic import (
@@ -17,19 +17,21 @@ from pydantic import (
     model_validator,
 )
 
-from longshore.orchestration.errors import PlanError, Problem, plain
+from longshore.orchestration.errors import PlanError, Problem, UsageError, plain
 from longshore.orchestration.language.durations import Duration, format_duration, parse_duration
 from longshore.orchestration.language.expressions import Expression, as_data, as_text, of_step
 from longshore.orchestration.language.guards import OnlyIf
 from longshore.orchestration.language.params import Param
 from longshore.orchestration.language.schedule import Scheduled, ScheduleName
 from longshore.orchestration.language.targets import HostFilter
-from longshore.orchestration.operations import Retry
+from longshore.orchestration.operations import Retry, TypedOperation
 from longshore.orchestration.plans.steps import Inside, OnError, OnNoHost, Step, UndoSpec, When, _as_target, _Model
 
 if TYPE_CHECKING:
     from celery import Signature
 
+
+P = ParamSpec("P")
 
 OnFailure = Literal["undo", "keep"]
 OnUnknown = Literal["fail", "ask"]
@@ -89,10 +91,21 @@ class Plan(_Model):
 
     # --- building in Python ---------------------------------------------------------------------
 
-    def step(self, name: str, op: str, /, **params: Any) -> StepHandle:
-        """Add a step; keywords are the parameters of its operation. Raises PlanError for a name in use."""
+    @overload
+    def step(self, name: str, op: str, /, **params: Any) -> StepHandle: ...
+
+    @overload
+    def step(self, name: str, op: TypedOperation[P], /, *args: P.args, **kwargs: P.kwargs) -> StepHandle: ...
+
+    def step(self, name: str, op: str | TypedOperation[Any], /, *args: Any, **params: Any) -> StepHandle:
+        """Add a step; keywords are the parameters of its operation, which is given by its name or as the function.
+
+        For a function, type checkers know the parameters; see `longshore.orchestration.template` for templates in
+        their place. Raises PlanError for a name in use, and for a parameter of a function that is missing or unknown.
+        """
         if name in self.steps:
             raise PlanError([Problem("there is a step of this name already", step=name)])
+        op, params = _named(name, op, args, params)
         after = [list(self.steps)[-1]] if self.sequential and self.steps else []
         self.steps[name] = Step(op=op, with_=as_data(params), after=after)
         return StepHandle(self, name)
@@ -204,6 +217,23 @@ class Plan(_Model):
     __hash__ = None  # type: ignore[assignment]
 
 
+def _named(
+    step: str, op: str | TypedOperation[Any], args: tuple[Any, ...], params: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The name and the parameters of an operation. Raises PlanError."""
+    if isinstance(op, TypedOperation):
+        try:
+            return op.name, op.bind(*args, **params)
+        except UsageError as error:
+            raise PlanError([Problem(str(error), step=step)]) from None
+    if not isinstance(op, str):
+        why = f"{op!r} is no operation: decorate the function with @operation, or use Plan.celery for a Celery task"
+        raise PlanError([Problem(why, step=step)])
+    if args:
+        raise PlanError([Problem(f"{op}: give the parameters by name", step=step)])
+    return op, params
+
+
 class StepHandle:
     """A step under construction; each method changes the step in its plan and returns the handle."""
 
@@ -224,29 +254,34 @@ class StepHandle:
 
     # --- outcome of the step, for parameters and guards of later steps ------------------------------
 
+    def _outcome(self, name: str) -> Expression:
+        found: Expression = getattr(of_step(self.name), name)
+        return found
+
     @property
     def status(self) -> Expression:
-        return of_step(self.name).status
+        return self._outcome("status")
 
     @property
     def changed(self) -> Expression:
-        return of_step(self.name).changed
+        return self._outcome("changed")
 
     @property
-    def data(self) -> Expression:
+    def data(self) -> Any:
+        """The data of the step as an Expression; type checkers accept it and its parts as any type."""
         return of_step(self.name).data
 
     @property
     def error(self) -> Expression:
-        return of_step(self.name).error
+        return self._outcome("error")
 
     @property
     def hosts(self) -> Expression:
-        return of_step(self.name).hosts
+        return self._outcome("hosts")
 
     @property
     def items(self) -> Expression:
-        return of_step(self.name).items
+        return self._outcome("items")
 
     # --- guards ---------------------------------------------------------------------------------
 
@@ -353,8 +388,15 @@ class StepHandle:
         """Limit the time of each attempt."""
         return self._set(timeout=duration)
 
-    def undo(self, op: str, /, **params: Any) -> Self:
-        """Set the compensation; `undo("none")` declares that the step needs none."""
+    @overload
+    def undo(self, op: str, /, **params: Any) -> Self: ...
+
+    @overload
+    def undo(self, op: TypedOperation[P], /, *args: P.args, **kwargs: P.kwargs) -> Self: ...
+
+    def undo(self, op: str | TypedOperation[Any], /, *args: Any, **params: Any) -> Self:
+        """Set the compensation; `undo("none")` declares that the step needs none. Raises PlanError as `Plan.step`."""
+        op, params = _named(self.name, op, args, params)
         return self._set(undo="none" if op == "none" else UndoSpec(op=op, with_=as_data(params)))
 
     def always(self) -> Self:
