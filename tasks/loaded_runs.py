@@ -21,7 +21,8 @@ from longshore.orchestration.plans.steps import UndoSpec
 from longshore.orchestration.settings import MAX_PLAN_BYTES
 from longshore.orchestration.store.admission import AdmissionRequest
 from longshore.orchestration.store.audit import note_refusal
-from longshore.orchestration.store.run_store import SCHEMA_VERSION, Store, read_request
+from longshore.orchestration.store.records import SCHEMA_VERSION, read_request
+from longshore.orchestration.store.run_store import Store
 
 #: Plans in the cache of a process.
 _CACHED = 64

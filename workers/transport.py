@@ -12,7 +12,7 @@ import json
 import logging
 from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from celery import current_app
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
@@ -153,12 +153,12 @@ def _filtered(parse: Any) -> Any:
     return parse_response
 
 
-class _QoS(redis.QoS):  # type: ignore[misc]
+class _QoS(redis.QoS):
     """Records no copy of a message that the sweeper resends: the saga knows which steps have to run.
 
-    The copy in `unacked` costs two transactions a message, a third of the work of a worker's main process. A worker that
-    is killed between receipt and claim loses the message: the sweeper resends the message after one lease. A worker that
-    stops, or loses its connection, puts the message back.
+    The copy in `unacked` costs two transactions a message, a third of the work of a worker's main process. A worker
+    that is killed between receipt and claim loses the message: the sweeper resends the message after one lease. A
+    worker that stops, or loses its connection, puts the message back.
     """
 
     def append(self, message: Any, delivery_tag: str) -> None:
@@ -185,21 +185,20 @@ class _QoS(redis.QoS):  # type: ignore[misc]
             super().restore_by_tag(tag, client, leftmost)
             return
         where = message.delivery_info
-        with self.channel.conn_or_acquire(client) as connected:
-            self.channel._do_restore_message(
-                message._raw, where["exchange"], where["routing_key"], connected, leftmost
-            )
+        channel = cast(Any, self.channel)
+        with channel.conn_or_acquire(client) as connected:
+            channel._do_restore_message(message._raw, where["exchange"], where["routing_key"], connected, leftmost)
 
     def _resent(self, delivery_tag: str) -> Any:
         """Return the unacknowledged message that the sweeper resends, or None."""
-        message = self._delivered.get(delivery_tag)
+        message = self._delivered.get(delivery_tag) if self._delivered else None
         return message if message is not None and message.headers.get("task") in RESENT else None
 
 
 class _Filtering:
     """A channel whose client validates messages, and which opens no client on a closed connection."""
 
-    QoS = _QoS
+    QoS: Any = _QoS
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         # kombu 5.7 restores the unacknowledged messages of a closed channel, finds no connection, and ends the worker

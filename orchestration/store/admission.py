@@ -16,7 +16,8 @@ from typing import Any
 from longshore.orchestration.errors import UNREADABLE, QueueFull, WrongType
 from longshore.orchestration.messaging.signing import sealed
 from longshore.orchestration.store.indices import mark
-from longshore.orchestration.store.run_store import Store, read_request
+from longshore.orchestration.store.records import read_request
+from longshore.orchestration.store.run_store import Store
 
 #: Queued runs that are read at once.
 _PAGE = 1000

@@ -30,7 +30,8 @@ from longshore.orchestration.store.connection import as_number
 from longshore.orchestration.store.hosts import Hosts
 from longshore.orchestration.store.indices import BATCH, SAFETY
 from longshore.orchestration.store.keys import Field
-from longshore.orchestration.store.run_store import SCHEMA_VERSION, RunSnapshot, Store, run_record
+from longshore.orchestration.store.records import SCHEMA_VERSION, RunSnapshot, run_record
+from longshore.orchestration.store.run_store import Store
 from longshore.orchestration.transitions import RunRecord, StepRecord
 from longshore.tasks.control.commands import Commands
 from longshore.tasks.control.dispatch import away, hosts_of, in_flight, send_next, silent_limit

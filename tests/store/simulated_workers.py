@@ -18,7 +18,8 @@ from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.saga import DEPENDENCY_FAILED
 from longshore.orchestration.states import STEP_BAD, STEP_GOOD, STEP_IN_FLIGHT, UNDO_FINAL, StepState
 from longshore.orchestration.store.admission import Admission
-from longshore.orchestration.store.run_store import Grant, Recorded, Store
+from longshore.orchestration.store.records import Grant, Recorded
+from longshore.orchestration.store.run_store import Store
 from longshore.tasks.control.coordinator import Coordinator
 from longshore.tasks.loaded_runs import Plans
 from tests.store.stored_run import StoredRun, settings_for

@@ -16,7 +16,8 @@ from longshore.orchestration.plans.compiled import StepId
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.states import RunState, StepState, UndoState
 from longshore.orchestration.store.keys import RunKeys
-from longshore.orchestration.store.run_store import Grant, Recorded, Store, run_record
+from longshore.orchestration.store.records import Grant, Recorded, run_record
+from longshore.orchestration.store.run_store import Store
 from longshore.orchestration.transitions import RunRecord
 
 LEASE = 10.0

@@ -1,0 +1,55 @@
+"""The Lua scripts of the store: loaded on demand, and run with the acknowledgement of the required replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from longshore.orchestration.store import lua
+from longshore.orchestration.store.connection import Connection
+
+if TYPE_CHECKING:
+    from redis.commands.core import Script
+
+
+class Scripts(Connection):
+    """Runs the scripts of an installation."""
+
+    @cached_property
+    def _scripts(self) -> dict[str, Script]:
+        return {}
+
+    def _run(self, name: str, run_id: str, *args: object, keys: Sequence[str] = (), lasting: bool = True) -> Any:
+        script = self._scripts.get(name)
+        if script is None:
+            script = self._scripts[name] = self.client.register_script(lua.source(name))
+        names = [*self.keys.of(run_id).record(), *keys]
+        if not lasting:  # a write that is repeated after its loss does not wait for replicas
+            return self.call(script, keys=names, args=list(args))
+        return self.acknowledged(script, names, list(args))
+
+    def run_global(self, name: str, keys: list[str], *args: object) -> Any:
+        """Run a script of the whole installation."""
+        script = self._scripts.get(name)
+        if script is None:
+            script = self._scripts[name] = self.client.register_script(lua.installation_source(name))
+        return self.acknowledged(script, keys, list(args))
+
+    def load_scripts(self) -> bool:
+        """Load the scripts that clients call; return whether one was missing.
+
+        A client's Redis user may load no scripts, and Redis loses all of them at a restart or failover. Flower and
+        other clients of Celery's remote control release a lock of the broker by a script of redis-py.
+        """
+        from redis.lock import Lock  # noqa: PLC0415 - see connect
+
+        texts = [*map(lua.installation_source, lua.OF_CLIENTS), Lock.LUA_RELEASE_SCRIPT]
+        scripts = [self.client.register_script(text) for text in texts]
+        known = self.call(self.client.script_exists, *(script.sha for script in scripts))
+        missing = [script for script, there in zip(scripts, known, strict=True) if not there]
+        for script in missing:
+            self.call(self.client.script_load, script.script)
+        return bool(missing)
+
+    # --- commands of clients --------------------------------------------------------------------
