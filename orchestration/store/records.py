@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any
 
 from longshore.orchestration.errors import UNREADABLE, Damaged
@@ -63,6 +64,19 @@ class UnrecordedAttempt:
     before: str
 
 
+class Ending(IntEnum):
+    """The result of ending a run."""
+
+    #: A concurrent transition was first.
+    REFUSED = 0
+    #: The run has ended, and keeps its place.
+    ENDED = 1
+    #: The run has freed its place, and other runs wait.
+    RELEASED = 2
+    #: The run has freed its place and left the live runs.
+    RESTED = 3
+
+
 @dataclass(frozen=True)
 class Recorded:
     """The result of recording an outcome."""
@@ -84,6 +98,8 @@ class RunSnapshot:
     inbox: float | None
     #: External waits: `<id>` or `u<id>`, and the latest end in ms.
     waits: dict[str, int]
+    #: The stored request, where it was read too.
+    request: str | None = None
 
 
 def stream_order(stream_id: str) -> tuple[int, int]:

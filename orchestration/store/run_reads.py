@@ -33,6 +33,15 @@ class RunReads(SideRecords):
         """The stored request with its signature, or None."""
         return self.call(self.client.get, self.keys.of(run_id).request) or None
 
+    def request_and_fields(self, run_id: str) -> tuple[str | None, dict[str, str]]:
+        """The stored request, or None, and the fields of the run's hash; one round trip."""
+        keys = self.keys.of(run_id)
+        pipe = self.client.pipeline(transaction=False)
+        pipe.get(keys.request)
+        pipe.hgetall(keys.run)
+        text, fields = self.call(pipe.execute)
+        return text or None, fields
+
     def body(self, run_id: str) -> dict[str, Any] | None:
         """The request, without a check of its signature, or None. Raises Damaged where it cannot be read."""
         text = self.request(run_id)
@@ -49,22 +58,28 @@ class RunReads(SideRecords):
         """The run's version: the number of its events, 0 without a record."""
         return int(self.call(self.client.hget, self.keys.of(run_id).run, "version") or 0)
 
-    def look(self, run_id: str) -> RunSnapshot:
-        """Read all data for a decision about a run, in one round trip. Waits that name no step become dead letters."""
+    def look(self, run_id: str, *, request: bool = False) -> RunSnapshot:
+        """Read all data for a decision about a run, in one round trip; with `request`, its request too.
+
+        Waits that name no step become dead letters.
+        """
         keys = self.keys.of(run_id)
         pipe = self.client.pipeline(transaction=False)
+        if request:
+            pipe.get(keys.request)
         # The inbox first: a command stored after this read gets another score, so the entry stays in the inbox.
         pipe.zscore(self.keys.inbox, run_id)
         pipe.hgetall(keys.run)
         pipe.xrange(keys.commands)
         pipe.zrange(keys.waits, 0, -1, withscores=True)
         pipe.time()
-        inbox, fields, commands, waits, (seconds, micros) = self.call(pipe.execute)
+        *text, inbox, fields, commands, waits, (seconds, micros) = self.call(pipe.execute)
         for member, _ in waits:
             if not is_member(member):
                 self.drop_wait(run_id, member, "it names no step")
         parked = {str(member): round(min(until, FAR)) for member, until in waits if is_member(member)}
-        return RunSnapshot(fields, commands, int(seconds) * 1000 + int(micros) // 1000, inbox, parked)
+        now = int(seconds) * 1000 + int(micros) // 1000
+        return RunSnapshot(fields, commands, now, inbox, parked, (text[0] or None) if text else None)
 
     def step_records(self, run_id: str, indices: Sequence[int], *, units: bool = True) -> dict[int, StepRecord]:
         """The records of steps as the reducer reads them; with `units`, their units too. Raises Damaged."""

@@ -14,11 +14,13 @@ from longshore.orchestration.plans.compiled import StepId, as_id
 from longshore.orchestration.saga import ResumeSet
 from longshore.orchestration.settings import LARGE_DATA_BYTES, Settings
 from longshore.orchestration.states import Cause, RunState
+from longshore.orchestration.store.audit import KEPT
+from longshore.orchestration.store.connection import ScriptCall, as_dict
 from longshore.orchestration.store.connection import milliseconds as _ms
 from longshore.orchestration.store.indices import Indices, mark
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.receipt_questions import ReceiptQuestions
-from longshore.orchestration.store.records import Grant, Recorded
+from longshore.orchestration.store.records import Ending, Grant, Recorded
 from longshore.orchestration.store.run_reads import RunReads
 from longshore.orchestration.transitions import RunRecord
 
@@ -70,12 +72,33 @@ class Store(RunReads, ReceiptQuestions, Indices):
 
     # --- transitions ------------------------------------------------------------------------------
 
-    def create(self, run_id: str, fields: Mapping[str, object], now: int) -> bool:
-        """Create the record; False where it exists. The indices come first: no sweep finds a run without an entry."""
-        self.look_at(run_id, now + _ms(self.settings.lease / 3))
-        self.call(self.client.zadd, self.keys.runs, {run_id: now}, nx=True)
-        pairs = [part for pair in fields.items() for part in pair]
-        return bool(self._run("create", run_id, *pairs))
+    def create(
+        self,
+        run_id: str,
+        fields: Mapping[str, object],
+        *,
+        inbox: float | None = None,
+        audit: Mapping[str, str] | None = None,
+    ) -> tuple[bool, dict[str, str]]:
+        """Create the record, its entries in the indices, and the `audit` entry; the entry of the inbox is removed.
+
+        `inbox` is the score at which that entry was found. Returns whether the record was created, and its fields.
+        """
+        created, found = self.acknowledged(self.create_call(run_id, fields, inbox=inbox, audit=audit))[0]
+        return bool(created), as_dict(found)
+
+    def create_call(
+        self, run_id: str, fields: Mapping[str, object], *, inbox: float | None, audit: Mapping[str, str] | None
+    ) -> ScriptCall:
+        """The call of the script that `create` runs."""
+        keys = self.keys
+        line, values = audit or {}, [part for pair in fields.items() for part in pair]
+        noted = [part for pair in line.items() for part in pair]
+        score = "" if inbox is None else f"{inbox:.0f}"
+        return self._call_of(
+            "create", run_id, run_id, score, _ms(self.settings.lease / 3), KEPT, len(line), *noted, *values,
+            keys=[keys.live, keys.runs, keys.inbox, keys.clock, keys.audit],
+        )  # fmt: skip
 
     def open_level(
         self,
@@ -126,8 +149,23 @@ class Store(RunReads, ReceiptQuestions, Indices):
             flat += [index, "1" if always else ""]
         return bool(self._run("drain", run_id, *flat))
 
-    def finish(self, run_id: str, came_from: RunState, state: RunState, not_run: Sequence[int], epoch: int = 0) -> bool:
-        return bool(self._run("finish", run_id, came_from, state, epoch, *not_run))
+    def finish(
+        self,
+        run_id: str,
+        came_from: RunState,
+        state: RunState,
+        not_run: Sequence[int],
+        epoch: int = 0,
+        *,
+        release: Sequence[str] = (),
+        last: bool = False,
+    ) -> Ending:
+        """End a run and, with the keys `release`, free its place, key and locks; see `Admission.held_keys`.
+
+        With `last`, the run leaves the live runs, unless others wait: nothing else follows its end.
+        """
+        more = ("1" if last else "", *not_run)
+        return Ending(self._run("finish", run_id, came_from, state, epoch, run_id, *more, keys=release))
 
     def carry_out(
         self,

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from longshore.orchestration.store import lua
-from longshore.orchestration.store.connection import Connection
+from longshore.orchestration.store.connection import Connection, ScriptCall
 
 if TYPE_CHECKING:
     from redis.commands.core import Script
@@ -20,21 +20,31 @@ class Scripts(Connection):
     def _scripts(self) -> dict[str, Script]:
         return {}
 
-    def _run(self, name: str, run_id: str, *args: object, keys: Sequence[str] = (), lasting: bool = True) -> Any:
+    def _script(self, name: str, *, of_run: bool) -> Script:
+        """The script of a name: of a run's record, or of the whole installation."""
         script = self._scripts.get(name)
         if script is None:
-            script = self._scripts[name] = self.client.register_script(lua.source(name))
-        names = [*self.keys.of(run_id).record(), *keys]
-        if not lasting:  # a write that is repeated after its loss does not wait for replicas
-            return self.call(script, keys=names, args=list(args))
-        return self.acknowledged(script, names, list(args))
+            text = lua.source(name) if of_run else lua.installation_source(name)
+            script = self._scripts[name] = self.client.register_script(text)
+        return script
 
-    def run_global(self, name: str, keys: list[str], *args: object) -> Any:
+    def _call_of(self, name: str, run_id: str, *args: object, keys: Sequence[str] = ()) -> ScriptCall:
+        """The call of a script on a run's record, with further keys."""
+        return ScriptCall(self._script(name, of_run=True), [*self.keys.of(run_id).record(), *keys], args)
+
+    def _run(self, name: str, run_id: str, *args: object, keys: Sequence[str] = (), lasting: bool = True) -> Any:
+        call = self._call_of(name, run_id, *args, keys=keys)
+        if not lasting:  # a write that is repeated after its loss does not wait for replicas
+            return self.call(call.script, keys=list(call.keys), args=list(args))
+        return self.acknowledged(call)[0]
+
+    def global_call(self, name: str, keys: Sequence[str], *args: object) -> ScriptCall:
+        """The call of a script of the whole installation."""
+        return ScriptCall(self._script(name, of_run=False), keys, args)
+
+    def run_global(self, name: str, keys: Sequence[str], *args: object) -> Any:
         """Run a script of the whole installation."""
-        script = self._scripts.get(name)
-        if script is None:
-            script = self._scripts[name] = self.client.register_script(lua.installation_source(name))
-        return self.acknowledged(script, keys, list(args))
+        return self.acknowledged(self.global_call(name, keys, *args))[0]
 
     def load_scripts(self) -> bool:
         """Load the scripts that clients call; return whether one was missing.
@@ -51,5 +61,3 @@ class Scripts(Connection):
         for script in missing:
             self.call(self.client.script_load, script.script)
         return bool(missing)
-
-    # --- commands of clients --------------------------------------------------------------------
