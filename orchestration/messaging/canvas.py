@@ -145,9 +145,12 @@ class Canvas:
         else:
             self.send_single(UNDO, plan, ids[0])
 
-    def send_single(self, task: str, plan: CompiledPlan, step_id: StepId) -> None:
-        """Send one step outside of any chord or chain, as the sweeper does."""
-        self._work(task, plan, step_id).apply_async()
+    def send_single(self, task: str, plan: CompiledPlan, step_id: StepId, *, countdown: float | None = None) -> None:
+        """Send one step outside of any chord or chain, as the sweeper does; after `countdown` seconds where given."""
+        signature = self._work(task, plan, step_id)
+        if countdown is not None:
+            signature.set(countdown=countdown)
+        signature.apply_async()
 
     def send_task(
         self,
