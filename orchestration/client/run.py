@@ -5,8 +5,10 @@ A command is stored in Redis and carried out by a worker; each method that sends
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Literal
 
 from celery import Celery
@@ -317,4 +319,10 @@ def stored_plan(store: Store, run_id: str) -> tuple[CompiledPlan, str]:
     body = store.body(run_id)
     if body is None:
         raise UnknownName(f"run {run_id!r} does not exist", remedy="list the latest runs: longshore runs ls")
-    return CompiledPlan(Plan.model_validate(body["plan"]), lenient=True), str(body.get("digest", ""))
+    return _compiled(json.dumps(body["plan"])), str(body.get("digest", ""))
+
+
+# The runs of one plan share its object: a thousand of them would make each garbage collection a long pause.
+@lru_cache(maxsize=16)
+def _compiled(plan: str) -> CompiledPlan:
+    return CompiledPlan(Plan.model_validate_json(plan), lenient=True)
