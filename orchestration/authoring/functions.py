@@ -18,9 +18,10 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, get_
 from pydantic import create_model
 
 from longshore.orchestration.authoring.context import Context
-from longshore.orchestration.errors import ConfigError, UsageError
+from longshore.orchestration.errors import ConfigError
 from longshore.orchestration.operations import BACKOFF, Kind, Operation, Params, Retry, TypedOperation, Undo, register
 from longshore.orchestration.operations import Result as AnyResult
+from longshore.orchestration.operations.base import bound
 
 C = ParamSpec("C")
 P = ParamSpec("P")
@@ -74,20 +75,9 @@ class OwnOperation(TypedOperation[P], Generic[C, P, R]):
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
         context = context_parameter(self._function)
         parameters = [each for each in inspect.signature(self._function).parameters.values() if each.name != context]
-        names = [each.name for each in parameters]
         positional = [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY]
-        given = dict(zip(positional, args, strict=False))
-        if len(args) > len(positional):
-            raise UsageError(f"{self.name} takes {len(positional)} parameters by position, and {len(args)} are given")
-        if unknown := [key for key in kwargs if key not in names]:
-            near = f"; it has {', '.join(names)}" if names else ""
-            raise UsageError(f"{self.name} has no parameter {unknown[0]!r}{near}")
-        if twice := [key for key in kwargs if key in given]:
-            raise UsageError(f"{self.name}: the parameter {twice[0]!r} is given twice")
-        given |= kwargs
-        if missing := [each.name for each in parameters if each.default is each.empty and each.name not in given]:
-            raise UsageError(f"{self.name} needs the parameter{'s' * (len(missing) > 1)} {' and '.join(missing)}")
-        return given
+        needed = {each.name: each.default is each.empty for each in parameters}
+        return bound(self.name, needed, positional, args, kwargs)
 
     def before(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: set the function that reads the state before the step acts."""

@@ -6,7 +6,7 @@ implementation for each operation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache, partial
@@ -15,7 +15,7 @@ from typing import Any, Generic, ParamSpec
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from longshore.orchestration.errors import ConfigError, UnknownName
+from longshore.orchestration.errors import ConfigError, UnknownName, UsageError
 from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.settings import get_settings
 
@@ -228,6 +228,27 @@ class TypedOperation(Generic[P]):
     def bind(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
         """The parameters by name. Raises UsageError for one that is missing, unknown, or given twice."""
         raise NotImplementedError
+
+
+def bound(
+    name: str, parameters: Mapping[str, bool], positional: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments by name. `parameters` has whether each is required, and `positional` those that need no name.
+
+    Raises UsageError for one that is missing, unknown, or given twice.
+    """
+    if len(args) > len(positional):
+        raise UsageError(f"{name} takes {len(positional)} parameters by position, and {len(args)} are given")
+    given = dict(zip(positional, args, strict=False))
+    if unknown := [key for key in kwargs if key not in parameters]:
+        near = f"; it has {', '.join(parameters)}" if parameters else ""
+        raise UsageError(f"{name} has no parameter {unknown[0]!r}{near}")
+    if twice := [key for key in kwargs if key in given]:
+        raise UsageError(f"{name}: the parameter {twice[0]!r} is given twice")
+    given |= kwargs
+    if missing := [key for key, is_required in parameters.items() if is_required and key not in given]:
+        raise UsageError(f"{name} needs the parameter{'s' * (len(missing) > 1)} {' and '.join(missing)}")
+    return given
 
 
 _REGISTRY: dict[str, Operation] = {}

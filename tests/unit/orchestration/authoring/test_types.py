@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, assert_type
 
 from longshore.orchestration import Context, E, Plan, operation, template
+from longshore.orchestration.operations import catalogue as ops
 from longshore.orchestration.plans.model import StepHandle
 
 
@@ -52,6 +53,7 @@ plan.step("by position", charge, "o-7", 42, note="x")
 plan.step("expression", charge, order=E.params.order, amount=first.data.amount).undo(refund, order=first.data.id)
 plan.step("template", charge, order="{{ params.order }}", amount=template("{{ params.amount }}"))
 plan.step("coroutine", mail, to="ann")
+plan.step("catalogue", ops.docker_pull_execute, image="shop:2").timeout("5m")
 plan.step("by name", "shop.charge", order=1, anything=2)
 assert_type(charge(Context("run", "step", "plan"), "o-7", 42), Charge)
 assert_type(refund("o-7"), None)
@@ -71,6 +73,8 @@ plan.step("e", charge, order="o-7", amount="{{ params.amount }}")
 plan.step("f", refund, order="o-7").undo(refund, order=7)
 plan.step("g", mail, to=3)
 plan.step("h", print, 3)
+plan.step("i", ops.docker_pull_execute, image=3)
+plan.step("j", ops.docker_pull_execute, imag="shop:2")
 """
 
 
