@@ -6,7 +6,7 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -112,21 +112,31 @@ def connect(settings: Settings) -> redis.Redis:
         raise ConfigError(f"the Redis URL is invalid: {error}", remedy="write redis://host:6379/0") from None
 
 
-def connect_async(settings: Settings) -> redis.asyncio.Redis:
-    """A client of one connection to the same Redis, for the event loop that first uses the client."""
+@contextlib.asynccontextmanager
+async def connected(settings: Settings) -> AsyncIterator[redis.asyncio.Redis]:
+    """A client of one connection to the same Redis, for the running event loop; closed at the end."""
     import redis.asyncio  # noqa: PLC0415 - see connect
     from redis.asyncio.retry import Retry  # noqa: PLC0415
     from redis.asyncio.sentinel import Sentinel  # noqa: PLC0415
     from redis.backoff import ExponentialWithJitterBackoff  # noqa: PLC0415
 
     options = _options(settings) | {"retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES)}
+    clients: list[redis.asyncio.Redis] = []
     if settings.url().startswith(SENTINEL):
         found = sentinel(settings.url())
         ask = {"socket_timeout": settings.connect_timeout, "socket_connect_timeout": settings.connect_timeout}
-        return Sentinel(found.hosts, sentinel_kwargs=ask).master_for(  # type: ignore[no-untyped-call, no-any-return]
+        asked = Sentinel(found.hosts, sentinel_kwargs=ask)  # type: ignore[no-untyped-call]
+        master = asked.master_for(
             found.service, db=found.db, username=found.username, password=found.password, **options
         )
-    return redis.asyncio.Redis.from_url(settings.url(), single_connection_client=True, **options)
+        clients += [master, *asked.sentinels]
+    else:
+        clients.append(redis.asyncio.Redis.from_url(settings.url(), single_connection_client=True, **options))
+    try:
+        yield clients[0]
+    finally:
+        for client in clients:
+            await client.aclose(close_connection_pool=True)
 
 
 def _remedy(error: str) -> str:

@@ -15,7 +15,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from longshore.orchestration.errors import LongshoreError
-from longshore.orchestration.store.connection import connect_async
+from longshore.orchestration.store.connection import connected
 from longshore.orchestration.store.records import stream_order
 from longshore.orchestration.store.run_store import Store
 
@@ -152,20 +152,19 @@ class StreamReader:
                 del self._streams[key]
 
     async def _read_all(self) -> None:
-        client = connect_async(self._store.settings)
-        try:
-            while self._streams:
-                is_behind = await self._check(client)
-                await self._read(client, None if is_behind else _BLOCK_MS)
-        except self._store.errors as error:
-            failure = self._store.translated(error)
-            for stream in self._streams.values():
-                stream.failure = failure
-                stream.wake()
-            self._streams.clear()
-        finally:
-            self._task = None  # before the first await, so that a new subscription begins a reader of its own
-            await client.aclose()
+        async with connected(self._store.settings) as client:
+            try:
+                while self._streams:
+                    is_behind = await self._check(client)
+                    await self._read(client, None if is_behind else _BLOCK_MS)
+            except self._store.errors as error:
+                failure = self._store.translated(error)
+                for stream in self._streams.values():
+                    stream.failure = failure
+                    stream.wake()
+                self._streams.clear()
+            finally:
+                self._task = None  # before the connection closes: a new subscription begins a reader of its own
 
     async def _read(self, client: redis.asyncio.Redis, block: int | None) -> None:
         """Read all streams once, and wake the subscribers of those with entries."""

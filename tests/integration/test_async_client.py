@@ -125,7 +125,10 @@ def test_a_hundred_watchers_share_one_connection(workers: Installation, client: 
     async def main() -> tuple[list[list[str]], int, int]:
         async with AsyncClient(workers.settings) as asynchronous:
             watchers = [asyncio.create_task(watch(asynchronous, run.id)) for run in runs for _ in range(20)]
-            await asyncio.sleep(0.5)
+            for run in runs:
+                async for event in (await asynchronous.get(run.id)).events():
+                    if event.name == "step_waiting":
+                        break
             blocked, all_of = connections(workers, name)
             for run in runs:
                 await (await asynchronous.get(run.id)).approve("ok")

@@ -90,7 +90,7 @@ def mypy(folder: Path) -> set[tuple[str, int]]:
     """The files and lines with errors."""
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--cache-dir", str(folder / "cache")]
     done = subprocess.run(
-        [*command, "good.py", "bad.py"], cwd=folder, capture_output=True, text=True, check=False, timeout=170
+        [*command, "good.py", "bad.py"], cwd=folder, capture_output=True, text=True, check=False, timeout=380
     )
     assert done.returncode in {0, 1}, done.stdout + done.stderr
     found = re.findall(r"^(\w+\.py):(\d+): error: ", done.stdout, re.MULTILINE)
@@ -104,13 +104,14 @@ def pyright(folder: Path) -> set[tuple[str, int]]:
     (folder / "pyrightconfig.json").write_text(json.dumps({"typeCheckingMode": "standard"}))
     command = [sys.executable, "-m", "basedpyright", "--outputjson", "--pythonpath", sys.executable]
     done = subprocess.run(
-        [*command, "good.py", "bad.py"], cwd=folder, capture_output=True, text=True, check=False, timeout=170
+        [*command, "good.py", "bad.py"], cwd=folder, capture_output=True, text=True, check=False, timeout=380
     )
     found = json.loads(done.stdout)["generalDiagnostics"]
     errors = [each for each in found if each["severity"] == "error"]
     return {(Path(each["file"]).name, each["range"]["start"]["line"] + 1) for each in errors}
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("checker", [mypy, pyright])
 def test_wrong_parameters_are_refused_with_their_position(
     checker: Callable[[Path], set[tuple[str, int]]], program: Path
