@@ -25,6 +25,7 @@ from longshore.orchestration.language.params import Param
 from longshore.orchestration.language.schedule import Scheduled, ScheduleName
 from longshore.orchestration.language.targets import HostFilter
 from longshore.orchestration.operations import Retry
+from longshore.orchestration.operations.celery_task import CELERY, as_params
 from longshore.orchestration.plans.steps import Inside, OnError, OnNoHost, Step, UndoSpec, When, _as_target, _Model
 
 if TYPE_CHECKING:
@@ -128,8 +129,6 @@ class Plan(_Model):
         `undo` is the signature of the compensation. The `timeout` of an attempt is required: a task without a result
         in that time is `unknown`. See `longshore.orchestration.operations.celery_task`.
         """
-        from longshore.orchestration.operations.celery_task import CELERY, as_params  # noqa: PLC0415 - only here
-
         back = as_params(undo) if undo is not None else None
         step = self.step(name, CELERY.name, **as_params(signature)).timeout(timeout)
         return step.undo(CELERY.name, **back) if back is not None else step

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import secrets
 
+import redis
+
 from longshore.orchestration.store.connection import Connection, as_number
 from longshore.orchestration.store.connection import milliseconds as _ms
 
@@ -78,8 +80,6 @@ class Indices(Connection):
 
     def seen(self, run_id: str, mark: float) -> None:
         """Remove a run from the inbox, atomically, unless a command has renewed its score since."""
-        import redis  # noqa: PLC0415 - see connect
-
         with self.client.pipeline() as pipe, contextlib.suppress(redis.WatchError):
             self.call(pipe.watch, self.keys.inbox)
             if self.call(pipe.zscore, self.keys.inbox, run_id) == mark:

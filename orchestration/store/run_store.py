@@ -9,7 +9,10 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from redis.commands.core import Script
+from redis.lock import Lock
 
 from longshore.orchestration.errors import UNREADABLE, Damaged, UnknownName
 from longshore.orchestration.language.guards import GuardDecision
@@ -24,9 +27,6 @@ from longshore.orchestration.store.indices import Indices, mark
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.side_records import SideRecords
 from longshore.orchestration.transitions import RunRecord, StepRecord
-
-if TYPE_CHECKING:
-    from redis.commands.core import Script
 
 #: Schema version of a record. A worker skips records with a newer one.
 SCHEMA_VERSION = 3
@@ -148,8 +148,6 @@ class Store(Indices, SideRecords):
         A client's Redis user may load no scripts, and Redis loses all of them at a restart or failover. Flower and
         other clients of Celery's remote control release a lock of the broker by a script of redis-py.
         """
-        from redis.lock import Lock  # noqa: PLC0415 - see connect
-
         texts = [*map(lua.installation_source, lua.OF_CLIENTS), Lock.LUA_RELEASE_SCRIPT]
         scripts = [self.client.register_script(text) for text in texts]
         known = self.call(self.client.script_exists, *(script.sha for script in scripts))

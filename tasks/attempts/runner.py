@@ -31,7 +31,7 @@ from longshore.orchestration.errors import (
 )
 from longshore.orchestration.language import secrets, templates
 from longshore.orchestration.language.durations import format_duration
-from longshore.orchestration.monitoring import logs, tracing
+from longshore.orchestration.monitoring import logs
 from longshore.orchestration.operations import Operation, Params, Retry, find
 from longshore.orchestration.plans.compiled import tolerated
 from longshore.orchestration.plans.steps import UndoSpec
@@ -355,6 +355,8 @@ class Attempt:
         if not delivery.store.settings.tracing:
             yield
             return
+        from longshore.orchestration.monitoring import tracing  # noqa: PLC0415 - needs the extra otel
+
         with tracing.attempt(
             delivery.run_id,
             delivery.loaded.instance_id,

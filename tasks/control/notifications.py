@@ -7,7 +7,7 @@ from celery.exceptions import Ignore
 
 from longshore.orchestration.client.client import Client
 from longshore.orchestration.errors import UnknownName
-from longshore.orchestration.monitoring import notifications, tracing
+from longshore.orchestration.monitoring import notifications
 from longshore.orchestration.runs import events
 from longshore.tasks.control.celery_tasks import SagaTask, store_and_plans
 from longshore.tasks.control.event_forwarder import NOTIFY, TRACE
@@ -56,6 +56,8 @@ def notify(run_id: str, event_id: str) -> None:
 @shared_task(name=TRACE, base=_NotificationTask)
 def trace(run_id: str) -> None:
     """Send a run's trace."""
+    from longshore.orchestration.monitoring import tracing  # noqa: PLC0415 - needs the extra otel
+
     store, _ = store_and_plans()
     tracing.send(Client(store.settings).get(run_id))
 

@@ -19,6 +19,7 @@ from longshore.tasks.host import paths, policy
 from longshore.tasks.host.allow_lists import within
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine, Image, NotThere
+from longshore.tasks.host.engine.sdk import sdk
 from longshore.tasks.host.machine.live import Live
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, unfit
 from longshore.tasks.operations.docker.spec import KEEP, need, safe
@@ -95,9 +96,8 @@ def give_back(ctx: Context, docker: Engine, ref: str, image_id: str | None, ours
 
 def familiar(ref: str) -> str:
     """A name as the engine lists it: without the default registry and library, with a tag."""
-    from docker.auth import INDEX_NAME  # noqa: PLC0415 - optional dependency
-
-    for host in (INDEX_NAME, f"index.{INDEX_NAME}"):
+    index = sdk().auth.INDEX_NAME
+    for host in (index, f"index.{index}"):
         ref = ref.removeprefix(f"{host}/library/").removeprefix(f"{host}/")
     return ref if ":" in ref.rpartition("/")[2] else f"{ref}:latest"
 
@@ -172,8 +172,6 @@ def _has_dockerfile(params: BuildParams) -> bool:
 
 
 def _archive(ctx: Context, params: BuildParams) -> BinaryIO:
-    from docker.utils import build as docker_build  # noqa: PLC0415 - optional dependency
-
     if not _has_dockerfile(params):
         raise unfit(ctx, f"{params.dockerfile} does not exist in {params.context}", "correct dockerfile or context")
     root = paths.require_tree(params.context)
@@ -182,6 +180,7 @@ def _archive(ctx: Context, params: BuildParams) -> BinaryIO:
         paths.read(ignore, _LARGEST_IGNORE).decode("utf-8", "replace").splitlines() if os.path.isfile(ignore) else []
     )
     excluded = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    docker_build = sdk().utils.build
     files = sorted(docker_build.exclude_paths(root, excluded, dockerfile=params.dockerfile))
     archive: Any = docker_build.create_archive(root, files=files, gzip=False)
     return cast("BinaryIO", archive)
