@@ -8,7 +8,7 @@ from longshore.orchestration.errors import Preflight
 from longshore.orchestration.operations.compose import DOWN, DownParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
-from longshore.tasks.operations.compose import revisions
+from longshore.tasks.operations.compose import restoration, revisions
 from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, Source
 from longshore.tasks.operations.compose.project import failing, members_of, named, names, project_lock, snapshot
 from longshore.tasks.operations.compose.rollout import UNKNOWN, former, keep_former
@@ -61,7 +61,7 @@ class Down(Implementation[DownParams]):
         if not before["containers"]:
             return Outcome(changed=False)
         with project_lock(ctx, docker, project):
-            done = revisions.restore(ctx, docker, before, grace=params.grace)
+            done = restoration.restore(ctx, docker, before, grace=params.grace)
         return Outcome(changed=done)
 
     @staticmethod

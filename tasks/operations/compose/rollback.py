@@ -10,7 +10,7 @@ from longshore.orchestration.operations.compose import ROLLBACK, RollbackParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
-from longshore.tasks.operations.compose import revisions
+from longshore.tasks.operations.compose import restoration, revisions
 from longshore.tasks.operations.compose.cli import Resolved, Source
 from longshore.tasks.operations.compose.project import failing, project_lock, project_of, snapshot
 from longshore.tasks.operations.compose.revisions import Revision
@@ -83,7 +83,7 @@ class Rollback(Implementation[RollbackParams]):
         docker, project = engine(), before["project"]
         with project_lock(ctx, docker, project):
             known = revisions.brought(ctx, project)
-            done = bool(known) and revisions.restore(ctx, docker, before, known=known, grace=params.grace)
+            done = bool(known) and restoration.restore(ctx, docker, before, known=known, grace=params.grace)
         return Outcome(changed=done)
 
     def _wanted(self, docker: Engine, project: str, params: RollbackParams) -> tuple[Revision, Resolved]:

@@ -9,7 +9,7 @@ from longshore.orchestration.operations.compose import UP, UpParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, unfit
-from longshore.tasks.operations.compose import revisions
+from longshore.tasks.operations.compose import restoration, revisions
 from longshore.tasks.operations.compose.cli import Compose, Resolved
 from longshore.tasks.operations.compose.project import failing, project_lock, snapshot, source_for
 from longshore.tasks.operations.compose.rollout import UNKNOWN, Rollout, difference, former, keep_former
@@ -81,7 +81,7 @@ class Up(Implementation[UpParams]):
             known = revisions.brought(ctx, project)
             if not known:
                 return Outcome(changed=False)  # the target is stored before the first change
-            done = revisions.restore(ctx, docker, before, known=known, grace=params.grace)
+            done = restoration.restore(ctx, docker, before, known=known, grace=params.grace)
         return Outcome(changed=done)
 
     @staticmethod

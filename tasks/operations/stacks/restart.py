@@ -16,7 +16,7 @@ from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine, Login
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, unfit
-from longshore.tasks.operations.compose import revisions
+from longshore.tasks.operations.compose import restoration, revisions
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.project import failing, members_of, project_lock, snapshot
 from longshore.tasks.operations.compose.rollout import UNKNOWN, Rollout, difference, former, keep_former
@@ -113,7 +113,7 @@ class Restart(Implementation[RestartParams]):
         docker, project = engine(), params.project
         with project_lock(ctx, docker, project):
             known = revisions.brought(ctx, project)
-            done = bool(known) and revisions.restore(ctx, docker, before, known=known, grace=params.grace)
+            done = bool(known) and restoration.restore(ctx, docker, before, known=known, grace=params.grace)
         return Outcome(changed=done)
 
     @staticmethod
