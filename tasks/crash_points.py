@@ -49,7 +49,7 @@ JOB_POINTS = (
 )
 
 #: Points of a cache's build and of a stack's rollout.
-STACK_POINTS = ("cache.swapped", "deployed.half", "deployed.brought")
+STACK_POINTS = ("cache.swapped", "stacks.restarting", "stacks.restarted")
 
 
 def point(name: str) -> None:

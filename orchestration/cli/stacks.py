@@ -407,7 +407,7 @@ def _finish(done: Orchestrated) -> None:
     options = current_options()
     if options.json:
         report = done.report.model_dump(mode="json") if done.report is not None else None
-        stacks = {"right": list(done.stacks.right), "wrong": done.stacks.wrong}
+        stacks = {"up_to_date": list(done.stacks.up_to_date), "failed": done.stacks.failed}
         options.show({"phase": done.phase, "message": done.message, "exit_code": done.exit_code,
                       "rebuilt": list(done.rebuilt), "stacks": stacks, "select": _selection_json(done.selection),
                       "report": report})  # fmt: skip

@@ -156,7 +156,7 @@ class Scheduled(BaseModel):
             times.append(at := found)
         return min(((b - a) / 1000 for a, b in pairwise(times)), default=float("inf"))
 
-    def said(self) -> str:
+    def as_text(self) -> str:
         """Short description of the schedule."""
         return f"{self.cron} {self.timezone}" if self.cron else f"every {self.every:g}s"
 

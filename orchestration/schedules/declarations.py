@@ -45,7 +45,7 @@ class Schedule:
 
     def definition(self) -> str:
         """The text that its mark records; after a change of it, earlier planned times do not count as missed."""
-        return self.when.said()
+        return self.when.as_text()
 
     def planned(self, after: int, until: int) -> list[int]:
         """The planned times in (after, until], ms since 1970, without those that the jitter still delays."""

@@ -243,7 +243,7 @@ class Stacks:
         """The cached inventory of a host; or None, and the reason."""
         caches = Caches(self._store)
         found = caches.get(STACK_CACHE + host)
-        if why := found.wrong(caches.now()):
+        if why := found.problem(caches.now()):
             return None, why
         return inventory_of(found)
 
@@ -345,9 +345,9 @@ class Stacks:
         if report.exit_code == 0:
             message = "orchestration complete"
         else:
-            failed = "; ".join(f"{name}: {why}" for name, why in stacks.wrong.items()) or report.summary
-            total = len(stacks.right) + len(stacks.wrong)
-            message = f"restart failed: {len(stacks.right)} of {total} stacks are up to date: {failed}"
+            failed = "; ".join(f"{name}: {why}" for name, why in stacks.failed.items()) or report.summary
+            total = len(stacks.up_to_date) + len(stacks.failed)
+            message = f"restart failed: {len(stacks.up_to_date)} of {total} stacks are up to date: {failed}"
         return Orchestrated("restart", message + _uninspected(selection), code, selection, report, rebuilt)
 
     def _from_cache(

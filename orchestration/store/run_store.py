@@ -259,11 +259,11 @@ class Store(Indices, SideRecords):
         width = len(kinds)
         return {i: tuple(values[n * width : (n + 1) * width]) for n, i in enumerate(ids)}
 
-    def noted(self, run_id: str, name: str) -> bool:
-        """Whether `note` recorded this field in the hash of the run's steps."""
+    def has_mark(self, run_id: str, name: str) -> bool:
+        """Whether `set_mark` recorded this field in the hash of the run's steps."""
         return bool(self.call(self.client.hexists, self.keys.of(run_id).steps, name))
 
-    def note(self, run_id: str, name: str) -> None:
+    def set_mark(self, run_id: str, name: str) -> None:
         self.call(self.client.hset, self.keys.of(run_id).steps, name, 1)
 
     def steps_hash(self, run_id: str, indices: Sequence[int]) -> dict[str, str]:

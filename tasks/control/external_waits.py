@@ -259,10 +259,10 @@ class _Wait:
         The note is written after the command: a repeated command does no harm.
         """
         mark = f"pc:{self.step_id}:{kind}:{fields.get('state', '')}:{fields.get('last_command', '')}"
-        if not self.store.noted(self.run_id, mark):
+        if not self.store.has_mark(self.run_id, mark):
             self.store.command(child_id, kind, reason=why, keep=keep)
             self.parked.canvas(child_id, None).send_advance(fields.get("plan", child_id))
-            self.store.note(self.run_id, mark)
+            self.store.set_mark(self.run_id, mark)
 
     def _report(self, child_id: str) -> report.Report:
         run, steps = self.store.everything(child_id)

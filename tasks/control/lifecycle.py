@@ -92,10 +92,10 @@ class RunLifecycle:
         """Cancel the runs that hold the run's concurrency key, each once."""
         for other in self.admission.holders(wanted):
             note = f"cr:{other}"
-            if not self.store.noted(run_id, note):
+            if not self.store.has_mark(run_id, note):
                 self.store.command(other, "cancel", reason=f"run {run_id} takes its place")
                 self.canvas(other, None).send_advance(self.store.fields(other).get("plan", other))
-                self.store.note(run_id, note)
+                self.store.set_mark(run_id, note)
 
     def admit_waiting(self) -> None:
         """Start the waiting runs that the limits admit. If a message is lost, the next sweep starts them."""

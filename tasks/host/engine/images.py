@@ -45,14 +45,14 @@ class ImageCalls(Calls):
         headers = {"X-Registry-Auth": "e30="} | self._credentials(ref, login)
         self._stream("POST", f"/images/{repository}/push", check, params={"tag": tag}, headers=headers)
 
-    def build(self, context: BinaryIO, params: Mapping[str, Any], said: Callable[[str], None], check: Check) -> str:
+    def build(self, context: BinaryIO, params: Mapping[str, Any], on_text: Callable[[str], None], check: Check) -> str:
         """Build an image from a tar archive, and return its id."""
         built = ""
 
         def follow(entry: dict[str, Any]) -> None:
             nonlocal built
             if text := entry.get("stream"):
-                said(text)
+                on_text(text)
             built = (entry.get("aux") or {}).get("ID") or built
 
         headers = {"Content-Type": "application/x-tar"}

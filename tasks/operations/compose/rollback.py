@@ -50,7 +50,7 @@ class Rollback(Implementation[RollbackParams]):
             options = ["--remove-orphans", *revision.scale()]
             extra = any(member.service not in revision.services for member in members(docker, project))
             rollout = Rollout(ctx, docker, params, before, target, params.max_parallel)
-            now = rollout.bring(source, list(revision.services), options, also=extra)
+            now = rollout.run(source, list(revision.services), options, also=extra)
         data = difference(before, now) | {"project": project, "revision": str(path), "to": before["to"]}
         changed = any(data[what] for what in ("created", "recreated", "started", "removed"))
         return Outcome(changed=changed, data=data)
@@ -82,7 +82,7 @@ class Rollback(Implementation[RollbackParams]):
     ) -> Outcome:
         docker, project = engine(), before["project"]
         with project_lock(ctx, docker, project):
-            known = revisions.brought(ctx, project)
+            known = revisions.targets(ctx, project)
             done = bool(known) and restoration.restore(ctx, docker, before, known=known, grace=params.grace)
         return Outcome(changed=done)
 

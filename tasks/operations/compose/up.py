@@ -43,7 +43,7 @@ class Up(Implementation[UpParams]):
             orphans = self._orphans(ctx, params, target, members(docker, project))
             options = ["--remove-orphans"] if params.remove_orphans else []
             rollout = Rollout(ctx, docker, params, before, target, params.max_parallel)
-            now = rollout.bring(source, params.services, options, also=bool(orphans))
+            now = rollout.run(source, params.services, options, also=bool(orphans))
             revisions.note(ctx, docker, target)
         data = difference(before, now) | {"project": project, "revision": str(path)}
         changed = any(data[what] for what in ("created", "recreated", "started", "removed"))
@@ -78,7 +78,7 @@ class Up(Implementation[UpParams]):
     def undo(self, ctx: Context, params: UpParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), before["project"]
         with project_lock(ctx, docker, project):
-            known = revisions.brought(ctx, project)
+            known = revisions.targets(ctx, project)
             if not known:
                 return Outcome(changed=False)  # the target is stored before the first change
             done = restoration.restore(ctx, docker, before, known=known, grace=params.grace)

@@ -24,7 +24,7 @@ def _remotes(seen: Inventory | None, *, fresh: bool) -> dict[str, Remote]:
 def _read(caches: Caches, found: Found) -> tuple[Inventory | None, str]:
     """The inventory of a generation, also an invalid one; and the reason why it is invalid."""
     seen, unreadable = inventory_of(found)
-    return seen, found.wrong(caches.now()) or unreadable
+    return seen, found.problem(caches.now()) or unreadable
 
 
 @implements(CHECK)

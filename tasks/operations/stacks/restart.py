@@ -85,7 +85,7 @@ class Restart(Implementation[RestartParams]):
                     waiter.wait(level)
 
             now = rollout.within_limits(change, todo)
-            point("deployed.brought")
+            point("stacks.restarted")
             revisions.note(ctx, docker, target)
         what = difference(before, now)
         data |= {key: what[key] for key in ("created", "recreated", "started", "unchanged")}
@@ -112,7 +112,7 @@ class Restart(Implementation[RestartParams]):
     def undo(self, ctx: Context, params: RestartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), params.project
         with project_lock(ctx, docker, project):
-            known = revisions.brought(ctx, project)
+            known = revisions.targets(ctx, project)
             done = bool(known) and restoration.restore(ctx, docker, before, known=known, grace=params.grace)
         return Outcome(changed=done)
 
@@ -189,7 +189,7 @@ class Restart(Implementation[RestartParams]):
         for names, options in ((up, []), (anew, ["--force-recreate"])):
             if names:
                 rollout.up_alone(source, names, [*options, *grace, *_scale(target, names, was)])
-        point("deployed.half")
+        point("stacks.restarting")
         # Containers that ran are started again; of a service that did not run at all, all containers.
         ran = {member.id: member.running for member in was}
         some = {member.service for member in there if ran.get(member.id)}

@@ -390,10 +390,10 @@ def test_failed_stack_blocks_its_dependents_only(options: RolloutOptions, failin
     assert {name: str(report.step(name).status) for name in ends} == ends
     assert report.step("cache.web1").status == "changed", "the cache says in any case what is there now"
     assert report.exit_code == (3 if failing else 0)
-    assert set(stacks_of(report.steps).right) == {name for name, end in ends.items() if end == "changed"}
+    assert set(stacks_of(report.steps).up_to_date) == {name for name, end in ends.items() if end == "changed"}
 
 
-def test_undone_or_cancelled_rollout_reports_no_stack_right_or_wrong() -> None:
+def test_undone_or_cancelled_rollout_reports_no_stack_up_to_date_or_failed() -> None:
     plan = restart_plan(
         stale(("web1", "a"), ("web1", "b")), seen(a=[], b=["a"]), StackRules(), RolloutOptions(on_failure="undo")
     )
@@ -405,9 +405,9 @@ def test_undone_or_cancelled_rollout_reports_no_stack_right_or_wrong() -> None:
         "undone",
         "undone",
     )
-    assert stacks_of(report.steps).right == ()
+    assert stacks_of(report.steps).up_to_date == ()
     assert report.step("cache.web1").status is StepState.NOT_RUN
-    assert set(stacks_of(report.steps).wrong.values()) == {"is unhealthy", "undone"}
+    assert set(stacks_of(report.steps).failed.values()) == {"is unhealthy", "undone"}
     keep = {"orchestrate": "keep"}
     assert exit_code(keep, RunState.FAILED, Cause.FAILURE, report.steps) == 3
     assert exit_code(keep, RunState.FAILED, Cause.CANCEL, report.steps) is None
