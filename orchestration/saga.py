@@ -86,7 +86,7 @@ def decide(
             return _next_level(plan, run, steps, evaluate)
         case RunState.RUNNING:
             if run.deadline is not None and run.now >= run.deadline:
-                return Abort(Cause.DEADLINE, "the run ran out of its time")
+                return Abort(Cause.DEADLINE, "the run exceeded its time limit")
             if run.lost > run.fenced:
                 return Compare(ending=False)
             return None if run.left > 0 else _next_level(plan, run, steps, evaluate)
@@ -107,7 +107,7 @@ def decide(
 def _while_suspended(run: RunRecord) -> Transition | None:
     """The transition of a suspended run, whose deadlines still apply."""
     if run.was is RunState.RUNNING and run.deadline is not None and run.now >= run.deadline:
-        return Abort(Cause.DEADLINE, "the run ran out of its time")
+        return Abort(Cause.DEADLINE, "the run exceeded its time limit")
     if run.was is RunState.UNDOING and run.undo_deadline is not None and run.now >= run.undo_deadline:
         return Unsuspend()
     return Compare(ending=False) if run.was is RunState.RUNNING and run.lost > run.fenced else None

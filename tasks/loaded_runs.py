@@ -147,7 +147,7 @@ class Plans:
         try:
             loaded = self.load(body)
         except UnknownName as error:
-            unknown = f"no worker that knows it has come by: {error.message}"
+            unknown = f"no worker that knows the operation has read the request: {error.message}"
             loaded = self.load(body, lenient=True)
         except UNREADABLE as error:
             raise Damaged(f"run {run_id}: its request cannot be read: {type(error).__name__}: {error}") from None

@@ -85,15 +85,15 @@ def _places(
 
 
 def _skipped(why: str) -> dict[str, Any]:
-    return {"action": f"would be skipped: {why}", "undo": "nothing to take back", "impossible": None}
+    return {"action": f"would be skipped: {why}", "undo": "nothing to undo", "impossible": None}
 
 
 def _failed(why: str) -> dict[str, Any]:
-    return {"action": f"would fail: {why}", "undo": "nothing to take back", "impossible": why}
+    return {"action": f"would fail: {why}", "undo": "nothing to undo", "impossible": why}
 
 
 def _held(why: str) -> dict[str, Any]:
-    return {"action": f"would wait: {why}", "changed": None, "undo": "nothing to take back", "impossible": None}
+    return {"action": f"would wait: {why}", "changed": None, "undo": "nothing to undo", "impossible": None}
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _answers(store: Store, dry_run_id: str, asked: list[_Question]) -> list[dict
             why = "unknown: no worker of the host answered"
             return answers + [
                 {"index": question.index, "host": question.host, "changed": None, "action": why}
-                | {"undo": "nothing to take back", "impossible": None}
+                | {"undo": "nothing to undo", "impossible": None}
                 for question in silent
             ]
     return answers

@@ -253,17 +253,17 @@ class Admission:
         store, settings = self._store, self._store.settings
         if limit == "key":
             holders = ", ".join(self.holders(wanted))
-            return f"it waits for its turn: {wanted.key!r} is held by {holders or 'another run'}"
+            return f"the run waits for admission: {wanted.key!r} is held by {holders or 'another run'}"
         if limit == "lock":
             held = {name: self.holders_of(name) for name in wanted.locks}
             holders = "; ".join(f"{name} is held by {', '.join(runs)}" for name, runs in held.items() if runs)
-            return f"it waits for its turn: {holders or 'another run holds its lock'}"
+            return f"the run waits for admission: {holders or 'another run holds its lock'}"
         if limit == "plan" and wanted.group:
-            return f"it waits for its turn: {self._limit_of_plan(wanted)} {wanted.group} are live"
+            return f"the run waits for admission: {self._limit_of_plan(wanted)} {wanted.group} are live"
         if limit == "plan":
-            return f"it waits for its turn: {settings.max_runs_per_plan} runs of plan {wanted.plan} are live"
+            return f"the run waits for admission: {settings.max_runs_per_plan} runs of plan {wanted.plan} are live"
         live = store.call(store.client.zcard, store.keys.admitted)
-        return f"it waits for its turn: {live} runs are live, of at most {settings.max_runs}"
+        return f"the run waits for admission: {live} runs are live, of at most {settings.max_runs}"
 
     def holders(self, wanted: AdmissionRequest) -> list[str]:
         """The runs that hold the concurrency key."""

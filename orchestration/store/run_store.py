@@ -36,7 +36,7 @@ _MEMBER = re.compile(r"u?\d{1,6}(\.\d{1,6})?")
 #: Seconds after the start of Redis within which a run whose record was lost may be created again.
 _BEGUN_AGAIN = 600.0
 #: The question to a person about a step whose effect may have happened.
-ASKED = "a word on whether it happened: longshore runs resolve"
+ASKED = "a decision whether the effect happened: longshore runs resolve"
 
 
 @dataclass(frozen=True)

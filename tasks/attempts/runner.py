@@ -93,7 +93,7 @@ class Attempt:
         except StepTimeout as error:
             failure = self._timed_out(error.message, error.data)
         except SoftTimeLimitExceeded:
-            failure = self._timed_out("ran out of its time", {})
+            failure = self._timed_out("exceeded its time limit", {})
         except OperationError as error:
             failure = error
         except (Refused, StoreUnavailable):
@@ -212,7 +212,7 @@ class Attempt:
         outcome = done.act(context, params, before)
         size = len(bulk_of(outcome))
         if size > MAX_DATA_BYTES:
-            raise OperationError(f"its result of {size} bytes is larger than the {MAX_DATA_BYTES} that a step may have")
+            raise OperationError(f"the result of {size} bytes exceeds the {MAX_DATA_BYTES} bytes of a step")
         self._check_hosts(outcome)
         return outcome
 
@@ -384,7 +384,7 @@ def bulk_of(outcome: Outcome) -> str:
     try:
         return as_json(bulk) if bulk else ""
     except (TypeError, ValueError, RecursionError) as error:
-        raise OperationError(f"its result is not what JSON can hold: {error}") from None
+        raise OperationError(f"the result cannot be written as JSON: {error}") from None
 
 
 def _seconds_since(began: float) -> float:

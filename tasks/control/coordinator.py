@@ -196,9 +196,9 @@ class Coordinator:
             loaded = self.plans.get(run_id, again=True)
         run_record(found.fields, found.now)  # raises Damaged before anything is changed
         if (as_number(found.fields.get("v", 0)) or 0) > SCHEMA_VERSION:
-            raise Newer(f"run {run_id} was begun by a newer version", remedy="upgrade this worker")
+            raise Newer(f"run {run_id} was started by a newer version", remedy="upgrade this worker")
         if known := self.plans.regressed(run_id, as_number(found.fields.get("version", 0)) or 0):
-            why = f"{LOST_WRITES}: version {known} was seen, and now it is {found.fields.get('version', 0)}"
+            why = f"{LOST_WRITES}: version {known} was seen before, and the record has {found.fields.get('version', 0)}"
             self.store.suspend(run_id, "regressed", why, version=known)
             found = self.store.look(run_id)
         rested = found.fields.get("state") in TERMINAL
@@ -279,7 +279,7 @@ class Coordinator:
         wrong: list[str] = []
         for run_id in found:
             if not RUN_ID.fullmatch(run_id):
-                self._discard_damaged(run_id, "it is no run id")
+                self._discard_damaged(run_id, "the text is not a run id")
                 continue
             try:
                 self.advance(run_id, recover=True)
@@ -450,7 +450,7 @@ class Coordinator:
                 return self._unsuspend(run_id, plan, run)
             case transitions.GiveUpUndo(steps):
                 for i in steps:
-                    self._give_up(run_id, plan, i, "u", "the undo ran out of its time")
+                    self._give_up(run_id, plan, i, "u", "the undo exceeded its time limit")
                 return True
             case transitions.Finish(state, not_run):
                 return self.store.finish(run_id, run.state, state, not_run, run.epoch)
@@ -550,7 +550,7 @@ class Coordinator:
         for step_id in refused:
             step, host = plan.steps[index_of(step_id)], hosts.get(step_id, "")
             queue = step.undo_queue_at(host) if undoing else step.queue_at(host)
-            why = f"no worker of the queue {queue} took it within {limit:g} s"
+            why = f"no worker of the queue {queue} claimed the step within {limit:g} s"
             self._give_up(
                 run_id, plan, step_id, side, f"host did not answer: {self._describe(host)}{why}" if host else why
             )

@@ -52,7 +52,7 @@ class RunLifecycle:
             return False
         why = self.admission.why_not(wanted, limit)
         if limit == "key" and wanted.on_limit == "skip":
-            self.store.command(run_id, "cancel", reason=f"not run: {why.removeprefix('it waits for its turn: ')}")
+            self.store.command(run_id, "cancel", reason=f"not run: {why.removeprefix('the run waits for admission: ')}")
             self.store.look_at(run_id, now)
             return False
         if limit == "key" and wanted.on_limit == "cancel_running":
@@ -93,7 +93,7 @@ class RunLifecycle:
         for other in self.admission.holders(wanted):
             note = f"cr:{other}"
             if not self.store.has_mark(run_id, note):
-                self.store.command(other, "cancel", reason=f"run {run_id} takes its place")
+                self.store.command(other, "cancel", reason=f"replaced by run {run_id}")
                 self.canvas(other, None).send_advance(self.store.fields(other).get("plan", other))
                 self.store.set_mark(run_id, note)
 
@@ -126,7 +126,7 @@ class RunLifecycle:
                 self.forget(run_id)
             except WrongType:
                 why = ", ".join(map(str, integrity.wrong_keys_of(self.store, run_id)))
-                integrity.discard_damaged(self.store, "ended", [run_id], f"it cannot be forgotten: {why}")
+                integrity.discard_damaged(self.store, "ended", [run_id], f"the run cannot be purged: {why}")
         self._cursor, known = self.admission.known_page(self._cursor, _EXAMINED)
         for run_id, wanted in known.items():
             if self._is_over(run_id):
@@ -156,7 +156,7 @@ class RunLifecycle:
         children = self.store.children_of(run_id)
         gone = self.store.forget(run_id)
         if gone:
-            log.info("run %s is forgotten", run_id)
+            log.info("run %s was purged", run_id)
             for child in children:
                 self.forget(child)
         return gone

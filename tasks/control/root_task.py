@@ -33,7 +33,7 @@ class RootTask:
 
     def again(self, run_id: str, plan: str, node: str = "") -> None:
         """Send the event that an ended run is live again."""
-        self._tell("task-retried", run_id, plan, node, exception="somebody has asked that it go on", traceback="")
+        self._tell("task-retried", run_id, plan, node, exception="the run was reopened", traceback="")
 
     def _tell(self, event: str, run_id: str, plan: str, node: str, **fields: object) -> None:
         if not isinstance(self._app, Celery):
@@ -42,4 +42,4 @@ class RootTask:
             with self._app.events.default_dispatcher(hostname=node or None) as dispatcher:
                 dispatcher.send(event, uuid=run_id, name=plan, root_id=run_id, **fields)
         except Exception:  # consumers receive the next event, or read the record
-            log.debug("nobody could be told of run %s", run_id, exc_info=True)
+            log.debug("the event of run %s was not sent", run_id, exc_info=True)

@@ -75,7 +75,7 @@ def orchestrate(every: float = 300.0, look: str = "") -> None:
     try:
         stacks = Stacks(Client(store.settings))
         if busy := stacks.active_runs():
-            log.info("orchestrate: run %s is at it", ", ".join(busy))
+            log.info("orchestrate: run %s is in progress", ", ".join(busy))
             return
         run = stacks.refresh(look or f"{store.now() // round(every * 1000)}")
         if run.state() not in TERMINAL:

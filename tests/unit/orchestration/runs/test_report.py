@@ -200,10 +200,10 @@ def test_report_round_trips_through_json() -> None:
 
 
 def test_unfenced_steps_are_in_doubt() -> None:
-    found = report("undone", UNDONE, run={"doubts": "host web1 could not be asked\nhost web2 could not be asked"})
+    found = report("undone", UNDONE, run={"doubts": "host web1 did not answer\nhost web2 did not answer"})
 
     assert (found.exit_code, found.left_over) == (3, [])
-    assert found.in_doubt == ["host web1 could not be asked", "host web2 could not be asked"]
+    assert found.in_doubt == ["host web1 did not answer", "host web2 did not answer"]
 
 
 def test_unknown_step_is_not_in_the_report() -> None:
