@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import click
 import yaml
@@ -27,7 +27,7 @@ from longshore.orchestration.client.run import Run
 from longshore.orchestration.errors import LongshoreError, UsageError
 from longshore.orchestration.runs.report import Report
 from longshore.orchestration.stacks.orchestrate import Checked, Orchestrated, Selection, Stacks, failures
-from longshore.orchestration.stacks.plan import RolloutOptions
+from longshore.orchestration.stacks.plan import RolloutOptions, checked
 from longshore.orchestration.stacks.selection import choose, named
 
 _HOST = click.option("--host", "hosts", multiple=True, metavar="HOST", help="Only this host; repeatable.")
@@ -79,7 +79,7 @@ def _rollout_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def _rollout_from(options: dict[str, Any]) -> RolloutOptions:
     for name in ("healthy_deadline", "min_healthy_time"):
         options[name] = read_duration(options[name], f"--{name.replace('_', '-')}")
-    return RolloutOptions(**options)
+    return checked(cast("RolloutOptions", options))
 
 
 # --- check ------------------------------------------------------------------------------------------
@@ -350,7 +350,7 @@ def orchestrate(
             run_id=run_id,
             progress=lambda line: None if quiet else print_line(line),
             watch=lambda run: _watch(run, detach=detach),
-            **asdict(rollout),
+            **rollout,
         )
     )
 

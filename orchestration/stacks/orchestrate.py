@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from longshore.orchestration.errors import LongshoreError, UnknownName, WaitTimeout
 from longshore.orchestration.operations.stacks import CHECK, REBUILD
@@ -93,16 +93,6 @@ class Orchestrated:
     @property
     def stacks(self) -> StackOutcomes:
         return stacks_of(self.report.steps) if self.report is not None else StackOutcomes()
-
-
-class RolloutChoices(TypedDict, total=False):
-    """Options of a rollout. Times in seconds."""
-
-    max_parallel: int | None
-    canary: int | None
-    on_failure: Literal["keep", "undo"]
-    healthy_deadline: float
-    min_healthy_time: float
 
 
 #: Seconds to wait for a first host, and between two reads.
@@ -284,7 +274,7 @@ class Stacks:
         run_id: str | None = None,
         progress: Progress = lambda _line: None,
         watch: Callable[[Run], Report] | None = None,
-        **options: Unpack[RolloutChoices],
+        **options: Unpack[RolloutOptions],
     ) -> Orchestrated:
         """Find the services that differ from their files and images, and restart them; waits for the end.
 
@@ -321,7 +311,7 @@ class Stacks:
             message = "cache valid, nothing to do" if valid else "no deployments need restart: nothing to do"
             return Orchestrated("select", message + _uninspected(selection), done, selection, rebuilt=tuple(built))
         with _phase("restart"):
-            run = self.start(selection, RolloutOptions(**options), run_id=run_id)
+            run = self.start(selection, options, run_id=run_id)
         progress(f"restart: run {run.id}")
         report = watch(run) if watch is not None else run.wait()
         return self.ended(report, selection, tuple(built))

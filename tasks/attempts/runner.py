@@ -51,7 +51,6 @@ from longshore.tasks.crash_points import point
 from longshore.tasks.external_wait import WaitingImplementation
 from longshore.tasks.host import policy
 from longshore.tasks.implementation import Context, Implementation, Outcome, implementation
-from longshore.tasks.operations import functions as _functions  # noqa: F401 - registers applications' operations
 
 log = logging.getLogger(__name__)
 

@@ -449,7 +449,7 @@ def test_a_celery_task_that_nobody_hears_of_is_unknown_at_its_timeout(shop: Inst
     report = run(shop, plan)
 
     assert report.step("lost").status == "unknown"
-    assert "the end of the task was not reported within 1s" in (report.step("lost").error or "")
+    assert "the task did not report its end within 1s" in (report.step("lost").error or "")
     assert (report.exit_code, report.left_over) == (3, ["lost"])
 
 
