@@ -477,7 +477,7 @@ def test_an_operation_that_no_worker_knows_is_done_by_none_and_stands_in_the_aud
     run = guarded.client.start(plan)
     (line,) = _refusals(guarded, "no worker that knows the operation has read the request")
     assert (line.run, line.plan, line.actor) == (run.id, "unknown-to-all", "tester")
-    wait_for("the reason", lambda: "no worker that knows it" in str(run.report().error))
+    wait_for("the reason", lambda: "no worker that knows the operation" in str(run.report().error))
     assert run.report().step("a").attempts == 0
     run.cancel()
     assert run.wait(timeout=PATIENCE).exit_code == 1
