@@ -29,6 +29,7 @@ from longshore.orchestration.store.run_store import Store
 from longshore.tasks.attempts.receipts import Ledger
 from longshore.tasks.control.coordinator import Coordinator
 from longshore.tasks.control.receipt_comparison import HostAgent
+from longshore.tasks.control.sweep import Sweep
 from longshore.tasks.loaded_runs import Plans
 from longshore.workers.host_agent import HostRegistration, registration_of
 from longshore.workers.job_agent import JobWatch
@@ -85,6 +86,7 @@ class Sweeper(bootsteps.StartStopStep):
     def _sweep_loop(self, worker: Any, registration: HostRegistration) -> None:
         store = registration.store
         coordinator = Coordinator(worker.app, store, Plans(store), node=str(worker.hostname))
+        sweep_runs = Sweep(coordinator)
         jobs = JobWatch(store, registration.host, registration.queues)
         ledger = Ledger(store.settings.state_dir, store.settings.namespace)
         agent = HostAgent(store, coordinator.plans, ledger, registration.host, registration.queues)
@@ -98,7 +100,7 @@ class Sweeper(bootsteps.StartStopStep):
                 next_check = time.monotonic() + _CHECK_EVERY
             store.load_scripts()
             if not self._leaving.is_set():
-                coordinator.sweep()
+                sweep_runs.run()
                 for run_id in agent.look(coordinator.clock.asked):
                     coordinator.advance(run_id)
                 repairing(store, jobs.poll)

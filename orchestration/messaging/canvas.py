@@ -26,6 +26,9 @@ TICK = "longshore.tick"
 ORCHESTRATE = "longshore.orchestrate"
 TASK_ENDED = "longshore.task_ended"
 
+#: The tasks whose lost messages the sweeper sends again, because the record names the work that is left.
+RESENT = frozenset({STEP, UNDO, ADVANCE})
+
 #: The links of one chain, bounded because each message carries all later links.
 CHAIN_LINKS = 8
 #: Seconds after the timeout of a step until its process is interrupted, and until it is killed.

@@ -19,7 +19,7 @@ from longshore.orchestration.states import RunState
 from longshore.orchestration.store.caches import Caches
 from longshore.orchestration.store.locks import Holder, Locks
 from longshore.orchestration.store.objects import Objects
-from longshore.orchestration.store.run_store import Grant
+from longshore.orchestration.store.records import Grant
 from longshore.tasks.attempts.delivery import Delivery
 from longshore.tasks.host import secret_sources
 from longshore.tasks.host.engine.calls import raw_client

@@ -16,7 +16,8 @@ from longshore.orchestration.operations import Operation, find
 from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep, StepId, index_of
 from longshore.orchestration.plans.steps import UndoSpec
 from longshore.orchestration.settings import get_settings
-from longshore.orchestration.store.run_store import Grant, Recorded, Store
+from longshore.orchestration.store.records import Grant, Recorded
+from longshore.orchestration.store.run_store import Store
 from longshore.tasks.crash_points import point
 from longshore.tasks.external_wait import ExternalWait, MakeCanvas, WaitContext
 from longshore.tasks.loaded_runs import Loaded

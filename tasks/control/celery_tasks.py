@@ -20,7 +20,8 @@ from longshore.orchestration.messaging.canvas import ADVANCE, DRY_RUN, STEP, TAS
 from longshore.orchestration.monitoring import logs
 from longshore.orchestration.plans.compiled import StepId
 from longshore.orchestration.store.audit import note_refusal
-from longshore.orchestration.store.run_store import Store, read_request
+from longshore.orchestration.store.records import read_request
+from longshore.orchestration.store.run_store import Store
 from longshore.tasks.attempts.delivery import (
     AnotherInstance,
     Delivery,
