@@ -1,4 +1,4 @@
-"""What should happen, and what did: plans, runs, and the client that starts them.
+"""Plans, runs, and the client that starts and reads them.
 
 Names are loaded when they are first used: the command line's help needs neither Celery nor Redis.
 """

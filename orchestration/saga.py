@@ -45,7 +45,7 @@ Evaluate = Callable[[int], GuardDecision]
 
 Transition = OpenLevel | OpenUndo | Abort | Drain | GiveUpUndo | Unsuspend | Compare | Finish
 
-_IRREVERSIBLE = "it is irreversible"
+_IRREVERSIBLE = "the step is irreversible"
 _QUEUED = frozenset({StepState.READY, StepState.RETRYING})
 _STOPPED_HALF_WAY = frozenset({StepState.FAILED, StepState.CANCELLED})
 _UNDO_QUEUED = frozenset({UndoState.READY, UndoState.RETRYING, UndoState.WAITING})
@@ -254,10 +254,10 @@ def _may_have_acted(step: CompiledStep, record: StepRecord) -> bool:
 
 def _why_impossible(record: StepRecord) -> str:
     if record.status is StepState.CHANGED:
-        return "it has no undo"
+        return "the step has no undo"
     if record.status is StepState.UNKNOWN:
-        return "it may have happened, and has no undo"
-    return "it failed, and what it did until then has no undo"
+        return "the step may have had an effect, and has no undo"
+    return "the step failed, and its effect until then has no undo"
 
 
 def _always_or_end(

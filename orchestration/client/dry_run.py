@@ -18,7 +18,7 @@ from longshore.orchestration.messaging import signing
 from longshore.orchestration.messaging.canvas import DRY_RUN
 from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep
 from longshore.orchestration.store.hosts import Host, Hosts
-from longshore.orchestration.store.placement import left_out, meant
+from longshore.orchestration.store.placement import hosts_of, left_out
 from longshore.orchestration.store.run_store import Store
 
 _PROBE_SECONDS = 60.0
@@ -67,7 +67,7 @@ def _places(
         yield "", step.queue, _skipped(reason) if reason else None
         return
     try:
-        chosen = meant(hosts, target, always=step.always)
+        chosen = hosts_of(hosts, target, always=step.always)
     except UnknownName as error:
         skips = step.step.on_no_host == "skip"
         yield target, "", _skipped(error.message) if skips else _failed(error.message)

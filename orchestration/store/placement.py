@@ -20,7 +20,7 @@ def selected(hosts: Mapping[str, Host], target: str) -> list[Host]:
     return there if target == ALL else [host for host in there if has_label(host.labels, target)]
 
 
-def meant(hosts: Mapping[str, Host], target: str, *, always: bool = False) -> list[Host]:
+def hosts_of(hosts: Mapping[str, Host], target: str, *, always: bool = False) -> list[Host]:
     """The hosts of a target other than `_any`. A drained host accepts an always step (`always`).
 
     Raises UnknownName where no host matches, or where all hosts of `_all` or a label are drained.

@@ -148,7 +148,7 @@ class Commands:
             point("run.reopened")
         elif run.state is not RunState.SUSPENDED:
             if run.state not in TERMINAL:
-                # A live run continues by itself; the next sweep repairs one that stands still.
+                # A live run continues by itself; the next sweep repairs one that makes no progress.
                 self.store.look_at(run_id, look.now)
             self._refuse(run_id, command_id, command, f"the run is {run.state}")
         elif look.fields.get("hold") == "unknown":

@@ -1,4 +1,4 @@
-"""Lost messages and lost attempts: resends, and the end of work that nobody will do."""
+"""Lost messages and lost attempts: resends, and the end of work that no worker will do."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from longshore.orchestration.runs import report
 from longshore.orchestration.runs.step_report import StepReport
 from longshore.orchestration.settings import MAX_UNITS
 from longshore.orchestration.store.hosts import Host, Hosts
-from longshore.orchestration.store.placement import left_out, meant
+from longshore.orchestration.store.placement import hosts_of, left_out
 from longshore.orchestration.store.run_store import Store
 from longshore.tasks.attempts.scope import of_steps
 from longshore.tasks.loaded_runs import Loaded
@@ -141,7 +141,7 @@ class StepPlanner:
         if target == ANY:
             return [None]
         try:
-            return list(meant(self._known(), target, always=step.always))
+            return list(hosts_of(self._known(), target, always=step.always))
         except UnknownName as error:
             if step.step.on_no_host == "skip":
                 return []

@@ -55,7 +55,7 @@ class Sweep:
             return 0
         self.coordinator.look_at_clock()
         # Begun runs precede new ones. The interval is short enough that a run whose two control workers were killed,
-        # one after the other, stands still for no longer than a lease.
+        # one after the other, makes no progress for no longer than a lease.
         end = time.monotonic() + _LONGEST_SWEEP
         selection_of = 0
         wanted = self._wanted(inbox)

@@ -105,7 +105,7 @@ def send(ctx: Context, call: Call) -> Answer:
     for name, value in call.headers.items():
         if not f"{name}: {value}".isprintable() or any(ord(letter) > 255 for letter in value):
             raise Preflight(f"{call.shown}: header {name!r} contains invalid characters")
-    # A redirect must not receive secrets that are meant for this service.
+    # A redirect must not receive secrets of this service.
     secret = any(ctx.redact(value) != value for value in call.headers.values())
     call = replace(call, follow=call.method in {"GET", "HEAD"} and not secret)
     where = addresses.endpoint(call.url)

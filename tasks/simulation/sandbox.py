@@ -271,7 +271,7 @@ class Sandbox:
                 near = get_close_matches(step, names, n=1)
                 raise UnknownName(
                     f"the sandbox was given step {step!r}, which is not in the plan",
-                    remedy=f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(names))}",
+                    remedy=f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(names))}",
                 )
 
     def report(self, run_id: str) -> Report:

@@ -68,7 +68,7 @@ local function suspend(what, why, service)
   emit('run_suspended', 'for', what, 'error', why)
 end
 
--- Returns 1 where the run can go on now: no step of the batch is left, or, while aborting, no attempt runs.
+-- Returns 1 where the run can continue now: no step of the batch is left, or, while aborting, no attempt runs.
 local function can_advance(state)
   if state == 'aborting' then
     return redis.call('ZCARD', leases) == 0 and 1 or 0

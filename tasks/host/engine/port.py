@@ -36,7 +36,7 @@ class Conflict(OperationError):
 
 
 class EngineTimeout(Transient):
-    """The engine did not respond in time. It may still complete the call."""
+    """The engine did not respond in time. The call may still be completed."""
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ def _stacks_of(left: LeftWorker) -> set[str]:
     try:
         job, _ = plan_from_record(left.plan_record)
     except ValueError:
-        return set()  # nothing can be told of it
+        return set()  # the job is unknown
     return {*job.stacks, *job.projects, *job.standalone}
 
 

@@ -189,9 +189,9 @@ def test_claimed_steps_are_undone_unless_without_effect(step: dict[str, Any], re
 @pytest.mark.parametrize(
     ("record", "why"),
     [
-        (CHANGED, "it has no undo"),
-        (StepRecord(StepState.UNKNOWN, 1), "it may have happened, and has no undo"),
-        (FAILED, "it failed, and what it did until then has no undo"),
+        (CHANGED, "the step has no undo"),
+        (StepRecord(StepState.UNKNOWN, 1), "the step may have had an effect, and has no undo"),
+        (FAILED, "the step failed, and its effect until then has no undo"),
     ],
 )
 def test_step_without_undo_is_reported_with_the_reason(record: StepRecord, why: str) -> None:

@@ -146,14 +146,14 @@ def test_report_shows_undo_with_its_step() -> None:
 
 
 def test_report_shows_reasons_of_skips_and_missing_undos() -> None:
-    not_undoable = CHANGED | {"ustatus": "not_undoable", "ureason": "it has no undo"}
+    not_undoable = CHANGED | {"ustatus": "not_undoable", "ureason": "the step has no undo"}
 
     found = report("undone", not_undoable, {"status": "skipped", "reason": "why"}, CHANGED)
 
     assert found.step("migrate").reason == "why"
     undo = found.step("pull").undo
     assert undo is not None
-    assert undo.error == "it has no undo"
+    assert undo.error == "the step has no undo"
 
 
 def test_report_shows_the_runs_times_cause_actor_and_error() -> None:
