@@ -53,7 +53,7 @@ _UNDO_QUEUED = frozenset({UndoState.READY, UndoState.RETRYING, UndoState.WAITING
 _AT_WORK = frozenset({StepState.RUNNING, StepState.WAITING})
 
 
-def wanted(plan: CompiledPlan, run: RunRecord) -> tuple[int, ...]:
+def steps_read(plan: CompiledPlan, run: RunRecord) -> tuple[int, ...]:
     """The steps whose records `decide` reads.
 
     Forward, these are the next level and its dependencies, so that the cost of a level does not grow with the plan.

@@ -57,7 +57,7 @@ class Loaded:
     #: The run and step that this run is a child of.
     parent: dict[str, Any] | None = None
     #: The options of admission.
-    wanted: AdmissionRequest = field(default_factory=lambda: AdmissionRequest(""))
+    admission: AdmissionRequest = field(default_factory=lambda: AdmissionRequest(""))
     #: Unique for each request.
     instance_id: str = ""
     #: The trace context.

@@ -19,7 +19,7 @@ from longshore.orchestration.errors import (
     StopFailed,
     WorkerFailed,
 )
-from longshore.orchestration.jobs.discovery import JobDiscovery, JobListing, declared_in
+from longshore.orchestration.jobs.discovery import JobDiscovery, JobListing, declared_in, job_files
 from longshore.orchestration.jobs.plan import JobOptions, job_plan
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.runs.report import Report
@@ -59,8 +59,8 @@ class Jobs:
         a bad file.
         """
         self._client.ensure_server()
-        paths = [Path(name) for name in self._client.settings.jobs.split(":") if name]
-        return JobDiscovery(self._client.store).refresh(declared_in([*paths, *map(Path, files)]))
+        paths = [*job_files(self._client.settings), *map(Path, files)]
+        return JobDiscovery(self._client.store).refresh(declared_in(paths))
 
     def plan(
         self, name: str, *, host: str | None = None, files: Iterable[str | Path] = (), **options: Unpack[JobOptions]

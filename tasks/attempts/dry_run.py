@@ -18,7 +18,7 @@ from longshore.tasks.attempts.params import render_step, reveal_params
 from longshore.tasks.attempts.scope import of_steps
 from longshore.tasks.host import policy
 from longshore.tasks.host.facts import facts, labels
-from longshore.tasks.implementation import Context, Prediction, implementation
+from longshore.tasks.implementation import Context, Prediction, implementation, would_fail
 from longshore.tasks.loaded_runs import Loaded, Plans
 
 
@@ -123,8 +123,7 @@ def _for_each(loaded: Loaded, index: int, scope: dict[str, Any]) -> Prediction:
         return Prediction(action, changed=None)
     items = templates.render(step.step.foreach, scope)
     if not isinstance(items, list):
-        what = f"foreach: the expression gives no list but a {type(items).__name__}"
-        return Prediction(f"would fail: {what}", changed=False, impossible=what)
+        return would_fail(f"foreach: the expression gives no list but a {type(items).__name__}")
     if not items:
         return Prediction("would be skipped: foreach: the list is empty", changed=False)
     shown = ", ".join(map(str, items[:3])) + (", …" if len(items) > 3 else "")

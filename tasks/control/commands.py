@@ -52,7 +52,7 @@ class Commands:
             settled = RunState(found.fields["state"]) in TERMINAL
             if command.get("kind") in _REOPENS and settled:
                 # A reopened run has its place again, whatever the admission limits.
-                self._come_back(run_id, loaded.wanted)
+                self._come_back(run_id, loaded.admission)
             try:
                 self._one(run_id, loaded.plan, command_id, command)
             except UNREADABLE as error:  # for example a step that the plan does not have: later commands still count

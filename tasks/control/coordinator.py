@@ -174,7 +174,7 @@ class Coordinator:
         """Apply transitions until the run waits or has ended; return its record, and whether the run rests already."""
         plan = loaded.plan
         while True:
-            indices = saga.wanted(plan, run)
+            indices = saga.steps_read(plan, run)
             if run.state is RunState.PENDING and not run.epoch:
                 records = dict.fromkeys(indices, StepRecord())  # no step has a record yet
             else:
@@ -235,7 +235,7 @@ class Coordinator:
                 return True
             case transitions.Finish(state, not_run):
                 last = not (loaded.parent or plan.plan.labels.get(JOB_LABEL) or self.forwarder.listens())
-                return self.lifecycle.finish(run_id, loaded.wanted, run, state, not_run, last=last)
+                return self.lifecycle.finish(run_id, loaded.admission, run, state, not_run, last=last)
 
     def _unsuspend(self, run_id: str, plan: CompiledPlan, run: RunRecord) -> bool:
         """Unsuspend a suspended run."""

@@ -57,20 +57,20 @@ class Sweep:
         # Begun runs precede new ones. The interval is short enough that a run whose two control workers were killed,
         # one after the other, makes no progress for no longer than a lease.
         end = time.monotonic() + _LONGEST_SWEEP
-        selection_of = 0
-        wanted = self._wanted(inbox)
+        swept = 0
+        new = self._selected(inbox)
         while True:
-            due = self.store.due(self.store.settings.lease / 3, None if selection_of else now)
-            found = dict.fromkeys([*due, *wanted])
-            wanted = []
+            due = self.store.due(self.store.settings.lease / 3, None if swept else now)
+            found = dict.fromkeys([*due, *new])
+            new = []
             self._look_at_each(found)
-            selection_of += len(found)
+            swept += len(found)
             if len(due) < BATCH or time.monotonic() > end:
                 break
         self.lifecycle.purge_expired()
-        return selection_of
+        return swept
 
-    def _wanted(self, inbox: Mapping[str, float]) -> list[str]:
+    def _selected(self, inbox: Mapping[str, float]) -> list[str]:
         """The inbox entries to advance now.
 
         Entries recently found without a request are left out: a thousand of them would block the requests behind them.
@@ -128,9 +128,9 @@ class Sweep:
 
     def _discard_damaged(self, run_id: str, why: str) -> None:
         """Remove a damaged run from the indices, until a command for it arrives."""
-        wanted = self.lifecycle.admission.wanted(run_id)
-        if wanted is not None:  # its place would block waiting runs for ever
-            self.lifecycle.admission.release(run_id, wanted)
+        request = self.lifecycle.admission.request_of(run_id)
+        if request is not None:  # its place would block waiting runs for ever
+            self.lifecycle.admission.release(run_id, request)
         # One dead letter, from the index that contains the run.
         if integrity.discard_damaged(self.store, "live", [run_id], why):
             self.store.call(self.store.client.zrem, self.store.keys.inbox, run_id)

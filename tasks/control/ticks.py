@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from celery import shared_task
@@ -10,6 +9,7 @@ from celery.utils.log import get_task_logger
 
 from longshore.orchestration.client.client import Client
 from longshore.orchestration.errors import LongshoreError
+from longshore.orchestration.jobs.discovery import job_files
 from longshore.orchestration.jobs.schedule import tick as start_due
 from longshore.orchestration.messaging.canvas import ORCHESTRATE, TICK
 from longshore.orchestration.plans.compiled import CONTROL
@@ -24,10 +24,6 @@ log = get_task_logger(__name__)
 
 #: Seconds between two checks of a refresh run.
 _AGAIN = 1.0
-
-
-def job_files(settings: Settings) -> list[Path]:
-    return [Path(name) for name in settings.jobs.split(":") if name]
 
 
 @shared_task(name=TICK, base=SagaTask, autoretry_for=(), acks_late=False)

@@ -26,6 +26,7 @@ from longshore.tasks.implementation import (
     ReadOnly,
     implementation,
     implements,
+    unchanged,
 )
 
 
@@ -66,7 +67,7 @@ class Rebuild(Implementation[RebuildParams]):
         caches = ctx.caches()
         why = caches.get(params.cache).problem(caches.now(), params.fingerprint)
         if not why and not params.force:
-            return Prediction(f"cache {params.cache} is valid", changed=None if ctx.has_upstream else False)
+            return unchanged(ctx, f"cache {params.cache} is valid")
         return Prediction(
             f"would build cache {params.cache} by {name}: {why or 'a rebuild was requested'}",
             undo="restore the previous generation",
@@ -119,7 +120,7 @@ class Invalidate(Implementation[InvalidateParams]):
     def predict(self, ctx: Context, params: InvalidateParams) -> Prediction:
         found = ctx.caches().get(params.cache)
         if found.entry is None or found.entry.invalidated:
-            return Prediction(f"cache {params.cache} is already invalid", changed=None if ctx.has_upstream else False)
+            return unchanged(ctx, f"cache {params.cache} is already invalid")
         return Prediction(f"would invalidate generation {found.generation} of cache {params.cache}")
 
     def undo(

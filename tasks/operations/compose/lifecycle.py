@@ -9,9 +9,9 @@ from longshore.orchestration.errors import OperationError, Preflight
 from longshore.orchestration.operations.compose import RESTART, START, STOP, RestartParams, StartParams, StopParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, obstacle, unchanged
 from longshore.tasks.operations.compose.cli import Compose
-from longshore.tasks.operations.compose.project import failing, members_of, named, names, project_lock
+from longshore.tasks.operations.compose.project import members_of, named, names, project_lock
 from longshore.tasks.operations.compose.state import (
     HealthWaiter,
     Member,
@@ -76,13 +76,11 @@ def _prediction(
     try:
         before = step.before(ctx, params)
     except Preflight as error:
-        return failing(ctx, verb, str(error))
+        return obstacle(ctx, str(error))
     concerned = [member for member in members_of(before) if member.running is running]
     if not concerned:
         which = "none" if running else "all"
-        return Prediction(
-            f"{which} of these services run in project {before['project']}", changed=None if ctx.has_upstream else False
-        )
+        return unchanged(ctx, f"{which} of these services run in project {before['project']}")
     return Prediction(f"would {verb} {names(concerned)}", undo=undo.format(names(concerned)))
 
 

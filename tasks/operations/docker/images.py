@@ -21,7 +21,17 @@ from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine, Image, NotThere
 from longshore.tasks.host.engine.sdk import sdk
 from longshore.tasks.host.machine.live import Live
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, unfit
+from longshore.tasks.implementation import (
+    Context,
+    Implementation,
+    Outcome,
+    Prediction,
+    implements,
+    obstacle,
+    unchanged,
+    unfit,
+    would_fail,
+)
 from longshore.tasks.operations.docker.spec import KEEP, need, safe
 from longshore.tasks.operations.docker.tag_backup import TagBackup
 
@@ -102,17 +112,10 @@ def familiar(ref: str) -> str:
     return ref if ":" in ref.rpartition("/")[2] else f"{ref}:latest"
 
 
-def impossible(ctx: Context, why: str) -> Prediction:
-    if ctx.has_upstream:
-        return Prediction(f"would fail, unless an earlier step changes this: {why}", changed=None)
-    return Prediction(f"would fail: {why}", changed=False, impossible=why)
-
-
 def lacking(ctx: Context, ref: str, verb: str) -> Prediction:
     if ctx.has_upstream:
         return Prediction(f"would {verb} {ref}, which an earlier step would have to provide", changed=None)
-    what = f"image {ref!r} is not on the Docker host"
-    return Prediction(f"would fail: {what}", changed=False, impossible=what)
+    return would_fail(f"image {ref!r} is not on the Docker host")
 
 
 @implements(BUILD)
@@ -157,7 +160,7 @@ class Build(Named):
 
     def predict(self, ctx: Context, params: BuildParams) -> Prediction:
         if not _has_dockerfile(params):
-            return impossible(ctx, f"{params.dockerfile} does not exist in {params.context}")
+            return obstacle(ctx, f"{params.dockerfile} does not exist in {params.context}")
         undo = "move the name back to its present image, or remove it"
         return Prediction(f"would build {params.image} from {params.context}", changed=None, undo=undo)
 
@@ -225,7 +228,7 @@ class Tag(Named):
         if wanted is None:
             return lacking(ctx, params.image, "tag")
         if wanted == now:
-            return Prediction(f"{params.name} is {params.image}", changed=None if ctx.has_upstream else False)
+            return unchanged(ctx, f"{params.name} is {params.image}")
         undo = f"remove the name {params.name}" if now is None else f"move {params.name} back to {now[7:19]}"
         return Prediction(f"would move {params.name} to {params.image} ({wanted[7:19]})", undo=undo)
 
@@ -269,12 +272,11 @@ class ImageRemove(Implementation[ImageRemoveParams]):
         try:
             tags = self._names(image, params.image) if image is not None else []
             if image is None or (not tags and image.tags):
-                changed = None if ctx.has_upstream else False
-                return Prediction(f"image {params.image} does not exist", changed=changed)
+                return unchanged(ctx, f"image {params.image} does not exist")
             if not params.force:
                 self._unused(docker, image, tags)
         except Preflight as error:
-            return impossible(ctx, error.message)
+            return obstacle(ctx, error.message)
         return Prediction(f"would remove {params.image} ({image.size} bytes)", undo="restore its name")
 
     def undo(

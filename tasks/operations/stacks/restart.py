@@ -15,10 +15,10 @@ from longshore.orchestration.store.caches import STACK_CACHE
 from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine, Login
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, unfit
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, obstacle, unfit
 from longshore.tasks.operations.compose import restoration, revisions
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
-from longshore.tasks.operations.compose.project import failing, members_of, project_lock, snapshot
+from longshore.tasks.operations.compose.project import members_of, project_lock, snapshot
 from longshore.tasks.operations.compose.rollout import UNKNOWN, Rollout, difference, former, keep_former
 from longshore.tasks.operations.compose.state import (
     HealthWaiter,
@@ -97,13 +97,13 @@ class Restart(Implementation[RestartParams]):
         try:
             found = self._inspect(ctx, docker, params)
         except Preflight as error:
-            return failing(ctx, "repair", str(error))
+            return obstacle(ctx, str(error))
         if not found.todo:
             return Prediction(f"project {params.project} has no drift", changed=False)
         made = [name for name, one in found.todo.items() if not one.fetch and one.do != "restart"]
         missing = [name for name in made if not docker.image_id(found.target.image(name))]
         if missing:
-            return failing(ctx, "repair", f"image {found.target.image(missing[0])} is not on the Docker host")
+            return obstacle(ctx, f"image {found.target.image(missing[0])} is not on the Docker host")
         listed = "; ".join(f"{name}: {one.do} ({', '.join(one.why)})" for name, one in sorted(found.todo.items()))
         known = not found.was or former(ctx, docker, params.project, found.was, found.target)
         undo = "restore the former configuration and images" if known else "none: " + UNKNOWN.format(params.project)
