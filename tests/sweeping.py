@@ -12,4 +12,4 @@ _sweeps: WeakKeyDictionary[Coordinator, Sweep] = WeakKeyDictionary()
 
 def sweep(coordinator: Coordinator) -> int:
     """Sweep once; return how many runs were advanced. A coordinator keeps its sweep."""
-    return _sweeps.setdefault(coordinator, Sweep(coordinator)).run()
+    return _sweeps.setdefault(coordinator, Sweep(coordinator, patience=0.0)).run()

@@ -27,6 +27,7 @@ from longshore.orchestration.messaging.canvas import STEP, UNDO
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.store.run_store import Store
 from longshore.tasks.attempts.receipts import Ledger
+from longshore.tasks.control.chain_links import links_of
 from longshore.tasks.control.coordinator import Coordinator
 from longshore.tasks.control.receipt_comparison import HostAgent
 from longshore.tasks.control.sweep import Sweep
@@ -195,7 +196,9 @@ def renew(store: Store, node: str) -> None:
             continue
         run_id, index = request.args[0], request.args[1]
         side = "u" if request.type == UNDO else ""
-        running.setdefault(str(run_id), []).append((f"{side}{index}", f"{request.id}@{node}/"))
+        # The process of a chain's first link may run the other links too, under the same name.
+        members = [f"{side}{index}", *map(str, links_of(request.message.payload[2].get("chain")))]
+        running.setdefault(str(run_id), []).extend((member, f"{request.id}@{node}/") for member in members)
     for run_id, attempts in running.items():
         try:
             store.renew(run_id, attempts)

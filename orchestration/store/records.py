@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -86,6 +86,8 @@ class Recorded:
     advance: bool
     #: Units that were held back and are due now; the caller sends their messages.
     next_units: tuple[StepId, ...] = ()
+    #: The claim of the next link of the chain.
+    next_grant: Grant | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,18 @@ class RunSnapshot:
     waits: dict[str, int]
     #: The stored request, where it was read too.
     request: str | None = None
+
+
+def granted(answer: Sequence[Any]) -> Grant | str:
+    """The grant in the answer of the claim script, or the reason of a refusal."""
+    if answer[0] != "ok":
+        return str(answer[1])
+    fence, attempt, rendered, step_rendered, before, outcome, started, item, *rest = answer[1:]
+    tries, version, service, previous, epoch, blocked = rest
+    return Grant(
+        fence, int(attempt), rendered, step_rendered, before, outcome, int(started), item, int(tries),
+        int(version), service, int(previous), int(epoch), int(blocked),
+    )  # fmt: skip
 
 
 def stream_order(stream_id: str) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from longshore.orchestration.store.connection import milliseconds as _ms
 from longshore.orchestration.store.indices import Indices, mark
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.receipt_questions import ReceiptQuestions
-from longshore.orchestration.store.records import Ending, Grant, Recorded
+from longshore.orchestration.store.records import Ending, Grant, Recorded, granted
 from longshore.orchestration.store.run_reads import RunReads
 from longshore.orchestration.transitions import RunRecord
 
@@ -220,7 +220,11 @@ class Store(RunReads, ReceiptQuestions, Indices):
         who = (command_id, asked.get("actor", ""), asked.get("reason", ""))
         return bool(self._run("unsuspend", run_id, what, epoch, side, _ms(delay), *who, *ids))
 
-    def claim(
+    def claim(self, run_id: str, step_id: StepId, side: str, owner: str, task_id: str, **more: Any) -> Grant | str:
+        """Claim a step for an attempt; return the grant, or the reason of a refusal. `more`: see `claim_call`."""
+        return granted(self.acknowledged(self.claim_call(run_id, step_id, side, owner, task_id, **more))[0])
+
+    def claim_call(
         self,
         run_id: str,
         step_id: StepId,
@@ -232,23 +236,15 @@ class Store(RunReads, ReceiptQuestions, Indices):
         instance_id: str = "",
         host: str = "",
         stays: bool = False,
-    ) -> Grant | str:
-        """Claim a step for an attempt; return the grant, or the reason of a refusal.
+    ) -> ScriptCall:
+        """The call that claims a step.
 
         An always step can be claimed in a suspended run too. A step that `stays` can be claimed again only on the host
         of its first claim.
         """
         lease = _ms(self.settings.lease)
         more = ("1" if always else "", instance_id, host, "1" if stays else "")
-        got = self._run("claim", run_id, step_id, side, owner, task_id, lease, *more)
-        if got[0] != "ok":
-            return str(got[1])
-        fence, attempt, rendered, step_rendered, before, outcome, started, item, *rest = got[1:]
-        tries, version, service, previous, epoch, blocked = rest
-        return Grant(
-            fence, int(attempt), rendered, step_rendered, before, outcome, int(started), item, int(tries),
-            int(version), service, int(previous), int(epoch), int(blocked),
-        )  # fmt: skip
+        return self._call_of("claim", run_id, step_id, side, owner, task_id, lease, *more)
 
     def journal(self, run_id: str, step_id: StepId, side: str, fence: str, rendered: str, before: str) -> bool:
         """Journal the data for the undo before the attempt acts. False: the attempt is superseded."""
@@ -268,9 +264,11 @@ class Store(RunReads, ReceiptQuestions, Indices):
         no_effect: bool = False,
         stops: bool = False,
         next_link: int | None = None,
+        then: ScriptCall | None = None,
     ) -> Recorded:
         """Record an outcome; without a fence, of a step that is not claimed, or that waits externally.
 
+        `then` claims the next link in the same round trip, and is refused where the outcome did not open that link.
         `bulk` is the rest of the outcome, a JSON object. A `bulk` of more than LARGE_DATA_BYTES gets a key of its own.
         """
         apart = ""
@@ -280,13 +278,16 @@ class Store(RunReads, ReceiptQuestions, Indices):
             self.call(self.client.set, self.keys.of(run_id).data(apart), bulk)
         elif bulk:
             outcome = f"{outcome[:-1]}{',' if outcome != '{}' else ''}{bulk[1:]}"
-        code, advance, held_back = self._run(
+        call = self._call_of(
             "complete", run_id, step_id, side, fence, status, outcome, "1" if no_effect else "",
             "1" if stops else "", error, "" if next_link is None else next_link, _ms(self.settings.lease), apart,
         )  # fmt: skip
+        (code, advance, held_back), *claims = self.acknowledged(call, *([then] if then is not None else []))
         if code == "stale" and apart:
             self.call(self.client.delete, self.keys.of(run_id).data(apart))
-        return Recorded(code != "stale", str(advance) == "1", tuple(as_id(unit) for unit in held_back.split()))
+        grant = granted(claims[0]) if claims else None
+        units = tuple(as_id(unit) for unit in held_back.split())
+        return Recorded(code != "stale", str(advance) == "1", units, grant if isinstance(grant, Grant) else None)
 
     def park(self, run_id: str, step_id: StepId, side: str, fence: str, seconds: float, info: str, what: str) -> bool:
         """Turn a step into an external wait of at most `seconds`. False: the attempt is superseded."""

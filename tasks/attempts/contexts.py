@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from longshore.orchestration.authoring.context import Context, HostFacts
@@ -125,8 +125,11 @@ class _EarlierSteps(Mapping[str, StepReport]):
 
     def __init__(self, delivery: Delivery) -> None:
         self._delivery = delivery
-        plan = delivery.plan
-        self._names = {plan.steps[i].name: i for i in sorted(plan.upstream(delivery.index))}
+
+    @cached_property
+    def _names(self) -> dict[str, int]:
+        plan = self._delivery.plan
+        return {plan.steps[i].name: i for i in sorted(plan.upstream(self._delivery.index))}
 
     def __getitem__(self, name: str) -> StepReport:
         index, delivery = self._names[name], self._delivery

@@ -33,9 +33,9 @@ from longshore.tasks.control.external_waits import ExternalWaits
 from longshore.tasks.control.lifecycle import RunLifecycle
 from longshore.tasks.control.lost_work import LostWork
 from longshore.tasks.control.receipt_comparison import Comparison
-from longshore.tasks.control.root_task import RootTask
 from longshore.tasks.control.step_planner import StepPlanner
 from longshore.tasks.control.suspension import unsuspend_if_possible
+from longshore.tasks.control.task_events import TaskEvents
 from longshore.tasks.crash_points import point
 from longshore.tasks.external_wait import MakeCanvas
 from longshore.tasks.loaded_runs import LOST_WRITES, Loaded, Newer, Plans
@@ -52,9 +52,7 @@ class Coordinator:
         self.canvas = canvas or (lambda run_id, hosts: Canvas(app, run_id, hosts))
         self.external_waits = ExternalWaits(store, plans, self.canvas)
         self.forwarder = EventForwarder(store, app=app)
-        self.root = RootTask(app)
-        #: The worker of this coordinator.
-        self.node = node
+        self.task_events = TaskEvents(app, store, node)
         self.breakers = Breakers(store)
         self.comparison = Comparison(store)
         self.lifecycle = RunLifecycle(store, self.breakers, self.canvas)
@@ -157,7 +155,7 @@ class Coordinator:
             # The commands have changed the run; its entry in the inbox is removed only as it was found before them.
             found = replace(self.store.look(run_id), inbox=found.inbox)
             if rested and found.fields.get("state") not in TERMINAL:
-                self.root.again(run_id, loaded.plan.plan.name, self.node)
+                self.task_events.root_reopened(run_id, loaded.plan.plan.name)
         return loaded, found, admitted
 
     def _has_jumped(self, run_id: str, found: RunSnapshot) -> bool:
@@ -272,7 +270,8 @@ class Coordinator:
         """Perform everything that follows the end of a run; each part may be repeated. `rests`: the run needs none."""
         point("advance.ended")
         self._note_job(run_id, loaded, found.now)
-        self.root.ended(run_id, loaded.plan.plan.name, state, self.store.fields(run_id), self.node)
+        if self.task_events.wanted:
+            self.task_events.root_ended(run_id, loaded.plan.plan.name, state, self.store.fields(run_id))
         if rests:
             return
         self.external_waits.advance_parent(run_id, found.fields | {"state": state})

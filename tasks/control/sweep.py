@@ -27,8 +27,12 @@ _LONGEST_SWEEP = 2.0
 class Sweep:
     """The sweep of one worker."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, patience: float | None = None) -> None:
         self.coordinator = coordinator
+        #: Seconds for which an entry of the inbox is left to its message; by default, the time between two sweeps.
+        self._patience = coordinator.store.settings.sweep_interval if patience is None else patience
+        #: The entries of the inbox as of the last sweep: the score, and the time when it was first seen.
+        self._entries: dict[str, tuple[float, float]] = {}
         self.store = coordinator.store
         self.lifecycle = coordinator.lifecycle
         #: Runs with an unreadable request that was recorded as a dead letter.
@@ -73,12 +77,19 @@ class Sweep:
     def _selected(self, inbox: Mapping[str, float]) -> list[str]:
         """The inbox entries to advance now.
 
-        Entries recently found without a request are left out: a thousand of them would block the requests behind them.
+        New entries are left out, since their messages are on the way, and so are those recently found without a
+        request: a thousand of them would block the requests behind them.
         """
-        found = []
-        for run_id, at in inbox.items():
+        found, now = [], time.monotonic()
+        seen = {run_id: (at, now) for run_id, at in inbox.items()}
+        self._entries = {
+            run_id: (kept if (kept := self._entries.get(run_id, new))[0] == new[0] else new)
+            for run_id, new in seen.items()
+        }
+        for run_id, (at, since) in self._entries.items():
             known = self._orphans.get(run_id)
-            if known is None or known[0] != at or time.monotonic() - known[1] >= _ORPHAN:
+            orphan = known is not None and known[0] == at and now - known[1] < _ORPHAN
+            if not orphan and now - since >= self._patience:
                 found.append(run_id)
         self._orphans = {run_id: known for run_id, known in self._orphans.items() if run_id in inbox}
         return found[:BATCH]
