@@ -194,6 +194,3 @@ class JobWatch:
             docker.stop(left.id, None)
         docker.remove(left.id)
         log.warning("worker container %s is removed: its run %s has ended", left.name, left.run_id)
-
-
-__all__ = ["JobWatch"]

@@ -152,6 +152,3 @@ def _print_findings(findings: Sequence[Finding], *, strict: bool) -> None:
         print_line(f"{word}: {finding}", err=True)
     if strict and findings:
         exit_with(2)
-
-
-__all__ = ["job_group"]

@@ -26,9 +26,9 @@ from longshore.orchestration.client import live
 from longshore.orchestration.client.run import Run
 from longshore.orchestration.errors import LongshoreError, UsageError
 from longshore.orchestration.runs.report import Report
-from longshore.orchestration.stacks.orchestrate import Checked, Orchestrated, Selection, Stacks, failures
-from longshore.orchestration.stacks.plan import RolloutOptions, checked
-from longshore.orchestration.stacks.selection import choose, named
+from longshore.orchestration.stacks.orchestrate import Checked, Orchestrated, Stacks, failures
+from longshore.orchestration.stacks.plan import RolloutOptions, with_defaults
+from longshore.orchestration.stacks.selection import Selection, choose, named
 
 _HOST = click.option("--host", "hosts", multiple=True, metavar="HOST", help="Only this host; repeatable.")
 _REGISTRY = click.option("--registry", is_flag=True, help="Compare image tags with their registries, without pulling.")
@@ -79,7 +79,7 @@ def _rollout_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def _rollout_from(options: dict[str, Any]) -> RolloutOptions:
     for name in ("healthy_deadline", "min_healthy_time"):
         options[name] = read_duration(options[name], f"--{name.replace('_', '-')}")
-    return checked(cast("RolloutOptions", options))
+    return with_defaults(cast("RolloutOptions", options))
 
 
 # --- check ------------------------------------------------------------------------------------------
@@ -416,6 +416,3 @@ def _finish(done: Orchestrated) -> None:
             print_line(f"left alone: {note}")
         print_line(done.message, err=done.exit_code != 0)
     return exit_with(done.exit_code)
-
-
-__all__ = ["check", "orchestrate", "rebuild", "restart", "select"]

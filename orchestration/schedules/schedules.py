@@ -113,6 +113,3 @@ class Schedules:
 
 def _time(ms: int | None) -> datetime | None:
     return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC)
-
-
-__all__ = ["ScheduleListing", "ScheduleStatus", "Schedules"]

@@ -410,6 +410,3 @@ def _listed(errors: Mapping[str, str]) -> str:
 def _uninspected(selection: Selection) -> str:
     errors = [f"host {host} could not be inspected: {why}" for host, why in selection.errors.items()]
     return "".join(f"; {text}" for text in [*errors, *map(str, selection.undetermined)])
-
-
-__all__ = ["Checked", "HostCheck", "Orchestrated", "RolloutOptions", "Selection", "Stacks", "failures"]

@@ -45,7 +45,7 @@ _DEFAULTS = RolloutOptions(
 )
 
 
-def checked(options: RolloutOptions) -> RolloutOptions:
+def with_defaults(options: RolloutOptions) -> RolloutOptions:
     """The options with all defaults. Raises UsageError for an invalid one."""
     complete: RolloutOptions = {**_DEFAULTS, **options}
     if complete["healthy_deadline"] <= 0:
@@ -82,7 +82,7 @@ def restart_plan(
     """The plan that restarts the chosen services. `asked`: the services were named, and are restarted even if they
     are up to date; `ttl`: of the refreshed cache. Raises UsageError where stacks depend on each other in a circle.
     """
-    options = checked(options)
+    options = with_defaults(options)
     plan = Plan(
         "orchestrate",
         labels={ORCHESTRATE_LABEL: options["on_failure"]},

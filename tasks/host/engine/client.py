@@ -10,7 +10,7 @@ from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight, Transient
 from longshore.tasks.host.engine import streams
-from longshore.tasks.host.engine.calls import CALL_TIMEOUT, quoted, raw_client
+from longshore.tasks.host.engine.calls import CALL_TIMEOUT, quoted
 from longshore.tasks.host.engine.images import ImageCalls
 from longshore.tasks.host.engine.port import (
     Check,
@@ -313,6 +313,3 @@ def _read_ahead(raw: Any, response: Any) -> bytes:
 
 def _filters(labels: Mapping[str, str]) -> str:
     return json.dumps({"label": [f"{key}={value}" for key, value in labels.items()]})
-
-
-__all__ = ["DockerEngine", "raw_client"]

@@ -14,6 +14,3 @@ def sdk() -> Any:
     except ImportError as error:
         raise OperationError("the Docker SDK is missing", remedy="pip install 'longshore[docker]'") from error
     return docker
-
-
-__all__ = ["sdk"]

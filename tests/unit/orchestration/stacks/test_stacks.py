@@ -16,7 +16,7 @@ from longshore.orchestration.runs.stack_outcome import exit_code, stacks_of
 from longshore.orchestration.stacks.drift import Note, Reason, Stale, find_drift
 from longshore.orchestration.stacks.image_names import matches_image, normal, registry_of
 from longshore.orchestration.stacks.inventory import Inventory, Project, Replica, Service, Tracked, difference
-from longshore.orchestration.stacks.plan import RolloutOptions, checked, restart_plan
+from longshore.orchestration.stacks.plan import RolloutOptions, restart_plan, with_defaults
 from longshore.orchestration.stacks.rules import StackRules, parse_files, required_action, stack_rules
 from longshore.orchestration.stacks.selection import choose, named
 from longshore.orchestration.states import Cause, RunState, StepState
@@ -334,9 +334,9 @@ def test_circular_stack_dependencies_are_refused() -> None:
     with pytest.raises(UsageError, match="in a circle: a, b"):
         restart_plan(stale(("web1", "a"), ("web1", "b")), seen(a=["b"], b=["a"]), StackRules(), RolloutOptions())
     with pytest.raises(UsageError, match="must be at least 1"):
-        checked(RolloutOptions(canary=0))
+        with_defaults(RolloutOptions(canary=0))
     with pytest.raises(UsageError, match="healthy_deadline must be positive"):
-        checked(RolloutOptions(healthy_deadline=0))
+        with_defaults(RolloutOptions(healthy_deadline=0))
 
 
 @given(
