@@ -135,8 +135,10 @@ class Admission:
         limit = self._store.acknowledged(self.admit_call(run_id, request, anyway=anyway))[0]
         return "" if limit == "ok" else str(limit)
 
-    def admit_call(self, run_id: str, request: AdmissionRequest, *, anyway: bool = False) -> ScriptCall:
-        """The call of the script that `admit` runs."""
+    def admit_call(
+        self, run_id: str, request: AdmissionRequest, *, anyway: bool = False, starts: bool = False
+    ) -> ScriptCall:
+        """The call of the script that `admit` runs. With `starts`, the caller starts the run, and no sweep is due."""
         store, keys, settings = self._store, self._store.keys, self._store.settings
         names = [
             keys.queue,
@@ -149,7 +151,7 @@ class Admission:
         names += [keys.slot(_lock(name)) for name in request.locks]
         return store.global_call(
             "admit", names, run_id, settings.max_runs or "", self._limit_of_plan(request) or "",
-            request.limit if request.key else "", "1" if anyway else "", *request.parents,
+            request.limit if request.key else "", "1" if anyway else "", "1" if starts else "", *request.parents,
         )  # fmt: skip
 
     def _limit_of_plan(self, request: AdmissionRequest) -> int | None:

@@ -70,7 +70,7 @@ class RunLifecycle:
         noted = audit.entry("start", run=run_id, plan=plan.name, actor=loaded.actor, origin=loaded.origin)
         calls = [self.store.create_call(run_id, fields, inbox=found.inbox, audit=noted)]
         if loaded.admission.parents or not self.admission.limited(loaded.admission):
-            calls.append(self.admission.admit_call(run_id, loaded.admission))
+            calls.append(self.admission.admit_call(run_id, loaded.admission, starts=True))
         (_, hash_of_run), *limits = self.store.acknowledged(*calls)
         point("advance.created")
         return replace(found, fields=as_dict(hash_of_run), inbox=None), limits == ["ok"]

@@ -11,7 +11,8 @@
 --          the next units were held back, and the caller sends their messages
 -- EVENTS   step_ended | item_ended | undo_ended, step_skipped | item_skipped, run_aborting, level_started (next link)
 local i, p, fence, status = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local state, before, left, version = unpack(redis.call('HMGET', run, 'state', 'suspended_state', 'left', 'version'))
+local state, before, left, version, level = unpack(redis.call('HMGET', run, 'state', 'suspended_state', 'left',
+  'version', 'level'))
 local was, held = unpack(redis.call('HMGET', steps, p .. 'status:' .. i, p .. 'fence:' .. i))
 local busy = p == '' and 'running' or 'undoing'
 if fence ~= '' then
@@ -42,7 +43,7 @@ elseif was == 'waiting' then
   -- guard: a completed step is removed from the waits
   redis.call('ZREM', waits, p .. i)
 end
-local total, err = status, ARGV[8]
+local total, err, counted = status, ARGV[8], true
 if whole_of(i) or status == 'skipped' then
   total, err = ended(p, i, status, ARGV[8])
   if not total then
@@ -50,9 +51,23 @@ if whole_of(i) or status == 'skipped' then
   end
   left, version = unpack(redis.call('HMGET', run, 'left', 'version'))
 else
-  left, version = left - 1, version + 1
+  left, version, counted = left - 1, version + 1, false
   emit_as(version, kind(p, i) .. 'ended', 'step', i, 'host', '', 'status', status, 'error', err)
-  -- Opening the next link writes these fields once more.
+end
+if ARGV[9] ~= ''
+    -- guard: the next link of the chain waits for the rest of its level
+    and tonumber(left) <= 0
+    -- guard: an aborting run does not open the next link of the chain
+    and state == 'running'
+    -- guard: a failure does not open the next link of the chain
+    and (status == 'changed' or status == 'unchanged') then
+  -- Celery sends the message of the next link after this success; the sweeper resends it only after the grace.
+  redis.call('HSET', run, 'left', 1, 'level', level + 1, 'version', version + 1)
+  dispatched('', ARGV[9], tonumber(ARGV[10]))
+  emit_as(version + 1, 'level_started', 'level', level + 1, 'steps', ARGV[9])
+  return {'ok', 0, ''}
+end
+if not counted then
   redis.call('HSET', run, 'left', left, 'version', version)
 end
 local doing_now = state == 'suspended' and before or state
@@ -63,20 +78,6 @@ if ARGV[7] == '1'
     and (total == 'failed' or total == 'unknown') then
   stop(i, err)
   return {'ok', 1, ''}
-end
-if ARGV[9] ~= ''
-    -- guard: the next link of the chain waits for the rest of its level
-    and tonumber(left) <= 0
-    -- guard: an aborting run does not open the next link of the chain
-    and state == 'running'
-    -- guard: a failure does not open the next link of the chain
-    and (status == 'changed' or status == 'unchanged') then
-  -- Celery sends the message of the next link after this success; the sweeper resends it only after the grace.
-  local level = redis.call('HGET', run, 'level') + 1
-  redis.call('HSET', run, 'left', 1, 'level', level, 'version', version + 1)
-  dispatched('', ARGV[9], tonumber(ARGV[10]))
-  emit_as(version + 1, 'level_started', 'level', level, 'steps', ARGV[9])
-  return {'ok', 0, ''}
 end
 if state == 'aborting' then
   return {'ok', can_advance(state), ''}

@@ -146,3 +146,12 @@ def a_command_keeps_its_entry_in_the_inbox(stored: StoredRun) -> None:
     stored.store.create(name, {"plan": "p"}, inbox=6)
     stored.store.seen(name, 6)
     assert stored.redis.zscore(inbox, name) == 7
+
+
+@scenario
+def a_sweep_starts_an_admitted_run(stored: StoredRun) -> None:
+    queue = empty_queue(stored)
+    wanted = submit(queue, "a")
+    stored.store.look_at("a", stored.store.now() + 60_000)
+    assert queue.admit("a", wanted) == ""
+    assert stored.store.due(1.0) == ["a"]
