@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from longshore.orchestration.errors import Damaged, WrongType
@@ -106,14 +106,12 @@ class RunLifecycle:
 
     def _limit(self, run_id: str, request: AdmissionRequest) -> str:
         """The limit that a run waits for; '' where the run is admitted."""
-        if request.parents or not self.admission.limited(request):
+        if not request.parents and self.admission.limited(request):
+            self._start(self.admission.earlier(run_id))
+        limit = self.admission.admit(run_id, request)
+        if limit == "gone" and self.admission.remember(run_id, request):
             return self.admission.admit(run_id, request)
-        self.admit_waiting()
-        if self.admission.is_in(run_id):
-            return ""
-        if self.admission.remember(run_id, request):
-            return self._limit(run_id, request)
-        return self.admission.limit_of(request) if self.admission.waits(run_id) else "gone"
+        return limit
 
     def _is_held_by_service(self, run_id: str, plan: CompiledPlan) -> bool:
         down = [service for service in services(plan) if self.breakers.is_open(service)]
@@ -138,9 +136,17 @@ class RunLifecycle:
                 self.canvas(other, None).send_advance(self.store.fields(other).get("plan", other))
                 self.store.set_mark(run_id, note)
 
-    def admit_waiting(self) -> None:
-        """Start the waiting runs that the limits admit. If a message is lost, the next sweep starts them."""
-        for run_id, request in self.admission.next():
+    def admit_waiting(self, released: AdmissionRequest | None = None) -> None:
+        """Start the waiting runs that the limits admit after the release of a run, or, without one, at all.
+
+        If a message is lost, the next sweep starts them.
+        """
+        self._start(
+            self.admission.next() if released is None else self.admission.wake(self.admission.queues_of(released))
+        )
+
+    def _start(self, admitted: Iterable[tuple[str, AdmissionRequest]]) -> None:
+        for run_id, request in admitted:
             self.store.look_at(run_id, self.store.now(), sooner=True)
             self.canvas(run_id, None).send_advance(request.plan)
 
@@ -171,7 +177,7 @@ class RunLifecycle:
         """Release the place of an ended run to others, and start its retention."""
         self.store.add_to_ended(run_id, ended)
         self.admission.release(run_id, request)
-        self.admit_waiting()
+        self.admit_waiting(request)
 
     def readmit(self, run_id: str, request: AdmissionRequest) -> None:
         """Give a reopened run its place, whatever the limits, and end its retention."""
@@ -195,6 +201,8 @@ class RunLifecycle:
         for run_id, request in known.items():
             if self._is_over(run_id):
                 self.admission.release(run_id, request)
+            elif self.admission.is_forgotten(run_id, request):
+                self.store.look_at(run_id, self.store.now(), sooner=True)
         self.admit_waiting()
 
     def _is_over(self, run_id: str) -> bool:
