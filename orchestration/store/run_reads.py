@@ -22,6 +22,9 @@ from longshore.orchestration.store.records import (
 from longshore.orchestration.store.side_records import SideRecords
 from longshore.orchestration.transitions import StepRecord
 
+#: Fields that one command reads.
+_AT_ONCE = 10_000
+
 
 class RunReads(SideRecords):
     """Reads runs. Methods raise StoreUnavailable where Redis does not answer."""
@@ -105,11 +108,17 @@ class RunReads(SideRecords):
     def step_fields(
         self, run_id: str, ids: Sequence[StepId], kinds: Sequence[str]
     ) -> dict[StepId, tuple[str | None, ...]]:
-        """The same fields of several steps or units, in one HMGET."""
+        """The same fields of several steps or units, in one round trip."""
         if not ids:
             return {}
         names = [f"{kind}:{i}" for i in ids for kind in kinds]
-        values = self.call(self.client.hmget, self.keys.of(run_id).steps, names)
+        if len(names) <= _AT_ONCE:
+            values = self.call(self.client.hmget, self.keys.of(run_id).steps, names)
+        else:
+            pipe = self.client.pipeline(transaction=False)
+            for begin in range(0, len(names), _AT_ONCE):  # a long command would block Redis for all others
+                pipe.hmget(self.keys.of(run_id).steps, names[begin : begin + _AT_ONCE])
+            values = [value for page in self.call(pipe.execute) for value in page]
         width = len(kinds)
         return {i: tuple(values[n * width : (n + 1) * width]) for n, i in enumerate(ids)}
 
