@@ -2,7 +2,8 @@
 
 The body of a chord, the sweeper and commands call `decide` at any time, also concurrently. `decide` returns one
 transition, or None while the run has to wait. The store applies a transition only in the state that it was decided
-from, so that a repeated decision has no effect.
+from, so that a repeated decision has no effect. The script that records an outcome makes two transitions by itself:
+it aborts a run whose step has failed, and opens the next link of a chain, which the compiled plan has chosen.
 """
 
 from __future__ import annotations

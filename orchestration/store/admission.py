@@ -4,7 +4,7 @@ A run that is refused waits in the queue of the limit that refused it, and is ex
 limit. A decision reads the heads of these queues only, however many runs wait.
 
 There are limits for all runs (`max_runs`), for those of one plan (`max_runs_per_plan`), for those with one key
-(`concurrency` in a plan), and a lock for each project on a host that the plan names (SEMANTICS 34), held from the
+(`concurrency` in a plan), and a lock for each project on a host that the plan names, held from the
 beginning of the run to its end, undo included. A run that waits for its plan's limit, a key or a lock does not block
 the runs behind it.
 """
