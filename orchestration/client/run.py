@@ -93,6 +93,8 @@ class Run:
             self.plan, self._digest = stored_plan(store, self.id)
         if run.get("state") not in TERMINAL:
             steps |= pending_reasons.pending_reasons(store, self.plan, steps)
+        if run.get("state") == RunState.PENDING and run.get("hold_reason"):
+            run["hold_reason"] = pending_reasons.hold_reason(store, self.id, run["hold_reason"])
         return report.build(self.id, self.plan, run, steps, store.now())
 
     def events(self, after: str = "0-0") -> list[Event]:
@@ -103,7 +105,7 @@ class Run:
         """Yield events as they occur, until the run has ended. Reads only.
 
         `hooks` are called for each event after `after`, once each and in order. An exception from a hook is raised
-        here. Raises RunLost where the run does not exist any more.
+        here. Raises RunLost where the run does not exist.
         """
         watcher = _Watcher(self, hooks, after) if hooks is not None else None
         for event in self._watch(after):
@@ -262,17 +264,17 @@ class Run:
 def lost(run_id: str) -> RunLost:
     """The error of a run that has neither record nor request."""
     return RunLost(
-        f"run {run_id} does not exist any more: it was pruned, or Redis has lost it",
+        f"run {run_id} does not exist: it was pruned, or Redis has lost it",
         remedy="check whether Redis keeps its data: longshore doctor",
     )
 
 
 def timed_out(report: Report, timeout: float) -> WaitTimeout:
-    """The error of a run that goes on after the time of its watcher."""
+    """The error of a run that continues after the time of its watcher."""
     why = f" ({report.error.message})" if report.error else ""
     return WaitTimeout(
         f"run {report.run_id} has not ended in {timeout:g} s{why}",
-        remedy=f"the run goes on; watch it: longshore runs watch {report.run_id}",
+        remedy=f"the run continues; watch it: longshore runs watch {report.run_id}",
     )
 
 

@@ -12,15 +12,14 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import redis.asyncio
 
 from longshore.orchestration.errors import LongshoreError
-from longshore.orchestration.store.connection import connected
+from longshore.orchestration.store.connection import ERRORS, connected
 from longshore.orchestration.store.records import stream_order
 from longshore.orchestration.store.run_store import Store
-
-if TYPE_CHECKING:
-    import redis.asyncio
 
 #: An entry of a stream: its id and its fields.
 Entry = tuple[str, dict[str, str]]
@@ -157,7 +156,7 @@ class StreamReader:
                 while self._streams:
                     is_behind = await self._check(client)
                     await self._read(client, None if is_behind else _BLOCK_MS)
-            except self._store.errors as error:
+            except ERRORS as error:
                 failure = self._store.translated(error)
                 for stream in self._streams.values():
                     stream.failure = failure

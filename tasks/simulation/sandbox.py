@@ -20,8 +20,7 @@ from longshore.orchestration.client.request import request_body
 from longshore.orchestration.errors import OperationError, StepTimeout, UnknownName, Unsuccessful
 from longshore.orchestration.messaging.canvas import ADVANCE, STEP, Canvas
 from longshore.orchestration.operations import Operation, Params, Waits, all_operations, find
-from longshore.orchestration.operations.celery_task import CELERY, TaskParams
-from longshore.orchestration.operations.results import as_mapping
+from longshore.orchestration.operations.celery_task import CELERY
 from longshore.orchestration.operations.subplan import RUN
 from longshore.orchestration.plans import loading
 from longshore.orchestration.plans.compiled import StepId, at_host, index_of
@@ -47,6 +46,7 @@ from longshore.tasks.host.facts import facts
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implementation
 from longshore.tasks.loaded_runs import NotOurs, Plans
 from longshore.tasks.operations import cache, command, compose, docker, file, http, network, node, noop, stacks, waiting  # noqa: F401 - they make their operations known
+from longshore.tasks.simulation.called_task import CalledTask
 from longshore.tasks.simulation.engine import MemoryEngine
 from longshore.tasks.simulation.memory_store import MemoryStore
 from longshore.tasks.simulation.messages import _Line, _Message, _NoReceipts
@@ -57,18 +57,6 @@ _HARMLESS = ("noop.", "docker.", "approval.", "plan.")
 _NOT_BEFORE = frozenset({Field.NOT_BEFORE, f"u{Field.NOT_BEFORE}"})
 #: Idle turns of the loop after which the run counts as stuck.
 _PATIENCE = 400
-
-
-class CalledTask(Implementation[TaskParams]):
-    """A task of an application, called in this process."""
-
-    def __init__(self, app: Celery) -> None:
-        self._app = app
-
-    def act(self, ctx: Context, params: TaskParams, before: dict[str, Any]) -> Outcome:
-        # The result as a message carries it.
-        result = json.loads(json.dumps(self._app.tasks[params.task](*params.args, **params.kwargs)))
-        return Outcome(changed=True, data={"result": result} if params.as_result else as_mapping(result))
 
 
 class Vanished(BaseException):
@@ -120,7 +108,7 @@ class _Staged(Implementation[Params]):
         if error is not None:
             raise error
         if script.hangs:
-            raise StepTimeout("ran out of its time")
+            raise StepTimeout("exceeded its time limit")
         outcome = self._act(ctx, params, before) if script.data is None else Outcome(script.changed, dict(script.data))
         if script.vanishes:
             script.vanishes -= 1
@@ -167,8 +155,7 @@ class Sandbox:
 
     Steps of `noop`, `docker` (on `engine`) and own operations are run; steps of any other family are pretended: they
     succeed, count as changed, and return the data set by `give`. `pretend=True` pretends all of them; `approve_all`
-    approves every step that waits for a person. `hosts` are names, or names with labels. The tasks of a Celery
-    application `app` are called, where a step runs one of them.
+    approves every step that waits for a person. `hosts` are names, or names with labels; tasks of `app` are called.
 
     Time passes only while the run waits for it. Each method below names a step, or `step[3]` for one item of it.
     """
@@ -289,8 +276,8 @@ class Sandbox:
             if step not in names and "@undo" not in step:
                 near = get_close_matches(step, names, n=1)
                 raise UnknownName(
-                    f"the bench was told of a step {step!r}, which is not in the plan",
-                    remedy=f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(names))}",
+                    f"the sandbox was given step {step!r}, which is not in the plan",
+                    remedy=f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(names))}",
                 )
 
     def report(self, run_id: str) -> Report:
@@ -322,7 +309,7 @@ class Sandbox:
                 continue
             idle += 1
             if idle >= _PATIENCE:
-                raise AssertionError(f"the run stands still in {self.store.state(run_id)}")
+                raise AssertionError(f"the run makes no progress in {self.store.state(run_id)}")
             self._decide(run_id)
             self._pass_time(run_id)
 
@@ -437,13 +424,11 @@ class Sandbox:
     def staged(self, name: str) -> Implementation[Any]:
         """The implementation of an operation in the sandbox."""
         operation = find(name)
-        own = operation.function is not None
         if name.startswith(("approval.", "plan.", "timer.")):
             return implementation(name)
-        if self.app is not None and name == CELERY.name:
-            return _Staged(self, operation, CalledTask(self.app))
-        harmless = not self.pretend and (own or name.startswith(_HARMLESS))
-        return _Staged(self, operation, implementation(name) if harmless else None)
+        harmless = not self.pretend and (operation.function is not None or name.startswith(_HARMLESS))
+        real = CalledTask(self.app) if self.app is not None and name == CELERY.name else None
+        return _Staged(self, operation, implementation(name) if harmless else real)
 
     # --- one operation ----------------------------------------------------------------------------
 
