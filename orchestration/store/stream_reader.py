@@ -16,7 +16,6 @@ from typing import Any
 
 import redis.asyncio
 
-from longshore.orchestration.errors import LongshoreError
 from longshore.orchestration.store.connection import ERRORS, connected
 from longshore.orchestration.store.records import stream_order
 from longshore.orchestration.store.run_store import Store
@@ -54,7 +53,7 @@ class _Stream:
         self.due = 0.0
         self.state: str | None = None
         self.exists = True
-        self.failure: LongshoreError | None = None
+        self.failure: Exception | None = None
 
     def add(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
@@ -156,8 +155,8 @@ class StreamReader:
                 while self._streams:
                     is_behind = await self._check(client)
                     await self._read(client, None if is_behind else _BLOCK_MS)
-            except ERRORS as error:
-                failure = self._store.translated(error)
+            except Exception as error:  # noqa: BLE001 - each watcher raises it, and none waits for ever
+                failure = self._store.translated(error) if isinstance(error, ERRORS) else error
                 for stream in self._streams.values():
                     stream.failure = failure
                     stream.wake()
