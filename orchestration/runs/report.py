@@ -15,6 +15,7 @@ from longshore.orchestration import saga
 from longshore.orchestration.errors import DecodeError
 from longshore.orchestration.plans.compiled import CompiledPlan, StepId
 from longshore.orchestration.runs import stack_outcome as deployed
+from longshore.orchestration.runs.doubt import in_doubt
 from longshore.orchestration.runs.job_outcome import JobReport, outcome
 from longshore.orchestration.runs.step_report import (
     ErrorReport,
@@ -49,7 +50,8 @@ class Report(_Part):
     steps: list[StepReport]
     #: Steps whose effect remains although the run did not succeed.
     left_over: list[str] = []
-    #: Possible effects of lost attempts that could be neither fenced nor compared with receipts.
+    #: Steps that were stopped, may have had an effect, and have no compensation; and possible effects of lost attempts
+    #: that could be neither fenced nor compared with receipts.
     in_doubt: list[str] = []
     #: The outcome of a job; None for any other run.
     job: JobReport | None = None
@@ -114,8 +116,9 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
         error = ErrorReport(message=run["hold_reason"])
     cause = Cause(run["cause"]) if run.get("cause") else None
     job = outcome(plan.plan, state, cause, reports)
-    doubts = run.get("doubts", "").splitlines()
-    code = _exit_code(plan, state, records, [*left, *doubts]) if state in TERMINAL else None
+    doubtful = in_doubt(plan, state, records) if state in TERMINAL else []
+    unconfirmed = run.get("doubts", "").splitlines()
+    code = _exit_code(plan, state, records, [*left, *doubtful, *unconfirmed]) if state in TERMINAL else None
     if code is not None:
         code = deployed.exit_code(plan.plan.labels, state, cause, reports) or code
     return Report(
@@ -130,16 +133,16 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
         actor=run.get("actor", ""),
         error=error,
         steps=reports,
-        left_over=[_name(plan, i, steps.get(f"{Field.HOST}:{i}")) for i in left],
-        in_doubt=doubts,
+        left_over=_names(plan, left, steps),
+        in_doubt=_names(plan, doubtful, steps) + unconfirmed,
         job=job,
     )
 
 
-def _name(plan: CompiledPlan, step_id: StepId, host: str | None) -> str:
-    """The name of a step or unit; for a unit, with its host."""
-    name = plan.name_of(step_id)
-    return f"{name} on {host}" if host and isinstance(step_id, str) else name
+def _names(plan: CompiledPlan, ids: Sequence[StepId], fields: Mapping[str, str]) -> list[str]:
+    """The names of steps and units; of a unit, with its host."""
+    hosts = [fields.get(f"{Field.HOST}:{i}") if isinstance(i, str) else None for i in ids]
+    return [plan.name_of(i) + (f" on {host}" if host else "") for i, host in zip(ids, hosts, strict=True)]
 
 
 def _exit_code(plan: CompiledPlan, state: RunState, records: Mapping[int, StepRecord], left: Sequence[StepId]) -> int:

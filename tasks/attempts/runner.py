@@ -79,6 +79,8 @@ class Attempt:
         self._fence = fence if fence is not None else Fence(delivery)
         self._retries = RetryPolicy(delivery)
         self._implementation_of = implementation_of
+        #: Whether no attempt at the step can have had an effect.
+        self._untouched = False
 
     def run(self) -> Result:
         """Run the step, or its compensation. Raises Refused; StoreUnavailable where Redis stays away."""
@@ -86,6 +88,8 @@ class Attempt:
         grant = self._delivery.claim()
         point("undo.claimed" if self._delivery.side else "step.claimed")
         began = time.monotonic()
+        # A later attempt cannot vouch for the ones before it.
+        self._untouched = first = grant.attempt - grant.blocked == 1
         failure: OperationError
         try:
             with self._attempt_noted(grant):
@@ -107,6 +111,7 @@ class Attempt:
             return self._succeeded(grant, done, began)
         # Outside of the except clause: the exception's context may hold a secret.
         failure = self._redacted(failure)
+        self._untouched = self._untouched or (first and isinstance(failure, Preflight | Blocked))
         self._note_refusal(failure)
         return self._undo_failed(grant, failure, began) if self._delivery.side else self._failed(grant, failure, began)
 
@@ -160,8 +165,7 @@ class Attempt:
             StepState.CANCELLED if cancelled else StepState.UNKNOWN if unknown else StepState.FAILED,
             body,
             bulk,
-            # A later attempt cannot vouch for the ones before it.
-            no_effect=isinstance(error, Preflight | Blocked) and grant.attempt - grant.blocked == 1,
+            no_effect=self._untouched,
             stops=delivery.plan.stops(delivery.index),
         )
         return Ended(recorded, str(error))
@@ -196,6 +200,8 @@ class Attempt:
     def _act_on(self, grant: Grant, context: Context, receipt: Receipt | None = None) -> Outcome | WaitsOutside:
         delivery = self._delivery
         done = self._implementation_of(delivery.step.operation.name)
+        # The journal comes before the act: without an entry, no earlier attempt has acted.
+        self._untouched = self._untouched or (not grant.before and self._keeps_journal(done))
         params, rendered = self._params(grant, context, grant.rendered)
         before = json.loads(grant.before) if grant.before else None
         if before is None:
@@ -207,6 +213,7 @@ class Attempt:
                 if receipt is not None:
                     receipt.journalled(rendered, text)
         point("step.journalled")
+        self._untouched = False
         if isinstance(done, WaitingImplementation):
             return delivery.park(grant, done.park(delivery.wait_context(grant), params))
         outcome = done.act(context, params, before)

@@ -54,10 +54,10 @@ def report(state: str, *rows: dict[str, Any], run: dict[str, str] | None = None,
         (0, "succeeded", [CHANGED, CHANGED, CHANGED]),
         (0, "succeeded", [{"status": "unchanged", "attempts": "1"}] * 3),
         (0, "succeeded", [CHANGED, {"status": "skipped", "reason": "when: false"}, CHANGED]),
-        # 1: failed, and nothing unintended stands
-        (1, "undone", [UNDONE, FAILED | {"ustatus": "not_undoable"}, CHANGED]),
+        # 1: failed, and no effect remains or is in doubt
+        (1, "undone", [UNDONE, FAILED | {"no_effect": "1"}, CHANGED]),
         (1, "undone", [UNDONE, {"status": "not_run"}, CHANGED]),
-        (1, "failed", [FAILED, {"status": "not_run"}, CHANGED]),
+        (1, "failed", [FAILED | {"no_effect": "1"}, {"status": "not_run"}, CHANGED]),
         (1, "failed", [{"status": "not_run"}] * 3),
         # 3: something stands or is left over
         (3, "partial", [CHANGED, FAILED, CHANGED]),
@@ -65,6 +65,9 @@ def report(state: str, *rows: dict[str, Any], run: dict[str, str] | None = None,
         (3, "undo_failed", [CHANGED | {"ustatus": "undo_failed"}, FAILED, CHANGED]),
         (3, "undone", [UNDONE, CHANGED | {"ustatus": "not_undoable"}, CHANGED]),
         (3, "undone", [UNDONE, {"status": "unknown", "attempts": "1", "ustatus": "not_undoable"}, CHANGED]),
+        # 3: an effect is in doubt
+        (3, "undone", [UNDONE, FAILED | {"ustatus": "not_undoable"}, CHANGED]),
+        (3, "failed", [FAILED, {"status": "not_run"}, CHANGED]),
         # 3: a failed always step, however the run ended
         (3, "undone", [UNDONE, FAILED | {"ustatus": "not_undoable"}, FAILED]),
         (3, "failed", [FAILED, {"status": "not_run"}, FAILED]),
@@ -197,6 +200,13 @@ def test_report_round_trips_through_json() -> None:
         *("run_id", "plan", "state", "cause", "exit_code", "summary", "started_at", "duration_s", "actor", "error"),
         *("steps", "left_over", "in_doubt"),
     ]
+
+
+def test_stopped_steps_without_compensation_are_named_in_doubt() -> None:
+    found = report("undone", UNDONE, FAILED | {"ustatus": "not_undoable"}, run={"doubts": "host web1 could not be asked"})
+
+    assert (found.exit_code, found.left_over) == (3, [])
+    assert found.in_doubt == ["migrate", "host web1 could not be asked"]
 
 
 def test_unfenced_steps_are_in_doubt() -> None:
