@@ -15,6 +15,7 @@ from celery.app.amqp import Queues
 from kombu import Queue
 
 from longshore.orchestration.messaging.signing import plan_header, seal
+from longshore.orchestration.messaging.step_header import StepHeader
 from longshore.orchestration.plans.compiled import CONTROL, CompiledPlan, StepId, index_of
 from longshore.orchestration.settings import Settings, get_settings
 
@@ -153,9 +154,13 @@ class Canvas:
         kwargs: Mapping[str, Any],
         queue: str,
         task_id: str,
-        reply: tuple[Any, ...],
+        header: StepHeader,
     ) -> None:
-        """Send a task of an application; Celery reports its end by `link` or `link_error`."""
+        """Send a task of an application; Celery reports its end by `link` or `link_error`.
+
+        The message expires at the time limit of its attempt, so that no worker begins it later.
+        """
+        reply = (header.run_id, header.step_id, header.side, header.fence)
         self.app.send_task(
             task,
             args=list(args),
@@ -164,9 +169,15 @@ class Canvas:
             task_id=task_id,
             root_id=self.run_id,
             parent_id=self.run_id,
+            expires=header.seconds,
+            headers=header.as_headers(),
             link=self._ended(reply, ok=True),
             link_error=self._ended(reply, ok=False),
         )
+
+    def revoke_task(self, task_id: str) -> None:
+        """Tell the application's workers to drop the message of a task; workers that do not run now never hear of it."""
+        self.app.control.revoke(task_id)
 
     def _ended(self, reply: tuple[Any, ...], *, ok: bool) -> Signature[Any]:
         """The `longshore.task_ended` message; Celery puts the result, or the id of the failed task, before `reply`."""

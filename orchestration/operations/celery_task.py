@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -13,13 +14,34 @@ if TYPE_CHECKING:
     from celery import Signature
 
 
+#: Seconds from the interruption of a fenced task at its time limit to the end of its process.
+STOP_GRACE = 10.0
+
+
+class TaskError(StrEnum):
+    """How an application has marked the error of a task; an error without a mark is retried by an explicit policy."""
+
+    PERMANENT = "permanent"
+    #: Raised before any effect.
+    PREFLIGHT = "preflight"
+    CANCELLED = "cancelled"
+    IN_DOUBT = "in_doubt"
+
+
 class TaskParams(Params):
-    """The parts of a signature. `queue` is a queue that the application's workers consume."""
+    """The parts of a signature. `queue` is a queue that the application's workers consume.
+
+    * `fenced` – each worker of the application asks the record before it begins the task
+      (`longshore.orchestration.celery.install`)
+    * `idempotent` – a second execution has no further effect; after the loss of a worker only such a task runs again
+    """
 
     task: Annotated[str, Field(min_length=1)]
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     queue: str = "celery"
+    fenced: bool = False
+    idempotent: bool = False
 
 
 class TaskResult(Result):
@@ -38,8 +60,7 @@ CELERY = register(
         undo=Undo.NONE,
         summary="Run an application's Celery task on the application's workers",
         retry=NO_RETRY,
-        # The task may execute at any time after it was sent.
-        repeatable=lambda _params: False,
+        repeatable=lambda params: params.get("idempotent") is True,
         waits=Waits.TASK,
     )
 )
@@ -65,9 +86,13 @@ def as_params(signature: Signature[Any]) -> dict[str, Any]:
         params["kwargs"] = dict(signature.kwargs)
     if (queue := _queue(signature)) != "celery":
         params["queue"] = queue
+    if getattr(signature.app, FENCED, False):
+        params["fenced"] = True
     return params
 
 
+#: The attribute of an application's Celery app whose workers ask the record before they begin a task.
+FENCED = "longshore_fenced"
 #: Options of a signature that routing uses; the task id is that of the step.
 _CARRIED = frozenset({"queue", "routing_key", "exchange", "task_id", "immutable"})
 

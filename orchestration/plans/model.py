@@ -121,17 +121,26 @@ class Plan(_Model):
         return self.step(name, "approval.wait.execute", **given)
 
     def celery(
-        self, name: str, signature: Signature[Any], /, *, timeout: float | str, undo: Signature[Any] | None = None
+        self,
+        name: str,
+        signature: Signature[Any],
+        /,
+        *,
+        timeout: float | str,
+        undo: Signature[Any] | None = None,
+        idempotent: bool = False,
     ) -> StepHandle:
         """Add an existing Celery task as a step; the application's own workers run the task unchanged.
 
         `undo` is the signature of the compensation. The `timeout` of an attempt is required: a task without a result
-        in that time is `unknown`. See `longshore.orchestration.operations.celery_task`.
+        in that time is `unknown`. An `idempotent` task runs again after the loss of its worker. See
+        `longshore.orchestration.operations.celery_task`, and `longshore.orchestration.celery.install`.
         """
         from longshore.orchestration.operations.celery_task import CELERY, as_params  # noqa: PLC0415 - only here
 
         back = as_params(undo) if undo is not None else None
-        step = self.step(name, CELERY.name, **as_params(signature)).timeout(timeout)
+        params = as_params(signature) | ({"idempotent": True} if idempotent else {})
+        step = self.step(name, CELERY.name, **params).timeout(timeout)
         return step.undo(CELERY.name, **back) if back is not None else step
 
     @staticmethod

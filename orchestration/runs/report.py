@@ -209,6 +209,7 @@ def _unit(fields: Mapping[str, str], step_id: StepId) -> tuple[StepRecord, _Done
         undo=undo.status if undo else None,
         reason=get(Field.REASON) or "",
         no_effect=bool(get(Field.NO_EFFECT)),
+        live_message=bool(outcome.get("live_message")),
         tainted=bool(get(Field.TAINTED)),
     )
     changed = status is StepState.CHANGED or bool(outcome.get("changed"))

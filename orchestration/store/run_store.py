@@ -523,6 +523,30 @@ class Store(Indices, SideRecords):
         """Turn a step into an external wait of at most `seconds`. False: the attempt is superseded."""
         return bool(self._run("park", run_id, step_id, side, fence, _ms(seconds), info, what))
 
+    def begin_task(
+        self, run_id: str, step_id: StepId, side: str, fence: str, owner: str, retries: int, *, always: bool = False
+    ) -> tuple[str, str]:
+        """Begin a delivery of an application's task under a lease.
+
+        Returns `ok` with the ms until the time limit, `early` with the reason to ask again, or `no` with the reason why
+        the delivery must not be carried out.
+        """
+        more = (_ms(self.settings.lease), retries, "1" if always else "")
+        answer, what = self._run("begin", run_id, step_id, side, fence, owner, *more)
+        if answer == "ok":
+            self.look_at(run_id, self.now() + _ms(self.settings.lease / 3), sooner=True)
+        return str(answer), str(what)
+
+    def release_task(self, run_id: str, step_id: StepId, side: str, fence: str, owner: str, *, ended: bool) -> None:
+        """Release the lease of a delivery, which has `ended` the task or waits for the task's own retry."""
+        self._run("release", run_id, step_id, side, fence, owner, "1" if ended else "")
+        self.look_at(run_id, self.now(), sooner=True)
+
+    def note_task_error(self, run_id: str, step_id: StepId, side: str, error: Mapping[str, Any]) -> None:
+        """Record the error of an application's task; Celery's message of the failure does not contain it."""
+        name = f"{side}{Field.TASK_ERROR}:{step_id}"
+        self.call(self.client.hset, self.keys.of(run_id).steps, name, json.dumps(error, ensure_ascii=False))
+
     def retry(
         self,
         run_id: str,
