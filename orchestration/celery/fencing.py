@@ -35,12 +35,12 @@ def install(app: Celery, settings: Settings | None = None) -> None:
     """Fence the tasks of an application's Celery app, in its workers and for the plans of its clients.
 
     Before a task runs for a step, its worker asks the record whether the attempt is still live. The message of an
-    expired, superseded or cancelled attempt is acknowledged and not carried out. While the task runs, its process holds a
-    lease, so that the loss of the worker is noticed within the lease; `current_step()` returns the step's context;
+    expired, superseded or cancelled attempt is acknowledged and not carried out. While the task runs, its process holds
+    a lease, so that the loss of the worker is noticed within the lease; `current_step()` returns the step's context;
     and the output, the log records and the reason of a failure are stored with the step.
 
-    By default the settings are those of the environment, and the Redis and the name space are those of the app's broker.
-    A worker does not start where that broker is no Redis.
+    By default the settings are those of the environment, and Redis and the name space are those of the app's broker. A
+    worker does not start where that broker is no Redis.
     """
     _installed[app] = settings
     setattr(app, FENCED, True)

@@ -176,7 +176,7 @@ class Canvas:
         )
 
     def revoke_task(self, task_id: str) -> None:
-        """Tell the application's workers to drop the message of a task; workers that do not run now never hear of it."""
+        """Tell the application's workers to drop the message of a task. Workers that start later do not learn of it."""
         self.app.control.revoke(task_id)
 
     def _ended(self, reply: tuple[Any, ...], *, ok: bool) -> Signature[Any]:

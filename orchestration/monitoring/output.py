@@ -18,7 +18,9 @@ Sink = Callable[[str, Sequence[str]], None]
 #: Seconds for which lines are collected, and the most lines that are.
 _EVERY, _AT_MOST = 0.25, 200
 #: Loggers of the machinery around the code, whose records are not its output.
-_MACHINERY = ("celery.", "kombu", "amqp", "billiard", "redis", "longshore.tasks", "longshore.workers", "longshore.orchestration")
+_MACHINERY = (
+    "celery.", "kombu", "amqp", "billiard", "redis", "longshore.tasks", "longshore.workers", "longshore.orchestration",
+)  # fmt: skip
 #: The format of a log record in the output.
 _FORMAT = logging.Formatter("%(levelname)s %(name)s: %(message)s")
 

@@ -21,9 +21,9 @@ _UNCOVERED = frozenset({None, UndoState.NOT_UNDOABLE})
 def in_doubt(plan: CompiledPlan, state: RunState, steps: Mapping[int, StepRecord]) -> list[StepId]:
     """The steps and units in doubt of a run that has ended in `state`, in plan order.
 
-    A step whose message may still be carried out is in doubt whatever its compensation, which may run before the effect.
-    Otherwise exempt are `undo: none`, and the steps that `saga.may_have_acted` excludes: always steps, read-only ones, and those
-    whose error came before the act.
+    A step whose message may still be carried out is in doubt whatever its compensation, which may precede the effect.
+    Otherwise exempt are `undo: none`, and the steps that `saga.may_have_acted` excludes: always steps, read-only ones,
+    and those whose error came before the act.
     """
     if state is RunState.SUCCEEDED:
         return []

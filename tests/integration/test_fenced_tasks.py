@@ -18,7 +18,10 @@ from tests.fork_server import Process
 from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import Installation, fork_server, wait_for
 
-COMMAND = ["celery", "-A", "tests.integration.till", "worker", "-c", "2", "--loglevel", "INFO", "--without-gossip", "--without-mingle"]
+COMMAND = [
+    "celery", "-A", "tests.integration.till", "worker", "-c", "2", "--loglevel", "INFO", "--without-gossip",
+    "--without-mingle",
+]  # fmt: skip
 FENCED = pytest.mark.parametrize("fenced", [True, False], ids=["fenced", "unfenced"])
 Start = Callable[[], Process]
 
@@ -32,7 +35,8 @@ class Till:
         self.environment = {
             "TILL_BROKER": shop.redis_url, "TILL_PREFIX": shop.settings.broker_prefix(),
             "TILL_LEDGER": str(folder / "ledger"), "TILL_FENCED": "yes" if fenced else "",
-            "LONGSHORE_LEASE": "1s", "PYTHONPATH": shop.pythonpath,
+            "LONGSHORE_LEASE": "1s", "LONGSHORE_REDIS_URL": "", "LONGSHORE_NAMESPACE": "",
+            "PYTHONPATH": shop.pythonpath,
         }  # fmt: skip
         self.tasks: ModuleType
         self._workers: list[Process] = []
@@ -41,8 +45,8 @@ class Till:
         """Start a worker of the application, which knows Longshore's Redis from its own broker alone."""
         log = self.folder / f"till-{len(self._workers)}.log"
         process = fork_server().start(
-            [*COMMAND, *arguments], env=self.shop.environment | self.environment | {"LONGSHORE_REDIS_URL": "", "LONGSHORE_NAMESPACE": ""},
-            cwd=self.folder, log=log, new_session=True,
+            [*COMMAND, *arguments], env=self.shop.environment | self.environment, cwd=self.folder, log=log,
+            new_session=True,
         )  # fmt: skip
         self._workers.append(process)
         wait_for("the worker of the application", lambda: b" ready." in log.read_bytes(), 30.0)
@@ -98,9 +102,7 @@ def till(shop: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def charging(till: Till, timeout: float, seconds: float = 0.0, **more: bool) -> Plan:
     plan = Plan("order")
-    plan.celery(
-        "charge", till.tasks.charge.s(42, seconds), undo=till.tasks.refund.s(42), timeout=timeout, **more
-    )
+    plan.celery("charge", till.tasks.charge.s(42, seconds), undo=till.tasks.refund.s(42), timeout=timeout, **more)
     return plan
 
 

@@ -30,7 +30,7 @@ end
 if p == ''
     -- guard: an always task begins in an aborting run
     and ARGV[7] ~= '1'
-    -- guard: a task of an aborting run does not begin
+    -- guard: a task of an aborting run does not begin; without it: false
     and doing() == 'aborting' then
   return {'no', 'its run is being ended'}
 end
