@@ -28,7 +28,7 @@ from longshore.orchestration.client.run import Resolution, Run
 from longshore.orchestration.language import printable
 from longshore.orchestration.runs.report import Report
 from longshore.orchestration.runs.search import Filter, search
-from longshore.orchestration.states import TERMINAL
+from longshore.orchestration.states import TERMINAL, UNDO_OPEN
 
 
 @click.group("runs")
@@ -173,7 +173,7 @@ def undo(run: str, reason: str, detach: bool) -> None:
     found = client().get(run)
     if current_options().dry_run:
         report = found.report()
-        names = [s.name for s in report.steps if s.changed and (s.undo is None or s.undo.status == "undo_failed")]
+        names = [s.name for s in report.steps if s.changed and (s.undo is None or s.undo.status in UNDO_OPEN)]
         states = {"succeeded", "partial", "failed", "undo_failed"}
         _print_dry_run(found, states, f"undo, in reverse: {', '.join(reversed(names)) or 'nothing'}")
         return

@@ -105,6 +105,7 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
         records[step.index] = record
         reports.append(report)
     left = saga.left_over(plan, state, records) if state in TERMINAL else []
+    untouched = state is RunState.FAILED and saga.is_untouched(plan, records) and not any(s.changed for s in reports)
     started, ended = _number(run, "started"), _number(run, "ended")
     error = None
     if run.get("err") or run.get("err_step"):
@@ -127,7 +128,7 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
         state=state,
         cause=cause,
         exit_code=job.exit if job is not None and code is not None else code,
-        summary=summary(reports),
+        summary=("nothing was changed; " if untouched else "") + summary(reports),
         started_at=_iso(started),
         duration_s=None if started is None else round(((ended or now) - started) / 1000, 3),
         actor=run.get("actor", ""),
@@ -268,7 +269,12 @@ def _undo_of(undos: list[UndoReport]) -> UndoReport | None:
     """The undos of the units of a step as one, with the worst status."""
     if not undos:
         return None
-    order = [UndoState.UNDO_FAILED, UndoState.NOT_UNDOABLE, *(s for s in UndoState if s not in UNDO_FINAL)]
+    order = [
+        UndoState.UNDO_FAILED,
+        UndoState.HELD_BACK,
+        UndoState.NOT_UNDOABLE,
+        *(s for s in UndoState if s not in UNDO_FINAL),
+    ]
     status = next((s for s in order if any(undo.status is s for undo in undos)), UndoState.UNDONE)
     return UndoReport(
         status=status,
