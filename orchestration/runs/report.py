@@ -105,7 +105,6 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
         records[step.index] = record
         reports.append(report)
     left = saga.left_over(plan, state, records) if state in TERMINAL else []
-    untouched = state is RunState.FAILED and saga.is_untouched(plan, records) and not any(s.changed for s in reports)
     started, ended = _number(run, "started"), _number(run, "ended")
     error = None
     if run.get("err") or run.get("err_step"):
@@ -120,6 +119,8 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
     doubtful = in_doubt(plan, state, records) if state in TERMINAL else []
     unconfirmed = run.get("doubts", "").splitlines()
     code = _exit_code(plan, state, records, [*left, *doubtful, *unconfirmed]) if state in TERMINAL else None
+    untouched = state is RunState.FAILED and not unconfirmed and saga.is_untouched(plan, records)
+    untouched = untouched and not any(step.changed for step in reports)
     if code is not None:
         code = deployed.exit_code(plan.plan.labels, state, cause, reports) or code
     return Report(

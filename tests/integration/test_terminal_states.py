@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from longshore.orchestration import Client, Plan, Run, RunFailed, StepState
+from longshore.orchestration import Client, Plan, Run, RunFailed, RunState, StepState
 from tests.integration.conftest import MakeInstallation
 from tests.integration.processes import PATIENCE, Installation, alive, lines, names, wait_for
 from tests.servers import SOON
@@ -401,6 +401,8 @@ def test_an_always_step_that_was_under_way_at_the_cancel_is_not_stopped(client: 
     report = run.wait(PATIENCE)
 
     # then
-    assert (report.state, report.cause) == ("undone", "cancel")
+    # The other step may have begun or not: then there is nothing to undo.
+    assert report.state in {RunState.UNDONE, RunState.FAILED}
+    assert report.cause == "cancel"
     assert report.step("always").status is StepState.CHANGED
     assert lines(tmp_path / "log") == ["always"]

@@ -194,9 +194,11 @@ def test_summary_of_a_failure_without_a_change_begins_with_that() -> None:
     nothing = report(
         "failed", FAILED | {"no_effect": "1"}, {"status": "not_run"}, {"status": "unchanged", "attempts": "1"}
     )
+    lost = report("failed", FAILED | {"no_effect": "1"}, run={"doubts": "host web1 could not be asked"})
     cleaned = report("failed", FAILED | {"no_effect": "1"}, {"status": "not_run"}, CHANGED)
 
     assert nothing.summary == "nothing was changed; 3 steps, 1 unchanged, 1 failed, 1 not_run"
+    assert lost.summary == "3 steps, 2 pending, 1 failed"
     assert cleaned.summary == "3 steps, 1 changed, 1 failed, 1 not_run"
 
 
