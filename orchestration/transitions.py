@@ -84,11 +84,12 @@ class OpenLevel:
 
 @dataclass(frozen=True)
 class OpenUndo:
-    """Steps become ready to be undone, or are recorded as not undoable."""
+    """Steps become ready to be undone, or are recorded as not undoable or held back, each with the reason."""
 
     level: int
     ready: tuple[StepId, ...]
     impossible: dict[StepId, str] = field(default_factory=dict)
+    held_back: dict[StepId, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,17 @@ from longshore.orchestration.cli.common import (
     print_json,
     print_line,
     print_lines,
-    print_report,
     print_result,
 )
 from longshore.orchestration.cli.inputs import client, read_duration
-from longshore.orchestration.cli.run import watch_started, watch_to_end
+from longshore.orchestration.cli.run import print_outcome, wait_for_end, watch_started, watch_to_end
 from longshore.orchestration.client import live
 from longshore.orchestration.client.replay import Replay
 from longshore.orchestration.client.run import Resolution, Run
 from longshore.orchestration.language import printable
 from longshore.orchestration.runs.report import Report
 from longshore.orchestration.runs.search import Filter, search
-from longshore.orchestration.states import TERMINAL
+from longshore.orchestration.states import TERMINAL, UNDO_OPEN
 
 
 @click.group("runs")
@@ -90,14 +89,12 @@ def show(run: str) -> None:
     """
     options = current_options()
     report = client().get(run).report()
-    if options.json:
-        print_report(report)
-    else:
+    if not options.json and not options.quiet:
         console = options.console()
         if not console.is_terminal:
             console.width = 1000  # for a pipe, not for a screen
         console.print(live.tree(report), soft_wrap=False)
-        options.console().print(live.closing(report))
+    print_outcome(report, report.exit_code or 0)
     exit_with(report.exit_code or 0)
 
 
@@ -173,7 +170,7 @@ def undo(run: str, reason: str, detach: bool) -> None:
     found = client().get(run)
     if current_options().dry_run:
         report = found.report()
-        names = [s.name for s in report.steps if s.changed and (s.undo is None or s.undo.status == "undo_failed")]
+        names = [s.name for s in report.steps if s.changed and (s.undo is None or s.undo.status in UNDO_OPEN)]
         states = {"succeeded", "partial", "failed", "undo_failed"}
         _print_dry_run(found, states, f"undo, in reverse: {', '.join(reversed(names)) or 'nothing'}")
         return
@@ -201,11 +198,8 @@ def resume(run: str, reason: str, detach: bool) -> None:
     if detach:
         print_result(f"run {run} is {found.state()}", run_id=run, state=found.state())
         return
-    report = found.wait() if options.quiet else live.watch(found, options.console())
-    if options.json:
-        print_report(report)
-    else:
-        options.console().print(live.closing(report))
+    report = wait_for_end(found)
+    print_outcome(report, report.exit_code or 0)
     exit_with(report.exit_code or 0)
 
 
@@ -386,7 +380,6 @@ def approve(run: str, step: str, reject: bool, note: str) -> None:
 
 def _finish_command(run_id: str, command_id: str, *, detach: bool) -> int:
     """Wait for a command to a run. Returns the exit code: 0 done, 1 refused, 3 changes are left over."""
-    options = current_options()
     run = client().get(run_id)
     answer = run.answer(command_id)
     if answer != "done":
@@ -395,9 +388,7 @@ def _finish_command(run_id: str, command_id: str, *, detach: bool) -> int:
     if detach:
         print_result(f"run {run_id} is {run.state()}", run_id=run_id, state=run.state())
         return 0
-    report = run.wait() if options.quiet else live.watch(run, options.console())
-    if options.json:
-        print_report(report)
-    else:
-        options.console().print(live.closing(report))
-    return 3 if report.exit_code == 3 else 0
+    report = wait_for_end(run)
+    code = 3 if report.exit_code == 3 else 0
+    print_outcome(report, code)
+    return code

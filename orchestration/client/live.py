@@ -40,6 +40,7 @@ _UNDO_STYLES = {
     UndoState.UNDONE: "blue",
     UndoState.UNDO_FAILED: "bold red",
     UndoState.NOT_UNDOABLE: "magenta",
+    UndoState.HELD_BACK: "bold magenta",
 }
 #: Steps of one level, and items of one step, that are shown; the others are counted.
 _SHOWN = 24
@@ -120,8 +121,10 @@ def _line(event: Event) -> Text | None:
             delay = int(fields["delay_ms"]) / 1000
             what = "did not act" if fields.get("in_vain") else f"attempt {fields['attempt']} failed"
             return Text(f"  {fields['step']} {what}, retry in {delay:.1f} s{error}", "yellow")
-        case "step_skipped" | "item_skipped" | "undo_impossible":
-            what = "cannot be undone" if event.name == "undo_impossible" else "skipped"
+        case "step_skipped" | "item_skipped":
+            return Text(f"  {name} skipped: {fields['reason']}")
+        case "undo_impossible" | "undo_held_back":
+            what = "cannot be undone" if event.name == "undo_impossible" else "is not undone"
             return Text(f"  {name} {what}: {fields['reason']}")
         case "lease_lost":
             return Text(f"  {name}: its worker was lost", "yellow")

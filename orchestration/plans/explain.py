@@ -133,6 +133,8 @@ def _undo(plan: CompiledPlan) -> list[str]:
     lines = []
     for members in reversed(plan.levels):
         lines += [f"  {plan.steps[i].name}: {_undo_of(plan.steps[i])}" for i in members]
+    if plan.plan.on_undo_failure == "continue":
+        lines.append("  if an undo fails, the other undos run all the same: on_undo_failure is continue")
     return lines
 
 

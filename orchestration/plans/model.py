@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 
 OnFailure = Literal["undo", "keep"]
+OnUndoFailure = Literal["hold", "continue"]
 OnUnknown = Literal["fail", "ask"]
 
 
@@ -55,6 +56,10 @@ class Plan(_Model):
     params: dict[str, Param] = Field(default_factory=dict, description="Typed inputs")
     on_error: OnError = Field("stop", description="What a step's final failure does, unless the step says otherwise")
     on_failure: OnFailure = Field("undo", description="Whether a run that is ended is taken back or kept as it is")
+    on_undo_failure: OnUndoFailure = Field(
+        "hold",
+        description="Whether the steps that a step depends on are left as they are if its undo fails, or undone too",
+    )
     on_unknown: OnUnknown = Field(
         "fail", description="Whether a step that may have happened counts as failed, or a person is asked about it"
     )

@@ -119,6 +119,8 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
     doubtful = in_doubt(plan, state, records) if state in TERMINAL else []
     unconfirmed = run.get("doubts", "").splitlines()
     code = _exit_code(plan, state, records, [*left, *doubtful, *unconfirmed]) if state in TERMINAL else None
+    untouched = state is RunState.FAILED and not unconfirmed and saga.is_untouched(plan, records)
+    untouched = untouched and not any(step.changed for step in reports)
     if code is not None:
         code = deployed.exit_code(plan.plan.labels, state, cause, reports) or code
     return Report(
@@ -127,7 +129,7 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
         state=state,
         cause=cause,
         exit_code=job.exit if job is not None and code is not None else code,
-        summary=summary(reports),
+        summary=("nothing was changed; " if untouched else "") + summary(reports),
         started_at=_iso(started),
         duration_s=None if started is None else round(((ended or now) - started) / 1000, 3),
         actor=run.get("actor", ""),
@@ -269,7 +271,12 @@ def _undo_of(undos: list[UndoReport]) -> UndoReport | None:
     """The undos of the units of a step as one, with the worst status."""
     if not undos:
         return None
-    order = [UndoState.UNDO_FAILED, UndoState.NOT_UNDOABLE, *(s for s in UndoState if s not in UNDO_FINAL)]
+    order = [
+        UndoState.UNDO_FAILED,
+        UndoState.HELD_BACK,
+        UndoState.NOT_UNDOABLE,
+        *(s for s in UndoState if s not in UNDO_FINAL),
+    ]
     status = next((s for s in order if any(undo.status is s for undo in undos)), UndoState.UNDONE)
     return UndoReport(
         status=status,

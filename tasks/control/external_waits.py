@@ -359,19 +359,26 @@ class _Wait:
         if state is RunState.SUCCEEDED:
             changed = any(step.changed for step in done.steps)
             return self._end(StepState.CHANGED if changed else StepState.UNCHANGED, data=data)
+        # A child that failed before its first change has nothing to undo.
+        untouched = state is RunState.FAILED and done.exit_code == 1
         if self.run.state is RunState.ABORTING:
-            return self._end(StepState.CANCELLED, data=data, error=f"run {child_id} ended {state}")
+            error = f"run {child_id} ended {state}"
+            return self._end(StepState.CANCELLED, data=data, error=error, no_effect=untouched)
         why = f"{f'step {done.error.step}: ' if done.error.step else ''}{done.error.message}" if done.error else ""
         why = "ran out of its time" if self.late else why
-        return self._end(StepState.FAILED, data=data, error=f"run {child_id} ended {state}: {why}")
+        error = f"run {child_id} ended {state}: {why}"
+        return self._end(StepState.FAILED, data=data, error=error, no_effect=untouched)
 
     def _child_undone(self, child_id: str, state: RunState, fields: dict[str, str], asked_at: int) -> bool:
         why = f"run {self.run_id} is taken back"
         if state is RunState.UNDONE:
-            left = self._report(child_id).left_over
-            if not left:
+            done = self._report(child_id)
+            if not done.left_over and not done.in_doubt:
                 return self._end(UndoState.UNDONE)
-            return self._end(UndoState.UNDO_FAILED, error=f"left over in run {child_id}: {', '.join(left)}")
+            # Every compensation of the child has succeeded, and these steps have none.
+            found = {"left over": done.left_over, "in doubt": done.in_doubt}
+            why = "; ".join(f"{what} in run {child_id}: {', '.join(names)}" for what, names in found.items() if names)
+            return self._end(UndoState.NOT_UNDOABLE, error=why)
         if state is RunState.UNDO_FAILED and int(fields.get("epoch", 0)) > asked_at:
             return self._end(UndoState.UNDO_FAILED, error=f"the undo of run {child_id} failed")
         if state in TERMINAL and fields.get("answer") == PAST_RETURN:

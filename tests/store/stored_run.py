@@ -194,9 +194,11 @@ class StoredRun:
         ready: Sequence[int],
         impossible: Mapping[int, str] | None = None,
         *,
+        held_back: Mapping[int, str] | None = None,
         seen: RunRecord | None = None,
     ) -> bool:
-        return self.store.open_undo(self.run_id, seen or self.record(), level, ready, impossible or {})
+        seen = seen or self.record()
+        return self.store.open_undo(self.run_id, seen, level, ready, impossible or {}, held_back or {})
 
     def fan_out(
         self,

@@ -306,6 +306,38 @@ def test_undo_opens_the_highest_level_first(stored: StoredRun) -> None:
     assert (events[1]["steps"], events[2]["step"], events[2]["reason"]) == ("1", "2", "it has no undo")
 
 
+def test_undo_is_held_back_with_the_reason(stored: StoredRun) -> None:
+    stored.lay("undoing", left=0, undo_level=1)
+
+    with stored.emits("undo_level_started", "undo_impossible", "undo_held_back") as events:
+        assert stored.open_undo(0, [], {1: "it has no undo"}, held_back={0: "up depends on it, and its undo failed"})
+
+    assert (stored.run("left"), stored.step("ustatus:0"), stored.step("ustatus:1")) == (
+        "0",
+        "held_back",
+        "not_undoable",
+    )
+    assert stored.step("ureason:0") == events[2]["reason"] == "up depends on it, and its undo failed"
+
+
+def test_undo_that_was_held_back_is_decided_again(stored: StoredRun) -> None:
+    stored.lay("undo_failed", steps={"status:0": "changed", "ustatus:0": "held_back", "ureason:0": "up depends on it"})
+
+    assert stored.store.carry_out(stored.run_id, "1-1", {"kind": "undo"}, 1, [0]) == "done"
+
+    assert (stored.step("ustatus:0"), stored.step("ureason:0")) == (None, None)
+
+
+@pytest.mark.parametrize(("word", "undo"), [("undone", "undone"), ("abandon", "not_undoable")])
+def test_undo_that_was_held_back_is_resolved(stored: StoredRun, word: str, undo: str) -> None:
+    stored.lay("undo_failed", steps={"status:0": "changed", "ustatus:0": "held_back"})
+
+    command = {"kind": "resolve", "as": word, "actor": "ann"}
+    assert stored.store.resolve(stored.run_id, "1-1", command, 0) == "done"
+
+    assert stored.step("ustatus:0") == undo
+
+
 def test_undo_descends_under_one_timeout(stored: StoredRun) -> None:
     stored.lay("undoing", left=0, undo_level=1, undo_deadline=12345)
 

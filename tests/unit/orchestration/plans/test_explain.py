@@ -113,6 +113,13 @@ def test_explain_shows_steps_that_continue_after_a_failure() -> None:
     assert lines[-1] == "  nothing is taken back: on_failure is keep"
 
 
+def test_explain_says_that_failed_undos_hold_nothing_back() -> None:
+    assert "on_undo_failure" not in told(diamond())[-1]
+    assert told(diamond(on_undo_failure="continue"))[-1] == (
+        "  if an undo fails, the other undos run all the same: on_undo_failure is continue"
+    )
+
+
 @pytest.mark.parametrize(("retries", "says"), [(0, "tried once"), (1, "up to 2 tries, waiting at most 0s in all")])
 def test_explain_shows_immediate_retries(retries: int, says: str) -> None:
     plan = Plan("p")

@@ -190,6 +190,28 @@ def test_summary_counts_states_in_order_and_omits_zeros() -> None:
     assert summary([]) == "0 steps"
 
 
+def test_summary_of_a_failure_without_a_change_begins_with_that() -> None:
+    nothing = report(
+        "failed", FAILED | {"no_effect": "1"}, {"status": "not_run"}, {"status": "unchanged", "attempts": "1"}
+    )
+    lost = report("failed", FAILED | {"no_effect": "1"}, run={"doubts": "host web1 could not be asked"})
+    cleaned = report("failed", FAILED | {"no_effect": "1"}, {"status": "not_run"}, CHANGED)
+
+    assert nothing.summary == "nothing was changed; 3 steps, 1 unchanged, 1 failed, 1 not_run"
+    assert lost.summary == "3 steps, 2 pending, 1 failed"
+    assert cleaned.summary == "3 steps, 1 changed, 1 failed, 1 not_run"
+
+
+def test_report_names_steps_held_back_with_the_reason() -> None:
+    held = CHANGED | {"ustatus": "held_back", "ureason": "migrate depends on it, and its undo failed"}
+    found = report("undo_failed", held, CHANGED | {"ustatus": "undo_failed"}, CHANGED)
+
+    undo = found.step("pull").undo
+    assert undo is not None
+    assert (undo.status, undo.error) == (UndoState.HELD_BACK, "migrate depends on it, and its undo failed")
+    assert (found.left_over, found.exit_code) == (["pull", "migrate"], 3)
+
+
 def test_report_round_trips_through_json() -> None:
     found = report("undone", UNDONE, FAILED, CHANGED, run={"cause": "failure"})
 
@@ -203,7 +225,9 @@ def test_report_round_trips_through_json() -> None:
 
 
 def test_stopped_steps_without_compensation_are_named_in_doubt() -> None:
-    found = report("undone", UNDONE, FAILED | {"ustatus": "not_undoable"}, run={"doubts": "host web1 could not be asked"})
+    found = report(
+        "undone", UNDONE, FAILED | {"ustatus": "not_undoable"}, run={"doubts": "host web1 could not be asked"}
+    )
 
     assert (found.exit_code, found.left_over) == (3, [])
     assert found.in_doubt == ["migrate", "host web1 could not be asked"]
