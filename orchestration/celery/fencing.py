@@ -90,8 +90,8 @@ def _store(app: Celery) -> Store:
 @worker_init.connect
 def _fence_tasks(sender: Any = None, **_: Any) -> None:
     """Give each task its fenced class, before Celery builds the functions that run the tasks."""
-    app = getattr(sender, "app", None)
-    if app not in _installed:
+    app: Celery | None = getattr(sender, "app", None)
+    if app is None or app not in _installed:
         return
     try:
         settings_of(app, _installed[app])
@@ -102,7 +102,7 @@ def _fence_tasks(sender: Any = None, **_: Any) -> None:
         if not name.startswith("celery.") and not isinstance(task, _FencedTask):
             own = type(task)
             named = {"__module__": own.__module__, "__doc__": own.__doc__, "abstract": True}
-            task.__class__ = type(own.__name__, (_FencedTask, own), named)
+            task.__class__ = type(str(own.__name__), (_FencedTask, own), named)
 
 
 @task_postrun.connect

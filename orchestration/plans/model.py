@@ -318,7 +318,11 @@ class StepHandle:
         maximum: float | str = 30,
         jitter: bool = True,
     ) -> Self:
-        """Retry up to `retries` times after the first attempt; without `initial`, immediately."""
+        """Retry up to `retries` times after the first attempt; without `initial`, immediately.
+
+        Every error is retried that is not marked permanent: with `Permanent` or `Preflight` in an own operation or a
+        Celery task, and by each operation of the catalogue. Without this call, only temporary errors are retried.
+        """
         policy = {"attempts": retries + 1, "initial": initial, "maximum": maximum, "jitter": jitter}
         return self._set(retry=policy)
 
