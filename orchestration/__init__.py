@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from longshore.orchestration.authoring.context import Context, Prediction
     from longshore.orchestration.authoring.functions import operation
+    from longshore.orchestration.client.async_client import AsyncClient
+    from longshore.orchestration.client.async_run import AsyncRun
     from longshore.orchestration.client.client import Client
     from longshore.orchestration.client.run import Run
     from longshore.orchestration.errors import (
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
     from longshore.orchestration.states import RunState, StepState, UndoState
 
 __all__ = [
+    "AsyncClient",
+    "AsyncRun",
     "Blocked",
     "Client",
     "ConfigError",
@@ -105,6 +109,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AsyncClient": "client.async_client",
+    "AsyncRun": "client.async_run",
     "Blocked": "errors",
     "Client": "client.client",
     "ConfigError": "errors",

@@ -112,7 +112,8 @@ def operation(
 
     The parameters of the function are those of the step, validated by pydantic; a parameter that is annotated as
     Context, or named `ctx`, receives the context. The function returns a Result, a mapping, a model, a dataclass, or
-    None; an exception fails the step.
+    None; an exception fails the step. An `async def` function runs in an event loop of the worker's process, and is
+    cancelled at the timeout of the attempt and where the run is aborting.
 
     * `undo` – the operation that compensates this one; its parameters are taken by name from the recorded data, from
       `before`, and from the parameters of the step

@@ -127,6 +127,8 @@ class _Records(logging.Handler):
 
 
 _records = _Records()
+#: By name. A copy is never freed: `print` in another thread holds no reference to the stream that it writes to.
+_copies: dict[str, _Copy] = {}
 
 
 def _of_this_code() -> Collector | None:
@@ -148,7 +150,9 @@ def _copy_output() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, _Copy):
-            setattr(sys, name, _Copy(name, stream))
+            copy = _copies.setdefault(name, _Copy(name, stream))
+            copy.original = stream
+            setattr(sys, name, copy)
     for logger in _loggers():
         if _records not in logger.handlers:
             logger.addHandler(_records)

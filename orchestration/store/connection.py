@@ -16,6 +16,7 @@ from longshore.orchestration.store.keys import Keys
 
 if TYPE_CHECKING:
     import redis
+    import redis.asyncio
     from redis.commands.core import Script
 
 #: Retries of a command over a new connection before the call fails.
@@ -45,6 +46,19 @@ def as_number(text: object) -> int | None:
         return None
 
 
+def _options(settings: Settings) -> dict[str, Any]:
+    """The options of a connection."""
+    return {
+        "decode_responses": True,
+        # Undecodable bytes damage one entry only; an exception would fail the read of all others.
+        "encoding_errors": "surrogateescape",
+        "socket_connect_timeout": settings.connect_timeout,
+        # Longer than the longest blocking read.
+        "socket_timeout": max(_LONGEST_BLOCK + 1.0, settings.connect_timeout),
+        "health_check_interval": 15,
+    }
+
+
 def connect(settings: Settings) -> redis.Redis:
     """A client of the Redis of the settings; connects on first use. Raises ConfigError for an invalid URL.
 
@@ -54,16 +68,7 @@ def connect(settings: Settings) -> redis.Redis:
     from redis.backoff import ExponentialWithJitterBackoff  # noqa: PLC0415
     from redis.retry import Retry  # noqa: PLC0415
 
-    options: dict[str, Any] = {
-        "decode_responses": True,
-        # Undecodable bytes damage one entry only; an exception would fail the read of all others.
-        "encoding_errors": "surrogateescape",
-        "socket_connect_timeout": settings.connect_timeout,
-        # Longer than the longest blocking read.
-        "socket_timeout": max(_LONGEST_BLOCK + 1.0, settings.connect_timeout),
-        "health_check_interval": 15,
-        "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES),
-    }
+    options = _options(settings) | {"retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES)}
     if settings.url().startswith(SENTINEL):
         found = sentinel(settings.url())
         # redis-py has no blocking pool for a sentinel, so the number of connections is not limited.
@@ -80,6 +85,23 @@ def connect(settings: Settings) -> redis.Redis:
         return redis.Redis.from_pool(pool)
     except ValueError as error:
         raise ConfigError(f"the Redis URL is invalid: {error}", remedy="write redis://host:6379/0") from None
+
+
+def connect_async(settings: Settings) -> redis.asyncio.Redis:
+    """A client of one connection to the same Redis, for the event loop that first uses the client."""
+    import redis.asyncio  # noqa: PLC0415 - see connect
+    from redis.asyncio.retry import Retry  # noqa: PLC0415
+    from redis.asyncio.sentinel import Sentinel  # noqa: PLC0415
+    from redis.backoff import ExponentialWithJitterBackoff  # noqa: PLC0415
+
+    options = _options(settings) | {"retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES)}
+    if settings.url().startswith(SENTINEL):
+        found = sentinel(settings.url())
+        ask = {"socket_timeout": settings.connect_timeout, "socket_connect_timeout": settings.connect_timeout}
+        return Sentinel(found.hosts, sentinel_kwargs=ask).master_for(  # type: ignore[no-untyped-call, no-any-return]
+            found.service, db=found.db, username=found.username, password=found.password, **options
+        )
+    return redis.asyncio.Redis.from_url(settings.url(), single_connection_client=True, **options)
 
 
 def _remedy(error: str) -> str:
@@ -135,7 +157,8 @@ class Connection:
         yield False
 
     @cached_property
-    def _errors(self) -> tuple[type[Exception], ...]:
+    def errors(self) -> tuple[type[Exception], ...]:
+        """The errors of Redis that `translated` accepts."""
         import redis  # noqa: PLC0415 - see connect
 
         return (redis.ConnectionError, redis.TimeoutError, redis.ResponseError)
@@ -144,13 +167,17 @@ class Connection:
         """Call a function of the client. Raises WrongType or StoreUnavailable for an error of Redis."""
         try:
             return function(*args, **kwargs)
-        except self._errors as error:
-            why = str(error).rstrip(".")
-            if "WRONGTYPE" in why:
-                raise WrongType(
-                    f"Redis at {self.shown_url()}: a key has the wrong type", remedy="find the key: longshore doctor"
-                ) from error
-            raise StoreUnavailable(f"Redis at {self.shown_url()}: {why}", remedy=_remedy(why)) from error
+        except self.errors as error:
+            raise self.translated(error) from error
+
+    def translated(self, error: Exception) -> WrongType | StoreUnavailable:
+        """An error of Redis as Longshore's own."""
+        why = str(error).rstrip(".")
+        if "WRONGTYPE" in why:
+            return WrongType(
+                f"Redis at {self.shown_url()}: a key has the wrong type", remedy="find the key: longshore doctor"
+            )
+        return StoreUnavailable(f"Redis at {self.shown_url()}: {why}", remedy=_remedy(why))
 
     def acknowledged(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Run a script and return its answer once the required replicas have its writes; see `written`."""

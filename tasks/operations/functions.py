@@ -22,6 +22,7 @@ from longshore.tasks.implementation import (
     implementation,
     implements_functions,
 )
+from longshore.tasks.operations import event_loop
 
 
 @implements_functions
@@ -93,7 +94,8 @@ class FunctionImplementation(Implementation[Params]):
         if context is not None:
             given[context] = ctx
         try:
-            return function(**given)
+            result = function(**given)
+            return event_loop.run(result, ctx) if inspect.iscoroutine(result) else result
         except self._functions.retry_on as error:
             raise Transient(f"{type(error).__name__}: {error}") from error
         except SystemExit as error:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 import threading
+import time
 from typing import Any
 
 import pytest
 
 from longshore.orchestration import Context, Plan, PlanError, Prediction, Result, operation, validate
 from longshore.orchestration.authoring.context import current_step
-from longshore.orchestration.errors import ConfigError, InDoubt, OperationError, Permanent, Preflight, StepTimeout
+from longshore.orchestration.errors import (
+    ConfigError,
+    InDoubt,
+    OperationError,
+    Permanent,
+    Preflight,
+    StepTimeout,
+    Transient,
+)
 from longshore.orchestration.monitoring.output import _Copy
 from longshore.orchestration.operations import Kind, find
 from longshore.orchestration.testing import Sandbox
+from longshore.tasks.implementation import implementation
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 
@@ -317,3 +328,55 @@ def test_secret_that_a_function_prints_is_redacted(monkeypatch: pytest.MonkeyPat
     lines = [line for _, _, line in sandbox.store.log(report.run_id, 0)]
     assert "signing with ***" in lines
     assert "correct-horse" not in "\n".join(lines)
+
+
+def test_coroutine_functions_share_one_event_loop() -> None:
+    loops = set()
+
+    @operation("unit.fetch")
+    async def fetch(n: int) -> dict[str, int]:
+        await asyncio.sleep(0)
+        loops.add(asyncio.get_running_loop())
+        return {"n": n}
+
+    @fetch.undo
+    async def forget(n: int, data: dict[str, int] | None) -> None:
+        loops.add(asyncio.get_running_loop())
+        assert data == {"n": n}
+
+    plan = Plan("p")
+    plan.step("first", "unit.fetch", n=1)
+    second = plan.step("second", "unit.fetch", n="{{ steps.first.data.n + 1 }}").after("first")
+    plan.step("third", "noop.execute", fail=True).after(second)
+    report = Sandbox().run(plan)
+
+    assert report.step("second").data == {"n": 2}
+    assert [report.step(name).undo.status for name in ("first", "second")] == ["undone", "undone"]
+    assert len(loops) == 1
+
+
+def test_a_coroutine_is_cancelled_at_the_deadline_and_cleans_up() -> None:
+    ended = []
+
+    @operation("unit.hang")
+    async def hang() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.3)
+            ended.append("cleaned up")
+
+    ctx = Context("run", "step", "plan", deadline=time.monotonic() + 0.1)
+    done = implementation("unit.hang")
+    with pytest.raises(StepTimeout, match="exceeded its timeout"):
+        done.act(ctx, find("unit.hang").params(), {})
+    assert ended == ["cleaned up"]
+
+
+def test_an_error_of_a_coroutine_is_retried_like_that_of_a_function() -> None:
+    @operation("unit.flaky", retry_on=(ConnectionError,))
+    async def flaky() -> None:
+        raise ConnectionError("not yet")
+
+    with pytest.raises(Transient, match="ConnectionError: not yet"):
+        implementation("unit.flaky").act(Context("run", "step", "plan"), find("unit.flaky").params(), {})
