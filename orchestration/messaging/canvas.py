@@ -50,7 +50,7 @@ def producer(settings: Settings) -> Celery:
         broker_connection_timeout=settings.connect_timeout,
         broker_transport_options={
             "socket_connect_timeout": settings.connect_timeout,
-            "socket_timeout": 30,
+            "socket_timeout": settings.connect_timeout,
             # The same as on the workers: one list for each queue.
             "priority_steps": [0],
             **settings.broker_options(),

@@ -27,8 +27,8 @@ _REPLICATION = 2.0
 _SCRIPT_PAUSE = 0.1
 #: Seconds that a thread waits for a free connection of the pool.
 _CONNECTION = 30.0
-#: The longest blocking read, in seconds.
-_LONGEST_BLOCK = 2.0
+#: The longest blocking read, as a part of the time that a client waits for an answer.
+_LONGEST_BLOCK = 0.4
 #: The steady clock; on Linux it includes the time that the machine sleeps.
 _STEADY: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -53,8 +53,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         # Undecodable bytes damage one entry only; an exception would fail the read of all others.
         "encoding_errors": "surrogateescape",
         "socket_connect_timeout": settings.connect_timeout,
-        # Longer than the longest blocking read.
-        "socket_timeout": max(_LONGEST_BLOCK + 1.0, settings.connect_timeout),
+        "socket_timeout": settings.connect_timeout,
         "health_check_interval": 15,
     }
 
@@ -62,13 +61,14 @@ def _options(settings: Settings) -> dict[str, Any]:
 def connect(settings: Settings) -> redis.Redis:
     """A client of the Redis of the settings; connects on first use. Raises ConfigError for an invalid URL.
 
-    Commands are retried after a lost connection, so a script may be applied twice; every script is idempotent.
+    Commands are retried after a lost connection, so a script may be applied twice; every script is idempotent. A server
+    that does not answer in time is not asked again: a frozen one would take twice the time.
     """
     import redis  # noqa: PLC0415 - 0.2 s that `longshore --help` need not pay
     from redis.backoff import ExponentialWithJitterBackoff  # noqa: PLC0415
     from redis.retry import Retry  # noqa: PLC0415
 
-    options = _options(settings) | {"retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES)}
+    options = _options(settings) | {"retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES, (redis.ConnectionError,))}
     if settings.url().startswith(SENTINEL):
         found = sentinel(settings.url())
         # redis-py has no blocking pool for a sentinel, so the number of connections is not limited.
@@ -94,7 +94,7 @@ def connect_async(settings: Settings) -> redis.asyncio.Redis:
     from redis.asyncio.sentinel import Sentinel  # noqa: PLC0415
     from redis.backoff import ExponentialWithJitterBackoff  # noqa: PLC0415
 
-    options = _options(settings) | {"retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES)}
+    options = _options(settings) | {"retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES, (redis.ConnectionError,))}
     if settings.url().startswith(SENTINEL):
         found = sentinel(settings.url())
         ask = {"socket_timeout": settings.connect_timeout, "socket_connect_timeout": settings.connect_timeout}
@@ -141,6 +141,10 @@ class Connection:
     def _blocking(self) -> threading.Semaphore:
         return threading.Semaphore(max(1, self.settings.max_connections // 2))
 
+    def longest_block(self, seconds: float) -> float:
+        """The time for a read to block on the server: `seconds`, or less where the connection would time out."""
+        return min(seconds, _LONGEST_BLOCK * self.settings.connect_timeout)
+
     @contextlib.contextmanager
     def blocking(self, seconds: float) -> Iterator[bool]:
         """Yield whether a read may block on the server now; where it may not, sleep for about as long first.
@@ -161,7 +165,7 @@ class Connection:
         """The errors of Redis that `translated` accepts."""
         import redis  # noqa: PLC0415 - see connect
 
-        return (redis.ConnectionError, redis.TimeoutError, redis.ResponseError)
+        return (redis.ConnectionError, redis.TimeoutError, redis.ResponseError, redis.exceptions.InvalidResponse)
 
     def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a function of the client. Raises WrongType or StoreUnavailable for an error of Redis."""
@@ -172,6 +176,13 @@ class Connection:
 
     def translated(self, error: Exception) -> WrongType | StoreUnavailable:
         """An error of Redis as Longshore's own."""
+        import redis  # noqa: PLC0415 - see connect
+
+        if isinstance(error, redis.exceptions.InvalidResponse):
+            return StoreUnavailable(
+                f"the server at {self.shown_url()} does not answer as Redis does",
+                remedy="correct host and port in LONGSHORE_REDIS_URL",
+            )
         why = str(error).rstrip(".")
         if "WRONGTYPE" in why:
             return WrongType(
