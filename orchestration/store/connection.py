@@ -68,7 +68,9 @@ def connect(settings: Settings) -> redis.Redis:
     from redis.backoff import ExponentialWithJitterBackoff  # noqa: PLC0415
     from redis.retry import Retry  # noqa: PLC0415
 
-    options = _options(settings) | {"retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES, (redis.ConnectionError,))}
+    options = _options(settings) | {
+        "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES, (redis.ConnectionError,))
+    }
     if settings.url().startswith(SENTINEL):
         found = sentinel(settings.url())
         # redis-py has no blocking pool for a sentinel, so the number of connections is not limited.
@@ -94,7 +96,9 @@ def connect_async(settings: Settings) -> redis.asyncio.Redis:
     from redis.asyncio.sentinel import Sentinel  # noqa: PLC0415
     from redis.backoff import ExponentialWithJitterBackoff  # noqa: PLC0415
 
-    options = _options(settings) | {"retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES, (redis.ConnectionError,))}
+    options = _options(settings) | {
+        "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES, (redis.ConnectionError,))
+    }
     if settings.url().startswith(SENTINEL):
         found = sentinel(settings.url())
         ask = {"socket_timeout": settings.connect_timeout, "socket_connect_timeout": settings.connect_timeout}
