@@ -308,7 +308,7 @@ class IdleLog:
 
 def waiting_reasons(found: Report) -> list[str]:
     """The reasons why dispatched steps and undos of a run have not begun, each once."""
-    parts: list[StepReport | ItemReport] = [part for step in found.steps for part in (step, *step.items)]
+    parts: list[StepReport | ItemReport] = [*found.steps, *(item for step in found.steps for item in step.items)]
     reasons = [reason for part in parts for reason in (part.reason, part.undo and part.undo.reason) if reason]
     prefix = "waits: "
     return list(dict.fromkeys(reason.removeprefix(prefix) for reason in reasons if reason.startswith(prefix)))
