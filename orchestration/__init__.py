@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         WaitTimeout,
         exit_code_of,
     )
-    from longshore.orchestration.language.expressions import E
+    from longshore.orchestration.language.expressions import E, template
     from longshore.orchestration.language.guards import OnlyIf
     from longshore.orchestration.language.params import Param
     from longshore.orchestration.operations import Retry
@@ -105,6 +105,7 @@ __all__ = [
     "load",
     "operation",
     "parse",
+    "template",
     "validate",
 ]
 
@@ -159,6 +160,7 @@ _HOMES = {
     "load": "plans.loading",
     "operation": "authoring.functions",
     "parse": "plans.loading",
+    "template": "language.expressions",
     "validate": "plans.loading",
 }
 

@@ -194,9 +194,9 @@ def _while_aborting(
 
 
 def _can_be_cancelled(leaf_id: StepId, step: CompiledStep, leaf: StepRecord) -> bool:
-    """Whether a step or unit is dispatched but not claimed, held back (no always step), or waits for a person."""
+    """Whether a step or unit is dispatched but not claimed, held back (no always step), or waits for no effect."""
     held_back = leaf.status is StepState.PENDING and isinstance(leaf_id, str) and not step.always
-    parked = leaf.status is StepState.WAITING and step.waits is Waits.PERSON
+    parked = leaf.status is StepState.WAITING and step.waits in {Waits.PERSON, Waits.TIME}
     return leaf.status in _QUEUED or held_back or parked
 
 

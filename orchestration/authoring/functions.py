@@ -13,15 +13,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, get_type_hints, overload
 
 from pydantic import create_model
 
 from longshore.orchestration.authoring.context import Context
-from longshore.orchestration.errors import ConfigError
-from longshore.orchestration.operations import BACKOFF, Kind, Operation, Params, Retry, Undo, register
+from longshore.orchestration.errors import ConfigError, UsageError
+from longshore.orchestration.operations import BACKOFF, Kind, Operation, Params, Retry, TypedOperation, Undo, register
 from longshore.orchestration.operations import Result as AnyResult
 
+C = ParamSpec("C")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -46,8 +47,9 @@ class Functions:
     done: Callable[..., Any] | None = None
 
 
-class OwnOperation(Generic[P, R]):
-    """An operation made of a function, which remains callable as a function.
+class OwnOperation(TypedOperation[P], Generic[C, P, R]):
+    """An operation made of a function, which remains callable as a function: C are the parameters of the function, P
+    those of a step, without the context.
 
     Its methods are decorators that add further functions. Each takes, by name, any of the context, the parameters of
     the operation, and the arguments listed here:
@@ -59,15 +61,33 @@ class OwnOperation(Generic[P, R]):
       or None where there was no effect
     """
 
-    def __init__(self, name: str, function: Callable[P, R], functions: Functions) -> None:
+    def __init__(self, name: str, function: Callable[C, R], functions: Functions) -> None:
         self.name = name
         self._function = function
         self._functions = functions
         self.__doc__ = function.__doc__
         self.__name__ = getattr(function, "__name__", name)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: C.args, **kwargs: C.kwargs) -> R:
         return self._function(*args, **kwargs)
+
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+        context = context_parameter(self._function)
+        parameters = [each for each in inspect.signature(self._function).parameters.values() if each.name != context]
+        names = [each.name for each in parameters]
+        positional = [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY]
+        given = dict(zip(positional, args, strict=False))
+        if len(args) > len(positional):
+            raise UsageError(f"{self.name} takes {len(positional)} parameters by position, and {len(args)} are given")
+        if unknown := [key for key in kwargs if key not in names]:
+            near = f"; it has {', '.join(names)}" if names else ""
+            raise UsageError(f"{self.name} has no parameter {unknown[0]!r}{near}")
+        if twice := [key for key in kwargs if key in given]:
+            raise UsageError(f"{self.name}: the parameter {twice[0]!r} is given twice")
+        given |= kwargs
+        if missing := [each.name for each in parameters if each.default is each.empty and each.name not in given]:
+            raise UsageError(f"{self.name} needs the parameter{'s' * (len(missing) > 1)} {' and '.join(missing)}")
+        return given
 
     def before(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: set the function that reads the state before the step acts."""
@@ -95,6 +115,18 @@ class OwnOperation(Generic[P, R]):
         return function
 
 
+class Decorator(Protocol):
+    """Makes an operation of a function, whose first parameter may be the context."""
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Context, P], R], /
+    ) -> OwnOperation[Concatenate[Context, P], P, R]: ...
+
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> OwnOperation[P, P, R]: ...
+
+
 def operation(
     name: str,
     *,
@@ -107,7 +139,7 @@ def operation(
     service: str = "",
     secrets: Iterable[str] = (),
     summary: str = "",
-) -> Callable[[Callable[P, R]], OwnOperation[P, R]]:
+) -> Decorator:
     """Decorate a function as the operation `name`.
 
     The parameters of the function are those of the step, validated by pydantic; a parameter that is annotated as
@@ -131,7 +163,7 @@ def operation(
     """
     hidden = frozenset(secrets)
 
-    def make(function: Callable[P, R]) -> OwnOperation[P, R]:
+    def make(function: Callable[..., Any]) -> OwnOperation[Any, Any, Any]:
         context = context_parameter(function)
         functions = Functions(function, retry_on, undo, read_only)
         params = _params(name, function, context)
@@ -140,7 +172,7 @@ def operation(
                 f"operation {name!r}: `secrets` names {unknown[0]!r}, which is not a parameter of the function",
                 remedy="name parameters of the function only",
             )
-        made = OwnOperation(name, function, functions)
+        made: OwnOperation[Any, Any, Any] = OwnOperation(name, function, functions)
         register(
             Operation(
                 name=name,

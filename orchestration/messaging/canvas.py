@@ -16,6 +16,7 @@ from kombu import Queue
 
 from longshore.orchestration.messaging.signing import plan_header, seal
 from longshore.orchestration.messaging.step_header import StepHeader
+from longshore.orchestration.operations.celery_task import TaskOptions
 from longshore.orchestration.plans.compiled import CONTROL, CompiledPlan, StepId, index_of
 from longshore.orchestration.settings import Settings, get_settings
 
@@ -155,12 +156,20 @@ class Canvas:
         queue: str,
         task_id: str,
         header: StepHeader,
+        options: TaskOptions,
     ) -> None:
         """Send a task of an application; Celery reports its end by `link` or `link_error`.
 
-        The message expires at the time limit of its attempt, so that no worker begins it later.
+        The message expires at the time limit of its attempt at the latest, so that no worker begins it later.
         """
         reply = (header.run_id, header.step_id, header.side, header.fence)
+        limits = {"time_limit": options.time_limit, "soft_time_limit": options.soft_time_limit}
+        more: dict[str, Any] = {key: value for key, value in limits.items() if value}
+        if options.priority:
+            connection = self.app.connection_for_write()
+            # Longshore's own queues have one list each; those of an application have one for each priority.
+            connection.transport_options = (connection.transport_options or {}) | {"priority_steps": list(range(10))}
+            more |= {"priority": options.priority, "connection": connection}
         self.app.send_task(
             task,
             args=list(args),
@@ -169,11 +178,14 @@ class Canvas:
             task_id=task_id,
             root_id=self.run_id,
             parent_id=self.run_id,
-            expires=header.seconds,
-            headers=header.as_headers(),
+            expires=min(header.seconds, options.lifetime() or header.seconds),
+            headers=options.headers | header.as_headers(),
             link=self._ended(reply, ok=True),
             link_error=self._ended(reply, ok=False),
+            **more,
         )
+        if options.priority:
+            more["connection"].close()
 
     def revoke_task(self, task_id: str) -> None:
         """Tell the application's workers to drop the message of a task. Workers that start later do not learn of it."""

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, partial
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, Generic, ParamSpec
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from longshore.orchestration.errors import ConfigError, UnknownName
 from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.settings import get_settings
+
+P = ParamSpec("P")
 
 
 class Params(BaseModel):
@@ -64,6 +66,13 @@ class Waits(StrEnum):
     RUN = "run"
     #: The end of an application's Celery task.
     TASK = "task"
+    #: A time.
+    TIME = "time"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether such a step is never retried and cannot be an undo, since a person, a run or a clock ends it."""
+        return self in {Waits.PERSON, Waits.RUN, Waits.TIME}
 
 
 class Retry(BaseModel):
@@ -190,6 +199,16 @@ def service_of(operation: Operation, host: str) -> str:
     if not host and "{host}" in operation.service:
         return ""
     return operation.service.replace("{host}", host)
+
+
+class TypedOperation(Generic[P]):
+    """An operation whose parameters type checkers know; `Plan.step` takes it in place of its name."""
+
+    name: str
+
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+        """The parameters by name. Raises UsageError for one that is missing, unknown, or given twice."""
+        raise NotImplementedError
 
 
 _REGISTRY: dict[str, Operation] = {}

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 #: An entry of a stream: its id and its fields.
 Entry = tuple[str, dict[str, str]]
-#: Milliseconds that one read blocks, which Redis prolongs by up to a tenth of a second. A new subscription waits for its
-#: end, since Redis handles no other command of a connection meanwhile.
+#: Milliseconds that one read blocks, which Redis prolongs by up to a tenth of a second. A new subscription waits for
+#: its end, since Redis handles no other command of a connection meanwhile.
 _BLOCK_MS = 20
 #: Seconds between two reads with entries. A wide run emits an event every millisecond.
 _PAUSE = 0.01

@@ -14,10 +14,14 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
+from celery import Celery
+
 from longshore.orchestration.client.request import request_body
 from longshore.orchestration.errors import OperationError, StepTimeout, UnknownName, Unsuccessful
 from longshore.orchestration.messaging.canvas import ADVANCE, STEP, Canvas
 from longshore.orchestration.operations import Operation, Params, Waits, all_operations, find
+from longshore.orchestration.operations.celery_task import CELERY, TaskParams
+from longshore.orchestration.operations.results import as_mapping
 from longshore.orchestration.operations.subplan import RUN
 from longshore.orchestration.plans import loading
 from longshore.orchestration.plans.compiled import StepId, at_host, index_of
@@ -53,6 +57,18 @@ _HARMLESS = ("noop.", "docker.", "approval.", "plan.")
 _NOT_BEFORE = frozenset({Field.NOT_BEFORE, f"u{Field.NOT_BEFORE}"})
 #: Idle turns of the loop after which the run counts as stuck.
 _PATIENCE = 400
+
+
+class CalledTask(Implementation[TaskParams]):
+    """A task of an application, called in this process."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def act(self, ctx: Context, params: TaskParams, before: dict[str, Any]) -> Outcome:
+        # The result as a message carries it.
+        result = json.loads(json.dumps(self._app.tasks[params.task](*params.args, **params.kwargs)))
+        return Outcome(changed=True, data={"result": result} if params.as_result else as_mapping(result))
 
 
 class Vanished(BaseException):
@@ -151,7 +167,8 @@ class Sandbox:
 
     Steps of `noop`, `docker` (on `engine`) and own operations are run; steps of any other family are pretended: they
     succeed, count as changed, and return the data set by `give`. `pretend=True` pretends all of them; `approve_all`
-    approves every step that waits for a person. `hosts` are names, or names with labels.
+    approves every step that waits for a person. `hosts` are names, or names with labels. The tasks of a Celery
+    application `app` are called, where a step runs one of them.
 
     Time passes only while the run waits for it. Each method below names a step, or `step[3]` for one item of it.
     """
@@ -163,7 +180,9 @@ class Sandbox:
         pretend: bool = False,
         approve_all: bool = False,
         lease: float = 15.0,
+        app: Celery | None = None,
     ) -> None:
+        self.app = app
         self.settings = Settings(redis_url="redis://bench", lease=lease, namespace="bench")
         self.engine = MemoryEngine()
         self.hosts = list(hosts)
@@ -419,8 +438,10 @@ class Sandbox:
         """The implementation of an operation in the sandbox."""
         operation = find(name)
         own = operation.function is not None
-        if name.startswith(("approval.", "plan.")):
+        if name.startswith(("approval.", "plan.", "timer.")):
             return implementation(name)
+        if self.app is not None and name == CELERY.name:
+            return _Staged(self, operation, CalledTask(self.app))
         harmless = not self.pretend and (own or name.startswith(_HARMLESS))
         return _Staged(self, operation, implementation(name) if harmless else None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sys
 import threading
 import time
@@ -380,3 +381,39 @@ def test_an_error_of_a_coroutine_is_retried_like_that_of_a_function() -> None:
 
     with pytest.raises(Transient, match="ConnectionError: not yet"):
         implementation("unit.flaky").act(Context("run", "step", "plan"), find("unit.flaky").params(), {})
+
+
+def test_a_step_takes_the_operation_itself() -> None:
+    @operation("unit.charge")
+    def charge(ctx: Context, order: str, amount: int, *, note: str = "") -> None: ...
+
+    by_name, by_function = Plan("p"), Plan("p")
+    first = by_name.step("first", "unit.charge", order="o-7", amount=1)
+    by_name.step("second", "unit.charge", order=first.data.order, amount=2, note="x").undo("unit.charge", order="a")
+    again = by_function.step("first", charge, "o-7", 1)
+    by_function.step("second", charge, again.data.order, amount=2, note="x").undo("unit.charge", order="a")
+
+    assert by_function == by_name
+
+
+@pytest.mark.parametrize(
+    ("args", "params", "why"),
+    [
+        ((), {}, "unit.charge needs the parameters order and amount"),
+        (("o-7",), {}, "unit.charge needs the parameter amount"),
+        (("o-7",), {"amount": 1, "typo": 3}, "unit.charge has no parameter 'typo'; it has order, amount, note"),
+        (("o-7",), {"order": "o-8", "amount": 1}, "unit.charge: the parameter 'order' is given twice"),
+        (("o-7", 1, "x"), {}, "unit.charge takes 2 parameters by position, and 3 are given"),
+    ],
+)
+def test_wrong_parameters_of_an_operation_are_one_clear_error(
+    args: tuple[Any, ...], params: dict[str, Any], why: str
+) -> None:
+    @operation("unit.charge")
+    def charge(ctx: Context, order: str, amount: int, *, note: str = "") -> None: ...
+
+    step: Any = Plan("p").step
+    with pytest.raises(PlanError, match=re.escape(why)):
+        step("x", charge, *args, **params)
+    with pytest.raises(PlanError, match="is no operation: decorate the function with @operation"):
+        step("x", print)
