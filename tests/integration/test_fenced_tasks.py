@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -129,13 +131,14 @@ def test_task_that_no_worker_took_in_time_is_never_carried_out(till: Callable[[b
     bank.worker("-Q", "elsewhere")
 
     nothing_follows(bank)
-    assert report.state == "undone"
     if fenced:
-        assert (report.step("charge").status, report.exit_code, report.in_doubt) == ("failed", 1, [])
+        assert (report.state, report.step("charge").status) == ("failed", "failed")
+        assert (report.exit_code, report.left_over, report.in_doubt) == (1, [], [])
         assert "no worker of the application began the task within 1s" in (report.step("charge").error or "")
         assert bank.ledger == []
     else:
-        assert (report.step("charge").status, report.exit_code, report.in_doubt) == ("unknown", 3, ["charge"])
+        assert (report.state, report.step("charge").status) == ("undone", "unknown")
+        assert (report.exit_code, report.in_doubt) == (3, ["charge"])
         assert bank.ledger == ["refund 42"]
 
 
@@ -270,3 +273,29 @@ def test_task_without_a_step_runs_as_before(till: Callable[[bool], Till]) -> Non
     bank.worker()
     bank.tasks.charge.delay(7)
     bank.waits_for("charge 7")
+
+
+def test_application_of_the_page_runs(shop: Installation, tmp_path: Path) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "celery.md"
+    application, plan = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    options = f"app.conf.broker_transport_options = {{'global_keyprefix': {shop.settings.broker_prefix()!r}}}\n"
+    (tmp_path / "shop_of_the_page.py").write_text(application + options)
+    (tmp_path / "order.py").write_text("from shop_of_the_page import charge, refund\n" + plan)
+    environment = shop.environment | {"SHOP_BROKER": shop.redis_url, "PYTHONPATH": str(tmp_path)}
+    command = ["celery", "-A", "shop_of_the_page", "worker", "-c", "1"]
+    worker = fork_server().start(
+        command, env=environment, cwd=tmp_path, log=tmp_path / "till-page.log", new_session=True
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "order.py"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60,
+            check=True,
+        )  # fmt: skip
+    finally:
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait(15.0)
+
+    state, rest = done.stdout.split(" ", 1)
+    assert state == "succeeded"
+    assert ".charge'}" in rest
+    assert rest.strip().endswith("['charging 42']")
