@@ -83,11 +83,11 @@ class TaskDelivery:
         if isinstance(error, Exception) and not isinstance(error, Retry | Ignore | Reject):
             self._note(error)
 
-    def end(self, *, ended: bool) -> None:
-        """Release the lease; `ended`: the message of the task's end was sent."""
+    def end(self, how: str) -> None:
+        """Release the lease, as `Store.release_task` does."""
         self._over.set()
         try:
-            self._store.release_task(*self._place, self._header.fence, self._owner, ended=ended)
+            self._store.release_task(*self._place, self._header.fence, self._owner, how)
         except StoreUnavailable as error:  # the lease expires instead
             log.warning("task %s: its lease was not released: %s", self._task_id, error)
 

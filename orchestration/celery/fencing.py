@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 _installed: WeakKeyDictionary[Celery, Settings | None] = WeakKeyDictionary()
 #: The store of each installed app in this process: a connection must not be shared over a fork.
 _stores: dict[tuple[int, int], Store] = {}
-#: States in which a task has not ended for good.
-_GOES_ON = frozenset({RETRY, IGNORED, REJECTED})
+#: How a delivery releases its lease in states in which the task has not ended for good.
+_RELEASES: dict[str | None, str] = {RETRY: "", IGNORED: "", REJECTED: "again", None: ""}
 
 
 def install(app: Celery, settings: Settings | None = None) -> None:
@@ -110,4 +110,4 @@ def _end_delivery(task_id: str = "", state: str | None = None, **_: Any) -> None
     """End the delivery of a task: Celery has sent the message of its end before this signal."""
     delivery = running.pop(task_id, None)
     if delivery is not None:
-        delivery.end(ended=state is not None and state not in _GOES_ON)
+        delivery.end(_RELEASES.get(state, "ended"))

@@ -545,9 +545,9 @@ class Store(Indices, SideRecords):
             self.look_at(run_id, self.now() + _ms(self.settings.lease / 3), sooner=True)
         return str(answer), str(what)
 
-    def release_task(self, run_id: str, step_id: StepId, side: str, fence: str, owner: str, *, ended: bool) -> None:
-        """Release the lease of a delivery, which has `ended` the task or waits for the task's own retry."""
-        self._run("release", run_id, step_id, side, fence, owner, "1" if ended else "")
+    def release_task(self, run_id: str, step_id: StepId, side: str, fence: str, owner: str, how: str = "") -> None:
+        """Release the lease of a delivery: the task has `ended`, its message comes `again`, or it retries by itself."""
+        self._run("release", run_id, step_id, side, fence, owner, how)
         self.look_at(run_id, self.now(), sooner=True)
 
     def note_task_error(self, run_id: str, step_id: StepId, side: str, error: Mapping[str, Any]) -> None:

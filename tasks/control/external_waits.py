@@ -40,7 +40,7 @@ _STATUS_OF_ERROR = {TaskError.CANCELLED: StepState.CANCELLED, TaskError.IN_DOUBT
 
 
 class NotYet(Exception):
-    """The step is not parked yet: its worker is about to park it."""
+    """The step is not parked yet, or the lease of its task decides: the same message is handled once more later."""
 
 
 class ExternalWaits:
@@ -80,10 +80,20 @@ class ExternalWaits:
         """Record the end of an application's task; return whether the run can continue. Raises NotYet."""
         loaded = self.plans.get(run_id)
         self.store.look_at(run_id, self.store.now() + round(1000 * self.store.settings.lease / 3), sooner=True)
-        kinds = [f"{side}{kind}" for kind in (Field.STATUS, Field.FENCE, Field.ATTEMPTS, Field.UNCOUNTED)]
-        status, held, attempts, uncounted = self.store.step_fields(run_id, [step_id], kinds)[step_id]
+        fields = (Field.STATUS, Field.FENCE, Field.ATTEMPTS, Field.UNCOUNTED, Field.BEGUN, Field.PARKED)
+        kinds = [f"{side}{kind}" for kind in fields]
+        status, held, attempts, uncounted, begun, wait = self.store.step_fields(run_id, [step_id], kinds)[step_id]
         if held == fence and status in _BUSY:
             raise NotYet
+        progress = (begun or "").removeprefix(f"{fence} ") if (begun or "").startswith(f"{fence} ") else ""
+        if held == fence and not progress and json.loads(wait or "{}").get("fenced"):
+            log.warning(
+                "run %s: a worker without install(app) has carried out the fenced task of step %s", run_id,
+                loaded.plan.name_of(step_id),
+            )  # fmt: skip
+        lost = not ok and progress and not progress.endswith("ended")
+        if held == fence and lost and not self._task_error(run_id, step_id, side, fence):
+            raise NotYet  # its process was lost, which its lease decides, or its lease is about to be released
         if ok:
             return self._task_succeeded(result, run_id, step_id, side, fence, loaded)
         tries = int(attempts or 1) - int(uncounted or 0)

@@ -197,6 +197,52 @@ def test_lost_worker_of_an_idempotent_task_is_replaced(till: Callable[[bool], Ti
     assert bank.ledger == ["charge begins", "charge begins", "charge 42"]
 
 
+def test_lost_process_of_a_task_is_noticed_within_the_lease(till: Callable[[bool], Till]) -> None:
+    bank = till(True)
+    bank.worker()
+    run = bank.shop.run(charging(bank, 30.0, seconds=3.0, idempotent=True))
+    bank.waits_for("charge begins")
+    os.kill(int((bank.folder / "pid").read_text()), signal.SIGKILL)
+    killed = time.monotonic()
+
+    wait_for("another attempt", lambda: bank.ledger == ["charge begins", "charge begins"], 10.0)
+    assert time.monotonic() - killed < 3.0
+    assert (ended(run).state, bank.ledger) == ("succeeded", ["charge begins", "charge begins", "charge 42"])
+
+
+def test_lost_compensation_runs_again(till: Callable[[bool], Till]) -> None:
+    bank = till(True)
+    first = bank.worker()
+    plan = Plan("order")
+    charge = plan.celery("charge", bank.tasks.charge.s(42), undo=bank.tasks.refund.s(42, 2.0), timeout=30.0)
+    plan.step("ship", "noop.execute", fail=True).after(charge)
+    run = bank.shop.run(plan)
+    bank.waits_for("refund begins")
+    bank.kill(first)
+    bank.worker()
+
+    report = ended(run)
+
+    assert (report.state, report.exit_code) == ("undone", 1)
+    assert bank.ledger == ["charge begins", "charge 42", "refund begins", "refund begins", "refund 42"]
+
+
+def test_cancelled_task_that_no_worker_has_begun_leaves_nothing(till: Callable[[bool], Till]) -> None:
+    bank = till(True)
+    run = bank.shop.run(charging(bank, 60.0))
+    wait_for("the task", lambda: run.report().step("charge").status == "waiting")
+    assert run.waits_for() == ["no worker of the application has begun task till.charge"]
+    run.cancel()
+
+    report = ended(run)
+    bank.worker()
+
+    nothing_follows(bank)
+    assert (report.step("charge").status, report.exit_code, report.in_doubt) == ("cancelled", 1, [])
+    assert report.summary.startswith("nothing was changed")
+    assert bank.ledger == []
+
+
 @FENCED
 def test_cancel_does_not_wait_for_the_own_retries_of_a_task(till: Callable[[bool], Till], fenced: bool) -> None:
     bank = till(fenced)

@@ -33,6 +33,7 @@ def note(text: str) -> None:
 
 @app.task(name="till.charge", shared=False)
 def charge(amount: int, seconds: float = 0.0) -> dict[str, int]:
+    LEDGER.with_name("pid").write_text(str(os.getpid()))
     note("charge begins")
     time.sleep(seconds)
     note(f"charge {amount}")
@@ -40,7 +41,9 @@ def charge(amount: int, seconds: float = 0.0) -> dict[str, int]:
 
 
 @app.task(name="till.refund", shared=False)
-def refund(amount: int) -> None:
+def refund(amount: int, seconds: float = 0.0) -> None:
+    note("refund begins") if seconds else None
+    time.sleep(seconds)
     note(f"refund {amount}")
 
 

@@ -223,8 +223,8 @@ class StoredRun:
     def begin_task(self, fence: str, owner: str = "task@till/1", retries: int = 0, *, side: str = "") -> str:
         return self.store.begin_task(self.run_id, 0, side, fence, owner, retries)[0]
 
-    def release_task(self, fence: str, owner: str = "task@till/1", *, ended: bool = False) -> None:
-        self.store.release_task(self.run_id, 0, "", fence, owner, ended=ended)
+    def release_task(self, fence: str, owner: str = "task@till/1", how: str = "") -> None:
+        self.store.release_task(self.run_id, 0, "", fence, owner, how)
 
     def waits(self) -> dict[str, float]:
         return dict(self.redis.zrange(self.keys.waits, 0, -1, withscores=True))
