@@ -11,7 +11,7 @@ modules of the entry-point group `longshore.operations` and of the setting `impo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, get_type_hints, overload
 
@@ -139,6 +139,8 @@ def operation(
     service: str = "",
     secrets: Iterable[str] = (),
     summary: str = "",
+    renamed: Mapping[str, str] | None = None,
+    upgrade: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> Decorator:
     """Decorate a function as the operation `name`.
 
@@ -159,6 +161,12 @@ def operation(
     * `secrets` – parameters that may contain `{{ secret('env:NAME') }}`; the function receives the value, and no
       record does
 
+    Runs keep the parameters with which they were stored, also where a deployment changes the function in the meantime:
+
+    * `renamed` – former names of parameters with their present ones, `{"order": "order_id"}`
+    * `upgrade` – a function of the stored parameters that returns the present ones; also called for those that are
+      up to date
+
     Raises ConfigError for a function whose parameters cannot be a step's.
     """
     hidden = frozenset(secrets)
@@ -172,6 +180,12 @@ def operation(
                 f"operation {name!r}: `secrets` names {unknown[0]!r}, which is not a parameter of the function",
                 remedy="name parameters of the function only",
             )
+        for old, new in (renamed or {}).items():
+            if old in params.model_fields or new not in params.model_fields:
+                raise ConfigError(
+                    f"operation {name!r}: `renamed` has {old!r} for {new!r}, which is no parameter's former name",
+                    remedy="write {former name: present name}",
+                )
         made: OwnOperation[Any, Any, Any] = OwnOperation(name, function, functions)
         register(
             Operation(
@@ -187,6 +201,8 @@ def operation(
                 secrets=hidden,
                 function=functions,
                 retry=retry or BACKOFF,
+                renamed=dict(renamed or {}),
+                upgrade=upgrade,
             )
         )
         return made

@@ -28,7 +28,7 @@ from longshore.orchestration.runs.events import Event
 from longshore.orchestration.runs.hooks import HookDispatcher, Hooks
 from longshore.orchestration.runs.report import Report
 from longshore.orchestration.states import TERMINAL, RunState
-from longshore.orchestration.store.run_store import stream_order
+from longshore.orchestration.store.records import stream_order
 from longshore.orchestration.store.stream_reader import StreamReader, Subscription
 
 P = ParamSpec("P")

@@ -5,9 +5,11 @@ A command is stored in Redis and carried out by a worker; each method that sends
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Literal
 
 from celery import Celery
@@ -24,7 +26,8 @@ from longshore.orchestration.runs.hooks import HookDispatcher, Hooks
 from longshore.orchestration.runs.report import Report
 from longshore.orchestration.runs.step_report import ItemReport, StepReport
 from longshore.orchestration.states import TERMINAL, RunState
-from longshore.orchestration.store.run_store import Store, stream_order
+from longshore.orchestration.store.records import stream_order
+from longshore.orchestration.store.run_store import Store
 
 log = logging.getLogger(__name__)
 
@@ -367,4 +370,10 @@ def stored_plan(store: Store, run_id: str) -> tuple[CompiledPlan, str]:
     body = store.body(run_id)
     if body is None:
         raise UnknownName(f"run {run_id!r} does not exist", remedy="list the latest runs: longshore runs ls")
-    return CompiledPlan(Plan.model_validate(body["plan"]), lenient=True), str(body.get("digest", ""))
+    return _compiled(json.dumps(body["plan"])), str(body.get("digest", ""))
+
+
+# The runs of one plan share its object: a thousand of them would make each garbage collection a long pause.
+@lru_cache(maxsize=16)
+def _compiled(plan: str) -> CompiledPlan:
+    return CompiledPlan(Plan.model_validate_json(plan), lenient=True)

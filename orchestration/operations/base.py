@@ -6,8 +6,8 @@ implementation for each operation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache, partial
 from importlib.metadata import entry_points
@@ -171,6 +171,10 @@ class Operation:
     #: Whether the operation can run inside a container (`in:` of a step).
     inside: bool = False
     about: About | None = None
+    #: Former names of parameters with their present ones, and a function that brings the parameters of a stored step up
+    #: to date.
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    upgrade: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     #: The function of a custom operation (`longshore.orchestration.authoring.functions`).
     function: Any = None
 
@@ -183,6 +187,21 @@ class Operation:
     def elsewhere(self) -> bool:
         """Whether another system performs the effect, which no receipt on a worker's host can fence."""
         return self.queue == "network" or self.function is not None or self.name == "celery.task.execute"
+
+    def upgraded(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of a step that may have been stored for an earlier version of the operation."""
+        values = {self.renamed.get(name, name): value for name, value in params.items()}
+        return values if self.upgrade is None else self.upgrade(values)
+
+    @property
+    def accepts(self) -> tuple[str, ...]:
+        """The parameters that a stored step may have: `name`, `name?` for an optional one, `former=name` for a former
+        name, and `*` where a function upgrades all of them.
+        """
+        fields = self.params.model_fields.items()
+        names = [name if each.is_required() else f"{name}?" for name, each in fields]
+        former = [f"{old}={new}" for old, new in self.renamed.items()]
+        return (*names, *former, *(["*"] if self.upgrade is not None else []))
 
     def templated(self, params: dict[str, Any]) -> dict[str, Any]:
         """The parameters that the plan renders as templates."""

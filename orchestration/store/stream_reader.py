@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from longshore.orchestration.errors import LongshoreError
 from longshore.orchestration.store.connection import connect_async
-from longshore.orchestration.store.run_store import Store, stream_order
+from longshore.orchestration.store.records import stream_order
+from longshore.orchestration.store.run_store import Store
 
 if TYPE_CHECKING:
     import redis.asyncio

@@ -51,7 +51,7 @@ class _Line(Canvas):
     def revoke_task(self, task_id: str) -> None:
         """No worker takes the messages of an application's tasks."""
 
-    def send_single(self, task: str, plan: CompiledPlan, step_id: StepId) -> None:
+    def send_single(self, task: str, plan: CompiledPlan, step_id: StepId, *, countdown: float | None = None) -> None:
         self.queue.append(_Message(task, self.run_id, step_id, self.hosts.get(step_id, "")))
 
 
