@@ -21,6 +21,7 @@ from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoSt
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.run_store import Store, parent_in, stream_order
 from longshore.orchestration.transitions import RunRecord
+from longshore.tasks.attempts.run_secrets import redaction_of
 from longshore.tasks.control.commands import PAST_RETURN
 from longshore.tasks.control.dispatch import in_flight, send_next
 from longshore.tasks.external_wait import MakeCanvas
@@ -77,9 +78,11 @@ class ExternalWaits:
         status, held, attempts = self.store.step_fields(run_id, [step_id], kinds)[step_id]
         if held == fence and status in _BUSY:
             raise NotYet
+        redaction = redaction_of(loaded)
         if ok:
-            return self._task_succeeded(result, run_id, step_id, side, fence, loaded)
-        return self._task_failed(str(result), run_id, step_id, side, fence, loaded, int(attempts or 1))
+            return self._task_succeeded(redaction.data(result), run_id, step_id, side, fence, loaded)
+        error = redaction.text(self._why(str(result)))
+        return self._task_failed(error, run_id, step_id, side, fence, loaded, int(attempts or 1))
 
     def _task_succeeded(self, result: Any, run_id: str, step_id: StepId, side: str, fence: str, loaded: Loaded) -> bool:
         if side:
@@ -92,9 +95,8 @@ class ExternalWaits:
         return self.end(run_id, loaded, step_id, side, fence, StepState.CHANGED, data=data)
 
     def _task_failed(
-        self, task_id: str, run_id: str, step_id: StepId, side: str, fence: str, loaded: Loaded, attempts: int
+        self, error: str, run_id: str, step_id: StepId, side: str, fence: str, loaded: Loaded, attempts: int
     ) -> bool:
-        error = self._why(task_id)
         index = index_of(step_id)
         policy, step = loaded.plan.retry_policy(index), loaded.plan.steps[index]
         if (step.step.retry or loaded.plan.plan.retry) and attempts < policy.attempts:
