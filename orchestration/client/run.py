@@ -22,7 +22,8 @@ from longshore.orchestration.runs.events import Event
 from longshore.orchestration.runs.hooks import HookDispatcher, Hooks
 from longshore.orchestration.runs.report import Report
 from longshore.orchestration.states import TERMINAL, RunState
-from longshore.orchestration.store.run_store import Store, stream_order
+from longshore.orchestration.store.records import stream_order
+from longshore.orchestration.store.run_store import Store
 
 #: How a person may resolve a step whose outcome the record does not know; see `Run.resolve`.
 Resolution = Literal["done", "skip", "undone", "abandon"]

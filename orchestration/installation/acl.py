@@ -40,7 +40,7 @@ _REQUESTS = "blpop del evalsha expire hset incr lpush pexpire sadd set xadd zadd
 #: Writes of counters.
 _COUNTERS = "hdel hincrby hincrbyfloat hset hsetnx incrby persist"
 #: Remote control and events of workers: publish and subscribe.
-_REMOTE_CONTROL = "brpop psubscribe publish punsubscribe srem subscribe unsubscribe"
+_REMOTE_CONTROL = "brpop psubscribe publish pubsub|numpat punsubscribe srem subscribe unsubscribe"
 #: Commands of doctor.
 _DIAGNOSES = "info script|exists"
 #: RENAME moves a key of a wrong type to `…:damaged:…`; HSCAN reads a long index.

@@ -15,8 +15,10 @@ from typing import Any
 
 from longshore.orchestration.errors import UNREADABLE, QueueFull, WrongType
 from longshore.orchestration.messaging.signing import sealed
+from longshore.orchestration.store.connection import ScriptCall
 from longshore.orchestration.store.indices import mark
-from longshore.orchestration.store.run_store import Store, read_request
+from longshore.orchestration.store.records import read_request
+from longshore.orchestration.store.run_store import Store
 
 #: Queued runs that are read at once.
 _PAGE = 1000
@@ -130,6 +132,11 @@ class Admission:
         Returns `gone` for a run that was released. With `anyway`, admits beyond the limits a run that has begun before
         and resumes.
         """
+        limit = self._store.acknowledged(self.admit_call(run_id, wanted, anyway=anyway))[0]
+        return "" if limit == "ok" else str(limit)
+
+    def admit_call(self, run_id: str, wanted: AdmissionRequest, *, anyway: bool = False) -> ScriptCall:
+        """The call of the script that `admit` runs."""
         store, keys, settings = self._store, self._store.keys, self._store.settings
         names = [
             keys.queue,
@@ -140,11 +147,10 @@ class Admission:
         ]
         names.append(keys.live)
         names += [keys.slot(_lock(name)) for name in wanted.locks]
-        limit = store.run_global(
+        return store.global_call(
             "admit", names, run_id, settings.max_runs or "", self._limit_of_plan(wanted) or "",
             wanted.limit if wanted.key else "", "1" if anyway else "", *wanted.parents,
         )  # fmt: skip
-        return "" if limit == "ok" else str(limit)
 
     def _limit_of_plan(self, wanted: AdmissionRequest) -> int | None:
         settings = self._store.settings
@@ -162,12 +168,22 @@ class Admission:
         pipe.zrem(keys.queue, run_id)
         pipe.hdel(keys.admission_requests, run_id)
         pipe.zrem(keys.admitted, run_id)
-        pipe.srem(keys.of_plan(wanted.plan_key), run_id)
-        if wanted.key:
-            pipe.srem(keys.slot(wanted.key), run_id)
-        for name in wanted.locks:
-            pipe.srem(keys.slot(_lock(name)), run_id)
+        for name in self._slots(wanted):
+            pipe.srem(name, run_id)
         self._store.call(pipe.execute)
+
+    def _slots(self, wanted: AdmissionRequest) -> list[str]:
+        """The sets that contain the run while it is admitted: of its plan, its key and its locks."""
+        keys = self._store.keys
+        names = [wanted.key] if wanted.key else []
+        names += [_lock(name) for name in wanted.locks]
+        return [keys.of_plan(wanted.plan_key), *map(keys.slot, names)]
+
+    def held_keys(self, wanted: AdmissionRequest) -> list[str]:
+        """The keys with which `Store.finish` releases a run."""
+        keys = self._store.keys
+        indices = [keys.ended, keys.live, keys.queue, keys.admission_requests, keys.admitted]
+        return [*indices, *self._slots(wanted)]
 
     def limited(self, wanted: AdmissionRequest) -> bool:
         """Report whether any limit applies to the run."""

@@ -136,3 +136,13 @@ def a_lock_belongs_to_one_run(stored: StoredRun) -> None:
     queue.admit("a", submit(queue, "a", locks=["web1/shop", "web2/shop"]))
     assert queue.admit("b", submit(queue, "b", locks=["web2/shop", "web3/shop"])) == "lock"
     assert queue.admit("c", submit(queue, "c", locks=["web3/shop"])) == "", "b holds nothing while it waits"
+
+
+@scenario
+def a_command_keeps_its_entry_in_the_inbox(stored: StoredRun) -> None:
+    inbox, name = stored.store.keys.inbox, stored.run_id
+    stored.redis.delete(inbox)
+    stored.redis.zadd(inbox, {name: 7})
+    stored.store.create(name, {"plan": "p"}, inbox=6)
+    stored.store.seen(name, 6)
+    assert stored.redis.zscore(inbox, name) == 7

@@ -76,7 +76,8 @@ def test_script_uses_only_portable_redis_functions(name: str) -> None:
 
 
 def test_store_calls_every_script_and_no_other() -> None:
-    called = re.findall(r'_run\((?:\s|#.*)*"(\w+)"', (ROOT / "orchestration" / "store" / "run_store.py").read_text())
+    texts = [path.read_text() for path in (ROOT / "orchestration" / "store").glob("*.py")]
+    called = re.findall(r'(?:_run|_call_of)\((?:\s|#.*)*"(\w+)"', "\n".join(texts))
 
     assert set(called) == set(lua.names())
 
