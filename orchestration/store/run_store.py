@@ -13,7 +13,7 @@ from longshore.orchestration.messaging.signing import origin, sealed_command
 from longshore.orchestration.plans.compiled import StepId, as_id
 from longshore.orchestration.saga import ResumeSet
 from longshore.orchestration.settings import LARGE_DATA_BYTES, Settings
-from longshore.orchestration.states import Cause, RunState
+from longshore.orchestration.states import Cause, RunState, UndoState
 from longshore.orchestration.store.audit import KEPT
 from longshore.orchestration.store.connection import ScriptCall, as_dict
 from longshore.orchestration.store.connection import milliseconds as _ms
