@@ -6,7 +6,7 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,6 +37,21 @@ def milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
+class _Packer:
+    """Packs commands with hiredis, and those with undecodable bytes without an error, as `encoding_errors` demands."""
+
+    def __init__(self, pack: Callable[..., Any]) -> None:
+        self._pack = pack
+
+    def pack(self, *args: Any) -> Any:
+        try:
+            return self._pack(*args)
+        except UnicodeEncodeError:
+            return self._pack(
+                *(arg.encode("utf-8", "surrogateescape") if isinstance(arg, str) else arg for arg in args)
+            )
+
+
 def as_number(text: object) -> int | None:
     """The integer in the text of a key or field; None where the text is missing or no integer."""
     try:
@@ -57,13 +72,16 @@ def connect(settings: Settings) -> redis.Redis:
     """
     import redis  # noqa: PLC0415 - 0.2 s that `longshore --help` need not pay
     from redis.backoff import ExponentialWithJitterBackoff  # noqa: PLC0415
+    from redis.connection import HiredisRespSerializer  # noqa: PLC0415
     from redis.retry import Retry  # noqa: PLC0415
+    from redis.utils import HIREDIS_AVAILABLE  # noqa: PLC0415
 
     options: dict[str, Any] = {
         "decode_responses": True,
         # Undecodable bytes damage one entry only; an exception would fail the read of all others.
         "encoding_errors": "surrogateescape",
         "socket_connect_timeout": settings.connect_timeout,
+        "command_packer": _Packer(HiredisRespSerializer().pack) if HIREDIS_AVAILABLE else None,
         # Longer than the longest blocking read.
         "socket_timeout": max(_LONGEST_BLOCK + 1.0, settings.connect_timeout),
         "health_check_interval": 15,

@@ -14,12 +14,13 @@ local created = redis.call('EXISTS', run) == 0
 if created then
   redis.call('ZADD', live, now + tonumber(ARGV[3]), ARGV[1])
   redis.call('ZADD', runs, 'NX', now, ARGV[1])
-  redis.call('HSET', run, 'state', 'pending', 'level', -1, 'left', 0, 'created', now, unpack(ARGV, first))
+  redis.call('HSET', run, 'state', 'pending', 'level', -1, 'left', 0, 'created', now, 'version', 1, unpack(ARGV, first))
   local jumps, jumped = unpack(redis.call('HMGET', clock_hash, 'jumps', 'jumped'))
   if jumps then
     redis.call('HSET', run, 'jumps', jumps, 'jumped', jumped)
   end
-  emit('run_created', 'plan', redis.call('HGET', run, 'plan'), 'actor', redis.call('HGET', run, 'actor') or '')
+  local plan, actor = unpack(redis.call('HMGET', run, 'plan', 'actor'))
+  emit_as(1, 'run_created', 'plan', plan, 'actor', actor or '')
   if first > 6 then
     redis.call('XADD', audit, 'MAXLEN', '~', ARGV[4], '*', unpack(ARGV, 6, first - 1))
   end

@@ -9,26 +9,27 @@
 -- RETURNS  0 a concurrent transition was first; 1 ended; 2 ended and released, and other runs wait; 3 ended and
 --          released, and the run has left the live runs
 -- EVENTS   run_ended
+local state, epoch, left, cause, version = unpack(redis.call('HMGET', run, 'state', 'epoch', 'left', 'cause', 'version'))
 -- guard: a run ends only from the state that was seen
-if redis.call('HGET', run, 'state') ~= ARGV[1]
+if state ~= ARGV[1]
     -- guard: a run does not end while an attempt runs
     or redis.call('ZCARD', leases) > 0 then
   return 0
 end
 -- A run that was reopened may have returned to the same state, in another epoch.
 -- guard: a reopened run is not ended by an older decision
-if (redis.call('HGET', run, 'epoch') or '0') ~= ARGV[3] then
+if (epoch or '0') ~= ARGV[3] then
   return 0
 end
 -- guard: a run does not end while a step of its level is left
-if ARGV[1] ~= 'aborting' and tonumber(redis.call('HGET', run, 'left')) > 0 then
+if ARGV[1] ~= 'aborting' and tonumber(left) > 0 then
   return 0
 end
 for n = 6, #ARGV do
   redis.call('HSET', steps, 'status:' .. ARGV[n], 'not_run')
 end
-redis.call('HSET', run, 'state', ARGV[2], 'left', 0, 'ended', now)
-emit('run_ended', 'state', ARGV[2], 'cause', redis.call('HGET', run, 'cause') or '')
+redis.call('HSET', run, 'state', ARGV[2], 'left', 0, 'ended', now, 'version', version + 1)
+emit_as(version + 1, 'run_ended', 'state', ARGV[2], 'cause', cause or '')
 if #apart == 0 then
   return 1
 end

@@ -60,7 +60,7 @@ def test_script_documents_every_argument(name: str) -> None:
 
 @pytest.mark.parametrize("name", lua.names())
 def test_script_declares_its_events(name: str) -> None:
-    written = set(re.findall(r"emit\('(\w+)'", body(name)))
+    written = set(re.findall(r"emit(?:_as)?\((?:[\w+ ]+, )?'(\w+)'", body(name)))
 
     assert all(event in head(name) or name == "command" for event in written)
 
