@@ -25,6 +25,7 @@ from longshore.orchestration.client import live
 from longshore.orchestration.client.replay import Replay
 from longshore.orchestration.client.run import Resolution, Run
 from longshore.orchestration.language import printable
+from longshore.orchestration.plans.shown_params import one_line
 from longshore.orchestration.runs.report import Report
 from longshore.orchestration.runs.search import Filter, search
 from longshore.orchestration.states import TERMINAL, UNDO_OPEN
@@ -44,7 +45,7 @@ def runs_group() -> None:
 @click.option("--state", default="", metavar="STATE", help="Only runs in this state.")
 @click.option("--label", default="", metavar="KEY[=VALUE]", help="Only runs of plans with this label.")
 @click.option("--since", default="", metavar="TIME", help="Only runs since then: an age such as 2h, or a date.")
-@click.option("--text", default="", help="Only runs with this text in the id, the plan, the actor or the error.")
+@click.option("--text", default="", help="Only runs with this text in id, plan, parameters, actor or error.")
 def ls(limit: int, plan: str, state: str, label: str, since: str, text: str) -> None:
     """List the latest runs, newest first."""
     options, run_filter = current_options(), Filter.read(text, plan, state, label, since)
@@ -62,10 +63,12 @@ def ls(limit: int, plan: str, state: str, label: str, since: str, text: str) -> 
     console = options.console()
     if not console.is_terminal:
         console.width = 200  # for grep, not for a screen
-    table = Table("run", "plan", "state", "started", "took", "summary", box=None, header_style="bold", pad_edge=False)
+    columns = ("run", "plan", "state", "started", "took", "params", "summary")
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
     for report in reports:
         took = f"{report.duration_s:.1f} s" if report.duration_s is not None else ""
-        table.add_row(report.run_id, report.plan, report.state, (report.started_at or "")[:19], took, report.summary)
+        started, params = (report.started_at or "")[:19], one_line(report.params)
+        table.add_row(report.run_id, report.plan, report.state, started, took, params, report.summary)
     for column in table.columns[:3]:
         column.no_wrap = True
     console.print(table if reports else "no runs")

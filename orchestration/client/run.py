@@ -108,6 +108,8 @@ class Run:
             self.plan, self._digest = stored_plan(store, self.id)
         if run.get("state") not in TERMINAL:
             steps |= pending_reasons.pending_reasons(store, self.plan, steps)
+        if run.get("state") == RunState.PENDING and run.get("hold_reason"):
+            run["hold_reason"] = pending_reasons.hold_reason(store, self.id, run["hold_reason"])
         return report.build(self.id, self.plan, run, steps, store.now())
 
     def events(self, after: str = "0-0") -> list[Event]:

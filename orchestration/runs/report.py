@@ -39,6 +39,8 @@ class Report(_Part):
 
     run_id: str
     plan: str
+    #: The parameters of the run, without plaintext secrets, and with long values shortened.
+    params: dict[str, Any] = {}
     state: RunState
     cause: Cause | None = None
     exit_code: int | None = None
@@ -126,10 +128,17 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
     return Report(
         run_id=run_id,
         plan=plan.plan.name,
+        params=json.loads(run.get("params", "{}")),
         state=state,
         cause=cause,
         exit_code=job.exit if job is not None and code is not None else code,
-        summary=("nothing was changed; " if untouched else "") + summary(reports),
+        summary="; ".join(
+            [
+                *([job.summary] if job is not None and code is not None else []),
+                *(["nothing was changed"] if untouched else []),
+                summary(reports),
+            ]
+        ),
         started_at=_iso(started),
         duration_s=None if started is None else round(((ended or now) - started) / 1000, 3),
         actor=run.get("actor", ""),

@@ -22,7 +22,7 @@ from longshore.orchestration.store.locks import Holder, Locks
 from longshore.orchestration.store.objects import Objects
 from longshore.orchestration.store.records import Grant
 from longshore.tasks.attempts.delivery import Delivery
-from longshore.tasks.host import secret_sources
+from longshore.tasks.attempts.run_secrets import redaction_of
 from longshore.tasks.host.facts import facts, labels
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,8 @@ _STOP_POLL = 0.5
 
 def context_of(delivery: Delivery, grant: Grant) -> Context:
     """The context of a claimed attempt; its deadline begins now."""
-    # A file, or the answer of a service, can hold a secret that another step of the plan names.
-    delivery.redaction.values |= secret_sources.known(delivery.loaded.secrets)
+    # A file, or the answer of a service, can hold a secret that another step of the run names.
+    delivery.redaction = redaction_of(delivery.loaded)
     context = Context(
         run_id=delivery.run_id,
         step=delivery.step.name,

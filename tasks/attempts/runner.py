@@ -52,7 +52,7 @@ from longshore.tasks.attempts.retries import RetryPolicy
 from longshore.tasks.attempts.scope import scope
 from longshore.tasks.crash_points import point
 from longshore.tasks.external_wait import WaitingImplementation
-from longshore.tasks.host import policy
+from longshore.tasks.host import policy, secret_sources
 from longshore.tasks.implementation import Context, Implementation, Outcome, implementation
 from longshore.tasks.operations import functions as _functions  # noqa: F401 - registers applications' operations
 
@@ -77,11 +77,13 @@ class Attempt:
         *,
         fence: Fence | None = None,
         implementation_of: Callable[[str], Implementation[Any]] = allowed_implementation,
+        read_secret: Callable[[str], str] = secret_sources.read,
     ) -> None:
         self._delivery = delivery
         self._fence = fence if fence is not None else Fence(delivery)
         self._retries = RetryPolicy(delivery)
         self._implementation_of = implementation_of
+        self._read_secret = read_secret
         #: Whether no attempt at the step can have had an effect.
         self._untouched = False
 
@@ -309,7 +311,9 @@ class Attempt:
 
     def _revealed(self, operation: Operation, rendered: dict[str, Any], context: Context) -> Params:
         redaction = self._delivery.redaction
-        params, context.container = reveal_params(operation, rendered, self._delivery.step.inside, redaction)
+        params, context.container = reveal_params(
+            operation, rendered, self._delivery.step.inside, redaction, self._read_secret
+        )
         context.redact, context.redact_data = redaction.text, redaction.data
         return params
 

@@ -23,6 +23,7 @@ from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.records import parent_in, stream_order
 from longshore.orchestration.store.run_store import Store
 from longshore.orchestration.transitions import RunRecord
+from longshore.tasks.attempts.run_secrets import redaction_of
 from longshore.tasks.control.commands import PAST_RETURN
 from longshore.tasks.control.dispatch import in_flight, send_next
 from longshore.tasks.external_wait import MakeCanvas
@@ -37,7 +38,10 @@ _BUSY = frozenset({str(StepState.RUNNING), str(UndoState.UNDOING)})
 #: Seconds after its time limit within which a fenced worker has stopped a task.
 TASK_GRACE = STOP_GRACE + 20.0
 #: The status of a step whose task failed with an error that the application has marked.
-_STATUS_OF_ERROR = {TaskError.CANCELLED: StepState.CANCELLED, TaskError.IN_DOUBT: StepState.UNKNOWN}
+_STATUS_OF_ERROR: dict[str, StepState] = {
+    TaskError.CANCELLED: StepState.CANCELLED,
+    TaskError.IN_DOUBT: StepState.UNKNOWN,
+}
 
 
 class NotYet(Exception):
@@ -95,10 +99,13 @@ class ExternalWaits:
         lost = not ok and progress and not progress.endswith("ended")
         if held == fence and lost and not self._task_error(run_id, step_id, side, fence):
             raise NotYet  # its process was lost, which its lease decides, or its lease is about to be released
+        redaction = redaction_of(loaded)
         if ok:
-            return self._task_succeeded(result, run_id, step_id, side, fence, loaded)
+            return self._task_succeeded(redaction.data(result), run_id, step_id, side, fence, loaded)
         tries = int(attempts or 1) - int(uncounted or 0)
-        return self._task_failed(str(result), run_id, step_id, side, fence, loaded, tries)
+        known = self._task_error(run_id, step_id, side, fence)
+        error = redaction.text(str(known.get("error") or self._why(str(result))))
+        return self._task_failed(error, known.get("kind", ""), run_id, step_id, side, fence, loaded, tries)
 
     def _task_succeeded(self, result: Any, run_id: str, step_id: StepId, side: str, fence: str, loaded: Loaded) -> bool:
         if side:
@@ -112,10 +119,8 @@ class ExternalWaits:
         return self.end(run_id, loaded, step_id, side, fence, StepState.CHANGED, data=data)
 
     def _task_failed(
-        self, task_id: str, run_id: str, step_id: StepId, side: str, fence: str, loaded: Loaded, tries: int
+        self, error: str, kind: str, run_id: str, step_id: StepId, side: str, fence: str, loaded: Loaded, tries: int
     ) -> bool:
-        known = self._task_error(run_id, step_id, side, fence)
-        error, kind = str(known.get("error") or self._why(task_id)), known.get("kind", "")
         index = index_of(step_id)
         policy, step = loaded.plan.retry_policy(index), loaded.plan.steps[index]
         if not kind and loaded.plan.retries_every_error(index) and tries < policy.attempts:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from longshore.orchestration.errors import Damaged, WrongType
 from longshore.orchestration.installation import integrity
 from longshore.orchestration.plans.compiled import CompiledPlan
+from longshore.orchestration.plans.shown_params import shown_params
 from longshore.orchestration.states import TERMINAL, RunState
 from longshore.orchestration.store import audit
 from longshore.orchestration.store.admission import Admission, AdmissionRequest
@@ -61,6 +62,8 @@ class RunLifecycle:
             "instance_id": loaded.instance_id,
             "request": loaded.request,
         }
+        if loaded.params:
+            fields["params"] = json.dumps(shown_params(loaded.params), ensure_ascii=False)
         if loaded.parent:
             fields["parent"] = json.dumps(loaded.parent)
         if plan.timeout is not None:
@@ -106,14 +109,12 @@ class RunLifecycle:
 
     def _limit(self, run_id: str, wanted: AdmissionRequest) -> str:
         """The limit that a run waits for; '' where the run is admitted."""
-        if wanted.parents or not self.admission.limited(wanted):
+        if not wanted.parents and self.admission.limited(wanted):
+            self._start(self.admission.earlier(run_id))
+        limit = self.admission.admit(run_id, wanted)
+        if limit == "gone" and self.admission.remember(run_id, wanted):
             return self.admission.admit(run_id, wanted)
-        self.admit_waiting()
-        if self.admission.is_in(run_id):
-            return ""
-        if self.admission.remember(run_id, wanted):
-            return self._limit(run_id, wanted)
-        return self.admission.limit_of(wanted) if self.admission.waits(run_id) else "gone"
+        return limit
 
     def _is_held_by_service(self, run_id: str, plan: CompiledPlan) -> bool:
         down = [service for service in services(plan) if self.breakers.is_open(service)]
@@ -138,9 +139,17 @@ class RunLifecycle:
                 self.canvas(other, None).send_advance(self.store.fields(other).get("plan", other))
                 self.store.note(run_id, note)
 
-    def admit_waiting(self) -> None:
-        """Start the waiting runs that the limits admit. If a message is lost, the next sweep starts them."""
-        for run_id, wanted in self.admission.next():
+    def admit_waiting(self, released: AdmissionRequest | None = None) -> None:
+        """Start the waiting runs that the limits admit after the release of a run, or, without one, at all.
+
+        If a message is lost, the next sweep starts them.
+        """
+        self._start(
+            self.admission.next() if released is None else self.admission.wake(self.admission.queues_of(released))
+        )
+
+    def _start(self, admitted: Iterable[tuple[str, AdmissionRequest]]) -> None:
+        for run_id, wanted in admitted:
             self.store.look_at(run_id, self.store.now(), sooner=True)
             self.canvas(run_id, None).send_advance(wanted.plan)
 
@@ -171,7 +180,7 @@ class RunLifecycle:
         """Release the place of an ended run to others, and start its retention."""
         self.store.add_to_ended(run_id, ended)
         self.admission.release(run_id, wanted)
-        self.admit_waiting()
+        self.admit_waiting(wanted)
 
     def readmit(self, run_id: str, wanted: AdmissionRequest) -> None:
         """Give a reopened run its place, whatever the limits, and end its retention."""
@@ -195,6 +204,8 @@ class RunLifecycle:
         for run_id, wanted in known.items():
             if self._is_over(run_id):
                 self.admission.release(run_id, wanted)
+            elif self.admission.is_forgotten(run_id, wanted):
+                self.store.look_at(run_id, self.store.now(), sooner=True)
         self.admit_waiting()
 
     def _is_over(self, run_id: str) -> bool:

@@ -92,7 +92,7 @@ class Sweep:
             if not orphan and now - since >= self._patience:
                 found.append(run_id)
         self._orphans = {run_id: known for run_id, known in self._orphans.items() if run_id in inbox}
-        return found[:BATCH]
+        return self.lifecycle.admission.in_order(found)[:BATCH]
 
     def _look_at_each(self, found: Iterable[str]) -> None:
         wrong: list[str] = []

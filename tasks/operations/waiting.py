@@ -6,9 +6,7 @@ application.
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import json
 from typing import Any
 
 from longshore.orchestration.client.request import shared
@@ -113,8 +111,7 @@ def child_run(run_id: str, name: str) -> str:
 
 def _child(loaded: Loaded, step: str, params: RunParams) -> tuple[Plan, dict[str, Any]]:
     """The child's plan as of the start of its parent, and its request."""
-    kept = json.loads(base64.b64decode(loaded.contents[subplans.key(step)]))
-    plan = Plan.model_validate(kept["plan"])
+    plan, kept = subplans.read(loaded.contents, step)
     try:
         values = resolve(plan.params, params.params)
     except LongshoreError as error:
@@ -126,6 +123,8 @@ def _child(loaded: Loaded, step: str, params: RunParams) -> tuple[Plan, dict[str
         "files": kept["files"],
         "digest": plan.digest(values, kept["files"]),
         "actor": loaded.actor,
+        # A step of the child can print a secret that a step of its parent has used.
+        "secrets": sorted(loaded.secrets),
     } | shared(plan, values)
 
 

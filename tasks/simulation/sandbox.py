@@ -42,6 +42,7 @@ from longshore.tasks.attempts.runner import Attempt
 from longshore.tasks.control.coordinator import Coordinator
 from longshore.tasks.control.receipt_comparison import HostAgent
 from longshore.tasks.external_wait import WaitingImplementation
+from longshore.tasks.host import secret_sources
 from longshore.tasks.host.engine import factory
 from longshore.tasks.host.facts import facts
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implementation
@@ -166,9 +167,9 @@ class Sandbox:
     """Runs plans in memory.
 
     Steps of `noop`, `docker` (on `engine`) and own operations are run; steps of any other family are pretended: they
-    succeed, count as changed, and return the data set by `give`. `pretend=True` pretends all of them; `approve_all`
-    approves every step that waits for a person. `hosts` are names, or names with labels. The tasks of a Celery
-    application `app` are called, where a step runs one of them.
+    succeed, count as changed, and return the data set by `give`. `pretend=True` pretends all of them, with placeholders
+    for secrets; `approve_all` approves every step that waits for a person. `hosts` are names, or names with labels. The
+    tasks of a Celery application `app` are called, where a step runs one of them.
 
     Time passes only while the run waits for it. Each method below names a step, or `step[3]` for one item of it.
     """
@@ -388,7 +389,10 @@ class Sandbox:
             return
         delivery = self._delivery(message)
         attempt = Attempt(
-            delivery, fence=NoFence(delivery), implementation_of=partial(self._implementation_of, delivery)
+            delivery,
+            fence=NoFence(delivery),
+            implementation_of=partial(self._implementation_of, delivery),
+            read_secret=_placeholder if self.pretend else secret_sources.read,
         )
         try:
             result = attempt.run()
@@ -455,6 +459,11 @@ class Sandbox:
             before = done.before(context, values)
             json.dumps(before)
             return Done(self, op, values, context, before, done.act(context, values, before))
+
+
+def _placeholder(reference: str) -> str:
+    """The value of a secret in a run that is pretended."""
+    return f"placeholder of {reference}"
 
 
 def _names(plan: Plan) -> Iterator[str]:

@@ -261,6 +261,22 @@ def test_quiet_commands_print_failures_on_stderr_and_nothing_else(
     assert predicted.err.startswith("error: deploy on ")
 
 
+def test_parameters_of_a_run_are_shown(workers: Installation, plan: Path, home: Path) -> None:
+    assert workers.longshore("run", str(plan), "-p", "text=v7.3.1", "--run-id", "params-1", "-q").code == 0
+
+    shown = {
+        "show": workers.longshore("runs", "show", "params-1").out,
+        "ls": workers.longshore("runs", "ls").out,
+        "search": workers.longshore("runs", "ls", "--text", "text=v7.3").out,
+    }
+
+    for name, text in shown.items():
+        assert "text=v7.3.1" in text, name
+    assert "params-1" in shown["search"]
+    assert workers.longshore("runs", "show", "params-1", "-o", "json").json["params"] == {"text": "v7.3.1"}
+    assert "no runs" in workers.longshore("runs", "ls", "--text", "text=v7.4").out
+
+
 def test_quiet_success_prints_nothing(workers: Installation, plan: Path) -> None:
     said = workers.longshore("-q", "run", str(plan), "-p", "text=hello", "--run-id", "quiet-3")
 

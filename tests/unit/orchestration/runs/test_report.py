@@ -202,6 +202,13 @@ def test_summary_of_a_failure_without_a_change_begins_with_that() -> None:
     assert cleaned.summary == "3 steps, 1 changed, 1 failed, 1 not_run"
 
 
+def test_report_shows_parameters() -> None:
+    found = report("undone", UNDONE, run={"params": '{"version": "1.2", "password": "***"}'})
+
+    assert found.params == {"version": "1.2", "password": "***"}
+    assert report("undone", UNDONE).params == {}
+
+
 def test_report_names_steps_held_back_with_the_reason() -> None:
     held = CHANGED | {"ustatus": "held_back", "ureason": "migrate depends on it, and its undo failed"}
     found = report("undo_failed", held, CHANGED | {"ustatus": "undo_failed"}, CHANGED)
@@ -219,7 +226,19 @@ def test_report_round_trips_through_json() -> None:
 
     assert again == found
     assert list(json.loads(found.model_dump_json())) == [
-        *("run_id", "plan", "state", "cause", "exit_code", "summary", "started_at", "duration_s", "actor", "error"),
+        *(
+            "run_id",
+            "plan",
+            "params",
+            "state",
+            "cause",
+            "exit_code",
+            "summary",
+            "started_at",
+            "duration_s",
+            "actor",
+            "error",
+        ),
         *("steps", "left_over", "in_doubt"),
     ]
 
