@@ -120,7 +120,7 @@ class Run:
         """Yield events as they occur, until the run has ended. Reads only.
 
         `hooks` are called for each event after `after`, once each and in order. An exception from a hook is raised
-        here. Raises RunLost where the run does not exist any more.
+        here. Raises RunLost where the run does not exist.
         """
         watcher = _Watcher(self, hooks, after) if hooks is not None else None
         for event in self._watch(after):
@@ -283,7 +283,7 @@ class Run:
 def lost(run_id: str) -> RunLost:
     """The error of a run that has neither record nor request."""
     return RunLost(
-        f"run {run_id} does not exist any more: it was pruned, or Redis has lost it",
+        f"run {run_id} does not exist: it was pruned, or Redis has lost it",
         remedy="check whether Redis keeps its data: longshore doctor",
     )
 
@@ -325,7 +325,7 @@ def timed_out(report: Report, timeout: float, waits_for: Sequence[str] = ()) -> 
     why = f" ({'; '.join(reasons)})" if reasons else ""
     return WaitTimeout(
         f"run {report.run_id} has not ended in {timeout:g} s{why}",
-        remedy=f"the run goes on; watch it: longshore runs watch {report.run_id}",
+        remedy=f"the run continues; watch it: longshore runs watch {report.run_id}",
     )
 
 

@@ -8,17 +8,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.commands.core import Script
+from redis.connection import HiredisRespSerializer
+from redis.retry import Retry
+from redis.utils import HIREDIS_AVAILABLE
 
 from longshore.orchestration.errors import ConfigError, StoreUnavailable, WrongType
 from longshore.orchestration.settings import SENTINEL, Settings, get_settings, sentinel
 from longshore.orchestration.store.keys import Keys
 
-if TYPE_CHECKING:
-    import redis
-    import redis.asyncio
-    from redis.commands.core import Script
-
+#: The errors of Redis that `Connection.translated` accepts.
+ERRORS = (redis.ConnectionError, redis.TimeoutError, redis.ResponseError, redis.exceptions.InvalidResponse)
 #: Retries of a command over a new connection before the call fails.
 _TRIES = 1
 #: Seconds to wait for replicas to acknowledge a write.
@@ -84,12 +88,6 @@ def connect(settings: Settings) -> redis.Redis:
     Commands are retried after a lost connection, so a script may be applied twice; every script is idempotent. A server
     that does not answer in time is not asked again: a frozen one would take twice the time.
     """
-    import redis  # noqa: PLC0415 - 0.2 s that `longshore --help` need not pay
-    from redis.backoff import ExponentialWithJitterBackoff  # noqa: PLC0415
-    from redis.connection import HiredisRespSerializer  # noqa: PLC0415
-    from redis.retry import Retry  # noqa: PLC0415
-    from redis.utils import HIREDIS_AVAILABLE  # noqa: PLC0415
-
     options = _options(settings) | {
         "command_packer": _Packer(HiredisRespSerializer().pack) if HIREDIS_AVAILABLE else None,
         "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES, (redis.ConnectionError,)),
@@ -114,10 +112,9 @@ def connect(settings: Settings) -> redis.Redis:
 
 def connect_async(settings: Settings) -> redis.asyncio.Redis:
     """A client of one connection to the same Redis, for the event loop that first uses the client."""
-    import redis.asyncio  # noqa: PLC0415 - see connect
+    import redis.asyncio  # noqa: PLC0415 - a client without asyncio need not import it
     from redis.asyncio.retry import Retry  # noqa: PLC0415
     from redis.asyncio.sentinel import Sentinel  # noqa: PLC0415
-    from redis.backoff import ExponentialWithJitterBackoff  # noqa: PLC0415
 
     options = _options(settings) | {
         "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES, (redis.ConnectionError,))
@@ -195,12 +192,10 @@ class Connection:
         time.sleep(seconds * random.uniform(0.5, 1.0))  # noqa: S311 - spreads the reads
         yield False
 
-    @cached_property
+    @property
     def errors(self) -> tuple[type[Exception], ...]:
         """The errors of Redis that `translated` accepts."""
-        import redis  # noqa: PLC0415 - see connect
-
-        return (redis.ConnectionError, redis.TimeoutError, redis.ResponseError, redis.exceptions.InvalidResponse)
+        return ERRORS
 
     def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a function of the client. Raises WrongType or StoreUnavailable for an error of Redis."""
@@ -211,8 +206,6 @@ class Connection:
 
     def translated(self, error: Exception) -> WrongType | StoreUnavailable:
         """An error of Redis as Longshore's own."""
-        import redis  # noqa: PLC0415 - see connect
-
         if isinstance(error, redis.exceptions.InvalidResponse):
             return StoreUnavailable(
                 f"the server at {self.shown_url()} does not answer as Redis does",
@@ -234,8 +227,6 @@ class Connection:
         return self.call(self._evaluated, calls)  # type: ignore[no-any-return]
 
     def _evaluated(self, calls: Sequence[ScriptCall]) -> list[Any]:
-        import redis  # noqa: PLC0415 - see connect
-
         until = time.monotonic() + self.settings.connect_timeout
         answers: list[Any] = []
         while len(answers) < len(calls):
@@ -264,8 +255,6 @@ class Connection:
 
     def _load(self, script: Script, until: float) -> None:
         """Load a script into the server, or, as a user who may load none, wait 0.1 s for a worker to load it."""
-        import redis  # noqa: PLC0415 - see connect
-
         if self._loads:
             try:
                 self.client.script_load(script.script)

@@ -162,7 +162,7 @@ def test_task_whose_worker_was_killed_is_not_carried_out_after_its_refund(
     assert (report.state, report.step("charge").status) == ("undone", "unknown")
     assert bank.ledger.index("refund 42") == len(bank.ledger) - 1
     assert (report.exit_code, report.in_doubt) == ((1, []) if fenced else (3, ["charge"]))
-    expected = "its worker was lost" if fenced else "no word of the task's end"
+    expected = "its worker was lost" if fenced else "the task did not report its end"
     assert expected in (report.step("charge").error or "")
 
 
