@@ -385,6 +385,7 @@ class Attempt:
         if not delivery.store.settings.tracing:
             yield
             return
+        from longshore.orchestration.monitoring import tracing  # noqa: PLC0415 - needs the extra otel
 
         with tracing.attempt(
             delivery.run_id,
