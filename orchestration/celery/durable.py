@@ -47,7 +47,7 @@ class DurableResult:
     def get(self, timeout: float | None = None) -> Any:
         """Block until the run has ended and return the result of the canvas, as `AsyncResult.get`.
 
-        Raises RunFailed where a task failed, and WaitTimeout after `timeout` seconds; the run goes on.
+        Raises RunFailed where a task failed, and WaitTimeout after `timeout` seconds; the run continues.
         """
         report = self.run.wait(timeout, check=True)
         return self._converted.value({step.name: step.data for step in report.steps})

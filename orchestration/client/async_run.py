@@ -95,7 +95,7 @@ class AsyncRun:
         return await self._in_thread(self._run.unserved)
 
     async def waits_for(self) -> list[str]:
-        """Why the run does not go on now. As `Run.waits_for`."""
+        """Why the run does not continue now. As `Run.waits_for`."""
         return await self._in_thread(self._run.waits_for)
 
     async def report(self) -> Report:

@@ -37,7 +37,7 @@ Resolution = Literal["done", "skip", "undone", "abandon"]
 
 #: Seconds between two reads of the output of a step.
 _FOLLOW = 0.3
-#: Seconds between two looks at why a run without events does not go on.
+#: Seconds between two looks at why a run without events does not continue.
 WAITS_PAUSE = 10.0
 #: Seconds between two reads of the answer to a command.
 ANSWER_PAUSE = 0.05
@@ -91,7 +91,7 @@ class Run:
         return pending_reasons.unserved(self.store, self.plan)
 
     def waits_for(self) -> list[str]:
-        """Why the run does not go on now: queues without a worker, and hosts that take no work; else empty."""
+        """Why the run does not continue now: queues without a worker, and hosts that take no work; else empty."""
         if self.store.settings.redis_url is None:
             return []  # see `unserved`
         found = self.report()
@@ -289,7 +289,7 @@ def lost(run_id: str) -> RunLost:
 
 
 class IdleLog:
-    """Logs why a run does not go on, each reason once."""
+    """Logs why a run does not continue, each reason once."""
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
@@ -320,7 +320,7 @@ def waiting_reasons(found: Report) -> list[str]:
 
 
 def timed_out(report: Report, timeout: float, waits_for: Sequence[str] = ()) -> WaitTimeout:
-    """The error of a run that goes on after the time of its watcher."""
+    """The error of a run that continues after the time of its watcher."""
     reasons = [*([report.error.message] if report.error else []), *waits_for]
     why = f" ({'; '.join(reasons)})" if reasons else ""
     return WaitTimeout(

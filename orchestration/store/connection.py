@@ -112,9 +112,9 @@ def connect(settings: Settings) -> redis.Redis:
 
 def connect_async(settings: Settings) -> redis.asyncio.Redis:
     """A client of one connection to the same Redis, for the event loop that first uses the client."""
-    import redis.asyncio  # noqa: PLC0415 - a client without asyncio need not import it
-    from redis.asyncio.retry import Retry  # noqa: PLC0415
-    from redis.asyncio.sentinel import Sentinel  # noqa: PLC0415
+    import redis.asyncio  # noqa: PLC0415 - start-up time, as most clients do not use asyncio
+    from redis.asyncio.retry import Retry  # noqa: PLC0415 - likewise
+    from redis.asyncio.sentinel import Sentinel  # noqa: PLC0415 - likewise
 
     options = _options(settings) | {
         "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES, (redis.ConnectionError,))

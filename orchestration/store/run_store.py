@@ -17,11 +17,12 @@ from longshore.orchestration.states import Cause, RunState, UndoState
 from longshore.orchestration.store.audit import KEPT
 from longshore.orchestration.store.connection import ScriptCall, as_dict
 from longshore.orchestration.store.connection import milliseconds as _ms
-from longshore.orchestration.store.indices import Indices, mark
+from longshore.orchestration.store.indices import mark
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.receipt_questions import ReceiptQuestions
 from longshore.orchestration.store.records import Ending, Grant, Recorded, granted
 from longshore.orchestration.store.run_reads import RunReads
+from longshore.orchestration.store.task_leases import TaskLeases
 from longshore.orchestration.transitions import RunRecord
 
 #: Steps that one call of a script on each of them reads.
@@ -40,7 +41,7 @@ def actor(settings: Settings) -> str:
         return "unknown"
 
 
-class Store(RunReads, ReceiptQuestions, Indices):
+class Store(RunReads, ReceiptQuestions, TaskLeases):
     """The runs of one installation. Methods raise StoreUnavailable where Redis does not answer."""
 
     def command(
@@ -301,30 +302,6 @@ class Store(RunReads, ReceiptQuestions, Indices):
     def park(self, run_id: str, step_id: StepId, side: str, fence: str, seconds: float, info: str, what: str) -> bool:
         """Turn a step into an external wait of at most `seconds`. False: the attempt is superseded."""
         return bool(self._run("park", run_id, step_id, side, fence, _ms(seconds), info, what))
-
-    def begin_task(
-        self, run_id: str, step_id: StepId, side: str, fence: str, owner: str, retries: int, *, always: bool = False
-    ) -> tuple[str, str]:
-        """Begin a delivery of an application's task under a lease.
-
-        Returns `ok` with the ms until the time limit, `early` with the reason to ask again, or `no` with the reason why
-        the delivery must not be carried out.
-        """
-        more = (_ms(self.settings.lease), retries, "1" if always else "")
-        answer, what = self._run("begin", run_id, step_id, side, fence, owner, *more)
-        if answer == "ok":
-            self.look_at(run_id, self.now() + _ms(self.settings.lease / 3), sooner=True)
-        return str(answer), str(what)
-
-    def release_task(self, run_id: str, step_id: StepId, side: str, fence: str, owner: str, how: str = "") -> None:
-        """Release the lease of a delivery: the task has `ended`, its message comes `again`, or it retries by itself."""
-        self._run("release", run_id, step_id, side, fence, owner, how)
-        self.look_at(run_id, self.now(), sooner=True)
-
-    def note_task_error(self, run_id: str, step_id: StepId, side: str, error: Mapping[str, Any]) -> None:
-        """Record the error of an application's task; Celery's message of the failure does not contain it."""
-        name = f"{side}{Field.TASK_ERROR}:{step_id}"
-        self.call(self.client.hset, self.keys.of(run_id).steps, name, json.dumps(error, ensure_ascii=False))
 
     def retry(
         self,
