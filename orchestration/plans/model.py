@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 OnFailure = Literal["undo", "keep"]
+OnUndoFailure = Literal["hold", "continue"]
 OnUnknown = Literal["fail", "ask"]
 
 
@@ -58,6 +59,10 @@ class Plan(_Model):
     params: dict[str, Param] = Field(default_factory=dict, description="Typed inputs")
     on_error: OnError = Field("stop", description="The effect of a step's final failure, for steps without on_error")
     on_failure: OnFailure = Field("undo", description="Whether a failed run is undone or keeps its effects")
+    on_undo_failure: OnUndoFailure = Field(
+        "hold",
+        description="Whether the steps that a step depends on are left as they are if its undo fails, or undone too",
+    )
     on_unknown: OnUnknown = Field(
         "fail", description="Whether a step of unknown outcome counts as failed, or a person decides about it"
     )
@@ -133,15 +138,24 @@ class Plan(_Model):
         return self.step(name, "approval.wait.execute", **given)
 
     def celery(
-        self, name: str, signature: Signature[Any], /, *, timeout: float | str, undo: Signature[Any] | None = None
+        self,
+        name: str,
+        signature: Signature[Any],
+        /,
+        *,
+        timeout: float | str,
+        undo: Signature[Any] | None = None,
+        idempotent: bool = False,
     ) -> StepHandle:
         """Add an existing Celery task as a step; the application's own workers run the task unchanged.
 
         `undo` is the signature of the compensation. The `timeout` of an attempt is required: a task without a result
-        in that time is `unknown`. See `longshore.orchestration.operations.celery_task`.
+        in that time is `unknown`. An `idempotent` task runs again after the loss of its worker. See
+        `longshore.orchestration.operations.celery_task`, and `longshore.orchestration.celery.install`.
         """
         back = as_params(undo) if undo is not None else None
-        step = self.step(name, CELERY.name, **as_params(signature)).timeout(timeout)
+        params = as_params(signature) | ({"idempotent": True} if idempotent else {})
+        step = self.step(name, CELERY.name, **params).timeout(timeout)
         return step.undo(CELERY.name, **back) if back is not None else step
 
     @classmethod
@@ -378,7 +392,11 @@ class StepHandle:
         maximum: float | str = 30,
         jitter: bool = True,
     ) -> Self:
-        """Retry up to `retries` times after the first attempt; without `initial`, immediately."""
+        """Retry up to `retries` times after the first attempt; without `initial`, immediately.
+
+        Every error is retried that is not marked permanent: with `Permanent` or `Preflight` in an own operation or a
+        Celery task, and by each operation of the catalogue. Without this call, only temporary errors are retried.
+        """
         policy = {"attempts": retries + 1, "initial": initial, "maximum": maximum, "jitter": jitter}
         return self._set(retry=policy)
 

@@ -6,15 +6,14 @@ application.
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import json
 from typing import Any
 
 from longshore.orchestration.client.request import shared
 from longshore.orchestration.errors import LongshoreError, OperationError, Preflight
 from longshore.orchestration.language.durations import format_duration
 from longshore.orchestration.language.params import resolve
+from longshore.orchestration.messaging.step_header import StepHeader
 from longshore.orchestration.operations.approval import APPROVAL, ApprovalParams
 from longshore.orchestration.operations.celery_task import CELERY, TaskParams
 from longshore.orchestration.operations.subplan import RUN, RunParams
@@ -112,8 +111,7 @@ def child_run(run_id: str, name: str) -> str:
 
 def _child(loaded: Loaded, step: str, params: RunParams) -> tuple[Plan, dict[str, Any]]:
     """The child's plan as of the start of its parent, and its request."""
-    kept = json.loads(base64.b64decode(loaded.contents[subplans.key(step)]))
-    plan = Plan.model_validate(kept["plan"])
+    plan, kept = subplans.read(loaded.contents, step)
     try:
         values = resolve(plan.params, params.params)
     except LongshoreError as error:
@@ -125,6 +123,8 @@ def _child(loaded: Loaded, step: str, params: RunParams) -> tuple[Plan, dict[str
         "files": kept["files"],
         "digest": plan.digest(values, kept["files"]),
         "actor": loaded.actor,
+        # A step of the child can print a secret that a step of its parent has used.
+        "secrets": sorted(loaded.secrets),
     } | shared(plan, values)
 
 
@@ -134,12 +134,16 @@ class ForeignTask(WaitingImplementation[TaskParams]):
 
     def park(self, place: WaitContext, params: TaskParams) -> ExternalWait:
         task_id = f"{place.run_id}.{place.name}{'@undo' if place.side else ''}.{place.attempt}"
-        callback = (place.run_id, place.step_id, place.side, place.fence)
-        place.canvas(place.run_id, None).send_task(
-            params.task, params.args, params.kwargs, params.queue, task_id, callback, params.options
-        )
         seconds = place.timeout or place.store.settings.step_timeout
-        return ExternalWait(seconds, {"task": task_id, "seconds": seconds}, f"task {params.task}")
+        header = StepHeader(
+            place.run_id, place.step_id, place.side, place.fence, place.attempt, place.plan.name_of(place.step_id),
+            place.plan.plan.name, seconds, always=place.plan.steps[index_of(place.step_id)].always,
+        )  # fmt: skip
+        place.canvas(place.run_id, None).send_task(
+            params.task, params.args, params.kwargs, params.queue, task_id, header, params.options
+        )
+        info = {"task": task_id, "seconds": seconds, "fenced": params.fenced, "attempt": place.attempt}
+        return ExternalWait(seconds, info, f"task {params.task}")
 
     def predict(self, ctx: Context, params: TaskParams) -> Prediction:
         return Prediction(f"would enqueue task {params.task} in queue {params.queue}", changed=None)

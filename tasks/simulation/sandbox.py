@@ -7,9 +7,9 @@ from __future__ import annotations
 import itertools
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -41,6 +41,7 @@ from longshore.tasks.attempts.runner import Attempt
 from longshore.tasks.control.coordinator import Coordinator
 from longshore.tasks.control.receipt_comparison import HostAgent
 from longshore.tasks.external_wait import WaitingImplementation
+from longshore.tasks.host import secret_sources
 from longshore.tasks.host.engine import factory
 from longshore.tasks.host.facts import facts
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implementation
@@ -51,32 +52,13 @@ from longshore.tasks.simulation.engine import MemoryEngine
 from longshore.tasks.simulation.memory_store import MemoryStore
 from longshore.tasks.simulation.messages import _Line, _Message, _NoReceipts
 from longshore.tasks.simulation.sample_data import sample_data
+from longshore.tasks.simulation.script import Script, Vanished
 
 #: Families that act only on the engine in memory, or have no effect.
 _HARMLESS = ("noop.", "docker.", "approval.", "plan.")
 _NOT_BEFORE = frozenset({Field.NOT_BEFORE, f"u{Field.NOT_BEFORE}"})
 #: Idle turns of the loop after which the run counts as stuck.
 _PATIENCE = 400
-
-
-class Vanished(BaseException):
-    """The simulated worker was killed."""
-
-
-@dataclass
-class Script:
-    """The scripted behaviour of a step in the sandbox."""
-
-    #: Errors of the next attempts, in order; None is a success.
-    errors: list[OperationError | None] = field(default_factory=list)
-    #: The error of every attempt after those.
-    always: OperationError | None = None
-    hangs: bool = False
-    #: The number of attempts whose worker is killed after the effect.
-    vanishes: int = 0
-    data: dict[str, Any] | None = None
-    changed: bool = True
-    acts: Callable[..., Any] | None = None
 
 
 class _Staged(Implementation[Params]):
@@ -154,8 +136,9 @@ class Sandbox:
     """Runs plans in memory.
 
     Steps of `noop`, `docker` (on `engine`) and own operations are run; steps of any other family are pretended: they
-    succeed, count as changed, and return the data set by `give`. `pretend=True` pretends all of them; `approve_all`
-    approves every step that waits for a person. `hosts` are names, or names with labels; tasks of `app` are called.
+    succeed, count as changed, and return the data set by `give`. `pretend=True` pretends all of them, with placeholders
+    for secrets; `approve_all` approves every step that waits for a person. `hosts` are names, or names with labels; the
+    tasks of `app` are called.
 
     Time passes only while the run waits for it. Each method below names a step, or `step[3]` for one item of it.
     """
@@ -375,7 +358,10 @@ class Sandbox:
             return
         delivery = self._delivery(message)
         attempt = Attempt(
-            delivery, fence=NoFence(delivery), implementation_of=partial(self._implementation_of, delivery)
+            delivery,
+            fence=NoFence(delivery),
+            implementation_of=partial(self._implementation_of, delivery),
+            read_secret=_placeholder if self.pretend else secret_sources.read,
         )
         try:
             result = attempt.run()
@@ -440,6 +426,11 @@ class Sandbox:
             before = done.before(context, values)
             json.dumps(before)
             return Done(self, op, values, context, before, done.act(context, values, before))
+
+
+def _placeholder(reference: str) -> str:
+    """The value of a secret in a run that is pretended."""
+    return f"placeholder of {reference}"
 
 
 def _names(plan: Plan) -> Iterator[str]:
