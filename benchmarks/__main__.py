@@ -78,7 +78,7 @@ def measured(bench: Bench, chosen: Sequence[str]) -> list[Section]:
         try:
             figures = measure(bench)
         except Exception as error:  # noqa: BLE001 - the other measures go on
-            figures = [Figure(title, f"{type(error).__name__}: {error}"[:300], target=at_most(0))]
+            figures = [Figure(title, f"{type(error).__name__}: {error}"[:300])]
         sections.append(Section(title, figures))
         print(f"{as_text(sections[-1])}\n({time.monotonic() - began:.0f} s)\n", flush=True)
         scripts.append((*bench.site.longest_script(), title))

@@ -24,6 +24,8 @@ CONCURRENCY = 4
 _PATIENCE = 60.0
 #: Microseconds from which on Redis logs a command.
 _SLOW = 1000
+#: Entries that this log holds.
+_SLOW_ENTRIES = 10_000
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Site:
         self.folder = folder / name
         self.folder.mkdir()
         # Stock Redis writes no append-only file.
-        self.server = RedisServer("--appendonly", "no", "--slowlog-log-slower-than", str(_SLOW))
+        slow_log = ("--slowlog-log-slower-than", str(_SLOW), "--slowlog-max-len", str(_SLOW_ENTRIES))
+        self.server = RedisServer("--appendonly", "no", *slow_log)
         self.server.start()
         self.redis = self.server.client()
         self._environment = {
@@ -144,7 +147,9 @@ class Site:
 
     def longest_script(self) -> tuple[float, str]:
         """The longest run of a script since the last call, in ms, and its name; 0 where all took less than 1 ms."""
-        scripts = [entry for entry in self.redis.slowlog_get(1024) if entry["command"][:8].upper() == b"EVALSHA "]
+        scripts = [
+            entry for entry in self.redis.slowlog_get(_SLOW_ENTRIES) if entry["command"][:8].upper() == b"EVALSHA "
+        ]
         self.redis.slowlog_reset()
         if not scripts:
             return 0.0, ""

@@ -36,7 +36,8 @@ def at_most(limit: float, of: str = "") -> Target:
 class Figure:
     """One figure of Longshore, with those of its peers in the same unit.
 
-    A text in place of a value is the reason why there is none. A figure with a target and no value misses its target.
+    A text in place of a value is the reason why there is none. A figure without a value counts as missed, and so does
+    one without the value of its target's peer.
     """
 
     name: str
@@ -56,9 +57,9 @@ class Figure:
 
     @property
     def met(self) -> bool | None:
-        """Whether the figure meets its target; None for a figure without one."""
+        """Whether the figure meets its target; None for a figure with a value and without a target."""
         if self.target is None:
-            return None
+            return False if isinstance(self.value, str) else None
         judged = self.share if self.target.of else self.value
         return judged is not None and not isinstance(judged, str) and self.target.holds(judged)
 

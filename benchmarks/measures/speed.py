@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
 
 from benchmarks import plans
 from benchmarks.bench import Bench, quantile
+from benchmarks.dbos_peer import DbosPeer
 from benchmarks.plans import execute, grid, sagas
 from benchmarks.table import Figure, Target, at_least, at_most
 
@@ -29,7 +30,7 @@ def rates_on_disk(bench: Bench) -> list[Figure]:
     return [Figure(each.name, each.value, each.unit, each.peers) for each in figures]
 
 
-def _rates(bench: Bench, others: dict[str, object]) -> list[Figure]:
+def _rates(bench: Bench, others: Mapping[str, DbosPeer | str]) -> list[Figure]:
     client, celery = bench.client, bench.celery
     wide, deep, levels, chain = grid(1, 500), grid(50, 10), grid(5, 40), grid(40, 1)
     measures: dict[str, Callable[[], float]] = {

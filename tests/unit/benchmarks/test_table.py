@@ -28,13 +28,14 @@ def test_a_figure_meets_its_target_by_value_or_by_share(figure: Figure, met: boo
 @pytest.mark.parametrize(
     "figure",
     [
+        Figure("one", "no server"),
         Figure("one", "no server", target=at_most(5)),
         Figure("one", "no server", peers={"Celery": 5}, target=at_most(5, "Celery")),
         Figure("one", 5, peers={"Celery": "no server"}, target=at_most(5, "Celery")),
         Figure("one", 5, target=at_most(5, "Celery")),
     ],
 )
-def test_a_figure_that_cannot_be_judged_misses_its_target(figure: Figure) -> None:
+def test_a_figure_without_a_value_or_without_its_targets_peer_counts_as_missed(figure: Figure) -> None:
     assert figure.met is False
 
 
