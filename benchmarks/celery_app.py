@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from celery import Celery, chain, group
+from celery import Celery, Signature, chain, group
 from redis import Redis
 
 app = Celery("native", broker=os.environ.get("BENCH_URL"), backend=os.environ.get("BENCH_URL"))
@@ -56,7 +56,7 @@ class CeleryPeer:
 
     def canvas(self, levels: int, width: int) -> float:
         """Levels that wait for each other, a chord each, with barriers that run every task once; seconds."""
-        parts: list[object] = []
+        parts: list[Signature[object]] = []
         for _ in range(levels):
             parts += [group(noop.si() for _ in range(width)), barrier.si()]
         began = time.perf_counter()

@@ -147,9 +147,8 @@ class Site:
 
     def longest_script(self) -> tuple[float, str]:
         """The longest run of a script since the last call, in ms, and its name; 0 where all took less than 1 ms."""
-        scripts = [
-            entry for entry in self.redis.slowlog_get(_SLOW_ENTRIES) if entry["command"][:8].upper() == b"EVALSHA "
-        ]
+        entries = self.redis.slowlog_get(_SLOW_ENTRIES)
+        scripts = [entry for entry in entries if entry["command"].startswith(b"EVALSHA ")]
         self.redis.slowlog_reset()
         if not scripts:
             return 0.0, ""

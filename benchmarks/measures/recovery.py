@@ -12,6 +12,7 @@ from benchmarks import plans
 from benchmarks.bench import Bench, quantile
 from benchmarks.table import Figure
 from longshore.orchestration import Plan
+from longshore.orchestration.client.run import Run
 
 #: Rounds at most: each lasts as long as a lease.
 _ROUNDS = 3
@@ -39,7 +40,7 @@ def recovery(bench: Bench) -> list[Figure]:
     ]
 
 
-def _interrupted(bench: Bench) -> tuple[plans.Run, int, int]:
+def _interrupted(bench: Bench) -> tuple[Run, int, int]:
     """A run in the middle of its step, with the ids of its process and of the main process of its worker."""
     folder = bench.folder / f"interrupted-{uuid4().hex[:8]}"
     folder.mkdir()
@@ -59,7 +60,7 @@ def _first(folder: Path) -> Path | None:
     return next((path for path in folder.iterdir() if path.suffix != ".new"), None)
 
 
-def _until_ended(run: plans.Run) -> float:
+def _until_ended(run: Run) -> float:
     began = time.perf_counter()
     plans.ended([run])
     return time.perf_counter() - began

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks import plans
@@ -92,8 +93,7 @@ def behind(bench: Bench) -> list[Figure]:
             client.start(plan)
             submitted += 1
         at_once = execute(client, one)
-        waiting = client.store.keys.waiting("key tn-a")
-        _settle(bench, lambda name=waiting, n=count: site.redis.zcard(name) == n - 2)
+        _settle(bench, partial(_holds_back, bench, count - 2))
         delays = [execute(client, one) for _ in range(10 * bench.rounds)]
         medians.append(quantile(delays, 0.5))
         worst = max(worst, at_once, *delays)
@@ -105,6 +105,10 @@ def behind(bench: Bench) -> list[Figure]:
         Figure("the slowest of these medians, of the fastest", max(medians) / min(medians), target=at_most(1.2)),
         Figure("the longest of all these delays", worst, "s", target=at_most(0.5)),
     ]
+
+
+def _holds_back(bench: Bench, count: int) -> bool:
+    return int(bench.site.redis.zcard(bench.client.store.keys.waiting("key tn-a"))) == count
 
 
 def admission(bench: Bench, waiting: int = 100_000) -> list[Figure]:
@@ -164,7 +168,7 @@ def _store_copies(bench: Bench, run_id: str) -> None:
     """Store a finished run under further ids, with its entries in the indices of runs."""
     redis, keys = bench.site.redis, bench.client.store.keys
     originals = [key for key in redis.scan_iter(match=f"*{{{run_id}}}*") if redis.exists(key)]
-    at = {name: redis.zscore(name, run_id) for name in (keys.runs, keys.ended)}
+    at = {name: redis.zscore(name, run_id) or 0.0 for name in (keys.runs, keys.ended)}
     pipe = redis.pipeline(transaction=False)
     for number in range(_STORED - 1):
         copy = f"{run_id}-{number}"
