@@ -14,7 +14,14 @@ from benchmarks.site import CONCURRENCY, ROOT
 from benchmarks.table import Section, as_markdown, missed
 
 PAGE = ROOT / "docs" / "benchmarks.md"
-_PACKAGES = ("longshore", "celery", "kombu", "redis", "pydantic")
+#: Packages by their names on an index, with the names that people use.
+_PACKAGES = {
+    "longshore": "Longshore",
+    "celery": "Celery",
+    "kombu": "kombu",
+    "redis": "redis-py",
+    "pydantic": "pydantic",
+}
 
 _METHOD = f"""\
 `make bench` measures all of this in one run, and `make bench BENCH_ARGS='--large --write'` writes this page. Shares are
@@ -38,7 +45,7 @@ prefork with {CONCURRENCY} processes. Redis has its own defaults, without an app
 def page(sections: Sequence[Section], versions: Mapping[str, str], rounds: int) -> str:
     """The page of a run."""
     count = len(missed(sections))
-    verdict = "Every figure with a target meets it." if not count else f"{count} figures miss their targets."
+    verdict = f"Figures that miss their targets: {count}." if count else "Every figure with a target meets it."
     lines = [
         "# Benchmarks",
         "",
@@ -68,7 +75,11 @@ def machine() -> dict[str, str]:
 
 def used_versions(servers: Mapping[str, str]) -> dict[str, str]:
     """The versions of Python, of the packages, and of the servers that were measured."""
-    found = {"Python": platform.python_version()} | {name: version(name) for name in _PACKAGES} | dict(servers)
+    found = (
+        {"Python": platform.python_version()}
+        | {shown: version(name) for name, shown in _PACKAGES.items()}
+        | dict(servers)
+    )
     if dbos := dbos_peer.version():
         found["DBOS"] = dbos
     return found

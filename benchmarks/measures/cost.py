@@ -38,7 +38,6 @@ def footprint(bench: Bench) -> list[Figure]:
 
 def _per_step(bench: Bench, site: Site, steps: int, work: Callable[[], object]) -> tuple[float, float, float]:
     """Medians of commands, KiB received and KiB of memory, a step."""
-    work()
     readings: list[tuple[Reading, Reading]] = []
     for _ in range(bench.rounds):
         before = site.read()
