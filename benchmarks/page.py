@@ -37,7 +37,7 @@ prefork with {CONCURRENCY} processes. Redis has its own defaults, without an app
   beside them.
 - *Recovery* ends with the report of the run. After the loss of a whole worker, the next attempt begins when the lease
   of the lost one has expired: 15 s by default, `LONGSHORE_LEASE`.
-- The stored runs of *Many stored runs* are copies of one finished run of five steps.
+- The stored runs of *Many stored runs* are copies of one finished run of five steps, 30 s apart.
 - Scripts that took less than 1 ms are not timed.
 """
 

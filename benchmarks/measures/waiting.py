@@ -24,6 +24,8 @@ from longshore.orchestration.store.queue_lengths import queue_lengths
 _WATCHED = 10.0
 _APPROVALS = 2000
 _STORED = 10_000
+#: Milliseconds between two stored runs: all of them are younger than the retention.
+_APART = 30_000
 
 
 def idle(bench: Bench) -> list[Figure]:
@@ -165,7 +167,7 @@ def reading(bench: Bench) -> list[Figure]:
 
 
 def _store_copies(bench: Bench, run_id: str) -> None:
-    """Store a finished run under further ids, with its entries in the indices of runs."""
+    """Store a finished run under further ids, with entries in the indices of runs that spread over the last days."""
     redis, keys = bench.site.redis, bench.client.store.keys
     originals = [key for key in redis.scan_iter(match=f"*{{{run_id}}}*") if redis.exists(key)]
     at = {name: redis.zscore(name, run_id) or 0.0 for name in (keys.runs, keys.ended)}
@@ -175,7 +177,7 @@ def _store_copies(bench: Bench, run_id: str) -> None:
         for key in originals:
             pipe.copy(key, key.replace(run_id, copy))
         for name, score in at.items():
-            pipe.zadd(name, {copy: score})
+            pipe.zadd(name, {copy: score - _APART * (number + 1)})
         if number % 500 == 499:
             pipe.execute()
     pipe.execute()
