@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 
 from benchmarks.bench import Bench
 from benchmarks.measures import cost, large, recovery, speed, waiting
@@ -35,6 +37,7 @@ MEASURES: dict[str, tuple[str, Callable[[Bench], list[Figure]], bool]] = {
 
 def main() -> int:
     options = arguments()
+    signal.signal(signal.SIGTERM, _leave)  # the servers end with the run, and their folders go
     for name in [name for name in os.environ if name.startswith("LONGSHORE_")]:
         del os.environ[name]  # a person's settings
     chosen = options.only or [name for name, (_, _, extra) in MEASURES.items() if options.large or not extra]
@@ -51,6 +54,10 @@ def main() -> int:
     for figure in failed:
         print(f"missed: {figure.name}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def arguments() -> argparse.Namespace:
