@@ -26,7 +26,7 @@ _PACKAGES = {
 _METHOD = f"""\
 `make bench` measures all of this in one run, and `make bench BENCH_ARGS='--large --write'` writes this page. Shares are
 of the same run, and peers are measured turn and turn about. Longshore and Celery have a Redis and a worker each,
-prefork with {CONCURRENCY} processes. Redis has its own defaults, without an append-only file.
+prefork with {CONCURRENCY} processes. Redis writes neither an append-only file nor snapshots.
 
 - A *bare Celery task* has no result and is not waited for; a chain of such tasks records nothing. Celery's *canvas* is
   a chord a level. Longshore's no-ops are recorded steps of a plan.
