@@ -83,7 +83,9 @@ class Bench:
     @cached_property
     def celery_site(self) -> Site:
         """Redis and worker of plain Celery."""
-        site = Site(self.folder, "native", "benchmarks.celery_app", {"BENCH_URL": "{url}"})
+        # With these commands the benchmark asks whether the queue is empty; Celery itself sends none of them.
+        polls = ("llen", "hlen")
+        site = Site(self.folder, "native", "benchmarks.celery_app", {"BENCH_URL": "{url}"}, polls)
         self._stack.callback(site.close)
         site.start()
         return site

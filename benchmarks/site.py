@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +40,11 @@ class Reading:
 class Site:
     """A Redis server and the worker of one Celery app on it."""
 
-    def __init__(self, folder: Path, name: str, app: str, environment: Mapping[str, str]) -> None:
-        """The worker's `environment` may name the server as `{url}`."""
-        self.name, self.app = name, app
+    def __init__(
+        self, folder: Path, name: str, app: str, environment: Mapping[str, str], uncounted: Sequence[str] = ()
+    ) -> None:
+        """The worker's `environment` may name the server as `{url}`; readings leave `uncounted` commands out."""
+        self.name, self.app, self._uncounted = name, app, {f"cmdstat_{command}" for command in uncounted}
         self.folder = folder / name
         self.folder.mkdir()
         # Stock Redis writes no append-only file.
@@ -127,7 +129,8 @@ class Site:
     # --- meters -------------------------------------------------------------------------------------
 
     def read(self) -> Reading:
-        commands = sum(entry["calls"] for entry in self.redis.info("commandstats").values())
+        calls = self.redis.info("commandstats")
+        commands = sum(entry["calls"] for command, entry in calls.items() if command not in self._uncounted)
         return Reading(
             commands, self.redis.info("stats")["total_net_input_bytes"], self.redis.info("memory")["used_memory"]
         )

@@ -73,7 +73,7 @@ def _until_nothing_is_due(bench: Bench) -> None:
     store, until = bench.client.store, time.monotonic() + _NEW
     while time.monotonic() < until:
         first = bench.site.redis.zrange(store.keys.live, 0, 0, withscores=True)
-        if not first or first[0][1] > store.now() + 2000 * _WATCHED:
+        if not first or float(first[0][1]) > store.now() + 2000 * _WATCHED:
             return
         time.sleep(0.5)
 
