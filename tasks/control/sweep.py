@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Mapping
 
 from longshore.orchestration.errors import Damaged, WrongType
 from longshore.orchestration.installation import integrity
 from longshore.orchestration.language.identifiers import RUN_ID
+from longshore.orchestration.plans.compiled import CONTROL
 from longshore.orchestration.states import TERMINAL, RunState
 from longshore.orchestration.store import audit
 from longshore.orchestration.store.indices import BATCH
@@ -29,8 +31,11 @@ class Sweep:
 
     def __init__(self, coordinator: Coordinator, patience: float | None = None) -> None:
         self.coordinator = coordinator
-        #: Seconds for which an entry of the inbox is left to its message; by default, the time between two sweeps.
-        self._patience = coordinator.store.settings.sweep_interval if patience is None else patience
+        settings = coordinator.store.settings
+        #: Seconds for which an entry of the inbox is left to its message, and the same while messages wait in the
+        #: control queue: the sweep would repeat their work, and delay them.
+        self._patience = settings.sweep_interval if patience is None else patience
+        self._patience_behind = settings.lease if patience is None else patience
         #: The entries of the inbox as of the last sweep: the score, and the time when it was first seen.
         self._entries: dict[str, tuple[float, float]] = {}
         self.store = coordinator.store
@@ -65,10 +70,10 @@ class Sweep:
         new = self._selected(inbox)
         while True:
             due = self.store.due(self.store.settings.lease / 3, None if swept else now)
-            found = dict.fromkeys([*due, *new])
+            swept += self._look_at_each(due)
+            # Requests that are left over are read by the next sweep; a due run was postponed by `due`.
+            swept += self._look_at_each([run_id for run_id in new if run_id not in due], end)
             new = []
-            self._look_at_each(found)
-            swept += len(found)
             if len(due) < BATCH or time.monotonic() > end:
                 break
         self.lifecycle.purge_expired()
@@ -86,17 +91,25 @@ class Sweep:
             run_id: (kept if (kept := self._entries.get(run_id, new))[0] == new[0] else new)
             for run_id, new in seen.items()
         }
+        patience = self._patience
+        if any(now - since >= patience for _, since in self._entries.values()) and self._control_waits():
+            patience = self._patience_behind
         for run_id, (at, since) in self._entries.items():
             known = self._orphans.get(run_id)
             orphan = known is not None and known[0] == at and now - known[1] < _ORPHAN
-            if not orphan and now - since >= self._patience:
+            if not orphan and now - since >= patience:
                 found.append(run_id)
         self._orphans = {run_id: known for run_id, known in self._orphans.items() if run_id in inbox}
         return self.lifecycle.admission.in_order(found)[:BATCH]
 
-    def _look_at_each(self, found: Iterable[str]) -> None:
+    def _look_at_each(self, found: Iterable[str], end: float = math.inf) -> int:
+        """Advance runs until the time `end` of the steady clock; return how many."""
         wrong: list[str] = []
+        count = 0
         for run_id in found:
+            if time.monotonic() > end:
+                break
+            count += 1
             if not RUN_ID.fullmatch(run_id):
                 self._discard_damaged(run_id, "the text is not a run id")
                 continue
@@ -120,6 +133,12 @@ class Sweep:
             for run_id in wrong:
                 if keys := integrity.wrong_keys_of(self.store, run_id):
                     self._discard_damaged(run_id, ", ".join(map(str, keys)))
+        return count
+
+    def _control_waits(self) -> bool:
+        """Whether messages wait in the control queue."""
+        prefix = self.store.settings.broker_prefix()
+        return bool(self.store.call(self.store.client.llen, f"{prefix}{CONTROL}"))
 
     def _put_away(self, run_id: str, why: Damaged) -> None:
         """Record a run that cannot be read as a dead letter.

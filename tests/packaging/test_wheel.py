@@ -137,7 +137,7 @@ def test_the_core_asks_for_neither_docker_nor_flower(wheel: Path) -> None:
 
     # then
     core = {
-        line.partition(">")[0].partition("~")[0].partition("<")[0]
+        line.partition(">")[0].partition("~")[0].partition("<")[0].partition("[")[0]
         for line in metadata.get_all("Requires-Dist") or []
         if "extra ==" not in line
     }
