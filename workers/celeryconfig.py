@@ -6,7 +6,7 @@ module named `celeryconfig` in a wheel would become the configuration of every C
 """
 
 from longshore.orchestration.schedules.celery_beat import redbeat
-from longshore.orchestration.schedules.schedules import declared
+from longshore.orchestration.schedules.declarations import declared
 from longshore.orchestration.settings import get_settings
 from longshore.workers.queues import all_queues
 

@@ -88,8 +88,8 @@ def _report_or_none(run: Run) -> Report | None:
 def show(run: str) -> None:
     """Print the report of RUN.
 
-    Exit codes: 0 succeeded or not ended, 1 failed and undone, or cancelled, 2 unknown run, 3 changes are left over or in
-    doubt.
+    Exit codes: 0 succeeded or not ended, 1 failed and undone, or cancelled, 2 unknown run, 3 changes are left over
+    or in doubt.
     """
     options = current_options()
     report = client().get(run).report()

@@ -119,9 +119,9 @@ class StartResult(Result):
 
 
 class HealthyResult(Result):
-    """`well`: healthy; `down`: unhealthy; `as_before`: unhealthy now and before the job."""
+    """`healthy`: healthy; `down`: unhealthy; `as_before`: unhealthy now and before the job."""
 
-    well: list[str] = []
+    healthy: list[str] = []
     down: list[str] = []
     as_before: list[str] = []
 

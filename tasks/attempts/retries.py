@@ -75,7 +75,7 @@ class RetryPolicy:
         return WaitsOutside(ASKED)
 
     def service_answered(self, grant: Grant) -> None:
-        """Close the breaker of the service, so that the runs that wait for it go on."""
+        """Close the breaker of the service, so that the runs that wait for it continue."""
         if service := self._service(grant):
             self._breakers.close(service)
 

@@ -31,7 +31,7 @@ from longshore.orchestration.errors import (
 )
 from longshore.orchestration.language import secrets, templates
 from longshore.orchestration.language.durations import format_duration
-from longshore.orchestration.monitoring import logs, tracing
+from longshore.orchestration.monitoring import logs
 from longshore.orchestration.operations import Operation, Params, Retry, find
 from longshore.orchestration.operations.results import as_mapping
 from longshore.orchestration.plans.compiled import tolerated
@@ -52,7 +52,6 @@ from longshore.tasks.crash_points import point
 from longshore.tasks.external_wait import WaitingImplementation
 from longshore.tasks.host import policy, secret_sources
 from longshore.tasks.implementation import Context, Implementation, Outcome, implementation
-from longshore.tasks.operations import functions as _functions  # noqa: F401 - registers applications' operations
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +99,7 @@ class Attempt:
         except StepTimeout as error:
             failure = self._timed_out(error.message, error.data)
         except SoftTimeLimitExceeded:
-            failure = self._timed_out("ran out of its time", {})
+            failure = self._timed_out("exceeded its time limit", {})
         except OperationError as error:
             failure = error
         except (Refused, StoreUnavailable):
@@ -221,7 +220,7 @@ class Attempt:
         outcome = self._without_secrets(done.act(context, params, before))
         size = len(bulk_of(outcome))
         if size > MAX_DATA_BYTES:
-            raise OperationError(f"its result of {size} bytes is larger than the {MAX_DATA_BYTES} that a step may have")
+            raise OperationError(f"the result of {size} bytes exceeds the {MAX_DATA_BYTES} bytes of a step")
         self._check_hosts(outcome)
         return outcome
 
@@ -373,6 +372,8 @@ class Attempt:
         if not delivery.store.settings.tracing:
             yield
             return
+        from longshore.orchestration.monitoring import tracing  # noqa: PLC0415 - needs the extra otel
+
         with tracing.attempt(
             delivery.run_id,
             delivery.loaded.instance_id,
@@ -400,7 +401,7 @@ def bulk_of(outcome: Outcome) -> str:
     try:
         return as_json(bulk) if bulk else ""
     except (TypeError, ValueError, RecursionError) as error:
-        raise OperationError(f"its result is not what JSON can hold: {error}") from None
+        raise OperationError(f"the result cannot be written as JSON: {error}") from None
 
 
 def _seconds_since(began: float) -> float:

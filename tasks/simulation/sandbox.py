@@ -47,7 +47,7 @@ from longshore.tasks.operations import cache, command, compose, docker, file, ht
 from longshore.tasks.simulation.engine import MemoryEngine
 from longshore.tasks.simulation.memory_store import MemoryStore
 from longshore.tasks.simulation.messages import _Line, _Message, _NoReceipts
-from longshore.tasks.simulation.sample_data import sample_data
+from longshore.tasks.simulation.sample_data import placeholder, sample_data
 
 #: Families that act only on the engine in memory, or have no effect.
 _HARMLESS = ("noop.", "docker.", "approval.", "plan.")
@@ -105,7 +105,7 @@ class _Staged(Implementation[Params]):
         if error is not None:
             raise error
         if script.hangs:
-            raise StepTimeout("ran out of its time")
+            raise StepTimeout("exceeded its time limit")
         outcome = self._act(ctx, params, before) if script.data is None else Outcome(script.changed, dict(script.data))
         if script.vanishes:
             script.vanishes -= 1
@@ -271,8 +271,8 @@ class Sandbox:
             if step not in names and "@undo" not in step:
                 near = get_close_matches(step, names, n=1)
                 raise UnknownName(
-                    f"the bench was told of a step {step!r}, which is not in the plan",
-                    remedy=f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(names))}",
+                    f"the sandbox was given step {step!r}, which is not in the plan",
+                    remedy=f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(names))}",
                 )
 
     def report(self, run_id: str) -> Report:
@@ -304,7 +304,7 @@ class Sandbox:
                 continue
             idle += 1
             if idle >= _PATIENCE:
-                raise AssertionError(f"the run stands still in {self.store.state(run_id)}")
+                raise AssertionError(f"the run makes no progress in {self.store.state(run_id)}")
             self._decide(run_id)
             self._pass_time(run_id)
 
@@ -373,7 +373,7 @@ class Sandbox:
             delivery,
             fence=NoFence(delivery),
             implementation_of=partial(self._implementation_of, delivery),
-            read_secret=_placeholder if self.pretend else secret_sources.read,
+            read_secret=placeholder if self.pretend else secret_sources.read,
         )
         try:
             result = attempt.run()
@@ -438,11 +438,6 @@ class Sandbox:
             before = done.before(context, values)
             json.dumps(before)
             return Done(self, op, values, context, before, done.act(context, values, before))
-
-
-def _placeholder(reference: str) -> str:
-    """The value of a secret in a run that is pretended."""
-    return f"placeholder of {reference}"
 
 
 def _names(plan: Plan) -> Iterator[str]:

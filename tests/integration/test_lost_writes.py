@@ -106,7 +106,7 @@ def test_a_host_that_does_not_come_back_is_named(place: Installation, tmp_path: 
     # The record knows of no claim, and the doubt remains.
     assert (report.state, report.exit_code) == ("failed", 3)
     assert "nothing was changed" not in report.summary
-    assert [doubt.partition(":")[0] for doubt in report.in_doubt] == ["host web1 could not be asked"]
+    assert [doubt.partition(":")[0] for doubt in report.in_doubt] == ["host web1 did not answer"]
 
 
 def test_an_undo_notices_that_its_record_is_older_than_its_host_knows(

@@ -510,7 +510,7 @@ WRITES: dict[str, tuple[str, tuple[object, ...]]] = {
     "create": ("", ("r", "", 1000, 10, 0, "plan", "p")),
     "drain": ("aborting", (0, "")),
     "expire": ("running", (1, "", "1", 3, "{}", "lost", "", "", 1000, "", "")),
-    "hold": ("pending", ("it waits for its turn",)),
+    "hold": ("pending", ("the run waits for admission",)),
     "finish": ("running", ("running", "failed", 0, "r", "", 2)),
     "journal": ("running", (1, "", "77", "r", "b")),
     "open_level": ("running", ("running", 0, "running", 1, 1000, 0, "", "r", 2, "")),

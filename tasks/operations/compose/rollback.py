@@ -9,10 +9,10 @@ from longshore.orchestration.errors import OperationError, Preflight
 from longshore.orchestration.operations.compose import ROLLBACK, RollbackParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
-from longshore.tasks.operations.compose import revisions
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, obstacle, unchanged
+from longshore.tasks.operations.compose import restoration, revisions
 from longshore.tasks.operations.compose.cli import Resolved, Source
-from longshore.tasks.operations.compose.project import failing, project_lock, project_of, snapshot
+from longshore.tasks.operations.compose.project import project_lock, project_of, snapshot
 from longshore.tasks.operations.compose.revisions import Revision
 from longshore.tasks.operations.compose.rollout import Rollout, difference, keep_former
 from longshore.tasks.operations.compose.state import members, to_do
@@ -50,7 +50,7 @@ class Rollback(Implementation[RollbackParams]):
             options = ["--remove-orphans", *revision.scale()]
             extra = any(member.service not in revision.services for member in members(docker, project))
             rollout = Rollout(ctx, docker, params, before, target, params.max_parallel)
-            now = rollout.bring(source, list(revision.services), options, also=extra)
+            now = rollout.run(source, list(revision.services), options, also=extra)
         data = difference(before, now) | {"project": project, "revision": str(path), "to": before["to"]}
         changed = any(data[what] for what in ("created", "recreated", "started", "removed"))
         return Outcome(changed=changed, data=data)
@@ -61,7 +61,7 @@ class Rollback(Implementation[RollbackParams]):
             project = project_of(ctx, docker, params)
             revision, target = self._wanted(docker, project, params)
         except Preflight as error:
-            return failing(ctx, "roll back", str(error))
+            return obstacle(ctx, str(error))
         found = members(docker, project)
         images = {member.service: member.image_id for member in found}
         why = to_do(docker, target, list(revision.services), found)
@@ -71,8 +71,7 @@ class Rollback(Implementation[RollbackParams]):
             if service in images and images[service] != recorded["image_id"]
         }
         if not why:
-            changed = None if ctx.has_upstream else False
-            return Prediction(f"project {project} runs revision {revision.number}", changed=changed)
+            return unchanged(ctx, f"project {project} runs revision {revision.number}")
         listed = "; ".join(f"{name}: {reason}" for name, reason in why.items())
         undo = "restore the present state"
         return Prediction(f"would roll back project {project} to revision {revision.number} ({listed})", undo=undo)
@@ -82,8 +81,8 @@ class Rollback(Implementation[RollbackParams]):
     ) -> Outcome:
         docker, project = engine(), before["project"]
         with project_lock(ctx, docker, project):
-            known = revisions.brought(ctx, project)
-            done = bool(known) and revisions.restore(ctx, docker, before, known=known, grace=params.grace)
+            known = revisions.targets(ctx, project)
+            done = bool(known) and restoration.restore(ctx, docker, before, known=known, grace=params.grace)
         return Outcome(changed=done)
 
     def _wanted(self, docker: Engine, project: str, params: RollbackParams) -> tuple[Revision, Resolved]:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient
 from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Context
-from longshore.tasks.operations.compose import revisions
+from longshore.tasks.operations.compose import restoration, revisions
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.config_hashes import note_aliases
 from longshore.tasks.operations.compose.project import members_of
@@ -59,7 +59,7 @@ class Rollout:
     #: The number of services per wave.
     max_parallel: int | None = None
 
-    def bring(self, source: Source, named: list[str], options: list[str], *, also: bool = False) -> list[Member]:
+    def run(self, source: Source, named: list[str], options: list[str], *, also: bool = False) -> list[Member]:
         """Roll out and return the members in scope, all healthy. `also`: run Compose even if `to_do` finds nothing."""
         project = self.before["project"]
         services = self.target.with_dependencies(named)
@@ -137,7 +137,7 @@ class Rollout:
         project = self.before["project"]
         self.ctx.log(f"{error.message}: reverting project {project}")
         try:
-            revisions.restore(self.ctx, self.docker, self.before, known=[self.target], grace=self.params.grace)
+            restoration.restore(self.ctx, self.docker, self.before, known=[self.target], grace=self.params.grace)
         except (StepCancelled, StepTimeout):
             raise
         except OperationError as failure:

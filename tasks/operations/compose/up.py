@@ -8,10 +8,10 @@ from longshore.orchestration.errors import Preflight
 from longshore.orchestration.operations.compose import UP, UpParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, unfit
-from longshore.tasks.operations.compose import revisions
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, obstacle, unfit
+from longshore.tasks.operations.compose import restoration, revisions
 from longshore.tasks.operations.compose.cli import Compose, Resolved
-from longshore.tasks.operations.compose.project import failing, project_lock, snapshot, source_for
+from longshore.tasks.operations.compose.project import project_lock, snapshot, source_for
 from longshore.tasks.operations.compose.rollout import UNKNOWN, Rollout, difference, former, keep_former
 from longshore.tasks.operations.compose.state import Member, members, to_do
 from longshore.tasks.operations.docker.registry import fetch, login_of
@@ -43,7 +43,7 @@ class Up(Implementation[UpParams]):
             orphans = self._orphans(ctx, params, target, members(docker, project))
             options = ["--remove-orphans"] if params.remove_orphans else []
             rollout = Rollout(ctx, docker, params, before, target, params.max_parallel)
-            now = rollout.bring(source, params.services, options, also=bool(orphans))
+            now = rollout.run(source, params.services, options, also=bool(orphans))
             revisions.note(ctx, docker, target)
         data = difference(before, now) | {"project": project, "revision": str(path)}
         changed = any(data[what] for what in ("created", "recreated", "started", "removed"))
@@ -55,11 +55,11 @@ class Up(Implementation[UpParams]):
         try:
             target = Compose(ctx, docker).resolve(source_for(docker, params), params.services)
         except Preflight as error:
-            return failing(ctx, "bring up", str(error))
+            return obstacle(ctx, str(error))
         project, services = target.project, target.with_dependencies(params.services)
         missing = [ref for ref in map(target.image, services) if docker.image_id(ref) is None]
         if missing and params.pull == "never":
-            return failing(ctx, "bring up", f"image {missing[0]} is not on the Docker host")
+            return obstacle(ctx, f"image {missing[0]} is not on the Docker host")
         found = members(docker, project)
         orphans = self._orphans(ctx, params, target, found)
         why = to_do(docker, target, services, found) | dict.fromkeys(orphans, "no longer in the files")
@@ -78,10 +78,10 @@ class Up(Implementation[UpParams]):
     def undo(self, ctx: Context, params: UpParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), before["project"]
         with project_lock(ctx, docker, project):
-            known = revisions.brought(ctx, project)
+            known = revisions.targets(ctx, project)
             if not known:
                 return Outcome(changed=False)  # the target is stored before the first change
-            done = revisions.restore(ctx, docker, before, known=known, grace=params.grace)
+            done = restoration.restore(ctx, docker, before, known=known, grace=params.grace)
         return Outcome(changed=done)
 
     @staticmethod

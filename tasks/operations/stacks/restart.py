@@ -15,10 +15,10 @@ from longshore.orchestration.store.caches import STACK_CACHE
 from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine, Login
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, unfit
-from longshore.tasks.operations.compose import revisions
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, obstacle, unfit
+from longshore.tasks.operations.compose import restoration, revisions
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
-from longshore.tasks.operations.compose.project import failing, members_of, project_lock, snapshot
+from longshore.tasks.operations.compose.project import members_of, project_lock, snapshot
 from longshore.tasks.operations.compose.rollout import UNKNOWN, Rollout, difference, former, keep_former
 from longshore.tasks.operations.compose.state import (
     HealthWaiter,
@@ -85,7 +85,7 @@ class Restart(Implementation[RestartParams]):
                     waiter.wait(level)
 
             now = rollout.within_limits(change, todo)
-            point("deployed.brought")
+            point("stacks.restarted")
             revisions.note(ctx, docker, target)
         what = difference(before, now)
         data |= {key: what[key] for key in ("created", "recreated", "started", "unchanged")}
@@ -97,13 +97,13 @@ class Restart(Implementation[RestartParams]):
         try:
             found = self._inspect(ctx, docker, params)
         except Preflight as error:
-            return failing(ctx, "repair", str(error))
+            return obstacle(ctx, str(error))
         if not found.todo:
             return Prediction(f"project {params.project} has no drift", changed=False)
         made = [name for name, one in found.todo.items() if not one.fetch and one.do != "restart"]
         missing = [name for name in made if not docker.image_id(found.target.image(name))]
         if missing:
-            return failing(ctx, "repair", f"image {found.target.image(missing[0])} is not on the Docker host")
+            return obstacle(ctx, f"image {found.target.image(missing[0])} is not on the Docker host")
         listed = "; ".join(f"{name}: {one.do} ({', '.join(one.why)})" for name, one in sorted(found.todo.items()))
         known = not found.was or former(ctx, docker, params.project, found.was, found.target)
         undo = "restore the former configuration and images" if known else "none: " + UNKNOWN.format(params.project)
@@ -112,8 +112,8 @@ class Restart(Implementation[RestartParams]):
     def undo(self, ctx: Context, params: RestartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), params.project
         with project_lock(ctx, docker, project):
-            known = revisions.brought(ctx, project)
-            done = bool(known) and revisions.restore(ctx, docker, before, known=known, grace=params.grace)
+            known = revisions.targets(ctx, project)
+            done = bool(known) and restoration.restore(ctx, docker, before, known=known, grace=params.grace)
         return Outcome(changed=done)
 
     @staticmethod
@@ -189,7 +189,7 @@ class Restart(Implementation[RestartParams]):
         for names, options in ((up, []), (anew, ["--force-recreate"])):
             if names:
                 rollout.up_alone(source, names, [*options, *grace, *_scale(target, names, was)])
-        point("deployed.half")
+        point("stacks.restarting")
         # Containers that ran are started again; of a service that did not run at all, all containers.
         ran = {member.id: member.running for member in was}
         some = {member.service for member in there if ran.get(member.id)}
