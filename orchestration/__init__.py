@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from longshore.orchestration.authoring.context import Context, Prediction
     from longshore.orchestration.authoring.functions import operation
+    from longshore.orchestration.client.async_client import AsyncClient
+    from longshore.orchestration.client.async_run import AsyncRun
     from longshore.orchestration.client.client import Client
     from longshore.orchestration.client.run import Run
     from longshore.orchestration.errors import (
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
         WaitTimeout,
         exit_code_of,
     )
-    from longshore.orchestration.language.expressions import E
+    from longshore.orchestration.language.expressions import E, template
     from longshore.orchestration.language.guards import OnlyIf
     from longshore.orchestration.language.params import Param
     from longshore.orchestration.operations import Retry
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
     from longshore.orchestration.states import RunState, StepState, UndoState
 
 __all__ = [
+    "AsyncClient",
+    "AsyncRun",
     "Blocked",
     "Client",
     "ConfigError",
@@ -100,10 +104,13 @@ __all__ = [
     "load",
     "operation",
     "parse",
+    "template",
     "validate",
 ]
 
 _HOMES = {
+    "AsyncClient": "client.async_client",
+    "AsyncRun": "client.async_run",
     "Blocked": "errors",
     "Client": "client.client",
     "ConfigError": "errors",
@@ -152,6 +159,7 @@ _HOMES = {
     "load": "plans.loading",
     "operation": "authoring.functions",
     "parse": "plans.loading",
+    "template": "language.expressions",
     "validate": "plans.loading",
 }
 

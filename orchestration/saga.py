@@ -2,7 +2,8 @@
 
 The body of a chord, the sweeper and commands call `decide` at any time, also concurrently. `decide` returns one
 transition, or None while the run has to wait. The store applies a transition only in the state that it was decided
-from, so that a repeated decision has no effect.
+from, so that a repeated decision has no effect. The script that records an outcome makes two transitions by itself:
+it aborts a run whose step has failed, and opens the next link of a chain, which the compiled plan has chosen.
 """
 
 from __future__ import annotations
@@ -194,9 +195,9 @@ def _while_aborting(
 
 
 def _can_be_cancelled(leaf_id: StepId, step: CompiledStep, leaf: StepRecord) -> bool:
-    """Whether a step or unit is dispatched but not claimed, held back (no always step), or waits for a person."""
+    """Whether a step or unit is dispatched but not claimed, held back (no always step), or waits for no effect."""
     held_back = leaf.status is StepState.PENDING and isinstance(leaf_id, str) and not step.always
-    parked = leaf.status is StepState.WAITING and step.waits is Waits.PERSON
+    parked = leaf.status is StepState.WAITING and step.waits in {Waits.PERSON, Waits.TIME}
     return leaf.status in _QUEUED or held_back or parked
 
 

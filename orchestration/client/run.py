@@ -5,8 +5,10 @@ A command is stored in Redis and carried out by a worker; each method that sends
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Literal
 
 from celery import Celery
@@ -31,6 +33,8 @@ Resolution = Literal["done", "skip", "undone", "abandon"]
 
 #: Seconds between two reads of the output of a step.
 _FOLLOW = 0.3
+#: Seconds between two reads of the answer to a command.
+ANSWER_PAUSE = 0.05
 
 
 class Run:
@@ -71,10 +75,7 @@ class Run:
         """The state of the run. Raises RunLost where neither record nor request exists."""
         state = self.store.state(self.id)
         if state is None and self.store.body(self.id) is None:
-            raise RunLost(
-                f"run {self.id} does not exist: it was pruned, or Redis has lost it",
-                remedy="check whether Redis keeps its data: longshore doctor",
-            )
+            raise lost(self.id)
         return RunState(state or RunState.PENDING)
 
     def unserved(self) -> list[str]:
@@ -138,11 +139,7 @@ class Run:
                 break
             left = 2.0 if until is None else min(2.0, until - time.monotonic())
             if left <= 0:
-                why = self.report().error
-                raise WaitTimeout(
-                    f"run {self.id} has not ended in {timeout:g} s{f' ({why.message})' if why else ''}",
-                    remedy=f"the run continues; watch it: longshore runs watch {self.id}",
-                )
+                raise timed_out(self.report(), timeout or 0.0)
             if watcher is not None:
                 watcher.call_for_new_events()
             if store.read_events(self.id, newest, block_ms=max(1, round(left * 1000)), count=1):
@@ -150,11 +147,7 @@ class Run:
                 time.sleep(min(0.05, (time.monotonic() - began) / 50))
         if watcher is not None:
             watcher.call_for_new_events()
-        done = self.report()
-        if check and done.exit_code:
-            what = done.error.message if done.error else done.summary
-            raise RunFailed(f"run {self.id} ended {done.state}: {what}", report=done, exit_code=done.exit_code)
-        return done
+        return checked(self.report()) if check else self.report()
 
     def log(self, step: str) -> Iterator[str]:
         """The output of a step, its last thousand lines. Raises UnknownName for a step that the plan does not have."""
@@ -239,16 +232,19 @@ class Run:
         """
         until = time.monotonic() + timeout
         while time.monotonic() < until:
-            fields = self.store.fields(self.id)
-            if not fields and self.store.body(self.id) is None:
-                return "done"  # pruned, as commanded
-            if stream_order(fields.get("last_command", "0-0")) >= stream_order(command_id):
-                return fields.get("answer", "done")
-            time.sleep(0.05)
-        raise WaitTimeout(
-            f"no worker has read the command of run {self.id} yet",
-            remedy="start a worker, which will carry it out: longshore worker",
-        )
+            if (found := self._answered(command_id)) is not None:
+                return found
+            time.sleep(ANSWER_PAUSE)
+        raise not_answered(self.id)
+
+    def _answered(self, command_id: str) -> str | None:
+        """The answer to a command: `done`, or the reason of a refusal; None until a worker has handled it."""
+        fields = self.store.fields(self.id)
+        if not fields and self.store.body(self.id) is None:
+            return "done"  # pruned, as commanded
+        if stream_order(fields.get("last_command", "0-0")) >= stream_order(command_id):
+            return fields.get("answer", "done")
+        return None
 
     def _command(
         self, kind: str, reason: str, *, keep: bool = False, step: StepId | None = None, resolved_as: str = ""
@@ -263,6 +259,39 @@ class Run:
                 remedy="wait until a worker sweeps, which carries it out; start one if none runs: longshore worker",
             ) from error
         return command_id
+
+
+def lost(run_id: str) -> RunLost:
+    """The error of a run that has neither record nor request."""
+    return RunLost(
+        f"run {run_id} does not exist: it was pruned, or Redis has lost it",
+        remedy="check whether Redis keeps its data: longshore doctor",
+    )
+
+
+def timed_out(report: Report, timeout: float) -> WaitTimeout:
+    """The error of a run that continues after the time of its watcher."""
+    why = f" ({report.error.message})" if report.error else ""
+    return WaitTimeout(
+        f"run {report.run_id} has not ended in {timeout:g} s{why}",
+        remedy=f"the run continues; watch it: longshore runs watch {report.run_id}",
+    )
+
+
+def not_answered(run_id: str) -> WaitTimeout:
+    """The error of a command that no worker has handled in time."""
+    return WaitTimeout(
+        f"no worker has read the command of run {run_id} yet",
+        remedy="start a worker, which will carry it out: longshore worker",
+    )
+
+
+def checked(done: Report) -> Report:
+    """The report of an ended run. Raises RunFailed for an exit code other than 0."""
+    if done.exit_code:
+        what = done.error.message if done.error else done.summary
+        raise RunFailed(f"run {done.run_id} ended {done.state}: {what}", report=done, exit_code=done.exit_code)
+    return done
 
 
 class _Watcher:
@@ -292,4 +321,10 @@ def stored_plan(store: Store, run_id: str) -> tuple[CompiledPlan, str]:
     body = store.body(run_id)
     if body is None:
         raise UnknownName(f"run {run_id!r} does not exist", remedy="list the latest runs: longshore runs ls")
-    return CompiledPlan(Plan.model_validate(body["plan"]), lenient=True), str(body.get("digest", ""))
+    return _compiled(json.dumps(body["plan"])), str(body.get("digest", ""))
+
+
+# The runs of one plan share its object: a thousand of them would make each garbage collection a long pause.
+@lru_cache(maxsize=16)
+def _compiled(plan: str) -> CompiledPlan:
+    return CompiledPlan(Plan.model_validate_json(plan), lenient=True)

@@ -16,6 +16,7 @@ from celery.utils import uuid
 from kombu import Queue
 
 from longshore.orchestration.messaging.signing import plan_header, seal
+from longshore.orchestration.operations.celery_task import TaskOptions
 from longshore.orchestration.plans.compiled import CONTROL, CompiledPlan, StepId, index_of
 from longshore.orchestration.settings import Settings, get_settings
 
@@ -99,6 +100,10 @@ class Canvas:
         shown["headers"] = plan_header(self.digest)
         return self.app.signature(ADVANCE, args=(self.run_id,), immutable=True, options=shown)
 
+    def _body_options(self, plan: CompiledPlan) -> dict[str, Any]:
+        shadow = f"{plan.plan.name} (advance)"
+        return {"queue": CONTROL, "shadow": shadow, "ignore_result": True, "headers": plan_header(self.digest)}
+
     def _work(self, task: str, plan: CompiledPlan, step_id: StepId) -> Signature[Any]:
         options = self._step_options(task, plan, step_id)
         return self.app.signature(task, args=(self.run_id, step_id), immutable=True, options=options)
@@ -165,8 +170,16 @@ class Canvas:
         queue: str,
         task_id: str,
         reply: tuple[Any, ...],
+        options: TaskOptions,
     ) -> None:
         """Send a task of an application; Celery reports its end by `link` or `link_error`."""
+        limits = {"time_limit": options.time_limit, "soft_time_limit": options.soft_time_limit}
+        more: dict[str, Any] = {key: value for key, value in limits.items() if value}
+        if options.priority:
+            connection = self.app.connection_for_write()
+            # Longshore's own queues have one list each; those of an application have one for each priority.
+            connection.transport_options = (connection.transport_options or {}) | {"priority_steps": list(range(10))}
+            more |= {"priority": options.priority, "connection": connection}
         self.app.send_task(
             task,
             args=list(args),
@@ -175,9 +188,14 @@ class Canvas:
             task_id=task_id,
             root_id=self.run_id,
             parent_id=self.run_id,
+            expires=options.lifetime(),
+            headers=options.headers,
             link=self._ended(reply, ok=True),
             link_error=self._ended(reply, ok=False),
+            **more,
         )
+        if options.priority:
+            more["connection"].close()
 
     def _ended(self, reply: tuple[Any, ...], *, ok: bool) -> Signature[Any]:
         """The `longshore.task_ended` message; Celery puts the result, or the id of the failed task, before `reply`."""
@@ -195,8 +213,8 @@ class Canvas:
         a short step. The messages are the same.
         """
         group_id = uuid()
-        body: Any = self.advance(plan.plan.name)
-        body.freeze(group_id=group_id, root_id=self.run_id)
+        # Each message carries the body, so the body has only the options that its sender does not add.
+        body: Any = self.app.signature(ADVANCE, args=(self.run_id,), immutable=True, options=self._body_options(plan))
         declared: set[str] = set()
         with self.app.producer_or_acquire() as producer, producer.batch():
             for index, step_id in enumerate(ids):

@@ -260,11 +260,11 @@ class CompiledPlan:
         return not step.always and (step.step.on_error or self.plan.on_error) == "stop"
 
     def retry_policy(self, index: int) -> Retry:
-        """The policy of the step, else of the plan, else of the operation. Steps that wait for an approval or a run
-        are not retried.
+        """The policy of the step, else of the plan, else of the operation. Steps that wait for an approval, a run or
+        a time are not retried.
         """
         step = self.steps[index]
-        if step.waits in {Waits.PERSON, Waits.RUN}:
+        if step.waits.is_final:
             return NO_RETRY
         return step.step.retry or self.plan.retry or step.operation.retry
 

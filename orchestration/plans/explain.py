@@ -71,6 +71,9 @@ def _timeout(step: CompiledStep) -> float:
     if step.waits is Waits.PERSON and step.step.timeout is None:
         given = step.step.with_.get("timeout", ApprovalParams().timeout)
         return ApprovalParams().timeout if templates.has_template(given) else parse_duration(given)
+    if step.waits is Waits.TIME:
+        given = step.step.with_.get("delay", 0)
+        return 0.0 if templates.has_template(given) else parse_duration(given)
     if step.waits is Waits.RUN and step.step.timeout is None:
         return 0.0  # bounded by the child plan
     return step.step.timeout or get_settings().step_timeout

@@ -81,6 +81,7 @@ class Ending(IntEnum):
 class Recorded:
     """The result of recording an outcome."""
 
+    #: False where another attempt holds the step. True also where the outcome was recorded before: nothing is written.
     accepted: bool
     #: Whether the run can continue now; the caller then sends an advance.
     advance: bool

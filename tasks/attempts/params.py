@@ -43,7 +43,15 @@ def reveal_params(
     inside = values.pop(INSIDE, inside)
     if word := values.pop(secrets.WORD, ""):
         values = secrets.reveal(values, word, redaction.values, read)
-    return _validate(operation.params, values), inside
+    return _validate(operation.params, _upgraded(operation, values)), inside
+
+
+def _upgraded(operation: Operation, values: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return operation.upgraded(values)
+    except Exception as error:
+        why = f"the upgrade of its stored parameters failed: {type(error).__name__}: {error}"
+        raise Preflight(f"{operation.name}: {why}") from error
 
 
 def _render(raw: dict[str, Any], scope: dict[str, Any]) -> dict[str, Any]:

@@ -88,7 +88,8 @@ class ExternalWaits:
     def _task_succeeded(self, result: Any, run_id: str, step_id: StepId, side: str, fence: str, loaded: Loaded) -> bool:
         if side:
             return self.end(run_id, loaded, step_id, side, fence, UndoState.UNDONE)
-        data = as_mapping(result) if result is not None else None
+        with_ = loaded.plan.steps[index_of(step_id)].step.with_
+        data = {"result": result} if with_.get("as_result") else as_mapping(result) if result is not None else None
         size = len(json.dumps(data))
         if size > MAX_DATA_BYTES:
             error = f"the result of {size} bytes exceeds {MAX_DATA_BYTES}"
@@ -187,6 +188,8 @@ class _Wait:
             return self._word(known, decision[0] or "", decision[1] or "", decision[2] or "")
         if self.step.waits is Waits.PERSON:
             return self._decision(known, *(part or "" for part in decision))
+        if self.step.waits is Waits.TIME and self.late:
+            return self._end(StepState.UNCHANGED, no_effect=True)
         return False
 
     def _end(self, status: str, *, error: str = "", data: Any = None, no_effect: bool = False) -> bool:

@@ -78,7 +78,7 @@ class StepPlanner:
                 holds = templates.truth(guard.if_, self._scope(templates.braced(guard.if_)) | more)
             except templates.TemplateProblem as error:
                 if step.always:
-                    continue  # a failing guard must not block an always step (SEMANTICS 16)
+                    continue  # a failing guard must not block an always step
                 raise _Impossible(f"when: {error}") from None
             if not holds:
                 return guard.reason or guards.WHEN_FALSE

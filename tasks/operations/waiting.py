@@ -1,4 +1,5 @@
-"""Operations that wait without a worker for an external end: an approval, a child run, a task of an application.
+"""Operations that wait without a worker for an external end: an approval, a time, a child run, a task of an
+application.
 
 `park` starts the external work and returns its wait; `longshore.tasks.control.external_waits` completes the step.
 """
@@ -15,6 +16,7 @@ from longshore.orchestration.language.params import resolve
 from longshore.orchestration.operations.approval import APPROVAL, ApprovalParams
 from longshore.orchestration.operations.celery_task import CELERY, TaskParams
 from longshore.orchestration.operations.subplan import RUN, RunParams
+from longshore.orchestration.operations.timer import TIMER, TimerParams
 from longshore.orchestration.plans import subplans
 from longshore.orchestration.plans.compiled import index_of
 from longshore.orchestration.plans.model import Plan
@@ -37,6 +39,17 @@ class Approval(WaitingImplementation[ApprovalParams]):
 
     def predict(self, ctx: Context, params: ApprovalParams) -> Prediction:
         return Prediction(f"would wait for an approval, at most {format_duration(params.timeout)}", changed=False)
+
+
+@implements(TIMER)
+class Timer(WaitingImplementation[TimerParams]):
+    """Waits for a time; a sweep ends the step."""
+
+    def park(self, place: WaitContext, params: TimerParams) -> ExternalWait:
+        return ExternalWait(params.seconds(), {}, "its time")
+
+    def predict(self, ctx: Context, params: TimerParams) -> Prediction:
+        return Prediction(f"would wait {format_duration(round(params.seconds(), 3))}", changed=False)
 
 
 @implements(RUN)
@@ -122,7 +135,7 @@ class ForeignTask(WaitingImplementation[TaskParams]):
         task_id = f"{place.run_id}.{place.name}{'@undo' if place.side else ''}.{place.attempt}"
         callback = (place.run_id, place.step_id, place.side, place.fence)
         place.canvas(place.run_id, None).send_task(
-            params.task, params.args, params.kwargs, params.queue, task_id, callback
+            params.task, params.args, params.kwargs, params.queue, task_id, callback, params.options
         )
         seconds = place.timeout or place.store.settings.step_timeout
         return ExternalWait(seconds, {"task": task_id, "seconds": seconds}, f"task {params.task}")

@@ -14,10 +14,13 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
+from celery import Celery
+
 from longshore.orchestration.client.request import request_body
 from longshore.orchestration.errors import OperationError, StepTimeout, UnknownName, Unsuccessful
 from longshore.orchestration.messaging.canvas import ADVANCE, STEP, Canvas
 from longshore.orchestration.operations import Operation, Params, Waits, all_operations, find
+from longshore.orchestration.operations.celery_task import CELERY
 from longshore.orchestration.operations.subplan import RUN
 from longshore.orchestration.plans import loading
 from longshore.orchestration.plans.compiled import StepId, at_host, index_of
@@ -44,6 +47,7 @@ from longshore.tasks.host.facts import facts
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implementation
 from longshore.tasks.loaded_runs import NotOurs, Plans
 from longshore.tasks.operations import cache, command, compose, docker, file, http, network, node, noop, stacks, waiting  # noqa: F401 - they make their operations known
+from longshore.tasks.simulation.called_task import CalledTask
 from longshore.tasks.simulation.engine import MemoryEngine
 from longshore.tasks.simulation.memory_store import MemoryStore
 from longshore.tasks.simulation.messages import _Line, _Message, _NoReceipts
@@ -152,7 +156,8 @@ class Sandbox:
 
     Steps of `noop`, `docker` (on `engine`) and own operations are run; steps of any other family are pretended: they
     succeed, count as changed, and return the data set by `give`. `pretend=True` pretends all of them, with placeholders
-    for secrets; `approve_all` approves every step that waits for a person. `hosts` are names, or names with labels.
+    for secrets; `approve_all` approves every step that waits for a person. `hosts` are names, or names with labels; the
+    tasks of `app` are called.
 
     Time passes only while the run waits for it. Each method below names a step, or `step[3]` for one item of it.
     """
@@ -164,7 +169,9 @@ class Sandbox:
         pretend: bool = False,
         approve_all: bool = False,
         lease: float = 15.0,
+        app: Celery | None = None,
     ) -> None:
+        self.app = app
         self.settings = Settings(redis_url="redis://bench", lease=lease, namespace="bench")
         self.engine = MemoryEngine()
         self.hosts = list(hosts)
@@ -369,12 +376,9 @@ class Sandbox:
                 return
             return
         delivery = self._delivery(message)
-        attempt = Attempt(
-            delivery,
-            fence=NoFence(delivery),
-            implementation_of=partial(self._implementation_of, delivery),
-            read_secret=placeholder if self.pretend else secret_sources.read,
-        )
+        read = placeholder if self.pretend else secret_sources.read
+        done = partial(self._implementation_of, delivery)
+        attempt = Attempt(delivery, fence=NoFence(delivery), implementation_of=done, read_secret=read)
         try:
             result = attempt.run()
         except (Refused, Vanished):
@@ -422,11 +426,11 @@ class Sandbox:
     def staged(self, name: str) -> Implementation[Any]:
         """The implementation of an operation in the sandbox."""
         operation = find(name)
-        own = operation.function is not None
-        if name.startswith(("approval.", "plan.")):
+        if name.startswith(("approval.", "plan.", "timer.")):
             return implementation(name)
-        harmless = not self.pretend and (own or name.startswith(_HARMLESS))
-        return _Staged(self, operation, implementation(name) if harmless else None)
+        harmless = not self.pretend and (operation.function is not None or name.startswith(_HARMLESS))
+        real = CalledTask(self.app) if self.app is not None and name == CELERY.name else None
+        return _Staged(self, operation, implementation(name) if harmless else real)
 
     # --- one operation ----------------------------------------------------------------------------
 

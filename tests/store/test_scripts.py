@@ -546,7 +546,7 @@ def reopened(stored: StoredRun) -> tuple[StoredRun, RunRecord]:
 
 
 def test_decisions_before_a_reopening_are_rejected(reopened: tuple[StoredRun, RunRecord]) -> None:
-    """SEMANTICS 7: a command that reopens a run has an epoch of its own."""
+    """A command that reopens a run has an epoch of its own."""
     stored, slow = reopened
 
     with stored.unchanged():

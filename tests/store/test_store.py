@@ -283,7 +283,7 @@ def ticked(store: Store, ago: float) -> None:
 
 
 def test_leases_expire_only_while_a_sweeper_runs(store: Store) -> None:
-    """SEMANTICS 24: after a gap every worker has one whole lease to renew."""
+    """After a gap every worker has one whole lease to renew."""
     clock = Clock(store)
     assert clock.look()
     assert clock.look()
