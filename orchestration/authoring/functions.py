@@ -144,7 +144,8 @@ def operation(
     * `read_only` – the function changes nothing
     * `idempotent` – a second call with the same `ctx.idempotency_key` has no further effect; after the loss of a worker
       only such a step runs again
-    * `retry_on` – exceptions that are retried, as `retry` configures
+    * `retry_on` – exceptions that are retried, as `retry` configures, where neither step nor plan has a retry policy;
+      that of a step or a plan retries every error but `Permanent` and `Preflight`
     * `service` – the service that the function needs, with `{host}` for its host; after a `Blocked`, its breaker opens,
       and runs that need it wait
     * `secrets` – parameters that may contain `{{ secret('env:NAME') }}`; the function receives the value, and no

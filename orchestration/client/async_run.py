@@ -12,7 +12,16 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from longshore.orchestration.client.run import ANSWER_PAUSE, Resolution, Run, checked, lost, not_answered, timed_out
+from longshore.orchestration.client.run import (
+    ANSWER_PAUSE,
+    IdleLog,
+    Resolution,
+    Run,
+    checked,
+    lost,
+    not_answered,
+    timed_out,
+)
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.runs import events
 from longshore.orchestration.runs.events import Event
@@ -85,6 +94,10 @@ class AsyncRun:
         """The queues that the run needs and that no worker consumes now."""
         return await self._in_thread(self._run.unserved)
 
+    async def waits_for(self) -> list[str]:
+        """Why the run does not continue now. As `Run.waits_for`."""
+        return await self._in_thread(self._run.waits_for)
+
     async def report(self) -> Report:
         """The report of the run as of now; complete once the run has ended."""
         return await self._in_thread(self._run.report)
@@ -152,16 +165,19 @@ class AsyncRun:
         except TimeoutError:
             if not limit.expired():
                 raise  # from a hook
-            raise timed_out(await self.report(), timeout or 0.0) from None
+            raise timed_out(await self.report(), timeout or 0.0, await self.waits_for()) from None
         report = await self.report()
         return checked(report) if check else report
 
     async def _ended(self) -> None:
+        idle = IdleLog(self.id)
         with self._reader.follow(self.id, self._run.store.keys.of(self.id).events, None) as stream:
             while True:
-                await stream.next()
+                entries = await stream.next()
                 if self._state_of(stream) in TERMINAL:
                     return
+                if not entries and idle.is_due():
+                    idle.tell(await self.waits_for())
 
     async def _ended_with(self, hooks: Hooks) -> None:
         async for _ in self.watch(hooks=hooks):

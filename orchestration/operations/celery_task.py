@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AwareDatetime, Field
@@ -13,6 +14,20 @@ from longshore.orchestration.operations.base import NO_RETRY, Kind, Operation, P
 
 if TYPE_CHECKING:
     from celery import Signature
+
+
+#: Seconds from the interruption of a fenced task at its time limit to the end of its process.
+STOP_GRACE = 10.0
+
+
+class TaskError(StrEnum):
+    """How an application has marked the error of a task; an error without a mark is retried by an explicit policy."""
+
+    PERMANENT = "permanent"
+    #: Raised before any effect.
+    PREFLIGHT = "preflight"
+    CANCELLED = "cancelled"
+    IN_DOUBT = "in_doubt"
 
 
 class TaskOptions(Params):
@@ -34,8 +49,10 @@ class TaskOptions(Params):
 
 
 class TaskParams(Params):
-    """The parts of a signature. `queue` is a queue that the application's workers consume; with `as_result`, the step's
-    data has the value that the task returned as `result`, also where the value is a mapping.
+    """The parts of a signature. `queue` is a queue that the application's workers consume. With `as_result`, the step's
+    data has the value that the task returned as `result`, also where the value is a mapping. `fenced`: each worker of
+    the application asks the record before it begins the task. `idempotent`: a second execution has no further effect;
+    after the loss of a worker only such a task runs again.
     """
 
     task: Annotated[str, Field(min_length=1)]
@@ -44,6 +61,8 @@ class TaskParams(Params):
     queue: str = "celery"
     as_result: bool = False
     options: TaskOptions = TaskOptions()
+    fenced: bool = False
+    idempotent: bool = False
 
 
 class TaskResult(Result):
@@ -62,8 +81,7 @@ CELERY = register(
         undo=Undo.NONE,
         summary="Run an application's Celery task on the application's workers",
         retry=NO_RETRY,
-        # The task may execute at any time after it was sent.
-        repeatable=lambda _params: False,
+        repeatable=lambda params: params.get("idempotent") is True,
         waits=Waits.TASK,
     )
 )
@@ -91,9 +109,13 @@ def as_params(signature: Signature[Any]) -> dict[str, Any]:
         params["queue"] = queue
     if options := _options(signature):
         params["options"] = options
+    if getattr(signature.app, FENCED, False):
+        params["fenced"] = True
     return params
 
 
+#: The attribute of an application's Celery app whose workers ask the record before they begin a task.
+FENCED = "longshore_fenced"
 #: Options of a signature that the message keeps, and those that routing uses; the task id is that of the step.
 _KEPT = ("expires", "time_limit", "soft_time_limit", "headers")
 _CARRIED = frozenset({"queue", "routing_key", "exchange", "priority", "task_id", "immutable", *_KEPT})

@@ -268,6 +268,13 @@ class CompiledPlan:
             return NO_RETRY
         return step.step.retry or self.plan.retry or step.operation.retry
 
+    def retries_every_error(self, index: int) -> bool:
+        """Whether a policy of the step or the plan retries each error that is not marked permanent.
+
+        Without one, the policy of the operation retries temporary errors only.
+        """
+        return self.steps[index].step.retry is not None or self.plan.retry is not None
+
     def may_chain(self, index: int) -> bool:
         """Whether the step can be part of a chain: alone in its level, and no decision at dispatch."""
         step = self.steps[index]

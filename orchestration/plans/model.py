@@ -138,15 +138,24 @@ class Plan(_Model):
         return self.step(name, "approval.wait.execute", **given)
 
     def celery(
-        self, name: str, signature: Signature[Any], /, *, timeout: float | str, undo: Signature[Any] | None = None
+        self,
+        name: str,
+        signature: Signature[Any],
+        /,
+        *,
+        timeout: float | str,
+        undo: Signature[Any] | None = None,
+        idempotent: bool = False,
     ) -> StepHandle:
         """Add an existing Celery task as a step; the application's own workers run the task unchanged.
 
         `undo` is the signature of the compensation. The `timeout` of an attempt is required: a task without a result
-        in that time is `unknown`. See `longshore.orchestration.operations.celery_task`.
+        in that time is `unknown`. An `idempotent` task runs again after the loss of its worker. See
+        `longshore.orchestration.operations.celery_task`, and `longshore.orchestration.celery.install`.
         """
         back = as_params(undo) if undo is not None else None
-        step = self.step(name, CELERY.name, **as_params(signature)).timeout(timeout)
+        params = as_params(signature) | ({"idempotent": True} if idempotent else {})
+        step = self.step(name, CELERY.name, **params).timeout(timeout)
         return step.undo(CELERY.name, **back) if back is not None else step
 
     @classmethod
@@ -383,7 +392,11 @@ class StepHandle:
         maximum: float | str = 30,
         jitter: bool = True,
     ) -> Self:
-        """Retry up to `retries` times after the first attempt; without `initial`, immediately."""
+        """Retry up to `retries` times after the first attempt; without `initial`, immediately.
+
+        Every error is retried that is not marked permanent: with `Permanent` or `Preflight` in an own operation or a
+        Celery task, and by each operation of the catalogue. Without this call, only temporary errors are retried.
+        """
         policy = {"attempts": retries + 1, "initial": initial, "maximum": maximum, "jitter": jitter}
         return self._set(retry=policy)
 

@@ -1,4 +1,7 @@
-"""The steps in doubt of a run: they were stopped, may have had an effect, and no compensation covers it."""
+"""The steps in doubt of a run: they were stopped, may have had an effect, and no compensation covers it.
+
+The effect of a step whose message may still be carried out is not covered by a compensation that ran before.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,9 @@ _UNCOVERED = frozenset({None, UndoState.NOT_UNDOABLE})
 def in_doubt(plan: CompiledPlan, state: RunState, steps: Mapping[int, StepRecord]) -> list[StepId]:
     """The steps and units in doubt of a run that has ended in `state`, in plan order.
 
-    Exempt are `undo: none`, and the steps that `saga.may_have_acted` excludes: always steps, read-only ones, and those
-    whose error came before the act.
+    A step whose message may still be carried out is in doubt whatever its compensation, which may precede the effect.
+    Otherwise exempt are `undo: none`, and the steps that `saga.may_have_acted` excludes: always steps, read-only ones,
+    and those whose error came before the act.
     """
     if state is RunState.SUCCEEDED:
         return []
@@ -27,7 +31,7 @@ def in_doubt(plan: CompiledPlan, state: RunState, steps: Mapping[int, StepRecord
 
 
 def _is_in_doubt(step: CompiledStep, record: StepRecord) -> bool:
-    return (
+    return record.live_message or (
         record.status in _STOPPED
         and record.undo in _UNCOVERED
         and step.step.undo != "none"

@@ -220,6 +220,7 @@ def _unit(fields: Mapping[str, str], step_id: StepId) -> tuple[StepRecord, _Done
         undo=undo.status if undo else None,
         reason=get(Field.REASON) or "",
         no_effect=bool(get(Field.NO_EFFECT)),
+        live_message=bool(outcome.get("live_message")),
         tainted=bool(get(Field.TAINTED)),
     )
     changed = status is StepState.CHANGED or bool(outcome.get("changed"))
@@ -243,7 +244,10 @@ def _unit(fields: Mapping[str, str], step_id: StepId) -> tuple[StepRecord, _Done
 
 
 def _waits_for(get: Callable[[str], str | None]) -> str | None:
-    what = json.loads(get(Field.PARKED) or "{}").get("what")
+    wait = json.loads(get(Field.PARKED) or "{}")
+    what = wait.get("what")
+    if wait.get("fenced") and not (get(Field.BEGUN) or "").startswith(f"{get(Field.FENCE)} "):
+        return f"waits: no worker of the application has begun {what}"
     return f"waits for {what}" if what else None
 
 

@@ -25,7 +25,7 @@ from longshore.orchestration.settings import SENTINEL, Settings, get_settings, s
 from longshore.orchestration.store.keys import Keys
 
 #: The errors of Redis that `Connection.translated` accepts.
-ERRORS = (redis.ConnectionError, redis.TimeoutError, redis.ResponseError)
+ERRORS = (redis.ConnectionError, redis.TimeoutError, redis.ResponseError, redis.exceptions.InvalidResponse)
 #: Retries of a command over a new connection before the call fails.
 _TRIES = 1
 #: Seconds to wait for replicas to acknowledge a write.
@@ -34,8 +34,8 @@ _REPLICATION = 2.0
 _SCRIPT_PAUSE = 0.1
 #: Seconds that a thread waits for a free connection of the pool.
 _CONNECTION = 30.0
-#: The longest blocking read, in seconds.
-_LONGEST_BLOCK = 2.0
+#: The longest blocking read, as a part of the time that a client waits for an answer.
+_LONGEST_BLOCK = 0.4
 #: The steady clock; on Linux it includes the time that the machine sleeps.
 _STEADY: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -75,8 +75,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         # Undecodable bytes damage one entry only; an exception would fail the read of all others.
         "encoding_errors": "surrogateescape",
         "socket_connect_timeout": settings.connect_timeout,
-        # Longer than the longest blocking read.
-        "socket_timeout": max(_LONGEST_BLOCK + 1.0, settings.connect_timeout),
+        "socket_timeout": settings.connect_timeout,
         "health_check_interval": 15,
     }
 
@@ -89,11 +88,12 @@ def as_dict(answer: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
 def connect(settings: Settings) -> redis.Redis:
     """A client of the Redis of the settings; connects on first use. Raises ConfigError for an invalid URL.
 
-    Commands are retried after a lost connection, so a script may be applied twice; every script is idempotent.
+    Commands are retried after a lost connection, so a script may be applied twice; every script is idempotent. A server
+    that does not answer in time is not asked again: a frozen one would take twice the time.
     """
     options = _options(settings) | {
         "command_packer": _Packer(HiredisRespSerializer().pack) if HIREDIS_AVAILABLE else None,
-        "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES),
+        "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES, (redis.ConnectionError,)),
     }
     if settings.url().startswith(SENTINEL):
         found = sentinel(settings.url())
@@ -116,7 +116,8 @@ def connect(settings: Settings) -> redis.Redis:
 @contextlib.asynccontextmanager
 async def connected(settings: Settings) -> AsyncIterator[redis.asyncio.Redis]:
     """A client of one connection to the same Redis, for the running event loop; closed at the end."""
-    options = _options(settings) | {"retry": AsyncRetry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), _TRIES)}
+    backoff = ExponentialWithJitterBackoff(base=0.05, cap=0.5)
+    options = _options(settings) | {"retry": AsyncRetry(backoff, _TRIES, (redis.ConnectionError,))}
     clients: list[redis.asyncio.Redis] = []
     if settings.url().startswith(SENTINEL):
         found = sentinel(settings.url())
@@ -172,6 +173,10 @@ class Connection:
     def _blocking(self) -> threading.Semaphore:
         return threading.Semaphore(max(1, self.settings.max_connections // 2))
 
+    def longest_block(self, seconds: float) -> float:
+        """The time for a read to block on the server: `seconds`, or less where the connection would time out."""
+        return min(seconds, _LONGEST_BLOCK * self.settings.connect_timeout)
+
     @contextlib.contextmanager
     def blocking(self, seconds: float) -> Iterator[bool]:
         """Yield whether a read may block on the server now; where it may not, sleep for about as long first.
@@ -196,6 +201,11 @@ class Connection:
 
     def translated(self, error: Exception) -> WrongType | StoreUnavailable:
         """An error of Redis as Longshore's own."""
+        if isinstance(error, redis.exceptions.InvalidResponse):
+            return StoreUnavailable(
+                f"the server at {self.shown_url()} does not answer as Redis does",
+                remedy="correct host and port in LONGSHORE_REDIS_URL",
+            )
         why = str(error).rstrip(".")
         if "WRONGTYPE" in why:
             return WrongType(

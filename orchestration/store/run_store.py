@@ -17,11 +17,12 @@ from longshore.orchestration.states import Cause, RunState, UndoState
 from longshore.orchestration.store.audit import KEPT
 from longshore.orchestration.store.connection import as_dict
 from longshore.orchestration.store.connection import milliseconds as _ms
-from longshore.orchestration.store.indices import Indices, mark
+from longshore.orchestration.store.indices import mark
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.receipt_questions import ReceiptQuestions
 from longshore.orchestration.store.records import Ending, Grant, Recorded, granted
 from longshore.orchestration.store.run_reads import RunReads
+from longshore.orchestration.store.task_leases import TaskLeases
 from longshore.orchestration.transitions import RunRecord
 
 #: Steps that one call of a script on each of them reads.
@@ -40,7 +41,7 @@ def actor(settings: Settings) -> str:
         return "unknown"
 
 
-class Store(RunReads, ReceiptQuestions, Indices):
+class Store(RunReads, ReceiptQuestions, TaskLeases):
     """The runs of one installation. Methods raise StoreUnavailable where Redis does not answer."""
 
     def command(

@@ -12,10 +12,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
 
+from longshore.orchestration.authoring.context import current
 from longshore.orchestration.errors import (
     Blocked,
     Delayed,
@@ -32,6 +34,7 @@ from longshore.orchestration.errors import (
 from longshore.orchestration.language import secrets, templates
 from longshore.orchestration.language.durations import format_duration
 from longshore.orchestration.monitoring import logs
+from longshore.orchestration.monitoring.output import captured
 from longshore.orchestration.operations import Operation, Params, Retry, find
 from longshore.orchestration.operations.results import as_mapping
 from longshore.orchestration.plans.compiled import tolerated
@@ -41,7 +44,7 @@ from longshore.orchestration.states import STEP_GOOD, StepState, UndoState
 from longshore.orchestration.store.audit import note_refusal
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.records import Grant
-from longshore.tasks.attempts.contexts import context_of
+from longshore.tasks.attempts.contexts import context_of, log_output
 from longshore.tasks.attempts.delivery import Delivery, Ended, Refused, Result, WaitsOutside, as_json
 from longshore.tasks.attempts.fencing import Fence
 from longshore.tasks.attempts.params import render_step, reveal_params
@@ -102,6 +105,8 @@ class Attempt:
             failure = self._timed_out("exceeded its time limit", {})
         except OperationError as error:
             failure = error
+            if self._delivery.operation.function is not None:
+                self._log_traceback(error)
         except (Refused, StoreUnavailable):
             raise
         except Exception as error:  # noqa: BLE001 - an exception of an operation must not lose the step
@@ -144,9 +149,7 @@ class Attempt:
         if (scheduled := self._retries.after_delay_or_block(grant, error)) is not None:
             return scheduled
         retry = delivery.plan.retry_policy(delivery.index)
-        explicit = delivery.step.step.retry is not None or delivery.plan.plan.retry is not None
-        transient = isinstance(error, Transient | Blocked) or (explicit and isinstance(error, Unsuccessful))
-        if transient and grant.tries < retry.attempts:
+        if self._retries.is_retried(error) and grant.tries < retry.attempts:
             scheduled = self._retries.after_transient_error(grant, retry, error)
             if scheduled is not None:
                 return scheduled
@@ -346,9 +349,15 @@ class Attempt:
 
     def _unexpected(self, error: Exception) -> OperationError:
         delivery = self._delivery
-        text = delivery.redaction.text("".join(traceback.format_exception(error)))
+        text = self._log_traceback(error)
         log.error("step %s of run %s\n%s", delivery.step.name, delivery.run_id, text)
-        return OperationError(f"{type(error).__name__}: {error}")
+        return Unsuccessful(f"{type(error).__name__}: {error}")
+
+    def _log_traceback(self, error: Exception) -> str:
+        """Add the traceback of an operation to the output of the step; return it without secrets."""
+        text = self._delivery.redaction.text("".join(traceback.format_exception(error)))
+        log_output(self._delivery, "stderr", text.splitlines())
+        return text
 
     def _timed_out(self, message: str, data: dict[str, Any]) -> OperationError:
         if self._delivery.side:
@@ -366,9 +375,20 @@ class Attempt:
 
     @contextlib.contextmanager
     def _attempt_noted(self, grant: Grant) -> Iterator[None]:
-        """Logs and traces carry the number of the attempt."""
+        """Logs and traces carry the number of the attempt, and the step's output that of an own operation."""
         delivery = self._delivery
         logs.add(attempt=grant.attempt)
+        own = delivery.operation.function is not None
+        with captured(partial(log_output, delivery)) if own else contextlib.nullcontext():
+            try:
+                with self._traced(grant):
+                    yield
+            finally:
+                current.set(None)
+
+    @contextlib.contextmanager
+    def _traced(self, grant: Grant) -> Iterator[None]:
+        delivery = self._delivery
         if not delivery.store.settings.tracing:
             yield
             return

@@ -13,6 +13,7 @@ from longshore.orchestration.client.request import shared
 from longshore.orchestration.errors import LongshoreError, OperationError, Preflight
 from longshore.orchestration.language.durations import format_duration
 from longshore.orchestration.language.params import resolve
+from longshore.orchestration.messaging.step_header import StepHeader
 from longshore.orchestration.operations.approval import APPROVAL, ApprovalParams
 from longshore.orchestration.operations.celery_task import CELERY, TaskParams
 from longshore.orchestration.operations.subplan import RUN, RunParams
@@ -133,12 +134,16 @@ class ForeignTask(WaitingImplementation[TaskParams]):
 
     def park(self, place: WaitContext, params: TaskParams) -> ExternalWait:
         task_id = f"{place.run_id}.{place.name}{'@undo' if place.side else ''}.{place.attempt}"
-        callback = (place.run_id, place.step_id, place.side, place.fence)
-        place.canvas(place.run_id, None).send_task(
-            params.task, params.args, params.kwargs, params.queue, task_id, callback, params.options
-        )
         seconds = place.timeout or place.store.settings.step_timeout
-        return ExternalWait(seconds, {"task": task_id, "seconds": seconds}, f"task {params.task}")
+        header = StepHeader(
+            place.run_id, place.step_id, place.side, place.fence, place.attempt, place.plan.name_of(place.step_id),
+            place.plan.plan.name, seconds, always=place.plan.steps[index_of(place.step_id)].always,
+        )  # fmt: skip
+        place.canvas(place.run_id, None).send_task(
+            params.task, params.args, params.kwargs, params.queue, task_id, header, params.options
+        )
+        info = {"task": task_id, "seconds": seconds, "fenced": params.fenced, "attempt": place.attempt}
+        return ExternalWait(seconds, info, f"task {params.task}")
 
     def predict(self, ctx: Context, params: TaskParams) -> Prediction:
         return Prediction(f"would enqueue task {params.task} in queue {params.queue}", changed=None)

@@ -7,9 +7,9 @@ from __future__ import annotations
 import itertools
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -52,32 +52,13 @@ from longshore.tasks.simulation.engine import MemoryEngine
 from longshore.tasks.simulation.memory_store import MemoryStore
 from longshore.tasks.simulation.messages import _Line, _Message, _NoReceipts
 from longshore.tasks.simulation.sample_data import placeholder, sample_data
+from longshore.tasks.simulation.script import Script, Vanished
 
 #: Families that act only on the engine in memory, or have no effect.
 _HARMLESS = ("noop.", "docker.", "approval.", "plan.")
 _NOT_BEFORE = frozenset({Field.NOT_BEFORE, f"u{Field.NOT_BEFORE}"})
 #: Idle turns of the loop after which the run counts as stuck.
 _PATIENCE = 400
-
-
-class Vanished(BaseException):
-    """The simulated worker was killed."""
-
-
-@dataclass
-class Script:
-    """The scripted behaviour of a step in the sandbox."""
-
-    #: Errors of the next attempts, in order; None is a success.
-    errors: list[OperationError | None] = field(default_factory=list)
-    #: The error of every attempt after those.
-    always: OperationError | None = None
-    hangs: bool = False
-    #: The number of attempts whose worker is killed after the effect.
-    vanishes: int = 0
-    data: dict[str, Any] | None = None
-    changed: bool = True
-    acts: Callable[..., Any] | None = None
 
 
 class _Staged(Implementation[Params]):

@@ -37,6 +37,7 @@ def test_all_scripts_are_tested() -> None:
             "abort",
             "answer",
             "ask",
+            "begin",
             "claim",
             "command",
             "complete",
@@ -48,7 +49,19 @@ def test_all_scripts_are_tested() -> None:
             "hold",
             "journal",
         ),
-        *("open_level", "open_undo", "park", "renew", "reopen", "resend", "resolve", "retry", "settle", "shift"),
+        *(
+            "open_level",
+            "open_undo",
+            "park",
+            "release",
+            "renew",
+            "reopen",
+            "resend",
+            "resolve",
+            "retry",
+            "settle",
+            "shift",
+        ),
         *("suspend", "unsuspend"),
     ]
 

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
+import sys
+import threading
 import time
 from typing import Any
 
 import pytest
 
 from longshore.orchestration import Context, Plan, PlanError, Prediction, Result, operation, validate
-from longshore.orchestration.errors import ConfigError, StepTimeout, Transient
+from longshore.orchestration.authoring.context import current_step
+from longshore.orchestration.errors import (
+    ConfigError,
+    InDoubt,
+    OperationError,
+    Permanent,
+    Preflight,
+    StepTimeout,
+    Transient,
+)
+from longshore.orchestration.monitoring.output import _Copy
 from longshore.orchestration.operations import Kind, find
 from longshore.orchestration.testing import Sandbox
 from longshore.tasks.implementation import implementation
@@ -245,6 +258,77 @@ def test_unsupported_secret_is_refused() -> None:
     plan.step("a", "unit.plain", token=TOKEN)
     with pytest.raises(PlanError, match="would be visible"):
         validate(plan)
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (ValueError("no answer"), 3),
+        (OperationError("no answer"), 3),
+        (StepTimeout("too late"), 3),
+        (Permanent("the card is stolen"), 1),
+        (Preflight("no such account"), 1),
+        (InDoubt("no answer after the call"), 1),
+    ],
+)
+def test_retry_of_a_step_applies_to_every_error_but_permanent_ones(error: Exception, attempts: int) -> None:
+    @operation("unit.pays")
+    def pays() -> None:
+        raise error
+
+    plan = Plan("p", on_failure="keep")
+    plan.step("pay", "unit.pays").retry(2)
+    unpolicied = Plan("q", on_failure="keep")
+    unpolicied.step("pay", "unit.pays")
+
+    assert Sandbox().run(plan).step("pay").attempts == attempts
+    assert Sandbox().run(unpolicied).step("pay").attempts == 1
+
+
+def test_output_of_a_function_has_prints_log_records_and_tracebacks() -> None:
+    @operation("unit.talks")
+    def talks(ctx: Context) -> None:
+        print("a printed line")
+        logging.getLogger("shop").warning("a logged line")
+        current = current_step()
+        assert current is not None
+        current.log("a line of the context")
+        threading.Thread(target=print, args=("a line of a thread",)).start()
+        raise ValueError("no card")
+
+    plan = Plan("p", on_failure="keep")
+    plan.step("talk", "unit.talks")
+    sandbox = Sandbox()
+    report = sandbox.run(plan)
+
+    lines = [(stream, line) for _, stream, line in sandbox.store.log(report.run_id, 0)]
+    assert lines[:3] == [
+        ("stdout", "a printed line"),
+        ("", "WARNING shop: a logged line"),
+        ("", "a line of the context"),
+    ]
+    assert ("stdout", "a line of a thread") in lines
+    assert ("stderr", "ValueError: no card") in lines
+    assert current_step() is None
+    assert not isinstance(sys.stdout, _Copy)
+
+
+def test_secret_that_a_function_prints_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGSHORE_SECRET_UNIT", "correct-horse")
+
+    @operation("unit.leaks", secrets=["token"])
+    def leaks(token: str) -> None:
+        print(f"signing with {token}")
+        raise RuntimeError(f"{token} is wrong")
+
+    plan = Plan("p", on_failure="keep")
+    plan.step("leak", "unit.leaks", token=TOKEN)
+    sandbox = Sandbox()
+    report = sandbox.run(plan)
+
+    lines = [line for _, _, line in sandbox.store.log(report.run_id, 0)]
+    assert "signing with ***" in lines
+    assert "correct-horse" not in "\n".join(lines)
 
 
 def test_coroutine_functions_share_one_event_loop() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from longshore.orchestration import Plan, Preflight, RunState, StepState, UndoState, operation
-from longshore.orchestration.errors import OperationError, Transient
+from longshore.orchestration.errors import Permanent, Transient
 from longshore.orchestration.runs.doubt import in_doubt
 from longshore.orchestration.testing import Sandbox
 from longshore.orchestration.transitions import StepRecord
@@ -90,15 +90,15 @@ def busy() -> list[Exception]:
 @pytest.mark.parametrize(
     ("before", "act", "doubted"),
     [
-        ([], [OperationError("broke")], True),
-        ([], [RuntimeError("broke")], True),
+        ([], [Permanent("broke")], True),
+        ([], [RuntimeError("broke")] * 3, True),
         ([], [Preflight("not ready")], False),
         # the first attempt may have acted
         ([], [Transient("busy"), Preflight("not ready")], True),
         # the act never began
-        ([OperationError("broke")], [], False),
+        ([Permanent("broke")], [], False),
         (busy(), [], False),
-        ([Transient("busy")], [OperationError("broke")], True),
+        ([Transient("busy")], [Permanent("broke")], True),
     ],
     ids=str,
 )

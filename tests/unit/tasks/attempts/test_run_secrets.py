@@ -163,7 +163,8 @@ def test_result_and_error_of_an_applications_task_are_redacted(monkeypatch: pyte
     store = Mock()
     store.now.return_value = 0
     store.settings.lease = 1.0
-    store.step_fields.return_value = {1: ("waiting", "7", "1")}
+    record = {"status": "waiting", "fence": "7", "attempts": "1"}
+    store.step_fields.side_effect = lambda _run, _ids, kinds: {1: tuple(map(record.get, kinds))}
     store.complete.return_value = Recorded(accepted=True, advance=False)
     waits = ExternalWaits(store, Mock(get=lambda _: run), Mock())
     monkeypatch.setattr(waits, "_why", lambda _: "RuntimeError: postgres://app:db-value@db")

@@ -208,7 +208,7 @@ def test_child_past_its_point_of_no_return_is_reported_and_not_undone() -> None:
 def test_a_child_that_was_begun_by_a_worker_that_died_is_ended_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the child's request and the parking, while the parent is being ended."""
     from longshore.tasks.attempts.delivery import Delivery
-    from longshore.tasks.simulation.sandbox import Vanished
+    from longshore.tasks.simulation.script import Vanished
 
     plan = Plan("p", on_error="stop")
     inner = Plan("inner")
