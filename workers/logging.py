@@ -21,5 +21,5 @@ def _reset_context(**_: Any) -> None:
 @after_setup_task_logger.connect
 def _set_format(logger: logging.Logger | None = None, **_: Any) -> None:
     if logger is not None:
-        # What an application's operation prints or logs may hold a secret.
+        # The output of an application's operation may contain a secret.
         logs.configure(logger, get_settings().log_format, get_settings().host, run_secrets.redact)

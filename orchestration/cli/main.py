@@ -47,7 +47,7 @@ def cli() -> None:
     """Run plans of many steps on Celery, and undo them when a step fails.
 
     Exit codes of all commands, unless a command's help has others: 0 success, 1 failure, 2 wrong usage or wrong
-    configuration, 3 changes are left over that could not be undone, 130 interrupted.
+    configuration, 3 changes are left over or in doubt, 130 interrupted.
     """
 
 

@@ -93,7 +93,7 @@ def run(
     """Run OPERATION as a run of one step, and print its result.
 
     A value that begins with [ or { is parsed as YAML. KEY.INNER=VALUE sets one entry of a mapping. A repeated KEY
-    makes a list. Exit codes: 0 succeeded, 1 failed, 2 usage, 3 changes are left over.
+    makes a list. Exit codes: 0 succeeded, 1 failed, 2 usage, 3 changes are left over or in doubt.
     """
     values = typed(find(operation), read_values(params))
     plan = single(operation, values, target=target, inside=inside, timeout=timeout)

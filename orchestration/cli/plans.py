@@ -101,7 +101,7 @@ def simulate(plan: str, pairs: tuple[str, ...], file: str | None) -> None:
     """Simulate PLAN in memory: no failure, then a failure of each step in turn.
 
     The command prints how each simulated run ends, and changes nothing. Exit codes: the exit code of the run without a
-    failure, if that is not 0; else 3 if any simulated run leaves changes that could not be undone; else 0.
+    failure, if that is not 0; else 3 if any simulated run leaves changes or a doubt; else 0.
     """
     checked = load_plan(plan)
     found = list(testing.simulate(checked, read_params(checked, pairs, file)))

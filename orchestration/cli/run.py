@@ -49,7 +49,7 @@ def run(plan: str, pairs: tuple[str, ...], file: str | None, run_id: str | None,
 
     PLAN is a file (YAML or JSON) or the name of a stored plan. Ctrl-C stops watching, and the run continues; a second
     Ctrl-C within two seconds cancels the run. Exit codes: 0 succeeded, 1 failed and undone, or cancelled, 2 usage or an
-    invalid plan, 3 changes are left over that could not be undone, 130 watching was interrupted.
+    invalid plan, 3 changes are left over or in doubt, 130 watching was interrupted.
     """
     loaded = load_plan(plan)
     params = read_params(loaded, pairs, file)

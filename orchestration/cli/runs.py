@@ -88,7 +88,8 @@ def _report_or_none(run: Run) -> Report | None:
 def show(run: str) -> None:
     """Print the report of RUN.
 
-    Exit codes: 0 succeeded or not ended, 1 failed and undone, or cancelled, 2 unknown run, 3 changes are left over.
+    Exit codes: 0 succeeded or not ended, 1 failed and undone, or cancelled, 2 unknown run, 3 changes are left over
+    or in doubt.
     """
     options = current_options()
     report = client().get(run).report()
@@ -106,7 +107,8 @@ def show(run: str) -> None:
 def watch(run: str) -> None:
     """Watch RUN until it ends, and print its report.
 
-    Exit codes: 0 succeeded, 1 failed and undone, or cancelled, 2 unknown run, 3 changes are left over, 130 interrupted.
+    Exit codes: 0 succeeded, 1 failed and undone, or cancelled, 2 unknown run, 3 changes are left over or in doubt, 130
+    interrupted.
     """
     exit_with(watch_to_end(client().get(run)))
 
@@ -150,7 +152,7 @@ def logs(run: str, step: str, follow: bool) -> None:
 def cancel(run: str, reason: str, keep: bool, detach: bool) -> None:
     """Cancel RUN: start no further steps, and undo the finished ones.
 
-    Exit codes: 0 cancelled, 1 refused, 2 unknown run, 3 changes are left over that could not be undone.
+    Exit codes: 0 cancelled, 1 refused, 2 unknown run, 3 changes are left over or in doubt.
     """
     found = client().get(run)
     if current_options().dry_run:
@@ -168,7 +170,7 @@ def undo(run: str, reason: str, detach: bool) -> None:
     """Undo the changes of RUN, which has ended, or retry a failed undo.
 
     The compensations of the finished steps run in reverse order. Exit codes: 0 undone, 1 refused, 2 unknown run, 3
-    changes are left over that could not be undone.
+    changes are left over or in doubt.
     """
     found = client().get(run)
     if current_options().dry_run:
@@ -382,7 +384,7 @@ def approve(run: str, step: str, reject: bool, note: str) -> None:
 
 
 def _finish_command(run_id: str, command_id: str, *, detach: bool) -> int:
-    """Wait for a command to a run. Returns the exit code: 0 done, 1 refused, 3 changes are left over."""
+    """Wait for a command to a run. Returns the exit code: 0 done, 1 refused, 3 changes are left over or in doubt."""
     run = client().get(run_id)
     answer = run.answer(command_id)
     if answer != "done":

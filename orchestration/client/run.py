@@ -200,7 +200,7 @@ class Run:
 
     def resume(self, reason: str = "") -> str:
         """Resume a run: from its suspension, from the first step that is not done (`failed`, `partial`), or with the
-        undos that failed (`undo_failed`). Returns the id of the command, for `answer`.
+        undos that failed or were held back (`undo_failed`). Returns the id of the command, for `answer`.
         """
         return self._command("resume", reason)
 

@@ -61,7 +61,7 @@ class Plan(_Model):
     on_failure: OnFailure = Field("undo", description="Whether a failed run is undone or keeps its effects")
     on_undo_failure: OnUndoFailure = Field(
         "hold",
-        description="Whether the steps that a step depends on are left as they are if its undo fails, or undone too",
+        description="Whether a failed undo holds back the undos of the steps that its step depends on",
     )
     on_unknown: OnUnknown = Field(
         "fail", description="Whether a step of unknown outcome counts as failed, or a person decides about it"

@@ -8,7 +8,7 @@ from html import escape as escape_html
 from longshore.orchestration.language import printable
 from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep
 from longshore.orchestration.runs.report import Report
-from longshore.orchestration.states import STEP_BAD, StepState, UndoState
+from longshore.orchestration.states import STEP_BAD, UNDO_OPEN, StepState, UndoState
 
 #: Fill and stroke by state; the pairs differ in lightness too, for readers who do not distinguish the colours.
 COLOURS = {
@@ -26,6 +26,7 @@ COLOURS = {
     "not_run": ("#ffffff", "#9ca3af"),
     "undone": ("#ede9fe", "#6d28d9"),
     "undo_failed": ("#fca5a5", "#7f1d1d"),
+    "held_back": ("#fed7aa", "#9a3412"),
 }
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 190, 46, 28, 44, 20
 
@@ -43,7 +44,7 @@ def states_of(report: Report | None) -> dict[str, str]:
     for step in report.steps:
         undo = step.undo.status if step.undo else None
         # A failed step keeps its own colour after its undo, so that the cause of the failure stays visible.
-        undo_counts = undo is UndoState.UNDO_FAILED or (undo is UndoState.UNDONE and step.status not in STEP_BAD)
+        undo_counts = undo in UNDO_OPEN or (undo is UndoState.UNDONE and step.status not in STEP_BAD)
         shown[step.name] = str(undo if undo_counts else step.status)
     return shown
 

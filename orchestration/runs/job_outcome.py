@@ -55,7 +55,7 @@ class JobReport(BaseModel):
         }
         parts = [str(self.result or "not ended")] if self.result or not self.restart else []
         parts += [stack[self.restart]] if self.restart else []
-        return f"job {self.name}: {', '.join(parts)}"
+        return f"job {self.name}: {'; '.join(parts)}"
 
 
 def outcome(plan: Plan, state: RunState, cause: Cause | None, steps: Sequence[StepReport]) -> JobReport | None:

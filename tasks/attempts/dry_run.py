@@ -43,6 +43,7 @@ def dry_run_step(body: dict[str, Any], index: int, host: str, store: Store) -> d
         action=redaction.text(prediction.action),
         undo=redaction.text(prediction.undo) if prediction.undo else prediction.undo,
         impossible=redaction.text(prediction.impossible) if prediction.impossible else None,
+        data=redaction.data(prediction.data),
     )
     undo = prediction.undo
     if isinstance(step.step.undo, UndoSpec):

@@ -36,6 +36,7 @@ from longshore.orchestration.language.durations import format_duration
 from longshore.orchestration.monitoring import logs
 from longshore.orchestration.monitoring.output import captured
 from longshore.orchestration.operations import Operation, Params, Retry, find
+from longshore.orchestration.operations.results import as_mapping
 from longshore.orchestration.plans.compiled import tolerated
 from longshore.orchestration.plans.steps import UndoSpec
 from longshore.orchestration.settings import MAX_DATA_BYTES
@@ -196,7 +197,6 @@ class Attempt:
             outcome = self._act_on(grant, context, receipt)
             if isinstance(outcome, WaitsOutside):
                 return outcome
-            outcome = self._without_secrets(outcome)
             if receipt is not None and not outcome.hosts:
                 receipt.done({"changed": outcome.changed, "data": outcome.data})
             return outcome
@@ -220,7 +220,7 @@ class Attempt:
         self._untouched = False
         if isinstance(done, WaitingImplementation):
             return delivery.park(grant, done.park(delivery.wait_context(grant), params))
-        outcome = done.act(context, params, before)
+        outcome = self._without_secrets(done.act(context, params, before))
         size = len(bulk_of(outcome))
         if size > MAX_DATA_BYTES:
             raise OperationError(f"the result of {size} bytes exceeds the {MAX_DATA_BYTES} bytes of a step")
@@ -330,7 +330,14 @@ class Attempt:
         redaction = self._delivery.redaction
         if not redaction.values:
             return outcome
-        hosts = [replace(host, error=redaction.text(host.error)) if host.error else host for host in outcome.hosts]
+        hosts = [
+            replace(
+                host,
+                error=redaction.text(str(host.error)) if host.error else host.error,
+                data=redaction.data(as_mapping(host.data)) if host.data is not None else None,
+            )
+            for host in outcome.hosts
+        ]
         return Outcome(outcome.changed, redaction.data(outcome.data), hosts)
 
     def _redacted(self, error: OperationError) -> OperationError:

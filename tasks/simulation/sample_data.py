@@ -39,3 +39,8 @@ def _fill(data: dict[str, Any], path: Sequence[str], text: str, *, is_list: bool
             return
         data = inner
     data.setdefault(path[-1], [f"{text}-1", f"{text}-2"] if is_list else text)
+
+
+def placeholder(reference: str) -> str:
+    """The value of a secret in a simulated run."""
+    return f"placeholder of {reference}"

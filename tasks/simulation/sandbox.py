@@ -51,7 +51,7 @@ from longshore.tasks.simulation.called_task import CalledTask
 from longshore.tasks.simulation.engine import MemoryEngine
 from longshore.tasks.simulation.memory_store import MemoryStore
 from longshore.tasks.simulation.messages import _Line, _Message, _NoReceipts
-from longshore.tasks.simulation.sample_data import sample_data
+from longshore.tasks.simulation.sample_data import placeholder, sample_data
 from longshore.tasks.simulation.script import Script, Vanished
 
 #: Families that act only on the engine in memory, or have no effect.
@@ -357,12 +357,9 @@ class Sandbox:
                 return
             return
         delivery = self._delivery(message)
-        attempt = Attempt(
-            delivery,
-            fence=NoFence(delivery),
-            implementation_of=partial(self._implementation_of, delivery),
-            read_secret=_placeholder if self.pretend else secret_sources.read,
-        )
+        read = placeholder if self.pretend else secret_sources.read
+        done = partial(self._implementation_of, delivery)
+        attempt = Attempt(delivery, fence=NoFence(delivery), implementation_of=done, read_secret=read)
         try:
             result = attempt.run()
         except (Refused, Vanished):
@@ -426,11 +423,6 @@ class Sandbox:
             before = done.before(context, values)
             json.dumps(before)
             return Done(self, op, values, context, before, done.act(context, values, before))
-
-
-def _placeholder(reference: str) -> str:
-    """The value of a secret in a run that is pretended."""
-    return f"placeholder of {reference}"
 
 
 def _names(plan: Plan) -> Iterator[str]:

@@ -52,9 +52,9 @@ def test_keep_stopped_skips_the_restart() -> None:
 @pytest.mark.parametrize(
     ("fails", "summary"),
     [
-        (None, "job backup: succeeded, the stack is up again; 7 steps, "),
-        ("work", "job backup: failed, the stack is up again; 7 steps, "),
-        ("image", "job backup: failed, the stack was not touched; "),
+        (None, "job backup: succeeded; the stack is up again; 7 steps, "),
+        ("work", "job backup: failed; the stack is up again; 7 steps, "),
+        ("image", "job backup: failed; the stack was not touched; "),
     ],
 )
 def test_summary_of_a_job_begins_with_its_outcome(fails: str | None, summary: str) -> None:

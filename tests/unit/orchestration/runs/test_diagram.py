@@ -103,7 +103,7 @@ def test_svg_boxes_do_not_overlap_and_edges_go_down(edges: dict[str, list[str]])
 @given(plans(), st.data())
 def test_any_plan_can_be_drawn_in_every_format_and_state(plan: Plan, data: st.DataObject) -> None:
     whole = compiled(plan)
-    words = st.sampled_from([*StepState, "undone", "undo_failed", "something new"])
+    words = st.sampled_from([*StepState, "undone", "undo_failed", "held_back", "something new"])
     states = {name: str(data.draw(words)) for name in plan.steps}
 
     for form, draw in diagram.FORMATS.items():

@@ -9,12 +9,13 @@ from unittest.mock import Mock
 
 import pytest
 
-from longshore.orchestration import Plan
+from longshore.orchestration import HostResult, Plan, Prediction, Result, operation
 from longshore.orchestration.client.request import request_body
 from longshore.orchestration.monitoring import logs
 from longshore.orchestration.store.run_store import Recorded
 from longshore.orchestration.testing import Sandbox
 from longshore.tasks.attempts import run_secrets
+from longshore.tasks.attempts.dry_run import dry_run_step
 from longshore.tasks.attempts.run_secrets import redaction_of
 from longshore.tasks.control.external_waits import ExternalWaits
 from longshore.tasks.loaded_runs import Loaded, Plans
@@ -95,6 +96,45 @@ def test_process_remembers_a_limited_number_of_runs(monkeypatch: pytest.MonkeyPa
         redaction_of(loaded(uses(Plan("p"), "DB"), instance_id=str(number))).values.add(f"value-{number}")
 
     assert run_secrets.redact("value-0 value-1 value-2") == "value-0 *** ***"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.usefixtures("own_registry")
+def test_results_of_hosts_are_redacted(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    monkeypatch.setenv("LONGSHORE_SECRET_DB", "db-value")
+
+    @operation("unit.hosts")
+    def hosts() -> Result:
+        error = "no connection with db-value" if fails else None
+        return Result(hosts=[HostResult("web1", changed=True, error=error, data={"said": "db-value"})])
+
+    plan = uses(Plan("p"), "DB")
+    plan.step("hosts", "unit.hosts").after("uses-db")
+
+    report = Sandbox().run(plan)
+
+    assert report.step("hosts").status == ("failed" if fails else "changed")
+    assert report.step("hosts").hosts[0].data == {"said": "***"}
+    assert "db-value" not in report.model_dump_json()
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_prediction_is_redacted_with_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGSHORE_SECRET_DB", "db-value")
+
+    @operation("unit.act")
+    def act() -> None: ...
+
+    @act.predict
+    def predict() -> Prediction:
+        return Prediction("would write db-value", changed=True, data={"text": "db-value"})
+
+    plan = uses(Plan("p"), "DB")
+    plan.step("act", "unit.act")
+
+    answer = dry_run_step(request_body(plan, {}, "ann"), 1, "web1", Mock())
+
+    assert (answer["action"], answer["data"]) == ("would write ***", {"text": "***"})
 
 
 @pytest.mark.parametrize("kind", ["text", "json"])
