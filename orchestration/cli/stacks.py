@@ -289,9 +289,11 @@ def restart(
     stacks = _stacks()
     if not names:
         stacks.wait_for_active_runs(hosts)
-    found = stacks.select(hosts, labels=labels, registry=registry, read_only=current_options().dry_run)
+    # A stale service that is named needs its own action: labels filter after the names.
+    among = () if names else labels
+    found = stacks.select(hosts, labels=among, registry=registry, read_only=current_options().dry_run)
     if names:
-        found = replace(found, chosen=named(requested, found))
+        found = replace(found, chosen=named(requested, found, labels))
     if not found.chosen:
         return _finish(_nothing_to_restart(found))
     if current_options().dry_run:
