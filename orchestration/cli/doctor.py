@@ -27,7 +27,7 @@ def doctor() -> None:
         options.show([dataclasses.asdict(finding) for finding in findings])
     else:
         for finding in findings:
-            if options.quiet and finding.grade == "ok":
+            if options.quiet and finding.grade != "error":
                 continue
             remedy = f": {finding.remedy}" if finding.remedy else ""
             print_line(f"{_GRADES[finding.grade]}  {finding.what}{remedy}")
