@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
 from typing import cast
 
 import click
@@ -27,7 +26,7 @@ from longshore.orchestration.client.replay import Replay
 from longshore.orchestration.client.run import Resolution, Run
 from longshore.orchestration.language import printable
 from longshore.orchestration.runs.report import Report
-from longshore.orchestration.runs.search import Filter, search
+from longshore.orchestration.runs.search import Filter, search, time_or_age
 from longshore.orchestration.states import TERMINAL
 
 
@@ -282,8 +281,9 @@ def replay(host: str, service: str, since: str | None, run_id: str | None, detac
     order. Exit codes: those of `longshore run`, or 3 if some steps cannot be repeated.
     """
     options, connected = current_options(), client()
+    created_since = time_or_age(since) if since is not None else None
     if options.dry_run:
-        effects = connected.find_effects(host=host, service=service, since=_time_or_age(since))
+        effects = connected.find_effects(host=host, service=service, since=created_since)
         repeated = [{"source": effects.sources[name], "op": step.op} for name, step in effects.plan.steps.items()]
         if options.json:
             options.show({"dry_run": True, "again": repeated, "left_out": [str(one) for one in effects.left_out]})
@@ -295,7 +295,7 @@ def replay(host: str, service: str, since: str | None, run_id: str | None, detac
         _print_left_out(effects)
         effects.close()
         return
-    run, replayed = connected.replay(host=host, service=service, since=_time_or_age(since), run_id=run_id)
+    run, replayed = connected.replay(host=host, service=service, since=created_since, run_id=run_id)
     _print_left_out(replayed)
     if run is None:
         print_line("no steps to repeat", err=True)
@@ -313,16 +313,6 @@ def _print_left_out(replayed: Replay) -> None:
         print_line(f"cannot be repeated: {one}", err=True)
 
 
-def _time_or_age(text: str | None) -> datetime | None:
-    """The time that --since gives, either directly or as an age."""
-    if text is None:
-        return None
-    try:
-        return datetime.fromisoformat(text).astimezone()
-    except ValueError:
-        return datetime.now(UTC) - timedelta(seconds=read_duration(text, "--since"))
-
-
 @command(runs_group, "prune")
 @click.argument("runs", nargs=-1, metavar="[RUN]…")
 @click.option("--older-than", metavar="TIME", help="Only runs that ended at least this long ago, e.g. 7d or 12h.")
@@ -336,14 +326,20 @@ def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) 
     options, connected = current_options(), client()
     seconds = read_duration(older_than, "--older-than") if older_than is not None else connected.settings.retention
     old = connected.store.ended_since(seconds) if older_than is not None or not runs else []
-    # With RUN and --older-than, a run must fulfil both.
-    names = [run_id for run_id in runs or old if older_than is None or run_id in old]
-    forgotten, refused = [], []
-    for run_id in names:
+    forgotten, refused, skipped = [], [], []
+    for run_id in runs or old:
         found = connected.get(run_id)
+        state, mismatch = found.state(), ""
         if plan_name is not None and found.plan.plan.name != plan_name:
+            mismatch = f"its plan is {found.plan.plan.name}"
+        elif runs and older_than is not None and state in TERMINAL and run_id not in old:
+            mismatch = f"ended less than {older_than} ago"
+        if mismatch and runs:
+            skipped.append(run_id)
+            if not options.quiet:
+                print_line(f"skipped: run {run_id}: {mismatch}", err=True)
+        if mismatch:
             continue
-        state = found.state()
         if options.dry_run:
             answer, refusal = "done" if state in TERMINAL else "", f"would be refused: run {run_id} is {state}"
             line = f"would delete run {run_id} ({state})"
@@ -358,7 +354,7 @@ def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) 
         if not options.json and (options.dry_run or not options.quiet):
             print_line(line)
     if options.json:
-        options.show({"dry_run": options.dry_run, "forgotten": forgotten, "refused": refused})
+        options.show({"dry_run": options.dry_run, "forgotten": forgotten, "refused": refused, "skipped": skipped})
     if refused:
         exit_with(1)
 
