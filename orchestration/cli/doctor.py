@@ -19,7 +19,7 @@ def doctor() -> None:
     """Diagnose the installation.
 
     Checks Redis, its users and scripts, the workers, and runs that wait for a decision; prints a remedy for each
-    problem. Exit codes: 0 no errors (warnings allowed), 1 at least one error.
+    problem. Exit codes: 0: no errors (warnings allowed); 1: at least one error.
     """
     options = current_options()
     findings = checks.examine(client().store)
