@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
@@ -126,14 +126,6 @@ _REMEDIES = {
 }
 
 
-class ScriptCall(NamedTuple):
-    """One call of a script."""
-
-    script: Script
-    keys: Sequence[str]
-    args: Sequence[Any]
-
-
 class Connection:
     """A connection to the keys of one installation. Each method raises StoreUnavailable where Redis does not answer."""
 
@@ -175,40 +167,21 @@ class Connection:
                 ) from error
             raise StoreUnavailable(f"Redis at {self.shown_url()}: {why}", remedy=_remedy(why)) from error
 
-    def acknowledged(self, *calls: ScriptCall) -> list[Any]:
-        """Run scripts in order, in one round trip; return their answers once the required replicas have the writes.
+    def acknowledged(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Run a script and return its answer once the required replicas have its writes; see `written`."""
+        return self.call(self._evaluated, script, keys, args)
 
-        Each script is atomic; the sequence is not. A script that Redis does not know is loaded, and run again with
-        those after it. See `written`.
-        """
-        return self.call(self._evaluated, calls)  # type: ignore[no-any-return]
-
-    def _evaluated(self, calls: Sequence[ScriptCall]) -> list[Any]:
+    def _evaluated(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
         until = time.monotonic() + self.settings.connect_timeout
-        answers: list[Any] = []
-        while len(answers) < len(calls):
-            left = calls[len(answers) :]
-            for answer in self._answers(left):
-                if isinstance(answer, redis.exceptions.NoScriptError):
-                    self._load(calls[len(answers)].script, until)
-                    break
-                if isinstance(answer, Exception):
-                    raise answer
-                answers.append(answer)
-        return answers
-
-    def _answers(self, calls: Sequence[ScriptCall]) -> list[Any]:
-        """The answer, or the error, of each script."""
-        if len(calls) == 1 and not self.settings.needed_replicas():
-            (call,) = calls
+        while True:
             try:
-                return [self.client.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)]
-            except _ERRORS as error:
-                return [error]
-        pipe = self.client.pipeline(transaction=False)
-        for script, keys, args in calls:
-            pipe.evalsha(script.sha, len(keys), *keys, *args)
-        return self.written(pipe, raise_on_error=False)
+                if not self.settings.needed_replicas():
+                    return self.client.evalsha(script.sha, len(keys), *keys, *args)
+                pipe = self.client.pipeline(transaction=False)
+                pipe.evalsha(script.sha, len(keys), *keys, *args)
+                return self.written(pipe)[0]
+            except redis.exceptions.NoScriptError:
+                self._load(script, until)
 
     def _load(self, script: Script, until: float) -> None:
         """Load a script into the server, or, as a user who may load none, wait 0.1 s for a worker to load it."""
@@ -226,7 +199,7 @@ class Connection:
             )
         time.sleep(_SCRIPT_PAUSE)
 
-    def written(self, pipe: Any, *, raise_on_error: bool = True) -> list[Any]:
+    def written(self, pipe: Any) -> list[Any]:
         """Execute a pipeline and return its answers once the required replicas have its writes.
 
         A failover loses writes that no replica has, so none of those may be acknowledged. The pipeline must not be a
@@ -236,9 +209,7 @@ class Connection:
         wanted = self.settings.needed_replicas()
         if wanted:  # in the same pipeline: WAIT covers the writes of its own connection
             pipe.wait(wanted, milliseconds(_REPLICATION))
-        answers = list(pipe.execute(raise_on_error=raise_on_error))
-        if any(isinstance(answer, Exception) for answer in answers):
-            return answers  # the caller decides about the errors first
+        answers = list(pipe.execute())
         if wanted and int(answers.pop()) < wanted:
             raise StoreUnavailable(
                 f"Redis at {self.shown_url()}: fewer than the {wanted} required replicas have the write",
