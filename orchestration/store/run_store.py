@@ -13,15 +13,16 @@ from longshore.orchestration.messaging.signing import origin, sealed_command
 from longshore.orchestration.plans.compiled import StepId, as_id
 from longshore.orchestration.saga import ResumeSet
 from longshore.orchestration.settings import LARGE_DATA_BYTES, Settings
-from longshore.orchestration.states import Cause, RunState
+from longshore.orchestration.states import Cause, RunState, UndoState
 from longshore.orchestration.store.audit import KEPT
 from longshore.orchestration.store.connection import as_dict
 from longshore.orchestration.store.connection import milliseconds as _ms
-from longshore.orchestration.store.indices import Indices, mark
+from longshore.orchestration.store.indices import mark
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.receipt_questions import ReceiptQuestions
 from longshore.orchestration.store.records import Ending, Grant, Recorded, granted
 from longshore.orchestration.store.run_reads import RunReads
+from longshore.orchestration.store.task_leases import TaskLeases
 from longshore.orchestration.transitions import RunRecord
 
 #: Steps that one call of a script on each of them reads.
@@ -40,7 +41,7 @@ def actor(settings: Settings) -> str:
         return "unknown"
 
 
-class Store(RunReads, ReceiptQuestions, Indices):
+class Store(RunReads, ReceiptQuestions, TaskLeases):
     """The runs of one installation. Methods raise StoreUnavailable where Redis does not answer."""
 
     def command(
@@ -129,9 +130,16 @@ class Store(RunReads, ReceiptQuestions, Indices):
         return bool(self._run("open_level", run_id, *args, *flat))
 
     def open_undo(
-        self, run_id: str, run: RunRecord, level: int, ready: Sequence[StepId], impossible: Mapping[StepId, str]
+        self,
+        run_id: str,
+        run: RunRecord,
+        level: int,
+        ready: Sequence[StepId],
+        impossible: Mapping[StepId, str],
+        held_back: Mapping[StepId, str],
     ) -> bool:
-        flat = [part for pair in impossible.items() for part in pair]
+        flat = [part for i, reason in impossible.items() for part in (i, UndoState.NOT_UNDOABLE, reason)]
+        flat += [part for i, reason in held_back.items() for part in (i, UndoState.HELD_BACK, reason)]
         came_from = "" if run.undo_level is None else run.undo_level
         grace, limit = _ms(self.settings.lease), _ms(self.settings.undo_timeout)
         args = (run.state, came_from, level, grace, limit, len(ready), *ready, *flat, run.epoch)

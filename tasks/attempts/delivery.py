@@ -92,7 +92,7 @@ class Delivery:
     side: str = ""
     #: The step that follows in the chain, if any.
     next_link: int | None = None
-    #: The secrets that this attempt has read.
+    #: The secrets of the run that this worker can read, once the attempt has begun.
     redaction: Redaction = field(default_factory=Redaction)
     #: The claim, where it was made together with the record of the link before.
     granted: Grant | None = None

@@ -10,6 +10,7 @@ from dataclasses import replace
 from longshore.orchestration.errors import Damaged, WrongType
 from longshore.orchestration.installation import integrity
 from longshore.orchestration.plans.compiled import CompiledPlan
+from longshore.orchestration.plans.shown_params import shown_params
 from longshore.orchestration.states import TERMINAL, RunState
 from longshore.orchestration.store import audit
 from longshore.orchestration.store.admission import Admission, AdmissionRequest
@@ -60,6 +61,8 @@ class RunLifecycle:
             "instance_id": loaded.instance_id,
             "request": loaded.request,
         }
+        if loaded.params:
+            fields["params"] = json.dumps(shown_params(loaded.params), ensure_ascii=False)
         if loaded.parent:
             fields["parent"] = json.dumps(loaded.parent)
         if plan.timeout is not None:
