@@ -1,4 +1,4 @@
-"""`longshore audit`: the audit trail of commands and denied requests."""
+"""`longshore audit`: the audit trail of commands and refused requests."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from longshore.orchestration.store import audit as audit_trail
     help="Print at most the latest N entries.",
 )
 @click.option("--run", default="", metavar="RUN", help="Only entries about this run.")
-@click.option("--refused", is_flag=True, help="Only denied requests.")
+@click.option("--refused", is_flag=True, help="Only refused requests.")
 @global_options
 def audit(limit: int, run: str, refused: bool) -> None:
     """Print the audit trail, oldest entry first.
 
     Each entry has the time, the action, the actor, the address of the client, the run, the step and the reason.
+
     """
     entries = list(audit_trail.lines(client().store, limit=limit, run=run, refused=refused))[::-1]
     options = current_options()

@@ -14,17 +14,21 @@ from longshore.orchestration.store.breakers import Breakers
 
 @click.group("breaker")
 def breaker_group() -> None:
-    """List and reset the circuit breakers of services.
+    """List and reset circuit breakers of external services and jobs.
 
-    A breaker opens when a service does not answer. Runs that need the service are suspended until the breaker closes.
+    A breaker opens when an external service, such as a registry or an HTTP API, does not answer. Runs that need the
+    service are suspended until the breaker closes. The breaker of a job opens when the job has failed three times in a
+    row; its schedule then starts no run until a reset.
+
     """
 
 
 @command(breaker_group, "ls")
 def ls() -> None:
-    """List the services whose circuit breaker is open.
+    """List the external services and jobs whose circuit breaker is open.
 
     Each line has the time since the breaker opened, the next trial call, the number of waiting runs and the error.
+
     """
     options, store = current_options(), client().store
     breakers = Breakers(store).open()
@@ -51,8 +55,8 @@ def ls() -> None:
 def reset(service: str) -> None:
     """Close the circuit breaker of SERVICE.
 
-    The suspended runs that wait for the service resume, spread over a few seconds. Exit code 2 if the breaker is not
-    open.
+    SERVICE is a name that `longshore breaker ls` prints; for a job, quote the name: 'job NAME@HOST'. The suspended runs
+    that wait for the service resume, spread over a few seconds. Exit code 2 if the breaker is not open.
     """
     store = client().store
     breakers = Breakers(store)

@@ -98,6 +98,7 @@ def global_options(function: F, *, without: str = "") -> F:
     """Add the global options to a command, so that users may write them before or after the command's name.
 
     `without` names an option that the command defines itself.
+
     """
     for names, settings in _GLOBAL:
         if without in names:
@@ -117,7 +118,7 @@ _GLOBAL: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         {
             "is_flag": True,
             "callback": _store_option("dry_run"),
-            "help": "Change nothing; print the changes that the command would make.",
+            "help": "Change nothing; print what the command would do.",
         },
     ),
     (
@@ -130,7 +131,11 @@ _GLOBAL: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     ),
     (
         ("--actor",),
-        {"metavar": "NAME", "callback": _set_actor, "help": "Name recorded as the author of every event and command."},
+        {
+            "metavar": "NAME",
+            "callback": _set_actor,
+            "help": "Your name in events and in the audit trail. Default: LONGSHORE_ACTOR, else the OS user.",
+        },
     ),
 )
 

@@ -19,7 +19,7 @@ def doctor() -> None:
     """Diagnose the installation.
 
     Checks Redis, its users and scripts, the workers, and runs that wait for a decision; prints a remedy for each
-    problem. Exit codes: 0 no errors (warnings allowed), 1 at least one error.
+    problem. Exit codes: 0: no errors (warnings allowed); 1: at least one error.
     """
     options = current_options()
     findings = checks.examine(client().store)
@@ -27,7 +27,7 @@ def doctor() -> None:
         options.show([dataclasses.asdict(finding) for finding in findings])
     else:
         for finding in findings:
-            if options.quiet and finding.grade == "ok":
+            if options.quiet and finding.grade != "error":
                 continue
             remedy = f": {finding.remedy}" if finding.remedy else ""
             print_line(f"{_GRADES[finding.grade]}  {finding.what}{remedy}")

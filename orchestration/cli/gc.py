@@ -1,4 +1,4 @@
-"""`longshore gc`: deletion of backups that compensations no longer need."""
+"""`longshore gc`: deletion of backups that no undo needs any more."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ from longshore.orchestration.plans.model import single
     "--older-than", metavar="DURATION", help="Only backups at least this old, e.g. 30d. Default: the retention of runs."
 )
 @click.option("--host", default="_all", metavar="HOST", help="Only this host. Default: all hosts with a Docker engine.")
-@click.option("--every-run", is_flag=True, help="Also delete backups that no receipt assigns to this installation.")
+@click.option(
+    "--every-run",
+    is_flag=True,
+    help="Also delete backups that may belong to another installation on the same Docker engine.",
+)
 @global_options
 def gc(older_than: str | None, host: str, every_run: bool) -> None:
-    """Delete backups that compensations no longer need.
+    """Delete backups that no undo needs any more.
 
-    On each host, the command deletes backups of runs that Longshore has forgotten: image tags, replaced containers,
-    revisions of stacks, and receipts. Backups of runs that are still stored remain, because an undo may need them.
-    Exit codes: 0 done, 1 failed, 2 usage.
+    On each host, the command deletes backups of runs whose records were deleted: image tags, replaced containers,
+    revisions of stacks, and receipts (records of attempts). Backups of runs that are still stored remain, because an
+    undo may need them. Exit codes: 0: done; 1: failed; 2: wrong usage.
     """
     params: dict[str, object] = {"every_run": True} if every_run else {}
     if older_than is not None:

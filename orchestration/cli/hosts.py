@@ -25,16 +25,22 @@ def hosts_group() -> None:
     """List, drain and forget hosts.
 
     A host is a machine with workers. A drained host accepts no new steps; see `longshore hosts drain --help`.
+
     """
 
 
 def _filter_options(function: Any) -> Any:
     for option in (
-        click.option("--label", multiple=True, metavar="KEY:VALUE", help="Only hosts with this label."),
+        click.option("--label", multiple=True, metavar="KEY=VALUE", help="Only hosts with this label; repeatable."),
         click.option("--os", help="Only hosts with this Linux distribution."),
         click.option("--arch", help="Only hosts with this processor architecture."),
-        click.option("--fact", multiple=True, metavar="NAME=VALUE", help="Only hosts with this fact."),
-        click.option("--healthy", is_flag=True, default=None, help="Only hosts that accept new steps."),
+        click.option("--fact", multiple=True, metavar="NAME=VALUE", help="Only hosts with this fact; repeatable."),
+        click.option(
+            "--healthy",
+            is_flag=True,
+            default=None,
+            help="Only hosts that accept new steps and whose Docker engine, if any, answers.",
+        ),
         click.option("-a", "--all", "every", is_flag=True, help="Also hosts whose workers have stopped."),
     ):
         function = option(function)
@@ -105,8 +111,10 @@ def show(host: str) -> None:
 def drain(host: str, stop: bool, wait: bool, timeout: float) -> None:
     """Stop sending new steps to HOST; active steps finish.
 
-    The host still runs undo steps and steps with `always`. Exit codes: 0 drained, 1 a worker has not acknowledged the
-    drain, or steps are still active after --timeout, 2 usage or an unknown host.
+    The host still runs undo steps, and steps that always run (`always: true`). Without --wait the command returns once
+    the workers have acknowledged the drain. Exit codes: 0: the host accepts no new steps, and with --wait no step is
+    active; 1: a worker has not acknowledged the drain, or with --wait steps are still active after --timeout; 2: wrong
+    usage or an unknown host.
     """
     hosts = _registry()
     found = hosts.get(host)
@@ -159,7 +167,8 @@ def undrain(host: str) -> None:
 def forget(host: str) -> None:
     """Remove HOST, whose workers have stopped for good, from the list of hosts.
 
-    Exit code 2 if the host has a running worker, which would register the host again.
+    The command also deletes the cached inventory and the job descriptions of the host. Exit code 2 if the host has a
+    running worker, which would register the host again.
     """
     hosts = _registry()
     found = hosts.get(host)

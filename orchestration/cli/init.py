@@ -46,10 +46,12 @@ PLAN_SECRETS = "plans"
 def init(folder: Path, rotate: bool, after: str, queues: tuple[str, ...], where: str, owner: int | None) -> None:
     """Create the secrets of an installation.
 
-    The secrets are keys that sign messages, users and passwords of Redis, and a login for Flower. FOLDER receives
-    worker/keys.json, client/keys.json (for applications and operators), redis/users.acl, env (for docker compose
-    --env-file), and plans, an empty folder for the secrets that plans may refer to. Existing files are never replaced;
-    --rotate adds new keys to worker/keys.json and client/keys.json. Exit codes: 0 created, 2 usage or files exist.
+    The secrets are keys that sign messages, users and passwords of Redis, and a login for Flower. FOLDER (default:
+    secrets) receives worker/keys.json, client/keys.json (for applications and operators), redis/users.acl, env (for
+    docker compose --env-file), and plans/, an empty folder for secrets that plans may use. Existing files are never
+    replaced; --rotate adds new keys to worker/keys.json and client/keys.json, and ignores --queue and --redis. Exit
+    codes: 0: created; 2: wrong usage, or files exist.
+
     """
     made: dict[str, str] = {}
     if not re.match(r"(rediss?|unix|sentinel)://.", where):

@@ -33,7 +33,9 @@ _HOST = click.option("--host", metavar="HOST", help="Host of the job; required i
 def job_group() -> None:
     """List, show and run jobs.
 
-    A job stops a stack, runs a worker container on the volumes of the stack, and always starts the stack again.
+    A job stops a stack, runs a worker container on the volumes of the stack, and then starts the stack again, even if
+    the worker container fails.
+
     """
 
 
@@ -41,7 +43,7 @@ def job_group() -> None:
 @_FILE
 @_STRICT
 def ls(files: tuple[str, ...], strict: bool) -> None:
-    """List the jobs that labels and files describe, with the next start."""
+    """List the jobs that container labels and files describe, with the next start."""
     connected = client()
     listing, now = Jobs(connected).list(files=files), connected.store.now()
     options = current_options()
@@ -95,10 +97,11 @@ def show(name: str, host: str | None, files: tuple[str, ...], strict: bool) -> N
 @_HOST
 @_FILE
 def run(name: str, host: str | None, files: tuple[str, ...], run_id: str | None, detach: bool, **options: Any) -> None:
-    """Run the job NAME and print the output of its worker and the result.
+    """Run the job NAME and print the output of its worker container and the result.
 
-    Exit codes: 0 the worker succeeded and the stack is up; 1 the worker failed and the stack is up; 2 no such job, or
-    usage; 3 the stack is not fully up, even if the worker succeeded.
+    Ctrl-C stops watching the run; a second Ctrl-C within two seconds cancels the run. Exit codes: 0: the worker
+    container succeeded, and the stack is up, or kept stopped by --keep-stopped; 1: the worker container failed, and the
+    stack is up; 2: no such job, or wrong usage; 3: the stack is not fully up, even if the worker container succeeded.
     """
     connected = client()
     listing = Jobs(connected).list(files=files)

@@ -13,6 +13,7 @@ class LazyCommand(click.Command):
 
     A group lists and completes these commands from the name and the help alone. To run a command, to print its help or
     to complete its arguments, click calls `make_context`, which imports the module.
+
     """
 
     def __init__(self, name: str, target: str, help: str) -> None:  # noqa: A002 - click's name

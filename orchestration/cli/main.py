@@ -17,25 +17,25 @@ COMMANDS = (
     ("run", "run:run", "Start a run of PLAN and watch the run until it ends."),
     ("plan", "plans:plan_group", "Validate, explain, draw and simulate plans."),
     ("runs", "runs:runs_group", "List, watch, cancel, resume and undo runs."),
-    ("orchestrate", "stacks:orchestrate", "Check the cache, and restart all stale services."),
+    ("orchestrate", "stacks:orchestrate", "Check the cached inventory; restart or redeploy stale services."),
     ("check", "stacks:check", "Check that the cached inventory matches the hosts."),
-    ("rebuild", "stacks:rebuild", "Rebuild the cached inventory of the hosts."),
-    ("select", "stacks:select", "List stale services with the reasons; restart none."),
-    ("restart", "stacks:restart", "Restart the stale services, or the services NAME."),
+    ("rebuild", "stacks:rebuild", "Inspect each host again, and replace the cached inventory."),
+    ("select", "stacks:select", "List stale services, or all services of an image; restart none."),
+    ("restart", "stacks:restart", "Restart or redeploy the stale services, or the named ones."),
     ("job", "jobs:job_group", "List, show and run jobs."),
     ("schedules", "schedules:schedules_group", "List, trigger, pause and resume schedules."),
     ("ops", "ops:ops_group", "List, describe and run operations."),
     ("hosts", "hosts:hosts_group", "List, drain and forget hosts."),
-    ("breaker", "breakers:breaker_group", "List and reset the circuit breakers of services."),
+    ("breaker", "breakers:breaker_group", "List and reset circuit breakers of external services and jobs."),
     ("locks", "locks:locks_group", "List the locks that runs and steps hold."),
     ("audit", "audit:audit", "Print the audit trail, oldest entry first."),
-    ("metrics", "metrics:metrics", "Print or serve metrics in the format of Prometheus."),
+    ("metrics", "metrics:metrics", "Print or serve metrics in Prometheus format."),
     ("doctor", "doctor:doctor", "Diagnose the installation."),
-    ("gc", "gc:gc", "Delete backups that compensations no longer need."),
+    ("gc", "gc:gc", "Delete backups that no undo needs any more."),
     ("init", "init:init", "Create the secrets of an installation."),
     ("worker", "processes:worker", "Start a Celery worker in the foreground."),
     ("beat", "processes:beat", "Start Celery beat in the foreground."),
-    ("flower", "processes:flower", "Start Flower with the pages of runs, in the foreground."),
+    ("flower", "processes:flower", "Start Flower with additional pages that show runs."),
     ("dev", "processes:dev", "Start Redis, a worker, beat and Flower in the foreground."),
 )
 
@@ -44,10 +44,13 @@ COMMANDS = (
 @click.version_option(version("longshore"), "--version", prog_name="longshore")
 @global_options
 def cli() -> None:
-    """Run plans of many steps on Celery, and undo them when a step fails.
+    """Run multi-step plans on Celery, and undo the finished steps if one fails.
 
-    Exit codes of all commands, unless a command's help has others: 0 success, 1 failure, 2 wrong usage or wrong
-    configuration, 3 changes are left over or in doubt, 130 interrupted.
+    LONGSHORE_REDIS_URL, or redis_url in the settings file, names the Redis of the installation. Without a URL, a
+    command starts a Redis and a worker on this machine.
+
+    Exit codes of all commands, unless a command's help has others: 0: success; 1: failure; 2: wrong usage or wrong
+    configuration; 3: some changes could not be undone, or are in doubt; 130: interrupted.
     """
 
 

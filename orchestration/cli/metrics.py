@@ -19,10 +19,11 @@ from longshore.orchestration.store.queue_lengths import queue_lengths
 )
 @global_options
 def metrics(listen: str | None) -> None:
-    """Print or serve metrics in the format of Prometheus.
+    """Print or serve metrics in Prometheus format.
 
-    The metrics count the results of runs and steps, and show queues, hosts and services. With -o json the command
-    prints the lengths of the queues only. The default ADDRESS is 127.0.0.1.
+    The metrics count the results of runs and steps, and show queues, hosts and circuit breakers. With -o json the
+    command prints the lengths of the queues only. The default ADDRESS is 127.0.0.1.
+
     """
     store, options = client().store, current_options()
     if listen is None and options.json:

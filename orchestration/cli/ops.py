@@ -25,14 +25,15 @@ def ops_group() -> None:
     """List, describe and run operations.
 
     An operation is an action that a step of a plan can perform, such as docker.pull.execute.
+
     """
 
 
 @command(ops_group, "ls")
-@click.argument("pattern", default="")
-def ls(pattern: str) -> None:
-    """List all operations, or the operations with PATTERN in their name."""
-    found = [operation for name, operation in all_operations().items() if pattern in name]
+@click.argument("text", default="")
+def ls(text: str) -> None:
+    """List all operations, or the operations with TEXT in their name."""
+    found = [operation for name, operation in all_operations().items() if text in name]
     if current_options().json:
         current_options().show(
             [
@@ -72,7 +73,12 @@ def show(operation: str) -> None:
 @command(ops_group, "run")
 @click.argument("operation")
 @click.argument("params", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--target", default="_any", help="_any (any worker), _all (all hosts), or the name of a host.")
+@click.option(
+    "--target",
+    default="_any",
+    show_default=True,
+    help="_any (any worker), _all (all hosts), the name of a host, or a label such as role:web.",
+)
 @click.option("--in", "inside", metavar="CONTAINER", help="Run the operation inside this container.")
 @click.option("--timeout", metavar="DURATION", help="Time limit of each attempt, e.g. 90s.")
 @click.option(
@@ -92,8 +98,9 @@ def run(
 ) -> None:
     """Run OPERATION as a run of one step, and print its result.
 
-    A value that begins with [ or { is parsed as YAML. KEY.INNER=VALUE sets one entry of a mapping. A repeated KEY
-    makes a list. Exit codes: 0 succeeded, 1 failed, 2 usage, 3 changes are left over or in doubt.
+    A value that begins with [ or { is parsed as YAML. KEY.INNER=VALUE sets one entry of a mapping. A repeated KEY makes
+    a list. Ctrl-C stops watching the run; a second Ctrl-C within two seconds cancels the run. Exit codes: 0: succeeded;
+    1: failed; 2: wrong usage; 3: some changes could not be undone, or are in doubt.
     """
     values = typed(find(operation), read_values(params))
     plan = single(operation, values, target=target, inside=inside, timeout=timeout)
@@ -104,6 +111,7 @@ def typed(operation: Operation, values: dict[str, Any]) -> dict[str, Any]:
     """Parse numbers and booleans by the operation's schema.
 
     A value that does not fit stays a string, which the validation of the plan rejects.
+
     """
     found = dict(values)
     for name, field in operation.params.model_fields.items():

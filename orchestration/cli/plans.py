@@ -21,7 +21,9 @@ from longshore.orchestration.settings import get_settings
 def plan_group() -> None:
     """Validate, explain, draw and simulate plans.
 
-    PLAN is a file (YAML or JSON) or the name of a stored plan. These commands start no run.
+    PLAN is a file (YAML or JSON), or the name of a plan in a folder of LONGSHORE_PLANS or in a package. These commands
+    start no run.
+
     """
 
 
@@ -30,7 +32,7 @@ def plan_group() -> None:
 def validate(plan: str) -> None:
     """Validate PLAN and print every problem.
 
-    Exit codes: 0 valid, 2 not valid.
+    Exit codes: 0: valid; 2: not valid.
     """
     options = current_options()
     try:
@@ -57,7 +59,11 @@ def _problem_data(problem: Problem) -> dict[str, object]:
 @command(plan_group, "levels")
 @click.argument("plan")
 def levels(plan: str) -> None:
-    """Print the levels of PLAN; the steps of a level run in parallel."""
+    """Print the levels of PLAN; the steps of a level run in parallel.
+
+    A level begins after all steps of the level before it have ended.
+
+    """
     compiled = CompiledPlan(load_plan(plan))
     names = [[compiled.steps[i].name for i in members] for members in compiled.levels]
     if current_options().json:
@@ -86,11 +92,15 @@ def explain(plan: str) -> None:
     type=click.Choice(["text", "mermaid", "dot", "svg"]),
     default="text",
     show_default=True,
-    help="Output format.",
+    help="Format of the diagram.",
 )
 def graph(plan: str, form: str) -> None:
     """Print PLAN as a diagram."""
-    print_lines(FORMATS[form](CompiledPlan(load_plan(plan))))
+    diagram = FORMATS[form](CompiledPlan(load_plan(plan)))
+    if current_options().json:
+        current_options().show({"format": form, "diagram": diagram})
+    else:
+        print_lines(diagram)
 
 
 @command(plan_group, "simulate")
@@ -98,10 +108,10 @@ def graph(plan: str, form: str) -> None:
 @click.option("-p", "--param", "pairs", multiple=True, metavar="NAME=VALUE", help="Parameter of the plan; repeatable.")
 @click.option("--params", "file", metavar="FILE", help="File with parameters, YAML or JSON; -p overrides them.")
 def simulate(plan: str, pairs: tuple[str, ...], file: str | None) -> None:
-    """Simulate PLAN in memory: no failure, then a failure of each step in turn.
+    """Simulate PLAN in memory: once without a failure, then once for each step with that step failing.
 
     The command prints how each simulated run ends, and changes nothing. Exit codes: the exit code of the run without a
-    failure, if that is not 0; else 3 if any simulated run leaves changes or a doubt; else 0.
+    failure, if that is not 0; otherwise 3 if some changes of any simulated run could not be undone; otherwise 0.
     """
     checked = load_plan(plan)
     found = list(testing.simulate(checked, read_params(checked, pairs, file)))

@@ -49,7 +49,8 @@ def worker(
 ) -> None:
     """Start a Celery worker in the foreground.
 
-    The command runs `celery -A longshore.workers worker`. Exit code 2 for wrong settings; else the worker's own.
+    The command runs `celery -A longshore.workers worker`. Exit code: 2 for wrong settings, otherwise that of the Celery
+    worker.
     """
     if get_settings().redis_url is None:
         raise ConfigError(
@@ -90,6 +91,7 @@ def beat(loglevel: str) -> None:
 
     Beat starts plans and jobs at the times of their schedules. The command runs `celery -A longshore.workers beat`.
     Several beats may run at a time; each start still happens once.
+
     """
     if get_settings().redis_url is None:
         raise ConfigError("LONGSHORE_REDIS_URL is not set", remedy="set it; schedules need a permanent Redis")
@@ -109,10 +111,10 @@ def beat(loglevel: str) -> None:
 @click.argument("more", nargs=-1, type=click.UNPROCESSED)
 @global_options
 def flower(port: int, address: str, read_only: bool, more: tuple[str, ...]) -> None:
-    """Start Flower with the pages of runs, in the foreground.
+    """Start Flower with additional pages that show runs.
 
-    MORE are options of Flower itself. To require a login, set FLOWER_BASIC_AUTH=user:password in the environment, or
-    configure Flower's OAuth.
+    Flower runs in the foreground. MORE are options of Flower itself. To require a login, set
+    FLOWER_BASIC_AUTH=user:password in the environment, or configure Flower's OAuth.
     """
     if find_spec("flower") is None:
         raise ConfigError("Flower is missing", remedy="pip install 'longshore[flower]'")
@@ -162,8 +164,8 @@ def _with_undo_queues(queues: str) -> list[str]:
 def dev() -> None:
     """Start Redis, a worker, beat and Flower in the foreground.
 
-    The command needs no configuration, and serves development on one machine. Flower starts where the package is
-    installed. Exit code 2 if LONGSHORE_REDIS_URL is set.
+    The command needs no configuration, and is made for development on one machine. Flower starts if the package flower
+    is installed. The data stays in the state folder. Exit code 2 if LONGSHORE_REDIS_URL is set.
     """
     settings = get_settings()
     if settings.redis_url is not None:

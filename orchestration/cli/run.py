@@ -47,9 +47,10 @@ _OUTPUT_DRAIN_TIMEOUT = 3.0
 def run(plan: str, pairs: tuple[str, ...], file: str | None, run_id: str | None, detach: bool) -> None:
     """Start a run of PLAN and watch the run until it ends.
 
-    PLAN is a file (YAML or JSON) or the name of a stored plan. Ctrl-C stops watching, and the run continues; a second
-    Ctrl-C within two seconds cancels the run. Exit codes: 0 succeeded, 1 failed and undone, or cancelled, 2 usage or an
-    invalid plan, 3 changes are left over or in doubt, 130 watching was interrupted.
+    PLAN is a file (YAML or JSON), or the name of a plan in a folder of LONGSHORE_PLANS or in a package. Ctrl-C stops
+    watching, and the run continues; a second Ctrl-C within two seconds cancels the run. Exit codes: 0: succeeded; 1:
+    failed and undone, or cancelled; 2: wrong usage or an invalid plan; 3: some changes could not be undone, or are in
+    doubt; 130: watching was interrupted.
     """
     loaded = load_plan(plan)
     params = read_params(loaded, pairs, file)
@@ -124,6 +125,7 @@ def watch_to_end(run: Run, *, show: bool = False, follow: str = "") -> int:
     """Watch a run, print its report and return its exit code. Ctrl-C stops watching; the run continues.
 
     `follow` names the step whose output is printed as it arrives; `show`: print the data of the steps, too.
+
     """
     options = current_options()
     output_reader = _follow_output(run, follow, options.console()) if follow and not options.quiet else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
 from typing import cast
 
 import click
@@ -27,8 +26,10 @@ from longshore.orchestration.client.run import Resolution, Run
 from longshore.orchestration.language import printable
 from longshore.orchestration.plans.shown_params import one_line
 from longshore.orchestration.runs.report import Report
-from longshore.orchestration.runs.search import Filter, search
-from longshore.orchestration.states import TERMINAL, UNDO_OPEN
+from longshore.orchestration.runs.search import Filter, search, time_or_age
+from longshore.orchestration.states import TERMINAL, UNDO_OPEN, RunState
+
+_SINCE = "Only runs created since: an age such as 2h, or a date or time (UTC)."
 
 
 @click.group("runs")
@@ -36,19 +37,20 @@ def runs_group() -> None:
     """List, watch, cancel, resume and undo runs.
 
     A run is one execution of a plan. RUN is the id of a run, as `longshore runs ls` prints it.
+
     """
 
 
 @command(runs_group, "ls")
 @click.option("-n", "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Number of runs.")
 @click.option("--plan", default="", metavar="NAME", help="Only runs of this plan.")
-@click.option("--state", default="", metavar="STATE", help="Only runs in this state.")
+@click.option("--state", type=click.Choice([str(state) for state in RunState]), help="Only runs in this state.")
 @click.option("--label", default="", metavar="KEY[=VALUE]", help="Only runs of plans with this label.")
-@click.option("--since", default="", metavar="TIME", help="Only runs since then: an age such as 2h, or a date.")
+@click.option("--since", default="", metavar="TIME", help=_SINCE)
 @click.option("--text", default="", help="Only runs with this text in id, plan, parameters, actor or error.")
-def ls(limit: int, plan: str, state: str, label: str, since: str, text: str) -> None:
+def ls(limit: int, plan: str, state: str | None, label: str, since: str, text: str) -> None:
     """List the latest runs, newest first."""
-    options, run_filter = current_options(), Filter.read(text, plan, state, label, since)
+    options, run_filter = current_options(), Filter.read(text, plan, state or "", label, since)
     connected = client()
     runs = (
         connected.runs(limit)
@@ -88,8 +90,8 @@ def _report_or_none(run: Run) -> Report | None:
 def show(run: str) -> None:
     """Print the report of RUN.
 
-    Exit codes: 0 succeeded or not ended, 1 failed and undone, or cancelled, 2 unknown run, 3 changes are left over
-    or in doubt.
+    Exit codes: 0: succeeded or not ended; 1: failed and undone, or cancelled; 2: unknown run; 3: some changes could not
+    be undone, or are in doubt.
     """
     options = current_options()
     report = client().get(run).report()
@@ -107,8 +109,9 @@ def show(run: str) -> None:
 def watch(run: str) -> None:
     """Watch RUN until it ends, and print its report.
 
-    Exit codes: 0 succeeded, 1 failed and undone, or cancelled, 2 unknown run, 3 changes are left over or in doubt, 130
-    interrupted.
+    Ctrl-C stops watching, and the run continues; a second Ctrl-C within two seconds cancels the run. Exit codes: 0:
+    succeeded; 1: failed and undone, or cancelled; 2: unknown run; 3: some changes could not be undone, or are in doubt;
+    130: watching was interrupted.
     """
     exit_with(watch_to_end(client().get(run)))
 
@@ -136,6 +139,7 @@ def logs(run: str, step: str, follow: bool) -> None:
     """Print the output of STEP, at most the last 1000 lines.
 
     Lines from the stderr of the step go to stderr.
+
     """
     for stream, line in client().get(run).output(step, follow=follow):
         if current_options().json:
@@ -152,7 +156,7 @@ def logs(run: str, step: str, follow: bool) -> None:
 def cancel(run: str, reason: str, keep: bool, detach: bool) -> None:
     """Cancel RUN: start no further steps, and undo the finished ones.
 
-    Exit codes: 0 cancelled, 1 refused, 2 unknown run, 3 changes are left over or in doubt.
+    Exit codes: 0: cancelled; 1: refused; 2: unknown run; 3: some changes could not be undone, or are in doubt.
     """
     found = client().get(run)
     if current_options().dry_run:
@@ -169,8 +173,8 @@ def cancel(run: str, reason: str, keep: bool, detach: bool) -> None:
 def undo(run: str, reason: str, detach: bool) -> None:
     """Undo the changes of RUN, which has ended, or retry a failed undo.
 
-    The compensations of the finished steps run in reverse order. Exit codes: 0 undone, 1 refused, 2 unknown run, 3
-    changes are left over or in doubt.
+    The finished steps are undone in reverse order. Exit codes: 0: undone; 1: refused; 2: unknown run; 3: some changes
+    could not be undone, or are in doubt.
     """
     found = client().get(run)
     if current_options().dry_run:
@@ -189,8 +193,9 @@ def undo(run: str, reason: str, detach: bool) -> None:
 def resume(run: str, reason: str, detach: bool) -> None:
     """Resume RUN after a suspension, a failure or a failed undo.
 
-    A suspended run continues. A failed run continues with the first step that has not succeeded. A failed undo is
-    retried. Exit codes: those of `longshore run`, or 1 if the resume is refused.
+    A suspended run continues. A failed run whose changes were kept continues with the first step that has not
+    succeeded. A failed undo is retried. An undone run cannot be resumed. For a step that waits for a decision use
+    `longshore runs resolve`. Exit codes: those of `longshore run`, or 1 if the resume is refused.
     """
     found, options = client().get(run), current_options()
     if options.dry_run:
@@ -239,7 +244,9 @@ def resolve(run: str, step: str, note: str, **flags: bool) -> None:
     """Record the real outcome of STEP, whose outcome is unknown or whose undo failed.
 
     Find out the outcome of the step on its host first, then choose exactly one of --done, --skip, --undone and
-    --abandon. Exit codes: 0 recorded, 1 refused, 2 usage or an unknown run or step.
+    --abandon. A run that waits for the decision continues after --done or --skip; after --undone the step counts as
+    failed, and the run is undone unless its plan keeps changes. A run that has ended needs `longshore runs resume` to
+    continue. Exit codes: 0: recorded; 1: refused; 2: wrong usage or an unknown run or step.
     """
     chosen = [name for name, is_set in flags.items() if is_set]
     if len(chosen) != 1:
@@ -268,21 +275,22 @@ def _accepted(run: Run, command_id: str) -> bool:
 
 @command(runs_group, "replay")
 @click.option("--host", default="", help="Host that has lost its data.")
-@click.option("--service", default="", help="Service that has lost its data.")
-@click.option(
-    "--since", metavar="TIME", help="Only steps since then: an age such as 2d, or a time such as 2026-01-31T12:00."
-)
+@click.option("--service", default="", help="External service that has lost its data.")
+@click.option("--since", metavar="TIME", help=_SINCE)
 @click.option("--run-id", metavar="ID", help="Id of the run that repeats the steps.")
 @click.option("--detach", is_flag=True, help="Return at once; do not wait for the run to end.")
 def replay(host: str, service: str, since: str | None, run_id: str | None, detach: bool) -> None:
-    """Repeat the recorded steps of a host or service that has lost its data.
+    """Repeat the recorded steps of a host or external service that has lost its data.
 
-    One new run repeats the steps that changed the host or the service, with the recorded parameters and in the original
-    order. Exit codes: those of `longshore run`, or 3 if some steps cannot be repeated.
+    Choose exactly one of --host and --service. One new run repeats the steps that changed the host or the service, with
+    the recorded parameters and in the original order; undone steps are omitted, and steps that cannot be repeated are
+    listed. Ctrl-C stops watching the run; a second Ctrl-C within two seconds cancels the run. Exit codes: those of
+    `longshore run`, or 3 if some steps cannot be repeated.
     """
     options, connected = current_options(), client()
+    created_since = time_or_age(since) if since is not None else None
     if options.dry_run:
-        effects = connected.find_effects(host=host, service=service, since=_time_or_age(since))
+        effects = connected.find_effects(host=host, service=service, since=created_since)
         repeated = [{"source": effects.sources[name], "op": step.op} for name, step in effects.plan.steps.items()]
         if options.json:
             options.show({"dry_run": True, "again": repeated, "left_out": [str(one) for one in effects.left_out]})
@@ -294,7 +302,7 @@ def replay(host: str, service: str, since: str | None, run_id: str | None, detac
         _print_left_out(effects)
         effects.close()
         return
-    run, replayed = connected.replay(host=host, service=service, since=_time_or_age(since), run_id=run_id)
+    run, replayed = connected.replay(host=host, service=service, since=created_since, run_id=run_id)
     _print_left_out(replayed)
     if run is None:
         print_line("no steps to repeat", err=True)
@@ -312,37 +320,35 @@ def _print_left_out(replayed: Replay) -> None:
         print_line(f"cannot be repeated: {one}", err=True)
 
 
-def _time_or_age(text: str | None) -> datetime | None:
-    """The time that --since gives, either directly or as an age."""
-    if text is None:
-        return None
-    try:
-        return datetime.fromisoformat(text).astimezone()
-    except ValueError:
-        return datetime.now(UTC) - timedelta(seconds=read_duration(text, "--since"))
-
-
 @command(runs_group, "prune")
-@click.argument("runs", nargs=-1, metavar="[RUN]…")
+@click.argument("runs", nargs=-1, metavar="[RUN]...")
 @click.option("--older-than", metavar="TIME", help="Only runs that ended at least this long ago, e.g. 7d or 12h.")
 @click.option("--plan", "plan_name", help="Only runs of this plan.")
 def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) -> None:
     """Delete the records of ended runs; a deleted run cannot be undone.
 
-    The command deletes the given RUNs, or without RUN all runs older than --older-than (default: the retention time).
-    Exit codes: 0 deleted, 1 some runs were refused because they have not ended, 2 usage or an unknown run.
+    The command deletes the given RUNs, or without RUN all runs older than --older-than (default: the retention time,
+    after which ended runs also expire by themselves). Child runs are deleted, too. A given RUN that is too young or not
+    of --plan is named and skipped. Exit codes: 0: deleted or skipped; 1: some runs were refused because they have not
+    ended; 2: wrong usage or an unknown run.
     """
     options, connected = current_options(), client()
     seconds = read_duration(older_than, "--older-than") if older_than is not None else connected.settings.retention
     old = connected.store.ended_since(seconds) if older_than is not None or not runs else []
-    # With RUN and --older-than, a run must fulfil both.
-    names = [run_id for run_id in runs or old if older_than is None or run_id in old]
-    forgotten, refused = [], []
-    for run_id in names:
+    forgotten, refused, skipped = [], [], []
+    for run_id in runs or old:
         found = connected.get(run_id)
+        state, mismatch = found.state(), ""
         if plan_name is not None and found.plan.plan.name != plan_name:
+            mismatch = f"its plan is {found.plan.plan.name}"
+        elif runs and older_than is not None and state in TERMINAL and run_id not in old:
+            mismatch = f"ended less than {older_than} ago"
+        if mismatch and runs:
+            skipped.append(run_id)
+            if not options.quiet:
+                print_line(f"skipped: run {run_id}: {mismatch}", err=True)
+        if mismatch:
             continue
-        state = found.state()
         if options.dry_run:
             answer, refusal = "done" if state in TERMINAL else "", f"would be refused: run {run_id} is {state}"
             line = f"would delete run {run_id} ({state})"
@@ -357,7 +363,7 @@ def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) 
         if not options.json and (options.dry_run or not options.quiet):
             print_line(line)
     if options.json:
-        options.show({"dry_run": options.dry_run, "forgotten": forgotten, "refused": refused})
+        options.show({"dry_run": options.dry_run, "forgotten": forgotten, "refused": refused, "skipped": skipped})
     if refused:
         exit_with(1)
 
@@ -370,7 +376,7 @@ def prune(runs: tuple[str, ...], older_than: str | None, plan_name: str | None) 
 def approve(run: str, step: str, reject: bool, note: str) -> None:
     """Approve or reject STEP, which waits for an approval.
 
-    Exit codes: 0 recorded, 1 refused, 2 usage or an unknown run or step.
+    Exit codes: 0: recorded; 1: refused; 2: wrong usage or an unknown run or step.
     """
     found = client().get(run)
     if current_options().dry_run:
@@ -384,7 +390,7 @@ def approve(run: str, step: str, reject: bool, note: str) -> None:
 
 
 def _finish_command(run_id: str, command_id: str, *, detach: bool) -> int:
-    """Wait for a command to a run. Returns the exit code: 0 done, 1 refused, 3 changes are left over or in doubt."""
+    """Wait for a command to a run. Returns the exit code: 0 done, 1 refused, 3 some changes are left over."""
     run = client().get(run_id)
     answer = run.answer(command_id)
     if answer != "done":

@@ -16,7 +16,8 @@ from longshore.orchestration.schedules.schedules import Schedules, ScheduleStatu
 def schedules_group() -> None:
     """List, trigger, pause and resume schedules.
 
-    A schedule starts a plan or a job at given times, while `longshore beat` runs.
+    A schedule starts a plan or a job at given times; `longshore beat` and a worker must run.
+
     """
 
 
@@ -24,8 +25,10 @@ def schedules_group() -> None:
 def ls() -> None:
     """List all schedules, with plan, times and next start.
 
-    Schedules come from the settings file, from stored plans, from entries of other beats, and from jobs. DONE UNTIL is
-    the time up to which all planned starts are handled.
+    Schedules come from the settings file, from plans in the folders of LONGSHORE_PLANS, from the beat of your
+    application, and from jobs. NEXT is empty for the beat of your application and for jobs, whose next start `longshore
+    job ls` prints. DONE UNTIL is the time up to which all planned starts are handled.
+
     """
     options, listing = current_options(), Schedules(client()).list()
     rows = [_row(each) for each in listing.schedules]
@@ -60,7 +63,9 @@ def _row(found: ScheduleStatus) -> dict[str, str | None]:
 def trigger(name: str, detach: bool) -> None:
     """Start the plan of schedule NAME now, and watch the run.
 
-    The times of the schedule do not change. Exit codes: those of `longshore run`.
+    NAME is a schedule from the settings file or from a plan; for a job use `longshore job run`. The times of the
+    schedule do not change, and a paused schedule can be triggered, too. Ctrl-C stops watching the run; a second Ctrl-C
+    within two seconds cancels the run. Exit codes: those of `longshore run`.
     """
     connected = client()
     if current_options().dry_run:
@@ -78,6 +83,7 @@ def pause(name: str) -> None:
     """Pause schedule NAME until it is resumed.
 
     Times that pass during the pause do not count as missed.
+
     """
     _set_paused(name, paused=True)
 

@@ -31,12 +31,13 @@ from longshore.orchestration.stacks.selection import Selection, choose, named
 
 _HOST = click.option("--host", "hosts", multiple=True, metavar="HOST", help="Only this host; repeatable.")
 _REGISTRY = click.option("--registry", is_flag=True, help="Compare image tags with their registries, without pulling.")
-_IMAGE = click.option(
-    "--image", metavar="IMAGE", help="Only containers of this image: a name, with or without tag, or an id."
-)
 _LABEL = click.option(
     "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Only containers with this label; repeatable."
 )
+
+
+def _image_option(effect: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option("--image", metavar="IMAGE", help=f"{effect}. IMAGE is a name, with or without tag, or an id.")
 
 
 def _rollout_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,7 +70,7 @@ def _rollout_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Time a container without health check must run.",
         ),
         click.option("--run-id", metavar="ID", help="Id of the run that restarts the stacks."),
-        click.option("--detach", is_flag=True, help="Print the id of that run and return at once."),
+        click.option("--detach", is_flag=True, help="Print the id of the run and return at once."),
     ):
         function = option(function)
     return function
@@ -90,15 +91,15 @@ def _stacks() -> Stacks:
 
 @click.command("check")
 @click.option("--json", "as_json", is_flag=True, help="The same as -o json.")
-@_IMAGE
+@_image_option("Also list all services that run this image, stale or not")
 @_HOST
 @_REGISTRY
 @global_options
 def check(as_json: bool, image: str | None, hosts: tuple[str, ...], registry: bool) -> None:
     """Check that the cached inventory matches the hosts.
 
-    The inventory lists the deployed stacks of each host. The command changes nothing. Exit codes: 0 valid, 1 needs a
-    rebuild, 2 the check failed.
+    The inventory lists the deployed stacks of each host. The command changes nothing. Exit codes: 0: the inventory is
+    valid; 1: the inventory needs a rebuild; 2: a host could not be checked, or wrong usage.
     """
     as_json = as_json or current_options().json
     found = None
@@ -157,18 +158,18 @@ def _now() -> str:
 @_REGISTRY
 @global_options
 def rebuild(force: bool, hosts: tuple[str, ...], registry: bool) -> None:
-    """Rebuild the cached inventory of the hosts.
+    """Inspect each host again, and replace the cached inventory.
 
-    The command deletes the cached inventory and inspects each host again. Without --force the command asks for
-    confirmation, on the terminal or from stdin. Exit codes: 0 rebuilt, 1 no host rebuilt or not confirmed, 2 usage, 3
-    some hosts failed.
+    The inspection uses no cached data. The earlier inventory of a host remains until the new one is complete, and after
+    a failure. Without --force the command asks for confirmation and reads the answer, y or N, from stdin. Exit codes:
+    0: rebuilt; 1: no host rebuilt, or not confirmed; 2: wrong usage; 3: some hosts failed.
     """
     stacks = _stacks()
     present, missing = stacks.hosts(hosts)
     options = current_options()
     if options.dry_run:
         return exit_with(show_dry_run(stacks.rebuild_plan(present, registry=registry), {}) if present else 1)
-    if not force and not _confirmed(f"Delete and rebuild the cached inventory of {', '.join(present) or 'no host'}?"):
+    if not force and not _confirmed(f"Replace the cached inventory of {', '.join(present) or 'no host'}?"):
         print_line("Aborted", err=True)
         return exit_with(1)
     report = stacks.rebuild(present, registry=registry) if present else None
@@ -196,7 +197,7 @@ def _confirmed(question: str) -> bool:
 
 @click.command("select")
 @_LABEL
-@_IMAGE
+@_image_option("List all services that run this image, stale or not")
 @_HOST
 @_REGISTRY
 @partial(global_options, without="--output")
@@ -210,10 +211,12 @@ def _confirmed(question: str) -> bool:
     help="Output format.",
 )
 def select(labels: tuple[str, ...], image: str | None, hosts: tuple[str, ...], registry: bool, form: str) -> None:
-    """List stale services with the reasons; restart none.
+    """List stale services, or all services of an image; restart none.
 
-    A service is stale if its containers differ from its compose files or images. Exit codes: 0 all hosts inspected, 2
-    usage or no host inspected, 3 some hosts or projects could not be inspected.
+    A service is stale if its containers are missing or unhealthy, or differ from its compose files, mounted files or
+    images; each has its reasons. The command first replaces the cached inventory of hosts without a valid one, and with
+    --registry that of all hosts; --dry-run replaces none. Exit codes: 0: all hosts inspected; 2: wrong usage, or no
+    host inspected; 3: some hosts or projects could not be inspected.
     """
     stacks = _stacks()
     found = stacks.select(hosts, labels=labels, image=image, registry=registry, read_only=current_options().dry_run)
@@ -280,20 +283,24 @@ def restart(
     detach: bool,
     **rollout_options: Any,
 ) -> None:
-    """Restart the stale services, or the services NAME.
+    """Restart or redeploy the stale services, or the named ones.
 
-    NAME is project/service, a project or a service; without NAME the command restarts the services that `longshore
-    select` lists. With - for NAME the command reads names from stdin, one per line. Exit codes: 0 all up to date, 1
-    cancelled or all undone, 2 usage or an unknown name, 3 some stacks are not up to date.
+    NAME is project/service, a project or a service. A named service is restarted even if it is up to date; of a project
+    that is named, only running or stale services. Without NAME the command takes the services that `longshore select`
+    lists. With - for NAME the command reads names from stdin, one per line. Ctrl-C stops watching the run; a second
+    Ctrl-C within two seconds cancels the run. Exit codes: 0: all up to date; 1: cancelled or all undone; 2: wrong usage
+    or an unknown name; 3: some stacks are not up to date.
     """
     requested = _read_names(names)
     rollout = _rollout_from(rollout_options)
     stacks = _stacks()
     if not names:
         stacks.wait_for_active_runs(hosts)
-    found = stacks.select(hosts, labels=labels, registry=registry, read_only=current_options().dry_run)
+    # A stale service that is named needs its own action: labels filter after the names.
+    among = () if names else labels
+    found = stacks.select(hosts, labels=among, registry=registry, read_only=current_options().dry_run)
     if names:
-        found = replace(found, chosen=named(requested, found))
+        found = replace(found, chosen=named(requested, found, labels))
     if not found.chosen:
         return _finish(_nothing_to_restart(found))
     if current_options().dry_run:
@@ -318,7 +325,7 @@ def _nothing_to_restart(found: Selection) -> Orchestrated:
 
 @click.command("orchestrate")
 @_LABEL
-@_IMAGE
+@_image_option("Only stale services that run this image")
 @_HOST
 @_REGISTRY
 @_rollout_options
@@ -332,11 +339,13 @@ def orchestrate(
     detach: bool,
     **rollout_options: Any,
 ) -> None:
-    """Check the cache, and restart all stale services.
+    """Check the cached inventory; restart or redeploy stale services.
 
-    Phases: check the cached inventory, rebuild it where needed, select stale services, restart their stacks. Exit
-    codes: 0 nothing to do or all up to date, 1 a phase failed before any change or all undone, 2 usage, 3 some stacks
-    are not up to date or could not be inspected.
+    Phases: check the cached inventory, rebuild it where needed, select stale services, restart or redeploy them stack
+    by stack. The command first waits for the end of other runs that restart services on the hosts. Ctrl-C stops
+    watching the run; a second Ctrl-C within two seconds cancels the run. Exit codes: 0: nothing to do, or all up to
+    date; 1: a phase failed before any change, or all undone; 2: wrong usage; 3: some stacks are not up to date or could
+    not be inspected.
     """
     rollout = _rollout_from(rollout_options)
     stacks = _stacks()

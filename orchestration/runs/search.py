@@ -41,7 +41,8 @@ class Filter:
         """A filter from text; `since` is a date, a time, or an age (`2h`). Raises UsageError for an invalid one."""
         if state and state not in {str(one) for one in RunState}:
             raise UsageError(f"unknown state {state!r}", remedy=f"choose one of {', '.join(map(str, RunState))}")
-        return cls(q.strip().lower(), plan.strip(), RunState(state) if state else None, label.strip(), _since(since))
+        created = round(time_or_age(since.strip()).timestamp() * 1000) if since.strip() else 0
+        return cls(q.strip().lower(), plan.strip(), RunState(state) if state else None, label.strip(), created)
 
     def fits(self, row: Row, labels: dict[str, str]) -> bool:
         """Report whether a run matches."""
@@ -55,10 +56,8 @@ class Filter:
         )
 
 
-def _since(text: str) -> int:
-    text = text.strip()
-    if not text:
-        return 0
+def time_or_age(text: str) -> datetime:
+    """The time of a date, a time (UTC without a zone) or an age such as `2h`. Raises UsageError for any other text."""
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
@@ -68,7 +67,7 @@ def _since(text: str) -> int:
             raise UsageError(
                 f"since {text!r} is not a date, time or duration", remedy="write 2026-11-20, or 2h"
             ) from None
-    return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)

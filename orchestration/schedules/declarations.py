@@ -167,6 +167,12 @@ def find(settings: Settings, name: str) -> Schedule:
     for schedule in declared(settings)[0]:
         if schedule.name == name:
             return schedule
+    job, at, host = name.partition("@")
+    if at:
+        raise UnknownName(
+            f"no plan has a schedule {name!r}; names with @ are those of jobs",
+            remedy=f"start the job with longshore job run {job} --host {host}",
+        )
     raise unknown(settings, name)
 
 

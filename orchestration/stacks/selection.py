@@ -87,12 +87,15 @@ def choose(
     return Selection(tuple(stale), tuple(notes), dict(errors), mine, tuple(undetermined), twins)
 
 
-def named(names: Iterable[str], selection: Selection) -> tuple[Stale, ...]:
+def named(names: Iterable[str], selection: Selection, labels: Sequence[str] = ()) -> tuple[Stale, ...]:
     """The services of these names: `service`, `project`, `project/service`, each with `host:` before it.
 
-    A named service is restarted even if it is up to date; of a whole project, only running services. Raises UnknownName
-    for an unknown name, and UsageError for a service name that several projects have.
+    A named service is restarted even if it is up to date; of a whole project, only running services. `labels`, as in
+    `choose`, narrow the named services; `selection` has all stale ones, since a stale service needs its own action.
+    Raises UnknownName for an unknown name, and UsageError for a service name that several projects have, and if no
+    named service has the labels.
     """
+    wanted = [_label(text) for text in labels]
     stale = {(one.host, one.project, one.service): one for one in selection.chosen}
     found: dict[tuple[str, str, str], Stale] = {}
     for name in names:
@@ -100,7 +103,12 @@ def named(names: Iterable[str], selection: Selection) -> tuple[Stale, ...]:
             containers = selection.seen[key[0]].projects[key[1]].services[key[2]].containers
             requested = Stale(*key, (Reason("asked", "requested"),), "restart" if containers else "up")
             found[key] = stale.get(key, requested)
-    return tuple(found.values())
+    labelled = tuple(one for one in found.values() if _has(selection.seen[one.host], one, wanted))
+    if found and not labelled:
+        raise UsageError(
+            f"no named service has the labels {', '.join(labels)}", remedy="omit --label to restart the named services"
+        )
+    return labelled
 
 
 def _unknown(rules: StackRules, seen: Mapping[str, Inventory]) -> list[Note]:

@@ -236,13 +236,20 @@ def test_a_run_that_rests_is_forgotten_when_somebody_says_so(open_house: Install
 
     # when
     would = open_house.longshore("--dry-run", "runs", "prune", done.id)
+    young = open_house.longshore("runs", "prune", done.id, live.id, "--older-than", "1h")
+    unknown = open_house.longshore("runs", "prune", "nothing", "--older-than", "1h")
+    other = open_house.longshore("runs", "prune", done.id, "--plan", "other", "-o", "json")
     said = open_house.longshore("runs", "prune", done.id, "-o", "json")
     refused = open_house.longshore("runs", "prune", live.id)
 
     # then
     assert f"would delete run {done.id}" in would.out
+    assert f"skipped: run {done.id}: ended less than 1h ago" in young.err
+    assert (young.code, f"run {live.id}: refused" in young.err) == (1, True)
+    assert unknown.code == 2
+    assert (other.code, other.json["skipped"]) == (0, [done.id])
     assert said.code == 0, said.err
-    assert said.json == {"dry_run": False, "forgotten": [done.id], "refused": []}
+    assert said.json == {"dry_run": False, "forgotten": [done.id], "refused": [], "skipped": []}
     assert keys_of(open_house, done) == []
     assert open_house.longshore("runs", "show", done.id).code == 2
     assert refused.code == 1

@@ -70,5 +70,5 @@ def test_trigger_starts_the_plan_and_leaves_the_times(client: Client) -> None:
     assert run.id.startswith("nightly.by-hand-")
     assert client.store.body(run.id) is not None
     assert Schedules(client).status("nightly").done_until is None
-    with pytest.raises(UnknownName):
+    with pytest.raises(UnknownName, match="longshore job run copy --host web1"):
         Schedules(client).trigger("copy@web1")

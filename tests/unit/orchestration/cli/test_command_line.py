@@ -127,6 +127,16 @@ def test_plan_is_drawn(form: str, begins: str, plan: str, capsys: Captured) -> N
         assert ET.fromstring(drawn).tag.endswith("svg")  # noqa: S314 - our own
 
 
+def test_diagram_is_printed_as_json(plan: str, capsys: Captured) -> None:
+    assert call(["plan", "graph", plan]) == 0
+    diagram = capsys.readouterr().out
+    assert call(["plan", "graph", plan, "--format", "text", "-o", "json"]) == 0
+
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["format"] == "text"
+    assert printed["diagram"].rstrip() == diagram.rstrip()
+
+
 def test_schema_is_printed(capsys: Captured) -> None:
     assert call(["plan", "schema"]) == 0
 

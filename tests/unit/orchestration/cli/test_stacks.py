@@ -1,0 +1,63 @@
+"""`longshore restart` on inventories in memory: which services a run would restart, and how."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from longshore.orchestration.cli import stacks as command
+from longshore.orchestration.cli.main import call
+from longshore.orchestration.errors import UsageError
+from longshore.orchestration.stacks.inventory import Inventory, Project, Replica, Service
+from longshore.orchestration.stacks.rules import StackRules
+from longshore.orchestration.stacks.selection import Selection, choose
+
+OLD, NEW = "sha256:" + "a" * 64, "sha256:" + "b" * 64
+
+
+def service(image_id: str, **labels: str) -> Service:
+    replica = Replica(id="1", name="c1", number=1, image_id=OLD, hash="h", state="running", start="s")
+    return Service(image="shop:1", image_id=image_id, hash="h", replicas=1, containers=[replica], labels=labels)
+
+
+class OneHost:
+    """Stacks of one host, whose start ends with an error instead of a run."""
+
+    rules = StackRules()
+
+    def __init__(self) -> None:
+        services = {"web": service(OLD, tier="front"), "db": service(NEW), "api": service(OLD)}
+        self.seen = {"web1": Inventory(engine="1", projects={"shop": Project(services=services)})}
+        self.started: dict[str, str] = {}
+
+    def wait_for_active_runs(self, _hosts: Any) -> None:
+        pass
+
+    def select(self, _hosts: Any, *, labels: Any = (), **_options: Any) -> Selection:
+        return choose(self.rules, self.seen, {}, labels=labels)
+
+    def start(self, found: Selection, *_args: Any, **_options: Any) -> None:
+        self.started = {one.name: one.action for one in found.chosen}
+        raise UsageError("no run in this test")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "started"),
+    [
+        ([], {"shop/db": "up"}),
+        (["shop"], {"shop/web": "restart", "shop/db": "up", "shop/api": "restart"}),
+        (["shop", "--label", "tier=front"], {"shop/web": "restart"}),
+        (["shop/db", "shop/web", "--label", "com.docker.compose.service=db"], {"shop/db": "up"}),
+        (["shop/db", "--label", "tier=front"], {}),
+    ],
+)
+def test_labels_narrow_the_named_services_and_keep_the_action_of_stale_ones(
+    arguments: list[str], started: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = OneHost()
+    monkeypatch.setattr(command, "_stacks", lambda: host)
+
+    assert call(["restart", *arguments]) == 2
+
+    assert host.started == started
