@@ -45,6 +45,8 @@ def celery_task_execute(
     queue: str = ...,
     as_result: bool = ...,
     options: dict[str, Any] = ...,
+    fenced: bool = ...,
+    idempotent: bool = ...,
 ) -> None: ...
 @_operation
 def command_exec_execute(
