@@ -27,6 +27,13 @@ def _list(value: Any) -> Any:
 Paths = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_list)]
 
 
+NoWayBack = Literal["refuse", "accept"]
+#: What a step does if the running containers could not be created again.
+NO_WAY_BACK: Any = Field(
+    "refuse", description="If what runs now cannot be brought back: fail before the first change, or accept it"
+)
+
+
 class ProjectParams(Params):
     """A project, and a selection of its services (all by default).
 
@@ -84,6 +91,7 @@ class Replacing(HealthChecked):
     grace: Duration | None = Field(
         None, description="Between TERM and KILL for replaced containers; by default their own"
     )
+    no_way_back: NoWayBack = NO_WAY_BACK
 
 
 class UpParams(Replacing):

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from longshore.orchestration.language.durations import Duration
 from longshore.orchestration.operations.base import About, Kind, Operation, Params, Result, Undo, register
+from longshore.orchestration.operations.compose import NO_WAY_BACK, NoWayBack
 from longshore.orchestration.operations.docker.images import Login
 
 Demand = Literal["redeploy", "restart", "none"]
@@ -114,6 +115,7 @@ class RestartParams(StackParams):
     grace: Duration | None = Field(
         None, description="Between TERM and KILL for replaced containers; by default their own"
     )
+    no_way_back: NoWayBack = NO_WAY_BACK
 
 
 class RestartResult(Result):

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import hashlib
 import json
 import re
 import time
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from longshore.orchestration.errors import OperationError, Transient
+from longshore.orchestration.errors import OperationError
 from longshore.orchestration.language import identifiers
 from longshore.orchestration.settings import get_settings
 from longshore.tasks.host.backups import write_private
 from longshore.tasks.host.engine.port import Container, Engine, NotThere
 from longshore.tasks.implementation import Context
 from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, Source
-from longshore.tasks.operations.compose.state import (
-    HealthWaiter,
-    Member,
-    await_stops,
-    fingerprint,
-    jobs,
-    members,
-    start_in_order,
-    stop_in_order,
-)
+from longshore.tasks.operations.compose.state import Member, members
 from longshore.tasks.operations.docker.spec import KEEP, safe
-from longshore.tasks.operations.docker.tag_backup import TagBackup
-
-_HEALTHY_DEADLINE = 60.0
 
 
 def folder(project: str) -> Path:
@@ -61,7 +47,8 @@ def save(ctx: Context, when: str, resolved: Resolved) -> Path:
 
 
 def _write(path: Path, resolved: Resolved) -> None:
-    about = {"hashes": resolved.hashes, "source": asdict(resolved.source), "project": resolved.project}
+    about: dict[str, Any] = {"hashes": resolved.hashes, "source": asdict(resolved.source), "project": resolved.project}
+    about |= {"containers": list(resolved.containers)} if resolved.containers else {}
     # Readers look for the configuration, which is written last.
     write_private(path.with_suffix(".json"), json.dumps(about).encode())
     write_private(path, resolved.text.encode())
@@ -73,13 +60,19 @@ def load(path: Path) -> Resolved | None:
         about = json.loads(path.with_suffix(".json").read_text())
         lists = {name: tuple(about["source"][name]) for name in ("files", "env_files", "profiles")}
         source = Source(about["source"]["project"], about["source"]["directory"], **lists)
-        return Resolved(about["project"], text, json.loads(text)["services"], about["hashes"], source)
+        described = tuple(about.get("containers", ()))
+        services = json.loads(text)["services"]
+        return Resolved(about["project"], text, services, about["hashes"], source, containers=described)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-#: The number of revisions that are kept per project.
-RETAINED = 5
+#: The number of revisions that are kept per project; and of these, the latest ones that are kept at any age.
+RETAINED, _ALWAYS = 5, 2
+#: The number of latest steps per project whose files and image names are kept for an undo.
+_STEPS = 10
+#: Names of the files in which a step has stored a configuration.
+_OF_STEP = re.compile(r"(.+)\.(?:before|after\d*)\.yml$")
 
 
 @dataclass(frozen=True)
@@ -118,36 +111,92 @@ def history(project: str) -> list[Revision]:
         return []
 
 
-def note(ctx: Context, docker: Engine, target: Resolved) -> None:
-    """Store the running state as a revision unless it equals the latest, and delete the oldest. The caller holds the
-    project's lock.
-    """
-    project, kept = target.project, history(target.project)
+def running(project: str, found: Iterable[Member]) -> Revision | None:
+    """The latest revision with the images, configurations and counts of these containers."""
+    services = services_of(found)
+    return next((one for one in reversed(history(project)) if _alike(one.services, services)), None)
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    compared = ("image_id", "hash", "count")
+    return one.keys() == other.keys() and all(one[s][key] == other[s][key] for s in one for key in compared)
+
+
+def services_of(found: Iterable[Member]) -> dict[str, dict[str, Any]]:
+    """Per service its image, configuration hash and number of containers."""
     services: dict[str, dict[str, Any]] = {}
-    now = members(docker, project)
-    text = _as_they_run(ctx, target, now)
-    for member in now:
-        if member.hash == text.hashes.get(member.service):
-            service = {"image": member.image, "image_id": member.image_id, "hash": member.hash, "count": 0}
-            services.setdefault(member.service, service)["count"] += 1
-    if not services or (kept and kept[-1].services == services):
-        return
+    for member in found:
+        service = {"image": member.image, "image_id": member.image_id, "hash": member.hash, "count": 0}
+        services.setdefault(member.service, service)["count"] += 1
+    return services
+
+
+def note(ctx: Context, docker: Engine, configuration: Resolved, found: Iterable[Member]) -> Revision | None:
+    """Store the running state as a revision unless the latest one equals it, and delete the oldest. The caller holds
+    the project's lock. Returns the revision of the running state.
+    """
+    project, kept = configuration.project, history(configuration.project)
+    services = services_of(member for member in found if member.hash == configuration.hashes.get(member.service))
+    if not services:
+        return None
+    if kept and _alike(kept[-1].services, services):
+        return kept[-1]
     revision = Revision(kept[-1].number + 1 if kept else 1, round(time.time(), 3), ctx.run_id, services)
     for image_id in {service["image_id"] for service in services.values()}:
         docker.tag(image_id, _revision_tag(project, revision.number, image_id))
-    _write(revision.path(project), text)
+    _write(revision.path(project), configuration)
     kept = [*kept, revision]
-    listed = [asdict(one) for one in kept[-RETAINED:]]
-    write_private(folder(project) / "history.json", json.dumps(listed).encode())
-    for old in kept[:-RETAINED]:
+    since = time.time() - get_settings().retention
+    stay = [one for one in kept[-RETAINED:] if one in kept[-_ALWAYS:] or one.at >= since]
+    write_private(folder(project) / "history.json", json.dumps([asdict(one) for one in stay]).encode())
+    used = files_in_use(docker, project)
+    for old in kept:
+        if old in stay:
+            continue
         for image_id in {service["image_id"] for service in old.services.values()}:
             docker.untag(_revision_tag(project, old.number, image_id))
-        for suffix in (".yml", ".json"):
-            old.path(project).with_suffix(suffix).unlink(missing_ok=True)
+        if old.path(project) not in used:
+            _unlink(old.path(project))
+    return revision
 
 
-def _as_they_run(ctx: Context, target: Resolved, now: Iterable[Member]) -> Resolved:
-    """The configuration with each service as it runs: an `up` of other services leaves older ones unchanged."""
+def files_in_use(docker: Engine, project: str) -> set[Path]:
+    """The stored files that labels of the project's containers name: the way to the project's own files."""
+    rows = docker.rows({"label": [f"{PROJECT}={project}"]}, all_of_them=True)
+    return {Path(name) for row in rows for name in row["Labels"].get(f"{PROJECT}.config_files", "").split(",")}
+
+
+def _unlink(path: Path) -> None:
+    for suffix in (".yml", ".json"):
+        path.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def tidy(docker: Engine, project: str) -> None:
+    """Delete the files and image names of the oldest steps, whose undo would find the project changed since."""
+    since = time.time() - get_settings().retention
+    by_step: dict[str, list[Path]] = {}
+    for path in folder(project).glob("*.yml"):
+        if found := _OF_STEP.match(path.name):
+            by_step.setdefault(found[1], []).append(path)
+    newest = sorted(by_step, key=lambda step: max(map(_written, by_step[step])), reverse=True)
+    used = files_in_use(docker, project)
+    old = [step for n, step in enumerate(newest) if n >= _STEPS or max(map(_written, by_step[step])) < since]
+    for step in old:
+        for path in by_step[step]:
+            if path not in used:
+                _unlink(path)
+    prefixes = tuple(f"{_repository(project)}:k-{step}-" for step in old)
+    if prefixes:
+        for image in docker.images():
+            for tag in image.tags:
+                if tag.startswith(prefixes):
+                    docker.untag(tag)
+
+
+def as_they_run(ctx: Context, target: Resolved, now: Iterable[Member]) -> Resolved | None:
+    """The configuration with each service as it runs: an `up` of other services leaves older ones unchanged. None if
+    this host does not have the configuration of one of them.
+    """
     config, hashes = json.loads(target.text), dict(target.hashes)
     older = {member.service: member.hash for member in now if target.hashes.get(member.service) != member.hash}
     if not older:
@@ -155,9 +204,10 @@ def _as_they_run(ctx: Context, target: Resolved, now: Iterable[Member]) -> Resol
     known = [load(path_of(ctx, target.project, "before"))]
     known += [load(revision.path(target.project)) for revision in reversed(history(target.project))]
     for name, digest in older.items():
-        found = next((one for one in known if one is not None and one.hashes.get(name) == digest), None)
+        stored = (one for one in known if one is not None and not one.containers)
+        found = next((one for one in stored if one.hashes.get(name) == digest), None)
         if found is None:
-            continue  # the revision omits this service
+            return None
         other = json.loads(found.text)
         config["services"][name] = other["services"][name]
         for part in ("networks", "volumes", "configs", "secrets"):
@@ -205,10 +255,12 @@ def recorded_source(project: str, found: Iterable[Container]) -> Source | None:
             continue
         first = Path(files[0])
         if first.parent == folder(project):
-            revision = load(first)
-            if revision is None:
+            stored = [load(first), *(load(one.path(project)) for one in reversed(history(project)))]
+            sources = [one.source for one in stored if one is not None and not one.source.is_kept()]
+            if not sources:
                 continue
-            return revision.source
+            # The source of a plan that names a folder has no project; the containers belong to this one.
+            return replace(sources[0], project=project)
         env_files = [name for name in labels.get(f"{PROJECT}.environment_file", "").split(",") if name]
         directory = labels.get(f"{PROJECT}.working_dir")
         return Source(project, directory, tuple(files), tuple(env_files))
@@ -216,7 +268,7 @@ def recorded_source(project: str, found: Iterable[Container]) -> Source | None:
 
 
 def former(
-    ctx: Context, compose: Compose, found: list[Member], source: Source, *likely: Resolved | None
+    ctx: Context, compose: Compose, project: str, found: list[Member], source: Source, *likely: Resolved | None
 ) -> Resolved | None:
     """The configuration that the containers were created from, if this host still has it.
 
@@ -228,12 +280,13 @@ def former(
         return None
 
     def fits(resolved: Resolved | None) -> bool:
-        return resolved is not None and all(resolved.hashes.get(name) == digest for name, digest in wanted.items())
+        # The engine describes containers without files anew: see `way_back`.
+        known = resolved is not None and not resolved.containers
+        return known and all(resolved.hashes.get(name) == digest for name, digest in wanted.items())
 
     for resolved in likely:
         if fits(resolved):
             return resolved
-    project = source.project or ""
     kept = sorted(folder(project).glob("*.yml"), key=_written, reverse=True)
     for path in kept:
         resolved = load(path)
@@ -273,179 +326,3 @@ def keep_images(ctx: Context, docker: Engine, project: str, image_ids: Iterable[
             docker.tag(image_id, keep_tag(ctx, project, image_id))
         except NotThere:
             ctx.log(f"image {image_id} was removed before this step: an undo cannot create its containers again")
-
-
-def restore(
-    ctx: Context,
-    docker: Engine,
-    before: dict[str, Any],
-    *,
-    known: Iterable[Resolved] = (),
-    grace: float | None = None,
-) -> bool:
-    """Restore a project's configuration, images and running containers. Returns whether anything differed.
-
-    `known`: the target configurations of the step. Containers that match neither these nor the former state were
-    changed outside of this run and are left alone, like names of images that the step has not moved. `grace`: the
-    grace of the step.
-    """
-    project, scope, refs = before["project"], set(before["services"]), before["refs"]
-    was = [Member(**one) for one in before["containers"]]
-    given = TagBackup(ctx).names()
-    foreign = _foreign_names(docker, refs, given, was)
-
-    def now() -> list[Member]:
-        return [member for member in members(docker, project) if member.service in scope]
-
-    _refuse_foreign(project, was, now(), known)
-    await_stops(ctx, docker, now(), grace)
-    done = fingerprint(was) != fingerprint(now())
-    if done:
-        _remove_unstarted(docker, was, now())
-        lost = _lost(was, now())
-        if lost:
-            _recreate(ctx, docker, path_of(ctx, project, "before"), [m for m in was if m.service in lost])
-        placed = _renumbered(was, now())
-        _stop_and_remove(docker, placed, now())
-        _start_what_ran(ctx, docker, project, placed, now())
-    done |= _restore_names(docker, was, now())
-    done |= _remove_networks(docker, project, before["networks"])
-    _restore_tags(docker, refs, given, foreign, was)
-    is_now, should = fingerprint(now()), fingerprint(was)
-    left = {entry[0] for entry in (is_now - should) + (should - is_now)}
-    if left:
-        # The engine may still execute a stop that a killed program had requested.
-        raise Transient(f"project {project} is not restored yet: {', '.join(sorted(left))} differ")
-    release_images(ctx, docker, project, [*(member.image_id for member in was), *filter(None, refs.values())])
-    TagBackup(ctx).forget()
-    return done
-
-
-def _refuse_foreign(project: str, was: list[Member], now: list[Member], known: Iterable[Resolved]) -> None:
-    known = list(known)
-    for member in now:
-        ours = {one.hash for one in was if one.service == member.service}
-        ours |= {one.hashes.get(member.service, "") for one in known}
-        if member.hash not in ours:
-            what = f"service {member.service} of project {project} was changed outside of this run"
-            raise OperationError(what, remedy="check the service, then run: longshore runs resolve")
-
-
-def _remove_unstarted(docker: Engine, was: list[Member], now: list[Member]) -> None:
-    """Remove containers that a killed Compose had created as replacements and not started."""
-    old = {(member.key, member.hash, member.image_id) for member in was}
-    for member in now:
-        if member.status == "created" and (member.key, member.hash, member.image_id) not in old:
-            docker.remove(member.id)
-
-
-def _lost(was: list[Member], now: list[Member]) -> set[str]:
-    """Services with a missing or replaced container."""
-    made = Counter((member.service, member.hash, member.image_id) for member in now)
-    needed = Counter((member.service, member.hash, member.image_id) for member in was)
-    twice = {key[0] for key, count in Counter(member.key for member in now).items() if count > 1}
-    return {service for service, _, _ in needed - made} | {one.service for one in was if one.service in twice}
-
-
-def _renumbered(was: list[Member], now: list[Member]) -> list[Member]:
-    """The former state with the present container numbers: Compose numbers new containers from 1."""
-    placed: list[Member] = []
-    for service in dict.fromkeys(member.service for member in was):
-        old = sorted((one for one in was if one.service == service), key=lambda one: one.number)
-        there = sorted(one.number for one in now if one.service == service)
-        same = {one.number for one in old} <= set(there) or len(there) < len(old)
-        numbers = [one.number for one in old] if same else there
-        placed += [replace(one, number=number) for one, number in zip(old, numbers, strict=False)]
-    return placed
-
-
-def _restore_names(docker: Engine, was: list[Member], now: list[Member]) -> bool:
-    """Rename replacements that an interrupted Compose has left with their temporary name `<id>_<name>`."""
-    taken, renamed = {member.name for member in now}, False
-    for member in now:
-        name = next((one.name for one in was if member.name.endswith(f"_{one.name}") and one.name not in taken), None)
-        if name is not None:
-            docker.rename(member.id, name)
-            taken.add(name)
-            renamed = True
-    return renamed
-
-
-def _recreate(ctx: Context, docker: Engine, path: Path, was: list[Member]) -> None:
-    """Create containers from the former file and images, without a start."""
-    revision = load(path)
-    if revision is None:
-        what = f"the former configuration of container {was[0].name} is unknown"
-        raise OperationError(what, remedy="bring the project up from its former files, then: longshore runs resolve")
-    for member in was:
-        if member.image.startswith("sha256:") or docker.image_id(member.image) == member.image_id:
-            continue
-        try:
-            docker.tag(member.image_id, member.image)
-        except NotThere as error:
-            raise OperationError(
-                f"image {member.image_id} of container {member.name} was removed outside of this run"
-            ) from error
-    counts: dict[str, int] = {}
-    for member in was:
-        counts[member.service] = counts.get(member.service, 0) + 1
-    scale = {name: count for name, count in counts.items() if count != revision.replicas(name)}
-    source = Source(revision.project, revision.source.directory, (str(path),), (), ("*",))
-    Compose(ctx, docker).create(source, sorted(counts), scale)
-
-
-def _stop_and_remove(docker: Engine, was: list[Member], now: list[Member]) -> None:
-    """Stop containers that did not run, and remove containers that did not exist."""
-    ran, there = {member.key for member in was if member.running}, {member.key for member in was}
-    stop_in_order(member for member in now if member.running and member.key not in ran)
-    for member in now:
-        if member.key not in there:
-            docker.remove(member.id)
-
-
-def _start_what_ran(ctx: Context, docker: Engine, project: str, was: list[Member], now: list[Member]) -> None:
-    ran = {member.key: member for member in was if member.running}
-    waiter = HealthWaiter(ctx, docker, project, deadline=_HEALTHY_DEADLINE, settle=0.0, jobs=jobs(now))
-    start_in_order(waiter, [member for member in now if member.key in ran], now)
-    waiter.wait({member.service for member in ran.values() if member.health == "healthy"})
-    for member in now:
-        if member.key in ran and ran[member.key].paused and not member.paused:
-            docker.pause(member.id)
-
-
-def _remove_networks(docker: Engine, project: str, kept: list[str]) -> bool:
-    removed = False
-    for network, name in docker.networks({PROJECT: project}).items():
-        if name not in kept:
-            with contextlib.suppress(OperationError):  # containers outside of this step use it
-                removed |= docker.remove_network(network)
-    return removed
-
-
-def _foreign_names(
-    docker: Engine, refs: dict[str, str | None], given: dict[str, str], was: list[Member]
-) -> dict[str, str]:
-    """Names that were moved outside of this run, to neither their former image nor the step's."""
-    ours = {member.image_id for member in was}
-    current = {ref: docker.image_id(ref) for ref in refs}
-    return {
-        ref: image_id
-        for ref, image_id in current.items()
-        if image_id is not None and image_id not in {*ours, refs[ref], given.get(ref)}
-    }
-
-
-def _restore_tags(
-    docker: Engine, refs: dict[str, str | None], given: dict[str, str], foreign: dict[str, str], was: list[Member]
-) -> None:
-    """Move names back to their former images, except names that were moved outside of this run."""
-    ours = {member.image_id for member in was}
-    for ref, image_id in refs.items():
-        wanted = foreign.get(ref, image_id)
-        current = docker.image_id(ref)
-        if current == wanted:
-            continue
-        if wanted is not None:
-            docker.tag(wanted, ref)
-        elif current is not None and (current == given.get(ref) or current in ours):
-            docker.untag(ref)

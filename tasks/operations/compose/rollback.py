@@ -10,12 +10,19 @@ from longshore.orchestration.operations.compose import ROLLBACK, RollbackParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
-from longshore.tasks.operations.compose import revisions
+from longshore.tasks.operations.compose import reconstruction, restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import Resolved, Source
 from longshore.tasks.operations.compose.project import failing, project_lock, project_of, snapshot
 from longshore.tasks.operations.compose.revisions import Revision
-from longshore.tasks.operations.compose.rollout import Rollout, difference, keep_former
-from longshore.tasks.operations.compose.state import members, to_do
+from longshore.tasks.operations.compose.rollout import Rollout, difference
+from longshore.tasks.operations.compose.state import (
+    HealthWaiter,
+    Member,
+    members,
+    start_in_order,
+    stop_in_order,
+    to_do,
+)
 from longshore.tasks.operations.docker.tag_backup import TagBackup
 
 
@@ -31,8 +38,10 @@ class Rollback(Implementation[RollbackParams]):
         before = snapshot(docker, project, found)
         before["services"] = sorted({*revision.services, *(member.service for member in found)})
         before["refs"] |= {ref: docker.image_id(ref) for ref in map(target.image, revision.services)}
-        kept = keep_former(ctx, docker, project, found, None)
-        return before | {"revision": kept, "to": revision.number}
+        way, kept = way_back.keep(ctx, docker, project, found)
+        if self._why(docker, revision, target, found):
+            way.require(params.no_way_back)
+        return before | kept | {"to": revision.number}
 
     def act(self, ctx: Context, params: RollbackParams, before: dict[str, Any]) -> Outcome:
         docker, project = engine(), before["project"]
@@ -50,7 +59,10 @@ class Rollback(Implementation[RollbackParams]):
             options = ["--remove-orphans", *revision.scale()]
             extra = any(member.service not in revision.services for member in members(docker, project))
             rollout = Rollout(ctx, docker, params, before, target, params.max_parallel)
-            now = rollout.bring(source, list(revision.services), options, also=extra)
+            if target.containers:
+                now = self._bring_described(ctx, docker, rollout, target)
+            else:
+                now = rollout.bring(source, list(revision.services), options, also=extra)
         data = difference(before, now) | {"project": project, "revision": str(path), "to": before["to"]}
         changed = any(data[what] for what in ("created", "recreated", "started", "removed"))
         return Outcome(changed=changed, data=data)
@@ -63,18 +75,15 @@ class Rollback(Implementation[RollbackParams]):
         except Preflight as error:
             return failing(ctx, "roll back", str(error))
         found = members(docker, project)
-        images = {member.service: member.image_id for member in found}
-        why = to_do(docker, target, list(revision.services), found)
-        why |= {
-            service: "image changed"
-            for service, recorded in revision.services.items()
-            if service in images and images[service] != recorded["image_id"]
-        }
+        why = self._why(docker, revision, target, found)
         if not why:
             changed = None if ctx.has_upstream else False
             return Prediction(f"project {project} runs revision {revision.number}", changed=changed)
         listed = "; ".join(f"{name}: {reason}" for name, reason in why.items())
-        undo = "restore the present state"
+        way = way_back.find(ctx, docker, project, found)
+        if way.why_not and params.no_way_back != "accept":
+            return failing(ctx, "roll back", f"no way back: {way.why_not}")
+        undo = f"none: {way.why_not}" if way.why_not else "restore the present state"
         return Prediction(f"would roll back project {project} to revision {revision.number} ({listed})", undo=undo)
 
     def undo(
@@ -83,8 +92,41 @@ class Rollback(Implementation[RollbackParams]):
         docker, project = engine(), before["project"]
         with project_lock(ctx, docker, project):
             known = revisions.brought(ctx, project)
-            done = bool(known) and revisions.restore(ctx, docker, before, known=known, grace=params.grace)
+            done = bool(known) and restoration.restore(ctx, docker, before, known=known, grace=params.grace)
         return Outcome(changed=done)
+
+    @staticmethod
+    def _why(docker: Engine, revision: Revision, target: Resolved, found: list[Member]) -> dict[str, str]:
+        """The services that differ from the revision, with the reasons."""
+        images = {member.service: member.image_id for member in found}
+        why = to_do(docker, target, list(revision.services), found)
+        why |= {
+            service: "image changed"
+            for service, recorded in revision.services.items()
+            if service in images and images[service] != recorded["image_id"]
+        }
+        return why | {member.service: "not in the revision" for member in found if member.service not in target.services}
+
+    @staticmethod
+    def _bring_described(ctx: Context, docker: Engine, rollout: Rollout, target: Resolved) -> list[Member]:
+        """Roll out a revision that was reconstructed from containers: the engine creates them as described."""
+        project = target.project
+
+        def change(waiter: HealthWaiter) -> None:
+            now = members(docker, project)
+            described = [reconstruction.Description(**one) for one in target.containers]
+            differ = [one for one in described if not reconstruction.runs_as(one, now)]
+            if differ or any(member.service not in target.services for member in now):
+                rollout.keep_images()
+                stop_in_order((m for m in now if m.service not in target.services and m.running), rollout.params.grace)
+                for member in now:
+                    if member.service not in target.services:
+                        docker.remove(member.id)
+                reconstruction.create_all(docker, differ, rollout.params.grace)
+            everything = members(docker, project)
+            start_in_order(waiter, everything, everything)
+
+        return rollout.within_limits(change, target.services)
 
     def _wanted(self, docker: Engine, project: str, params: RollbackParams) -> tuple[Revision, Resolved]:
         kept = revisions.history(project)

@@ -9,30 +9,11 @@ from typing import Any, Protocol
 from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient
 from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Context
-from longshore.tasks.operations.compose import revisions
+from longshore.tasks.operations.compose import restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.config_hashes import note_aliases
 from longshore.tasks.operations.compose.project import members_of
 from longshore.tasks.operations.compose.state import HealthWaiter, Member, containers, members, to_do
-
-UNKNOWN = "the running configuration of project {} is not stored on this host"
-
-
-def former(ctx: Context, docker: Engine, project: str, found: list[Member], likely: Resolved | None) -> Resolved | None:
-    """The configuration that these containers were created from, if this host has it."""
-    recorded = revisions.recorded_source(project, containers(docker, project)) or Source(project)
-    return revisions.former(ctx, Compose(ctx, docker), found, recorded, likely)
-
-
-def keep_former(ctx: Context, docker: Engine, project: str, found: list[Member], likely: Resolved | None) -> bool:
-    """Store the configuration that the containers were created from, for the undo."""
-    was = former(ctx, docker, project, found, likely)
-    if was is not None:
-        revisions.save(ctx, "before", was)
-    elif found:
-        ctx.log(f"{UNKNOWN.format(project)}: this step cannot be undone")
-    return was is not None
-
 
 class RolloutLimits(Protocol):
     """The parameters of each step that rolls out a configuration."""
@@ -77,6 +58,14 @@ class Rollout:
         images = (member.image_id for member in members_of(self.before))
         revisions.keep_images(self.ctx, self.docker, self.before["project"], images)
 
+    def note(self) -> None:
+        """Store the running state as a revision, from the target or, where older services run as well, as they do."""
+        now = members(self.docker, self.target.project)
+        configuration = revisions.as_they_run(self.ctx, self.target, now)
+        if configuration is None:
+            configuration = way_back.reconstructed(self.docker, self.target.project, now, self.target.source)
+        revisions.note(self.ctx, self.docker, configuration, now)
+
     def within_limits(self, change: Callable[[HealthWaiter], None], services: Iterable[str]) -> list[Member]:
         """Apply a change, wait until these services are healthy, and return the members in scope. On failure the
         project is restored if `auto_revert` is set.
@@ -90,6 +79,7 @@ class Rollout:
             self.params.min_healthy_time,
             self.target.jobs(),
         )
+        way_back.note_running(self.ctx, self.docker, project)
         waiter.steady = {member.id: member.started_at for member in was if member.running}
         try:
             change(waiter)
@@ -110,7 +100,10 @@ class Rollout:
         options = options + ([] if grace is None else ["--timeout", str(round(grace))])
         compose = Compose(self.ctx, self.docker)
         if self.max_parallel is None or not touched:
-            compose.up(source, named, options)
+            try:
+                compose.up(source, named, options)
+            finally:
+                self._note_hashes()
             return
         # Dependencies precede their dependents, so that they are healthy before the dependents' wave.
         for wave in _waves(touched, self.max_parallel):
@@ -127,17 +120,24 @@ class Rollout:
         run = all(member.running for member in found if member.service in others)
         compose = Compose(self.ctx, self.docker)
         unchanged = run and not to_do(self.docker, self.target, others, found)
-        compose.up(source, services, options if unchanged else ["--no-deps", *options])
-        made = map(Member.of, containers(self.docker, self.before["project"]))
-        hashes = {(m.service, m.hash): self.target.hashes[m.service] for m in made if m.service in services}
-        note_aliases(self.before["project"], hashes)
+        try:
+            compose.up(source, services, options if unchanged else ["--no-deps", *options])
+        finally:
+            self._note_hashes()
+
+    def _note_hashes(self) -> None:
+        """Store the hashes that Compose has labelled new containers with, where they differ from that of the files."""
+        project, old = self.before["project"], {member.id for member in members_of(self.before)}
+        made = [m for m in map(Member.of, containers(self.docker, project)) if m.id not in old]
+        hashes = {(m.service, m.hash): self.target.hashes[m.service] for m in made if m.service in self.target.hashes}
+        note_aliases(project, hashes)
 
     def _revert(self, error: OperationError) -> None:
         """Restore the project at once, and raise the error of the failed rollout."""
         project = self.before["project"]
         self.ctx.log(f"{error.message}: reverting project {project}")
         try:
-            revisions.restore(self.ctx, self.docker, self.before, known=[self.target], grace=self.params.grace)
+            restoration.restore(self.ctx, self.docker, self.before, known=[self.target], grace=self.params.grace)
         except (StepCancelled, StepTimeout):
             raise
         except OperationError as failure:
