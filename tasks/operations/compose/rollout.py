@@ -128,8 +128,9 @@ class Rollout:
     def _note_hashes(self) -> None:
         """Store the hashes that Compose has labelled new containers with, where they differ from that of the files."""
         project, old = self.before["project"], {member.id for member in members_of(self.before)}
-        made = [m for m in map(Member.of, containers(self.docker, project)) if m.id not in old]
-        hashes = {(m.service, m.hash): self.target.hashes[m.service] for m in made if m.service in self.target.hashes}
+        scope = self.target.hashes.keys() & set(self.before["services"])
+        made = [m for m in map(Member.of, containers(self.docker, project)) if m.service in scope and m.id not in old]
+        hashes = {(m.service, m.hash): self.target.hashes[m.service] for m in made}
         note_aliases(project, hashes)
 
     def _revert(self, error: OperationError) -> None:
