@@ -1,4 +1,4 @@
-"""Job discovery and recovery of orphaned worker containers, in the main process of every worker with an engine.
+"""Job discovery, recovery of orphaned worker containers, and removal of one-off ones, in each worker with an engine.
 
 A worker container is orphaned when Redis has lost its run, or when the run could not restart its stack. The
 container's labels hold all that recovery needs.
@@ -24,6 +24,7 @@ from longshore.orchestration.store.hosts import QUEUE, Hosts
 from longshore.orchestration.store.run_store import Store
 from longshore.tasks.host.engine.factory import close_engine, engine
 from longshore.tasks.host.engine.port import EngineTimeout
+from longshore.tasks.operations.docker.spec import RUN, one_offs
 from longshore.tasks.operations.jobs.discovery import LeftWorker, described, workers
 from longshore.tasks.operations.jobs.snapshot import KEPT_NAME
 
@@ -113,6 +114,15 @@ class JobWatch:
             except Exception:  # the error of one container must not block the others
                 log.exception("worker container %s cannot be recovered", left.name)
         self._suspects = suspects
+        self._remove_one_offs()
+
+    def _remove_one_offs(self) -> None:
+        """Remove ended one-off containers of ended runs: their environment may hold secrets, and they pin images."""
+        docker = engine()
+        for row in one_offs(docker):
+            state = self.store.state(row["Labels"].get(RUN, ""))
+            if state in TERMINAL:
+                docker.remove(row["Id"])
 
     def _is_orphan(self, left: LeftWorker) -> bool:
         if not left.run_id or left.is_kept or left.of != self._installation:

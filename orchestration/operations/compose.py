@@ -187,6 +187,7 @@ class ServiceRunParams(ProjectParams):
     workdir: str | None = None
     ok_codes: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1)] = [0]
     grace: Duration = Field(10.0, description="Between TERM and KILL after a cancellation or timeout")
+    keep_failed: bool = Field(default=False, description="Keep a failed container after the run, until its undo or gc")
 
     @field_validator("services")
     @classmethod

@@ -16,6 +16,7 @@ from longshore.orchestration.errors import DecodeError
 from longshore.orchestration.plans.compiled import CompiledPlan, StepId
 from longshore.orchestration.runs import stack_outcome as deployed
 from longshore.orchestration.runs.job_outcome import JobReport, outcome
+from longshore.orchestration.runs.production import standings
 from longshore.orchestration.runs.step_report import (
     ErrorReport,
     HostReport,
@@ -51,6 +52,8 @@ class Report(_Part):
     left_over: list[str] = []
     #: Possible effects of lost attempts that could be neither fenced nor compared with receipts.
     in_doubt: list[str] = []
+    #: Which version of each project runs after a failure, in a sentence each; projects that are down come first.
+    production: list[str] = []
     #: The outcome of a job; None for any other run.
     job: JobReport | None = None
 
@@ -132,6 +135,7 @@ def build(run_id: str, plan: CompiledPlan, run: Mapping[str, str], steps: Mappin
         steps=reports,
         left_over=[_name(plan, i, steps.get(f"{Field.HOST}:{i}")) for i in left],
         in_doubt=doubts,
+        production=standings(reports) if state in TERMINAL and state is not RunState.SUCCEEDED else [],
         job=job,
     )
 
@@ -288,6 +292,7 @@ def _undo(get: Any) -> UndoReport | None:
         attempts=int(get(f"u{Field.ATTEMPTS}") or 0),
         duration_s=_span(get(f"u{Field.STARTED}"), get(f"u{Field.ENDED}")),
         task_ids=(get(f"u{Field.TASK_IDS}") or "").split(),
+        standing=outcome.get("standing", []),
     )
 
 

@@ -61,8 +61,7 @@ class Down(Implementation[DownParams]):
         if not before["containers"]:
             return Outcome(changed=False)
         with project_lock(ctx, docker, project):
-            done = restoration.restore(ctx, docker, before, grace=params.grace)
-        return Outcome(changed=done)
+            return restoration.take_back(ctx, docker, before, grace=params.grace)
 
     @staticmethod
     def _mine(params: DownParams, resolved: Resolved | None, found: list[Member]) -> list[Member]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,11 +12,12 @@ from typing import Any
 
 from longshore.orchestration.errors import OperationError, Transient
 from longshore.tasks.host.engine.port import Engine, NotThere
-from longshore.tasks.implementation import Context
+from longshore.tasks.implementation import Context, Outcome
 from longshore.tasks.operations.compose import reconstruction
 from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, Source
 from longshore.tasks.operations.compose.config_hashes import note_aliases
 from longshore.tasks.operations.compose.revisions import load, path_of, release_images
+from longshore.tasks.operations.compose.standing import reported_on_failure, standing
 from longshore.tasks.operations.compose.state import (
     HealthWaiter,
     Member,
@@ -30,6 +32,22 @@ from longshore.tasks.operations.compose.state import (
 from longshore.tasks.operations.docker.tag_backup import TagBackup
 
 _HEALTHY_DEADLINE = 60.0
+
+
+def take_back(
+    ctx: Context,
+    docker: Engine,
+    before: dict[str, Any],
+    *,
+    known: Iterable[Resolved] = (),
+    grace: float | None = None,
+) -> Outcome:
+    """Restore a project as `restore` does; the outcome, and a failure, tell what runs afterwards."""
+    began, project = time.monotonic(), before["project"]
+    with reported_on_failure(ctx, docker, project):
+        done = restore(ctx, docker, before, known=known, grace=grace)
+    now = standing(ctx, docker, project, back=True, after=time.monotonic() - began)
+    return Outcome(changed=done, data={"standing": [now]})
 
 
 def restore(

@@ -15,6 +15,7 @@ from longshore.tasks.operations.compose.cli import Resolved, Source
 from longshore.tasks.operations.compose.project import failing, project_lock, project_of, snapshot
 from longshore.tasks.operations.compose.revisions import Revision
 from longshore.tasks.operations.compose.rollout import Rollout, difference
+from longshore.tasks.operations.compose.standing import reported_on_failure
 from longshore.tasks.operations.compose.state import (
     HealthWaiter,
     Member,
@@ -45,7 +46,7 @@ class Rollback(Implementation[RollbackParams]):
 
     def act(self, ctx: Context, params: RollbackParams, before: dict[str, Any]) -> Outcome:
         docker, project = engine(), before["project"]
-        with project_lock(ctx, docker, project):
+        with project_lock(ctx, docker, project), reported_on_failure(ctx, docker, project):
             revision, target = self._load(docker, project, before["to"])
             path = revisions.save(ctx, "after", target)
             for service, recorded in revision.services.items():
@@ -92,8 +93,9 @@ class Rollback(Implementation[RollbackParams]):
         docker, project = engine(), before["project"]
         with project_lock(ctx, docker, project):
             known = revisions.brought(ctx, project)
-            done = bool(known) and restoration.restore(ctx, docker, before, known=known, grace=params.grace)
-        return Outcome(changed=done)
+            if not known:
+                return Outcome(changed=False)  # the target is stored before the first change
+            return restoration.take_back(ctx, docker, before, known=known, grace=params.grace)
 
     @staticmethod
     def _why(docker: Engine, revision: Revision, target: Resolved, found: list[Member]) -> dict[str, str]:

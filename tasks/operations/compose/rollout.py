@@ -13,7 +13,8 @@ from longshore.tasks.operations.compose import restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.config_hashes import note_aliases
 from longshore.tasks.operations.compose.project import members_of
-from longshore.tasks.operations.compose.state import HealthWaiter, Member, containers, members, to_do
+from longshore.tasks.operations.compose.state import HealthWaiter, Member, containers, is_well, members, to_do
+from longshore.tasks.operations.docker.evidence import collect, reason_of
 
 class RolloutLimits(Protocol):
     """The parameters of each step that rolls out a configuration."""
@@ -87,6 +88,7 @@ class Rollout:
         except (StepCancelled, StepTimeout, Transient):
             raise  # the undo or the next attempt continues from here
         except OperationError as error:
+            self._add_evidence(error)
             if not self.params.auto_revert:
                 raise
             self._revert(error)
@@ -138,13 +140,28 @@ class Rollout:
         project = self.before["project"]
         self.ctx.log(f"{error.message}: reverting project {project}")
         try:
-            restoration.restore(self.ctx, self.docker, self.before, known=[self.target], grace=self.params.grace)
+            restored = restoration.take_back(
+                self.ctx, self.docker, self.before, known=[self.target], grace=self.params.grace
+            )
         except (StepCancelled, StepTimeout):
             raise
         except OperationError as failure:
             what = f"{error.message}; the revert failed: {failure.message}"
-            raise OperationError(what, data={"reverted": False}) from error
-        raise OperationError(f"{error.message}; project {project} was reverted", data={"reverted": True}) from error
+            raise OperationError(what, data=error.data | failure.data | {"reverted": False}) from error
+        what = f"{error.message}; project {project} was reverted"
+        raise OperationError(what, data=error.data | restored.data | {"reverted": True}) from error
+
+    def _add_evidence(self, error: OperationError) -> None:
+        """Add the evidence about failed containers to an error of Compose."""
+        if "evidence" in error.data:
+            return
+        scope = self.before["services"]
+        ill = [m.id for m in members(self.docker, self.before["project"]) if m.service in scope and not is_well(m)]
+        found = collect(self.ctx, self.docker, ill)
+        error.data["evidence"] = found
+        if found and (reason := reason_of(found[0])):
+            error.message += f" ({found[0]['container']}: {reason})"
+            error.args = (error.message,)
 
 
 def _waves(services: list[str], size: int) -> Iterator[list[str]]:

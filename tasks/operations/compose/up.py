@@ -13,6 +13,7 @@ from longshore.tasks.operations.compose import restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved
 from longshore.tasks.operations.compose.project import failing, project_lock, snapshot, source_for
 from longshore.tasks.operations.compose.rollout import Rollout, difference
+from longshore.tasks.operations.compose.standing import reported_on_failure
 from longshore.tasks.operations.compose.state import Member, members, to_do
 from longshore.tasks.operations.docker.registry import fetch, login_of
 
@@ -38,7 +39,7 @@ class Up(Implementation[UpParams]):
     def act(self, ctx: Context, params: UpParams, before: dict[str, Any]) -> Outcome:
         docker, compose = engine(), Compose(ctx, engine())
         project = before["project"]
-        with project_lock(ctx, docker, project):
+        with project_lock(ctx, docker, project), reported_on_failure(ctx, docker, project):
             source = source_for(docker, params)
             target = compose.resolve(source, params.services)
             path = revisions.save(ctx, "after", target)
@@ -83,8 +84,7 @@ class Up(Implementation[UpParams]):
             known = revisions.brought(ctx, project)
             if not known:
                 return Outcome(changed=False)  # the target is stored before the first change
-            done = restoration.restore(ctx, docker, before, known=known, grace=params.grace)
-        return Outcome(changed=done)
+            return restoration.take_back(ctx, docker, before, known=known, grace=params.grace)
 
     @staticmethod
     def _orphans(ctx: Context, params: UpParams, target: Resolved, found: list[Member]) -> list[str]:

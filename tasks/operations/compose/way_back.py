@@ -16,7 +16,7 @@ from longshore.tasks.implementation import Context
 from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.reconstruction import describe
-from longshore.tasks.operations.compose.state import Member, containers, members
+from longshore.tasks.operations.compose.state import Member, containers, is_well, members
 
 _REMEDY = "pull or build the image again, or set no_way_back: accept"
 
@@ -77,15 +77,10 @@ def note_running(ctx: Context, docker: Engine, project: str) -> None:
     """
     kept = revisions.load(revisions.path_of(ctx, project, "before")) if ctx.attempt == 1 else None
     everything = members(docker, project)
-    if kept is not None and all(_well(member) for member in everything):
+    if kept is not None and all(is_well(member) for member in everything):
         if revisions.running(project, everything) is None:
             revisions.note(ctx, docker, kept, everything)
     revisions.tidy(docker, project)
-
-
-def _well(member: Member) -> bool:
-    ended = member.status == "exited" and not member.exit_code
-    return ended or (member.running and member.health in {None, "healthy"} and member.status != "restarting")
 
 
 def reconstructed(docker: Engine, project: str, found: list[Member], source: Source) -> Resolved:

@@ -20,6 +20,7 @@ from longshore.tasks.operations.compose import restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.project import failing, members_of, project_lock, snapshot
 from longshore.tasks.operations.compose.rollout import Rollout, difference
+from longshore.tasks.operations.compose.standing import reported_on_failure
 from longshore.tasks.operations.compose.state import (
     HealthWaiter,
     Member,
@@ -71,7 +72,7 @@ class Restart(Implementation[RestartParams]):
         data: dict[str, Any] = {"project": project, "moved": before["moved"], "left": left, "services": {}}
         if not todo:
             return Outcome(changed=False, data=data)
-        with project_lock(ctx, docker, project):
+        with project_lock(ctx, docker, project), reported_on_failure(ctx, docker, project):
             source = _source(docker, project)
             target = Compose(ctx, docker).resolve(source, list(todo))
             revisions.save(ctx, "after", target)
@@ -116,8 +117,9 @@ class Restart(Implementation[RestartParams]):
         docker, project = engine(), params.project
         with project_lock(ctx, docker, project):
             known = revisions.brought(ctx, project)
-            done = bool(known) and restoration.restore(ctx, docker, before, known=known, grace=params.grace)
-        return Outcome(changed=done)
+            if not known:
+                return Outcome(changed=False)  # the target is stored before the first change
+            return restoration.take_back(ctx, docker, before, known=known, grace=params.grace)
 
     @staticmethod
     def _inspect(ctx: Context, docker: Engine, params: RestartParams) -> _Found:
