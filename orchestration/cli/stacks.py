@@ -40,6 +40,9 @@ _LABEL = click.option(
 )
 
 
+_RETRY = click.option("--retry", is_flag=True, help="Also try versions that have failed their health check before.")
+
+
 def _rollout_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option(
@@ -69,6 +72,7 @@ def _rollout_options(function: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Time a container without health check must run.",
         ),
+        _RETRY,
         click.option("--run-id", metavar="ID", help="Id of the run that restarts the stacks."),
         click.option("--detach", is_flag=True, help="Print the id of that run and return at once."),
     ):
@@ -197,6 +201,7 @@ def _confirmed(question: str) -> bool:
 @_IMAGE
 @_HOST
 @_REGISTRY
+@_RETRY
 @partial(global_options, without="--output")
 @click.option(
     "-o",
@@ -207,14 +212,18 @@ def _confirmed(question: str) -> bool:
     show_default=True,
     help="Output format.",
 )
-def select(labels: tuple[str, ...], image: str | None, hosts: tuple[str, ...], registry: bool, form: str) -> None:
+def select(
+    labels: tuple[str, ...], image: str | None, hosts: tuple[str, ...], registry: bool, retry: bool, form: str
+) -> None:
     """List stale services with the reasons; restart none.
 
     A service is stale if its containers differ from its compose files or images. Exit codes: 0 all hosts inspected, 2
     usage or no host inspected, 3 some hosts or projects could not be inspected.
     """
     stacks = _stacks()
-    found = stacks.select(hosts, labels=labels, image=image, registry=registry, read_only=current_options().dry_run)
+    found = stacks.select(
+        hosts, labels=labels, image=image, registry=registry, retry=retry, read_only=current_options().dry_run
+    )
     form = "json" if current_options().json and form == "table" else form
     if form == "names":
         for one in found.chosen:
@@ -289,7 +298,9 @@ def restart(
     stacks = _stacks()
     if not names:
         stacks.wait_for_active_runs(hosts)
-    found = stacks.select(hosts, labels=labels, registry=registry, read_only=current_options().dry_run)
+    found = stacks.select(
+        hosts, labels=labels, registry=registry, retry=rollout.retry, read_only=current_options().dry_run
+    )
     if names:
         found = replace(found, chosen=named(requested, found))
     if not found.chosen:
@@ -365,7 +376,7 @@ def _dry_run_orchestrate(
 ) -> None:
     """Print the selection and the plan of an `orchestrate`, from reads only."""
     checked = stacks.check(hosts, registry=registry, state=True)
-    found = choose(stacks.rules, checked.seen, checked.errors, labels=labels, image=image)
+    found = choose(stacks.rules, checked.seen, checked.errors, labels=labels, image=image, retry=rollout.retry)
     options = current_options()
     code = 3 if found.incomplete else 0
     plan = stacks.plan(found, rollout) if found.chosen else None

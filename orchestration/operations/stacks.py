@@ -109,6 +109,7 @@ class RestartParams(StackParams):
     services: Annotated[dict[str, ServiceAction], Field(min_length=1)]
     index: str = ""
     asked: bool = False
+    retry: bool = Field(default=False, description="Try a version again that has failed before")
     healthy_deadline: Duration = 60.0
     min_healthy_time: Duration = 5.0
     auto_revert: bool = Field(default=True, description="If the services do not become healthy, revert them at once")

@@ -38,6 +38,8 @@ class RolloutOptions:
     on_failure: Literal["keep", "undo"] = "keep"
     healthy_deadline: float = 60.0
     min_healthy_time: float = 5.0
+    #: Try versions again that have failed before.
+    retry: bool = False
 
     def __post_init__(self) -> None:
         if self.healthy_deadline <= 0:
@@ -119,6 +121,7 @@ def _step(
     }
     given: dict[str, Any] = {"project": group.project, "services": services, "index": project.fingerprint}
     given |= {"asked": True} if asked else {}
+    given |= {"retry": True} if options.retry else {}
     given |= {"healthy_deadline": options.healthy_deadline, "min_healthy_time": options.min_healthy_time}
     given |= {key: value for key, value in rules.params().items() if value}
     if not any(one.fetch for one in group.services):

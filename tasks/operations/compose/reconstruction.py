@@ -135,14 +135,18 @@ def runs_as(one: Description, now: Iterable[Member]) -> bool:
     return any((other.key, other.image_id, other.hash) == (one.key, one.image_id, one.hash) for other in now)
 
 
-def create_all(docker: Engine, wanted: Iterable[Description], grace: float | None = None) -> None:
+def create_all(
+    docker: Engine, wanted: Iterable[Description], present: Mapping[str, str] | None = None, *, grace: float | None = None
+) -> None:
     """Create containers, without a start, each after those whose namespaces it shares.
+
+    `present`: the present ids of containers by their described ids; `grace`: of containers with one of the names.
 
     A container with one of the names is set aside first, and removed once its replacement exists. Raises
     OperationError for an image that is no longer on the host.
     """
     left = sorted(wanted, key=lambda one: bool(one.joins))
-    current = {one.id: one.id for one in left}
+    current = dict(present or {})
     for one in left:
         current[one.id] = _create(docker, one, current, grace)
 

@@ -124,7 +124,7 @@ class Rollback(Implementation[RollbackParams]):
                 for member in now:
                     if member.service not in target.services:
                         docker.remove(member.id)
-                reconstruction.create_all(docker, differ, rollout.params.grace)
+                reconstruction.create_all(docker, differ, grace=rollout.params.grace)
             everything = members(docker, project)
             start_in_order(waiter, everything, everything)
 

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 from longshore.orchestration.errors import OperationError, StepCancelled, StepTimeout, Transient
 from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.implementation import Context
-from longshore.tasks.operations.compose import restoration, revisions, way_back
+from longshore.tasks.operations.compose import bad_versions, restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.config_hashes import note_aliases
 from longshore.tasks.operations.compose.project import members_of
 from longshore.tasks.operations.compose.state import HealthWaiter, Member, containers, is_well, members, to_do
-from longshore.tasks.operations.docker.evidence import collect, reason_of
+from longshore.tasks.operations.docker.evidence import collect, evidence_of, reason_of
 
 class RolloutLimits(Protocol):
     """The parameters of each step that rolls out a configuration."""
@@ -89,11 +89,24 @@ class Rollout:
             raise  # the undo or the next attempt continues from here
         except OperationError as error:
             self._add_evidence(error)
+            self._remember()
             if not self.params.auto_revert:
                 raise
             self._revert(error)
         scope = self.before["services"]
-        return [member for member in members(self.docker, project) if member.service in scope]
+        now = [member for member in members(self.docker, project) if member.service in scope]
+        bad_versions.forget(project, now)
+        return now
+
+    def _remember(self) -> None:
+        """Store the new versions that did not become healthy, for `stacks.restart`."""
+        project, scope = self.before["project"], self.before["services"]
+        old = {(m.service, m.hash, m.image_id) for m in members_of(self.before)}
+        now = [m for m in members(self.docker, project) if m.service in scope and not is_well(m)]
+        new = [m for m in now if (m.service, m.hash, m.image_id) not in old]
+        for member in new:
+            found = evidence_of(self.ctx, self.docker, member.id)
+            bad_versions.remember(self.docker, project, [member], reason_of(found) if found else "")
 
     def _up(
         self, waiter: HealthWaiter, source: Source, named: list[str], touched: list[str], options: list[str]

@@ -24,6 +24,7 @@ from longshore.orchestration.store.caches import digest_of
 from longshore.tasks.host.engine.port import Container, Engine, Image, Login, seconds_of
 from longshore.tasks.implementation import Context
 from longshore.tasks.operations.compose import revisions
+from longshore.tasks.operations.compose.bad_versions import bad_versions
 from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, Source
 from longshore.tasks.operations.compose.config_hashes import aliases, meant
 from longshore.tasks.operations.compose.inputs import digest_of_file, inputs_of
@@ -259,13 +260,18 @@ class HostInspection:
         projects = {}
         for name, project in seen.projects.items():
             services = {}
+            failed = [] if project.unknown else bad_versions(name)
             for service_name, service in project.services.items():
                 image, in_use = service.image, bool(service.hash and service.containers)
                 if in_use and image and image not in remotes and "@" not in image:
                     self.ctx.check()
                     remote = self._remote(image, known.get(image), limited)
                     remotes |= {image: remote} if remote is not None else {}
-                services[service_name] = service.model_copy(update={"newer": self._newer(service, remotes)})
+                newer = self._newer(service, remotes)
+                bad = [one for one in failed if one.is_of(service_name, service.hash, newer or service.image_id or "")]
+                services[service_name] = service.model_copy(
+                    update={"newer": newer, "failed": str(bad[-1]) if bad else ""}
+                )
             projects[name] = project.model_copy(update={"services": services})
         return seen.model_copy(update={"projects": projects, "remotes": remotes})
 

@@ -135,7 +135,7 @@ class Restart(Implementation[RestartParams]):
         if project.error:
             raise Preflight(f"project {params.project}: {project.error}")
         moved = project.fingerprint != params.index
-        stale = stale_of(project) if moved else {}
+        stale = stale_of(project, retry=params.retry) if moved else {}
         if unknown := sorted(name for name in params.services if not getattr(project.services.get(name), "hash", "")):
             raise Preflight(f"service {unknown[0]} is not in the files of project {params.project}")
         todo = {}
