@@ -131,7 +131,8 @@ def _reasons(service: Service, containers: list[Replica]) -> Iterator[tuple[Reas
     if service.newer:
         yield Reason("image", f"image {service.image} → {short(service.newer)} at its registry"), "up"
     if differing := _first(one for one in containers if one.hash != service.hash):
-        yield Reason("config", f"config {differing.hash[:12]} → {service.hash[:12]}"), "up"
+        files = f" ({', '.join(differing.changed)} changed)" if differing.changed else ""
+        yield Reason("config", f"config {differing.hash[:12]} → {service.hash[:12]}{files}"), "up"
     if len(service.containers) < service.replicas:
         there = f" ({len(service.containers)} of {service.replicas})" if service.containers else ""
         yield Reason("missing", f"missing{there}"), "up"

@@ -41,6 +41,8 @@ class Replica(_Model):
     by_hand: bool = False
     #: Identifies the start of the container; differs after each start.
     start: str = ""
+    #: The files of its configuration that have changed since its creation, as far as known.
+    changed: list[str] = []
     #: Digests of the tracked files at the start of the container; '' for a file that changed since, from an unknown
     #: content.
     files: dict[str, str] = {}

@@ -291,10 +291,10 @@ class Stacks:
         """Find the services that differ from their files and images, and restart them; waits for the end.
 
         `hosts`, `labels` (`key`, `key=value`) and `image` choose among them; `registry` asks registries whether tags
-        have moved; `retry` tries versions again that have failed before. At most `max_parallel` stacks are restarted at once, `canary` stacks first. `on_failure` is `keep`
-        (a failed stack is undone by itself) or `undo` (all are undone). Concurrent calls share one rebuild and one
-        run. `Orchestrated.exit_code` is that of the command. `watch` waits for the report in place of `Run.wait`.
-        Raises WaitTimeout where no host answers.
+        have moved; `retry` tries versions again that have failed before. At most `max_parallel` stacks are restarted
+        at once, `canary` stacks first. `on_failure` is `keep` (a failed stack is undone by itself) or `undo` (all are
+        undone). Concurrent calls share one rebuild and one run. `Orchestrated.exit_code` is that of the command.
+        `watch` waits for the report in place of `Run.wait`. Raises WaitTimeout where no host answers.
         """
         hosts = list(hosts)
         self.wait_for_active_runs(hosts, progress)

@@ -72,7 +72,8 @@ def choose(
     notes: list[Note] = [] if errors else _unknown(rules, mine)
     undetermined: list[Note] = []
     for host, one in mine.items():
-        found = [each for each in find_drift(host, one, retry=retry) if _has(one, each, wanted) and _runs(one, each, image)]
+        drift = find_drift(host, one, retry=retry)
+        found = [each for each in drift if _has(one, each, wanted) and _runs(one, each, image)]
         stale += [each for each in found if isinstance(each, Stale)]
         notes += [each for each in found if isinstance(each, Note) and not each.undetermined]
         undetermined += [each for each in found if isinstance(each, Note) and each.undetermined]

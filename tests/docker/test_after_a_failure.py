@@ -103,7 +103,8 @@ def test_a_version_that_stays_down_is_named_with_the_way_back(place: Installatio
 
     assert report.exit_code
     (line,) = report.production
-    assert line.startswith(f"{stack.name.upper()} IS DOWN on {stack.ref}: container {stack.name}-web-1 is unhealthy: cannot")
+    down = f"{stack.name.upper()} IS DOWN on {stack.ref}: container {stack.name}-web-1 is unhealthy: cannot reach"
+    assert line.startswith(down)
     command = f"longshore ops run compose.rollback.execute project={stack.name} to=1"
     assert line.endswith(f"; to bring back revision 1: {command}")
     assert place.longshore(*command.split()[1:], "min_healthy_time=0").code == 0

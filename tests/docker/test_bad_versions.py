@@ -79,4 +79,3 @@ def push_other(shop: Project, ref: str, check: list[str]) -> None:
     shop.engine.commit(made, repository, tag, changes=changes)
     shop.engine.remove_container(made)
     shop.engine.push(ref)
-

@@ -95,7 +95,7 @@ def test_a_rollback_that_fails_goes_back_as_well(stack: Stack, naming: str) -> N
     for number in range(ROUNDS):
         said = NAMINGS[naming](stack)
         back = stack.step("compose.rollback.execute", **said, to=1, auto_revert=number % 2 == 0, min_healthy_time=1)
-        with pytest.raises(OperationError, match='is unhealthy'):
+        with pytest.raises(OperationError, match="is unhealthy"):
             back.act()
         back.undo()
         assert stack.look()["containers"] == was
@@ -153,7 +153,8 @@ def test_a_container_comes_back_as_it_was_in_every_respect(stack: Stack, who: st
     (stack.directory / "conf").write_text("x")
     stack.write(
         web={
-            "volumes": ["./conf:/conf:ro", "/cache", "data:/data"], "networks": {"front": {"aliases": ["shop"]}, "back": {}},
+            "volumes": ["./conf:/conf:ro", "/cache", "data:/data"],
+            "networks": {"front": {"aliases": ["shop"]}, "back": {}},
             "environment": {"TAG": "1"}, "labels": {"a": "b"}, "hostname": "shop", "mem_limit": "64m",
             "tmpfs": ["/run"], "extra_hosts": ["x:127.0.0.1"], "ports": ["127.0.0.1::80"], "restart": "unless-stopped",
             "cap_add": ["CHOWN"], "user": "0:0", "working_dir": "/data", "ulimits": {"nofile": 100},

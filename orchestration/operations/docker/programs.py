@@ -23,8 +23,8 @@ class RunParams(CreateParams):
     """A one-off container, bounded by the step's timeout.
 
     The container is created once, started once and awaited. `ok_codes` are the exit codes of success. The exited
-    container, labelled `longshore.kind=run`, stays until the end of the run, so that a duplicate delivery detects it and
-    does not run it again.
+    container, labelled `longshore.kind=run`, stays until the end of the run, so that a duplicate delivery detects it
+    and does not run it again.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)

@@ -61,9 +61,7 @@ def remember(docker: Engine, project: str, ill: Iterable[Member], why: str) -> N
         image = docker.image(member.image_id)
         digests = tuple(text.rpartition("@")[2] for text in image.digests) if image is not None else ()
         kept = [one for one in kept if not one.is_of(member.service, member.hash, member.image_id)]
-        kept.append(
-            BadVersion(member.service, member.image_id, member.hash, round(time.time(), 3), why[:200], digests)
-        )
+        kept.append(BadVersion(member.service, member.image_id, member.hash, round(time.time(), 3), why[:200], digests))
     _write(project, kept)
 
 

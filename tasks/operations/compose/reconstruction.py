@@ -136,7 +136,11 @@ def runs_as(one: Description, now: Iterable[Member]) -> bool:
 
 
 def create_all(
-    docker: Engine, wanted: Iterable[Description], present: Mapping[str, str] | None = None, *, grace: float | None = None
+    docker: Engine,
+    wanted: Iterable[Description],
+    present: Mapping[str, str] | None = None,
+    *,
+    grace: float | None = None,
 ) -> None:
     """Create containers, without a start, each after those whose namespaces it shares.
 

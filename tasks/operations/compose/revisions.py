@@ -19,7 +19,7 @@ from longshore.tasks.host.backups import write_private
 from longshore.tasks.host.engine.port import Container, Engine, NotThere
 from longshore.tasks.implementation import Context
 from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, Source
-from longshore.tasks.operations.compose.state import Member, members
+from longshore.tasks.operations.compose.state import Member
 from longshore.tasks.operations.docker.spec import KEEP, safe
 
 
@@ -281,8 +281,9 @@ def former(
 
     def fits(resolved: Resolved | None) -> bool:
         # The engine describes containers without files anew: see `way_back`.
-        known = resolved is not None and not resolved.containers
-        return known and all(resolved.hashes.get(name) == digest for name, digest in wanted.items())
+        if resolved is None or resolved.containers:
+            return False
+        return all(resolved.hashes.get(name) == digest for name, digest in wanted.items())
 
     for resolved in likely:
         if fits(resolved):

@@ -61,7 +61,7 @@ class Rollback(Implementation[RollbackParams]):
             extra = any(member.service not in revision.services for member in members(docker, project))
             rollout = Rollout(ctx, docker, params, before, target, params.max_parallel)
             if target.containers:
-                now = self._bring_described(ctx, docker, rollout, target)
+                now = self._bring_described(docker, rollout, target)
             else:
                 now = rollout.bring(source, list(revision.services), options, also=extra)
         data = difference(before, now) | {"project": project, "revision": str(path), "to": before["to"]}
@@ -107,10 +107,11 @@ class Rollback(Implementation[RollbackParams]):
             for service, recorded in revision.services.items()
             if service in images and images[service] != recorded["image_id"]
         }
-        return why | {member.service: "not in the revision" for member in found if member.service not in target.services}
+        extra = {member.service for member in found} - target.services.keys()
+        return why | dict.fromkeys(sorted(extra), "not in the revision")
 
     @staticmethod
-    def _bring_described(ctx: Context, docker: Engine, rollout: Rollout, target: Resolved) -> list[Member]:
+    def _bring_described(docker: Engine, rollout: Rollout, target: Resolved) -> list[Member]:
         """Roll out a revision that was reconstructed from containers: the engine creates them as described."""
         project = target.project
 

@@ -12,9 +12,12 @@ from longshore.tasks.implementation import Context
 from longshore.tasks.operations.compose import bad_versions, restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.config_hashes import note_aliases
+from longshore.tasks.operations.compose.config_inputs import note_inputs
+from longshore.tasks.operations.compose.inputs import digest_of_file, inputs_of
 from longshore.tasks.operations.compose.project import members_of
 from longshore.tasks.operations.compose.state import HealthWaiter, Member, containers, is_well, members, to_do
 from longshore.tasks.operations.docker.evidence import collect, evidence_of, reason_of
+
 
 class RolloutLimits(Protocol):
     """The parameters of each step that rolls out a configuration."""
@@ -66,6 +69,10 @@ class Rollout:
         if configuration is None:
             configuration = way_back.reconstructed(self.docker, self.target.project, now, self.target.source)
         revisions.note(self.ctx, self.docker, configuration, now)
+        source = revisions.recorded_source(self.target.project, containers(self.docker, self.target.project))
+        if source is not None:
+            digests = {path: digest_of_file(path) for path in inputs_of(source)[0]}
+            note_inputs(self.target.project, self.target.hashes.values(), digests)
 
     def within_limits(self, change: Callable[[HealthWaiter], None], services: Iterable[str]) -> list[Member]:
         """Apply a change, wait until these services are healthy, and return the members in scope. On failure the

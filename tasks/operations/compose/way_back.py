@@ -77,17 +77,15 @@ def note_running(ctx: Context, docker: Engine, project: str) -> None:
     """
     kept = revisions.load(revisions.path_of(ctx, project, "before")) if ctx.attempt == 1 else None
     everything = members(docker, project)
-    if kept is not None and all(is_well(member) for member in everything):
-        if revisions.running(project, everything) is None:
-            revisions.note(ctx, docker, kept, everything)
+    is_new = kept is not None and revisions.running(project, everything) is None
+    if kept is not None and is_new and all(is_well(member) for member in everything):
+        revisions.note(ctx, docker, kept, everything)
     revisions.tidy(docker, project)
 
 
 def reconstructed(docker: Engine, project: str, found: list[Member], source: Source) -> Resolved:
     """The configuration of containers as the engine describes them."""
-    described = [
-        replace(one, hash=member.hash) for member in found if (one := describe(docker, member.id)) is not None
-    ]
+    described = [replace(one, hash=member.hash) for member in found if (one := describe(docker, member.id)) is not None]
     services: dict[str, dict[str, Any]] = {}
     for member in found:
         needs = {name: {"condition": condition} for name, condition in member.depends_on.items()}
@@ -95,6 +93,4 @@ def reconstructed(docker: Engine, project: str, found: list[Member], source: Sou
         service["scale"] += 1
     text = json.dumps({"name": project, "services": services})
     hashes = {member.service: member.hash for member in found}
-    return Resolved(
-        project, text, services, hashes, source, containers=tuple(one.as_json() for one in described)
-    )
+    return Resolved(project, text, services, hashes, source, containers=tuple(one.as_json() for one in described))

@@ -25,6 +25,7 @@ def evidence_of(ctx: Context, docker: Engine, container: str) -> dict[str, Any] 
         return None
     state = raw["State"]
     checks = ((state.get("Health") or {}).get("Log") or [])[-_CHECKS:]
+    said = [_lines(ctx.redact(check.get("Output") or "")) for check in checks]
     output = docker.logs(container, _BYTES, tail=_LINES, redact=ctx.redact)
     return {
         "container": raw["Name"].removeprefix("/"),
@@ -34,10 +35,10 @@ def evidence_of(ctx: Context, docker: Engine, container: str) -> dict[str, Any] 
         "exit_code": state["ExitCode"],
         "oom_killed": bool(state["OOMKilled"]),
         "restart_count": raw.get("RestartCount", 0),
-        "health": [{"exit_code": one["ExitCode"], "output": _lines(ctx.redact(one.get("Output") or ""))} for one in checks],
+        "health": [{"exit_code": one["ExitCode"], "output": text} for one, text in zip(checks, said, strict=True)],
         "stdout": _lines(output.stdout),
         "stderr": _lines(output.stderr),
-    }  # fmt: skip
+    }
 
 
 def _lines(text: str) -> list[str]:

@@ -21,6 +21,7 @@ from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine, Image, NotThere
 from longshore.tasks.host.machine.live import Live
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, unfit
+from longshore.tasks.operations.docker.kept_names import bound
 from longshore.tasks.operations.docker.spec import KEEP, RUN, need, one_offs, safe
 from longshore.tasks.operations.docker.tag_backup import TagBackup
 
@@ -66,6 +67,7 @@ def keep(ctx: Context, docker: Engine, image_id: str | None) -> str | None:
         return None
     name = keep_name(ctx, image_id)
     docker.tag(image_id, name)
+    bound(ctx, docker, name)
     return name
 
 
@@ -93,7 +95,7 @@ def give_back(ctx: Context, docker: Engine, ref: str, image_id: str | None, ours
 
 
 def _untag_after_run(ctx: Context, docker: Engine, ref: str, image_id: str) -> bool:
-    """Remove a name that only ended one-off containers of this run use; failed ones that are to be kept lose the name."""
+    """Remove a name that only ended one-off containers of this run use; failed ones that are kept lose the name."""
     for row in one_offs(docker, ctx.run_id):
         if row["ImageID"] == image_id:
             docker.remove(row["Id"])

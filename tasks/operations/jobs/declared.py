@@ -13,9 +13,12 @@ from longshore.orchestration.jobs.labels import PREFIX, PROJECT
 from longshore.tasks.host.engine.port import Container, Engine
 from longshore.tasks.operations.compose import reads, revisions
 
+#: The job labels that the files declare and the engine's volume does not have; and all labels that it has.
+Lacking = tuple[dict[str, str], dict[str, str]]
 
-def ineffective(docker: Engine, rows: Sequence[Mapping[str, Any]], projects: Iterable[str]) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
-    """`rows`: of all containers. By volume, the job labels that the files declare and the engine's volume lacks; and the labels that it has."""
+
+def ineffective(docker: Engine, rows: Sequence[Mapping[str, Any]], projects: Iterable[str]) -> dict[str, Lacking]:
+    """The volumes of these projects, by name, that lack labels of their files. `rows`: of all containers."""
     found = {}
     for project in projects:
         try:

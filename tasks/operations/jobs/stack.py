@@ -304,7 +304,7 @@ class Healthy(ReadOnly[HealthyParams]):
         docker = engine()
         _, snapshot = recall(docker, ctx, params)
         down = wait_until_well(ctx, docker, list(snapshot.kept), params.timeout)
-        data = {
+        data: dict[str, Any] = {
             "well": [one.name for one in snapshot.kept if one.name not in down and not one.ill],
             "down": list(down),
             "as_before": [f"{one.name} ({one.ill})" for one in snapshot.kept if one.ill and one.name not in down],

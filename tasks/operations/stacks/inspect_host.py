@@ -27,6 +27,7 @@ from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.bad_versions import bad_versions
 from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, Source
 from longshore.tasks.operations.compose.config_hashes import aliases, meant
+from longshore.tasks.operations.compose.config_inputs import changed_files, known_inputs, note_inputs
 from longshore.tasks.operations.compose.inputs import digest_of_file, inputs_of
 from longshore.tasks.operations.compose.project import identity
 from longshore.tasks.operations.stacks.start_facts import Start, keep_starts, starts
@@ -147,6 +148,17 @@ class HostInspection:
         for name in sorted({*base.services, *by_service}):
             service = base.services.get(name, Service())
             services[name] = self._service(service, by_service.get(name, []), base, spec, name)
+        project = rows[0]["Labels"][PROJECT]
+        found = {} if base.unknown else known_inputs(project)
+        for name, service in services.items():
+            differ = [one for one in service.containers if service.hash and one.hash != service.hash]
+            if differ:
+                changes = {one.id: changed_files(found, one.hash, base.inputs) for one in differ}
+                containers = [one.model_copy(update={"changed": changes.get(one.id, [])}) for one in service.containers]
+                services[name] = service.model_copy(update={"containers": containers})
+        if self.keep and not base.unknown:
+            running = {one.hash for service in services.values() for one in service.containers}
+            note_inputs(project, running & {service.hash for service in services.values()}, base.inputs)
         return base.model_copy(update={"services": services})
 
     def _service(
