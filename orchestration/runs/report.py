@@ -60,8 +60,9 @@ class Report(_Part):
     @model_serializer(mode="wrap")
     def _without_what_it_is_not(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = handler(self)
-        if written.get("job", ...) is None:
-            del written["job"]
+        for name in ("job", "production"):
+            if not written.get(name, ...):
+                del written[name]
         return written
 
     @property
