@@ -17,7 +17,7 @@ def standings(steps: Iterable[StepReport]) -> list[str]:
             key = host, str(one.get("project"))
             if one.get("at", 0) >= latest.get(key, {}).get("at", 0):
                 latest[key] = one
-    several = len({host for host, _ in latest}) > 1
+    several = len({host for host, _ in latest if host}) > 1
     ordered = sorted(latest.items(), key=lambda entry: (bool(entry[1].get("healthy")), entry[0]))
     return [f"{host}: {one['text']}" if several else str(one["text"]) for (host, _), one in ordered if one.get("text")]
 

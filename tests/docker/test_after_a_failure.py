@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,36 @@ def test_a_version_that_stays_down_is_named_with_the_way_back(place: Installatio
     assert line.endswith(f"; to bring back revision 1: {command}")
     assert place.longshore(*command.split()[1:], "min_healthy_time=0").code == 0
     assert stack.running() == {"db", "web"}
+
+
+def test_a_release_without_a_way_back_touches_nothing_and_says_so_in_one_line(
+    place: Installation, stack: Stack
+) -> None:
+    # Given a stopped container whose image somebody removed
+    assert release(place, up(stack)).exit_code == 0
+    other = stack.new_image()
+    stack.engine.tag(other, stack.name, "other")
+    stack.engine.tag(stack.v1, stack.name, "app")
+    command = ["docker", "compose", "-p", stack.name, "-f", str(stack.directory / "compose.yml"), "up", "-d", "jobs"]
+    stack.write(jobs={"image": f"{stack.name}:other"})
+    subprocess.run(command, check=True, capture_output=True, cwd=stack.directory)
+    stack.engine.stop(stack.container("jobs"), timeout=0)
+    stack.engine.remove_image(other, force=True)
+    stack.write(jobs={"environment": {"A": "b"}}, web={"environment": {"TAG": "2"}})
+    was, ids = stack.look(), stack.ids()
+    (plan := Path(stack.directory, "plan.yaml")).write_text(yaml.safe_dump(up(stack).to_dict()))
+
+    dry = place.longshore("--dry-run", "run", str(plan))
+    done = place.longshore("run", str(plan))
+
+    assert (dry.code, done.code) == (1, 1)
+    assert "would fail: no way back: image" in dry.out
+    (line,) = [line for line in (done.out + done.err).splitlines() if line.startswith("step up: no way back")]
+    assert "nothing was changed: pull or build the image again, or set no_way_back: accept" in line
+    assert (stack.look(), stack.ids()) == (was, ids)
+    explained = place.longshore("plan", "explain", str(plan)).out
+    assert "refuses before its first change if what runs could not be brought back" in explained
+    assert release(place, up(stack, no_way_back="accept")).exit_code == 0
 
 
 def migration(stack: Stack, **said: Any) -> Plan:

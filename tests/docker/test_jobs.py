@@ -288,6 +288,7 @@ def test_a_stack_that_does_not_come_up_is_named(client: Client, shop: JobStack) 
     assert failed.value.exit_code == report.exit_code == 3
     assert (report.job.result, report.job.restart) == ("succeeded", "failed")
     assert report.job.down == [f"{shop.name}-db-1"]
+    assert report.production[0].startswith(f"{shop.name.upper()} IS DOWN on {IMAGE}: container {shop.name}-db-1 ")
     assert shop.running() == RUNNING, "all the others are started all the same"
     assert len(shop.workers()) == 1, "it remembers what has to be brought up"
 

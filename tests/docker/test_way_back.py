@@ -204,3 +204,17 @@ def bad_release_keeping(stack: Stack, text: str, number: int) -> None:
     with pytest.raises(OperationError) as error:
         up.act()
     assert error.value.data.get("reverted") is True, error.value
+
+
+def test_what_is_kept_for_undos_is_bounded(stack: Stack) -> None:
+    for number in range(13):
+        stack.new_image()
+        stack.write(web={"environment": {"TAG": str(number)}})
+        release(stack, "folder", services=["web"]).act()
+
+    files = [path.name for path in revisions.folder(stack.name).glob("*.yml")]
+    assert len(revisions.history(stack.name)) == revisions.RETAINED
+    assert len({name.partition(".step.")[0] for name in files if ".step." in name}) <= 11
+    tags = [tag for image in stack.engine.images() for tag in image["RepoTags"] or [] if stack.name in tag]
+    assert len([tag for tag in tags if ":k-" in tag]) <= 11
+    assert len({tag.rpartition(":r")[2].partition("-")[0] for tag in tags if ":r" in tag}) == revisions.RETAINED
