@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
+import hashlib
 import hmac
+import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,13 +18,14 @@ from longshore.orchestration.errors import UNREADABLE, BadIdentifier, Damaged, L
 from longshore.orchestration.language import identifiers, secrets, templates
 from longshore.orchestration.messaging import signing
 from longshore.orchestration.plans.compiled import CompiledPlan
-from longshore.orchestration.plans.model import Plan
+from longshore.orchestration.plans.model import Plan, digest_of
 from longshore.orchestration.plans.policy import reject_forbidden
 from longshore.orchestration.plans.steps import UndoSpec
 from longshore.orchestration.settings import MAX_PLAN_BYTES
 from longshore.orchestration.store.admission import AdmissionRequest
 from longshore.orchestration.store.audit import note_refusal
-from longshore.orchestration.store.run_store import SCHEMA_VERSION, Store, read_request
+from longshore.orchestration.store.records import SCHEMA_VERSION, read_request
+from longshore.orchestration.store.run_store import Store
 
 #: Plans in the cache of a process.
 _CACHED = 64
@@ -78,6 +82,32 @@ class Loaded:
         return frozenset(reference for reference in found if reference and secrets.problem(reference) is None)
 
 
+#: The compiled plans of this process with their canonical texts, by the digest of the plan in the request.
+_plans: OrderedDict[bytes, tuple[CompiledPlan, str]] = OrderedDict()
+
+
+def _compiled(plan: dict[str, Any], *, lenient: bool) -> tuple[CompiledPlan, str]:
+    """Compile a plan, once for all runs of it. Raises UnknownName unless `lenient`."""
+    key = hashlib.sha256(json.dumps([plan, lenient]).encode()).digest()
+    found = _plans.get(key)
+    if found is None:
+        parsed = Plan.model_validate(plan)
+        found = _plans[key] = CompiledPlan(parsed, lenient=lenient), parsed.canonical()
+        while len(_plans) > _CACHED:
+            _plans.popitem(last=False)
+    else:
+        _plans.move_to_end(key)
+    return found
+
+
+def _checked(run_id: str) -> str:
+    """Return the id of a run. Raises NotOurs for text that is none."""
+    try:
+        return identifiers.run_id(run_id)
+    except BadIdentifier as error:
+        raise NotOurs(error.message) from None
+
+
 class UnknownOperation(NotOurs):
     """A run with an operation that this worker does not know; another worker may."""
 
@@ -102,17 +132,28 @@ class Plans:
 
         Raises NotOurs for a request that is missing, denied, or does not match its digest.
         """
-        found = None if again else self._loaded.get(run_id)
+        found = None if again else self.cached(run_id)
         if found is None:
-            found = self._read(run_id)
-            if again and (known := self._loaded.get(run_id)) is not None and known.instance_id != found.instance_id:
-                self._newest.pop(run_id, None)
-            self._loaded[run_id] = found
-            while len(self._loaded) > _CACHED:
-                dropped, _ = self._loaded.popitem(last=False)
-                self._newest.pop(dropped, None)
-        else:
+            found = self.read(run_id, *self._store.request_and_fields(_checked(run_id)))
+        return found
+
+    def cached(self, run_id: str) -> Loaded | None:
+        """Return a run's plan where this process has read it already."""
+        found = self._loaded.get(run_id)
+        if found is not None:
             self._loaded.move_to_end(run_id)
+        return found
+
+    def read(self, run_id: str, text: str | None, begun: Mapping[str, str]) -> Loaded:
+        """Read a run's plan from its request and the fields of its record, and cache it. Raises NotOurs as `get`."""
+        found = self._read(run_id, text, begun)
+        known = self._loaded.get(run_id)
+        if known is not None and known.instance_id != found.instance_id:
+            self._newest.pop(run_id, None)
+        self._loaded[run_id] = found
+        while len(self._loaded) > _CACHED:
+            dropped, _ = self._loaded.popitem(last=False)
+            self._newest.pop(dropped, None)
         return found
 
     def regressed(self, run_id: str, version: int) -> int:
@@ -121,15 +162,9 @@ class Plans:
         self._newest[run_id] = max(known, version)
         return known if version < known else 0
 
-    def _read(self, run_id: str) -> Loaded:
-        try:
-            identifiers.run_id(run_id)
-        except BadIdentifier as error:
-            raise NotOurs(error.message) from None
-        text = self._store.request(run_id)
+    def _read(self, run_id: str, text: str | None, begun: Mapping[str, str]) -> Loaded:
         if text is None:
             raise NotOurs(f"run {run_id}: Redis holds no request")
-        begun = self._store.fields(run_id)
         role = self._verify_signature(run_id, text, begun)
         body = read_request(run_id, text)
         version = body.get("v", 0)
@@ -190,7 +225,7 @@ class Plans:
         if not hmac.compare_digest(loaded.digest, str(body.get("digest")).encode("ascii", "replace").decode()):
             raise self._denial(run_id, text, "its plan does not match its digest", body)
         if signing.ring(self._store.settings) is not None:
-            loaded.plan.digest = loaded.digest
+            loaded.plan.digest = loaded.digest  # of this run alone: `load` has copied the plan
         if begun:
             # The rules for plans applied when the run began; its request must not have been replaced since.
             if (begun.get("digest"), begun.get("instance_id", loaded.instance_id)) != (
@@ -226,10 +261,10 @@ class Plans:
     @staticmethod
     def load(body: dict[str, Any], *, lenient: bool = False) -> Loaded:
         """Parse a request's body. `lenient` accepts operations that this worker does not know."""
-        plan = Plan.model_validate(body["plan"])
-        digest = plan.digest(body["params"], body["files"])
+        plan, canonical = _compiled(body["plan"], lenient=lenient)
+        digest = digest_of(canonical, body["params"], body["files"])
         return Loaded(
-            CompiledPlan(plan, lenient=lenient),
+            copy.copy(plan),
             body["params"],
             body["files"],
             digest,

@@ -14,7 +14,9 @@ from celery import Celery, states
 from celery.backends.base import DisabledBackend
 
 from longshore.orchestration.messaging.canvas import Canvas
-from longshore.tasks.control.celery_tasks import Advance
+from longshore.orchestration.plans.compiled import CONTROL
+from longshore.tasks.control.celery_tasks import Advance, advance_here, consumed_queues
+from longshore.tasks.loaded_runs import NotOurs
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +61,18 @@ class SagaBackend(DisabledBackend):
             self._go_on(request, advance)
 
     def _go_on(self, request: Any, advance: Advance) -> None:
-        """Publish the body of the chord, or an advance message where the step has none."""
+        """Advance the run in this process where the worker does control work; else, or if that fails, send a message:
+        the body of the chord, or an advance message where the step has none.
+        """
         run_id, plan_name = advance
+        try:
+            if CONTROL in consumed_queues(self.app):
+                advance_here(self.app, run_id, str(getattr(request, "hostname", "") or ""))
+                return
+        except NotOurs as why:
+            log.info("run %s is left to another worker: %s", run_id, why)
+        except Exception:  # a message is retried, and the sweeper sends a lost one
+            log.warning("run %s: it is advanced by a message", run_id, exc_info=True)
         try:
             if request is not None and request.chord:
                 # Its own parent is the run, not the header task that happened to end last.

@@ -27,8 +27,10 @@ from longshore.orchestration.messaging.canvas import STEP, UNDO
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.store.run_store import Store
 from longshore.tasks.attempts.receipts import Ledger
+from longshore.tasks.control.chain_links import links_of
 from longshore.tasks.control.coordinator import Coordinator
 from longshore.tasks.control.receipt_comparison import HostAgent
+from longshore.tasks.control.sweep import Sweep
 from longshore.tasks.loaded_runs import Plans
 from longshore.workers.host_agent import HostRegistration, registration_of
 from longshore.workers.job_agent import JobWatch
@@ -85,6 +87,7 @@ class Sweeper(bootsteps.StartStopStep):
     def _sweep_loop(self, worker: Any, registration: HostRegistration) -> None:
         store = registration.store
         coordinator = Coordinator(worker.app, store, Plans(store), node=str(worker.hostname))
+        sweep_runs = Sweep(coordinator)
         jobs = JobWatch(store, registration.host, registration.queues)
         ledger = Ledger(store.settings.state_dir, store.settings.namespace)
         agent = HostAgent(store, coordinator.plans, ledger, registration.host, registration.queues)
@@ -98,7 +101,7 @@ class Sweeper(bootsteps.StartStopStep):
                 next_check = time.monotonic() + _CHECK_EVERY
             store.load_scripts()
             if not self._leaving.is_set():
-                coordinator.sweep()
+                sweep_runs.run()
                 for run_id in agent.look(coordinator.clock.asked):
                     coordinator.advance(run_id)
                 repairing(store, jobs.poll)
@@ -193,7 +196,9 @@ def renew(store: Store, node: str) -> None:
             continue
         run_id, index = request.args[0], request.args[1]
         side = "u" if request.type == UNDO else ""
-        running.setdefault(str(run_id), []).append((f"{side}{index}", f"{request.id}@{node}/"))
+        # The process of a chain's first link may run the other links too, under the same name.
+        members = [f"{side}{index}", *map(str, links_of(request.message.payload[2].get("chain")))]
+        running.setdefault(str(run_id), []).extend((member, f"{request.id}@{node}/") for member in members)
     for run_id, attempts in running.items():
         try:
             store.renew(run_id, attempts)

@@ -20,7 +20,7 @@ from longshore.orchestration.plans.loading import validate
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.settings import MAX_FILE_BYTES
 from longshore.orchestration.store.admission import JOBS
-from longshore.orchestration.store.run_store import SCHEMA_VERSION
+from longshore.orchestration.store.records import SCHEMA_VERSION
 
 #: Characters of a rendered concurrency key.
 _LONGEST_KEY = 256

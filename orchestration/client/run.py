@@ -22,7 +22,8 @@ from longshore.orchestration.runs.events import Event
 from longshore.orchestration.runs.hooks import HookDispatcher, Hooks
 from longshore.orchestration.runs.report import Report
 from longshore.orchestration.states import TERMINAL, RunState
-from longshore.orchestration.store.run_store import Store, stream_order
+from longshore.orchestration.store.records import stream_order
+from longshore.orchestration.store.run_store import Store
 
 #: How a person may resolve a step whose outcome the record does not know; see `Run.resolve`.
 Resolution = Literal["done", "skip", "undone", "abandon"]
@@ -91,6 +92,8 @@ class Run:
             self.plan, self._digest = stored_plan(store, self.id)
         if run.get("state") not in TERMINAL:
             steps |= pending_reasons.pending_reasons(store, self.plan, steps)
+        if run.get("state") == RunState.PENDING and run.get("hold_reason"):
+            run["hold_reason"] = pending_reasons.hold_reason(store, self.id, run["hold_reason"])
         return report.build(self.id, self.plan, run, steps, store.now())
 
     def events(self, after: str = "0-0") -> list[Event]:

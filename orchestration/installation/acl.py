@@ -30,7 +30,7 @@ _TOPICS = ("celery.pidbox", "celeryev/*", "celeryev/worker.*", "celeryev/task.*"
 #: Read commands of every role. Neither KEYS nor SCAN, so that keys cannot be listed.
 _READS = (
     "exists get hexists hget hgetall hkeys hlen hmget hvals llen lrange mget pttl scard sismember smembers ttl type "
-    "xlen xrange xread xrevrange zcard zcount zrange zrangebyscore zrevrange zscore"
+    "xlen xrange xread xrevrange zcard zcount zmscore zrange zrangebyscore zrank zrevrange zscore"
 )
 #: Connection, transactions and WAIT. Redis always allows AUTH, HELLO, QUIT and RESET.
 _CONNECTION = "discard exec multi ping select time unwatch wait watch"
@@ -40,7 +40,7 @@ _REQUESTS = "blpop del evalsha expire hset incr lpush pexpire sadd set xadd zadd
 #: Writes of counters.
 _COUNTERS = "hdel hincrby hincrbyfloat hset hsetnx incrby persist"
 #: Remote control and events of workers: publish and subscribe.
-_REMOTE_CONTROL = "brpop psubscribe publish punsubscribe srem subscribe unsubscribe"
+_REMOTE_CONTROL = "brpop psubscribe publish pubsub|numpat punsubscribe srem subscribe unsubscribe"
 #: Commands of doctor.
 _DIAGNOSES = "info script|exists"
 #: RENAME moves a key of a wrong type to `…:damaged:…`; HSCAN reads a long index.
@@ -124,6 +124,7 @@ def _requests(settings: Settings) -> list[str]:
         ":queue",
         ":admission-requests",
         ":admission-order",
+        ":new",
         ":dry-run:*",
         ":dry-run-answers:*",
     ]

@@ -20,7 +20,7 @@ from longshore.orchestration.plans.compiled import CONTROL
 from longshore.orchestration.schedules.due_times import Mark
 from longshore.orchestration.states import TERMINAL
 from longshore.orchestration.store import hosts as registry
-from longshore.orchestration.store.admission import AdmissionRequest
+from longshore.orchestration.store.admission import Admission, AdmissionRequest
 from longshore.orchestration.store.audit import note_refusal
 from longshore.orchestration.store.connection import as_number
 from longshore.orchestration.store.indices import mark
@@ -103,6 +103,7 @@ def _members(store: Store, broken: set[str]) -> Iterator[tuple[str, str]]:
         yield "plan:", keys.of_plan(wanted.plan_key).removeprefix(space)
         for slot in filter(None, (wanted.key, *(f"lock {name}" for name in wanted.locks))):
             yield "slot:", keys.slot(slot).removeprefix(space)
+        yield from (("waiting:", name.removeprefix(space)) for name in Admission(store).queues_of(wanted))
 
 
 def _of_broker(store: Store, broken: set[str]) -> dict[str, str]:
@@ -150,7 +151,8 @@ def _rebuild(store: Store) -> None:
             if state in TERMINAL:
                 writes.zadd(keys.ended, {run_id: as_number(ended) or now}, nx=True)
             elif state is not None:
-                writes.zadd(keys.live, {run_id: now}, nx=True)
+                # A pending run asks for its place again, in case it has lost its entry in the queue of a limit.
+                writes.zadd(keys.live, {run_id: now}, nx=state != "pending")
                 if state != "pending" and run_id in known:
                     writes.zadd(keys.admitted, {run_id: as_number(created) or now}, nx=True)
             else:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from celery import Celery, Signature, chain, chord, group
+from celery import Celery, Signature, chain
 from celery.app.amqp import Queues
+from celery.utils import uuid
 from kombu import Queue
 
 from longshore.orchestration.messaging.signing import plan_header, seal
@@ -25,6 +26,9 @@ DRY_RUN = "longshore.dry_run"
 TICK = "longshore.tick"
 ORCHESTRATE = "longshore.orchestrate"
 TASK_ENDED = "longshore.task_ended"
+
+#: The tasks whose lost messages the sweeper sends again, because the record names the work that is left.
+RESENT = frozenset({STEP, UNDO, ADVANCE})
 
 #: The links of one chain, bounded because each message carries all later links.
 CHAIN_LINKS = 8
@@ -96,6 +100,10 @@ class Canvas:
         return self.app.signature(ADVANCE, args=(self.run_id,), immutable=True, options=shown)
 
     def _work(self, task: str, plan: CompiledPlan, step_id: StepId) -> Signature[Any]:
+        options = self._step_options(task, plan, step_id)
+        return self.app.signature(task, args=(self.run_id, step_id), immutable=True, options=options)
+
+    def _step_options(self, task: str, plan: CompiledPlan, step_id: StepId) -> dict[str, Any]:
         step = plan.steps[index_of(step_id)]
         shown = plan.name_of(step_id)
         name, host = f"{plan.plan.name}.{shown}", self.hosts.get(step_id, "")
@@ -108,7 +116,7 @@ class Canvas:
         limit = step.step.timeout or get_settings().step_timeout
         options |= {"soft_time_limit": limit + SOFT_GRACE, "time_limit": limit + HARD_GRACE}
         options["headers"] = plan_header(plan.digest)
-        return self.app.signature(task, args=(self.run_id, step_id), immutable=True, options=options)
+        return options
 
     def send_start(self, plan_name: str) -> None:
         """Send the first message of the run; its task id is the run id, which makes it the root in Flower."""
@@ -142,9 +150,12 @@ class Canvas:
         else:
             self.send_single(UNDO, plan, ids[0])
 
-    def send_single(self, task: str, plan: CompiledPlan, step_id: StepId) -> None:
-        """Send one step outside of any chord or chain, as the sweeper does."""
-        self._work(task, plan, step_id).apply_async()
+    def send_single(self, task: str, plan: CompiledPlan, step_id: StepId, *, countdown: float | None = None) -> None:
+        """Send one step outside of any chord or chain, as the sweeper does; after `countdown` seconds where given."""
+        signature = self._work(task, plan, step_id)
+        if countdown is not None:
+            signature.set(countdown=countdown)
+        signature.apply_async()
 
     def send_task(
         self,
@@ -178,6 +189,21 @@ class Canvas:
         )
 
     def _send_chord(self, task: str, plan: CompiledPlan, ids: Sequence[StepId]) -> None:
-        header = group([self._work(task, plan, step_id) for step_id in ids], app=self.app)
-        body = self.advance(plan.plan.name)
-        chord(header, body, app=self.app).apply_async(root_id=self.run_id, parent_id=self.run_id)
+        """Send the header of a chord in one pipeline.
+
+        Celery's `chord` sends each message of a header in a round trip of its own, which takes longer than the work of
+        a short step. The messages are the same.
+        """
+        group_id = uuid()
+        body: Any = self.advance(plan.plan.name)
+        body.freeze(group_id=group_id, root_id=self.run_id)
+        declared: set[str] = set()
+        with self.app.producer_or_acquire() as producer, producer.batch():
+            for index, step_id in enumerate(ids):
+                options = self._step_options(task, plan, step_id)
+                queue = options["queue"]
+                self.app.send_task(
+                    task, args=(self.run_id, step_id), producer=producer, task_id=uuid(), group_id=group_id,
+                    group_index=index, chord=body, declare=[] if queue in declared else None, **options,
+                )  # fmt: skip
+                declared.add(queue)

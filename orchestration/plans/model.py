@@ -157,17 +157,25 @@ class Plan(_Model):
 
     def digest(self, params: Mapping[str, Any], files: Mapping[str, str]) -> str:
         """SHA-256 of the normalised plan, its parameters and its files' contents; equal digests mean equal starts."""
+        return digest_of(self.canonical(), params, files)
+
+    def canonical(self) -> str:
+        """The normalised plan as text: equal for equal plans."""
         data = self.to_dict()
         # The order of the steps defines their indices, and sort_keys would lose the order.
-        order = list(data.get("steps", {}))
-        body = json.dumps([data, order, dict(params), dict(files)], sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(body.encode()).hexdigest()
+        return json.dumps([data, list(data.get("steps", {}))], sort_keys=True, ensure_ascii=False)[1:-1]
 
     def __eq__(self, other: object) -> bool:
         # The folder of a plan's file is no part of the plan.
         return isinstance(other, Plan) and self.to_dict() == other.to_dict()
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def digest_of(canonical: str, params: Mapping[str, Any], files: Mapping[str, str]) -> str:
+    """The digest of a start, from the canonical text of its plan; see `Plan.digest`."""
+    inputs = json.dumps([dict(params), dict(files)], sort_keys=True, ensure_ascii=False)[1:-1]
+    return hashlib.sha256(f"[{canonical}, {inputs}]".encode()).hexdigest()
 
 
 class StepHandle:

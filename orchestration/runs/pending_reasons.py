@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from longshore.orchestration.plans.compiled import CONTROL, CompiledPlan, StepId, as_id, index_of, is_forward
 from longshore.orchestration.states import StepState
+from longshore.orchestration.store.admission import Admission
 from longshore.orchestration.store.hosts import SILENT_LEASES, Host, Hosts
 from longshore.orchestration.store.keys import Field
 from longshore.orchestration.store.placement import takers
@@ -31,6 +32,16 @@ def pending_reasons(store: Store, plan: CompiledPlan, steps: Mapping[str, str]) 
         if why := _why(hosts, host, queue):
             found[f"{side}{WAITS}:{step_id}"] = f"waits: {why}"
     return found
+
+
+def hold_reason(store: Store, run_id: str, reason: str) -> str:
+    """The reason why a pending run has not begun, with its position in the queue of its limit."""
+    admission = Admission(store)
+    wanted = admission.wanted(run_id)
+    before = admission.position(run_id, wanted) if wanted is not None else None
+    if before is None:
+        return reason
+    return f"{reason}; {before} runs wait before it" if before else f"{reason}; it is the next"
 
 
 def unserved(store: Store, plan: CompiledPlan) -> list[str]:

@@ -1,4 +1,7 @@
-"""Admission of runs: limits on live runs, and a queue for the others, in the order of their requests.
+"""Admission of runs: limits on live runs, and a queue for each limit, in the order of the requests.
+
+A run that is refused waits in the queue of the limit that refused it, and is looked at again when a run releases that
+limit. A decision reads the heads of these queues only, however many runs wait.
 
 There are limits for all runs (`max_runs`), for those of one plan (`max_runs_per_plan`), for those with one key
 (`concurrency` in a plan), and a lock for each project on a host that the plan names (SEMANTICS 34), held from the
@@ -9,26 +12,22 @@ the runs behind it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from longshore.orchestration.errors import UNREADABLE, QueueFull, WrongType
 from longshore.orchestration.messaging.signing import sealed
+from longshore.orchestration.store.connection import ScriptCall
 from longshore.orchestration.store.indices import mark
-from longshore.orchestration.store.run_store import Store, read_request
+from longshore.orchestration.store.records import read_request
+from longshore.orchestration.store.run_store import Store
 
-#: Queued runs that are read at once.
-_PAGE = 1000
+#: Runs that one release looks at: they move from the queue of one limit to that of another, each once.
+_AT_MOST = 1000
 #: The group of the runs of jobs.
 JOBS = "jobs"
-
-
-def _kinds(wanted: AdmissionRequest) -> set[tuple[object, ...]]:
-    """The limits of a run, as keys that equally limited runs share; none for a child run, admitted by its parents."""
-    if wanted.parents:
-        return set()
-    return {("plan", wanted.plan_key), ("key", wanted.key, wanted.limit), ("lock", wanted.locks)}
 
 
 def _lock(name: str) -> str:
@@ -113,6 +112,7 @@ class Admission:
             keys.admission_requests,
             keys.admission_order,
             keys.of(run_id).commands,
+            keys.new,
         ]
         result, detail = store.run_global(
             "submit", names, run_id, text, mark(), AdmissionRequest.of(body).text(), at_most
@@ -130,6 +130,13 @@ class Admission:
         Returns `gone` for a run that was released. With `anyway`, admits beyond the limits a run that has begun before
         and resumes.
         """
+        limit = self._store.acknowledged(self.admit_call(run_id, wanted, anyway=anyway))[0]
+        return "" if limit == "ok" else str(limit)
+
+    def admit_call(
+        self, run_id: str, wanted: AdmissionRequest, *, anyway: bool = False, starts: bool = False
+    ) -> ScriptCall:
+        """The call of the script that `admit` runs. With `starts`, the caller starts the run, and no sweep is due."""
         store, keys, settings = self._store, self._store.keys, self._store.settings
         names = [
             keys.queue,
@@ -137,14 +144,17 @@ class Admission:
             keys.admitted,
             keys.of_plan(wanted.plan_key),
             keys.slot(wanted.key),
+            keys.live,
+            keys.new,
+            keys.waiting_queues,
+            *self._queues(wanted),
         ]
-        names.append(keys.live)
-        names += [keys.slot(_lock(name)) for name in wanted.locks]
-        limit = store.run_global(
+        for name in wanted.locks:
+            names += [keys.slot(_lock(name)), keys.waiting(f"lock {name}")]
+        return store.global_call(
             "admit", names, run_id, settings.max_runs or "", self._limit_of_plan(wanted) or "",
-            wanted.limit if wanted.key else "", "1" if anyway else "", *wanted.parents,
+            wanted.limit if wanted.key else "", "1" if anyway else "", "1" if starts else "", *wanted.parents,
         )  # fmt: skip
-        return "" if limit == "ok" else str(limit)
 
     def _limit_of_plan(self, wanted: AdmissionRequest) -> int | None:
         settings = self._store.settings
@@ -162,42 +172,103 @@ class Admission:
         pipe.zrem(keys.queue, run_id)
         pipe.hdel(keys.admission_requests, run_id)
         pipe.zrem(keys.admitted, run_id)
-        pipe.srem(keys.of_plan(wanted.plan_key), run_id)
-        if wanted.key:
-            pipe.srem(keys.slot(wanted.key), run_id)
-        for name in wanted.locks:
-            pipe.srem(keys.slot(_lock(name)), run_id)
+        for name in self._slots(wanted):
+            pipe.srem(name, run_id)
+        for name in [self._store.keys.new, *(self.queues_of(wanted) if self.limited(wanted) else ())]:
+            pipe.zrem(name, run_id)
         self._store.call(pipe.execute)
+
+    def _slots(self, wanted: AdmissionRequest) -> list[str]:
+        """The sets that contain the run while it is admitted: of its plan, its key and its locks."""
+        keys = self._store.keys
+        names = [wanted.key] if wanted.key else []
+        names += [_lock(name) for name in wanted.locks]
+        return [keys.of_plan(wanted.plan_key), *map(keys.slot, names)]
+
+    def held_keys(self, wanted: AdmissionRequest) -> list[str]:
+        """The keys with which `Store.finish` releases a run."""
+        keys = self._store.keys
+        indices = [keys.ended, keys.live, keys.queue, keys.admission_requests, keys.admitted]
+        return [*indices, *self._slots(wanted)]
 
     def limited(self, wanted: AdmissionRequest) -> bool:
         """Report whether any limit applies to the run."""
         return bool(self._store.settings.max_runs or self._limit_of_plan(wanted) or wanted.key or wanted.locks)
 
     def next(self) -> list[tuple[str, AdmissionRequest]]:
-        """Admit the queued runs that no limit holds back, in order, and return them."""
+        """Admit the queued runs that no limit holds back, whatever was released, and return them."""
+        return self.wake(self._store.call(self._store.client.smembers, self._store.keys.waiting_queues))
+
+    def earlier(self, run_id: str) -> list[tuple[str, AdmissionRequest]]:
+        """Admit the new runs that were requested before this one and that no worker has read yet, and return them.
+
+        Each run that is refused enters the queue of its limit, so that the order of the requests counts, whichever
+        message is read first.
+        """
+        order = self._store.call(self._store.client.zscore, self._store.keys.queue, run_id)
+        return self.wake([self._store.keys.new], before=order) if order is not None else []
+
+    def wake(self, queues: Iterable[str], before: float = math.inf) -> list[tuple[str, AdmissionRequest]]:
+        """Admit the runs at the heads of these queues, the earliest request first, and return them.
+
+        Only runs that were requested before the order `before` are looked at.
+        """
         store, keys = self._store, self._store.keys
         admitted: list[tuple[str, AdmissionRequest]] = []
-        refused: set[tuple[object, ...]] = set()
-        begin = 0
-        while waiting := store.call(store.client.zrange, keys.queue, begin, begin + _PAGE - 1):
-            known = store.call(store.client.hmget, keys.admission_requests, waiting)
-            for run_id, text in zip(waiting, known, strict=True):
-                # None for a run that was just released, or a damaged entry.
-                wanted = AdmissionRequest.known(text) if text else None
-                if wanted is None or not refused.isdisjoint(kinds := _kinds(wanted)):
-                    continue
-                try:
-                    why = self.admit(run_id, wanted)
-                except WrongType:  # a damaged slot blocks its own runs only
-                    continue
-                if not why:
-                    admitted.append((run_id, wanted))
-                elif why == "all":
-                    return admitted
-                else:  # the limit holds for all runs that share it
-                    refused |= {kind for kind in kinds if kind[0] == why}
-            begin += _PAGE
+        left = sorted(set(queues))
+        for _ in range(_AT_MOST):
+            pipe = store.client.pipeline(transaction=False)
+            for name in left:
+                pipe.zrange(name, 0, 0, withscores=True)
+            heads = [
+                (head[0][1], head[0][0], name)
+                for head, name in zip(store.call(pipe.execute), left, strict=True)
+                if head
+            ]
+            if not heads:
+                break
+            left = [name for _, _, name in heads]
+            _, run_id, name = min(heads)
+            text = store.call(store.client.hget, keys.admission_requests, run_id)
+            wanted = AdmissionRequest.known(text) if text else None
+            try:
+                why = "gone" if wanted is None else self.admit(run_id, wanted)
+            except WrongType:  # a damaged slot blocks its own runs only
+                left.remove(name)
+                continue
+            if wanted is not None and not why:
+                admitted.append((run_id, wanted))
+            elif why == "gone":  # released, or a damaged entry
+                store.call(store.client.zrem, name, run_id)
+            elif store.call(store.client.zscore, name, run_id) is not None:
+                left.remove(name)  # the limit of this queue is reached again
         return admitted
+
+    def queues_of(self, wanted: AdmissionRequest) -> list[str]:
+        """The queues of the runs that the release of this one may let in."""
+        return [*self._queues(wanted)[:3], *(self._store.keys.waiting(f"lock {name}") for name in wanted.locks)]
+
+    def _queues(self, wanted: AdmissionRequest) -> list[str]:
+        keys = self._store.keys
+        return [keys.waiting("all"), keys.waiting(f"plan {wanted.plan_key}"), keys.waiting(f"key {wanted.key}")]
+
+    def position(self, run_id: str, wanted: AdmissionRequest) -> int | None:
+        """The number of runs that wait before this one for the same limit; None where the run waits for none."""
+        pipe = self._store.client.pipeline(transaction=False)
+        for name in self.queues_of(wanted):
+            pipe.zrank(name, run_id)
+        return next((int(rank) for rank in self._store.call(pipe.execute) if rank is not None), None)
+
+    def in_order(self, run_ids: Sequence[str]) -> list[str]:
+        """These runs in the order of their requests; those that are not queued come first."""
+        if not run_ids:
+            return []
+        orders = self._store.call(self._store.client.zmscore, self._store.keys.queue, run_ids)
+        return [run_id for _, run_id in sorted(zip([order or 0.0 for order in orders], run_ids, strict=True))]
+
+    def is_forgotten(self, run_id: str, wanted: AdmissionRequest) -> bool:
+        """Whether a run is queued and in no queue of a limit, since Redis has lost the entry."""
+        return self.waits(run_id) and self.position(run_id, wanted) is None
 
     def waits(self, run_id: str) -> bool:
         """Report whether the run is queued."""

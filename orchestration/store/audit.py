@@ -44,9 +44,13 @@ class Line:
 
 def note(store: Connection, what: str, *, key: str = "", **fields: str) -> None:
     """Append a line. Raises StoreUnavailable."""
-    entry: dict[Any, Any] = {"what": what}
-    entry |= {name: str(value)[:_LONGEST] for name, value in fields.items() if value}
-    store.call(store.client.xadd, key or store.keys.audit, entry, maxlen=KEPT, approximate=True)
+    line: dict[Any, Any] = dict(entry(what, **fields))
+    store.call(store.client.xadd, key or store.keys.audit, line, maxlen=KEPT, approximate=True)
+
+
+def entry(what: str, **fields: str) -> dict[str, str]:
+    """The stored form of a line."""
+    return {"what": what} | {name: str(value)[:_LONGEST] for name, value in fields.items() if value}
 
 
 def note_refusal(store: Connection, why: str, **fields: str) -> None:

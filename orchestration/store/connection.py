@@ -6,9 +6,9 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from longshore.orchestration.errors import ConfigError, StoreUnavailable, WrongType
 from longshore.orchestration.settings import SENTINEL, Settings, get_settings, sentinel
@@ -37,12 +37,32 @@ def milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
+class _Packer:
+    """Packs commands with hiredis, and those with undecodable bytes without an error, as `encoding_errors` demands."""
+
+    def __init__(self, pack: Callable[..., Any]) -> None:
+        self._pack = pack
+
+    def pack(self, *args: Any) -> Any:
+        try:
+            return self._pack(*args)
+        except UnicodeEncodeError:
+            return self._pack(
+                *(arg.encode("utf-8", "surrogateescape") if isinstance(arg, str) else arg for arg in args)
+            )
+
+
 def as_number(text: object) -> int | None:
     """The integer in the text of a key or field; None where the text is missing or no integer."""
     try:
         return int(str(text))
     except ValueError:
         return None
+
+
+def as_dict(answer: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+    """The fields of a hash in the answer of a script."""
+    return dict(answer) if isinstance(answer, Mapping) else dict(zip(answer[::2], answer[1::2], strict=True))
 
 
 def connect(settings: Settings) -> redis.Redis:
@@ -52,13 +72,16 @@ def connect(settings: Settings) -> redis.Redis:
     """
     import redis  # noqa: PLC0415 - 0.2 s that `longshore --help` need not pay
     from redis.backoff import ExponentialWithJitterBackoff  # noqa: PLC0415
+    from redis.connection import HiredisRespSerializer  # noqa: PLC0415
     from redis.retry import Retry  # noqa: PLC0415
+    from redis.utils import HIREDIS_AVAILABLE  # noqa: PLC0415
 
     options: dict[str, Any] = {
         "decode_responses": True,
         # Undecodable bytes damage one entry only; an exception would fail the read of all others.
         "encoding_errors": "surrogateescape",
         "socket_connect_timeout": settings.connect_timeout,
+        "command_packer": _Packer(HiredisRespSerializer().pack) if HIREDIS_AVAILABLE else None,
         # Longer than the longest blocking read.
         "socket_timeout": max(_LONGEST_BLOCK + 1.0, settings.connect_timeout),
         "health_check_interval": 15,
@@ -103,6 +126,14 @@ _REMEDIES = {
     "no permissions": "grant the Redis user the permission: docs/security.md lists those of each role",
     "LOADING": "wait: Redis is loading its data, and will answer soon",
 }
+
+
+class ScriptCall(NamedTuple):
+    """One call of a script."""
+
+    script: Script
+    keys: Sequence[str]
+    args: Sequence[Any]
 
 
 class Connection:
@@ -152,23 +183,42 @@ class Connection:
                 ) from error
             raise StoreUnavailable(f"Redis at {self.shown_url()}: {why}", remedy=_remedy(why)) from error
 
-    def acknowledged(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """Run a script and return its answer once the required replicas have its writes; see `written`."""
-        return self.call(self._evaluated, script, keys, args)
+    def acknowledged(self, *calls: ScriptCall) -> list[Any]:
+        """Run scripts in order, in one round trip; return their answers once the required replicas have the writes.
 
-    def _evaluated(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        Each script is atomic; the sequence is not. A script that Redis does not know is loaded, and run again with
+        those after it. See `written`.
+        """
+        return self.call(self._evaluated, calls)  # type: ignore[no-any-return]
+
+    def _evaluated(self, calls: Sequence[ScriptCall]) -> list[Any]:
         import redis  # noqa: PLC0415 - see connect
 
         until = time.monotonic() + self.settings.connect_timeout
-        while True:
+        answers: list[Any] = []
+        while len(answers) < len(calls):
+            left = calls[len(answers) :]
+            for answer in self._answers(left):
+                if isinstance(answer, redis.exceptions.NoScriptError):
+                    self._load(calls[len(answers)].script, until)
+                    break
+                if isinstance(answer, Exception):
+                    raise answer
+                answers.append(answer)
+        return answers
+
+    def _answers(self, calls: Sequence[ScriptCall]) -> list[Any]:
+        """The answer, or the error, of each script."""
+        if len(calls) == 1 and not self.settings.needed_replicas():
+            (call,) = calls
             try:
-                if not self.settings.needed_replicas():
-                    return self.client.evalsha(script.sha, len(keys), *keys, *args)
-                pipe = self.client.pipeline(transaction=False)
-                pipe.evalsha(script.sha, len(keys), *keys, *args)
-                return self.written(pipe)[0]
-            except redis.exceptions.NoScriptError:
-                self._load(script, until)
+                return [self.client.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)]
+            except self._errors as error:
+                return [error]
+        pipe = self.client.pipeline(transaction=False)
+        for script, keys, args in calls:
+            pipe.evalsha(script.sha, len(keys), *keys, *args)
+        return self.written(pipe, raise_on_error=False)
 
     def _load(self, script: Script, until: float) -> None:
         """Load a script into the server, or, as a user who may load none, wait 0.1 s for a worker to load it."""
@@ -188,7 +238,7 @@ class Connection:
             )
         time.sleep(_SCRIPT_PAUSE)
 
-    def written(self, pipe: Any) -> list[Any]:
+    def written(self, pipe: Any, *, raise_on_error: bool = True) -> list[Any]:
         """Execute a pipeline and return its answers once the required replicas have its writes.
 
         A failover loses writes that no replica has, so none of those may be acknowledged. The pipeline must not be a
@@ -198,7 +248,9 @@ class Connection:
         wanted = self.settings.needed_replicas()
         if wanted:  # in the same pipeline: WAIT covers the writes of its own connection
             pipe.wait(wanted, milliseconds(_REPLICATION))
-        answers = list(pipe.execute())
+        answers = list(pipe.execute(raise_on_error=raise_on_error))
+        if any(isinstance(answer, Exception) for answer in answers):
+            return answers  # the caller decides about the errors first
         if wanted and int(answers.pop()) < wanted:
             raise StoreUnavailable(
                 f"Redis at {self.shown_url()}: fewer than the {wanted} required replicas have the write",

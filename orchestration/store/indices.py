@@ -5,11 +5,11 @@ An index is a hint; the sweeper repairs it from the records of the runs.
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 
-from longshore.orchestration.store.connection import Connection, as_number
+from longshore.orchestration.store.connection import as_number
 from longshore.orchestration.store.connection import milliseconds as _ms
+from longshore.orchestration.store.scripts import Scripts
 
 #: Seconds after which a waiting run is swept although nothing is due, since a hint can be lost.
 SAFETY = 7200.0
@@ -22,7 +22,7 @@ def mark() -> int:
     return secrets.randbits(52)
 
 
-class Indices(Connection):
+class Indices(Scripts):
     """The indices of runs: all, live, ended, and the inbox. Each method raises StoreUnavailable."""
 
     def runs(self, limit: int = 50) -> list[str]:
@@ -78,14 +78,7 @@ class Indices(Connection):
 
     def seen(self, run_id: str, mark: float) -> None:
         """Remove a run from the inbox, atomically, unless a command has renewed its score since."""
-        import redis  # noqa: PLC0415 - see connect
-
-        with self.client.pipeline() as pipe, contextlib.suppress(redis.WatchError):
-            self.call(pipe.watch, self.keys.inbox)
-            if self.call(pipe.zscore, self.keys.inbox, run_id) == mark:
-                pipe.multi()
-                pipe.zrem(self.keys.inbox, run_id)
-                self.call(pipe.execute)
+        self.run_global("seen", [self.keys.inbox], run_id, f"{mark:.0f}")
 
     def add_to_ended(self, run_id: str, ended: int, *, again: bool = False) -> None:
         """Begin the retention of a run at its end, ms; with `again`, restart it."""

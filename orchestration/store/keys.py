@@ -16,6 +16,9 @@
     {ns}:admitted                 zset    admitted runs that have not ended → time of admission, ms
     {ns}:plan:<name>              set     the admitted runs of one plan
     {ns}:slot:<key>               set     the admitted runs with one concurrency key
+    {ns}:new                      zset    pending runs that no worker has read → their order of admission
+    {ns}:waiting:<limit>          zset    pending runs that this limit has refused → their order of admission
+    {ns}:waiting-queues           set     the keys of these queues
     {ns}:live                     zset    live runs → time of their next sweep, ms
     {ns}:runs                     zset    all runs → time of creation, ms
     {ns}:ended                    zset    ended runs → time of their end, ms
@@ -68,7 +71,8 @@ from enum import StrEnum
 #: The type of each key of an installation, in the words of TYPE; a name that ends in a colon is a prefix of keys.
 TYPES: Mapping[str, str] = {
     "inbox": "zset", "queue": "zset", "admission-requests": "hash", "admission-order": "string", "admitted": "zset",
-    "plan:": "set", "slot:": "set", "live": "zset", "runs": "zset", "ended": "zset", "purged": "string",
+    "plan:": "set", "slot:": "set", "waiting:": "zset", "waiting-queues": "set", "new": "zset", "live": "zset",
+    "runs": "zset", "ended": "zset", "purged": "string",
     "clock": "hash", "asked:": "set", "lock:": "string", "locks": "set", "object:": "hash", "kept-object:": "hash",
     "cache:": "hash", "active-rollouts": "hash", "dead-letters": "stream", "audit": "stream", "counters": "hash",
     "counted-runs": "hash", "client-reports": "stream", "signing-keys": "string", "notified:": "set",
@@ -240,6 +244,17 @@ class Keys:
 
     def slot(self, key: str) -> str:
         return f"{self.namespace}:slot:{key}"
+
+    @property
+    def new(self) -> str:
+        return f"{self.namespace}:new"
+
+    @property
+    def waiting_queues(self) -> str:
+        return f"{self.namespace}:waiting-queues"
+
+    def waiting(self, limit: str) -> str:
+        return f"{self.namespace}:waiting:{limit}"
 
     @property
     def live(self) -> str:

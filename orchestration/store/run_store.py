@@ -2,111 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import json
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from longshore.orchestration.errors import UNREADABLE, Damaged, UnknownName
+from longshore.orchestration.errors import UnknownName
 from longshore.orchestration.language.guards import GuardDecision
-from longshore.orchestration.messaging.signing import opened, origin, sealed_command
+from longshore.orchestration.messaging.signing import origin, sealed_command
 from longshore.orchestration.plans.compiled import StepId, as_id
 from longshore.orchestration.saga import ResumeSet
 from longshore.orchestration.settings import LARGE_DATA_BYTES, Settings
-from longshore.orchestration.states import Cause, RunState, StepState, UndoState
-from longshore.orchestration.store import lua
+from longshore.orchestration.states import Cause, RunState
+from longshore.orchestration.store.audit import KEPT
+from longshore.orchestration.store.connection import ScriptCall, as_dict
 from longshore.orchestration.store.connection import milliseconds as _ms
 from longshore.orchestration.store.indices import Indices, mark
 from longshore.orchestration.store.keys import Field
-from longshore.orchestration.store.side_records import SideRecords
-from longshore.orchestration.transitions import RunRecord, StepRecord
+from longshore.orchestration.store.receipt_questions import ReceiptQuestions
+from longshore.orchestration.store.records import Ending, Grant, Recorded, granted
+from longshore.orchestration.store.run_reads import RunReads
+from longshore.orchestration.transitions import RunRecord
 
-if TYPE_CHECKING:
-    from redis.commands.core import Script
-
-#: Schema version of a record. A worker skips records with a newer one.
-SCHEMA_VERSION = 3
-#: Upper bound for times in ms, since scores may be infinite.
-FAR = 2**53
-_MEMBER = re.compile(r"u?\d{1,6}(\.\d{1,6})?")
-#: Seconds after the start of Redis within which a run whose record was lost may be created again.
-_BEGUN_AGAIN = 600.0
 #: The question to a person about a step whose effect may have happened.
 ASKED = "a word on whether it happened: longshore runs resolve"
-
-
-@dataclass(frozen=True)
-class Grant:
-    """The grant of a claim: fence, counters and journal of the attempt."""
-
-    fence: str
-    attempt: int
-    #: JSON journalled by an earlier attempt, '' for none.
-    rendered: str
-    step_rendered: str
-    before: str
-    outcome: str
-    first_started: int
-    #: JSON of the item of a `foreach` unit.
-    item: str = ""
-    #: Attempts that count against the retry limit, with this one. Not counted: attempts before the last resume, and
-    #: attempts that did not act or whose outcome was still open.
-    tries: int = 1
-    #: Version of the run, which grows with each event.
-    version: int = 0
-    #: Service that an earlier attempt found down.
-    service: str = ""
-    #: Highest fence of an earlier attempt, forward or backward.
-    previous: int = field(default=0, compare=False)
-    #: Epoch of the run: the number of times that it was reopened.
-    epoch: int = 0
-    #: Attempts that found the service down and did not act.
-    blocked: int = 0
-
-
-@dataclass(frozen=True)
-class UnrecordedAttempt:
-    """An attempt that a receipt proves and the record lacks. Its outcome, parameters and `before` are JSON, or ''."""
-
-    step_id: StepId
-    fence: int
-    status: str
-    outcome: str
-    rendered: str
-    before: str
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """The result of recording an outcome."""
-
-    accepted: bool
-    #: Whether the run can go on now; the caller then sends an advance.
-    advance: bool
-    #: Units that were held back and are due now; the caller sends their messages.
-    next_units: tuple[StepId, ...] = ()
-
-
-@dataclass(frozen=True)
-class RunSnapshot:
-    """A run at one read: fields, commands, the time in ms, the score of its inbox entry, and external waits."""
-
-    fields: dict[str, str]
-    commands: list[tuple[str, dict[str, str]]]
-    now: int
-    inbox: float | None
-    #: External waits: `<id>` or `u<id>`, and the latest end in ms.
-    waits: dict[str, int]
-
-
-def stream_order(stream_id: str) -> tuple[int, int]:
-    """Sort key of a stream id: ids compare as numbers, not as text. Text that is no id comes first."""
-    ms, _, number = stream_id.partition("-")
-    return (int(ms), int(number or 0)) if ms.isdigit() and (number or "0").isdigit() else (0, 0)
 
 
 def actor(settings: Settings) -> str:
@@ -119,46 +38,8 @@ def actor(settings: Settings) -> str:
         return "unknown"
 
 
-class Store(Indices, SideRecords):
+class Store(RunReads, ReceiptQuestions, Indices):
     """The runs of one installation. Methods raise StoreUnavailable where Redis does not answer."""
-
-    @cached_property
-    def _scripts(self) -> dict[str, Script]:
-        return {}
-
-    def _run(self, name: str, run_id: str, *args: object, keys: Sequence[str] = (), lasting: bool = True) -> Any:
-        script = self._scripts.get(name)
-        if script is None:
-            script = self._scripts[name] = self.client.register_script(lua.source(name))
-        names = [*self.keys.of(run_id).record(), *keys]
-        if not lasting:  # a write that is repeated after its loss does not wait for replicas
-            return self.call(script, keys=names, args=list(args))
-        return self.acknowledged(script, names, list(args))
-
-    def run_global(self, name: str, keys: list[str], *args: object) -> Any:
-        """Run a script of the whole installation."""
-        script = self._scripts.get(name)
-        if script is None:
-            script = self._scripts[name] = self.client.register_script(lua.installation_source(name))
-        return self.acknowledged(script, keys, list(args))
-
-    def load_scripts(self) -> bool:
-        """Load the scripts that clients call; return whether one was missing.
-
-        A client's Redis user may load no scripts, and Redis loses all of them at a restart or failover. Flower and
-        other clients of Celery's remote control release a lock of the broker by a script of redis-py.
-        """
-        from redis.lock import Lock  # noqa: PLC0415 - see connect
-
-        texts = [*map(lua.installation_source, lua.OF_CLIENTS), Lock.LUA_RELEASE_SCRIPT]
-        scripts = [self.client.register_script(text) for text in texts]
-        known = self.call(self.client.script_exists, *(script.sha for script in scripts))
-        missing = [script for script, there in zip(scripts, known, strict=True) if not there]
-        for script in missing:
-            self.call(self.client.script_load, script.script)
-        return bool(missing)
-
-    # --- commands of clients --------------------------------------------------------------------
 
     def command(
         self,
@@ -189,162 +70,35 @@ class Store(Indices, SideRecords):
         pipe.zadd(self.keys.inbox, {run_id: mark()})
         return str(self.call(self.written, pipe)[0])
 
-    def commands(self, run_id: str) -> list[tuple[str, dict[str, str]]]:
-        return self.call(self.client.xrange, self.keys.of(run_id).commands)  # type: ignore[no-any-return]
-
-    # --- reading ----------------------------------------------------------------------------------
-
-    def request(self, run_id: str) -> str | None:
-        """The stored request with its signature, or None."""
-        return self.call(self.client.get, self.keys.of(run_id).request) or None
-
-    def body(self, run_id: str) -> dict[str, Any] | None:
-        """The request, without a check of its signature, or None. Raises Damaged where it cannot be read."""
-        text = self.request(run_id)
-        return None if text is None else read_request(run_id, text)
-
-    def fields(self, run_id: str) -> dict[str, str]:
-        """The fields of the run's hash; empty for a run without a record."""
-        return self.call(self.client.hgetall, self.keys.of(run_id).run)  # type: ignore[no-any-return]
-
-    def state(self, run_id: str) -> str | None:
-        return self.call(self.client.hget, self.keys.of(run_id).run, "state")  # type: ignore[no-any-return]
-
-    def version(self, run_id: str) -> int:
-        """The run's version: the number of its events, 0 without a record."""
-        return int(self.call(self.client.hget, self.keys.of(run_id).run, "version") or 0)
-
-    def look(self, run_id: str) -> RunSnapshot:
-        """Read all data for a decision about a run, in one round trip. Waits that name no step become dead letters."""
-        keys = self.keys.of(run_id)
-        pipe = self.client.pipeline(transaction=False)
-        # The inbox first: a command stored after this read gets another score, so the entry stays in the inbox.
-        pipe.zscore(self.keys.inbox, run_id)
-        pipe.hgetall(keys.run)
-        pipe.xrange(keys.commands)
-        pipe.zrange(keys.waits, 0, -1, withscores=True)
-        pipe.time()
-        inbox, fields, commands, waits, (seconds, micros) = self.call(pipe.execute)
-        for member, _ in waits:
-            if not _is_member(member):
-                self.drop_wait(run_id, member, "it names no step")
-        parked = {str(member): round(min(until, FAR)) for member, until in waits if _is_member(member)}
-        return RunSnapshot(fields, commands, int(seconds) * 1000 + int(micros) // 1000, inbox, parked)
-
-    def step_records(self, run_id: str, indices: Sequence[int], *, units: bool = True) -> dict[int, StepRecord]:
-        """The records of steps as the reducer reads them; with `units`, their units too. Raises Damaged."""
-        counts = self.units(run_id, indices) if units else {}
-        rows = self.step_fields(run_id, [*indices, *_ids(counts)], _RECORD)
-        return {
-            i: replace(_record(rows[i]), units=tuple(_record(rows[f"{i}.{n}"]) for n in range(counts.get(i, 0))))
-            for i in indices
-        }
-
-    def units(self, run_id: str, indices: Sequence[int]) -> dict[int, int]:
-        """The number of units of each of these steps that was fanned out."""
-        rows = self.step_fields(run_id, indices, (Field.UNITS,))
-        return {i: int(rows[i][0] or 0) for i in indices if rows[i][0]}
-
-    def expanded(self, run_id: str, indices: Sequence[int]) -> list[StepId]:
-        """These steps; the units of a step that was fanned out replace the step."""
-        counts = self.units(run_id, indices)
-        return [leaf for i in indices for leaf in ([f"{i}.{n}" for n in range(counts[i])] if i in counts else [i])]
-
-    def step_fields(
-        self, run_id: str, ids: Sequence[StepId], kinds: Sequence[str]
-    ) -> dict[StepId, tuple[str | None, ...]]:
-        """The same fields of several steps or units, in one HMGET."""
-        if not ids:
-            return {}
-        names = [f"{kind}:{i}" for i in ids for kind in kinds]
-        values = self.call(self.client.hmget, self.keys.of(run_id).steps, names)
-        width = len(kinds)
-        return {i: tuple(values[n * width : (n + 1) * width]) for n, i in enumerate(ids)}
-
-    def noted(self, run_id: str, name: str) -> bool:
-        """Whether `note` recorded this field in the hash of the run's steps."""
-        return bool(self.call(self.client.hexists, self.keys.of(run_id).steps, name))
-
-    def note(self, run_id: str, name: str) -> None:
-        self.call(self.client.hset, self.keys.of(run_id).steps, name, 1)
-
-    def steps_hash(self, run_id: str, indices: Sequence[int]) -> dict[str, str]:
-        """All fields of some steps and of their units, with data from keys of their own."""
-        return self.steps_of(run_id, [*indices, *_ids(self.units(run_id, indices))])
-
-    def steps_of(self, run_id: str, ids: Sequence[StepId]) -> dict[str, str]:
-        """All fields of some steps or units, with data from keys of their own."""
-        kinds = [*Field, *(f"u{kind}" for kind in Field)]
-        found: dict[str, str] = {}
-        for i, row in self.step_fields(run_id, ids, kinds).items():
-            found |= {f"{kind}:{i}": value for kind, value in zip(kinds, row, strict=True) if value is not None}
-        return found | self._large(run_id, found)
-
-    def everything(self, run_id: str) -> tuple[dict[str, str], dict[str, str]]:
-        """The run's fields and its steps' fields, with data from keys of their own."""
-        keys = self.keys.of(run_id)
-        pipe = self.client.pipeline(transaction=False)
-        pipe.hgetall(keys.run)
-        pipe.hgetall(keys.steps)
-        run, steps = self.call(pipe.execute)
-        return run, steps | self._large(run_id, steps)
-
-    def _large(self, run_id: str, steps: Mapping[str, str]) -> dict[str, str]:
-        """Large data from keys of their own, each as `bulk:<id>`."""
-        keys = self.keys.of(run_id)
-        prefix = f"{Field.DATA_KEY}:"
-        named = {name.removeprefix(prefix): value for name, value in steps.items() if name.startswith(prefix)}
-        if not named:
-            return {}
-        texts = self.call(self.client.mget, [keys.data(value) for value in named.values()])
-        return {f"bulk:{i}": text for i, text in zip(named, texts, strict=True) if text is not None}
-
-    def expired(self, run_id: str, now: int) -> list[str]:
-        """Attempts with an expired lease: `<id>` or `u<id>`. Leases that name no step become dead letters."""
-        found = self.call(self.client.zrangebyscore, self.keys.of(run_id).leases, "-inf", now)
-        for member in found:
-            if not _is_member(member):
-                self.drop_lease(run_id, member, "it names no step")
-        return [member for member in found if _is_member(member)]
-
-    def has_leases(self, run_id: str) -> bool:
-        """Whether an attempt holds a lease, live or expired."""
-        return bool(self.call(self.client.zcard, self.keys.of(run_id).leases))
-
-    def drop_lease(self, run_id: str, member: str, why: str) -> None:
-        """Remove a lease that names no step, since a run does not end while it has a lease."""
-        self._drop(self.keys.of(run_id).leases, member, why)
-
-    def drop_wait(self, run_id: str, member: str, why: str) -> None:
-        """Remove an external wait that names no step, since each sweep would find the run due because of it."""
-        self._drop(self.keys.of(run_id).waits, member, why)
-
-    def _drop(self, key: str, member: str, why: str) -> None:
-        if self.call(self.client.zrem, key, member):
-            self.dead_letter(key, member, why)
-
-    def read_events(
-        self, run_id: str, after: str = "0-0", *, block_ms: int | None = None, count: int = 1000
-    ) -> list[tuple[str, dict[str, str]]]:
-        """Events after a cursor; with `block_ms`, wait at most so long for the first."""
-        stream = {self.keys.of(run_id).events: after}
-        with contextlib.nullcontext(False) if block_ms is None else self.blocking(block_ms / 1000) as may:
-            found = self.call(self.client.xread, stream, count=count, block=block_ms if may else None)
-        return found[0][1] if found else []
-
-    def newest_event(self, run_id: str) -> str:
-        """The id of the newest event, as a cursor; `0-0` without events."""
-        found = self.call(self.client.xrevrange, self.keys.of(run_id).events, count=1)
-        return str(found[0][0]) if found else "0-0"
-
     # --- transitions ------------------------------------------------------------------------------
 
-    def create(self, run_id: str, fields: Mapping[str, object], now: int) -> bool:
-        """Create the record; False where it exists. The indices come first: no sweep finds a run without an entry."""
-        self.look_at(run_id, now + _ms(self.settings.lease / 3))
-        self.call(self.client.zadd, self.keys.runs, {run_id: now}, nx=True)
-        pairs = [part for pair in fields.items() for part in pair]
-        return bool(self._run("create", run_id, *pairs))
+    def create(
+        self,
+        run_id: str,
+        fields: Mapping[str, object],
+        *,
+        inbox: float | None = None,
+        audit: Mapping[str, str] | None = None,
+    ) -> tuple[bool, dict[str, str]]:
+        """Create the record, its entries in the indices, and the `audit` entry; the entry of the inbox is removed.
+
+        `inbox` is the score at which that entry was found. Returns whether the record was created, and its fields.
+        """
+        created, found = self.acknowledged(self.create_call(run_id, fields, inbox=inbox, audit=audit))[0]
+        return bool(created), as_dict(found)
+
+    def create_call(
+        self, run_id: str, fields: Mapping[str, object], *, inbox: float | None, audit: Mapping[str, str] | None
+    ) -> ScriptCall:
+        """The call of the script that `create` runs."""
+        keys = self.keys
+        line, values = audit or {}, [part for pair in fields.items() for part in pair]
+        noted = [part for pair in line.items() for part in pair]
+        score = "" if inbox is None else f"{inbox:.0f}"
+        return self._call_of(
+            "create", run_id, run_id, score, _ms(self.settings.lease / 3), KEPT, len(line), *noted, *values,
+            keys=[keys.live, keys.runs, keys.inbox, keys.clock, keys.audit],
+        )  # fmt: skip
 
     def open_level(
         self,
@@ -395,8 +149,23 @@ class Store(Indices, SideRecords):
             flat += [index, "1" if always else ""]
         return bool(self._run("drain", run_id, *flat))
 
-    def finish(self, run_id: str, came_from: RunState, state: RunState, not_run: Sequence[int], epoch: int = 0) -> bool:
-        return bool(self._run("finish", run_id, came_from, state, epoch, *not_run))
+    def finish(
+        self,
+        run_id: str,
+        came_from: RunState,
+        state: RunState,
+        not_run: Sequence[int],
+        epoch: int = 0,
+        *,
+        release: Sequence[str] = (),
+        last: bool = False,
+    ) -> Ending:
+        """End a run and, with the keys `release`, free its place, key and locks; see `Admission.held_keys`.
+
+        With `last`, the run leaves the live runs, unless others wait: nothing else follows its end.
+        """
+        more = ("1" if last else "", *not_run)
+        return Ending(self._run("finish", run_id, came_from, state, epoch, run_id, *more, keys=release))
 
     def carry_out(
         self,
@@ -451,7 +220,11 @@ class Store(Indices, SideRecords):
         who = (command_id, asked.get("actor", ""), asked.get("reason", ""))
         return bool(self._run("unsuspend", run_id, what, epoch, side, _ms(delay), *who, *ids))
 
-    def claim(
+    def claim(self, run_id: str, step_id: StepId, side: str, owner: str, task_id: str, **more: Any) -> Grant | str:
+        """Claim a step for an attempt; return the grant, or the reason of a refusal. `more`: see `claim_call`."""
+        return granted(self.acknowledged(self.claim_call(run_id, step_id, side, owner, task_id, **more))[0])
+
+    def claim_call(
         self,
         run_id: str,
         step_id: StepId,
@@ -463,23 +236,15 @@ class Store(Indices, SideRecords):
         instance_id: str = "",
         host: str = "",
         stays: bool = False,
-    ) -> Grant | str:
-        """Claim a step for an attempt; return the grant, or the reason of a refusal.
+    ) -> ScriptCall:
+        """The call that claims a step.
 
         An always step can be claimed in a suspended run too. A step that `stays` can be claimed again only on the host
         of its first claim.
         """
         lease = _ms(self.settings.lease)
         more = ("1" if always else "", instance_id, host, "1" if stays else "")
-        got = self._run("claim", run_id, step_id, side, owner, task_id, lease, *more)
-        if got[0] != "ok":
-            return str(got[1])
-        fence, attempt, rendered, step_rendered, before, outcome, started, item, *rest = got[1:]
-        tries, version, service, previous, epoch, blocked = rest
-        return Grant(
-            fence, int(attempt), rendered, step_rendered, before, outcome, int(started), item, int(tries),
-            int(version), service, int(previous), int(epoch), int(blocked),
-        )  # fmt: skip
+        return self._call_of("claim", run_id, step_id, side, owner, task_id, lease, *more)
 
     def journal(self, run_id: str, step_id: StepId, side: str, fence: str, rendered: str, before: str) -> bool:
         """Journal the data for the undo before the attempt acts. False: the attempt is superseded."""
@@ -499,9 +264,11 @@ class Store(Indices, SideRecords):
         no_effect: bool = False,
         stops: bool = False,
         next_link: int | None = None,
+        then: ScriptCall | None = None,
     ) -> Recorded:
         """Record an outcome; without a fence, of a step that is not claimed, or that waits externally.
 
+        `then` claims the next link in the same round trip, and is refused where the outcome did not open that link.
         `bulk` is the rest of the outcome, a JSON object. A `bulk` of more than LARGE_DATA_BYTES gets a key of its own.
         """
         apart = ""
@@ -511,13 +278,16 @@ class Store(Indices, SideRecords):
             self.call(self.client.set, self.keys.of(run_id).data(apart), bulk)
         elif bulk:
             outcome = f"{outcome[:-1]}{',' if outcome != '{}' else ''}{bulk[1:]}"
-        code, advance, held_back = self._run(
+        call = self._call_of(
             "complete", run_id, step_id, side, fence, status, outcome, "1" if no_effect else "",
             "1" if stops else "", error, "" if next_link is None else next_link, _ms(self.settings.lease), apart,
         )  # fmt: skip
+        (code, advance, held_back), *claims = self.acknowledged(call, *([then] if then is not None else []))
         if code == "stale" and apart:
             self.call(self.client.delete, self.keys.of(run_id).data(apart))
-        return Recorded(code != "stale", str(advance) == "1", tuple(as_id(unit) for unit in held_back.split()))
+        grant = granted(claims[0]) if claims else None
+        units = tuple(as_id(unit) for unit in held_back.split())
+        return Recorded(code != "stale", str(advance) == "1", units, grant if isinstance(grant, Grant) else None)
 
     def park(self, run_id: str, step_id: StepId, side: str, fence: str, seconds: float, info: str, what: str) -> bool:
         """Turn a step into an external wait of at most `seconds`. False: the attempt is superseded."""
@@ -611,73 +381,10 @@ class Store(Indices, SideRecords):
         self.call(pipe.execute)
         return True
 
-    def ask(self, run_id: str, epoch: int, question: str, hosts: Sequence[str]) -> bool:
-        """Ask hosts for their receipts of a run; False where the epoch has changed or the question is recorded already.
-
-        The hosts' index is written first: a host reads the index, then the record for whether the question is open.
-        """
-        pipe = self.client.pipeline(transaction=False)
-        for host in hosts:
-            pipe.sadd(self.keys.asked(host), run_id)
-        pipe.hincrby(self.keys.clock, "asked", 1)
-        self.call(pipe.execute)
-        return bool(self._run("ask", run_id, epoch, question, " ".join(hosts)))
-
-    def asked(self, host: str) -> list[str]:
-        """The runs that ask a host for its receipts."""
-        return sorted(self.call(self.client.smembers, self.keys.asked(host)))
-
-    def note_answer(
-        self,
-        run_id: str,
-        question: str,
-        host: str,
-        version: int,
-        doubts: Sequence[str],
-        found: Sequence[UnrecordedAttempt],
-    ) -> bool:
-        """Record a host's answer; False where the run no longer waits for this question."""
-        flat = [part for one in found for part in astuple(one)]
-        noted = self._run("answer", run_id, question, host, version, "\n".join(doubts), *flat)
-        self.forget_asked(run_id, host)
-        return bool(noted)
-
-    def forget_asked(self, run_id: str, host: str) -> None:
-        """Remove a run from the index of a host's open questions."""
-        self.call(self.client.srem, self.keys.asked(host), run_id)
-
-    def settle(self, run_id: str, run: RunRecord, doubts: Sequence[str], *, ending: bool) -> bool:
-        """Record that the receipts were compared, except those that `doubts` names.
-
-        False where the epoch has changed or more attempts were lost meanwhile.
-        """
-        return bool(self._run("settle", run_id, run.epoch, run.lost, "1" if ending else "", "\n".join(doubts)))
-
-    def may_have_lost(self, since: int) -> bool:
-        """Whether Redis may have lost acknowledged writes after `since`, ms: after a restart or a failover.
-
-        A run that was created again after such a loss is younger than the server, by at most _BEGUN_AGAIN seconds.
-        """
-        server = self.call(self.client.info, "server")
-        if int(self.call(self.client.info, "replication").get("second_repl_offset", -1)) >= 0:
-            return True
-        return since < self.now() - _ms(int(server["uptime_in_seconds"])) + _ms(_BEGUN_AGAIN)
-
     def shift(self, run_id: str, number: int, total: int) -> bool:
         """Shift the due times of a run by the `number` jumps of Redis's clock, `total` ms. False: done before."""
         limits = _ms(self.settings.lease), _ms(self.settings.undo_timeout)
         return bool(self._run("shift", run_id, number, total, *limits))
-
-    def parent_of(self, run_id: str) -> str:
-        """The id of the parent run, or ''."""
-        text = self.call(self.client.hget, self.keys.of(run_id).run, "parent")
-        return parent_in(text)
-
-    def children_of(self, run_id: str) -> list[str]:
-        """The ids of the child runs."""
-        steps = self.call(self.client.hgetall, self.keys.of(run_id).steps)
-        parked = (_object(value) for name, value in steps.items() if name.startswith(f"{Field.PARKED}:"))
-        return [str(info["child"]) for info in parked if "child" in info]
 
     def forget(self, run_id: str) -> bool:
         """Delete an ended run, with its request, output and data, in one script; False for a live run.
@@ -711,96 +418,3 @@ class Store(Indices, SideRecords):
     def hold(self, run_id: str, why: str) -> None:
         """Record why a run does not begin."""
         self._run("hold", run_id, why)
-
-
-#: The fields of a step that the reducer reads.
-_RECORD = (
-    Field.STATUS, Field.ATTEMPTS, f"u{Field.STATUS}", Field.REASON, Field.NO_EFFECT, Field.TAINTED,
-)  # fmt: skip
-
-
-def _record(row: tuple[str | None, ...]) -> StepRecord:
-    """A step's record from its fields. Raises Damaged."""
-    status, attempts, undo, reason, no_effect, tainted = row
-    try:
-        return _read_record(status, attempts, undo, reason, no_effect, tainted)
-    except ValueError as error:
-        raise Damaged(f"the record of a step cannot be read: {error}") from None
-
-
-def _read_record(
-    status: str | None,
-    attempts: str | None,
-    undo: str | None,
-    reason: str | None,
-    no_effect: str | None,
-    tainted: str | None,
-) -> StepRecord:
-    return StepRecord(
-        status=StepState(status or "pending"),
-        attempts=int(attempts or 0),
-        undo=UndoState(undo) if undo else None,
-        reason=reason or "",
-        no_effect=bool(no_effect),
-        tainted=bool(tainted),
-    )
-
-
-def parent_in(text: str | None) -> str:
-    """The run id in the field `parent` of a run's record, or ''."""
-    return str(_object(text or "").get("run", ""))
-
-
-def _object(text: str) -> dict[str, Any]:
-    """A JSON object; an empty one for text that is no JSON object."""
-    try:
-        return dict(json.loads(text or "{}"))
-    except UNREADABLE:
-        return {}
-
-
-def _ids(units: Mapping[int, int]) -> list[StepId]:
-    return [f"{i}.{n}" for i, count in units.items() for n in range(count)]
-
-
-def read_request(run_id: str, sealed_text: str) -> dict[str, Any]:
-    """Parse a request, without a check of its signature. Raises Damaged."""
-    try:
-        body = json.loads(opened(sealed_text)[0])
-        if all(isinstance(body.get(name, {}), dict) for name in ("plan", "params", "files")):
-            return dict(body)
-    except UNREADABLE as error:
-        raise Damaged(f"the request of run {run_id} cannot be read: {type(error).__name__}: {error}") from None
-    raise Damaged(f"the request of run {run_id} is no request")
-
-
-def _is_member(text: str) -> bool:
-    """Whether a member of the leases or waits names a step, a unit, or the undo of one."""
-    return _MEMBER.fullmatch(text) is not None
-
-
-def run_record(fields: Mapping[str, str], now: int) -> RunRecord:
-    """The reducer's view of the run's fields. Raises Damaged."""
-    try:
-        return _read_run(fields, now)
-    except (ValueError, KeyError) as error:
-        raise Damaged(f"the record of the run cannot be read: {type(error).__name__}: {error}") from None
-
-
-def _read_run(fields: Mapping[str, str], now: int) -> RunRecord:
-    return RunRecord(
-        state=RunState(fields["state"]),
-        level=int(fields["level"]),
-        undo_level=int(fields["undo_level"]) if "undo_level" in fields else None,
-        left=int(fields.get("left", 0)),
-        keep=bool(fields.get("keep")),
-        cause=Cause(fields["cause"]) if fields.get("cause") else None,
-        now=now,
-        deadline=int(fields["deadline"]) if fields.get("deadline") else None,
-        undo_deadline=int(fields["undo_deadline"]) if fields.get("undo_deadline") else None,
-        epoch=int(fields.get("epoch", 0)),
-        was=RunState(fields["suspended_state"]) if fields.get("suspended_state") else None,
-        lost=int(fields.get("lost", 0)),
-        fenced=int(fields.get("fenced", 0)),
-        compared=fields.get("compared") == fields.get("epoch", "0"),
-    )

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from longshore.orchestration.authoring.context import Context, HostFacts
@@ -19,7 +19,7 @@ from longshore.orchestration.states import RunState
 from longshore.orchestration.store.caches import Caches
 from longshore.orchestration.store.locks import Holder, Locks
 from longshore.orchestration.store.objects import Objects
-from longshore.orchestration.store.run_store import Grant
+from longshore.orchestration.store.records import Grant
 from longshore.tasks.attempts.delivery import Delivery
 from longshore.tasks.host import secret_sources
 from longshore.tasks.host.facts import facts, labels
@@ -123,8 +123,11 @@ class _EarlierSteps(Mapping[str, StepReport]):
 
     def __init__(self, delivery: Delivery) -> None:
         self._delivery = delivery
-        plan = delivery.plan
-        self._names = {plan.steps[i].name: i for i in sorted(plan.upstream(delivery.index))}
+
+    @cached_property
+    def _names(self) -> dict[str, int]:
+        plan = self._delivery.plan
+        return {plan.steps[i].name: i for i in sorted(plan.upstream(self._delivery.index))}
 
     def __getitem__(self, name: str) -> StepReport:
         index, delivery = self._names[name], self._delivery

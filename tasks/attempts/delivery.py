@@ -16,7 +16,8 @@ from longshore.orchestration.operations import Operation, find
 from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep, StepId, index_of
 from longshore.orchestration.plans.steps import UndoSpec
 from longshore.orchestration.settings import get_settings
-from longshore.orchestration.store.run_store import Grant, Recorded, Store
+from longshore.orchestration.store.records import Grant, Recorded
+from longshore.orchestration.store.run_store import Store
 from longshore.tasks.crash_points import point
 from longshore.tasks.external_wait import ExternalWait, MakeCanvas, WaitContext
 from longshore.tasks.loaded_runs import Loaded
@@ -93,6 +94,11 @@ class Delivery:
     next_link: int | None = None
     #: The secrets that this attempt has read.
     redaction: Redaction = field(default_factory=Redaction)
+    #: The claim, where it was made together with the record of the link before.
+    granted: Grant | None = None
+    #: The delivery of the next link, which this process may run itself as long as `may_follow` says so.
+    following: Delivery | None = None
+    may_follow: Callable[[], bool] = lambda: True
 
     @property
     def plan(self) -> CompiledPlan:
@@ -130,23 +136,35 @@ class Delivery:
 
     def claim(self) -> Grant:
         """Claim the step for this delivery. Raises Refused, AnotherInstance, StoreUnavailable."""
+        if self.granted is not None:
+            return self.granted
         # Under the same owner: where the answer was lost, the script repeats it.
-        grant = self.wait_for_redis(
-            lambda: self.store.claim(
-                self.run_id, self.step_id, self.side, self.owner, self.task_id,
-                always=not self.side and self.step.always, instance_id=self.loaded.instance_id, host=self.host,
-                stays=self.step.stays(self.side),
-            ),
-            _CLAIM_TIMEOUT,
-        )  # fmt: skip
+        grant = self.wait_for_redis(lambda: self.store.claim(*self._step(), **self._conditions()), _CLAIM_TIMEOUT)
         if grant == "another run":
             raise AnotherInstance(grant)
         if isinstance(grant, str):
             raise Refused(grant)
         return grant
 
+    def _step(self) -> tuple[str, StepId, str, str, str]:
+        return self.run_id, self.step_id, self.side, self.owner, self.task_id
+
+    def _conditions(self) -> dict[str, Any]:
+        """The conditions of the claim."""
+        return {
+            "always": not self.side and self.step.always,
+            "instance_id": self.loaded.instance_id,
+            "host": self.host,
+            "stays": self.step.stays(self.side),
+        }
+
     def record(self, grant: Grant, status: str, body: dict[str, Any], bulk: str = "", **more: Any) -> Recorded:
-        """Record the outcome under the attempt's fence. Raises Refused where another attempt holds the step now."""
+        """Record the outcome under the attempt's fence; with `next_link`, claim that link for this process if it may.
+
+        Raises Refused where another attempt holds the step now.
+        """
+        if more.get("next_link") is not None and self.following is not None and self.may_follow():
+            more["then"] = self.store.claim_call(*self.following._step(), **self.following._conditions())
         redacted = self.redaction.data(body)
         error = str(redacted.get("error", ""))[:500].encode("utf-8", "replace").decode()
         text = as_json(redacted)

@@ -10,7 +10,7 @@ from typing import Any
 
 from billiard.process import current_process
 
-from longshore.orchestration.store.run_store import Grant
+from longshore.orchestration.store.records import Grant
 from longshore.tasks.attempts.delivery import Delivery, Refused
 from longshore.tasks.attempts.receipts import Ledger, Receipt, StaleAttempt
 from longshore.tasks.implementation import Context

@@ -13,7 +13,8 @@ from longshore.orchestration.operations import Retry
 from longshore.orchestration.operations.base import service_of
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store.breakers import BreakerDecision, Breakers
-from longshore.orchestration.store.run_store import ASKED, Grant
+from longshore.orchestration.store.records import Grant
+from longshore.orchestration.store.run_store import ASKED
 from longshore.tasks.attempts.delivery import Delivery, Refused, RetryScheduled, WaitsOutside, as_json
 from longshore.tasks.crash_points import point
 

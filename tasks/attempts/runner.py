@@ -39,7 +39,7 @@ from longshore.orchestration.settings import MAX_DATA_BYTES
 from longshore.orchestration.states import STEP_GOOD, StepState, UndoState
 from longshore.orchestration.store.audit import note_refusal
 from longshore.orchestration.store.keys import Field
-from longshore.orchestration.store.run_store import Grant
+from longshore.orchestration.store.records import Grant
 from longshore.tasks.attempts.contexts import context_of
 from longshore.tasks.attempts.delivery import Delivery, Ended, Refused, Result, WaitsOutside, as_json
 from longshore.tasks.attempts.fencing import Fence

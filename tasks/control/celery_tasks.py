@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Collection
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from celery import Task, shared_task
+from celery import Celery, Task, shared_task
 from celery.exceptions import Ignore, Retry
 
 from longshore.orchestration.errors import Damaged, StoreUnavailable
@@ -19,8 +21,10 @@ from longshore.orchestration.messaging import signing
 from longshore.orchestration.messaging.canvas import ADVANCE, DRY_RUN, STEP, TASK_ENDED, UNDO, Canvas
 from longshore.orchestration.monitoring import logs
 from longshore.orchestration.plans.compiled import StepId
+from longshore.orchestration.states import RunState
 from longshore.orchestration.store.audit import note_refusal
-from longshore.orchestration.store.run_store import Store, read_request
+from longshore.orchestration.store.records import read_request
+from longshore.orchestration.store.run_store import Store
 from longshore.tasks.attempts.delivery import (
     AnotherInstance,
     Delivery,
@@ -33,9 +37,11 @@ from longshore.tasks.attempts.delivery import (
 )
 from longshore.tasks.attempts.dry_run import dry_run_step
 from longshore.tasks.attempts.runner import Attempt
+from longshore.tasks.control.chain_links import ChainLinks
 from longshore.tasks.control.coordinator import Coordinator
 from longshore.tasks.control.dispatch import send_next
 from longshore.tasks.control.external_waits import NotYet
+from longshore.tasks.control.task_events import TaskEvents, wanted
 from longshore.tasks.loaded_runs import Newer, NotOurs, Plans
 
 #: How often a message of a newer version is requeued; after that the workers of that version resend it.
@@ -52,6 +58,11 @@ def store_and_plans() -> tuple[Store, Plans]:
         store = Store()
         _here[pid] = (store, Plans(store))
     return _here[pid]
+
+
+def consumed_queues(app: Celery) -> Collection[str]:
+    """The names of the queues that this worker consumes; none in a process that is no worker."""
+    return app.amqp.queues.consume_from
 
 
 class Advance(NamedTuple):
@@ -130,7 +141,6 @@ def _delivery(task: SagaTask, run_id: str, step_id: StepId, side: str) -> Delive
         canvas=partial(Canvas, task.app),
         host=hostname(str(request.hostname or "")),
         side=side,
-        next_link=_next_link(request.chain),
     )
 
 
@@ -145,35 +155,49 @@ def _pass_on(task: SagaTask, why: Newer) -> Exception:
     return task.retry(exc=why, countdown=random.uniform(0.2, 1.0), max_retries=None, throw=False)  # noqa: S311
 
 
-def _next_link(rest: Any) -> int | None:
-    """The step that Celery sends after this one has succeeded: the last entry of the remaining chain."""
-    if not rest:
-        return None
-    args: Sequence[Any] = rest[-1].get("args") or []
-    return int(args[1]) if len(args) > 1 else None
-
-
 def _carry_out(task: SagaTask, run_id: str, step_id: StepId, side: str) -> Advance | None:
-    """Run the attempt and end its Celery task the same way. Raises Ignore, Retry, AttemptFailed."""
-    delivery = _delivery(task, run_id, step_id, side)
-    logs.add(step=delivery.name, host=delivery.host)
-    try:
+    """Run the attempt, and the links of its chain that this process may run too, and end its Celery task the same way.
+
+    Raises Ignore, Retry, AttemptFailed.
+    """
+    links = ChainLinks(task.request, consumed_queues(task.app))
+    delivery = links.attach(_delivery(task, run_id, step_id, side))
+    events = TaskEvents(task.app, delivery.store, str(task.request.hostname or ""))
+    first = True
+    while True:
+        began = time.monotonic()
+        logs.add(step=delivery.name, host=delivery.host)
         try:
-            result: Result = Attempt(delivery).run()
-        except AnotherInstance:
-            # This process has cached the plan of a deleted run with the same id.
-            store_and_plans()[1].get(run_id, again=True)
-            delivery = _delivery(task, run_id, step_id, side)
-            result = Attempt(delivery).run()
-    except Refused as why:
-        raise Ignore(str(why)) from None
-    if isinstance(result, WaitsOutside):
-        # The external event may have arrived already: the coordinator reads the record once more.
-        delivery.canvas(run_id, None).send_advance(delivery.plan.plan.name)
-        raise Ignore(result.what)
-    if isinstance(result, RetryScheduled):
-        raise _retry(task, delivery, result)
-    return _ended(delivery, result)
+            try:
+                result: Result = Attempt(delivery).run()
+            except AnotherInstance:
+                # This process has cached the plan of a deleted run with the same id.
+                store_and_plans()[1].get(run_id, again=True)
+                delivery = links.attach(_delivery(task, run_id, step_id, side))
+                result = Attempt(delivery).run()
+        except Refused as why:
+            raise Ignore(str(why)) from None
+        if isinstance(result, WaitsOutside):
+            # The external event may have arrived already: the coordinator reads the record once more.
+            delivery.canvas(run_id, None).send_advance(delivery.plan.plan.name)
+            raise Ignore(result.what)
+        if isinstance(result, RetryScheduled):
+            if first:
+                raise _retry(task, delivery, result)
+            links.drop()
+            events.link_ended(run_id, delivery.task_id, time.monotonic() - began, result.error)
+            _retry_link(delivery, result)
+            return None
+        if not first:
+            events.link_ended(run_id, delivery.task_id, time.monotonic() - began, result.error)
+        if result.recorded.next_grant is None:
+            if not first and result.error:  # the task was that of the first link, which has succeeded
+                links.drop()
+                result = replace(result, error="")
+            return _ended(delivery, result)
+        delivery, first = links.take(delivery, result.recorded.next_grant), False
+        shown = f"{delivery.plan.plan.name}.{delivery.name}"
+        events.link_started(run_id, delivery.task_id, shown, f"({run_id!r}, {delivery.name!r})")
 
 
 def _retry(task: SagaTask, delivery: Delivery, retry: RetryScheduled) -> Exception:
@@ -185,6 +209,15 @@ def _retry(task: SagaTask, delivery: Delivery, retry: RetryScheduled) -> Excepti
     return task.retry(exc=AttemptFailed(retry.error), countdown=retry.delay, max_retries=None, throw=False, **where)
 
 
+def _retry_link(delivery: Delivery, retry: RetryScheduled) -> None:
+    """Send the next attempt at a link as a message of its own; the task was that of another step."""
+    if not retry.parked:
+        hosts = {delivery.step_id: delivery.host} if delivery.retry_queue else None
+        delivery.canvas(delivery.run_id, hosts).send_single(
+            STEP, delivery.plan, delivery.step_id, countdown=retry.delay
+        )
+
+
 def _ended(delivery: Delivery, result: Ended) -> Advance | None:
     recorded = result.recorded
     send_next(delivery.store, delivery.canvas, delivery.run_id, delivery.plan, recorded.next_units)
@@ -194,6 +227,12 @@ def _ended(delivery: Delivery, result: Ended) -> Advance | None:
         failed.advance = advance
         raise failed
     return advance
+
+
+def advance_here(app: Celery, run_id: str, node: str) -> RunState | None:
+    """Advance a run in this process. Raises NotOurs, StoreUnavailable."""
+    store, plans = store_and_plans()
+    return Coordinator(app, store, plans, node=node).advance(run_id)
 
 
 @shared_task(name=STEP, base=SagaTask, bind=True)
@@ -211,12 +250,11 @@ def undo(self: SagaTask, run_id: str, step_id: StepId) -> Advance | None:
 @shared_task(name=ADVANCE, base=SagaTask, bind=True)
 def advance(self: SagaTask, run_id: str) -> None:
     """Let the coordinator continue a run. Body of every chord; safe at any other time."""
-    store, plans = store_and_plans()
     try:
-        state = Coordinator(self.app, store, plans, node=str(self.request.hostname or "")).advance(run_id)
+        state = advance_here(self.app, run_id, str(self.request.hostname or ""))
     except NotOurs as error:
         raise Ignore(str(error)) from None
-    if self.request.id == run_id:
+    if self.request.id == run_id and wanted(store_and_plans()[0]):
         # The root task represents the whole run: the event of its end is sent when the run ends.
         raise Ignore(f"the run goes on: {state}")
 

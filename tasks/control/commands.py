@@ -13,7 +13,8 @@ from longshore.orchestration.states import TERMINAL, RunState, UndoState
 from longshore.orchestration.store import audit
 from longshore.orchestration.store.admission import AdmissionRequest
 from longshore.orchestration.store.keys import Field
-from longshore.orchestration.store.run_store import RunSnapshot, Store, run_record, stream_order
+from longshore.orchestration.store.records import RunSnapshot, run_record, stream_order
+from longshore.orchestration.store.run_store import Store
 from longshore.tasks.control.dispatch import in_flight
 from longshore.tasks.crash_points import point
 from longshore.tasks.loaded_runs import Loaded, NotOurs

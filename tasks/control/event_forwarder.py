@@ -46,13 +46,24 @@ class EventForwarder:
         self._hooks = hooks
         self._app = app
 
+    def listens(self) -> bool:
+        """Whether this worker forwards events to hooks, notifiers or traces."""
+        notified = _hooks() if self._hooks is None else self._hooks
+        return bool(notified or self._kinds() or self._traced())
+
+    def _kinds(self) -> frozenset[str]:
+        enabled = isinstance(self._app, Celery)
+        return notifications.enabled_kinds(self._store.settings) if enabled else frozenset()
+
+    def _traced(self) -> bool:
+        return bool(self._store.settings.tracing) and isinstance(self._app, Celery)
+
     def tell(self, run_id: str, plan: CompiledPlan) -> None:
         """Forward the events since the last call."""
         notified = _hooks() if self._hooks is None else self._hooks
-        kinds = notifications.enabled_kinds(self._store.settings) if isinstance(self._app, Celery) else frozenset()
-        traced = self._store.settings.tracing and isinstance(self._app, Celery)
-        if not (notified or kinds or traced):
+        if not self.listens():
             return
+        kinds, traced = self._kinds(), self._traced()
         cursor = self._store.notified(run_id)
         new = events.read(self._store, run_id, plan, cursor)
         if not new:

@@ -19,7 +19,8 @@ from longshore.orchestration.runs import report
 from longshore.orchestration.settings import MAX_DATA_BYTES
 from longshore.orchestration.states import TERMINAL, RunState, StepState, UndoState
 from longshore.orchestration.store.keys import Field
-from longshore.orchestration.store.run_store import Store, parent_in, stream_order
+from longshore.orchestration.store.records import parent_in, stream_order
+from longshore.orchestration.store.run_store import Store
 from longshore.orchestration.transitions import RunRecord
 from longshore.tasks.control.commands import PAST_RETURN
 from longshore.tasks.control.dispatch import in_flight, send_next

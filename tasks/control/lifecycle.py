@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from longshore.orchestration.errors import Damaged, WrongType
 from longshore.orchestration.installation import integrity
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.states import TERMINAL, RunState
+from longshore.orchestration.store import audit
 from longshore.orchestration.store.admission import Admission, AdmissionRequest
 from longshore.orchestration.store.breakers import Breakers, services
+from longshore.orchestration.store.connection import as_dict
 from longshore.orchestration.store.indices import SAFETY
+from longshore.orchestration.store.records import SCHEMA_VERSION, Ending, RunSnapshot
 from longshore.orchestration.store.run_store import Store
+from longshore.orchestration.transitions import RunRecord
+from longshore.tasks.crash_points import point
 from longshore.tasks.external_wait import MakeCanvas
 from longshore.tasks.loaded_runs import Loaded
 
@@ -37,9 +45,42 @@ class RunLifecycle:
         self.admission = Admission(store)
         self._cursor = 0
 
-    def may_start(self, run_id: str, loaded: Loaded, now: int) -> bool:
-        """Whether a pending run may begin; where not, its record contains the reason."""
-        limit = self._limit(run_id, loaded.wanted)
+    def create(self, run_id: str, loaded: Loaded, found: RunSnapshot) -> tuple[RunSnapshot, bool]:
+        """Create the record of a run, once; return the run, and whether it was admitted too.
+
+        A run without limits is admitted in the same round trip. The entry of the inbox is removed with it: from here on
+        the sweep finds the run by its record.
+        """
+        plan = loaded.plan.plan
+        fields: dict[str, object] = {
+            "v": SCHEMA_VERSION,
+            "plan": plan.name,
+            "digest": loaded.digest,
+            "steps": len(loaded.plan),
+            "actor": loaded.actor,
+            "instance_id": loaded.instance_id,
+            "request": loaded.request,
+        }
+        if loaded.parent:
+            fields["parent"] = json.dumps(loaded.parent)
+        if plan.timeout is not None:
+            fields["timeout"] = round(plan.timeout * 1000)
+        if plan.on_failure == "keep":
+            fields["keep"] = "1"
+        noted = audit.entry("start", run=run_id, plan=plan.name, actor=loaded.actor, origin=loaded.origin)
+        calls = [self.store.create_call(run_id, fields, inbox=found.inbox, audit=noted)]
+        if loaded.wanted.parents or not self.admission.limited(loaded.wanted):
+            calls.append(self.admission.admit_call(run_id, loaded.wanted, starts=True))
+        (_, hash_of_run), *limits = self.store.acknowledged(*calls)
+        point("advance.created")
+        return replace(found, fields=as_dict(hash_of_run), inbox=None), limits == ["ok"]
+
+    def may_start(self, run_id: str, loaded: Loaded, now: int, *, admitted: bool = False) -> bool:
+        """Whether a pending run may begin; where not, its record contains the reason.
+
+        `admitted`: the run was admitted just now.
+        """
+        limit = "" if admitted else self._limit(run_id, loaded.wanted)
         if not limit:
             # Only an admitted run asks the breaker: the half-open trial must be able to begin.
             return not self._is_held_by_service(run_id, loaded.plan)
@@ -65,14 +106,12 @@ class RunLifecycle:
 
     def _limit(self, run_id: str, wanted: AdmissionRequest) -> str:
         """The limit that a run waits for; '' where the run is admitted."""
-        if wanted.parents or not self.admission.limited(wanted):
+        if not wanted.parents and self.admission.limited(wanted):
+            self._start(self.admission.earlier(run_id))
+        limit = self.admission.admit(run_id, wanted)
+        if limit == "gone" and self.admission.remember(run_id, wanted):
             return self.admission.admit(run_id, wanted)
-        self.admit_waiting()
-        if self.admission.is_in(run_id):
-            return ""
-        if self.admission.remember(run_id, wanted):
-            return self._limit(run_id, wanted)
-        return self.admission.limit_of(wanted) if self.admission.waits(run_id) else "gone"
+        return limit
 
     def _is_held_by_service(self, run_id: str, plan: CompiledPlan) -> bool:
         down = [service for service in services(plan) if self.breakers.is_open(service)]
@@ -97,17 +136,48 @@ class RunLifecycle:
                 self.canvas(other, None).send_advance(self.store.fields(other).get("plan", other))
                 self.store.note(run_id, note)
 
-    def admit_waiting(self) -> None:
-        """Start the waiting runs that the limits admit. If a message is lost, the next sweep starts them."""
-        for run_id, wanted in self.admission.next():
+    def admit_waiting(self, released: AdmissionRequest | None = None) -> None:
+        """Start the waiting runs that the limits admit after the release of a run, or, without one, at all.
+
+        If a message is lost, the next sweep starts them.
+        """
+        self._start(
+            self.admission.next() if released is None else self.admission.wake(self.admission.queues_of(released))
+        )
+
+    def _start(self, admitted: Iterable[tuple[str, AdmissionRequest]]) -> None:
+        for run_id, wanted in admitted:
             self.store.look_at(run_id, self.store.now(), sooner=True)
             self.canvas(run_id, None).send_advance(wanted.plan)
+
+    def finish(
+        self,
+        run_id: str,
+        wanted: AdmissionRequest,
+        run: RunRecord,
+        state: RunState,
+        not_run: Sequence[int],
+        *,
+        last: bool,
+    ) -> Ending:
+        """End a run and release its place in one script. `last`: nothing else follows the end."""
+        held = self.admission.held_keys(wanted)
+        return self.store.finish(run_id, run.state, state, not_run, run.epoch, release=held, last=last)
+
+    def end(self, run_id: str, loaded: Loaded, ended: int) -> None:
+        """Remove an ended run from the index of live runs, unless the run was reopened meanwhile."""
+        self.release(run_id, loaded.wanted, ended)
+        self.store.remove_from_live(run_id)
+        state = self.store.state(run_id)
+        if state and RunState(state) not in TERMINAL:
+            self.readmit(run_id, loaded.wanted)
+            self.store.look_at(run_id, self.store.now())
 
     def release(self, run_id: str, wanted: AdmissionRequest, ended: int) -> None:
         """Release the place of an ended run to others, and start its retention."""
         self.store.add_to_ended(run_id, ended)
         self.admission.release(run_id, wanted)
-        self.admit_waiting()
+        self.admit_waiting(wanted)
 
     def readmit(self, run_id: str, wanted: AdmissionRequest) -> None:
         """Give a reopened run its place, whatever the limits, and end its retention."""
@@ -131,6 +201,8 @@ class RunLifecycle:
         for run_id, wanted in known.items():
             if self._is_over(run_id):
                 self.admission.release(run_id, wanted)
+            elif self.admission.is_forgotten(run_id, wanted):
+                self.store.look_at(run_id, self.store.now(), sooner=True)
         self.admit_waiting()
 
     def _is_over(self, run_id: str) -> bool:

@@ -18,7 +18,8 @@ from longshore.orchestration.plans.compiled import CompiledPlan, StepId, at_host
 from longshore.orchestration.states import StepState
 from longshore.orchestration.store.hosts import Host, Hosts, HostState
 from longshore.orchestration.store.keys import Field
-from longshore.orchestration.store.run_store import RunSnapshot, Store, UnrecordedAttempt
+from longshore.orchestration.store.records import RunSnapshot, UnrecordedAttempt
+from longshore.orchestration.store.run_store import Store
 from longshore.orchestration.transitions import RunRecord
 from longshore.tasks.attempts.receipts import Trace
 from longshore.tasks.loaded_runs import Loaded, NotOurs, Plans

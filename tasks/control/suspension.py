@@ -7,7 +7,8 @@ import random
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store.breakers import Breakers
-from longshore.orchestration.store.run_store import RunSnapshot, Store
+from longshore.orchestration.store.records import RunSnapshot
+from longshore.orchestration.store.run_store import Store
 from longshore.orchestration.transitions import RunRecord
 from longshore.tasks.control.dispatch import in_flight
 from longshore.tasks.crash_points import point

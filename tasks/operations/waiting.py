@@ -22,7 +22,7 @@ from longshore.orchestration.plans.compiled import index_of
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.states import RunState
 from longshore.orchestration.store.admission import Admission
-from longshore.orchestration.store.run_store import SCHEMA_VERSION
+from longshore.orchestration.store.records import SCHEMA_VERSION
 from longshore.tasks.external_wait import FOR_EVER, ExternalWait, WaitContext, WaitingImplementation
 from longshore.tasks.implementation import Context, Prediction, implements
 from longshore.tasks.loaded_runs import Loaded

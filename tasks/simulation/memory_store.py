@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from longshore.orchestration.errors import ConfigError
@@ -32,15 +31,11 @@ class MemoryStore(Store):
         self.client.set_response_callback("TIME", lambda _time, **_: self._time())
         self.advance(0)
 
-    def _run(self, name: str, run_id: str, *args: object, keys: Sequence[str] = (), lasting: bool = True) -> Any:
+    def _script(self, name: str, *, of_run: bool) -> Any:
         if name not in self._scripts:
-            self._scripts[name] = self.client.register_script(lua.source(name).replace(_TIME, _CLOCK))
-        return super()._run(name, run_id, *args, keys=keys)
-
-    def run_global(self, name: str, keys: list[str], *args: object) -> Any:
-        if name not in self._scripts:
-            self._scripts[name] = self.client.register_script(lua.installation_source(name).replace(_TIME, _CLOCK))
-        return super().run_global(name, keys, *args)
+            text = lua.source(name) if of_run else lua.installation_source(name)
+            self._scripts[name] = self.client.register_script(text.replace(_TIME, _CLOCK))
+        return self._scripts[name]
 
     def advance(self, seconds: float) -> None:
         """Let time pass."""

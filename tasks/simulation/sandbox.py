@@ -31,7 +31,7 @@ from longshore.orchestration.states import TERMINAL, StepState
 from longshore.orchestration.store.admission import Admission
 from longshore.orchestration.store.hosts import Hosts, Node, NodeState
 from longshore.orchestration.store.keys import Field
-from longshore.orchestration.store.run_store import Recorded
+from longshore.orchestration.store.records import Recorded
 from longshore.tasks.attempts.delivery import Delivery, Refused, RetryScheduled, WaitsOutside
 from longshore.tasks.attempts.fencing import NoFence
 from longshore.tasks.attempts.runner import Attempt

@@ -33,6 +33,7 @@ from longshore.tasks.loaded_runs import Plans
 from longshore.workers import transport
 from tests.fuzz.conftest import LONG, timed
 from tests.store.simulated_workers import MessageQueue
+from tests.sweeping import sweep
 
 # ruff: noqa: E501 - grammars are lines as they are
 
@@ -225,13 +226,13 @@ class Here:
         self.body = request_body(plan, {}, "ann")
         Admission(self.store).submit("good", self.body)
         self.coordinator = Coordinator(MessageQueue(), self.store, Plans(self.store), canvas=lambda *_: Nowhere())  # type: ignore[arg-type]
-        self.coordinator.sweep()
+        sweep(self.coordinator)
 
     def look(self) -> None:
         """Everything that reads: none of it may fail."""
-        self.coordinator.sweep()
+        sweep(self.coordinator)
         self.store.call(self.store.client.delete, self.store.keys.purged)
-        self.coordinator.sweep()
+        sweep(self.coordinator)
         search(self.store, Filter())
         counters.totals(self.store)
         list(audit.lines(self.store))

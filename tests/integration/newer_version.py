@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from longshore.orchestration.client import request
-from longshore.orchestration.store.run_store import SCHEMA_VERSION
+from longshore.orchestration.store.records import SCHEMA_VERSION
 from longshore.tasks import loaded_runs
 from longshore.tasks.control import coordinator
 

@@ -11,7 +11,7 @@ import pytest
 from longshore.orchestration import Plan
 from longshore.orchestration.client import request
 from longshore.orchestration.errors import StoreUnavailable
-from longshore.orchestration.store.run_store import SCHEMA_VERSION
+from longshore.orchestration.store.records import SCHEMA_VERSION
 from tests.conftest import require
 from tests.integration.conftest import QUICK
 from tests.integration.processes import PATIENCE, Installation, wait_for

@@ -18,10 +18,12 @@ from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.saga import DEPENDENCY_FAILED
 from longshore.orchestration.states import STEP_BAD, STEP_GOOD, STEP_IN_FLIGHT, UNDO_FINAL, StepState
 from longshore.orchestration.store.admission import Admission
-from longshore.orchestration.store.run_store import Grant, Recorded, Store
+from longshore.orchestration.store.records import Grant, Recorded
+from longshore.orchestration.store.run_store import Store
 from longshore.tasks.control.coordinator import Coordinator
 from longshore.tasks.loaded_runs import Plans
 from tests.store.stored_run import StoredRun, settings_for
+from tests.sweeping import sweep
 
 #: Attempts at a step and at its compensation, as the runner makes them after errors that pass.
 TRIES = {"": 4, "u": 6}
@@ -404,7 +406,7 @@ class World:
         """Sweep, deliver and act without faults until the run is terminal."""
         for _ in range(rounds):
             self.age(601)
-            self.coordinator.sweep()
+            sweep(self.coordinator)
             while self.queue:
                 work = self.deliver(self.queue.pop(0))
                 if work is not None:

@@ -16,7 +16,8 @@ from longshore.orchestration.plans.compiled import StepId
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.states import RunState, StepState, UndoState
 from longshore.orchestration.store.keys import RunKeys
-from longshore.orchestration.store.run_store import Grant, Recorded, Store, run_record
+from longshore.orchestration.store.records import Grant, Recorded, run_record
+from longshore.orchestration.store.run_store import Store
 from longshore.orchestration.transitions import RunRecord
 
 LEASE = 10.0
@@ -170,11 +171,13 @@ class StoredRun:
 
     def script(self, name: str, *args: object) -> Any:
         """Call a script with the test's own arguments."""
-        return self.store._run(name, self.run_id, *args)
+        keys = self.store.keys
+        indices = [keys.live, keys.runs, keys.inbox, keys.clock, keys.audit] if name == "create" else []
+        return self.store._run(name, self.run_id, *args, keys=indices)
 
     def create(self, **fields: object) -> bool:
         values: dict[str, object] = {"v": 1, "plan": "p", "digest": "d", "steps": 3, "actor": "ann"}
-        return self.store.create(self.run_id, values | fields, self.store.now())
+        return self.store.create(self.run_id, values | fields)[0]
 
     def open_level(
         self,

@@ -40,6 +40,7 @@ _CALL = re.compile(r"redis\.p?call\(\s*['\"]([a-zA-Z]+)['\"]")
 #: Methods of a client that are called otherwise; of those that are no command by themselves, or only an embedded
 #: server's, and that doctor calls only where it may.
 _CALLED = {
+    "pubsub_numpat": "pubsub|numpat",
     "delete": "del",
     "script_load": "script|load",
     "script_exists": "script|exists",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from longshore.orchestration.states import RunState
-from longshore.orchestration.store.run_store import Recorded
+from longshore.orchestration.store.records import Recorded
 from tests.store.stored_run import LEASE, NOT_CLAIMABLE, SIDES, StoredRun, busy
 
 pytestmark = pytest.mark.store

@@ -11,8 +11,10 @@ import pytest
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.states import RunState
 from longshore.tasks.control import coordinator
+from longshore.tasks.control import sweep as sweep_module
 from tests.servers import RedisServer
 from tests.store.simulated_workers import DriverDied, Message, QueueCanvas, World
+from tests.sweeping import sweep
 
 pytestmark = pytest.mark.store
 
@@ -58,7 +60,7 @@ def test_run_begins_without_its_first_message(world: Callable[..., World]) -> No
     lost = world(plan_of("a"))
     lost.queue.clear()
 
-    assert lost.coordinator.sweep() == 1
+    assert sweep(lost.coordinator) == 1
 
     assert lost.queue == [Message("longshore.step", 0)]
     assert lost.store.waiting() == []
@@ -68,12 +70,12 @@ def test_run_begins_without_its_first_message(world: Callable[..., World]) -> No
 
 def test_sweep_replaces_a_lost_advance(world: Callable[..., World]) -> None:
     lost = world(plan_of("a"))
-    lost.coordinator.sweep()
+    sweep(lost.coordinator)
     do(lost, 0)
     lost.queue.clear()
 
     lost.age(11)
-    lost.coordinator.sweep()
+    sweep(lost.coordinator)
 
     assert lost.store.state(lost.run_id) == RunState.SUCCEEDED
     assert lost.is_settled()
@@ -81,10 +83,10 @@ def test_sweep_replaces_a_lost_advance(world: Callable[..., World]) -> None:
 
 def test_step_without_a_worker_fails_with_the_reason(world: Callable[..., World]) -> None:
     installation_source = world(plan_of("a"), claim_timeout=600.0)
-    installation_source.coordinator.sweep()
+    sweep(installation_source.coordinator)
 
     installation_source.age(601)
-    installation_source.coordinator.sweep()
+    sweep(installation_source.coordinator)
 
     assert installation_source.stored.step("status:0") == "failed"
     assert installation_source.stored.run("err") == "no worker of the queue noop took it within 600 s"
@@ -92,7 +94,7 @@ def test_step_without_a_worker_fails_with_the_reason(world: Callable[..., World]
 
 def test_undo_timeout_is_reported(world: Callable[..., World]) -> None:
     slow = world(plan_of("a", "b", on_error="stop"), undo_timeout=60.0)
-    slow.coordinator.sweep()
+    sweep(slow.coordinator)
     do(slow, 0)
     do(slow, 1, "failed")
     slow.coordinator.advance(slow.run_id)
@@ -100,7 +102,7 @@ def test_undo_timeout_is_reported(world: Callable[..., World]) -> None:
     slow.queue.clear()
 
     slow.age(61)
-    slow.coordinator.sweep()
+    sweep(slow.coordinator)
 
     assert slow.store.state(slow.run_id) == RunState.UNDO_FAILED
     assert (slow.stored.step("ustatus:0"), slow.stored.step("ustatus:1")) == ("undone", "undo_failed")
@@ -114,10 +116,10 @@ def test_inbox_entry_without_a_request_is_removed_after_a_minute(
     store = here.store
     store.client.zadd(store.keys.inbox, {"orphan": 0})
 
-    here.coordinator.sweep()
+    sweep(here.coordinator)
     assert "orphan" in store.waiting()
-    monkeypatch.setattr(coordinator, "_ORPHAN", 0.0)
-    here.coordinator.sweep()
+    monkeypatch.setattr(sweep_module, "_ORPHAN", 0.0)
+    sweep(here.coordinator)
 
     assert "orphan" not in store.waiting()
 
@@ -127,7 +129,7 @@ def test_damaged_run_does_not_block_the_sweep(world: Callable[..., World]) -> No
     here.stored.redis.set(here.store.keys.of("0-damaged").request, "this is no JSON")
     here.stored.redis.zadd(here.store.keys.inbox, {"0-damaged": 1})
 
-    assert here.coordinator.sweep() == 2
+    assert sweep(here.coordinator) == 2
 
     assert here.store.state(here.run_id) == RunState.RUNNING
 
@@ -143,7 +145,7 @@ def test_chain_link_with_a_failed_dependency_is_skipped(world: Callable[..., Wor
     run = world(plan)
     assert run.plan.chain_from(2, 8) == (2,), "the chain must end where the record has to be asked"
 
-    run.coordinator.sweep()
+    sweep(run.coordinator)
     do(run, 0, "failed")
     do(run, 1)
     run.settle()
@@ -157,14 +159,14 @@ def test_command_sent_during_a_sweep_is_not_lost(world: Callable[..., World]) ->
     run.store.command(run.run_id, "cancel")  # refused, for it rests; it only brings the sweeper here
     looks = run.driver_store.look
 
-    def look_and_be_asked(run_id: str) -> Any:
-        found = looks(run_id)
+    def look_and_be_asked(run_id: str, **options: bool) -> Any:
+        found = looks(run_id, **options)
         if len(run.store.commands(run.run_id)) == 1 and found.fields.get("last_command"):
             run.store.command(run.run_id, "undo")
         return found
 
     run.driver_store.look = look_and_be_asked  # type: ignore[method-assign]
-    run.coordinator.sweep()
+    sweep(run.coordinator)
     assert len(run.store.commands(run.run_id)) == 2
 
     run.settle()
@@ -182,9 +184,9 @@ def test_run_reopened_by_a_killed_coordinator_is_swept(world: Callable[..., Worl
 
     run.driver_store.look_at = die  # type: ignore[method-assign]
     with pytest.raises(DriverDied):
-        run.coordinator.sweep()
+        sweep(run.coordinator)
     run.driver_store.look_at = run.store.look_at  # type: ignore[method-assign]
-    run.coordinator.sweep()
+    sweep(run.coordinator)
     run.queue.clear()
 
     run.settle()
@@ -196,7 +198,7 @@ def test_always_step_lost_during_cancel_runs_again(world: Callable[..., World]) 
     plan = plan_of("a")
     plan.step("clean", "noop.execute").always()
     run = world(plan)
-    run.coordinator.sweep()
+    sweep(run.coordinator)
     do(run, 0)
     work = run.deliver(Message("longshore.step", 1))
     assert work is not None
@@ -213,7 +215,7 @@ def test_always_step_lost_during_cancel_runs_again(world: Callable[..., World]) 
     run.coordinator.commands.carry_out = lambda *_: False  # type: ignore[method-assign]
     run.driver_store.expire = cancelled_meanwhile  # type: ignore[method-assign]
     run.age(11)
-    run.coordinator.sweep()
+    sweep(run.coordinator)
     run.settle()
 
     assert run.stored.step("status:1") == "changed"
@@ -227,14 +229,14 @@ def own_server(redis_server: RedisServer) -> Iterator[RedisServer]:
 
 def test_redis_outage_does_not_expire_running_steps(world: Callable[..., World], own_server: RedisServer) -> None:
     run = world(plan_of("a"), own_server, lease=0.4)
-    run.coordinator.sweep()
+    sweep(run.coordinator)
     work = run.deliver(run.queue.pop())
     assert work is not None
 
     own_server.stop()
     time.sleep(0.5)  # longer than a lease, in which no worker could renew it
     own_server.start()
-    run.coordinator.sweep()
+    sweep(run.coordinator)
 
     assert run.stored.events("lease_lost") == []
     assert run.stored.step("status:0") == "running"

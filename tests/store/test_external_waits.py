@@ -17,6 +17,7 @@ from longshore.tasks.control import coordinator
 from tests.servers import RedisServer
 from tests.store.simulated_workers import QueueCanvas, World
 from tests.store.stored_run import settings_for
+from tests.sweeping import sweep
 
 pytestmark = pytest.mark.store
 
@@ -72,7 +73,7 @@ def make_due(world: World) -> None:
 def settle(world: World) -> None:
     """Sweep until nothing is due."""
     while True:
-        if world.coordinator.sweep() == 0 or not world.store.waiting():
+        if sweep(world.coordinator) == 0 or not world.store.waiting():
             return
 
 
@@ -86,7 +87,7 @@ def test_run_waiting_for_approval_is_swept_at_its_deadline(make: Make) -> None:
     park(world, "r")
     make_due(world)
 
-    world.coordinator.sweep()
+    sweep(world.coordinator)
 
     assert 3500 < when(world, "r") <= 3600
 
@@ -97,11 +98,11 @@ def test_sweep_cost_is_independent_of_waiting_runs(make: Make) -> None:
         park(world, f"r{number}")
     make_due(world)
     settle(world)
-    world.coordinator.sweep()
+    sweep(world.coordinator)
 
     before = commands(world)
     for _ in range(10):
-        world.coordinator.sweep()
+        sweep(world.coordinator)
     taken = (commands(world) - before) / 10
 
     assert taken <= 10, "commands of one sweep; a worker sweeps once a second"
@@ -114,7 +115,7 @@ def test_decision_makes_a_waiting_run_due(make: Make) -> None:
     settle(world)
 
     world.store.command("r", "approve", step=0)
-    world.coordinator.sweep()
+    sweep(world.coordinator)
 
     assert world.store.step_fields("r", [0], ("status",))[0] == ("unchanged",)
     assert when(world, "r") <= world.store.settings.lease
@@ -159,7 +160,7 @@ def test_distant_retry_is_swept_when_due(make: Make) -> None:
     assert world.store.retry("r", 0, "", grant.fence, 600.0, 10.0, "busy") == 1
     make_due(world)
 
-    world.coordinator.sweep()
+    sweep(world.coordinator)
 
     assert 590 < when(world, "r") <= 600
 
@@ -173,7 +174,7 @@ def test_run_with_a_running_step_is_swept_within_a_third_of_a_lease(make: Make) 
     assert not isinstance(world.store.claim("r", 1, "", "task@one/y", "task"), str)
     make_due(world)
 
-    world.coordinator.sweep()
+    sweep(world.coordinator)
 
     assert when(world, "r") <= world.store.settings.lease / 3
 
@@ -185,7 +186,7 @@ def test_queued_runs_are_not_swept_until_admitted(make: Make) -> None:
     for number in range(20):
         submit(world, f"r{number}")
     for _ in range(3):
-        world.coordinator.sweep()
+        sweep(world.coordinator)
 
     assert world.store.state("r0") == RunState.RUNNING
     assert all(when(world, f"r{number}") > 3000 for number in range(1, 20))
@@ -196,7 +197,7 @@ def test_queued_runs_are_not_swept_until_admitted(make: Make) -> None:
     world.queue.clear()
     world.coordinator.advance("r0")
     assert when(world, "r1") <= 0, "its admission has it looked at, whatever becomes of its message"
-    world.coordinator.sweep()
+    sweep(world.coordinator)
     assert world.store.state("r1") == RunState.RUNNING
 
 
@@ -207,13 +208,13 @@ def test_purge_admits_runs_after_an_unreported_end(make: Make) -> None:
     submit(world, "r0")
     submit(world, "r1")
     for _ in range(3):
-        world.coordinator.sweep()
+        sweep(world.coordinator)
     world.stored.redis.hset(world.store.keys.of("r0").run, mapping={"state": "succeeded", "ended": world.store.now()})
     world.stored.redis.zrem(world.store.keys.live, "r0")
 
     world.stored.redis.delete(world.store.keys.purged)
-    world.coordinator.sweep()
-    world.coordinator.sweep()
+    sweep(world.coordinator)
+    sweep(world.coordinator)
 
     assert world.store.state("r1") == RunState.RUNNING
 
@@ -253,7 +254,7 @@ def test_inbox_entries_without_requests_do_not_block_others(make: Make) -> None:
     submit(world, "r")
 
     for _ in range(4):
-        world.coordinator.sweep()
+        sweep(world.coordinator)
 
     assert world.store.state("r") == RunState.RUNNING
 
@@ -262,11 +263,11 @@ def test_sweep_processes_all_due_runs(make: Make) -> None:
     world = make(approval())
     for number in range(130):
         submit(world, f"r{number}")
-        world.store.create(f"r{number}", {"plan": "asks", "steps": 2}, world.store.now())
+        world.store.create(f"r{number}", {"plan": "asks", "steps": 2})
     world.stored.redis.delete(world.store.keys.inbox)
     make_due(world)
 
-    assert world.coordinator.sweep() == 130
+    assert sweep(world.coordinator) == 130
 
 
 def test_run_made_due_during_deferral_stays_due(make: Make) -> None:

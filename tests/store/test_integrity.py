@@ -28,6 +28,7 @@ from longshore.tasks.control import coordinator
 from tests.servers import RedisServer
 from tests.store.simulated_workers import ADVANCE, Message, QueueCanvas, World
 from tests.store.stored_run import settings_for
+from tests.sweeping import sweep
 
 pytestmark = pytest.mark.store
 
@@ -82,7 +83,7 @@ MEMBERS = [
 @pytest.mark.parametrize("name", [*INDICES, *MEMBERS])
 def test_key_of_a_wrong_type_is_renamed_without_stopping_runs(world: World, name: str, begun: bool) -> None:
     if begun:
-        world.coordinator.sweep()
+        sweep(world.coordinator)
     spoil(world, spaced(world, name))
 
     integrity.repair(world.store)
@@ -98,7 +99,7 @@ def test_key_of_a_wrong_type_is_renamed_without_stopping_runs(world: World, name
 def test_sweep_renames_a_key_of_a_wrong_type_and_continues(world: World, name: str) -> None:
     spoil(world, spaced(world, name))
 
-    world.coordinator.sweep()
+    sweep(world.coordinator)
     world.settle()
 
     assert world.store.state(world.run_id) == RunState.SUCCEEDED
@@ -126,10 +127,10 @@ def test_invalid_counter_stops_no_run(world: World, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["tick", "pause"])
 def test_sweep_ignores_an_invalid_time(world: World, name: str) -> None:
-    world.coordinator.sweep()
+    sweep(world.coordinator)
     world.stored.redis.set(spaced(world, name), "no time")
 
-    world.coordinator.sweep()
+    sweep(world.coordinator)
 
 
 def test_lost_queue_counter_continues_after_waiting_runs(world: World) -> None:
@@ -157,8 +158,8 @@ def test_lost_run_queue_is_rebuilt(world: World) -> None:
 def test_invalid_run_id_becomes_one_dead_letter(world: World, index: str, entry: bytes) -> None:
     world.stored.redis.zadd(spaced(world, index), {entry: 1})
 
-    world.coordinator.sweep()
-    world.coordinator.sweep()
+    sweep(world.coordinator)
+    sweep(world.coordinator)
 
     assert world.stored.redis.zscore(spaced(world, index), entry) is None
     assert len(letters(world)) == 1
@@ -231,7 +232,7 @@ def test_run_with_a_key_of_a_wrong_type_becomes_one_dead_letter(world: World, na
     spoil(world, f"{prefix}{name}")
 
     for _ in range(3):
-        world.coordinator.sweep()
+        sweep(world.coordinator)
         world.stored.redis.zadd(world.store.keys.live, {other: 1}, xx=True)
 
     assert world.stored.redis.zscore(world.store.keys.live, other) is None
@@ -247,12 +248,12 @@ def test_run_with_a_key_of_a_wrong_type_becomes_one_dead_letter(world: World, na
     "field", ["state", "level", "undo_level", "left", "cause", "deadline", "undo_deadline", "epoch", "suspended_state"]
 )
 def test_unreadable_record_becomes_one_dead_letter(world: World, field: str) -> None:
-    world.coordinator.sweep()
+    sweep(world.coordinator)
     world.stored.put(**{field: "\udcff garbage"})
 
     for _ in range(3):
         world.stored.redis.zadd(world.store.keys.live, {world.run_id: 1}, xx=True)
-        world.coordinator.sweep()
+        sweep(world.coordinator)
 
     assert world.store.live_count() == 0
     assert len(letters(world)) == 1
@@ -266,21 +267,21 @@ def test_unreadable_request_becomes_one_dead_letter(world: World, text: str) -> 
     world.stored.redis.set(world.store.keys.of("damaged").request, text)
     world.stored.redis.zadd(world.store.keys.inbox, {"damaged": 1})
 
-    world.coordinator.sweep()
-    world.coordinator.sweep()
+    sweep(world.coordinator)
+    sweep(world.coordinator)
 
     assert "damaged" not in world.store.waiting()
     assert len(letters(world)) == 1
 
 
 def test_run_with_a_replaced_request_keeps_its_cached_plan(world: World) -> None:
-    world.coordinator.sweep()
+    sweep(world.coordinator)
     world.stored.redis.set(world.store.keys.of(world.run_id).request, "no JSON")
     stranger = world.new_driver(world.store)
 
     world.age(11)
-    stranger.sweep()
-    stranger.sweep()
+    sweep(stranger)
+    sweep(stranger)
 
     (refused,) = audit.lines(world.store, refused=True)
     assert "replaced after the run began" in refused.why
@@ -289,20 +290,20 @@ def test_run_with_a_replaced_request_keeps_its_cached_plan(world: World) -> None
 
 
 def test_unreadable_command_does_not_block_the_next(world: World) -> None:
-    world.coordinator.sweep()
+    sweep(world.coordinator)
     commands = world.store.keys.of(world.run_id).commands
     garbage: list[dict[Any, Any]] = [{"kind": "approve", "step": "x"}, {"kind": "resolve", "step": "77"}, {"step": ""}]
     for command in [*garbage, {b"\xff": NO_TEXT}]:
         world.stored.redis.xadd(commands, command)
     world.store.command(world.run_id, "cancel")
 
-    world.coordinator.sweep()
+    sweep(world.coordinator)
 
     assert world.stored.run("cause") == "cancel"
 
 
 def test_invalid_waits_and_leases_do_not_block_a_runs_end(world: World) -> None:
-    world.coordinator.sweep()
+    sweep(world.coordinator)
     world.stored.redis.zadd(world.store.keys.of(world.run_id).waits, {NO_TEXT: 1, "77": 2, "0": float("inf")})
     world.stored.redis.zadd(world.store.keys.of(world.run_id).leases, {NO_TEXT: 1, "77": 2})
 
@@ -313,7 +314,7 @@ def test_invalid_waits_and_leases_do_not_block_a_runs_end(world: World) -> None:
 
 @pytest.mark.parametrize("entry", [{"x": NO_TEXT}, {"event": "x", "at": "?"}, {"event": "x", "at": "1", "step": "77"}])
 def test_invalid_event_entries_are_ignored(world: World, entry: dict[Any, Any]) -> None:
-    world.coordinator.sweep()
+    sweep(world.coordinator)
     before = events.read(world.store, world.run_id, world.plan)
     world.stored.redis.xadd(world.store.keys.of(world.run_id).events, entry)
 

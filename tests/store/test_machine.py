@@ -35,6 +35,7 @@ from longshore.orchestration.states import (
 from longshore.tasks.control import coordinator
 from tests.servers import RedisServer
 from tests.store.simulated_workers import BACKWARD, FORWARD, DriverDied, Message, QueueCanvas, Work, World
+from tests.sweeping import sweep
 
 pytestmark = pytest.mark.store
 
@@ -171,7 +172,7 @@ class Saga(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        self.world.coordinator.sweep()
+        sweep(self.world.coordinator)
 
     @rule(call=st.integers(0, 25))
     def a_sweeper_dies(self, call: int) -> None:
@@ -186,7 +187,7 @@ class Saga(RuleBasedStateMachine):
         self.world.age(11)
         self.world.queue.dies_after = sends
         try:
-            self.world.coordinator.sweep()
+            sweep(self.world.coordinator)
         except DriverDied:
             event("a driver died while it sent")
         finally:
@@ -199,7 +200,7 @@ class Saga(RuleBasedStateMachine):
         def others() -> None:
             event(f"interrupted by {what}")
             if what == "sweep":
-                self.world.other_driver.sweep()
+                sweep(self.world.other_driver)
             elif what == "undo":
                 self.ask("undo", message=False)
             elif what == "deliver" and self.world.queue:
@@ -213,7 +214,7 @@ class Saga(RuleBasedStateMachine):
     def broken(self, call: int, fault: Any) -> None:
         self.world.driver_store.break_at(call, fault)
         try:
-            self.world.coordinator.sweep()
+            sweep(self.world.coordinator)
         except DriverDied:
             event("a driver died")
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from longshore.orchestration.states import RunState
-from longshore.orchestration.store.run_store import UnrecordedAttempt, run_record
+from longshore.orchestration.store.records import UnrecordedAttempt, run_record
 from tests.store.stored_run import LEASE, StoredRun
 
 pytestmark = pytest.mark.store

@@ -138,7 +138,7 @@ def test_all_keys_of_a_run_share_one_slot(stored: StoredRun) -> None:
 def test_script_touches_only_its_given_keys(server: RedisServer, stored: StoredRun) -> None:
     stored.redis.execute_command(
         "ACL", "SETUSER", "bound", "on", ">bound", "+@all", *(f"~{key}" for key in stored.keys.record()),
-        "~stored:live", "~stored:runs",
+        *(f"~stored:{name}" for name in ("live", "runs", "inbox", "clock", "audit")),
     )  # fmt: skip
     try:
         url = server.url.replace("redis://", "redis://bound:bound@")

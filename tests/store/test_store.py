@@ -184,7 +184,8 @@ def test_event_wakes_a_blocked_reader(stored: StoredRun, server: RedisServer) ->
 
 def test_runs_are_listed_newest_first_after_waiting_ones(store: Store) -> None:
     for n, run_id in enumerate(["old", "middle", "new"]):
-        store.create(run_id, {"plan": "p"}, 1000 + n)
+        store.create(run_id, {"plan": "p"})
+        store.client.zadd(store.keys.runs, {run_id: 1000 + n})
     ask_for(store, "waits")
     ask_for(store, "old")
 
@@ -197,22 +198,26 @@ def test_runs_are_listed_newest_first_after_waiting_ones(store: Store) -> None:
     assert store.runs(limit=2) == ["new", "middle"]
 
 
-def test_run_is_indexed_before_its_record_exists(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_is_indexed_with_its_record(store: Store) -> None:
     """A worker may die at any point: an unindexed record would never be swept."""
-    whole = store._run
+    made, fields = store.create("r1", {"plan": "p"}, audit={"what": "start"})
 
-    def die(name: str, *args: object) -> object:
-        raise StoreUnavailable("killed")
-
-    monkeypatch.setattr(store, "_run", die)
-    with pytest.raises(StoreUnavailable):
-        store.create("r1", {"plan": "p"}, store.now())
-
-    assert store.state("r1") is None
+    assert made
+    assert fields == store.fields("r1")
     assert store.runs() == ["r1"]
     assert store.live_count() == 1
-    monkeypatch.setattr(store, "_run", whole)
-    assert store.create("r1", {"plan": "p"}, store.now())
+    assert store.create("r1", {"plan": "another"}, audit={"what": "start"}) == (False, fields)
+    assert store.client.xlen(store.keys.audit) == 1
+
+
+def test_creation_takes_the_run_out_of_the_inbox(store: Store) -> None:
+    ask_for(store, "r1")
+    found = store.look("r1").inbox
+
+    store.create("r1", {"plan": "p"}, inbox=None if found is None else found + 1)
+    assert store.look("r1").inbox == found, "a command has renewed the entry"
+    store.create("r1", {"plan": "p"}, inbox=found)
+    assert store.look("r1").inbox is None
 
 
 def test_live_run_is_due_once_a_lease(store: Store) -> None:
@@ -502,11 +507,11 @@ WRITES: dict[str, tuple[str, tuple[object, ...]]] = {
     "claim": ("running", (0, "", "owner", "task", 1000, "", "", "one")),
     "command": ("running", ("1-1", "cancel", "eve", "", "", 1)),
     "complete": ("running", (1, "", "77", "failed", "{}", "", "1", "", "", 1000, "")),
-    "create": ("", ("plan", "p")),
+    "create": ("", ("r", "", 1000, 10, 0, "plan", "p")),
     "drain": ("aborting", (0, "")),
     "expire": ("running", (1, "", "1", 3, "{}", "lost", "", "", 1000, "", "")),
     "hold": ("pending", ("it waits for its turn",)),
-    "finish": ("running", ("running", "failed", 0, 2)),
+    "finish": ("running", ("running", "failed", 0, "r", "", 2)),
     "journal": ("running", (1, "", "77", "r", "b")),
     "open_level": ("running", ("running", 0, "running", 1, 1000, 0, "", "r", 2, "")),
     "open_undo": ("aborting", ("aborting", "", 0, 1000, 1000, 1, 0, 0)),

@@ -6,7 +6,7 @@ import pytest
 
 from longshore.orchestration.settings import LARGE_DATA_BYTES
 from longshore.orchestration.states import Cause, RunState
-from longshore.orchestration.store.run_store import Recorded
+from longshore.orchestration.store.records import Recorded
 from tests.store.stored_run import StoredRun
 
 pytestmark = pytest.mark.store

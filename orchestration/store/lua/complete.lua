@@ -11,7 +11,8 @@
 --          the next units were held back, and the caller sends their messages
 -- EVENTS   step_ended | item_ended | undo_ended, step_skipped | item_skipped, run_aborting, level_started (next link)
 local i, p, fence, status = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local state = redis.call('HGET', run, 'state')
+local state, before, left, version, level = unpack(redis.call('HMGET', run, 'state', 'suspended_state', 'left',
+  'version', 'level'))
 local was, held = unpack(redis.call('HMGET', steps, p .. 'status:' .. i, p .. 'fence:' .. i))
 local busy = p == '' and 'running' or 'undoing'
 if fence ~= '' then
@@ -27,42 +28,58 @@ if fence ~= '' then
 elseif was ~= 'ready' and was ~= 'retrying' and was ~= 'waiting' then
   return {'stale', '', ''}
 end
-redis.call('HSET', steps, p .. 'status:' .. i, status, p .. 'outcome:' .. i, ARGV[5], p .. 'ended:' .. i, now)
+local fields = {p .. 'status:' .. i, status, p .. 'outcome:' .. i, ARGV[5], p .. 'ended:' .. i, now}
 if ARGV[6] == '1' then
-  redis.call('HSET', steps, p .. 'no_effect:' .. i, 1)
+  fields[#fields + 1], fields[#fields + 2] = p .. 'no_effect:' .. i, 1
 end
 if ARGV[11] ~= '' then
-  redis.call('HSET', steps, p .. 'data_key:' .. i, ARGV[11])
+  fields[#fields + 1], fields[#fields + 2] = p .. 'data_key:' .. i, ARGV[11]
 end
--- guard: an attempt that has ended holds no lease
-redis.call('ZREM', leases, p .. i)
--- guard: a completed step is removed from the waits
-redis.call('ZREM', waits, p .. i)
-local total, err = ended(p, i, status, ARGV[8])
-if not total then
-  return {'ok', can_advance(state), next_units(i, tonumber(ARGV[10]))}
+redis.call('HSET', steps, unpack(fields))
+if was == busy then
+  -- guard: an attempt that has ended holds no lease
+  redis.call('ZREM', leases, p .. i)
+elseif was == 'waiting' then
+  -- guard: a completed step is removed from the waits
+  redis.call('ZREM', waits, p .. i)
 end
-if ARGV[7] == '1'
-    -- guard: a failure does not abort a finishing run
-    -- guard: a failure aborts a suspended run; without it: state == 'running'
-    and doing() == 'running'
-    and (total == 'failed' or total == 'unknown') then
-  stop(i, err)
-  return {'ok', 1, ''}
+local total, err, counted = status, ARGV[8], true
+if whole_of(i) or status == 'skipped' then
+  total, err = ended(p, i, status, ARGV[8])
+  if not total then
+    return {'ok', can_advance(state), next_units(i, tonumber(ARGV[10]))}
+  end
+  left, version = unpack(redis.call('HMGET', run, 'left', 'version'))
+else
+  left, version, counted = left - 1, version + 1, false
+  emit_as(version, kind(p, i) .. 'ended', 'step', i, 'host', '', 'status', status, 'error', err)
 end
-local left = tonumber(redis.call('HGET', run, 'left'))
 if ARGV[9] ~= ''
     -- guard: the next link of the chain waits for the rest of its level
-    and left <= 0
+    and tonumber(left) <= 0
     -- guard: an aborting run does not open the next link of the chain
     and state == 'running'
     -- guard: a failure does not open the next link of the chain
     and (status == 'changed' or status == 'unchanged') then
   -- Celery sends the message of the next link after this success; the sweeper resends it only after the grace.
-  local level = redis.call('HINCRBY', run, 'level', 1)
-  redis.call('HSET', run, 'left', 1)
+  redis.call('HSET', run, 'left', 1, 'level', level + 1, 'version', version + 1)
   dispatched('', ARGV[9], tonumber(ARGV[10]))
-  emit('level_started', 'level', level, 'steps', ARGV[9])
+  emit_as(version + 1, 'level_started', 'level', level + 1, 'steps', ARGV[9])
   return {'ok', 0, ''}
 end
-return {'ok', can_advance(state), ''}
+if not counted then
+  redis.call('HSET', run, 'left', left, 'version', version)
+end
+local doing_now = state == 'suspended' and before or state
+if ARGV[7] == '1'
+    -- guard: a failure does not abort a finishing run
+    -- guard: a failure aborts a suspended run; without it: state == 'running'
+    and doing_now == 'running'
+    and (total == 'failed' or total == 'unknown') then
+  stop(i, err)
+  return {'ok', 1, ''}
+end
+if state == 'aborting' then
+  return {'ok', can_advance(state), ''}
+end
+return {'ok', tonumber(left) <= 0 and 1 or 0, ''}

@@ -14,7 +14,8 @@
 -- RETURNS  1 opened, 0 a concurrent transition was first
 -- EVENTS   run_started (from pending), level_started, step_skipped, step_ended (failed), step_started
 --          (fanned out), item_skipped, run_aborting
-local state, level, epoch = unpack(redis.call('HMGET', run, 'state', 'level', 'epoch'))
+local state, level, epoch, open, version, timeout = unpack(redis.call('HMGET', run, 'state', 'level', 'epoch', 'left',
+  'version', 'timeout'))
 -- guard: a cancelled run opens no level
 if state ~= ARGV[1]
     -- guard: a level opens once
@@ -24,7 +25,7 @@ if state ~= ARGV[1]
   return 0
 end
 -- guard: a level waits for the one before
-if state ~= 'aborting' and tonumber(redis.call('HGET', run, 'left')) > 0 then
+if state ~= 'aborting' and tonumber(open) > 0 then
   return 0
 end
 -- guard: always steps wait for running attempts
@@ -137,20 +138,23 @@ while n <= #ARGV do
     n = n + 6 + 3 * units
   end
 end
-redis.call('HSET', run, 'state', ARGV[3], 'level', ARGV[4], 'left', left)
+version = version + 1
+local fields = {'state', ARGV[3], 'level', ARGV[4], 'left', left}
 if state == 'pending' then
-  redis.call('HSET', run, 'started', now)
+  fields[#fields + 1], fields[#fields + 2] = 'started', now
   -- The timeout of the run begins here, and a suspension does not extend it.
-  local timeout = tonumber(redis.call('HGET', run, 'timeout') or '')
   if timeout then
-    redis.call('HSET', run, 'deadline', now + timeout)
+    fields[#fields + 1], fields[#fields + 2] = 'deadline', now + tonumber(timeout)
   end
   redis.call('HDEL', run, 'hold_reason')
-  emit('run_started')
+  emit_as(version, 'run_started')
+  version = version + 1
 elseif state ~= ARGV[3] then
-  emit('run_' .. ARGV[3])
+  emit_as(version, 'run_' .. ARGV[3])
+  version = version + 1
 end
-emit('level_started', 'level', ARGV[4], 'steps', table.concat(begun, ' '))
+redis.call('HSET', run, 'version', version, unpack(fields))
+emit_as(version, 'level_started', 'level', ARGV[4], 'steps', table.concat(begun, ' '))
 for _, event in ipairs(later) do
   emit(unpack(event))
 end

@@ -1,4 +1,4 @@
--- The prelude of every script: its keys, Redis's clock, and shared functions; `emit` alone writes events.
+-- The prelude of every script: its keys, Redis's clock, and shared functions; `emit` and `emit_as` alone write events.
 --
 -- The id of a step is its index; that of a unit of a fanned-out step is `<index>.<unit>`.
 --
@@ -13,10 +13,14 @@ local apart = {unpack(KEYS, 6)}
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
+-- Writes one event under a version that the caller counts, and stores with its other fields of the run.
+local function emit_as(version, name, ...)
+  redis.call('XADD', events, '*', 'event', name, 'version', version, 'at', now, ...)
+end
+
 -- Writes one event under the next version of the run.
 local function emit(name, ...)
-  local ver = redis.call('HINCRBY', run, 'version', 1)
-  redis.call('XADD', events, '*', 'event', name, 'version', ver, 'at', now, ...)
+  emit_as(redis.call('HINCRBY', run, 'version', 1), name, ...)
 end
 
 -- Marks a step as dispatched; its message counts as under way for `grace` ms.

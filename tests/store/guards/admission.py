@@ -136,3 +136,63 @@ def a_lock_belongs_to_one_run(stored: StoredRun) -> None:
     queue.admit("a", submit(queue, "a", locks=["web1/shop", "web2/shop"]))
     assert queue.admit("b", submit(queue, "b", locks=["web2/shop", "web3/shop"])) == "lock"
     assert queue.admit("c", submit(queue, "c", locks=["web3/shop"])) == "", "b holds nothing while it waits"
+
+
+@scenario
+def a_command_keeps_its_entry_in_the_inbox(stored: StoredRun) -> None:
+    inbox, name = stored.store.keys.inbox, stored.run_id
+    stored.redis.delete(inbox)
+    stored.redis.zadd(inbox, {name: 7})
+    stored.store.create(name, {"plan": "p"}, inbox=6)
+    stored.store.seen(name, 6)
+    assert stored.redis.zscore(inbox, name) == 7
+
+
+@scenario
+def a_sweep_starts_an_admitted_run(stored: StoredRun) -> None:
+    queue = empty_queue(stored)
+    wanted = submit(queue, "a")
+    stored.store.look_at("a", stored.store.now() + 60_000)
+    assert queue.admit("a", wanted) == ""
+    assert stored.store.due(1.0) == ["a"]
+
+
+@scenario
+def runs_get_a_place_in_the_order_of_their_requests(stored: StoredRun) -> None:
+    queue = empty_queue(stored, max_runs=1)
+    first, _, third = submit(queue, "a"), submit(queue, "b"), submit(queue, "c")
+    queue.admit("a", first)
+    queue.admit("b", first)
+    stored.redis.zrem(stored.store.keys.admitted, "a")
+    assert queue.admit("c", third) == "all"
+
+
+@scenario
+def runs_of_a_plan_get_a_place_in_the_order_of_their_requests(stored: StoredRun) -> None:
+    queue = empty_queue(stored, max_runs_per_plan=1)
+    first, _, third = submit(queue, "a"), submit(queue, "b"), submit(queue, "c")
+    queue.admit("a", first)
+    queue.admit("b", first)
+    stored.redis.delete(stored.store.keys.of_plan("p"))
+    assert queue.admit("c", third) == "plan"
+
+
+@scenario
+def runs_get_a_key_in_the_order_of_their_requests(stored: StoredRun) -> None:
+    queue = empty_queue(stored)
+    first, _, third = submit(queue, "a", "k"), submit(queue, "b", "k"), submit(queue, "c", "k")
+    queue.admit("a", first)
+    queue.admit("b", first)
+    stored.redis.delete(stored.store.keys.slot("k"))
+    assert queue.admit("c", third) == "key"
+
+
+@scenario
+def an_admitted_run_waits_in_no_queue(stored: StoredRun) -> None:
+    queue = empty_queue(stored)
+    first, second = submit(queue, "a", "k"), submit(queue, "b", "k")
+    queue.admit("a", first)
+    queue.admit("b", second)
+    queue.release("a", first)
+    assert [run_id for run_id, _ in queue.wake(queue.queues_of(first))] == ["b"]
+    assert queue.position("b", second) is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from longshore.orchestration.states import RunState
-from longshore.orchestration.store.run_store import Grant
+from longshore.orchestration.store.records import Grant
 from tests.store.guards.marks import scenario
 from tests.store.guards.situations import abort, superseded, suspended
 from tests.store.stored_run import LEASE, StoredRun

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from longshore.orchestration.states import RunState
+from longshore.orchestration.store.admission import Admission, AdmissionRequest
+from longshore.orchestration.store.records import Ending
 from tests.store.guards.marks import scenario
 from tests.store.guards.situations import abort, interrupted, reopened
 from tests.store.stored_run import StoredRun
@@ -195,3 +197,25 @@ def no_more_canaries_are_dispatched_than_were_chosen(stored: StoredRun) -> None:
     stored.fan_out(4, at_once=2, canary=2)
     assert stored.complete("0.0", stored.claim("0.0").fence).next_units == ()
     assert stored.step("status:0.2") is None
+
+
+@scenario
+def a_run_stays_live_until_its_end_was_handled(stored: StoredRun) -> None:
+    assert finished(stored, last=False) is Ending.RELEASED
+    assert stored.store.live_count() == 1
+
+
+@scenario
+def a_run_stays_live_until_the_runs_that_wait_for_its_place_are_admitted(stored: StoredRun) -> None:
+    stored.redis.zadd(stored.store.keys.queue, {"another": 1})
+    assert finished(stored, last=True) is Ending.RELEASED
+    assert stored.store.live_count() == 1
+
+
+def finished(stored: StoredRun, *, last: bool) -> Ending:
+    """End a live run and release its place."""
+    stored.redis.delete(stored.store.keys.live)
+    stored.lay("running", left=0)
+    stored.store.look_at(stored.run_id, 1)
+    held = Admission(stored.store).held_keys(AdmissionRequest("p"))
+    return stored.store.finish(stored.run_id, RunState.RUNNING, RunState.SUCCEEDED, [], release=held, last=last)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from longshore.orchestration.store.run_store import UnrecordedAttempt
+from longshore.orchestration.store.records import UnrecordedAttempt
 from tests.store.guards.marks import scenario
 from tests.store.guards.situations import abort, expired
 from tests.store.stored_run import StoredRun

@@ -1,6 +1,6 @@
 -- Store a request and append its run to the queue, once.
 --
--- KEYS     request, inbox, queue, admission requests, counter of their order, the run's commands
+-- KEYS     request, inbox, queue, admission requests, counter of their order, the run's commands, new runs
 -- ARGV[1]  run  ARGV[2]  request  ARGV[3]  score in the inbox  ARGV[4]  admission request, JSON
 -- ARGV[5]  limit of queued runs, '' for none
 -- RETURNS  {'there', the earlier request}, {'full', number of queued runs}, or {'ok', ''}
@@ -19,7 +19,9 @@ redis.call('SET', KEYS[1], ARGV[2])
 -- guard: commands of a forgotten run are deleted
 redis.call('DEL', KEYS[6])  -- what was asked of a forgotten run of this id
 redis.call('HSET', KEYS[4], ARGV[1], ARGV[4])
-redis.call('ZADD', KEYS[3], redis.call('INCR', KEYS[5]), ARGV[1])
+local order = redis.call('INCR', KEYS[5])
+redis.call('ZADD', KEYS[3], order, ARGV[1])
+redis.call('ZADD', KEYS[7], order, ARGV[1])
 -- Only the inbox makes a worker read the request.
 redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
 return {'ok', ''}

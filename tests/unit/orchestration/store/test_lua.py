@@ -60,7 +60,7 @@ def test_script_documents_every_argument(name: str) -> None:
 
 @pytest.mark.parametrize("name", lua.names())
 def test_script_declares_its_events(name: str) -> None:
-    written = set(re.findall(r"emit\('(\w+)'", body(name)))
+    written = set(re.findall(r"emit(?:_as)?\((?:[\w+ ]+, )?'(\w+)'", body(name)))
 
     assert all(event in head(name) or name == "command" for event in written)
 
@@ -76,7 +76,8 @@ def test_script_uses_only_portable_redis_functions(name: str) -> None:
 
 
 def test_store_calls_every_script_and_no_other() -> None:
-    called = re.findall(r'_run\((?:\s|#.*)*"(\w+)"', (ROOT / "orchestration" / "store" / "run_store.py").read_text())
+    texts = [path.read_text() for path in (ROOT / "orchestration" / "store").glob("*.py")]
+    called = re.findall(r'(?:_run|_call_of)\((?:\s|#.*)*"(\w+)"', "\n".join(texts))
 
     assert set(called) == set(lua.names())
 

@@ -13,6 +13,7 @@ from longshore.orchestration.store.admission import Admission
 from longshore.orchestration.testing import Sandbox
 from longshore.tasks.simulation.messages import _Message
 from longshore.tasks.simulation.sandbox import ADVANCE
+from tests.sweeping import sweep
 
 State = dict[str, str | None]
 
@@ -36,7 +37,7 @@ class Table(Sandbox):
                     self._deliver(self._queue.popleft())
                 if seconds:
                     self.store.advance(1.0)
-                    self._coordinator.sweep()
+                    sweep(self._coordinator)
 
     def ask(self, run_id: str, kind: str, step: str = "", word: str = "", seconds: int = 0) -> str:
         at = self.plans.get(run_id).plan.id_of(step) if step else None

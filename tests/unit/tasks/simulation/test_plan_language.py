@@ -12,6 +12,7 @@ from longshore.orchestration.operations import base
 from longshore.orchestration.plans.compiled import CompiledPlan
 from longshore.orchestration.settings import MAX_DATA_BYTES
 from longshore.orchestration.testing import Sandbox
+from tests.sweeping import sweep
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 
@@ -294,7 +295,7 @@ def test_run_with_an_unknown_operation_can_be_reported_and_cancelled() -> None:
     Admission(sandbox.store).submit("r", request_body(plan, {}, "me"))
     del base._REGISTRY["unit.there"]
 
-    sandbox._coordinator.sweep()
+    sweep(sandbox._coordinator)
     lenient = CompiledPlan(plan, lenient=True)
     from longshore.orchestration.runs import report
 
@@ -304,7 +305,7 @@ def test_run_with_an_unknown_operation_can_be_reported_and_cancelled() -> None:
     assert "unknown operation 'unit.there'" in told.error.message
 
     sandbox.store.command("r", "cancel")
-    sandbox._coordinator.sweep()
+    sweep(sandbox._coordinator)
     assert sandbox.store.state("r") == "failed"
 
 
