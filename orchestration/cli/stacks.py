@@ -73,6 +73,13 @@ def _rollout_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Time a container without health check must run.",
         ),
         _RETRY,
+        click.option(
+            "--no-way-back",
+            type=click.Choice(["refuse", "accept"]),
+            default="refuse",
+            show_default=True,
+            help="If what runs could not be brought back: leave the stack alone, or restart it all the same.",
+        ),
         click.option("--run-id", metavar="ID", help="Id of the run that restarts the stacks."),
         click.option("--detach", is_flag=True, help="Print the id of that run and return at once."),
     ):

@@ -103,6 +103,7 @@ class RolloutChoices(TypedDict, total=False):
     on_failure: Literal["keep", "undo"]
     healthy_deadline: float
     min_healthy_time: float
+    no_way_back: Literal["refuse", "accept"]
 
 
 #: Seconds to wait for a first host, and between two reads.

@@ -40,6 +40,8 @@ class RolloutOptions:
     min_healthy_time: float = 5.0
     #: Try versions again that have failed before.
     retry: bool = False
+    #: Whether a stack whose running containers could not be created again is left alone, or restarted all the same.
+    no_way_back: Literal["refuse", "accept"] = "refuse"
 
     def __post_init__(self) -> None:
         if self.healthy_deadline <= 0:
@@ -122,6 +124,7 @@ def _step(
     given: dict[str, Any] = {"project": group.project, "services": services, "index": project.fingerprint}
     given |= {"asked": True} if asked else {}
     given |= {"retry": True} if options.retry else {}
+    given |= {"no_way_back": options.no_way_back} if options.no_way_back != "refuse" else {}
     given |= {"healthy_deadline": options.healthy_deadline, "min_healthy_time": options.min_healthy_time}
     given |= {key: value for key, value in rules.params().items() if value}
     if not any(one.fetch for one in group.services):
