@@ -241,6 +241,7 @@ class UpResult(Result):
     unchanged: list[str] = []
     containers: list[ContainerState] = []
     revision: str | None = None
+    standing: list[dict[str, Any]] = Field([], description="What runs: images, revision, health, and a sentence")
 
 
 class ConfigResult(Result):

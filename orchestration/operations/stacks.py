@@ -130,6 +130,7 @@ class RestartResult(Result):
     started: list[str] = []
     created: list[str] = []
     unchanged: list[str] = []
+    standing: list[dict[str, Any]] = Field([], description="What runs: images, revision, health, and a sentence")
 
 
 _SECRET = frozenset({"registries"})

@@ -112,6 +112,17 @@ def test_a_version_that_stays_down_is_named_with_the_way_back(place: Installatio
     assert stack.running() == {"db", "web"}
 
 
+def test_a_version_that_is_left_after_a_later_failure_is_named_as_well(place: Installation, stack: Stack) -> None:
+    plan = up(stack)
+    plan.step("smoke", "command.exec.execute", argv=["false"]).after("up").undo("none")
+    plan.on_failure = "keep"
+
+    report = release(place, plan)
+
+    assert report.exit_code
+    assert report.production == [f"{stack.name} runs revision 1 ({stack.ref}), healthy"]
+
+
 def test_a_release_without_a_way_back_touches_nothing_and_says_so_in_one_line(
     place: Installation, stack: Stack
 ) -> None:

@@ -15,7 +15,7 @@ from longshore.tasks.operations.compose.cli import Resolved, Source
 from longshore.tasks.operations.compose.project import failing, project_lock, project_of, snapshot
 from longshore.tasks.operations.compose.revisions import Revision
 from longshore.tasks.operations.compose.rollout import Rollout, difference
-from longshore.tasks.operations.compose.standing import reported_on_failure
+from longshore.tasks.operations.compose.standing import reported_on_failure, standing
 from longshore.tasks.operations.compose.state import (
     HealthWaiter,
     Member,
@@ -64,7 +64,9 @@ class Rollback(Implementation[RollbackParams]):
                 now = self._bring_described(docker, rollout, target)
             else:
                 now = rollout.bring(source, list(revision.services), options, also=extra)
+            stands = [standing(ctx, docker, project)]
         data = difference(before, now) | {"project": project, "revision": str(path), "to": before["to"]}
+        data["standing"] = stands
         changed = any(data[what] for what in ("created", "recreated", "started", "removed"))
         return Outcome(changed=changed, data=data)
 

@@ -13,7 +13,7 @@ from longshore.tasks.operations.compose import restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved
 from longshore.tasks.operations.compose.project import failing, project_lock, snapshot, source_for
 from longshore.tasks.operations.compose.rollout import Rollout, difference
-from longshore.tasks.operations.compose.standing import reported_on_failure
+from longshore.tasks.operations.compose.standing import reported_on_failure, standing
 from longshore.tasks.operations.compose.state import Member, members, to_do
 from longshore.tasks.operations.docker.registry import fetch, login_of
 
@@ -49,7 +49,8 @@ class Up(Implementation[UpParams]):
             rollout = Rollout(ctx, docker, params, before, target, params.max_parallel)
             now = rollout.bring(source, params.services, options, also=bool(orphans))
             rollout.note()
-        data = difference(before, now) | {"project": project, "revision": str(path)}
+            stands = [standing(ctx, docker, project)]
+        data = difference(before, now) | {"project": project, "revision": str(path), "standing": stands}
         changed = any(data[what] for what in ("created", "recreated", "started", "removed"))
         pulled = params.pull != "never" and any(docker.image_id(r) != i for r, i in before["refs"].items())
         return Outcome(changed=changed or pulled, data=data)

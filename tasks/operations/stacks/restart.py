@@ -20,7 +20,7 @@ from longshore.tasks.operations.compose import restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
 from longshore.tasks.operations.compose.project import failing, members_of, project_lock, snapshot
 from longshore.tasks.operations.compose.rollout import Rollout, difference
-from longshore.tasks.operations.compose.standing import reported_on_failure
+from longshore.tasks.operations.compose.standing import reported_on_failure, standing
 from longshore.tasks.operations.compose.state import (
     HealthWaiter,
     Member,
@@ -90,6 +90,7 @@ class Restart(Implementation[RestartParams]):
             now = rollout.within_limits(change, todo)
             point("deployed.brought")
             rollout.note()
+            data["standing"] = [standing(ctx, docker, project)]
         what = difference(before, now)
         data |= {key: what[key] for key in ("created", "recreated", "started", "unchanged")}
         data["services"] = {name: wanted.why for name, wanted in todo.items()}
