@@ -14,11 +14,11 @@ from longshore.tasks.operations.compose import revisions
 from tests.docker.conftest import Step
 from tests.docker.stack import Stack, stack
 
-pytestmark = pytest.mark.docker
 assert stack
 
 #: More rounds by hand: LONGSHORE_ROUNDS=10.
 ROUNDS = int(os.environ.get("LONGSHORE_ROUNDS", "3"))
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(60 + 60 * ROUNDS)]
 BAD = {"healthcheck": {"test": ["CMD", "sh", "-c", "echo no database; exit 3"], "interval": "200ms", "retries": 1}}
 NAMINGS: dict[str, Callable[[Stack], dict[str, Any]]] = {
     "project": lambda s: {"project": s.name, "project_dir": None},
