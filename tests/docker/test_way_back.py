@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from longshore.orchestration.errors import OperationError, Preflight
-from longshore.tasks.operations.compose import revisions
+from longshore.tasks.operations.compose import restoration, revisions
 from tests.docker.conftest import Step
 from tests.docker.stack import Stack, stack
 
@@ -218,3 +218,23 @@ def test_what_is_kept_for_undos_is_bounded(stack: Stack) -> None:
     tags = [tag for image in stack.engine.images() for tag in image["RepoTags"] or [] if stack.name in tag]
     assert len([tag for tag in tags if ":k-" in tag]) <= 11
     assert len({tag.rpartition(":r")[2].partition("-")[0] for tag in tags if ":r" in tag}) == revisions.RETAINED
+
+
+def test_a_prune_in_the_middle_of_a_revert_takes_no_image_away(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    release(stack, "both").act()
+    was = stack.look()
+    bad = stack.new_image()
+    stack.write(web=BAD)
+    named, prune = stack.look()["tags"], restoration._stop_and_remove
+
+    def pruned(*arguments: Any) -> None:
+        prune(*arguments)
+        stack.engine.prune_images(filters={"dangling": True})
+
+    monkeypatch.setattr(restoration, "_stop_and_remove", pruned)
+    with pytest.raises(OperationError, match="was reverted"):
+        release(stack, "both", auto_revert=True).act()
+
+    assert stack.look()["containers"] == was["containers"]
+    assert stack.look()["tags"] == named
+    assert stack.engine.inspect_image(stack.ref)["Id"] == bad

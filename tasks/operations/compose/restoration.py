@@ -16,7 +16,7 @@ from longshore.tasks.implementation import Context, Outcome
 from longshore.tasks.operations.compose import reconstruction
 from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, Source
 from longshore.tasks.operations.compose.config_hashes import note_aliases
-from longshore.tasks.operations.compose.revisions import load, path_of, release_images
+from longshore.tasks.operations.compose.revisions import keep_images, load, path_of, release_images
 from longshore.tasks.operations.compose.standing import reported_on_failure, standing
 from longshore.tasks.operations.compose.state import (
     HealthWaiter,
@@ -76,6 +76,8 @@ def restore(
     await_stops(ctx, docker, now(), grace)
     done = fingerprint(was) != fingerprint(now())
     if done:
+        # Names move to the former images and back, so that an image may have no other name for a moment.
+        keep_images(ctx, docker, project, filter(None, refs.values()))
         _remove_unstarted(docker, was, now())
         lost = _lost(was, now())
         if lost:
