@@ -64,7 +64,7 @@ def test_a_failed_health_check_and_a_crash_loop_leave_their_evidence(place: Inst
     (found,) = crashed.step("up").data["evidence"]
     assert (found["exit_code"], found["oom_killed"]) == (7, False)
     assert found["restart_count"] >= 1
-    assert found["stderr"][-1] == "KeyError: DB_URL"
+    assert found["reason"] == "KeyError: DB_URL"
     logs = place.longshore("runs", "logs", crashed.run_id, "up")
     lines = (logs.out + logs.err).splitlines()
     assert sum(" | " in line for line in lines) == 50

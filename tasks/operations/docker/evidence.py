@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
-from longshore.tasks.host.engine.port import Engine
+from longshore.tasks.host.engine.port import Engine, seconds_of
 from longshore.tasks.implementation import Context
 
 #: Lines of output, results of the health check, and characters of each that are kept.
 _LINES, _CHECKS, _WIDTH = 50, 3, 500
 #: Bytes of output that are read.
 _BYTES = 64 * 1024
+#: Seconds to wait for the next crash of a container that crashes again and again.
+_NEXT_CRASH = 5.0
 #: The number of containers that one step describes.
 _CONTAINERS = 8
 
@@ -20,14 +23,16 @@ def evidence_of(ctx: Context, docker: Engine, container: str) -> dict[str, Any] 
     """Exit code, OOM flag, restarts, the last results of the health check and the last lines of output of a container;
     None if it does not exist.
     """
-    raw = docker.raw(container)
+    raw = _after_crash(docker, container)
     if raw is None:
         return None
     state = raw["State"]
     checks = ((state.get("Health") or {}).get("Log") or [])[-_CHECKS:]
     said = [_lines(ctx.redact(check.get("Output") or "")) for check in checks]
     output = docker.logs(container, _BYTES, tail=_LINES, redact=ctx.redact)
-    return {
+    # An earlier start may have told why on the stream for errors, before the present one printed all these lines.
+    errors = output.stderr or docker.logs(container, _BYTES, tail=_LINES * 10, redact=ctx.redact).stderr
+    found: dict[str, Any] = {
         "container": raw["Name"].removeprefix("/"),
         "image": raw["Config"]["Image"],
         "image_id": raw["Image"],
@@ -39,6 +44,20 @@ def evidence_of(ctx: Context, docker: Engine, container: str) -> dict[str, Any] 
         "stdout": _lines(output.stdout),
         "stderr": _lines(output.stderr),
     }
+    return found | {"reason": _reason(found, _lines(errors) or found["stdout"])}
+
+
+def _after_crash(docker: Engine, container: str) -> dict[str, Any] | None:
+    """The state of a container; of one that crashes again and again between two starts, which has an exit code."""
+    until = time.monotonic() + _NEXT_CRASH
+    while (raw := docker.raw(container)) is not None:
+        state = raw["State"]
+        is_looping = state["Status"] == "running" and raw.get("RestartCount") and not state.get("Health")
+        is_new = is_looping and time.time() - seconds_of(state["StartedAt"]) < _NEXT_CRASH
+        if not is_new or time.monotonic() >= until:
+            return raw
+        time.sleep(0.1)
+    return None
 
 
 def _lines(text: str) -> list[str]:
@@ -47,13 +66,19 @@ def _lines(text: str) -> list[str]:
 
 def reason_of(found: dict[str, Any]) -> str:
     """The line that most likely tells why: of the failed health check, else the last one that was printed."""
+    return str(found["reason"])
+
+
+def _reason(found: dict[str, Any], printed: list[str]) -> str:
     failed = [check for check in found["health"] if check["exit_code"]]
-    said = failed[-1]["output"] if failed and found["status"] == "running" else []
-    first = next((line.strip() for line in said if line.strip()), "")
-    if first or found["status"] == "running":
-        return first or (f"its health check exited with {failed[-1]['exit_code']}" if failed else "")
-    printed = [line.strip() for line in found["stderr"] or found["stdout"] if line.strip()]
-    return "out of memory" if found["oom_killed"] else (printed[-1] if printed else "")
+    if failed and found["status"] == "running":
+        said = [line.strip() for line in failed[-1]["output"] if line.strip()]
+        return said[0] if said else f"its health check exited with {failed[-1]['exit_code']}"
+    if found["status"] == "running" and not found["restart_count"]:
+        return ""
+    if found["oom_killed"]:
+        return "out of memory"
+    return next((line.strip() for line in reversed(printed) if line.strip()), "")
 
 
 def collect(ctx: Context, docker: Engine, containers: Iterable[str]) -> list[dict[str, Any]]:
