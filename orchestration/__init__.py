@@ -1,4 +1,4 @@
-"""What should happen, and what did: plans, runs, and the client that starts them.
+"""Plans, runs, and the client that starts and reads them.
 
 Names are loaded when they are first used: the command line's help needs neither Celery nor Redis.
 """
@@ -81,6 +81,7 @@ __all__ = [
     "RunFailed",
     "RunLost",
     "RunState",
+    "Schedules",
     "ServiceDown",
     "Settings",
     "Stacks",
@@ -132,6 +133,7 @@ _HOMES = {
     "RunFailed": "errors",
     "RunLost": "errors",
     "RunState": "states",
+    "Schedules": "schedules.schedules",
     "ServiceDown": "errors",
     "Settings": "settings",
     "Step": "plans.model",

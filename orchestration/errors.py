@@ -267,7 +267,8 @@ class InDoubt(OperationError):
 class Blocked(OperationError):
     """The service is down and no effect happened: its breaker opens, and the run is suspended until it closes.
 
-    `service` is the name of the service, by default that of the operation. It does not count against the retry limit.
+    `service` is the name of the service, by default that of the operation. The attempt does not count against the retry
+    limit.
     """
 
     def __init__(self, message: str = "the service does not answer", *, service: str = "", remedy: str = "") -> None:

@@ -2,7 +2,8 @@
 
 The body of a chord, the sweeper and commands call `decide` at any time, also concurrently. `decide` returns one
 transition, or None while the run has to wait. The store applies a transition only in the state that it was decided
-from, so that a repeated decision has no effect.
+from, so that a repeated decision has no effect. The script that records an outcome makes two transitions by itself:
+it aborts a run whose step has failed, and opens the next link of a chain, which the compiled plan has chosen.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ Evaluate = Callable[[int], GuardDecision]
 
 Transition = OpenLevel | OpenUndo | Abort | Drain | GiveUpUndo | Unsuspend | Compare | Finish
 
-_IRREVERSIBLE = "it is irreversible"
+_IRREVERSIBLE = "the step is irreversible"
 _QUEUED = frozenset({StepState.READY, StepState.RETRYING})
 _STOPPED_HALF_WAY = frozenset({StepState.FAILED, StepState.CANCELLED})
 _UNDO_QUEUED = frozenset({UndoState.READY, UndoState.RETRYING, UndoState.WAITING})
@@ -53,7 +54,7 @@ _UNDO_QUEUED = frozenset({UndoState.READY, UndoState.RETRYING, UndoState.WAITING
 _AT_WORK = frozenset({StepState.RUNNING, StepState.WAITING})
 
 
-def wanted(plan: CompiledPlan, run: RunRecord) -> tuple[int, ...]:
+def steps_read(plan: CompiledPlan, run: RunRecord) -> tuple[int, ...]:
     """The steps whose records `decide` reads.
 
     Forward, these are the next level and its dependencies, so that the cost of a level does not grow with the plan.
@@ -86,7 +87,7 @@ def decide(
             return _next_level(plan, run, steps, evaluate)
         case RunState.RUNNING:
             if run.deadline is not None and run.now >= run.deadline:
-                return Abort(Cause.DEADLINE, "the run ran out of its time")
+                return Abort(Cause.DEADLINE, "the run exceeded its time limit")
             if run.lost > run.fenced:
                 return Compare(ending=False)
             return None if run.left > 0 else _next_level(plan, run, steps, evaluate)
@@ -107,7 +108,7 @@ def decide(
 def _while_suspended(run: RunRecord) -> Transition | None:
     """The transition of a suspended run, whose deadlines still apply."""
     if run.was is RunState.RUNNING and run.deadline is not None and run.now >= run.deadline:
-        return Abort(Cause.DEADLINE, "the run ran out of its time")
+        return Abort(Cause.DEADLINE, "the run exceeded its time limit")
     if run.was is RunState.UNDOING and run.undo_deadline is not None and run.now >= run.undo_deadline:
         return Unsuspend()
     return Compare(ending=False) if run.was is RunState.RUNNING and run.lost > run.fenced else None
@@ -254,10 +255,10 @@ def _may_have_acted(step: CompiledStep, record: StepRecord) -> bool:
 
 def _why_impossible(record: StepRecord) -> str:
     if record.status is StepState.CHANGED:
-        return "it has no undo"
+        return "the step has no undo"
     if record.status is StepState.UNKNOWN:
-        return "it may have happened, and has no undo"
-    return "it failed, and what it did until then has no undo"
+        return "the step may have had an effect, and has no undo"
+    return "the step failed, and its effect until then has no undo"
 
 
 def _always_or_end(

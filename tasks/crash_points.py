@@ -49,13 +49,17 @@ JOB_POINTS = (
 )
 
 #: Points of a cache's build and of a stack's rollout.
-STACK_POINTS = ("cache.swapped", "deployed.half", "deployed.brought")
+STACK_POINTS = ("cache.swapped", "stacks.restarting", "stacks.restarted")
+
+
+_CRASH_AT, _STOP_AT = "LONGSHORE_CRASH_AT", "LONGSHORE_STOP_AT"
 
 
 def point(name: str) -> None:
     """Kill or stop this process, if the environment names the point."""
-    _signal_at(name, "LONGSHORE_CRASH_AT", signal.SIGKILL)
-    _signal_at(name, "LONGSHORE_STOP_AT", signal.SIGSTOP)
+    if _CRASH_AT in os.environ or _STOP_AT in os.environ:
+        _signal_at(name, _CRASH_AT, signal.SIGKILL)
+        _signal_at(name, _STOP_AT, signal.SIGSTOP)
 
 
 def _signal_at(name: str, variable: str, number: signal.Signals) -> None:

@@ -52,6 +52,22 @@ def unfit(ctx: Context, what: str, remedy: str = "", *, touched: bool = False) -
     return (Preflight if ctx.attempt == 1 and not touched else OperationError)(what, remedy=remedy)
 
 
+def unchanged(ctx: Context, why: str) -> Prediction:
+    """The prediction of a step that changes nothing as things are; an earlier step of the run may alter that."""
+    return Prediction(why, changed=None if ctx.has_upstream else False)
+
+
+def obstacle(ctx: Context, why: str) -> Prediction:
+    """The prediction of a step that would fail as things are; an earlier step of the run may remove the obstacle."""
+    if ctx.has_upstream:
+        return Prediction(f"would fail, unless an earlier step changes this: {why}", changed=None)
+    return would_fail(why)
+
+
+def would_fail(why: str) -> Prediction:
+    return Prediction(f"would fail: {why}", changed=False, impossible=why)
+
+
 class NoUndo(Implementation[P]):
     """Implements an operation without an undo of its own: another step of the plan compensates it."""
 
@@ -104,5 +120,8 @@ __all__ = [
     "implementation",
     "implements",
     "implements_functions",
+    "obstacle",
+    "unchanged",
     "unfit",
+    "would_fail",
 ]

@@ -57,7 +57,7 @@ class Loaded:
     #: The run and step that this run is a child of.
     parent: dict[str, Any] | None = None
     #: The options of admission.
-    wanted: AdmissionRequest = field(default_factory=lambda: AdmissionRequest(""))
+    admission: AdmissionRequest = field(default_factory=lambda: AdmissionRequest(""))
     #: Unique for each request.
     instance_id: str = ""
     #: The trace context.
@@ -182,7 +182,7 @@ class Plans:
         try:
             loaded = self.load(body)
         except UnknownName as error:
-            unknown = f"no worker that knows it has come by: {error.message}"
+            unknown = f"no worker that knows the operation has read the request: {error.message}"
             loaded = self.load(body, lenient=True)
         except UNREADABLE as error:
             raise Damaged(f"run {run_id}: its request cannot be read: {type(error).__name__}: {error}") from None
@@ -240,8 +240,11 @@ class Plans:
                 raise self._denial(run_id, text, why, body)
             if self._store.call(self._store.client.exists, self._store.keys.accepted(loaded.instance_id)):
                 raise self._denial(run_id, text, "its request was already executed, and the run was pruned", body)
+        rules = self._store.settings.clear_secrets
         try:
-            reject_forbidden(loaded.plan.plan, self._store.settings)
+            if rules not in loaded.plan.permitted:  # shared by all runs of the plan
+                reject_forbidden(loaded.plan.plan, self._store.settings)
+                loaded.plan.permitted.add(rules)
         except PlanDenied as error:
             raise self._denial(run_id, text, str(error), body) from None
 

@@ -6,14 +6,14 @@ module named `celeryconfig` in a wheel would become the configuration of every C
 """
 
 from longshore.orchestration.schedules.celery_beat import redbeat
-from longshore.orchestration.schedules.schedules import declared
+from longshore.orchestration.schedules.declarations import declared
 from longshore.orchestration.settings import get_settings
 from longshore.workers.queues import all_queues
 
 _settings = get_settings()
 
 broker_url = _settings.broker_url()
-# Publishes the bodies of chords and stores no results: the saga holds the outcomes.
+# Advances runs instead of storing results: the saga holds the outcomes.
 result_backend = "longshore.workers.result_backend:SagaBackend"
 
 # JSON only: with pickle, a client that can write to Redis could run code.
@@ -44,7 +44,7 @@ broker_connection_retry = True
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 broker_transport_options = {
-    # Longer than any step: a shorter timeout delivers a message twice, which is harmless but costs work.
+    # For the messages that no sweeper resends, which alone have a copy in Redis until they are acknowledged.
     "visibility_timeout": _settings.visibility_timeout,
     # A dead worker's messages are restored 10 s after the timeout, not 100.
     "unacked_restore_interval": 10,

@@ -211,7 +211,7 @@ class JobWatch:
             now is not None
             and now.exit_code
             and not now.running
-            and plan_from_record(left.plan_record)[1].keep_failed_worker
+            and plan_from_record(left.plan_record)[1].get("keep_failed_worker")
         ):
             docker.rename(left.id, left.name + KEPT_NAME)
             return
@@ -219,6 +219,3 @@ class JobWatch:
             docker.stop(left.id, None)
         docker.remove(left.id)
         log.warning("worker container %s is removed: its run %s has ended", left.name, left.run_id)
-
-
-__all__ = ["JobWatch"]

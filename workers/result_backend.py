@@ -1,8 +1,9 @@
-"""A result backend that stores no results: it publishes a chord's body when the run's record allows it.
+"""A result backend that stores no results: it takes over the part of a chord's body when the run's record allows it.
 
 Outcomes live in the saga. The script that records an outcome also counts its level; the task returns, or its exception
-carries, an `Advance` where the run can go on, and the backend publishes what follows. Nothing is counted twice, and a
-failed step is a failed Celery task while its chord still goes on.
+carries, an `Advance` where the run can continue. A worker of the control queue then advances the run in the same
+process, as the body of the chord would; any other worker publishes the body. Nothing is counted twice, and a failed
+step is a failed Celery task while its chord continues.
 """
 
 from __future__ import annotations

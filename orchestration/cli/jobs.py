@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -102,7 +102,7 @@ def run(name: str, host: str | None, files: tuple[str, ...], run_id: str | None,
     """
     connected = client()
     listing = Jobs(connected).list(files=files)
-    plan = job_plan(listing.job(name, host), JobOptions(**options))
+    plan = job_plan(listing.job(name, host), cast("JobOptions", options))
     _print_findings(listing.findings_of(name), strict=False)
     if current_options().dry_run:
         return exit_with(show_dry_run(plan, {}))
@@ -152,6 +152,3 @@ def _print_findings(findings: Sequence[Finding], *, strict: bool) -> None:
         print_line(f"{word}: {finding}", err=True)
     if strict and findings:
         exit_with(2)
-
-
-__all__ = ["job_group"]

@@ -89,6 +89,3 @@ def call(arguments: list[str]) -> int:
 def celery_plugin(arguments: tuple[str, ...]) -> None:
     """Run a command of Longshore: celery longshore run PLAN."""
     sys.exit(call(list(arguments)))
-
-
-__all__ = ["COMMANDS", "call", "celery_plugin", "cli", "main"]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import click
 
 from longshore.orchestration.cli.common import command, current_options, print_line, print_result, print_table
 from longshore.orchestration.cli.inputs import client
 from longshore.orchestration.cli.run import watch_started
-from longshore.orchestration.errors import UnknownName, UsageError
-from longshore.orchestration.schedules import due_times, schedules
+from longshore.orchestration.errors import UsageError
+from longshore.orchestration.schedules.declarations import find, problem
+from longshore.orchestration.schedules.schedules import Schedules, ScheduleStatus
 
 
 @click.group("schedules")
@@ -28,40 +27,10 @@ def ls() -> None:
     Schedules come from the settings file, from stored plans, from entries of other beats, and from jobs. DONE UNTIL is
     the time up to which all planned starts are handled.
     """
-    options, connected = current_options(), client()
-    declared, problems = schedules.declared(connected.settings)
-    stored = due_times.ScheduleMarks(connected.store)
-    marks, paused, now = stored.marks(), stored.paused(), connected.store.now()
-    rows = [
-        {
-            "name": each.name,
-            "plan": each.plan,
-            "when": each.definition(),
-            "next": at.isoformat() if (at := schedules.upcoming(each, now)) else None,
-            "done_until": _iso(marks[each.name].until) if each.name in marks else None,
-            "overlap": each.when.overlap,
-            "missed": each.when.missed,
-            "paused_by": paused.get(each.name),
-        }
-        for each in declared
-    ]
-    names = {each.name for each in declared}
-    rows += [
-        {
-            "name": name,
-            "plan": "job" if "@" in name else "(not declared here)",
-            "when": mark.schedule,
-            "next": None,
-            "done_until": _iso(mark.until),
-            "overlap": None,
-            "missed": None,
-            "paused_by": paused.get(name),
-        }
-        for name, mark in sorted(marks.items())
-        if name not in names
-    ]
-    for problem in problems:
-        print_line(f"error: {problem}", err=True)
+    options, listing = current_options(), Schedules(client()).list()
+    rows = [_row(each) for each in listing.schedules]
+    for error in listing.errors:
+        print_line(f"error: {error}", err=True)
     if options.json:
         options.show(rows)
         return
@@ -71,8 +40,18 @@ def ls() -> None:
     print_table(table)
 
 
-def _iso(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
+def _row(found: ScheduleStatus) -> dict[str, str | None]:
+    declared = found.schedule
+    return {
+        "name": found.name,
+        "plan": declared.plan if declared else "job" if "@" in found.name else "(not declared here)",
+        "when": found.when,
+        "next": found.next.isoformat() if found.next else None,
+        "done_until": found.done_until.isoformat(timespec="seconds") if found.done_until else None,
+        "overlap": declared.when.overlap if declared else None,
+        "missed": declared.when.missed if declared else None,
+        "paused_by": found.paused_by,
+    }
 
 
 @command(schedules_group, "trigger")
@@ -85,13 +64,12 @@ def trigger(name: str, detach: bool) -> None:
     """
     connected = client()
     if current_options().dry_run:
-        found = schedules.find(connected.settings, name)
-        if why := schedules.problem(found):
+        found = find(connected.settings, name)
+        if why := problem(found):
             raise UsageError(f"schedule {name} cannot be started: {why}")
         print_result(f"would start plan {found.loaded().name}", schedule=name, plan=found.loaded().name)
         return
-    run = schedules.trigger(connected, name)
-    watch_started(run, detach=detach)
+    watch_started(Schedules(connected).trigger(name), detach=detach)
 
 
 @command(schedules_group, "pause")
@@ -112,17 +90,10 @@ def resume(name: str) -> None:
 
 
 def _set_paused(name: str, *, paused: bool) -> None:
-    connected = client()
-    try:
-        schedules.find(connected.settings, name)
-    except UnknownName as error:
-        # A schedule of a job, or of an entry of another beat: only its stored times are known.
-        if name not in due_times.ScheduleMarks(connected.store).marks():
-            raise error from None
-    word = "paused" if paused else "resumed"
+    schedules, word = Schedules(client()), "paused" if paused else "resumed"
     if current_options().dry_run:
-        print_result(f"schedule {name} would be {word}", schedule=name)
+        print_result(f"schedule {schedules.status(name).name} would be {word}", schedule=name)
         return
-    changed = schedules.pause(connected.store, name, paused=paused)
+    changed = schedules.pause(name) if paused else schedules.resume(name)
     unchanged = f"schedule {name} was {'paused already' if paused else 'not paused'}"
     print_result(f"schedule {name} is {word}" if changed else unchanged, schedule=name, changed=changed)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import click
 import yaml
@@ -26,9 +26,9 @@ from longshore.orchestration.client import live
 from longshore.orchestration.client.run import Run
 from longshore.orchestration.errors import LongshoreError, UsageError
 from longshore.orchestration.runs.report import Report
-from longshore.orchestration.stacks.orchestrate import Checked, Orchestrated, Selection, Stacks, failures
-from longshore.orchestration.stacks.plan import RolloutOptions
-from longshore.orchestration.stacks.selection import choose, named
+from longshore.orchestration.stacks.orchestrate import Checked, Orchestrated, Stacks, failures
+from longshore.orchestration.stacks.plan import RolloutOptions, with_defaults
+from longshore.orchestration.stacks.selection import Selection, choose, named
 
 _HOST = click.option("--host", "hosts", multiple=True, metavar="HOST", help="Only this host; repeatable.")
 _REGISTRY = click.option("--registry", is_flag=True, help="Compare image tags with their registries, without pulling.")
@@ -90,7 +90,7 @@ def _rollout_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def _rollout_from(options: dict[str, Any]) -> RolloutOptions:
     for name in ("healthy_deadline", "min_healthy_time"):
         options[name] = read_duration(options[name], f"--{name.replace('_', '-')}")
-    return RolloutOptions(**options)
+    return with_defaults(cast("RolloutOptions", options))
 
 
 # --- check ------------------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ def restart(
     if not names:
         stacks.wait_for_active_runs(hosts)
     found = stacks.select(
-        hosts, labels=labels, registry=registry, retry=rollout.retry, read_only=current_options().dry_run
+        hosts, labels=labels, registry=registry, retry=rollout["retry"], read_only=current_options().dry_run
     )
     if names:
         found = replace(found, chosen=named(requested, found))
@@ -368,7 +368,7 @@ def orchestrate(
             run_id=run_id,
             progress=lambda line: None if quiet else print_line(line),
             watch=lambda run: _watch(run, detach=detach),
-            **asdict(rollout),
+            **rollout,
         )
     )
 
@@ -383,7 +383,7 @@ def _dry_run_orchestrate(
 ) -> None:
     """Print the selection and the plan of an `orchestrate`, from reads only."""
     checked = stacks.check(hosts, registry=registry, state=True)
-    found = choose(stacks.rules, checked.seen, checked.errors, labels=labels, image=image, retry=rollout.retry)
+    found = choose(stacks.rules, checked.seen, checked.errors, labels=labels, image=image, retry=rollout["retry"])
     options = current_options()
     code = 3 if found.incomplete else 0
     plan = stacks.plan(found, rollout) if found.chosen else None
@@ -425,7 +425,7 @@ def _finish(done: Orchestrated) -> None:
     options = current_options()
     if options.json:
         report = done.report.model_dump(mode="json") if done.report is not None else None
-        stacks = {"right": list(done.stacks.right), "wrong": done.stacks.wrong}
+        stacks = {"up_to_date": list(done.stacks.up_to_date), "failed": done.stacks.failed}
         options.show({"phase": done.phase, "message": done.message, "exit_code": done.exit_code,
                       "rebuilt": list(done.rebuilt), "stacks": stacks, "select": _selection_json(done.selection),
                       "report": report})  # fmt: skip
@@ -434,6 +434,3 @@ def _finish(done: Orchestrated) -> None:
             print_line(f"left alone: {note}")
         print_line(done.message, err=done.exit_code != 0)
     return exit_with(done.exit_code)
-
-
-__all__ = ["check", "orchestrate", "rebuild", "restart", "select"]

@@ -159,7 +159,7 @@ class Client:
         self.ensure_server()
         caches = Caches(self.store)
         found = caches.get(name)
-        return None if found.entry is None or found.wrong(caches.now()) else found.entry.value
+        return None if found.entry is None or found.problem(caches.now()) else found.entry.value
 
     def get(self, run_id: str) -> Run:
         """The run of an id. Raises UnknownName where no such run exists."""

@@ -18,7 +18,7 @@ from longshore.orchestration.messaging import signing
 from longshore.orchestration.messaging.canvas import DRY_RUN
 from longshore.orchestration.plans.compiled import CompiledPlan, CompiledStep
 from longshore.orchestration.store.hosts import Host, Hosts
-from longshore.orchestration.store.placement import left_out, meant
+from longshore.orchestration.store.placement import hosts_of, left_out
 from longshore.orchestration.store.run_store import Store
 
 _PROBE_SECONDS = 60.0
@@ -67,7 +67,7 @@ def _places(
         yield "", step.queue, _skipped(reason) if reason else None
         return
     try:
-        chosen = meant(hosts, target, always=step.always)
+        chosen = hosts_of(hosts, target, always=step.always)
     except UnknownName as error:
         skips = step.step.on_no_host == "skip"
         yield target, "", _skipped(error.message) if skips else _failed(error.message)
@@ -85,15 +85,15 @@ def _places(
 
 
 def _skipped(why: str) -> dict[str, Any]:
-    return {"action": f"would be skipped: {why}", "undo": "nothing to take back", "impossible": None}
+    return {"action": f"would be skipped: {why}", "undo": "nothing to undo", "impossible": None}
 
 
 def _failed(why: str) -> dict[str, Any]:
-    return {"action": f"would fail: {why}", "undo": "nothing to take back", "impossible": why}
+    return {"action": f"would fail: {why}", "undo": "nothing to undo", "impossible": why}
 
 
 def _held(why: str) -> dict[str, Any]:
-    return {"action": f"would wait: {why}", "changed": None, "undo": "nothing to take back", "impossible": None}
+    return {"action": f"would wait: {why}", "changed": None, "undo": "nothing to undo", "impossible": None}
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _answers(store: Store, dry_run_id: str, asked: list[_Question]) -> list[dict
             why = "unknown: no worker of the host answered"
             return answers + [
                 {"index": question.index, "host": question.host, "changed": None, "action": why}
-                | {"undo": "nothing to take back", "impossible": None}
+                | {"undo": "nothing to undo", "impossible": None}
                 for question in silent
             ]
     return answers

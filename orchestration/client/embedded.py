@@ -16,6 +16,10 @@ import sys
 import time
 from pathlib import Path
 
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
 from longshore.orchestration.errors import ConfigError, StoreUnavailable
 from longshore.orchestration.settings import Settings
 
@@ -133,10 +137,6 @@ def is_up(settings: Settings) -> bool:
     """Report whether the server answers and a supervisor runs that is not ending."""
     if not settings.embedded_socket.exists() or not _locked(settings.state_dir):
         return False
-    import redis  # noqa: PLC0415 - 0.2 s that `longshore --help` need not pay
-    from redis.backoff import NoBackoff  # noqa: PLC0415
-    from redis.retry import Retry  # noqa: PLC0415
-
     # A killed server leaves its socket, and the client's own retries would wait ten seconds.
     once = Retry(NoBackoff(), 0)
     client = redis.Redis(unix_socket_path=str(settings.embedded_socket), socket_timeout=1.0, retry=once)

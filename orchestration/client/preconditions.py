@@ -20,7 +20,7 @@ from longshore.orchestration.plans.policy import reject_forbidden
 from longshore.orchestration.store import audit
 from longshore.orchestration.store.breakers import Breakers, services
 from longshore.orchestration.store.hosts import Hosts
-from longshore.orchestration.store.placement import meant
+from longshore.orchestration.store.placement import hosts_of
 from longshore.orchestration.store.run_store import Store, actor
 
 
@@ -95,7 +95,7 @@ def require_hosts(store: Store, plan: CompiledPlan, params: Mapping[str, Any], r
         try:
             target = str(templates.render(step.target, {"params": dict(params)}))
             if target != ANY:
-                meant(hosts, target, always=True)
+                hosts_of(hosts, target, always=True)
         except templates.TemplateProblem:
             continue
         except UnknownName as error:

@@ -72,7 +72,7 @@ class Run:
         state = self.store.state(self.id)
         if state is None and self.store.body(self.id) is None:
             raise RunLost(
-                f"run {self.id} does not exist any more: it was pruned, or Redis has lost it",
+                f"run {self.id} does not exist: it was pruned, or Redis has lost it",
                 remedy="check whether Redis keeps its data: longshore doctor",
             )
         return RunState(state or RunState.PENDING)
@@ -104,7 +104,7 @@ class Run:
         """Yield events as they occur, until the run has ended. Reads only.
 
         `hooks` are called for each event after `after`, once each and in order. An exception from a hook is raised
-        here. Raises RunLost where the run does not exist any more.
+        here. Raises RunLost where the run does not exist.
         """
         watcher = _Watcher(self, hooks, after) if hooks is not None else None
         for event in self._watch(after):
@@ -141,7 +141,7 @@ class Run:
                 why = self.report().error
                 raise WaitTimeout(
                     f"run {self.id} has not ended in {timeout:g} s{f' ({why.message})' if why else ''}",
-                    remedy=f"the run goes on; watch it: longshore runs watch {self.id}",
+                    remedy=f"the run continues; watch it: longshore runs watch {self.id}",
                 )
             if watcher is not None:
                 watcher.call_for_new_events()

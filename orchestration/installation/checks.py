@@ -15,7 +15,7 @@ from longshore.orchestration.operations import all_operations
 from longshore.orchestration.plans.compiled import CONTROL
 from longshore.orchestration.plans.loading import load, stored
 from longshore.orchestration.plans.model import Plan
-from longshore.orchestration.schedules import schedules
+from longshore.orchestration.schedules import declarations
 from longshore.orchestration.states import RunState, StepState
 from longshore.orchestration.store.hosts import Host, Hosts, Node
 from longshore.orchestration.store.keys import Field
@@ -268,11 +268,11 @@ def _keys(store: Store, nodes: list[tuple[Host, Node]]) -> Iterator[Finding]:
 
 
 def _beats(store: Store) -> Iterator[Finding]:
-    known, errors = schedules.declared(store.settings)
+    known, errors = declarations.declared(store.settings)
     for why in errors:
         yield Finding(why, "error", "correct it; until then this schedule starts no run")
     for each in known:
-        if why := schedules.problem(each):
+        if why := declarations.problem(each):
             yield Finding(
                 f"schedule {each.name} cannot start its plan: {why}",
                 "error",

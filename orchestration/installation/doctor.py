@@ -159,7 +159,7 @@ def _work(store: Store) -> Iterator[Finding]:
             f"service {breaker.service} is down: {breaker.why}; {breaker.waiting} runs wait", "warning",
             f"run longshore breaker reset {breaker.service} once it is up",
         )  # fmt: skip
-    dead_letters = store.aside()
+    dead_letters = store.dead_letters()
     if dead_letters:
         yield Finding(
             f"{len(dead_letters)} dead letters, the latest from {dead_letters[0]['queue']}: {dead_letters[0]['why']}",

@@ -45,11 +45,11 @@ class WrongKey:
     """A key whose type, or whose numeric value, is not the one that Longshore writes."""
 
     key: str
-    wanted: str
+    expected: str
     found: str
 
     def __str__(self) -> str:
-        return f"key {self.key} is a {self.found}, expected a {self.wanted}"
+        return f"key {self.key} is a {self.found}, expected a {self.expected}"
 
 
 # --- keys -----------------------------------------------------------------------------------------
@@ -58,8 +58,8 @@ class WrongKey:
 def wrong_keys(store: Store) -> list[WrongKey]:
     """All keys of a wrong type, of the installation and of its broker."""
     space = store.keys.namespace
-    wanted = {f"{space}:{name}": kind for name, kind in TYPES.items() if not name.endswith(":")}
-    fixed = _wrong(store, wanted)
+    expected = {f"{space}:{name}": kind for name, kind in TYPES.items() if not name.endswith(":")}
+    fixed = _wrong(store, expected)
     broken = {wrong.key for wrong in fixed}
     numbers = [key for name in _NUMBERS if (key := f"{space}:{name}") not in broken]
     for key, value in zip(numbers, store.call(store.client.mget, numbers), strict=True):
@@ -75,11 +75,11 @@ def wrong_keys_of(store: Store, run_id: str) -> list[WrongKey]:
     return _wrong(store, {f"{prefix}{name}": kind for name, kind in RUN_TYPES.items()})
 
 
-def _wrong(store: Store, wanted: dict[str, str]) -> list[WrongKey]:
+def _wrong(store: Store, expected: dict[str, str]) -> list[WrongKey]:
     pipe = store.client.pipeline(transaction=False)
-    for key in wanted:
+    for key in expected:
         pipe.type(key)
-    found = zip(wanted.items(), store.call(pipe.execute), strict=True)
+    found = zip(expected.items(), store.call(pipe.execute), strict=True)
     return [WrongKey(key, kind, there) for (key, kind), there in found if there not in {"none", kind}]
 
 
@@ -98,22 +98,22 @@ def _members(store: Store, broken: set[str]) -> Iterator[tuple[str, str]]:
         yield "lock:", f"lock:{name}"
     space = f"{keys.namespace}:"
     for text in read(keys.admission_requests, client.hvals):
-        if (wanted := AdmissionRequest.known(text)) is None:
+        if (expected := AdmissionRequest.known(text)) is None:
             continue
-        yield "plan:", keys.of_plan(wanted.plan_key).removeprefix(space)
-        for slot in filter(None, (wanted.key, *(f"lock {name}" for name in wanted.locks))):
+        yield "plan:", keys.of_plan(expected.plan_key).removeprefix(space)
+        for slot in filter(None, (expected.key, *(f"lock {name}" for name in expected.locks))):
             yield "slot:", keys.slot(slot).removeprefix(space)
-        yield from (("waiting:", name.removeprefix(space)) for name in Admission(store).queues_of(wanted))
+        yield from (("waiting:", name.removeprefix(space)) for name in Admission(store).queues_of(expected))
 
 
 def _of_broker(store: Store, broken: set[str]) -> dict[str, str]:
     prefix = store.settings.broker_prefix()
     there = [] if store.keys.hosts in broken else registry.Hosts(store).all().values()
     queues = {CONTROL, *(queue for host in there for queue in host.had)}
-    wanted = {f"{prefix}{name}": kind for name, kind in _BROKER.items()}
+    expected = {f"{prefix}{name}": kind for name, kind in _BROKER.items()}
     for queue in queues:
-        wanted |= {f"{prefix}{queue}": "list", f"{prefix}_kombu.binding.{queue}": "set"}
-    return wanted
+        expected |= {f"{prefix}{queue}": "list", f"{prefix}_kombu.binding.{queue}": "set"}
+    return expected
 
 
 def repair(store: Store) -> list[WrongKey]:

@@ -17,6 +17,7 @@ from longshore.orchestration.errors import UNREADABLE, ConfigError, JobNotFound,
 from longshore.orchestration.jobs.file import read_jobs
 from longshore.orchestration.jobs.labels import PREFIX, Entity, Finding, Job, discover
 from longshore.orchestration.language.targets import listed
+from longshore.orchestration.settings import Settings
 from longshore.orchestration.store.connection import Connection, as_number
 from longshore.orchestration.store.hosts import with_engine
 
@@ -158,6 +159,11 @@ class DeclaredJobs:
 
     jobs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+
+
+def job_files(settings: Settings) -> list[Path]:
+    """The files of the setting `jobs`."""
+    return [Path(name) for name in settings.jobs.split(":") if name]
 
 
 def declared_in(files: Iterable[Path], unreadable: Callable[[ConfigError], object] | None = None) -> DeclaredJobs:

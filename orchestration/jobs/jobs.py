@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TextIO, TypedDict, Unpack
+from typing import TextIO, Unpack
 
 from longshore.orchestration.client.client import Client
 from longshore.orchestration.client.run import Run
@@ -19,7 +19,7 @@ from longshore.orchestration.errors import (
     StopFailed,
     WorkerFailed,
 )
-from longshore.orchestration.jobs.discovery import JobDiscovery, JobListing, declared_in
+from longshore.orchestration.jobs.discovery import JobDiscovery, JobListing, declared_in, job_files
 from longshore.orchestration.jobs.plan import JobOptions, job_plan
 from longshore.orchestration.plans.model import Plan
 from longshore.orchestration.runs.report import Report
@@ -46,19 +46,6 @@ def failure(report: Report) -> JobFailed | None:
 _POLL = 0.2
 
 
-class JobChoices(TypedDict, total=False):
-    """Options of one start, which override those of the job. Times in seconds, or as text ("90s").
-
-    `keep_stopped` does not restart the stack; `keep_failed_worker` keeps the container of a failed worker.
-    """
-
-    timeout: float | str | None
-    stop_timeout: float | str | None
-    start_timeout: float | str | None
-    keep_stopped: bool
-    keep_failed_worker: bool
-
-
 class Jobs:
     """Lists, plans, starts and runs the jobs that labels and files describe on the hosts of an installation."""
 
@@ -72,14 +59,14 @@ class Jobs:
         a bad file.
         """
         self._client.ensure_server()
-        paths = [Path(name) for name in self._client.settings.jobs.split(":") if name]
-        return JobDiscovery(self._client.store).refresh(declared_in([*paths, *map(Path, files)]))
+        paths = [*job_files(self._client.settings), *map(Path, files)]
+        return JobDiscovery(self._client.store).refresh(declared_in(paths))
 
     def plan(
-        self, name: str, *, host: str | None = None, files: Iterable[str | Path] = (), **choices: Unpack[JobChoices]
+        self, name: str, *, host: str | None = None, files: Iterable[str | Path] = (), **options: Unpack[JobOptions]
     ) -> Plan:
         """The plan of a job, to show it or to pass it to `Client.dry_run`. Raises JobNotFound."""
-        return job_plan(self.list(files=files).job(name, host), JobOptions(**choices))
+        return job_plan(self.list(files=files).job(name, host), options)
 
     def start(
         self,
@@ -88,10 +75,10 @@ class Jobs:
         host: str | None = None,
         run_id: str | None = None,
         files: Iterable[str | Path] = (),
-        **choices: Unpack[JobChoices],
+        **options: Unpack[JobOptions],
     ) -> Run:
         """Start a job and return its run at once. Raises as `plan` and `Client.start`."""
-        return self._client.start(self.plan(name, host=host, files=files, **choices), run_id=run_id)
+        return self._client.start(self.plan(name, host=host, files=files, **options), run_id=run_id)
 
     def run(
         self,
@@ -102,7 +89,7 @@ class Jobs:
         files: Iterable[str | Path] = (),
         log: Callable[[str], object] | TextIO | None = None,
         check: bool = True,
-        **choices: Unpack[JobChoices],
+        **options: Unpack[JobOptions],
     ) -> Report:
         """Run a job to its end: stop the stack, run the worker, start the stack again. `report.job` has the outcome.
 
@@ -110,7 +97,7 @@ class Jobs:
         outcome other than success is raised as a JobFailed: ImageMissing, StopFailed, WorkerFailed, JobTimeout,
         JobCancelled or StartFailed.
         """
-        run = self.start(name, host=host, run_id=run_id, files=files, **choices)
+        run = self.start(name, host=host, run_id=run_id, files=files, **options)
         write = _lines_to(log) if log is not None and not callable(log) else log
         while True:
             try:

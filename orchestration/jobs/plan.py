@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, TypedDict, cast
 
 from longshore.orchestration.errors import UsageError
 from longshore.orchestration.jobs.labels import Job
@@ -17,37 +17,38 @@ from longshore.orchestration.plans.model import Concurrency, Plan, StepHandle
 _MARGIN = 120.0
 
 
-@dataclass(frozen=True)
-class JobOptions:
-    """Options of one start, which override those of the job. Times in seconds, or as text ("90s")."""
+class JobOptions(TypedDict, total=False):
+    """Options of one start, which override those of the job. Times in seconds, or as text ("90s").
 
-    timeout: float | str | None = None
-    stop_timeout: float | str | None = None
-    start_timeout: float | str | None = None
-    #: Leave the stack stopped.
-    keep_stopped: bool = False
-    #: Keep the container of a failed worker.
-    keep_failed_worker: bool = False
+    `keep_stopped` does not restart the stack; `keep_failed_worker` keeps the container of a failed worker.
+    """
 
-    def of(self, job: Job) -> Job:
-        """The job with these times. Raises UsageError for an invalid one."""
-        given: dict[str, Any] = {}
-        for name in ("timeout", "stop_timeout", "start_timeout"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            try:
-                seconds = parse_duration(value)
-            except ValueError as error:
-                raise UsageError(f"{name}: {error}") from None
-            if seconds <= 0:
-                raise UsageError(f"{name} must be positive, not {value!r}")
-            given[name] = seconds
-        return replace(job, **given)
+    timeout: float | str | None
+    stop_timeout: float | str | None
+    start_timeout: float | str | None
+    keep_stopped: bool
+    keep_failed_worker: bool
+
+
+def _with_times(job: Job, options: JobOptions) -> Job:
+    """The job with the times of the options. Raises UsageError for an invalid one."""
+    given: dict[str, Any] = {}
+    for name in ("timeout", "stop_timeout", "start_timeout"):
+        value = options.get(name)
+        if value is None:
+            continue
+        try:
+            seconds = parse_duration(value)
+        except ValueError as error:
+            raise UsageError(f"{name}: {error}") from None
+        if seconds <= 0:
+            raise UsageError(f"{name} must be positive, not {value!r}")
+        given[name] = seconds
+    return replace(job, **given)
 
 
 def job_plan(
-    job: Job, choices: JobOptions | None = None, *, reconstructed: bool = False, begin: bool = True, host: str = ""
+    job: Job, options: JobOptions | None = None, *, reconstructed: bool = False, begin: bool = True, host: str = ""
 ) -> Plan:
     """The plan of a job.
 
@@ -57,8 +58,8 @@ def job_plan(
     The plan creates the worker before it stops anything, and records the running containers in its labels, so that the
     engine keeps the list of what to restart.
     """
-    chosen = choices or JobOptions()
-    job = chosen.of(job)
+    options = options or {}
+    job = _with_times(job, options)
     plan = _plan(job, host, {RECONSTRUCTED_LABEL: "true"} if reconstructed else {}, waits=reconstructed)
     around = _around(job)
     # Every variant has the same steps in the same order, because run records refer to steps by index.
@@ -67,7 +68,7 @@ def job_plan(
     if reconstructed:
         image.when("false", reason="the worker container exists")
     create = {"make": False} if reconstructed else {}
-    worker = plan.step("worker", "job.worker.execute", **around, **_worker(job, chosen), **create).undo("none")
+    worker = plan.step("worker", "job.worker.execute", **around, **_worker(job, options), **create).undo("none")
     worker.after(image)
     stop = plan.step("stop", "job.stop.execute", **around, timeout=job.stop_timeout).after(worker).undo("none")
     late: dict[str, Any] = {} if begin else {"begin": False}
@@ -78,20 +79,20 @@ def job_plan(
     work = plan.step("work", "job.work.execute", **around, stop_timeout=job.stop_timeout, **late)
     work.after(stop).undo("none").timeout(job.timeout + job.grace + _MARGIN)
     last = work
-    if not chosen.keep_stopped:
+    if not options.get("keep_stopped"):
         work.irreversible()
         last = _start(plan, job, around).after(work)
         last = _healthy(plan, job, around).after(last)
-    _remove(plan, around, chosen).after(last)
+    _remove(plan, around, options).after(last)
     return plan
 
 
-def restart_plan(job: Job, choices: JobOptions, run_id: str, host: str = "") -> Plan:
+def restart_plan(job: Job, options: JobOptions, run_id: str, host: str = "") -> Plan:
     """The plan that restarts the stack after a run failed to: the steps of a job after the work."""
     plan, around = _plan(job, host, {}, waits=True), _around(job) | {"run": run_id}
     start = _start(plan, job, around)
     healthy = _healthy(plan, job, around).after(start)
-    _remove(plan, around, choices).after(healthy)
+    _remove(plan, around, options).after(healthy)
     return plan
 
 
@@ -135,8 +136,8 @@ def _healthy(plan: Plan, job: Job, around: dict[str, Any]) -> StepHandle:
     return step.always().timeout(job.start_timeout + _MARGIN)
 
 
-def _remove(plan: Plan, around: dict[str, Any], choices: JobOptions) -> StepHandle:
-    step = plan.step("remove", "job.remove.execute", **around, keep_failed=choices.keep_failed_worker)
+def _remove(plan: Plan, around: dict[str, Any], options: JobOptions) -> StepHandle:
+    step = plan.step("remove", "job.remove.execute", **around, keep_failed=options.get("keep_failed_worker", False))
     return step.always().undo("none")
 
 
@@ -145,14 +146,14 @@ def _templates(job: Job) -> dict[str, str]:
     return {name: value for name, value in job.env.items() if name in job.templated}
 
 
-def _worker(job: Job, choices: JobOptions) -> dict[str, Any]:
+def _worker(job: Job, options: JobOptions) -> dict[str, Any]:
     env = {name: value if name in job.templated else _literal(value) for name, value in job.env.items()}
     return {
         "image": _literal(job.image),
         "command": [_literal(word) for word in job.command],
         "env": env,
         "mounts": [asdict(mount) | {"path": _literal(mount.path)} for mount in job.mounts],
-        "plan_record": plan_record(job, choices),
+        "plan_record": plan_record(job, options),
     } | ({"no_way_back": job.no_way_back} if job.no_way_back != "refuse" else {})
 
 
@@ -161,12 +162,14 @@ _KEPT: tuple[str, ...] = (
     *("name", "image", "stacks", "projects", "targets", "loose", "scope", "host", "overlap"),
     *("stop_timeout", "start_timeout", "timeout", "grace"),
 )
+#: Options of the start that are stored beside these fields.
+_FLAGS = ("keep_stopped", "keep_failed_worker")
 
 
-def plan_record(job: Job, choices: JobOptions) -> str:
+def plan_record(job: Job, options: JobOptions) -> str:
     """The job and its options as text, for a label of the worker container."""
     kept = {name: getattr(job, name) for name in _KEPT} | {"env": _templates(job)}
-    kept |= {"keep_stopped": choices.keep_stopped, "keep_failed_worker": choices.keep_failed_worker}
+    kept |= {name: options.get(name, False) for name in _FLAGS}
     return _literal(json.dumps(kept))
 
 
@@ -179,9 +182,8 @@ def plan_from_record(text: str) -> tuple[Job, JobOptions]:
     if not {"name", "image"} <= found.keys():
         raise ValueError("the record has no job name or no image")
     env = dict(kept.get("env", {}))
-    return Job(**found, env=env, templated=frozenset(env)), JobOptions(
-        keep_stopped=bool(kept.get("keep_stopped")), keep_failed_worker=bool(kept.get("keep_failed_worker"))
-    )
+    options = cast("JobOptions", {name: True for name in _FLAGS if kept.get(name)})
+    return Job(**found, env=env, templated=frozenset(env)), options
 
 
 def _literal(text: str) -> str:

@@ -28,7 +28,7 @@ class OnlyIf(StrEnum):
     ANY_HOST_SKIPPED = "any_host_skipped"
 
 
-#: Guards that a failed dependency does not skip (SEMANTICS 12).
+#: Guards that a failed dependency does not skip.
 LOOKS_AT_FAILURE = frozenset({OnlyIf.FAILED, OnlyIf.ANY_HOST_FAILED, OnlyIf.ALL_HOSTS_FAILED})
 
 #: `unknown` counts as failed, `cancelled` does not.

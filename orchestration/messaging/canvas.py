@@ -99,6 +99,10 @@ class Canvas:
         shown["headers"] = plan_header(self.digest)
         return self.app.signature(ADVANCE, args=(self.run_id,), immutable=True, options=shown)
 
+    def _body_options(self, plan: CompiledPlan) -> dict[str, Any]:
+        shadow = f"{plan.plan.name} (advance)"
+        return {"queue": CONTROL, "shadow": shadow, "ignore_result": True, "headers": plan_header(self.digest)}
+
     def _work(self, task: str, plan: CompiledPlan, step_id: StepId) -> Signature[Any]:
         options = self._step_options(task, plan, step_id)
         return self.app.signature(task, args=(self.run_id, step_id), immutable=True, options=options)
@@ -195,8 +199,8 @@ class Canvas:
         a short step. The messages are the same.
         """
         group_id = uuid()
-        body: Any = self.advance(plan.plan.name)
-        body.freeze(group_id=group_id, root_id=self.run_id)
+        # Each message carries the body, so the body has only the options that its sender does not add.
+        body: Any = self.app.signature(ADVANCE, args=(self.run_id,), immutable=True, options=self._body_options(plan))
         declared: set[str] = set()
         with self.app.producer_or_acquire() as producer, producer.batch():
             for index, step_id in enumerate(ids):

@@ -195,7 +195,7 @@ def sign(keys: Ring, what: str, parts: Mapping[str, Any]) -> dict[str, Any]:
 def check(keys: Ring, what: str, parts: Mapping[str, Any], signature: Any) -> Key:
     """Verify a signature and return the key that made it. Raises Forged."""
     if not isinstance(signature, dict):
-        raise Forged("it has no signature")
+        raise Forged("the signature is missing")
     now = time.time()
     at, key_id = signature.get("at"), signature.get("key")
     key = keys.find(key_id, now) if isinstance(key_id, str) else None
@@ -223,12 +223,12 @@ def check_message(keys: Ring, headers: Mapping[str, Any], body: bytes) -> None:
     task = str(headers.get("task"))
     if not task.startswith(OURS):
         # Celery's own tasks send arbitrary messages, which the worker would then sign.
-        raise Forged("it is not a task of Longshore's, and these workers accept signed tasks only")
+        raise Forged("these workers accept signed tasks of Longshore only")
     if task in SEALED:
         # An application's worker sends this message without a key. The task verifies the seal in its arguments; the
         # rest of the message is untrusted.
         if _follows(body) or any(headers.get("timelimit") or ()):
-            raise Forged("it may have neither follow-up messages nor a time limit")
+            raise Forged("the message may have neither follow-up messages nor a time limit")
         return
     signature = headers.get(FIELD)
     digest = signature.get("plan", "") if isinstance(signature, dict) else ""
@@ -316,7 +316,7 @@ def sealed_command(settings: Settings, run_id: str, fields: Mapping[Any, Any]) -
 def check_command(keys: Ring, run_id: str, fields: Mapping[str, str]) -> None:
     """Verify the signature of a command. Raises Forged."""
     if sum(len(name) + len(value) for name, value in fields.items()) > _LONGEST_COMMAND:
-        raise Forged(f"it has more than {_LONGEST_COMMAND} characters")
+        raise Forged(f"the text has more than {_LONGEST_COMMAND} characters")
     try:
         signature = json.loads(fields.get(FIELD, "null"))
     except (ValueError, RecursionError):

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from redis.exceptions import WatchError
+
 from longshore.orchestration.errors import UNREADABLE, LongshoreError, StoreUnavailable, WrongType
 from longshore.orchestration.plans.compiled import CompiledPlan, index_of
 from longshore.orchestration.plans.model import Plan
@@ -151,8 +153,6 @@ def _fold(store: Store) -> None:
 
 def _add(store: Store, run_id: str, counts: Counts, until: float | None = None) -> None:
     """Add the new counts of a run, in one transaction, so that concurrent scrapes add them once."""
-    from redis.exceptions import WatchError  # noqa: PLC0415 - slow to import
-
     keys = store.keys
     with store.client.pipeline() as pipe:
         while True:

@@ -87,7 +87,7 @@ class Collector:
         for breaker in Breakers(store).open():
             breakers.add_metric([breaker.service], 1)
         yield breakers
-        dead_letters = GaugeMetricFamily("longshore_messages_aside", "Dead letters")
+        dead_letters = GaugeMetricFamily("longshore_dead_letters", "Dead letters")
         dead_letters.add_metric([], store.call(store.client.xlen, store.keys.dead_letters))
         yield dead_letters
         info: dict[str, Any] = store.call(store.client.info, "memory")

@@ -22,6 +22,8 @@ from importlib.metadata import entry_points
 from typing import Any, Literal
 from urllib.parse import quote
 
+import requests
+
 from longshore.orchestration.runs.events import Event
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.states import Cause, RunState
@@ -145,8 +147,6 @@ def _registered() -> tuple[tuple[str, Callable[[Notice], object]], ...]:
 
 
 def _webhook(settings: Settings, notice: Notice) -> None:
-    import requests  # noqa: PLC0415 - slow to import
-
     body = notice.as_json().encode()
     headers = {"Content-Type": "application/json", "Longshore-Notice": notice.id}
     if settings.notify_secret:

@@ -2,7 +2,7 @@
 
 Span ids are derived from the run, the step and the attempt. A worker therefore knows the id of its attempt's span,
 under which operations record their own spans, and a trace that is sent twice is the same trace. The environment
-variables of OpenTelemetry (`OTEL_EXPORTER_OTLP_ENDPOINT`, …) set the destination.
+variables of OpenTelemetry (`OTEL_EXPORTER_OTLP_ENDPOINT`, …) set the destination. The module needs the extra `otel`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from opentelemetry import context, trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
+
 from longshore.orchestration.runs.timeline import Bar, bars
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import ReadableSpan
-    from opentelemetry.trace import SpanContext
-
     from longshore.orchestration.client.run import Run
 
 
@@ -36,8 +40,6 @@ def _parent(traceparent: str) -> tuple[int, int] | None:
 
 
 def _context(run_id: str, instance_id: str, traceparent: str, *name: object) -> SpanContext:
-    from opentelemetry.trace import SpanContext, TraceFlags  # noqa: PLC0415 - an extra
-
     above = _parent(traceparent)
     trace_id = above[0] if above else _number(run_id, instance_id, size=16)
     return SpanContext(trace_id, _number(run_id, instance_id, *name, size=8), is_remote=True, trace_flags=TraceFlags(1))
@@ -46,8 +48,6 @@ def _context(run_id: str, instance_id: str, traceparent: str, *name: object) -> 
 @contextlib.contextmanager
 def attempt(run_id: str, instance_id: str, traceparent: str, part: str, *, undo: bool, number: int) -> Iterator[None]:
     """Make the span of this attempt the parent of spans that are recorded meanwhile."""
-    from opentelemetry import context, trace  # noqa: PLC0415 - an extra
-
     span = trace.NonRecordingSpan(_context(run_id, instance_id, traceparent, part, undo, number))
     token = context.attach(trace.set_span_in_context(span))
     try:
@@ -58,10 +58,6 @@ def attempt(run_id: str, instance_id: str, traceparent: str, part: str, *, undo:
 
 def spans(run: Run) -> list[ReadableSpan]:
     """The spans of a run: a root, and one span per attempt at each step and at its undo."""
-    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - an extra
-    from opentelemetry.sdk.trace import ReadableSpan  # noqa: PLC0415
-    from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags  # noqa: PLC0415
-
     report, events, body = run.report(), run.events(), run.store.body(run.id) or {}
     instance_id, above = str(body.get("instance_id", "")), str(body.get("trace", ""))
     root = _context(run.id, instance_id, above, "run")
@@ -105,14 +101,10 @@ def _failed(bar: Bar) -> bool:
 
 @lru_cache(maxsize=1)
 def _exporter() -> Any:
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - an extra
-
     return OTLPSpanExporter()
 
 
 def send(run: Run) -> None:
     """Export the trace of a run. Raises OSError where the export fails."""
-    from opentelemetry.sdk.trace.export import SpanExportResult  # noqa: PLC0415 - an extra
-
     if _exporter().export(spans(run)) is not SpanExportResult.SUCCESS:
         raise OSError(f"the trace of run {run.id} could not be sent")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import StrEnum
 from functools import cache, partial
 from importlib.metadata import entry_points
@@ -205,8 +206,6 @@ def register(operation: Operation) -> Operation:
 
 def find(name: str) -> Operation:
     """The operation of that name. Raises UnknownName with the nearest names."""
-    from difflib import get_close_matches  # noqa: PLC0415 - only on the way to an error
-
     operation = _REGISTRY.get(name)
     if operation is None:
         load_own()
@@ -236,7 +235,7 @@ def load_own() -> None:
     """Import custom operations: the entry points `longshore.operations`, and the modules of the setting `imports`,
     also from the working directory. Raises ConfigError for an import that fails.
     """
-    from celery.utils.imports import import_from_cwd  # noqa: PLC0415 - only where there is something to import
+    from celery.utils.imports import import_from_cwd  # noqa: PLC0415 - celery takes 0.1 s, which a plan need not pay
 
     for entry in entry_points(group="longshore.operations"):
         _import(f"entry point {entry.name}", entry.load)

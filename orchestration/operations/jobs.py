@@ -121,9 +121,9 @@ class StartResult(Result):
 
 
 class HealthyResult(Result):
-    """`well`: healthy; `down`: unhealthy; `as_before`: unhealthy now and before the job."""
+    """`healthy`: healthy; `down`: unhealthy; `as_before`: unhealthy now and before the job."""
 
-    well: list[str] = []
+    healthy: list[str] = []
     down: list[str] = []
     as_before: list[str] = []
     standing: list[dict[str, Any]] = Field([], description="What runs of each stack: images, revision and health")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -56,8 +57,6 @@ class DnsUpdateParams(Params):
     @field_validator("servers")
     @classmethod
     def _addresses(cls, value: list[str] | None) -> list[str] | None:
-        from ipaddress import ip_address  # noqa: PLC0415 - only for a check
-
         for text in value or []:
             if "{{" not in text:
                 try:

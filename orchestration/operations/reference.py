@@ -17,7 +17,7 @@ _KINDS = {
     Kind.CONVERGES: "converges: a second call returns unchanged",
     Kind.ACTS: "acts: each call has its effect",
 }
-#: The receipt on the worker's host fences a superseded attempt (SEMANTICS 26).
+#: The receipt on the worker's host fences a superseded attempt.
 _HERE = "on this host; a superseded attempt is fenced before the next one acts"
 _ELSEWHERE = "at least once: a request to another system may arrive after its undo, if the worker was paused meanwhile"
 

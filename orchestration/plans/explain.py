@@ -97,7 +97,7 @@ def _step(plan: CompiledPlan, step: CompiledStep) -> list[str]:
     if step.step.max_parallel is not None:
         facts.append(f"{step.step.max_parallel} at once")
     if step.step.canary is not None:
-        facts.append(f"{step.step.canary} first; if one of those fails, the rest is left alone")
+        facts.append(f"{step.step.canary} first; if one of those fails, the others do not run")
     if step.step.tolerate is not None:
         facts.append(f"{step.step.tolerate} may fail")
     if step.inside:
@@ -105,9 +105,9 @@ def _step(plan: CompiledPlan, step: CompiledStep) -> list[str]:
     if step.always:
         facts.append("always runs, however the run ends")
     elif not plan.stops(step.index):
-        facts.append("the run goes on if it fails")
+        facts.append("the run continues if the step fails")
     if step.step.irreversible:
-        facts.append("the point of no return: once it has succeeded, nothing is taken back")
+        facts.append("the point of no return: once the step has succeeded, nothing is undone")
     return [f"  {step.name}: {step.operation.name}{after}", f"      {'; '.join(facts)}"]
 
 
@@ -129,7 +129,7 @@ def _retry(policy: Retry) -> str:
 
 def _undo(plan: CompiledPlan) -> list[str]:
     if plan.plan.on_failure == "keep":
-        return ["  nothing is taken back: on_failure is keep"]
+        return ["  nothing is undone: on_failure is keep"]
     lines = []
     for members in reversed(plan.levels):
         lines += [f"  {plan.steps[i].name}: {_undo_of(plan.steps[i])}" for i in members]

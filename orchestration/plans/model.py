@@ -25,6 +25,7 @@ from longshore.orchestration.language.params import Param
 from longshore.orchestration.language.schedule import Scheduled, ScheduleName
 from longshore.orchestration.language.targets import HostFilter
 from longshore.orchestration.operations import Retry
+from longshore.orchestration.operations.celery_task import CELERY, as_params
 from longshore.orchestration.plans.steps import Inside, OnError, OnNoHost, Step, UndoSpec, When, _as_target, _Model
 
 if TYPE_CHECKING:
@@ -38,11 +39,11 @@ OnUnknown = Literal["fail", "ask"]
 class Concurrency(_Model):
     """A limit on the live runs that share a key, across plans."""
 
-    key: str = Field(min_length=1, description="What they have in common; may use params")
-    limit: Annotated[int, Field(ge=1)] = Field(1, description="How many of them may be live")
+    key: str = Field(min_length=1, description="The key that the runs share; may use params")
+    limit: Annotated[int, Field(ge=1)] = Field(1, description="The number of runs that may be live")
     on_limit: Literal["queue", "skip", "cancel_running"] = Field(
         "queue",
-        description="What becomes of one more: it waits, it is not run, or it takes the place of those that run",
+        description="At the limit a run waits, is not run, or cancels the live runs",
     )
 
 
@@ -53,21 +54,19 @@ class Plan(_Model):
     description: str = Field("", description="For people")
     labels: dict[str, str] = Field(default_factory=dict, description="For people and for searching")
     params: dict[str, Param] = Field(default_factory=dict, description="Typed inputs")
-    on_error: OnError = Field("stop", description="What a step's final failure does, unless the step says otherwise")
-    on_failure: OnFailure = Field("undo", description="Whether a run that is ended is taken back or kept as it is")
+    on_error: OnError = Field("stop", description="The effect of a step's final failure, for steps without on_error")
+    on_failure: OnFailure = Field("undo", description="Whether a failed run is undone or keeps its effects")
     on_unknown: OnUnknown = Field(
-        "fail", description="Whether a step that may have happened counts as failed, or a person is asked about it"
+        "fail", description="Whether a step of unknown outcome counts as failed, or a person decides about it"
     )
-    target: Annotated[str, BeforeValidator(_as_target)] = Field("_any", description="Where its steps run")
-    sequential: bool = Field(default=False, description="Each step comes after the one before it")
-    retry: Retry | None = Field(None, description="When failed attempts are tried again, for all steps")
-    timeout: Annotated[Duration, Field(gt=0)] | None = Field(
-        None, description="Time of the whole run; running out of it is a failure"
-    )
-    concurrency: Concurrency | None = Field(None, description="Which runs must not be live at the same time")
+    target: Annotated[str, BeforeValidator(_as_target)] = Field("_any", description="The hosts of its steps")
+    sequential: bool = Field(default=False, description="Each step depends on the previous one")
+    retry: Retry | None = Field(None, description="The retries of failed attempts, for all steps")
+    timeout: Annotated[Duration, Field(gt=0)] | None = Field(None, description="Time limit of the whole run")
+    concurrency: Concurrency | None = Field(None, description="A limit on the live runs that share a key")
     schedules: dict[ScheduleName, Scheduled] = Field(
         default_factory=dict,
-        description="When it starts by itself, if it is a stored plan (LONGSHORE_PLANS)",
+        description="The schedules of a stored plan (LONGSHORE_PLANS)",
     )
     steps: dict[str, Step] = Field(default_factory=dict, description="The steps by name")
 
@@ -92,7 +91,7 @@ class Plan(_Model):
     def step(self, name: str, op: str, /, **params: Any) -> StepHandle:
         """Add a step; keywords are the parameters of its operation. Raises PlanError for a name in use."""
         if name in self.steps:
-            raise PlanError([Problem("there is a step of this name already", step=name)])
+            raise PlanError([Problem("the plan has a step of this name", step=name)])
         after = [list(self.steps)[-1]] if self.sequential and self.steps else []
         self.steps[name] = Step(op=op, with_=as_data(params), after=after)
         return StepHandle(self, name)
@@ -128,8 +127,6 @@ class Plan(_Model):
         `undo` is the signature of the compensation. The `timeout` of an attempt is required: a task without a result
         in that time is `unknown`. See `longshore.orchestration.operations.celery_task`.
         """
-        from longshore.orchestration.operations.celery_task import CELERY, as_params  # noqa: PLC0415 - only here
-
         back = as_params(undo) if undo is not None else None
         step = self.step(name, CELERY.name, **as_params(signature)).timeout(timeout)
         return step.undo(CELERY.name, **back) if back is not None else step

@@ -139,7 +139,7 @@ class When(_Model):
     """A condition, with the skip reason for the report."""
 
     if_: Annotated[str, Field(min_length=1)] = Field(alias="if", description="A Jinja2 expression, without braces")
-    reason: str = Field("", description="Why the step is skipped where it is false")
+    reason: str = Field("", description="The skip reason where the expression is false")
 
     @property
     def of_part(self) -> bool:
@@ -172,45 +172,47 @@ class Step(_Model):
     op: str = Field(description="The operation, e.g. compose.up.execute")
     with_: dict[str, Any] = Field(default_factory=dict, alias="with", description="The operation's parameters")
     after: Annotated[list[str], BeforeValidator(_as_list), _NAMES] = Field(
-        default_factory=list, description="The steps that must have ended before"
+        default_factory=list, description="The steps that must end before this one begins"
     )
     when: Annotated[list[When], BeforeValidator(_as_conditions), PlainSerializer(_shortest), _OneOrSeveral()] = Field(
         default_factory=list, description="Expressions that must hold, else the step is skipped"
     )
     only_if: Annotated[list[OnlyIf], BeforeValidator(_as_list), _GUARDS] = Field(
-        default_factory=list, description="What the steps before it must have done, else the step is skipped"
+        default_factory=list, description="Outcomes of the direct dependencies, else the step is skipped"
     )
     foreach: Annotated[list[Any] | str | None, BeforeValidator(_as_items)] = Field(
-        None, description="A list, or a {{ template }} that gives one: the step is done for each item at the same time"
+        None, description="A list, or a {{ template }} that gives one: the step runs for each item, concurrently"
     )
     target: Annotated[str | None, BeforeValidator(_as_target)] = Field(
         None, description="_any worker, _all hosts, one host by its name, or those with a label: key:value"
     )
-    on_no_host: OnNoHost = Field("fail", description="What becomes of it where no host is meant by its target")
+    on_no_host: OnNoHost = Field("fail", description="The policy for a target without hosts")
     when_fact: HostFilter | None = Field(
         None,
-        description="What a host must be like for the step to be done there; on _any worker: what some host must be",
+        description="Facts that a host must have to run the step; for _any: facts that some host must have",
     )
     in_: Inside | None = Field(
-        None, alias="in", description="Done inside a container: command, file, node and network operations"
+        None, alias="in", description="The container in which the step runs: command, file, node and network operations"
     )
     tolerate: Annotated[str | None, BeforeValidator(_as_tolerance)] = Field(
-        None, description="How many of its items or hosts may fail: 2, or 10%"
+        None, description="The number of items or hosts that may fail: 2, or 10%"
     )
     max_parallel: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="How many of its items or hosts are at work at once"
+        None, description="The number of items or hosts that run at the same time"
     )
     canary: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="How many of its items or hosts go first: if one of them fails, the rest is left alone"
+        None, description="The number of items or hosts that run first: if one of them fails, the others do not run"
     )
-    retry: Retry | None = Field(None, description="When a failed attempt is tried again")
-    on_error: OnError | None = Field(None, description="stop ends the run, continue goes on without what depends on it")
+    retry: Retry | None = Field(None, description="The retries of failed attempts")
+    on_error: OnError | None = Field(
+        None, description="stop ends the run; continue runs the steps that do not depend on this one"
+    )
     timeout: Annotated[Duration, Field(gt=0)] | None = Field(None, description="Time of one attempt")
     undo: Annotated[UndoSpec | Literal["none"] | None, BeforeValidator(_none_or_spec)] = Field(
-        None, description="How to take it back; none says that there is nothing to take back"
+        None, description="The compensation; none declares that the step needs none"
     )
-    always: bool = Field(default=False, description="Runs however the run ends")
+    always: bool = Field(default=False, description="The step runs whether the run succeeds or not")
     irreversible: bool = Field(
-        default=False, description="The point of no return: once it has succeeded, the run only goes forward"
+        default=False, description="The point of no return: once the step has succeeded, the run is not undone"
     )
     description: str = Field("", description="For people")

@@ -61,7 +61,7 @@ class Hooks:
     * `on_skip(name, reason)`
     * `on_undo(result)` – a StepReport whose `undo` has ended; once for each step
 
-    An exception propagates to the caller of `watch` or `wait`; a worker logs the exception and the run goes on.
+    An exception propagates to the caller of `watch` or `wait`; a worker logs the exception and the run continues.
     """
 
     before_plan: Callable[[PlanSummary], object] = _nothing

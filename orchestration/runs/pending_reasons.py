@@ -37,7 +37,7 @@ def pending_reasons(store: Store, plan: CompiledPlan, steps: Mapping[str, str]) 
 def hold_reason(store: Store, run_id: str, reason: str) -> str:
     """The reason why a pending run has not begun, with its position in the queue of its limit."""
     admission = Admission(store)
-    wanted = admission.wanted(run_id)
+    wanted = admission.request_of(run_id)
     before = admission.position(run_id, wanted) if wanted is not None else None
     if before is None:
         return reason

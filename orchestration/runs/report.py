@@ -148,7 +148,7 @@ def _name(plan: CompiledPlan, step_id: StepId, host: str | None) -> str:
 
 
 def _exit_code(plan: CompiledPlan, state: RunState, records: Mapping[int, StepRecord], left: Sequence[StepId]) -> int:
-    """0 for success, 3 where an effect remains or is in doubt, 1 for a failure without either (SEMANTICS 6)."""
+    """0 for success, 3 where an effect remains or is in doubt, 1 for a failure without either."""
     always_failed = any(records[s.index].status in STEP_BAD for s in plan.steps if s.always)
     if left or always_failed or state in {RunState.PARTIAL, RunState.UNDO_FAILED}:
         return 3

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 class StackOutcomes:
     """The steps of stacks by outcome: names of those that succeeded, and reasons for the others."""
 
-    right: tuple[str, ...] = ()
-    wrong: dict[str, str] = field(default_factory=dict)
+    up_to_date: tuple[str, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 def stacks_of(steps: Sequence[StepReport]) -> StackOutcomes:
     """The outcomes of the steps that restart stacks."""
     mine = [step for step in steps if step.op == RESTART.name]
-    right = [s for s in mine if s.status in STEP_GOOD and (s.undo is None or s.undo.status is not UndoState.UNDONE)]
+    good = [s for s in mine if s.status in STEP_GOOD and (s.undo is None or s.undo.status is not UndoState.UNDONE)]
     return StackOutcomes(
-        tuple(step.name for step in right), {step.name: _why(step) for step in mine if step not in right}
+        tuple(step.name for step in good), {step.name: _why(step) for step in mine if step not in good}
     )
 
 
@@ -45,4 +45,4 @@ def exit_code(
     """
     if labels.get(ORCHESTRATE_LABEL) != "keep" or state is not RunState.FAILED or cause is Cause.CANCEL:
         return None
-    return 3 if stacks_of(steps).wrong else None
+    return 3 if stacks_of(steps).failed else None

@@ -10,7 +10,7 @@ from typing import Any
 
 from longshore.orchestration.errors import ConfigError
 from longshore.orchestration.messaging.canvas import producer
-from longshore.orchestration.schedules.schedules import Schedule, declared
+from longshore.orchestration.schedules.declarations import Schedule, declared
 from longshore.orchestration.settings import Settings, get_settings
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from longshore.orchestration.errors import LongshoreError, UnknownName, WaitTimeout
 from longshore.orchestration.operations.stacks import CHECK, REBUILD
@@ -93,17 +93,6 @@ class Orchestrated:
     @property
     def stacks(self) -> StackOutcomes:
         return stacks_of(self.report.steps) if self.report is not None else StackOutcomes()
-
-
-class RolloutChoices(TypedDict, total=False):
-    """Options of a rollout. Times in seconds."""
-
-    max_parallel: int | None
-    canary: int | None
-    on_failure: Literal["keep", "undo"]
-    healthy_deadline: float
-    min_healthy_time: float
-    no_way_back: Literal["refuse", "accept"]
 
 
 #: Seconds to wait for a first host, and between two reads.
@@ -245,7 +234,7 @@ class Stacks:
         """The cached inventory of a host; or None, and the reason."""
         caches = Caches(self._store)
         found = caches.get(STACK_CACHE + host)
-        if why := found.wrong(caches.now()):
+        if why := found.problem(caches.now()):
             return None, why
         return inventory_of(found)
 
@@ -283,11 +272,10 @@ class Stacks:
         labels: Iterable[str] = (),
         image: str | None = None,
         registry: bool = False,
-        retry: bool = False,
         run_id: str | None = None,
         progress: Progress = lambda _line: None,
         watch: Callable[[Run], Report] | None = None,
-        **options: Unpack[RolloutChoices],
+        **options: Unpack[RolloutOptions],
     ) -> Orchestrated:
         """Find the services that differ from their files and images, and restart them; waits for the end.
 
@@ -315,7 +303,9 @@ class Stacks:
         for host in outdated:
             progress(f"rebuild: {host}: {failed.get(host) or ('done' if host in built else 'not needed')}")
         with _phase("selection"):
-            selection = self._from_cache(checked.all, checked.errors | failed, labels, image, retry=retry)
+            selection = self._from_cache(
+                checked.all, checked.errors | failed, labels, image, retry=options.get("retry", False)
+            )
         for stale in selection.chosen:
             progress(f"select: {selection.name(stale)}: {', '.join(map(str, stale.reasons))}")
         done = 3 if selection.incomplete else 0
@@ -324,7 +314,7 @@ class Stacks:
             message = "cache valid, nothing to do" if valid else "no deployments need restart: nothing to do"
             return Orchestrated("select", message + _uninspected(selection), done, selection, rebuilt=tuple(built))
         with _phase("restart"):
-            run = self.start(selection, RolloutOptions(**options, retry=retry), run_id=run_id)
+            run = self.start(selection, options, run_id=run_id)
         progress(f"restart: run {run.id}")
         report = watch(run) if watch is not None else run.wait()
         return self.ended(report, selection, tuple(built))
@@ -348,9 +338,9 @@ class Stacks:
         if report.exit_code == 0:
             message = "orchestration complete"
         else:
-            failed = "; ".join(f"{name}: {why}" for name, why in stacks.wrong.items()) or report.summary
-            total = len(stacks.right) + len(stacks.wrong)
-            message = f"restart failed: {len(stacks.right)} of {total} stacks are up to date: {failed}"
+            failed = "; ".join(f"{name}: {why}" for name, why in stacks.failed.items()) or report.summary
+            total = len(stacks.up_to_date) + len(stacks.failed)
+            message = f"restart failed: {len(stacks.up_to_date)} of {total} stacks are up to date: {failed}"
         return Orchestrated("restart", message + _uninspected(selection), code, selection, report, rebuilt)
 
     def _from_cache(
@@ -429,6 +419,3 @@ def _listed(errors: Mapping[str, str]) -> str:
 def _uninspected(selection: Selection) -> str:
     errors = [f"host {host} could not be inspected: {why}" for host, why in selection.errors.items()]
     return "".join(f"; {text}" for text in [*errors, *map(str, selection.undetermined)])
-
-
-__all__ = ["Checked", "HostCheck", "Orchestrated", "RolloutOptions", "Selection", "Stacks", "failures"]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from longshore.orchestration.errors import UsageError
 from longshore.orchestration.operations.stacks import REBUILD, RESTART
@@ -26,30 +26,45 @@ _MARGIN = 600.0
 _MAX_NAME = 64
 
 
-@dataclass(frozen=True)
-class RolloutOptions:
-    """Options of a rollout. Times in seconds."""
+class RolloutOptions(TypedDict, total=False):
+    """Options of a rollout. Times in seconds.
 
-    #: Maximum number of stacks restarted at once, on all hosts together.
-    max_parallel: int | None = None
-    #: Number of stacks restarted first; if one of them fails, the others are skipped.
-    canary: int | None = None
-    #: keep: a failed stack is undone by itself, the others are kept. undo: all stacks are undone.
-    on_failure: Literal["keep", "undo"] = "keep"
-    healthy_deadline: float = 60.0
-    min_healthy_time: float = 5.0
-    #: Try versions again that have failed before.
-    retry: bool = False
-    #: Whether a stack whose running containers could not be created again is left alone, or restarted all the same.
-    no_way_back: Literal["refuse", "accept"] = "refuse"
+    At most `max_parallel` stacks are restarted at once, on all hosts together; `canary` stacks first, and if one of
+    them fails, the others are skipped. `on_failure`: `keep` undoes a failed stack by itself, `undo` undoes all stacks.
+    `retry` tries versions again that have failed before. `no_way_back`: `accept` restarts a stack whose running
+    containers could not be created again.
+    """
 
-    def __post_init__(self) -> None:
-        if self.healthy_deadline <= 0:
-            raise UsageError("healthy_deadline must be positive")
-        for name in ("max_parallel", "canary"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1")
+    max_parallel: int | None
+    canary: int | None
+    on_failure: Literal["keep", "undo"]
+    healthy_deadline: float
+    min_healthy_time: float
+    retry: bool
+    no_way_back: Literal["refuse", "accept"]
+
+
+_DEFAULTS = RolloutOptions(
+    max_parallel=None,
+    canary=None,
+    on_failure="keep",
+    healthy_deadline=60.0,
+    min_healthy_time=5.0,
+    retry=False,
+    no_way_back="refuse",
+)
+
+
+def with_defaults(options: RolloutOptions) -> RolloutOptions:
+    """The options with all defaults. Raises UsageError for an invalid one."""
+    complete: RolloutOptions = {**_DEFAULTS, **options}
+    if complete["healthy_deadline"] <= 0:
+        raise UsageError("healthy_deadline must be positive")
+    for name in ("max_parallel", "canary"):
+        value = complete[name]
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1")
+    return complete
 
 
 @dataclass(frozen=True)
@@ -77,26 +92,27 @@ def restart_plan(
     """The plan that restarts the chosen services. `asked`: the services were named, and are restarted even if they
     are up to date; `ttl`: of the refreshed cache. Raises UsageError where stacks depend on each other in a circle.
     """
+    options = with_defaults(options)
     plan = Plan(
         "orchestrate",
-        labels={ORCHESTRATE_LABEL: options.on_failure},
-        on_error="continue" if options.on_failure == "keep" else "stop",
-        on_failure=options.on_failure,
+        labels={ORCHESTRATE_LABEL: options["on_failure"]},
+        on_error="continue" if options["on_failure"] == "keep" else "stop",
+        on_failure=options["on_failure"],
     )
     groups = _grouped(chosen)
     several = len({group.host for group in groups}) > 1
     needs = {group.key: _needs(group, groups, seen) for group in groups}
     levels = _levels(groups, needs)
-    first = [group for level in levels for group in level][: options.canary or 0]
+    first = [group for level in levels for group in level][: options["canary"] or 0]
     steps: dict[_Key, StepHandle] = {}
     before: list[StepHandle] = []
-    for wave in _waves(levels, first, options.max_parallel):
+    for wave in _waves(levels, first, options["max_parallel"]):
         for group in wave:
             canaries = {one.key for one in first} if group not in first else set()
             hard = [steps[key] for key in sorted(needs[group.key] | canaries)]
             steps[group.key] = _step(plan, group, seen, rules, options, asked=asked, several=several)
             _run_after(steps[group.key], hard, before)
-        before = [steps[group.key] for group in wave] if options.max_parallel else []
+        before = [steps[group.key] for group in wave] if options["max_parallel"] else []
     for host in sorted({group.host for group in groups}):
         own = [step for (where, _), step in steps.items() if where == host]
         refresh = plan.step(_name(f"cache.{host}"), REBUILD.name, ttl=ttl, **_inspection(rules))
@@ -123,16 +139,16 @@ def _step(
     }
     given: dict[str, Any] = {"project": group.project, "services": services, "index": project.fingerprint}
     given |= {"asked": True} if asked else {}
-    given |= {"retry": True} if options.retry else {}
-    given |= {"no_way_back": options.no_way_back} if options.no_way_back != "refuse" else {}
-    given |= {"healthy_deadline": options.healthy_deadline, "min_healthy_time": options.min_healthy_time}
+    given |= {"retry": True} if options["retry"] else {}
+    given |= {"no_way_back": options["no_way_back"]} if options["no_way_back"] != "refuse" else {}
+    given |= {"healthy_deadline": options["healthy_deadline"], "min_healthy_time": options["min_healthy_time"]}
     given |= {key: value for key, value in rules.params().items() if value}
     if not any(one.fetch for one in group.services):
         given.pop("registries", None)
     name = f"{group.host}.{group.project}" if several else group.project
     step = plan.step(_name(name), RESTART.name, **given).target(group.host)
     # Each level of services has a health deadline of its own.
-    return step.timeout(_MARGIN + options.healthy_deadline * len(group.services) * 2)
+    return step.timeout(_MARGIN + options["healthy_deadline"] * len(group.services) * 2)
 
 
 def _inspection(rules: StackRules) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Admission of runs: limits on live runs, and a queue for each limit, in the order of the requests.
 
-A run that is refused waits in the queue of the limit that refused it, and is looked at again when a run releases that
+A run that is refused waits in the queue of the limit that refused it, and is examined again when a run releases that
 limit. A decision reads the heads of these queues only, however many runs wait.
 
 There are limits for all runs (`max_runs`), for those of one plan (`max_runs_per_plan`), for those with one key
-(`concurrency` in a plan), and a lock for each project on a host that the plan names (SEMANTICS 34), held from the
+(`concurrency` in a plan), and a lock for each project on a host that the plan names, held from the
 beginning of the run to its end, undo included. A run that waits for its plan's limit, a key or a lock does not block
 the runs behind it.
 """
@@ -76,10 +76,10 @@ class AdmissionRequest:
     def read(cls, text: str) -> AdmissionRequest:
         """Parse a stored request. Raises one of `UNREADABLE` for a damaged entry."""
         known = json.loads(text)
-        wanted = cls(**known | {"parents": tuple(known["parents"]), "locks": tuple(known.get("locks", ()))})
-        if not all(isinstance(word, str) for word in (wanted.plan, wanted.key, wanted.group, *wanted.locks)):
+        request = cls(**known | {"parents": tuple(known["parents"]), "locks": tuple(known.get("locks", ()))})
+        if not all(isinstance(word, str) for word in (request.plan, request.key, request.group, *request.locks)):
             raise TypeError("the names must be text")
-        return replace(wanted, limit=int(wanted.limit))
+        return replace(request, limit=int(request.limit))
 
     @classmethod
     def known(cls, text: str) -> AdmissionRequest | None:
@@ -124,17 +124,17 @@ class Admission:
             )
         return read_request(run_id, detail) if result == "there" else None
 
-    def admit(self, run_id: str, wanted: AdmissionRequest, *, anyway: bool = False) -> str:
+    def admit(self, run_id: str, request: AdmissionRequest, *, anyway: bool = False) -> str:
         """Admit a run, atomically, unless a limit is reached; return '' or the limit: `all`, `plan`, `key` or `lock`.
 
         Returns `gone` for a run that was released. With `anyway`, admits beyond the limits a run that has begun before
         and resumes.
         """
-        limit = self._store.acknowledged(self.admit_call(run_id, wanted, anyway=anyway))[0]
+        limit = self._store.acknowledged(self.admit_call(run_id, request, anyway=anyway))[0]
         return "" if limit == "ok" else str(limit)
 
     def admit_call(
-        self, run_id: str, wanted: AdmissionRequest, *, anyway: bool = False, starts: bool = False
+        self, run_id: str, request: AdmissionRequest, *, anyway: bool = False, starts: bool = False
     ) -> ScriptCall:
         """The call of the script that `admit` runs. With `starts`, the caller starts the run, and no sweep is due."""
         store, keys, settings = self._store, self._store.keys, self._store.settings
@@ -142,58 +142,58 @@ class Admission:
             keys.queue,
             keys.admission_requests,
             keys.admitted,
-            keys.of_plan(wanted.plan_key),
-            keys.slot(wanted.key),
+            keys.of_plan(request.plan_key),
+            keys.slot(request.key),
             keys.live,
             keys.new,
             keys.waiting_queues,
-            *self._queues(wanted),
+            *self._queues(request),
         ]
-        for name in wanted.locks:
+        for name in request.locks:
             names += [keys.slot(_lock(name)), keys.waiting(f"lock {name}")]
         return store.global_call(
-            "admit", names, run_id, settings.max_runs or "", self._limit_of_plan(wanted) or "",
-            wanted.limit if wanted.key else "", "1" if anyway else "", "1" if starts else "", *wanted.parents,
+            "admit", names, run_id, settings.max_runs or "", self._limit_of_plan(request) or "",
+            request.limit if request.key else "", "1" if anyway else "", "1" if starts else "", *request.parents,
         )  # fmt: skip
 
-    def _limit_of_plan(self, wanted: AdmissionRequest) -> int | None:
+    def _limit_of_plan(self, request: AdmissionRequest) -> int | None:
         settings = self._store.settings
-        return settings.max_jobs if wanted.group == JOBS else settings.max_runs_per_plan
+        return settings.max_jobs if request.group == JOBS else settings.max_runs_per_plan
 
-    def readmit_request(self, run_id: str, wanted: AdmissionRequest) -> None:
+    def readmit_request(self, run_id: str, request: AdmissionRequest) -> None:
         """Admit an ended run that resumes, whether or not a limit is reached."""
-        self._store.call(self._store.client.hset, self._store.keys.admission_requests, run_id, wanted.text())
-        self.admit(run_id, wanted, anyway=True)
+        self._store.call(self._store.client.hset, self._store.keys.admission_requests, run_id, request.text())
+        self.admit(run_id, request, anyway=True)
 
-    def release(self, run_id: str, wanted: AdmissionRequest) -> None:
+    def release(self, run_id: str, request: AdmissionRequest) -> None:
         """Free the place, key and locks of an ended run, atomically."""
         keys = self._store.keys
         pipe = self._store.client.pipeline()
         pipe.zrem(keys.queue, run_id)
         pipe.hdel(keys.admission_requests, run_id)
         pipe.zrem(keys.admitted, run_id)
-        for name in self._slots(wanted):
+        for name in self._slots(request):
             pipe.srem(name, run_id)
-        for name in [self._store.keys.new, *(self.queues_of(wanted) if self.limited(wanted) else ())]:
+        for name in [self._store.keys.new, *(self.queues_of(request) if self.limited(request) else ())]:
             pipe.zrem(name, run_id)
         self._store.call(pipe.execute)
 
-    def _slots(self, wanted: AdmissionRequest) -> list[str]:
+    def _slots(self, request: AdmissionRequest) -> list[str]:
         """The sets that contain the run while it is admitted: of its plan, its key and its locks."""
         keys = self._store.keys
-        names = [wanted.key] if wanted.key else []
-        names += [_lock(name) for name in wanted.locks]
-        return [keys.of_plan(wanted.plan_key), *map(keys.slot, names)]
+        names = [request.key] if request.key else []
+        names += [_lock(name) for name in request.locks]
+        return [keys.of_plan(request.plan_key), *map(keys.slot, names)]
 
-    def held_keys(self, wanted: AdmissionRequest) -> list[str]:
+    def held_keys(self, request: AdmissionRequest) -> list[str]:
         """The keys with which `Store.finish` releases a run."""
         keys = self._store.keys
         indices = [keys.ended, keys.live, keys.queue, keys.admission_requests, keys.admitted]
-        return [*indices, *self._slots(wanted)]
+        return [*indices, *self._slots(request)]
 
-    def limited(self, wanted: AdmissionRequest) -> bool:
+    def limited(self, request: AdmissionRequest) -> bool:
         """Report whether any limit applies to the run."""
-        return bool(self._store.settings.max_runs or self._limit_of_plan(wanted) or wanted.key or wanted.locks)
+        return bool(self._store.settings.max_runs or self._limit_of_plan(request) or request.key or request.locks)
 
     def next(self) -> list[tuple[str, AdmissionRequest]]:
         """Admit the queued runs that no limit holds back, whatever was released, and return them."""
@@ -211,7 +211,7 @@ class Admission:
     def wake(self, queues: Iterable[str], before: float = math.inf) -> list[tuple[str, AdmissionRequest]]:
         """Admit the runs at the heads of these queues, the earliest request first, and return them.
 
-        Only runs that were requested before the order `before` are looked at.
+        Only runs that were requested before the order `before` are examined.
         """
         store, keys = self._store, self._store.keys
         admitted: list[tuple[str, AdmissionRequest]] = []
@@ -230,32 +230,32 @@ class Admission:
             left = [name for _, _, name in heads]
             _, run_id, name = min(heads)
             text = store.call(store.client.hget, keys.admission_requests, run_id)
-            wanted = AdmissionRequest.known(text) if text else None
+            request = AdmissionRequest.known(text) if text else None
             try:
-                why = "gone" if wanted is None else self.admit(run_id, wanted)
+                why = "gone" if request is None else self.admit(run_id, request)
             except WrongType:  # a damaged slot blocks its own runs only
                 left.remove(name)
                 continue
-            if wanted is not None and not why:
-                admitted.append((run_id, wanted))
+            if request is not None and not why:
+                admitted.append((run_id, request))
             elif why == "gone":  # released, or a damaged entry
                 store.call(store.client.zrem, name, run_id)
             elif store.call(store.client.zscore, name, run_id) is not None:
                 left.remove(name)  # the limit of this queue is reached again
         return admitted
 
-    def queues_of(self, wanted: AdmissionRequest) -> list[str]:
+    def queues_of(self, request: AdmissionRequest) -> list[str]:
         """The queues of the runs that the release of this one may let in."""
-        return [*self._queues(wanted)[:3], *(self._store.keys.waiting(f"lock {name}") for name in wanted.locks)]
+        return [*self._queues(request)[:3], *(self._store.keys.waiting(f"lock {name}") for name in request.locks)]
 
-    def _queues(self, wanted: AdmissionRequest) -> list[str]:
+    def _queues(self, request: AdmissionRequest) -> list[str]:
         keys = self._store.keys
-        return [keys.waiting("all"), keys.waiting(f"plan {wanted.plan_key}"), keys.waiting(f"key {wanted.key}")]
+        return [keys.waiting("all"), keys.waiting(f"plan {request.plan_key}"), keys.waiting(f"key {request.key}")]
 
-    def position(self, run_id: str, wanted: AdmissionRequest) -> int | None:
+    def position(self, run_id: str, request: AdmissionRequest) -> int | None:
         """The number of runs that wait before this one for the same limit; None where the run waits for none."""
         pipe = self._store.client.pipeline(transaction=False)
-        for name in self.queues_of(wanted):
+        for name in self.queues_of(request):
             pipe.zrank(name, run_id)
         return next((int(rank) for rank in self._store.call(pipe.execute) if rank is not None), None)
 
@@ -266,34 +266,34 @@ class Admission:
         orders = self._store.call(self._store.client.zmscore, self._store.keys.queue, run_ids)
         return [run_id for _, run_id in sorted(zip([order or 0.0 for order in orders], run_ids, strict=True))]
 
-    def is_forgotten(self, run_id: str, wanted: AdmissionRequest) -> bool:
+    def is_forgotten(self, run_id: str, request: AdmissionRequest) -> bool:
         """Whether a run is queued and in no queue of a limit, since Redis has lost the entry."""
-        return self.waits(run_id) and self.position(run_id, wanted) is None
+        return self.waits(run_id) and self.position(run_id, request) is None
 
     def waits(self, run_id: str) -> bool:
         """Report whether the run is queued."""
         return self._store.call(self._store.client.zscore, self._store.keys.queue, run_id) is not None
 
-    def remember(self, run_id: str, wanted: AdmissionRequest) -> bool:
+    def remember(self, run_id: str, request: AdmissionRequest) -> bool:
         """Store again the admission request of a queued run, if Redis has lost it; report whether it had."""
         store, keys = self._store, self._store.keys
         return self.waits(run_id) and bool(
-            store.call(store.client.hsetnx, keys.admission_requests, run_id, wanted.text())
+            store.call(store.client.hsetnx, keys.admission_requests, run_id, request.text())
         )
 
     def is_in(self, run_id: str) -> bool:
         """Report whether the run is admitted."""
         return self._store.call(self._store.client.zscore, self._store.keys.admitted, run_id) is not None
 
-    def limit_of(self, wanted: AdmissionRequest) -> str:
+    def limit_of(self, request: AdmissionRequest) -> str:
         """The limit that a queued run waits for."""
         store, keys = self._store, self._store.keys
-        if wanted.key and len(self.holders(wanted)) >= wanted.limit:
+        if request.key and len(self.holders(request)) >= request.limit:
             return "key"
-        if any(set(self.holders_of(name)) - set(wanted.parents) for name in wanted.locks):
+        if any(set(self.holders_of(name)) - set(request.parents) for name in request.locks):
             return "lock"
-        plan_key = store.call(store.client.scard, keys.of_plan(wanted.plan_key))
-        return "plan" if plan_key >= (self._limit_of_plan(wanted) or plan_key + 1) else "all"
+        plan_key = store.call(store.client.scard, keys.of_plan(request.plan_key))
+        return "plan" if plan_key >= (self._limit_of_plan(request) or plan_key + 1) else "all"
 
     def known_page(self, cursor: int, count: int) -> tuple[int, dict[str, AdmissionRequest]]:
         """One page of about `count` requests from a cursor on, with the next cursor, 0 after the last page."""
@@ -301,44 +301,44 @@ class Admission:
             self._store.client.hscan, self._store.keys.admission_requests, cursor, count=count
         )
         return int(following), {
-            run: wanted for run, text in found.items() if (wanted := AdmissionRequest.known(text)) is not None
+            run: request for run, text in found.items() if (request := AdmissionRequest.known(text)) is not None
         }
 
     def known(self) -> dict[str, AdmissionRequest]:
         """The requests of all runs that are queued or admitted."""
         found = self._store.call(self._store.client.hgetall, self._store.keys.admission_requests)
         return {
-            run_id: wanted for run_id, text in found.items() if (wanted := AdmissionRequest.known(text)) is not None
+            run_id: request for run_id, text in found.items() if (request := AdmissionRequest.known(text)) is not None
         }
 
-    def wanted(self, run_id: str) -> AdmissionRequest | None:
+    def request_of(self, run_id: str) -> AdmissionRequest | None:
         """The request of one run that is queued or admitted."""
         text = self._store.call(self._store.client.hget, self._store.keys.admission_requests, run_id)
         return AdmissionRequest.known(text) if text else None
 
-    def why_not(self, wanted: AdmissionRequest, limit: str) -> str:
+    def why_not(self, request: AdmissionRequest, limit: str) -> str:
         """The reason, for people, why a queued run waits.
 
         Each begins with the same words, which a skipped run leaves out of its reason.
         """
         store, settings = self._store, self._store.settings
         if limit == "key":
-            holders = ", ".join(self.holders(wanted))
-            return f"it waits for its turn: {wanted.key!r} is held by {holders or 'another run'}"
+            holders = ", ".join(self.holders(request))
+            return f"the run waits for admission: {request.key!r} is held by {holders or 'another run'}"
         if limit == "lock":
-            held = {name: self.holders_of(name) for name in wanted.locks}
+            held = {name: self.holders_of(name) for name in request.locks}
             holders = "; ".join(f"{name} is held by {', '.join(runs)}" for name, runs in held.items() if runs)
-            return f"it waits for its turn: {holders or 'another run holds its lock'}"
-        if limit == "plan" and wanted.group:
-            return f"it waits for its turn: {self._limit_of_plan(wanted)} {wanted.group} are live"
+            return f"the run waits for admission: {holders or 'another run holds its lock'}"
+        if limit == "plan" and request.group:
+            return f"the run waits for admission: {self._limit_of_plan(request)} {request.group} are live"
         if limit == "plan":
-            return f"it waits for its turn: {settings.max_runs_per_plan} runs of plan {wanted.plan} are live"
+            return f"the run waits for admission: {settings.max_runs_per_plan} runs of plan {request.plan} are live"
         live = store.call(store.client.zcard, store.keys.admitted)
-        return f"it waits for its turn: {live} runs are live, of at most {settings.max_runs}"
+        return f"the run waits for admission: {live} runs are live, of at most {settings.max_runs}"
 
-    def holders(self, wanted: AdmissionRequest) -> list[str]:
+    def holders(self, request: AdmissionRequest) -> list[str]:
         """The runs that hold the concurrency key."""
-        return sorted(self._store.call(self._store.client.smembers, self._store.keys.slot(wanted.key)))
+        return sorted(self._store.call(self._store.client.smembers, self._store.keys.slot(request.key)))
 
     def holders_of(self, lock: str) -> list[str]:
         """The runs that hold a lock: one and its child runs; more where an operator has reopened a run."""

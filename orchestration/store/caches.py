@@ -87,7 +87,7 @@ class Found:
         """The number of the generation, 0 for none."""
         return self.entry.generation if self.entry else 0
 
-    def wrong(self, now: int, fingerprint: str = "") -> str:
+    def problem(self, now: int, fingerprint: str = "") -> str:
         """The reason why the entry is invalid; '' for a valid one."""
         if self.entry is None:
             return self.why

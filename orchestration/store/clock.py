@@ -81,8 +81,7 @@ class Clock:
     def look(self) -> bool:
         """Compare the clocks and record the sweep; return whether leases may expire now.
 
-        After a pause of all sweepers, and after a jump, every worker first has one whole lease to renew its leases
-        (SEMANTICS 24).
+        After a pause of all sweepers, and after a jump, every worker first has one whole lease to renew its leases.
         """
         tick, pause, sample = self._read()
         self._last = self._last or self._left(sample)

@@ -8,16 +8,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.commands.core import Script
+from redis.connection import HiredisRespSerializer
+from redis.retry import Retry
+from redis.utils import HIREDIS_AVAILABLE
 
 from longshore.orchestration.errors import ConfigError, StoreUnavailable, WrongType
 from longshore.orchestration.settings import SENTINEL, Settings, get_settings, sentinel
 from longshore.orchestration.store.keys import Keys
 
-if TYPE_CHECKING:
-    import redis
-    from redis.commands.core import Script
-
+_ERRORS = (redis.ConnectionError, redis.TimeoutError, redis.ResponseError)
 #: Retries of a command over a new connection before the call fails.
 _TRIES = 1
 #: Seconds to wait for replicas to acknowledge a write.
@@ -70,12 +74,6 @@ def connect(settings: Settings) -> redis.Redis:
 
     Commands are retried after a lost connection, so a script may be applied twice; every script is idempotent.
     """
-    import redis  # noqa: PLC0415 - 0.2 s that `longshore --help` need not pay
-    from redis.backoff import ExponentialWithJitterBackoff  # noqa: PLC0415
-    from redis.connection import HiredisRespSerializer  # noqa: PLC0415
-    from redis.retry import Retry  # noqa: PLC0415
-    from redis.utils import HIREDIS_AVAILABLE  # noqa: PLC0415
-
     options: dict[str, Any] = {
         "decode_responses": True,
         # Undecodable bytes damage one entry only; an exception would fail the read of all others.
@@ -165,17 +163,11 @@ class Connection:
         time.sleep(seconds * random.uniform(0.5, 1.0))  # noqa: S311 - spreads the reads
         yield False
 
-    @cached_property
-    def _errors(self) -> tuple[type[Exception], ...]:
-        import redis  # noqa: PLC0415 - see connect
-
-        return (redis.ConnectionError, redis.TimeoutError, redis.ResponseError)
-
     def call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a function of the client. Raises WrongType or StoreUnavailable for an error of Redis."""
         try:
             return function(*args, **kwargs)
-        except self._errors as error:
+        except _ERRORS as error:
             why = str(error).rstrip(".")
             if "WRONGTYPE" in why:
                 raise WrongType(
@@ -192,8 +184,6 @@ class Connection:
         return self.call(self._evaluated, calls)  # type: ignore[no-any-return]
 
     def _evaluated(self, calls: Sequence[ScriptCall]) -> list[Any]:
-        import redis  # noqa: PLC0415 - see connect
-
         until = time.monotonic() + self.settings.connect_timeout
         answers: list[Any] = []
         while len(answers) < len(calls):
@@ -213,7 +203,7 @@ class Connection:
             (call,) = calls
             try:
                 return [self.client.evalsha(call.script.sha, len(call.keys), *call.keys, *call.args)]
-            except self._errors as error:
+            except _ERRORS as error:
                 return [error]
         pipe = self.client.pipeline(transaction=False)
         for script, keys, args in calls:
@@ -222,8 +212,6 @@ class Connection:
 
     def _load(self, script: Script, until: float) -> None:
         """Load a script into the server, or, as a user who may load none, wait 0.1 s for a worker to load it."""
-        import redis  # noqa: PLC0415 - see connect
-
         if self._loads:
             try:
                 self.client.script_load(script.script)

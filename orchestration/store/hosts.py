@@ -162,7 +162,7 @@ class Host:
             case HostState.STOPPING:
                 return f"host {self.name} is stopping"
             case HostState.LOST:
-                return f"host {self.name} is lost: no worker of it has been heard of for {ago}"
+                return f"host {self.name} is lost: none of its workers has sent a heartbeat for {ago}"
             case HostState.STOPPED:
                 return f"host {self.name} has no worker: the last one ended {ago} ago"
             case _:

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 from uuid import uuid4
 
+from redis.exceptions import LockError
+
 from longshore.orchestration.errors import UNREADABLE, StoreUnavailable
 from longshore.orchestration.store.connection import Connection
 
@@ -114,7 +116,7 @@ class Locks:
             ended.set()
             renewer.join()
             # An expired lock is free already; without Redis, the lease will expire.
-            with contextlib.suppress(StoreUnavailable, _lock_error()):
+            with contextlib.suppress(StoreUnavailable, LockError):
                 self._redis.call(lock.release)
 
     def _take_over(self, name: str, other: Holder) -> None:
@@ -122,7 +124,7 @@ class Locks:
         key = self._redis.keys.lock(name)
         stale = self._redis.client.lock(key, thread_local=False)
         stale.local.token = other.text().encode()
-        with contextlib.suppress(_lock_error()):
+        with contextlib.suppress(LockError):
             self._redis.call(stale.release)
 
     def _regain(self, lock: Any, mine: Holder) -> bool:
@@ -138,7 +140,7 @@ class Locks:
                 self._redis.call(lock.extend, lease, replace_ttl=True)
             except StoreUnavailable:
                 continue
-            except _lock_error():
+            except LockError:
                 # Redis's clock jumped, or this process was suspended.
                 if not self._regain(lock, mine):
                     log.warning("the lock of %s has expired while held, and another run holds it now", what)
@@ -151,9 +153,3 @@ def _holder(text: str | None) -> Holder | None:
         return Holder(**json.loads(text)) if text else None
     except UNREADABLE:
         return None
-
-
-def _lock_error() -> type[Exception]:
-    from redis.exceptions import LockError  # noqa: PLC0415 - see connection
-
-    return LockError

@@ -20,7 +20,7 @@ def selected(hosts: Mapping[str, Host], target: str) -> list[Host]:
     return there if target == ALL else [host for host in there if has_label(host.labels, target)]
 
 
-def meant(hosts: Mapping[str, Host], target: str, *, always: bool = False) -> list[Host]:
+def hosts_of(hosts: Mapping[str, Host], target: str, *, always: bool = False) -> list[Host]:
     """The hosts of a target other than `_any`. A drained host accepts an always step (`always`).
 
     Raises UnknownName where no host matches, or where all hosts of `_all` or a label are drained.
@@ -28,7 +28,7 @@ def meant(hosts: Mapping[str, Host], target: str, *, always: bool = False) -> li
     if not is_several(target):
         if target not in hosts:
             raise UnknownName(
-                f"no worker was ever seen on a host {target!r} (there are: {listed(sorted(hosts))})",
+                f"no worker has registered on host {target!r} (there are: {listed(sorted(hosts))})",
                 remedy="a host is known once a worker of it has started: longshore hosts ls",
             )
         return [hosts[target]]
@@ -44,7 +44,7 @@ def meant(hosts: Mapping[str, Host], target: str, *, always: bool = False) -> li
         )
     if not always and all(why_drained(host) for host in found):
         names = listed(host.name for host in found)
-        raise UnknownName(f"of the hosts of {target} none takes work, each is drained: {names}")
+        raise UnknownName(f"all hosts of {target} are drained: {names}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What the store returns: grants, snapshots and outcomes, and the record of a run as the reducer reads it."""
+"""The values that the store returns: grants, snapshots, outcomes, and the record of a run for the reducer."""
 
 from __future__ import annotations
 
@@ -81,8 +81,9 @@ class Ending(IntEnum):
 class Recorded:
     """The result of recording an outcome."""
 
+    #: False where another attempt holds the step. True also where the outcome was recorded before: nothing is written.
     accepted: bool
-    #: Whether the run can go on now; the caller then sends an advance.
+    #: Whether the run can continue now; the caller then sends an advance.
     advance: bool
     #: Units that were held back and are due now; the caller sends their messages.
     next_units: tuple[StepId, ...] = ()

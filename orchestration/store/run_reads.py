@@ -22,6 +22,9 @@ from longshore.orchestration.store.records import (
 from longshore.orchestration.store.side_records import SideRecords
 from longshore.orchestration.transitions import StepRecord
 
+#: Fields that one command reads.
+_AT_ONCE = 10_000
+
 
 class RunReads(SideRecords):
     """Reads runs. Methods raise StoreUnavailable where Redis does not answer."""
@@ -76,7 +79,7 @@ class RunReads(SideRecords):
         *text, inbox, fields, commands, waits, (seconds, micros) = self.call(pipe.execute)
         for member, _ in waits:
             if not is_member(member):
-                self.drop_wait(run_id, member, "it names no step")
+                self.drop_wait(run_id, member, "the entry names no step")
         parked = {str(member): round(min(until, FAR)) for member, until in waits if is_member(member)}
         now = int(seconds) * 1000 + int(micros) // 1000
         return RunSnapshot(fields, commands, now, inbox, parked, (text[0] or None) if text else None)
@@ -105,19 +108,25 @@ class RunReads(SideRecords):
     def step_fields(
         self, run_id: str, ids: Sequence[StepId], kinds: Sequence[str]
     ) -> dict[StepId, tuple[str | None, ...]]:
-        """The same fields of several steps or units, in one HMGET."""
+        """The same fields of several steps or units, in one round trip."""
         if not ids:
             return {}
         names = [f"{kind}:{i}" for i in ids for kind in kinds]
-        values = self.call(self.client.hmget, self.keys.of(run_id).steps, names)
+        if len(names) <= _AT_ONCE:
+            values = self.call(self.client.hmget, self.keys.of(run_id).steps, names)
+        else:
+            pipe = self.client.pipeline(transaction=False)
+            for begin in range(0, len(names), _AT_ONCE):  # a long command would block Redis for all others
+                pipe.hmget(self.keys.of(run_id).steps, names[begin : begin + _AT_ONCE])
+            values = [value for page in self.call(pipe.execute) for value in page]
         width = len(kinds)
         return {i: tuple(values[n * width : (n + 1) * width]) for n, i in enumerate(ids)}
 
-    def noted(self, run_id: str, name: str) -> bool:
-        """Whether `note` recorded this field in the hash of the run's steps."""
+    def has_mark(self, run_id: str, name: str) -> bool:
+        """Whether `set_mark` recorded this field in the hash of the run's steps."""
         return bool(self.call(self.client.hexists, self.keys.of(run_id).steps, name))
 
-    def note(self, run_id: str, name: str) -> None:
+    def set_mark(self, run_id: str, name: str) -> None:
         self.call(self.client.hset, self.keys.of(run_id).steps, name, 1)
 
     def steps_hash(self, run_id: str, indices: Sequence[int]) -> dict[str, str]:
@@ -156,7 +165,7 @@ class RunReads(SideRecords):
         found = self.call(self.client.zrangebyscore, self.keys.of(run_id).leases, "-inf", now)
         for member in found:
             if not is_member(member):
-                self.drop_lease(run_id, member, "it names no step")
+                self.drop_lease(run_id, member, "the entry names no step")
         return [member for member in found if is_member(member)]
 
     def has_leases(self, run_id: str) -> bool:

@@ -24,8 +24,10 @@ from longshore.orchestration.store.records import Ending, Grant, Recorded, grant
 from longshore.orchestration.store.run_reads import RunReads
 from longshore.orchestration.transitions import RunRecord
 
+#: Steps that one call of a script on each of them reads.
+_AT_ONCE = 1000
 #: The question to a person about a step whose effect may have happened.
-ASKED = "a word on whether it happened: longshore runs resolve"
+ASKED = "a decision whether the effect happened: longshore runs resolve"
 
 
 def actor(settings: Settings) -> str:
@@ -363,7 +365,11 @@ class Store(RunReads, ReceiptQuestions, Indices):
             return [], []
         flat = [part for i in ids for part in (i, (hosts or {}).get(i, ""))]
         longest = self.settings.claim_timeout if limit is None else limit
-        found = [str(item) for item in self._run("resend", run_id, side, _ms(self.settings.lease), _ms(longest), *flat)]
+        lease = _ms(self.settings.lease)
+        found: list[str] = []
+        for begin in range(0, len(flat), 2 * _AT_ONCE):  # a long script would block Redis for all others
+            page = flat[begin : begin + 2 * _AT_ONCE]
+            found += map(str, self._run("resend", run_id, side, lease, _ms(longest), *page))
         return [as_id(i) for i in found if i[0] != "!"], [as_id(i[1:]) for i in found if i[0] == "!"]
 
     def note_jump(self, known: int, jump: int) -> bool:

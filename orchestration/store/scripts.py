@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from redis.commands.core import Script
+from redis.lock import Lock
 
 from longshore.orchestration.store import lua
 from longshore.orchestration.store.connection import Connection, ScriptCall
-
-if TYPE_CHECKING:
-    from redis.commands.core import Script
 
 
 class Scripts(Connection):
@@ -52,8 +52,6 @@ class Scripts(Connection):
         A client's Redis user may load no scripts, and Redis loses all of them at a restart or failover. Flower and
         other clients of Celery's remote control release a lock of the broker by a script of redis-py.
         """
-        from redis.lock import Lock  # noqa: PLC0415 - see connect
-
         texts = [*map(lua.installation_source, lua.OF_CLIENTS), Lock.LUA_RELEASE_SCRIPT]
         scripts = [self.client.register_script(text) for text in texts]
         known = self.call(self.client.script_exists, *(script.sha for script in scripts))

@@ -33,7 +33,7 @@ class SideRecords(Connection):
         except StoreUnavailable as error:
             log.error("a dead letter of %s was not stored: %s", where, error)
 
-    def aside(self) -> list[dict[str, str]]:
+    def dead_letters(self) -> list[dict[str, str]]:
         """The dead letters, the latest first: `queue`, `why`, `message`."""
         nothing = {"queue": "", "why": "", "message": ""}
         return [nothing | entry for _, entry in self.call(self.client.xrevrange, self.keys.dead_letters)]

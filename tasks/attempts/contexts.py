@@ -22,6 +22,8 @@ from longshore.orchestration.store.objects import Objects
 from longshore.orchestration.store.records import Grant
 from longshore.tasks.attempts.delivery import Delivery
 from longshore.tasks.host import secret_sources
+from longshore.tasks.host.engine.calls import raw_client
+from longshore.tasks.host.engine.factory import engine_url
 from longshore.tasks.host.facts import facts, labels
 
 log = logging.getLogger(__name__)
@@ -141,8 +143,4 @@ class _EarlierSteps(Mapping[str, StepReport]):
 
 
 def _engine() -> Any:
-    # docker is an extra: a worker without an engine runs without it.
-    from longshore.tasks.host.engine.client import raw_client  # noqa: PLC0415
-    from longshore.tasks.host.engine.factory import engine_url  # noqa: PLC0415
-
     return raw_client(engine_url())

@@ -18,7 +18,7 @@ from longshore.tasks.attempts.params import render_step, reveal_params
 from longshore.tasks.attempts.scope import of_steps
 from longshore.tasks.host import policy
 from longshore.tasks.host.facts import facts, labels
-from longshore.tasks.implementation import Context, Prediction, implementation
+from longshore.tasks.implementation import Context, Prediction, implementation, would_fail
 from longshore.tasks.loaded_runs import Loaded, Plans
 
 
@@ -34,9 +34,9 @@ def dry_run_step(body: dict[str, Any], index: int, host: str, store: Store) -> d
     except (LongshoreError, templates.TemplateProblem) as error:
         # Results of earlier steps are missing in a dry run: an error of a step that needs them is no proof.
         certain = not step.needs
-        prediction = Prediction(f"cannot be told: {error}", changed=None, impossible=str(error) if certain else None)
+        prediction = Prediction(f"unknown: {error}", changed=None, impossible=str(error) if certain else None)
     except Exception as error:  # noqa: BLE001 - a client waits for the answer
-        prediction = Prediction(f"cannot be told: {type(error).__name__}: {error}", changed=None)
+        prediction = Prediction(f"unknown: {type(error).__name__}: {error}", changed=None)
     prediction = replace(
         prediction,
         action=redaction.text(prediction.action),
@@ -47,15 +47,15 @@ def dry_run_step(body: dict[str, Any], index: int, host: str, store: Store) -> d
     if isinstance(step.step.undo, UndoSpec):
         undo = f"run {step.step.undo.op}"
     elif step.step.undo == "none" or step.read_only:
-        undo = "nothing to take back"
+        undo = "nothing to undo"
     elif not step.has_undo:
-        undo = "none: it would stand"
+        undo = "none: the effect would remain"
     return {
         "index": index,
         "host": host,
         "action": prediction.action,
         "changed": prediction.changed,
-        "undo": undo if prediction.changed is not False else "nothing to take back",
+        "undo": undo if prediction.changed is not False else "nothing to undo",
         "impossible": prediction.impossible,
         "data": prediction.data,
     }
@@ -119,12 +119,11 @@ def _predict(
 def _for_each(loaded: Loaded, index: int, scope: dict[str, Any]) -> Prediction:
     step = loaded.plan.steps[index]
     if before := sorted(templates.references(step.step.foreach).steps):
-        action = f"would run {step.operation.name} for each item; they are known after step {', '.join(before)}"
+        action = f"would run {step.operation.name} for each item; the items are known after step {', '.join(before)}"
         return Prediction(action, changed=None)
     items = templates.render(step.step.foreach, scope)
     if not isinstance(items, list):
-        what = f"foreach: it gives no list but a {type(items).__name__}"
-        return Prediction(f"would fail: {what}", changed=False, impossible=what)
+        return would_fail(f"foreach: the expression gives no list but a {type(items).__name__}")
     if not items:
         return Prediction("would be skipped: foreach: the list is empty", changed=False)
     shown = ", ".join(map(str, items[:3])) + (", …" if len(items) > 3 else "")

@@ -71,7 +71,7 @@ class Fence:
             known = self._ledger.version(delivery.run_id, delivery.loaded.instance_id)
             # A parallel step may have noted a later version since the claim.
             if grant.version < known and delivery.store.version(delivery.run_id) < known:
-                self._suspend(grant, known, f"version {known} was seen, and now it is {grant.version}")
+                self._suspend(grant, known, f"version {known} was seen before, and the record has {grant.version}")
         self.note_version(grant.version)
 
     def note_version(self, version: int) -> None:

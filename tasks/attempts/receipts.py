@@ -186,7 +186,7 @@ class Receipt:
                 self._end(self._read())
                 check()
                 if time.monotonic() >= until:
-                    raise Transient(f"an attempt before this one is still at work ({self.path})") from None
+                    raise Transient(f"an earlier attempt is still running ({self.path})") from None
                 time.sleep(_TICK)
             else:
                 found = self._read()
@@ -201,7 +201,7 @@ class Receipt:
         process = Process.read(holder.get("process"))
         if process is None or process.pid == os.getpid() or not holder.get("alone") or not process.exists():
             return
-        log.warning("process %s lost its step and still holds it: it is ended (%s)", process.pid, self.path)
+        log.warning("process %s still holds a step that it has lost, and is killed (%s)", process.pid, self.path)
         with contextlib.suppress(OSError):
             os.kill(process.pid, signal.SIGKILL)
 

@@ -18,7 +18,7 @@ from longshore.orchestration.store.run_store import ASKED
 from longshore.tasks.attempts.delivery import Delivery, Refused, RetryScheduled, WaitsOutside, as_json
 from longshore.tasks.crash_points import point
 
-#: A shorter delay is a Celery retry with a countdown; a longer one is parked in Redis (SEMANTICS 14).
+#: A shorter delay is a Celery retry with a countdown; a longer one is parked in Redis.
 LONGEST_COUNTDOWN = 2.0
 
 
@@ -75,7 +75,7 @@ class RetryPolicy:
         return WaitsOutside(ASKED)
 
     def service_answered(self, grant: Grant) -> None:
-        """Close the breaker of the service, so that the runs that wait for it go on."""
+        """Close the breaker of the service, so that the runs that wait for it continue."""
         if service := self._service(grant):
             self._breakers.close(service)
 

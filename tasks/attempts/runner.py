@@ -31,7 +31,7 @@ from longshore.orchestration.errors import (
 )
 from longshore.orchestration.language import secrets, templates
 from longshore.orchestration.language.durations import format_duration
-from longshore.orchestration.monitoring import logs, tracing
+from longshore.orchestration.monitoring import logs
 from longshore.orchestration.operations import Operation, Params, Retry, find
 from longshore.orchestration.plans.compiled import tolerated
 from longshore.orchestration.plans.steps import UndoSpec
@@ -51,7 +51,6 @@ from longshore.tasks.crash_points import point
 from longshore.tasks.external_wait import WaitingImplementation
 from longshore.tasks.host import policy
 from longshore.tasks.implementation import Context, Implementation, Outcome, implementation
-from longshore.tasks.operations import functions as _functions  # noqa: F401 - registers applications' operations
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ class Attempt:
         except StepTimeout as error:
             failure = self._timed_out(error.message, error.data)
         except SoftTimeLimitExceeded:
-            failure = self._timed_out("ran out of its time", {})
+            failure = self._timed_out("exceeded its time limit", {})
         except OperationError as error:
             failure = error
         except (Refused, StoreUnavailable):
@@ -213,7 +212,7 @@ class Attempt:
         outcome = done.act(context, params, before)
         size = len(bulk_of(outcome))
         if size > MAX_DATA_BYTES:
-            raise OperationError(f"its result of {size} bytes is larger than the {MAX_DATA_BYTES} that a step may have")
+            raise OperationError(f"the result of {size} bytes exceeds the {MAX_DATA_BYTES} bytes of a step")
         self._check_hosts(outcome)
         return outcome
 
@@ -358,6 +357,8 @@ class Attempt:
         if not delivery.store.settings.tracing:
             yield
             return
+        from longshore.orchestration.monitoring import tracing  # noqa: PLC0415 - needs the extra otel
+
         with tracing.attempt(
             delivery.run_id,
             delivery.loaded.instance_id,
@@ -385,7 +386,7 @@ def bulk_of(outcome: Outcome) -> str:
     try:
         return as_json(bulk) if bulk else ""
     except (TypeError, ValueError, RecursionError) as error:
-        raise OperationError(f"its result is not what JSON can hold: {error}") from None
+        raise OperationError(f"the result cannot be written as JSON: {error}") from None
 
 
 def _standing(data: dict[str, Any]) -> dict[str, Any]:

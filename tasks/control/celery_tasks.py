@@ -109,9 +109,9 @@ class SagaTask(Task):  # type: ignore[type-arg]
             accepted = store.keys.accepted(str(signature["mac"]))
             first = store.call(store.client.set, accepted, "1", nx=True, ex=signing.REMEMBERED)
         except StoreUnavailable as error:
-            raise Ignore(f"it cannot be told whether it was carried out: {error}") from None
+            raise Ignore(f"whether the message was carried out is unknown: {error}") from None
         if not first:
-            why = f"message {task_id} of {self.name} was carried out before: it is somebody's copy, or came twice"
+            why = f"message {task_id} of {self.name} was carried out before: a copy, or a second delivery"
             note_refusal(store, why, run=str(args[0]) if args else "")
             raise Ignore(why)
 
@@ -256,7 +256,7 @@ def advance(self: SagaTask, run_id: str) -> None:
         raise Ignore(str(error)) from None
     if self.request.id == run_id and wanted(store_and_plans()[0]):
         # The root task represents the whole run: the event of its end is sent when the run ends.
-        raise Ignore(f"the run goes on: {state}")
+        raise Ignore(f"the run continues: {state}")
 
 
 @shared_task(name=TASK_ENDED, base=SagaTask, bind=True)
@@ -293,7 +293,7 @@ def dry_run(self: SagaTask, dry_run_id: str, index: int) -> None:
     store, _ = store_and_plans()
     text = store.dry_run(dry_run_id)
     if text is None:
-        raise Ignore("nobody waits for it any more")
+        raise Ignore("the dry run has expired")
     try:
         if (keys := signing.ring(store.settings)) is not None:
             signing.check_text(keys, "dry_run", dry_run_id, text)

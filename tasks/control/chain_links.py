@@ -44,7 +44,7 @@ class ChainLinks:
         return self._with_next(replace(following, granted=grant))
 
     def drop(self) -> None:
-        """Send no further link of the chain: the record decides how the run goes on."""
+        """Send no further link of the chain: the record decides how the run continues."""
         self._request.chain = None
 
     def _with_next(self, delivery: Delivery) -> Delivery:

@@ -20,11 +20,11 @@ from longshore.tasks.crash_points import point
 from longshore.tasks.loaded_runs import Loaded, NotOurs
 
 #: Why a run is not compensated.
-PAST_RETURN = "it is past its point of no return, and only goes forward"
+PAST_RETURN = "the run is past its point of no return and cannot be undone"
 #: Commands after which an ended run may be live.
 _REOPENS = frozenset({"resume", "undo", "resolve"})
 #: Refusal of a resume while the run waits for a decision about a step of unknown outcome.
-_WORD_FIRST = "it waits for a word on what became of a step: longshore runs resolve RUN STEP --done | --undone | …"
+_WORD_FIRST = "a step of unknown outcome waits for a decision: longshore runs resolve RUN STEP --done | --undone | …"
 
 
 class Commands:
@@ -52,7 +52,7 @@ class Commands:
             settled = RunState(found.fields["state"]) in TERMINAL
             if command.get("kind") in _REOPENS and settled:
                 # A reopened run has its place again, whatever the admission limits.
-                self._come_back(run_id, loaded.wanted)
+                self._come_back(run_id, loaded.admission)
             try:
                 self._one(run_id, loaded.plan, command_id, command)
             except UNREADABLE as error:  # for example a step that the plan does not have: later commands still count
@@ -64,7 +64,7 @@ class Commands:
     def _note(self, run_id: str, plan: CompiledPlan, command: Mapping[str, str]) -> None:
         """Record the actor and the result of a command in the audit trail."""
         answer = self.store.fields(run_id).get("answer", "done")
-        refused = "" if answer in {"done", "", "ok"} else f"nothing was done: {answer}"
+        refused = "" if answer in {"done", "", "ok"} else f"no effect: {answer}"
         audit.note(
             self.store, command.get("kind", ""), run=run_id, actor=command.get("actor", ""),
             origin=command.get("origin", ""), step=self._name_of(plan, command),
@@ -92,7 +92,7 @@ class Commands:
         accepted = self.store.keys.accepted(f"command {command['nonce']}")
         self.store.call(self.store.client.set, accepted, command_id, nx=True, ex=signing.REMEMBERED)
         if self.store.call(self.store.client.get, accepted) not in {command_id, None}:
-            raise signing.Forged("it is a copy of one that was carried out before")
+            raise signing.Forged("the command is a copy of one that was carried out before")
 
     @staticmethod
     def _name_of(plan: CompiledPlan, command: Mapping[str, str]) -> str:
@@ -115,8 +115,8 @@ class Commands:
                     accepted = self.store.keys.accepted(instance_id)
                     self.store.call(self.store.client.set, accepted, "1", ex=signing.REMEMBERED)
                 self._note(run_id, plan, command)  # the caller's note is not reached
-                raise NotOurs(f"run {run_id} is forgotten")
-            self._refuse(run_id, command_id, command, "only a run that rests, and is no part of another, is forgotten")
+                raise NotOurs(f"run {run_id} was pruned")
+            self._refuse(run_id, command_id, command, "only an ended run that is no child run can be pruned")
             return
         ids: list[StepId] = []
         if kind == "undo":
@@ -148,7 +148,7 @@ class Commands:
             point("run.reopened")
         elif run.state is not RunState.SUSPENDED:
             if run.state not in TERMINAL:
-                # A live run continues by itself; the next sweep repairs one that stands still.
+                # A live run continues by itself; the next sweep repairs one that makes no progress.
                 self.store.look_at(run_id, look.now)
             self._refuse(run_id, command_id, command, f"the run is {run.state}")
         elif look.fields.get("hold") == "unknown":

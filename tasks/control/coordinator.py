@@ -145,9 +145,9 @@ class Coordinator:
             found, admitted = self.lifecycle.create(run_id, loaded, found)
         run_record(found.fields, found.now)  # raises Damaged before anything is changed
         if (as_number(found.fields.get("v", 0)) or 0) > SCHEMA_VERSION:
-            raise Newer(f"run {run_id} was begun by a newer version", remedy="upgrade this worker")
+            raise Newer(f"run {run_id} was started by a newer version", remedy="upgrade this worker")
         if known := self.plans.regressed(run_id, as_number(found.fields.get("version", 0)) or 0):
-            why = f"{LOST_WRITES}: version {known} was seen, and now it is {found.fields.get('version', 0)}"
+            why = f"{LOST_WRITES}: version {known} was seen before, and the record has {found.fields.get('version', 0)}"
             self.store.suspend(run_id, "regressed", why, version=known)
             found = self.store.look(run_id)  # suspended
         rested = found.fields.get("state") in TERMINAL
@@ -172,7 +172,7 @@ class Coordinator:
         """Apply transitions until the run waits or has ended; return its record, and whether the run rests already."""
         plan = loaded.plan
         while True:
-            indices = saga.wanted(plan, run)
+            indices = saga.steps_read(plan, run)
             if run.state is RunState.PENDING and not run.epoch:
                 records = dict.fromkeys(indices, StepRecord())  # no step has a record yet
             else:
@@ -229,11 +229,11 @@ class Coordinator:
                 return self._unsuspend(run_id, plan, run)
             case transitions.GiveUpUndo(steps):
                 for i in steps:
-                    self.lost_work.give_up(run_id, plan, i, "u", "the undo ran out of its time")
+                    self.lost_work.give_up(run_id, plan, i, "u", "the undo exceeded its time limit")
                 return True
             case transitions.Finish(state, not_run):
                 last = not (loaded.parent or plan.plan.labels.get(JOB_LABEL) or self.forwarder.listens())
-                return self.lifecycle.finish(run_id, loaded.wanted, run, state, not_run, last=last)
+                return self.lifecycle.finish(run_id, loaded.admission, run, state, not_run, last=last)
 
     def _unsuspend(self, run_id: str, plan: CompiledPlan, run: RunRecord) -> bool:
         """Unsuspend a suspended run."""

@@ -58,7 +58,7 @@ def away(store: Store, plan: CompiledPlan, ids: Sequence[StepId], hosts: Mapping
     for i in among:
         host = known.get(hosts[i])
         if host is None:
-            found.silent[i] = f"host {hosts[i]} is not known any more"
+            found.silent[i] = f"host {hosts[i]} is no longer registered"
         elif host.drained is not None:
             found.drained[i] = host.why_not()
         elif host.state in {HostState.LOST, HostState.STOPPED}:

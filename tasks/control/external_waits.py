@@ -59,7 +59,7 @@ class ExternalWaits:
             except StoreUnavailable:
                 raise
             except Exception:  # one broken wait must not block the run: its time limits still count
-                log.exception("run %s: what %s waits for cannot be told", run_id, member)
+                log.exception("run %s: the external wait %s failed", run_id, member)
         return done
 
     def advance_parent(self, run_id: str, fields: dict[str, str]) -> None:
@@ -88,7 +88,7 @@ class ExternalWaits:
         data = as_mapping(result) if result is not None else None
         size = len(json.dumps(data))
         if size > MAX_DATA_BYTES:
-            error = f"its result of {size} bytes is larger than {MAX_DATA_BYTES}"
+            error = f"the result of {size} bytes exceeds {MAX_DATA_BYTES}"
             return self.end(run_id, loaded, step_id, side, fence, StepState.FAILED, error=error)
         return self.end(run_id, loaded, step_id, side, fence, StepState.CHANGED, data=data)
 
@@ -201,7 +201,7 @@ class _Wait:
             data = {"approved": True, "by": by, "note": note, "at": int(at or self.store.now())}
             return self._end(StepState.UNCHANGED, data=data, no_effect=True)
         if self.late:
-            error = f"nobody approved it within {format_duration(float(info.get('seconds', 0)))}"
+            error = f"no approval within {format_duration(float(info.get('seconds', 0)))}"
             return self._end(StepState.FAILED, error=error, no_effect=True)
         return False
 
@@ -233,8 +233,10 @@ class _Wait:
     def _task(self, info: dict[str, Any]) -> bool:
         if not self.late:
             return False
-        error = f"no word of the task's end within {format_duration(float(info['seconds']))} (task {info['task']}): "
-        error += "is a worker of its application there, with the same Redis and key prefix?"
+        error = (
+            f"the task did not report its end within {format_duration(float(info['seconds']))} (task {info['task']}): "
+        )
+        error += "check that a worker of its application runs, with the same Redis and key prefix"
         return self._end(UndoState.UNDO_FAILED if self.side else StepState.UNKNOWN, error=error)
 
     def _child(self, info: dict[str, Any]) -> bool:
@@ -250,7 +252,7 @@ class _Wait:
         # Only an abort of the parent, or the step's time limit, ends a child.
         aborting = self.run.state is RunState.ABORTING and not self.step.always
         if aborting or self.late:
-            why = "its parent is being ended" if aborting else "the step's time ran out"
+            why = "the parent run is ending" if aborting else "the step exceeded its time limit"
             self._ask(child_id, "cancel", why, fields, keep=aborting and self.run.keep)
         return False
 
@@ -260,10 +262,10 @@ class _Wait:
         The note is written after the command: a repeated command does no harm.
         """
         mark = f"pc:{self.step_id}:{kind}:{fields.get('state', '')}:{fields.get('last_command', '')}"
-        if not self.store.noted(self.run_id, mark):
+        if not self.store.has_mark(self.run_id, mark):
             self.store.command(child_id, kind, reason=why, keep=keep)
             self.parked.canvas(child_id, None).send_advance(fields.get("plan", child_id))
-            self.store.note(self.run_id, mark)
+            self.store.set_mark(self.run_id, mark)
 
     def _report(self, child_id: str) -> report.Report:
         run, steps = self.store.everything(child_id)
@@ -285,11 +287,11 @@ class _Wait:
         if self.run.state is RunState.ABORTING:
             return self._end(StepState.CANCELLED, data=data, error=f"run {child_id} ended {state}")
         why = f"{f'step {done.error.step}: ' if done.error.step else ''}{done.error.message}" if done.error else ""
-        why = "ran out of its time" if self.late else why
+        why = "exceeded its time limit" if self.late else why
         return self._end(StepState.FAILED, data=data, error=f"run {child_id} ended {state}: {why}")
 
     def _child_undone(self, child_id: str, state: RunState, fields: dict[str, str], asked_at: int) -> bool:
-        why = f"run {self.run_id} is taken back"
+        why = f"the parent run {self.run_id} is undone"
         if state is RunState.UNDONE:
             left = self._report(child_id).left_over
             if not left:

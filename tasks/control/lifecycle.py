@@ -69,8 +69,8 @@ class RunLifecycle:
             fields["keep"] = "1"
         noted = audit.entry("start", run=run_id, plan=plan.name, actor=loaded.actor, origin=loaded.origin)
         calls = [self.store.create_call(run_id, fields, inbox=found.inbox, audit=noted)]
-        if loaded.wanted.parents or not self.admission.limited(loaded.wanted):
-            calls.append(self.admission.admit_call(run_id, loaded.wanted, starts=True))
+        if loaded.admission.parents or not self.admission.limited(loaded.admission):
+            calls.append(self.admission.admit_call(run_id, loaded.admission, starts=True))
         (_, hash_of_run), *limits = self.store.acknowledged(*calls)
         point("advance.created")
         return replace(found, fields=as_dict(hash_of_run), inbox=None), limits == ["ok"]
@@ -80,37 +80,37 @@ class RunLifecycle:
 
         `admitted`: the run was admitted just now.
         """
-        limit = "" if admitted else self._limit(run_id, loaded.wanted)
+        limit = "" if admitted else self._limit(run_id, loaded.admission)
         if not limit:
             # Only an admitted run asks the breaker: the half-open trial must be able to begin.
             return not self._is_held_by_service(run_id, loaded.plan)
-        wanted = loaded.wanted
+        request = loaded.admission
         if limit == "gone":
             # The run has ended, or its admission entry was deleted by hand: the record decides.
             if self.store.state(run_id) == RunState.PENDING:
-                self.admission.readmit_request(run_id, wanted)
+                self.admission.readmit_request(run_id, request)
                 self.store.look_at(run_id, now)
             return False
-        why = self.admission.why_not(wanted, limit)
-        if limit == "key" and wanted.on_limit == "skip":
-            self.store.command(run_id, "cancel", reason=f"not run: {why.removeprefix('it waits for its turn: ')}")
+        why = self.admission.why_not(request, limit)
+        if limit == "key" and request.on_limit == "skip":
+            self.store.command(run_id, "cancel", reason=f"not run: {why.removeprefix('the run waits for admission: ')}")
             self.store.look_at(run_id, now)
             return False
-        if limit == "key" and wanted.on_limit == "cancel_running":
-            self._cancel_other_runs(run_id, wanted)
+        if limit == "key" and request.on_limit == "cancel_running":
+            self._cancel_other_runs(run_id, request)
         self.store.hold(run_id, why)
         # A release makes the run due, and so does a purge: admission brings its due time forward.
-        again = _LOOK_AGAIN if wanted.on_limit == "cancel_running" else SAFETY
+        again = _LOOK_AGAIN if request.on_limit == "cancel_running" else SAFETY
         self.store.look_at(run_id, now + round(1000 * again))
         return False
 
-    def _limit(self, run_id: str, wanted: AdmissionRequest) -> str:
+    def _limit(self, run_id: str, request: AdmissionRequest) -> str:
         """The limit that a run waits for; '' where the run is admitted."""
-        if not wanted.parents and self.admission.limited(wanted):
+        if not request.parents and self.admission.limited(request):
             self._start(self.admission.earlier(run_id))
-        limit = self.admission.admit(run_id, wanted)
-        if limit == "gone" and self.admission.remember(run_id, wanted):
-            return self.admission.admit(run_id, wanted)
+        limit = self.admission.admit(run_id, request)
+        if limit == "gone" and self.admission.remember(run_id, request):
+            return self.admission.admit(run_id, request)
         return limit
 
     def _is_held_by_service(self, run_id: str, plan: CompiledPlan) -> bool:
@@ -127,14 +127,14 @@ class RunLifecycle:
         self.store.look_at(run_id, max(verdict.until, self.store.now() + 1000))
         return True
 
-    def _cancel_other_runs(self, run_id: str, wanted: AdmissionRequest) -> None:
+    def _cancel_other_runs(self, run_id: str, request: AdmissionRequest) -> None:
         """Cancel the runs that hold the run's concurrency key, each once."""
-        for other in self.admission.holders(wanted):
+        for other in self.admission.holders(request):
             note = f"cr:{other}"
-            if not self.store.noted(run_id, note):
-                self.store.command(other, "cancel", reason=f"run {run_id} takes its place")
+            if not self.store.has_mark(run_id, note):
+                self.store.command(other, "cancel", reason=f"replaced by run {run_id}")
                 self.canvas(other, None).send_advance(self.store.fields(other).get("plan", other))
-                self.store.note(run_id, note)
+                self.store.set_mark(run_id, note)
 
     def admit_waiting(self, released: AdmissionRequest | None = None) -> None:
         """Start the waiting runs that the limits admit after the release of a run, or, without one, at all.
@@ -146,14 +146,14 @@ class RunLifecycle:
         )
 
     def _start(self, admitted: Iterable[tuple[str, AdmissionRequest]]) -> None:
-        for run_id, wanted in admitted:
+        for run_id, request in admitted:
             self.store.look_at(run_id, self.store.now(), sooner=True)
-            self.canvas(run_id, None).send_advance(wanted.plan)
+            self.canvas(run_id, None).send_advance(request.plan)
 
     def finish(
         self,
         run_id: str,
-        wanted: AdmissionRequest,
+        request: AdmissionRequest,
         run: RunRecord,
         state: RunState,
         not_run: Sequence[int],
@@ -161,28 +161,28 @@ class RunLifecycle:
         last: bool,
     ) -> Ending:
         """End a run and release its place in one script. `last`: nothing else follows the end."""
-        held = self.admission.held_keys(wanted)
+        held = self.admission.held_keys(request)
         return self.store.finish(run_id, run.state, state, not_run, run.epoch, release=held, last=last)
 
     def end(self, run_id: str, loaded: Loaded, ended: int) -> None:
         """Remove an ended run from the index of live runs, unless the run was reopened meanwhile."""
-        self.release(run_id, loaded.wanted, ended)
+        self.release(run_id, loaded.admission, ended)
         self.store.remove_from_live(run_id)
         state = self.store.state(run_id)
         if state and RunState(state) not in TERMINAL:
-            self.readmit(run_id, loaded.wanted)
+            self.readmit(run_id, loaded.admission)
             self.store.look_at(run_id, self.store.now())
 
-    def release(self, run_id: str, wanted: AdmissionRequest, ended: int) -> None:
+    def release(self, run_id: str, request: AdmissionRequest, ended: int) -> None:
         """Release the place of an ended run to others, and start its retention."""
         self.store.add_to_ended(run_id, ended)
-        self.admission.release(run_id, wanted)
-        self.admit_waiting(wanted)
+        self.admission.release(run_id, request)
+        self.admit_waiting(request)
 
-    def readmit(self, run_id: str, wanted: AdmissionRequest) -> None:
+    def readmit(self, run_id: str, request: AdmissionRequest) -> None:
         """Give a reopened run its place, whatever the limits, and end its retention."""
         self.store.take_over(run_id)
-        self.admission.readmit_request(run_id, wanted)
+        self.admission.readmit_request(run_id, request)
 
     # --- ended runs -------------------------------------------------------------------------------
 
@@ -196,12 +196,12 @@ class RunLifecycle:
                 self.forget(run_id)
             except WrongType:
                 why = ", ".join(map(str, integrity.wrong_keys_of(self.store, run_id)))
-                integrity.discard_damaged(self.store, "ended", [run_id], f"it cannot be forgotten: {why}")
+                integrity.discard_damaged(self.store, "ended", [run_id], f"the run cannot be purged: {why}")
         self._cursor, known = self.admission.known_page(self._cursor, _EXAMINED)
-        for run_id, wanted in known.items():
+        for run_id, request in known.items():
             if self._is_over(run_id):
-                self.admission.release(run_id, wanted)
-            elif self.admission.is_forgotten(run_id, wanted):
+                self.admission.release(run_id, request)
+            elif self.admission.is_forgotten(run_id, request):
                 self.store.look_at(run_id, self.store.now(), sooner=True)
         self.admit_waiting()
 
@@ -228,7 +228,7 @@ class RunLifecycle:
         children = self.store.children_of(run_id)
         gone = self.store.forget(run_id)
         if gone:
-            log.info("run %s is forgotten", run_id)
+            log.info("run %s was purged", run_id)
             for child in children:
                 self.forget(child)
         return gone

@@ -1,4 +1,4 @@
-"""Lost messages and lost attempts: resends, and the end of work that nobody will do."""
+"""Lost messages and lost attempts: resends, and the end of work that no worker will do."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class LostWork:
         for step_id in refused:
             step, host = plan.steps[index_of(step_id)], hosts.get(step_id, "")
             queue = step.undo_queue_at(host) if undoing else step.queue_at(host)
-            why = f"no worker of the queue {queue} took it within {limit:g} s"
+            why = f"no worker of the queue {queue} claimed the step within {limit:g} s"
             self.give_up(
                 run_id, plan, step_id, side, f"host did not answer: {self._describe(host)}{why}" if host else why
             )

@@ -7,13 +7,13 @@ from celery.exceptions import Ignore
 
 from longshore.orchestration.client.client import Client
 from longshore.orchestration.errors import UnknownName
-from longshore.orchestration.monitoring import notifications, tracing
+from longshore.orchestration.monitoring import notifications
 from longshore.orchestration.runs import events
 from longshore.tasks.control.celery_tasks import SagaTask, store_and_plans
 from longshore.tasks.control.event_forwarder import NOTIFY, TRACE
 
 #: Seconds after which the sender of a notification counts as lost.
-_AT_IT = 120
+_CLAIM = 120
 
 
 class _NotificationTask(SagaTask):
@@ -39,9 +39,9 @@ def notify(run_id: str, event_id: str) -> None:
     if event is None or kind is None:
         raise Ignore(f"run {run_id} has no such event")
     notice = notifications.make(store.settings, run_id, run.plan.plan.name, store.fields(run_id), event, kind)
-    active_runs, by_whom = store.keys.notified(f"{notice.id} at it"), store.keys.notified(notice.id)
-    if not store.call(store.client.set, active_runs, "1", nx=True, ex=_AT_IT):
-        raise Ignore("it is being told")
+    claim, by_whom = store.keys.notified(f"{notice.id} claim"), store.keys.notified(notice.id)
+    if not store.call(store.client.set, claim, "1", nx=True, ex=_CLAIM):
+        raise Ignore("the notification is being delivered")
     known: set[str] = set(store.call(store.client.smembers, by_whom))
     delivered = set(known)
     try:
@@ -50,12 +50,14 @@ def notify(run_id: str, event_id: str) -> None:
         if delivered - known:
             store.call(store.client.sadd, by_whom, *(delivered - known))
             store.call(store.client.expire, by_whom, round(store.settings.retention))
-        store.call(store.client.delete, active_runs)
+        store.call(store.client.delete, claim)
 
 
 @shared_task(name=TRACE, base=_NotificationTask)
 def trace(run_id: str) -> None:
     """Send a run's trace."""
+    from longshore.orchestration.monitoring import tracing  # noqa: PLC0415 - needs the extra otel
+
     store, _ = store_and_plans()
     tracing.send(Client(store.settings).get(run_id))
 

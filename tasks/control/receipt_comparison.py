@@ -119,7 +119,7 @@ def _could(host: Host, queues: Collection[str], since: int) -> bool:
 
 
 def _unanswered(host: str) -> str:
-    return f"host {host} could not be asked: an attempt there may have acted, or may act when it wakes up"
+    return f"host {host} did not answer: an attempt there may have acted, or may act once it continues"
 
 
 class HostAgent:
@@ -172,11 +172,11 @@ class HostAgent:
         self.receipts.close(run_id, loaded.instance_id, epoch, parts)
         traces, held = self.receipts.traces(run_id, loaded.instance_id, _PATIENCE, None if ending else parts)
         unseen, doubts = self._unseen(loaded, leaves, traces if ending else [])
-        doubts += [f"{part} on {self.host} is still at work, and its process cannot be ended" for part in held]
+        doubts += [f"{part} on {self.host} is still running, and its process cannot be ended" for part in held]
         version = self.receipts.version(run_id, loaded.instance_id) if ending else 0
         for one in unseen:
             name = loaded.plan.name_of(one.step_id)
-            log.warning("run %s step %s: Redis has lost an attempt that was made here", run_id, name)
+            log.warning("run %s step %s: Redis has lost an attempt of this host", run_id, name)
         return self.store.note_answer(run_id, question, self.host, version, doubts, unseen)
 
     def _serves(self, queue: str) -> bool:
@@ -209,7 +209,7 @@ class HostAgent:
                 continue
             if trace.part not in leaves:
                 doubts.append(
-                    f"{trace.part} on {self.host} may have been done, and Redis has lost what is needed to undo it"
+                    f"{trace.part} on {self.host} may have had an effect, and Redis has lost the data for its undo"
                 )
                 continue
             step_id, _, known = leaves[trace.part]
@@ -220,7 +220,7 @@ class HostAgent:
     def _found(self, step_id: StepId, trace: Trace) -> UnrecordedAttempt:
         outcome = trace.outcome
         if outcome is None or trace.side:
-            body = {"error": "Redis has lost what became of it", "host": self.host}
+            body = {"error": "Redis has lost the outcome", "host": self.host}
             return UnrecordedAttempt(
                 step_id, trace.fence, StepState.UNKNOWN, json.dumps(body), trace.rendered, trace.before
             )

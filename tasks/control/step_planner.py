@@ -18,7 +18,7 @@ from longshore.orchestration.runs import report
 from longshore.orchestration.runs.step_report import StepReport
 from longshore.orchestration.settings import MAX_UNITS
 from longshore.orchestration.store.hosts import Host, Hosts
-from longshore.orchestration.store.placement import left_out, meant
+from longshore.orchestration.store.placement import hosts_of, left_out
 from longshore.orchestration.store.run_store import Store
 from longshore.tasks.attempts.scope import of_steps
 from longshore.tasks.loaded_runs import Loaded
@@ -58,7 +58,7 @@ class StepPlanner:
         except StoreUnavailable:
             raise
         except Exception as error:  # noqa: BLE001 - a run must end whatever its plan's own expressions do
-            return GuardDecision(fail=f"it cannot begin: {type(error).__name__}: {error}")
+            return GuardDecision(fail=f"the step cannot begin: {type(error).__name__}: {error}")
 
     # --- guards -----------------------------------------------------------------------------------
 
@@ -78,7 +78,7 @@ class StepPlanner:
                 holds = templates.truth(guard.if_, self._scope(templates.braced(guard.if_)) | more)
             except templates.TemplateProblem as error:
                 if step.always:
-                    continue  # a failing guard must not block an always step (SEMANTICS 16)
+                    continue  # a failing guard must not block an always step
                 raise _Impossible(f"when: {error}") from None
             if not holds:
                 return guard.reason or guards.WHEN_FALSE
@@ -102,7 +102,7 @@ class StepPlanner:
         target = self._render(step.target, "target")
         hosts = self._targets(step, target)
         if not hosts:
-            return GuardDecision(skip=f"no host is meant by its target {target}")
+            return GuardDecision(skip=f"no host matches the target {target}")
         if step.step.foreach is None and not is_several(target):
             reason = self._why_skipped(step, Unit(), hosts[0], alone=True)
             return GuardDecision(skip=reason, host=hosts[0].name if hosts[0] else "")
@@ -110,9 +110,7 @@ class StepPlanner:
         if not items:
             return GuardDecision(skip="foreach: the list is empty")
         if len(items) * len(hosts) > MAX_UNITS:
-            raise _Impossible(
-                f"{len(items) * len(hosts)} items and hosts are more than the {MAX_UNITS} that a step may have"
-            )
+            raise _Impossible(f"{len(items) * len(hosts)} items and hosts exceed the {MAX_UNITS} of a step")
         parts = [(Unit(item, host.name if host else ""), host) for item in items for host in hosts]
         units = tuple(
             replace(unit, skip=self._why_skipped(step, unit, host, alone=not is_several(target)))
@@ -128,7 +126,7 @@ class StepPlanner:
     def _items(self, step: CompiledStep) -> list[Any]:
         items = self._render(step.step.foreach, "foreach")
         if not isinstance(items, list):
-            raise _Impossible(f"foreach: it gives no list but a {type(items).__name__}")
+            raise _Impossible(f"foreach: the expression gives no list but a {type(items).__name__}")
         return items
 
     def _known(self) -> dict[str, Host]:
@@ -139,11 +137,11 @@ class StepPlanner:
     def _targets(self, step: CompiledStep, target: Any) -> list[Host | None]:
         """The hosts of the step's target, None for any host; empty where the step is skipped for lack of a host."""
         if not isinstance(target, str):
-            raise _Impossible(f"target: it gives no name of a host but a {type(target).__name__}")
+            raise _Impossible(f"target: the expression gives no host name but a {type(target).__name__}")
         if target == ANY:
             return [None]
         try:
-            return list(meant(self._known(), target, always=step.always))
+            return list(hosts_of(self._known(), target, always=step.always))
         except UnknownName as error:
             if step.step.on_no_host == "skip":
                 return []

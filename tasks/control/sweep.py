@@ -59,22 +59,22 @@ class Sweep:
             return 0
         self.coordinator.look_at_clock()
         # Begun runs precede new ones. The interval is short enough that a run whose two control workers were killed,
-        # one after the other, stands still for no longer than a lease.
+        # one after the other, makes no progress for no longer than a lease.
         end = time.monotonic() + _LONGEST_SWEEP
-        selection_of = 0
-        wanted = self._wanted(inbox)
+        swept = 0
+        new = self._selected(inbox)
         while True:
-            due = self.store.due(self.store.settings.lease / 3, None if selection_of else now)
-            found = dict.fromkeys([*due, *wanted])
-            wanted = []
+            due = self.store.due(self.store.settings.lease / 3, None if swept else now)
+            found = dict.fromkeys([*due, *new])
+            new = []
             self._look_at_each(found)
-            selection_of += len(found)
+            swept += len(found)
             if len(due) < BATCH or time.monotonic() > end:
                 break
         self.lifecycle.purge_expired()
-        return selection_of
+        return swept
 
-    def _wanted(self, inbox: Mapping[str, float]) -> list[str]:
+    def _selected(self, inbox: Mapping[str, float]) -> list[str]:
         """The inbox entries to advance now.
 
         New entries are left out, since their messages are on the way, and so are those recently found without a
@@ -98,7 +98,7 @@ class Sweep:
         wrong: list[str] = []
         for run_id in found:
             if not RUN_ID.fullmatch(run_id):
-                self._discard_damaged(run_id, "it is no run id")
+                self._discard_damaged(run_id, "the text is not a run id")
                 continue
             try:
                 self.coordinator.advance(run_id, recover=True)
@@ -139,9 +139,9 @@ class Sweep:
 
     def _discard_damaged(self, run_id: str, why: str) -> None:
         """Remove a damaged run from the indices, until a command for it arrives."""
-        wanted = self.lifecycle.admission.wanted(run_id)
-        if wanted is not None:  # its place would block waiting runs for ever
-            self.lifecycle.admission.release(run_id, wanted)
+        request = self.lifecycle.admission.request_of(run_id)
+        if request is not None:  # its place would block waiting runs for ever
+            self.lifecycle.admission.release(run_id, request)
         # One dead letter, from the index that contains the run.
         if integrity.discard_damaged(self.store, "live", [run_id], why):
             self.store.call(self.store.client.zrem, self.store.keys.inbox, run_id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from celery import shared_task
@@ -10,10 +9,11 @@ from celery.utils.log import get_task_logger
 
 from longshore.orchestration.client.client import Client
 from longshore.orchestration.errors import LongshoreError
+from longshore.orchestration.jobs.discovery import job_files
 from longshore.orchestration.jobs.schedule import tick as start_due
 from longshore.orchestration.messaging.canvas import ORCHESTRATE, TICK
 from longshore.orchestration.plans.compiled import CONTROL
-from longshore.orchestration.schedules import schedules
+from longshore.orchestration.schedules import declarations, starts
 from longshore.orchestration.settings import Settings
 from longshore.orchestration.stacks.orchestrate import Stacks
 from longshore.orchestration.stacks.plan import RolloutOptions
@@ -26,16 +26,12 @@ log = get_task_logger(__name__)
 _AGAIN = 1.0
 
 
-def job_files(settings: Settings) -> list[Path]:
-    return [Path(name) for name in settings.jobs.split(":") if name]
-
-
 @shared_task(name=TICK, base=SagaTask, autoretry_for=(), acks_late=False)
 def tick() -> None:
     """Start the schedules and jobs that are due. A lost tick is followed by another."""
     store, _ = store_and_plans()
     store.call(store.client.set, store.keys.last_tick, store.now(), ex=86_400)
-    schedules.start_due(_client(store.settings))
+    starts.start_due(_client(store.settings))
     start_due(Client(store.settings), job_files(store.settings))
 
 
@@ -44,7 +40,7 @@ def _client(settings: Settings) -> Client:
     return Client(settings.model_copy(update={"actor": "schedule"}))
 
 
-@shared_task(name=schedules.TASK, base=SagaTask, autoretry_for=(), acks_late=False)
+@shared_task(name=declarations.TASK, base=SagaTask, autoretry_for=(), acks_late=False)
 def scheduled(name: str, given: dict[str, Any] | None = None) -> None:
     """Start a schedule for which a beat has fired, if due: a declared one, or the one in the message (`given`).
 
@@ -53,8 +49,8 @@ def scheduled(name: str, given: dict[str, Any] | None = None) -> None:
     store, _ = store_and_plans()
     client = _client(store.settings)
     try:
-        one = schedules.from_entry(store.settings, name, given) if given else schedules.find(store.settings, name)
-        schedules.start_one(client, one)
+        one = declarations.from_entry(store.settings, name, given) if given else declarations.find(store.settings, name)
+        starts.start_one(client, one)
     except LongshoreError as error:
         log.error("schedule %s: %s", name, error)
         return
@@ -75,7 +71,7 @@ def orchestrate(every: float = 300.0, look: str = "") -> None:
     try:
         stacks = Stacks(Client(store.settings))
         if busy := stacks.active_runs():
-            log.info("orchestrate: run %s is at it", ", ".join(busy))
+            log.info("orchestrate: run %s is in progress", ", ".join(busy))
             return
         run = stacks.refresh(look or f"{store.now() // round(every * 1000)}")
         if run.state() not in TERMINAL:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import time
 
+import requests
+
 from longshore.orchestration.errors import OperationError, Preflight, Transient
 from longshore.orchestration.settings import get_settings
 from longshore.tasks.host import addresses, paths
+from longshore.tasks.host.http_session import session
 
 _SCHEME = re.compile(r"([a-z0-9+]+)://([^/]*)(.*)", re.DOTALL)
 _FILES = frozenset({"file", "local"})
@@ -51,10 +54,6 @@ def _local(url: str, path: str, limit: int) -> bytes:
 
 
 def _web(url: str, limit: int) -> bytes:
-    import requests  # noqa: PLC0415 - slow to import, and few workers download files
-
-    from longshore.tasks.host.http_session import session  # noqa: PLC0415 - imports requests
-
     where, end, shown = addresses.endpoint(url), time.monotonic() + _WHOLE, addresses.shown(url)
     addresses.check(where.name)
     data = b""
@@ -78,7 +77,7 @@ def _web(url: str, limit: int) -> bytes:
 
 def _store(url: str, limit: int) -> bytes:
     try:
-        import fsspec  # noqa: PLC0415 - optional dependency
+        import fsspec  # noqa: PLC0415 - the extra objects
 
         with fsspec.open(url, "rb") as file:
             data: bytes = file.read(limit + 1)

@@ -26,6 +26,7 @@ from longshore.tasks.implementation import (
     ReadOnly,
     implementation,
     implements,
+    unchanged,
 )
 
 
@@ -42,7 +43,7 @@ class Rebuild(Implementation[RebuildParams]):
         requested_at = caches.now()
         with ctx.lock(f"cache {params.cache}", f"cache {params.cache}"):
             found = caches.get(params.cache)
-            why = found.wrong(caches.now(), params.fingerprint)
+            why = found.problem(caches.now(), params.fingerprint)
             if mine(ctx, found):
                 return Outcome(changed=True, data=summary(caches, params.cache, found, before, built=True))
             if not why and not params.force:
@@ -64,9 +65,9 @@ class Rebuild(Implementation[RebuildParams]):
     def predict(self, ctx: Context, params: RebuildParams) -> Prediction:
         name, _ = self._builder(params)
         caches = ctx.caches()
-        why = caches.get(params.cache).wrong(caches.now(), params.fingerprint)
+        why = caches.get(params.cache).problem(caches.now(), params.fingerprint)
         if not why and not params.force:
-            return Prediction(f"cache {params.cache} is valid", changed=None if ctx.has_upstream else False)
+            return unchanged(ctx, f"cache {params.cache} is valid")
         return Prediction(
             f"would build cache {params.cache} by {name}: {why or 'a rebuild was requested'}",
             undo="restore the previous generation",
@@ -95,7 +96,7 @@ class Check(ReadOnly[CheckParams]):
     def act(self, ctx: Context, params: CheckParams, before: dict[str, Any]) -> Outcome:
         caches = ctx.caches()
         now, found = caches.now(), caches.get(params.cache)
-        why = found.wrong(now, params.fingerprint)
+        why = found.problem(now, params.fingerprint)
         age = round(found.entry.age(now), 3) if found.entry else None
         data = {"cache": params.cache, "valid": not why, "reason": why or None, "generation": found.generation}
         return Outcome(changed=False, data=data | {"age_s": age})
@@ -119,7 +120,7 @@ class Invalidate(Implementation[InvalidateParams]):
     def predict(self, ctx: Context, params: InvalidateParams) -> Prediction:
         found = ctx.caches().get(params.cache)
         if found.entry is None or found.entry.invalidated:
-            return Prediction(f"cache {params.cache} is already invalid", changed=None if ctx.has_upstream else False)
+            return unchanged(ctx, f"cache {params.cache} is already invalid")
         return Prediction(f"would invalidate generation {found.generation} of cache {params.cache}")
 
     def undo(

@@ -10,7 +10,7 @@ from longshore.orchestration.errors import OperationError, Preflight, Unsuccessf
 from longshore.orchestration.operations.command import EXEC, SHELL, CommandParams, ExecParams, ShellParams
 from longshore.tasks.host.machine.factory import machine_of
 from longshore.tasks.host.machine.port import Machine, Program
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, would_fail
 
 _UNLESS_TIMEOUT = 60.0
 
@@ -63,7 +63,7 @@ class Command(Implementation[Any]):
         try:
             machine.require(Program(self.argv(params), _environment(ctx, machine, params), cwd=params.cwd))
         except Preflight as error:
-            return Prediction(f"would fail: {error}", changed=False, impossible=str(error))
+            return would_fail(str(error))
         if params.unless is not None:
             return Prediction(f"would run, unless its check exits with 0: {self.shown(params)}", changed=None)
         return Prediction(f"would run: {self.shown(params)}", changed=params.changes)

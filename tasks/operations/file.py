@@ -27,7 +27,7 @@ from longshore.tasks.host import downloads
 from longshore.tasks.host.backups import Backups, write_private
 from longshore.tasks.host.machine.factory import machine_of
 from longshore.tasks.host.machine.port import Machine, State, sha
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, ReadOnly, implements
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, ReadOnly, implements, unchanged
 
 _DEFAULT_MODE = 0o644
 #: The maximum bytes of a file in a plan; larger files belong in the object store.
@@ -224,7 +224,7 @@ class Undeploy(Implementation[UndeployParams]):
 
     def predict(self, ctx: Context, params: UndeployParams) -> Prediction:
         if machine_of(ctx).read(params.path) is None:
-            return Prediction(f"{params.path} does not exist", changed=None if ctx.has_upstream else False)
+            return unchanged(ctx, f"{params.path} does not exist")
         return Prediction(f"would remove {params.path}", undo="restore the file")
 
     def undo(

@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from requests import exceptions
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
+
 from longshore.orchestration.errors import (
     Blocked,
     Delayed,
@@ -32,6 +35,7 @@ from longshore.orchestration.operations.network import (
 )
 from longshore.orchestration.settings import get_settings
 from longshore.tasks.host import addresses
+from longshore.tasks.host.http_session import session
 from longshore.tasks.host.machine.factory import machine_of
 from longshore.tasks.host.machine.port import Program
 from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, ReadOnly, implements
@@ -101,7 +105,7 @@ def send(ctx: Context, call: Call) -> Answer:
     for name, value in call.headers.items():
         if not f"{name}: {value}".isprintable() or any(ord(letter) > 255 for letter in value):
             raise Preflight(f"{call.shown}: header {name!r} contains invalid characters")
-    # A redirect must not receive secrets that are meant for this service.
+    # A redirect must not receive secrets of this service.
     secret = any(ctx.redact(value) != value for value in call.headers.values())
     call = replace(call, follow=call.method in {"GET", "HEAD"} and not secret)
     where = addresses.endpoint(call.url)
@@ -137,12 +141,6 @@ def _from_here(ctx: Context, call: Call) -> Answer:
 
 
 def _ask(call: Call) -> Answer:
-    # requests is slow to import, and few workers send requests.
-    from requests import exceptions  # noqa: PLC0415 - see above
-    from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError  # noqa: PLC0415 - see above
-
-    from longshore.tasks.host.http_session import session  # noqa: PLC0415 - imports requests
-
     started = time.monotonic()
     try:
         with session() as web:

@@ -50,7 +50,7 @@ class SubPlan(WaitingImplementation[RunParams]):
         body["parent"] = {
             "run": place.run_id,
             "step": place.step_id,
-            "line": [*place.loaded.wanted.parents, place.run_id],
+            "line": [*place.loaded.admission.parents, place.run_id],
         }
         body["instance_id"] = f"{place.loaded.instance_id}.{place.step_id}"
         child_id = child_run(place.run_id, place.name)

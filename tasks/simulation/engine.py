@@ -26,8 +26,8 @@ from longshore.tasks.host.engine.port import (
     Image,
     Login,
     NotThere,
+    OnOutput,
     Output,
-    Said,
     in_stream,
 )
 
@@ -36,11 +36,11 @@ _NEVER = "0001-01-01T00:00:00Z"
 
 @dataclass
 class MemoryEngine:
-    """An engine in memory. `exit_codes`, by image, end a container at its start; `said` holds output by image."""
+    """An engine in memory. `exit_codes`, by image, end a container at its start; `outputs` holds output by image."""
 
     url: str = "memory://"
     exit_codes: dict[str, int] = field(default_factory=dict)
-    said: dict[str, Output] = field(default_factory=dict)
+    outputs: dict[str, Output] = field(default_factory=dict)
     #: The registry: image ids by name. The download of a name with the id '' fails half way.
     registry: dict[str, str] = field(default_factory=dict)
 
@@ -174,15 +174,15 @@ class MemoryEngine:
         self._execs[key] = (found.id, body, Execution(running=False, exit_code=None))
         return key
 
-    def start_exec(self, execution: str, stdin: bytes | None, said: Said, check: Check) -> None:
+    def start_exec(self, execution: str, stdin: bytes | None, on_output: OnOutput, check: Check) -> None:
         if execution not in self._execs:
             raise NotThere(f"No such exec instance: {execution}")
         container, body, _ = self._execs[execution]
         check()
         if body["Cmd"][:1] == ["echo"]:
-            said(1, " ".join(body["Cmd"][1:]).encode() + b"\n")
+            on_output(1, " ".join(body["Cmd"][1:]).encode() + b"\n")
         elif body["Cmd"] == ["cat"]:
-            said(1, stdin or b"")
+            on_output(1, stdin or b"")
         code = 1 if body["Cmd"] == ["false"] else 0
         self._execs[execution] = (container, body, Execution(running=False, exit_code=code))
 
@@ -292,13 +292,15 @@ class MemoryEngine:
         redact: Callable[[str], str] = lambda text: text,
     ) -> Output:
         found = self._find(container)
-        return self.said.get(found.image, Output()) if found else Output()
+        return self.outputs.get(found.image, Output()) if found else Output()
 
-    def follow(self, container: str, said: Said, ended: Callable[[], bool], *, since: float | None = None) -> None:
+    def follow(
+        self, container: str, on_output: OnOutput, ended: Callable[[], bool], *, since: float | None = None
+    ) -> None:
         output = self.logs(container, 0)
         for stream, text in ((1, output.stdout), (2, output.stderr)):
             if text:
-                said(stream, text.encode())
+                on_output(stream, text.encode())
 
     # --- images, networks, volumes ----------------------------------------------------------------
 
@@ -352,10 +354,10 @@ class MemoryEngine:
         self.registry[_tagged(ref)] = found
         self._digests[found] = (f"{_tagged(ref).rpartition(':')[0]}@{found}",)
 
-    def build(self, context: BinaryIO, params: Mapping[str, Any], said: Callable[[str], None], check: Check) -> str:
+    def build(self, context: BinaryIO, params: Mapping[str, Any], on_text: Callable[[str], None], check: Check) -> str:
         check()
         built = f"sha256:{_digest(repr(context.read()))}"
-        said("Successfully built\n")
+        on_text("Successfully built\n")
         self._images[_tagged(str(params["t"]))] = built
         return built
 

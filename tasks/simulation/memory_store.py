@@ -27,7 +27,7 @@ class MemoryStore(Store):
         self._clock = 1_000_000_000_000
         #: ms by which that clock was set, and not merely went on.
         self._set_by = 0
-        # Whoever asks for the time, alone or in a pipeline.
+        # Answers TIME, alone or in a pipeline.
         self.client.set_response_callback("TIME", lambda _time, **_: self._time())
         self.advance(0)
 

@@ -104,7 +104,7 @@ class _Staged(Implementation[Params]):
         if error is not None:
             raise error
         if script.hangs:
-            raise StepTimeout("ran out of its time")
+            raise StepTimeout("exceeded its time limit")
         outcome = self._act(ctx, params, before) if script.data is None else Outcome(script.changed, dict(script.data))
         if script.vanishes:
             script.vanishes -= 1
@@ -270,8 +270,8 @@ class Sandbox:
             if step not in names and "@undo" not in step:
                 near = get_close_matches(step, names, n=1)
                 raise UnknownName(
-                    f"the bench was told of a step {step!r}, which is not in the plan",
-                    remedy=f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(names))}",
+                    f"the sandbox was given step {step!r}, which is not in the plan",
+                    remedy=f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(names))}",
                 )
 
     def report(self, run_id: str) -> Report:
@@ -303,7 +303,7 @@ class Sandbox:
                 continue
             idle += 1
             if idle >= _PATIENCE:
-                raise AssertionError(f"the run stands still in {self.store.state(run_id)}")
+                raise AssertionError(f"the run makes no progress in {self.store.state(run_id)}")
             self._decide(run_id)
             self._pass_time(run_id)
 

@@ -71,6 +71,14 @@ def test_the_commands_of_operating_it(environment: dict[str, str], tmp_path: Pat
         assert word in said, (word, said)
 
 
+def test_the_listing_of_schedules_in_python(environment: dict[str, str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", blocks("operate.md", "python")[0]],
+        env=environment, capture_output=True, text=True, check=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["backup.nightly", "heartbeat", "weekly"]
+
+
 def test_the_recipes_for_cron_and_ci(environment: dict[str, str], tmp_path: Path) -> None:
     script("deployment.md", environment, tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
@@ -87,7 +95,7 @@ def test_the_example_is_the_one_on_the_page_and_its_entries_are_celerys(
     shown, example = yaml.safe_load(blocks("operate.md", "yaml")[0]), ROOT / "examples/operate/longshore.yaml"
     assert shown == yaml.safe_load(example.read_text())
     assert {name: Scheduled.model_validate(said) for name, said in shown["schedules"].items()}
-    code = "from celery import Celery\napp = Celery()\n" + blocks("operate.md", "python")[0]
+    code = "from celery import Celery\napp = Celery()\n" + blocks("operate.md", "python")[1]
     code += "print(sorted(app.conf.beat_schedule), {one['task'] for one in app.conf.beat_schedule.values()})"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=tmp_path

@@ -56,7 +56,7 @@ class Stack:
         return self.step(f"compose.{verb}.execute", project=self.name, **said)
 
     def look(self) -> dict[str, Any]:
-        """What SEMANTICS 10 promises: hashes, images, volumes, and what runs; not container ids."""
+        """What a rollback restores: hashes, images, volumes, and what runs; not container ids."""
         rows = [self.engine.inspect_container(row["Id"]) for row in self.containers()]
         label = "com.docker.compose."
         filters = {"label": f"{label}project={self.name}"}

@@ -295,7 +295,7 @@ def test_nobody_reaches_redis_without_a_user_and_messages_of_others_are_refused(
 
     def told() -> bool:
         found = deployment.longshore("audit", "--refused")
-        return any("it has no signature" in line["why"] for line in found)
+        return any("the signature is missing" in line["why"] for line in found)
 
     wait_for("the refusal", told)
 

@@ -111,7 +111,7 @@ def test_a_stack_whose_new_image_does_not_get_well_goes_back_and_can_be_tried_ag
     # and with one stack alone, as code sees it; and once more
     again = Stacks(place.client()).orchestrate(min_healthy_time=0.5, retry=True)
     assert again.exit_code == 3
-    assert list(again.stacks.wrong) == [shop.name]
+    assert list(again.stacks.failed) == [shop.name]
     assert again.report is not None
     assert again.report.exit_code == 3
     assert place.longshore("runs", "show", again.report.run_id).code == 3

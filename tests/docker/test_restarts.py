@@ -81,8 +81,8 @@ def test_one_of_three_that_fails_is_named_and_the_others_stay(place: Installatio
     done = place.longshore("restart", *QUICK, "-o", "json")
 
     assert done.code == 3
-    assert done.json["stacks"]["right"] == [three[0].name, three[2].name]
-    assert list(done.json["stacks"]["wrong"]) == [three[1].name]
+    assert done.json["stacks"]["up_to_date"] == [three[0].name, three[2].name]
+    assert list(done.json["stacks"]["failed"]) == [three[1].name]
     assert [one.state()["db-1"][1] == image for one, image in zip(three, now, strict=True)] == [True, False, True]
 
 

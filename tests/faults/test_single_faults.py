@@ -54,7 +54,7 @@ def test_the_only_worker_is_killed_in_mid_step_and_started_again(
     report = run.wait(PATIENCE)
 
     # then
-    figures("goes on after the kill", f"{time.monotonic() - killed:.1f} s, with a lease of {place.options['lease']}")
+    figures("continues after the kill", f"{time.monotonic() - killed:.1f} s, with a lease of {place.options['lease']}")
     assert (report.exit_code, report.step("work").attempts) == (0, 2)
 
 
@@ -132,7 +132,7 @@ def _long(folder: Path, seconds: float) -> Plan:
     return plan
 
 
-def test_a_blocked_service_holds_fifty_runs_and_lets_them_go_on_spread(
+def test_a_blocked_service_holds_fifty_runs_and_resumes_them_spread(
     place: Installation, tmp_path: Path, form: Form, figures: Note
 ) -> None:
     # given

@@ -161,7 +161,7 @@ def test_one_more_takes_the_place_of_the_one_that_runs(open_house: Installation,
 
     assert two.wait(PATIENCE).exit_code == 0
     report = one.wait(PATIENCE)
-    assert (report.cause, report.error and report.error.message) == ("cancel", f"run {two.id} takes its place")
+    assert (report.cause, report.error and report.error.message) == ("cancel", f"replaced by run {two.id}")
 
 
 def test_runs_of_one_plan_have_a_limit_of_their_own(open_house: Installation, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_run_that_rests_is_forgotten_when_somebody_says_so(open_house: Install
     assert keys_of(open_house, done) == []
     assert open_house.longshore("runs", "show", done.id).code == 2
     assert refused.code == 1
-    assert "only a run that rests" in refused.err
+    assert "only an ended run" in refused.err
     assert live.state() == "running", "and it goes on"
     live.cancel()
     live.wait(PATIENCE)

@@ -13,7 +13,7 @@ import pytest
 
 from longshore.orchestration import Client
 from longshore.orchestration.language.schedule import Scheduled
-from longshore.orchestration.schedules import schedules
+from longshore.orchestration.schedules import declarations
 from longshore.orchestration.schedules.celery_beat import beat_schedule
 from longshore.orchestration.schedules.due_times import Mark, ScheduleMarks
 from longshore.orchestration.store import audit
@@ -221,7 +221,7 @@ def test_redbeat_has_entries_that_come_and_go_while_it_runs(clock: Clockwork) ->
     clock.beat(LONGSHORE_BEAT="redbeat")  # waits for the first one's end
     often = len(lines(clock.folder / "often.log"))
     wait_for("what is declared", lambda: len(lines(clock.folder / "often.log")) > often)
-    one = schedules.Schedule("nightly", "dynamic", Scheduled(every=1.0))
+    one = declarations.Schedule("nightly", "dynamic", Scheduled(every=1.0))
     entry = redbeat_entry(one, clock.client.settings)
     entry.save()
     wait_for("three runs", lambda: len(lines(log)) >= 3)

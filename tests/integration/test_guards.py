@@ -166,7 +166,7 @@ def test_a_dry_run_asks_the_hosts_that_a_run_would_act_on(two_hosts: Installatio
     (lost,) = [one for one in two_hosts.client().dry_run(plan, {"where": "web9"}) if one["impossible"]]
     assert (lost["step"], lost["impossible"]) == (
         "one",
-        "no worker was ever seen on a host 'web9' (there are: web1, web2)",
+        "no worker has registered on host 'web9' (there are: web1, web2)",
     )
 
 
@@ -174,7 +174,7 @@ def test_an_unknown_host_is_an_error_and_no_wait(two_hosts: Installation) -> Non
     plan = Plan("nowhere")
     plan.step("a", "noop.execute").target("web9")
 
-    with pytest.raises(UnknownName, match="step a: target: no worker was ever seen on a host 'web9'"):
+    with pytest.raises(UnknownName, match="step a: target: no worker has registered on host 'web9'"):
         run(two_hosts, plan)
 
 

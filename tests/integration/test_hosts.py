@@ -263,7 +263,7 @@ def test_a_host_that_is_not_there_is_told_at_once_and_nothing_is_stored(fleet: I
     said = fleet.longshore("run", str(plan), "--run-id", "typo-1")
 
     assert said.code == 2
-    assert "step b: target: no worker was ever seen on a host 'web9' (there are: db1, db2, web1" in said.err
+    assert "step b: target: no worker has registered on host 'web9' (there are: db1, db2, web1" in said.err
     assert fleet.longshore("runs", "show", "typo-1").code == 2
 
 
@@ -276,8 +276,8 @@ def test_a_host_that_turns_out_not_to_be_there_fails_the_step_or_skips_it(fleet:
     report = report_of(fleet, plan)
 
     assert report.step("skips").status is StepState.SKIPPED
-    assert report.step("skips").reason == "no host is meant by its target role:cache"
-    assert "no worker was ever seen on a host 'web9'" in str(report.step("fails").error)
+    assert report.step("skips").reason == "no host matches the target role:cache"
+    assert "no worker has registered on host 'web9'" in str(report.step("fails").error)
 
 
 # --- drain ------------------------------------------------------------------------------------------
@@ -443,7 +443,7 @@ def test_a_step_for_a_host_whose_worker_does_not_come_back_fails_in_its_time(fle
     plan.step("a", "noop.execute")
     report = report_of(fleet, plan)
 
-    assert report.step("a").error.endswith("no worker of the queue noop@gone1 took it within 8 s")
+    assert report.step("a").error.endswith("no worker of the queue noop@gone1 claimed the step within 8 s")
 
 
 def test_a_step_that_is_tried_again_at_once_is_tried_on_the_host_that_began_it(

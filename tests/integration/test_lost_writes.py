@@ -104,7 +104,7 @@ def test_a_host_that_does_not_come_back_is_named(place: Installation, tmp_path: 
     # then
     assert target.read_text() == "after"
     assert (report.state, report.exit_code) == ("undone", 3)
-    assert [doubt.partition(":")[0] for doubt in report.in_doubt] == ["host web1 could not be asked"]
+    assert [doubt.partition(":")[0] for doubt in report.in_doubt] == ["host web1 did not answer"]
 
 
 def test_an_undo_notices_that_its_record_is_older_than_its_host_knows(

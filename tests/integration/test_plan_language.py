@@ -299,7 +299,7 @@ def test_what_is_no_list_fails_the_step(shop: Installation) -> None:
     a = plan.step("a", "noop.execute", data={"all": "abc"})
     plan.step("each", "noop.execute").after(a).foreach(a.data.all)
 
-    assert run(shop, plan).step("each").error == "foreach: it gives no list but a str"
+    assert run(shop, plan).step("each").error == "foreach: the expression gives no list but a str"
 
 
 # --- results ---------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ def test_a_large_result_is_kept_apart_and_one_that_is_too_large_is_an_error(shop
 
     assert len(report.step("large").data["text"]) == LARGE_DATA_BYTES * 10
     assert report.step("length").data == {"n": LARGE_DATA_BYTES * 10}
-    assert f"is larger than the {MAX_DATA_BYTES}" in (report.step("huge").error or "")
+    assert f"bytes exceeds the {MAX_DATA_BYTES}" in (report.step("huge").error or "")
     keys = started.store.keys.of(started.id)
     assert shop.redis.memory_usage(keys.steps) < LARGE_DATA_BYTES
 
@@ -449,7 +449,7 @@ def test_a_celery_task_that_nobody_hears_of_is_unknown_at_its_timeout(shop: Inst
     report = run(shop, plan)
 
     assert report.step("lost").status == "unknown"
-    assert "no word of the task's end within 1s" in (report.step("lost").error or "")
+    assert "the task did not report its end within 1s" in (report.step("lost").error or "")
     assert (report.exit_code, report.left_over) == (3, ["lost"])
 
 
@@ -503,7 +503,7 @@ def test_an_approval_that_nobody_gives_does_as_its_policy_says(shop: Installatio
 
     assert report.state == state
     if state == "undone":
-        assert report.step("ask").error == "nobody approved it within 500ms"
+        assert report.step("ask").error == "no approval within 500ms"
 
 
 def test_only_what_waits_can_be_approved_and_only_once(shop: Installation) -> None:

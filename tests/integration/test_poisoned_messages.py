@@ -1,4 +1,4 @@
-"""What nobody should have put into a queue is put aside, and kills no worker."""
+"""A message that no worker can process becomes a dead letter, and ends no worker."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_messages_that_are_none_are_put_aside_and_the_worker_goes_on(place: Inst
     # given
     worker = place.workers[0]
     process = worker._process
-    before = len(place.client().store.aside())
+    before = len(place.client().store.dead_letters())
 
     # when
     place.redis.lpush(place.queue_key(queue), *POISON.values())
@@ -98,9 +98,9 @@ def test_messages_that_are_none_are_put_aside_and_the_worker_goes_on(place: Inst
     assert report.exit_code == 0
     assert worker.running
     assert worker._process is process
-    aside = place.client().store.aside()[: len(POISON)]
-    assert len(place.client().store.aside()) - before == len(POISON)
-    assert all(entry["why"] and entry["queue"].endswith(queue) for entry in aside)
+    letters = place.client().store.dead_letters()[: len(POISON)]
+    assert len(place.client().store.dead_letters()) - before == len(POISON)
+    assert all(entry["why"] and entry["queue"].endswith(queue) for entry in letters)
     # and nothing of it comes back
     unacked = f"{place.settings.broker_prefix()}unacked"
     wait_for("the last good message to be acknowledged", lambda: place.redis.hlen(unacked) == 0)
@@ -114,7 +114,7 @@ def test_a_worker_still_answers_who_asks_through_it(place: Installation) -> None
     )  # fmt: skip
 
     assert "pong" in said.stdout, said.stdout + said.stderr
-    assert not any("pidbox" in entry["queue"] for entry in place.client().store.aside())
+    assert not any("pidbox" in entry["queue"] for entry in place.client().store.dead_letters())
 
 
 def test_a_message_of_ours_is_none_of_them(place: Installation) -> None:

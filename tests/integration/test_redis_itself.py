@@ -51,7 +51,7 @@ def test_after_a_restart_without_its_data_there_is_a_plain_error_and_no_hang(
     server.restart(signal.SIGKILL)
 
     # then whoever waits is told
-    with pytest.raises(RunLost, match=r"does not exist any more.*longshore doctor"):
+    with pytest.raises(RunLost, match=r"does not exist: it was pruned.*longshore doctor"):
         run.wait(PATIENCE)
     shown = place.longshore("runs", "show", run.id)
     assert (shown.code, "does not exist" in shown.err) == (2, True)

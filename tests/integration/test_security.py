@@ -180,7 +180,7 @@ def test_a_client_may_write_no_record(guarded: Guarded) -> None:
 
 def test_a_message_that_nobody_signed_is_refused(guarded: Guarded) -> None:
     guarded.push("noop", json.dumps(message([["run", 0], {}, {}])).encode())
-    assert "it has no signature" in guarded.refused("longshore.step is refused")
+    assert "the signature is missing" in guarded.refused("longshore.step is refused")
 
 
 def test_pickle_is_refused(guarded: Guarded) -> None:
@@ -242,7 +242,7 @@ def test_a_request_and_a_command_that_nobody_signed_are_refused(
     thief = guarded.as_role("client").client()  # the password, and not the key
     monkeypatch.setattr(preconditions, "require_signing_key", lambda _store: None)  # an attacker skips the check
     run = thief.start(wide("stolen"))
-    assert "its request is refused: it has no signature" in guarded.refused("its request is refused")
+    assert "its request is refused: the signature is missing" in guarded.refused("its request is refused")
     assert thief.store.state(run.id) is None
 
     slow = Plan("kept")
@@ -265,7 +265,7 @@ def test_a_plan_of_an_unknown_operation_that_is_put_into_redis_begins_nothing(gu
     store = guarded.client.store
     store.client.set(store.keys.of("planted").request, json.dumps(body))
     store.client.zadd(store.keys.inbox, {"planted": "1"})
-    assert "planted" not in guarded.refused("its request is refused: it has no signature")
+    assert "planted" not in guarded.refused("its request is refused: the signature is missing")
     assert store.state("planted") is None
 
 
@@ -321,7 +321,9 @@ def test_a_copy_of_a_command_and_of_the_request_of_a_pruned_run_is_refused(guard
     # a client may read what was asked, and ask: it cannot ask in another's words
     store.client.xadd(keys.commands, asked)
     store.client.zadd(store.keys.inbox, {run.id: 1})
-    assert run.id in {line.run for line in _refusals(guarded, "it is a copy of one that was carried out before")}
+    assert run.id in {
+        line.run for line in _refusals(guarded, "the command is a copy of one that was carried out before")
+    }
 
     request = store.client.get(keys.request)
     assert run.prune() == "done"
@@ -473,9 +475,9 @@ def test_an_operation_that_no_worker_knows_is_done_by_none_and_stands_in_the_aud
     plan = Plan("unknown-to-all")
     plan.step("a", "evil.operation")
     run = guarded.client.start(plan)
-    (line,) = _refusals(guarded, "no worker that knows it has come by")
+    (line,) = _refusals(guarded, "no worker that knows the operation has read the request")
     assert (line.run, line.plan, line.actor) == (run.id, "unknown-to-all", "tester")
-    wait_for("the reason", lambda: "no worker that knows it" in str(run.report().error))
+    wait_for("the reason", lambda: "no worker that knows the operation" in str(run.report().error))
     assert run.report().step("a").attempts == 0
     run.cancel()
     assert run.wait(timeout=PATIENCE).exit_code == 1

@@ -132,6 +132,6 @@ def test_a_host_whose_every_worker_sleeps_is_named(place: Installation, tmp_path
     # then
     assert (report.state, report.exit_code) == ("undone", 3)
     (doubt,) = report.in_doubt
-    assert doubt.startswith("host web1 could not be asked")
+    assert doubt.startswith("host web1 did not answer")
     assert time.monotonic() - began < 60.0
     assert "in doubt: host web1" in place.longshore("runs", "show", run.id).out

@@ -89,7 +89,7 @@ def test_step_without_a_worker_fails_with_the_reason(world: Callable[..., World]
     sweep(installation_source.coordinator)
 
     assert installation_source.stored.step("status:0") == "failed"
-    assert installation_source.stored.run("err") == "no worker of the queue noop took it within 600 s"
+    assert installation_source.stored.run("err") == "no worker of the queue noop claimed the step within 600 s"
 
 
 def test_undo_timeout_is_reported(world: Callable[..., World]) -> None:
@@ -106,7 +106,7 @@ def test_undo_timeout_is_reported(world: Callable[..., World]) -> None:
 
     assert slow.store.state(slow.run_id) == RunState.UNDO_FAILED
     assert (slow.stored.step("ustatus:0"), slow.stored.step("ustatus:1")) == ("undone", "undo_failed")
-    assert "ran out of its time" in str(slow.stored.step("uoutcome:1"))
+    assert "exceeded its time limit" in str(slow.stored.step("uoutcome:1"))
 
 
 def test_inbox_entry_without_a_request_is_removed_after_a_minute(

@@ -129,7 +129,7 @@ def test_lost_attempt_of_a_non_repeatable_step_is_unknown(stored: StoredRun, sid
 
 @SIDES
 def test_unknown_step_is_not_claimed_again(stored: StoredRun, side: str) -> None:
-    """SEMANTICS 14, regardless of remaining messages."""
+    """Regardless of remaining messages."""
     stored.dispatch(side)
     stored.claim(0, side)
     stored.end_lease(f"{side}0")

@@ -15,7 +15,7 @@ from longshore.orchestration.monitoring.metrics import text
 from longshore.orchestration.operations import find
 from longshore.orchestration.runs.pending_reasons import pending_reasons
 from longshore.orchestration.store.hosts import Hosts, HostState, Node, NodeState
-from longshore.orchestration.store.placement import cannot, grouped, meant
+from longshore.orchestration.store.placement import cannot, grouped, hosts_of
 from longshore.orchestration.store.queue_lengths import queue_lengths
 from longshore.orchestration.store.run_store import Store
 from tests.servers import RedisServer
@@ -87,7 +87,7 @@ def test_silent_host_is_lost_but_a_deregistered_host_is_not(hosts: Hosts) -> Non
     assert hosts.get("web1").state is HostState.READY
     ago(hosts, "web1", 2)
     assert hosts.get("web1").state is HostState.LOST
-    assert "no worker of it has been heard of for 1" in hosts.get("web1").why_not()
+    assert "none of its workers has sent a heartbeat for 1" in hosts.get("web1").why_not()
 
     hosts.leave("web2", "a@web2")
 
@@ -182,7 +182,7 @@ def test_target_selects_live_hosts(hosts: Hosts) -> None:
     ago(hosts, "web2", 100)
 
     def names(target: str, *, always: bool = False) -> list[str]:
-        return [host.name for host in meant(hosts.all(), target, always=always)]
+        return [host.name for host in hosts_of(hosts.all(), target, always=always)]
 
     assert names("_all") == ["db1", "web1", "web2"], "one that is lost is not left out in silence"
     assert names("group:web") == names("group:web.dev") == ["web1", "web2"]
@@ -196,7 +196,7 @@ def test_target_selects_live_hosts(hosts: Hosts) -> None:
     hosts.drain("db1", "ann")
     assert names("_all") == ["db1", "web1", "web2"]
     assert names("role:db", always=True) == ["db1"]
-    with pytest.raises(UnknownName, match=r"of the hosts of role:db none takes work.*: db1"):
+    with pytest.raises(UnknownName, match=r"all hosts of role:db are drained: db1"):
         names("role:db")
 
 

@@ -60,7 +60,7 @@ def spoil(world: World, key: str) -> None:
 
 
 def letters(world: World) -> list[str]:
-    return [f"{letter['queue']}: {letter['why']}" for letter in world.store.aside()]
+    return [f"{letter['queue']}: {letter['why']}" for letter in world.store.dead_letters()]
 
 
 def spaced(world: World, name: str) -> str:

@@ -280,17 +280,17 @@ def test_undo_opens_the_highest_level_first(stored: StoredRun) -> None:
     stored.lay("aborting", level=1, left=0)
 
     with stored.emits("run_undoing", "undo_level_started", "undo_impossible") as events:
-        assert stored.open_undo(1, [1], {2: "it has no undo"})
+        assert stored.open_undo(1, [1], {2: "the step has no undo"})
 
     assert (stored.run("state"), stored.run("undo_level"), stored.run("left")) == ("undoing", "1", "1")
     assert (stored.step("ustatus:1"), stored.step("ustatus:2"), stored.step("ureason:2")) == (
         "ready",
         "not_undoable",
-        "it has no undo",
+        "the step has no undo",
     )
     assert int(stored.step("usent_until:1") or 0) == int(stored.step("usent:1") or 0) + LEASE * 1000
     assert int(stored.run("undo_deadline") or 0) >= stored.store.now() + 3_500_000
-    assert (events[1]["steps"], events[2]["step"], events[2]["reason"]) == ("1", "2", "it has no undo")
+    assert (events[1]["steps"], events[2]["step"], events[2]["reason"]) == ("1", "2", "the step has no undo")
 
 
 def test_undo_descends_under_one_timeout(stored: StoredRun) -> None:
@@ -514,7 +514,7 @@ def reopened(stored: StoredRun) -> tuple[StoredRun, RunRecord]:
 
 
 def test_decisions_before_a_reopening_are_rejected(reopened: tuple[StoredRun, RunRecord]) -> None:
-    """SEMANTICS 7: a command that reopens a run has an epoch of its own."""
+    """A command that reopens a run has an epoch of its own."""
     stored, slow = reopened
 
     with stored.unchanged():

@@ -283,7 +283,7 @@ def ticked(store: Store, ago: float) -> None:
 
 
 def test_leases_expire_only_while_a_sweeper_runs(store: Store) -> None:
-    """SEMANTICS 24: after a gap every worker has one whole lease to renew."""
+    """After a gap every worker has one whole lease to renew."""
     clock = Clock(store)
     assert clock.look()
     assert clock.look()
@@ -510,7 +510,7 @@ WRITES: dict[str, tuple[str, tuple[object, ...]]] = {
     "create": ("", ("r", "", 1000, 10, 0, "plan", "p")),
     "drain": ("aborting", (0, "")),
     "expire": ("running", (1, "", "1", 3, "{}", "lost", "", "", 1000, "", "")),
-    "hold": ("pending", ("it waits for its turn",)),
+    "hold": ("pending", ("the run waits for admission",)),
     "finish": ("running", ("running", "failed", 0, "r", "", 2)),
     "journal": ("running", (1, "", "77", "r", "b")),
     "open_level": ("running", ("running", 0, "running", 1, 1000, 0, "", "r", 2, "")),

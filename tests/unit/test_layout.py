@@ -167,6 +167,51 @@ def test_guards_table_in_the_docs_is_current() -> None:
     assert f"{WHEN_FALSE}." in text
 
 
+#: Lines of the longest module.
+LONGEST = 450
+
+
+def test_no_module_is_too_long() -> None:
+    lengths = {name: len(path.read_text().splitlines()) for name, path in MODULES.items()}
+
+    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
+
+
+#: Imports inside of functions, which only an optional package or a measured start-up time justifies.
+LOCAL_IMPORTS = 25
+
+
+def local_imports(path: Path) -> dict[int, bool]:
+    """The lines of imports inside of functions, and whether a comment beside or above each one gives a reason."""
+    lines = path.read_text().splitlines()
+    found = {
+        node.lineno
+        for function in ast.walk(ast.parse("\n".join(lines)))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    beside = {at: re.sub(r"#|noqa: \w+|[\s-]", "", lines[at - 1].partition("#")[2]) for at in found}
+    return {at: bool(beside[at] or re.match(r" *# (?!noqa)\w", lines[at - 2])) for at in sorted(found)}
+
+
+def test_local_imports_are_few_and_have_reasons() -> None:
+    found = {f"{name}:{at}": reason for name, path in MODULES.items() for at, reason in local_imports(path).items()}
+
+    assert [where for where, reason in found.items() if not reason] == []
+    assert len(found) <= LOCAL_IMPORTS, found
+
+
+def test_local_import_without_a_reason_is_found(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text(
+        "import os\n\n\ndef f() -> None:\n    import a  # noqa: PLC0415\n    import b  # noqa: PLC0415 - an extra\n"
+        "    # c is an extra\n    import c\n\n    import d\n"
+    )
+
+    assert local_imports(module) == {5: False, 6: True, 8: True, 10: False}
+
+
 def test_imports_have_no_cycles() -> None:
     """Imports for types and inside functions count."""
     graph = grimp.build_graph(*FOLDERS)

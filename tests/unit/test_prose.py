@@ -1,13 +1,12 @@
-"""The wording of docstrings, help texts and error messages: sentences name their subject and use standard verbs.
-
-To check a further package or module, add its path to DOCSTRINGS, and to MESSAGES for its error messages.
-"""
+"""The wording of docstrings, comments, help texts, messages and documents: sentences name their subject."""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+import tokenize
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -17,13 +16,15 @@ from longshore.orchestration.cli.lazy import LazyCommand
 from longshore.orchestration.cli.main import cli
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Packages and modules whose public docstrings are checked.
-DOCSTRINGS = ("orchestration/cli",)
-#: Packages and modules whose error messages are checked.
-MESSAGES = ("orchestration/cli", "orchestration/errors.py")
+PRODUCT = ("orchestration", "tasks", "workers")
+#: The page that lists words that are no longer used.
+GLOSSARY = "glossary.md"
 
 OPENINGS = re.compile(r"(?:it|what|those|who|that which|somebody|nobody|whoever)\b", re.IGNORECASE)
-WORDS = re.compile(r"\b(?:told|said|looked|meant|comes again|at it|whoever|nobody|somebody)\b", re.IGNORECASE)
+WORDS = re.compile(
+    r"\b(?:told|said|looked|meant|comes again|at it|goes on|go on|taken back|stands still|whoever|nobody|somebody)\b",
+    re.IGNORECASE,
+)
 
 
 def faults(text: str) -> list[str]:
@@ -32,44 +33,58 @@ def faults(text: str) -> list[str]:
     return [each for each in sentences if OPENINGS.match(each)] + WORDS.findall(text)
 
 
-def sources(paths: tuple[str, ...]) -> Iterator[tuple[str, ast.Module]]:
-    for path in paths:
-        files = [ROOT / path] if path.endswith(".py") else sorted((ROOT / path).rglob("*.py"))
-        assert files, path
-        for file in files:
-            yield str(file.relative_to(ROOT)), ast.parse(file.read_text())
+def sources(suffix: str) -> Iterator[Path]:
+    for folder in PRODUCT:
+        yield from sorted((ROOT / folder).rglob(f"*{suffix}"))
 
 
-def docstrings(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[int, str]]:
-    """Line number and first line of the docstrings of a module or class and its public members."""
-    if text := ast.get_docstring(node):
-        yield getattr(node, "lineno", 1), text.splitlines()[0]
-    for child in [] if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else node.body:
-        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not child.name.startswith("_"):
-            yield from docstrings(child)
-
-
-def literals(node: ast.expr) -> str:
+def literal(node: ast.AST) -> str:
     """The text of a string or f-string; each inserted value becomes an ellipsis."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else ""
     if isinstance(node, ast.JoinedStr):
-        return "".join(literals(part) if isinstance(part, ast.Constant) else "…" for part in node.values)
+        return "".join(literal(part) if isinstance(part, ast.Constant) else "…" for part in node.values)
     return ""
 
 
-def error_messages(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Messages and remedies of raised errors, default messages of error classes, and printed lines."""
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """Line number and text of each string of at least three words: docstrings, messages and descriptions."""
+    tree = ast.parse(path.read_text())
+    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-            given = [*node.exc.args, *(keyword.value for keyword in node.exc.keywords)]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in {"print_line", "print_lines", "print_result"}:
-            given = node.args
-        elif isinstance(node, ast.FunctionDef) and node.name == "__init__":
-            given = node.args.defaults
-        else:
-            continue
-        yield from ((value.lineno, text) for value in given if (text := literals(value)))
+        if id(node) not in parts and len((text := literal(node)).split()) > 2:
+            yield getattr(node, "lineno", 1), text
+
+
+def comments(path: Path) -> Iterator[tuple[int, str]]:
+    """Line number and text of each comment; comments on consecutive lines are one text."""
+    if path.suffix == ".lua":
+        found = [
+            (number, line.partition("--")[2], line.lstrip().startswith("--"))
+            for number, line in enumerate(path.read_text().splitlines(), 1)
+            if "--" in line
+        ]
+    else:
+        with path.open() as file:
+            tokens = [one for one in tokenize.generate_tokens(file.readline) if one.type == tokenize.COMMENT]
+        found = [(one.start[0], one.string.lstrip("#: "), one.line.lstrip().startswith("#")) for one in tokens]
+    block = ""
+    for (number, text, whole), (following, _, continues) in pairwise([*found, (0, "", False)]):
+        block = f"{block} {text}".strip()
+        if not (whole and continues and following == number + 1):
+            yield number, block
+            block = ""
+
+
+def paragraphs(path: Path) -> Iterator[tuple[int, str]]:
+    """Paragraphs, items and table cells of a page, without its code."""
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    for number, block in enumerate(re.split(r"\n\s*\n|\n(?=[*|] )|(?<= )\| ", text)):
+        yield number, re.sub(r"^[*#| ]+", "", re.sub(r"`[^`]*`", "…", block))
+
+
+def wrong(found: Iterator[tuple[int, str]]) -> dict[int, list[str]]:
+    return {line: listed for line, text in found if (listed := faults(text))}
 
 
 def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
@@ -83,26 +98,22 @@ def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command
 COMMANDS = dict([("longshore", cli), *commands(cli, "longshore")])
 
 
-def test_first_lines_of_docstrings_name_their_subject() -> None:
-    found = {
-        f"{path}:{line}": wrong
-        for path, tree in sources(DOCSTRINGS)
-        for line, text in docstrings(tree)
-        if (wrong := faults(text))
-    }
+@pytest.mark.parametrize(
+    ("suffix", "read"), [(".py", texts), (".py", comments), (".lua", comments)], ids=["strings", "comments", "lua"]
+)
+def test_strings_and_comments_name_their_subject(
+    suffix: str, read: Callable[[Path], Iterator[tuple[int, str]]]
+) -> None:
+    paths = list(sources(suffix))
+    assert len(paths) > 20
 
-    assert found == {}
+    assert {str(path.relative_to(ROOT)): listed for path in paths if (listed := wrong(read(path)))} == {}
 
 
-def test_error_messages_name_their_subject() -> None:
-    found = {
-        f"{path}:{line}": wrong
-        for path, tree in sources(MESSAGES)
-        for line, text in error_messages(tree)
-        if (wrong := faults(text))
-    }
+def test_pages_name_their_subject() -> None:
+    pages = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name != GLOSSARY)]
 
-    assert found == {}
+    assert {page.name: listed for page in pages if (listed := wrong(paragraphs(page)))} == {}
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
@@ -121,3 +132,11 @@ def test_banned_openings_and_words_are_found() -> None:
     assert faults("Print the output. It is short.") == ["It is short."]
     assert faults("Who is told of the end") == ["Who is told of the end", "told"]
     assert faults("Items whose order is kept; italics") == []
+
+
+def test_texts_of_a_module_are_read_whole(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text('"""A module of texts."""\n\n# A comment of\n# two lines\nx = f"run {1} of it"  # beside\n')
+
+    assert [text for _, text in texts(module)] == ["A module of texts.", "run … of it"]
+    assert [text for _, text in comments(module)] == ["A comment of two lines", "beside"]

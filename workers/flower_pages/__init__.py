@@ -14,6 +14,7 @@ from tornado.httputil import HTTPServerRequest
 from tornado.web import ErrorHandler, StaticFileHandler, url
 
 from longshore.orchestration.language import printable
+from longshore.workers.flower_pages import pages
 
 HERE = Path(__file__).parent
 _FLOWERS = Path(str(urls.settings["template_path"]))
@@ -76,8 +77,6 @@ def _guard() -> None:
 
 def install() -> None:
     """Add the pages to Flower; call before Flower's application is created."""
-    from longshore.workers.flower_pages import pages  # noqa: PLC0415 - it imports this
-
     if any(getattr(handler, "name", None) == "runs" for handler in urls.handlers):
         return
     _guard()

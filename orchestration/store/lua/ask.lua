@@ -1,4 +1,4 @@
--- Record which hosts are asked for their receipts before the run goes on.
+-- Record which hosts are asked for their receipts before the run continues.
 --
 -- FROM     a run that has a record, in the epoch given
 -- ARGV[1]  epoch  ARGV[2]  name of the question  ARGV[3]  hosts, separated by spaces

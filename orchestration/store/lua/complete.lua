@@ -7,7 +7,7 @@
 -- ARGV[7]  '1' if a failure aborts the run    ARGV[8]  error, or reason of a skip; '' if none
 -- ARGV[9]  index of the next link of the chain, '' if none    ARGV[10]  grace ms
 -- ARGV[11] name of the key that holds the data, '' if the outcome does
--- RETURNS  {'ok' | 'dup', advance, next units}, or {'stale', '', ''}: advance is 1 where the run can go on now;
+-- RETURNS  {'ok' | 'dup', advance, next units}, or {'stale', '', ''}: advance is 1 where the run can continue now;
 --          the next units were held back, and the caller sends their messages
 -- EVENTS   step_ended | item_ended | undo_ended, step_skipped | item_skipped, run_aborting, level_started (next link)
 local i, p, fence, status = ARGV[1], ARGV[2], ARGV[3], ARGV[4]

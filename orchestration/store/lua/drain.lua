@@ -5,7 +5,7 @@
 -- ARGV     id, '1' for an always step, for each
 -- RETURNS  1 where no attempt runs any more, else 0
 -- EVENTS   step_ended | item_ended (cancelled, unknown) for each
--- guard: a drain cancels nothing in a run that goes on
+-- guard: a drain cancels nothing in a run that continues
 if redis.call('HGET', run, 'state') ~= 'aborting' then
   return 0
 end

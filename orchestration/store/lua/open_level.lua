@@ -57,17 +57,25 @@ end
 -- after an abort or a resume does so with the units that have not ended. Returns whether any unit is open.
 local function fan_out(i, units, at_once, tolerated, canaries, first)
   local known, why, open, skipped = redis.call('HGET', steps, 'fan_out:' .. i), reasons_of(units, first), 0, 0
+  local writes = collected()
   if not known then
     redis.call('HSET', steps, 'fan_out:' .. i, units, 'tolerated:' .. i, tolerated, 'attempts:' .. i, 1,
                'started:' .. i, now)
     for u = 0, units - 1 do
       local id = i .. '.' .. u
-      redis.call('HSET', steps, 'item:' .. id, ARGV[first + 3 * u], 'host:' .. id, ARGV[first + 3 * u + 1])
+      writes.add('item:' .. id, ARGV[first + 3 * u])
+      writes.add('host:' .. id, ARGV[first + 3 * u + 1])
     end
+    writes.flush()
   end
-  for u = 0, tonumber(known or units) - 1 do
-    local id = i .. '.' .. u
-    local status, item, host = unpack(redis.call('HMGET', steps, 'status:' .. id, 'item:' .. id, 'host:' .. id))
+  local last = tonumber(known or units) - 1
+  local statuses = known and statuses_of(i, 0, last) or {}
+  for u = 0, last do
+    local id, status = i .. '.' .. u, statuses[u]
+    local item, host = ARGV[first + 3 * u], ARGV[first + 3 * u + 1]
+    if known and not status then
+      item, host = unpack(redis.call('HMGET', steps, 'item:' .. id, 'host:' .. id))
+    end
     local reason = not status and why[(item or '') .. '\n' .. (host or '')] or ''
     -- guard: a unit whose host skips it gets no message
     if reason ~= '' then
@@ -99,13 +107,13 @@ local function fan_out(i, units, at_once, tolerated, canaries, first)
   return open > 0
 end
 
-local n = 8
+local n, writes = 8, collected()
 while n <= #ARGV do
   local what, i = ARGV[n], ARGV[n + 1]
   if what == 'r' then
-    dispatched('', i, grace)
+    writes.dispatched(i, grace)
     if ARGV[n + 2] ~= '' then
-      redis.call('HSET', steps, 'host:' .. i, ARGV[n + 2])
+      writes.add('host:' .. i, ARGV[n + 2])
     end
     begun[#begun + 1], left, n = i, left + 1, n + 3
   elseif what == 's' then
@@ -138,6 +146,7 @@ while n <= #ARGV do
     n = n + 6 + 3 * units
   end
 end
+writes.flush()
 version = version + 1
 local fields = {'state', ARGV[3], 'level', ARGV[4], 'left', left}
 if state == 'pending' then

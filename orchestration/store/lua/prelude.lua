@@ -72,7 +72,7 @@ local function suspend(what, why, service)
   emit('run_suspended', 'for', what, 'error', why)
 end
 
--- Returns 1 where the run can go on now: no step of the batch is left, or, while aborting, no attempt runs.
+-- Returns 1 where the run can continue now: no step of the batch is left, or, while aborting, no attempt runs.
 local function can_advance(state)
   if state == 'aborting' then
     return redis.call('ZCARD', leases) == 0 and 1 or 0
@@ -179,22 +179,68 @@ local function ended(prefix, id, status, err)
   return whole_ended(step)
 end
 
+-- Collects fields of the steps, and writes them in few calls: a level may have thousands of steps.
+local function collected()
+  local fields = {}
+  local self = {}
+  function self.flush()
+    if #fields > 0 then
+      redis.call('HSET', steps, unpack(fields))
+      fields = {}
+    end
+  end
+  function self.add(name, value)
+    fields[#fields + 1], fields[#fields + 2] = name, value
+    -- Lua unpacks about 8,000 values at most.
+    if #fields >= 6000 then
+      self.flush()
+    end
+  end
+  function self.dispatched(id, grace)
+    self.add('status:' .. id, 'ready')
+    self.add('sent:' .. id, now)
+    self.add('sent_until:' .. id, now + grace)
+  end
+  return self
+end
+
+-- The statuses of the units `first` to `last` of a step, by unit; false for a unit without one.
+local function statuses_of(step, first, last)
+  local found = {}
+  for begin = first, last, 1000 do
+    local names = {}
+    for u = begin, math.min(begin + 999, last) do
+      names[#names + 1] = 'status:' .. step .. '.' .. u
+    end
+    for n, status in ipairs(redis.call('HMGET', steps, unpack(names))) do
+      found[begin + n - 1] = status
+    end
+  end
+  return found
+end
+
 -- Dispatches up to `at_most` held-back units of a step. Returns their ids.
 local function dispatch_units(step, at_most, grace)
   local all, sent = unpack(redis.call('HMGET', steps, 'fan_out:' .. step, 'fan_out_sent:' .. step))
-  local found, u = {}, tonumber(sent)
+  local found, u, writes = {}, tonumber(sent), collected()
+  local last = tonumber(all) - 1
+  local known, read_to = {}, u - 1
   -- Some units have ended already: in a step that is resumed, or on hosts that skip the step.
-  while u < tonumber(all) and #found < at_most do
-    local id = step .. '.' .. u
-    local begun = redis.call('HEXISTS', steps, 'status:' .. id) == 1
+  while u <= last and #found < at_most do
+    if u > read_to then
+      read_to = math.min(u + math.max(at_most - #found, 16) - 1, last)
+      known = statuses_of(step, u, read_to)
+    end
+    local begun = known[u]
     -- guard: a unit that has ended is not dispatched again; without it: true
     if not begun then
-      dispatched('', id, grace)
-      found[#found + 1] = id
+      writes.dispatched(step .. '.' .. u, grace)
+      found[#found + 1] = step .. '.' .. u
     end
     u = u + 1
   end
-  redis.call('HSET', steps, 'fan_out_sent:' .. step, u)
+  writes.add('fan_out_sent:' .. step, u)
+  writes.flush()
   return found
 end
 

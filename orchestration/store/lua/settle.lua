@@ -1,4 +1,4 @@
--- End a question about receipts: all were compared with the record, or some hosts did not answer; the run goes on.
+-- End a question about receipts: all were compared with the record, or some hosts did not answer; the run continues.
 --
 -- FROM     a run that has a record, in the epoch given
 -- ARGV[1]  epoch  ARGV[2]  number of lost attempts that are fenced now  ARGV[3]  '1' if all receipts were compared

@@ -7,7 +7,7 @@
 -- RETURNS  1 resumed, 0 a concurrent transition was first
 -- EVENTS   command, run_resumed
 local state, was, hold, epoch = unpack(redis.call('HMGET', run, 'state', 'suspended_state', 'hold', 'epoch'))
--- guard: a run that goes on is not released again
+-- guard: a run that continues is not released again
 if state ~= 'suspended'
     -- guard: a breaker does not release a run that waits for a person
     or hold ~= ARGV[1]

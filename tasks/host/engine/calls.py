@@ -1,7 +1,4 @@
-"""HTTP calls to a Docker engine by docker-py's low-level client: version negotiation, timeouts, error classification.
-
-The package `docker` is an optional dependency, imported inside functions only.
-"""
+"""HTTP calls to a Docker engine by docker-py's low-level client: API version, timeouts, error classification."""
 
 from __future__ import annotations
 
@@ -14,9 +11,14 @@ from importlib.util import find_spec
 from typing import Any
 from urllib.parse import quote
 
+from requests import Request
+from requests.exceptions import RequestException, Timeout
+from urllib3.exceptions import HTTPError
+
 from longshore.orchestration.errors import OperationError, Transient, wrapped
 from longshore.tasks.host.engine import streams
 from longshore.tasks.host.engine.port import Check, EngineTimeout, NotThere, classified, in_stream
+from longshore.tasks.host.engine.sdk import sdk
 
 #: Timeout in seconds of an ordinary call.
 CALL_TIMEOUT = 60.0
@@ -29,11 +31,7 @@ _versions: dict[str, str] = {}
 
 def raw_client(url: str, timeout: float = CALL_TIMEOUT) -> Any:
     """docker-py's own client, for the functions of an application."""
-    try:
-        import docker  # noqa: PLC0415 - optional dependency
-    except ImportError as error:
-        raise OperationError("the Docker SDK is missing", remedy="pip install 'longshore[docker]'") from error
-    return docker.DockerClient(base_url=url, version="auto", timeout=int(timeout), tls=_tls(url))
+    return sdk().DockerClient(base_url=url, version="auto", timeout=int(timeout), tls=_tls(url))
 
 
 class Calls:
@@ -47,16 +45,13 @@ class Calls:
     @property
     def _api(self) -> Any:
         if self._made is None:
-            try:
-                import docker  # noqa: PLC0415 - optional dependency
-            except ImportError as error:
-                raise OperationError("the Docker SDK is missing", remedy="pip install 'longshore[docker]'") from error
+            docker = sdk()
             path = self.url.removeprefix("unix://")
             if path != self.url and not os.path.exists(path):
                 raise self._unreachable(FileNotFoundError(path))
             try:
 
-                class Client(docker.APIClient):
+                class Client(docker.APIClient):  # type: ignore[misc, name-defined]
                     """Ignores proxies and CA bundles of the environment, which would override the given settings."""
 
                     trust_env = property(lambda _self: False, lambda _self, _value: None)
@@ -82,8 +77,6 @@ class Calls:
 
     def record(self, path: str, params: Mapping[str, Any] | None) -> None:
         """Record the connection of the next call, so that `close_connections` can close it."""
-        from requests import Request  # noqa: PLC0415 - slow to import, and installed with docker
-
         url = f"{self._api.base_url}/v{self._api.api_version}{path}"
         prepared = Request("GET", url, params=params).prepare().url
         self._connections = streams.record_connections(self._api, str(prepared))
@@ -115,8 +108,6 @@ class Calls:
         data: Any = None,
     ) -> Any:
         api = self._api
-        from requests.exceptions import RequestException, Timeout  # noqa: PLC0415 - as in record
-
         try:
             url = f"{api.base_url}/v{api.api_version}{path}"
             response = api.request(
@@ -141,9 +132,6 @@ class Calls:
     @contextlib.contextmanager
     def _read(self) -> Iterator[None]:
         """Translate the errors of reading a streamed response: a broken stream counts as an unreachable engine."""
-        from requests.exceptions import RequestException  # noqa: PLC0415 - as in record
-        from urllib3.exceptions import HTTPError  # noqa: PLC0415 - as in record
-
         try:
             yield
         except (RequestException, HTTPError, OSError) as error:
@@ -197,10 +185,8 @@ def _tls(url: str) -> Any:
     folder = os.environ.get("DOCKER_CERT_PATH")
     if not os.environ.get("DOCKER_TLS_VERIFY") or not folder or not url.startswith("tcp://"):
         return False
-    from docker.tls import TLSConfig  # noqa: PLC0415 - optional dependency
-
     certificate = (os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem"))
-    return TLSConfig(client_cert=certificate, ca_cert=os.path.join(folder, "ca.pem"), verify=True)
+    return sdk().tls.TLSConfig(client_cert=certificate, ca_cert=os.path.join(folder, "ca.pem"), verify=True)
 
 
 def quoted(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight, Transient
 from longshore.tasks.host.engine import streams
-from longshore.tasks.host.engine.calls import CALL_TIMEOUT, quoted, raw_client
+from longshore.tasks.host.engine.calls import CALL_TIMEOUT, quoted
 from longshore.tasks.host.engine.images import ImageCalls
 from longshore.tasks.host.engine.port import (
     Check,
@@ -19,8 +19,8 @@ from longshore.tasks.host.engine.port import (
     EngineTimeout,
     Execution,
     NotThere,
+    OnOutput,
     Output,
-    Said,
 )
 from longshore.tasks.host.machine.process import Tail
 
@@ -159,8 +159,10 @@ class DockerEngine(ImageCalls):
                 (err if kind == 2 else out).add(piece)
         return Output(out.text(), err.text(), out.truncated or err.truncated)
 
-    def follow(self, container: str, said: Said, ended: Callable[[], bool], *, since: float | None = None) -> None:
-        """Pass each piece of output to `said`, until the container ends or `ended` returns True after a piece.
+    def follow(
+        self, container: str, on_output: OnOutput, ended: Callable[[], bool], *, since: float | None = None
+    ) -> None:
+        """Pass each piece of output to `on_output`, until the container ends or `ended` returns True after a piece.
 
         `since` on the engine's clock; without it, from the container's start.
         """
@@ -180,7 +182,7 @@ class DockerEngine(ImageCalls):
             chunks = response.iter_content(None)
             frames = ((1, chunk) for chunk in chunks) if raw["Config"]["Tty"] else streams.frames(chunks)
             for kind, piece in frames:
-                said(kind, piece)
+                on_output(kind, piece)
                 if ended():
                     return
 
@@ -190,7 +192,7 @@ class DockerEngine(ImageCalls):
         request = {"AttachStdout": True, "AttachStderr": True} | dict(body)
         return str(self._call("POST", f"/containers/{quoted(container)}/exec", body=request).json()["Id"])
 
-    def start_exec(self, execution: str, stdin: bytes | None, said: Said, check: Check) -> None:
+    def start_exec(self, execution: str, stdin: bytes | None, on_output: OnOutput, check: Check) -> None:
         """Start an execution and follow it to its end. An error of `check` leaves it running."""
         if self.url.startswith("ssh://"):
             raise Preflight(
@@ -208,7 +210,7 @@ class DockerEngine(ImageCalls):
         response = self._call("POST", f"/exec/{execution}/start", body=body, stream=True, headers=headers)
         try:
             raw = self._api._get_raw_response_socket(response)
-            streams.talk(raw, _read_ahead(raw, response), stdin, said, check)
+            streams.talk(raw, _read_ahead(raw, response), stdin, on_output, check)
         finally:
             response.close()
 
@@ -314,6 +316,3 @@ def _read_ahead(raw: Any, response: Any) -> bytes:
 
 def _filters(labels: Mapping[str, str]) -> str:
     return json.dumps({"label": [f"{key}={value}" for key, value in labels.items()]})
-
-
-__all__ = ["DockerEngine", "raw_client"]

@@ -82,11 +82,7 @@ def close_engine() -> None:
         client.close()
 
 
-def _docker_engine(url: str) -> Engine:
-    return DockerEngine(url)
-
-
-_factory: Callable[[str], Engine] = _docker_engine
+_factory: Callable[[str], Engine] = DockerEngine
 
 
 def use_engines(factory: Callable[[str], Engine]) -> None:

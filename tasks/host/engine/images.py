@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 from longshore.orchestration.errors import OperationError
 from longshore.tasks.host.engine.calls import Calls, quoted
 from longshore.tasks.host.engine.port import Check, Conflict, Image, Login, NotThere
+from longshore.tasks.host.engine.sdk import sdk
 
 
 class ImageCalls(Calls):
@@ -44,14 +45,14 @@ class ImageCalls(Calls):
         headers = {"X-Registry-Auth": "e30="} | self._credentials(ref, login)
         self._stream("POST", f"/images/{repository}/push", check, params={"tag": tag}, headers=headers)
 
-    def build(self, context: BinaryIO, params: Mapping[str, Any], said: Callable[[str], None], check: Check) -> str:
+    def build(self, context: BinaryIO, params: Mapping[str, Any], on_text: Callable[[str], None], check: Check) -> str:
         """Build an image from a tar archive, and return its id."""
         built = ""
 
         def follow(entry: dict[str, Any]) -> None:
             nonlocal built
             if text := entry.get("stream"):
-                said(text)
+                on_text(text)
             built = (entry.get("aux") or {}).get("ID") or built
 
         headers = {"Content-Type": "application/x-tar"}
@@ -71,20 +72,18 @@ class ImageCalls(Calls):
 
     def _credentials(self, ref: str, login: Login | None) -> dict[str, str]:
         """The headers with the given login, else with the worker's Docker configuration for the registry."""
-        from docker import auth  # noqa: PLC0415 - optional dependency
-        from docker.errors import DockerException  # noqa: PLC0415 - optional dependency
-
-        registry, _ = auth.resolve_repository_name(_split_ref(ref)[0])
+        docker = sdk()
+        registry, _ = docker.auth.resolve_repository_name(_split_ref(ref)[0])
         if login is not None:
             known = {"username": login.username, "password": login.password, "serveraddress": registry}
-            return {"X-Registry-Auth": auth.encode_header(known).decode()}
+            return {"X-Registry-Auth": docker.auth.encode_header(known).decode()}
         try:
-            found = auth.load_config().resolve_authconfig(registry)
-        except DockerException as error:
+            found = docker.auth.load_config().resolve_authconfig(registry)
+        except docker.errors.DockerException as error:
             raise OperationError(
                 f"the credentials for {registry} are unreadable: {error}", remedy=f"run: docker login {registry}"
             ) from error
-        return {"X-Registry-Auth": auth.encode_header(found).decode()} if found else {}
+        return {"X-Registry-Auth": docker.auth.encode_header(found).decode()} if found else {}
 
     def image_id(self, ref: str) -> str | None:
         found = self._get(f"/images/{quoted(ref)}/json")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from longshore.orchestration.errors import LongshoreError, Transient
-from longshore.tasks.host.engine.port import Check, Said
+from longshore.tasks.host.engine.port import Check, OnOutput
 
 _TICK = 0.2
 _CHUNK = 65536
@@ -31,7 +31,7 @@ def frames(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
             del held[:end]
 
 
-def talk(raw: Any, ahead: bytes, stdin: bytes | None, said: Said, check: Check) -> None:
+def talk(raw: Any, ahead: bytes, stdin: bytes | None, on_output: OnOutput, check: Check) -> None:
     """Write a program's input and read its output to the end, over a connection for this program only.
 
     `ahead`: output that was read before this call.
@@ -65,7 +65,7 @@ def talk(raw: Any, ahead: bytes, stdin: bytes | None, said: Said, check: Check) 
                 yield chunk
 
     for stream, piece in frames(heard()):
-        said(stream, piece)
+        on_output(stream, piece)
 
 
 def _end_of_input(connection: Any) -> None:

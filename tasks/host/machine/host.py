@@ -57,7 +57,7 @@ class HostMachine:
                 grace=program.grace,
                 check=check,
                 began=self._ctx.began,
-                said=live,
+                on_output=live,
                 limit=program.limit,
                 redact=self._ctx.redact,
             )

@@ -18,7 +18,7 @@ _NAMES = {1: "stdout", 2: "stderr"}
 
 
 class Live:
-    """The `said` callback of a program; call `check` while the program runs, and `flush` after its end."""
+    """The `on_output` callback of a program; call `check` while the program runs, and `flush` after its end."""
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx

@@ -87,11 +87,11 @@ def run(
     grace: float = GRACE,
     check: Callable[[], None] = lambda: None,
     began: Callable[[int], None] = lambda _pid: None,
-    said: Callable[[int, bytes], None] = lambda _stream, _piece: None,
+    on_output: Callable[[int, bytes], None] = lambda _stream, _piece: None,
     limit: int = OUTPUT_LIMIT,
     redact: Callable[[str], str] = lambda text: text,
 ) -> Completed:
-    """Run a program to its end. `said` receives each piece of output with its stream (1, 2).
+    """Run a program to its end. `on_output` receives each piece of output with its stream (1, 2).
 
     `executable`: the file to start, if other than `argv[0]`. `began` receives the pid, which is also the group id.
     `check` is called about five times a second; an error that it raises ends the program and propagates.
@@ -120,7 +120,7 @@ def run(
 
     def heard(stream: int, piece: bytes) -> None:
         hear[stream].add(piece)
-        said(stream, piece)
+        on_output(stream, piece)
 
     try:
         began(process.pid)

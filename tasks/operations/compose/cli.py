@@ -232,7 +232,7 @@ class Compose:
         self._run(source, "create", "--no-build", "--pull", "never", *words, *services)
 
     def build(self, source: Source, services: list[str], options: list[str]) -> None:
-        self._run(source, "build", *options, *services, said=Live(self._ctx))
+        self._run(source, "build", *options, *services, on_output=Live(self._ctx))
 
     def run(self, source: Source, service: str, options: list[str], command: list[str]) -> None:
         """Create and start a one-off container of a service."""
@@ -251,7 +251,7 @@ class Compose:
         source: Source,
         *words: str,
         stdin: str | None = None,
-        said: Callable[[int, bytes], None] = lambda _stream, _piece: None,
+        on_output: Callable[[int, bytes], None] = lambda _stream, _piece: None,
     ) -> process.Completed:
         if not source.is_kept():
             reads.check(source.directory, source.files, source.env_files)
@@ -267,7 +267,7 @@ class Compose:
                 stdin=None if stdin is None else stdin.encode(),
                 check=self._ctx.check,
                 began=self._ctx.began,
-                said=said,
+                on_output=on_output,
                 # A cancelled run waits for this grace; later attempts and undos repair a partial change.
                 grace=_GRACE,
                 limit=_LIMIT,

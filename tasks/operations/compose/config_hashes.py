@@ -31,7 +31,7 @@ def aliases(project: str) -> dict[str, str]:
     return found
 
 
-def meant(known: dict[str, str], service: str, hashed: str) -> str:
+def hash_of_files(known: dict[str, str], service: str, hashed: str) -> str:
     """The hash of the files for the hash in a container's label."""
     return known.get(f"{service} {hashed}", hashed)
 

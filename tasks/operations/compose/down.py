@@ -7,10 +7,10 @@ from typing import Any
 from longshore.orchestration.errors import Preflight
 from longshore.orchestration.operations.compose import DOWN, DownParams
 from longshore.tasks.host.engine.factory import engine
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, obstacle
 from longshore.tasks.operations.compose import restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, Source
-from longshore.tasks.operations.compose.project import failing, members_of, named, names, project_lock, snapshot
+from longshore.tasks.operations.compose.project import members_of, named, names, project_lock, snapshot
 from longshore.tasks.operations.compose.state import Member, members
 
 
@@ -47,7 +47,7 @@ class Down(Implementation[DownParams]):
         try:
             project, resolved = named(ctx, docker, params)
         except Preflight as error:
-            return failing(ctx, "remove the containers of", str(error))
+            return obstacle(ctx, str(error))
         found = self._mine(params, resolved, members(docker, project))
         if not found:
             changed = None if ctx.has_upstream else bool(docker.networks({PROJECT: project}))

@@ -8,9 +8,9 @@ from longshore.orchestration.errors import OperationError, Preflight
 from longshore.orchestration.operations.compose import BUILD, PULL, BuildParams, ProjectParams, PullParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine, NotThere
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, obstacle, unchanged
 from longshore.tasks.operations.compose.cli import Compose, Resolved
-from longshore.tasks.operations.compose.project import failing, source_for
+from longshore.tasks.operations.compose.project import source_for
 from longshore.tasks.operations.docker.images import give_back, keep, release
 from longshore.tasks.operations.docker.registry import fetch, login_of
 from longshore.tasks.operations.docker.tag_backup import TagBackup
@@ -89,7 +89,7 @@ class Pull(_Images):
         try:
             target = _resolved(ctx, docker, params)
         except Preflight as error:
-            return failing(ctx, "pull the images of", str(error))
+            return obstacle(ctx, str(error))
         stale: list[str] = []
         unknown: list[str] = []
         for ref in dict.fromkeys(map(target.image, self.services(target, params))):
@@ -99,7 +99,7 @@ class Pull(_Images):
             try:
                 remote = docker.remote_digest(ref, login=login_of(params))
             except NotThere as error:
-                return failing(ctx, "pull the images of", f"{ref}: {error.message}")
+                return obstacle(ctx, f"{ref}: {error.message}")
             except OperationError:
                 unknown.append(ref)
                 continue
@@ -111,9 +111,7 @@ class Pull(_Images):
                 f"would pull {', '.join([*stale, *unknown])}, if newer ones exist", changed=None, undo=undo
             )
         if not stale:
-            return Prediction(
-                "all images are up to date with their registries", changed=None if ctx.has_upstream else False
-            )
+            return unchanged(ctx, "all images are up to date with their registries")
         return Prediction(f"would pull {', '.join(stale)}", undo=undo)
 
 
@@ -144,6 +142,6 @@ class Build(_Images):
             target = _resolved(ctx, engine(), params)
             services = self.services(target, params)
         except Preflight as error:
-            return failing(ctx, "build the images of", str(error))
+            return obstacle(ctx, str(error))
         undo = "move the names back to their present images"
         return Prediction(f"would build {', '.join(services)}", changed=None, undo=undo)

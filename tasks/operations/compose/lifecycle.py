@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from longshore.orchestration.errors import OperationError, Preflight
 from longshore.orchestration.operations.compose import RESTART, START, STOP, RestartParams, StartParams, StopParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
-from longshore.tasks.operations.compose.cli import Compose, Resolved
-from longshore.tasks.operations.compose.project import failing, members_of, named, names, project_lock
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, obstacle, unchanged
+from longshore.tasks.operations.compose.cli import Compose
+from longshore.tasks.operations.compose.project import members_of, named, names, project_lock
 from longshore.tasks.operations.compose.state import (
     HealthWaiter,
     Member,
@@ -42,6 +43,47 @@ def _replacements(was: list[Member], now: list[Member]) -> dict[str, Member]:
     return found
 
 
+def _require(project: str, found: list[Member], services: list[str]) -> None:
+    """Raise Preflight where the project or one of its services has no containers."""
+    if lacking := _lacking(project, found, services):
+        raise Preflight(lacking, remedy="run compose.up.execute first")
+
+
+def _start_former(
+    ctx: Context, docker: Engine, project: str, was: list[Member], grace: float | None
+) -> tuple[dict[str, Member], HealthWaiter, list[str]]:
+    """Start the former containers that remain: their replacements, a waiter for their health, and the started names.
+
+    The caller holds the project's lock.
+    """
+    await_stops(ctx, docker, members(docker, project), grace)
+    everything = members(docker, project)
+    replacements = _replacements(was, everything)
+    waiter = HealthWaiter(ctx, docker, project, deadline=_HEALTHY_DEADLINE, settle=0.0, jobs=jobs(everything))
+    remaining = [replacements[member.id] for member in was if member.id in replacements]
+    return replacements, waiter, start_in_order(waiter, remaining, everything)
+
+
+def _refuse_missing(project: str, was: list[Member], found: Collection[str]) -> None:
+    if gone := [member for member in was if member.id not in found]:
+        raise OperationError(f"containers of project {project} were removed outside of this run: {names(gone)}")
+
+
+def _prediction(
+    step: Implementation[Any], ctx: Context, params: Any, verb: str, undo: str, *, running: bool
+) -> Prediction:
+    """The prediction of a step that changes the containers that run, or those that do not."""
+    try:
+        before = step.before(ctx, params)
+    except Preflight as error:
+        return obstacle(ctx, str(error))
+    concerned = [member for member in members_of(before) if member.running is running]
+    if not concerned:
+        which = "none" if running else "all"
+        return unchanged(ctx, f"{which} of these services run in project {before['project']}")
+    return Prediction(f"would {verb} {names(concerned)}", undo=undo.format(names(concerned)))
+
+
 @implements(STOP)
 class Stop(Implementation[StopParams]):
     """Stops services. The undo starts exactly the stopped containers; `compose start` would start all."""
@@ -50,7 +92,9 @@ class Stop(Implementation[StopParams]):
         docker = engine()
         project, resolved = named(ctx, docker, params)
         found = members(docker, project)
-        self._check(project, resolved, found, params.services)
+        lacking = _lacking(project, found, params.services)
+        if lacking and resolved is None:  # resolved files prove that the project's name is correct
+            raise Preflight(lacking, remedy="list the projects with: docker compose ls -a")
         chosen = [member for member in found if not params.services or member.service in params.services]
         return {"project": project, "containers": [member.as_json() for member in chosen]}
 
@@ -68,46 +112,20 @@ class Stop(Implementation[StopParams]):
         return Outcome(changed=bool(stopped), data={"project": project, "stopped": stopped})
 
     def predict(self, ctx: Context, params: StopParams) -> Prediction:
-        docker = engine()
-        try:
-            project, resolved = named(ctx, docker, params)
-            found = members(docker, project)
-            self._check(project, resolved, found, params.services)
-        except Preflight as error:
-            return failing(ctx, "stop", str(error))
-        chosen = [member for member in found if not params.services or member.service in params.services]
-        running = [member for member in chosen if member.running]
-        if not running:
-            changed = None if ctx.has_upstream else False
-            return Prediction(f"none of these services runs in project {project}", changed=changed)
-        return Prediction(f"would stop {names(running)}", undo=f"start {names(running)}")
+        return _prediction(self, ctx, params, "stop", "start {}", running=True)
 
     def undo(self, ctx: Context, params: StopParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), before["project"]
         was = [member for member in members_of(before) if member.running]
         with project_lock(ctx, docker, project):
-            await_stops(ctx, docker, members(docker, project), params.grace)
-            everything = members(docker, project)
-            replacements = _replacements(was, everything)
-            waiter = HealthWaiter(ctx, docker, project, deadline=_HEALTHY_DEADLINE, settle=0.0, jobs=jobs(everything))
-            # The remaining containers start before a missing one is reported.
-            wanted = [replacements[member.id] for member in was if member.id in replacements]
-            started = start_in_order(waiter, wanted, everything)
+            replacements, waiter, started = _start_former(ctx, docker, project, was, params.grace)
             for member in was:
                 if member.paused and member.id in replacements and not replacements[member.id].paused:
                     docker.pause(replacements[member.id].id)
-            gone = [member for member in was if member.id not in replacements]
-            if gone:
-                raise OperationError(f"containers of project {project} were removed outside of this run: {names(gone)}")
+            # The remaining containers start before a missing one is reported.
+            _refuse_missing(project, was, replacements)
             waiter.wait({member.service for member in was if member.health == "healthy" and not member.paused})
         return Outcome(changed=bool(started), data={"project": project, "started": started})
-
-    @staticmethod
-    def _check(project: str, resolved: Resolved | None, found: list[Member], services: list[str]) -> None:
-        """Raise Preflight for a project without containers, unless its files prove that its name is correct."""
-        lacking = _lacking(project, found, services)
-        if lacking and resolved is None:
-            raise Preflight(lacking, remedy="list the projects with: docker compose ls -a")
 
 
 @implements(START)
@@ -118,7 +136,7 @@ class Start(Implementation[StartParams]):
         docker = engine()
         project, _ = named(ctx, docker, params)
         found = members(docker, project)
-        self._check(project, found, params.services)
+        _require(project, found, params.services)
         chosen = self._chosen(found, params.services)
         return {"project": project, "containers": [member.as_json() for member in chosen]}
 
@@ -128,8 +146,7 @@ class Start(Implementation[StartParams]):
             ids = {member.id for member in was}
             everything = members(docker, project)
             found = [member for member in everything if member.id in ids]
-            if len(found) < len(ids):
-                raise OperationError(f"containers of project {project} were removed outside of this run")
+            _refuse_missing(project, was, {member.id for member in found})
             waiter = self._waiter(ctx, docker, project, params, was)
             start_in_order(waiter, found, everything)
             now = waiter.wait({member.service for member in was})
@@ -138,18 +155,7 @@ class Start(Implementation[StartParams]):
         return Outcome(changed=bool(started), data={"project": project, "started": started})
 
     def predict(self, ctx: Context, params: StartParams) -> Prediction:
-        docker = engine()
-        try:
-            project, _ = named(ctx, docker, params)
-            found = members(docker, project)
-            self._check(project, found, params.services)
-        except Preflight as error:
-            return failing(ctx, "start", str(error))
-        wanted = [member for member in self._chosen(found, params.services) if not member.running]
-        if not wanted:
-            changed = None if ctx.has_upstream else False
-            return Prediction(f"all of these services run in project {project}", changed=changed)
-        return Prediction(f"would start {names(wanted)}", undo=f"stop {names(wanted)}")
+        return _prediction(self, ctx, params, "start", "stop {}", running=False)
 
     def undo(self, ctx: Context, params: StartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), before["project"]
@@ -164,12 +170,6 @@ class Start(Implementation[StartParams]):
             stop_in_order(running)
         stopped = [member.name for member in running]
         return Outcome(changed=bool(stopped), data={"project": project, "stopped": stopped})
-
-    @staticmethod
-    def _check(project: str, found: list[Member], services: list[str]) -> None:
-        lacking = _lacking(project, found, services)
-        if lacking:
-            raise Preflight(lacking, remedy="run compose.up.execute first")
 
     @staticmethod
     def _chosen(found: list[Member], services: list[str]) -> list[Member]:
@@ -205,8 +205,7 @@ class Restart(Implementation[RestartParams]):
         docker = engine()
         project, _ = named(ctx, docker, params)
         found = members(docker, project)
-        if lacking := _lacking(project, found, params.services):
-            raise Preflight(lacking, remedy="run compose.up.execute first")
+        _require(project, found, params.services)
         chosen = [m for m in found if m.running and (not params.services or m.service in params.services)]
         return {"project": project, "containers": [member.as_json() for member in chosen]}
 
@@ -216,8 +215,7 @@ class Restart(Implementation[RestartParams]):
         with project_lock(ctx, docker, project):
             everything = members(docker, project)
             mine = [member for member in everything if member.id in began]
-            if len(mine) < len(was):
-                raise OperationError(f"containers of project {project} were removed outside of this run")
+            _refuse_missing(project, was, {member.id for member in mine})
             left = [member for member in mine if member.started_at == began[member.id]]
             stop_in_order((member for member in left if member.running), params.grace)
             waiter = HealthWaiter(
@@ -230,28 +228,11 @@ class Restart(Implementation[RestartParams]):
         return Outcome(changed=bool(was), data={"project": project, "restarted": restarted})
 
     def predict(self, ctx: Context, params: RestartParams) -> Prediction:
-        docker = engine()
-        try:
-            before = self.before(ctx, params)
-        except Preflight as error:
-            return failing(ctx, "restart", str(error))
-        running = members_of(before)
-        if not running:
-            changed = None if ctx.has_upstream else False
-            return Prediction(
-                f"none of these services runs in project {before['project']} on {docker.url}", changed=changed
-            )
-        return Prediction(f"would restart {names(running)}", undo="start the containers that it left stopped")
+        return _prediction(self, ctx, params, "restart", "start the containers that it left stopped", running=True)
 
     def undo(self, ctx: Context, params: RestartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project, was = engine(), before["project"], members_of(before)
         with project_lock(ctx, docker, project):
-            await_stops(ctx, docker, members(docker, project), params.grace)
-            everything = members(docker, project)
-            replacements = _replacements(was, everything)
-            waiter = HealthWaiter(ctx, docker, project, deadline=_HEALTHY_DEADLINE, settle=0.0, jobs=jobs(everything))
-            wanted = [replacements[member.id] for member in was if member.id in replacements]
-            started = start_in_order(waiter, wanted, everything)
-            if gone := [member for member in was if member.id not in replacements]:
-                raise OperationError(f"containers of project {project} were removed outside of this run: {names(gone)}")
+            replacements, _, started = _start_former(ctx, docker, project, was, params.grace)
+            _refuse_missing(project, was, replacements)
         return Outcome(changed=bool(started), data={"project": project, "started": started})

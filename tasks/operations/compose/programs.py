@@ -13,11 +13,11 @@ from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Container, Engine
 from longshore.tasks.host.machine.container import ContainerMachine
 from longshore.tasks.host.machine.port import Machine
-from longshore.tasks.implementation import Context, Prediction, implements
+from longshore.tasks.implementation import Context, Prediction, implements, obstacle
 from longshore.tasks.operations.command import Command
 from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.cli import Compose, Source
-from longshore.tasks.operations.compose.project import failing, project_lock, source_for
+from longshore.tasks.operations.compose.project import project_lock, source_for
 from longshore.tasks.operations.compose.state import members
 from longshore.tasks.operations.docker import spec
 from longshore.tasks.operations.docker.run import RunsOnce
@@ -91,10 +91,10 @@ class Run(RunsOnce[ServiceRunParams]):
         try:
             target = Compose(ctx, docker).resolve(source_for(docker, params), [params.service])
         except Preflight as error:
-            return failing(ctx, "run a program of", str(error))
+            return obstacle(ctx, str(error))
         image = target.image(params.service)
         if docker.image_id(image) is None:
-            return failing(ctx, "run a program of", f"image {image} is not on the Docker host")
+            return obstacle(ctx, f"image {image} is not on the Docker host")
         command = " ".join(params.command or ["its own command"])
         undo = "remove its container; the effects of its program stay"
         return Prediction(f"would run {params.service}: {command}", undo=undo)

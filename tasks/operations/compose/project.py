@@ -9,7 +9,7 @@ from typing import Any
 from longshore.orchestration.operations.compose import ProjectParams
 from longshore.tasks.host.engine.port import Engine
 from longshore.tasks.host.file_lock import exclusive
-from longshore.tasks.implementation import Context, Prediction
+from longshore.tasks.implementation import Context
 from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, Source, source_of
 from longshore.tasks.operations.compose.state import Member, containers
@@ -78,10 +78,3 @@ def members_of(before: dict[str, Any]) -> list[Member]:
 
 def names(found: list[Member]) -> str:
     return ", ".join(member.name for member in found)
-
-
-def failing(ctx: Context, verb: str, why: str) -> Prediction:
-    """The prediction for an obstacle that an earlier step may remove."""
-    if ctx.has_upstream:
-        return Prediction(f"would {verb} the project, if an earlier step resolves this: {why}", changed=None)
-    return Prediction(f"would fail: {why}", changed=False, impossible=why)

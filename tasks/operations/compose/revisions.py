@@ -1,4 +1,4 @@
-"""Revisions: the resolved files of a project, stored on its host, and the restoration of one of them."""
+"""Revisions: the resolved files and the images of a project, stored on its host."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def path_of(ctx: Context, project: str, when: str) -> Path:
     return folder(project) / f"{safe(ctx.op_id)}.{when}{attempt}.yml"
 
 
-def brought(ctx: Context, project: str) -> list[Resolved]:
+def targets(ctx: Context, project: str) -> list[Resolved]:
     """The target configurations of this step's attempts; empty if no attempt has changed anything."""
     kept = sorted(folder(project).glob(f"{glob.escape(safe(ctx.op_id))}.after*.yml"))
     return [resolved for path in kept if (resolved := load(path)) is not None]

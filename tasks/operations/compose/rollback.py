@@ -9,10 +9,10 @@ from longshore.orchestration.errors import OperationError, Preflight
 from longshore.orchestration.operations.compose import ROLLBACK, RollbackParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, obstacle, unchanged
 from longshore.tasks.operations.compose import reconstruction, restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import Resolved, Source
-from longshore.tasks.operations.compose.project import failing, project_lock, project_of, snapshot
+from longshore.tasks.operations.compose.project import project_lock, project_of, snapshot
 from longshore.tasks.operations.compose.revisions import Revision
 from longshore.tasks.operations.compose.rollout import Rollout, difference
 from longshore.tasks.operations.compose.standing import reported_on_failure, standing
@@ -63,7 +63,7 @@ class Rollback(Implementation[RollbackParams]):
             if target.containers:
                 now = self._bring_described(docker, rollout, target)
             else:
-                now = rollout.bring(source, list(revision.services), options, also=extra)
+                now = rollout.run(source, list(revision.services), options, also=extra)
             stands = [standing(ctx, docker, project)]
         data = difference(before, now) | {"project": project, "revision": str(path), "to": before["to"]}
         data["standing"] = stands
@@ -76,16 +76,15 @@ class Rollback(Implementation[RollbackParams]):
             project = project_of(ctx, docker, params)
             revision, target = self._wanted(docker, project, params)
         except Preflight as error:
-            return failing(ctx, "roll back", str(error))
+            return obstacle(ctx, str(error))
         found = members(docker, project)
         why = self._why(docker, revision, target, found)
         if not why:
-            changed = None if ctx.has_upstream else False
-            return Prediction(f"project {project} runs revision {revision.number}", changed=changed)
+            return unchanged(ctx, f"project {project} runs revision {revision.number}")
         listed = "; ".join(f"{name}: {reason}" for name, reason in why.items())
         way = way_back.find(ctx, docker, project, found)
         if way.why_not and params.no_way_back != "accept":
-            return failing(ctx, "roll back", f"no way back: {way.why_not}")
+            return obstacle(ctx, f"no way back: {way.why_not}")
         undo = f"none: {way.why_not}" if way.why_not else "restore the present state"
         return Prediction(f"would roll back project {project} to revision {revision.number} ({listed})", undo=undo)
 
@@ -94,7 +93,7 @@ class Rollback(Implementation[RollbackParams]):
     ) -> Outcome:
         docker, project = engine(), before["project"]
         with project_lock(ctx, docker, project):
-            known = revisions.brought(ctx, project)
+            known = revisions.targets(ctx, project)
             if not known:
                 return Outcome(changed=False)  # the target is stored before the first change
             return restoration.take_back(ctx, docker, before, known=known, grace=params.grace)

@@ -44,7 +44,7 @@ class Rollout:
     #: The number of services per wave.
     max_parallel: int | None = None
 
-    def bring(self, source: Source, named: list[str], options: list[str], *, also: bool = False) -> list[Member]:
+    def run(self, source: Source, named: list[str], options: list[str], *, also: bool = False) -> list[Member]:
         """Roll out and return the members in scope, all healthy. `also`: run Compose even if `to_do` finds nothing."""
         project = self.before["project"]
         services = self.target.with_dependencies(named)

@@ -14,7 +14,7 @@ from longshore.tasks.host.engine.factory import close_engine, engine
 from longshore.tasks.host.engine.port import Container, Engine
 from longshore.tasks.implementation import Context
 from longshore.tasks.operations.compose.cli import PROJECT, Resolved
-from longshore.tasks.operations.compose.config_hashes import aliases, meant
+from longshore.tasks.operations.compose.config_hashes import aliases, hash_of_files
 from longshore.tasks.operations.docker.evidence import collect, reason_of
 
 _LABEL = "com.docker.compose."
@@ -87,7 +87,7 @@ def containers(docker: Engine, project: str) -> list[Container]:
 def members(docker: Engine, project: str) -> list[Member]:
     known = aliases(project)
     found = (Member.of(container) for container in containers(docker, project))
-    found = (replace(member, hash=meant(known, member.service, member.hash)) for member in found)
+    found = (replace(member, hash=hash_of_files(known, member.service, member.hash)) for member in found)
     return sorted(found, key=lambda member: (*member.key, member.name))
 
 

@@ -8,10 +8,10 @@ from longshore.orchestration.errors import Preflight
 from longshore.orchestration.operations.compose import UP, UpParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, unfit
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, obstacle, unfit
 from longshore.tasks.operations.compose import restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved
-from longshore.tasks.operations.compose.project import failing, project_lock, snapshot, source_for
+from longshore.tasks.operations.compose.project import project_lock, snapshot, source_for
 from longshore.tasks.operations.compose.rollout import Rollout, difference
 from longshore.tasks.operations.compose.standing import reported_on_failure, standing
 from longshore.tasks.operations.compose.state import Member, members, to_do
@@ -47,7 +47,7 @@ class Up(Implementation[UpParams]):
             orphans = self._orphans(ctx, params, target, members(docker, project))
             options = ["--remove-orphans"] if params.remove_orphans else []
             rollout = Rollout(ctx, docker, params, before, target, params.max_parallel)
-            now = rollout.bring(source, params.services, options, also=bool(orphans))
+            now = rollout.run(source, params.services, options, also=bool(orphans))
             rollout.note()
             stands = [standing(ctx, docker, project)]
         data = difference(before, now) | {"project": project, "revision": str(path), "standing": stands}
@@ -60,11 +60,11 @@ class Up(Implementation[UpParams]):
         try:
             target = Compose(ctx, docker).resolve(source_for(docker, params), params.services)
         except Preflight as error:
-            return failing(ctx, "bring up", str(error))
+            return obstacle(ctx, str(error))
         project, services = target.project, target.with_dependencies(params.services)
         missing = [ref for ref in map(target.image, services) if docker.image_id(ref) is None]
         if missing and params.pull == "never":
-            return failing(ctx, "bring up", f"image {missing[0]} is not on the Docker host")
+            return obstacle(ctx, f"image {missing[0]} is not on the Docker host")
         found = members(docker, project)
         orphans = self._orphans(ctx, params, target, found)
         why = to_do(docker, target, services, found) | dict.fromkeys(orphans, "no longer in the files")
@@ -76,13 +76,13 @@ class Up(Implementation[UpParams]):
         mine = [member for member in found if member.service in {*services, *orphans}]
         way = way_back.find(ctx, docker, project, mine, target)
         if way.why_not and params.no_way_back != "accept":
-            return failing(ctx, "bring up", f"no way back: {way.why_not}")
+            return obstacle(ctx, f"no way back: {way.why_not}")
         return Prediction(f"would bring up {project} ({listed})", undo=way.undo)
 
     def undo(self, ctx: Context, params: UpParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), before["project"]
         with project_lock(ctx, docker, project):
-            known = revisions.brought(ctx, project)
+            known = revisions.targets(ctx, project)
             if not known:
                 return Outcome(changed=False)  # the target is stored before the first change
             return restoration.take_back(ctx, docker, before, known=known, grace=params.grace)

@@ -18,7 +18,15 @@ from longshore.orchestration.operations.docker.containers import (
 )
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Conflict, Container, Engine
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
+from longshore.tasks.implementation import (
+    Context,
+    Implementation,
+    Outcome,
+    Prediction,
+    implements,
+    unchanged,
+    would_fail,
+)
 from longshore.tasks.operations.docker import spec
 
 COMPOSE_HASH = "com.docker.compose.config-hash"
@@ -74,8 +82,7 @@ def there(docker: Engine, name: str) -> Container:
 def missing(ctx: Context, name: str, verb: str) -> Prediction:
     if ctx.has_upstream:
         return Prediction(f"would {verb} {name}, which an earlier step would have to create", changed=None)
-    what = f"container {name!r} does not exist"
-    return Prediction(f"would fail: {what}", changed=False, impossible=what)
+    return would_fail(f"container {name!r} does not exist")
 
 
 def result(container: Container) -> dict[str, Any]:
@@ -118,15 +125,14 @@ class Create(Implementation[CreateParams]):
             what = f"image {params.image!r} is not on the Docker host"
             if ctx.has_upstream:
                 return Prediction(f"would create container {name}; {what} yet", changed=None, undo=f"remove {name}")
-            return Prediction(f"would fail: {what}", changed=False, impossible=what)
+            return would_fail(what)
         if container is None:
             return Prediction(f"would create container {name} from {params.image}", undo=f"remove {name}")
         if container.labels.get(spec.SPEC) == spec.spec_of(ctx, params, image_id):
             return Prediction(f"container {name} exists with these parameters", changed=False)
         if ctx.has_upstream:
             return Prediction(f"would create container {name}, if an earlier step frees its name", changed=None)
-        what = f"the name {name} belongs to another container"
-        return Prediction(f"would fail: {what}", changed=False, impossible=what)
+        return would_fail(f"the name {name} belongs to another container")
 
     def undo(self, ctx: Context, params: CreateParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, name = engine(), spec.name_of(ctx, params)
@@ -168,8 +174,7 @@ class Start(Implementation[StartParams]):
         if container is None:
             return missing(ctx, params.container, "start")
         if container.running and not container.paused:
-            changed = None if ctx.has_upstream else False
-            return Prediction(f"container {container.name} is running", changed=changed)
+            return unchanged(ctx, f"container {container.name} is running")
         impossible = None
         if (container.paused and not ctx.has_upstream) or container.labels.get(spec.KIND) == "run":
             impossible = f"container {container.name} is {'paused' if container.paused else 'a run that has ended'}"
@@ -221,8 +226,7 @@ class Stop(Implementation[StopParams]):
         if container is None:
             return missing(ctx, params.container, "stop")
         if not container.running:
-            changed = None if ctx.has_upstream else False
-            return Prediction(f"container {container.name} is not running", changed=changed)
+            return unchanged(ctx, f"container {container.name} is not running")
         impossible = f"container {container.name} was created with --rm" if container.auto_remove else None
         return Prediction(f"would stop {container.name}", undo=f"start {container.name}", impossible=impossible)
 

@@ -19,8 +19,19 @@ from longshore.tasks.host import paths, policy
 from longshore.tasks.host.allow_lists import within
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine, Image, NotThere
+from longshore.tasks.host.engine.sdk import sdk
 from longshore.tasks.host.machine.live import Live
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, unfit
+from longshore.tasks.implementation import (
+    Context,
+    Implementation,
+    Outcome,
+    Prediction,
+    implements,
+    obstacle,
+    unchanged,
+    unfit,
+    would_fail,
+)
 from longshore.tasks.operations.docker.kept_names import bound
 from longshore.tasks.operations.docker.spec import KEEP, RUN, need, one_offs, safe
 from longshore.tasks.operations.docker.tag_backup import TagBackup
@@ -110,24 +121,16 @@ def _untag_after_run(ctx: Context, docker: Engine, ref: str, image_id: str) -> b
 
 def familiar(ref: str) -> str:
     """A name as the engine lists it: without the default registry and library, with a tag."""
-    from docker.auth import INDEX_NAME  # noqa: PLC0415 - optional dependency
-
-    for host in (INDEX_NAME, f"index.{INDEX_NAME}"):
+    index = sdk().auth.INDEX_NAME
+    for host in (index, f"index.{index}"):
         ref = ref.removeprefix(f"{host}/library/").removeprefix(f"{host}/")
     return ref if ":" in ref.rpartition("/")[2] else f"{ref}:latest"
-
-
-def impossible(ctx: Context, why: str) -> Prediction:
-    if ctx.has_upstream:
-        return Prediction(f"would fail, unless an earlier step changes this: {why}", changed=None)
-    return Prediction(f"would fail: {why}", changed=False, impossible=why)
 
 
 def lacking(ctx: Context, ref: str, verb: str) -> Prediction:
     if ctx.has_upstream:
         return Prediction(f"would {verb} {ref}, which an earlier step would have to provide", changed=None)
-    what = f"image {ref!r} is not on the Docker host"
-    return Prediction(f"would fail: {what}", changed=False, impossible=what)
+    return would_fail(f"image {ref!r} is not on the Docker host")
 
 
 @implements(BUILD)
@@ -172,7 +175,7 @@ class Build(Named):
 
     def predict(self, ctx: Context, params: BuildParams) -> Prediction:
         if not _has_dockerfile(params):
-            return impossible(ctx, f"{params.dockerfile} does not exist in {params.context}")
+            return obstacle(ctx, f"{params.dockerfile} does not exist in {params.context}")
         undo = "move the name back to its present image, or remove it"
         return Prediction(f"would build {params.image} from {params.context}", changed=None, undo=undo)
 
@@ -187,8 +190,6 @@ def _has_dockerfile(params: BuildParams) -> bool:
 
 
 def _archive(ctx: Context, params: BuildParams) -> BinaryIO:
-    from docker.utils import build as docker_build  # noqa: PLC0415 - optional dependency
-
     if not _has_dockerfile(params):
         raise unfit(ctx, f"{params.dockerfile} does not exist in {params.context}", "correct dockerfile or context")
     root = paths.require_tree(params.context)
@@ -197,6 +198,7 @@ def _archive(ctx: Context, params: BuildParams) -> BinaryIO:
         paths.read(ignore, _LARGEST_IGNORE).decode("utf-8", "replace").splitlines() if os.path.isfile(ignore) else []
     )
     excluded = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    docker_build = sdk().utils.build
     files = sorted(docker_build.exclude_paths(root, excluded, dockerfile=params.dockerfile))
     archive: Any = docker_build.create_archive(root, files=files, gzip=False)
     return cast("BinaryIO", archive)
@@ -241,7 +243,7 @@ class Tag(Named):
         if wanted is None:
             return lacking(ctx, params.image, "tag")
         if wanted == now:
-            return Prediction(f"{params.name} is {params.image}", changed=None if ctx.has_upstream else False)
+            return unchanged(ctx, f"{params.name} is {params.image}")
         undo = f"remove the name {params.name}" if now is None else f"move {params.name} back to {now[7:19]}"
         return Prediction(f"would move {params.name} to {params.image} ({wanted[7:19]})", undo=undo)
 
@@ -285,12 +287,11 @@ class ImageRemove(Implementation[ImageRemoveParams]):
         try:
             tags = self._names(image, params.image) if image is not None else []
             if image is None or (not tags and image.tags):
-                changed = None if ctx.has_upstream else False
-                return Prediction(f"image {params.image} does not exist", changed=changed)
+                return unchanged(ctx, f"image {params.image} does not exist")
             if not params.force:
                 self._unused(docker, image, tags)
         except Preflight as error:
-            return impossible(ctx, error.message)
+            return obstacle(ctx, error.message)
         return Prediction(f"would remove {params.image} ({image.size} bytes)", undo="restore its name")
 
     def undo(

@@ -22,7 +22,16 @@ from longshore.tasks.host import policy
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Conflict, Engine
 from longshore.tasks.host.file_lock import exclusive
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, ReadOnly, implements
+from longshore.tasks.implementation import (
+    Context,
+    Implementation,
+    Outcome,
+    Prediction,
+    ReadOnly,
+    implements,
+    unchanged,
+    would_fail,
+)
 from longshore.tasks.operations.docker.spec import OP
 
 _REMOVE_USERS = "remove these containers, then resume the undo"
@@ -56,9 +65,8 @@ class _CreatedIfMissing(Implementation[Any]):
         if found is None:
             return Prediction(f"would create {self.kind} {params.name}", undo=f"remove {params.name}")
         if (why := self.difference(params, found)) and not ctx.has_upstream:
-            what = f"{self.kind} {params.name} exists with {why}"
-            return Prediction(f"would fail: {what}", changed=False, impossible=what)
-        return Prediction(f"{self.kind} {params.name} exists", changed=None if ctx.has_upstream else False)
+            return would_fail(f"{self.kind} {params.name} exists with {why}")
+        return unchanged(ctx, f"{self.kind} {params.name} exists")
 
     def undo(self, ctx: Context, params: Any, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker = engine()
@@ -180,8 +188,7 @@ class NetworkRemove(ReadOnly[NetworkParams]):
     def predict(self, ctx: Context, params: NetworkParams) -> Prediction:
         found = engine().network(params.name)
         if found is None:
-            changed = None if ctx.has_upstream else False
-            return Prediction(f"network {params.name} does not exist", changed=changed)
+            return unchanged(ctx, f"network {params.name} does not exist")
         users = _members(engine(), found)
         what = f"network {params.name} is used by {', '.join(users)}"
         impossible = what if users and not ctx.has_upstream else None
@@ -309,7 +316,7 @@ class VolumeRemove(Implementation[VolumeRemoveParams]):
     def predict(self, ctx: Context, params: VolumeRemoveParams) -> Prediction:
         docker = engine()
         if docker.volume(params.name) is None:
-            return Prediction(f"volume {params.name} does not exist", changed=None if ctx.has_upstream else False)
+            return unchanged(ctx, f"volume {params.name} does not exist")
         impossible = None
         try:
             self._check(params)

@@ -18,8 +18,18 @@ from longshore.orchestration.stacks.image_names import repository
 from longshore.tasks.host import policy
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine, Image, Login, NotThere
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, ReadOnly, implements, unfit
-from longshore.tasks.operations.docker.images import Named, give_back, impossible, keep, lacking, release
+from longshore.tasks.implementation import (
+    Context,
+    Implementation,
+    Outcome,
+    Prediction,
+    ReadOnly,
+    implements,
+    obstacle,
+    unchanged,
+    unfit,
+)
+from longshore.tasks.operations.docker.images import Named, give_back, keep, lacking, release
 from longshore.tasks.operations.docker.spec import need
 from longshore.tasks.operations.docker.tag_backup import TagBackup
 
@@ -100,16 +110,16 @@ class Pull(Named):
         image = docker.image(params.image)
         undo = f"move {params.image} back to {image.id[7:19]}" if image else f"remove the name {params.image}"
         if image is None and params.policy == "never":
-            return impossible(ctx, f"image {params.image!r} is not on the Docker host, and policy is never")
+            return obstacle(ctx, f"image {params.image!r} is not on the Docker host, and policy is never")
         if image is not None and params.policy != "always":
             if params.platform and [image.os, image.architecture] != params.platform.split("/")[:2]:
                 what = f"{params.image} is for {image.os}/{image.architecture}, not for {params.platform}"
-                return impossible(ctx, what)
+                return obstacle(ctx, what)
             return Prediction(f"{params.image} is on the Docker host", changed=False)
         try:
             remote = docker.remote_digest(params.image, login=login_of(params))
         except NotThere as error:
-            return impossible(ctx, f"{params.image}: {error.message}")
+            return obstacle(ctx, f"{params.image}: {error.message}")
         except OperationError as error:
             what = f"would pull {params.image}; its registry does not respond: {error.message}"
             # The registry may respond by then; at the moment a run would fail.
@@ -117,9 +127,7 @@ class Pull(Named):
             why = f"image {params.image!r} is not on the Docker host, and its registry does not respond"
             return Prediction(what, changed=None, undo=undo, impossible=f"{why}: {error.message}" if fails else None)
         if image is not None and image.is_at(remote):
-            return Prediction(
-                f"{params.image} is up to date with its registry", changed=None if ctx.has_upstream else False
-            )
+            return unchanged(ctx, f"{params.image} is up to date with its registry")
         return Prediction(f"would pull {params.image} ({remote[7:19]})", undo=undo)
 
     @staticmethod
@@ -179,7 +187,7 @@ class Push(Implementation[PushParams]):
                 f"would push {params.image}; its registry does not respond: {error.message}", changed=None
             )
         if remote is not None and image.is_at(remote):
-            return Prediction(f"the registry has this {params.image}", changed=None if ctx.has_upstream else False)
+            return unchanged(ctx, f"the registry has this {params.image}")
         return Prediction(f"would push {params.image}")
 
     def undo(self, ctx: Context, params: PushParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:

@@ -11,7 +11,7 @@ from longshore.orchestration.operations.docker.programs import RUN, RunParams
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Container, Engine
 from longshore.tasks.host.file_lock import exclusive
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, would_fail
 from longshore.tasks.operations.docker import spec
 
 #: Bytes kept of each stream of its output: the end.
@@ -152,7 +152,7 @@ class Run(RunsOnce[RunParams]):
             what = f"image {params.image!r} is not on the Docker host"
             if ctx.has_upstream:
                 return Prediction(f"would run {name}; {what} yet", undo=undo)
-            return Prediction(f"would fail: {what}", changed=False, impossible=what)
+            return would_fail(what)
         if params.name and engine().inspect(name) is not None:
             what = f"the name {name} belongs to another container"
             return Prediction(f"would run {name}", undo=undo, impossible=None if ctx.has_upstream else what)

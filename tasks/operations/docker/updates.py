@@ -16,7 +16,7 @@ from longshore.orchestration.operations.docker.containers import (
 from longshore.orchestration.operations.docker.fields import parse_size
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Conflict, Engine
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, unchanged
 from longshore.tasks.operations.docker import spec
 from longshore.tasks.operations.docker.containers import (
     ContainerSnapshot,
@@ -102,7 +102,7 @@ class Rename(Implementation[RenameParams]):
         if container is None and other is None:
             return missing(ctx, params.container, "rename")
         if container is None or (other is not None and other.id == container.id):
-            return Prediction(f"the container is named {params.name}", changed=None if ctx.has_upstream else False)
+            return unchanged(ctx, f"the container is named {params.name}")
         impossible = (
             None if other is None or ctx.has_upstream else f"the name {params.name} belongs to another container"
         )
@@ -182,8 +182,7 @@ class Update(Implementation[UpdateParams]):
         now = self._now(engine(), container.id, everything)
         differs = {key: value for key, value in self._wanted(params, everything).items() if now[key] != value}
         if not differs:
-            changed = None if ctx.has_upstream else False
-            return Prediction(f"container {container.name} has these values", changed=changed)
+            return unchanged(ctx, f"container {container.name} has these values")
         what = ", ".join(f"{key} {now[key]} → {value}" for key, value in differs.items())
         return Prediction(f"would change {container.name}: {what}", undo="restore the former values")
 

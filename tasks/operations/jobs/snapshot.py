@@ -103,7 +103,7 @@ def joins(container: Container) -> str:
     return mode.removeprefix(_JOINS) if mode.startswith(_JOINS) else ""
 
 
-def meant(docker: Engine, stacks: Sequence[str], names: Sequence[str]) -> list[Container]:
+def named_containers(docker: Engine, stacks: Sequence[str], names: Sequence[str]) -> list[Container]:
     """The containers that a job names. Raises Preflight for a stack without containers or a missing container."""
     found: dict[str, Container] = {}
     for stack in stacks:
@@ -132,8 +132,8 @@ def _is_of(container: Container, stack: str) -> bool:
 
 
 def take(docker: Engine, stacks: Sequence[str], names: Sequence[str]) -> Snapshot:
-    """A snapshot of the running ones, and of all containers that share their networks. Raises as `meant`."""
-    everything = meant(docker, stacks, names)
+    """A snapshot of the running ones, and of all containers that share their networks. Raises as `named_containers`."""
+    everything = named_containers(docker, stacks, names)
     chosen = {one.id: one for one in everything if one.running}
     rows = [row for row in docker.rows({}, all_of_them=False) if row["HostConfig"]["NetworkMode"].startswith(_JOINS)]
     others = [one for row in rows if (one := docker.inspect(row["Id"]))]

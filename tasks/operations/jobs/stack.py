@@ -203,7 +203,7 @@ class _StackStart:
         if self.docker.start(container.id):
             self.started.append(one.name)
         if one.paused:
-            with contextlib.suppress(OperationError):  # it was paused meanwhile
+            with contextlib.suppress(OperationError):  # paused by another program meanwhile
                 self.docker.pause(container.id)
 
     def _present(self) -> dict[str, str]:
@@ -305,7 +305,7 @@ class Healthy(ReadOnly[HealthyParams]):
         _, snapshot = recall(docker, ctx, params)
         down = wait_until_well(ctx, docker, list(snapshot.kept), params.timeout)
         data: dict[str, Any] = {
-            "well": [one.name for one in snapshot.kept if one.name not in down and not one.ill],
+            "healthy": [one.name for one in snapshot.kept if one.name not in down and not one.ill],
             "down": list(down),
             "as_before": [f"{one.name} ({one.ill})" for one in snapshot.kept if one.ill and one.name not in down],
         }

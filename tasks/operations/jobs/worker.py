@@ -24,7 +24,7 @@ from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Container, Engine, seconds_of
 from longshore.tasks.host.file_lock import exclusive
-from longshore.tasks.implementation import Context, NoUndo, Outcome, Prediction, implements
+from longshore.tasks.implementation import Context, NoUndo, Outcome, Prediction, implements, would_fail
 from longshore.tasks.operations.docker import spec
 from longshore.tasks.operations.docker.run import captured_output, data_of
 from longshore.tasks.operations.jobs import way_back
@@ -102,7 +102,7 @@ class Worker(NoUndo[WorkerParams]):
             snapshot = take(docker, params.stacks, params.containers)
             way_back.require(docker, params, snapshot.kept)
         except Preflight as error:
-            return Prediction(f"would fail: {error}", changed=False, impossible=str(error))
+            return would_fail(str(error))
         mounts = "".join(f", with {mount.volume} at {mount.path} ({mount.mode})" for mount in params.mounts)
         what = f"would create the worker from {params.image}{mounts}, with a snapshot of {names(snapshot.kept)}"
         for volume, others in in_use(docker, params, snapshot).items():
@@ -160,7 +160,7 @@ def _stacks_of(left: LeftWorker) -> set[str]:
     try:
         job, _ = plan_from_record(left.plan_record)
     except ValueError:
-        return set()  # nothing can be told of it
+        return set()  # the job is unknown
     return {*job.stacks, *job.projects, *job.standalone}
 
 

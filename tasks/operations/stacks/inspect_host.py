@@ -26,7 +26,7 @@ from longshore.tasks.implementation import Context
 from longshore.tasks.operations.compose import revisions
 from longshore.tasks.operations.compose.bad_versions import bad_versions
 from longshore.tasks.operations.compose.cli import PROJECT, Compose, Resolved, Source
-from longshore.tasks.operations.compose.config_hashes import aliases, meant
+from longshore.tasks.operations.compose.config_hashes import aliases, hash_of_files
 from longshore.tasks.operations.compose.config_inputs import changed_files, known_inputs, note_inputs
 from longshore.tasks.operations.compose.inputs import digest_of_file, inputs_of
 from longshore.tasks.operations.compose.project import identity
@@ -200,7 +200,7 @@ class HostInspection:
             name=row["Names"][0].removeprefix("/"),
             number=int(labels.get(f"{_LABEL}container-number") or 0),
             image_id=row["ImageID"],
-            hash=meant(self._aliases, labels.get(f"{_LABEL}service", ""), hashed),
+            hash=hash_of_files(self._aliases, labels.get(f"{_LABEL}service", ""), hashed),
             state=state,
             health=health[1].removeprefix("health: ") if health else None,
             exit_code=exit_code,

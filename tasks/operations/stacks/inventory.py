@@ -10,7 +10,7 @@ from longshore.orchestration.stacks.inventory import RATE_LIMITED, Inventory, Re
 from longshore.orchestration.store.caches import STACK_CACHE, Caches, Entry, Found
 from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.factory import engine
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, ReadOnly, implements
+from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, ReadOnly, implements, unchanged
 from longshore.tasks.operations.cache import joined, mine, summary
 from longshore.tasks.operations.stacks.inspect_host import HostInspection, rules_of
 
@@ -24,7 +24,7 @@ def _remotes(seen: Inventory | None, *, fresh: bool) -> dict[str, Remote]:
 def _read(caches: Caches, found: Found) -> tuple[Inventory | None, str]:
     """The inventory of a generation, also an invalid one; and the reason why it is invalid."""
     seen, unreadable = inventory_of(found)
-    return seen, found.wrong(caches.now()) or unreadable
+    return seen, found.problem(caches.now()) or unreadable
 
 
 @implements(CHECK)
@@ -97,7 +97,7 @@ class Rebuild(Implementation[RebuildParams]):
         look = HostInspection(ctx, engine(), params, seen, False, _remotes(seen, fresh=False))
         why = difference(seen, look.look())
         if not why:
-            return Prediction("the cache is valid", changed=None if ctx.has_upstream else False)
+            return unchanged(ctx, "the cache is valid")
         return Prediction(f"would inspect the changes: {why}", undo=undo)
 
     def undo(self, ctx: Context, params: RebuildParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:

@@ -15,10 +15,18 @@ from longshore.orchestration.store.caches import STACK_CACHE
 from longshore.tasks.crash_points import point
 from longshore.tasks.host.engine.factory import engine
 from longshore.tasks.host.engine.port import Engine, Login
-from longshore.tasks.implementation import Context, Implementation, Outcome, Prediction, implements, unfit
+from longshore.tasks.implementation import (
+    Context,
+    Implementation,
+    Outcome,
+    Prediction,
+    implements,
+    obstacle,
+    unfit,
+)
 from longshore.tasks.operations.compose import restoration, revisions, way_back
 from longshore.tasks.operations.compose.cli import Compose, Resolved, Source
-from longshore.tasks.operations.compose.project import failing, members_of, project_lock, snapshot
+from longshore.tasks.operations.compose.project import members_of, project_lock, snapshot
 from longshore.tasks.operations.compose.rollout import Rollout, difference
 from longshore.tasks.operations.compose.standing import reported_on_failure, standing
 from longshore.tasks.operations.compose.state import (
@@ -101,23 +109,23 @@ class Restart(Implementation[RestartParams]):
         try:
             found = self._inspect(ctx, docker, params)
         except Preflight as error:
-            return failing(ctx, "repair", str(error))
+            return obstacle(ctx, str(error))
         if not found.todo:
             return Prediction(f"project {params.project} has no drift", changed=False)
         made = [name for name, one in found.todo.items() if not one.fetch and one.do != "restart"]
         missing = [name for name in made if not docker.image_id(found.target.image(name))]
         if missing:
-            return failing(ctx, "repair", f"image {found.target.image(missing[0])} is not on the Docker host")
+            return obstacle(ctx, f"image {found.target.image(missing[0])} is not on the Docker host")
         listed = "; ".join(f"{name}: {one.do} ({', '.join(one.why)})" for name, one in sorted(found.todo.items()))
         way = way_back.find(ctx, docker, params.project, found.was, found.target)
         if way.why_not and params.no_way_back != "accept":
-            return failing(ctx, "repair", f"no way back: {way.why_not}")
+            return obstacle(ctx, f"no way back: {way.why_not}")
         return Prediction(f"would repair project {params.project}: {listed}", undo=way.undo)
 
     def undo(self, ctx: Context, params: RestartParams, before: dict[str, Any], data: dict[str, Any] | None) -> Outcome:
         docker, project = engine(), params.project
         with project_lock(ctx, docker, project):
-            known = revisions.brought(ctx, project)
+            known = revisions.targets(ctx, project)
             if not known:
                 return Outcome(changed=False)  # the target is stored before the first change
             return restoration.take_back(ctx, docker, before, known=known, grace=params.grace)
@@ -195,7 +203,7 @@ class Restart(Implementation[RestartParams]):
         for names, options in ((up, []), (anew, ["--force-recreate"])):
             if names:
                 rollout.up_alone(source, names, [*options, *grace, *_scale(target, names, was)])
-        point("deployed.half")
+        point("stacks.restarting")
         # Containers that ran are started again; of a service that did not run at all, all containers.
         ran = {member.id: member.running for member in was}
         some = {member.service for member in there if ran.get(member.id)}

@@ -162,7 +162,7 @@ def a_step_that_was_compensated_is_not_resolved(stored: StoredRun) -> None:
 @scenario
 def a_run_that_has_begun_is_not_held(stored: StoredRun) -> None:
     stored.begin(0)
-    stored.store.hold(stored.run_id, "it waits for its turn")
+    stored.store.hold(stored.run_id, "the run waits for admission")
     assert stored.run("hold_reason") is None
 
 
@@ -170,7 +170,7 @@ def a_run_that_has_begun_is_not_held(stored: StoredRun) -> None:
 def a_run_is_held_once_for_one_reason(stored: StoredRun) -> None:
     stored.create()
     for _ in range(2):
-        stored.store.hold(stored.run_id, "it waits for its turn")
+        stored.store.hold(stored.run_id, "the run waits for admission")
     assert len(stored.events("run_held")) == 1
 
 

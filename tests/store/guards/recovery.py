@@ -128,7 +128,7 @@ def a_retry_is_not_sent_before_it_is_due(stored: StoredRun) -> None:
 
 
 @scenario
-def a_drain_cancels_nothing_in_a_run_that_goes_on(stored: StoredRun) -> None:
+def a_drain_cancels_nothing_in_a_run_that_continues(stored: StoredRun) -> None:
     stored.begin(0)
     stored.store.drain(stored.run_id, [(0, False)])
     assert stored.step("status:0") == "ready"
@@ -232,7 +232,7 @@ def a_resting_or_finishing_run_is_not_suspended(stored: StoredRun) -> None:
 
 
 @scenario
-def a_run_that_goes_on_is_not_released_again(stored: StoredRun) -> None:
+def a_run_that_continues_is_not_released_again(stored: StoredRun) -> None:
     stored.begin(0)
     stored.put(suspended_state="undoing", hold="breaker")
     assert not stored.store.unsuspend(stored.run_id, "breaker", 0, "", [])

@@ -432,7 +432,7 @@ def _decide(
 ) -> saga.Transition | None:
     """The reducer sees the records that it asks for, and no others; a second call decides the same."""
     records = {}
-    for i in saga.wanted(plan, run):
+    for i in saga.steps_read(plan, run):
         status, claimed, undo, tainted = steps[int(i)]
         records[int(i)] = StepRecord(status, int(claimed), undo, tainted=tainted)
     decision = saga.decide(plan, run, records)

@@ -9,7 +9,7 @@ import pytest
 
 from longshore.orchestration import Plan, saga, transitions
 from longshore.orchestration.plans.compiled import CompiledPlan
-from longshore.orchestration.saga import DEPENDENCY_FAILED, decide, left_over, wanted
+from longshore.orchestration.saga import DEPENDENCY_FAILED, decide, left_over, steps_read
 from longshore.orchestration.states import (
     STEP_BAD,
     TERMINAL,
@@ -58,11 +58,11 @@ def test_large_plan_level_reads_few_records() -> None:
     edges = {f"s{n}": [f"s{n - 100}"] if n >= 100 else [] for n in range(5000)}
     plan = compiled(of_edges(edges))
 
-    assert wanted(plan, RunRecord(RunState.RUNNING, level=10)) == tuple(range(1000, 1200))
-    assert wanted(plan, RunRecord(RunState.RUNNING, level=10, left=3)) == ()
-    assert wanted(plan, RunRecord(RunState.PENDING)) == tuple(range(100))
-    assert wanted(plan, RunRecord(RunState.RUNNING, level=49)) == tuple(range(5000))
-    assert wanted(plan, RunRecord(RunState.ABORTING, level=3)) == tuple(range(5000))
+    assert steps_read(plan, RunRecord(RunState.RUNNING, level=10)) == tuple(range(1000, 1200))
+    assert steps_read(plan, RunRecord(RunState.RUNNING, level=10, left=3)) == ()
+    assert steps_read(plan, RunRecord(RunState.PENDING)) == tuple(range(100))
+    assert steps_read(plan, RunRecord(RunState.RUNNING, level=49)) == tuple(range(5000))
+    assert steps_read(plan, RunRecord(RunState.ABORTING, level=3)) == tuple(range(5000))
 
 
 def test_timed_out_run_is_aborted_within_a_level() -> None:
@@ -189,9 +189,9 @@ def test_claimed_steps_are_undone_unless_without_effect(step: dict[str, Any], re
 @pytest.mark.parametrize(
     ("record", "why"),
     [
-        (CHANGED, "it has no undo"),
-        (StepRecord(StepState.UNKNOWN, 1), "it may have happened, and has no undo"),
-        (FAILED, "it failed, and what it did until then has no undo"),
+        (CHANGED, "the step has no undo"),
+        (StepRecord(StepState.UNKNOWN, 1), "the step may have had an effect, and has no undo"),
+        (FAILED, "the step failed, and its effect until then has no undo"),
     ],
 )
 def test_step_without_undo_is_reported_with_the_reason(record: StepRecord, why: str) -> None:

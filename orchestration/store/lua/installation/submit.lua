@@ -17,7 +17,7 @@ if ARGV[5] ~= '' and waiting >= tonumber(ARGV[5]) then
 end
 redis.call('SET', KEYS[1], ARGV[2])
 -- guard: commands of a forgotten run are deleted
-redis.call('DEL', KEYS[6])  -- what was asked of a forgotten run of this id
+redis.call('DEL', KEYS[6])  -- the commands of a pruned run of this id
 redis.call('HSET', KEYS[4], ARGV[1], ARGV[4])
 local order = redis.call('INCR', KEYS[5])
 redis.call('ZADD', KEYS[3], order, ARGV[1])

@@ -98,7 +98,7 @@ def test_explain_shows_guards_items_and_limits() -> None:
     )
     assert "Level 1: one step, its items and hosts in one chord" in text
     assert "queue control; at most 10m an attempt; tried once" in text
-    assert "the point of no return: once it has succeeded, nothing is taken back" in text
+    assert "the point of no return: once the step has succeeded, nothing is undone" in text
 
 
 def test_explain_shows_steps_that_continue_after_a_failure() -> None:
@@ -108,9 +108,9 @@ def test_explain_shows_steps_that_continue_after_a_failure() -> None:
 
     lines = told(plan)
 
-    assert lines[4].endswith("the run goes on if it fails")
+    assert lines[4].endswith("the run continues if the step fails")
     assert lines[6].endswith("always runs, however the run ends")
-    assert lines[-1] == "  nothing is taken back: on_failure is keep"
+    assert lines[-1] == "  nothing is undone: on_failure is keep"
 
 
 @pytest.mark.parametrize(("retries", "says"), [(0, "tried once"), (1, "up to 2 tries, waiting at most 0s in all")])

@@ -202,7 +202,7 @@ def test_step_names_are_unique() -> None:
     plan = Plan("p")
     plan.step("a", "noop.execute")
 
-    with pytest.raises(PlanError, match="step 'a': there is a step of this name already"):
+    with pytest.raises(PlanError, match="step 'a': the plan has a step of this name"):
         plan.step("a", "noop.execute")
 
 

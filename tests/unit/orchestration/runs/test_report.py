@@ -146,14 +146,14 @@ def test_report_shows_undo_with_its_step() -> None:
 
 
 def test_report_shows_reasons_of_skips_and_missing_undos() -> None:
-    not_undoable = CHANGED | {"ustatus": "not_undoable", "ureason": "it has no undo"}
+    not_undoable = CHANGED | {"ustatus": "not_undoable", "ureason": "the step has no undo"}
 
     found = report("undone", not_undoable, {"status": "skipped", "reason": "why"}, CHANGED)
 
     assert found.step("migrate").reason == "why"
     undo = found.step("pull").undo
     assert undo is not None
-    assert undo.error == "it has no undo"
+    assert undo.error == "the step has no undo"
 
 
 def test_report_shows_the_runs_times_cause_actor_and_error() -> None:
@@ -200,10 +200,10 @@ def test_report_round_trips_through_json() -> None:
 
 
 def test_unfenced_steps_are_in_doubt() -> None:
-    found = report("undone", UNDONE, run={"doubts": "host web1 could not be asked\nhost web2 could not be asked"})
+    found = report("undone", UNDONE, run={"doubts": "host web1 did not answer\nhost web2 did not answer"})
 
     assert (found.exit_code, found.left_over) == (3, [])
-    assert found.in_doubt == ["host web1 could not be asked", "host web2 could not be asked"]
+    assert found.in_doubt == ["host web1 did not answer", "host web2 did not answer"]
 
 
 def test_unknown_step_is_not_in_the_report() -> None:

@@ -17,7 +17,7 @@ from longshore.orchestration.errors import UsageError
 from longshore.orchestration.language import schedule
 from longshore.orchestration.language.identifiers import RUN_ID
 from longshore.orchestration.language.schedule import Scheduled
-from longshore.orchestration.schedules import schedules
+from longshore.orchestration.schedules import declarations
 from longshore.orchestration.settings import get_settings, load_settings
 
 NIGHTLY = "name: backup\nschedules:\n  nightly: {cron: '0 3 * * *', timezone: Europe/Berlin, jitter: 5m}\n"
@@ -39,14 +39,14 @@ def test_adjacent_intervals_equal_the_whole(every: float, begin: int, first: int
 
 @each(st.integers(0, 10**12), st.floats(1, 600))
 def test_jitter_is_deterministic_for_each_start(at: int, jitter: float) -> None:
-    one = schedules.Schedule("a", "p", Scheduled(every=3600, jitter=jitter))
-    again = schedules.Schedule("a", "p", Scheduled(every=3600, jitter=jitter))
+    one = declarations.Schedule("a", "p", Scheduled(every=3600, jitter=jitter))
+    again = declarations.Schedule("a", "p", Scheduled(every=3600, jitter=jitter))
     assert 0 <= one.jitter(at) < jitter * 1000
     assert one.jitter(at) == again.jitter(at)
 
 
 def test_jittered_start_is_due_after_its_delay() -> None:
-    one = schedules.Schedule("a", "p", Scheduled(cron="0 * * * *", jitter=600))
+    one = declarations.Schedule("a", "p", Scheduled(cron="0 * * * *", jitter=600))
     at = ms("2026-11-21T10:00:00")
     held = one.jitter(at)
     assert one.planned(at - 1000, at + held - 1) == []
@@ -90,18 +90,18 @@ def test_beat_entry_fires_at_least_as_often_as_starts(tmp_path: Path, monkeypatc
         Scheduled(cron="0 3 * * *", jitter=60),
     ):
         assert other.beat() == crontab()
-    one = schedules.Schedule("n", "backup", Scheduled(every=90, overlap="skip", params={"a": 1}))
+    one = declarations.Schedule("n", "backup", Scheduled(every=90, overlap="skip", params={"a": 1}))
     told = json.loads(json.dumps(one.entry()["kwargs"]))
     (tmp_path / "backup.yaml").write_text(NIGHTLY)
     monkeypatch.setenv("LONGSHORE_PLANS", str(tmp_path))
     get_settings.cache_clear()
-    read = schedules.from_entry(get_settings(), told["name"], told["given"])
+    read = declarations.from_entry(get_settings(), told["name"], told["given"])
     assert read.plan == "backup"
     assert read.when.model_copy(update={"plan": ""}) == one.when
     with pytest.raises(UsageError, match="not a stored plan"):
-        schedules.from_entry(get_settings(), "n", told["given"] | {"plan": "/etc/passwd"})
+        declarations.from_entry(get_settings(), "n", told["given"] | {"plan": "/etc/passwd"})
     # one that is declared is what its declaration says
-    assert schedules.from_entry(get_settings(), "backup.nightly", told["given"]).definition().startswith("0 3")
+    assert declarations.from_entry(get_settings(), "backup.nightly", told["given"]).definition().startswith("0 3")
 
 
 def test_schedules_come_from_configuration_and_stored_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_schedules_come_from_configuration_and_stored_plans(tmp_path: Path, monk
     monkeypatch.setenv("LONGSHORE_PLANS", str(tmp_path))
     monkeypatch.setenv("LONGSHORE_CONFIG", str(config))
     get_settings.cache_clear()
-    found, wrong = schedules.declared(load_settings())
+    found, wrong = declarations.declared(load_settings())
     assert [one.name for one in found] == ["backup.nightly", "hourly"]
     assert any("broken" in why for why in wrong)
     assert any("none" in why and "names no plan" in why for why in wrong)
@@ -121,7 +121,7 @@ def test_schedules_come_from_configuration_and_stored_plans(tmp_path: Path, monk
     assert (plan.concurrency.key, plan.concurrency.on_limit) == ("schedule hourly", "skip")
     (tmp_path / "backup.yaml").write_text(NIGHTLY.replace("0 3", "0 14"))
     assert (
-        next(one for one in schedules.declared(load_settings())[0] if "nightly" in one.name)
+        next(one for one in declarations.declared(load_settings())[0] if "nightly" in one.name)
         .definition()
         .startswith("0 14")
     )
@@ -140,6 +140,6 @@ def test_unloadable_package_plan_does_not_block_worker_start(
     def broken(_name: str, **_: object) -> Plan:
         raise RuntimeError("the package is broken")
 
-    monkeypatch.setattr(schedules, "stored", lambda: ["theirs"])
-    monkeypatch.setattr(schedules, "load", broken)
-    assert schedules.declared(load_settings()) == ([], ["plan theirs: the package is broken"])
+    monkeypatch.setattr(declarations, "stored", lambda: ["theirs"])
+    monkeypatch.setattr(declarations, "load", broken)
+    assert declarations.declared(load_settings()) == ([], ["plan theirs: the package is broken"])

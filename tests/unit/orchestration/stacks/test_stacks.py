@@ -16,7 +16,7 @@ from longshore.orchestration.runs.stack_outcome import exit_code, stacks_of
 from longshore.orchestration.stacks.drift import Note, Reason, Stale, find_drift
 from longshore.orchestration.stacks.image_names import matches_image, normal, registry_of
 from longshore.orchestration.stacks.inventory import Inventory, Project, Replica, Service, Tracked, difference
-from longshore.orchestration.stacks.plan import RolloutOptions, restart_plan
+from longshore.orchestration.stacks.plan import RolloutOptions, restart_plan, with_defaults
 from longshore.orchestration.stacks.rules import StackRules, parse_files, required_action, stack_rules
 from longshore.orchestration.stacks.selection import choose, named
 from longshore.orchestration.states import Cause, RunState, StepState
@@ -342,9 +342,9 @@ def test_circular_stack_dependencies_are_refused() -> None:
     with pytest.raises(UsageError, match="in a circle: a, b"):
         restart_plan(stale(("web1", "a"), ("web1", "b")), seen(a=["b"], b=["a"]), StackRules(), RolloutOptions())
     with pytest.raises(UsageError, match="must be at least 1"):
-        RolloutOptions(canary=0)
+        with_defaults(RolloutOptions(canary=0))
     with pytest.raises(UsageError, match="healthy_deadline must be positive"):
-        RolloutOptions(healthy_deadline=0)
+        with_defaults(RolloutOptions(healthy_deadline=0))
 
 
 @given(
@@ -398,10 +398,10 @@ def test_failed_stack_blocks_its_dependents_only(options: RolloutOptions, failin
     assert {name: str(report.step(name).status) for name in ends} == ends
     assert report.step("cache.web1").status == "changed", "the cache says in any case what is there now"
     assert report.exit_code == (3 if failing else 0)
-    assert set(stacks_of(report.steps).right) == {name for name, end in ends.items() if end == "changed"}
+    assert set(stacks_of(report.steps).up_to_date) == {name for name, end in ends.items() if end == "changed"}
 
 
-def test_undone_or_cancelled_rollout_reports_no_stack_right_or_wrong() -> None:
+def test_undone_or_cancelled_rollout_reports_no_stack_up_to_date_or_failed() -> None:
     plan = restart_plan(
         stale(("web1", "a"), ("web1", "b")), seen(a=[], b=["a"]), StackRules(), RolloutOptions(on_failure="undo")
     )
@@ -413,9 +413,9 @@ def test_undone_or_cancelled_rollout_reports_no_stack_right_or_wrong() -> None:
         "undone",
         "undone",
     )
-    assert stacks_of(report.steps).right == ()
+    assert stacks_of(report.steps).up_to_date == ()
     assert report.step("cache.web1").status is StepState.NOT_RUN
-    assert set(stacks_of(report.steps).wrong.values()) == {"is unhealthy", "undone"}
+    assert set(stacks_of(report.steps).failed.values()) == {"is unhealthy", "undone"}
     keep = {"orchestrate": "keep"}
     assert exit_code(keep, RunState.FAILED, Cause.FAILURE, report.steps) == 3
     assert exit_code(keep, RunState.FAILED, Cause.CANCEL, report.steps) is None

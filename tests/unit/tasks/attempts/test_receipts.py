@@ -106,7 +106,7 @@ def test_stopped_lock_holder_is_killed(tmp_path: Path) -> None:
 def test_shared_process_holding_the_lock_is_awaited(tmp_path: Path) -> None:
     busy = holder(tmp_path / "r", 1, "threads")
 
-    with pytest.raises(Transient, match="still at work"), Receipt(tmp_path / "r", 2, "").held(0.3, nothing):
+    with pytest.raises(Transient, match="still running"), Receipt(tmp_path / "r", 2, "").held(0.3, nothing):
         pass
     assert busy.poll() is None
     end(busy)

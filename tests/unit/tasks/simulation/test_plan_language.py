@@ -32,10 +32,10 @@ def child(*, fails: bool = False, irreversible: bool = False) -> Plan:
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("target", "{{ steps.a.data.all }}", "target: it gives no name of a host but a list"),
+        ("target", "{{ steps.a.data.all }}", "target: the expression gives no host name but a list"),
         ("when", "params.n | dictsort", "when:"),
         ("foreach", "{{ namespace() }}", "foreach:"),
-        ("foreach", "{{ steps.a.data.n }}", "foreach: it gives no list but a int"),
+        ("foreach", "{{ steps.a.data.n }}", "foreach: the expression gives no list but a int"),
     ],
 )
 @pytest.mark.parametrize("always", [False, True])
@@ -70,7 +70,7 @@ def test_undo_with_an_external_wait_is_refused() -> None:
         (Result(hosts=[HostResult(1)]), "invalid host name"),  # type: ignore[arg-type]
         (Result(hosts=[HostResult("a", status="ok")]), "'ok' is not one of changed, unchanged, failed, skipped"),  # type: ignore[arg-type]
         (Result(data={"x": object()}), "cannot be represented as JSON"),
-        (Result(hosts=[HostResult("a", data={"t": "x" * MAX_DATA_BYTES})]), "is larger than the"),
+        (Result(hosts=[HostResult("a", data={"t": "x" * MAX_DATA_BYTES})]), "bytes exceeds the"),
     ],
 )
 def test_unstorable_result_fails_its_step(result: Result, said: str) -> None:
@@ -155,7 +155,7 @@ def test_child_past_its_point_of_no_return_is_reported_and_not_undone() -> None:
     assert (report.state, report.exit_code, report.left_over) == ("undo_failed", 3, ["sub"])
     undo = report.step("sub").undo
     assert undo is not None
-    assert undo.error == "run r.sub: it is past its point of no return, and only goes forward"
+    assert undo.error == "run r.sub: the run is past its point of no return and cannot be undone"
     assert sandbox.report("r.sub").state == "succeeded"
     assert sandbox.undone == ["boom"]
 

@@ -64,7 +64,7 @@ def test_scripted_step_can_hang_vanish_and_recover() -> None:
 
     report = sandbox.run(plan)
 
-    assert report.step("hangs").error == "ran out of its time (2s)"
+    assert report.step("hangs").error == "exceeded its time limit (2s)"
     assert (report.step("vanishes").status, report.step("vanishes").attempts) == ("unchanged", 3)
     assert (report.step("recovers").status, report.step("recovers").attempts) == ("changed", 3)
     assert (report.duration_s or 0) > 15, "time passes by the bench's clock alone"
@@ -81,7 +81,7 @@ def test_sandbox_approves_and_rejects() -> None:
     sandbox.reject("ask", "no")
     assert (sandbox.run(plan).step("ask").error or "").endswith(": no")
     late = Sandbox().run(plan)
-    assert late.step("ask").error == "nobody approved it within 1h"
+    assert late.step("ask").error == "no approval within 1h"
     assert (late.duration_s or 0) >= 3600
 
 
