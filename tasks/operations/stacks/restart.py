@@ -96,7 +96,7 @@ class Restart(Implementation[RestartParams]):
                     waiter.wait(level)
 
             now = rollout.within_limits(change, todo)
-            point("deployed.brought")
+            point("stacks.restarted")
             rollout.note()
             data["standing"] = [standing(ctx, docker, project)]
         what = difference(before, now)
