@@ -28,7 +28,7 @@ Paths = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_li
 
 
 NoWayBack = Literal["refuse", "accept"]
-#: What a step does if the running containers could not be created again.
+#: The reaction of a step if the running containers could not be created again.
 NO_WAY_BACK: Any = Field(
     "refuse", description="If what runs now cannot be brought back: fail before the first change, or accept it"
 )
@@ -241,7 +241,9 @@ class UpResult(Result):
     unchanged: list[str] = []
     containers: list[ContainerState] = []
     revision: str | None = None
-    standing: list[dict[str, Any]] = Field([], description="What runs: images, revision, health, and a sentence")
+    standing: list[dict[str, Any]] = Field(
+        [], description="The running version: images, revision, health, and a sentence"
+    )
 
 
 class ConfigResult(Result):

@@ -126,7 +126,9 @@ class HealthyResult(Result):
     healthy: list[str] = []
     down: list[str] = []
     as_before: list[str] = []
-    standing: list[dict[str, Any]] = Field([], description="What runs of each stack: images, revision and health")
+    standing: list[dict[str, Any]] = Field(
+        [], description="The running version of each stack: images, revision and health"
+    )
 
 
 class RemoveResult(Result):

@@ -130,7 +130,9 @@ class RestartResult(Result):
     started: list[str] = []
     created: list[str] = []
     unchanged: list[str] = []
-    standing: list[dict[str, Any]] = Field([], description="What runs: images, revision, health, and a sentence")
+    standing: list[dict[str, Any]] = Field(
+        [], description="The running version: images, revision, health, and a sentence"
+    )
 
 
 _SECRET = frozenset({"registries"})

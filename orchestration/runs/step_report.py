@@ -34,7 +34,7 @@ class UndoReport(_Part):
     attempts: int = 0
     duration_s: float | None = None
     task_ids: list[str] = []
-    #: What runs of the step's projects since: images, revision and health, and a sentence.
+    #: The running version of each of the step's projects since: images, revision, health, and a sentence.
     standing: list[dict[str, Any]] = []
 
 

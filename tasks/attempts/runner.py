@@ -390,7 +390,7 @@ def bulk_of(outcome: Outcome) -> str:
 
 
 def _standing(data: dict[str, Any]) -> dict[str, Any]:
-    """What runs after a compensation, for its record."""
+    """The running versions after a compensation, for its record."""
     return {"standing": data["standing"]} if data.get("standing") else {}
 
 

@@ -21,7 +21,7 @@ _NAMED = 3
 def standing(
     ctx: Context, docker: Engine, project: str, *, back: bool = False, after: float | None = None
 ) -> dict[str, Any]:
-    """What runs of a project: its images, revision, health, and a sentence. `back`: the step was reverted or undone;
+    """The running version of a project: its images, revision, health, and a sentence. `back`: the step was reverted or undone;
     `after`: the seconds that this took.
     """
     found = members(docker, project)
